@@ -1,0 +1,61 @@
+"""mmprompt: multimodal prompt tuning. Learn a few vectors that steer a frozen model.
+
+Names are resolved on first use, so that importing the package, and `mmprompt --help`, load no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from mmprompt.version import __version__
+
+if TYPE_CHECKING:
+    from mmprompt.backbones.load import list_backbones, load_backbone
+    from mmprompt.data.catalog import list_datasets, load_dataset
+    from mmprompt.data.folder import ImageFolder, ImageTable
+    from mmprompt.data.splits import Dataset, Item
+    from mmprompt.errors import UserError
+    from mmprompt.evaluation.metrics import Evaluation, paired_bootstrap
+    from mmprompt.experiments.report import write_report
+    from mmprompt.explain.nearest_words import nearest_words
+    from mmprompt.losses import Outputs, cross_entropy
+    from mmprompt.methods import METHODS, VPT, CoOp, Method
+    from mmprompt.predictors.classifier import Classifier, Prediction
+    from mmprompt.predictors.file import load, save
+    from mmprompt.tasks.classification import Result, evaluate, fit, measure, zero_shot
+    from mmprompt.tasks.estimator import PromptClassifier
+    from mmprompt.training.callbacks import Callback, CSVLogger, EarlyStopping, ProgressBar
+    from mmprompt.training.recipe import Recipe
+
+_HOMES = {
+    "backbones.load": ("list_backbones", "load_backbone"),
+    "data.catalog": ("list_datasets", "load_dataset"),
+    "data.folder": ("ImageFolder", "ImageTable"),
+    "data.splits": ("Dataset", "Item"),
+    "errors": ("UserError",),
+    "evaluation.metrics": ("Evaluation", "paired_bootstrap"),
+    "experiments.report": ("write_report",),
+    "explain.nearest_words": ("nearest_words",),
+    "losses": ("Outputs", "cross_entropy"),
+    "methods": ("METHODS", "VPT", "CoOp", "Method"),
+    "predictors.classifier": ("Classifier", "Prediction"),
+    "predictors.file": ("load", "save"),
+    "tasks.classification": ("Result", "evaluate", "fit", "measure", "zero_shot"),
+    "tasks.estimator": ("PromptClassifier",),
+    "training.callbacks": ("Callback", "CSVLogger", "EarlyStopping", "ProgressBar"),
+    "training.recipe": ("Recipe",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = ["__version__", *sorted(_HOME_OF)]  # noqa: PLE0604 (strings, but only after the table above)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'mmprompt' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"mmprompt.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,158 @@
+"""The one backbone class: a frozen model behind the views of its two towers.
+
+The readers (`open_clip.py`, `transformers_clip.py`) hand over the parts; what happens with them, for
+every library alike, is here. It is no `nn.Module`, so that a classifier which holds one never counts
+its weights as its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from mmprompt.backbones.fingerprint import fingerprint
+from mmprompt.backbones.forward.text import encode_slots
+from mmprompt.backbones.forward.views import TextView, VisionView
+from mmprompt.backbones.forward.vision import PlainTower, encode_images
+from mmprompt.backbones.pixels import PixelTransform
+from mmprompt.backbones.sites import Site, TextSlots, Tower, Vectors
+from mmprompt.backbones.tokens import Frame, WordTokenizer
+from mmprompt.errors import UserError
+
+
+def freeze(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Put a model in evaluation mode, on its device, with no weight that can learn."""
+    model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+
+
+class FrozenDualEncoder:
+    """A frozen model with an image tower and a text tower; see `protocols.DualEncoder`.
+
+    Args:
+        name: what `load_backbone` takes to get this backbone again.
+        model: the library's own model, frozen; kept for its weights alone.
+        text: the view of its text tower.
+        vision: the view of its image tower, or its plain forward where there is none.
+        tokenizer: the library's own, reduced to words.
+        pixels: the library's own test transform.
+        log_logit_scale: the stored logarithm of the multiplier, one element.
+        logit_bias: what is added to the logits, one element; None where there is none.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: nn.Module,
+        text: TextView,
+        vision: VisionView | PlainTower,
+        tokenizer: WordTokenizer,
+        pixels: PixelTransform,
+        log_logit_scale: Tensor,
+        logit_bias: Tensor | None,
+    ) -> None:
+        self.name = name
+        self.model = model
+        self.text = text
+        self.vision = vision
+        self._tokenizer = tokenizer
+        self._pixels = pixels
+        self.fingerprint = fingerprint(model)
+        self.device = text.position.device
+        self.dtype = text.position.dtype
+        self.text_width = text.width
+        self.text_layers = len(text.blocks)
+        self.vision_width = vision.width if isinstance(vision, VisionView) else None
+        self.vision_layers = len(vision.blocks) if isinstance(vision, VisionView) else 0
+        self.context_length = text.context_length
+        self.vocabulary_size = tokenizer.size
+        self.image_size = pixels.size
+        self.transform = pixels.text
+        self.logit_scale = log_logit_scale.double().exp().item()
+        self.logit_bias = 0.0 if logit_bias is None else logit_bias.item()
+        self.embed_dim = self._embed_dim()
+
+    def _embed_dim(self) -> int:
+        with torch.no_grad():
+            return self.text.project(self.text.position[:1]).shape[-1]
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """The backbone's own test transform of one RGB picture: [3, H, W] float32."""
+        return self._pixels.apply(image)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Pixels [B, 3, H, W] in 0..1 at the backbone's size, to its normalised input."""
+        return self._pixels.normalize(images)
+
+    def tokenize(self, text: str) -> list[int]:
+        """The token ids of a text, without start, end or padding, never cut.
+
+        Raises:
+            UserError: the text spells out the tokenizer's own start or end token.
+        """
+        return self._tokenizer.words(text, self._frame)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, as the library's tokenizer writes it."""
+        return self._tokenizer.text_of(ids)
+
+    @property
+    def _frame(self) -> Frame:
+        return Frame(self.text.start_id, self.text.end_id, self.text.pad_id)
+
+    def text_slots(self, rows: Sequence[Sequence[int]]) -> TextSlots:
+        """Frame rows of slots with the tower's own start, end and padding.
+
+        Rows that are too long for the tower are framed all the same; `lengths` against `context_length`
+        tells, and the caller, who knows the class names, words the error.
+
+        Args:
+            rows: per class, token ids (>= 0), and -1 - m where context vector m stands.
+        """
+        start = [] if self.text.start_id is None else [self.text.start_id]
+        framed = [[*start, *row, self.text.end_id] for row in rows]
+        lengths = [len(row) for row in framed]
+        n_slots = max(lengths) if self.text.reads_end_only else max(*lengths, self.context_length)
+        pad = self.text.pad_id
+        slots = torch.tensor([row + [pad] * (n_slots - len(row)) for row in framed])  # [C, L]
+        token_ids = slots.where(slots >= 0, pad)
+        ctx_index = (-1 - slots).clamp(min=-1)
+        return TextSlots(*(part.to(self.device) for part in (token_ids, ctx_index, torch.tensor(lengths))))
+
+    def token_vectors(self, token_ids: Tensor) -> Tensor:
+        """The embeddings [..., D] of token ids [...], before positions are added."""
+        return self.text.token_embedding(token_ids.to(self.device))
+
+    def encode_text(self, slots: TextSlots, vectors: Mapping[Site, Vectors] | None = None) -> Tensor:
+        """Class features [C, E] of unit norm, with the vectors of the text sites spliced in."""
+        return F.normalize(encode_slots(self.text, slots, of_tower("text", vectors)), dim=-1)
+
+    def encode_image(self, images: Tensor, vectors: Mapping[Site, Vectors] | None = None) -> Tensor:
+        """Image features [B, E] of unit norm, with the vectors of the vision sites inserted.
+
+        Args:
+            images: [B, 3, H, W], normalised, of the backbone's size.
+            vectors: vectors by site; those of text sites are left alone.
+        Raises:
+            UserError: the images have another size, or the vectors do not fit this tower.
+        """
+        expected = (3, self.image_size, self.image_size)
+        if images.dim() != 4 or images.shape[1:] != expected:
+            raise UserError(
+                f"the images are {list(images.shape)}, but {self.name} takes [B, {', '.join(map(str, expected))}]. "
+                "Use the backbone's own preprocess."
+            )
+        images = images.to(self.device, self.dtype)
+        return F.normalize(encode_images(self.vision, images, of_tower("vision", vectors)), dim=-1)
+
+    def compute_fingerprint(self) -> str:
+        """The fingerprint of the weights as they are now, to compare with `fingerprint`."""
+        return fingerprint(self.model)
+
+
+def of_tower(tower: Tower, vectors: Mapping[Site, Vectors] | None) -> dict[Site, Vectors]:
+    """The vectors that enter one tower."""
+    return {site: given for site, given in (vectors or {}).items() if site.tower == tower}

@@ -1,0 +1,133 @@
+"""The parts of a frozen tower that a forward needs, by reference to the library's own modules.
+
+No weight is copied. The forwards in this folder know only these views; which library built the
+blocks, and where their weights came from, is known to the readers (`open_clip.py`,
+`transformers_clip.py`) alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+TensorMap = Callable[[Tensor], Tensor]
+Pooling = Literal["eos", "last"]
+
+
+@dataclass(frozen=True)
+class BlockView:
+    """One pre-norm transformer block: `x + scale1(attention(norm1(x)))`, then `x + scale2(mlp(norm2(x)))`.
+
+    Every map works on the last axis, [..., D] to [..., D], so packed tokens need no batch axis.
+
+    Args:
+        norm1, norm2: before the attention and before the MLP.
+        in_proj: the queries, keys and values, all three in one product where the library stores them so.
+        query, key_value: the same projections where only one side is needed.
+        out_proj: after the heads are joined.
+        mlp: the feed-forward part.
+        scale1, scale2: layer scale, else the identity.
+        n_heads: H; scores are scaled by 1/sqrt(D/H).
+    """
+
+    norm1: TensorMap
+    norm2: TensorMap
+    in_proj: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+    query: TensorMap
+    key_value: Callable[[Tensor], tuple[Tensor, Tensor]]
+    out_proj: TensorMap
+    mlp: TensorMap
+    scale1: TensorMap
+    scale2: TensorMap
+    n_heads: int
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        """Heads before slots: [B, L, D] to [B, H, L, D/H]."""
+        return x.unflatten(-1, (self.n_heads, -1)).transpose(-3, -2)
+
+    def join_heads(self, x: Tensor) -> Tensor:
+        """Slots before heads again: [B, H, L, D/H] to [B, L, D]."""
+        return x.transpose(-3, -2).flatten(-2)
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """The rest of the block after the attention.
+
+        Args:
+            x: [..., D], what entered the block.
+            attended: [..., D], the joined heads of the same slots.
+        """
+        x = x + self.scale1(self.out_proj(attended))
+        return x + self.scale2(self.mlp(self.norm2(x)))
+
+    def whole(self, x: Tensor, is_causal: bool = False) -> Tensor:
+        """The whole block over all slots [B, L, D], each slot attending to all, or to those up to itself."""
+        query, key, value = (self.split_heads(part) for part in self.in_proj(self.norm1(x)))  # [B, H, L, D/H]
+        attended = F.scaled_dot_product_attention(query, key, value, is_causal=is_causal)
+        return self.finish(x, self.join_heads(attended))
+
+
+@dataclass(frozen=True)
+class TextView:
+    """A text tower: tokens and positions, blocks, final norm, pooling at one slot, projection.
+
+    Args:
+        token_embedding: [V, D].
+        position: [L, D], added after vectors are spliced in; L is the context length.
+        final_norm: after the last block.
+        project: the pooled slot [N, D] to raw features [N, E].
+        is_causal: whether a slot sees only those before it. If not, padding is attended to and slots are full length.
+        pooling: `"eos"` reads the end token's slot, `"last"` the last of all L slots.
+        start_id: the token in slot 0, None where texts begin with their first word.
+        end_id: the token after the last word.
+        pad_id: the token in the slots after it; may equal `end_id`.
+    """
+
+    token_embedding: nn.Embedding
+    position: Tensor
+    blocks: tuple[BlockView, ...]
+    final_norm: TensorMap
+    project: TensorMap
+    is_causal: bool
+    pooling: Pooling
+    start_id: int | None
+    end_id: int
+    pad_id: int
+
+    @property
+    def context_length(self) -> int:
+        """L, the number of text slots."""
+        return self.position.shape[0]
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.position.shape[1]
+
+    @property
+    def reads_end_only(self) -> bool:
+        """Whether nothing after the end token has an influence, so that slots may stop there."""
+        return self.is_causal and self.pooling == "eos"
+
+
+@dataclass(frozen=True)
+class VisionView:
+    """An image tower with image tokens: embedding, norm before the blocks, blocks, pooling.
+
+    Args:
+        embed: pixels [B, 3, H, W] to [B, T, D], the class token (if there is one) and the P patches with their
+            positions, before `pre_norm`.
+        pre_norm: the norm before the first block, else the identity.
+        pool: the T slots after the last block, prompts taken off, [B, T, D] to raw features [B, E]: final norm,
+            pooling and projection, in the tower's own order.
+        width: D.
+    """
+
+    embed: TensorMap
+    pre_norm: TensorMap
+    blocks: tuple[BlockView, ...]
+    pool: TensorMap
+    width: int

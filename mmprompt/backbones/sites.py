@@ -1,0 +1,79 @@
+"""The named places of a frozen model where vectors enter, and the vectors that enter there.
+
+A site is `text.input`, `text.layer[i]`, `vision.input` or `vision.layer[i]`. Prompts produce
+`{Site: Vectors}`; backbones consume it. Neither knows the other's class.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from mmprompt.errors import UserError
+
+Tower = Literal["text", "vision"]
+Scope = Literal["shared", "class", "image"]
+
+
+@dataclass(frozen=True, order=True)
+class Site:
+    """A place where vectors enter a tower: layer 0 is its input, layer i > 0 the input of block i (0-based)."""
+
+    tower: Tower
+    layer: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.tower}.input" if self.layer == 0 else f"{self.tower}.layer[{self.layer}]"
+
+    @classmethod
+    def parse(cls, text: str) -> Site:
+        """Read a site back from its name.
+
+        Raises:
+            UserError: the name is not that of a site.
+        """
+        match = re.fullmatch(r"(text|vision)\.(?:input|layer\[([1-9]\d{0,3})\])", text)
+        if match is None:
+            raise UserError(f"{text!r} is not a site. Sites are text.input, text.layer[i], vision.input, vision.layer[i].")
+        return cls("text" if match[1] == "text" else "vision", int(match[2] or 0))
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Vectors for one site, with what they are shared over said and never guessed.
+
+    Args:
+        values: `"shared"` [M, D], `"class"` [C, M, D], `"image"` [B, M, D].
+        scope: one of the three.
+    """
+
+    values: Tensor
+    scope: Scope = "shared"
+
+    @property
+    def n_vectors(self) -> int:
+        """M, the number of vectors."""
+        return self.values.shape[-2]
+
+
+@dataclass(frozen=True)
+class TextSlots:
+    """What stands in each slot of each class's text: a word token, a context vector, or nothing.
+
+    Args:
+        token_ids: [C, L] int64; the token in each slot (the backbone's padding id where there is none).
+        ctx_index: [C, L] int64; m where the m-th vector of site `text.input` stands, else -1.
+        lengths: [C] int64; slots up to and including the end token.
+    """
+
+    token_ids: Tensor
+    ctx_index: Tensor
+    lengths: Tensor
+
+    @property
+    def n_classes(self) -> int:
+        """C."""
+        return self.token_ids.shape[0]

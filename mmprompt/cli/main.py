@@ -1,0 +1,152 @@
+"""The entry: it picks the verb, and turns what goes wrong into one line and an exit code.
+
+It knows the verbs by name and imports a verb's file only when that verb is asked for, so that
+`mmprompt --help` answers at once and never imports torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mmprompt.errors import UserError, unknown_name
+from mmprompt.version import __version__
+
+OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A command: the function that runs it, its arguments in a usage line, and what it does in one sentence."""
+
+    module: str
+    function: str
+    usage: str
+    summary: str
+
+
+VERBS = {
+    "train": Verb("train", "run", "", "learn a prompt from a few pictures of each class"),
+    "eval": Verb("eval", "run", "RUN", "measure a trained prompt beside zero-shot"),
+    "predict": Verb("predict", "run", "RUN PICTURES...", "label pictures with a trained prompt"),
+    "data list": Verb("data", "run_list", "", "the data sets there are"),
+    "data check": Verb("data", "run_check", "NAME", "look a data set over before using it"),
+    "data shots": Verb("data", "run_shots", "NAME", "show which pictures a k-shot draw takes"),
+    "backbones list": Verb("backbones", "run_list", "", "the frozen models a prompt can be learned for"),
+    "methods list": Verb("methods", "run_list", "", "the ways to learn a prompt"),
+    "methods show": Verb("methods", "run_show", "NAME", "the settings of one method"),
+    "prompt inspect": Verb("prompt", "run_inspect", "RUN", "what a prompt holds, and the words nearest to it"),
+}
+
+
+def help_text() -> str:
+    """What `mmprompt --help` prints: every verb in one line, made from the table above."""
+    shown = {name: f"{name} {verb.usage}".rstrip() for name, verb in VERBS.items()}
+    width = max(len(text) for text in shown.values())
+    lines = [f"  {shown[name]:<{width}}   {verb.summary}" for name, verb in VERBS.items()]
+    return "\n".join(
+        [
+            "mmprompt: learn a few vectors that steer a frozen model.",
+            "",
+            "usage: mmprompt VERB [options]",
+            "",
+            *lines,
+            "",
+            "Start with `mmprompt train`: it needs no download and no settings.",
+            "`mmprompt VERB --help` lists a verb's settings; `--json` makes its answer one JSON document;",
+            "`mmprompt --version` is the version.",
+            "Exit codes: 0 ok, 1 the run failed, 2 bad input, 130 interrupted.",
+        ]
+    )
+
+
+def find_verb(words: Sequence[str]) -> tuple[str, list[str]]:
+    """Split a command line into its verb of one or two words and the rest.
+
+    Raises:
+        UserError: there is no such verb; the nearest one is named.
+    """
+    groups = {name.split()[0] for name in VERBS if " " in name}
+    first, rest = words[0], list(words[1:])
+    if first in VERBS:
+        return first, rest
+    if first not in groups:
+        raise unknown_name("verb", first, {name.split()[0] for name in VERBS}, "See `mmprompt --help`.")
+    members = [name.split()[1] for name in VERBS if name.startswith(f"{first} ")]
+    if not rest or rest[0].startswith("-"):
+        raise UserError(f"`mmprompt {first}` is not complete. It is followed by {' or '.join(members)}.")
+    if rest[0] not in members:
+        raise unknown_name(f"verb after `{first}`", rest[0], members, "See `mmprompt --help`.")
+    return f"{first} {rest[0]}", rest[1:]
+
+
+def dispatch(words: Sequence[str]) -> None:
+    """Run the verb that a command line names."""
+    name, rest = find_verb(words)
+    verb = VERBS[name]
+    run = getattr(importlib.import_module(f"mmprompt.cli.{verb.module}"), verb.function)
+    run(rest, f"mmprompt {name}")
+
+
+def is_group_help(words: Sequence[str]) -> bool:
+    """Whether help is asked for the whole tool or for a group of verbs such as `data`."""
+    if not words or words[0] in {"-h", "--help", "help"}:
+        return True
+    is_group = words[0] not in VERBS and any(name.startswith(f"{words[0]} ") for name in VERBS)
+    return is_group and len(words) > 1 and words[1] in {"-h", "--help"}
+
+
+def fail(message: str) -> None:
+    """One line on stderr, in the form of every error of ours."""
+    print(f"mmprompt: error: {' '.join(message.split())}", file=sys.stderr)
+
+
+def run_guarded(words: Sequence[str]) -> int:
+    """Run a command line and give the exit code that belongs to how it ended."""
+    try:
+        dispatch(words)
+    except UserError as error:
+        fail(str(error))
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        fail("interrupted. Give the same command with --resume to go on with a training.")
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except MemoryError:
+        fail("memory ran out. Use a smaller --batch-size or fewer classes.")
+        return FAILED
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":
+            fail("the accelerator's memory ran out. Use a smaller --batch-size, or --device cpu.")
+            return FAILED
+        traceback.print_exc()
+        fail(f"the run failed ({type(error).__name__}). The lines above say where; please report them.")
+        return FAILED
+    return OK
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line.
+
+    Args:
+        arguments: the words after `mmprompt`; those of the process when left out.
+    Returns:
+        0 ok, 1 the run failed, 2 bad input, 130 interrupted.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if is_group_help(words):
+        print(help_text())
+        return OK
+    if words[0] == "--version":
+        print(f"mmprompt {__version__}")
+        return OK
+    try:
+        return run_guarded(words)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else OK if end.code is None else FAILED

@@ -1,0 +1,68 @@
+"""How answers reach the user: lines and tables for people, one JSON document for machines.
+
+With `--json` everything meant for people goes to stderr and stdout carries the document alone. This
+file knows nothing about prompts or models; it is handed text and numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+PLAIN_WIDTH = 160
+
+
+class Output:
+    """Where one command writes.
+
+    Args:
+        as_json: whether stdout is kept for one JSON document.
+    """
+
+    def __init__(self, as_json: bool) -> None:
+        self.as_json = as_json
+        stream = sys.stderr if as_json else sys.stdout
+        self.is_terminal = stream.isatty()
+        width = None if self.is_terminal else PLAIN_WIDTH
+        self.console = Console(file=stream, width=width, highlight=False, soft_wrap=True)
+
+    def say(self, text: str = "", style: str | None = None) -> None:
+        """Write a line for people; names in it are never read as markup."""
+        self.console.print(Text(text, style=style or ""))
+
+    def table(self, headers: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> None:
+        """Write aligned columns; those whose index is in `numbers` are set flush right."""
+        shape = box.SIMPLE_HEAD if self.is_terminal else None
+        table = Table(box=shape, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        for index, header in enumerate(headers):
+            table.add_column(Text(header), justify="right" if index in numbers else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))
+        self.console.print(table, soft_wrap=False)
+
+    def document(self, content: object) -> None:
+        """Write the JSON document, if one was asked for."""
+        if self.as_json:
+            print(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def percent(share: float) -> str:
+    """A share in 0..1 as `62.4 %`."""
+    return f"{100 * share:.1f} %"
+
+
+def between(interval: Sequence[float], signed: bool = False) -> str:
+    """An interval of shares as `59.1 to 65.5`, with signs for differences."""
+    sign = "+" if signed else ""
+    return f"{100 * interval[0]:{sign}.1f} to {100 * interval[1]:{sign}.1f}"
+
+
+def shorten(text: str, length: int) -> str:
+    """A text cut to a length, with an ellipsis where something was left out."""
+    return text if len(text) <= length else text[: length - 1] + "…"

@@ -1,0 +1,53 @@
+"""One way from a command line to settings: frozen dataclasses read by tyro.
+
+tyro words its own refusals (a misspelt option, a letter where a number belongs) and exits with 2; this
+file only says in which form options are written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+Settings = TypeVar("Settings")
+
+FORM = (
+    tyro.conf.OmitArgPrefixes,
+    tyro.conf.FlagCreatePairsOff,
+    tyro.conf.CascadeSubcommandArgs,
+)
+
+
+def parse(
+    settings: type[Settings], arguments: Sequence[str], prog: str, description: str, default: Settings | None = None
+) -> Settings:
+    """Read settings from a command line.
+
+    Args:
+        settings: a dataclass; its fields are the options, the text under each its help.
+        arguments: the words after the verb.
+        prog, description: the command as typed, and what it does, for the help text.
+        default: values to start from instead of the fields' own.
+    """
+    chosen: dict[str, Any] = {} if default is None else {"default": default}
+    return tyro.cli(settings, args=list(arguments), prog=prog, description=description, config=FORM, **chosen)
+
+
+def peek(arguments: Sequence[str], name: str) -> str | None:
+    """The value that a command line gives to an option, found before there is a parser for it.
+
+    Which options exist depends on the method, so the method has to be known first.
+
+    Args:
+        name: the option without dashes, such as `method`.
+    """
+    flag = f"--{name}"
+    found = None
+    for index, word in enumerate(arguments):
+        if word == flag and index + 1 < len(arguments):
+            found = arguments[index + 1]
+        elif word.startswith(f"{flag}="):
+            found = word.removeprefix(f"{flag}=")
+    return found

@@ -1,0 +1,37 @@
+"""The one exception for the user's mistakes, and the helpers that word it.
+
+Every message is one line with three parts: what was wrong (with its value), what was expected,
+what to do. This file knows nothing about prompts, models or data.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+
+class UserError(ValueError):
+    """A mistake the user can mend; its text is one line and is shown without a traceback."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
+
+def bad_value(name: str, value: object, expected: str, advice: str) -> UserError:
+    """Word the refusal of a setting: `depth is 13, but this text tower has 12 layers. Use --depth 12 or less.`"""
+    return UserError(f"{name} is {value}, but {expected}. {advice}")
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str], advice: str = "") -> UserError:
+    """Word the refusal of a name that is not in a list, with the nearest one that is."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(names) or 'none'}."
+    return UserError(f"there is no {kind} named {name!r}. {hint} {advice}")
+
+
+def bad_file(path: str | Path, problem: str, advice: str, line: int | None = None) -> UserError:
+    """Word the refusal of a file, with its path and, where there is one, the line."""
+    place = f"{path}, line {line}" if line is not None else f"{path}"
+    return UserError(f"{place}: {problem}. {advice}")

@@ -1,0 +1,106 @@
+"""Numbers from predictions: accuracy with its interval, per class, confusion. It never chooses a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+N_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How well predictions fit labels.
+
+    Args:
+        class_names: C names.
+        labels, predictions: [N] class indices.
+        probabilities: [N] the probability given to each prediction.
+        accuracy: share of predictions that are right, 0..1.
+        interval: 95 % bootstrap interval of the accuracy over pictures.
+    """
+
+    class_names: tuple[str, ...]
+    labels: tuple[int, ...]
+    predictions: tuple[int, ...]
+    probabilities: tuple[float, ...]
+    accuracy: float
+    interval: tuple[float, float]
+
+    @property
+    def n(self) -> int:
+        """Number of pictures."""
+        return len(self.labels)
+
+    @property
+    def correct(self) -> np.ndarray:
+        """[N] booleans."""
+        return np.asarray(self.labels) == np.asarray(self.predictions)
+
+    @property
+    def per_class(self) -> dict[str, float]:
+        """Share of each class's pictures that are right; classes without pictures are left out."""
+        labels, correct = np.asarray(self.labels), self.correct
+        present = np.unique(labels)
+        return {self.class_names[c]: float(correct[labels == c].mean()) for c in present}
+
+    @property
+    def confusion(self) -> np.ndarray:
+        """[C, C] counts, true class by predicted class."""
+        counts = np.zeros((len(self.class_names),) * 2, dtype=np.int64)
+        np.add.at(counts, (np.asarray(self.labels, int), np.asarray(self.predictions, int)), 1)
+        return counts
+
+
+def evaluate_probabilities(probabilities: np.ndarray, labels: Sequence[int], class_names: Sequence[str]) -> Evaluation:
+    """Score class probabilities.
+
+    Args:
+        probabilities: [N, C], N at least 1.
+        labels: [N] in 0..C-1.
+        class_names: C names.
+    """
+    predictions = probabilities.argmax(1)
+    correct = predictions == np.asarray(labels)
+    return Evaluation(
+        tuple(class_names),
+        tuple(int(label) for label in labels),
+        tuple(int(p) for p in predictions),
+        tuple(float(p) for p in probabilities.max(1)),
+        float(correct.mean()),
+        bootstrap_interval(correct),
+    )
+
+
+def bootstrap_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of a mean over pictures (Efron 1979).
+
+    Args:
+        values: [N] numbers or booleans, N at least 1.
+        seed: of the resampling.
+    """
+    return paired_bootstrap(values[None], np.zeros_like(values, dtype=float)[None], seed)
+
+
+def paired_bootstrap(a: np.ndarray, b: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """95 % interval of mean(a - b), resampling runs and pictures together.
+
+    The same runs and pictures are drawn for both sides, so what they share cancels.
+
+    Args:
+        a, b: [S, N] right or wrong, of S runs (seeds) on the same N pictures.
+        seed: of the resampling.
+    """
+    difference = a.astype(float) - b.astype(float)
+    n_runs, n_pictures = difference.shape
+    rng = np.random.default_rng(seed)
+    means = np.empty(N_RESAMPLES)
+    for i in range(N_RESAMPLES):
+        counts = np.bincount(rng.integers(n_runs, size=n_runs), minlength=n_runs)
+        pictures = rng.integers(n_pictures, size=n_pictures)
+        means[i] = counts @ difference[:, pictures].mean(1) / n_runs
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+

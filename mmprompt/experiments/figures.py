@@ -1,0 +1,209 @@
+"""The figures of a report, drawn with matplotlib on paper or on a dark page; they know numbers and names only.
+
+A figure is a function of data and a `Theme` to PNG bytes. Nothing touches matplotlib's global state,
+so a figure looks the same whatever the caller has set.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+DPI = 200
+FONTS = ("Inter", "Helvetica Neue", "Segoe UI", "Arial", "Liberation Sans", "Noto Sans", "DejaVu Sans")
+
+
+@dataclass(frozen=True)
+class Theme:
+    """The five colours of a page: paper, ink, softer ink, hairlines, and the one accent."""
+
+    name: str
+    paper: str
+    ink: str
+    soft: str
+    line: str
+    accent: str
+
+
+LIGHT = Theme("light", "#ffffff", "#1b1d1f", "#686e75", "#e4e5e2", "#0b7a6f")
+DARK = Theme("dark", "#17191b", "#e9eae8", "#989da3", "#33373a", "#4cc9b8")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the accuracy figure: what was measured, the share right, its interval, and whether it is ours."""
+
+    label: str
+    accuracy: float
+    interval: tuple[float, float]
+    is_learned: bool
+
+
+@contextmanager
+def drawing(theme: Theme, width: float, height: float) -> Iterator[Any]:
+    """A figure of a size in inches, with the type and colours of a theme in force."""
+    import matplotlib as mpl
+    from matplotlib import font_manager
+    from matplotlib.figure import Figure
+
+    known = set(font_manager.get_font_names())
+    settings = {
+        "font.family": [name for name in FONTS if name in known] or ["sans-serif"],
+        "font.size": 9.5,
+        "text.parse_math": False,
+        "text.color": theme.ink,
+        "axes.labelcolor": theme.soft,
+        "axes.edgecolor": theme.line,
+        "xtick.color": theme.line,
+        "ytick.color": theme.line,
+        "xtick.labelcolor": theme.soft,
+        "ytick.labelcolor": theme.soft,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
+    with mpl.rc_context(settings):
+        yield Figure(figsize=(width, height), facecolor=theme.paper, layout="constrained")
+
+
+def png(figure: Any) -> bytes:
+    """A figure as PNG bytes, without the date and versions that would make equal runs differ."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def draw_accuracy(rows: Sequence[Row], chance: float, theme: Theme) -> bytes:
+    """Accuracies as bars from zero with 95 % intervals, the learned prompt in the accent.
+
+    Args:
+        rows: what is compared, top to bottom.
+        chance: the share right by guessing, in 0..1.
+        theme: the page's colours.
+    """
+    with drawing(theme, 7.6, 0.55 + 0.46 * len(rows)) as figure:
+        axes = figure.add_subplot()
+        axes.set_facecolor(theme.paper)
+        for height, row in enumerate(reversed(rows)):
+            colour = theme.accent if row.is_learned else theme.soft
+            low, high = (100 * bound for bound in row.interval)
+            axes.barh(height, 100 * row.accuracy, height=0.5, color=colour, alpha=0.9 if row.is_learned else 0.4)
+            axes.plot([low, high], [height, height], color=theme.ink, linewidth=1.1, solid_capstyle="butt")
+            weight = "bold" if row.is_learned else "normal"
+            text = f"{100 * row.accuracy:.1f} %"
+            axes.text(max(high, 100 * row.accuracy) + 1.2, height, text, va="center", weight=weight)
+        axes.axvline(100 * chance, color=theme.ink, linewidth=0.8, linestyle=(0, (2, 3)))
+        axes.text(100 * chance + 0.8, len(rows) - 0.42, "chance", color=theme.soft, fontsize=8, va="bottom")
+        axes.set_yticks(range(len(rows)), [row.label for row in reversed(rows)])
+        for label, row in zip(axes.get_yticklabels(), reversed(rows), strict=True):
+            label.set_color(theme.ink)
+            label.set_weight("bold" if row.is_learned else "normal")
+        axes.set_xlim(0, 108)
+        axes.set_ylim(-0.5, len(rows) - 0.1)
+        axes.set_xticks(range(0, 101, 25), [f"{tick} %" for tick in range(0, 101, 25)])
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        return png(figure)
+
+
+def draw_learning_curve(
+    epochs: Sequence[int], loss: Sequence[float], accuracy: Sequence[float], validation: Sequence[float], theme: Theme
+) -> bytes:
+    """Loss and accuracy over epochs, side by side; one line each, labelled where it ends.
+
+    Args:
+        epochs: 1, 2, ...
+        loss: the summed loss of each epoch.
+        accuracy: the share of training pictures right in each epoch, in 0..1.
+        validation: the same on the validation pictures, or nothing where none were looked at.
+        theme: the page's colours.
+    """
+    with drawing(theme, 7.6, 2.5) as figure:
+        left, right = figure.subplots(1, 2)
+        marker = "o" if len(epochs) == 1 else None
+        left.plot(epochs, loss, color=theme.accent, linewidth=1.7, marker=marker)
+        left.set_title("loss", loc="left", fontsize=9.5, color=theme.soft)
+        left.set_ylim(0, 1.08 * max(loss))
+        right.plot(epochs, [100 * share for share in accuracy], color=theme.accent, linewidth=1.7, marker=marker)
+        title = "accuracy on the training pictures"
+        if validation:
+            right.plot(epochs, [100 * share for share in validation], color=theme.soft, linewidth=1.4)
+            title += " (grey: validation)"
+        right.set_title(title, loc="left", fontsize=9.5, color=theme.soft)
+        right.set_ylim(0, 103)
+        right.set_yticks(range(0, 101, 25), [f"{tick} %" for tick in range(0, 101, 25)])
+        for axes in (left, right):
+            axes.set_facecolor(theme.paper)
+            axes.set_xlabel("epoch")
+            axes.xaxis.get_major_locator().set_params(integer=True, nbins=6)
+            axes.margins(x=0.01)
+            axes.yaxis.grid(visible=True, color=theme.line, linewidth=0.6)
+            axes.set_axisbelow(True)
+            axes.tick_params(length=0)
+            axes.spines["left"].set_visible(False)
+        return png(figure)
+
+
+def draw_confusion(confusion: Sequence[Sequence[int]], class_names: Sequence[str], theme: Theme) -> bytes:
+    """A confusion matrix, each row in shares of its true class; counts are written where they fit.
+
+    Args:
+        confusion: [C, C] counts, true classes down, predictions across.
+        class_names: C names.
+        theme: the page's colours.
+    """
+    from matplotlib.colors import LinearSegmentedColormap
+
+    counts = np.asarray(confusion, dtype=float)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    n_classes = len(class_names)
+    cell = 0.62 if n_classes <= 6 else 0.42 if n_classes <= 14 else 0.25 if n_classes <= 40 else 0.16
+    size = 9.5 if n_classes <= 14 else 7.5 if n_classes <= 40 else 6.5
+    names = [name if len(name) <= 24 else name[:23] + "…" for name in class_names]
+    margin = 0.5 + 0.0115 * size * max(map(len, names))
+    side = n_classes * cell + margin
+    with drawing(theme, side, side) as figure:
+        axes = figure.add_subplot()
+        shades = LinearSegmentedColormap.from_list("shades", [theme.paper, theme.accent])
+        axes.imshow(shares, cmap=shades, vmin=0, vmax=1, aspect="equal", interpolation="nearest")
+        axes.set_xticks(range(n_classes), names, rotation=90, fontsize=size)
+        axes.set_yticks(range(n_classes), names, fontsize=size)
+        axes.set_xticks(np.arange(0.5, n_classes - 1), minor=True)
+        axes.set_yticks(np.arange(0.5, n_classes - 1), minor=True)
+        axes.grid(visible=True, which="minor", color=theme.line, linewidth=0.5)
+        axes.tick_params(which="both", length=0)
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("true")
+        for spine in axes.spines.values():
+            spine.set_visible(True)
+        if n_classes <= 25:
+            for row, column in np.argwhere(counts > 0):
+                colour = theme.paper if shares[row, column] > 0.55 else theme.ink
+                text = f"{int(counts[row, column])}"
+                axes.text(column, row, text, ha="center", va="center", fontsize=size - 1, color=colour)
+        return png(figure)
+
+
+def draw_examples(pictures: Sequence[Image.Image], captions: Sequence[str], theme: Theme) -> bytes:
+    """A sheet of pictures, four to a row, each with its caption below.
+
+    Args:
+        pictures: at least one.
+        captions: one a picture, of one or two lines.
+        theme: the page's colours.
+    """
+    columns = 4
+    n_rows = -(-len(pictures) // columns)
+    with drawing(theme, 7.6, 2.4 * n_rows) as figure:
+        grid = figure.subplots(n_rows, columns, squeeze=False)
+        for axes in grid.flat:
+            axes.set_axis_off()
+        for axes, picture, caption in zip(grid.flat, pictures, captions, strict=False):
+            axes.imshow(np.asarray(picture))
+            axes.set_title(caption, y=-0.02, va="top", fontsize=8, color=theme.ink)
+        return png(figure)

@@ -1,0 +1,184 @@
+"""Files that survive: atomic writes, hashes, size limits, and the only door to tensor files.
+
+Nothing here unpickles. A write goes to a temporary name, is synced and renamed, so that a kill at
+any moment leaves the old file or the new one and never half of either.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmprompt.errors import UserError, bad_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_JSON_BYTES = 64 * 2**20
+
+
+def cache_folder() -> Path:
+    """Where unpacked pictures and features go: `$MMPROMPT_CACHE`, else `~/.cache/mmprompt`."""
+    chosen = os.environ.get("MMPROMPT_CACHE")
+    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "mmprompt"
+
+
+def sha256_bytes(data: bytes) -> str:
+    """The hex SHA-256 of some bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """The hex SHA-256 of a file, read in pieces."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the renames inside a folder durable (a no-op where the system cannot)."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def make_folder(folder: Path) -> Path:
+    """Create a folder with its parents.
+
+    Raises:
+        UserError: the place is a file or cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise bad_file(folder, f"cannot be made ({error.strerror})", "Give a folder you may write to.") from None
+    if not os.access(folder, os.W_OK):
+        raise bad_file(folder, "cannot be written to", "Give a folder you may write to.")
+    return folder
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file so that a kill leaves the old content or the new, never a part.
+
+    Raises:
+        UserError: the place cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise bad_file(path, f"cannot be written ({error.strerror})", "Check the folder and the disk.") from None
+    sync_folder(path.parent)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON atomically, indented, with sorted keys left as given."""
+    write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def read_bytes(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
+    """Read a whole file of bounded size.
+
+    Raises:
+        UserError: it is missing, a folder, unreadable, or larger than `max_bytes`.
+    """
+    try:
+        size = path.stat().st_size
+        if size > max_bytes:
+            raise bad_file(path, f"has {size} bytes, the limit is {max_bytes}", "Give a smaller file.")
+        return path.read_bytes()
+    except OSError as error:
+        raise bad_file(path, f"cannot be read ({error.strerror})", "Check the path.") from None
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        UserError: it is missing, too large or not JSON.
+    """
+    try:
+        return json.loads(read_bytes(path).decode("utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        line = getattr(error, "lineno", None)
+        raise bad_file(path, "is not valid JSON", "Restore the file as it was written.", line) from None
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """The safetensors form of named tensors."""
+    from safetensors.torch import save
+
+    return save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, dict(metadata or {}))
+
+
+def read_tensors(path: Path, max_bytes: int = 2**31) -> dict[str, Tensor]:
+    """Read a safetensors file and refuse what is not finite.
+
+    Raises:
+        UserError: it is missing, damaged, or holds NaN or infinity.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    data = read_bytes(path, max_bytes)
+    try:
+        tensors = load(data)
+    except (SafetensorError, ValueError, KeyError) as error:
+        detail = str(error).splitlines()[0]
+        raise bad_file(path, f"is not a readable safetensors file ({detail})", "Restore the file.") from None
+    for name, value in tensors.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise bad_file(path, f"holds NaN or infinity in {name!r}", "Train again or restore the file.")
+    return tensors
+
+
+def safe_join(root: Path, relative: str) -> Path:
+    """Join a path from a file to its root and refuse one that leaves the root.
+
+    Raises:
+        UserError: the path is absolute, climbs out with `..`, or a link leads out.
+    """
+    joined = root / relative
+    if Path(relative).is_absolute() or not joined.resolve().is_relative_to(root.resolve()):
+        raise UserError(f"{relative!r} leaves the data folder {root}. Use paths below that folder.")
+    return joined
+
+
+@contextlib.contextmanager
+def new_folder(final: Path) -> Iterator[Path]:
+    """Fill a temporary folder and rename it to `final` when the block ends well; leave nothing otherwise.
+
+    Args:
+        final: the folder to appear; must not exist yet.
+    Raises:
+        UserError: the place cannot be written.
+    """
+    make_folder(final.parent)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))
+    try:
+        yield temporary
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as handle:
+                    os.fsync(handle.fileno())
+        sync_folder(temporary)
+        temporary.replace(final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync_folder(final.parent)

@@ -1,0 +1,55 @@
+"""Visual prompt tuning: tokens beside the patches of the image tower (Jia et al. 2022), on a dual encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from mmprompt.backbones.protocols import DualEncoder
+from mmprompt.backbones.sites import Site
+from mmprompt.errors import UserError, bad_value
+from mmprompt.methods.base import Method
+from mmprompt.prompts.base import Prompt
+from mmprompt.prompts.sources import FreeVectors, random_vectors
+from mmprompt.prompts.text import TextLayout
+
+
+@dataclass(frozen=True)
+class VPT(Method):
+    """Visual Prompt Tuning, shallow or deep (Jia et al. 2022, "Visual Prompt Tuning", section 3.2)."""
+
+    n_visual: int = 8
+    """Number of visual prompt tokens in each prompted layer, 1 or more."""
+    depth: int = 1
+    """Layers that receive tokens of their own, input included: 1 is VPT-Shallow, all layers is VPT-Deep."""
+
+    def __post_init__(self) -> None:
+        if self.n_visual < 1:
+            raise bad_value("n_visual", self.n_visual, "VPT learns at least one token", "Use --n-visual 8.")
+        if self.depth < 1:
+            raise bad_value("depth", self.depth, "it must be 1 (shallow) or more", "Use --depth 1.")
+
+    def prompt(
+        self, backbone: DualEncoder, class_names: Sequence[str], generator: torch.Generator, template: str
+    ) -> Prompt:
+        """Free vectors at `vision.input` and at the inputs of the first `depth - 1` further layers."""
+        if backbone.vision_width is None:
+            raise UserError(
+                f"{backbone.name} has no image tokens, but visual prompts need some. Use --method coop, "
+                "or a backbone with a vision transformer."
+            )
+        if self.depth > backbone.vision_layers:
+            raise bad_value(
+                "depth",
+                self.depth,
+                f"the image tower of {backbone.name} has {backbone.vision_layers} layers",
+                f"Use --depth {backbone.vision_layers} or less.",
+            )
+        shape = (self.n_visual, backbone.vision_width)
+        sources = {
+            Site("vision", layer): FreeVectors(random_vectors(shape, generator)).to(backbone.device)
+            for layer in range(self.depth)
+        }
+        return Prompt(TextLayout(template), sources)

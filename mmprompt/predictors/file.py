@@ -1,0 +1,141 @@
+"""The prompt file: `prompt.safetensors` (vectors by site, class features) and `prompt.json` (what they mean).
+
+Kilobytes, no pickle. A file that was edited, damaged, made for another backbone or by a newer version
+is refused in one line. It knows how a prompt is stored, not how it was trained.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, get_args
+
+from torch import Tensor
+
+from mmprompt.backbones.load import load_backbone
+from mmprompt.backbones.protocols import DualEncoder
+from mmprompt.backbones.sites import Scope, Site
+from mmprompt.errors import UserError, bad_file
+from mmprompt.files import make_folder, read_bytes, read_json, read_tensors, sha256_bytes, tensor_bytes
+from mmprompt.files import write_bytes, write_json
+from mmprompt.predictors.classifier import Classifier
+from mmprompt.prompts.base import Prompt
+from mmprompt.prompts.sources import FreeVectors
+from mmprompt.prompts.text import TextLayout
+from mmprompt.version import __version__
+
+FORMAT = 1
+HEADER, TENSORS = "prompt.json", "prompt.safetensors"
+RESTORE = "Restore the folder as it was saved, or train again."
+
+
+def save(classifier: Classifier, folder: Path | str, training: Mapping[str, Any] | None = None) -> None:
+    """Write a classifier's prompt, class names and class features to a folder.
+
+    Args:
+        classifier: what `load` will give back.
+        folder: made if missing; the two files in it are replaced, the header last.
+        training: JSON-ready facts about where the prompt comes from (method, data set, shots, seed, metrics).
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    folder = make_folder(Path(folder))
+    backbone, prompt = classifier.backbone, classifier.prompt
+    vectors = prompt.vectors()
+    data = tensor_bytes({**prompt.tensors(), "class_features": classifier.class_features().detach()})
+    header = {
+        "format": FORMAT,
+        "mmprompt": __version__,
+        "backbone": {"name": backbone.name, "fingerprint": backbone.fingerprint, "transform": backbone.transform},
+        "class_names": list(classifier.class_names),
+        "layout": asdict(prompt.layout),
+        "sites": {str(site): {"scope": v.scope, "shape": list(v.values.shape)} for site, v in vectors.items()},
+        "training": dict(training or {}),
+        "tensors_sha256": sha256_bytes(data),
+    }
+    write_bytes(folder / TENSORS, data)
+    write_json(folder / HEADER, header | {"header_sha256": _header_hash(header)})
+
+
+def load(folder: Path | str, backbone: DualEncoder | str | None = None) -> Classifier:
+    """Load a saved classifier; no text is encoded, the class features are in the file.
+
+    Args:
+        folder: a run folder, or any folder that `save` wrote.
+        backbone: the backbone or its name; by default the one that the file names.
+    Raises:
+        UserError: files are missing, edited, damaged, of a newer format, or for another backbone.
+    """
+    folder = Path(folder)
+    header = read_prompt_header(folder)
+    tensors = _read_checked_tensors(folder, header)
+    if backbone is None or isinstance(backbone, str):
+        backbone = load_backbone(backbone or header["backbone"]["name"])
+    if backbone.fingerprint != header["backbone"]["fingerprint"]:
+        raise bad_file(
+            folder,
+            f"this prompt was learned on {header['backbone']['name']} ({header['backbone']['fingerprint'][:12]}), "
+            f"not on {backbone.name} ({backbone.fingerprint[:12]})",
+            "Load it with the same backbone and weights, or train on this one.",
+        )
+    sources = {}
+    for name, facts in header["sites"].items():
+        source = FreeVectors(tensors[name], facts["scope"]).to(backbone.device)
+        sources[Site.parse(name)] = source
+    class_features = tensors["class_features"].to(backbone.device, backbone.dtype)
+    return Classifier(backbone, Prompt(TextLayout(**header["layout"]), sources), header["class_names"], class_features)
+
+
+def read_prompt_header(folder: Path | str) -> dict[str, Any]:
+    """What a saved prompt says of itself: backbone, class names, sites, training.
+
+    Raises:
+        UserError: it is missing, edited, damaged or of a newer format.
+    """
+    folder = Path(folder)
+    path = folder / HEADER
+    if not path.is_file():
+        advice = "Give a folder that `mmprompt train` or `save` wrote."
+        raise bad_file(folder, f"holds no {HEADER}, so it is no saved prompt", advice)
+    header = read_json(path)
+    if not isinstance(header, dict) or not isinstance(header.get("format"), int):
+        raise bad_file(path, "is not a prompt header", RESTORE)
+    if header["format"] > FORMAT:
+        raise bad_file(
+            path,
+            f"has format {header['format']}, but this mmprompt {__version__} reads up to {FORMAT}",
+            "Upgrade mmprompt.",
+        )
+    said = header.pop("header_sha256", None)
+    if said != _header_hash(header):
+        raise bad_file(path, "was edited after it was saved (its hash does not match)", RESTORE)
+    return header
+
+
+def _read_checked_tensors(folder: Path, header: Mapping[str, Any]) -> dict[str, Tensor]:
+    path = folder / TENSORS
+    if sha256_bytes(read_bytes(path, 2**31)) != header["tensors_sha256"]:
+        raise bad_file(path, "was changed after it was saved (its hash does not match)", RESTORE)
+    tensors = read_tensors(path)
+    for name, facts in header["sites"].items():
+        if name not in tensors or list(tensors[name].shape) != facts["shape"] or facts["scope"] not in get_args(Scope):
+            raise bad_file(path, f"does not hold {name} as {HEADER} describes it", RESTORE)
+    if "class_features" not in tensors:
+        raise bad_file(path, "holds no class features", RESTORE)
+    return tensors
+
+
+def _header_hash(header: Mapping[str, Any]) -> str:
+    return sha256_bytes(json.dumps(header, sort_keys=True, ensure_ascii=False).encode())
+
+
+def check_new(folder: Path) -> None:
+    """Refuse to write where a finished prompt already is.
+
+    Raises:
+        UserError: the folder holds a saved prompt.
+    """
+    if (folder / HEADER).exists():
+        raise UserError(f"{folder} already holds a finished run, and it is never overwritten. Give another --out.")

@@ -1,0 +1,330 @@
+"""Few-shot image classification: a method, a frozen backbone and a data set give a classifier and its numbers.
+
+What can be computed once follows from where the vectors are: with none in the image tower, image
+features are encoded once and no picture is touched again.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmprompt.backbones.load import load_backbone
+from mmprompt.backbones.protocols import DualEncoder
+from mmprompt.data.catalog import load_dataset
+from mmprompt.data.images import ImageLike, read_image
+from mmprompt.data.splits import Dataset, Item
+from mmprompt.data.transforms import augment_coop
+from mmprompt.errors import UserError
+from mmprompt.evaluation.metrics import Evaluation, evaluate_probabilities, paired_bootstrap
+from mmprompt.files import make_folder, sha256_bytes, write_json
+from mmprompt.losses import Outputs
+from mmprompt.methods import Method, describe
+from mmprompt.predictors.classifier import Classifier
+from mmprompt.predictors.features import ImageFeatures, encode_pictures
+from mmprompt.predictors.file import check_new, save
+from mmprompt.prompts.base import Prompt
+from mmprompt.prompts.text import TextLayout
+from mmprompt.training.callbacks import Callback
+from mmprompt.training.loop import StepResult, train
+from mmprompt.training.recipe import Recipe, epochs_for
+from mmprompt.version import __version__
+
+BARE_NAME = "{}"
+MAX_KEPT_PIXELS = 2**28
+
+
+def zero_shot(backbone: DualEncoder, class_names: Sequence[str], template: str = "a photo of a {}.") -> Classifier:
+    """The frozen backbone with words around the class name and nothing learned (Radford et al. 2021, section 3.1).
+
+    Args:
+        backbone: the frozen model.
+        class_names: C names.
+        template: words with one `{}`; `"{}"` is the bare class name.
+    """
+    return Classifier(backbone, Prompt(TextLayout(template), {}), class_names)
+
+
+class ClassificationProblem:
+    """What the loop trains: a classifier's prompt on labelled pictures.
+
+    Args:
+        classifier: whose prompt learns.
+        method: gives the losses.
+        images: N pictures.
+        labels: N class indices.
+        augment: `"none"`, or `"coop"` for a random crop and flip drawn from (seed, epoch, index).
+        seed: of the augmentation.
+        validation: held-out pictures for early stopping.
+        features: shared features of picture files, if some are already there.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        method: Method,
+        images: Sequence[ImageLike],
+        labels: Sequence[int],
+        augment: str = "none",
+        seed: int = 1,
+        validation: Sequence[Item] = (),
+        features: ImageFeatures | None = None,
+    ) -> None:
+        self.classifier, self.method = classifier, method
+        self.images, self.augment, self.seed, self.validation = images, augment, seed, validation
+        self.backbone = classifier.backbone
+        self.labels = torch.as_tensor(labels, device=self.backbone.device)
+        self.stored = features or ImageFeatures(self.backbone)
+        self._features: Tensor | None = None
+        self._pixels: dict[int, Tensor] = {}
+        if augment == "none" and not classifier.prompt.has("vision"):
+            self._features = _features_of(self.stored, images)
+
+    @property
+    def module(self) -> nn.Module:
+        """The prompt, the only thing that learns."""
+        return self.classifier.prompt
+
+    @property
+    def n_items(self) -> int:
+        """N, the number of training pictures."""
+        return len(self.images)
+
+    def step(self, indices: list[int], epoch: int) -> StepResult:
+        """The loss terms of one batch and how many of its pictures were classified right."""
+        if self._features is not None:
+            image_features = self._features[indices]
+        else:
+            batch = torch.stack([self._picture(index, epoch) for index in indices])
+            image_features = self.classifier.image_features(batch.to(self.backbone.device, self.backbone.dtype))
+        labels, class_features = self.labels[indices], self.classifier.class_features()
+        logits = self.classifier.logits(image_features, class_features)
+        losses = self.method.losses(Outputs(logits, labels, image_features, class_features))
+        return StepResult(losses, int((logits.argmax(1) == labels).sum()))
+
+    def validate(self) -> float | None:
+        """Accuracy on the validation pictures, None if there are none."""
+        if not self.validation:
+            return None
+        return evaluate(self.classifier, self.validation, self.stored).accuracy
+
+    def _picture(self, index: int, epoch: int) -> Tensor:
+        if self.augment == "coop":
+            image = read_image(self.images[index])
+            return self.backbone.normalize(augment_coop(image, self.backbone.image_size, self.seed, epoch, index)[None])[0]
+        if index not in self._pixels:
+            pixels = self.backbone.preprocess(read_image(self.images[index]))
+            if len(self._pixels) * pixels.numel() > MAX_KEPT_PIXELS:
+                return pixels
+            self._pixels[index] = pixels
+        return self._pixels[index]
+
+
+def _features_of(stored: ImageFeatures, images: Sequence[ImageLike]) -> Tensor:
+    paths = [image for image in images if isinstance(image, Path)]
+    return stored.of(paths) if len(paths) == len(images) else encode_pictures(stored.backbone, images)
+
+
+def evaluate(classifier: Classifier, items: Sequence[Item], features: ImageFeatures | None = None) -> Evaluation:
+    """Score a classifier on labelled pictures.
+
+    Args:
+        classifier: the classifier; its class features are computed once.
+        items: N pictures with labels in the order of `classifier.class_names`.
+        features: shared features of picture files; used where no vectors enter the image tower.
+    Raises:
+        UserError: there are no pictures, or one cannot be read.
+    """
+    if not items:
+        raise UserError("there are no pictures to evaluate on. Give a split that holds some.")
+    paths = [item.path for item in items]
+    vectors = classifier.prompt.vectors("vision")
+    with torch.no_grad():
+        if vectors:
+            encoded = encode_pictures(classifier.backbone, paths, vectors)
+        else:
+            encoded = (features or ImageFeatures(classifier.backbone)).of(paths)
+        probabilities = classifier.logits(encoded, classifier.class_features()).double().softmax(-1).cpu().numpy()
+    return evaluate_probabilities(probabilities, [item.label for item in items], classifier.class_names)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished training.
+
+    Args:
+        classifier: ready to predict.
+        history: one dict per epoch, as in `log.jsonl`.
+        data: what it was trained on.
+        folder: the run folder, None if nothing was written.
+        features: image features that later evaluations share.
+    """
+
+    classifier: Classifier
+    history: list[dict[str, Any]]
+    data: Dataset
+    folder: Path | None
+    features: ImageFeatures
+
+    def evaluate(self, items: Sequence[Item]) -> Evaluation:
+        """Score the classifier on labelled pictures, such as `data.test`."""
+        return evaluate(self.classifier, items, self.features)
+
+
+def fit(
+    method: Method,
+    backbone: DualEncoder | str = "tiny",
+    data: Dataset | str = "openart-left",
+    out: Path | str | None = None,
+    recipe: Recipe | None = None,
+    seed: int = 1,
+    callbacks: Sequence[Callback] = (),
+    resume: bool = False,
+) -> Result:
+    """Learn a prompt on a frozen backbone from a few labelled pictures.
+
+    Args:
+        method: such as `CoOp(n_ctx=4)`.
+        backbone: a backbone or the name of one.
+        data: a data set or the name of one in the catalogue.
+        out: a new run folder; nothing is written without.
+        recipe: optimiser and schedule; the published SGD recipe by default.
+        seed: of the start, the data order and the augmentation.
+        callbacks: called as training goes.
+        resume: go on from the newest checkpoint in `out`.
+    Raises:
+        UserError: something in the input cannot be; nothing is written then.
+        RunFailed: the loss stopped being finite.
+    """
+    backbone = load_backbone(backbone) if isinstance(backbone, str) else backbone
+    data = load_dataset(data) if isinstance(data, str) else data
+    recipe = resolve(recipe or Recipe(), data)
+    classifier = method.build(backbone, data.class_names, seed, data.template)
+    config = run_config(method, backbone, data, recipe, seed)
+    folder = None if out is None else Path(out)
+    if folder is not None:
+        check_new(folder)
+    features = ImageFeatures(backbone)
+    problem = ClassificationProblem(
+        classifier,
+        method,
+        [item.path for item in data.train],
+        [item.label for item in data.train],
+        recipe.augment,
+        seed,
+        data.val if recipe.patience is not None else (),
+        features,
+    )
+    if folder is not None:
+        write_json(make_folder(folder) / "run.json", config)
+    run_id = sha256_bytes(repr(sorted(_identity(config).items())).encode())
+    history = train(problem, recipe, seed, _epochs(recipe, data), folder, run_id, callbacks, resume)
+    if folder is not None:
+        save(classifier, folder, _provenance(config))
+    return Result(classifier, history, data, folder, features)
+
+
+def resolve(recipe: Recipe, data: Dataset) -> Recipe:
+    """The recipe with what it leaves to the data set filled in.
+
+    Raises:
+        UserError: early stopping is asked for and the data set has no validation pictures.
+    """
+    if recipe.patience is not None and not data.val:
+        raise UserError(f"early stopping needs validation pictures, but {data.name} has none. Leave out --patience.")
+    augment = data.augment if recipe.augment == "auto" else recipe.augment
+    return replace(recipe, augment=augment, epochs=_epochs(recipe, data))
+
+
+def _epochs(recipe: Recipe, data: Dataset) -> int:
+    shots = data.shots or max(np.bincount([item.label for item in data.train]))
+    return epochs_for(recipe, int(shots))
+
+
+def run_config(method: Method, backbone: DualEncoder, data: Dataset, recipe: Recipe, seed: int) -> dict[str, Any]:
+    """All that is needed to repeat a run, JSON-ready: the content of `run.json`."""
+    return {
+        "format": 1,
+        "backbone": {"name": backbone.name, "fingerprint": backbone.fingerprint, "transform": backbone.transform},
+        "data": {
+            "name": data.name,
+            "fingerprint": data.fingerprint,
+            "protocol": data.protocol,
+            "shots": data.shots,
+            "seed": data.seed,
+            "template": data.template,
+            "sizes": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
+            "notes": list(data.notes),
+        },
+        "class_names": list(data.class_names),
+        "method": describe(method),
+        "recipe": asdict(recipe),
+        "seed": seed,
+        "device": str(backbone.device),
+        "dtype": str(backbone.dtype).removeprefix("torch."),
+        "versions": {"mmprompt": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
+
+
+def _identity(config: dict[str, Any]) -> dict[str, Any]:
+    """What makes two runs the same run: everything but the versions."""
+    return {key: value for key, value in config.items() if key != "versions"}
+
+
+def _provenance(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: config[key] for key in ("data", "method", "recipe", "seed", "versions")}
+
+
+def measure(result: Result) -> dict[str, Any]:
+    """Test a trained prompt beside zero-shot with the bare class name and with the hand-written template.
+
+    Nothing is chosen by these numbers. Written to `metrics.json` if the run has a folder.
+
+    Returns:
+        JSON-ready: for each of `zero_shot_name`, `zero_shot_template` and `learned` the accuracy, its interval,
+        per-class accuracy and confusion; for `learned` also the paired gain over each; and every test prediction.
+    Raises:
+        UserError: the data set has no test pictures.
+    """
+    data, backbone = result.data, result.classifier.backbone
+    classifiers = {
+        "zero_shot_name": zero_shot(backbone, data.class_names, BARE_NAME),
+        "zero_shot_template": zero_shot(backbone, data.class_names, data.template),
+        "learned": result.classifier,
+    }
+    scores = {name: evaluate(c, data.test, result.features) for name, c in classifiers.items()}
+    metrics: dict[str, Any] = {name: _summary(score, data.test) for name, score in scores.items()}
+    learned = scores["learned"]
+    for name in ("zero_shot_name", "zero_shot_template"):
+        gain = paired_bootstrap(learned.correct[None], scores[name].correct[None])
+        difference = learned.accuracy - scores[name].accuracy
+        metrics["learned"][f"gain_over_{name}"] = {"gain": difference, "interval": list(gain)}
+    metrics["class_names"] = list(data.class_names)
+    metrics["predictions"] = [
+        {"path": str(item.path), "label": item.label, "predicted": predicted, "probability": probability}
+        for item, predicted, probability in zip(data.test, learned.predictions, learned.probabilities, strict=True)
+    ]
+    if result.folder is not None:
+        write_json(result.folder / "metrics.json", metrics)
+    return metrics
+
+
+def _summary(score: Evaluation, items: Sequence[Item]) -> dict[str, Any]:
+    summary: dict[str, Any] = {
+        "accuracy": score.accuracy,
+        "interval": list(score.interval),
+        "n": score.n,
+        "per_class": score.per_class,
+        "confusion": score.confusion.tolist(),
+    }
+    novel = np.array([item.novel for item in items])
+    if novel.any():
+        summary["novel"] = {"accuracy": float(score.correct[novel].mean()), "n": int(novel.sum())}
+    return summary

@@ -1,0 +1,233 @@
+"""What may listen to a training: the hooks, and the listeners most people want.
+
+A callback hears of a run and may add to an epoch's record or ask it to stop. It does not know
+what is trained, and an exception it raises ends the training.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from mmprompt.errors import UserError, bad_file, bad_value
+from mmprompt.files import make_folder, write_bytes
+from mmprompt.training.problem import Run
+
+
+class Callback(Protocol):
+    """The hooks, with Keras's names; inherit and override those you need.
+
+    `logs` is the record under way: on a step `loss`, each loss by name, `accuracy` and `lr`; at an
+    epoch's end what goes into the log. A callback may add numbers to an epoch's record.
+    Epochs and steps count from 0.
+    """
+
+    def on_train_begin(self, run: Run) -> None:
+        """Before the first step, after the state of a resumed run is back; no file is written yet."""
+
+    def on_epoch_begin(self, run: Run, epoch: int) -> None:
+        """Before the first step of an epoch."""
+
+    def on_step_end(self, run: Run, step: int, logs: Mapping[str, float]) -> None:
+        """After the weights changed."""
+
+    def on_epoch_end(self, run: Run, epoch: int, logs: dict[str, Any]) -> None:
+        """After the last step of an epoch, before its record is logged and its checkpoint written."""
+
+    def on_train_end(self, run: Run) -> None:
+        """After the last epoch; not called when the training failed or was interrupted."""
+
+    def close(self) -> None:
+        """Last of all, however the training ended."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint must keep for this callback to go on as if nothing had happened."""
+        return {}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `state` gave."""
+
+
+class EarlyStopping(Callback):
+    """Stop when the validation accuracy no longer grows, and go back to the best weights.
+
+    Adds `val_accuracy` to every epoch's record.
+
+    Args:
+        patience: epochs without a better accuracy after which to stop, at least 1.
+        min_delta: by how much an accuracy (0..1) must exceed the best so far to count as better.
+    Raises:
+        UserError: a value is out of range; at the start of training, if nothing is kept for validation.
+    """
+
+    def __init__(self, patience: int, min_delta: float = 0.0) -> None:
+        if patience < 1:
+            raise bad_value("patience", patience, "it must be a whole number, 1 or more", "Use --patience 1.")
+        if not 0 <= min_delta < 1:
+            raise bad_value("min_delta", min_delta, "it must lie between 0 and 1", "Use 0 for any growth.")
+        self.patience = patience
+        self.min_delta = min_delta
+        self._best: dict[str, Tensor] = {}
+        self._best_accuracy = 0.0
+        self._waited = 0
+
+    def on_train_begin(self, run: Run) -> None:
+        """Refuse a run that keeps nothing for validation: the choice must never fall to the test split."""
+        if run.problem.validate() is None:
+            raise UserError(
+                "early stopping was asked for, but this data has no validation part. "
+                "Leave --patience out, or give data with a val split."
+            )
+
+    def on_epoch_end(self, run: Run, epoch: int, logs: dict[str, Any]) -> None:
+        """Measure, remember the best, and ask for the end once patience is used up."""
+        accuracy = run.problem.validate()
+        assert accuracy is not None, "the validation part vanished during training"
+        logs["val_accuracy"] = accuracy
+        if not self._best or accuracy > self._best_accuracy + self.min_delta:
+            weights = run.problem.module.state_dict()
+            self._best = {name: value.detach().clone() for name, value in weights.items()}
+            self._best_accuracy = accuracy
+            self._waited = 0
+            return
+        self._waited += 1
+        if self._waited >= self.patience:
+            run.is_stopped = True
+
+    def on_train_end(self, run: Run) -> None:
+        """Go back to the best weights."""
+        run.problem.module.load_state_dict(self._best)
+
+    def state(self) -> dict[str, Tensor]:
+        """The best weights, their accuracy, and the epochs waited since."""
+        counters = {
+            "accuracy": torch.tensor(self._best_accuracy, dtype=torch.float64),
+            "waited": torch.tensor(self._waited),
+        }
+        return counters | {f"best.{name}": value for name, value in self._best.items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `state` gave."""
+        self._best_accuracy = float(state["accuracy"])
+        self._waited = int(state["waited"])
+        self._best = {name.removeprefix("best."): value for name, value in state.items() if name.startswith("best.")}
+
+
+class CSVLogger(Callback):
+    """Write one row per epoch into a CSV file; after a resume no row is there twice.
+
+    The columns are those of the first record.
+
+    Args:
+        path: the file; its folder is made if need be, and an older file is replaced.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._columns: list[str] = []
+
+    def on_train_begin(self, run: Run) -> None:
+        """Check that the file can be written."""
+        make_folder(self.path.parent)
+        if self.path.is_dir():
+            raise bad_file(self.path, "is a folder, not a CSV file", "Give the path of a file.")
+
+    def on_epoch_end(self, run: Run, epoch: int, logs: dict[str, Any]) -> None:
+        """Add a row; the first one of this process replaces the file by all epochs so far."""
+        if self._columns:
+            with self.path.open("a", encoding="utf-8", newline="") as handle:
+                csv.DictWriter(handle, self._columns, extrasaction="ignore").writerow(logs)
+            return
+        records = [*run.history, logs]
+        self._columns = list(records[0])
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self._columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(records)
+        write_bytes(self.path, text.getvalue().encode())
+
+
+class ProgressBar(Callback):
+    """Show the loss, accuracy, learning rate and the time left.
+
+    On a terminal one bar over all steps; elsewhere plain lines, one an epoch but not too often.
+
+    Args:
+        console: where to show it; by default the error stream, which leaves the output to results.
+        seconds_between_lines: how often a plain line may come; the first and last epoch always get one.
+    """
+
+    def __init__(self, console: Console | None = None, seconds_between_lines: float = 10.0) -> None:
+        self.console = console or Console(stderr=True)
+        self.seconds_between_lines = seconds_between_lines
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+        self._started = self._last_line = 0.0
+        self._n_resumed = 0
+
+    def on_train_begin(self, run: Run) -> None:
+        """Start the clock and, on a terminal, the bar."""
+        self._started = time.monotonic()
+        self._n_resumed = len(run.history)
+        if not self.console.is_terminal:
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(),
+        )
+        self._progress = Progress(*columns, console=self.console)
+        done, total = len(run.history) * run.n_steps, run.n_epochs * run.n_steps
+        self._task = self._progress.add_task("training", total=total, completed=done, numbers="")
+        self._progress.start()
+
+    def on_epoch_begin(self, run: Run, epoch: int) -> None:
+        """Name the epoch."""
+        if self._progress is not None:
+            self._progress.update(self._task, description=f"epoch {epoch + 1}/{run.n_epochs}")
+
+    def on_step_end(self, run: Run, step: int, logs: Mapping[str, float]) -> None:
+        """Move the bar by one step."""
+        if self._progress is not None:
+            self._progress.update(self._task, advance=1, numbers=_numbers(logs))
+
+    def on_epoch_end(self, run: Run, epoch: int, logs: dict[str, Any]) -> None:
+        """Off a terminal, a plain line if it is time for one."""
+        now = time.monotonic()
+        is_due = now - self._last_line >= self.seconds_between_lines
+        is_first_or_last = epoch == self._n_resumed or epoch + 1 == run.n_epochs or run.is_stopped
+        if self._progress is not None or not (is_due or is_first_or_last):
+            return
+        self._last_line = now
+        n_left = 0 if run.is_stopped else run.n_epochs - epoch - 1
+        seconds_left = (now - self._started) / (epoch + 1 - self._n_resumed) * n_left
+        line = f"epoch {epoch + 1}/{run.n_epochs}  {_numbers(logs)}  {_duration(seconds_left)} left"
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Take the bar down, so that a terminal is usable after an error too."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+def _numbers(logs: Mapping[str, float]) -> str:
+    forms = {"loss": "loss {:.4f}", "accuracy": "accuracy {:.3f}", "val_accuracy": "val {:.3f}", "lr": "lr {:.2g}"}
+    return "  ".join(form.format(logs[name]) for name, form in forms.items() if name in logs)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

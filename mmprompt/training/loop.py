@@ -1,0 +1,264 @@
+"""The one training loop of the package: batches, steps, records, checkpoints, resume.
+
+It does not know what is trained: a `Problem` gives the losses of a batch, and images, texts, classes and
+backbones stay on its side. The order of the items is a pure function of the seed and the epoch, so a run
+that was killed and resumed ends in the same bytes as one that was not.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmprompt.errors import UserError, bad_file
+from mmprompt.files import make_folder
+from mmprompt.training.callbacks import Callback, EarlyStopping
+from mmprompt.training.checkpoint import Checkpoint, checkpoint_folders, clean, read_newest, write_checkpoint
+from mmprompt.training.interrupts import Interrupts
+from mmprompt.training.log import append_log, write_log
+from mmprompt.training.problem import Problem, Run, RunFailed, StepResult
+from mmprompt.training.recipe import Recipe
+from mmprompt.training.schedules import learning_rate
+from mmprompt.training.seeds import batches, derive_seed, epoch_order
+from mmprompt.training.update import NotFinite, WeightUpdate
+
+_log = logging.getLogger(__name__)
+
+
+def train(
+    problem: Problem,
+    recipe: Recipe,
+    seed: int,
+    n_epochs: int,
+    folder: Path | None = None,
+    run_id: str = "",
+    callbacks: Sequence[Callback] = (),
+    resume: bool = False,
+) -> list[dict[str, Any]]:
+    """Train `problem.module` in place.
+
+    With a folder, `log.jsonl` gets a line per epoch and `checkpoint/` the three newest checkpoints. They
+    are written every `recipe.checkpoint_every` epochs, if `recipe.checkpoint_seconds` have passed since the last,
+    and after the last epoch. A kill costs at most the work since the last checkpoint; SIGINT and SIGTERM
+    save the last whole epoch first and cost the one under way. What is learned does not depend on any of it.
+
+    Args:
+        problem: what is trained and on what.
+        recipe: how; `patience` puts an `EarlyStopping` before the other callbacks.
+        seed: of the order of the items.
+        n_epochs: passes over the items, at least 1 (see `epochs_for`).
+        folder: the run folder, or None to write nothing.
+        run_id: a hash of all that makes the run what it is; checkpoints of another are refused.
+        callbacks: told in this order.
+        resume: go on from the newest checkpoint; from the start, with a warning, if there is none.
+    Returns:
+        A record per epoch: `epoch` (finished ones, from 1), `lr`, `loss`, each loss by name (means over
+        items), `accuracy` (0..1, if the problem counts it), `seconds`, and what callbacks added.
+    Raises:
+        UserError: the folder cannot be used, or holds another or an unfinished run; nothing can be trained.
+        RunFailed: a loss, gradient or weight became NaN or infinite, or the disk is full.
+        KeyboardInterrupt, SystemExit: after SIGINT or SIGTERM.
+    """
+    if recipe.patience is not None:
+        callbacks = (EarlyStopping(recipe.patience), *callbacks)
+    n_steps = len(batches(list(range(problem.n_items)), recipe.batch_size))
+    session = _Session(Run(problem, recipe, n_epochs, n_steps), seed, callbacks, run_id, folder)
+    if n_epochs <= recipe.warmup_epochs:
+        _log.warning("all %d epochs are warm-up at lr %g: next to nothing is learned.", n_epochs, recipe.warmup_lr)
+    with ExitStack() as stack:
+        for callback in callbacks:
+            stack.callback(callback.close)
+        session.open(resume)
+        stack.enter_context(torch.random.fork_rng(_seeded_devices(session.update.device)))
+        session.interrupts = stack.enter_context(Interrupts())
+        session.work()
+    return session.run.history
+
+
+class _Session:
+    """The state of one call of `train`."""
+
+    def __init__(self, run: Run, seed: int, callbacks: Sequence[Callback], run_id: str, folder: Path | None) -> None:
+        self.run = run
+        self.seed = seed
+        self.callbacks = callbacks
+        self.run_id = run_id
+        self.folder = folder
+        self.update = WeightUpdate(run.problem.module, run.recipe)
+        self.interrupts = Interrupts()
+        self.unsaved: Checkpoint | None = None
+        self.saved_at = time.monotonic()
+
+    def open(self, resume: bool) -> None:
+        """Take back the state of an earlier call, tell the callbacks, and bring the folder in order."""
+        checkpoint = None if self.folder is None else self._find_checkpoint(self.folder, resume)
+        if checkpoint is not None:
+            self._restore(checkpoint)
+        for callback in self.callbacks:
+            callback.on_train_begin(self.run)
+        if self.folder is not None:
+            make_folder(self.folder)
+            clean(self.folder / "checkpoint", len(self.run.history))
+            write_log(self.folder / "log.jsonl", self.run.history)
+
+    def _find_checkpoint(self, folder: Path, resume: bool) -> Checkpoint | None:
+        if not resume:
+            if checkpoint_folders(folder / "checkpoint"):
+                advice = "Resume it with --resume, or give another output folder."
+                raise bad_file(folder, "holds the checkpoints of an earlier run", advice)
+            return None
+        checkpoint = read_newest(folder / "checkpoint", self.run_id)
+        if checkpoint is None:
+            _log.warning("%s holds no usable checkpoint; training starts from the beginning.", folder)
+        else:
+            _log.info("%s: training goes on after epoch %d.", folder, checkpoint.epoch)
+        return checkpoint
+
+    def work(self) -> None:
+        """Train epoch by epoch to the end."""
+        for epoch in range(len(self.run.history), self.run.n_epochs):
+            if self.run.is_stopped:
+                break
+            self._finish_epoch(epoch, self._run_epoch(epoch))
+        self._save()
+        for callback in self.callbacks:
+            callback.on_train_end(self.run)
+
+    def _run_epoch(self, epoch: int) -> dict[str, Any]:
+        """All steps of one epoch; its record."""
+        started = time.monotonic()
+        recipe, problem = self.run.recipe, self.run.problem
+        lr = learning_rate(recipe, epoch, self.run.n_epochs)
+        for callback in self.callbacks:
+            callback.on_epoch_begin(self.run, epoch)
+        order = epoch_order(self.seed, epoch, problem.n_items)
+        means = _Means()
+        for step, indices in enumerate(batches(order, recipe.batch_size)):
+            if self.interrupts.received is not None:
+                self._interrupt(epoch)
+            torch.manual_seed(derive_seed(self.seed, "step", epoch, step))
+            with self.update.autocast():
+                result = problem.step(indices, epoch)
+            try:
+                values = self.update.apply(result.losses, lr)
+            except NotFinite as error:
+                raise self._failure(f"{error} in epoch {epoch + 1}, step {step + 1} of {self.run.n_steps}") from None
+            logs = means.add(values, result, len(indices)) | {"lr": lr}
+            for callback in self.callbacks:
+                callback.on_step_end(self.run, step, logs)
+        return {"epoch": epoch + 1, "lr": lr} | means.values() | {"seconds": round(time.monotonic() - started, 3)}
+
+    def _finish_epoch(self, epoch: int, record: dict[str, Any]) -> None:
+        """Tell the callbacks, log the record, and write a checkpoint if it is time for one."""
+        for callback in self.callbacks:
+            callback.on_epoch_end(self.run, epoch, record)
+        self.run.history.append(record)
+        checkpoint = self._checkpoint()
+        for name, value in checkpoint.tensors.items():
+            if not bool(value.isfinite().all()):
+                raise self._failure(f"{name} became nan or infinite in epoch {epoch + 1}")
+        if self.folder is None:
+            return
+        append_log(self.folder / "log.jsonl", record)
+        self.unsaved = checkpoint
+        is_due = time.monotonic() - self.saved_at >= self.run.recipe.checkpoint_seconds
+        if is_due and (epoch + 1) % self.run.recipe.checkpoint_every == 0:
+            self._save()
+
+    def _interrupt(self, epoch: int) -> None:
+        self._save()
+        kept = (
+            f"epoch {epoch} is saved; --resume goes on from there" if self.folder and epoch else "nothing is saved yet"
+        )
+        _log.warning("interrupted in epoch %d of %d: %s.", epoch + 1, self.run.n_epochs, kept)
+        raise self.interrupts.stop()
+
+    def _failure(self, what: str) -> RunFailed:
+        kept = f" The checkpoints in {self.folder / 'checkpoint'} are from before." if self.folder else ""
+        return RunFailed(f"{what}. Try a lower --lr (it is {self.run.recipe.lr:g}) or --precision fp32.{kept}")
+
+    def _save(self) -> None:
+        if self.folder is None or self.unsaved is None:
+            return
+        write_checkpoint(self.folder / "checkpoint", self.unsaved)
+        self.unsaved = None
+        self.saved_at = time.monotonic()
+
+    def _checkpoint(self) -> Checkpoint:
+        """A copy of all that the next epoch depends on."""
+        parts = {
+            "module": self.run.problem.module.state_dict(),
+            "optimizer": self.update.tensors(),
+            **{name: callback.state() for name, callback in self._named_callbacks().items()},
+        }
+        tensors = {
+            f"{part}/{name}": value.detach().clone() for part, values in parts.items() for name, value in values.items()
+        }
+        progress = {
+            "history": list(self.run.history),
+            "is_stopped": self.run.is_stopped,
+            "scaler": self.update.scaler_state(),
+        }
+        return Checkpoint(self.run_id, len(self.run.history), tensors, progress)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        parts: dict[str, dict[str, Tensor]] = {"module": {}, "optimizer": {}}
+        for key, value in checkpoint.tensors.items():
+            part, _, name = key.partition("/")
+            parts.setdefault(part, {})[name] = value
+        self.run.problem.module.load_state_dict(parts.pop("module"))
+        self.update.restore(parts.pop("optimizer"), checkpoint.progress["scaler"])
+        callbacks = self._named_callbacks()
+        for part, tensors in parts.items():
+            if part not in callbacks:
+                raise UserError(
+                    f"the checkpoint holds the state of a callback {part!r} that was not given. "
+                    "Resume with the callbacks the run was started with."
+                )
+            callbacks[part].restore(tensors)
+        self.run.history[:] = checkpoint.progress["history"]
+        self.run.is_stopped = checkpoint.progress["is_stopped"]
+
+    def _named_callbacks(self) -> dict[str, Callback]:
+        """The callbacks by class name and their count within the class, which stateless others cannot change."""
+        named: dict[str, Callback] = {}
+        for callback in self.callbacks:
+            kind = type(callback).__name__
+            n_before = sum(name.startswith(f"{kind}-") for name in named)
+            named[f"{kind}-{n_before}"] = callback
+        return named
+
+
+class _Means:
+    """Running means over the items of an epoch."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._n_items = 0
+
+    def add(self, losses: Mapping[str, float], result: StepResult, n_items: int) -> dict[str, float]:
+        """Add a step; the means so far."""
+        sums = {name: value * n_items for name, value in losses.items()}
+        if result.n_correct is not None:
+            sums["accuracy"] = float(result.n_correct)
+        for name, value in sums.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._n_items += n_items
+        return self.values()
+
+    def values(self) -> dict[str, float]:
+        """The means so far, `loss` first."""
+        means = {name: value / self._n_items for name, value in self._sums.items()}
+        return {"loss": means.pop("loss")} | means
+
+
+def _seeded_devices(device: torch.device) -> list[torch.device]:
+    """The devices beside the CPU whose random state `train` must leave as it found it."""
+    return [device] if device.type == "cuda" else []

@@ -1,0 +1,92 @@
+"""What the loop asks of whatever is trained, and what callbacks see of a run.
+
+A task (classification, captioning, a language model) satisfies `Problem`; the loop never learns
+which one it is. Nothing here imports torch at run time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from mmprompt.training.recipe import Recipe
+
+
+class RunFailed(Exception):  # noqa: N818 - named for what happened, as KeyboardInterrupt is
+    """A training that cannot go on, through nobody's mistake in the input; its text is one line."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one batch came to.
+
+    Attributes:
+        losses: scalar tensors by name, with their graph; the loop minimises their sum.
+        n_correct: items predicted correctly, 0 to the batch's size; None where right and wrong have no meaning.
+    """
+
+    losses: Mapping[str, Tensor]
+    n_correct: int | None = None
+
+
+class Problem(Protocol):
+    """What is trained and on what.
+
+    Attributes:
+        module: what is trained. All that its `state_dict()` holds is kept in checkpoints, so a frozen
+            backbone does not belong in it; its training mode is left as it is.
+        n_items: number of training items, at least 1.
+    """
+
+    @property
+    def module(self) -> nn.Module:
+        """See the class."""
+        ...
+
+    @property
+    def n_items(self) -> int:
+        """See the class."""
+        ...
+
+    def step(self, indices: list[int], epoch: int) -> StepResult:
+        """The losses of one batch.
+
+        Must be a pure function of the module's weights, the indices and the epoch: random numbers
+        come from `seeds.generator(seed, ..., epoch, index)`. (torch's own generator, which dropout uses,
+        is seeded by the loop before each step.)
+
+        Args:
+            indices: the batch's items, each 0 to `n_items` - 1.
+            epoch: counted from 0.
+        """
+        ...
+
+    def validate(self) -> float | None:
+        """The accuracy (0..1) on items kept for that, or None if there are none."""
+        ...
+
+
+@dataclass
+class Run:
+    """A training under way, as callbacks see it.
+
+    Attributes:
+        problem, recipe: what is trained and how.
+        n_epochs, n_steps: epochs in all; steps in each.
+        history: one record per finished epoch, the finished ones of an interrupted run included.
+        is_stopped: set to True by a callback to end the training after this epoch.
+    """
+
+    problem: Problem
+    recipe: Recipe
+    n_epochs: int
+    n_steps: int
+    history: list[dict[str, Any]] = field(default_factory=list)
+    is_stopped: bool = False

@@ -1,0 +1,139 @@
+"""The settings of one training, with the papers' values as defaults.
+
+A field is the default, the text under it the help, the class the validator. Nothing here imports
+torch, so that `mmprompt --help` stays quick, and nothing here knows what is trained.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Literal, get_args
+
+from mmprompt.errors import bad_value, unknown_name
+
+OptimizerName = Literal["sgd", "adamw"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Augment = Literal["auto", "none", "coop"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a prompt is trained; the defaults are those of Zhou et al. 2022 (CoOp).
+
+    Raises:
+        UserError: a value is outside its range.
+    """
+
+    optimizer: OptimizerName = "sgd"
+    """sgd (with momentum, no Nesterov; the papers' choice) or adamw."""
+
+    lr: float = 0.002
+    """Learning rate after the warm-up, from which the cosine falls."""
+
+    epochs: int | None = None
+    """Passes over the training pictures; by default 50 at 1 shot, 100 below 8 shots, 200 above."""
+
+    batch_size: int = 32
+    """Pictures per step; a last partial batch is dropped if there is at least one full one."""
+
+    momentum: float = 0.9
+    """Momentum of sgd, 0 or more and below 1; adamw keeps its own (0.9, 0.999)."""
+
+    weight_decay: float = 5e-4
+    """Pull of the learned vectors towards zero (adamw: decoupled)."""
+
+    warmup_epochs: int = 1
+    """Epochs at the constant warm-up rate before the cosine starts."""
+
+    warmup_lr: float = 1e-5
+    """Learning rate during the warm-up."""
+
+    precision: Precision = "auto"
+    """auto: fp32 on a CPU, else bf16 where the device has it, else fp16. The learned vectors stay fp32."""
+
+    augment: Augment = "auto"
+    """Training pictures as they are (none), cropped and flipped as in the papers (coop), or as the data set says."""
+
+    patience: int | None = None
+    """Stop after so many epochs without a better validation accuracy and keep the best; by default never."""
+
+    checkpoint_every: int = 1
+    """Epochs between two checkpoints."""
+
+    checkpoint_seconds: float = 10.0
+    """Seconds that must lie between two checkpoints, so that quick epochs are not slowed; 0 for no limit."""
+
+    def __post_init__(self) -> None:
+        self._check_choice("optimizer", get_args(OptimizerName))
+        self._check_choice("precision", get_args(Precision))
+        self._check_choice("augment", get_args(Augment))
+        self._check_number("lr", above=0.0, most=100.0)
+        self._check_number("momentum", least=0.0, below=1.0)
+        self._check_number("weight_decay", least=0.0, most=100.0)
+        self._check_number("warmup_lr", least=0.0, most=100.0)
+        self._check_number("checkpoint_seconds", least=0.0)
+        self._check_count("batch_size", least=1)
+        self._check_count("warmup_epochs", least=0)
+        self._check_count("checkpoint_every", least=1)
+        if self.epochs is not None:
+            self._check_count("epochs", least=1)
+        if self.patience is not None:
+            self._check_count("patience", least=1)
+
+    def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
+        value = getattr(self, name)
+        if value not in choices:
+            raise unknown_name(name, str(value), choices, f"Use one of {', '.join(choices)}.")
+
+    def _check_count(self, name: str, least: int) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+            raise bad_value(name, value, f"it must be a whole number, {least} or more", f"Use {_flag(name)} {least}.")
+        # One spelling of a value (8, not numpy's int64(8)), since the run's hash and JSON are made of it.
+        object.__setattr__(self, name, int(value))
+
+    def _check_number(
+        self,
+        name: str,
+        *,
+        least: float | None = None,
+        above: float | None = None,
+        most: float | None = None,
+        below: float | None = None,
+    ) -> None:
+        value = getattr(self, name)
+        is_number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+        limits = [
+            (above, "above", lambda limit: value > limit),
+            (least, "at least", lambda limit: value >= limit),
+            (below, "below", lambda limit: value < limit),
+            (most, "at most", lambda limit: value <= limit),
+        ]
+        given = [(limit, word, holds) for limit, word, holds in limits if limit is not None]
+        if not is_number or not all(holds(limit) for limit, _, holds in given):
+            expected = " and ".join(f"{word} {limit:g}" for limit, word, _ in given)
+            default = getattr(type(self), name)
+            raise bad_value(name, value, f"it must be a number, {expected}", f"The default is {_flag(name)} {default}.")
+        object.__setattr__(self, name, float(value))
+
+
+def epochs_for(recipe: Recipe, shots: int | None) -> int:
+    """The number of epochs: the recipe's own, else the table of Zhou et al. 2022 (CoOp) by shots.
+
+    Args:
+        recipe: its `epochs` wins where it is set.
+        shots: pictures per class; None for all there are, which counts as many.
+    Returns:
+        50 at 1 shot, 100 at 2 to 7, 200 at 8 and more. (The papers' exception for ImageNet is data, not code.)
+    """
+    if recipe.epochs is not None:
+        return recipe.epochs
+    if shots is None or shots >= 8:
+        return 200
+    return 50 if shots == 1 else 100
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

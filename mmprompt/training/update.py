@@ -1,0 +1,135 @@
+"""From the losses of one batch to changed weights: precision, backward, the check for NaN, the optimiser.
+
+It knows no data and no epoch. A gradient rule belongs between the losses and the optimiser's step here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmprompt.errors import UserError, bad_value
+from mmprompt.training.recipe import Recipe
+
+SMALLEST_SCALE = 1.0
+
+
+class NotFinite(ArithmeticError):
+    """A loss or gradient is NaN or infinite; the text says which, and the weights are as they were."""
+
+
+class WeightUpdate:
+    """One optimiser over the trainable parameters of a module.
+
+    Args:
+        module: what is trained, on its device; its parameters are float32 and stay so.
+        recipe: `optimizer`, `momentum`, `weight_decay` and `precision` are used.
+    Raises:
+        UserError: nothing in the module can be trained, or the device has not the precision.
+    """
+
+    def __init__(self, module: nn.Module, recipe: Recipe) -> None:
+        self.parameters = [value for value in module.parameters() if value.requires_grad]
+        if not self.parameters:
+            raise UserError("there is nothing to train: the prompt holds no learned vector. Use one vector or more.")
+        self.device = self.parameters[0].device
+        self.dtype = compute_dtype(recipe.precision, self.device)
+        self._optimizer = _optimizer(self.parameters, recipe)
+        is_scaled = self.dtype is torch.float16
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=is_scaled)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context in which losses are computed."""
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not torch.float32)
+
+    def apply(self, losses: Mapping[str, Tensor], lr: float) -> dict[str, float]:
+        """Step once down the gradient of the sum of the losses.
+
+        Args:
+            losses: scalars by name, with their graph.
+            lr: learning rate of this step.
+        Returns:
+            The value of each loss, and of their sum as `loss`.
+        Raises:
+            NotFinite: a loss or gradient is NaN or infinite. (An infinite gradient under fp16 only lowers
+                the loss scale, until that can go no lower.)
+            UserError: no learned vector reaches the losses.
+        """
+        total = sum(losses.values(), start=torch.zeros((), device=self.device))
+        values = {name: float(value) for name, value in losses.items()} | {"loss": float(total)}
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise NotFinite(f"{name} became {value}")
+        if not total.requires_grad:
+            raise UserError("no learned vector reaches the loss. Use one vector or more, at a site the model has.")
+        self._optimizer.zero_grad(set_to_none=True)
+        self._scaler.scale(total).backward()
+        self._check_gradients()
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        return values
+
+    def _check_gradients(self) -> None:
+        if self._scaler.is_enabled():
+            if self._scaler.get_scale() < SMALLEST_SCALE:
+                raise NotFinite("the gradient overflows fp16 at every loss scale")
+            return
+        if not all(bool(value.grad.isfinite().all()) for value in self.parameters if value.grad is not None):
+            raise NotFinite("the gradient became nan or infinite")
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The optimiser's moments, by parameter and name."""
+        states = self._optimizer.state_dict()["state"]
+        return {
+            f"{index}.{name}": value
+            for index, state in states.items()
+            for name, value in state.items()
+            if value is not None
+        }
+
+    def scaler_state(self) -> dict[str, float]:
+        """The loss scale and its counter; empty unless under fp16."""
+        return self._scaler.state_dict()
+
+    def restore(self, tensors: Mapping[str, Tensor], scaler_state: Mapping[str, float]) -> None:
+        """Take back what `tensors` and `scaler_state` gave."""
+        states: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            index, _, name = key.partition(".")
+            states.setdefault(int(index), {})[name] = value
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": states, "param_groups": groups})
+        if scaler_state:
+            self._scaler.load_state_dict(dict(scaler_state))
+
+
+def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype in which losses are computed.
+
+    Args:
+        precision: "auto" (float32 off CUDA, else bfloat16 if the device computes in it, else float16),
+            "fp32", "bf16" or "fp16".
+        device: where the computation runs.
+    Raises:
+        UserError: fp16 on a CPU, which has no use for it.
+    """
+    if precision == "auto":
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if precision == "fp16" and device.type == "cpu":
+        raise bad_value("precision", "fp16", "a CPU does not compute in it", "Use --precision bf16 or fp32.")
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def _optimizer(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    return torch.optim.SGD(parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)

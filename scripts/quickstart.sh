@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# From a fresh clone to a trained prompt: install, train, compare with zero-shot, predict a picture, report.
+source "$(dirname "$0")/environment.sh" report
+
+run=runs/quickstart
+if [ -e "$run/prompt.json" ]; then
+    echo "Already trained: $run (delete the folder to train again)."
+    .venv/bin/mmprompt eval "$run"
+else
+    .venv/bin/mmprompt train --out "$run" --resume
+fi
+.venv/bin/mmprompt predict "$run" examples/scene.png
