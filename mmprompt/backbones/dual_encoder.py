@@ -8,6 +8,7 @@ its weights as its own.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +25,25 @@ from mmprompt.backbones.tokens import Frame, WordTokenizer
 from mmprompt.errors import UserError
 
 
-def freeze(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a reader loads a model, whatever the library.
+
+    Args:
+        device, dtype: where the towers live and compute.
+        cache_dir: where downloads are kept; None for the library's own folder.
+        trust_remote_code: whether code that a model brings along may run.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    cache_dir: str | None = None
+    trust_remote_code: bool = False
+
+
+def freeze(model: nn.Module, options: LoadOptions) -> None:
     """Put a model in evaluation mode, on its device, with no weight that can learn."""
-    model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    model.to(device=options.device, dtype=options.dtype).eval().requires_grad_(False)
 
 
 class FrozenDualEncoder:
@@ -74,6 +91,9 @@ class FrozenDualEncoder:
         self.logit_scale = log_logit_scale.double().exp().item()
         self.logit_bias = 0.0 if logit_bias is None else logit_bias.item()
         self.embed_dim = self._embed_dim()
+
+    def __deepcopy__(self, memo: dict[int, object]) -> FrozenDualEncoder:
+        return self  # frozen: a copy could never differ, and scikit-learn's clone would double the memory
 
     def _embed_dim(self) -> int:
         with torch.no_grad():

@@ -6,6 +6,7 @@ the name of the part; an image tower that it does not know is run by its own for
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,11 +15,12 @@ from typing import Any
 import open_clip
 import torch
 import torch.nn.functional as F
+from open_clip.pretrained import download_pretrained_from_hf
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
-from open_clip.transformer import LayerNorm, LayerNormFp32, ResidualAttentionBlock, TextTransformer, VisionTransformer
+from open_clip.transformer import ResidualAttentionBlock, TextTransformer, VisionTransformer
 from torch import Tensor, nn
 
-from mmprompt.backbones.dual_encoder import FrozenDualEncoder, freeze
+from mmprompt.backbones.dual_encoder import FrozenDualEncoder, LoadOptions, freeze
 from mmprompt.backbones.forward.views import BlockView, TextView, VisionView
 from mmprompt.backbones.forward.vision import PlainTower
 from mmprompt.backbones.pixels import PixelTransform, describe
@@ -26,21 +28,14 @@ from mmprompt.backbones.tokens import Frame, WordTokenizer
 from mmprompt.errors import UserError
 
 
-def load_open_clip(
-    name: str,
-    architecture: str,
-    weights: str | None,
-    device: torch.device,
-    dtype: torch.dtype,
-    cache_dir: Path | None,
-    trust_remote_code: bool,
-) -> FrozenDualEncoder:
+def load_open_clip(name: str, architecture: str, weights: str | None, options: LoadOptions) -> FrozenDualEncoder:
     """Load a model with open_clip's own functions.
 
     Args:
         name: what the backbone calls itself.
         architecture: a name of open_clip, or `local-dir:FOLDER`, or `hf-hub:OWNER/NAME`.
         weights: a pretrained tag or a checkpoint file; None where the architecture brings its own.
+        options: device, dtype, cache folder, and whether remote code may run.
     Raises:
         UserError: the model has a part that no view describes.
     """
@@ -50,11 +45,11 @@ def load_open_clip(
         weights,
         # Weights trained with QuickGELU are silently wrong with the GELU that most architecture names mean.
         force_quick_gelu=bool(tag.get("quick_gelu")),
-        cache_dir=None if cache_dir is None else str(cache_dir),
+        cache_dir=options.cache_dir,
         weights_only=True,
     )
-    tokenizer = read_tokenizer(architecture, cache_dir, trust_remote_code)
-    freeze(model, device, dtype)
+    tokenizer = read_tokenizer(architecture, options)
+    freeze(model, options)
     return FrozenDualEncoder(
         name=name,
         model=model,
@@ -75,18 +70,16 @@ def unknown_part(part: object, expected: str) -> UserError:
     )
 
 
-def read_tokenizer(architecture: str, cache_dir: Path | None, trust_remote_code: bool) -> WordTokenizer:
+def read_tokenizer(architecture: str, options: LoadOptions) -> WordTokenizer:
     """The tokenizer that open_clip gives an architecture.
 
     Raises:
         UserError: it is of a kind whose frame depends on more than the text.
     """
-    text_cfg = (open_clip.get_model_config(architecture) or {}).get("text_cfg", {})
     # A model folder can ask for remote code in its own settings; only the user may.
-    options = {"trust_remote_code": trust_remote_code} if text_cfg.get("hf_tokenizer_name") else {}
-    tokenizer = open_clip.get_tokenizer(
-        architecture, cache_dir=None if cache_dir is None else str(cache_dir), **options
-    )
+    uses_transformers = "hf_tokenizer_name" in text_settings(architecture, options)
+    remote_code = {"trust_remote_code": options.trust_remote_code} if uses_transformers else {}
+    tokenizer = open_clip.get_tokenizer(architecture, cache_dir=options.cache_dir, **remote_code)
     if isinstance(tokenizer, HFTokenizer):
         decode, size = tokenizer.tokenizer.decode, len(tokenizer.tokenizer)
     elif isinstance(tokenizer, SimpleTokenizer) and tokenizer.reduction_fn is None:
@@ -96,11 +89,22 @@ def read_tokenizer(architecture: str, cache_dir: Path | None, trust_remote_code:
     return WordTokenizer(lambda text, n_slots: tokenizer(text, context_length=n_slots)[0].tolist(), decode, size)
 
 
+def text_settings(architecture: str, options: LoadOptions) -> dict[str, Any]:
+    """The settings of an architecture's text tower, from wherever open_clip has them."""
+    if architecture.startswith("hf-hub:"):
+        repository = architecture.removeprefix("hf-hub:")
+        # open_clip's own reader of hub settings looks past the cache folder it was given elsewhere.
+        path = download_pretrained_from_hf(repository, filename="open_clip_config.json", cache_dir=options.cache_dir)
+        return json.loads(Path(path).read_text("utf-8"))["model_cfg"]["text_cfg"]
+    return open_clip.get_model_config(architecture)["text_cfg"]
+
+
 def read_text(model: nn.Module, tokenizer: WordTokenizer) -> TextView:
     """The text tower as a view.
 
     Args:
         model: an open_clip `CLIP` (whose text tower lies flat in the model) or `CustomTextCLIP`.
+        tokenizer: the one that the model was trained with.
     Raises:
         UserError: the tower has a part that the view cannot describe.
     """
@@ -163,6 +167,8 @@ def read_vision(visual: nn.Module) -> VisionView | PlainTower:
     strange += [visual.attn_pool] if visual.attn_pool is not None else []
     if strange:
         return PlainTower(partial(pooled_only, visual), type(strange[0]).__name__)
+    if visual.pool_type not in ("tok", "avg"):
+        raise unknown_part(visual, "an image tower that pools its tokens")
     return VisionView(
         embed=partial(embed_patches, visual),
         pre_norm=visual.ln_pre,
@@ -195,7 +201,7 @@ def pool_slots(visual: VisionTransformer, x: Tensor) -> Tensor:
     return x if visual.proj is None else x @ visual.proj
 
 
-def read_blocks(transformer: nn.Module) -> tuple[BlockView, ...]:
+def read_blocks(transformer: Any) -> tuple[BlockView, ...]:
     """The blocks of an open_clip transformer as views.
 
     Raises:
@@ -236,7 +242,11 @@ def read_block(block: nn.Module) -> BlockView:
     )
 
 
-RESIZES = {"shortest": "shorter side to {}, centre crop", "longest": "longer side to {}, padded", "squash": "squashed to {}"}
+RESIZES = {
+    "shortest": "shorter side to {}, centre crop",
+    "longest": "longer side to {}, padded",
+    "squash": "squashed to {}",
+}
 
 
 def read_pixels(model: nn.Module, preprocess: Callable) -> PixelTransform:
@@ -245,7 +255,9 @@ def read_pixels(model: nn.Module, preprocess: Callable) -> PixelTransform:
     size = settings["size"]
     sides = {size} if isinstance(size, int) else set(size)
     if len(sides) > 1:
-        raise UserError(f"the image tower takes pictures of {size} pixels, but squares were expected. Use another backbone.")
+        raise UserError(
+            f"the image tower takes pictures of {size} pixels, but squares were expected. Use another backbone."
+        )
     side = sides.pop()
     resize = RESIZES[settings["resize_mode"]].format(side)
     text = describe([resize, settings["interpolation"]], settings["mean"], settings["std"])

@@ -38,5 +38,7 @@ class PixelTransform:
 
 def describe(steps: Sequence[str], mean: Sequence[float], std: Sequence[float]) -> str:
     """One line for a transform: its steps, then mean and standard deviation."""
-    numbers = "; ".join(f"{name} {', '.join(f'{v:.4g}' for v in values)}" for name, values in (("mean", mean), ("std", std)))
+    numbers = "; ".join(
+        f"{name} {', '.join(f'{v:.4g}' for v in values)}" for name, values in (("mean", mean), ("std", std))
+    )
     return f"{', '.join(steps)}, {numbers}"

@@ -68,7 +68,7 @@ class WordTokenizer:
             ids.pop()
         if frame.end_id in ids or frame.start_id in ids:
             raise UserError(
-                f"{text!r} holds the tokenizer's own start, end or unknown token. Use words that this backbone can spell."
+                f"{text!r} holds the tokenizer's own start, end or unknown token. Use words that it can spell."
             )
         return ids
 

@@ -6,14 +6,17 @@ It knows the verbs by name and imports a verb's file only when that verb is aske
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import logging
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mmprompt.errors import UserError, unknown_name
+from mmprompt.training.problem import RunFailed
 from mmprompt.version import __version__
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -80,7 +83,7 @@ def find_verb(words: Sequence[str]) -> tuple[str, list[str]]:
     if not rest or rest[0].startswith("-"):
         raise UserError(f"`mmprompt {first}` is not complete. It is followed by {' or '.join(members)}.")
     if rest[0] not in members:
-        raise unknown_name(f"verb after `{first}`", rest[0], members, "See `mmprompt --help`.")
+        raise unknown_name(f"verb of `{first}`", rest[0], members, "See `mmprompt --help`.")
     return f"{first} {rest[0]}", rest[1:]
 
 
@@ -105,10 +108,27 @@ def fail(message: str) -> None:
     print(f"mmprompt: error: {' '.join(message.split())}", file=sys.stderr)
 
 
+@contextlib.contextmanager
+def notes_on_stderr() -> Iterator[None]:
+    """Show what the library logs as lines of ours, whatever other libraries have done to logging."""
+    logger = logging.getLogger("mmprompt")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("mmprompt: note: %(message)s"))
+    before = logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = before
+
+
 def run_guarded(words: Sequence[str]) -> int:
     """Run a command line and give the exit code that belongs to how it ended."""
     try:
-        dispatch(words)
+        with notes_on_stderr():
+            dispatch(words)
     except UserError as error:
         fail(str(error))
         return BAD_INPUT
@@ -118,6 +138,9 @@ def run_guarded(words: Sequence[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
+    except RunFailed as failure:
+        fail(str(failure))
+        return FAILED
     except MemoryError:
         fail("memory ran out. Use a smaller --batch-size or fewer classes.")
         return FAILED

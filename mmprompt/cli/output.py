@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-
-PLAIN_WIDTH = 160
 
 
 class Output:
@@ -29,8 +28,7 @@ class Output:
         self.as_json = as_json
         stream = sys.stderr if as_json else sys.stdout
         self.is_terminal = stream.isatty()
-        width = None if self.is_terminal else PLAIN_WIDTH
-        self.console = Console(file=stream, width=width, highlight=False, soft_wrap=True)
+        self.console = Console(file=stream, highlight=False, soft_wrap=True)
 
     def say(self, text: str = "", style: str | None = None) -> None:
         """Write a line for people; names in it are never read as markup."""
@@ -38,8 +36,10 @@ class Output:
 
     def table(self, headers: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> None:
         """Write aligned columns; those whose index is in `numbers` are set flush right."""
-        shape = box.SIMPLE_HEAD if self.is_terminal else None
-        table = Table(box=shape, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        if not self.is_terminal:
+            self.console.print(Text("\n".join(plain_table([headers, *rows], numbers))))
+            return
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
         for index, header in enumerate(headers):
             table.add_column(Text(header), justify="right" if index in numbers else "left", overflow="fold")
         for row in rows:
@@ -50,6 +50,19 @@ class Output:
         """Write the JSON document, if one was asked for."""
         if self.as_json:
             print(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def plain_table(rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> list[str]:
+    """Rows as aligned lines without frames, wraps or trailing blanks, for files and pipes."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    cells = [
+        [
+            cell.rjust(width) if i in numbers else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        for row in rows
+    ]
+    return ["  ".join(row).rstrip() for row in cells]
 
 
 def percent(share: float) -> str:
@@ -66,3 +79,19 @@ def between(interval: Sequence[float], signed: bool = False) -> str:
 def shorten(text: str, length: int) -> str:
     """A text cut to a length, with an ellipsis where something was left out."""
     return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def result_table(output: Output, metrics: Mapping[str, Any], template: str) -> None:
+    """Accuracy of zero-shot and the learned prompt, with intervals."""
+    labels = {
+        "zero_shot_name": "zero-shot, bare class name",
+        "zero_shot_template": f"zero-shot, “{template}”",
+        "learned": "learned prompt",
+    }
+    rows = []
+    for key, label in labels.items():
+        gain = metrics["learned"].get(f"gain_over_{key}")
+        gained = [f"{100 * gain['gain']:+.1f}", between(gain["interval"], signed=True)] if gain else ["", ""]
+        rows.append([label, percent(metrics[key]["accuracy"]), between(metrics[key]["interval"]), *gained])
+    headers = ["", "accuracy", "95 % interval", "gained by learning", "95 % interval"]
+    output.table(headers, rows, numbers=(1, 2, 3, 4))

@@ -28,7 +28,8 @@ def parse(
     Args:
         settings: a dataclass; its fields are the options, the text under each its help.
         arguments: the words after the verb.
-        prog, description: the command as typed, and what it does, for the help text.
+        prog: the command as typed, for the help text.
+        description: what it does.
         default: values to start from instead of the fields' own.
     """
     chosen: dict[str, Any] = {} if default is None else {"default": default}
@@ -41,6 +42,7 @@ def peek(arguments: Sequence[str], name: str) -> str | None:
     Which options exist depends on the method, so the method has to be known first.
 
     Args:
+        arguments: the words after the verb.
         name: the option without dashes, such as `method`.
     """
     flag = f"--{name}"

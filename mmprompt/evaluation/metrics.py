@@ -103,4 +103,3 @@ def paired_bootstrap(a: np.ndarray, b: np.ndarray, seed: int = 0) -> tuple[float
         means[i] = counts @ difference[:, pictures].mean(1) / n_runs
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
-

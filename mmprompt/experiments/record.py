@@ -1,11 +1,11 @@
 """A finished run as its folder tells it: what `run.json`, `metrics.json` and `log.jsonl` say, checked and named.
 
-The one place that knows the layout of those files on the reading side; it draws and computes nothing
-beyond differences of what was measured.
+The one place that knows the layout of those files on the reading side; it draws and computes nothing.
 """
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from mmprompt.errors import bad_file
-from mmprompt.evaluation.metrics import paired_bootstrap
 from mmprompt.files import read_json
 from mmprompt.training.log import read_log
 
+BASELINES = ("zero_shot_name", "zero_shot_template")
 RUN, METRICS, LOG, WORDS = "run.json", "metrics.json", "log.jsonl", "nearest_words.json"
 ADVICE = "Give the folder of a finished run, as `mmprompt train` writes it."
 
@@ -31,13 +31,17 @@ class Measured:
         key: `zero_shot_name`, `zero_shot_template` or `learned`.
         accuracy: share right, 0..1.
         interval: its 95 % interval.
-        correct: [N] booleans in the order of the test pictures, None where only sums were kept.
+        gain: what the learned prompt gains over it, 0 for the learned prompt itself.
+        gain_interval: the paired 95 % interval of the gain.
+        novel: share right among the pictures of concepts that pretraining never saw, None where there are none.
     """
 
     key: str
     accuracy: float
     interval: tuple[float, float]
-    correct: np.ndarray | None
+    gain: float
+    gain_interval: tuple[float, float]
+    novel: float | None
 
 
 @dataclass(frozen=True)
@@ -71,60 +75,72 @@ class Record:
         return tuple(self.run["class_names"])
 
     @property
+    def shots(self) -> int | None:
+        """Training pictures of each class, None for all there are."""
+        return self.run["data"]["shots"]
+
+    @property
     def template(self) -> str:
         """The hand-written template that zero-shot was measured with."""
-        return self.run["template"]
+        return self.run["data"]["template"]
 
     @cached_property
     def measured(self) -> dict[str, Measured]:
         """What was measured, by key, zero-shot first."""
-        return {
-            key: _measured(key, self.metrics[key])
-            for key in ("zero_shot_name", "zero_shot_template", "learned")
-            if self.metrics.get(key)
-        }
+        return {key: self._measured(key) for key in (*BASELINES, "learned")}
+
+    def _measured(self, key: str) -> Measured:
+        content = self.metrics[key]
+        compared = self.metrics["learned"].get(f"gain_over_{key}", {"gain": 0.0, "interval": (0.0, 0.0)})
+        (low, high), (gain_low, gain_high) = content["interval"], compared["interval"]
+        novel = content["novel"]["accuracy"] if "novel" in content else None
+        return Measured(key, content["accuracy"], (low, high), compared["gain"], (gain_low, gain_high), novel)
 
     @cached_property
     def shown(self) -> tuple[Shown, ...]:
         """The test pictures in order."""
         return tuple(
-            Shown(Path(path), label, predicted, probability)
-            for path, label, predicted, probability in self.metrics["test"]
+            Shown(Path(entry["path"]), entry["label"], entry["predicted"], entry["probability"])
+            for entry in self.metrics["predictions"]
         )
 
     @cached_property
     def confusion(self) -> np.ndarray:
         """[C, C] counts of the learned prompt, true class by predicted class."""
-        counts = np.zeros((len(self.class_names),) * 2, dtype=int)
-        for picture in self.shown:
-            counts[picture.label, picture.predicted] += 1
-        return counts
+        n_classes = len(self.class_names)
+        return np.asarray(self.metrics["learned"]["confusion"], dtype=int).reshape(n_classes, n_classes)
 
-    def gain(self, key: str) -> tuple[float, tuple[float, float] | None]:
-        """What the learned prompt gains over a baseline, with its paired 95 % interval over pictures."""
-        ours, theirs = self.measured["learned"], self.measured[key]
-        interval = None
-        if ours.correct is not None and theirs.correct is not None:
-            interval = paired_bootstrap(ours.correct[None], theirs.correct[None])
-        return ours.accuracy - theirs.accuracy, interval
+    @property
+    def command(self) -> str:
+        """The command line of the run; of a run made in Python, the one that comes to the same."""
+        called = self.run.get("call", {}).get("command")
+        if called:
+            return called
+        data, method = self.run["data"], self.run["method"]
+        words = ["mmprompt", "train", "--dataset", data["name"], "--backbone", self.run["backbone"]["name"]]
+        words += ["--method", method["name"], *options(method["settings"]), "--shots", str(data["shots"])]
+        return shlex.join([*words, "--seed", str(self.run["seed"]), *options(self.run["recipe"])])
 
     def log_values(self, name: str) -> list[float]:
-        """One number of every epoch; empty where the log does not hold it. `loss` is the sum that was minimised."""
+        """One number of every epoch; epochs whose line does not hold it are left out."""
         return [float(entry[name]) for entry in self.log if entry.get(name) is not None]
 
     @property
-    def words(self) -> list[Any] | None:
-        """The nearest words that were looked up for this run, None where they were not."""
+    def words(self) -> list[Any]:
+        """The nearest words that were looked up for this run: a mapping per vector."""
         path = self.folder / WORDS
-        return read_json(path) if path.is_file() else None
+        return read_json(path) if path.is_file() else []
 
 
-def _measured(key: str, content: Mapping[str, Any]) -> Measured:
-    correct = None
-    if "predictions" in content and "labels" in content:
-        correct = np.asarray(content["predictions"]) == np.asarray(content["labels"])
-    low, high = content["interval"]
-    return Measured(key, content["accuracy"], (low, high), correct)
+def options(settings: Mapping[str, Any]) -> list[str]:
+    """Settings as the options of a command line; those that are unset or off are left out."""
+    words: list[str] = []
+    for name, value in settings.items():
+        if value is None or value is False:
+            continue
+        words.append("--" + name.replace("_", "-"))
+        words += [] if value is True else [str(value)]
+    return words
 
 
 def read_record(folder: Path | str) -> Record:
@@ -139,7 +155,7 @@ def read_record(folder: Path | str) -> Record:
     log = tuple(read_log(folder / LOG)) if (folder / LOG).is_file() else ()
     record = Record(folder, read_json(folder / RUN), read_json(folder / METRICS), log)
     try:
-        _ = record.class_names, record.template, record.measured["learned"], record.shown, record.confusion
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+        _ = record.class_names, record.template, record.measured, record.shown, record.confusion
+    except (KeyError, TypeError, ValueError, AttributeError):
         raise bad_file(folder, f"{RUN} or {METRICS} does not hold what a run writes", ADVICE) from None
     return record

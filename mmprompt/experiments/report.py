@@ -21,7 +21,7 @@ from PIL import Image
 
 from mmprompt.data.images import read_image
 from mmprompt.errors import UserError
-from mmprompt.experiments import figures
+from mmprompt.experiments import figures, sentences
 from mmprompt.experiments.figures import DARK, LIGHT, Theme
 from mmprompt.experiments.record import Record, Shown, read_record
 from mmprompt.files import write_bytes
@@ -30,7 +30,6 @@ N_EXAMPLES = 8
 THUMBNAIL = 240
 N_CONFUSED = 10
 INSTALL = 'pip install "mmprompt[report]"'
-LABELS = {"zero_shot_name": "bare class name", "zero_shot_template": "template", "learned": "learned prompt"}
 
 
 @dataclass(frozen=True)
@@ -64,17 +63,17 @@ def write_report(folder: Path | str) -> Path:
         raise UserError(problem)
     record = read_record(folder)
     right, wrong, n_missing = choose_examples(record)
-    drawn = {theme.name: draw_all(record, right, wrong, theme) for theme in (LIGHT, DARK)}
-    for name, data in drawn["light"].items():
+    light, dark = draw_charts(record, LIGHT), draw_charts(record, DARK)
+    for name, data in {**light, **draw_sheets(right, wrong)}.items():
         write_bytes(record.folder / f"{name}.png", data)
-    pages = {name: chart(data, drawn["dark"][name], name) for name, data in drawn["light"].items()}
+    pages = {name: chart(data, dark[name], name) for name, data in light.items()}
     path = record.folder / "report.html"
     write_bytes(path, render(record, pages, right, wrong, n_missing).encode())
     return path
 
 
-def draw_all(record: Record, right: Sequence[Example], wrong: Sequence[Example], theme: Theme) -> dict[str, bytes]:
-    """Every figure of a run for one theme, as PNG bytes by file name; what there is no data for is left out."""
+def draw_charts(record: Record, theme: Theme) -> dict[str, bytes]:
+    """The charts of a run for one theme, as PNG bytes by file name; what there is no data for is left out."""
     rows = [
         figures.Row(row_label(record, m.key), m.accuracy, m.interval, m.key == "learned")
         for m in record.measured.values()
@@ -84,13 +83,20 @@ def draw_all(record: Record, right: Sequence[Example], wrong: Sequence[Example],
         "confusion": figures.draw_confusion(record.confusion.tolist(), record.class_names, theme),
     }
     if record.log:
-        curve = [record.log_values(name) for name in ("epoch", "loss", "accuracy", "validation")]
-        drawn["learning_curve"] = figures.draw_learning_curve([int(e) for e in curve[0]], *curve[1:], theme)
+        loss, accuracy, validation = (record.log_values(name) for name in ("loss", "accuracy", "val_accuracy"))
+        epochs = range(1, len(record.log) + 1)
+        drawn["learning_curve"] = figures.draw_learning_curve(epochs, loss, accuracy, validation, theme)
+    return drawn
+
+
+def draw_sheets(right: Sequence[Example], wrong: Sequence[Example]) -> dict[str, bytes]:
+    """The example pictures as sheets, PNG bytes by file name."""
+    sheets = {}
     for name, examples in (("examples_right", right), ("examples_wrong", wrong)):
         if examples:
             captions = [f"{e.predicted}, {e.probability}" + true_label(e) for e in examples]
-            drawn[name] = figures.draw_examples([e.picture for e in examples], captions, theme)
-    return drawn
+            sheets[name] = figures.draw_examples([e.picture for e in examples], captions, LIGHT)
+    return sheets
 
 
 def true_label(example: Example) -> str:
@@ -100,7 +106,7 @@ def true_label(example: Example) -> str:
 
 def row_label(record: Record, key: str) -> str:
     """How a measured row is called, the template with its words."""
-    return f"“{record.template}”" if key == "zero_shot_template" else LABELS[key]
+    return {"zero_shot_name": "bare class name", "learned": "learned prompt"}.get(key, f"template “{record.template}”")
 
 
 def chart(light: bytes, dark: bytes, name: str) -> dict[str, Any]:
@@ -116,7 +122,7 @@ def encode(data: bytes) -> str:
 
 def choose_examples(record: Record) -> tuple[list[Example], list[Example], int]:
     """Pictures it got right (random, class after class) and wrong (surest first), and how many files were gone."""
-    rng = random.Random(0)  # noqa: S311 - the choice of what to show, the same at every writing
+    rng = random.Random(0)
     shuffled = rng.sample(record.shown, len(record.shown))
     right = one_class_after_another([s for s in shuffled if s.label == s.predicted])
     surest = sorted((s for s in record.shown if s.label != s.predicted), key=lambda s: -s.probability)
@@ -150,7 +156,9 @@ def load_examples(record: Record, pictures: Sequence[Shown]) -> tuple[list[Examp
             continue
         names = record.class_names
         picture = fit_square(picture)
-        examples.append(Example(picture, names[shown.label], names[shown.predicted], f"{100 * shown.probability:.0f} %"))
+        examples.append(
+            Example(picture, names[shown.label], names[shown.predicted], f"{100 * shown.probability:.0f} %")
+        )
     return examples, n_missing
 
 
@@ -191,15 +199,12 @@ def render(
     """The HTML of a report, every text in it escaped."""
     from jinja2 import Environment, StrictUndefined
 
-    from mmprompt.experiments import sentences
-
     source = resources.files("mmprompt.experiments").joinpath("templates/report.html.jinja").read_text("utf-8")
     template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True).from_string(source)
-    galleries = [
-        [{"picture": png_of(e.picture), "label": e.label, "predicted": e.predicted, "probability": e.probability}]
+    cells = [
+        {"picture": png_of(e.picture), "label": e.label, "predicted": e.predicted, "probability": e.probability}
         for e in (*right, *wrong)
     ]
-    cells = [cell for (cell,) in galleries]
     return template.render(
         light=LIGHT,
         dark=DARK,

@@ -1,18 +1,24 @@
 """The words whose embeddings lie nearest to learned context vectors.
 
 A reading aid and no more: learned vectors need not lie near any word (Zhou et al. 2022,
-"Interpreting the Learned Prompts", find few that make sense). It knows a backbone's token table and nothing of methods or runs.
+"Interpreting the Learned Prompts", find few that make sense). It knows classifiers and token tables, and
+nothing of methods or runs.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmprompt.backbones.protocols import DualEncoder
+from mmprompt.backbones.sites import Site
 from mmprompt.errors import UserError, bad_value
+from mmprompt.predictors.classifier import Classifier
 
 CHUNK = 4096
+MAX_CLASSES = 5
 
 
 def nearest_words(backbone: DualEncoder, vectors: Tensor, k: int = 5) -> list[list[tuple[str, float]]]:
@@ -38,6 +44,29 @@ def nearest_words(backbone: DualEncoder, vectors: Tensor, k: int = 5) -> list[li
     distances = _distances(backbone, vectors)  # [M, V]
     order = distances.argsort(dim=1, stable=True)  # [M, V]
     return [_first_words(backbone, row, ids.tolist(), k) for row, ids in zip(distances, order, strict=True)]
+
+
+def context_words(classifier: Classifier, k: int = 5) -> list[dict[str, Any]]:
+    """The nearest words of each context vector of a classifier, JSON-ready.
+
+    Args:
+        classifier: its prompt may have no vectors at `text.input`; then the list is empty.
+        k: words per vector, at least 1.
+    Returns:
+        A mapping per vector, `vector` its name and `words` a list of (word, distance). Of a class-specific
+        context the first five classes are looked at.
+    """
+    vectors = classifier.prompt.vectors("text").get(Site("text"))
+    if vectors is None:
+        return []
+    contexts = {"": vectors.values}
+    if vectors.scope == "class":
+        contexts = {f"{name}, ": vectors.values[i] for i, name in enumerate(classifier.class_names[:MAX_CLASSES])}
+    return [
+        {"vector": f"{prefix}vector {m + 1}", "words": words}
+        for prefix, values in contexts.items()
+        for m, words in enumerate(nearest_words(classifier.backbone, values, k))
+    ]
 
 
 def _distances(backbone: DualEncoder, vectors: Tensor) -> Tensor:

@@ -54,7 +54,9 @@ class CoOp(Method):
     def _words(self, backbone: DualEncoder) -> torch.Tensor:
         ids = backbone.tokenize(self.ctx_init or "")
         if not ids:
-            raise UserError(f"ctx_init is {self.ctx_init!r}, but it must hold at least one word. Write words or drop it.")
+            raise UserError(
+                f"ctx_init is {self.ctx_init!r}, but it must hold at least one word. Write words or drop it."
+            )
         if self.n_ctx not in (None, len(ids)):
             raise bad_value(
                 "n_ctx",

@@ -5,7 +5,8 @@ It knows pictures and a backbone, not labels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -19,26 +20,38 @@ ENCODE_BATCH = 64
 
 
 @torch.no_grad()
+def encode_tensors(
+    backbone: DualEncoder, images: Iterable[Tensor], vectors: Mapping[Site, Vectors] | None = None
+) -> Tensor:
+    """Features of pictures that are already tensors, in batches.
+
+    Args:
+        backbone: the frozen model.
+        images: N normalised [3, H, W], as `preprocess` gives them; taken one batch at a time.
+        vectors: of the vision sites, if the image tower is prompted.
+    Returns:
+        [N, E] of unit norm, on the backbone's device.
+    """
+    parts = [torch.empty(0, backbone.embed_dim, device=backbone.device, dtype=backbone.dtype)]
+    remaining = iter(images)
+    while batch := list(islice(remaining, ENCODE_BATCH)):
+        parts.append(backbone.encode_image(torch.stack(batch).to(backbone.device, backbone.dtype), vectors))
+    return torch.cat(parts)
+
+
 def encode_pictures(
     backbone: DualEncoder, sources: Sequence[ImageLike], vectors: Mapping[Site, Vectors] | None = None
 ) -> Tensor:
-    """Features of pictures under the backbone's own test transform.
+    """Features of pictures under the backbone's own test transform; arguments as for `encode_tensors`.
 
     Args:
         backbone: the frozen model.
         sources: N pictures.
         vectors: of the vision sites, if the image tower is prompted.
-    Returns:
-        [N, E] of unit norm, on the backbone's device.
     Raises:
         UserError: a picture cannot be read.
     """
-    parts = [torch.empty(0, backbone.embed_dim, device=backbone.device, dtype=backbone.dtype)]
-    for start in range(0, len(sources), ENCODE_BATCH):
-        batch = [backbone.preprocess(read_image(source)) for source in sources[start : start + ENCODE_BATCH]]
-        images = torch.stack(batch).to(backbone.device, backbone.dtype)
-        parts.append(backbone.encode_image(images, vectors))
-    return torch.cat(parts)
+    return encode_tensors(backbone, (backbone.preprocess(read_image(source)) for source in sources), vectors)
 
 
 class ImageFeatures:

@@ -48,7 +48,9 @@ class Prompt(nn.Module):
         shared = set(self.sites) & set(other.sites)
         if shared:
             names = ", ".join(str(site) for site in sorted(shared))
-            raise UserError(f"two methods both learn vectors at {names}. Combine methods that learn at different sites.")
+            raise UserError(
+                f"two methods both learn vectors at {names}. Combine methods that learn at different sites."
+            )
         layout = other.layout if other.has("text") else self.layout
         mine = dict(zip(self.sites, self.sources, strict=True))
         return Prompt(layout, mine | dict(zip(other.sites, other.sources, strict=True)))

@@ -28,7 +28,7 @@ from mmprompt.files import make_folder, sha256_bytes, write_json
 from mmprompt.losses import Outputs
 from mmprompt.methods import Method, describe
 from mmprompt.predictors.classifier import Classifier
-from mmprompt.predictors.features import ImageFeatures, encode_pictures
+from mmprompt.predictors.features import ImageFeatures, encode_pictures, encode_tensors
 from mmprompt.predictors.file import check_new, save
 from mmprompt.prompts.base import Prompt
 from mmprompt.prompts.text import TextLayout
@@ -55,15 +55,18 @@ def zero_shot(backbone: DualEncoder, class_names: Sequence[str], template: str =
 class ClassificationProblem:
     """What the loop trains: a classifier's prompt on labelled pictures.
 
+    Where no vectors enter the image tower, the features of all pictures are encoded once per view and
+    no picture is touched again.
+
     Args:
         classifier: whose prompt learns.
         method: gives the losses.
         images: N pictures.
         labels: N class indices.
-        augment: `"none"`, or `"coop"` for a random crop and flip drawn from (seed, epoch, index).
+        recipe: says how pictures are augmented.
         seed: of the augmentation.
         validation: held-out pictures for early stopping.
-        features: shared features of picture files, if some are already there.
+        stored: shared features of picture files, if some are already there.
     """
 
     def __init__(
@@ -71,21 +74,18 @@ class ClassificationProblem:
         classifier: Classifier,
         method: Method,
         images: Sequence[ImageLike],
-        labels: Sequence[int],
-        augment: str = "none",
+        labels: Sequence[int] | np.ndarray,
+        recipe: Recipe,
         seed: int = 1,
         validation: Sequence[Item] = (),
-        features: ImageFeatures | None = None,
+        stored: ImageFeatures | None = None,
     ) -> None:
-        self.classifier, self.method = classifier, method
-        self.images, self.augment, self.seed, self.validation = images, augment, seed, validation
-        self.backbone = classifier.backbone
+        self.classifier, self.method, self.backbone = classifier, method, classifier.backbone
+        self.images, self.recipe, self.seed, self.validation = images, recipe, seed, validation
         self.labels = torch.as_tensor(labels, device=self.backbone.device)
-        self.stored = features or ImageFeatures(self.backbone)
-        self._features: Tensor | None = None
-        self._pixels: dict[int, Tensor] = {}
-        if augment == "none" and not classifier.prompt.has("vision"):
-            self._features = _features_of(self.stored, images)
+        self.stored = stored or ImageFeatures(self.backbone)
+        self._features: dict[int, Tensor] = {}
+        self._pixels: dict[tuple[int, int], Tensor] = {}
 
     @property
     def module(self) -> nn.Module:
@@ -99,11 +99,12 @@ class ClassificationProblem:
 
     def step(self, indices: list[int], epoch: int) -> StepResult:
         """The loss terms of one batch and how many of its pictures were classified right."""
-        if self._features is not None:
-            image_features = self._features[indices]
+        view = self._view(epoch)
+        if self.classifier.prompt.has("vision"):
+            images = torch.stack([self._picture(index, view) for index in indices])
+            image_features = self.classifier.image_features(images.to(self.backbone.device, self.backbone.dtype))
         else:
-            batch = torch.stack([self._picture(index, epoch) for index in indices])
-            image_features = self.classifier.image_features(batch.to(self.backbone.device, self.backbone.dtype))
+            image_features = self._features_of_view(view)[indices]
         labels, class_features = self.labels[indices], self.classifier.class_features()
         logits = self.classifier.logits(image_features, class_features)
         losses = self.method.losses(Outputs(logits, labels, image_features, class_features))
@@ -115,21 +116,41 @@ class ClassificationProblem:
             return None
         return evaluate(self.classifier, self.validation, self.stored).accuracy
 
-    def _picture(self, index: int, epoch: int) -> Tensor:
-        if self.augment == "coop":
-            image = read_image(self.images[index])
-            return self.backbone.normalize(augment_coop(image, self.backbone.image_size, self.seed, epoch, index)[None])[0]
-        if index not in self._pixels:
-            pixels = self.backbone.preprocess(read_image(self.images[index]))
-            if len(self._pixels) * pixels.numel() > MAX_KEPT_PIXELS:
-                return pixels
-            self._pixels[index] = pixels
-        return self._pixels[index]
+    def _view(self, epoch: int) -> int:
+        """Which view of the pictures an epoch sees: one for all epochs, one of `views`, or one of its own."""
+        if self.recipe.augment != "coop":
+            return 0
+        return epoch % self.recipe.views if self.recipe.views else epoch
 
+    def _features_of_view(self, view: int) -> Tensor:
+        """[N, E] features of all pictures in one view, encoded the first time the view is met."""
+        if view not in self._features:
+            if not self.recipe.views:
+                self._features.clear()
+            self._features[view] = self._encode_view(view)
+        return self._features[view]
 
-def _features_of(stored: ImageFeatures, images: Sequence[ImageLike]) -> Tensor:
-    paths = [image for image in images if isinstance(image, Path)]
-    return stored.of(paths) if len(paths) == len(images) else encode_pictures(stored.backbone, images)
+    def _encode_view(self, view: int) -> Tensor:
+        if self.recipe.augment == "coop":
+            return encode_tensors(self.backbone, (self._augmented(index, view) for index in range(self.n_items)))
+        paths = [image for image in self.images if isinstance(image, Path)]
+        return self.stored.of(paths) if len(paths) == self.n_items else encode_pictures(self.backbone, self.images)
+
+    def _picture(self, index: int, view: int) -> Tensor:
+        """One picture of a view as the image tower takes it, kept while there is room."""
+        if (index, view) in self._pixels:
+            return self._pixels[index, view]
+        is_augmented = self.recipe.augment == "coop"
+        pixels = (
+            self._augmented(index, view) if is_augmented else self.backbone.preprocess(read_image(self.images[index]))
+        )
+        if (len(self._pixels) + 1) * pixels.numel() <= MAX_KEPT_PIXELS:
+            self._pixels[index, view] = pixels
+        return pixels
+
+    def _augmented(self, index: int, view: int) -> Tensor:
+        image = read_image(self.images[index])
+        return self.backbone.normalize(augment_coop(image, self.backbone.image_size, self.seed, view, index))
 
 
 def evaluate(classifier: Classifier, items: Sequence[Item], features: ImageFeatures | None = None) -> Evaluation:
@@ -195,7 +216,7 @@ def fit(
         backbone: a backbone or the name of one.
         data: a data set or the name of one in the catalogue.
         out: a new run folder; nothing is written without.
-        recipe: optimiser and schedule; the published SGD recipe by default.
+        recipe: optimiser and schedule; by default the published SGD recipe with what the data set says of it.
         seed: of the start, the data order and the augmentation.
         callbacks: called as training goes.
         resume: go on from the newest checkpoint in `out`.
@@ -205,7 +226,7 @@ def fit(
     """
     backbone = load_backbone(backbone) if isinstance(backbone, str) else backbone
     data = load_dataset(data) if isinstance(data, str) else data
-    recipe = resolve(recipe or Recipe(), data)
+    recipe = resolve(recipe or Recipe(**data.recipe), data)
     classifier = method.build(backbone, data.class_names, seed, data.template)
     config = run_config(method, backbone, data, recipe, seed)
     folder = None if out is None else Path(out)
@@ -217,7 +238,7 @@ def fit(
         method,
         [item.path for item in data.train],
         [item.label for item in data.train],
-        recipe.augment,
+        recipe,
         seed,
         data.val if recipe.patience is not None else (),
         features,
@@ -240,7 +261,7 @@ def resolve(recipe: Recipe, data: Dataset) -> Recipe:
     if recipe.patience is not None and not data.val:
         raise UserError(f"early stopping needs validation pictures, but {data.name} has none. Leave out --patience.")
     augment = data.augment if recipe.augment == "auto" else recipe.augment
-    return replace(recipe, augment=augment, epochs=_epochs(recipe, data))
+    return replace(recipe, augment=augment, epochs=_epochs(recipe, data))  # type: ignore[arg-type]
 
 
 def _epochs(recipe: Recipe, data: Dataset) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -63,12 +64,14 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
             raise bad_value("y", f"{len(y)} labels long", f"there are {len(images)} pictures", "Give one label each.")
         self.classes_, labels = np.unique(np.asarray(y), return_inverse=True)
         if len(self.classes_) < 2:
-            raise UserError(f"y holds {len(self.classes_)} class, but at least two are needed. Add pictures of another.")
+            raise UserError(
+                f"y holds {len(self.classes_)} class, but at least two are needed. Add pictures of another."
+            )
         backbone = load_backbone(self.backbone) if isinstance(self.backbone, str) else self.backbone
         method, recipe = self.method or CoOp(), self.recipe or Recipe()
         classifier = method.build(backbone, [self._word(label) for label in self.classes_], self.seed)
-        augment = "none" if recipe.augment == "auto" else recipe.augment
-        problem = ClassificationProblem(classifier, method, images, labels, augment, self.seed)
+        recipe = replace(recipe, augment="coop" if recipe.augment == "auto" else recipe.augment)
+        problem = ClassificationProblem(classifier, method, images, labels, recipe, self.seed)
         epochs = epochs_for(recipe, int(np.bincount(labels).max()))
         train(problem, recipe, self.seed, epochs, folder=None, run_id="", callbacks=(), resume=False)
         self.classifier_ = classifier
@@ -80,7 +83,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         try:
             return self.class_names[label]
         except KeyError:
-            raise UserError(f"class_names has no word for label {label!r}. Add it, or leave class_names out.") from None
+            raise UserError(f"class_names has no word for label {label}. Add it, or leave class_names out.") from None
 
     def predict_proba(self, X: Sequence[ImageLike]) -> np.ndarray:  # noqa: N803
         """[N, C] class probabilities, columns in the order of `classes_`.
@@ -99,4 +102,5 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
             NotFittedError: `fit` was not called.
             UserError: a picture cannot be read.
         """
-        return self.classes_[self.predict_proba(X).argmax(1)]
+        best = self.predict_proba(X).argmax(1)
+        return self.classes_[best]

@@ -32,7 +32,9 @@ class Callback(Protocol):
     """
 
     def on_train_begin(self, run: Run) -> None:
-        """Before the first step, after the state of a resumed run is back; no file is written yet."""
+        """Before the first step: forget earlier trainings. Weights and history of a resumed run are back, and
+        `restore` follows if there is a state; the run has not written anything yet.
+        """
 
     def on_epoch_begin(self, run: Run, epoch: int) -> None:
         """Before the first step of an epoch."""
@@ -54,7 +56,7 @@ class Callback(Protocol):
         return {}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what `state` gave."""
+        """Take back what `state` gave; called after `on_train_begin`, on a resumed run only."""
 
 
 class EarlyStopping(Callback):
@@ -87,6 +89,7 @@ class EarlyStopping(Callback):
                 "early stopping was asked for, but this data has no validation part. "
                 "Leave --patience out, or give data with a val split."
             )
+        self._best, self._best_accuracy, self._waited = {}, 0.0, 0
 
     def on_epoch_end(self, run: Run, epoch: int, logs: dict[str, Any]) -> None:
         """Measure, remember the best, and ask for the end once patience is used up."""
@@ -140,6 +143,7 @@ class CSVLogger(Callback):
         make_folder(self.path.parent)
         if self.path.is_dir():
             raise bad_file(self.path, "is a folder, not a CSV file", "Give the path of a file.")
+        self._columns = []
 
     def on_epoch_end(self, run: Run, epoch: int, logs: dict[str, Any]) -> None:
         """Add a row; the first one of this process replaces the file by all epochs so far."""

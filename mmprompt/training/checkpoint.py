@@ -99,7 +99,7 @@ def read_newest(folder: Path, run_id: str) -> Checkpoint | None:
         try:
             manifest = _read_manifest(path)
             tensors = read_tensors(path / "state.safetensors")
-        except _Damaged as error:
+        except _DamagedError as error:
             _log.warning("%s is damaged (%s); the checkpoint before it is taken.", path, error)
             continue
         if manifest["run_id"] != run_id:
@@ -121,7 +121,7 @@ def clean(folder: Path, newest: int) -> None:
             _remove(path)
 
 
-class _Damaged(Exception):
+class _DamagedError(Exception):
     pass
 
 
@@ -130,21 +130,21 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
     Raises:
         UserError: its format is newer.
-        _Damaged: anything else is wrong with it.
+        _DamagedError: anything else is wrong with it.
     """
     try:
         manifest = read_json(path / "manifest.json")
         state_sha256 = sha256_file(path / "state.safetensors")
     except (UserError, OSError) as error:
-        raise _Damaged(str(error)) from None
+        raise _DamagedError(str(error)) from None
     if not isinstance(manifest, dict) or manifest.pop("sha256", None) != _own_hash(manifest):
-        raise _Damaged("its manifest does not match its hash")
+        raise _DamagedError("its manifest does not match its hash")
     if manifest["format"] > FORMAT:
         raise bad_file(path, f"has format {manifest['format']}, this version reads {FORMAT}", "Update mmprompt.")
     if manifest["state_sha256"] != state_sha256:
-        raise _Damaged("its state does not match its hash")
+        raise _DamagedError("its state does not match its hash")
     if manifest["epoch"] != _epoch(path):
-        raise _Damaged(f"it is the checkpoint of epoch {manifest['epoch']}")
+        raise _DamagedError(f"it is the checkpoint of epoch {manifest['epoch']}")
     return manifest
 
 

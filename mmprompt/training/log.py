@@ -9,6 +9,7 @@ from typing import Any
 
 from mmprompt.errors import bad_file
 from mmprompt.files import read_bytes, write_bytes
+from mmprompt.training.problem import RunFailed
 
 
 def write_log(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
@@ -17,9 +18,17 @@ def write_log(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
 
 
 def append_log(path: Path, record: Mapping[str, Any]) -> None:
-    """Add one record; the file is closed again, so that a killed process loses no line."""
-    with path.open("a", encoding="utf-8") as handle:
-        handle.write(_line(record))
+    """Add one record; the file is closed again, so that a killed process loses no line.
+
+    Raises:
+        RunFailed: the disk is full or the folder is gone.
+    """
+    line = _line(record)
+    try:
+        with path.open("a", encoding="utf-8") as handle:
+            handle.write(line)
+    except OSError as error:
+        raise RunFailed(f"{path}: the log cannot be written ({error.strerror}). Check the disk, then resume.") from None
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ from mmprompt.training.problem import Problem, Run, RunFailed, StepResult
 from mmprompt.training.recipe import Recipe
 from mmprompt.training.schedules import learning_rate
 from mmprompt.training.seeds import batches, derive_seed, epoch_order
-from mmprompt.training.update import NotFinite, WeightUpdate
+from mmprompt.training.update import NotFiniteError, WeightUpdate
 
 _log = logging.getLogger(__name__)
 
@@ -66,6 +66,8 @@ def train(
         RunFailed: a loss, gradient or weight became NaN or infinite, or the disk is full.
         KeyboardInterrupt, SystemExit: after SIGINT or SIGTERM.
     """
+    if problem.n_items < 1:
+        raise UserError("there are no training items. Give data with a train split of one item or more.")
     if recipe.patience is not None:
         callbacks = (EarlyStopping(recipe.patience), *callbacks)
     n_steps = len(batches(list(range(problem.n_items)), recipe.batch_size))
@@ -99,10 +101,12 @@ class _Session:
     def open(self, resume: bool) -> None:
         """Take back the state of an earlier call, tell the callbacks, and bring the folder in order."""
         checkpoint = None if self.folder is None else self._find_checkpoint(self.folder, resume)
-        if checkpoint is not None:
-            self._restore(checkpoint)
+        callback_states = {} if checkpoint is None else self._restore(checkpoint)
         for callback in self.callbacks:
             callback.on_train_begin(self.run)
+        for name, callback in self._named_callbacks().items():
+            if name in callback_states:
+                callback.restore(callback_states[name])
         if self.folder is not None:
             make_folder(self.folder)
             clean(self.folder / "checkpoint", len(self.run.history))
@@ -128,6 +132,8 @@ class _Session:
                 break
             self._finish_epoch(epoch, self._run_epoch(epoch))
         self._save()
+        if self.interrupts.received is not None:
+            self._interrupt()
         for callback in self.callbacks:
             callback.on_train_end(self.run)
 
@@ -142,13 +148,13 @@ class _Session:
         means = _Means()
         for step, indices in enumerate(batches(order, recipe.batch_size)):
             if self.interrupts.received is not None:
-                self._interrupt(epoch)
+                self._interrupt()
             torch.manual_seed(derive_seed(self.seed, "step", epoch, step))
             with self.update.autocast():
                 result = problem.step(indices, epoch)
             try:
                 values = self.update.apply(result.losses, lr)
-            except NotFinite as error:
+            except NotFiniteError as error:
                 raise self._failure(f"{error} in epoch {epoch + 1}, step {step + 1} of {self.run.n_steps}") from None
             logs = means.add(values, result, len(indices)) | {"lr": lr}
             for callback in self.callbacks:
@@ -172,12 +178,13 @@ class _Session:
         if is_due and (epoch + 1) % self.run.recipe.checkpoint_every == 0:
             self._save()
 
-    def _interrupt(self, epoch: int) -> None:
+    def _interrupt(self) -> None:
         self._save()
+        n_done, folder = len(self.run.history), self.folder
         kept = (
-            f"epoch {epoch} is saved; --resume goes on from there" if self.folder and epoch else "nothing is saved yet"
+            f"{n_done} of {self.run.n_epochs} epochs are kept in {folder}" if folder and n_done else "nothing is kept"
         )
-        _log.warning("interrupted in epoch %d of %d: %s.", epoch + 1, self.run.n_epochs, kept)
+        _log.warning("interrupted: %s.", kept)
         raise self.interrupts.stop()
 
     def _failure(self, what: str) -> RunFailed:
@@ -208,23 +215,28 @@ class _Session:
         }
         return Checkpoint(self.run_id, len(self.run.history), tensors, progress)
 
-    def _restore(self, checkpoint: Checkpoint) -> None:
+    def _restore(self, checkpoint: Checkpoint) -> dict[str, dict[str, Tensor]]:
+        """Take back what `_checkpoint` gave, but for the states of the callbacks, which are returned."""
         parts: dict[str, dict[str, Tensor]] = {"module": {}, "optimizer": {}}
         for key, value in checkpoint.tensors.items():
             part, _, name = key.partition("/")
             parts.setdefault(part, {})[name] = value
-        self.run.problem.module.load_state_dict(parts.pop("module"))
+        try:
+            self.run.problem.module.load_state_dict(parts.pop("module"))
+        except RuntimeError:
+            raise UserError(
+                f"the checkpoint in {self.folder} does not fit this prompt. "
+                "Resume with the settings and the version the run was started with."
+            ) from None
         self.update.restore(parts.pop("optimizer"), checkpoint.progress["scaler"])
-        callbacks = self._named_callbacks()
-        for part, tensors in parts.items():
-            if part not in callbacks:
-                raise UserError(
-                    f"the checkpoint holds the state of a callback {part!r} that was not given. "
-                    "Resume with the callbacks the run was started with."
-                )
-            callbacks[part].restore(tensors)
         self.run.history[:] = checkpoint.progress["history"]
         self.run.is_stopped = checkpoint.progress["is_stopped"]
+        for name in parts.keys() - self._named_callbacks().keys():
+            raise UserError(
+                f"the checkpoint in {self.folder} holds the state of a callback {name!r} that was not given. "
+                "Resume with the callbacks the run was started with."
+            )
+        return parts
 
     def _named_callbacks(self) -> dict[str, Callback]:
         """The callbacks by class name and their count within the class, which stateless others cannot change."""

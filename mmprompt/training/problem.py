@@ -40,8 +40,8 @@ class Problem(Protocol):
     """What is trained and on what.
 
     Attributes:
-        module: what is trained. All that its `state_dict()` holds is kept in checkpoints, so a frozen
-            backbone does not belong in it; its training mode is left as it is.
+        module: what is trained. All that its `state_dict()` holds is kept in checkpoints and must be finite,
+            so a frozen backbone does not belong in it; its training mode is left as it is.
         n_items: number of training items, at least 1.
     """
 

@@ -56,6 +56,9 @@ class Recipe:
     augment: Augment = "auto"
     """Training pictures as they are (none), cropped and flipped as in the papers (coop), or as the data set says."""
 
+    views: int = 10
+    """Cropped and flipped views per picture, drawn once and taken in turn; 0 draws fresh ones in every epoch."""
+
     patience: int | None = None
     """Stop after so many epochs without a better validation accuracy and keep the best; by default never."""
 
@@ -76,6 +79,7 @@ class Recipe:
         self._check_number("checkpoint_seconds", least=0.0)
         self._check_count("batch_size", least=1)
         self._check_count("warmup_epochs", least=0)
+        self._check_count("views", least=0)
         self._check_count("checkpoint_every", least=1)
         if self.epochs is not None:
             self._check_count("epochs", least=1)

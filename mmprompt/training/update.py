@@ -19,7 +19,7 @@ from mmprompt.training.recipe import Recipe
 SMALLEST_SCALE = 1.0
 
 
-class NotFinite(ArithmeticError):
+class NotFiniteError(ArithmeticError):
     """A loss or gradient is NaN or infinite; the text says which, and the weights are as they were."""
 
 
@@ -56,15 +56,15 @@ class WeightUpdate:
         Returns:
             The value of each loss, and of their sum as `loss`.
         Raises:
-            NotFinite: a loss or gradient is NaN or infinite. (An infinite gradient under fp16 only lowers
+            NotFiniteError: a loss or gradient is NaN or infinite. (An infinite gradient under fp16 only lowers
                 the loss scale, until that can go no lower.)
             UserError: no learned vector reaches the losses.
         """
         total = sum(losses.values(), start=torch.zeros((), device=self.device))
-        values = {name: float(value) for name, value in losses.items()} | {"loss": float(total)}
+        values = {name: value.item() for name, value in losses.items()} | {"loss": total.item()}
         for name, value in values.items():
             if not math.isfinite(value):
-                raise NotFinite(f"{name} became {value}")
+                raise NotFiniteError(f"{name} became {value}")
         if not total.requires_grad:
             raise UserError("no learned vector reaches the loss. Use one vector or more, at a site the model has.")
         self._optimizer.zero_grad(set_to_none=True)
@@ -79,10 +79,10 @@ class WeightUpdate:
     def _check_gradients(self) -> None:
         if self._scaler.is_enabled():
             if self._scaler.get_scale() < SMALLEST_SCALE:
-                raise NotFinite("the gradient overflows fp16 at every loss scale")
+                raise NotFiniteError("the gradient overflows fp16 at every loss scale")
             return
         if not all(bool(value.grad.isfinite().all()) for value in self.parameters if value.grad is not None):
-            raise NotFinite("the gradient became nan or infinite")
+            raise NotFiniteError("the gradient became nan or infinite")
 
     def tensors(self) -> dict[str, Tensor]:
         """The optimiser's moments, by parameter and name."""

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
+DRAWN_SIDE = 160
 SPRITE_SIDE = 112
 
 
@@ -149,13 +151,41 @@ def style_icons(style: Style, table: dict[str, str], work: Path) -> dict[str, st
 
 
 def draw(documents: list[str], work: Path, script: Path) -> np.ndarray:
-    """Draw SVG documents. Returns [N, 4, side, side] uint8, colour premultiplied with alpha."""
+    """Draw SVG documents. Returns [N, 4, side, side] uint8, colour premultiplied with alpha; blank where it failed."""
     modules = fetch_rasteriser(work)
     source, target = work / "documents.jsonl", work / "documents.raw"
     source.write_text("".join(json.dumps(d) + "\n" for d in documents), encoding="utf-8")
-    command = ["node", str(script), str(modules), str(source), str(target), str(SPRITE_SIDE)]
-    subprocess.run(command, check=True)
-    pixels = np.fromfile(target, dtype=np.uint8).reshape(len(documents), SPRITE_SIDE, SPRITE_SIDE, 4)
+    command = ["node", str(script), str(modules), str(source), str(target), str(DRAWN_SIDE)]
+    blank = bytes(DRAWN_SIDE * DRAWN_SIDE * 4)
+    target.write_bytes(b"")
+    while (done := target.stat().st_size // len(blank)) < len(documents):
+        run = subprocess.run([*command, str(done)], capture_output=True)
+        if run.returncode:  # the rasteriser died of one document: leave it blank and go on behind it
+            drawn = target.stat().st_size // len(blank)
+            with target.open("r+b") as out:
+                out.seek(drawn * len(blank))
+                out.write(blank)
+    pixels = np.fromfile(target, dtype=np.uint8).reshape(len(documents), DRAWN_SIDE, DRAWN_SIDE, 4)
     source.unlink()
     target.unlink()
-    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+    return np.stack([fill_box(picture) for picture in pixels])
+
+
+def fill_box(pixels: np.ndarray) -> np.ndarray:
+    """Scale a drawing to fill its square box, so that size means the same in every style.
+
+    Args:
+        pixels: [s, s, 4] uint8, premultiplied.
+    Returns:
+        [4, SPRITE_SIDE, SPRITE_SIDE] uint8, premultiplied; blank stays blank.
+    """
+    rows, columns = (np.nonzero(pixels[:, :, 3].max(axis) > 8)[0] for axis in (1, 0))
+    if not len(rows):
+        return np.zeros((4, SPRITE_SIDE, SPRITE_SIDE), np.uint8)
+    side = max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1
+    top, left = (rows[0] + rows[-1] + 1 - side) // 2, (columns[0] + columns[-1] + 1 - side) // 2
+    padded = np.pad(pixels, ((side, side), (side, side), (0, 0)))[top + side :, left + side :][:side, :side]
+    box = (SPRITE_SIDE, SPRITE_SIDE)
+    planes = [Image.fromarray(np.ascontiguousarray(padded[:, :, c])).resize(box, Image.BICUBIC) for c in range(4)]
+    filled = np.stack([np.asarray(plane) for plane in planes])
+    return np.minimum(filled, filled[3:])

@@ -38,7 +38,6 @@ def stem_of(label: str) -> str:
     """The label without gender, hair and direction words: variants of one drawing share it."""
     text = label.lower().split(": facing")[0]
     text = re.sub(r"\b(man|woman|person|men|women|people|merman|mermaid|merperson)\b", "person", text)
-    text = re.sub(r": .*", "", text) if text.startswith("person:") else text
     text = re.sub(r"\b(face|cat face)$", "", text) if text.endswith(" face") and len(text.split()) == 2 else text
     return re.sub(r"[^a-z0-9]+", " ", text).replace("person", "").strip() or "person"
 

@@ -117,7 +117,9 @@ def pack(slots: TextSlots, n_common: int) -> Packing:
     real = torch.arange(width, device=own.device)[None] < own[:, None]  # [C, T]
     rows, columns = real.nonzero(as_tuple=True)
     ctx_index = slots.ctx_index[rows, columns + n_common]
-    return Packing(n_common, rows, columns, own.cumsum(0) - 1, slots.ctx_index[:1, :n_common], ctx_index[:, None], width)
+    return Packing(
+        n_common, rows, columns, own.cumsum(0) - 1, slots.ctx_index[:1, :n_common], ctx_index[:, None], width
+    )
 
 
 def run_packed(view: TextView, x: Tensor, packing: Packing, deep: Mapping[int, Vectors]) -> Tensor:

@@ -1,0 +1,94 @@
+"""`mmprompt eval`: a trained prompt on labelled pictures, beside zero-shot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from mmprompt.backbones.load import load_backbone
+from mmprompt.cli.output import Output, result_table
+from mmprompt.cli.parser import parse
+from mmprompt.cli.pictures import Pictures
+from mmprompt.data.splits import SplitName
+from mmprompt.errors import UserError
+from mmprompt.experiments.record import RUN
+from mmprompt.files import read_json
+from mmprompt.predictors.features import ImageFeatures
+from mmprompt.predictors.file import load, read_prompt_header
+from mmprompt.tasks.classification import Result, measure
+
+DESCRIPTION = "Measure a trained prompt beside zero-shot, on the pictures of its run or on others."
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured."""
+
+    run: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
+    """The run folder."""
+    split: SplitName = "test"
+    """Which part of the data set."""
+    device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
+    json: bool = False
+    """Print one JSON document; everything for people goes to stderr."""
+    pictures: Pictures = field(default_factory=Pictures)
+
+
+def run(arguments: Sequence[str], prog: str) -> None:
+    """Measure and print.
+
+    Raises:
+        UserError: the run or the pictures cannot be used.
+    """
+    settings = parse(Settings, arguments, prog, DESCRIPTION)
+    output = Output(settings.json)
+    header = read_prompt_header(settings.run)
+    data = pictures_of(settings, header["training"]).load(*draw_of(header["training"]))
+    items = data.items(settings.split)
+    if not items:
+        raise UserError(f"the {settings.split} part of {data.name} is empty. Choose another --split.")
+    classifier = load(settings.run, load_backbone(header["backbone"]["name"], settings.device))
+    if data.class_names != classifier.class_names:
+        classifier = classifier.with_class_names(data.class_names)
+    metrics = measure(Result(classifier, [], replace(data, test=items), None, ImageFeatures(classifier.backbone)))
+    output.say(f"{settings.run} on the {settings.split} part of {data.name}: {len(items):,} pictures.")
+    output.say()
+    result_table(output, metrics, data.template)
+    output.document({"run": str(settings.run), "dataset": data.name, "split": settings.split, "metrics": metrics})
+
+
+def pictures_of(settings: Settings, training: dict[str, Any]) -> Pictures:
+    """The pictures that the command names, else those of the run.
+
+    Raises:
+        UserError: neither says where they are.
+    """
+    given = settings.pictures
+    if given.dataset is not None or given.data is not None:
+        return given
+    path = settings.run / RUN
+    place = read_json(path).get("call", {}).get("pictures", {}) if path.is_file() else {}
+    if not place:
+        place = {"dataset": training.get("data", {}).get("name")}
+    paths = {name: Path(place[name]) for name in ("data", "root", "datasets_dir") if place.get(name)}
+    if not place.get("dataset") and "data" not in paths:
+        raise UserError(f"{settings.run} does not say which pictures it learned from. Give --dataset or --data.")
+    saved = Pictures(place.get("dataset"), template=place.get("template"), **paths)
+    return Pictures(
+        saved.dataset,
+        saved.data,
+        given.root or saved.root,
+        given.datasets_dir or saved.datasets_dir,
+        given.template or saved.template,
+    )
+
+
+def draw_of(training: dict[str, Any]) -> tuple[int | None, int]:
+    """The shots and seed a run drew its pictures with, so that its train and val parts are the same again."""
+    data = training.get("data", {})
+    return data.get("shots"), data.get("seed") or 1

@@ -1,0 +1,88 @@
+"""`mmprompt methods`: the ways to learn a prompt, and the settings of each, read off their dataclasses."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import itertools
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Annotated, Any
+
+import tyro
+
+from mmprompt.cli.output import Output
+from mmprompt.cli.parser import parse
+from mmprompt.methods import METHODS, method_types
+
+
+@dataclass(frozen=True)
+class ListSettings:
+    """How the list is printed."""
+
+    json: bool = False
+    """Print one JSON document; everything for people goes to stderr."""
+
+
+@dataclass(frozen=True)
+class ShowSettings:
+    """Which method is shown."""
+
+    name: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="NAME")]]
+    """A method, or several joined by +."""
+    json: bool = False
+    """Print one JSON document; everything for people goes to stderr."""
+
+
+def run_list(arguments: Sequence[str], prog: str) -> None:
+    """Print every method with its one-line description."""
+    settings = parse(ListSettings, arguments, prog, "The ways to learn a prompt.")
+    output = Output(settings.json)
+    found = {name: summary_of(kind) for name, kind in METHODS.items()}
+    output.table(["name", "what it is"], [list(pair) for pair in found.items()])
+    output.say()
+    output.say("Methods that learn at different places combine: --method coop+vpt.")
+    output.document([{"name": name, "summary": summary} for name, summary in found.items()])
+
+
+def run_show(arguments: Sequence[str], prog: str) -> None:
+    """Print the settings of a method.
+
+    Raises:
+        UserError: there is no such method.
+    """
+    settings = parse(ShowSettings, arguments, prog, "The settings of one method.")
+    output = Output(settings.json)
+    shown = []
+    for name, kind in zip(settings.name.split("+"), method_types(settings.name), strict=True):
+        options = options_of(kind)
+        shown.append({"name": name.strip(), "summary": summary_of(kind), "settings": options})
+        output.say(f"{name.strip()}: {summary_of(kind)}", "bold")
+        flags = ["--" + option["name"].replace("_", "-") for option in options]
+        rows = [[flag, default_of(option), option["help"]] for flag, option in zip(flags, options, strict=True)]
+        output.table(["option", "default", "meaning"], rows)
+        output.say()
+    output.document(shown)
+
+
+def default_of(option: Mapping[str, Any]) -> str:
+    """A default as a table shows it, nothing for one that is left open."""
+    return "" if option["default"] is None else str(option["default"])
+
+
+def summary_of(kind: type) -> str:
+    """The first sentence of a class's docstring."""
+    return (inspect.getdoc(kind) or "").split("\n\n")[0].replace("\n", " ")
+
+
+def options_of(kind: type) -> list[dict[str, Any]]:
+    """Name, default and help of every field of a dataclass; the help is the text under the field."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
+    members = body.body if isinstance(body, ast.ClassDef) else []
+    texts = {}
+    for member, after in itertools.pairwise(members):
+        is_field = isinstance(member, ast.AnnAssign) and isinstance(member.target, ast.Name)
+        if is_field and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+            texts[ast.unparse(member.target)] = " ".join(str(after.value.value).split())  # type: ignore[attr-defined]
+    return [{"name": field.name, "default": field.default, "help": texts.get(field.name, "")} for field in fields(kind)]

@@ -1,0 +1,143 @@
+"""What is there of a dataset, what is missing, and what is broken, before a long run finds out.
+
+Only looks: nothing is fetched, repaired or changed, and nothing is printed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmprompt.data.class_names import shortened
+from mmprompt.data.images import read_image
+from mmprompt.data.splits import SPLITS, SplitName, Splits, class_counts
+from mmprompt.errors import UserError
+from mmprompt.files import sha256_file
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What a check found.
+
+    Args:
+        root: the folder of the pictures.
+        class_names: names by label.
+        counts: pictures in each split.
+        per_class: for each split, pictures by label.
+        n_decoded: pictures that were opened.
+        problems: what a run would stumble over, one line each.
+        warnings: what makes results doubtful, one line each.
+    """
+
+    root: Path
+    class_names: tuple[str, ...]
+    counts: dict[SplitName, int]
+    per_class: dict[SplitName, tuple[int, ...]]
+    n_decoded: int
+    problems: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether there are no problems; warnings are allowed."""
+        return not self.problems
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The report as text, one finding a line."""
+        parts = [f"{split} {self.counts[split]}{_range(self.per_class[split])}" for split in SPLITS]
+        return (
+            f"{self.root}: {len(self.class_names)} classes; pictures: {', '.join(parts)}.",
+            f"{self.n_decoded} pictures were opened.",
+            *(f"Problem: {problem}" for problem in self.problems),
+            *(f"Warning: {warning}" for warning in self.warnings),
+            "Ready to train." if self.is_ok else f"{len(self.problems)} problems to mend before training.",
+        )
+
+
+def check_dataset(
+    splits: Splits,
+    n_classes: int | None = None,
+    sizes: Mapping[SplitName, int] | None = None,
+    sample: int | None = 200,
+    seed: int = 0,
+) -> CheckReport:
+    """Count, look for missing, broken and repeated pictures.
+
+    Args:
+        splits: all pictures, as `read_splits`, `read_folder` or `read_table` give them.
+        n_classes: how many the dataset's card expects.
+        sizes: pictures in each split that it expects.
+        sample: how many pictures to decode, None for all.
+        seed: of the sample.
+    """
+    counts = {split: len(splits.items(split)) for split in SPLITS}
+    per_class = {split: class_counts(splits.items(split), len(splits.class_names)) for split in SPLITS}
+    paths = {split: [item.path for item in splits.items(split)] for split in SPLITS}
+    everything = [path for split in SPLITS for path in paths[split]]
+    missing = [path for path in everything if not path.is_file()]
+    present = sorted(set(everything) - set(missing))
+    chosen = present if sample is None or sample >= len(present) else random.Random(seed).sample(present, sample)
+    problems = [*_unexpected(splits, counts, n_classes, sizes or {}), *_missing(splits.root, missing, len(everything))]
+    problems += _broken(chosen)
+    warnings = (*splits.notes, *_untested(splits, per_class), *_repeated(splits.root, paths, set(present)))
+    return CheckReport(splits.root, splits.class_names, counts, per_class, len(chosen), tuple(problems), warnings)
+
+
+def _range(counts: tuple[int, ...]) -> str:
+    return f" ({min(counts)} to {max(counts)} a class)" if any(counts) else ""
+
+
+def _unexpected(
+    splits: Splits, counts: Mapping[SplitName, int], n_classes: int | None, sizes: Mapping[SplitName, int]
+) -> list[str]:
+    found = []
+    if n_classes is not None and n_classes != len(splits.class_names):
+        found.append(f"there are {len(splits.class_names)} classes, but {n_classes} were expected.")
+    for split, size in sizes.items():
+        if counts[split] != size:
+            found.append(f"{split} has {counts[split]} pictures, but {size} were expected.")
+    return found
+
+
+def _missing(root: Path, missing: list[Path], total: int) -> list[str]:
+    if not missing:
+        return []
+    names = shortened([path.relative_to(root).as_posix() for path in missing], limit=3)
+    return [f"{len(missing)} of {total} pictures are missing: {names}."]
+
+
+def _broken(paths: list[Path]) -> list[str]:
+    found = []
+    for path in paths:
+        try:
+            read_image(path)
+        except UserError as error:
+            found.append(str(error))
+    return found
+
+
+def _untested(splits: Splits, per_class: Mapping[SplitName, tuple[int, ...]]) -> list[str]:
+    names = [name for name, count in zip(splits.class_names, per_class["test"], strict=True) if count == 0]
+    return [f"{len(names)} classes have no test picture: {shortened(names)}."] if names else []
+
+
+def _repeated(root: Path, paths: Mapping[SplitName, list[Path]], present: set[Path]) -> list[str]:
+    """Pictures of the same bytes in two splits; only files of equal size are hashed."""
+    of_size: dict[int, list[tuple[SplitName, Path]]] = {}
+    for split, members in paths.items():
+        for path in members:
+            if path in present:
+                of_size.setdefault(path.stat().st_size, []).append((split, path))
+    of_hash: dict[str, list[tuple[SplitName, Path]]] = {}
+    for candidates in of_size.values():
+        if len({split for split, _ in candidates}) > 1:
+            for split, path in candidates:
+                of_hash.setdefault(sha256_file(path), []).append((split, path))
+    twins = [group for group in of_hash.values() if len({split for split, _ in group}) > 1]
+    if not twins:
+        return []
+    pairs = [" = ".join(path.relative_to(root).as_posix() for _, path in group[:2]) for group in twins]
+    return [f"{len(twins)} pictures are in more than one split: {shortened(pairs, limit=3)}."]

@@ -1,0 +1,65 @@
+"""The split files of CoOp: one JSON object of train, val and test, each a list of [path, label, name].
+
+A split file is read, never made: a new random split would be another dataset under the same name.
+This file knows no dataset by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmprompt.data.class_names import class_index
+from mmprompt.data.splits import SPLITS, Item, Splits
+from mmprompt.errors import UserError, bad_file
+from mmprompt.files import read_json, safe_join
+
+_ADVICE = "Restore the published split file."
+
+
+def read_coop_split(path: Path, images: Path, rename: Mapping[str, str] | None = None) -> Splits:
+    """Read a split file of the CoOp layout (`split_zhou_*.json`).
+
+    Args:
+        path: the JSON file.
+        images: the folder that its paths are relative to. Whether they exist is not looked at.
+        rename: class names to replace, as the file spells them.
+    Raises:
+        UserError: the file is missing or another form, labels have gaps, or names clash.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or set(content) != set(SPLITS):
+        raise bad_file(path, "is not one object of train, val and test", _ADVICE)
+    root = images.resolve()
+    raw_names: dict[int, str] = {}
+    parts = {split: _items(content[split], root, f"{path}, {split}", raw_names) for split in SPLITS}
+    if sorted(raw_names) != list(range(len(raw_names))):
+        raise bad_file(path, f"has labels that are not 0 to {len(raw_names) - 1} without a gap", _ADVICE)
+    ordered = [raw_names[label] for label in range(len(raw_names))]
+    if len(set(ordered)) < len(ordered):
+        raise bad_file(path, "gives two labels the same name", _ADVICE)
+    names = class_index(ordered, str(path), rename)
+    class_names = tuple(names[raw] for raw in ordered)
+    return Splits(root, class_names, parts["train"], parts["val"], parts["test"])
+
+
+def _items(records: Any, root: Path, place: str, raw_names: dict[int, str]) -> tuple[Item, ...]:
+    if not isinstance(records, list):
+        raise UserError(f"{place}: is not a list. {_ADVICE}")
+    items = []
+    for index, record in enumerate(records):
+        match record:
+            case [str(relative), int(label), str(name)] if not isinstance(label, bool):
+                pass
+            case _:
+                raise UserError(f"{place}, entry {index}: is not [path, label, class name]. {_ADVICE}")
+        if raw_names.setdefault(label, name) != name:
+            raise UserError(
+                f"{place}, entry {index}: label {label} is {name!r} here, {raw_names[label]!r} before. {_ADVICE}"
+            )
+        try:
+            items.append(Item(safe_join(root, relative), label))
+        except UserError as error:
+            raise UserError(f"{place}, entry {index}: {error}") from None
+    return tuple(items)

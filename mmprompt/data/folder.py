@@ -1,0 +1,130 @@
+"""A user's own pictures: a folder for each class, or a table of paths and labels.
+
+Folders are either `ROOT/CLASS/picture.jpg`, or `ROOT/train/CLASS/picture.jpg` with `test` and perhaps `val` beside
+`train`. Pictures are found by their suffix and opened only when a run reads them. This file does not
+know the catalog of published sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from mmprompt.data.class_names import shortened
+from mmprompt.data.fewshot import draw_dataset
+from mmprompt.data.images import IMAGE_SUFFIXES
+from mmprompt.data.splits import SPLITS, Dataset, Row, SplitName, Splits, assemble, refuse_missing
+from mmprompt.data.table import read_table
+from mmprompt.errors import UserError, bad_file
+
+_SPLIT_FOLDERS: dict[str, SplitName] = {
+    "train": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
+
+
+def ImageFolder(  # noqa: N802  the name people know from torchvision
+    root: str | Path,
+    shots: int | None = None,
+    seed: int = 1,
+    template: str = "a photo of a {}.",
+    augment: str = "coop",
+) -> Dataset:
+    """A dataset from a folder of class folders.
+
+    Args:
+        root: holds a folder of pictures for each class, or `train`, `test` and perhaps `val`, which do.
+        shots: training pictures a class, at least 1, or None for all.
+        seed: of the draw of shots. The held-out test part does not depend on it.
+        template: the hand-written prompt, with one `{}`.
+        augment: `"coop"` (random crop and mirror) or `"none"`.
+    Raises:
+        UserError: the folder is missing or empty, a class has no picture or no name, or there is one class only.
+    """
+    splits = read_folder(root)
+    return draw_dataset(splits, splits.root.name, shots, seed, template, protocol="folder", augment=augment)
+
+
+def ImageTable(  # noqa: N802  the sister of ImageFolder
+    path: str | Path,
+    root: str | Path | None = None,
+    shots: int | None = None,
+    seed: int = 1,
+    template: str = "a photo of a {}.",
+    augment: str = "coop",
+) -> Dataset:
+    """A dataset from a CSV or JSONL file with a row for each picture.
+
+    Args:
+        path: the table, as in `read_table`.
+        root: what the paths are relative to; the file's own folder by default.
+        shots: training pictures a class, at least 1, or None for all.
+        seed: of the draw of shots. The held-out test part does not depend on it.
+        template: the hand-written prompt, with one `{}`.
+        augment: `"coop"` (random crop and mirror) or `"none"`.
+    Raises:
+        UserError: the file, a row or the classes are bad, or a picture is missing.
+    """
+    splits = read_table(path, root)
+    refuse_missing(item for split in SPLITS for item in splits.items(split))
+    return draw_dataset(splits, Path(path).stem, shots, seed, template, protocol="folder", augment=augment)
+
+
+def read_folder(root: str | Path) -> Splits:
+    """All pictures below a folder of class folders, classes sorted by name, pictures by path.
+
+    Args:
+        root: as in `ImageFolder`. Hidden files and other suffixes are passed over.
+    Raises:
+        UserError: as in `ImageFolder`.
+    """
+    root = _existing_folder(Path(root))
+    folders = _visible_folders(root)
+    if not folders:
+        found = "holds pictures but no class folders" if _pictures(root) else "holds no class folders"
+        raise bad_file(root, found, "Make a folder of pictures for each class.")
+    if all(folder.name in _SPLIT_FOLDERS for folder in folders):
+        rows = [row for folder in folders for row in _class_rows(folder, _SPLIT_FOLDERS[folder.name])]
+        if not any(row.split == "train" for row in rows):
+            raise bad_file(root, "has no train folder beside " + shortened([f.name for f in folders]), "Add train.")
+    else:
+        rows = list(_class_rows(root, "train"))
+    return assemble(root, rows, str(root))
+
+
+def _existing_folder(root: Path) -> Path:
+    if root.is_file():
+        raise bad_file(root, "is a file, but a folder of class folders was expected", "Give the folder.")
+    if not root.is_dir():
+        raise bad_file(root, "is not there", "Give a folder that holds a folder of pictures for each class.")
+    return root.resolve()
+
+
+def _class_rows(parent: Path, split: SplitName) -> Iterator[Row]:
+    empty = []
+    for folder in _visible_folders(parent):
+        pictures = _pictures(folder)
+        if not pictures:
+            empty.append(folder.name)
+        yield from (Row(picture, folder.name, split) for picture in pictures)
+    if empty:
+        raise UserError(
+            f"{parent}: no picture in {len(empty)} class folders ({shortened(empty)}). "
+            f"Add pictures ({', '.join(sorted(IMAGE_SUFFIXES))}) or remove the folders."
+        )
+
+
+def _visible_folders(parent: Path) -> list[Path]:
+    return sorted(path for path in parent.iterdir() if path.is_dir() and _is_visible(path.name))
+
+
+def _pictures(folder: Path) -> list[Path]:
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    return sorted(path for path in found if all(map(_is_visible, path.relative_to(folder).parts)))
+
+
+def _is_visible(name: str) -> bool:
+    return not name.startswith((".", "__MACOSX"))

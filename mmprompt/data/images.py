@@ -1,0 +1,148 @@
+"""Pictures in: from a path, a PIL image, an array or a tensor to one upright RGB picture.
+
+Everything odd about picture files ends here: rotation flags, palettes, grey, 16 bits, CMYK,
+transparency, animation, damage and bombs. This file knows no backbone and resizes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from mmprompt.errors import UserError, bad_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ImageLike: TypeAlias = "str | Path | Image.Image | np.ndarray | Tensor"
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+MAX_PIXELS = 100_000_000
+
+_ADVICE = f"Give a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file, or remove it."
+_TOO_LARGE = f"has more than {MAX_PIXELS // 10**6} megapixels"
+_SIXTEEN_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+
+
+def read_image(source: ImageLike) -> Image.Image:
+    """Turn anything that holds one picture into an upright RGB picture.
+
+    Args:
+        source: a path (JPEG, PNG, WebP, BMP, GIF or TIFF, at most 100 megapixels; the first frame of an
+            animation), a PIL image, an array [H, W] or [H, W, 1|3|4], or a tensor [H, W] or [1|3|4, H, W].
+            Arrays and tensors are uint8 in 0..255 or floating point in 0..1. A fourth channel is opacity.
+    Returns:
+        An RGB picture: rotation flags applied, grey and palette expanded, 16 bits reduced to 8,
+        transparency laid on white.
+    Raises:
+        UserError: the file is missing, damaged, no picture or too large; or the shape or range is another.
+    """
+    if isinstance(source, str | Path | Image.Image):
+        with warnings.catch_warnings():  # PIL warns of what is handled here: its own size limit, damaged metadata
+            warnings.simplefilter("ignore")
+            return _to_rgb(source, "the picture") if isinstance(source, Image.Image) else _read_file(Path(source))
+    if isinstance(source, np.ndarray):
+        return _from_array(source, "array", "[H, W] or [H, W, 1|3|4]")
+    import torch
+
+    if isinstance(source, torch.Tensor):
+        return _from_tensor(source)
+    raise UserError(
+        f"a picture is a {type(source).__name__}, but a path, a PIL image, an array or a tensor was expected. "
+        "Open it with PIL first."
+    )
+
+
+def _read_file(path: Path) -> Image.Image:
+    _refuse_non_file(path)
+    try:
+        opened = Image.open(path, formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise bad_file(path, _TOO_LARGE, "Scale it down.") from None
+    except Image.UnidentifiedImageError:
+        raise bad_file(path, "is not a picture that can be read", _ADVICE) from None
+    except Exception as error:  # PIL's format readers raise nearly anything on damaged headers
+        raise bad_file(path, f"is a damaged picture ({_first_line(error)})", _ADVICE) from None
+    with opened:
+        return _to_rgb(opened, str(path))
+
+
+def _refuse_non_file(path: Path) -> None:
+    try:
+        if path.is_dir():
+            raise bad_file(path, "is a folder, but a picture was expected", "Give the path of a picture.")
+        if not path.is_file():
+            raise bad_file(path, "is not there", "Check the path of the picture.")
+        if path.stat().st_size == 0:
+            raise bad_file(path, "is empty (0 bytes)", "Copy the picture again or remove it.")
+    except OSError as error:
+        raise bad_file(path, f"cannot be read ({error.strerror})", "Check the path of the picture.") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _to_rgb(image: Image.Image, place: str) -> Image.Image:
+    if image.width == 0 or image.height == 0:
+        raise bad_file(place, f"is {image.width} by {image.height} pixels", "Give a picture with at least one pixel.")
+    if image.width * image.height > MAX_PIXELS:
+        raise bad_file(place, _TOO_LARGE, "Scale it down.")
+    try:
+        image.load()
+    except Exception as error:  # as for headers, now for pixel data
+        raise bad_file(place, f"is a damaged picture ({_first_line(error)})", _ADVICE) from None
+    with contextlib.suppress(Exception):  # a damaged rotation flag is no reason to refuse sound pixels
+        image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise bad_file(place, "has floating-point pixels of unknown range", "Save it with 8 bits a channel.")
+    if image.mode in _SIXTEEN_BIT:
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
+    try:
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert("RGB")
+    except ValueError:
+        raise bad_file(place, f"has pixels of mode {image.mode}, which cannot become RGB", "Save it as RGB.") from None
+
+
+def _from_array(array: np.ndarray, kind: str, shapes: str) -> Image.Image:
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)) or array.size == 0:
+        raise UserError(f"a picture {kind} has the shape {list(array.shape)}, but one picture is {shapes}. Reshape it.")
+    if np.issubdtype(array.dtype, np.floating):
+        if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
+            raise UserError(
+                f"a floating-point picture {kind} has values from {array.min():g} to {array.max():g}, "
+                "but 0 to 1 was expected. Divide it by 255 or undo its normalisation."
+            )
+        array = np.rint(array * 255).astype(np.uint8)
+    if array.dtype != np.uint8:
+        raise UserError(
+            f"a picture {kind} holds {array.dtype}, but uint8 (0 to 255) or floating point (0 to 1) was expected. "
+            "Convert it."
+        )
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    return _to_rgb(Image.fromarray(np.ascontiguousarray(array)), "the picture")
+
+
+def _from_tensor(tensor: Tensor) -> Image.Image:
+    shapes = "[H, W] or [1|3|4, H, W]"
+    if tensor.ndim == 3 and tensor.shape[0] not in (1, 3, 4):
+        raise UserError(
+            f"a picture tensor has the shape {list(tensor.shape)}, but one picture is {shapes}. "
+            "Use permute(2, 0, 1) if the channels come last."
+        )
+    tensor = tensor.detach().cpu()
+    if tensor.is_floating_point():
+        tensor = tensor.float()
+    array = tensor.numpy()
+    # tensors [C, H, W], arrays [H, W, C]
+    return _from_array(array.transpose(1, 2, 0) if array.ndim == 3 else array, "tensor", shapes)

@@ -1,0 +1,231 @@
+"""What every dataset becomes: labelled pictures in train, val and test parts.
+
+`Splits` is all that is there; `Dataset` is what one run sees of it, after the shots were drawn.
+This file does not know where the pictures came from, nor how shots are drawn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
+
+from mmprompt.data.class_names import class_index, shortened
+from mmprompt.errors import UserError, bad_file, unknown_name
+
+SplitName = Literal["train", "val", "test"]
+SPLITS: tuple[SplitName, ...] = get_args(SplitName)
+TEST_FRACTION = 0.2
+
+
+@dataclass(frozen=True)
+class Item:
+    """One labelled picture.
+
+    Args:
+        path: where it is.
+        label: index into the class names.
+        novel: shows a concept that the backbone's pretraining never saw.
+    """
+
+    path: Path
+    label: int
+    novel: bool = False
+
+
+class Row(NamedTuple):
+    """One picture as a folder or table names it, before labels are numbered."""
+
+    path: Path
+    label: str
+    split: SplitName = "train"
+    novel: bool = False
+
+
+@dataclass(frozen=True)
+class Splits:
+    """All pictures of a dataset.
+
+    Args:
+        root: the folder below which all paths lie.
+        class_names: names by label.
+        train, val, test: the parts, in the order of their source; val may be empty.
+        notes: what was decided on the user's behalf, one sentence each.
+    """
+
+    root: Path
+    class_names: tuple[str, ...]
+    train: tuple[Item, ...]
+    val: tuple[Item, ...]
+    test: tuple[Item, ...]
+    notes: tuple[str, ...] = ()
+
+    def items(self, split: str) -> tuple[Item, ...]:
+        """The pictures of `"train"`, `"val"` or `"test"`.
+
+        Raises:
+            UserError: there is no such split.
+        """
+        return _part(self, split)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What one run trains on and is measured on.
+
+    Args:
+        name: of the set, or of the user's folder.
+        root: the folder below which all paths lie.
+        class_names: names by label.
+        train, val, test: few-shot train and val parts, whole test part; val may be empty.
+        template: the hand-written prompt, with one `{}` for the class name.
+        templates: the ensemble, may be empty.
+        shots: pictures a class in train, None for all.
+        seed: of the draw, None where nothing was drawn.
+        protocol: the rule of the draw.
+        augment: `"none"` or `"coop"`, what suits these pictures in training.
+        notes: what was decided on the user's behalf, one sentence each.
+        licence: of the pictures.
+        recipe: settings of the training recipe that suit this set, chosen on validation.
+    """
+
+    name: str
+    root: Path
+    class_names: tuple[str, ...]
+    train: tuple[Item, ...]
+    val: tuple[Item, ...]
+    test: tuple[Item, ...]
+    template: str = "a photo of a {}."
+    templates: tuple[str, ...] = ()
+    shots: int | None = None
+    seed: int | None = None
+    protocol: str = "coop"
+    augment: str = "coop"
+    notes: tuple[str, ...] = ()
+    licence: str = ""
+    recipe: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
+
+    def items(self, split: str) -> tuple[Item, ...]:
+        """The pictures of `"train"`, `"val"` or `"test"`.
+
+        Raises:
+            UserError: there is no such split.
+        """
+        return _part(self, split)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 over class names and every picture's relative path, label and size, split by split.
+
+        Raises:
+            UserError: a picture is gone.
+        """
+        digest = hashlib.sha256(json.dumps(self.class_names).encode())
+        for split in SPLITS:
+            for item in self.items(split):
+                record = [split, item.path.relative_to(self.root).as_posix(), item.label, _size(item.path)]
+                digest.update(json.dumps(record).encode())
+        return digest.hexdigest()
+
+
+def assemble(root: Path, rows: Sequence[Row], place: str) -> Splits:
+    """Number the labels by sorted class name and hold out a test part where none is given.
+
+    Args:
+        root: the folder below which all paths lie.
+        rows: at least one picture of every class in the train part.
+        place: the file or folder, for error messages.
+    Raises:
+        UserError: class names are bad, or a class has no picture to train on.
+    """
+    labels = list(dict.fromkeys(row.label for row in rows))
+    names = class_index(labels, place)
+    number = {raw: index for index, raw in enumerate(names)}
+    untrained = sorted({names[raw] for raw in labels} - {names[row.label] for row in rows if row.split == "train"})
+    if untrained:
+        raise UserError(
+            f"{place}: {len(untrained)} classes have no picture to train on ({shortened(untrained)}). "
+            "Add one to the train part of each, or remove the class."
+        )
+    part: dict[str, list[Item]] = {split: [] for split in SPLITS}
+    for row in rows:
+        part[row.split].append(Item(row.path, number[row.label], row.novel))
+    splits = Splits(root, tuple(names.values()), tuple(part["train"]), tuple(part["val"]), tuple(part["test"]))
+    return splits if splits.test else hold_out_test(splits)
+
+
+def hold_out_test(splits: Splits, fraction: float = TEST_FRACTION) -> Splits:
+    """Move a part of train to test: the same share of every class, at least one picture.
+
+    The choice follows from the hashes of the relative paths. It is the same for every seed, so that no
+    run is measured on what another was trained on, and pictures added later do not reshuffle it.
+
+    Args:
+        splits: without a test part.
+        fraction: share of each class that is held out, between 0 and 1.
+    """
+    held: set[Path] = set()
+    single: list[str] = []
+    for label, items in _by_label(splits.train).items():
+        if len(items) == 1:
+            single.append(splits.class_names[label])
+            continue
+        ranked = sorted(items, key=lambda item: _path_hash(splits.root, item.path))
+        held.update(item.path for item in ranked[: max(1, round(fraction * len(items)))])
+    train = tuple(item for item in splits.train if item.path not in held)
+    test = tuple(item for item in splits.train if item.path in held)
+    if not test:
+        raise UserError(f"{splits.root}: no class has two pictures, so none can be tested. Add pictures.")
+    notes = [f"No test part was given: {len(test)} of {len(splits.train)} pictures are held out for testing."]
+    if single:
+        notes.append(
+            f"{len(single)} classes have one picture, which is trained on and not tested: {shortened(single)}."
+        )
+    return Splits(splits.root, splits.class_names, train, splits.val, test, (*splits.notes, *notes))
+
+
+def refuse_missing(items: Iterable[Item]) -> None:
+    """Refuse pictures that are not on the disk.
+
+    Raises:
+        UserError: names the first one and says how many are missing.
+    """
+    missing = [item.path for item in items if not item.path.is_file()]
+    if missing:
+        others = f", and {len(missing) - 1} others are missing too" if len(missing) > 1 else ""
+        raise bad_file(missing[0], f"is not there{others}", "Restore the pictures, or list only those you have.")
+
+
+def class_counts(items: Iterable[Item], n_classes: int) -> tuple[int, ...]:
+    """The number of pictures of every class, by label."""
+    counts = Counter(item.label for item in items)
+    return tuple(counts[label] for label in range(n_classes))
+
+
+def _part(parts: Splits | Dataset, split: str) -> tuple[Item, ...]:
+    by_name = {"train": parts.train, "val": parts.val, "test": parts.test}
+    if split not in by_name:
+        raise unknown_name("split", split, SPLITS)
+    return by_name[split]
+
+
+def _by_label(items: Iterable[Item]) -> dict[int, list[Item]]:
+    groups: dict[int, list[Item]] = {}
+    for item in items:
+        groups.setdefault(item.label, []).append(item)
+    return groups
+
+
+def _path_hash(root: Path, path: Path) -> str:
+    return hashlib.sha256(path.relative_to(root).as_posix().encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise bad_file(path, f"cannot be read ({error.strerror})", "Restore the picture.") from None

@@ -1,0 +1,127 @@
+"""YAML without surprises, and the one way from a mapping to a frozen dataclass.
+
+Only text, whole and floating-point numbers, true, false and null, in lists and mappings: no tags, no
+anchors, no repeated keys, `no` is text and `1e-3` a number (YAML 1.2's core schema). This file
+does not know what the settings mean.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from mmprompt.errors import UserError, bad_file, unknown_name
+from mmprompt.files import read_bytes
+
+MAX_YAML_BYTES = 2**20
+
+T = TypeVar("T")
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a mapping from a YAML file of at most 1 MiB.
+
+    Raises:
+        UserError: the file is missing, too large, not a mapping, or uses what the module's text excludes.
+    """
+    path = Path(path)
+    try:
+        content = yaml.load(read_bytes(path, MAX_YAML_BYTES).decode("utf-8-sig"), Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        line = mark.line + 1 if mark is not None else None
+        raise bad_file(path, error.problem or "is not valid YAML", "Correct it.", line) from None
+    except UserError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError, AttributeError) as error:
+        # the library lets these through on control characters, huge numbers and deep nesting
+        raise bad_file(path, f"is not valid YAML ({str(error).splitlines()[0][:100]})", "Correct it.") from None
+    if not isinstance(content, dict):
+        raise bad_file(path, "is not a mapping of keys to values", "Write one `key: value` a line.")
+    return content
+
+
+def validate(cls: type[T], mapping: Mapping[str, Any], path: str | Path) -> T:
+    """Make a dataclass from a mapping, without converting types and without leftovers.
+
+    Args:
+        cls: a frozen dataclass; its annotations and `__post_init__` are the schema.
+        mapping: what `read_yaml` gave.
+        path: the file, for the error message.
+    Raises:
+        UserError: names the file and the first key that is unknown (with the nearest), missing or bad.
+    """
+    known = [field.name for field in fields(cls) if field.init]  # type: ignore[arg-type]
+    try:
+        # Through JSON, because strict validation of Python objects would refuse a list for a tuple.
+        return TypeAdapter(cls).validate_json(json.dumps(dict(mapping)), strict=True, extra="forbid")
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        if first["type"] == "unexpected_keyword_argument":
+            raise UserError(f"{path}: {unknown_name('key', key, known)}") from None
+        if first["type"] == "missing":
+            raise bad_file(path, f"lacks the key {key!r}", "Add it.") from None
+        if first["type"] == "value_error":
+            raise UserError(f"{path}: {first['ctx']['error']}") from None
+        problem = f"{key} is {first['input']!r}, but {first['msg'][0].lower()}{first['msg'][1:]}"
+        raise bad_file(path, problem, "Correct it.") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """A SafeLoader that refuses tags, anchors, aliases and repeated or non-text keys."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  the library's own form, filled below
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()
+        is_alias = isinstance(event, yaml.AliasEvent)
+        if is_alias or getattr(event, "anchor", None) is not None:
+            raise yaml.constructor.ConstructorError(None, None, "uses an anchor or alias", event.start_mark)
+        if getattr(event, "tag", None) is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"uses the tag {event.tag}", event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            if key_node.tag != "tag:yaml.org,2002:str":
+                problem = "has a key that is not text"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            if key_node.value in seen:
+                problem = f"repeats the key {key_node.value!r}"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep=deep)
+
+
+def _int(loader: _Loader, node: Any) -> int:
+    return int(loader.construct_scalar(node))
+
+
+def _float(loader: _Loader, node: Any) -> float:
+    value = float(loader.construct_scalar(node))
+    if abs(value) == float("inf"):
+        raise yaml.constructor.ConstructorError(None, None, f"{node.value} is too large a number", node.start_mark)
+    return value
+
+
+def _register() -> None:
+    prefix = "tag:yaml.org,2002:"
+    _Loader.add_implicit_resolver(f"{prefix}null", re.compile(r"(?:~|null|Null|NULL|)\Z"), ["~", "n", "N", ""])
+    _Loader.add_implicit_resolver(f"{prefix}bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z"), list("tTfF"))
+    _Loader.add_implicit_resolver(f"{prefix}int", re.compile(r"[-+]?[0-9]+\Z"), list("-+0123456789"))
+    decimal = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?\Z")
+    _Loader.add_implicit_resolver(f"{prefix}float", decimal, list("-+.0123456789"))
+    _Loader.add_constructor(f"{prefix}int", _int)
+    _Loader.add_constructor(f"{prefix}float", _float)
+
+
+_register()

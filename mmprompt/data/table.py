@@ -1,0 +1,119 @@
+"""Pictures listed in a CSV or JSONL file: `path,label[,split][,novel]`.
+
+The reader says the line of everything it refuses. It knows nothing about folders of classes.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmprompt.data.splits import SPLITS, Row, Splits, assemble
+from mmprompt.errors import UserError, bad_file, unknown_name
+from mmprompt.files import read_bytes, safe_join
+
+_REQUIRED = ("path", "label")
+_COLUMNS = (*_REQUIRED, "split", "novel")
+_TRUTH = {"1": True, "true": True, "0": False, "false": False, "": False}
+
+
+def read_table(path: str | Path, root: str | Path | None = None) -> Splits:
+    """All pictures of a CSV or JSONL file, classes sorted by name, pictures in the order of the rows.
+
+    Whether the pictures exist is not looked at.
+
+    Args:
+        path: a `.csv` file whose header is `path,label` and perhaps `split` (train, val, test) and `novel`
+            (0, 1), or a `.jsonl` file of objects with these keys. Without a test row a part is held out.
+        root: what the paths are relative to; the file's own folder by default.
+    Raises:
+        UserError: the file cannot be read, a row is bad or repeated, or the classes are bad.
+    """
+    path = Path(path)
+    folder = (path.parent if root is None else Path(root)).resolve()
+    readers = {".csv": _csv_records, ".jsonl": _jsonl_records}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise bad_file(path, "is neither .csv nor .jsonl", "Give a table of path and label in one of these forms.")
+    rows: list[Row] = []
+    first_line: dict[Path, int] = {}
+    for line, record in reader(path):
+        row = _row(record, folder, path, line)
+        if row.path in first_line:
+            problem = f"lists {record['path']!r} again, after line {first_line[row.path]}"
+            raise bad_file(path, problem, "Keep one row for each picture.", line)
+        first_line[row.path] = line
+        rows.append(row)
+    if not rows:
+        raise bad_file(path, "holds no pictures", "Add a row of path and label for each picture.")
+    return assemble(folder, rows, str(path))
+
+
+def _text(path: Path) -> str:
+    try:
+        return read_bytes(path).decode("utf-8-sig")  # spreadsheets write a byte order mark
+    except UnicodeDecodeError:
+        raise bad_file(path, "is not UTF-8 text", "Save it as UTF-8.") from None
+
+
+def _csv_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    lines = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+    try:
+        header = [name.strip() for name in next(lines, [])]
+        _check_columns(header, path, 1)
+        if len(set(header)) < len(header):
+            raise bad_file(path, "has a column twice", "Keep one of each.", 1)
+        for cells in lines:
+            if not cells:
+                continue
+            if len(cells) != len(header):
+                problem = f"has {len(cells)} cells, but the header has {len(header)}"
+                raise bad_file(path, problem, "Quote cells that hold a comma.", lines.line_num)
+            yield lines.line_num, dict(zip(header, cells, strict=True))
+    except csv.Error as error:
+        raise bad_file(path, f"is not valid CSV ({error})", "Quote cells that hold quotes.", lines.line_num) from None
+
+
+def _jsonl_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for line, text in enumerate(_text(path).split("\n"), start=1):
+        if not text.strip():
+            continue
+        try:
+            record = json.loads(text)
+        except (ValueError, RecursionError):
+            raise bad_file(path, "is not valid JSON", "Write one object on each line.", line) from None
+        if not isinstance(record, dict):
+            raise bad_file(path, "is not a JSON object", "Write one object on each line.", line)
+        _check_columns(list(record), path, line)
+        yield line, record
+
+
+def _check_columns(columns: list[str], path: Path, line: int) -> None:
+    for name in _REQUIRED:
+        if name not in columns:
+            raise bad_file(path, f"lacks {name!r}", "Name the columns path,label and perhaps split,novel.", line)
+    for name in columns:
+        if name not in _COLUMNS:
+            raise UserError(f"{path}, line {line}: {unknown_name('column', name, _COLUMNS)}")
+
+
+def _row(record: Mapping[str, Any], root: Path, path: Path, line: int) -> Row:
+    relative, label, split = record["path"], record["label"], record.get("split", "train")
+    for name, value in (("path", relative), ("label", label)):
+        if not isinstance(value, str) or not value.strip():
+            raise bad_file(path, f"{name} is {value!r}, but text was expected", "Fill it in.", line)
+    if split not in SPLITS:
+        raise bad_file(path, f"split is {split!r}, but train, val or test was expected", "Correct it.", line)
+    novel = _TRUTH.get(str(record.get("novel", False)).lower())
+    if novel is None:
+        raise bad_file(path, f"novel is {record['novel']!r}, but 0 or 1 was expected", "Correct it.", line)
+    try:
+        joined = safe_join(root, os.path.normpath(relative.strip()))
+    except (UserError, ValueError, OSError) as error:
+        raise UserError(f"{path}, line {line}: {error}") from None
+    return Row(joined, label.strip(), split, novel)

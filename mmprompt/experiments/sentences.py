@@ -1,0 +1,165 @@
+"""What a report says in words and aligned numbers; every claim follows from an interval in the record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmprompt.experiments.record import BASELINES, Record
+
+NO_WORDS = (
+    "No vectors of this prompt stand among the words of the text tower, or their neighbours were not looked up when "
+    "the run ended; `mmprompt prompt inspect` does that."
+)
+WORDS_NOTE = (
+    "Each learned vector with the tokens whose embeddings lie nearest to it, and their Euclidean distance. Read them "
+    "as a hint and no more: a learned vector need not lie near any word, the nearest ones often make no sense (the "
+    "question behind issue 9 of the CoOp code), and it is all vectors together with the class name that count."
+)
+
+
+def of(record: Record, labels: Mapping[str, str]) -> dict[str, Any]:
+    """All texts of a report by their name in the template.
+
+    Args:
+        record: the run.
+        labels: how each measured row is called.
+    """
+    run, data = record.run, record.run["data"]
+    method, backbone = run["method"]["name"], run["backbone"]["name"]
+    return {
+        "title": f"{data['name']}: {method}, {shots_of(record)}",
+        "eyebrow": " · ".join([data["name"], method, f"on {backbone}", shots_of(record), f"seed {run['seed']}"]),
+        "novel_column": any(measured.novel is not None for measured in record.measured.values()),
+        "headline": headline(record),
+        "leads": leads(record, labels),
+        "rows": rows(record, labels),
+        "interval_note": (
+            f"{len(record.shown):,} test pictures of {len(record.class_names)} classes; none was used for training or "
+            f"for any choice. Guessing would be right in {percent(1 / len(record.class_names))}. Intervals are "
+            "bootstrapped over pictures, those of a gain in pairs, picture by picture; they say nothing of other "
+            "seeds: train several before comparing methods."
+        ),
+        "learning_note": learning_note(record),
+        "words": words(record),
+        "words_note": WORDS_NOTE,
+        "words_missing": NO_WORDS,
+        "command": record.command,
+        "facts": facts(record),
+        "repeat_note": (
+            "The same command with the same versions on the same kind of processor gives the same numbers. The whole "
+            "configuration is in run.json; `mmprompt train --config run.json --out ANOTHER` reads it."
+        ),
+    }
+
+
+def percent(share: float) -> str:
+    """A share in 0..1 as `62.4 %`, with the thin space that typography asks for."""
+    return f"{100 * share:.1f}\N{NARROW NO-BREAK SPACE}%"
+
+
+def signed(share: float) -> str:
+    """A difference of shares in points, `+31.2`, with a real minus."""
+    return f"{100 * share:+.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def between(interval: Sequence[float], with_sign: bool = False) -> str:
+    """An interval of shares as `59.1 to 65.5`."""
+    low, high = (signed(bound) if with_sign else f"{100 * bound:.1f}" for bound in interval)
+    return f"{low} to {high}"
+
+
+def shots_of(record: Record) -> str:
+    """How many pictures of each class it learned from."""
+    if record.shots is None:
+        return "all shots"
+    return f"{record.shots} shot{'s' if record.shots > 1 else ''}"
+
+
+def headline(record: Record) -> dict[str, str]:
+    """The finding in one sentence, the learned prompt's accuracy set apart in it."""
+    ours, bare = record.measured["learned"], record.measured["zero_shot_name"]
+    low, high = bare.gain_interval
+    verb = "raised accuracy" if low > 0 else "lowered accuracy" if high < 0 else "made no clear difference, going"
+    return {
+        "before": f"The learned prompt {verb} from {percent(bare.accuracy)} to ",
+        "number": percent(ours.accuracy),
+        "after": ".",
+    }
+
+
+def leads(record: Record, labels: Mapping[str, str]) -> list[str]:
+    """What was learned from, and how it stands beside each baseline."""
+    seen = "all training pictures" if record.shots is None else f"{record.shots} a class"
+    n_train = record.run["data"]["sizes"]["train"]
+    learned = (
+        f"It learned from {n_train:,} pictures ({seen}) of {len(record.class_names)} classes; the model itself stayed "
+        f"frozen and was shown {len(record.shown):,} other pictures for the test."
+    )
+    names = {"zero_shot_name": "the bare class name", "zero_shot_template": f"the hand-written {labels[BASELINES[1]]}"}
+    compared = [
+        f"{signed(record.measured[key].gain)} points over {names[key]} "
+        f"(95 % interval {between(record.measured[key].gain_interval, True)})"
+        for key in BASELINES
+    ]
+    return [learned, f"That is {' and '.join(compared)}."]
+
+
+def rows(record: Record, labels: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The table of accuracies; the gain stands in the row of what is beaten."""
+    return [
+        {
+            "label": labels[key],
+            "accuracy": percent(measured.accuracy),
+            "interval": between(measured.interval),
+            "gain": "" if key == "learned" else signed(measured.gain),
+            "gain_interval": "" if key == "learned" else between(measured.gain_interval, True),
+            "novel": "" if measured.novel is None else percent(measured.novel),
+            "is_learned": key == "learned",
+        }
+        for key, measured in record.measured.items()
+    ]
+
+
+def learning_note(record: Record) -> str:
+    """How long it trained and where the log is."""
+    if not record.log:
+        return "This run kept no log."
+    seconds = sum(record.log_values("seconds"))
+    spent = f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
+    n_epochs = len(record.log)
+    return f"{n_epochs} epoch{'s' if n_epochs > 1 else ''} in {spent}. The numbers are in log.jsonl, a line an epoch."
+
+
+def words(record: Record) -> list[dict[str, Any]]:
+    """The nearest words of each vector, distances with two decimals."""
+    return [
+        {"vector": row["vector"], "words": [(word, f"{distance:.2f}") for word, distance in row["words"]]}
+        for row in record.words or []
+    ]
+
+
+def facts(record: Record) -> list[tuple[str, str]]:
+    """What has to be the same for a repetition: data, model, settings, versions."""
+    run, data, backbone = record.run, record.run["data"], record.run["backbone"]
+    return [
+        ("data set", f"{data['name']}, protocol {data['protocol']}, fingerprint {data['fingerprint'][:16]}"),
+        ("backbone", f"{backbone['name']}, fingerprint {backbone['fingerprint'][:16]}"),
+        ("method", f"{run['method']['name']}: {in_words(run['method']['settings'])}"),
+        ("recipe", in_words(run["recipe"])),
+        ("shots, seed", f"{shots_of(record)}, seed {run['seed']} (of the draw: {data['seed']})"),
+        ("computed on", f"{run['device']} in {run['dtype']}"),
+        ("versions", ", ".join(f"{name} {number}" for name, number in run["versions"].items())),
+    ]
+
+
+def in_words(settings: Mapping[str, Any]) -> str:
+    """Settings as `n_ctx 4, class_position end`, without those that are unset."""
+    return ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
+
+
+def missing_pictures(n_missing: int) -> str:
+    """That some pictures are no longer where they were, or nothing."""
+    if not n_missing:
+        return ""
+    return f"{n_missing} test picture{'s' if n_missing > 1 else ''} could no longer be read and cannot be shown."

@@ -1,0 +1,252 @@
+"""One training batch as a pure function of (seed, step): scenes, their captions and which caption is true of which.
+
+Knows the concepts and the words; knows nothing of models.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openart import layout, words
+from openart.concepts import Concept, forbidden_names
+from openart.drawing import backgrounds, draw_scenes, pastels, restyle
+from openart.prepared import Prepared
+
+RELATIONS = ("left", "right", "large", "small")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many pictures of each form a batch holds, and among how many objects its pairs are drawn."""
+
+    singles: int = 56
+    pairs: int = 84
+    people: int = 52
+    objects: int = 40
+    tags: int = 24
+
+
+@dataclass
+class Group:
+    """One softmax: the pictures it asks, its captions, and the truth table.
+
+    `images` [n] and `captions` [m] are indices; `truth` [n, m] bool; `swapped` [n] is the caption that names the
+    other piece (relations only).
+    """
+
+    name: str
+    images: Tensor
+    captions: Tensor
+    truth: Tensor
+    swapped: Tensor | None = None
+
+
+@dataclass
+class Batch:
+    """Pictures [B, 3, S, S] in 0..1, the distinct captions, the groups, and targets of the throw-away heads.
+
+    `parts` [B, 3] holds the concept of each slot or -1; `related` {relation: [B]} the concept in that relation or -1.
+    """
+
+    images: Tensor
+    captions: list[str]
+    groups: list[Group]
+    parts: Tensor
+    related: dict[str, Tensor]
+
+
+class Composer:
+    """Holds the sprites and the lists a batch is drawn from."""
+
+    def __init__(self, prepared: Prepared, side: int) -> None:
+        self.side = side
+        self.concepts = prepared.concepts
+        rows = prepared.pretraining_rows()
+        used = sorted({r for row in rows for r in row})
+        position = {r: i for i, r in enumerate(used)}
+        self.rows = [[position[r] for r in row] for row in rows]
+        large = np.stack([prepared.sprites[r] for r in used]).reshape(len(used), 4, 56, 2, 56, 2)
+        self.sprites = torch.from_numpy(large.mean((3, 5), dtype=np.float32).round().astype(np.uint8))
+        shown = [i for i, row in enumerate(rows) if row]
+        self.shown = np.array(shown)
+        self.objects = [i for i in shown if self.concepts[i].is_object]
+        self.faces = np.array([i for i in shown if self.concepts[i].emotion])
+        self.people = np.array([i for i in shown if self.concepts[i].action])
+        self.by_emotion = group_by(self.concepts, self.faces, "emotion")
+        self.by_action = group_by(self.concepts, self.people, "action")
+        forbidden = forbidden_names(self.concepts)
+        self.tags = [{t for t in c.tags if not forbidden & {t, *t.split()}} for c in self.concepts]
+        self.kinds = sorted({c.kind for c in self.concepts if c.kind})
+
+    def pick_objects(self, rng: np.random.Generator, n: int) -> np.ndarray:
+        """Objects no two of which share a word of their names."""
+        chosen: list[int] = []
+        taken: set[str] = set()
+        for i in rng.permutation(self.objects):
+            name = set(self.concepts[i].name.split())
+            if not name & taken:
+                chosen.append(int(i))
+                taken |= name
+            if len(chosen) == n:
+                break
+        return np.array(chosen)
+
+    def batch(self, seed: int, step: int, sizes: Sizes) -> Batch:
+        """The batch of one step."""
+        rng = np.random.default_rng([seed, step])
+        generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
+        objects = self.pick_objects(rng, sizes.objects)
+        scenes = self.scenes(rng, objects, sizes)
+        ground, colour = ground_colours(rng, len(scenes.concept), self.side, generator)
+        sprites = self.pick_sprites(rng, scenes.concept, generator)
+        images = draw_scenes(sprites, scenes, ground)
+        captions = Captions(self, rng, scenes, objects, sizes, colour)
+        return captions.batch(images)
+
+    def scenes(self, rng: np.random.Generator, objects: np.ndarray, sizes: Sizes) -> layout.Scenes:
+        """Singles, then pairs, then people."""
+        half = sizes.singles // 2
+        single = np.concatenate([rng.choice(objects, half), rng.choice(self.shown, sizes.singles - half)])
+        parts = [layout.single_scenes(rng, single, (0.28, 0.95))]
+        if sizes.pairs:
+            two = np.array([rng.choice(objects, 2, replace=False) for _ in range(sizes.pairs)])
+            parts.append(layout.pair_scenes(rng, two[:, 0], two[:, 1]))
+        if sizes.people:
+            three = np.full((sizes.people, 3), -1)
+            emotions, actions = list(self.by_emotion), list(self.by_action)
+            three[:, 0] = [rng.choice(self.by_emotion[emotions[i]]) for i in rng.integers(len(emotions), size=len(three))]
+            three[:, 1] = [rng.choice(self.by_action[actions[i]]) for i in rng.integers(len(actions), size=len(three))]
+            with_object = rng.random(len(three)) < 0.4
+            three[with_object, 2] = rng.choice(objects, with_object.sum())
+            parts.append(layout.row_scenes(rng, three))
+        return layout.join(parts)
+
+    def pick_sprites(self, rng: np.random.Generator, concept: np.ndarray, generator: torch.Generator) -> Tensor:
+        """A drawing of a random style for every slot, restyled: [B, 3, 4, s, s] float in 0..1."""
+        slots = np.argwhere(concept >= 0)
+        chosen = [self.rows[concept[b, k]][rng.integers(len(self.rows[concept[b, k]]))] for b, k in slots]
+        drawn = restyle(self.sprites[torch.tensor(chosen)].float() / 255, generator)
+        sprites = drawn.new_zeros(*concept.shape, *drawn.shape[1:])
+        sprites[torch.from_numpy(slots[:, 0]), torch.from_numpy(slots[:, 1])] = drawn
+        return sprites
+
+
+def group_by(concepts: list[Concept], members: np.ndarray, field: str) -> dict[str, list[int]]:
+    """Members by the value of one field, sorted by value."""
+    found: dict[str, list[int]] = {}
+    for i in members:
+        found.setdefault(getattr(concepts[i], field), []).append(int(i))
+    return dict(sorted(found.items()))
+
+
+def ground_colours(rng: np.random.Generator, n: int, side: int, generator: torch.Generator) -> tuple[Tensor, np.ndarray]:
+    """Backgrounds [n, 3, side, side] and the index of their colour word, or -1 [n]."""
+    named = np.where(rng.random(n) < 0.4, rng.integers(len(words.BACKGROUNDS), size=n), -1)
+    table = torch.tensor(list(words.BACKGROUNDS.values())) / 255
+    colours, others = pastels(n, generator), pastels(n, generator)
+    pure = torch.from_numpy(named >= 0)
+    jitter = 0.03 * torch.randn(n, 3, generator=generator)
+    colours = torch.where(pure[:, None], (table[torch.from_numpy(named).clamp_min(0)] + jitter).clamp(0, 1), colours)
+    ways = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.5, 0.5]])
+    direction = ways[torch.randint(4, (n,), generator=generator)] * ~pure[:, None]
+    return backgrounds(colours, others, direction, side), named
+
+
+class Captions:
+    """Collects the captions of one batch and builds its groups."""
+
+    def __init__(
+        self,
+        composer: Composer,
+        rng: np.random.Generator,
+        scenes: layout.Scenes,
+        objects: np.ndarray,
+        sizes: Sizes,
+        colour: np.ndarray,
+    ) -> None:
+        self.composer, self.rng, self.scenes, self.sizes = composer, rng, scenes, sizes
+        self.objects = [int(i) for i in objects]
+        self.colour = colour
+        self.captions: dict[str, int] = {}
+
+    def add(self, kind: str, names: list[str]) -> Tensor:
+        """Captions of one randomly chosen template; returns their indices."""
+        templates = words.TEMPLATES[kind]
+        template = templates[self.rng.integers(len(templates))]
+        return torch.tensor([self.captions.setdefault(template.format(n), len(self.captions)) for n in names])
+
+    def batch(self, images: Tensor) -> Batch:
+        """All groups over the drawn pictures."""
+        parts = self.scenes.concept
+        groups, related = self.relations(), self.related()
+        groups += [self.labels(), self.attribute("kind", self.composer.kinds), self.tags()]
+        if self.sizes.people:
+            groups.append(self.attribute("emotion", list(self.composer.by_emotion)))
+            groups.append(self.attribute("action", list(self.composer.by_action)))
+        rows = np.nonzero(self.colour >= 0)[0]
+        names = list(words.BACKGROUNDS)
+        truth = torch.from_numpy(self.colour[rows, None] == np.arange(len(names)))
+        groups.append(Group("background", torch.from_numpy(rows), self.add("background", names), truth))
+        return Batch(images, list(self.captions), groups, torch.from_numpy(parts), related)
+
+    def related(self) -> dict[str, Tensor]:
+        """Which concept of each pair stands in each relation; -1 for pictures that are no pairs."""
+        start, stop = self.sizes.singles, self.sizes.singles + self.sizes.pairs
+        found = {r: torch.full((len(self.scenes.concept),), -1) for r in RELATIONS}
+        left, right = torch.from_numpy(self.scenes.concept[start:stop, :2]).unbind(1)
+        first_large = torch.from_numpy(self.scenes.size[start:stop, 0] > self.scenes.size[start:stop, 1])
+        found["left"][start:stop], found["right"][start:stop] = left, right
+        found["large"][start:stop] = torch.where(first_large, left, right)
+        found["small"][start:stop] = torch.where(first_large, right, left)
+        return found
+
+    def relations(self) -> list[Group]:
+        """For each relation a softmax over all objects of the batch in that relation's template."""
+        if not self.sizes.pairs:
+            return []
+        start, stop = self.sizes.singles, self.sizes.singles + self.sizes.pairs
+        related = {r: v[start:stop] for r, v in self.related().items()}
+        order = torch.tensor(self.objects)
+        other = {"left": "right", "right": "left", "large": "small", "small": "large"}
+        groups = []
+        for r in RELATIONS:
+            captions = self.add(r, [self.composer.concepts[i].name for i in self.objects])
+            truth = related[r][:, None] == order
+            swapped = (related[other[r]][:, None] == order).int().argmax(1)
+            groups.append(Group(r, torch.arange(start, stop), captions, truth, swapped))
+        return groups
+
+    def labels(self) -> Group:
+        """Bare names of all objects of the batch and of the singles, true of every picture that shows them."""
+        single = {int(i) for i in self.scenes.concept[: self.sizes.singles, 0]}
+        candidates = torch.tensor(sorted({*self.objects, *single}))
+        truth = (torch.from_numpy(self.scenes.concept)[:, :, None] == candidates).any(1)
+        captions = self.add("label", [self.composer.concepts[int(i)].name for i in candidates])
+        return asked("label", captions, truth)
+
+    def attribute(self, field: str, values: list[str]) -> Group:
+        """A kind, emotion or action, true of every picture with a part that has it."""
+        index = {v: i for i, v in enumerate(values)}
+        truth = np.zeros((len(self.scenes.concept), len(values)), bool)
+        for b, k in np.argwhere(self.scenes.concept >= 0):
+            value = getattr(self.composer.concepts[self.scenes.concept[b, k]], field)
+            if value:
+                truth[b, index[value]] = True
+        return asked(field, self.add(field, values), torch.from_numpy(truth))
+
+    def tags(self) -> Group:
+        """Keywords of the singles and pairs."""
+        upto = self.sizes.singles + self.sizes.pairs
+        shown = [{t for i in row if i >= 0 for t in self.composer.tags[i]} for row in self.scenes.concept[:upto]]
+        known = sorted(set().union(*shown))
+        chosen = [known[i] for i in self.rng.permutation(len(known))[: self.sizes.tags]]
+        truth = torch.tensor([[t in s for t in chosen] for s in shown])
+        return asked("tag", self.add("tag", chosen), truth)
+
+
+def asked(name: str, captions: Tensor, truth: Tensor) -> Group:
+    """A group over the pictures of which at least one caption is true."""
+    images = truth.any(1).nonzero()[:, 0]
+    return Group(name, images, captions, truth[images])

@@ -1,0 +1,79 @@
+"""The state of a training run on disk: one safetensors file, written beside, synced and renamed."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from open_clip.model import CLIP
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from openart.model import Heads
+
+
+@dataclass
+class State:
+    """Everything a run needs to go on: model, heads, averaged weights, optimiser and the number of steps done."""
+
+    model: CLIP
+    heads: Heads
+    average: dict[str, Tensor]
+    optimiser: torch.optim.AdamW
+    step: int = 0
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """All trained tensors by name."""
+        named = {f"model.{n}": p for n, p in self.model.named_parameters()}
+        return named | {f"heads.{n}": p for n, p in self.heads.named_parameters()}
+
+    def update_average(self, decay: float) -> None:
+        """Exponential moving average of the model's weights."""
+        decay = min(decay, (1 + self.step) / (10 + self.step))
+        for name, value in self.model.named_parameters():
+            self.average[name].lerp_(value.detach(), 1 - decay)
+
+
+def new_state(model: CLIP, heads: Heads, weight_decay: float) -> State:
+    """A state before its first step. Gains, offsets and embeddings are not decayed."""
+    state = State(model, heads, {n: p.detach().clone() for n, p in model.named_parameters()}, None)  # type: ignore[arg-type]
+    decayed = [p for n, p in state.parameters().items() if p.ndim >= 2 and "embedding" not in n]
+    plain = [p for n, p in state.parameters().items() if p.ndim < 2 or "embedding" in n]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    state.optimiser = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), eps=1e-8)
+    return state
+
+
+def save_state(state: State, path: Path, settings: dict) -> None:
+    """Write the state; what was there is replaced at once or not at all."""
+    tensors = {n: p.detach() for n, p in state.parameters().items()}
+    tensors |= {f"average.{n}": v for n, v in state.average.items()}
+    for name, parameter in state.parameters().items():
+        for key, value in state.optimiser.state.get(parameter, {}).items():
+            tensors[f"optimiser.{key}.{name}"] = value
+    part = path.with_suffix(".part")
+    described = {"step": str(state.step), "settings": json.dumps(settings)}
+    save_file({n: t.contiguous().cpu() for n, t in tensors.items()}, part, metadata=described)
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def load_state(state: State, path: Path) -> dict:
+    """Fill the state from a file; returns the settings it was written with."""
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        described = file.metadata()
+    with torch.no_grad():
+        for name, parameter in state.parameters().items():
+            parameter.copy_(tensors[name])
+            keys = [k for k in ("step", "exp_avg", "exp_avg_sq") if f"optimiser.{k}.{name}" in tensors]
+            state.optimiser.state[parameter] = {
+                k: tensors[f"optimiser.{k}.{name}"].to("cpu" if k == "step" else parameter.device) for k in keys
+            }
+        for name, value in state.average.items():
+            value.copy_(tensors[f"average.{name}"])
+    state.step = int(described["step"])
+    return json.loads(described["settings"])

@@ -1,0 +1,131 @@
+"""The pretraining loop: batches composed on the fly, the losses, a warm-up/stable/decay schedule, resumable."""
+
+import json
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from openart.batches import Batch, Composer, Sizes
+from openart.losses import WEIGHTS, head_loss, losses, total_loss
+from openart.model import image_features, text_features
+from openart.state import State, save_state
+from openart.tokenizer import Encoder
+
+MIXED = Sizes()
+SPRITES_ONLY = Sizes(singles=192, pairs=0, people=0, objects=96)
+MAX_LOG_SCALE = math.log(100)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When what happens, in optimiser steps. `decay_from` < 0: the end is not chosen yet."""
+
+    learning_rate: float = 1e-3
+    warmup: int = 200
+    sprite_steps: int = 500
+    decay_from: int = -1
+    decay_steps: int = 0
+    patch_dropout: float = 0.5
+
+    def rate(self, step: int) -> float:
+        """The learning rate of one step."""
+        rate = self.learning_rate * min(1.0, (step + 1) / self.warmup)
+        if self.decay_from >= 0 and step >= self.decay_from:
+            rate *= max(0.0, 1 - math.sqrt((step - self.decay_from + 1) / self.decay_steps))
+        return rate
+
+    def last_step(self) -> float:
+        """Steps in all."""
+        return self.decay_from + self.decay_steps if self.decay_from >= 0 else math.inf
+
+    def dropout(self, step: int) -> float:
+        """The share of patches left out; none in the second half of the decay."""
+        late = self.decay_from >= 0 and step >= self.decay_from + self.decay_steps // 2
+        return 0.0 if late else self.patch_dropout
+
+
+def kept_patches(n: int, n_patches: int, dropout: float, seed: int, step: int) -> Tensor | None:
+    """The patches each picture shows: [n, k] indices, or None for all."""
+    if dropout == 0:
+        return None
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    return torch.rand(n, n_patches, generator=generator).topk(round(n_patches * (1 - dropout)), dim=1).indices
+
+
+def step_losses(
+    state: State, batch: Batch, ids: list[list[int]], keep: Tensor | None, device: torch.device
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Forward of one batch: all losses by name, and accuracies to watch."""
+    pictures = batch.images.to(device)
+    keep = None if keep is None else keep.to(device)
+    images, token = image_features(state.model, pictures, keep)
+    texts = text_features(state.model, ids)
+    parts, seen = losses(batch, images, texts, state.model.logit_scale.exp())
+    parts["heads"] = head_loss(batch, state.heads, token)
+    return parts, seen
+
+
+def train(
+    state: State,
+    composer: Composer,
+    encoder: Encoder,
+    schedule: Schedule,
+    folder: Path,
+    seed: int,
+    evaluate: Callable[[State], dict[str, float]],
+    every: tuple[int, int, int],
+    report: Callable[[str], None],
+) -> None:
+    """Run until the schedule ends. Logs JSON lines to `folder/log.jsonl`.
+
+    Args:
+        every: steps between log lines, evaluations and checkpoints.
+    """
+    device = state.model.text_projection.device
+    n_patches = state.model.visual.positional_embedding.shape[0] - 1
+    sums: dict[str, list[float]] = defaultdict(list)
+    began = time.time()
+    while state.step < schedule.last_step():
+        step = state.step
+        sizes = SPRITES_ONLY if step < schedule.sprite_steps else MIXED
+        batch = composer.batch(seed, step, sizes)
+        ids = [encoder.encode(c) for c in batch.captions]
+        keep = kept_patches(len(batch.images), n_patches, schedule.dropout(step), seed, step)
+        parts, seen = step_losses(state, batch, ids, keep, device)
+        for group in state.optimiser.param_groups:
+            group["lr"] = schedule.rate(step)
+        state.optimiser.zero_grad(set_to_none=True)
+        total_loss(parts).backward()
+        norm = torch.nn.utils.clip_grad_norm_(list(state.parameters().values()), 1.0)
+        state.optimiser.step()
+        with torch.no_grad():
+            state.model.logit_scale.clamp_(0, MAX_LOG_SCALE)
+        state.step += 1
+        state.update_average(0.998)
+        for name, value in {**parts, **seen, "norm": norm}.items():
+            sums[name].append(float(value))
+        if state.step % every[0] == 0:
+            line = {"step": state.step, "seconds": round(time.time() - began, 1), "pictures": len(batch.images)}
+            line |= {"rate": schedule.rate(step), "scale": float(state.model.logit_scale.exp())}
+            line |= {name: round(sum(v) / len(v), 3) for name, v in sums.items()}
+            sums.clear()
+            write_line(folder, line, report)
+        if state.step % every[1] == 0:
+            write_line(folder, {"step": state.step, "evaluation": evaluate(state)}, report)
+        if state.step % every[2] == 0 or state.step >= schedule.last_step():
+            save_state(state, folder / "state.safetensors", {"seed": seed, "weights": WEIGHTS})
+    write_line(folder, {"step": state.step, "evaluation": evaluate(state), "finished": True}, report)
+
+
+def write_line(folder: Path, line: dict, report: Callable[[str], None]) -> None:
+    """Append one JSON line to the log."""
+    text = json.dumps(line)
+    with (folder / "log.jsonl").open("a") as file:
+        file.write(text + "\n")
+    report(text)

@@ -1,0 +1,188 @@
+"""Names of backbones, and one line for everything that can be wrong with them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mmprompt.backbones.load import find_source, list_backbones, load_backbone
+from mmprompt.backbones.protocols import DualEncoder
+from mmprompt.errors import UserError
+from tests import small_models
+
+
+def refusal(name: str, **options: str) -> str:
+    with pytest.raises(UserError) as caught:
+        load_backbone(name, **{"device": "cpu"} | options)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.fixture(scope="module")
+def architecture(model_folder: Path) -> str:
+    """A registered open_clip architecture with open_clip's own tokenizer, so that a checkpoint is all it needs."""
+    folder = small_models.save_open_clip(
+        model_folder / "by_checkpoint", text={"hf_tokenizer_name": None}, save_tokenizer=lambda _: 49408
+    )
+    shutil.copy(folder / "open_clip_model.safetensors", model_folder / "weights.safetensors")
+    torch.save(load_file(model_folder / "weights.safetensors"), model_folder / "weights.pt")
+    config = open_clip.get_model_config(f"local-dir:{folder}")
+    assert config is not None
+    (model_folder / "tiny-by-checkpoint.json").write_text(json.dumps(config))
+    open_clip.add_model_config(model_folder / "tiny-by-checkpoint.json")
+    return "tiny-by-checkpoint"
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "weights.pt"])
+def test_an_architecture_takes_a_checkpoint_by_path(architecture: str, file: str, model_folder: Path) -> None:
+    backbone = load_backbone(f"open_clip:{architecture}/{model_folder / file}", device="cpu")
+    by_folder = open_clip.create_model_from_pretrained(
+        f"local-dir:{model_folder / 'by_checkpoint'}", return_transform=False
+    )
+    assert torch.equal(backbone.model.text_projection, by_folder.text_projection)
+    assert backbone.tokenize("a photo") == [320, 1125]
+
+
+def test_a_relative_checkpoint_path_works_after_two_slashes(
+    architecture: str, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(model_folder)
+    assert find_source(f"open_clip:{architecture}//weights.pt").weights == "weights.pt"
+
+
+def test_the_same_weights_have_the_same_fingerprint_from_any_file(architecture: str, model_folder: Path) -> None:
+    names = [f"open_clip:{architecture}/{model_folder / file}" for file in ("weights.safetensors", "weights.pt")]
+    first, second = (load_backbone(name, device="cpu").fingerprint for name in names)
+    assert first == second
+
+
+def put_in_hub_cache(folder: Path, cache: Path, repository: str) -> None:
+    """Lay a model folder out as the hub client keeps its downloads."""
+    place = cache / f"models--{repository.replace('/', '--')}"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text("0123456789abcdef0123456789abcdef01234567")
+    shutil.copytree(folder, place / "snapshots" / "0123456789abcdef0123456789abcdef01234567")
+
+
+def test_hub_models_are_found_in_the_cache_folder_that_was_given(tiny_siglip_folder: Path, tmp_path: Path) -> None:
+    folder = small_models.save_open_clip(tmp_path / "model", text={"hf_tokenizer_name": "somebody/tiny-clip"})
+    put_in_hub_cache(folder, tmp_path / "cache", "somebody/tiny-clip")
+    put_in_hub_cache(tiny_siglip_folder, tmp_path / "cache", "somebody/tiny-siglip")
+    for name in ("open_clip:hf-hub:somebody/tiny-clip", "hf:somebody/tiny-siglip"):
+        backbone = load_backbone(name, device="cpu", cache_dir=tmp_path / "cache")
+        assert (backbone.name, backbone.text_width) == (name, small_models.WIDTH)
+
+
+def test_a_folder_is_told_by_its_files(tiny_open_clip_folder: Path, tiny_siglip_folder: Path) -> None:
+    assert find_source(str(tiny_open_clip_folder)).library == "open_clip"
+    assert find_source(str(tiny_siglip_folder)).library == "transformers"
+    assert find_source(f"hf:{tiny_siglip_folder}").model == str(tiny_siglip_folder)
+
+
+def test_a_backbone_s_name_loads_it_again(tiny_clip_backbone: DualEncoder) -> None:
+    assert load_backbone(tiny_clip_backbone.name, device="cpu").fingerprint == tiny_clip_backbone.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("name", "looked_for", "advice"),
+    [
+        (
+            "open_clip:ViT-B-16/openai",
+            "timm/vit_base_patch16_clip_224.openai",
+            "open_clip:ViT-B-16//path/to/weights.safetensors",
+        ),
+        ("open_clip:hf-hub:timm/ViT-B-16-SigLIP", "timm/ViT-B-16-SigLIP", "local copy: path/to/folder"),
+        ("hf:openai/clip-vit-base-patch16", "openai/clip-vit-base-patch16", "local copy: hf:path/to/folder"),
+    ],
+)
+def test_weights_missing_offline_are_one_line(
+    name: str, looked_for: str, advice: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    message = refusal(name, cache_dir=str(tmp_path))
+    assert f"the weights of {name} ({looked_for}" in message
+    assert f"neither in {tmp_path} nor to be had from the hub" in message
+    assert advice in message
+    assert capfd.readouterr() == ("", "")
+
+
+def test_loading_leaves_the_log_as_it_was(tiny_open_clip_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    load_backbone(str(tiny_open_clip_folder), device="cpu")
+    with caplog.at_level(logging.WARNING):
+        logging.getLogger("somebody").warning("heard")
+    assert "heard" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("ViT-B-16/openai", "Did you mean 'open_clip:ViT-B-16/openai'?"),
+        ("tinny", "Did you mean 'tiny'?"),
+        ("open_clip:ViT-B-61/openai", "open_clip has no architecture 'ViT-B-61'. Did you mean 'ViT-B-16'?"),
+        ("open_clip:ViT-B-16/openia", "no pretrained tag of ViT-B-16 named 'openia'. Did you mean 'openai'?"),
+        ("open_clip:ViT-B-16", "names no weights. Published tags: openai,"),
+        ("open_clip:ViT-B-16//nowhere/weights.pt", "/nowhere/weights.pt: is not there."),
+        ("hf:./nowhere", "nowhere"),
+    ],
+)
+def test_a_wrong_name_is_answered_with_the_nearest_or_the_form(name: str, expected: str) -> None:
+    assert expected in refusal(name)
+
+
+def test_a_folder_of_neither_library_is_refused(tmp_path: Path) -> None:
+    assert f"{tmp_path}: holds neither open_clip_config.json nor config.json." in refusal(str(tmp_path))
+
+
+def test_a_file_without_an_architecture_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "weights.pt").touch()
+    assert "Use open_clip:ARCHITECTURE//" in refusal(str(tmp_path / "weights.pt"))
+
+
+def test_a_model_folder_without_weights_is_refused_and_not_made_up(tmp_path: Path) -> None:
+    folder = small_models.save_open_clip(tmp_path / "model")
+    (folder / "open_clip_model.safetensors").unlink()
+    assert "cannot be loaded by open_clip" in refusal(str(folder))
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(architecture: str, tmp_path: Path) -> None:
+    save_file({"positional_embedding": torch.zeros(3, 3)}, tmp_path / "other.safetensors")
+    assert "cannot be loaded by open_clip" in refusal(f"open_clip:{architecture}/{tmp_path / 'other.safetensors'}")
+
+
+class Evil:
+    """What a pickle may run when it is opened."""
+
+    def __init__(self, witness: Path) -> None:
+        self.witness = witness
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.witness,)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(architecture: str, tmp_path: Path) -> None:
+    torch.save({"state_dict": Evil(tmp_path / "ran")}, tmp_path / "evil.pt")
+    assert "cannot be loaded by open_clip" in refusal(f"open_clip:{architecture}/{tmp_path / 'evil.pt'}")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_device_that_is_not_there_is_refused(tiny_open_clip_folder: Path) -> None:
+    assert "device is 'warp', but this machine has no such device" in refusal(str(tiny_open_clip_folder), device="warp")
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [("float23", "Did you mean 'float32'?"), ("float16", "on the CPU")])
+def test_a_dtype_that_cannot_be_used_is_refused(dtype: str, expected: str, tiny_open_clip_folder: Path) -> None:
+    assert expected in refusal(str(tiny_open_clip_folder), dtype=dtype)
+
+
+def test_listed_names_are_dual_encoders_that_are_known() -> None:
+    names = list_backbones()
+    assert names[0] == "tiny"
+    assert "open_clip:RN50/openai" in names
+    assert not any("coca" in name or "xlm" in name for name in names)

@@ -1,0 +1,70 @@
+"""Small frozen models for every test: built once, saved as their libraries save them, loaded by our own loader."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before any hub client is imported: tests never reach for the network
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmprompt.backbones.load import load_backbone
+from mmprompt.backbones.protocols import DualEncoder
+from tests import small_models
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="session")
+def tiny_open_clip_folder(model_folder: Path) -> Path:
+    return small_models.save_open_clip(model_folder / "open_clip")
+
+
+@pytest.fixture(scope="session")
+def tiny_resnet_folder(model_folder: Path) -> Path:
+    return small_models.save_open_clip_resnet(model_folder / "resnet")
+
+
+@pytest.fixture(scope="session")
+def tiny_hf_clip_folder(model_folder: Path) -> Path:
+    return small_models.save_hf_clip(model_folder / "hf_clip")
+
+
+@pytest.fixture(scope="session")
+def tiny_siglip_folder(model_folder: Path) -> Path:
+    return small_models.save_siglip(model_folder / "siglip")
+
+
+@pytest.fixture(scope="session")
+def tiny_clip_backbone(tiny_open_clip_folder: Path) -> DualEncoder:
+    """Width 32, two layers, images of 32 pixels, 16 text slots: open_clip's form of CLIP."""
+    return load_backbone(str(tiny_open_clip_folder), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def tiny_hf_clip_backbone(tiny_hf_clip_folder: Path) -> DualEncoder:
+    return load_backbone(str(tiny_hf_clip_folder), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def tiny_siglip_backbone(tiny_siglip_folder: Path) -> DualEncoder:
+    """Bidirectional text with attended padding, no class token, attention pool, logit bias."""
+    return load_backbone(str(tiny_siglip_folder), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def tiny_resnet_backbone(tiny_resnet_folder: Path) -> DualEncoder:
+    """No image tokens: text prompts only."""
+    return load_backbone(str(tiny_resnet_folder), device="cpu")
+
+
+@pytest.fixture
+def pixels() -> torch.Tensor:
+    """Three images [3, 3, 32, 32] in 0..1."""
+    return torch.rand(3, 3, small_models.IMAGE, small_models.IMAGE, generator=torch.Generator().manual_seed(7))

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mmprompt.data.check import check_dataset
+from mmprompt.data.folder import read_folder
+from mmprompt.data.splits import Splits
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def splits(class_folder: Make) -> Splits:
+    for part, count in {"train": 4, "val": 2, "test": 3}.items():
+        root = class_folder({"cat": count, "dog": count}, below=part)
+    for index, path in enumerate(sorted(root.rglob("*.png"))):
+        path.write_bytes(path.read_bytes() + bytes([index]))  # no two alike
+    return read_folder(root)
+
+
+def test_a_sound_dataset_has_no_findings(splits: Splits) -> None:
+    report = check_dataset(splits, n_classes=2, sizes={"train": 8, "val": 4, "test": 6})
+    assert report.is_ok
+    assert report.counts == {"train": 8, "val": 4, "test": 6}
+    assert report.per_class == {"train": (4, 4), "val": (2, 2), "test": (3, 3)}
+    assert report.lines == (
+        f"{splits.root}: 2 classes; pictures: train 8 (4 to 4 a class), val 4 (2 to 2 a class), test 6 (3 to 3 a class).",
+        "18 pictures were opened.",
+        "Ready to train.",
+    )
+
+
+def test_unexpected_numbers_are_problems(splits: Splits) -> None:
+    report = check_dataset(splits, n_classes=3, sizes={"test": 7})
+    assert report.problems == (
+        "there are 2 classes, but 3 were expected.",
+        "test has 6 pictures, but 7 were expected.",
+    )
+    assert report.lines[-1] == "2 problems to mend before training."
+
+
+def test_missing_pictures_are_counted_and_the_first_named(splits: Splits) -> None:
+    for item in splits.test[:4]:
+        item.path.unlink()
+    report = check_dataset(splits)
+    assert report.problems == (
+        "4 of 18 pictures are missing: test/cat/00.png, test/cat/01.png, test/cat/02.png and 1 more.",
+    )
+
+
+def test_broken_pictures_are_problems(splits: Splits) -> None:
+    splits.val[0].path.write_text("no picture")
+    report = check_dataset(splits, sample=None)
+    assert len(report.problems) == 1
+    assert "val/cat/00.png: is not a picture that can be read" in report.problems[0]
+
+
+def test_only_a_seeded_sample_is_opened(splits: Splits) -> None:
+    assert check_dataset(splits, sample=5).n_decoded == 5
+    for item in (*splits.train, *splits.val, *splits.test):
+        item.path.write_text(f"no picture {item.path}")
+    first, again, other = (check_dataset(splits, sample=5, seed=seed).problems for seed in (1, 1, 2))
+    assert len(first) == 5
+    assert first == again
+    assert first != other
+
+
+def test_the_same_picture_in_two_splits_is_a_warning(splits: Splits) -> None:
+    splits.test[0].path.write_bytes(splits.train[0].path.read_bytes())
+    report = check_dataset(splits)
+    assert report.is_ok
+    assert report.warnings == ("1 pictures are in more than one split: train/cat/00.png = test/cat/00.png.",)
+
+
+def test_the_same_picture_twice_in_one_split_is_no_warning(splits: Splits) -> None:
+    splits.train[1].path.write_bytes(splits.train[0].path.read_bytes())
+    assert check_dataset(splits).warnings == ()
+
+
+def test_notes_of_the_reader_are_warnings(class_folder: Make) -> None:
+    warnings = check_dataset(read_folder(class_folder({"emu": 1, "fox": 5}))).warnings
+    assert any("No test part was given" in warning for warning in warnings)
+    assert "1 classes have no test picture: emu." in warnings

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import pytest
+
+from mmprompt.data.class_names import class_index, readable_name, shortened
+from mmprompt.errors import UserError
+
+
+def test_underscores_and_runs_of_space_become_one_space() -> None:
+    assert readable_name(" wild__cat \t x") == "wild cat x"
+
+
+def test_renaming_comes_first_and_its_result_is_read_like_any_name() -> None:
+    assert readable_name("SeaLake", {"SeaLake": "Sea_or Lake"}) == "Sea or Lake"
+
+
+def test_names_are_sorted_as_they_are_read() -> None:
+    assert class_index(["b_a", "a", "Z"], "here") == {"Z": "Z", "a": "a", "b_a": "b a"}
+
+
+def test_labels_that_give_one_name_are_refused() -> None:
+    with pytest.raises(UserError, match=r"here: 'wild_cat' and 'wild cat' are both the class 'wild cat'\. Rename one"):
+        class_index(["wild_cat", "dog", "wild cat"], "here")
+
+
+@pytest.mark.parametrize("name", ["", "_", " \t"])
+def test_an_empty_name_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=r"is empty\. Give every class a name\."):
+        class_index(["dog", name], "here")
+
+
+def test_one_class_is_refused() -> None:
+    with pytest.raises(UserError, match="here: holds only the class 'dog', but two or more are needed"):
+        class_index(["dog"], "here")
+
+
+def test_long_lists_are_cut_with_their_number() -> None:
+    assert shortened(list("abc"), 3) == "a, b, c"
+    assert shortened(list("abcd"), 3) == "a, b, c and 1 more"

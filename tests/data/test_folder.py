@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mmprompt.data.folder import ImageFolder, ImageTable, read_folder
+from mmprompt.errors import UserError
+
+Make = Callable[..., Path]
+
+
+def refusal(root: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        read_folder(root)
+    return str(caught.value)
+
+
+def test_classes_are_folders_sorted_by_readable_name(class_folder: Make) -> None:
+    dataset = ImageFolder(class_folder({"wild_cat": 5, "Zebra": 5, "ant": 5}))
+    assert dataset.class_names == ("Zebra", "ant", "wild cat")
+    assert {(item.path.parent.name, item.label) for item in dataset.train} == {
+        ("Zebra", 0),
+        ("ant", 1),
+        ("wild_cat", 2),
+    }
+
+
+def test_a_folder_without_test_part_holds_one_out_for_every_seed_alike(class_folder: Make) -> None:
+    root = class_folder({"cat": 10, "dog": 10})
+    one, two = ImageFolder(root, shots=2, seed=1), ImageFolder(root, shots=2, seed=2)
+    assert one.test == two.test
+    assert one.train != two.train
+    assert len(one.test) == 4
+    assert "No test part was given" in one.notes[0]
+
+
+def test_train_val_and_test_folders_are_the_parts(class_folder: Make) -> None:
+    for part, count in {"train": 3, "validation": 2, "test": 1}.items():
+        root = class_folder({"cat": count, "dog": count}, below=part)
+    dataset = ImageFolder(root)
+    assert (len(dataset.train), len(dataset.val), len(dataset.test)) == (6, 4, 2)
+    assert dataset.notes == ()
+
+
+def test_train_and_val_without_test_still_hold_a_test_part_out(class_folder: Make) -> None:
+    for part in ("train", "val"):
+        root = class_folder({"cat": 5, "dog": 5}, below=part)
+    dataset = ImageFolder(root)
+    assert (len(dataset.train), len(dataset.val), len(dataset.test)) == (8, 10, 2)
+
+
+def test_a_class_may_be_called_train(class_folder: Make) -> None:
+    assert ImageFolder(class_folder({"train": 3, "bus": 3})).class_names == ("bus", "train")
+
+
+def test_hidden_files_and_other_files_are_passed_over(class_folder: Make, save_picture: Make) -> None:
+    root = class_folder({"cat": 3, "dog": 3})
+    save_picture(root / "cat" / ".hidden.png")
+    save_picture(root / "cat" / ".thumbs" / "a.png")
+    save_picture(root / ".cache" / "a.png")
+    (root / "cat" / "notes.txt").write_text("x")
+    splits = read_folder(root)
+    assert len(splits.train) + len(splits.test) == 6
+    assert len(splits.class_names) == 2
+
+
+def test_pictures_in_folders_below_a_class_belong_to_it(class_folder: Make, save_picture: Make) -> None:
+    root = class_folder({"cat": 3, "dog": 3})
+    save_picture(root / "cat" / "2024" / "a.JPG")
+    splits = read_folder(root)
+    assert "a.JPG" in {item.path.name for item in (*splits.train, *splits.test)}
+
+
+def test_the_dataset_says_its_name_protocol_and_template(class_folder: Make) -> None:
+    dataset = ImageFolder(class_folder({"cat": 3, "dog": 3}), template="a {}", augment="none")
+    assert (dataset.name, dataset.protocol, dataset.template, dataset.augment) == ("pictures", "folder", "a {}", "none")
+
+
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "no") == (
+        f"{tmp_path}/no: is not there. Give a folder that holds a folder of pictures for each class."
+    )
+
+
+def test_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    assert "is a file, but a folder of class folders was expected" in refusal(tmp_path / "a")
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    assert "holds no class folders. Make a folder of pictures for each class." in refusal(tmp_path)
+
+
+def test_pictures_without_class_folders_are_refused(tmp_path: Path, save_picture: Make) -> None:
+    save_picture(tmp_path / "a.png")
+    assert "holds pictures but no class folders" in refusal(tmp_path)
+
+
+def test_class_folders_without_pictures_are_all_named(class_folder: Make) -> None:
+    text = refusal(class_folder({"cat": 2, "dog": 0, "emu": 0}))
+    assert "no picture in 2 class folders (dog, emu). Add pictures (.bmp, .gif" in text
+
+
+def test_one_class_only_is_refused(class_folder: Make) -> None:
+    assert "holds only the class 'cat', but two or more are needed" in refusal(class_folder({"cat": 4}))
+
+
+def test_class_folders_that_read_alike_are_refused(class_folder: Make) -> None:
+    assert "are both the class 'wild cat'" in refusal(class_folder({"wild_cat": 2, "wild cat": 2}))
+
+
+def test_a_class_folder_without_a_name_is_refused(class_folder: Make) -> None:
+    assert "the class name '_' is empty" in refusal(class_folder({"cat": 2, "_": 2}))
+
+
+def test_a_test_folder_without_a_train_folder_is_refused(class_folder: Make) -> None:
+    assert "has no train folder beside test" in refusal(class_folder({"cat": 2, "dog": 2}, below="test"))
+
+
+def test_a_class_that_is_only_tested_is_refused(class_folder: Make) -> None:
+    class_folder({"cat": 2, "dog": 2}, below="train")
+    assert "1 classes have no picture to train on (emu)" in refusal(class_folder({"emu": 2}, below="test"))
+
+
+def test_a_table_gives_the_same_dataset_as_its_folder(class_folder: Make) -> None:
+    root = class_folder({"cat": 5, "dog": 5})
+    rows = [f"{path.relative_to(root)},{path.parent.name}" for path in sorted(root.rglob("*.png"))]
+    (root / "all.csv").write_text("\n".join(["path,label", *rows]))
+    folder, table = ImageFolder(root, shots=2), ImageTable(root / "all.csv", shots=2)
+    assert table.name == "all"
+    assert table.fingerprint == folder.fingerprint
+
+
+def test_a_table_with_a_missing_picture_is_refused(tmp_path: Path, save_picture: Make) -> None:
+    for name in "abcd":
+        save_picture(tmp_path / f"{name}.png")
+    (tmp_path / "t.csv").write_text("path,label\na.png,x\nb.png,x\nc.png,y\nd.png,y\ne.png,y\n")
+    with pytest.raises(UserError, match=r"e\.png: is not there\. Restore the pictures, or list only those you have"):
+        ImageTable(tmp_path / "t.csv")

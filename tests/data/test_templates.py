@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+import pytest
+
+from mmprompt.data.templates import fill
+from mmprompt.errors import UserError
+
+
+def test_the_class_name_replaces_the_braces() -> None:
+    assert fill("a photo of a {}, a type of pet.", "cat") == "a photo of a cat, a type of pet."
+
+
+def test_the_bare_name_is_a_template() -> None:
+    assert fill("{}", "cat") == "cat"
+
+
+def test_braces_in_a_class_name_mean_nothing() -> None:
+    assert fill("a {}.", "{0.__class__}") == "a {0.__class__}."
+
+
+@pytest.mark.parametrize("template", ["", "a photo", "{} and {}", "{0}", "{name}", "{} {", "}{"])
+def test_templates_without_exactly_one_place_are_refused(template: str) -> None:
+    with pytest.raises(UserError, match=r"but exactly one \{\} is needed, where the class name goes"):
+        fill(template, "cat")

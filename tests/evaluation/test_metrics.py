@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+
+from mmprompt.evaluation.metrics import bootstrap_interval, evaluate_probabilities, paired_bootstrap
+
+NAMES = ("cat", "dog", "owl")
+
+
+def probabilities(*predicted):
+    table = np.full((len(predicted), 3), 0.1)
+    table[np.arange(len(predicted)), predicted] = 0.8
+    return table
+
+
+def test_accuracy_is_the_share_of_pictures_that_are_right():
+    score = evaluate_probabilities(probabilities(0, 1, 2, 0), [0, 1, 0, 0], NAMES)
+    assert score.accuracy == 0.75
+    assert score.n == 4
+
+
+def test_confusion_counts_true_class_by_predicted_class():
+    score = evaluate_probabilities(probabilities(0, 2, 2), [0, 1, 1], NAMES)
+    assert score.confusion.tolist() == [[1, 0, 0], [0, 0, 2], [0, 0, 0]]
+
+
+def test_per_class_leaves_out_classes_without_pictures():
+    score = evaluate_probabilities(probabilities(0, 1, 0), [0, 1, 1], NAMES)
+    assert score.per_class == {"cat": 1.0, "dog": 0.5}
+
+
+def test_interval_agrees_with_the_normal_approximation():
+    correct = np.arange(1000) % 10 < 7
+    low, high = bootstrap_interval(correct)
+    half = 1.96 * np.sqrt(0.7 * 0.3 / 1000)
+    assert low == pytest.approx(0.7 - half, abs=0.004)
+    assert high == pytest.approx(0.7 + half, abs=0.004)
+
+
+def test_paired_interval_cancels_what_both_sides_share():
+    rng = np.random.default_rng(0)
+    shared = rng.random(500) < 0.5
+    better = shared | (np.arange(500) % 20 == 0)
+    low, high = paired_bootstrap(better[None], shared[None])
+    assert 0 < low < (better.mean() - shared.mean()) < high
+    assert high - low < 0.04
+
+
+def test_paired_interval_widens_when_runs_disagree():
+    b = np.zeros((4, 400))
+    steady = np.tile(np.arange(400) < 100, (4, 1))
+    shaky = np.stack([np.arange(400) < n for n in (0, 0, 200, 200)])
+    width = [high - low for low, high in (paired_bootstrap(a, b) for a in (steady, shaky))]
+    assert width[1] > 2 * width[0]
+
+
+def test_interval_is_the_same_for_the_same_seed():
+    values = np.arange(50) % 3 == 0
+    assert bootstrap_interval(values, seed=3) == bootstrap_interval(values, seed=3)

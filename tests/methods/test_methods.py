@@ -1,0 +1,137 @@
+"""What every method must satisfy, over the registry, and what is particular to each."""
+
+import pytest
+import torch
+
+from mmprompt.backbones.sites import Site
+from mmprompt.errors import UserError
+from mmprompt.methods import METHODS, VPT, CoOp, describe, make_method
+
+NAMES = ["cat", "red car", "dog"]
+COMBINATIONS = [*METHODS, "coop+vpt"]
+
+
+def small(name):
+    """A method with few vectors, so that it fits the small backbones."""
+    return make_method(name, {"n_ctx": 4} if "coop" in name else {})
+
+
+@pytest.fixture
+def images(tiny_clip_backbone, pixels):
+    return tiny_clip_backbone.normalize(pixels)
+
+
+@pytest.mark.parametrize("name", COMBINATIONS)
+def test_parameters_are_the_prompt_alone_and_each_gets_a_gradient(name, tiny_clip_backbone, images):
+    model = small(name).build(tiny_clip_backbone, NAMES)
+    torch.nn.functional.cross_entropy(model(images), torch.tensor([0, 1, 2])).backward()
+    assert sum(p.numel() for p in model.parameters()) < 1000
+    for parameter in model.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", COMBINATIONS)
+def test_a_step_of_training_leaves_the_backbone_as_it_was(name, tiny_clip_backbone, images):
+    model = small(name).build(tiny_clip_backbone, NAMES)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = [p.detach().clone() for p in model.parameters()]
+    torch.nn.functional.cross_entropy(model(images), torch.tensor([0, 1, 2])).backward()
+    optimizer.step()
+    assert tiny_clip_backbone.compute_fingerprint() == tiny_clip_backbone.fingerprint
+    assert all(not torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("name", COMBINATIONS)
+def test_the_same_seed_gives_the_same_start(name, tiny_clip_backbone):
+    starts = [
+        [p.detach() for p in small(name).build(tiny_clip_backbone, NAMES, seed=seed).parameters()] for seed in (1, 1, 2)
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(starts[0], starts[1], strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(starts[0], starts[2], strict=True))
+
+
+@pytest.mark.parametrize("name", COMBINATIONS)
+def test_name_and_settings_make_the_same_method_again(name):
+    method = small(name)
+    facts = describe(method)
+    assert facts["name"] == name
+    assert make_method(facts["name"], facts["settings"]) == method
+
+
+@pytest.mark.parametrize("name", COMBINATIONS)
+def test_one_class_and_one_image_are_enough(name, tiny_clip_backbone, images):
+    assert small(name).build(tiny_clip_backbone, ["cat"])(images[:1]).shape == (1, 1)
+
+
+def test_coop_starts_from_the_embeddings_of_words(tiny_clip_backbone):
+    model = CoOp(ctx_init="a photo of a").build(tiny_clip_backbone, NAMES)
+    ids = torch.tensor(tiny_clip_backbone.tokenize("a photo of a"))
+    (values,) = model.parameters()
+    torch.testing.assert_close(values.detach(), tiny_clip_backbone.token_vectors(ids))
+
+
+def test_coop_started_from_words_is_those_words(tiny_clip_backbone):
+    learned = CoOp(ctx_init="a photo of a").build(tiny_clip_backbone, NAMES)
+    from mmprompt.tasks.classification import zero_shot
+
+    written = zero_shot(tiny_clip_backbone, NAMES, "a photo of a {}.")
+    torch.testing.assert_close(learned.class_features().detach(), written.class_features())
+
+
+def test_class_specific_words_start_alike_for_every_class(tiny_clip_backbone):
+    (values,) = CoOp(ctx_init="a photo", class_specific=True).build(tiny_clip_backbone, NAMES).parameters()
+    assert values.shape == (3, 2, tiny_clip_backbone.text_width)
+    assert torch.equal(values[0], values[2])
+
+
+def test_coop_has_sixteen_vectors_unless_told(tiny_clip_backbone):
+    with pytest.raises(UserError, match="takes 20 slots"):
+        CoOp().build(tiny_clip_backbone, ["cat"])
+
+
+def test_random_start_has_the_published_spread(tiny_clip_backbone):
+    (values,) = CoOp(n_ctx=12).build(tiny_clip_backbone, ["cat"]).parameters()
+    assert values.std().item() == pytest.approx(0.02, rel=0.1)
+
+
+def test_n_ctx_that_contradicts_the_words_is_refused(tiny_clip_backbone):
+    with pytest.raises(UserError, match="n_ctx is 3, but the words 'a photo of a' are 4 tokens"):
+        CoOp(n_ctx=3, ctx_init="a photo of a").build(tiny_clip_backbone, NAMES)
+
+
+def test_deep_visual_prompts_have_vectors_of_their_own_in_each_layer(tiny_clip_backbone):
+    model = VPT(n_visual=3, depth=2).build(tiny_clip_backbone, NAMES)
+    assert model.prompt.sites == (Site("vision"), Site("vision", 1))
+    assert [tuple(p.shape) for p in model.parameters()] == [(3, tiny_clip_backbone.vision_width)] * 2
+
+
+def test_depth_beyond_the_tower_is_refused(tiny_clip_backbone):
+    with pytest.raises(UserError, match=r"depth is 3, but the image tower of .* has 2 layers"):
+        VPT(depth=3).build(tiny_clip_backbone, NAMES)
+
+
+def test_visual_prompts_on_a_resnet_are_refused(tiny_resnet_backbone):
+    with pytest.raises(UserError, match="has no image tokens"):
+        VPT().build(tiny_resnet_backbone, NAMES)
+
+
+def test_two_methods_at_the_same_site_are_refused(tiny_clip_backbone):
+    with pytest.raises(UserError, match=r"both learn vectors at text\.input"):
+        (CoOp(n_ctx=2) + CoOp(n_ctx=4)).build(tiny_clip_backbone, NAMES)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("cop", {}, "no method named 'cop'. Did you mean 'coop'"),
+        ("coop", {"n_ctxt": 4}, "no setting of coop named 'n_ctxt'. Did you mean 'n_ctx'"),
+        ("coop", {"n_ctx": 0}, "n_ctx is 0"),
+        ("coop", {"class_position": "left"}, "class_position is 'left'"),
+        ("vpt", {"n_visual": 0}, "n_visual is 0"),
+        ("vpt", {"depth": 0}, "depth is 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(name, settings, message):
+    with pytest.raises(UserError, match=message):
+        make_method(name, settings)

@@ -1,0 +1,59 @@
+import pytest
+
+from mmprompt.errors import UserError
+from mmprompt.prompts.text import TextLayout, check_class_names
+
+
+def spelled(backbone, layout, name):
+    """The row of a class with its words written out and its vectors as <m>."""
+    return [f"<{-1 - i}>" if i < 0 else backbone.decode([i]).strip() for i in layout.row(backbone, name)]
+
+
+def test_context_stands_before_the_name_at_the_end(tiny_clip_backbone):
+    assert spelled(tiny_clip_backbone, TextLayout(n_ctx=2), "cat") == ["<0>", "<1>", "cat", "."]
+
+
+def test_name_in_the_middle_has_half_of_the_context_on_each_side(tiny_clip_backbone):
+    layout = TextLayout(n_ctx=3, class_position="middle")
+    assert spelled(tiny_clip_backbone, layout, "red car") == ["<0>", "red", "car", "<1>", "<2>", "."]
+
+
+def test_name_at_the_front_keeps_the_full_stop_last(tiny_clip_backbone):
+    layout = TextLayout(n_ctx=2, class_position="front")
+    assert spelled(tiny_clip_backbone, layout, "cat") == ["cat", "<0>", "<1>", "."]
+
+
+def test_words_around_the_name_need_no_context(tiny_clip_backbone):
+    assert spelled(tiny_clip_backbone, TextLayout("a photo of a {}."), "dog") == ["a", "photo", "of", "a", "dog", "."]
+
+
+def test_slots_are_framed_by_start_and_end(tiny_clip_backbone):
+    slots = TextLayout(n_ctx=2).slots(tiny_clip_backbone, ["cat", "red car"])
+    assert slots.lengths.tolist() == [6, 7]
+    assert slots.ctx_index[0].tolist()[:4] == [-1, 0, 1, -1]
+    assert slots.token_ids[0, 0] == tiny_clip_backbone.text.start_id
+    assert slots.token_ids[0, 5] == tiny_clip_backbone.text.end_id
+
+
+@pytest.mark.parametrize("template", ["a photo.", "a {} and a {}."])
+def test_template_without_exactly_one_place_is_refused(template):
+    with pytest.raises(UserError, match="exactly once"):
+        TextLayout(template)
+
+
+def test_name_that_does_not_fit_is_refused_with_its_length_and_the_limit(tiny_clip_backbone):
+    with pytest.raises(UserError, match=r"'cat dog bird' takes 18 slots .* has 16"):
+        TextLayout(n_ctx=12).slots(tiny_clip_backbone, ["cat", "cat dog bird"])
+
+
+def test_name_that_just_fits_is_taken(tiny_clip_backbone):
+    assert TextLayout(n_ctx=12).slots(tiny_clip_backbone, ["cat"]).lengths.tolist() == [16]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [([], "no class names"), (["cat", " "], "is empty"), (["cat", "dog", "cat"], "'cat' stands twice")],
+)
+def test_names_that_cannot_be_told_apart_are_refused(names, message):
+    with pytest.raises(UserError, match=message):
+        check_class_names(names)

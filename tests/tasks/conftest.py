@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmprompt.data.folder import ImageFolder
+from mmprompt.data.splits import Dataset
+
+COLOURS = {"red car": (200, 40, 40), "green tree": (40, 180, 60), "blue house": (50, 60, 200)}
+
+
+def draw_pictures(root: Path, per_class: int = 8) -> Path:
+    """A folder of noisy pictures of one colour a class."""
+    rng = np.random.default_rng(0)
+    for name, colour in COLOURS.items():
+        (root / name).mkdir(parents=True)
+        for i in range(per_class):
+            noise = rng.integers(-40, 40, (36, 36, 3)) + np.array(colour)
+            Image.fromarray(noise.clip(0, 255).astype(np.uint8)).save(root / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def picture_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_pictures(tmp_path_factory.mktemp("pictures") / "colours")
+
+
+@pytest.fixture
+def data(picture_folder: Path) -> Dataset:
+    return ImageFolder(picture_folder, shots=4, seed=1, augment="none")

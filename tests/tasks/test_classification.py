@@ -1,0 +1,170 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+
+import mmprompt as mp
+from mmprompt.data.images import read_image
+from mmprompt.errors import UserError
+from mmprompt.files import tensor_bytes
+from mmprompt.predictors.file import load
+from mmprompt.tasks.classification import evaluate, fit, measure, zero_shot
+from mmprompt.training.recipe import Recipe
+from mmprompt.training.schedules import learning_rate
+from mmprompt.training.seeds import batches, epoch_order
+
+FAST = Recipe(epochs=3, batch_size=4, lr=0.05)
+METHODS = [mp.CoOp(n_ctx=4), mp.VPT(n_visual=2, depth=2), mp.CoOp(n_ctx=4) + mp.VPT(n_visual=2)]
+
+
+def bytes_of(classifier):
+    return tensor_bytes(classifier.prompt.tensors())
+
+
+@pytest.mark.parametrize("method", METHODS, ids=["coop", "vpt", "coop+vpt"])
+def test_fit_equals_plain_pytorch_byte_for_byte(method, tiny_clip_backbone, data):
+    trained = fit(method, tiny_clip_backbone, data, recipe=FAST, seed=3).classifier
+
+    model = method.build(tiny_clip_backbone, data.class_names, seed=3)
+    images = torch.stack([tiny_clip_backbone.preprocess(read_image(item.path)) for item in data.train])
+    labels = torch.tensor([item.label for item in data.train])
+    features = model.image_features(images) if not model.prompt.has("vision") else None
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9, weight_decay=5e-4)
+    for epoch in range(3):
+        optimizer.param_groups[0]["lr"] = learning_rate(FAST, epoch, 3)
+        for batch in batches(epoch_order(3, epoch, len(labels)), 4):
+            logits = model(images[batch]) if features is None else model.logits(features[batch], model.class_features())
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(logits, labels[batch]).backward()
+            optimizer.step()
+    assert bytes_of(model) == bytes_of(trained)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=["coop", "vpt", "coop+vpt"])
+def test_the_same_seed_gives_the_same_bytes(method, tiny_clip_backbone, data):
+    first, again, other = (fit(method, tiny_clip_backbone, data, recipe=FAST, seed=seed).classifier for seed in (1, 1, 2))
+    assert bytes_of(first) == bytes_of(again)
+    assert bytes_of(first) != bytes_of(other)
+
+
+def test_training_learns(tiny_clip_backbone, data):
+    recipe = Recipe(epochs=40, batch_size=4, lr=0.1)
+    result = fit(mp.CoOp(n_ctx=4), tiny_clip_backbone, data, recipe=recipe)
+    assert result.history[-1]["loss"] < 0.5 * result.history[0]["loss"]
+
+
+def test_frozen_stays_frozen(tiny_clip_backbone, data):
+    fit(mp.CoOp(n_ctx=2) + mp.VPT(n_visual=2), tiny_clip_backbone, data, recipe=FAST)
+    assert tiny_clip_backbone.compute_fingerprint() == tiny_clip_backbone.fingerprint
+
+
+def test_text_prompt_encodes_each_training_picture_once(tiny_clip_backbone, data):
+    seen = []
+    hook = tiny_clip_backbone.model.visual.conv1.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    fit(mp.CoOp(n_ctx=2), tiny_clip_backbone, data, recipe=FAST)
+    hook.remove()
+    assert sum(seen) == len(data.train)
+
+
+def test_stored_views_are_encoded_once_each(tiny_clip_backbone, data):
+    seen = []
+    hook = tiny_clip_backbone.model.visual.conv1.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    recipe = replace(FAST, epochs=6, augment="coop", views=2)
+    fit(mp.CoOp(n_ctx=2), tiny_clip_backbone, data, recipe=recipe)
+    hook.remove()
+    assert sum(seen) == 2 * len(data.train)
+
+
+def test_zero_views_draw_fresh_ones_in_every_epoch(tiny_clip_backbone, data):
+    seen = []
+    hook = tiny_clip_backbone.model.visual.conv1.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    fit(mp.CoOp(n_ctx=2), tiny_clip_backbone, data, recipe=replace(FAST, augment="coop", views=0))
+    hook.remove()
+    assert len(seen) == 3
+    assert not torch.equal(seen[0], seen[1])
+
+
+def test_early_stopping_without_validation_pictures_is_refused(tiny_clip_backbone, data):
+    with pytest.raises(UserError, match="early stopping needs validation pictures"):
+        fit(mp.CoOp(n_ctx=2), tiny_clip_backbone, data, recipe=replace(FAST, patience=2))
+
+
+def test_early_stopping_keeps_the_best_on_validation(tiny_clip_backbone, data):
+    validated = replace(data, val=data.test)
+    recipe = Recipe(epochs=30, batch_size=4, lr=0.1, patience=3)
+    result = fit(mp.CoOp(n_ctx=4), tiny_clip_backbone, validated, recipe=recipe)
+    best = max(record["val_accuracy"] for record in result.history)
+    assert result.evaluate(validated.val).accuracy == pytest.approx(best)
+
+
+def test_zero_shot_is_the_librarys_own(tiny_clip_backbone, tiny_open_clip_folder, data):
+    classifier = zero_shot(tiny_clip_backbone, data.class_names, "a photo of a {}.")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{tiny_open_clip_folder}")
+    text = tokenizer([f"a photo of a {name}." for name in data.class_names])
+    with torch.no_grad():
+        expected = tiny_clip_backbone.model.encode_text(text, normalize=True)
+    torch.testing.assert_close(classifier.class_features(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_evaluation_counts_what_predict_says(tiny_clip_backbone, data):
+    classifier = zero_shot(tiny_clip_backbone, data.class_names)
+    score = evaluate(classifier, data.test)
+    said = [prediction.label for prediction in classifier.predict([item.path for item in data.test])]
+    assert [data.class_names[p] for p in score.predictions] == said
+    assert score.accuracy == np.mean([a == data.class_names[item.label] for a, item in zip(said, data.test, strict=True)])
+
+
+def test_evaluating_on_nothing_is_refused(tiny_clip_backbone, data):
+    with pytest.raises(UserError, match="no pictures to evaluate on"):
+        evaluate(zero_shot(tiny_clip_backbone, data.class_names), [])
+
+
+def test_run_folder_holds_all_that_is_needed_to_repeat(tiny_clip_backbone, data, tmp_path):
+    result = fit(mp.CoOp(n_ctx=4), tiny_clip_backbone, data, tmp_path / "run", FAST, seed=5)
+    config = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert config["method"] == {
+        "name": "coop",
+        "settings": {"n_ctx": 4, "ctx_init": None, "class_position": "end", "class_specific": False},
+    }
+    assert config["backbone"]["fingerprint"] == tiny_clip_backbone.fingerprint
+    assert config["data"]["fingerprint"] == data.fingerprint
+    assert config["recipe"]["epochs"] == 3
+    assert config["seed"] == 5
+    assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 3
+    assert bytes_of(load(tmp_path / "run", tiny_clip_backbone)) == bytes_of(result.classifier)
+
+
+def test_finished_run_is_not_overwritten(tiny_clip_backbone, data, tmp_path):
+    fit(mp.CoOp(n_ctx=2), tiny_clip_backbone, data, tmp_path, FAST)
+    with pytest.raises(UserError, match="already holds a finished run"):
+        fit(mp.CoOp(n_ctx=2), tiny_clip_backbone, data, tmp_path, FAST, resume=True)
+
+
+def test_refused_run_writes_nothing(tiny_resnet_backbone, data, tmp_path):
+    with pytest.raises(UserError, match="no image tokens"):
+        fit(mp.VPT(), tiny_resnet_backbone, data, tmp_path / "run", FAST)
+    assert not (tmp_path / "run").exists()
+
+
+def test_measure_puts_the_prompt_beside_zero_shot(tiny_clip_backbone, data, tmp_path):
+    result = fit(mp.CoOp(n_ctx=4), tiny_clip_backbone, data, tmp_path, Recipe(epochs=40, batch_size=4, lr=0.1))
+    metrics = measure(result)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
+    bare = evaluate(zero_shot(tiny_clip_backbone, data.class_names, "{}"), data.test)
+    assert metrics["zero_shot_name"]["accuracy"] == bare.accuracy
+    gain = metrics["learned"]["gain_over_zero_shot_name"]
+    assert gain["gain"] == pytest.approx(metrics["learned"]["accuracy"] - bare.accuracy)
+    assert gain["interval"][0] <= gain["gain"] <= gain["interval"][1]
+    assert len(metrics["predictions"]) == len(data.test)
+
+
+def test_measure_gives_novel_concepts_a_row_of_their_own(tiny_clip_backbone, data):
+    test = tuple(replace(item, novel=i % 2 == 0) for i, item in enumerate(data.test))
+    result = fit(mp.CoOp(n_ctx=2), tiny_clip_backbone, replace(data, test=test), recipe=FAST)
+    score = result.evaluate(test)
+    novel = measure(result)["learned"]["novel"]
+    assert novel["n"] == (len(test) + 1) // 2
+    assert novel["accuracy"] == score.correct[::2].mean()

@@ -1,0 +1,127 @@
+"""Kill a toy training with SIGKILL at many points, resume it, and print what came of each as JSON.
+
+Run as `python kill_driver.py FOLDER`. torch is imported once; every training is a fork of this process,
+which itself never trains. Two kinds of points: the k-th file event of the run (an audit hook sees each
+open, rename, mkdir and removal before it happens), and a moment drawn at random.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import safetensors.torch
+from toy import Toy
+
+from mmprompt.training.log import read_log
+from mmprompt.training.loop import train
+from mmprompt.training.recipe import Recipe
+
+N_EPOCHS = 10
+N_EVENT_KILLS = 40
+N_MOMENT_KILLS = 10
+RECIPE = Recipe(lr=0.05, batch_size=3, optimizer="adamw", patience=N_EPOCHS, checkpoint_seconds=0)
+FILE_EVENTS = {"open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.truncate", "shutil.rmtree", "os.listdir"}
+
+
+def fork(work: Callable[[], None]) -> int:
+    """Run `work` in a child; its process id."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        work()
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+def wait(pid: int) -> int:
+    """The exit status of a child, -9 if it was killed."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def run(folder: Path, resume: bool) -> None:
+    """One training to its end, and the bytes of its weights beside it."""
+    problem = Toy(validation=[])
+    train(problem, RECIPE, 1, N_EPOCHS, folder, "id", resume=resume)
+    (folder / "final").write_bytes(safetensors.torch.save(problem.module.state_dict()))
+
+
+def outcome(folder: Path) -> str:
+    """One hash over the final weights, the last checkpoint's tensors and the log without its clock."""
+    log = [
+        {name: value for name, value in line.items() if name != "seconds"} for line in read_log(folder / "log.jsonl")
+    ]
+    state = folder / "checkpoint" / f"epoch-{N_EPOCHS:06d}" / "state.safetensors"
+    parts = [(folder / "final").read_bytes(), state.read_bytes(), json.dumps(log).encode()]
+    return hashlib.sha256(b"|".join(parts)).hexdigest()
+
+
+def watched(folder: Path, at: int | None) -> None:
+    """A training that is killed at its file event number `at`, or that counts its events."""
+    count = 0
+
+    def hook(event: str, _: tuple[object, ...]) -> None:
+        nonlocal count
+        if event in FILE_EVENTS:
+            count += 1
+            if count == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+    run(folder, resume=False)
+    (folder / "events").write_text(str(count))
+
+
+def killed_at_a_moment(folder: Path, delay: float) -> int:
+    pid = fork(lambda: run(folder, resume=False))
+    time.sleep(delay)
+    os.kill(pid, signal.SIGKILL)
+    return wait(pid)
+
+
+def finish(folder: Path, place: str, status: int) -> dict[str, object]:
+    """Resume what a kill left; what was there, and what it came to."""
+    found = sorted(path.name for path in folder.glob("checkpoint/*"))
+    resumed = wait(fork(lambda: run(folder, resume=True)))
+    left = [path.name for path in folder.glob("checkpoint/.*")]
+    result = outcome(folder) if resumed == 0 else "failed"
+    return {"place": place, "killed": status == -9, "found": found, "left": left, "outcome": result}
+
+
+def main(root: Path) -> None:
+    """All trials, against an uninterrupted run."""
+    logging.disable(logging.WARNING)
+    whole = root / "whole"
+    assert wait(fork(lambda: watched(whole, None))) == 0, "the uninterrupted run failed"
+    n_events = int((whole / "events").read_text())
+    started = time.monotonic()
+    assert wait(fork(lambda: run(root / "timed", resume=False))) == 0, "the timed run failed"
+    duration = time.monotonic() - started
+    trials = []
+    for trial in range(N_EVENT_KILLS):
+        at = 1 + trial * (n_events - 1) // (N_EVENT_KILLS - 1)
+        folder = root / f"event-{at}"
+        status = wait(fork(lambda folder=folder, at=at: watched(folder, at)))
+        trials.append(finish(folder, folder.name, status))
+    moments = random.Random(1)
+    for trial in range(N_MOMENT_KILLS):
+        folder = root / f"moment-{trial}"
+        status = killed_at_a_moment(folder, duration * moments.uniform(0.1, 0.9))
+        trials.append(finish(folder, folder.name, status))
+    sys.stdout.write(json.dumps({"expected": outcome(whole), "n_events": n_events, "trials": trials}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

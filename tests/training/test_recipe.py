@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mmprompt.errors import UserError
+from mmprompt.training.recipe import Recipe, epochs_for
+
+
+def test_the_defaults_are_the_papers() -> None:
+    recipe = Recipe()
+    assert (recipe.optimizer, recipe.lr, recipe.momentum, recipe.weight_decay) == ("sgd", 0.002, 0.9, 5e-4)
+    assert (recipe.batch_size, recipe.warmup_epochs, recipe.warmup_lr) == (32, 1, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shots", "epochs"), [(1, 50), (2, 100), (3, 100), (4, 100), (7, 100), (8, 200), (16, 200), (None, 200)]
+)
+def test_the_papers_epochs_follow_from_the_shots(shots: int | None, epochs: int) -> None:
+    assert epochs_for(Recipe(), shots) == epochs
+
+
+def test_epochs_that_are_given_win_over_the_table() -> None:
+    assert epochs_for(Recipe(epochs=7), 1) == 7
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("optimizer", "sdg"),
+        ("precision", "fp8"),
+        ("augment", "cop"),
+        ("lr", 0.0),
+        ("lr", -1.0),
+        ("lr", float("nan")),
+        ("lr", float("inf")),
+        ("lr", 101.0),
+        ("lr", "0.1"),
+        ("momentum", 1.0),
+        ("momentum", -0.1),
+        ("weight_decay", -1e-9),
+        ("warmup_lr", -1e-9),
+        ("warmup_epochs", -1),
+        ("warmup_epochs", 0.5),
+        ("batch_size", 0),
+        ("batch_size", True),
+        ("epochs", 0),
+        ("patience", 0),
+        ("checkpoint_every", 0),
+        ("checkpoint_seconds", -1.0),
+    ],
+)
+def test_a_value_out_of_range_is_refused_with_its_name_and_value(field: str, value: Any) -> None:
+    with pytest.raises(UserError, match=rf"{field}.*{value}") as caught:
+        Recipe(**{field: value})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("momentum", 0.0), ("warmup_epochs", 0), ("weight_decay", 0.0), ("lr", 100.0)]
+)
+def test_the_ends_of_a_range_are_allowed(field: str, value: Any) -> None:
+    assert getattr(Recipe(**{field: value}), field) == value
+
+
+def test_a_misspelt_choice_gets_the_nearest_one() -> None:
+    with pytest.raises(UserError, match="Did you mean 'sgd'"):
+        Recipe(optimizer="sdg")  # type: ignore[arg-type]
+
+
+def test_equal_values_make_equal_recipes_whatever_their_type() -> None:
+    recipe = Recipe(lr=1, batch_size=np.int64(8))
+    assert [type(value) for value in (recipe.lr, recipe.batch_size)] == [float, int]
+
+
+def test_a_recipe_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Recipe().lr = 1.0  # type: ignore[misc]
