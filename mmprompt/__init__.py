@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mmprompt.backbones.load import list_backbones, load_backbone
     from mmprompt.data.catalog import list_datasets, load_dataset
     from mmprompt.data.folder import ImageFolder, ImageTable
+    from mmprompt.data.images import read_image
     from mmprompt.data.splits import Dataset, Item
     from mmprompt.errors import UserError
     from mmprompt.evaluation.metrics import Evaluation, paired_bootstrap
@@ -32,6 +33,7 @@ _HOMES = {
     "backbones.load": ("list_backbones", "load_backbone"),
     "data.catalog": ("list_datasets", "load_dataset"),
     "data.folder": ("ImageFolder", "ImageTable"),
+    "data.images": ("read_image",),
     "data.splits": ("Dataset", "Item"),
     "errors": ("UserError",),
     "evaluation.metrics": ("Evaluation", "paired_bootstrap"),

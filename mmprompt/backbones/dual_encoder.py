@@ -115,9 +115,9 @@ class FrozenDualEncoder:
         """
         return self._tokenizer.words(text, self._frame)
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, token_ids: Sequence[int]) -> str:
         """The text of token ids, as the library's tokenizer writes it."""
-        return self._tokenizer.text_of(ids)
+        return self._tokenizer.text_of(token_ids)
 
     @property
     def _frame(self) -> Frame:

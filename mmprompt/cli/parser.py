@@ -1,23 +1,24 @@
 """One way from a command line to settings: frozen dataclasses read by tyro.
 
-tyro words its own refusals (a misspelt option, a letter where a number belongs) and exits with 2; this
-file only says in which form options are written.
+tyro words its own refusals (a misspelt option, a letter where a number belongs) and exits with 2. What a
+dataclass refuses is a `UserError` like any other, and leaves here as one.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
+import sys
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import tyro
 
+from mmprompt.errors import UserError
+
 Settings = TypeVar("Settings")
 
-FORM = (
-    tyro.conf.OmitArgPrefixes,
-    tyro.conf.FlagCreatePairsOff,
-    tyro.conf.CascadeSubcommandArgs,
-)
+FORM = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
 
 
 def parse(
@@ -31,9 +32,29 @@ def parse(
         prog: the command as typed, for the help text.
         description: what it does.
         default: values to start from instead of the fields' own.
+    Raises:
+        UserError: a dataclass refuses a value.
+        SystemExit: 2 where tyro refuses the command line, 0 after `--help`.
     """
     chosen: dict[str, Any] = {} if default is None else {"default": default}
-    return tyro.cli(settings, args=list(arguments), prog=prog, description=description, config=FORM, **chosen)
+    held_back = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(held_back):
+            return tyro.cli(settings, args=list(arguments), prog=prog, description=description, config=FORM, **chosen)
+    except SystemExit as end:
+        refusal = refusal_behind(end)
+        if refusal is not None:
+            raise refusal from None
+        sys.stderr.write(held_back.getvalue())
+        raise
+
+
+def refusal_behind(error: BaseException) -> UserError | None:
+    """The `UserError` that an exception was raised on account of, None if there is none."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, UserError):
+        cause = cause.__cause__ or cause.__context__
+    return cause
 
 
 def peek(arguments: Sequence[str], name: str) -> str | None:

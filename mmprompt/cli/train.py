@@ -6,9 +6,11 @@ the run's settings, the method's and the recipe's.
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +23,7 @@ from mmprompt.cli.output import Output, result_table
 from mmprompt.cli.parser import parse, peek
 from mmprompt.cli.pictures import Pictures
 from mmprompt.data.catalog import read_card
+from mmprompt.data.images import read_image
 from mmprompt.data.splits import Dataset
 from mmprompt.errors import bad_file
 from mmprompt.experiments.record import RUN, WORDS
@@ -29,7 +32,7 @@ from mmprompt.explain.nearest_words import context_words
 from mmprompt.files import read_json, write_json
 from mmprompt.methods import Method, make_method, method_types
 from mmprompt.predictors.file import check_new
-from mmprompt.tasks.classification import Result, fit, measure, resolve
+from mmprompt.tasks.classification import Result, fit, measure, resolve, run_config
 from mmprompt.training.callbacks import ProgressBar
 from mmprompt.training.recipe import Recipe
 
@@ -89,7 +92,10 @@ def run(arguments: Sequence[str], prog: str) -> None:
     check_folder(folder)
     data = call.pictures.load(call.run.shots, call.run.seed)
     recipe = resolve(call.recipe, data)
+    refuse_broken(data)
     backbone = load_backbone(call.run.backbone, call.run.device)
+    if call.run.resume:
+        refuse_other_run(folder, run_config(call.method, backbone, data, recipe, call.run.seed))
     announce(output, call, data, folder)
     result = fit(call.method, backbone, data, folder, recipe, call.run.seed, [ProgressBar()], call.run.resume)
     metrics = measure(result)
@@ -156,6 +162,38 @@ def check_folder(folder: Path) -> None:
         raise bad_file(place, f"is a file, so {folder} cannot be a folder", "Give another --out.")
     if not os.access(place, os.W_OK):
         raise bad_file(place, "may not be written to", "Give an --out that you may write to.")
+
+
+def refuse_broken(data: Dataset) -> None:
+    """Open every picture once, so that a broken one among the test pictures is not found after the training.
+
+    Raises:
+        UserError: a picture cannot be read.
+    """
+    paths = [item.path for split in (data.train, data.val, data.test) for item in split]
+    with ThreadPoolExecutor() as pool:
+        for _ in pool.map(look_at, paths):
+            pass
+
+
+def look_at(path: Path) -> None:
+    """Read a picture and let it go again."""
+    read_image(path)
+
+
+def refuse_other_run(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse to go on in the folder of another run, and say in what it differs.
+
+    Raises:
+        UserError: the settings differ from those of the folder's `run.json`.
+    """
+    if not (folder / RUN).is_file():
+        return
+    saved, now = read_json(folder / RUN), json.loads(json.dumps(config))
+    others = [key for key in now if key != "versions" and saved.get(key) != now[key]]
+    if others:
+        advice = "Resume with the settings of that run, or give another --out."
+        raise bad_file(folder, f"holds a run with another {' and '.join(others)}", advice)
 
 
 def announce(output: Output, call: Call, data: Dataset, folder: Path) -> None:

@@ -50,10 +50,10 @@ class CheckReport:
         parts = [f"{split} {self.counts[split]}{_range(self.per_class[split])}" for split in SPLITS]
         return (
             f"{self.root}: {len(self.class_names)} classes; pictures: {', '.join(parts)}.",
-            f"{self.n_decoded} pictures were opened.",
+            f"Pictures opened: {self.n_decoded}.",
             *(f"Problem: {problem}" for problem in self.problems),
             *(f"Warning: {warning}" for warning in self.warnings),
-            "Ready to train." if self.is_ok else f"{len(self.problems)} problems to mend before training.",
+            "Ready to train." if self.is_ok else "Not ready to train.",
         )
 
 
@@ -106,7 +106,7 @@ def _missing(root: Path, missing: list[Path], total: int) -> list[str]:
     if not missing:
         return []
     names = shortened([path.relative_to(root).as_posix() for path in missing], limit=3)
-    return [f"{len(missing)} of {total} pictures are missing: {names}."]
+    return [f"missing pictures, {len(missing)} of {total}: {names}."]
 
 
 def _broken(paths: list[Path]) -> list[str]:
@@ -121,7 +121,7 @@ def _broken(paths: list[Path]) -> list[str]:
 
 def _untested(splits: Splits, per_class: Mapping[SplitName, tuple[int, ...]]) -> list[str]:
     names = [name for name, count in zip(splits.class_names, per_class["test"], strict=True) if count == 0]
-    return [f"{len(names)} classes have no test picture: {shortened(names)}."] if names else []
+    return [f"no test picture for {shortened(names)}."] if names else []
 
 
 def _repeated(root: Path, paths: Mapping[SplitName, list[Path]], present: set[Path]) -> list[str]:
@@ -140,4 +140,4 @@ def _repeated(root: Path, paths: Mapping[SplitName, list[Path]], present: set[Pa
     if not twins:
         return []
     pairs = [" = ".join(path.relative_to(root).as_posix() for _, path in group[:2]) for group in twins]
-    return [f"{len(twins)} pictures are in more than one split: {shortened(pairs, limit=3)}."]
+    return [f"the same picture in two splits: {shortened(pairs, limit=3)}."]

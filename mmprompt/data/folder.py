@@ -112,7 +112,7 @@ def _class_rows(parent: Path, split: SplitName) -> Iterator[Row]:
         yield from (Row(picture, folder.name, split) for picture in pictures)
     if empty:
         raise UserError(
-            f"{parent}: no picture in {len(empty)} class folders ({shortened(empty)}). "
+            f"{parent}: no picture in the class folders {shortened(empty)}. "
             f"Add pictures ({', '.join(sorted(IMAGE_SUFFIXES))}) or remove the folders."
         )
 

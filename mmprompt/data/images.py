@@ -117,7 +117,7 @@ def _from_array(array: np.ndarray, kind: str, shapes: str) -> Image.Image:
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)) or array.size == 0:
         raise UserError(f"a picture {kind} has the shape {list(array.shape)}, but one picture is {shapes}. Reshape it.")
     if np.issubdtype(array.dtype, np.floating):
-        if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
+        if not (array.min() >= 0 and array.max() <= 1):  # also so for NaN, which is in no order
             raise UserError(
                 f"a floating-point picture {kind} has values from {array.min():g} to {array.max():g}, "
                 "but 0 to 1 was expected. Divide it by 255 or undo its normalisation."

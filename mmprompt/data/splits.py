@@ -148,7 +148,7 @@ def assemble(root: Path, rows: Sequence[Row], place: str) -> Splits:
     untrained = sorted({names[raw] for raw in labels} - {names[row.label] for row in rows if row.split == "train"})
     if untrained:
         raise UserError(
-            f"{place}: {len(untrained)} classes have no picture to train on ({shortened(untrained)}). "
+            f"{place}: no picture to train on for {shortened(untrained)}. "
             "Add one to the train part of each, or remove the class."
         )
     part: dict[str, list[Item]] = {split: [] for split in SPLITS}
@@ -182,9 +182,7 @@ def hold_out_test(splits: Splits, fraction: float = TEST_FRACTION) -> Splits:
         raise UserError(f"{splits.root}: no class has two pictures, so none can be tested. Add pictures.")
     notes = [f"No test part was given: {len(test)} of {len(splits.train)} pictures are held out for testing."]
     if single:
-        notes.append(
-            f"{len(single)} classes have one picture, which is trained on and not tested: {shortened(single)}."
-        )
+        notes.append(f"Trained on and not tested, for want of a second picture: {shortened(single)}.")
     return Splits(splits.root, splits.class_names, train, splits.val, test, (*splits.notes, *notes))
 
 
@@ -194,10 +192,11 @@ def refuse_missing(items: Iterable[Item]) -> None:
     Raises:
         UserError: names the first one and says how many are missing.
     """
-    missing = [item.path for item in items if not item.path.is_file()]
+    paths = [item.path for item in items]
+    missing = [path for path in paths if not path.is_file()]
     if missing:
-        others = f", and {len(missing) - 1} others are missing too" if len(missing) > 1 else ""
-        raise bad_file(missing[0], f"is not there{others}", "Restore the pictures, or list only those you have.")
+        problem = f"is not there ({len(missing)} of {len(paths)} pictures are missing)"
+        raise bad_file(missing[0], problem, "Restore them, or list only those you have.")
 
 
 def class_counts(items: Iterable[Item], n_classes: int) -> tuple[int, ...]:

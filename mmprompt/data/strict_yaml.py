@@ -20,13 +20,13 @@ from pydantic import TypeAdapter, ValidationError
 from mmprompt.errors import UserError, bad_file, unknown_name
 from mmprompt.files import read_bytes
 
-MAX_YAML_BYTES = 2**20
+MAX_YAML_BYTES = 2**17
 
 T = TypeVar("T")
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a mapping from a YAML file of at most 1 MiB.
+    """Read a mapping from a YAML file of at most 128 KiB.
 
     Raises:
         UserError: the file is missing, too large, not a mapping, or uses what the module's text excludes.
@@ -63,7 +63,8 @@ def validate(cls: type[T], mapping: Mapping[str, Any], path: str | Path) -> T:
         # Through JSON, because strict validation of Python objects would refuse a list for a tuple.
         return TypeAdapter(cls).validate_json(json.dumps(dict(mapping)), strict=True, extra="forbid")
     except ValidationError as error:
-        first = error.errors()[0]
+        # a misspelt key first: it is the reason why another one seems to be missing
+        first = min(error.errors(), key=lambda found: found["type"] != "unexpected_keyword_argument")
         key = ".".join(map(str, first["loc"]))
         if first["type"] == "unexpected_keyword_argument":
             raise UserError(f"{path}: {unknown_name('key', key, known)}") from None

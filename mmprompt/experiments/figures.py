@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 DPI = 200
+LARGE_DPI = 150  # a hundred classes make a large figure as it is
 FONTS = ("Inter", "Helvetica Neue", "Segoe UI", "Arial", "Liberation Sans", "Noto Sans", "DejaVu Sans")
 
 
@@ -71,10 +72,10 @@ def drawing(theme: Theme, width: float, height: float) -> Iterator[Any]:
         yield Figure(figsize=(width, height), facecolor=theme.paper, layout="constrained")
 
 
-def png(figure: Any) -> bytes:
-    """A figure as PNG bytes, without the date and versions that would make equal runs differ."""
+def png(figure: Any, dpi: int = DPI) -> bytes:
+    """A figure as PNG bytes, without the version that would make equal runs differ."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None}, pil_kwargs={"compress_level": 4})
     return buffer.getvalue()
 
 
@@ -165,18 +166,21 @@ def draw_confusion(confusion: Sequence[Sequence[int]], class_names: Sequence[str
     cell = 0.62 if n_classes <= 6 else 0.42 if n_classes <= 14 else 0.25 if n_classes <= 40 else 0.16
     size = 9.5 if n_classes <= 14 else 7.5 if n_classes <= 40 else 6.5
     names = [name if len(name) <= 24 else name[:23] + "…" for name in class_names]
-    margin = 0.5 + 0.0115 * size * max(map(len, names))
-    side = n_classes * cell + margin
+    margin, edge = 0.55 + 0.0085 * size * max(map(len, names)), 0.06
+    side = margin + n_classes * cell + edge
     with drawing(theme, side, side) as figure:
-        axes = figure.add_subplot()
+        figure.set_layout_engine("none")
+        share = n_classes * cell / side
+        axes = figure.add_axes((margin / side, margin / side, share, share))
         shades = LinearSegmentedColormap.from_list("shades", [theme.paper, theme.accent])
         axes.imshow(shares, cmap=shades, vmin=0, vmax=1, aspect="equal", interpolation="nearest")
         axes.set_xticks(range(n_classes), names, rotation=90, fontsize=size)
         axes.set_yticks(range(n_classes), names, fontsize=size)
-        axes.set_xticks(np.arange(0.5, n_classes - 1), minor=True)
-        axes.set_yticks(np.arange(0.5, n_classes - 1), minor=True)
-        axes.grid(visible=True, which="minor", color=theme.line, linewidth=0.5)
-        axes.tick_params(which="both", length=0)
+        if n_classes <= 40:
+            borders, ends = np.arange(0.5, n_classes - 1), (-0.5, n_classes - 0.5)
+            axes.hlines(borders, *ends, color=theme.line, linewidth=0.5)
+            axes.vlines(borders, *ends, color=theme.line, linewidth=0.5)
+        axes.tick_params(length=0)
         axes.set_xlabel("predicted")
         axes.set_ylabel("true")
         for spine in axes.spines.values():
@@ -186,7 +190,7 @@ def draw_confusion(confusion: Sequence[Sequence[int]], class_names: Sequence[str
                 colour = theme.paper if shares[row, column] > 0.55 else theme.ink
                 text = f"{int(counts[row, column])}"
                 axes.text(column, row, text, ha="center", va="center", fontsize=size - 1, color=colour)
-        return png(figure)
+        return png(figure, DPI if n_classes <= 40 else LARGE_DPI)
 
 
 def draw_examples(pictures: Sequence[Image.Image], captions: Sequence[str], theme: Theme) -> bytes:

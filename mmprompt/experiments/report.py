@@ -110,8 +110,11 @@ def row_label(record: Record, key: str) -> str:
 
 
 def chart(light: bytes, dark: bytes, name: str) -> dict[str, Any]:
-    """A figure for the page: both themes in base64, with a width in pixels where it is not the column's."""
-    width = Image.open(io.BytesIO(light)).width * 100 // figures.DPI if name == "confusion" else None
+    """A figure for the page: both themes in base64; for the confusion matrix its natural width in CSS pixels."""
+    width = None
+    if name == "confusion":
+        with Image.open(io.BytesIO(light)) as picture:
+            width = round(96 * picture.width / picture.info["dpi"][0])
     return {"light": encode(light), "dark": encode(dark), "width": width}
 
 

@@ -47,8 +47,9 @@ def of(record: Record, labels: Mapping[str, str]) -> dict[str, Any]:
         "command": record.command,
         "facts": facts(record),
         "repeat_note": (
-            "The same command with the same versions on the same kind of processor gives the same numbers. The whole "
-            "configuration is in run.json; `mmprompt train --config run.json --out ANOTHER` reads it."
+            "The same command with the same versions on the same kind of processor gives the same numbers; a finished "
+            "folder is never written to again, so give another --out. The whole configuration is in run.json, which "
+            "--config reads."
         ),
     }
 
@@ -147,7 +148,7 @@ def facts(record: Record) -> list[tuple[str, str]]:
         ("backbone", f"{backbone['name']}, fingerprint {backbone['fingerprint'][:16]}"),
         ("method", f"{run['method']['name']}: {in_words(run['method']['settings'])}"),
         ("recipe", in_words(run["recipe"])),
-        ("shots, seed", f"{shots_of(record)}, seed {run['seed']} (of the draw: {data['seed']})"),
+        ("shots, seed", f"{shots_of(record)}, seed {run['seed']}"),
         ("computed on", f"{run['device']} in {run['dtype']}"),
         ("versions", ", ".join(f"{name} {number}" for name, number in run["versions"].items())),
     ]
@@ -160,6 +161,4 @@ def in_words(settings: Mapping[str, Any]) -> str:
 
 def missing_pictures(n_missing: int) -> str:
     """That some pictures are no longer where they were, or nothing."""
-    if not n_missing:
-        return ""
-    return f"{n_missing} test picture{'s' if n_missing > 1 else ''} could no longer be read and cannot be shown."
+    return f"{n_missing} of the pictures that were to be shown can no longer be read." if n_missing else ""

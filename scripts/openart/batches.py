@@ -21,11 +21,11 @@ RELATIONS = ("left", "right", "large", "small")
 class Sizes:
     """How many pictures of each form a batch holds, and among how many objects its pairs are drawn."""
 
-    singles: int = 56
-    pairs: int = 84
-    people: int = 52
-    objects: int = 40
-    tags: int = 24
+    singles: int = 28
+    pairs: int = 44
+    people: int = 24
+    objects: int = 24
+    tags: int = 16
 
 
 @dataclass
@@ -93,9 +93,9 @@ class Composer:
                 break
         return np.array(chosen)
 
-    def batch(self, seed: int, step: int, sizes: Sizes) -> Batch:
-        """The batch of one step."""
-        rng = np.random.default_rng([seed, step])
+    def batch(self, seed: int, step: int, rank: int, sizes: Sizes) -> Batch:
+        """The batch of one worker in one step."""
+        rng = np.random.default_rng([seed, step, rank])
         generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
         objects = self.pick_objects(rng, sizes.objects)
         scenes = self.scenes(rng, objects, sizes)
@@ -103,7 +103,7 @@ class Composer:
         sprites = self.pick_sprites(rng, scenes.concept, generator)
         images = draw_scenes(sprites, scenes, ground)
         captions = Captions(self, rng, scenes, objects, sizes, colour)
-        return captions.batch(images)
+        return captions.batch(images, even=step % 2 == 0)
 
     def scenes(self, rng: np.random.Generator, objects: np.ndarray, sizes: Sizes) -> layout.Scenes:
         """Singles, then pairs, then people."""
@@ -177,19 +177,24 @@ class Captions:
         template = templates[self.rng.integers(len(templates))]
         return torch.tensor([self.captions.setdefault(template.format(n), len(self.captions)) for n in names])
 
-    def batch(self, images: Tensor) -> Batch:
-        """All groups over the drawn pictures."""
-        parts = self.scenes.concept
-        groups, related = self.relations(), self.related()
-        groups += [self.labels(), self.attribute("kind", self.composer.kinds), self.tags()]
-        if self.sizes.people:
+    def batch(self, images: Tensor, even: bool) -> Batch:
+        """The groups over the drawn pictures: relations and names always, the rest in turn (text is not free)."""
+        parts = torch.from_numpy(self.scenes.concept)
+        groups = [*self.relations(), self.labels()]
+        if even:
+            groups += [self.attribute("kind", self.composer.kinds), self.tags()]
+        else:
             groups.append(self.attribute("emotion", list(self.composer.by_emotion)))
             groups.append(self.attribute("action", list(self.composer.by_action)))
+            groups.append(self.background())
+        return Batch(images, list(self.captions), groups, parts, self.related())
+
+    def background(self) -> Group:
+        """The colour word of the pictures that have one."""
         rows = np.nonzero(self.colour >= 0)[0]
         names = list(words.BACKGROUNDS)
         truth = torch.from_numpy(self.colour[rows, None] == np.arange(len(names)))
-        groups.append(Group("background", torch.from_numpy(rows), self.add("background", names), truth))
-        return Batch(images, list(self.captions), groups, torch.from_numpy(parts), related)
+        return Group("background", torch.from_numpy(rows), self.add("background", names), truth)
 
     def related(self) -> dict[str, Tensor]:
         """Which concept of each pair stands in each relation; -1 for pictures that are no pairs."""

@@ -9,6 +9,7 @@ import numpy as np
 
 LARGE = (0.44, 0.58)
 SMALL = (0.25, 0.36)
+FIELDS = ("concept", "x", "y", "size", "angle", "flip")
 
 
 def spread(rng: np.random.Generator, free: np.ndarray, n_gaps: int) -> np.ndarray:
@@ -105,5 +106,4 @@ def row_scenes(rng: np.random.Generator, concepts: np.ndarray) -> Scenes:
 
 def join(parts: list[Scenes]) -> Scenes:
     """Several batches of scenes as one."""
-    names = ("concept", "x", "y", "size", "angle", "flip")
-    return Scenes(*(np.concatenate([getattr(p, n) for p in parts]) for n in names))
+    return Scenes(*(np.concatenate([getattr(p, n) for p in parts]) for n in FIELDS))

@@ -11,6 +11,8 @@ import numpy as np
 
 from openart.artwork import NAMES_PACKAGE, STYLES, draw, fetch, name_table, read_json, style_icons
 from openart.concepts import Concept, read_concepts
+from openart.tokenizer import learn_merges, write_tokenizer
+from openart.vocabulary import N_MERGES, corpus
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ def prepare(work: Path) -> Path:
     rows = {style: [-1 if row >= 0 and empty[row] else row for row in found] for style, found in rows.items()}
     np.save(part / "sprites.npy", sprites)
     described = {"concepts": [asdict(c) for c in concepts], "rows": rows, "sources": sources(work)}
+    write_tokenizer(learn_merges(corpus(concepts), N_MERGES), part / "tokenizer")
     (part / "concepts.json").write_text(json.dumps(described, indent=1), encoding="utf-8")
     os.replace(part, target)
     return target

@@ -28,6 +28,8 @@ def learn_merges(texts: Iterable[str], n_merges: int) -> list[tuple[str, str]]:
         best = max(pairs, key=lambda p: (pairs[p], [-ord(c) for c in "".join(p)]))
         merges.append(best)
         for parts in words.values():
+            if best[0] not in parts:
+                continue
             i = 0
             while i < len(parts) - 1:
                 if (parts[i], parts[i + 1]) == best:
@@ -79,3 +81,9 @@ class Encoder:
         """The ids of one text, at most the context length."""
         body = [i for w in re.findall(r"[a-z]+|[0-9]|[^\sa-z0-9]+", text.lower()) for i in self.word(w)]
         return [self.ids[START], *body[: CONTEXT_LENGTH - 2], self.ids[END]]
+
+
+def read_encoder(folder: Path) -> Encoder:
+    """The encoder of a tokenizer folder."""
+    lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]
+    return Encoder([(line.split()[0], line.split()[1]) for line in lines if line])

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from openart.batches import Batch, Composer, Sizes
 from openart.losses import WEIGHTS, head_loss, losses, total_loss
@@ -18,7 +18,7 @@ from openart.state import State, save_state
 from openart.tokenizer import Encoder
 
 MIXED = Sizes()
-SPRITES_ONLY = Sizes(singles=192, pairs=0, people=0, objects=96)
+SPRITES_ONLY = Sizes(singles=96, pairs=0, people=0, objects=48)
 MAX_LOG_SCALE = math.log(100)
 
 
@@ -48,6 +48,29 @@ class Schedule:
         """The share of patches left out; none in the second half of the decay."""
         late = self.decay_from >= 0 and step >= self.decay_from + self.decay_steps // 2
         return 0.0 if late else self.patch_dropout
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One of several single-threaded processes that share every step; their gradients are averaged.
+
+    On busy cores this is several times faster than threads, which wait for one another in every layer.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    def average_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
+        """Replace every gradient by its mean over the workers (a gradient that a worker lacks counts as zero)."""
+        if self.count == 1:
+            return
+        for p in parameters:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        flat = torch.cat([p.grad.flatten() for p in parameters]) / self.count
+        distributed.all_reduce(flat)
+        for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            p.grad.copy_(part.view_as(p))
 
 
 def kept_patches(n: int, n_patches: int, dropout: float, seed: int, step: int) -> Tensor | None:
@@ -80,9 +103,9 @@ def train(
     seed: int,
     evaluate: Callable[[State], dict[str, float]],
     every: tuple[int, int, int],
-    report: Callable[[str], None],
+    worker: Worker,
 ) -> None:
-    """Run until the schedule ends. Logs JSON lines to `folder/log.jsonl`.
+    """Run until the schedule ends. The first worker logs JSON lines to `folder/log.jsonl` and writes checkpoints.
 
     Args:
         every: steps between log lines, evaluations and checkpoints.
@@ -94,14 +117,15 @@ def train(
     while state.step < schedule.last_step():
         step = state.step
         sizes = SPRITES_ONLY if step < schedule.sprite_steps else MIXED
-        batch = composer.batch(seed, step, sizes)
+        batch = composer.batch(seed, step, worker.rank, sizes)
         ids = [encoder.encode(c) for c in batch.captions]
-        keep = kept_patches(len(batch.images), n_patches, schedule.dropout(step), seed, step)
+        keep = kept_patches(len(batch.images), n_patches, schedule.dropout(step), seed, step * worker.count + worker.rank)
         parts, seen = step_losses(state, batch, ids, keep, device)
         for group in state.optimiser.param_groups:
             group["lr"] = schedule.rate(step)
         state.optimiser.zero_grad(set_to_none=True)
         total_loss(parts).backward()
+        worker.average_gradients(list(state.parameters().values()))
         norm = torch.nn.utils.clip_grad_norm_(list(state.parameters().values()), 1.0)
         state.optimiser.step()
         with torch.no_grad():
@@ -110,22 +134,22 @@ def train(
         state.update_average(0.998)
         for name, value in {**parts, **seen, "norm": norm}.items():
             sums[name].append(float(value))
+        if worker.rank:
+            continue
         if state.step % every[0] == 0:
-            line = {"step": state.step, "seconds": round(time.time() - began, 1), "pictures": len(batch.images)}
-            line |= {"rate": schedule.rate(step), "scale": float(state.model.logit_scale.exp())}
+            line = {"step": state.step, "seconds": round(time.time() - began, 1), "rate": schedule.rate(step)}
+            line |= {"scale": float(state.model.logit_scale.exp())}
             line |= {name: round(sum(v) / len(v), 3) for name, v in sums.items()}
             sums.clear()
-            write_line(folder, line, report)
-        if state.step % every[1] == 0:
-            write_line(folder, {"step": state.step, "evaluation": evaluate(state)}, report)
+            write_line(folder, line)
+        if state.step % every[1] == 0 or state.step >= schedule.last_step():
+            write_line(folder, {"step": state.step, "evaluation": evaluate(state)})
         if state.step % every[2] == 0 or state.step >= schedule.last_step():
             save_state(state, folder / "state.safetensors", {"seed": seed, "weights": WEIGHTS})
-    write_line(folder, {"step": state.step, "evaluation": evaluate(state), "finished": True}, report)
 
 
-def write_line(folder: Path, line: dict, report: Callable[[str], None]) -> None:
+def write_line(folder: Path, line: dict) -> None:
     """Append one JSON line to the log."""
     text = json.dumps(line)
     with (folder / "log.jsonl").open("a") as file:
         file.write(text + "\n")
-    report(text)

@@ -65,11 +65,13 @@ def test_the_same_weights_have_the_same_fingerprint_from_any_file(architecture: 
 
 
 def put_in_hub_cache(folder: Path, cache: Path, repository: str) -> None:
-    """Lay a model folder out as the hub client keeps its downloads."""
-    place = cache / f"models--{repository.replace('/', '--')}"
-    (place / "refs").mkdir(parents=True)
-    (place / "refs" / "main").write_text("0123456789abcdef0123456789abcdef01234567")
-    shutil.copytree(folder, place / "snapshots" / "0123456789abcdef0123456789abcdef01234567")
+    """Lay a model folder out as the hub client keeps its downloads, and its note of a file that is not there."""
+    place, commit = cache / f"models--{repository.replace('/', '--')}", "0123456789abcdef0123456789abcdef01234567"
+    shutil.copytree(folder, place / "snapshots" / commit)
+    for file, text in (("refs/main", commit), (f".no_exist/{commit}/config.json", "")):
+        if not (folder / Path(file).name).exists():
+            (place / file).parent.mkdir(parents=True)
+            (place / file).write_text(text)
 
 
 def test_hub_models_are_found_in_the_cache_folder_that_was_given(tiny_siglip_folder: Path, tmp_path: Path) -> None:

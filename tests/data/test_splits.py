@@ -39,7 +39,7 @@ def test_holding_out_is_said() -> None:
 def test_a_class_of_one_picture_is_trained_on_and_said() -> None:
     held = hold_out_test(splits_of([10, 1]))
     assert class_counts(held.train, 2)[1] == 1
-    assert held.notes[1] == "1 classes have one picture, which is trained on and not tested: kind 1."
+    assert held.notes[1] == "Trained on and not tested, for want of a second picture: kind 1."
 
 
 def test_nothing_to_hold_out_is_refused() -> None:
@@ -68,7 +68,7 @@ def test_every_picture_is_in_the_part_of_its_row_in_order() -> None:
 
 def test_classes_without_a_training_picture_are_refused() -> None:
     rows = [Row(ROOT / "a", "x"), Row(ROOT / "b", "y"), Row(ROOT / "c", "z_z", "test")]
-    with pytest.raises(UserError, match=r"here: 1 classes have no picture to train on \(z z\)"):
+    with pytest.raises(UserError, match=r"here: no picture to train on for z z\."):
         assemble(ROOT, rows, "here")
 
 
@@ -84,7 +84,7 @@ def test_an_unknown_split_is_refused_with_the_nearest(dataset: Dataset) -> None:
 
 def test_missing_pictures_are_counted_and_the_first_is_named(tmp_path: Path) -> None:
     items = [Item(tmp_path / name, 0) for name in "abc"]
-    with pytest.raises(UserError, match="/a: is not there, and 2 others are missing too"):
+    with pytest.raises(UserError, match=r"/a: is not there \(3 of 3 pictures are missing\)"):
         refuse_missing(items)
 
 

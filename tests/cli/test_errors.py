@@ -1,0 +1,183 @@
+"""Every refusal of the command line: exit 2, one line, nothing written, and its text as pinned in errors.json."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmprompt.cli.main import main
+from tests.cli.conftest import COLOURS, write_pictures
+
+SNAPSHOT = Path(__file__).parents[1] / "snapshots" / "errors.json"
+IS_PINNING = bool(os.environ.get("MMPROMPT_PIN"))
+
+
+@pytest.fixture
+def work(
+    tmp_path: Path, run_folder: Path, pictures: Path, tiny_open_clip_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A folder to stand in, with things that are wrong; `RUN`, `OWN` and `MODEL` stand for what is right."""
+    for name, target in (("RUN", run_folder), ("OWN", pictures), ("MODEL", tiny_open_clip_folder)):
+        (tmp_path / name).symlink_to(target)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file.txt").write_text("no picture")
+    (tmp_path / "text.jpg").write_text("no picture")
+    write_pictures(tmp_path / "one_class", {"red": COLOURS["red"]}, n=2)
+    write_pictures(tmp_path / "long_name", {"red": COLOURS["red"], "house " * 20: COLOURS["blue"]}, n=2)
+    truncated = write_pictures(tmp_path / "truncated", COLOURS, n=2)
+    for path in truncated.rglob("*.png"):
+        path.write_bytes(path.read_bytes()[:200])
+    (tmp_path / "empty_name.csv").write_text("path,label\none_class/red/0.png,red\none_class/red/1.png,\n")
+    (tmp_path / "misspelt.yaml").write_text("n_ctxx: 3\n")
+    (tmp_path / "repeated.yaml").write_text("seed: 1\nseed: 2\n")
+    (tmp_path / "repeated.json").write_text('{"seed": 1, "seed": 2}')
+    (tmp_path / "no_number.yaml").write_text("seed: soon\n")
+    run = json.loads((run_folder / "run.json").read_text())
+    (tmp_path / "misspelt_run.json").write_text(json.dumps({**run, "recipee": {}}))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+TRAIN = "train --data OWN --backbone MODEL --n-ctx 2 --shots 2 --epochs 2 --device cpu --out new"
+CASES = {
+    "no such verb": "trian",
+    "no such verb of data": "data chek",
+    "half a verb": "data",
+    "no such method": "train --method copo",
+    "no such method in a combination": "train --method coop+vtp",
+    "no such data set": "train --dataset openart-lef",
+    "two places of pictures": f"{TRAIN} --dataset openart-left",
+    "no such folder": "train --data nowhere",
+    "an empty folder": "train --data empty",
+    "one class only": "train --data one_class",
+    "an empty class name": "train --data empty_name.csv",
+    "a name too long for the tower": "train --data long_name --backbone MODEL --n-ctx 2 --shots 1 --out new",
+    "truncated pictures": "train --data truncated --backbone MODEL --n-ctx 2 --shots 1 --epochs 1 --out new",
+    "no such backbone": "train --data OWN --backbone nope --out new",
+    "no such device": f"{TRAIN} --device warp",
+    "a learning rate below zero": f"{TRAIN} --lr -1",
+    "no context vector": f"{TRAIN} --n-ctx 0",
+    "more context than slots": f"{TRAIN} --n-ctx 40",
+    "no shots": f"{TRAIN} --shots 0",
+    "a template without a place": f"{TRAIN} --template photo",
+    "deeper than the tower": "train --data OWN --backbone MODEL --method vpt --depth 9 --shots 2 --device cpu --out new",
+    "early stopping without validation": f"{TRAIN} --patience 2",
+    "a finished run in the way": f"{TRAIN} --out RUN",
+    "a file in the way": f"{TRAIN} --out file.txt/run",
+    "a misspelt key": f"{TRAIN} --config misspelt.yaml",
+    "a repeated key": f"{TRAIN} --config repeated.yaml",
+    "a repeated key in JSON": f"{TRAIN} --config repeated.json",
+    "a value of the wrong kind": f"{TRAIN} --config no_number.yaml",
+    "a misspelt key in run.json": f"{TRAIN} --config misspelt_run.json",
+    "no such configuration": f"{TRAIN} --config nowhere.yaml",
+    "no run to evaluate": "eval nowhere",
+    "an empty split": "eval RUN --split val",
+    "no run to predict with": "predict empty OWN/red/0.png",
+    "nothing to predict": "predict RUN",
+    "no such picture": "predict RUN nowhere.png",
+    "a text that is named a picture": "predict RUN text.jpg",
+    "a repeated class name": "predict RUN OWN/red/0.png --class-names cat,cat",
+    "no class name": "predict RUN OWN/red/0.png --class-names ,",
+    "no labels to show": "predict RUN OWN/red/0.png --top-k 0",
+    "no data set to check": "data check",
+    "no method to show": "methods show vtp",
+    "no backbone of that name": "backbones list --find zzz",
+    "no prompt to inspect": "prompt inspect empty",
+    "a number of words below zero": "prompt inspect RUN --words -1",
+}
+
+
+def files_below(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if not path.is_symlink()}
+
+
+def without_places(text: str, *places: Path) -> str:
+    for place in places:
+        text = text.replace(f"{place.resolve()}/", "").replace(f"{place}/", "")
+    return text
+
+
+@pytest.fixture(scope="module")
+def pinned() -> dict[str, str]:
+    return json.loads(SNAPSHOT.read_text()) if SNAPSHOT.exists() else {}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input_is_one_line_exit_2_and_no_file(
+    case: str, work: Path, pinned: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = files_below(work)
+    assert main(CASES[case].split()) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert files_below(work) == before
+    own, model = (work / "OWN").resolve().parent, (work / "MODEL").resolve().parent
+    said = without_places(lines[0], work, own, model).replace(str(work), "WORK")
+    if IS_PINNING:
+        pinned[case] = said
+        SNAPSHOT.write_text(json.dumps({name: pinned[name] for name in CASES if name in pinned}, indent=2) + "\n")
+    assert said == pinned[case]
+
+
+def test_nothing_is_pinned_that_is_not_provoked(pinned: dict[str, str]) -> None:
+    assert set(pinned) == set(CASES)
+
+
+def test_visual_prompts_on_a_resnet_are_refused(
+    pictures: Path, tiny_resnet_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = ["--data", str(pictures), "--backbone", str(tiny_resnet_folder), "--out", str(tmp_path / "new")]
+    assert main(["train", *place, "--method", "vpt", "--shots", "2"]) == 2
+    assert "has no image tokens, but visual prompts need some" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_checkpoint_of_another_run_is_refused(
+    train_words: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    assert main(train_words(folder)) == 0
+    for name in ("prompt.json", "prompt.safetensors"):
+        (folder / name).unlink()
+    capsys.readouterr()
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert main(train_words(folder, "--seed", "2", "--resume")) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert "holds a run with another data and seed" in lines[0]
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_checkpoints_in_the_way_are_refused_without_resume(
+    train_words: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    assert main(train_words(folder)) == 0
+    learned = (folder / "prompt.safetensors").read_bytes()
+    for name in ("prompt.json", "prompt.safetensors"):
+        (folder / name).unlink()
+    assert main(train_words(folder)) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert main(train_words(folder, "--resume")) == 0
+    assert (folder / "prompt.safetensors").read_bytes() == learned
+
+
+def test_short_classes_are_said_and_taken_whole(
+    train_words: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(train_words(tmp_path / "run", "--shots", "50")) == 0
+    assert "Note: Classes with fewer than 50 training pictures, taken whole" in capsys.readouterr().out
+
+
+def test_a_picture_of_too_many_pixels_is_refused(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(np.zeros((11_000, 10_000), np.uint8)).convert("1").save(tmp_path / "huge.png")
+    assert main(["predict", str(run_folder), str(tmp_path / "huge.png")]) == 2
+    assert "pixel" in capsys.readouterr().err

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from mmprompt.cli import main as module
+from mmprompt.cli.main import VERBS, main
+from mmprompt.errors import UserError
+from mmprompt.training.problem import RunFailed
+from mmprompt.version import __version__
+
+Capture = pytest.CaptureFixture[str]
+
+
+def test_help_names_every_verb(capsys: Capture) -> None:
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {name}" in shown for name in VERBS)
+
+
+@pytest.mark.parametrize("words", [[], ["-h"], ["help"], ["data", "--help"]])
+def test_help_is_found_where_people_look(words: list[str], capsys: Capture) -> None:
+    assert main(words) == 0
+    assert "usage: mmprompt VERB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", ["--help", "--version", "trian"])
+def test_torch_is_not_imported_before_it_is_needed(words: str) -> None:
+    code = (
+        "import sys; from mmprompt.cli.main import main; main(sys.argv[1:]); "
+        "heavy = {'torch', 'numpy', 'tyro', 'rich', 'PIL', 'matplotlib'} & set(sys.modules); assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code, words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_module_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "mmprompt", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"mmprompt {__version__}\n"
+
+
+def test_every_verb_is_there() -> None:
+    for verb in VERBS.values():
+        imported = module.importlib.import_module(f"mmprompt.cli.{verb.module}")
+        assert callable(getattr(imported, verb.function))
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_every_verb_explains_itself(name: str, capsys: Capture) -> None:
+    assert main([*name.split(), "--help"]) == 0
+    assert f"usage: mmprompt {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (UserError("a is b. Do c."), 2, "mmprompt: error: a is b. Do c.\n"),
+        (RunFailed("the loss became nan. Try less."), 1, "mmprompt: error: the loss became nan. Try less.\n"),
+        (MemoryError(), 1, "mmprompt: error: memory ran out. Use a smaller --batch-size or fewer classes.\n"),
+    ],
+)
+def test_how_it_ends_decides_the_exit_code(
+    error: Exception, code: int, said: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "dispatch", raiser(error))
+    assert main(["train"]) == code
+    assert capsys.readouterr() == ("", said)
+
+
+def test_an_interruption_exits_130(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "dispatch", raiser(KeyboardInterrupt()))
+    assert main(["train"]) == 130
+    assert "--resume" in capsys.readouterr().err
+
+
+def test_a_termination_keeps_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "dispatch", raiser(SystemExit(143)))
+    assert main(["train"]) == 143
+
+
+def test_a_fault_of_ours_shows_where_it_is(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "dispatch", raiser(ZeroDivisionError("oops")))
+    assert main(["train"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_notes_of_the_library_are_lines_of_ours(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "dispatch", lambda _: logging.getLogger("mmprompt.training").warning("mind this"))
+    assert main(["train"]) == 0
+    assert capsys.readouterr().err == "mmprompt: note: mind this\n"
+    assert logging.getLogger("mmprompt").propagate
+
+
+def test_methods_list_is_one_json_document(capsys: Capture) -> None:
+    assert main(["methods", "list", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert {"coop", "vpt"} <= {method["name"] for method in json.loads(shown.out)}
+    assert "--method coop+vpt" in shown.err
+
+
+def test_methods_show_has_a_line_for_every_setting(capsys: Capture) -> None:
+    assert main(["methods", "show", "coop+vpt", "--json"]) == 0
+    coop, vpt = json.loads(capsys.readouterr().out)
+    assert [setting["name"] for setting in coop["settings"]] == [
+        "n_ctx",
+        "ctx_init",
+        "class_position",
+        "class_specific",
+    ]
+    assert all(setting["help"] for setting in (*coop["settings"], *vpt["settings"]))
+
+
+def test_backbones_list_starts_with_the_embedded_one(capsys: Capture) -> None:
+    assert main(["backbones", "list", "--json"]) == 0
+    names = json.loads(capsys.readouterr().out)
+    assert names[0] == "tiny"
+    assert main(["backbones", "list", "--find", "vit-b-16/openai"]) == 0
+    assert "open_clip:ViT-B-16/openai" in capsys.readouterr().out
+
+
+def raiser(error: BaseException) -> Callable[[object], None]:
+    """A function that raises."""
+
+    def run(_: object) -> None:
+        raise error
+
+    return run

@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mmprompt.cli.main import main
+from mmprompt.files import read_json
+
+Capture = pytest.CaptureFixture[str]
+Words = Callable[..., list[str]]
+FILES = {
+    "run.json",
+    "metrics.json",
+    "log.jsonl",
+    "prompt.json",
+    "prompt.safetensors",
+    "nearest_words.json",
+    "report.html",
+    "accuracy.png",
+    "confusion.png",
+    "learning_curve.png",
+}
+
+
+def test_train_leaves_a_whole_run_folder(run_folder: Path) -> None:
+    assert {path.name for path in run_folder.iterdir()} >= FILES
+
+
+def test_train_says_what_came_out(train_words: Words, tmp_path: Path, capsys: Capture) -> None:
+    assert main(train_words(tmp_path / "run")) == 0
+    shown = capsys.readouterr()
+    for said in ("Learning a prompt (coop)", "bare class name", "“a photo of a {}.”", "learned prompt", "Try next:"):
+        assert said in shown.out
+    assert f"report      {tmp_path / 'run' / 'report.html'}" in shown.out
+    assert "epoch 3/3" in shown.err
+
+
+def test_train_with_json_prints_one_document(train_words: Words, tmp_path: Path, capsys: Capture) -> None:
+    assert main(train_words(tmp_path / "run", "--json")) == 0
+    shown = capsys.readouterr()
+    found = json.loads(shown.out)
+    assert found["folder"] == str(tmp_path / "run")
+    assert set(found["metrics"]) == {"zero_shot_name", "zero_shot_template", "learned"}
+    assert "Learning a prompt" in shown.err
+
+
+def test_the_saved_command_is_the_one_given(run_folder: Path, train_words: Words) -> None:
+    assert read_json(run_folder / "run.json")["call"]["command"].split() == ["mmprompt", *train_words(run_folder)]
+
+
+def test_train_from_the_run_json_of_a_run_repeats_it(run_folder: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    config = str(run_folder / "run.json")
+    assert main(["train", "--config", config, "--out", str(again), "--device", "cpu"]) == 0
+    assert (again / "prompt.safetensors").read_bytes() == (run_folder / "prompt.safetensors").read_bytes()
+
+
+def test_the_command_line_wins_over_the_file(train_words: Words, tmp_path: Path) -> None:
+    config = tmp_path / "mine.yaml"
+    config.write_text("lr: 1e-2\nepochs: 9\noptimizer: adamw\n")
+    assert main(train_words(tmp_path / "run", "--config", str(config))) == 0
+    recipe = read_json(tmp_path / "run" / "run.json")["recipe"]
+    assert (recipe["lr"], recipe["epochs"], recipe["optimizer"]) == (0.01, 3, "adamw")
+
+
+def test_methods_combine_with_a_plus(train_words: Words, tmp_path: Path) -> None:
+    words = train_words(tmp_path / "run", "--method", "coop+vpt", "--n-visual", "2", "--depth", "2")
+    assert main(words) == 0
+    assert set(read_json(tmp_path / "run" / "prompt.json")["sites"]) == {
+        "text.input",
+        "vision.input",
+        "vision.layer[1]",
+    }
+
+
+def test_without_the_report_extra_the_run_ends_well(
+    train_words: Words, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmprompt.cli.train.missing_extra", lambda: "no report was written: install")
+    assert main(train_words(tmp_path / "run")) == 0
+    assert "no report was written: install" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "report.html").exists()
+
+
+def test_four_vectors_are_the_default_of_the_embedded_backbone_only() -> None:
+    from mmprompt.cli.train import read_call
+
+    assert read_call([], "mmprompt train").method.n_ctx == 4  # type: ignore[attr-defined]
+    assert read_call(["--backbone", "other"], "mmprompt train").method.n_ctx is None  # type: ignore[attr-defined]
+    assert read_call(["--ctx-init", "a photo"], "mmprompt train").method.n_ctx is None  # type: ignore[attr-defined]
+
+
+def test_without_options_it_is_the_run_of_the_readme() -> None:
+    from mmprompt.cli.train import default_folder, read_call
+
+    call = read_call([], "mmprompt train")
+    assert (call.run.backbone, call.pictures.dataset, call.run.shots, call.run.seed) == ("tiny", "openart-left", 16, 1)
+    assert default_folder(call) == Path("runs/openart-left-coop-16shots-seed1")
+
+
+def test_eval_repeats_the_numbers_of_the_run(run_folder: Path, capsys: Capture) -> None:
+    assert main(["eval", str(run_folder), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["metrics"]["learned"] == read_json(run_folder / "metrics.json")["learned"]
+    assert not [path for path in run_folder.iterdir() if path.name.startswith(".")]
+
+
+def test_eval_takes_other_pictures_with_other_class_names(run_folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    from tests.cli.conftest import write_pictures
+
+    other = write_pictures(tmp_path / "other", {"cat": (200, 0, 0), "dog": (0, 0, 200)})
+    assert main(["eval", str(run_folder), "--data", str(other), "--split", "train", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["dataset"], found["split"]) == ("other", "train")
+    assert set(found["metrics"]["learned"]["per_class"]) == {"cat", "dog"}
+
+
+def test_predict_ranks_labels(run_folder: Path, pictures: Path, capsys: Capture) -> None:
+    paths = [str(pictures / "red" / "0.png"), str(pictures / "blue" / "0.png")]
+    assert main(["predict", str(run_folder), *paths, "--top-k", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["predictions"]
+    assert [one["path"] for one in found] == paths
+    for one in found:
+        first, second = one["top"]
+        assert first == {"label": one["label"], "probability": one["probability"]}
+        assert first["probability"] >= second["probability"]
+
+
+def test_predict_takes_other_class_names(run_folder: Path, pictures: Path, capsys: Capture) -> None:
+    picture = str(pictures / "red" / "0.png")
+    assert main(["predict", str(run_folder), picture, "--class-names", "cat, dog"]) == 0
+    shown = capsys.readouterr().out
+    assert "cat" in shown
+    assert "dog" in shown
+    assert "green" not in shown
+
+
+def test_tables_in_a_pipe_have_no_frames_and_no_trailing_blanks(run_folder: Path, capsys: Capture) -> None:
+    assert main(["eval", str(run_folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line == line.rstrip() for line in lines)
+    assert not set("".join(lines)) & set("│─━╭\x1b")
+
+
+def test_prompt_inspect_shows_sites_and_words(run_folder: Path, capsys: Capture) -> None:
+    assert main(["prompt", "inspect", str(run_folder)]) == 0
+    shown = capsys.readouterr().out
+    for said in ("text.input", "2 x 32", "3: blue, green, red", "vector 2", "coop: n_ctx 2"):
+        assert said in shown
+    assert main(["prompt", "inspect", str(run_folder), "--words", "0", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["nearest_words"] == []
+
+
+def test_data_list_shows_every_card(capsys: Capture) -> None:
+    assert main(["data", "list", "--json"]) == 0
+    assert "openart-left" in {card["name"] for card in json.loads(capsys.readouterr().out)}
+
+
+def test_data_check_counts(pictures: Path, capsys: Capture) -> None:
+    assert main(["data", "check", "--data", str(pictures), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["is_ok"]
+    assert found["counts"] == {"train": 15, "val": 0, "test": 3}
+
+
+def test_data_check_of_broken_pictures_exits_2_with_its_document(tmp_path: Path, capsys: Capture) -> None:
+    from tests.cli.conftest import COLOURS, write_pictures
+
+    folder = write_pictures(tmp_path / "broken", COLOURS)
+    (folder / "red" / "0.png").write_text("no picture")
+    assert main(["data", "check", "--data", str(folder), "--json"]) == 2
+    shown = capsys.readouterr()
+    assert not json.loads(shown.out)["is_ok"]
+    assert shown.err.splitlines()[-1].startswith("mmprompt: error: ")
+
+
+def test_data_shots_shows_the_draw(pictures: Path, capsys: Capture) -> None:
+    assert main(["data", "shots", "--data", str(pictures), "--shots", "2", "--json"]) == 0
+    drawn = json.loads(capsys.readouterr().out)["drawn"]
+    assert {name: len(of["train"]) for name, of in drawn.items()} == {"blue": 2, "green": 2, "red": 2}

@@ -1,0 +1,58 @@
+"""The shape of the package: what imports what, and when."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mmprompt
+
+PACKAGE = Path(mmprompt.__file__).parent
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+
+def loaded_after(code):
+    """The modules in memory after running some code in a fresh interpreter."""
+    program = f"{code}\nimport sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_module_imports_from_the_lazy_root(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        assert not (isinstance(node, ast.ImportFrom) and node.module == "mmprompt"), f"line {node.lineno}"
+
+
+def test_importing_the_package_loads_no_torch():
+    assert "torch" not in loaded_after("import mmprompt")
+
+
+def test_help_loads_no_torch():
+    assert "torch" not in loaded_after("from mmprompt.cli.main import main; main(['--help'])")
+
+
+def test_loading_a_prompt_needs_no_method_and_no_training():
+    modules = loaded_after("import mmprompt; mmprompt.load")
+    assert "mmprompt.predictors.file" in modules
+    assert not {m for m in modules if m.startswith(("mmprompt.methods", "mmprompt.training", "mmprompt.tasks"))}
+
+
+@pytest.mark.parametrize("name", mmprompt.__all__)
+def test_every_public_name_resolves(name):
+    assert getattr(mmprompt, name) is not None
+
+
+def test_type_checkers_see_the_names_that_resolve():
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    seen = {(node.module, alias.name) for node in block.body for alias in node.names}
+    told = {(f"mmprompt.{home}", name) for home, names in mmprompt._HOMES.items() for name in names}
+    assert seen == told
+
+
+def test_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'CoCoCoOp'"):
+        mmprompt.CoCoCoOp  # noqa: B018
