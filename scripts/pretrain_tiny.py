@@ -9,6 +9,8 @@
 """
 
 import argparse
+import json
+import os
 import sys
 from pathlib import Path
 
@@ -17,12 +19,16 @@ from torch import distributed
 
 from openart import prepared
 from openart.batches import RELATIONS, Composer
+from openart.evaluation import table, watched_pools, zero_shot
+from openart.export import export_model, export_pools, write_licences
 from openart.model import Heads, build, configuration
 from openart.state import State, load_state, new_state
+from openart.tasks import N_NOVEL_PAIRS, SPLITS, all_pools
 from openart.tokenizer import read_encoder
 from openart.training import Schedule, Worker, train
 
 IMAGE_SIZE, PATCH_SIZE, WIDTH = 72, 12, 192
+DEV_STYLE, TEST_STYLE = "fxemoji", "openmoji"
 
 
 def fresh_state(work: Path, seed: int, device: str) -> State:
@@ -57,7 +63,13 @@ def train_worker(rank: int, options: argparse.Namespace) -> None:
     composer = Composer(prepared.load_prepared(options.work), IMAGE_SIZE)
     encoder = read_encoder(options.work / "prepared" / "tokenizer")
     every = (options.log_every, options.evaluate_every, options.save_every)
-    train(state, composer, encoder, schedule, folder, options.seed, lambda s: {}, every, Worker(rank, options.workers))
+    pools = watched_pools(options.work, composer.prepared, DEV_STYLE) if rank == 0 else {}
+
+    def evaluate(now: State) -> dict[str, float]:
+        return zero_shot(now.averaged(), encoder, pools)
+
+    worker = Worker(rank, options.workers, os.getppid() if options.workers > 1 else None)
+    train(state, composer, encoder, schedule, folder, options.seed, evaluate, every, worker)
     if options.workers > 1:
         distributed.destroy_process_group()
 
@@ -73,6 +85,29 @@ def run_training(options: argparse.Namespace) -> None:
         torch.multiprocessing.spawn(train_worker, (options,), options.workers)
 
 
+def run_evaluation(options: argparse.Namespace) -> None:
+    """Print a JSON table of one art style: zero-shot and quick prompt tuning."""
+    state = fresh_state(options.work, options.seed, options.device)
+    load_state(state, options.work / "runs" / options.run / "state.safetensors")
+    encoder = read_encoder(options.work / "prepared" / "tokenizer")
+    pools = watched_pools(options.work, prepared.load_prepared(options.work), options.style)
+    found = table(state.averaged(), encoder, pools, (1, 4, 16), options.seeds)
+    print(json.dumps({"style": options.style, "step": state.step, **found}, indent=1))
+
+
+def run_export(options: argparse.Namespace) -> None:
+    """Write the model folder and, unless they are there, the pictures of the tasks."""
+    state = fresh_state(options.work, options.seed, options.device)
+    load_state(state, options.work / "runs" / options.run / "state.safetensors")
+    tokenizer = options.work / "prepared" / "tokenizer"
+    config = configuration(len(read_encoder(tokenizer).ids), IMAGE_SIZE, PATCH_SIZE, WIDTH)
+    export_model(state.averaged(), config, tokenizer, options.assets / "tiny")
+    data = prepared.load_prepared(options.work)
+    if not (options.assets / "openart" / "pictures.zip").is_file():
+        export_pools(all_pools(data, TEST_STYLE, SPLITS, N_NOVEL_PAIRS), options.assets / "openart")
+    write_licences(prepared.sources(options.work), options.assets)
+
+
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -84,6 +119,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
             sub.add_argument("--run", default="tiny", help="name of the run in the work folder")
             sub.add_argument("--seed", type=int, default=1)
             sub.add_argument("--device", default="cpu")
+        if verb == "evaluate":
+            sub.add_argument("--style", default=DEV_STYLE, help="art style of the pictures")
+            sub.add_argument("--seeds", type=int, default=2, help="few-shot samples")
+        if verb == "export":
+            sub.add_argument("--assets", type=Path, required=True, help="the package's assets folder")
         if verb == "train":
             sub.add_argument("--workers", type=int, default=2, help="processes that share each step")
             sub.add_argument("--threads", type=int, default=1, help="threads of each process")
@@ -105,6 +145,10 @@ def main() -> None:
         prepared.prepare(options.work)
     elif options.verb == "train":
         run_training(options)
+    elif options.verb == "evaluate":
+        run_evaluation(options)
+    else:
+        run_export(options)
 
 
 if __name__ == "__main__":

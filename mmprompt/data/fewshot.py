@@ -90,6 +90,7 @@ def draw_dataset(
     for text in (template, *templates):
         check_template(text)
     train, val, notes = splits.train, splits.val, splits.notes
+    shots = shots if train else None
     if shots is not None:
         train, val = few_shot_train_val(splits.train, splits.val, shots, seed)
         notes = (*notes, *_short_classes(splits, shots))

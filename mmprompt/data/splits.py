@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from mmprompt.data.class_names import class_index, shortened
 from mmprompt.errors import UserError, bad_file, unknown_name
@@ -81,7 +81,8 @@ class Dataset:
         name: of the set, or of the user's folder.
         root: the folder below which all paths lie.
         class_names: names by label.
-        train, val, test: few-shot train and val parts, whole test part; val may be empty.
+        train, val, test: few-shot train and val parts, whole test part; val may be empty, and so may train of a
+            set that is only tested on.
         template: the hand-written prompt, with one `{}` for the class name.
         templates: the ensemble, may be empty.
         shots: pictures a class in train, None for all.
@@ -107,7 +108,7 @@ class Dataset:
     augment: str = "coop"
     notes: tuple[str, ...] = ()
     licence: str = ""
-    recipe: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
 
     def items(self, split: str) -> tuple[Item, ...]:
         """The pictures of `"train"`, `"val"` or `"test"`.
@@ -137,7 +138,7 @@ def assemble(root: Path, rows: Sequence[Row], place: str) -> Splits:
 
     Args:
         root: the folder below which all paths lie.
-        rows: at least one picture of every class in the train part.
+        rows: at least one picture of every class in the train part, or none but test pictures.
         place: the file or folder, for error messages.
     Raises:
         UserError: class names are bad, or a class has no picture to train on.
@@ -146,7 +147,8 @@ def assemble(root: Path, rows: Sequence[Row], place: str) -> Splits:
     names = class_index(labels, place)
     number = {raw: index for index, raw in enumerate(names)}
     untrained = sorted({names[raw] for raw in labels} - {names[row.label] for row in rows if row.split == "train"})
-    if untrained:
+    is_test_only = all(row.split == "test" for row in rows)
+    if untrained and not is_test_only:
         raise UserError(
             f"{place}: no picture to train on for {shortened(untrained)}. "
             "Add one to the train part of each, or remove the class."

@@ -83,8 +83,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()
-        is_alias = isinstance(event, yaml.AliasEvent)
-        if is_alias or getattr(event, "anchor", None) is not None:
+        if getattr(event, "anchor", None) is not None:  # an alias event names its anchor too
             raise yaml.constructor.ConstructorError(None, None, "uses an anchor or alias", event.start_mark)
         if getattr(event, "tag", None) is not None:
             raise yaml.constructor.ConstructorError(None, None, f"uses the tag {event.tag}", event.start_mark)

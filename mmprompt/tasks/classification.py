@@ -256,8 +256,10 @@ def resolve(recipe: Recipe, data: Dataset) -> Recipe:
     """The recipe with what it leaves to the data set filled in.
 
     Raises:
-        UserError: early stopping is asked for and the data set has no validation pictures.
+        UserError: there is nothing to train on, or early stopping is asked for without validation pictures.
     """
+    if not data.train:
+        raise UserError(f"{data.name} has test pictures only, so nothing can be learned from it. Train on another set.")
     if recipe.patience is not None and not data.val:
         raise UserError(f"early stopping needs validation pictures, but {data.name} has none. Leave out --patience.")
     augment = data.augment if recipe.augment == "auto" else recipe.augment

@@ -35,21 +35,27 @@ class Callback(Protocol):
         """Before the first step: forget earlier trainings. Weights and history of a resumed run are back, and
         `restore` follows if there is a state; the run has not written anything yet.
         """
+        return
 
     def on_epoch_begin(self, run: Run, epoch: int) -> None:
         """Before the first step of an epoch."""
+        return
 
     def on_step_end(self, run: Run, step: int, logs: Mapping[str, float]) -> None:
         """After the weights changed."""
+        return
 
     def on_epoch_end(self, run: Run, epoch: int, logs: dict[str, Any]) -> None:
         """After the last step of an epoch, before its record is logged and its checkpoint written."""
+        return
 
     def on_train_end(self, run: Run) -> None:
         """After the last epoch; not called when the training failed or was interrupted."""
+        return
 
     def close(self) -> None:
         """Last of all, however the training ended."""
+        return
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint must keep for this callback to go on as if nothing had happened."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from openart import layout, words
+from openart.artwork import STYLES
 from openart.concepts import Concept, forbidden_names
 from openart.drawing import backgrounds, draw_scenes, pastels, restyle
 from openart.prepared import Prepared
@@ -26,6 +27,18 @@ class Sizes:
     people: int = 24
     objects: int = 24
     tags: int = 16
+
+
+@dataclass(frozen=True)
+class Difficulty:
+    """How hard the pictures are: the first steps show few concepts, large and little changed.
+
+    `n_concepts`: how many concepts are in use; `least_size` of single pieces; `strength` of the restyling, 0 to 1.
+    """
+
+    n_concepts: int = 1 << 30
+    least_size: float = 0.28
+    strength: float = 1.0
 
 
 @dataclass
@@ -61,7 +74,7 @@ class Composer:
     """Holds the sprites and the lists a batch is drawn from."""
 
     def __init__(self, prepared: Prepared, side: int) -> None:
-        self.side = side
+        self.side, self.prepared = side, prepared
         self.concepts = prepared.concepts
         rows = prepared.pretraining_rows()
         used = sorted({r for row in rows for r in row})
@@ -70,8 +83,11 @@ class Composer:
         large = np.stack([prepared.sprites[r] for r in used]).reshape(len(used), 4, 56, 2, 56, 2)
         self.sprites = torch.from_numpy(large.mean((3, 5), dtype=np.float32).round().astype(np.uint8))
         shown = [i for i, row in enumerate(rows) if row]
-        self.shown = np.array(shown)
-        self.objects = [i for i in shown if self.concepts[i].is_object]
+        # in a fixed random order, objects first: the first steps use the head of both lists
+        order = np.random.default_rng(0).permutation(shown)
+        self.objects = [int(i) for i in order if is_plain_object(self.concepts[i], len(rows[i]))]
+        first = set(self.objects)
+        self.shown = np.array([*self.objects, *(int(i) for i in order if int(i) not in first)])
         self.faces = np.array([i for i in shown if self.concepts[i].emotion])
         self.people = np.array([i for i in shown if self.concepts[i].action])
         self.by_emotion = group_by(self.concepts, self.faces, "emotion")
@@ -80,11 +96,11 @@ class Composer:
         self.tags = [{t for t in c.tags if not forbidden & {t, *t.split()}} for c in self.concepts]
         self.kinds = sorted({c.kind for c in self.concepts if c.kind})
 
-    def pick_objects(self, rng: np.random.Generator, n: int) -> np.ndarray:
+    def pick_objects(self, rng: np.random.Generator, n: int, among: list[int]) -> np.ndarray:
         """Objects no two of which share a word of their names."""
         chosen: list[int] = []
         taken: set[str] = set()
-        for i in rng.permutation(self.objects):
+        for i in rng.permutation(among):
             name = set(self.concepts[i].name.split())
             if not name & taken:
                 chosen.append(int(i))
@@ -93,23 +109,26 @@ class Composer:
                 break
         return np.array(chosen)
 
-    def batch(self, seed: int, step: int, rank: int, sizes: Sizes) -> Batch:
+    def batch(self, seed: int, step: int, rank: int, sizes: Sizes, difficulty: Difficulty) -> Batch:
         """The batch of one worker in one step."""
         rng = np.random.default_rng([seed, step, rank])
         generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
-        objects = self.pick_objects(rng, sizes.objects)
-        scenes = self.scenes(rng, objects, sizes)
+        objects = self.pick_objects(rng, sizes.objects, self.objects[: difficulty.n_concepts])
+        scenes = self.scenes(rng, objects, sizes, difficulty)
         ground, colour = ground_colours(rng, len(scenes.concept), self.side, generator)
-        sprites = self.pick_sprites(rng, scenes.concept, generator)
+        sprites = self.pick_sprites(rng, scenes.concept, difficulty.strength, generator)
         images = draw_scenes(sprites, scenes, ground)
         captions = Captions(self, rng, scenes, objects, sizes, colour)
         return captions.batch(images, even=step % 2 == 0)
 
-    def scenes(self, rng: np.random.Generator, objects: np.ndarray, sizes: Sizes) -> layout.Scenes:
+    def scenes(
+        self, rng: np.random.Generator, objects: np.ndarray, sizes: Sizes, difficulty: Difficulty
+    ) -> layout.Scenes:
         """Singles, then pairs, then people."""
         half = sizes.singles // 2
-        single = np.concatenate([rng.choice(objects, half), rng.choice(self.shown, sizes.singles - half)])
-        parts = [layout.single_scenes(rng, single, (0.28, 0.95))]
+        others = self.shown[: difficulty.n_concepts]
+        single = np.concatenate([rng.choice(objects, half), rng.choice(others, sizes.singles - half)])
+        parts = [layout.single_scenes(rng, single, (difficulty.least_size, 0.95))]
         if sizes.pairs:
             two = np.array([rng.choice(objects, 2, replace=False) for _ in range(sizes.pairs)])
             parts.append(layout.pair_scenes(rng, two[:, 0], two[:, 1]))
@@ -123,14 +142,25 @@ class Composer:
             parts.append(layout.row_scenes(rng, three))
         return layout.join(parts)
 
-    def pick_sprites(self, rng: np.random.Generator, concept: np.ndarray, generator: torch.Generator) -> Tensor:
+    def pick_sprites(
+        self, rng: np.random.Generator, concept: np.ndarray, strength: float, generator: torch.Generator
+    ) -> Tensor:
         """A drawing of a random style for every slot, restyled: [B, 3, 4, s, s] float in 0..1."""
         slots = np.argwhere(concept >= 0)
         chosen = [self.rows[concept[b, k]][rng.integers(len(self.rows[concept[b, k]]))] for b, k in slots]
-        drawn = restyle(self.sprites[torch.tensor(chosen)].float() / 255, generator)
+        drawn = restyle(self.sprites[torch.tensor(chosen)].float() / 255, generator, strength)
         sprites = drawn.new_zeros(*concept.shape, *drawn.shape[1:])
         sprites[torch.from_numpy(slots[:, 0]), torch.from_numpy(slots[:, 1])] = drawn
         return sprites
+
+
+def is_plain_object(concept: Concept, n_styles: int) -> bool:
+    """Whether a concept may stand in a scene with another: plain, short of name, and drawn in every training style.
+
+    Clock faces are left out: they differ in their hands only.
+    """
+    every = sum(s.role == "train" for s in STYLES)
+    return concept.is_object and n_styles == every and concept.kind != "clock" and len(concept.name.split()) <= 2
 
 
 def group_by(concepts: list[Concept], members: np.ndarray, field: str) -> dict[str, list[int]]:

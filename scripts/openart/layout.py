@@ -42,8 +42,8 @@ def pair_sizes(rng: np.random.Generator, n: int) -> np.ndarray:
 
 def people_sizes(rng: np.random.Generator, n: int, n_pieces: int) -> np.ndarray:
     """Sizes of a face, a person and perhaps an object: [n, n_pieces], rows sum below 1."""
-    high = 0.48 if n_pieces == 2 else 0.33
-    return rng.uniform(0.27, high, (n, n_pieces))
+    low, high = (0.36, 0.49) if n_pieces == 2 else (0.28, 0.33)
+    return rng.uniform(low, high, (n, n_pieces))
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """The state of a training run on disk: one safetensors file, written beside, synced and renamed."""
 
+import copy
 import json
 import os
 from dataclasses import dataclass
@@ -28,6 +29,14 @@ class State:
         """All trained tensors by name."""
         named = {f"model.{n}": p for n, p in self.model.named_parameters()}
         return named | {f"heads.{n}": p for n, p in self.heads.named_parameters()}
+
+    def averaged(self) -> CLIP:
+        """A copy of the model that holds the averaged weights."""
+        model = copy.deepcopy(self.model).requires_grad_(False).eval()
+        with torch.no_grad():
+            for name, value in model.named_parameters():
+                value.copy_(self.average[name])
+        return model
 
     def update_average(self, decay: float) -> None:
         """Exponential moving average of the model's weights."""

@@ -11,11 +11,12 @@ from open_clip.tokenizer import bytes_to_unicode
 
 CONTEXT_LENGTH = 32
 START, END = "<|startoftext|>", "<|endoftext|>"
+PIECES = r"'s|'t|'re|'ve|'m|'ll|'d|[a-z]+|[0-9]|[^\sa-z0-9]+"  # CLIP's own pattern, for plain text
 
 
 def learn_merges(texts: Iterable[str], n_merges: int) -> list[tuple[str, str]]:
     """Learn byte-pair merges (Sennrich et al. 2016, algorithm 1) from word counts; ties go to the smaller pair."""
-    counts = Counter(word for text in texts for word in re.findall(r"[a-z]+|[0-9]|[^\sa-z0-9]+", text.lower()))
+    counts = Counter(word for text in texts for word in re.findall(PIECES, text.lower()))
     words = {word: [*word[:-1], word[-1] + "</w>"] for word in counts}
     merges: list[tuple[str, str]] = []
     while len(merges) < n_merges:
@@ -43,10 +44,10 @@ def write_tokenizer(merges: list[tuple[str, str]], folder: Path) -> None:
     letters = list(bytes_to_unicode().values())
     pieces = [*letters, *(c + "</w>" for c in letters), *("".join(m) for m in merges), START, END]
     vocab = {piece: i for i, piece in enumerate(pieces)}
-    lines = "\n".join(["#version: 0.2", *(" ".join(m) for m in merges), ""])
+    lines = "\n".join(["#version: 0.2", *(" ".join(m) for m in merges)])  # no last newline: it would be a merge
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
-    (folder / "merges.txt").write_text(lines, encoding="utf-8")
+    (folder / "merges.txt").write_text(lines + "\n", encoding="utf-8")
     (folder / "bpe.txt.gz").write_bytes(gzip.compress(lines.encode(), mtime=0))
     special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
     (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=1))
@@ -79,7 +80,7 @@ class Encoder:
 
     def encode(self, text: str) -> list[int]:
         """The ids of one text, at most the context length."""
-        body = [i for w in re.findall(r"[a-z]+|[0-9]|[^\sa-z0-9]+", text.lower()) for i in self.word(w)]
+        body = [i for w in re.findall(PIECES, text.lower()) for i in self.word(w)]
         return [self.ids[START], *body[: CONTEXT_LENGTH - 2], self.ids[END]]
 
 

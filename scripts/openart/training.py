@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, distributed
 
-from openart.batches import Batch, Composer, Sizes
+from openart.batches import Batch, Composer, Difficulty, Sizes
 from openart.losses import WEIGHTS, head_loss, losses, total_loss
 from openart.model import image_features, text_features
 from openart.state import State, save_state
@@ -40,12 +41,21 @@ class Schedule:
             rate *= max(0.0, 1 - math.sqrt((step - self.decay_from + 1) / self.decay_steps))
         return rate
 
+    def difficulty(self, step: int) -> Difficulty:
+        """Rises over the first steps, on single pieces; the restyling goes on to rise as long again."""
+        progress = max(0.0, 1.5 * step / self.sprite_steps - 0.5)
+        if progress < 1:
+            return Difficulty(round(120 + 180 * progress), 0.75 - 0.35 * progress, 0.15 + 0.35 * progress)
+        return Difficulty(strength=min(0.75, 0.5 * progress))
+
     def last_step(self) -> float:
         """Steps in all."""
         return self.decay_from + self.decay_steps if self.decay_from >= 0 else math.inf
 
     def dropout(self, step: int) -> float:
-        """The share of patches left out; none in the second half of the decay."""
+        """The share of patches left out: little at first, none in the second half of the decay."""
+        if step < self.sprite_steps // 3:
+            return self.patch_dropout / 2
         late = self.decay_from >= 0 and step >= self.decay_from + self.decay_steps // 2
         return 0.0 if late else self.patch_dropout
 
@@ -59,6 +69,11 @@ class Worker:
 
     rank: int = 0
     count: int = 1
+    parent: int | None = None
+
+    def is_alone(self) -> bool:
+        """Whether the process that started this worker has gone."""
+        return self.parent is not None and os.getppid() != self.parent
 
     def average_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
         """Replace every gradient by its mean over the workers (a gradient that a worker lacks counts as zero)."""
@@ -114,10 +129,10 @@ def train(
     n_patches = state.model.visual.positional_embedding.shape[0] - 1
     sums: dict[str, list[float]] = defaultdict(list)
     began = time.time()
-    while state.step < schedule.last_step():
+    while state.step < schedule.last_step() and not worker.is_alone():
         step = state.step
         sizes = SPRITES_ONLY if step < schedule.sprite_steps else MIXED
-        batch = composer.batch(seed, step, worker.rank, sizes)
+        batch = composer.batch(seed, step, worker.rank, sizes, schedule.difficulty(step))
         ids = [encoder.encode(c) for c in batch.captions]
         keep = kept_patches(len(batch.images), n_patches, schedule.dropout(step), seed, step * worker.count + worker.rank)
         parts, seen = step_losses(state, batch, ids, keep, device)
@@ -133,7 +148,7 @@ def train(
         state.step += 1
         state.update_average(0.998)
         for name, value in {**parts, **seen, "norm": norm}.items():
-            sums[name].append(float(value))
+            sums[name].append(float(torch.as_tensor(value).detach()))
         if worker.rank:
             continue
         if state.step % every[0] == 0:

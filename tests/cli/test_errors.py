@@ -66,7 +66,7 @@ CASES = {
     "more context than slots": f"{TRAIN} --n-ctx 40",
     "no shots": f"{TRAIN} --shots 0",
     "a template without a place": f"{TRAIN} --template photo",
-    "deeper than the tower": "train --data OWN --backbone MODEL --method vpt --depth 9 --shots 2 --device cpu --out new",
+    "deeper than the tower": "train --data OWN --backbone MODEL --method vpt --depth 9 --shots 2 --out new",
     "early stopping without validation": f"{TRAIN} --patience 2",
     "a finished run in the way": f"{TRAIN} --out RUN",
     "a file in the way": f"{TRAIN} --out file.txt/run",

@@ -55,6 +55,14 @@ def test_a_class_may_be_called_train(class_folder: Make) -> None:
     assert ImageFolder(class_folder({"train": 3, "bus": 3})).class_names == ("bus", "train")
 
 
+def test_a_relative_folder_stays_where_it_was(class_folder: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = class_folder({"cat": 3, "dog": 3})
+    monkeypatch.chdir(root.parent)
+    dataset = ImageFolder(root.name)
+    monkeypatch.chdir("/")
+    assert all(item.path.is_file() for item in dataset.train)
+
+
 def test_hidden_files_and_other_files_are_passed_over(class_folder: Make, save_picture: Make) -> None:
     root = class_folder({"cat": 3, "dog": 3})
     save_picture(root / "cat" / ".hidden.png")

@@ -109,7 +109,7 @@ def test_the_fingerprint_changes_with_names_labels_parts_and_sizes(dataset: Data
     changed = {
         "names": replace(dataset, class_names=("cat", "fox")),
         "label": replace(dataset, train=(replace(first, label=1), *rest)),
-        "part": replace(dataset, train=tuple(rest), val=(first,)),
+        "part": replace(dataset, train=dataset.train[:-1], val=dataset.train[-1:]),
         "size": dataset,
     }[change]
     assert changed.fingerprint != before

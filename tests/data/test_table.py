@@ -85,7 +85,7 @@ def test_without_test_rows_a_part_is_held_out(tmp_path: Path) -> None:
         ("path,label,novel\na.png,x,maybe\n", ", line 2: novel is 'maybe', but 0 or 1 was expected"),
         ("path,label\na.png,\n", ", line 2: label is '', but text was expected"),
         ("path,label\n ,x\n", ", line 2: path is ' ', but text was expected"),
-        ("path,label\na.png,x\nb.png,x\n./a.png,y\n", ", line 4: lists './a.png' again, after line 2"),
+        ("path,label\na.png,x\nb.png,x\nb/../a.png,y\n", ", line 4: lists 'b/../a.png' again, after line 2"),
         ("path,label\n../a.png,x\n", ", line 2: '../a.png' leaves the data folder"),
         ("path,label\n/etc/a.png,x\n", ", line 2: '/etc/a.png' leaves the data folder"),
         ('path,label\n"a.png"x,y\n', ", line 2: is not valid CSV ("),

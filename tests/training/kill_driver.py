@@ -27,9 +27,9 @@ from mmprompt.training.log import read_log
 from mmprompt.training.loop import train
 from mmprompt.training.recipe import Recipe
 
-N_EPOCHS = 8
-N_EVENT_KILLS = 32
-N_MOMENT_KILLS = 8
+N_EPOCHS = 6
+N_EVENT_KILLS = 28
+N_MOMENT_KILLS = 6
 RECIPE = Recipe(lr=0.05, batch_size=3, optimizer="adamw", patience=N_EPOCHS, checkpoint_seconds=0)
 FILE_EVENTS = {"open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "shutil.rmtree"}
 
@@ -93,13 +93,19 @@ def killed_at_a_moment(folder: Path, delay: float) -> int:
     return wait(pid)
 
 
+def is_whole(checkpoint: Path) -> bool:
+    """Whether both files of a checkpoint are there and hold something."""
+    return len([path for path in checkpoint.iterdir() if path.stat().st_size]) == 2
+
+
 def finish(folder: Path, place: str, status: int) -> dict[str, object]:
     """Resume what a kill left; what was there, and what it came to."""
     found = sorted(path.name for path in folder.glob("checkpoint/*"))
+    torn = [path.name for path in folder.glob("checkpoint/epoch-*") if not is_whole(path)]
     resumed = wait(fork(lambda: run(folder, resume=True)))
     left = [path.name for path in folder.glob("checkpoint/.*")]
     result = outcome(folder) if resumed == 0 else "failed"
-    return {"place": place, "killed": status == -9, "found": found, "left": left, "outcome": result}
+    return {"place": place, "killed": status == -9, "found": found, "torn": torn, "left": left, "outcome": result}
 
 
 def main(root: Path) -> None:

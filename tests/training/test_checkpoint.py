@@ -38,10 +38,10 @@ def test_a_folder_without_checkpoints_gives_none(tmp_path: Path) -> None:
 
 
 def test_the_three_newest_are_kept_and_nothing_else_is_left(folder: Path) -> None:
-    for epoch in (3, 10, 1_000_000):
+    for epoch in (3, 999_999, 1_000_000):
         write_checkpoint(folder, checkpoint(epoch))
-    assert sorted(path.name for path in folder.iterdir()) == ["epoch-000003", "epoch-000010", "epoch-1000000"]
-    assert [path.name for path in checkpoint_folders(folder)] == ["epoch-1000000", "epoch-000010", "epoch-000003"]
+    assert sorted(path.name for path in folder.iterdir()) == ["epoch-000003", "epoch-1000000", "epoch-999999"]
+    assert [path.name for path in checkpoint_folders(folder)] == ["epoch-1000000", "epoch-999999", "epoch-000003"]
 
 
 def _truncate(newest: Path) -> None:

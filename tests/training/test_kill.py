@@ -39,5 +39,9 @@ def test_the_kills_landed_inside_checkpoints_and_between_them(report: dict[str, 
     assert len(whole) >= 5
 
 
+def test_a_kill_never_leaves_half_a_checkpoint_under_a_checkpoints_name(report: dict[str, Any]) -> None:
+    assert all(trial["torn"] == [] for trial in report["trials"])
+
+
 def test_a_resumed_run_leaves_no_half_written_checkpoint_behind(report: dict[str, Any]) -> None:
     assert all(trial["left"] == [] for trial in report["trials"])
