@@ -1,0 +1,1 @@
+"""Frozen models: loading, views of their blocks, and the forward over those views."""

@@ -37,7 +37,8 @@ class Site:
         """
         match = re.fullmatch(r"(text|vision)\.(?:input|layer\[([1-9]\d{0,3})\])", text)
         if match is None:
-            raise UserError(f"{text!r} is not a site. Sites are text.input, text.layer[i], vision.input, vision.layer[i].")
+            known = "text.input, text.layer[i], vision.input or vision.layer[i]"
+            raise UserError(f"{text!r} is not a site. A site is {known}.")
         return cls("text" if match[1] == "text" else "vision", int(match[2] or 0))
 
 

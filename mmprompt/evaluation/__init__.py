@@ -1,0 +1,1 @@
+"""Numbers from predictions; never a model choice."""

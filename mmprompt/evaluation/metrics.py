@@ -90,7 +90,8 @@ def paired_bootstrap(a: np.ndarray, b: np.ndarray, seed: int = 0) -> tuple[float
     The same runs and pictures are drawn for both sides, so what they share cancels.
 
     Args:
-        a, b: [S, N] right or wrong, of S runs (seeds) on the same N pictures.
+        a: [S, N] right or wrong, of S runs (seeds) on the same N pictures.
+        b: [S, N], what `a` is compared with.
         seed: of the resampling.
     """
     difference = a.astype(float) - b.astype(float)

@@ -1,0 +1,1 @@
+"""A backbone and a prompt, together: features once, predict often; and the prompt file."""

@@ -18,8 +18,16 @@ from mmprompt.backbones.load import load_backbone
 from mmprompt.backbones.protocols import DualEncoder
 from mmprompt.backbones.sites import Scope, Site
 from mmprompt.errors import UserError, bad_file
-from mmprompt.files import make_folder, read_bytes, read_json, read_tensors, sha256_bytes, tensor_bytes
-from mmprompt.files import write_bytes, write_json
+from mmprompt.files import (
+    make_folder,
+    read_bytes,
+    read_json,
+    read_tensors,
+    sha256_bytes,
+    tensor_bytes,
+    write_bytes,
+    write_json,
+)
 from mmprompt.predictors.classifier import Classifier
 from mmprompt.prompts.base import Prompt
 from mmprompt.prompts.sources import FreeVectors

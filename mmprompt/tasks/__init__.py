@@ -1,0 +1,1 @@
+"""Fit and evaluate: data, method and loop put together."""

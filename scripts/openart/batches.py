@@ -33,7 +33,7 @@ class Sizes:
 class Difficulty:
     """How hard the pictures are: the first steps show few concepts, large and little changed.
 
-    `n_concepts`: how many concepts are in use; `least_size` of single pieces; `strength` of the restyling, 0 to 1.
+    `n_concepts`: how many plain objects are in use; `least_size` of single pieces; `strength` of the restyling, 0 to 1.
     """
 
     n_concepts: int = 1 << 30
@@ -86,6 +86,7 @@ class Composer:
         # in a fixed random order, objects first: the first steps use the head of both lists
         order = np.random.default_rng(0).permutation(shown)
         self.objects = [int(i) for i in order if is_plain_object(self.concepts[i], len(rows[i]))]
+        self.objects.sort(key=lambda i: self.concepts[i].relational != "seen")
         first = set(self.objects)
         self.shown = np.array([*self.objects, *(int(i) for i in order if int(i) not in first)])
         self.faces = np.array([i for i in shown if self.concepts[i].emotion])
@@ -126,21 +127,24 @@ class Composer:
     ) -> layout.Scenes:
         """Singles, then pairs, then people."""
         half = sizes.singles // 2
-        others = self.shown[: difficulty.n_concepts]
-        single = np.concatenate([rng.choice(objects, half), rng.choice(others, sizes.singles - half)])
+        single = np.concatenate([rng.choice(objects, half), self.pick_others(rng, sizes.singles - half)])
         parts = [layout.single_scenes(rng, single, (difficulty.least_size, 0.95))]
         if sizes.pairs:
             two = np.array([rng.choice(objects, 2, replace=False) for _ in range(sizes.pairs)])
             parts.append(layout.pair_scenes(rng, two[:, 0], two[:, 1]))
         if sizes.people:
             three = np.full((sizes.people, 3), -1)
-            emotions, actions = list(self.by_emotion), list(self.by_action)
-            three[:, 0] = [rng.choice(self.by_emotion[emotions[i]]) for i in rng.integers(len(emotions), size=len(three))]
-            three[:, 1] = [rng.choice(self.by_action[actions[i]]) for i in rng.integers(len(actions), size=len(three))]
+            three[:, 0] = pick_evenly(rng, self.by_emotion, len(three))
+            three[:, 1] = pick_evenly(rng, self.by_action, len(three))
             with_object = rng.random(len(three)) < 0.4
             three[with_object, 2] = rng.choice(objects, with_object.sum())
             parts.append(layout.row_scenes(rng, three))
         return layout.join(parts)
+
+    def pick_others(self, rng: np.random.Generator, n: int) -> np.ndarray:
+        """Singles of any sort: a third faces, a third people, a third anything."""
+        faces, people = pick_evenly(rng, self.by_emotion, n // 3), pick_evenly(rng, self.by_action, n // 3)
+        return np.concatenate([faces, people, rng.choice(self.shown, n - 2 * (n // 3))])
 
     def pick_sprites(
         self, rng: np.random.Generator, concept: np.ndarray, strength: float, generator: torch.Generator
@@ -152,6 +156,12 @@ class Composer:
         sprites = drawn.new_zeros(*concept.shape, *drawn.shape[1:])
         sprites[torch.from_numpy(slots[:, 0]), torch.from_numpy(slots[:, 1])] = drawn
         return sprites
+
+
+def pick_evenly(rng: np.random.Generator, groups: dict[str, list[int]], n: int) -> np.ndarray:
+    """Members [n], every group equally likely."""
+    names = list(groups)
+    return np.array([rng.choice(groups[names[i]]) for i in rng.integers(len(names), size=n)], dtype=int)
 
 
 def is_plain_object(concept: Concept, n_styles: int) -> bool:

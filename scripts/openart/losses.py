@@ -50,8 +50,9 @@ def losses(batch: Batch, images: Tensor, texts: Tensor, scale: Tensor) -> tuple[
     return found, seen
 
 
-def head_loss(batch: Batch, heads: Heads, token: Tensor) -> Tensor:
-    """Cross entropy of the throw-away heads: all parts of every picture, and the part in each relation."""
+def head_loss(batch: Batch, heads: Heads, token: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """Cross entropy of the throw-away heads (all parts of every picture, the part in each relation); accuracies."""
+    seen: dict[str, float] = {}
     logits = heads("label", token)
     truth = torch.zeros(logits.shape, dtype=torch.bool)
     there = batch.parts >= 0
@@ -61,8 +62,10 @@ def head_loss(batch: Batch, heads: Heads, token: Tensor) -> Tensor:
         target = batch.related[relation].to(token.device)
         rows = (target >= 0).nonzero()[:, 0]
         if len(rows):
-            total = total + 0.5 * F.cross_entropy(heads(relation, token[rows]), target[rows])
-    return total
+            logits = heads(relation, token[rows])
+            seen[f"head_{relation}"] = 100 * (logits.argmax(1) == target[rows]).float().mean().item()
+            total = total + F.cross_entropy(logits, target[rows])
+    return total, seen
 
 
 def total_loss(parts: dict[str, Tensor]) -> Tensor:

@@ -92,3 +92,9 @@ class Heads(nn.Module):
     def forward(self, name: str, token: Tensor) -> Tensor:
         """Logits [B, n_concepts] of one head."""
         return self.linear[name](token)
+
+    @torch.no_grad()
+    def start_from(self, name: str) -> None:
+        """Set every other head to the weights of one: a relation's head need not learn the concepts again."""
+        for other in self.linear.values():
+            other.load_state_dict(self.linear[name].state_dict())

@@ -42,11 +42,11 @@ class Schedule:
         return rate
 
     def difficulty(self, step: int) -> Difficulty:
-        """Rises over the first steps, on single pieces; the restyling goes on to rise as long again."""
-        progress = max(0.0, 1.5 * step / self.sprite_steps - 0.5)
-        if progress < 1:
-            return Difficulty(round(120 + 180 * progress), 0.75 - 0.35 * progress, 0.15 + 0.35 * progress)
-        return Difficulty(strength=min(0.75, 0.5 * progress))
+        """Easy single pieces first; scenes; more objects and stronger restyling as long again after that."""
+        if step < self.sprite_steps:
+            return Difficulty(160, 0.5, 0.35)
+        progress = min(1.0, step / self.sprite_steps - 1)
+        return Difficulty(round(160 + 160 * progress), 0.4, 0.4 + 0.3 * progress)
 
     def last_step(self) -> float:
         """Steps in all."""
@@ -105,8 +105,8 @@ def step_losses(
     images, token = image_features(state.model, pictures, keep)
     texts = text_features(state.model, ids)
     parts, seen = losses(batch, images, texts, state.model.logit_scale.exp())
-    parts["heads"] = head_loss(batch, state.heads, token)
-    return parts, seen
+    parts["heads"], more = head_loss(batch, state.heads, token)
+    return parts, {**seen, **more}
 
 
 def train(
@@ -131,6 +131,8 @@ def train(
     began = time.time()
     while state.step < schedule.last_step() and not worker.is_alone():
         step = state.step
+        if step == schedule.sprite_steps:
+            state.heads.start_from("label")
         sizes = SPRITES_ONLY if step < schedule.sprite_steps else MIXED
         batch = composer.batch(seed, step, worker.rank, sizes, schedule.difficulty(step))
         ids = [encoder.encode(c) for c in batch.captions]

@@ -29,7 +29,8 @@ def test_a_changed_buffer_changes_it() -> None:
 
 
 def test_dtype_and_shape_are_part_of_it() -> None:
-    zeros = [nn.Embedding(2, 4, dtype=torch.float32), nn.Embedding(4, 2), nn.Embedding(1, 4, dtype=torch.float64)]
+    zeros = [nn.Embedding(2, 4, dtype=torch.float16), nn.Embedding(4, 2, dtype=torch.float16)]
+    zeros.append(nn.Embedding(2, 4, dtype=torch.bfloat16))
     with torch.no_grad():
         for table in zeros:
             table.weight.zero_()

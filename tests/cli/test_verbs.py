@@ -93,6 +93,21 @@ def test_four_vectors_are_the_default_of_the_embedded_backbone_only() -> None:
     assert read_call(["--ctx-init", "a photo"], "mmprompt train").method.n_ctx is None  # type: ignore[attr-defined]
 
 
+def test_a_file_wins_over_what_suits_the_backbone(tmp_path: Path) -> None:
+    from mmprompt.cli.train import read_call
+
+    (tmp_path / "mine.yaml").write_text("n_ctx: 3\n")
+    call = read_call(["--config", str(tmp_path / "mine.yaml")], "mmprompt train")
+    assert call.method.n_ctx == 3  # type: ignore[attr-defined]
+
+
+def test_a_finished_run_is_refused_before_anything_is_announced(run_folder: Path, capsys: Capture) -> None:
+    assert main(["train", "--out", str(run_folder)]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "finished run" in shown.err
+
+
 def test_without_options_it_is_the_run_of_the_readme() -> None:
     from mmprompt.cli.train import default_folder, read_call
 
@@ -106,6 +121,11 @@ def test_eval_repeats_the_numbers_of_the_run(run_folder: Path, capsys: Capture) 
     found = json.loads(capsys.readouterr().out)
     assert found["metrics"]["learned"] == read_json(run_folder / "metrics.json")["learned"]
     assert not [path for path in run_folder.iterdir() if path.name.startswith(".")]
+
+
+def test_eval_of_the_training_part_takes_the_shots_of_the_run(run_folder: Path, capsys: Capture) -> None:
+    assert main(["eval", str(run_folder), "--split", "train", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["metrics"]["learned"]["n"] == 6
 
 
 def test_eval_takes_other_pictures_with_other_class_names(run_folder: Path, tmp_path: Path, capsys: Capture) -> None:

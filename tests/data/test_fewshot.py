@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,12 @@ def test_short_classes_are_named_once_and_not_all_of_them() -> None:
     assert dataset.notes == (
         "Classes with fewer than 2 training pictures, taken whole: kind 2, kind 3, kind 4, kind 5, kind 6 and 2 more.",
     )
+
+
+def test_nothing_is_drawn_from_a_set_of_test_pictures_alone() -> None:
+    splits = replace(splits_of([0, 1]), train=(), val=())
+    dataset = draw_dataset(splits, "toy", shots=16, seed=1)
+    assert (dataset.shots, dataset.seed, dataset.notes, dataset.test) == (None, None, (), splits.test)
 
 
 def test_a_bad_template_is_refused_before_the_draw() -> None:

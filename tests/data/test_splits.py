@@ -72,6 +72,16 @@ def test_classes_without_a_training_picture_are_refused() -> None:
         assemble(ROOT, rows, "here")
 
 
+def test_a_set_of_test_pictures_alone_is_kept_as_it_is() -> None:
+    splits = assemble(ROOT, [Row(ROOT / "a", "x", "test"), Row(ROOT / "b", "y", "test")], "here")
+    assert (splits.train, splits.val, len(splits.test), splits.notes) == ((), (), 2, ())
+
+
+def test_validation_without_training_pictures_is_refused() -> None:
+    with pytest.raises(UserError, match="no picture to train on for x, y"):
+        assemble(ROOT, [Row(ROOT / "a", "x", "test"), Row(ROOT / "b", "y", "val")], "here")
+
+
 def test_items_are_found_by_split(dataset: Dataset) -> None:
     assert dataset.items("train") == dataset.train
     assert dataset.items("test") == dataset.test

@@ -39,6 +39,11 @@ def test_distances_rise_and_words_differ(tiny_clip_backbone: DualEncoder) -> Non
         assert all(word.strip() == word and word for word, _ in row)
 
 
+def test_a_word_that_two_tokens_spell_keeps_the_nearer_distance(tiny_clip_backbone: DualEncoder) -> None:
+    row = dict(nearest_words(tiny_clip_backbone, embeddings(tiny_clip_backbone, ("a",)), k=1000)[0])
+    assert row["a"] == pytest.approx(0, abs=1e-6)
+
+
 def test_reading_the_table_in_pieces_changes_nothing(
     tiny_clip_backbone: DualEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,7 +45,9 @@ def test_fit_equals_plain_pytorch_byte_for_byte(method, tiny_clip_backbone, data
 
 @pytest.mark.parametrize("method", METHODS, ids=["coop", "vpt", "coop+vpt"])
 def test_the_same_seed_gives_the_same_bytes(method, tiny_clip_backbone, data):
-    first, again, other = (fit(method, tiny_clip_backbone, data, recipe=FAST, seed=seed).classifier for seed in (1, 1, 2))
+    first, again, other = (
+        fit(method, tiny_clip_backbone, data, recipe=FAST, seed=seed).classifier for seed in (1, 1, 2)
+    )
     assert bytes_of(first) == bytes_of(again)
     assert bytes_of(first) != bytes_of(other)
 
@@ -63,7 +65,9 @@ def test_frozen_stays_frozen(tiny_clip_backbone, data):
 
 def test_text_prompt_encodes_each_training_picture_once(tiny_clip_backbone, data):
     seen = []
-    hook = tiny_clip_backbone.model.visual.conv1.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    hook = tiny_clip_backbone.model.visual.conv1.register_forward_hook(
+        lambda _, inputs, __: seen.append(len(inputs[0]))
+    )
     fit(mp.CoOp(n_ctx=2), tiny_clip_backbone, data, recipe=FAST)
     hook.remove()
     assert sum(seen) == len(data.train)
@@ -71,7 +75,9 @@ def test_text_prompt_encodes_each_training_picture_once(tiny_clip_backbone, data
 
 def test_stored_views_are_encoded_once_each(tiny_clip_backbone, data):
     seen = []
-    hook = tiny_clip_backbone.model.visual.conv1.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    hook = tiny_clip_backbone.model.visual.conv1.register_forward_hook(
+        lambda _, inputs, __: seen.append(len(inputs[0]))
+    )
     recipe = replace(FAST, epochs=6, augment="coop", views=2)
     fit(mp.CoOp(n_ctx=2), tiny_clip_backbone, data, recipe=recipe)
     hook.remove()
@@ -114,7 +120,9 @@ def test_evaluation_counts_what_predict_says(tiny_clip_backbone, data):
     score = evaluate(classifier, data.test)
     said = [prediction.label for prediction in classifier.predict([item.path for item in data.test])]
     assert [data.class_names[p] for p in score.predictions] == said
-    assert score.accuracy == np.mean([a == data.class_names[item.label] for a, item in zip(said, data.test, strict=True)])
+    assert score.accuracy == np.mean(
+        [a == data.class_names[item.label] for a, item in zip(said, data.test, strict=True)]
+    )
 
 
 def test_evaluating_on_nothing_is_refused(tiny_clip_backbone, data):

@@ -116,9 +116,26 @@ def test_cleaning_removes_leftovers_and_damaged_newer_checkpoints_alone(folder: 
     assert sorted(path.name for path in folder.iterdir()) == ["epoch-000001", "mine.txt"]
 
 
-def test_a_disk_that_refuses_fails_the_run_and_keeps_the_checkpoints(folder: Path) -> None:
+def test_a_place_that_is_taken_fails_the_run_and_keeps_the_checkpoints(folder: Path) -> None:
     (folder / "epoch-000003").write_text("a file in the way")
     with pytest.raises(RunFailed, match="a checkpoint cannot be written"):
         write_checkpoint(folder, checkpoint(3))
     assert not list(folder.glob(".*"))
     assert read_newest(folder, "this run") is not None
+
+
+def test_a_checkpoint_bears_its_name_only_once_it_is_whole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(RunFailed, match=r"cannot be written \(No space left on device\)"):
+        write_checkpoint(folder, checkpoint(3))
+    assert not (folder / "epoch-000003").exists()
+
+
+def test_a_checkpoint_loses_its_name_before_it_is_removed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_checkpoint(folder, checkpoint(3))
+    monkeypatch.setattr("shutil.rmtree", lambda path: None)
+    write_checkpoint(folder, checkpoint(4))
+    assert not (folder / "epoch-000001").exists()

@@ -1,0 +1,1 @@
+"""The frozen-tower forward: text and vision, over views of the library's own blocks."""

@@ -126,7 +126,9 @@ def run_packed(view: TextView, x: Tensor, packing: Packing, deep: Mapping[int, V
     """The blocks of a causal tower over the common slots and the packed ones.
 
     Args:
+        view: the tower.
         x: [C, L, D], all slots with positions.
+        packing: which of them are computed.
         deep: vectors by the block at whose input they replace context slots.
     Returns:
         [C, D], the end token after the last block.
@@ -221,7 +223,9 @@ def run_full(view: TextView, x: Tensor, slots: TextSlots, deep: Mapping[int, Vec
     """The blocks over every slot, the last one for the pooled slot alone where the tower sees all slots.
 
     Args:
+        view: the tower.
         x: [C, L, D], all slots with positions.
+        slots: which of them hold context vectors, and the lengths.
         deep: vectors by the block at whose input they replace context slots.
     Returns:
         [C, D], the pooled slot after the last block.

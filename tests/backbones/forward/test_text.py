@@ -1,15 +1,15 @@
-"""The text forward against plain full-length references, for every family: features, and the gradient of every vector."""
+"""The text forward against plain full-length references, for every family: features and gradients."""
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.reference import plain_text
 
-from mmprompt.backbones.load import load_backbone
 from mmprompt.backbones.forward.text import common_length, encode_slots
+from mmprompt.backbones.load import load_backbone
 from mmprompt.backbones.sites import Site, Vectors
 from mmprompt.prompts.text import TextLayout
+from tests.reference import plain_text
 
 NAMES = ["cat", "a dog house", "bird"]
 REFERENCE = {"open_clip": plain_text.open_clip_features, "transformers": plain_text.transformers_features}
