@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from openart.model import Heads
+from openart.optimiser import MuonAdamW
 
 
 @dataclass
@@ -22,7 +23,7 @@ class State:
     model: CLIP
     heads: Heads
     average: dict[str, Tensor]
-    optimiser: torch.optim.AdamW
+    optimiser: MuonAdamW
     step: int = 0
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -47,12 +48,10 @@ class State:
 
 def new_state(model: CLIP, heads: Heads, weight_decay: float) -> State:
     """A state before its first step. Gains, offsets and embeddings are not decayed."""
-    state = State(model, heads, {n: p.detach().clone() for n, p in model.named_parameters()}, None)  # type: ignore[arg-type]
-    decayed = [p for n, p in state.parameters().items() if p.ndim >= 2 and "embedding" not in n]
-    plain = [p for n, p in state.parameters().items() if p.ndim < 2 or "embedding" in n]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    state.optimiser = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), eps=1e-8)
-    return state
+    named = {f"model.{n}": p for n, p in model.named_parameters()}
+    named |= {f"heads.{n}": p for n, p in heads.named_parameters()}
+    average = {n: p.detach().clone() for n, p in model.named_parameters()}
+    return State(model, heads, average, MuonAdamW(named, weight_decay))
 
 
 def save_state(state: State, path: Path, settings: dict) -> None:

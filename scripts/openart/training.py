@@ -138,13 +138,11 @@ def train(
         ids = [encoder.encode(c) for c in batch.captions]
         keep = kept_patches(len(batch.images), n_patches, schedule.dropout(step), seed, step * worker.count + worker.rank)
         parts, seen = step_losses(state, batch, ids, keep, device)
-        for group in state.optimiser.param_groups:
-            group["lr"] = schedule.rate(step)
-        state.optimiser.zero_grad(set_to_none=True)
+        state.optimiser.zero_grad()
         total_loss(parts).backward()
         worker.average_gradients(list(state.parameters().values()))
         norm = torch.nn.utils.clip_grad_norm_(list(state.parameters().values()), 1.0)
-        state.optimiser.step()
+        state.optimiser.step(schedule.rate(step), worker.rank, worker.count)
         with torch.no_grad():
             state.model.logit_scale.clamp_(0, MAX_LOG_SCALE)
         state.step += 1
