@@ -11,7 +11,7 @@ import io
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -23,7 +23,7 @@ from mmprompt.files import make_folder, write_bytes
 from mmprompt.training.problem import Run
 
 
-class Callback(Protocol):
+class Callback:
     """The hooks, with Keras's names; inherit and override those you need.
 
     `logs` is the record under way: on a step `loss`, each loss by name, `accuracy` and `lr`; at an

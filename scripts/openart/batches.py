@@ -181,7 +181,9 @@ def group_by(concepts: list[Concept], members: np.ndarray, field: str) -> dict[s
     return dict(sorted(found.items()))
 
 
-def ground_colours(rng: np.random.Generator, n: int, side: int, generator: torch.Generator) -> tuple[Tensor, np.ndarray]:
+def ground_colours(
+    rng: np.random.Generator, n: int, side: int, generator: torch.Generator
+) -> tuple[Tensor, np.ndarray]:
     """Backgrounds [n, 3, side, side] and the index of their colour word, or -1 [n]."""
     named = np.where(rng.random(n) < 0.4, rng.integers(len(words.BACKGROUNDS), size=n), -1)
     table = torch.tensor(list(words.BACKGROUNDS.values())) / 255

@@ -140,6 +140,8 @@ def draw_scenes(sprites: Tensor, scenes: Scenes, ground: Tensor) -> Tensor:
     for k in range(sprites.shape[1]):
         there = (size[:, k] > 0).nonzero()[:, 0]
         if len(there):
-            piece = paste(*(v[there] for v in (ground, sprites[:, k])), *(v[there, k] for v in (x, y, size, angle, flip)))
+            piece = paste(
+                *(v[there] for v in (ground, sprites[:, k])), *(v[there, k] for v in (x, y, size, angle, flip))
+            )
             ground = ground.index_copy(0, there, piece)
     return ground

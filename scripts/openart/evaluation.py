@@ -3,7 +3,6 @@
 The prompt tuning here only serves to judge a model while it is trained; the package's own trainer makes the tables.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +31,7 @@ def watched_pools(work: Path, prepared: Prepared, style: str) -> dict[str, Pool]
             flat |= {f"{name}/rows/{task}": np.array(rows, dtype=str) for task, rows in pool.rows.items()}
         part = folder / f"{style}.part.npz"
         np.savez_compressed(part, **flat)
-        os.replace(part, path)
+        part.replace(path)
     stored = np.load(path)
     pools = {name: Pool(stored[f"{name}/pictures"], {}) for name in ("pairs", "people", "singles")}
     for key in stored.files:
@@ -146,7 +145,9 @@ def tuned(
     return 100 * sum(right) / len(right)
 
 
-def table(model: CLIP, encoder: Encoder, pools: dict[str, Pool], shots: tuple[int, ...], seeds: int) -> dict[str, float]:
+def table(
+    model: CLIP, encoder: Encoder, pools: dict[str, Pool], shots: tuple[int, ...], seeds: int
+) -> dict[str, float]:
     """Zero-shot accuracies and, per number of shots, the mean accuracy of the quick prompt tuning over seeds."""
     found = zero_shot(model, encoder, pools)
     features = {name: pool_features(model, pool) for name, pool in pools.items()}

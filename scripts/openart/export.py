@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -34,7 +33,7 @@ def export_model(model: CLIP, config: dict, tokenizer: Path, folder: Path) -> No
     for name in TOKENIZER_FILES:
         shutil.copyfile(tokenizer / name, part / name)
     shutil.rmtree(folder, ignore_errors=True)
-    os.replace(part, folder)
+    part.replace(folder)
 
 
 def encoded(picture: Image.Image) -> bytes:
@@ -53,7 +52,7 @@ def export_pools(pools: dict[str, Pool], folder: Path) -> None:
             for i, pixels in enumerate(pool.pictures):
                 entry = zipfile.ZipInfo(f"{name}/{i:04d}.png", date_time=(2026, 1, 1, 0, 0, 0))
                 archive.writestr(entry, encoded(Image.fromarray(pixels)))
-    os.replace(part, folder / "pictures.zip")
+    part.replace(folder / "pictures.zip")
     for name, pool in pools.items():
         for task, rows in pool.rows.items():
             trained = {label for _, label, split, _ in rows if split == "train"}

@@ -1,7 +1,6 @@
 """The prepared work folder: concepts and drawn sprites, written once by `prepare` and read by everything else."""
 
 import json
-import os
 import shutil
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -62,7 +61,7 @@ def prepare(work: Path) -> Path:
     described = {"concepts": [asdict(c) for c in concepts], "rows": rows, "sources": sources(work)}
     write_tokenizer(learn_merges(corpus(concepts), N_MERGES), part / "tokenizer")
     (part / "concepts.json").write_text(json.dumps(described, indent=1), encoding="utf-8")
-    os.replace(part, target)
+    part.replace(target)
     return target
 
 

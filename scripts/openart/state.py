@@ -66,13 +66,13 @@ def save_state(state: State, path: Path, settings: dict) -> None:
     save_file({n: t.contiguous().cpu() for n, t in tensors.items()}, part, metadata=described)
     with part.open("rb") as file:
         os.fsync(file.fileno())
-    os.replace(part, path)
+    part.replace(path)
 
 
 def load_state(state: State, path: Path) -> dict:
     """Fill the state from a file; returns the settings it was written with."""
     with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
         described = file.metadata()
     with torch.no_grad():
         for name, parameter in state.parameters().items():

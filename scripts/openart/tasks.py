@@ -98,9 +98,7 @@ def balanced_pairs(rng: np.random.Generator, concepts: list[int], n: int) -> tup
 def pair_pool(prepared: Prepared, style: str, splits: dict[str, int], n_novel: int) -> Pool:
     """Two of twenty objects: four tasks on the same pictures, and novel objects as test rows of their own."""
     rng = np.random.default_rng([POOL_SEED, 1])
-    lists = {
-        kind: [i for i, c in members(prepared, style) if c.relational == kind] for kind in ("seen", "novel")
-    }
+    lists = {kind: [i for i, c in members(prepared, style) if c.relational == kind] for kind in ("seen", "novel")}
     parts, described = [], []
     for split, kind, n in [*((s, "seen", n) for s, n in splits.items()), ("test", "novel", n_novel)]:
         if n:
@@ -144,9 +142,10 @@ def people_pool(prepared: Prepared, style: str, splits: dict[str, int]) -> Pool:
     scenes = layout.row_scenes(rng, np.array(picks))
     pictures = draw_pool(rng, prepared, style, scenes)
     concepts = prepared.concepts
+    pairs = list(enumerate(zip(picks, described, strict=True)))
     rows = {
-        "openart-emotion": [(i, concepts[p[0]].emotion, d[0], d[1]) for i, (p, d) in enumerate(zip(picks, described))],
-        "openart-action": [(i, concepts[p[1]].action, d[0], d[2]) for i, (p, d) in enumerate(zip(picks, described))],
+        "openart-emotion": [(i, concepts[p[0]].emotion, d[0], d[1]) for i, (p, d) in pairs],
+        "openart-action": [(i, concepts[p[1]].action, d[0], d[2]) for i, (p, d) in pairs],
     }
     return Pool(pictures, rows)
 

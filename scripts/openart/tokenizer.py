@@ -1,6 +1,7 @@
 """A byte-pair vocabulary of our own in CLIP's format, learnt from the captions, and its files."""
 
 import gzip
+import itertools
 import json
 import re
 from collections import Counter
@@ -22,7 +23,7 @@ def learn_merges(texts: Iterable[str], n_merges: int) -> list[tuple[str, str]]:
     while len(merges) < n_merges:
         pairs: Counter[tuple[str, str]] = Counter()
         for word, parts in words.items():
-            for pair in zip(parts, parts[1:], strict=False):
+            for pair in itertools.pairwise(parts):
                 pairs[pair] += counts[word]
         if not pairs:
             break
@@ -70,7 +71,7 @@ class Encoder:
         if word not in self.words:
             parts = [*word[:-1], word[-1] + "</w>"]
             while len(parts) > 1:
-                ranked = [(self.ranks.get(p, 1 << 30), i) for i, p in enumerate(zip(parts, parts[1:], strict=False))]
+                ranked = [(self.ranks.get(p, 1 << 30), i) for i, p in enumerate(itertools.pairwise(parts))]
                 rank, i = min(ranked)
                 if rank == 1 << 30:
                     break

@@ -136,7 +136,9 @@ def train(
         sizes = SPRITES_ONLY if step < schedule.sprite_steps else MIXED
         batch = composer.batch(seed, step, worker.rank, sizes, schedule.difficulty(step))
         ids = [encoder.encode(c) for c in batch.captions]
-        keep = kept_patches(len(batch.images), n_patches, schedule.dropout(step), seed, step * worker.count + worker.rank)
+        keep = kept_patches(
+            len(batch.images), n_patches, schedule.dropout(step), seed, step * worker.count + worker.rank
+        )
         parts, seen = step_losses(state, batch, ids, keep, device)
         state.optimiser.zero_grad()
         total_loss(parts).backward()
