@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -169,7 +168,9 @@ def new_folder(final: Path) -> Iterator[Path]:
         UserError: the place cannot be written.
     """
     make_folder(final.parent)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))
+    temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    make_folder(temporary)
     try:
         yield temporary
         for path in temporary.rglob("*"):

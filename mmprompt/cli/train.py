@@ -36,8 +36,8 @@ from mmprompt.tasks.classification import Result, fit, measure, resolve, run_con
 from mmprompt.training.callbacks import ProgressBar
 from mmprompt.training.recipe import Recipe
 
-DESCRIPTION = "Learn a prompt from a few pictures of each class. Without options: 4 context vectors on openart-left."
-DATASET = "openart-left"
+DESCRIPTION = "Learn a prompt from a few pictures of each class. Without options: 4 context vectors on openart-large."
+DATASET = "openart-large"
 SMALL_N_CTX = 4
 
 

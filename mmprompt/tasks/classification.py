@@ -33,7 +33,8 @@ from mmprompt.predictors.file import check_new, save
 from mmprompt.prompts.base import Prompt
 from mmprompt.prompts.text import TextLayout
 from mmprompt.training.callbacks import Callback
-from mmprompt.training.loop import StepResult, train
+from mmprompt.training.loop import train
+from mmprompt.training.problem import Run, StepResult
 from mmprompt.training.recipe import Recipe, epochs_for
 from mmprompt.version import __version__
 
@@ -109,6 +110,14 @@ class ClassificationProblem:
         logits = self.classifier.logits(image_features, class_features)
         losses = self.method.losses(Outputs(logits, labels, image_features, class_features))
         return StepResult(losses, int((logits.argmax(1) == labels).sum()))
+
+    def read_pictures(self) -> None:
+        """Read every picture once, so that a broken one is refused before anything is written."""
+        if self.classifier.prompt.has("vision"):
+            for index in range(self.n_items):
+                self._picture(index, self._view(0))
+        else:
+            self._features_of_view(self._view(0))
 
     def validate(self) -> float | None:
         """Accuracy on the validation pictures, None if there are none."""
@@ -202,7 +211,7 @@ class Result:
 def fit(
     method: Method,
     backbone: DualEncoder | str = "tiny",
-    data: Dataset | str = "openart-left",
+    data: Dataset | str = "openart-large",
     out: Path | str | None = None,
     recipe: Recipe | None = None,
     seed: int = 1,
@@ -243,13 +252,25 @@ def fit(
         data.val if recipe.patience is not None else (),
         features,
     )
-    if folder is not None:
-        write_json(make_folder(folder) / "run.json", config)
+    problem.read_pictures()
+    listeners = callbacks if folder is None else (WriteConfig(folder, config), *callbacks)
     run_id = sha256_bytes(repr(sorted(_identity(config).items())).encode())
-    history = train(problem, recipe, seed, _epochs(recipe, data), folder, run_id, callbacks, resume)
+    history = train(problem, recipe, seed, _epochs(recipe, data), folder, run_id, listeners, resume)
     if folder is not None:
         save(classifier, folder, _provenance(config))
     return Result(classifier, history, data, folder, features)
+
+
+class WriteConfig(Callback):
+    """Writes `run.json` once the loop has accepted the run folder, so that a refused run leaves no file."""
+
+    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+        self.folder = folder
+        self.config = config
+
+    def on_train_begin(self, run: Run) -> None:
+        """Write the resolved configuration."""
+        write_json(make_folder(self.folder) / "run.json", self.config)
 
 
 def resolve(recipe: Recipe, data: Dataset) -> Recipe:

@@ -112,8 +112,8 @@ def test_without_options_it_is_the_run_of_the_readme() -> None:
     from mmprompt.cli.train import default_folder, read_call
 
     call = read_call([], "mmprompt train")
-    assert (call.run.backbone, call.pictures.dataset, call.run.shots, call.run.seed) == ("tiny", "openart-left", 16, 1)
-    assert default_folder(call) == Path("runs/openart-left-coop-16shots-seed1")
+    assert (call.run.backbone, call.pictures.dataset, call.run.shots, call.run.seed) == ("tiny", "openart-large", 16, 1)
+    assert default_folder(call) == Path("runs/openart-large-coop-16shots-seed1")
 
 
 def test_eval_repeats_the_numbers_of_the_run(run_folder: Path, capsys: Capture) -> None:

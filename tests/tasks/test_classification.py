@@ -157,6 +157,24 @@ def test_refused_run_writes_nothing(tiny_resnet_backbone, data, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_broken_picture_is_refused_before_anything_is_written(tiny_clip_backbone, data, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(data.train[0].path.read_bytes()[:60])
+    train = (replace(data.train[0], path=broken), *data.train[1:])
+    with pytest.raises(UserError, match=r"broken\.png"):
+        fit(mp.CoOp(n_ctx=2), tiny_clip_backbone, replace(data, root=tmp_path.parent, train=train), tmp_path / "run", FAST)
+    assert not (tmp_path / "run").exists()
+
+
+def test_checkpoints_of_another_run_are_refused_and_its_config_stays(tiny_clip_backbone, data, tmp_path):
+    fit(mp.CoOp(n_ctx=2), tiny_clip_backbone, data, tmp_path, FAST)
+    (tmp_path / "prompt.json").unlink()
+    before = (tmp_path / "run.json").read_bytes()
+    with pytest.raises(UserError, match="another run"):
+        fit(mp.CoOp(n_ctx=4), tiny_clip_backbone, data, tmp_path, FAST, resume=True)
+    assert (tmp_path / "run.json").read_bytes() == before
+
+
 def test_measure_puts_the_prompt_beside_zero_shot(tiny_clip_backbone, data, tmp_path):
     result = fit(mp.CoOp(n_ctx=4), tiny_clip_backbone, data, tmp_path, Recipe(epochs=40, batch_size=4, lr=0.1))
     metrics = measure(result)
