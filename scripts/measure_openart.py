@@ -25,23 +25,16 @@ RELATIONAL = {"openart-left", "openart-right", "openart-large", "openart-small"}
 SEEDS = (1, 2, 3, 4, 5)
 
 
-def correct_and_novel(
-    task: str, features: ImageFeatures, method: mp.Method | None, shots: int, seed: int, template: str
-):
-    """[N] right or wrong on the test split, learned or zero-shot, and [N] whether the concept is novel."""
-    data = mp.load_dataset(task, shots=shots, seed=seed)
-    if method is None:
-        classifier = mp.zero_shot(features.backbone, data.class_names, template)
-    else:
-        classifier = mp.fit(method, features.backbone, data, seed=seed).classifier
-    return mp.evaluate(classifier, data.test, features).correct, np.array([item.novel for item in data.test])
+def right_or_wrong(classifier: mp.Classifier, data: mp.Dataset, features: ImageFeatures) -> np.ndarray:
+    """[N] booleans on the test split."""
+    return mp.evaluate(classifier, data.test, features).correct
 
 
 def rows_of(task: str, features: ImageFeatures, n_ctx: int, shots: list[int]) -> dict[str, Any]:
     """All figures of one task."""
-    data = mp.load_dataset(task)
-    bare, novel = correct_and_novel(task, features, None, 16, 1, BARE_NAME)
-    template, _ = correct_and_novel(task, features, None, 16, 1, data.template)
+    data, backbone = mp.load_dataset(task), features.backbone
+    written = [mp.zero_shot(backbone, data.class_names, words) for words in (BARE_NAME, data.template)]
+    bare, template = (right_or_wrong(classifier, data, features) for classifier in written)
     row: dict[str, Any] = {
         "task": task,
         "classes": len(data.class_names),
@@ -53,16 +46,34 @@ def rows_of(task: str, features: ImageFeatures, n_ctx: int, shots: list[int]) ->
         "coop": {},
     }
     for k in shots:
-        runs = [correct_and_novel(task, features, mp.CoOp(n_ctx=n_ctx), k, seed, "")[0] for seed in SEEDS]
-        row["coop"][str(k)] = summary(np.stack(runs), bare, template)
-    if novel.any() and not novel.all():
-        row["novel"] = {
-            "test_pictures": int(novel.sum()),
-            "bare_name": float(bare[novel].mean()),
-            "template": float(template[novel].mean()),
-            "coop": float(np.stack(runs)[:, novel].mean()),
-        }
+        sets = [mp.load_dataset(task, shots=k, seed=seed) for seed in SEEDS]
+        learned = [
+            mp.fit(mp.CoOp(n_ctx=n_ctx), backbone, drawn, seed=seed).classifier
+            for seed, drawn in zip(SEEDS, sets, strict=True)
+        ]
+        runs = np.stack([right_or_wrong(classifier, data, features) for classifier in learned])
+        row["coop"][str(k)] = summary(runs, bare, template)
+    novel = np.array([item.novel for item in data.test])
+    if novel.any():
+        means = [float(part[..., novel].mean()) for part in (bare, template, runs)]
+        row["novel"] = dict(zip(("bare_name", "template", "coop"), means, strict=True), test_pictures=int(novel.sum()))
+    elif task in RELATIONAL:
+        row["novel"] = novel_names(task, features, learned)
     return row
+
+
+def novel_names(task: str, features: ImageFeatures, learned: list[mp.Classifier]) -> dict[str, Any]:
+    """A relation's twenty concepts that pretraining never saw: the prompts of the seen classes on their names."""
+    data = mp.load_dataset(f"{task}-novel")
+    written = [mp.zero_shot(features.backbone, data.class_names, words) for words in (BARE_NAME, data.template)]
+    bare, template = (right_or_wrong(classifier, data, features).mean() for classifier in written)
+    renamed = [right_or_wrong(one.with_class_names(data.class_names), data, features).mean() for one in learned]
+    return {
+        "test_pictures": len(data.test),
+        "bare_name": float(bare),
+        "template": float(template),
+        "coop": float(np.mean(renamed)),
+    }
 
 
 def summary(runs: np.ndarray, bare: np.ndarray, template: np.ndarray) -> dict[str, Any]:
@@ -102,6 +113,35 @@ def print_row(row: dict[str, Any]) -> None:
         )
 
 
+def cell(value: dict[str, Any]) -> str:
+    """Accuracy and gain with its interval, as the documentation shows them."""
+    low, high = (100 * v for v in value["gain_interval"])
+    return f"{100 * value['accuracy']:.1f} ({100 * value['gain']:+.1f}; {low:+.1f} to {high:+.1f})"
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The table of the documentation."""
+    shots = list(rows[0]["coop"])
+    head = [
+        "task",
+        "chance",
+        "bare name",
+        "template",
+        *(f"CoOp, {k} shot{'s' if k != '1' else ''}" for k in shots),
+        "gate",
+    ]
+    lines = [head, ["---"] * len(head)]
+    for row in rows:
+        numbers = [f"{100 * row[key]:.1f}" for key in ("chance", "bare_name", "template")]
+        verdict = {True: "pass", False: "fail", None: ""}[row["passes"]]
+        lines.append([f"`{row['task']}`", *numbers, *(cell(row["coop"][k]) for k in shots), verdict])
+        if "novel" in row:
+            novel = [f"{100 * row['novel'][key]:.1f}" for key in ("bare_name", "template", "coop")]
+            blank = [""] * (len(shots) - 1)
+            lines.append([f"novel concepts ({row['novel']['test_pictures']})", "", *novel[:2], *blank, novel[2], ""])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=TASKS)
@@ -129,6 +169,7 @@ def main() -> None:
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         write_json(arguments.json, document)
+    print(f"\n{markdown(rows)}\n")
     print(json.dumps({"passed": [row["task"] for row in rows if row["passes"]]}))
 
 
