@@ -169,7 +169,8 @@ def new_folder(final: Path) -> Iterator[Path]:
     """
     make_folder(final.parent)
     temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    if temporary.exists():
+        shutil.rmtree(temporary)
     make_folder(temporary)
     try:
         yield temporary

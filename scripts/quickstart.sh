@@ -7,6 +7,8 @@ if [ -e "$run/prompt.json" ]; then
     echo "Already trained: $run (delete the folder to train again)."
     .venv/bin/mmprompt eval "$run"
 else
-    .venv/bin/mmprompt train --out "$run" --resume
+    resume=()
+    [ -d "$run/checkpoint" ] && resume=(--resume)
+    .venv/bin/mmprompt train --out "$run" "${resume[@]}"
 fi
 .venv/bin/mmprompt predict "$run" examples/scene.png
