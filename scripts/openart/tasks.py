@@ -1,7 +1,9 @@
 """The few-shot tasks: which pictures they use, their class names and templates.
 
-Fixed on 2026-11-24, before the first training run and before any model saw a picture of the test style. The same code
-draws them in the development style (to choose the recipe) and in the test style (looked at once, at the end).
+Fixed on 2026-11-24: classes, templates and novel concepts (words.py, concepts.py) before any training, this file during
+the first training run (which was thrown away) and before any model was measured on any style. The sizes of faces and
+people in layout.py were raised once more before the pictures were exported, again before any measurement.
+The same code draws them in the development style (to choose the recipe) and in the test style.
 """
 
 from dataclasses import dataclass
