@@ -36,7 +36,7 @@ def fresh_state(work: Path, seed: int, device: str) -> State:
     data = prepared.load_prepared(work)
     vocab_size = len(read_encoder(work / "prepared" / "tokenizer").ids)
     model = build(configuration(vocab_size, IMAGE_SIZE, PATCH_SIZE, WIDTH), seed).to(device)
-    heads = Heads(WIDTH, len(data.concepts), ("label", *RELATIONS)).to(device)
+    heads = Heads(WIDTH, len(data.concepts), ("label", *RELATIONS, "place")).to(device)
     return new_state(model, heads, weight_decay=0.1)
 
 

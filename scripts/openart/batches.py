@@ -60,7 +60,8 @@ class Group:
 class Batch:
     """Pictures [B, 3, S, S] in 0..1, the distinct captions, the groups, and targets of the throw-away heads.
 
-    `parts` [B, 3] holds the concept of each slot or -1; `related` {relation: [B]} the concept in that relation or -1.
+    `parts` [B, 3] holds the concept of each slot or -1; `related` {relation: [B]} the concept in that relation or -1;
+    `place` [B, 3] is x, y and 1 for single pieces, 0 elsewhere.
     """
 
     images: Tensor
@@ -68,6 +69,7 @@ class Batch:
     groups: list[Group]
     parts: Tensor
     related: dict[str, Tensor]
+    place: Tensor
 
 
 class Composer:
@@ -229,7 +231,13 @@ class Captions:
             groups.append(self.attribute("emotion", list(self.composer.by_emotion)))
             groups.append(self.attribute("action", list(self.composer.by_action)))
             groups.append(self.background())
-        return Batch(images, list(self.captions), groups, parts, self.related())
+        return Batch(images, list(self.captions), groups, parts, self.related(), self.place())
+
+    def place(self) -> Tensor:
+        """Where the single pieces stand."""
+        alone = (self.scenes.concept >= 0).sum(1) == 1
+        place = np.stack([self.scenes.x[:, 0], self.scenes.y[:, 0], np.ones(len(alone))], 1) * alone[:, None]
+        return torch.from_numpy(place).float()
 
     def background(self) -> Group:
         """The colour word of the pictures that have one."""
@@ -263,7 +271,22 @@ class Captions:
             truth = related[r][:, None] == order
             swapped = (related[other[r]][:, None] == order).int().argmax(1)
             groups.append(Group(r, torch.arange(start, stop), captions, truth, swapped))
-        return groups
+        return [*groups, self.opposites("side", groups[0], groups[1]), self.opposites("size", groups[2], groups[3])]
+
+    def opposites(self, name: str, one: Group, other: Group) -> Group:
+        """One softmax over both captions of every object: which object, and on which side (or of which size).
+
+        Singles that stand clearly on one side (or are clearly large or small) are asked too: they teach the words
+        before there is anything to hold a piece against.
+        """
+        half, order = self.sizes.singles // 2, torch.tensor(self.objects)
+        single = torch.from_numpy(self.scenes.concept[:half, 0])[:, None] == order
+        value = torch.from_numpy(self.scenes.x[:half, 0] if name == "side" else -self.scenes.size[:half, 0])
+        low, high = (0.44, 0.56) if name == "side" else (-0.6, -0.4)
+        clear = ((value < low) | (value > high)).nonzero()[:, 0]
+        single = torch.cat([single & (value < low)[:, None], single & (value > high)[:, None]], 1)[clear]
+        truth = torch.cat([single, torch.cat([one.truth, other.truth], 1)])
+        return Group(name, torch.cat([clear, one.images]), torch.cat([one.captions, other.captions]), truth)
 
     def labels(self) -> Group:
         """Bare names of all objects of the batch and of the singles, true of every picture that shows them."""

@@ -39,7 +39,25 @@ def build(config: dict[str, Any], seed: int) -> CLIP:
     torch.manual_seed(seed)
     model = CLIP(config["embed_dim"], dict(config["vision_cfg"]), dict(config["text_cfg"]))
     nn.init.trunc_normal_(model.visual.conv1.weight, std=0.02)
+    with torch.no_grad():
+        side = config["vision_cfg"]["image_size"] // config["vision_cfg"]["patch_size"]
+        model.visual.positional_embedding[1:] += 0.4 * plane_waves(side, config["vision_cfg"]["width"])
     return model
+
+
+def plane_waves(side: int, width: int) -> Tensor:
+    """Sines and cosines of both coordinates of a patch grid: [side * side, width], row by row, entries within 1.
+
+    Position must weigh about as much as content from the start. With open_clip's small random position embeddings the
+    tower never learnt to tell left from right (LOG.md, 2026-11-24).
+    """
+    place = torch.arange(side, dtype=torch.float32)
+    waves = math.pi / (2 * side) * (2.0 * side) ** torch.linspace(0, 1, width // 4)
+    angle = place[:, None] * waves
+    along = torch.cat([angle.sin(), angle.cos()], 1)  # [side, width / 2]
+    down = along[:, None].expand(side, side, -1)
+    across = along[None].expand(side, side, -1)
+    return torch.cat([across, down], 2).flatten(0, 1)
 
 
 def image_class_token(model: CLIP, images: Tensor, keep: Tensor | None) -> Tensor:
@@ -88,6 +106,9 @@ class Heads(nn.Module):
     def __init__(self, width: int, n_concepts: int, names: tuple[str, ...]) -> None:
         super().__init__()
         self.linear = nn.ModuleDict({name: nn.Linear(width, n_concepts) for name in names})
+        if "place" in self.linear:
+            nn.init.normal_(self.linear["place"].weight, std=0.01)
+            nn.init.constant_(self.linear["place"].bias, 0.5)  # the middle of the canvas
 
     def forward(self, name: str, token: Tensor) -> Tensor:
         """Logits [B, n_concepts] of one head."""
@@ -95,6 +116,6 @@ class Heads(nn.Module):
 
     @torch.no_grad()
     def start_from(self, name: str) -> None:
-        """Set every other head to the weights of one: a relation's head need not learn the concepts again."""
-        for other in self.linear.values():
+        """Set every relation's head to the weights of one: it need not learn the concepts again."""
+        for other in (self.linear[n] for n in self.linear if n != "place"):
             other.load_state_dict(self.linear[name].state_dict())

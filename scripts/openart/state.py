@@ -76,6 +76,8 @@ def load_state(state: State, path: Path) -> dict:
         described = file.metadata()
     with torch.no_grad():
         for name, parameter in state.parameters().items():
+            if name.startswith("heads.") and name not in tensors:
+                continue  # a head that the run did not have yet starts afresh
             parameter.copy_(tensors[name])
             keys = [k for k in ("step", "exp_avg", "exp_avg_sq") if f"optimiser.{k}.{name}" in tensors]
             state.optimiser.state[parameter] = {
