@@ -162,7 +162,13 @@ def test_broken_picture_is_refused_before_anything_is_written(tiny_clip_backbone
     broken.write_bytes(data.train[0].path.read_bytes()[:60])
     train = (replace(data.train[0], path=broken), *data.train[1:])
     with pytest.raises(UserError, match=r"broken\.png"):
-        fit(mp.CoOp(n_ctx=2), tiny_clip_backbone, replace(data, root=tmp_path.parent, train=train), tmp_path / "run", FAST)
+        fit(
+            mp.CoOp(n_ctx=2),
+            tiny_clip_backbone,
+            replace(data, root=tmp_path.parent, train=train),
+            tmp_path / "run",
+            FAST,
+        )
     assert not (tmp_path / "run").exists()
 
 
