@@ -1,7 +1,8 @@
-"""`mmprompt data`: which sets there are, whether one is whole, and what a k-shot draw takes."""
+"""`mmprompt data`: which sets there are, whether one is whole, what a k-shot draw takes, and splits of one's own."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,6 +15,9 @@ from mmprompt.cli.parser import parse
 from mmprompt.cli.pictures import Pictures
 from mmprompt.data.catalog import list_datasets, read_card
 from mmprompt.data.check import check_dataset
+from mmprompt.data.layouts import find_parts, given_root, set_folder
+from mmprompt.data.split_file import divide, write_split
+from mmprompt.data.splits import SPLITS
 from mmprompt.errors import UserError
 
 JSON_HELP = "Print one JSON document; everything for people goes to stderr."
@@ -55,6 +59,23 @@ class ShotsSettings:
     pictures: Pictures = field(default_factory=Pictures)
 
 
+@dataclass(frozen=True)
+class SplitSettings:
+    """What is divided, and how."""
+
+    folder: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="FOLDER")]]
+    """Your own pictures: a folder of class folders, or a CSV or JSONL table."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """The new split file; by default split-seed1.json beside the class folders."""
+    val: Annotated[float, tyro.conf.arg(metavar="SHARE")] = 0.1
+    """Share of every class that is kept for validation."""
+    test: Annotated[float, tyro.conf.arg(metavar="SHARE")] = 0.2
+    """Share of every class that is kept for testing."""
+    seed: Annotated[int, tyro.conf.arg(metavar="INT")] = 1
+    """Seed of the division."""
+    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+
+
 def named(name: str | None, pictures: Pictures, prog: str) -> Pictures:
     """The pictures of a set named in place or by an option.
 
@@ -86,15 +107,26 @@ def run_check(arguments: Sequence[str], prog: str) -> None:
     settings = parse(CheckSettings, arguments, prog, "Look a data set over before using it.")
     output = Output(settings.json)
     pictures = named(settings.name, settings.pictures, prog)
-    splits = pictures.splits()
-    if pictures.dataset is None:
-        report = check_dataset(splits, sample=settings.sample)
-    else:
-        card = read_card(pictures.dataset, pictures.datasets_dir)
-        report = check_dataset(splits, card.n_classes, card.sizes, settings.sample)
+    card = None if pictures.dataset is None else read_card(pictures.dataset, pictures.datasets_dir)
+    parts = () if card is None or card.archive else find_parts(card, given_root(card, pictures.root))
+    for part in parts:
+        output.say(f"There: {part.path}" if part.is_there else f"Missing: {part.path}")
+    if card is not None and not all(part.is_there for part in parts):
+        output.say(f"To get what is missing, in {set_folder(card, given_root(card, pictures.root))}:")
+        for get in dict.fromkeys(part.get for part in parts if not part.is_there):
+            output.say(f"  {get}")
+    listed = [{"path": str(part.path), "is_there": part.is_there, "get": part.get} for part in parts]
+    try:
+        splits = pictures.splits()
+    except UserError:
+        output.document({"parts": listed, "is_ok": False})
+        raise
+    is_whole = all(part.is_there for part in parts)  # else it is torchvision's split, which has other sizes
+    sizes = card.sizes if card is not None and is_whole else {}
+    report = check_dataset(splits, None if card is None else card.n_classes, sizes, settings.sample)
     for line in report.lines:
         output.say(line)
-    output.document({**asdict(report), "root": str(report.root), "is_ok": report.is_ok})
+    output.document({"parts": listed, **asdict(report), "root": str(report.root), "is_ok": report.is_ok})
     if not report.is_ok:
         count = len(report.problems)
         found = f"{count} problem{'s' if count > 1 else ''}"
@@ -114,6 +146,26 @@ def run_shots(arguments: Sequence[str], prog: str) -> None:
     output.table(["class", "train", "val", "training pictures"], rows, numbers=(1, 2))
     for note in data.notes:
         output.say(f"Note: {note}", "dim")
-    output.document(
-        {"dataset": data.name, "shots": data.shots, "seed": data.seed, "root": str(data.root), "drawn": drawn}
-    )
+    said = {"dataset": data.name, "protocol": data.protocol, "shots": data.shots, "seed": data.seed}
+    output.document({**said, "root": str(data.root), "drawn": drawn})
+
+
+def run_split(arguments: Sequence[str], prog: str) -> None:
+    """Divide the user's own pictures and write the split file.
+
+    Raises:
+        UserError: the pictures or the shares are wrong, or the file is there already.
+    """
+    settings = parse(SplitSettings, arguments, prog, "Divide your own pictures once into train, val and test.")
+    output = Output(settings.json)
+    source = Pictures(data=settings.folder)
+    divided = divide(source.splits(hold_out=False), settings.val, settings.test, settings.seed)
+    path = settings.out or divided.root / f"split-seed{settings.seed}.json"
+    write_split(path, divided, {"seed": settings.seed, "val": settings.val, "test": settings.test})
+    counts = {split: len(divided.items(split)) for split in SPLITS}
+    output.say(f"{path}: {', '.join(f'{split} {count}' for split, count in counts.items())}.")
+    for note in divided.notes:
+        output.say(f"Note: {note}", "dim")
+    root = [] if path.resolve().parent == divided.root else ["--root", str(divided.root)]
+    output.say(f"Use it: mmprompt train {shlex.join(['--data', str(path), *root])}")
+    output.document({"split": str(path), "root": str(divided.root), "seed": settings.seed, "sizes": counts})

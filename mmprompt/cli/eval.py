@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from mmprompt.backbones.load import load_backbone
+from mmprompt.cli.counter import Counter
 from mmprompt.cli.output import Output, result_table
 from mmprompt.cli.parser import parse
 from mmprompt.cli.pictures import Pictures
@@ -48,14 +49,19 @@ def run(arguments: Sequence[str], prog: str) -> None:
     settings = parse(Settings, arguments, prog, DESCRIPTION)
     output = Output(settings.json)
     header = read_prompt_header(settings.run)
-    data = pictures_of(settings, header["training"]).load(*draw_of(header["training"]))
+    pictures = pictures_of(settings, header["training"])
+    data = pictures.load(*draw_of(header["training"]))
     items = data.items(settings.split)
     if not items:
         raise UserError(f"the {settings.split} part of {data.name} is empty. Choose another --split.")
+    with Counter("checking pictures") as checking:
+        items = pictures.sound(replace(data, train=(), val=(), test=items), checking).test
     classifier = load(settings.run, load_backbone(header["backbone"]["name"], settings.device))
     if data.class_names != classifier.class_names:
         classifier = classifier.with_class_names(data.class_names)
-    metrics = measure(Result(classifier, [], replace(data, test=items), None, ImageFeatures(classifier.backbone)))
+    with Counter("encoding pictures") as encoding:
+        features = ImageFeatures(classifier.backbone, progress=encoding)
+        metrics = measure(Result(classifier, [], replace(data, test=items), None, features))
     output.say(f"{settings.run} on the {settings.split} part of {data.name}: {len(items):,} pictures.")
     output.say()
     result_table(output, metrics, data.template)
@@ -78,13 +84,18 @@ def pictures_of(settings: Settings, training: dict[str, Any]) -> Pictures:
     paths = {name: Path(place[name]) for name in ("data", "root", "datasets_dir") if place.get(name)}
     if not place.get("dataset") and "data" not in paths:
         raise UserError(f"{settings.run} does not say which pictures it learned from. Give --dataset or --data.")
-    saved = Pictures(place.get("dataset"), template=place.get("template"), **paths)
-    return Pictures(
-        saved.dataset,
-        saved.data,
-        given.root or saved.root,
-        given.datasets_dir or saved.datasets_dir,
-        given.template or saved.template,
+    saved = Pictures(
+        place.get("dataset"), paths.get("data"), paths.get("root"), paths.get("datasets_dir"), place.get("template")
+    )
+    return replace(
+        given,
+        dataset=saved.dataset,
+        data=saved.data,
+        root=given.root or saved.root,
+        datasets_dir=given.datasets_dir or saved.datasets_dir,
+        template=given.template or saved.template,
+        protocol=place.get("protocol", given.protocol),
+        skip_broken=(given.skip_broken or bool(place.get("skip_broken"))) and not given.strict,
     )
 
 

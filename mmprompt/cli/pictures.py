@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -13,7 +14,7 @@ from mmprompt.errors import UserError
 if TYPE_CHECKING:
     from mmprompt.data.splits import Dataset, Splits
 
-TABLES = {".csv", ".jsonl"}
+TABLES = {".csv", ".jsonl", ".json"}
 DEFAULT_TEMPLATE = "a photo of a {}."
 
 
@@ -24,15 +25,23 @@ class Pictures:
     dataset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """A data set known by name; `mmprompt data list` shows them."""
     data: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
-    """Your own pictures: a folder of class folders, or a CSV or JSONL table of path,label[,split]."""
+    """Your own pictures: a folder of class folders, a CSV or JSONL table of path,label[,split], or a split file."""
     root: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
-    """The folder that holds a named set's folder; the openart sets need none."""
+    """The folder that holds a named set's folder, or that the paths of a table start from; openart needs none."""
     datasets_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """A folder with YAML files of more data sets."""
     template: Annotated[str | None, tyro.conf.arg(metavar="WORDS")] = None
     """The hand-written template to compare with, such as "a photo of a {}."; a named set brings its own."""
+    protocol: Annotated[str, tyro.conf.arg(metavar="NAME")] = "coop"
+    """Whose rule draws the shots: coop, clip-lora, tip-adapter, or jsonl for published lists."""
+    strict: bool = False
+    """Stop at the start if a picture is broken, naming the first and how many there are (the default)."""
+    skip_broken: bool = False
+    """Leave broken pictures out, and say which."""
 
     def __post_init__(self) -> None:
+        if self.strict and self.skip_broken:
+            raise UserError("strict and skip_broken are both given, but one was expected. Leave one out.")
         if self.dataset is not None and self.data is not None:
             raise UserError(
                 f"dataset is {self.dataset} and data is {self.data}, but one place of pictures was expected. "
@@ -55,17 +64,42 @@ class Pictures:
         from mmprompt.data.templates import check_template
 
         if self.data is not None:
-            reader: Any = ImageTable if self.data.suffix.lower() in TABLES else ImageFolder
-            return reader(self.data, shots=shots, seed=seed, template=self.template or DEFAULT_TEMPLATE)
-        loaded = load_dataset(str(self.dataset), self.root, shots, seed, self.datasets_dir)
+            template = self.template or DEFAULT_TEMPLATE
+            if self.is_table:
+                return ImageTable(self.data, self.root, shots, seed, template, rule=self.protocol)
+            return ImageFolder(self.data, shots, seed, template, rule=self.protocol)
+        loaded = load_dataset(str(self.dataset), self.root, shots, seed, self.datasets_dir, self.protocol)
         if self.template is None:
             return loaded
         check_template(self.template)
         return replace(loaded, template=self.template)
 
-    def splits(self) -> Splits:
+    @property
+    def is_table(self) -> bool:
+        """Whether the user's own pictures are listed in a file."""
+        return self.data is not None and self.data.suffix.lower() in TABLES
+
+    def sound(self, data: Dataset, progress: Callable[[int, int], None] | None = None) -> Dataset:
+        """The data set after every picture of it was opened, so that a broken one is not met at hour three.
+
+        Args:
+            data: with its shots drawn.
+            progress: called with how many pictures are done and how many there are.
+        Raises:
+            UserError: one is broken, unless they are to be left out.
+        """
+        from mmprompt.data.broken import drop_broken, find_broken, refuse_broken
+
+        broken = find_broken(data, progress=progress)
+        if not self.skip_broken:
+            refuse_broken(broken, "Or leave broken pictures out with --skip-broken.")
+        return drop_broken(data, broken)
+
+    def splits(self, hold_out: bool = True) -> Splits:
         """All pictures, before any draw.
 
+        Args:
+            hold_out: whether a test part is held out where one's own pictures have none.
         Raises:
             UserError: something about the set or its pictures is wrong.
         """
@@ -74,6 +108,5 @@ class Pictures:
         from mmprompt.data.table import read_table
 
         if self.data is not None:
-            is_table = self.data.suffix.lower() in TABLES
-            return read_table(self.data) if is_table else read_folder(self.data)
+            return read_table(self.data, self.root, hold_out) if self.is_table else read_folder(self.data, hold_out)
         return read_splits(read_card(str(self.dataset), self.datasets_dir), self.root)

@@ -10,7 +10,6 @@ import json
 import os
 import shlex
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,11 +18,11 @@ import tyro
 
 from mmprompt.backbones.load import load_backbone
 from mmprompt.cli.config import distribute, read_settings
+from mmprompt.cli.counter import Counter
 from mmprompt.cli.output import Output, result_table
 from mmprompt.cli.parser import parse, peek
 from mmprompt.cli.pictures import Pictures
 from mmprompt.data.catalog import read_card
-from mmprompt.data.images import read_image
 from mmprompt.data.splits import Dataset
 from mmprompt.errors import bad_file
 from mmprompt.experiments.record import RUN, WORDS
@@ -31,6 +30,7 @@ from mmprompt.experiments.report import missing_extra, write_report
 from mmprompt.explain.nearest_words import context_words
 from mmprompt.files import read_json, write_json
 from mmprompt.methods import Method, make_method, method_types
+from mmprompt.predictors.features import ImageFeatures
 from mmprompt.predictors.file import check_new
 from mmprompt.tasks.classification import Result, fit, measure, resolve, run_config
 from mmprompt.training.callbacks import ProgressBar
@@ -92,13 +92,17 @@ def run(arguments: Sequence[str], prog: str) -> None:
     check_folder(folder)
     data = call.pictures.load(call.run.shots, call.run.seed)
     recipe = resolve(call.recipe, data)
-    refuse_broken(data)
+    with Counter("checking pictures") as checking:
+        data = call.pictures.sound(data, checking)
     backbone = load_backbone(call.run.backbone, call.run.device)
     if call.run.resume:
         refuse_other_run(folder, run_config(call.method, backbone, data, recipe, call.run.seed))
     announce(output, call, data, folder)
-    result = fit(call.method, backbone, data, folder, recipe, call.run.seed, [ProgressBar()], call.run.resume)
-    metrics = measure(result)
+    with Counter("encoding pictures") as encoding:
+        features = ImageFeatures(backbone, progress=encoding)
+        bars = [ProgressBar()]
+        result = fit(call.method, backbone, data, folder, recipe, call.run.seed, bars, call.run.resume, features)
+        metrics = measure(result)
     report = finish(call, result, folder, command_of(arguments, prog))
     conclude(output, metrics, data, folder, report)
 
@@ -164,23 +168,6 @@ def check_folder(folder: Path) -> None:
         raise bad_file(place, "may not be written to", "Give an --out that you may write to.")
 
 
-def refuse_broken(data: Dataset) -> None:
-    """Open every picture once, so that a broken one among the test pictures is not found after the training.
-
-    Raises:
-        UserError: a picture cannot be read.
-    """
-    paths = [item.path for split in (data.train, data.val, data.test) for item in split]
-    with ThreadPoolExecutor() as pool:
-        for _ in pool.map(look_at, paths):
-            pass
-
-
-def look_at(path: Path) -> None:
-    """Read a picture and let it go again."""
-    read_image(path)
-
-
 def refuse_other_run(folder: Path, config: Mapping[str, Any]) -> None:
     """Refuse to go on in the folder of another run, and say in what it differs.
 
@@ -215,7 +202,7 @@ def command_of(arguments: Sequence[str], prog: str) -> str:
 
 def finish(call: Call, result: Result, folder: Path, command: str) -> Path | None:
     """Add to the run folder how it was called, the nearest words and the report; the report's path if there is one."""
-    pictures = {name: None if value is None else str(value) for name, value in asdict(call.pictures).items()}
+    pictures = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(call.pictures).items()}
     for name in ("data", "root", "datasets_dir"):
         if pictures[name] is not None:
             pictures[name] = str(Path(str(pictures[name])).resolve())

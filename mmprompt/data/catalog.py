@@ -1,83 +1,25 @@
 """The datasets known by name: one YAML card each, from the package, the checkout or a folder of the user's.
 
-A card says where the pictures lie, how they are split, what the classes are called and which template
-suits them. This file knows the layouts, and no dataset by name.
+This file finds the cards and turns a name into a dataset; what a card says is in `card`, how the pictures lie on the
+disk in `layouts`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from mmprompt.data.archive import unpack
-from mmprompt.data.coop_split import read_coop_split
+from mmprompt.data.card import DatasetCard
 from mmprompt.data.fewshot import draw_dataset
-from mmprompt.data.folder import read_folder
-from mmprompt.data.splits import SPLITS, Dataset, SplitName, Splits, refuse_missing
+from mmprompt.data.layouts import given_root, read_layout, set_folder
+from mmprompt.data.splits import SPLITS, Dataset, Splits, refuse_missing
 from mmprompt.data.strict_yaml import read_yaml, validate
 from mmprompt.data.table import read_table
-from mmprompt.data.templates import check_template
-from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
-from mmprompt.files import safe_join
+from mmprompt.data.templates import expand_templates
+from mmprompt.errors import bad_file, bad_value, unknown_name
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-
-
-@dataclass(frozen=True)
-class DatasetCard:
-    """What a YAML file says about a dataset.
-
-    Args:
-        name: what `load_dataset` takes; the file's own name without `.yaml`.
-        title: one line for lists.
-        layout: `"csv"` (a table of path, label, split), `"coop"` (a split file of CoOp's) or `"folder"`.
-        template: the hand-written prompt, with one `{}`.
-        licence: of the pictures.
-        source: where to get them.
-        folder: the set's folder below the root that the user gives.
-        images: the folder of pictures below that one, for layout coop.
-        split: the split file below that one, for layout coop.
-        archive: a zip of the package's own pictures, which needs no root.
-        csv: the table, beside the archive or below the set's folder.
-        n_classes: how many there should be.
-        sizes: pictures in train, val and test.
-        rename: class names to replace, as folders and split files spell them.
-        templates: the ensemble.
-        augment: what suits these pictures in training; mirrored pictures would not know left from right.
-        notes: what a reader of results should know.
-        recipe: settings of the training recipe, chosen on validation.
-    """
-
-    name: str
-    title: str
-    layout: Literal["csv", "coop", "folder"]
-    template: str
-    licence: str
-    source: str
-    folder: str = ""
-    images: str = ""
-    split: str = ""
-    archive: str = ""
-    csv: str = ""
-    n_classes: int | None = None
-    sizes: dict[SplitName, int] = field(default_factory=dict)
-    rename: dict[str, str] = field(default_factory=dict)
-    templates: tuple[str, ...] = ()
-    augment: Literal["none", "coop"] = "coop"
-    notes: str = ""
-    recipe: dict[str, str | int | float | bool | None] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for template in (self.template, *self.templates):
-            check_template(template)
-        needed = {"csv": ("csv",), "coop": ("images", "split"), "folder": ()}[self.layout]
-        for key in needed:
-            if not getattr(self, key):
-                raise bad_value(key, "empty", f"the layout {self.layout} needs it", "Add it.")
-        if self.archive and self.layout != "csv":
-            raise bad_value("archive", self.archive, f"the layout {self.layout} cannot have one", "Use layout: csv.")
 
 
 def load_dataset(
@@ -86,8 +28,9 @@ def load_dataset(
     shots: int | None = 16,
     seed: int = 1,
     datasets_dir: str | Path | None = None,
+    protocol: str = "coop",
 ) -> Dataset:
-    """A dataset by name, with its few-shot part drawn by protocol `coop`.
+    """A dataset by name, with its few-shot part drawn.
 
     Args:
         name: of a card, such as `openart-left`.
@@ -95,6 +38,8 @@ def load_dataset(
         shots: training pictures a class, at least 1, or None for all.
         seed: of the draw; the papers use 1, 2 and 3.
         datasets_dir: a folder with more cards.
+        protocol: how the shots are drawn: `coop`, `clip-lora`, `tip-adapter`, or `jsonl` for the published lists in
+            the folder `split_fewshot` of the set.
     Raises:
         UserError: the name is unknown, the card is bad, or pictures or split file are missing.
     """
@@ -106,10 +51,12 @@ def load_dataset(
         shots,
         seed,
         template=card.template,
-        templates=card.templates,
+        templates=expand_templates(card.templates),
         augment=card.augment,
         licence=card.licence,
         recipe=card.recipe,
+        rule=protocol,
+        published=set_folder(card, root) / "split_fewshot" if protocol == "jsonl" and root is not None else None,
     )
     refuse_missing(item for split in SPLITS for item in dataset.items(split))
     return dataset
@@ -155,26 +102,7 @@ def read_splits(card: DatasetCard, root: str | Path | None = None) -> Splits:
             raise bad_value("root", root, f"the pictures of {card.name} are in the package", "Leave --root out.")
         assets = _PACKAGE / "assets"
         return read_table(assets / card.csv, unpack(assets / card.archive))
-    folder = _set_folder(card, root)
-    if card.layout == "csv":
-        return read_table(safe_join(folder, card.csv))
-    if card.layout == "folder":
-        return read_folder(folder)
-    split, images = safe_join(folder, card.split), safe_join(folder, card.images)
-    for path in (split, images):
-        if not path.exists():
-            raise bad_file(path, "is not there, and is never made up", f"Get it from {card.source}")
-    return read_coop_split(split, images, card.rename)
-
-
-def _set_folder(card: DatasetCard, root: str | Path | None) -> Path:
-    where = f"a folder {card.folder!r} of {card.name}"
-    if root is None:
-        raise UserError(f"no root was given, but {where} is looked for below it. Use --root, or get it: {card.source}")
-    folder = safe_join(Path(root), card.folder)
-    if not folder.is_dir():
-        raise bad_file(folder, "is not there", f"Give the --root that holds {where}, or get it: {card.source}")
-    return folder
+    return read_layout(card, given_root(card, root))
 
 
 def _card_paths(datasets_dir: str | Path | None) -> dict[str, Path]:

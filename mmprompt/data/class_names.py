@@ -5,30 +5,43 @@ This file knows neither templates nor tokenizers.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from mmprompt.errors import UserError
 
+Rewrite = Literal["none", "lower-case", "year-first", "camel-case", "reversed-path"]
 
-def readable_name(raw: str, rename: Mapping[str, str] | None = None) -> str:
+
+def readable_name(raw: str, rename: Mapping[str, str] | None = None, rewrite: Rewrite = "none") -> str:
     """The class name for a label as a file or folder spells it.
+
+    A name that was rewritten before stays as it is.
 
     Args:
         raw: the label, such as `wild_cat`.
-        rename: names to replace before anything else, such as `{"airplanes": "airplane"}`.
+        rename: names to replace, such as `{"airplanes": "airplane"}`; they are not rewritten.
+        rewrite: a rule for all others: `lower-case`; `year-first` (`Audi TT 2011` becomes `2011 Audi TT`);
+            `camel-case` (`ApplyLipstick` becomes `Apply Lipstick`); `reversed-path` (`/a/apse/indoor`
+            becomes `indoor apse`).
     Returns:
         The name with single spaces for underscores and runs of white space.
     """
-    return " ".join((rename or {}).get(raw, raw).replace("_", " ").split())
+    name = rename[raw] if rename and raw in rename else _rewritten(raw, rewrite)
+    return " ".join(name.replace("_", " ").split())
 
 
-def class_index(raw_labels: Sequence[str], place: str, rename: Mapping[str, str] | None = None) -> dict[str, str]:
+def class_index(
+    raw_labels: Sequence[str], place: str, rename: Mapping[str, str] | None = None, rewrite: Rewrite = "none"
+) -> dict[str, str]:
     """The class name of every label, checked to be different from all others.
 
     Args:
         raw_labels: different labels as files or folders spell them.
         place: the file or folder, for the error message.
         rename: as in `readable_name`.
+        rewrite: likewise.
     Returns:
         `{label: class name}`, in the order of the class names.
     Raises:
@@ -36,7 +49,7 @@ def class_index(raw_labels: Sequence[str], place: str, rename: Mapping[str, str]
     """
     owner: dict[str, str] = {}
     for raw in raw_labels:
-        name = readable_name(raw, rename)
+        name = readable_name(raw, rename, rewrite)
         if not name:
             raise UserError(f"{place}: the class name {raw!r} is empty. Give every class a name.")
         if name in owner:
@@ -48,6 +61,21 @@ def class_index(raw_labels: Sequence[str], place: str, rename: Mapping[str, str]
         found = f"only the class {next(iter(owner))!r}" if owner else "no class"
         raise UserError(f"{place}: holds {found}, but two or more are needed. Add pictures of another class.")
     return {owner[name]: name for name in sorted(owner)}
+
+
+def _rewritten(raw: str, rewrite: Rewrite) -> str:
+    if rewrite == "lower-case":
+        return raw.lower()
+    if rewrite == "year-first":
+        return re.sub(r"^(?!(?:19|20)\d\d )(.+) ((?:19|20)\d\d)$", r"\2 \1", raw)
+    if rewrite == "camel-case":
+        return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", raw)
+    if rewrite == "reversed-path" and "/" in raw:
+        words = raw.strip("/").split("/")
+        return " ".join(
+            reversed(words[1:] if len(words[0]) == 1 else words)
+        )  # SUN397 files its classes by first letter
+    return raw
 
 
 def shortened(names: Sequence[str], limit: int = 5) -> str:

@@ -10,41 +10,51 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmprompt.data.class_names import class_index
+from mmprompt.data.class_names import Rewrite, class_index, shortened
 from mmprompt.data.splits import SPLITS, Item, Splits
 from mmprompt.errors import UserError, bad_file
-from mmprompt.files import read_json, safe_join
+from mmprompt.files import SafeRoot, read_json
+
+MADE_BY = "made_by"
 
 _ADVICE = "Restore the published split file."
 
 
-def read_coop_split(path: Path, images: Path, rename: Mapping[str, str] | None = None) -> Splits:
-    """Read a split file of the CoOp layout (`split_zhou_*.json`).
+def read_coop_split(
+    path: Path, images: Path, rename: Mapping[str, str] | None = None, rewrite: Rewrite = "none"
+) -> Splits:
+    """Read a split file of the CoOp layout (`split_zhou_*.json`), or one that `mmprompt data split` wrote.
 
     Args:
         path: the JSON file.
         images: the folder that its paths are relative to. Whether they exist is not looked at.
         rename: class names to replace, as the file spells them.
+        rewrite: the rule for all other class names, as in `readable_name`.
     Raises:
-        UserError: the file is missing or another form, labels have gaps, or names clash.
+        UserError: the file is missing or another form, labels have gaps, names clash, or a class that is tested is
+            never trained on.
     """
     content = read_json(path)
-    if not isinstance(content, dict) or set(content) != set(SPLITS):
+    if not isinstance(content, dict) or set(content) - {MADE_BY} != set(SPLITS):
         raise bad_file(path, "is not one object of train, val and test", _ADVICE)
-    root = images.resolve()
+    inside = SafeRoot(images.resolve())
     raw_names: dict[int, str] = {}
-    parts = {split: _items(content[split], root, f"{path}, {split}", raw_names) for split in SPLITS}
+    parts = {split: _items(content[split], inside, f"{path}, {split}", raw_names) for split in SPLITS}
     if sorted(raw_names) != list(range(len(raw_names))):
         raise bad_file(path, f"has labels that are not 0 to {len(raw_names) - 1} without a gap", _ADVICE)
     ordered = [raw_names[label] for label in range(len(raw_names))]
     if len(set(ordered)) < len(ordered):
         raise bad_file(path, "gives two labels the same name", _ADVICE)
-    names = class_index(ordered, str(path), rename)
+    names = class_index(ordered, str(path), rename, rewrite)
     class_names = tuple(names[raw] for raw in ordered)
-    return Splits(root, class_names, parts["train"], parts["val"], parts["test"])
+    trained = {item.label for item in parts["train"]}
+    untrained = [name for label, name in enumerate(class_names) if trained and label not in trained]
+    if untrained:
+        raise bad_file(path, f"has no picture to train on for {shortened(untrained)}", _ADVICE)
+    return Splits(inside.root, class_names, parts["train"], parts["val"], parts["test"])
 
 
-def _items(records: Any, root: Path, place: str, raw_names: dict[int, str]) -> tuple[Item, ...]:
+def _items(records: Any, inside: SafeRoot, place: str, raw_names: dict[int, str]) -> tuple[Item, ...]:
     if not isinstance(records, list):
         raise UserError(f"{place}: is not a list. {_ADVICE}")
     items = []
@@ -59,7 +69,7 @@ def _items(records: Any, root: Path, place: str, raw_names: dict[int, str]) -> t
                 f"{place}, entry {index}: label {label} is {name!r} here, {raw_names[label]!r} before. {_ADVICE}"
             )
         try:
-            items.append(Item(safe_join(root, relative), label))
+            items.append(Item(inside.join(relative), label))
         except UserError as error:
             raise UserError(f"{place}, entry {index}: {error}") from None
     return tuple(items)

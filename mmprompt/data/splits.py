@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -20,6 +20,8 @@ from mmprompt.errors import UserError, bad_file, unknown_name
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 TEST_FRACTION = 0.2
+SMALL_CLASS = 4
+UNBALANCED = 5
 
 
 @dataclass(frozen=True)
@@ -133,13 +135,14 @@ class Dataset:
         return digest.hexdigest()
 
 
-def assemble(root: Path, rows: Sequence[Row], place: str) -> Splits:
+def assemble(root: Path, rows: Sequence[Row], place: str, hold_out: bool = True) -> Splits:
     """Number the labels by sorted class name and hold out a test part where none is given.
 
     Args:
         root: the folder below which all paths lie.
         rows: at least one picture of every class in the train part, or none but test pictures.
         place: the file or folder, for error messages.
+        hold_out: whether a test part is held out where there is none.
     Raises:
         UserError: class names are bad, or a class has no picture to train on.
     """
@@ -157,7 +160,35 @@ def assemble(root: Path, rows: Sequence[Row], place: str) -> Splits:
     for row in rows:
         part[row.split].append(Item(row.path, number[row.label], row.novel))
     splits = Splits(root, tuple(names.values()), tuple(part["train"]), tuple(part["val"]), tuple(part["test"]))
-    return splits if splits.test else hold_out_test(splits)
+    splits = replace(splits, notes=size_notes(splits))
+    return hold_out_test(splits) if hold_out and not splits.test else splits
+
+
+def size_notes(splits: Splits) -> tuple[str, ...]:
+    """What a careful reader should know of the sizes of the classes, one sentence each.
+
+    Args:
+        splits: the parts as they were given. A set that is only tested on has nothing to say.
+    """
+    if not splits.train:
+        return ()
+    counts = class_counts((*splits.train, *splits.val, *splits.test), len(splits.class_names))
+    notes = []
+    small = [name for name, count in zip(splits.class_names, counts, strict=True) if count < SMALL_CLASS]
+    if small:
+        notes.append(
+            f"Classes with fewer than {SMALL_CLASS} pictures, whose results are hardly more than chance: "
+            f"{shortened(small)}."
+        )
+    trained = class_counts(splits.train, len(splits.class_names))
+    most, fewest = max(trained), min(trained)
+    if most >= UNBALANCED * fewest:
+        large, little = splits.class_names[trained.index(most)], splits.class_names[trained.index(fewest)]
+        notes.append(
+            f"The classes are unbalanced, from {fewest} pictures ({little}) to {most} ({large}): read the accuracy of "
+            "each class, and train on the same number of shots."
+        )
+    return tuple(notes)
 
 
 def hold_out_test(splits: Splits, fraction: float = TEST_FRACTION) -> Splits:
@@ -172,7 +203,7 @@ def hold_out_test(splits: Splits, fraction: float = TEST_FRACTION) -> Splits:
     """
     held: set[Path] = set()
     single: list[str] = []
-    for label, items in _by_label(splits.train).items():
+    for label, items in by_label(splits.train).items():
         if len(items) == 1:
             single.append(splits.class_names[label])
             continue
@@ -182,10 +213,11 @@ def hold_out_test(splits: Splits, fraction: float = TEST_FRACTION) -> Splits:
     test = tuple(item for item in splits.train if item.path in held)
     if not test:
         raise UserError(f"{splits.root}: no class has two pictures, so none can be tested. Add pictures.")
-    notes = [f"No test part was given: {len(test)} of {len(splits.train)} pictures are held out for testing."]
+    held_out = f"{len(test)} of {len(splits.train)} pictures are held out for testing, the same share of every class"
+    notes = [f"No test part was given: {held_out}."]
     if single:
         notes.append(f"Trained on and not tested, for want of a second picture: {shortened(single)}.")
-    return Splits(splits.root, splits.class_names, train, splits.val, test, (*splits.notes, *notes))
+    return Splits(splits.root, splits.class_names, train, splits.val, test, (*notes, *splits.notes))
 
 
 def refuse_missing(items: Iterable[Item]) -> None:
@@ -214,7 +246,8 @@ def _part(parts: Splits | Dataset, split: str) -> tuple[Item, ...]:
     return by_name[split]
 
 
-def _by_label(items: Iterable[Item]) -> dict[int, list[Item]]:
+def by_label(items: Iterable[Item]) -> dict[int, list[Item]]:
+    """The pictures of every label, labels in order of first appearance."""
     groups: dict[int, list[Item]] = {}
     for item in items:
         groups.setdefault(item.label, []).append(item)

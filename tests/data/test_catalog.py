@@ -171,7 +171,7 @@ def test_a_root_without_the_folder_is_refused_with_the_source(tmp_path: Path, ca
 def test_a_missing_split_file_or_picture_folder_is_refused_and_never_made(cards: Path, root: Path, lost: str) -> None:
     os.rename(root / "toy" / lost, root / "kept")  # noqa: PTH104
     text = refusal(load_dataset, "toy", root, 16, 1, cards)
-    assert f"toy/{lost}: is not there, and is never made up. Get it from https://example.org" in text
+    assert f"toy/{lost}: is not there, and is never made up. Get it: https://example.org" in text
     assert not (root / "toy" / lost).exists()
 
 
@@ -195,7 +195,11 @@ def test_a_missing_datasets_folder_is_refused(tmp_path: Path) -> None:
         ("name: toy", "name: toi", "name is 'toi', but the file is named 'toy'"),
         ("title:", "titel:", "there is no key named 'titel'. Did you mean 'title'?"),
         ("licence: none\n", "", "lacks the key 'licence'"),
-        ("layout: coop", "layout: coco", "layout is 'coco', but input should be 'csv', 'coop' or 'folder'"),
+        (
+            "layout: coop",
+            "layout: coco",
+            "layout is 'coco', but input should be 'csv', 'coop', 'folder', 'aircraft' or 'imagenet'",
+        ),
         ("a photo of a {}.", "a photo", "exactly one {} is needed"),
         ("split: split.json\n", "", "split is empty, but the layout coop needs it"),
         ("title: Two kinds", "title: Two kinds\narchive: a.zip", "the layout coop cannot have one"),
@@ -212,7 +216,9 @@ def test_a_bad_card_is_refused_with_file_and_key(cards: Path, old: str, new: str
 
 def test_folders_of_a_card_stay_below_the_root(tmp_path: Path, cards: Path) -> None:
     (cards / "toy.yaml").write_text(TOY.replace("folder: toy", "folder: ../toy"))
-    assert "leaves the data folder" in refusal(load_dataset, "toy", tmp_path, 16, 1, cards)
+    assert "folder is '../toy', but a path below the root was expected" in refusal(
+        load_dataset, "toy", tmp_path, 16, 1, cards
+    )
 
 
 @pytest.mark.real_data

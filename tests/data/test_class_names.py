@@ -37,3 +37,31 @@ def test_one_class_is_refused() -> None:
 def test_long_lists_are_cut_with_their_number() -> None:
     assert shortened(list("abc"), 3) == "a, b, c"
     assert shortened(list("abcd"), 3) == "a, b, c and 1 more"
+
+
+@pytest.mark.parametrize(
+    ("rule", "raw", "name"),
+    [
+        ("lower-case", "Egyptian_Mau", "egyptian mau"),
+        ("year-first", "Audi TT RS Coupe 2012", "2012 Audi TT RS Coupe"),
+        ("year-first", "2012 Audi TT RS Coupe", "2012 Audi TT RS Coupe"),
+        ("year-first", "Chevrolet Silverado 1500", "Chevrolet Silverado 1500"),
+        ("camel-case", "ApplyEyeMakeup", "Apply Eye Makeup"),
+        ("camel-case", "Apply_Eye_Makeup", "Apply Eye Makeup"),
+        ("reversed-path", "/a/apse/indoor", "indoor apse"),
+        ("reversed-path", "/a/airplane_cabin", "airplane cabin"),
+        ("reversed-path", "indoor apse", "indoor apse"),
+        ("none", "Egyptian_Mau", "Egyptian Mau"),
+    ],
+)
+def test_names_are_rewritten_by_the_rule_of_their_set_and_stay_when_they_were(rule, raw: str, name: str) -> None:
+    assert readable_name(raw, rewrite=rule) == name
+
+
+def test_a_replaced_name_is_not_rewritten() -> None:
+    assert readable_name("x", {"x": "Big Cat"}, "lower-case") == "Big Cat"
+
+
+def test_names_that_collide_after_rewriting_are_refused() -> None:
+    with pytest.raises(UserError, match="'Pug' and 'pug' are both the class 'pug'"):
+        class_index(["Pug", "pug"], "here", rewrite="lower-case")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmprompt.data.fewshot import draw_dataset, few_shot_train_val, sample_few_shot
+from mmprompt.data.fewshot import base_new, draw_dataset, draw_shots, few_shot_train_val, sample_few_shot
 from mmprompt.data.splits import Item, Splits
 from mmprompt.errors import UserError
 
@@ -123,3 +123,98 @@ def test_nothing_is_drawn_from_a_set_of_test_pictures_alone() -> None:
 def test_a_bad_template_is_refused_before_the_draw() -> None:
     with pytest.raises(UserError, match=r"exactly one \{\} is needed"):
         draw_dataset(splits_of([0, 1]), "toy", shots=1, seed=1, template="a photo")
+
+
+def clip_lora_by_the_rule(train: list[Item], val: list[Item], shots: int, seed: int) -> tuple[list[Item], list[Item]]:
+    """CLIP-LoRA's order on the global stream: val first, then train, short classes drawn with repetition."""
+    state = random.getstate()
+    random.seed(seed)
+    results = []
+    for part, k in ((val, min(shots, 4)), (train, shots)):
+        groups: dict[int, list[Item]] = {}
+        for item in part:
+            groups[item.label] = [*groups.get(item.label, []), item]
+        picked: list[Item] = []
+        for group in groups.values():
+            picked += random.sample(group, k) if len(group) >= k else random.choices(group, k=k)
+        results.append(picked)
+    random.setstate(state)
+    return results[1], results[0]
+
+
+some_labels = st.lists(st.integers(0, 6), min_size=1, max_size=60)
+
+
+@given(some_labels, some_labels, st.integers(1, 17), st.integers(0, 2**32))
+def test_clip_lora_draws_validation_first_and_fills_short_classes_up(
+    train: list[int], val: list[int], shots: int, seed: int
+) -> None:
+    a, b = items_of(train, "train"), items_of(val, "val")
+    picked = draw_shots(splits_from(a, b), shots, seed, "clip-lora")
+    assert (list(picked[0]), list(picked[1])) == clip_lora_by_the_rule(a, b, shots, seed)
+
+
+def splits_from(train: list[Item], val: list[Item]) -> Splits:
+    names = tuple(f"class {label}" for label in range(7))
+    return Splits(Path("/"), names, tuple(train), tuple(val), ())
+
+
+@given(st.permutations([label for label in range(4) for _ in range(9)]), st.integers(1, 5), st.integers(0, 2**32))
+def test_clip_lora_without_a_validation_part_divides_one_draw(labels: list[int], shots: int, seed: int) -> None:
+    items = items_of(labels)
+    train, val = draw_shots(splits_from(items, []), shots, seed, "clip-lora")
+    rng, expected = random.Random(seed), ([], [])
+    for label in dict.fromkeys(labels):
+        both = rng.sample([item for item in items if item.label == label], shots + min(shots, 4))
+        expected[0].extend(both[:shots])
+        expected[1].extend(both[shots:])
+    assert (list(train), list(val)) == expected
+
+
+def test_clip_lora_without_validation_refuses_a_class_that_is_too_small() -> None:
+    with pytest.raises(UserError, match=r"the class 'class 1' has 3 training pictures, .* draws 2 \+ 2"):
+        draw_shots(splits_from(items_of([0] * 9 + [1] * 3), []), 2, 1, "clip-lora")
+
+
+def test_tip_adapter_draws_what_coop_draws_and_keeps_the_validation_part_whole() -> None:
+    train, val = items_of([3, 1, 2] * 8), items_of([1, 2, 3] * 3, "val")
+    picked = draw_shots(splits_from(train, val), 4, 1, "tip-adapter")
+    assert picked == (few_shot_train_val(train, val, 4, 1)[0], tuple(val))
+
+
+def test_an_unknown_protocol_is_refused_with_the_nearest() -> None:
+    with pytest.raises(
+        UserError, match="there is no protocol named 'clip-laro'. Did you mean 'clip-lora'".replace(".", r"\.")
+    ):
+        draw_shots(splits_from(items_of([0, 1]), []), 1, 1, "clip-laro")
+
+
+def test_classes_filled_up_are_said() -> None:
+    drawn = draw_dataset(splits_from(items_of([0] * 9 + [1] * 3), items_of([0, 1])), "toy", 5, 1, rule="clip-lora")
+    assert drawn.protocol == "clip-lora"
+    assert len(drawn.train) == 10
+    assert any("filled up by repeating some: class 1" in note for note in drawn.notes)
+
+
+def base_new_by_the_rule(items: list[Item], n_classes: int) -> tuple[list[tuple[Path, int]], list[tuple[Path, int]]]:
+    """Dassl's subsample of classes, spelled out: sorted labels, first half rounded up, both counted from 0."""
+    half = (n_classes + 1) // 2
+    base = [(item.path, item.label) for item in items if item.label < half]
+    return base, [(item.path, item.label - half) for item in items if item.label >= half]
+
+
+@given(st.integers(2, 9), st.integers(1, 5), st.integers(0, 99), st.randoms(use_true_random=False))
+def test_base_and_new_are_filtered_after_the_draw(n_classes: int, shots: int, seed: int, rng: random.Random) -> None:
+    labels = [label for label in range(n_classes) for _ in range(rng.randint(1, 8))]
+    rng.shuffle(labels)
+    train, val, test = items_of(labels), items_of(labels, "val"), items_of(labels, "test")
+    names = tuple(f"class {label}" for label in range(n_classes))
+    dataset = draw_dataset(Splits(Path("/"), names, tuple(train), tuple(val), tuple(test)), "toy", shots, seed)
+    base, new = base_new(dataset)
+    drawn = by_the_rule(train, val, shots, seed)
+    for part, picked in (("train", drawn[0]), ("val", drawn[1]), ("test", test)):
+        expected = base_new_by_the_rule(picked, n_classes)
+        assert [(item.path, item.label) for item in base.items(part)] == expected[0]
+        assert [(item.path, item.label) for item in new.items(part)] == expected[1]
+    assert base.class_names + new.class_names == names
+    assert len(base.class_names) - len(new.class_names) in (0, 1)

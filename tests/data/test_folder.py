@@ -149,3 +149,50 @@ def test_a_table_with_a_missing_picture_is_refused(tmp_path: Path, save_picture:
         UserError, match=r"e\.png: is not there \(1 of 5 pictures are missing\)\. Restore them, or list only those"
     ):
         ImageTable(tmp_path / "t.csv")
+
+
+def test_classes_of_few_pictures_are_named(class_folder: Make) -> None:
+    notes = ImageFolder(class_folder({"cat": 3, "dog": 4, "emu": 1})).notes
+    assert any("Classes with fewer than 4 pictures" in note and note.endswith(": cat, emu.") for note in notes)
+    assert any("not tested, for want of a second picture: emu" in note for note in notes)
+
+
+def test_a_class_of_two_pictures_keeps_one_for_training(class_folder: Make) -> None:
+    dataset = ImageFolder(class_folder({"cat": 2, "dog": 9}))
+    assert [item.label for item in dataset.train].count(0) == 1
+    assert [item.label for item in dataset.test].count(0) == 1
+
+
+def test_unbalanced_classes_are_said_with_their_sizes(class_folder: Make) -> None:
+    notes = ImageFolder(class_folder({"cat": 20, "dog": 4})).notes
+    assert any("unbalanced, from 4 pictures (dog) to 20 (cat)" in note for note in notes)
+
+
+def test_balanced_classes_have_nothing_to_say_but_what_is_held_out(class_folder: Make) -> None:
+    assert len(ImageFolder(class_folder({"cat": 8, "dog": 10})).notes) == 1
+
+
+@pytest.mark.parametrize("what", ["picture", "folder"])
+def test_a_link_out_of_the_folder_is_refused_by_name(
+    tmp_path: Path, class_folder: Make, save_picture: Make, what: str
+) -> None:
+    root = class_folder({"cat": 3, "dog": 3})
+    secret = save_picture(tmp_path / "far" / "a.png")
+    if what == "picture":
+        (root / "cat" / "z.png").symlink_to(secret)
+    else:
+        (root / "emu").symlink_to(secret.parent)
+    assert "leaves the data folder" in refusal(root)
+
+
+def test_a_link_inside_the_folder_is_followed(class_folder: Make) -> None:
+    root = class_folder({"cat": 3, "dog": 3})
+    (root / "dog" / "z.png").symlink_to(root / "dog" / "00.png")
+    splits = read_folder(root)
+    assert len(splits.train) + len(splits.test) == 7
+
+
+def test_another_protocol_draws_from_ones_own_pictures_too(class_folder: Make) -> None:
+    dataset = ImageFolder(class_folder({"cat": 9, "dog": 9}), shots=2, rule="clip-lora")
+    assert dataset.protocol == "clip-lora"
+    assert (len(dataset.train), len(dataset.val)) == (4, 4)

@@ -32,7 +32,7 @@ def test_held_out_pictures_are_a_fifth_of_every_class_and_at_least_one() -> None
 
 def test_holding_out_is_said() -> None:
     assert hold_out_test(splits_of([10, 10])).notes == (
-        "No test part was given: 4 of 20 pictures are held out for testing.",
+        "No test part was given: 4 of 20 pictures are held out for testing, the same share of every class.",
     )
 
 

@@ -74,7 +74,7 @@ def test_without_test_rows_a_part_is_held_out(tmp_path: Path) -> None:
     [
         ("", ", line 1: lacks 'path'. Name the columns path,label and perhaps split,novel."),
         ("path,split\na,train\n", ", line 1: lacks 'label'"),
-        ("a.png,cat\n", ", line 1: lacks 'path'"),
+        ("a.png,cat\n", ", line 1: has no header, its first line is 'a.png,cat'. Write path,label above the rows"),
         ("path,label,splt\n", ", line 1: there is no column named 'splt'. Did you mean 'split'?"),
         ("path,label,path\n", ", line 1: has a column twice"),
         ("path,label\n", ": holds no pictures"),

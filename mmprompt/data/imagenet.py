@@ -1,0 +1,113 @@
+"""ImageNet and its relatives: a folder of pictures for each class, and `classnames.txt` for the names.
+
+A label is the rank of the class folder among those that are there, sorted, so that a relative with 200 of the 1,000
+classes has labels 0 to 199 and only those names. Folders named by a number mean the line of `classnames.txt`.
+Within a class pictures are sorted by name: the published code took them in the order of the disk, which no other
+machine has, so its picks cannot be drawn again. This file does not know where the set lies.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from mmprompt.data.class_names import class_index, shortened
+from mmprompt.data.images import IMAGE_SUFFIXES
+from mmprompt.data.splits import Item, Splits
+from mmprompt.errors import bad_file
+from mmprompt.files import read_bytes
+
+CLASS_NAMES = "classnames.txt is not there, so the class names are those that open_clip ships."
+NO_VAL = (
+    "There is no validation part: the part that the papers test on is never used to choose anything. Pictures of a "
+    "class are taken in the order of their names, so a seed picks others than in published runs."
+)
+
+
+def read_imagenet(
+    names_file: Path, images: Path, train: str, test: str, rename: Mapping[str, str] | None = None
+) -> Splits:
+    """The pictures of a set of ImageNet's form.
+
+    Args:
+        names_file: lines of a folder's name, a blank and the class name. Where it is missing the names are those of
+            open_clip, in the order of the sorted folders.
+        images: holds the parts, or the class folders themselves where there is one part.
+        train: the folder of training pictures below images; empty for a set that is only tested on.
+        test: the folder of test pictures below images; empty for images itself.
+        rename: class names by folder, for classes that would have the same name.
+    Raises:
+        UserError: the names are missing or of another form, a class folder has no name or no picture, two classes
+            have the same name, or train and test have different classes.
+    """
+    tested = _class_folders(images / test)
+    notes = (NO_VAL,) if train else ()
+    if names_file.is_file():
+        name_of = _names(names_file)
+    else:
+        name_of = _open_clip_names(tested, images / test)
+        notes = (*notes, CLASS_NAMES)
+    raw = [_wnid(folder, name_of, names_file) for folder in tested]
+    if train:
+        trained = _class_folders(images / train)
+        if [folder.name for folder in trained] != [folder.name for folder in tested]:
+            odd = sorted({folder.name for folder in trained} ^ {folder.name for folder in tested})
+            raise bad_file(images, f"train and test differ in the classes {shortened(odd)}", "Restore the folders.")
+    readable = class_index(raw, str(names_file), {wnid: (rename or {}).get(wnid, name_of[wnid]) for wnid in raw})
+    class_names = tuple(readable[wnid] for wnid in raw)
+    train_items = _items(trained) if train else ()
+    return Splits(images, class_names, train_items, (), _items(tested), notes)
+
+
+def _open_clip_names(folders: list[Path], place: Path) -> dict[str, str]:
+    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+
+    if len(folders) != len(IMAGENET_CLASSNAMES):
+        problem = (
+            f"has {len(folders)} class folders, but without classnames.txt all {len(IMAGENET_CLASSNAMES)} are needed"
+        )
+        raise bad_file(place, problem, "Get classnames.txt.")
+    return {folder.name: name for folder, name in zip(folders, IMAGENET_CLASSNAMES, strict=True)}
+
+
+def _names(path: Path) -> dict[str, str]:
+    names: dict[str, str] = {}
+    try:
+        lines = read_bytes(path).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise bad_file(path, "is not UTF-8 text", "Restore the published file.") from None
+    for number, line in enumerate(lines, start=1):
+        folder, _, name = line.strip().partition(" ")
+        if folder and (not name or folder in names):
+            problem = "has no class name" if not name else f"names the folder {folder} again"
+            raise bad_file(path, problem, "Restore the published file.", number)
+        if folder:
+            names[folder] = name
+    return names
+
+
+def _class_folders(parent: Path) -> list[Path]:
+    folders = [Path(entry.path) for entry in os.scandir(parent) if entry.is_dir() and not entry.name.startswith(".")]
+    if all(folder.name.isdecimal() for folder in folders):
+        return sorted(folders, key=lambda folder: int(folder.name))
+    return sorted(folders)
+
+
+def _wnid(folder: Path, name_of: Mapping[str, str], names_file: Path) -> str:
+    if folder.name in name_of:
+        return folder.name
+    lines = list(name_of)
+    if folder.name.isdecimal() and int(folder.name) < len(lines):
+        return lines[int(folder.name)]
+    raise bad_file(folder, f"is a class that {names_file.name} does not name", "Restore the folders or the names.")
+
+
+def _items(folders: list[Path]) -> tuple[Item, ...]:
+    items = []
+    for label, folder in enumerate(folders):
+        names = sorted(entry.name for entry in os.scandir(folder) if Path(entry.name).suffix.lower() in IMAGE_SUFFIXES)
+        if not names:
+            raise bad_file(folder, "is a class without pictures", "Restore its pictures.")
+        items += [Item(folder / name, label) for name in names if not name.startswith(".")]
+    return tuple(items)

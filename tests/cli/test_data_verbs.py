@@ -1,0 +1,112 @@
+"""`data check`, `data split` and `data shots`, and broken pictures in a training, from the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mmprompt.cli.main import main
+from tests.cli.conftest import COLOURS, write_pictures
+
+Capture = pytest.CaptureFixture[str]
+
+
+def train(folder: Path, model: Path, out: Path, *more: str) -> int:
+    quick = ["--n-ctx", "2", "--shots", "2", "--epochs", "1", "--device", "cpu"]
+    return main(["train", "--data", str(folder), "--backbone", str(model), "--out", str(out), *quick, *more])
+
+
+def break_one(folder: Path) -> Path:
+    path = folder / "red" / "0.png"
+    path.write_bytes(path.read_bytes()[:200])
+    return path
+
+
+def test_split_writes_a_file_that_trains(tmp_path: Path, tiny_open_clip_folder: Path, capsys: Capture) -> None:
+    folder = write_pictures(tmp_path / "own", COLOURS, n=6)
+    assert main(["data", "split", str(folder), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["sizes"] == {"train": 12, "val": 3, "test": 3}
+    assert train(Path(document["split"]), tiny_open_clip_folder, tmp_path / "run") == 0
+
+
+def test_split_says_how_to_use_a_file_that_lies_elsewhere(tmp_path: Path, capsys: Capture) -> None:
+    folder = write_pictures(tmp_path / "own", COLOURS, n=6)
+    assert main(["data", "split", str(folder), "--out", str(tmp_path / "kept.json")]) == 0
+    said = capsys.readouterr().out
+    assert f"mmprompt train --data {tmp_path}/kept.json --root {folder}" in said
+    assert main(["data", "check", "--data", str(tmp_path / "kept.json"), "--root", str(folder)]) == 0
+
+
+def test_split_never_writes_over_a_file(tmp_path: Path, capsys: Capture) -> None:
+    folder = write_pictures(tmp_path / "own", COLOURS, n=6)
+    assert main(["data", "split", str(folder)]) == 0
+    before = (folder / "split-seed1.json").read_bytes()
+    assert main(["data", "split", str(folder), "--test", "0.4"]) == 2
+    assert "is there already, and a split is never written over" in capsys.readouterr().err
+    assert (folder / "split-seed1.json").read_bytes() == before
+
+
+def test_check_tells_what_is_missing_and_how_to_get_it(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "eurosat" / "2750").mkdir(parents=True)
+    assert main(["data", "check", "eurosat", "--root", str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    assert f"There: {tmp_path}/eurosat/2750\n" in said.out
+    assert f"Missing: {tmp_path}/eurosat/split_zhou_EuroSAT.json\n" in said.out
+    assert f"To get what is missing, in {tmp_path}/eurosat:\n  gdown " in said.out
+    assert len(said.err.splitlines()) == 1
+
+
+def test_check_with_json_lists_the_parts_even_when_the_set_cannot_be_read(tmp_path: Path, capsys: Capture) -> None:
+    assert main(["data", "check", "eurosat", "--root", str(tmp_path), "--json"]) == 2
+    document = json.loads(capsys.readouterr().out)
+    assert document["is_ok"] is False
+    assert [part["is_there"] for part in document["parts"]] == [False, False]
+
+
+def test_shots_are_drawn_by_the_named_protocol(pictures: Path, capsys: Capture) -> None:
+    drawn = {}
+    for protocol in ("coop", "clip-lora"):
+        words = ["--data", str(pictures), "--shots", "2", "--seed", "1", "--protocol", protocol, "--json"]
+        assert main(["data", "shots", *words]) == 0
+        document = json.loads(capsys.readouterr().out)
+        assert document["protocol"] == {"coop": "folder"}.get(protocol, protocol)
+        drawn[protocol] = document["drawn"]
+    assert drawn["coop"] != drawn["clip-lora"]
+
+
+def test_an_unknown_protocol_exits_2(pictures: Path, capsys: Capture) -> None:
+    assert main(["data", "shots", "--data", str(pictures), "--protocol", "cop"]) == 2
+    assert "there is no protocol named 'cop'. Did you mean 'coop'?" in capsys.readouterr().err
+
+
+def test_a_broken_picture_stops_a_training_at_the_start_by_name(
+    tmp_path: Path, tiny_open_clip_folder: Path, capsys: Capture
+) -> None:
+    folder = write_pictures(tmp_path / "own", COLOURS, n=2)
+    path = break_one(folder)
+    assert train(folder, tiny_open_clip_folder, tmp_path / "run", "--strict") == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert str(path) in lines[0]
+    assert "--skip-broken" in lines[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_broken_pictures_are_left_out_on_demand_and_eval_does_the_same(
+    tmp_path: Path, tiny_open_clip_folder: Path, capsys: Capture
+) -> None:
+    for part in ("train", "test"):
+        write_pictures(tmp_path / "own" / part, COLOURS, n=3)
+    break_one(tmp_path / "own" / "test")
+    assert train(tmp_path / "own", tiny_open_clip_folder, tmp_path / "run", "--skip-broken") == 0
+    assert "Note: Broken pictures left out, 1: test/red/0.png." in capsys.readouterr().out
+    assert main(["eval", str(tmp_path / "run"), "--device", "cpu"]) == 0
+    assert "8 pictures" in capsys.readouterr().out
+
+
+def test_strict_and_skip_broken_exclude_each_other(pictures: Path, capsys: Capture) -> None:
+    assert main(["data", "shots", "--data", str(pictures), "--strict", "--skip-broken"]) == 2
+    assert "strict and skip_broken are both given" in capsys.readouterr().err

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmprompt.data.folder import ImageTable, read_folder
+from mmprompt.data.split_file import divide, write_split
+from mmprompt.data.splits import SPLITS, Item, Splits
+from mmprompt.data.table import read_table
+from mmprompt.errors import UserError
+
+Make = Callable[..., Path]
+
+
+def splits_of(counts: list[int]) -> Splits:
+    items = tuple(Item(Path(f"/r/{label}/{i}.png"), label) for label, n in enumerate(counts) for i in range(n))
+    return Splits(Path("/r"), tuple(f"class {label}" for label in range(len(counts))), items, (), ())
+
+
+def of(splits: Splits, split: str) -> Counter[int]:
+    return Counter(item.label for item in splits.items(split))
+
+
+def test_every_class_gives_the_same_shares() -> None:
+    divided = divide(splits_of([10, 20]), val=0.1, test=0.2)
+    assert [of(divided, split) for split in SPLITS] == [{0: 7, 1: 14}, {0: 1, 1: 2}, {0: 2, 1: 4}]
+
+
+@given(st.lists(st.integers(1, 30), min_size=2, max_size=5).filter(lambda counts: max(counts) > 1), st.integers(0, 99))
+def test_nothing_is_lost_or_repeated_and_every_class_keeps_a_training_picture(counts: list[int], seed: int) -> None:
+    divided = divide(splits_of(counts), seed=seed)
+    parts = [item for split in SPLITS for item in divided.items(split)]
+    assert sorted(map(str, parts)) == sorted(map(str, splits_of(counts).train))
+    assert set(of(divided, "train")) == set(range(len(counts)))
+    assert {label for label, n in enumerate(counts) if n > 1} == set(of(divided, "test"))
+
+
+def test_the_order_of_the_list_does_not_matter() -> None:
+    one = splits_of([9, 9])
+    other = Splits(one.root, one.class_names, one.train[::-1], (), ())
+    assert divide(one) == divide(other)
+
+
+def test_another_seed_divides_otherwise() -> None:
+    assert divide(splits_of([9, 9]), seed=1) != divide(splits_of([9, 9]), seed=2)
+
+
+def test_a_test_part_that_is_there_stays() -> None:
+    given_splits = splits_of([9, 9])
+    tested = (Item(Path("/r/t.png"), 0),)
+    divided = divide(Splits(given_splits.root, given_splits.class_names, given_splits.train, (), tested))
+    assert divided.test == tested
+    assert len(divided.val) == 2
+
+
+@pytest.mark.parametrize(
+    ("shares", "problem"),
+    [
+        ({"val": -0.1}, "val is -0.1, but a share from 0 to below 1 was expected"),
+        ({"test": 1.0}, "test is 1.0, but a share"),
+        ({"val": 0.5, "test": 0.5}, "so that training keeps a part"),
+        ({"val": 0.0, "test": 0.0}, "nothing is left to divide"),
+    ],
+)
+def test_bad_shares_are_refused(shares: dict[str, float], problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
+        divide(splits_of([9, 9]), **shares)
+
+
+def test_classes_of_one_picture_alone_are_refused() -> None:
+    with pytest.raises(UserError, match="no class has two pictures"):
+        divide(splits_of([1, 1]))
+
+
+def test_a_written_split_reads_as_it_was(class_folder: Make) -> None:
+    divided = divide(read_folder(class_folder({"wild_cat": 9, "dog": 5}), hold_out=False))
+    path = divided.root / "split.json"
+    write_split(path, divided, {"seed": 1, "val": 0.1, "test": 0.2})
+    assert read_table(path) == divided
+    assert ImageTable(path, shots=2).class_names == ("dog", "wild cat")
+    assert json.loads(path.read_text())["made_by"]["seed"] == 1
+
+
+def test_a_split_elsewhere_reads_with_its_root(tmp_path: Path, class_folder: Make) -> None:
+    divided = divide(read_folder(class_folder({"cat": 5, "dog": 5}), hold_out=False))
+    (tmp_path / "kept").mkdir()
+    write_split(tmp_path / "kept" / "split.json", divided, {"seed": 1})
+    assert read_table(tmp_path / "kept" / "split.json", divided.root) == divided
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [("a.json", "is there already"), ("a.txt", "does not end in .json"), ("no/a.json", "no folder")],
+)
+def test_a_place_that_is_taken_or_wrong_is_refused_and_kept(tmp_path: Path, name: str, problem: str) -> None:
+    (tmp_path / "a.json").write_text("mine")
+    with pytest.raises(UserError, match=problem.replace("no folder", "is not a folder")):
+        write_split(tmp_path / name, splits_of([2, 2]), {})
+    assert (tmp_path / "a.json").read_text() == "mine"
