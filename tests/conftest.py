@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any hub client is imported: tests never reach for the network
+os.environ["MMPROMPT_CACHE_LIMIT"] = "0"  # no features on disk, but where a test asks for them
 
 from pathlib import Path
 

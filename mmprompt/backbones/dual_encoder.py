@@ -76,7 +76,7 @@ class FrozenDualEncoder:
         self.text = text
         self.vision = vision
         self._tokenizer = tokenizer
-        self._pixels = pixels
+        self.pixels = pixels
         self.fingerprint = fingerprint(model)
         self.device = text.position.device
         self.dtype = text.position.dtype
@@ -101,11 +101,11 @@ class FrozenDualEncoder:
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """The backbone's own test transform of one RGB picture: [3, H, W] float32."""
-        return self._pixels.apply(image)
+        return self.pixels.apply(image)
 
     def normalize(self, images: Tensor) -> Tensor:
         """Pixels [B, 3, H, W] in 0..1 at the backbone's size, to its normalised input."""
-        return self._pixels.normalize(images)
+        return self.pixels.normalize(images)
 
     def tokenize(self, text: str) -> list[int]:
         """The token ids of a text, without start, end or padding, never cut.

@@ -56,9 +56,6 @@ def zero_shot(backbone: DualEncoder, class_names: Sequence[str], template: str =
 class ClassificationProblem:
     """What the loop trains: a classifier's prompt on labelled pictures.
 
-    Where no vectors enter the image tower, the features of all pictures are encoded once per view and
-    no picture is touched again.
-
     Args:
         classifier: whose prompt learns.
         method: gives the losses.
@@ -66,7 +63,7 @@ class ClassificationProblem:
         labels: N class indices.
         recipe: says how pictures are augmented.
         seed: of the augmentation.
-        validation: held-out pictures for early stopping.
+        validation: held-out pictures for early stopping and other listeners; encoded only if one looks at them.
         stored: shared features of picture files, if some are already there.
     """
 
@@ -85,6 +82,7 @@ class ClassificationProblem:
         self.images, self.recipe, self.seed, self.validation = images, recipe, seed, validation
         self.labels = torch.as_tensor(labels, device=self.backbone.device)
         self.stored = stored or ImageFeatures(self.backbone)
+        self.stored.refuse_other(self.backbone)
         self._features: dict[int, Tensor] = {}
         self._pixels: dict[tuple[int, int], Tensor] = {}
 
@@ -116,6 +114,8 @@ class ClassificationProblem:
         if self.classifier.prompt.has("vision"):
             for index in range(self.n_items):
                 self._picture(index, self._view(0))
+        elif self.recipe.augment == "coop" and self.recipe.views and (paths := self._paths()):
+            self.stored.prepare_views(paths, self.seed, min(self.recipe.views, self.recipe.epochs or self.recipe.views))
         else:
             self._features_of_view(self._view(0))
 
@@ -140,10 +140,17 @@ class ClassificationProblem:
         return self._features[view]
 
     def _encode_view(self, view: int) -> Tensor:
-        if self.recipe.augment == "coop":
+        paths = self._paths()
+        if self.recipe.augment != "coop":
+            return encode_pictures(self.backbone, self.images) if paths is None else self.stored.of(paths)
+        if paths is None or not self.recipe.views:  # a view of its own in every epoch never comes back
             return encode_tensors(self.backbone, (self._augmented(index, view) for index in range(self.n_items)))
-        paths = [image for image in self.images if isinstance(image, Path)]
-        return self.stored.of(paths) if len(paths) == self.n_items else encode_pictures(self.backbone, self.images)
+        return self.stored.of_view(paths, self.seed, view)
+
+    def _paths(self) -> list[Path] | None:
+        """The pictures as files, None if one of them is something else."""
+        paths = [Path(image) for image in self.images if isinstance(image, str | Path)]
+        return paths if len(paths) == self.n_items else None
 
     def _picture(self, index: int, view: int) -> Tensor:
         """One picture of a view as the image tower takes it, kept while there is room."""
@@ -174,15 +181,28 @@ def evaluate(classifier: Classifier, items: Sequence[Item], features: ImageFeatu
     """
     if not items:
         raise UserError("there are no pictures to evaluate on. Give a split that holds some.")
-    paths = [item.path for item in items]
+    table = probabilities(classifier, [item.path for item in items], features)
+    return evaluate_probabilities(table, [item.label for item in items], classifier.class_names)
+
+
+@torch.no_grad()
+def probabilities(classifier: Classifier, paths: Sequence[Path], features: ImageFeatures | None = None) -> np.ndarray:
+    """What a classifier makes of picture files, with image features shared where no vectors enter the image tower.
+
+    Args:
+        classifier: the classifier; its class features are computed once.
+        paths: N picture files.
+        features: shared features of picture files.
+    Returns:
+        [N, C] float64, rows sum to 1.
+    Raises:
+        UserError: a picture cannot be read.
+    """
+    features = features or ImageFeatures(classifier.backbone)
+    features.refuse_other(classifier.backbone)
     vectors = classifier.prompt.vectors("vision")
-    with torch.no_grad():
-        if vectors:
-            encoded = encode_pictures(classifier.backbone, paths, vectors)
-        else:
-            encoded = (features or ImageFeatures(classifier.backbone)).of(paths)
-        probabilities = classifier.logits(encoded, classifier.class_features()).double().softmax(-1).cpu().numpy()
-    return evaluate_probabilities(probabilities, [item.label for item in items], classifier.class_names)
+    encoded = encode_pictures(classifier.backbone, paths, vectors) if vectors else features.of(paths)
+    return classifier.logits(encoded, classifier.class_features()).double().softmax(-1).cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -217,6 +237,7 @@ def fit(
     seed: int = 1,
     callbacks: Sequence[Callback] = (),
     resume: bool = False,
+    features: ImageFeatures | None = None,
 ) -> Result:
     """Learn a prompt on a frozen backbone from a few labelled pictures.
 
@@ -229,6 +250,7 @@ def fit(
         seed: of the start, the data order and the augmentation.
         callbacks: called as training goes.
         resume: go on from the newest checkpoint in `out`.
+        features: of the same backbone, to share them or to choose where they are kept; by default in the cache folder.
     Raises:
         UserError: something in the input cannot be; nothing is written then.
         RunFailed: the loss stopped being finite.
@@ -241,7 +263,7 @@ def fit(
     folder = None if out is None else Path(out)
     if folder is not None:
         check_new(folder)
-    features = ImageFeatures(backbone)
+    features = features or ImageFeatures(backbone)
     problem = ClassificationProblem(
         classifier,
         method,
@@ -249,7 +271,7 @@ def fit(
         [item.label for item in data.train],
         recipe,
         seed,
-        data.val if recipe.patience is not None else (),
+        data.val,
         features,
     )
     problem.read_pictures()
@@ -365,6 +387,9 @@ def _summary(score: Evaluation, items: Sequence[Item]) -> dict[str, Any]:
         "accuracy": score.accuracy,
         "interval": list(score.interval),
         "n": score.n,
+        "top5": score.top5,
+        "macro_f1": score.macro_f1,
+        "calibration_error": score.calibration_error,
         "per_class": score.per_class,
         "confusion": score.confusion.tolist(),
     }

@@ -15,6 +15,7 @@ from mmprompt.tasks.classification import evaluate, fit, measure, zero_shot
 from mmprompt.training.recipe import Recipe
 from mmprompt.training.schedules import learning_rate
 from mmprompt.training.seeds import batches, epoch_order
+from tests.tasks.conftest import pictures_through
 
 FAST = Recipe(epochs=3, batch_size=4, lr=0.05)
 METHODS = [mp.CoOp(n_ctx=4), mp.VPT(n_visual=2, depth=2), mp.CoOp(n_ctx=4) + mp.VPT(n_visual=2)]
@@ -64,33 +65,24 @@ def test_frozen_stays_frozen(tiny_clip_backbone, data):
 
 
 def test_text_prompt_encodes_each_training_picture_once(tiny_clip_backbone, data):
-    seen = []
-    hook = tiny_clip_backbone.model.visual.conv1.register_forward_hook(
-        lambda _, inputs, __: seen.append(len(inputs[0]))
-    )
-    fit(mp.CoOp(n_ctx=2), tiny_clip_backbone, data, recipe=FAST)
-    hook.remove()
-    assert sum(seen) == len(data.train)
+    with pictures_through(tiny_clip_backbone) as met:
+        fit(mp.CoOp(n_ctx=2), tiny_clip_backbone, data, recipe=FAST)
+    assert len(met) == len(data.train)
 
 
 def test_stored_views_are_encoded_once_each(tiny_clip_backbone, data):
-    seen = []
-    hook = tiny_clip_backbone.model.visual.conv1.register_forward_hook(
-        lambda _, inputs, __: seen.append(len(inputs[0]))
-    )
     recipe = replace(FAST, epochs=6, augment="coop", views=2)
-    fit(mp.CoOp(n_ctx=2), tiny_clip_backbone, data, recipe=recipe)
-    hook.remove()
-    assert sum(seen) == 2 * len(data.train)
+    with pictures_through(tiny_clip_backbone) as met:
+        fit(mp.CoOp(n_ctx=2), tiny_clip_backbone, data, recipe=recipe)
+    assert len(met) == 2 * len(data.train)
 
 
 def test_zero_views_draw_fresh_ones_in_every_epoch(tiny_clip_backbone, data):
-    seen = []
-    hook = tiny_clip_backbone.model.visual.conv1.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
-    fit(mp.CoOp(n_ctx=2), tiny_clip_backbone, data, recipe=replace(FAST, augment="coop", views=0))
-    hook.remove()
-    assert len(seen) == 3
-    assert not torch.equal(seen[0], seen[1])
+    n = len(data.train)
+    with pictures_through(tiny_clip_backbone) as met:
+        fit(mp.CoOp(n_ctx=2), tiny_clip_backbone, data, recipe=replace(FAST, augment="coop", views=0))
+    assert len(met) == 3 * n
+    assert not torch.equal(torch.stack(met[:n]), torch.stack(met[n : 2 * n]))
 
 
 def test_early_stopping_without_validation_pictures_is_refused(tiny_clip_backbone, data):
