@@ -1,4 +1,7 @@
-"""Numbers from predictions: accuracy with its interval, per class, confusion. It never chooses a model."""
+"""Numbers from predictions: accuracy with its interval, top 5, macro F1, per class, confusion.
+
+scikit-learn computes what it has. Nothing here chooses a model.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mmprompt.evaluation.confidence import reliability
+
 N_RESAMPLES = 2000
+TOP = 5
 
 
 @dataclass(frozen=True)
@@ -20,6 +26,7 @@ class Evaluation:
         probabilities: [N] the probability given to each prediction.
         accuracy: share of predictions that are right, 0..1.
         interval: 95 % bootstrap interval of the accuracy over pictures.
+        top5: share of pictures whose class is among the five most probable, 0..1; 1 with five classes or fewer.
     """
 
     class_names: tuple[str, ...]
@@ -28,6 +35,7 @@ class Evaluation:
     probabilities: tuple[float, ...]
     accuracy: float
     interval: tuple[float, float]
+    top5: float
 
     @property
     def n(self) -> int:
@@ -49,9 +57,22 @@ class Evaluation:
     @property
     def confusion(self) -> np.ndarray:
         """[C, C] counts, true class by predicted class."""
-        counts = np.zeros((len(self.class_names),) * 2, dtype=np.int64)
-        np.add.at(counts, (np.asarray(self.labels, int), np.asarray(self.predictions, int)), 1)
-        return counts
+        from sklearn.metrics import confusion_matrix
+
+        return confusion_matrix(self.labels, self.predictions, labels=range(len(self.class_names)))
+
+    @property
+    def macro_f1(self) -> float:
+        """The mean of the F1 scores of the classes that have pictures, 0..1."""
+        from sklearn.metrics import f1_score
+
+        present = sorted(set(self.labels))
+        return float(f1_score(self.labels, self.predictions, labels=present, average="macro", zero_division=0))
+
+    @property
+    def calibration_error(self) -> float:
+        """The expected calibration error of the predicted classes, 15 bins, 0..1 (Guo et al. 2017)."""
+        return reliability(self.probabilities, self.correct).error
 
 
 def evaluate_probabilities(probabilities: np.ndarray, labels: Sequence[int], class_names: Sequence[str]) -> Evaluation:
@@ -63,7 +84,8 @@ def evaluate_probabilities(probabilities: np.ndarray, labels: Sequence[int], cla
         class_names: C names.
     """
     predictions = probabilities.argmax(1)
-    correct = predictions == np.asarray(labels)
+    truth = np.asarray(labels)
+    correct = predictions == truth
     return Evaluation(
         tuple(class_names),
         tuple(int(label) for label in labels),
@@ -71,7 +93,17 @@ def evaluate_probabilities(probabilities: np.ndarray, labels: Sequence[int], cla
         tuple(float(p) for p in probabilities.max(1)),
         float(correct.mean()),
         bootstrap_interval(correct),
+        _top5(probabilities, truth),
     )
+
+
+def _top5(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    from sklearn.metrics import top_k_accuracy_score
+
+    n_classes = probabilities.shape[1]
+    if n_classes <= TOP:
+        return 1.0
+    return float(top_k_accuracy_score(labels, probabilities, k=TOP, labels=np.arange(n_classes)))
 
 
 def bootstrap_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from mmprompt.errors import bad_file
+from mmprompt.evaluation.confidence import Reliability, reliability
 from mmprompt.files import read_json
 from mmprompt.training.log import read_log
 
@@ -107,8 +108,23 @@ class Record:
     @cached_property
     def confusion(self) -> np.ndarray:
         """[C, C] counts of the learned prompt, true class by predicted class."""
+        return self._confusion("learned")
+
+    def _confusion(self, key: str) -> np.ndarray:
         n_classes = len(self.class_names)
-        return np.asarray(self.metrics["learned"]["confusion"], dtype=int).reshape(n_classes, n_classes)
+        return np.asarray(self.metrics[key]["confusion"], dtype=int).reshape(n_classes, n_classes)
+
+    def class_accuracies(self, key: str) -> dict[str, float]:
+        """The share right of each class that has test pictures, by name; `key` as in `measured`."""
+        counts = self._confusion(key)
+        totals = counts.sum(axis=1)
+        return {name: float(counts[c, c] / totals[c]) for c, name in enumerate(self.class_names) if totals[c]}
+
+    @cached_property
+    def reliability(self) -> Reliability:
+        """What the probabilities of the learned prompt's answers are worth."""
+        right = [shown.label == shown.predicted for shown in self.shown]
+        return reliability([shown.probability for shown in self.shown], right)
 
     @property
     def command(self) -> str:

@@ -40,6 +40,9 @@ def of(record: Record, labels: Mapping[str, str]) -> dict[str, Any]:
             "bootstrapped over pictures, those of a gain in pairs, picture by picture; they say nothing of other "
             "seeds: train several before comparing methods."
         ),
+        "further": further(record),
+        "classes_note": classes_note(record),
+        "calibration_note": calibration_note(record),
         "learning_note": learning_note(record),
         "words": words(record),
         "words_note": WORDS_NOTE,
@@ -120,6 +123,39 @@ def rows(record: Record, labels: Mapping[str, str]) -> list[dict[str, Any]]:
         }
         for key, measured in record.measured.items()
     ]
+
+
+def further(record: Record) -> str:
+    """Other measures of the learned prompt, as far as the run kept them."""
+    names = {"top5": "right among the five most probable", "macro_f1": "macro F1"}
+    known = {name: record.metrics["learned"].get(name) for name in names}
+    found = [f"{names[name]} {percent(value)}" for name, value in known.items() if value is not None]
+    return f"The learned prompt by other measures: {', '.join(found)}." if found else ""
+
+
+def classes_note(record: Record) -> str:
+    """How many classes gained and lost against zero-shot with the template, and which gained and lost most."""
+    before, after = (record.class_accuracies(key) for key in ("zero_shot_template", "learned"))
+    change = {name: after[name] - before[name] for name in after}
+    n_up, n_down = (sum(sign * value > 0 for value in change.values()) for sign in (1, -1))
+    best, worst = max(change, key=lambda name: change[name]), min(change, key=lambda name: change[name])
+    text = f"Against zero-shot with the template, {n_up} classes gained and {n_down} lost, of {len(change)}."
+    if change[best] > 0:
+        text += f" {best} gained most ({signed(change[best])} points)."
+    if change[worst] < 0:
+        text += f" {worst} lost most ({signed(change[worst])})."
+    return text
+
+
+def calibration_note(record: Record) -> str:
+    """What the calibration error says."""
+    bins = record.reliability
+    surer = sum(n * (c - a) for n, c, a in zip(bins.counts, bins.confidence, bins.accuracy, strict=True))
+    way = "surer than it is right" if surer > 0 else "less sure than it is right"
+    return (
+        f"Predictions grouped by the probability it gave: on the dotted line, 80 % sure is right in 80 %. The expected "
+        f"calibration error is {percent(bins.error)} (15 bins); on the whole it is {way}."
+    )
 
 
 def learning_note(record: Record) -> str:

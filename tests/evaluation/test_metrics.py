@@ -56,3 +56,25 @@ def test_paired_interval_widens_when_runs_disagree():
 def test_interval_is_the_same_for_the_same_seed():
     values = np.arange(50) % 3 == 0
     assert bootstrap_interval(values, seed=3) == bootstrap_interval(values, seed=3)
+
+
+def test_top5_is_the_share_of_pictures_whose_class_is_among_the_five_most_probable():
+    rng = np.random.default_rng(2)
+    table, labels = rng.dirichlet(np.ones(9), 50), rng.integers(0, 9, 50)
+    expected = np.mean([label in np.argsort(-row)[:5] for row, label in zip(table, labels, strict=True)])
+    assert evaluate_probabilities(table, labels, [str(c) for c in range(9)]).top5 == pytest.approx(expected)
+
+
+def test_top5_is_one_with_few_classes():
+    assert evaluate_probabilities(probabilities(0, 1), [1, 0], NAMES).top5 == 1.0
+
+
+def test_macro_f1_is_the_mean_of_the_f1_of_classes_with_pictures():
+    score = evaluate_probabilities(probabilities(0, 0, 1, 2), [0, 1, 1, 1], NAMES)
+    f1 = [2 * 1 / (2 * 1 + 1 + 0), 2 * 1 / (2 * 1 + 0 + 2)]  # 2 tp / (2 tp + fp + fn) of cat and dog; owl has none
+    assert score.macro_f1 == pytest.approx(np.mean(f1))
+
+
+def test_calibration_error_is_the_gap_between_probability_and_accuracy():
+    score = evaluate_probabilities(probabilities(0, 1, 2, 0, 0), [0, 1, 2, 0, 1], NAMES)
+    assert score.calibration_error == pytest.approx(0.0, abs=1e-12)  # four of five right at 80 %

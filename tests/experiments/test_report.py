@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from mmprompt.errors import UserError
-from mmprompt.experiments import report, sentences
+from mmprompt.experiments import pages, sentences
+from mmprompt.experiments.examples import choose_examples, one_class_after_another
 from mmprompt.experiments.record import read_record
-from mmprompt.experiments.report import choose_examples, one_class_after_another, write_report
+from mmprompt.experiments.report import write_report
 from mmprompt.files import read_json, write_json
 from tests.experiments.conftest import MakeRun, write_run
 
@@ -145,7 +146,7 @@ def test_the_command_of_the_command_line_is_kept(make_run: MakeRun) -> None:
 
 
 def test_right_examples_show_every_class_before_a_second_of_any(make_run: MakeRun) -> None:
-    right, wrong, _ = choose_examples(read_record(make_run(NAMES)))
+    right, wrong, _ = choose_examples((record := read_record(make_run(NAMES))).shown, record.class_names)
     assert {example.label for example in right[:3]} == set(NAMES)
     assert all(example.label == example.predicted for example in right)
     assert all(example.label != example.predicted for example in wrong)
@@ -153,7 +154,7 @@ def test_right_examples_show_every_class_before_a_second_of_any(make_run: MakeRu
 
 def test_wrong_examples_are_the_surest_and_at_most_two_of_a_class(make_run: MakeRun) -> None:
     record = read_record(make_run(NAMES, (0.3, 0.3, 0.2), n=90))
-    _, wrong, _ = choose_examples(record)
+    _, wrong, _ = choose_examples(record.shown, record.class_names)
     assert [sum(e.label == name for e in wrong) for name in NAMES] == [2, 2, 2]
     surest = max(s.probability for s in record.shown if s.label != s.predicted)
     assert wrong[0].probability == f"{100 * surest:.0f} %"
@@ -195,8 +196,8 @@ def test_damaged_metrics_are_refused(make_run: MakeRun, damage: dict[str, object
 
 
 def test_without_the_extra_one_line_says_how_to_install_it(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = report.importlib.util.find_spec
-    monkeypatch.setattr(report.importlib.util, "find_spec", lambda name: None if name == "jinja2" else found(name))
+    found = pages.importlib.util.find_spec
+    monkeypatch.setattr(pages.importlib.util, "find_spec", lambda name: None if name == "jinja2" else found(name))
     with pytest.raises(UserError, match=r'jinja2 is missing: pip install "mmprompt\[report\]"'):
         write_report(make_run(NAMES))
 

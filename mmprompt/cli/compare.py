@@ -1,0 +1,88 @@
+"""`mmprompt compare`: a grid of methods, data sets, shots and seeds, computed once and shown as table and report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from mmprompt.cli.grid import GridCall, read_grid_call
+from mmprompt.cli.lists import counts_in, shots_in
+from mmprompt.cli.output import Output
+from mmprompt.cli.progress import Stages
+from mmprompt.cli.train import command_of
+from mmprompt.experiments.compare import Listener, compare
+from mmprompt.experiments.comparison_report import write_comparison
+from mmprompt.experiments.grid import Grid
+from mmprompt.experiments.layouts import LAYOUTS
+from mmprompt.experiments.pages import missing_extra
+from mmprompt.experiments.protocols import FEW_SHOT, protocol_grid
+from mmprompt.experiments.summary import Comparison
+from mmprompt.files import make_folder, write_json
+from mmprompt.training.problem import RunFailed
+
+DESCRIPTION = "Compare methods and baselines over data sets, shots and seeds. What was computed once is not again."
+STDOUT = Path("-")
+
+
+def run(arguments: Sequence[str], prog: str) -> None:
+    """Compute what is missing of a grid and show all of it.
+
+    Raises:
+        UserError: something in the call or the data is wrong; nothing is computed then.
+        RunFailed: some cells could not be computed; the others are shown.
+    """
+    call = read_grid_call(arguments, prog, DESCRIPTION)
+    given = call.compared
+    grid = protocol_grid(
+        FEW_SHOT, call.origins(), call.contenders, shots_in(given.shots), counts_in("seeds", given.seeds), call.recipe
+    )
+    show(call, grid, FEW_SHOT, command_of(arguments, prog))
+
+
+def show(call: GridCall, grid: Grid, protocol: str, command: str) -> None:
+    """Compute a grid, print its table, and write tables, figures and report.
+
+    Raises:
+        UserError: something in the grid is wrong; nothing is computed then.
+        RunFailed: some cells could not be computed; the others are shown.
+    """
+    given = call.compared
+    output = Output(given.json == STDOUT)
+    make_folder(given.out)
+    n_cells = len(grid.cells())
+    output.say(f"{n_cells} cells: {len(grid.contenders)} methods, {len(grid.sources)} data sets, seeds {given.seeds}.")
+    output.say(f"Finished ones are kept in {given.results}; the same command goes on where it was stopped.")
+    with Stages() as stages:
+        listener = Listener(partial(stages.show, "pictures"), partial(stages.show, "cells"))
+        comparison = compare(grid, given.results, given.workers, given.device, listener)
+    conclude(output, call, comparison, protocol, command)
+
+
+def conclude(output: Output, call: GridCall, comparison: Comparison, protocol: str, command: str) -> None:
+    """Print the table, say where everything lies, and fail if a cell did.
+
+    Raises:
+        RunFailed: some cells could not be computed.
+    """
+    given = call.compared
+    if comparison.lines:
+        table = LAYOUTS[protocol](comparison)
+        output.say()
+        output.table(table.headers, table.rows, range(table.n_names, len(table.headers)))
+        output.say()
+        for note in table.notes:
+            output.say(note, "dim")
+        problem = missing_extra()
+        report = None if problem else write_comparison(comparison, given.out, protocol, command)
+        output.say()
+        output.say(f"report   {report or problem}")
+        output.say(f"tables   {given.out}/table.txt, .md, .csv, .tex" if report else "")
+    content = {"protocol": protocol, "command": command, **comparison.to_json()}
+    if given.json is not None and given.json != STDOUT:
+        write_json(given.json, content)
+        output.say(f"numbers  {given.json}")
+    output.document(content)
+    if comparison.failures:
+        what, why = next(iter(comparison.failures.items()))
+        raise RunFailed(f"{len(comparison.failures)} cells could not be computed, the first: {what}: {why}")

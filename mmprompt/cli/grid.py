@@ -1,0 +1,186 @@
+"""The options that `compare` and the protocols share: what is compared on what, and with which settings.
+
+Settings of methods and of the recipe count only where they are given: everything else is left to each method,
+backbone and data set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import tyro
+
+from mmprompt.cli.config import distribute, read_settings
+from mmprompt.cli.lists import is_given, names_in
+from mmprompt.cli.methods import options_of
+from mmprompt.cli.parser import parse, peek
+from mmprompt.cli.train import SMALL_N_CTX
+from mmprompt.errors import UserError, unknown_name
+from mmprompt.experiments.cells import Origin
+from mmprompt.experiments.grid import Contender
+from mmprompt.methods import METHODS, method_types
+from mmprompt.tasks.baselines import BASELINES
+from mmprompt.training.recipe import Recipe
+
+SMALL_BACKBONE = "tiny"
+PLURALS = {"method": "methods", "dataset": "datasets", "backbone": "backbones", "seed": "seeds"}
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What is compared, and where it goes."""
+
+    methods: Annotated[str, tyro.conf.arg(metavar="NAMES")] = "coop,zero-shot"
+    """Methods and baselines with commas between: coop, vpt, coop+vpt, zero-shot, zero-shot-ensemble, linear-probe, nearest-class-mean."""  # noqa: E501 (the help text is one line)
+    datasets: Annotated[str | None, tyro.conf.arg(metavar="NAMES")] = None
+    """Data sets known by name, with commas between; `mmprompt data list` shows them."""
+    data: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """Your own pictures instead: a folder of class folders, a CSV or JSONL table, or a split file."""
+    root: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """The folder that holds the named sets' folders; the openart sets need none."""
+    datasets_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """A folder with YAML files of more data sets."""
+    protocol: Annotated[str, tyro.conf.arg(metavar="NAME")] = "coop"
+    """Whose rule draws the shots: coop, clip-lora, tip-adapter, or jsonl for published lists."""
+    backbones: Annotated[str, tyro.conf.arg(metavar="NAMES")] = SMALL_BACKBONE
+    """Frozen models with commas between."""
+    shots: Annotated[str, tyro.conf.arg(metavar="NUMBERS")] = "1,2,4,8,16"
+    """Training pictures of each class, with commas between; `all` for all there are."""
+    seeds: Annotated[str, tyro.conf.arg(metavar="NUMBERS")] = "1,2,3"
+    """Seeds of the shots and the start, with commas between."""
+    out: Annotated[Path, tyro.conf.arg(metavar="PATH")] = Path("runs/compare")
+    """The folder for tables, figures and report.html."""
+    results: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("runs/results.sqlite")
+    """The SQLite file that keeps every finished cell; share it between comparisons."""
+    workers: Annotated[int | None, tyro.conf.arg(metavar="INT|None")] = None
+    """Processes that compute cells; by default one a GPU, else one."""
+    device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
+    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Write all numbers to a JSON file, or to stdout with `-`."""
+    config: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """Start from the settings in a YAML or JSON file, such as the one that `tune` writes."""
+
+
+@dataclass(frozen=True)
+class GridCall:
+    """A command line, read.
+
+    Args:
+        compared: the options.
+        contenders: methods on backbones.
+        recipe: the settings of the recipe that were given.
+    """
+
+    compared: Compared
+    contenders: tuple[Contender, ...]
+    recipe: Mapping[str, Any]
+
+    def origins(self, default: Sequence[str] = ()) -> tuple[Origin, ...]:
+        """Where the pictures are.
+
+        Args:
+            default: the data sets if none is named.
+        Raises:
+            UserError: no data set is named, or both sets and a folder are.
+        """
+        given = self.compared
+        if given.data is not None:
+            if given.datasets is not None:
+                raise UserError(
+                    f"datasets is {given.datasets} and data is {given.data}, but one place of pictures was expected. "
+                    "Give --datasets or --data."
+                )
+            root = None if given.root is None else str(given.root.resolve())
+            return (Origin(given.data.stem, str(given.data.resolve()), root, rule=given.protocol),)
+        names = names_in("datasets", given.datasets) if given.datasets is not None else tuple(default)
+        if not names:
+            raise UserError("no data set was named, but a comparison needs one. Give --datasets or --data.")
+        places = (given.root, given.datasets_dir)
+        root, folder = (None if place is None else str(place.resolve()) for place in places)
+        return tuple(Origin(name, None, root, folder, given.protocol) for name in names)
+
+
+def read_grid_call(
+    arguments: Sequence[str], prog: str, description: str, defaults: Mapping[str, Any] | None = None
+) -> GridCall:
+    """Read a command line of `compare` or a protocol.
+
+    Args:
+        arguments: the words after the verb.
+        prog: the command as typed.
+        description: what it does.
+        defaults: values that suit the verb better than those of `Compared`.
+    Raises:
+        UserError: a name is unknown, or a value is wrong.
+    """
+    path = peek(arguments, "config")
+    saved = {} if path is None else read_settings(Path(path))
+    saved = {PLURALS.get(key, key): str(value) if key in {*PLURALS, "shots"} else value for key, value in saved.items()}
+    start = {**(defaults or {}), **saved}
+    names = names_in("methods", peek(arguments, "methods") or str(start.get("methods", Compared.methods)))
+    kinds = {name: kinds_of(name) for name in names}
+    settings = merged_settings([kind for several in kinds.values() for kind in several])
+    groups: dict[str, Any] = {"compared": Compared, "settings": settings, "recipe": Recipe}
+    form = make_dataclass("Comparison", list(groups.items()), frozen=True)
+    read: Any = parse(form, arguments, prog, description, form(**distribute(start, groups, Path(path or "defaults"))))
+    given = {
+        name for group in (settings, Recipe) for name in _names(group) if is_given(arguments, name) or name in saved
+    }
+    chosen = {name: getattr(read.settings, name) for name in _names(settings) if name in given}
+    recipe = {name: getattr(read.recipe, name) for name in _names(Recipe) if name in given}
+    contenders = tuple(
+        Contender(backbone, name, suited(kinds[name], chosen, backbone))
+        for backbone in names_in("backbones", read.compared.backbones)
+        for name in names
+    )
+    return GridCall(read.compared, contenders, recipe)
+
+
+def kinds_of(name: str) -> list[type]:
+    """The settings classes of a method or baseline.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    if name in BASELINES:
+        return [BASELINES[name]]
+    if "+" not in name and name not in METHODS:
+        raise unknown_name("method or baseline", name, {*METHODS, *BASELINES})
+    return list(method_types(name))
+
+
+def merged_settings(kinds: Sequence[type]) -> type:
+    """One class with the fields of all: a setting that several methods have is given once, for all of them."""
+    members: dict[str, Any] = {}
+    for kind in dict.fromkeys(kinds):
+        helps = {option["name"]: option["help"] for option in options_of(kind)}
+        hints = get_type_hints(kind)
+        for one in fields(kind):
+            if one.name not in members:
+                hint = described(hints[one.name], helps[one.name])
+                members[one.name] = (one.name, hint, field(default=one.default))
+    made = make_dataclass("Settings", members.values(), frozen=True)
+    made.__doc__ = "Of the methods; what is left out is up to each method."
+    return made
+
+
+def described(hint: Any, text: str) -> Any:
+    """A type with a help text for the parser."""
+    return Annotated[hint, tyro.conf.arg(help=text)]
+
+
+def suited(kinds: Sequence[type], chosen: Mapping[str, Any], backbone: str) -> dict[str, Any]:
+    """The given settings that a method has; on the small backbone few context vectors unless a number is given."""
+    own = {one.name for kind in kinds for one in fields(kind)}
+    settings = {name: value for name, value in chosen.items() if name in own}
+    if "n_ctx" in own and backbone == SMALL_BACKBONE and not {"n_ctx", "ctx_init"} & settings.keys():
+        settings["n_ctx"] = SMALL_N_CTX
+    return settings
+
+
+def _names(kind: type) -> list[str]:
+    return [one.name for one in fields(kind)]

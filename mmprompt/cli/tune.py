@@ -1,0 +1,150 @@
+"""`mmprompt tune`: search for the settings that do best on validation pictures, and write them as YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, make_dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from mmprompt.cli.grid import kinds_of, merged_settings, suited
+from mmprompt.cli.lists import counts_in, is_given, names_in
+from mmprompt.cli.output import Output, percent
+from mmprompt.cli.parser import parse, peek
+from mmprompt.cli.progress import Stages
+from mmprompt.cli.train import DATASET, command_of
+from mmprompt.errors import UserError
+from mmprompt.experiments.cells import Origin
+from mmprompt.experiments.pages import missing_extra
+from mmprompt.experiments.search_space import read_space
+from mmprompt.experiments.tune import Found, Search, tune
+from mmprompt.experiments.tune_report import write_search
+from mmprompt.files import make_folder
+from mmprompt.methods import method_types
+from mmprompt.training.recipe import Recipe
+
+DESCRIPTION = "Search for settings with Optuna. It chooses on validation pictures alone; test pictures are not loaded."
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is searched for, and where it goes."""
+
+    dataset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """A data set known by name; `mmprompt data list` shows them."""
+    data: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """Your own pictures, with a val part: a folder, a CSV or JSONL table, or a split file."""
+    root: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """The folder that holds the named set's folder."""
+    datasets_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """A folder with YAML files of more data sets."""
+    backbone: Annotated[str, tyro.conf.arg(metavar="NAME")] = "tiny"
+    """The frozen model."""
+    method: Annotated[str, tyro.conf.arg(metavar="NAME")] = "coop"
+    """How to learn; `mmprompt methods list` shows the methods."""
+    shots: Annotated[int | None, tyro.conf.arg(metavar="INT|None")] = 16
+    """Training pictures of each class; None for all there are."""
+    seeds: Annotated[str, tyro.conf.arg(metavar="NUMBERS")] = "1"
+    """Seeds with commas between; a trial counts with its mean over them."""
+    search: Annotated[str, tyro.conf.arg(metavar="RANGES")] = "lr,n_ctx,epochs"
+    """What varies, with commas between, each with a range or without: lr=1e-3:0.5,n_ctx=1:16,epochs."""
+    trials: Annotated[int, tyro.conf.arg(metavar="INT")] = 30
+    """Trials that the study shall hold in the end."""
+    storage: Annotated[str | None, tyro.conf.arg(metavar="URL")] = None
+    """Where trials are kept and shared, as an SQLAlchemy URL; by default sqlite in the folder of --out."""
+    workers: Annotated[int, tyro.conf.arg(metavar="INT")] = 1
+    """Processes; more may join from elsewhere with the same --storage."""
+    out: Annotated[Path, tyro.conf.arg(metavar="PATH")] = Path("runs/tune")
+    """The folder for recipe.yaml, trials.csv, the figure and report.html."""
+    device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
+    json: bool = False
+    """Print one JSON document; everything for people goes to stderr."""
+
+    def origin(self) -> Origin:
+        """Where the pictures are.
+
+        Raises:
+            UserError: a data set and a folder are both given.
+        """
+        if self.dataset is not None and self.data is not None:
+            raise UserError(
+                f"dataset is {self.dataset} and data is {self.data}, but one place of pictures was expected. "
+                "Give --dataset or --data."
+            )
+        paths = (self.root, self.datasets_dir)
+        root, folder = (None if path is None else str(path.resolve()) for path in paths)
+        if self.data is not None:
+            return Origin(self.data.stem, str(self.data.resolve()), root)
+        return Origin(self.dataset or DATASET, None, root, folder)
+
+
+def run(arguments: Sequence[str], prog: str) -> None:
+    """Search, and write what was found.
+
+    Raises:
+        UserError: something in the call or the data is wrong.
+        RunFailed: no trial came to an end.
+    """
+    name = peek(arguments, "method") or Settings.method
+    method_types(name)
+    settings = merged_settings(kinds_of(name))
+    form = make_dataclass("Tune", [("run", Settings), ("settings", settings), ("recipe", Recipe)], frozen=True)
+    read: Any = parse(form, arguments, prog, DESCRIPTION, form(Settings(), settings(), Recipe()))
+    given, search = read.run, search_of(read, arguments, settings)
+    output = Output(given.json)
+    make_folder(given.out)
+    storage = given.storage or f"sqlite:///{given.out / 'study.db'}"
+    output.say(f"Searching {', '.join(search.space)} for {name} on {search.origin.name}: {given.trials} trials.")
+    output.say(f"They are kept in {storage}; the same command goes on with them.")
+    with Stages() as stages:
+        found = tune(search, storage, given.trials, given.workers, given.device, partial(stages.show, "trials"))
+    report = write_search(search, found, given.out, command_of(arguments, prog))
+    conclude(output, search, found, given.out, report)
+
+
+def search_of(read: Any, arguments: Sequence[str], settings: type) -> Search:
+    """The search that a command line asks for; settings that are not given are left to the method and the data set.
+
+    Raises:
+        UserError: a range is wrong, or a setting is both fixed and searched.
+    """
+    given: Settings = read.run
+    own = [one.name for one in fields(settings)]
+    space = read_space(names_in("search", given.search), own)
+    fixed = [one.name for kind in (settings, Recipe) for one in fields(kind) if is_given(arguments, one.name)]
+    for name in fixed:
+        if name in space:
+            raise UserError(f"{name} is fixed and searched at once. Leave it out of --search, or do not give it.")
+    chosen = {name: getattr(read.settings, name) for name in own if name in fixed}
+    recipe = {one.name: getattr(read.recipe, one.name) for one in fields(Recipe) if one.name in fixed}
+    kept = {n: v for n, v in suited([settings], chosen, given.backbone).items() if n not in space}
+    return Search(
+        given.origin(), given.backbone, given.method, kept, recipe, space, given.shots, counts_in("seeds", given.seeds)
+    )
+
+
+def conclude(output: Output, search: Search, found: Found, folder: Path, report: Path | None) -> None:
+    """Print what was chosen and where it lies."""
+    output.say()
+    rows = [[name, f"{value:.4g}"] for name, value in found.best.settings.items()]
+    output.table(["setting", "chosen"], rows, numbers=(1,))
+    output.say()
+    output.say(f"validation accuracy  {percent(found.best.accuracy)} ({len(found.trials)} trials)")
+    output.say(f"recipe               {folder / 'recipe.yaml'}")
+    output.say(f"report               {report or missing_extra()}")
+    output.say()
+    output.say("Try next:")
+    output.say(f"  mmprompt train --config {folder / 'recipe.yaml'}", "bold")
+    output.document(
+        {
+            "settings": dict(found.best.settings),
+            "validation_accuracy": found.best.accuracy,
+            "trials": len(found.trials),
+            "recipe": str(folder / "recipe.yaml"),
+            "report": None if report is None else str(report),
+        }
+    )

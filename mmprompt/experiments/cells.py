@@ -1,0 +1,169 @@
+"""One cell of a grid: what is fitted on what and tested on what, and the key that is the same wherever it is computed.
+
+A cell is plain data and survives as JSON. It knows how to load its pictures, and neither fits nor scores.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mmprompt.backbones.protocols import DualEncoder
+from mmprompt.data.catalog import load_dataset
+from mmprompt.data.fewshot import base_new
+from mmprompt.data.folder import ImageFolder, ImageTable
+from mmprompt.data.splits import Dataset
+from mmprompt.files import sha256_bytes
+from mmprompt.methods import Method, describe, make_method
+from mmprompt.tasks.baselines import BASELINES, Baseline, make_baseline
+from mmprompt.tasks.classification import resolve
+from mmprompt.training.recipe import Recipe
+
+CELL_FORMAT = 1  # raised when a change of the package changes what a cell computes, so that old cells are not reused
+BASE, NEW = "base", "new"
+TABLES = {".csv", ".jsonl", ".json"}
+UNTOLD = {"checkpoint_every", "checkpoint_seconds"}  # of a recipe, without influence on what is learned
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the pictures of a data set are.
+
+    Args:
+        name: of the data set, or of the user's folder.
+        data: the user's own folder or table; None for a set known by name.
+        root: the folder that holds a named set's folder.
+        datasets_dir: a folder with more cards.
+        rule: by which the shots are drawn.
+    """
+
+    name: str
+    data: str | None = None
+    root: str | None = None
+    datasets_dir: str | None = None
+    rule: str = "coop"
+
+    def load(self, shots: int | None, seed: int) -> Dataset:
+        """The data set with its shots drawn.
+
+        Raises:
+            UserError: something about the set or its pictures is wrong.
+        """
+        if self.data is None:
+            return load_dataset(self.name, self.root, shots, seed, self.datasets_dir, self.rule)
+        if Path(self.data).suffix.lower() in TABLES:
+            return ImageTable(self.data, self.root, shots, seed, rule=self.rule)
+        return ImageFolder(self.data, shots, seed, rule=self.rule)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One fit and its tests.
+
+    Args:
+        source: what is learned from.
+        backbone: the name of the frozen model.
+        method: a method or a baseline by name.
+        settings: of the method.
+        recipe: what differs from the published recipe and from what the data set says.
+        shots: training pictures a class, None for all, 0 where nothing is learned.
+        seed: of the draw and the start; 0 where nothing is drawn.
+        targets: what else it is tested on.
+        is_divided: learn from the base classes, test on base and new ones.
+        device: where it is computed; not part of what it is.
+    """
+
+    source: Origin
+    backbone: str
+    method: str
+    settings: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+    shots: int | None
+    seed: int
+    targets: tuple[Origin, ...] = ()
+    is_divided: bool = False
+    device: str = "auto"
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether the method is a baseline, which has no recipe."""
+        return self.method in BASELINES
+
+    def make(self) -> Method | Baseline:
+        """The method or baseline with its settings.
+
+        Raises:
+            UserError: the name or a setting is unknown.
+        """
+        if self.is_baseline:
+            return make_baseline(self.method, self.settings)
+        return make_method(self.method, dict(self.settings))
+
+    def load(self) -> tuple[Dataset, dict[str, Dataset]]:
+        """What is learned from, and what is tested on by name."""
+        data = self.source.load(self.shots or None, self.seed)
+        if self.is_divided:
+            base, new = base_new(data)
+            return base, {BASE: base, NEW: new}
+        others = {place.name: place.load(None, self.seed) for place in self.targets}
+        return data, {self.source.name: data, **others}
+
+    def make_recipe(self, data: Dataset) -> Recipe:
+        """The recipe: the published one, what the data set says of it, and what the cell says."""
+        return resolve(Recipe(**{**data.recipe, **self.recipe}), data)
+
+
+def simplify(cell: Cell) -> Cell:
+    """The same cell without what has no influence, so that one zero-shot cell serves all shots and seeds."""
+    if not cell.is_baseline:
+        return cell
+    if cell.make().needs_shots:  # type: ignore[union-attr]
+        return replace(cell, recipe={})
+    return replace(cell, recipe={}, shots=0, seed=0)
+
+
+def cell_key(cell: Cell, backbone: DualEncoder, data: Dataset, tests: Mapping[str, Dataset]) -> str:
+    """A hash of all that decides what a cell computes: pictures, weights, method, recipe, shots and seed.
+
+    Where the pictures lie has no part in it, nor has the device.
+
+    Args:
+        cell: simplified.
+        backbone: its frozen model.
+        data: what it learns from, as `load` gave it.
+        tests: what it is tested on, by name.
+    """
+    made: Any = cell.make()
+    what = asdict(made) if cell.is_baseline else describe(made)
+    recipe = {} if cell.is_baseline else asdict(cell.make_recipe(data))
+    learned_from = data if cell.shots != 0 else replace(data, train=(), val=())
+    identity = {
+        "format": CELL_FORMAT,
+        "backbone": [backbone.fingerprint, backbone.transform, str(backbone.dtype)],
+        "method": [cell.method, what],
+        "recipe": {key: value for key, value in recipe.items() if key not in UNTOLD},
+        "shots": cell.shots,
+        "seed": cell.seed,
+        "data": _identity(learned_from),
+        "tests": {name: _identity(replace(test, train=(), val=())) for name, test in tests.items()},
+    }
+    return sha256_bytes(json.dumps(identity, sort_keys=True).encode())
+
+
+def _identity(data: Dataset) -> list[Any]:
+    return [data.fingerprint, data.template, list(data.templates)]
+
+
+def cell_to_json(cell: Cell) -> str:
+    """A cell as text."""
+    return json.dumps(asdict(cell))
+
+
+def cell_from_json(text: str) -> Cell:
+    """A cell from its text."""
+    content = json.loads(text)
+    places = tuple(Origin(**place) for place in content.pop("targets"))
+    return Cell(**{**content, "source": Origin(**content["source"]), "targets": places})

@@ -1,0 +1,71 @@
+"""A comparison from beginning to end: check the grid, compute what is missing, bring it into lines.
+
+Results stay in one SQLite file, so that a killed comparison goes on where it stopped and a larger one computes only
+what is new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmprompt.errors import bad_value
+from mmprompt.experiments.cells import cell_to_json
+from mmprompt.experiments.grid import Grid, plan, read_pictures
+from mmprompt.experiments.results import Results
+from mmprompt.experiments.summary import Comparison, compare_cells
+from mmprompt.experiments.workers import default_workers, fill
+
+RESULTS = "results.sqlite"
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Who is told how far a comparison is.
+
+    Args:
+        pictures: called with how many pictures are encoded and how many are missing.
+        cells: called with how many cells are done and how many there are.
+    """
+
+    pictures: Progress | None = None
+    cells: Progress | None = None
+
+
+def compare(
+    grid: Grid,
+    results: Path | str = RESULTS,
+    workers: int | None = None,
+    device: str = "auto",
+    listener: Listener | None = None,
+) -> Comparison:
+    """Compute the cells of a grid that are not in the file of results yet, and compare all of them.
+
+    Args:
+        grid: what is compared.
+        results: the SQLite file; several comparisons, and several processes, may share it.
+        workers: processes; by default one a GPU, else this one alone.
+        device: as for `load_backbone`.
+        listener: told how far it is.
+    Raises:
+        UserError: something in the grid cannot be; nothing is computed then.
+        RunFailed: the worker processes died.
+    """
+    if workers is not None and workers < 1:
+        raise bad_value("workers", workers, "at least one process is needed", "Use --workers 1.")
+    listener = listener or Listener()
+    planned = plan(grid.cells(), device)
+    keys = [one.key for one in planned]
+    store = Results(Path(results))
+    try:
+        store.add({one.key: cell_to_json(one.cell) for one in planned})
+        states = store.states(keys)
+        missing = [one for one in planned if states[one.key] != "done"]
+        if missing:
+            read_pictures(missing, device, listener.pictures)
+            fill(store.path, keys, workers or default_workers(device), device, listener.cells)
+        return compare_cells(grid, keys, store.finished(keys), store.failures(keys))
+    finally:
+        store.close()

@@ -1,0 +1,326 @@
+"""A search for the settings that do best on validation pictures, with Optuna: pruned, resumable, in several processes.
+
+The test part is not in reach: the search takes a data set apart and keeps no test pictures. What is found is a recipe;
+it is measured by training with it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from statistics import fmean
+from typing import Any
+
+from mmprompt.backbones.load import load_backbone
+from mmprompt.backbones.protocols import DualEncoder
+from mmprompt.data.splits import Dataset
+from mmprompt.errors import UserError, bad_value
+from mmprompt.experiments.cells import Origin
+from mmprompt.experiments.curves import Tried
+from mmprompt.experiments.search_space import Range
+from mmprompt.experiments.workers import device_of
+from mmprompt.files import sha256_bytes
+from mmprompt.methods import make_method
+from mmprompt.predictors.features import ImageFeatures
+from mmprompt.tasks.classification import fit
+from mmprompt.training.callbacks import Callback
+from mmprompt.training.problem import Run, RunFailed
+from mmprompt.training.recipe import Recipe, epochs_for
+
+INSTALL = 'pip install "mmprompt[tune]"'
+HEARTBEAT_S = 30
+BUSY_S = 60
+PAUSE_S = 0.2
+N_RANDOM = 8  # trials drawn at random before the sampler and the pruner trust what they have seen
+FIRST_EPOCH = 5  # the warm-up tells nothing
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is searched for, on what.
+
+    Args:
+        origin: where the pictures are.
+        backbone: the name of the frozen model.
+        method: by name.
+        settings: of the method, fixed.
+        recipe: what is fixed and differs from the published recipe.
+        space: what varies.
+        shots: training pictures a class, None for all.
+        seeds: of draw and start; a trial is worth its mean over them.
+    """
+
+    origin: Origin
+    backbone: str
+    method: str
+    settings: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+    space: Mapping[str, Range]
+    shots: int | None
+    seeds: tuple[int, ...] = (1,)
+
+    def load(self, seed: int) -> Dataset:
+        """The data set without its test part.
+
+        Raises:
+            UserError: something about the set is wrong, or it has nothing to train or to choose on.
+        """
+        data = replace(self.origin.load(self.shots, seed), test=())
+        if not data.train or not data.val:
+            part = "validation" if data.train else "training"
+            raise UserError(
+                f"{data.name} has no {part} pictures, and a search chooses on validation alone. "
+                "Give a data set with train and val parts; `mmprompt data split` makes them."
+            )
+        return data
+
+    def parts(self, values: Mapping[str, Any], data: Dataset) -> tuple[Any, Recipe]:
+        """The method and the recipe with some values put in."""
+        names = {one.name for one in fields(Recipe)}
+        recipe = {**data.recipe, **self.recipe, **{name: v for name, v in values.items() if name in names}}
+        settings = {**self.settings, **{name: v for name, v in values.items() if name not in names}}
+        return make_method(self.method, settings), Recipe(**recipe)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search came to.
+
+    Args:
+        trials: all that ended, in order; pruned ones with the accuracy they had then.
+        best: the chosen one.
+        default: the one with the published settings, which the search starts from; None if it is not in the space.
+        n_failed: trials whose training broke down.
+    """
+
+    trials: tuple[Tried, ...]
+    best: Tried
+    default: Tried | None
+    n_failed: int
+
+
+def missing_optuna() -> str | None:
+    """One line on how to install what a search needs, None where it is there."""
+    import importlib.util
+
+    return None if importlib.util.find_spec("optuna") else f"a search needs optuna, which is missing: {INSTALL}"
+
+
+def tune(
+    search: Search,
+    storage: str,
+    n_trials: int,
+    workers: int = 1,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> Found:
+    """Search until a study holds a number of trials.
+
+    Args:
+        search: what is searched for.
+        storage: an SQLAlchemy URL such as `sqlite:///runs/study.db`; a study that is there is gone on with.
+        n_trials: finished trials in all, at least 1.
+        workers: processes; more may join from elsewhere with the same storage.
+        device: as for `load_backbone`.
+        progress: called with how many trials have ended and how many are wanted.
+    Raises:
+        UserError: optuna is missing, the data has no validation part, or a value is out of range.
+        RunFailed: no trial came to an end.
+    """
+    problem = missing_optuna()
+    if problem:
+        raise UserError(problem)
+    for name, value in (("trials", n_trials), ("workers", workers)):
+        if value < 1:
+            raise bad_value(name, value, "it must be 1 or more", f"Use --{name} 1.")
+    backbone = load_backbone(search.backbone, device)
+    data = [search.load(seed) for seed in search.seeds]
+    name = study_name(search, backbone, data)
+    study = open_study(storage, name, 0)
+    first = default_values(search, data[0])
+    if first is not None and not study.trials:
+        study.enqueue_trial(first)
+    search.parts(first or {key: limits.lowest() for key, limits in search.space.items()}, data[0])
+    if workers == 1:
+        _work(search, storage, name, n_trials, device, 0, progress)
+    else:
+        _work_together(search, storage, name, n_trials, device, workers, progress)
+    return found_in(open_study(storage, name, 0), first)
+
+
+def study_name(search: Search, backbone: DualEncoder, data: list[Dataset]) -> str:
+    """A name that two searches share only if they search for the same on the same."""
+    identity = [
+        backbone.fingerprint,
+        [one.fingerprint for one in data],
+        search.method,
+        sorted(search.settings.items()),
+        sorted(search.recipe.items()),
+        sorted(search.space.items(), key=lambda pair: pair[0]),
+        search.seeds,
+    ]
+    return f"{search.origin.name}-{search.method}-{sha256_bytes(repr(identity).encode())[:12]}"
+
+
+def default_values(search: Search, data: Dataset) -> dict[str, Any] | None:
+    """The values of the published settings and the data set's own; None if one is open or outside its range."""
+    method, recipe = search.parts({}, data)
+    known: dict[str, Any] = {
+        one.name: getattr(part, one.name)
+        for part in (*getattr(method, "methods", (method,)), recipe)
+        for one in fields(part)
+    }
+    known["epochs"] = epochs_for(recipe, data.shots)
+    if "n_ctx" in known:
+        known["n_ctx"] = known["n_ctx"] or 16
+    values = {name: known[name] for name in search.space}
+    return values if all(limits.holds(values[name]) for name, limits in search.space.items()) else None
+
+
+def open_study(storage: str, name: str, worker: int) -> Any:
+    """The study in its storage, made if it is not there; trials of dead processes count as failed.
+
+    Raises:
+        UserError: the storage cannot be used.
+    """
+    import optuna
+    from sqlalchemy.exc import SQLAlchemyError
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            # heartbeats and the liar are years old and still called experimental
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            store = optuna.storages.RDBStorage(
+                storage,
+                engine_kwargs={"connect_args": {"timeout": BUSY_S}} if storage.startswith("sqlite") else None,
+                heartbeat_interval=HEARTBEAT_S,
+            )
+            return optuna.create_study(
+                storage=store,
+                study_name=name,
+                direction="maximize",
+                load_if_exists=True,
+                sampler=optuna.samplers.TPESampler(seed=worker, n_startup_trials=N_RANDOM, constant_liar=True),
+                pruner=optuna.pruners.MedianPruner(n_startup_trials=N_RANDOM, n_warmup_steps=FIRST_EPOCH),
+            )
+    except (SQLAlchemyError, ValueError, ImportError) as error:
+        line = str(error).splitlines()[0]
+        raise UserError(f"the storage {storage} cannot be used ({line}). Give --storage sqlite:///study.db.") from None
+
+
+def found_in(study: Any, default: Mapping[str, Any] | None) -> Found:
+    """The trials of a study, and the best of those that were finished.
+
+    Raises:
+        RunFailed: none was.
+    """
+    from optuna.trial import TrialState
+
+    ended = [trial for trial in study.trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    tried = [
+        Tried(trial.params, trial.value, trial.state == TrialState.PRUNED) for trial in ended if trial.value is not None
+    ]
+    whole = [trial for trial in tried if not trial.is_pruned]
+    failed = sum(trial.state == TrialState.FAIL for trial in study.trials)
+    if not whole:
+        raise RunFailed(f"none of {len(study.trials)} trials came to an end, {failed} failed. Search a smaller range.")
+    first = [trial for trial in whole if default is not None and dict(trial.settings) == dict(default)]
+    return Found(tuple(tried), max(whole, key=lambda trial: trial.accuracy), first[0] if first else None, failed)
+
+
+class ReportValidation(Callback):
+    """Measures validation accuracy after every epoch and stops a trial that the pruner gives up.
+
+    Args:
+        trial: of Optuna.
+        may_prune: only the first seed's accuracies are reported, since others would be compared with it.
+    """
+
+    def __init__(self, trial: Any, may_prune: bool) -> None:
+        self.trial = trial
+        self.may_prune = may_prune
+        self.accuracy = 0.0
+
+    def on_epoch_end(self, run: Run, epoch: int, logs: dict[str, Any]) -> None:
+        """Measure, report, and perhaps stop."""
+        import optuna
+
+        is_last = epoch + 1 == run.n_epochs
+        if not (self.may_prune or is_last):
+            return
+        accuracy = run.problem.validate()
+        assert accuracy is not None, "a search was started without validation pictures"
+        self.accuracy = logs["val_accuracy"] = accuracy
+        if self.may_prune:
+            self.trial.report(accuracy, epoch + 1)
+            if not is_last and self.trial.should_prune():
+                raise optuna.TrialPruned
+
+
+def run_trial(search: Search, trial: Any, features: ImageFeatures, data: list[Dataset]) -> float:
+    """Train with the values of a trial, once a seed; the mean accuracy on validation after the last epoch."""
+    values = {name: limits.suggest(trial, name) for name, limits in search.space.items()}
+    accuracies = []
+    for index, (seed, part) in enumerate(zip(search.seeds, data, strict=True)):
+        method, recipe = search.parts(values, part)
+        listener = ReportValidation(trial, may_prune=index == 0)
+        fit(method, features.backbone, part, recipe=recipe, seed=seed, callbacks=[listener], features=features)
+        accuracies.append(listener.accuracy)
+    return fmean(accuracies)
+
+
+def _work(
+    search: Search, storage: str, name: str, n_trials: int, device: str, worker: int, progress: Progress | None
+) -> None:
+    from optuna.study import MaxTrialsCallback
+    from optuna.trial import TrialState
+
+    features = ImageFeatures(load_backbone(search.backbone, device))
+    data = [search.load(seed) for seed in search.seeds]
+    study = open_study(storage, name, worker)
+    ended = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+    def tell(study: Any, trial: Any) -> None:
+        if progress is not None:
+            progress(min(n_trials, n_ended(study)), n_trials)
+
+    if n_ended(study) < n_trials:
+        study.optimize(
+            lambda trial: run_trial(search, trial, features, data),
+            callbacks=[MaxTrialsCallback(n_trials, states=ended), tell],
+            catch=(RunFailed,),
+        )
+    tell(study, None)
+
+
+def n_ended(study: Any) -> int:
+    """How many trials of a study have ended, in whatever way."""
+    return sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
+
+
+def _work_together(
+    search: Search, storage: str, name: str, n_trials: int, device: str, workers: int, progress: Progress | None
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    arguments = [(search, storage, name, n_trials, device_of(i, device), i, None) for i in range(workers)]
+    children = [context.Process(target=_work, args=one, daemon=True) for one in arguments]
+    study = open_study(storage, name, 0)
+    try:
+        for child in children:
+            child.start()
+        while any(child.is_alive() for child in children):
+            if progress is not None:
+                progress(min(n_trials, n_ended(study)), n_trials)
+            time.sleep(PAUSE_S)
+    finally:
+        for child in children:
+            if child.pid is not None and child.is_alive():
+                child.terminate()
+        for child in children:
+            if child.pid is not None:
+                child.join()

@@ -1,0 +1,141 @@
+"""`compare`, `protocol` and `tune` from the command line, on a small model and plain pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mmprompt.cli.grid import read_grid_call
+from mmprompt.cli.lists import counts_in, is_given, names_in, shots_in
+from mmprompt.cli.main import main
+from mmprompt.errors import UserError
+from tests.cli.conftest import COLOURS, write_pictures
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="session")
+def parted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("compared") / "colours"
+    for part, n in (("train", 3), ("val", 2), ("test", 3)):
+        write_pictures(root / part, COLOURS, n)
+    return root
+
+
+@pytest.fixture
+def words(parted: Path, tiny_open_clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.chdir(tmp_path)
+    quick = ["--epochs", "2", "--n-ctx", "2", "--device", "cpu", "--seeds", "1"]
+    return ["--data", str(parted), "--backbones", str(tiny_open_clip_folder), *quick]
+
+
+def test_compare_prints_the_table_and_writes_report_and_numbers(words: list[str], capsys: Capture) -> None:
+    assert main(["compare", "--methods", "coop,zero-shot", "--shots", "1,2", "--json", "all.json", *words]) == 0
+    shown = capsys.readouterr().out
+    assert "1 shot" in shown
+    assert "runs/compare/report.html" in shown
+    assert Path("runs/compare/report.html").is_file()
+    content = json.loads(Path("all.json").read_text())
+    assert [(line["method"], line["shots"]) for line in content["lines"]] == [
+        ("coop", 1),
+        ("coop", 2),
+        ("zero-shot", 0),
+    ]
+
+
+def test_json_on_stdout_is_one_document(words: list[str], capsys: Capture) -> None:
+    place = [*words[:4], "--device", "cpu"]
+    assert main(["compare", "--methods", "zero-shot", "--shots", "1", "--json", "-", *place]) == 0
+    assert json.loads(capsys.readouterr().out)["lines"][0]["method"] == "zero-shot"
+
+
+def test_base_to_new_ends_in_the_papers_table(words: list[str], capsys: Capture) -> None:
+    assert main(["protocol", "base-to-new", "--methods", "coop", "--shots", "2", *words]) == 0
+    header = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("data set"))
+    assert header.split() == ["data", "set", "method", "backbone", "base", "new", "H"]
+    assert Path("runs/base-to-new/table.tex").is_file()
+
+
+def test_tune_writes_a_recipe_that_train_takes(words: list[str], capsys: Capture) -> None:
+    own = [word.replace("--backbones", "--backbone") for word in words]
+    assert main(["tune", *own, "--search", "lr=1e-2:1", "--trials", "2", "--shots", "2"]) == 0
+    assert "runs/tune/recipe.yaml" in capsys.readouterr().out
+    assert main(["train", "--config", "runs/tune/recipe.yaml", "--out", "new", "--device", "cpu"]) == 0
+
+
+REFUSED = {
+    "compare --methods copo --datasets openart-large": "Did you mean 'coop'",
+    "compare --methods coop,,vpt --datasets openart-large": "names with commas",
+    "compare": "no data set was named",
+    "compare --datasets openart-lef": "openart-left",
+    "compare --datasets openart-large --data own": "one place of pictures",
+    "compare --datasets openart-large --shots 0": "at least 1 picture",
+    "compare --datasets openart-large --shots one": "whole numbers",
+    "compare --datasets openart-large --seeds -1": "whole numbers",
+    "compare --datasets openart-large --workers 0": "at least one process",
+    "compare --datasets openart-large-novel": "test pictures only",
+    "protocol base-to-new --datasets openart-large --shots 1,2": "one number of shots",
+    "protocol cross-dataset --datasets openart-large": "at least one target",
+    "protocol base": "Did you mean",
+    "tune --lr 0.1": "fixed and searched",
+    "tune --search lr=1": "low:high",
+    "tune --trials 0": "--trials 1",
+    "tune --method copo": "coop",
+    "tune --dataset openart-large-novel": "no training pictures",
+}
+
+
+@pytest.mark.parametrize("line", REFUSED)
+def test_a_wrong_call_is_one_line_and_exit_2(
+    line: str, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(line.split()) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("mmprompt: error: ")
+    assert REFUSED[line] in said
+
+
+def test_only_settings_that_are_given_are_passed_on() -> None:
+    line = ["--methods", "coop,linear-probe", "--datasets", "openart-large", "--backbones", "m", "--lr", "0.1"]
+    call = read_grid_call(line, "mmprompt compare", "")
+    assert [dict(one.settings) for one in call.contenders] == [{}, {}]
+    assert call.recipe == {"lr": 0.1}
+
+
+def test_a_setting_goes_to_the_methods_that_have_it() -> None:
+    line = ["--methods", "coop,vpt,linear-probe", "--datasets", "openart-large", "--backbones", "m", "--max-iter=7"]
+    call = read_grid_call([*line, "--n-ctx", "3", "--class-specific"], "mmprompt compare", "")
+    settings = [dict(one.settings) for one in call.contenders]
+    assert settings == [{"n_ctx": 3, "class_specific": True}, {}, {"max_iter": 7}]
+
+
+def test_the_small_model_gets_few_context_vectors_unless_told() -> None:
+    line = ["--methods", "coop", "--datasets", "openart-large"]
+    assert dict(read_grid_call(line, "p", "").contenders[0].settings) == {"n_ctx": 4}
+    assert dict(read_grid_call([*line, "--n-ctx", "2"], "p", "").contenders[0].settings) == {"n_ctx": 2}
+
+
+def test_a_recipe_file_of_tune_serves_a_comparison(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("dataset: openart-left\nmethod: coop\nshots: 4\nn_ctx: 2\nlr: 0.05\n")
+    call = read_grid_call(["--config", str(tmp_path / "recipe.yaml")], "p", "")
+    assert call.compared.datasets == "openart-left"
+    assert call.compared.shots == "4"
+    assert (call.contenders[0].method, dict(call.contenders[0].settings)) == ("coop", {"n_ctx": 2})
+    assert call.recipe == {"lr": 0.05}
+
+
+def test_lists_are_split_at_commas() -> None:
+    assert names_in("methods", "coop, zero-shot") == ("coop", "zero-shot")
+    assert counts_in("seeds", "1,2") == (1, 2)
+    assert shots_in("1,all") == (1, None)
+    with pytest.raises(UserError, match="--seeds"):
+        counts_in("seeds", "1.5")
+
+
+@pytest.mark.parametrize("word", ["--n-ctx", "--n_ctx", "--n-ctx=4"])
+def test_an_option_is_found_however_it_is_spelt(word: str) -> None:
+    assert is_given(["--lr", "1", word], "n_ctx")
+    assert not is_given(["--n-ctxx", "4"], "n_ctx")

@@ -1,0 +1,159 @@
+"""The papers' tables on accuracies that were made up here, held to numbers worked out by hand."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmprompt.experiments.cells import Origin
+from mmprompt.experiments.grid import Contender, Grid
+from mmprompt.experiments.layouts import LAYOUTS, base_to_new_table, few_shot_table, transfer_table
+from mmprompt.experiments.results import Finished, Score
+from mmprompt.experiments.summary import Comparison, compare_cells
+from mmprompt.experiments.tables import SUFFIXES, Table, render, write_tables
+
+FACTS = {
+    "seconds": 2.0,
+    "n_parameters": 512,
+    "template": "learned",
+    "dtype": "float32",
+    "backbone_fingerprint": "ab" * 32,
+    "settings": {"n_ctx": 4},
+    "selection": "last epoch",
+}
+CARD = """
+name: {name}
+title: A set
+layout: folder
+template: a photo of a {{}}.
+licence: none
+source: nowhere
+reference:
+  - {{method: CoOp, backbone: ViT-B/16, protocol: few-shot, shots: 1, values: {{accuracy: {one}}}, source: paper}}
+  - {{method: CLIP, backbone: ViT-B/16, protocol: zero-shot, shots: null, values: {{accuracy: 50.0}}, source: a log}}
+  - {{method: CLIP, backbone: ViT-B/16, protocol: base-to-new, shots: null,
+     values: {{base: 60, new: {one}}}, source: paper}}
+  - {{method: CoOp, backbone: ViT-B/16, protocol: cross-dataset, shots: 16, values: {{accuracy: {one}}}, source: paper}}
+"""
+
+
+@pytest.fixture
+def cards(tmp_path: Path) -> str:
+    folder = tmp_path / "cards"
+    folder.mkdir()
+    for name, one in (("left", 70.0), ("right", 80.0)):
+        (folder / f"{name}.yaml").write_text(CARD.format(name=name, one=one))
+    return str(folder)
+
+
+def score(target: str, accuracy: float) -> Score:
+    right = np.arange(100) < round(100 * accuracy)
+    numbers = {"accuracy": accuracy, "top5": 1.0, "macro_f1": accuracy, "calibration_error": 0.1}
+    return Score(target, numbers | {"per_class": {"cat": accuracy}}, right, np.zeros(100, int), np.full(100, 0.5))
+
+
+def filled(grid: Grid, accuracies: list[dict[str, float]]) -> Comparison:
+    """A grid whose cells came to these accuracies by target, in the order of its cells."""
+    keys = [str(number) for number in range(len(grid.cells()))]
+    finished = {
+        key: Finished(key, FACTS, {target: score(target, value) for target, value in scores.items()})
+        for key, scores in zip(keys, accuracies, strict=True)
+    }
+    return compare_cells(grid, keys, finished, {})
+
+
+def grid_of(cards: str, **changes: object) -> Grid:
+    origins = tuple(Origin(name, datasets_dir=cards) for name in ("left", "right"))
+    contenders = (Contender("tiny", "coop", {"n_ctx": 4}), Contender("tiny", "zero-shot"))
+    base: dict[str, object] = {"sources": origins, "contenders": contenders, "shots": (1,), "seeds": (1, 2)}
+    return Grid(**base | changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def few_shot(cards: str) -> Comparison:
+    values = [("left", 0.6), ("left", 0.7), ("right", 0.8), ("right", 0.9), ("left", 0.5), ("right", 0.4)]
+    return filled(grid_of(cards), [{name: value} for name, value in values])
+
+
+def rows_of(table: Table, *names: str) -> list[tuple[str, ...]]:
+    return [row[table.n_names :] for row in table.rows if row[: len(names)] == names]
+
+
+def test_seeds_are_shown_as_mean_and_deviation(few_shot: Comparison) -> None:
+    assert rows_of(few_shot_table(few_shot), "left", "coop") == [("–", "65.00 ± 5.00")]  # noqa: RUF001
+
+
+def test_a_single_run_is_shown_with_its_interval(few_shot: Comparison) -> None:
+    [(zero, one)] = rows_of(few_shot_table(few_shot), "left", "zero-shot")
+    assert zero.startswith("50.00 [4")
+    assert one == "–"  # noqa: RUF001
+
+
+def test_the_average_is_the_mean_over_sets_of_means_over_seeds(few_shot: Comparison) -> None:
+    table = few_shot_table(few_shot)
+    assert rows_of(table, "average", "coop")[0][1] == "75.00"
+    assert rows_of(table, "average", "zero-shot")[0][0] == "45.00"
+
+
+def test_published_rows_stand_beside_with_their_average_computed_here(few_shot: Comparison) -> None:
+    table = few_shot_table(few_shot)
+    assert rows_of(table, "left", "CoOp (published)") == [("–", "70.00")]  # noqa: RUF001
+    assert rows_of(table, "average", "CoOp (published)") == [("–", "75.00")]  # noqa: RUF001
+    assert rows_of(table, "right", "CLIP (published)")[0][0] == "50.00"
+    assert any("CoOp on ViT-B/16 from paper" in note for note in table.notes)
+
+
+def test_notes_say_what_makes_rows_comparable(few_shot: Comparison) -> None:
+    notes = "\n".join(few_shot_table(few_shot).notes)
+    for said in ("seeds 1, 2", "backbone tiny (abababababab)", "float32", "template learned", "last epoch", "n_ctx 4"):
+        assert said in notes
+
+
+def test_the_harmonic_mean_of_the_average_is_that_of_the_averages(cards: str) -> None:
+    coop = [{"base": 0.8, "new": 0.2}, {"base": 0.8, "new": 0.2}, {"base": 0.6, "new": 0.8}, {"base": 0.6, "new": 0.8}]
+    zero = [{"base": 0.5, "new": 0.5}] * 2
+    table = base_to_new_table(filled(grid_of(cards, is_divided=True), coop + zero))
+    assert rows_of(table, "left", "coop")[0][2] == "32.00"
+    assert rows_of(table, "average", "coop") == [("70.00", "50.00", "58.33")]  # not (32.00 + 68.57) / 2
+    assert rows_of(table, "left", "CLIP (published)") == [("60.00", "70.00", "64.62")]
+    assert rows_of(table, "average", "CLIP (published)") == [("60.00", "75.00", "66.67")]
+
+
+def test_transfer_averages_the_targets_and_leaves_the_source_out(cards: str) -> None:
+    left, right = (Origin(name, datasets_dir=cards) for name in ("left", "right"))
+    grid = grid_of(cards, sources=(left,), targets=(right,), shots=(16,), seeds=(1,))
+    table = transfer_table(filled(grid, [{"left": 0.9, "right": 0.4}, {"left": 0.5, "right": 0.3}]), "cross-dataset")
+    assert table.headers == ("method", "backbone", "source: left", "right", "average")
+    assert rows_of(table, "coop")[0][-1] == "40.00"
+    assert rows_of(table, "CoOp (published)") == [("70.00", "80.00", "80.00")]
+
+
+def test_a_missing_cell_leaves_a_blank_and_no_average(cards: str) -> None:
+    grid = grid_of(cards)
+    keys = [str(number) for number in range(len(grid.cells()))]
+    finished = {"0": Finished("0", FACTS, {"left": score("left", 0.6)})}
+    comparison = compare_cells(grid, keys, finished, {"1": "no memory"})
+    table = few_shot_table(comparison)
+    assert rows_of(table, "right", "coop") == [("–",)]  # noqa: RUF001
+    assert rows_of(table, "average", "coop") == [("–",)]  # noqa: RUF001
+    assert any("Not computed: coop on left, 1 shots, seed 2: no memory" in note for note in table.notes)
+
+
+def test_the_four_forms_hold_the_same_cells(few_shot: Comparison, tmp_path: Path) -> None:
+    table = LAYOUTS["few-shot"](few_shot)
+    rows = list(csv.reader(io.StringIO(render(table, "csv"))))
+    assert [tuple(row) for row in rows] == [table.headers, *table.rows]
+    for form in ("text", "markdown", "latex"):
+        shown = render(table, form)
+        assert all(cell in shown for row in table.rows for cell in row)
+    assert [path.suffix for path in write_tables(table, tmp_path, "table")] == list(SUFFIXES.values())
+
+
+def test_signs_of_each_form_are_escaped() -> None:
+    table = Table(("name",), (("a|b_c & 5 %",),), 1)
+    assert r"a\|b_c" in render(table, "markdown")
+    assert r"b\_c \& 5 \%" in render(table, "latex")

@@ -1,0 +1,139 @@
+"""The search: it varies what it is told, chooses on validation alone, and goes on where it was."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mmprompt.cli.config import read_settings
+from mmprompt.errors import UserError
+from mmprompt.experiments.cells import Origin
+from mmprompt.experiments.curves import Tried
+from mmprompt.experiments.search_space import KNOWN, Range, read_space
+from mmprompt.experiments.tune import Found, Search, open_study, tune
+from mmprompt.experiments.tune_report import ranked, sensitivities, write_search
+from tests.cli.conftest import write_pictures
+
+COLOURS = {"red": (200, 40, 40), "green": (40, 180, 60)}
+
+
+@pytest.fixture(scope="session")
+def split_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("tuned") / "colours"
+    for part, n in (("train", 3), ("val", 2), ("test", 2)):
+        write_pictures(root / part, COLOURS, n)
+    return root
+
+
+@pytest.fixture
+def search(split_folder: Path, tiny_open_clip_folder: Path) -> Search:
+    space = {"lr": Range(1e-3, 0.5, False), "n_ctx": Range(1, 3, True)}
+    origin = Origin("colours", str(split_folder))
+    return Search(origin, str(tiny_open_clip_folder), "coop", {}, {"epochs": 2, "augment": "none"}, space, 2)
+
+
+def test_the_search_holds_no_test_pictures(search: Search) -> None:
+    data = search.load(1)
+    assert data.test == ()
+    assert data.val
+
+
+def test_test_pictures_need_not_even_be_readable(
+    tmp_path: Path, split_folder: Path, tiny_open_clip_folder: Path, search: Search
+) -> None:
+    root = tmp_path / "colours"
+    for part in ("train", "val"):
+        write_pictures(root / part, COLOURS, 2)
+    for name in COLOURS:
+        (root / "test" / name).mkdir(parents=True)
+        (root / "test" / name / "0.png").write_bytes(b"no picture")
+    found = tune(replace(search, origin=Origin("own", str(root))), f"sqlite:///{tmp_path}/s.db", 1, device="cpu")
+    assert len(found.trials) == 1
+
+
+def test_data_without_validation_is_refused(tmp_path: Path, search: Search) -> None:
+    write_pictures(tmp_path / "own", COLOURS, 4)
+    own = replace(search, origin=Origin("own", str(tmp_path / "own")))
+    with pytest.raises(UserError, match="no validation pictures"):
+        tune(own, f"sqlite:///{tmp_path}/s.db", 1, device="cpu")
+
+
+def test_a_study_goes_on_to_the_number_that_is_asked_for(tmp_path: Path, search: Search) -> None:
+    storage = f"sqlite:///{tmp_path}/s.db"
+    first = tune(search, storage, 2, device="cpu")
+    again = tune(search, storage, 3, device="cpu")
+    assert (len(first.trials), len(again.trials)) == (2, 3)
+    assert list(again.trials[:2]) == list(first.trials)
+
+
+def test_another_search_does_not_mix_with_it(tmp_path: Path, search: Search) -> None:
+    storage = f"sqlite:///{tmp_path}/s.db"
+    tune(search, storage, 1, device="cpu")
+    other = tune(replace(search, recipe={"epochs": 1, "augment": "none"}), storage, 1, device="cpu")
+    assert len(other.trials) == 1
+
+
+def test_values_stay_within_their_range(tmp_path: Path, search: Search) -> None:
+    found = tune(search, f"sqlite:///{tmp_path}/s.db", 3, device="cpu")
+    for trial in found.trials:
+        assert all(limits.holds(trial.settings[name]) for name, limits in search.space.items())
+    assert found.best.accuracy == max(trial.accuracy for trial in found.trials if not trial.is_pruned)
+
+
+def test_the_search_starts_from_the_published_settings_where_they_are_in_its_range(
+    tmp_path: Path, search: Search
+) -> None:
+    wide = replace(search, space={"lr": KNOWN["lr"]}, settings={"n_ctx": 2})
+    found = tune(wide, f"sqlite:///{tmp_path}/s.db", 1, device="cpu")
+    assert found.default == found.trials[0]
+    assert found.trials[0].settings == {"lr": 0.002}
+
+
+def test_a_storage_that_cannot_be_used_is_one_line() -> None:
+    with pytest.raises(UserError, match="--storage") as refusal:
+        open_study("nonsense", "name", 0)
+    assert "\n" not in str(refusal.value)
+
+
+def test_the_recipe_is_one_that_train_reads(tmp_path: Path, search: Search) -> None:
+    found = tune(search, f"sqlite:///{tmp_path}/s.db", 1, device="cpu")
+    page = write_search(search, found, tmp_path / "out", "mmprompt tune")
+    settings = read_settings(tmp_path / "out" / "recipe.yaml")
+    assert settings["lr"] == found.best.settings["lr"]
+    assert settings["epochs"] == 2
+    assert settings["method"] == "coop"
+    assert page is not None
+    assert {"recipe.yaml", "trials.csv", "sensitivity.png", "report.html"} <= {p.name for p in page.parent.iterdir()}
+
+
+def test_sensitivity_names_the_range_that_comes_within_a_point() -> None:
+    trials = [Tried({"lr": lr}, accuracy, False) for lr, accuracy in ((0.001, 0.5), (0.01, 0.805), (0.1, 0.81))]
+    found = Found((*trials, Tried({"lr": 1.0}, 0.99, True)), trials[2], None, 0)
+    assert ranked(found)[0] == trials[2]
+    [said] = sensitivities(found, {"lr": True})
+    assert said == "lr: tried from 0.001 to 1; within a point of the best from 0.01 to 0.1 (2 trials)."
+
+
+def test_a_space_is_read_from_names_and_ranges() -> None:
+    space = read_space(["lr=1e-3:0.5", "n-ctx=2:8", "epochs"], ["n_ctx"])
+    assert space == {"lr": Range(1e-3, 0.5, False), "n_ctx": Range(2, 8, True), "epochs": KNOWN["epochs"]}
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        (["lrr"], "Did you mean 'lr'"),
+        (["n_visual"], "n_ctx"),
+        (["lr", "lr"], "named once"),
+        (["lr=1"], "low:high"),
+        (["lr=1:0.1"], "low:high"),
+        (["lr=0:1"], "above 0"),
+        (["n_ctx=1.5:3"], "whole numbers"),
+        ([], "nothing was named"),
+    ],
+)
+def test_a_space_that_cannot_be_is_refused(texts: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        read_space(texts, ["n_ctx"])
