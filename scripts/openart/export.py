@@ -103,6 +103,7 @@ Names, keywords and groups:
 {text}
 
 The package of the icon sets is made by Iconify (https://github.com/iconify/icon-sets); each set keeps its own licence.
+The full texts of the licences are beside this file.
 """
 OPENART_README = """# The pictures of the openart tasks
 
@@ -114,5 +115,6 @@ say for each task which picture has which label and split. The pictures are adap
 All emojis were designed by OpenMoji, the open-source emoji and icon project (https://openmoji.org), licence CC BY-SA
 4.0. They were cropped, scaled, tilted, mirrored and pasted on coloured backgrounds. **The pictures in this folder are
 therefore under CC BY-SA 4.0 (https://creativecommons.org/licenses/by-sa/4.0/)**, not under the licence of the code.
-The model `tiny` never saw this style in pretraining.
+The model `tiny` never saw this style in pretraining. The full text of the licence is in
+[licences/CC-BY-SA-4.0.txt](../licences/CC-BY-SA-4.0.txt).
 """
