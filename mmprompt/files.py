@@ -166,7 +166,9 @@ class SafeRoot:
         """
         joined = self.root / relative
         if "\0" in relative or Path(relative).is_absolute() or not self._stays(joined):
-            raise UserError(f"{relative!r} leaves the data folder {self.root}. Use paths below that folder.")
+            raise UserError(
+                f"{relative!r} leaves the data folder {self.root}, by its path or by a link. Keep to that folder."
+            )
         return joined
 
     def _stays(self, path: Path) -> bool:

@@ -9,12 +9,16 @@ os.environ["MMPROMPT_CACHE_LIMIT"] = "0"  # no features on disk, but where a tes
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 from mmprompt.backbones.load import load_backbone
 from mmprompt.backbones.protocols import DualEncoder
 from tests import small_models
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -52,6 +52,7 @@ def load_dataset(
         seed,
         template=card.template,
         templates=expand_templates(card.templates),
+        protocol="official" if splits.is_official else "coop",
         augment=card.augment,
         licence=card.licence,
         recipe=card.recipe,

@@ -53,8 +53,16 @@ class CheckReport:
             f"Pictures opened: {self.n_decoded}.",
             *(f"Problem: {problem}" for problem in self.problems),
             *(f"Warning: {warning}" for warning in self.warnings),
-            "Ready to train." if self.is_ok else "Not ready to train.",
+            self._verdict,
         )
+
+    @property
+    def _verdict(self) -> str:
+        if not self.is_ok:
+            return "Not ready to train."
+        if not self.counts["train"]:
+            return "Ready to test; there is nothing to train on."
+        return "Ready to train." if self.counts["test"] else "Ready to train; there is nothing to test on."
 
 
 def check_dataset(

@@ -63,7 +63,7 @@ def _items(records: Any, inside: SafeRoot, place: str, raw_names: dict[int, str]
             case [str(relative), int(label), str(name)] if not isinstance(label, bool):
                 pass
             case _:
-                raise UserError(f"{place}, entry {index}: is not [path, label, class name]. {_ADVICE}")
+                raise UserError(f"{place}, entry {index}: is not [path, whole number, class name]. {_ADVICE}")
         if raw_names.setdefault(label, name) != name:
             raise UserError(
                 f"{place}, entry {index}: label {label} is {name!r} here, {raw_names[label]!r} before. {_ADVICE}"

@@ -166,12 +166,19 @@ def draw_dataset(
         templates=templates,
         shots=shots,
         seed=None if shots is None else seed,
-        protocol=protocol if rule == "coop" else rule,
+        protocol=_protocol(protocol, rule),
         augment=augment,
         notes=notes,
         licence=licence,
         recipe=recipe or {},
     )
+
+
+def _protocol(split: str, rule: str) -> str:
+    """Whose split and whose rule; the usual one of the two needs no word."""
+    if rule == "coop":
+        return split
+    return rule if split in ("coop", "folder") else f"{split}, {rule}"
 
 
 def _stream(seed: int) -> random.Random:

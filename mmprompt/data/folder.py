@@ -1,13 +1,16 @@
 """A user's own pictures: a folder for each class, a Hugging Face `imagefolder`, or a table of paths and labels.
 
 Folders are either `ROOT/CLASS/picture.jpg`, or `ROOT/train/CLASS/picture.jpg` with `test` and perhaps `val` beside
-`train`. Where a `metadata.csv` or `metadata.jsonl` lies beside the pictures, it says their classes. Pictures are found
-by their suffix and opened only when a run reads them. This file does not know the catalog of published sets.
+`train`, in small or capital letters. Where a `metadata.csv` or `metadata.jsonl` lies beside the pictures, it says their
+classes. Pictures are found by their suffix and opened only when a run reads them. This file does not know the catalog
+of published sets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from mmprompt.data.class_names import shortened
@@ -21,10 +24,12 @@ from mmprompt.files import SafeRoot
 
 _SPLIT_FOLDERS: dict[str, SplitName] = {
     "train": "train",
+    "training": "train",
     "val": "val",
     "valid": "val",
     "validation": "val",
     "test": "test",
+    "testing": "test",
 }
 
 
@@ -87,35 +92,60 @@ def read_folder(root: str | Path, hold_out: bool = True) -> Splits:
         root: as in `ImageFolder`. Hidden files and other suffixes are passed over.
         hold_out: whether a test part is held out where there is none.
     Raises:
-        UserError: as in `ImageFolder`.
+        UserError: as in `ImageFolder`, or folders of parts and of classes lie side by side.
     """
     root = _existing_folder(Path(root))
-    folders = _visible_folders(root)
     if metadata_file(root) is not None:
         return assemble(root, metadata_rows(root, _SPLIT_FOLDERS), str(root), hold_out)
+    folders = _visible_folders(root)
     inside = SafeRoot(root)
     if not folders:
         found = "holds pictures but no class folders" if _pictures(root, inside) else "holds no class folders"
         raise bad_file(root, found, "Make a folder of pictures for each class.")
-    if all(folder.name in _SPLIT_FOLDERS for folder in folders):
+    parts = [folder for folder in folders if _split_of(folder)]
+    if len(parts) == len(folders):
         rows = [row for folder in folders for row in _part_rows(folder, inside)]
-        if not any(row.split == "train" for row in rows):
-            raise bad_file(root, "has no train folder beside " + shortened([f.name for f in folders]), "Add train.")
+    elif any(_visible_folders(folder) for folder in parts):
+        others = [folder.name for folder in folders if folder not in parts]
+        problem = f"holds {shortened([f.name for f in parts])} beside {shortened(others)}, parts beside classes"
+        raise bad_file(root, problem, "Move what is not a part elsewhere.")
     else:
         rows = list(_class_rows(root, "train", inside))
-    return assemble(root, rows, str(root), hold_out)
+    splits = assemble(root, rows, str(root), hold_out)
+    return replace(splits, notes=(*splits.notes, *_passed_over(folders)))
+
+
+def _split_of(folder: Path) -> SplitName | None:
+    return _SPLIT_FOLDERS.get(folder.name.lower())
+
+
+def _passed_over(folders: Iterable[Path]) -> tuple[str, ...]:
+    """A note on files of suffixes that are not read, such as a telephone's `.heic`."""
+    counts: Counter[str] = Counter()
+    for folder in folders:
+        for path in folder.rglob("*"):
+            is_read = path.suffix.lower() in IMAGE_SUFFIXES or path.name.startswith("metadata.")
+            if not is_read and path.is_file() and all(map(_is_visible, path.relative_to(folder).parts)):
+                counts[path.suffix.lower() or "no suffix"] += 1
+    if not counts:
+        return ()
+    kinds = shortened(
+        [f"{count} {suffix}" for suffix, count in sorted(counts.items(), key=lambda one: (-one[1], one[0]))]
+    )
+    return (f"Files that are not read as pictures: {kinds}.",)
 
 
 def _existing_folder(root: Path) -> Path:
     if root.is_file():
-        raise bad_file(root, "is a file, but a folder of class folders was expected", "Give the folder.")
+        problem = "is a file, but neither a table (.csv, .jsonl) nor a split file (.json)"
+        raise bad_file(root, problem, "Give one of these, or a folder of class folders.")
     if not root.is_dir():
         raise bad_file(root, "is not there", "Give a folder that holds a folder of pictures for each class.")
     return root.resolve()
 
 
 def _part_rows(folder: Path, inside: SafeRoot) -> Iterator[Row]:
-    split = _SPLIT_FOLDERS[folder.name]
+    split = _SPLIT_FOLDERS[folder.name.lower()]
     if metadata_file(folder) is None:
         return _class_rows(folder, split, inside)
     return (row._replace(split=split) for row in metadata_rows(folder))

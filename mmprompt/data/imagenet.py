@@ -16,7 +16,7 @@ from mmprompt.data.class_names import class_index, shortened
 from mmprompt.data.images import IMAGE_SUFFIXES
 from mmprompt.data.splits import Item, Splits
 from mmprompt.errors import bad_file
-from mmprompt.files import read_bytes
+from mmprompt.files import SafeRoot, read_bytes
 
 CLASS_NAMES = "classnames.txt is not there, so the class names are those that open_clip ships."
 NO_VAL = (
@@ -39,7 +39,7 @@ def read_imagenet(
         rename: class names by folder, for classes that would have the same name.
     Raises:
         UserError: the names are missing or of another form, a class folder has no name or no picture, two classes
-            have the same name, or train and test have different classes.
+            have the same name, train and test have different classes, or a link in them leads out.
     """
     tested = _class_folders(images / test)
     notes = (NO_VAL,) if train else ()
@@ -88,7 +88,8 @@ def _names(path: Path) -> dict[str, str]:
 
 
 def _class_folders(parent: Path) -> list[Path]:
-    folders = [Path(entry.path) for entry in os.scandir(parent) if entry.is_dir() and not entry.name.startswith(".")]
+    inside = SafeRoot(parent)  # which may be a link itself, as the folders train and val often are
+    folders = [inside.join(e.name) for e in os.scandir(parent) if e.is_dir() and not e.name.startswith(".")]
     if all(folder.name.isdecimal() for folder in folders):
         return sorted(folders, key=lambda folder: int(folder.name))
     return sorted(folders)
@@ -106,8 +107,11 @@ def _wnid(folder: Path, name_of: Mapping[str, str], names_file: Path) -> str:
 def _items(folders: list[Path]) -> tuple[Item, ...]:
     items = []
     for label, folder in enumerate(folders):
-        names = sorted(entry.name for entry in os.scandir(folder) if Path(entry.name).suffix.lower() in IMAGE_SUFFIXES)
-        if not names:
+        found = [e for e in os.scandir(folder) if Path(e.name).suffix.lower() in IMAGE_SUFFIXES and e.name[0] != "."]
+        if not found:
             raise bad_file(folder, "is a class without pictures", "Restore its pictures.")
-        items += [Item(folder / name, label) for name in names if not name.startswith(".")]
+        for entry in sorted(found, key=lambda e: e.name):
+            if entry.is_symlink():
+                SafeRoot(folder.parent).join(f"{folder.name}/{entry.name}")  # refuses one that leads out
+            items.append(Item(folder / entry.name, label))
     return tuple(items)

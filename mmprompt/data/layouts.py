@@ -47,7 +47,7 @@ def read_layout(card: DatasetCard, root: Path) -> Splits:
     place = _whole_place(card, root)
     if place is not None:
         return _read(card, root, place)
-    official = read_torchvision(card, root)
+    official = read_torchvision(card, root, [root / place.folder for place in _places(card)])
     if official is not None:
         return official
     folder = set_folder(card, root)
@@ -55,7 +55,8 @@ def read_layout(card: DatasetCard, root: Path) -> Splits:
         where = f"Give the --root that holds a folder {card.folder!r} of {card.name}, or get it: {card.source}"
         raise bad_file(folder, "is not there", where)
     first = next(part for part in find_parts(card, root) if not part.is_there)
-    raise bad_file(first.path, "is not there, and is never made up", f"Get it: {first.get}")
+    problem = "is not there, and is never made up" if first.path.suffix else "is not there"  # a split, a folder
+    raise bad_file(first.path, problem, f"Get it: {first.get}")
 
 
 def find_parts(card: DatasetCard, root: Path) -> tuple[Part, ...]:
@@ -97,8 +98,12 @@ def _whole_place(card: DatasetCard, root: Path) -> Place | None:
 
 
 def _likely_place(card: DatasetCard, root: Path) -> Place:
-    """The place of which most is there; the first one of equals."""
-    return max(_places(card), key=lambda place: sum(part.is_there for part in _parts(card, root, place)))
+    """The place of which most is there, the root itself not counted; the first one of equals."""
+
+    def found(place: Place) -> int:
+        return sum(part.is_there and part.path != root for part in _parts(card, root, place))
+
+    return max(_places(card), key=found)
 
 
 def _parts(card: DatasetCard, root: Path, place: Place) -> tuple[Part, ...]:

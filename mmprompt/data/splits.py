@@ -57,6 +57,7 @@ class Splits:
         class_names: names by label.
         train, val, test: the parts, in the order of their source; val may be empty.
         notes: what was decided on the user's behalf, one sentence each.
+        is_official: divided as the set's makers did, not as the papers on prompts do.
     """
 
     root: Path
@@ -65,6 +66,7 @@ class Splits:
     val: tuple[Item, ...]
     test: tuple[Item, ...]
     notes: tuple[str, ...] = ()
+    is_official: bool = False
 
     def items(self, split: str) -> tuple[Item, ...]:
         """The pictures of `"train"`, `"val"` or `"test"`.

@@ -32,9 +32,9 @@ def read_table(path: str | Path, root: str | Path | None = None, hold_out: bool 
     Whether the pictures exist is not looked at.
 
     Args:
-        path: a `.csv` file whose header is `path,label` and perhaps `split` (train, val, test) and `novel`
-            (0, 1), or a `.jsonl` file of objects with these keys; without a test row a part is held out. Or a
-            `.json` split file as `mmprompt data split` writes it.
+        path: a `.csv` file (commas, semicolons or tabulators) whose header is `path,label` and perhaps `split` (train,
+            val, test) and `novel` (0, 1), or a `.jsonl` file of objects with these keys; without a test row a part is
+            held out. Or a `.json` split file as `mmprompt data split` writes it.
         root: what the paths are relative to; the file's own folder by default.
         hold_out: whether a test part is held out where there is none.
     Raises:
@@ -79,7 +79,8 @@ def csv_records(path: Path, check: Check) -> Iterator[tuple[int, dict[str, Any]]
     Raises:
         UserError: it cannot be read, has no header, or a row has more or fewer cells.
     """
-    lines = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+    text = _text(path)
+    lines = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=_delimiter(text))
     try:
         header = [name.strip() for name in next(lines, [])]
         _refuse_missing_header(header, path)
@@ -95,6 +96,12 @@ def csv_records(path: Path, check: Check) -> Iterator[tuple[int, dict[str, Any]]
             yield lines.line_num, dict(zip(header, cells, strict=True))
     except csv.Error as error:
         raise bad_file(path, f"is not valid CSV ({error})", "Quote cells that hold quotes.", lines.line_num) from None
+
+
+def _delimiter(text: str) -> str:
+    """What stands between the names of the header: a comma, else the semicolon or tabulator of some spreadsheets."""
+    header = text.partition("\n")[0]
+    return next((mark for mark in ",;\t" if mark in header), ",")
 
 
 def jsonl_records(path: Path, check: Check) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -121,8 +128,8 @@ def jsonl_records(path: Path, check: Check) -> Iterator[tuple[int, dict[str, Any
 
 def _refuse_missing_header(cells: list[str], path: Path) -> None:
     if any(Path(cell).suffix.lower() in IMAGE_SUFFIXES for cell in cells):
-        problem = f"has no header, its first line is {','.join(cells)!r}"
-        raise bad_file(path, problem, "Write path,label above the rows, and perhaps ,split.", 1)
+        names = "file_name,label" if path.name == "metadata.csv" else "path,label or path,label,split"
+        raise bad_file(path, f"has no header, its first line is {','.join(cells)!r}", f"Write {names} above it.", 1)
 
 
 def _check_columns(columns: list[str], path: Path, line: int) -> None:
@@ -138,7 +145,8 @@ def _row(record: Mapping[str, Any], inside: SafeRoot, path: Path, line: int) -> 
     relative, label, split = record["path"], record["label"], record.get("split", "train")
     for name, value in (("path", relative), ("label", label)):
         if not isinstance(value, str) or not value.strip():
-            raise bad_file(path, f"{name} is {value!r}, but text was expected", "Fill it in.", line)
+            advice = "Fill it in." if value in ("", None) else "Write it as text; a class by its name."
+            raise bad_file(path, f"{name} is {value!r}, but text was expected", advice, line)
     if split not in SPLITS:
         raise bad_file(path, f"split is {split!r}, but train, val or test was expected", "Correct it.", line)
     novel = _TRUTH.get(str(record.get("novel", False)).lower())

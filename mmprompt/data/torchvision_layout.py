@@ -6,7 +6,7 @@ are not here. This file does not know CoOp's layout.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from mmprompt.data.card import DatasetCard
 from mmprompt.data.class_names import class_index
 from mmprompt.data.splits import SPLITS, Item, SplitName, Splits
 from mmprompt.errors import UserError, bad_file
-from mmprompt.files import read_bytes
+from mmprompt.files import SafeRoot, read_bytes
 
 _FOLDERS = {
     "DTD": "dtd/dtd",
@@ -28,31 +28,44 @@ _HAS_VAL = ("DTD", "Flowers102")
 Listed = tuple[list[str], dict[SplitName, list[tuple[Path, int]]]]
 
 
-def read_torchvision(card: DatasetCard, root: Path) -> Splits | None:
+def read_torchvision(card: DatasetCard, root: Path, shared: Sequence[Path] = ()) -> Splits | None:
     """The pictures of a set in torchvision's layout, None where it is not there.
 
     Args:
         card: what its YAML says.
         root: what torchvision calls root.
+        shared: folders that other layouts use too, so that finding one does not mean this layout.
     Raises:
-        UserError: the layout is there but damaged, or scipy is needed to read it.
+        UserError: the layout is there but damaged, a picture leaves it, or scipy is needed to read it.
     """
     if card.torchvision is None or not (root / _FOLDERS[card.torchvision]).is_dir():
         return None
+    is_shared = root / _FOLDERS[card.torchvision] in shared
     root = root.resolve()
     folder = root / _FOLDERS[card.torchvision]
     listed = _pets(folder) if card.torchvision == "OxfordIIITPet" else _listed(card.torchvision, root, folder)
     if listed is None:
-        return None
+        if is_shared:
+            return None
+        raise bad_file(folder, f"is not whole as torchvision's {card.torchvision} has it", "Get the set again.")
     raw, parts = listed
     names = class_index(raw, str(folder), card.rename, card.rewrite)
-    train, val, test = (tuple(Item(path, label) for path, label in parts.get(split, [])) for split in SPLITS)
+    inside = SafeRoot(folder)
+    train, val, test = (
+        tuple(Item(inside.join(_below(path, folder)), label) for path, label in parts.get(split, []))
+        for split in SPLITS
+    )
     no_val = "" if val else " It has no validation part."
     note = (
         f"The split is the official one that torchvision reads, not Zhou's: results are not comparable with the "
         f"papers' tables.{no_val}"
     )
-    return Splits(folder, tuple(names[name] for name in raw), train, val, test, (note,))
+    return Splits(folder, tuple(names[name] for name in raw), train, val, test, (note,), is_official=True)
+
+
+def _below(path: Path, folder: Path) -> str:
+    """The path as it continues the folder; one that does not is given back as it is, to be refused."""
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
 
 
 def _listed(kind: str, root: Path, folder: Path) -> Listed | None:

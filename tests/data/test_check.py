@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,11 @@ def test_a_sound_dataset_has_no_findings(splits: Splits) -> None:
         "Pictures opened: 18.",
         "Ready to train.",
     )
+
+
+def test_a_set_without_train_or_test_pictures_is_not_called_ready_for_both(splits: Splits) -> None:
+    assert check_dataset(replace(splits, train=(), val=())).lines[-1] == "Ready to test; there is nothing to train on."
+    assert check_dataset(replace(splits, test=())).lines[-1] == "Ready to train; there is nothing to test on."
 
 
 def test_unexpected_numbers_are_problems(splits: Splits) -> None:

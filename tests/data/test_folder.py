@@ -94,7 +94,7 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a").touch()
-    assert "is a file, but a folder of class folders was expected" in refusal(tmp_path / "a")
+    assert "is a file, but neither a table (.csv, .jsonl) nor a split file (.json)" in refusal(tmp_path / "a")
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
@@ -123,8 +123,33 @@ def test_a_class_folder_without_a_name_is_refused(class_folder: Make) -> None:
     assert "the class name '_' is empty" in refusal(class_folder({"cat": 2, "_": 2}))
 
 
-def test_a_test_folder_without_a_train_folder_is_refused(class_folder: Make) -> None:
-    assert "has no train folder beside test" in refusal(class_folder({"cat": 2, "dog": 2}, below="test"))
+def test_a_test_folder_alone_is_a_set_to_test_on(class_folder: Make) -> None:
+    splits = read_folder(class_folder({"cat": 2, "dog": 2}, below="test"))
+    assert (len(splits.train), len(splits.test), splits.notes) == (0, 4, ())
+
+
+def test_a_val_folder_alone_is_refused(class_folder: Make) -> None:
+    assert "no picture to train on for cat, dog" in refusal(class_folder({"cat": 2, "dog": 2}, below="val"))
+
+
+@pytest.mark.parametrize(("train", "test"), [("Train", "Test"), ("TRAIN", "TEST"), ("training", "testing")])
+def test_parts_may_be_written_in_capitals_or_as_words(class_folder: Make, train: str, test: str) -> None:
+    class_folder({"cat": 2, "dog": 2}, below=train)
+    splits = read_folder(class_folder({"cat": 1, "dog": 1}, below=test))
+    assert (splits.class_names, len(splits.train), len(splits.test)) == (("cat", "dog"), 4, 2)
+
+
+def test_parts_beside_another_folder_are_never_taken_for_classes(class_folder: Make) -> None:
+    for part in ("train", "test", "extra"):
+        root = class_folder({"cat": 2, "dog": 2}, below=part)
+    assert "pictures: holds test, train beside extra, parts beside classes. Move" in refusal(root)
+
+
+def test_files_that_are_not_read_are_counted_by_suffix(class_folder: Make) -> None:
+    root = class_folder({"cat": 4, "dog": 4})
+    for name in ("a.heic", "b.HEIC", "notes.txt", ".hidden", "README"):
+        (root / "cat" / name).touch()
+    assert read_folder(root).notes[-1] == "Files that are not read as pictures: 2 .heic, 1 .txt, 1 no suffix."
 
 
 def test_a_class_that_is_only_tested_is_refused(class_folder: Make) -> None:

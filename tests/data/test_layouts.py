@@ -86,6 +86,11 @@ def test_torchvisions_eurosat_has_no_split_and_none_is_made(tmp_path: Path) -> N
     assert len(list((tmp_path / "eurosat").iterdir())) == 1
 
 
+def test_pictures_that_are_missing_are_not_called_made_up(tmp_path: Path) -> None:
+    write_split(tmp_path / "eurosat" / "split_zhou_EuroSAT.json", ("Annual Crop Land", "Forest"))
+    assert "eurosat/2750: is not there. Get it: curl " in refusal("eurosat", tmp_path)
+
+
 # torchvision's layouts
 
 
@@ -103,6 +108,31 @@ def test_torchvisions_pets_give_the_official_split_and_say_so(tmp_path: Path) ->
     assert listed(splits, "test") == [("Abyssinian_2.jpg", "abyssinian")]
     assert "not Zhou's" in splits.notes[0]
     assert "no validation part" in splits.notes[0]
+    assert splits.is_official
+
+
+def test_a_run_on_the_official_split_says_so_in_its_protocol(tmp_path: Path) -> None:
+    base = tmp_path / "dtd" / "dtd"
+    (base / "labels").mkdir(parents=True)
+    for part in ("train", "val", "test"):
+        (base / "labels" / f"{part}1.txt").write_text(f"dotted/{part}.jpg\nbanded/{part}.jpg\n")
+        touch(base / "images" / "dotted" / f"{part}.jpg", base / "images" / "banded" / f"{part}.jpg")
+    assert load_dataset("dtd", tmp_path, shots=1).protocol == "official"
+    assert load_dataset("dtd", tmp_path, shots=1, protocol="clip-lora").protocol == "official, clip-lora"
+
+
+def test_a_layout_of_torchvisions_that_is_not_whole_is_named(tmp_path: Path) -> None:
+    (tmp_path / "oxford-iiit-pet" / "images").mkdir(parents=True)
+    assert "oxford-iiit-pet: is not whole as torchvision's OxfordIIITPet has it" in refusal("oxford_pets", tmp_path)
+
+
+def test_a_list_of_torchvisions_cannot_lead_out(tmp_path: Path) -> None:
+    (tmp_path / "food-101" / "meta").mkdir(parents=True)
+    (tmp_path / "food-101" / "images").mkdir()
+    for part in ("train", "test"):
+        meta = {"waffles": ["waffles/1"], "apple_pie": ["../../far/a"]}
+        (tmp_path / "food-101" / "meta" / f"{part}.json").write_text(json.dumps(meta))
+    assert "'images/../../far/a.jpg' leaves the data folder" in refusal("food101", tmp_path)
 
 
 def test_torchvisions_food_is_read_where_the_split_file_is_missing(tmp_path: Path) -> None:
@@ -247,6 +277,25 @@ def test_imagenet_as_torchvision_has_it_takes_its_names_from_open_clip(tmp_path:
     assert splits.class_names[:2] == ("tench", "goldfish")
     assert (splits.class_names[744], splits.class_names[836]) == ("projectile", "sunglass")
     assert "those that open_clip ships" in splits.notes[1]
+
+
+@pytest.mark.parametrize("what", ["picture", "folder"])
+def test_a_link_out_of_imagenet_is_refused(imagenet: Path, tmp_path: Path, what: str) -> None:
+    touch(tmp_path / "far" / "a.jpg")
+    place = imagenet / "images" / "train" / ("n01/z.jpg" if what == "picture" else "n04")
+    place.symlink_to(tmp_path / "far" / "a.jpg" if what == "picture" else tmp_path / "far")
+    assert f"{place.name!r} leaves" in refusal("imagenet", tmp_path).replace("'n01/z", "'z")
+
+
+def test_imagenets_train_and_val_may_be_links(imagenet: Path, tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        (imagenet / "images" / part).rename(tmp_path / part)
+        (imagenet / "images" / part).symlink_to(tmp_path / part)
+    assert len(read("imagenet", tmp_path).train) == 9
+
+
+def test_a_root_without_imagenet_is_told_of_coops_folder(tmp_path: Path) -> None:
+    assert find_parts(read_card("imagenet"), tmp_path)[0].path == tmp_path / "imagenet" / "images"
 
 
 def test_an_imagenet_class_without_a_picture_is_refused(imagenet: Path, tmp_path: Path) -> None:

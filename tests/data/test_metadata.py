@@ -77,6 +77,11 @@ def test_bad_metadata_is_refused_with_its_line(flat: Path, header: str, rows: li
     assert problem in refusal(flat)
 
 
+def test_metadata_without_a_header_is_refused(flat: Path) -> None:
+    write_csv(flat, ["1.png,dog"], "0.png,cat")
+    assert "line 1: has no header, its first line is '0.png,cat'. Write file_name,label above it." in refusal(flat)
+
+
 def test_a_number_for_a_label_is_refused(flat: Path) -> None:
     (flat / "metadata.jsonl").write_text('{"file_name": "0.png", "label": 3}')
     assert "line 1: label is 3, but text was expected. Write the class by its name." in refusal(flat)

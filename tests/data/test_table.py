@@ -52,6 +52,11 @@ def test_byte_order_marks_windows_line_ends_and_empty_lines_change_nothing(tmp_p
     assert read_table(table(tmp_path, change(GOOD))) == read_table(table(tmp_path, GOOD))
 
 
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_semicolons_and_tabulators_of_spreadsheets_are_read_too(tmp_path: Path, mark: str) -> None:
+    assert read_table(table(tmp_path, GOOD.replace(",", mark))) == read_table(table(tmp_path, GOOD))
+
+
 def test_columns_may_stand_in_any_order(tmp_path: Path) -> None:
     splits = read_table(table(tmp_path, 'label,path\nx,"a, b.png"\nx,b.png\ny,c.png\n'))
     assert {item.path.name for item in (*splits.train, *splits.test)} == {"a, b.png", "b.png", "c.png"}
@@ -74,7 +79,7 @@ def test_without_test_rows_a_part_is_held_out(tmp_path: Path) -> None:
     [
         ("", ", line 1: lacks 'path'. Name the columns path,label and perhaps split,novel."),
         ("path,split\na,train\n", ", line 1: lacks 'label'"),
-        ("a.png,cat\n", ", line 1: has no header, its first line is 'a.png,cat'. Write path,label above the rows"),
+        ("a.png,cat\n", ", line 1: has no header, its first line is 'a.png,cat'. Write path,label or"),
         ("path,label,splt\n", ", line 1: there is no column named 'splt'. Did you mean 'split'?"),
         ("path,label,path\n", ", line 1: has a column twice"),
         ("path,label\n", ": holds no pictures"),
@@ -103,7 +108,10 @@ def test_bad_csv_is_refused_with_its_line(tmp_path: Path, text: str | bytes, pro
     [
         ('{"path": "a", "label": "x"}\n{"path": \n', ", line 2: is not valid JSON. Write one object on each line."),
         ('["a", "x"]\n', ", line 1: is not a JSON object"),
-        ('{"path": "a", "label": 3}\n', ", line 1: label is 3, but text was expected"),
+        (
+            '{"path": "a", "label": 3}\n',
+            ", line 1: label is 3, but text was expected. Write it as text; a class by its name.",
+        ),
         ('{"path": "a"}\n', ", line 1: lacks 'label'"),
         (
             '{"path": "a", "label": "x", "novl": true}\n',
