@@ -6,6 +6,7 @@ features are encoded once and no picture is touched again.
 
 from __future__ import annotations
 
+import contextlib
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -33,6 +34,7 @@ from mmprompt.predictors.file import check_new, save
 from mmprompt.prompts.base import Prompt
 from mmprompt.prompts.text import TextLayout
 from mmprompt.training.callbacks import Callback
+from mmprompt.training.lock import run_lock
 from mmprompt.training.loop import train
 from mmprompt.training.problem import Run, StepResult
 from mmprompt.training.recipe import Recipe, epochs_for
@@ -252,7 +254,7 @@ def fit(
         resume: go on from the newest checkpoint in `out`.
         features: of the same backbone, to share them or to choose where they are kept; by default in the cache folder.
     Raises:
-        UserError: something in the input cannot be; nothing is written then.
+        UserError: something in the input cannot be, or another process trains in `out`; nothing is written then.
         RunFailed: the loss stopped being finite.
     """
     backbone = load_backbone(backbone) if isinstance(backbone, str) else backbone
@@ -261,25 +263,18 @@ def fit(
     classifier = method.build(backbone, data.class_names, seed, data.template)
     config = run_config(method, backbone, data, recipe, seed)
     folder = None if out is None else Path(out)
-    if folder is not None:
-        check_new(folder)
-    features = features or ImageFeatures(backbone)
-    problem = ClassificationProblem(
-        classifier,
-        method,
-        [item.path for item in data.train],
-        [item.label for item in data.train],
-        recipe,
-        seed,
-        data.val,
-        features,
-    )
-    problem.read_pictures()
-    listeners = callbacks if folder is None else (WriteConfig(folder, config), *callbacks)
-    run_id = sha256_bytes(repr(sorted(_identity(config).items())).encode())
-    history = train(problem, recipe, seed, _epochs(recipe, data), folder, run_id, listeners, resume)
-    if folder is not None:
-        save(classifier, folder, _provenance(config))
+    with contextlib.nullcontext() if folder is None else run_lock(folder):
+        if folder is not None:
+            check_new(folder)
+        features = features or ImageFeatures(backbone)
+        paths, labels = [item.path for item in data.train], [item.label for item in data.train]
+        problem = ClassificationProblem(classifier, method, paths, labels, recipe, seed, data.val, features)
+        problem.read_pictures()
+        listeners = callbacks if folder is None else (WriteConfig(folder, config), *callbacks)
+        run_id = sha256_bytes(repr(sorted(_identity(config).items())).encode())
+        history = train(problem, recipe, seed, _epochs(recipe, data), folder, run_id, listeners, resume)
+        if folder is not None:
+            save(classifier, folder, _provenance(config))
     return Result(classifier, history, data, folder, features)
 
 

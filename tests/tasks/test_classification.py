@@ -12,6 +12,7 @@ from mmprompt.errors import UserError
 from mmprompt.files import tensor_bytes
 from mmprompt.predictors.file import load
 from mmprompt.tasks.classification import evaluate, fit, measure, zero_shot
+from mmprompt.training.lock import run_lock
 from mmprompt.training.recipe import Recipe
 from mmprompt.training.schedules import learning_rate
 from mmprompt.training.seeds import batches, epoch_order
@@ -162,6 +163,13 @@ def test_broken_picture_is_refused_before_anything_is_written(tiny_clip_backbone
             FAST,
         )
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_another_process_trains_in_is_refused(tiny_clip_backbone, data, tmp_path):
+    with run_lock(tmp_path), pytest.raises(UserError, match="another training"):
+        fit(mp.CoOp(n_ctx=2), tiny_clip_backbone, data, tmp_path, FAST)
+    fit(mp.CoOp(n_ctx=2), tiny_clip_backbone, data, tmp_path, FAST)
+    assert not (tmp_path / "run.lock").exists()
 
 
 def test_checkpoints_of_another_run_are_refused_and_its_config_stays(tiny_clip_backbone, data, tmp_path):

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mmprompt.errors import UserError
+from mmprompt.training.lock import NAME, run_lock
+
+HOLD = """
+import sys
+from pathlib import Path
+from mmprompt.training.lock import run_lock
+with run_lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds `tmp_path/run` until its input is closed."""
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+
+
+def test_a_folder_in_use_is_refused_in_one_line(tmp_path: Path, other: subprocess.Popen[str]) -> None:
+    with pytest.raises(UserError, match="is being written by another training") as refusal, run_lock(tmp_path / "run"):
+        pass
+    assert "\n" not in str(refusal.value)
+    assert (tmp_path / "run" / NAME).exists(), "a refused process must not take the lock of the other away"
+    other.communicate()
+    with run_lock(tmp_path / "run"):
+        pass
+
+
+def test_the_lock_of_a_killed_process_is_taken_over(tmp_path: Path, other: subprocess.Popen[str]) -> None:
+    other.kill()
+    other.wait()
+    assert (tmp_path / "run" / NAME).exists()
+    with run_lock(tmp_path / "run"):
+        pass
+    assert not (tmp_path / "run" / NAME).exists()
+
+
+def test_a_folder_that_was_made_for_nothing_goes_again(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    for name in ("new", "own"):
+        with run_lock(tmp_path / name):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ["own"]
+
+
+def test_what_was_written_stays(tmp_path: Path) -> None:
+    with run_lock(tmp_path / "run"):
+        (tmp_path / "run" / "log.jsonl").touch()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["log.jsonl"]
