@@ -13,9 +13,10 @@ import tyro
 from mmprompt.cli.output import Output
 from mmprompt.cli.parser import parse
 from mmprompt.cli.pictures import Pictures
+from mmprompt.data.card import DatasetCard
 from mmprompt.data.catalog import list_datasets, read_card
 from mmprompt.data.check import check_dataset
-from mmprompt.data.layouts import find_parts, given_root, set_folder
+from mmprompt.data.layouts import Part, find_parts, given_root, set_folder
 from mmprompt.data.split_file import divide, write_split
 from mmprompt.data.splits import SPLITS
 from mmprompt.errors import UserError
@@ -92,9 +93,8 @@ def run_list(arguments: Sequence[str], prog: str) -> None:
     settings = parse(ListSettings, arguments, prog, "The data sets there are.")
     output = Output(settings.json)
     cards = list_datasets(settings.datasets_dir)
-    places = ["in the package" if card.archive else "--root" for card in cards]
-    rows = [[card.name, card.title, place, card.licence] for card, place in zip(cards, places, strict=True)]
-    output.table(["name", "what it is", "where", "licence"], rows)
+    headers = ["name", "what it is", "classes", *SPLITS, "where", "licence"]
+    output.table(headers, [_listed(card) for card in cards], numbers=range(2, 6))
     output.document([asdict(card) for card in cards])
 
 
@@ -109,20 +109,15 @@ def run_check(arguments: Sequence[str], prog: str) -> None:
     pictures = named(settings.name, settings.pictures, prog)
     card = None if pictures.dataset is None else read_card(pictures.dataset, pictures.datasets_dir)
     parts = () if card is None or card.archive else find_parts(card, given_root(card, pictures.root))
-    for part in parts:
-        output.say(f"There: {part.path}" if part.is_there else f"Missing: {part.path}")
-    if card is not None and not all(part.is_there for part in parts):
-        output.say(f"To get what is missing, in {set_folder(card, given_root(card, pictures.root))}:")
-        for get in dict.fromkeys(part.get for part in parts if not part.is_there):
-            output.say(f"  {get}")
     listed = [{"path": str(part.path), "is_there": part.is_there, "get": part.get} for part in parts]
+    if card is not None and parts:
+        _say_parts(output, parts, set_folder(card, given_root(card, pictures.root)))
     try:
         splits = pictures.splits()
     except UserError:
         output.document({"parts": listed, "is_ok": False})
         raise
-    is_whole = all(part.is_there for part in parts)  # else it is torchvision's split, which has other sizes
-    sizes = card.sizes if card is not None and is_whole else {}
+    sizes = card.sizes if card is not None and not splits.is_official else {}  # those of the papers' split
     report = check_dataset(splits, None if card is None else card.n_classes, sizes, settings.sample)
     for line in report.lines:
         output.say(line)
@@ -131,6 +126,25 @@ def run_check(arguments: Sequence[str], prog: str) -> None:
         count = len(report.problems)
         found = f"{count} problem{'s' if count > 1 else ''}"
         raise UserError(f"{report.root} has {found}, the first: {report.problems[0]} Mend the data, then check again.")
+
+
+def _listed(card: DatasetCard) -> list[str]:
+    """One line of the table of data sets."""
+    sizes = [f"{card.sizes[split]:,}" if split in card.sizes else "" for split in SPLITS]
+    classes = "" if card.n_classes is None else f"{card.n_classes:,}"
+    return [card.name, card.title, classes, *sizes, "in the package" if card.archive else "--root", card.licence]
+
+
+def _say_parts(output: Output, parts: Sequence[Part], folder: Path) -> None:
+    """Say what is there and what is missing, with commands to be pasted that get it."""
+    for part in parts:
+        output.say(f"There: {part.path}" if part.is_there else f"Missing: {part.path}")
+    missing = [part for part in parts if not part.is_there]
+    if missing:
+        output.say("To get what is missing:")
+        output.say(f"  mkdir -p {shlex.quote(str(folder))} && cd {shlex.quote(str(folder))}")
+    for get in dict.fromkeys(part.get for part in missing):
+        output.say(f"  {get}")
 
 
 def run_shots(arguments: Sequence[str], prog: str) -> None:
@@ -144,7 +158,8 @@ def run_shots(arguments: Sequence[str], prog: str) -> None:
             drawn[data.class_names[item.label]][split].append(item.path.relative_to(data.root).as_posix())
     rows = [[name, str(len(of["train"])), str(len(of["val"])), ", ".join(of["train"])] for name, of in drawn.items()]
     output.table(["class", "train", "val", "training pictures"], rows, numbers=(1, 2))
-    for note in data.notes:
+    notes = data.notes if data.train else (*data.notes, f"{data.name} has test pictures only, so nothing is drawn.")
+    for note in notes:
         output.say(f"Note: {note}", "dim")
     said = {"dataset": data.name, "protocol": data.protocol, "shots": data.shots, "seed": data.seed}
     output.document({**said, "root": str(data.root), "drawn": drawn})

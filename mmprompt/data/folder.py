@@ -129,9 +129,7 @@ def _passed_over(folders: Iterable[Path]) -> tuple[str, ...]:
                 counts[path.suffix.lower() or "no suffix"] += 1
     if not counts:
         return ()
-    kinds = shortened(
-        [f"{count} {suffix}" for suffix, count in sorted(counts.items(), key=lambda one: (-one[1], one[0]))]
-    )
+    kinds = shortened([f"{counts[suffix]} {suffix}" for suffix in sorted(counts, key=lambda one: (-counts[one], one))])
     return (f"Files that are not read as pictures: {kinds}.",)
 
 

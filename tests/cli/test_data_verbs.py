@@ -55,8 +55,32 @@ def test_check_tells_what_is_missing_and_how_to_get_it(tmp_path: Path, capsys: C
     said = capsys.readouterr()
     assert f"There: {tmp_path}/eurosat/2750\n" in said.out
     assert f"Missing: {tmp_path}/eurosat/split_zhou_EuroSAT.json\n" in said.out
-    assert f"To get what is missing, in {tmp_path}/eurosat:\n  gdown " in said.out
+    assert f"To get what is missing:\n  mkdir -p {tmp_path}/eurosat && cd {tmp_path}/eurosat\n  gdown " in said.out
     assert len(said.err.splitlines()) == 1
+
+
+def test_the_list_has_classes_and_sizes(capsys: Capture) -> None:
+    assert main(["data", "list"]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("caltech101"))
+    assert line.split("things")[1].split()[:4] == ["100", "4,128", "1,649", "2,465"]
+
+
+def test_a_set_of_test_pictures_alone_says_that_nothing_is_drawn(tmp_path: Path, capsys: Capture) -> None:
+    folder = write_pictures(tmp_path / "own" / "test", COLOURS, n=2)
+    assert main(["data", "shots", "--data", str(folder.parent)]) == 0
+    assert "Note: own has test pictures only, so nothing is drawn." in capsys.readouterr().out
+
+
+def test_check_counts_the_official_split_of_torchvision_by_no_other_sizes(tmp_path: Path, capsys: Capture) -> None:
+    base = tmp_path / "dtd" / "dtd"
+    (base / "labels").mkdir(parents=True)
+    for part in ("train", "val", "test"):
+        (base / "labels" / f"{part}1.txt").write_text(f"dotted/{part}.jpg\nbanded/{part}.jpg\n")
+    assert main(["data", "check", "dtd", "--root", str(tmp_path)]) == 2
+    said = capsys.readouterr().out
+    assert "Problem: there are 2 classes, but 47 were expected." in said
+    assert "pictures, but" not in said
+    assert "Warning: The split is the official one that torchvision reads, not Zhou's" in said
 
 
 def test_check_with_json_lists_the_parts_even_when_the_set_cannot_be_read(tmp_path: Path, capsys: Capture) -> None:

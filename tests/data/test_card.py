@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import subprocess
 from dataclasses import replace
 
 import pytest
 
 from mmprompt.data.card import DatasetCard, Reference
-from mmprompt.data.catalog import list_datasets, read_card
+from mmprompt.data.catalog import list_datasets, read_card, read_splits
+from mmprompt.data.splits import SPLITS
 from mmprompt.data.templates import expand_templates, fill
 from mmprompt.errors import UserError
 
@@ -30,6 +32,25 @@ def test_a_benchmark_set_says_what_it_holds_and_how_to_get_it(cards: dict[str, D
     assert not card.split or card.split in card.get
     assert card.templates
     assert card.licence
+
+
+@pytest.mark.parametrize("name", FIFTEEN)
+def test_every_way_to_get_a_part_is_a_link_or_a_command(cards: dict[str, DatasetCard], name: str) -> None:
+    for get in cards[name].get.values():
+        if not get.startswith("https://"):
+            assert get.startswith(("curl -LO ", "gdown "))
+            assert subprocess.run(["bash", "-n", "-c", get], check=False).returncode == 0, get
+
+
+def test_the_cards_of_the_packages_own_pictures_count_them_right(cards: dict[str, DatasetCard]) -> None:
+    own = [card for card in cards.values() if card.archive]
+    assert len(own) == 11
+    for card in own:
+        splits = read_splits(card, None)
+        assert (card.n_classes, card.sizes) == (
+            len(splits.class_names),
+            {split: len(splits.items(split)) for split in SPLITS},
+        ), card.name
 
 
 # The published totals: a check on the parts, which are CoOp's.
