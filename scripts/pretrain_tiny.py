@@ -56,6 +56,8 @@ def train_worker(rank: int, options: argparse.Namespace) -> None:
     schedule = Schedule(
         learning_rate=options.learning_rate,
         sprite_steps=options.sprite_steps,
+        few_steps=options.few_steps,
+        growth_steps=options.growth_steps,
         decay_from=options.decay_from,
         decay_steps=options.decay_steps,
         patch_dropout=options.patch_dropout,
@@ -127,11 +129,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         if verb == "train":
             sub.add_argument("--workers", type=int, default=2, help="processes that share each step")
             sub.add_argument("--threads", type=int, default=1, help="threads of each process")
-            sub.add_argument("--learning-rate", type=float, default=1e-3)
-            sub.add_argument("--sprite-steps", type=int, default=500, help="first steps, on single pieces only")
+            sub.add_argument("--learning-rate", type=float, default=2e-3)
+            sub.add_argument("--sprite-steps", type=int, default=800, help="first steps, on single pieces only")
+            sub.add_argument("--few-steps", type=int, default=500, help="next steps, on scenes of few concepts")
+            sub.add_argument("--growth-steps", type=int, default=800, help="steps over which concepts are added")
             sub.add_argument("--decay-from", type=int, default=-1, help="step at which the decay begins")
             sub.add_argument("--decay-steps", type=int, default=0, help="its length; training ends with it")
-            sub.add_argument("--patch-dropout", type=float, default=0.5)
+            sub.add_argument("--patch-dropout", type=float, default=0.4)
             sub.add_argument("--log-every", type=int, default=50)
             sub.add_argument("--evaluate-every", type=int, default=250)
             sub.add_argument("--save-every", type=int, default=250)

@@ -22,9 +22,9 @@ RELATIONS = ("left", "right", "large", "small")
 class Sizes:
     """How many pictures of each form a batch holds, and among how many objects its pairs are drawn."""
 
-    singles: int = 28
-    pairs: int = 44
-    people: int = 24
+    singles: int = 24
+    pairs: int = 52
+    people: int = 20
     objects: int = 24
     tags: int = 16
 

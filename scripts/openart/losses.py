@@ -8,8 +8,8 @@ from openart.batches import RELATIONS, Batch, Group
 from openart.model import Heads
 
 WEIGHTS = {
-    "label": 1.0, "left": 1.0, "right": 1.0, "large": 0.7, "small": 0.7, "side": 1.0, "size": 0.5,
-    "emotion": 0.7, "action": 0.7, "kind": 0.4, "tag": 0.2, "background": 0.15, "pair": 1.0, "heads": 0.5,
+    "label": 1.0, "left": 1.0, "right": 1.0, "large": 0.7, "small": 0.7, "side": 1.5, "size": 0.5,
+    "emotion": 0.7, "action": 0.7, "kind": 0.4, "tag": 0.2, "background": 0.15, "pair": 3.0, "heads": 1.0,
 }  # fmt: skip
 
 

@@ -40,7 +40,7 @@ def learn_merges(texts: Iterable[str], n_merges: int) -> list[tuple[str, str]]:
     return merges
 
 
-def write_tokenizer(merges: list[tuple[str, str]], folder: Path) -> None:
+def write_tokenizer(merges: list[tuple[str, str]], folder: Path, context_length: int = CONTEXT_LENGTH) -> None:
     """Write the files that transformers and open_clip read (`vocab.json`, `merges.txt`, ... and the plain merges)."""
     letters = list(bytes_to_unicode().values())
     pieces = [*letters, *(c + "</w>" for c in letters), *("".join(m) for m in merges), START, END]
@@ -52,14 +52,15 @@ def write_tokenizer(merges: list[tuple[str, str]], folder: Path) -> None:
     (folder / "bpe.txt.gz").write_bytes(gzip.compress(lines.encode(), mtime=0))
     special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
     (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=1))
-    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": CONTEXT_LENGTH, **special}
+    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": context_length, **special}
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1))
 
 
 class Encoder:
     """Texts to ids: start, pieces, end, without padding. Equal to CLIP's own tokenizer on plain text."""
 
-    def __init__(self, merges: list[tuple[str, str]]) -> None:
+    def __init__(self, merges: list[tuple[str, str]], context_length: int = CONTEXT_LENGTH) -> None:
+        self.context_length = context_length
         letters = list(bytes_to_unicode().values())
         pieces = [*letters, *(c + "</w>" for c in letters), *("".join(m) for m in merges), START, END]
         self.ids = {piece: i for i, piece in enumerate(pieces)}
@@ -82,10 +83,10 @@ class Encoder:
     def encode(self, text: str) -> list[int]:
         """The ids of one text, at most the context length."""
         body = [i for w in re.findall(PIECES, text.lower()) for i in self.word(w)]
-        return [self.ids[START], *body[: CONTEXT_LENGTH - 2], self.ids[END]]
+        return [self.ids[START], *body[: self.context_length - 2], self.ids[END]]
 
 
-def read_encoder(folder: Path) -> Encoder:
+def read_encoder(folder: Path, context_length: int = CONTEXT_LENGTH) -> Encoder:
     """The encoder of a tokenizer folder."""
     lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]
-    return Encoder([(line.split()[0], line.split()[1]) for line in lines if line])
+    return Encoder([(line.split()[0], line.split()[1]) for line in lines if line], context_length)

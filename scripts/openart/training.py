@@ -29,7 +29,9 @@ class Schedule:
 
     learning_rate: float = 1e-3
     warmup: int = 200
-    sprite_steps: int = 500
+    sprite_steps: int = 800
+    few_steps: int = 500
+    growth_steps: int = 800
     decay_from: int = -1
     decay_steps: int = 0
     patch_dropout: float = 0.5
@@ -42,19 +44,19 @@ class Schedule:
         return rate
 
     def difficulty(self, step: int) -> Difficulty:
-        """Easy single pieces first; scenes; more objects and stronger restyling as long again after that."""
+        """Easy single pieces; scenes of few concepts, until relations are learned; then more and stranger ones."""
         if step < self.sprite_steps:
             return Difficulty(160, 0.5, 0.35)
-        progress = min(1.0, step / self.sprite_steps - 1)
-        return Difficulty(round(160 + 160 * progress), 0.4, 0.4 + 0.3 * progress)
+        progress = min(1.0, max(0.0, (step - self.sprite_steps - self.few_steps) / self.growth_steps))
+        return Difficulty(round(48 + 272 * progress), 0.4, 0.3 + 0.4 * progress)
 
     def last_step(self) -> float:
         """Steps in all."""
         return self.decay_from + self.decay_steps if self.decay_from >= 0 else math.inf
 
     def dropout(self, step: int) -> float:
-        """The share of patches left out: little at first, none in the second half of the decay."""
-        if step < self.sprite_steps // 3:
+        """The share of patches left out: half while things are new, none in the second half of the decay."""
+        if step < self.sprite_steps // 3 or self.sprite_steps <= step < self.sprite_steps + self.few_steps:
             return self.patch_dropout / 2
         late = self.decay_from >= 0 and step >= self.decay_from + self.decay_steps // 2
         return 0.0 if late else self.patch_dropout
@@ -155,7 +157,7 @@ def train(
             continue
         if state.step % every[0] == 0:
             line = {"step": state.step, "seconds": round(time.time() - began, 1), "rate": schedule.rate(step)}
-            line |= {"scale": float(state.model.logit_scale.exp())}
+            line |= {"scale": state.model.logit_scale.exp().item()}
             line |= {name: round(sum(v) / len(v), 3) for name, v in sums.items()}
             sums.clear()
             write_line(folder, line)
