@@ -16,13 +16,17 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mmprompt.backbones.fingerprint import fingerprint
-from mmprompt.backbones.forward.text import encode_slots
+from mmprompt.backbones.forward.text import check_text_vectors, encode_slots
 from mmprompt.backbones.forward.views import TextView, VisionView
 from mmprompt.backbones.forward.vision import PlainTower, encode_images
+from mmprompt.backbones.limits import size_from_environment
 from mmprompt.backbones.pixels import PixelTransform
 from mmprompt.backbones.sites import Site, TextSlots, Tower, Vectors
 from mmprompt.backbones.tokens import Frame, WordTokenizer
 from mmprompt.errors import UserError
+
+MEMORY_VARIABLE = "MMPROMPT_MEMORY_LIMIT"
+DEFAULT_MEMORY_BYTES = 2 * 2**30
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,11 @@ class FrozenDualEncoder:
         pixels: the library's own test transform.
         log_logit_scale: the stored logarithm of the multiplier, one element.
         logit_bias: what is added to the logits, one element; None where there is none.
+
+    Attributes:
+        text_memory_bytes: about what a training step may keep of the text tower's activations; classes beyond that
+            are computed in chunks, and again in the backward pass. `$MMPROMPT_MEMORY_LIMIT` such as `500MB`, else
+            2 GB. It changes no number by more than rounding.
     """
 
     def __init__(
@@ -90,6 +99,7 @@ class FrozenDualEncoder:
         self.transform = pixels.text
         self.logit_scale = log_logit_scale.double().exp().item()
         self.logit_bias = 0.0 if logit_bias is None else logit_bias.item()
+        self.text_memory_bytes = size_from_environment(MEMORY_VARIABLE, DEFAULT_MEMORY_BYTES, "one class at a time")
         self.embed_dim = self._embed_dim()
 
     def __deepcopy__(self, memo: dict[int, object]) -> FrozenDualEncoder:
@@ -147,8 +157,18 @@ class FrozenDualEncoder:
         return self.text.token_embedding(token_ids.to(self.device))
 
     def encode_text(self, slots: TextSlots, vectors: Mapping[Site, Vectors] | None = None) -> Tensor:
-        """Class features [C, E] of unit norm, with the vectors of the text sites spliced in."""
-        return F.normalize(encode_slots(self.text, slots, of_tower("text", vectors)), dim=-1)
+        """Class features [C, E] of unit norm, with the vectors of the text sites spliced in.
+
+        Args:
+            slots: what stands where, from `text_slots`.
+            vectors: vectors by site; those of vision sites are left alone. If some are of scope `"image"`
+                [B, M, D], the features are [B, C, E].
+        Raises:
+            UserError: the vectors do not fit this tower or these classes.
+        """
+        given = of_tower("text", vectors)
+        check_text_vectors(self.text, slots.n_classes, given)
+        return F.normalize(encode_slots(self.text, slots, given, self.text_memory_bytes), dim=-1)
 
     def encode_image(self, images: Tensor, vectors: Mapping[Site, Vectors] | None = None) -> Tensor:
         """Image features [B, E] of unit norm, with the vectors of the vision sites inserted.

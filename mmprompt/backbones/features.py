@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import secrets
 import shutil
 import sqlite3
@@ -26,12 +25,12 @@ from pathlib import Path
 import numpy as np
 
 from mmprompt.backbones.feature_index import FeatureIndex, StoredSpace, select
-from mmprompt.errors import UserError, bad_file, bad_value
+from mmprompt.backbones.limits import size_from_environment
+from mmprompt.errors import UserError, bad_file
 from mmprompt.files import cache_folder, make_folder, sha256_file
 
 LIMIT_VARIABLE = "MMPROMPT_CACHE_LIMIT"
 DEFAULT_LIMIT_BYTES = 4 * 2**30
-UNITS = {"": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
 INDEX_BYTES_PER_ROW, INDEX_BYTES_PER_FILE = 48, 192  # what SQLite takes, measured and rounded up
 HASHING_THREADS = 8
 UNREADABLE = "(unreadable, or of another version)"
@@ -50,13 +49,7 @@ def limit_bytes() -> int:
     Raises:
         UserError: the variable is no size.
     """
-    text = os.environ.get(LIMIT_VARIABLE, "")
-    if not text:
-        return DEFAULT_LIMIT_BYTES
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]B)?", text.strip().upper())
-    if match is None:
-        raise bad_value(LIMIT_VARIABLE, repr(text), "a size was expected", "Use 500MB, 4GB, or 0 for no store.")
-    return int(float(match[1]) * UNITS[match[2] or ""])
+    return size_from_environment(LIMIT_VARIABLE, DEFAULT_LIMIT_BYTES, "no store")
 
 
 @dataclass(frozen=True)

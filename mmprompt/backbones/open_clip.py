@@ -1,7 +1,8 @@
 """Reads open_clip models: weights by its own loader, towers into views, tokenizer and transform reduced.
 
-It knows open_clip's classes and nothing of prompts. A text tower that it does not know is refused with
-the name of the part; an image tower that it does not know is run by its own forward, without prompts.
+It knows open_clip's classes and nothing of prompts. Text blocks that it does not know are run whole, by their
+own forward; a text tower that differs in more is refused with the name of the part; an image tower that it
+does not know is run by its own forward, without prompts.
 """
 
 from __future__ import annotations
@@ -16,14 +17,23 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from open_clip.pretrained import download_pretrained_from_hf
+from open_clip.timm_model import TimmModel
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
-from open_clip.transformer import ResidualAttentionBlock, TextTransformer, VisionTransformer
+from open_clip.transformer import (
+    CustomResidualAttentionBlock,
+    QuickGELU,
+    ResidualAttentionBlock,
+    TextTransformer,
+    VisionTransformer,
+)
 from torch import Tensor, nn
 
 from mmprompt.backbones.dual_encoder import FrozenDualEncoder, LoadOptions, freeze
-from mmprompt.backbones.forward.views import BlockView, TextView, VisionView
+from mmprompt.backbones.forward.activations import quick_gelu
+from mmprompt.backbones.forward.views import BlockView, TextView, VisionView, WholeBlock, per_head
 from mmprompt.backbones.forward.vision import PlainTower
 from mmprompt.backbones.pixels import PixelTransform, describe
+from mmprompt.backbones.timm_vit import read_timm_vit
 from mmprompt.backbones.tokens import Frame, WordTokenizer
 from mmprompt.errors import UserError
 
@@ -123,7 +133,7 @@ def read_text(model: nn.Module, tokenizer: WordTokenizer) -> TextView:
     return TextView(
         token_embedding=tower.token_embedding,
         position=tower.positional_embedding,
-        blocks=read_blocks(tower.transformer),
+        blocks=read_text_blocks(tower),
         final_norm=tower.ln_final,
         project=read_projection(tower.text_projection),
         is_causal=tower.attn_mask is not None,
@@ -161,9 +171,11 @@ def read_projection(projection: nn.Linear | nn.Parameter | None) -> Callable[[Te
 
 def read_vision(visual: nn.Module) -> VisionView | PlainTower:
     """The image tower as a view, or by its own forward where it has no image tokens that a view describes."""
+    if isinstance(visual, TimmModel):
+        return read_timm_vit(visual.trunk, visual.head)
     if not isinstance(visual, VisionTransformer):
         return PlainTower(visual, type(visual).__name__)
-    strange = [block for block in visual.transformer.resblocks if not isinstance(block, ResidualAttentionBlock)]
+    strange = [block for block in visual.transformer.resblocks if not is_known(block)]
     strange += [visual.attn_pool] if visual.attn_pool is not None else []
     if strange:
         return PlainTower(partial(pooled_only, visual), type(strange[0]).__name__)
@@ -172,7 +184,7 @@ def read_vision(visual: nn.Module) -> VisionView | PlainTower:
     return VisionView(
         embed=partial(embed_patches, visual),
         pre_norm=visual.ln_pre,
-        blocks=read_blocks(visual.transformer),
+        blocks=tuple(read_block(block) for block in visual.transformer.resblocks),
         pool=partial(pool_slots, visual),
         width=visual.positional_embedding.shape[-1],
     )
@@ -201,20 +213,32 @@ def pool_slots(visual: VisionTransformer, x: Tensor) -> Tensor:
     return x if visual.proj is None else x @ visual.proj
 
 
-def read_blocks(transformer: Any) -> tuple[BlockView, ...]:
-    """The blocks of an open_clip transformer as views.
+def read_text_blocks(tower: Any) -> tuple[BlockView | WholeBlock, ...]:
+    """The blocks of a text tower as views; all of them whole, with the tower's own mask, if one is of another kind."""
+    blocks = tower.transformer.resblocks
+    if all(is_known(block) for block in blocks):
+        return tuple(read_block(block) for block in blocks)
+    return tuple(WholeBlock(partial(run_masked, tower, block)) for block in blocks)
 
-    Raises:
-        UserError: a block is not an ordinary pre-norm block.
-    """
-    return tuple(read_block(block) for block in transformer.resblocks)
+
+def run_masked(tower: Any, block: nn.Module, x: Tensor) -> Tensor:
+    """One block over all slots [N, L, D], as open_clip's own transformer calls it."""
+    return block(x, attn_mask=tower.attn_mask)
 
 
-def read_block(block: nn.Module) -> BlockView:
-    """One block as a view; its weights are looked up at each call, so moving the model moves the view."""
-    if not isinstance(block, ResidualAttentionBlock) or hasattr(block, "ln_1_kv"):
-        raise unknown_part(block, "a ResidualAttentionBlock without cross-attention")
-    attention, width = block.attn, block.attn.embed_dim
+def is_known(block: Any) -> bool:
+    """Whether `read_block` can describe a block; a subclass may do anything in its own forward."""
+    if type(block) is CustomResidualAttentionBlock:
+        return block.attn.logit_scale is None
+    return type(block) is ResidualAttentionBlock and not hasattr(block, "ln_1_kv")
+
+
+def read_block(block: Any) -> BlockView:
+    """One known block as a view; its weights are looked up at each call, so moving the model moves the view."""
+    attention = block.attn
+    width, n_heads = attention.out_proj.in_features, attention.num_heads
+    norm_query = per_head(getattr(attention, "ln_q", None), n_heads)
+    norm_key = per_head(getattr(attention, "ln_k", None), n_heads)
 
     def project(x: Tensor, rows: slice) -> Tensor:
         bias = attention.in_proj_bias
@@ -222,24 +246,39 @@ def read_block(block: nn.Module) -> BlockView:
 
     def in_proj(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         query, key, value = project(x, slice(None)).chunk(3, dim=-1)
-        return query, key, value
+        return norm_query(query), norm_key(key), value
 
     def key_value(x: Tensor) -> tuple[Tensor, Tensor]:
         key, value = project(x, slice(width, None)).chunk(2, dim=-1)
-        return key, value
+        return norm_key(key), value
 
     return BlockView(
         norm1=block.ln_1,
         norm2=block.ln_2,
         in_proj=in_proj,
-        query=lambda x: project(x, slice(width)),
+        query=lambda x: norm_query(project(x, slice(width))),
         key_value=key_value,
-        out_proj=attention.out_proj,
-        mlp=block.mlp,
+        out_proj=attention.out_proj if type(block) is ResidualAttentionBlock else partial(custom_output, block),
+        mlp=partial(run_mlp, block.mlp),
         scale1=block.ls_1,
         scale2=block.ls_2,
-        n_heads=attention.num_heads,
+        n_heads=n_heads,
     )
+
+
+def custom_output(block: CustomResidualAttentionBlock, joined: Tensor) -> Tensor:
+    """What a custom block does to the joined heads [..., D]: scale per head, norm, projection, norm."""
+    attention = block.attn
+    if attention.head_scale is not None:
+        joined = (joined.unflatten(-1, (attention.num_heads, -1)) * attention.head_scale[..., 0]).flatten(-2)
+    return block.ln_attn(attention.out_proj(attention.ln_inner(joined)))
+
+
+def run_mlp(mlp: nn.Sequential, x: Tensor) -> Tensor:
+    """The feed-forward part, its quick GELU in one step."""
+    for part in mlp:
+        x = quick_gelu(x) if isinstance(part, QuickGELU) else part(x)
+    return x
 
 
 RESIZES = {

@@ -76,7 +76,11 @@ class DualEncoder(Protocol):
         ...
 
     def encode_text(self, slots: TextSlots, vectors: Mapping[Site, Vectors] | None = None) -> Tensor:
-        """Class features [C, E] of unit norm, with the vectors of the text sites spliced in."""
+        """Class features of unit norm, with the vectors of the text sites spliced in.
+
+        Returns:
+            [C, E], or [B, C, E] if some vectors are of scope `"image"`.
+        """
         ...
 
     def encode_image(self, images: Tensor, vectors: Mapping[Site, Vectors] | None = None) -> Tensor:

@@ -15,9 +15,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, CLIPModel, SiglipModel
+from transformers.activations import QuickGELUActivation
 from transformers.utils import logging as transformers_logging
 
 from mmprompt.backbones.dual_encoder import FrozenDualEncoder, LoadOptions, freeze
+from mmprompt.backbones.forward.activations import quick_gelu
 from mmprompt.backbones.forward.views import BlockView, TensorMap, TextView, VisionView
 from mmprompt.backbones.pixels import PixelTransform, describe
 from mmprompt.backbones.tokens import Frame, WordTokenizer
@@ -181,11 +183,17 @@ def read_block(layer: Any) -> BlockView:
         query=attention.q_proj,
         key_value=key_value,
         out_proj=attention.out_proj,
-        mlp=layer.mlp,
+        mlp=partial(run_mlp, layer.mlp),
         scale1=nn.Identity(),
         scale2=nn.Identity(),
         n_heads=attention.num_heads,
     )
+
+
+def run_mlp(mlp: Any, x: Tensor) -> Tensor:
+    """The feed-forward part, its quick GELU in one step."""
+    activation = quick_gelu if isinstance(mlp.activation_fn, QuickGELUActivation) else mlp.activation_fn
+    return mlp.fc2(activation(mlp.fc1(x)))
 
 
 def read_pixels(processor: Any, size: int) -> PixelTransform:

@@ -17,6 +17,13 @@ from tests import small_models
 
 TEXTS = ["a photo of a cat", "the blue house!", "dog", ""]
 SIGLIP_TEXT = {"pool_type": "last", "no_causal_mask": True, "proj_bias": True}
+NORMS_AND_SCALES = {
+    "qk_norm": True,
+    "scale_heads": True,
+    "scale_attn_inner": True,
+    "scale_attn": True,
+    "scale_fc": True,
+}
 FORMS: dict[str, dict[str, Any]] = {
     "flat": {},
     "flat_quick_gelu": {"quick_gelu": True},
@@ -27,6 +34,8 @@ FORMS: dict[str, dict[str, Any]] = {
         "text": {"pool_type": "eos", "eos_id": len(small_models.clip_vocabulary()) - 1},
     },
     "custom_without_projection": {"custom_text": True, "text": {"proj_type": "none"}, "embed_dim": small_models.WIDTH},
+    "custom_blocks": {"text": {"block_type": "custom"}},
+    "norms_and_scales": {"text": NORMS_AND_SCALES},
     "bidirectional_eos": {"custom_text": True, "text": {"no_causal_mask": True}},
     "causal_last": {"text": {"pool_type": "last"}},
     "siglip": {
@@ -104,8 +113,8 @@ def test_attention_pooler_is_run_by_open_clip_and_takes_no_prompts(tmp_path: Pat
 @pytest.mark.parametrize(
     ("form", "part"),
     [
-        ({"text": {"block_type": "custom"}}, "CustomResidualAttentionBlock"),
         ({"text": {"embed_cls": True}, "custom_text": True}, "TextTransformer"),
+        ({"text": {"no_causal_mask": True, "use_pad_mask": True}, "custom_text": True}, "TextTransformer"),
     ],
 )
 def test_unknown_text_towers_are_refused_by_name(form: dict[str, Any], part: str, tmp_path: Path) -> None:

@@ -2,72 +2,126 @@
 
 A causal tower read at its end token needs neither padding nor anything after that token, and classes
 that begin alike begin with the same keys and values. So three shortcuts are exact there: only real
-tokens are computed (packed over classes), the common beginning is run once, and the last block is
-computed for the end token alone. A bidirectional tower attends to its padding, so it is run at full
-length, except for the last block's one slot. This file knows slots and vectors, not class names.
+tokens are computed, the common beginning is run once (once per image where it depends on the image),
+and the last block is computed for the end token alone. A bidirectional tower attends to its padding, so
+it is run at full length, except for the last block's one slot. Either way, classes are taken in chunks
+and computed again in the backward pass when their activations would not fit in memory. This file
+knows slots and vectors, not class names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
+from mmprompt.backbones.forward.packed import PackedSlots, embed, pack, run_common, run_own, splice
 from mmprompt.backbones.forward.views import BlockView, TextView
 from mmprompt.backbones.sites import Site, TextSlots, Vectors
+from mmprompt.errors import UserError, bad_value
+
+SAVED_WIDTHS = 16
+"""Tensors of the tower's width that a block keeps per slot for the backward pass: a little above the most measured."""
 
 
-def encode_slots(view: TextView, slots: TextSlots, vectors: Mapping[Site, Vectors]) -> Tensor:
+@dataclass(frozen=True)
+class Shortcuts:
+    """What is left out because it changes nothing. Each is on; the tests switch them off one by one.
+
+    Args:
+        real_tokens: no slot after the end token is computed, if the tower is causal and read there.
+        common_once: slots that all classes begin with are computed once, if padding is left out.
+        end_only: the last block is computed for the pooled slot alone.
+    """
+
+    real_tokens: bool = True
+    common_once: bool = True
+    end_only: bool = True
+
+
+def encode_slots(
+    view: TextView,
+    slots: TextSlots,
+    vectors: Mapping[Site, Vectors],
+    memory_bytes: int,
+    shortcuts: Shortcuts | None = None,
+) -> Tensor:
     """Raw class features of a text tower.
 
     Args:
         view: the tower.
-        slots: what stands where; on the tower's device.
+        slots: what stands where; on the tower's device. Padded to the context length where the tower needs it.
         vectors: for `text.input` the context vectors that `slots.ctx_index` names; for `text.layer[i]`
             vectors that replace the first of those slots at the input of block i (Khattak et al. 2023,
-            "MaPLe", section 3.2).
+            "MaPLe", section 3.2). Those of scope `"image"` (Zhou et al. 2022, "Conditional Prompt
+            Learning") give features per image.
+        memory_bytes: about what the activations kept for the backward pass may take; classes that would
+            take more are computed in chunks, and again in the backward pass.
+        shortcuts: for tests.
     Returns:
-        [C, E], not normalised.
+        [C, E], or [B, C, E] if some vectors are of scope `"image"`; not normalised.
     """
-    deep = {site.layer: given for site, given in vectors.items() if site.layer > 0}
-    given = vectors.get(Site("text"))
-    x = splice(view.token_embedding(slots.token_ids), slots.ctx_index, given)  # [C, L, D]
-    if view.is_causal and view.pooling == "eos":
-        length = int(slots.lengths.max())
-        x = x[:, :length] + view.position[:length]
-        shared = all(v.scope == "shared" for v in vectors.values())
-        packing = pack(slots, common_length(slots, shared))
-        pooled = run_packed(view, x, packing, deep)
+    shortcuts = shortcuts or Shortcuts()
+    if view.reads_end_only and shortcuts.real_tokens:
+        pooled = encode_packed(view, slots, vectors, memory_bytes, shortcuts)
     else:
-        x = x + view.position[: x.shape[1]]
-        pooled = run_full(view, x, slots, deep)
-    return view.project(view.final_norm(pooled))
+        pooled = encode_full(view, slots, vectors, memory_bytes, shortcuts)
+    features = view.project(view.final_norm(pooled))  # [B or 1, C, E]
+    n_images = count_images(vectors)
+    return features[0] if n_images is None else features.expand(n_images, -1, -1)
 
 
-def splice(x: Tensor, ctx_index: Tensor, vectors: Vectors | None) -> Tensor:
-    """Put vectors where `ctx_index` names them.
+def check_text_vectors(view: TextView, n_classes: int, vectors: Mapping[Site, Vectors]) -> None:
+    """Refuse vectors that a text tower cannot take.
 
     Args:
-        x: [C, L, D].
-        ctx_index: [C, L]; m for the m-th vector, -1 to keep x; an index beyond the M vectors keeps x.
-        vectors: `"shared"` [M, D] or `"class"` [C, M, D].
-    Returns:
-        [C, L, D].
+        view: the tower.
+        n_classes: C.
+        vectors: by site; all of the text tower.
+    Raises:
+        UserError: there is no such layer, or vectors have another width or belong to other classes or images.
     """
-    if vectors is None or vectors.n_vectors == 0:
-        return x
-    index = ctx_index.clamp(0, vectors.n_vectors - 1)
-    values = vectors.values.to(x.dtype)
-    if vectors.scope == "shared":
-        spliced = values[index]  # [C, L, D]
-    else:
-        rows = torch.arange(x.shape[0], device=x.device)[:, None]
-        spliced = values[rows, index]
-    here = (ctx_index >= 0) & (ctx_index < vectors.n_vectors)
-    return torch.where(here[..., None], spliced, x)
+    n_images = count_images(vectors)
+    for site, given in vectors.items():
+        if site.layer >= len(view.blocks):
+            raise bad_value("site", site, f"this text tower has {len(view.blocks)} layers", "Use a smaller depth.")
+        first = {"shared": (), "class": (n_classes,), "image": (n_images,)}[given.scope]
+        if given.values.shape != (*first, given.n_vectors, view.width):
+            raise UserError(
+                f"the vectors of {site} are {given.scope} {list(given.values.shape)}, but this text tower and "
+                f"{n_classes} classes take {given.scope} {[*first, given.n_vectors, view.width]}. Build the prompt for "
+                "this backbone and these classes."
+            )
+
+
+def count_images(vectors: Mapping[Site, Vectors]) -> int | None:
+    """B where vectors belong to images, else None."""
+    return next((len(given.values) for given in vectors.values() if given.scope == "image"), None)
+
+
+def encode_packed(
+    view: TextView, slots: TextSlots, vectors: Mapping[Site, Vectors], memory_bytes: int, shortcuts: Shortcuts
+) -> Tensor:
+    """The end tokens [B or 1, C, D] of a causal tower after the last block."""
+    order = slots.lengths.argsort(stable=True)  # classes of equal length side by side
+    lengths = slots.lengths[order].tolist()
+    is_shared = all(given.scope != "class" for given in vectors.values())
+    n_common = common_length(slots, is_shared) if shortcuts.common_once else 0
+    common: Sequence = [None] * len(view.blocks)
+    if n_common:
+        common = run_common(view, pack(slots, order[:1], range(n_common), lengths[:1]), vectors)
+
+    def run(chunk: slice) -> Tensor:
+        own = pack(slots, order[chunk], range(n_common, lengths[-1]), lengths[chunk])
+        return run_own(view, own, vectors, common, shortcuts.end_only)
+
+    costs = [(length - n_common) * slot_bytes(view, length, vectors) for length in lengths]
+    pooled = run_chunks(run, costs, memory_bytes)
+    return pooled[:, order.argsort()]
 
 
 def common_length(slots: TextSlots, shared: bool) -> int:
@@ -84,162 +138,86 @@ def common_length(slots: TextSlots, shared: bool) -> int:
     return min(leading, int(slots.lengths.min()) - 1)
 
 
-@dataclass(frozen=True)
-class Packing:
-    """Which slots are computed: S common ones once, and N packed ones, T per class at most.
+def encode_full(
+    view: TextView, slots: TextSlots, vectors: Mapping[Site, Vectors], memory_bytes: int, shortcuts: Shortcuts
+) -> Tensor:
+    """The pooled slots [B or 1, C, D] of any tower after the last block, every slot computed."""
+    n_classes, length = slots.token_ids.shape
+    classes = torch.arange(n_classes, device=slots.token_ids.device)
+    pooled = slots.lengths - 1 if view.pooling == "eos" else torch.full_like(slots.lengths, length - 1)
 
-    Args:
-        n_common: S.
-        rows, columns: [N]; class and place after the common part of each packed slot, in order of classes.
-        ends: [C]; where in the N packed slots each class has its end token.
-        ctx_common: [1, S] and ctx_packed: [N, 1]; the context index of each.
-        width: T, the most slots of a class after the common part.
-    """
+    def run(chunk: slice) -> Tensor:
+        every = pack(slots, classes[chunk], range(length), [length] * len(classes[chunk]))
+        return run_full(view, every, vectors, pooled[chunk], shortcuts.end_only)
 
-    n_common: int
-    rows: Tensor
-    columns: Tensor
-    ends: Tensor
-    ctx_common: Tensor
-    ctx_packed: Tensor
-    width: int
-
-    def pad(self, packed: Tensor, n_classes: int) -> Tensor:
-        """Packed [N, D] to one row per class [C, T, D], zeros where a class is shorter."""
-        padded = packed.new_zeros(n_classes, self.width, packed.shape[-1])
-        return padded.index_put((self.rows, self.columns), packed)
+    return run_chunks(run, [length * slot_bytes(view, length, vectors)] * n_classes, memory_bytes)
 
 
-def pack(slots: TextSlots, n_common: int) -> Packing:
-    """Lay out the slots that have to be computed."""
-    own = slots.lengths - n_common  # [C]
-    width = int(own.max())
-    real = torch.arange(width, device=own.device)[None] < own[:, None]  # [C, T]
-    rows, columns = real.nonzero(as_tuple=True)
-    ctx_index = slots.ctx_index[rows, columns + n_common]
-    return Packing(
-        n_common, rows, columns, own.cumsum(0) - 1, slots.ctx_index[:1, :n_common], ctx_index[:, None], width
-    )
-
-
-def run_packed(view: TextView, x: Tensor, packing: Packing, deep: Mapping[int, Vectors]) -> Tensor:
-    """The blocks of a causal tower over the common slots and the packed ones.
+def run_full(
+    view: TextView, every: PackedSlots, vectors: Mapping[Site, Vectors], pooled: Tensor, end_only: bool
+) -> Tensor:
+    """The blocks over every slot of C' classes.
 
     Args:
         view: the tower.
-        x: [C, L, D], all slots with positions.
-        packing: which of them are computed.
-        deep: vectors by the block at whose input they replace context slots.
+        every: all slots of the classes, equally many each.
+        vectors: by site.
+        pooled: [C'], the slot of each class that is read.
+        end_only: whether the last block is computed for that slot alone.
     Returns:
-        [C, D], the end token after the last block.
+        [B or 1, C', D].
     """
-    n_classes = x.shape[0]
-    common = x[:1, : packing.n_common]  # [1, S, D]
-    own = x[packing.rows, packing.columns + packing.n_common]  # [N, D]
-    later = torch.ones(packing.width, packing.width, dtype=torch.bool, device=x.device).triu(1)
-    last = len(view.blocks) - 1
+    length = every.lengths[0]
+    x = embed(view, every, vectors.get(Site("text")))  # [B or 1, C' L, D]
     for layer, block in enumerate(view.blocks):
-        if layer in deep:
-            common = splice(common, packing.ctx_common, deep[layer])
-            own = splice_packed(own, packing, deep[layer])
-        kept = packing.ends if layer == last else None
-        common, own = packed_block(block, common, own, packing, later, n_classes, kept)
-    return own
+        x = splice(x, every, vectors.get(Site("text", layer)) if layer else None)
+        rows = x.reshape(-1, length, x.shape[-1])  # [B C', L, D]
+        if end_only and layer == len(view.blocks) - 1 and isinstance(block, BlockView):
+            return run_pooled(block, rows, pooled.repeat(len(x)), view.is_causal).unflatten(0, (len(x), -1))
+        x = block.whole(rows, view.is_causal).reshape(x.shape)
+    places = torch.arange(len(pooled), device=pooled.device) * length + pooled
+    return x[:, places]
 
 
-def splice_packed(own: Tensor, packing: Packing, vectors: Vectors) -> Tensor:
-    """`splice` for packed slots [N, D], each with its class's vectors."""
-    if vectors.scope == "class":
-        vectors = Vectors(vectors.values[packing.rows], "class")  # [N, M, D]
-    return splice(own[:, None], packing.ctx_packed, vectors)[:, 0]
+def run_pooled(block: BlockView, x: Tensor, pooled: Tensor, is_causal: bool) -> Tensor:
+    """One block over [N, L, D], for the slot `pooled` [N] of each row alone: [N, D]."""
+    rows = torch.arange(len(x), device=x.device)
+    normed = block.norm1(x)
+    key, value = (block.split_heads(part) for part in block.key_value(normed))
+    query = block.split_heads(block.query(normed[rows, pooled][:, None]))  # [N, H, 1, D/H]
+    seen = torch.arange(x.shape[1], device=x.device) <= pooled[:, None, None, None] if is_causal else None
+    attended = F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
+    return block.finish(x[rows, pooled], block.join_heads(attended)[:, 0])
 
 
-def packed_block(
-    block: BlockView,
-    common: Tensor,
-    own: Tensor,
-    packing: Packing,
-    later: Tensor,
-    n_classes: int,
-    kept: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """One block; with `kept` [C], its outputs for those packed slots alone."""
-    normed_common, normed_own = block.norm1(common), block.norm1(own)
-    key, value = block.key_value(normed_own)
-    if kept is None:
-        common_query, common_key, common_value = block.in_proj(normed_common)
-        query = packing.pad(block.query(normed_own), n_classes)
-    else:
-        common_key, common_value = block.key_value(normed_common)
-        query = block.query(normed_own[kept])[:, None]  # [C, 1, D]
-        later = own_places_after_end(packing, kept)
-    heads = block.split_heads
-    attended = attend(
-        heads(query),
-        (heads(packing.pad(key, n_classes)), heads(packing.pad(value, n_classes))),
-        (heads(common_key)[0], heads(common_value)[0]),
-        later,
-    )
-    joined = block.join_heads(attended)  # [C, T or 1, D]
-    if kept is not None:
-        return common, block.finish(own[kept], joined[:, 0])
-    self_attended = F.scaled_dot_product_attention(
-        heads(common_query), heads(common_key), heads(common_value), is_causal=True
-    )
-    common = block.finish(common, block.join_heads(self_attended))
-    return common, block.finish(own, joined[packing.rows, packing.columns])
+def slot_bytes(view: TextView, length: int, vectors: Mapping[Site, Vectors]) -> int:
+    """About what one slot of a text of some length keeps for the backward pass, over all blocks and images."""
+    width, block = view.width, view.blocks[0]
+    scores = block.n_heads * length if isinstance(block, BlockView) else 0
+    n_images = count_images(vectors) or 1
+    return n_images * len(view.blocks) * (SAVED_WIDTHS * width + scores) * view.position.element_size()
 
 
-def own_places_after_end(packing: Packing, ends: Tensor) -> Tensor:
-    """[C, 1, 1, T]: the padded places that the end token must not attend to."""
-    places = torch.arange(packing.width, device=ends.device)
-    return (places[None] > packing.columns[ends][:, None])[:, None, None]
-
-
-def attend(query: Tensor, own: tuple[Tensor, Tensor], common: tuple[Tensor, Tensor], later: Tensor) -> Tensor:
-    """Attention of each class's slots to the common slots and to its own earlier ones.
-
-    The keys of the common slots are multiplied once for all classes and never copied per class.
+def run_chunks(run: Callable[[slice], Tensor], costs: Sequence[int], memory_bytes: int) -> Tensor:
+    """Run over all classes, in chunks if they cost too much together; those are run again in the backward pass.
 
     Args:
-        query: [C, H, T, D/H].
-        own: keys and values of each class's own slots, [C, H, T', D/H].
-        common: keys and values of the common slots, [H, S, D/H].
-        later: boolean, broadcast to [C, H, T, T']; true where attending is forbidden.
-    Returns:
-        [C, H, T, D/H].
+        run: the features [B or 1, C', D] of a slice of the classes.
+        costs: bytes of each class.
+        memory_bytes: the most a chunk may cost, if it holds more than one class.
     """
-    query = query * query.shape[-1] ** -0.5
-    own_scores = (query @ own[0].mT).masked_fill(later, float("-inf"))
-    common_scores = torch.einsum("chtd,hsd->chts", query, common[0])
-    scores = torch.cat([common_scores, own_scores], dim=-1)
-    precise = torch.float32 if scores.dtype in (torch.float16, torch.bfloat16) else scores.dtype
-    weights = scores.softmax(dim=-1, dtype=precise).to(scores.dtype)
-    to_common, to_own = weights.split([common[0].shape[-2], own[0].shape[-2]], dim=-1)
-    return torch.einsum("chts,hsd->chtd", to_common, common[1]) + to_own @ own[1]
+    chunks = list(split_costs(costs, memory_bytes))
+    if len(chunks) == 1:
+        return run(chunks[0])
+    return torch.cat([checkpoint(run, chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks], dim=1)
 
 
-def run_full(view: TextView, x: Tensor, slots: TextSlots, deep: Mapping[int, Vectors]) -> Tensor:
-    """The blocks over every slot, the last one for the pooled slot alone where the tower sees all slots.
-
-    Args:
-        view: the tower.
-        x: [C, L, D], all slots with positions.
-        slots: which of them hold context vectors, and the lengths.
-        deep: vectors by the block at whose input they replace context slots.
-    Returns:
-        [C, D], the pooled slot after the last block.
-    """
-    rows = torch.arange(x.shape[0], device=x.device)
-    pooled = slots.lengths - 1 if view.pooling == "eos" else torch.full_like(rows, x.shape[1] - 1)
-    *earlier, last = view.blocks
-    for layer, block in enumerate(earlier):
-        x = block.whole(splice(x, slots.ctx_index, deep.get(layer)), view.is_causal)
-    x = splice(x, slots.ctx_index, deep.get(len(earlier)))
-    if view.is_causal:
-        return last.whole(x, is_causal=True)[rows, pooled]
-    normed = last.norm1(x)
-    key, value = (last.split_heads(part) for part in last.key_value(normed))
-    query = last.split_heads(last.query(normed[rows, pooled][:, None]))  # [C, H, 1, D/H]
-    attended = F.scaled_dot_product_attention(query, key, value)
-    return last.finish(x[rows, pooled], last.join_heads(attended)[:, 0])
+def split_costs(costs: Sequence[int], limit: int) -> Iterator[slice]:
+    """Slices of at least one item each whose costs stay within a limit together."""
+    start, total = 0, 0
+    for place, cost in enumerate(costs):
+        if place > start and total + cost > limit:
+            yield slice(start, place)
+            start, total = place, 0
+        total += cost
+    yield slice(start, len(costs))

@@ -26,9 +26,10 @@ class BlockView:
 
     Args:
         norm1, norm2: before the attention and before the MLP.
-        in_proj: the queries, keys and values, all three in one product where the library stores them so.
+        in_proj: the queries, keys and values, all three in one product where the library stores them so; queries
+            and keys are normed per head where the block does that.
         query, key_value: the same projections where only one side is needed.
-        out_proj: after the heads are joined.
+        out_proj: after the heads are joined, with whatever norm or scale of heads the block has around it.
         mlp: the feed-forward part.
         scale1, scale2: layer scale, else the identity.
         n_heads: H; scores are scaled by 1/sqrt(D/H).
@@ -70,6 +71,28 @@ class BlockView:
         return self.finish(x, self.join_heads(attended))
 
 
+def per_head(norm: nn.Module | None, n_heads: int) -> TensorMap:
+    """A norm of queries or keys over each head's part of the last axis; the identity where there is none."""
+    if norm is None or isinstance(norm, nn.Identity):
+        return nn.Identity()
+    return lambda x: norm(x.unflatten(-1, (n_heads, -1))).flatten(-2)
+
+
+@dataclass(frozen=True)
+class WholeBlock:
+    """A block whose inside is no `BlockView`, run as its library runs it, over all slots and with the tower's mask.
+
+    Args:
+        forward: [B, L, D] to [B, L, D], where L is the context length.
+    """
+
+    forward: TensorMap
+
+    def whole(self, x: Tensor, is_causal: bool = False) -> Tensor:
+        """The block over all slots [B, L, D]; it brings its own mask."""
+        return self.forward(x)
+
+
 @dataclass(frozen=True)
 class TextView:
     """A text tower: tokens and positions, blocks, final norm, pooling at one slot, projection.
@@ -77,6 +100,7 @@ class TextView:
     Args:
         token_embedding: [V, D].
         position: [L, D], added after vectors are spliced in; L is the context length.
+        blocks: views of all blocks, or all of them whole.
         final_norm: after the last block.
         project: the pooled slot [N, D] to raw features [N, E].
         is_causal: whether a slot sees only those before it. If not, padding is attended to and slots are full length.
@@ -88,7 +112,7 @@ class TextView:
 
     token_embedding: nn.Embedding
     position: Tensor
-    blocks: tuple[BlockView, ...]
+    blocks: tuple[BlockView | WholeBlock, ...]
     final_norm: TensorMap
     project: TensorMap
     is_causal: bool
@@ -108,9 +132,14 @@ class TextView:
         return self.position.shape[1]
 
     @property
+    def block_views(self) -> tuple[BlockView, ...]:
+        """All blocks, or none if they are whole."""
+        return tuple(block for block in self.blocks if isinstance(block, BlockView))
+
+    @property
     def reads_end_only(self) -> bool:
         """Whether nothing after the end token has an influence, so that slots may stop there."""
-        return self.is_causal and self.pooling == "eos"
+        return self.is_causal and self.pooling == "eos" and len(self.block_views) > 0
 
 
 @dataclass(frozen=True)

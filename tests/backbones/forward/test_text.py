@@ -1,159 +1,429 @@
-"""The text forward against plain full-length references, for every family: features and gradients."""
+"""The text forward against plain full-length references, for every family: features, logits, loss, gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from open_clip.transformer import ResidualAttentionBlock
+from torch import Tensor
 
-from mmprompt.backbones.forward.text import common_length, encode_slots
+from mmprompt.backbones.dual_encoder import FrozenDualEncoder
+from mmprompt.backbones.forward.text import Shortcuts, common_length, encode_slots, slot_bytes, split_costs
 from mmprompt.backbones.load import load_backbone
-from mmprompt.backbones.sites import Site, Vectors
+from mmprompt.backbones.open_clip import read_text
+from mmprompt.backbones.sites import Scope, Site, Vectors
+from mmprompt.errors import UserError
 from mmprompt.prompts.text import TextLayout
+from tests import small_models
 from tests.reference import plain_text
 
-NAMES = ["cat", "a dog house", "bird"]
-REFERENCE = {"open_clip": plain_text.open_clip_features, "transformers": plain_text.transformers_features}
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
+NAMES = ["cat", "a red dog house", "bird", "blue car"]
+N_IMAGES = 2
+ROOMY = {"context_length": 32, "layers": 3}
+NORMS_AND_SCALES = {
+    "qk_norm": True,
+    "scale_heads": True,
+    "scale_attn_inner": True,
+    "scale_attn": True,
+    "scale_fc": True,
+}
+OPEN_CLIP_FORMS: dict[str, dict[str, Any]] = {
+    "open_clip": {},
+    "quick_gelu": {"quick_gelu": True},
+    "layer_scale": {"text": {"ls_init_value": 0.5}},
+    "norms_and_scales": {"text": NORMS_AND_SCALES},
+    "custom_text": {"custom_text": True, "text": {"proj_bias": True}},
+    "bidirectional": {"custom_text": True, "text": {"no_causal_mask": True}},
+    "causal_last": {"custom_text": True, "text": {"pool_type": "last"}},
+    "open_clip_siglip": {
+        "custom_text": True,
+        "text": {"pool_type": "last", "no_causal_mask": True, "proj_bias": True},
+        "save_tokenizer": small_models.save_siglip_tokenizer,
+        "init_logit_bias": -3.0,
+    },
+}
+FAMILIES = [*OPEN_CLIP_FORMS, "hf_clip", "siglip", "tiny"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Where vectors stand: the position of the name, and the scope of the vectors of each layer that has some."""
+
+    scopes: dict[int, Scope]
+    position: str = "end"
+    n_ctx: int = 3
+    template: str = "{}."
+    n_deep: int | None = None
+
+
+CASES = {
+    "shared": Case({0: "shared"}),
+    "shared in the middle": Case({0: "shared"}, "middle"),
+    "shared behind": Case({0: "shared"}, "front"),
+    "per class": Case({0: "class"}),
+    "per class in the middle": Case({0: "class"}, "middle"),
+    "per image": Case({0: "image"}),
+    "per image in the middle": Case({0: "image"}, "middle"),
+    "deep": Case({0: "shared", 1: "shared"}),
+    "deep, fewer": Case({0: "shared", 1: "shared"}, "middle", n_deep=2),
+    "deep alone": Case({1: "shared"}),
+    "deep per class": Case({0: "shared", 1: "class"}),
+    "deep below vectors per image": Case({0: "shared", 1: "image"}),
+    "vectors and words": Case({0: "shared"}, template="a photo of the {}."),
+    "words": Case({}, n_ctx=0, template="a photo of a {}."),
+}
+
+
+def load(family: str, place: Path, dtype: str) -> FrozenDualEncoder:
+    if family == "tiny":
+        folder: Path | str = "tiny"
+    elif family == "hf_clip":
+        folder = small_models.save_hf_clip(place, max_position_embeddings=32, num_hidden_layers=3)
+    elif family == "siglip":
+        folder = small_models.save_siglip(place)
+    else:
+        form = OPEN_CLIP_FORMS[family]
+        folder = small_models.save_open_clip(place, **{**form, "text": ROOMY | form.get("text", {})})
+    return load_backbone(str(folder), device="cpu", dtype=dtype)
+
+
+@pytest.fixture(scope="module", params=["float32", "float64"])
+def dtype(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest, model_folder: Path, dtype: str) -> FrozenDualEncoder:
+    return load(request.param, model_folder / f"text_forward_{request.param}", dtype)
 
 
 @pytest.fixture(scope="module")
-def open_clip_backbone_64(tiny_open_clip_folder):
-    return load_backbone(str(tiny_open_clip_folder), device="cpu", dtype="float64")
+def roomy(model_folder: Path) -> FrozenDualEncoder:
+    """open_clip's form of CLIP with 32 slots and three layers, in double precision."""
+    return load("open_clip", model_folder / "text_forward_roomy", "float64")
 
 
-@pytest.fixture(scope="module", params=["tiny_open_clip_folder", "tiny_hf_clip_folder", "tiny_siglip_folder"])
-def family(request):
-    """A float64 backbone and its reference."""
-    folder = request.getfixturevalue(request.param)
-    kind = "open_clip" if request.param == "tiny_open_clip_folder" else "transformers"
-    return load_backbone(str(folder), device="cpu", dtype="float64"), REFERENCE[kind]
+def draw(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).requires_grad_()
+def draw_vectors(backbone: FrozenDualEncoder, case: Case, n_classes: int) -> dict[Site, Vectors]:
+    first = {"shared": (), "class": (n_classes,), "image": (N_IMAGES,)}
+    found = {}
+    for layer, scope in case.scopes.items():
+        n_vectors = case.n_deep if layer and case.n_deep is not None else case.n_ctx
+        values = draw(*first[scope], n_vectors, backbone.text_width, dtype=backbone.dtype, seed=layer)
+        found[Site("text", layer)] = Vectors(values.requires_grad_(), scope)
+    return found
 
 
-def reference_rows(backbone, layout, names):
+def reference_rows(backbone: FrozenDualEncoder, case: Case, names: list[str]) -> tuple[list[list[int]], list[int]]:
     """The full-length rows of the reference, built without the package's slots."""
     view, rows, ends = backbone.text, [], []
+    before, after = case.template.split("{}")
     for name in names:
-        words, n_name = backbone.tokenize(f"{name}."), len(backbone.tokenize(name))
-        row, end = plain_text.ids_with_context(
-            words,
-            n_name,
-            layout.n_ctx,
-            layout.class_position,
-            view.start_id,
-            view.end_id,
-            view.pad_id,
-            view.context_length,
-        )
+        words, n_name = backbone.tokenize(before + name + after), len(backbone.tokenize(before + name))
+        frame = (view.start_id, view.end_id, view.pad_id, view.context_length)
+        row, end = plain_text.ids_with_context(words, n_name, case.n_ctx, case.position, *frame)
         rows.append(row)
         ends.append(end)
     return rows, ends
 
 
-def assert_same(backbone, reference, layout, names, vectors):
-    """Features and gradients equal those of the reference to 1e-10."""
-    leaves = [v.values for v in vectors.values()]
-    ours = backbone.encode_text(layout.slots(backbone, names), vectors)
-    ctx = vectors[Site("text")].values if Site("text") in vectors else None
-    deep = {site.layer: v.values for site, v in vectors.items() if site.layer}
-    theirs = reference(backbone.model, *reference_rows(backbone, layout, names), ctx, deep)
-    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+def reference_features(
+    backbone: FrozenDualEncoder, case: Case, names: list[str], vectors: dict[Site, Vectors]
+) -> Tensor:
+    """[C, E], or [B, C, E] where vectors belong to images: one image after another."""
+    is_transformers = hasattr(backbone.model, "text_model")
+    plain: Callable = plain_text.transformers_features if is_transformers else plain_text.open_clip_features
+    rows = reference_rows(backbone, case, names)
+
+    def of_image(image: int) -> Tensor:
+        values = {s.layer: v.values[image] if v.scope == "image" else v.values for s, v in vectors.items()}
+        filler = torch.zeros(case.n_ctx, backbone.text_width, dtype=backbone.dtype)
+        deep = {layer: given for layer, given in values.items() if layer}
+        if 0 not in values:  # slots that only deeper vectors fill hold the padding token until then
+            filler = backbone.token_vectors(torch.tensor([backbone.text.pad_id])).expand_as(filler)
+        return plain(backbone.model, *rows, values.get(0, filler), deep)
+
+    if any(given.scope == "image" for given in vectors.values()):
+        return torch.stack([of_image(image) for image in range(N_IMAGES)])
+    return of_image(0)
+
+
+def step(backbone: FrozenDualEncoder, features: Tensor, leaves: list[Tensor]) -> dict[str, Tensor]:
+    """Logits and cross entropy of random images, and the gradient of every leaf."""
+    generator = torch.Generator().manual_seed(5)
+    images = torch.randn(N_IMAGES, features.shape[-1], generator=generator, dtype=torch.float64).to(features.dtype)
+    images = images / images.norm(dim=-1, keepdim=True)
+    logits = backbone.logit_scale * (features @ images[:, :, None])[..., 0] + backbone.logit_bias  # [B, C]
+    labels = torch.arange(N_IMAGES) % features.shape[-2]
+    has_choice = features.shape[-2] > 1  # else the cross entropy is zero whatever the logits
+    loss = torch.nn.functional.cross_entropy(logits, labels) if has_choice else logits.square().mean()
+    found = {"features": features, "logits": logits, "loss": loss}
     if leaves:
-        weight = draw(*ours.shape, seed=9).detach()
-        for a, b in zip(*(torch.autograd.grad((f * weight).sum(), leaves) for f in (ours, theirs)), strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+        gradients = torch.autograd.grad(loss, leaves)
+        found |= {f"gradient {number}": gradient for number, gradient in enumerate(gradients)}
+    return found
 
 
-@pytest.mark.parametrize("position", ["end", "middle", "front"])
-@pytest.mark.parametrize("n_ctx", [1, 3])
-def test_shared_context_equals_the_full_length_reference(family, n_ctx, position):
-    layout = TextLayout(n_ctx=n_ctx, class_position=position)
-    vectors = {Site("text"): Vectors(draw(n_ctx, family[0].text_width))}
-    assert_same(*family, layout, NAMES, vectors)
+def assert_plain(
+    backbone: FrozenDualEncoder,
+    case: Case,
+    names: list[str],
+    memory_bytes: int = 2**30,
+    shortcuts: Shortcuts | None = None,
+) -> None:
+    """Everything that a step gives is what the plain forward gives, to the tolerance of the dtype."""
+    vectors = draw_vectors(backbone, case, len(names))
+    leaves = [given.values for given in vectors.values()]
+    slots = TextLayout(case.template, case.n_ctx, case.position).slots(backbone, names)  # type: ignore[arg-type]
+    raw = encode_slots(backbone.text, slots, vectors, memory_bytes, shortcuts)
+    found = step(backbone, torch.nn.functional.normalize(raw, dim=-1), leaves)
+    expected = step(backbone, reference_features(backbone, case, names, vectors), leaves)
+    for name, value in expected.items():
+        error = (found[name] - value).norm() / value.norm()
+        assert error < TOLERANCE[backbone.dtype], f"{name}: {error:.1e}"
 
 
-@pytest.mark.parametrize("position", ["end", "middle", "front"])
-def test_class_specific_context_equals_the_full_length_reference(family, position):
-    layout = TextLayout(n_ctx=2, class_position=position)
-    vectors = {Site("text"): Vectors(draw(3, 2, family[0].text_width), "class")}
-    assert_same(*family, layout, NAMES, vectors)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_a_step_is_the_plain_full_length_one(family: FrozenDualEncoder, case: Case) -> None:
+    assert_plain(family, case, NAMES)
 
 
-@pytest.mark.parametrize("scope", ["shared", "class"])
-def test_deep_vectors_replace_context_slots_at_their_layer(family, scope):
-    width = family[0].text_width
-    shape = (2, width) if scope == "shared" else (3, 2, width)
-    vectors = {Site("text"): Vectors(draw(3, width)), Site("text", 1): Vectors(draw(*shape, seed=1), scope)}
-    assert_same(*family, TextLayout(n_ctx=3), NAMES, vectors)
+@pytest.mark.parametrize("off", ["real_tokens", "common_once", "end_only"])
+@pytest.mark.parametrize("case", ["deep", "per class in the middle", "per image"])
+def test_each_shortcut_can_be_switched_off_and_changes_nothing(family: FrozenDualEncoder, case: str, off: str) -> None:
+    assert_plain(family, CASES[case], NAMES, shortcuts=Shortcuts(**{off: False}))
 
 
-def test_words_alone_equal_the_full_length_reference(family):
-    assert_same(*family, TextLayout(), NAMES, {})
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_classes_in_chunks_change_nothing(family: FrozenDualEncoder, case: Case) -> None:
+    assert_plain(family, case, NAMES, memory_bytes=1)
 
 
-def test_one_class_equals_the_full_length_reference(family):
-    vectors = {Site("text"): Vectors(draw(4, family[0].text_width))}
-    assert_same(*family, TextLayout(n_ctx=4), ["dog"], vectors)
+@st.composite
+def cases(draw_one: st.DrawFn) -> tuple[Case, list[str]]:
+    """Any case that fits 32 slots, with names from one token to the limit."""
+    n_ctx = draw_one(st.integers(0, 16))
+    template = draw_one(st.sampled_from(["{}.", "{}", "a photo of a {}.", "the {} house"]))
+    n_words = len(template.replace("{}", "").replace(".", " .").split())
+    longest = 32 - 2 - n_ctx - n_words
+    lengths = draw_one(st.lists(st.integers(1, longest) | st.just(longest), min_size=1, max_size=6))
+    words = ["cat", "dog", "bird", "tree", "car", "fish"]
+    names = [" ".join([word] * length) for word, length in zip(words, lengths, strict=False)]
+    scope = st.sampled_from(["shared", "class", "image"])
+    scopes = draw_one(st.dictionaries(st.integers(0, 2), scope)) if n_ctx else {}
+    n_deep = draw_one(st.integers(1, n_ctx)) if n_ctx else None
+    return Case(scopes, draw_one(st.sampled_from(["end", "middle", "front"])), n_ctx, template, n_deep), names
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    lengths=st.lists(st.integers(1, 6), min_size=1, max_size=5),
-    n_ctx=st.integers(1, 6),
-    position=st.sampled_from(["end", "middle", "front"]),
-    is_class_specific=st.booleans(),
-)
-def test_any_number_of_classes_and_lengths_equals_the_reference(
-    open_clip_backbone_64, lengths, n_ctx, position, is_class_specific
-):
-    words = ["cat", "dog", "bird", "tree", "car"]
-    names = [" ".join([words[i]] * length) for i, length in enumerate(lengths)]
-    width = open_clip_backbone_64.text_width
-    values = draw(len(names), n_ctx, width) if is_class_specific else draw(n_ctx, width)
-    vectors = {Site("text"): Vectors(values, "class" if is_class_specific else "shared")}
-    layout = TextLayout(n_ctx=n_ctx, class_position=position)
-    assert_same(open_clip_backbone_64, REFERENCE["open_clip"], layout, names, vectors)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cases(), st.sampled_from([1, 2**18, 2**30]), st.builds(Shortcuts, st.booleans(), st.booleans(), st.booleans()))
+def test_any_prompt_and_names_give_the_plain_step(
+    roomy: FrozenDualEncoder, case_and_names: tuple[Case, list[str]], memory_bytes: int, shortcuts: Shortcuts
+) -> None:
+    assert_plain(roomy, *case_and_names, memory_bytes, shortcuts)
 
 
-def test_single_precision_stays_within_1e_5(tiny_clip_backbone):
-    vectors = {Site("text"): Vectors(draw(4, tiny_clip_backbone.text_width).float())}
-    layout = TextLayout(n_ctx=4)
-    ours = tiny_clip_backbone.encode_text(layout.slots(tiny_clip_backbone, NAMES), vectors)
-    rows = reference_rows(tiny_clip_backbone, layout, NAMES)
-    theirs = plain_text.open_clip_features(tiny_clip_backbone.model, *rows, vectors[Site("text")].values)
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(1, 12), st.lists(st.integers(1, 2), min_size=1, max_size=4), st.sampled_from([1, 2**30]))
+def test_any_prompt_gives_the_plain_step_on_a_bidirectional_tower(
+    tiny_siglip_64: FrozenDualEncoder, n_ctx: int, lengths: list[int], memory_bytes: int
+) -> None:
+    names = [" ".join([word] * length) for word, length in zip(["cat", "dog", "bird", "car"], lengths, strict=False)]
+    assert_plain(tiny_siglip_64, Case({0: "shared", 1: "shared"}, "middle", n_ctx), names, memory_bytes)
 
 
-def test_shared_context_runs_once_for_all_classes(open_clip_backbone_64):
-    layout = TextLayout(n_ctx=4)
-    slots = layout.slots(open_clip_backbone_64, ["cat", "dog", "bird"])
+@pytest.fixture(scope="module")
+def tiny_siglip_64(tiny_siglip_folder: Path) -> FrozenDualEncoder:
+    return load_backbone(str(tiny_siglip_folder), device="cpu", dtype="float64")
+
+
+class PostNormBlock(ResidualAttentionBlock):
+    """A block that no view describes: norms after the residual sums."""
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        x = self.ln_1(x + self.attention(x, attn_mask=attn_mask))
+        return self.ln_2(x + self.mlp(x))
+
+
+@pytest.mark.parametrize("case", ["shared", "per image in the middle", "deep per class"])
+@pytest.mark.parametrize("memory_bytes", [1, 2**30])
+def test_blocks_that_no_view_describes_are_run_whole(model_folder: Path, case: str, memory_bytes: int) -> None:
+    backbone = load("open_clip", model_folder / "text_forward_whole", "float64")
+    for block in backbone.model.transformer.resblocks:
+        block.__class__ = PostNormBlock
+    backbone.text = read_text(backbone.model, backbone._tokenizer)
+    assert backbone.text.block_views == ()
+    assert_plain(backbone, CASES[case], NAMES, memory_bytes)
+
+
+def test_shared_context_runs_once_for_all_classes(roomy: FrozenDualEncoder) -> None:
+    slots = TextLayout(n_ctx=4).slots(roomy, ["cat", "dog", "bird"])
     assert common_length(slots, shared=True) == 1 + 4
 
 
-def test_class_specific_context_ends_the_common_slots(open_clip_backbone_64):
-    layout = TextLayout(n_ctx=4)
-    slots = layout.slots(open_clip_backbone_64, ["cat", "dog", "bird"])
+def test_class_specific_context_ends_the_common_slots(roomy: FrozenDualEncoder) -> None:
+    slots = TextLayout(n_ctx=4).slots(roomy, ["cat", "dog", "bird"])
     assert common_length(slots, shared=False) == 1
 
 
-def test_words_that_all_classes_begin_with_are_common_too(open_clip_backbone_64):
-    slots = TextLayout("a dog {}.").slots(open_clip_backbone_64, ["cat", "bird"])
-    n_words = len(open_clip_backbone_64.tokenize("a dog"))
-    assert common_length(slots, shared=True) == 1 + n_words
+def test_words_that_all_classes_begin_with_are_common_too(roomy: FrozenDualEncoder) -> None:
+    slots = TextLayout("a dog {}.").slots(roomy, ["cat", "bird"])
+    assert common_length(slots, shared=True) == 1 + len(roomy.tokenize("a dog"))
 
 
-def test_every_class_keeps_a_slot_of_its_own(open_clip_backbone_64):
-    slots = TextLayout(n_ctx=2).slots(open_clip_backbone_64, ["cat"])
+def test_every_class_keeps_a_slot_of_its_own(roomy: FrozenDualEncoder) -> None:
+    slots = TextLayout(n_ctx=2).slots(roomy, ["cat"])
     assert common_length(slots, shared=True) == int(slots.lengths[0]) - 1
 
 
-def test_only_real_tokens_reach_the_blocks(open_clip_backbone_64):
-    seen = []
-    block = open_clip_backbone_64.model.transformer.resblocks[0]
-    hook = block.mlp.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape[:-1].numel()))
-    slots = TextLayout(n_ctx=4).slots(open_clip_backbone_64, ["cat", "a dog house"])
-    encode_slots(open_clip_backbone_64.text, slots, {Site("text"): Vectors(draw(4, open_clip_backbone_64.text_width))})
+def rows_through_blocks(backbone: FrozenDualEncoder, case: Case, names: list[str]) -> list[int]:
+    """How many slots the feed-forward part of each block sees in one forward."""
+    seen: dict[int, int] = {}
+    blocks = backbone.model.transformer.resblocks
+    hooks = [
+        block.mlp.c_fc.register_forward_hook(
+            lambda module, inputs, output, n=number: seen.update({n: seen.get(n, 0) + output.shape[:-1].numel()})
+        )
+        for number, block in enumerate(blocks)
+    ]
+    slots = TextLayout(case.template, case.n_ctx, case.position).slots(backbone, names)  # type: ignore[arg-type]
+    backbone.encode_text(slots, draw_vectors(backbone, case, len(names)))
+    for hook in hooks:
+        hook.remove()
+    return [seen[number] for number in range(len(blocks))]
+
+
+def test_only_real_tokens_reach_the_blocks_and_end_tokens_alone_the_last(roomy: FrozenDualEncoder) -> None:
+    own = [3, 6, 3, 4]  # words, full stop, end
+    assert rows_through_blocks(roomy, Case({0: "shared"}, n_ctx=4), NAMES) == [5 + sum(own), 5 + sum(own), 4]
+
+
+def test_a_context_of_the_image_runs_once_per_image_and_names_alone_in_the_first_block_once(
+    roomy: FrozenDualEncoder,
+) -> None:
+    own, images = 16, N_IMAGES
+    rows = rows_through_blocks(roomy, Case({0: "image"}, n_ctx=4), NAMES)
+    assert rows == [images * (5 + own), images * (5 + own), images * 4]
+
+
+def test_slots_without_vectors_keep_no_graph_before_they_see_some(roomy: FrozenDualEncoder) -> None:
+    """The queries of names in the first block depend on nothing that learns."""
+    grads: list[bool] = []
+    block = roomy.model.transformer.resblocks[0]
+    hook = block.ln_1.register_forward_hook(lambda module, inputs, output: grads.append(output.requires_grad))
+    slots = TextLayout(n_ctx=4).slots(roomy, NAMES)
+    roomy.encode_text(slots, draw_vectors(roomy, Case({0: "shared"}, n_ctx=4), 4))
     hook.remove()
-    assert sum(seen) == 5 + int((slots.lengths - 5).sum())
+    assert grads == [True, False]  # the common slots, the names
+
+
+def kept_bytes(backbone: FrozenDualEncoder, case: Case, names: list[str], memory_bytes: int) -> int:
+    """What one forward keeps for its backward pass, weights left out."""
+    weights = {p.untyped_storage().data_ptr() for p in backbone.model.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    slots = TextLayout(case.template, case.n_ctx, case.position).slots(backbone, names)  # type: ignore[arg-type]
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        encode_slots(backbone.text, slots, draw_vectors(backbone, case, len(names)), memory_bytes)
+    return sum(kept[place].untyped_storage().nbytes() for place in kept.keys() - weights)
+
+
+LONG_NAMES = [f"{a} {b} cat" for a in small_models.WORDS for b in ("red", "blue", "happy", "sad")]
+
+
+def test_chunks_keep_less_for_the_backward_pass(roomy: FrozenDualEncoder) -> None:
+    whole = kept_bytes(roomy, CASES["shared"], LONG_NAMES, 2**40)
+    assert kept_bytes(roomy, CASES["shared"], LONG_NAMES, 2**20) < 0.1 * whole
+
+
+@pytest.mark.parametrize("case", ["shared", "per class", "per image"])
+def test_the_estimate_of_a_step_is_not_below_what_it_keeps(family: FrozenDualEncoder, case: str) -> None:
+    vectors = draw_vectors(family, CASES[case], len(LONG_NAMES))
+    slots = TextLayout(n_ctx=3).slots(family, LONG_NAMES)
+    n_common = 4 if case != "per class" and family.text.reads_end_only else 0
+    lengths = slots.lengths.tolist() if family.text.reads_end_only else [family.context_length] * len(LONG_NAMES)
+    estimate = sum((length - n_common) * slot_bytes(family.text, length, vectors) for length in lengths)
+    kept = kept_bytes(family, CASES[case], LONG_NAMES, 2**40)
+    assert kept < estimate < 4 * kept
+
+
+def test_costs_are_split_within_the_limit_and_a_class_alone_may_exceed_it() -> None:
+    chunks = list(split_costs([1, 2, 3, 9, 1], limit=4))
+    assert [(chunk.start, chunk.stop) for chunk in chunks] == [(0, 2), (2, 3), (3, 4), (4, 5)]
+
+
+def test_the_memory_limit_is_the_backbone_s(roomy: FrozenDualEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(
+        "mmprompt.backbones.forward.text.run_own",
+        lambda view, own, *rest: calls.append(len(own.lengths)) or torch.zeros(1, len(own.lengths), 32).double(),
+    )
+    monkeypatch.setattr(roomy, "text_memory_bytes", 1)
+    roomy.encode_text(TextLayout(n_ctx=2).slots(roomy, NAMES))
+    assert calls == [1, 1, 1, 1]
+
+
+def test_the_memory_limit_comes_from_the_environment(
+    tiny_open_clip_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MMPROMPT_MEMORY_LIMIT", "1.5 GB")
+    assert load_backbone(str(tiny_open_clip_folder), device="cpu").text_memory_bytes == 3 * 2**29
+    monkeypatch.setenv("MMPROMPT_MEMORY_LIMIT", "much")
+    with pytest.raises(UserError, match="MMPROMPT_MEMORY_LIMIT is 'much', but a size was expected"):
+        load_backbone(str(tiny_open_clip_folder), device="cpu")
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", ["shared", "per class in the middle", "per image", "deep"])
+def test_autocast_stays_within_the_tolerance_of_its_dtype(model_folder: Path, kind: torch.dtype, case: str) -> None:
+    """Features by relative error, gradients by the angle too: 8 and 11 bits over three layers."""
+    backbone = load("open_clip", model_folder / "text_forward_autocast", "float32")
+    vectors = draw_vectors(backbone, CASES[case], len(NAMES))
+    leaves = [given.values for given in vectors.values()]
+    slots = TextLayout(n_ctx=3, class_position=CASES[case].position).slots(backbone, NAMES)  # type: ignore[arg-type]
+    expected = step(backbone, backbone.encode_text(slots, vectors), leaves)
+    with torch.autocast("cpu", kind):
+        features = backbone.encode_text(slots, vectors)
+    found = step(backbone, features.float(), leaves)
+    limit = {torch.bfloat16: 5e-2, torch.float16: 5e-3}[kind]
+    for name, value in expected.items():
+        assert 0 < (found[name] - value).norm() / value.norm() < limit, name
+
+
+@pytest.mark.parametrize(
+    ("site", "values", "scope", "message"),
+    [
+        (Site("text", 3), (3, 32), "shared", r"site is text.layer\[3\], but this text tower has 3 layers"),
+        (Site("text"), (3, 31), "shared", r"text.input are shared \[3, 31\], but .* 4 classes take shared \[3, 32\]"),
+        (Site("text"), (3, 3, 32), "class", r"are class \[3, 3, 32\], but .* take class \[4, 3, 32\]"),
+        (Site("text"), (3, 32), "image", r"are image \[3, 32\], but"),
+    ],
+)
+def test_vectors_that_do_not_fit_are_refused(
+    roomy: FrozenDualEncoder, site: Site, values: tuple[int, ...], scope: Scope, message: str
+) -> None:
+    slots = TextLayout(n_ctx=3).slots(roomy, NAMES)
+    with pytest.raises(UserError, match=message):
+        roomy.encode_text(slots, {site: Vectors(torch.zeros(values).double(), scope)})
+
+
+def test_vectors_of_different_numbers_of_images_are_refused(roomy: FrozenDualEncoder) -> None:
+    slots = TextLayout(n_ctx=3).slots(roomy, NAMES)
+    given = {Site("text", layer): Vectors(torch.zeros(2 + layer, 3, 32).double(), "image") for layer in (0, 1)}
+    with pytest.raises(UserError, match=r"text.layer\[1\] are image \[3, 3, 32\], but .* take image \[2, 3, 32\]"):
+        roomy.encode_text(slots, given)
