@@ -10,15 +10,15 @@ from mmprompt.cli.grid import GridCall, read_grid_call
 from mmprompt.cli.lists import counts_in, shots_in
 from mmprompt.cli.output import Output
 from mmprompt.cli.progress import Stages
-from mmprompt.cli.train import command_of
+from mmprompt.cli.train import check_place, command_of
 from mmprompt.experiments.compare import Listener, compare
 from mmprompt.experiments.comparison_report import write_comparison
-from mmprompt.experiments.grid import Grid
+from mmprompt.experiments.grid import Grid, without_broken
 from mmprompt.experiments.layouts import LAYOUTS
 from mmprompt.experiments.pages import missing_extra
 from mmprompt.experiments.protocols import FEW_SHOT, protocol_grid
 from mmprompt.experiments.summary import Comparison
-from mmprompt.files import make_folder, write_json
+from mmprompt.files import write_json
 from mmprompt.training.problem import RunFailed
 
 DESCRIPTION = "Compare methods and baselines over data sets, shots and seeds. What was computed once is not again."
@@ -49,11 +49,15 @@ def show(call: GridCall, grid: Grid, protocol: str, command: str) -> None:
     """
     given = call.compared
     output = Output(given.json == STDOUT)
-    make_folder(given.out)
+    check_place(given.out)
     n_cells = len(grid.cells())
-    output.say(f"{n_cells} cells: {len(grid.contenders)} methods, {len(grid.sources)} data sets, seeds {given.seeds}.")
+    methods = ", ".join(dict.fromkeys(one.method for one in grid.contenders))
+    sets = ", ".join(one.name for one in (*grid.sources, *grid.targets))
+    output.say(f"{n_cells} cells: {methods} on {sets}; shots {given.shots}, seeds {given.seeds}.")
     output.say(f"Finished ones are kept in {given.results}; the same command goes on where it was stopped.")
     with Stages() as stages:
+        if given.skip_broken:
+            grid = without_broken(grid, partial(stages.show, "opened"))
         listener = Listener(partial(stages.show, "pictures"), partial(stages.show, "cells"))
         comparison = compare(grid, given.results, given.workers, given.device, listener)
     conclude(output, call, comparison, protocol, command)

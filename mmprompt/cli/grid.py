@@ -17,6 +17,7 @@ from mmprompt.cli.config import distribute, read_settings
 from mmprompt.cli.lists import is_given, names_in
 from mmprompt.cli.methods import options_of
 from mmprompt.cli.parser import parse, peek
+from mmprompt.cli.pictures import refuse_both
 from mmprompt.cli.train import SMALL_N_CTX
 from mmprompt.errors import UserError, unknown_name
 from mmprompt.experiments.cells import Origin
@@ -45,6 +46,10 @@ class Compared:
     """A folder with YAML files of more data sets."""
     protocol: Annotated[str, tyro.conf.arg(metavar="NAME")] = "coop"
     """Whose rule draws the shots: coop, clip-lora, tip-adapter, or jsonl for published lists."""
+    strict: bool = False
+    """Stop at the start if a picture is broken, naming it (the default)."""
+    skip_broken: bool = False
+    """Leave broken pictures out, and say which."""
     backbones: Annotated[str, tyro.conf.arg(metavar="NAMES")] = SMALL_BACKBONE
     """Frozen models with commas between."""
     shots: Annotated[str, tyro.conf.arg(metavar="NUMBERS")] = "1,2,4,8,16"
@@ -63,6 +68,9 @@ class Compared:
     """Write all numbers to a JSON file, or to stdout with `-`."""
     config: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """Start from the settings in a YAML or JSON file, such as the one that `tune` writes."""
+
+    def __post_init__(self) -> None:
+        refuse_both(self.strict, self.skip_broken)
 
 
 @dataclass(frozen=True)

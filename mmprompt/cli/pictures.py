@@ -40,8 +40,7 @@ class Pictures:
     """Leave broken pictures out, and say which."""
 
     def __post_init__(self) -> None:
-        if self.strict and self.skip_broken:
-            raise UserError("strict and skip_broken are both given, but one was expected. Leave one out.")
+        refuse_both(self.strict, self.skip_broken)
         if self.dataset is not None and self.data is not None:
             raise UserError(
                 f"dataset is {self.dataset} and data is {self.data}, but one place of pictures was expected. "
@@ -110,3 +109,13 @@ class Pictures:
         if self.data is not None:
             return read_table(self.data, self.root, hold_out) if self.is_table else read_folder(self.data, hold_out)
         return read_splits(read_card(str(self.dataset), self.datasets_dir), self.root)
+
+
+def refuse_both(strict: bool, skip_broken: bool) -> None:
+    """Refuse two answers to what is done with broken pictures.
+
+    Raises:
+        UserError: both are given.
+    """
+    if strict and skip_broken:
+        raise UserError("strict and skip_broken are both given, but one was expected. Leave one out.")

@@ -159,6 +159,15 @@ def check_folder(folder: Path) -> None:
         UserError: it holds a finished run, lies below a file, or may not be written to.
     """
     check_new(folder)
+    check_place(folder)
+
+
+def check_place(folder: Path) -> None:
+    """Refuse a folder that cannot be made or written to, and make none.
+
+    Raises:
+        UserError: it lies below a file, or may not be written to.
+    """
     place = folder
     while not place.exists() and place != place.parent:
         place = place.parent

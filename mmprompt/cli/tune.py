@@ -14,15 +14,15 @@ from mmprompt.cli.grid import kinds_of, merged_settings, suited
 from mmprompt.cli.lists import counts_in, is_given, names_in
 from mmprompt.cli.output import Output, percent
 from mmprompt.cli.parser import parse, peek
+from mmprompt.cli.pictures import refuse_both
 from mmprompt.cli.progress import Stages
-from mmprompt.cli.train import DATASET, command_of
+from mmprompt.cli.train import DATASET, check_place, command_of
 from mmprompt.errors import UserError
 from mmprompt.experiments.cells import Origin
 from mmprompt.experiments.pages import missing_extra
 from mmprompt.experiments.search_space import read_space
-from mmprompt.experiments.tune import Found, Search, tune
+from mmprompt.experiments.tune import Found, Listener, Search, tune, without_broken
 from mmprompt.experiments.tune_report import write_search
-from mmprompt.files import make_folder
 from mmprompt.methods import method_types
 from mmprompt.training.recipe import Recipe
 
@@ -41,6 +41,10 @@ class Settings:
     """The folder that holds the named set's folder."""
     datasets_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """A folder with YAML files of more data sets."""
+    strict: bool = False
+    """Stop at the start if a picture is broken, naming it (the default)."""
+    skip_broken: bool = False
+    """Leave broken pictures out, and say which."""
     backbone: Annotated[str, tyro.conf.arg(metavar="NAME")] = "tiny"
     """The frozen model."""
     method: Annotated[str, tyro.conf.arg(metavar="NAME")] = "coop"
@@ -63,6 +67,9 @@ class Settings:
     """auto, cpu, cuda, cuda:1 or mps."""
     json: bool = False
     """Print one JSON document; everything for people goes to stderr."""
+
+    def __post_init__(self) -> None:
+        refuse_both(self.strict, self.skip_broken)
 
     def origin(self) -> Origin:
         """Where the pictures are.
@@ -96,12 +103,15 @@ def run(arguments: Sequence[str], prog: str) -> None:
     read: Any = parse(form, arguments, prog, DESCRIPTION, form(Settings(), settings(), Recipe()))
     given, search = read.run, search_of(read, arguments, settings)
     output = Output(given.json)
-    make_folder(given.out)
+    check_place(given.out)
     storage = given.storage or f"sqlite:///{given.out / 'study.db'}"
     output.say(f"Searching {', '.join(search.space)} for {name} on {search.origin.name}: {given.trials} trials.")
     output.say(f"They are kept in {storage}; the same command goes on with them.")
     with Stages() as stages:
-        found = tune(search, storage, given.trials, given.workers, given.device, partial(stages.show, "trials"))
+        if given.skip_broken:
+            search = without_broken(search, partial(stages.show, "opened"))
+        listener = Listener(partial(stages.show, "pictures"), partial(stages.show, "trials"))
+        found = tune(search, storage, given.trials, given.workers, given.device, listener)
     report = write_search(search, found, given.out, command_of(arguments, prog))
     conclude(output, search, found, given.out, report)
 

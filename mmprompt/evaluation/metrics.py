@@ -131,8 +131,8 @@ def paired_bootstrap(a: np.ndarray, b: np.ndarray, seed: int = 0) -> tuple[float
     rng = np.random.default_rng(seed)
     means = np.empty(N_RESAMPLES)
     for i in range(N_RESAMPLES):
-        counts = np.bincount(rng.integers(n_runs, size=n_runs), minlength=n_runs)
-        pictures = rng.integers(n_pictures, size=n_pictures)
-        means[i] = counts @ difference[:, pictures].mean(1) / n_runs
+        runs = np.bincount(rng.integers(n_runs, size=n_runs), minlength=n_runs)  # how often each was drawn
+        pictures = np.bincount(rng.integers(n_pictures, size=n_pictures), minlength=n_pictures)
+        means[i] = runs @ (difference @ pictures) / (n_runs * n_pictures)
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)

@@ -6,16 +6,17 @@ A cell is plain data and survives as JSON. It knows how to load its pictures, an
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mmprompt.backbones.protocols import DualEncoder
+from mmprompt.data.broken import Broken, drop_broken, find_broken
 from mmprompt.data.catalog import load_dataset
 from mmprompt.data.fewshot import base_new
 from mmprompt.data.folder import ImageFolder, ImageTable
-from mmprompt.data.splits import Dataset
+from mmprompt.data.splits import SPLITS, Dataset
 from mmprompt.files import sha256_bytes
 from mmprompt.methods import Method, describe, make_method
 from mmprompt.tasks.baselines import BASELINES, Baseline, make_baseline
@@ -38,6 +39,7 @@ class Origin:
         root: the folder that holds a named set's folder.
         datasets_dir: a folder with more cards.
         rule: by which the shots are drawn.
+        broken: pictures that are left out because they cannot be read, as paths below the set's root.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Origin:
     root: str | None = None
     datasets_dir: str | None = None
     rule: str = "coop"
+    broken: tuple[str, ...] = ()
 
     def load(self, shots: int | None, seed: int) -> Dataset:
         """The data set with its shots drawn.
@@ -52,6 +55,31 @@ class Origin:
         Raises:
             UserError: something about the set or its pictures is wrong.
         """
+        data = self._load(shots, seed)
+        left_out = [data.root / path for path in self.broken]
+        return drop_broken(data, [Broken(path, f"{path} cannot be read.") for path in left_out])
+
+    def without_broken(
+        self,
+        draws: Iterable[tuple[int | None, int]],
+        splits: Sequence[str] = SPLITS,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Origin:
+        """The same with all pictures left out that cannot be read.
+
+        Args:
+            draws: shots and seeds that will be used; a picture that none of them takes is not looked at.
+            splits: the parts that will be used.
+            progress: called with how many pictures were opened and how many there are.
+        Raises:
+            UserError: something about the set is wrong.
+        """
+        drawn = [self._load(*draw) for draw in draws]
+        items = [item for data in drawn for split in splits for item in data.items(split)]
+        names = [one.path.relative_to(drawn[0].root).as_posix() for one in find_broken(items, progress=progress)]
+        return replace(self, broken=tuple(names))
+
+    def _load(self, shots: int | None, seed: int) -> Dataset:
         if self.data is None:
             return load_dataset(self.name, self.root, shots, seed, self.datasets_dir, self.rule)
         if Path(self.data).suffix.lower() in TABLES:
@@ -73,7 +101,6 @@ class Cell:
         seed: of the draw and the start; 0 where nothing is drawn.
         targets: what else it is tested on.
         is_divided: learn from the base classes, test on base and new ones.
-        device: where it is computed; not part of what it is.
     """
 
     source: Origin
@@ -85,7 +112,6 @@ class Cell:
     seed: int
     targets: tuple[Origin, ...] = ()
     is_divided: bool = False
-    device: str = "auto"
 
     @property
     def is_baseline(self) -> bool:
@@ -103,12 +129,14 @@ class Cell:
         return make_method(self.method, dict(self.settings))
 
     def load(self) -> tuple[Dataset, dict[str, Dataset]]:
-        """What is learned from, and what is tested on by name."""
+        """What is learned from, and what is tested on by name; pictures that have no use are left out."""
         data = self.source.load(self.shots or None, self.seed)
+        if self.shots == 0:
+            data = _test_part(data)
         if self.is_divided:
             base, new = base_new(data)
             return base, {BASE: base, NEW: new}
-        others = {place.name: place.load(None, self.seed) for place in self.targets}
+        others = {place.name: _test_part(place.load(None, self.seed)) for place in self.targets}
         return data, {self.source.name: data, **others}
 
     def make_recipe(self, data: Dataset) -> Recipe:
@@ -139,7 +167,6 @@ def cell_key(cell: Cell, backbone: DualEncoder, data: Dataset, tests: Mapping[st
     made: Any = cell.make()
     what = asdict(made) if cell.is_baseline else describe(made)
     recipe = {} if cell.is_baseline else asdict(cell.make_recipe(data))
-    learned_from = data if cell.shots != 0 else replace(data, train=(), val=())
     identity = {
         "format": CELL_FORMAT,
         "backbone": [backbone.fingerprint, backbone.transform, str(backbone.dtype)],
@@ -147,10 +174,14 @@ def cell_key(cell: Cell, backbone: DualEncoder, data: Dataset, tests: Mapping[st
         "recipe": {key: value for key, value in recipe.items() if key not in UNTOLD},
         "shots": cell.shots,
         "seed": cell.seed,
-        "data": _identity(learned_from),
-        "tests": {name: _identity(replace(test, train=(), val=())) for name, test in tests.items()},
+        "data": _identity(data),
+        "tests": {name: _identity(_test_part(test)) for name, test in tests.items()},
     }
     return sha256_bytes(json.dumps(identity, sort_keys=True).encode())
+
+
+def _test_part(data: Dataset) -> Dataset:
+    return replace(data, train=(), val=())
 
 
 def _identity(data: Dataset) -> list[Any]:
@@ -165,5 +196,7 @@ def cell_to_json(cell: Cell) -> str:
 def cell_from_json(text: str) -> Cell:
     """A cell from its text."""
     content = json.loads(text)
-    places = tuple(Origin(**place) for place in content.pop("targets"))
-    return Cell(**{**content, "source": Origin(**content["source"]), "targets": places})
+    source, *targets = [
+        Origin(**{**place, "broken": tuple(place["broken"])}) for place in (content["source"], *content["targets"])
+    ]
+    return Cell(**{**content, "source": source, "targets": tuple(targets)})

@@ -60,6 +60,7 @@ def compare(
     keys = [one.key for one in planned]
     store = Results(Path(results))
     try:
+        store.take_back_from_dead()
         store.add({one.key: cell_to_json(one.cell) for one in planned})
         states = store.states(keys)
         missing = [one for one in planned if states[one.key] != "done"]

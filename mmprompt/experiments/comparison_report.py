@@ -21,7 +21,7 @@ from mmprompt.experiments.figures import Theme
 from mmprompt.experiments.layouts import LAYOUTS
 from mmprompt.experiments.pages import chart, missing_extra, render_page
 from mmprompt.experiments.record import Shown
-from mmprompt.experiments.summary import ZERO_SHOT, Comparison, Line
+from mmprompt.experiments.summary import Comparison, Line
 from mmprompt.experiments.tables import write_tables
 from mmprompt.files import make_folder, write_bytes, write_json
 
@@ -140,22 +140,9 @@ def single_figures(comparison: Comparison, line: Line, names: Sequence[str], pic
         "calibration": lambda theme: curves.draw_reliability(bins, theme),
         "confusion": lambda theme: figures.draw_confusion(confusion, names, theme),
     }
-    before = zero_shot_of(comparison, line)
+    before = comparison.zero_shot_beside(line)
     if before is not None:
         pairs: Mapping[str, Any] = {n: (before.per_class[n], line.per_class[n]) for n in line.per_class}
         old, new = ([pair[i] for pair in pairs.values()] for i in (0, 1))
         drawn["classes"] = lambda theme: curves.draw_classes(list(pairs), old, new, theme)
     return drawn
-
-
-def zero_shot_of(comparison: Comparison, line: Line) -> Line | None:
-    """Zero-shot on the same pictures with the same backbone; None for zero-shot itself or where it is not compared."""
-    for other in comparison.lines:
-        is_twin = (other.source, other.target, other.contender.backbone) == (
-            line.source,
-            line.target,
-            line.contender.backbone,
-        )
-        if other.contender.method == ZERO_SHOT and is_twin:
-            return None if other is line else other
-    return None

@@ -9,8 +9,6 @@ from mmprompt.experiments.layouts import shots_header
 from mmprompt.experiments.sentences import WORDS_NOTE, between, missing_pictures, percent, signed
 from mmprompt.experiments.summary import Comparison, Line
 
-MANY = 40
-
 
 def of(comparison: Comparison, shown: Line, protocol: str, command: str, n_missing: int) -> dict[str, Any]:
     """All texts of a report by their name in the template.
@@ -92,8 +90,7 @@ def leads(comparison: Comparison) -> list[str]:
 def gains(comparison: Comparison) -> list[dict[str, str]]:
     """What each line gains over zero-shot of the same backbone, with its paired interval and what follows from it."""
     rows = []
-    for line in comparison.lines[: MANY * 4]:
-        gain = comparison.gain(line)
+    for line, gain in zip(comparison.lines, comparison.gains, strict=True):
         if gain is None:
             continue
         low, high = gain.interval

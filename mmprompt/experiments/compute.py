@@ -91,6 +91,7 @@ def compute(cell: Cell, backbone: DualEncoder, features: ImageFeatures) -> Outco
         "n_parameters": scorer.n_parameters,
         "n_train": len(data.train),
         "protocol": data.protocol,
+        "data_notes": list(dict.fromkeys(note for one in (data, *tests.values()) for note in one.notes)),
         "dtype": str(backbone.dtype).removeprefix("torch."),
         "device": str(backbone.device),
         "backbone_fingerprint": backbone.fingerprint,

@@ -52,7 +52,7 @@ def draw_shots(curves: Sequence[Curve], title: str, theme: Theme) -> bytes:
     places = {at: position for position, at in enumerate([0, *shots])}
     learning = [curve for curve in curves if not curve.is_flat]
     ranked = [*learning, *(curve for curve in curves if curve.is_flat)]
-    with drawing(theme, 7.6, 4.4) as figure:
+    with drawing(theme, 4.6, 4.0) as figure:  # two beside each other on a page, one on a phone
         axes = figure.add_subplot()
         _prepare(axes, theme)
         for index, curve in enumerate(ranked):
@@ -189,7 +189,7 @@ def _use_log(axes: Any, values: Sequence[float]) -> None:
 
 
 def _legend(figure: Any, n: int, theme: Theme) -> None:
-    columns = min(n, 3)
+    columns = min(n, 2)
     figure.legend(loc="outside lower left", ncols=columns, frameon=False, fontsize=9, labelcolor=theme.ink)
 
 

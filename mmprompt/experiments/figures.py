@@ -17,6 +17,7 @@ from PIL import Image
 
 DPI = 200
 LARGE_DPI = 150  # a hundred classes make a large figure as it is
+MAX_NAMED = 120  # classes: beyond, a matrix with names would be metres wide
 FONTS = ("Inter", "Helvetica Neue", "Segoe UI", "Arial", "Liberation Sans", "Noto Sans", "DejaVu Sans")
 
 
@@ -151,7 +152,7 @@ def draw_learning_curve(
 
 
 def draw_confusion(confusion: Sequence[Sequence[int]], class_names: Sequence[str], theme: Theme) -> bytes:
-    """A confusion matrix, each row in shares of its true class; counts are written where they fit.
+    """A confusion matrix, each row in shares of its true class; counts and names are written where they fit.
 
     Args:
         confusion: [C, C] counts, true classes down, predictions across.
@@ -163,6 +164,8 @@ def draw_confusion(confusion: Sequence[Sequence[int]], class_names: Sequence[str
     counts = np.asarray(confusion, dtype=float)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     n_classes = len(class_names)
+    if n_classes > MAX_NAMED:
+        return _draw_large_confusion(shares, theme)
     cell = 0.62 if n_classes <= 6 else 0.42 if n_classes <= 14 else 0.25 if n_classes <= 40 else 0.16
     size = 9.5 if n_classes <= 14 else 7.5 if n_classes <= 40 else 6.5
     names = [name if len(name) <= 24 else name[:23] + "…" for name in class_names]
@@ -191,6 +194,22 @@ def draw_confusion(confusion: Sequence[Sequence[int]], class_names: Sequence[str
                 text = f"{int(counts[row, column])}"
                 axes.text(column, row, text, ha="center", va="center", fontsize=size - 1, color=colour)
         return png(figure, DPI if n_classes <= 40 else LARGE_DPI)
+
+
+def _draw_large_confusion(shares: np.ndarray, theme: Theme) -> bytes:
+    """Shades alone, as wide as a page; the axes count the classes."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    with drawing(theme, 7.6, 7.4) as figure:
+        axes = figure.add_subplot()
+        shades = LinearSegmentedColormap.from_list("shades", [theme.paper, theme.accent])
+        axes.imshow(shares, cmap=shades, vmin=0, vmax=1, aspect="equal")
+        axes.tick_params(length=0)
+        axes.set_xlabel("predicted, in the order of the class names")
+        axes.set_ylabel("true")
+        for spine in axes.spines.values():
+            spine.set_visible(True)
+        return png(figure)
 
 
 def draw_examples(pictures: Sequence[Image.Image], captions: Sequence[str], theme: Theme) -> bytes:

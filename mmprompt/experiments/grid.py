@@ -6,7 +6,7 @@ It makes cells and their keys; computing them is the workers' business, and what
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
@@ -125,6 +125,21 @@ def plan(cells: Sequence[Cell], device: str = "auto") -> list[Planned]:
         _try_out(cell, backbone, data, tests)
         planned.append(Planned(cell, cell_key(cell, backbone, data, tests), data, tests))
     return planned
+
+
+def without_broken(grid: Grid, progress: Callable[[int, int], None] | None = None) -> Grid:
+    """The same grid with all pictures left out that cannot be read.
+
+    Args:
+        grid: whose pictures are opened.
+        progress: called with how many of a data set are opened and how many there are.
+    Raises:
+        UserError: something about a data set is wrong.
+    """
+    draws = list(product(grid.shots, grid.seeds))
+    sources = tuple(source.without_broken(draws, progress=progress) for source in grid.sources)
+    targets = tuple(target.without_broken([(None, grid.seeds[0])], ("test",), progress) for target in grid.targets)
+    return replace(grid, sources=sources, targets=targets)
 
 
 def _try_out(cell: Cell, backbone: DualEncoder, data: Dataset, tests: Mapping[str, Dataset]) -> None:

@@ -138,6 +138,7 @@ def notes_of(comparison: Comparison, published: Iterable[Sequence[PublishedRow]]
         lines = [line for line in comparison.lines if line.label == label]
         if lines:
             notes.append(f"{label}: {settings_of(lines)}.")
+    notes += data_notes(comparison)
     sources: dict[str, list[str]] = {}
     for row in (row for rows in published for row in rows):
         for source in row.sources:
@@ -148,6 +149,12 @@ def notes_of(comparison: Comparison, published: Iterable[Sequence[PublishedRow]]
     if sources:
         notes.append("Published rows stand on another backbone unless the same is named; compare methods within one.")
     return (*notes, *(f"Not computed: {what}: {why}" for what, why in comparison.failures.items()))
+
+
+def data_notes(comparison: Comparison) -> list[str]:
+    """What was decided on the user's behalf about each source and what is tested on it, each said once."""
+    pairs = [(line.source, note) for line in comparison.lines for note in line.facts.get("data_notes", ())]
+    return [f"{source}: {note}" for source, note in dict.fromkeys(pairs)]
 
 
 def settings_of(lines: Sequence[Line]) -> str:

@@ -154,11 +154,14 @@ class Results:
         self._connection.execute("COMMIT")
 
     def add(self, cells: Mapping[str, str]) -> None:
-        """Put cells in line; those that are there stay as they are, but a failed one is tried again."""
+        """Put cells in line; those done or claimed stay as they are, a failed one is tried again.
+
+        A cell that still waits takes the new text, since its pictures may lie elsewhere by now.
+        """
         with self._transaction() as connection:
             connection.executemany(
                 "INSERT INTO cells (key, cell, state) VALUES (?, ?, 'waiting') ON CONFLICT (key) DO UPDATE "
-                "SET state = 'waiting', error = NULL, cell = excluded.cell WHERE state = 'failed'",
+                "SET state = 'waiting', error = NULL, cell = excluded.cell WHERE state IN ('waiting', 'failed')",
                 cells.items(),
             )
 

@@ -17,7 +17,7 @@ class Range:
     """The values a setting may take.
 
     Args:
-        low, high: both may be taken.
+        low, high: both may be taken; ints where only whole numbers are.
         is_whole: only whole numbers.
         is_log: drawn evenly over the logarithm, since factors matter and not differences.
     """
@@ -30,12 +30,8 @@ class Range:
     def suggest(self, trial: Any, name: str) -> int | float:
         """The value that an Optuna trial tries."""
         if self.is_whole:
-            return trial.suggest_int(name, int(self.low), int(self.high), log=self.is_log)
+            return trial.suggest_int(name, self.low, self.high, log=self.is_log)
         return trial.suggest_float(name, self.low, self.high, log=self.is_log)
-
-    def lowest(self) -> int | float:
-        """The smallest value."""
-        return int(self.low) if self.is_whole else self.low
 
     def holds(self, value: float) -> bool:
         """Whether a value lies in the range."""
@@ -87,4 +83,5 @@ def _narrowed(known: Range, name: str, text: str) -> Range:
     if not colon or not is_whole or not 0 < limits[0] <= limits[1] < math.inf:
         kind = "whole numbers" if known.is_whole else "numbers"
         raise bad_value(name, repr(text), f"low:high was expected, {kind} above 0", ADVICE)
-    return Range(*limits, known.is_whole, known.is_log)
+    low_end, high_end = map(int, limits) if known.is_whole else limits
+    return Range(low_end, high_end, known.is_whole, known.is_log)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import fmean
 from typing import Any
 
@@ -105,23 +106,36 @@ class Comparison:
             return None
         return mean_of_means([line.values for line in lines if line is not None])
 
-    def gain(self, line: Line) -> Gain | None:
-        """What a line gains over zero-shot of the same backbone on the same pictures; None without zero-shot."""
+    def zero_shot_beside(self, line: Line) -> Line | None:
+        """Zero-shot with the same backbone on the same pictures; None for zero-shot itself or where it is missing."""
         for other in self.lines:
-            same = (other.source, other.target, other.contender.backbone)
-            if other.contender.method == ZERO_SHOT and same == (line.source, line.target, line.contender.backbone):
-                if other is line:
-                    return None
-                before = np.broadcast_to(other.correct[:1], line.correct.shape)
-                return Gain(line.mean - other.mean, paired_bootstrap(line.correct, before))
+            is_twin = (other.source, other.target, other.contender.backbone) == (
+                line.source,
+                line.target,
+                line.contender.backbone,
+            )
+            if other.contender.method == ZERO_SHOT and is_twin:
+                return None if other is line else other
         return None
+
+    @cached_property
+    def gains(self) -> tuple[Gain | None, ...]:
+        """What each line gains over zero-shot of the same backbone on the same pictures; None without zero-shot."""
+        return tuple(self._gain(line) for line in self.lines)
+
+    def _gain(self, line: Line) -> Gain | None:
+        other = self.zero_shot_beside(line)
+        if other is None:
+            return None
+        before = np.broadcast_to(other.correct[:1], line.correct.shape)
+        return Gain(line.mean - other.mean, paired_bootstrap(line.correct, before))
 
     def to_json(self) -> dict[str, Any]:
         """All numbers, JSON-ready."""
-        return {"lines": [self._line_to_json(line) for line in self.lines], "failures": dict(self.failures)}
+        lines = [self._line_to_json(line, gain) for line, gain in zip(self.lines, self.gains, strict=True)]
+        return {"lines": lines, "failures": dict(self.failures)}
 
-    def _line_to_json(self, line: Line) -> dict[str, Any]:
-        gain = self.gain(line)
+    def _line_to_json(self, line: Line, gain: Gain | None) -> dict[str, Any]:
         return {
             "method": line.contender.method,
             "backbone": line.contender.backbone,

@@ -6,13 +6,16 @@ it is measured by training with it.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import os
 import time
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from statistics import fmean
 from typing import Any
+
+import torch
 
 from mmprompt.backbones.load import load_backbone
 from mmprompt.backbones.protocols import DualEncoder
@@ -21,22 +24,18 @@ from mmprompt.errors import UserError, bad_value
 from mmprompt.experiments.cells import Origin
 from mmprompt.experiments.curves import Tried
 from mmprompt.experiments.search_space import Range
+from mmprompt.experiments.study import N_REPORTS, missing_optuna, n_ended, open_study
 from mmprompt.experiments.workers import device_of
 from mmprompt.files import sha256_bytes
 from mmprompt.methods import make_method
-from mmprompt.predictors.features import ImageFeatures
-from mmprompt.tasks.classification import fit
+from mmprompt.predictors.decoding import end_with_parent
+from mmprompt.predictors.features import ImageFeatures, Progress
+from mmprompt.tasks.classification import fit, resolve
 from mmprompt.training.callbacks import Callback
 from mmprompt.training.problem import Run, RunFailed
 from mmprompt.training.recipe import Recipe, epochs_for
 
-INSTALL = 'pip install "mmprompt[tune]"'
-HEARTBEAT_S = 30
-BUSY_S = 60
 PAUSE_S = 0.2
-N_RANDOM = 8  # trials drawn at random before the sampler and the pruner trust what they have seen
-FIRST_EPOCH = 5  # the warm-up tells nothing
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -103,11 +102,27 @@ class Found:
     n_failed: int
 
 
-def missing_optuna() -> str | None:
-    """One line on how to install what a search needs, None where it is there."""
-    import importlib.util
+@dataclass(frozen=True)
+class Listener:
+    """Who is told how far a search is.
 
-    return None if importlib.util.find_spec("optuna") else f"a search needs optuna, which is missing: {INSTALL}"
+    Args:
+        pictures: called with how many pictures are encoded and how many are missing.
+        trials: called with how many trials have ended and how many are wanted.
+    """
+
+    pictures: Progress | None = None
+    trials: Progress | None = None
+
+
+def without_broken(search: Search, progress: Progress | None = None) -> Search:
+    """The same search with all pictures left out that cannot be read; those of the test part are not looked at.
+
+    Raises:
+        UserError: something about the data set is wrong.
+    """
+    draws = [(search.shots, seed) for seed in search.seeds]
+    return replace(search, origin=search.origin.without_broken(draws, ("train", "val"), progress))
 
 
 def tune(
@@ -116,20 +131,20 @@ def tune(
     n_trials: int,
     workers: int = 1,
     device: str = "auto",
-    progress: Progress | None = None,
+    listener: Listener | None = None,
 ) -> Found:
     """Search until a study holds a number of trials.
 
     Args:
         search: what is searched for.
         storage: an SQLAlchemy URL such as `sqlite:///runs/study.db`; a study that is there is gone on with.
-        n_trials: finished trials in all, at least 1.
+        n_trials: ended trials in all, at least 1; each process beside the first may add one more.
         workers: processes; more may join from elsewhere with the same storage.
         device: as for `load_backbone`.
-        progress: called with how many trials have ended and how many are wanted.
+        listener: told how far it is.
     Raises:
-        UserError: optuna is missing, the data has no validation part, or a value is out of range.
-        RunFailed: no trial came to an end.
+        UserError: optuna is missing, the data has no validation part, a picture is broken, or a value is out of range.
+        RunFailed: no trial came to an end, or the worker processes died.
     """
     problem = missing_optuna()
     if problem:
@@ -140,16 +155,40 @@ def tune(
     backbone = load_backbone(search.backbone, device)
     data = [search.load(seed) for seed in search.seeds]
     name = study_name(search, backbone, data)
-    study = open_study(storage, name, 0)
+    listener = listener or Listener()
+    check_ends(search, backbone, data[0])
+    study = open_study(storage, name)
     first = default_values(search, data[0])
     if first is not None and not study.trials:
         study.enqueue_trial(first)
-    search.parts(first or {key: limits.lowest() for key, limits in search.space.items()}, data[0])
+    read_pictures(backbone, data, listener.pictures)
     if workers == 1:
-        _work(search, storage, name, n_trials, device, 0, progress)
+        _work(search, storage, name, n_trials, device, 0, listener.trials)
     else:
-        _work_together(search, storage, name, n_trials, device, workers, progress)
-    return found_in(open_study(storage, name, 0), first)
+        _work_together(search, storage, name, n_trials, device, workers, listener.trials)
+    return found_in(open_study(storage, name), first)
+
+
+def check_ends(search: Search, backbone: DualEncoder, data: Dataset) -> None:
+    """Try out both ends of every range, so that no trial is refused later.
+
+    Raises:
+        UserError: one is refused, such as more context vectors than the text tower has room for.
+    """
+    for end in ("low", "high"):
+        method, recipe = search.parts({name: getattr(limits, end) for name, limits in search.space.items()}, data)
+        resolve(recipe, data)
+        method.build(backbone, data.class_names, template=data.template).class_features()
+
+
+def read_pictures(backbone: DualEncoder, data: Sequence[Dataset], progress: Progress | None) -> None:
+    """Encode the pictures once, so that a broken one is met now and the workers find features in the store.
+
+    Raises:
+        UserError: a picture cannot be read.
+    """
+    paths = dict.fromkeys(item.path for one in data for item in (*one.train, *one.val))
+    ImageFeatures(backbone, progress=progress).of(list(paths))
 
 
 def study_name(search: Search, backbone: DualEncoder, data: list[Dataset]) -> str:
@@ -181,38 +220,6 @@ def default_values(search: Search, data: Dataset) -> dict[str, Any] | None:
     return values if all(limits.holds(values[name]) for name, limits in search.space.items()) else None
 
 
-def open_study(storage: str, name: str, worker: int) -> Any:
-    """The study in its storage, made if it is not there; trials of dead processes count as failed.
-
-    Raises:
-        UserError: the storage cannot be used.
-    """
-    import optuna
-    from sqlalchemy.exc import SQLAlchemyError
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            # heartbeats and the liar are years old and still called experimental
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            store = optuna.storages.RDBStorage(
-                storage,
-                engine_kwargs={"connect_args": {"timeout": BUSY_S}} if storage.startswith("sqlite") else None,
-                heartbeat_interval=HEARTBEAT_S,
-            )
-            return optuna.create_study(
-                storage=store,
-                study_name=name,
-                direction="maximize",
-                load_if_exists=True,
-                sampler=optuna.samplers.TPESampler(seed=worker, n_startup_trials=N_RANDOM, constant_liar=True),
-                pruner=optuna.pruners.MedianPruner(n_startup_trials=N_RANDOM, n_warmup_steps=FIRST_EPOCH),
-            )
-    except (SQLAlchemyError, ValueError, ImportError) as error:
-        line = str(error).splitlines()[0]
-        raise UserError(f"the storage {storage} cannot be used ({line}). Give --storage sqlite:///study.db.") from None
-
-
 def found_in(study: Any, default: Mapping[str, Any] | None) -> Found:
     """The trials of a study, and the best of those that were finished.
 
@@ -234,7 +241,7 @@ def found_in(study: Any, default: Mapping[str, Any] | None) -> Found:
 
 
 class ReportValidation(Callback):
-    """Measures validation accuracy after every epoch and stops a trial that the pruner gives up.
+    """Measures validation accuracy as a trial goes and stops it when the pruner gives it up.
 
     Args:
         trial: of Optuna.
@@ -251,13 +258,15 @@ class ReportValidation(Callback):
         import optuna
 
         is_last = epoch + 1 == run.n_epochs
-        if not (self.may_prune or is_last):
+        share = N_REPORTS * (epoch + 1) // run.n_epochs
+        is_new = self.may_prune and share > N_REPORTS * epoch // run.n_epochs
+        if not (is_new or is_last):
             return
         accuracy = run.problem.validate()
         assert accuracy is not None, "a search was started without validation pictures"
         self.accuracy = logs["val_accuracy"] = accuracy
         if self.may_prune:
-            self.trial.report(accuracy, epoch + 1)
+            self.trial.report(accuracy, share)
             if not is_last and self.trial.should_prune():
                 raise optuna.TrialPruned
 
@@ -298,18 +307,18 @@ def _work(
     tell(study, None)
 
 
-def n_ended(study: Any) -> int:
-    """How many trials of a study have ended, in whatever way."""
-    return sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
-
-
 def _work_together(
     search: Search, storage: str, name: str, n_trials: int, device: str, workers: int, progress: Progress | None
 ) -> None:
     context = multiprocessing.get_context("spawn")
-    arguments = [(search, storage, name, n_trials, device_of(i, device), i, None) for i in range(workers)]
-    children = [context.Process(target=_work, args=one, daemon=True) for one in arguments]
-    study = open_study(storage, name, 0)
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    children = [
+        context.Process(
+            target=_child, args=(threads, search, storage, name, n_trials, device_of(i, device), i), daemon=True
+        )
+        for i in range(workers)
+    ]
+    study = open_study(storage, name)
     try:
         for child in children:
             child.start()
@@ -324,3 +333,17 @@ def _work_together(
         for child in children:
             if child.pid is not None:
                 child.join()
+    n_left = n_trials - n_ended(study)
+    if n_left > 0:
+        raise RunFailed(
+            f"the worker processes ended with {n_left} of {n_trials} trials not done; memory may have run out. "
+            "Give the same command with fewer --workers: what is done is kept."
+        )
+
+
+def _child(threads: int, *arguments: Any) -> None:
+    """A worker process; it ends with its parent."""
+    end_with_parent()
+    torch.set_num_threads(threads)
+    with contextlib.suppress(KeyboardInterrupt):
+        _work(*arguments, progress=None)

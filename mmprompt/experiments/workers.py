@@ -6,13 +6,13 @@ taken over by the others. This file knows claims and processes, not what a cell 
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -23,6 +23,7 @@ from mmprompt.errors import UserError
 from mmprompt.experiments.cells import cell_from_json
 from mmprompt.experiments.compute import compute
 from mmprompt.experiments.results import Claim, Owner, Results
+from mmprompt.predictors.decoding import end_with_parent
 from mmprompt.predictors.features import ImageFeatures
 from mmprompt.training.problem import RunFailed
 
@@ -98,19 +99,12 @@ def _n_settled(results: Results, keys: Sequence[str]) -> int:
 
 
 def _child(path: Path, keys: Sequence[str], device: str, threads: int) -> None:
-    """A worker process; it ends when its parent has, and a signal puts its cell back in line."""
+    """A worker process; it ends with its parent, and a signal puts its cell back in line."""
     signal.signal(signal.SIGTERM, _stop)
+    end_with_parent()
     torch.set_num_threads(threads)
-    parent = multiprocessing.parent_process()
-
-    def check(n_done: int, n_cells: int) -> None:
-        if parent is not None and not parent.is_alive():
-            raise KeyboardInterrupt
-
-    try:
-        _work(path, keys, device, check)
-    except KeyboardInterrupt:
-        return
+    with contextlib.suppress(KeyboardInterrupt):
+        _work(path, keys, device, _silent)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -157,7 +151,7 @@ class _Bench:
 
 def _settle(results: Results, bench: _Bench, claim: Claim) -> None:
     """Compute one claimed cell, and keep what came out or why nothing did; one bad cell does not stop a grid."""
-    cell = replace(cell_from_json(claim.cell), device=bench.device)
+    cell = cell_from_json(claim.cell)
     try:
         features = bench.features(cell.backbone)
         outcome = compute(cell, features.backbone, features)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -20,7 +21,8 @@ from mmprompt.errors import UserError
 from mmprompt.experiments.cells import Origin, cell_from_json, cell_to_json
 from mmprompt.experiments.compare import compare
 from mmprompt.experiments.comparison_report import write_comparison
-from mmprompt.experiments.grid import Contender, Grid, plan
+from mmprompt.experiments.grid import Contender, Grid, plan, without_broken
+from mmprompt.experiments.layouts import few_shot_table
 from mmprompt.experiments.results import Results
 from mmprompt.training.problem import RunFailed
 from tests.cli.conftest import write_pictures
@@ -155,6 +157,31 @@ def test_a_broken_picture_is_met_before_anything_is_computed(
     )
 
 
+def test_broken_pictures_are_left_out_where_that_is_asked_for(
+    tmp_path: Path, tiny_open_clip_folder: Path, parted: Path
+) -> None:
+    root = tmp_path / "own"
+    shutil.copytree(parted, root)
+    (root / "test" / "red" / "3.png").write_bytes(b"no picture")
+    grid = without_broken(grid_of(root, tiny_open_clip_folder, shots=(2,), seeds=(1,)))
+    assert grid.sources[0].broken == ("test/red/3.png",)
+    assert cell_from_json(cell_to_json(grid.cells()[0])) == grid.cells()[0]
+    comparison = compare(grid, tmp_path / "r.sqlite", device="cpu")
+    assert {line.correct.shape[1] for line in comparison.lines} == {19}
+    assert "colours: Broken pictures left out, 1: test/red/3.png." in few_shot_table(comparison).notes
+
+
+def test_what_learns_nothing_reads_no_training_picture(
+    tmp_path: Path, tiny_open_clip_folder: Path, parted: Path
+) -> None:
+    root = tmp_path / "own"
+    shutil.copytree(parted, root)
+    for path in (root / "train").rglob("*.png"):
+        path.write_bytes(b"no picture")
+    grid = grid_of(root, tiny_open_clip_folder, ["zero-shot"])
+    assert compare(grid, tmp_path / "r.sqlite", device="cpu").lines
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [
@@ -195,11 +222,14 @@ def test_the_gain_is_paired_with_zero_shot(grid: Grid, tmp_path: Path) -> None:
     comparison = compare(grid, tmp_path / "r.sqlite", device="cpu")
     learned, zero = comparison.find("coop", "colours", "colours", 2), comparison.lines[-1]
     assert learned is not None
-    gain = comparison.gain(learned)
+    gains = dict(
+        zip((line.label for line in comparison.lines if line.shots in (2, 0)), comparison.gains[1:], strict=True)
+    )
+    gain = gains["coop"]
     assert gain is not None
     assert gain.value == pytest.approx(np.mean(learned.values) - zero.mean)
     assert gain.interval[0] <= gain.value <= gain.interval[1]
-    assert comparison.gain(zero) is None
+    assert gains["zero-shot"] is None
 
 
 def test_the_report_is_one_page_with_tables_and_figures_beside(grid: Grid, tmp_path: Path) -> None:

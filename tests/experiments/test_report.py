@@ -2,16 +2,18 @@ from __future__ import annotations
 
 import base64
 import builtins
+import io
 import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from mmprompt.errors import UserError
-from mmprompt.experiments import pages, sentences
+from mmprompt.experiments import figures, pages, sentences
 from mmprompt.experiments.examples import choose_examples, one_class_after_another
 from mmprompt.experiments.record import read_record
 from mmprompt.experiments.report import write_report
@@ -76,6 +78,13 @@ def test_any_number_of_classes_is_drawn(make_run: MakeRun, n_classes: int) -> No
     names = [f"class number {i}" for i in range(n_classes)]
     page = Page(write_report(make_run(names, n=2 * n_classes)).read_text())
     assert f"of {n_classes} classes" in page.text
+
+
+@pytest.mark.parametrize("n_classes", [121, 1000])
+def test_a_confusion_of_very_many_classes_is_no_wider_than_a_page(n_classes: int) -> None:
+    names = [f"class number {i}" for i in range(n_classes)]
+    with Image.open(io.BytesIO(figures.draw_confusion(np.eye(n_classes).tolist(), names, figures.LIGHT))) as drawn:
+        assert drawn.width <= 7.6 * figures.DPI
 
 
 def test_names_are_escaped(make_run: MakeRun) -> None:

@@ -99,6 +99,16 @@ def test_a_failed_cell_is_tried_again_and_a_finished_one_is_not(path: Path) -> N
     assert results.states(["a", "b"]) == {"a": "done", "b": "waiting"}
 
 
+def test_a_cell_that_waits_takes_the_newest_text(path: Path) -> None:
+    results = Results(path)
+    results.add({"a": "pictures in one place"})
+    results.add({"a": "pictures in another"})
+    with Owner(path) as owner:
+        assert results.claim(["a"], owner) == ("a", "pictures in another")
+        results.add({"a": "a third"})
+        assert results.states(["a"]) == {"a": "claimed"}
+
+
 def test_an_owner_leaves_no_file_behind(path: Path) -> None:
     Results(path)
     with Owner(path):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,8 +15,10 @@ from mmprompt.errors import UserError
 from mmprompt.experiments.cells import Origin
 from mmprompt.experiments.curves import Tried
 from mmprompt.experiments.search_space import KNOWN, Range, read_space
-from mmprompt.experiments.tune import Found, Search, open_study, tune
+from mmprompt.experiments.study import open_study
+from mmprompt.experiments.tune import Found, ReportValidation, Search, tune, without_broken
 from mmprompt.experiments.tune_report import ranked, sensitivities, write_search
+from mmprompt.training.problem import RunFailed
 from tests.cli.conftest import write_pictures
 
 COLOURS = {"red": (200, 40, 40), "green": (40, 180, 60)}
@@ -93,7 +98,7 @@ def test_the_search_starts_from_the_published_settings_where_they_are_in_its_ran
 
 def test_a_storage_that_cannot_be_used_is_one_line() -> None:
     with pytest.raises(UserError, match="--storage") as refusal:
-        open_study("nonsense", "name", 0)
+        open_study("nonsense", "name")
     assert "\n" not in str(refusal.value)
 
 
@@ -114,6 +119,58 @@ def test_sensitivity_names_the_range_that_comes_within_a_point() -> None:
     assert ranked(found)[0] == trials[2]
     [said] = sensitivities(found, {"lr": True})
     assert said == "lr: tried from 0.001 to 1; within a point of the best from 0.01 to 0.1 (2 trials)."
+
+
+@pytest.mark.parametrize("space", [{"n_ctx": Range(1, 500, True)}, {"lr": Range(-1.0, 1.0, False)}])
+def test_a_range_with_an_end_that_cannot_be_is_refused_at_the_start(
+    tmp_path: Path, search: Search, space: dict[str, Range]
+) -> None:
+    with pytest.raises(UserError):
+        tune(replace(search, space=space), f"sqlite:///{tmp_path}/s.db", 1, device="cpu")
+    assert not (tmp_path / "s.db").exists()
+
+
+def test_a_broken_validation_picture_is_met_before_any_trial(
+    tmp_path: Path, split_folder: Path, search: Search
+) -> None:
+    root = tmp_path / "own"
+    shutil.copytree(split_folder, root)
+    (root / "val" / "red" / "0.png").write_bytes(b"no picture")
+    own, storage = replace(search, origin=Origin("own", str(root))), f"sqlite:///{tmp_path}/s.db"
+    with pytest.raises(UserError, match=r"0\.png"):
+        tune(own, storage, 1, device="cpu")
+    assert len(tune(without_broken(own), storage, 1, device="cpu").trials) == 1
+
+
+def test_going_on_draws_other_values_than_before(tmp_path: Path) -> None:
+    storage, drawn = f"sqlite:///{tmp_path}/s.db", []
+    for _ in range(2):
+        study = open_study(storage, "name")
+        trial = study.ask()
+        drawn.append(trial.suggest_float("lr", 0, 1))
+        study.tell(trial, 0.5)
+    assert drawn[0] != drawn[1]
+
+
+def test_trials_of_any_length_are_compared_at_the_same_share_of_their_training() -> None:
+    def reports(n_epochs: int) -> list[int]:
+        seen: list[int] = []
+        trial = SimpleNamespace(report=lambda accuracy, step: seen.append(step), should_prune=lambda: False)
+        run = SimpleNamespace(n_epochs=n_epochs, problem=SimpleNamespace(validate=lambda: 0.5))
+        listener = ReportValidation(trial, may_prune=True)
+        for epoch in range(n_epochs):
+            listener.on_epoch_end(run, epoch, {})
+        return seen
+
+    assert reports(200) == reports(20) == list(range(1, 21))
+    assert reports(4) == [5, 10, 15, 20]
+
+
+@pytest.mark.slow
+def test_workers_that_die_are_told(tmp_path: Path, search: Search, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmprompt.experiments.tune._child", os.abort)
+    with pytest.raises(RunFailed, match="2 of 2 trials not done"):
+        tune(search, f"sqlite:///{tmp_path}/s.db", 2, workers=2, device="cpu")
 
 
 def test_a_space_is_read_from_names_and_ranges() -> None:
