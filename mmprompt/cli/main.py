@@ -141,7 +141,7 @@ def run_guarded(words: Sequence[str]) -> int:
         fail(str(error))
         return BAD_INPUT
     except KeyboardInterrupt:
-        fail("interrupted. Give the same command with --resume to go on with a training.")
+        fail("interrupted. The same command goes on where it stopped; a training needs --resume for that.")
         return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
