@@ -55,14 +55,16 @@ def run(arguments: Sequence[str], prog: str) -> None:
     if not items:
         raise UserError(f"the {settings.split} part of {data.name} is empty. Choose another --split.")
     with Counter("checking pictures") as checking:
-        items = pictures.sound(replace(data, train=(), val=(), test=items), checking).test
+        tested = pictures.sound(replace(data, train=(), val=(), test=items), checking)
     classifier = load(settings.run, load_backbone(header["backbone"]["name"], settings.device))
     if data.class_names != classifier.class_names:
         classifier = classifier.with_class_names(data.class_names)
     with Counter("encoding pictures") as encoding:
         features = ImageFeatures(classifier.backbone, progress=encoding)
-        metrics = measure(Result(classifier, [], replace(data, test=items), None, features))
-    output.say(f"{settings.run} on the {settings.split} part of {data.name}: {len(items):,} pictures.")
+        metrics = measure(Result(classifier, [], tested, None, features))
+    output.say(f"{settings.run} on the {settings.split} part of {data.name}: {len(tested.test):,} pictures.")
+    for note in tested.notes:
+        output.say(f"Note: {note}", "dim")
     output.say()
     result_table(output, metrics, data.template)
     output.document({"run": str(settings.run), "dataset": data.name, "split": settings.split, "metrics": metrics})

@@ -31,8 +31,8 @@ def read_coop_split(
         rename: class names to replace, as the file spells them.
         rewrite: the rule for all other class names, as in `readable_name`.
     Raises:
-        UserError: the file is missing or another form, labels have gaps, names clash, or a class that is tested is
-            never trained on.
+        UserError: the file is missing or another form, labels have gaps, names clash, a class that is tested is
+            never trained on, or none is tested.
     """
     content = read_json(path)
     if not isinstance(content, dict) or set(content) - {MADE_BY} != set(SPLITS):
@@ -51,6 +51,8 @@ def read_coop_split(
     untrained = [name for label, name in enumerate(class_names) if trained and label not in trained]
     if untrained:
         raise bad_file(path, f"has no picture to train on for {shortened(untrained)}", _ADVICE)
+    if not parts["test"]:
+        raise bad_file(path, "has no test pictures", _ADVICE)
     return Splits(inside.root, class_names, parts["train"], parts["val"], parts["test"])
 
 

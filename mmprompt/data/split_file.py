@@ -40,8 +40,12 @@ def divide(splits: Splits, val: float = 0.1, test: float = 0.2, seed: int = 1) -
             "val + test", val + test, "less than 1 was expected, so that training keeps a part", "Use less."
         )
     val, test = (0.0 if splits.val else val), (0.0 if splits.test else test)
-    if val == test == 0:
-        raise UserError(f"{splits.root}: nothing is left to divide, for the parts are there already or of share 0. ")
+    if splits.test and val == 0:
+        raise UserError(
+            f"{splits.root}: nothing is left to divide, for the parts are there already. Train on it as it is."
+        )
+    if test == 0 and not splits.test:
+        raise bad_value("test", test, "there is no test part yet, and a split needs one", "Use --test 0.2.")
     parts: dict[str, list[Item]] = {"train": [], "val": list(splits.val), "test": list(splits.test)}
     for label, items in sorted(by_label(splits.train).items()):
         ordered = sorted(items, key=lambda item: item.path.relative_to(splits.root).as_posix())

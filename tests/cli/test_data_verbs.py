@@ -128,7 +128,19 @@ def test_broken_pictures_are_left_out_on_demand_and_eval_does_the_same(
     assert train(tmp_path / "own", tiny_open_clip_folder, tmp_path / "run", "--skip-broken") == 0
     assert "Note: Broken pictures left out, 1: test/red/0.png." in capsys.readouterr().out
     assert main(["eval", str(tmp_path / "run"), "--device", "cpu"]) == 0
-    assert "8 pictures" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "8 pictures" in said
+    assert "Note: Broken pictures left out" in said
+
+
+def test_eval_says_that_a_part_of_other_pictures_was_held_out(
+    tmp_path: Path, tiny_open_clip_folder: Path, capsys: Capture
+) -> None:
+    folder, other = (write_pictures(tmp_path / name, COLOURS, n=5) for name in ("own", "other"))
+    assert train(folder, tiny_open_clip_folder, tmp_path / "run") == 0
+    capsys.readouterr()
+    assert main(["eval", str(tmp_path / "run"), "--data", str(other), "--device", "cpu"]) == 0
+    assert "Note: No test part was given: 3 of 15 pictures are held out for testing" in capsys.readouterr().out
 
 
 def test_strict_and_skip_broken_exclude_each_other(pictures: Path, capsys: Capture) -> None:

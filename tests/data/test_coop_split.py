@@ -45,6 +45,7 @@ def test_names_are_replaced_as_the_file_spells_them(tmp_path: Path) -> None:
         ({**GOOD, "val": [["a/2.jpg", "0", "Z"]]}, "val, entry 0: is not [path, whole number, class name]"),
         ({**GOOD, "val": [["a/2.jpg", True, "b_b"]]}, "val, entry 0: is not [path, whole number, class name]"),
         ({**GOOD, "val": [["a/2.jpg", 0.0, "Z"]]}, "val, entry 0: is not [path, whole number, class name]"),
+        ({**GOOD, "test": []}, "has no test pictures"),
         ({**GOOD, "val": [["a/2.jpg", 0]]}, "val, entry 0: is not [path, whole number, class name]"),
         ({**GOOD, "val": [["a/2.jpg", 0, "Y"]]}, "val, entry 0: label 0 is 'Y' here, 'Z' before"),
         ({**GOOD, "val": [["a/2.jpg", 3, "Y"]]}, "has labels that are not 0 to 2 without a gap"),

@@ -182,6 +182,16 @@ def test_tip_adapter_draws_what_coop_draws_and_keeps_the_validation_part_whole()
     assert picked == (few_shot_train_val(train, val, 4, 1)[0], tuple(val))
 
 
+@given(some_labels, st.integers(1, 17), st.integers(0, 2**32))
+def test_tip_adapter_fills_short_classes_up(labels: list[int], shots: int, seed: int) -> None:
+    items, rng = items_of(labels), random.Random(seed)
+    expected: list[Item] = []
+    for label in dict.fromkeys(labels):
+        group = [item for item in items if item.label == label]
+        expected += rng.sample(group, shots) if len(group) >= shots else rng.choices(group, k=shots)
+    assert draw_shots(splits_from(items, []), shots, seed, "tip-adapter") == (tuple(expected), ())
+
+
 def test_an_unknown_protocol_is_refused_with_the_nearest() -> None:
     with pytest.raises(
         UserError, match="there is no protocol named 'clip-laro'. Did you mean 'clip-lora'".replace(".", r"\.")

@@ -65,7 +65,7 @@ def test_a_test_part_that_is_there_stays() -> None:
         ({"val": -0.1}, "val is -0.1, but a share from 0 to below 1 was expected"),
         ({"test": 1.0}, "test is 1.0, but a share"),
         ({"val": 0.5, "test": 0.5}, "so that training keeps a part"),
-        ({"val": 0.0, "test": 0.0}, "nothing is left to divide"),
+        ({"test": 0.0}, "test is 0.0, but there is no test part yet, and a split needs one"),
     ],
 )
 def test_bad_shares_are_refused(shares: dict[str, float], problem: str) -> None:
