@@ -13,12 +13,12 @@ from typing import Annotated, Any, get_type_hints
 
 import tyro
 
+from mmprompt.backbones.suited import suited_settings
 from mmprompt.cli.config import distribute, read_settings
 from mmprompt.cli.lists import is_given, names_in
 from mmprompt.cli.methods import options_of
 from mmprompt.cli.parser import parse, peek
 from mmprompt.cli.pictures import refuse_both
-from mmprompt.cli.train import SMALL_N_CTX
 from mmprompt.errors import UserError, unknown_name
 from mmprompt.experiments.cells import Origin
 from mmprompt.experiments.grid import Contender
@@ -26,7 +26,6 @@ from mmprompt.methods import METHODS, method_types
 from mmprompt.tasks.baselines import BASELINES
 from mmprompt.training.recipe import Recipe
 
-SMALL_BACKBONE = "tiny"
 PLURALS = {"method": "methods", "dataset": "datasets", "backbone": "backbones", "seed": "seeds"}
 
 
@@ -50,7 +49,7 @@ class Compared:
     """Stop at the start if a picture is broken, naming it (the default)."""
     skip_broken: bool = False
     """Leave broken pictures out, and say which."""
-    backbones: Annotated[str, tyro.conf.arg(metavar="NAMES")] = SMALL_BACKBONE
+    backbones: Annotated[str, tyro.conf.arg(metavar="NAMES")] = "tiny"
     """Frozen models with commas between."""
     shots: Annotated[str, tyro.conf.arg(metavar="NUMBERS")] = "1,2,4,8,16"
     """Training pictures of each class, with commas between; `all` for all there are."""
@@ -182,12 +181,12 @@ def described(hint: Any, text: str) -> Any:
 
 
 def suited(kinds: Sequence[type], chosen: Mapping[str, Any], backbone: str) -> dict[str, Any]:
-    """The given settings that a method has; on the small backbone few context vectors unless a number is given."""
+    """The given settings that a method has, upon those that suit the backbone unless a prompt's words are given."""
     own = {one.name for kind in kinds for one in fields(kind)}
     settings = {name: value for name, value in chosen.items() if name in own}
-    if "n_ctx" in own and backbone == SMALL_BACKBONE and not {"n_ctx", "ctx_init"} & settings.keys():
-        settings["n_ctx"] = SMALL_N_CTX
-    return settings
+    if "ctx_init" in settings:
+        return settings
+    return {name: value for kind in kinds for name, value in suited_settings(backbone, kind).items()} | settings
 
 
 def _names(kind: type) -> list[str]:

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import tyro
 
 from mmprompt.backbones.load import load_backbone
+from mmprompt.backbones.suited import suited_recipe, suited_settings
 from mmprompt.cli.config import distribute, read_settings
 from mmprompt.cli.counter import Counter
 from mmprompt.cli.output import Output, result_table
@@ -38,7 +39,6 @@ from mmprompt.training.recipe import Recipe
 
 DESCRIPTION = "Learn a prompt from a few pictures of each class. Without options: 4 context vectors on openart-large."
 DATASET = "openart-large"
-SMALL_N_CTX = 4
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Settings:
     """What is trained, and where it goes."""
 
     backbone: Annotated[str, tyro.conf.arg(metavar="NAME")] = "tiny"
-    """The frozen model: `tiny`, `open_clip:ARCHITECTURE/TAG`, `hf:NAME`, or a folder."""
+    """The frozen model: `tiny`, `photo`, `open_clip:ARCHITECTURE/TAG`, `hf:NAME`, or a folder."""
     method: Annotated[str, tyro.conf.arg(metavar="NAME")] = "coop"
     """How to learn: coop, vpt, or both as coop+vpt; the method brings its own options."""
     shots: Annotated[int | None, tyro.conf.arg(metavar="INT|None")] = 16
@@ -132,14 +132,14 @@ def first_values(arguments: Sequence[str], saved: dict[str, Any], groups: dict[s
     """The values that options start from: what suits the data set and the backbone, then the file's."""
     own = peek(arguments, "data") or saved.get("data")
     name = peek(arguments, "dataset") or saved.get("dataset") or DATASET
-    suited: dict[str, Any] = {}
+    backbone = str(peek(arguments, "backbone") or saved.get("backbone", Settings.backbone))
+    of_data: Mapping[str, Any] = {}
     if own is None:
-        suited |= read_card(str(name), peek(arguments, "datasets-dir") or saved.get("datasets_dir")).recipe
-    backbone = peek(arguments, "backbone") or saved.get("backbone", Settings.backbone)
-    has_words = peek(arguments, "ctx-init") or saved.get("ctx_init")
-    has_ctx = any(hasattr(kind, "n_ctx") for kind in groups.values())
-    if has_ctx and backbone == Settings.backbone and not has_words:
-        suited["n_ctx"] = SMALL_N_CTX
+        of_data = read_card(str(name), peek(arguments, "datasets-dir") or saved.get("datasets_dir")).recipe
+    suited = suited_recipe(backbone, of_data)
+    if not (peek(arguments, "ctx-init") or saved.get("ctx_init")):
+        for kind in groups.values():
+            suited |= suited_settings(backbone, kind)
     if peek(arguments, "dataset") or peek(arguments, "data"):
         saved = {key: value for key, value in saved.items() if key not in {"dataset", "data", "root", "template"}}
     return suited | saved

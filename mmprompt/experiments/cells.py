@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mmprompt.backbones.protocols import DualEncoder
+from mmprompt.backbones.suited import suited_recipe
 from mmprompt.data.broken import Broken, drop_broken, find_broken
 from mmprompt.data.catalog import load_dataset
 from mmprompt.data.fewshot import base_new
@@ -140,8 +141,8 @@ class Cell:
         return data, {self.source.name: data, **others}
 
     def make_recipe(self, data: Dataset) -> Recipe:
-        """The recipe: the published one, what the data set says of it, and what the cell says."""
-        return resolve(Recipe(**{**data.recipe, **self.recipe}), data)
+        """The recipe: the published one, what suits the backbone and the data set, and what the cell says."""
+        return resolve(Recipe(**{**suited_recipe(self.backbone, data.recipe), **self.recipe}), data)
 
 
 def simplify(cell: Cell) -> Cell:

@@ -19,6 +19,7 @@ import torch
 
 from mmprompt.backbones.load import load_backbone
 from mmprompt.backbones.protocols import DualEncoder
+from mmprompt.backbones.suited import suited_recipe
 from mmprompt.data.splits import Dataset
 from mmprompt.errors import UserError, bad_value
 from mmprompt.experiments.cells import Origin
@@ -80,7 +81,11 @@ class Search:
     def parts(self, values: Mapping[str, Any], data: Dataset) -> tuple[Any, Recipe]:
         """The method and the recipe with some values put in."""
         names = {one.name for one in fields(Recipe)}
-        recipe = {**data.recipe, **self.recipe, **{name: v for name, v in values.items() if name in names}}
+        recipe = {
+            **suited_recipe(self.backbone, data.recipe),
+            **self.recipe,
+            **{name: v for name, v in values.items() if name in names},
+        }
         settings = {**self.settings, **{name: v for name, v in values.items() if name not in names}}
         return make_method(self.method, settings), Recipe(**recipe)
 
@@ -284,7 +289,7 @@ def run_trial(search: Search, trial: Any, features: ImageFeatures, data: list[Da
 
 
 def _work(
-    search: Search, storage: str, name: str, n_trials: int, device: str, worker: int, progress: Progress | None
+    search: Search, storage: str, name: str, n_trials: int, device: str, worker: int, progress: Progress | None = None
 ) -> None:
     from optuna.study import MaxTrialsCallback
     from optuna.trial import TrialState
@@ -346,4 +351,4 @@ def _child(threads: int, *arguments: Any) -> None:
     end_with_parent()
     torch.set_num_threads(threads)
     with contextlib.suppress(KeyboardInterrupt):
-        _work(*arguments, progress=None)
+        _work(*arguments)

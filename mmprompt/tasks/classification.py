@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mmprompt.backbones.load import load_backbone
 from mmprompt.backbones.protocols import DualEncoder
+from mmprompt.backbones.suited import suited_recipe
 from mmprompt.data.catalog import load_dataset
 from mmprompt.data.images import ImageLike, read_image
 from mmprompt.data.splits import Dataset, Item
@@ -259,7 +260,7 @@ def fit(
     """
     backbone = load_backbone(backbone) if isinstance(backbone, str) else backbone
     data = load_dataset(data) if isinstance(data, str) else data
-    recipe = resolve(recipe or Recipe(**data.recipe), data)
+    recipe = resolve(recipe or Recipe(**suited_recipe(backbone.name, data.recipe)), data)
     classifier = method.build(backbone, data.class_names, seed, data.template)
     config = run_config(method, backbone, data, recipe, seed)
     folder = None if out is None else Path(out)

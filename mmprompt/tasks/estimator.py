@@ -12,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from mmprompt.backbones.load import load_backbone
 from mmprompt.backbones.protocols import DualEncoder
+from mmprompt.backbones.suited import suited_recipe, suited_settings
 from mmprompt.data.images import ImageLike
 from mmprompt.errors import UserError, bad_value
 from mmprompt.methods import CoOp, Method
@@ -26,8 +27,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
 
     Args:
         backbone: a backbone or the name of one.
-        method: what is learned; `CoOp(n_ctx=16)` if None.
-        recipe: optimiser and schedule; the published SGD recipe if None.
+        method: what is learned; `CoOp` if None.
+        recipe: optimiser and schedule; what suits the backbone if None, else the published SGD recipe.
         class_names: words for labels that are not words themselves, such as `{0: "cat", 1: "dog"}`.
         seed: of the start and the data order.
 
@@ -68,7 +69,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
                 f"y holds {len(self.classes_)} class, but at least two are needed. Add pictures of another."
             )
         backbone = load_backbone(self.backbone) if isinstance(self.backbone, str) else self.backbone
-        method, recipe = self.method or CoOp(), self.recipe or Recipe()
+        method = self.method or CoOp(**suited_settings(backbone.name, CoOp))
+        recipe = self.recipe or Recipe(**suited_recipe(backbone.name, {}))
         classifier = method.build(backbone, [self._word(label) for label in self.classes_], self.seed)
         recipe = replace(recipe, augment="coop" if recipe.augment == "auto" else recipe.augment)
         problem = ClassificationProblem(classifier, method, images, labels, recipe, self.seed)
