@@ -80,7 +80,10 @@ def learn_vocabulary(groups: dict[str, list[Entry]], nouns: Nouns, size: int) ->
     words = pre_tokenizers.Split(Regex(PIECES), "removed", invert=True)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(False, use_regex=False)])
     trainer = trainers.BpeTrainer(
-        vocab_size=size, end_of_word_suffix="</w>", initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        vocab_size=size,
+        end_of_word_suffix="</w>",
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(weighted(groups, nouns), trainer)
     merges = json.loads(tokenizer.to_str())["model"]["merges"]
