@@ -114,7 +114,6 @@ def test_attention_pooler_is_run_by_open_clip_and_takes_no_prompts(tmp_path: Pat
     ("form", "part"),
     [
         ({"text": {"embed_cls": True}, "custom_text": True}, "TextTransformer"),
-        ({"text": {"no_causal_mask": True, "use_pad_mask": True}, "custom_text": True}, "TextTransformer"),
     ],
 )
 def test_unknown_text_towers_are_refused_by_name(form: dict[str, Any], part: str, tmp_path: Path) -> None:

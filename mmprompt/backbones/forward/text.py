@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,9 @@ from mmprompt.errors import UserError, bad_value
 
 SAVED_WIDTHS = 16
 """Tensors of the tower's width that a block keeps per slot for the backward pass: a little above the most measured."""
+
+CHUNK_BYTES = 2**28
+"""On a CPU, classes are taken in chunks of about this size even if all would fit: smaller ones are quicker there."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,7 @@ def encode_packed(
         return run_own(view, own, vectors, common, shortcuts.end_only)
 
     costs = [(length - n_common) * slot_bytes(view, length, vectors) for length in lengths]
-    pooled = run_chunks(run, costs, memory_bytes)
+    pooled = run_chunks(run, costs, memory_bytes, slots.lengths.device)
     return pooled[:, order.argsort()]
 
 
@@ -150,7 +154,8 @@ def encode_full(
         every = pack(slots, classes[chunk], range(length), [length] * len(classes[chunk]))
         return run_full(view, every, vectors, pooled[chunk], shortcuts.end_only)
 
-    return run_chunks(run, [length * slot_bytes(view, length, vectors)] * n_classes, memory_bytes)
+    costs = [length * slot_bytes(view, length, vectors)] * n_classes
+    return run_chunks(run, costs, memory_bytes, slots.lengths.device)
 
 
 def run_full(
@@ -198,18 +203,21 @@ def slot_bytes(view: TextView, length: int, vectors: Mapping[Site, Vectors]) -> 
     return n_images * len(view.blocks) * (SAVED_WIDTHS * width + scores) * view.position.element_size()
 
 
-def run_chunks(run: Callable[[slice], Tensor], costs: Sequence[int], memory_bytes: int) -> Tensor:
-    """Run over all classes, in chunks if they cost too much together; those are run again in the backward pass.
+def run_chunks(run: Callable[[slice], Tensor], costs: Sequence[int], memory_bytes: int, device: torch.device) -> Tensor:
+    """Run over all classes in chunks; if they cost too much together, each is run again in the backward pass.
 
     Args:
         run: the features [B or 1, C', D] of a slice of the classes.
         costs: bytes of each class.
-        memory_bytes: the most a chunk may cost, if it holds more than one class.
+        memory_bytes: what all may cost together without being run again.
+        device: where.
     """
-    chunks = list(split_costs(costs, memory_bytes))
-    if len(chunks) == 1:
-        return run(chunks[0])
-    return torch.cat([checkpoint(run, chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks], dim=1)
+    limit = min(memory_bytes, CHUNK_BYTES) if device.type == "cpu" else memory_bytes
+    chunks = list(split_costs(costs, limit))
+    if sum(costs) <= memory_bytes or len(chunks) == 1:
+        return torch.cat([run(chunk) for chunk in chunks], dim=1)
+    again = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
+    return torch.cat([again(chunk) for chunk in chunks], dim=1)
 
 
 def split_costs(costs: Sequence[int], limit: int) -> Iterator[slice]:
