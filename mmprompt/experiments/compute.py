@@ -82,7 +82,7 @@ def compute(cell: Cell, backbone: DualEncoder, features: ImageFeatures) -> Outco
     """
     data, tests = cell.load()
     started = time.monotonic()
-    scorer, how = fit_cell(cell, backbone, data, features)
+    scorer, how = fit_cell(cell, backbone, data, tests, features)
     seconds = time.monotonic() - started
     readable = {n: t for n, t in tests.items() if scorer.reads_class_names or t.class_names == data.class_names}
     scores = [score_of(name, test, table_of(scorer, test)) for name, test in readable.items()]
@@ -105,16 +105,16 @@ def compute(cell: Cell, backbone: DualEncoder, features: ImageFeatures) -> Outco
 
 
 def fit_cell(
-    cell: Cell, backbone: DualEncoder, data: Dataset, features: ImageFeatures
+    cell: Cell, backbone: DualEncoder, data: Dataset, tests: Mapping[str, Dataset], features: ImageFeatures
 ) -> tuple[Scorer, dict[str, Any]]:
-    """Fit a method or a baseline; the scorer, and which settings it came to."""
+    """Fit a method or a baseline; the scorer, and which settings it came to, the words of each test among them."""
     made: Any = cell.make()
     if cell.is_baseline:
         selection = "strength on validation" if getattr(made, "inverse_strength", 0) is None else "none"
         return made.fit(backbone, data, features), {
             "settings": asdict(made),
             "selection": selection,
-            "template": made.wording(data),
+            "template": "/".join(dict.fromkeys(made.wording(one) for one in (data, *tests.values()))),
         }
     recipe = cell.make_recipe(data)
     result = fit(made, backbone, data, recipe=recipe, seed=cell.seed, features=features)

@@ -36,7 +36,7 @@ def few_shot_table(comparison: Comparison) -> Table:
         for contender, label in zip(grid.contenders, comparison.labels, strict=True):
             found = [_exact(comparison, label, source.name, shots) for shots in columns]
             rows.append((source.name, label, contender.backbone, *map(cell_text, found)))
-        published.append(few_shot_rows(references_of(source), grid.shots))
+        published.append(few_shot_rows(references_of(source), columns))
         rows += [(source.name, *_published(row, columns)) for row in published[-1]]
     if len(grid.sources) > 1:
         tests = [(source.name, source.name) for source in grid.sources]

@@ -36,16 +36,16 @@ def references_of(origin: Origin) -> tuple[Reference, ...]:
 
 
 def few_shot_rows(references: Sequence[Reference], shots: Sequence[int | None]) -> list[PublishedRow]:
-    """Rows by shots on one data set, zero-shot at 0.
+    """Rows by shots on one data set, zero-shot at 0; rows without a value that is shown are left out.
 
     Args:
         references: of the data set.
-        shots: which are shown.
+        shots: which are shown, 0 if zero-shot is.
     """
     groups: dict[tuple[str, str, str], dict[object, float]] = {}
     for one in references:
         at = 0 if one.protocol == "zero-shot" else one.shots
-        if one.protocol in {"few-shot", "zero-shot"} and (at == 0 or at in shots) and "accuracy" in one.values:
+        if one.protocol in {"few-shot", "zero-shot"} and at in shots and "accuracy" in one.values:
             groups.setdefault((one.method, one.backbone, one.source), {})[at] = one.values["accuracy"]
     return [PublishedRow(m, b, values, (source,)) for (m, b, source), values in groups.items()]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,13 @@ def test_published_rows_stand_beside_with_their_average_computed_here(few_shot: 
     assert rows_of(table, "average", "CoOp (published)") == [("–", "75.00")]  # noqa: RUF001
     assert rows_of(table, "right", "CLIP (published)")[0][0] == "50.00"
     assert any("CoOp on ViT-B/16 from paper" in note for note in table.notes)
+
+
+def test_published_rows_without_a_shown_value_are_left_out(few_shot: Comparison) -> None:
+    trained = replace(few_shot, lines=tuple(line for line in few_shot.lines if line.shots != 0))
+    shown = few_shot_table(trained)
+    assert not any(row[1] == "CLIP (published)" for row in shown.rows)
+    assert any(row[1] == "CLIP (published)" for row in few_shot_table(few_shot).rows)
 
 
 def test_notes_say_what_makes_rows_comparable(few_shot: Comparison) -> None:
