@@ -11,6 +11,8 @@ from typing import Any
 import open_clip
 import torch
 from safetensors.torch import save_file
+from timm.models import register_model
+from timm.models.vision_transformer import Block, VisionTransformer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import nn
 from transformers import (
@@ -127,6 +129,38 @@ def save_open_clip(
     randomise(built, seed)
     save_file(built.state_dict(), folder / "open_clip_model.safetensors")
     return folder
+
+
+def timm_vit(**settings: Any) -> VisionTransformer:
+    vit = VisionTransformer(
+        img_size=IMAGE, patch_size=PATCH, embed_dim=WIDTH, depth=LAYERS, num_heads=HEADS, **settings
+    )
+    vit.default_cfg = {}  # open_clip asks it for a pool size
+    return vit
+
+
+@register_model
+def small_timm_vit(pretrained: bool = False, **unused: Any) -> VisionTransformer:
+    """Class and register tokens, norms of queries and keys, layer scale, a norm before the blocks."""
+    return timm_vit(qk_norm=True, init_values=0.5, reg_tokens=2, pre_norm=True)
+
+
+@register_model
+def small_timm_map_vit(pretrained: bool = False, **unused: Any) -> VisionTransformer:
+    """No class token, read by an attention pool, norms inside the attention and the feed-forward part."""
+    return timm_vit(class_token=False, global_pool="map", scale_attn_norm=True, scale_mlp_norm=True)
+
+
+class TwiceBlock(Block):
+    """A block of a kind that no view describes."""
+
+    def forward(self, x: Any, **settings: Any) -> Any:
+        return super().forward(super().forward(x, **settings))
+
+
+@register_model
+def small_timm_twice_vit(pretrained: bool = False, **unused: Any) -> VisionTransformer:
+    return timm_vit(block_fn=TwiceBlock)
 
 
 def save_open_clip_resnet(folder: Path) -> Path:

@@ -90,16 +90,24 @@ def open_clip_features(
     """Unit features [B, E] of open_clip's `visual.` weights; prompts per image: {layer: [M, D]}."""
     w = {name.removeprefix("visual."): value for name, value in weights.items() if name.startswith("visual.")}
 
+    def optional(x: Tensor, name: str) -> Tensor:
+        return norm(x, w, name) if f"{name}.weight" in w else x
+
+    def per_head(x: Tensor, name: str) -> Tensor:
+        return torch.cat([optional(part, name) for part in x.chunk(n_heads, dim=-1)], dim=-1)
+
     def block(x: Tensor, layer: int) -> Tensor:
         name = f"transformer.resblocks.{layer}"
         normed = norm(x, w, f"{name}.ln_1")
         query, key, value = (normed @ w[f"{name}.attn.in_proj_weight"].T + w[f"{name}.attn.in_proj_bias"]).split(
             x.shape[-1], dim=-1
         )
+        query, key = per_head(query, f"{name}.attn.ln_q"), per_head(key, f"{name}.attn.ln_k")
         attended = linear(attend(query, key, value, n_heads), w, f"{name}.attn.out_proj")
-        x = x + attended * w.get(f"{name}.ls_1.gamma", torch.ones(()))
+        x = x + optional(attended, f"{name}.ln_attn") * w.get(f"{name}.ls_1.gamma", torch.ones(()))
         hidden = activation(linear(norm(x, w, f"{name}.ln_2"), w, f"{name}.mlp.c_fc"))
-        return x + linear(hidden, w, f"{name}.mlp.c_proj") * w.get(f"{name}.ls_2.gamma", torch.ones(()))
+        hidden = linear(optional(hidden, f"{name}.mlp.ln"), w, f"{name}.mlp.c_proj")
+        return x + hidden * w.get(f"{name}.ls_2.gamma", torch.ones(()))
 
     features = []
     for image, own in zip(images, prompts, strict=True):
@@ -169,5 +177,47 @@ def siglip_features(
         pooled = linear(attend(query, key, value, n_heads), w, "head.attention.out_proj")
         hidden = gelu_tanh(linear(siglip_norm(pooled, w, "head.layernorm"), w, "head.mlp.fc1"))
         pooled = (pooled + linear(hidden, w, "head.mlp.fc2"))[0]
+        features.append(pooled / torch.sqrt((pooled**2).sum()))
+    return torch.stack(features)
+
+
+def timm_features(
+    weights: Weights, images: Tensor, prompts: list[dict[int, Tensor]], n_layers: int, n_heads: int
+) -> Tensor:
+    """Unit features [B, E] of open_clip's head on timm's VisionTransformer, with whatever norms its weights hold."""
+    w = {name.removeprefix("visual.trunk."): value for name, value in weights.items()}
+
+    def optional(x: Tensor, name: str) -> Tensor:
+        return siglip_norm(x, w, name) if f"{name}.weight" in w else x
+
+    def per_head(x: Tensor, name: str) -> Tensor:
+        return torch.cat([optional(part, name) for part in x.chunk(n_heads, dim=-1)], dim=-1)
+
+    def block(x: Tensor, layer: int) -> Tensor:
+        name = f"blocks.{layer}"
+        query, key, value = linear(siglip_norm(x, w, f"{name}.norm1"), w, f"{name}.attn.qkv").chunk(3, dim=-1)
+        query, key = per_head(query, f"{name}.attn.q_norm"), per_head(key, f"{name}.attn.k_norm")
+        attended = optional(attend(query, key, value, n_heads), f"{name}.attn.norm")
+        x = x + linear(attended, w, f"{name}.attn.proj") * w.get(f"{name}.ls1.gamma", torch.ones(()))
+        hidden = gelu(linear(siglip_norm(x, w, f"{name}.norm2"), w, f"{name}.mlp.fc1"))
+        hidden = linear(optional(hidden, f"{name}.mlp.norm"), w, f"{name}.mlp.fc2")
+        return x + hidden * w.get(f"{name}.ls2.gamma", torch.ones(()))
+
+    features = []
+    for image, own in zip(images, prompts, strict=True):
+        x = patches(image, w["patch_embed.proj.weight"]) + w.get("patch_embed.proj.bias", torch.zeros(()))
+        extra = [w[name][0] for name in ("cls_token", "reg_token") if name in w]
+        x = torch.cat([*extra, x]) + w["pos_embed"][0]
+        if 0 in own:
+            x = torch.cat([x, own[0]])
+        x = run(optional(x, "norm_pre"), own, n_layers, block)
+        x = siglip_norm(x, w, "norm")
+        if "attn_pool.latent" in w:
+            query = linear(w["attn_pool.latent"][0], w, "attn_pool.q")
+            key, value = linear(x, w, "attn_pool.kv").chunk(2, dim=-1)
+            pooled = linear(attend(query, key, value, n_heads), w, "attn_pool.proj")
+            hidden = gelu(linear(siglip_norm(pooled, w, "attn_pool.norm"), w, "attn_pool.mlp.fc1"))
+            x = pooled + linear(hidden, w, "attn_pool.mlp.fc2")
+        pooled = w["visual.head.proj.weight"] @ x[0]
         features.append(pooled / torch.sqrt((pooled**2).sum()))
     return torch.stack(features)

@@ -28,6 +28,9 @@ OPEN_CLIP_FORMS: dict[str, tuple[dict, dict, dict]] = {
         {"pool": "avg", "norm_after_pool": True},
     ),
     "layer_scale": ({"ls_init_value": 0.5}, {}, {}),
+    "norms": ({"qk_norm": True, "scale_attn": True, "scale_fc": True}, {}, {}),
+    "timm": ({"timm_model_name": "small_timm_vit", "timm_pool": "token"}, {}, {}),
+    "timm_map": ({"timm_model_name": "small_timm_map_vit", "timm_pool": ""}, {}, {}),
 }
 FORMS = [*OPEN_CLIP_FORMS, "hf_clip", "siglip"]
 
@@ -59,6 +62,8 @@ def reference(backbone: FrozenDualEncoder, folder: Path) -> Reference:
         return partial(plain_vision.transformers_clip_features, weights, **settings)
     if form == "siglip":
         return partial(plain_vision.siglip_features, weights, **settings)
+    if form.startswith("timm"):
+        return partial(plain_vision.timm_features, weights, **settings)
     return partial(plain_vision.open_clip_features, weights, **settings, **OPEN_CLIP_FORMS[form][2])
 
 
@@ -198,3 +203,18 @@ def test_vectors_of_another_shape_are_refused(
 def test_images_of_another_size_are_refused(tiny_clip_backbone: FrozenDualEncoder) -> None:
     with pytest.raises(UserError, match=r"images are \[2, 3, 16, 32\], but .* takes \[B, 3, 32, 32\]"):
         tiny_clip_backbone.encode_image(torch.zeros(2, 3, 16, 32))
+
+
+@pytest.mark.parametrize(
+    ("trunk", "part"), [("small_timm_twice_vit", "TwiceBlock"), ("test_efficientnet", "EfficientNet")]
+)
+def test_a_timm_trunk_without_views_gives_its_own_features_and_refuses_visual_prompts(
+    tmp_path: Path, pixels: Tensor, trunk: str, part: str
+) -> None:
+    vision = {"timm_model_name": trunk, "timm_pool": "avg"}
+    backbone = load_backbone(str(small_models.save_open_clip(tmp_path / "trunk", vision)), device="cpu")
+    images = backbone.normalize(pixels)
+    assert relative_error(backbone.encode_image(images), library_features(backbone, images)) < 1e-6
+    assert backbone.encode_text(backbone.text_slots([[5]])).shape == (1, backbone.embed_dim)
+    with pytest.raises(UserError, match=rf"this image tower \({part}\) has no image tokens"):
+        backbone.encode_image(images, {Site("vision"): Vectors(torch.zeros(2, 32))})
