@@ -53,7 +53,8 @@ def show(call: GridCall, grid: Grid, protocol: str, command: str) -> None:
     n_cells = len(grid.cells())
     methods = ", ".join(dict.fromkeys(one.method for one in grid.contenders))
     sets = ", ".join(one.name for one in (*grid.sources, *grid.targets))
-    output.say(f"{n_cells} cells: {methods} on {sets}; shots {given.shots}, seeds {given.seeds}.")
+    count = "1 cell" if n_cells == 1 else f"{n_cells:,} cells"
+    output.say(f"{count}: {methods} on {sets}; shots {given.shots}, seeds {given.seeds}.")
     output.say(f"Finished ones are kept in {given.results}; the same command goes on where it was stopped.")
     with Stages() as stages:
         if given.skip_broken:

@@ -162,11 +162,11 @@ def tune(
     name = study_name(search, backbone, data)
     listener = listener or Listener()
     check_ends(search, backbone, data[0])
+    read_pictures(backbone, data, listener.pictures)
     study = open_study(storage, name)
     first = default_values(search, data[0])
     if first is not None and not study.trials:
         study.enqueue_trial(first)
-    read_pictures(backbone, data, listener.pictures)
     if workers == 1:
         _work(search, storage, name, n_trials, device, 0, listener.trials)
     else:

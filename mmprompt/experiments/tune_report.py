@@ -132,7 +132,7 @@ def sensitivities(found: Found, axes: Mapping[str, bool]) -> list[str]:
         good = [trial.settings[name] for trial in near]
         texts.append(
             f"{name}: tried from {number(min(tried))} to {number(max(tried))}; within a point of the best "
-            f"from {number(min(good))} to {number(max(good))} ({len(good)} trials)."
+            f"from {number(min(good))} to {number(max(good))} ({len(good)} trial{'s' if len(good) > 1 else ''})."
         )
     return texts
 

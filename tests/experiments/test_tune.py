@@ -139,6 +139,7 @@ def test_a_broken_validation_picture_is_met_before_any_trial(
     own, storage = replace(search, origin=Origin("own", str(root))), f"sqlite:///{tmp_path}/s.db"
     with pytest.raises(UserError, match=r"0\.png"):
         tune(own, storage, 1, device="cpu")
+    assert not (tmp_path / "s.db").exists()
     assert len(tune(without_broken(own), storage, 1, device="cpu").trials) == 1
 
 
