@@ -6,9 +6,11 @@ stop. The name and the words around it are tokenised together, so the ids are th
 
 from __future__ import annotations
 
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
+from unicodedata import category
 
 from mmprompt.backbones.protocols import DualEncoder
 from mmprompt.backbones.sites import TextSlots
@@ -76,17 +78,22 @@ class TextLayout:
 
 
 def check_class_names(class_names: Sequence[str]) -> None:
-    """Refuse class names that cannot be told apart.
+    """Refuse class names that say nothing or cannot be told apart.
 
     Raises:
-        UserError: there are none, one is empty, or one stands twice.
+        UserError: there are none, or one is no text, empty, only punctuation, or there twice.
     """
     if not class_names:
         raise UserError("there are no class names, but at least one is needed. Give class_names.")
     seen: set[str] = set()
     for name in class_names:
+        if not isinstance(name, str):
+            kind = type(name).__name__
+            raise UserError(f"class name {name!r} is of type {kind}, but a text was expected. Write it as a string.")
         if not name.strip():
             raise UserError("a class name is empty, but each must hold a word. Name every class.")
+        if all(sign.isspace() or sign in string.punctuation or category(sign)[0] == "P" for sign in name):
+            raise UserError(f"class name {name!r} is only punctuation, but it must hold a word. Write it in words.")
         if name in seen:
             raise UserError(f"class name {name!r} stands twice, but names must differ. Rename or merge the classes.")
         seen.add(name)

@@ -29,7 +29,7 @@ from mmprompt.training.recipe import Recipe
 from mmprompt.training.schedules import learning_rate
 from mmprompt.training.seeds import batches, epoch_order
 
-TASK, SEED, N_CTX, TEST_BATCH = "openart-large", 1, 16, 100
+TASK, SEED, N_CTX, TEST_BATCH = "openart-large", 1, 4, 100
 SAME_WEIGHTS = 1e-3
 """Relative error of the learned vectors after a thousand steps in fp32, in which rounding adds up."""
 

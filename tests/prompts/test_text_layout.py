@@ -52,8 +52,21 @@ def test_name_that_just_fits_is_taken(tiny_clip_backbone):
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [([], "no class names"), (["cat", " "], "is empty"), (["cat", "dog", "cat"], "'cat' stands twice")],
+    [
+        ([], "no class names"),
+        (["cat", " "], "is empty"),
+        (["cat", "dog", "cat"], "'cat' stands twice"),
+        (["cat", 7], "class name 7 is of type int"),
+        (["cat", None], "class name None is of type NoneType"),
+        (["cat", "?! -"], r"'\?! -' is only punctuation"),
+        (["cat", "“—”"], "is only punctuation"),
+    ],
 )
-def test_names_that_cannot_be_told_apart_are_refused(names, message):
+def test_names_that_say_nothing_or_cannot_be_told_apart_are_refused(names, message):
     with pytest.raises(UserError, match=message):
         check_class_names(names)
+
+
+@pytest.mark.parametrize("name", ["C++", "7", "kött", "猫", "😀", "rock 'n' roll"])
+def test_names_with_one_sign_of_meaning_are_taken(name):
+    check_class_names([name])
