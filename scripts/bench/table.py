@@ -1,0 +1,40 @@
+"""Print the figures of the benchmarks as the tables of docs/speed.md.
+
+python scripts/bench/table.py docs/results/text_step.json docs/results/memory.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+COLUMNS = {
+    "ratio": ("times faster", "{:.1f}"),
+    "equal": ("equal", "{}"),
+    "plain_s": ("plain, s", "{:.2f}"),
+    "ours_s": ("ours, s", "{:.2f}"),
+    "of_floor": ("of the floor's speed", "{:.0%}"),
+    "gradient_error": ("gradient's error", "{:.0e}"),
+    "weights_error": ("error of the learned vectors", "{:.0e}"),
+    "epochs": ("epochs", "{}"),
+    "peak_gb": ("peak, GB", "{:.2f}"),
+    "before_the_step_gb": ("of it before the step, GB", "{:.2f}"),
+    "plain_peak_gb": ("plain peak, GB", "{:.2f}"),
+}
+
+
+def main() -> None:
+    for path in map(Path, sys.argv[1:]):
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        columns = {key: column for key, column in COLUMNS.items() if any(row.get(key) is not None for row in rows)}
+        print("| " + " | ".join(["row", *(title for title, _ in columns.values())]) + " |")
+        print("|---" * (1 + len(columns)) + "|")
+        for row in rows:
+            cells = [form.format(row[key]) if row.get(key) is not None else "" for key, (_, form) in columns.items()]
+            print("| " + " | ".join([row["name"], *cells]) + " |")
+        print()
+
+
+if __name__ == "__main__":
+    main()
