@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -136,3 +137,14 @@ def test_a_value_that_is_no_percentage_is_refused() -> None:
 def test_a_path_of_a_card_cannot_climb(cards: dict[str, DatasetCard], key: str) -> None:
     with pytest.raises(UserError, match="a path below the root was expected"):
         replace(cards["caltech101"], **{key: "a/../../b"})
+
+
+@pytest.mark.parametrize("name", FIFTEEN)
+def test_the_page_on_data_sets_has_the_sizes_of_the_card(cards: dict[str, DatasetCard], name: str) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text(encoding="utf-8")
+    (row,) = (line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
+    card = cards[name]
+    sizes = [f"{card.sizes[split]:,}" if card.sizes[split] else "\N{EN DASH}" for split in SPLITS]
+    shown = " / ".join(sizes) if card.sizes["train"] else f"test {card.sizes['test']:,}"
+    assert row.endswith(f"| {card.n_classes:,} | {shown} |")
+    assert card.folder in row
