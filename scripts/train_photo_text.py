@@ -108,7 +108,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
             sub.add_argument("--run", default="photo", help="name of the run in the work folder")
             sub.add_argument("--seed", type=int, default=1)
         if verb == "train":
-            sub.add_argument("--steps", type=int, default=6000)
+            sub.add_argument("--steps", type=int, default=2500)
             sub.add_argument("--learning-rate", type=float, default=3e-3)
             sub.add_argument("--threads", type=int, default=2)
         if verb == "count":

@@ -7,6 +7,7 @@ each class is. It looks at the train and val parts of its data set, never at tes
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -182,7 +183,10 @@ class LinearProbe:
     def _regression(self, rows: np.ndarray, items: Sequence[Item], strength: float) -> Any:
         from sklearn.linear_model import LogisticRegression
 
-        return LogisticRegression(C=strength, max_iter=self.max_iter).fit(rows, _labels(items).numpy())
+        with warnings.catch_warnings():
+            # One picture a class is what a 1-shot probe is; scikit-learn takes it for a regression.
+            warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
+            return LogisticRegression(C=strength, max_iter=self.max_iter).fit(rows, _labels(items).numpy())
 
 
 def best_exponent(accuracy: Any) -> float:

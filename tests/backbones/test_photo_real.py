@@ -57,10 +57,9 @@ def test_a_prompt_is_learned_on_the_real_image_tower(photo: DualEncoder) -> None
     assert photo.compute_fingerprint() == before == photo.fingerprint
 
 
-def test_the_names_of_imagenet_lie_near_where_the_image_tower_expects_them(photo: DualEncoder) -> None:
-    tabby, kitten, lorry, truck = (
-        photo.encode_text(photo.text_slots([photo.tokenize(text)]))[0]
-        for text in ("tabby cat", "kitten", "lorry", "truck")
+def test_names_lie_nearer_to_their_kind(photo: DualEncoder) -> None:
+    cat, tiger, lorry, truck = photo.encode_text(
+        photo.text_slots([photo.tokenize(text) for text in ("cat", "tiger", "lorry", "truck")])
     )
-    assert tabby @ kitten > tabby @ truck + 0.2
-    assert lorry @ truck > lorry @ kitten + 0.2
+    assert cat @ tiger > max(cat @ lorry, cat @ truck)
+    assert lorry @ truck > max(lorry @ cat, lorry @ tiger)

@@ -28,7 +28,7 @@ from mmprompt.training.loop import train
 from mmprompt.training.recipe import Recipe
 
 N_EPOCHS = 6
-N_EVENT_KILLS = 28
+N_EVENT_KILLS = 32
 N_MOMENT_KILLS = 6
 RECIPE = Recipe(lr=0.05, batch_size=3, optimizer="adamw", patience=N_EPOCHS, checkpoint_seconds=0)
 FILE_EVENTS = {"open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "shutil.rmtree"}
