@@ -26,7 +26,7 @@ from mmprompt.backbones.tokens import Frame, WordTokenizer
 from mmprompt.errors import UserError
 
 MEMORY_VARIABLE = "MMPROMPT_MEMORY_LIMIT"
-DEFAULT_MEMORY_BYTES = 2 * 2**30
+DEFAULT_MEMORY_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class FrozenDualEncoder:
 
     Attributes:
         text_memory_bytes: about what a training step may keep of the text tower's activations; classes beyond that
-            are computed in chunks, and again in the backward pass. `$MMPROMPT_MEMORY_LIMIT` such as `500MB`, else
-            2 GB. It changes no number by more than rounding.
+            are computed again in the backward pass. `$MMPROMPT_MEMORY_LIMIT` such as `500MB`, else 1 GB. It changes
+            no number by more than rounding.
     """
 
     def __init__(

@@ -63,8 +63,8 @@ def encode_slots(
             vectors that replace the first of those slots at the input of block i (Khattak et al. 2023,
             "MaPLe", section 3.2). Those of scope `"image"` (Zhou et al. 2022, "Conditional Prompt
             Learning") give features per image.
-        memory_bytes: about what the activations kept for the backward pass may take; classes that would
-            take more are computed in chunks, and again in the backward pass.
+        memory_bytes: about what the activations kept for the backward pass may take; classes beyond that are
+            computed again in the backward pass.
         shortcuts: for tests.
     Returns:
         [C, E], or [B, C, E] if some vectors are of scope `"image"`; not normalised.
@@ -204,20 +204,22 @@ def slot_bytes(view: TextView, length: int, vectors: Mapping[Site, Vectors]) -> 
 
 
 def run_chunks(run: Callable[[slice], Tensor], costs: Sequence[int], memory_bytes: int, device: torch.device) -> Tensor:
-    """Run over all classes in chunks; if they cost too much together, each is run again in the backward pass.
+    """Run over all classes in chunks; what cannot be kept is run again in the backward pass.
 
     Args:
         run: the features [B or 1, C', D] of a slice of the classes.
         costs: bytes of each class.
-        memory_bytes: what all may cost together without being run again.
+        memory_bytes: what chunks may cost together without being run again.
         device: where.
     """
-    limit = min(memory_bytes, CHUNK_BYTES) if device.type == "cpu" else memory_bytes
-    chunks = list(split_costs(costs, limit))
-    if sum(costs) <= memory_bytes or len(chunks) == 1:
-        return torch.cat([run(chunk) for chunk in chunks], dim=1)
+    limit = memory_bytes if sum(costs) <= memory_bytes else memory_bytes // 4
+    chunks = list(split_costs(costs, min(limit, CHUNK_BYTES) if device.type == "cpu" else limit))
+    if len(chunks) == 1:
+        return run(chunks[0])
     again = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
-    return torch.cat([again(chunk) for chunk in chunks], dim=1)
+    # The backward pass begins with the last chunk, so the last ones are kept and make room for the others.
+    is_kept = [sum(costs[chunk.start :]) <= memory_bytes for chunk in chunks]
+    return torch.cat([(run if kept else again)(chunk) for chunk, kept in zip(chunks, is_kept, strict=True)], dim=1)
 
 
 def split_costs(costs: Sequence[int], limit: int) -> Iterator[slice]:

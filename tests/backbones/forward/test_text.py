@@ -15,7 +15,7 @@ from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor
 
 from mmprompt.backbones.dual_encoder import FrozenDualEncoder
-from mmprompt.backbones.forward.text import Shortcuts, common_length, encode_slots, slot_bytes, split_costs
+from mmprompt.backbones.forward.text import Shortcuts, common_length, encode_slots, run_chunks, slot_bytes, split_costs
 from mmprompt.backbones.load import load_backbone
 from mmprompt.backbones.open_clip import read_text
 from mmprompt.backbones.sites import Scope, Site, Vectors
@@ -346,9 +346,26 @@ def kept_bytes(backbone: FrozenDualEncoder, case: Case, names: list[str], memory
 LONG_NAMES = [f"{a} {b} cat" for a in small_models.WORDS for b in ("red", "blue", "happy", "sad")]
 
 
-def test_chunks_keep_less_for_the_backward_pass(roomy: FrozenDualEncoder) -> None:
-    whole = kept_bytes(roomy, CASES["shared"], LONG_NAMES, 2**40)
-    assert kept_bytes(roomy, CASES["shared"], LONG_NAMES, 2**20) < 0.1 * whole
+def test_a_limit_is_kept_and_used(roomy: FrozenDualEncoder) -> None:
+    whole, least = (kept_bytes(roomy, CASES["shared"], LONG_NAMES, limit) for limit in (2**40, 1))
+    limit = whole // 2
+    kept = kept_bytes(roomy, CASES["shared"], LONG_NAMES, limit)
+    assert least < 0.1 * whole  # the common slots, and what each class starts from
+    assert 0.3 * limit < kept - least < limit
+
+
+def test_classes_that_are_kept_are_the_last_ones() -> None:
+    """Their backward pass comes first and makes room for the others."""
+    runs: list[int] = []
+
+    def run(chunk: slice) -> Tensor:
+        runs.append(chunk.start)
+        return leaf[:, chunk].square()
+
+    leaf = torch.ones(1, 3, 2, requires_grad=True)
+    features = run_chunks(run, [2, 2, 2], memory_bytes=3, device=torch.device("cpu"))
+    torch.autograd.grad(features.sum(), leaf)
+    assert runs == [0, 1, 2, 1, 0]
 
 
 @pytest.mark.parametrize("case", ["shared", "per class", "per image"])
