@@ -1,4 +1,4 @@
-"""The scikit-learn estimator in cross-validation. It needs the extra `mmprompt[sklearn]`."""
+"""The scikit-learn estimator in cross-validation."""
 
 from __future__ import annotations
 
