@@ -12,3 +12,10 @@ else
     .venv/bin/mmprompt train --out "$run" "${resume[@]}"
 fi
 .venv/bin/mmprompt predict "$run" examples/scene.png
+cat <<'NEXT'
+
+Try next, with pictures of your own in a folder for each class:
+  .venv/bin/mmprompt train --data my/drawings
+  .venv/bin/mmprompt backbones get photo
+  .venv/bin/mmprompt train --data my/photos --backbone photo
+NEXT
