@@ -41,7 +41,7 @@ def read_timm_vit(trunk: Any, head: nn.Module) -> VisionView | PlainTower:
 
 def is_known(block: Any) -> bool:
     """Whether `read_block` can describe a block; a subclass may do anything in its own forward."""
-    return type(block) is Block and type(block.attn) is Attention and block.attn.gate is None
+    return type(block) is Block and type(block.attn) is Attention and getattr(block.attn, "gate", None) is None
 
 
 def read_block(block: Any) -> BlockView:
