@@ -80,13 +80,12 @@ class PlainTraining:
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--epochs", type=int, help="instead of those of the data set's recipe")
+    options.add_argument("--epochs", type=int, default=200, help="by default the published number at 16 shots")
     args = options.parse_args()
     use_one_thread()
     backbone = mp.load_backbone("tiny", device="cpu")
     data = mp.load_dataset(TASK, shots=16, seed=SEED)
-    settings = dict(data.recipe) | ({} if args.epochs is None else {"epochs": args.epochs})
-    recipe = Recipe(**settings)
+    recipe = Recipe(**dict(data.recipe) | {"epochs": args.epochs})
     found: dict[str, object] = {}
 
     def ours() -> None:
