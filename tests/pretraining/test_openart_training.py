@@ -55,12 +55,12 @@ def test_the_pair_loss_compares_the_true_caption_with_its_swap() -> None:
     images = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     texts = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
     truth = torch.tensor([[True, False, False], [False, False, True]])
-    group = Group("left", torch.arange(2), torch.arange(3), truth, swapped=torch.tensor([1, 1]))
+    group = Group("left", torch.arange(2), torch.arange(3), truth, swapped=torch.tensor([1, 0]))
     batch = Batch(torch.zeros(2, 3, 4, 4), [], [group], torch.zeros(2, 3), {}, torch.zeros(2, 3))
     parts, seen = losses(batch, images, texts, torch.tensor(2.0))
-    gaps = (2 * (0.0 - 1.0), 2 * (1.0 - 0.8))
+    gaps = (2 * (0.0 - 1.0), 2 * (0.0 - 0.8))
     assert parts["pair"].item() == pytest.approx(sum(math.log1p(math.exp(g)) for g in gaps) / 2, rel=1e-6)
-    assert seen["pair_left"] == 50.0
+    assert seen["pair_left"] == 100.0
     assert seen["acc_left"] == 50.0
 
 
