@@ -18,9 +18,9 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from mmprompt.backbones.forward.packed import PackedSlots, embed, pack, run_common, run_own, splice
+from mmprompt.backbones.forward.packed import KeyValue, PackedSlots, embed, pack, run_common, run_own, splice
+from mmprompt.backbones.forward.recompute import recomputed
 from mmprompt.backbones.forward.views import BlockView, TextView
 from mmprompt.backbones.sites import Site, TextSlots, Vectors
 from mmprompt.errors import UserError, bad_value
@@ -115,16 +115,20 @@ def encode_packed(
     lengths = slots.lengths[order].tolist()
     is_shared = all(given.scope != "class" for given in vectors.values())
     n_common = common_length(slots, is_shared) if shortcuts.common_once else 0
-    common: Sequence = [None] * len(view.blocks)
+    common: list[KeyValue] = []
     if n_common:
         common = run_common(view, pack(slots, order[:1], range(n_common), lengths[:1]), vectors)
 
-    def run(chunk: slice) -> Tensor:
+    def run(chunk: slice, tensors: Sequence[Tensor]) -> Tensor:
         own = pack(slots, order[chunk], range(n_common, lengths[-1]), lengths[chunk])
-        return run_own(view, own, vectors, common, shortcuts.end_only)
+        rest = tensors[len(vectors) :]
+        keys_values: Sequence[KeyValue | None] = list(zip(rest[::2], rest[1::2], strict=True))
+        keys_values = keys_values or [None] * len(view.blocks)
+        return run_own(view, own, with_values(vectors, tensors), keys_values, shortcuts.end_only)
 
     costs = [(length - n_common) * slot_bytes(view, length, vectors) for length in lengths]
-    pooled = run_chunks(run, costs, memory_bytes, slots.lengths.device)
+    tensors = [given.values for given in vectors.values()] + [part for pair in common for part in pair]
+    pooled = run_chunks(run, tensors, costs, memory_bytes, slots.lengths.device)
     return pooled[:, order.argsort()]
 
 
@@ -150,12 +154,18 @@ def encode_full(
     classes = torch.arange(n_classes, device=slots.token_ids.device)
     pooled = slots.lengths - 1 if view.pooling == "eos" else torch.full_like(slots.lengths, length - 1)
 
-    def run(chunk: slice) -> Tensor:
+    def run(chunk: slice, tensors: Sequence[Tensor]) -> Tensor:
         every = pack(slots, classes[chunk], range(length), [length] * len(classes[chunk]))
-        return run_full(view, every, vectors, pooled[chunk], shortcuts.end_only)
+        return run_full(view, every, with_values(vectors, tensors), pooled[chunk], shortcuts.end_only)
 
     costs = [length * slot_bytes(view, length, vectors)] * n_classes
-    return run_chunks(run, costs, memory_bytes, slots.lengths.device)
+    tensors = [given.values for given in vectors.values()]
+    return run_chunks(run, tensors, costs, memory_bytes, slots.lengths.device)
+
+
+def with_values(vectors: Mapping[Site, Vectors], values: Sequence[Tensor]) -> dict[Site, Vectors]:
+    """The same sites and scopes with other values, given in the same order; what follows them is left alone."""
+    return {site: Vectors(new, vectors[site].scope) for site, new in zip(vectors, values, strict=False)}
 
 
 def run_full(
@@ -203,11 +213,18 @@ def slot_bytes(view: TextView, length: int, vectors: Mapping[Site, Vectors]) -> 
     return n_images * len(view.blocks) * (SAVED_WIDTHS * width + scores) * view.position.element_size()
 
 
-def run_chunks(run: Callable[[slice], Tensor], costs: Sequence[int], memory_bytes: int, device: torch.device) -> Tensor:
+def run_chunks(
+    run: Callable[[slice, Sequence[Tensor]], Tensor],
+    tensors: Sequence[Tensor],
+    costs: Sequence[int],
+    memory_bytes: int,
+    device: torch.device,
+) -> Tensor:
     """Run over all classes in chunks; what cannot be kept is run again in the backward pass.
 
     Args:
-        run: the features [B or 1, C', D] of a slice of the classes.
+        run: the features [B or 1, C', D] of a slice of the classes, from the tensors.
+        tensors: all that a gradient may be wanted of.
         costs: bytes of each class.
         memory_bytes: what chunks may cost together without being run again.
         device: where.
@@ -215,11 +232,12 @@ def run_chunks(run: Callable[[slice], Tensor], costs: Sequence[int], memory_byte
     limit = memory_bytes if sum(costs) <= memory_bytes else memory_bytes // 4
     chunks = list(split_costs(costs, min(limit, CHUNK_BYTES) if device.type == "cpu" else limit))
     if len(chunks) == 1:
-        return run(chunks[0])
-    again = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
+        return run(chunks[0], tensors)
     # The backward pass begins with the last chunk, so the last ones are kept and make room for the others.
     is_kept = [sum(costs[chunk.start :]) <= memory_bytes for chunk in chunks]
-    return torch.cat([(run if kept else again)(chunk) for chunk, kept in zip(chunks, is_kept, strict=True)], dim=1)
+    pieces = [partial(run, chunk) for chunk in chunks]
+    found = [run(tensors) if kept else recomputed(run, tensors) for run, kept in zip(pieces, is_kept, strict=True)]
+    return torch.cat(found, dim=1)
 
 
 def split_costs(costs: Sequence[int], limit: int) -> Iterator[slice]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -354,16 +354,36 @@ def test_a_limit_is_kept_and_used(roomy: FrozenDualEncoder) -> None:
     assert 0.3 * limit < kept - least < limit
 
 
+def graph_nodes(tensor: Tensor) -> int:
+    """How many steps autograd remembers."""
+    seen, waiting = set(), [tensor.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [parent for parent, _ in node.next_functions]
+    return len(seen)
+
+
+def test_a_chunk_that_is_run_again_leaves_one_node(roomy: FrozenDualEncoder) -> None:
+    found = []
+    for names in (LONG_NAMES[:10], LONG_NAMES[:30]):
+        slots = TextLayout(n_ctx=3).slots(roomy, names)
+        vectors = draw_vectors(roomy, CASES["shared"], len(names))
+        found.append(graph_nodes(encode_slots(roomy.text, slots, vectors, memory_bytes=1)))
+    assert found[1] - found[0] == 20
+
+
 def test_classes_that_are_kept_are_the_last_ones() -> None:
     """Their backward pass comes first and makes room for the others."""
     runs: list[int] = []
 
-    def run(chunk: slice) -> Tensor:
+    def run(chunk: slice, tensors: Sequence[Tensor]) -> Tensor:
         runs.append(chunk.start)
-        return leaf[:, chunk].square()
+        return tensors[0][:, chunk].square()
 
     leaf = torch.ones(1, 3, 2, requires_grad=True)
-    features = run_chunks(run, [2, 2, 2], memory_bytes=3, device=torch.device("cpu"))
+    features = run_chunks(run, [leaf], [2, 2, 2], memory_bytes=3, device=torch.device("cpu"))
     torch.autograd.grad(features.sum(), leaf)
     assert runs == [0, 1, 2, 1, 0]
 
@@ -417,9 +437,13 @@ def test_autocast_stays_within_the_tolerance_of_its_dtype(model_folder: Path, ki
     with torch.autocast("cpu", kind):
         features = backbone.encode_text(slots, vectors)
     found = step(backbone, features.float(), leaves)
+    with torch.autocast("cpu", kind):
+        again = encode_slots(backbone.text, slots, vectors, memory_bytes=1)
+    in_chunks = step(backbone, torch.nn.functional.normalize(again.float(), dim=-1), leaves)
     limit = {torch.bfloat16: 5e-2, torch.float16: 5e-3}[kind]
     for name, value in expected.items():
-        assert 0 < (found[name] - value).norm() / value.norm() < limit, name
+        for run in (found, in_chunks):
+            assert 0 < (run[name] - value).norm() / value.norm() < limit, name
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,52 @@
+"""A piece of a forward that keeps nothing for its backward pass but what went in, and is run again there.
+
+Unlike torch's checkpoint it leaves no nodes behind either: scattered between large buffers they would keep the
+C library from giving any of those back, and the memory of many pieces would add up after all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+Piece = Callable[[Sequence[Tensor]], Tensor]
+
+
+class _Recomputed(torch.autograd.Function):
+    """`run(tensors)`, run again in the backward pass under the same autocast."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Piece, *tensors: Tensor) -> Tensor:
+        device = tensors[0].device.type
+        ctx.run, ctx.device = run, device
+        ctx.autocast = {"dtype": torch.get_autocast_dtype(device), "enabled": torch.is_autocast_enabled(device)}
+        ctx.save_for_backward(*tensors)
+        return run(tensors)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        wanted = ctx.needs_input_grad[1:]
+        tensors = [
+            tensor.detach().requires_grad_(is_wanted)
+            for tensor, is_wanted in zip(ctx.saved_tensors, wanted, strict=True)
+        ]
+        with torch.enable_grad(), torch.autocast(ctx.device, **ctx.autocast):
+            output = ctx.run(tensors)
+        leaves = [tensor for tensor in tensors if tensor.requires_grad]
+        found = iter(torch.autograd.grad(output, leaves, gradient, allow_unused=True))
+        return None, *(next(found) if is_wanted else None for is_wanted in wanted)
+
+
+def recomputed(run: Piece, tensors: Sequence[Tensor]) -> Tensor:
+    """`run(tensors)`, keeping the tensors alone for the backward pass.
+
+    Args:
+        run: a pure function of the tensors; others that it uses get no gradient.
+        tensors: all that may need a gradient.
+    """
+    return _Recomputed.apply(run, *tensors) if tensors else run(tensors)
