@@ -189,7 +189,7 @@ def save_hf_clip(folder: Path, seed: int = 0, **text: Any) -> Path:
     return save_hf(CLIPModel(config), CLIPImageProcessor(size={"shortest_edge": IMAGE}, crop_size=IMAGE), folder, seed)
 
 
-def save_siglip(folder: Path, seed: int = 0, **vision: Any) -> Path:
+def save_siglip(folder: Path, seed: int = 0, text: dict[str, Any] | None = None, **vision: Any) -> Path:
     """A transformers SigLIP model with its tokenizer and image processor."""
     size = save_siglip_tokenizer(folder)
     shape = {
@@ -200,7 +200,8 @@ def save_siglip(folder: Path, seed: int = 0, **vision: Any) -> Path:
     }
     config = SiglipConfig(
         text_config=shape
-        | {"vocab_size": size, "max_position_embeddings": CONTEXT, "projection_size": WIDTH, "eos_token_id": 1},
+        | {"vocab_size": size, "max_position_embeddings": CONTEXT, "projection_size": WIDTH, "eos_token_id": 1}
+        | (text or {}),
         vision_config=shape | {"image_size": IMAGE, "patch_size": PATCH} | vision,
     )
     torch.manual_seed(seed)
