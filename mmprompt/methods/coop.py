@@ -41,6 +41,7 @@ class CoOp(Method):
         n_classes = len(class_names)
         if self.ctx_init is None:
             n_ctx = 16 if self.n_ctx is None else self.n_ctx
+            TextLayout(n_ctx=n_ctx).check_room(backbone)
             shape = (n_ctx, backbone.text_width)
             values = random_vectors((n_classes, *shape) if self.class_specific else shape, generator)
         else:

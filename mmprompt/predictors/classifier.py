@@ -19,7 +19,7 @@ from mmprompt.backbones.protocols import DualEncoder
 from mmprompt.data.images import ImageLike, read_image
 from mmprompt.errors import UserError, bad_value
 from mmprompt.prompts.base import Prompt
-from mmprompt.prompts.text import check_class_names
+from mmprompt.prompts.text import check_class_names, refuse_single_class
 
 PREDICT_BATCH = 64
 
@@ -122,8 +122,9 @@ class Classifier(nn.Module):
         Returns:
             [N, C] float64, rows sum to 1, columns in the order of `class_names`.
         Raises:
-            UserError: a picture cannot be read.
+            UserError: there is one class only, or a picture cannot be read.
         """
+        refuse_single_class(self.class_names)
         sources = as_list(images)
         rows = [self._probabilities(sources[i : i + PREDICT_BATCH]) for i in range(0, len(sources), PREDICT_BATCH)]
         return np.concatenate(rows) if rows else np.zeros((0, len(self.class_names)))
@@ -139,7 +140,7 @@ class Classifier(nn.Module):
         Args:
             images: as for `predict_proba`.
         Raises:
-            UserError: a picture cannot be read.
+            UserError: as for `predict_proba`.
         """
         predictions = [self._prediction(row) for row in self.predict_proba(images)]
         return predictions[0] if is_one(images) else predictions

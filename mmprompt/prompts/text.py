@@ -45,6 +45,16 @@ class TextLayout:
             choices = ", ".join(get_args(ClassPosition))
             raise bad_value("class_position", repr(self.class_position), f"it must be one of {choices}", "Use end.")
 
+    def check_room(self, backbone: DualEncoder) -> None:
+        """Refuse more context vectors than the text tower has slots, before any are made.
+
+        Raises:
+            UserError: there are more.
+        """
+        if self.n_ctx > backbone.context_length:
+            room = f"the text tower of {backbone.name} has {backbone.context_length} slots for them and the class name"
+            raise bad_value("n_ctx", self.n_ctx, room, "Use fewer context vectors.")
+
     def row(self, backbone: DualEncoder, class_name: str) -> list[int]:
         """The slots of one class between start and end: token ids, and -1 - m for context vector m."""
         before, after = self.template.split("{}")
@@ -61,9 +71,10 @@ class TextLayout:
         """The slots of all classes, framed for the backbone's text tower.
 
         Raises:
-            UserError: a name is empty, has no token, or does not fit the context length.
+            UserError: a name is empty, has no token, or does not fit the context length beside the vectors.
         """
         check_class_names(class_names)
+        self.check_room(backbone)
         rows = [self.row(backbone, name) for name in class_names]
         slots = backbone.text_slots(rows)
         for name, row, length in zip(class_names, rows, slots.lengths.tolist(), strict=True):
@@ -97,3 +108,15 @@ def check_class_names(class_names: Sequence[str]) -> None:
         if name in seen:
             raise UserError(f"class name {name!r} stands twice, but names must differ. Rename or merge the classes.")
         seen.add(name)
+
+
+def refuse_single_class(class_names: Sequence[str]) -> None:
+    """Refuse to learn or predict where there is nothing to choose between.
+
+    Raises:
+        UserError: there is one class only.
+    """
+    if len(class_names) == 1:
+        raise UserError(
+            f"{class_names[0]!r} is the only class, but two or more are needed to choose between. Name another class."
+        )

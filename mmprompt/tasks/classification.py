@@ -33,7 +33,7 @@ from mmprompt.predictors.classifier import Classifier
 from mmprompt.predictors.features import ImageFeatures, encode_pictures, encode_tensors
 from mmprompt.predictors.file import check_new, save
 from mmprompt.prompts.base import Prompt
-from mmprompt.prompts.text import TextLayout
+from mmprompt.prompts.text import TextLayout, refuse_single_class
 from mmprompt.training.callbacks import Callback
 from mmprompt.training.lock import run_lock
 from mmprompt.training.loop import train
@@ -295,8 +295,10 @@ def resolve(recipe: Recipe, data: Dataset) -> Recipe:
     """The recipe with what it leaves to the data set filled in.
 
     Raises:
-        UserError: there is nothing to train on, or early stopping is asked for without validation pictures.
+        UserError: there is nothing to train on or one class only, or early stopping is asked for without validation
+            pictures.
     """
+    refuse_single_class(data.class_names)
     if not data.train:
         raise UserError(f"{data.name} has test pictures only, so nothing can be learned from it. Train on another set.")
     if recipe.patience is not None and not data.val:

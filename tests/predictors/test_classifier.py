@@ -81,6 +81,11 @@ def test_something_that_is_no_picture_is_refused(classifier):
         classifier.predict(3)
 
 
+def test_predicting_with_one_class_is_refused(classifier, picture):
+    with pytest.raises(UserError, match="'cat' is the only class, but two or more are needed to choose between"):
+        classifier.with_class_names(["cat"]).predict(picture)
+
+
 def test_other_class_names_use_the_same_vectors(classifier):
     other = classifier.with_class_names(["red car", "fish"])
     assert other.prompt is classifier.prompt

@@ -1,6 +1,7 @@
 import pytest
 
 from mmprompt.errors import UserError
+from mmprompt.methods import CoOp
 from mmprompt.prompts.text import TextLayout, check_class_names
 
 
@@ -44,6 +45,14 @@ def test_template_without_exactly_one_place_is_refused(template):
 def test_name_that_does_not_fit_is_refused_with_its_length_and_the_limit(tiny_clip_backbone):
     with pytest.raises(UserError, match=r"'cat dog bird' takes 18 slots .* has 16"):
         TextLayout(n_ctx=12).slots(tiny_clip_backbone, ["cat", "cat dog bird"])
+
+
+@pytest.mark.parametrize("n_ctx", [17, 10**12])
+def test_more_vectors_than_slots_are_refused_before_any_are_made(n_ctx, tiny_clip_backbone):
+    with pytest.raises(UserError, match=rf"n_ctx is {n_ctx}, but the text tower of .* has 16 slots"):
+        TextLayout(n_ctx=n_ctx).slots(tiny_clip_backbone, ["cat"])
+    with pytest.raises(UserError, match=rf"n_ctx is {n_ctx}, but"):
+        CoOp(n_ctx=n_ctx).build(tiny_clip_backbone, ["cat"])
 
 
 def test_name_that_just_fits_is_taken(tiny_clip_backbone):

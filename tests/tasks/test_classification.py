@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -7,16 +8,18 @@ import pytest
 import torch
 
 import mmprompt as mp
+from mmprompt.data.folder import ImageFolder
 from mmprompt.data.images import read_image
 from mmprompt.errors import UserError
 from mmprompt.files import tensor_bytes
 from mmprompt.predictors.file import load
 from mmprompt.tasks.classification import evaluate, fit, measure, zero_shot
+from mmprompt.training.callbacks import Callback
 from mmprompt.training.lock import run_lock
 from mmprompt.training.recipe import Recipe
 from mmprompt.training.schedules import learning_rate
 from mmprompt.training.seeds import batches, epoch_order
-from tests.tasks.conftest import pictures_through
+from tests.tasks.conftest import draw_pictures, pictures_through
 
 FAST = Recipe(epochs=3, batch_size=4, lr=0.05)
 METHODS = [mp.CoOp(n_ctx=4), mp.VPT(n_visual=2, depth=2), mp.CoOp(n_ctx=4) + mp.VPT(n_visual=2)]
@@ -71,6 +74,36 @@ def test_text_prompt_encodes_each_training_picture_once(tiny_clip_backbone, data
     assert len(met) == len(data.train)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "n_views"), [(FAST, 1), (replace(FAST, augment="coop", views=2), 2)], ids=["plain", "two views"]
+)
+def test_text_prompt_needs_no_picture_and_no_image_tower_after_the_first_epoch(
+    recipe, n_views, tiny_clip_backbone, tmp_path
+):
+    pictures = draw_pictures(tmp_path / "own")
+    data = ImageFolder(pictures, shots=4, seed=1, augment="none")
+    met_so_far = []
+
+    class TakeAway(Callback):
+        def on_epoch_end(self, run, epoch, logs):
+            shutil.rmtree(pictures, ignore_errors=True)
+            met_so_far.append(len(met))
+
+    with pictures_through(tiny_clip_backbone) as met:
+        fit(mp.CoOp(n_ctx=2), tiny_clip_backbone, data, recipe=recipe, callbacks=[TakeAway()])
+    assert met_so_far == [n_views * len(data.train)] * 3
+
+
+def test_evaluation_computes_class_features_once(tiny_clip_backbone, data):
+    classifier = fit(mp.CoOp(n_ctx=2), tiny_clip_backbone, data, recipe=FAST).classifier
+    count = []
+    hook = tiny_clip_backbone.model.ln_final.register_forward_hook(lambda *_: count.append(1))
+    for _ in range(3):
+        evaluate(classifier, data.test)
+    hook.remove()
+    assert len(count) == 1
+
+
 def test_stored_views_are_encoded_once_each(tiny_clip_backbone, data):
     recipe = replace(FAST, epochs=6, augment="coop", views=2)
     with pictures_through(tiny_clip_backbone) as met:
@@ -84,6 +117,14 @@ def test_zero_views_draw_fresh_ones_in_every_epoch(tiny_clip_backbone, data):
         fit(mp.CoOp(n_ctx=2), tiny_clip_backbone, data, recipe=replace(FAST, augment="coop", views=0))
     assert len(met) == 3 * n
     assert not torch.equal(torch.stack(met[:n]), torch.stack(met[n : 2 * n]))
+
+
+@pytest.mark.parametrize(("names", "message"), [(("cat",), "'cat' is the only class"), ((), "no class names")])
+def test_fewer_than_two_classes_are_refused(names, message, tiny_clip_backbone, data, tmp_path):
+    train = tuple(replace(item, label=0) for item in data.train)
+    with pytest.raises(UserError, match=message):
+        fit(mp.CoOp(n_ctx=2), tiny_clip_backbone, replace(data, class_names=names, train=train), tmp_path / "run", FAST)
+    assert not (tmp_path / "run").exists()
 
 
 def test_early_stopping_without_validation_pictures_is_refused(tiny_clip_backbone, data):
