@@ -93,6 +93,7 @@ class FrozenDualEncoder:
         self.text_layers = len(text.blocks)
         self.vision_width = vision.width if isinstance(vision, VisionView) else None
         self.vision_layers = len(vision.blocks) if isinstance(vision, VisionView) else 0
+        self.unprompted_part = vision.part if isinstance(vision, PlainTower) else None
         self.context_length = text.context_length
         self.vocabulary_size = tokenizer.size
         self.image_size = pixels.size

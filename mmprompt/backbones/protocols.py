@@ -26,6 +26,7 @@ class DualEncoder(Protocol):
         device, dtype: where the towers live and compute.
         embed_dim: E.  text_width: D of the text tower.  vision_width: D of the image tower, None without image tokens.
         text_layers, vision_layers: number of blocks (0 for an image tower without image tokens).
+        unprompted_part: the class of the image tower, or of a part of it, that no prompt can join; None if all can.
         context_length: text slots, start and end included.  vocabulary_size: V, the token ids there are.
         logit_scale: linear multiplier of the cosine.  logit_bias: added to the logits (SigLIP), else 0.
         image_size: side of the square input in pixels.  transform: what `preprocess` does, in one line of text.
@@ -40,6 +41,7 @@ class DualEncoder(Protocol):
     text_layers: int
     vision_width: int | None
     vision_layers: int
+    unprompted_part: str | None
     context_length: int
     vocabulary_size: int
     logit_scale: float

@@ -37,8 +37,8 @@ class VPT(Method):
         """Free vectors at `vision.input` and at the inputs of the first `depth - 1` further layers."""
         if backbone.vision_width is None:
             raise UserError(
-                f"{backbone.name} has no image tokens, but visual prompts need some. Use --method coop, "
-                "or a backbone with a vision transformer."
+                f"the image tower of {backbone.name} ({backbone.unprompted_part}) has no image tokens that a prompt "
+                "can join, but visual prompts need some. Use --method coop, or a backbone with a plain ViT."
             )
         if self.depth > backbone.vision_layers:
             raise bad_value(

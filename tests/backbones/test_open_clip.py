@@ -12,6 +12,7 @@ import torch
 
 from mmprompt.backbones.load import load_backbone
 from mmprompt.backbones.protocols import DualEncoder
+from mmprompt.backbones.sites import Site, Vectors
 from mmprompt.errors import UserError
 from tests import small_models
 
@@ -108,6 +109,8 @@ def test_attention_pooler_is_run_by_open_clip_and_takes_no_prompts(tmp_path: Pat
     images = backbone.normalize(pixels)
     assert torch.equal(backbone.encode_image(images), backbone.model.encode_image(images, normalize=True))
     assert (backbone.vision_width, backbone.vision_layers) == (None, 0)
+    with pytest.raises(UserError, match=r"this image tower \(AttentionalPooler\) has no image tokens"):
+        backbone.encode_image(images, {Site("vision"): Vectors(torch.zeros(2, small_models.WIDTH))})
 
 
 @pytest.mark.parametrize(

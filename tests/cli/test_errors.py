@@ -137,7 +137,7 @@ def test_visual_prompts_on_a_resnet_are_refused(
 ) -> None:
     place = ["--data", str(pictures), "--backbone", str(tiny_resnet_folder), "--out", str(tmp_path / "new")]
     assert main(["train", *place, "--method", "vpt", "--shots", "2"]) == 2
-    assert "has no image tokens, but visual prompts need some" in capsys.readouterr().err
+    assert "(ModifiedResNet) has no image tokens that a prompt can join" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 

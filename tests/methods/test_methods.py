@@ -112,7 +112,7 @@ def test_depth_beyond_the_tower_is_refused(tiny_clip_backbone):
 
 
 def test_visual_prompts_on_a_resnet_are_refused(tiny_resnet_backbone):
-    with pytest.raises(UserError, match="has no image tokens"):
+    with pytest.raises(UserError, match=r"\(ModifiedResNet\) has no image tokens"):
         VPT().build(tiny_resnet_backbone, NAMES)
 
 
