@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mmprompt.backbones.fingerprint import fingerprint
 from mmprompt.backbones.forward.text import check_text_vectors, encode_slots
 from mmprompt.backbones.forward.views import TextView, VisionView
-from mmprompt.backbones.forward.vision import PlainTower, encode_images
+from mmprompt.backbones.forward.vision import PlainTower, encode_image_tokens, encode_images
 from mmprompt.backbones.limits import size_from_environment
 from mmprompt.backbones.pixels import PixelTransform
 from mmprompt.backbones.sites import Site, TextSlots, Tower, Vectors
@@ -180,14 +180,27 @@ class FrozenDualEncoder:
         Raises:
             UserError: the images have another size, or the vectors do not fit this tower.
         """
+        images = self._checked(images)
+        return F.normalize(encode_images(self.vision, images, of_tower("vision", vectors)), dim=-1)
+
+    def encode_image_tokens(self, images: Tensor) -> Tensor:
+        """The image tokens [B, T, D] that enter the image tower's last block, for a captioner.
+
+        Args:
+            images: [B, 3, H, W], normalised, of the backbone's size.
+        Raises:
+            UserError: the images have another size, or the tower has no image tokens.
+        """
+        return encode_image_tokens(self.vision, self._checked(images))
+
+    def _checked(self, images: Tensor) -> Tensor:
         expected = (3, self.image_size, self.image_size)
         if images.dim() != 4 or images.shape[1:] != expected:
             raise UserError(
                 f"the images are {list(images.shape)}, but {self.name} takes [B, {', '.join(map(str, expected))}]. "
                 "Use the backbone's own preprocess."
             )
-        images = images.to(self.device, self.dtype)
-        return F.normalize(encode_images(self.vision, images, of_tower("vision", vectors)), dim=-1)
+        return images.to(self.device, self.dtype)
 
     def compute_fingerprint(self) -> str:
         """The fingerprint of the weights as they are now, to compare with `fingerprint`."""

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 COLUMNS = {
-    "ratio": ("times faster", "{:.1f}"),
+    "ratio": ("plain / ours", "{:.1f}"),
     "equal": ("equal", "{}"),
     "plain_s": ("plain, s", "{:.2f}"),
     "ours_s": ("ours, s", "{:.2f}"),
@@ -31,9 +31,16 @@ def main() -> None:
         print("| " + " | ".join(["row", *(title for title, _ in columns.values())]) + " |")
         print("|---" * (1 + len(columns)) + "|")
         for row in rows:
-            cells = [form.format(row[key]) if row.get(key) is not None else "" for key, (_, form) in columns.items()]
+            cells = [cell(row.get(key), form) for key, (_, form) in columns.items()]
             print("| " + " | ".join([row["name"], *cells]) + " |")
         print()
+
+
+def cell(value: object, form: str) -> str:
+    """A figure as people read it."""
+    if value is None:
+        return "not run"
+    return ("yes" if value else "no") if isinstance(value, bool) else form.format(value)
 
 
 if __name__ == "__main__":

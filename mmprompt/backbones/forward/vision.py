@@ -66,6 +66,32 @@ def encode_images(tower: VisionView | PlainTower, images: Tensor, vectors: Mappi
     return tower.pool(x[:, :n_own])
 
 
+def encode_image_tokens(tower: VisionView | PlainTower, images: Tensor) -> Tensor:
+    """What enters the last block of a tower: the slots that its pooling is about to read.
+
+    The last block's own output is trained for the pooled slot alone where a class token is read, so captioners are
+    given what it attends to (as in Liu et al. 2023, "Visual Instruction Tuning", section 4.1: the grid features
+    before the last layer).
+
+    Args:
+        tower: the view of its blocks.
+        images: [B, 3, H, W], normalised, on the tower's device and in its dtype.
+    Returns:
+        [B, T, D], class token (if there is one) and patches.
+    Raises:
+        UserError: the tower has no image tokens.
+    """
+    if isinstance(tower, PlainTower):
+        raise UserError(
+            f"image tokens were asked for, but this image tower ({tower.part}) has none. "
+            "Use its pooled features, or a backbone with a ViT image tower."
+        )
+    x = tower.pre_norm(tower.embed(images))
+    for block in tower.blocks[:-1]:
+        x = block.whole(x)
+    return x
+
+
 def no_image_tokens(part: str) -> UserError:
     """Word the refusal of visual prompts by a tower without image tokens."""
     return UserError(
