@@ -247,8 +247,7 @@ class PostNormBlock(ResidualAttentionBlock):
 @pytest.mark.parametrize("memory_bytes", [1, 2**30])
 def test_blocks_that_no_view_describes_are_run_whole(model_folder: Path, case: str, memory_bytes: int) -> None:
     backbone = load("open_clip", model_folder / "text_forward_whole", "float64")
-    for block in backbone.model.transformer.resblocks:
-        block.__class__ = PostNormBlock
+    backbone.model.transformer.resblocks[1].__class__ = PostNormBlock  # one of three is enough
     backbone.text = read_text(backbone.model, backbone._tokenizer)
     assert backbone.text.block_views == ()
     assert_plain(backbone, CASES[case], NAMES, memory_bytes)
