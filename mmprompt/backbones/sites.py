@@ -1,7 +1,8 @@
 """The named places of a frozen model where vectors enter, and the vectors that enter there.
 
-A site is `text.input`, `text.layer[i]`, `vision.input` or `vision.layer[i]`. Prompts produce
-`{Site: Vectors}`; backbones consume it. Neither knows the other's class.
+A site is `text.input`, `text.layer[i]`, `vision.input` or `vision.layer[i]` of a dual encoder, `lm.input` or
+`lm.kv[i]` of a language model or captioner. Prompts produce `{Site: Vectors}`; backbones consume it. Neither knows
+the other's class.
 """
 
 from __future__ import annotations
@@ -14,18 +15,24 @@ from torch import Tensor
 
 from mmprompt.errors import UserError
 
-Tower = Literal["text", "vision"]
+Tower = Literal["text", "vision", "lm", "lm.kv"]
 Scope = Literal["shared", "class", "image"]
 
 
 @dataclass(frozen=True, order=True)
 class Site:
-    """A place where vectors enter a tower: layer 0 is its input, layer i > 0 the input of block i (0-based)."""
+    """A place where vectors enter a tower: layer 0 is its input, layer i > 0 the input of block i (0-based).
+
+    At `lm.kv` they are keys and values of block `layer`, which attention sees before those of the text: [M, 2 H D/H],
+    the keys of all heads, then the values.
+    """
 
     tower: Tower
     layer: int = 0
 
     def __str__(self) -> str:
+        if self.tower == "lm.kv":
+            return f"lm.kv[{self.layer}]"
         return f"{self.tower}.input" if self.layer == 0 else f"{self.tower}.layer[{self.layer}]"
 
     @classmethod
@@ -35,11 +42,15 @@ class Site:
         Raises:
             UserError: the name is not that of a site.
         """
-        match = re.fullmatch(r"(text|vision)\.(?:input|layer\[([1-9]\d{0,3})\])", text)
-        if match is None:
-            known = "text.input, text.layer[i], vision.input or vision.layer[i]"
+        kv = re.fullmatch(r"lm\.kv\[(0|[1-9]\d{0,3})\]", text)
+        if kv is not None:
+            return cls("lm.kv", int(kv[1]))
+        towers: dict[str, Tower] = {"text": "text", "vision": "vision", "lm": "lm"}
+        match = re.fullmatch(r"(text|vision|lm)\.(?:input|layer\[([1-9]\d{0,3})\])", text)
+        if match is None or (match[1] == "lm" and match[2]):
+            known = "text.input, text.layer[i], vision.input, vision.layer[i], lm.input or lm.kv[i]"
             raise UserError(f"{text!r} is not a site. A site is {known}.")
-        return cls("text" if match[1] == "text" else "vision", int(match[2] or 0))
+        return cls(towers[match[1]], int(match[2] or 0))
 
 
 @dataclass(frozen=True)

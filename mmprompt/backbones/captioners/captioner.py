@@ -1,0 +1,265 @@
+"""A frozen captioner: an image encoder and a text decoder, with vectors of a prompt at the decoder's own site.
+
+One row of the decoder reads: the image, learned keys and values (`lm.kv[i]`), the start tokens, learned vectors
+(`lm.input`), and the caption. Vectors after the start steer better than before it, and the image, read first, can be
+kept for every caption and every step of a training. Decoders whose prompt belongs into an encoder's input (T5) take it
+there. This file knows neither libraries nor search; each library's decoder is a `TextDecoder`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from mmprompt.backbones.captioners.memory import KeyValues, Memory
+from mmprompt.backbones.fingerprint import fingerprint
+from mmprompt.backbones.pixels import PixelTransform
+from mmprompt.backbones.sites import Site, Vectors
+from mmprompt.errors import UserError
+
+LM_INPUT = Site("lm")
+
+
+class TextDecoder(Protocol):
+    """What a captioner asks of a library's decoder. Rows of one call are equally long; there is no padding.
+
+    Attributes:
+        width: D of token embeddings, and of vectors at `lm.input`.
+        vocabulary_size: V.
+        start_ids: tokens before the prompt, one or more; end_id: the token after the last word.
+        budget: slots that prompt and caption, end included, may take together.
+        kv_shape: blocks, key/value heads and width of a head for `lm.kv`; None where none can be inserted.
+        slot: whether vectors of `lm.input` stand among the decoder's tokens or in an encoder's input.
+    """
+
+    width: int
+    vocabulary_size: int
+    start_ids: tuple[int, ...]
+    end_id: int
+    budget: int
+    kv_shape: tuple[int, int, int] | None
+    slot: Literal["decoder", "encoder"]
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """The embeddings [..., D] of token ids [...], before positions are added; a new tensor."""
+        ...
+
+    def open(self, features: Tensor, soft: Tensor | None) -> Memory:
+        """Read the images.
+
+        Args:
+            features: [N, T, D'] of the image encoder.
+            soft: [N, K, D] vectors for the encoder's input; None where `slot` is `"decoder"`.
+        """
+        ...
+
+    def run(self, memory: Memory, x: Tensor) -> tuple[Tensor, Memory]:
+        """Read further slots.
+
+        Args:
+            memory: what was read before; left as it is.
+            x: [N, L, D] embeddings without positions; left as they are.
+        Returns:
+            [N, L, D''] hidden states, and the memory with these slots.
+        """
+        ...
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Hidden states [..., D''] to logits [..., V]."""
+        ...
+
+
+@dataclass(frozen=True)
+class CaptionTokenizer:
+    """A library's tokenizer, reduced to captions.
+
+    Args:
+        encode: a caption to token ids, without start or end.
+        decode: token ids to a caption as people read it.
+    """
+
+    encode: Callable[[str], list[int]]
+    decode: Callable[[Sequence[int]], str]
+
+
+@dataclass(frozen=True)
+class State:
+    """A batch of captions under way.
+
+    Args:
+        memory: what was read.
+        logits: [N, V] of the next token.
+    """
+
+    memory: Memory
+    logits: Tensor
+
+    def select(self, rows: Tensor) -> State:
+        """The given rows [N'], each as often as it is named."""
+        return State(self.memory.select(rows), self.logits.index_select(0, rows))
+
+
+class FrozenCaptioner:
+    """A frozen image encoder and a frozen text decoder.
+
+    Args:
+        name: what `load_captioner` takes to get it again.
+        model: all frozen weights, for the fingerprint.
+        encode: pixels [B, 3, H, W] to image features [B, T, D'].
+        decoder: the text decoder.
+        tokenizer: of the captions.
+        pixels: the test transform of the image encoder.
+
+    Attributes:
+        fingerprint: hex SHA-256 over the weights.
+        device, dtype: where they live and compute.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: nn.Module,
+        encode: Callable[[Tensor], Tensor],
+        decoder: TextDecoder,
+        tokenizer: CaptionTokenizer,
+        pixels: PixelTransform,
+    ) -> None:
+        self.name = name
+        self.model = model
+        self.decoder = decoder
+        self.tokenizer = tokenizer
+        self.pixels = pixels
+        self._encode = encode
+        self.fingerprint = fingerprint(model)
+        first = next(model.parameters())
+        self.device, self.dtype = first.device, first.dtype
+        self.transform = pixels.text
+
+    def compute_fingerprint(self) -> str:
+        """The fingerprint of the weights as they are now, to compare with `fingerprint`."""
+        return fingerprint(self.model)
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """The test transform of one RGB picture: [3, H, W] float32."""
+        return self.pixels.apply(image)
+
+    @torch.no_grad()
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Image features [B, T, D'] of normalised pixels [B, 3, H, W]."""
+        return self._encode(images.to(self.device, self.dtype))
+
+    def open(self, features: Tensor) -> Memory:
+        """Read the images [N, T, D'] once, for any number of captions, prompts and steps.
+
+        Where the decoder's prompt stands in an encoder, nothing can be read without it: the features are kept.
+        """
+        if self.decoder.slot == "encoder":
+            return Memory(states=features)
+        return self.decoder.open(features, None)
+
+    def prefill(self, memory: Memory, vectors: Mapping[Site, Vectors]) -> State:
+        """Read the start tokens and a prompt after the images.
+
+        Args:
+            memory: of `open`, N rows.
+            vectors: `lm.input` and `lm.kv[i]`, shared [M, ...] or of scope `"image"` [N, M, ...]; {} for none.
+        """
+        memory, x = self._begin(memory, vectors)
+        hidden, memory = self.decoder.run(memory, x)
+        return State(memory, self.decoder.head(hidden[:, -1]))
+
+    def step(self, state: State, token_ids: Tensor) -> State:
+        """Read one more token [N] of every caption."""
+        hidden, memory = self.decoder.run(state.memory, self.decoder.embed(token_ids[:, None]))
+        return State(memory, self.decoder.head(hidden[:, -1]))
+
+    def logits(
+        self, memory: Memory, vectors: Mapping[Site, Vectors], token_ids: Tensor, wanted: Tensor | None = None
+    ) -> Tensor:
+        """The logits that predict each token of given captions.
+
+        Args:
+            memory: of `open`, N rows.
+            vectors: as in `prefill`.
+            token_ids: [N, L], ends included, padded behind with any token.
+            wanted: [N, L] bool, the tokens whose logits are asked for; None for all.
+        Returns:
+            [N, L, V], or [sum(wanted), V] in row order.
+        """
+        memory, x = self._begin(memory, vectors)
+        n_before = x.shape[1] - 1
+        hidden, _ = self.decoder.run(memory, torch.cat([x, self.decoder.embed(token_ids[:, :-1])], dim=1))
+        hidden = hidden[:, n_before:]  # [N, L, D'']
+        return self.decoder.head(hidden if wanted is None else hidden[wanted])
+
+    def _begin(self, memory: Memory, vectors: Mapping[Site, Vectors]) -> tuple[Memory, Tensor]:
+        n_rows = len(memory)
+        self.check_vectors(vectors)
+        soft = self._soft(vectors, n_rows)
+        if self.decoder.slot == "encoder":
+            assert memory.states is not None, "an encoder's memory holds image features"
+            memory = self.decoder.open(memory.states, soft)
+        if any(site.tower == "lm.kv" for site in vectors):
+            memory = memory.insert(self._keys_values(vectors))
+        start = torch.tensor([self.decoder.start_ids], device=self.device).expand(n_rows, -1)
+        x = self.decoder.embed(start)
+        return memory, x if soft is None or self.decoder.slot == "encoder" else torch.cat([x, soft.to(x.dtype)], dim=1)
+
+    def _soft(self, vectors: Mapping[Site, Vectors], n_rows: int) -> Tensor | None:
+        given = vectors.get(LM_INPUT)
+        return None if given is None else given.values.expand(n_rows, -1, -1)
+
+    def _keys_values(self, vectors: Mapping[Site, Vectors]) -> KeyValues:
+        n_layers, n_heads, _ = self.decoder.kv_shape or (0, 0, 0)
+        pairs = []
+        for layer in range(n_layers):
+            values = vectors[Site("lm.kv", layer)].values
+            values = values[None] if values.dim() == 2 else values  # [1 or N, M, 2 H D/H]
+            key, value = values.to(self.dtype).unflatten(-1, (2, n_heads, -1)).permute(2, 0, 3, 1, 4)
+            pairs.append((key, value))  # [1 or N, H, M, D/H]
+        return tuple(pairs)
+
+    def check_vectors(self, vectors: Mapping[Site, Vectors]) -> None:
+        """Refuse vectors that this captioner cannot take.
+
+        Raises:
+            UserError: a site it does not have, another width, or more vectors than there is room for.
+        """
+        n_slots = 0
+        for site, given in vectors.items():
+            width = self._width_of(site)
+            if given.values.shape[-1] != width:
+                raise UserError(
+                    f"the vectors of {site} are {given.values.shape[-1]} wide, but {self.name} takes {width}. "
+                    "Build the prompt for this captioner."
+                )
+            if site == LM_INPUT or site.layer == 0:
+                n_slots += given.n_vectors
+        if n_slots >= self.decoder.budget:
+            raise UserError(
+                f"the prompt takes {n_slots} slots, but {self.name} has {self.decoder.budget} for prompt and caption "
+                "together. Use fewer vectors."
+            )
+        layers = {site.layer for site in vectors if site.tower == "lm.kv"}
+        if layers and self.decoder.kv_shape is not None and layers != set(range(self.decoder.kv_shape[0])):
+            raise UserError(
+                f"keys and values were given for {len(layers)} blocks, but {self.name} has {self.decoder.kv_shape[0]}. "
+                "Give them for every block."
+            )
+
+    def _width_of(self, site: Site) -> int:
+        if site == LM_INPUT:
+            return self.decoder.width
+        if site.tower != "lm.kv":
+            raise UserError(f"{site} is no site of the captioner {self.name}. Use lm.input or lm.kv[i].")
+        if self.decoder.kv_shape is None:
+            raise UserError(
+                f"keys and values were given, but the decoder of {self.name} takes none. Use a prompt of mode soft."
+            )
+        _, n_heads, head_width = self.decoder.kv_shape
+        return 2 * n_heads * head_width

@@ -1,0 +1,26 @@
+"""From a memory to the caches that transformers' decoders take, and back. Nothing is copied but what they append."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import nn
+from transformers.cache_utils import DynamicCache
+
+from mmprompt.backbones.captioners.memory import KeyValues
+
+
+def to_cache(keys_values: KeyValues) -> DynamicCache:
+    """A cache that a decoder may append to; the memory's own tensors stay as they are."""
+    return DynamicCache(keys_values or None)
+
+
+def from_cache(cache: DynamicCache) -> KeyValues:
+    """Keys and values of every block."""
+    return tuple((layer.keys, layer.values) for layer in cache.layers)
+
+
+def cache_argument(module: nn.Module, cache: Any) -> dict[str, Any]:
+    """The keyword by which a decoder takes its cache; transformers renamed it in 5.2x."""
+    return {"cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values": cache}

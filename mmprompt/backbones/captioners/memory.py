@@ -1,0 +1,65 @@
+"""What a text decoder has read so far, as plain tensors that are never changed in place.
+
+Rows can be picked, repeated and put in another order at no more than the cost of an index, which is what beams, mixed
+batches and images with many captions need. It knows no library; `hf_cache` turns it into transformers' caches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+KeyValues = tuple[tuple[Tensor, Tensor], ...]
+"""Keys and values of every block: [N, H, S, D/H] each."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Keys and values of N rows.
+
+    Args:
+        own: of the slots read so far, by self-attention; () before anything was read.
+        states: [N, T, D'], what cross-attention reads, None where there is none.
+        crossed: keys and values of the states where the decoder keeps them, else ().
+        n_read: slots of the text axis that are taken, from which positions go on.
+    """
+
+    own: KeyValues = ()
+    states: Tensor | None = None
+    crossed: KeyValues = ()
+    n_read: int = 0
+
+    def select(self, rows: Tensor) -> Memory:
+        """The given rows, each as often as it is named: [N'] int64."""
+        return self._map(lambda tensor: tensor.index_select(0, rows))
+
+    def insert(self, keys_values: KeyValues) -> Memory:
+        """The same with learned keys and values after what was read: [1 or N, H, M, D/H] each."""
+        n_rows = len(self)
+        pairs = []
+        for layer, given in enumerate(keys_values):
+            pair = tuple(part.expand(n_rows, -1, -1, -1) for part in given)
+            if self.own:
+                before = self.own[layer]
+                pair = tuple(torch.cat([old, new.to(old.dtype)], dim=2) for old, new in zip(before, pair, strict=True))
+            pairs.append((pair[0], pair[1]))
+        return Memory(tuple(pairs), self.states, self.crossed, self.n_read + keys_values[0][0].shape[2])
+
+    def __len__(self) -> int:
+        first = self.states if self.states is not None else self.own[0][0]
+        return first.shape[0]
+
+    @property
+    def n_bytes(self) -> int:
+        """What all tensors take."""
+        tensors = [part for pair in (*self.own, *self.crossed) for part in pair]
+        tensors += [] if self.states is None else [self.states]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Memory:
+        own = tuple((change(key), change(value)) for key, value in self.own)
+        crossed = tuple((change(key), change(value)) for key, value in self.crossed)
+        return Memory(own, None if self.states is None else change(self.states), crossed, self.n_read)
