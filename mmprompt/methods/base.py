@@ -14,6 +14,7 @@ from mmprompt.errors import UserError
 from mmprompt.losses import Outputs, cross_entropy
 from mmprompt.predictors.classifier import Classifier
 from mmprompt.prompts.base import Prompt
+from mmprompt.prompts.text import check_class_names
 
 
 class Method(Protocol):
@@ -46,7 +47,10 @@ class Method(Protocol):
             class_names: C names, the order of the logits.
             seed: seed of the random start.
             template: see `prompt`.
+        Raises:
+            UserError: a class name or a setting cannot be used with this backbone.
         """
+        check_class_names(class_names)
         generator = torch.Generator().manual_seed(seed)
         return Classifier(backbone, self.prompt(backbone, class_names, generator, template), class_names)
 

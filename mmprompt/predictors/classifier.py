@@ -63,8 +63,8 @@ class Classifier(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.prompt = prompt
+        check_class_names(class_names)
         self.class_names = tuple(class_names)
-        check_class_names(self.class_names)
         self._slots = None if class_features is not None else prompt.layout.slots(backbone, self.class_names)
         self._cached = class_features
         self._cached_for = self._versions() if class_features is not None else None

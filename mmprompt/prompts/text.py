@@ -92,18 +92,22 @@ def check_class_names(class_names: Sequence[str]) -> None:
     """Refuse class names that say nothing or cannot be told apart.
 
     Raises:
-        UserError: there are none, or one is no text, empty, only punctuation, or there twice.
+        UserError: there are none, they are no list, or one is no text, empty, only punctuation, or there twice.
     """
-    if not class_names:
+    if isinstance(class_names, str) or not hasattr(class_names, "__getitem__"):
+        raise bad_value("class_names", repr(class_names), "a list of names was expected", 'Write ["cat", "dog"].')
+    if len(class_names) == 0:
         raise UserError("there are no class names, but at least one is needed. Give class_names.")
     seen: set[str] = set()
     for name in class_names:
         if not isinstance(name, str):
             kind = type(name).__name__
             raise UserError(f"class name {name!r} is of type {kind}, but a text was expected. Write it as a string.")
-        if not name.strip():
+        if any(category(sign) == "Cs" for sign in name):  # half a character, or a byte of a file name that is no text
+            raise UserError(f"class name {name!r} holds bytes that are no text. Rename the class in UTF-8.")
+        if all(category(sign)[0] in "CZ" for sign in name):
             raise UserError("a class name is empty, but each must hold a word. Name every class.")
-        if all(sign.isspace() or sign in string.punctuation or category(sign)[0] == "P" for sign in name):
+        if all(category(sign)[0] in "CPZ" or sign in string.punctuation for sign in name):
             raise UserError(f"class name {name!r} is only punctuation, but it must hold a word. Write it in words.")
         if name in seen:
             raise UserError(f"class name {name!r} stands twice, but names must differ. Rename or merge the classes.")

@@ -64,6 +64,13 @@ def test_one_class_and_one_image_are_enough(name, tiny_clip_backbone, images):
     assert small(name).build(tiny_clip_backbone, ["cat"])(images[:1]).shape == (1, 1)
 
 
+@pytest.mark.parametrize("name", COMBINATIONS)
+@pytest.mark.parametrize("names", ["cat", None, [], ["cat", ""], ["cat", 3]], ids=repr)
+def test_names_that_are_no_list_of_words_are_refused(name, names, tiny_clip_backbone):
+    with pytest.raises(UserError, match=r"class.name"):
+        small(name).build(tiny_clip_backbone, names)
+
+
 def test_coop_starts_from_the_embeddings_of_words(tiny_clip_backbone):
     model = CoOp(ctx_init="a photo of a").build(tiny_clip_backbone, NAMES)
     ids = torch.tensor(tiny_clip_backbone.tokenize("a photo of a"))
