@@ -1,0 +1,168 @@
+"""Search of captions: equal to transformers' generate, and mixtures that are what their formula says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from mmprompt.backbones.captioners.captioner import LM_INPUT, CaptionTokenizer, FrozenCaptioner
+from mmprompt.backbones.captioners.causal_lm import PrefixDecoder
+from mmprompt.backbones.pixels import PixelTransform
+from mmprompt.backbones.sites import Site, Vectors
+from mmprompt.errors import UserError
+from mmprompt.predictors.caption_search import Decoding, mixture, search
+
+N_IMAGE, START, END, WORDS = 3, 0, 1, 40
+
+
+def language_model(kind: str) -> nn.Module:
+    torch.manual_seed(0)
+    if kind == "gpt2":
+        config = GPT2Config(vocab_size=WORDS, n_embd=32, n_layer=2, n_head=4, n_positions=64, eos_token_id=END)
+        model = GPT2LMHeadModel(config)
+    else:
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=WORDS,
+                hidden_size=32,
+                intermediate_size=48,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                eos_token_id=END,
+            )
+        )
+    for parameter in model.parameters():  # random models say one word for ever unless their weights are larger
+        if parameter.ndim == 2:
+            parameter.data *= 6
+    return model.double().eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module", params=["gpt2", "llama"])
+def captioner(request: pytest.FixtureRequest) -> FrozenCaptioner:
+    lm = language_model(request.param)
+    decoder = PrefixDecoder(lm, nn.Linear(8, 32).double().requires_grad_(False), START, END, N_IMAGE)
+    tokenizer = CaptionTokenizer(lambda text: [int(word) for word in text.split()], lambda ids: " ".join(map(str, ids)))
+    pixels = PixelTransform(lambda image: torch.zeros(3, 4, 4), (0.0,) * 3, (1.0,) * 3, 4, "none")
+    return FrozenCaptioner("small", lm, lambda images: images, decoder, tokenizer, pixels)
+
+
+@pytest.fixture
+def features() -> torch.Tensor:
+    return torch.randn(4, N_IMAGE, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+
+
+def soft(captioner: FrozenCaptioner, seed: int, n: int = 2) -> dict[Site, Vectors]:
+    ids = torch.randint(2, WORDS, (n,), generator=torch.Generator().manual_seed(seed))
+    return {LM_INPUT: Vectors(captioner.decoder.embed(ids))}
+
+
+def generate(captioner: FrozenCaptioner, features: torch.Tensor, vectors: dict[Site, Vectors], **settings: object):
+    decoder = captioner.decoder
+    start = decoder.embed(torch.tensor([[START]])).expand(len(features), -1, -1)
+    parts = [decoder.mapper(features), start]
+    parts += [given.values.expand(len(features), -1, -1) for given in vectors.values()]
+    x = torch.cat(parts, 1)
+    return decoder.lm.generate(
+        inputs_embeds=x,
+        attention_mask=torch.ones(x.shape[:2], dtype=torch.long),
+        eos_token_id=END,
+        pad_token_id=END,
+        do_sample=False,
+        **settings,
+    )
+
+
+def without_end(row: list[int]) -> tuple[int, ...]:
+    return tuple(row[: row.index(END)] if END in row else row)
+
+
+@pytest.mark.parametrize("prompted", [False, True])
+def test_greedy_captions_are_those_of_generate(captioner, features, prompted):
+    vectors = soft(captioner, 5) if prompted else {}
+    theirs = generate(captioner, features, vectors, max_new_tokens=12)
+    focus = [(vectors, 1.0)] if prompted else []
+    ours = search(captioner, captioner.open(features), mixture(focus, 1.0, None, 0.0), Decoding(max_tokens=12))
+    assert [one[0].token_ids for one in ours] == [without_end(row) for row in theirs.tolist()]
+
+
+@pytest.mark.parametrize("n_beams", [2, 3, 5])
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
+def test_beams_are_those_of_generate(captioner, features, n_beams, length_penalty):
+    settings = {"max_new_tokens": 9, "num_beams": n_beams, "num_return_sequences": n_beams}
+    settings |= {"length_penalty": length_penalty, "return_dict_in_generate": True, "output_scores": True}
+    theirs = generate(captioner, features, {}, **settings)
+    decoding = Decoding(max_tokens=9, n_beams=n_beams, n_best=n_beams, length_penalty=length_penalty)
+    ours = search(captioner, captioner.open(features), mixture([], 1.0, None, 0.0), decoding)
+    flat = [found for some in ours for found in some]
+    assert [found.token_ids for found in flat] == [without_end(row) for row in theirs.sequences.tolist()]
+    assert torch.tensor([found.score for found in flat]) == pytest.approx(theirs.sequences_scores.float(), rel=1e-4)
+
+
+def test_strength_0_is_the_captioner_without_a_prompt_and_1_the_plain_prompt(captioner, features):
+    memory, vectors = captioner.open(features), soft(captioner, 5)
+    plain = [(vectors, 1.0)]
+    bare = search(captioner, memory, mixture([], 1.0, None, 0.0), Decoding(max_tokens=8))
+    assert search(captioner, memory, mixture(plain, 0.0, None, 0.0), Decoding(max_tokens=8)) == bare
+    assert [(branch.weight, branch.vectors) for branch in mixture(plain, 1.0, None, 0.0)] == [(1.0, vectors)]
+
+
+def test_a_mixture_has_the_log_probabilities_of_its_formula(captioner, features):
+    memory = captioner.open(features)
+    one, other, away = (soft(captioner, seed, n) for seed, n in ((5, 2), (6, 3), (7, 1)))
+    branches = mixture([(one, 1.0), (other, 3.0)], 1.5, away, 0.5)
+    found = search(captioner, memory, branches, Decoding(max_tokens=1))
+    log = [captioner.prefill(memory, v).logits.log_softmax(-1) for v in ({}, one, other, away)]
+    focus = 0.25 * log[1] + 0.75 * log[2]
+    wanted = log[0] + 1.5 * (focus - log[0]) - 0.5 * (log[3] - log[0])
+    allowed = focus.exp() >= 0.1 * focus.exp().max(-1, keepdim=True).values
+    wanted = wanted.masked_fill(~allowed, float("-inf")).log_softmax(-1)
+    assert [row[0].log_prob for row in found] == pytest.approx(wanted.max(-1).values.tolist(), rel=1e-5)
+
+
+def test_samples_depend_on_the_image_and_not_on_the_batch(captioner, features):
+    decoding = Decoding(max_tokens=8, temperature=1.0, top_k=20, top_p=0.95, n_best=3)
+    branches = mixture([], 1.0, None, 0.0)
+    together = search(captioner, captioner.open(features), branches, decoding)
+    alone = [
+        search(captioner, captioner.open(features[[i]]), branches, decoding, numbers=[i])[0]
+        for i in range(len(features))
+    ]
+    assert [[one.token_ids for one in some] for some in together] == [[one.token_ids for one in some] for some in alone]
+    assert len({one.token_ids for some in together for one in some}) > len(features)
+
+
+def test_samples_follow_the_distribution_that_top_k_leaves(captioner, features):
+    memory = captioner.open(features[:1])
+    probabilities = captioner.prefill(memory, {}).logits.softmax(-1)[0]
+    best = probabilities.topk(2).indices.tolist()
+    decoding = Decoding(max_tokens=1, temperature=1.0, top_k=2, n_best=2000)
+    found = search(captioner, memory, mixture([], 1.0, None, 0.0), decoding)[0]
+    ids = [one.token_ids[0] if one.token_ids else END for one in found]
+    share = probabilities[best[0]] / probabilities[best].sum()
+    assert set(ids) == set(best)
+    assert ids.count(best[0]) / 2000 == pytest.approx(share.item(), abs=0.05)
+
+
+def test_a_caption_that_does_not_fit_is_said_to_be_cut(captioner, features):
+    found = search(captioner, captioner.open(features), mixture([], 1.0, None, 0.0), Decoding(max_tokens=2))
+    assert all(one[0].is_cut == (len(one[0].token_ids) == 2) for one in found)
+    assert any(one[0].is_cut for one in found)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"n_best": 2},
+        {"temperature": 0.0},
+        {"n_beams": 2, "temperature": 1.0},
+        {"top_k": 3},
+        {"n_beams": 0},
+        {"top_p": 2.0},
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(settings):
+    with pytest.raises(UserError):
+        Decoding(**settings)
