@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from mmprompt.backbones.feature_index import INDEX
+from mmprompt.backbones.features import FeatureStore
 from mmprompt.backbones.load import load_backbone
 from mmprompt.backbones.protocols import DualEncoder
 from mmprompt.data.images import read_image
@@ -218,6 +219,19 @@ def test_a_broken_picture_is_named_and_costs_nothing_of_what_is_done(
     with tower_runs(tiny_clip_backbone) as sizes:
         ImageFeatures(tiny_clip_backbone).of(paths[:8])
     assert sizes == []
+
+
+def test_long_work_is_saved_on_the_way(
+    tiny_clip_backbone: DualEncoder, paths: list[Path], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmprompt.predictors.features.SAVE_SECONDS", -1.0)
+    kept: list[int] = []
+
+    def look(done: int, total: int) -> None:
+        kept.append(sum(one.rows for one in FeatureStore(folder).contents()))
+
+    ImageFeatures(tiny_clip_backbone, progress=look).of(paths)
+    assert kept == [8, 11]
 
 
 def test_progress_counts_the_pictures_that_were_missing(

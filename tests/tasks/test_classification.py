@@ -12,6 +12,7 @@ from mmprompt.data.folder import ImageFolder
 from mmprompt.data.images import read_image
 from mmprompt.errors import UserError
 from mmprompt.files import tensor_bytes
+from mmprompt.predictors.features import ImageFeatures
 from mmprompt.predictors.file import load
 from mmprompt.tasks.classification import evaluate, fit, measure, zero_shot
 from mmprompt.training.callbacks import Callback
@@ -125,6 +126,15 @@ def test_fewer_than_two_classes_are_refused(names, message, tiny_clip_backbone, 
     with pytest.raises(UserError, match=message):
         fit(mp.CoOp(n_ctx=2), tiny_clip_backbone, replace(data, class_names=names, train=train), tmp_path / "run", FAST)
     assert not (tmp_path / "run").exists()
+
+
+def test_features_of_another_backbone_are_refused(tiny_clip_backbone, tiny_hf_clip_backbone, data, tmp_path):
+    others = ImageFeatures(tiny_hf_clip_backbone)
+    with pytest.raises(UserError, match="Give ImageFeatures of the classifier's backbone"):
+        fit(mp.CoOp(n_ctx=2), tiny_clip_backbone, data, tmp_path / "run", FAST, features=others)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match="Give ImageFeatures of the classifier's backbone"):
+        evaluate(zero_shot(tiny_clip_backbone, data.class_names), data.test, others)
 
 
 def test_early_stopping_without_validation_pictures_is_refused(tiny_clip_backbone, data):
