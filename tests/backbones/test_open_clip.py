@@ -113,6 +113,14 @@ def test_attention_pooler_is_run_by_open_clip_and_takes_no_prompts(tmp_path: Pat
         backbone.encode_image(images, {Site("vision"): Vectors(torch.zeros(2, small_models.WIDTH))})
 
 
+def test_scaled_cosine_attention_is_no_known_block(tmp_path: Path) -> None:
+    """Its scores are others than those of the views."""
+    form = {"scaled_cosine_attn": True}
+    backbone = load_backbone(str(small_models.save_open_clip(tmp_path / "cosine", form, form)), device="cpu")
+    assert backbone.text.block_views == ()
+    assert backbone.unprompted_part == "CustomResidualAttentionBlock"
+
+
 @pytest.mark.parametrize(
     ("form", "part"),
     [
