@@ -4,8 +4,9 @@
     python scripts/pretrain_tiny_captioner.py train  --work DIR      # goes on from the last checkpoint
     python scripts/pretrain_tiny_captioner.py export --work DIR --assets FOLDER
 
-The decoder is a `LlamaForCausalLM` of transformers, the projector a layer norm and a linear map. It sees every scene with
-two texts, and a part of the texts without any picture, so that it is a language model too. Recipe: docs/captions.md.
+The decoder is a `LlamaForCausalLM` of transformers, the projector a layer norm and a linear map. It sees every scene
+with several texts, and a part of the texts without any picture, so that it is a language model too. Recipe:
+docs/captions.md.
 """
 
 import argparse

@@ -10,8 +10,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Protocol, get_args
 
+import torch
 from torch import Tensor
 
 from mmprompt.backbones.load import load_backbone
@@ -29,13 +30,23 @@ from mmprompt.files import (
     write_json,
 )
 from mmprompt.predictors.classifier import Classifier
-from mmprompt.prompts.base import Prompt
+from mmprompt.prompts.base import Prompt, SiteSources
 from mmprompt.prompts.sources import FreeVectors
 from mmprompt.prompts.text import TextLayout
 from mmprompt.version import __version__
 
 FORMAT = 1
 HEADER, TENSORS = "prompt.json", "prompt.safetensors"
+
+
+class Frozen(Protocol):
+    """What a prompt file says of a frozen model; see `DualEncoder`."""
+
+    name: str
+    fingerprint: str
+    transform: str
+
+
 RESTORE = "Restore the folder as it was saved, or train again."
 
 
@@ -49,17 +60,37 @@ def save(classifier: Classifier, folder: Path | str, training: Mapping[str, Any]
     Raises:
         UserError: the folder cannot be written.
     """
-    folder = make_folder(Path(folder))
-    backbone, prompt = classifier.backbone, classifier.prompt
-    vectors = prompt.vectors()
-    data = tensor_bytes({**prompt.tensors(), "class_features": classifier.class_features().detach()})
+    more = {"class_names": list(classifier.class_names), "layout": asdict(classifier.prompt.layout)}
+    tensors = {"class_features": classifier.class_features().detach()}
+    write_prompt(Path(folder), classifier.backbone, classifier.prompt, more, tensors, training)
+
+
+def write_prompt(
+    folder: Path,
+    backbone: Frozen,
+    prompt: SiteSources,
+    more: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    training: Mapping[str, Any] | None,
+) -> None:
+    """Write the two files of a prompt of any kind, the header last.
+
+    Args:
+        folder: made if missing.
+        backbone: what the prompt was learned on.
+        prompt: its vectors.
+        more: what the header says beside that.
+        tensors: what is kept beside the vectors.
+        training: JSON-ready facts about where the prompt comes from.
+    """
+    folder = make_folder(folder)
+    data = tensor_bytes({**prompt.tensors(), **tensors})
     header = {
         "format": FORMAT,
         "mmprompt": __version__,
         "backbone": {"name": backbone.name, "fingerprint": backbone.fingerprint, "transform": backbone.transform},
-        "class_names": list(classifier.class_names),
-        "layout": asdict(prompt.layout),
-        "sites": {str(site): {"scope": v.scope, "shape": list(v.values.shape)} for site, v in vectors.items()},
+        **more,
+        "sites": {str(site): {"scope": v.scope, "shape": list(v.values.shape)} for site, v in prompt.vectors().items()},
         "training": dict(training or {}),
         "tensors_sha256": sha256_bytes(data),
     }
@@ -78,9 +109,23 @@ def load(folder: Path | str, backbone: DualEncoder | str | None = None) -> Class
     """
     folder = Path(folder)
     header = read_prompt_header(folder)
-    tensors = _read_checked_tensors(folder, header)
+    if header.get("kind", "classifier") != "classifier":
+        raise bad_file(folder, f"is a prompt of a {header['kind']}, not of a classifier", "See mmprompt caption write.")
+    tensors = read_prompt_tensors(folder, header, "class_features")
     if backbone is None or isinstance(backbone, str):
         backbone = load_backbone(backbone or header["backbone"]["name"])
+    refuse_other_backbone(folder, header, backbone)
+    sources = read_sources(header, tensors, backbone.device)
+    class_features = tensors["class_features"].to(backbone.device, backbone.dtype)
+    return Classifier(backbone, Prompt(TextLayout(**header["layout"]), sources), header["class_names"], class_features)
+
+
+def refuse_other_backbone(folder: Path, header: Mapping[str, Any], backbone: Frozen) -> None:
+    """Refuse a prompt on weights that it was not learned on.
+
+    Raises:
+        UserError: the fingerprints differ.
+    """
     if backbone.fingerprint != header["backbone"]["fingerprint"]:
         raise bad_file(
             folder,
@@ -88,12 +133,16 @@ def load(folder: Path | str, backbone: DualEncoder | str | None = None) -> Class
             f"not on {backbone.name} ({backbone.fingerprint[:12]})",
             "Load it with the same backbone and weights, or train on this one.",
         )
-    sources = {}
-    for name, facts in header["sites"].items():
-        source = FreeVectors(tensors[name], facts["scope"]).to(backbone.device)
-        sources[Site.parse(name)] = source
-    class_features = tensors["class_features"].to(backbone.device, backbone.dtype)
-    return Classifier(backbone, Prompt(TextLayout(**header["layout"]), sources), header["class_names"], class_features)
+
+
+def read_sources(
+    header: Mapping[str, Any], tensors: Mapping[str, Tensor], device: torch.device
+) -> dict[Site, FreeVectors]:
+    """The saved vectors by site, free to learn on."""
+    return {
+        Site.parse(name): FreeVectors(tensors[name], facts["scope"]).to(device)
+        for name, facts in header["sites"].items()
+    }
 
 
 def read_prompt_header(folder: Path | str) -> dict[str, Any]:
@@ -122,7 +171,12 @@ def read_prompt_header(folder: Path | str) -> dict[str, Any]:
     return header
 
 
-def _read_checked_tensors(folder: Path, header: Mapping[str, Any]) -> dict[str, Tensor]:
+def read_prompt_tensors(folder: Path, header: Mapping[str, Any], *more: str) -> dict[str, Tensor]:
+    """The vectors that a header describes, and what stands beside them.
+
+    Raises:
+        UserError: the file is missing, was changed, or holds something else.
+    """
     path = folder / TENSORS
     if sha256_bytes(read_bytes(path, 2**31)) != header["tensors_sha256"]:
         raise bad_file(path, "was changed after it was saved (its hash does not match)", RESTORE)
@@ -130,8 +184,9 @@ def _read_checked_tensors(folder: Path, header: Mapping[str, Any]) -> dict[str, 
     for name, facts in header["sites"].items():
         if name not in tensors or list(tensors[name].shape) != facts["shape"] or facts["scope"] not in get_args(Scope):
             raise bad_file(path, f"does not hold {name} as {HEADER} describes it", RESTORE)
-    if "class_features" not in tensors:
-        raise bad_file(path, "holds no class features", RESTORE)
+    for name in more:
+        if name not in tensors:
+            raise bad_file(path, f"holds no {name.replace('_', ' ')}", RESTORE)
     return tensors
 
 

@@ -1,4 +1,7 @@
-"""A prompt: sources bound to sites, and the words around the class name. It knows no backbone and no loss."""
+"""A prompt: sources bound to sites, and for a classifier the words around the class name.
+
+It knows no backbone and no loss.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +14,15 @@ from mmprompt.errors import UserError
 from mmprompt.prompts.text import TextLayout
 
 
-class Prompt(nn.Module):
+class SiteSources(nn.Module):
     """Learned vectors at named sites of a frozen model; the only thing with `requires_grad`.
 
     Args:
-        layout: what stands around the class name in the text tower.
         sources: the source of the vectors of each site.
     """
 
-    def __init__(self, layout: TextLayout, sources: Mapping[Site, nn.Module]) -> None:
+    def __init__(self, sources: Mapping[Site, nn.Module]) -> None:
         super().__init__()
-        self.layout = layout
         self.sites = tuple(sorted(sources))
         self.sources = nn.ModuleList(sources[site] for site in self.sites)
 
@@ -33,6 +34,23 @@ class Prompt(nn.Module):
     def has(self, tower: Tower) -> bool:
         """Whether vectors enter this tower; where none do, its features never change."""
         return any(site.tower == tower for site in self.sites)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The vectors by the name of their site, as the prompt file holds them."""
+        return {str(site): vectors.values.detach() for site, vectors in self.vectors().items()}
+
+
+class Prompt(SiteSources):
+    """The prompt of a classifier: learned vectors, and what stands around the class name.
+
+    Args:
+        layout: what stands around the class name in the text tower.
+        sources: the source of the vectors of each site.
+    """
+
+    def __init__(self, layout: TextLayout, sources: Mapping[Site, nn.Module]) -> None:
+        super().__init__(sources)
+        self.layout = layout
 
     @property
     def is_class_specific(self) -> bool:
@@ -54,7 +72,3 @@ class Prompt(nn.Module):
         layout = other.layout if other.has("text") else self.layout
         mine = dict(zip(self.sites, self.sources, strict=True))
         return Prompt(layout, mine | dict(zip(other.sites, other.sources, strict=True)))
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The vectors by the name of their site, as the prompt file holds them."""
-        return {str(site): vectors.values.detach() for site, vectors in self.vectors().items()}

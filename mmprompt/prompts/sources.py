@@ -26,6 +26,29 @@ class FreeVectors(nn.Module):
         return Vectors(self.values, self.scope)
 
 
+class ScaledVectors(nn.Module):
+    """Vectors that are learned in units of their own size, so that one learning rate serves models of any scale.
+
+    Args:
+        values: [M, D]; where learning starts. The unit is their root mean square.
+        scope: what the vectors are shared over.
+    """
+
+    unit: Tensor
+
+    def __init__(self, values: Tensor, scope: Scope = "shared") -> None:
+        super().__init__()
+        values = values.detach().float()
+        unit = values.square().mean().sqrt()
+        self.register_buffer("unit", torch.where(unit > 0, unit, torch.ones_like(unit)))
+        self.values = nn.Parameter(values / self.unit)
+        self.scope = scope
+
+    def forward(self) -> Vectors:
+        """The vectors as they are now, in the model's own size."""
+        return Vectors(self.values * self.unit, self.scope)
+
+
 def random_vectors(shape: tuple[int, ...], generator: torch.Generator, std: float = 0.02) -> Tensor:
     """Draw the published random start N(0, 0.02) on the CPU, so that every device starts from the same bytes.
 

@@ -26,7 +26,7 @@ from mmprompt.data.splits import Dataset, Item
 from mmprompt.data.transforms import augment_coop
 from mmprompt.errors import UserError
 from mmprompt.evaluation.metrics import Evaluation, evaluate_probabilities, paired_bootstrap
-from mmprompt.files import make_folder, sha256_bytes, write_json
+from mmprompt.files import sha256_bytes, write_json
 from mmprompt.losses import Outputs
 from mmprompt.methods import Method, describe
 from mmprompt.predictors.classifier import Classifier
@@ -34,10 +34,10 @@ from mmprompt.predictors.features import ImageFeatures, encode_pictures, encode_
 from mmprompt.predictors.file import check_new, save
 from mmprompt.prompts.base import Prompt
 from mmprompt.prompts.text import TextLayout, refuse_single_class
-from mmprompt.training.callbacks import Callback
+from mmprompt.training.callbacks import Callback, WriteConfig
 from mmprompt.training.lock import run_lock
 from mmprompt.training.loop import train
-from mmprompt.training.problem import Run, StepResult
+from mmprompt.training.problem import StepResult
 from mmprompt.training.recipe import Recipe, epochs_for
 from mmprompt.version import __version__
 
@@ -277,18 +277,6 @@ def fit(
         if folder is not None:
             save(classifier, folder, _provenance(config))
     return Result(classifier, history, data, folder, features)
-
-
-class WriteConfig(Callback):
-    """Writes `run.json` once the loop has accepted the run folder, so that a refused run leaves no file."""
-
-    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
-        self.folder = folder
-        self.config = config
-
-    def on_train_begin(self, run: Run) -> None:
-        """Write the resolved configuration."""
-        write_json(make_folder(self.folder) / "run.json", self.config)
 
 
 def resolve(recipe: Recipe, data: Dataset) -> Recipe:

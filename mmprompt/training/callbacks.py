@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from torch import Tensor
 
 from mmprompt.errors import UserError, bad_file, bad_value
-from mmprompt.files import make_folder, write_bytes
+from mmprompt.files import make_folder, write_bytes, write_json
 from mmprompt.training.problem import Run
 
 
@@ -241,3 +241,15 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class WriteConfig(Callback):
+    """Writes `run.json` once the loop has accepted the run folder, so that a refused run leaves no file."""
+
+    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+        self.folder = folder
+        self.config = config
+
+    def on_train_begin(self, run: Run) -> None:
+        """Write the resolved configuration."""
+        write_json(make_folder(self.folder) / "run.json", self.config)

@@ -64,6 +64,14 @@ class Content:
         return " ".join(f"{self.sentence(focus, rng)}." for focus in said)
 
 
+def sentences(content: Content, focus: str, rng: np.random.Generator, n: int) -> list[str]:
+    """Several different sentences about one focus."""
+    found: dict[str, None] = {}
+    while len(found) < n:
+        found[f"{content.sentence(focus, rng)}."] = None
+    return list(found)
+
+
 def with_article(name: str) -> str:
     """The name with "a" or "an" before it."""
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
@@ -97,6 +105,14 @@ class SceneMaker:
         two = np.array([self.composer.pick_objects(rng, 2, self.objects) for _ in range(n)])
         faces, people = pick_evenly(rng, self.faces, n), pick_evenly(rng, self.people, n)
         return np.column_stack([two, faces, people])
+
+    def drawn_in(self, rng: np.random.Generator, style: str) -> np.ndarray:
+        """Two objects, a face and a person [4] that a style draws and pretraining saw."""
+        rows = self.composer.prepared.rows[style]
+        while True:
+            found = self.concepts(rng, 1)[0]
+            if all(rows[i] >= 0 for i in found):
+                return found
 
     def batch(self, seed: int, step: int, n: int, strength: float) -> tuple[Tensor, list[Content]]:
         """Pictures [n, 3, S, S] in 0..1 and what they show, a pure function of (seed, step)."""

@@ -12,6 +12,7 @@ from open_clip.tokenizer import bytes_to_unicode
 
 CONTEXT_LENGTH = 32
 START, END = "<|startoftext|>", "<|endoftext|>"
+SPECIAL = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
 PIECES = r"'s|'t|'re|'ve|'m|'ll|'d|[a-z]+|[0-9]|[^\sa-z0-9]+"  # CLIP's own pattern, for plain text
 
 
@@ -50,9 +51,13 @@ def write_tokenizer(merges: list[tuple[str, str]], folder: Path, context_length:
     (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
     (folder / "merges.txt").write_text(lines + "\n", encoding="utf-8")
     (folder / "bpe.txt.gz").write_bytes(gzip.compress(lines.encode(), mtime=0))
-    special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
-    (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=1))
-    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": context_length, **special}
+    (folder / "special_tokens_map.json").write_text(json.dumps(SPECIAL, indent=1))
+    write_tokenizer_config(folder, context_length)
+
+
+def write_tokenizer_config(folder: Path, context_length: int) -> None:
+    """Say which tokenizer a folder holds, and the longest text it is for."""
+    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": context_length, **SPECIAL}
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Protocol
 
 import torch
@@ -152,6 +153,13 @@ class FrozenCaptioner:
     def encode_image(self, images: Tensor) -> Tensor:
         """Image features [B, T, D'] of normalised pixels [B, 3, H, W]."""
         return self._encode(images.to(self.device, self.dtype))
+
+    @cached_property
+    def image_shape(self) -> tuple[int, int]:
+        """T and D' of the image features."""
+        size = self.pixels.size
+        n_tokens, width = self.encode_image(torch.zeros(1, 3, size, size)).shape[1:]
+        return n_tokens, width
 
     def open(self, features: Tensor) -> Memory:
         """Read the images [N, T, D'] once, for any number of captions, prompts and steps.

@@ -6,7 +6,7 @@ batches and images with many captions need. It knows no library; `hf_cache` turn
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +47,24 @@ class Memory:
                 pair = tuple(torch.cat([old, new.to(old.dtype)], dim=2) for old, new in zip(before, pair, strict=True))
             pairs.append((pair[0], pair[1]))
         return Memory(tuple(pairs), self.states, self.crossed, self.n_read + keys_values[0][0].shape[2])
+
+    @staticmethod
+    def join(parts: Sequence[Memory]) -> Memory:
+        """The rows of several memories that have read equally much, one after another."""
+        first = parts[0]
+
+        def together(tensors: Sequence[Tensor]) -> Tensor:
+            return torch.cat(list(tensors))
+
+        def pairs(each: Sequence[KeyValues]) -> KeyValues:
+            return tuple(
+                (together([p[0] for p in layer]), together([p[1] for p in layer])) for layer in zip(*each, strict=True)
+            )
+
+        states = None if first.states is None else together([part.states for part in parts if part.states is not None])
+        return Memory(
+            pairs([part.own for part in parts]), states, pairs([part.crossed for part in parts]), first.n_read
+        )
 
     def __len__(self) -> int:
         first = self.states if self.states is not None else self.own[0][0]

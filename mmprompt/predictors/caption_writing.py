@@ -1,0 +1,155 @@
+"""Captions of many pictures into a JSONL file: a row a picture, in order, broken pictures as error rows.
+
+While it is written the file is called `NAME.part`; a killed run goes on from its whole rows, and NAME itself is always
+complete. It knows captions and files, not prompts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmprompt.data.images import IMAGE_SUFFIXES
+from mmprompt.errors import UserError, bad_file
+from mmprompt.files import make_folder, read_bytes, sha256_bytes, sync_folder, write_bytes
+from mmprompt.predictors.captioner import Caption
+from mmprompt.predictors.features import Progress
+
+ROWS_AT_ONCE = 32
+MAX_FILE_BYTES = 2**31
+Describe = Callable[[Sequence[Path], Sequence[int]], Sequence["Caption | UserError"]]
+"""Captions of some pictures with their numbers; an error stands for a picture that cannot be read."""
+
+
+def find_pictures(places: Sequence[Path]) -> list[tuple[str, Path]]:
+    """Picture files with their names in the output: files as given, those below a folder by their relative path.
+
+    Args:
+        places: files and folders; folders are searched to the bottom, in order of names.
+    Raises:
+        UserError: a place is not there, or there is no picture at all.
+    """
+    found: dict[str, Path] = {}
+    for place in places:
+        if place.is_dir():
+            inside = sorted(path for path in place.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+            found.update({path.relative_to(place).as_posix(): path for path in inside})
+        elif place.is_file():
+            found[str(place)] = place
+        else:
+            raise bad_file(place, "is not there", "Give picture files or a folder of pictures.")
+    if not found:
+        names = ", ".join(str(place) for place in places) or "nothing"
+        raise UserError(f"there is no picture in {names}. Give picture files or a folder of pictures.")
+    return list(found.items())
+
+
+def caption_rows(
+    describe: Describe,
+    pictures: Sequence[tuple[str, Path]],
+    out: Path | None,
+    settings: Mapping[str, Any],
+    progress: Progress | None = None,
+) -> list[dict[str, Any]]:
+    """A row for every picture; with a file they are written there, and go on where an earlier run stopped.
+
+    Args:
+        describe: gives the captions.
+        pictures: names and files, in the order of the rows.
+        out: the JSONL file, None to write nothing.
+        settings: JSON-ready, all that captions depend on; every row names their hash, and rows of others are refused.
+        progress: called with how many rows there are and how many there will be.
+    Returns:
+        The rows: `image`, `settings`, and either `caption` with its numbers or `error`.
+    Raises:
+        UserError: the file cannot be written or read, or holds rows of other settings.
+    """
+    name = sha256_bytes(json.dumps(settings, sort_keys=True).encode())[:12]
+    numbered = [(number, *picture) for number, picture in enumerate(pictures)]
+    rows: dict[str, dict[str, Any]] = {}
+    if out is not None:
+        rows = begin(out, pictures, name)
+    missing = [picture for picture in numbered if picture[1] not in rows]
+    for start in range(0, len(missing), ROWS_AT_ONCE):
+        some = missing[start : start + ROWS_AT_ONCE]
+        found = describe([path for _, _, path in some], [number for number, _, _ in some])
+        new = [row_of(image, name, one) for (_, image, _), one in zip(some, found, strict=True)]
+        if out is not None:
+            append(part_of(out), lines_of(new))
+        rows.update((row["image"], row) for row in new)
+        if progress is not None:
+            progress(len(rows), len(pictures))
+    ordered = [rows[image] for image, _ in pictures]
+    if out is not None:
+        write_bytes(out, lines_of(ordered))
+        part_of(out).unlink()
+        sync_folder(out.parent)
+    return ordered
+
+
+def begin(out: Path, pictures: Sequence[tuple[str, Path]], settings: str) -> dict[str, dict[str, Any]]:
+    """The rows that earlier runs left of these pictures, brought together in the file under way."""
+    make_folder(out.parent)
+    found = {row["image"]: row for path in (out, part_of(out)) for row in read_rows(path, settings)}
+    rows = {image: found[image] for image, _ in pictures if image in found}
+    write_bytes(part_of(out), lines_of(list(rows.values())))
+    return rows
+
+
+def part_of(out: Path) -> Path:
+    """What a file is called while it is written."""
+    return out.with_name(out.name + ".part")
+
+
+def row_of(image: str, settings: str, found: Caption | UserError) -> dict[str, Any]:
+    """A row of the file."""
+    row: dict[str, Any] = {"image": image, "settings": settings}
+    if isinstance(found, UserError):
+        return row | {"error": str(found)}
+    described = found.to_dict()
+    return row | {"caption": described.pop("text"), **described}
+
+
+def read_rows(path: Path, settings: str) -> Iterator[dict[str, Any]]:
+    """The whole rows of a file that may end in the middle of one; none if it is not there.
+
+    Raises:
+        UserError: a row is of other settings, or no row of ours.
+    """
+    if not path.exists():
+        return
+    lines = read_bytes(path, MAX_FILE_BYTES).split(b"\n")[:-1]  # what follows the last line end is torn, or nothing
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            image, made_by = row["image"], row["settings"]
+        except (ValueError, KeyError, TypeError):
+            advice = "Give another --out, or remove it."
+            raise bad_file(path, "is no row of captions", advice, line=number) from None
+        if made_by != settings:
+            advice = "Give another --out, or write with the settings it was begun with."
+            raise bad_file(path, f"holds captions of other settings ({image})", advice)
+        yield row
+
+
+def lines_of(rows: Sequence[dict[str, Any]]) -> bytes:
+    """Rows as lines of JSON."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def append(path: Path, data: bytes) -> None:
+    """Add whole lines to a file and see them on the disk.
+
+    Raises:
+        UserError: there is no room, or the file cannot be written.
+    """
+    try:
+        with path.open("ab") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise bad_file(path, f"cannot be written ({error.strerror})", "Free some space and run it again.") from None

@@ -1,0 +1,329 @@
+"""Captioning focus: a frozen captioner and captions of one focus give a prompt of a few kilobytes.
+
+Image features are computed once per picture. Where the decoder reads the image before the prompt, what it read is kept
+too, so a training step runs the prompt and the words alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmprompt.backbones.captioners.captioner import FrozenCaptioner
+from mmprompt.backbones.captioners.load import load_captioner
+from mmprompt.backbones.captioners.memory import Memory
+from mmprompt.backbones.sites import Site, Vectors
+from mmprompt.data.captions import CaptionData, load_caption_data
+from mmprompt.data.images import read_image
+from mmprompt.errors import UserError, unknown_name
+from mmprompt.files import sha256_bytes
+from mmprompt.methods.captions import CAPTION_MODES, CaptionMethod, SoftPrompt
+from mmprompt.predictors.caption_search import prompt_slots
+from mmprompt.predictors.caption_writing import Describe
+from mmprompt.predictors.captioner import Caption, Captioner, CaptionFeatures, FocusPrompt, Steering, save_focus
+from mmprompt.predictors.file import check_new
+from mmprompt.training.callbacks import Callback, WriteConfig
+from mmprompt.training.lock import run_lock
+from mmprompt.training.loop import train
+from mmprompt.training.problem import RunFailed, StepResult
+from mmprompt.training.recipe import Recipe
+from mmprompt.version import __version__
+
+RECIPE = Recipe(optimizer="adamw", lr=0.05, epochs=6, batch_size=32, weight_decay=0.0, warmup_epochs=0, augment="none")
+"""Of soft and kv prompts, in units of the vectors' own size."""
+MAX_MEMORY_BYTES = 2**30
+LOOKED_AT = 64
+COLLAPSED = 0.1
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Captions as a training takes them.
+
+    Args:
+        rows: the picture of each.
+        token_ids: of each, the end token last unless it was cut.
+        n_cut: how many were longer than there is room for.
+    """
+
+    rows: tuple[int, ...]
+    token_ids: tuple[tuple[int, ...], ...]
+    n_cut: int
+
+
+def encode_captions(captioner: FrozenCaptioner, captions: Sequence[Sequence[str]], room: int) -> Encoded:
+    """Tokens of the captions of some pictures.
+
+    Args:
+        captioner: the frozen model.
+        captions: of each picture.
+        room: most tokens of one, its end included; longer ones are cut and counted.
+    """
+    rows, ids, n_cut = [], [], 0
+    for row, texts in enumerate(captions):
+        for text in texts:
+            tokens = (*captioner.tokenizer.encode(text), captioner.decoder.end_id)
+            n_cut += len(tokens) > room
+            rows.append(row)
+            ids.append(tokens[:room])
+    return Encoded(tuple(rows), tuple(ids), n_cut)
+
+
+class CaptionProblem:
+    """What the loop trains: vectors that make captions of given pictures probable.
+
+    Args:
+        captioner: the frozen model.
+        module: what learns.
+        vectors: its vectors as they are now, by site.
+        features: [N, T, D'] of the pictures.
+        captions: of these pictures.
+        is_image_frozen: whether what the decoder reads of the images stays as it is (not so for a mapper).
+    """
+
+    def __init__(
+        self,
+        captioner: FrozenCaptioner,
+        module: nn.Module,
+        vectors: Callable[[], Mapping[Site, Vectors]],
+        features: Tensor,
+        captions: Encoded,
+        is_image_frozen: bool = True,
+    ) -> None:
+        self.captioner, self.features, self.captions = captioner, features, captions
+        self._module, self._vectors, self._is_image_frozen = module, vectors, is_image_frozen
+        self._memory = self._read_images() if is_image_frozen else None
+
+    @property
+    def module(self) -> nn.Module:
+        """What learns; nothing of the captioner is in it but a mapper in training."""
+        return self._module
+
+    @property
+    def n_items(self) -> int:
+        """The number of captions."""
+        return len(self.captions.rows)
+
+    def step(self, indices: list[int], epoch: int) -> StepResult:
+        """The mean cross entropy of the tokens of a batch of captions, their ends included."""
+        return StepResult({"caption": self.loss(indices, self._vectors())})
+
+    def validate(self) -> float | None:
+        """Captions have no accuracy."""
+        return None
+
+    def loss(self, indices: Sequence[int], vectors: Mapping[Site, Vectors]) -> Tensor:
+        """Cross entropy in nats a token, over the tokens of some captions."""
+        device = self.captioner.device
+        rows = torch.tensor([self.captions.rows[index] for index in indices], device=device)
+        texts = [self.captions.token_ids[index] for index in indices]
+        length = max(map(len, texts))
+        end_id = self.captioner.decoder.end_id
+        ids = torch.tensor([[*text, *[end_id] * (length - len(text))] for text in texts], device=device)
+        wanted = torch.arange(length, device=device) < torch.tensor([[len(text)] for text in texts], device=device)
+        logits = self.captioner.logits(self._images(rows), vectors, ids, wanted)
+        return F.cross_entropy(logits.float(), ids[wanted])
+
+    @torch.no_grad()
+    def mean_loss(self, vectors: Mapping[Site, Vectors], n_captions: int = 512) -> float:
+        """The loss over the first captions, with other vectors or none: what a prompt is held against."""
+        indices = list(range(min(n_captions, self.n_items)))
+        parts = [indices[start : start + 64] for start in range(0, len(indices), 64)]
+        return sum(self.loss(part, vectors).item() * len(part) for part in parts) / len(indices)
+
+    def _images(self, rows: Tensor) -> Memory:
+        if self._memory is not None:
+            return self._memory.select(rows)
+        if self._is_image_frozen:
+            with torch.no_grad():
+                return self.captioner.open(self.features[rows])
+        return self.captioner.open(self.features[rows])
+
+    @torch.no_grad()
+    def _read_images(self) -> Memory | None:
+        """What the decoder read of every picture, None where that is more than memory should hold."""
+        first = self.captioner.open(self.features[:1])
+        if first.n_bytes * len(self.features) > MAX_MEMORY_BYTES:
+            return None
+        return Memory.join([self.captioner.open(part) for part in self.features.split(64)])
+
+
+@dataclass(frozen=True)
+class CaptionResult:
+    """A finished training of a focus.
+
+    Args:
+        captioner: the frozen model.
+        prompt: what was learned.
+        history: one dict per epoch, as in `log.jsonl`.
+        data: what it was trained on.
+        folder: the run folder, None if nothing was written.
+        notices: what a careful reader should know, one sentence each.
+    """
+
+    captioner: FrozenCaptioner
+    prompt: FocusPrompt
+    history: list[dict[str, Any]]
+    data: CaptionData
+    folder: Path | None
+    notices: tuple[str, ...] = ()
+
+    @property
+    def steered(self) -> Captioner:
+        """The captioner with this prompt."""
+        return Captioner(self.captioner, Steering(((self.prompt, 1.0),)))
+
+
+def fit_captions(
+    focus: str,
+    method: CaptionMethod | None = None,
+    captioner: FrozenCaptioner | str = "tiny",
+    data: CaptionData | str = "openart-scenes",
+    out: Path | str | None = None,
+    recipe: Recipe | None = None,
+    seed: int = 1,
+    callbacks: Sequence[Callback] = (),
+    resume: bool = False,
+    features: CaptionFeatures | None = None,
+) -> CaptionResult:
+    """Learn a prompt that makes a frozen captioner speak of one focus.
+
+    Args:
+        focus: one that the data has captions of, such as "emotions".
+        method: `SoftPrompt()` by default.
+        captioner: a captioner or the name of one.
+        data: captions, or the name of an embedded set or a file.
+        out: a new run folder; nothing is written without.
+        recipe: optimiser and schedule; lr is in units of the vectors' own size.
+        seed: of the order of the captions.
+        callbacks: called as training goes.
+        resume: go on from the newest checkpoint in `out`.
+        features: of the same captioner, to share them.
+    Raises:
+        UserError: something in the input cannot be, or another process trains in `out`; nothing is written then.
+        RunFailed: the loss stopped being finite, or weights of the captioner changed.
+    """
+    captioner = load_captioner(captioner) if isinstance(captioner, str) else captioner
+    data = load_caption_data(data) if isinstance(data, str) else data
+    method = SoftPrompt() if method is None else method
+    recipe = RECIPE if recipe is None else recipe
+    items = [item for item in data.train if item.of(focus)]
+    if not items:
+        raise unknown_name("focus", focus, data.focuses, f"{data.name} has training captions of these.")
+    folder = None if out is None else Path(out)
+    with contextlib.nullcontext() if folder is None else run_lock(folder):
+        if folder is not None:
+            check_new(folder)
+        encoded_images = (features or CaptionFeatures(captioner)).of([item.image for item in items])
+        texts = [item.of(focus) for item in items]
+        tokens = [captioner.tokenizer.encode(text) for some in texts for text in some]
+        sources = method.sources(captioner, tokens, encoded_images[:LOOKED_AT])
+        captioner.check_vectors(sources.vectors())
+        captions = encode_captions(captioner, texts, captioner.decoder.budget - prompt_slots(sources.vectors()))
+        problem = CaptionProblem(captioner, sources, sources.vectors, encoded_images, captions)
+        config = caption_config(focus, method, captioner, data, recipe, seed)
+        listeners = callbacks if folder is None else (WriteConfig(folder, config), *callbacks)
+        identity = {key: value for key, value in config.items() if key != "versions"}
+        run_id = sha256_bytes(repr(sorted(identity.items())).encode())
+        n_epochs = recipe.epochs or RECIPE.epochs or 1
+        history = train(problem, recipe, seed, n_epochs, folder, run_id, listeners, resume)
+        if captioner.compute_fingerprint() != captioner.fingerprint:
+            raise RunFailed(f"weights of {captioner.name} changed while a prompt was trained, so nothing was saved")
+        prompt = FocusPrompt(focus, sources.requires_grad_(False))
+        notices = tuple(notices_of(problem, prompt, encoded_images[:LOOKED_AT]))
+        for notice in notices:
+            _log.warning("%s", notice)
+        if folder is not None:
+            facts = {key: config[key] for key in ("data", "method", "recipe", "seed", "versions")}
+            save_focus(prompt, captioner, folder, facts | {"notices": list(notices)})
+    return CaptionResult(captioner, prompt, history, data, folder, notices)
+
+
+def describe_pictures(captioner: Captioner) -> Describe:
+    """What writes captions of picture files, a broken one as its error."""
+
+    def describe(paths: Sequence[Path], numbers: Sequence[int]) -> list[Caption | UserError]:
+        found: list[Caption | UserError] = []
+        pixels, kept = [], []
+        for path, number in zip(paths, numbers, strict=True):
+            try:
+                pixels.append(captioner.backbone.preprocess(read_image(path)))
+                kept.append(number)
+            except UserError as error:
+                found.append(error)
+        captions = []
+        if pixels:
+            features = captioner.backbone.encode_image(torch.stack(pixels))
+            captions = captioner.caption_features(features, numbers=kept)
+        waiting, broken = iter(captions), iter(found)
+        return [next(waiting) if number in kept else next(broken) for number in numbers]
+
+    return describe
+
+
+def notices_of(problem: CaptionProblem, prompt: FocusPrompt, features: Tensor) -> list[str]:
+    """What a careful reader should know of a trained prompt.
+
+    Args:
+        problem: what it was trained on.
+        prompt: the prompt.
+        features: [B, T, D'] of some pictures to look at.
+    """
+    captioner, captions = problem.captioner, problem.captions
+    notices = []
+    if captions.n_cut:
+        notices.append(
+            f"{captions.n_cut} of {len(captions.rows)} captions were longer than the decoder has room for and were "
+            "cut: shorten them, or use fewer vectors."
+        )
+    bare, learned = problem.mean_loss({}), problem.mean_loss(prompt.vectors())
+    if learned > 0.98 * bare:
+        kind = "soft" if any(site.tower == "lm" for site in prompt.sources.sites) else "kv"
+        other = "Try --mode kv." if kind == "soft" and captioner.decoder.kv_shape else "Try more vectors or a lower lr."
+        notices.append(
+            f"{captioner.name} can hardly be steered by this prompt: the loss is {learned:.3f} a token with it and "
+            f"{bare:.3f} without. {other}"
+        )
+    said = {caption.text for caption in Captioner(captioner, Steering(((prompt, 1.0),))).caption_features(features)}
+    texts = {captions.token_ids[index] for index, row in enumerate(captions.rows) if row < len(features)}
+    if len(said) < COLLAPSED * min(len(texts), len(features)):
+        notices.append(
+            f"The captioner says {len(said)} different captions of {len(features)} pictures, whose own captions are "
+            f"{len(texts)}: it has collapsed. Train for fewer epochs, with a lower lr or with fewer vectors."
+        )
+    return notices
+
+
+def caption_config(
+    focus: str, method: CaptionMethod, captioner: FrozenCaptioner, data: CaptionData, recipe: Recipe, seed: int
+) -> dict[str, Any]:
+    """All that is needed to repeat a run, JSON-ready: the content of `run.json`."""
+    names = {kind: name for name, kind in CAPTION_MODES.items()}
+    settings = asdict(method)  # type: ignore[call-overload]
+    return {
+        "format": 1,
+        "backbone": {"name": captioner.name, "fingerprint": captioner.fingerprint, "transform": captioner.transform},
+        "data": {
+            "name": data.name,
+            "fingerprint": data.fingerprint,
+            "focus": focus,
+            "sizes": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
+            "notes": list(data.notes),
+        },
+        "method": {"name": names.get(type(method), type(method).__name__), "settings": settings},
+        "recipe": asdict(recipe),
+        "seed": seed,
+        "device": str(captioner.device),
+        "dtype": str(captioner.dtype).removeprefix("torch."),
+        "versions": {"mmprompt": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
