@@ -108,10 +108,18 @@ def base_new(dataset: Dataset) -> tuple[Dataset, Dataset]:
     must have been drawn before, from all classes: drawing afterwards picks other pictures.
 
     Args:
-        dataset: with its shots drawn; two classes or more.
+        dataset: with its shots drawn; four classes or more, so that there is something to choose on both sides.
     Returns:
         Base and new, each with its own class names and its own part of train, val and test.
+    Raises:
+        UserError: there are fewer classes.
     """
+    if len(dataset.class_names) < 4:
+        n_classes = len(dataset.class_names)
+        raise UserError(
+            f"{dataset.name} has {n_classes} classes, but base-to-new needs four or more, two to learn and two new "
+            "ones. Use few-shot."
+        )
     n_base = -(-len(dataset.class_names) // 2)
     return _only(dataset, range(n_base)), _only(dataset, range(n_base, len(dataset.class_names)))
 

@@ -9,7 +9,7 @@ import torch
 
 from mmprompt.backbones.protocols import DualEncoder
 from mmprompt.backbones.sites import Site
-from mmprompt.errors import UserError, bad_value
+from mmprompt.errors import UserError, bad_value, is_count
 from mmprompt.methods.base import Method
 from mmprompt.prompts.base import Prompt
 from mmprompt.prompts.sources import FreeVectors, random_vectors
@@ -30,8 +30,8 @@ class CoOp(Method):
     """One context per class instead of one for all."""
 
     def __post_init__(self) -> None:
-        if self.n_ctx is not None and self.n_ctx < 1:
-            raise bad_value("n_ctx", self.n_ctx, "CoOp learns at least one context vector", "Use --n-ctx 4.")
+        if self.n_ctx is not None and not is_count(self.n_ctx):
+            raise bad_value("n_ctx", self.n_ctx, "CoOp learns a whole number of them, 1 or more", "Use --n-ctx 4.")
         TextLayout(class_position=self.class_position)
 
     def prompt(

@@ -9,11 +9,14 @@ import torch
 
 from mmprompt.backbones.protocols import DualEncoder
 from mmprompt.backbones.sites import Site
-from mmprompt.errors import UserError, bad_value
+from mmprompt.errors import UserError, bad_value, is_count
 from mmprompt.methods.base import Method
 from mmprompt.prompts.base import Prompt
 from mmprompt.prompts.sources import FreeVectors, random_vectors
 from mmprompt.prompts.text import TextLayout
+
+MAX_VISUAL = 10_000
+"""More tokens than any image tower has patches; attention over them would not end."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +29,11 @@ class VPT(Method):
     """Layers that receive tokens of their own, input included: 1 is VPT-Shallow, all layers is VPT-Deep."""
 
     def __post_init__(self) -> None:
-        if self.n_visual < 1:
-            raise bad_value("n_visual", self.n_visual, "VPT learns at least one token", "Use --n-visual 8.")
-        if self.depth < 1:
-            raise bad_value("depth", self.depth, "it must be 1 (shallow) or more", "Use --depth 1.")
+        if not is_count(self.n_visual, MAX_VISUAL):
+            limits = f"VPT learns a whole number of tokens from 1 to {MAX_VISUAL}"
+            raise bad_value("n_visual", self.n_visual, limits, "Use --n-visual 8.")
+        if not is_count(self.depth):
+            raise bad_value("depth", self.depth, "it must be a whole number, 1 (shallow) or more", "Use --depth 1.")
 
     def prompt(
         self, backbone: DualEncoder, class_names: Sequence[str], generator: torch.Generator, template: str

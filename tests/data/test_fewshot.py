@@ -213,7 +213,7 @@ def base_new_by_the_rule(items: list[Item], n_classes: int) -> tuple[list[tuple[
     return base, [(item.path, item.label - half) for item in items if item.label >= half]
 
 
-@given(st.integers(2, 9), st.integers(1, 5), st.integers(0, 99), st.randoms(use_true_random=False))
+@given(st.integers(4, 9), st.integers(1, 5), st.integers(0, 99), st.randoms(use_true_random=False))
 def test_base_and_new_are_filtered_after_the_draw(n_classes: int, shots: int, seed: int, rng: random.Random) -> None:
     labels = [label for label in range(n_classes) for _ in range(rng.randint(1, 8))]
     rng.shuffle(labels)
@@ -228,3 +228,13 @@ def test_base_and_new_are_filtered_after_the_draw(n_classes: int, shots: int, se
         assert [(item.path, item.label) for item in new.items(part)] == expected[1]
     assert base.class_names + new.class_names == names
     assert len(base.class_names) - len(new.class_names) in (0, 1)
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_base_to_new_needs_two_classes_on_both_sides(n_classes: int) -> None:
+    labels = [label for label in range(n_classes) for _ in range(3)]
+    names = tuple(f"class {label}" for label in range(n_classes))
+    parts = [tuple(items_of(labels, part)) for part in ("train", "val", "test")]
+    dataset = draw_dataset(Splits(Path("/"), names, *parts), "toy", 1, 1)
+    with pytest.raises(UserError, match=f"toy has {n_classes} classes, but base-to-new needs four or more"):
+        base_new(dataset)

@@ -142,3 +142,17 @@ def test_two_methods_at_the_same_site_are_refused(tiny_clip_backbone):
 def test_settings_out_of_range_are_refused(name, settings, message):
     with pytest.raises(UserError, match=message):
         make_method(name, settings)
+
+
+@pytest.mark.parametrize("n_ctx", [0, -1, 2.5, "4", True])
+def test_context_vectors_are_counted_in_whole_numbers(n_ctx):
+    with pytest.raises(UserError, match="CoOp learns a whole number of them, 1 or more"):
+        CoOp(n_ctx=n_ctx)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"n_visual": 0}, {"n_visual": 10**9}, {"n_visual": 1.5}, {"depth": 0}, {"depth": 2.0}]
+)
+def test_visual_prompts_are_counted_in_whole_numbers_and_bounded(settings):
+    with pytest.raises(UserError, match="whole number"):
+        VPT(**settings)
