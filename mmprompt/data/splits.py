@@ -123,6 +123,11 @@ class Dataset:
         return _part(self, split)
 
     @property
+    def is_official(self) -> bool:
+        """Whether the parts are those of the set's makers, not those that the papers on prompts measure on."""
+        return self.protocol.split(", ")[0] == "official"
+
+    @property
     def fingerprint(self) -> str:
         """Hex SHA-256 over class names and every picture's relative path, label and size, split by split.
 

@@ -58,6 +58,7 @@ def compare(
     listener = listener or Listener()
     planned = plan(grid.cells(), device)
     keys = [one.key for one in planned]
+    official = frozenset(data.name for one in planned for data in (one.data, *one.tests.values()) if data.is_official)
     store = Results(Path(results))
     try:
         store.take_back_from_dead()
@@ -67,6 +68,6 @@ def compare(
         if missing:
             read_pictures(missing, device, listener.pictures)
             fill(store.path, keys, workers or default_workers(device), device, listener.cells)
-        return compare_cells(grid, keys, store.finished(keys), store.failures(keys))
+        return compare_cells(grid, keys, store.finished(keys), store.failures(keys), official)
     finally:
         store.close()

@@ -8,16 +8,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from mmprompt.data.card import Reference
 from mmprompt.evaluation.protocols import harmonic_mean
 from mmprompt.experiments.cells import BASE, NEW
+from mmprompt.experiments.protocols import ELEVEN
 from mmprompt.experiments.published import (
     PublishedRow,
     average_rows,
     base_to_new_rows,
     few_shot_rows,
+    left_out,
     references_of,
     transfer_rows,
 )
+from mmprompt.experiments.published_averages import AVERAGES_OF_ELEVEN
 from mmprompt.experiments.summary import Comparison, Line
 from mmprompt.experiments.tables import Table
 
@@ -36,7 +40,7 @@ def few_shot_table(comparison: Comparison) -> Table:
         for contender, label in zip(grid.contenders, comparison.labels, strict=True):
             found = [_exact(comparison, label, source.name, shots) for shots in columns]
             rows.append((source.name, label, contender.backbone, *map(cell_text, found)))
-        published.append(few_shot_rows(references_of(source), columns))
+        published.append(few_shot_rows(references_of(source, comparison.official), columns))
         rows += [(source.name, *_published(row, columns)) for row in published[-1]]
     if len(grid.sources) > 1:
         tests = [(source.name, source.name) for source in grid.sources]
@@ -47,7 +51,8 @@ def few_shot_table(comparison: Comparison) -> Table:
                 for line, shots in zip(lines, columns, strict=True)
             ]
             rows.append((AVERAGE, label, contender.backbone, *map(percent, means)))
-        rows += [(AVERAGE, *_published(row, columns)) for row in average_rows(published)]
+        published.append(average_rows(published, few_shot_rows(_printed_averages(comparison), columns)))
+        rows += [(AVERAGE, *_published(row, columns)) for row in published[-1]]
     headers = ("data set", "method", "backbone", *map(shots_header, columns))
     return Table(headers, tuple(rows), 3, notes_of(comparison, published))
 
@@ -65,7 +70,7 @@ def base_to_new_table(comparison: Comparison) -> Table:
             lines = [comparison.find(label, source.name, part, shots) for part in (BASE, NEW)]
             means = [None if line is None else line.mean for line in lines]
             rows.append((source.name, label, contender.backbone, *map(cell_text, lines), _harmonic(*means)))
-        published.append(base_to_new_rows(references_of(source)))
+        published.append(base_to_new_rows(references_of(source, comparison.official), grid.shots))
         rows += [(source.name, *_published_halves(row)) for row in published[-1]]
     if len(grid.sources) > 1:
         for contender, label in zip(grid.contenders, comparison.labels, strict=True):
@@ -75,7 +80,8 @@ def base_to_new_table(comparison: Comparison) -> Table:
             ]
             row = (*map(percent, averages), _harmonic(*averages))
             rows.append((AVERAGE, label, contender.backbone, *row))
-        rows += [(AVERAGE, *_published_halves(row)) for row in average_rows(published)]
+        published.append(average_rows(published, base_to_new_rows(_printed_averages(comparison), grid.shots)))
+        rows += [(AVERAGE, *_published_halves(row)) for row in published[-1]]
     headers = ("data set", "method", "backbone", "base", "new", "H")
     return Table(headers, tuple(rows), 3, notes_of(comparison, published))
 
@@ -95,7 +101,7 @@ def transfer_table(comparison: Comparison, protocol: str) -> Table:
         lines = [comparison.find(label, source.name, name, shots) for name in names]
         average = comparison.average(label, [(source.name, name) for name in names[1:]], shots)
         rows.append((label, contender.backbone, *map(cell_text, lines), percent(average)))
-    references = {origin.name: references_of(origin) for origin in (source, *grid.targets)}
+    references = {origin.name: references_of(origin, comparison.official) for origin in (source, *grid.targets)}
     published = transfer_rows(references, protocol, grid.shots)
     for row in published:
         targets = [row.values.get(name) for name in names[1:]]
@@ -139,6 +145,12 @@ def notes_of(comparison: Comparison, published: Iterable[Sequence[PublishedRow]]
         if lines:
             notes.append(f"{label}: {settings_of(lines)}.")
     notes += data_notes(comparison)
+    held_back = left_out((*grid.sources, *grid.targets), comparison.official)
+    if held_back:
+        sets = ", ".join(held_back)
+        notes.append(
+            f"No published rows on {sets}: they were measured on CoOp's split, these results on the official one."
+        )
     sources: dict[str, list[str]] = {}
     for row in (row for rows in published for row in rows):
         for source in row.sources:
@@ -181,6 +193,12 @@ def settings_of(lines: Sequence[Line]) -> str:
 def _each(values: Iterable[Any]) -> str:
     """The different values in order, as `50/100`."""
     return "/".join(dict.fromkeys(map(str, values)))
+
+
+def _printed_averages(comparison: Comparison) -> tuple[Reference, ...]:
+    """Averages that documents print, if the same eleven sets are compared on the split of the papers."""
+    names = {source.name for source in comparison.grid.sources if source.data is None}
+    return AVERAGES_OF_ELEVEN if names == set(ELEVEN) and not names & comparison.official else ()
 
 
 def _exact(comparison: Comparison, label: str, source: str, shots: int | None) -> Line | None:

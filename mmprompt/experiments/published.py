@@ -1,12 +1,13 @@
 """Published numbers, as the cards of the data sets carry them, in rows to stand beside one's own.
 
-Nothing is looked up or remembered here: what no card says is left blank.
+Nothing is looked up or remembered here: what no card says is left blank. All of them were measured on the split that
+CoOp published, so they never stand beside results on another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 from mmprompt.data.card import Reference
@@ -30,8 +31,22 @@ class PublishedRow:
     sources: tuple[str, ...] = ()
 
 
-def references_of(origin: Origin) -> tuple[Reference, ...]:
-    """The published numbers on a data set; none on a folder of one's own."""
+def references_of(origin: Origin, official: Collection[str] = ()) -> tuple[Reference, ...]:
+    """The published numbers that a result on a data set may stand beside; none on a folder of one's own.
+
+    Args:
+        origin: the data set.
+        official: names of data sets whose makers' own split was used, on which none of the numbers was measured.
+    """
+    return () if origin.name in official else _of_card(origin)
+
+
+def left_out(origins: Sequence[Origin], official: Collection[str]) -> tuple[str, ...]:
+    """The data sets that have published numbers which `references_of` holds back."""
+    return tuple(origin.name for origin in origins if origin.name in official and _of_card(origin))
+
+
+def _of_card(origin: Origin) -> tuple[Reference, ...]:
     return () if origin.data is not None else read_card(origin.name, origin.datasets_dir).reference
 
 
@@ -50,12 +65,12 @@ def few_shot_rows(references: Sequence[Reference], shots: Sequence[int | None]) 
     return [PublishedRow(m, b, values, (source,)) for (m, b, source), values in groups.items()]
 
 
-def base_to_new_rows(references: Sequence[Reference]) -> list[PublishedRow]:
-    """Rows with `base` and `new` on one data set."""
+def base_to_new_rows(references: Sequence[Reference], shots: Sequence[int | None]) -> list[PublishedRow]:
+    """Rows with `base` and `new` on one data set; arguments as for `transfer_rows`."""
     return [
         PublishedRow(one.method, one.backbone, {"base": one.values["base"], "new": one.values["new"]}, (one.source,))
         for one in references
-        if one.protocol == "base-to-new" and {"base", "new"} <= one.values.keys()
+        if one.protocol == "base-to-new" and one.shots in (None, *shots) and {"base", "new"} <= one.values.keys()
     ]
 
 
@@ -79,10 +94,15 @@ def transfer_rows(
     return [PublishedRow(m, b, values, tuple(sources)) for (m, b), (values, sources) in groups.items()]
 
 
-def average_rows(by_set: Sequence[Sequence[PublishedRow]]) -> list[PublishedRow]:
+def average_rows(by_set: Sequence[Sequence[PublishedRow]], printed: Sequence[PublishedRow] = ()) -> list[PublishedRow]:
     """The averages of published rows over data sets: of those methods and keys that every set has.
 
-    Papers print such averages too, but not always right; these are computed from the rows shown.
+    Papers print such averages too, but not always right; these are computed from the rows shown. A printed one only
+    fills what cannot be computed.
+
+    Args:
+        by_set: the rows of each data set.
+        printed: averages over the very same data sets as a document prints them.
     """
     first, *others = by_set
     rows = []
@@ -93,7 +113,22 @@ def average_rows(by_set: Sequence[Sequence[PublishedRow]]) -> list[PublishedRow]
             sources = dict.fromkeys(source for twin in twins for source in twin.sources)
             averages = {key: fmean(twin.values[key] for twin in twins) for key in keys}
             rows.append(PublishedRow(row.method, row.backbone, averages, tuple(sources)))
-    return [row for row in rows if row.values]
+    return _filled([row for row in rows if row.values], printed)
+
+
+def _filled(computed: Sequence[PublishedRow], printed: Sequence[PublishedRow]) -> list[PublishedRow]:
+    """Computed rows, with the printed values that they lack, and printed rows of other methods."""
+    rows = list(computed)
+    for row in printed:
+        names = [(one.method, one.backbone) for one in rows]
+        if (row.method, row.backbone) not in names:
+            rows.append(row)
+            continue
+        at = names.index((row.method, row.backbone))
+        if row.values.keys() - rows[at].values.keys():
+            sources = tuple(dict.fromkeys((*rows[at].sources, *row.sources)))
+            rows[at] = replace(rows[at], values={**row.values, **rows[at].values}, sources=sources)
+    return rows
 
 
 def same_row(a: PublishedRow, b: PublishedRow) -> bool:

@@ -76,11 +76,13 @@ class Comparison:
         grid: what was asked for.
         lines: in the order of the grid; cells that failed or are missing are left out.
         failures: why cells failed, by what they were.
+        official: names of the data sets that are divided as their makers did, not as the papers on prompts do.
     """
 
     grid: Grid
     lines: tuple[Line, ...]
     failures: Mapping[str, str]
+    official: frozenset[str] = frozenset()
 
     def find(self, label: str, source: str, target: str, shots: int | None) -> Line | None:
         """The line of one method at some shots; one that learned nothing serves all shots."""
@@ -154,7 +156,11 @@ class Comparison:
 
 
 def compare_cells(
-    grid: Grid, keys: Sequence[str], finished: Mapping[str, Finished], reasons: Mapping[str, str]
+    grid: Grid,
+    keys: Sequence[str],
+    finished: Mapping[str, Finished],
+    reasons: Mapping[str, str],
+    official: frozenset[str] = frozenset(),
 ) -> Comparison:
     """Bring finished cells into lines.
 
@@ -163,6 +169,7 @@ def compare_cells(
         keys: of `grid.cells()`, in that order.
         finished: cells that are done, by key.
         reasons: why cells failed, by key.
+        official: as in `Comparison`.
     """
     cells = grid.cells()
     lines: list[Line] = []
@@ -176,7 +183,7 @@ def compare_cells(
         for cell, key in zip(cells, keys, strict=True)
         if key in reasons
     }
-    return Comparison(grid, tuple(lines), failures)
+    return Comparison(grid, tuple(lines), failures, official)
 
 
 def labels_of(contenders: Sequence[Contender]) -> list[str]:

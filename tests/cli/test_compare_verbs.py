@@ -58,6 +58,31 @@ def test_base_to_new_ends_in_the_papers_table(words: list[str], capsys: Capture)
     assert Path("runs/base-to-new/table.tex").is_file()
 
 
+def test_the_official_split_stands_alone_and_the_papers_split_beside_their_numbers(
+    tiny_open_clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    base = tmp_path / "root" / "dtd" / "dtd"
+    write_pictures(base / "images", COLOURS, 3)
+    (base / "labels").mkdir()
+    for number, part in enumerate(("train", "val", "test")):
+        (base / "labels" / f"{part}1.txt").write_text("".join(f"{name}/{number}.png\n" for name in COLOURS))
+    words = ["protocol", "few-shot", "--datasets", "dtd", "--root", "root", "--methods", "zero-shot", "--shots", "16"]
+    words += ["--backbones", str(tiny_open_clip_folder), "--device", "cpu"]
+    assert main(words) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "(published)" not in shown
+    assert "No published rows on dtd: they were measured on CoOp's split" in shown
+    items = [[f"{name}/{n}.png", label, name] for label, name in enumerate(COLOURS) for n in range(3)]
+    (base.parent / "images").symlink_to(base / "images")
+    split = base.parent / "split_zhou_DescribableTextures.json"
+    split.write_text(json.dumps({"train": items[::3], "val": items[1::3], "test": items[2::3]}))
+    assert main(words) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "PromptSRC (published)" in shown
+    assert "No published rows" not in shown
+
+
 def test_tune_writes_a_recipe_that_train_takes(words: list[str], capsys: Capture) -> None:
     own = [word.replace("--backbones", "--backbone") for word in words]
     assert main(["tune", *own, "--search", "lr=1e-2:1", "--trials", "2", "--shots", "2"]) == 0

@@ -13,6 +13,7 @@ import pytest
 from mmprompt.experiments.cells import Origin
 from mmprompt.experiments.grid import Contender, Grid
 from mmprompt.experiments.layouts import LAYOUTS, base_to_new_table, few_shot_table, transfer_table
+from mmprompt.experiments.protocols import ELEVEN
 from mmprompt.experiments.results import Finished, Score
 from mmprompt.experiments.summary import Comparison, compare_cells
 from mmprompt.experiments.tables import SUFFIXES, Table, render, write_tables
@@ -149,6 +150,75 @@ def test_a_missing_cell_leaves_a_blank_and_no_average(cards: str) -> None:
     assert rows_of(table, "right", "coop") == [("–",)]  # noqa: RUF001
     assert rows_of(table, "average", "coop") == [("–",)]  # noqa: RUF001
     assert any("Not computed: coop on left, 1 shots, seed 2: no memory" in note for note in table.notes)
+
+
+def test_published_rows_never_stand_beside_results_on_another_split(few_shot: Comparison) -> None:
+    table = few_shot_table(replace(few_shot, official=frozenset({"left"})))
+    assert not rows_of(table, "left", "CoOp (published)")
+    assert rows_of(table, "right", "CoOp (published)")
+    assert not rows_of(table, "average", "CoOp (published)")
+    [note] = [note for note in table.notes if "No published rows" in note]
+    assert note == ("No published rows on left: they were measured on CoOp's split, these results on the official one.")
+
+
+def test_base_to_new_and_transfer_hold_published_rows_back_too(cards: str) -> None:
+    coop = [{"base": 0.8, "new": 0.2}] * 4
+    divided = filled(grid_of(cards, is_divided=True), coop + [{"base": 0.5, "new": 0.5}] * 2)
+    table = base_to_new_table(replace(divided, official=frozenset({"left", "right"})))
+    assert not any("(published)" in row[1] for row in table.rows)
+    left, right = (Origin(name, datasets_dir=cards) for name in ("left", "right"))
+    grid = grid_of(cards, sources=(left,), targets=(right,), shots=(16,), seeds=(1,))
+    comparison = filled(grid, [{"left": 0.9, "right": 0.4}, {"left": 0.5, "right": 0.3}])
+    table = transfer_table(replace(comparison, official=frozenset({"right"})), "cross-dataset")
+    assert rows_of(table, "CoOp (published)") == [("70.00", "–", "–")]  # noqa: RUF001
+    assert any("No published rows on right" in note for note in table.notes)
+
+
+def test_a_set_without_published_rows_needs_no_word_on_them(few_shot: Comparison, cards: str) -> None:
+    for name in ("left", "right"):
+        card = Path(cards) / f"{name}.yaml"
+        card.write_text(card.read_text().split("reference:")[0])
+    table = few_shot_table(replace(few_shot, official=frozenset({"left"})))
+    assert not any("published" in note for note in table.notes)
+
+
+def eleven(is_divided: bool, shots: tuple[int, ...]) -> Comparison:
+    """The eleven sets, one method, everything half right."""
+    contenders = (Contender("tiny", "coop"),)
+    grid = Grid(tuple(Origin(name) for name in ELEVEN), contenders, shots, (1,), is_divided=is_divided)
+    targets = ("base", "new") if is_divided else ()
+    return filled(grid, [dict.fromkeys(targets or (cell.source.name,), 0.5) for cell in grid.cells()])
+
+
+def test_printed_averages_fill_what_the_rows_of_eleven_sets_cannot_give() -> None:
+    table = base_to_new_table(eleven(is_divided=True, shots=(16,)))
+    assert rows_of(table, "average", "CoOp (published)") == [("82.69", "63.22", "71.66")]
+    assert rows_of(table, "average", "CoCoOp (published)") == [("80.47", "71.69", "75.83")]
+    assert rows_of(table, "average", "MaPLe (published)") == [("82.28", "75.14", "78.55")]
+    assert rows_of(table, "average", "PromptSRC (published)") == [("84.26", "76.10", "79.97")]
+    assert any("PromptSRC on ViT-B/16" in note and "README of PromptSRC" in note for note in table.notes)
+    [readme] = [note for note in table.notes if "README of MaPLe" in note]
+    assert "CoCoOp on" in readme
+    assert " CoOp on" not in readme  # computed from its rows
+
+
+def test_a_printed_average_fills_the_gaps_of_a_computed_one() -> None:
+    table = few_shot_table(eleven(is_divided=False, shots=(8, 16)))
+    assert rows_of(table, "average", "MaPLe (published)") == [("78.89", "81.79")]
+    assert rows_of(table, "average", "CoCoOp (published)") == [("72.96", "74.90")]
+
+
+def test_base_to_new_has_the_published_rows_of_its_own_number_of_shots() -> None:
+    methods = {row[1] for row in base_to_new_table(eleven(is_divided=True, shots=(4,))).rows}
+    assert methods == {"coop", "CLIP (published)"}
+
+
+def test_printed_averages_stand_beside_the_same_sets_and_the_same_split_alone() -> None:
+    whole = eleven(is_divided=True, shots=(16,))
+    official = base_to_new_table(replace(whole, official=frozenset({"dtd"})))
+    fewer = base_to_new_table(replace(whole, grid=replace(whole.grid, sources=whole.grid.sources[:-1])))
+    for table in (official, fewer):
+        assert not rows_of(table, "average", "PromptSRC (published)")
 
 
 def test_the_four_forms_hold_the_same_cells(few_shot: Comparison, tmp_path: Path) -> None:
