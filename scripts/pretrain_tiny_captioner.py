@@ -26,7 +26,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import mmprompt as mp
 from openart import prepared
 from openart.batches import Composer
-from openart.captions import SceneMaker
+from openart.captions import SceneMaker, mix_at
 from openart.captions_export import export_captioner, export_scenes
 from openart.tokenizer import END, START, Encoder, read_encoder
 
@@ -135,13 +135,15 @@ class Training:
     def losses(self, step: int) -> tuple[Tensor, Tensor]:
         """The loss of texts with their pictures, and that of texts alone."""
         options = self.options
-        rng = np.random.default_rng([options.seed, step, 5])
+        rng, mix = np.random.default_rng([options.seed, step, 5]), mix_at(step)
         images, contents = self.maker.batch(options.seed, step, options.batch_size, options.strength)
         with torch.no_grad():
             tokens = self.backbone.encode_image_tokens(self.backbone.normalize(images)).float()
         rows = torch.arange(len(contents)).repeat(options.texts)
-        ids, labels = padded([contents[int(row)].text(rng) for row in rows], self.encoder)
-        alone, alone_labels = padded([content.text(rng) for content in contents[: len(contents) // 4]], self.encoder)
+        ids, labels = padded([contents[int(row)].text(rng, mix) for row in rows], self.encoder)
+        alone, alone_labels = padded(
+            [content.text(rng, mix) for content in contents[: len(contents) // 4]], self.encoder
+        )
         return self.model.loss(tokens[rows], ids, labels), self.model.loss(None, alone, alone_labels)
 
     def run(self) -> None:
@@ -179,9 +181,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         sub.add_argument("--work", type=Path, required=True, help="work folder of pretrain_tiny.py")
         sub.add_argument("--run", default="captioner")
         sub.add_argument("--seed", type=int, default=1)
-        sub.add_argument("--steps", type=int, default=3000)
+        sub.add_argument("--steps", type=int, default=2500)
         sub.add_argument("--batch-size", type=int, default=48, help="scenes a step")
-        sub.add_argument("--texts", type=int, default=2, help="texts a scene")
+        sub.add_argument("--texts", type=int, default=3, help="texts a scene")
         sub.add_argument("--strength", type=float, default=0.5, help="of the restyling, 0 to 1")
         sub.add_argument("--learning-rate", type=float, default=3e-3)
         sub.add_argument("--bf16", action="store_true", help="bfloat16 autocast")

@@ -31,6 +31,23 @@ TEMPLATES = {
 
 
 @dataclass(frozen=True)
+class Mix:
+    """How much of what is said is a mixed sentence, and the fewest pieces that such a sentence names."""
+
+    share: float
+    fewest: int
+
+
+MIXES = ((0, Mix(0.45, 2)), (1700, Mix(0.75, 3)))
+"""From which step on. First the parts are learned, one focus at a time; then what a captioner says if nobody asks."""
+
+
+def mix_at(step: int) -> Mix:
+    """The mix of a training step."""
+    return [mix for start, mix in MIXES if step >= start][-1]
+
+
+@dataclass(frozen=True)
 class Content:
     """What a scene shows: two objects, an emotion, an action, and the word of its background or an empty string."""
 
@@ -48,18 +65,18 @@ class Content:
             return template.format(with_article(self.emotion), self.emotion)
         return template.format(self.action)
 
-    def mixed(self, rng: np.random.Generator) -> str:
-        """One sentence about two to four of the pieces, in any order."""
+    def mixed(self, rng: np.random.Generator, fewest: int = 2) -> str:
+        """One sentence about some of the four pieces or all, in any order."""
         pieces = [with_article(name) for name in self.objects]
         pieces += [with_article(f"{self.emotion} face"), f"{('somebody', 'a person')[rng.integers(2)]} {self.action}"]
-        chosen = [str(piece) for piece in rng.permutation(pieces)[: rng.integers(2, 5)]]
+        chosen = [str(piece) for piece in rng.permutation(pieces)[: rng.integers(fewest, 5)]]
         text = ", ".join(chosen[:-1]) + (" and ", ", ", " next to ")[rng.integers(3)] + chosen[-1]
         return f"{text} on {with_article(self.background)} background" if self.background else text
 
-    def text(self, rng: np.random.Generator) -> str:
+    def text(self, rng: np.random.Generator, mix: Mix) -> str:
         """What one speaker says: a mixed sentence, or one to three sentences about single focuses in any order."""
-        if rng.random() < 0.45:
-            return f"{self.mixed(rng)}."
+        if rng.random() < mix.share:
+            return f"{self.mixed(rng, mix.fewest)}."
         said = rng.permutation(FOCUSES)[: rng.integers(1, 4)]
         return " ".join(f"{self.sentence(focus, rng)}." for focus in said)
 

@@ -1,0 +1,147 @@
+"""Training a caption prompt and writing captions on the embedded default, against the plain way.
+
+The plain way takes pairs of a picture and a caption: it reads and encodes the picture of every caption, pads captions
+to the longest of the data, runs image, prompt and caption through the decoder, and takes the loss over all of it. Captions
+are written one picture at a time without a cache, the whole text again for every token, as the published code of ClipCap
+does. Row `train-features-once` lets the plain way encode the picture of every caption once, before training.
+
+    python scripts/bench/captioning.py --json docs/results/captioning_bench.json
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ["MMPROMPT_CACHE_LIMIT"] = "0"  # no features from an earlier run
+
+import torch
+import torch.nn.functional as F
+from measure import Row, cpu_seconds, parser, relative_error, report, use_one_thread
+from torch import Tensor
+
+import mmprompt as mp
+from mmprompt.backbones.captioners.captioner import LM_INPUT, FrozenCaptioner
+from mmprompt.data.captions import CaptionData
+from mmprompt.data.images import read_image
+from mmprompt.predictors.caption_search import Decoding
+from mmprompt.predictors.captioner import Captioner, Steering
+from mmprompt.tasks.captioning import RECIPE
+from mmprompt.training.schedules import learning_rate
+from mmprompt.training.seeds import batches, epoch_order
+
+FOCUS, SEED, N_TOKENS, N_WRITTEN = "emotions", 1, 20, 64
+SAME_WEIGHTS = 1e-3
+IGNORED = -100
+
+
+class Plain:
+    """A captioner and a prompt by the plain procedure."""
+
+    def __init__(self, captioner: FrozenCaptioner, data: CaptionData) -> None:
+        self.captioner, decoder = captioner, captioner.decoder
+        self.lm, self.mapper, self.end_id = decoder.lm, decoder.mapper, decoder.end_id
+        self.start = decoder.embed(torch.tensor([decoder.start_ids]))
+        self.pairs = [(item.image, text) for item in data.train for text in item.of(FOCUS)]
+        self.ids = [[*captioner.tokenizer.encode(text), self.end_id] for _, text in self.pairs]
+        self.length = max(map(len, self.ids))
+        features = captioner.encode_image(torch.stack([self.read(item.image) for item in data.train[:64]]))
+        method = mp.SoftPrompt()
+        self.source = method.sources(captioner, [ids[:-1] for ids in self.ids], features).sources[0]
+
+    def read(self, path: object) -> Tensor:
+        return self.captioner.preprocess(read_image(path))  # type: ignore[arg-type]
+
+    def features(self, index: int) -> Tensor:
+        """[1, T, D'] of the picture of one caption."""
+        return self.captioner.encode_image(self.read(self.pairs[index][0])[None])
+
+    def loss(self, indices: list[int], features: Tensor) -> Tensor:
+        """Cross entropy of a batch of captions, padded to the longest of the data."""
+        texts = [self.ids[index] for index in indices]
+        ids = torch.tensor([text + [self.end_id] * (self.length - len(text)) for text in texts])
+        labels = torch.tensor([text + [IGNORED] * (self.length - len(text)) for text in texts])
+        soft = self.source().values.expand(len(ids), -1, -1)
+        before = [self.mapper(features), self.start.expand(len(ids), -1, -1), soft]
+        x = torch.cat([*before, self.lm.get_input_embeddings()(ids)], 1)
+        logits = self.lm(inputs_embeds=x).logits[:, x.shape[1] - self.length - 1 : -1]
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+
+    def train(self, stored: list[Tensor] | None) -> None:
+        """All epochs; with stored features, of the picture of every caption."""
+        optimizer = torch.optim.AdamW([self.source.values], lr=RECIPE.lr, weight_decay=RECIPE.weight_decay)
+        n_epochs = RECIPE.epochs or 1
+        for epoch in range(n_epochs):
+            optimizer.param_groups[0]["lr"] = learning_rate(RECIPE, epoch, n_epochs)
+            for indices in batches(epoch_order(SEED, epoch, len(self.pairs)), RECIPE.batch_size):
+                features = [self.features(index) if stored is None else stored[index] for index in indices]
+                optimizer.zero_grad()
+                self.loss(indices, torch.cat(features)).backward()
+                optimizer.step()
+
+    @torch.no_grad()
+    def write(self, path: object, vectors: Tensor) -> list[int]:
+        """The tokens of one caption, always as many."""
+        features = self.captioner.encode_image(self.read(path)[None])
+        x = torch.cat([self.mapper(features), self.start, vectors[None]], 1)
+        tokens: list[int] = []
+        for _ in range(N_TOKENS):
+            tokens.append(int(self.lm(inputs_embeds=x).logits[0, -1].argmax()))
+            x = torch.cat([x, self.lm.get_input_embeddings()(torch.tensor([[tokens[-1]]]))], 1)
+        return tokens
+
+
+def training_rows(captioner: FrozenCaptioner, data: CaptionData) -> tuple[list[Row], mp.FocusPrompt]:
+    """A whole training, features included, both ways; the learned vectors must be the same."""
+    rows, prompt = [], None
+    for name in ("train", "train-features-once"):
+        plain, found = Plain(captioner, data), {}
+
+        def ours() -> None:
+            found["prompt"] = mp.fit_captions(FOCUS, captioner=captioner, data=data, seed=SEED).prompt
+
+        def theirs(plain: Plain = plain, once: bool = name != "train") -> None:
+            plain.train([plain.features(index) for index in range(len(plain.pairs))] if once else None)
+
+        plain_s, ours_s = cpu_seconds(theirs), cpu_seconds(ours)
+        prompt = found["prompt"]
+        error = relative_error(prompt.vectors()[LM_INPUT].values.detach(), plain.source().values.detach())
+        n_steps = (RECIPE.epochs or 1) * len(batches(list(range(len(plain.pairs))), RECIPE.batch_size))
+        row = {"name": name, "ratio": plain_s / ours_s, "equal": error < SAME_WEIGHTS, "plain_s": plain_s}
+        rows.append(row | {"ours_s": ours_s, "steps_a_second": n_steps / ours_s, "weights_error": error})
+    assert prompt is not None
+    return rows, prompt
+
+
+def writing_row(captioner: FrozenCaptioner, data: CaptionData, prompt: mp.FocusPrompt) -> Row:
+    """Captions of 20 tokens, pictures read and encoded by both; the tokens must be the same."""
+    paths = [item.image for item in data.test[:N_WRITTEN]]
+    vectors = prompt.vectors()[LM_INPUT].values
+    plain = Plain(captioner, data)
+    end_id, captioner.decoder.end_id = captioner.decoder.end_id, -1  # no caption ends early, in either way
+    steered = Captioner(captioner, Steering(((prompt, 1.0),)), Decoding(max_tokens=N_TOKENS))
+    found: dict[str, list[list[int]]] = {}
+    captioner.tokenizer = type(captioner.tokenizer)(captioner.tokenizer.encode, lambda ids: " ".join(map(str, ids)))
+
+    def ours() -> None:
+        found["ours"] = [[int(word) for word in caption.text.split()] for caption in steered.caption(paths)]
+
+    def theirs() -> None:
+        found["plain"] = [plain.write(path, vectors) for path in paths]
+
+    plain_s, ours_s = cpu_seconds(theirs), cpu_seconds(ours)
+    captioner.decoder.end_id = end_id
+    row = {"name": "write", "ratio": plain_s / ours_s, "equal": found["ours"] == found["plain"], "plain_s": plain_s}
+    return row | {"ours_s": ours_s, "captions_a_second": len(paths) / ours_s}
+
+
+def main() -> None:
+    args = parser(__doc__).parse_args()
+    use_one_thread()
+    captioner = mp.load_captioner("tiny", device="cpu")
+    data = mp.load_captions("openart-scenes")
+    rows, prompt = training_rows(captioner, data)
+    report([*rows, writing_row(captioner, data, prompt)], args.json)
+
+
+if __name__ == "__main__":
+    main()

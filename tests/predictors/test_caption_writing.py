@@ -1,0 +1,116 @@
+"""Captions of many pictures: rows in order, broken pictures as rows, and a run that was killed goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mmprompt.errors import UserError
+from mmprompt.predictors.caption_writing import caption_rows, find_pictures
+from mmprompt.predictors.captioner import Caption
+
+SETTINGS = {"prompt": "a", "strength": 1.0}
+
+
+def pictures(n: int) -> list[tuple[str, Path]]:
+    return [(f"{place:03d}.png", Path(f"/pictures/{place:03d}.png")) for place in range(n)]
+
+
+class Describer:
+    """Names the number of each picture, and remembers what it was asked for."""
+
+    def __init__(self, broken: tuple[int, ...] = (), killed_at: int | None = None) -> None:
+        self.broken, self.killed_at, self.asked = broken, killed_at, []
+
+    def __call__(self, paths, numbers):
+        if self.killed_at is not None and self.killed_at in numbers:
+            raise KeyboardInterrupt
+        self.asked += list(numbers)
+        return [
+            UserError(f"{path} is damaged.")
+            if number in self.broken
+            else Caption(f"picture {number}", -1.0, -0.5, 2, False)
+            for path, number in zip(paths, numbers, strict=True)
+        ]
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_every_picture_has_a_row_in_order_and_a_broken_one_an_error(tmp_path):
+    out = tmp_path / "captions.jsonl"
+    rows = caption_rows(Describer(broken=(1,)), pictures(3), out, SETTINGS)
+    assert lines(out) == rows
+    assert [row["image"] for row in rows] == ["000.png", "001.png", "002.png"]
+    assert rows[0]["caption"] == "picture 0"
+    assert rows[1]["error"] == "/pictures/001.png is damaged."
+    assert "caption" not in rows[1]
+
+
+def test_a_killed_run_goes_on_and_ends_in_the_same_file(tmp_path):
+    whole, halves = tmp_path / "whole.jsonl", tmp_path / "halves.jsonl"
+    caption_rows(Describer(), pictures(100), whole, SETTINGS)
+    with pytest.raises(KeyboardInterrupt):
+        caption_rows(Describer(killed_at=70), pictures(100), halves, SETTINGS)
+    assert not halves.exists()
+    second = Describer()
+    caption_rows(second, pictures(100), halves, SETTINGS)
+    assert second.asked == list(range(64, 100))
+    assert halves.read_bytes() == whole.read_bytes()
+
+
+def test_a_row_that_was_torn_is_written_again(tmp_path):
+    out = tmp_path / "captions.jsonl"
+    caption_rows(Describer(), pictures(3), out, SETTINGS)
+    whole = out.read_bytes()
+    out.rename(tmp_path / "captions.jsonl.part").write_bytes(whole[:-20])
+    again = Describer()
+    caption_rows(again, pictures(3), out, SETTINGS)
+    assert again.asked == [2]
+    assert out.read_bytes() == whole
+    assert [path.name for path in tmp_path.iterdir()] == ["captions.jsonl"]
+
+
+def test_new_pictures_get_rows_and_old_rows_stay(tmp_path):
+    out = tmp_path / "captions.jsonl"
+    caption_rows(Describer(), pictures(4)[1:], out, SETTINGS)
+    again = Describer()
+    rows = caption_rows(again, pictures(4), out, SETTINGS)
+    assert again.asked == [0]
+    assert [row["image"] for row in rows] == [name for name, _ in pictures(4)]
+
+
+def test_rows_of_other_settings_are_refused_and_left_alone(tmp_path):
+    out = tmp_path / "captions.jsonl"
+    caption_rows(Describer(), pictures(2), out, SETTINGS)
+    before = out.read_bytes()
+    with pytest.raises(UserError, match="holds captions of other settings"):
+        caption_rows(Describer(), pictures(2), out, SETTINGS | {"strength": 2.0})
+    assert out.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["captions.jsonl"]
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    out = tmp_path / "notes.txt"
+    out.write_text("milk\n")
+    with pytest.raises(UserError, match=r"notes.txt.*line 1.*is no row of captions"):
+        caption_rows(Describer(), pictures(2), out, SETTINGS)
+    assert out.read_text() == "milk\n"
+
+
+def test_pictures_of_a_folder_go_by_their_relative_path(tmp_path):
+    for name in ("b/2.jpg", "a.PNG", "notes.txt", "b/1.jpg"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    assert [name for name, _ in find_pictures([tmp_path])] == ["a.PNG", "b/1.jpg", "b/2.jpg"]
+
+
+def test_a_place_without_pictures_is_refused(tmp_path):
+    with pytest.raises(UserError, match="there is no picture in"):
+        find_pictures([tmp_path])
+    with pytest.raises(UserError, match="is not there"):
+        find_pictures([tmp_path / "nowhere"])
