@@ -50,6 +50,7 @@ def show(call: GridCall, grid: Grid, protocol: str, command: str) -> None:
     given = call.compared
     output = Output(given.json == STDOUT)
     check_place(given.out)
+    check_place(given.results.parent)
     n_cells = len(grid.cells())
     methods = ", ".join(dict.fromkeys(one.method for one in grid.contenders))
     sets = ", ".join(one.name for one in (*grid.sources, *grid.targets))

@@ -6,13 +6,13 @@ what is new.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mmprompt.errors import bad_value
 from mmprompt.experiments.cells import cell_to_json
-from mmprompt.experiments.grid import Grid, plan, read_pictures
+from mmprompt.experiments.grid import Grid, Planned, plan, read_pictures
 from mmprompt.experiments.results import Results
 from mmprompt.experiments.summary import Comparison, compare_cells
 from mmprompt.experiments.workers import default_workers, fill
@@ -50,7 +50,7 @@ def compare(
         device: as for `load_backbone`.
         listener: told how far it is.
     Raises:
-        UserError: something in the grid cannot be; nothing is computed then.
+        UserError: something in the grid or its pictures cannot be; the file of results is as it was then.
         RunFailed: the worker processes died.
     """
     if workers is not None and workers < 1:
@@ -59,15 +59,26 @@ def compare(
     planned = plan(grid.cells(), device)
     keys = [one.key for one in planned]
     official = frozenset(data.name for one in planned for data in (one.data, *one.tests.values()) if data.is_official)
-    store = Results(Path(results))
+    path = Path(results)
+    read_pictures(_missing(path, planned), device, listener.pictures)
+    store = Results(path)
+    try:
+        store.add({one.key: cell_to_json(one.cell) for one in planned})
+        if any(state != "done" for state in store.states(keys).values()):
+            fill(path, keys, workers or default_workers(device), device, listener.cells)
+        return compare_cells(grid, keys, store.finished(keys), store.failures(keys), official)
+    finally:
+        store.close()
+
+
+def _missing(path: Path, planned: Sequence[Planned]) -> list[Planned]:
+    """The cells that are not done; a file of results that is not there is not made."""
+    if not path.exists():
+        return list(planned)
+    store = Results(path)
     try:
         store.take_back_from_dead()
-        store.add({one.key: cell_to_json(one.cell) for one in planned})
-        states = store.states(keys)
-        missing = [one for one in planned if states[one.key] != "done"]
-        if missing:
-            read_pictures(missing, device, listener.pictures)
-            fill(store.path, keys, workers or default_workers(device), device, listener.cells)
-        return compare_cells(grid, keys, store.finished(keys), store.failures(keys), official)
+        states = store.states([one.key for one in planned])
+        return [one for one in planned if states.get(one.key) != "done"]
     finally:
         store.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -97,6 +98,31 @@ def test_a_finished_comparison_computes_nothing_again(grid: Grid, tmp_path: Path
     after = sqlite3.connect(tmp_path / "r.sqlite").execute("SELECT key, facts FROM cells ORDER BY key").fetchall()
     assert before == after
     assert [line.values for line in first.lines] == [line.values for line in again.lines]
+
+
+def cells_in(path: Path) -> list[tuple[str, str]]:
+    with contextlib.closing(sqlite3.connect(path)) as file:
+        return file.execute("SELECT key, state FROM cells ORDER BY key").fetchall()
+
+
+def test_a_refused_comparison_leaves_the_results_as_they_were(grid: Grid, parted: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "colours"
+    shutil.copytree(parted, copy)
+    sound = replace(grid, sources=(Origin("colours", str(copy)),), shots=(1,), seeds=(1,))
+    path = tmp_path / "r.sqlite"
+    picture = next(copy.glob("test/red/*.png"))
+    content = picture.read_bytes()
+    picture.write_bytes(content[:-40])
+    with pytest.raises(UserError, match=picture.name):
+        compare(sound, path, device="cpu")
+    assert not list(tmp_path.glob("r.sqlite*"))
+    picture.write_bytes(content)
+    compare(sound, path, device="cpu")
+    before = cells_in(path)
+    picture.write_bytes(content[:-40])
+    with pytest.raises(UserError, match=picture.name):
+        compare(sound, path, device="cpu")
+    assert cells_in(path) == before
 
 
 @pytest.mark.slow
