@@ -59,7 +59,7 @@ def show(call: GridCall, grid: Grid, protocol: str, command: str) -> None:
     output.say(f"Finished ones are kept in {given.results}; the same command goes on where it was stopped.")
     with Stages() as stages:
         if given.skip_broken:
-            grid = without_broken(grid, partial(stages.show, "opened"))
+            grid = without_broken(grid, given.device, partial(stages.show, "opened"))
         listener = Listener(partial(stages.show, "pictures"), partial(stages.show, "cells"))
         comparison = compare(grid, given.results, given.workers, given.device, listener)
     conclude(output, call, comparison, protocol, command)

@@ -54,13 +54,15 @@ def run(arguments: Sequence[str], prog: str) -> None:
     items = data.items(settings.split)
     if not items:
         raise UserError(f"the {settings.split} part of {data.name} is empty. Choose another --split.")
-    with Counter("checking pictures") as checking:
-        tested = pictures.sound(replace(data, train=(), val=(), test=items), checking)
     classifier = load(settings.run, load_backbone(header["backbone"]["name"], settings.device))
+    features = ImageFeatures(classifier.backbone)
+    with Counter("checking pictures") as checking:
+        known = features.stored([item.path for item in items])
+        tested = pictures.sound(replace(data, train=(), val=(), test=items), checking, known)
     if data.class_names != classifier.class_names:
         classifier = classifier.with_class_names(data.class_names)
     with Counter("encoding pictures") as encoding:
-        features = ImageFeatures(classifier.backbone, progress=encoding)
+        features.progress = encoding
         metrics = measure(Result(classifier, [], tested, None, features))
     output.say(f"{settings.run} on the {settings.split} part of {data.name}: {len(tested.test):,} pictures.")
     for note in tested.notes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -78,18 +78,21 @@ class Pictures:
         """Whether the user's own pictures are listed in a file."""
         return self.data is not None and self.data.suffix.lower() in TABLES
 
-    def sound(self, data: Dataset, progress: Callable[[int, int], None] | None = None) -> Dataset:
+    def sound(
+        self, data: Dataset, progress: Callable[[int, int], None] | None = None, known: Collection[Path] = ()
+    ) -> Dataset:
         """The data set after every picture of it was opened, so that a broken one is not met at hour three.
 
         Args:
             data: with its shots drawn.
             progress: called with how many pictures are done and how many there are.
+            known: pictures that were decoded before as they are now, which are not opened again.
         Raises:
             UserError: one is broken, unless they are to be left out.
         """
         from mmprompt.data.broken import drop_broken, find_broken, refuse_broken
 
-        broken = find_broken(data, progress=progress)
+        broken = find_broken(data, progress=progress, known=known)
         if not self.skip_broken:
             refuse_broken(broken, "Or leave broken pictures out with --skip-broken.")
         return drop_broken(data, broken)

@@ -24,7 +24,7 @@ from mmprompt.cli.output import Output, result_table
 from mmprompt.cli.parser import parse, peek
 from mmprompt.cli.pictures import Pictures
 from mmprompt.data.catalog import read_card
-from mmprompt.data.splits import Dataset
+from mmprompt.data.splits import SPLITS, Dataset
 from mmprompt.errors import bad_file
 from mmprompt.experiments.record import RUN, WORDS
 from mmprompt.experiments.report import missing_extra, write_report
@@ -92,14 +92,16 @@ def run(arguments: Sequence[str], prog: str) -> None:
     check_folder(folder)
     data = call.pictures.load(call.run.shots, call.run.seed)
     recipe = resolve(call.recipe, data)
-    with Counter("checking pictures") as checking:
-        data = call.pictures.sound(data, checking)
     backbone = load_backbone(call.run.backbone, call.run.device)
+    features = ImageFeatures(backbone)
+    with Counter("checking pictures") as checking:
+        known = features.stored([item.path for split in SPLITS for item in data.items(split)])
+        data = call.pictures.sound(data, checking, known)
     if call.run.resume:
         refuse_other_run(folder, run_config(call.method, backbone, data, recipe, call.run.seed))
     announce(output, call, data, folder)
     with Counter("encoding pictures") as encoding:
-        features = ImageFeatures(backbone, progress=encoding)
+        features.progress = encoding
         bars = [ProgressBar()]
         result = fit(call.method, backbone, data, folder, recipe, call.run.seed, bars, call.run.resume, features)
         metrics = measure(result)

@@ -109,7 +109,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
     output.say(f"They are kept in {storage}; the same command goes on with them.")
     with Stages() as stages:
         if given.skip_broken:
-            search = without_broken(search, partial(stages.show, "opened"))
+            search = without_broken(search, given.device, partial(stages.show, "opened"))
         listener = Listener(partial(stages.show, "pictures"), partial(stages.show, "trials"))
         found = tune(search, storage, given.trials, given.workers, given.device, listener)
     report = write_search(search, found, given.out, command_of(arguments, prog))

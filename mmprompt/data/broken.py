@@ -7,7 +7,7 @@ file decides nothing: whether a broken picture stops the run or is left out is t
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,6 +38,7 @@ def find_broken(
     items: Iterable[Item] | Dataset,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    known: Collection[Path] = (),
 ) -> tuple[Broken, ...]:
     """Open every picture and give back those that cannot be read, in the order of the items.
 
@@ -45,9 +46,10 @@ def find_broken(
         items: the pictures that will be used, or a dataset for all that it holds. A repeated one is opened once.
         workers: processes, 0 for this one; None chooses by the number of pictures and cores.
         progress: called with how many are done and how many there are.
+        known: pictures that were decoded before as they are now, which are not opened again.
     """
     chosen = [item for split in SPLITS for item in items.items(split)] if isinstance(items, Dataset) else items
-    paths = list(dict.fromkeys(item.path for item in chosen))
+    paths = list(dict.fromkeys(item.path for item in chosen if item.path not in known))
     if workers is None:
         workers = 0 if len(paths) < MIN_FOR_WORKERS else min(MAX_WORKERS, os.cpu_count() or 1)
     batches = [paths[start : start + BATCH] for start in range(0, len(paths), BATCH)]

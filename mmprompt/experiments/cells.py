@@ -6,7 +6,7 @@ A cell is plain data and survives as JSON. It knows how to load its pictures, an
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,7 @@ class Origin:
         draws: Iterable[tuple[int | None, int]],
         splits: Sequence[str] = SPLITS,
         progress: Callable[[int, int], None] | None = None,
+        known: Callable[[Sequence[Path]], Collection[Path]] | None = None,
     ) -> Origin:
         """The same with all pictures left out that cannot be read.
 
@@ -72,12 +73,15 @@ class Origin:
             draws: shots and seeds that will be used; a picture that none of them takes is not looked at.
             splits: the parts that will be used.
             progress: called with how many pictures were opened and how many there are.
+            known: those of some pictures that were decoded before as they are now, which are not opened again.
         Raises:
             UserError: something about the set is wrong.
         """
         drawn = [self._load(*draw) for draw in draws]
         items = [item for data in drawn for split in splits for item in data.items(split)]
-        names = [one.path.relative_to(drawn[0].root).as_posix() for one in find_broken(items, progress=progress)]
+        sound = known([item.path for item in items]) if known else ()
+        found = find_broken(items, progress=progress, known=sound)
+        names = [one.path.relative_to(drawn[0].root).as_posix() for one in found]
         return replace(self, broken=tuple(names))
 
     def _load(self, shots: int | None, seed: int) -> Dataset:

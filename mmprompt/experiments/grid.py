@@ -127,18 +127,21 @@ def plan(cells: Sequence[Cell], device: str = "auto") -> list[Planned]:
     return planned
 
 
-def without_broken(grid: Grid, progress: Callable[[int, int], None] | None = None) -> Grid:
+def without_broken(grid: Grid, device: str = "auto", progress: Callable[[int, int], None] | None = None) -> Grid:
     """The same grid with all pictures left out that cannot be read.
 
     Args:
-        grid: whose pictures are opened.
+        grid: whose pictures are opened, but for those whose features on its first backbone are stored.
+        device: as for `load_backbone`.
         progress: called with how many of a data set are opened and how many there are.
     Raises:
         UserError: something about a data set is wrong.
     """
     draws = list(product(grid.shots, grid.seeds))
-    sources = tuple(source.without_broken(draws, progress=progress) for source in grid.sources)
-    targets = tuple(target.without_broken([(None, grid.seeds[0])], ("test",), progress) for target in grid.targets)
+    known = ImageFeatures(load_backbone(grid.contenders[0].backbone, device)).stored
+    sources = tuple(source.without_broken(draws, SPLITS, progress, known) for source in grid.sources)
+    whole = [(None, grid.seeds[0])]
+    targets = tuple(target.without_broken(whole, ("test",), progress, known) for target in grid.targets)
     return replace(grid, sources=sources, targets=targets)
 
 

@@ -120,14 +120,19 @@ class Listener:
     trials: Progress | None = None
 
 
-def without_broken(search: Search, progress: Progress | None = None) -> Search:
+def without_broken(search: Search, device: str = "auto", progress: Progress | None = None) -> Search:
     """The same search with all pictures left out that cannot be read; those of the test part are not looked at.
 
+    Args:
+        search: whose pictures are opened, but for those whose features are stored.
+        device: as for `load_backbone`.
+        progress: called with how many are opened and how many there are.
     Raises:
         UserError: something about the data set is wrong.
     """
     draws = [(search.shots, seed) for seed in search.seeds]
-    return replace(search, origin=search.origin.without_broken(draws, ("train", "val"), progress))
+    known = ImageFeatures(load_backbone(search.backbone, device)).stored
+    return replace(search, origin=search.origin.without_broken(draws, ("train", "val"), progress, known))
 
 
 def tune(

@@ -7,6 +7,7 @@ it: every batch has the same shape, for which the matrix products of a row are t
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -135,6 +136,16 @@ class ImageFeatures:
     def prepare_views(self, paths: Sequence[Path], seed: int, n_views: int) -> None:
         """Compute the first views of a training set at once, reading each file once; arguments as for `of_view`."""
         self._fill([(path, View(seed, view, index)) for index, path in enumerate(paths) for view in range(n_views)])
+
+    def stored(self, paths: Sequence[Path]) -> frozenset[Path]:
+        """Those of the files whose features are known: their very bytes were decoded before, by this Pillow.
+
+        Raises:
+            UserError: another version wrote the store.
+        """
+        pictures: list[Picture] = [(path, None) for path in paths if path.is_file() and os.access(path, os.R_OK)]
+        self._take(pictures, self._keys(pictures))
+        return frozenset(path for path, view in pictures if (path, view) in self._rows)
 
     def refuse_other(self, backbone: DualEncoder) -> None:
         """Refuse to serve a classifier on another backbone.
