@@ -1,0 +1,83 @@
+"""The nouns and verbs of a caption, by the Pattern tagger that TextBlob ships (De Smedt and Daelemans 2012).
+
+The vocabulary is divided into two halves by hash, so that captions can be chosen by one half and judged by the other.
+The tagger slips at times: it takes `rides` for a noun and `bear` for a verb.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from typing import Any
+
+from mmprompt.errors import UserError
+
+CHOOSING, JUDGING = 0, 1
+"""The halves of the vocabulary."""
+
+_AUXILIARIES = frozenset(
+    "be am is are was were been being have has had having do does did doing done 's 're 'm 've 'd 'll".split()
+)
+
+
+def nouns(caption: str, half: int | None = None) -> tuple[str, ...]:
+    """The common nouns of a caption, singular, in lower case, in order, repetitions kept.
+
+    Args:
+        caption: in English.
+        half: `CHOOSING` or `JUDGING` for the nouns of one half of the vocabulary, None for all.
+    Raises:
+        UserError: TextBlob is not installed.
+    """
+    singularize = _text_blob().singularize
+    found = [singularize(word) if tag == "NNS" else word for word, tag in _tagged(caption) if tag in ("NN", "NNS")]
+    return _of_half(found, half)
+
+
+def verbs(caption: str, half: int | None = None) -> tuple[str, ...]:
+    """The stems of the verbs of a caption that are no auxiliaries, in order, repetitions kept.
+
+    Args:
+        caption: in English.
+        half: as in `nouns`.
+    Raises:
+        UserError: TextBlob is not installed.
+    """
+    stem = _text_blob().stem
+    is_verb = [(word, tag.startswith("VB") and word not in _AUXILIARIES) for word, tag in _tagged(caption)]
+    return _of_half([stem(word) for word, is_wanted in is_verb if is_wanted], half)
+
+
+def vocabulary_half(word: str) -> int:
+    """The half of the vocabulary that a word belongs to, by its hash."""
+    return hashlib.sha256(word.encode()).digest()[0] % 2
+
+
+def _of_half(words: list[str], half: int | None) -> tuple[str, ...]:
+    return tuple(word for word in words if half is None or vocabulary_half(word) == half)
+
+
+def _tagged(caption: str) -> list[tuple[str, str]]:
+    return _text_blob().tag(caption.lower())
+
+
+class _TextBlob:
+    """What is used of TextBlob and of the stemmer it brings; none of it downloads anything."""
+
+    def __init__(self) -> None:
+        try:
+            from nltk.stem import PorterStemmer
+            from textblob.en.inflect import singularize
+            from textblob.en.taggers import PatternTagger
+        except ImportError:
+            raise UserError(
+                "nouns and verbs are found by TextBlob, which is not installed. Run `pip install 'mmprompt[captions]'`."
+            ) from None
+        self.singularize: Any = cache(singularize)
+        self.stem: Any = cache(PorterStemmer().stem)
+        self.tag: Any = PatternTagger().tag
+
+
+@cache
+def _text_blob() -> _TextBlob:
+    return _TextBlob()
