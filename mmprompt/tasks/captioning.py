@@ -24,7 +24,7 @@ from mmprompt.backbones.captioners.memory import Memory
 from mmprompt.backbones.sites import Site, Vectors
 from mmprompt.data.captions import CaptionData, load_caption_data
 from mmprompt.data.images import read_image
-from mmprompt.errors import UserError, unknown_name
+from mmprompt.errors import UserError
 from mmprompt.files import sha256_bytes
 from mmprompt.methods.captions import CAPTION_MODES, CaptionMethod, SoftPrompt
 from mmprompt.predictors.caption_search import prompt_slots
@@ -217,9 +217,7 @@ def fit_captions(
     data = load_caption_data(data) if isinstance(data, str) else data
     method = SoftPrompt() if method is None else method
     recipe = RECIPE if recipe is None else recipe
-    items = [item for item in data.train if item.of(focus)]
-    if not items:
-        raise unknown_name("focus", focus, data.focuses, f"{data.name} has training captions of these.")
+    items = data.with_captions("train", focus)
     folder = None if out is None else Path(out)
     with contextlib.nullcontext() if folder is None else run_lock(folder):
         if folder is not None:

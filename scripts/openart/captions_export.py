@@ -27,16 +27,6 @@ SPLITS = {"train": 320, "val": 100, "test": 300}
 N_NEW_STYLE = 200
 N_REFERENCES = 3
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json")
-HARD_WORDS = {
-    "objects": ("a picture of two objects:", "the objects are", "describe the objects:"),
-    "emotions": ("a picture of a face:", "the feelings are", "describe the emotion:"),
-    "actions": ("a picture of a person:", "the actions are", "describe the action:"),
-}
-"""What somebody would write without looking at the training captions; fixed before anything was measured."""
-LICENCES = {
-    "openart-scenes": "CC BY 4.0 (Twemoji), Apache 2.0 (Noto), MIT (Fluent)",
-    "openart-scenes-new-style": "CC BY-SA 4.0 (OpenMoji)",
-}
 
 
 def export_captioner(model: Any, tokenizer: Path, folder: Path) -> None:
@@ -81,8 +71,7 @@ def write_set(maker: SceneMaker, folder: Path, name: str, styles: tuple[str, ...
     with zipfile.ZipFile(folder / f"{name}.zip", "w", zipfile.ZIP_STORED) as archive:
         for image, data in pictures.items():
             archive.writestr(zipfile.ZipInfo(image, date_time=(2026, 1, 1, 0, 0, 0)), data)
-    card = {"name": name, "licence": LICENCES[name], "lexicon": lexicon(), "hard_words": HARD_WORDS}
-    (folder / f"{name}.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    (folder / f"{name}.lexicon.json").write_text(json.dumps(lexicon(), indent=1) + "\n", encoding="utf-8")
 
 
 def draw(
