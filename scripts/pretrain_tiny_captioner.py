@@ -202,7 +202,7 @@ def main() -> None:
         training.run()
     else:
         export_captioner(training.model, options.work / "prepared" / "tokenizer", options.assets / "tiny" / "captioner")
-        export_scenes(training.maker, options.assets / "openart")
+        export_scenes(training.maker, options.assets, prepared.sources(options.work))
 
 
 if __name__ == "__main__":

@@ -148,7 +148,14 @@ class EmbeddedCaptions:
 
 
 EMBEDDED = {
-    "openart-scenes": EmbeddedCaptions("openart/scenes.jsonl", "openart/scenes.zip", "CC BY-SA 4.0 (OpenMoji)"),
+    "openart-scenes": EmbeddedCaptions(
+        "scenes/openart-scenes.jsonl",
+        "scenes/openart-scenes.zip",
+        "CC BY 4.0 (Twemoji), Apache 2.0 (Noto), MIT (Fluent)",
+    ),
+    "openart-scenes-new-style": EmbeddedCaptions(
+        "openart/openart-scenes-new-style.jsonl", "openart/openart-scenes-new-style.zip", "CC BY-SA 4.0 (OpenMoji)"
+    ),
 }
 
 

@@ -27,6 +27,18 @@ SPLITS = {"train": 320, "val": 100, "test": 300}
 N_NEW_STYLE = 200
 N_REFERENCES = 3
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json")
+ATTRIBUTION = """# The scenes of openart-scenes
+
+`openart-scenes.zip` holds small scenes composed by `scripts/pretrain_tiny_captioner.py`, `openart-scenes.jsonl` what can be
+said of them. Each scene is adapted from the artwork of one of these sets, which was cropped, scaled, tilted, mirrored
+and pasted on coloured backgrounds:
+
+{}
+
+The scenes keep the licences of their artwork: CC BY 4.0, Apache 2.0 and MIT. The full texts are in
+[licences/](../licences). The artwork was seen by the pretraining of `tiny`, the scenes were not. The same kind of scenes in
+a style that it never saw is in [openart/](../openart).
+"""
 
 
 def export_captioner(model: Any, tokenizer: Path, folder: Path) -> None:
@@ -48,10 +60,25 @@ def export_captioner(model: Any, tokenizer: Path, folder: Path) -> None:
     part.replace(folder)
 
 
-def export_scenes(maker: SceneMaker, folder: Path) -> None:
-    """Write both sets of scenes: a ZIP of pictures, a JSONL of captions, and what they can name."""
-    write_set(maker, folder, "openart-scenes", STYLES, SPLITS)
-    write_set(maker, folder, "openart-scenes-new-style", ("openmoji",), {"test": N_NEW_STYLE})
+def export_scenes(maker: SceneMaker, assets: Path, sources: list[dict[str, str]]) -> None:
+    """Write both sets of scenes: a ZIP of pictures, a JSONL of captions, and what they can name.
+
+    The set in the style of OpenMoji goes beside the other pictures of that licence.
+    """
+    write_set(maker, assets / "scenes", "openart-scenes", STYLES, SPLITS)
+    write_set(maker, assets / "openart", "openart-scenes-new-style", ("openmoji",), {"test": N_NEW_STYLE})
+    (assets / "scenes" / "README.md").write_text(attribution(sources), encoding="utf-8")
+
+
+def attribution(sources: list[dict[str, str]]) -> str:
+    """Whose artwork the scenes are made of."""
+    lines = [
+        f"* **{s['style']}**: {s['author']} ({s['author_url']}). {s['licence']} {s['licence_url']}\n  Package "
+        f"`{s['package']}`, sha256 `{s['sha256']}`."
+        for s in sources
+        if s["style"] in STYLES
+    ]
+    return ATTRIBUTION.format("\n".join(lines))
 
 
 def write_set(maker: SceneMaker, folder: Path, name: str, styles: tuple[str, ...], splits: dict[str, int]) -> None:
