@@ -6,12 +6,13 @@ This file knows no dataset by name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmprompt.data.class_names import Rewrite, class_index, shortened
-from mmprompt.data.splits import SPLITS, Item, Splits
+from mmprompt.data.splits import SPLITS, Item, SplitName, Splits
 from mmprompt.errors import UserError, bad_file
 from mmprompt.files import SafeRoot, read_json
 
@@ -53,7 +54,16 @@ def read_coop_split(
         raise bad_file(path, f"has no picture to train on for {shortened(untrained)}", _ADVICE)
     if not parts["test"]:
         raise bad_file(path, "has no test pictures", _ADVICE)
-    return Splits(inside.root, class_names, parts["train"], parts["val"], parts["test"])
+    return Splits(inside.root, class_names, parts["train"], parts["val"], parts["test"], _shared(parts))
+
+
+def _shared(parts: Mapping[SplitName, Sequence[Item]]) -> tuple[str, ...]:
+    """A note on test pictures that are trained on or chosen by; a published file is read as it is."""
+    seen = {os.path.normpath(item.path) for split in ("train", "val") for item in parts[split]}
+    shared = [item.path.name for item in parts["test"] if os.path.normpath(item.path) in seen]
+    return (
+        (f"Test pictures that are in train or val too, {len(shared)}: {shortened(shared, limit=3)}.",) if shared else ()
+    )
 
 
 def _items(records: Any, inside: SafeRoot, place: str, raw_names: dict[int, str]) -> tuple[Item, ...]:

@@ -50,13 +50,14 @@ def read_table(path: str | Path, root: str | Path | None = None, hold_out: bool 
         raise bad_file(path, "is neither .csv nor .jsonl nor .json", "Give a table or a split file in one of these.")
     inside = SafeRoot(folder)
     rows: list[Row] = []
-    first_line: dict[Path, int] = {}
+    first_line: dict[str, int] = {}
     for line, record in reader(path, _check_columns):
         row = _row(record, inside, path, line)
-        if row.path in first_line:
-            problem = f"lists {record['path']!r} again, after line {first_line[row.path]}"
+        place = os.path.normpath(row.path)
+        if place in first_line:
+            problem = f"lists {record['path']!r} again, after line {first_line[place]}"
             raise bad_file(path, problem, "Keep one row for each picture.", line)
-        first_line[row.path] = line
+        first_line[place] = line
         rows.append(row)
     if not rows:
         raise bad_file(path, "holds no pictures", "Add a row of path and label for each picture.")

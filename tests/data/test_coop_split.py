@@ -60,3 +60,11 @@ def test_another_form_is_refused(tmp_path: Path, change: object, problem: str) -
         read(tmp_path, change)
     assert problem in str(caught.value)
     assert "split.json" in str(caught.value)
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_a_test_picture_that_is_learned_from_is_said(tmp_path: Path, part: str) -> None:
+    tested = [["a/../b/3.jpg", 1, "b_b"], *GOOD["test"][1:]]
+    leaking = {**GOOD, part: [*GOOD[part], ["b/../b/3.jpg", 1, "b_b"]], "test": tested}
+    assert read(tmp_path, leaking).notes == ("Test pictures that are in train or val too, 1: 3.jpg.",)
+    assert read(tmp_path, GOOD).notes == ()

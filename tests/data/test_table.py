@@ -126,6 +126,11 @@ def test_bad_jsonl_is_refused_with_its_line(tmp_path: Path, text: str, problem: 
     assert refusal(tmp_path, text, "t.jsonl").startswith(problem)
 
 
+def test_a_detour_through_the_folder_above_is_the_same_picture(tmp_path: Path) -> None:
+    text = f"path,label\na.png,x\nb.png,x\n../{tmp_path.name}/a.png,y\n"
+    assert refusal(tmp_path, text).startswith(f", line 4: lists '../{tmp_path.name}/a.png' again, after line 2")
+
+
 def test_a_link_out_of_the_root_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
