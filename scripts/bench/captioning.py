@@ -1,9 +1,9 @@
 """Training a caption prompt and writing captions on the embedded default, against the plain way.
 
 The plain way takes pairs of a picture and a caption: it reads and encodes the picture of every caption, pads captions
-to the longest of the data, runs image, prompt and caption through the decoder, and takes the loss over all of it. Captions
-are written one picture at a time without a cache, the whole text again for every token, as the published code of ClipCap
-does. Row `train-features-once` lets the plain way encode the picture of every caption once, before training.
+to the longest of the data, runs image, prompt and caption through the decoder, and takes the loss over all of it. It
+writes captions one picture at a time without a cache, the whole text again for every token, as the published code of
+ClipCap does. Row `train-features-once` lets it encode the picture of every caption once, before training.
 
     python scripts/bench/captioning.py --json docs/results/captioning_bench.json
 """
@@ -96,7 +96,7 @@ def training_rows(captioner: FrozenCaptioner, data: CaptionData) -> tuple[list[R
     for name in ("train", "train-features-once"):
         plain, found = Plain(captioner, data), {}
 
-        def ours() -> None:
+        def ours(found: dict[str, mp.FocusPrompt] = found) -> None:
             found["prompt"] = mp.fit_captions(FOCUS, captioner=captioner, data=data, seed=SEED).prompt
 
         def theirs(plain: Plain = plain, once: bool = name != "train") -> None:

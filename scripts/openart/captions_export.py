@@ -29,15 +29,15 @@ N_REFERENCES = 3
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json")
 ATTRIBUTION = """# The scenes of openart-scenes
 
-`openart-scenes.zip` holds small scenes composed by `scripts/pretrain_tiny_captioner.py`, `openart-scenes.jsonl` what can be
-said of them. Each scene is adapted from the artwork of one of these sets, which was cropped, scaled, tilted, mirrored
-and pasted on coloured backgrounds:
+`openart-scenes.zip` holds small scenes composed by `scripts/pretrain_tiny_captioner.py`, `openart-scenes.jsonl` what
+can be said of them. Each scene is adapted from the artwork of one of these sets, which was cropped, scaled, tilted,
+mirrored and pasted on coloured backgrounds:
 
 {}
 
 The scenes keep the licences of their artwork: CC BY 4.0, Apache 2.0 and MIT. The full texts are in
-[licences/](../licences). The artwork was seen by the pretraining of `tiny`, the scenes were not. The same kind of scenes in
-a style that it never saw is in [openart/](../openart).
+[licences/](../licences). The artwork was seen by the pretraining of `tiny`, the scenes were not. The same kind of
+scenes in a style that it never saw is in [openart/](../openart).
 """
 
 

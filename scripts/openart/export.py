@@ -94,8 +94,8 @@ def write_licences(sources: list[dict[str, str]], assets: Path) -> None:
 TINY_README = """# What the embedded model `tiny` was made from
 
 The weights in `tiny/` were trained by `scripts/pretrain_tiny.py`, those in `tiny/captioner/` by
-`scripts/pretrain_tiny_captioner.py`, from scenes composed of this artwork; the artists are thanked and named here. The weights
-are under the licence of the code. Of the artwork only the scenes in [scenes/](../scenes) are in the package.
+`scripts/pretrain_tiny_captioner.py`, from scenes composed of this artwork; the artists are thanked and named here. The
+weights are under the licence of the code. Of the artwork only the scenes in [scenes/](../scenes) are in the package.
 
 {styles}
 
@@ -109,8 +109,8 @@ The full texts of the licences are beside this file.
 OPENART_README = """# The pictures of the openart tasks
 
 `pictures.zip` holds small scenes composed of OpenMoji artwork by `scripts/pretrain_tiny.py`; the `.csv` files beside it
-say for each task which picture has which label and split. `openart-scenes-new-style.zip` holds further scenes, with captions,
-made by `scripts/pretrain_tiny_captioner.py`. The pictures are adapted from
+say for each task which picture has which label and split. `openart-scenes-new-style.zip` holds further scenes, with
+captions, made by `scripts/pretrain_tiny_captioner.py`. The pictures are adapted from
 
 {style}
 
