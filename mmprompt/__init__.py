@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from mmprompt.version import __version__
 
 if TYPE_CHECKING:
+    from mmprompt.backbones.captioners.load import load_captioner
     from mmprompt.backbones.load import list_backbones, load_backbone
+    from mmprompt.data.captions import CaptionData, CaptionItem, load_caption_data
     from mmprompt.data.catalog import list_datasets, load_dataset
     from mmprompt.data.folder import ImageFolder, ImageTable
     from mmprompt.data.images import read_image
@@ -22,15 +24,29 @@ if TYPE_CHECKING:
     from mmprompt.explain.nearest_words import nearest_words
     from mmprompt.losses import Outputs, cross_entropy
     from mmprompt.methods import METHODS, VPT, CoOp, Method
+    from mmprompt.methods.captions import KeyValuePrompt, SoftPrompt
+    from mmprompt.predictors.caption_search import Decoding
+    from mmprompt.predictors.captioner import (
+        Caption,
+        Captioner,
+        FocusPrompt,
+        Steering,
+        hard_prompt,
+        load_focus,
+        save_focus,
+    )
     from mmprompt.predictors.classifier import Classifier, Prediction
     from mmprompt.predictors.file import load, save
+    from mmprompt.tasks.captioning import CaptionResult, fit_captions
     from mmprompt.tasks.classification import Result, evaluate, fit, measure, zero_shot
     from mmprompt.tasks.estimator import PromptClassifier
     from mmprompt.training.callbacks import Callback, CSVLogger, EarlyStopping, ProgressBar
     from mmprompt.training.recipe import Recipe
 
 _HOMES = {
+    "backbones.captioners.load": ("load_captioner",),
     "backbones.load": ("list_backbones", "load_backbone"),
+    "data.captions": ("CaptionData", "CaptionItem", "load_caption_data"),
     "data.catalog": ("list_datasets", "load_dataset"),
     "data.folder": ("ImageFolder", "ImageTable"),
     "data.images": ("read_image",),
@@ -41,8 +57,20 @@ _HOMES = {
     "explain.nearest_words": ("nearest_words",),
     "losses": ("Outputs", "cross_entropy"),
     "methods": ("METHODS", "VPT", "CoOp", "Method"),
+    "methods.captions": ("KeyValuePrompt", "SoftPrompt"),
+    "predictors.caption_search": ("Decoding",),
+    "predictors.captioner": (
+        "Caption",
+        "Captioner",
+        "FocusPrompt",
+        "Steering",
+        "hard_prompt",
+        "load_focus",
+        "save_focus",
+    ),
     "predictors.classifier": ("Classifier", "Prediction"),
     "predictors.file": ("load", "save"),
+    "tasks.captioning": ("CaptionResult", "fit_captions"),
     "tasks.classification": ("Result", "evaluate", "fit", "measure", "zero_shot"),
     "tasks.estimator": ("PromptClassifier",),
     "training.callbacks": ("Callback", "CSVLogger", "EarlyStopping", "ProgressBar"),

@@ -155,7 +155,7 @@ def run_write(arguments: Sequence[str], prog: str) -> None:
         read_caption_header(run)
     captioner = load_captioner_of(runs, settings.backbone, settings.device)
     steering = read_steering(settings, captioner)
-    describe = describe_pictures(Captioner(captioner, steering, settings.decoding), settings.rerank)
+    describe = describe_pictures(Captioner(captioner, steering, settings.decoding))
     facts = what_captions_depend_on(settings, captioner.fingerprint)
     with Counter("writing captions") as counter:
         rows = caption_rows(describe, pictures, settings.out, facts, counter)

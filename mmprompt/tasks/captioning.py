@@ -38,7 +38,7 @@ from mmprompt.training.problem import RunFailed, StepResult
 from mmprompt.training.recipe import Recipe
 from mmprompt.version import __version__
 
-RECIPE = Recipe(optimizer="adamw", lr=0.05, epochs=6, batch_size=32, weight_decay=0.0, warmup_epochs=0, augment="none")
+RECIPE = Recipe(optimizer="adamw", lr=0.1, epochs=8, batch_size=32, weight_decay=0.0, warmup_epochs=0, augment="none")
 """Of soft and kv prompts, in units of the vectors' own size."""
 MAX_MEMORY_BYTES = 2**30
 LOOKED_AT = 64
