@@ -4,49 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from small_captioners import END, N_IMAGE, START, WORDS, small_captioner
 
-from mmprompt.backbones.captioners.captioner import LM_INPUT, CaptionTokenizer, FrozenCaptioner
-from mmprompt.backbones.captioners.causal_lm import PrefixDecoder
-from mmprompt.backbones.pixels import PixelTransform
+from mmprompt.backbones.captioners.captioner import LM_INPUT, FrozenCaptioner
 from mmprompt.backbones.sites import Site, Vectors
 from mmprompt.errors import UserError
 from mmprompt.predictors.caption_search import Decoding, mixture, search
 
-N_IMAGE, START, END, WORDS = 3, 0, 1, 40
-
-
-def language_model(kind: str) -> nn.Module:
-    torch.manual_seed(0)
-    if kind == "gpt2":
-        config = GPT2Config(vocab_size=WORDS, n_embd=32, n_layer=2, n_head=4, n_positions=64, eos_token_id=END)
-        model = GPT2LMHeadModel(config)
-    else:
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=WORDS,
-                hidden_size=32,
-                intermediate_size=48,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                eos_token_id=END,
-            )
-        )
-    for parameter in model.parameters():  # random models say one word for ever unless their weights are larger
-        if parameter.ndim == 2:
-            parameter.data *= 6
-    return model.double().eval().requires_grad_(False)
-
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
 def captioner(request: pytest.FixtureRequest) -> FrozenCaptioner:
-    lm = language_model(request.param)
-    decoder = PrefixDecoder(lm, nn.Linear(8, 32).double().requires_grad_(False), START, END, N_IMAGE)
-    tokenizer = CaptionTokenizer(lambda text: [int(word) for word in text.split()], lambda ids: " ".join(map(str, ids)))
-    pixels = PixelTransform(lambda image: torch.zeros(3, 4, 4), (0.0,) * 3, (1.0,) * 3, 4, "none")
-    return FrozenCaptioner("small", lm, lambda images: images, decoder, tokenizer, pixels)
+    return small_captioner(request.param)
 
 
 @pytest.fixture

@@ -1,0 +1,167 @@
+"""A steered captioner: prompts in a batch, in files, in words, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from small_captioners import small_captioner
+
+from mmprompt.backbones.captioners.captioner import LM_INPUT
+from mmprompt.backbones.sites import Site
+from mmprompt.errors import UserError
+from mmprompt.predictors import captioner as module
+from mmprompt.predictors.caption_search import Decoding
+from mmprompt.predictors.captioner import Captioner, FocusPrompt, Steering, hard_prompt, load_focus, save_focus
+from mmprompt.predictors.file import load, read_prompt_header
+from mmprompt.prompts.base import SiteSources
+from mmprompt.prompts.sources import FreeVectors
+
+
+@pytest.fixture(scope="module")
+def captioner():
+    return small_captioner()
+
+
+@pytest.fixture
+def pictures():
+    return [Image.new("RGB", (8, 8), (40 * n, 255 - 40 * n, 90)) for n in range(5)]
+
+
+def learned(captioner, seed, n=3, focus="numbers"):
+    values = torch.randn(n, captioner.decoder.width, generator=torch.Generator().manual_seed(seed))
+    return FocusPrompt(focus, SiteSources({LM_INPUT: FreeVectors(values)}).double())
+
+
+def learned_kv(captioner, seed):
+    n_layers, n_heads, width = captioner.decoder.kv_shape
+    rng = torch.Generator().manual_seed(seed)
+    return FocusPrompt(
+        "numbers",
+        SiteSources(
+            {Site("lm.kv", i): FreeVectors(torch.randn(2, 2 * n_heads * width, generator=rng)) for i in range(n_layers)}
+        ).double(),
+    )
+
+
+def texts(captions):
+    return [caption.text for caption in captions]
+
+
+def test_pictures_of_different_prompts_get_what_each_gets_alone(captioner, pictures):
+    one, other, kv = learned(captioner, 1), learned(captioner, 2, n=5), learned_kv(captioner, 3)
+    each = [
+        Steering(((one, 1.0),)),
+        Steering(((other, 1.0),), strength=1.5),
+        Steering(),
+        Steering(((one, 1.0), (other, 2.0)), avoid=kv),
+        Steering(((kv, 1.0),)),
+    ]
+    steered = Captioner(captioner, decoding=Decoding(max_tokens=8))
+    together = steered.caption(pictures, each)
+    alone = [steered.caption(picture, steering)[0] for picture, steering in zip(pictures, each, strict=True)]
+    assert texts(together) == texts(alone)
+    assert len(set(texts(together))) == len(pictures)
+    assert [caption.log_prob for caption in together] == pytest.approx(
+        [caption.log_prob for caption in alone], rel=1e-5
+    )
+
+
+def test_a_prompt_of_words_says_what_their_tokens_give(captioner, pictures):
+    words = hard_prompt(captioner, "numbers", "5 9 12")
+    found = Captioner(captioner, Steering(((words, 1.0),)), Decoding(max_tokens=6)).caption(pictures)
+    features = captioner.encode_image(torch.stack([captioner.preprocess(picture) for picture in pictures]))
+    ids = torch.tensor([[5, 9, 12]] * len(pictures))
+    state = captioner.prefill(captioner.open(features), {})
+    for column in ids.T:
+        state = captioner.step(state, column)
+    first = state.logits.argmax(-1).tolist()
+    assert [caption.text.split()[:1] for caption in found] == [[str(token)] if token != 1 else [] for token in first]
+
+
+@pytest.mark.parametrize("make", [learned, learned_kv])
+def test_a_saved_prompt_says_the_same_and_takes_kilobytes(captioner, pictures, tmp_path, make):
+    prompt = make(captioner, 4)
+    save_focus(prompt, captioner, tmp_path / "run", {"seed": 1})
+    again = load_focus(tmp_path / "run", captioner)
+    before, after = (
+        Captioner(captioner, Steering(((one, 1.0),)), Decoding(max_tokens=8)).caption(pictures)
+        for one in (prompt, again)
+    )
+    assert texts(before) == texts(after)
+    assert again.focus == "numbers"
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["prompt.json", "prompt.safetensors"]
+    assert sum(path.stat().st_size for path in (tmp_path / "run").iterdir()) < 5000
+
+
+def test_a_prompt_of_another_captioner_is_refused(captioner, tmp_path):
+    save_focus(learned(captioner, 4), captioner, tmp_path / "run")
+    other = small_captioner(scale=5.0)
+    with pytest.raises(UserError, match="this prompt was learned on small"):
+        load_focus(tmp_path / "run", other)
+
+
+def test_prompts_of_captioners_and_classifiers_are_told_apart(captioner, tmp_path):
+    save_focus(learned(captioner, 4), captioner, tmp_path / "run")
+    with pytest.raises(UserError, match="is a prompt of a captioner, not of a classifier"):
+        load(tmp_path / "run")
+    header = read_prompt_header(tmp_path / "run")
+    header.pop("kind")
+    (tmp_path / "run" / "prompt.json").write_text(json.dumps(header | {"header_sha256": module_hash(header)}))
+    with pytest.raises(UserError, match="is the prompt of a classifier"):
+        load_focus(tmp_path / "run", captioner)
+
+
+def module_hash(header):
+    from mmprompt.predictors.file import _header_hash
+
+    return _header_hash(header)
+
+
+def test_vectors_of_another_width_are_refused(captioner, pictures):
+    wrong = FocusPrompt("numbers", SiteSources({LM_INPUT: FreeVectors(torch.zeros(2, 7))}))
+    with pytest.raises(UserError, match="are 7 wide, but small takes 32"):
+        Captioner(captioner, Steering(((wrong, 1.0),))).caption(pictures)
+
+
+def test_more_vectors_than_there_is_room_for_are_refused(captioner, pictures):
+    long = learned(captioner, 1, n=60)
+    with pytest.raises(UserError, match="the prompt takes 60 slots, but small has 60"):
+        Captioner(captioner, Steering(((long, 1.0),))).caption(pictures)
+
+
+@pytest.mark.parametrize("strength", [-1, float("nan"), float("inf"), "2", None, True])
+def test_a_strength_is_a_number_from_0(strength):
+    with pytest.raises(UserError, match="it must be a number 0 or more"):
+        Steering(strength=strength)
+
+
+def test_a_weight_is_above_0(captioner):
+    with pytest.raises(UserError, match="weight of numbers is 0, but it must be a number above 0"):
+        Steering(((learned(captioner, 1), 0),))
+
+
+def test_there_is_one_prompt_a_picture(captioner, pictures):
+    with pytest.raises(UserError, match="there are 5 pictures and 2 prompts"):
+        Captioner(captioner).caption(pictures, [Steering(), Steering()])
+
+
+def test_n_best_captions_come_in_order(captioner, pictures):
+    found = Captioner(captioner, decoding=Decoding(max_tokens=6, n_beams=4, n_best=3)).caption(pictures)
+    for caption in found:
+        scores = [caption.score, *(other.score for other in caption.others)]
+        assert scores == sorted(scores, reverse=True)
+        assert len({caption.text, *texts(caption.others)}) == 3
+        assert set(caption.to_dict()) == {"text", "log_prob", "score", "n_tokens", "is_cut", "others"}
+
+
+def test_the_module_has_no_more_than_a_batch_in_memory(captioner, monkeypatch, pictures):
+    monkeypatch.setattr(module, "BATCH", 2)
+    counts = []
+    steered = Captioner(captioner, decoding=Decoding(max_tokens=3), progress=lambda done, of: counts.append((done, of)))
+    assert texts(steered.caption(pictures)) == texts(
+        Captioner(captioner, decoding=Decoding(max_tokens=3)).caption(pictures)
+    )
+    assert counts == [(2, 5), (4, 5), (5, 5)]

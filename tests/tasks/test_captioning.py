@@ -1,0 +1,178 @@
+"""Learning a focus: the loss of the papers, a frozen captioner, notices, resume, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_captioners import END, START, small_captioner, small_captions
+
+from mmprompt.backbones.captioners.captioner import LM_INPUT
+from mmprompt.errors import UserError
+from mmprompt.methods.captions import KeyValuePrompt, SoftPrompt, start_tokens
+from mmprompt.predictors.caption_search import Decoding
+from mmprompt.predictors.captioner import Captioner, CaptionFeatures, FocusPrompt, load_focus
+from mmprompt.tasks import captioning
+from mmprompt.tasks.captioning import RECIPE, CaptionProblem, encode_captions, fit_captions, notices_of
+from mmprompt.training.callbacks import Callback
+
+QUICK = replace(RECIPE, epochs=3, batch_size=4, lr=0.05, checkpoint_seconds=0.0)
+
+
+@pytest.fixture
+def captioner():
+    return small_captioner()
+
+
+@pytest.fixture
+def data(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    return small_captions(folder)
+
+
+def problem_of(captioner, data, method):
+    features = CaptionFeatures(captioner, None).of([item.image for item in data.train])
+    texts = [item.of("numbers") for item in data.train]
+    captions = encode_captions(captioner, texts, 20)
+    sources = method.sources(captioner, captions.token_ids, features).double()
+    return CaptionProblem(captioner, sources, sources.vectors, features, captions), sources
+
+
+def plain_loss(captioner, problem, indices, soft):
+    """Every caption alone, the whole row through the library's model, nothing kept."""
+    decoder, total, n_tokens = captioner.decoder, 0.0, 0
+    for index in indices:
+        ids = torch.tensor([problem.captions.token_ids[index]])
+        row = problem.captions.rows[index]
+        start = decoder.embed(torch.tensor([[START]]))
+        parts = [decoder.mapper(problem.features[[row]]), start, soft[None], decoder.embed(ids)]
+        logits = decoder.lm(inputs_embeds=torch.cat(parts, 1)).logits[0, -ids.shape[1] - 1 : -1]
+        total = total + F.cross_entropy(logits, ids[0], reduction="sum")
+        n_tokens += ids.shape[1]
+    return total / n_tokens
+
+
+def test_loss_and_gradient_are_those_of_whole_rows_one_by_one(captioner, data):
+    problem, sources = problem_of(captioner, data, SoftPrompt(n_soft=4))
+    indices = [0, 3, 5, 8, 9]
+    (values,) = sources.parameters()
+    ours = problem.step(indices, 0).losses["caption"]
+    (our_gradient,) = torch.autograd.grad(ours, values)
+    theirs = plain_loss(captioner, problem, indices, sources.vectors()[LM_INPUT].values)
+    (their_gradient,) = torch.autograd.grad(theirs, values)
+    # the loss is taken in single precision
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
+    assert ((our_gradient - their_gradient).norm() / their_gradient.norm()).item() < 1e-6
+
+
+@pytest.mark.parametrize("method", [SoftPrompt(n_soft=3), KeyValuePrompt(n_prefix=2)])
+def test_what_the_decoder_read_of_the_images_may_be_kept_or_not(captioner, data, monkeypatch, method):
+    kept, sources = problem_of(captioner, data, method)
+    monkeypatch.setattr(captioning, "MAX_MEMORY_BYTES", 0)
+    unkept, _ = problem_of(captioner, data, method)
+    assert kept._memory is not None
+    assert unkept._memory is None
+    one, other = (problem.loss([0, 4, 7], sources.vectors()) for problem in (kept, unkept))
+    assert one.item() == pytest.approx(other.item(), rel=1e-7)
+
+
+@pytest.mark.parametrize("method", [SoftPrompt(n_soft=4), KeyValuePrompt(n_prefix=2)])
+def test_a_prompt_learns_and_the_captioner_stays_as_it_was(captioner, data, tmp_path, method):
+    before = captioner.compute_fingerprint()
+    result = fit_captions("numbers", method, captioner, data, tmp_path / "run", replace(QUICK, epochs=30))
+    losses = [record["loss"] for record in result.history]
+    assert losses[-1] < 0.85 * losses[0]
+    assert captioner.compute_fingerprint() == before
+    assert all(parameter.grad is None for parameter in captioner.model.parameters())
+    saved = load_focus(tmp_path / "run", captioner)
+    for site, vectors in saved.vectors().items():
+        assert torch.equal(vectors.values, result.prompt.vectors()[site].values)
+    assert sum(path.stat().st_size for path in (tmp_path / "run").glob("prompt.*")) < 10_000
+
+
+def test_every_picture_is_encoded_once(captioner, data):
+    encoder = captioner.model["encoder"]
+    captioner.image_shape  # noqa: B018 - shows the encoder one picture of zeros
+    encoder.n_seen = 0
+    fit_captions("numbers", SoftPrompt(2), captioner, data, recipe=QUICK, features=CaptionFeatures(captioner, None))
+    assert encoder.n_seen == len(data.train)
+
+
+class StopAfter(Callback):
+    """Ends the process's training in the middle, as a kill would."""
+
+    def __init__(self, n_epochs):
+        self.n_epochs = n_epochs
+
+    def on_epoch_begin(self, run, epoch):
+        if epoch == self.n_epochs:
+            raise KeyboardInterrupt
+
+
+def test_a_resumed_training_ends_in_the_same_bytes(captioner, data, tmp_path):
+    fit_captions("numbers", SoftPrompt(3), captioner, data, tmp_path / "whole", QUICK)
+    with pytest.raises(KeyboardInterrupt):
+        fit_captions("numbers", SoftPrompt(3), captioner, data, tmp_path / "halves", QUICK, callbacks=[StopAfter(2)])
+    fit_captions("numbers", SoftPrompt(3), captioner, data, tmp_path / "halves", QUICK, resume=True)
+    one, other = ((tmp_path / name / "prompt.safetensors").read_bytes() for name in ("whole", "halves"))
+    assert one == other
+
+
+def test_captions_that_are_cut_are_counted_and_said(captioner, data, caplog):
+    captioner.decoder.budget = 5
+    result = fit_captions("numbers", SoftPrompt(2), captioner, data, recipe=QUICK)
+    assert any("8 of 16 captions were longer" in notice for notice in result.notices)
+    assert "8 of 16 captions were longer" in caplog.text
+
+
+def test_a_prompt_that_does_not_steer_is_said_to(captioner, data):
+    features = CaptionFeatures(captioner, None).of([item.image for item in data.train])
+    own = [
+        [caption.text] for caption in Captioner(captioner, decoding=Decoding(max_tokens=6)).caption_features(features)
+    ]
+    captions = encode_captions(captioner, own, 20)  # what it says anyway, which a prompt can only make less likely
+    sources = SoftPrompt(2).sources(captioner, [[5]], features)
+    problem = CaptionProblem(captioner, sources, sources.vectors, features, captions)
+    notices = notices_of(problem, FocusPrompt("numbers", sources), features)
+    assert any("can hardly be steered" in notice and "Try --mode kv." in notice for notice in notices)
+
+
+def test_one_caption_for_every_picture_is_said_to_be_a_collapse(captioner, data, monkeypatch):
+    monkeypatch.setattr(captioning, "COLLAPSED", 1.1)
+    result = fit_captions("numbers", SoftPrompt(2), captioner, data, recipe=QUICK)
+    assert any("it has collapsed" in notice for notice in result.notices)
+
+
+def test_a_focus_without_captions_is_refused_and_nothing_is_written(captioner, data, tmp_path):
+    with pytest.raises(UserError, match="there is no focus named 'feelings'"):
+        fit_captions("feelings", SoftPrompt(2), captioner, data, tmp_path / "run", QUICK)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_run_is_not_written_over(captioner, data, tmp_path):
+    fit_captions("numbers", SoftPrompt(2), captioner, data, tmp_path / "run", QUICK)
+    before = (tmp_path / "run" / "prompt.safetensors").read_bytes()
+    with pytest.raises(UserError, match="already holds a finished run"):
+        fit_captions("numbers", SoftPrompt(2), captioner, data, tmp_path / "run", QUICK)
+    assert (tmp_path / "run" / "prompt.safetensors").read_bytes() == before
+
+
+def test_keys_and_values_are_refused_where_the_decoder_takes_none(captioner, data):
+    captioner.decoder.kv_shape = None
+    with pytest.raises(UserError, match="the decoder of small takes no keys and values"):
+        fit_captions("numbers", KeyValuePrompt(2), captioner, data, recipe=QUICK)
+
+
+def test_a_prompt_starts_from_the_commonest_tokens():
+    captions = [[5, 9, 7], [9, 5], [9, END]]
+    assert start_tokens(captions, 3, torch.device("cpu")).tolist() == [9, 5, 1]
+    assert start_tokens([[4, 4, 6]], 5, torch.device("cpu")).tolist() == [4, 6, 4, 6, 4]
+
+
+@pytest.mark.parametrize("make", [lambda: SoftPrompt(0), lambda: KeyValuePrompt(0)])
+def test_at_least_one_vector_is_learned(make):
+    with pytest.raises(UserError, match="at least one"):
+        make()
