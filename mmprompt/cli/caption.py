@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from mmprompt.backbones.captioners.load import load_captioner
+from mmprompt.backbones.load import load_backbone
 from mmprompt.cli.counter import Counter
 from mmprompt.cli.output import Output
 from mmprompt.cli.parser import parse, peek
@@ -155,7 +156,8 @@ def run_write(arguments: Sequence[str], prog: str) -> None:
         read_caption_header(run)
     captioner = load_captioner_of(runs, settings.backbone, settings.device)
     steering = read_steering(settings, captioner)
-    describe = describe_pictures(Captioner(captioner, steering, settings.decoding))
+    ranker = None if settings.rerank is None else load_backbone(settings.rerank, settings.device)
+    describe = describe_pictures(Captioner(captioner, steering, settings.decoding), ranker)
     facts = what_captions_depend_on(settings, captioner.fingerprint)
     with Counter("writing captions") as counter:
         rows = caption_rows(describe, pictures, settings.out, facts, counter)

@@ -10,12 +10,16 @@ import torch.nn.functional as F
 from small_captioners import END, START, small_captioner, small_captions
 
 from mmprompt.backbones.captioners.captioner import LM_INPUT
+from mmprompt.backbones.load import load_backbone
+from mmprompt.data.captions import load_caption_data
 from mmprompt.errors import UserError
+from mmprompt.evaluation.clip_score import clip_score
 from mmprompt.methods.captions import KeyValuePrompt, SoftPrompt, start_tokens
 from mmprompt.predictors.caption_search import Decoding
-from mmprompt.predictors.captioner import Captioner, CaptionFeatures, FocusPrompt, load_focus
+from mmprompt.predictors.captioner import Caption, Captioner, CaptionFeatures, FocusPrompt, load_focus
+from mmprompt.predictors.features import encode_pictures
 from mmprompt.tasks import captioning
-from mmprompt.tasks.captioning import RECIPE, CaptionProblem, encode_captions, fit_captions, notices_of
+from mmprompt.tasks.captioning import RECIPE, CaptionProblem, encode_captions, fit_captions, notices_of, rank
 from mmprompt.training.callbacks import Callback
 
 QUICK = replace(RECIPE, epochs=3, batch_size=4, lr=0.05, checkpoint_seconds=0.0)
@@ -176,3 +180,22 @@ def test_a_prompt_starts_from_the_commonest_tokens():
 def test_at_least_one_vector_is_learned(make):
     with pytest.raises(UserError, match="at least one"):
         make()
+
+
+def test_captions_are_ordered_by_likeness_too_and_keep_all_scores():
+    ranker = load_backbone("tiny", device="cpu")
+    picture = load_caption_data("openart-scenes").test[0]
+    features = encode_pictures(ranker, [picture.image])
+    texts = sorted(
+        [picture.of("emotions")[0], "an angry face."],
+        key=lambda text: clip_score(ranker, [text], features).mean,
+    )
+    likeness = clip_score(ranker, texts, features.expand(2, -1)).by_image
+    captions = [Caption(texts[0], -1.0, -0.20, 5, False, others=(Caption(texts[1], -1.5, -0.201, 5, False),))]
+    (found,) = rank(captions, features, ranker, weight=1.0)
+    assert found.text == texts[1]
+    assert [found.clip_score, found.others[0].clip_score] == pytest.approx(likeness[::-1])
+    assert found.score == pytest.approx(-0.201 + likeness[1])
+    assert found.log_prob == -1.5
+    (unmoved,) = rank(captions, features, ranker, weight=0.0)
+    assert unmoved.text == texts[0]
