@@ -11,7 +11,7 @@ from typing import Any
 from mmprompt.data.card import Reference
 from mmprompt.evaluation.protocols import harmonic_mean
 from mmprompt.experiments.cells import BASE, NEW
-from mmprompt.experiments.protocols import ELEVEN
+from mmprompt.experiments.protocols import ELEVEN, SOURCE
 from mmprompt.experiments.published import (
     PublishedRow,
     average_rows,
@@ -91,7 +91,8 @@ def transfer_table(comparison: Comparison, protocol: str) -> Table:
 
     Args:
         comparison: with one source.
-        protocol: `cross-dataset` or `domain-generalisation`, which says what published rows stand beside.
+        protocol: `cross-dataset` or `domain-generalisation`, which says what published rows stand beside; those that
+            are known all learned from ImageNet.
     """
     grid = comparison.grid
     source, shots = grid.sources[0], grid.shots[0]
@@ -101,7 +102,8 @@ def transfer_table(comparison: Comparison, protocol: str) -> Table:
         lines = [comparison.find(label, source.name, name, shots) for name in names]
         average = comparison.average(label, [(source.name, name) for name in names[1:]], shots)
         rows.append((label, contender.backbone, *map(cell_text, lines), percent(average)))
-    references = {origin.name: references_of(origin, comparison.official) for origin in (source, *grid.targets)}
+    sets = (source, *grid.targets) if source.name == SOURCE and source.data is None else ()
+    references = {origin.name: references_of(origin, comparison.official) for origin in sets}
     published = transfer_rows(references, protocol, grid.shots)
     for row in published:
         targets = [row.values.get(name) for name in names[1:]]

@@ -132,13 +132,24 @@ def test_the_harmonic_mean_of_the_average_is_that_of_the_averages(cards: str) ->
     assert rows_of(table, "average", "CLIP (published)") == [("60.00", "75.00", "66.67")]
 
 
+def transfer(cards: str, source: Origin, target: Origin) -> Comparison:
+    grid = grid_of(cards, sources=(source,), targets=(target,), shots=(16,), seeds=(1,))
+    return filled(grid, [{source.name: 0.9, target.name: 0.4}, {source.name: 0.5, target.name: 0.3}])
+
+
 def test_transfer_averages_the_targets_and_leaves_the_source_out(cards: str) -> None:
-    left, right = (Origin(name, datasets_dir=cards) for name in ("left", "right"))
-    grid = grid_of(cards, sources=(left,), targets=(right,), shots=(16,), seeds=(1,))
-    table = transfer_table(filled(grid, [{"left": 0.9, "right": 0.4}, {"left": 0.5, "right": 0.3}]), "cross-dataset")
-    assert table.headers == ("method", "backbone", "source: left", "right", "average")
+    comparison = transfer(cards, Origin("imagenet"), Origin("right", datasets_dir=cards))
+    table = transfer_table(comparison, "cross-dataset")
+    assert table.headers == ("method", "backbone", "source: imagenet", "right", "average")
     assert rows_of(table, "coop")[0][-1] == "40.00"
-    assert rows_of(table, "CoOp (published)") == [("70.00", "80.00", "80.00")]
+    assert rows_of(table, "CoOp (published)") == [("71.51", "80.00", "80.00")]
+
+
+def test_published_transfer_from_imagenet_never_stands_beside_that_from_another_set(cards: str) -> None:
+    left, right = (Origin(name, datasets_dir=cards) for name in ("left", "right"))
+    for source in (left, Origin("imagenet", data=cards)):
+        table = transfer_table(transfer(cards, source, right), "cross-dataset")
+        assert {row[0] for row in table.rows} == {"coop", "zero-shot"}
 
 
 def test_a_missing_cell_leaves_a_blank_and_no_average(cards: str) -> None:
@@ -166,11 +177,9 @@ def test_base_to_new_and_transfer_hold_published_rows_back_too(cards: str) -> No
     divided = filled(grid_of(cards, is_divided=True), coop + [{"base": 0.5, "new": 0.5}] * 2)
     table = base_to_new_table(replace(divided, official=frozenset({"left", "right"})))
     assert not any("(published)" in row[1] for row in table.rows)
-    left, right = (Origin(name, datasets_dir=cards) for name in ("left", "right"))
-    grid = grid_of(cards, sources=(left,), targets=(right,), shots=(16,), seeds=(1,))
-    comparison = filled(grid, [{"left": 0.9, "right": 0.4}, {"left": 0.5, "right": 0.3}])
+    comparison = transfer(cards, Origin("imagenet"), Origin("right", datasets_dir=cards))
     table = transfer_table(replace(comparison, official=frozenset({"right"})), "cross-dataset")
-    assert rows_of(table, "CoOp (published)") == [("70.00", "–", "–")]  # noqa: RUF001
+    assert rows_of(table, "CoOp (published)") == [("71.51", "–", "–")]  # noqa: RUF001
     assert any("No published rows on right" in note for note in table.notes)
 
 
