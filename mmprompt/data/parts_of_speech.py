@@ -43,9 +43,17 @@ def verbs(caption: str, half: int | None = None) -> tuple[str, ...]:
     Raises:
         UserError: TextBlob is not installed.
     """
-    stem = _text_blob().stem
-    is_verb = [(word, tag.startswith("VB") and word not in _AUXILIARIES) for word, tag in _tagged(caption)]
-    return _of_half([stem(word) for word, is_wanted in is_verb if is_wanted], half)
+    found = [word for word, tag in _tagged(caption) if tag.startswith("VB") and word not in _AUXILIARIES]
+    return _of_half([stem(word) for word in found], half)
+
+
+def stem(word: str) -> str:
+    """What the forms of a word share, such as `smile` of `smiling` (Porter 1980); the word is in lower case.
+
+    Raises:
+        UserError: TextBlob, which brings the stemmer, is not installed.
+    """
+    return _text_blob().stem(word)
 
 
 def vocabulary_half(word: str) -> int:

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmprompt.data.captions import CaptionData, CaptionItem
+from mmprompt.data.focus_sets import build_focus
+from mmprompt.data.parts_of_speech import JUDGING, vocabulary_half
+from mmprompt.errors import UserError
+from mmprompt.evaluation import judges
+from mmprompt.evaluation.judges import (
+    LexiconJudge,
+    TaggerJudge,
+    calibrate_emotions,
+    emotion_words,
+    frequent_emotion_words,
+    judge_for,
+)
+
+LEXICON = {
+    "objects": {"hot dog": "sausage", "dog": "dog", "berry": "berry", "bus": "bus", "glass": "glass"},
+    "emotions": {"laughing": "joy", "laughing face": "grin", "not amused": "boredom"},
+    "actions": {"laughing": "laugh"},
+}
+
+
+@pytest.fixture
+def judge() -> LexiconJudge:
+    return LexiconJudge(LEXICON)
+
+
+def named(judge: LexiconJudge | TaggerJudge, caption: str) -> dict[str, set[str]]:
+    return {focus: set(items) for focus, items in judge.items(caption).items() if items}
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("A hot dog and a dog.", {"objects": {"sausage", "dog"}}),
+        ("a hot dog", {"objects": {"sausage"}}),
+        ("hot and dogs", {"objects": {"dog"}}),
+        ("two hot dogs", {"objects": {"sausage"}}),
+        ("berries, buses, glasses", {"objects": {"berry", "bus", "glass"}}),
+        ("somebody laughing", {"emotions": {"joy"}, "actions": {"laugh"}}),
+        ("a laughing face", {"emotions": {"grin"}}),
+        ("He is NOT amused!", {"emotions": {"boredom"}}),
+        ("amused, not", {}),
+        ("a dogma", {}),
+        ("", {}),
+    ],
+)
+def test_the_longest_form_names_its_items(judge: LexiconJudge, caption: str, expected: dict[str, set[str]]) -> None:
+    assert named(judge, caption) == expected
+    assert set(judge.items(caption)) == set(LEXICON)
+
+
+def test_a_form_without_words_and_an_empty_lexicon_are_refused() -> None:
+    with pytest.raises(UserError, match=r"the form '\.\.' of objects has no word"):
+        LexiconJudge({"objects": {"..": "x"}})
+    with pytest.raises(UserError, match="holds no form"):
+        LexiconJudge({"objects": {}})
+
+
+def test_the_tagger_names_nouns_verbs_and_words_of_feeling() -> None:
+    expected = {"objects": {"dog", "ball"}, "actions": {"chase"}, "emotions": {"happi"}}
+    assert named(TaggerJudge(), "Two happy dogs are chasing balls.") == expected
+    assert "emotions" not in named(TaggerJudge(frozenset({"happy"})), "Two happy dogs are chasing balls.")
+
+
+def test_a_half_of_the_vocabulary_judges_alone() -> None:
+    caption = "a man with a dog, a ball and two surfboards at the beach near a house and a wave"
+    whole = TaggerJudge().items(caption)["objects"]
+    half = TaggerJudge(halves={"objects": JUDGING}).items(caption)["objects"]
+    assert half == {item for item in whole if vocabulary_half(item) == JUDGING}
+    assert 0 < len(half) < len(whole)
+
+
+NEUTRAL = [("a dog playing", "playing with fire"), ("the top of a hill", "a happy man playing"), ("playing", "a cat")]
+
+
+def test_words_frequent_in_neutral_captions_are_found_in_order() -> None:
+    assert frequent_emotion_words(NEUTRAL, 2) == ("playing", "fire")
+    assert frequent_emotion_words(NEUTRAL) == ("playing", "fire", "happy", "top")
+
+
+def test_calibration_chooses_on_every_second_image_and_measures_on_the_others() -> None:
+    found = calibrate_emotions(NEUTRAL, ["a lovely cat", "so playing"], 20)
+    assert found.dropped == ("playing", "fire")
+    assert found.false_hits_before == 1.0
+    assert found.false_hits == 1.0
+    assert calibrate_emotions([*NEUTRAL[::-1], ("playing", "a cat")]).false_hits == 0.5
+    assert found.hits == 0.5
+    assert calibrate_emotions(NEUTRAL).hits is None
+    with pytest.raises(UserError, match="given 1 images"):
+        calibrate_emotions(NEUTRAL[:1])
+
+
+def data(lexicon: dict[str, dict[str, str]] | None = None, focus: str = "") -> CaptionData:
+    texts = (("a dog playing with a ball", "a cat"), ("playing", "a man and a wave"))
+    items = (CaptionItem(Path(f"{i}.jpg"), str(i), {focus: captions}, "train") for i, captions in enumerate(texts))
+    return CaptionData("set", Path(), tuple(items), lexicon or {})
+
+
+def test_the_lexicon_of_the_data_judges_where_there_is_one() -> None:
+    judge = judge_for(data(LEXICON))
+    assert (judge.name, judge.focuses) == ("lexicon of set", ("actions", "emotions", "objects"))
+
+
+def test_else_the_tagger_does_calibrated_on_neutral_captions() -> None:
+    judge = judge_for(data())
+    assert judge.items("a dog playing happily") == TaggerJudge(frozenset({"playing"})).items("a dog playing happily")
+    assert judge.items("a playing dog")["emotions"] == frozenset()
+    assert judge.notes == ()
+    assert "no neutral captions to calibrate" in judge_for(data(focus="objects")).notes[0]
+
+
+def test_what_the_tagger_chose_is_judged_by_the_other_half_and_said() -> None:
+    judge = judge_for(build_focus(data(), "objects"))
+    assert isinstance(judge, TaggerJudge)
+    assert dict(judge.halves) == {"objects": JUDGING}
+    assert "chose the captions of objects" in judge.notes[0]
+
+
+def test_without_vader_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vaderSentiment.vaderSentiment", None)
+    judges._vader_lexicon.cache_clear()
+    with pytest.raises(UserError, match=r"vaderSentiment, which is not installed.*mmprompt\[captions\]"):
+        emotion_words("x")
+    judges._vader_lexicon.cache_clear()
+
+
+def test_a_lexicon_needs_neither_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("vaderSentiment.vaderSentiment", "textblob.en.taggers"):
+        monkeypatch.setitem(sys.modules, module, None)
+    judges._vader_lexicon.cache_clear()
+    assert named(judge_for(data(LEXICON)), "a dog") == {"objects": {"dog"}}  # type: ignore[arg-type]
