@@ -12,7 +12,7 @@ MAPLE = "table in the README of MaPLe (github.com/muzairkhattak/multimodal-promp
 PROMPTSRC = "table in the README of PromptSRC (github.com/muzairkhattak/PromptSRC)"
 LIST = "Table 1 of the list github.com/zhengli97/Awesome-Prompt-Adapter-Learning-for-VLMs"
 VAMP = "base-to-new table of VaMP (NeurIPS 2025, arXiv:2511.22664)"
-FEW_SHOT = "few-shot tables of PromptSRC (Khattak et al. 2023); the method as run there"
+FEW_SHOT = "few-shot tables of PromptSRC (Khattak et al. 2023)"
 
 BASE_TO_NEW_AVERAGES = (
     ("CLIP", None, 69.34, 74.22, MAPLE),
@@ -47,7 +47,7 @@ AVERAGES_OF_ELEVEN: tuple[Reference, ...] = (
         for method, shots, base, new, source in BASE_TO_NEW_AVERAGES
     ),
     *(
-        Reference(method, BACKBONE, "few-shot", shots, {"accuracy": accuracy}, FEW_SHOT)
+        Reference(method, BACKBONE, "few-shot", shots, {"accuracy": accuracy}, f"{FEW_SHOT}; {method} as run there")
         for method, by_shots in FEW_SHOT_AVERAGES
         for shots, accuracy in by_shots.items()
     ),

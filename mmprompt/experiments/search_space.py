@@ -43,7 +43,7 @@ KNOWN: Mapping[str, Range] = {
     "epochs": Range(10, 200, True),
     "weight_decay": Range(1e-6, 1e-2, False),
     "batch_size": Range(8, 128, True),
-    "n_ctx": Range(1, 32, True),
+    "n_ctx": Range(1, 16, True),
     "n_visual": Range(1, 32, True),
     "depth": Range(1, 12, True),
 }

@@ -186,9 +186,14 @@ def check_ends(search: Search, backbone: DualEncoder, data: Dataset) -> None:
         UserError: one is refused, such as more context vectors than the text tower has room for.
     """
     for end in ("low", "high"):
-        method, recipe = search.parts({name: getattr(limits, end) for name, limits in search.space.items()}, data)
-        resolve(recipe, data)
-        method.build(backbone, data.class_names, template=data.template).class_features()
+        values = {name: getattr(limits, end) for name, limits in search.space.items()}
+        try:
+            method, recipe = search.parts(values, data)
+            resolve(recipe, data)
+            method.build(backbone, data.class_names, template=data.template).class_features()
+        except UserError as error:
+            shown = ", ".join(f"{name} {value:g}" for name, value in values.items())
+            raise UserError(f"{error} The search would try {shown}: narrow a range, as in n_ctx=1:8.") from None
 
 
 def read_pictures(backbone: DualEncoder, data: Sequence[Dataset], progress: Progress | None) -> None:

@@ -10,13 +10,14 @@ from types import SimpleNamespace
 
 import pytest
 
+from mmprompt.backbones.load import load_backbone
 from mmprompt.cli.config import read_settings
 from mmprompt.errors import UserError
 from mmprompt.experiments.cells import Origin
 from mmprompt.experiments.curves import Tried
 from mmprompt.experiments.search_space import KNOWN, Range, read_space
 from mmprompt.experiments.study import open_study
-from mmprompt.experiments.tune import Found, ReportValidation, Search, tune, without_broken
+from mmprompt.experiments.tune import Found, ReportValidation, Search, check_ends, tune, without_broken
 from mmprompt.experiments.tune_report import ranked, sensitivities, write_search
 from mmprompt.training.problem import RunFailed
 from tests.cli.conftest import write_pictures
@@ -43,6 +44,22 @@ def test_the_search_holds_no_test_pictures(search: Search) -> None:
     data = search.load(1)
     assert data.test == ()
     assert data.val
+
+
+def test_a_range_that_the_backbone_cannot_hold_is_refused_with_the_way_to_narrow_it(
+    search: Search, tmp_path: Path
+) -> None:
+    wide = replace(search, space={"n_ctx": Range(1, 99, True)})
+    with pytest.raises(UserError, match=r"99.* The search would try n_ctx 99: narrow a range, as in n_ctx=1:8\."):
+        tune(wide, f"sqlite:///{tmp_path}/s.db", 1, device="cpu")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["openart-category", "openart-large"])
+def test_the_usual_ranges_fit_the_usual_backbone(name: str) -> None:
+    space = {setting: KNOWN[setting] for setting in ("lr", "epochs", "weight_decay", "batch_size", "n_ctx")}
+    search = Search(Origin(name), "tiny", "coop", {}, {}, space, 1)
+    check_ends(search, load_backbone("tiny", "cpu"), search.load(1))
 
 
 def test_test_pictures_need_not_even_be_readable(
