@@ -17,6 +17,8 @@ from mmprompt.cli.output import Output
 from mmprompt.cli.parser import parse, peek
 from mmprompt.data.captions import load_caption_data
 from mmprompt.errors import bad_value, unknown_name
+from mmprompt.experiments.caption_report import write_caption_report
+from mmprompt.experiments.caption_tables import focus_table, speaker_table, strength_table
 from mmprompt.methods.captions import CAPTION_MODES
 from mmprompt.predictors.caption_search import Decoding
 from mmprompt.predictors.caption_writing import caption_rows, find_pictures
@@ -29,12 +31,14 @@ from mmprompt.predictors.captioner import (
     load_focus,
     read_caption_header,
 )
+from mmprompt.tasks.caption_measure import CaptionMeasure, measure_captions
 from mmprompt.tasks.captioning import RECIPE, describe_pictures, fit_captions
 from mmprompt.training.callbacks import ProgressBar
 from mmprompt.training.recipe import Recipe
 
 DATA = "openart-scenes"
 TRAIN = "Learn a prompt that makes a frozen captioner speak of one focus. Without options: emotions, on drawn scenes."
+EVAL = "Measure learned prompts beside the captioner without one and beside hand-written words."
 WRITE = "Write captions of pictures, with a learned prompt, several, or none."
 SHOWN = 8
 JSON_HELP = "Print one JSON document; everything for people goes to stderr."
@@ -87,6 +91,27 @@ class WriteSettings:
     """A JSONL file with a row a picture; run again, it goes on where it stopped."""
     rerank: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """A dual encoder that orders the n best captions of a picture by likeness too; needs --n-best."""
+    device: Device = "auto"
+    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+    decoding: Decoding = field(default_factory=Decoding)
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """What is measured."""
+
+    data: Annotated[str, tyro.conf.arg(metavar="NAME|FILE")] = DATA
+    """Pictures with captions: openart-scenes, openart-scenes-new-style, or a file."""
+    images: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """The folder of the pictures, if it is not that of the file."""
+    prompts: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN...")] = ()
+    """Run folders of prompts, one a focus."""
+    split: Annotated[str, tyro.conf.arg(metavar="NAME")] = "test"
+    """Which part: train, val or test."""
+    clip: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """A dual encoder for CLIPScore; it should be another than the captioner's."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """A folder for report.html, its figures and metrics.json."""
     device: Device = "auto"
     json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
     decoding: Decoding = field(default_factory=Decoding)
@@ -194,3 +219,46 @@ def what_captions_depend_on(settings: WriteSettings, fingerprint: str) -> dict[s
     numbers = replace(settings, pictures=(), prompt=(), avoid=None, out=None, json=False, device="")
     kept = {key: value for key, value in asdict(numbers).items() if key not in ("pictures", "out", "json", "device")}
     return kept | {"prompt": hashes, "avoid": avoid, "backbone": fingerprint}
+
+
+def run_eval(arguments: Sequence[str], prog: str) -> None:
+    """Measure learned prompts beside no prompt and beside words.
+
+    Raises:
+        UserError: there is no prompt, or one cannot be used.
+    """
+    settings = parse(EvalSettings, arguments, prog, EVAL)
+    output = Output(settings.json)
+    if not settings.prompts:
+        raise bad_value("prompts", "empty", "one or more run folders are needed", f"Write {prog} --prompts RUN.")
+    for run in settings.prompts:
+        read_caption_header(run)
+    data = load_caption_data(settings.data, settings.images)
+    captioner = load_captioner_of(settings.prompts, None, settings.device)
+    prompts = [load_focus(run, captioner) for run in settings.prompts]
+    encoder = None if settings.clip is None else load_backbone(settings.clip, settings.device)
+    with Counter("captioning") as counter:
+        measure = measure_captions(
+            captioner, data, prompts, settings.split, settings.decoding, encoder, progress=counter
+        )
+    show(output, measure)
+    if settings.out is not None:
+        report = write_caption_report(measure, data, settings.out, shlex.join([*prog.split(), *arguments]))
+        output.say(f"\nReport: {report}")
+    output.document(measure.to_dict())
+
+
+def show(output: Output, measure: CaptionMeasure) -> None:
+    """Print what was measured: who spoke of what, what it was worth, and the curve over strength."""
+    output.say(
+        f"{measure.data}, {measure.split}: {len(measure.speakers[0].said)} pictures, judged by the {measure.judge}\n"
+    )
+    output.table(*speaker_table(measure))
+    output.say("")
+    output.table(*focus_table(measure))
+    for focus, points in measure.strengths.items():
+        if points:
+            output.say(f"\n{focus} over strength")
+            output.table(*strength_table(points))
+    for note in measure.notes:
+        output.say(f"\n{note}")

@@ -26,6 +26,8 @@ class Decoding:
 
     max_tokens: int = 30
     """Longest caption in tokens, its end included."""
+    min_tokens: int = 1
+    """Tokens before a caption may end; pushed hard, captioners would rather say nothing."""
     n_beams: int = 1
     """Beams; 1 is greedy, or sampling if a temperature is given."""
     n_best: int = 1
@@ -45,6 +47,9 @@ class Decoding:
         for name in ("max_tokens", "n_beams", "n_best"):
             if getattr(self, name) < 1:
                 raise bad_value(name, getattr(self, name), "it must be 1 or more", "Use 1 or leave it out.")
+        if not 0 <= self.min_tokens < self.max_tokens:
+            limits = f"it must be from 0 to {self.max_tokens - 1}, below max_tokens"
+            raise bad_value("min_tokens", self.min_tokens, limits, "Use 1.")
         samples = self.temperature is not None
         if samples and not (self.temperature or 0) > 0:
             raise bad_value("temperature", self.temperature, "it must be above 0", "Leave it out for greedy decoding.")
@@ -139,6 +144,14 @@ class Mixed:
         """Read the prompts of all branches after the images."""
         return cls(captioner, branches, [captioner.prefill(memory, branch.vectors) for branch in branches])
 
+    def next_tokens(self, may_end: bool) -> Tensor:
+        """[N, V] log-probabilities of the next token, with none for the end where captions may not end yet."""
+        found = self.log_probs()
+        if may_end:
+            return found
+        end_id = torch.tensor([self.captioner.decoder.end_id], device=found.device)
+        return found.index_fill(1, end_id, float("-inf"))
+
     def log_probs(self) -> Tensor:
         """[N, V] float32 log-probabilities of the next token in the mixture."""
         found = [state.logits.float().log_softmax(-1) for state in self.states]
@@ -226,7 +239,7 @@ def walk(mixed: Mixed, n_tokens: int, uniform: Tensor | None, decoding: Decoding
     total = torch.zeros(n_rows, device=ended.device)
     tokens = []
     for place in range(n_tokens):
-        log_probs = mixed.log_probs()
+        log_probs = mixed.next_tokens(place >= decoding.min_tokens)
         token = log_probs.argmax(-1) if uniform is None else drawn(log_probs, uniform[:, place], decoding)
         token = token.masked_fill(ended, end_id)
         gained = log_probs.gather(1, token[:, None])[:, 0]
@@ -278,7 +291,7 @@ def search_beams(mixed: Mixed, n_images: int, n_tokens: int, decoding: Decoding)
     n_beams, end_id, device = decoding.n_beams, mixed.captioner.decoder.end_id, mixed.captioner.device
     images = [Beams([0.0], [[]]) for _ in range(n_images)]
     for length in range(1, n_tokens + 1):
-        log_probs = mixed.log_probs().unflatten(0, (n_images, -1))  # [B, beams, V]
+        log_probs = mixed.next_tokens(length > decoding.min_tokens).unflatten(0, (n_images, -1))  # [B, beams, V]
         sums = log_probs + torch.tensor([image.sums for image in images], device=device)[:, :, None]
         best, places = sums.flatten(1).topk(min(2 * n_beams, sums[0].numel()), dim=1)
         n_words = log_probs.shape[2]

@@ -39,6 +39,7 @@ def generate(captioner: FrozenCaptioner, features: torch.Tensor, vectors: dict[S
         eos_token_id=END,
         pad_token_id=END,
         do_sample=False,
+        min_new_tokens=1,
         **settings,
     )
 
@@ -81,7 +82,7 @@ def test_a_mixture_has_the_log_probabilities_of_its_formula(captioner, features)
     memory = captioner.open(features)
     one, other, away = (soft(captioner, seed, n) for seed, n in ((5, 2), (6, 3), (7, 1)))
     branches = mixture([(one, 1.0), (other, 3.0)], 1.5, away, 0.5)
-    found = search(captioner, memory, branches, Decoding(max_tokens=1))
+    found = search(captioner, memory, branches, Decoding(max_tokens=1, min_tokens=0))
     log = [captioner.prefill(memory, v).logits.log_softmax(-1) for v in ({}, one, other, away)]
     focus = 0.25 * log[1] + 0.75 * log[2]
     wanted = log[0] + 1.5 * (focus - log[0]) - 0.5 * (log[3] - log[0])
@@ -106,12 +107,42 @@ def test_samples_follow_the_distribution_that_top_k_leaves(captioner, features):
     memory = captioner.open(features[:1])
     probabilities = captioner.prefill(memory, {}).logits.softmax(-1)[0]
     best = probabilities.topk(2).indices.tolist()
-    decoding = Decoding(max_tokens=1, temperature=1.0, top_k=2, n_best=2000)
+    decoding = Decoding(max_tokens=1, min_tokens=0, temperature=1.0, top_k=2, n_best=2000)
     found = search(captioner, memory, mixture([], 1.0, None, 0.0), decoding)[0]
     ids = [one.token_ids[0] if one.token_ids else END for one in found]
     share = probabilities[best[0]] / probabilities[best].sum()
     assert set(ids) == set(best)
     assert ids.count(best[0]) / 2000 == pytest.approx(share.item(), abs=0.05)
+
+
+@pytest.mark.parametrize("n_beams", [1, 3])
+def test_a_caption_is_not_empty_unless_that_is_allowed(captioner, features, n_beams):
+    memory = captioner.open(features)
+    bias = torch.zeros(WORDS, dtype=torch.float64)
+    bias[END] = 100.0
+    silent = Silent(captioner.decoder, bias)
+    captioner.decoder, kept = silent, captioner.decoder
+    try:
+        settings = {"max_tokens": 4, "n_beams": n_beams}
+        said = search(captioner, memory, mixture([], 1.0, None, 0.0), Decoding(**settings))
+        unsaid = search(captioner, memory, mixture([], 1.0, None, 0.0), Decoding(**settings, min_tokens=0))
+    finally:
+        captioner.decoder = kept
+    assert all(len(some[0].token_ids) == 1 for some in said)
+    assert all(some[0].token_ids == () for some in unsaid)
+
+
+class Silent:
+    """A decoder that would rather say nothing."""
+
+    def __init__(self, decoder, bias):
+        self._decoder, self._bias = decoder, bias
+
+    def __getattr__(self, name):
+        return getattr(self._decoder, name)
+
+    def head(self, hidden):
+        return self._decoder.head(hidden) + self._bias
 
 
 def test_a_caption_that_does_not_fit_is_said_to_be_cut(captioner, features):

@@ -118,6 +118,7 @@ class FrozenCaptioner:
 
     Attributes:
         fingerprint: hex SHA-256 over the weights.
+        encoder_fingerprint: that of a dual encoder whose image tower this captioner sees with, "" for none.
         device, dtype: where they live and compute.
     """
 
@@ -137,6 +138,7 @@ class FrozenCaptioner:
         self.pixels = pixels
         self._encode = encode
         self.fingerprint = fingerprint(model)
+        self.encoder_fingerprint = ""
         first = next(model.parameters())
         self.device, self.dtype = first.device, first.dtype
         self.transform = pixels.text
