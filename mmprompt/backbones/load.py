@@ -92,19 +92,32 @@ def load_backbone(
     options = LoadOptions(
         place, choose_dtype(dtype, place), None if cache_dir is None else str(cache_dir), trust_remote_code
     )
+    with one_line_errors(name, source, options.cache_dir):
+        if source.library == "open_clip":
+            from mmprompt.backbones.open_clip import load_open_clip
+
+            return load_open_clip(name, source.model, source.weights, options)
+        from mmprompt.backbones.transformers_clip import load_transformers
+
+        return load_transformers(name, source.model, options)
+
+
+@contextlib.contextmanager
+def one_line_errors(name: str, source: Source, cache_dir: str | None) -> Iterator[None]:
+    """Turn whatever a library raises while it loads into one line, and keep its own lines back.
+
+    Args:
+        name: of the model, as the user gave it.
+        source: where it was looked for.
+        cache_dir: where downloads are kept, None for the library's own folder.
+    """
     try:
         with quiet_libraries():
-            if source.library == "open_clip":
-                from mmprompt.backbones.open_clip import load_open_clip
-
-                return load_open_clip(name, source.model, source.weights, options)
-            from mmprompt.backbones.transformers_clip import load_transformers
-
-            return load_transformers(name, source.model, options)
+            yield
     except (UserError, ImportError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # the libraries raise a dozen kinds for a missing or damaged file
-        raise not_loaded(name, source, options.cache_dir, error) from None
+        raise not_loaded(name, source, cache_dir, error) from None
 
 
 def list_backbones() -> list[str]:

@@ -49,17 +49,8 @@ def load_open_clip(name: str, architecture: str, weights: str | None, options: L
     Raises:
         UserError: the model has a part that no view describes.
     """
-    tag = open_clip.get_pretrained_cfg(architecture, weights) if weights else {}
-    model, preprocess = open_clip.create_model_from_pretrained(
-        architecture,
-        weights,
-        # Weights trained with QuickGELU are silently wrong with the GELU that most architecture names mean.
-        force_quick_gelu=bool(tag.get("quick_gelu")),
-        cache_dir=options.cache_dir,
-        weights_only=True,
-    )
+    model, preprocess = create_frozen(architecture, weights, options)
     tokenizer = read_tokenizer(architecture, options)
-    freeze(model, options)
     return FrozenDualEncoder(
         name=name,
         model=model,
@@ -70,6 +61,21 @@ def load_open_clip(name: str, architecture: str, weights: str | None, options: L
         log_logit_scale=model.logit_scale,
         logit_bias=model.logit_bias,
     )
+
+
+def create_frozen(architecture: str, weights: str | None, options: LoadOptions) -> tuple[Any, Callable]:
+    """A frozen model of open_clip and its test transform; the arguments are those of `load_open_clip`."""
+    tag = open_clip.get_pretrained_cfg(architecture, weights) if weights else {}
+    model, preprocess = open_clip.create_model_from_pretrained(
+        architecture,
+        weights,
+        # Weights trained with QuickGELU are silently wrong with the GELU that most architecture names mean.
+        force_quick_gelu=bool(tag.get("quick_gelu")),
+        cache_dir=options.cache_dir,
+        weights_only=True,
+    )
+    freeze(model, options)
+    return model, preprocess
 
 
 def unknown_part(part: object, expected: str) -> UserError:

@@ -45,15 +45,7 @@ def load_transformers(name: str, source: str, options: LoadOptions) -> FrozenDua
             f"{source} is a {config.model_type!r} model, but 'clip' or 'siglip' was expected. "
             "Use a CLIPModel or a SiglipModel, such as hf:openai/clip-vit-base-patch16."
         )
-    with no_progress_bar():
-        model, report = MODELS[config.model_type].from_pretrained(
-            source, cache_dir=options.cache_dir, dtype=torch.float32, output_loading_info=True
-        )
-    if report["missing_keys"]:
-        raise UserError(
-            f"{source} lacks {len(report['missing_keys'])} weights of its model, {min(report['missing_keys'])!r} among "
-            "them, but all were expected. Get the complete checkpoint."
-        )
+    model = load_complete(MODELS[config.model_type], source, options)
     tokenizer = read_tokenizer(AutoTokenizer.from_pretrained(source, **hub))
     processor = AutoImageProcessor.from_pretrained(source, **hub)
     freeze(model, options)
@@ -68,6 +60,34 @@ def load_transformers(name: str, source: str, options: LoadOptions) -> FrozenDua
         log_logit_scale=model.logit_scale,
         logit_bias=None if is_clip else model.logit_bias,
     )
+
+
+def load_complete(model_class: Any, source: str, options: LoadOptions, unread: str | None = None) -> Any:
+    """A model of one of transformers' classes, in float32.
+
+    Args:
+        model_class: with a `from_pretrained`.
+        source: a folder, or a name on the hub.
+        options: cache folder, and whether remote code may run.
+        unread: how the names of weights begin that nobody reads, so that files may lack them.
+    Raises:
+        UserError: its files lack some of its weights.
+    """
+    with no_progress_bar():
+        model, report = model_class.from_pretrained(
+            source,
+            cache_dir=options.cache_dir,
+            trust_remote_code=options.trust_remote_code,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    missing = [key for key in report["missing_keys"] if unread is None or not key.startswith(unread)]
+    if missing:
+        raise UserError(
+            f"{source} lacks {len(missing)} weights of its model, {min(missing)!r} among "
+            "them, but all were expected. Get the complete checkpoint."
+        )
+    return model
 
 
 @contextlib.contextmanager
