@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, Literal
 
 import torch
@@ -11,6 +12,11 @@ from torch import Tensor, nn
 
 from mmprompt.backbones.captioners.hf_cache import cache_argument, from_cache, to_cache
 from mmprompt.backbones.captioners.memory import Memory
+from mmprompt.backbones.captioners.pretrained import first_id
+from mmprompt.errors import UserError
+
+UNLIMITED = 1024
+"""Slots of a model whose positions have no end."""
 
 
 class PrefixDecoder:
@@ -20,21 +26,27 @@ class PrefixDecoder:
         lm: any `...ForCausalLM`.
         mapper: [N, T, D'] to [N, T', D].
         start_id, end_id: the tokens around a caption.
+        n_image: T', the slots of an image.
+        is_mapper_trained: whether captions can be expected of it already.
     """
 
     slot: Literal["decoder", "encoder"] = "decoder"
 
-    def __init__(self, lm: Any, mapper: nn.Module, start_id: int, end_id: int, n_image: int) -> None:
-        config = lm.config
-        self.lm, self.mapper = lm, mapper
-        self.width = lm.get_input_embeddings().weight.shape[1]
-        self.vocabulary_size = lm.get_output_embeddings().weight.shape[0]
-        self.start_ids, self.end_id = (start_id,), end_id
-        self.budget = getattr(config, "max_position_embeddings", 1024) - n_image - 1
+    def __init__(
+        self, lm: Any, mapper: nn.Module, start_id: int, end_id: int, n_image: int, is_mapper_trained: bool = True
+    ) -> None:
+        config = lm.config.get_text_config()
+        self.lm, self.mapper, self.is_mapper_trained = lm, mapper, is_mapper_trained
+        # OPT's embeddings can be narrower than its blocks: the width of a prompt is theirs, that of keys the blocks'.
+        self.vocabulary_size, self.width = lm.get_input_embeddings().weight.shape
+        self.start_ids: tuple[int, ...] = (start_id,)
+        self.end_id = end_id
+        self.budget = (getattr(config, "max_position_embeddings", None) or UNLIMITED) - n_image - 1
         n_heads = config.num_attention_heads
         n_kv = getattr(config, "num_key_value_heads", None) or n_heads
         head = getattr(config, "head_dim", None) or config.hidden_size // n_heads
         self.kv_shape: tuple[int, int, int] | None = (config.num_hidden_layers, n_kv, head)
+        self._takes_places = "position_ids" in inspect.signature(lm.base_model.forward).parameters
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Token embeddings, as the model scales them."""
@@ -50,8 +62,8 @@ class PrefixDecoder:
         cache = to_cache(memory.own)
         out = self.lm.base_model(
             inputs_embeds=x,
-            position_ids=places.expand(x.shape[0], -1),
             use_cache=True,
+            **({"position_ids": places.expand(x.shape[0], -1)} if self._takes_places else {}),
             **cache_argument(self.lm.base_model, cache),
         )
         return out.last_hidden_state, Memory(from_cache(cache), n_read=memory.n_read + x.shape[1])
@@ -59,3 +71,42 @@ class PrefixDecoder:
     def head(self, hidden: Tensor) -> Tensor:
         """Hidden states to logits."""
         return self.lm.get_output_embeddings()(hidden)
+
+    @torch.no_grad()
+    def check(self, name: str) -> None:
+        """See that reading slot by slot, then the head, gives the model's own logits.
+
+        Args:
+            name: of the captioner, for the error.
+        Raises:
+            UserError: it scales its logits, or keeps no keys and values.
+        """
+        x = self.embed(torch.tensor([[*self.start_ids, self.end_id, *self.start_ids]], device=self.lm.device))
+        try:
+            expected = self.lm(inputs_embeds=x, use_cache=False).logits
+            first, memory = self.run(Memory(), x[:, :2])
+            second, memory = self.run(memory, x[:, 2:])
+            found = self.head(torch.cat([first, second], dim=1))
+            is_same = torch.allclose(found, expected, rtol=1e-2, atol=1e-2 * expected.abs().max().item())
+        except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError):
+            is_same = False
+        if not is_same:
+            raise UserError(
+                f"the language model of {name}, a {type(self.lm).__name__}, cannot be read slot by slot, but a decoder "
+                "with keys and values was expected. Use a model such as hf:gpt2, or of the OPT or Llama families."
+            )
+        shapes = {(len(memory.own), part.shape[1], part.shape[3]) for pair in memory.own for part in pair}
+        self.kv_shape = shapes.pop() if len(shapes) == 1 else None  # mode kv takes one shape for all blocks
+
+
+def start_of(name: str, lm: Any, tokenizer: Any) -> int:
+    """The token before a caption: the model's start, or its end where it has no start of its own."""
+    config, generation = lm.config.get_text_config(), lm.generation_config
+    named = (tokenizer.bos_token_id, generation.bos_token_id, config.bos_token_id)
+    return first_id(name, "start", *named, tokenizer.eos_token_id, generation.eos_token_id, config.eos_token_id)
+
+
+def end_of(name: str, lm: Any, tokenizer: Any) -> int:
+    """The token after a caption."""
+    config, generation = lm.config.get_text_config(), lm.generation_config
+    return first_id(name, "end", tokenizer.eos_token_id, generation.eos_token_id, config.eos_token_id)

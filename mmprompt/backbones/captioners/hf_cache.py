@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 from torch import nn
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from mmprompt.backbones.captioners.memory import KeyValues
 
@@ -14,6 +14,11 @@ from mmprompt.backbones.captioners.memory import KeyValues
 def to_cache(keys_values: KeyValues) -> DynamicCache:
     """A cache that a decoder may append to; the memory's own tensors stay as they are."""
     return DynamicCache(keys_values or None)
+
+
+def to_crossed_cache(own: KeyValues, crossed: KeyValues) -> EncoderDecoderCache:
+    """The same for a decoder that reads an encoder too; it fills the second part where that is empty."""
+    return EncoderDecoderCache(to_cache(own), to_cache(crossed))
 
 
 def from_cache(cache: DynamicCache) -> KeyValues:

@@ -81,3 +81,19 @@ class Memory:
         own = tuple((change(key), change(value)) for key, value in self.own)
         crossed = tuple((change(key), change(value)) for key, value in self.crossed)
         return Memory(own, None if self.states is None else change(self.states), crossed, self.n_read)
+
+
+def causal_mask(n_before: int, x: Tensor) -> Tensor | None:
+    """Which slots new ones may see: all that were read before them, and one another from left to right.
+
+    Args:
+        n_before: keys that were kept, image and prompt among them.
+        x: [N, L, D], the new slots.
+    Returns:
+        [L, n_before + L] in the dtype of x, to be added to scores; None where a single new slot sees everything.
+    """
+    n_new = x.shape[1]
+    if n_new == 1:
+        return None
+    hidden = torch.full((n_new, n_before + n_new), float("-inf"), dtype=x.dtype, device=x.device)
+    return hidden.triu(n_before + 1)

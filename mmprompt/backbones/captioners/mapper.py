@@ -1,0 +1,182 @@
+"""Mappers from image features to a language model's embeddings, and the folder that one is kept in.
+
+`mlp` and `transformer` make a fixed number of vectors of one pooled feature (Mokady et al. 2021, "ClipCap", section
+3.3); `linear` makes one vector of every image token. A folder holds `mapper.json`, which names the frozen encoder and
+language model, and `mapper.safetensors`. Who trains a mapper is not known here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmprompt.errors import UserError, bad_file, bad_value, is_count, unknown_name
+from mmprompt.files import new_folder, read_json, read_tensors, tensor_bytes, write_bytes, write_json
+
+SETTINGS_FILE, WEIGHTS_FILE = "mapper.json", "mapper.safetensors"
+N_LAYERS, N_HEADS = 8, 8
+
+
+@dataclass(frozen=True)
+class MapperSettings:
+    """The shape of a mapper.
+
+    Args:
+        kind: `"linear"`, `"mlp"` or `"transformer"`.
+        image_width: D' of the image features.
+        width: D of the language model's embeddings.
+        n_prefix: vectors that an image becomes; None for `"linear"`, which makes as many as there are image tokens.
+    """
+
+    kind: str
+    image_width: int
+    width: int
+    n_prefix: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in MAPPERS:
+            raise unknown_name("kind of mapper", self.kind, MAPPERS)
+        for name in ("image_width", "width"):
+            if not is_count(getattr(self, name)):
+                raise bad_value(name, repr(getattr(self, name)), "a width is a whole number from 1", "Mend the mapper.")
+        if self.kind == "linear" and self.n_prefix is not None:
+            raise bad_value(
+                "n_prefix", self.n_prefix, "a linear mapper makes a vector of every image token", "Leave it out."
+            )
+        if self.kind != "linear" and not is_count(self.n_prefix):
+            raise bad_value("n_prefix", self.n_prefix, f"a mapper of kind {self.kind} makes at least one", "Use 10.")
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether it takes all image tokens [B, T, D'] instead of the pooled feature [B, 1, D']."""
+        return self.kind == "linear"
+
+
+class LinearMapper(nn.Sequential):
+    """Layer norm and a linear map of every image token: [N, T, D'] to [N, T, D]."""
+
+    def __init__(self, settings: MapperSettings) -> None:
+        super().__init__(nn.LayerNorm(settings.image_width), nn.Linear(settings.image_width, settings.width))
+        self.settings = settings
+
+
+class MlpMapper(nn.Sequential):
+    """One hidden layer of half the output's width: [N, 1, D'] to [N, M, D]."""
+
+    def __init__(self, settings: MapperSettings) -> None:
+        n_out = (settings.n_prefix or 1) * settings.width
+        hidden = max(1, n_out // 2)
+        super().__init__(
+            nn.Flatten(1),
+            nn.Linear(settings.image_width, hidden),
+            nn.Tanh(),
+            nn.Linear(hidden, n_out),
+            nn.Unflatten(1, (-1, settings.width)),
+        )
+        self.settings = settings
+
+
+class TransformerMapper(nn.Module):
+    """A transformer over the image, spread on M vectors, and M learned constants: [N, 1, D'] to [N, M, D]."""
+
+    def __init__(self, settings: MapperSettings) -> None:
+        super().__init__()
+        width, n_prefix = settings.width, settings.n_prefix or 1
+        self.settings = settings
+        self.spread = nn.Linear(settings.image_width, n_prefix * width)
+        self.constants = nn.Parameter(torch.randn(n_prefix, width))
+        layer = nn.TransformerEncoderLayer(
+            width, math.gcd(N_HEADS, width), 2 * width, dropout=0.0, batch_first=True, norm_first=True
+        )
+        self.encoder = nn.TransformerEncoder(layer, N_LAYERS, enable_nested_tensor=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[N, 1, D'] to [N, M, D]: what stands in the slots of the constants."""
+        image = self.spread(features).unflatten(-1, self.constants.shape).flatten(1, 2)  # [N, M, D]
+        x = torch.cat([image, self.constants.expand(len(image), -1, -1)], dim=1)
+        return self.encoder(x)[:, image.shape[1] :]
+
+
+MAPPERS: dict[str, Callable[[MapperSettings], nn.Module]] = {
+    "linear": LinearMapper,
+    "mlp": MlpMapper,
+    "transformer": TransformerMapper,
+}
+
+
+def new_mapper(settings: MapperSettings, seed: int = 1) -> nn.Module:
+    """An untrained mapper; the same for the same seed, and the caller's random numbers stay as they were."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return MAPPERS[settings.kind](settings)
+
+
+@dataclass(frozen=True)
+class MapperParts:
+    """The frozen models on both sides of a saved mapper, by name.
+
+    Args:
+        encoder: what `load_backbone` takes; None where the folder's reader knows it.
+        lm: `hf:NAME` or a folder; None for the mapper's own folder.
+        frozen: the fingerprint of both, None where it was not kept.
+        dtype: in which it was taken; the same weights have another one in another dtype.
+    """
+
+    encoder: str | None = None
+    lm: str | None = None
+    frozen: str | None = None
+    dtype: str | None = None
+
+
+def save_mapper(folder: Path, mapper: nn.Module, parts: MapperParts) -> None:
+    """Write a trained mapper as a new folder that `load_captioner` takes.
+
+    Args:
+        folder: to be made; must not exist.
+        mapper: of `new_mapper`.
+        parts: the frozen models that it was trained between.
+    Raises:
+        UserError: the folder is there already, or cannot be written.
+    """
+    if folder.exists():
+        raise bad_file(folder, "is there already", "Give a new folder.")
+    settings: Any = mapper.settings
+    with new_folder(folder) as place:
+        write_json(place / SETTINGS_FILE, asdict(settings) | asdict(parts))
+        write_bytes(place / WEIGHTS_FILE, tensor_bytes(mapper.state_dict(), {"format": "pt"}))
+
+
+def read_mapper(folder: Path) -> tuple[nn.Module, MapperParts]:
+    """Read a folder of `save_mapper`.
+
+    Raises:
+        UserError: files are missing or damaged, or do not belong together.
+    """
+    path = folder / SETTINGS_FILE
+    content = read_json(path)
+    names = [field.name for kind in (MapperSettings, MapperParts) for field in fields(kind)]
+    if not isinstance(content, dict):
+        raise bad_file(path, "is not a JSON object", "Restore the file as it was written.")
+    for name in content:
+        if name not in names:
+            raise bad_file(path, str(unknown_name("entry", name, names)), "Restore the file as it was written.")
+    parts = MapperParts(**{field.name: content.pop(field.name, None) for field in fields(MapperParts)})
+    if not all(value is None or isinstance(value, str) for value in asdict(parts).values()):
+        raise bad_file(path, "names an encoder or a language model by something that is no text", "Restore the file.")
+    try:
+        mapper = new_mapper(MapperSettings(**content))
+    except (UserError, TypeError) as error:
+        raise bad_file(path, f"does not describe a mapper ({error})", "Restore the file as it was written.") from None
+    try:
+        mapper.load_state_dict(read_tensors(folder / WEIGHTS_FILE))
+    except RuntimeError:
+        raise bad_file(
+            folder / WEIGHTS_FILE, f"does not hold the weights that {SETTINGS_FILE} describes", "Restore both files."
+        ) from None
+    return mapper, parts
