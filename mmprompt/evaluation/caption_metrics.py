@@ -300,7 +300,7 @@ def _weigh(tokens: Sequence[str], frequency: DocumentFrequency) -> _Weighed:
     squares = np.zeros(MAX_N)
     for ngram, weight in weights.items():
         squares[len(ngram) - 1] += weight**2
-    return _Weighed(weights, np.sqrt(squares), max(len(tokens) - 1, 0))  # COCO's code counts pairs of words
+    return _Weighed(weights, np.sqrt(squares), len(tokens))
 
 
 def _similarity(said: _Weighed, wanted: _Weighed) -> float:

@@ -325,7 +325,7 @@ def test_flickrstyle_without_a_list_or_with_another_is_refused(folder: Path) -> 
         read_captions(path)
     written(folder, "a.jpg\n", "images.txt")
     assert "has 2 captions, but 1 pictures are listed" in refusal(path)
-    written(folder, "a.jpg\nb.jpg\n", "images.txt")
+    written(folder, "a.jpg\r\nb.jpg\r\n", "images.txt")
     assert len(read_captions(path).items) == 2
     written(folder, pickle.dumps(["a.jpg", "c.jpg"]), "train.p")
     with pytest.raises(UserError, match=r"train\.p: lists other pictures than images\.txt"):

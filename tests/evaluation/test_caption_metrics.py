@@ -147,7 +147,7 @@ def slow_cider(corpus: list[tuple[list[str], list[list[str]]]], index: int) -> f
             wanted = vector(text, n)
             norm = math.dist(said.values(), [0] * len(said)) * math.dist(wanted.values(), [0] * len(wanted))
             product = sum(min(said[ngram], wanted.get(ngram, 0)) * wanted.get(ngram, 0) for ngram in said)
-            penalty = math.exp(-((max(len(caption), 1) - max(len(text), 1)) ** 2) / (2 * 6**2))
+            penalty = math.exp(-((len(caption) - len(text)) ** 2) / (2 * 6**2))
             total += penalty * product / norm / len(texts) if norm else 0
     return 10 * total / 4
 
