@@ -42,7 +42,7 @@ from mmprompt.training.problem import RunFailed, StepResult
 from mmprompt.training.recipe import Recipe
 from mmprompt.version import __version__
 
-RECIPE = Recipe(optimizer="adamw", lr=0.1, epochs=8, batch_size=32, weight_decay=0.0, warmup_epochs=0, augment="none")
+RECIPE = Recipe(optimizer="adamw", lr=0.1, epochs=8, batch_size=16, weight_decay=0.0, warmup_epochs=0, augment="none")
 """Of soft and kv prompts, in units of the vectors' own size."""
 MAX_MEMORY_BYTES = 2**30
 LOOKED_AT = 64
@@ -55,14 +55,17 @@ class Encoded:
     """Captions as a training takes them.
 
     Args:
-        rows: the picture of each.
-        token_ids: of each, the end token last unless it was cut.
+        token_ids: of each picture's captions, the end token last unless it was cut.
         n_cut: how many were longer than there is room for.
     """
 
-    rows: tuple[int, ...]
-    token_ids: tuple[tuple[int, ...], ...]
+    token_ids: tuple[tuple[tuple[int, ...], ...], ...]
     n_cut: int
+
+    @property
+    def n_captions(self) -> int:
+        """Of all pictures together."""
+        return sum(map(len, self.token_ids))
 
 
 def encode_captions(captioner: FrozenCaptioner, captions: Sequence[Sequence[str]], room: int) -> Encoded:
@@ -70,21 +73,19 @@ def encode_captions(captioner: FrozenCaptioner, captions: Sequence[Sequence[str]
 
     Args:
         captioner: the frozen model.
-        captions: of each picture.
+        captions: of each picture, one or more.
         room: most tokens of one, its end included; longer ones are cut and counted.
     """
-    rows, ids, n_cut = [], [], 0
-    for row, texts in enumerate(captions):
-        for text in texts:
-            tokens = (*captioner.tokenizer.encode(text), captioner.decoder.end_id)
-            n_cut += len(tokens) > room
-            rows.append(row)
-            ids.append(tokens[:room])
-    return Encoded(tuple(rows), tuple(ids), n_cut)
+    end_id = captioner.decoder.end_id
+    whole = [[(*captioner.tokenizer.encode(text), end_id) for text in texts] for texts in captions]
+    n_cut = sum(len(ids) > room for some in whole for ids in some)
+    return Encoded(tuple(tuple(ids[:room] for ids in some) for some in whole), n_cut)
 
 
 class CaptionProblem:
-    """What the loop trains: vectors that make captions of given pictures probable.
+    """What the loop trains: vectors that make the captions of given pictures probable.
+
+    An item is a picture with all its captions, so that image, start and prompt are read once for all of them.
 
     Args:
         captioner: the frozen model.
@@ -115,11 +116,11 @@ class CaptionProblem:
 
     @property
     def n_items(self) -> int:
-        """The number of captions."""
-        return len(self.captions.rows)
+        """The number of pictures."""
+        return len(self.captions.token_ids)
 
     def step(self, indices: list[int], epoch: int) -> StepResult:
-        """The mean cross entropy of the tokens of a batch of captions, their ends included."""
+        """The mean cross entropy of the tokens of all captions of some pictures, their ends included."""
         return StepResult({"caption": self.loss(indices, self._vectors())})
 
     def validate(self) -> float | None:
@@ -127,22 +128,23 @@ class CaptionProblem:
         return None
 
     def loss(self, indices: Sequence[int], vectors: Mapping[Site, Vectors]) -> Tensor:
-        """Cross entropy in nats a token, over the tokens of some captions."""
-        device = self.captioner.device
-        rows = torch.tensor([self.captions.rows[index] for index in indices], device=device)
-        texts = [self.captions.token_ids[index] for index in indices]
+        """Cross entropy in nats a token, over the captions of some pictures."""
+        device, end_id = self.captioner.device, self.captioner.decoder.end_id
+        rows = [row for row, index in enumerate(indices) for _ in self.captions.token_ids[index]]
+        texts = [ids for index in indices for ids in self.captions.token_ids[index]]
         length = max(map(len, texts))
-        end_id = self.captioner.decoder.end_id
         ids = torch.tensor([[*text, *[end_id] * (length - len(text))] for text in texts], device=device)
         wanted = torch.arange(length, device=device) < torch.tensor([[len(text)] for text in texts], device=device)
-        logits = self.captioner.logits(self._images(rows), vectors, ids, wanted)
+        memory = self._images(torch.tensor(list(indices), device=device))
+        state = self.captioner.prefill(memory, vectors).fork(memory, torch.tensor(rows, device=device))
+        logits = self.captioner.logits_after(state, ids, wanted)
         return F.cross_entropy(logits.float(), ids[wanted])
 
     @torch.no_grad()
-    def mean_loss(self, vectors: Mapping[Site, Vectors], n_captions: int = 512) -> float:
-        """The loss over the first captions, with other vectors or none: what a prompt is held against."""
-        indices = list(range(min(n_captions, self.n_items)))
-        parts = [indices[start : start + 64] for start in range(0, len(indices), 64)]
+    def mean_loss(self, vectors: Mapping[Site, Vectors], n_pictures: int = 128) -> float:
+        """The loss over the first pictures, with other vectors or none: what a prompt is held against."""
+        indices = list(range(min(n_pictures, self.n_items)))
+        parts = [indices[start : start + 32] for start in range(0, len(indices), 32)]
         return sum(self.loss(part, vectors).item() * len(part) for part in parts) / len(indices)
 
     def _images(self, rows: Tensor) -> Memory:
@@ -314,7 +316,7 @@ def notices_of(problem: CaptionProblem, prompt: FocusPrompt, features: Tensor) -
     notices = []
     if captions.n_cut:
         notices.append(
-            f"{captions.n_cut} of {len(captions.rows)} captions were longer than the decoder has room for and were "
+            f"{captions.n_cut} of {captions.n_captions} captions were longer than the decoder has room for and were "
             "cut: shorten them, or use fewer vectors."
         )
     bare, learned = problem.mean_loss({}), problem.mean_loss(prompt.vectors())
@@ -326,7 +328,7 @@ def notices_of(problem: CaptionProblem, prompt: FocusPrompt, features: Tensor) -
             f"{bare:.3f} without. {other}"
         )
     said = {caption.text for caption in Captioner(captioner, Steering(((prompt, 1.0),))).caption_features(features)}
-    texts = {captions.token_ids[index] for index, row in enumerate(captions.rows) if row < len(features)}
+    texts = {ids for some in captions.token_ids[: len(features)] for ids in some}
     if len(said) < COLLAPSED * min(len(texts), len(features)):
         notices.append(
             f"The captioner says {len(said)} different captions of {len(features)} pictures, whose own captions are "

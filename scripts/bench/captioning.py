@@ -41,23 +41,23 @@ class Plain:
         self.captioner, decoder = captioner, captioner.decoder
         self.lm, self.mapper, self.end_id = decoder.lm, decoder.mapper, decoder.end_id
         self.start = decoder.embed(torch.tensor([decoder.start_ids]))
-        self.pairs = [(item.image, text) for item in data.train for text in item.of(FOCUS)]
-        self.ids = [[*captioner.tokenizer.encode(text), self.end_id] for _, text in self.pairs]
-        self.length = max(map(len, self.ids))
+        self.images = [item.image for item in data.train]
+        self.ids = [[[*captioner.tokenizer.encode(t), self.end_id] for t in item.of(FOCUS)] for item in data.train]
+        self.length = max(len(ids) for some in self.ids for ids in some)
         features = captioner.encode_image(torch.stack([self.read(item.image) for item in data.train[:64]]))
-        method = mp.SoftPrompt()
-        self.source = method.sources(captioner, [ids[:-1] for ids in self.ids], features).sources[0]
+        words = [ids[:-1] for some in self.ids for ids in some]
+        self.source = mp.SoftPrompt().sources(captioner, words, features).sources[0]
 
     def read(self, path: object) -> Tensor:
         return self.captioner.preprocess(read_image(path))  # type: ignore[arg-type]
 
     def features(self, index: int) -> Tensor:
-        """[1, T, D'] of the picture of one caption."""
-        return self.captioner.encode_image(self.read(self.pairs[index][0])[None])
+        """[n, T, D'] of one picture, encoded again for each of its n captions."""
+        return torch.cat([self.captioner.encode_image(self.read(self.images[index])[None]) for _ in self.ids[index]])
 
     def loss(self, indices: list[int], features: Tensor) -> Tensor:
-        """Cross entropy of a batch of captions, padded to the longest of the data."""
-        texts = [self.ids[index] for index in indices]
+        """Cross entropy of all captions of some pictures, padded to the longest of the data."""
+        texts = [ids for index in indices for ids in self.ids[index]]
         ids = torch.tensor([text + [self.end_id] * (self.length - len(text)) for text in texts])
         labels = torch.tensor([text + [IGNORED] * (self.length - len(text)) for text in texts])
         soft = self.source().values.expand(len(ids), -1, -1)
@@ -72,7 +72,7 @@ class Plain:
         n_epochs = RECIPE.epochs or 1
         for epoch in range(n_epochs):
             optimizer.param_groups[0]["lr"] = learning_rate(RECIPE, epoch, n_epochs)
-            for indices in batches(epoch_order(SEED, epoch, len(self.pairs)), RECIPE.batch_size):
+            for indices in batches(epoch_order(SEED, epoch, len(self.images)), RECIPE.batch_size):
                 features = [self.features(index) if stored is None else stored[index] for index in indices]
                 optimizer.zero_grad()
                 self.loss(indices, torch.cat(features)).backward()
@@ -100,12 +100,12 @@ def training_rows(captioner: FrozenCaptioner, data: CaptionData) -> tuple[list[R
             found["prompt"] = mp.fit_captions(FOCUS, captioner=captioner, data=data, seed=SEED).prompt
 
         def theirs(plain: Plain = plain, once: bool = name != "train") -> None:
-            plain.train([plain.features(index) for index in range(len(plain.pairs))] if once else None)
+            plain.train([plain.features(index) for index in range(len(plain.images))] if once else None)
 
         plain_s, ours_s = cpu_seconds(theirs), cpu_seconds(ours)
         prompt = found["prompt"]
         error = relative_error(prompt.vectors()[LM_INPUT].values.detach(), plain.source().values.detach())
-        n_steps = (RECIPE.epochs or 1) * len(batches(list(range(len(plain.pairs))), RECIPE.batch_size))
+        n_steps = (RECIPE.epochs or 1) * len(batches(list(range(len(plain.images))), RECIPE.batch_size))
         row = {"name": name, "ratio": plain_s / ours_s, "equal": error < SAME_WEIGHTS, "plain_s": plain_s}
         rows.append(row | {"ours_s": ours_s, "steps_a_second": n_steps / ours_s, "weights_error": error})
     assert prompt is not None

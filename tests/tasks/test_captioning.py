@@ -41,27 +41,28 @@ def problem_of(captioner, data, method):
     features = CaptionFeatures(captioner, None).of([item.image for item in data.train])
     texts = [item.of("numbers") for item in data.train]
     captions = encode_captions(captioner, texts, 20)
-    sources = method.sources(captioner, captions.token_ids, features).double()
+    tokens = [ids for some in captions.token_ids for ids in some]
+    sources = method.sources(captioner, tokens, features).double()
     return CaptionProblem(captioner, sources, sources.vectors, features, captions), sources
 
 
 def plain_loss(captioner, problem, indices, soft):
     """Every caption alone, the whole row through the library's model, nothing kept."""
     decoder, total, n_tokens = captioner.decoder, 0.0, 0
-    for index in indices:
-        ids = torch.tensor([problem.captions.token_ids[index]])
-        row = problem.captions.rows[index]
-        start = decoder.embed(torch.tensor([[START]]))
-        parts = [decoder.mapper(problem.features[[row]]), start, soft[None], decoder.embed(ids)]
-        logits = decoder.lm(inputs_embeds=torch.cat(parts, 1)).logits[0, -ids.shape[1] - 1 : -1]
-        total = total + F.cross_entropy(logits, ids[0], reduction="sum")
-        n_tokens += ids.shape[1]
+    for row in indices:
+        for tokens in problem.captions.token_ids[row]:
+            ids = torch.tensor([tokens])
+            start = decoder.embed(torch.tensor([[START]]))
+            parts = [decoder.mapper(problem.features[[row]]), start, soft[None], decoder.embed(ids)]
+            logits = decoder.lm(inputs_embeds=torch.cat(parts, 1)).logits[0, -ids.shape[1] - 1 : -1]
+            total = total + F.cross_entropy(logits, ids[0], reduction="sum")
+            n_tokens += ids.shape[1]
     return total / n_tokens
 
 
 def test_loss_and_gradient_are_those_of_whole_rows_one_by_one(captioner, data):
     problem, sources = problem_of(captioner, data, SoftPrompt(n_soft=4))
-    indices = [0, 3, 5, 8, 9]
+    indices = [0, 3, 5, 7]
     (values,) = sources.parameters()
     ours = problem.step(indices, 0).losses["caption"]
     (our_gradient,) = torch.autograd.grad(ours, values)

@@ -104,6 +104,10 @@ class State:
         """The given rows [N'], each as often as it is named."""
         return State(self.memory.select(rows), self.logits.index_select(0, rows))
 
+    def fork(self, images: Memory, rows: Tensor) -> State:
+        """The same for training: no gradient flows back through what was read of the images [N rows]."""
+        return State(self.memory.select_after(images, rows), self.logits.index_select(0, rows))
+
 
 class FrozenCaptioner:
     """A frozen image encoder and a frozen text decoder.
@@ -201,11 +205,25 @@ class FrozenCaptioner:
         Returns:
             [N, L, V], or [sum(wanted), V] in row order.
         """
-        memory, x = self._begin(memory, vectors)
-        n_before = x.shape[1] - 1
-        hidden, _ = self.decoder.run(memory, torch.cat([x, self.decoder.embed(token_ids[:, :-1])], dim=1))
-        hidden = hidden[:, n_before:]  # [N, L, D'']
-        return self.decoder.head(hidden if wanted is None else hidden[wanted])
+        return self.logits_after(self.prefill(memory, vectors), token_ids, wanted)
+
+    def logits_after(self, state: State, token_ids: Tensor, wanted: Tensor | None = None) -> Tensor:
+        """The same from captions under way; the state's rows may be one picture's many times over.
+
+        Args:
+            state: of `prefill`, N rows.
+            token_ids, wanted: as in `logits`.
+        """
+        first = state.logits[:, None]  # [N, 1, V]
+        if token_ids.shape[1] == 1:
+            return first if wanted is None else first[wanted]
+        hidden, _ = self.decoder.run(state.memory, self.decoder.embed(token_ids[:, :-1]))
+        if wanted is None:
+            return torch.cat([first, self.decoder.head(hidden)], dim=1)
+        # one row a token that is asked for: the first tokens' logits are there already, the others are computed
+        found = torch.cat([state.logits[wanted[:, 0]], self.decoder.head(hidden[wanted[:, 1:]])])
+        is_first = wanted.nonzero()[:, 1] == 0
+        return found[torch.cat([is_first.nonzero()[:, 0], (~is_first).nonzero()[:, 0]]).argsort()]
 
     def _begin(self, memory: Memory, vectors: Mapping[Site, Vectors]) -> tuple[Memory, Tensor]:
         n_rows = len(memory)

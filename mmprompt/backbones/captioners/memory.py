@@ -36,6 +36,26 @@ class Memory:
         """The given rows, each as often as it is named: [N'] int64."""
         return self._map(lambda tensor: tensor.index_select(0, rows))
 
+    def select_after(self, base: Memory, rows: Tensor) -> Memory:
+        """The given rows, with what `base` had read taken from `base`, so that no gradient flows back through it.
+
+        Args:
+            base: what the same rows had read before, in self-attention.
+            rows: [N'] int64.
+        """
+        if not base.own:
+            return self.select(rows)
+        n_base = base.own[0][0].shape[2]
+        own = tuple(
+            (
+                torch.cat([old_key.index_select(0, rows), key[:, :, n_base:].index_select(0, rows)], dim=2),
+                torch.cat([old_value.index_select(0, rows), value[:, :, n_base:].index_select(0, rows)], dim=2),
+            )
+            for (old_key, old_value), (key, value) in zip(base.own, self.own, strict=True)
+        )
+        rest = Memory((), self.states, self.crossed, self.n_read).select(rows)
+        return Memory(own, rest.states, rest.crossed, self.n_read)
+
     def insert(self, keys_values: KeyValues) -> Memory:
         """The same with learned keys and values after what was read: [1 or N, H, M, D/H] each."""
         n_rows = len(self)
