@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,6 @@ from transformers import (
 )
 
 from mmprompt.backbones.captioners.load import load_pair, save_mapped
-from mmprompt.backbones.captioners.mapper import MapperSettings
 from mmprompt.backbones.dual_encoder import LoadOptions
 from tests.small_models import (
     HEADS,
@@ -159,7 +157,3 @@ def save_coca(folder: Path, multimodal_heads: int = HEADS) -> Path:
     randomise(model, 6)
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
     return folder
-
-
-def other_width(settings: MapperSettings) -> MapperSettings:
-    return replace(settings, width=settings.width + 1)

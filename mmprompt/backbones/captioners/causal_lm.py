@@ -28,6 +28,8 @@ class PrefixDecoder:
         start_id, end_id: the tokens around a caption.
         n_image: T', the slots of an image.
         is_mapper_trained: whether captions can be expected of it already.
+    Raises:
+        UserError: the model scales its logits, or keeps no keys and values.
     """
 
     slot: Literal["decoder", "encoder"] = "decoder"
@@ -42,11 +44,8 @@ class PrefixDecoder:
         self.start_ids: tuple[int, ...] = (start_id,)
         self.end_id = end_id
         self.budget = (getattr(config, "max_position_embeddings", None) or UNLIMITED) - n_image - 1
-        n_heads = config.num_attention_heads
-        n_kv = getattr(config, "num_key_value_heads", None) or n_heads
-        head = getattr(config, "head_dim", None) or config.hidden_size // n_heads
-        self.kv_shape: tuple[int, int, int] | None = (config.num_hidden_layers, n_kv, head)
         self._takes_places = "position_ids" in inspect.signature(lm.base_model.forward).parameters
+        self.kv_shape: tuple[int, int, int] | None = self._measure()
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Token embeddings, as the model scales them."""
@@ -73,14 +72,8 @@ class PrefixDecoder:
         return self.lm.get_output_embeddings()(hidden)
 
     @torch.no_grad()
-    def check(self, name: str) -> None:
-        """See that reading slot by slot, then the head, gives the model's own logits.
-
-        Args:
-            name: of the captioner, for the error.
-        Raises:
-            UserError: it scales its logits, or keeps no keys and values.
-        """
+    def _measure(self) -> tuple[int, int, int] | None:
+        """The shape of keys and values, once reading slot by slot is seen to give the model's own logits."""
         x = self.embed(torch.tensor([[*self.start_ids, self.end_id, *self.start_ids]], device=self.lm.device))
         try:
             expected = self.lm(inputs_embeds=x, use_cache=False).logits
@@ -92,21 +85,21 @@ class PrefixDecoder:
             is_same = False
         if not is_same:
             raise UserError(
-                f"the language model of {name}, a {type(self.lm).__name__}, cannot be read slot by slot, but a decoder "
-                "with keys and values was expected. Use a model such as hf:gpt2, or of the OPT or Llama families."
+                f"the language model, a {type(self.lm).__name__}, cannot be read slot by slot, but a decoder with keys "
+                "and values was expected. Use a model such as hf:gpt2, or of the OPT or Llama families."
             )
         shapes = {(len(memory.own), part.shape[1], part.shape[3]) for pair in memory.own for part in pair}
-        self.kv_shape = shapes.pop() if len(shapes) == 1 else None  # mode kv takes one shape for all blocks
+        return shapes.pop() if len(shapes) == 1 else None  # mode kv takes one shape for all blocks
 
 
 def start_of(name: str, lm: Any, tokenizer: Any) -> int:
     """The token before a caption: the model's start, or its end where it has no start of its own."""
-    config, generation = lm.config.get_text_config(), lm.generation_config
-    named = (tokenizer.bos_token_id, generation.bos_token_id, config.bos_token_id)
-    return first_id(name, "start", *named, tokenizer.eos_token_id, generation.eos_token_id, config.eos_token_id)
+    starts = [getattr(place, "bos_token_id", None) for place in (tokenizer, lm.generation_config, lm.config)]
+    ends = [getattr(place, "eos_token_id", None) for place in (tokenizer, lm.generation_config, lm.config)]
+    return first_id(name, "start", *starts, *ends)
 
 
 def end_of(name: str, lm: Any, tokenizer: Any) -> int:
     """The token after a caption."""
-    config, generation = lm.config.get_text_config(), lm.generation_config
-    return first_id(name, "end", tokenizer.eos_token_id, generation.eos_token_id, config.eos_token_id)
+    places = (tokenizer, lm.generation_config, lm.config)
+    return first_id(name, "end", *(getattr(place, "eos_token_id", None) for place in places))

@@ -69,5 +69,6 @@ def read_decoder(name: str, model: VisionEncoderDecoderModel) -> CrossDecoder:
         kv_shape=(config.n_layer, config.n_head, config.n_embd // config.n_head),
     )
     generation = model.generation_config
-    start_id = first_id(name, "start", generation.decoder_start_token_id, model.config.decoder_start_token_id)
+    starts = [getattr(place, "decoder_start_token_id", None) for place in (generation, model.config)]
+    start_id = first_id(name, "start", *starts)
     return CrossDecoder(parts, start_id, first_id(name, "end", generation.eos_token_id, config.eos_token_id))

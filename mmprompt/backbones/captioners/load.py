@@ -241,7 +241,6 @@ def join(
         models["mapper"] = mapper
     start_id, end_id = start_of(name, lm, tokenizer), end_of(name, lm, tokenizer)
     decoder = PrefixDecoder(lm, mapper, start_id, end_id, settings.n_prefix or n_tokens, is_trained)
-    decoder.check(name)
     captioner = FrozenCaptioner(name, models, encode, decoder, caption_tokenizer(tokenizer), encoder.pixels)
     captioner.encoder_fingerprint = encoder.fingerprint
     return captioner
