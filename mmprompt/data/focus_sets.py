@@ -1,6 +1,9 @@
 """Focus sets from neutral captions: of several references of one picture, those that speak most of a focus.
 
 It works for objects and actions. It does not for emotions, which neutral captions hardly name; `build_focus` says so.
+Choosing by one half of the vocabulary has a price, measured on COCO's Karpathy test images: the chosen captions hold
+more nouns of the half that chose (2.49 against 1.56 of any caption) and fewer of the other (1.68 against 1.97); verbs
+likewise (1.20 against 0.58, and 0.32 against 0.46). The half that is left to judge by therefore underrates them.
 """
 
 from __future__ import annotations

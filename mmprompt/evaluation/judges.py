@@ -149,7 +149,8 @@ def judge_for(data: CaptionData) -> Judge:
         return LexiconJudge(data.lexicon, f"lexicon of {data.name}")
     halves = {focus: JUDGING for focus, how in data.chosen_by.items() if how.startswith(TAGGER)}
     notes = [
-        f"The tagger chose the captions of {focus}, so the half of the vocabulary that did not choose judges."
+        f"The tagger chose the captions of {focus}, so the half of the vocabulary that did not choose judges. It "
+        "underrates them: a caption of a given length that holds more words of one half holds fewer of the other."
         for focus in halves
     ]
     neutral = [item.of(NEUTRAL) for item in data.train if item.of(NEUTRAL)]
