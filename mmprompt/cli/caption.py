@@ -15,15 +15,16 @@ from mmprompt.backbones.load import load_backbone
 from mmprompt.cli.counter import Counter
 from mmprompt.cli.output import Output
 from mmprompt.cli.parser import parse, peek
-from mmprompt.data.captions import load_caption_data
+from mmprompt.data.captions import CaptionData, load_caption_data
 from mmprompt.errors import bad_value, unknown_name
 from mmprompt.experiments.caption_report import write_caption_report
 from mmprompt.experiments.caption_tables import focus_table, speaker_table, strength_table
-from mmprompt.methods.captions import CAPTION_MODES
+from mmprompt.methods.captions import CAPTION_MODES, SoftPrompt
 from mmprompt.predictors.caption_search import Decoding
 from mmprompt.predictors.caption_writing import caption_rows, find_pictures
 from mmprompt.predictors.captioner import (
     Captioner,
+    CaptionFeatures,
     FocusPrompt,
     Steering,
     hard_prompt,
@@ -32,11 +33,12 @@ from mmprompt.predictors.captioner import (
     read_caption_header,
 )
 from mmprompt.tasks.caption_measure import CaptionMeasure, measure_captions
-from mmprompt.tasks.captioning import RECIPE, describe_pictures, fit_captions
+from mmprompt.tasks.captioning import MAPPER_RECIPE, RECIPE, CaptionResult, describe_pictures, fit_captions, fit_mapper
 from mmprompt.training.callbacks import ProgressBar
 from mmprompt.training.recipe import Recipe
 
 DATA = "openart-scenes"
+MAPPER, MAPPER_AND_SOFT = "mapper", "mapper+soft"
 TRAIN = "Learn a prompt that makes a frozen captioner speak of one focus. Without options: emotions, on drawn scenes."
 EVAL = "Measure learned prompts beside the captioner without one and beside hand-written words."
 WRITE = "Write captions of pictures, with a learned prompt, several, or none."
@@ -51,12 +53,15 @@ class TrainSettings:
 
     data: Annotated[str, tyro.conf.arg(metavar="NAME|FILE")] = DATA
     """Captions: openart-scenes, or a JSONL, COCO, Karpathy, Flickr, SentiCap, FlickrStyle or ArtEmis file."""
+    images: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """The folder of the pictures, if it is not that of the file."""
     focus: Annotated[str, tyro.conf.arg(metavar="NAME")] = "emotions"
     """What captions are to speak of; one that the data has captions of."""
     backbone: Annotated[str, tyro.conf.arg(metavar="NAME")] = "tiny"
     """The frozen captioner: `tiny`, `hf:NAME`, `open_clip:coca_...`, `ENCODER + LM`, or a folder."""
     mode: Annotated[str, tyro.conf.arg(metavar="NAME")] = "soft"
-    """Where vectors stand: soft (after the start token) or kv (keys and values in every block)."""
+    """What is learned: soft (vectors after the start token), kv (keys and values in every block), mapper (from an image
+    encoder to a language model), mapper+soft (both, one after the other), or text (nothing; give --words)."""
     seed: Annotated[int, tyro.conf.arg(metavar="INT")] = 1
     """Seed of the order of the captions."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
@@ -118,22 +123,50 @@ class EvalSettings:
 
 
 def run_train(arguments: Sequence[str], prog: str) -> None:
-    """Learn a focus, save it, and show what it says.
+    """Learn a focus, or a mapper, or one after the other, and show what it says.
 
     Raises:
         UserError: something in the call or the data is wrong; nothing is written then.
     """
     settings, recipe, method = read_train(arguments, prog)
     output = Output(settings.json)
-    data = load_caption_data(settings.data)
-    captioner = load_captioner(settings.backbone, settings.device)
-    folder = settings.out or Path("runs") / settings.focus
+    data = load_caption_data(settings.data, settings.images)
     for note in data.notes:
         output.say(note)
-    with Counter("encoding pictures"):
+    folder = settings.out or Path("runs") / (MAPPER if settings.mode == MAPPER else settings.focus)
+    backbone = settings.backbone
+    if settings.mode in (MAPPER, MAPPER_AND_SOFT):
+        mapper = folder if settings.mode == MAPPER else folder.with_name(f"{folder.name}-mapper")
+        history = train_mapper(settings, data, mapper, recipe)
+        output.say(f"\nThe mapper is in {mapper}. The weights of encoder and language model are what they were before.")
+        backbone = str(mapper)
+        if settings.mode == MAPPER:
+            output.say(f"Next: mmprompt caption train --backbone {shlex.quote(str(mapper))} --focus FOCUS")
+            output.document({"run": str(mapper), "history": history})
+            return
+        recipe = RECIPE
+    captioner = load_captioner(backbone, settings.device)
+    with Counter("encoding pictures") as counter:
+        features = CaptionFeatures(captioner, progress=counter)
+        bars, resume = [ProgressBar()], settings.resume
         result = fit_captions(
-            settings.focus, method, captioner, data, folder, recipe, settings.seed, [ProgressBar()], settings.resume
+            settings.focus, method, captioner, data, folder, recipe, settings.seed, bars, resume, features
         )
+    conclude_training(output, settings, result, folder)
+
+
+def train_mapper(settings: TrainSettings, data: CaptionData, folder: Path, recipe: Recipe) -> list[dict[str, Any]]:
+    """Train a mapper unless an earlier call of the same command did; its history."""
+    if settings.resume and folder.exists():
+        return []
+    captioner = load_captioner(settings.backbone, settings.device)
+    resume = settings.resume and folder.with_name(f"{folder.name}-training").exists()
+    return fit_mapper(captioner, data, folder, recipe, settings.seed, [ProgressBar()], resume)
+
+
+def conclude_training(output: Output, settings: TrainSettings, result: CaptionResult, folder: Path) -> None:
+    """Show what a prompt says beside the captioner without one, and what to do next."""
+    captioner, data = result.captioner, result.data
     shown = (data.val or data.train)[:4]
     plain, steered = (caption_texts(one, shown) for one in (Captioner(captioner), result.steered))
     rows = [[item.image_id, before, after] for item, before, after in zip(shown, plain, steered, strict=True)]
@@ -151,11 +184,13 @@ def read_train(arguments: Sequence[str], prog: str) -> tuple[TrainSettings, Reci
         UserError: there is no such mode.
     """
     mode = peek(arguments, "mode") or TrainSettings.mode
-    if mode not in CAPTION_MODES:
-        raise unknown_name("mode", mode, CAPTION_MODES)
-    groups: dict[str, Any] = {"run": TrainSettings, "method": CAPTION_MODES[mode], "recipe": Recipe}
+    if mode not in (*CAPTION_MODES, MAPPER, MAPPER_AND_SOFT):
+        raise unknown_name("mode", mode, (*CAPTION_MODES, MAPPER, MAPPER_AND_SOFT))
+    method = CAPTION_MODES.get(mode, SoftPrompt)
+    groups: dict[str, Any] = {"run": TrainSettings, "method": method, "recipe": Recipe}
     form = make_dataclass("Train", list(groups.items()), frozen=True)
-    defaults = {"run": TrainSettings(), "method": CAPTION_MODES[mode](), "recipe": RECIPE}
+    recipe = MAPPER_RECIPE if mode in (MAPPER, MAPPER_AND_SOFT) else RECIPE
+    defaults = {"run": TrainSettings(), "method": method(), "recipe": recipe}
     read: Any = parse(form, arguments, prog, TRAIN, form(**defaults))
     return read.run, read.recipe, read.method
 

@@ -18,7 +18,7 @@ from mmprompt.backbones.captioners.captioner import LM_INPUT, FrozenCaptioner
 from mmprompt.backbones.sites import Site
 from mmprompt.errors import UserError, bad_value
 from mmprompt.prompts.base import SiteSources
-from mmprompt.prompts.sources import ScaledVectors
+from mmprompt.prompts.sources import FreeVectors, ScaledVectors
 
 
 class CaptionMethod(Protocol):
@@ -83,7 +83,27 @@ class KeyValuePrompt(CaptionMethod):
         return SiteSources(sources).to(captioner.device)
 
 
-CAPTION_MODES: dict[str, type[CaptionMethod]] = {"soft": SoftPrompt, "kv": KeyValuePrompt}
+@dataclass(frozen=True)
+class HardPrompt(CaptionMethod):
+    """A focus in words: nothing is learned, and it is saved and used like a learned prompt."""
+
+    words: str = ""
+    """What stands where a learned prompt has its vectors, such as "the feelings are"."""
+
+    def sources(self, captioner: FrozenCaptioner, captions: Sequence[Sequence[int]], features: Tensor) -> SiteSources:
+        """The embeddings of the words.
+
+        Raises:
+            UserError: there are none.
+        """
+        ids = captioner.tokenizer.encode(self.words)
+        if not ids:
+            raise bad_value("words", repr(self.words), "they must hold at least one word", 'Use --words "the mood is".')
+        values = captioner.decoder.embed(torch.tensor(ids, device=captioner.device))
+        return SiteSources({LM_INPUT: FreeVectors(values)}).to(captioner.device).requires_grad_(False)
+
+
+CAPTION_MODES: dict[str, type[CaptionMethod]] = {"soft": SoftPrompt, "kv": KeyValuePrompt, "text": HardPrompt}
 
 
 def start_tokens(captions: Iterable[Sequence[int]], n: int, device: torch.device) -> Tensor:

@@ -20,11 +20,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mmprompt.backbones.captioners.captioner import FrozenCaptioner
-from mmprompt.backbones.captioners.load import load_captioner
+from mmprompt.backbones.captioners.load import load_captioner, save_mapped
 from mmprompt.backbones.captioners.memory import Memory
 from mmprompt.backbones.protocols import DualEncoder
 from mmprompt.backbones.sites import Site, Vectors
-from mmprompt.data.captions import CaptionData, load_caption_data
+from mmprompt.data.captions import NEUTRAL, CaptionData, load_caption_data
 from mmprompt.data.images import read_image
 from mmprompt.errors import UserError
 from mmprompt.evaluation.clip_score import clip_score
@@ -42,8 +42,13 @@ from mmprompt.training.problem import RunFailed, StepResult
 from mmprompt.training.recipe import Recipe
 from mmprompt.version import __version__
 
-RECIPE = Recipe(optimizer="adamw", lr=0.1, epochs=8, batch_size=16, weight_decay=0.0, warmup_epochs=0, augment="none")
-"""Of soft and kv prompts, in units of the vectors' own size."""
+EPOCHS = 8
+RECIPE = Recipe(
+    optimizer="adamw", lr=0.1, epochs=EPOCHS, batch_size=16, weight_decay=0.0, warmup_epochs=0, augment="none"
+)
+"""Of soft and kv prompts, in units of the vectors' own size; a batch is so many pictures with all their captions."""
+MAPPER_RECIPE = replace(RECIPE, lr=1e-3, epochs=20, weight_decay=0.01, warmup_epochs=1)
+"""Of mappers, whose weights have no such unit."""
 MAX_MEMORY_BYTES = 2**30
 LOOKED_AT = 64
 COLLAPSED = 0.1
@@ -239,11 +244,11 @@ def fit_captions(
         listeners = callbacks if folder is None else (WriteConfig(folder, config), *callbacks)
         identity = {key: value for key, value in config.items() if key != "versions"}
         run_id = sha256_bytes(repr(sorted(identity.items())).encode())
-        n_epochs = recipe.epochs or RECIPE.epochs or 1
-        history = train(problem, recipe, seed, n_epochs, folder, run_id, listeners, resume)
-        if captioner.compute_fingerprint() != captioner.fingerprint:
-            raise RunFailed(f"weights of {captioner.name} changed while a prompt was trained, so nothing was saved")
-        prompt = FocusPrompt(focus, sources.requires_grad_(False))
+        history = []
+        if any(parameter.requires_grad for parameter in sources.parameters()):
+            history = train(problem, recipe, seed, recipe.epochs or EPOCHS, folder, run_id, listeners, resume)
+        refuse_changed(captioner)
+        prompt = FocusPrompt(focus, sources.requires_grad_(False), getattr(method, "words", ""))
         notices = tuple(notices_of(problem, prompt, encoded_images[:LOOKED_AT]))
         for notice in notices:
             _log.warning("%s", notice)
@@ -251,6 +256,72 @@ def fit_captions(
             facts = {key: config[key] for key in ("data", "method", "recipe", "seed", "versions")}
             save_focus(prompt, captioner, folder, facts | {"notices": list(notices)})
     return CaptionResult(captioner, prompt, history, data, folder, notices)
+
+
+def fit_mapper(
+    captioner: FrozenCaptioner,
+    data: CaptionData | str,
+    out: Path | str,
+    recipe: Recipe | None = None,
+    seed: int = 1,
+    callbacks: Sequence[Callback] = (),
+    resume: bool = False,
+) -> list[dict[str, Any]]:
+    """Learn the mapper between a frozen image encoder and a frozen language model (Mokady et al. 2021, "ClipCap").
+
+    It is learned once, from captions of no focus where the data has some; prompts are then learned on top of it.
+
+    Args:
+        captioner: of `load_captioner("ENCODER + hf:LM")`; its mapper is trained in place.
+        data: captions, or the name of an embedded set or a file.
+        out: a new folder, which `load_captioner` takes afterwards; the log and checkpoints go to `OUT-training`.
+        recipe: `MAPPER_RECIPE` by default.
+        seed: of the order of the pictures.
+        callbacks: called as training goes.
+        resume: go on from the newest checkpoint in `OUT-training`.
+    Returns:
+        One dict per epoch.
+    Raises:
+        UserError: this captioner has no mapper to train, or the folder is there already.
+        RunFailed: the loss stopped being finite, or weights of encoder or language model changed.
+    """
+    data = load_caption_data(data) if isinstance(data, str) else data
+    recipe = MAPPER_RECIPE if recipe is None else recipe
+    mapper = getattr(captioner.decoder, "mapper", None)
+    if mapper is None or "+" not in captioner.name:
+        raise UserError(
+            f"{captioner.name} has no mapper to train: mode mapper is for an image encoder and a language model. "
+            "Use --backbone 'ENCODER + hf:LM', or mode soft."
+        )
+    folder = Path(out)
+    if folder.exists():
+        raise UserError(f"{folder} is there already, and a mapper is never written over. Give another --out.")
+    is_neutral = any(item.of(NEUTRAL) for item in data.train)
+    items = data.with_captions("train", NEUTRAL if is_neutral else None)
+    training = folder.with_name(f"{folder.name}-training")
+    with run_lock(training):
+        features = CaptionFeatures(captioner).of([item.image for item in items])
+        texts = [item.of(NEUTRAL if is_neutral else None) for item in items]
+        captions = encode_captions(captioner, texts, captioner.decoder.budget)
+        problem = CaptionProblem(captioner, mapper.requires_grad_(True), dict, features, captions, False)
+        config = {"data": data.fingerprint, "recipe": asdict(recipe), "seed": seed, "backbone": captioner.fingerprint}
+        run_id = sha256_bytes(repr(sorted(config.items())).encode())
+        n_epochs = recipe.epochs or MAPPER_RECIPE.epochs or 1
+        history = train(problem, recipe, seed, n_epochs, training, run_id, callbacks, resume)
+        mapper.requires_grad_(False)
+        refuse_changed(captioner)
+        save_mapped(captioner, folder)
+    return history
+
+
+def refuse_changed(captioner: FrozenCaptioner) -> None:
+    """See that the frozen weights are what they were.
+
+    Raises:
+        RunFailed: they are not.
+    """
+    if captioner.compute_fingerprint() != captioner.fingerprint:
+        raise RunFailed(f"weights of {captioner.name} changed while a prompt was trained, so nothing was saved")
 
 
 def describe_pictures(captioner: Captioner, ranker: DualEncoder | None = None, weight: float = 1.0) -> Describe:
