@@ -10,15 +10,21 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, Blip2ForConditionalGeneration
+from transformers import AutoConfig, Blip2ForConditionalGeneration
 
 from mmprompt.backbones.captioners.captioner import FrozenCaptioner, TextDecoder
 from mmprompt.backbones.captioners.causal_lm import PrefixDecoder
-from mmprompt.backbones.captioners.hf_cache import cache_argument, from_cache, to_cross_cache
-from mmprompt.backbones.captioners.hf_files import read_captions, read_model
+from mmprompt.backbones.captioners.hf_cache import cache_argument, from_cache, to_crossed_cache
 from mmprompt.backbones.captioners.memory import Memory
+from mmprompt.backbones.captioners.pretrained import (
+    caption_tokenizer,
+    first_id,
+    hub_options,
+    load_frozen,
+    load_pixels,
+    load_tokenizer,
+)
 from mmprompt.backbones.dual_encoder import LoadOptions
-from mmprompt.backbones.transformers_clip import read_pixels
 from mmprompt.errors import UserError
 
 T5_LENGTH = 512
@@ -35,14 +41,13 @@ def load_blip2(name: str, source: str, options: LoadOptions) -> FrozenCaptioner:
     Raises:
         UserError: the model is of another class, its language model of another kind, or weights are missing.
     """
-    hub = {"cache_dir": options.cache_dir, "trust_remote_code": options.trust_remote_code}
-    config = AutoConfig.from_pretrained(source, **hub)
+    config = AutoConfig.from_pretrained(source, **hub_options(options))
     if config.model_type != "blip-2":
         raise UserError(
             f"{source} is a {config.model_type!r} model, but 'blip-2' was expected. InstructBLIP reads a question in "
             "its image encoder, which a prompt cannot stand in for. Use a Blip2ForConditionalGeneration."
         )
-    model = read_model(Blip2ForConditionalGeneration, source, options)
+    model = load_frozen(Blip2ForConditionalGeneration, source, options)
 
     def encode(pixels: Tensor) -> Tensor:
         return model.get_image_features(pixels).pooler_output
@@ -52,8 +57,8 @@ def load_blip2(name: str, source: str, options: LoadOptions) -> FrozenCaptioner:
         model,
         encode,
         read_decoder(source, model),
-        read_captions(AutoTokenizer.from_pretrained(source, **hub)),
-        read_pixels(AutoImageProcessor.from_pretrained(source, **hub), config.vision_config.image_size),
+        caption_tokenizer(load_tokenizer(source, options)),
+        load_pixels(source, config.vision_config.image_size, options),
     )
 
 
@@ -61,11 +66,12 @@ def read_decoder(source: str, model: Any) -> TextDecoder:
     """The language model of a BLIP-2 model.
 
     Raises:
-        UserError: it has an encoder and is not T5.
+        UserError: it has an encoder and is not T5, or cannot be read slot by slot.
     """
     lm, text = model.language_model, model.config.text_config
     if model.config.use_decoder_only_language_model:
-        return PrefixDecoder(lm, nn.Identity(), text.bos_token_id, text.eos_token_id, model.config.num_query_tokens)
+        start, end = first_id(source, "start", text.bos_token_id), first_id(source, "end", text.eos_token_id)
+        return PrefixDecoder(lm, nn.Identity(), start, end, model.config.num_query_tokens)
     if text.model_type != "t5":
         raise UserError(
             f"{source} has a language model of type {text.model_type!r}, but 't5' or a decoder-only one such as 'opt' "
@@ -90,7 +96,8 @@ class T5Decoder:
         config = lm.config
         self.lm = lm
         self.width, self.vocabulary_size = config.d_model, lm.lm_head.weight.shape[0]
-        self.start_ids, self.end_id = (config.decoder_start_token_id,), config.eos_token_id
+        self.start_ids: tuple[int, ...] = (config.decoder_start_token_id,)
+        self.end_id = config.eos_token_id
         self.budget = T5_LENGTH
         self.kv_shape: tuple[int, int, int] | None = (config.num_decoder_layers, config.num_heads, config.d_kv)
         self._scale = config.d_model**-0.5 if config.scale_decoder_outputs else None
@@ -107,7 +114,7 @@ class T5Decoder:
 
     def run(self, memory: Memory, x: Tensor) -> tuple[Tensor, Memory]:
         """Read further slots."""
-        cache = to_cross_cache(memory)
+        cache = to_crossed_cache(memory.own, memory.crossed)
         out = self.lm.decoder(
             inputs_embeds=x,
             encoder_hidden_states=memory.states,

@@ -48,6 +48,7 @@ READERS = {
     "blip": "blip.load_blip",
     "blip-2": "blip2.load_blip2",
     "git": "git.load_git",
+    "instructblip": "blip2.load_blip2",  # which says why not
     "vision-encoder-decoder": "encoder_decoder.load_encoder_decoder",
 }
 """By transformers' model type: file and function, each (name, source, options) -> FrozenCaptioner."""
