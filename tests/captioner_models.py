@@ -141,12 +141,12 @@ def save_encoder_decoder(folder: Path, image_width: int = WIDTH) -> Path:
     return save_hf(model, ViTImageProcessor(size={"height": IMAGE, "width": IMAGE}), folder, 4)
 
 
-def save_coca(folder: Path, multimodal_heads: int = HEADS) -> Path:
+def save_coca(folder: Path, multimodal_heads: int = HEADS, gives_tokens: bool = True) -> Path:
     """An open_clip CoCa as a folder; it has 15 positions for words."""
     folder.mkdir(parents=True, exist_ok=True)
     size = save_clip_tokenizer(folder)
     text = {"context_length": 15, "embed_cls": True, "output_tokens": True}
-    vision = {"attentional_pool": True, "attn_pooler_queries": 6, "attn_pooler_heads": 2, "output_tokens": True}
+    vision = {"attentional_pool": True, "attn_pooler_queries": 6, "attn_pooler_heads": 2, "output_tokens": gives_tokens}
     decoder = {"context_length": 15, "vocab_size": size, "width": WIDTH, "heads": multimodal_heads, "layers": LAYERS}
     config = open_clip_config(size, vision, text, multimodal_cfg=decoder, custom_text=True, embed_dim=WIDTH)
     (folder / "open_clip_config.json").write_text(json.dumps(config))

@@ -48,6 +48,8 @@ def load_coca(name: str, architecture: str, weights: str | None, options: LoadOp
             f"{name} is a {type(model).__name__} without a text decoder, but a CoCa was expected. "
             f"Use an architecture named coca_..., or '{name} + hf:gpt2'."
         )
+    if not getattr(model.visual, "output_tokens", False):
+        raise unknown_part(model.visual, "an image tower that gives its tokens")
     words = read_tokenizer(architecture, options)
     frame = words.frame()
     if frame.start_id is None:

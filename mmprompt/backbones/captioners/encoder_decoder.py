@@ -35,12 +35,13 @@ def load_encoder_decoder(name: str, source: str, options: LoadOptions) -> Frozen
     model = load_frozen(VisionEncoderDecoderModel, source, options, unread=POOLER)
     if hasattr(model.encoder, "pooler"):
         model.encoder.pooler = None  # captions read no pooled feature, and many checkpoints lack its weights
+    decoder = read_decoder(name, model)
     size = model.config.encoder.image_size
     return FrozenCaptioner(
         name=name,
         model=model,
         encode=lambda images: model.encoder(pixel_values=images).last_hidden_state,
-        decoder=read_decoder(name, model),
+        decoder=decoder,
         tokenizer=caption_tokenizer(load_tokenizer(source, options)),
         pixels=load_pixels(source, size if isinstance(size, int) else size[0], options),
     )

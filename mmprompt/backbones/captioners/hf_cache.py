@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -28,4 +30,10 @@ def from_cache(cache: DynamicCache) -> KeyValues:
 
 def cache_argument(module: nn.Module, cache: Any) -> dict[str, Any]:
     """The keyword by which a decoder takes its cache; transformers renamed it in 5.2x."""
-    return {"cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values": cache}
+    return {cache_name(type(module).forward): cache}
+
+
+@functools.cache
+def cache_name(forward: Callable[..., Any]) -> str:
+    """How the forward of a class names its cache; looked up once, since decoding asks at every step."""
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"

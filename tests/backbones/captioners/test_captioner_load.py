@@ -336,6 +336,25 @@ def test_towers_of_a_coca_with_different_heads_take_no_keys_and_values(tmp_path:
     assert load_captioner(str(models.save_coca(tmp_path, multimodal_heads=2)), device="cpu").decoder.kv_shape is None
 
 
+def test_a_coca_whose_image_tower_keeps_its_tokens_is_refused(tmp_path: Path) -> None:
+    assert "an image tower that gives its tokens was expected" in refusal(
+        str(models.save_coca(tmp_path, gives_tokens=False))
+    )
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp", "transformer"])
+def test_a_mapper_learns_through_the_frozen_language_model(pair: str, kind: str) -> None:
+    n_prefix = None if kind == "linear" else 2
+    captioner = load_pair(pair, LoadOptions(torch.device("cpu"), torch.float32), kind, n_prefix)
+    decoder: Any = captioner.decoder
+    decoder.mapper.requires_grad_()
+    features = captioner.encode_image(torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(2)))
+    captioner.logits(captioner.open(features), {}, torch.tensor([[5, 6, 7], [8, 9, 10]])).square().sum().backward()
+    assert all(bool(parameter.grad.abs().max() > 0) for parameter in decoder.mapper.parameters())
+    assert all(parameter.grad is None for parameter in captioner.model.parameters())
+    assert captioner.compute_fingerprint() == captioner.fingerprint
+
+
 def test_the_list_names_what_is_published() -> None:
     names = list_captioners()
     assert names[0] == "tiny"
