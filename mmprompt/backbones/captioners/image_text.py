@@ -115,9 +115,9 @@ def read_opening(source: str, config: Any, processor: Any) -> Opening:
     shape = wide["pixel_values"].shape
     if shape != high["pixel_values"].shape or len(shape) != 4 or shape[0] != 1 or shape[2] != shape[3]:
         raise UserError(
-            f"{source} turns pictures into pixels of shapes {tuple(shape)} and {tuple(high['pixel_values'].shape)}, "
-            "by their form, but one square [1, 3, H, H] was expected. Turn off the splitting of pictures in its image "
-            "processor, or use a model of fixed size, such as LLaVA 1.5."
+            f"{source} turns a wide and a high picture into pixels {tuple(shape)} and "
+            f"{tuple(high['pixel_values'].shape)}, but one square [1, 3, H, H] was expected. Use a model whose images "
+            "take a fixed number of tokens, such as LLaVA 1.5."
         )
     token_ids = wide["input_ids"][0]
     places = (token_ids == config.image_token_id).nonzero()[:, 0]
@@ -189,7 +189,7 @@ def check_agreement(captioner: FrozenCaptioner, inputs: dict[str, Tensor], n_new
     """
     model: Any = captioner.model
     n_opening = inputs["input_ids"].shape[1]
-    length = {"max_new_tokens": n_new, "min_new_tokens": n_new}
+    length = {"max_new_tokens": n_new, "min_new_tokens": n_new, "num_beams": 1}
     inputs = {key: value.to(model.device) for key, value in inputs.items() if key != "labels"}
     inputs["pixel_values"] = inputs["pixel_values"].to(captioner.dtype)
     told = model.generate(**inputs, **length, do_sample=False, return_dict_in_generate=True, output_logits=True)
@@ -239,9 +239,9 @@ class ImageTextDecoder:
 
         That token is read here too, for classes in which the image attends to it, and forgotten.
         """
-        token_ids = self.opening.token_ids.to(features.device)
-        words = self.embed(token_ids.index_fill(0, self.opening.places, 0))  # the image's id may have no embedding
-        x = words.expand(len(features), -1, -1).index_copy(1, self.opening.places, features.to(words.dtype))
+        token_ids, places = (ids.to(features.device) for ids in (self.opening.token_ids, self.opening.places))
+        words = self.embed(token_ids.index_fill(0, places, 0))  # the image's id may have no embedding
+        x = words.expand(len(features), -1, -1).index_copy(1, places, features.to(words.dtype))
         types = {key: value.to(x.device).expand(len(x), -1) for key, value in self.opening.types.items()}
         _, memory = self._read(Memory(), x, token_ids.expand(len(features), -1), types)
         own = tuple((keys[:, :, :-1], values[:, :, :-1]) for keys, values in memory.own)

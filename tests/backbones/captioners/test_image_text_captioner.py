@@ -160,7 +160,7 @@ def test_images_with_sizes_are_refused(tmp_path: Path) -> None:
 
 def test_pixels_by_the_form_of_a_picture_are_refused(tmp_path: Path) -> None:
     small.save_llava(tmp_path, images=CLIPImageProcessor(size={"shortest_edge": 32}, do_center_crop=False))
-    with pytest.raises(UserError, match=r"shapes \(1, 3, 32, 48\) and \(1, 3, 48, 32\), by their form, but one square"):
+    with pytest.raises(UserError, match=r"pixels \(1, 3, 32, 48\) and \(1, 3, 48, 32\), but one square"):
         load_image_text("it", str(tmp_path), CPU)
 
 
