@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mmprompt.explain.nearest_words import nearest_words
     from mmprompt.losses import Outputs, cross_entropy
     from mmprompt.methods import METHODS, VPT, CoOp, Method
-    from mmprompt.methods.captions import KeyValuePrompt, SoftPrompt
+    from mmprompt.methods.captions import HardPrompt, KeyValuePrompt, SoftPrompt
     from mmprompt.predictors.caption_search import Decoding
     from mmprompt.predictors.captioner import (
         Caption,
@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     )
     from mmprompt.predictors.classifier import Classifier, Prediction
     from mmprompt.predictors.file import load, save
-    from mmprompt.tasks.captioning import CaptionResult, fit_captions
+    from mmprompt.tasks.caption_measure import CaptionMeasure, measure_captions
+    from mmprompt.tasks.captioning import CaptionResult, fit_captions, fit_mapper
     from mmprompt.tasks.classification import Result, evaluate, fit, measure, zero_shot
     from mmprompt.tasks.estimator import PromptClassifier
     from mmprompt.training.callbacks import Callback, CSVLogger, EarlyStopping, ProgressBar
@@ -57,7 +58,7 @@ _HOMES = {
     "explain.nearest_words": ("nearest_words",),
     "losses": ("Outputs", "cross_entropy"),
     "methods": ("METHODS", "VPT", "CoOp", "Method"),
-    "methods.captions": ("KeyValuePrompt", "SoftPrompt"),
+    "methods.captions": ("HardPrompt", "KeyValuePrompt", "SoftPrompt"),
     "predictors.caption_search": ("Decoding",),
     "predictors.captioner": (
         "Caption",
@@ -70,7 +71,8 @@ _HOMES = {
     ),
     "predictors.classifier": ("Classifier", "Prediction"),
     "predictors.file": ("load", "save"),
-    "tasks.captioning": ("CaptionResult", "fit_captions"),
+    "tasks.caption_measure": ("CaptionMeasure", "measure_captions"),
+    "tasks.captioning": ("CaptionResult", "fit_captions", "fit_mapper"),
     "tasks.classification": ("Result", "evaluate", "fit", "measure", "zero_shot"),
     "tasks.estimator": ("PromptClassifier",),
     "training.callbacks": ("Callback", "CSVLogger", "EarlyStopping", "ProgressBar"),

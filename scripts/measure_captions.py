@@ -2,8 +2,8 @@
 
     python scripts/measure_captions.py --json docs/results/captions.json
 
-For every seed it learns a prompt for objects, emotions and actions and measures them on the test scenes, beside no prompt
-and beside the best hand-written words; then on the same kind of scenes in a style that no part of `tiny` ever saw.
+For every seed it learns a prompt for objects, emotions and actions and measures them on the test scenes, beside no
+prompt and beside the best hand-written words; then on the same kind of scenes in a style that `tiny` never saw.
 """
 
 from __future__ import annotations
@@ -58,9 +58,11 @@ def run(seed: int, with_curve: bool) -> dict[str, Any]:
         prompts.append(mp.fit_captions(focus, None, captioner, data[SETS[0]], seed=seed, features=features).prompt)
         seconds[focus] = round(time.monotonic() - started, 1)
     found: dict[str, Any] = {"seed": seed, "training_seconds": seconds}
+    words: dict[str, str] = {}  # chosen on the validation scenes of the first set
     for name in SETS:
         curve = {} if with_curve and name == SETS[0] else {"strengths": ()}
-        measure = measure_captions(captioner, data[name], prompts, features=features, **curve)
+        measure = measure_captions(captioner, data[name], prompts, words=words, features=features, **curve)
+        words = {one.focus: one.words for one in measure.speakers if one.words}
         rows = {focus: row_of(measure, focus) for focus in FOCUSES}
         found[name] = {"focuses": rows, "confusion": measure.confusion.to_dict()}
         if measure.strengths[FOCUSES[0]]:

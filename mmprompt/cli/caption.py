@@ -19,6 +19,7 @@ from mmprompt.data.captions import CaptionData, load_caption_data
 from mmprompt.errors import bad_value, unknown_name
 from mmprompt.experiments.caption_report import write_caption_report
 from mmprompt.experiments.caption_tables import focus_table, speaker_table, strength_table
+from mmprompt.experiments.pages import missing_extra
 from mmprompt.methods.captions import CAPTION_MODES, SoftPrompt
 from mmprompt.predictors.caption_search import Decoding
 from mmprompt.predictors.caption_writing import caption_rows, find_pictures
@@ -279,7 +280,7 @@ def run_eval(arguments: Sequence[str], prog: str) -> None:
     show(output, measure)
     if settings.out is not None:
         report = write_caption_report(measure, data, settings.out, shlex.join([*prog.split(), *arguments]))
-        output.say(f"\nReport: {report}")
+        output.say(f"\nReport: {report or missing_extra()}")
     output.document(measure.to_dict())
 
 

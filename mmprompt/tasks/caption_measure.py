@@ -142,6 +142,7 @@ def measure_captions(
     decoding: Decoding | None = None,
     encoder: DualEncoder | None = None,
     strengths: Sequence[float] = STRENGTHS,
+    words: Mapping[str, str] | None = None,
     features: CaptionFeatures | None = None,
     progress: Progress | None = None,
 ) -> CaptionMeasure:
@@ -155,6 +156,7 @@ def measure_captions(
         decoding: how captions are searched.
         encoder: a dual encoder for CLIPScore, which should be another than the captioner's.
         strengths: of the curve; () for none.
+        words: by focus, the hand-written wording; by default the best of three on the validation part.
         features: of the same captioner, to share them.
         progress: called with how many speakers are done and how many there are.
     Raises:
@@ -168,9 +170,9 @@ def measure_captions(
     items = data.with_captions(split, None)
     speakers = [Speaker(NO_PROMPT, "", stage.say(items, Steering()))]
     for prompt in prompts:
-        words = best_words(stage, data, prompt.focus)
-        hard = hard_prompt(captioner, prompt.focus, words)
-        speakers.append(Speaker(f"words: {prompt.focus}", prompt.focus, stage.say(items, only(hard)), words))
+        wording = (words or {}).get(prompt.focus) or best_words(stage, data, prompt.focus)
+        hard = hard_prompt(captioner, prompt.focus, wording)
+        speakers.append(Speaker(f"words: {prompt.focus}", prompt.focus, stage.say(items, only(hard)), wording))
         speakers.append(Speaker(prompt.focus, prompt.focus, stage.say(items, only(prompt))))
         if progress is not None:
             progress(len(speakers), 2 * len(prompts) + 1)
@@ -202,7 +204,10 @@ def only(prompt: FocusPrompt, strength: float = 1.0) -> Steering:
 
 
 def best_words(stage: _Stage, data: CaptionData, focus: str) -> str:
-    """The wording that the captioner keeps to its focus best with, on the validation part, or on train without one."""
+    """The wording that the captioner keeps to its focus best with, on the validation part, or on train without one.
+
+    The first one where the data has neither, as a set that is only tested on.
+    """
     wordings = HARD_WORDS.get(focus) or tuple(words.format(focus) for words in ANY_WORDS)
     items = (data.val or data.train)[:N_CURVE]
 
@@ -210,7 +215,7 @@ def best_words(stage: _Stage, data: CaptionData, focus: str) -> str:
         said = stage.say(items, only(hard_prompt(stage.captioner, focus, words)))
         return score_focus(said, items, focus, stage.judge).values["adherence"] or 0.0
 
-    return max(wordings, key=adherence)
+    return max(wordings, key=adherence) if items else wordings[0]
 
 
 def lifts_of(focus: str, scores: Mapping[str, Mapping[str, FocusScores]]) -> dict[str, Lift]:

@@ -40,12 +40,12 @@ from mmprompt.training.lock import run_lock
 from mmprompt.training.loop import train
 from mmprompt.training.problem import RunFailed, StepResult
 from mmprompt.training.recipe import Recipe
+from mmprompt.training.seeds import batches
 from mmprompt.version import __version__
 
-EPOCHS = 8
-RECIPE = Recipe(
-    optimizer="adamw", lr=0.1, epochs=EPOCHS, batch_size=16, weight_decay=0.0, warmup_epochs=0, augment="none"
-)
+N_STEPS = 160
+"""Steps that a prompt is trained for at least where the recipe names no epochs, however few pictures there are."""
+RECIPE = Recipe(optimizer="adamw", lr=0.1, batch_size=16, weight_decay=0.0, warmup_epochs=0, augment="none")
 """Of soft and kv prompts, in units of the vectors' own size; a batch is so many pictures with all their captions."""
 MAPPER_RECIPE = replace(RECIPE, lr=1e-3, epochs=20, weight_decay=0.01, warmup_epochs=1)
 """Of mappers, whose weights have no such unit."""
@@ -246,7 +246,8 @@ def fit_captions(
         run_id = sha256_bytes(repr(sorted(identity.items())).encode())
         history = []
         if any(parameter.requires_grad for parameter in sources.parameters()):
-            history = train(problem, recipe, seed, recipe.epochs or EPOCHS, folder, run_id, listeners, resume)
+            n_epochs = epochs_of(recipe, problem.n_items)
+            history = train(problem, recipe, seed, n_epochs, folder, run_id, listeners, resume)
         refuse_changed(captioner)
         prompt = FocusPrompt(focus, sources.requires_grad_(False), getattr(method, "words", ""))
         notices = tuple(notices_of(problem, prompt, encoded_images[:LOOKED_AT]))
@@ -306,12 +307,18 @@ def fit_mapper(
         problem = CaptionProblem(captioner, mapper.requires_grad_(True), dict, features, captions, False)
         config = {"data": data.fingerprint, "recipe": asdict(recipe), "seed": seed, "backbone": captioner.fingerprint}
         run_id = sha256_bytes(repr(sorted(config.items())).encode())
-        n_epochs = recipe.epochs or MAPPER_RECIPE.epochs or 1
+        n_epochs = epochs_of(recipe, problem.n_items)
         history = train(problem, recipe, seed, n_epochs, training, run_id, callbacks, resume)
         mapper.requires_grad_(False)
         refuse_changed(captioner)
         save_mapped(captioner, folder)
     return history
+
+
+def epochs_of(recipe: Recipe, n_pictures: int) -> int:
+    """The recipe's epochs, or as many as `N_STEPS` take, but 8 at least."""
+    n_steps = len(batches(list(range(n_pictures)), recipe.batch_size))
+    return recipe.epochs or max(8, -(-N_STEPS // n_steps))
 
 
 def refuse_changed(captioner: FrozenCaptioner) -> None:

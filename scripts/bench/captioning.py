@@ -25,7 +25,7 @@ from mmprompt.data.captions import CaptionData
 from mmprompt.data.images import read_image
 from mmprompt.predictors.caption_search import Decoding
 from mmprompt.predictors.captioner import Captioner, Steering
-from mmprompt.tasks.captioning import RECIPE
+from mmprompt.tasks.captioning import RECIPE, epochs_of
 from mmprompt.training.schedules import learning_rate
 from mmprompt.training.seeds import batches, epoch_order
 
@@ -69,7 +69,7 @@ class Plain:
     def train(self, stored: list[Tensor] | None) -> None:
         """All epochs; with stored features, of the picture of every caption."""
         optimizer = torch.optim.AdamW([self.source.values], lr=RECIPE.lr, weight_decay=RECIPE.weight_decay)
-        n_epochs = RECIPE.epochs or 1
+        n_epochs = epochs_of(RECIPE, len(self.images))
         for epoch in range(n_epochs):
             optimizer.param_groups[0]["lr"] = learning_rate(RECIPE, epoch, n_epochs)
             for indices in batches(epoch_order(SEED, epoch, len(self.images)), RECIPE.batch_size):
@@ -105,7 +105,7 @@ def training_rows(captioner: FrozenCaptioner, data: CaptionData) -> tuple[list[R
         plain_s, ours_s = cpu_seconds(theirs), cpu_seconds(ours)
         prompt = found["prompt"]
         error = relative_error(prompt.vectors()[LM_INPUT].values.detach(), plain.source().values.detach())
-        n_steps = (RECIPE.epochs or 1) * len(batches(list(range(len(plain.images))), RECIPE.batch_size))
+        n_steps = epochs_of(RECIPE, len(plain.images)) * len(batches(list(range(len(plain.images))), RECIPE.batch_size))
         row = {"name": name, "ratio": plain_s / ours_s, "equal": error < SAME_WEIGHTS, "plain_s": plain_s}
         rows.append(row | {"ours_s": ours_s, "steps_a_second": n_steps / ours_s, "weights_error": error})
     assert prompt is not None

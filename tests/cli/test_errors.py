@@ -38,14 +38,55 @@ def work(
     (tmp_path / "repeated.yaml").write_text("seed: 1\nseed: 2\n")
     (tmp_path / "repeated.json").write_text('{"seed": 1, "seed": 2}')
     (tmp_path / "no_number.yaml").write_text("seed: soon\n")
+    write_caption_files(tmp_path)
     run = json.loads((run_folder / "run.json").read_text())
     (tmp_path / "misspelt_run.json").write_text(json.dumps({**run, "recipee": {}}))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
+def write_caption_files(folder: Path) -> None:
+    """Captions with one mistake each, of a picture that is there."""
+    right = {"image": "one_class/red/0.png", "captions": ["a red square"], "focus": "colours", "split": "train"}
+    rows = {
+        "empty_caption": {**right, "captions": ["a red square", " "]},
+        "long_caption": {**right, "captions": ["red " * 1000]},
+        "no_caption": {**right, "captions": []},
+        "no_picture": {**right, "image": "one_class/red/9.png"},
+        "outside": {**right, "image": "../0.png"},
+        "no_such_split": {**right, "split": "tset"},
+    }
+    for name, row in rows.items():
+        (folder / f"{name}.jsonl").write_text(json.dumps(right) + "\n" + json.dumps(row) + "\n")
+    (folder / "latin.jsonl").write_bytes(
+        json.dumps(right, ensure_ascii=False).encode() + b'\n{"image": "caf\xe9.png"}\n'
+    )
+
+
 TRAIN = "train --data OWN --backbone MODEL --n-ctx 2 --shots 2 --epochs 2 --device cpu --out new"
 CASES = {
+    "no such focus": "caption train --focus love --out new",
+    "no such mode of captions": "caption train --mode sfot",
+    "no such captioner": "caption train --backbone tinny --out new",
+    "no such set of captions": "caption train --data openart-scene --out new",
+    "a mapper where there is none": "caption train --mode mapper --out new",
+    "a focus in no words": "caption train --mode text --out new",
+    "an empty caption": "caption train --data empty_caption.jsonl --focus colours --out new",
+    "a caption too long": "caption train --data long_caption.jsonl --focus colours --out new",
+    "a picture without a caption": "caption train --data no_caption.jsonl --focus colours --out new",
+    "a caption without a picture": "caption train --data no_picture.jsonl --focus colours --out new",
+    "a picture outside": "caption train --data outside.jsonl --focus colours --out new",
+    "no such split of captions": "caption train --data no_such_split.jsonl --focus colours --out new",
+    "captions that are not UTF-8": "caption train --data latin.jsonl --focus colours --out new",
+    "captions of nothing": "caption write nowhere",
+    "captions of an empty folder": "caption write empty",
+    "captions by a classifier": "caption write OWN --prompt RUN",
+    "a negative strength": "caption write OWN --strength -1",
+    "weights without prompts": "caption write OWN --weights 1 2",
+    "one caption to rank": "caption write OWN --rerank tiny",
+    "more captions than beams": "caption write OWN --n-best 3",
+    "no prompt to measure": "caption eval",
+    "a classifier to measure": "caption eval --prompts RUN",
     "no such verb": "trian",
     "no such verb of data": "data chek",
     "half a verb": "data",

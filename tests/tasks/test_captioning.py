@@ -10,16 +10,27 @@ import torch.nn.functional as F
 from small_captioners import END, START, small_captioner, small_captions
 
 from mmprompt.backbones.captioners.captioner import LM_INPUT
-from mmprompt.backbones.load import load_backbone
+from mmprompt.backbones.captioners.load import load_captioner
+from mmprompt.backbones.load import TINY, load_backbone
 from mmprompt.data.captions import load_caption_data
 from mmprompt.errors import UserError
 from mmprompt.evaluation.clip_score import clip_score
-from mmprompt.methods.captions import KeyValuePrompt, SoftPrompt, start_tokens
+from mmprompt.methods.captions import HardPrompt, KeyValuePrompt, SoftPrompt, start_tokens
 from mmprompt.predictors.caption_search import Decoding
 from mmprompt.predictors.captioner import Caption, Captioner, CaptionFeatures, FocusPrompt, load_focus
 from mmprompt.predictors.features import encode_pictures
 from mmprompt.tasks import captioning
-from mmprompt.tasks.captioning import RECIPE, CaptionProblem, encode_captions, fit_captions, notices_of, rank
+from mmprompt.tasks.captioning import (
+    MAPPER_RECIPE,
+    RECIPE,
+    CaptionProblem,
+    encode_captions,
+    epochs_of,
+    fit_captions,
+    fit_mapper,
+    notices_of,
+    rank,
+)
 from mmprompt.training.callbacks import Callback
 
 QUICK = replace(RECIPE, epochs=3, batch_size=4, lr=0.05, checkpoint_seconds=0.0)
@@ -200,3 +211,44 @@ def test_captions_are_ordered_by_likeness_too_and_keep_all_scores():
     assert found.log_prob == -1.5
     (unmoved,) = rank(captions, features, ranker, weight=0.0)
     assert unmoved.text == texts[0]
+
+
+def test_a_mapper_is_learned_once_and_carries_prompts(tmp_path):
+    pair = f"tiny + hf:{TINY / 'captioner'}"
+    scenes = load_caption_data("openart-scenes")
+    some = replace(scenes, items=scenes.train[:16])
+    captioner = load_captioner(pair, device="cpu")
+    before = {name: value.clone() for name, value in captioner.decoder.mapper.state_dict().items()}
+    history = fit_mapper(captioner, some, tmp_path / "mapper", replace(MAPPER_RECIPE, epochs=3, batch_size=8))
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert any(not torch.equal(before[name], value) for name, value in captioner.decoder.mapper.state_dict().items())
+    again = load_captioner(str(tmp_path / "mapper"), device="cpu")
+    for name, value in captioner.decoder.mapper.state_dict().items():
+        assert torch.equal(again.decoder.mapper.state_dict()[name], value)
+    result = fit_captions("emotions", SoftPrompt(2), again, some, tmp_path / "run", replace(QUICK, epochs=1))
+    assert load_focus(tmp_path / "run", again).focus == result.prompt.focus
+    with pytest.raises(UserError, match="a mapper is never written over"):
+        fit_mapper(captioner, some, tmp_path / "mapper")
+
+
+def test_a_captioner_without_a_mapper_has_none_to_train(captioner, data, tmp_path):
+    with pytest.raises(UserError, match="small has no mapper to train"):
+        fit_mapper(captioner, data, tmp_path / "mapper")
+    assert not (tmp_path / "mapper").exists()
+
+
+def test_a_focus_in_words_is_saved_without_training(captioner, data, tmp_path):
+    result = fit_captions("numbers", HardPrompt("5 9"), captioner, data, tmp_path / "run", QUICK)
+    saved = load_focus(tmp_path / "run", captioner)
+    assert result.history == []
+    assert saved.words == "5 9"
+    expected = captioner.decoder.embed(torch.tensor([5, 9])).float()
+    assert torch.equal(saved.vectors()[LM_INPUT].values, expected)
+    with pytest.raises(UserError, match="they must hold at least one word"):
+        fit_captions("numbers", HardPrompt(""), captioner, data)
+
+
+def test_few_pictures_are_seen_more_often():
+    assert epochs_of(RECIPE, 320) == 8
+    assert epochs_of(RECIPE, 16) == 160
+    assert epochs_of(replace(RECIPE, epochs=3), 16) == 3

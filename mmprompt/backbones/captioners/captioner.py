@@ -212,7 +212,8 @@ class FrozenCaptioner:
 
         Args:
             state: of `prefill`, N rows.
-            token_ids, wanted: as in `logits`.
+            token_ids: [N, L], as in `logits`.
+            wanted: [N, L] bool, as in `logits`.
         """
         first = state.logits[:, None]  # [N, 1, V]
         if token_ids.shape[1] == 1:

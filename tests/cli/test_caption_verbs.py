@@ -1,0 +1,126 @@
+"""`mmprompt caption` on the embedded default: a focus in seconds, captions of a folder, and a measure of all of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mmprompt.cli.main import main
+from mmprompt.data.captions import load_caption_data
+
+FOCUSES = ("objects", "emotions", "actions")
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few of the embedded scenes as a file of one's own: 24 to learn from, 6 to choose by, 8 to measure on."""
+    data = load_caption_data("openart-scenes")
+    folder = tmp_path_factory.mktemp("scenes")
+    lines = []
+    for part, n in ((data.train, 24), (data.val, 6), (data.test, 8)):
+        for item in part[:n]:
+            name = item.image_id.replace("/", "-") + ".png"
+            shutil.copyfile(item.image, folder / name)
+            lines += [
+                json.dumps({"image": name, "captions": list(item.of(focus)), "focus": focus, "split": item.split})
+                for focus in FOCUSES
+            ]
+    (folder / "scenes.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "scenes.lexicon.json").write_text(json.dumps(data.lexicon))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    for focus in ("objects", "emotions"):
+        words = ["caption", "train", "--data", str(scenes / "scenes.jsonl"), "--focus", focus]
+        assert main([*words, "--out", str(folder / focus), "--batch-size", "8", "--device", "cpu"]) == 0
+    return folder
+
+
+def rows_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_training_says_what_changed_and_what_to_do_next(scenes, tmp_path, capsys):
+    out = tmp_path / "run"
+    words = ["caption", "train", "--data", str(scenes / "scenes.jsonl"), "--focus", "actions", "--out", str(out)]
+    assert main([*words, "--epochs", "1", "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert "The weights of tiny are what they were before." in said
+    assert f"mmprompt caption write PICTURES --prompt {out}" in said
+    assert (out / "prompt.safetensors").stat().st_size < 10_000
+
+
+def test_a_focus_is_written_for_a_folder_with_a_broken_picture(scenes, runs, tmp_path, capsys):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for path in sorted(scenes.glob("test-*.png"))[:4]:
+        shutil.copyfile(path, pictures / path.name)
+    (pictures / "a-broken.png").write_text("no picture")
+    out = tmp_path / "captions.jsonl"
+    words = [
+        "caption",
+        "write",
+        str(pictures),
+        "--prompt",
+        str(runs / "emotions"),
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+    ]
+    assert main(words) == 0
+    rows = rows_of(out)
+    assert len(rows) == 5
+    assert "is not a picture" in rows[0]["error"]
+    emotions = load_caption_data("openart-scenes").lexicon["emotions"]
+    assert all(any(word in row["caption"] for word in emotions) for row in rows[1:])
+    assert "5 rows" in capsys.readouterr().out
+    before = out.read_bytes()
+    assert main(words) == 0  # nothing left to do
+    assert out.read_bytes() == before
+    assert main([*words, "--strength", "2"]) == 2
+    assert "holds captions of other settings" in capsys.readouterr().err
+    assert out.read_bytes() == before
+
+
+def test_prompts_are_mixed_and_avoided_on_the_way(scenes, runs, capsys):
+    picture = str(sorted(scenes.glob("test-*.png"))[0])
+    both = [str(runs / "emotions"), str(runs / "objects")]
+    words = ["caption", "write", picture, "--device", "cpu", "--json"]
+    assert main([*words, "--prompt", *both, "--weights", "3", "1"]) == 0
+    mixed = json.loads(capsys.readouterr().out)
+    assert main([*words, "--prompt", both[0], "--avoid", both[1], "--strength", "1.5"]) == 0
+    away = json.loads(capsys.readouterr().out)
+    for found in (mixed, away):
+        assert found["captions"][0]["caption"]
+    assert mixed["settings"]["weights"] == [3.0, 1.0]
+
+
+def test_words_and_strength_0_are_baselines_of_their_own(scenes, runs, capsys):
+    picture = str(sorted(scenes.glob("test-*.png"))[0])
+    words = ["caption", "write", picture, "--device", "cpu", "--json"]
+    said = []
+    for more in ([], ["--prompt", str(runs / "emotions"), "--strength", "0"], ["--words", "the feelings are"]):
+        assert main([*words, *more]) == 0
+        said.append(json.loads(capsys.readouterr().out)["captions"][0]["caption"])
+    assert said[0] == said[1]
+
+
+def test_measuring_shows_every_speaker_and_writes_a_report(scenes, runs, tmp_path, capsys):
+    prompts = [str(runs / focus) for focus in ("objects", "emotions")]
+    words = ["caption", "eval", "--data", str(scenes / "scenes.jsonl"), "--prompts", *prompts, "--device", "cpu"]
+    assert main([*words, "--out", str(tmp_path / "report"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    names = [speaker["name"] for speaker in found["speakers"]]
+    assert names == ["no prompt", "words: objects", "objects", "words: emotions", "emotions"]
+    rows = dict(zip(found["confusion"]["prompts"], found["confusion"]["adherence"], strict=True))
+    column = found["confusion"]["focuses"].index("emotions")
+    assert rows["emotions"][column] > rows["no prompt"][column] + 0.3
+    assert [point["strength"] for point in found["strengths"]["objects"]] == [0.0, 0.5, 1.0, 1.5, 2.0, 3.0]
+    assert (tmp_path / "report" / "metrics.json").is_file()
