@@ -97,6 +97,12 @@ def test_words_come_back_without_start_and_end(folder: Path, kind: str, pair: st
     assert captioner.tokenizer.decode([*start, *ids, end]) == "a red car"
 
 
+@pytest.mark.parametrize("kind", ["blip", "git", "vision-encoder-decoder", "pair"])
+def test_captions_stand_between_the_model_s_own_tokens(folder: Path, kind: str, pair: str) -> None:
+    decoder = load_captioner(pair if kind == "pair" else str(folder / kind), device="cpu").decoder
+    assert (decoder.start_ids, decoder.end_id) == ((models.START,), models.END)
+
+
 def test_no_blank_stands_before_punctuation(folder: Path) -> None:
     tokenizer = load_captioner(str(folder / "blip"), device="cpu").tokenizer
     assert tokenizer.decode(tokenizer.encode("a red car.")) == "a red car."
