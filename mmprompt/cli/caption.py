@@ -16,6 +16,7 @@ from mmprompt.cli.counter import Counter
 from mmprompt.cli.output import Output
 from mmprompt.cli.parser import parse, peek
 from mmprompt.data.captions import CaptionData, load_caption_data
+from mmprompt.data.focus_sets import build_focus
 from mmprompt.errors import bad_value, unknown_name
 from mmprompt.experiments.caption_report import write_caption_report
 from mmprompt.experiments.caption_tables import focus_table, speaker_table, strength_table
@@ -58,6 +59,8 @@ class TrainSettings:
     """The folder of the pictures, if it is not that of the file."""
     focus: Annotated[str, tyro.conf.arg(metavar="NAME")] = "emotions"
     """What captions are to speak of; one that the data has captions of."""
+    choose: bool = False
+    """Choose captions of the focus (objects or actions) among neutral ones, such as COCO's."""
     backbone: Annotated[str, tyro.conf.arg(metavar="NAME")] = "tiny"
     """The frozen captioner: `tiny`, `hf:NAME`, `open_clip:coca_...`, `ENCODER + LM`, or a folder."""
     mode: Annotated[str, tyro.conf.arg(metavar="NAME")] = "soft"
@@ -132,6 +135,7 @@ def run_train(arguments: Sequence[str], prog: str) -> None:
     settings, recipe, method = read_train(arguments, prog)
     output = Output(settings.json)
     data = load_caption_data(settings.data, settings.images)
+    data = build_focus(data, settings.focus) if settings.choose else data
     for note in data.notes:
         output.say(note)
     folder = settings.out or Path("runs") / (MAPPER if settings.mode == MAPPER else settings.focus)

@@ -66,6 +66,7 @@ def write_caption_files(folder: Path) -> None:
 TRAIN = "train --data OWN --backbone MODEL --n-ctx 2 --shots 2 --epochs 2 --device cpu --out new"
 CASES = {
     "no such focus": "caption train --focus love --out new",
+    "emotions among neutral captions": "caption train --focus emotions --choose --out new",
     "no such mode of captions": "caption train --mode sfot",
     "no such captioner": "caption train --backbone tinny --out new",
     "no such set of captions": "caption train --data openart-scene --out new",
