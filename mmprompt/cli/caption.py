@@ -35,7 +35,8 @@ from mmprompt.predictors.captioner import (
     read_caption_header,
 )
 from mmprompt.tasks.caption_measure import CaptionMeasure, measure_captions
-from mmprompt.tasks.captioning import MAPPER_RECIPE, RECIPE, CaptionResult, describe_pictures, fit_captions, fit_mapper
+from mmprompt.tasks.caption_pictures import describe_pictures
+from mmprompt.tasks.captioning import MAPPER_RECIPE, RECIPE, CaptionResult, fit_captions, fit_mapper
 from mmprompt.training.callbacks import ProgressBar
 from mmprompt.training.recipe import Recipe
 

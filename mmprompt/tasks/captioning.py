@@ -16,24 +16,18 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 from mmprompt.backbones.captioners.captioner import FrozenCaptioner
 from mmprompt.backbones.captioners.load import load_captioner, save_mapped
 from mmprompt.backbones.captioners.memory import Memory
-from mmprompt.backbones.protocols import DualEncoder
 from mmprompt.backbones.sites import Site, Vectors
 from mmprompt.data.captions import NEUTRAL, CaptionData, load_caption_data
-from mmprompt.data.images import read_image
 from mmprompt.errors import UserError
-from mmprompt.evaluation.clip_score import clip_score
 from mmprompt.files import sha256_bytes
 from mmprompt.methods.captions import CAPTION_MODES, CaptionMethod, SoftPrompt
 from mmprompt.predictors.caption_search import prompt_slots
-from mmprompt.predictors.caption_writing import Describe
-from mmprompt.predictors.captioner import Caption, Captioner, CaptionFeatures, FocusPrompt, Steering, save_focus
-from mmprompt.predictors.features import encode_pictures
+from mmprompt.predictors.captioner import Captioner, CaptionFeatures, FocusPrompt, Steering, save_focus
 from mmprompt.predictors.file import check_new
 from mmprompt.training.callbacks import Callback, WriteConfig
 from mmprompt.training.lock import run_lock
@@ -329,57 +323,6 @@ def refuse_changed(captioner: FrozenCaptioner) -> None:
     """
     if captioner.compute_fingerprint() != captioner.fingerprint:
         raise RunFailed(f"weights of {captioner.name} changed while a prompt was trained, so nothing was saved")
-
-
-def describe_pictures(captioner: Captioner, ranker: DualEncoder | None = None, weight: float = 1.0) -> Describe:
-    """What writes captions of picture files, a broken one as its error.
-
-    Args:
-        captioner: with its steering and decoding.
-        ranker: a dual encoder that orders the n best captions of a picture (see `rank`).
-        weight: of its score.
-    """
-
-    def describe(paths: Sequence[Path], numbers: Sequence[int]) -> list[Caption | UserError]:
-        images: dict[int, Image.Image] = {}
-        found: dict[int, Caption | UserError] = {}
-        for path, number in zip(paths, numbers, strict=True):
-            try:
-                images[number] = read_image(path)
-            except UserError as error:
-                found[number] = error
-        if images:
-            pixels = torch.stack([captioner.backbone.preprocess(image) for image in images.values()])
-            features = captioner.backbone.encode_image(pixels)
-            captions = captioner.caption_features(features, numbers=list(images))
-            if ranker is not None:
-                captions = rank(captions, encode_pictures(ranker, list(images.values())), ranker, weight)
-            found.update(zip(images, captions, strict=True))
-        return [found[number] for number in numbers]
-
-    return describe
-
-
-def rank(captions: Sequence[Caption], image_features: Tensor, ranker: DualEncoder, weight: float) -> list[Caption]:
-    """Order the n best captions of every picture by likeness to it too; all scores are kept.
-
-    Args:
-        captions: of N pictures, each with its others.
-        image_features: [N, E] of the ranker.
-        ranker: a dual encoder.
-        weight: the score becomes the search's own plus weight times CLIPScore (Hessel et al. 2021).
-    """
-    ranked = []
-    for caption, features in zip(captions, image_features, strict=True):
-        some = [replace(caption, others=()), *caption.others]
-        likeness = clip_score(ranker, [one.text for one in some], features.expand(len(some), -1)).by_image
-        scored = [
-            replace(one, score=one.score + weight * value, clip_score=value)
-            for one, value in zip(some, likeness, strict=True)
-        ]
-        best, *others = sorted(scored, key=lambda one: -one.score)
-        ranked.append(replace(best, others=tuple(others)))
-    return ranked
 
 
 def notices_of(problem: CaptionProblem, prompt: FocusPrompt, features: Tensor) -> list[str]:

@@ -20,6 +20,7 @@ from mmprompt.predictors.caption_search import Decoding
 from mmprompt.predictors.captioner import Caption, Captioner, CaptionFeatures, FocusPrompt, load_focus
 from mmprompt.predictors.features import encode_pictures
 from mmprompt.tasks import captioning
+from mmprompt.tasks.caption_pictures import rank
 from mmprompt.tasks.captioning import (
     MAPPER_RECIPE,
     RECIPE,
@@ -29,7 +30,6 @@ from mmprompt.tasks.captioning import (
     fit_captions,
     fit_mapper,
     notices_of,
-    rank,
 )
 from mmprompt.training.callbacks import Callback
 
