@@ -1,0 +1,132 @@
+"""Measuring prompts: who is compared, what is chosen where, and numbers that are those of the scores."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from small_captioners import small_captioner, small_captions
+
+from mmprompt.backbones.captioners.captioner import LM_INPUT
+from mmprompt.backbones.load import load_backbone
+from mmprompt.errors import UserError
+from mmprompt.evaluation.adherence import score_focus
+from mmprompt.evaluation.judges import LexiconJudge
+from mmprompt.predictors.caption_search import Decoding
+from mmprompt.predictors.captioner import Captioner, CaptionFeatures, FocusPrompt, Steering, hard_prompt
+from mmprompt.prompts.base import SiteSources
+from mmprompt.prompts.sources import FreeVectors
+from mmprompt.tasks import caption_measure
+from mmprompt.tasks.caption_measure import NO_PROMPT, measure_captions
+
+QUICK = Decoding(max_tokens=5)
+WORDINGS = ("5", "9 9", "12 13 14")
+
+
+@pytest.fixture
+def captioner():
+    return small_captioner()
+
+
+@pytest.fixture
+def data(tmp_path):
+    made = small_captions(tmp_path)
+    low = {str(number): str(number) for number in range(2, 20)}
+    high = {str(number): str(number) for number in range(20, 40)}
+    return replace(made, lexicon={"numbers": low, "large": high})
+
+
+@pytest.fixture(autouse=True)
+def wordings(monkeypatch):
+    monkeypatch.setattr(caption_measure, "ANY_WORDS", WORDINGS)
+
+
+def prompt_of(captioner, seed, focus="numbers"):
+    values = torch.randn(3, captioner.decoder.width, generator=torch.Generator().manual_seed(seed))
+    return FocusPrompt(focus, SiteSources({LM_INPUT: FreeVectors(values)}).double())
+
+
+def measured(captioner, data, **more):
+    features = CaptionFeatures(captioner, None)
+    return measure_captions(captioner, data, [prompt_of(captioner, 1)], decoding=QUICK, features=features, **more)
+
+
+def said_by(captioner, items, steering):
+    found = Captioner(captioner, steering, QUICK).caption([item.image for item in items])
+    return {item.image_id: caption.text for item, caption in zip(items, found, strict=True)}
+
+
+def test_a_prompt_stands_beside_none_and_beside_words(captioner, data):
+    measure = measured(captioner, data, split="train")
+    assert [speaker.name for speaker in measure.speakers] == [NO_PROMPT, "words: numbers", "numbers"]
+    steerings = [
+        Steering(),
+        Steering(((hard_prompt(captioner, "numbers", measure.speakers[1].words), 1.0),)),
+        Steering(((prompt_of(captioner, 1), 1.0),)),
+    ]
+    for speaker, steering in zip(measure.speakers, steerings, strict=True):
+        assert dict(speaker.said) == said_by(captioner, data.train, steering)
+
+
+def test_the_wording_is_chosen_on_the_validation_part(captioner, data):
+    measure = measured(captioner, data, split="test")
+    judge = LexiconJudge(data.lexicon)
+
+    def adherence(words):
+        said = said_by(captioner, data.val, Steering(((hard_prompt(captioner, "numbers", words), 1.0),)))
+        return score_focus(said, data.val, "numbers", judge).values["adherence"]
+
+    assert measure.speakers[1].words == max(WORDINGS, key=adherence)
+
+
+def test_a_wording_may_be_given_and_is_the_first_one_where_nothing_can_choose(captioner, data):
+    assert measured(captioner, data, words={"numbers": "7 8"}).speakers[1].words == "7 8"
+    test_only = replace(data, items=data.test)
+    assert measured(captioner, test_only).speakers[1].words == WORDINGS[0]
+
+
+def test_lifts_and_confusion_are_differences_of_the_scores(captioner, data):
+    measure = measured(captioner, data, split="train")
+    values = {name: scores["numbers"].values["adherence"] for name, scores in measure.focus_scores.items()}
+    lifts = measure.lifts["numbers"]
+    assert lifts["adherence over none"].difference == pytest.approx(values["numbers"] - values[NO_PROMPT])
+    assert lifts["adherence over words"].difference == pytest.approx(values["numbers"] - values["words: numbers"])
+    column = measure.confusion.focuses.index("numbers")
+    assert [row[column] for row in measure.confusion.values] == pytest.approx(list(values.values()))
+
+
+def test_the_curve_begins_without_the_prompt_and_passes_through_it(captioner, data):
+    measure = measured(captioner, data, split="train", strengths=(0.0, 1.0, 2.0))
+    points = {point.strength: point for point in measure.strengths["numbers"]}
+    scores = measure.focus_scores
+    assert points[0.0].adherence == pytest.approx(scores[NO_PROMPT]["numbers"].values["adherence"])
+    assert points[1.0].adherence == pytest.approx(scores["numbers"]["numbers"].values["adherence"])
+    assert measured(captioner, data, split="train", strengths=()).strengths["numbers"] == ()
+
+
+def test_clip_score_is_said_to_flatter_its_own_captioner(captioner, data):
+    encoder = load_backbone("tiny", device="cpu")
+    measure = measured(captioner, data, encoder=encoder, strengths=())
+    assert set(measure.clip_scores) == {speaker.name for speaker in measure.speakers}
+    assert not any("flatters" in note for note in measure.notes)
+    captioner.encoder_fingerprint = encoder.fingerprint
+    assert any("flatters" in note for note in measured(captioner, data, encoder=encoder, strengths=()).notes)
+
+
+def test_two_prompts_of_one_focus_or_none_are_refused(captioner, data):
+    two = [prompt_of(captioner, 1), prompt_of(captioner, 2)]
+    for prompts in (two, []):
+        with pytest.raises(UserError, match="one prompt a focus is needed"):
+            measure_captions(captioner, data, prompts, decoding=QUICK)
+
+
+def test_a_focus_that_nobody_can_judge_is_refused(captioner, data):
+    with pytest.raises(UserError, match="there is no focus named 'feelings'"):
+        measure_captions(captioner, data, [prompt_of(captioner, 1, "feelings")], decoding=QUICK)
+
+
+def test_one_picture_makes_no_curve(captioner, data):
+    one = replace(data, items=(*data.train, data.test[0]))
+    with pytest.raises(UserError, match="two"):
+        measured(captioner, one)
