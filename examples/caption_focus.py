@@ -1,6 +1,6 @@
 """A frozen captioner that is made to speak of feelings: learn a prompt, weigh it, take it away.
 
-    python examples/caption_focus.py
+python examples/caption_focus.py
 """
 
 import mmprompt as mp
