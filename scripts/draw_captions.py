@@ -1,0 +1,47 @@
+"""Draw the README's strip: pictures, and what the captioner says of them without a prompt and with each learned one.
+
+python scripts/draw_captions.py RUN RUN RUN --out docs/images/captions_strip.png
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from mmprompt.data.captions import load_caption_data
+from mmprompt.experiments.caption_report import draw_strip
+from mmprompt.experiments.figures import LIGHT
+from mmprompt.files import make_folder, write_bytes
+from mmprompt.predictors.captioner import load_captioner_of, load_focus
+from mmprompt.tasks.caption_measure import measure_captions
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is drawn, and where it goes."""
+
+    runs: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN...")]]
+    """Run folders of prompts, one a focus."""
+    out: Path
+    """The PNG file."""
+    data: str = "openart-scenes"
+    """Pictures with captions."""
+    n_pictures: int = 5
+    """How many are shown."""
+
+
+def main(settings: Settings) -> None:
+    """Measure the prompts on the test part, and draw what they say."""
+    captioner = load_captioner_of(settings.runs, None, "cpu")
+    data = load_caption_data(settings.data)
+    prompts = [load_focus(run, captioner) for run in settings.runs]
+    measure = measure_captions(captioner, data, prompts, strengths=())
+    make_folder(settings.out.parent)
+    write_bytes(settings.out, draw_strip(measure, data, settings.n_pictures, LIGHT))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))
