@@ -1,7 +1,4 @@
-"""A frozen captioner that is made to speak of feelings: learn a prompt, weigh it, take it away.
-
-python examples/caption_focus.py
-"""
+"""A frozen captioner that is made to speak of feelings: learn a prompt, weigh it, take it away."""
 
 import mmprompt as mp
 
