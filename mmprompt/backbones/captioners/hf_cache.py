@@ -8,14 +8,20 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import nn
-from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+from transformers.cache_utils import DynamicCache, DynamicLayer, EncoderDecoderCache
 
 from mmprompt.backbones.captioners.memory import KeyValues
 
 
 def to_cache(keys_values: KeyValues) -> DynamicCache:
-    """A cache that a decoder may append to; the memory's own tensors stay as they are."""
-    return DynamicCache(keys_values or None)
+    """A cache that a decoder may append to; the memory's own tensors are in it, and stay as they are."""
+    cache = DynamicCache()
+    for key, value in keys_values:
+        layer = DynamicLayer()
+        layer.lazy_initialization(key, value)
+        layer.keys, layer.values = key, value  # put in place: the constructor's own way copies them
+        cache.layers.append(layer)
+    return cache
 
 
 def to_crossed_cache(own: KeyValues, crossed: KeyValues) -> EncoderDecoderCache:

@@ -334,7 +334,7 @@ def test_the_loss_is_the_library_s(kind: str, model_folder: Path, pixels: Tensor
         text.label_smoothing = 0.0  # BLIP's own recipe smooths its labels
     expected = model(pixel_values=pixels, **given).loss
     found = F.cross_entropy(case.captioner.logits(opened(case, pixels), {}, ids).flatten(0, 1), ids.flatten())
-    assert abs(found - expected) <= 1e-7 * expected  # GIT's own is in float32
+    assert abs(found - expected) <= 1e-6 * expected  # GIT's own is in float32
 
 
 def library_captions(kind: str, case: Case, pixels: Tensor, read: Tensor) -> Tensor:
