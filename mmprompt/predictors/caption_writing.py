@@ -1,7 +1,8 @@
 """Captions of many pictures into a JSONL file: a row a picture, in order, broken pictures as error rows.
 
 While it is written the file is called `NAME.part`; a killed run goes on from its whole rows, and NAME itself is always
-complete. It knows captions and files, not prompts.
+complete. A row names the content of its picture, so that it stands for no other picture of that name. It knows captions
+and files, not prompts.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 from mmprompt.data.images import IMAGE_SUFFIXES
 from mmprompt.errors import UserError, bad_file
-from mmprompt.files import make_folder, read_bytes, sha256_bytes, sync_folder, write_bytes
+from mmprompt.files import make_folder, read_bytes, sha256_bytes, sha256_file, sync_folder, write_bytes
 from mmprompt.predictors.captioner import Caption
 from mmprompt.predictors.features import Progress
 
@@ -25,7 +26,7 @@ Describe = Callable[[Sequence[Path], Sequence[int]], Sequence["Caption | UserErr
 
 
 def find_pictures(places: Sequence[Path]) -> list[tuple[str, Path]]:
-    """Picture files with their names in the output: files as given, those below a folder by their relative path.
+    """Picture files with their names in the output: relative to the folder where one is given alone, else as given.
 
     Args:
         places: files and folders; folders are searched to the bottom, in order of names.
@@ -36,7 +37,8 @@ def find_pictures(places: Sequence[Path]) -> list[tuple[str, Path]]:
     for place in places:
         if place.is_dir():
             inside = sorted(path for path in place.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-            found.update({path.relative_to(place).as_posix(): path for path in inside})
+            named = [path.relative_to(place) if len(places) == 1 else path for path in inside]
+            found.update(zip((name.as_posix() for name in named), inside, strict=True))
         elif place.is_file():
             found[str(place)] = place
         else:
@@ -63,9 +65,10 @@ def caption_rows(
         settings: JSON-ready, all that captions depend on; every row names their hash, and rows of others are refused.
         progress: called with how many rows there are and how many there will be.
     Returns:
-        The rows: `image`, `settings`, and either `caption` with its numbers or `error`.
+        The rows: `image`, `settings`, and either `caption` with its numbers and the picture's `content`, or `error`.
+        Pictures with an error are looked at again by the next run.
     Raises:
-        UserError: the file cannot be written or read, or holds rows of other settings.
+        UserError: the file cannot be written or read, or holds rows of other settings or of other pictures.
     """
     name = sha256_bytes(json.dumps(settings, sort_keys=True).encode())[:12]
     numbered = [(number, *picture) for number, picture in enumerate(pictures)]
@@ -76,7 +79,7 @@ def caption_rows(
     for start in range(0, len(missing), ROWS_AT_ONCE):
         some = missing[start : start + ROWS_AT_ONCE]
         found = describe([path for _, _, path in some], [number for number, _, _ in some])
-        new = [row_of(image, name, one) for (_, image, _), one in zip(some, found, strict=True)]
+        new = [row_of(image, path, name, one) for (_, image, path), one in zip(some, found, strict=True)]
         if out is not None:
             append(part_of(out), lines_of(new))
         rows.update((row["image"], row) for row in new)
@@ -91,10 +94,22 @@ def caption_rows(
 
 
 def begin(out: Path, pictures: Sequence[tuple[str, Path]], settings: str) -> dict[str, dict[str, Any]]:
-    """The rows that earlier runs left of these pictures, brought together in the file under way."""
+    """The captions that earlier runs left of these pictures, brought together in the file under way.
+
+    Raises:
+        UserError: there is one of a picture that is not among these, or has changed.
+    """
+    files = dict(pictures)
+    found: dict[str, dict[str, Any]] = {}
+    for path in (out, part_of(out)):
+        for row in read_rows(path, settings):
+            image = row["image"]
+            if "error" not in row and (image not in files or content_of(files[image]) != row["content"]):
+                advice = "Give another --out, or remove it."
+                raise bad_file(path, f"holds a caption of {image}, which is gone or another picture now", advice)
+            found[image] = row
+    rows = {image: found[image] for image in files if image in found and "error" not in found[image]}
     make_folder(out.parent)
-    found = {row["image"]: row for path in (out, part_of(out)) for row in read_rows(path, settings)}
-    rows = {image: found[image] for image, _ in pictures if image in found}
     write_bytes(part_of(out), lines_of(list(rows.values())))
     return rows
 
@@ -104,13 +119,18 @@ def part_of(out: Path) -> Path:
     return out.with_name(out.name + ".part")
 
 
-def row_of(image: str, settings: str, found: Caption | UserError) -> dict[str, Any]:
+def content_of(picture: Path) -> str:
+    """The first 12 digits of the hash of a picture file, "" if it is not there."""
+    return sha256_file(picture)[:12] if picture.is_file() else ""
+
+
+def row_of(image: str, picture: Path, settings: str, found: Caption | UserError) -> dict[str, Any]:
     """A row of the file."""
     row: dict[str, Any] = {"image": image, "settings": settings}
     if isinstance(found, UserError):
         return row | {"error": str(found)}
     described = found.to_dict()
-    return row | {"caption": described.pop("text"), **described}
+    return row | {"content": content_of(picture), "caption": described.pop("text"), **described}
 
 
 def read_rows(path: Path, settings: str) -> Iterator[dict[str, Any]]:
@@ -125,7 +145,7 @@ def read_rows(path: Path, settings: str) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-            image, made_by = row["image"], row["settings"]
+            image, made_by, _ = row["image"], row["settings"], row["error" if "error" in row else "content"]
         except (ValueError, KeyError, TypeError):
             advice = "Give another --out, or remove it."
             raise bad_file(path, "is no row of captions", advice, line=number) from None

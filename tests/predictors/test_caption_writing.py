@@ -83,6 +83,28 @@ def test_new_pictures_get_rows_and_old_rows_stay(tmp_path):
     assert [row["image"] for row in rows] == [name for name, _ in pictures(4)]
 
 
+def test_a_broken_picture_is_looked_at_again(tmp_path):
+    out = tmp_path / "captions.jsonl"
+    caption_rows(Describer(broken=(1,)), pictures(3), out, SETTINGS)
+    again = Describer()
+    assert caption_rows(again, pictures(3), out, SETTINGS)[1]["caption"] == "picture 1"
+    assert again.asked == [1]
+
+
+@pytest.mark.parametrize("change", ["another picture of that name", "the picture is not asked for"])
+def test_captions_of_other_pictures_are_neither_taken_nor_lost(tmp_path, change):
+    picture, out = tmp_path / "a.png", tmp_path / "captions.jsonl"
+    picture.write_text("one picture")
+    caption_rows(Describer(), [("a.png", picture)], out, SETTINGS)
+    before = out.read_bytes()
+    picture.write_text("another" if change.startswith("another") else "one picture")
+    asked = [("a.png" if change.startswith("another") else "b.png", picture)]
+    with pytest.raises(UserError, match=r"holds a caption of a.png, which is gone or another picture now"):
+        caption_rows(Describer(), asked, out, SETTINGS)
+    assert out.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "captions.jsonl"]
+
+
 def test_rows_of_other_settings_are_refused_and_left_alone(tmp_path):
     out = tmp_path / "captions.jsonl"
     caption_rows(Describer(), pictures(2), out, SETTINGS)
@@ -107,6 +129,17 @@ def test_pictures_of_a_folder_go_by_their_relative_path(tmp_path):
         path.parent.mkdir(exist_ok=True)
         path.touch()
     assert [name for name, _ in find_pictures([tmp_path])] == ["a.PNG", "b/1.jpg", "b/2.jpg"]
+
+
+def test_pictures_of_one_name_in_two_folders_are_told_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.png").touch()
+    assert [name for name, _ in find_pictures([Path("a"), Path("b")])] == ["a/x.png", "b/x.png"]
+    (tmp_path / "a" / "x.png").unlink()
+    found = find_pictures([tmp_path / "a", tmp_path / "b"])
+    assert found == [(f"{tmp_path.as_posix()}/b/x.png", tmp_path / "b" / "x.png")]
 
 
 def test_a_place_without_pictures_is_refused(tmp_path):
