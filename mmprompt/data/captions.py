@@ -124,8 +124,11 @@ class CaptionData:
         part = self._part(split)
         found = tuple(item for item in part if item.of(focus))
         if not found:
-            known = {name for item in part for name in item.captions} - {NEUTRAL}
-            raise unknown_name("focus", str(focus), known, f"These have captions in the {split} part of {self.name}.")
+            known = sorted({name for item in part for name in item.captions} - {NEUTRAL})
+            raise UserError(
+                f"there is no focus named {str(focus)!r} in the {split} part of {self.name}, which has captions of "
+                f"{', '.join(known) or 'none'}. Name one of these, or give data with captions of that focus."
+            )
         return found
 
     def _part(self, split: str) -> tuple[CaptionItem, ...]:
