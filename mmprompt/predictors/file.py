@@ -88,7 +88,7 @@ def write_prompt(
     header = {
         "format": FORMAT,
         "mmprompt": __version__,
-        "backbone": {"name": backbone.name, "fingerprint": backbone.fingerprint, "transform": backbone.transform},
+        "backbone": describe_backbone(backbone),
         **more,
         "sites": {str(site): {"scope": v.scope, "shape": list(v.values.shape)} for site, v in prompt.vectors().items()},
         "training": dict(training or {}),
@@ -96,6 +96,11 @@ def write_prompt(
     }
     write_bytes(folder / TENSORS, data)
     write_json(folder / HEADER, header | {"header_sha256": _header_hash(header)})
+
+
+def describe_backbone(backbone: Frozen) -> dict[str, str]:
+    """What files say of a frozen model, JSON-ready."""
+    return {"name": backbone.name, "fingerprint": backbone.fingerprint, "transform": backbone.transform}
 
 
 def load(folder: Path | str, backbone: DualEncoder | str | None = None) -> Classifier:

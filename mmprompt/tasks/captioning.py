@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,18 +23,17 @@ from mmprompt.backbones.captioners.memory import Memory
 from mmprompt.backbones.sites import Site, Vectors
 from mmprompt.data.captions import NEUTRAL, CaptionData, load_caption_data
 from mmprompt.errors import UserError
-from mmprompt.files import sha256_bytes
 from mmprompt.methods.captions import CAPTION_MODES, CaptionMethod, SoftPrompt
 from mmprompt.predictors.caption_search import prompt_slots
 from mmprompt.predictors.captioner import Captioner, CaptionFeatures, FocusPrompt, Steering, save_focus
-from mmprompt.predictors.file import check_new
+from mmprompt.predictors.file import check_new, describe_backbone
 from mmprompt.training.callbacks import Callback, WriteConfig
+from mmprompt.training.config import provenance, run_id_of, surroundings
 from mmprompt.training.lock import run_lock
 from mmprompt.training.loop import train
 from mmprompt.training.problem import RunFailed, StepResult
 from mmprompt.training.recipe import Recipe
 from mmprompt.training.seeds import batches
-from mmprompt.version import __version__
 
 N_STEPS = 160
 """Steps that a prompt is trained for at least where the recipe names no epochs, however few pictures there are."""
@@ -75,8 +73,17 @@ def encode_captions(captioner: FrozenCaptioner, captions: Sequence[Sequence[str]
         captions: of each picture, one or more.
         room: most tokens of one, its end included; longer ones are cut and counted.
     """
-    end_id = captioner.decoder.end_id
-    whole = [[(*captioner.tokenizer.encode(text), end_id) for text in texts] for texts in captions]
+    return with_ends(captioner, tokenize_captions(captioner, captions), room)
+
+
+def tokenize_captions(captioner: FrozenCaptioner, captions: Sequence[Sequence[str]]) -> list[list[list[int]]]:
+    """The token ids of some pictures' captions, without ends."""
+    return [[captioner.tokenizer.encode(text) for text in texts] for texts in captions]
+
+
+def with_ends(captioner: FrozenCaptioner, words: Sequence[Sequence[Sequence[int]]], room: int) -> Encoded:
+    """The same with an end behind each, cut to the room there is; the arguments are those of `encode_captions`."""
+    whole = [[(*ids, captioner.decoder.end_id) for ids in some] for some in words]
     n_cut = sum(len(ids) > room for some in whole for ids in some)
     return Encoded(tuple(tuple(ids[:room] for ids in some) for some in whole), n_cut)
 
@@ -105,7 +112,7 @@ class CaptionProblem:
         is_image_frozen: bool = True,
     ) -> None:
         self.captioner, self.features, self.captions = captioner, features, captions
-        self._module, self._vectors, self._is_image_frozen = module, vectors, is_image_frozen
+        self._module, self._vectors = module, vectors
         self._memory = self._read_images() if is_image_frozen else None
 
     @property
@@ -149,9 +156,6 @@ class CaptionProblem:
     def _images(self, rows: Tensor) -> Memory:
         if self._memory is not None:
             return self._memory.select(rows)
-        if self._is_image_frozen:
-            with torch.no_grad():
-                return self.captioner.open(self.features[rows])
         return self.captioner.open(self.features[rows])
 
     @torch.no_grad()
@@ -228,28 +232,24 @@ def fit_captions(
         if folder is not None:
             check_new(folder)
         encoded_images = (features or CaptionFeatures(captioner)).of([item.image for item in items])
-        texts = [item.of(focus) for item in items]
-        tokens = [captioner.tokenizer.encode(text) for some in texts for text in some]
-        sources = method.sources(captioner, tokens, encoded_images[:LOOKED_AT])
+        words = tokenize_captions(captioner, [item.of(focus) for item in items])
+        sources = method.sources(captioner, [ids for some in words for ids in some], encoded_images[:LOOKED_AT])
         captioner.check_vectors(sources.vectors())
-        captions = encode_captions(captioner, texts, captioner.decoder.budget - prompt_slots(sources.vectors()))
+        captions = with_ends(captioner, words, captioner.decoder.budget - prompt_slots(sources.vectors()))
         problem = CaptionProblem(captioner, sources, sources.vectors, encoded_images, captions)
         config = caption_config(focus, method, captioner, data, recipe, seed)
         listeners = callbacks if folder is None else (WriteConfig(folder, config), *callbacks)
-        identity = {key: value for key, value in config.items() if key != "versions"}
-        run_id = sha256_bytes(repr(sorted(identity.items())).encode())
         history = []
         if any(parameter.requires_grad for parameter in sources.parameters()):
             n_epochs = epochs_of(recipe, problem.n_items)
-            history = train(problem, recipe, seed, n_epochs, folder, run_id, listeners, resume)
+            history = train(problem, recipe, seed, n_epochs, folder, run_id_of(config), listeners, resume)
         refuse_changed(captioner)
         prompt = FocusPrompt(focus, sources.requires_grad_(False), getattr(method, "words", ""))
         notices = tuple(notices_of(problem, prompt, encoded_images[:LOOKED_AT]))
         for notice in notices:
             _log.warning("%s", notice)
         if folder is not None:
-            facts = {key: config[key] for key in ("data", "method", "recipe", "seed", "versions")}
-            save_focus(prompt, captioner, folder, facts | {"notices": list(notices)})
+            save_focus(prompt, captioner, folder, provenance(config) | {"notices": list(notices)})
     return CaptionResult(captioner, prompt, history, data, folder, notices)
 
 
@@ -300,9 +300,8 @@ def fit_mapper(
         captions = encode_captions(captioner, texts, captioner.decoder.budget)
         problem = CaptionProblem(captioner, mapper.requires_grad_(True), dict, features, captions, False)
         config = {"data": data.fingerprint, "recipe": asdict(recipe), "seed": seed, "backbone": captioner.fingerprint}
-        run_id = sha256_bytes(repr(sorted(config.items())).encode())
         n_epochs = epochs_of(recipe, problem.n_items)
-        history = train(problem, recipe, seed, n_epochs, training, run_id, callbacks, resume)
+        history = train(problem, recipe, seed, n_epochs, training, run_id_of(config), callbacks, resume)
         mapper.requires_grad_(False)
         refuse_changed(captioner)
         save_mapped(captioner, folder)
@@ -366,7 +365,7 @@ def caption_config(
     settings = asdict(method)  # type: ignore[call-overload]
     return {
         "format": 1,
-        "backbone": {"name": captioner.name, "fingerprint": captioner.fingerprint, "transform": captioner.transform},
+        "backbone": describe_backbone(captioner),
         "data": {
             "name": data.name,
             "fingerprint": data.fingerprint,
@@ -377,7 +376,4 @@ def caption_config(
         "method": {"name": names.get(type(method), type(method).__name__), "settings": settings},
         "recipe": asdict(recipe),
         "seed": seed,
-        "device": str(captioner.device),
-        "dtype": str(captioner.dtype).removeprefix("torch."),
-        "versions": {"mmprompt": __version__, "torch": torch.__version__, "python": platform.python_version()},
-    }
+    } | surroundings(captioner)

@@ -7,7 +7,6 @@ features are encoded once and no picture is touched again.
 from __future__ import annotations
 
 import contextlib
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,20 +25,20 @@ from mmprompt.data.splits import Dataset, Item
 from mmprompt.data.transforms import augment_coop
 from mmprompt.errors import UserError
 from mmprompt.evaluation.metrics import Evaluation, evaluate_probabilities, paired_bootstrap
-from mmprompt.files import sha256_bytes, write_json
+from mmprompt.files import write_json
 from mmprompt.losses import Outputs
 from mmprompt.methods import Method, describe
 from mmprompt.predictors.classifier import Classifier
 from mmprompt.predictors.features import ImageFeatures, encode_pictures, encode_tensors
-from mmprompt.predictors.file import check_new, save
+from mmprompt.predictors.file import check_new, describe_backbone, save
 from mmprompt.prompts.base import Prompt
 from mmprompt.prompts.text import TextLayout, refuse_single_class
 from mmprompt.training.callbacks import Callback, WriteConfig
+from mmprompt.training.config import provenance, run_id_of, surroundings
 from mmprompt.training.lock import run_lock
 from mmprompt.training.loop import train
 from mmprompt.training.problem import StepResult
 from mmprompt.training.recipe import Recipe, epochs_for
-from mmprompt.version import __version__
 
 BARE_NAME = "{}"
 MAX_KEPT_PIXELS = 2**28
@@ -272,10 +271,9 @@ def fit(
         problem = ClassificationProblem(classifier, method, paths, labels, recipe, seed, data.val, features)
         problem.read_pictures()
         listeners = callbacks if folder is None else (WriteConfig(folder, config), *callbacks)
-        run_id = sha256_bytes(repr(sorted(_identity(config).items())).encode())
-        history = train(problem, recipe, seed, _epochs(recipe, data), folder, run_id, listeners, resume)
+        history = train(problem, recipe, seed, _epochs(recipe, data), folder, run_id_of(config), listeners, resume)
         if folder is not None:
-            save(classifier, folder, _provenance(config))
+            save(classifier, folder, provenance(config))
     return Result(classifier, history, data, folder, features)
 
 
@@ -304,7 +302,7 @@ def run_config(method: Method, backbone: DualEncoder, data: Dataset, recipe: Rec
     """All that is needed to repeat a run, JSON-ready: the content of `run.json`."""
     return {
         "format": 1,
-        "backbone": {"name": backbone.name, "fingerprint": backbone.fingerprint, "transform": backbone.transform},
+        "backbone": describe_backbone(backbone),
         "data": {
             "name": data.name,
             "fingerprint": data.fingerprint,
@@ -319,19 +317,7 @@ def run_config(method: Method, backbone: DualEncoder, data: Dataset, recipe: Rec
         "method": describe(method),
         "recipe": asdict(recipe),
         "seed": seed,
-        "device": str(backbone.device),
-        "dtype": str(backbone.dtype).removeprefix("torch."),
-        "versions": {"mmprompt": __version__, "torch": torch.__version__, "python": platform.python_version()},
-    }
-
-
-def _identity(config: dict[str, Any]) -> dict[str, Any]:
-    """What makes two runs the same run: everything but the versions."""
-    return {key: value for key, value in config.items() if key != "versions"}
-
-
-def _provenance(config: dict[str, Any]) -> dict[str, Any]:
-    return {key: config[key] for key in ("data", "method", "recipe", "seed", "versions")}
+    } | surroundings(backbone)
 
 
 def measure(result: Result) -> dict[str, Any]:
