@@ -88,10 +88,7 @@ def load_backbone(
         UserError: no such name, weights that are not there, or a model with parts that are not known.
     """
     source = find_source(name)
-    place = choose_device(device)
-    options = LoadOptions(
-        place, choose_dtype(dtype, place), None if cache_dir is None else str(cache_dir), trust_remote_code
-    )
+    options = read_options(device, dtype, cache_dir, trust_remote_code)
     with one_line_errors(name, source, options.cache_dir):
         if source.library == "open_clip":
             from mmprompt.backbones.open_clip import load_open_clip
@@ -100,6 +97,17 @@ def load_backbone(
         from mmprompt.backbones.transformers_clip import load_transformers
 
         return load_transformers(name, source.model, options)
+
+
+def read_options(device: str, dtype: str, cache_dir: str | Path | None, trust_remote_code: bool) -> LoadOptions:
+    """What a user may say of loading, for the readers; the arguments are those of `load_backbone`.
+
+    Raises:
+        UserError: there is no such device or precision here.
+    """
+    place = choose_device(device)
+    cache = None if cache_dir is None else str(cache_dir)
+    return LoadOptions(place, choose_dtype(dtype, place), cache, trust_remote_code)
 
 
 @contextlib.contextmanager

@@ -38,7 +38,7 @@ def load_transformers(name: str, source: str, options: LoadOptions) -> FrozenDua
     Raises:
         UserError: the model is of another class, or its files lack some of its weights.
     """
-    hub = {"cache_dir": options.cache_dir, "trust_remote_code": options.trust_remote_code}
+    hub = hub_options(options)
     config = AutoConfig.from_pretrained(source, **hub)
     if config.model_type not in MODELS:
         raise UserError(
@@ -62,6 +62,11 @@ def load_transformers(name: str, source: str, options: LoadOptions) -> FrozenDua
     )
 
 
+def hub_options(options: LoadOptions) -> dict[str, Any]:
+    """The keywords that transformers' loaders take from the user."""
+    return {"cache_dir": options.cache_dir, "trust_remote_code": options.trust_remote_code}
+
+
 def load_complete(model_class: Any, source: str, options: LoadOptions, unread: str | None = None) -> Any:
     """A model of one of transformers' classes, in float32.
 
@@ -75,11 +80,7 @@ def load_complete(model_class: Any, source: str, options: LoadOptions, unread: s
     """
     with no_progress_bar():
         model, report = model_class.from_pretrained(
-            source,
-            cache_dir=options.cache_dir,
-            trust_remote_code=options.trust_remote_code,
-            dtype=torch.float32,
-            output_loading_info=True,
+            source, dtype=torch.float32, output_loading_info=True, **hub_options(options)
         )
     missing = [key for key in report["missing_keys"] if unread is None or not key.startswith(unread)]
     if missing:

@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from mmprompt.backbones.features import LIMIT_VARIABLE, Contents, FeatureStore, features_folder, limit_bytes
-from mmprompt.cli.output import Output, shorten
+from mmprompt.cli.output import JSON_HELP, Output, shorten
 from mmprompt.cli.parser import parse
 
 DESCRIPTION = "The image features kept on disk, so that no picture is encoded twice."
@@ -22,7 +22,7 @@ class Settings:
 
     clear: bool = False
     """Drop all of them. Nothing is asked and nothing is lost but time: they are computed again when needed."""
-    json: Annotated[bool, tyro.conf.arg(help="Print one JSON document; everything for people goes to stderr.")] = False
+    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
 
 
 def run(arguments: Sequence[str], prog: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, make_dataclass, replace
+from dataclasses import asdict, dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +13,7 @@ import tyro
 from mmprompt.backbones.captioners.load import load_captioner
 from mmprompt.backbones.load import load_backbone
 from mmprompt.cli.counter import Counter
-from mmprompt.cli.output import Output
+from mmprompt.cli.output import JSON_HELP, Output
 from mmprompt.cli.parser import parse, peek
 from mmprompt.data.captions import CaptionData, load_caption_data
 from mmprompt.data.focus_sets import build_focus
@@ -46,7 +46,6 @@ TRAIN = "Learn a prompt that makes a frozen captioner speak of one focus. Withou
 EVAL = "Measure learned prompts beside the captioner without one and beside hand-written words."
 WRITE = "Write captions of pictures, with a learned prompt, several, or none."
 SHOWN = 8
-JSON_HELP = "Print one JSON document; everything for people goes to stderr."
 Device = Annotated[str, tyro.conf.arg(metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")]
 
 
@@ -257,8 +256,7 @@ def what_captions_depend_on(settings: WriteSettings, fingerprint: str) -> dict[s
     """What must be the same for two halves of one file: prompts by their hashes, and all numbers."""
     hashes = [read_caption_header(run)["tensors_sha256"] for run in settings.prompt]
     avoid = None if settings.avoid is None else read_caption_header(settings.avoid)["tensors_sha256"]
-    numbers = replace(settings, pictures=(), prompt=(), avoid=None, out=None, json=False, device="")
-    kept = {key: value for key, value in asdict(numbers).items() if key not in ("pictures", "out", "json", "device")}
+    kept = {key: value for key, value in asdict(settings).items() if key not in ("pictures", "out", "json", "device")}
     return kept | {"prompt": hashes, "avoid": avoid, "backbone": fingerprint}
 
 

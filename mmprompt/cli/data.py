@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from mmprompt.cli.output import Output
+from mmprompt.cli.output import JSON_HELP, Output
 from mmprompt.cli.parser import parse
 from mmprompt.cli.pictures import Pictures
 from mmprompt.data.card import DatasetCard
@@ -21,7 +21,6 @@ from mmprompt.data.split_file import divide, write_split
 from mmprompt.data.splits import SPLITS
 from mmprompt.errors import UserError
 
-JSON_HELP = "Print one JSON document; everything for people goes to stderr."
 Name = tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="NAME")]]
 
 

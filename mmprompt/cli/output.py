@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+JSON_HELP = "Print one JSON document; everything for people goes to stderr."
+
 
 class Output:
     """Where one command writes.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mmprompt.evaluation.adherence import Lift
-from mmprompt.tasks.caption_measure import CaptionMeasure, Point
+from mmprompt.tasks.caption_measure import NO_PROMPT, CaptionMeasure, Point
 
 Table = tuple[list[str], list[list[str]], tuple[int, ...]]
 """Headers, rows, and which columns are numbers."""
@@ -34,7 +34,7 @@ def focus_table(measure: CaptionMeasure) -> Table:
     headers += ["recall", "people", "per caption", "people"]
     rows = []
     for focus in measure.focuses:
-        scores, bare = measure.focus_scores[focus][focus], measure.focus_scores["no prompt"][focus]
+        scores, bare = measure.focus_scores[focus][focus], measure.focus_scores[NO_PROMPT][focus]
         values, human, lifts = scores.values, scores.human, measure.lifts[focus]
         rows.append(
             [

@@ -17,8 +17,9 @@ from torch import Tensor
 from mmprompt.backbones.captioners.captioner import LM_INPUT, FrozenCaptioner
 from mmprompt.backbones.sites import Site
 from mmprompt.errors import UserError, bad_value
+from mmprompt.predictors.captioner import hard_prompt
 from mmprompt.prompts.base import SiteSources
-from mmprompt.prompts.sources import FreeVectors, ScaledVectors
+from mmprompt.prompts.sources import ScaledVectors
 
 
 class CaptionMethod(Protocol):
@@ -96,11 +97,7 @@ class HardPrompt(CaptionMethod):
         Raises:
             UserError: there are none.
         """
-        ids = captioner.tokenizer.encode(self.words)
-        if not ids:
-            raise bad_value("words", repr(self.words), "they must hold at least one word", 'Use --words "the mood is".')
-        values = captioner.decoder.embed(torch.tensor(ids, device=captioner.device))
-        return SiteSources({LM_INPUT: FreeVectors(values)}).to(captioner.device).requires_grad_(False)
+        return hard_prompt(captioner, "", self.words).sources
 
 
 CAPTION_MODES: dict[str, type[CaptionMethod]] = {"soft": SoftPrompt, "kv": KeyValuePrompt, "text": HardPrompt}

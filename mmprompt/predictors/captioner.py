@@ -20,7 +20,8 @@ from mmprompt.backbones.captioners.load import load_captioner
 from mmprompt.backbones.sites import Site, Vectors
 from mmprompt.data.images import ImageLike, read_image
 from mmprompt.errors import UserError, bad_file, bad_value
-from mmprompt.predictors.caption_search import Decoding, Found, mixture, search
+from mmprompt.predictors.caption_search import Branch, Decoding, Found, mixture, search
+from mmprompt.predictors.classifier import as_list
 from mmprompt.predictors.features import ImageFeatures, Progress
 from mmprompt.predictors.file import (
     read_prompt_header,
@@ -128,7 +129,7 @@ class Captioner:
 
     def caption(
         self,
-        images: ImageLike | Sequence[ImageLike],
+        images: ImageLike | Iterable[ImageLike],
         steering: Steering | Sequence[Steering] | None = None,
         decoding: Decoding | None = None,
     ) -> list[Caption]:
@@ -141,8 +142,7 @@ class Captioner:
         Raises:
             UserError: a picture cannot be read, or a prompt does not fit this captioner.
         """
-        single = isinstance(images, str | Path | Image.Image | Tensor) or not isinstance(images, Sequence)
-        sources: list[ImageLike] = [images] if single else list(images)  # type: ignore[list-item, arg-type]
+        sources = as_list(images)
         if steering is None or isinstance(steering, Steering):
             each = [steering or self.steering] * len(sources)
         else:
@@ -180,9 +180,11 @@ class Captioner:
         """
         given = steering or self.steering
         each = [given] * len(features) if isinstance(given, Steering) else list(given)
+        rows_of: dict[int, list[int]] = {}
+        for row, one in enumerate(each):
+            rows_of.setdefault(id(one), []).append(row)
         found: dict[int, list[Found]] = {}
-        for one in dict.fromkeys(map(id, each)):
-            rows = [row for row, given in enumerate(each) if id(given) == one]
+        for rows in rows_of.values():
             memory = self.backbone.open(features[torch.tensor(rows, device=features.device)])
             some = search(
                 self.backbone,
@@ -205,7 +207,7 @@ class Captioner:
         return replace(best, others=tuple(others))
 
 
-def branches_of(steering: Steering) -> list[Any]:
+def branches_of(steering: Steering) -> list[Branch]:
     """The branches of a steering, for `search`."""
     focus = [(prompt.vectors(), weight) for prompt, weight in steering.prompts]
     avoid = None if steering.avoid is None else steering.avoid.vectors()
@@ -270,7 +272,7 @@ def hard_prompt(captioner: FrozenCaptioner, focus: str, words: str) -> FocusProm
     """
     ids = captioner.tokenizer.encode(words)
     if not ids:
-        raise bad_value("words", repr(words), "they must hold at least one word", 'Write "the mood is".')
+        raise bad_value("words", repr(words), "they must hold at least one word", 'Use --words "the mood is".')
     values = captioner.decoder.embed(torch.tensor(ids, device=captioner.device))
     source = FreeVectors(values).requires_grad_(False)
     return FocusPrompt(focus, SiteSources({LM_INPUT: source}).to(captioner.device), words)

@@ -17,7 +17,7 @@ from torch import nn
 
 from openart import words
 from openart.captions import FOCUSES, OBJECTS, Content, SceneMaker, content_of, quarter_scenes, sentences
-from openart.export import encoded
+from openart.export import attribution, encoded
 from openart.tasks import draw_pool
 from openart.tokenizer import write_tokenizer_config
 
@@ -27,7 +27,7 @@ SPLITS = {"train": 320, "val": 100, "test": 300}
 N_NEW_STYLE = 200
 N_REFERENCES = 3
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json")
-ATTRIBUTION = """# The scenes of openart-scenes
+SCENES_README = """# The scenes of openart-scenes
 
 `openart-scenes.zip` holds small scenes composed by `scripts/pretrain_tiny_captioner.py`, `openart-scenes.jsonl` what
 can be said of them. Each scene is adapted from the artwork of one of these sets, which was cropped, scaled, tilted,
@@ -67,18 +67,9 @@ def export_scenes(maker: SceneMaker, assets: Path, sources: list[dict[str, str]]
     """
     write_set(maker, assets / "scenes", "openart-scenes", STYLES, SPLITS)
     write_set(maker, assets / "openart", "openart-scenes-new-style", ("openmoji",), {"test": N_NEW_STYLE})
-    (assets / "scenes" / "README.md").write_text(attribution(sources), encoding="utf-8")
-
-
-def attribution(sources: list[dict[str, str]]) -> str:
-    """Whose artwork the scenes are made of."""
-    lines = [
-        f"* **{s['style']}**: {s['author']} ({s['author_url']}). {s['licence']} {s['licence_url']}\n  Package "
-        f"`{s['package']}`, sha256 `{s['sha256']}`."
-        for s in sources
-        if s["style"] in STYLES
-    ]
-    return ATTRIBUTION.format("\n".join(lines))
+    drawn = [source for source in sources if source["style"] in STYLES]
+    readme = SCENES_README.format(attribution(drawn, ("train",)))
+    (assets / "scenes" / "README.md").write_text(readme, encoding="utf-8")
 
 
 def write_set(maker: SceneMaker, folder: Path, name: str, styles: tuple[str, ...], splits: dict[str, int]) -> None:

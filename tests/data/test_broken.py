@@ -56,8 +56,10 @@ def test_a_refusal_names_the_first_and_the_count() -> None:
     assert str(caught.value) == "2 pictures are broken, the first: /a.png: is empty. Or leave them out."
 
 
-def test_nothing_broken_is_no_refusal() -> None:
-    refuse_broken([])
+def test_nothing_broken_is_no_refusal(dataset: Dataset) -> None:
+    found = find_broken(dataset)
+    assert found == ()
+    refuse_broken(found)  # which raises where there is one, as above
 
 
 def test_dropping_leaves_the_broken_out_and_says_so(dataset: Dataset) -> None:

@@ -55,7 +55,9 @@ def test_no_baseline_looks_at_the_test_part_when_it_learns(name, tiny_clip_backb
         def __iter__(self):
             raise AssertionError("the test part was read")
 
-    make_baseline(name).fit(tiny_clip_backbone, replace(whole, test=Untouchable()), features)
+    scorer = make_baseline(name).fit(tiny_clip_backbone, replace(whole, test=Untouchable()), features)
+    found = scorer.probabilities(paths(whole.test), whole.class_names, whole.template)
+    assert np.array_equal(found, table(make_baseline(name), tiny_clip_backbone, whole, features))
 
 
 def test_zero_shot_is_the_frozen_model_with_the_sets_template(tiny_clip_backbone, whole, features):

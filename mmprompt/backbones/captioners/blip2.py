@@ -19,12 +19,12 @@ from mmprompt.backbones.captioners.memory import Memory
 from mmprompt.backbones.captioners.pretrained import (
     caption_tokenizer,
     first_id,
-    hub_options,
     load_frozen,
     load_pixels,
     load_tokenizer,
 )
 from mmprompt.backbones.dual_encoder import LoadOptions
+from mmprompt.backbones.transformers_clip import hub_options
 from mmprompt.errors import UserError
 
 T5_LENGTH = 512

@@ -30,9 +30,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from mmprompt.backbones.captioners.captioner import CaptionTokenizer, FrozenCaptioner
 from mmprompt.backbones.captioners.hf_cache import cache_argument, from_cache, to_cache
 from mmprompt.backbones.captioners.memory import Memory
-from mmprompt.backbones.captioners.pretrained import caption_tokenizer, first_id, hub_options, load_frozen
+from mmprompt.backbones.captioners.pretrained import caption_tokenizer, first_id, load_frozen
 from mmprompt.backbones.dual_encoder import LoadOptions
-from mmprompt.backbones.transformers_clip import read_pixels
+from mmprompt.backbones.transformers_clip import hub_options, read_pixels
 from mmprompt.errors import UserError
 
 QUESTION = "Describe the picture."

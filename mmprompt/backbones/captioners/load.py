@@ -33,12 +33,11 @@ from mmprompt.backbones.fingerprint import fingerprint
 from mmprompt.backbones.load import (
     TINY,
     Source,
-    choose_device,
-    choose_dtype,
     find_source,
     load_backbone,
     nearest,
     one_line_errors,
+    read_options,
 )
 from mmprompt.errors import UserError, bad_file
 
@@ -73,9 +72,7 @@ def load_captioner(
     Raises:
         UserError: no such name, weights that are not there, or a model with parts that are not known.
     """
-    place = choose_device(device)
-    cache = None if cache_dir is None else str(cache_dir)
-    options = LoadOptions(place, choose_dtype(dtype, place), cache, trust_remote_code)
+    options = read_options(device, dtype, cache_dir, trust_remote_code)
     if name == "tiny":
         return load_mapped(name, TINY_CAPTIONER, options)
     folder = Path(name).expanduser()
@@ -132,7 +129,9 @@ def find_reader(name: str, model: str, options: LoadOptions) -> str:
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     )
 
-    config = AutoConfig.from_pretrained(model, cache_dir=options.cache_dir, trust_remote_code=options.trust_remote_code)
+    from mmprompt.backbones.transformers_clip import hub_options
+
+    config = AutoConfig.from_pretrained(model, **hub_options(options))
     kind = config.model_type
     if kind in READERS:
         return READERS[kind]
@@ -274,7 +273,8 @@ def load_language_model(name: str, options: LoadOptions) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    from mmprompt.backbones.captioners.pretrained import hub_options, load_frozen, load_tokenizer
+    from mmprompt.backbones.captioners.pretrained import load_frozen, load_tokenizer
+    from mmprompt.backbones.transformers_clip import hub_options
 
     source = find_source(name)
     with one_line_errors(name, source, options.cache_dir):

@@ -10,15 +10,10 @@ from transformers import AutoImageProcessor, AutoTokenizer
 from mmprompt.backbones.captioners.captioner import CaptionTokenizer
 from mmprompt.backbones.dual_encoder import LoadOptions, freeze
 from mmprompt.backbones.pixels import PixelTransform
-from mmprompt.backbones.transformers_clip import load_complete, read_pixels
+from mmprompt.backbones.transformers_clip import hub_options, load_complete, read_pixels
 from mmprompt.errors import UserError
 
 MARKS = (".", ",", "!", "?", ":", ";")
-
-
-def hub_options(options: LoadOptions) -> dict[str, Any]:
-    """The keywords that transformers' configurations, tokenizers and processors take from the user."""
-    return {"cache_dir": options.cache_dir, "trust_remote_code": options.trust_remote_code}
 
 
 def load_frozen(model_class: Any, source: str, options: LoadOptions, unread: str | None = None) -> Any:
