@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mmprompt.backbones.captioners.captioner import FrozenCaptioner, State
-from mmprompt.backbones.captioners.memory import Memory
+from mmprompt.backbones.language.memory import Memory
 from mmprompt.backbones.sites import Site, Vectors
 from mmprompt.errors import bad_value
 

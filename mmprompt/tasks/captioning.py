@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mmprompt.backbones.captioners.captioner import FrozenCaptioner
 from mmprompt.backbones.captioners.load import load_captioner, save_mapped
-from mmprompt.backbones.captioners.memory import Memory
+from mmprompt.backbones.language.memory import Memory
 from mmprompt.backbones.sites import Site, Vectors
 from mmprompt.data.captions import NEUTRAL, CaptionData, load_caption_data
 from mmprompt.errors import UserError

@@ -14,8 +14,6 @@ from transformers import AutoConfig, Blip2ForConditionalGeneration
 
 from mmprompt.backbones.captioners.captioner import FrozenCaptioner, TextDecoder
 from mmprompt.backbones.captioners.causal_lm import PrefixDecoder
-from mmprompt.backbones.captioners.hf_cache import cache_argument, from_cache, to_crossed_cache
-from mmprompt.backbones.captioners.memory import Memory
 from mmprompt.backbones.captioners.pretrained import (
     caption_tokenizer,
     first_id,
@@ -24,6 +22,8 @@ from mmprompt.backbones.captioners.pretrained import (
     load_tokenizer,
 )
 from mmprompt.backbones.dual_encoder import LoadOptions
+from mmprompt.backbones.language.hf_cache import cache_argument, from_cache, to_crossed_cache
+from mmprompt.backbones.language.memory import Memory
 from mmprompt.backbones.transformers_clip import hub_options
 from mmprompt.errors import UserError
 

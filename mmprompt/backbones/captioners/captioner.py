@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from mmprompt.backbones.captioners.memory import KeyValues, Memory
 from mmprompt.backbones.fingerprint import fingerprint
+from mmprompt.backbones.language.memory import KeyValues, Memory
 from mmprompt.backbones.pixels import PixelTransform
 from mmprompt.backbones.sites import Site, Vectors
 from mmprompt.errors import UserError

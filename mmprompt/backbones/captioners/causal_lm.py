@@ -10,9 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mmprompt.backbones.captioners.hf_cache import cache_argument, from_cache, to_cache
-from mmprompt.backbones.captioners.memory import Memory
 from mmprompt.backbones.captioners.pretrained import first_id
+from mmprompt.backbones.language.hf_cache import cache_argument, from_cache, to_cache
+from mmprompt.backbones.language.memory import Memory
 from mmprompt.errors import UserError
 
 UNLIMITED = 1024

@@ -16,10 +16,10 @@ from open_clip.transformer import TextTransformer
 from torch import Tensor
 
 from mmprompt.backbones.captioners.captioner import CaptionTokenizer, FrozenCaptioner
-from mmprompt.backbones.captioners.memory import KeyValues, Memory, causal_mask
 from mmprompt.backbones.captioners.pretrained import tidy
 from mmprompt.backbones.dual_encoder import LoadOptions
 from mmprompt.backbones.forward.views import BlockView
+from mmprompt.backbones.language.memory import KeyValues, Memory, causal_mask
 from mmprompt.backbones.open_clip import (
     create_frozen,
     is_known,

@@ -13,8 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mmprompt.backbones.captioners.hf_cache import cache_argument, from_cache, to_crossed_cache
-from mmprompt.backbones.captioners.memory import Memory
+from mmprompt.backbones.language.hf_cache import cache_argument, from_cache, to_crossed_cache
+from mmprompt.backbones.language.memory import Memory
 
 
 @dataclass(frozen=True)

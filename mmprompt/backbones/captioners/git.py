@@ -12,8 +12,6 @@ from torch import Tensor
 from transformers import GitForCausalLM
 
 from mmprompt.backbones.captioners.captioner import FrozenCaptioner
-from mmprompt.backbones.captioners.hf_cache import cache_argument, from_cache, to_cache
-from mmprompt.backbones.captioners.memory import Memory, causal_mask
 from mmprompt.backbones.captioners.pretrained import (
     caption_tokenizer,
     first_id,
@@ -22,6 +20,8 @@ from mmprompt.backbones.captioners.pretrained import (
     load_tokenizer,
 )
 from mmprompt.backbones.dual_encoder import LoadOptions
+from mmprompt.backbones.language.hf_cache import cache_argument, from_cache, to_cache
+from mmprompt.backbones.language.memory import Memory, causal_mask
 
 
 def load_git(name: str, source: str, options: LoadOptions) -> FrozenCaptioner:

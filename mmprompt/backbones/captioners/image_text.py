@@ -28,10 +28,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from mmprompt.backbones.captioners.captioner import CaptionTokenizer, FrozenCaptioner
-from mmprompt.backbones.captioners.hf_cache import cache_argument, from_cache, to_cache
-from mmprompt.backbones.captioners.memory import Memory
 from mmprompt.backbones.captioners.pretrained import caption_tokenizer, first_id, load_frozen
 from mmprompt.backbones.dual_encoder import LoadOptions
+from mmprompt.backbones.language.hf_cache import cache_argument, from_cache, to_cache
+from mmprompt.backbones.language.memory import Memory
 from mmprompt.backbones.transformers_clip import hub_options, read_pixels
 from mmprompt.errors import UserError
 

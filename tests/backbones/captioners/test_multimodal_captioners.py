@@ -18,8 +18,8 @@ from mmprompt.backbones.captioners.blip2 import load_blip2
 from mmprompt.backbones.captioners.captioner import LM_INPUT, FrozenCaptioner
 from mmprompt.backbones.captioners.image_text import ImageTextDecoder, load_image_text
 from mmprompt.backbones.captioners.load import load_captioner
-from mmprompt.backbones.captioners.memory import Memory
 from mmprompt.backbones.dual_encoder import LoadOptions
+from mmprompt.backbones.language.memory import Memory
 from mmprompt.backbones.sites import Site, Vectors
 from tests import small_multimodal as small
 

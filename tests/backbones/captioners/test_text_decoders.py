@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM
 
 from mmprompt.backbones.captioners.captioner import LM_INPUT, FrozenCaptioner
 from mmprompt.backbones.captioners.load import load_captioner
-from mmprompt.backbones.captioners.memory import Memory
+from mmprompt.backbones.language.memory import Memory
 from mmprompt.backbones.load import load_backbone
 from mmprompt.backbones.sites import Site, Vectors
 from tests import captioner_models as models

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from transformers.cache_utils import DynamicCache, DynamicLayer, EncoderDecoderCache
 
-from mmprompt.backbones.captioners.memory import KeyValues
+from mmprompt.backbones.language.memory import KeyValues
 
 
 def to_cache(keys_values: KeyValues) -> DynamicCache:
