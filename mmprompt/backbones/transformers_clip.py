@@ -67,7 +67,14 @@ def hub_options(options: LoadOptions) -> dict[str, Any]:
     return {"cache_dir": options.cache_dir, "trust_remote_code": options.trust_remote_code}
 
 
-def load_complete(model_class: Any, source: str, options: LoadOptions, unread: str | None = None) -> Any:
+def load_complete(
+    model_class: Any,
+    source: str,
+    options: LoadOptions,
+    unread: str | None = None,
+    gguf_file: str | None = None,
+    use_safetensors: bool | None = None,
+) -> Any:
     """A model of one of transformers' classes, in float32.
 
     Args:
@@ -75,12 +82,19 @@ def load_complete(model_class: Any, source: str, options: LoadOptions, unread: s
         source: a folder, or a name on the hub.
         options: cache folder, and whether remote code may run.
         unread: how the names of weights begin that nobody reads, so that files may lack them.
+        gguf_file: the file of the folder that holds the weights, where they are in GGUF.
+        use_safetensors: True takes no weights in any other format; None takes weights-only checkpoints too.
     Raises:
         UserError: its files lack some of its weights.
     """
     with no_progress_bar():
         model, report = model_class.from_pretrained(
-            source, dtype=torch.float32, output_loading_info=True, **hub_options(options)
+            source,
+            dtype=torch.float32,
+            output_loading_info=True,
+            gguf_file=gguf_file,
+            use_safetensors=use_safetensors,
+            **hub_options(options),
         )
     missing = [key for key in report["missing_keys"] if unread is None or not key.startswith(unread)]
     if missing:

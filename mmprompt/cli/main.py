@@ -51,7 +51,7 @@ VERBS = {
     "data split": Verb("data", "run_split", "FOLDER", "divide your own pictures once into train, val and test"),
     "data cache": Verb("cache", "run", "", "the image features kept on disk, their size, and how to drop them"),
     "backbones list": Verb("backbones", "run_list", "", "the frozen models a prompt can be learned for"),
-    "backbones get": Verb("backbones", "run_get", "photo", "fetch the image tower of the backbone for photographs"),
+    "backbones get": Verb("backbones", "run_get", "NAME", "fetch photo, for photographs, or smollm2, a language model"),
     "methods list": Verb("methods", "run_list", "", "the ways to learn a prompt"),
     "methods show": Verb("methods", "run_show", "NAME", "the settings of one method"),
     "prompt inspect": Verb("prompt", "run_inspect", "RUN", "what a prompt holds, and the words nearest to it"),

@@ -30,6 +30,7 @@ from mmprompt.backbones.captioners.mapper import (
 )
 from mmprompt.backbones.dual_encoder import FrozenDualEncoder, LoadOptions, freeze
 from mmprompt.backbones.fingerprint import fingerprint
+from mmprompt.backbones.language.load import load_parts
 from mmprompt.backbones.load import (
     TINY,
     Source,
@@ -170,7 +171,7 @@ def load_pair(name: str, options: LoadOptions, kind: str = "transformer", n_pref
     """
     encoder_name, lm_name = split_pair(name)
     encoder = load_encoder(encoder_name, options)
-    lm, tokenizer = load_language_model(lm_name, options)
+    lm, tokenizer = load_causal(lm_name, options)
     width = lm.get_input_embeddings().weight.shape[1]
     reads_tokens = kind == "linear"
     image_width = encode_with(encoder, reads_tokens)(blank(encoder)).shape[-1]
@@ -186,7 +187,7 @@ def load_mapped(name: str, folder: Path, options: LoadOptions) -> FrozenCaptione
     """
     mapper, parts = read_mapper(folder)
     encoder = load_encoder(parts.encoder or "tiny", options)
-    lm, tokenizer = load_language_model(f"hf:{folder}" if parts.lm is None else parts.lm, options)
+    lm, tokenizer = load_causal(f"hf:{folder}" if parts.lm is None else parts.lm, options)
     captioner = join(name, encoder, mapper, (lm, tokenizer), options)
     is_comparable = parts.frozen is not None and parts.dtype == name_of(options.dtype)
     if is_comparable and parts.frozen != fingerprint(frozen_models(encoder, lm)):
@@ -264,27 +265,19 @@ def load_encoder(name: str, options: LoadOptions) -> FrozenDualEncoder:
     return encoder
 
 
-def load_language_model(name: str, options: LoadOptions) -> tuple[Any, Any]:
+def load_causal(name: str, options: LoadOptions) -> tuple[Any, Any]:
     """A causal language model and its tokenizer, by `hf:NAME` or `hf:FOLDER`.
 
     Raises:
         UserError: it is not there, or it is another kind of model.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    from mmprompt.backbones.captioners.pretrained import load_frozen, load_tokenizer
-    from mmprompt.backbones.transformers_clip import hub_options
-
-    source = find_source(name)
-    with one_line_errors(name, source, options.cache_dir):
-        config = AutoConfig.from_pretrained(source.model, **hub_options(options))
-        if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-            raise UserError(
-                f"{name} is a {config.model_type!r} model, but a causal language model was expected. "
-                "Use a model such as hf:gpt2."
-            )
-        return load_frozen(AutoModelForCausalLM, source.model, options), load_tokenizer(source.model, options)
+    lm, tokenizer = load_parts(name, options)
+    if lm.config.is_encoder_decoder:
+        raise UserError(
+            f"{name} is a {lm.config.model_type!r} model, but a causal language model was expected. "
+            "Use a model such as hf:gpt2."
+        )
+    return lm, tokenizer
 
 
 def encode_with(encoder: FrozenDualEncoder, reads_tokens: bool) -> Any:
