@@ -19,6 +19,7 @@ from typing import Any
 
 from mmprompt.data.caption_rows import CaptionRow, read_text
 from mmprompt.data.images import IMAGE_SUFFIXES
+from mmprompt.data.jsonl import read_objects, text_lines
 from mmprompt.errors import UserError, bad_file, unknown_name
 from mmprompt.files import read_bytes
 
@@ -89,15 +90,7 @@ def read_jsonl(path: Path) -> Rows:
     Raises:
         UserError: a line is no such object.
     """
-    for number, text in enumerate(_lines(path), start=1):
-        if not text.strip():
-            continue
-        try:
-            record = json.loads(text)
-        except (ValueError, RecursionError):
-            raise bad_file(path, "is not valid JSON", "Write one object on each line.", number) from None
-        if not isinstance(record, dict):
-            raise bad_file(path, "is not a JSON object", "Write one object on each line.", number)
+    for number, record in read_objects(path):
         yield _jsonl_row(record, path, number)
 
 
@@ -193,7 +186,7 @@ def read_flickr(path: Path) -> Rows:
     Raises:
         UserError: a line has another form.
     """
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(text_lines(path), start=1):
         if not line.strip():
             continue
         match = _FLICKR_LINE.fullmatch(line)
@@ -236,7 +229,7 @@ def read_flickrstyle(path: Path) -> Rows:
     folder = path if path.is_dir() else path.parent
     pictures = _style_pictures(folder)
     for file in sorted(folder.glob(_STYLE_FILE)) if path.is_dir() else [path]:
-        captions = _lines(file)
+        captions = text_lines(file)
         if len(captions) != len(pictures):
             counts = f"has {len(captions)} captions, but {len(pictures)} pictures are listed"
             raise bad_file(file, counts, "Give files of one release.")
@@ -250,7 +243,7 @@ def _style_pictures(folder: Path) -> list[str]:
     if not files:
         advice = "Put images.txt there, a name a line, or the .p file of the release."
         raise bad_file(folder, "holds no list of the pictures", advice)
-    lists = [_pickled_names(file) if file.suffix == ".p" else _lines(file) for file in files]
+    lists = [_pickled_names(file) if file.suffix == ".p" else text_lines(file) for file in files]
     for file, names in zip(files, lists, strict=True):
         if names != lists[0]:
             raise bad_file(file, f"lists other pictures than {files[0].name}", "Keep the list of these captions.")
@@ -280,11 +273,6 @@ def without_pictures(rows: Sequence[CaptionRow]) -> tuple[list[CaptionRow], tupl
     others = Counter(row.picture for row in rows if not is_picture(row.picture))
     notes = (f"Passed over, for it is no picture's name: {name} ({count} captions)." for name, count in others.items())
     return kept, tuple(notes)
-
-
-def _lines(path: Path) -> list[str]:
-    lines = [line.removesuffix("\r") for line in read_text(path).split("\n")]  # splitlines would break at rarer signs
-    return lines if lines[-1] else lines[:-1]
 
 
 def _list_of(content: Any, name: str, path: Path) -> list[Any]:

@@ -11,10 +11,10 @@ only afterwards (`base_new`). This file does not know where the lists come from.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 from mmprompt.data.class_names import shortened
 from mmprompt.data.published_shots import read_published_shots
@@ -27,6 +27,7 @@ MAX_VAL_SHOTS = 4
 Rule = Literal["coop", "clip-lora", "tip-adapter", "jsonl"]
 RULES: tuple[Rule, ...] = get_args(Rule)
 
+T = TypeVar("T")
 Picks = tuple[tuple[Item, ...], tuple[Item, ...]]
 
 
@@ -44,8 +45,20 @@ def sample_few_shot(items: Iterable[Item], shots: int, rng: random.Random, repea
         UserError: shots is below 1.
     """
     _check_shots(shots)
-    picks: list[Item] = []
-    for group in by_label(items).values():
+    return sample_groups(by_label(items).values(), shots, rng, repeat)
+
+
+def sample_groups(groups: Iterable[Sequence[T]], shots: int, rng: random.Random, repeat: bool = False) -> tuple[T, ...]:
+    """Draw `shots` members of every group, without repetition, as `sample_few_shot` does of classes of pictures.
+
+    Args:
+        groups: their order and that of their members decide what a seed picks.
+        shots: at least 1; a smaller group is taken whole and uses no random number.
+        rng: advanced by the draw.
+        repeat: draw a smaller group with repetition instead.
+    """
+    picks: list[T] = []
+    for group in groups:
         if len(group) >= shots:
             picks += rng.sample(group, shots)
         else:
@@ -64,7 +77,7 @@ def few_shot_train_val(train: Iterable[Item], val: Iterable[Item], shots: int, s
     Raises:
         UserError: shots is below 1 or the seed is negative.
     """
-    rng = _stream(seed)
+    rng = draw_stream(seed)
     return sample_few_shot(train, shots, rng), sample_few_shot(val, min(shots, MAX_VAL_SHOTS), rng)
 
 
@@ -85,7 +98,7 @@ def draw_shots(splits: Splits, shots: int, seed: int, rule: str = "coop", publis
         raise unknown_name("protocol", rule, RULES)
     if rule == "coop":
         return few_shot_train_val(splits.train, splits.val, shots, seed)
-    rng = _stream(seed)
+    rng = draw_stream(seed)
     _check_shots(shots)
     if rule == "jsonl":
         if published is None:
@@ -189,7 +202,12 @@ def _protocol(split: str, rule: str) -> str:
     return rule if split in ("coop", "folder") else f"{split}, {rule}"
 
 
-def _stream(seed: int) -> random.Random:
+def draw_stream(seed: int) -> random.Random:
+    """The random numbers of a draw.
+
+    Raises:
+        UserError: the seed is negative.
+    """
     if seed < 0:
         raise bad_value("seed", seed, "0 or more was expected", "Use 1, 2 or 3 as the papers do.")
     return random.Random(seed)

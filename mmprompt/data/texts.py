@@ -1,0 +1,305 @@
+"""Rows of text for a language model: a JSONL file, and the card beside it.
+
+`NAME.jsonl` holds an object a line: `label` (classification) or `answer` (generation), perhaps `split` and `task`;
+everything else is a field of text. `NAME.yaml` may give `template`, `verbalizer`, `instructions`, `licence`, `source`
+and `note`. What a template means is not known here, nor any tokenizer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from mmprompt.data.class_names import shortened
+from mmprompt.data.fewshot import MAX_VAL_SHOTS, draw_stream, sample_groups
+from mmprompt.data.jsonl import read_objects
+from mmprompt.data.splits import SPLITS
+from mmprompt.data.strict_yaml import read_yaml, validate
+from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
+
+TEST_SHARE, VAL_SHARE = 0.3, 0.1
+
+_TARGETS = ("label", "answer")
+_KEYS = (*_TARGETS, "split", "task")
+_TAKEN = "soft"
+
+
+@dataclass(frozen=True)
+class TextRow:
+    """One example.
+
+    Args:
+        fields: text by name of field.
+        label: its class, None where text is generated.
+        answer: the text to generate, None where classes are told apart.
+        task: which of several tasks it belongs to, `""` for the only one.
+    """
+
+    fields: Mapping[str, str]
+    label: str | None = None
+    answer: str | None = None
+    task: str = ""
+
+
+@dataclass(frozen=True)
+class TextData:
+    """What a prompt of a language model is trained and measured on.
+
+    Args:
+        name: of the file, without its suffix.
+        train, val, test: the parts, in the order of the file; val may be empty.
+        labels: sorted; empty where text is generated.
+        template: the task's template with soft slots, None without a card.
+        verbalizer: label -> the words that stand for it; None where the labels are the words.
+        instructions: hand-written prompts, templates without soft slots.
+        licence: of the texts.
+        notes: what was decided on the user's behalf, one sentence each.
+    """
+
+    name: str
+    train: tuple[TextRow, ...]
+    val: tuple[TextRow, ...]
+    test: tuple[TextRow, ...]
+    labels: tuple[str, ...] = ()
+    template: str | None = None
+    verbalizer: Mapping[str, Sequence[str]] | None = None
+    instructions: tuple[str, ...] = ()
+    licence: str = ""
+    notes: tuple[str, ...] = ()
+
+    def rows(self, split: str) -> tuple[TextRow, ...]:
+        """The rows of `"train"`, `"val"` or `"test"`.
+
+        Raises:
+            UserError: there is no such split.
+        """
+        parts = {"train": self.train, "val": self.val, "test": self.test}
+        if split not in parts:
+            raise unknown_name("split", split, SPLITS)
+        return parts[split]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 over the labels and every row, split by split; the card is not in it."""
+        digest = hashlib.sha256(json.dumps(self.labels).encode())
+        for split in SPLITS:
+            for row in self.rows(split):
+                digest.update(json.dumps([split, asdict(row)], sort_keys=True).encode())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class TextCard:
+    """What `NAME.yaml` says; see `TextData`. `source` and `note` are for people."""
+
+    template: str | None = None
+    verbalizer: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
+    instructions: tuple[str, ...] = ()
+    licence: str = ""
+    source: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """A row, the line it stands on, and its part; None where the file divides nothing."""
+
+    row: TextRow
+    line: int
+    split: str | None
+
+
+def load_texts(path: str | Path) -> TextData:
+    """Read `NAME.jsonl` and, where it is there, `NAME.yaml` beside it.
+
+    Without `split` in its rows a file is divided 60/10/30 into train, val and test, class by class, by the hashes of
+    the texts: the same rows for every seed, and equal texts in one part. Where a file gives the parts, a text that
+    stands in two of them stays in test, or else in train, and is taken out of the other; the notes say so.
+
+    Args:
+        path: of the JSONL file.
+    Raises:
+        UserError: a file cannot be read, a row or the card is bad (its line), or there is nothing to train or test on.
+    """
+    path = Path(path)
+    placed = _read_rows(path)
+    parts, notes = _given_parts(placed) if placed[0].split is not None else _drawn_parts(placed)
+    labels = tuple(sorted({item.row.label for item in placed if item.row.label is not None}))
+    data = TextData(path.stem, parts["train"], parts["val"], parts["test"], labels, notes=notes)
+    _check_parts(data, path)
+    return _with_card(data, path.with_suffix(".yaml"))
+
+
+def draw_shots(data: TextData, shots: int, seed: int) -> TextData:
+    """Draw the few-shot train and val parts by the rule of `fewshot.few_shot_train_val`; test stays whole.
+
+    Of every class, of every task where text is generated, `shots` training rows are drawn without replacement, then
+    min(shots, 4) validation rows from the same stream. A smaller class is taken whole, and the notes say so.
+
+    Args:
+        data: all rows.
+        shots: training rows a class, at least 1.
+        seed: of the stream, 0 or more.
+    Raises:
+        UserError: shots is below 1 or the seed is negative.
+    """
+    if shots < 1:
+        raise bad_value("shots", shots, "at least 1 row a class is needed", "Use --shots 1 or more.")
+    rng = draw_stream(seed)
+    groups = _grouped(data.train, _class_of)
+    train = sample_groups(groups.values(), shots, rng)
+    val = sample_groups(_grouped(data.val, _class_of).values(), min(shots, MAX_VAL_SHOTS), rng)
+    short = sorted({_name(key) for key, rows in groups.items() if len(rows) < shots})
+    note = f"Classes with fewer than {shots} training rows, taken whole: {shortened(short)}."
+    return replace(data, train=train, val=val, notes=(*data.notes, note) if short else data.notes)
+
+
+def _read_rows(path: Path) -> list[_Placed]:
+    placed: list[_Placed] = []
+    first: dict[str, Any] = {}
+    for line, record in read_objects(path):
+        first = first or record
+        _check_record(record, first, path, line)
+        fields = {name: text for name, text in record.items() if name not in _KEYS}
+        row = TextRow(fields, record.get("label"), record.get("answer"), record.get("task", ""))
+        placed.append(_Placed(row, line, record.get("split")))
+    if not placed:
+        raise bad_file(path, "holds no rows", "Write one JSON object on each line.")
+    return placed
+
+
+def _check_record(record: Mapping[str, Any], first: Mapping[str, Any], path: Path, line: int) -> None:
+    """Refuse a row that is not like the first or is no text."""
+    if len(record.keys() & set(_TARGETS)) != 1:
+        problem = "has both 'label' and 'answer'" if "label" in record else "lacks 'label' or 'answer'"
+        raise bad_file(path, problem, "Write label to tell classes apart, or answer to generate text.", line)
+    for name in first.keys() - record.keys():
+        raise bad_file(path, f"lacks {name!r}, which the first row has", "Write it in every row.", line)
+    for name in record.keys() - first.keys():
+        raise bad_file(path, f"has {name!r}, which the first row lacks", "Write it in every row or in none.", line)
+    if record.keys() <= set(_KEYS):
+        raise bad_file(path, "has no field of text", 'Write one, such as "text".', line)
+    if _TAKEN in record:
+        raise bad_file(path, f"has a field named {_TAKEN!r}, the name of soft slots", "Name it otherwise.", line)
+    for name, value in record.items():
+        if not isinstance(value, str):
+            raise bad_file(path, f"{name} is {value!r}, but text was expected", "Write it as text.", line)
+        if not value.strip():
+            raise bad_file(path, f"{name} is empty", "Write the text, or remove the row.", line)
+        if not value.isascii() and any("\ud800" <= sign <= "\udfff" for sign in value):
+            raise bad_file(path, f"{name} holds half a character (a lone surrogate)", "Write it whole.", line)
+    if record.get("split", "test") not in SPLITS:
+        raise UserError(f"{path}, line {line}: {unknown_name('split', record['split'], SPLITS)}")
+
+
+Parts = dict[str, tuple[TextRow, ...]]
+
+
+def _given_parts(placed: Sequence[_Placed]) -> tuple[Parts, tuple[str, ...]]:
+    """The parts as the file gives them, without texts that another part holds."""
+    parts: Parts = {}
+    notes: list[str] = []
+    held: dict[str, str] = {}  # text -> the part that keeps it
+    for split in ("test", "train", "val"):
+        rows = [item.row for item in placed if item.split == split]
+        parts[split] = tuple(row for row in rows if _text_of(row) not in held)
+        for other in parts:
+            n_leaked = sum(held.get(_text_of(row)) == other for row in rows)
+            if n_leaked:
+                notes.append(f"Taken out of {split}, for {other} holds the same text: {n_leaked} of {len(rows)} rows.")
+        held |= {_text_of(row): split for row in parts[split]}
+    return parts, tuple(notes)
+
+
+def _drawn_parts(placed: Sequence[_Placed]) -> tuple[Parts, tuple[str, ...]]:
+    """60/10/30 of every class, equal texts together, by the order of their hashes."""
+    part_of: dict[str, str] = {}
+    classes = _grouped([item.row for item in placed], _class_of)
+    for rows in classes.values():
+        texts = sorted({_text_of(row) for row in rows} - part_of.keys(), key=_hash)
+        n_test = max(1, round(TEST_SHARE * len(texts))) if len(texts) > 1 else 0
+        n_val = round(VAL_SHARE * len(texts))
+        for index, text in enumerate(texts):
+            part_of[text] = "test" if index < n_test else "val" if index < n_test + n_val else "train"
+    rows_of: dict[str, list[TextRow]] = {split: [] for split in SPLITS}
+    for item in placed:
+        rows_of[part_of[_text_of(item.row)]].append(item.row)
+    sizes = ", ".join(f"{len(rows_of[split])} {split}" for split in SPLITS)
+    notes = [f"No split was given: {sizes}, the same share of every class."]
+    untested = sorted({_name(key) for key in classes.keys() - {_class_of(row) for row in rows_of["test"]}})
+    if untested:
+        notes.append(f"Trained on and not tested, for want of a second row: {shortened(untested)}.")
+    return {split: tuple(rows) for split, rows in rows_of.items()}, tuple(notes)
+
+
+def _check_parts(data: TextData, path: Path) -> None:
+    for split in ("train", "test"):
+        if not data.rows(split):
+            raise bad_file(path, f"has no {split} rows", "Add some, or leave split out of every row.")
+    if len(data.labels) == 1:
+        raise bad_file(path, f"has one label only, {data.labels[0]!r}", "Add rows of another label.")
+    untrained = sorted(set(data.labels) - {row.label for row in data.train if row.label is not None})
+    if untrained:
+        raise bad_file(path, f"has no row to train on for {shortened(untrained)}", "Add one to the train part of each.")
+
+
+def _with_card(data: TextData, path: Path) -> TextData:
+    if not path.exists():
+        return data
+    card = validate(TextCard, read_yaml(path), path)
+    words = {label: (given,) if isinstance(given, str) else given for label, given in card.verbalizer.items()}
+    _check_verbalizer(words, data.labels, path)
+    return replace(
+        data,
+        template=card.template,
+        verbalizer=words or None,
+        instructions=card.instructions,
+        licence=card.licence,
+    )
+
+
+def _check_verbalizer(words: Mapping[str, Sequence[str]], labels: Sequence[str], path: Path) -> None:
+    if not words:
+        return
+    if not labels:
+        raise bad_file(path, "gives a verbalizer, but the rows have answers and no labels", "Remove it.")
+    for label in words:
+        if label not in labels:
+            raise UserError(f"{path}: verbalizer: {unknown_name('label', label, labels)}")
+    owner: dict[str, str] = {}
+    for label in labels:
+        if not any(word.strip() for word in words.get(label, ())):
+            raise bad_file(path, f"the verbalizer has no word for the label {label!r}", "Add one.")
+        for word in words[label]:
+            if owner.setdefault(word.strip(), label) != label:
+                problem = f"the verbalizer has {word!r} for two labels, {owner[word.strip()]!r} and {label!r}"
+                raise bad_file(path, problem, "Give each label words of its own.")
+
+
+def _class_of(row: TextRow) -> tuple[str, str | None]:
+    return row.task, row.label
+
+
+def _name(key: tuple[str, str | None]) -> str:
+    return ": ".join(part for part in key if part) or "the only one"
+
+
+def _text_of(row: TextRow) -> str:
+    """What makes two rows the same example, of whatever task: the texts without their case and blanks."""
+    fields = {name: " ".join(text.casefold().split()) for name, text in row.fields.items()}
+    return json.dumps(fields, sort_keys=True)
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _grouped(rows: Iterable[TextRow], key: Callable[[TextRow], Any]) -> dict[Any, list[TextRow]]:
+    groups: dict[Any, list[TextRow]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups
