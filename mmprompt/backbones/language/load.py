@@ -13,16 +13,21 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmprompt.backbones.dual_encoder import LoadOptions, freeze
 from mmprompt.backbones.language.smollm2 import find_smollm2
-from mmprompt.backbones.load import TINY, Source, folder_source, one_line_errors
+from mmprompt.backbones.load import TINY, Source, folder_source, one_line_errors, read_options
 from mmprompt.errors import UserError, bad_file, unknown_name
 
+if TYPE_CHECKING:
+    from mmprompt.backbones.language.model import FrozenLanguageModel
+
 FORMS = "Use tiny, smollm2, hf:NAME, or the path of a model folder or a GGUF file."
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.spm")
 GGUF_START = b"GGUF"
 GGUF_READERS = ("gguf", "accelerate")
 
@@ -30,6 +35,30 @@ GGUF_READERS = ("gguf", "accelerate")
 def list_language_models() -> list[str]:
     """The names that can be loaded without a path."""
     return ["tiny", "smollm2"]
+
+
+def load_language_model(
+    name: str = "tiny",
+    device: str = "auto",
+    dtype: str = "auto",
+    cache_dir: str | Path | None = None,
+    trust_remote_code: bool = False,
+) -> FrozenLanguageModel:
+    """Load a frozen language model: evaluation mode, no weight with a gradient.
+
+    Args:
+        name: one of the forms at the top of this file.
+        device: `"auto"` takes cuda, then mps, then cpu; else a torch device.
+        dtype: `"auto"` is float32; `"float64"` everywhere but on mps; `"bfloat16"`, `"float16"` on accelerators.
+        cache_dir: where downloads are kept, instead of transformers' own folder.
+        trust_remote_code: whether code that a model brings along may run.
+    Raises:
+        UserError: no such name, weights or a tokenizer that are not there, or a model that cannot be read.
+    """
+    from mmprompt.backbones.language.model import FrozenLanguageModel
+
+    lm, tokenizer = load_parts(name, read_options(device, dtype, cache_dir, trust_remote_code))
+    return FrozenLanguageModel(name, lm, tokenizer)
 
 
 def load_parts(name: str, options: LoadOptions) -> tuple[Any, Any]:
@@ -49,14 +78,33 @@ def load_parts(name: str, options: LoadOptions) -> tuple[Any, Any]:
     hub = hub_options(options) | {"gguf_file": source.weights}
     # transformers draws a bar of its own while it unpacks GGUF; bars of downloads stay.
     no_bar = contextlib.nullcontext() if source.weights is None else contextlib.redirect_stderr(io.StringIO())
-    with one_line_errors(name, source, options.cache_dir), no_bar:
+    with one_line_errors(name, source, options.cache_dir), only_known_code(name), no_bar:
         config = AutoConfig.from_pretrained(source.model, **hub)
         model_class = choose_class(name, config)
+        need_tokenizer(source)
         tokenizer = AutoTokenizer.from_pretrained(source.model, **hub)
         lm = load_complete(model_class, source.model, options, gguf_file=source.weights, use_safetensors=True)
     freeze(lm, options)
     check_tokenizer(name, lm, tokenizer)
     return lm, tokenizer
+
+
+@contextlib.contextmanager
+def only_known_code(name: str) -> Iterator[None]:
+    """Say in our words that a model brings its own code along, which was not allowed to run.
+
+    Raises:
+        UserError: it does.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise UserError(
+            f"{name} brings its own code along, which is not run unless you say so. "
+            "Read that code, then allow it with trust_remote_code."
+        ) from None
 
 
 def find_language_model(name: str) -> Source:
@@ -73,9 +121,11 @@ def find_language_model(name: str) -> Source:
     path = Path(model).expanduser()
     if path.suffix == ".gguf" or path.is_file():
         return gguf_source(path)
-    if path.is_dir():
+    if model and path.is_dir():
         return transformers_source(path)
-    if model == name:
+    if model.startswith((".", "/", "~")):
+        raise bad_file(path, "is not there", FORMS)
+    if model == name or not model:
         raise unknown_name("language model or folder", name, list_language_models(), FORMS)
     return Source("transformers", model)
 
@@ -126,6 +176,19 @@ def need_gguf(what: str) -> None:
         )
 
 
+def need_tokenizer(source: Source) -> None:
+    """Make sure that a folder holds a tokenizer; for some models transformers makes up one where there is none.
+
+    Raises:
+        UserError: it does not.
+    """
+    folder = source.place
+    if folder is None or source.weights is not None:  # on the hub, or in the GGUF file
+        return
+    if not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
+        raise bad_file(folder, "holds no tokenizer", "Put the model's own tokenizer.json beside its weights.")
+
+
 def choose_class(name: str, config: Any) -> Any:
     """Which of transformers' auto classes loads a model: for causal language models, or for encoder and decoder.
 
@@ -164,7 +227,9 @@ def check_tokenizer(name: str, lm: Any, tokenizer: Any) -> None:
     n_rows = lm.get_input_embeddings().weight.shape[0]
     vocabulary = tokenizer.get_vocab()
     if len(vocabulary) <= len(tokenizer.all_special_ids):
-        raise UserError(f"{name} has no tokenizer: its files are missing. Put tokenizer.json beside its weights.")
+        raise UserError(
+            f"the tokenizer of {name} knows no words. Put the model's own tokenizer.json beside its weights."
+        )
     if max(vocabulary.values()) >= n_rows:
         raise UserError(
             f"the tokenizer of {name} counts {max(vocabulary.values()) + 1} tokens, but its model knows {n_rows}. "
