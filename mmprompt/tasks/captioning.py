@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmprompt.backbones.captioners.captioner import FrozenCaptioner
@@ -135,23 +134,14 @@ class CaptionProblem:
 
     def loss(self, indices: Sequence[int], vectors: Mapping[Site, Vectors]) -> Tensor:
         """Cross entropy in nats a token, over the captions of some pictures."""
-        device, end_id = self.captioner.device, self.captioner.decoder.end_id
-        rows = [row for row, index in enumerate(indices) for _ in self.captions.token_ids[index]]
-        texts = [ids for index in indices for ids in self.captions.token_ids[index]]
-        length = max(map(len, texts))
-        ids = torch.tensor([[*text, *[end_id] * (length - len(text))] for text in texts], device=device)
-        wanted = torch.arange(length, device=device) < torch.tensor([[len(text)] for text in texts], device=device)
-        memory = self._images(torch.tensor(list(indices), device=device))
-        state = self.captioner.prefill(memory, vectors).fork(memory, torch.tensor(rows, device=device))
-        logits = self.captioner.logits_after(state, ids, wanted)
-        return F.cross_entropy(logits.float(), ids[wanted])
+        memory = self._images(torch.tensor(list(indices), device=self.captioner.device))
+        captions = [self.captions.token_ids[index] for index in indices]
+        return -self.captioner.log_probs(memory, vectors, captions).mean()
 
     @torch.no_grad()
-    def mean_loss(self, vectors: Mapping[Site, Vectors], n_pictures: int = 128) -> float:
+    def mean_loss(self, vectors: Mapping[Site, Vectors], n_pictures: int = 32) -> float:
         """The loss over the first pictures, with other vectors or none: what a prompt is held against."""
-        indices = list(range(min(n_pictures, self.n_items)))
-        parts = [indices[start : start + 32] for start in range(0, len(indices), 32)]
-        return sum(self.loss(part, vectors).item() * len(part) for part in parts) / len(indices)
+        return self.loss(range(min(n_pictures, self.n_items)), vectors).item()
 
     def _images(self, rows: Tensor) -> Memory:
         if self._memory is not None:

@@ -18,12 +18,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mmprompt.backbones.fingerprint import fingerprint
-from mmprompt.backbones.language.memory import KeyValues, Memory
+from mmprompt.backbones.language.memory import Memory
+from mmprompt.backbones.language.packing import Question, pack
+from mmprompt.backbones.language.reader import CausalReader
+from mmprompt.backbones.language.vectors import LM_INPUT, check_vectors, keys_values
 from mmprompt.backbones.pixels import PixelTransform
 from mmprompt.backbones.sites import Site, Vectors
-from mmprompt.errors import UserError
-
-LM_INPUT = Site("lm")
 
 
 class TextDecoder(Protocol):
@@ -226,69 +226,59 @@ class FrozenCaptioner:
         is_first = wanted.nonzero()[:, 1] == 0
         return found[torch.cat([is_first.nonzero()[:, 0], (~is_first).nonzero()[:, 0]]).argsort()]
 
+    def log_probs(
+        self, memory: Memory, vectors: Mapping[Site, Vectors], captions: Sequence[Sequence[tuple[int, ...]]]
+    ) -> Tensor:
+        """The log-probability of each token of given captions, for training.
+
+        Captions of one picture share a row where the decoder can read them so. No gradient flows back through what was
+        read of the images.
+
+        Args:
+            memory: of `open`, N rows.
+            vectors: as in `prefill`.
+            captions: of each row, one or more, each with its end.
+        Returns:
+            [K] float32, caption after caption.
+        """
+        if isinstance(self.decoder, CausalReader) and self.decoder.packs:
+            memory = self._insert(memory, vectors)
+            soft = None if LM_INPUT not in vectors else vectors[LM_INPUT].values
+            n_soft = 0 if soft is None else soft.shape[-2]
+            slots = (*self.decoder.start_ids, *(-1 - place for place in range(n_soft)))
+            rows = [[row] for row in range(len(captions))]
+            packed = pack([Question(slots, tuple(some)) for some in captions], rows, memory.n_read, self.device)
+            logits = self.decoder.head(self.decoder.read(memory, packed, soft))
+            return logits.float().log_softmax(-1)[packed.at, packed.tokens]
+        rows_of = torch.tensor([row for row, some in enumerate(captions) for _ in some], device=self.device)
+        flat = [caption for some in captions for caption in some]
+        length = max(map(len, flat))
+        ids = torch.tensor([[*ids, *[self.decoder.end_id] * (length - len(ids))] for ids in flat], device=self.device)
+        wanted = torch.arange(length, device=self.device) < torch.tensor([[len(ids)] for ids in flat]).to(self.device)
+        state = self.prefill(memory, vectors).fork(memory, rows_of)
+        log_probs = self.logits_after(state, ids, wanted).float().log_softmax(-1)
+        return log_probs.gather(1, ids[wanted][:, None])[:, 0]
+
     def _begin(self, memory: Memory, vectors: Mapping[Site, Vectors]) -> tuple[Memory, Tensor]:
         n_rows = len(memory)
-        self.check_vectors(vectors)
         soft = self._soft(vectors, n_rows)
         if self.decoder.slot == "encoder":
             assert memory.states is not None, "an encoder's memory holds image features"
             memory = self.decoder.open(memory.states, soft)
-        if any(site.tower == "lm.kv" for site in vectors):
-            memory = memory.insert(self._keys_values(vectors))
+        memory = self._insert(memory, vectors)
         start = torch.tensor([self.decoder.start_ids], device=self.device).expand(n_rows, -1)
         x = self.decoder.embed(start)
         return memory, x if soft is None or self.decoder.slot == "encoder" else torch.cat([x, soft.to(x.dtype)], dim=1)
+
+    def _insert(self, memory: Memory, vectors: Mapping[Site, Vectors]) -> Memory:
+        self.check_vectors(vectors)
+        given = keys_values(vectors, self.decoder.kv_shape, self.dtype)
+        return memory.insert(given) if given else memory
 
     def _soft(self, vectors: Mapping[Site, Vectors], n_rows: int) -> Tensor | None:
         given = vectors.get(LM_INPUT)
         return None if given is None else given.values.expand(n_rows, -1, -1)
 
-    def _keys_values(self, vectors: Mapping[Site, Vectors]) -> KeyValues:
-        n_layers, n_heads, _ = self.decoder.kv_shape or (0, 0, 0)
-        pairs = []
-        for layer in range(n_layers):
-            values = vectors[Site("lm.kv", layer)].values
-            values = values[None] if values.dim() == 2 else values  # [1 or N, M, 2 H D/H]
-            key, value = values.to(self.dtype).unflatten(-1, (2, n_heads, -1)).permute(2, 0, 3, 1, 4)
-            pairs.append((key, value))  # [1 or N, H, M, D/H]
-        return tuple(pairs)
-
     def check_vectors(self, vectors: Mapping[Site, Vectors]) -> None:
-        """Refuse vectors that this captioner cannot take.
-
-        Raises:
-            UserError: a site it does not have, another width, or more vectors than there is room for.
-        """
-        n_slots = 0
-        for site, given in vectors.items():
-            width = self._width_of(site)
-            if given.values.shape[-1] != width:
-                raise UserError(
-                    f"the vectors of {site} are {given.values.shape[-1]} wide, but {self.name} takes {width}. "
-                    "Build the prompt for this captioner."
-                )
-            if site == LM_INPUT or site.layer == 0:
-                n_slots += given.n_vectors
-        if n_slots >= self.decoder.budget:
-            raise UserError(
-                f"the prompt takes {n_slots} slots, but {self.name} has {self.decoder.budget} for prompt and caption "
-                "together. Use fewer vectors."
-            )
-        layers = {site.layer for site in vectors if site.tower == "lm.kv"}
-        if layers and self.decoder.kv_shape is not None and layers != set(range(self.decoder.kv_shape[0])):
-            raise UserError(
-                f"keys and values were given for {len(layers)} blocks, but {self.name} has {self.decoder.kv_shape[0]}. "
-                "Give them for every block."
-            )
-
-    def _width_of(self, site: Site) -> int:
-        if site == LM_INPUT:
-            return self.decoder.width
-        if site.tower != "lm.kv":
-            raise UserError(f"{site} is no site of the captioner {self.name}. Use lm.input or lm.kv[i].")
-        if self.decoder.kv_shape is None:
-            raise UserError(
-                f"keys and values were given, but the decoder of {self.name} takes none. Use a prompt of mode soft."
-            )
-        _, n_heads, head_width = self.decoder.kv_shape
-        return 2 * n_heads * head_width
+        """Refuse vectors that this captioner cannot take; see `language.vectors.check_vectors`."""
+        check_vectors(self.name, self.decoder, vectors)

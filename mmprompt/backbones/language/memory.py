@@ -36,6 +36,10 @@ class Memory:
         """The given rows, each as often as it is named: [N'] int64."""
         return self._map(lambda tensor: tensor.index_select(0, rows))
 
+    def repeat(self, n_rows: int) -> Memory:
+        """One row as often as it is asked for, without a copy."""
+        return self._map(lambda tensor: tensor.expand(n_rows, *tensor.shape[1:]))
+
     def select_after(self, base: Memory, rows: Tensor) -> Memory:
         """The given rows, with what `base` had read taken from `base`, so that no gradient flows back through it.
 
