@@ -195,6 +195,31 @@ def safe_join(root: Path, relative: str) -> Path:
 
 
 @contextlib.contextmanager
+def locked(lock: Path, refusal: UserError) -> Iterator[None]:
+    """Hold a lock file, which the system lets go when the process ends, however it ends; gone when the block ends.
+
+    Args:
+        lock: the file, in a folder that is there.
+        refusal: raised where another process holds it.
+    Raises:
+        UserError: the refusal.
+    """
+    from filelock import FileLock, Timeout
+
+    held = FileLock(lock)
+    try:
+        held.acquire(blocking=False)
+    except Timeout:
+        raise refusal from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # Windows removes it on release
+            lock.unlink()
+        held.release()
+
+
+@contextlib.contextmanager
 def new_folder(final: Path) -> Iterator[Path]:
     """Fill a temporary folder and rename it to `final` when the block ends well; leave nothing otherwise.
 

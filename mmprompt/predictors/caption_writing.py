@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from mmprompt.data.images import IMAGE_SUFFIXES
 from mmprompt.errors import UserError, bad_file
-from mmprompt.files import make_folder, read_bytes, sha256_bytes, sha256_file, sync_folder, write_bytes
+from mmprompt.files import locked, make_folder, read_bytes, sha256_bytes, sha256_file, sync_folder, write_bytes
 from mmprompt.predictors.captioner import Caption
 from mmprompt.predictors.features import Progress
 
@@ -68,29 +69,43 @@ def caption_rows(
         The rows: `image`, `settings`, and either `caption` with its numbers and the picture's `content`, or `error`.
         Pictures with an error are looked at again by the next run.
     Raises:
-        UserError: the file cannot be written or read, or holds rows of other settings or of other pictures.
+        UserError: the file cannot be written or read, another process writes it, or it holds rows of other settings or
+            of other pictures.
     """
     name = sha256_bytes(json.dumps(settings, sort_keys=True).encode())[:12]
-    numbered = [(number, *picture) for number, picture in enumerate(pictures)]
-    rows: dict[str, dict[str, Any]] = {}
-    if out is not None:
-        rows = begin(out, pictures, name)
-    missing = [picture for picture in numbered if picture[1] not in rows]
+    if out is None:
+        return describe_missing(describe, pictures, {}, name, None, progress)
+    make_folder(out.parent)
+    refusal = bad_file(out, "is being written by another process", "Wait until it has ended, or give another --out.")
+    with locked(out.with_name(f"{out.name}.lock"), refusal):
+        rows = describe_missing(describe, pictures, begin(out, pictures, name), name, part_of(out), progress)
+        write_bytes(out, lines_of(rows))
+        part_of(out).unlink()
+        sync_folder(out.parent)
+    return rows
+
+
+def describe_missing(
+    describe: Describe,
+    pictures: Sequence[tuple[str, Path]],
+    known: Mapping[str, dict[str, Any]],
+    settings: str,
+    part: Path | None,
+    progress: Progress | None,
+) -> list[dict[str, Any]]:
+    """The rows of all pictures in order; those that are not known are made, and added to the file under way."""
+    rows = dict(known)
+    missing = [(number, *picture) for number, picture in enumerate(pictures) if picture[0] not in rows]
     for start in range(0, len(missing), ROWS_AT_ONCE):
         some = missing[start : start + ROWS_AT_ONCE]
         found = describe([path for _, _, path in some], [number for number, _, _ in some])
-        new = [row_of(image, path, name, one) for (_, image, path), one in zip(some, found, strict=True)]
-        if out is not None:
-            append(part_of(out), lines_of(new))
+        new = [row_of(image, path, settings, one) for (_, image, path), one in zip(some, found, strict=True)]
+        if part is not None:
+            append(part, lines_of(new))
         rows.update((row["image"], row) for row in new)
         if progress is not None:
             progress(len(rows), len(pictures))
-    ordered = [rows[image] for image, _ in pictures]
-    if out is not None:
-        write_bytes(out, lines_of(ordered))
-        part_of(out).unlink()
-        sync_folder(out.parent)
-    return ordered
+    return [rows[image] for image, _ in pictures]
 
 
 def begin(out: Path, pictures: Sequence[tuple[str, Path]], settings: str) -> dict[str, dict[str, Any]]:
@@ -99,17 +114,16 @@ def begin(out: Path, pictures: Sequence[tuple[str, Path]], settings: str) -> dic
     Raises:
         UserError: there is one of a picture that is not among these, or has changed.
     """
-    files = dict(pictures)
+    files, content = dict(pictures), cache(content_of)  # a row may stand in both files
     found: dict[str, dict[str, Any]] = {}
     for path in (out, part_of(out)):
         for row in read_rows(path, settings):
             image = row["image"]
-            if "error" not in row and (image not in files or content_of(files[image]) != row["content"]):
+            if "error" not in row and (image not in files or content(files[image]) != row["content"]):
                 advice = "Give another --out, or remove it."
                 raise bad_file(path, f"holds a caption of {image}, which is gone or another picture now", advice)
             found[image] = row
     rows = {image: found[image] for image in files if image in found and "error" not in found[image]}
-    make_folder(out.parent)
     write_bytes(part_of(out), lines_of(list(rows.values())))
     return rows
 

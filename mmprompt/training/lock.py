@@ -6,10 +6,8 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from mmprompt.errors import bad_file
-from mmprompt.files import make_folder
+from mmprompt.files import locked, make_folder
 
 NAME = "run.lock"
 
@@ -27,18 +25,12 @@ def run_lock(folder: Path) -> Iterator[None]:
         UserError: another process holds it, or the folder cannot be made.
     """
     is_new = not folder.exists()
-    lock = FileLock(make_folder(folder) / NAME)
+    make_folder(folder)
+    advice = "Wait until it has ended, or give another --out."
     try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        advice = "Wait until it has ended, or give another --out."
-        raise bad_file(folder, "is being written by another training", advice) from None
-    try:
-        yield
+        with locked(folder / NAME, bad_file(folder, "is being written by another training", advice)):
+            yield
     finally:
-        with contextlib.suppress(OSError):  # Windows removes it on release
-            Path(lock.lock_file).unlink()
-        lock.release()
         if is_new:
             with contextlib.suppress(OSError):  # it holds something
                 folder.rmdir()

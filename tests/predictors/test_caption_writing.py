@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -121,6 +124,50 @@ def test_a_file_of_something_else_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"notes.txt.*line 1.*is no row of captions"):
         caption_rows(Describer(), pictures(2), out, SETTINGS)
     assert out.read_text() == "milk\n"
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from mmprompt.predictors.caption_writing import caption_rows
+from mmprompt.predictors.captioner import Caption
+
+def describe(paths, numbers):
+    print("writing", flush=True)
+    sys.stdin.readline()
+    return [Caption(f"picture {number}", -1.0, -0.5, 2, False) for number in numbers]
+
+pictures = [(f"{place:03d}.png", Path(f"/pictures/{place:03d}.png")) for place in range(2)]
+caption_rows(describe, pictures, Path(sys.argv[1]), {"prompt": "a", "strength": 1.0})
+"""
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process in the middle of writing `tmp_path/captions.jsonl`; it ends when its input gets a line."""
+    command = [sys.executable, "-c", WRITER, str(tmp_path / "captions.jsonl")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "writing\n"
+        yield process
+
+
+def test_two_cannot_write_one_file_at_once(tmp_path, other):
+    out = tmp_path / "captions.jsonl"
+    second = Describer()
+    with pytest.raises(UserError, match=r"captions.jsonl: is being written by another process. Wait until"):
+        caption_rows(second, pictures(2), out, SETTINGS)
+    other.communicate("go on\n")
+    assert second.asked == []
+    assert [row["caption"] for row in lines(out)] == ["picture 0", "picture 1"]
+    assert [path.name for path in tmp_path.iterdir()] == ["captions.jsonl"]
+
+
+def test_the_file_of_a_killed_process_is_taken_over(tmp_path, other):
+    other.kill()
+    other.wait()
+    caption_rows(Describer(), pictures(2), tmp_path / "captions.jsonl", SETTINGS)
+    assert [path.name for path in tmp_path.iterdir()] == ["captions.jsonl"]
 
 
 def test_pictures_of_a_folder_go_by_their_relative_path(tmp_path):
