@@ -1,0 +1,223 @@
+"""From the words that a model may answer with to the labels they stand for.
+
+A verbalizer adds up words to labels; calibration takes out what a model answers whatever it reads; an ensemble joins
+what several templates say. Only log-probabilities are known here, and no model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmprompt.data.strict_yaml import validate
+from mmprompt.errors import UserError, bad_value, unknown_name
+
+Aggregation = Literal["logsumexp", "mean", "first"]
+Ensemble = Literal["mean-log", "mean-prob", "vote"]
+
+CONTENT_FREE = ("N/A", "", "[MASK]")
+"""Texts that say nothing, as in the published code of Zhao et al. 2021."""
+
+_LOG_TIE = math.log(1e-6)  # of a vote: enough to part equal counts, too little to change unequal ones
+
+
+@dataclass(frozen=True)
+class Verbalizer:
+    """The words of each label.
+
+    Args:
+        words: label -> its word or words, in the order of the labels; kept as tuples.
+        aggregation: how a label's words count together: their probabilities added up ("logsumexp"), the mean of their
+            log-probabilities ("mean"), or the first word alone ("first").
+        length_normalised: whether a word of several tokens is scored by the mean of its tokens' log-probabilities, not
+            by their sum; the sum favours short words, the mean words whose end follows from their beginning.
+    Raises:
+        UserError: there are fewer than two labels, a label has no word, a word is empty, no text or there twice, or the
+            aggregation is unknown.
+    """
+
+    words: Mapping[str, str | Sequence[str]]
+    aggregation: Aggregation = "logsumexp"
+    length_normalised: bool = False
+
+    def __post_init__(self) -> None:
+        if self.aggregation not in get_args(Aggregation):
+            raise unknown_name("aggregation", str(self.aggregation), get_args(Aggregation))
+        if len(self.words) < 2:
+            raise bad_value("the number of labels", len(self.words), "two or more are needed", "Give words for each.")
+        listed = {label: _listed(words) for label, words in self.words.items()}
+        owner: dict[str, str] = {}
+        for label, words in listed.items():
+            _check_words(label, words, owner)
+        object.__setattr__(self, "words", listed)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Verbalizer:
+        """Read what `to_dict` gave.
+
+        Raises:
+            UserError: a key is missing, unknown or bad.
+        """
+        return validate(cls, values, "verbalizer")
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a file keeps."""
+        return asdict(self)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels, in order."""
+        return tuple(self.words)
+
+    @property
+    def flat(self) -> tuple[str, ...]:
+        """The words that are scored, W in all, label after label."""
+        return tuple(word for _, words in self._pairs() for word in words)
+
+    @property
+    def label_of(self) -> tuple[int, ...]:
+        """Of each of `flat` the number of its label."""
+        return tuple(number for number, (_, words) in enumerate(self._pairs()) for _ in words)
+
+    def label_scores(self, word_log_probs: Tensor, n_tokens: Sequence[int]) -> Tensor:
+        """The score of each label.
+
+        Args:
+            word_log_probs: [N, W] sums of the log-probabilities of each word's tokens.
+            n_tokens: of each word, W of them.
+        Returns:
+            [N, C] log-probabilities over the labels.
+        """
+        scores = word_log_probs
+        if self.length_normalised:
+            scores = scores / torch.tensor(n_tokens, dtype=scores.dtype, device=scores.device)
+        found, start = [], 0
+        for _, words in self._pairs():
+            found.append(self._together(scores[:, start : start + len(words)]))
+            start += len(words)
+        return torch.stack(found, dim=-1).log_softmax(-1)
+
+    def describe(self, answers: Sequence[Sequence[int]], tokenizer: Any) -> tuple[str, ...]:
+        """What there is to know of the words' tokens, one sentence each.
+
+        Args:
+            answers: the tokens of `flat`, as `BoundTemplate.answers` gives them.
+            tokenizer: of transformers, to write tokens as text.
+        Raises:
+            UserError: words of two labels have the same tokens.
+        """
+        self._check_distinct(answers)
+        how = "mean" if self.length_normalised else "sum"
+        notes = []
+        for word, ids in zip(self.flat, answers, strict=True):
+            if len(ids) > 1:
+                parts = ", ".join(repr(tokenizer.decode([i])) for i in ids)
+                notes.append(
+                    f"{word!r} is {len(ids)} tokens ({parts}), scored by the {how} of their log-probabilities."
+                )
+        if not self.length_normalised:
+            for word, ids in zip(self.flat, answers, strict=True):
+                longer = [other for other, more in zip(self.flat, answers, strict=True) if _begins(ids, more)]
+                if longer:
+                    notes.append(f"{word!r} begins {longer[0]!r} and can never be less probable than it.")
+        return tuple(notes)
+
+    def _pairs(self) -> list[tuple[str, tuple[str, ...]]]:
+        n_kept = 1 if self.aggregation == "first" else None
+        return [(label, tuple(words)[:n_kept]) for label, words in self.words.items()]
+
+    def _together(self, scores: Tensor) -> Tensor:
+        return scores.logsumexp(-1) if self.aggregation == "logsumexp" else scores.mean(-1)
+
+    def _check_distinct(self, answers: Sequence[Sequence[int]]) -> None:
+        owner: dict[tuple[int, ...], int] = {}
+        for number, ids in enumerate(answers):
+            other = owner.setdefault(tuple(ids), number)
+            if self.label_of[other] != self.label_of[number]:
+                both = f"{self.flat[other]!r} and {self.flat[number]!r}"
+                problem = "stand for two labels, but are the same tokens to this model"
+                raise UserError(f"{both} {problem}. Choose other words.")
+
+
+def _listed(words: str | Sequence[str]) -> tuple[str, ...]:
+    return (words,) if isinstance(words, str) else tuple(words)
+
+
+def _check_words(label: str, words: tuple[str, ...], owner: dict[str, str]) -> None:
+    if not words:
+        raise UserError(f"the label {label!r} has no word, but one at least is needed. Add one to the verbalizer.")
+    for word in words:
+        if not isinstance(word, str):
+            raise bad_value(
+                f"a word of the label {label!r}", repr(word)[:40], "a text was expected", "Write it as one."
+            )
+        if not word.strip():
+            raise UserError(f"a word of the label {label!r} is empty. Write a word, or remove it.")
+        other = owner.setdefault(word.strip(), label)
+        if other != label:
+            raise UserError(f"the word {word!r} stands for {other!r} and {label!r}. Give each label words of its own.")
+    if len({word.strip() for word in words}) < len(words):
+        raise UserError(f"a word of the label {label!r} stands twice: {', '.join(map(repr, words))}. Write it once.")
+
+
+def _begins(ids: Sequence[int], more: Sequence[int]) -> bool:
+    return len(ids) < len(more) and tuple(more[: len(ids)]) == tuple(ids)
+
+
+def calibrate(log_probs: Tensor, content_free_log_probs: Tensor) -> Tensor:
+    """Contextual calibration: divide by what the model answers to texts that say nothing (Zhao et al. 2021).
+
+    There W = diag(p_cf)^-1 and b = 0, and the label is the largest of W p. The quotients are normalised here, which
+    keeps their order. Domain-conditional PMI (Holtzman et al. 2021) is the same quotient with another reference: the
+    answers after the end of the template alone.
+
+    Args:
+        log_probs: [N, C].
+        content_free_log_probs: [K, C] of K texts, such as `CONTENT_FREE`, in the same template.
+    Returns:
+        [N, C] log-probabilities.
+    Raises:
+        UserError: there are no content-free texts.
+    """
+    if len(content_free_log_probs) == 0:
+        raise UserError('there are no content-free texts, but calibration needs one. Give one such as "N/A".')
+    reference = content_free_log_probs.logsumexp(0)  # of the mean probability, up to a constant
+    return (log_probs - reference).log_softmax(-1)
+
+
+def ensemble(log_probs: Sequence[Tensor], weights: Sequence[float] | None = None, how: Ensemble = "mean-log") -> Tensor:
+    """Join what several templates say of the same rows.
+
+    Args:
+        log_probs: of each template [N, C].
+        weights: of each template, 0 or more and not all 0; equal by default.
+        how: the mean of log-probabilities ("mean-log"), of probabilities ("mean-prob"), or the share of templates whose
+            first choice a label is ("vote"; equal shares are parted by the mean probability).
+    Returns:
+        [N, C] log-probabilities.
+    Raises:
+        UserError: there are no templates, weights do not fit, or the way is unknown.
+    """
+    if how not in get_args(Ensemble):
+        raise unknown_name("way to join templates", str(how), get_args(Ensemble))
+    if not log_probs:
+        raise UserError("there are no templates to join, but one at least is needed. Give one.")
+    given = [1.0] * len(log_probs) if weights is None else list(weights)
+    if len(given) != len(log_probs) or min(given) < 0 or sum(given) <= 0:
+        expected = f"{len(log_probs)} of 0 or more are needed, not all 0"
+        raise bad_value("weights", given, expected, "Give one for each template.")
+    stacked = torch.stack([some.log_softmax(-1) for some in log_probs])  # [K, N, C]
+    log_shares = (torch.tensor(given, dtype=stacked.dtype, device=stacked.device) / sum(given)).log()[:, None, None]
+    if how == "mean-log":
+        return (log_shares.exp() * stacked).sum(0).log_softmax(-1)
+    mean = (log_shares + stacked).logsumexp(0)
+    if how == "vote":
+        votes = F.one_hot(stacked.argmax(-1), stacked.shape[-1])
+        mean = torch.logaddexp((log_shares.exp() * votes).sum(0).log(), mean + _LOG_TIE)
+    return mean.log_softmax(-1)
