@@ -30,16 +30,17 @@ class ScaledVectors(nn.Module):
     """Vectors that are learned in units of their own size, so that one learning rate serves models of any scale.
 
     Args:
-        values: [M, D]; where learning starts. The unit is their root mean square.
+        values: [M, D]; where learning starts.
         scope: what the vectors are shared over.
+        unit: their size, one number or one for each of the D; by default their root mean square.
     """
 
     unit: Tensor
 
-    def __init__(self, values: Tensor, scope: Scope = "shared") -> None:
+    def __init__(self, values: Tensor, scope: Scope = "shared", unit: Tensor | None = None) -> None:
         super().__init__()
         values = values.detach().float()
-        unit = values.square().mean().sqrt()
+        unit = values.square().mean().sqrt() if unit is None else unit.detach().float()
         self.register_buffer("unit", torch.where(unit > 0, unit, torch.ones_like(unit)))
         self.values = nn.Parameter(values / self.unit)
         self.scope = scope

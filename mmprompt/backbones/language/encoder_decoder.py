@@ -17,6 +17,7 @@ from mmprompt.backbones.language.hf_cache import cache_name, from_cache, to_cros
 from mmprompt.backbones.language.memory import KeyValues
 from mmprompt.backbones.language.packing import Packed, Question
 from mmprompt.backbones.language.reader import UNLIMITED, embed_slots
+from mmprompt.backbones.language.vectors import KvShape
 from mmprompt.errors import UserError
 
 
@@ -61,18 +62,31 @@ class EncoderDecoderReader:
         Returns:
             states [N, T, D], and [N, T] bool that is False where nothing stands.
         """
-        device = self.lm.device
+        slots, is_there = self._padded(texts)
+        return self._states(embed_slots(self.embed(slots.clamp(min=0)), slots, soft), is_there), is_there
+
+    def encode_each(self, softs: Sequence[Tensor | None], texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """The same with vectors [P, D] of each text, whose P may differ."""
+        slots, is_there = self._padded(texts)
+        rows = [
+            embed_slots(self.embed(row[None].clamp(min=0)), row[None], soft)
+            for row, soft in zip(slots, softs, strict=True)
+        ]
+        return self._states(torch.cat(rows), is_there), is_there
+
+    def as_encoded(self, states: Tensor) -> BaseModelOutput:
+        """States as the model takes them from an encoder that was run before."""
+        return BaseModelOutput(last_hidden_state=states)
+
+    def _states(self, x: Tensor, is_there: Tensor) -> Tensor:
+        return self.lm.get_encoder()(inputs_embeds=x, attention_mask=is_there.long()).last_hidden_state
+
+    def _padded(self, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         whole = [[*text, *self.behind] for text in texts]
         length = max(map(len, whole))
-        slots = torch.tensor([[*text, *[0] * (length - len(text))] for text in whole], device=device)
-        is_there = torch.arange(length, device=device) < torch.tensor([[len(text)] for text in whole], device=device)
-        x = self.embed_slots(slots, soft)
-        states = self.lm.get_encoder()(inputs_embeds=x, attention_mask=is_there.long()).last_hidden_state
-        return states, is_there
-
-    def embed_slots(self, slots: Tensor, soft: Tensor | None) -> Tensor:
-        """As `CausalReader.embed_slots`."""
-        return embed_slots(self.embed(slots.clamp(min=0)), slots, soft)
+        slots = torch.tensor([[*text, *[0] * (length - len(text))] for text in whole], device=self.lm.device)
+        lengths = torch.tensor([[len(text)] for text in whole], device=self.lm.device)
+        return slots, torch.arange(length, device=self.lm.device) < lengths
 
     def answer(self, soft: Tensor | None, learned: KeyValues, questions: Sequence[Question]) -> tuple[Tensor, Packed]:
         """The logits [K, V] of all answers' tokens, and where each stands.
@@ -103,18 +117,21 @@ class EncoderDecoderReader:
         return logits, Packed(empty, empty, None, at, at, tokens, tuple(map(len, answers)))
 
     @torch.no_grad()
-    def _measure(self) -> tuple[int, int, int] | None:
-        """The shape of the decoder's keys and values, from one token."""
-        token = torch.tensor([[self.start_id]], device=self.lm.device)
+    def keys_values_of(self, x: Tensor) -> KeyValues:
+        """The keys and values [1, H, M, D/H] of each block of the decoder, of embeddings [M, D] read by both halves."""
         cache = to_crossed_cache((), ())
-        states = self.lm.get_encoder()(input_ids=token).last_hidden_state
+        states = self.lm.get_encoder()(inputs_embeds=x[None]).last_hidden_state
         self.lm(
             encoder_outputs=BaseModelOutput(last_hidden_state=states),
-            decoder_input_ids=token,
+            decoder_inputs_embeds=x[None],
             use_cache=True,
             **{self._cache_name: cache},
         )
-        own = from_cache(cache.self_attention_cache)
+        return from_cache(cache.self_attention_cache)
+
+    def _measure(self) -> KvShape | None:
+        """The shape of the decoder's keys and values, from one token."""
+        own = self.keys_values_of(self.embed(torch.tensor([self.start_id], device=self.lm.device)))
         shapes = {(len(own), part.shape[1], part.shape[3]) for pair in own for part in pair}
         return shapes.pop() if len(shapes) == 1 else None
 

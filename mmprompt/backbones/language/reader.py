@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmprompt.backbones.language.hf_cache import cache_argument, from_cache, to_cache
-from mmprompt.backbones.language.memory import Memory
+from mmprompt.backbones.language.memory import KeyValues, Memory
 from mmprompt.backbones.language.packing import Packed, Question, pack
 from mmprompt.errors import UserError
 
@@ -49,7 +49,7 @@ class CausalReader:
         self._takes_places = "position_ids" in inspect.signature(lm.base_model.forward).parameters
         self.kv_shape: tuple[int, int, int] | None = self._measure(probe)
         # A sliding window counts slots, which are other texts' where a row is shared.
-        self.packs = self._takes_places and not slides(config) and self._can_pack(probe)
+        self.packs = self._takes_places and window_of(config) == float("inf") and self._can_pack(probe)
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Token embeddings [..., D], as the model scales them."""
@@ -100,6 +100,11 @@ class CausalReader:
         """Logits bounded as Gemma bounds them, where the model does."""
         bound = self._bound
         return logits if bound is None else torch.tanh(logits / bound) * bound
+
+    @torch.no_grad()
+    def keys_values_of(self, x: Tensor) -> KeyValues:
+        """The keys and values [1, H, M, D/H] of each block, of embeddings [M, D] at the beginning of a text."""
+        return self.run(Memory(), x[None])[1].own
 
     def read(self, memory: Memory, packed: Packed, soft: Tensor | None) -> Tensor:
         """The hidden states [S, D''] that questions are answered from.
@@ -177,11 +182,12 @@ def embed_slots(embedded: Tensor, slots: Tensor, soft: Tensor | None) -> Tensor:
     return embedded.masked_scatter(is_soft[..., None], values.to(embedded.dtype))
 
 
-def slides(config: Any) -> bool:
-    """Whether some block of a model sees a window of slots alone."""
+def window_of(config: Any) -> float:
+    """Slots that every block of a model sees at once; without end where no block has a window."""
     kinds = getattr(config, "layer_types", None)
-    has_window = getattr(config, "sliding_window", None) is not None
-    return has_window if kinds is None else any(kind != "full_attention" for kind in kinds)
+    size = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
+    has_window = size is not None if kinds is None else any(kind != "full_attention" for kind in kinds)
+    return float(size or 0) if has_window else float("inf")
 
 
 def additive(visible: Tensor, n_before: int, dtype: torch.dtype) -> Tensor:

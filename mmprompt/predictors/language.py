@@ -1,0 +1,167 @@
+"""A frozen language model with a prompt: texts in, labels or scores of answers out.
+
+It knows prompts and texts, not how a prompt was learned. What it generates is in `language_generation`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from mmprompt.backbones.language.memory import Memory
+from mmprompt.backbones.language.model import FrozenLanguageModel
+from mmprompt.backbones.language.packing import Question
+from mmprompt.backbones.sites import Site, Vectors
+from mmprompt.data.texts import TextRow
+from mmprompt.errors import UserError
+from mmprompt.prompts.language.sources import LanguageSources
+from mmprompt.prompts.language.template import Template
+from mmprompt.prompts.language.verbalizer import Verbalizer
+
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class LanguagePrompt:
+    """A prompt of a language model.
+
+    Args:
+        template: what stands around a row's fields, soft vectors among it.
+        sources: the vectors by site, for each task where there are several.
+        verbalizer: the words of each label; None where texts are generated.
+        n_soft: vectors of the template's bare `{soft}`.
+    """
+
+    template: Template
+    sources: LanguageSources
+    verbalizer: Verbalizer | None = None
+    n_soft: int = 0
+
+
+@dataclass(frozen=True)
+class LabelPrediction:
+    """What a model says of a row.
+
+    Attributes:
+        label: the most probable.
+        probabilities: of every label, which sum to 1.
+    """
+
+    label: str
+    probabilities: Mapping[str, float]
+
+
+class PromptedModel:
+    """A frozen language model and a prompt.
+
+    Args:
+        model: the frozen model.
+        prompt: what it is prompted with.
+    Raises:
+        UserError: the prompt does not fit the model.
+    """
+
+    def __init__(self, model: FrozenLanguageModel, prompt: LanguagePrompt) -> None:
+        self.model, self.prompt = model, prompt
+        self.bound = prompt.template.bind(model.tokenizer, model.start_ids, prompt.n_soft, model.is_encoder_decoder)
+        for task in prompt.sources.tasks or ("",):
+            model.check_vectors(prompt.sources.vectors_of(task))
+        words = () if prompt.verbalizer is None else prompt.verbalizer.flat
+        self.answers = self.bound.answers(words)
+        self.words = single_tokens(self.answers, model.device)
+        self.compiled: dict[tuple[str, tuple[int, ...]], Memory] = {}  # what was read of the prompt, for generation
+
+    @property
+    def n_prefix(self) -> int:
+        """Keys and values of the prompt in each block."""
+        vectors = self.prompt.sources.vectors()
+        return vectors[Site("lm.kv", 0)].n_vectors if Site("lm.kv", 0) in vectors else 0
+
+    def question(self, fields: Mapping[str, str], answers: Sequence[tuple[int, ...]]) -> Question:
+        """A row as it is read, with the tokens of some answers.
+
+        Raises:
+            UserError: a field is missing, or the row does not fit.
+        """
+        n_answer = max(map(len, answers))
+        return Question(self.bound.encode(fields, self.model.budget - self.n_prefix, n_answer).slots, tuple(answers))
+
+    @torch.no_grad()
+    def answer_log_probs(self, rows: Sequence[TextRow], answers: Sequence[Sequence[str]]) -> list[Tensor]:
+        """The log-probabilities of given answers to each row: sums over their tokens, without an end.
+
+        Args:
+            rows: N rows.
+            answers: of each row, one or more.
+        Raises:
+            UserError: an answer has no tokens, or a row does not fit.
+        """
+        questions = [
+            self.question(row.fields, self.bound.answers(some)) for row, some in zip(rows, answers, strict=True)
+        ]
+        found: list[Tensor] = []
+        for start, end, vectors in parts_by_task(self.prompt.sources, rows):
+            scores = self.model.predict(vectors, questions[start:end]).answer_log_probs()
+            found += scores.split([len(some) for some in answers[start:end]])
+        return found
+
+    @torch.no_grad()
+    def label_log_probs(self, rows: Sequence[TextRow]) -> Tensor:
+        """[N, C] log-probabilities of the labels, which sum to 1 over the labels.
+
+        Args:
+            rows: N rows; their own labels are not looked at.
+        Raises:
+            UserError: the prompt has no verbalizer, or a row does not fit.
+        """
+        verbalizer = self.verbalizer
+        questions = [self.question(row.fields, self.answers) for row in rows]
+        parts = []
+        for start, end, vectors in parts_by_task(self.prompt.sources, rows):
+            predicted = self.model.predict(vectors, questions[start:end], self.words)
+            word_scores = predicted.answer_log_probs().unflatten(0, (end - start, -1))  # [N, W]
+            parts.append(verbalizer.label_scores(word_scores, predicted.lengths[: word_scores.shape[1]]))
+        return torch.cat(parts).log_softmax(-1)
+
+    def classify(self, rows: Sequence[TextRow]) -> list[LabelPrediction]:
+        """The label of each row."""
+        labels = self.verbalizer.labels
+        found = []
+        for scores in self.label_log_probs(rows).exp().tolist():
+            probabilities = dict(zip(labels, scores, strict=True))
+            found.append(LabelPrediction(max(labels, key=lambda label: probabilities[label]), probabilities))
+        return found
+
+    @property
+    def verbalizer(self) -> Verbalizer:
+        """The words of the labels.
+
+        Raises:
+            UserError: there are none.
+        """
+        if self.prompt.verbalizer is None:
+            raise UserError("this prompt generates text and has no labels to tell apart. Use generate.")
+        return self.prompt.verbalizer
+
+
+def single_tokens(answers: Sequence[tuple[int, ...]], device: torch.device) -> Tensor | None:
+    """The tokens [W] of answers of one token each, the only ones whose logits are needed; None for longer answers."""
+    if not answers or any(len(answer) > 1 for answer in answers):
+        return None
+    return torch.tensor([answer[0] for answer in answers], device=device)
+
+
+def parts_by_task(sources: LanguageSources, rows: Sequence[TextRow]) -> list[tuple[int, int, dict[Site, Vectors]]]:
+    """Batches of rows that follow one another and share a task: start, end, and the task's vectors."""
+    parts = []
+    place = 0
+    for task, some in groupby(rows, key=lambda row: row.task if sources.tasks else ""):
+        end = place + len(list(some))
+        vectors = sources.vectors_of(task)
+        parts += [(start, min(end, start + BATCH), vectors) for start in range(place, end, BATCH)]
+        place = end
+    return parts
