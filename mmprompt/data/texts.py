@@ -220,7 +220,7 @@ def _drawn_parts(placed: Sequence[_Placed]) -> tuple[Parts, tuple[str, ...]]:
     part_of: dict[str, str] = {}
     classes = _grouped([item.row for item in placed], _class_of)
     for rows in classes.values():
-        texts = sorted({_text_of(row) for row in rows} - part_of.keys(), key=_hash)
+        texts = sorted({_text_of(row) for row in rows}, key=_hash)
         n_test = max(1, round(TEST_SHARE * len(texts))) if len(texts) > 1 else 0
         n_val = round(VAL_SHARE * len(texts))
         for index, text in enumerate(texts):
