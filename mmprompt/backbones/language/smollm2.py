@@ -87,7 +87,6 @@ def unpack(packed: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     del lm.config.quantization_config  # of the GGUF file: what is written is not quantised
     lm.config.save_pretrained(folder)
-    lm.generation_config.save_pretrained(folder)
     # Parameters, not the state dict: tied embeddings are there once.
     save_file(dict(lm.named_parameters()), folder / MODEL, {"format": "pt"})
     shutil.copymode(folder / "config.json", folder / MODEL)  # safetensors lets nobody else read its files
