@@ -86,6 +86,16 @@ def test_any_text_stands_in_a_template_once_its_braces_are_doubled(text: str) ->
     assert template.text == f"x{in_words(text)}{{answer}}"
 
 
+@pytest.mark.parametrize("tokenizer", [BPE, TOKENIZERS["sentence_piece"]], ids=["byte_level", "sentence_piece"])
+@pytest.mark.parametrize("start", [(), (1, 2)])
+def test_a_text_that_begins_after_soft_vectors_is_read_as_it_is_alone(tokenizer: Any, start: tuple[int, ...]) -> None:
+    bound = bind("{soft}{bos}{text}: {answer}", tokenizer, start_ids=start, n_soft=2)
+    for text in ("a movie", " a movie"):
+        assert bound.encode({"text": text}, ROOM).slots == (-1, -2, *start, *ids_of(tokenizer, f"{text}:"))
+    before = bind("It {soft}{bos}was {answer}", tokenizer, start_ids=start, n_soft=1).encode({}, ROOM).slots
+    assert before == (*ids_of(tokenizer, "It"), -1, *start, *ids_of(tokenizer, "was"))
+
+
 @given(
     st.lists(st.one_of(st.integers(1, 5), st.sampled_from(["bare", "one", "other"]), texts), max_size=8),
     st.integers(0, 4),
@@ -370,6 +380,10 @@ REFUSED = {
     "It was": "column 7: there is no {answer}, but a template ends with it. Add {answer}.",
     "{answer} or {answer}": "column 13: {answer} stands a second time. Keep the last one only.",
     "{answer}.": "column 9: something follows {answer}, but it comes last. Move it before {answer}.",
+    "{bos}a {bos}{answer}": ("column 8: {bos} stands a second time, but a text begins once. Keep the first only."),
+    "[[user]] {bos}a\n[[assistant]] {answer}": (
+        "line 1, column 10: {bos} stands in a chat, which begins as the model's chat template says. Leave it out."
+    ),
     "a\n{answer}{text}": "line 2, column 9: something follows {answer}, but it comes last. Move it before {answer}.",
     "{soft*0}{answer}": f"column 1: the number of vectors is 0, but 1 to {MAX_VECTORS} was expected. Change it.",
     f"{{soft*{MAX_VECTORS + 1}}}{{answer}}": (

@@ -2,9 +2,10 @@
 
 `{name}` is a field, `{name:cut}` one that may be shortened to fit, `{name:cut=64}` one of at most 64 tokens. `{soft}`
 stands for all vectors of the method, `{soft*4}` for four more, `{soft*4:tone}` for four with a name and `{soft:tone}`
-for the same ones again, `{soft:"It was"}` for as many as these words have tokens. `{answer}` comes last. `{{` and `}}`
-are braces. A template that begins with `[[system]]`, `[[user]]` or `[[assistant]]` is a chat; each such mark at the
-start of a line begins a message, and the last message is the assistant's, with `{answer}`.
+for the same ones again, `{soft:"It was"}` for as many as these words have tokens. `{bos}` is where the text begins,
+with the start tokens of the tokenizer; where it is not written they stand before everything else. `{answer}` comes
+last. `{{` and `}}` are braces. A template that begins with `[[system]]`, `[[user]]` or `[[assistant]]` is a chat; each
+such mark at the start of a line begins a message, and the last message is the assistant's, with `{answer}`.
 """
 
 from __future__ import annotations
@@ -73,7 +74,12 @@ class Group:
         return self.n_vectors is None and self.words is None
 
 
-Part = str | Field | Soft
+@dataclass(frozen=True)
+class Bos:
+    """Where the text begins, with the start tokens of the tokenizer."""
+
+
+Part = str | Field | Soft | Bos
 
 
 @dataclass(frozen=True)
@@ -106,6 +112,7 @@ def parse(text: str) -> tuple[tuple[Message, ...], tuple[Group, ...]]:
             raise _bad(text, at, "half a character (a lone surrogate) stands there", "Write it whole.")
     scanned = [(role, list(_scan(text, start, end))) for role, start, end in _messages(text)]
     _check_answer(text, [parts for _, parts in scanned])
+    _check_bos(text, scanned)
     groups = _Groups(text, [tag for _, parts in scanned for tag in parts if isinstance(tag, _Tag)])
     messages: list[Message] = []
     for role, found in scanned:
@@ -199,8 +206,22 @@ def _check_answer(text: str, messages: list[list[str | _Tag]]) -> None:
             raise _bad(text, at, "something follows {answer}, but it comes last", "Move it before {answer}.")
 
 
+def _check_bos(text: str, messages: list[tuple[str | None, list[str | _Tag]]]) -> None:
+    """Refuse a second `{bos}`, and one in a chat."""
+    found = [
+        (role, part) for role, parts in messages for part in parts if isinstance(part, _Tag) and part.body == "bos"
+    ]
+    if found and found[0][0] is not None:
+        problem = "{bos} stands in a chat, which begins as the model's chat template says"
+        raise _bad(text, found[0][1].at, problem, "Leave it out.")
+    if len(found) > 1:
+        raise _bad(text, found[1][1].at, "{bos} stands a second time, but a text begins once", "Keep the first only.")
+
+
 def _part(text: str, tag: _Tag, groups: _Groups) -> Part:
-    """A field or soft vectors."""
+    """A field, soft vectors or the beginning."""
+    if tag.body == "bos":
+        return Bos()
     if _is_soft(tag):
         return Soft(groups.number(tag))
     match = _FIELD.fullmatch(tag.body)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmprompt.errors import UserError, bad_value, unknown_name
-from mmprompt.prompts.language.syntax import Field, Group, Message, Part, Soft, parse
+from mmprompt.prompts.language.syntax import Bos, Field, Group, Message, Part, Soft, parse
 from mmprompt.prompts.language.tokens import Piece, Tokens
 
 _FIRST_MARK = 0xF0000  # private characters, which stand for fields and vectors while a chat is laid out
@@ -81,7 +81,7 @@ class Template:
         Args:
             tokenizer: of transformers, fast or slow.
             start_ids: what every text begins with; left out where the template's own text begins so, and in a chat,
-                whose template says all.
+                whose template says all. They stand where the template has `{bos}`, else before everything.
             n_soft: vectors of a bare `{soft}`, 0 for none: then one blank after it goes too.
             is_answer_apart: whether answers are texts of their own, as those of a decoder behind an encoder; then the
                 blank before `{answer}` falls away.
@@ -102,15 +102,15 @@ class Template:
             vectors.append(tuple(-1 - place for place in range(n_vectors, n_vectors + size)))
             starts += words or [None] * size
             n_vectors += size
-        segments, answer_blank = _segments(parts, vectors)
-        start = () if self.is_chat else tuple(start_ids)
+        segments, answer_blank = _segments(parts, vectors, tuple(start_ids))
+        start = () if self.is_chat or Bos() in parts else tuple(start_ids)
         return BoundTemplate(
             self, tokens, start, tuple(starts), segments, "" if is_answer_apart else answer_blank, is_answer_apart
         )
 
     def _chat(self, tokenizer: Any) -> tuple[Part, ...]:
         """The parts of a chat as its tokenizer's template lays them out; no field is seen by that template."""
-        held: list[Field | Soft] = []
+        held: list[Part] = []
         messages = []
         *before, last = self.messages
         for message in before:
@@ -119,7 +119,7 @@ class Template:
         return (*_unmarked(_laid_out(tokenizer, messages), held), *last.parts)
 
 
-def _mark(part: Part, held: list[Field | Soft]) -> str:
+def _mark(part: Part, held: list[Part]) -> str:
     if isinstance(part, str):
         if any(_FIRST_MARK <= ord(letter) <= _LAST_MARK for letter in part):
             raise UserError(
@@ -147,7 +147,7 @@ def _laid_out(tokenizer: Any, messages: list[dict[str, str | None]]) -> str:
         raise UserError(f"the model's chat template refuses these messages: {reason}. Change them.") from None
 
 
-def _unmarked(text: str, held: Sequence[Field | Soft]) -> tuple[Part, ...]:
+def _unmarked(text: str, held: Sequence[Part]) -> tuple[Part, ...]:
     parts: list[Part] = []
     found = []
     literal = ""
@@ -179,19 +179,29 @@ def _word_ids(tokens: Tokens, words: str, parts: Sequence[Part], group: int) -> 
 
 @dataclass(frozen=True)
 class _Segment:
-    """Soft vectors, and the text after them up to the next."""
+    """Soft vectors or start tokens, and the text after them up to the next."""
 
     slots: tuple[int, ...]
     parts: tuple[str | Field, ...]
 
+    @property
+    def follows(self) -> bool:
+        """Whether the text goes on from soft vectors; else it begins here."""
+        return bool(self.slots) and self.slots[-1] < 0
 
-def _segments(parts: Iterable[Part], vectors: Sequence[tuple[int, ...]]) -> tuple[tuple[_Segment, ...], str]:
+
+def _segments(
+    parts: Iterable[Part], vectors: Sequence[tuple[int, ...]], start_ids: tuple[int, ...]
+) -> tuple[tuple[_Segment, ...], str]:
     """The segments, and the blanks before the answer that it begins with."""
     slots: list[tuple[int, ...]] = [()]
     texts: list[list[str | Field]] = [[]]
     is_blank_dropped = False
     for part in parts:
-        if not isinstance(part, Soft):
+        if isinstance(part, Bos):
+            slots.append(start_ids)
+            texts.append([])
+        elif not isinstance(part, Soft):
             texts[-1].append(part.removeprefix(" ") if is_blank_dropped and isinstance(part, str) else part)
         elif vectors[part.group]:
             if texts[-1] and isinstance(texts[-1][-1], str):
@@ -219,7 +229,7 @@ class BoundTemplate:
         tokens: the tokenizer.
         start_ids: what every text begins with.
         soft_starts: of each of the P vectors the token that it starts from, None where none was given.
-        segments: soft vectors and the text after them.
+        segments: soft vectors or start tokens and the text after them.
         answer_blank: what an answer begins with.
         is_answer_apart: whether an answer is a text of its own.
     """
@@ -310,7 +320,7 @@ class BoundTemplate:
             pieces: list[Piece] = [
                 (part, False) if isinstance(part, str) else (next(rest), True) for part in segment.parts
             ]
-            slots += [*segment.slots, *self.tokens.ids(pieces, bool(segment.slots))]
+            slots += [*segment.slots, *self.tokens.ids(pieces, segment.follows)]
         has_start = tuple(slots[: len(self.start_ids)]) == self.start_ids
         return tuple(slots) if has_start else (*self.start_ids, *slots)
 
