@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from mmprompt.evaluation.adherence import Confusion
-from mmprompt.experiments.curves import HUES
+from mmprompt.experiments.curves import HUES, prepare, short
 from mmprompt.experiments.figures import Theme, drawing, png
 from mmprompt.tasks.caption_measure import Point
 
-MAX_LETTERS = 24
 MAX_UPRIGHT = 5
 """Columns whose names still fit beside each other."""
 
@@ -31,16 +29,16 @@ def draw_adherence(confusion: Confusion, theme: Theme) -> bytes:
     focuses = learned + [focus for focus in confusion.focuses if focus not in learned]
     values = np.array(confusion.values)[:, [confusion.focuses.index(focus) for focus in focuses]]
     is_upright = len(focuses) <= MAX_UPRIGHT
-    names = [_short(focus) for focus in focuses]
+    names = [short(focus) for focus in focuses]
     cell = max(0.85, 0.085 * max(map(len, names))) if is_upright else 0.62
-    width = 0.3 + 0.08 * max(len(_short(prompt)) for prompt in confusion.prompts) + cell * len(focuses)
+    width = 0.3 + 0.08 * max(len(short(prompt)) for prompt in confusion.prompts) + cell * len(focuses)
     with drawing(theme, width, 0.45 + 0.36 * len(values) + (0 if is_upright else 1.4)) as figure:
         axes = figure.add_subplot()
         shades = LinearSegmentedColormap.from_list("shades", [theme.paper, theme.accent])
         axes.imshow(values, cmap=shades, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
         axes.xaxis.tick_top()
         axes.set_xticks(range(len(focuses)), names, rotation=0 if is_upright else 90)
-        axes.set_yticks(range(len(values)), [_short(prompt) for prompt in confusion.prompts])
+        axes.set_yticks(range(len(values)), [short(prompt) for prompt in confusion.prompts])
         for label, prompt in zip(axes.get_yticklabels(), confusion.prompts, strict=True):
             label.set_color(theme.ink if prompt in learned else theme.soft)
             label.set_weight("bold" if prompt in learned else "normal")
@@ -67,13 +65,14 @@ def draw_strength(points: Sequence[Point], focus: str, theme: Theme) -> bytes:
     with drawing(theme, 4.6, 4.3) as figure:  # two beside each other on a page, one on a phone
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(1.6, 1))
         for axes in (upper, lower):
-            _prepare(axes, theme)
+            prepare(axes, theme)
+            axes.axvline(1, color=theme.soft, linewidth=0.8, linestyle=(0, (2, 3)), zorder=1)
         adherence = [100 * point.adherence for point in points]
         upper.plot(strengths, adherence, color=theme.accent, marker="o", markersize=5, label="adherence")
         upper.plot(strengths, 100 * np.array(grounded), color=HUES[1], marker="s", markersize=4, label="grounded")
         upper.set_ylim(-3, 105)
         upper.set_ylabel("%")
-        upper.set_title(_short(focus), loc="left", fontsize=11, color=theme.ink)
+        upper.set_title(short(focus), loc="left", fontsize=11, color=theme.ink)
         place = {"loc": "lower right", "bbox_to_anchor": (1.01, 0.98), "ncols": 2}  # above, where no curve runs
         upper.legend(**place, frameon=False, fontsize=9, labelcolor=theme.ink, columnspacing=1.2)
         cider = [100 * point.cider_d for point in points]
@@ -83,16 +82,3 @@ def draw_strength(points: Sequence[Point], focus: str, theme: Theme) -> bytes:
         lower.set_xlabel("strength; 0 is no prompt, 1 the plain prompt")
         lower.set_xticks(strengths, [f"{strength:g}" for strength in strengths])
         return png(figure)
-
-
-def _prepare(axes: Any, theme: Theme) -> None:
-    axes.set_facecolor(theme.paper)
-    axes.yaxis.grid(visible=True, color=theme.line, linewidth=0.6)
-    axes.axvline(1, color=theme.soft, linewidth=0.8, linestyle=(0, (2, 3)), zorder=1)
-    axes.set_axisbelow(True)
-    axes.tick_params(length=0)
-    axes.spines["left"].set_visible(False)
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= MAX_LETTERS else name[: MAX_LETTERS - 1] + "…"

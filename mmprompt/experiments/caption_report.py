@@ -42,8 +42,8 @@ def write_caption_report(measure: CaptionMeasure, data: CaptionData, folder: Pat
     write_json(folder / "metrics.json", measure.to_dict())
     if missing_extra():
         return None
-    for name, (headers, rows, _) in (("captioners", speaker_table(measure)), ("focuses", focus_table(measure))):
-        write_tables(Table(tuple(headers), tuple(map(tuple, rows)), 1), folder, name)
+    for name, (headers, rows, numbers) in (("captioners", speaker_table(measure)), ("focuses", focus_table(measure))):
+        write_tables(Table(tuple(headers), tuple(map(tuple, rows)), min(numbers)), folder, name)
     charts = {name: chart(draw) for name, draw in figures_of(measure).items()}
     chosen, n_missing = choose_pictures(measure, data, N_PICTURES)
     strip = {"strip": draw_captioned(chosen, LIGHT)} if chosen else {}

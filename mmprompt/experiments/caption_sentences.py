@@ -7,21 +7,9 @@ from dataclasses import asdict
 from typing import Any
 
 from mmprompt.data.captions import CaptionData
-from mmprompt.evaluation.adherence import Lift
-from mmprompt.experiments.sentences import between, percent, signed
+from mmprompt.experiments.caption_tables import gain_rows
+from mmprompt.experiments.sentences import between, missing_pictures, percent, signed
 from mmprompt.tasks.caption_measure import N_CURVE, NO_PROMPT, CaptionMeasure, Point
-
-SHOWN = {
-    "adherence": "adherence",
-    "grounded_precision_all": "grounded precision",
-    "recall": "recall",
-    "density": "items a caption",
-    "mean_length": "words a caption",
-    "distinct_ratio": "distinct captions",
-}
-"""How each measure in the table of gains is called."""
-NUMBERS = {"density": 2, "mean_length": 1}
-"""Measures that are no shares, and their decimals."""
 
 
 def of(measure: CaptionMeasure, data: CaptionData, command: str, n_missing: int) -> dict[str, Any]:
@@ -111,37 +99,6 @@ def grounding_lost(measure: CaptionMeasure, focus: str) -> str:
     return f"With the prompt for {focus}, captions are less grounded than without one: {change}."
 
 
-def gain_rows(measure: CaptionMeasure, focus: str) -> list[list[str]]:
-    """The table of one focus: measure, learned prompt, people, no prompt, gained, words, gained."""
-    learned = measure.focus_scores[focus][focus]
-    bare, words = (measure.focus_scores[name][focus].values for name in (NO_PROMPT, f"words: {focus}"))
-    lifts = measure.lifts[focus]
-    return [
-        [
-            label,
-            value_of(name, learned.values[name]),
-            value_of(name, learned.human[name]),
-            value_of(name, bare[name]),
-            gain_of(lifts.get(f"{name} over none")),
-            value_of(name, words[name]),
-            gain_of(lifts.get(f"{name} over words")),
-        ]
-        for name, label in SHOWN.items()
-    ]
-
-
-def value_of(name: str, value: float | None) -> str:
-    """A measure as the table shows it, a dash where there is none."""
-    if value is None:
-        return "-"
-    return f"{value:.{NUMBERS[name]}f}" if name in NUMBERS else percent(value)
-
-
-def gain_of(lift: Lift | None) -> str:
-    """Points with their 95 % interval, nothing where none was measured."""
-    return "" if lift is None else f"{signed(lift.difference)} ({between(lift.interval, with_sign=True)})"
-
-
 def curve_sentence(focus: str, points: Sequence[Point]) -> str:
     """Where each of the three measures is highest; of equal ones at the least strength."""
     best = {"adherence": max(points, key=lambda point: point.adherence)}
@@ -151,11 +108,6 @@ def curve_sentence(focus: str, points: Sequence[Point]) -> str:
     best["CIDEr-D"] = max(points, key=lambda point: point.cider_d)
     highest = [f"{name} at strength {point.strength:g}" for name, point in best.items()]
     return f"For {focus}, highest is {joined(highest)}."
-
-
-def missing_pictures(n_missing: int) -> str:
-    """How many pictures were to be shown and are gone; nothing if all are there."""
-    return f"{n_missing} of the pictures that were to be shown can no longer be read." if n_missing else ""
 
 
 def notes(measure: CaptionMeasure, data: CaptionData) -> list[str]:

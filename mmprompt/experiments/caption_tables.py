@@ -5,10 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mmprompt.evaluation.adherence import Lift
+from mmprompt.experiments.sentences import between, percent, signed
 from mmprompt.tasks.caption_measure import NO_PROMPT, CaptionMeasure, Point
 
 Table = tuple[list[str], list[list[str]], tuple[int, ...]]
 """Headers, rows, and which columns are numbers."""
+
+SHOWN = {
+    "adherence": "adherence",
+    "grounded_precision_all": "grounded precision",
+    "recall": "recall",
+    "density": "items a caption",
+    "mean_length": "words a caption",
+    "distinct_ratio": "distinct captions",
+}
+"""How each measure in the table of gains is called."""
+NUMBERS = {"density": 2, "mean_length": 1}
+"""Measures that are no shares, and their decimals."""
 
 
 def speaker_table(measure: CaptionMeasure) -> Table:
@@ -19,8 +32,13 @@ def speaker_table(measure: CaptionMeasure) -> Table:
     for speaker, row in zip(measure.speakers, measure.confusion.values, strict=True):
         text = measure.text_scores[speaker.name]
         cells = [f"{100 * value:.1f}" for value in row]
-        cells += [f"{text.mean_length:.1f}", percent(text.distinct_ratio), percent(text.bleu[3]), percent(text.rouge_l)]
-        cells += [percent(text.cider_d)]
+        cells += [
+            f"{text.mean_length:.1f}",
+            in_percent(text.distinct_ratio),
+            in_percent(text.bleu[3]),
+            in_percent(text.rouge_l),
+        ]
+        cells += [in_percent(text.cider_d)]
         if measure.clip_scores:
             cells.append(f"{measure.clip_scores[speaker.name].mean:.3f}")
         name = f'{speaker.name} ("{speaker.words}")' if speaker.words else speaker.name
@@ -29,30 +47,41 @@ def speaker_table(measure: CaptionMeasure) -> Table:
 
 
 def focus_table(measure: CaptionMeasure) -> Table:
-    """What each learned prompt gains, whether what it names is there, and what people reach."""
-    headers = ["focus", "adherence", "people", "over no prompt", "over words", "grounded", "people", "without a prompt"]
-    headers += ["recall", "people", "per caption", "people"]
-    rows = []
-    for focus in measure.focuses:
-        scores, bare = measure.focus_scores[focus][focus], measure.focus_scores[NO_PROMPT][focus]
-        values, human, lifts = scores.values, scores.human, measure.lifts[focus]
-        rows.append(
-            [
-                focus,
-                percent(values["adherence"]),
-                percent(human["adherence"]),
-                gain(lifts.get("adherence over none")),
-                gain(lifts.get("adherence over words")),
-                percent(values["grounded_precision_all"]),
-                percent(human["grounded_precision_all"]),
-                percent(bare.values["grounded_precision_all"]),
-                percent(values["recall"]),
-                percent(human["recall"]),
-                number(values["density"]),
-                number(human["density"]),
-            ]
-        )
-    return headers, rows, tuple(range(1, len(headers)))
+    """What each learned prompt reaches and gains beside people, no prompt and words."""
+    headers = ["focus", "measure", "learned", "people", "no prompt", "gained", "words", "gained over words"]
+    rows = [[focus, *row] for focus in measure.focuses for row in gain_rows(measure, focus)]
+    return headers, rows, tuple(range(2, len(headers)))
+
+
+def gain_rows(measure: CaptionMeasure, focus: str) -> list[list[str]]:
+    """The table of one focus: measure, learned prompt, people, no prompt, gained, words, gained."""
+    learned = measure.focus_scores[focus][focus]
+    bare, words = (measure.focus_scores[name][focus].values for name in (NO_PROMPT, f"words: {focus}"))
+    lifts = measure.lifts[focus]
+    return [
+        [
+            label,
+            value_of(name, learned.values[name]),
+            value_of(name, learned.human[name]),
+            value_of(name, bare[name]),
+            gain_of(lifts.get(f"{name} over none")),
+            value_of(name, words[name]),
+            gain_of(lifts.get(f"{name} over words")),
+        ]
+        for name, label in SHOWN.items()
+    ]
+
+
+def value_of(name: str, value: float | None) -> str:
+    """A measure as the table shows it, a dash where there is none."""
+    if value is None:
+        return "-"
+    return f"{value:.{NUMBERS[name]}f}" if name in NUMBERS else percent(value)
+
+
+def gain_of(lift: Lift | None) -> str:
+    """Points with their 95 % interval, nothing where none was measured."""
+    return "" if lift is None else f"{signed(lift.difference)} ({between(lift.interval, with_sign=True)})"
 
 
 def strength_table(points: Sequence[Point]) -> Table:
@@ -61,30 +90,17 @@ def strength_table(points: Sequence[Point]) -> Table:
     rows = [
         [
             f"{point.strength:g}",
-            percent(point.adherence),
-            percent(point.grounded_precision),
-            percent(point.cider_d),
+            in_percent(point.adherence),
+            in_percent(point.grounded_precision),
+            in_percent(point.cider_d),
             f"{point.mean_length:.1f}",
-            percent(point.distinct_ratio),
+            in_percent(point.distinct_ratio),
         ]
         for point in points
     ]
     return headers, rows, tuple(range(len(headers)))
 
 
-def gain(lift: Lift | None) -> str:
-    """Points with their 95 % interval."""
-    if lift is None:
-        return "-"
-    low, high = lift.interval
-    return f"{100 * lift.difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
-
-
-def percent(value: float | None) -> str:
-    """A share in %, a dash where there is none."""
+def in_percent(value: float | None) -> str:
+    """A share in %, its column says so; a dash where there is none."""
     return "-" if value is None else f"{100 * value:.1f}"
-
-
-def number(value: float | None) -> str:
-    """A number, a dash where there is none."""
-    return "-" if value is None else f"{value:.2f}"

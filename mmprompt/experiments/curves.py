@@ -18,6 +18,7 @@ from mmprompt.experiments.figures import Theme, drawing, png
 HUES = ("#d9822b", "#4a7fd6", "#b0568f", "#8a8f2a", "#7a6bd1", "#c4504a")
 MARKERS = "osD^vPX"
 MAX_CLASSES = 30
+MAX_LETTERS = 26
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def draw_shots(curves: Sequence[Curve], title: str, theme: Theme) -> bytes:
     ranked = [*learning, *(curve for curve in curves if curve.is_flat)]
     with drawing(theme, 4.6, 4.0) as figure:  # two beside each other on a page, one on a phone
         axes = figure.add_subplot()
-        _prepare(axes, theme)
+        prepare(axes, theme)
         for index, curve in enumerate(ranked):
             colour, marker = colour_of(index, theme), MARKERS[index % len(MARKERS)]
             at = sorted(curve.points, key=_order)
@@ -91,7 +92,7 @@ def draw_classes(names: Sequence[str], before: Sequence[float], after: Sequence[
         order = np.concatenate([order[: MAX_CLASSES // 2], order[-(MAX_CLASSES // 2) :]])
     with drawing(theme, 7.6, 1.0 + 0.24 * len(order)) as figure:
         axes = figure.add_subplot()
-        _prepare(axes, theme)
+        prepare(axes, theme)
         axes.yaxis.grid(visible=False)
         axes.xaxis.grid(visible=True, color=theme.line, linewidth=0.6)
         for height, c in enumerate(reversed(order)):
@@ -99,7 +100,7 @@ def draw_classes(names: Sequence[str], before: Sequence[float], after: Sequence[
             axes.plot([100 * before[c], 100 * after[c]], [height, height], color=colour, linewidth=2, alpha=0.6)
             axes.plot(100 * before[c], height, "o", markersize=5, color=theme.paper, markeredgecolor=theme.soft)
             axes.plot(100 * after[c], height, "o", markersize=6, color=colour)
-        axes.set_yticks(range(len(order)), [_short(names[c]) for c in reversed(order)], fontsize=8.5)
+        axes.set_yticks(range(len(order)), [short(names[c]) for c in reversed(order)], fontsize=8.5)
         axes.set_ylim(-0.7, len(order) - 0.3)
         axes.set_xlim(-2, 102)
         axes.set_xticks(range(0, 101, 25), [f"{tick} %" for tick in range(0, 101, 25)])
@@ -117,7 +118,7 @@ def draw_reliability(bins: Reliability, theme: Theme) -> bytes:
     with drawing(theme, 4.6, 4.4) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
         for axes in (upper, lower):
-            _prepare(axes, theme)
+            prepare(axes, theme)
         confidence, accuracy = (100 * np.array(values) for values in (bins.confidence, bins.accuracy))
         upper.plot([0, 100], [0, 100], color=theme.soft, linewidth=0.9, linestyle=(0, (2, 3)))
         upper.plot(confidence, accuracy, color=theme.accent, linewidth=1.6, marker="o", markersize=5)
@@ -157,7 +158,7 @@ def draw_sensitivity(trials: Sequence[Tried], names: Mapping[str, bool], best: T
     with drawing(theme, max(3.2, 2.55 * len(names)), 3.2) as figure:
         panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
         for axes, (name, is_log) in zip(panels, names.items(), strict=True):
-            _prepare(axes, theme)
+            prepare(axes, theme)
             for is_pruned, look in ((True, {"facecolors": "none", "edgecolors": theme.soft}), (False, {})):
                 shown = [trial for trial in trials if trial.is_pruned == is_pruned and name in trial.settings]
                 x = [trial.settings[name] for trial in shown]
@@ -171,7 +172,8 @@ def draw_sensitivity(trials: Sequence[Tried], names: Mapping[str, bool], best: T
         return png(figure)
 
 
-def _prepare(axes: Any, theme: Theme) -> None:
+def prepare(axes: Any, theme: Theme) -> None:
+    """Give axes the look of all curves: hairlines across, no ticks, no line at the left."""
     axes.set_facecolor(theme.paper)
     axes.yaxis.grid(visible=True, color=theme.line, linewidth=0.6)
     axes.set_axisbelow(True)
@@ -197,5 +199,6 @@ def _order(shots: int | None) -> float:
     return float("inf") if shots is None else shots
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= 26 else name[:25] + "…"
+def short(name: str) -> str:
+    """A name that fits beside a figure."""
+    return name if len(name) <= MAX_LETTERS else name[: MAX_LETTERS - 1] + "…"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import io
 import json
 import re
@@ -176,6 +177,16 @@ def test_figures_tables_and_metrics_lie_beside_the_page(report: Path, measure: C
     for name in ("captioners", "focuses"):
         assert HIGH in (report.parent / f"{name}.md").read_text()
         assert (report.parent / f"{name}.csv").read_text().count("\n") > 2
+
+
+def test_each_number_of_a_focus_stands_beside_that_of_people_in_files_too(
+    report: Path, measure: CaptionMeasure
+) -> None:
+    headers, *rows = csv.reader((report.parent / "focuses.csv").open(encoding="utf-8"))
+    assert headers[:4] == ["focus", "measure", "learned", "people"]
+    page = Page(report.read_text()).tables[0][1:]
+    assert [row for row in page if len(row) > 1] == [row[1:] for row in rows]
+    assert [row[0] for row in rows] == [LOW] * 6 + [HIGH] * 6
 
 
 def test_notes_settings_and_the_command_are_there(report: Path, measure: CaptionMeasure) -> None:
