@@ -20,7 +20,7 @@ Augment = Literal["auto", "none", "coop"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a prompt is trained; the defaults are those of Zhou et al. 2022 (CoOp).
+    """How a prompt is trained. Its own defaults are those of Zhou et al. 2022 (CoOp); tasks may start from others.
 
     Raises:
         UserError: a value is outside its range.
@@ -33,7 +33,8 @@ class Recipe:
     """Learning rate after the warm-up, from which the cosine falls."""
 
     epochs: int | None = None
-    """Passes over the training pictures; by default 50 at 1 shot, 100 below 8 shots, 200 above."""
+    """Passes over the training set; None for as many as suit its size (of classes: 50 at 1 shot, 100 below 8 shots, 200
+    above)."""
 
     batch_size: int = 32
     """Pictures per step; a last partial batch is dropped if there is at least one full one."""
@@ -118,8 +119,7 @@ class Recipe:
         given = [(limit, word, holds) for limit, word, holds in limits if limit is not None]
         if not is_number or not all(holds(limit) for limit, _, holds in given):
             expected = " and ".join(f"{word} {limit:g}" for limit, word, _ in given)
-            default = getattr(type(self), name)
-            raise bad_value(name, value, f"it must be a number, {expected}", f"The default is {_flag(name)} {default}.")
+            raise bad_value(name, value, f"it must be a number, {expected}", f"Leave {_flag(name)} out for the default.")
         object.__setattr__(self, name, float(value))
 
 

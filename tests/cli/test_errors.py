@@ -25,7 +25,9 @@ def work(
     """A folder to stand in, with things that are wrong; `RUN`, `OWN` and `MODEL` stand for what is right."""
     for name, target in (("RUN", run_folder), ("OWN", pictures), ("MODEL", tiny_open_clip_folder)):
         (tmp_path / name).symlink_to(target)
-    (tmp_path / "empty").mkdir()
+    for folder in ("empty", "runs"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "runs" / "objects").symlink_to(run_folder)
     (tmp_path / "file.txt").write_text("no picture")
     (tmp_path / "text.jpg").write_text("no picture")
     write_pictures(tmp_path / "one_class", {"red": COLOURS["red"]}, n=2)
@@ -82,12 +84,32 @@ CASES = {
     "captions of nothing": "caption write nowhere",
     "captions of an empty folder": "caption write empty",
     "captions by a classifier": "caption write OWN --prompt RUN",
-    "a negative strength": "caption write OWN --strength -1",
+    "a negative strength": "caption write OWN --words red --strength -1",
+    "a strength that is no number": "caption write OWN --words red --strength abc",
+    "a strength without a prompt": "caption write OWN --strength 2",
+    "a strength of avoiding nothing": "caption write OWN --avoid-strength 2",
     "weights without prompts": "caption write OWN --weights 1 2",
+    "a weight too many": "caption write OWN --words red --weights 1 2",
+    "weights that are no numbers": "caption write OWN --words red --weights 1 x",
     "one caption to rank": "caption write OWN --rerank tiny",
     "more captions than beams": "caption write OWN --n-best 3",
-    "no prompt to measure": "caption eval",
+    "pictures cropped and flipped for captions": "caption train --augment coop --out new",
+    "captions without an accuracy": "caption train --patience 2 --out new",
+    "a finished run in the way of captions": "caption train --out RUN",
+    "a mapper for a focus that is not there": "caption train --mode mapper+soft --focus love --out new",
+    "no prompt to measure": "caption eval --data latin.jsonl",
+    "a classifier where a focus is looked for": "caption eval",
+    "no such part of captions": "caption eval --split tset",
+    "a file in the way of a report": "caption eval --out file.txt/report",
     "a classifier to measure": "caption eval --prompts RUN",
+    "a misspelt option": "train --shtos 3",
+    "an option that nothing is like": "caption write OWN --zzz",
+    "an option without a value": "train --shots",
+    "a number that is a word": "train --shots few",
+    "a broken whole number": "train --batch-size 1.5",
+    "no such optimizer": "train --optimizer sdg",
+    "a run that is not named": "predict",
+    "a run that is not named beside a misspelt option": "predict --zzz",
     "no such verb": "trian",
     "no such verb of data": "data chek",
     "half a verb": "data",
