@@ -18,6 +18,8 @@ from mmprompt.backbones.language.model import FrozenLanguageModel
 from mmprompt.backbones.language.packing import Question
 from mmprompt.data.texts import TextData, TextRow, load_texts
 from mmprompt.errors import UserError
+from mmprompt.explain.language import heard
+from mmprompt.explain.language_watch import VectorWatch
 from mmprompt.methods.language import LANGUAGE_METHODS, LanguageMethod, PromptTuning
 from mmprompt.methods.language_start import Start, start_vectors
 from mmprompt.predictors.file import check_new, describe_backbone
@@ -36,8 +38,8 @@ from mmprompt.training.seeds import batches, derive_seed
 Objective = Literal["auto", "answer", "choices"]
 N_STEPS = 100
 """Steps that a prompt is trained for at least where the recipe names no epochs, however few rows there are."""
-IGNORED = 0.01
-"""Nats a row: prompts that change what the model says by less are called ignored."""
+IGNORED, LOOKED_AT = 0.01, 8
+"""Nats: prompts that change what the model says next by less are called ignored; rows that this is looked at on."""
 _log = logging.getLogger(__name__)
 
 
@@ -206,16 +208,16 @@ def fit_language(
         module = prompted.prompt.sources
         problem = LanguageProblem(prompted, module, data.train, data.val, objective, task.is_recomputed)
         config = language_config(method, model, data, task, start, recipe, seed, prompted)
-        listeners = callbacks if folder is None else (WriteConfig(folder, config), *callbacks)
+        watch = VectorWatch(model, module)
+        listeners = (watch, *callbacks) if folder is None else (WriteConfig(folder, config), watch, *callbacks)
         history = []
         if any(parameter.requires_grad for parameter in module.parameters()):
             n_epochs = epochs_of(recipe, problem.n_items)
             history = train(problem, recipe, seed, n_epochs, folder, run_id_of(config), listeners, resume)
         refuse_changed(model)
         module.requires_grad_(False)
-        notices = tuple(notices_of(problem))
-        for notice in notices:
-            _log.warning("%s", notice)
+        ignored = notice_ignored(problem)
+        notices = (*watch.alarms.values(), *ignored)
         if folder is not None:
             save_language(prompted, folder, provenance(config) | {"notices": list(notices)})
     return LanguageResult(prompted, history, data, folder, notices)
@@ -308,9 +310,19 @@ def refuse_changed(model: FrozenLanguageModel) -> None:
         raise RunFailed(f"weights of {model.name} changed while a prompt was trained, so nothing was saved")
 
 
-def notices_of(problem: LanguageProblem) -> list[str]:
-    """What a careful reader should know of a trained prompt."""
-    return []
+def notice_ignored(problem: LanguageProblem) -> list[str]:
+    """What to say of a prompt that hardly changes what the model says next."""
+    if not problem.prompted.prompt.sources.sites:
+        return []
+    nats = heard(problem.prompted, problem.rows[:LOOKED_AT])
+    if nats >= IGNORED:
+        return []
+    notice = (
+        f"The prompt is ignored: what {problem.prompted.model.name} says next is {nats:.4f} nats from what it says "
+        "without. Use a higher lr, more vectors, or prefix-tuning."
+    )
+    _log.warning("%s", notice)
+    return [notice]
 
 
 def language_config(

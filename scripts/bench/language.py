@@ -1,0 +1,207 @@
+"""Prompt tuning of a language model against PEFT: loss and gradient must be the same before anything is timed.
+
+Six layers of a Llama, 512 wide, 50,000 tokens, random weights. A step is the loss of 16 texts of 8 to 64 tokens and the
+gradient of the soft prompt: one answer token behind each text (short-p20, short-p100), or 64 (answers-64). PEFT gets
+the texts padded on the right to the longest of the batch, as its examples do. Peak memory is what a process of its own
+takes for one step beyond the loaded model. Row `generate` compares 64 generated tokens with a prompt of 20 vectors and
+without: its ratio is the prompted speed by the unprompted.
+
+    python scripts/bench/language.py --json docs/results/language_bench.json
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import Row, cpu_seconds, parser, relative_error, report, side_by_side, use_one_thread
+from peft import PromptTuningConfig, get_peft_model
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from mmprompt.backbones.language.generation import Generation, Job, generate
+from mmprompt.backbones.language.memory import Memory
+from mmprompt.backbones.language.model import FrozenLanguageModel
+from mmprompt.backbones.language.packing import Question
+from mmprompt.backbones.language.vectors import LM_INPUT
+from mmprompt.backbones.sites import Vectors
+
+WIDTH, N_LAYERS, VOCABULARY, N_TEXTS, REPEATS, N_NEW = 512, 6, 50_000, 16, 5, 64
+START, END, IGNORED = 1, 2, -100
+SAME = 1e-4
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row: vectors of the prompt, and tokens of each answer."""
+
+    n_soft: int
+    n_answer: int
+
+
+SETTINGS = {"short-p20": Setting(20, 1), "short-p100": Setting(100, 1), "answers-64": Setting(20, 64)}
+
+
+class Tokens:
+    """As much of a tokenizer as is asked for: the texts of this benchmark are token ids."""
+
+    pad_token_id, eos_token_id = None, END
+
+    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        return {"input_ids": [START, 5] if add_special_tokens else [5]}
+
+
+def new_model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        num_hidden_layers=N_LAYERS,
+        num_attention_heads=8,
+        max_position_embeddings=512,
+    )
+    return LlamaForCausalLM(config).eval().requires_grad_(False)
+
+
+def new_batch(n_answer: int) -> list[tuple[list[int], list[int]]]:
+    """Texts and answers of random tokens."""
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.randint(8, 65, (N_TEXTS,), generator=generator).tolist()
+    draw = [torch.randint(3, VOCABULARY, (length + n_answer,), generator=generator).tolist() for length in lengths]
+    return [(ids[:-n_answer], ids[-n_answer:]) for ids in draw]
+
+
+class Ours:
+    def __init__(self, lm: LlamaForCausalLM, setting: Setting) -> None:
+        self.model = FrozenLanguageModel("bench", lm, Tokens())
+        soft = tuple(-1 - place for place in range(setting.n_soft))
+        batch = new_batch(setting.n_answer)
+        self.questions = [Question((*soft, *text), (tuple(answer),)) for text, answer in batch]
+        start = lm.get_input_embeddings().weight[: setting.n_soft]
+        self.vectors = start.clone().requires_grad_()
+
+    def step(self) -> tuple[Tensor, Tensor]:
+        predicted = self.model.predict({LM_INPUT: Vectors(self.vectors)}, self.questions)
+        loss = -predicted.token_log_probs().mean()
+        (gradient,) = torch.autograd.grad(loss, self.vectors)
+        return loss.detach(), gradient
+
+
+class Peft:
+    def __init__(self, lm: LlamaForCausalLM, setting: Setting) -> None:
+        start = lm.get_input_embeddings().weight[: setting.n_soft].clone()
+        config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=setting.n_soft)
+        self.model = get_peft_model(lm, config).eval()
+        self.vectors = self.model.prompt_encoder["default"].embedding.weight
+        self.vectors.data.copy_(start)
+        batch = new_batch(setting.n_answer)
+        length = max(len(text) + len(answer) for text, answer in batch)
+        self.ids = torch.tensor([t + a + [END] * (length - len(t) - len(a)) for t, a in batch])
+        self.mask = torch.tensor([[1] * (len(t) + len(a)) + [0] * (length - len(t) - len(a)) for t, a in batch])
+        empty = [[IGNORED] * len(t) for t, _ in batch]
+        behind = [[IGNORED] * (length - len(t) - len(a)) for t, a in batch]
+        self.labels = torch.tensor([e + a + b for e, (_, a), b in zip(empty, batch, behind, strict=True)])
+
+    def step(self) -> tuple[Tensor, Tensor]:
+        loss = self.model(input_ids=self.ids, attention_mask=self.mask, labels=self.labels).loss
+        (gradient,) = torch.autograd.grad(loss, self.vectors)
+        return loss.detach(), gradient
+
+
+def training_row(name: str, setting: Setting) -> Row:
+    ours, peft = Ours(new_model(), setting), Peft(new_model(), setting)
+    (our_loss, our_gradient), (peft_loss, peft_gradient) = ours.step(), peft.step()
+    error = relative_error(our_gradient, peft_gradient)
+    is_equal = error < SAME and abs(our_loss.item() - peft_loss.item()) < SAME
+    seconds = side_by_side({"ours": ours.step, "peft": peft.step}, REPEATS)
+    n_tokens = sum(len(text) + len(answer) for text, answer in new_batch(setting.n_answer))
+    memory = {way: peak_memory(name, way) for way in ("ours", "peft")}
+    return {
+        "name": name,
+        "ratio": seconds["peft"] / seconds["ours"],
+        "equal": is_equal,
+        "peft_s": seconds["peft"],
+        "ours_s": seconds["ours"],
+        "tokens_a_second": n_tokens / seconds["ours"],
+        "gradient_error": error,
+        "memory_ratio": memory["peft"] / memory["ours"],
+        "ours_mb": memory["ours"] / 2**20,
+        "peft_mb": memory["peft"] / 2**20,
+    }
+
+
+def peak_memory(name: str, way: str) -> int:
+    """Bytes that a step takes at most beyond the loaded model, in a process of its own."""
+    call = [sys.executable, __file__, "--step", name, way]
+    return json.loads(subprocess.run(call, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+
+
+def one_step(name: str, way: str) -> None:
+    use_one_thread()
+    kind: Any = {"ours": Ours, "peft": Peft}[way]
+    work = kind(new_model(), SETTINGS[name])
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far; Linux alone has it
+    before = peak_kilobytes()
+    work.step()
+    print((peak_kilobytes() - before) * 1024)
+
+
+def peak_kilobytes() -> int:
+    """The most memory of this process since its peak was forgotten."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+def generation_row() -> Row:
+    """Prompted and unprompted generation by the same call, as many tokens for the same texts."""
+    lm = new_model()
+    model = FrozenLanguageModel("bench", lm, Tokens())
+    vectors = {LM_INPUT: Vectors(lm.get_input_embeddings().weight[100:120].clone())}
+    texts = [tuple(text[:16]) for text, _ in new_batch(1) if len(text) >= 16][:8]
+    settings = Generation(max_tokens=N_NEW, min_tokens=N_NEW)
+    soft = tuple(-1 - place for place in range(20))
+    with torch.no_grad():
+        prompt = model.read_shared(vectors, soft)
+    compiled = [Job(prompt, text) for text in texts]
+    whole = [Job(Memory(), soft + text, vectors[LM_INPUT].values) for text in texts]
+    plain = [Job(Memory(), text) for text in texts]
+    is_equal = generate(model, compiled, settings) == generate(model, whole, settings)
+    works = {
+        "prompted": lambda: generate(model, compiled, settings),
+        "unprompted": lambda: generate(model, plain, settings),
+    }
+    for work in works.values():
+        cpu_seconds(work)
+    seconds = side_by_side(works, REPEATS)
+    return {
+        "name": "generate",
+        "ratio": seconds["unprompted"] / seconds["prompted"],
+        "equal": is_equal,
+        "prompted_s": seconds["prompted"],
+        "unprompted_s": seconds["unprompted"],
+        "tokens_a_second": len(texts) * N_NEW / seconds["prompted"],
+    }
+
+
+def main() -> None:
+    made = parser(__doc__)
+    made.add_argument("--step", nargs=2, metavar=("ROW", "WAY"), help="one step, for its peak memory")
+    args = made.parse_args()
+    if args.step:
+        one_step(*args.step)
+        return
+    use_one_thread()
+    wanted = args.rows or [*SETTINGS, "generate"]
+    rows = [training_row(name, setting) for name, setting in SETTINGS.items() if name in wanted]
+    rows += [generation_row()] if "generate" in wanted else []
+    report(rows, args.json)
+
+
+if __name__ == "__main__":
+    main()

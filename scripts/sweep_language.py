@@ -1,0 +1,111 @@
+"""Learning rates and starts of the text-only path, on models of three scales.
+
+    python scripts/sweep_language.py --models smollm2 tiny hf:PATH --json docs/results/language_sweep.json
+
+Every cell trains one method at one learning rate from one start, with 16 rows a class, and is judged on rows that are
+neither trained on nor part of the test rows. Finished cells are kept in the file: run again, it goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmprompt.backbones.language.load import load_language_model
+from mmprompt.backbones.language.model import FrozenLanguageModel
+from mmprompt.data.texts import TextData, draw_shots, load_texts
+from mmprompt.errors import UserError
+from mmprompt.methods.language import LANGUAGE_METHODS
+from mmprompt.methods.language_start import Start
+from mmprompt.tasks.language import fit_language
+from mmprompt.training.problem import RunFailed
+
+DATA = Path("examples/data")
+RATES = {
+    "prompt-tuning": (0.01, 0.03, 0.1, 0.3, 1.0),
+    "p-tuning": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+    "prefix-tuning": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+    "deep-prompts": (0.003, 0.01, 0.03, 0.1, 0.3),
+}
+STARTS = ("labels", "texts", "vocabulary", "random")
+SHOTS, N_JUDGED = 16, 120
+
+
+def held_out(data: TextData, drawn: TextData) -> TextData:
+    """The few-shot rows, with rows as test rows that are neither among them nor test rows of the data."""
+    taken = {tuple(sorted(row.fields.items())) for row in drawn.train}
+    rest = [row for row in (*data.val, *data.train) if tuple(sorted(row.fields.items())) not in taken]
+    return replace(drawn, val=(), test=tuple(rest[:N_JUDGED]))
+
+
+def run(model: FrozenLanguageModel, data: TextData, method: str, lr: float, start: str, seed: int) -> dict[str, Any]:
+    """One training and its accuracy; 0 where the loss stopped being finite."""
+    kind = LANGUAGE_METHODS[method]
+    started = time.process_time()
+    try:
+        result = fit_language(data, kind(), model, start=Start(start), recipe=replace(kind.recipe, lr=lr), seed=seed)
+    except RunFailed as error:
+        return {"accuracy": 0.0, "failed": str(error), "cpu_seconds": round(time.process_time() - started, 1)}
+    seconds = round(time.process_time() - started, 1)
+    found = result.prompted.classify(data.test)
+    right = [one.label == row.label for one, row in zip(found, data.test, strict=True)]
+    loss = result.history[-1]["loss"]
+    return {"accuracy": sum(right) / len(right), "n": len(right), "loss": loss, "cpu_seconds": seconds}
+
+
+def cells(models: list[str], tasks: list[str], methods: list[str], seeds: list[int]) -> list[dict[str, Any]]:
+    """What is tried: all learning rates from the default start, and all starts at the default learning rate."""
+    found = []
+    for model, task, seed, method in itertools.product(models, tasks, seeds, methods):
+        default = LANGUAGE_METHODS[method].recipe.lr
+        pairs = [(lr, "labels") for lr in RATES[method]]
+        pairs += [(default, start) for start in STARTS if method == "prompt-tuning" and (default, start) not in pairs]
+        found += [
+            {"model": model, "task": task, "method": method, "lr": lr, "start": start, "seed": seed}
+            for lr, start in pairs
+        ]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["smollm2", "tiny"])
+    parser.add_argument("--tasks", nargs="+", default=["emoji_kinds", "sentiment"])
+    parser.add_argument("--methods", nargs="+", default=list(RATES), choices=list(RATES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1])
+    parser.add_argument("--json", type=Path, required=True)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    done: list[dict[str, Any]] = json.loads(args.json.read_text())["rows"] if args.json.exists() else []
+    known = {json.dumps({key: row[key] for key in ("model", "task", "method", "lr", "start", "seed")}) for row in done}
+    models: dict[str, FrozenLanguageModel] = {}
+    for cell in cells(args.models, args.tasks, args.methods, args.seeds):
+        if json.dumps(named(cell)) in known:
+            continue
+        if cell["model"] not in models:
+            models = {cell["model"]: load_language_model(cell["model"], device="cpu")}
+        data = load_texts(DATA / f"{cell['task']}.jsonl")
+        data = held_out(data, draw_shots(data, SHOTS, cell["seed"]))
+        row = named(cell) | run(models[cell["model"]], data, cell["method"], cell["lr"], cell["start"], cell["seed"])
+        print(row, flush=True)
+        done.append(row)
+        args.json.write_text(json.dumps({"shots": SHOTS, "rows": done}, indent=1) + "\n")
+
+
+def named(cell: dict[str, Any]) -> dict[str, Any]:
+    """A cell with its model named as anybody would: without the folders before it."""
+    return cell | {"model": cell["model"].removeprefix("hf:").rstrip("/").rsplit("/", 1)[-1]}
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None
