@@ -6,7 +6,24 @@ from typing import Any
 
 import torch
 from tokenizers import processors
-from transformers import BartConfig, BartForConditionalGeneration, OPTConfig, OPTForCausalLM
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BloomConfig,
+    BloomForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from mmprompt.backbones.language.model import FrozenLanguageModel
 from tests.captioner_models import POSITIONS, SHAPE
@@ -14,13 +31,24 @@ from tests.small_language_models import END, START, byte_tokenizer, new_language
 from tests.small_models import HEADS, LAYERS, WIDTH, randomise
 
 CAUSAL = ("gpt2", "llama", "opt", "qwen2")
+OTHER_CAUSAL = ("bloom", "gemma2", "gpt_neo", "gpt_neox", "mistral", "opt_narrow")
+"""Without positions (bloom), with windows of `WINDOW` slots (gemma2 in every second block, gpt_neo too, mistral), with
+bounded logits (gemma2), with embeddings narrower than the blocks (opt_narrow)."""
 ENCODED = ("bart", "t5")
-FRAMES = {"llama": "<s> $A", "opt": "<s> $A", "t5": "$A </s>", "bart": "<s> $A </s>"}
+WINDOW = 4
+FRAMES = {
+    "llama": "<s> $A",
+    "opt": "<s> $A",
+    "t5": "$A </s>",
+    "t5_wide": "$A </s>",
+    "bart": "<s> $A </s>",
+}
 """What the tokenizer of a family puts around a text; nothing for the others."""
 
 
 def frozen_model(kind: str = "llama", dtype: torch.dtype = torch.float64) -> FrozenLanguageModel:
-    """One of CAUSAL or ENCODED; llama and qwen2 have grouped queries."""
+    """One of CAUSAL, OTHER_CAUSAL or ENCODED, or t5_wide, whose heads are together wider than its blocks; llama and
+    qwen2 have grouped queries."""
     tokenizer = family_tokenizer(kind)
     lm = family_model(kind, len(tokenizer)).to(dtype).eval().requires_grad_(False)
     return FrozenLanguageModel(kind, lm, tokenizer)
@@ -47,23 +75,45 @@ def family_model(kind: str, n_tokens: int) -> Any:
 
 def plain_model(kind: str, n_tokens: int) -> Any:
     """The model of a family; here OPT's embeddings are as wide as its blocks."""
-    if kind not in ("opt", "bart"):
-        return new_language_model(kind, n_tokens)
+    if kind in ("gpt2", "llama", "opt_narrow", "qwen2", "t5"):
+        return new_language_model(kind.removesuffix("_narrow"), n_tokens)
     torch.manual_seed(0)
-    tokens = {"vocab_size": n_tokens, "bos_token_id": START, "eos_token_id": END, "pad_token_id": END}
+    model = new_model(kind, {"vocab_size": n_tokens, "bos_token_id": START, "eos_token_id": END, "pad_token_id": END})
+    randomise(model, 1)
+    model.tie_weights()
+    return model.eval()
+
+
+def new_model(kind: str, tokens: dict[str, int]) -> Any:
+    """A model as transformers initialises it."""
+    shape = {name: value for name, value in SHAPE.items() if name != "intermediate_size"}
     if kind == "opt":
-        shape = {name: value for name, value in SHAPE.items() if name != "intermediate_size"}
-        model: Any = OPTForCausalLM(
-            OPTConfig(ffn_dim=48, word_embed_proj_dim=WIDTH, max_position_embeddings=POSITIONS, **shape, **tokens)
-        )
-    else:
+        opt = {"ffn_dim": 48, "word_embed_proj_dim": WIDTH, "max_position_embeddings": POSITIONS}
+        return OPTForCausalLM(OPTConfig(**opt, **shape, **tokens))
+    if kind == "bloom":
+        return BloomForCausalLM(BloomConfig(hidden_size=WIDTH, n_layer=LAYERS, n_head=HEADS, **tokens))
+    if kind == "t5_wide":
+        halves = {"d_model": WIDTH, "d_kv": 12, "d_ff": 48, "num_layers": LAYERS, "num_heads": HEADS}
+        return T5ForConditionalGeneration(T5Config(decoder_start_token_id=END, **halves, **tokens))
+    if kind == "bart":
         halves = {
             f"{half}_{name}": value
             for half in ("encoder", "decoder")
             for name, value in (("layers", LAYERS), ("attention_heads", HEADS), ("ffn_dim", 48))
         }
         more = {"max_position_embeddings": POSITIONS, "decoder_start_token_id": END, "forced_eos_token_id": None}
-        model = BartForConditionalGeneration(BartConfig(d_model=WIDTH, **halves, **more, **tokens))
-    randomise(model, 1)
-    model.tie_weights()
-    return model.eval()
+        return BartForConditionalGeneration(BartConfig(d_model=WIDTH, **halves, **more, **tokens))
+    return new_decoder(kind, SHAPE | tokens | {"max_position_embeddings": POSITIONS})
+
+
+def new_decoder(kind: str, settings: dict[str, Any]) -> Any:
+    """A decoder with rotary positions, or GPT-Neo."""
+    if kind == "gpt_neox":
+        return GPTNeoXForCausalLM(GPTNeoXConfig(**settings))
+    if kind == "gpt_neo":
+        own = {"num_layers": LAYERS, "num_heads": HEADS, "window_size": WINDOW}
+        return GPTNeoForCausalLM(GPTNeoConfig(attention_types=[[["global", "local"], 1]], **(settings | own)))
+    grouped = settings | {"num_key_value_heads": 2, "sliding_window": WINDOW}
+    if kind == "gemma2":
+        return Gemma2ForCausalLM(Gemma2Config(head_dim=WIDTH // HEADS, query_pre_attn_scalar=8, **grouped))
+    return MistralForCausalLM(MistralConfig(**grouped))

@@ -103,7 +103,8 @@ class FrozenLanguageModel:
     @cached_property
     def embedding_rms(self) -> float:
         """The root mean square of the token embeddings' numbers: the size that vectors of a prompt should have."""
-        return self.lm.get_input_embeddings().weight.float().square().mean().sqrt().item()
+        embedded = self.embed(torch.arange(self.vocabulary_size, device=self.device))
+        return embedded.float().square().mean().sqrt().item()
 
     def compute_fingerprint(self) -> str:
         """The fingerprint of the weights as they are now, to compare with `fingerprint`."""

@@ -20,6 +20,8 @@ from mmprompt.errors import UserError
 
 UNLIMITED = 1024
 """Slots of a model whose positions have no end."""
+FULL = ("full_attention", "global")
+"""What transformers calls blocks that see all slots."""
 
 
 class CausalReader:
@@ -184,9 +186,10 @@ def embed_slots(embedded: Tensor, slots: Tensor, soft: Tensor | None) -> Tensor:
 
 def window_of(config: Any) -> float:
     """Slots that every block of a model sees at once; without end where no block has a window."""
-    kinds = getattr(config, "layer_types", None)
-    size = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
-    has_window = size is not None if kinds is None else any(kind != "full_attention" for kind in kinds)
+    kinds = getattr(config, "layer_types", None) or getattr(config, "attention_layers", None)  # the latter GPT-Neo's
+    sizes = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size", "window_size")]
+    size = next((size for size in sizes if size), None)
+    has_window = size is not None if kinds is None else any(kind not in FULL for kind in kinds)
     return float(size or 0) if has_window else float("inf")
 
 
