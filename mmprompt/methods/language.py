@@ -27,7 +27,7 @@ from mmprompt.prompts.language.sources import (
 from mmprompt.prompts.sources import ScaledVectors
 from mmprompt.training.recipe import Recipe
 
-RECIPE = Recipe(optimizer="adamw", lr=0.1, batch_size=16, weight_decay=0.0, warmup_epochs=0, augment="none")
+RECIPE = Recipe(optimizer="adamw", lr=0.03, batch_size=16, weight_decay=0.0, warmup_epochs=0, augment="none")
 
 
 class LanguageMethod(Protocol):
@@ -161,7 +161,7 @@ class DeepPrompts(PrefixTuning):
     reparametrise: bool = False
     """Learn them through an MLP or directly."""
 
-    recipe = replace(RECIPE, lr=0.03)
+    recipe = replace(RECIPE, lr=0.01)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from mmprompt.backbones.language.load import load_language_model
 from mmprompt.backbones.language.model import FrozenLanguageModel
+from mmprompt.backbones.language.tuned import read_lora
 from mmprompt.errors import bad_file
 from mmprompt.predictors.file import (
     read_prompt_header,
@@ -24,13 +25,16 @@ from mmprompt.prompts.language.verbalizer import Verbalizer
 TASK_TENSORS = ("task_columns", "task_rows")
 
 
-def save_language(prompted: PromptedModel, folder: Path | str, training: Mapping[str, Any] | None = None) -> None:
+def save_language(
+    prompted: PromptedModel, folder: Path | str, training: Mapping[str, Any] | None = None, lora: str | None = None
+) -> None:
     """Write a prompt to a folder: kilobytes, and nothing of the model.
 
     Args:
         prompted: what `load_language` will give back.
         folder: made if missing.
         training: JSON-ready facts about where the prompt comes from.
+        lora: the folder in it that holds the LoRA which was learned with the prompt.
     Raises:
         UserError: the folder cannot be written.
     """
@@ -41,6 +45,7 @@ def save_language(prompted: PromptedModel, folder: Path | str, training: Mapping
         "verbalizer": None if prompt.verbalizer is None else prompt.verbalizer.to_dict(),
         "n_soft": prompt.n_soft,
         "tasks": list(prompt.sources.tasks),
+        "lora": lora,
     }
     write_prompt(Path(folder), prompted.model, prompt.sources, more, {}, training)
 
@@ -60,6 +65,8 @@ def load_language(folder: Path | str, model: FrozenLanguageModel | str | None = 
     if model is None or isinstance(model, str):
         model = load_language_model(model or header["backbone"]["name"])
     refuse_other_backbone(folder, header, model)
+    if header["lora"] is not None:
+        model = read_lora(folder / header["lora"], model).model
     sites = read_sources(header, tensors, model.device)
     sources: LanguageSources = LanguageSources(sites)
     if header["tasks"]:

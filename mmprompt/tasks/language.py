@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,7 +36,7 @@ from mmprompt.training.recipe import Recipe
 from mmprompt.training.seeds import batches, derive_seed
 
 Objective = Literal["auto", "answer", "choices"]
-N_STEPS = 100
+N_STEPS = 80
 """Steps that a prompt is trained for at least where the recipe names no epochs, however few rows there are."""
 IGNORED, LOOKED_AT = 0.01, 8
 """Nats: prompts that change what the model says next by less are called ignored; rows that this is looked at on."""
@@ -247,6 +247,12 @@ def untrained(
         torch.manual_seed(derive_seed(seed, "sources"))
         sources = method.sources(model, values, tasks)
     return PromptedModel(model, LanguagePrompt(template, sources, verbalizer, method.n_vectors))
+
+
+def with_soft(task: LanguageTask, data: TextData, has_soft: bool) -> LanguageTask:
+    """The same task with a template that has its bare `{soft}`, or has none."""
+    text = task.template or data.template or default_template(data)
+    return task if has_soft else replace(task, template=text.replace("{soft} ", "").replace("{soft}", ""))
 
 
 def default_template(data: TextData) -> str:
