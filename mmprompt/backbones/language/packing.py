@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, reduce
+from functools import lru_cache, reduce
 from itertools import chain
 
 import numpy as np
@@ -95,7 +95,7 @@ class _Row:
     parents: tuple[int, ...]
     before: tuple[tuple[int, ...], ...]
 
-    @cached_property
+    @property
     def visible(self) -> np.ndarray:
         """[L, L] bool: a slot sees itself and all that its parent sees."""
         visible = np.eye(len(self.slots), dtype=bool)
