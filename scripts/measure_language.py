@@ -4,8 +4,7 @@
     python scripts/measure_language.py --json docs/results/language.json
 
 For every task and seed a prompt of 20 vectors is trained on 16 rows a class and tested on rows held out. Beside it
-stand three hand-written instructions, each as plain text and as a chat where it has two lines; the best of all on the
-test rows is what the prompt is held against. Finished cells are kept in the file: run again, it goes on.
+stand three hand-written instructions; the best of them on the test rows is what the prompt is held against. Finished cells are kept in the file: run again, it goes on.
 """
 
 from __future__ import annotations
@@ -41,20 +40,12 @@ def right(prompted: PromptedModel, rows: tuple[TextRow, ...]) -> list[int]:
     return [int(one.label == row.label) for one, row in zip(prompted.classify(rows), rows, strict=True)]
 
 
-def as_chat(instruction: str) -> str | None:
-    """An instruction of several lines as a chat: its last line begins the answer."""
-    before, _, last = instruction.rpartition("\n")
-    return f"[[user]]\n{before}\n[[assistant]]\n{last}" if before else None
-
-
 def instructions(model: FrozenLanguageModel, data: TextData) -> list[dict[str, Any]]:
     """The hand-written instructions on the test rows."""
     found = []
-    for instruction in data.instructions:
-        for form, text in (("plain", instruction), ("chat", as_chat(instruction))):
-            if text is not None:
-                prompt = LanguagePrompt(Template.parse(text), LanguageSources({}), verbalizer_of(data))
-                found.append({"template": text, "form": form, "right": right(PromptedModel(model, prompt), data.test)})
+    for text in data.instructions:
+        prompt = LanguagePrompt(Template.parse(text), LanguageSources({}), verbalizer_of(data))
+        found.append({"template": text, "right": right(PromptedModel(model, prompt), data.test)})
     return found
 
 
@@ -82,7 +73,7 @@ def summary(task: dict[str, Any]) -> dict[str, Any]:
     return {
         "n_test": task["n_test"],
         "best_instruction": float(words.mean()),
-        "form": best["form"],
+        "instruction": best["template"],
         "soft_prompt": float(accuracies.mean()),
         "std": float(accuracies.std(ddof=1)) if len(accuracies) > 1 else 0.0,
         "gain": gain,
