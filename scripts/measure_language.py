@@ -4,7 +4,8 @@
     python scripts/measure_language.py --json docs/results/language.json
 
 For every task and seed a prompt of 20 vectors is trained on 16 rows a class and tested on rows held out. Beside it
-stand three hand-written instructions; the best of them on the test rows is what the prompt is held against. Finished cells are kept in the file: run again, it goes on.
+stand three hand-written instructions; the best of them on the test rows is what the prompt is held against. Finished
+cells are kept in the file: run again, it goes on.
 """
 
 from __future__ import annotations
