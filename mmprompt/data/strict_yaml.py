@@ -25,15 +25,21 @@ MAX_YAML_BYTES = 2**17
 T = TypeVar("T")
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a mapping from a YAML file of at most 128 KiB.
+def read_yaml(
+    path: str | Path, loader: type[StrictLoader] | None = None, max_bytes: int = MAX_YAML_BYTES
+) -> dict[str, Any]:
+    """Read a mapping from a YAML file.
 
+    Args:
+        path: the file.
+        loader: what reads it, where its tags are known; without any by default.
+        max_bytes: most bytes of it.
     Raises:
         UserError: the file is missing, too large, not a mapping, or uses what the module's text excludes.
     """
     path = Path(path)
     try:
-        content = yaml.load(read_bytes(path, MAX_YAML_BYTES).decode("utf-8-sig"), Loader=_Loader)
+        content = yaml.load(read_bytes(path, max_bytes).decode("utf-8-sig"), Loader=loader or StrictLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = mark.line + 1 if mark is not None else None
@@ -76,20 +82,27 @@ def validate(cls: type[T], mapping: Mapping[str, Any], path: str | Path) -> T:
         raise bad_file(path, problem, "Correct it.") from None
 
 
-class _Loader(yaml.SafeLoader):
-    """A SafeLoader that refuses tags, anchors, aliases and repeated or non-text keys."""
+class StrictLoader(yaml.SafeLoader):
+    """A SafeLoader that refuses tags, anchors, aliases and repeated or non-text keys.
 
+    Attributes:
+        tags: those that a subclass knows.
+    """
+
+    tags: frozenset[str] = frozenset()
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  the library's own form, filled below
 
     def compose_node(self, parent: Any, index: Any) -> Any:
+        """The next node; one with an anchor or an unknown tag is refused."""
         event = self.peek_event()
         if getattr(event, "anchor", None) is not None:  # an alias event names its anchor too
             raise yaml.constructor.ConstructorError(None, None, "uses an anchor or alias", event.start_mark)
-        if getattr(event, "tag", None) is not None:
+        if getattr(event, "tag", None) not in (None, *self.tags):
             raise yaml.constructor.ConstructorError(None, None, f"uses the tag {event.tag}", event.start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of a node; keys that are repeated or no text are refused."""
         seen: set[str] = set()
         for key_node, _ in node.value:
             if key_node.tag != "tag:yaml.org,2002:str":
@@ -102,11 +115,11 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-def _int(loader: _Loader, node: Any) -> int:
+def _int(loader: StrictLoader, node: Any) -> int:
     return int(loader.construct_scalar(node))
 
 
-def _float(loader: _Loader, node: Any) -> float:
+def _float(loader: StrictLoader, node: Any) -> float:
     value = float(loader.construct_scalar(node))
     if abs(value) == float("inf"):
         raise yaml.constructor.ConstructorError(None, None, f"{node.value} is too large a number", node.start_mark)
@@ -115,13 +128,15 @@ def _float(loader: _Loader, node: Any) -> float:
 
 def _register() -> None:
     prefix = "tag:yaml.org,2002:"
-    _Loader.add_implicit_resolver(f"{prefix}null", re.compile(r"(?:~|null|Null|NULL|)\Z"), ["~", "n", "N", ""])
-    _Loader.add_implicit_resolver(f"{prefix}bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z"), list("tTfF"))
-    _Loader.add_implicit_resolver(f"{prefix}int", re.compile(r"[-+]?[0-9]+\Z"), list("-+0123456789"))
+    StrictLoader.add_implicit_resolver(f"{prefix}null", re.compile(r"(?:~|null|Null|NULL|)\Z"), ["~", "n", "N", ""])
+    StrictLoader.add_implicit_resolver(
+        f"{prefix}bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z"), list("tTfF")
+    )
+    StrictLoader.add_implicit_resolver(f"{prefix}int", re.compile(r"[-+]?[0-9]+\Z"), list("-+0123456789"))
     decimal = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?\Z")
-    _Loader.add_implicit_resolver(f"{prefix}float", decimal, list("-+.0123456789"))
-    _Loader.add_constructor(f"{prefix}int", _int)
-    _Loader.add_constructor(f"{prefix}float", _float)
+    StrictLoader.add_implicit_resolver(f"{prefix}float", decimal, list("-+.0123456789"))
+    StrictLoader.add_constructor(f"{prefix}int", _int)
+    StrictLoader.add_constructor(f"{prefix}float", _float)
 
 
 _register()

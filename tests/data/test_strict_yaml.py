@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmprompt.data.strict_yaml import MAX_YAML_BYTES, _Loader, read_yaml, validate
+from mmprompt.data.strict_yaml import MAX_YAML_BYTES, StrictLoader, read_yaml, validate
 from mmprompt.errors import UserError, bad_value
 
 
@@ -100,7 +100,7 @@ def test_the_library_keeps_its_own_rules() -> None:
     import yaml
 
     assert yaml.safe_load("a: no") == {"a": False}
-    assert _Loader.yaml_implicit_resolvers is not yaml.SafeLoader.yaml_implicit_resolvers
+    assert StrictLoader.yaml_implicit_resolvers is not yaml.SafeLoader.yaml_implicit_resolvers
 
 
 @dataclass(frozen=True)

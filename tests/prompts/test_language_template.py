@@ -14,7 +14,7 @@ from mmprompt.backbones.language.smollm2 import MODEL, smollm2_folder
 from mmprompt.errors import UserError
 from mmprompt.prompts.language.syntax import MAX_TOKENS, MAX_VECTORS, Field, Group, Soft
 from mmprompt.prompts.language.template import BoundTemplate, Template, longest_first
-from tests.prompts.text_tokenizers import CHAT, byte_level, of_bytes, sentence_piece
+from tests.prompts.text_tokenizers import CHAT, byte_level, crossing, of_bytes, sentence_piece
 
 TINY = Path(__file__).parents[2] / "mmprompt" / "assets" / "tiny" / "captioner"
 TOKENIZERS: dict[str, Any] = {
@@ -283,6 +283,34 @@ def test_a_field_is_cut_between_tokens_and_loses_the_blank_there(name: str) -> N
             assert len(ids_of(tokenizer, kept)) <= most
 
 
+@pytest.mark.parametrize("name", ["byte_level", "sentence_piece", "tiny"])
+def test_what_is_kept_are_the_first_tokens_whatever_blanks_the_tokenizer_drops(name: str) -> None:
+    tokenizer = TOKENIZERS[name]
+    text = "great   happy bad     sad"
+    for most in range(1, len(ids_of(tokenizer, text))):
+        kept = ids_of(
+            tokenizer,
+            text[
+                : tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"][most - 1][1]
+            ].rstrip(),
+        )
+        assert bind(f"{{text:cut={most}}}{{answer}}", tokenizer).encode({"text": text}, ROOM).slots == kept
+    assert bind("{text:cut=2}{answer}", TOKENIZERS["tiny"]).encode({"text": "a      dog barks"}, ROOM).slots == ids_of(
+        TOKENIZERS["tiny"], "a dog"
+    )
+
+
+def test_a_tokenizer_that_merges_across_blanks_and_marks_is_read_alone_at_each_end() -> None:
+    across = crossing()
+    assert bind("b{soft*1} b{answer}", across).encode({}, ROOM).slots == (
+        *ids_of(across, "b"),
+        -1,
+        *ids_of(across, " b"),
+    )
+    assert bind("b:{answer}", across).answers(["a"]) == (ids_of(across, "a"),)
+    assert bind("b {answer}", across).answers(["b"]) == (ids_of(across, " b"),)
+
+
 def test_half_a_character_is_left_out_whole() -> None:
     bound = bind("{text:cut=6}{answer}", BYTES)
     assert BYTES.decode(bound.encode({"text": "abc😀"}, ROOM).slots) == "abc"
@@ -466,7 +494,7 @@ def test_every_text_is_a_template_or_refused_with_its_place(text: str) -> None:
             {"text": "It was great"},
             6,
             1,
-            "the row takes 8 tokens, 2 soft vectors and the answer included, but there is room for 6. Mark a field "
+            "the row takes 7 tokens, 2 soft vectors included, but there is room for 5 before the answer. Mark a field "
             "with :cut, as in {text:cut}.",
         ),
     ],
@@ -481,8 +509,8 @@ def test_a_row_that_does_not_fit_even_when_cut_is_refused() -> None:
     with pytest.raises(UserError) as raised:
         bind("{soft*2} {text:cut}. {answer}").encode({"text": "It was"}, 3, 1)
     assert str(raised.value) == (
-        "the row takes 5 tokens with all gone that may be cut, 2 soft vectors and the answer included, but there is "
-        "room for 3. Shorten the template or use fewer vectors."
+        "the row takes 4 tokens with all gone that may be cut, 2 soft vectors included, but there is room for 2 before "
+        "the answer. Shorten the template or use fewer vectors."
     )
 
 

@@ -67,6 +67,13 @@ def sentence_piece() -> Any:
     )
 
 
+def crossing() -> Any:
+    """Tokens that reach over a blank or a mark: "a b" and "b:a" are one each."""
+    vocabulary = {letter: number for number, letter in enumerate(["a", "b", " ", ":", "a ", "a b", "b:", "b:a"])}
+    merges = [("a", " "), ("a ", "b"), ("b", ":"), ("b:", "a")]
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(vocabulary, merges)))
+
+
 def of_bytes() -> Any:
     """A slow tokenizer: every byte is a token, and there are no offsets."""
     return ByT5Tokenizer()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mmprompt.errors import UserError, bad_value, unknown_name
@@ -247,6 +247,18 @@ class BoundTemplate:
         """P, the number of vectors, numbered in order of first appearance."""
         return len(self.soft_starts)
 
+    @property
+    def opening(self) -> tuple[int, ...] | None:
+        """The slots that every text begins with, up to its last vector; () without vectors, None where a field stands
+        before one.
+        """
+        last = max((n for n, segment in enumerate(self.segments) if segment.slots and segment.slots[0] < 0), default=-1)
+        before = self.segments[: max(0, last)]
+        if any(isinstance(part, Field) for segment in before for part in segment.parts):
+            return None
+        segments = (*before, _Segment(self.segments[last].slots, ()))
+        return () if last < 0 else replace(self, segments=segments)._slots(())
+
     def encode(self, row: Mapping[str, str], room: int, n_answer: int = 0) -> EncodedText:
         """What is read of a row before its answer.
 
@@ -268,20 +280,25 @@ class BoundTemplate:
             raise UserError(
                 f"an answer takes {n_answer} tokens, but there is room for {room} with its text. Shorten the answer."
             )
-        ends = [self.tokens.ends(text) if field.is_cut else [] for field, text in zip(fields, texts, strict=True)]
-        whole = [max(0, len(places) - 1) for places in ends]
+        slots, n_cut = self._slots(texts), 0
+        if len(slots) + n_answer > room or any(field.most is not None for field in fields):
+            slots, n_cut = self._fitted(fields, texts, room - n_answer)
+        if not slots:
+            raise UserError("the text before the answer has no tokens, but one at least is read. Add words to it.")
+        return EncodedText(slots, n_cut)
+
+    def _fitted(self, fields: Sequence[Field], texts: Sequence[str], room: int) -> tuple[tuple[int, ...], int]:
+        """The slots with fields cut until they fit, and the number of tokens that were cut."""
+        ends = [self.tokens.ends(text) if field.is_cut else [0] for field, text in zip(fields, texts, strict=True)]
+        whole = [len(places) - 1 for places in ends]
         keep = [n if field.most is None else min(n, field.most) for field, n in zip(fields, whole, strict=True)]
         while True:
             slots = self._slots(_cut(texts, ends, keep))
-            excess = len(slots) + n_answer - room
-            if excess <= 0:
-                break
+            if len(slots) <= room:
+                return slots, sum(whole) - sum(keep)
             if not any(keep):
-                raise self._too_long(len(slots) + n_answer, room)
-            keep = longest_first(keep, excess)
-        if not slots:
-            raise UserError("the text before the answer has no tokens, but one at least is read. Add words to it.")
-        return EncodedText(slots, sum(whole) - sum(keep))
+                raise self._too_long(len(slots), room)
+            keep = longest_first(keep, len(slots) - room)
 
     def answers(self, words: Iterable[str]) -> tuple[tuple[int, ...], ...]:
         """The tokens of answers as they stand after the template's text; an end token is not among them.
@@ -329,8 +346,8 @@ class BoundTemplate:
         gone = " with all gone that may be cut" if is_cut else ""
         advice = "Shorten the template or use fewer vectors." if is_cut else "Mark a field with :cut, as in {text:cut}."
         return UserError(
-            f"the row takes {n_slots} tokens{gone}, {self.n_soft} soft vectors and the answer included, but there is "
-            f"room for {room}. {advice}"
+            f"the row takes {n_slots} tokens{gone}, {self.n_soft} soft vectors included, but there is room for {room} "
+            f"before the answer. {advice}"
         )
 
 

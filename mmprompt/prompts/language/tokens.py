@@ -59,7 +59,7 @@ class Tokens:
             ids = self._call(text, True)
             held = [self.tokenizer.decode(ids[:n], clean_up_tokenization_spaces=False) for n in range(len(ids))]
             # what a slow tokenizer decodes is as long as the text that it was made of, or nearly
-            return [*accumulate((min(len(part.rstrip("\ufffd")), len(text)) for part in held), max), len(text)]
+            return [*accumulate((min(len(part), len(text)) for part in held), max), len(text)]
         spans = self.tokenizer(
             text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
         )["offset_mapping"]
