@@ -44,13 +44,15 @@ class Generation:
     """Keep keys and values in buffers of one size."""
 
     def __post_init__(self) -> None:
-        for name in ("max_tokens", "n_beams"):
-            if getattr(self, name) < 1:
+        for name in ("max_tokens", "n_beams", "top_k"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise bad_value(name, getattr(self, name), "it must be 1 or more", "Use 1 or leave it out.")
         if not 0 <= self.min_tokens <= self.max_tokens:
             raise bad_value("min_tokens", self.min_tokens, f"it must be from 0 to {self.max_tokens}", "Use 1.")
-        if self.temperature is not None and not self.temperature > 0:
-            raise bad_value("temperature", self.temperature, "it must be above 0", "Leave it out for greedy decoding.")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise bad_value("top_p", self.top_p, "it must be above 0 and at most 1", "Use 0.9 or leave it out.")
+        if self.temperature is not None and not 0 < self.temperature < float("inf"):
+            raise bad_value("temperature", self.temperature, "it must be above 0 and finite", "Leave it out.")
         if self.temperature is None and (self.top_k is not None or self.top_p is not None):
             raise bad_value("temperature", None, "top_k and top_p are for sampling", "Give a temperature, such as 1.")
 

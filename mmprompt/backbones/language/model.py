@@ -93,7 +93,7 @@ class FrozenLanguageModel:
         if self.is_encoder_decoder:
             self.reader: CausalReader | EncoderDecoderReader = EncoderDecoderReader(lm, behind)
         else:
-            self.reader = CausalReader(lm, (self.pad_id, self.end_id))
+            self.reader = CausalReader(lm)
         self.width, self.vocabulary_size = self.reader.width, self.reader.vocabulary_size
         self.kv_shape, self.budget = self.reader.kv_shape, self.reader.n_positions
         self.fingerprint = fingerprint(lm)
@@ -246,6 +246,7 @@ def read_again(reader: CausalReader, memory: Memory, packed: Packed, soft: Tenso
             packed.slots[row : row + 1],
             packed.places[row : row + 1],
             None if packed.visible is None else packed.visible[row : row + 1],
+            packed.used[packed.used // length == row] % length,
             packed.read[is_mine] % length,
             packed.at,
             packed.tokens,

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmprompt.backbones.language.flat import FlatBlocks
 from mmprompt.backbones.language.hf_cache import cache_argument, from_cache, to_cache
 from mmprompt.backbones.language.memory import KeyValues, Memory
 from mmprompt.backbones.language.packing import Packed, Question, pack
@@ -29,7 +30,6 @@ class CausalReader:
 
     Args:
         lm: any `...ForCausalLM`.
-        probe: two or more token ids to try it with.
 
     Attributes:
         width: D of token embeddings, and of vectors at `lm.input`.
@@ -41,7 +41,7 @@ class CausalReader:
         UserError: the model scales its logits, or keeps no keys and values.
     """
 
-    def __init__(self, lm: Any, probe: tuple[int, ...]) -> None:
+    def __init__(self, lm: Any) -> None:
         config = lm.config.get_text_config()
         self.lm = lm
         # OPT's embeddings can be narrower than its blocks: the width of a prompt is theirs, that of keys the blocks'.
@@ -49,9 +49,15 @@ class CausalReader:
         self.n_positions: int = getattr(config, "max_position_embeddings", None) or UNLIMITED
         self._bound = getattr(config, "final_logit_softcapping", None)
         self._takes_places = "position_ids" in inspect.signature(lm.base_model.forward).parameters
+        # Three tokens of their own: with one again and again, neither a mask nor a place that is ignored would show.
+        probe = (self.vocabulary_size // 4, self.vocabulary_size // 2, 3 * self.vocabulary_size // 4)
         self.kv_shape: tuple[int, int, int] | None = self._measure(probe)
         # A sliding window counts slots, which are other texts' where a row is shared.
+        self._flat: FlatBlocks | None = None
         self.packs = self._takes_places and window_of(config) == float("inf") and self._can_pack(probe)
+        if self.packs and FlatBlocks.fits(lm.base_model):
+            self._flat = FlatBlocks(lm.base_model)
+            self._flat = self._flat if self._can_pack(probe) else None
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Token embeddings [..., D], as the model scales them."""
@@ -116,13 +122,22 @@ class CausalReader:
             packed: the questions in rows.
             soft: as in `embed_slots`.
         """
+        if self._flat is None or (soft is not None and soft.dim() == 3):
+            return self._read_whole(memory, packed, soft)
+        x = self.embed_slots(packed.slots.flatten()[packed.used][None], soft)[0]
+        n_before = memory.own[0][0].shape[2] if memory.own else 0
+        mask = None if packed.visible is None else additive(packed.visible, n_before, x.dtype)
+        return self._flat.read(memory, packed, x, mask)
+
+    def _read_whole(self, memory: Memory, packed: Packed, soft: Tensor | None) -> Tensor:
+        """The same by the model's own forward, over all slots of all rows."""
         hidden, _ = self.run(memory, self.embed_slots(packed.slots, soft), packed.places, packed.visible)
         return hidden.flatten(0, 1).index_select(0, packed.read)
 
     @torch.no_grad()
     def _measure(self, probe: tuple[int, ...]) -> tuple[int, int, int] | None:
         """The shape of keys and values, once reading slot by slot is seen to give the model's own logits."""
-        x = self.embed(torch.tensor([[*probe, probe[0]]], device=self.lm.device))
+        x = self.embed(torch.tensor([probe], device=self.lm.device))
         try:
             expected = self.lm(inputs_embeds=x, use_cache=False).logits
             first, memory = self.run(Memory(), x[:, :2])
@@ -177,8 +192,9 @@ def embed_slots(embedded: Tensor, slots: Tensor, soft: Tensor | None) -> Tensor:
         soft: [P, D] vectors, or [N, P, D] of each row; None where there are none.
     """
     is_soft = slots < 0
-    if soft is None or not bool(is_soft.any()):
+    if not bool(is_soft.any()):
         return embedded
+    assert soft is not None, "slots are kept for vectors, but no vectors were given"
     which = -1 - slots[is_soft]
     values = soft[which] if soft.dim() == 2 else soft[is_soft.nonzero()[:, 0], which]
     return embedded.masked_scatter(is_soft[..., None], values.to(embedded.dtype))

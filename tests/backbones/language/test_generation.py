@@ -1,0 +1,202 @@
+"""Generation with vectors of a prompt: held to the best token taken again and again from whole rows, and to the model's
+own `generate`."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmprompt.backbones.language.generation import Generation, Job, generate, job_of
+from mmprompt.backbones.language.model import FrozenLanguageModel
+from mmprompt.backbones.sites import Site, Vectors
+from mmprompt.errors import UserError
+from tests.language_models import CAUSAL, ENCODED, OTHER_CAUSAL, frozen_model
+from tests.reference import plain_language
+
+DECODERS = (*CAUSAL, *OTHER_CAUSAL)
+KINDS = (*DECODERS, *ENCODED, "t5_wide")
+SIX = Generation(max_tokens=6)
+
+
+@cache
+def model_of(kind: str) -> FrozenLanguageModel:
+    # Bloom takes its softmax in float32, where a row that sees nothing is a row of NaN in float64
+    return frozen_model(kind, torch.float32 if kind == "bloom" else torch.float64)
+
+
+def drawn(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def vectors_of(model: FrozenLanguageModel, n_soft: int, n_kv: int, seed: int) -> dict[str, Any]:
+    """`soft` and `learned` for the reference; none where the number is 0."""
+    assert model.kv_shape is not None
+    n_blocks, n_heads, width = model.kv_shape
+    found: dict[str, Any] = {"soft": drawn(n_soft, model.width, seed=seed).to(model.dtype)} if n_soft else {}
+    if n_kv:
+        kv_width = 2 * n_heads * width
+        found["learned"] = [drawn(n_kv, kv_width, seed=seed + n).to(model.dtype) for n in range(n_blocks)]
+    return found
+
+
+def as_sites(given: dict[str, Any]) -> dict[Site, Vectors]:
+    sites = {Site("lm"): Vectors(given["soft"])} if "soft" in given else {}
+    return sites | {Site("lm.kv", layer): Vectors(values) for layer, values in enumerate(given.get("learned", []))}
+
+
+def expected_of(
+    model: FrozenLanguageModel, slots: tuple[int, ...], given: dict[str, Any], settings: Generation = SIX
+) -> tuple[int, ...]:
+    behind = (1,) if model.name.startswith("t5") or model.name == "bart" else ()
+    more = {"kv_shape": model.kv_shape, "behind": behind} | given
+    return tuple(plain_language.greedy(model.lm, slots, settings.max_tokens, model.end_id, settings.min_tokens, **more))
+
+
+MIXED = [  # slots, number of vectors among them, number of keys and values
+    ((-1, -2, 5, 6, 7, 8, 9), 2, 0),
+    ((10, 11), 0, 0),
+    ((12, -3, 13, -1, -2, -1, 14, 15), 3, 0),
+    ((16, 17, 18, 19), 0, 3),
+    ((-1, 20, 21, 22, 23, 24, 25), 1, 2),
+    ((-1,), 1, 0),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_different_prompts_and_lengths_in_a_batch_give_what_each_gives_alone(kind: str) -> None:
+    model = model_of(kind)
+    given = [vectors_of(model, n_soft, n_kv, 7 * n) for n, (_, n_soft, n_kv) in enumerate(MIXED)]
+    jobs = [job_of(model, as_sites(some), slots) for (slots, _, _), some in zip(MIXED, given, strict=True)]
+    expected = [expected_of(model, slots, some) for (slots, _, _), some in zip(MIXED, given, strict=True)]
+    assert len(set(expected)) > 3, "texts and prompts change what is said"
+    assert generate(model, jobs, SIX) == expected
+    assert [generate(model, [job], SIX)[0] for job in jobs] == expected
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_a_prompt_that_was_read_before_gives_the_same(kind: str) -> None:
+    model = model_of(kind)
+    prompts = [((-1, 40, -2), vectors_of(model, 2, 0, 3)), ((-1, -2, -3, 41, 42), vectors_of(model, 3, 2, 5))]
+    texts = [(30, 31, 32, 33), (34,), (35, 36)]
+    jobs, expected = [], []
+    for start, given in prompts:
+        memory = model.read_shared(as_sites(given), start)
+        jobs += [Job(memory, text) for text in texts]
+        expected += [expected_of(model, start + text, given) for text in texts]
+    assert generate(model, jobs, SIX) == expected
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral", "gemma2", "opt", "t5"])
+def test_buffers_of_one_size_give_the_same(kind: str) -> None:
+    model = model_of(kind)
+    given = [vectors_of(model, n_soft, n_kv, 7 * n) for n, (_, n_soft, n_kv) in enumerate(MIXED)]
+    jobs = [job_of(model, as_sites(some), slots) for (slots, _, _), some in zip(MIXED, given, strict=True)]
+    assert generate(model, jobs, Generation(6, static_cache=True)) == generate(model, jobs, SIX)
+    assert generate(model, jobs[:3], Generation(6, static_cache=True)) == generate(model, jobs[:3], SIX)
+
+
+@pytest.mark.parametrize("static_cache", [False, True])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bloom", "t5"])
+def test_beams_are_the_model_s_own(kind: str, static_cache: bool) -> None:
+    model = model_of(kind)
+    settings = Generation(max_tokens=5, n_beams=3, static_cache=static_cache)
+    own = {"max_new_tokens": 5, "min_new_tokens": 1, "num_beams": 3, "do_sample": False, "pad_token_id": 1}
+    jobs, expected = [], []
+    for n, (slots, n_soft, _) in enumerate(MIXED[:3]):
+        given = vectors_of(model, n_soft, 0, 7 * n)
+        jobs.append(job_of(model, as_sites(given), slots))
+        x = plain_language.embedded(model.lm, [*slots, 1] if kind == "t5" else slots, given.get("soft"))
+        tokens = model.lm.generate(inputs_embeds=x, attention_mask=torch.ones(x.shape[:2]), **own)[0].tolist()
+        tokens = tokens[1:] if kind == "t5" else tokens  # without its start token
+        expected.append(tuple(tokens[: tokens.index(1)] if 1 in tokens else tokens))
+    assert generate(model, jobs, settings) == expected
+    assert expected != generate(model, jobs, Generation(max_tokens=5)), "beams find something else"
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_beams_go_on_from_what_was_read(kind: str) -> None:
+    model = model_of(kind)
+    settings = Generation(max_tokens=5, n_beams=3)
+    memory = model.read_shared({}, (40, 41, 42))
+    jobs = [Job(memory, (5, 6, 7)), Job(memory, (8,)), Job(model.read_shared({}, (43,)), (5, 6))]
+    whole = [job_of(model, {}, slots) for slots in ((40, 41, 42, 5, 6, 7), (40, 41, 42, 8), (43, 5, 6))]
+    assert generate(model, jobs, settings) == generate(model, whole, settings)
+
+
+def test_samples_follow_their_seed_and_leave_torch_s_own_numbers_alone() -> None:
+    model = model_of("llama")
+    jobs = [job_of(model, {}, (5, 6)), job_of(model, {}, (7,))]
+    torch.manual_seed(11)
+    before = torch.get_rng_state()
+    one = generate(model, jobs, Generation(8, temperature=1.0, seed=3))
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(12)
+    assert generate(model, jobs, Generation(8, temperature=1.0, seed=3)) == one
+    assert generate(model, jobs, Generation(8, temperature=1.0, seed=4)) != one
+
+
+def test_equal_texts_get_samples_of_their_own() -> None:
+    model = model_of("llama")
+    found = generate(model, [job_of(model, {}, (5, 6))] * 4, Generation(8, temperature=2.0))
+    assert len(set(found)) == 4
+
+
+def test_samples_among_one_token_are_the_best() -> None:
+    model = model_of("llama")
+    job = job_of(model, {}, (5, 6))
+    best = expected_of(model, (5, 6), {})
+    assert generate(model, [job], Generation(6, temperature=5.0, top_k=1)) == [best]
+    assert generate(model, [job], Generation(6, temperature=1.0, top_p=1e-6)) == [best]
+    assert generate(model, [job], Generation(6, temperature=5.0)) != [best]
+
+
+@pytest.mark.parametrize(("kind", "slots"), [("llama", (5, 6, 7)), ("t5", (8, 9))])
+def test_an_answer_stops_at_its_end_and_not_before_it_may(kind: str, slots: tuple[int, ...]) -> None:
+    model = frozen_model(kind)
+    job = job_of(model, {}, slots)
+    (answer,) = generate(model, [job], SIX)
+    n_left = next(n for n in range(1, 6) if answer[n] not in answer[:n])
+    model.end_id = answer[n_left]
+    assert generate(model, [job], SIX) == [answer[:n_left]]
+    (longer,) = generate(model, [job], Generation(6, min_tokens=5))
+    assert longer[:n_left] == answer[:n_left]
+    assert len(longer) >= 5
+    assert longer == expected_of(model, slots, {}, Generation(6, min_tokens=5))
+    assert generate(model, [job, job_of(model, {}, (10, 11))], SIX)[0] == answer[:n_left]
+
+
+@pytest.mark.parametrize("n_tokens", [1, 9])
+def test_an_answer_is_no_longer_than_it_may_be(n_tokens: int) -> None:
+    model = model_of("llama")
+    (answer,) = generate(model, [job_of(model, {}, (5, 6))], Generation(n_tokens))
+    assert len(answer) == n_tokens
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_tokens": 0}, "max_tokens is 0, but it must be 1 or more. Use 1 or leave it out."),
+        ({"n_beams": 0}, "n_beams is 0, but it must be 1 or more. Use 1 or leave it out."),
+        ({"min_tokens": 65}, "min_tokens is 65, but it must be from 0 to 64. Use 1."),
+        ({"min_tokens": -1}, "min_tokens is -1, but it must be from 0 to 64. Use 1."),
+        ({"temperature": 0.0}, "temperature is 0.0, but it must be above 0 and finite. Leave it out."),
+        ({"temperature": float("nan")}, "temperature is nan, but it must be above 0 and finite."),
+        ({"temperature": float("inf")}, "temperature is inf, but it must be above 0 and finite."),
+        ({"top_k": 5}, "temperature is None, but top_k and top_p are for sampling. Give a temperature, such as 1."),
+        ({"top_p": 0.5}, "temperature is None, but top_k and top_p are for sampling"),
+        ({"temperature": 1.0, "top_k": 0}, "top_k is 0, but it must be 1 or more. Use 1 or leave it out."),
+        (
+            {"temperature": 1.0, "top_p": 0.0},
+            "top_p is 0.0, but it must be above 0 and at most 1. Use 0.9 or leave it out.",
+        ),
+        ({"temperature": 1.0, "top_p": 1.5}, "top_p is 1.5, but"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        Generation(**settings)
+    assert str(caught.value).startswith(message)
