@@ -120,7 +120,7 @@ class PrefixTuning(LanguageMethod):
     hidden: int = 256
     """Width of the MLP."""
 
-    recipe = replace(RECIPE, lr=3e-3)
+    recipe = replace(RECIPE, lr=3e-4)
     n_vectors = 0
 
     def __post_init__(self) -> None:

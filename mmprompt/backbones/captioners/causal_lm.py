@@ -31,7 +31,7 @@ class PrefixDecoder(CausalReader):
     def __init__(
         self, lm: Any, mapper: nn.Module, start_id: int, end_id: int, n_image: int, is_mapper_trained: bool = True
     ) -> None:
-        super().__init__(lm, (start_id, end_id))
+        super().__init__(lm)
         self.mapper, self.is_mapper_trained = mapper, is_mapper_trained
         self.start_ids: tuple[int, ...] = (start_id,)
         self.end_id = end_id

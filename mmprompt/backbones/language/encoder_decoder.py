@@ -114,7 +114,7 @@ class EncoderDecoderReader:
         at = torch.arange(len(logits), device=device)
         tokens = torch.tensor([token for answer in answers for token in answer], device=device)
         empty = at[:0]
-        return logits, Packed(empty, empty, None, at, at, tokens, tuple(map(len, answers)))
+        return logits, Packed(empty, empty, None, at, at, at, tokens, tuple(map(len, answers)))
 
     @torch.no_grad()
     def keys_values_of(self, x: Tensor) -> KeyValues:

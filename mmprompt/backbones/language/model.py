@@ -133,13 +133,18 @@ class FrozenLanguageModel:
             words: [W] int64, the only tokens whose logits are wanted, all answers' tokens among them; None for all.
             is_recomputed: keep no activations but the prompt's, and read rows again for the gradient.
         Raises:
-            UserError: vectors do not fit, or a question is longer than the model has room for.
+            UserError: vectors do not fit, a question is longer than the model has room for, or an encoder is asked to
+                read rows again.
         """
         self.check_vectors(vectors)
         self._check_room(vectors, questions)
         soft = vectors[LM_INPUT].values if LM_INPUT in vectors else None
         learned = keys_values(vectors, self.kv_shape, self.dtype)
         if isinstance(self.reader, EncoderDecoderReader):
+            if is_recomputed:
+                raise UserError(
+                    f"{self.name} reads texts in its encoder, which are not read again. Train without recomputing."
+                )
             logits, packed = self.reader.answer(soft, learned, questions)
             logits = logits if words is None else logits.index_select(-1, words)
         else:

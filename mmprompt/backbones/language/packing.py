@@ -46,6 +46,7 @@ class Packed:
         slots: [N, L] int64, as in `Question`; 0 where nothing stands.
         places: [N, L] int64, positions.
         visible: [N, L, L] bool, whether the first slot sees the second; None where all see all before them.
+        used: [T] int64, the slots (flat) where something stands, in order.
         read: [S] int64, the slots (flat, row * L + column) that something is predicted after, each once.
         at: [K] int64, for each token of each answer in order the one of `read` that predicts it.
         tokens: [K] int64, these tokens.
@@ -55,6 +56,7 @@ class Packed:
     slots: Tensor
     places: Tensor
     visible: Tensor | None
+    used: Tensor
     read: Tensor
     at: Tensor
     tokens: Tensor
@@ -110,7 +112,7 @@ class _Row:
         return self.parents == tuple(range(-1, len(self.slots) - 1))
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def _row(questions: tuple[Question, ...], start: int) -> _Row:
     """Lay some questions out; a slot is known by the slot before it and its token, so equal beginnings are shared."""
     columns: dict[tuple[int, int], int] = {}
@@ -169,6 +171,7 @@ def pack(questions: Sequence[Question], rows: Sequence[Sequence[int]], start: in
         padded([row.slots for row in built]),
         padded([row.places for row in built]),
         visible,
+        torch.tensor([n * length + c for n, row in enumerate(built) for c in range(len(row.slots))], device=device),
         torch.tensor(list(read), device=device),
         torch.tensor([read[place] for place in flat], device=device),
         torch.tensor(list(chain.from_iterable(answers)), device=device),

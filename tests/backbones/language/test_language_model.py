@@ -183,9 +183,8 @@ def test_what_is_shared_is_the_longest_beginning_that_leaves_a_slot_to_each(ques
 def test_what_all_texts_begin_with_is_read_once_and_logits_are_taken_where_an_answer_is() -> None:
     model = model_of("llama")
     n_read, n_headed = [], []
-    model.lm.model.register_forward_pre_hook(
-        lambda _, args, kwargs: n_read.append(kwargs["inputs_embeds"].shape[:2].numel()), with_kwargs=True
-    )
+    first_block = model.lm.model.layers[0].mlp
+    first_block.register_forward_pre_hook(lambda _, args: n_read.append(args[0].shape[:-1].numel()))
     model.lm.lm_head.register_forward_pre_hook(lambda _, args: n_headed.append(args[0].shape[:-1].numel()))
     given, _ = vectors_for(model, "soft")
     start = (-1, -2, -3, -4, -5, 3, 4)
@@ -194,7 +193,7 @@ def test_what_all_texts_begin_with_is_read_once_and_logits_are_taken_where_an_an
     # of each text its own slot, 9 once for both answers, and 7; the last tokens of answers are not read
     assert n_read == [len(start), 3 * len(questions)]
     assert n_headed == [3 * len(questions)]
-    model.lm.model._forward_pre_hooks.clear()
+    first_block._forward_pre_hooks.clear()
     model.lm.lm_head._forward_pre_hooks.clear()
 
 
