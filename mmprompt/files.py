@@ -122,7 +122,9 @@ def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | No
     """The safetensors form of named tensors."""
     from safetensors.torch import save
 
-    return save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, dict(metadata or {}))
+    # With no tensors and metadata that is empty, but there, the header is not JSON (safetensors 0.8.0).
+    more = dict(metadata) if metadata else None
+    return save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, more)
 
 
 def read_tensors(path: Path, max_bytes: int = 2**31) -> dict[str, Tensor]:
