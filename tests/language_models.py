@@ -13,6 +13,8 @@ from transformers import (
     BloomForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
+    GemmaConfig,
+    GemmaForCausalLM,
     GPTNeoConfig,
     GPTNeoForCausalLM,
     GPTNeoXConfig,
@@ -21,6 +23,8 @@ from transformers import (
     MistralForCausalLM,
     OPTConfig,
     OPTForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -31,9 +35,10 @@ from tests.small_language_models import END, START, byte_tokenizer, new_language
 from tests.small_models import HEADS, LAYERS, WIDTH, randomise
 
 CAUSAL = ("gpt2", "llama", "opt", "qwen2")
-OTHER_CAUSAL = ("bloom", "gemma2", "gpt_neo", "gpt_neox", "mistral", "opt_narrow")
-"""Without positions (bloom), with windows of `WINDOW` slots (gemma2 in every second block, gpt_neo too, mistral), with
-bounded logits (gemma2), with embeddings narrower than the blocks (opt_narrow)."""
+OTHER_CAUSAL = ("bloom", "gemma", "gemma2", "gpt_neo", "gpt_neox", "mistral", "opt_narrow", "qwen3")
+"""Without positions (bloom), with embeddings that are scaled inside (gemma), with windows of `WINDOW` slots (gemma2 in
+every second block, gpt_neo too, mistral), with bounded logits (gemma2), with embeddings narrower than the blocks
+(opt_narrow), with normed queries and keys (qwen3)."""
 ENCODED = ("bart", "t5")
 WINDOW = 4
 FRAMES = {
@@ -113,7 +118,12 @@ def new_decoder(kind: str, settings: dict[str, Any]) -> Any:
     if kind == "gpt_neo":
         own = {"num_layers": LAYERS, "num_heads": HEADS, "window_size": WINDOW}
         return GPTNeoForCausalLM(GPTNeoConfig(attention_types=[[["global", "local"], 1]], **(settings | own)))
-    grouped = settings | {"num_key_value_heads": 2, "sliding_window": WINDOW}
+    grouped = settings | {"num_key_value_heads": 2}
+    if kind == "qwen3":
+        return Qwen3ForCausalLM(Qwen3Config(head_dim=WIDTH // HEADS, **grouped))
+    if kind == "gemma":
+        return GemmaForCausalLM(GemmaConfig(head_dim=WIDTH // HEADS, **grouped))
     if kind == "gemma2":
-        return Gemma2ForCausalLM(Gemma2Config(head_dim=WIDTH // HEADS, query_pre_attn_scalar=8, **grouped))
-    return MistralForCausalLM(MistralConfig(**grouped))
+        more = {"head_dim": WIDTH // HEADS, "query_pre_attn_scalar": 8, "sliding_window": WINDOW}
+        return Gemma2ForCausalLM(Gemma2Config(**more, **grouped))
+    return MistralForCausalLM(MistralConfig(sliding_window=WINDOW, **grouped))

@@ -53,7 +53,7 @@ def test_what_was_read_is_gone_on_from_more_than_once(model: FrozenLanguageModel
 
 
 def test_a_model_says_what_it_takes(model: FrozenLanguageModel) -> None:
-    n_kv = 2 if model.name in ("gemma2", "llama", "mistral", "qwen2") else 4
+    n_kv = 2 if model.name in ("gemma", "gemma2", "llama", "mistral", "qwen2", "qwen3") else 4
     assert model.kv_shape == (2, n_kv, 8)
     assert model.budget == (1024 if model.name == "bloom" else 48)
     assert model.width == (16 if model.name == "opt_narrow" else 32)
