@@ -2,6 +2,7 @@
 
     mmprompt backbones get smollm2
     python scripts/measure_language.py --json docs/results/language.json
+    python scripts/measure_language.py --json docs/results/language.json --table
 
 For every task and seed a prompt of 20 vectors is trained on 16 rows a class and tested on rows held out. Beside it
 stand three hand-written instructions; the best of them on the test rows is what the prompt is held against. Finished
@@ -84,12 +85,30 @@ def summary(task: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def table(tasks: dict[str, Any]) -> str:
+    """The gate as Markdown."""
+    lines = ["| task | best of three instructions | soft prompt | gain | CPU seconds a fit |", "|---|---|---|---|---|"]
+    for name, task in tasks.items():
+        found = task["summary"]
+        low, high = (100 * value for value in found["interval"])
+        lines.append(
+            f"| {name} ({found['n_test']}) | {100 * found['best_instruction']:.1f} | "
+            f"**{100 * found['soft_prompt']:.1f}** ± {100 * found['std']:.1f} | {100 * found['gain']:+.1f} "
+            f"({low:+.1f} to {high:+.1f}) | {found['cpu_seconds']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--table", action="store_true", help="print the table of the file and measure nothing")
     args = parser.parse_args()
+    if args.table:
+        print(table(json.loads(args.json.read_text())["tasks"]))
+        return
     torch.set_num_threads(args.threads)
     found: dict[str, Any] = json.loads(args.json.read_text()) if args.json.exists() else {"tasks": {}}
     model = load_language_model(args.model, device="cpu")
@@ -103,6 +122,7 @@ def main() -> None:
             print(name, seed, task["summary"], flush=True)
             settings = {"model": args.model, "shots": SHOTS, "n_soft": N_SOFT, "seeds": list(SEEDS)}
             args.json.write_text(json.dumps(settings | found) + "\n")
+    print(table(found["tasks"]))
     passed = [name for name, task in found["tasks"].items() if task["summary"]["passes"]]
     print(f"{len(passed)} of {len(TASKS)} tasks pass: {', '.join(passed)}")
 

@@ -22,17 +22,17 @@ from mmprompt.backbones.language.load import load_language_model
 from mmprompt.backbones.language.model import FrozenLanguageModel
 from mmprompt.data.texts import TextData, draw_shots, load_texts
 from mmprompt.errors import UserError
-from mmprompt.methods.language import LANGUAGE_METHODS
+from mmprompt.methods.language import LANGUAGE_METHODS, PromptTuning
 from mmprompt.methods.language_start import Start
 from mmprompt.tasks.language import fit_language
 from mmprompt.training.problem import RunFailed
 
 DATA = Path("examples/data")
 RATES = {
-    "prompt-tuning": (0.01, 0.03, 0.1, 0.3, 1.0),
-    "p-tuning": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
-    "prefix-tuning": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
-    "deep-prompts": (0.003, 0.01, 0.03, 0.1, 0.3),
+    "prompt-tuning": (0.003, 0.01, 0.03, 0.1, 0.3),
+    "p-tuning": (3e-4, 1e-3, 3e-3, 1e-2),
+    "prefix-tuning": (1e-4, 3e-4, 1e-3, 3e-3),
+    "deep-prompts": (0.003, 0.01, 0.03, 0.1),
 }
 STARTS = ("labels", "texts", "vocabulary", "random")
 SHOTS, N_JUDGED = 16, 120
@@ -74,6 +74,36 @@ def cells(models: list[str], tasks: list[str], methods: list[str], seeds: list[i
     return found
 
 
+def table(rows: list[dict[str, Any]]) -> str:
+    """Accuracy and training loss by learning rate and by start, as Markdown; the default rates are bold."""
+    parts = []
+    for method, rates in RATES.items():
+        default = LANGUAGE_METHODS[method].recipe.lr
+        head = [f"**{lr:g}**" if lr == default else f"{lr:g}" for lr in rates]
+        parts.append("\n".join([f"| {method}: lr | {' | '.join(head)} |", "|---" * (len(rates) + 1) + "|"]))
+        for model, task in dict.fromkeys((row["model"], row["task"]) for row in rows):
+            found = {
+                row["lr"]: row
+                for row in rows
+                if (row["model"], row["task"], row["method"], row["start"]) == (model, task, method, "labels")
+            }
+            if found:
+                cells = [cell_of(found.get(lr)) for lr in rates]
+                parts[-1] += f"\n| {model}, {task} | {' | '.join(cells)} |"
+    starts = [row for row in rows if row["method"] == "prompt-tuning" and row["lr"] == PromptTuning.recipe.lr]
+    parts.append("\n".join([f"| prompt-tuning: start | {' | '.join(STARTS)} |", "|---" * (len(STARTS) + 1) + "|"]))
+    for model, task in dict.fromkeys((row["model"], row["task"]) for row in starts):
+        found = {row["start"]: row for row in starts if (row["model"], row["task"]) == (model, task)}
+        cells = [cell_of(found.get(start)) for start in STARTS]
+        parts[-1] += f"\n| {model}, {task} | {' | '.join(cells)} |"
+    return "\n\n".join(parts)
+
+
+def cell_of(row: dict[str, Any] | None) -> str:
+    """Accuracy in % and training loss."""
+    return "" if row is None else f"{100 * row['accuracy']:.1f} ({row.get('loss', float('nan')):.2f})"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["smollm2", "tiny"])
@@ -81,7 +111,11 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(RATES), choices=list(RATES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1])
     parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--table", action="store_true", help="print the tables of the file and measure nothing")
     args = parser.parse_args()
+    if args.table:
+        print(table(json.loads(args.json.read_text())["rows"]))
+        return
     torch.set_num_threads(1)
     done: list[dict[str, Any]] = json.loads(args.json.read_text())["rows"] if args.json.exists() else []
     known = {json.dumps({key: row[key] for key in ("model", "task", "method", "lr", "start", "seed")}) for row in done}
