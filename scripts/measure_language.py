@@ -32,7 +32,7 @@ from mmprompt.prompts.language.template import Template
 from mmprompt.tasks.language import fit_language, verbalizer_of
 
 DATA = Path("examples/data")
-TASKS = ("emoji_kinds", "intent", "questions", "sentiment")
+TASKS = ("emoji_kinds", "intent", "sentiment", "speech_acts", "questions")
 SEEDS, SHOTS, N_SOFT = (1, 2, 3), 16, 20
 GAIN, MAX_SECONDS = 0.15, 300
 
