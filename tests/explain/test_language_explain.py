@@ -1,0 +1,143 @@
+"""What a prompt of a language model is said to do, against its plain definition on small models."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmprompt.backbones.language.vectors import LM_INPUT
+from mmprompt.backbones.sites import Site
+from mmprompt.data.texts import TextRow
+from mmprompt.errors import UserError
+from mmprompt.explain.language import ablate, attention_mass, drift, heard, nearest_tokens
+from mmprompt.predictors.language import LanguagePrompt, PromptedModel
+from mmprompt.prompts.language.sources import LanguageSources
+from mmprompt.prompts.language.template import Template
+from mmprompt.prompts.language.verbalizer import Verbalizer
+from mmprompt.prompts.sources import FreeVectors
+from tests.language_models import frozen_model
+
+WORDS = Verbalizer({"good": "good", "bad": "bad"})
+ROWS = [TextRow({"text": "a good film"}, "good"), TextRow({"text": "a bad and long day"}, "bad")] * 2
+
+
+def prompted_with(values: torch.Tensor, kind: str = "llama", template: str = "{soft} {text} {answer}") -> PromptedModel:
+    model = frozen_model(kind)
+    sources = LanguageSources({LM_INPUT: FreeVectors(values)}).double()
+    return PromptedModel(model, LanguagePrompt(Template.parse(template), sources, WORDS, len(values)))
+
+
+def random_values(n: int, width: int, scale: float = 1.0) -> torch.Tensor:
+    return scale * torch.randn(n, width, generator=torch.Generator().manual_seed(3))
+
+
+def test_the_nearest_token_of_a_token_s_own_embedding_is_that_token() -> None:
+    model = frozen_model("llama")
+    ids = model.tokenizer("a good film", add_special_tokens=False)["input_ids"]
+    found = nearest_tokens(model, model.embed(torch.tensor(ids)) * 3.0, 2)
+    for token, pairs in zip(ids, found, strict=True):
+        assert pairs[0][0] in (model.tokenizer.decode([token]).strip(), repr(model.tokenizer.decode([token])))
+        assert pairs[0][1] == pytest.approx(1.0, abs=1e-5)
+        assert pairs[0][1] >= pairs[1][1]
+
+
+def test_special_tokens_are_never_near() -> None:
+    model = frozen_model("llama")
+    specials = torch.tensor(model.tokenizer.all_special_ids)
+    names = {model.tokenizer.decode([token]).strip() for token in specials.tolist()}
+    found = nearest_tokens(model, model.embed(specials), 3)
+    assert not names & {word for pairs in found for word, _ in pairs}
+
+
+def test_vectors_of_another_width_and_no_words_are_refused() -> None:
+    model = frozen_model("llama")
+    with pytest.raises(UserError, match="width"):
+        nearest_tokens(model, torch.zeros(2, model.width + 1))
+    with pytest.raises(UserError, match="at least one"):
+        nearest_tokens(model, torch.zeros(2, model.width), 0)
+
+
+def test_drift_says_where_vectors_went() -> None:
+    model = frozen_model("llama")
+    start = model.embed(torch.tensor([20, 21]))
+    turned, grown = drift(model, [start, torch.stack([-start[0], 4.0 * start[1]])])
+    assert turned.cosine == pytest.approx(-1.0)
+    assert grown.cosine == pytest.approx(1.0)
+    size = start[1].float().square().mean().sqrt().item() / model.embedding_rms
+    assert grown.size == pytest.approx(4 * size, rel=1e-5)
+    assert len(turned.words) == 2
+    assert grown.words[0] == grown.words[1]
+
+
+def test_a_vector_is_worth_what_is_lost_without_its_slot() -> None:
+    prompted = prompted_with(random_values(3, frozen_model("llama").width))
+    found = ablate(prompted, ROWS)
+    values = prompted.prompt.sources.vectors()[LM_INPUT].values
+    without = prompted_with(torch.cat([values[:1], values[2:]]).detach())
+    wanted = torch.tensor([WORDS.labels.index(row.label) for row in ROWS])
+    whole_loss = F.cross_entropy(prompted.label_log_probs(ROWS), wanted).item()
+    left_loss = F.cross_entropy(without.label_log_probs(ROWS), wanted).item()
+    assert len(found) == 3
+    assert found[1].loss == pytest.approx(left_loss - whole_loss, abs=1e-5)
+    assert abs(found[1].loss) > 1e-4
+
+
+def test_rows_without_labels_are_refused() -> None:
+    prompted = prompted_with(random_values(2, frozen_model("llama").width))
+    with pytest.raises(UserError, match="no label"):
+        ablate(prompted, [TextRow({"text": "a good film"})])
+
+
+def test_a_prompt_is_heard_as_far_as_it_changes_the_next_token() -> None:
+    width = frozen_model("llama").width
+    prompted = prompted_with(random_values(2, width))
+    lm, tokenizer = prompted.model.lm, prompted.model.tokenizer
+    expected = 0.0
+    for row in ROWS[:2]:
+        slots = prompted.question(row.fields, ((prompted.model.end_id,),)).slots
+        values = prompted.prompt.sources.vectors()[LM_INPUT].values
+        table = lm.get_input_embeddings().weight
+        x = torch.stack([values[-1 - slot] if slot < 0 else table[slot] for slot in slots])[None]
+        bare = torch.tensor([[slot for slot in slots if slot >= 0]])
+        p = lm(inputs_embeds=x).logits[0, -1].log_softmax(-1)
+        q = lm(input_ids=bare).logits[0, -1].log_softmax(-1)
+        expected += (p.exp() * (p - q)).sum().item() / 2
+    assert tokenizer is not None
+    assert heard(prompted, ROWS[:2]) == pytest.approx(expected, rel=1e-4)
+    assert expected > 1e-3
+
+
+def test_keys_and_values_that_nothing_attends_to_are_not_heard() -> None:
+    model = frozen_model("llama")
+    n_layers, n_heads, head = model.kv_shape
+    loud = {Site("lm.kv", layer): FreeVectors(random_values(2, 2 * n_heads * head)) for layer in range(n_layers)}
+    prompt = LanguagePrompt(Template.parse("{text} {answer}"), LanguageSources(loud).double(), WORDS)
+    assert heard(PromptedModel(model, prompt), ROWS[:2]) > 1e-3
+    empty = LanguagePrompt(Template.parse("{text} {answer}"), LanguageSources({}), WORDS)
+    assert heard(PromptedModel(model, empty), ROWS[:2]) == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt"])
+def test_attention_mass_is_that_of_the_last_slot_read(kind: str) -> None:
+    prompted = prompted_with(random_values(3, frozen_model(kind).width), kind)
+    before = prompted.model.lm.config._attn_implementation
+    found = attention_mass(prompted, ROWS[:1])
+    assert prompted.model.lm.config._attn_implementation == before
+    assert found.shape == (len(prompted.model.reader.keys_values_of(torch.zeros(1, prompted.model.width).double())), 3)
+    assert bool((found > 0).all())
+    assert bool((found.sum(1) < 1).all())
+    slots = prompted.question(ROWS[0].fields, ((prompted.model.end_id,),)).slots
+    values = prompted.prompt.sources.vectors()[LM_INPUT].values
+    x = torch.stack([values[-1 - s] if s < 0 else prompted.model.embed(torch.tensor(s)) for s in slots])[None].detach()
+    prompted.model.lm.set_attn_implementation("eager")
+    out = prompted.model.lm(inputs_embeds=x, output_attentions=True)
+    prompted.model.lm.set_attn_implementation(before)
+    place = slots.index(-1)
+    assert found[0, 0].item() == pytest.approx(out.attentions[0][0, :, -1, place].mean().item(), rel=1e-5)
+
+
+def test_models_with_an_encoder_show_no_attention_to_a_prompt() -> None:
+    prompted = prompted_with(random_values(2, frozen_model("t5").width), "t5")
+    with pytest.raises(UserError, match="decoder-only"):
+        attention_mass(prompted, ROWS[:1])
