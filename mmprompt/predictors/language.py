@@ -15,11 +15,12 @@ from torch import Tensor
 from mmprompt.backbones.language.memory import Memory
 from mmprompt.backbones.language.model import FrozenLanguageModel
 from mmprompt.backbones.language.packing import Question
+from mmprompt.backbones.language.vectors import LM_INPUT
 from mmprompt.backbones.sites import Site, Vectors
 from mmprompt.data.texts import TextRow
 from mmprompt.errors import UserError
 from mmprompt.prompts.language.sources import LanguageSources
-from mmprompt.prompts.language.template import Template
+from mmprompt.prompts.language.template import BoundTemplate, Template
 from mmprompt.prompts.language.verbalizer import Verbalizer
 
 BATCH = 32
@@ -69,11 +70,15 @@ class PromptedModel:
         self.model, self.prompt = model, prompt
         self.bound = prompt.template.bind(model.tokenizer, model.start_ids, prompt.n_soft, model.is_encoder_decoder)
         for task in prompt.sources.tasks or ("",):
-            model.check_vectors(prompt.sources.vectors_of(task))
+            vectors = prompt.sources.vectors_of(task)
+            model.check_vectors(vectors)
+            refuse_mismatch(self.bound, vectors)
         words = () if prompt.verbalizer is None else prompt.verbalizer.flat
         self.answers = self.bound.answers(words)
+        if prompt.verbalizer is not None:
+            prompt.verbalizer.check_distinct(self.answers)
         self.words = single_tokens(self.answers, model.device)
-        self.compiled: dict[tuple[str, tuple[int, ...]], Memory] = {}  # what was read of the prompt, for generation
+        self.compiled: dict[str, tuple[tuple[int, ...], Memory]] = {}  # of each task what was last read of the prompt
 
     @property
     def n_prefix(self) -> int:
@@ -125,7 +130,8 @@ class PromptedModel:
             predicted = self.model.predict(vectors, questions[start:end], self.words)
             word_scores = predicted.answer_log_probs().unflatten(0, (end - start, -1))  # [N, W]
             parts.append(verbalizer.label_scores(word_scores, predicted.lengths[: word_scores.shape[1]]))
-        return torch.cat(parts).log_softmax(-1)
+        empty = torch.zeros(0, len(verbalizer.labels), device=self.model.device)
+        return torch.cat([empty, *parts]).log_softmax(-1)
 
     def classify(self, rows: Sequence[TextRow]) -> list[LabelPrediction]:
         """The label of each row."""
@@ -146,6 +152,19 @@ class PromptedModel:
         if self.prompt.verbalizer is None:
             raise UserError("this prompt generates text and has no labels to tell apart. Use generate.")
         return self.prompt.verbalizer
+
+
+def refuse_mismatch(bound: BoundTemplate, vectors: Mapping[Site, Vectors]) -> None:
+    """Refuse vectors among the tokens that are more or fewer than a template has places for.
+
+    Raises:
+        UserError: they are.
+    """
+    if LM_INPUT in vectors and vectors[LM_INPUT].n_vectors != bound.n_soft:
+        raise UserError(
+            f"the template has {bound.n_soft} soft slots, but the prompt has {vectors[LM_INPUT].n_vectors} vectors. "
+            "Use the template that the prompt was learned in."
+        )
 
 
 def single_tokens(answers: Sequence[tuple[int, ...]], device: torch.device) -> Tensor | None:

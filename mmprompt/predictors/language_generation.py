@@ -114,11 +114,17 @@ def compiled_start(
         return None
     n_prompt = max((place + 1 for place, slot in enumerate(shared) if slot < 0), default=0)
     start = shared[:n_prompt]
-    key = (task, start)
-    if key not in prompted.compiled:
+    kept = prompted.compiled.get(task)
+    if kept is None or kept[0] != start or is_learning(prompted):
         with torch.no_grad():
-            prompted.compiled[key] = model.read_shared(prompted.prompt.sources.vectors_of(task), start)
-    return start, prompted.compiled[key]
+            kept = start, model.read_shared(prompted.prompt.sources.vectors_of(task), start)
+        prompted.compiled[task] = kept
+    return kept
+
+
+def is_learning(prompted: PromptedModel) -> bool:
+    """Whether the vectors may still change."""
+    return any(parameter.requires_grad for parameter in prompted.prompt.sources.parameters())
 
 
 def stream_text(prompted: PromptedModel, row: TextRow, settings: Generation | None = None) -> Iterator[str]:

@@ -112,7 +112,7 @@ class Verbalizer:
         Raises:
             UserError: words of two labels have the same tokens.
         """
-        self._check_distinct(answers)
+        self.check_distinct(answers)
         how = "mean" if self.length_normalised else "sum"
         notes = []
         for word, ids in zip(self.flat, answers, strict=True):
@@ -128,14 +128,14 @@ class Verbalizer:
                     notes.append(f"{word!r} begins {longer[0]!r} and can never be less probable than it.")
         return tuple(notes)
 
-    def _pairs(self) -> list[tuple[str, tuple[str, ...]]]:
-        n_kept = 1 if self.aggregation == "first" else None
-        return [(label, tuple(words)[:n_kept]) for label, words in self.words.items()]
+    def check_distinct(self, answers: Sequence[Sequence[int]]) -> None:
+        """Refuse words that a model cannot tell apart.
 
-    def _together(self, scores: Tensor) -> Tensor:
-        return scores.logsumexp(-1) if self.aggregation == "logsumexp" else scores.mean(-1)
-
-    def _check_distinct(self, answers: Sequence[Sequence[int]]) -> None:
+        Args:
+            answers: the tokens of `flat`.
+        Raises:
+            UserError: words of two labels have the same tokens.
+        """
         owner: dict[tuple[int, ...], int] = {}
         for number, ids in enumerate(answers):
             other = owner.setdefault(tuple(ids), number)
@@ -143,6 +143,13 @@ class Verbalizer:
                 both = f"{self.flat[other]!r} and {self.flat[number]!r}"
                 problem = "stand for two labels, but are the same tokens to this model"
                 raise UserError(f"{both} {problem}. Choose other words.")
+
+    def _pairs(self) -> list[tuple[str, tuple[str, ...]]]:
+        n_kept = 1 if self.aggregation == "first" else None
+        return [(label, tuple(words)[:n_kept]) for label, words in self.words.items()]
+
+    def _together(self, scores: Tensor) -> Tensor:
+        return scores.logsumexp(-1) if self.aggregation == "logsumexp" else scores.mean(-1)
 
 
 def _listed(words: str | Sequence[str]) -> tuple[str, ...]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mmprompt.backbones.language.model import FrozenLanguageModel, shared_start
-from mmprompt.backbones.language.packing import Question
+from mmprompt.backbones.language.packing import ROW_SLOTS, Question, bins
 from mmprompt.backbones.language.reader import CausalReader
 from mmprompt.backbones.sites import Site, Vectors
 from mmprompt.errors import UserError
@@ -180,21 +181,39 @@ def test_what_is_shared_is_the_longest_beginning_that_leaves_a_slot_to_each(ques
     assert len(longer) > 1 or min(map(len, texts)) == len(start) + 1
 
 
+@contextmanager
+def counted(modules: dict[str, torch.nn.Module]) -> Iterator[dict[str, list[int]]]:
+    """How many slots each module is shown, call by call."""
+    seen: dict[str, list[int]] = {name: [] for name in modules}
+    hooks = [
+        module.register_forward_pre_hook(lambda _, args, name=name: seen[name].append(args[0].shape[:-1].numel()))
+        for name, module in modules.items()
+    ]
+    yield seen
+    for hook in hooks:
+        hook.remove()
+
+
 def test_what_all_texts_begin_with_is_read_once_and_logits_are_taken_where_an_answer_is() -> None:
     model = model_of("llama")
-    n_read, n_headed = [], []
-    first_block = model.lm.model.layers[0].mlp
-    first_block.register_forward_pre_hook(lambda _, args: n_read.append(args[0].shape[:-1].numel()))
-    model.lm.lm_head.register_forward_pre_hook(lambda _, args: n_headed.append(args[0].shape[:-1].numel()))
     given, _ = vectors_for(model, "soft")
     start = (-1, -2, -3, -4, -5, 3, 4)
     questions = [Question((*start, text), ((9, 8), (9, 7, 6))) for text in range(20, 28)]
-    model.predict(as_sites(given), questions)
+    with counted({"block": model.lm.model.layers[0].mlp, "head": model.lm.lm_head}) as seen:
+        model.predict(as_sites(given), questions)
     # of each text its own slot, 9 once for both answers, and 7; the last tokens of answers are not read
-    assert n_read == [len(start), 3 * len(questions)]
-    assert n_headed == [3 * len(questions)]
-    first_block._forward_pre_hooks.clear()
-    model.lm.lm_head._forward_pre_hooks.clear()
+    assert seen == {"block": [len(start), 3 * len(questions)], "head": [3 * len(questions)]}
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+def test_what_only_fills_a_row_is_not_read_and_the_last_block_reads_what_is_asked(kind: str) -> None:
+    model = model_of(kind)
+    questions = [Question((text, *range(100, 140)), ((9,),)) for text in range(20, 28)]
+    blocks = model.lm.model.layers
+    with counted({"first": blocks[0].mlp, "last": blocks[1].mlp}) as seen:
+        model.predict({}, questions)
+    assert len(bins([question.n_read for question in questions], ROW_SLOTS)) == 2
+    assert seen == {"first": [41 * len(questions)], "last": [len(questions)]}
 
 
 @pytest.mark.parametrize("kind", KINDS)
