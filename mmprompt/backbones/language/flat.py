@@ -32,9 +32,11 @@ class FlatBlocks:
 
     @staticmethod
     def fits(body: Any) -> bool:
-        """Whether a model has the parts that are run here."""
+        """Whether a model has the parts that are run here, and nobody listens at its blocks, which are not called."""
         layers = getattr(body, "layers", None)
         if not layers or not hasattr(body, "rotary_emb") or not hasattr(body, "norm"):
+            return False
+        if any(layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer) for layer in layers):
             return False
         has_parts = all(hasattr(layers[0], part) for part in PARTS)
         return has_parts and all(hasattr(layers[0].self_attn, part) for part in PROJECTIONS)

@@ -1,0 +1,67 @@
+"""Reading the slots that are there alone, where a decoder is built like a Llama."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mmprompt.backbones.language.flat import FlatBlocks
+from mmprompt.backbones.language.packing import Question
+from mmprompt.backbones.language.reader import CausalReader
+from mmprompt.backbones.language.tuned import Adapters, tuned_copy
+from mmprompt.backbones.language.vectors import LM_INPUT
+from mmprompt.backbones.sites import Vectors
+from tests.language_models import frozen_model
+
+LIKE_LLAMA, OTHERS = ("llama", "qwen2", "qwen3"), ("gpt2", "opt", "gpt_neox", "bloom", "gemma", "mistral")
+QUESTIONS = [
+    Question((-1, -2, 5, 6, 7), ((8, 9), (8, 10, 11))),
+    Question((-1, -2, 5), ((12,),)),
+    Question((-1, -2, 13, 14, 15, 16, 17), ((18, 19, 20, 21),)),
+]
+
+
+def reader_of(kind: str, dtype: torch.dtype) -> CausalReader:
+    reader = frozen_model(kind, dtype).reader
+    assert isinstance(reader, CausalReader)
+    return reader
+
+
+@pytest.mark.parametrize("kind", LIKE_LLAMA)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_families_like_llama_are_read_so(kind: str, dtype: torch.dtype) -> None:
+    assert reader_of(kind, dtype)._flat is not None
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_others_are_read_by_their_own_forward(kind: str) -> None:
+    assert reader_of(kind, torch.float64)._flat is None
+
+
+@pytest.mark.parametrize("kind", LIKE_LLAMA)
+@pytest.mark.parametrize("row_slots", [1, 256])
+def test_it_gives_what_the_model_s_own_forward_gives(
+    kind: str, row_slots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmprompt.backbones.language.model.ROW_SLOTS", row_slots)
+    model = frozen_model(kind)
+    values = torch.randn(2, model.width, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = []
+    for is_flat in (True, False):
+        vectors = values.clone().requires_grad_()
+        if not is_flat:
+            model.reader._flat = None
+        scores = model.predict({LM_INPUT: Vectors(vectors)}, QUESTIONS).token_log_probs()
+        found.append((scores.detach(), torch.autograd.grad(scores.sum(), vectors)[0]))
+    for mine, expected in zip(*found, strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-6, atol=1e-7)  # its norms are single precision
+
+
+def test_a_model_whose_blocks_are_listened_to_is_not_read_so() -> None:
+    model = frozen_model("llama")
+    assert FlatBlocks.fits(model.lm.base_model)
+    tuned = tuned_copy(model, Adapters(4))
+    assert not FlatBlocks.fits(tuned.model.lm.base_model)
+    scores = tuned.model.predict({}, [Question((5, 6), ((7,),))]).token_log_probs()
+    scores.sum().backward()
+    assert all(weight.grad is not None for weight in tuned.weights.values())
