@@ -13,7 +13,7 @@ from mmprompt.backbones.language.vectors import LM_INPUT
 from mmprompt.backbones.sites import Vectors
 from tests.language_models import frozen_model
 
-LIKE_LLAMA, OTHERS = ("llama", "qwen2", "qwen3"), ("gpt2", "opt", "gpt_neox", "bloom", "gemma", "mistral")
+LIKE_LLAMA, OTHERS = ("llama", "qwen2", "qwen3"), ("gpt2", "opt", "gpt_neox", "bloom", "mistral")
 QUESTIONS = [
     Question((-1, -2, 5, 6, 7), ((8, 9), (8, 10, 11))),
     Question((-1, -2, 5), ((12,),)),
@@ -65,3 +65,7 @@ def test_a_model_whose_blocks_are_listened_to_is_not_read_so() -> None:
     scores = tuned.model.predict({}, [Question((5, 6), ((7,),))]).token_log_probs()
     scores.sum().backward()
     assert all(weight.grad is not None for weight in tuned.weights.values())
+
+
+def test_where_a_norm_rounds_otherwise_the_own_forward_is_kept() -> None:
+    assert reader_of("gemma", torch.float32)._flat is None  # whose norms multiply by one more than the weight
