@@ -1,0 +1,203 @@
+"""What each method learns, where it starts, and what it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmprompt.backbones.language.model import FrozenLanguageModel
+from mmprompt.backbones.language.packing import Question
+from mmprompt.backbones.sites import Site
+from mmprompt.errors import UserError
+from mmprompt.methods.language import (
+    LANGUAGE_METHODS,
+    DeepPrompts,
+    HardPrompt,
+    LanguageMethod,
+    MultitaskPrompt,
+    PrefixTuning,
+    PromptTuning,
+    PTuning,
+)
+from mmprompt.prompts.language.sources import LanguageSources
+from tests.language_models import frozen_model
+
+LM_INPUT = Site("lm")
+WORDS = torch.tensor([40, 41, 42])
+KINDS = ("llama", "opt_narrow", "bart", "t5_wide")
+AMONG_TOKENS = (
+    PromptTuning(3),
+    PTuning(3, hidden=8),
+    PTuning(3, encoder="lstm", hidden=8),
+    MultitaskPrompt(3),
+    MultitaskPrompt(3, rank=2),
+)
+PREFIXES = (PrefixTuning(3, hidden=8), PrefixTuning(3, reparametrise=False), DeepPrompts(3))
+
+
+@cache
+def model_of(kind: str) -> FrozenLanguageModel:
+    return frozen_model(kind, torch.float32)
+
+
+def sources_of(method: LanguageMethod, kind: str = "llama") -> tuple[LanguageSources, Tensor]:
+    model = model_of(kind)
+    start = model.embed(WORDS)
+    torch.manual_seed(0)
+    return method.sources(model, start, ("one", "two")), start
+
+
+def step(sources: LanguageSources, model: FrozenLanguageModel, task: str = "", lr: float = 0.1) -> None:
+    """One step of plain gradient descent on an answer."""
+    slots = (-1, -2, -3, 7, 8) if sources.has("lm") else (7, 8)
+    loss = -model.predict(sources.vectors_of(task), [Question(slots, ((9, 10),))]).token_log_probs().sum()
+    loss.backward()
+    with torch.no_grad():
+        for parameter in sources.parameters():
+            if parameter.grad is not None:
+                parameter -= lr * parameter.grad
+                parameter.grad = None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", AMONG_TOKENS, ids=str)
+def test_vectors_among_the_tokens_start_where_they_are_told_to(method: LanguageMethod, kind: str) -> None:
+    sources, start = sources_of(method, kind)
+    for task in sources.tasks or ("",):
+        (vectors,) = sources.vectors_of(task).values()
+        torch.testing.assert_close(vectors.values, start, rtol=1e-6, atol=1e-7)
+        model_of(kind).check_vectors(sources.vectors_of(task))
+    if isinstance(method, PTuning):
+        assert torch.equal(sources.vectors()[LM_INPUT].values, start)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", PREFIXES, ids=str)
+def test_a_prefix_starts_as_the_keys_and_values_of_the_words(method: PrefixTuning, kind: str) -> None:
+    model = model_of(kind)
+    sources, start = sources_of(method, kind)
+    pairs = model.reader.keys_values_of(start)
+    assert len(sources.vectors()) == len(pairs)
+    for layer, pair in enumerate(pairs):
+        expected = torch.cat([part[0].transpose(0, 1).flatten(1) for part in pair], 1)  # [M, 2 H D/H]
+        found = sources.vectors()[Site("lm.kv", layer)].values
+        if method.reparametrise:
+            assert torch.equal(found, expected)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", PREFIXES, ids=str)
+def test_before_it_learns_a_prefix_of_words_reads_as_the_words(method: PrefixTuning) -> None:
+    model = model_of("llama")
+    sources, _ = sources_of(method)
+    found = model.predict(sources.vectors(), [Question((7, 8), ((9, 10),))]).token_log_probs()
+    expected = model.predict({}, [Question((40, 41, 42, 7, 8), ((9, 10),))]).token_log_probs()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", [*AMONG_TOKENS, *PREFIXES], ids=str)
+def test_all_that_learns_gets_a_gradient_and_the_model_none(method: LanguageMethod) -> None:
+    model = model_of("llama")
+    sources, _ = sources_of(method)
+    for _ in range(2):  # what stands before a layer of zeros moves from the second step on
+        for task in sources.tasks or ("",):
+            step(sources, model, task)
+    before = {name: value.clone() for name, value in sources.named_parameters()}
+    for task in sources.tasks or ("",):
+        step(sources, model, task)
+    assert [name for name, value in sources.named_parameters() if torch.equal(value, before[name])] == []
+    assert all(parameter.grad is None for parameter in model.lm.parameters())
+
+
+def test_vectors_are_learned_in_units_of_the_embeddings() -> None:
+    model = model_of("llama")
+    sources, start = sources_of(PromptTuning(3))
+    (values,) = sources.parameters()
+    torch.testing.assert_close(values * model.embedding_rms, start)
+    huge = PromptTuning(3).sources(model, 1000 * start)  # a start of any size is learned in the same units
+    torch.testing.assert_close(next(huge.parameters()) * model.embedding_rms, 1000 * start)
+
+
+def test_keys_and_values_are_learned_in_units_of_their_own() -> None:
+    sources, start = sources_of(DeepPrompts(3))
+    for (key, value), (_, learned) in zip(
+        model_of("llama").reader.keys_values_of(start), sorted(sources.named_parameters()), strict=True
+    ):
+        half = learned.shape[1] // 2
+        for part, own in ((key, learned[:, :half]), (value, learned[:, half:])):
+            expected = part[0].transpose(0, 1).flatten(1)
+            torch.testing.assert_close(own * expected.square().mean().sqrt(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_tasks_start_alike_and_go_their_own_ways(rank: int) -> None:
+    model = model_of("llama")
+    sources, _ = sources_of(MultitaskPrompt(3, rank=rank))
+    assert sources.tasks == ("one", "two")
+    one, two = (sources.vectors_of(task)[LM_INPUT].values for task in sources.tasks)
+    assert torch.equal(one, two)
+    step(sources, model, "one")
+    one, two = (sources.vectors_of(task)[LM_INPUT].values for task in sources.tasks)
+    assert (one - two).abs().max() > 1e-4
+
+
+def test_tasks_that_are_not_named_are_refused() -> None:
+    with pytest.raises(UserError) as caught:
+        MultitaskPrompt(3).sources(model_of("llama"), torch.zeros(3, 32), ())
+    assert str(caught.value) == (
+        'multitask needs rows of several tasks, but these name none. Write "task" in every row.'
+    )
+
+
+def test_words_alone_learn_nothing() -> None:
+    sources, _ = sources_of(HardPrompt())
+    assert list(sources.parameters()) == []
+    assert sources.vectors() == {}
+
+
+def test_a_prefix_is_refused_where_blocks_differ() -> None:
+    model = frozen_model("llama")
+    model.kv_shape = None
+    with pytest.raises(UserError) as caught:
+        PrefixTuning(3).sources(model, torch.zeros(3, 32))
+    assert str(caught.value) == "llama has blocks of different shapes, which take no prefix. Use prompt-tuning."
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        (PromptTuning, {"n_soft": 0}, "n_soft is 0, but it must be 1 or more. Use --n-soft 10."),
+        (PTuning, {"n_soft": 0}, "n_soft is 0, but it must be 1 or more. Use --n-soft 10."),
+        (PTuning, {"encoder": "gru"}, "there is no encoder named 'gru'. Known: lstm, mlp."),
+        (PTuning, {"hidden": 7}, "hidden is 7, but it must be an even number, 2 or more. Use --hidden 256."),
+        (PTuning, {"hidden": 0}, "hidden is 0, but it must be an even number, 2 or more. Use --hidden 256."),
+        (PrefixTuning, {"n_prefix": 0}, "n_prefix is 0, but it must be 1 or more. Use --n-prefix 10."),
+        (DeepPrompts, {"n_prefix": -1}, "n_prefix is -1, but it must be 1 or more. Use --n-prefix 10."),
+        (PrefixTuning, {"hidden": 0}, "hidden is 0, but it must be 1 or more. Use --hidden 10."),
+        (MultitaskPrompt, {"rank": 0}, "rank is 0, but it must be 1 or more. Use --rank 10."),
+        (MultitaskPrompt, {"n_soft": 0}, "n_soft is 0, but it must be 1 or more. Use --n-soft 10."),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(kind: Any, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        kind(**settings)
+    assert str(caught.value) == message
+
+
+def test_every_method_says_how_many_vectors_it_asks_for() -> None:
+    n_vectors = {name: (kind().n_vectors, kind().n_start) for name, kind in LANGUAGE_METHODS.items()}
+    assert n_vectors == {
+        "prompt-tuning": (20, 0),
+        "p-tuning": (20, 0),
+        "prefix-tuning": (0, 10),
+        "deep-prompts": (0, 10),
+        "multitask": (20, 0),
+        "hard": (0, 0),
+    }
+    assert all(kind.recipe.optimizer == "adamw" for kind in LANGUAGE_METHODS.values())
+    assert [field.name for field in fields(HardPrompt)] == []
