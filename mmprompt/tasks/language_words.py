@@ -74,7 +74,7 @@ class WordObjective:
         self, prompted: PromptedModel, rows: Sequence[TextRow], objective: Objective, fluency: float = 0.0
     ) -> None:
         self.prompted, self.rows, self.fluency = prompted, rows, fluency
-        self.words = Words(prompted.bound)
+        self.words = Words(prompted.bound, prompted.model.start_ids)
         self._labels: Tensor | None = None
         answers = [prompted.answers] * len(rows)
         if objective == "choices":

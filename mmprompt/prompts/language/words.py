@@ -26,10 +26,11 @@ class Words:
 
     Args:
         bound: the template with soft slots, bound to a tokenizer.
+        start_ids: what every text begins with, as the template was bound with it.
     """
 
-    def __init__(self, bound: BoundTemplate) -> None:
-        self.bound = bound
+    def __init__(self, bound: BoundTemplate, start_ids: Sequence[int] = ()) -> None:
+        self.bound, self._start_ids = bound, tuple(start_ids)
         self._tokenizer = bound.tokens.tokenizer
         self._anchor: list[int] = self._tokenizer(ANCHOR, add_special_tokens=False)["input_ids"]
         spans = dict.fromkeys(segment.slots for segment in bound.segments if segment.slots and segment.slots[0] < 0)
@@ -40,7 +41,7 @@ class Words:
     def texts(self, ids: TokenIds) -> tuple[str, ...]:
         """The words of each group of soft vectors, as they stand in the template."""
         return tuple(
-            self._decode([ids[place] for place in group], number == self._leading)
+            self._decode([ids[place] for place in group], number != self._leading)
             for number, group in enumerate(self._groups)
         )
 
@@ -74,7 +75,7 @@ class Words:
         wanted = fill(slots, ids)
         try:
             bound = self.template(ids).bind(
-                self._tokenizer, self.bound.start_ids, is_answer_apart=self.bound.is_answer_apart
+                self._tokenizer, self._start_ids, is_answer_apart=self.bound.is_answer_apart
             )
             found = bound.encode(row, room, max(map(len, answers.values()))).slots
             is_same = bound.answers(answers) == tuple(answers.values())
@@ -85,12 +86,17 @@ class Words:
         same = next((n for n, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b), len(wanted) - 1)
         return next((-1 - slot for slot in (*slots[same::-1], *slots) if slot < 0), 0)
 
-    def _decode(self, ids: list[int], is_first: bool) -> str:
-        """The text of tokens; but for one at the very start, the blank before the first token is a part of it."""
-        if is_first:
-            return self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-        text = self._tokenizer.decode([*self._anchor, *ids], clean_up_tokenization_spaces=False)
-        return text.removeprefix(ANCHOR)
+    def _decode(self, ids: list[int], follows: bool) -> str:
+        """The text that gives tokens; after another text the blank before the first token is a part of it."""
+        alone = self._text(ids)
+        whole, before = self._text([*self._anchor, *ids]), self._text(self._anchor)
+        within = whole.removeprefix(before)
+        texts = (within, alone) if follows else (alone, within, alone.removeprefix(" "))
+        is_back = (text for text in texts if self.bound.tokens.ids([(text, False)], follows) == ids)
+        return next(is_back, texts[0])
+
+    def _text(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)
 
 
 def fill(slots: Sequence[int], ids: TokenIds) -> TokenIds:
