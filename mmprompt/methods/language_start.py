@@ -43,10 +43,12 @@ class Start:
     def __post_init__(self) -> None:
         if self.start not in get_args(StartKind):
             raise unknown_name("start", self.start, get_args(StartKind))
-        if self.start == "words" and not self.words.strip():
-            raise bad_value("words", "''", "a start from words needs some", 'Use --words "Classify the text".')
+        if (self.start == "words" or self.words) and not self.words.strip():
+            raise bad_value("words", repr(self.words), "a start from words needs some", 'Use --words "Classify the text".')
         if self.start == "prompt" and self.from_prompt is None:
             raise bad_value("from_prompt", None, "a start from a prompt needs one", "Use --from-prompt RUN.")
+        if self.words and self.from_prompt is not None:
+            raise bad_value("words", repr(self.words), f"the start is from {self.from_prompt} too", "Leave one out.")
         if self.words and self.start not in ("auto", "words"):
             raise bad_value("words", repr(self.words), f"the start is {self.start}", "Use --start words.")
         if self.from_prompt is not None and self.start not in ("auto", "prompt"):
