@@ -32,7 +32,7 @@ from mmprompt.prompts.language.template import Template
 from mmprompt.tasks.language import LanguageTask, fit_language, verbalizer_of
 
 DATA = Path("examples/data")
-TASKS = ("emoji_kinds", "intent", "sentiment", "speech_acts", "questions")
+TASKS = ("emoji_kinds", "intent", "languages", "questions", "sentiment")
 SEEDS, SHOTS, N_SOFT = (1, 2, 3), 16, 20
 TEMPLATES = {"sentiment": "[[user]]{soft} {text:cut}\n[[assistant]]Sentiment: {answer}"}
 """Where the best instruction is a chat, so is the template of the soft prompt; chosen on rows that are not test rows."""
