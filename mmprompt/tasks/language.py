@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +17,10 @@ from mmprompt.backbones.language.load import load_language_model
 from mmprompt.backbones.language.model import FrozenLanguageModel
 from mmprompt.backbones.language.packing import Question
 from mmprompt.data.texts import TextData, TextRow, load_texts
-from mmprompt.errors import UserError
+from mmprompt.errors import UserError, unknown_name
 from mmprompt.explain.language import heard
 from mmprompt.explain.language_watch import VectorWatch
+from mmprompt.files import write_json
 from mmprompt.methods.language import LANGUAGE_METHODS, LanguageMethod, PromptTuning
 from mmprompt.methods.language_start import Start, start_vectors
 from mmprompt.predictors.file import check_new, describe_backbone
@@ -67,6 +68,8 @@ class LanguageProblem:
         self.prompted, self.rows, self.val = prompted, rows, val
         self.objective, self.is_recomputed = objective, is_recomputed
         self._module = module
+        if is_recomputed:
+            prompted.model.check_recomputed()
         self.questions = [self._question(row) for row in rows]
 
     @property
@@ -157,12 +160,18 @@ class LanguageTask:
         verbalizer: by default the data's own, or the labels themselves.
         objective: auto is choices where there are labels, else answer.
         is_recomputed: keep less for the gradient and read rows again.
+    Raises:
+        UserError: the objective is unknown.
     """
 
     template: str | None = None
     verbalizer: Verbalizer | None = None
     objective: Objective = "auto"
     is_recomputed: bool = False
+
+    def __post_init__(self) -> None:
+        if self.objective not in get_args(Objective):
+            raise unknown_name("objective", self.objective, get_args(Objective))
 
 
 def fit_language(
@@ -214,6 +223,8 @@ def fit_language(
         if any(parameter.requires_grad for parameter in module.parameters()):
             n_epochs = epochs_of(recipe, problem.n_items)
             history = train(problem, recipe, seed, n_epochs, folder, run_id_of(config), listeners, resume)
+        elif folder is not None:
+            write_json(folder / "run.json", config)
         refuse_changed(model)
         module.requires_grad_(False)
         ignored = notice_ignored(problem)
@@ -234,7 +245,7 @@ def untrained(
     template = Template.parse(task.template or data.template or default_template(data))
     bound = template.bind(model.tokenizer, model.start_ids, method.n_vectors, model.is_encoder_decoder)
     refuse_mismatch(template, bound, method)
-    verbalizer = task.verbalizer or verbalizer_of(data)
+    verbalizer = verbalizer_of(data, task.verbalizer)
     labels = () if verbalizer is None else bound.answers(verbalizer.flat)
     texts = [
         model.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -261,11 +272,34 @@ def default_template(data: TextData) -> str:
     return f"{{soft}} {fields}\n{{answer}}"
 
 
-def verbalizer_of(data: TextData) -> Verbalizer | None:
-    """The data's own words of the labels, or the labels themselves; None where texts are generated."""
+def verbalizer_of(data: TextData, given: Verbalizer | None = None) -> Verbalizer | None:
+    """The words of the labels: those given, the data's own, or the labels themselves; None where texts are generated.
+
+    Raises:
+        UserError: those given are the words of other labels than the data's.
+    """
+    if given is not None:
+        refuse_other_labels(given, data)
+        return given
     if not data.labels:
         return None
     return Verbalizer(data.verbalizer or {label: label for label in data.labels})
+
+
+def refuse_other_labels(verbalizer: Verbalizer, data: TextData) -> None:
+    """Refuse words of other labels than those of the data.
+
+    Raises:
+        UserError: the data has no labels, or a label has no word, or a word no label.
+    """
+    if not data.labels:
+        raise UserError("a verbalizer was given, but these rows have answers and no labels. Leave it out.")
+    for label in data.labels:
+        if label not in verbalizer.labels:
+            raise UserError(f"the verbalizer has no word for the label {label!r}. Add one.")
+    for label in verbalizer.labels:
+        if label not in data.labels:
+            raise unknown_name("label", label, data.labels, "Take its words out of the verbalizer.")
 
 
 def objective_of(task: LanguageTask, prompted: PromptedModel) -> Objective:

@@ -192,7 +192,7 @@ def prepare(
     if start.words:
         template = start_words(template, start.words)
     sources = LanguageSources({})
-    verbalizer = task.verbalizer or verbalizer_of(data)
+    verbalizer = verbalizer_of(data, task.verbalizer)
     prompted = PromptedModel(model, LanguagePrompt(template, sources, verbalizer, n_tokens or N_TOKENS))
     if not prompted.bound.n_soft:
         raise UserError("a search puts words in the places of soft vectors, but the template has no {soft}. Add it.")

@@ -118,6 +118,17 @@ class FrozenLanguageModel:
         """Refuse vectors that this model cannot take; see `vectors.check_vectors`."""
         check_vectors(self.name, self, vectors)
 
+    def check_recomputed(self) -> None:
+        """Refuse to read rows again for the gradient where that is not done.
+
+        Raises:
+            UserError: an encoder reads the rows.
+        """
+        if self.is_encoder_decoder:
+            raise UserError(
+                f"{self.name} reads texts in its encoder, which are not read again. Train without recomputing."
+            )
+
     def predict(
         self,
         vectors: SiteVectors,
@@ -140,11 +151,9 @@ class FrozenLanguageModel:
         self._check_room(vectors, questions)
         soft = vectors[LM_INPUT].values if LM_INPUT in vectors else None
         learned = keys_values(vectors, self.kv_shape, self.dtype)
+        if is_recomputed:
+            self.check_recomputed()
         if isinstance(self.reader, EncoderDecoderReader):
-            if is_recomputed:
-                raise UserError(
-                    f"{self.name} reads texts in its encoder, which are not read again. Train without recomputing."
-                )
             logits, packed = self.reader.answer(soft, learned, questions)
             logits = logits if words is None else logits.index_select(-1, words)
         else:

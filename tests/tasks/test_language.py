@@ -1,0 +1,494 @@
+"""Learning a prompt for a language model: the loss, a frozen model, what is written, resume, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable as Make
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmprompt.backbones.language.generation import Generation
+from mmprompt.backbones.language.model import FrozenLanguageModel
+from mmprompt.backbones.sites import Site
+from mmprompt.data.texts import TextData, TextRow
+from mmprompt.errors import UserError
+from mmprompt.methods.language import (
+    DeepPrompts,
+    HardPrompt,
+    LanguageMethod,
+    MultitaskPrompt,
+    PrefixTuning,
+    PromptTuning,
+    PTuning,
+)
+from mmprompt.methods.language_start import Start
+from mmprompt.predictors.language_file import load_language
+from mmprompt.predictors.language_generation import generate_texts
+from mmprompt.prompts.language.verbalizer import Verbalizer
+from mmprompt.tasks.language import LanguageProblem, LanguageTask, epochs_of, fit_language, untrained
+from mmprompt.training.callbacks import Callback
+from mmprompt.training.problem import RunFailed
+from tests.language_models import frozen_model
+from tests.reference import plain_language
+
+METHODS: dict[str, LanguageMethod] = {
+    "prompt-tuning": PromptTuning(4),
+    "p-tuning": PTuning(4, hidden=16),
+    "p-tuning-lstm": PTuning(4, encoder="lstm", hidden=16),
+    "prefix-tuning": PrefixTuning(3, hidden=16),
+    "flat-prefix": PrefixTuning(3, reparametrise=False),
+    "deep-prompts": DeepPrompts(3),
+    "multitask": MultitaskPrompt(4, rank=2),
+}
+ANIMALS, THINGS = ("cat", "dog", "bird", "fish"), ("car", "tree", "house", "flower")
+
+
+@cache
+def model_of(kind: str, dtype: torch.dtype = torch.float32) -> FrozenLanguageModel:
+    return frozen_model(kind, dtype)
+
+
+def rows(answers: bool = False, tasks: bool = False) -> tuple[TextRow, ...]:
+    """Eight texts of two labels, or with an answer; of one task or two."""
+    found = []
+    for n, word in enumerate((*ANIMALS, *THINGS)):
+        label = "animal" if word in ANIMALS else "thing"
+        task = ("colour", "kind")[n % 2] if tasks else ""
+        fields = {"text": f"a photo of a {('red', 'blue', 'green')[n % 3]} {word}"}
+        found.append(TextRow(fields, None if answers else label, f"the {word}" if answers else None, task))
+    return tuple(found)
+
+
+def data_of(answers: bool = False, tasks: bool = False, **card: Any) -> TextData:
+    some = rows(answers, tasks)
+    return TextData("small", some, some[:3], some[3:6], () if answers else ("animal", "thing"), **card)
+
+
+def recipe_of(method: LanguageMethod, **changes: Any) -> Any:
+    settings: dict[str, Any] = {"epochs": 3, "batch_size": 4, "checkpoint_seconds": 0.0}
+    return replace(type(method).recipe, **(settings | changes))
+
+
+def fit(method: LanguageMethod, out: Path | None = None, data: TextData | None = None, **more: Any) -> Any:
+    has_tasks = isinstance(method, MultitaskPrompt)
+    changes = more.pop("changes", {})
+    model = more.pop("model", model_of("llama"))
+    return fit_language(
+        data or data_of(tasks=has_tasks), method, model, out=out, recipe=recipe_of(method, **changes), **more
+    )
+
+
+def problem_of(data: TextData, method: LanguageMethod, task: LanguageTask, objective: Any) -> LanguageProblem:
+    prompted = untrained(model_of("llama", torch.float64), data, method, task, Start(), 1)
+    prompted.prompt.sources.double()
+    return LanguageProblem(prompted, prompted.prompt.sources, data.train, data.val, objective)
+
+
+def plain_scores(problem: LanguageProblem, row: TextRow, answer: tuple[int, ...]) -> Tensor:
+    """Log-probabilities of an answer's tokens, the row read alone."""
+    model, prompted = problem.prompted.model, problem.prompted
+    vectors = prompted.prompt.sources.vectors_of(row.task)
+    soft = vectors[Site("lm")].values.to(model.dtype) if Site("lm") in vectors else None
+    learned = [v.values.to(model.dtype) for site, v in sorted(vectors.items()) if site.tower == "lm.kv"]
+    slots = prompted.bound.encode(row.fields, 48).slots
+    more = {"soft": soft, "learned": learned, "kv_shape": model.kv_shape}
+    return plain_language.token_log_probs(model.lm, [(slots, [answer])], **more)
+
+
+def check_step(problem: LanguageProblem, expected: Tensor, indices: list[int]) -> Any:
+    result = problem.step(indices, 0)
+    (loss,) = result.losses.values()
+    parameters = list(problem.module.parameters())
+    ours, theirs = (torch.autograd.grad(value, parameters) for value in (loss, expected))
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-10)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)  # Llama's norms are taken in single precision
+    return result
+
+
+@pytest.mark.parametrize("method", [PromptTuning(4), DeepPrompts(3), MultitaskPrompt(4)], ids=str)
+def test_the_loss_of_answers_is_taken_a_token_of_all_and_the_end_is_learned(method: LanguageMethod) -> None:
+    data = data_of(answers=True, tasks=isinstance(method, MultitaskPrompt))
+    problem = problem_of(data, method, LanguageTask(), "answer")
+    indices = [5, 0, 2, 3]
+    answers = [(*problem.prompted.bound.answers([str(data.train[n].answer)])[0], 1) for n in indices]
+    scores = [plain_scores(problem, data.train[n], answer) for n, answer in zip(indices, answers, strict=True)]
+    result = check_step(problem, -torch.cat(scores).mean(), indices)
+    assert list(result.losses) == ["answer"]
+    assert result.n_correct is None
+
+
+@pytest.mark.parametrize(
+    "verbalizer",
+    [
+        Verbalizer({"animal": ("cat", "dog"), "thing": "a red car"}),
+        Verbalizer({"animal": "x", "thing": "z"}, "mean"),
+        Verbalizer({"animal": ("cat", "fish"), "thing": "a red car"}, "first", length_normalised=True),
+    ],
+)
+def test_the_loss_of_choices_is_the_cross_entropy_over_the_labels(verbalizer: Verbalizer) -> None:
+    problem = problem_of(data_of(), PromptTuning(4), LanguageTask(verbalizer=verbalizer), "choices")
+    indices = [5, 0, 2, 7]
+    losses, n_correct = [], 0
+    for n in indices:
+        row = problem.rows[n]
+        words = [[problem.prompted.bound.answers([word])[0] for word in some] for some in verbalizer.words.values()]
+        scores = [torch.stack([self_score(problem, row, ids, verbalizer) for ids in some]) for some in words]
+        how = verbalizer.aggregation
+        each = torch.stack(
+            [s.logsumexp(0) if how == "logsumexp" else s.mean() if how == "mean" else s[0] for s in scores]
+        )
+        wanted = ["animal", "thing"].index(str(row.label))
+        losses.append(-each.log_softmax(0)[wanted])
+        n_correct += int(each.argmax()) == wanted
+    result = check_step(problem, torch.stack(losses).mean(), indices)
+    assert list(result.losses) == ["choices"]
+    assert result.n_correct == n_correct
+
+
+def self_score(problem: LanguageProblem, row: TextRow, ids: tuple[int, ...], verbalizer: Verbalizer) -> Tensor:
+    found = plain_scores(problem, row, ids)
+    return found.mean() if verbalizer.length_normalised else found.sum()
+
+
+def test_labels_may_be_learned_as_answers_then_their_first_word_is_the_answer_and_no_end() -> None:
+    verbalizer = Verbalizer({"animal": ("a cat", "dog"), "thing": "car"})
+    problem = problem_of(data_of(), PromptTuning(4), LanguageTask(verbalizer=verbalizer), "answer")
+    (cat,) = problem.prompted.bound.answers(["a cat"])
+    (car,) = problem.prompted.bound.answers(["car"])
+    scores = [plain_scores(problem, problem.rows[n], ids) for n, ids in ((0, cat), (7, car))]
+    check_step(problem, -torch.cat(scores).mean(), [0, 7])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_prompt_learns_and_the_model_stays_as_it_was(name: str) -> None:
+    method = METHODS[name]
+    model = model_of("llama")
+    before = model.compute_fingerprint()
+    result = fit(method, changes={"epochs": 15, "lr": 0.1})
+    losses = [record["loss"] for record in result.history]
+    assert losses[-1] < 0.8 * losses[0]
+    assert model.compute_fingerprint() == before == model.fingerprint
+    assert not any(parameter.requires_grad for parameter in result.prompted.prompt.sources.parameters())
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"), [("mistral", PromptTuning(4)), ("t5", PromptTuning(4)), ("t5", PrefixTuning(3, hidden=16))]
+)
+def test_other_families_learn_too(kind: str, method: LanguageMethod) -> None:
+    template = "{text} {soft}: {answer}" if method.n_vectors else None  # where Mistral's window reaches
+    result = fit(method, model=model_of(kind), task=LanguageTask(template), changes={"epochs": 15, "lr": 0.1})
+    losses = [record["loss"] for record in result.history]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_answers_are_learned_until_they_are_written_to_their_end() -> None:
+    data = replace(data_of(answers=True), train=rows(answers=True)[3:5])
+    result = fit(PrefixTuning(6, hidden=32), data=data, changes={"epochs": 80, "lr": 0.05})
+    found = generate_texts(result.prompted, data.train, Generation(12))
+    assert [(one.text, one.is_cut) for one in found] == [(row.answer, False) for row in data.train]
+
+
+class StopAfter(Callback):
+    """Ends the process's training in the middle, as a kill would."""
+
+    def __init__(self, n_epochs: int) -> None:
+        self.n_epochs = n_epochs
+
+    def on_epoch_begin(self, run: Any, epoch: int) -> None:
+        if epoch == self.n_epochs:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_resumed_training_ends_in_the_same_bytes(name: str, tmp_path: Path) -> None:
+    fit(METHODS[name], tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fit(METHODS[name], tmp_path / "halves", callbacks=[StopAfter(2)])
+    fit(METHODS[name], tmp_path / "halves", resume=True)
+    one, other = ((tmp_path / run / "prompt.safetensors").read_bytes() for run in ("whole", "halves"))
+    assert one == other
+    records = [json.loads(line) for line in (tmp_path / "halves" / "log.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in records] == [1, 2, 3]
+
+
+def test_other_settings_do_not_resume_a_run(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        fit(PromptTuning(4), tmp_path / "run", callbacks=[StopAfter(1)])
+    with pytest.raises(UserError, match=r"holds the checkpoints of an earlier run"):
+        fit(PromptTuning(4), tmp_path / "run")
+    with pytest.raises(UserError):
+        fit(PromptTuning(5), tmp_path / "run", resume=True)
+    with pytest.raises(UserError):
+        fit(PromptTuning(4), tmp_path / "run", resume=True, seed=2)
+    with pytest.raises(UserError):
+        fit(PromptTuning(4), tmp_path / "run", resume=True, start=Start("texts"))
+
+
+@pytest.mark.parametrize("name", ["p-tuning-lstm", "multitask"])
+def test_the_same_run_gives_the_same_bytes_whatever_torch_drew_before(name: str, tmp_path: Path) -> None:
+    for seed, run in ((5, "one"), (6, "again")):
+        torch.manual_seed(seed)
+        fit(METHODS[name], tmp_path / run)
+    fit(METHODS[name], tmp_path / "other", seed=2)
+    one, again, other = ((tmp_path / run / "prompt.safetensors").read_bytes() for run in ("one", "again", "other"))
+    assert one == again != other
+
+
+def test_rows_that_are_read_again_teach_the_same(tmp_path: Path) -> None:
+    fit(PromptTuning(4), tmp_path / "kept")
+    fit(PromptTuning(4), tmp_path / "again", task=LanguageTask(is_recomputed=True))
+    one, other = (
+        load_language(tmp_path / run, model_of("llama")).prompt.sources.tensors() for run in ("kept", "again")
+    )
+    torch.testing.assert_close(one["lm.input"], other["lm.input"], rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_folder_says_what_was_done(tmp_path: Path) -> None:
+    task = LanguageTask("{soft} {text}: {answer}", Verbalizer({"animal": "cat", "thing": ("car", "a house")}))
+    result = fit(PromptTuning(4), tmp_path / "run", task=task, start=Start(words="a photo"), seed=7)
+    assert result.folder == tmp_path / "run"
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {"run.json", "log.jsonl", "checkpoint", "prompt.json", "prompt.safetensors"}
+    config = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert config["method"] == {"name": "prompt-tuning", "settings": {"n_soft": 4}}
+    assert config["template"] == "{soft} {text}: {answer}"
+    assert config["verbalizer"]["words"] == {"animal": ["cat"], "thing": ["car", "a house"]}
+    assert config["objective"] == "choices"
+    assert config["start"] == {"start": "auto", "words": "a photo", "from_prompt": None}
+    assert (config["seed"], config["recipe"]["epochs"], config["dtype"]) == (7, 3, "float32")
+    assert config["data"]["sizes"] == {"train": 8, "val": 3, "test": 3}
+    assert config["backbone"]["fingerprint"] == model_of("llama").fingerprint
+    header = json.loads((tmp_path / "run" / "prompt.json").read_text())
+    assert header["training"]["method"] == config["method"]
+    assert header["training"]["seed"] == 7
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert log == result.history
+    assert {"epoch", "lr", "loss", "choices", "accuracy", "seconds"} <= set(log[0])
+    saved = load_language(tmp_path / "run", model_of("llama"))
+    assert torch.equal(saved.label_log_probs(rows()), result.prompted.label_log_probs(rows()))
+
+
+def test_a_prompt_in_words_is_written_without_training(tmp_path: Path) -> None:
+    result = fit(HardPrompt(), tmp_path / "run", task=LanguageTask("It is {text}: {answer}"))
+    assert result.history == []
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"run.json", "prompt.json", "prompt.safetensors"}
+    saved = load_language(tmp_path / "run", model_of("llama"))
+    assert torch.equal(saved.label_log_probs(rows()), result.prompted.label_log_probs(rows()))
+
+
+@pytest.mark.parametrize(
+    ("method", "data", "template"),
+    [
+        (PromptTuning(2), data_of(), "{soft} {text:cut}\n{answer}"),
+        (HardPrompt(), data_of(), "{soft} {text:cut}\n{answer}"),
+        (PrefixTuning(2, hidden=4), data_of(), "{soft} {text:cut}\n{answer}"),
+        (PromptTuning(2), data_of(template="{text} {soft} {answer}"), "{text} {soft} {answer}"),
+        (
+            PromptTuning(2),
+            TextData(
+                "two",
+                (TextRow({"a": "fish", "b": "cat"}, "x"), TextRow({"a": "cat", "b": "fish"}, "y")),
+                (),
+                (),
+                ("x", "y"),
+            ),
+            "{soft} {a:cut}\n{b:cut}\n{answer}",
+        ),
+    ],
+)
+def test_without_a_template_the_data_s_own_or_its_fields_are_taken(
+    method: LanguageMethod, data: TextData, template: str
+) -> None:
+    prompted = fit(method, data=data, changes={"epochs": 1}).prompted
+    assert prompted.prompt.template.text == template
+    assert prompted.bound.n_soft == (2 if isinstance(method, PromptTuning) else 0)
+
+
+def test_without_a_verbalizer_the_data_s_own_or_its_labels_are_taken() -> None:
+    own = data_of(verbalizer={"animal": ("cat", "dog"), "thing": ("car",)})
+    assert dict(fit(HardPrompt(), data=own).prompted.verbalizer.words) == {"animal": ("cat", "dog"), "thing": ("car",)}
+    assert dict(fit(HardPrompt()).prompted.verbalizer.words) == {"animal": ("animal",), "thing": ("thing",)}
+    assert fit(HardPrompt(), data=data_of(answers=True)).prompted.prompt.verbalizer is None
+
+
+@pytest.mark.parametrize("kind", ["labels", "texts", "vocabulary", "random", "words"])
+def test_every_start_can_be_learned_from(kind: Any) -> None:
+    start = Start(kind, words="a photo" if kind == "words" else "")
+    one = fit(PromptTuning(4), start=start, changes={"epochs": 1, "lr": 1e-9})
+    other = untrained(model_of("llama"), data_of(), PromptTuning(4), LanguageTask(), start, 1)
+    torch.testing.assert_close(
+        one.prompted.prompt.sources.tensors()["lm.input"], other.prompt.sources.tensors()["lm.input"]
+    )
+
+
+def test_a_prompt_goes_on_from_another(tmp_path: Path) -> None:
+    fit(PromptTuning(4), tmp_path / "run")
+    next_one = untrained(
+        model_of("llama"), data_of(), PromptTuning(4), LanguageTask(), Start(from_prompt=tmp_path / "run"), 1
+    )
+    saved = load_language(tmp_path / "run", model_of("llama"))
+    torch.testing.assert_close(next_one.label_log_probs(rows()), saved.label_log_probs(rows()), rtol=1e-5, atol=1e-5)
+
+
+def test_tasks_learn_prompts_of_their_own() -> None:
+    sources = fit(MultitaskPrompt(4), changes={"epochs": 10}).prompted.prompt.sources
+    assert sources.tasks == ("colour", "kind")
+    one, other = (sources.vectors_of(task)[Site("lm")].values for task in sources.tasks)
+    assert (one - other).abs().max() > 0.01
+
+
+def test_early_stopping_looks_at_the_validation_rows() -> None:
+    history = fit(PromptTuning(4), changes={"patience": 1, "epochs": 30}).history
+    assert all("val_accuracy" in record for record in history)
+    with pytest.raises(UserError, match="this data has no validation part"):
+        fit(PromptTuning(4), data=replace(data_of(), val=()), changes={"patience": 1})
+    with pytest.raises(UserError, match="this data has no validation part"):
+        fit(PromptTuning(4), data=data_of(answers=True), changes={"patience": 1})
+
+
+def test_few_rows_are_gone_through_often_enough() -> None:
+    recipe = PromptTuning.recipe
+    assert recipe.batch_size == 16
+    assert epochs_of(recipe, 8) == 80
+    assert epochs_of(recipe, 16 * 20) == 4
+    assert epochs_of(recipe, 16 * 3 + 5) == 27
+    assert epochs_of(replace(recipe, epochs=2), 8) == 2
+
+
+def refused(tmp_path: Path, make: Make[[Path], Any], error: type[Exception] = UserError) -> str:
+    """The message, and that nothing was written."""
+    with pytest.raises(error) as caught:
+        make(tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+    return str(caught.value)
+
+
+LONG = TextRow({"text": "a red car " * 40}, "animal")
+REFUSED: dict[str, tuple[Make[[Path], Any], str]] = {
+    "no soft slots": (
+        lambda out: fit(PromptTuning(2), out, task=LanguageTask("{text} {answer}")),
+        "prompt-tuning learns vectors among the tokens, but the template has no {soft}. Add {soft} to it.",
+    ),
+    "soft slots that nobody fills": (
+        lambda out: fit(DeepPrompts(2), out, task=LanguageTask("{soft*3} {text} {answer}")),
+        "the template has 3 soft slots, but deep-prompts learns no vectors among the tokens. "
+        "Take them out, or use prompt-tuning.",
+    ),
+    "bad template": (
+        lambda out: fit(PromptTuning(2), out, task=LanguageTask("{soft} {text}")),
+        "template, column 14: ",
+    ),
+    "missing field": (
+        lambda out: fit(PromptTuning(2), out, task=LanguageTask("{soft} {texts} {answer}")),
+        "there is no field named 'texts'. Did you mean 'text'?",
+    ),
+    "choices without labels": (
+        lambda out: fit(PromptTuning(2), out, data_of(answers=True), task=LanguageTask(objective="choices")),
+        "the objective choices needs labels, but these rows have answers. Use --objective answer.",
+    ),
+    "unknown objective": (
+        lambda out: fit(PromptTuning(2), out, task=LanguageTask(objective="choice")),  # type: ignore[arg-type]
+        "there is no objective named 'choice'. Did you mean 'choices'?",
+    ),
+    "too long": (
+        lambda out: fit(
+            PromptTuning(2), out, replace(data_of(), train=(*rows(), LONG)), task=LanguageTask("{soft}{text} {answer}")
+        ),
+        "the row takes ",
+    ),
+    "answer too long": (
+        lambda out: fit(
+            PromptTuning(2),
+            out,
+            replace(data_of(answers=True), train=(TextRow({"text": "a"}, None, "a red car " * 40),)),
+        ),
+        "an answer takes ",
+    ),
+    "label without a word": (
+        lambda out: fit(PromptTuning(2), out, task=LanguageTask(verbalizer=Verbalizer({"animal": "a", "car": "b"}))),
+        "the verbalizer has no word for the label 'thing'. Add one.",
+    ),
+    "word without a label": (
+        lambda out: fit(
+            PromptTuning(2), out, task=LanguageTask(verbalizer=Verbalizer({"animal": "a", "thing": "b", "things": "c"}))
+        ),
+        "there is no label named 'things'. Did you mean 'thing'? Take its words out of the verbalizer.",
+    ),
+    "verbalizer without labels": (
+        lambda out: fit(
+            PromptTuning(2), out, data_of(answers=True), task=LanguageTask(verbalizer=Verbalizer({"a": "a", "b": "b"}))
+        ),
+        "a verbalizer was given, but these rows have answers and no labels. Leave it out.",
+    ),
+    "no tasks": (lambda out: fit(MultitaskPrompt(2), out, data_of()), "multitask needs rows of several tasks"),
+    "too many vectors": (lambda out: fit(PromptTuning(60), out), "the prompt takes 60 slots, but llama has 48"),
+    "read again behind an encoder": (
+        lambda out: fit(PromptTuning(2), out, model=model_of("t5"), task=LanguageTask(is_recomputed=True)),
+        "t5 reads texts in its encoder, which are not read again. Train without recomputing.",
+    ),
+    "a start from labels without any": (
+        lambda out: fit(PromptTuning(2), out, data_of(answers=True), start=Start("labels")),
+        "start is labels, but the data has no classes. Use --start texts.",
+    ),
+    "no such data": (
+        lambda out: fit_language(out.parent / "none.jsonl", PromptTuning(2), model_of("llama"), out=out),
+        "none.jsonl",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_is_refused_in_a_line_and_nothing_is_written(name: str, tmp_path: Path) -> None:
+    make, expected = REFUSED[name]
+    assert expected in refused(tmp_path, make)
+
+
+def test_a_finished_run_is_not_written_over(tmp_path: Path) -> None:
+    fit(PromptTuning(2), tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="already holds a finished run"):
+        fit(PromptTuning(2), tmp_path / "run")
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+class Spoil(Callback):
+    """Changes a frozen weight, as a faulty method would."""
+
+    def __init__(self, model: FrozenLanguageModel) -> None:
+        self.model = model
+
+    def on_epoch_end(self, run: Any, epoch: int, logs: dict[str, Any]) -> None:
+        with torch.no_grad():
+            self.model.lm.model.norm.weight[3] += 1e-3
+
+
+def test_a_model_that_changed_is_not_saved_with(tmp_path: Path) -> None:
+    model = frozen_model("llama", torch.float32)
+    with pytest.raises(RunFailed) as caught:
+        fit(PromptTuning(2), tmp_path / "run", model=model, callbacks=[Spoil(model)])
+    assert str(caught.value) == "weights of llama changed while a prompt was trained, so nothing was saved"
+    assert not (tmp_path / "run" / "prompt.json").exists()
+
+
+def test_a_run_is_learned_from_files_as_from_their_rows(tmp_path: Path) -> None:
+    lines = [
+        json.dumps({"split": split, "text": row.fields["text"], "label": row.label})
+        for split, some in (("train", rows()), ("test", (TextRow({"text": "a cat"}, "animal"),)))
+        for row in some
+    ]
+    (tmp_path / "small.jsonl").write_text("\n".join(lines))
+    from_file = fit_language(
+        tmp_path / "small.jsonl", PromptTuning(2), model_of("llama"), recipe=recipe_of(PromptTuning(2))
+    )
+    from_rows = fit(PromptTuning(2))
+    assert torch.equal(
+        from_file.prompted.prompt.sources.tensors()["lm.input"], from_rows.prompted.prompt.sources.tensors()["lm.input"]
+    )
