@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from mmprompt.backbones.language.model import FrozenLanguageModel
 from mmprompt.data.texts import TextData, TextRow
 from mmprompt.errors import UserError
-from mmprompt.methods.language_search import CoordinateSearch, Projection, WordSearch
+from mmprompt.methods.language_search import CoordinateSearch, Projection, Vocabulary, WordSearch, readable
 from mmprompt.methods.language_start import Start
 from mmprompt.predictors.language import LanguagePrompt, PromptedModel
 from mmprompt.predictors.language_file import load_language
@@ -24,7 +24,7 @@ from mmprompt.prompts.language.template import Template
 from mmprompt.prompts.language.verbalizer import Verbalizer
 from mmprompt.prompts.language.words import TokenIds, allowed_tokens, fill
 from mmprompt.tasks.language import LanguageProblem, LanguageTask, Objective
-from mmprompt.tasks.language_search import prepare, project, search_words
+from mmprompt.tasks.language_search import exchange, prepare, project, search_words
 from mmprompt.tasks.language_words import WordObjective, best_of, row_order
 from mmprompt.training.callbacks import Callback
 from mmprompt.training.log import read_log
@@ -262,6 +262,71 @@ def test_prompts_that_a_first_look_keeps_are_scored_on_all_rows(n_first: int) ->
     assert best_of(objective, ids, lowest, order, n_first) is None
 
 
+def test_the_best_that_is_not_read_back_in_every_row_is_passed_over() -> None:
+    objective = word_objective(word_model(), "{soft} {text} is {answer}")
+    ids = [(3, 4 + n % 15, 3 + n % 7) for n in range(10)]
+    scored = sorted((objective.score(some) for some in ids), key=lambda one: one.loss)
+    objective.reads_back = lambda some: some != scored[0].ids  # type: ignore[method-assign]
+    found = best_of(objective, ids, scored[-1], list(range(6)), 6)
+    assert found is not None
+    assert found.ids == scored[1].ids
+
+
+def test_words_that_merge_with_one_text_are_not_read_back() -> None:
+    model = frozen_model("llama")
+    ids = tuple(model.tokenizer("a sa", add_special_tokens=False)["input_ids"][1:])
+    rows = [TextRow({"text": text}, label) for text, label in (("a", "red"), ("d", "blue"), ("cat", "red"))]
+    prompt = LanguagePrompt(
+        Template.parse("a {soft}{text}: {answer}"),
+        LanguageSources({}),
+        Verbalizer({"blue": "blue", "red": "red"}),
+        len(ids),
+    )
+    objective = WordObjective(PromptedModel(model, prompt), rows, "choices")
+    assert objective.first_misread(ids) is None
+    assert objective.first_misread(ids, 1) is not None
+    assert not objective.reads_back(ids)
+
+
+def test_a_vocabulary_proposes_the_allowed_tokens_that_lower_the_loss_most() -> None:
+    allowed = torch.tensor([True, True, False, True, True])
+    vocabulary = Vocabulary(torch.eye(5), allowed)
+    gradient = torch.tensor([[0.5, -0.5, -9.0, 0.1, 0.2], [-2.0, -1.0, -9.0, 3.0, 0.0]])
+    assert vocabulary.proposals(gradient, (4, 0), 2).tolist() == [[1, 3], [1, 4]]
+    assert vocabulary.proposals(gradient, (2, 2), 9).tolist() == [[1, 3, 4], [0, 1, 4]]
+    near = torch.tensor([[0.1, 0.0, 9.0, 0.3, 0.2], [0.0, -1.0, 0.0, -2.0, 0.5]])
+    assert vocabulary.nearest(near, 2).tolist() == [[3, 4], [4, 0]]
+    assert vocabulary.nearest(1e4 * near, 9).tolist() == [[3, 4, 0, 1], [4, 0, 1, 3]]
+
+
+def test_words_that_are_not_read_back_give_way_to_the_next_nearest() -> None:
+    nearest = [[1, 2, 3], [4, 5], [6, 7]]
+
+    def first_misread(ids: TokenIds) -> int | None:
+        return 0 if ids[0] == 1 else 2 if ids[2] == 6 else None
+
+    assert readable(nearest, first_misread) == (2, 4, 7)
+    assert readable(nearest, lambda ids: 1) is None
+    assert readable([list(range(1000))], lambda ids: 0) is None
+
+
+def test_no_prompt_is_scored_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    scored: list[TokenIds] = []
+
+    def look(objective: Any, prompts: list[TokenIds], *rest: Any) -> None:
+        scored.extend(prompts)
+
+    search = CoordinateSearch(n_steps=6, n_candidates=9, top_k=5, patience=6)
+    setting = prepare(text_data(), word_model(), search, LanguageTask(), Start(), 2, 1)
+    monkeypatch.setattr("mmprompt.tasks.language_search.best_of", look)
+    steps = list(exchange(setting, search, 1))
+    assert len(steps) == 6
+    assert len(scored) == len(set(scored)) >= 10  # 2 places of 5 tokens, and not the same rows each time
+    assert setting.start.ids not in scored
+    for ids in scored:
+        assert sum(a != b for a, b in zip(ids, setting.start.ids, strict=True)) == 1
+
+
 def test_rows_take_turns_by_label() -> None:
     rows = [TextRow({"text": str(n)}, "abc"[n % 3] if n < 9 else "a") for n in range(12)]
     order = row_order(rows, generator(1))
@@ -455,7 +520,10 @@ def test_the_checkpoints_of_a_training_are_not_mixed_with_a_search(tmp_path: Pat
         ({"template": "{text} {answer}"}, "the template has no {soft}. Add it."),
         ({"start": Start(words="the cat"), "n_tokens": 9}, "n_tokens is 9, but the words to start from have "),
         ({"start": Start(words="a"), "template": "{soft*3} {text} {answer}"}, "but the template has no {soft}"),
-        ({"start": Start(words="hap"), "template": "{soft}{bos}py {answer}"}, "are not read back within the template"),
+        (
+            {"start": Start(words="sa"), "template": "a {soft}d {text} {answer}"},
+            "are not read back within the template",
+        ),
         ({"n_tokens": 0}, "n_tokens is 0, but it must be 1 or more"),
     ],
 )
