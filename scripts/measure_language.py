@@ -35,7 +35,7 @@ DATA = Path("examples/data")
 TASKS = ("emoji_kinds", "intent", "languages", "questions", "sentiment")
 SEEDS, SHOTS, N_SOFT = (1, 2, 3), 16, 20
 TEMPLATES = {"sentiment": "[[user]]{soft} {text:cut}\n[[assistant]]Sentiment: {answer}"}
-"""Where the best instruction is a chat, so is the template of the soft prompt; chosen on rows that are not test rows."""
+"""A soft prompt stands in a chat where the best instruction does; chosen on rows that are not test rows."""
 GAIN, MAX_SECONDS = 0.15, 300
 
 

@@ -44,7 +44,8 @@ class Start:
         if self.start not in get_args(StartKind):
             raise unknown_name("start", self.start, get_args(StartKind))
         if (self.start == "words" or self.words) and not self.words.strip():
-            raise bad_value("words", repr(self.words), "a start from words needs some", 'Use --words "Classify the text".')
+            advice = 'Use --words "Classify the text".'
+            raise bad_value("words", repr(self.words), "a start from words needs some", advice)
         if self.start == "prompt" and self.from_prompt is None:
             raise bad_value("from_prompt", None, "a start from a prompt needs one", "Use --from-prompt RUN.")
         if self.words and self.from_prompt is not None:

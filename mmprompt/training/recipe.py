@@ -119,7 +119,8 @@ class Recipe:
         given = [(limit, word, holds) for limit, word, holds in limits if limit is not None]
         if not is_number or not all(holds(limit) for limit, _, holds in given):
             expected = " and ".join(f"{word} {limit:g}" for limit, word, _ in given)
-            raise bad_value(name, value, f"it must be a number, {expected}", f"Leave {_flag(name)} out for the default.")
+            advice = f"Leave {_flag(name)} out for the default."
+            raise bad_value(name, value, f"it must be a number, {expected}", advice)
         object.__setattr__(self, name, float(value))
 
 
