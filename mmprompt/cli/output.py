@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -35,6 +35,13 @@ class Output:
     def say(self, text: str = "", style: str | None = None) -> None:
         """Write a line for people; names in it are never read as markup."""
         self.console.print(Text(text, style=style or ""))
+
+    def stream(self, pieces: Iterable[str]) -> None:
+        """Write a text for people as it comes, and end its line."""
+        for piece in pieces:
+            self.console.file.write(piece)
+            self.console.file.flush()
+        self.say()
 
     def table(self, headers: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> None:
         """Write aligned columns; those whose index is in `numbers` are set flush right."""

@@ -2,7 +2,7 @@
 
 `NAME.jsonl` holds an object a line: `label` (classification) or `answer` (generation), perhaps `split` and `task`;
 everything else is a field of text. `NAME.yaml` may give `template`, `verbalizer`, `instructions`, `licence`, `source`
-and `note`. What a template means is not known here, nor any tokenizer.
+and `note`. What a template means is not known here, nor any tokenizer. One small set is in the package: `somebody`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from mmprompt.data.strict_yaml import read_yaml, validate
 from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
 
 TEST_SHARE, VAL_SHARE = 0.3, 0.1
+FOLDER = Path(__file__).parents[1] / "assets" / "language"
+EMBEDDED = ("somebody",)
+"""The sets that are in the package."""
 
 _TARGETS = ("label", "answer")
 _KEYS = (*_TARGETS, "split", "task")
@@ -121,17 +124,30 @@ def load_texts(path: str | Path) -> TextData:
     stands in two of them stays in test, or else in train, and is taken out of the other; the notes say so.
 
     Args:
-        path: of the JSONL file.
+        path: of the JSONL file, or the name of an embedded set.
     Raises:
         UserError: a file cannot be read, a row or the card is bad (its line), or there is nothing to train or test on.
     """
-    path = Path(path)
+    path = find_texts(path)
     placed = _read_rows(path)
     parts, notes = _given_parts(placed) if placed[0].split is not None else _drawn_parts(placed)
     labels = tuple(sorted({item.row.label for item in placed if item.row.label is not None}))
     data = TextData(path.stem, parts["train"], parts["val"], parts["test"], labels, notes=notes)
     _check_parts(data, path)
     return _with_card(data, path.with_suffix(".yaml"))
+
+
+def find_texts(path: str | Path) -> Path:
+    """The file of an embedded set, or the path as given.
+
+    Raises:
+        UserError: it is neither a name nor a file.
+    """
+    if str(path) in EMBEDDED:
+        return FOLDER / f"{path}.jsonl"
+    if not Path(path).exists() and not Path(path).suffix:
+        raise unknown_name("set of texts or file", str(path), EMBEDDED, "Give the path of a JSONL file.")
+    return Path(path)
 
 
 def draw_shots(data: TextData, shots: int, seed: int) -> TextData:
