@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,11 @@ from mmprompt.tasks.language import LanguageTask, fit_language, verbalizer_of
 DATA = Path("examples/data")
 TASKS = ("emoji_kinds", "intent", "languages", "questions", "sentiment")
 SEEDS, SHOTS, N_SOFT = (1, 2, 3), 16, 20
-TEMPLATES = {"sentiment": "[[user]]{soft} {text:cut}\n[[assistant]]Sentiment: {answer}"}
-"""A soft prompt stands in a chat where the best instruction does; chosen on rows that are not test rows."""
+CHOSEN: dict[str, tuple[str, float]] = {
+    "languages": ('{soft} "{text:cut}" is written in {answer}', 0.01),
+    "sentiment": ("[[user]]{soft} {text:cut}\n[[assistant]]Sentiment: {answer}", 0.01),
+}
+"""Template and learning rate where others than the defaults did better on rows that are neither trained on nor tested."""
 GAIN, MAX_SECONDS = 0.15, 300
 
 
@@ -56,8 +60,10 @@ def instructions(model: FrozenLanguageModel, data: TextData) -> list[dict[str, A
 def train(model: FrozenLanguageModel, data: TextData, seed: int) -> dict[str, Any]:
     """One training and its answers on the test rows."""
     started, cpu_started = time.monotonic(), time.process_time()
-    task = LanguageTask(template=TEMPLATES.get(data.name))
-    result = fit_language(draw_shots(data, SHOTS, seed), PromptTuning(N_SOFT), model, task, seed=seed)
+    template, lr = CHOSEN.get(data.name, (None, PromptTuning.recipe.lr))
+    task, recipe = LanguageTask(template=template), replace(PromptTuning.recipe, lr=lr)
+    drawn = draw_shots(data, SHOTS, seed)
+    result = fit_language(drawn, PromptTuning(N_SOFT), model, task, recipe=recipe, seed=seed)
     seconds, cpu_seconds = time.monotonic() - started, time.process_time() - cpu_started
     return {
         "seed": seed,
