@@ -1,9 +1,10 @@
-"""Write the generated tasks of `examples/data/`: kinds and languages of emoji names, and dates.
+"""Write the generated tasks of `examples/data/`, kinds and languages of emoji names, and dates, and the embedded one.
 
     python scripts/make_language_data.py --work DIR          # fetches emojibase-data once with npm
     python scripts/make_language_data.py --work DIR --check  # compares with what is there
 
-The cards beside the files (`NAME.yaml`), `sentiment`, `intent` and `questions` are written by hand.
+The embedded task, `somebody`, is made of captions in the package. The cards beside the files (`NAME.yaml`) and the
+other tasks are written by hand.
 """
 
 import argparse
@@ -11,12 +12,15 @@ import datetime
 import json
 import random
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from openart.artwork import NAMES_PACKAGE, fetch, read_json
 
-OUT = Path(__file__).resolve().parents[1] / "examples" / "data"
+ROOT = Path(__file__).resolve().parents[1]
+OUT, EMBEDDED = ROOT / "examples" / "data", ROOT / "mmprompt" / "assets" / "language"
+SCENES = ROOT / "mmprompt" / "assets" / "scenes" / "openart-scenes.jsonl"
 SEED = 7
 Record = dict[str, str]
 
@@ -38,7 +42,12 @@ LANGUAGES = {"de": "German", "es": "Spanish", "fr": "French", "it": "Italian", "
 N_EMOJI = {"test": 60, "val": 15, "train": 125}
 MOST_WORDS = 2
 
+N_LANGUAGES = {"test": 40, "val": 6, "train": 24}  # names a language
+
 N_DATES = {"test": 200, "val": 40, "train": 240}
+SEASONS = {"winter": (12, 1, 2), "spring": (3, 4, 5), "summer": (6, 7, 8), "autumn": (9, 10, 11)}
+N_SEASONS = {"test": 60, "val": 6, "train": 24}  # dates a season
+N_SENTENCES = {"test": 100, "val": 20, "train": 120}  # a label
 
 
 def emoji_entries(folder: Path) -> Iterator[tuple[str, str, str]]:
@@ -95,6 +104,20 @@ def emoji_languages(folder: Path, rng: random.Random) -> list[Record]:
     return mixed(records, rng)
 
 
+def languages(names: Sequence[Record], rng: random.Random) -> list[Record]:
+    """In which language a name is; of the rows of `emoji_languages`, names of one language alone."""
+    spoken = Counter(text for text, _ in {(row["answer"].lower(), row["task"]) for row in names})
+    records = []
+    for code, language in LANGUAGES.items():
+        rows = [row for row in names if row["task"] == code and spoken[row["answer"].lower()] == 1]
+        held = rng.sample([row["answer"] for row in rows if row["split"] != "train"], N_LANGUAGES["test"])
+        n_more = N_LANGUAGES["train"] + N_LANGUAGES["val"]
+        others = rng.sample([row["answer"] for row in rows if row["split"] == "train"], n_more)
+        parts = {"test": held, "val": others[: N_LANGUAGES["val"]], "train": others[N_LANGUAGES["val"] :]}
+        records += [{"text": text, "label": language, "split": split} for split, some in parts.items() for text in some]
+    return mixed(records, rng)
+
+
 def is_short(names: Sequence[str]) -> bool:
     return all(len(name.split()) <= MOST_WORDS and ":" not in name for name in names)
 
@@ -111,6 +134,19 @@ def dates(rng: random.Random) -> list[Record]:
     return mixed(records, rng)
 
 
+def seasons(rng: random.Random) -> list[Record]:
+    """The season of a date, by its month, north of the equator."""
+    first, last = datetime.date(1850, 1, 1).toordinal(), datetime.date(2049, 12, 31).toordinal()
+    days = [datetime.date.fromordinal(day) for day in rng.sample(range(first, last + 1), 4000)]
+    records = []
+    for season, months in SEASONS.items():
+        own = iter([day for day in days if day.month in months])
+        for split, count in N_SEASONS.items():
+            for _ in range(count):
+                records.append({"text": rng.choice(spellings(next(own))), "label": season, "split": split})
+    return mixed(records, rng)
+
+
 def spellings(day: datetime.date) -> list[str]:
     ending = "th" if 10 < day.day < 14 else {1: "st", 2: "nd", 3: "rd"}.get(day.day % 10, "th")
     return [
@@ -121,6 +157,23 @@ def spellings(day: datetime.date) -> list[str]:
         f"{day:%A}, {day.day} {day:%B} {day.year}",
         f"{day:%a} {day:%b} {day.day}, {day.year}",
     ]
+
+
+def somebody(rng: random.Random) -> list[Record]:
+    """Sentences about scenes, and whether there is a person in them; no sentence is in two parts."""
+    with SCENES.open(encoding="utf-8") as file:
+        scenes = [scene for scene in map(json.loads, file) if scene["focus"] == ""]
+    records, taken = [], set()
+    for split, count in N_SENTENCES.items():
+        texts: dict[str, list[str]] = {"somebody": [], "nobody": []}
+        for scene in (scene for scene in scenes if scene["split"] == split):
+            for text in scene["captions"]:
+                if text not in taken:
+                    taken.add(text)
+                    texts["somebody" if "somebody" in text or "person" in text else "nobody"].append(text)
+        for label, some in texts.items():
+            records += [{"text": text, "label": label, "split": split} for text in rng.sample(some, count)]
+    return mixed(records, rng)
 
 
 def mixed(records: list[Record], rng: random.Random) -> list[Record]:
@@ -135,14 +188,18 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing, fail where a file differs")
     args = parser.parse_args()
     folder = fetch(*NAMES_PACKAGE, args.work) / "package"
+    names = emoji_languages(folder, random.Random(SEED))
     tasks = {
-        "emoji_kinds": emoji_kinds(folder, random.Random(SEED)),
-        "emoji_languages": emoji_languages(folder, random.Random(SEED)),
-        "dates": dates(random.Random(SEED)),
+        OUT / "emoji_kinds.jsonl": emoji_kinds(folder, random.Random(SEED)),
+        OUT / "emoji_languages.jsonl": names,
+        OUT / "languages.jsonl": languages(names, random.Random(SEED)),
+        OUT / "dates.jsonl": dates(random.Random(SEED)),
+        OUT / "seasons.jsonl": seasons(random.Random(SEED)),
+        EMBEDDED / "somebody.jsonl": somebody(random.Random(SEED)),
     }
     differing = []
-    for name, records in tasks.items():
-        path = OUT / f"{name}.jsonl"
+    for path, records in tasks.items():
+        name = path.stem
         text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         if not args.check:
             path.write_text(text, encoding="utf-8")

@@ -33,13 +33,13 @@ from mmprompt.prompts.language.template import Template
 from mmprompt.tasks.language import LanguageTask, fit_language, verbalizer_of
 
 DATA = Path("examples/data")
-TASKS = ("emoji_kinds", "intent", "languages", "questions", "sentiment")
+TASKS = ("emoji_kinds", "intent", "seasons", "languages", "questions", "sentiment")
 SEEDS, SHOTS, N_SOFT = (1, 2, 3), 16, 20
 CHOSEN: dict[str, tuple[str, float]] = {
     "languages": ('{soft} "{text:cut}" is written in {answer}', 0.01),
     "sentiment": ("[[user]]{soft} {text:cut}\n[[assistant]]Sentiment: {answer}", 0.01),
 }
-"""Template and learning rate where others than the defaults did better on rows that are neither trained on nor tested."""
+"""Template and learning rate where others than the defaults did better on rows neither trained on nor tested."""
 GAIN, MAX_SECONDS = 0.15, 300
 
 
