@@ -149,6 +149,9 @@ class FrozenLanguageModel:
         """
         self.check_vectors(vectors)
         self._check_room(vectors, questions)
+        for given in vectors.values():
+            is_each = given.values.dim() == 2 or given.values.shape[0] == len(questions)
+            assert is_each, "vectors are given for all questions, or for each"
         soft = vectors[LM_INPUT].values if LM_INPUT in vectors else None
         learned = keys_values(vectors, self.kv_shape, self.dtype)
         if is_recomputed:
@@ -176,7 +179,7 @@ class FrozenLanguageModel:
     def _read_start(
         self, reader: CausalReader, soft: Tensor | None, learned: KeyValues, slots: Sequence[int]
     ) -> Memory:
-        memory = Memory(learned, n_read=learned[0][0].shape[2]) if learned else Memory()
+        memory = memory_of(learned)
         if not slots:
             return memory
         return reader.run(memory, reader.embed_slots(torch.tensor([list(slots)], device=self.device), soft))[1]

@@ -37,7 +37,8 @@ def check_vectors(name: str, reader: Reader, vectors: Mapping[Site, Vectors]) ->
         reader: what it takes.
         vectors: by site.
     Raises:
-        UserError: a site it does not have, another width, or more vectors than there is room for.
+        UserError: a site it does not have, another width, more vectors than there is room for, or keys and values for
+            some blocks alone.
     """
     n_slots = 0
     for site, given in vectors.items():
@@ -53,6 +54,12 @@ def check_vectors(name: str, reader: Reader, vectors: Mapping[Site, Vectors]) ->
         raise UserError(
             f"the prompt takes {n_slots} slots, but {name} has {reader.budget} for prompt and text together. "
             "Use fewer vectors."
+        )
+    sizes = sorted({given.n_vectors for site, given in vectors.items() if site.tower == "lm.kv"})
+    if len(sizes) > 1:
+        raise UserError(
+            f"blocks were given {sizes[0]} to {sizes[-1]} keys and values, but all take equally many. "
+            "Give as many to every block."
         )
     layers = {site.layer for site in vectors if site.tower == "lm.kv"}
     if layers and reader.kv_shape is not None and layers != set(range(reader.kv_shape[0])):

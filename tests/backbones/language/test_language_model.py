@@ -157,6 +157,13 @@ def test_every_row_may_have_vectors_of_its_own(kind: str, form: str) -> None:
     assert distance(gradients(found, leaves), gradients(expected, leaves)) < tolerance
 
 
+def test_vectors_are_given_for_all_questions_or_for_each() -> None:
+    question = Question((-1, 5), ((6,),))
+    for n_rows in (1, 3):
+        with pytest.raises(AssertionError, match="for all questions, or for each"):
+            model_of("llama").predict({LM_INPUT: ones(n_rows, 2, 32)}, [question] * 2)
+
+
 SLOTS = st.lists(st.sampled_from([-1, -2, 5, 6]), min_size=1, max_size=5).map(tuple)
 ANSWERS = st.lists(st.lists(st.sampled_from([5, 6, 7]), min_size=1, max_size=3).map(tuple), min_size=1, max_size=3)
 ANY_QUESTIONS = st.lists(st.builds(Question, SLOTS, ANSWERS.map(tuple)), min_size=1, max_size=4)
@@ -352,6 +359,9 @@ def test_vectors_that_do_not_fit_are_refused_in_a_line() -> None:
     )
     assert refusal(model, {Site("lm.kv", 0): ones(3, 32)}, question) == (
         "keys and values were given for 1 blocks, but llama has 2. Give them for every block."
+    )
+    assert refusal(model, {Site("lm.kv", 0): ones(3, 32), Site("lm.kv", 1): ones(5, 32)}, question) == (
+        "blocks were given 3 to 5 keys and values, but all take equally many. Give as many to every block."
     )
     assert refusal(model, {LM_INPUT: ones(48, 32)}, question) == (
         "the prompt takes 48 slots, but llama has 48 for prompt and text together. Use fewer vectors."
