@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from make_language_data import SEED, dates
+from make_language_data import EMBEDDED, SEED, dates, somebody
 from mmprompt.data.strict_yaml import read_yaml
 from mmprompt.data.texts import load_texts
 
 FOLDER = Path(__file__).parents[1] / "examples" / "data"
 PATHS = sorted(FOLDER.glob("*.jsonl"))
-LABELS = {"sentiment": 2, "intent": 8, "questions": 6, "emoji_kinds": 6}
+LABELS = {"sentiment": 2, "intent": 8, "questions": 6, "emoji_kinds": 6, "languages": 6, "seasons": 4}
 NEAR = 0.75  # shared words of all words of two sentences
 
 
@@ -23,7 +23,7 @@ def named(path):
 
 def test_every_task_has_a_card_and_every_card_a_task():
     assert {path.stem for path in FOLDER.glob("*.yaml")} == {path.stem for path in PATHS}
-    assert len(PATHS) == 6
+    assert len(PATHS) == 8
 
 
 @pytest.mark.parametrize("path", PATHS, ids=named)
@@ -73,6 +73,16 @@ def test_every_emoji_has_its_name_in_every_language():
     for split in ("train", "val", "test"):
         pairs = [(row.fields["text"], row.task) for row in data.rows(split)]
         assert len(set(pairs)) == len(pairs) == len(languages) * len({name for name, _ in pairs})
+
+
+def test_the_embedded_task_is_what_the_script_writes_and_balanced():
+    lines = [json.loads(line) for line in (EMBEDDED / "somebody.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert lines == somebody(random.Random(SEED))
+    data = load_texts("somebody")
+    assert data.notes == ()
+    assert Counter(row.label for row in data.test) == {"somebody": 100, "nobody": 100}
+    assert len(data.instructions) == 3
+    assert set(data.verbalizer) == set(data.labels)
 
 
 def test_the_file_of_dates_is_what_the_script_writes():
