@@ -53,8 +53,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
     output = Output(settings.json)
     data = read_rows(output, settings.data or own_data(settings.prompt, prog), None, 1)
     data.rows(settings.split)
-    prompts = settings.loading.prompts(settings.prompt, settings.model) if settings.prompt else []
-    model = prompts[0].model if prompts else settings.loading.model(settings.model or "tiny")
+    model, prompts = settings.loading.model_and_prompts(settings.prompt, settings.model)
     names = [str(folder) for folder in settings.prompt]
     for prompted in prompts:
         say_of_words(output, prompted)

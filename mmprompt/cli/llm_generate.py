@@ -107,7 +107,7 @@ def read_prompt(settings: Settings) -> PromptedModel:
         UserError: it cannot be had.
     """
     if settings.prompt is not None:
-        return settings.loading.prompts([settings.prompt], settings.model)[0]
+        return settings.loading.model_and_prompts([settings.prompt], settings.model)[1][0]
     template = Template.parse(settings.template or PLAIN)
     if template.groups:
         expected = "there are no vectors for its {soft}"

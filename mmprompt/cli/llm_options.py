@@ -42,18 +42,21 @@ class Loading:
         """
         return load_language_model(name, self.device, trust_remote_code=self.trust_remote_code)
 
-    def prompts(self, folders: Sequence[Path], model: str | None) -> list[PromptedModel]:
-        """The prompts of some run folders, on one model.
+    def model_and_prompts(
+        self, folders: Sequence[Path], model: str | None
+    ) -> tuple[FrozenLanguageModel, list[PromptedModel]]:
+        """A model, and the prompts of some run folders on it.
 
         Args:
-            folders: one or more.
-            model: its name, if it is not the one that the first prompt names.
+            folders: perhaps none.
+            model: its name, if it is not the one that the first prompt names; `tiny` without any.
         Raises:
             UserError: one is no prompt of a language model, or of another model.
         """
         headers = [read_language_header(folder) for folder in folders]
-        loaded = self.model(model or headers[0]["backbone"]["name"])
-        return [load_language(folder, loaded) for folder in folders]
+        names = [model, *(header["backbone"]["name"] for header in headers), "tiny"]
+        loaded = self.model(next(name for name in names if name is not None))
+        return loaded, [load_language(folder, loaded) for folder in folders]
 
 
 def read_rows(output: Output, name: str, shots: int | None, seed: int) -> TextData:
