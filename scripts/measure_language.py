@@ -96,14 +96,17 @@ def summary(task: dict[str, Any]) -> dict[str, Any]:
 
 def table(tasks: dict[str, Any]) -> str:
     """The gate as Markdown."""
-    lines = ["| task | best of three instructions | soft prompt | gain | CPU seconds a fit |", "|---|---|---|---|---|"]
+    lines = [
+        "| task | best of three instructions | soft prompt | gain | seeds | CPU seconds |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, task in tasks.items():
         found = task["summary"]
         low, high = (100 * value for value in found["interval"])
         lines.append(
             f"| {name} ({found['n_test']}) | {100 * found['best_instruction']:.1f} | "
-            f"**{100 * found['soft_prompt']:.1f}** ± {100 * found['std']:.1f} | {100 * found['gain']:+.1f} "
-            f"({low:+.1f} to {high:+.1f}) | {found['cpu_seconds']:.0f} |"
+            f"**{100 * found['soft_prompt']:.1f}** | {100 * found['gain']:+.1f} ({low:+.1f} to {high:+.1f}) | "
+            f"{len(task['runs'])} | {found['cpu_seconds']:.0f} |"
         )
     return "\n".join(lines)
 
