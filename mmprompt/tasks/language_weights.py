@@ -123,6 +123,7 @@ def fit_weights(
     refuse_changed(model)
     n_trained = sum(weight.numel() for weight in module.parameters() if weight.requires_grad)
     module.requires_grad_(False)
+    tuned.finish()
     if folder is not None:
         save(prompted, tuned, model, folder, has_prompt=method is not None)
     return WeightsResult(prompted, tuned, history, n_trained, folder)

@@ -76,6 +76,11 @@ class TunedModel:
         """What learns as a module of its own, for the loop."""
         return nn.ParameterDict({name.replace(".", "/"): weight for name, weight in self.weights.items()})
 
+    def finish(self) -> None:
+        """No weight learns any more, and the copy is known by what they are now."""
+        self.model.lm.requires_grad_(False)
+        self.model.fingerprint = self.model.compute_fingerprint()
+
     def tensors(self) -> dict[str, Tensor]:
         """What learned, by name."""
         return {name: weight.detach() for name, weight in self.weights.items()}
@@ -193,7 +198,7 @@ def read_lora(folder: Path, model: FrozenLanguageModel) -> TunedModel:
     with torch.no_grad():
         for name, weight in named.items():
             weight.copy_(state[name])
-    tuned.model.lm.requires_grad_(False)
+    tuned.finish()
     return tuned
 
 
