@@ -40,7 +40,7 @@ OTHER_CAUSAL = ("bloom", "gemma", "gemma2", "gpt_neo", "gpt_neox", "mistral", "o
 every second block, gpt_neo too, mistral), with bounded logits (gemma2), with embeddings narrower than the blocks
 (opt_narrow), with normed queries and keys (qwen3)."""
 ENCODED = ("bart", "t5")
-WINDOW = 4
+WINDOW = 8
 FRAMES = {
     "llama": "<s> $A",
     "opt": "<s> $A",
