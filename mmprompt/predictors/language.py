@@ -135,12 +135,7 @@ class PromptedModel:
 
     def classify(self, rows: Sequence[TextRow]) -> list[LabelPrediction]:
         """The label of each row."""
-        labels = self.verbalizer.labels
-        found = []
-        for scores in self.label_log_probs(rows).exp().tolist():
-            probabilities = dict(zip(labels, scores, strict=True))
-            found.append(LabelPrediction(max(labels, key=lambda label: probabilities[label]), probabilities))
-        return found
+        return label_predictions(self.verbalizer.labels, self.label_log_probs(rows))
 
     @property
     def verbalizer(self) -> Verbalizer:
@@ -152,6 +147,15 @@ class PromptedModel:
         if self.prompt.verbalizer is None:
             raise UserError("this prompt generates text and has no labels to tell apart. Use generate.")
         return self.prompt.verbalizer
+
+
+def label_predictions(labels: Sequence[str], log_probs: Tensor) -> list[LabelPrediction]:
+    """What log-probabilities [N, C] of C labels come to."""
+    found = []
+    for scores in log_probs.exp().tolist():
+        probabilities = dict(zip(labels, scores, strict=True))
+        found.append(LabelPrediction(max(labels, key=lambda label: probabilities[label]), probabilities))
+    return found
 
 
 def refuse_mismatch(bound: BoundTemplate, vectors: Mapping[Site, Vectors]) -> None:
