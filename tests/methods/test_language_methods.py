@@ -146,6 +146,14 @@ def test_tasks_start_alike_and_go_their_own_ways(rank: int) -> None:
     assert (one - two).abs().max() > 1e-4
 
 
+def test_a_task_learns_a_matrix_of_its_whole_rank() -> None:
+    sources, _ = sources_of(MultitaskPrompt(3, rank=3))
+    for _ in range(2):
+        step(sources, model_of("llama"), "one")
+    assert torch.linalg.matrix_rank(sources.columns[0] @ sources.rows[0]) == 3
+    assert torch.linalg.matrix_rank(sources.columns[1] @ sources.rows[1]) == 1, "the other has learned nothing"
+
+
 def test_tasks_that_are_not_named_are_refused() -> None:
     with pytest.raises(UserError) as caught:
         MultitaskPrompt(3).sources(model_of("llama"), torch.zeros(3, 32), ())

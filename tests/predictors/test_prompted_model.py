@@ -115,7 +115,15 @@ def test_words_of_single_tokens_are_scored_among_themselves_alone() -> None:
     single = prompted_of("{soft} {text}\n{answer}", verbalizer=Verbalizer({"one": "x", "other": "z"}))
     assert single.words is not None
     assert single.words.tolist() == [ids[0] for ids in single.answers]
-    assert prompted_of(verbalizer=Verbalizer(WORDS)).words is None
+    several = prompted_of(verbalizer=Verbalizer(WORDS))
+    assert several.words is None
+    n_headed = []
+    hook = model_of("llama").lm.lm_head.register_forward_pre_hook(lambda _, args: n_headed.append(len(args[0])))
+    single.classify(ROWS)
+    assert n_headed == [], "no logits of the whole vocabulary"
+    several.classify(ROWS)
+    hook.remove()
+    assert len(n_headed) == 1
     assert prompted_of().words is None
 
 

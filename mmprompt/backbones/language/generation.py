@@ -19,7 +19,7 @@ from mmprompt.backbones.language.memory import KeyValues, Memory
 from mmprompt.backbones.language.model import FrozenLanguageModel, SiteVectors
 from mmprompt.backbones.language.reader import window_of
 from mmprompt.backbones.language.vectors import LM_INPUT, keys_values
-from mmprompt.errors import bad_value
+from mmprompt.errors import UserError, bad_value
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,14 @@ def generate(
         jobs: texts, each with its own prompt; of any lengths.
         settings: how answers are searched.
         streamer: transformers' own kind, for one text.
+    Raises:
+        UserError: buffers of one size were asked for, but an encoder reads the texts.
     """
+    if settings.static_cache and model.is_encoder_decoder:
+        raise UserError(
+            f"{model.name} reads texts in its encoder, and its decoder keeps no buffers of one size. "
+            "Generate without a static cache."
+        )
     found: dict[int, tuple[int, ...]] = {}
     for rows in batches_of(model, jobs, settings.max_tokens):
         inputs, n_given = decoder_inputs(model, [jobs[row] for row in rows], settings)

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers.cache_utils import StaticCache
 
-from mmprompt.backbones.language.generation import Generation, Job, generate, job_of
+from mmprompt.backbones.language.generation import Generation, Job, decoder_inputs, generate, job_of
 from mmprompt.backbones.language.model import FrozenLanguageModel
 from mmprompt.backbones.sites import Site, Vectors
 from mmprompt.errors import UserError
-from tests.language_models import CAUSAL, ENCODED, OTHER_CAUSAL, frozen_model
+from tests.language_models import CAUSAL, ENCODED, OTHER_CAUSAL, WINDOW, frozen_model
 from tests.reference import plain_language
 
 DECODERS = (*CAUSAL, *OTHER_CAUSAL)
@@ -90,17 +91,31 @@ def test_a_prompt_that_was_read_before_gives_the_same(kind: str) -> None:
     assert generate(model, jobs, SIX) == expected
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral", "gemma2", "opt", "t5"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral", "gemma2", "opt"])
 def test_buffers_of_one_size_give_the_same(kind: str) -> None:
     model = model_of(kind)
     given = [vectors_of(model, n_soft, n_kv, 7 * n) for n, (_, n_soft, n_kv) in enumerate(MIXED)]
     jobs = [job_of(model, as_sites(some), slots) for (slots, _, _), some in zip(MIXED, given, strict=True)]
     assert generate(model, jobs, Generation(6, static_cache=True)) == generate(model, jobs, SIX)
     assert generate(model, jobs[:3], Generation(6, static_cache=True)) == generate(model, jobs[:3], SIX)
+    inputs, _ = decoder_inputs(model, jobs, Generation(6, static_cache=True))
+    (buffers,) = (value for value in inputs.values() if isinstance(value, StaticCache))
+    n_slots = max(layer.max_cache_len for layer in buffers.layers)
+    assert n_slots == (WINDOW if kind == "mistral" else 3 + 8 + 6)
 
 
-@pytest.mark.parametrize("static_cache", [False, True])
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "bloom", "t5"])
+def test_behind_an_encoder_there_are_no_buffers_of_one_size() -> None:
+    with pytest.raises(UserError) as caught:
+        generate(model_of("t5"), [job_of(model_of("t5"), {}, (5, 6))], Generation(static_cache=True))
+    assert str(caught.value) == (
+        "t5 reads texts in its encoder, and its decoder keeps no buffers of one size. Generate without a static cache."
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "static_cache"),
+    [("llama", False), ("llama", True), ("gpt2", False), ("gpt2", True), ("bloom", False), ("t5", False)],
+)
 def test_beams_are_the_model_s_own(kind: str, static_cache: bool) -> None:
     model = model_of(kind)
     settings = Generation(max_tokens=5, n_beams=3, static_cache=static_cache)

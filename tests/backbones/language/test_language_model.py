@@ -366,6 +366,8 @@ def test_vectors_that_do_not_fit_are_refused_in_a_line() -> None:
     assert refusal(model, {LM_INPUT: ones(48, 32)}, question) == (
         "the prompt takes 48 slots, but llama has 48 for prompt and text together. Use fewer vectors."
     )
+    many = {Site("lm.kv", layer): ones(30, 32) for layer in range(2)} | {LM_INPUT: ones(20, 32)}
+    assert refusal(model, many, question).startswith("the prompt takes 50 slots, but llama has 48")
 
 
 def test_keys_and_values_are_refused_where_a_decoder_takes_none() -> None:
