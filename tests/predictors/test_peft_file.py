@@ -1,46 +1,38 @@
-"""Prompts in PEFT's files, both ways, against the installed PEFT: the same logits, tokens, loss and gradient."""
+"""Prompts that PEFT wrote, against the installed PEFT: the same logits, tokens, loss and gradient."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import peft
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mmprompt.backbones.language.generation import Generation, before_end, generate
 from mmprompt.backbones.language.model import FrozenLanguageModel
-from mmprompt.backbones.language.packing import Question
-from mmprompt.backbones.language.vectors import LM_INPUT
-from mmprompt.data.texts import TextRow
-from mmprompt.predictors.language import PromptedModel
-from mmprompt.predictors.language_generation import jobs_of
 from mmprompt.predictors.peft_file import load_peft
 from tests.language_models import CAUSAL, ENCODED, frozen_model
+from tests.peft_models import (
+    ANSWER,
+    CONFIGS,
+    TEXTS,
+    TOLERANCE,
+    N,
+    again,
+    close,
+    our_logits,
+    our_tokens,
+    peft_generates,
+    peft_logits,
+    peft_model,
+    same_as_peft,
+    saved,
+    tolerance_of,
+)
 
-N = 3
-TEXTS = ("a red car", "the happy dog", "a photo of the blue house")
-CONFIGS: dict[str, Any] = {
-    "prompt": lambda **more: peft.PromptTuningConfig(num_virtual_tokens=N, **more),
-    "mlp": lambda **more: peft.PromptEncoderConfig(num_virtual_tokens=N, encoder_hidden_size=16, **more),
-    "lstm": lambda **more: peft.PromptEncoderConfig(
-        num_virtual_tokens=N, encoder_hidden_size=16, encoder_reparameterization_type="LSTM", **more
-    ),
-    "prefix": lambda **more: peft.PrefixTuningConfig(num_virtual_tokens=N, **more),
-    "projected": lambda **more: peft.PrefixTuningConfig(
-        num_virtual_tokens=N, prefix_projection=True, encoder_hidden_size=16, **more
-    ),
-    "multitask": lambda **more: peft.MultitaskPromptTuningConfig(
-        num_virtual_tokens=N, num_tasks=2, num_ranks=2, **more
-    ),
-}
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
+pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT warns of what it does itself
 
 
 @pytest.fixture(scope="module", params=[*CAUSAL, *ENCODED])
@@ -51,99 +43,6 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def model(kind: str) -> FrozenLanguageModel:
     return frozen_model(kind)
-
-
-@pytest.fixture(autouse=True)
-def quiet_peft() -> Iterator[None]:
-    """PEFT warns of what it does itself."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def peft_model(model: FrozenLanguageModel, name: str, **more: Any) -> Any:
-    """PEFT's model with a random prompt large enough to matter; the frozen weights are shared with ours."""
-    task_type = "SEQ_2_SEQ_LM" if model.is_encoder_decoder else "CAUSAL_LM"
-    torch.manual_seed(5)
-    built = peft.get_peft_model(model.lm, CONFIGS[name](task_type=task_type, **more)).eval()
-    for parameter in built.prompt_encoder.parameters():
-        parameter.data += 0.3 * torch.randn_like(parameter)
-    return built
-
-
-def saved(built: Any, folder: Path) -> Path:
-    built.save_pretrained(folder)
-    return folder
-
-
-def again(model: FrozenLanguageModel, folder: Path) -> Any:
-    return peft.PeftModel.from_pretrained(model.lm, folder).eval()
-
-
-def close(found: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
-    torch.testing.assert_close(found, expected.to(found.dtype), rtol=tolerance, atol=tolerance)
-
-
-def tolerance_of(name: str, model: FrozenLanguageModel) -> float:
-    """PEFT multiplies the factors of a task in float32, in another order than one task alone is."""
-    return 1e-5 if name == "multitask" else TOLERANCE[model.dtype]
-
-
-def tokens_of(model: FrozenLanguageModel, text: str) -> list[int]:
-    return model.tokenizer(text)["input_ids"]
-
-
-ANSWER = (5, 40, 7)
-
-
-def peft_logits(model: FrozenLanguageModel, built: Any, ids: Sequence[int], **more: Any) -> Tensor:
-    """[3, V], what PEFT predicts at the three tokens of an answer."""
-    read = ids if model.is_encoder_decoder else [*ids, *ANSWER[:-1]]
-    given = {"labels": torch.tensor([ANSWER])} if model.is_encoder_decoder else {}
-    inputs = {"input_ids": torch.tensor([read]), "attention_mask": torch.ones(1, len(read))}
-    return built(**inputs, **given, **more).logits[0, -len(ANSWER) :]
-
-
-def our_logits(prompted: PromptedModel, slots: Sequence[int], task: str = "") -> Tensor:
-    """The same, of slots; what an encoder's text ends with is put there by the model's reader."""
-    predicted = prompted.model.predict(prompted.prompt.sources.vectors_of(task), [Question(tuple(slots), (ANSWER,))])
-    return predicted.logits[predicted.at]
-
-
-def peft_tokens(model: FrozenLanguageModel, built: Any, ids: Sequence[int], **more: Any) -> tuple[int, ...]:
-    """What PEFT writes, greedily, token by token by its own forward: what its `generate` (0.21.2) says under
-    transformers 5.24 is something else.
-    """
-    found: list[int] = []
-    while len(found) < 8 and model.end_id not in found:
-        read = torch.tensor([[*ids] if model.is_encoder_decoder else [*ids, *found]])
-        given = {"labels": torch.tensor([[*found, 5]])} if model.is_encoder_decoder else {}  # the last is not read
-        logits = built(input_ids=read, attention_mask=torch.ones(read.shape), **given, **more).logits[0, -1]
-        if not found:
-            logits[model.end_id] = -torch.inf  # one token at least
-        found.append(int(logits.argmax()))
-    return before_end(found, model.end_id)
-
-
-def our_tokens(prompted: PromptedModel, text: str, task: str = "") -> tuple[int, ...]:
-    jobs = jobs_of([prompted], [TextRow({"text": text}, task=task)], 8)
-    return generate(prompted.model, jobs, Generation(max_tokens=8))[0]
-
-
-def same_as_peft(prompted: PromptedModel, built: Any, tolerance: float) -> None:
-    """The same logits and greedy tokens for the texts, as the tokenizer frames them."""
-    model = prompted.model
-    for task in prompted.prompt.sources.tasks or ("",):
-        number = prompted.prompt.sources.tasks.index(task) if task else 0
-        more = {"task_ids": torch.tensor([number])} if task else {}
-        for text in TEXTS:
-            ids = model.tokenizer(text)["input_ids"]
-            slots = prompted.question({"text": text}, (ANSWER,)).slots
-            close(our_logits(prompted, slots, task), peft_logits(model, built, ids, **more), tolerance)
-            assert our_tokens(prompted, text, task) == peft_tokens(model, built, ids, **more)
-
-
-# --- from PEFT
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -192,14 +91,14 @@ def test_vectors_stand_once_or_twice_in_the_file(model: FrozenLanguageModel, nam
 
 @pytest.mark.parametrize("kind", ["t5"], indirect=True)
 @torch.no_grad()
-def test_of_several_tasks_behind_an_encoder_it_is_said_which_half_is_read(
+def test_of_several_tasks_behind_an_encoder_the_half_that_generates_is_read(
     model: FrozenLanguageModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    built = peft_model(model, "multitask")
-    prompted = load_peft(saved(built, tmp_path), model)
+    built = again(model, saved(peft_model(model, "multitask"), tmp_path))
+    prompted = load_peft(tmp_path, model)
     assert "generates without them" in caplog.text
-    whole = built.prompt_encoder["default"].embedding.weight
-    close(prompted.prompt.sources.vectors()[LM_INPUT].values, whole[:N])
+    ids = model.tokenizer(TEXTS[0])["input_ids"]
+    assert our_tokens(prompted, TEXTS[0], "1") == peft_generates(model, built, ids, task_ids=torch.tensor([1]))
 
 
 @pytest.mark.parametrize("kind", ["t5"], indirect=True)
@@ -230,6 +129,7 @@ def test_loss_and_gradient_of_a_step_are_pefts(model: FrozenLanguageModel, name:
     built = peft_model(model, name, **more)
     prompted = load_peft(saved(built, tmp_path), model)
     built.prompt_encoder.double()
+    tolerance = 1e-6 if "RMSNorm" in str(model.lm) else 1e-10  # such norms are computed in float32
     sources = prompted.prompt.sources.double().requires_grad_(True)
     task = "1" if name == "multitask" else ""
     answers = (ANSWER, (6,), (80, 8))
@@ -241,20 +141,20 @@ def test_loss_and_gradient_of_a_step_are_pefts(model: FrozenLanguageModel, name:
     questions = [prompted.question({"text": t}, (a,)) for t, a in zip(TEXTS, answers, strict=True)]
     loss = -model.predict(sources.vectors_of(task), questions).token_log_probs().mean()
     loss.backward()
-    close(loss, expected, 1e-6)  # norms are single precision
+    close(loss, expected, tolerance)
     close(loss, out.loss, 1e-5)  # PEFT's own, which transformers computes in float32
     theirs = {n.removeprefix("default."): p.grad for n, p in built.prompt_encoder.named_parameters()}
     if name == "prefix" and model.is_encoder_decoder:  # two blocks share what PEFT has for one
         own = sum(source.values.grad for source in sources.sources)
-        close(own, theirs["embedding.weight"][:, : own.shape[1]], 1e-6)  # norms are single precision
+        close(own, theirs["embedding.weight"][:, : own.shape[1]], tolerance)
         assert not theirs["embedding.weight"][:, own.shape[1] :].any()
     else:
         own = torch.cat([source.values.grad for source in sources.sources], dim=1)
-        close(own, theirs["embedding.weight"][:N], 1e-6)  # norms are single precision
+        close(own, theirs["embedding.weight"][:N], tolerance)
         assert not theirs["embedding.weight"][N:].any()
     if task:
-        close(sources.columns.grad, theirs["prefix_task_cols"], 1e-6)  # norms are single precision
-        close(sources.rows.grad, theirs["prefix_task_rows"], 1e-6)  # norms are single precision
+        close(sources.columns.grad, theirs["prefix_task_cols"], tolerance)
+        close(sources.rows.grad, theirs["prefix_task_rows"], tolerance)
 
 
 def right_padded(
@@ -280,3 +180,14 @@ def shifted(model: FrozenLanguageModel, logits: Tensor, labels: Tensor) -> tuple
     if not model.is_encoder_decoder:
         logits, labels = logits[:, -labels.shape[1] : -1], labels[:, 1:]
     return logits.flatten(0, 1), labels.flatten()
+
+
+@pytest.mark.parametrize("kind", ["llama"], indirect=True)
+def test_a_template_that_puts_vectors_elsewhere_than_peft_is_warned_of(
+    model: FrozenLanguageModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved(peft_model(model, "prompt"), tmp_path)
+    load_peft(tmp_path, model, "{soft}{bos}{text} {answer}")
+    assert not caplog.records
+    load_peft(tmp_path, model, "{soft} {text} {answer}")
+    assert "PEFT puts its vectors before everything" in caplog.text
