@@ -20,7 +20,7 @@ from mmprompt.backbones.language.model import shared_start
 from mmprompt.backbones.language.packing import Question
 from mmprompt.data.texts import TextRow
 from mmprompt.errors import UserError
-from mmprompt.predictors.language import BATCH, PromptedModel
+from mmprompt.predictors.language import PromptedModel
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,11 @@ def generate_texts(
         )
     if len({id(one.model) for one in each}) > 1:
         raise UserError("the prompts are of several models, but one batch has one model. Load them on the same model.")
-    found: list[Generated] = []
-    for start in range(0, len(rows), BATCH):
-        jobs = jobs_of(each[start : start + BATCH], rows[start : start + BATCH], settings.max_tokens)
-        model = each[start].model
-        found += [generated(model, ids, settings) for ids in generate(model, jobs, settings)]
-    return found
+    if not rows:
+        return []
+    model = each[0].model
+    jobs = jobs_of(each, rows, settings.max_tokens)
+    return [generated(model, ids, settings) for ids in generate(model, jobs, settings)]
 
 
 def generated(model: Any, ids: tuple[int, ...], settings: Generation) -> Generated:

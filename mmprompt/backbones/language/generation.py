@@ -21,6 +21,9 @@ from mmprompt.backbones.language.reader import window_of
 from mmprompt.backbones.language.vectors import LM_INPUT, keys_values
 from mmprompt.errors import UserError, bad_value
 
+BATCH = 32
+"""Texts that are gone on from at once."""
+
 
 @dataclass(frozen=True)
 class Generation:
@@ -109,7 +112,7 @@ def generate(
 
     Args:
         model: the frozen model.
-        jobs: texts, each with its own prompt; of any lengths.
+        jobs: one or more texts, each with its own prompt; of any lengths.
         settings: how answers are searched.
         streamer: transformers' own kind, for one text.
     Raises:
@@ -121,26 +124,28 @@ def generate(
             "Generate without a static cache."
         )
     found: dict[int, tuple[int, ...]] = {}
-    for rows in batches_of(model, jobs, settings.max_tokens):
-        inputs, n_given = decoder_inputs(model, [jobs[row] for row in rows], settings)
-        arguments = settings.arguments() | {"pad_token_id": model.pad_id, "eos_token_id": model.end_id}
-        with torch.random.fork_rng(devices=[] if model.device.type == "cpu" else [model.device]):
-            torch.manual_seed(settings.seed)
+    arguments = settings.arguments() | {"pad_token_id": model.pad_id, "eos_token_id": model.end_id}
+    with torch.random.fork_rng(devices=[] if model.device.type == "cpu" else [model.device]):
+        torch.manual_seed(settings.seed)  # once, or equal texts in two batches would get equal samples
+        for rows in batches_of(model, jobs, settings.max_tokens):
+            inputs, n_given = decoder_inputs(model, [jobs[row] for row in rows], settings)
             tokens = model.lm.generate(**inputs, **arguments, use_cache=True, streamer=streamer)
-        found |= {
-            row: before_end(ids, model.end_id) for row, ids in zip(rows, tokens[:, n_given:].tolist(), strict=True)
-        }
+            answers = tokens[:, n_given:].tolist()
+            found |= {row: before_end(ids, model.end_id) for row, ids in zip(rows, answers, strict=True)}
     return [found[row] for row in range(len(jobs))]
 
 
 def batches_of(model: FrozenLanguageModel, jobs: Sequence[Job], n_new: int) -> list[list[int]]:
-    """Which texts can share a batch: all, where positions and windows do not count what the mask hides."""
+    """Which texts share a batch: all, where positions and windows do not count what the mask hides; `BATCH` at most."""
+    groups = [list(range(len(jobs)))]
     if isinstance(model.reader, EncoderDecoderReader):  # its decoder counts slots, hidden or not
         sizes = [job.memory.n_read for job in jobs]
-        return [[row for row, size in enumerate(sizes) if size == one] for one in dict.fromkeys(sizes)]
-    longest = max(job.memory.n_read for job in jobs) + max(len(job.slots) for job in jobs) + n_new
-    window = window_of(model.lm.config.get_text_config())
-    return [[row] for row in range(len(jobs))] if window < longest else [list(range(len(jobs)))]
+        groups = [[row for row, size in enumerate(sizes) if size == one] for one in dict.fromkeys(sizes)]
+    else:
+        longest = max(job.memory.n_read for job in jobs) + max(len(job.slots) for job in jobs) + n_new
+        if window_of(model.lm.config.get_text_config()) < longest:
+            groups = [[row] for row in range(len(jobs))]
+    return [group[start : start + BATCH] for group in groups for start in range(0, len(group), BATCH)]
 
 
 def decoder_inputs(model: FrozenLanguageModel, jobs: Sequence[Job], settings: Generation) -> tuple[dict[str, Any], int]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import StaticCache
 
-from mmprompt.backbones.language.generation import Generation, Job, decoder_inputs, generate, job_of
+from mmprompt.backbones.language.generation import BATCH, Generation, Job, decoder_inputs, generate, job_of
 from mmprompt.backbones.language.model import FrozenLanguageModel
 from mmprompt.backbones.sites import Site, Vectors
 from mmprompt.errors import UserError
@@ -154,10 +154,11 @@ def test_samples_follow_their_seed_and_leave_torch_s_own_numbers_alone() -> None
     assert generate(model, jobs, Generation(8, temperature=1.0, seed=4)) != one
 
 
-def test_equal_texts_get_samples_of_their_own() -> None:
-    model = model_of("llama")
-    found = generate(model, [job_of(model, {}, (5, 6))] * 4, Generation(8, temperature=2.0))
-    assert len(set(found)) == 4
+@pytest.mark.parametrize(("kind", "n_texts"), [("llama", BATCH + 2), ("mistral", 4)])  # in one batch, two, or four
+def test_equal_texts_get_samples_of_their_own(kind: str, n_texts: int) -> None:
+    model = model_of(kind)
+    found = generate(model, [job_of(model, {}, (5, 6))] * n_texts, Generation(8, temperature=2.0))
+    assert len(set(found)) == n_texts
 
 
 def test_samples_among_one_token_are_the_best() -> None:
