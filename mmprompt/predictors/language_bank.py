@@ -200,8 +200,8 @@ def text_features(model: FrozenLanguageModel, texts: Sequence[str]) -> Tensor:
     """What texts are like to a frozen model: the mean of its hidden states halfway up, over the tokens of each text.
 
     Halfway up, states tell the subject of a text; token embeddings tell its words alone, and the last states the next
-    word (measured in docs/language-dynamic.md). What is read first attracts a state of its own kind, so a token stands
-    before every text that is not counted. With an encoder, its states are taken.
+    word (measured in docs/language-dynamic.md). What is read first has a state of its own kind, so a new line stands
+    before each text, and does not count, where the tokenizer puts nothing there. With an encoder, its states are taken.
 
     Args:
         model: the frozen model.
@@ -213,10 +213,10 @@ def text_features(model: FrozenLanguageModel, texts: Sequence[str]) -> Tensor:
     """
     reader = model.reader
     is_encoded = isinstance(reader, EncoderDecoderReader)
-    before = model.start_ids if is_encoded else model.start_ids or (model.end_id,)
+    before = model.start_ids if is_encoded else model.start_ids or _tokens(model, "\n")
     behind = reader.behind if isinstance(reader, EncoderDecoderReader) else ()
     room = model.budget - len(before) - len(behind)
-    ids = [model.tokenizer(text, add_special_tokens=False)["input_ids"][:room] for text in texts]
+    ids = [_tokens(model, text)[:room] for text in texts]
     for text, some in zip(texts, ids, strict=True):
         if not some:
             raise UserError(
@@ -302,6 +302,10 @@ def _text_of(row: TextRow, fields: Sequence[str]) -> str:
         known = ", ".join(map(repr, fields))
         raise UserError(f"a row has none of the fields that the prompts read: {known}. Write one of them.")
     return "\n".join(texts)
+
+
+def _tokens(model: FrozenLanguageModel, text: str) -> tuple[int, ...]:
+    return tuple(model.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _with_vectors(prompt: LanguagePrompt, values: Mapping[Site, Tensor]) -> LanguagePrompt:

@@ -1,0 +1,431 @@
+"""Prompts that are chosen, mixed, learned to be learned from, and put together, on real language models.
+
+    mmprompt backbones get smollm2
+    python scripts/measure_dynamic.py --part bank      --json docs/results/language_dynamic.json
+    python scripts/measure_dynamic.py --part meta      --json docs/results/language_dynamic.json
+    python scripts/measure_dynamic.py --part languages --json docs/results/language_dynamic.json
+    python scripts/measure_dynamic.py --table          --json docs/results/language_dynamic.json
+
+bank: texts of five tasks, mixed, each to be given its task's prompt; and prompts of one task from three draws of the
+rows, chosen from and mixed. meta: accuracy on a task that was held out, after exactly ten steps, by where they start.
+languages: one prompt a language on names of emoji, and what becomes of two prompts together.
+
+Finished cells are kept in the file, trained prompts in --work: run again, it goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmprompt.backbones.language.generation import Generation
+from mmprompt.backbones.language.load import load_language_model
+from mmprompt.backbones.language.model import FrozenLanguageModel
+from mmprompt.data.texts import TextData, TextRow, draw_shots, load_texts
+from mmprompt.errors import UserError
+from mmprompt.evaluation.text_metrics import score_texts
+from mmprompt.methods.language import DeepPrompts, LanguageMethod, PromptTuning
+from mmprompt.methods.language_start import Start
+from mmprompt.predictors.language import LanguagePrompt, PromptedModel
+from mmprompt.predictors.language_bank import PromptBank, compose, text_features
+from mmprompt.predictors.language_bank_file import load_bank, save_bank
+from mmprompt.predictors.language_file import load_language
+from mmprompt.predictors.language_generation import generate_texts
+from mmprompt.prompts.language.sources import LanguageSources
+from mmprompt.prompts.language.template import Template
+from mmprompt.tasks.language import fit_language
+from mmprompt.tasks.language_meta import few_steps, meta_start
+from mmprompt.training.seeds import batches
+
+DATA = Path("examples/data")
+SHOTS, N_SOFT, N_STEPS, N_STEPS_TINY = 16, 20, 32, 320
+"""Rows a class, vectors, and about how many steps a prompt of the bank or of a language is trained (on tiny)."""
+BANK, N_ROUTED, DRAWS = ("emoji_kinds", "intent", "languages", "questions", "sentiment"), 40, (1, 2, 3)
+META, HELD_OUT, OTHER = ("emoji_kinds", "intent", "questions", "sentiment"), ("emoji_kinds", "questions"), "intent"
+N_ADAPTED, ADAPT_SEEDS, RATES = 120, (1, 2), (0.03, 0.1)
+META_SETTINGS = {"n_rounds": 21, "n_inner": 10, "batch_size": 8}
+LANGUAGES = {"de": "German", "es": "Spanish", "fr": "French", "it": "Italian", "nl": "Dutch", "pt": "Portuguese"}
+N_NAMES, LONGEST = 64, 16
+COMPOSED = ("de", "es", "fr")
+NAMED, FORM = "{soft} {text:cut}\n{answer}", "<{}>"
+ORDERS = {
+    "task, language": "{soft*20:task} {soft*20:language} {text:cut}\n{answer}",
+    "language, task": "{soft*20:language} {soft*20:task} {text:cut}\n{answer}",
+}
+Cell = Callable[[], dict[str, Any]]
+
+
+class Cells:
+    """The finished cells of a part, in the file."""
+
+    def __init__(self, path: Path, part: str) -> None:
+        self.path = path
+        self.all: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        self.part = self.all.setdefault(part, {})
+
+    def add(self, name: str, measure: Cell) -> dict[str, Any]:
+        """A cell, measured unless it is there."""
+        if name not in self.part:
+            started = time.process_time()
+            found = measure()
+            self.part[name] = found | {"cpu_seconds": round(time.process_time() - started, 1)}
+            self.path.write_text(json.dumps(self.all, indent=1, ensure_ascii=False) + "\n")
+            print(name, {key: value for key, value in self.part[name].items() if key != "texts"}, flush=True)
+        return self.part[name]
+
+
+def fitted(
+    model: FrozenLanguageModel, data: TextData, folder: Path, method: LanguageMethod | None = None, seed: int = 1
+) -> PromptedModel:
+    """A prompt of about `N_STEPS` steps, kept in a folder."""
+    if not (folder / "prompt.json").exists():
+        method = method or PromptTuning(N_SOFT)
+        recipe = type(method).recipe
+        n_steps = len(batches(list(range(len(data.train))), recipe.batch_size))
+        n_wanted = N_STEPS_TINY if model.name == "tiny" else N_STEPS
+        recipe = replace(recipe, epochs=max(1, round(n_wanted / n_steps)))
+        is_begun = (folder / "checkpoint").exists()
+        fit_language(data, method, model, out=folder, recipe=recipe, seed=seed, resume=is_begun)
+    return load_language(folder, model)
+
+
+def share(found: Sequence[bool]) -> float:
+    return round(float(np.mean(found)), 4)
+
+
+def accuracy(prompted: PromptedModel, rows: Sequence[TextRow]) -> float:
+    return share([one.label == row.label for one, row in zip(prompted.classify(rows), rows, strict=True)])
+
+
+# A bank of tasks
+
+
+def bank(model: FrozenLanguageModel, cells: Cells, work: Path) -> None:
+    datas = {name: draw_shots(load_texts(DATA / f"{name}.jsonl"), SHOTS, 1) for name in BANK}
+    rows = {name: data.test[:N_ROUTED] for name, data in datas.items()}
+    cells.add("features", partial(features, model, datas, rows))
+    place = work / "bank"
+    if not (place / "bank.json").exists():
+        prompts = {name: fitted(model, data, work / f"{name}-1") for name, data in datas.items()}
+        save_bank(PromptBank.of(prompts, {name: data.train for name, data in datas.items()}), place)
+    kept = load_bank(place, model)
+    for name in BANK:
+        cells.add(f"tasks/{name}", partial(routed, kept, name, rows[name]))
+    cells.add("draws", partial(draws, model, work))
+
+
+def features(
+    model: FrozenLanguageModel, datas: dict[str, TextData], rows: dict[str, tuple[TextRow, ...]]
+) -> dict[str, Any]:
+    """The share of texts that are nearest to the key of their task, by what the texts are known by."""
+
+    def by_tokens(texts: Sequence[str]) -> Tensor:
+        ids = [torch.tensor(model.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+        return torch.stack([model.embed(some).mean(0) for some in ids])
+
+    def by_last(texts: Sequence[str]) -> Tensor:
+        first = model.tokenizer("\n")["input_ids"]
+        ids = [torch.tensor([first + model.tokenizer(text)["input_ids"]]) for text in texts]
+        with torch.no_grad():
+            return torch.stack([model.lm.base_model(some).last_hidden_state[0, len(first) :].mean(0) for some in ids])
+
+    kinds = {"token embeddings": by_tokens, "last states": by_last, "middle states": lambda t: text_features(model, t)}
+    found = {}
+    for kind, feature in kinds.items():
+        keys = torch.stack([feature([row.fields["text"] for row in data.train]).mean(0) for data in datas.values()])
+        right = []
+        for number, name in enumerate(datas):
+            texts = feature([row.fields["text"] for row in rows[name]])
+            nearest = (F.normalize(texts, dim=1) @ F.normalize(keys, dim=1).T).argmax(1)
+            right += (nearest == number).tolist()
+        found[kind] = share(right)
+    return found
+
+
+def routed(kept: PromptBank, name: str, rows: Sequence[TextRow]) -> dict[str, Any]:
+    """Whether texts of a task find its prompt, and what it brings them."""
+    names, weights = kept.route(rows)
+    labels = kept.classify(rows)
+    both = [one.label == row.label and n == name for one, row, n in zip(labels, rows, names, strict=True)]
+    return {
+        "n": len(rows),
+        "routed": {other: names.count(other) for other in kept.names if other in names},
+        "weight": round(weights[:, kept.names.index(name)].mean().item(), 4),
+        "own_prompt": accuracy(kept.prompts[name], rows),
+        "chosen_prompt": share(both),
+    }
+
+
+def draws(model: FrozenLanguageModel, work: Path) -> dict[str, Any]:
+    """Prompts of one task from several draws of the training rows: one, the best fitting one, and all together."""
+    name = BANK[0]
+    data = {seed: draw_shots(load_texts(DATA / f"{name}.jsonl"), SHOTS, seed) for seed in DRAWS}
+    prompts = {f"draw-{s}": fitted(model, data[s], work / f"{name}-{s}", seed=s) for s in DRAWS}
+    kept = PromptBank.of(prompts, {f"draw-{seed}": data[seed].train for seed in DRAWS})
+    rows = data[DRAWS[0]].test
+    found: dict[str, Any] = {"task": name, "n": len(rows)}
+    found["single"] = [accuracy(one, rows) for one in prompts.values()]
+    for how in ("choose", "outputs", "vectors"):
+        labels = kept.classify(rows, how)
+        found[how] = share([one.label == row.label for one, row in zip(labels, rows, strict=True)])
+    return found
+
+
+# A start that was learned
+
+
+def meta(model: FrozenLanguageModel, cells: Cells, work: Path) -> None:
+    other = work / f"{OTHER}-1"
+    fitted(model, draw_shots(load_texts(DATA / f"{OTHER}.jsonl"), SHOTS, 1), other)
+    for held in HELD_OUT:
+        folder = work / f"meta-without-{held}"
+        cells.add(f"{held}/learning", partial(learn_start, model, held, folder))
+        starts = {
+            "meta": Start(start="prompt", from_prompt=folder),
+            "labels": Start(start="labels"),
+            "random": Start(start="random"),
+            f"prompt of {OTHER}": Start(start="prompt", from_prompt=other),
+        }
+        for rate in RATES:
+            for seed in ADAPT_SEEDS:
+                for name, start in starts.items():
+                    cells.add(
+                        f"{held}/{name}/lr {rate}/{seed}",
+                        partial(adapt, model, held, start, rate, seed),
+                    )
+
+
+def learn_start(model: FrozenLanguageModel, held: str, folder: Path) -> dict[str, Any]:
+    """Learn a start over all tasks but one."""
+    datas = [draw_shots(load_texts(DATA / f"{name}.jsonl"), SHOTS, 1) for name in META if name != held]
+    recipe = replace(PromptTuning.recipe, batch_size=META_SETTINGS["batch_size"])
+    if not (folder / "prompt.json").exists():
+        numbers = {key: META_SETTINGS[key] for key in ("n_rounds", "n_inner")}
+        meta_start(datas, model, PromptTuning(N_SOFT), recipe, out=folder, **numbers)
+    return {"tasks": [data.name for data in datas]}
+
+
+def adapt(model: FrozenLanguageModel, held: str, start: Start, rate: float, seed: int) -> dict[str, Any]:
+    """Ten steps on the task that was held out, and the accuracy on its test rows."""
+    data = draw_shots(load_texts(DATA / f"{held}.jsonl"), SHOTS, seed)
+    recipe = replace(PromptTuning.recipe, epochs=1, lr=rate)
+    ten = few_steps(data, 10, recipe.batch_size, seed)
+    result = fit_language(ten, PromptTuning(N_SOFT), model, start=start, recipe=recipe, seed=seed)
+    return {"accuracy": accuracy(result.prompted, data.test[:N_ADAPTED]), "loss": round(result.history[0]["loss"], 3)}
+
+
+# A prompt a language
+
+
+def languages(model: FrozenLanguageModel, cells: Cells, work: Path) -> None:
+    data = load_texts(DATA / "emoji_languages.jsonl")
+    judge = Judge(data)
+    cells.add("true names", judge.truth)
+    methods: dict[str, LanguageMethod] = {"prompt-tuning": PromptTuning(N_SOFT)}
+    if model.name == "tiny":
+        methods["deep-prompts"] = DeepPrompts(N_SOFT)
+    prompts: dict[str, PromptedModel] = {}
+    nothing = PromptedModel(model, LanguagePrompt(Template.parse("{text:cut}\n{answer}"), LanguageSources({})))
+    cells.add(f"{model.name}/none", partial(judge.measure, nothing, judge.rows["de"], None))
+    for code in LANGUAGES:
+        words = PromptedModel(model, LanguagePrompt(Template.parse(data.instructions[0]), LanguageSources({})))
+        cells.add(f"{model.name}/instruction/{code}", partial(judge.measure, words, judge.rows[code], code))
+        for name, method in methods.items():
+            one = fitted(model, of_language(data, code), work / f"{model.name}-{name}-{code}", method)
+            prompts.setdefault(code, one)
+            cells.add(f"{model.name}/{name}/{code}", partial(judge.measure, one, judge.rows[code], code))
+    if model.name != "tiny":
+        together(model, cells, work, judge, data, prompts)
+
+
+def together(
+    model: FrozenLanguageModel,
+    cells: Cells,
+    work: Path,
+    judge: Judge,
+    data: TextData,
+    prompts: dict[str, PromptedModel],
+) -> None:
+    """A task prompt, learned in English alone, with prompts of languages, learned without the task."""
+    english = of_language(data, "de")
+    rows = tuple(replace(row, answer=FORM.format(row.fields["text"])) for row in english.train)
+    task = fitted(model, replace(english, train=rows), work / f"{model.name}-form")
+    cells.add(f"{model.name}/form/alone", partial(judge.measure, task, judge.rows["de"], None))
+    for code in COMPOSED:
+        pair = {"task": task, "language": prompts[code]}
+        ways = {name: compose(pair, template) for name, template in ORDERS.items()}
+        halves = PromptBank(pair, torch.ones(2, model.width))  # equal keys: half of each for every text
+        ways["mean"] = halves.mix(judge.rows[code][:1])[0]
+        for name, one in ways.items():
+            cells.add(f"{model.name}/form/{name}/{code}", partial(judge.measure, one, judge.rows[code], code))
+
+
+def of_language(data: TextData, code: str) -> TextData:
+    """The rows of one language, as many for training as are asked for."""
+    rows = [tuple(row for row in part if row.task == code) for part in (data.train, data.val, data.test)]
+    plain = [tuple(replace(row, task="", fields={"text": row.fields["text"]}) for row in part) for part in rows]
+    return replace(data, train=plain[0][:N_NAMES], val=plain[1], test=plain[2], template=NAMED)
+
+
+class Judge:
+    """Says in which language a name is, English or one of six: by lingua, from its letters, and by the lists of all
+    names, those of several languages left out."""
+
+    def __init__(self, data: TextData) -> None:
+        try:
+            from lingua import IsoCode639_1, LanguageDetectorBuilder
+        except ImportError:
+            raise UserError("languages are told apart by lingua. pip install lingua-language-detector") from None
+        codes = [getattr(IsoCode639_1, code.upper()) for code in ("en", *LANGUAGES)]
+        self.detector = LanguageDetectorBuilder.from_iso_codes_639_1(*codes).build()
+        self.rows = {code: tuple(row for row in data.test if row.task == code) for code in LANGUAGES}
+        pairs = {(row.fields["text"].casefold(), "en") for row in (*data.train, *data.val, *data.test)}
+        pairs |= {(str(row.answer).casefold(), row.task) for row in (*data.train, *data.val, *data.test)}
+        spoken = Counter(name for name, _ in pairs)
+        self.listed = {code: {n for n, c in pairs if c == code and spoken[n] == 1} for code in ("en", *LANGUAGES)}
+
+    def language_of(self, name: str) -> str:
+        """The code of a language, "" where there is nothing to tell it by."""
+        language = self.detector.detect_language_of(name)
+        return "" if language is None else language.iso_code_639_1.name.lower()
+
+    def shares(self, names: Sequence[str]) -> dict[str, float]:
+        """The share of names in each language."""
+        judged = Counter(map(self.language_of, names))
+        return {code: round(judged[code] / len(names), 4) for code in ("en", *LANGUAGES)}
+
+    def truth(self) -> dict[str, Any]:
+        """What is said of the true test names of each language."""
+        english = [row.fields["text"] for row in self.rows["de"]]
+        return {"en": self.shares(english)} | {
+            code: self.shares([str(row.answer) for row in rows]) for code, rows in self.rows.items()
+        }
+
+    def measure(self, prompted: PromptedModel, rows: Sequence[TextRow], code: str | None) -> dict[str, Any]:
+        """What is answered to English names: in which languages, and how near to the names of one of them."""
+        answers = [one.text for one in generate_texts(prompted, rows, Generation(max_tokens=LONGEST))]
+        lines = [(text.splitlines() or [""])[0].strip() for text in answers]
+        inner = [line.removeprefix("<").removesuffix(">").strip() for line in lines]
+        found: dict[str, Any] = {
+            "n": len(rows),
+            "judged": self.shares(inner),
+            "listed": {key: share([n.casefold() in names for n in inner]) for key, names in self.listed.items()},
+            "copied": share(
+                [n.casefold() == row.fields["text"].casefold() for n, row in zip(inner, rows, strict=True)]
+            ),
+            "in_form": share([line == FORM.format(name) for line, name in zip(lines, inner, strict=True)]),
+        }
+        if code is not None:
+            wanted = [str(row.answer) for row in rows]
+            scores = score_texts(inner, wanted)
+            same = [n.casefold() == other.casefold() for n, other in zip(inner, wanted, strict=True)]
+            found |= {"exact": share(same), "chrf": round(scores.chrf, 2)}
+        return found | {"texts": [f"{row.fields['text']} > {line}" for row, line in zip(rows, lines, strict=True)][:12]}
+
+
+def tables(found: dict[str, Any]) -> str:
+    """All figures of the file as Markdown."""
+    parts = {"bank": bank_tables, "meta": meta_table, "languages": language_tables}
+    return "\n\n".join(parts[part](found[part]) for part in parts if part in found)
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def bank_tables(cells: dict[str, Any]) -> str:
+    lines = ["| texts of | routed right | own prompt | chosen prompt | weight of the own |", "|---|---|---|---|---|"]
+    tasks = {name.removeprefix("tasks/"): cell for name, cell in cells.items() if name.startswith("tasks/")}
+    for name, cell in tasks.items():
+        right = cell["routed"].get(name, 0) / cell["n"]
+        figures = (right, cell["own_prompt"], cell["chosen_prompt"])
+        lines.append(f"| {name} | {' | '.join(map(percent, figures))} | {cell['weight']:.2f} |")
+    if "draws" in cells:
+        cell = cells["draws"]
+        lines += ["", "| one prompt | best fitting | probabilities mixed | vectors mixed |", "|---|---|---|---|"]
+        single = f"{percent(float(np.mean(cell['single'])))} ({', '.join(map(percent, cell['single']))})"
+        lines.append(f"| {single} | {' | '.join(percent(cell[how]) for how in ('choose', 'outputs', 'vectors'))} |")
+    return "\n".join(lines)
+
+
+def meta_table(cells: dict[str, Any]) -> str:
+    starts = ("meta", "labels", "random", f"prompt of {OTHER}")
+    lines = [f"| held out | rate | {' | '.join(starts)} |", "|---|---|" + "---|" * len(starts)]
+    for held in HELD_OUT:
+        for rate in RATES:
+            each = []
+            for start in starts:
+                some = [cells.get(f"{held}/{start}/lr {rate}/{seed}") for seed in ADAPT_SEEDS]
+                figures = [cell["accuracy"] for cell in some if cell]
+                each.append(
+                    f"{percent(float(np.mean(figures)))} ({', '.join(map(percent, figures))})" if figures else ""
+                )
+            if any(each):
+                lines.append(f"| {held} | {rate} | {' | '.join(each)} |")
+    return "\n".join(lines)
+
+
+def language_tables(cells: dict[str, Any]) -> str:
+    codes = ("en", *LANGUAGES)
+    lines = [
+        f"| answers judged | {' | '.join(codes)} | copied | listed | exact | chrF |",
+        "|---|" + "---|" * (len(codes) + 4),
+    ]
+    for code in codes:
+        truth = cells["true names"][code]
+        shares = [f"**{percent(truth[key])}**" if key == code else percent(truth[key]) for key in codes]
+        lines.append(f"| true names, {code} | {' | '.join(shares)} | | | | |")
+    for name, cell in cells.items():
+        if name == "true names":
+            continue
+        code = name.rsplit("/", 1)[1]
+        shares = [
+            f"**{percent(cell['judged'][key])}**" if key == code else percent(cell["judged"][key]) for key in codes
+        ]
+        more = [percent(cell["copied"]), percent(cell["listed"][code]) if code in LANGUAGES else ""]
+        more += [percent(cell["exact"]), f"{cell['chrf']:.1f}"] if "exact" in cell else ["", ""]
+        form = f" (form {percent(cell['in_form'])})" if "/form/" in name else ""
+        lines.append(f"| {name}{form} | {' | '.join([*shares, *more])} |")
+    return "\n".join(lines)
+
+
+PARTS = {"bank": bank, "meta": meta, "languages": languages}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=list(PARTS))
+    parser.add_argument("--models", nargs="+", default=["smollm2"], help="of languages; the other parts take the first")
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path("runs/dynamic"), help="trained prompts")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--table", action="store_true", help="print the tables of the file and measure nothing")
+    args = parser.parse_args()
+    if args.table:
+        print(tables(json.loads(args.json.read_text())))
+        return
+    if args.part is None:
+        parser.error("give --part or --table")
+    torch.set_num_threads(args.threads)
+    for name in args.models if args.part == "languages" else args.models[:1]:
+        model = load_language_model(name, device="cpu")
+        PARTS[args.part](model, Cells(args.json, args.part), args.work)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None
