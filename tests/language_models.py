@@ -21,6 +21,8 @@ from transformers import (
     GPTNeoXForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MptConfig,
+    MptForCausalLM,
     OPTConfig,
     OPTForCausalLM,
     Qwen3Config,
@@ -35,10 +37,10 @@ from tests.small_language_models import END, START, byte_tokenizer, new_language
 from tests.small_models import HEADS, LAYERS, WIDTH, randomise
 
 CAUSAL = ("gpt2", "llama", "opt", "qwen2")
-OTHER_CAUSAL = ("bloom", "gemma", "gemma2", "gpt_neo", "gpt_neox", "mistral", "opt_narrow", "qwen3")
-"""Without positions (bloom), with embeddings that are scaled inside (gemma), with windows of `WINDOW` slots (gemma2 in
-every second block, gpt_neo too, mistral), with bounded logits (gemma2), with embeddings narrower than the blocks
-(opt_narrow), with normed queries and keys (qwen3)."""
+OTHER_CAUSAL = ("bloom", "gemma", "gemma2", "gpt_neo", "gpt_neox", "mistral", "mpt", "opt_narrow", "qwen3")
+"""Without positions (bloom, mpt), with embeddings that are scaled inside (gemma), with windows of `WINDOW` slots
+(mistral, and gemma2 and gpt_neo in every second block), with bounded logits (gemma2), with embeddings narrower than the
+blocks (opt_narrow), with normed queries and keys (qwen3)."""
 ENCODED = ("bart", "t5")
 WINDOW = 8
 FRAMES = {
@@ -97,6 +99,9 @@ def new_model(kind: str, tokens: dict[str, int]) -> Any:
         return OPTForCausalLM(OPTConfig(**opt, **shape, **tokens))
     if kind == "bloom":
         return BloomForCausalLM(BloomConfig(hidden_size=WIDTH, n_layer=LAYERS, n_head=HEADS, **tokens))
+    if kind == "mpt":
+        mpt = {"d_model": WIDTH, "n_layers": LAYERS, "n_heads": HEADS, "max_seq_len": POSITIONS}
+        return MptForCausalLM(MptConfig(**mpt, **tokens))
     if kind == "t5_wide":
         halves = {"d_model": WIDTH, "d_kv": 12, "d_ff": 48, "num_layers": LAYERS, "num_heads": HEADS}
         return T5ForConditionalGeneration(T5Config(decoder_start_token_id=END, **halves, **tokens))

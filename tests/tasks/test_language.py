@@ -250,6 +250,25 @@ def test_rows_that_are_read_again_teach_the_same(tmp_path: Path) -> None:
     torch.testing.assert_close(one["lm.input"], other["lm.input"], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("objective", ["answer", "choices"])
+def test_rows_that_are_read_again_keep_less_for_the_gradient(objective: Any) -> None:
+    sizes = {}
+    for is_recomputed in (False, True):
+        prompted = untrained(model_of("llama"), data_of(), PromptTuning(4), LanguageTask(), Start(), 1)
+        problem = LanguageProblem(prompted, prompted.prompt.sources, rows(), (), objective, is_recomputed)
+        kept: dict[int, int] = {}
+
+        def keep(tensor: Tensor, kept: dict[int, int] = kept) -> Tensor:
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            problem.step(list(range(8)), 0)
+        sizes[is_recomputed] = sum(kept.values())
+    assert sizes[True] < 0.7 * sizes[False]
+
+
 def test_a_run_folder_says_what_was_done(tmp_path: Path) -> None:
     task = LanguageTask("{soft} {text}: {answer}", Verbalizer({"animal": "cat", "thing": ("car", "a house")}))
     result = fit(PromptTuning(4), tmp_path / "run", task=task, start=Start(words="a photo"), seed=7)

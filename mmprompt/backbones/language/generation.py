@@ -137,15 +137,20 @@ def generate(
 
 def batches_of(model: FrozenLanguageModel, jobs: Sequence[Job], n_new: int) -> list[list[int]]:
     """Which texts share a batch: all, where positions and windows do not count what the mask hides; `BATCH` at most."""
-    groups = [list(range(len(jobs)))]
     if isinstance(model.reader, EncoderDecoderReader):  # its decoder counts slots, hidden or not
-        sizes = [job.memory.n_read for job in jobs]
-        groups = [[row for row, size in enumerate(sizes) if size == one] for one in dict.fromkeys(sizes)]
+        groups = equal([job.memory.n_read for job in jobs])
+    elif not model.reader.takes_places:
+        groups = equal([(job.memory.n_read, len(job.slots)) for job in jobs])
     else:
         longest = max(job.memory.n_read for job in jobs) + max(len(job.slots) for job in jobs) + n_new
-        if window_of(model.lm.config.get_text_config()) < longest:
-            groups = [[row] for row in range(len(jobs))]
+        has_room = longest <= window_of(model.lm.config.get_text_config())
+        groups = [list(range(len(jobs)))] if has_room else [[row] for row in range(len(jobs))]
     return [group[start : start + BATCH] for group in groups for start in range(0, len(group), BATCH)]
+
+
+def equal(sizes: Sequence[Any]) -> list[list[int]]:
+    """The places of equal values together."""
+    return [[place for place, size in enumerate(sizes) if size == one] for one in dict.fromkeys(sizes)]
 
 
 def decoder_inputs(model: FrozenLanguageModel, jobs: Sequence[Job], settings: Generation) -> tuple[dict[str, Any], int]:

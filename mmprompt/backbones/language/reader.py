@@ -35,10 +35,11 @@ class CausalReader:
         width: D of token embeddings, and of vectors at `lm.input`.
         vocabulary_size: V.
         n_positions: slots that it has positions for.
+        takes_places: whether it is told the position of each slot; others count slots, or what the mask does not hide.
         kv_shape: blocks, key/value heads and width of a head; None where blocks differ.
         packs: whether several texts can share a row.
     Raises:
-        UserError: the model scales its logits, or keeps no keys and values.
+        UserError: the model scales its logits, keeps no keys and values, or takes embeddings of tokens alone.
     """
 
     def __init__(self, lm: Any) -> None:
@@ -46,15 +47,16 @@ class CausalReader:
         self.lm = lm
         # OPT's embeddings can be narrower than its blocks: the width of a prompt is theirs, that of keys the blocks'.
         self.vocabulary_size, self.width = lm.get_input_embeddings().weight.shape
-        self.n_positions: int = getattr(config, "max_position_embeddings", None) or UNLIMITED
+        most = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)  # MPT's name
+        self.n_positions: int = most or UNLIMITED
         self._bound = getattr(config, "final_logit_softcapping", None)
-        self._takes_places = "position_ids" in inspect.signature(lm.base_model.forward).parameters
+        self.takes_places = "position_ids" in inspect.signature(lm.base_model.forward).parameters
         # Three tokens of their own: with one again and again, neither a mask nor a place that is ignored would show.
         probe = (self.vocabulary_size // 4, self.vocabulary_size // 2, 3 * self.vocabulary_size // 4)
         self.kv_shape: tuple[int, int, int] | None = self._measure(probe)
         # A sliding window counts slots, which are other texts' where a row is shared.
         self._flat: FlatBlocks | None = None
-        self.packs = self._takes_places and window_of(config) == float("inf") and self._can_pack(probe)
+        self.packs = self.takes_places and window_of(config) == float("inf") and self._can_pack(probe)
         if self.packs and FlatBlocks.fits(lm.base_model):
             self._flat = FlatBlocks(lm.base_model)
             self._flat = self._flat if self._can_pack(probe) else None
@@ -88,7 +90,7 @@ class CausalReader:
         if places is None:
             places = torch.arange(memory.n_read, memory.n_read + x.shape[1], device=x.device).expand(x.shape[0], -1)
         cache = to_cache(memory.own)
-        more = {"position_ids": places} if self._takes_places else {}
+        more = {"position_ids": places} if self.takes_places else {}
         if visible is not None:
             more["attention_mask"] = additive(visible, memory.n_read, x.dtype)
         out = self.lm.base_model(inputs_embeds=x, use_cache=True, **more, **cache_argument(self.lm.base_model, cache))
@@ -137,7 +139,8 @@ class CausalReader:
     @torch.no_grad()
     def _measure(self, probe: tuple[int, ...]) -> tuple[int, int, int] | None:
         """The shape of keys and values, once reading slot by slot is seen to give the model's own logits."""
-        x = self.embed(torch.tensor([probe], device=self.lm.device))
+        tokens = self.embed(torch.tensor([probe], device=self.lm.device))
+        x = (tokens + tokens.roll(1, 1)) / 2  # no token's: some models look up which token an embedding is
         try:
             expected = self.lm(inputs_embeds=x, use_cache=False).logits
             first, memory = self.run(Memory(), x[:, :2])

@@ -20,7 +20,7 @@ from mmprompt.errors import UserError
 from tests.language_models import CAUSAL, OTHER_CAUSAL, family_model, family_tokenizer, frozen_model
 
 DECODERS = (*CAUSAL, *OTHER_CAUSAL)
-NARROW = ("bloom", "gemma2", "gpt_neo", "mistral")
+NARROW = ("bloom", "gemma2", "gpt_neo", "mistral", "mpt")
 IDS = torch.tensor([[5, 6, 7, 80, 260, 9, 10, 11], [12, 5, 14, 15, 16, 17, 18, 19]])
 
 
@@ -37,8 +37,8 @@ def test_pieces_of_any_length_give_the_logits_of_the_whole(model: FrozenLanguage
         hidden, memory = reader.run(memory, x[:, start:end])
         found.append(reader.head(hidden))
     assert memory.n_read == 8
-    # gpt_neo's attention is taken in float32
-    torch.testing.assert_close(torch.cat(found, 1), expected, rtol=1e-5, atol=1e-6 if model.name == "gpt_neo" else 1e-9)
+    tolerance = 1e-6 if model.name in ("gpt_neo", "mpt") else 1e-9  # their attention is taken in float32
+    torch.testing.assert_close(torch.cat(found, 1), expected, rtol=1e-5, atol=tolerance)
 
 
 def test_what_was_read_is_gone_on_from_more_than_once(model: FrozenLanguageModel) -> None:
@@ -59,6 +59,7 @@ def test_a_model_says_what_it_takes(model: FrozenLanguageModel) -> None:
     assert model.width == (16 if model.name == "opt_narrow" else 32)
     assert isinstance(model.reader, CausalReader)
     assert model.reader.packs is (model.name not in NARROW)
+    assert model.reader.takes_places is (model.name not in ("bloom", "mpt"))
 
 
 def test_few_words_have_the_logits_that_all_have(model: FrozenLanguageModel) -> None:
@@ -98,6 +99,20 @@ def test_a_model_that_cannot_be_read_so_is_refused() -> None:
         "expected. Use a model such as hf:gpt2, or of the OPT or Llama families."
     )
     assert "a MambaForCausalLM, cannot be read slot by slot" in refusal(MambaForCausalLM(MambaConfig(**shape)))
+
+
+def test_a_model_that_takes_embeddings_of_tokens_alone_is_refused() -> None:
+    lm = family_model("llama", len(family_tokenizer("llama")))
+    forward, table = lm.model.forward, lm.get_input_embeddings().weight
+
+    @functools.wraps(forward)
+    def only_tokens(*args: Any, inputs_embeds: torch.Tensor, **given: Any) -> Any:
+        if torch.cdist(inputs_embeds[0], table).amin(1).max() > 1e-4:
+            raise RuntimeError("these are no tokens")
+        return forward(*args, inputs_embeds=inputs_embeds, **given)
+
+    lm.model.forward = only_tokens
+    assert "a LlamaForCausalLM, cannot be read slot by slot" in refusal(lm)
 
 
 @pytest.mark.parametrize("ignored", ["attention_mask", "position_ids"])
