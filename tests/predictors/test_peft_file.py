@@ -129,7 +129,7 @@ def test_loss_and_gradient_of_a_step_are_pefts(model: FrozenLanguageModel, name:
     built = peft_model(model, name, **more)
     prompted = load_peft(saved(built, tmp_path), model)
     built.prompt_encoder.double()
-    tolerance = 1e-6 if "RMSNorm" in str(model.lm) else 1e-10  # such norms are computed in float32
+    tolerance = 1e-10 if model.name in ("gpt2", "opt", "bart") else 1e-6  # norms of the others are in float32
     sources = prompted.prompt.sources.double().requires_grad_(True)
     task = "1" if name == "multitask" else ""
     answers = (ANSWER, (6,), (80, 8))
