@@ -212,8 +212,9 @@ def test_a_resumed_training_ends_in_the_same_bytes(name: str, tmp_path: Path) ->
     with pytest.raises(KeyboardInterrupt):
         fit(METHODS[name], tmp_path / "halves", callbacks=[StopAfter(2)])
     fit(METHODS[name], tmp_path / "halves", resume=True)
-    one, other = ((tmp_path / run / "prompt.safetensors").read_bytes() for run in ("whole", "halves"))
-    assert one == other
+    for file in ("prompt.safetensors", "prompt.json"):
+        one, other = ((tmp_path / run / file).read_bytes() for run in ("whole", "halves"))
+        assert one == other
     records = [json.loads(line) for line in (tmp_path / "halves" / "log.jsonl").read_text().splitlines()]
     assert [record["epoch"] for record in records] == [1, 2, 3]
 
@@ -237,8 +238,9 @@ def test_the_same_run_gives_the_same_bytes_whatever_torch_drew_before(name: str,
         torch.manual_seed(seed)
         fit(METHODS[name], tmp_path / run)
     fit(METHODS[name], tmp_path / "other", seed=2)
-    one, again, other = ((tmp_path / run / "prompt.safetensors").read_bytes() for run in ("one", "again", "other"))
-    assert one == again != other
+    for name in ("prompt.safetensors", "prompt.json"):
+        one, again, other = ((tmp_path / run / name).read_bytes() for run in ("one", "again", "other"))
+        assert one == again != other
 
 
 def test_rows_that_are_read_again_teach_the_same(tmp_path: Path) -> None:
