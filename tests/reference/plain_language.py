@@ -3,6 +3,7 @@ forward, nothing shared, nothing packed. Imports nothing of mmprompt."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,12 +32,13 @@ def answer_logits(
         kv_shape: blocks, heads, width of a head.
         behind: what an encoder's texts end with.
     """
+    name = "cache" if "cache" in inspect.signature(type(lm).forward).parameters else "past_key_values"
     if lm.config.is_encoder_decoder:
         start = lm.generation_config.decoder_start_token_id
-        more = {"past_key_values": EncoderDecoderCache(cache_of(learned, kv_shape), DynamicCache())} if learned else {}
+        more = {name: EncoderDecoderCache(cache_of(learned, kv_shape), DynamicCache())} if learned else {}
         ids = torch.tensor([[start, *answer[:-1]]])
         return lm(inputs_embeds=embedded(lm, [*slots, *behind], soft), decoder_input_ids=ids, **more).logits[0]
-    more = {"past_key_values": cache_of(learned, kv_shape)} if learned else {"use_cache": False}
+    more = {name: cache_of(learned, kv_shape)} if learned else {"use_cache": False}
     logits = lm(inputs_embeds=embedded(lm, [*slots, *answer], soft), **more).logits[0]
     return logits[len(slots) - 1 : -1]
 
