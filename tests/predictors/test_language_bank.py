@@ -30,8 +30,10 @@ TEMPLATE = "{soft} {text}\nIt is {answer}"
 ANIMALS = [TextRow({"text": text}) for text in ("dog dog dog", "dog dog dog dog", "dog dog")]
 THINGS = [TextRow({"text": text}) for text in ("a red car by the house", "a blue car by the house", "the red house")]
 ROWS = [TextRow({"text": text}) for text in ("a happy dog", "a blue car by the tree", "dog and dog", "the house")]
-VERBALIZER = Verbalizer({"animal": ("dog", "cat"), "thing": "red car"})
-REORDERED = Verbalizer({"thing": "red car", "animal": ("dog", "cat")})
+WORDS = {"animal": ("dog", "cat"), "thing": ("car", "tree"), "other": ("x", "house")}
+"""Words that the models of the tests take to be about equally probable."""
+VERBALIZER = Verbalizer(WORDS)
+REORDERED = Verbalizer({label: WORDS[label] for label in ("other", "animal", "thing")})
 KINDS = ("llama", "gpt2", "t5")
 
 
@@ -164,7 +166,7 @@ def test_probabilities_are_mixed_by_weight_label_by_label(verbalizer: Verbalizer
     for row, (weights, found) in enumerate(
         zip(bank.weights(ROWS).tolist(), bank.classify(ROWS, "outputs"), strict=True)
     ):
-        for label in ("animal", "thing"):
+        for label in WORDS:
             expected = sum(w * some[row].probabilities[label] for w, some in zip(weights, each, strict=True))
             assert found.probabilities[label] == pytest.approx(expected, abs=1e-6)
 
@@ -329,7 +331,7 @@ def test_only_what_goes_together_is_mixed() -> None:
     def bank(other: PromptedModel) -> PromptBank:
         return PromptBank({"a": prompted_of(), "b": other}, drawn(2, 32))
 
-    other_words = Verbalizer({"animal": "fish", "thing": "red car"})
+    other_words = Verbalizer(WORDS | {"animal": ("fish", "a red bird")})
     other_labels = Verbalizer({"animal": "dog", "plant": "tree"})
     assert len(bank(prompted_of(9, verbalizer=other_words)).classify(ROWS, "outputs")) == len(ROWS)
     with pytest.raises(UserError, match="differ in their words of the labels"):
