@@ -125,7 +125,7 @@ def generate(
         )
     found: dict[int, tuple[int, ...]] = {}
     arguments = settings.arguments() | {"pad_token_id": model.pad_id, "eos_token_id": model.end_id}
-    with torch.random.fork_rng(devices=[] if model.device.type == "cpu" else [model.device]):
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(settings.seed)  # once, or equal texts in two batches would get equal samples
         for rows in batches_of(model, jobs, settings.max_tokens):
             inputs, n_given = decoder_inputs(model, [jobs[row] for row in rows], settings)
