@@ -336,7 +336,8 @@ def project(setting: Setting, search: Projection, seed: int) -> Steps:
         nearest = setting.vocabulary.nearest(module().values.detach(), N_NEAREST).tolist()
         ids = readable(nearest, objective.first_misread)
         gradient = objective.gradient(ids or tuple(some[0] for some in nearest), which)
-        module.values.grad = gradient.by_embedding.float() * module.unit
+        optimizer.zero_grad()
+        module().values.backward(gradient.by_embedding.float())
         optimizer.step()
         if ids is not None and ids not in seen and gradient.loss < objective.loss_of(best, which):
             best = best_of(objective, [ids], best, order, search.batch_size) or best
