@@ -170,7 +170,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"n_inner": 0}, "n_inner is 0"),
     ({"rate": 0.0}, "rate is 0.0"),
     ({"rate": 1.5}, "rate is 1.5"),
-    ({"datas": (kinds(), replace(colours(), template="{soft} {name} {soft*2} {answer}"))}, "the template of colours has 6 soft slots"),
+    (
+        {"datas": (kinds(), replace(colours(), template="{soft} {name} {soft*2} {answer}"))},
+        "the template of colours has 6 soft slots",
+    ),
 ]
 
 
