@@ -31,7 +31,7 @@ from mmprompt.methods.language import LANGUAGE_METHODS, LanguageMethod
 from mmprompt.methods.language_start import Start
 from mmprompt.predictors.language_generation import generate_texts
 from mmprompt.tasks.language import LanguageResult, LanguageTask, Objective, fit_language
-from mmprompt.tasks.language_measure import NO_PROMPT, measure_language, plain_model
+from mmprompt.tasks.language_measure import NO_PROMPT, as_long_as, measure_language, plain_model
 from mmprompt.training.callbacks import ProgressBar
 from mmprompt.training.recipe import Recipe
 
@@ -180,7 +180,9 @@ def show_answers(output: Output, result: LanguageResult) -> list[dict[str, str]]
     """A few test rows with what the model answers without and with the prompt."""
     prompted, data = result.prompted, result.data
     rows = data.test[:SHOWN]
-    each = [generate_texts(one, rows) for one in (plain_model(prompted.model, data, prompted), prompted)]
+    generation = as_long_as(prompted, [row.answer or "" for row in rows])
+    models = plain_model(prompted.model, data, prompted), prompted
+    each = [generate_texts(one, rows, generation) for one in models]
     found = [
         {**row.fields, "expected": row.answer or "", NO_PROMPT: before.text, "learned prompt": after.text}
         for row, before, after in zip(rows, *each, strict=True)

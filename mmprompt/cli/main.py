@@ -49,6 +49,7 @@ VERBS = {
     "llm eval": Verb("llm_eval", "run", "", "measure it beside none and beside written instructions"),
     "llm generate": Verb("llm_generate", "run", "", "write what a language model says with a prompt"),
     "llm search": Verb("llm_search", "run", "", "search a prompt in words, not vectors"),
+    "llm convert": Verb("llm_convert", "run", "", "a prompt as PEFT's, or one of PEFT's as ours"),
     "data list": Verb("data", "run_list", "", "the data sets there are"),
     "data check": Verb("data", "run_check", "NAME", "look a data set over before using it"),
     "data shots": Verb("data", "run_shots", "NAME", "show which pictures a k-shot draw takes"),

@@ -204,11 +204,15 @@ def measure_language(
     if is_calibrated:
         raise UserError("calibration is for labels, but these rows have answers. Leave it out.")
     expected = [row.answer or "" for row in rows]
-    settings = generation or Generation(max_tokens=1 + max(map(len, prompted.bound.answers(expected))))
-    texts = _generated(prompted, rows, settings, progress)
+    texts = _generated(prompted, rows, generation or as_long_as(prompted, expected), progress)
     if not any("\n" in answer for answer in expected):
         texts = [text.partition("\n")[0].strip() for text in texts]
     return LanguageScore(name, template, tuple(texts), texts=score_texts(texts, expected))
+
+
+def as_long_as(prompted: PromptedModel, answers: Sequence[str]) -> Generation:
+    """Generation with one token more than the longest of some answers has."""
+    return Generation(max_tokens=1 + max(map(len, prompted.bound.answers(answers))))
 
 
 def plain_model(model: FrozenLanguageModel, data: TextData, prompted: PromptedModel | None = None) -> PromptedModel:

@@ -488,7 +488,7 @@ def test_every_text_is_a_template_or_refused_with_its_place(text: str) -> None:
             {"text": "It was great"},
             4,
             4,
-            "an answer takes 4 tokens, but there is room for 4 with its text. Shorten the answer.",
+            "an answer takes 4 tokens, but there is room for 4 with its text. Shorten it, or allow fewer tokens.",
         ),
         (
             {"text": "It was great"},

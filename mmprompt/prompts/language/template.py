@@ -278,7 +278,8 @@ class BoundTemplate:
         texts = [self._text(row, field.name) for field in fields]
         if n_answer >= room:
             raise UserError(
-                f"an answer takes {n_answer} tokens, but there is room for {room} with its text. Shorten the answer."
+                f"an answer takes {n_answer} tokens, but there is room for {room} with its text. "
+                "Shorten it, or allow fewer tokens."
             )
         slots, n_cut = self._slots(texts), 0
         if len(slots) + n_answer > room or any(field.most is not None for field in fields):
