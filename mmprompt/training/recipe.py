@@ -37,7 +37,7 @@ class Recipe:
     above)."""
 
     batch_size: int = 32
-    """Pictures per step; a last partial batch is dropped if there is at least one full one."""
+    """Pictures or rows per step; a last partial batch is dropped if there is at least one full one."""
 
     momentum: float = 0.9
     """Momentum of sgd, 0 or more and below 1; adamw keeps its own (0.9, 0.999)."""

@@ -124,3 +124,55 @@ def test_measuring_shows_every_speaker_and_writes_a_report(scenes, runs, tmp_pat
     assert rows["emotions"][column] > rows["no prompt"][column] + 0.3
     assert [point["strength"] for point in found["strengths"]["objects"]] == [0.0, 0.5, 1.0, 1.5, 2.0, 3.0]
     assert (tmp_path / "report" / "metrics.json").is_file()
+
+
+def test_the_tables_have_people_beside_every_number_of_a_focus(scenes, runs, capsys):
+    words = ["caption", "eval", "--data", str(scenes / "scenes.jsonl"), "--prompts", str(runs / "emotions")]
+    assert main([*words, "--max-tokens", "4", "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    header = next(line for line in lines if line.startswith("focus "))
+    assert header.split()[:4] == ["focus", "measure", "learned", "people"]
+    rows = [line for line in lines if line.startswith("emotions  ")]
+    for measure in ("adherence", "grounded precision", "recall", "items a caption", "words a caption", "distinct"):
+        (row,) = (row for row in rows if measure in row)
+        assert row[header.index("people") - 2 : header.index("people") + 6].strip() not in ("", "-")
+
+
+def test_without_pictures_drawn_scenes_are_captioned(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["caption", "write", "--device", "cpu", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert "No pictures were given: these are the first 8 test scenes of openart-scenes." in shown.err
+    rows = json.loads(shown.out)["captions"]
+    assert [row["image"] for row in rows] == [f"test/{place:04d}" for place in range(8)]
+    assert all(row["caption"] for row in rows)
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_prompts_those_that_are_missing_are_learned_first(runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(runs, tmp_path / "runs")
+    before = (tmp_path / "runs" / "objects" / "prompt.safetensors").read_bytes()
+    words = ["caption", "eval", "--split", "val", "--max-tokens", "4", "--device", "cpu", "--json"]
+    assert main(words) == 0
+    shown = capsys.readouterr()
+    said = [line for line in shown.err.splitlines() if "holds no prompt" in line]
+    assert said == ["runs/actions holds no prompt: learning one, as `mmprompt caption train --focus actions` does."]
+    assert set(json.loads(shown.out)["lifts"]) == set(FOCUSES)
+    assert (tmp_path / "runs" / "actions" / "prompt.safetensors").is_file()
+    assert (tmp_path / "runs" / "objects" / "prompt.safetensors").read_bytes() == before
+
+
+def test_a_prompt_of_another_focus_in_the_way_is_refused_before_any_is_learned(runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(runs / "emotions", tmp_path / "runs" / "objects")
+    assert main(["caption", "eval", "--device", "cpu"]) == 2
+    assert "runs/objects: is a prompt for emotions, not for objects. Name the" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["objects"]
+
+
+def test_a_report_is_written_over_an_earlier_one(scenes, runs, tmp_path, capsys):
+    words = ["caption", "eval", "--data", str(scenes / "scenes.jsonl"), "--out", str(tmp_path), "--max-tokens", "4"]
+    for focus in ("objects", "emotions"):
+        assert main([*words, "--prompts", str(runs / focus), "--device", "cpu"]) == 0
+        assert f"adherence to {focus}" in " ".join((tmp_path / "report.html").read_text().split())
