@@ -50,8 +50,12 @@ if TYPE_CHECKING:
     from mmprompt.predictors.classifier import Classifier, Prediction
     from mmprompt.predictors.file import load, save
     from mmprompt.predictors.language import LanguagePrompt, PromptedModel
+    from mmprompt.predictors.language_bank import PromptBank
     from mmprompt.predictors.language_file import load_language, save_language
     from mmprompt.predictors.language_generation import generate_texts, stream_text
+    from mmprompt.predictors.peft_file import load_peft
+    from mmprompt.predictors.peft_save import save_peft
+    from mmprompt.prompts.language.promptsource import read_promptsource
     from mmprompt.prompts.language.template import Template
     from mmprompt.prompts.language.verbalizer import Verbalizer
     from mmprompt.tasks.caption_measure import CaptionMeasure, measure_captions
@@ -60,6 +64,7 @@ if TYPE_CHECKING:
     from mmprompt.tasks.estimator import PromptClassifier
     from mmprompt.tasks.language import LanguageResult, LanguageTask, fit_language
     from mmprompt.tasks.language_measure import compare_language, measure_language
+    from mmprompt.tasks.language_meta import meta_start
     from mmprompt.tasks.language_search import search_words
     from mmprompt.training.callbacks import Callback, CSVLogger, EarlyStopping, ProgressBar
     from mmprompt.training.recipe import Recipe
@@ -152,6 +157,7 @@ _HOMES = {
         "LanguagePrompt",
         "PromptedModel",
     ),
+    "predictors.language_bank": ("PromptBank",),
     "predictors.language_file": (
         "load_language",
         "save_language",
@@ -160,6 +166,9 @@ _HOMES = {
         "generate_texts",
         "stream_text",
     ),
+    "predictors.peft_file": ("load_peft",),
+    "predictors.peft_save": ("save_peft",),
+    "prompts.language.promptsource": ("read_promptsource",),
     "prompts.language.template": ("Template",),
     "prompts.language.verbalizer": ("Verbalizer",),
     "tasks.caption_measure": (
@@ -188,6 +197,7 @@ _HOMES = {
         "compare_language",
         "measure_language",
     ),
+    "tasks.language_meta": ("meta_start",),
     "tasks.language_search": ("search_words",),
     "training.callbacks": (
         "Callback",
