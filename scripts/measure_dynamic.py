@@ -50,8 +50,9 @@ from mmprompt.tasks.language_meta import few_steps, meta_start
 from mmprompt.training.seeds import batches
 
 DATA = Path("examples/data")
-SHOTS, N_SOFT, N_STEPS, N_STEPS_TINY = 16, 20, 32, 320
-"""Rows a class, vectors, and about how many steps a prompt of the bank or of a language is trained (on tiny)."""
+SHOTS, N_SOFT, N_STEPS = 16, 20, 32
+"""Rows a class, vectors, and about how many steps a prompt of the bank is trained."""
+N_STEPS_LANGUAGE = {"tiny": 320, "smollm2": 80}
 BANK, N_ROUTED, DRAWS = ("emoji_kinds", "intent", "languages", "questions", "sentiment"), 40, (1, 2, 3)
 META, HELD_OUT, OTHER = ("emoji_kinds", "intent", "questions", "sentiment"), ("emoji_kinds", "questions"), "intent"
 N_ADAPTED, ADAPT_SEEDS, RATES = 120, (1, 2), (0.03, 0.1)
@@ -59,10 +60,10 @@ META_SETTINGS = {"n_rounds": 21, "n_inner": 10, "batch_size": 8}
 LANGUAGES = {"de": "German", "es": "Spanish", "fr": "French", "it": "Italian", "nl": "Dutch", "pt": "Portuguese"}
 N_NAMES, LONGEST = 64, 16
 COMPOSED = ("de", "es", "fr")
-NAMED, FORM = "{soft} {text:cut}\n{answer}", "<{}>"
+FORMS = {"tiny": "there is a {}", "smollm2": "<{}>"}
 ORDERS = {
-    "task, language": "{soft*20:task} {soft*20:language} {text:cut}\n{answer}",
-    "language, task": "{soft*20:language} {soft*20:task} {text:cut}\n{answer}",
+    "task, language": "{soft*20:task} {soft*20:language}",
+    "language, task": "{soft*20:language} {soft*20:task}",
 }
 Cell = Callable[[], dict[str, Any]]
 
@@ -87,14 +88,18 @@ class Cells:
 
 
 def fitted(
-    model: FrozenLanguageModel, data: TextData, folder: Path, method: LanguageMethod | None = None, seed: int = 1
+    model: FrozenLanguageModel,
+    data: TextData,
+    folder: Path,
+    method: LanguageMethod | None = None,
+    seed: int = 1,
+    n_wanted: int = N_STEPS,
 ) -> PromptedModel:
-    """A prompt of about `N_STEPS` steps, kept in a folder."""
+    """A prompt of about so many steps, kept in a folder."""
     if not (folder / "prompt.json").exists():
         method = method or PromptTuning(N_SOFT)
         recipe = type(method).recipe
         n_steps = len(batches(list(range(len(data.train))), recipe.batch_size))
-        n_wanted = N_STEPS_TINY if model.name == "tiny" else N_STEPS
         recipe = replace(recipe, epochs=max(1, round(n_wanted / n_steps)))
         is_begun = (folder / "checkpoint").exists()
         fit_language(data, method, model, out=folder, recipe=recipe, seed=seed, resume=is_begun)
@@ -231,23 +236,39 @@ def adapt(model: FrozenLanguageModel, held: str, start: Start, rate: float, seed
 
 def languages(model: FrozenLanguageModel, cells: Cells, work: Path) -> None:
     data = load_texts(DATA / "emoji_languages.jsonl")
-    judge = Judge(data)
+    judge = Judge(data, FORMS[model.name])
     cells.add("true names", judge.truth)
+    between = " =" if model.name == "tiny" else "\n"  # tiny has read lists: bear = oso , bread = pan
+    data = replace(data, template=f"{{soft}} {{text:cut}}{between}{{answer}}")
     methods: dict[str, LanguageMethod] = {"prompt-tuning": PromptTuning(N_SOFT)}
     if model.name == "tiny":
         methods["deep-prompts"] = DeepPrompts(N_SOFT)
     prompts: dict[str, PromptedModel] = {}
-    nothing = PromptedModel(model, LanguagePrompt(Template.parse("{text:cut}\n{answer}"), LanguageSources({})))
+    nothing = in_words(model, f"{{text:cut}}{between}{{answer}}")
     cells.add(f"{model.name}/none", partial(judge.measure, nothing, judge.rows["de"], None))
     for code in LANGUAGES:
-        words = PromptedModel(model, LanguagePrompt(Template.parse(data.instructions[0]), LanguageSources({})))
-        cells.add(f"{model.name}/instruction/{code}", partial(judge.measure, words, judge.rows[code], code))
+        if model.name == "tiny":
+            kind, words = "three pairs", in_words(model, after_pairs(of_language(data, code)))
+        else:
+            kind, words = "instruction", in_words(model, data.instructions[0])
+        cells.add(f"{model.name}/{kind}/{code}", partial(judge.measure, words, judge.rows[code], code))
         for name, method in methods.items():
-            one = fitted(model, of_language(data, code), work / f"{model.name}-{name}-{code}", method)
+            folder, n_steps = work / f"{model.name}-{name}-{code}", N_STEPS_LANGUAGE[model.name]
+            one = fitted(model, of_language(data, code), folder, method, n_wanted=n_steps)
             prompts.setdefault(code, one)
             cells.add(f"{model.name}/{name}/{code}", partial(judge.measure, one, judge.rows[code], code))
-    if model.name != "tiny":
-        together(model, cells, work, judge, data, prompts)
+    together(model, cells, work, judge, data, prompts)
+
+
+def in_words(model: FrozenLanguageModel, text: str) -> PromptedModel:
+    """The model with a prompt in words alone."""
+    return PromptedModel(model, LanguagePrompt(Template.parse(text), LanguageSources({})))
+
+
+def after_pairs(data: TextData) -> str:
+    """A template in which three pairs of names come first."""
+    pairs = [f"{row.fields['text']} = {row.answer} ," for row in data.train[:3]]
+    return " ".join([*pairs, "{text:cut} ={answer}"])
 
 
 def together(
@@ -260,12 +281,13 @@ def together(
 ) -> None:
     """A task prompt, learned in English alone, with prompts of languages, learned without the task."""
     english = of_language(data, "de")
-    rows = tuple(replace(row, answer=FORM.format(row.fields["text"])) for row in english.train)
-    task = fitted(model, replace(english, train=rows), work / f"{model.name}-form")
+    rows = tuple(replace(row, answer=judge.form.format(row.fields["text"])) for row in english.train)
+    n_steps = N_STEPS_LANGUAGE[model.name]
+    task = fitted(model, replace(english, train=rows), work / f"{model.name}-form", n_wanted=n_steps)
     cells.add(f"{model.name}/form/alone", partial(judge.measure, task, judge.rows["de"], None))
     for code in COMPOSED:
         pair = {"task": task, "language": prompts[code]}
-        ways = {name: compose(pair, template) for name, template in ORDERS.items()}
+        ways = {name: compose(pair, english.template.replace("{soft}", slots)) for name, slots in ORDERS.items()}
         halves = PromptBank(pair, torch.ones(2, model.width))  # equal keys: half of each for every text
         ways["mean"] = halves.mix(judge.rows[code][:1])[0]
         for name, one in ways.items():
@@ -276,14 +298,15 @@ def of_language(data: TextData, code: str) -> TextData:
     """The rows of one language, as many for training as are asked for."""
     rows = [tuple(row for row in part if row.task == code) for part in (data.train, data.val, data.test)]
     plain = [tuple(replace(row, task="", fields={"text": row.fields["text"]}) for row in part) for part in rows]
-    return replace(data, train=plain[0][:N_NAMES], val=plain[1], test=plain[2], template=NAMED)
+    return replace(data, train=plain[0][:N_NAMES], val=plain[1], test=plain[2])
 
 
 class Judge:
     """Says in which language a name is, English or one of six: by lingua, from its letters, and by the lists of all
     names, those of several languages left out."""
 
-    def __init__(self, data: TextData) -> None:
+    def __init__(self, data: TextData, form: str) -> None:
+        self.form = form
         try:
             from lingua import IsoCode639_1, LanguageDetectorBuilder
         except ImportError:
@@ -317,7 +340,8 @@ class Judge:
         """What is answered to English names: in which languages, and how near to the names of one of them."""
         answers = [one.text for one in generate_texts(prompted, rows, Generation(max_tokens=LONGEST))]
         lines = [(text.splitlines() or [""])[0].strip() for text in answers]
-        inner = [line.removeprefix("<").removesuffix(">").strip() for line in lines]
+        before, after = self.form.split("{}")
+        inner = [line.removeprefix(before).removesuffix(after).strip() for line in lines]
         found: dict[str, Any] = {
             "n": len(rows),
             "judged": self.shares(inner),
@@ -325,7 +349,7 @@ class Judge:
             "copied": share(
                 [n.casefold() == row.fields["text"].casefold() for n, row in zip(inner, rows, strict=True)]
             ),
-            "in_form": share([line == FORM.format(name) for line, name in zip(lines, inner, strict=True)]),
+            "in_form": share([line == self.form.format(name) for line, name in zip(lines, inner, strict=True)]),
         }
         if code is not None:
             wanted = [str(row.answer) for row in rows]
@@ -378,26 +402,26 @@ def meta_table(cells: dict[str, Any]) -> str:
 
 
 def language_tables(cells: dict[str, Any]) -> str:
-    codes = ("en", *LANGUAGES)
-    lines = [
-        f"| answers judged | {' | '.join(codes)} | copied | listed | exact | chrF |",
-        "|---|" + "---|" * (len(codes) + 4),
-    ]
-    for code in codes:
-        truth = cells["true names"][code]
-        shares = [f"**{percent(truth[key])}**" if key == code else percent(truth[key]) for key in codes]
-        lines.append(f"| true names, {code} | {' | '.join(shares)} | | | | |")
-    for name, cell in cells.items():
-        if name == "true names":
-            continue
-        code = name.rsplit("/", 1)[1]
-        shares = [
-            f"**{percent(cell['judged'][key])}**" if key == code else percent(cell["judged"][key]) for key in codes
+    """Answers judged to be in the language that was asked for, and in brackets those that are the listed name."""
+    truth = cells["true names"]
+    lines = [f"| answers to | {' | '.join(LANGUAGES)} |", "|---" * (len(LANGUAGES) + 1) + "|"]
+    lines.append(f"| true names | {' | '.join(percent(truth[code][code]) for code in LANGUAGES)} |")
+    plain = {name: cell for name, cell in cells.items() if name != "true names" and "exact" in cell}
+    for way in dict.fromkeys(name.rsplit("/", 1)[0] for name in plain):
+        some = [plain.get(f"{way}/{code}") for code in LANGUAGES]
+        figures = [
+            f"{percent(c['judged'][k])} ({percent(c['exact'])})" if c else ""
+            for k, c in zip(LANGUAGES, some, strict=True)
         ]
-        more = [percent(cell["copied"]), percent(cell["listed"][code]) if code in LANGUAGES else ""]
-        more += [percent(cell["exact"]), f"{cell['chrf']:.1f}"] if "exact" in cell else ["", ""]
-        form = f" (form {percent(cell['in_form'])})" if "/form/" in name else ""
-        lines.append(f"| {name}{form} | {' | '.join([*shares, *more])} |")
+        if "/form/" in way:
+            figures = [
+                f"{one}, form {percent(c['in_form'])}" if c else "" for one, c in zip(figures, some, strict=True)
+            ]
+        lines.append(f"| {way.replace('/', ', ')} | {' | '.join(figures)} |")
+    for name in (name for name in cells if name.endswith(("/none", "/alone"))):
+        cell = cells[name]
+        figures = f"English {percent(cell['judged']['en'])}, copied {percent(cell['copied'])}"
+        lines += ["", f"{name.replace('/', ', ')}: {figures}, form {percent(cell['in_form'])}."]
     return "\n".join(lines)
 
 
