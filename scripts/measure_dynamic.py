@@ -236,7 +236,7 @@ def adapt(model: FrozenLanguageModel, held: str, start: Start, rate: float, seed
 
 def languages(model: FrozenLanguageModel, cells: Cells, work: Path) -> None:
     data = load_texts(DATA / "emoji_languages.jsonl")
-    judge = Judge(data, FORMS[model.name])
+    judge = Judge(data, FORMS[model.name], " ," if model.name == "tiny" else "\n")
     cells.add("true names", judge.truth)
     between = " =" if model.name == "tiny" else "\n"  # tiny has read lists: bear = oso , bread = pan
     data = replace(data, template=f"{{soft}} {{text:cut}}{between}{{answer}}")
@@ -248,7 +248,7 @@ def languages(model: FrozenLanguageModel, cells: Cells, work: Path) -> None:
     cells.add(f"{model.name}/none", partial(judge.measure, nothing, judge.rows["de"], None))
     for code in LANGUAGES:
         if model.name == "tiny":
-            kind, words = "three pairs", in_words(model, after_pairs(of_language(data, code)))
+            kind, words = "title", in_words(model, f"{LANGUAGES[code]} : {{text:cut}}{between}{{answer}}")
         else:
             kind, words = "instruction", in_words(model, data.instructions[0])
         cells.add(f"{model.name}/{kind}/{code}", partial(judge.measure, words, judge.rows[code], code))
@@ -263,12 +263,6 @@ def languages(model: FrozenLanguageModel, cells: Cells, work: Path) -> None:
 def in_words(model: FrozenLanguageModel, text: str) -> PromptedModel:
     """The model with a prompt in words alone."""
     return PromptedModel(model, LanguagePrompt(Template.parse(text), LanguageSources({})))
-
-
-def after_pairs(data: TextData) -> str:
-    """A template in which three pairs of names come first."""
-    pairs = [f"{row.fields['text']} = {row.answer} ," for row in data.train[:3]]
-    return " ".join([*pairs, "{text:cut} ={answer}"])
 
 
 def together(
@@ -305,8 +299,8 @@ class Judge:
     """Says in which language a name is, English or one of six: by lingua, from its letters, and by the lists of all
     names, those of several languages left out."""
 
-    def __init__(self, data: TextData, form: str) -> None:
-        self.form = form
+    def __init__(self, data: TextData, form: str, end: str) -> None:
+        self.form, self.end = form, end
         try:
             from lingua import IsoCode639_1, LanguageDetectorBuilder
         except ImportError:
@@ -339,7 +333,7 @@ class Judge:
     def measure(self, prompted: PromptedModel, rows: Sequence[TextRow], code: str | None) -> dict[str, Any]:
         """What is answered to English names: in which languages, and how near to the names of one of them."""
         answers = [one.text for one in generate_texts(prompted, rows, Generation(max_tokens=LONGEST))]
-        lines = [(text.splitlines() or [""])[0].strip() for text in answers]
+        lines = [text.partition(self.end)[0].strip() for text in answers]
         before, after = self.form.split("{}")
         inner = [line.removeprefix(before).removesuffix(after).strip() for line in lines]
         found: dict[str, Any] = {

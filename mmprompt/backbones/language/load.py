@@ -1,6 +1,6 @@
 """Names of language models, and what `load_language_model` makes of them.
 
-    tiny                     the embedded default: the language model of the captioner `tiny`
+    tiny                     the embedded default: captions of drawn scenes, and names of things in seven languages
     smollm2                  SmolLM2-135M-Instruct, fetched once
     hf:NAME, hf:FOLDER       a transformers causal language model, or one of an encoder and a decoder, such as T5
     hf:FOLDER/FILE.gguf      the same from a GGUF file
@@ -114,7 +114,7 @@ def find_language_model(name: str) -> Source:
         UserError: it has none of the known forms, or what it names is not there or no language model's.
     """
     if name == "tiny":
-        return folder_source(TINY / "captioner")
+        return folder_source(TINY / "language")
     if name == "smollm2":
         return folder_source(find_smollm2())
     model = name.removeprefix("hf:")
