@@ -1,6 +1,7 @@
 """Learning rates and starts of the text-only path, on models of three scales.
 
-    python scripts/sweep_language.py --models smollm2 tiny hf:PATH --json docs/results/language_sweep.json
+    python scripts/sweep_language.py --models smollm2 tiny hf:PATH --tasks emoji_kinds --json FILE
+    python scripts/sweep_language.py --models tiny --tasks somebody --json FILE
 
 Every cell trains one method at one learning rate from one start, with 16 rows a class, and is judged on rows that are
 neither trained on nor part of the test rows. Finished cells are kept in the file: run again, it goes on.
@@ -125,7 +126,7 @@ def main() -> None:
             continue
         if cell["model"] not in models:
             models = {cell["model"]: load_language_model(cell["model"], device="cpu")}
-        data = load_texts(DATA / f"{cell['task']}.jsonl")
+        data = load_texts("somebody" if cell["task"] == "somebody" else DATA / f"{cell['task']}.jsonl")
         data = held_out(data, draw_shots(data, SHOTS, cell["seed"]))
         row = named(cell) | run(models[cell["model"]], data, cell["method"], cell["lr"], cell["start"], cell["seed"])
         print(row, flush=True)
