@@ -141,7 +141,7 @@ def test_a_text_is_known_by_the_fields_that_some_prompt_reads() -> None:
     rows = {"text": ANIMALS, "both": [TextRow({"title": "x", "text": "y"})]}
     titled = [TextRow({"text": "dog", "title": "a red car"})]
     plain = [TextRow({"text": "dog"})]
-    bank = PromptBank.of(other, rows)
+    bank = PromptBank.of(other, rows, temperature=1.0)
     assert not torch.allclose(bank.weights(titled), bank.weights(plain))
 
 
