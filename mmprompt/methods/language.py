@@ -24,6 +24,7 @@ from mmprompt.prompts.language.sources import (
     MultitaskSources,
     PrefixSources,
 )
+from mmprompt.prompts.language.syntax import MAX_VECTORS
 from mmprompt.prompts.sources import ScaledVectors
 from mmprompt.training.recipe import Recipe
 
@@ -73,7 +74,7 @@ class PromptTuning(LanguageMethod):
     n_start = 0
 
     def __post_init__(self) -> None:
-        at_least_one("n_soft", self.n_soft)
+        at_least_one("n_soft", self.n_soft, MAX_VECTORS)
 
     @property
     def n_vectors(self) -> int:
@@ -124,7 +125,7 @@ class PrefixTuning(LanguageMethod):
     n_vectors = 0
 
     def __post_init__(self) -> None:
-        at_least_one("n_prefix", self.n_prefix)
+        at_least_one("n_prefix", self.n_prefix, MAX_VECTORS)
         at_least_one("hidden", self.hidden)
 
     @property
@@ -225,11 +226,14 @@ def rms(values: Tensor) -> Tensor:
     return values.square().mean().sqrt()
 
 
-def at_least_one(name: str, value: int) -> None:
-    """Refuse a count below one.
+def at_least_one(name: str, value: int, most: int | None = None) -> None:
+    """Refuse a count below one, or above a limit.
 
     Raises:
         UserError: it is.
     """
+    advice = f"Use --{name.replace('_', '-')} 10."
     if value < 1:
-        raise bad_value(name, value, "it must be 1 or more", f"Use --{name.replace('_', '-')} 10.")
+        raise bad_value(name, value, "it must be 1 or more", advice)
+    if most is not None and value > most:
+        raise bad_value(name, value, f"it must be at most {most}", advice)

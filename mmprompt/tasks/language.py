@@ -216,6 +216,7 @@ def fit_language(
         objective = objective_of(task, prompted)
         module = prompted.prompt.sources
         problem = LanguageProblem(prompted, module, data.train, data.val, objective, task.is_recomputed)
+        refuse_unfit(prompted, data)
         config = language_config(method, model, data, task, start, recipe, seed, prompted)
         watch = VectorWatch(model, module)
         listeners = (watch, *callbacks) if folder is None else (WriteConfig(folder, config), watch, *callbacks)
@@ -258,6 +259,21 @@ def untrained(
         torch.manual_seed(derive_seed(seed, "sources"))
         sources = method.sources(model, values, tasks)
     return PromptedModel(model, LanguagePrompt(template, sources, verbalizer, method.n_vectors))
+
+
+def refuse_unfit(prompted: PromptedModel, data: TextData) -> None:
+    """Refuse rows held out that could not be read after the training.
+
+    Raises:
+        UserError: one does not fit into the model's context, its answer included.
+    """
+    for row in data.test:
+        answers = prompted.answers if row.answer is None else answers_of(row, prompted)
+        try:
+            prompted.question(row.fields, answers)
+        except UserError as error:
+            begin = " ".join(row.fields.values())[:40]
+            raise UserError(f"the test row that begins with {begin!r} cannot be read: {error}") from None
 
 
 def with_soft(task: LanguageTask, data: TextData, has_soft: bool) -> LanguageTask:

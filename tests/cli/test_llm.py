@@ -241,3 +241,27 @@ def test_the_example_that_is_shown_can_be_typed(tmp_path, run_folder, capsys):
     text = load_texts("somebody").test[0].fields["text"]
     found = document(["llm", "generate", "--prompt", str(run_folder), "--classify", "--input", text], capsys)
     assert found["answers"][0]["text"] == text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["llm", "train", "--n-soft", "100000000000"], "n_soft is 100000000000, but it must be at most 1024."),
+        (["llm", "generate", "--input", "a", "--n-beams", "999999999"], "n_beams is 999999999, but it must be at most"),
+    ],
+)
+def test_counts_that_no_machine_holds_are_refused(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([*words, "--device", "cpu"]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_test_answer_that_is_too_long_is_refused_before_anything_is_learned(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"text": "a", "answer": "b", "split": "train"}, {"text": "rose", "answer": "c " * 300, "split": "test"}]
+    data = write(tmp_path / "long.jsonl", rows)
+    assert main(["llm", "train", "--data", str(data), "--out", "run", "--device", "cpu"]) == 2
+    shown = capsys.readouterr().err
+    assert "the test row that begins with 'rose' cannot be read: an answer takes 301 tokens" in shown
+    assert not (tmp_path / "run" / "prompt.json").exists()

@@ -21,6 +21,7 @@ from mmprompt.backbones.language.reader import window_of
 from mmprompt.backbones.language.vectors import LM_INPUT, keys_values
 from mmprompt.errors import UserError, bad_value
 
+MAX_BEAMS = 256
 BATCH = 32
 """Texts that are gone on from at once."""
 
@@ -50,6 +51,8 @@ class Generation:
         for name in ("max_tokens", "n_beams", "top_k"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise bad_value(name, getattr(self, name), "it must be 1 or more", "Use 1 or leave it out.")
+        if self.n_beams > MAX_BEAMS:
+            raise bad_value("n_beams", self.n_beams, f"it must be at most {MAX_BEAMS}", "Use 5.")
         if not 0 <= self.min_tokens <= self.max_tokens:
             raise bad_value("min_tokens", self.min_tokens, f"it must be from 0 to {self.max_tokens}", "Use 1.")
         if self.top_p is not None and not 0 < self.top_p <= 1:
