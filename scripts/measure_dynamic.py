@@ -20,7 +20,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,18 +33,20 @@ from torch import Tensor
 from mmprompt.backbones.language.generation import Generation
 from mmprompt.backbones.language.load import load_language_model
 from mmprompt.backbones.language.model import FrozenLanguageModel
+from mmprompt.backbones.sites import Site, Vectors
 from mmprompt.data.texts import TextData, TextRow, draw_shots, load_texts
 from mmprompt.errors import UserError
 from mmprompt.evaluation.text_metrics import score_texts
-from mmprompt.methods.language import DeepPrompts, LanguageMethod, PromptTuning
+from mmprompt.methods.language import DeepPrompts, LanguageMethod, PromptTuning, unit_of
 from mmprompt.methods.language_start import Start
 from mmprompt.predictors.language import LanguagePrompt, PromptedModel
 from mmprompt.predictors.language_bank import PromptBank, compose, text_features
 from mmprompt.predictors.language_bank_file import load_bank, save_bank
 from mmprompt.predictors.language_file import load_language
 from mmprompt.predictors.language_generation import generate_texts
-from mmprompt.prompts.language.sources import LanguageSources
+from mmprompt.prompts.language.sources import LM_INPUT, LanguageSources
 from mmprompt.prompts.language.template import Template
+from mmprompt.prompts.sources import FreeVectors, ScaledVectors
 from mmprompt.tasks.language import fit_language
 from mmprompt.tasks.language_meta import few_steps, meta_start
 from mmprompt.training.seeds import batches
@@ -60,7 +62,7 @@ META_SETTINGS = {"n_rounds": 21, "n_inner": 10, "batch_size": 8}
 LANGUAGES = {"de": "German", "es": "Spanish", "fr": "French", "it": "Italian", "nl": "Dutch", "pt": "Portuguese"}
 N_NAMES, LONGEST = 64, 16
 COMPOSED = ("de", "es", "fr")
-FORMS = {"tiny": "there is a {}", "smollm2": "<{}>"}
+FORMS = {"tiny": "{} .", "smollm2": "<{}>"}
 ORDERS = {
     "task, language": "{soft*20:task} {soft*20:language}",
     "language, task": "{soft*20:language} {soft*20:task}",
@@ -286,6 +288,58 @@ def together(
         ways["mean"] = halves.mix(judge.rows[code][:1])[0]
         for name, one in ways.items():
             cells.add(f"{model.name}/form/{name}/{code}", partial(judge.measure, one, judge.rows[code], code))
+    if model.name == "tiny":
+        after = behind(model, data, prompts, judge.form)
+        for code, one in after.items():
+            name = f"{model.name}/form/language, task learned behind {', '.join(COMPOSED)}/{code}"
+            cells.add(name, partial(judge.measure, one, judge.rows[code], code))
+
+
+class VectorsBehind(LanguageSources):
+    """Learned vectors behind those of a language, which stay as they are."""
+
+    def __init__(self, languages: dict[str, Tensor], own: ScaledVectors) -> None:
+        super().__init__({LM_INPUT: own})
+        self.languages, self.tasks = languages, tuple(languages)
+
+    def vectors_of(self, task: str = "") -> dict[Site, Vectors]:
+        own = super().vectors_of()[LM_INPUT].values
+        return {LM_INPUT: Vectors(torch.cat([self.languages[task], own]), "shared")}
+
+
+@dataclass(frozen=True)
+class BehindLanguages(PromptTuning):
+    """A task prompt that is learned behind the prompts of several languages."""
+
+    languages: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def n_vectors(self) -> int:
+        return 2 * self.n_soft
+
+    def sources(self, model: FrozenLanguageModel, start: Tensor, tasks: Sequence[str] = ()) -> LanguageSources:
+        own = start[-self.n_soft :]
+        return VectorsBehind(self.languages, ScaledVectors(own, unit=unit_of(model, own)))
+
+
+def behind(
+    model: FrozenLanguageModel, data: TextData, prompts: dict[str, PromptedModel], form: str
+) -> dict[str, PromptedModel]:
+    """A task prompt, learned behind the prompts of some languages, behind the prompt of each."""
+    vectors = {code: one.prompt.sources.vectors()[LM_INPUT].values.detach() for code, one in prompts.items()}
+    rows = [replace(row, task=code) for code in COMPOSED for row in of_language(data, code).train]
+    train = tuple(replace(row, answer=form.format(row.answer)) for row in rows)
+    method = BehindLanguages(N_SOFT, {code: vectors[code] for code in COMPOSED})
+    n_steps = len(batches(list(range(len(train))), PromptTuning.recipe.batch_size))
+    recipe = replace(PromptTuning.recipe, epochs=max(1, round(N_STEPS_LANGUAGE[model.name] / n_steps)))
+    data = replace(data, train=train, val=(), test=train[:1])
+    learned = fit_language(data, method, model, start=Start("vocabulary"), recipe=recipe).prompted
+    task = learned.prompt.sources.vectors()[LM_INPUT].values.detach()
+    found = {}
+    for code, language in vectors.items():
+        sources = LanguageSources({LM_INPUT: FreeVectors(torch.cat([language, task]))}).requires_grad_(False)
+        found[code] = PromptedModel(model, replace(learned.prompt, sources=sources))
+    return found
 
 
 def of_language(data: TextData, code: str) -> TextData:
