@@ -126,7 +126,8 @@ def main() -> None:
             continue
         if cell["model"] not in models:
             models = {cell["model"]: load_language_model(cell["model"], device="cpu")}
-        data = load_texts("somebody" if cell["task"] == "somebody" else DATA / f"{cell['task']}.jsonl")
+        path = DATA / f"{cell['task']}.jsonl"
+        data = load_texts(path if path.exists() else cell["task"])
         data = held_out(data, draw_shots(data, SHOTS, cell["seed"]))
         row = named(cell) | run(models[cell["model"]], data, cell["method"], cell["lr"], cell["start"], cell["seed"])
         print(row, flush=True)

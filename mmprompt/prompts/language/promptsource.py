@@ -144,10 +144,9 @@ class JinjaTemplate:
 
     def _written(self, source: str, values: Mapping[str, Any]) -> list[str]:
         seed = int.from_bytes(hashlib.sha256(json.dumps(values, sort_keys=True).encode()).digest()[:8])
+        sandbox = self._sandbox  # here, for that jinja2 is missing is no fault of the template
         try:
-            text = self._sandbox.write(source.replace(DIVIDER, _MARK), values, seed)
-        except UserError:
-            raise
+            text = sandbox.write(source.replace(DIVIDER, _MARK), values, seed)
         except Exception as error:  # whatever its expressions raise
             reason = f"{type(error).__name__}: {error}" if not str(error).startswith("it ") else str(error)
             raise self._refusal(" ".join(reason.split())[:200].rstrip(".")) from None
