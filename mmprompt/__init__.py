@@ -11,34 +11,10 @@ from typing import TYPE_CHECKING, Any
 from mmprompt.version import __version__
 
 if TYPE_CHECKING:
-    from mmprompt.backbones.captioners.load import load_captioner
-    from mmprompt.backbones.language.generation import Generation
-    from mmprompt.backbones.language.load import list_language_models, load_language_model
-    from mmprompt.backbones.load import list_backbones, load_backbone
-    from mmprompt.data.captions import CaptionData, CaptionItem, load_caption_data
-    from mmprompt.data.catalog import list_datasets, load_dataset
-    from mmprompt.data.folder import ImageFolder, ImageTable
-    from mmprompt.data.images import read_image
-    from mmprompt.data.splits import Dataset, Item
-    from mmprompt.data.texts import TextData, TextRow, draw_shots, load_texts
-    from mmprompt.errors import UserError
-    from mmprompt.evaluation.metrics import Evaluation, paired_bootstrap
-    from mmprompt.experiments.report import write_report
-    from mmprompt.explain.nearest_words import nearest_words
-    from mmprompt.losses import Outputs, cross_entropy
-    from mmprompt.methods import METHODS, VPT, CoOp, Method
-    from mmprompt.methods.captions import HardPrompt, KeyValuePrompt, SoftPrompt
-    from mmprompt.methods.language import (
-        LANGUAGE_METHODS,
-        DeepPrompts,
-        MultitaskPrompt,
-        PrefixTuning,
-        PromptTuning,
-        PTuning,
-    )
-    from mmprompt.methods.language_start import Start
-    from mmprompt.predictors.caption_search import Decoding
-    from mmprompt.predictors.captioner import (
+    from mmprompt.captioning.data import CaptionData, CaptionItem, load_caption_data
+    from mmprompt.captioning.measure import CaptionMeasure, measure_captions
+    from mmprompt.captioning.methods import HardPrompt, KeyValuePrompt, SoftPrompt
+    from mmprompt.captioning.predictor import (
         Caption,
         Captioner,
         FocusPrompt,
@@ -47,40 +23,64 @@ if TYPE_CHECKING:
         load_focus,
         save_focus,
     )
-    from mmprompt.predictors.classifier import Classifier, Prediction
-    from mmprompt.predictors.file import load, save
-    from mmprompt.predictors.language import LanguagePrompt, PromptedModel
-    from mmprompt.predictors.language_bank import PromptBank
-    from mmprompt.predictors.language_file import load_language, save_language
-    from mmprompt.predictors.language_generation import generate_texts, stream_text
-    from mmprompt.predictors.peft_file import load_peft
-    from mmprompt.predictors.peft_save import save_peft
-    from mmprompt.prompts.language.promptsource import read_promptsource
-    from mmprompt.prompts.language.template import Template
-    from mmprompt.prompts.language.verbalizer import Verbalizer
-    from mmprompt.tasks.caption_measure import CaptionMeasure, measure_captions
-    from mmprompt.tasks.captioning import CaptionResult, fit_captions, fit_mapper
-    from mmprompt.tasks.classification import Result, evaluate, fit, measure, zero_shot
-    from mmprompt.tasks.estimator import PromptClassifier
-    from mmprompt.tasks.language import LanguageResult, LanguageTask, fit_language
-    from mmprompt.tasks.language_measure import compare_language, measure_language
-    from mmprompt.tasks.language_meta import meta_start
-    from mmprompt.tasks.language_search import search_words
+    from mmprompt.captioning.readers.load import load_captioner
+    from mmprompt.captioning.search import Decoding
+    from mmprompt.captioning.task import CaptionResult, fit_captions, fit_mapper
+    from mmprompt.classification.estimator import PromptClassifier
+    from mmprompt.classification.methods import METHODS, VPT, CoOp, Method
+    from mmprompt.classification.nearest_words import nearest_words
+    from mmprompt.classification.predictor import Classifier, Prediction
+    from mmprompt.classification.report.report import write_report
+    from mmprompt.classification.task import Result, evaluate, fit, measure, zero_shot
+    from mmprompt.core.file import load, save
+    from mmprompt.core.losses import Outputs, cross_entropy
+    from mmprompt.core.metrics import Evaluation, paired_bootstrap
+    from mmprompt.data.catalog import list_datasets, load_dataset
+    from mmprompt.data.folder import ImageFolder, ImageTable
+    from mmprompt.data.images import read_image
+    from mmprompt.data.splits import Dataset, Item
+    from mmprompt.errors import UserError
+    from mmprompt.language.bank.bank import PromptBank
+    from mmprompt.language.data import TextData, TextRow, draw_shots, load_texts
+    from mmprompt.language.file import load_language, save_language
+    from mmprompt.language.generation import generate_texts, stream_text
+    from mmprompt.language.measure import compare_language, measure_language
+    from mmprompt.language.meta import meta_start
+    from mmprompt.language.methods import (
+        LANGUAGE_METHODS,
+        DeepPrompts,
+        MultitaskPrompt,
+        PrefixTuning,
+        PromptTuning,
+        PTuning,
+    )
+    from mmprompt.language.peft.file import load_peft
+    from mmprompt.language.peft.save import save_peft
+    from mmprompt.language.predictor import LanguagePrompt, PromptedModel
+    from mmprompt.language.search.task import search_words
+    from mmprompt.language.start import Start
+    from mmprompt.language.task import LanguageResult, LanguageTask, fit_language
+    from mmprompt.language.templates.promptsource import read_promptsource
+    from mmprompt.language.templates.template import Template
+    from mmprompt.language.templates.verbalizer import Verbalizer
+    from mmprompt.models.decoder.generation import Generation
+    from mmprompt.models.decoder.load import list_language_models, load_language_model
+    from mmprompt.models.dual_encoder.load import list_backbones, load_backbone
     from mmprompt.training.callbacks import Callback, CSVLogger, EarlyStopping, ProgressBar
     from mmprompt.training.recipe import Recipe
 
 _HOMES = {
-    "backbones.captioners.load": ("load_captioner",),
-    "backbones.language.generation": ("Generation",),
-    "backbones.language.load": (
+    "captioning.readers.load": ("load_captioner",),
+    "models.decoder.generation": ("Generation",),
+    "models.decoder.load": (
         "list_language_models",
         "load_language_model",
     ),
-    "backbones.load": (
+    "models.dual_encoder.load": (
         "list_backbones",
         "load_backbone",
     ),
-    "data.captions": (
+    "captioning.data": (
         "CaptionData",
         "CaptionItem",
         "load_caption_data",
@@ -98,35 +98,35 @@ _HOMES = {
         "Dataset",
         "Item",
     ),
-    "data.texts": (
+    "language.data": (
         "TextData",
         "TextRow",
         "draw_shots",
         "load_texts",
     ),
     "errors": ("UserError",),
-    "evaluation.metrics": (
+    "core.metrics": (
         "Evaluation",
         "paired_bootstrap",
     ),
-    "experiments.report": ("write_report",),
-    "explain.nearest_words": ("nearest_words",),
-    "losses": (
+    "classification.report.report": ("write_report",),
+    "classification.nearest_words": ("nearest_words",),
+    "core.losses": (
         "Outputs",
         "cross_entropy",
     ),
-    "methods": (
+    "classification.methods": (
         "METHODS",
         "VPT",
         "CoOp",
         "Method",
     ),
-    "methods.captions": (
+    "captioning.methods": (
         "HardPrompt",
         "KeyValuePrompt",
         "SoftPrompt",
     ),
-    "methods.language": (
+    "language.methods": (
         "LANGUAGE_METHODS",
         "DeepPrompts",
         "MultitaskPrompt",
@@ -134,9 +134,9 @@ _HOMES = {
         "PrefixTuning",
         "PromptTuning",
     ),
-    "methods.language_start": ("Start",),
-    "predictors.caption_search": ("Decoding",),
-    "predictors.captioner": (
+    "language.start": ("Start",),
+    "captioning.search": ("Decoding",),
+    "captioning.predictor": (
         "Caption",
         "Captioner",
         "FocusPrompt",
@@ -145,60 +145,60 @@ _HOMES = {
         "load_focus",
         "save_focus",
     ),
-    "predictors.classifier": (
+    "classification.predictor": (
         "Classifier",
         "Prediction",
     ),
-    "predictors.file": (
+    "core.file": (
         "load",
         "save",
     ),
-    "predictors.language": (
+    "language.predictor": (
         "LanguagePrompt",
         "PromptedModel",
     ),
-    "predictors.language_bank": ("PromptBank",),
-    "predictors.language_file": (
+    "language.bank.bank": ("PromptBank",),
+    "language.file": (
         "load_language",
         "save_language",
     ),
-    "predictors.language_generation": (
+    "language.generation": (
         "generate_texts",
         "stream_text",
     ),
-    "predictors.peft_file": ("load_peft",),
-    "predictors.peft_save": ("save_peft",),
-    "prompts.language.promptsource": ("read_promptsource",),
-    "prompts.language.template": ("Template",),
-    "prompts.language.verbalizer": ("Verbalizer",),
-    "tasks.caption_measure": (
+    "language.peft.file": ("load_peft",),
+    "language.peft.save": ("save_peft",),
+    "language.templates.promptsource": ("read_promptsource",),
+    "language.templates.template": ("Template",),
+    "language.templates.verbalizer": ("Verbalizer",),
+    "captioning.measure": (
         "CaptionMeasure",
         "measure_captions",
     ),
-    "tasks.captioning": (
+    "captioning.task": (
         "CaptionResult",
         "fit_captions",
         "fit_mapper",
     ),
-    "tasks.classification": (
+    "classification.task": (
         "Result",
         "evaluate",
         "fit",
         "measure",
         "zero_shot",
     ),
-    "tasks.estimator": ("PromptClassifier",),
-    "tasks.language": (
+    "classification.estimator": ("PromptClassifier",),
+    "language.task": (
         "LanguageResult",
         "LanguageTask",
         "fit_language",
     ),
-    "tasks.language_measure": (
+    "language.measure": (
         "compare_language",
         "measure_language",
     ),
-    "tasks.language_meta": ("meta_start",),
-    "tasks.language_search": ("search_words",),
+    "language.meta": ("meta_start",),
+    "language.search.task": ("search_words",),
     "training.callbacks": (
         "Callback",
         "CSVLogger",

@@ -105,6 +105,24 @@ def read_bytes(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
         raise bad_file(path, f"cannot be read ({error.strerror})", "Check the path.") from None
 
 
+MAX_TEXT_BYTES = 2**30
+"""Of a file of rows; the captions of COCO with Karpathy's split take 144 MB."""
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, without a byte order mark.
+
+    Raises:
+        UserError: it cannot be read, is larger than 1 GiB, or a line is not UTF-8.
+    """
+    data = read_bytes(path, MAX_TEXT_BYTES)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise bad_file(path, "is not UTF-8 text", "Save it as UTF-8.", line) from None
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 

@@ -24,19 +24,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmprompt.backbones.language.load import load_language_model
-from mmprompt.backbones.language.model import FrozenLanguageModel
-from mmprompt.backbones.language.tuned import Adapters, FullTuning, Lora, Tuning
-from mmprompt.data.texts import TextData, draw_shots, load_texts
 from mmprompt.errors import UserError
-from mmprompt.methods.language import DeepPrompts, LanguageMethod, PrefixTuning, PromptTuning, PTuning
-from mmprompt.predictors.language import LanguagePrompt, PromptedModel
-from mmprompt.predictors.language_file import save_language
-from mmprompt.prompts.language.sources import LanguageSources
-from mmprompt.prompts.language.template import Template
-from mmprompt.tasks.language import fit_language, verbalizer_of
-from mmprompt.tasks.language_search import search_words
-from mmprompt.tasks.language_weights import fit_weights
+from mmprompt.language.data import TextData, draw_shots, load_texts
+from mmprompt.language.file import save_language
+from mmprompt.language.methods import DeepPrompts, LanguageMethod, PrefixTuning, PromptTuning, PTuning
+from mmprompt.language.predictor import LanguagePrompt, PromptedModel
+from mmprompt.language.search.task import search_words
+from mmprompt.language.sources import LanguageSources
+from mmprompt.language.task import fit_language, verbalizer_of
+from mmprompt.language.templates.template import Template
+from mmprompt.language.weights import fit_weights
+from mmprompt.models.decoder.load import load_language_model
+from mmprompt.models.decoder.model import FrozenLanguageModel
+from mmprompt.models.decoder.tuned import Adapters, FullTuning, Lora, Tuning
 
 DATA, SHOTS = Path("examples/data"), 16
 Fitted = tuple[PromptedModel, int]

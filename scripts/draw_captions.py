@@ -11,12 +11,12 @@ from typing import Annotated
 
 import tyro
 
-from mmprompt.data.captions import load_caption_data
-from mmprompt.experiments.caption_report import draw_strip
-from mmprompt.experiments.figures import LIGHT
+from mmprompt.captioning.data import load_caption_data
+from mmprompt.captioning.measure import measure_captions
+from mmprompt.captioning.predictor import load_captioner_of, load_focus
+from mmprompt.captioning.report.report import draw_strip
 from mmprompt.files import make_folder, write_bytes
-from mmprompt.predictors.captioner import load_captioner_of, load_focus
-from mmprompt.tasks.caption_measure import measure_captions
+from mmprompt.reports.figures import LIGHT
 
 
 @dataclass(frozen=True)

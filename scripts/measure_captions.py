@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 import mmprompt as mp
-from mmprompt.predictors.captioner import CaptionFeatures
-from mmprompt.tasks.caption_measure import NO_PROMPT, CaptionMeasure, measure_captions
+from mmprompt.captioning.measure import NO_PROMPT, CaptionMeasure, measure_captions
+from mmprompt.captioning.predictor import CaptionFeatures
 
 FOCUSES = ("objects", "emotions", "actions")
 SETS = ("openart-scenes", "openart-scenes-new-style")

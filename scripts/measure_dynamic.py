@@ -30,25 +30,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmprompt.backbones.language.generation import Generation
-from mmprompt.backbones.language.load import load_language_model
-from mmprompt.backbones.language.model import FrozenLanguageModel
-from mmprompt.backbones.sites import Site, Vectors
-from mmprompt.data.texts import TextData, TextRow, draw_shots, load_texts
+from mmprompt.core.sources import FreeVectors, ScaledVectors
 from mmprompt.errors import UserError
-from mmprompt.evaluation.text_metrics import score_texts
-from mmprompt.methods.language import DeepPrompts, LanguageMethod, PromptTuning, unit_of
-from mmprompt.methods.language_start import Start
-from mmprompt.predictors.language import LanguagePrompt, PromptedModel
-from mmprompt.predictors.language_bank import PromptBank, compose, text_features
-from mmprompt.predictors.language_bank_file import load_bank, save_bank
-from mmprompt.predictors.language_file import load_language
-from mmprompt.predictors.language_generation import generate_texts
-from mmprompt.prompts.language.sources import LM_INPUT, LanguageSources
-from mmprompt.prompts.language.template import Template
-from mmprompt.prompts.sources import FreeVectors, ScaledVectors
-from mmprompt.tasks.language import fit_language
-from mmprompt.tasks.language_meta import few_steps, meta_start
+from mmprompt.language.bank.bank import PromptBank, compose, text_features
+from mmprompt.language.bank.file import load_bank, save_bank
+from mmprompt.language.data import TextData, TextRow, draw_shots, load_texts
+from mmprompt.language.file import load_language
+from mmprompt.language.generation import generate_texts
+from mmprompt.language.meta import few_steps, meta_start
+from mmprompt.language.methods import DeepPrompts, LanguageMethod, PromptTuning, unit_of
+from mmprompt.language.predictor import LanguagePrompt, PromptedModel
+from mmprompt.language.sources import LM_INPUT, LanguageSources
+from mmprompt.language.start import Start
+from mmprompt.language.task import fit_language
+from mmprompt.language.templates.template import Template
+from mmprompt.language.text_metrics import score_texts
+from mmprompt.models.decoder.generation import Generation
+from mmprompt.models.decoder.load import load_language_model
+from mmprompt.models.decoder.model import FrozenLanguageModel
+from mmprompt.models.sites import Site, Vectors
 from mmprompt.training.seeds import batches
 
 DATA = Path("examples/data")

@@ -21,16 +21,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmprompt.backbones.language.load import load_language_model
-from mmprompt.backbones.language.model import FrozenLanguageModel
-from mmprompt.data.texts import TextData, TextRow, draw_shots, load_texts
+from mmprompt.core.metrics import paired_bootstrap
 from mmprompt.errors import UserError
-from mmprompt.evaluation.metrics import paired_bootstrap
-from mmprompt.methods.language import PromptTuning
-from mmprompt.predictors.language import LanguagePrompt, PromptedModel
-from mmprompt.prompts.language.sources import LanguageSources
-from mmprompt.prompts.language.template import Template
-from mmprompt.tasks.language import LanguageTask, fit_language, verbalizer_of
+from mmprompt.language.data import TextData, TextRow, draw_shots, load_texts
+from mmprompt.language.methods import PromptTuning
+from mmprompt.language.predictor import LanguagePrompt, PromptedModel
+from mmprompt.language.sources import LanguageSources
+from mmprompt.language.task import LanguageTask, fit_language, verbalizer_of
+from mmprompt.language.templates.template import Template
+from mmprompt.models.decoder.load import load_language_model
+from mmprompt.models.decoder.model import FrozenLanguageModel
 
 DATA = Path("examples/data")
 TASKS = ("emoji_kinds", "intent", "seasons", "languages", "questions", "sentiment")

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 import mmprompt as mp
+from mmprompt.classification.task import BARE_NAME
 from mmprompt.files import write_json
-from mmprompt.predictors.features import ImageFeatures
-from mmprompt.tasks.classification import BARE_NAME
+from mmprompt.models.image_features import ImageFeatures
 
 TASKS = [f"openart-{task}" for task in ("left", "right", "large", "small", "emotion", "action", "category")]
 RELATIONAL = {"openart-left", "openart-right", "openart-large", "openart-small"}

@@ -19,13 +19,13 @@ from typing import Any
 
 import torch
 
-from mmprompt.backbones.language.load import load_language_model
-from mmprompt.backbones.language.model import FrozenLanguageModel
-from mmprompt.data.texts import TextData, draw_shots, load_texts
 from mmprompt.errors import UserError
-from mmprompt.methods.language import LANGUAGE_METHODS, PromptTuning
-from mmprompt.methods.language_start import Start
-from mmprompt.tasks.language import fit_language
+from mmprompt.language.data import TextData, draw_shots, load_texts
+from mmprompt.language.methods import LANGUAGE_METHODS, PromptTuning
+from mmprompt.language.start import Start
+from mmprompt.language.task import fit_language
+from mmprompt.models.decoder.load import load_language_model
+from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.training.problem import RunFailed
 
 DATA = Path("examples/data")

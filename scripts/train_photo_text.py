@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from mmprompt.backbones.photo import image_weights
+from mmprompt.models.dual_encoder.photo import image_weights
 from openart.state import load_state
 from openart.tokenizer import read_encoder, write_tokenizer
 from photo_text.export import export

@@ -30,8 +30,8 @@ from transformers import (
     ViTModel,
 )
 
-from mmprompt.backbones.captioners.load import load_pair, save_mapped
-from mmprompt.backbones.dual_encoder import LoadOptions
+from mmprompt.captioning.readers.load import load_pair, save_mapped
+from mmprompt.models.dual_encoder.encoder import LoadOptions
 from tests.small_models import (
     HEADS,
     IMAGE,

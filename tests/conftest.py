@@ -13,8 +13,8 @@ import hypothesis
 import pytest
 import torch
 
-from mmprompt.backbones.load import load_backbone
-from mmprompt.backbones.protocols import DualEncoder
+from mmprompt.models.dual_encoder.interface import DualEncoder
+from mmprompt.models.dual_encoder.load import load_backbone
 from tests import small_models
 
 # a busy machine is no failure; and the same examples in every run, as all randomness here

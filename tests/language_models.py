@@ -31,7 +31,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from mmprompt.backbones.language.model import FrozenLanguageModel
+from mmprompt.models.decoder.model import FrozenLanguageModel
 from tests.captioner_models import POSITIONS, SHAPE
 from tests.small_language_models import END, START, byte_tokenizer, new_language_model
 from tests.small_models import HEADS, LAYERS, WIDTH, randomise

@@ -10,15 +10,15 @@ import peft
 import torch
 from torch import Tensor
 
-from mmprompt.backbones.language.generation import Generation, generate
-from mmprompt.backbones.language.model import FrozenLanguageModel
-from mmprompt.backbones.language.packing import Question
-from mmprompt.data.texts import TextRow
-from mmprompt.methods.language import MultitaskPrompt, PrefixTuning, PromptTuning, PTuning
-from mmprompt.predictors.language import LanguagePrompt, PromptedModel
-from mmprompt.predictors.language_generation import jobs_of
-from mmprompt.prompts.language.template import Template
-from mmprompt.prompts.language.verbalizer import Verbalizer
+from mmprompt.language.data import TextRow
+from mmprompt.language.generation import jobs_of
+from mmprompt.language.methods import MultitaskPrompt, PrefixTuning, PromptTuning, PTuning
+from mmprompt.language.predictor import LanguagePrompt, PromptedModel
+from mmprompt.language.templates.template import Template
+from mmprompt.language.templates.verbalizer import Verbalizer
+from mmprompt.models.decoder.generation import Generation, generate
+from mmprompt.models.decoder.model import FrozenLanguageModel
+from mmprompt.models.decoder.packing import Question
 
 N = 3
 TEXTS = ("a red car", "the happy dog", "a photo of the blue house")

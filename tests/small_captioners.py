@@ -10,10 +10,10 @@ from PIL import Image
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from mmprompt.backbones.captioners.captioner import CaptionTokenizer, FrozenCaptioner
-from mmprompt.backbones.captioners.causal_lm import PrefixDecoder
-from mmprompt.backbones.pixels import PixelTransform
-from mmprompt.data.captions import CaptionData, read_captions
+from mmprompt.captioning.data import CaptionData, read_captions
+from mmprompt.captioning.readers.captioner import CaptionTokenizer, FrozenCaptioner
+from mmprompt.captioning.readers.causal_lm import PrefixDecoder
+from mmprompt.models.pixels import PixelTransform
 
 N_IMAGE, START, END, WORDS, SIDE = 3, 0, 1, 40, 4
 

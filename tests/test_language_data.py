@@ -9,7 +9,7 @@ import pytest
 
 from make_language_data import EMBEDDED, SEED, dates, somebody
 from mmprompt.data.strict_yaml import read_yaml
-from mmprompt.data.texts import load_texts
+from mmprompt.language.data import load_texts
 
 FOLDER = Path(__file__).parents[1] / "examples" / "data"
 PATHS = sorted(FOLDER.glob("*.jsonl"))

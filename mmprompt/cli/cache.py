@@ -9,9 +9,9 @@ from typing import Annotated
 
 import tyro
 
-from mmprompt.backbones.features import LIMIT_VARIABLE, Contents, FeatureStore, features_folder, limit_bytes
-from mmprompt.cli.output import JSON_HELP, Output, shorten
-from mmprompt.cli.parser import parse
+from mmprompt.models.feature_store import LIMIT_VARIABLE, Contents, FeatureStore, features_folder, limit_bytes
+from mmprompt.terminal.output import JSON_HELP, Output, shorten
+from mmprompt.terminal.parser import parse
 
 DESCRIPTION = "The image features kept on disk, so that no picture is encoded twice."
 

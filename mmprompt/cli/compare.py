@@ -7,18 +7,18 @@ from functools import partial
 from pathlib import Path
 
 from mmprompt.cli.grid import GridCall, read_grid_call
-from mmprompt.cli.lists import counts_in, shots_in
-from mmprompt.cli.output import Output
-from mmprompt.cli.progress import Stages
-from mmprompt.cli.train import check_place, command_of
 from mmprompt.experiments.compare import Listener, compare
 from mmprompt.experiments.comparison_report import write_comparison
 from mmprompt.experiments.grid import Grid, without_broken
 from mmprompt.experiments.layouts import LAYOUTS
-from mmprompt.experiments.pages import missing_extra
 from mmprompt.experiments.protocols import FEW_SHOT, protocol_grid
 from mmprompt.experiments.summary import Comparison
 from mmprompt.files import write_json
+from mmprompt.reports.pages import missing_extra
+from mmprompt.terminal.lists import counts_in, shots_in
+from mmprompt.terminal.output import Output
+from mmprompt.terminal.progress import Stages
+from mmprompt.terminal.run_folder import check_place, command_of
 from mmprompt.training.problem import RunFailed
 
 DESCRIPTION = "Compare methods and baselines over data sets, shots and seeds. What was computed once is not again."

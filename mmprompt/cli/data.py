@@ -10,9 +10,6 @@ from typing import Annotated
 
 import tyro
 
-from mmprompt.cli.output import JSON_HELP, Output
-from mmprompt.cli.parser import parse
-from mmprompt.cli.pictures import Pictures
 from mmprompt.data.card import DatasetCard
 from mmprompt.data.catalog import list_datasets, read_card
 from mmprompt.data.check import check_dataset
@@ -20,6 +17,9 @@ from mmprompt.data.layouts import Part, find_parts, given_root, set_folder
 from mmprompt.data.split_file import divide, write_split
 from mmprompt.data.splits import SPLITS
 from mmprompt.errors import UserError
+from mmprompt.terminal.output import JSON_HELP, Output
+from mmprompt.terminal.parser import parse
+from mmprompt.terminal.pictures import Pictures
 
 Name = tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="NAME")]]
 

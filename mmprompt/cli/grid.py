@@ -13,17 +13,17 @@ from typing import Annotated, Any, get_type_hints
 
 import tyro
 
-from mmprompt.backbones.suited import suited_settings
-from mmprompt.cli.config import distribute, read_settings
-from mmprompt.cli.lists import is_given, names_in
+from mmprompt.classification.baselines import BASELINES
+from mmprompt.classification.methods import METHODS, method_types
 from mmprompt.cli.methods import options_of
-from mmprompt.cli.parser import parse, peek
-from mmprompt.cli.pictures import refuse_both
+from mmprompt.core.defaults import suited_settings
 from mmprompt.errors import UserError, unknown_name
 from mmprompt.experiments.cells import Origin
 from mmprompt.experiments.grid import Contender
-from mmprompt.methods import METHODS, method_types
-from mmprompt.tasks.baselines import BASELINES
+from mmprompt.terminal.config import distribute, read_settings
+from mmprompt.terminal.lists import is_given, names_in
+from mmprompt.terminal.parser import parse, peek
+from mmprompt.terminal.pictures import refuse_both
 from mmprompt.training.recipe import Recipe
 
 PLURALS = {"method": "methods", "dataset": "datasets", "backbone": "backbones", "seed": "seeds"}

@@ -33,33 +33,33 @@ class Verb:
 
 
 VERBS = {
-    "train": Verb("train", "run", "", "learn a prompt from a few pictures of each class"),
-    "eval": Verb("eval", "run", "RUN", "measure a trained prompt beside zero-shot"),
-    "predict": Verb("predict", "run", "RUN PICTURES...", "label pictures with a trained prompt"),
-    "compare": Verb("compare", "run", "", "compare methods and baselines over data sets, shots and seeds"),
-    "tune": Verb("tune", "run", "", "search for the settings that do best on validation"),
-    "protocol few-shot": Verb("protocol", "run_few_shot", "", "the papers' accuracy by shots"),
-    "protocol base-to-new": Verb("protocol", "run_base_to_new", "", "learn some classes, test on new ones"),
-    "protocol cross-dataset": Verb("protocol", "run_cross_dataset", "", "learn one data set, test on others"),
-    "protocol domain-generalisation": Verb("protocol", "run_domain_generalisation", "", "the same under a shift"),
-    "caption train": Verb("caption_train", "run", "", "learn what a frozen captioner speaks of"),
-    "caption write": Verb("caption_write", "run", "[PICTURES...]", "write captions of pictures with a learned prompt"),
-    "caption eval": Verb("caption_eval", "run", "", "measure learned prompts beside none and beside words"),
-    "llm train": Verb("llm_train", "run", "", "learn a prompt for a frozen language model"),
-    "llm eval": Verb("llm_eval", "run", "", "measure it beside none and beside written instructions"),
-    "llm generate": Verb("llm_generate", "run", "", "write what a language model says with a prompt"),
-    "llm search": Verb("llm_search", "run", "", "search a prompt in words, not vectors"),
-    "llm convert": Verb("llm_convert", "run", "", "a prompt as PEFT's, or one of PEFT's as ours"),
-    "data list": Verb("data", "run_list", "", "the data sets there are"),
-    "data check": Verb("data", "run_check", "NAME", "look a data set over before using it"),
-    "data shots": Verb("data", "run_shots", "NAME", "show which pictures a k-shot draw takes"),
-    "data split": Verb("data", "run_split", "FOLDER", "divide your own pictures once into train, val and test"),
-    "data cache": Verb("cache", "run", "", "the image features kept on disk, their size, and how to drop them"),
-    "backbones list": Verb("backbones", "run_list", "", "the frozen models a prompt can be learned for"),
-    "backbones get": Verb("backbones", "run_get", "NAME", "fetch photo, for photographs, or smollm2, a language model"),
-    "methods list": Verb("methods", "run_list", "", "the ways to learn a prompt"),
-    "methods show": Verb("methods", "run_show", "NAME", "the settings of one method"),
-    "prompt inspect": Verb("prompt", "run_inspect", "RUN", "what a prompt holds, and the words nearest to it"),
+    "train": Verb("classification.cli.train", "run", "", "learn a prompt from a few pictures of each class"),
+    "eval": Verb("classification.cli.eval", "run", "RUN", "measure a trained prompt beside zero-shot"),
+    "predict": Verb("cli.predict", "run", "RUN PICTURES...", "label pictures with a trained prompt"),
+    "compare": Verb("cli.compare", "run", "", "compare methods and baselines over data sets, shots and seeds"),
+    "tune": Verb("cli.tune", "run", "", "search for the settings that do best on validation"),
+    "protocol few-shot": Verb("cli.protocol", "run_few_shot", "", "the papers' accuracy by shots"),
+    "protocol base-to-new": Verb("cli.protocol", "run_base_to_new", "", "learn some classes, test on new ones"),
+    "protocol cross-dataset": Verb("cli.protocol", "run_cross_dataset", "", "learn one data set, test on others"),
+    "protocol domain-generalisation": Verb("cli.protocol", "run_domain_generalisation", "", "the same under a shift"),
+    "caption train": Verb("captioning.cli.train", "run", "", "learn what a frozen captioner speaks of"),
+    "caption write": Verb("captioning.cli.write", "run", "[PICTURES...]", "write captions with a learned prompt"),
+    "caption eval": Verb("captioning.cli.eval", "run", "", "measure learned prompts beside none and beside words"),
+    "llm train": Verb("language.cli.train", "run", "", "learn a prompt for a frozen language model"),
+    "llm eval": Verb("language.cli.eval", "run", "", "measure it beside none and beside written instructions"),
+    "llm generate": Verb("language.cli.generate", "run", "", "write what a language model says with a prompt"),
+    "llm search": Verb("language.cli.search", "run", "", "search a prompt in words, not vectors"),
+    "llm convert": Verb("language.cli.convert", "run", "", "a prompt as PEFT's, or one of PEFT's as ours"),
+    "data list": Verb("cli.data", "run_list", "", "the data sets there are"),
+    "data check": Verb("cli.data", "run_check", "NAME", "look a data set over before using it"),
+    "data shots": Verb("cli.data", "run_shots", "NAME", "show which pictures a k-shot draw takes"),
+    "data split": Verb("cli.data", "run_split", "FOLDER", "divide your own pictures once into train, val and test"),
+    "data cache": Verb("cli.cache", "run", "", "the image features kept on disk, their size, and how to drop them"),
+    "backbones list": Verb("cli.backbones", "run_list", "", "the frozen models a prompt can be learned for"),
+    "backbones get": Verb("cli.backbones", "run_get", "NAME", "fetch photo, for photographs, or smollm2, for text"),
+    "methods list": Verb("cli.methods", "run_list", "", "the ways to learn a prompt"),
+    "methods show": Verb("cli.methods", "run_show", "NAME", "the settings of one method"),
+    "prompt inspect": Verb("cli.prompt", "run_inspect", "RUN", "what a prompt holds, and the words nearest to it"),
 }
 
 
@@ -108,7 +108,7 @@ def dispatch(words: Sequence[str]) -> None:
     """Run the verb that a command line names."""
     name, rest = find_verb(words)
     verb = VERBS[name]
-    run = getattr(importlib.import_module(f"mmprompt.cli.{verb.module}"), verb.function)
+    run = getattr(importlib.import_module(f"mmprompt.{verb.module}"), verb.function)
     run(rest, f"mmprompt {name}")
 
 

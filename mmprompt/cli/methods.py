@@ -12,9 +12,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from mmprompt.cli.output import Output
-from mmprompt.cli.parser import parse
-from mmprompt.methods import METHODS, method_types
+from mmprompt.classification.methods import METHODS, method_types
+from mmprompt.terminal.output import Output
+from mmprompt.terminal.parser import parse
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from typing import Annotated
 
 import tyro
 
-from mmprompt.backbones.load import load_backbone
-from mmprompt.cli.output import Output, percent
-from mmprompt.cli.parser import parse
+from mmprompt.classification.predictor import Prediction
+from mmprompt.core.file import load, read_prompt_header
 from mmprompt.errors import bad_value
-from mmprompt.predictors.classifier import Prediction
-from mmprompt.predictors.file import load, read_prompt_header
+from mmprompt.models.dual_encoder.load import load_backbone
+from mmprompt.terminal.output import Output, percent
+from mmprompt.terminal.parser import parse
 
 DESCRIPTION = "Label pictures with a trained prompt."
 

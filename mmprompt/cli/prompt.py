@@ -9,14 +9,14 @@ from typing import Annotated, Any
 
 import tyro
 
-from mmprompt.backbones.sites import Site
-from mmprompt.cli.output import Output, shorten
-from mmprompt.cli.parser import parse
+from mmprompt.classification.nearest_words import context_words
+from mmprompt.core.file import load, read_prompt_header
 from mmprompt.errors import bad_value
-from mmprompt.explain.language import nearest_tokens
-from mmprompt.explain.nearest_words import context_words
-from mmprompt.predictors.file import load, read_prompt_header
-from mmprompt.predictors.language_file import load_language
+from mmprompt.language.explain import nearest_tokens
+from mmprompt.language.file import load_language
+from mmprompt.models.sites import Site
+from mmprompt.terminal.output import Output, shorten
+from mmprompt.terminal.parser import parse
 
 LONGEST = 110
 

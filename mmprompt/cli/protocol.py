@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 from mmprompt.cli.compare import show
 from mmprompt.cli.grid import read_grid_call
-from mmprompt.cli.lists import counts_in, shots_in
-from mmprompt.cli.train import command_of
 from mmprompt.experiments.protocols import (
     BASE_TO_NEW,
     CROSS_DATASET,
@@ -17,6 +15,8 @@ from mmprompt.experiments.protocols import (
     SHOTS,
     protocol_grid,
 )
+from mmprompt.terminal.lists import counts_in, shots_in
+from mmprompt.terminal.run_folder import command_of
 
 ONE_NUMBER = (16,)
 DESCRIPTIONS = {

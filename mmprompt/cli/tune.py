@@ -10,20 +10,21 @@ from typing import Annotated, Any
 
 import tyro
 
+from mmprompt.classification.cli.train import DATASET
+from mmprompt.classification.methods import method_types
 from mmprompt.cli.grid import kinds_of, merged_settings, suited
-from mmprompt.cli.lists import counts_in, is_given, names_in
-from mmprompt.cli.output import Output, percent
-from mmprompt.cli.parser import parse, peek
-from mmprompt.cli.pictures import refuse_both
-from mmprompt.cli.progress import Stages
-from mmprompt.cli.train import DATASET, check_place, command_of
 from mmprompt.errors import UserError
 from mmprompt.experiments.cells import Origin
-from mmprompt.experiments.pages import missing_extra
 from mmprompt.experiments.search_space import read_space
 from mmprompt.experiments.tune import Found, Listener, Search, tune, without_broken
 from mmprompt.experiments.tune_report import write_search
-from mmprompt.methods import method_types
+from mmprompt.reports.pages import missing_extra
+from mmprompt.terminal.lists import counts_in, is_given, names_in
+from mmprompt.terminal.output import Output, percent
+from mmprompt.terminal.parser import parse, peek
+from mmprompt.terminal.pictures import refuse_both
+from mmprompt.terminal.progress import Stages
+from mmprompt.terminal.run_folder import check_place, command_of
 from mmprompt.training.recipe import Recipe
 
 DESCRIPTION = "Search for settings with Optuna. It chooses on validation pictures alone; test pictures are not loaded."

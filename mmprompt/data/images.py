@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from mmprompt.errors import UserError, bad_file
+from mmprompt.errors import UserError, bad_file, bad_value
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -146,3 +147,24 @@ def _from_tensor(tensor: Tensor) -> Image.Image:
     array = tensor.numpy()
     # tensors [C, H, W], arrays [H, W, C]
     return _from_array(array.transpose(1, 2, 0) if array.ndim == 3 else array, "tensor", shapes)
+
+
+def is_one(images: ImageLike | Iterable[ImageLike]) -> bool:
+    """Whether this is one picture; a 4-d tensor or array is many."""
+    if not isinstance(images, str | Path | Image.Image) and hasattr(images, "ndim"):  # an array or a tensor
+        return bool(images.ndim < 4)
+    return isinstance(images, str | Path | Image.Image)
+
+
+def as_list(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
+    """One picture or many, as a list.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if is_one(images):
+        return [images]  # type: ignore[list-item]
+    if not isinstance(images, Iterable):
+        kind = type(images).__name__
+        raise bad_value("images", kind, "it must be a picture or a list of pictures", "Give paths or PIL images.")
+    return list(images)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mmprompt.data.caption_rows import read_text
 from mmprompt.errors import bad_file
+from mmprompt.files import read_text
 
 
 def text_lines(path: Path) -> list[str]:

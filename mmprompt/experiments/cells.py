@@ -11,17 +11,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mmprompt.backbones.protocols import DualEncoder
-from mmprompt.backbones.suited import suited_recipe
+from mmprompt.classification.baselines import BASELINES, Baseline, make_baseline
+from mmprompt.classification.methods import Method, describe, make_method
+from mmprompt.classification.task import resolve
+from mmprompt.core.defaults import suited_recipe
 from mmprompt.data.broken import Broken, drop_broken, find_broken
 from mmprompt.data.catalog import load_dataset
 from mmprompt.data.fewshot import base_new
 from mmprompt.data.folder import ImageFolder, ImageTable
 from mmprompt.data.splits import SPLITS, Dataset
 from mmprompt.files import sha256_bytes
-from mmprompt.methods import Method, describe, make_method
-from mmprompt.tasks.baselines import BASELINES, Baseline, make_baseline
-from mmprompt.tasks.classification import resolve
+from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.training.recipe import Recipe
 
 CELL_FORMAT = 1  # raised when a change of the package changes what a cell computes, so that old cells are not reused

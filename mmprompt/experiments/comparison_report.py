@@ -11,19 +11,19 @@ from typing import Any
 
 import numpy as np
 
+from mmprompt.classification.report.examples import choose_examples, draw_sheets, in_page, most_confused
+from mmprompt.classification.report.record import Shown
+from mmprompt.core.confidence import reliability
 from mmprompt.errors import UserError
-from mmprompt.evaluation.confidence import reliability
 from mmprompt.experiments import comparison_sentences as sentences
-from mmprompt.experiments import curves, figures
-from mmprompt.experiments.curves import Curve
-from mmprompt.experiments.examples import choose_examples, draw_sheets, in_page, most_confused
-from mmprompt.experiments.figures import Theme
 from mmprompt.experiments.layouts import LAYOUTS
-from mmprompt.experiments.pages import chart, missing_extra, render_page
-from mmprompt.experiments.record import Shown
 from mmprompt.experiments.summary import Comparison, Line
-from mmprompt.experiments.tables import write_tables
 from mmprompt.files import make_folder, write_bytes, write_json
+from mmprompt.reports import curves, figures
+from mmprompt.reports.curves import Curve
+from mmprompt.reports.figures import Theme
+from mmprompt.reports.pages import chart, missing_extra, render_page
+from mmprompt.reports.tables import write_tables
 
 Drawers = dict[str, Callable[[Theme], bytes]]
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmprompt.evaluation.confidence import reliability
+from mmprompt.classification.report.sentences import WORDS_NOTE
+from mmprompt.core.confidence import reliability
 from mmprompt.experiments.layouts import shots_header
-from mmprompt.experiments.sentences import WORDS_NOTE, between, missing_pictures, percent, signed
 from mmprompt.experiments.summary import Comparison, Line
+from mmprompt.reports.numbers import between, missing_pictures, percent, signed
 
 
 def of(comparison: Comparison, shown: Line, protocol: str, command: str, n_missing: int) -> dict[str, Any]:

@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmprompt.backbones.protocols import DualEncoder
+from mmprompt.classification.baselines import Scorer
+from mmprompt.classification.nearest_words import context_words
+from mmprompt.classification.task import Result, fit, probabilities
+from mmprompt.core.confidence import auroc_of_new_classes
+from mmprompt.core.metrics import evaluate_probabilities
 from mmprompt.data.splits import Dataset
-from mmprompt.evaluation.confidence import auroc_of_new_classes
-from mmprompt.evaluation.metrics import evaluate_probabilities
 from mmprompt.experiments.cells import BASE, NEW, Cell
 from mmprompt.experiments.results import Score
-from mmprompt.explain.nearest_words import context_words
-from mmprompt.predictors.features import ImageFeatures
-from mmprompt.tasks.baselines import Scorer
-from mmprompt.tasks.classification import Result, fit, probabilities
+from mmprompt.models.dual_encoder.interface import DualEncoder
+from mmprompt.models.image_features import ImageFeatures
 from mmprompt.version import __version__
 
 

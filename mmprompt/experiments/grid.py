@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from mmprompt.backbones.load import load_backbone
-from mmprompt.backbones.protocols import DualEncoder
 from mmprompt.data.splits import SPLITS, Dataset
 from mmprompt.errors import UserError, bad_value
 from mmprompt.experiments.cells import Cell, Origin, cell_key, simplify
-from mmprompt.predictors.features import ImageFeatures
+from mmprompt.models.dual_encoder.interface import DualEncoder
+from mmprompt.models.dual_encoder.load import load_backbone
+from mmprompt.models.image_features import ImageFeatures
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mmprompt.data.card import Reference
-from mmprompt.evaluation.protocols import harmonic_mean
+from mmprompt.experiments.averages import harmonic_mean
 from mmprompt.experiments.cells import BASE, NEW
 from mmprompt.experiments.protocols import ELEVEN, SOURCE
 from mmprompt.experiments.published import (
@@ -23,7 +23,7 @@ from mmprompt.experiments.published import (
 )
 from mmprompt.experiments.published_averages import AVERAGES_OF_ELEVEN
 from mmprompt.experiments.summary import Comparison, Line
-from mmprompt.experiments.tables import Table
+from mmprompt.reports.tables import Table
 
 AVERAGE = "average"
 BLANK = "\N{EN DASH}"

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from mmprompt.evaluation.metrics import paired_bootstrap
-from mmprompt.evaluation.protocols import mean_and_std, mean_of_means
+from mmprompt.core.metrics import paired_bootstrap
+from mmprompt.experiments.averages import mean_and_std, mean_of_means
 from mmprompt.experiments.cells import Origin
 from mmprompt.experiments.grid import Contender, Grid
 from mmprompt.experiments.results import Finished, Score

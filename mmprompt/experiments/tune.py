@@ -17,21 +17,21 @@ from typing import Any
 
 import torch
 
-from mmprompt.backbones.load import load_backbone
-from mmprompt.backbones.protocols import DualEncoder
-from mmprompt.backbones.suited import suited_recipe
+from mmprompt.classification.methods import make_method
+from mmprompt.classification.task import fit, resolve
+from mmprompt.core.defaults import suited_recipe
 from mmprompt.data.splits import Dataset
 from mmprompt.errors import UserError, bad_value
 from mmprompt.experiments.cells import Origin
-from mmprompt.experiments.curves import Tried
 from mmprompt.experiments.search_space import Range
 from mmprompt.experiments.study import N_REPORTS, missing_optuna, n_ended, open_study
 from mmprompt.experiments.workers import device_of
 from mmprompt.files import sha256_bytes
-from mmprompt.methods import make_method
-from mmprompt.predictors.decoding import end_with_parent
-from mmprompt.predictors.features import ImageFeatures, Progress
-from mmprompt.tasks.classification import fit, resolve
+from mmprompt.models.dual_encoder.interface import DualEncoder
+from mmprompt.models.dual_encoder.load import load_backbone
+from mmprompt.models.image_features import ImageFeatures, Progress
+from mmprompt.models.image_reading import end_with_parent
+from mmprompt.reports.curves import Tried
 from mmprompt.training.callbacks import Callback
 from mmprompt.training.problem import Run, RunFailed
 from mmprompt.training.recipe import Recipe, epochs_for

@@ -10,12 +10,12 @@ from typing import Any
 
 import yaml
 
-from mmprompt.experiments import curves
-from mmprompt.experiments.curves import Tried
-from mmprompt.experiments.pages import chart, missing_extra, render_page
-from mmprompt.experiments.sentences import percent, signed
 from mmprompt.experiments.tune import Found, Search
 from mmprompt.files import make_folder, write_bytes
+from mmprompt.reports import curves
+from mmprompt.reports.curves import Tried
+from mmprompt.reports.numbers import percent, signed
+from mmprompt.reports.pages import chart, missing_extra, render_page
 
 N_SHOWN = 10
 NEAR = 0.01

@@ -18,13 +18,13 @@ from types import FrameType
 
 import torch
 
-from mmprompt.backbones.load import load_backbone
 from mmprompt.errors import UserError
 from mmprompt.experiments.cells import cell_from_json
 from mmprompt.experiments.compute import compute
 from mmprompt.experiments.results import Claim, Owner, Results
-from mmprompt.predictors.decoding import end_with_parent
-from mmprompt.predictors.features import ImageFeatures
+from mmprompt.models.dual_encoder.load import load_backbone
+from mmprompt.models.image_features import ImageFeatures
+from mmprompt.models.image_reading import end_with_parent
 from mmprompt.training.problem import RunFailed
 
 PAUSE_S = 0.2

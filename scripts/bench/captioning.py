@@ -20,12 +20,12 @@ from measure import Row, cpu_seconds, parser, relative_error, report, use_one_th
 from torch import Tensor
 
 import mmprompt as mp
-from mmprompt.backbones.captioners.captioner import LM_INPUT, FrozenCaptioner
-from mmprompt.data.captions import CaptionData
+from mmprompt.captioning.data import CaptionData
+from mmprompt.captioning.predictor import Captioner, Steering
+from mmprompt.captioning.readers.captioner import LM_INPUT, FrozenCaptioner
+from mmprompt.captioning.search import Decoding
+from mmprompt.captioning.task import RECIPE, epochs_of
 from mmprompt.data.images import read_image
-from mmprompt.predictors.caption_search import Decoding
-from mmprompt.predictors.captioner import Captioner, Steering
-from mmprompt.tasks.captioning import RECIPE, epochs_of
 from mmprompt.training.schedules import learning_rate
 from mmprompt.training.seeds import batches, epoch_order
 

@@ -22,9 +22,9 @@ from plain import class_features
 from torch import Tensor
 
 import mmprompt as mp
-from mmprompt.backbones.dual_encoder import FrozenDualEncoder
 from mmprompt.data.images import read_image
 from mmprompt.data.splits import Dataset, Item
+from mmprompt.models.dual_encoder.encoder import FrozenDualEncoder
 from mmprompt.training.recipe import Recipe
 from mmprompt.training.schedules import learning_rate
 from mmprompt.training.seeds import batches, epoch_order

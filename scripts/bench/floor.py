@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
-from mmprompt.backbones.forward.text import common_length
-from mmprompt.backbones.sites import TextSlots
+from mmprompt.models.dual_encoder.forward.text import common_length
+from mmprompt.models.sites import TextSlots
 
 
 @dataclass(frozen=True)

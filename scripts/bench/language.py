@@ -24,12 +24,12 @@ from peft import PromptTuningConfig, get_peft_model
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mmprompt.backbones.language.generation import Generation, Job, generate
-from mmprompt.backbones.language.memory import Memory
-from mmprompt.backbones.language.model import FrozenLanguageModel
-from mmprompt.backbones.language.packing import Question
-from mmprompt.backbones.language.vectors import LM_INPUT
-from mmprompt.backbones.sites import Vectors
+from mmprompt.models.decoder.generation import Generation, Job, generate
+from mmprompt.models.decoder.memory import Memory
+from mmprompt.models.decoder.model import FrozenLanguageModel
+from mmprompt.models.decoder.packing import Question
+from mmprompt.models.decoder.vectors import LM_INPUT
+from mmprompt.models.sites import Vectors
 
 WIDTH, N_LAYERS, VOCABULARY, N_TEXTS, REPEATS, N_NEW = 512, 6, 50_000, 16, 5, 64
 START, END, IGNORED = 1, 2, -100

@@ -20,8 +20,8 @@ from plain import class_features
 from text_step import at_full_length
 from towers import CALTECH, IMAGENET, slots_of, vit_b_16
 
-from mmprompt.backbones.sites import Site, Vectors
-from mmprompt.prompts.text import TextLayout
+from mmprompt.core.template import TextLayout
+from mmprompt.models.sites import Site, Vectors
 
 N_CTX, BATCH, CHECKED = 16, 32, 100
 ADJECTIVES = "old new red blue green big small dark bright wet dry warm cold soft hard clean dirty".split()

@@ -16,9 +16,9 @@ from plain import class_features
 from torch import Tensor
 from towers import CALTECH, IMAGENET, slots_of, vit_b_16
 
-from mmprompt.backbones.dual_encoder import FrozenDualEncoder
-from mmprompt.backbones.sites import Site, TextSlots, Vectors
-from mmprompt.prompts.text import ClassPosition, TextLayout
+from mmprompt.core.template import ClassPosition, TextLayout
+from mmprompt.models.dual_encoder.encoder import FrozenDualEncoder
+from mmprompt.models.sites import Site, TextSlots, Vectors
 
 BATCH = 32
 EQUAL = 1e-5

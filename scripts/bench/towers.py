@@ -7,13 +7,13 @@ from pathlib import Path
 import open_clip
 import torch
 
-from mmprompt.backbones.dual_encoder import FrozenDualEncoder
-from mmprompt.backbones.forward.vision import PlainTower
-from mmprompt.backbones.open_clip import read_text
-from mmprompt.backbones.pixels import PixelTransform
-from mmprompt.backbones.sites import TextSlots
-from mmprompt.backbones.tokens import WordTokenizer
-from mmprompt.prompts.text import TextLayout
+from mmprompt.core.template import TextLayout
+from mmprompt.models.dual_encoder.encoder import FrozenDualEncoder
+from mmprompt.models.dual_encoder.forward.vision import PlainTower
+from mmprompt.models.dual_encoder.open_clip import read_text
+from mmprompt.models.dual_encoder.tokens import WordTokenizer
+from mmprompt.models.pixels import PixelTransform
+from mmprompt.models.sites import TextSlots
 
 CALTECH = Path(__file__).with_name("caltech101_names.txt").read_text(encoding="utf-8").splitlines()
 IMAGENET = list(open_clip.IMAGENET_CLASSNAMES)

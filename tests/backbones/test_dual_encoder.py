@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmprompt.backbones.dual_encoder import FrozenDualEncoder
-from mmprompt.backbones.protocols import DualEncoder
-from mmprompt.backbones.sites import Site, Vectors
+from mmprompt.models.dual_encoder.encoder import FrozenDualEncoder
+from mmprompt.models.dual_encoder.interface import DualEncoder
+from mmprompt.models.sites import Site, Vectors
 
 FAMILIES = ["tiny_clip", "tiny_hf_clip", "tiny_siglip", "tiny_resnet"]
 

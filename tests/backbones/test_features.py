@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmprompt.backbones.feature_index import INDEX
-from mmprompt.backbones.features import INDEX_BYTES_PER_ROW, FeatureStore, Space, limit_bytes
 from mmprompt.errors import UserError
+from mmprompt.models.feature_index import INDEX
+from mmprompt.models.feature_store import INDEX_BYTES_PER_ROW, FeatureStore, Space, limit_bytes
 
 SPACE = Space("tiny", "f" * 64, "shorter side to 32", "cpu", 6)
 ROW_COST = SPACE.row_bytes + INDEX_BYTES_PER_ROW
@@ -101,7 +101,7 @@ def test_a_kill_in_the_middle_of_an_append_leaves_whole_rows(store: FeatureStore
 import os, signal, sys
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from pathlib import Path
-from mmprompt.backbones.features import FeatureStore
+from mmprompt.models.feature_store import FeatureStore
 from tests.backbones.test_features import SPACE, rows_of
 os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
 FeatureStore(Path({str(store.folder)!r})).add(SPACE, rows_of("c", "d"))
@@ -171,7 +171,7 @@ def test_processes_that_fill_a_store_at_once_give_each_row_once(tmp_path: Path) 
 import random, sys
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from pathlib import Path
-from mmprompt.backbones.features import FeatureStore
+from mmprompt.models.feature_store import FeatureStore
 from tests.backbones.test_features import SPACE, rows_of
 store, keys = FeatureStore(Path(sys.argv[1])), [str(i) for i in range(60)]
 store.open(SPACE)

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mmprompt.backbones.load import find_source, list_backbones, load_backbone
-from mmprompt.backbones.protocols import DualEncoder
 from mmprompt.errors import UserError
+from mmprompt.models.dual_encoder.interface import DualEncoder
+from mmprompt.models.dual_encoder.load import find_source, list_backbones, load_backbone
 from tests import small_models
 
 

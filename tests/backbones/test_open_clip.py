@@ -10,10 +10,10 @@ import open_clip
 import pytest
 import torch
 
-from mmprompt.backbones.load import load_backbone
-from mmprompt.backbones.protocols import DualEncoder
-from mmprompt.backbones.sites import Site, Vectors
 from mmprompt.errors import UserError
+from mmprompt.models.dual_encoder.interface import DualEncoder
+from mmprompt.models.dual_encoder.load import load_backbone
+from mmprompt.models.sites import Site, Vectors
 from tests import small_models
 
 TEXTS = ["a photo of a cat", "the blue house!", "dog", ""]

@@ -12,13 +12,13 @@ import pytest
 import timm
 import torch
 
-from mmprompt.backbones import photo
-from mmprompt.backbones.load import list_backbones, load_backbone
-from mmprompt.backbones.photo import IMAGE_TOWER, find_photo, get_photo, photo_folder
-from mmprompt.backbones.suited import RECIPES, suited_recipe, suited_settings
+from mmprompt.classification.methods import VPT, CoOp
 from mmprompt.cli.main import main
+from mmprompt.core.defaults import RECIPES, suited_recipe, suited_settings
 from mmprompt.errors import UserError
-from mmprompt.methods import VPT, CoOp
+from mmprompt.models.dual_encoder import photo
+from mmprompt.models.dual_encoder.load import list_backbones, load_backbone
+from mmprompt.models.dual_encoder.photo import IMAGE_TOWER, find_photo, get_photo, photo_folder
 
 
 def wheel_of(weights: dict[str, torch.Tensor], path: Path) -> str:

@@ -12,9 +12,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, SiglipModel
 
-from mmprompt.backbones.load import load_backbone
-from mmprompt.backbones.protocols import DualEncoder
 from mmprompt.errors import UserError
+from mmprompt.models.dual_encoder.interface import DualEncoder
+from mmprompt.models.dual_encoder.load import load_backbone
 from tests import small_models
 
 TEXTS = ["a photo of a cat", "the blue house!", "dog"]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mmprompt.backbones.feature_index import INDEX
 from mmprompt.cli.main import main
+from mmprompt.models.feature_index import INDEX
 
 Capture = pytest.CaptureFixture[str]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from mmprompt.captioning.data import load_caption_data
 from mmprompt.cli.main import main
-from mmprompt.data.captions import load_caption_data
 
 FOCUSES = ("objects", "emotions", "actions")
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from mmprompt.cli.grid import read_grid_call
-from mmprompt.cli.lists import counts_in, is_given, names_in, shots_in
 from mmprompt.cli.main import main
 from mmprompt.errors import UserError
+from mmprompt.terminal.lists import counts_in, is_given, names_in, shots_in
 from tests.cli.conftest import COLOURS, write_pictures
 
 Capture = pytest.CaptureFixture[str]

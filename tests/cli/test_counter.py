@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from mmprompt.cli import counter
-from mmprompt.cli.counter import Counter
 from mmprompt.cli.main import main
+from mmprompt.terminal import counter
+from mmprompt.terminal.counter import Counter
 
 
 class SlowWork:

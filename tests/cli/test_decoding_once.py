@@ -12,7 +12,7 @@ import pytest
 from mmprompt.cli.main import main
 from mmprompt.data import broken
 from mmprompt.data.images import read_image
-from mmprompt.predictors import decoding
+from mmprompt.models import image_reading as decoding
 from tests.cli.conftest import COLOURS, write_pictures
 
 FOUR = {**COLOURS, "grey": (120, 120, 120)}

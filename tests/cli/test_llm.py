@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mmprompt.cli.main import main
-from mmprompt.data.texts import load_texts
+from mmprompt.language.data import load_texts
 from tests.small_language_models import byte_tokenizer, save_language_model
 
 TEXT = "a rose, a person dancing and a shark."

@@ -46,7 +46,7 @@ def test_the_module_is_the_command() -> None:
 
 def test_every_verb_is_there() -> None:
     for verb in VERBS.values():
-        imported = module.importlib.import_module(f"mmprompt.cli.{verb.module}")
+        imported = module.importlib.import_module(f"mmprompt.{verb.module}")
         assert callable(getattr(imported, verb.function))
 
 

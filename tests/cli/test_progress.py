@@ -7,8 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from mmprompt.cli import progress
-from mmprompt.cli.progress import Stages, duration
+from mmprompt.terminal import progress
+from mmprompt.terminal.progress import Stages, duration
 
 
 class Clock:

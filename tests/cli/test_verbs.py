@@ -79,14 +79,14 @@ def test_methods_combine_with_a_plus(train_words: Words, tmp_path: Path) -> None
 def test_without_the_report_extra_the_run_ends_well(
     train_words: Words, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mmprompt.cli.train.missing_extra", lambda: "no report was written: install")
+    monkeypatch.setattr("mmprompt.classification.cli.train.missing_extra", lambda: "no report was written: install")
     assert main(train_words(tmp_path / "run")) == 0
     assert "no report was written: install" in capsys.readouterr().out
     assert not (tmp_path / "run" / "report.html").exists()
 
 
 def test_four_vectors_are_the_default_of_the_embedded_backbone_only() -> None:
-    from mmprompt.cli.train import read_call
+    from mmprompt.classification.cli.train import read_call
 
     assert read_call([], "mmprompt train").method.n_ctx == 4  # type: ignore[attr-defined]
     assert read_call(["--backbone", "other"], "mmprompt train").method.n_ctx is None  # type: ignore[attr-defined]
@@ -94,7 +94,7 @@ def test_four_vectors_are_the_default_of_the_embedded_backbone_only() -> None:
 
 
 def test_a_file_wins_over_what_suits_the_backbone(tmp_path: Path) -> None:
-    from mmprompt.cli.train import read_call
+    from mmprompt.classification.cli.train import read_call
 
     (tmp_path / "mine.yaml").write_text("n_ctx: 3\n")
     call = read_call(["--config", str(tmp_path / "mine.yaml")], "mmprompt train")
@@ -109,7 +109,7 @@ def test_a_finished_run_is_refused_before_anything_is_announced(run_folder: Path
 
 
 def test_without_options_it_is_the_run_of_the_readme() -> None:
-    from mmprompt.cli.train import default_folder, read_call
+    from mmprompt.classification.cli.train import default_folder, read_call
 
     call = read_call([], "mmprompt train")
     assert (call.run.backbone, call.pictures.dataset, call.run.shots, call.run.seed) == ("tiny", "openart-large", 16, 1)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from mmprompt.data.caption_files import READERS, detect_format
-from mmprompt.data.captions import (
+from mmprompt.captioning.caption_files import READERS, detect_format
+from mmprompt.captioning.data import (
     MAX_CAPTION_CHARACTERS,
     CaptionData,
     load_caption_data,

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from mmprompt.data.texts import TextData, TextRow, draw_shots, load_texts
 from mmprompt.errors import UserError
+from mmprompt.language.data import TextData, TextRow, draw_shots, load_texts
 
 ROWS = [
     {"text": f"{label} {split} {i}", "label": label, "split": split}

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmprompt.data.captions import CaptionItem
+from mmprompt.captioning.data import CaptionItem
+from mmprompt.captioning.metrics.adherence import MEASURES, FocusScores, Tally, confusion, lift, score_focus
+from mmprompt.captioning.metrics.judges import LexiconJudge
+from mmprompt.core.metrics import paired_bootstrap
 from mmprompt.errors import UserError
-from mmprompt.evaluation.adherence import MEASURES, FocusScores, Tally, confusion, lift, score_focus
-from mmprompt.evaluation.judges import LexiconJudge
-from mmprompt.evaluation.metrics import paired_bootstrap
 
 OBJECTS, EMOTIONS = ("cat", "dog", "car"), ("glad", "sad")
 JUDGE = LexiconJudge({"objects": {w: w for w in OBJECTS}, "emotions": {w: w for w in EMOTIONS}})

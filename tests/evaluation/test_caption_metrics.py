@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmprompt.errors import UserError
-from mmprompt.evaluation.caption_metrics import (
+from mmprompt.captioning.metrics.caption_metrics import (
     SMALL,
     DocumentFrequency,
     bleu,
@@ -23,6 +22,7 @@ from mmprompt.evaluation.caption_metrics import (
     score_captions,
     tokenize,
 )
+from mmprompt.errors import UserError
 
 FIXTURES = Path(__file__).parent / "fixtures"
 Texts = dict[str, list[str]]

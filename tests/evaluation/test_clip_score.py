@@ -4,10 +4,10 @@ import pytest
 import torch
 from PIL import Image
 
-from mmprompt.backbones.protocols import DualEncoder
+from mmprompt.captioning.metrics.clip_score import clip_score
 from mmprompt.errors import UserError
-from mmprompt.evaluation.clip_score import clip_score
-from mmprompt.predictors.features import encode_pictures
+from mmprompt.models.dual_encoder.interface import DualEncoder
+from mmprompt.models.image_features import encode_pictures
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mmprompt.evaluation.confidence import auroc_of_new_classes, reliability
+from mmprompt.core.confidence import auroc_of_new_classes, reliability
 
 
 def plain_calibration_error(probabilities, correct, n_bins=15):

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
+from mmprompt.captioning.metrics.java_metrics import JAVA_METRICS, java_score
 from mmprompt.errors import UserError
-from mmprompt.evaluation.java_metrics import JAVA_METRICS, java_score
 
 CAPTIONS = {"1": "a red dog", "2": "a cat sits on a mat"}
 REFERENCES = {"1": ["the red dog", "a dog"], "2": ["a cat is on the mat"]}

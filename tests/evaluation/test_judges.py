@@ -5,12 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from mmprompt.data.captions import CaptionData, CaptionItem
-from mmprompt.data.focus_sets import build_focus
-from mmprompt.data.parts_of_speech import JUDGING, vocabulary_half
-from mmprompt.errors import UserError
-from mmprompt.evaluation import judges
-from mmprompt.evaluation.judges import (
+from mmprompt.captioning.data import CaptionData, CaptionItem
+from mmprompt.captioning.focus_sets import build_focus
+from mmprompt.captioning.metrics import judges
+from mmprompt.captioning.metrics.judges import (
     LexiconJudge,
     TaggerJudge,
     calibrate_emotions,
@@ -18,6 +16,8 @@ from mmprompt.evaluation.judges import (
     frequent_emotion_words,
     judge_for,
 )
+from mmprompt.captioning.parts_of_speech import JUDGING, vocabulary_half
+from mmprompt.errors import UserError
 
 LEXICON = {
     "objects": {"hot dog": "sausage", "dog": "dog", "berry": "berry", "bus": "bus", "glass": "glass"},

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mmprompt.evaluation.metrics import bootstrap_interval, evaluate_probabilities, paired_bootstrap
+from mmprompt.core.metrics import bootstrap_interval, evaluate_probabilities, paired_bootstrap
 
 NAMES = ("cat", "dog", "owl")
 

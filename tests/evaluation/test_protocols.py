@@ -1,6 +1,6 @@
 import pytest
 
-from mmprompt.evaluation.protocols import harmonic_mean, mean_and_std, mean_of_means
+from mmprompt.experiments.averages import harmonic_mean, mean_and_std, mean_of_means
 
 
 def test_harmonic_mean_of_the_papers_averages():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmprompt.evaluation.metrics import bootstrap_interval, paired_bootstrap
+from mmprompt.core.metrics import bootstrap_interval, paired_bootstrap
 from mmprompt.files import write_json
 from mmprompt.training.log import write_log
 

@@ -18,20 +18,20 @@ import pytest
 from PIL import Image, ImageColor
 from small_captioners import small_captioner, small_captions
 
-from mmprompt.data.captions import CaptionData
+from mmprompt.captioning import measure as caption_measure
+from mmprompt.captioning.data import CaptionData
+from mmprompt.captioning.measure import CaptionMeasure, measure_captions
+from mmprompt.captioning.metrics.adherence import Confusion, Lift
+from mmprompt.captioning.predictor import hard_prompt
+from mmprompt.captioning.report.figures import draw_adherence
+from mmprompt.captioning.report.report import draw_strip, write_caption_report
+from mmprompt.captioning.report.sentences import curve_sentence, grounding_lost, headline, leads
+from mmprompt.captioning.report.strip import SIDE, choose_pictures, whole_in_square, wrap
+from mmprompt.captioning.report.tables import speaker_table, strength_table
 from mmprompt.errors import UserError
-from mmprompt.evaluation.adherence import Confusion, Lift
-from mmprompt.experiments import pages
-from mmprompt.experiments.caption_figures import draw_adherence
-from mmprompt.experiments.caption_report import draw_strip, write_caption_report
-from mmprompt.experiments.caption_sentences import curve_sentence, grounding_lost, headline, leads
-from mmprompt.experiments.caption_strip import SIDE, choose_pictures, whole_in_square, wrap
-from mmprompt.experiments.caption_tables import speaker_table, strength_table
-from mmprompt.experiments.figures import DARK, LIGHT, drawing
 from mmprompt.files import read_json
-from mmprompt.predictors.captioner import hard_prompt
-from mmprompt.tasks import caption_measure
-from mmprompt.tasks.caption_measure import CaptionMeasure, measure_captions
+from mmprompt.reports import pages
+from mmprompt.reports.figures import DARK, LIGHT, drawing
 
 COMMAND = "mmprompt caption eval --prompts runs/low runs/<high> --out report"
 LOW, HIGH = "low", "<b>high & dry</b>"

@@ -16,7 +16,7 @@ from mmprompt.experiments.layouts import LAYOUTS, base_to_new_table, few_shot_ta
 from mmprompt.experiments.protocols import ELEVEN
 from mmprompt.experiments.results import Finished, Score
 from mmprompt.experiments.summary import Comparison, compare_cells
-from mmprompt.experiments.tables import SUFFIXES, Table, render, write_tables
+from mmprompt.reports.tables import SUFFIXES, Table, render, write_tables
 
 FACTS = {
     "seconds": 2.0,

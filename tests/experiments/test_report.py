@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmprompt.classification.report import sentences
+from mmprompt.classification.report.examples import choose_examples, one_class_after_another
+from mmprompt.classification.report.record import read_record
+from mmprompt.classification.report.report import write_report
 from mmprompt.errors import UserError
-from mmprompt.experiments import figures, pages, sentences
-from mmprompt.experiments.examples import choose_examples, one_class_after_another
-from mmprompt.experiments.record import read_record
-from mmprompt.experiments.report import write_report
 from mmprompt.files import read_json, write_json
+from mmprompt.reports import figures, pages
 from tests.experiments.conftest import MakeRun, write_run
 
 NAMES = ["red car", "oak tree", "tiger"]

@@ -10,15 +10,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from mmprompt.backbones.load import load_backbone
-from mmprompt.cli.config import read_settings
 from mmprompt.errors import UserError
 from mmprompt.experiments.cells import Origin
-from mmprompt.experiments.curves import Tried
 from mmprompt.experiments.search_space import KNOWN, Range, read_space
 from mmprompt.experiments.study import open_study
 from mmprompt.experiments.tune import Found, ReportValidation, Search, check_ends, tune, without_broken
 from mmprompt.experiments.tune_report import ranked, sensitivities, write_search
+from mmprompt.models.dual_encoder.load import load_backbone
+from mmprompt.reports.curves import Tried
+from mmprompt.terminal.config import read_settings
 from mmprompt.training.problem import RunFailed
 from tests.cli.conftest import write_pictures
 

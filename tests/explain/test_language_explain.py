@@ -6,16 +6,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmprompt.backbones.language.vectors import LM_INPUT
-from mmprompt.backbones.sites import Site
-from mmprompt.data.texts import TextRow
+from mmprompt.core.sources import FreeVectors
 from mmprompt.errors import UserError
-from mmprompt.explain.language import ablate, attention_mass, drift, heard, nearest_tokens
-from mmprompt.predictors.language import LanguagePrompt, PromptedModel
-from mmprompt.prompts.language.sources import LanguageSources
-from mmprompt.prompts.language.template import Template
-from mmprompt.prompts.language.verbalizer import Verbalizer
-from mmprompt.prompts.sources import FreeVectors
+from mmprompt.language.data import TextRow
+from mmprompt.language.explain import ablate, attention_mass, drift, heard, nearest_tokens
+from mmprompt.language.predictor import LanguagePrompt, PromptedModel
+from mmprompt.language.sources import LanguageSources
+from mmprompt.language.templates.template import Template
+from mmprompt.language.templates.verbalizer import Verbalizer
+from mmprompt.models.decoder.vectors import LM_INPUT
+from mmprompt.models.sites import Site
 from tests.language_models import frozen_model
 
 WORDS = Verbalizer({"good": "good", "bad": "bad"})

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from mmprompt.backbones.language.vectors import LM_INPUT
-from mmprompt.explain.language_watch import VectorWatch
-from mmprompt.prompts.language.sources import LanguageSources
-from mmprompt.prompts.sources import FreeVectors
+from mmprompt.core.sources import FreeVectors
+from mmprompt.language.sources import LanguageSources
+from mmprompt.language.watch import VectorWatch
+from mmprompt.models.decoder.vectors import LM_INPUT
 from mmprompt.training.loop import train
 from mmprompt.training.problem import StepResult
 from mmprompt.training.recipe import Recipe

@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmprompt.backbones.protocols import DualEncoder
+from mmprompt.classification import nearest_words as module
+from mmprompt.classification.methods import VPT, CoOp
+from mmprompt.classification.nearest_words import context_words, nearest_words
 from mmprompt.errors import UserError
-from mmprompt.explain import nearest_words as module
-from mmprompt.explain.nearest_words import context_words, nearest_words
-from mmprompt.methods import VPT, CoOp
+from mmprompt.models.dual_encoder.interface import DualEncoder
 
 WORDS = ("red", "cat", "photo")
 

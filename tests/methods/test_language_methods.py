@@ -10,11 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmprompt.backbones.language.model import FrozenLanguageModel
-from mmprompt.backbones.language.packing import Question
-from mmprompt.backbones.sites import Site
 from mmprompt.errors import UserError
-from mmprompt.methods.language import (
+from mmprompt.language.methods import (
     LANGUAGE_METHODS,
     DeepPrompts,
     HardPrompt,
@@ -24,7 +21,10 @@ from mmprompt.methods.language import (
     PromptTuning,
     PTuning,
 )
-from mmprompt.prompts.language.sources import LanguageSources
+from mmprompt.language.sources import LanguageSources
+from mmprompt.models.decoder.model import FrozenLanguageModel
+from mmprompt.models.decoder.packing import Question
+from mmprompt.models.sites import Site
 from tests.language_models import frozen_model
 
 LM_INPUT = Site("lm")

@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmprompt.backbones.language.model import FrozenLanguageModel
-from mmprompt.backbones.sites import Site
+from mmprompt.core.sources import FreeVectors
 from mmprompt.errors import UserError
-from mmprompt.methods.language import MultitaskPrompt, PTuning
-from mmprompt.methods.language_start import MOST_USED, Start, commonest, start_vectors
-from mmprompt.predictors.language import LanguagePrompt, PromptedModel
-from mmprompt.predictors.language_file import save_language
-from mmprompt.prompts.language.sources import LanguageSources
-from mmprompt.prompts.language.template import BoundTemplate, Template
-from mmprompt.prompts.sources import FreeVectors
+from mmprompt.language.file import save_language
+from mmprompt.language.methods import MultitaskPrompt, PTuning
+from mmprompt.language.predictor import LanguagePrompt, PromptedModel
+from mmprompt.language.sources import LanguageSources
+from mmprompt.language.start import MOST_USED, Start, commonest, start_vectors
+from mmprompt.language.templates.template import BoundTemplate, Template
+from mmprompt.models.decoder.model import FrozenLanguageModel
+from mmprompt.models.sites import Site
 from tests.language_models import frozen_model
 
 LABELS = ((20, 21), (22,), (20, 23))

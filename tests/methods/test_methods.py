@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from mmprompt.backbones.sites import Site
+from mmprompt.classification.methods import METHODS, VPT, CoOp, describe, make_method
 from mmprompt.errors import UserError
-from mmprompt.methods import METHODS, VPT, CoOp, describe, make_method
+from mmprompt.models.sites import Site
 
 NAMES = ["cat", "red car", "dog"]
 COMBINATIONS = [*METHODS, "coop+vpt"]
@@ -80,7 +80,7 @@ def test_coop_starts_from_the_embeddings_of_words(tiny_clip_backbone):
 
 def test_coop_started_from_words_is_those_words(tiny_clip_backbone):
     learned = CoOp(ctx_init="a photo of a").build(tiny_clip_backbone, NAMES)
-    from mmprompt.tasks.classification import zero_shot
+    from mmprompt.classification.task import zero_shot
 
     written = zero_shot(tiny_clip_backbone, NAMES, "a photo of a {}.")
     torch.testing.assert_close(learned.class_features().detach(), written.class_features())

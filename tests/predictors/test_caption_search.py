@@ -6,10 +6,10 @@ import pytest
 import torch
 from small_captioners import END, N_IMAGE, START, WORDS, small_captioner
 
-from mmprompt.backbones.captioners.captioner import LM_INPUT, FrozenCaptioner
-from mmprompt.backbones.sites import Site, Vectors
+from mmprompt.captioning.readers.captioner import LM_INPUT, FrozenCaptioner
+from mmprompt.captioning.search import Decoding, mixture, search
 from mmprompt.errors import UserError
-from mmprompt.predictors.caption_search import Decoding, mixture, search
+from mmprompt.models.sites import Site, Vectors
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from mmprompt.captioning.predictor import Caption
+from mmprompt.captioning.writing import caption_rows, find_pictures
 from mmprompt.errors import UserError
-from mmprompt.predictors.caption_writing import caption_rows, find_pictures
-from mmprompt.predictors.captioner import Caption
 
 SETTINGS = {"prompt": "a", "strength": 1.0}
 
@@ -129,8 +129,8 @@ def test_a_file_of_something_else_is_refused(tmp_path):
 WRITER = """
 import sys
 from pathlib import Path
-from mmprompt.predictors.caption_writing import caption_rows
-from mmprompt.predictors.captioner import Caption
+from mmprompt.captioning.writing import caption_rows
+from mmprompt.captioning.predictor import Caption
 
 def describe(paths, numbers):
     print("writing", flush=True)

@@ -9,15 +9,15 @@ import torch
 from PIL import Image
 from small_captioners import small_captioner
 
-from mmprompt.backbones.captioners.captioner import LM_INPUT
-from mmprompt.backbones.sites import Site
+from mmprompt.captioning import predictor as module
+from mmprompt.captioning.predictor import Captioner, FocusPrompt, Steering, hard_prompt, load_focus, save_focus
+from mmprompt.captioning.readers.captioner import LM_INPUT
+from mmprompt.captioning.search import Decoding
+from mmprompt.core.file import load, read_prompt_header
+from mmprompt.core.prompt import SiteSources
+from mmprompt.core.sources import FreeVectors
 from mmprompt.errors import UserError
-from mmprompt.predictors import captioner as module
-from mmprompt.predictors.caption_search import Decoding
-from mmprompt.predictors.captioner import Captioner, FocusPrompt, Steering, hard_prompt, load_focus, save_focus
-from mmprompt.predictors.file import load, read_prompt_header
-from mmprompt.prompts.base import SiteSources
-from mmprompt.prompts.sources import FreeVectors
+from mmprompt.models.sites import Site
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_prompts_of_captioners_and_classifiers_are_told_apart(captioner, tmp_pat
 
 
 def module_hash(header):
-    from mmprompt.predictors.file import _header_hash
+    from mmprompt.core.file import _header_hash
 
     return _header_hash(header)
 

@@ -3,9 +3,9 @@ import pytest
 import torch
 from PIL import Image
 
+from mmprompt.classification.methods import VPT, CoOp
+from mmprompt.classification.predictor import Prediction
 from mmprompt.errors import UserError
-from mmprompt.methods import VPT, CoOp
-from mmprompt.predictors.classifier import Prediction
 
 NAMES = ["cat", "dog", "bird"]
 

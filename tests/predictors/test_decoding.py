@@ -9,17 +9,17 @@ import pytest
 import torch
 from PIL import Image
 
-from mmprompt.backbones.protocols import DualEncoder
-from mmprompt.predictors import decoding
-from mmprompt.predictors.decoding import WORTH_WORKERS, Job, PictureReader, can_be_sent, choose_workers, decode
+from mmprompt.models import image_reading as decoding
+from mmprompt.models.dual_encoder.interface import DualEncoder
+from mmprompt.models.image_reading import WORTH_WORKERS, Job, PictureReader, can_be_sent, choose_workers, decode
 
 PROGRAM = """
 import multiprocessing, sys
 sys.path.insert(0, {checkout!r})
 from pathlib import Path
 import torch
-from mmprompt.backbones.load import load_backbone
-from mmprompt.predictors.decoding import Job, PictureReader, decode
+from mmprompt.models.dual_encoder.load import load_backbone
+from mmprompt.models.image_reading import Job, PictureReader, decode
 
 if __name__ == "__main__":
     multiprocessing.set_start_method("spawn")

@@ -5,11 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
+from mmprompt.classification.methods import VPT, CoOp, make_method
+from mmprompt.core import file
+from mmprompt.core.file import load, read_prompt_header, save
 from mmprompt.errors import UserError
 from mmprompt.files import sha256_bytes, tensor_bytes
-from mmprompt.methods import VPT, CoOp, make_method
-from mmprompt.predictors import file
-from mmprompt.predictors.file import load, read_prompt_header, save
 
 NAMES = ["cat", "dog", "bird"]
 

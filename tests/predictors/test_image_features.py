@@ -15,14 +15,14 @@ import pytest
 import torch
 from PIL import Image
 
-from mmprompt.backbones.feature_index import INDEX
-from mmprompt.backbones.features import FeatureStore
-from mmprompt.backbones.load import load_backbone
-from mmprompt.backbones.protocols import DualEncoder
 from mmprompt.data.images import read_image
 from mmprompt.data.transforms import augment_coop
 from mmprompt.errors import UserError
-from mmprompt.predictors.features import ImageFeatures, encode_batches, encode_pictures
+from mmprompt.models.dual_encoder.interface import DualEncoder
+from mmprompt.models.dual_encoder.load import load_backbone
+from mmprompt.models.feature_index import INDEX
+from mmprompt.models.feature_store import FeatureStore
+from mmprompt.models.image_features import ImageFeatures, encode_batches, encode_pictures
 
 OPENED: list[Path] | None = None
 
@@ -224,7 +224,7 @@ def test_a_broken_picture_is_named_and_costs_nothing_of_what_is_done(
 def test_long_work_is_saved_on_the_way(
     tiny_clip_backbone: DualEncoder, paths: list[Path], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mmprompt.predictors.features.SAVE_SECONDS", -1.0)
+    monkeypatch.setattr("mmprompt.models.image_features.SAVE_SECONDS", -1.0)
     kept: list[int] = []
 
     def look(done: int, total: int) -> None:

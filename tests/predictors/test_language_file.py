@@ -11,14 +11,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mmprompt.backbones.language.generation import Generation
-from mmprompt.backbones.language.load import load_language_model
-from mmprompt.backbones.language.model import FrozenLanguageModel
-from mmprompt.backbones.protocols import DualEncoder
-from mmprompt.backbones.sites import Site
-from mmprompt.data.texts import TextRow
+from mmprompt.captioning.predictor import FocusPrompt, save_focus
+from mmprompt.classification.predictor import Classifier
+from mmprompt.core.file import HEADER, TENSORS, save
+from mmprompt.core.prompt import Prompt, SiteSources
+from mmprompt.core.sources import FreeVectors
+from mmprompt.core.template import TextLayout
 from mmprompt.errors import UserError
-from mmprompt.methods.language import (
+from mmprompt.language.data import TextRow
+from mmprompt.language.file import load_language, read_language_header, save_language
+from mmprompt.language.generation import generate_texts
+from mmprompt.language.methods import (
     DeepPrompts,
     HardPrompt,
     LanguageMethod,
@@ -27,17 +30,14 @@ from mmprompt.methods.language import (
     PromptTuning,
     PTuning,
 )
-from mmprompt.predictors.captioner import FocusPrompt, save_focus
-from mmprompt.predictors.classifier import Classifier
-from mmprompt.predictors.file import HEADER, TENSORS, save
-from mmprompt.predictors.language import LanguagePrompt, PromptedModel
-from mmprompt.predictors.language_file import load_language, read_language_header, save_language
-from mmprompt.predictors.language_generation import generate_texts
-from mmprompt.prompts.base import Prompt, SiteSources
-from mmprompt.prompts.language.template import Template
-from mmprompt.prompts.language.verbalizer import Verbalizer
-from mmprompt.prompts.sources import FreeVectors
-from mmprompt.prompts.text import TextLayout
+from mmprompt.language.predictor import LanguagePrompt, PromptedModel
+from mmprompt.language.templates.template import Template
+from mmprompt.language.templates.verbalizer import Verbalizer
+from mmprompt.models.decoder.generation import Generation
+from mmprompt.models.decoder.load import load_language_model
+from mmprompt.models.decoder.model import FrozenLanguageModel
+from mmprompt.models.dual_encoder.interface import DualEncoder
+from mmprompt.models.sites import Site
 from tests.language_models import frozen_model
 from tests.small_captioners import small_captioner
 from tests.small_language_models import save_language_model

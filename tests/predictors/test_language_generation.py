@@ -7,16 +7,16 @@ from functools import cache
 import pytest
 import torch
 
-from mmprompt.backbones.language.generation import Generation
-from mmprompt.backbones.language.model import FrozenLanguageModel
-from mmprompt.backbones.sites import Site
-from mmprompt.data.texts import TextRow
+from mmprompt.core.sources import FreeVectors
 from mmprompt.errors import UserError
-from mmprompt.predictors.language import LanguagePrompt, PromptedModel
-from mmprompt.predictors.language_generation import Generated, generate_texts, stream_text
-from mmprompt.prompts.language.sources import LanguageSources, MultitaskSources
-from mmprompt.prompts.language.template import Template
-from mmprompt.prompts.sources import FreeVectors
+from mmprompt.language.data import TextRow
+from mmprompt.language.generation import Generated, generate_texts, stream_text
+from mmprompt.language.predictor import LanguagePrompt, PromptedModel
+from mmprompt.language.sources import LanguageSources, MultitaskSources
+from mmprompt.language.templates.template import Template
+from mmprompt.models.decoder.generation import Generation
+from mmprompt.models.decoder.model import FrozenLanguageModel
+from mmprompt.models.sites import Site
 from tests.language_models import frozen_model
 from tests.reference import plain_language
 

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from mmprompt.backbones.language.generation import Generation
-from mmprompt.backbones.language.model import FrozenLanguageModel
-from mmprompt.data.texts import TextData, TextRow
-from mmprompt.methods.language import LANGUAGE_METHODS, PrefixTuning, PTuning
-from mmprompt.predictors.language import LanguagePrompt, PromptedModel
-from mmprompt.predictors.language_generation import generate_texts, stream_text
-from mmprompt.prompts.language.sources import LanguageSources
-from mmprompt.prompts.language.template import Template
-from mmprompt.tasks.language import fit_language
+from mmprompt.language.data import TextData, TextRow
+from mmprompt.language.generation import generate_texts, stream_text
+from mmprompt.language.methods import LANGUAGE_METHODS, PrefixTuning, PTuning
+from mmprompt.language.predictor import LanguagePrompt, PromptedModel
+from mmprompt.language.sources import LanguageSources
+from mmprompt.language.task import fit_language
+from mmprompt.language.templates.template import Template
+from mmprompt.models.decoder.generation import Generation
+from mmprompt.models.decoder.model import FrozenLanguageModel
 from tests.language_models import frozen_model
 from tests.peft_models import METHODS, TEXTS, ours
 

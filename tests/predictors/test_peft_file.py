@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mmprompt.backbones.language.model import FrozenLanguageModel
-from mmprompt.predictors.peft_file import load_peft
+from mmprompt.language.peft.file import load_peft
+from mmprompt.models.decoder.model import FrozenLanguageModel
 from tests.language_models import CAUSAL, ENCODED, frozen_model
 from tests.peft_models import (
     ANSWER,

@@ -12,14 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mmprompt.backbones.language.model import FrozenLanguageModel
+from mmprompt.core.sources import FreeVectors
 from mmprompt.errors import UserError
-from mmprompt.predictors.language import LanguagePrompt, PromptedModel
-from mmprompt.predictors.peft_file import load_peft
-from mmprompt.predictors.peft_save import save_peft
-from mmprompt.prompts.language.sources import LanguageSources
-from mmprompt.prompts.language.template import Template
-from mmprompt.prompts.sources import FreeVectors
+from mmprompt.language.peft.file import load_peft
+from mmprompt.language.peft.save import save_peft
+from mmprompt.language.predictor import LanguagePrompt, PromptedModel
+from mmprompt.language.sources import LanguageSources
+from mmprompt.language.templates.template import Template
+from mmprompt.models.decoder.model import FrozenLanguageModel
 from tests.language_models import frozen_model
 from tests.peft_models import (
     N,

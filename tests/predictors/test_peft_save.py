@@ -11,13 +11,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from mmprompt.backbones.language.model import FrozenLanguageModel
-from mmprompt.predictors.language import PromptedModel
-from mmprompt.predictors.peft_file import load_peft
-from mmprompt.predictors.peft_save import save_peft
-from mmprompt.prompts.language.sources import LanguageSources
-from mmprompt.prompts.language.verbalizer import Verbalizer
-from mmprompt.prompts.sources import FreeVectors
+from mmprompt.core.sources import FreeVectors
+from mmprompt.language.peft.file import load_peft
+from mmprompt.language.peft.save import save_peft
+from mmprompt.language.predictor import PromptedModel
+from mmprompt.language.sources import LanguageSources
+from mmprompt.language.templates.verbalizer import Verbalizer
+from mmprompt.models.decoder.model import FrozenLanguageModel
 from tests.language_models import CAUSAL, ENCODED, frozen_model
 from tests.peft_models import (
     ANSWER,

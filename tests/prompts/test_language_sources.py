@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmprompt.backbones.sites import Site
+from mmprompt.core.sources import FreeVectors
 from mmprompt.errors import UserError
-from mmprompt.prompts.language.sources import (
+from mmprompt.language.sources import (
     EncodedVectors,
     LanguageSources,
     MultitaskSources,
@@ -18,7 +18,7 @@ from mmprompt.prompts.language.sources import (
     read_multitask,
     zero_linear,
 )
-from mmprompt.prompts.sources import FreeVectors
+from mmprompt.models.sites import Site
 
 LM_INPUT = Site("lm")
 

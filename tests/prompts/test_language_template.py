@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from mmprompt.backbones.language.smollm2 import MODEL, smollm2_folder
 from mmprompt.errors import UserError
-from mmprompt.prompts.language.syntax import MAX_TOKENS, MAX_VECTORS, Field, Group, Soft
-from mmprompt.prompts.language.template import BoundTemplate, Template, longest_first
+from mmprompt.language.templates.syntax import MAX_TOKENS, MAX_VECTORS, Field, Group, Soft
+from mmprompt.language.templates.template import BoundTemplate, Template, longest_first
+from mmprompt.models.decoder.smollm2 import MODEL, smollm2_folder
 from tests.prompts.text_tokenizers import CHAT, byte_level, crossing, of_bytes, sentence_piece
 
 TINY = Path(__file__).parents[2] / "mmprompt" / "assets" / "tiny" / "captioner"

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from mmprompt.errors import UserError
-from mmprompt.prompts.language.template import Template
-from mmprompt.prompts.language.words import Words, fill, start_words
+from mmprompt.language.search.words import Words, fill, start_words
+from mmprompt.language.templates.template import Template
 from tests.prompts.text_tokenizers import byte_level, sentence_piece
 
 TOKENIZERS = {"byte_level": byte_level(), "sentence_piece": sentence_piece()}

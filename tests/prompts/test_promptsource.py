@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmprompt.data.texts import TextData, TextRow
 from mmprompt.errors import UserError
-from mmprompt.prompts.language.promptsource import TEMPLATE, JinjaTemplate, Prompted, read_promptsource
-from mmprompt.prompts.language.template import Template
+from mmprompt.language.data import TextData, TextRow
+from mmprompt.language.templates.promptsource import TEMPLATE, JinjaTemplate, Prompted, read_promptsource
+from mmprompt.language.templates.template import Template
 from tests.prompts.text_tokenizers import byte_level
 
 FILE = r"""dataset: moods
@@ -320,7 +320,7 @@ def test_a_row_of_other_things_is_refused() -> None:
 
 
 def test_without_jinja2_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "mmprompt.prompts.language.sandbox", raising=False)
+    monkeypatch.delitem(sys.modules, "mmprompt.language.templates.sandbox", raising=False)
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(UserError) as raised:
         apply("a ||| b")

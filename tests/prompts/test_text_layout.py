@@ -1,8 +1,8 @@
 import pytest
 
+from mmprompt.classification.methods import CoOp
+from mmprompt.core.template import TextLayout, check_class_names
 from mmprompt.errors import UserError
-from mmprompt.methods import CoOp
-from mmprompt.prompts.text import TextLayout, check_class_names
 
 
 def spelled(backbone, layout, name):

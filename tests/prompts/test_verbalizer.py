@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmprompt.errors import UserError
-from mmprompt.prompts.language.verbalizer import CONTENT_FREE, Verbalizer, calibrate, ensemble
+from mmprompt.language.templates.verbalizer import CONTENT_FREE, Verbalizer, calibrate, ensemble
 from tests.prompts.text_tokenizers import byte_level
 
 WORDS = {"positive": ["great", "good"], "negative": "bad"}

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from mmprompt.backbones.protocols import DualEncoder
 from mmprompt.data.folder import ImageFolder
 from mmprompt.data.splits import Dataset
+from mmprompt.models.dual_encoder.interface import DualEncoder
 
 COLOURS = {"red car": (200, 40, 40), "green tree": (40, 180, 60), "blue house": (50, 60, 200)}
 

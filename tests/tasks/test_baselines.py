@@ -4,10 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmprompt.data.folder import ImageFolder
-from mmprompt.errors import UserError
-from mmprompt.predictors.features import ImageFeatures, encode_pictures
-from mmprompt.tasks.baselines import (
+from mmprompt.classification.baselines import (
     BASELINES,
     LinearProbe,
     NearestClassMean,
@@ -18,7 +15,10 @@ from mmprompt.tasks.baselines import (
     imagenet_templates,
     make_baseline,
 )
-from mmprompt.tasks.classification import probabilities, zero_shot
+from mmprompt.classification.task import probabilities, zero_shot
+from mmprompt.data.folder import ImageFolder
+from mmprompt.errors import UserError
+from mmprompt.models.image_features import ImageFeatures, encode_pictures
 
 
 @pytest.fixture

@@ -8,17 +8,17 @@ import pytest
 import torch
 from small_captioners import small_captioner, small_captions
 
-from mmprompt.backbones.captioners.captioner import LM_INPUT
-from mmprompt.backbones.load import load_backbone
+from mmprompt.captioning import measure as caption_measure
+from mmprompt.captioning.measure import NO_PROMPT, measure_captions
+from mmprompt.captioning.metrics.adherence import score_focus
+from mmprompt.captioning.metrics.judges import LexiconJudge
+from mmprompt.captioning.predictor import Captioner, CaptionFeatures, FocusPrompt, Steering, hard_prompt
+from mmprompt.captioning.readers.captioner import LM_INPUT
+from mmprompt.captioning.search import Decoding
+from mmprompt.core.prompt import SiteSources
+from mmprompt.core.sources import FreeVectors
 from mmprompt.errors import UserError
-from mmprompt.evaluation.adherence import score_focus
-from mmprompt.evaluation.judges import LexiconJudge
-from mmprompt.predictors.caption_search import Decoding
-from mmprompt.predictors.captioner import Captioner, CaptionFeatures, FocusPrompt, Steering, hard_prompt
-from mmprompt.prompts.base import SiteSources
-from mmprompt.prompts.sources import FreeVectors
-from mmprompt.tasks import caption_measure
-from mmprompt.tasks.caption_measure import NO_PROMPT, measure_captions
+from mmprompt.models.dual_encoder.load import load_backbone
 
 QUICK = Decoding(max_tokens=5)
 WORDINGS = ("5", "9 9", "12 13 14")

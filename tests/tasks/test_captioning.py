@@ -9,19 +9,16 @@ import torch
 import torch.nn.functional as F
 from small_captioners import END, START, small_captioner, small_captions
 
-from mmprompt.backbones.captioners.captioner import LM_INPUT
-from mmprompt.backbones.captioners.load import load_captioner
-from mmprompt.backbones.load import TINY, load_backbone
-from mmprompt.data.captions import load_caption_data
-from mmprompt.errors import UserError
-from mmprompt.evaluation.clip_score import clip_score
-from mmprompt.methods.captions import HardPrompt, KeyValuePrompt, SoftPrompt, start_tokens
-from mmprompt.predictors.caption_search import Decoding
-from mmprompt.predictors.captioner import Caption, Captioner, CaptionFeatures, FocusPrompt, load_focus
-from mmprompt.predictors.features import encode_pictures
-from mmprompt.tasks import captioning
-from mmprompt.tasks.caption_pictures import rank
-from mmprompt.tasks.captioning import (
+from mmprompt.captioning import task as captioning
+from mmprompt.captioning.data import load_caption_data
+from mmprompt.captioning.images import rank
+from mmprompt.captioning.methods import HardPrompt, KeyValuePrompt, SoftPrompt, start_tokens
+from mmprompt.captioning.metrics.clip_score import clip_score
+from mmprompt.captioning.predictor import Caption, Captioner, CaptionFeatures, FocusPrompt, load_focus
+from mmprompt.captioning.readers.captioner import LM_INPUT
+from mmprompt.captioning.readers.load import load_captioner
+from mmprompt.captioning.search import Decoding
+from mmprompt.captioning.task import (
     MAPPER_RECIPE,
     RECIPE,
     CaptionProblem,
@@ -31,6 +28,9 @@ from mmprompt.tasks.captioning import (
     fit_mapper,
     notices_of,
 )
+from mmprompt.errors import UserError
+from mmprompt.models.dual_encoder.load import TINY, load_backbone
+from mmprompt.models.image_features import encode_pictures
 from mmprompt.training.callbacks import Callback
 
 QUICK = replace(RECIPE, epochs=3, batch_size=4, lr=0.05, checkpoint_seconds=0.0)

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 import mmprompt as mp
+from mmprompt.classification.task import evaluate, fit, measure, zero_shot
+from mmprompt.core.file import load
 from mmprompt.data.folder import ImageFolder
 from mmprompt.data.images import read_image
 from mmprompt.errors import UserError
 from mmprompt.files import tensor_bytes
-from mmprompt.predictors.features import ImageFeatures
-from mmprompt.predictors.file import load
-from mmprompt.tasks.classification import evaluate, fit, measure, zero_shot
+from mmprompt.models.image_features import ImageFeatures
 from mmprompt.training.callbacks import Callback
 from mmprompt.training.lock import run_lock
 from mmprompt.training.recipe import Recipe

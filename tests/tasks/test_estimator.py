@@ -5,9 +5,9 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
 
+from mmprompt.classification.estimator import PromptClassifier
+from mmprompt.classification.methods import CoOp
 from mmprompt.errors import UserError
-from mmprompt.methods import CoOp
-from mmprompt.tasks.estimator import PromptClassifier
 from mmprompt.training.recipe import Recipe
 
 RECIPE = Recipe(epochs=8, batch_size=4, lr=0.1, augment="none")

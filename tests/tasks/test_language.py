@@ -13,12 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmprompt.backbones.language.generation import Generation
-from mmprompt.backbones.language.model import FrozenLanguageModel
-from mmprompt.backbones.sites import Site
-from mmprompt.data.texts import TextData, TextRow
 from mmprompt.errors import UserError
-from mmprompt.methods.language import (
+from mmprompt.language.data import TextData, TextRow
+from mmprompt.language.file import load_language
+from mmprompt.language.generation import generate_texts
+from mmprompt.language.methods import (
     DeepPrompts,
     HardPrompt,
     LanguageMethod,
@@ -27,11 +26,12 @@ from mmprompt.methods.language import (
     PromptTuning,
     PTuning,
 )
-from mmprompt.methods.language_start import Start
-from mmprompt.predictors.language_file import load_language
-from mmprompt.predictors.language_generation import generate_texts
-from mmprompt.prompts.language.verbalizer import Verbalizer
-from mmprompt.tasks.language import LanguageProblem, LanguageTask, epochs_of, fit_language, untrained
+from mmprompt.language.start import Start
+from mmprompt.language.task import LanguageProblem, LanguageTask, epochs_of, fit_language, untrained
+from mmprompt.language.templates.verbalizer import Verbalizer
+from mmprompt.models.decoder.generation import Generation
+from mmprompt.models.decoder.model import FrozenLanguageModel
+from mmprompt.models.sites import Site
 from mmprompt.training.callbacks import Callback
 from mmprompt.training.problem import RunFailed
 from tests.language_models import frozen_model

@@ -11,20 +11,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmprompt.backbones.language.model import FrozenLanguageModel
-from mmprompt.backbones.sites import Site
-from mmprompt.data.texts import TextData, TextRow
+from mmprompt.core.file import HEADER
+from mmprompt.core.sources import FreeVectors
 from mmprompt.errors import UserError
-from mmprompt.methods.language import LanguageMethod, MultitaskPrompt, PrefixTuning, PromptTuning, PTuning
-from mmprompt.methods.language_start import Start
-from mmprompt.predictors.file import HEADER
-from mmprompt.predictors.language import LanguagePrompt, PromptedModel
-from mmprompt.predictors.language_file import load_language, read_language_header, save_language
-from mmprompt.prompts.language.sources import LanguageSources
-from mmprompt.prompts.language.template import Template
-from mmprompt.prompts.sources import FreeVectors
-from mmprompt.tasks.language import fit_language
-from mmprompt.tasks.language_meta import MetaResult, drawn_rows, few_steps, meta_start
+from mmprompt.language.data import TextData, TextRow
+from mmprompt.language.file import load_language, read_language_header, save_language
+from mmprompt.language.meta import MetaResult, drawn_rows, few_steps, meta_start
+from mmprompt.language.methods import LanguageMethod, MultitaskPrompt, PrefixTuning, PromptTuning, PTuning
+from mmprompt.language.predictor import LanguagePrompt, PromptedModel
+from mmprompt.language.sources import LanguageSources
+from mmprompt.language.start import Start
+from mmprompt.language.task import fit_language
+from mmprompt.language.templates.template import Template
+from mmprompt.models.decoder.model import FrozenLanguageModel
+from mmprompt.models.sites import Site
 from mmprompt.training.callbacks import Callback
 from mmprompt.training.problem import RunFailed
 from mmprompt.training.seeds import derive_seed, epoch_order

@@ -13,20 +13,20 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from mmprompt.backbones.language.model import FrozenLanguageModel
-from mmprompt.data.texts import TextData, TextRow
 from mmprompt.errors import UserError
-from mmprompt.methods.language_search import CoordinateSearch, Projection, Vocabulary, WordSearch, readable
-from mmprompt.methods.language_start import Start
-from mmprompt.predictors.language import LanguagePrompt, PromptedModel
-from mmprompt.predictors.language_file import load_language
-from mmprompt.prompts.language.sources import LanguageSources
-from mmprompt.prompts.language.template import Template
-from mmprompt.prompts.language.verbalizer import Verbalizer
-from mmprompt.prompts.language.words import TokenIds, allowed_tokens, fill
-from mmprompt.tasks.language import LanguageProblem, LanguageTask, Objective
-from mmprompt.tasks.language_search import exchange, prepare, project, search_words
-from mmprompt.tasks.language_words import WordObjective, best_of, row_order
+from mmprompt.language.data import TextData, TextRow
+from mmprompt.language.file import load_language
+from mmprompt.language.predictor import LanguagePrompt, PromptedModel
+from mmprompt.language.search.loss import WordObjective, best_of, row_order
+from mmprompt.language.search.methods import CoordinateSearch, Projection, Vocabulary, WordSearch, readable
+from mmprompt.language.search.task import exchange, prepare, project, search_words
+from mmprompt.language.search.words import TokenIds, allowed_tokens, fill
+from mmprompt.language.sources import LanguageSources
+from mmprompt.language.start import Start
+from mmprompt.language.task import LanguageProblem, LanguageTask, Objective
+from mmprompt.language.templates.template import Template
+from mmprompt.language.templates.verbalizer import Verbalizer
+from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.training.callbacks import Callback
 from mmprompt.training.log import read_log
 from mmprompt.training.problem import Run
@@ -142,8 +142,8 @@ def test_many_prompts_at_once_are_scored_as_one_by_one(monkeypatch: pytest.Monke
     prompts = some_prompts(objective, 7)
     together = objective.losses(prompts, range(6))
     for slots_at_once, row_slots in ((100, 256), (2048, 12), (100, 12)):  # few prompts, few texts a row
-        monkeypatch.setattr("mmprompt.predictors.language_words.SLOTS_AT_ONCE", slots_at_once)
-        monkeypatch.setattr("mmprompt.predictors.language_words.ROW_SLOTS", row_slots)
+        monkeypatch.setattr("mmprompt.language.search.predictor.SLOTS_AT_ONCE", slots_at_once)
+        monkeypatch.setattr("mmprompt.language.search.predictor.ROW_SLOTS", row_slots)
         torch.testing.assert_close(objective.losses(prompts, range(6)), together)
     for ids, losses in zip(prompts, together, strict=True):
         torch.testing.assert_close(objective.losses([ids], range(6))[0], losses)
@@ -320,7 +320,7 @@ def test_no_prompt_is_scored_twice(monkeypatch: pytest.MonkeyPatch) -> None:
 
     search = CoordinateSearch(n_steps=6, n_candidates=9, top_k=5, patience=6)
     setting = prepare(text_data(), word_model(), search, LanguageTask(), Start(), 2, 1)
-    monkeypatch.setattr("mmprompt.tasks.language_search.best_of", look)
+    monkeypatch.setattr("mmprompt.language.search.task.best_of", look)
     steps = list(exchange(setting, search, 1))
     assert len(steps) == 6
     assert len(scored) == len(set(scored)) >= 10  # 2 places of 5 tokens, and not the same rows each time

@@ -8,14 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mmprompt.backbones.language.packing import Question
-from mmprompt.backbones.language.tuned import Adapters, FullTuning, Lora, Tuning, read_lora, tuned_copy
-from mmprompt.data.texts import TextData, TextRow
 from mmprompt.errors import UserError
-from mmprompt.methods.language import PromptTuning
-from mmprompt.predictors.language_file import load_language
-from mmprompt.tasks.language import LanguageTask
-from mmprompt.tasks.language_weights import RECIPES, fit_weights
+from mmprompt.language.data import TextData, TextRow
+from mmprompt.language.file import load_language
+from mmprompt.language.methods import PromptTuning
+from mmprompt.language.task import LanguageTask
+from mmprompt.language.weights import RECIPES, fit_weights
+from mmprompt.models.decoder.packing import Question
+from mmprompt.models.decoder.tuned import Adapters, FullTuning, Lora, Tuning, read_lora, tuned_copy
 from tests.language_models import frozen_model
 
 KINDS = (Lora(rank=2), Adapters(width=4), FullTuning())

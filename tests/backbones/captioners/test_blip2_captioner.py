@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import InstructBlipConfig, MT5Config
 
-from mmprompt.backbones.captioners.blip2 import load_blip2
-from mmprompt.backbones.captioners.load import load_captioner
-from mmprompt.backbones.dual_encoder import LoadOptions
+from mmprompt.captioning.readers.blip2 import load_blip2
+from mmprompt.captioning.readers.load import load_captioner
 from mmprompt.errors import UserError
+from mmprompt.models.dual_encoder.encoder import LoadOptions
 from tests import small_multimodal as small
 
 CPU = LoadOptions(torch.device("cpu"), torch.float32)

@@ -17,11 +17,11 @@ from transformers import (
     LlavaNextProcessor,
 )
 
-from mmprompt.backbones.captioners.captioner import LM_INPUT, FrozenCaptioner
-from mmprompt.backbones.captioners.image_text import ImageTextDecoder, check_agreement, handing_on, load_image_text
-from mmprompt.backbones.dual_encoder import LoadOptions
-from mmprompt.backbones.sites import Vectors
+from mmprompt.captioning.readers.captioner import LM_INPUT, FrozenCaptioner
+from mmprompt.captioning.readers.image_text import ImageTextDecoder, check_agreement, handing_on, load_image_text
 from mmprompt.errors import UserError
+from mmprompt.models.dual_encoder.encoder import LoadOptions
+from mmprompt.models.sites import Vectors
 from tests import small_multimodal as small
 
 CPU = LoadOptions(torch.device("cpu"), torch.float32)

@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from mmprompt.backbones.captioners.blip2 import load_blip2
-from mmprompt.backbones.captioners.captioner import LM_INPUT, FrozenCaptioner
-from mmprompt.backbones.captioners.image_text import ImageTextDecoder, load_image_text
-from mmprompt.backbones.captioners.load import load_captioner
-from mmprompt.backbones.dual_encoder import LoadOptions
-from mmprompt.backbones.language.memory import Memory
-from mmprompt.backbones.sites import Site, Vectors
+from mmprompt.captioning.readers.blip2 import load_blip2
+from mmprompt.captioning.readers.captioner import LM_INPUT, FrozenCaptioner
+from mmprompt.captioning.readers.image_text import ImageTextDecoder, load_image_text
+from mmprompt.captioning.readers.load import load_captioner
+from mmprompt.models.decoder.memory import Memory
+from mmprompt.models.dual_encoder.encoder import LoadOptions
+from mmprompt.models.sites import Site, Vectors
 from tests import small_multimodal as small
 
 N_ROWS, PROMPT, CAPTION = 3, 4, 6

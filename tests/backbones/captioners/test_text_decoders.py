@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from mmprompt.backbones.captioners.captioner import LM_INPUT, FrozenCaptioner
-from mmprompt.backbones.captioners.load import load_captioner
-from mmprompt.backbones.language.memory import Memory
-from mmprompt.backbones.load import load_backbone
-from mmprompt.backbones.sites import Site, Vectors
+from mmprompt.captioning.readers.captioner import LM_INPUT, FrozenCaptioner
+from mmprompt.captioning.readers.load import load_captioner
+from mmprompt.models.decoder.memory import Memory
+from mmprompt.models.dual_encoder.load import load_backbone
+from mmprompt.models.sites import Site, Vectors
 from tests import captioner_models as models
 from tests.small_models import IMAGE, save_open_clip
 

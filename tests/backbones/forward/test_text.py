@@ -14,13 +14,20 @@ from hypothesis import strategies as st
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor
 
-from mmprompt.backbones.dual_encoder import FrozenDualEncoder
-from mmprompt.backbones.forward.text import Shortcuts, common_length, encode_slots, run_chunks, slot_bytes, split_costs
-from mmprompt.backbones.load import load_backbone
-from mmprompt.backbones.open_clip import read_text
-from mmprompt.backbones.sites import Scope, Site, Vectors
+from mmprompt.core.template import TextLayout
 from mmprompt.errors import UserError
-from mmprompt.prompts.text import TextLayout
+from mmprompt.models.dual_encoder.encoder import FrozenDualEncoder
+from mmprompt.models.dual_encoder.forward.text import (
+    Shortcuts,
+    common_length,
+    encode_slots,
+    run_chunks,
+    slot_bytes,
+    split_costs,
+)
+from mmprompt.models.dual_encoder.load import load_backbone
+from mmprompt.models.dual_encoder.open_clip import read_text
+from mmprompt.models.sites import Scope, Site, Vectors
 from tests import small_models
 from tests.reference import plain_text
 
@@ -393,7 +400,7 @@ def test_costs_are_split_within_the_limit_and_a_class_alone_may_exceed_it() -> N
 def test_the_memory_limit_is_the_backbone_s(roomy: FrozenDualEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     monkeypatch.setattr(
-        "mmprompt.backbones.forward.text.run_own",
+        "mmprompt.models.dual_encoder.forward.text.run_own",
         lambda view, own, *rest: calls.append(len(own.lengths)) or torch.zeros(1, len(own.lengths), 32).double(),
     )
     monkeypatch.setattr(roomy, "text_memory_bytes", 1)

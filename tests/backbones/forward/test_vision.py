@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmprompt.backbones.dual_encoder import FrozenDualEncoder
-from mmprompt.backbones.load import load_backbone
-from mmprompt.backbones.sites import Site, Vectors
+from mmprompt.core.template import TextLayout
 from mmprompt.errors import UserError
-from mmprompt.prompts.text import TextLayout
+from mmprompt.models.dual_encoder.encoder import FrozenDualEncoder
+from mmprompt.models.dual_encoder.load import load_backbone
+from mmprompt.models.sites import Site, Vectors
 from tests import small_models
 from tests.backbones.forward.test_text import CASES, N_IMAGES, NAMES, draw_vectors, reference_features
 from tests.reference import plain_vision

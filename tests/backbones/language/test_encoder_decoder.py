@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from mmprompt.backbones.language.encoder_decoder import EncoderDecoderReader, rows_for
-from mmprompt.backbones.language.model import FrozenLanguageModel
-from mmprompt.backbones.language.packing import Question
-from mmprompt.backbones.sites import Site, Vectors
 from mmprompt.errors import UserError
+from mmprompt.models.decoder.encoder_decoder import EncoderDecoderReader, rows_for
+from mmprompt.models.decoder.model import FrozenLanguageModel
+from mmprompt.models.decoder.packing import Question
+from mmprompt.models.sites import Site, Vectors
 from tests.language_models import family_model, family_tokenizer, frozen_model
 
 KINDS = ("bart", "t5", "t5_wide")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmprompt.backbones.language.flat import FlatBlocks
-from mmprompt.backbones.language.packing import Question
-from mmprompt.backbones.language.reader import CausalReader
-from mmprompt.backbones.language.tuned import Adapters, tuned_copy
-from mmprompt.backbones.language.vectors import LM_INPUT
-from mmprompt.backbones.sites import Vectors
+from mmprompt.models.decoder.flat import FlatBlocks
+from mmprompt.models.decoder.packing import Question
+from mmprompt.models.decoder.reader import CausalReader
+from mmprompt.models.decoder.tuned import Adapters, tuned_copy
+from mmprompt.models.decoder.vectors import LM_INPUT
+from mmprompt.models.sites import Vectors
 from tests.language_models import frozen_model
 
 LIKE_LLAMA, OTHERS = ("llama", "qwen2", "qwen3"), ("gpt2", "opt", "gpt_neox", "bloom", "mistral")
@@ -43,7 +43,7 @@ def test_others_are_read_by_their_own_forward(kind: str) -> None:
 def test_it_gives_what_the_model_s_own_forward_gives(
     kind: str, row_slots: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mmprompt.backbones.language.model.ROW_SLOTS", row_slots)
+    monkeypatch.setattr("mmprompt.models.decoder.model.ROW_SLOTS", row_slots)
     model = frozen_model(kind)
     values = torch.randn(2, model.width, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     found = []

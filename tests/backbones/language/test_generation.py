@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import StaticCache
 
-from mmprompt.backbones.language.generation import BATCH, Generation, Job, decoder_inputs, generate, job_of
-from mmprompt.backbones.language.model import FrozenLanguageModel
-from mmprompt.backbones.sites import Site, Vectors
 from mmprompt.errors import UserError
+from mmprompt.models.decoder.generation import BATCH, Generation, Job, decoder_inputs, generate, job_of
+from mmprompt.models.decoder.model import FrozenLanguageModel
+from mmprompt.models.sites import Site, Vectors
 from tests.language_models import CAUSAL, ENCODED, OTHER_CAUSAL, WINDOW, frozen_model
 from tests.reference import plain_language
 

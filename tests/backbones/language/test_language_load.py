@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, BertConfig, BertForMaskedLM
 
-from mmprompt.backbones.captioners.load import load_pair
-from mmprompt.backbones.dual_encoder import LoadOptions
-from mmprompt.backbones.language.load import list_language_models, load_language_model, load_parts
+from mmprompt.captioning.readers.load import load_pair
 from mmprompt.errors import UserError
+from mmprompt.models.decoder.load import list_language_models, load_language_model, load_parts
+from mmprompt.models.dual_encoder.encoder import LoadOptions
 from tests.captioner_models import SHAPE
 from tests.small_language_models import (
     END,

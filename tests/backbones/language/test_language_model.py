@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mmprompt.backbones.language.model import FrozenLanguageModel, shared_start
-from mmprompt.backbones.language.packing import ROW_SLOTS, Question, bins
-from mmprompt.backbones.language.reader import CausalReader
-from mmprompt.backbones.sites import Site, Vectors
 from mmprompt.errors import UserError
+from mmprompt.models.decoder.model import FrozenLanguageModel, shared_start
+from mmprompt.models.decoder.packing import ROW_SLOTS, Question, bins
+from mmprompt.models.decoder.reader import CausalReader
+from mmprompt.models.sites import Site, Vectors
 from tests.language_models import CAUSAL, ENCODED, OTHER_CAUSAL, family_model, family_tokenizer, frozen_model
 from tests.reference import plain_language
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmprompt.backbones.language.memory import Memory, causal_mask
+from mmprompt.models.decoder.memory import Memory, causal_mask
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:

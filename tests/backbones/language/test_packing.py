@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmprompt.backbones.language.packing import Packed, Question, bins, pack
+from mmprompt.models.decoder.packing import Packed, Question, bins, pack
 
 CPU = torch.device("cpu")
 SLOTS = st.lists(st.sampled_from([-2, -1, 0, 5, 6]), min_size=1, max_size=5).map(tuple)

@@ -11,12 +11,12 @@ import torch
 from transformers import CohereConfig, CohereForCausalLM, GPTJConfig, GPTJForCausalLM, MambaConfig, MambaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention
 
-from mmprompt.backbones.language.memory import Memory
-from mmprompt.backbones.language.model import FrozenLanguageModel
-from mmprompt.backbones.language.packing import Question
-from mmprompt.backbones.language.reader import CausalReader, embed_slots, window_of
-from mmprompt.backbones.sites import Site, Vectors
 from mmprompt.errors import UserError
+from mmprompt.models.decoder.memory import Memory
+from mmprompt.models.decoder.model import FrozenLanguageModel
+from mmprompt.models.decoder.packing import Question
+from mmprompt.models.decoder.reader import CausalReader, embed_slots, window_of
+from mmprompt.models.sites import Site, Vectors
 from tests.language_models import CAUSAL, OTHER_CAUSAL, family_model, family_tokenizer, frozen_model
 
 DECODERS = (*CAUSAL, *OTHER_CAUSAL)

@@ -1,1 +1,0 @@
-"""Frozen models: loading, views of their blocks, and the forward over those views."""

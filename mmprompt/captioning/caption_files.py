@@ -1,0 +1,303 @@
+"""Readers of published files of captions: each turns one file into rows.
+
+JSONL of our own; COCO's captions (Chen et al. 2015); Karpathy's splits of COCO, Flickr8k and Flickr30k (Karpathy and
+Fei-Fei 2015); Flickr's token files (Hodosh et al. 2013, Young et al. 2014); SentiCap (Mathews et al. 2016); FlickrStyle
+(Gan et al. 2017); ArtEmis (Achlioptas et al. 2021). Nothing here looks for pictures.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import pickletools
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmprompt.captioning.caption_rows import CaptionRow
+from mmprompt.data.images import IMAGE_SUFFIXES
+from mmprompt.data.jsonl import read_objects, text_lines
+from mmprompt.errors import UserError, bad_file, unknown_name
+from mmprompt.files import read_bytes, read_text
+
+Rows = Iterator[CaptionRow]
+
+EMOTIONS = "emotions"
+
+_REQUIRED = ("image", "captions")
+_KEYS = (*_REQUIRED, "image_id", "focus", "label", "split")
+_ARTEMIS = ("art_style", "painting", "emotion", "utterance")
+_FLICKR_LINE = re.compile(r"(?P<name>[^\t]+)#\d+\t(?P<caption>.*)")
+_STYLE_FILE = "*_train.txt"
+_RESTORE = "Restore the file as it was published."
+
+
+def detect_format(path: Path) -> str:
+    """The name of the reader that fits the content of a file, or of a folder for FlickrStyle.
+
+    Raises:
+        UserError: it cannot be read, or no reader fits.
+    """
+    if path.is_dir():
+        if any(path.glob(_STYLE_FILE)):
+            return "flickrstyle"
+        raise bad_file(path, "is a folder without files of captions", "Give the file of captions itself.")
+    text = read_text(path)
+    first = text.lstrip().partition("\n")[0].strip()
+    if first.startswith(("{", "[")):
+        return "jsonl" if _is_jsonl(first) else _json_format(_parsed(path, text), path)
+    if set(_ARTEMIS) <= set(first.replace('"', "").split(",")):
+        return "artemis"
+    if _FLICKR_LINE.fullmatch(first):
+        return "flickr"
+    if path.match(_STYLE_FILE):
+        return "flickrstyle"
+    raise bad_file(path, "is in no form of captions that is known", f"Known: {', '.join(sorted(READERS))}.")
+
+
+def _is_jsonl(first_line: str) -> bool:
+    try:
+        record = json.loads(first_line)
+    except (ValueError, RecursionError):
+        return '"captions"' in first_line and '"images"' not in first_line  # its reader says what is wrong
+    return isinstance(record, dict) and "images" not in record
+
+
+def _json_format(content: Any, path: Path) -> str:
+    images = content.get("images") if isinstance(content, dict) else None
+    if not isinstance(images, list):
+        raise bad_file(path, "holds no list of images", "Give captions of COCO, SentiCap or Karpathy's splits.")
+    if "annotations" in content:
+        return "coco"
+    sentences = next((image.get("sentences") for image in images if isinstance(image, dict)), None)
+    first = sentences[0] if isinstance(sentences, list) and sentences else None
+    return "senticap" if isinstance(first, dict) and "sentiment" in first else "karpathy"
+
+
+def _parsed(path: Path, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise bad_file(path, "is not valid JSON", _RESTORE, getattr(error, "lineno", None)) from None
+
+
+def read_jsonl(path: Path) -> Rows:
+    """Our own form, an object a line: `image`, `captions`, and perhaps `image_id`, `focus`, `label`, `split`.
+
+    Raises:
+        UserError: a line is no such object.
+    """
+    for number, record in read_objects(path):
+        yield _jsonl_row(record, path, number)
+
+
+def _jsonl_row(record: dict[str, Any], path: Path, line: int) -> CaptionRow:
+    for name in record:
+        if name not in _KEYS:
+            raise UserError(f"{path}, line {line}: {unknown_name('key', name, _KEYS)}")
+    for name in _REQUIRED:
+        if name not in record:
+            raise bad_file(path, f"lacks {name!r}", "Write it.", line)
+    captions, image_id = record["captions"], record.get("image_id")
+    if not isinstance(captions, list):
+        raise bad_file(path, f"captions is {captions!r}, but a list of texts was expected", "Write a list.", line)
+    for name in ("image", "focus", "label", "split"):
+        if not isinstance(record.get(name, ""), str):
+            raise bad_file(path, f"{name} is {record[name]!r}, but text was expected", "Write it as text.", line)
+    return CaptionRow(
+        f"line {line}",
+        record["image"],
+        None if image_id is None else str(image_id),
+        tuple(captions),
+        record.get("focus", ""),
+        record.get("label", ""),
+        record.get("split"),
+    )
+
+
+def read_coco(path: Path) -> Rows:
+    """The `captions_*.json` of COCO; it gives no split.
+
+    Raises:
+        UserError: it is another form, a caption belongs to no image, or an id stands for two pictures.
+    """
+    content = _parsed(path, read_text(path))
+    names: dict[str, str] = {}
+    captions: dict[str, list[str]] = {}
+    for index, image in enumerate(_list_of(content, "images", path)):
+        image_id, name = _fields(image, ("id", "file_name"), path, f"image {index}")
+        if names.setdefault(str(image_id), name) != name:
+            raise bad_file(f"{path}, image {index}", f"gives id {image_id} a second picture", _RESTORE)
+        captions.setdefault(str(image_id), [])
+    for index, annotation in enumerate(_list_of(content, "annotations", path)):
+        place = f"annotation {index}"
+        image_id, caption = _fields(annotation, ("image_id", "caption"), path, place)
+        if str(image_id) not in names:
+            raise bad_file(f"{path}, {place}", f"is a caption of image {image_id}, which is not listed", _RESTORE)
+        captions[str(image_id)].append(caption)
+    for image_id, name in names.items():
+        yield CaptionRow(f"image {image_id}", name, image_id, tuple(captions[image_id]))
+
+
+def read_karpathy(path: Path) -> Rows:
+    """The `dataset_*.json` of Karpathy's splits; `restval` joins train.
+
+    Raises:
+        UserError: it is another form.
+    """
+    for index, image in enumerate(_list_of(_parsed(path, read_text(path)), "images", path)):
+        place = f"image {index}"
+        name, sentences, split = _fields(image, ("filename", "sentences", "split"), path, place)
+        raw = [_fields(sentence, ("raw",), path, place)[0] for sentence in _checked_list(sentences, path, place)]
+        folder = image.get("filepath", "")
+        image_id = image.get("cocoid", image.get("imgid"))
+        yield CaptionRow(
+            place,
+            f"{folder}/{name}" if folder else name,
+            None if image_id is None else str(image_id),
+            tuple(raw),
+            split="train" if split == "restval" else split,
+        )
+
+
+def read_senticap(path: Path) -> Rows:
+    """SentiCap's JSON: captions of emotions, labelled positive or negative.
+
+    Raises:
+        UserError: it is another form.
+    """
+    labels = {0: "negative", 1: "positive"}
+    for index, image in enumerate(_list_of(_parsed(path, read_text(path)), "images", path)):
+        place = f"image {index}"
+        name, sentences, split = _fields(image, ("filename", "sentences", "split"), path, place)
+        for sentence in _checked_list(sentences, path, place):
+            raw, sentiment = _fields(sentence, ("raw", "sentiment"), path, place)
+            if sentiment not in (0, 1):
+                raise bad_file(f"{path}, {place}", f"sentiment is {sentiment!r}, but 0 or 1 was expected", _RESTORE)
+            yield CaptionRow(place, name, None, (raw,), EMOTIONS, labels[sentiment], split)
+
+
+def read_flickr(path: Path) -> Rows:
+    """Flickr's token file, `name#i`, a tabulator and a caption a line; it gives no split.
+
+    Raises:
+        UserError: a line has another form.
+    """
+    for number, line in enumerate(text_lines(path), start=1):
+        if not line.strip():
+            continue
+        match = _FLICKR_LINE.fullmatch(line)
+        if match is None:
+            raise bad_file(path, "is not `name#i`, a tabulator and a caption", "Write it so.", number)
+        yield CaptionRow(f"line {number}", match["name"], None, (match["caption"],))
+
+
+def read_artemis(path: Path) -> Rows:
+    """ArtEmis's CSV: captions of emotions, labelled with one of nine; pictures lie in a folder for each art style.
+
+    Raises:
+        UserError: a column is missing, or it is no CSV.
+    """
+    lines = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+    try:
+        for name in _ARTEMIS:
+            if name not in (lines.fieldnames or ()):
+                raise bad_file(path, f"lacks the column {name!r}", _RESTORE, 1)
+        for record in lines:
+            if None in record or None in record.values():
+                raise bad_file(path, "has more or fewer cells than the header", _RESTORE, lines.line_num)
+            style, painting, emotion, utterance = (record[name] for name in _ARTEMIS)
+            picture = f"{style}/{painting}.jpg"
+            split = record.get("split")
+            yield CaptionRow(f"line {lines.line_num}", picture, None, (utterance,), EMOTIONS, emotion, split)
+    except csv.Error as error:
+        raise bad_file(path, f"is not valid CSV ({error})", _RESTORE, lines.reader.line_num) from None
+
+
+def read_flickrstyle(path: Path) -> Rows:
+    """FlickrStyle's text files, a caption a line; it gives no split.
+
+    Args:
+        path: the folder of `funny_train.txt` and `romantic_train.txt`, or one of them. The pictures are named, in the
+            order of the lines, by a list beside them: `images.txt`, or the published `.p` file.
+    Raises:
+        UserError: there is no list of pictures, there are two that differ, or its length is another.
+    """
+    folder = path if path.is_dir() else path.parent
+    pictures = _style_pictures(folder)
+    for file in sorted(folder.glob(_STYLE_FILE)) if path.is_dir() else [path]:
+        captions = text_lines(file)
+        if len(captions) != len(pictures):
+            counts = f"has {len(captions)} captions, but {len(pictures)} pictures are listed"
+            raise bad_file(file, counts, "Give files of one release.")
+        label = file.name.removesuffix(_STYLE_FILE[1:])
+        for number, (picture, caption) in enumerate(zip(pictures, captions, strict=True), start=1):
+            yield CaptionRow(f"{file.name}, line {number}", picture, None, (caption,), EMOTIONS, label)
+
+
+def _style_pictures(folder: Path) -> list[str]:
+    files = [file for file in (folder / "images.txt", *sorted(folder.glob("*.p"))) if file.is_file()]
+    if not files:
+        advice = "Put images.txt there, a name a line, or the .p file of the release."
+        raise bad_file(folder, "holds no list of the pictures", advice)
+    lists = [_pickled_names(file) if file.suffix == ".p" else text_lines(file) for file in files]
+    for file, names in zip(files, lists, strict=True):
+        if names != lists[0]:
+            raise bad_file(file, f"lists other pictures than {files[0].name}", "Keep the list of these captions.")
+    return lists[0]
+
+
+def _pickled_names(path: Path) -> list[str]:
+    """The names of pictures in a pickled list: its opcodes are read and never run."""
+    try:
+        values = [value for _, value, _ in pickletools.genops(read_bytes(path)) if isinstance(value, str)]
+    except (ValueError, UnicodeDecodeError) as error:
+        raise bad_file(path, f"is no list of pictures ({error})", "Put images.txt there, a name a line.") from None
+    return [value for value in values if is_picture(value)]
+
+
+def is_picture(name: str) -> bool:
+    """Whether a name ends as pictures do."""
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def without_pictures(rows: Sequence[CaptionRow]) -> tuple[list[CaptionRow], tuple[str, ...]]:
+    """Rows of a Flickr token file that name a picture, and a note on the others.
+
+    The published file of Flickr8k names one picture, with `.1` behind its suffix, that is not among the pictures.
+    """
+    kept = [row for row in rows if is_picture(row.picture)]
+    others = Counter(row.picture for row in rows if not is_picture(row.picture))
+    notes = (f"Passed over, for it is no picture's name: {name} ({count} captions)." for name, count in others.items())
+    return kept, tuple(notes)
+
+
+def _list_of(content: Any, name: str, path: Path) -> list[Any]:
+    return _checked_list(content.get(name) if isinstance(content, dict) else None, path, name)
+
+
+def _checked_list(value: Any, path: Path, place: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise bad_file(f"{path}, {place}", f"is {type(value).__name__}, but a list was expected", _RESTORE)
+    return value
+
+
+def _fields(record: Any, names: Sequence[str], path: Path, place: str) -> list[Any]:
+    for name in names:
+        if not isinstance(record, dict) or name not in record:
+            raise bad_file(f"{path}, {place}", f"lacks {name!r}", _RESTORE)
+    return [record[name] for name in names]
+
+
+READERS: dict[str, Callable[[Path], Rows]] = {
+    "jsonl": read_jsonl,
+    "coco": read_coco,
+    "karpathy": read_karpathy,
+    "flickr": read_flickr,
+    "senticap": read_senticap,
+    "flickrstyle": read_flickrstyle,
+    "artemis": read_artemis,
+}

@@ -1,0 +1,1 @@
+"""`mmprompt caption`: train, write, eval."""

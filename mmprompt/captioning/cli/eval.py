@@ -1,0 +1,153 @@
+"""`mmprompt caption eval`: learned prompts beside the captioner without one, beside words, and beside people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from mmprompt.captioning.cli.train import DATA, Device, default_folder
+from mmprompt.captioning.data import EMBEDDED, CaptionData, load_caption_data
+from mmprompt.captioning.measure import CaptionMeasure, measure_captions
+from mmprompt.captioning.predictor import (
+    CaptionFeatures,
+    FocusPrompt,
+    load_captioner_of,
+    load_focus,
+    read_caption_header,
+)
+from mmprompt.captioning.readers.captioner import FrozenCaptioner
+from mmprompt.captioning.report.report import write_caption_report
+from mmprompt.captioning.report.sentences import notes
+from mmprompt.captioning.report.tables import focus_table, speaker_table, strength_table
+from mmprompt.captioning.search import Decoding
+from mmprompt.captioning.task import fit_captions
+from mmprompt.core.file import HEADER
+from mmprompt.errors import bad_file, bad_value
+from mmprompt.models.dual_encoder.load import load_backbone
+from mmprompt.reports.pages import missing_extra
+from mmprompt.terminal.counter import Counter
+from mmprompt.terminal.output import JSON_HELP, Output
+from mmprompt.terminal.parser import parse
+from mmprompt.terminal.run_folder import check_place, command_of
+from mmprompt.training.callbacks import ProgressBar
+
+DESCRIPTION = (
+    "Measure learned prompts beside the captioner without one, beside hand-written words and beside people. "
+    "Without options: objects, emotions and actions on drawn scenes, learned first where runs/ does not hold them."
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured."""
+
+    data: Annotated[str, tyro.conf.arg(metavar="NAME|FILE")] = DATA
+    """Pictures with captions: openart-scenes, openart-scenes-new-style, or a file."""
+    images: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """The folder of the pictures, if it is not that of the file."""
+    prompts: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN...")] = ()
+    """Run folders of prompts, one a focus."""
+    split: Annotated[str, tyro.conf.arg(metavar="NAME")] = "test"
+    """Which part: train, val or test."""
+    clip: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """A dual encoder for CLIPScore; it should be another than the captioner's."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """A folder for report.html, its figures and metrics.json."""
+    device: Device = "auto"
+    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+    decoding: Decoding = field(default_factory=Decoding)
+
+
+def run(arguments: Sequence[str], prog: str) -> None:
+    """Measure learned prompts beside no prompt and beside words, and learn the default ones where they are missing.
+
+    Raises:
+        UserError: there is no prompt, or one cannot be used; nothing is learned or written then.
+    """
+    settings = parse(Settings, arguments, prog, DESCRIPTION)
+    output = Output(settings.json)
+    if not settings.prompts and settings.data not in EMBEDDED:
+        expected = "one or more run folders are needed for data of one's own"
+        raise bad_value("prompts", "empty", expected, f"Write {prog} --prompts RUN.")
+    for folder in settings.prompts:
+        read_caption_header(folder)
+    if settings.out is not None:
+        check_place(settings.out)
+    data = load_caption_data(settings.data, settings.images)
+    data.with_captions(settings.split, None)
+    captioner = load_captioner_of(settings.prompts, None, settings.device)
+    encoder = None if settings.clip is None else load_backbone(settings.clip, settings.device)
+    with Counter("encoding pictures") as encoding, Counter("captioning") as captioning:
+        features = CaptionFeatures(captioner, progress=encoding)
+        prompts = [load_focus(folder, captioner) for folder in settings.prompts] or own_prompts(
+            output, captioner, features
+        )
+        measure = measure_captions(
+            captioner,
+            data,
+            prompts,
+            settings.split,
+            settings.decoding,
+            encoder,
+            features=features,
+            progress=captioning,
+        )
+    show(output, measure, data)
+    if settings.out is not None:
+        report = write_caption_report(measure, data, settings.out, command_of(arguments, prog))
+        output.say(f"\nReport: {report or missing_extra()}")
+    output.document(measure.to_dict())
+
+
+def own_prompts(output: Output, captioner: FrozenCaptioner, features: CaptionFeatures) -> list[FocusPrompt]:
+    """The prompts that `caption train` learns by default, one a focus; those that are not there are learned first.
+
+    Raises:
+        UserError: a folder holds something else, or cannot be written; nothing is learned then.
+    """
+    data = load_caption_data(DATA)
+    folders = {focus: default_folder(focus) for focus in data.focuses}
+    prompts = {
+        focus: load_own(folder, focus, captioner) for focus, folder in folders.items() if (folder / HEADER).exists()
+    }
+    missing = {focus: folder for focus, folder in folders.items() if focus not in prompts}
+    for folder in missing.values():
+        check_place(folder)
+    for focus, folder in missing.items():
+        output.say(f"{folder} holds no prompt: learning one, as `mmprompt caption train --focus {focus}` does.")
+        bars, resume = [ProgressBar()], folder.exists()
+        result = fit_captions(focus, None, captioner, data, folder, callbacks=bars, resume=resume, features=features)
+        prompts[focus] = result.prompt
+    return [prompts[focus] for focus in folders]
+
+
+def load_own(folder: Path, focus: str, captioner: FrozenCaptioner) -> FocusPrompt:
+    """The prompt of a focus from the folder that is named for it.
+
+    Raises:
+        UserError: it is of another captioner, or of another focus.
+    """
+    prompt = load_focus(folder, captioner)
+    if prompt.focus != focus:
+        raise bad_file(folder, f"is a prompt for {prompt.focus}, not for {focus}", "Name the prompts with --prompts.")
+    return prompt
+
+
+def show(output: Output, measure: CaptionMeasure, data: CaptionData) -> None:
+    """Print what was measured: who spoke of what, what it was worth, and the curve over strength."""
+    n_pictures = len(measure.speakers[0].said)
+    output.say(f"\n{measure.data}, {measure.split}: {n_pictures} pictures, judged by the {measure.judge}\n")
+    output.table(*speaker_table(measure))
+    output.say()
+    output.table(*focus_table(measure))
+    output.say("People: each reference of a picture against the others. Gained: points over no prompt and over words.")
+    for focus, points in measure.strengths.items():
+        if points:
+            output.say(f"\n{focus} over strength")
+            output.table(*strength_table(points))
+    for note in notes(measure, data):
+        output.say(f"\n{note}")

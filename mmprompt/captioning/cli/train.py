@@ -1,0 +1,160 @@
+"""`mmprompt caption train`: learn what a frozen captioner speaks of."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from mmprompt.captioning.data import CaptionData, load_caption_data
+from mmprompt.captioning.focus_sets import build_focus
+from mmprompt.captioning.methods import CAPTION_MODES, SoftPrompt
+from mmprompt.captioning.predictor import Captioner, CaptionFeatures
+from mmprompt.captioning.readers.load import load_captioner
+from mmprompt.captioning.task import MAPPER_RECIPE, RECIPE, CaptionResult, fit_captions, fit_mapper
+from mmprompt.errors import bad_value, unknown_name
+from mmprompt.terminal.counter import Counter
+from mmprompt.terminal.output import JSON_HELP, Output
+from mmprompt.terminal.parser import parse, peek
+from mmprompt.terminal.run_folder import check_folder
+from mmprompt.training.callbacks import ProgressBar
+from mmprompt.training.recipe import Recipe
+
+DATA = "openart-scenes"
+MAPPER, MAPPER_AND_SOFT = "mapper", "mapper+soft"
+DESCRIPTION = (
+    "Learn a prompt that makes a frozen captioner speak of one focus. Without options: emotions, on drawn scenes."
+)
+Device = Annotated[str, tyro.conf.arg(metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is trained, and where it goes."""
+
+    data: Annotated[str, tyro.conf.arg(metavar="NAME|FILE")] = DATA
+    """Captions: openart-scenes, or a JSONL, COCO, Karpathy, Flickr, SentiCap, FlickrStyle or ArtEmis file."""
+    images: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """The folder of the pictures, if it is not that of the file."""
+    focus: Annotated[str, tyro.conf.arg(metavar="NAME")] = "emotions"
+    """What captions are to speak of; one that the data has captions of."""
+    choose: bool = False
+    """Choose captions of the focus (objects or actions) among neutral ones, such as COCO's."""
+    backbone: Annotated[str, tyro.conf.arg(metavar="NAME")] = "tiny"
+    """The frozen captioner: `tiny`, `hf:NAME`, `open_clip:coca_...`, `ENCODER + LM`, or a folder."""
+    mode: Annotated[str, tyro.conf.arg(metavar="NAME")] = "soft"
+    """What is learned: soft (vectors after the start token), kv (keys and values in every block), mapper (from an image
+    encoder to a language model), mapper+soft (both, one after the other), or text (nothing; give --words)."""
+    seed: Annotated[int, tyro.conf.arg(metavar="INT")] = 1
+    """Seed of the order of the captions."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """The new run folder; by default runs/FOCUS."""
+    resume: bool = False
+    """Go on from the newest checkpoint in the run folder."""
+    device: Device = "auto"
+    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+
+
+def run(arguments: Sequence[str], prog: str) -> None:
+    """Learn a focus, or a mapper, or one after the other, and show what it says.
+
+    Raises:
+        UserError: something in the call or the data is wrong; nothing is written then.
+    """
+    settings, recipe, method = read_train(arguments, prog)
+    output = Output(settings.json)
+    folder = settings.out or default_folder(MAPPER if settings.mode == MAPPER else settings.focus)
+    check_folder(folder)
+    data = load_caption_data(settings.data, settings.images)
+    data = build_focus(data, settings.focus) if settings.choose else data
+    if settings.mode != MAPPER:
+        data.with_captions("train", settings.focus)  # refused before a mapper is trained for nothing
+    for note in data.notes:
+        output.say(note)
+    backbone = settings.backbone
+    if settings.mode in (MAPPER, MAPPER_AND_SOFT):
+        mapper = folder if settings.mode == MAPPER else folder.with_name(f"{folder.name}-mapper")
+        history = train_mapper(settings, data, mapper, recipe)
+        output.say(f"\nThe mapper is in {mapper}. The weights of encoder and language model are what they were before.")
+        backbone = str(mapper)
+        if settings.mode == MAPPER:
+            output.say(f"Next: mmprompt caption train --backbone {shlex.quote(str(mapper))} --focus FOCUS")
+            output.document({"run": str(mapper), "history": history})
+            return
+        recipe = RECIPE
+    captioner = load_captioner(backbone, settings.device)
+    with Counter("encoding pictures") as counter:
+        features = CaptionFeatures(captioner, progress=counter)
+        bars, resume = [ProgressBar()], settings.resume
+        result = fit_captions(
+            settings.focus, method, captioner, data, folder, recipe, settings.seed, bars, resume, features
+        )
+    conclude_training(output, settings, result, folder)
+
+
+def default_folder(name: str) -> Path:
+    """Where the prompt of a focus goes, and a mapper."""
+    return Path("runs") / name
+
+
+def train_mapper(settings: Settings, data: CaptionData, folder: Path, recipe: Recipe) -> list[dict[str, Any]]:
+    """Train a mapper unless an earlier call of the same command did; its history."""
+    if settings.resume and folder.exists():
+        return []
+    captioner = load_captioner(settings.backbone, settings.device)
+    resume = settings.resume and folder.with_name(f"{folder.name}-training").exists()
+    return fit_mapper(captioner, data, folder, recipe, settings.seed, [ProgressBar()], resume)
+
+
+def conclude_training(output: Output, settings: Settings, result: CaptionResult, folder: Path) -> None:
+    """Show what a prompt says beside the captioner without one, and what to do next."""
+    captioner, data = result.captioner, result.data
+    shown = (data.val or data.train)[:4]
+    plain, steered = (caption_texts(one, shown) for one in (Captioner(captioner), result.steered))
+    rows = [[item.image_id, before, after] for item, before, after in zip(shown, plain, steered, strict=True)]
+    output.table(["picture", "without a prompt", settings.focus], rows)
+    output.say(f"\nThe prompt is in {folder}. The weights of {captioner.name} are what they were before.")
+    output.say(f"Next: mmprompt caption write PICTURES --prompt {shlex.quote(str(folder))}")
+    output.say(f"      mmprompt caption eval --data {shlex.quote(settings.data)} --prompts {shlex.quote(str(folder))}")
+    output.document({"run": str(folder), "history": result.history, "notices": list(result.notices)})
+
+
+def read_train(arguments: Sequence[str], prog: str) -> tuple[Settings, Recipe, Any]:
+    """Read a command line of `caption train`, whose options depend on the mode.
+
+    Raises:
+        UserError: there is no such mode, or a setting does nothing for captions.
+    """
+    mode = peek(arguments, "mode") or Settings.mode
+    if mode not in (*CAPTION_MODES, MAPPER, MAPPER_AND_SOFT):
+        raise unknown_name("mode", mode, (*CAPTION_MODES, MAPPER, MAPPER_AND_SOFT))
+    method = CAPTION_MODES.get(mode, SoftPrompt)
+    groups: dict[str, Any] = {"run": Settings, "method": method, "recipe": Recipe}
+    form = make_dataclass("Train", list(groups.items()), frozen=True)
+    recipe = MAPPER_RECIPE if mode in (MAPPER, MAPPER_AND_SOFT) else RECIPE
+    defaults = {"run": Settings(), "method": method(), "recipe": recipe}
+    read: Any = parse(form, arguments, prog, DESCRIPTION, form(**defaults))
+    refuse_idle(read.recipe)
+    return read.run, read.recipe, read.method
+
+
+def refuse_idle(recipe: Recipe) -> None:
+    """Refuse settings of the recipe that do nothing for captions.
+
+    Raises:
+        UserError: there is one.
+    """
+    if recipe.augment == "coop":
+        raise bad_value("augment", "coop", "captions are learned from pictures as they are", "Leave --augment out.")
+    if recipe.patience is not None:
+        expected = "captions have no validation accuracy to wait for"
+        raise bad_value("patience", recipe.patience, expected, "Leave --patience out.")
+
+
+def caption_texts(captioner: Captioner, items: Sequence[Any]) -> list[str]:
+    """The captions of some items."""
+    return [caption.text for caption in captioner.caption([item.image for item in items])]

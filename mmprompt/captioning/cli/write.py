@@ -1,0 +1,145 @@
+"""`mmprompt caption write`: captions of pictures, steered by learned prompts, words or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from mmprompt.captioning.cli.train import DATA, Device
+from mmprompt.captioning.data import load_caption_data
+from mmprompt.captioning.images import describe_pictures
+from mmprompt.captioning.predictor import (
+    Captioner,
+    FocusPrompt,
+    Steering,
+    hard_prompt,
+    load_captioner_of,
+    load_focus,
+    read_caption_header,
+)
+from mmprompt.captioning.readers.captioner import FrozenCaptioner
+from mmprompt.captioning.search import Decoding
+from mmprompt.captioning.writing import caption_rows, find_pictures
+from mmprompt.errors import bad_value
+from mmprompt.models.dual_encoder.load import load_backbone
+from mmprompt.terminal.counter import Counter
+from mmprompt.terminal.output import JSON_HELP, Output
+from mmprompt.terminal.parser import parse
+
+SHOWN = 8
+DESCRIPTION = (
+    f"Write captions of pictures, with a learned prompt, several, or none. Without pictures: of {SHOWN} drawn scenes."
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is captioned, and how captions are steered."""
+
+    pictures: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PICTURES...")]] = ()
+    """Picture files and folders of pictures."""
+    prompt: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN...")] = ()
+    """Run folders of prompts; several are mixed. None is the captioner as it is."""
+    weights: Annotated[tuple[float, ...], tyro.conf.arg(metavar="NUMBER...")] = ()
+    """Weights of several prompts, by default the same for all."""
+    strength: Annotated[float, tyro.conf.arg(metavar="NUMBER")] = 1.0
+    """0 is the captioner without a prompt, 1 the plain prompt, more pushes harder."""
+    avoid: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
+    """The run folder of a prompt to push away from."""
+    avoid_strength: Annotated[float, tyro.conf.arg(metavar="NUMBER")] = 0.5
+    """How hard to push away."""
+    words: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
+    """A focus in words instead of a learned prompt."""
+    backbone: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """The captioner, if it is not the one that the prompt names."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """A JSONL file with a row a picture; run again, it goes on where it stopped."""
+    rerank: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """A dual encoder that orders the n best captions of a picture by likeness too; needs --n-best."""
+    device: Device = "auto"
+    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+    decoding: Decoding = field(default_factory=Decoding)
+
+
+def run(arguments: Sequence[str], prog: str) -> None:
+    """Write captions to a file or to the screen.
+
+    Raises:
+        UserError: a prompt, a number or a place cannot be used.
+    """
+    settings = parse(Settings, arguments, prog, DESCRIPTION)
+    output = Output(settings.json)
+    refuse_idle(settings)
+    pictures = find_pictures(settings.pictures) if settings.pictures else scenes()
+    folders = [*settings.prompt, *([] if settings.avoid is None else [settings.avoid])]
+    for folder in folders:
+        read_caption_header(folder)
+    captioner = load_captioner_of(folders, settings.backbone, settings.device)
+    steering = read_steering(settings, captioner)
+    if not settings.pictures:
+        output.say(f"No pictures were given: these are the first {len(pictures)} test scenes of {DATA}.\n")
+    ranker = None if settings.rerank is None else load_backbone(settings.rerank, settings.device)
+    describe = describe_pictures(Captioner(captioner, steering, settings.decoding), ranker)
+    facts = what_captions_depend_on(settings, captioner.fingerprint)
+    with Counter("writing captions") as counter:
+        rows = caption_rows(describe, pictures, settings.out, facts, counter)
+    shown = rows if settings.out is None else rows[:SHOWN]
+    output.table(["picture", "caption"], [[row["image"], row.get("caption", f"({row.get('error')})")] for row in shown])
+    if settings.out is not None:
+        n_broken = sum("error" in row for row in rows)
+        broken = f", {n_broken} of them for broken pictures" if n_broken else ""
+        output.say(f"\n{len(rows)} rows in {settings.out}{broken}.")
+    output.document({"settings": facts, "captions": rows})
+
+
+def scenes() -> list[tuple[str, Path]]:
+    """The first test scenes of the embedded set, by their ids: a demonstration."""
+    return [(item.image_id, item.image) for item in load_caption_data(DATA).test[:SHOWN]]
+
+
+def refuse_idle(settings: Settings) -> None:
+    """Refuse options that nothing would be done with, and weights that are not as many as the prompts.
+
+    Raises:
+        UserError: there are some.
+    """
+    n_prompts = len(settings.prompt) + (settings.words is not None)
+    if settings.weights and len(settings.weights) != n_prompts:
+        given = " ".join(f"{weight:g}" for weight in settings.weights)
+        expected = f"one number for each prompt was expected, {n_prompts} in all"
+        raise bad_value("weights", given, expected, "Give as many as prompts, or none.")
+    if settings.strength != Settings.strength and not n_prompts:
+        raise bad_value(
+            "strength", settings.strength, "there is no prompt to weigh", "Add --prompt RUN or --words TEXT."
+        )
+    if settings.avoid_strength != Settings.avoid_strength and settings.avoid is None:
+        raise bad_value("avoid_strength", settings.avoid_strength, "there is nothing to avoid", "Add --avoid RUN.")
+    if settings.rerank is not None and settings.decoding.n_best < 2:
+        raise bad_value("rerank", settings.rerank, "there is one caption a picture", "Add --n-beams 4 --n-best 4.")
+
+
+def read_steering(settings: Settings, captioner: FrozenCaptioner) -> Steering:
+    """The steering that the options describe.
+
+    Raises:
+        UserError: a number is out of range, or a prompt is of another captioner.
+    """
+    prompts: list[FocusPrompt] = [load_focus(folder, captioner) for folder in settings.prompt]
+    if settings.words is not None:
+        prompts.append(hard_prompt(captioner, "words", settings.words))
+    weights = settings.weights or (1.0,) * len(prompts)
+    avoid = None if settings.avoid is None else load_focus(settings.avoid, captioner)
+    pairs = tuple(zip(prompts, weights, strict=True))
+    return Steering(pairs, settings.strength, avoid, settings.avoid_strength)
+
+
+def what_captions_depend_on(settings: Settings, fingerprint: str) -> dict[str, Any]:
+    """What must be the same for two halves of one file: prompts by their hashes, and all numbers."""
+    hashes = [read_caption_header(folder)["tensors_sha256"] for folder in settings.prompt]
+    avoid = None if settings.avoid is None else read_caption_header(settings.avoid)["tensors_sha256"]
+    kept = {key: value for key, value in asdict(settings).items() if key not in ("pictures", "out", "json", "device")}
+    return kept | {"prompt": hashes, "avoid": avoid, "backbone": fingerprint}

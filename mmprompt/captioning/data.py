@@ -1,0 +1,383 @@
+"""Pictures with captions: grouped by picture, divided by picture, their captions held by focus.
+
+`read_captions` takes any of the published forms, `load_caption_data` a name or a path. What a focus is, nothing here
+knows: it is a name that captions were filed under.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+from mmprompt.captioning.caption_files import READERS, detect_format, without_pictures
+from mmprompt.captioning.caption_rows import CaptionRow
+from mmprompt.data.archive import unpack
+from mmprompt.data.class_names import shortened
+from mmprompt.data.splits import SPLITS
+from mmprompt.errors import UserError, bad_file, unknown_name
+from mmprompt.files import SafeRoot, read_json, write_bytes
+
+NEUTRAL = ""
+"""The focus of captions that were written with none in mind."""
+MAX_CAPTION_CHARACTERS = 2000
+HELD_OUT = 0.1
+"""Share of the pictures that go to val, and to test, where a file divides nothing."""
+
+_ASSETS = Path(__file__).resolve().parents[1] / "assets"
+
+
+@dataclass(frozen=True)
+class CaptionItem:
+    """One picture and what was written of it.
+
+    Args:
+        image: the picture file.
+        image_id: its name in the data; no two pictures share one.
+        captions: by focus; `""` holds captions of no focus. A labelled caption is filed twice, under its focus and
+            under `FOCUS-LABEL`, such as `emotions` and `emotions-positive`.
+        split: `train`, `val` or `test`.
+    """
+
+    image: Path
+    image_id: str
+    captions: Mapping[str, tuple[str, ...]]
+    split: str
+
+    def of(self, focus: str | None) -> tuple[str, ...]:
+        """The captions of one focus, perhaps none; of None, all captions, each once."""
+        if focus is None:
+            return tuple(dict.fromkeys(caption for captions in self.captions.values() for caption in captions))
+        return self.captions.get(focus, ())
+
+
+@dataclass(frozen=True)
+class CaptionData:
+    """A set of pictures with captions.
+
+    Args:
+        name: of the set.
+        root: the folder below which all pictures lie.
+        items: in the order of the file, no picture twice.
+        lexicon: by focus, what each surface form (one or more words) names; empty where the data brings none.
+        chosen_by: by focus, how its captions were chosen among others; missing or `""` where people wrote them.
+        notes: what was decided on the user's behalf, one sentence each.
+        licence: of the captions and pictures, where it is known.
+    """
+
+    name: str
+    root: Path
+    items: tuple[CaptionItem, ...]
+    lexicon: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    chosen_by: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    licence: str = ""
+
+    @property
+    def train(self) -> tuple[CaptionItem, ...]:
+        """The pictures to train on."""
+        return self._part("train")
+
+    @property
+    def val(self) -> tuple[CaptionItem, ...]:
+        """The pictures to choose settings on; there may be none."""
+        return self._part("val")
+
+    @property
+    def test(self) -> tuple[CaptionItem, ...]:
+        """The pictures to measure on; there may be none."""
+        return self._part("test")
+
+    @property
+    def focuses(self) -> tuple[str, ...]:
+        """The names that captions are filed under, sorted, without that of no focus."""
+        return tuple(sorted({focus for item in self.items for focus in item.captions} - {NEUTRAL}))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 over every picture's id, path, split, captions and size in bytes.
+
+        Raises:
+            UserError: a picture is gone.
+        """
+        digest = hashlib.sha256()
+        for item in self.items:
+            path = item.image.relative_to(self.root).as_posix()
+            record = [item.image_id, path, item.split, dict(item.captions), _size(item.image)]
+            digest.update(json.dumps(record, sort_keys=True).encode())
+        return digest.hexdigest()
+
+    def with_captions(self, split: str, focus: str | None) -> tuple[CaptionItem, ...]:
+        """The pictures of a split that have captions of a focus.
+
+        Args:
+            split: `train`, `val` or `test`.
+            focus: its name; None for any.
+        Raises:
+            UserError: there is no such split, or it has no caption of this focus.
+        """
+        if split not in SPLITS:
+            raise unknown_name("split", split, SPLITS)
+        part = self._part(split)
+        found = tuple(item for item in part if item.of(focus))
+        if not found:
+            known = sorted({name for item in part for name in item.captions} - {NEUTRAL})
+            raise UserError(
+                f"there is no focus named {str(focus)!r} in the {split} part of {self.name}, which has captions of "
+                f"{', '.join(known) or 'none'}. Name one of these, or give data with captions of that focus."
+            )
+        return found
+
+    def _part(self, split: str) -> tuple[CaptionItem, ...]:
+        return tuple(item for item in self.items if item.split == split)
+
+
+@dataclass(frozen=True)
+class EmbeddedCaptions:
+    """A set that ships in the package.
+
+    Args:
+        captions: its JSONL file, below the assets.
+        pictures: the zip file of its pictures, likewise.
+        licence: of both.
+    """
+
+    captions: str
+    pictures: str
+    licence: str
+
+
+EMBEDDED = {
+    "openart-scenes": EmbeddedCaptions(
+        "scenes/openart-scenes.jsonl",
+        "scenes/openart-scenes.zip",
+        "CC BY 4.0 (Twemoji), Apache 2.0 (Noto), MIT (Fluent)",
+    ),
+    "openart-scenes-new-style": EmbeddedCaptions(
+        "openart/openart-scenes-new-style.jsonl", "openart/openart-scenes-new-style.zip", "CC BY-SA 4.0 (OpenMoji)"
+    ),
+}
+
+
+def load_caption_data(name_or_path: str | Path, images: str | Path | None = None) -> CaptionData:
+    """Pictures and captions by name, or from a file.
+
+    Args:
+        name_or_path: `openart-scenes`, or a file as `read_captions` takes it.
+        images: the folder that the file's pictures are relative to; by default its own.
+    Raises:
+        UserError: there is no set and no file of that name, or as in `read_captions`.
+    """
+    embedded = EMBEDDED.get(str(name_or_path))
+    if embedded is not None:
+        pictures = unpack(_ASSETS / embedded.pictures)
+        data = read_captions(_ASSETS / embedded.captions, pictures, "jsonl")
+        return replace(data, name=str(name_or_path), licence=embedded.licence)
+    if not Path(name_or_path).exists():
+        raise unknown_name("set of captions", str(name_or_path), EMBEDDED, "A file of your own is given by its path.")
+    return read_captions(name_or_path, images)
+
+
+def read_captions(
+    path: str | Path, images: str | Path | None = None, format: str | None = None, seed: int = 0
+) -> CaptionData:
+    """Read a file of captions; its pictures are looked for and not opened.
+
+    A file `NAME.lexicon.json` beside a `NAME.jsonl`, by focus the items that surface forms name, is read with it.
+
+    Args:
+        path: a JSONL file, COCO's captions, a file of Karpathy's splits, a token file of Flickr, SentiCap, ArtEmis, or
+            a text file or the folder of FlickrStyle.
+        images: the folder that its pictures are relative to; by default the file's own.
+        format: `jsonl`, `coco`, `karpathy`, `flickr`, `senticap`, `flickrstyle` or `artemis`; by default what the
+            content shows.
+        seed: of the division by picture, where the file gives none.
+    Raises:
+        UserError: the file is bad, a picture is missing or lies elsewhere, a caption is empty, longer than 2,000
+            characters or no text, a split is unknown, or an id or a picture stands for two.
+    """
+    path = Path(path)
+    format = detect_format(path) if format is None else format
+    if format not in READERS:
+        raise unknown_name("form of captions", format, READERS)
+    rows = list(READERS[format](path))
+    rows, notes = without_pictures(rows) if format == "flickr" else (rows, ())
+    if not rows:
+        raise bad_file(path, "holds no captions", "Give a file that does.")
+    default_root = path if path.is_dir() else path.parent
+    root = (default_root if images is None else Path(images)).resolve()
+    items = _grouped(rows, root, path)
+    items, split_notes = _divided(items, rows, path, seed)
+    lexicon = path.with_suffix(".lexicon.json")
+    return CaptionData(
+        path.stem,
+        root,
+        tuple(items),
+        read_lexicon(lexicon) if format == "jsonl" and lexicon.is_file() else {},
+        notes=(*notes, *split_notes),
+    )
+
+
+def read_lexicon(path: Path) -> dict[str, dict[str, str]]:
+    """What surface forms name, by focus.
+
+    Args:
+        path: a JSON file, `{"emotions": {"laughing": "joy", "laughing face": "joy"}}`.
+    Raises:
+        UserError: it is another form, or an entry is empty.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or not all(isinstance(entries, dict) for entries in content.values()):
+        raise bad_file(path, "is not an object of objects", "Write surface forms and items by focus.")
+    for focus, entries in content.items():
+        for form, item in entries.items():
+            if not isinstance(item, str) or not item.strip() or not form.strip():
+                problem = f"{form!r} of {focus} names {item!r}, but texts that are not empty were expected"
+                raise bad_file(path, problem, "Correct it.")
+    return content
+
+
+def write_captions(path: Path, data: CaptionData) -> None:
+    """Write a set as JSONL, with its splits, so that all who read it divide it alike.
+
+    Args:
+        path: ends in `.jsonl`. Pictures are named relative to the root of the set, which `images` gives when reading.
+        data: labelled captions are written under their names, such as `emotions-positive`, and not a second time.
+    Raises:
+        UserError: the place cannot be written.
+    """
+    lines = []
+    for item in data.items:
+        labelled = {text for focus in item.captions for text in item.of(focus) if _parent(focus, item) is not None}
+        for focus in item.captions:
+            parent = _parent(focus, item)
+            record: dict[str, object] = {
+                "image": item.image.relative_to(data.root).as_posix(),
+                "image_id": item.image_id,
+                "captions": [text for text in item.of(focus) if parent is not None or text not in labelled],
+                "focus": parent or focus,
+                "label": "" if parent is None else focus.removeprefix(f"{parent}-"),
+                "split": item.split,
+            }
+            if record["captions"]:
+                lines.append(json.dumps(record, ensure_ascii=False))
+    write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
+
+
+def _parent(focus: str, item: CaptionItem) -> str | None:
+    """The focus that a labelled one such as `emotions-positive` belongs to."""
+    parent = focus.partition("-")[0]
+    return parent if parent != focus and set(item.of(focus)) <= set(item.of(parent)) else None
+
+
+def _grouped(rows: Sequence[CaptionRow], root: Path, path: Path) -> list[CaptionItem]:
+    """One item a picture, its split `""` where no row gives one."""
+    inside = SafeRoot(root)
+    files: dict[str, Path] = {}
+    owner: dict[Path, str] = {}
+    captions: dict[str, dict[str, list[str]]] = {}
+    splits: dict[str, str] = {}
+    for row in rows:
+        place = f"{path}, {row.place}"
+        image = _picture(row, inside, place)
+        image_id = row.image_id or row.picture
+        if files.setdefault(image_id, image) != image:
+            before = files[image_id].relative_to(root)
+            problem = f"gives the id {image_id!r} to {row.picture}, but {before} has it already"
+            raise bad_file(place, problem, "Give every picture an id of its own.")
+        if owner.setdefault(image, image_id) != image_id:
+            problem = f"gives {row.picture} the id {image_id!r}, but it is {owner[image]!r} before"
+            raise bad_file(place, problem, "Give every picture one id, so that no split shares it.")
+        split = _split(row, place)
+        if splits.setdefault(image_id, split) != split:
+            problem = f"puts {row.picture} into {split or 'no split'}, but it is in {splits[image_id] or 'none'} before"
+            raise bad_file(place, problem, "Divide by picture, never by caption.")
+        by_focus = captions.setdefault(image_id, {})
+        checked = _captions(row, place)
+        for focus in (row.focus, f"{row.focus}-{row.label.replace(' ', '-')}") if row.label else (row.focus,):
+            by_focus.setdefault(focus, []).extend(checked)
+    return [
+        CaptionItem(
+            files[image_id], image_id, {focus: tuple(texts) for focus, texts in filed.items()}, splits[image_id]
+        )
+        for image_id, filed in captions.items()
+    ]
+
+
+def _picture(row: CaptionRow, inside: SafeRoot, place: str) -> Path:
+    if not isinstance(row.picture, str) or not row.picture.strip():
+        raise bad_file(place, f"the picture is {row.picture!r}, but its path was expected", "Write it.")
+    try:
+        image = inside.join(row.picture)
+        is_there = image.is_file()
+    except (UserError, ValueError, OSError) as error:
+        raise UserError(f"{place}: {error}") from None
+    if not is_there:
+        raise bad_file(
+            place, f"{row.picture} is not in {inside.root}", "Give the folder of the pictures, or remove its captions."
+        )
+    return image
+
+
+def _split(row: CaptionRow, place: str) -> str:
+    if row.split is not None and row.split not in SPLITS:
+        raise bad_file(place, f"split is {row.split!r}, but train, val or test was expected", "Correct it.")
+    return row.split or ""
+
+
+def _captions(row: CaptionRow, place: str) -> tuple[str, ...]:
+    """The captions of a row, runs of white space made one space.
+
+    Raises:
+        UserError: there is none, or one is empty, too long, or no text.
+    """
+    if not row.captions:
+        raise bad_file(place, f"{row.picture} has no caption", "Write one, or remove the picture.")
+    cleaned = []
+    for caption in row.captions:
+        if not isinstance(caption, str):
+            raise bad_file(place, f"a caption is {caption!r}, but text was expected", "Write it as text.")
+        text = " ".join(caption.split())
+        if not text:
+            raise bad_file(place, f"a caption of {row.picture} is empty", "Fill it in or remove it.")
+        if len(text) > MAX_CAPTION_CHARACTERS:
+            problem = f"a caption has {len(text)} characters, the limit is {MAX_CAPTION_CHARACTERS}"
+            raise bad_file(place, problem, "Shorten it.")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise bad_file(place, "a caption holds half of a character pair", "Save it as UTF-8.") from None
+        cleaned.append(text)
+    return tuple(cleaned)
+
+
+def _divided(
+    items: Sequence[CaptionItem], rows: Sequence[CaptionRow], path: Path, seed: int
+) -> tuple[list[CaptionItem], tuple[str, ...]]:
+    """The items with a split each: the file's, or the hashes of their ids where the file gives none."""
+    undivided = [item.image_id for item in items if not item.split]
+    if not undivided:
+        return list(items), ()
+    if len(undivided) < len(items):
+        problem = f"gives no split to {shortened(undivided)}, but to other pictures it does"
+        raise bad_file(path, problem, "Give every picture a split, or none.")
+    ranked = sorted(undivided, key=lambda image_id: hashlib.sha256(f"{seed} {image_id}".encode()).digest())
+    n_held = round(HELD_OUT * len(items))
+    n_test = max(n_held, min(1, len(items) - 1))
+    split_of = dict.fromkeys(ranked, "train")
+    split_of |= dict.fromkeys(ranked[:n_test], "test") | dict.fromkeys(ranked[n_test : n_test + n_held], "val")
+    note = (
+        f"No split was given: {n_test} of {len(items)} pictures are held out for testing and {n_held} for validation, "
+        f"by the hashes of their ids and seed {seed}."
+    )
+    return [replace(item, split=split_of[item.image_id]) for item in items], (note,)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise bad_file(path, f"cannot be read ({error.strerror})", "Restore the picture.") from None

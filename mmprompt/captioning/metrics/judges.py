@@ -1,0 +1,244 @@
+"""Who says what a caption names: objects, emotions and actions, as sets of items.
+
+`LexiconJudge` looks words up in a lexicon that a set of captions brings; `TaggerJudge` needs none, and finds nouns,
+verbs and VADER's words of feeling. Neither has seen a picture.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from typing import Any, Protocol
+
+from mmprompt.captioning.data import NEUTRAL, CaptionData
+from mmprompt.captioning.focus_sets import TAGGER
+from mmprompt.captioning.metrics.caption_metrics import tokenize
+from mmprompt.captioning.parts_of_speech import JUDGING, nouns, stem, verbs
+from mmprompt.errors import UserError
+
+N_DROPPED = 20
+"""Words of feeling that are left out for being frequent in neutral captions: 40 loses too many emotions."""
+
+Named = Mapping[str, frozenset[str]]
+
+
+class Judge(Protocol):
+    """Tells what a caption names.
+
+    Attributes:
+        name: of the judge, for reports.
+        focuses: what it can tell of, sorted.
+        notes: what a careful reader should know of it, one sentence each.
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102  described above
+
+    @property
+    def focuses(self) -> tuple[str, ...]: ...  # noqa: D102  described above
+
+    @property
+    def notes(self) -> tuple[str, ...]: ...  # noqa: D102  described above
+
+    def items(self, caption: str) -> Named:
+        """The items that a caption names, by focus; every focus is there."""
+        ...
+
+
+class LexiconJudge:
+    """Finds the surface forms of a lexicon, the longest first; a form may stand in the plural.
+
+    Args:
+        lexicon: by focus, the item that each form (one or more words) names.
+        name: for reports.
+    Raises:
+        UserError: the lexicon is empty, or a form has no word.
+    """
+
+    def __init__(self, lexicon: Mapping[str, Mapping[str, str]], name: str = "lexicon") -> None:
+        self.name = name
+        self.focuses = tuple(sorted(lexicon))
+        self.notes: tuple[str, ...] = ()
+        self._named: dict[tuple[str, ...], list[tuple[str, str]]] = {}
+        for focus, entries in lexicon.items():
+            for form, item in entries.items():
+                tokens = tuple(tokenize(form))
+                if not tokens:
+                    raise UserError(f"{name}: the form {form!r} of {focus} has no word. Correct the lexicon.")
+                self._named.setdefault(tokens, []).append((focus, item))
+        if not self._named:
+            raise UserError(f"{name}: holds no form of any focus. Give a lexicon, or judge with TaggerJudge.")
+        self._longest = max(map(len, self._named))
+
+    def items(self, caption: str) -> Named:
+        """The items that a caption names, by focus; every focus is there."""
+        found: dict[str, set[str]] = {focus: set() for focus in self.focuses}
+        tokens = tuple(tokenize(caption))
+        start = 0
+        while start < len(tokens):
+            length, named = self._match(tokens[start : start + self._longest])
+            for focus, item in named:
+                found[focus].add(item)
+            start += length
+        return {focus: frozenset(items) for focus, items in found.items()}
+
+    def _match(self, tokens: tuple[str, ...]) -> tuple[int, list[tuple[str, str]]]:
+        """How many tokens the longest form at the start takes, and what it names; one token if there is none."""
+        for length in range(len(tokens), 0, -1):
+            for last in (tokens[length - 1], *_singulars(tokens[length - 1])):
+                named = self._named.get((*tokens[: length - 1], last))
+                if named:
+                    return length, named
+        return 1, []
+
+
+def _singulars(word: str) -> Iterator[str]:
+    if word.endswith("ies"):
+        yield word[:-3] + "y"
+    if word.endswith("es"):
+        yield word[:-2]
+    if word.endswith("s"):
+        yield word[:-1]
+
+
+@dataclass(frozen=True)
+class TaggerJudge:
+    """Finds nouns (objects), verbs that are no auxiliaries (actions) and VADER's words of feeling (emotions).
+
+    VADER is that of Hutto and Gilbert 2014; the tagger slips at times, as `parts_of_speech` says.
+
+    Args:
+        not_emotions: words of VADER's that do not count, such as `calibrate_emotions` finds.
+        halves: by focus, the half of the vocabulary that is judged by; all of it where a focus is missing.
+        notes: what a careful reader should know, one sentence each.
+    """
+
+    not_emotions: frozenset[str] = frozenset()
+    halves: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    name = "tagger"
+    focuses = ("actions", "emotions", "objects")
+
+    def items(self, caption: str) -> Named:
+        """The items that a caption names, by focus; every focus is there.
+
+        Raises:
+            UserError: TextBlob or vaderSentiment is not installed.
+        """
+        feelings = (word for word in emotion_words(caption) if word not in self.not_emotions)
+        return {
+            "actions": frozenset(verbs(caption, self.halves.get("actions"))),
+            "emotions": frozenset(stem(word) for word in feelings),
+            "objects": frozenset(nouns(caption, self.halves.get("objects"))),
+        }
+
+
+def judge_for(data: CaptionData) -> Judge:
+    """The judge of a set of captions: its own lexicon if it brings one, else the tagger.
+
+    Where the tagger chose the captions of a focus, it judges by the half of the vocabulary that chose nothing. VADER's
+    words are calibrated on the neutral captions of the train part.
+
+    Raises:
+        UserError: the lexicon is bad, or TextBlob or vaderSentiment is needed and not installed.
+    """
+    if data.lexicon:
+        return LexiconJudge(data.lexicon, f"lexicon of {data.name}")
+    halves = {focus: JUDGING for focus, how in data.chosen_by.items() if how.startswith(TAGGER)}
+    notes = [
+        f"The tagger chose the captions of {focus}, so the half of the vocabulary that did not choose judges. It "
+        "underrates them: a caption of a given length that holds more words of one half holds fewer of the other."
+        for focus in halves
+    ]
+    neutral = [item.of(NEUTRAL) for item in data.train if item.of(NEUTRAL)]
+    dropped = frequent_emotion_words(neutral)
+    if not neutral:
+        notes.append("There are no neutral captions to calibrate words of feeling on: some are meant literally.")
+    return TaggerJudge(frozenset(dropped), halves, tuple(notes))
+
+
+@dataclass(frozen=True)
+class EmotionCalibration:
+    """What leaving out frequent words does, measured on images that did not choose them.
+
+    Args:
+        dropped: the words that are left out, the most frequent first.
+        false_hits_before, false_hits: share of neutral captions that seem to name an emotion, with all words and
+            without these, 0..1.
+        hits: share of captions of emotions that still name one, 0..1; None if none were given.
+    """
+
+    dropped: tuple[str, ...]
+    false_hits_before: float
+    false_hits: float
+    hits: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, ready for JSON."""
+        return asdict(self)
+
+
+def calibrate_emotions(
+    neutral: Sequence[Sequence[str]], emotional: Sequence[str] = (), n_dropped: int = N_DROPPED
+) -> EmotionCalibration:
+    """Leave out the words of feeling that are most frequent in neutral captions, and measure what that does.
+
+    Args:
+        neutral: the neutral captions of each image, of two images or more: every second chooses, the others measure.
+        emotional: captions that do name emotions, of other images.
+        n_dropped: words to leave out.
+    Raises:
+        UserError: there are fewer than two images, or vaderSentiment is not installed.
+    """
+    if len(neutral) < 2:
+        raise UserError(f"calibration was given {len(neutral)} images with neutral captions, but needs 2 or more.")
+    dropped = frequent_emotion_words(neutral[::2], n_dropped)
+    measured = [caption for captions in neutral[1::2] for caption in captions]
+    return EmotionCalibration(
+        dropped,
+        _hit_rate(measured, ()),
+        _hit_rate(measured, dropped),
+        _hit_rate(emotional, dropped) if emotional else None,
+    )
+
+
+def frequent_emotion_words(neutral: Iterable[Sequence[str]], n_dropped: int = N_DROPPED) -> tuple[str, ...]:
+    """The words of feeling that are most frequent in neutral captions, where most are meant literally.
+
+    Args:
+        neutral: the neutral captions of each image.
+        n_dropped: how many words at most.
+    Raises:
+        UserError: vaderSentiment is not installed.
+    """
+    counts = Counter(word for captions in neutral for caption in captions for word in emotion_words(caption))
+    return tuple(word for word, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:n_dropped])
+
+
+def emotion_words(caption: str) -> tuple[str, ...]:
+    """The words of a caption that VADER's lexicon has, in order, repetitions kept.
+
+    Raises:
+        UserError: vaderSentiment is not installed.
+    """
+    lexicon = _vader_lexicon()
+    return tuple(word for word in tokenize(caption) if word in lexicon)
+
+
+def _hit_rate(captions: Sequence[str], dropped: Sequence[str]) -> float:
+    return sum(any(word not in dropped for word in emotion_words(caption)) for caption in captions) / len(captions)
+
+
+@cache
+def _vader_lexicon() -> frozenset[str]:
+    try:
+        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+    except ImportError:
+        raise UserError(
+            "words of feeling are found by vaderSentiment, which is not installed. "
+            "Run `pip install 'mmprompt[captions]'`."
+        ) from None
+    return frozenset(word for word in SentimentIntensityAnalyzer().lexicon if word.isalpha())

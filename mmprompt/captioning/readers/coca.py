@@ -1,0 +1,148 @@
+"""Reads open_clip's CoCa: a causal text tower, then a decoder that reads its slots and, by cross-attention, the image.
+
+The library has no cache and its `generate` cannot run, so both towers are run block by block with the keys and values
+of what was read. The slot that the text tower appends for its contrastive feature is seen by no word and left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import TextTransformer
+from torch import Tensor
+
+from mmprompt.captioning.readers.captioner import CaptionTokenizer, FrozenCaptioner
+from mmprompt.captioning.readers.pretrained import tidy
+from mmprompt.errors import UserError
+from mmprompt.models.decoder.memory import KeyValues, Memory, causal_mask
+from mmprompt.models.dual_encoder.encoder import LoadOptions
+from mmprompt.models.dual_encoder.forward.views import BlockView
+from mmprompt.models.dual_encoder.open_clip import (
+    create_frozen,
+    is_known,
+    read_block,
+    read_pixels,
+    read_tokenizer,
+    unknown_part,
+)
+
+
+def load_coca(name: str, architecture: str, weights: str | None, options: LoadOptions) -> FrozenCaptioner:
+    """Load a CoCa with open_clip's own functions; a prompt stands after its start token.
+
+    Args:
+        name: what the captioner calls itself.
+        architecture: a name of open_clip, or `local-dir:FOLDER`, or `hf-hub:OWNER/NAME`.
+        weights: a pretrained tag or a checkpoint file; None where the architecture brings its own.
+        options: device, dtype, cache folder, and whether remote code may run.
+    Raises:
+        UserError: the model has no text decoder, or a part that is not known.
+    """
+    model, preprocess = create_frozen(architecture, weights, options)
+    if not isinstance(model, open_clip.CoCa):
+        raise UserError(
+            f"{name} is a {type(model).__name__} without a text decoder, but a CoCa was expected. "
+            f"Use an architecture named coca_..., or '{name} + hf:gpt2'."
+        )
+    if not getattr(model.visual, "output_tokens", False):
+        raise unknown_part(model.visual, "an image tower that gives its tokens")
+    words = read_tokenizer(architecture, options)
+    frame = words.frame()
+    if frame.start_id is None:
+        raise unknown_part(words, "a tokenizer with a start token")
+
+    def decode(ids: Sequence[int]) -> str:
+        return tidy(words.text_of([token for token in ids if token not in (frame.start_id, frame.end_id)]))
+
+    return FrozenCaptioner(
+        name=name,
+        model=model,
+        encode=lambda images: model.visual(images)[1],
+        decoder=CocaDecoder(model, frame.start_id, frame.end_id),
+        tokenizer=CaptionTokenizer(lambda text: words.words(text, frame), decode),
+        pixels=read_pixels(model, preprocess),
+    )
+
+
+class CocaDecoder:
+    """A `TextDecoder` over both text towers of a CoCa.
+
+    Args:
+        model: the library's own.
+        start_id, end_id: the tokens around a caption.
+    Raises:
+        UserError: a tower has a part that is not known.
+    """
+
+    slot: Literal["decoder", "encoder"] = "decoder"
+
+    def __init__(self, model: open_clip.CoCa, start_id: int, end_id: int) -> None:
+        self.text, self.decoder = model.text, model.text_decoder
+        if type(self.text) is not TextTransformer or self.text.attn_mask is None:
+            raise unknown_part(self.text, "open_clip's own causal text tower")
+        blocks = [*self.text.transformer.resblocks, *self.decoder.resblocks]
+        for block in blocks:
+            if not is_known(block):
+                raise unknown_part(block, "an ordinary block")
+        self.n_text = len(self.text.transformer.resblocks)
+        self.blocks = tuple(read_block(block) for block in blocks)
+        self.crossed_blocks = tuple(read_block(block) for block in self.decoder.cross_attn)
+        self.key_norms = tuple(block.ln_1_kv for block in self.decoder.cross_attn)
+        self.vocabulary_size, self.width = self.text.token_embedding.weight.shape
+        self.start_ids: tuple[int, ...] = (start_id,)
+        self.end_id = end_id
+        self.budget = self.text.context_length - 1
+        heads = {block.n_heads for block in self.blocks}
+        # The keys and values of all blocks are one tensor shape only where both towers have the same heads.
+        self.kv_shape: tuple[int, int, int] | None = None
+        if len(heads) == 1:
+            n_heads = heads.pop()
+            self.kv_shape = (len(blocks), n_heads, self.width // n_heads)
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Token embeddings."""
+        return self.text.token_embedding(token_ids)
+
+    def open(self, features: Tensor, soft: Tensor | None) -> Memory:
+        """The keys and values of the image in every cross-attention."""
+        crossed = []
+        for block, norm in zip(self.crossed_blocks, self.key_norms, strict=True):
+            key, value = (block.split_heads(part) for part in block.key_value(norm(features)))
+            crossed.append((key, value))
+        return Memory(states=features, crossed=tuple(crossed))
+
+    def run(self, memory: Memory, x: Tensor) -> tuple[Tensor, Memory]:
+        """Read further slots."""
+        n_read = memory.n_read + x.shape[1]
+        x = x + self.text.positional_embedding[memory.n_read : n_read]
+        mask = causal_mask(memory.n_read, x)
+        own: list[tuple[Tensor, Tensor]] = []
+        for layer, block in enumerate(self.blocks):
+            x = self._self_attend(block, x, memory.own[layer : layer + 1], mask, own)
+            if layer >= self.n_text:
+                x = cross_attend(self.crossed_blocks[layer - self.n_text], x, memory.crossed[layer - self.n_text])
+        return x, Memory(tuple(own), memory.states, memory.crossed, n_read)
+
+    def _self_attend(
+        self, block: BlockView, x: Tensor, before: KeyValues, mask: Tensor | None, own: list[tuple[Tensor, Tensor]]
+    ) -> Tensor:
+        query, key, value = (block.split_heads(part) for part in block.in_proj(block.norm1(x)))
+        if before:
+            key, value = (torch.cat([old, new], dim=2) for old, new in zip(before[0], (key, value), strict=True))
+        own.append((key, value))
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return block.finish(x, block.join_heads(attended))
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Hidden states to logits."""
+        return self.decoder.ln_final(hidden) @ self.decoder.text_projection
+
+
+def cross_attend(block: BlockView, x: Tensor, crossed: tuple[Tensor, Tensor]) -> Tensor:
+    """One cross-attention block over the slots [N, L, D], with the image's keys and values."""
+    query = block.split_heads(block.query(block.norm1(x)))
+    return block.finish(x, block.join_heads(F.scaled_dot_product_attention(query, *crossed)))

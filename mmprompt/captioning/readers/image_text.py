@@ -1,0 +1,290 @@
+"""Reads transformers' image-text-to-text models (LLaVA and its kin) in a general way: the model's own processor writes
+the opening (the question, and the places of the image in it), its own image tower fills those places, and its own
+forward runs, so that masks and positions are its own.
+
+One row reads the opening up to its last token, learned keys and values, that last token, a prompt and the caption.
+A prompt is read as the first words of the answer. So PaliGemma, whose image attends to the whole question, reads each
+image once for all prompts.
+
+Vectors go in by one of two ways. A class whose `generate` takes `inputs_embeds` is run on vectors: its authors vouch
+that it needs no token ids. Others (PaliGemma, Gemma 3) are run on token ids, and a hook on their embedding hands on
+the vectors instead. Both are exact where a class makes nothing of the ids of words but their embedding. One that does,
+or that changes its hidden states or logits in another way, shows it: a loaded model must give the logits of its own
+`generate`, or it is refused.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+from mmprompt.captioning.readers.captioner import CaptionTokenizer, FrozenCaptioner
+from mmprompt.captioning.readers.pretrained import caption_tokenizer, first_id, load_frozen
+from mmprompt.errors import UserError
+from mmprompt.models.decoder.hf_cache import cache_argument, from_cache, to_cache
+from mmprompt.models.decoder.memory import Memory
+from mmprompt.models.dual_encoder.encoder import LoadOptions
+from mmprompt.models.dual_encoder.transformers_clip import hub_options, read_pixels
+
+QUESTION = "Describe the picture."
+TASKS = {"paligemma": "<image>caption en"}
+"""What models without a chat template were trained to be asked for a caption with."""
+TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
+READ = {"input_ids", "attention_mask", "pixel_values", "labels", *TOKEN_TYPES}
+TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3}
+"""Of logits, relative to the largest; some classes compute parts in float32 whatever their weights are."""
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What every row reads before its caption, as the model's own processor writes it.
+
+    Args:
+        token_ids: [S] int64.
+        places: [T] int64, where the image stands.
+        types: [1, S] each, by the names that the forward takes them by.
+        size: H = W of the pixels.
+    """
+
+    token_ids: Tensor
+    places: Tensor
+    types: dict[str, Tensor]
+    size: int
+
+
+def load_image_text(name: str, source: str, options: LoadOptions) -> FrozenCaptioner:
+    """Load an image-text-to-text model and its processor.
+
+    Args:
+        name: what the captioner calls itself.
+        source: a folder, or a name on the hub.
+        options: device, dtype, cache folder, and whether remote code may run.
+    Raises:
+        UserError: the model has an encoder for its text, needs more of an image than pixels of one size, has no known
+            question, lacks weights, or does not give the logits of its own `generate` this way.
+    """
+    config = AutoConfig.from_pretrained(source, **hub_options(options))
+    if config.is_encoder_decoder:
+        raise UserError(
+            f"{source} is a {config.model_type!r} model, which reads its question in an encoder, but a decoder that "
+            "reads the image was expected. Use another captioner."
+        )
+    processor = AutoProcessor.from_pretrained(source, **hub_options(options))
+    opening = read_opening(source, config, processor)
+    model = load_frozen(AutoModelForImageTextToText, source, options)
+
+    def encode(pixels: Tensor) -> Tensor:
+        features = model.get_image_features(pixels).pooler_output
+        features = torch.stack(list(features))  # some classes give one tensor an image
+        return features.reshape(len(pixels), -1, features.shape[-1])
+
+    captioner = FrozenCaptioner(
+        name,
+        model,
+        encode,
+        ImageTextDecoder(model, opening, find_end(source, model, processor, len(opening.token_ids))),
+        tokenizer_behind(processor.tokenizer, opening),
+        read_pixels(processor.image_processor, opening.size),
+    )
+    check_agreement(captioner, inputs_of(source, config, processor, noise(opening.size, opening.size)))
+    return captioner
+
+
+def read_opening(source: str, config: Any, processor: Any) -> Opening:
+    """Ask the processor what it writes for pictures of two shapes.
+
+    Raises:
+        UserError: it is not the same for both, or more than pixels of one size.
+    """
+    wide, high = (inputs_of(source, config, processor, noise(*shape)) for shape in ((96, 64), (64, 96)))
+    more = set(wide) - READ
+    if more:
+        raise UserError(
+            f"{source} needs {', '.join(sorted(more))} beside the pixels of an image, but pixels of one size were "
+            "expected. Use a model whose images take a fixed number of tokens, such as LLaVA 1.5."
+        )
+    shape = wide["pixel_values"].shape
+    if shape != high["pixel_values"].shape or len(shape) != 4 or shape[0] != 1 or shape[2] != shape[3]:
+        raise UserError(
+            f"{source} turns a wide and a high picture into pixels {tuple(shape)} and "
+            f"{tuple(high['pixel_values'].shape)}, but one square [1, 3, H, H] was expected. Use a model whose images "
+            "take a fixed number of tokens, such as LLaVA 1.5."
+        )
+    token_ids = wide["input_ids"][0]
+    places = (token_ids == config.image_token_id).nonzero()[:, 0]
+    return Opening(token_ids, places, {key: wide[key] for key in TOKEN_TYPES if key in wide}, shape[3])
+
+
+def inputs_of(source: str, config: Any, processor: Any, picture: Image.Image) -> dict[str, Tensor]:
+    """What the processor makes of a picture and the request for a caption.
+
+    Raises:
+        UserError: no way to ask this model is known.
+    """
+    if getattr(processor, "chat_template", None):
+        inputs = processor.apply_chat_template(
+            conversation(picture), tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        )
+    elif config.model_type in TASKS:
+        inputs = processor(images=picture, text=TASKS[config.model_type], return_tensors="pt")
+    else:
+        raise UserError(
+            f"{source} has no chat template, so how to ask it for a caption is not known. Put its "
+            "chat_template.jinja into its folder."
+        )
+    return dict(inputs)
+
+
+def conversation(picture: Image.Image, answer: str | None = None) -> list[dict[str, Any]]:
+    """A question about a picture, and its answer where one is given, in the form of chat templates."""
+    question = [{"type": "image", "image": picture}, {"type": "text", "text": QUESTION}]
+    turns: list[dict[str, Any]] = [{"role": "user", "content": question}]
+    if answer is not None:
+        turns.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    return turns
+
+
+def noise(width: int, height: int) -> Image.Image:
+    """A picture in which no two places are alike."""
+    values = torch.randint(256, (height, width, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return Image.fromarray(values.numpy())
+
+
+def tokenizer_behind(tokenizer: Any, opening: Opening) -> CaptionTokenizer:
+    """The tokenizer of captions that stand behind the opening, and a blank where that ends with a colon.
+
+    Tokenizers cut a word by what precedes it.
+    """
+    words = caption_tokenizer(tokenizer)
+    last = tokenizer.decode(opening.token_ids[-1:].tolist())
+    before = last + " " if last.endswith(":") else last
+    n_before = len(words.encode(last))
+    return CaptionTokenizer(lambda caption: words.encode(before + caption)[n_before:], words.decode)
+
+
+def find_end(source: str, model: Any, processor: Any, n_opening: int) -> int:
+    """The token after a caption: of those that end a generation, the one that ends an answer of the chat template."""
+    ends = model.generation_config.eos_token_id
+    if not isinstance(ends, list) or len(ends) == 1:
+        return first_id(source, "end", ends)
+    chat = conversation(noise(64, 64), answer="x")
+    ids = processor.apply_chat_template(chat, tokenize=True, return_dict=True)["input_ids"][0]
+    return next((int(token) for token in ids[n_opening:] if token in ends), ends[0])
+
+
+def check_agreement(captioner: FrozenCaptioner, inputs: dict[str, Tensor], n_new: int = 3) -> None:
+    """Hold a loaded captioner to the logits of the class's own `generate`.
+
+    Raises:
+        UserError: they differ.
+    """
+    model: Any = captioner.model
+    n_opening = inputs["input_ids"].shape[1]
+    length = {"max_new_tokens": n_new, "min_new_tokens": n_new, "num_beams": 1}
+    inputs = {key: value.to(model.device) for key, value in inputs.items() if key != "labels"}
+    inputs["pixel_values"] = inputs["pixel_values"].to(captioner.dtype)
+    told = model.generate(**inputs, **length, do_sample=False, return_dict_in_generate=True, output_logits=True)
+    theirs = torch.stack(told.logits, dim=1)
+    memory = captioner.open(captioner.encode_image(inputs["pixel_values"]))
+    with torch.no_grad():
+        ours = captioner.logits(memory, {}, told.sequences[:, n_opening:])
+    error = ((ours - theirs).abs().max() / theirs.abs().max()).item()
+    if not error <= TOLERANCE.get(captioner.dtype, 0.1):
+        raise UserError(
+            f"{captioner.name} is a {model.config.model_type!r} model whose own logits differ by {error:.2g} of their "
+            "size from those of the general reading, but they were expected to agree. Use a model of the kind of LLaVA."
+        )
+
+
+class ImageTextDecoder:
+    """The language model of an image-text-to-text model, run by the whole class's own forward.
+
+    Args:
+        model: the library's model, frozen.
+        opening: what is read before a caption.
+        end_id: the token after a caption.
+        hooked: whether vectors go in by a hook on the embedding; None for the way that the class calls for.
+    """
+
+    slot: Literal["decoder", "encoder"] = "decoder"
+
+    def __init__(self, model: Any, opening: Opening, end_id: int, hooked: bool | None = None) -> None:
+        config = model.config.get_text_config()
+        self.model, self.opening = model, opening
+        self.width = model.get_input_embeddings().weight.shape[1]
+        self.vocabulary_size = model.get_output_embeddings().weight.shape[0]
+        self.start_ids: tuple[int, ...] = (int(opening.token_ids[-1]),)
+        self.end_id = end_id
+        self.budget = config.max_position_embeddings - len(opening.token_ids)
+        self.hooked = needs_hook(model) if hooked is None else hooked
+        self._cap = getattr(config, "final_logit_softcapping", None)
+        self._lock = threading.Lock()
+        self.kv_shape = self._read_kv_shape()
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Token embeddings, as the model scales them."""
+        return self.model.get_input_embeddings()(token_ids)
+
+    def open(self, features: Tensor, soft: Tensor | None) -> Memory:
+        """Read the opening with the images in their places, all but its last token, which `run` reads.
+
+        That token is read here too, for classes in which the image attends to it, and forgotten.
+        """
+        token_ids, places = (ids.to(features.device) for ids in (self.opening.token_ids, self.opening.places))
+        words = self.embed(token_ids.index_fill(0, places, 0))  # the image's id may have no embedding
+        x = words.expand(len(features), -1, -1).index_copy(1, places, features.to(words.dtype))
+        types = {key: value.to(x.device).expand(len(x), -1) for key, value in self.opening.types.items()}
+        _, memory = self._read(Memory(), x, token_ids.expand(len(features), -1), types)
+        own = tuple((keys[:, :, :-1], values[:, :, :-1]) for keys, values in memory.own)
+        return Memory(own, n_read=memory.n_read - 1)
+
+    def run(self, memory: Memory, x: Tensor) -> tuple[Tensor, Memory]:
+        """Read further slots."""
+        reserved = torch.full(x.shape[:2], self.start_ids[0], device=x.device)
+        return self._read(memory, x, reserved, {})
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Hidden states to logits."""
+        logits = self.model.get_output_embeddings()(hidden)
+        return logits if self._cap is None else self._cap * torch.tanh(logits / self._cap)
+
+    def _read(self, memory: Memory, x: Tensor, token_ids: Tensor, types: dict[str, Tensor]) -> tuple[Tensor, Memory]:
+        base = self.model.base_model
+        cache = to_cache(memory.own)
+        given = {"use_cache": True, **types, **cache_argument(base, cache)}
+        if self.hooked:
+            with self._lock, handing_on(self.model.get_input_embeddings(), x):
+                out = base(input_ids=token_ids, **given)
+        else:
+            out = base(inputs_embeds=x, **given)
+        return out.last_hidden_state, Memory(from_cache(cache), n_read=memory.n_read + x.shape[1])
+
+    def _read_kv_shape(self) -> tuple[int, int, int] | None:
+        weight = self.model.get_input_embeddings().weight
+        own = self.open(weight.new_zeros(1, len(self.opening.places), self.width), None).own
+        shapes = {(part.shape[1], part.shape[3]) for pair in own for part in pair}
+        return (len(own), *shapes.pop()) if len(shapes) == 1 else None
+
+
+def needs_hook(model: Any) -> bool:
+    """Whether the class's own `generate` takes token ids alone."""
+    return "inputs_embeds" not in inspect.signature(model.prepare_inputs_for_generation).parameters
+
+
+@contextmanager
+def handing_on(embedding: nn.Module, vectors: Tensor) -> Iterator[None]:
+    """Have an embedding give these vectors [N, L, D] for whatever [N, L] token ids it is asked for."""
+    handle = embedding.register_forward_hook(lambda module, given, output: vectors)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,349 @@
+"""The decoding loop of every captioner: greedy, sampling, beams, n-best, with one prompt or several mixed.
+
+A caption is searched under a sum of log-probabilities over *branches*: the same captioner with other vectors, or with
+none. All branches of a row read the same tokens. Search knows tokens and scores; words, files and images it does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mmprompt.captioning.readers.captioner import FrozenCaptioner, State
+from mmprompt.errors import bad_value
+from mmprompt.models.decoder.memory import Memory
+from mmprompt.models.sites import Site, Vectors
+
+SiteVectors = Mapping[Site, Vectors]
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How captions are searched."""
+
+    max_tokens: int = 30
+    """Longest caption in tokens, its end included."""
+    min_tokens: int = 1
+    """Tokens before a caption may end; pushed hard, captioners would rather say nothing."""
+    n_beams: int = 1
+    """Beams; 1 is greedy, or sampling if a temperature is given."""
+    n_best: int = 1
+    """Captions per image: the best of the beams, or so many samples."""
+    length_penalty: float = 1.0
+    """Scores of beams are divided by the length to this power."""
+    temperature: float | None = None
+    """Sample at this temperature instead of taking the best token."""
+    top_k: int | None = None
+    """Sample among so many of the best tokens."""
+    top_p: float | None = None
+    """Sample among the fewest best tokens that have this probability together (Holtzman et al. 2020)."""
+    seed: int = 1
+    """Of the samples."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_tokens", "n_beams", "n_best"):
+            if getattr(self, name) < 1:
+                raise bad_value(name, getattr(self, name), "it must be 1 or more", "Use 1 or leave it out.")
+        if not 0 <= self.min_tokens < self.max_tokens:
+            limits = f"it must be from 0 to {self.max_tokens - 1}, below max_tokens"
+            raise bad_value("min_tokens", self.min_tokens, limits, "Use 1.")
+        samples = self.temperature is not None
+        if samples and not (self.temperature or 0) > 0:
+            raise bad_value("temperature", self.temperature, "it must be above 0", "Leave it out for greedy decoding.")
+        if samples and self.n_beams > 1:
+            raise bad_value("n_beams", self.n_beams, "beams are not sampled", "Use beams or a temperature.")
+        if not samples and self.n_best > self.n_beams:
+            advice = f"Use n_beams {self.n_best} or a temperature."
+            raise bad_value("n_best", self.n_best, f"there are only {self.n_beams} beams", advice)
+        if self.top_k is not None and self.top_k < 1:
+            raise bad_value("top_k", self.top_k, "it must be 1 or more", "Leave it out.")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise bad_value("top_p", self.top_p, "it must be above 0 and at most 1", "Use 0.9.")
+        if not samples and (self.top_k is not None or self.top_p is not None):
+            raise bad_value("temperature", None, "top_k and top_p are for sampling", "Give a temperature, such as 1.")
+
+
+@dataclass(frozen=True)
+class Branch:
+    """The captioner with some vectors, and the weight of its log-probabilities in the sum.
+
+    Args:
+        weight: of its log-probabilities; those of a mixture sum to 1.
+        vectors: by site, {} for the captioner without a prompt.
+        in_focus: its weight among the prompts that are asked for, for the plausibility cut.
+    """
+
+    weight: float
+    vectors: SiteVectors = field(default_factory=dict)
+    in_focus: float = 0.0
+
+
+@dataclass(frozen=True)
+class Found:
+    """One caption as it was searched.
+
+    Args:
+        token_ids: without the end token.
+        log_prob: sum of the mixture's log-probabilities, of the end token too.
+        score: what captions of an image are ordered by.
+        is_cut: whether it stopped for want of room and not at an end token.
+    """
+
+    token_ids: tuple[int, ...]
+    log_prob: float
+    score: float
+    is_cut: bool
+
+
+def mixture(
+    focus: Sequence[tuple[SiteVectors, float]], strength: float, avoid: SiteVectors | None, avoid_strength: float
+) -> list[Branch]:
+    """The branches of `base + strength (focus - base) - avoid_strength (avoid - base)`, in log-probabilities.
+
+    Branches whose weight is zero are left out, so strength 0 is the captioner without a prompt and 1 the plain prompt,
+    bit for bit (classifier-free guidance, Ho and Salimans 2022; for captions Kornblith et al. 2023).
+
+    Args:
+        focus: vectors and positive weights; weights are scaled to sum 1.
+        strength: 0 or more; without effect where there is no focus.
+        avoid: vectors to push away from, None for none.
+        avoid_strength: 0 or more.
+    """
+    total = sum(weight for _, weight in focus)
+    strength = strength if focus else 0.0
+    away = 0.0 if avoid is None else avoid_strength
+    asked = strength > 0
+    parts = [Branch(1.0 - strength + away, {}, 0.0 if asked else 1.0)]
+    parts += [Branch(strength * weight / total, vectors, weight / total) for vectors, weight in focus if asked]
+    if avoid is not None:
+        parts.append(Branch(-away, avoid))
+    return [part for part in parts if part.weight != 0.0]
+
+
+PLAUSIBLE = 0.1
+"""Tokens below this share of the best one's probability under the prompt are never taken when branches push."""
+
+
+class Mixed:
+    """Rows of captions under way in every branch.
+
+    Args:
+        captioner: the frozen model.
+        branches: at least one.
+        states: one per branch, with the same rows.
+    """
+
+    def __init__(self, captioner: FrozenCaptioner, branches: Sequence[Branch], states: Sequence[State]) -> None:
+        self.captioner, self.branches, self.states = captioner, branches, states
+
+    @classmethod
+    def start(cls, captioner: FrozenCaptioner, branches: Sequence[Branch], memory: Memory) -> Mixed:
+        """Read the prompts of all branches after the images."""
+        return cls(captioner, branches, [captioner.prefill(memory, branch.vectors) for branch in branches])
+
+    def next_tokens(self, may_end: bool) -> Tensor:
+        """[N, V] log-probabilities of the next token, with none for the end where captions may not end yet."""
+        found = self.log_probs()
+        if may_end:
+            return found
+        end_id = torch.tensor([self.captioner.decoder.end_id], device=found.device)
+        return found.index_fill(1, end_id, float("-inf"))
+
+    def log_probs(self) -> Tensor:
+        """[N, V] float32 log-probabilities of the next token in the mixture."""
+        found = [state.logits.float().log_softmax(-1) for state in self.states]
+        if len(found) == 1:
+            return found[0]  # its weight is 1
+        mixed = sum(branch.weight * part for branch, part in zip(self.branches, found, strict=True))
+        assert isinstance(mixed, Tensor)
+        if any(branch.weight < 0 for branch in self.branches):
+            mixed = mixed.masked_fill(~self._plausible(found), float("-inf"))
+        return mixed.log_softmax(-1)
+
+    def _plausible(self, found: Sequence[Tensor]) -> Tensor:
+        """Where the prompts that are asked for give at least a share of their best token's probability."""
+        asked = sum(branch.in_focus * part for branch, part in zip(self.branches, found, strict=True))
+        assert isinstance(asked, Tensor)
+        return asked >= asked.max(-1, keepdim=True).values + torch.tensor(PLAUSIBLE).log().to(asked.device)
+
+    def select(self, rows: Tensor) -> Mixed:
+        """The given rows, each as often as it is named."""
+        return Mixed(self.captioner, self.branches, [state.select(rows) for state in self.states])
+
+    def step(self, token_ids: Tensor) -> Mixed:
+        """Read one more token [N] of every row."""
+        return Mixed(self.captioner, self.branches, [self.captioner.step(state, token_ids) for state in self.states])
+
+
+@torch.no_grad()
+def search(
+    captioner: FrozenCaptioner,
+    memory: Memory,
+    branches: Sequence[Branch],
+    decoding: Decoding,
+    numbers: Sequence[int] | None = None,
+) -> list[list[Found]]:
+    """The best captions of every image, best first.
+
+    Args:
+        captioner: the frozen model.
+        memory: of `captioner.open`, N images.
+        branches: of `mixture`.
+        decoding: how.
+        numbers: what the random numbers of each image depend on beside the seed; its place by default.
+    """
+    room = captioner.decoder.budget - max(prompt_slots(branch.vectors) for branch in branches)
+    n_tokens = min(decoding.max_tokens, room)
+    mixed = Mixed.start(captioner, branches, memory)
+    if decoding.n_beams > 1:
+        return search_beams(mixed, len(memory), n_tokens, decoding)
+    if decoding.temperature is None:
+        chosen = walk(mixed, n_tokens, None, decoding)
+        return [[one] for one in chosen]
+    rows = torch.arange(len(memory), device=captioner.device).repeat_interleave(decoding.n_best)
+    places = range(len(memory)) if numbers is None else numbers
+    uniform = torch.stack(
+        [draws(decoding.seed, number, sample, n_tokens) for number in places for sample in range(decoding.n_best)]
+    )
+    flat = walk(mixed.select(rows), n_tokens, uniform.to(captioner.device), decoding)
+    found = [flat[start : start + decoding.n_best] for start in range(0, len(flat), decoding.n_best)]
+    return [sorted(some, key=lambda one: -one.score) for some in found]
+
+
+def prompt_slots(vectors: SiteVectors) -> int:
+    """Slots that a prompt takes of the decoder."""
+    return sum(given.n_vectors for site, given in vectors.items() if site.layer == 0)
+
+
+def draws(seed: int, number: int, sample: int, n: int) -> Tensor:
+    """Uniform numbers [n] that belong to one sample of one image, whatever stands beside it in the batch."""
+    mixed_seed = ((seed * 1_000_003 + number) * 1_000_003 + sample) & (2**63 - 1)
+    return torch.rand(n, generator=torch.Generator().manual_seed(mixed_seed))
+
+
+def walk(mixed: Mixed, n_tokens: int, uniform: Tensor | None, decoding: Decoding) -> list[Found]:
+    """One token after another, the best one or a drawn one, until every row has ended.
+
+    Args:
+        mixed: N rows.
+        n_tokens: most tokens.
+        uniform: [N, n_tokens] for sampling; None for the best token.
+        decoding: temperature, top_k and top_p.
+    """
+    end_id = mixed.captioner.decoder.end_id
+    n_rows = len(mixed.states[0].logits)
+    ended = torch.zeros(n_rows, dtype=torch.bool, device=mixed.captioner.device)
+    total = torch.zeros(n_rows, device=ended.device)
+    tokens = []
+    for place in range(n_tokens):
+        log_probs = mixed.next_tokens(place >= decoding.min_tokens)
+        token = log_probs.argmax(-1) if uniform is None else drawn(log_probs, uniform[:, place], decoding)
+        token = token.masked_fill(ended, end_id)
+        gained = log_probs.gather(1, token[:, None])[:, 0]
+        total = total + gained.masked_fill(ended, 0.0)
+        tokens.append(token)
+        ended = ended | (token == end_id)
+        if place + 1 == n_tokens or bool(ended.all()):
+            break
+        mixed = mixed.step(token)
+    found = []
+    for row, log_prob, is_ended in zip(torch.stack(tokens, 1).tolist(), total.tolist(), ended.tolist(), strict=True):
+        ids = tuple(row[: row.index(end_id)] if is_ended else row)
+        score = log_prob / (len(ids) + is_ended) ** decoding.length_penalty
+        found.append(Found(ids, log_prob, score, not is_ended))
+    return found
+
+
+def drawn(log_probs: Tensor, uniform: Tensor, decoding: Decoding) -> Tensor:
+    """A token [N] for every row, by the inverse of the distribution's sum over its tokens, best first."""
+    values, order = (log_probs / (decoding.temperature or 1.0)).softmax(-1).sort(dim=-1, descending=True, stable=True)
+    if decoding.top_k is not None:
+        values[:, decoding.top_k :] = 0.0
+    if decoding.top_p is not None:
+        before = values.cumsum(-1) - values
+        values = values.masked_fill(before >= decoding.top_p * values.sum(-1, keepdim=True), 0.0)
+    sums = values.cumsum(-1)
+    place = torch.searchsorted(sums, uniform[:, None] * sums[:, -1:], right=True).clamp_max(values.shape[1] - 1)
+    last = (values > 0).sum(-1, keepdim=True) - 1
+    return order.gather(1, torch.minimum(place, last))[:, 0]
+
+
+@dataclass
+class Beams:
+    """The search of one image: sums and tokens of its running beams, and what has ended."""
+
+    sums: list[float]
+    rows: list[list[int]]
+    ended: list[Found] = field(default_factory=list)
+    is_open: bool = True
+
+
+def search_beams(mixed: Mixed, n_images: int, n_tokens: int, decoding: Decoding) -> list[list[Found]]:
+    """Beam search, as transformers does it with `early_stopping=False`.
+
+    A beam that ends among the best `n_beams` candidates is kept with its sum over its length to the length penalty. An
+    image is done when it has `n_beams` such and the best running beam, at its length so far, is no better than the
+    worst of them.
+    """
+    n_beams, end_id, device = decoding.n_beams, mixed.captioner.decoder.end_id, mixed.captioner.device
+    images = [Beams([0.0], [[]]) for _ in range(n_images)]
+    for length in range(1, n_tokens + 1):
+        log_probs = mixed.next_tokens(length > decoding.min_tokens).unflatten(0, (n_images, -1))  # [B, beams, V]
+        sums = log_probs + torch.tensor([image.sums for image in images], device=device)[:, :, None]
+        best, places = sums.flatten(1).topk(min(2 * n_beams, sums[0].numel()), dim=1)
+        n_words = log_probs.shape[2]
+        parents, tokens = (places // n_words).tolist(), (places % n_words).tolist()
+        rows, words = [], []
+        for number, image in enumerate(images):
+            candidates = list(zip(best[number].tolist(), parents[number], tokens[number], strict=True))
+            kept = extend(image, candidates, length, length == n_tokens, end_id, decoding)
+            rows += [number * log_probs.shape[1] + parent for parent in kept]
+            words += [row[-1] for row in image.rows]
+        if length == n_tokens or not any(image.is_open for image in images):
+            break
+        mixed = mixed.select(torch.tensor(rows, device=device)).step(torch.tensor(words, device=device))
+    return [sorted(image.ended, key=lambda one: -one.score)[: decoding.n_best] for image in images]
+
+
+def extend(
+    image: Beams,
+    candidates: Sequence[tuple[float, int, int]],
+    length: int,
+    is_last: bool,
+    end_id: int,
+    decoding: Decoding,
+) -> list[int]:
+    """Move one image on by a token: what ended, what runs on, and whether anything can still get better.
+
+    Args:
+        image: changed in place.
+        candidates: (sum, parent beam, token), best first.
+        length: tokens of every candidate.
+        is_last: whether there is no room for another token.
+        end_id: the end token.
+        decoding: beams and length penalty.
+    Returns:
+        The parent of every beam that runs on.
+    """
+    n_beams = decoding.n_beams
+    running: list[tuple[float, int, int]] = []
+    for rank, (total, parent, token) in enumerate(candidates):
+        is_end = token == end_id
+        if (is_end or is_last) and rank < n_beams and image.is_open:
+            ids = (*image.rows[parent], *(() if is_end else (token,)))
+            image.ended.append(Found(ids, total, total / length**decoding.length_penalty, not is_end))
+        elif not is_end and len(running) < n_beams:
+            running.append((total, parent, token))
+    while len(running) < n_beams:  # a vocabulary smaller than the beams: repeat the worst, out of the race
+        total, parent, token = running[-1] if running else (0.0, 0, end_id)
+        running.append((float("-inf"), parent, token))
+    image.ended = sorted(image.ended, key=lambda one: -one.score)[:n_beams]
+    if len(image.ended) == n_beams:
+        best_possible = running[0][0] / length**decoding.length_penalty
+        image.is_open = image.is_open and best_possible > image.ended[-1].score
+    image.rows = [[*image.rows[parent], token] for _, parent, token in running]
+    image.sums = [total for total, _, _ in running]
+    return [parent for _, parent, _ in running]

@@ -1,0 +1,369 @@
+"""Captioning focus: a frozen captioner and captions of one focus give a prompt of a few kilobytes.
+
+Image features are computed once per picture. Where the decoder reads the image before the prompt, what it read is kept
+too, so a training step runs the prompt and the words alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmprompt.captioning.data import NEUTRAL, CaptionData, load_caption_data
+from mmprompt.captioning.methods import CAPTION_MODES, CaptionMethod, SoftPrompt
+from mmprompt.captioning.predictor import Captioner, CaptionFeatures, FocusPrompt, Steering, save_focus
+from mmprompt.captioning.readers.captioner import FrozenCaptioner
+from mmprompt.captioning.readers.load import load_captioner, save_mapped
+from mmprompt.captioning.search import prompt_slots
+from mmprompt.core.file import check_new, describe_backbone
+from mmprompt.errors import UserError
+from mmprompt.models.decoder.memory import Memory
+from mmprompt.models.sites import Site, Vectors
+from mmprompt.training.callbacks import Callback, WriteConfig
+from mmprompt.training.config import provenance, run_id_of, surroundings
+from mmprompt.training.lock import run_lock
+from mmprompt.training.loop import train
+from mmprompt.training.problem import RunFailed, StepResult
+from mmprompt.training.recipe import Recipe
+from mmprompt.training.seeds import batches
+
+N_STEPS = 160
+"""Steps that a prompt is trained for at least where the recipe names no epochs, however few pictures there are."""
+RECIPE = Recipe(optimizer="adamw", lr=0.1, batch_size=16, weight_decay=0.0, warmup_epochs=0, augment="none")
+"""Of soft and kv prompts, in units of the vectors' own size; a batch is so many pictures with all their captions."""
+MAPPER_RECIPE = replace(RECIPE, lr=1e-3, epochs=20, weight_decay=0.01, warmup_epochs=1)
+"""Of mappers, whose weights have no such unit."""
+MAX_MEMORY_BYTES = 2**30
+LOOKED_AT = 64
+COLLAPSED = 0.1
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Captions as a training takes them.
+
+    Args:
+        token_ids: of each picture's captions, the end token last unless it was cut.
+        n_cut: how many were longer than there is room for.
+    """
+
+    token_ids: tuple[tuple[tuple[int, ...], ...], ...]
+    n_cut: int
+
+    @property
+    def n_captions(self) -> int:
+        """Of all pictures together."""
+        return sum(map(len, self.token_ids))
+
+
+def encode_captions(captioner: FrozenCaptioner, captions: Sequence[Sequence[str]], room: int) -> Encoded:
+    """Tokens of the captions of some pictures.
+
+    Args:
+        captioner: the frozen model.
+        captions: of each picture, one or more.
+        room: most tokens of one, its end included; longer ones are cut and counted.
+    """
+    return with_ends(captioner, tokenize_captions(captioner, captions), room)
+
+
+def tokenize_captions(captioner: FrozenCaptioner, captions: Sequence[Sequence[str]]) -> list[list[list[int]]]:
+    """The token ids of some pictures' captions, without ends."""
+    return [[captioner.tokenizer.encode(text) for text in texts] for texts in captions]
+
+
+def with_ends(captioner: FrozenCaptioner, words: Sequence[Sequence[Sequence[int]]], room: int) -> Encoded:
+    """The same with an end behind each, cut to the room there is; the arguments are those of `encode_captions`."""
+    whole = [[(*ids, captioner.decoder.end_id) for ids in some] for some in words]
+    n_cut = sum(len(ids) > room for some in whole for ids in some)
+    return Encoded(tuple(tuple(ids[:room] for ids in some) for some in whole), n_cut)
+
+
+class CaptionProblem:
+    """What the loop trains: vectors that make the captions of given pictures probable.
+
+    An item is a picture with all its captions, so that image, start and prompt are read once for all of them.
+
+    Args:
+        captioner: the frozen model.
+        module: what learns.
+        vectors: its vectors as they are now, by site.
+        features: [N, T, D'] of the pictures.
+        captions: of these pictures.
+        is_image_frozen: whether what the decoder reads of the images stays as it is (not so for a mapper).
+    """
+
+    def __init__(
+        self,
+        captioner: FrozenCaptioner,
+        module: nn.Module,
+        vectors: Callable[[], Mapping[Site, Vectors]],
+        features: Tensor,
+        captions: Encoded,
+        is_image_frozen: bool = True,
+    ) -> None:
+        self.captioner, self.features, self.captions = captioner, features, captions
+        self._module, self._vectors = module, vectors
+        self._memory = self._read_images() if is_image_frozen else None
+
+    @property
+    def module(self) -> nn.Module:
+        """What learns; nothing of the captioner is in it but a mapper in training."""
+        return self._module
+
+    @property
+    def n_items(self) -> int:
+        """The number of pictures."""
+        return len(self.captions.token_ids)
+
+    def step(self, indices: list[int], epoch: int) -> StepResult:
+        """The mean cross entropy of the tokens of all captions of some pictures, their ends included."""
+        return StepResult({"caption": self.loss(indices, self._vectors())})
+
+    def validate(self) -> float | None:
+        """Captions have no accuracy."""
+        return None
+
+    def loss(self, indices: Sequence[int], vectors: Mapping[Site, Vectors]) -> Tensor:
+        """Cross entropy in nats a token, over the captions of some pictures."""
+        memory = self._images(torch.tensor(list(indices), device=self.captioner.device))
+        captions = [self.captions.token_ids[index] for index in indices]
+        return -self.captioner.log_probs(memory, vectors, captions).mean()
+
+    @torch.no_grad()
+    def mean_loss(self, vectors: Mapping[Site, Vectors], n_pictures: int = 32) -> float:
+        """The loss over the first pictures, with other vectors or none: what a prompt is held against."""
+        return self.loss(range(min(n_pictures, self.n_items)), vectors).item()
+
+    def _images(self, rows: Tensor) -> Memory:
+        if self._memory is not None:
+            return self._memory.select(rows)
+        return self.captioner.open(self.features[rows])
+
+    @torch.no_grad()
+    def _read_images(self) -> Memory | None:
+        """What the decoder read of every picture, None where that is more than memory should hold."""
+        first = self.captioner.open(self.features[:1])
+        if first.n_bytes * len(self.features) > MAX_MEMORY_BYTES:
+            return None
+        return Memory.join([self.captioner.open(part) for part in self.features.split(64)])
+
+
+@dataclass(frozen=True)
+class CaptionResult:
+    """A finished training of a focus.
+
+    Args:
+        captioner: the frozen model.
+        prompt: what was learned.
+        history: one dict per epoch, as in `log.jsonl`.
+        data: what it was trained on.
+        folder: the run folder, None if nothing was written.
+        notices: what a careful reader should know, one sentence each.
+    """
+
+    captioner: FrozenCaptioner
+    prompt: FocusPrompt
+    history: list[dict[str, Any]]
+    data: CaptionData
+    folder: Path | None
+    notices: tuple[str, ...] = ()
+
+    @property
+    def steered(self) -> Captioner:
+        """The captioner with this prompt."""
+        return Captioner(self.captioner, Steering(((self.prompt, 1.0),)))
+
+
+def fit_captions(
+    focus: str,
+    method: CaptionMethod | None = None,
+    captioner: FrozenCaptioner | str = "tiny",
+    data: CaptionData | str = "openart-scenes",
+    out: Path | str | None = None,
+    recipe: Recipe | None = None,
+    seed: int = 1,
+    callbacks: Sequence[Callback] = (),
+    resume: bool = False,
+    features: CaptionFeatures | None = None,
+) -> CaptionResult:
+    """Learn a prompt that makes a frozen captioner speak of one focus.
+
+    Args:
+        focus: one that the data has captions of, such as "emotions".
+        method: `SoftPrompt()` by default.
+        captioner: a captioner or the name of one.
+        data: captions, or the name of an embedded set or a file.
+        out: a new run folder; nothing is written without.
+        recipe: optimiser and schedule; lr is in units of the vectors' own size.
+        seed: of the order of the captions.
+        callbacks: called as training goes.
+        resume: go on from the newest checkpoint in `out`.
+        features: of the same captioner, to share them.
+    Raises:
+        UserError: something in the input cannot be, or another process trains in `out`; nothing is written then.
+        RunFailed: the loss stopped being finite, or weights of the captioner changed.
+    """
+    captioner = load_captioner(captioner) if isinstance(captioner, str) else captioner
+    data = load_caption_data(data) if isinstance(data, str) else data
+    method = SoftPrompt() if method is None else method
+    recipe = RECIPE if recipe is None else recipe
+    items = data.with_captions("train", focus)
+    folder = None if out is None else Path(out)
+    with contextlib.nullcontext() if folder is None else run_lock(folder):
+        if folder is not None:
+            check_new(folder)
+        encoded_images = (features or CaptionFeatures(captioner)).of([item.image for item in items])
+        words = tokenize_captions(captioner, [item.of(focus) for item in items])
+        sources = method.sources(captioner, [ids for some in words for ids in some], encoded_images[:LOOKED_AT])
+        captioner.check_vectors(sources.vectors())
+        captions = with_ends(captioner, words, captioner.decoder.budget - prompt_slots(sources.vectors()))
+        problem = CaptionProblem(captioner, sources, sources.vectors, encoded_images, captions)
+        config = caption_config(focus, method, captioner, data, recipe, seed)
+        listeners = callbacks if folder is None else (WriteConfig(folder, config), *callbacks)
+        history = []
+        if any(parameter.requires_grad for parameter in sources.parameters()):
+            n_epochs = epochs_of(recipe, problem.n_items)
+            history = train(problem, recipe, seed, n_epochs, folder, run_id_of(config), listeners, resume)
+        refuse_changed(captioner)
+        prompt = FocusPrompt(focus, sources.requires_grad_(False), getattr(method, "words", ""))
+        notices = tuple(notices_of(problem, prompt, encoded_images[:LOOKED_AT]))
+        for notice in notices:
+            _log.warning("%s", notice)
+        if folder is not None:
+            save_focus(prompt, captioner, folder, provenance(config) | {"notices": list(notices)})
+    return CaptionResult(captioner, prompt, history, data, folder, notices)
+
+
+def fit_mapper(
+    captioner: FrozenCaptioner,
+    data: CaptionData | str,
+    out: Path | str,
+    recipe: Recipe | None = None,
+    seed: int = 1,
+    callbacks: Sequence[Callback] = (),
+    resume: bool = False,
+) -> list[dict[str, Any]]:
+    """Learn the mapper between a frozen image encoder and a frozen language model (Mokady et al. 2021, "ClipCap").
+
+    It is learned once, from captions of no focus where the data has some; prompts are then learned on top of it.
+
+    Args:
+        captioner: of `load_captioner("ENCODER + hf:LM")`; its mapper is trained in place.
+        data: captions, or the name of an embedded set or a file.
+        out: a new folder, which `load_captioner` takes afterwards; the log and checkpoints go to `OUT-training`.
+        recipe: `MAPPER_RECIPE` by default.
+        seed: of the order of the pictures.
+        callbacks: called as training goes.
+        resume: go on from the newest checkpoint in `OUT-training`.
+    Returns:
+        One dict per epoch.
+    Raises:
+        UserError: this captioner has no mapper to train, or the folder is there already.
+        RunFailed: the loss stopped being finite, or weights of encoder or language model changed.
+    """
+    data = load_caption_data(data) if isinstance(data, str) else data
+    recipe = MAPPER_RECIPE if recipe is None else recipe
+    mapper = getattr(captioner.decoder, "mapper", None)
+    if mapper is None or "+" not in captioner.name:
+        raise UserError(
+            f"{captioner.name} has no mapper to train: mode mapper is for an image encoder and a language model. "
+            "Use --backbone 'ENCODER + hf:LM', or mode soft."
+        )
+    folder = Path(out)
+    if folder.exists():
+        raise UserError(f"{folder} is there already, and a mapper is never written over. Give another --out.")
+    is_neutral = any(item.of(NEUTRAL) for item in data.train)
+    items = data.with_captions("train", NEUTRAL if is_neutral else None)
+    training = folder.with_name(f"{folder.name}-training")
+    with run_lock(training):
+        features = CaptionFeatures(captioner).of([item.image for item in items])
+        texts = [item.of(NEUTRAL if is_neutral else None) for item in items]
+        captions = encode_captions(captioner, texts, captioner.decoder.budget)
+        problem = CaptionProblem(captioner, mapper.requires_grad_(True), dict, features, captions, False)
+        config = {"data": data.fingerprint, "recipe": asdict(recipe), "seed": seed, "backbone": captioner.fingerprint}
+        n_epochs = epochs_of(recipe, problem.n_items)
+        history = train(problem, recipe, seed, n_epochs, training, run_id_of(config), callbacks, resume)
+        mapper.requires_grad_(False)
+        refuse_changed(captioner)
+        save_mapped(captioner, folder)
+    return history
+
+
+def epochs_of(recipe: Recipe, n_pictures: int) -> int:
+    """The recipe's epochs, or as many as `N_STEPS` take, but 8 at least."""
+    n_steps = len(batches(list(range(n_pictures)), recipe.batch_size))
+    return recipe.epochs or max(8, -(-N_STEPS // n_steps))
+
+
+def refuse_changed(captioner: FrozenCaptioner) -> None:
+    """See that the frozen weights are what they were.
+
+    Raises:
+        RunFailed: they are not.
+    """
+    if captioner.compute_fingerprint() != captioner.fingerprint:
+        raise RunFailed(f"weights of {captioner.name} changed while a prompt was trained, so nothing was saved")
+
+
+def notices_of(problem: CaptionProblem, prompt: FocusPrompt, features: Tensor) -> list[str]:
+    """What a careful reader should know of a trained prompt.
+
+    Args:
+        problem: what it was trained on.
+        prompt: the prompt.
+        features: [B, T, D'] of some pictures to look at.
+    """
+    captioner, captions = problem.captioner, problem.captions
+    notices = []
+    if captions.n_cut:
+        notices.append(
+            f"{captions.n_cut} of {captions.n_captions} captions were longer than the decoder has room for and were "
+            "cut: shorten them, or use fewer vectors."
+        )
+    bare, learned = problem.mean_loss({}), problem.mean_loss(prompt.vectors())
+    if learned > 0.98 * bare:
+        kind = "soft" if any(site.tower == "lm" for site in prompt.sources.sites) else "kv"
+        other = "Try --mode kv." if kind == "soft" and captioner.decoder.kv_shape else "Try more vectors or a lower lr."
+        notices.append(
+            f"{captioner.name} can hardly be steered by this prompt: the loss is {learned:.3f} a token with it and "
+            f"{bare:.3f} without. {other}"
+        )
+    said = {caption.text for caption in Captioner(captioner, Steering(((prompt, 1.0),))).caption_features(features)}
+    texts = {ids for some in captions.token_ids[: len(features)] for ids in some}
+    if len(said) < COLLAPSED * min(len(texts), len(features)):
+        notices.append(
+            f"The captioner says {len(said)} different captions of {len(features)} pictures, whose own captions are "
+            f"{len(texts)}: it has collapsed. Train for fewer epochs, with a lower lr or with fewer vectors."
+        )
+    return notices
+
+
+def caption_config(
+    focus: str, method: CaptionMethod, captioner: FrozenCaptioner, data: CaptionData, recipe: Recipe, seed: int
+) -> dict[str, Any]:
+    """All that is needed to repeat a run, JSON-ready: the content of `run.json`."""
+    names = {kind: name for name, kind in CAPTION_MODES.items()}
+    settings = asdict(method)  # type: ignore[call-overload]
+    return {
+        "format": 1,
+        "backbone": describe_backbone(captioner),
+        "data": {
+            "name": data.name,
+            "fingerprint": data.fingerprint,
+            "focus": focus,
+            "sizes": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
+            "notes": list(data.notes),
+        },
+        "method": {"name": names.get(type(method), type(method).__name__), "settings": settings},
+        "recipe": asdict(recipe),
+        "seed": seed,
+    } | surroundings(captioner)

@@ -1,0 +1,1 @@
+"""Few-shot image classification: prompts for a frozen dual encoder."""

@@ -1,0 +1,1 @@
+"""`mmprompt train` and `mmprompt eval`."""

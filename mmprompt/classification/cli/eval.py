@@ -1,0 +1,109 @@
+"""`mmprompt eval`: a trained prompt on labelled pictures, beside zero-shot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from mmprompt.classification.report.record import RUN
+from mmprompt.classification.task import Result, measure
+from mmprompt.core.file import load, read_prompt_header
+from mmprompt.data.splits import SplitName
+from mmprompt.errors import UserError
+from mmprompt.files import read_json
+from mmprompt.models.dual_encoder.load import load_backbone
+from mmprompt.models.image_features import ImageFeatures
+from mmprompt.terminal.counter import Counter
+from mmprompt.terminal.output import Output, result_table
+from mmprompt.terminal.parser import parse
+from mmprompt.terminal.pictures import Pictures
+
+DESCRIPTION = "Measure a trained prompt beside zero-shot, on the pictures of its run or on others."
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured."""
+
+    run: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
+    """The run folder."""
+    split: SplitName = "test"
+    """Which part of the data set."""
+    device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
+    json: bool = False
+    """Print one JSON document; everything for people goes to stderr."""
+    pictures: Pictures = field(default_factory=Pictures)
+
+
+def run(arguments: Sequence[str], prog: str) -> None:
+    """Measure and print.
+
+    Raises:
+        UserError: the run or the pictures cannot be used.
+    """
+    settings = parse(Settings, arguments, prog, DESCRIPTION)
+    output = Output(settings.json)
+    header = read_prompt_header(settings.run)
+    pictures = pictures_of(settings, header["training"])
+    data = pictures.load(*draw_of(header["training"]))
+    items = data.items(settings.split)
+    if not items:
+        raise UserError(f"the {settings.split} part of {data.name} is empty. Choose another --split.")
+    classifier = load(settings.run, load_backbone(header["backbone"]["name"], settings.device))
+    features = ImageFeatures(classifier.backbone)
+    with Counter("checking pictures") as checking:
+        known = features.stored([item.path for item in items])
+        tested = pictures.sound(replace(data, train=(), val=(), test=items), checking, known)
+    if data.class_names != classifier.class_names:
+        classifier = classifier.with_class_names(data.class_names)
+    with Counter("encoding pictures") as encoding:
+        features.progress = encoding
+        metrics = measure(Result(classifier, [], tested, None, features))
+    output.say(f"{settings.run} on the {settings.split} part of {data.name}: {len(tested.test):,} pictures.")
+    for note in tested.notes:
+        output.say(f"Note: {note}", "dim")
+    output.say()
+    result_table(output, metrics, data.template)
+    output.document({"run": str(settings.run), "dataset": data.name, "split": settings.split, "metrics": metrics})
+
+
+def pictures_of(settings: Settings, training: dict[str, Any]) -> Pictures:
+    """The pictures that the command names, else those of the run.
+
+    Raises:
+        UserError: neither says where they are.
+    """
+    given = settings.pictures
+    if given.dataset is not None or given.data is not None:
+        return given
+    path = settings.run / RUN
+    place = read_json(path).get("call", {}).get("pictures", {}) if path.is_file() else {}
+    if not place:
+        place = {"dataset": training.get("data", {}).get("name")}
+    paths = {name: Path(place[name]) for name in ("data", "root", "datasets_dir") if place.get(name)}
+    if not place.get("dataset") and "data" not in paths:
+        raise UserError(f"{settings.run} does not say which pictures it learned from. Give --dataset or --data.")
+    saved = Pictures(
+        place.get("dataset"), paths.get("data"), paths.get("root"), paths.get("datasets_dir"), place.get("template")
+    )
+    return replace(
+        given,
+        dataset=saved.dataset,
+        data=saved.data,
+        root=given.root or saved.root,
+        datasets_dir=given.datasets_dir or saved.datasets_dir,
+        template=given.template or saved.template,
+        protocol=place.get("protocol", given.protocol),
+        skip_broken=(given.skip_broken or bool(place.get("skip_broken"))) and not given.strict,
+    )
+
+
+def draw_of(training: dict[str, Any]) -> tuple[int | None, int]:
+    """The shots and seed a run drew its pictures with, so that its train and val parts are the same again."""
+    data = training.get("data", {})
+    return data.get("shots"), data.get("seed") or 1

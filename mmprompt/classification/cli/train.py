@@ -1,0 +1,210 @@
+"""`mmprompt train`: settings to one `fit`, one `measure`, one report, and a table of what came out.
+
+Which options there are depends on the method, so the method is found first and one parser is made of
+the run's settings, the method's and the recipe's.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, make_dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from mmprompt.classification.methods import Method, make_method, method_types
+from mmprompt.classification.nearest_words import context_words
+from mmprompt.classification.report.record import RUN, WORDS
+from mmprompt.classification.report.report import missing_extra, write_report
+from mmprompt.classification.task import Result, fit, measure, resolve, run_config
+from mmprompt.core.defaults import suited_recipe, suited_settings
+from mmprompt.data.catalog import read_card
+from mmprompt.data.splits import SPLITS, Dataset
+from mmprompt.errors import bad_file
+from mmprompt.files import read_json, write_json
+from mmprompt.models.dual_encoder.load import load_backbone
+from mmprompt.models.image_features import ImageFeatures
+from mmprompt.terminal.config import distribute, read_settings
+from mmprompt.terminal.counter import Counter
+from mmprompt.terminal.output import Output, result_table
+from mmprompt.terminal.parser import parse, peek
+from mmprompt.terminal.pictures import Pictures
+from mmprompt.terminal.run_folder import check_folder, command_of
+from mmprompt.training.callbacks import ProgressBar
+from mmprompt.training.recipe import Recipe
+
+DESCRIPTION = "Learn a prompt from a few pictures of each class. Without options: 4 context vectors on openart-large."
+DATASET = "openart-large"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is trained, and where it goes."""
+
+    backbone: Annotated[str, tyro.conf.arg(metavar="NAME")] = "tiny"
+    """The frozen model: `tiny`, `photo`, `open_clip:ARCHITECTURE/TAG`, `hf:NAME`, or a folder."""
+    method: Annotated[str, tyro.conf.arg(metavar="NAME")] = "coop"
+    """How to learn: coop, vpt, or both as coop+vpt; the method brings its own options."""
+    shots: Annotated[int | None, tyro.conf.arg(metavar="INT|None")] = 16
+    """Training pictures of each class; None for all there are."""
+    seed: Annotated[int, tyro.conf.arg(metavar="INT")] = 1
+    """Seed of the shots, the random start, the order and the augmentation."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """The new run folder; by default runs/DATASET-METHOD-16shots-seed1."""
+    resume: bool = False
+    """Go on from the newest checkpoint in the run folder."""
+    device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
+    config: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """Start from the settings in a YAML or JSON file, such as the run.json of another run."""
+    json: bool = False
+    """Print one JSON document; everything for people goes to stderr."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A command line, read.
+
+    Args:
+        run, pictures, recipe: the groups of settings that every method has.
+        method: made of its own group of settings.
+    """
+
+    run: Settings
+    pictures: Pictures
+    recipe: Recipe
+    method: Method
+
+
+def run(arguments: Sequence[str], prog: str) -> None:
+    """Train, measure beside zero-shot, and report.
+
+    Raises:
+        UserError: something in the call or the data is wrong; nothing is written then.
+    """
+    call = read_call(arguments, prog)
+    output = Output(call.run.json)
+    folder = call.run.out or default_folder(call)
+    check_folder(folder)
+    data = call.pictures.load(call.run.shots, call.run.seed)
+    recipe = resolve(call.recipe, data)
+    backbone = load_backbone(call.run.backbone, call.run.device)
+    features = ImageFeatures(backbone)
+    with Counter("checking pictures") as checking:
+        known = features.stored([item.path for split in SPLITS for item in data.items(split)])
+        data = call.pictures.sound(data, checking, known)
+    if call.run.resume:
+        refuse_other_run(folder, run_config(call.method, backbone, data, recipe, call.run.seed))
+    announce(output, call, data, folder)
+    with Counter("encoding pictures") as encoding:
+        features.progress = encoding
+        bars = [ProgressBar()]
+        result = fit(call.method, backbone, data, folder, recipe, call.run.seed, bars, call.run.resume, features)
+        metrics = measure(result)
+    report = finish(call, result, folder, command_of(arguments, prog))
+    conclude(output, metrics, data, folder, report)
+
+
+def read_call(arguments: Sequence[str], prog: str) -> Call:
+    """Read a command line of `train`.
+
+    Raises:
+        UserError: the method or data set is unknown, or the file given by --config is wrong.
+    """
+    path = peek(arguments, "config")
+    saved = {} if path is None else read_settings(Path(path))
+    name = peek(arguments, "method") or saved.get("method", Settings.method)
+    kinds = dict(zip(str(name).split("+"), method_types(str(name)), strict=True))
+    groups: dict[str, Any] = {"run": Settings, "pictures": Pictures, **kinds, "recipe": Recipe}
+    defaults = distribute(first_values(arguments, saved, groups), groups, Path(path or "the defaults"))
+    form = make_dataclass("Train", list(groups.items()), frozen=True)
+    read: Any = parse(form, arguments, prog, DESCRIPTION, form(**defaults))
+    settings: dict[str, Any] = {}
+    for group in kinds:
+        settings |= asdict(getattr(read, group))
+    pictures = read.pictures if read.pictures.data or read.pictures.dataset else replace(read.pictures, dataset=DATASET)
+    return Call(read.run, pictures, read.recipe, make_method(str(name), settings))
+
+
+def first_values(arguments: Sequence[str], saved: dict[str, Any], groups: dict[str, Any]) -> dict[str, Any]:
+    """The values that options start from: what suits the data set and the backbone, then the file's."""
+    own = peek(arguments, "data") or saved.get("data")
+    name = peek(arguments, "dataset") or saved.get("dataset") or DATASET
+    backbone = str(peek(arguments, "backbone") or saved.get("backbone", Settings.backbone))
+    of_data: Mapping[str, Any] = {}
+    if own is None:
+        of_data = read_card(str(name), peek(arguments, "datasets-dir") or saved.get("datasets_dir")).recipe
+    suited = suited_recipe(backbone, of_data)
+    if not (peek(arguments, "ctx-init") or saved.get("ctx_init")):
+        for kind in groups.values():
+            suited |= suited_settings(backbone, kind)
+    if peek(arguments, "dataset") or peek(arguments, "data"):
+        saved = {key: value for key, value in saved.items() if key not in {"dataset", "data", "root", "template"}}
+    return suited | saved
+
+
+def default_folder(call: Call) -> Path:
+    """`runs/DATASET-METHOD-16shots-seed1`."""
+    name = call.pictures.data.stem if call.pictures.data is not None else call.pictures.dataset
+    shots = "all" if call.run.shots is None else f"{call.run.shots}shots"
+    return Path("runs") / f"{name}-{call.run.method}-{shots}-seed{call.run.seed}"
+
+
+def refuse_other_run(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse to go on in the folder of another run, and say in what it differs.
+
+    Raises:
+        UserError: the settings differ from those of the folder's `run.json`.
+    """
+    if not (folder / RUN).is_file():
+        return
+    saved, now = read_json(folder / RUN), json.loads(json.dumps(config))
+    others = [key for key in now if key != "versions" and saved.get(key) != now[key]]
+    if others:
+        advice = "Resume with the settings of that run, or give another --out."
+        raise bad_file(folder, f"holds a run with another {' and '.join(others)}", advice)
+
+
+def announce(output: Output, call: Call, data: Dataset, folder: Path) -> None:
+    """Say in two lines what is about to happen, and what the data had to say."""
+    shots = "all that there are" if data.shots is None else f"{data.shots} a class"
+    output.say(
+        f"Learning a prompt ({call.run.method}) for the frozen backbone {call.run.backbone} from {len(data.train):,} "
+        f"pictures of {data.name} ({len(data.class_names)} classes, {shots})."
+    )
+    output.say(f"Testing it on {len(data.test):,} other pictures, beside zero-shot. Everything goes to {folder}.")
+    for note in data.notes:
+        output.say(f"Note: {note}", "dim")
+
+
+def finish(call: Call, result: Result, folder: Path, command: str) -> Path | None:
+    """Add to the run folder how it was called, the nearest words and the report; the report's path if there is one."""
+    pictures = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(call.pictures).items()}
+    for name in ("data", "root", "datasets_dir"):
+        if pictures[name] is not None:
+            pictures[name] = str(Path(str(pictures[name])).resolve())
+    config = read_json(folder / RUN)
+    write_json(folder / RUN, {**config, "call": {"command": command, "pictures": pictures}})
+    words = context_words(result.classifier)
+    if words:
+        write_json(folder / WORDS, words)
+    return None if missing_extra() else write_report(folder)
+
+
+def conclude(output: Output, metrics: dict[str, Any], data: Dataset, folder: Path, report: Path | None) -> None:
+    """Print what came out, where it lies and what to try next."""
+    output.say()
+    result_table(output, metrics, data.template)
+    output.say()
+    output.say(f"run folder  {folder}")
+    output.say(f"report      {report}" if report else f"report      {missing_extra()}")
+    output.say()
+    output.say("Try next:")
+    picture = shlex.quote(str(data.test[0].path))
+    for command in (f"predict {folder} {picture}", f"eval {folder}", f"prompt inspect {folder}"):
+        output.say(f"  mmprompt {command}", "bold")
+    shown = {key: metrics[key] for key in ("zero_shot_name", "zero_shot_template", "learned")}
+    output.document({"folder": str(folder), "report": None if report is None else str(report), "metrics": shown})

@@ -1,0 +1,107 @@
+"""`PromptClassifier`: the same training behind scikit-learn's conventions, for pictures in lists or arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.validation import check_is_fitted
+
+from mmprompt.classification.methods import CoOp, Method
+from mmprompt.classification.task import ClassificationProblem
+from mmprompt.core.defaults import suited_recipe, suited_settings
+from mmprompt.data.images import ImageLike, as_list
+from mmprompt.errors import UserError, bad_value
+from mmprompt.models.dual_encoder.interface import DualEncoder
+from mmprompt.models.dual_encoder.load import load_backbone
+from mmprompt.training.loop import train
+from mmprompt.training.recipe import Recipe, epochs_for
+
+
+class PromptClassifier(ClassifierMixin, BaseEstimator):
+    """A few-shot image classifier that works in scikit-learn's cross-validation, search and pipelines.
+
+    Args:
+        backbone: a backbone or the name of one.
+        method: what is learned; `CoOp` if None.
+        recipe: optimiser and schedule; what suits the backbone if None, else the published SGD recipe.
+        class_names: words for labels that are not words themselves, such as `{0: "cat", 1: "dog"}`.
+        seed: of the start and the data order.
+
+    Attributes:
+        classes_: [C] the labels in sorted order, the columns of `predict_proba`.
+        classifier_: the trained `Classifier`.
+    """
+
+    def __init__(
+        self,
+        backbone: DualEncoder | str = "tiny",
+        method: Method | None = None,
+        recipe: Recipe | None = None,
+        class_names: Mapping[Any, str] | None = None,
+        seed: int = 1,
+    ) -> None:
+        self.backbone = backbone
+        self.method = method
+        self.recipe = recipe
+        self.class_names = class_names
+        self.seed = seed
+
+    def fit(self, X: Sequence[ImageLike], y: Sequence[Any]) -> PromptClassifier:  # noqa: N803 (scikit-learn's name)
+        """Learn the prompt.
+
+        Args:
+            X: N pictures: paths, PIL images, arrays or tensors.
+            y: N labels.
+        Raises:
+            UserError: the lengths differ, fewer than two classes are given, or a picture cannot be read.
+        """
+        images = as_list(X)
+        if len(images) != len(y):
+            raise bad_value("y", f"{len(y)} labels long", f"there are {len(images)} pictures", "Give one label each.")
+        self.classes_, labels = np.unique(np.asarray(y), return_inverse=True)
+        if len(self.classes_) < 2:
+            raise UserError(
+                f"y holds {len(self.classes_)} class, but at least two are needed. Add pictures of another."
+            )
+        backbone = load_backbone(self.backbone) if isinstance(self.backbone, str) else self.backbone
+        method = self.method or CoOp(**suited_settings(backbone.name, CoOp))
+        recipe = self.recipe or Recipe(**suited_recipe(backbone.name, {}))
+        classifier = method.build(backbone, [self._word(label) for label in self.classes_], self.seed)
+        recipe = replace(recipe, augment="coop" if recipe.augment == "auto" else recipe.augment)
+        problem = ClassificationProblem(classifier, method, images, labels, recipe, self.seed)
+        epochs = epochs_for(recipe, int(np.bincount(labels).max()))
+        train(problem, recipe, self.seed, epochs, folder=None, run_id="", callbacks=(), resume=False)
+        self.classifier_ = classifier
+        return self
+
+    def _word(self, label: Any) -> str:
+        if self.class_names is None:
+            return str(label).replace("_", " ")
+        try:
+            return self.class_names[label]
+        except KeyError:
+            raise UserError(f"class_names has no word for label {label}. Add it, or leave class_names out.") from None
+
+    def predict_proba(self, X: Sequence[ImageLike]) -> np.ndarray:  # noqa: N803
+        """[N, C] class probabilities, columns in the order of `classes_`.
+
+        Raises:
+            NotFittedError: `fit` was not called.
+            UserError: a picture cannot be read.
+        """
+        check_is_fitted(self)
+        return self.classifier_.predict_proba(X)
+
+    def predict(self, X: Sequence[ImageLike]) -> np.ndarray:  # noqa: N803
+        """[N] the most probable label of each picture.
+
+        Raises:
+            NotFittedError: `fit` was not called.
+            UserError: a picture cannot be read.
+        """
+        best = self.predict_proba(X).argmax(1)
+        return self.classes_[best]

@@ -1,0 +1,59 @@
+"""Visual prompt tuning: tokens beside the patches of the image tower (Jia et al. 2022), on a dual encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from mmprompt.core.method import Method
+from mmprompt.core.prompt import Prompt
+from mmprompt.core.sources import FreeVectors, random_vectors
+from mmprompt.core.template import TextLayout
+from mmprompt.errors import UserError, bad_value, is_count
+from mmprompt.models.dual_encoder.interface import DualEncoder
+from mmprompt.models.sites import Site
+
+MAX_VISUAL = 10_000
+"""More tokens than any image tower has patches; attention over them would not end."""
+
+
+@dataclass(frozen=True)
+class VPT(Method):
+    """Visual Prompt Tuning, shallow or deep (Jia et al. 2022, "Visual Prompt Tuning", section 3.2)."""
+
+    n_visual: int = 8
+    """Number of visual prompt tokens in each prompted layer, 1 or more."""
+    depth: int = 1
+    """Layers that receive tokens of their own, input included: 1 is VPT-Shallow, all layers is VPT-Deep."""
+
+    def __post_init__(self) -> None:
+        if not is_count(self.n_visual, MAX_VISUAL):
+            limits = f"VPT learns a whole number of tokens from 1 to {MAX_VISUAL}"
+            raise bad_value("n_visual", self.n_visual, limits, "Use --n-visual 8.")
+        if not is_count(self.depth):
+            raise bad_value("depth", self.depth, "it must be a whole number, 1 (shallow) or more", "Use --depth 1.")
+
+    def prompt(
+        self, backbone: DualEncoder, class_names: Sequence[str], generator: torch.Generator, template: str
+    ) -> Prompt:
+        """Free vectors at `vision.input` and at the inputs of the first `depth - 1` further layers."""
+        if backbone.vision_width is None:
+            raise UserError(
+                f"the image tower of {backbone.name} ({backbone.unprompted_part}) has no image tokens that a prompt "
+                "can join, but visual prompts need some. Use --method coop, or a backbone with a plain ViT."
+            )
+        if self.depth > backbone.vision_layers:
+            raise bad_value(
+                "depth",
+                self.depth,
+                f"the image tower of {backbone.name} has {backbone.vision_layers} layers",
+                f"Use --depth {backbone.vision_layers} or less.",
+            )
+        shape = (self.n_visual, backbone.vision_width)
+        sources = {
+            Site("vision", layer): FreeVectors(random_vectors(shape, generator)).to(backbone.device)
+            for layer in range(self.depth)
+        }
+        return Prompt(TextLayout(template), sources)

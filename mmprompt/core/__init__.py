@@ -1,0 +1,1 @@
+"""What every capability shares: sites' sources, templates, methods, the fit and the prompt file."""

@@ -1,0 +1,138 @@
+"""Numbers from predictions: accuracy with its interval, top 5, macro F1, per class, confusion.
+
+scikit-learn computes what it has. Nothing here chooses a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mmprompt.core.confidence import reliability
+
+N_RESAMPLES = 2000
+TOP = 5
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How well predictions fit labels.
+
+    Args:
+        class_names: C names.
+        labels, predictions: [N] class indices.
+        probabilities: [N] the probability given to each prediction.
+        accuracy: share of predictions that are right, 0..1.
+        interval: 95 % bootstrap interval of the accuracy over pictures.
+        top5: share of pictures whose class is among the five most probable, 0..1; 1 with five classes or fewer.
+    """
+
+    class_names: tuple[str, ...]
+    labels: tuple[int, ...]
+    predictions: tuple[int, ...]
+    probabilities: tuple[float, ...]
+    accuracy: float
+    interval: tuple[float, float]
+    top5: float
+
+    @property
+    def n(self) -> int:
+        """Number of pictures."""
+        return len(self.labels)
+
+    @property
+    def correct(self) -> np.ndarray:
+        """[N] booleans."""
+        return np.asarray(self.labels) == np.asarray(self.predictions)
+
+    @property
+    def per_class(self) -> dict[str, float]:
+        """Share of each class's pictures that are right; classes without pictures are left out."""
+        labels, correct = np.asarray(self.labels), self.correct
+        present = np.unique(labels)
+        return {self.class_names[c]: float(correct[labels == c].mean()) for c in present}
+
+    @property
+    def confusion(self) -> np.ndarray:
+        """[C, C] counts, true class by predicted class."""
+        from sklearn.metrics import confusion_matrix
+
+        return confusion_matrix(self.labels, self.predictions, labels=range(len(self.class_names)))
+
+    @property
+    def macro_f1(self) -> float:
+        """The mean of the F1 scores of the classes that have pictures, 0..1."""
+        from sklearn.metrics import f1_score
+
+        present = sorted(set(self.labels))
+        return float(f1_score(self.labels, self.predictions, labels=present, average="macro", zero_division=0))
+
+    @property
+    def calibration_error(self) -> float:
+        """The expected calibration error of the predicted classes, 15 bins, 0..1 (Guo et al. 2017)."""
+        return reliability(self.probabilities, self.correct).error
+
+
+def evaluate_probabilities(probabilities: np.ndarray, labels: Sequence[int], class_names: Sequence[str]) -> Evaluation:
+    """Score class probabilities.
+
+    Args:
+        probabilities: [N, C], N at least 1.
+        labels: [N] in 0..C-1.
+        class_names: C names.
+    """
+    predictions = probabilities.argmax(1)
+    truth = np.asarray(labels)
+    correct = predictions == truth
+    return Evaluation(
+        tuple(class_names),
+        tuple(int(label) for label in labels),
+        tuple(int(p) for p in predictions),
+        tuple(float(p) for p in probabilities.max(1)),
+        float(correct.mean()),
+        bootstrap_interval(correct),
+        _top5(probabilities, truth),
+    )
+
+
+def _top5(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    from sklearn.metrics import top_k_accuracy_score
+
+    n_classes = probabilities.shape[1]
+    if n_classes <= TOP:
+        return 1.0
+    return float(top_k_accuracy_score(labels, probabilities, k=TOP, labels=np.arange(n_classes)))
+
+
+def bootstrap_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of a mean over pictures (Efron 1979).
+
+    Args:
+        values: [N] numbers or booleans, N at least 1.
+        seed: of the resampling.
+    """
+    return paired_bootstrap(values[None], np.zeros_like(values, dtype=float)[None], seed)
+
+
+def paired_bootstrap(a: np.ndarray, b: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """95 % interval of mean(a - b), resampling runs and pictures together.
+
+    The same runs and pictures are drawn for both sides, so what they share cancels.
+
+    Args:
+        a: [S, N] right or wrong, of S runs (seeds) on the same N pictures.
+        b: [S, N], what `a` is compared with.
+        seed: of the resampling.
+    """
+    difference = a.astype(float) - b.astype(float)
+    n_runs, n_pictures = difference.shape
+    rng = np.random.default_rng(seed)
+    means = np.empty(N_RESAMPLES)
+    for i in range(N_RESAMPLES):
+        runs = np.bincount(rng.integers(n_runs, size=n_runs), minlength=n_runs)  # how often each was drawn
+        pictures = np.bincount(rng.integers(n_pictures, size=n_pictures), minlength=n_pictures)
+        means[i] = runs @ (difference @ pictures) / (n_runs * n_pictures)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)

@@ -1,1 +1,0 @@
-"""Numbers from predictions; never a model choice."""

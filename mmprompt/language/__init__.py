@@ -1,0 +1,1 @@
+"""Prompts for a frozen language model."""

@@ -1,0 +1,1 @@
+"""Several prompts on one model: chosen or mixed for each text."""

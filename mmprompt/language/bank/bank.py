@@ -1,0 +1,325 @@
+"""Prompts of several tasks on one frozen model: each text gets the prompt of the texts that it is most like, or a
+mixture of all, and two prompts are put into one template.
+
+What a text is like is asked of the frozen model itself, so a bank needs no training. Prompts are retrieved by how alike
+tasks are as in Vu et al. 2022 ("SPoT"), and mixed by softmax weights for each text as in Asai et al. 2022 ("ATTEMPT");
+there tasks are known by their prompts and weights are learned, here both come from the texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmprompt.core.sources import FreeVectors
+from mmprompt.errors import UserError, bad_value, unknown_name
+from mmprompt.language.data import TextRow
+from mmprompt.language.predictor import BATCH, LabelPrediction, LanguagePrompt, PromptedModel, label_predictions
+from mmprompt.language.sources import LanguageSources
+from mmprompt.language.templates.template import Template
+from mmprompt.language.templates.verbalizer import Verbalizer
+from mmprompt.models.decoder.encoder_decoder import EncoderDecoderReader
+from mmprompt.models.decoder.model import FrozenLanguageModel
+from mmprompt.models.decoder.vectors import LM_INPUT
+from mmprompt.models.sites import Site, Vectors
+
+TEMPERATURE = 0.01
+"""Of cosines: the power of ten at which weights are closest to the shares that are right, on texts of five tasks."""
+Mixing = Literal["choose", "outputs", "vectors"]
+
+
+class PromptBank:
+    """Prompts of several tasks, and the key of each.
+
+    Args:
+        prompts: by name, two or more on one frozen model, none of them itself of several tasks.
+        keys: [K, D] what the training texts of each prompt are like, as `PromptBank.of` finds it.
+        temperature: of the cosines between a text and the keys, above 0; smaller is more certain.
+    Raises:
+        UserError: the prompts are fewer than two, of several models, or of several tasks, or a value is out of range.
+    """
+
+    def __init__(self, prompts: Mapping[str, PromptedModel], keys: Tensor, temperature: float = TEMPERATURE) -> None:
+        _check_prompts(prompts)
+        if not 0 < temperature < float("inf"):
+            advice = f"Use {TEMPERATURE}, or less to be more certain."
+            raise bad_value("temperature", temperature, "it must be above 0 and finite", advice)
+        self.prompts = dict(prompts)
+        self.names = tuple(prompts)
+        self.model: FrozenLanguageModel = next(iter(prompts.values())).model
+        self.keys, self.temperature = keys.to(self.model.device), temperature
+
+    @classmethod
+    def of(
+        cls,
+        prompts: Mapping[str, PromptedModel],
+        rows: Mapping[str, Sequence[TextRow]],
+        temperature: float = TEMPERATURE,
+    ) -> PromptBank:
+        """A bank whose keys are the means over the texts that each prompt was learned from.
+
+        Args:
+            prompts: by name, two or more on one frozen model.
+            rows: of each name the training rows; their labels and answers are not looked at.
+            temperature: see the class.
+        Raises:
+            UserError: see the class; or a prompt has no rows, or rows no prompt.
+        """
+        _check_prompts(prompts)
+        for name in rows:
+            if name not in prompts:
+                raise unknown_name("prompt", name, prompts, "Give rows of the prompts alone.")
+        for name in prompts:
+            if not rows.get(name):
+                raise UserError(f"the prompt {name!r} has no rows to be known by. Give it some of its training rows.")
+        model = next(iter(prompts.values())).model
+        fields = _fields(prompts)
+        keys = [text_features(model, [_text_of(row, fields) for row in rows[name]]).mean(0) for name in prompts]
+        return cls(prompts, torch.stack(keys), temperature)
+
+    def weights(self, rows: Sequence[TextRow]) -> Tensor:
+        """[N, K] float32, how much each prompt counts for each row: sums to 1 over the prompts.
+
+        Args:
+            rows: N rows; their task, label and answer are not looked at.
+        Raises:
+            UserError: a row has no field that a prompt of the bank reads, or no tokens in it.
+        """
+        fields = _fields(self.prompts)
+        features = text_features(self.model, [_text_of(row, fields) for row in rows])
+        cosines = F.normalize(features, dim=1) @ F.normalize(self.keys, dim=1).T
+        return (cosines / self.temperature).softmax(-1)
+
+    def route(self, rows: Sequence[TextRow]) -> tuple[list[str], Tensor]:
+        """The name of the prompt that each of N rows is for, and the weights [N, K] of all; see `weights`."""
+        weights = self.weights(rows)
+        return [self.names[place] for place in weights.argmax(1).tolist()], weights
+
+    def choose(self, rows: Sequence[TextRow]) -> list[PromptedModel]:
+        """The prompt of each row, as `generate_texts` takes them."""
+        return [self.prompts[name] for name in self.route(rows)[0]]
+
+    def mix(self, rows: Sequence[TextRow]) -> list[PromptedModel]:
+        """A prompt of its own for each row, the weighted mean of all vectors, as `generate_texts` takes them.
+
+        Raises:
+            UserError: the prompts have several templates, or vectors at several sites or of several numbers.
+        """
+        first = self._alike()
+        vectors = self._mixed_vectors(self.weights(rows))
+        return [
+            PromptedModel(self.model, _with_vectors(first.prompt, {s: v[row] for s, v in vectors.items()}))
+            for row in range(len(rows))
+        ]
+
+    def classify(self, rows: Sequence[TextRow], how: Mixing = "choose") -> list[LabelPrediction]:
+        """The label of each row, whatever task it is of.
+
+        Args:
+            rows: N rows; their task and label are not looked at.
+            how: by the prompt that fits best (choose; the labels are its own), by the probabilities of all prompts,
+                weighted (outputs), or by one prompt of weighted vectors (vectors).
+        Raises:
+            UserError: a prompt has no labels, or prompts that are mixed have different ones or do not fit together.
+        """
+        if how not in get_args(Mixing):
+            raise unknown_name("way to mix prompts", str(how), get_args(Mixing))
+        if how != "choose":
+            log_probs = self._mixed_log_probs(rows) if how == "outputs" else self._log_probs_of_mixed_vectors(rows)
+            return label_predictions(self._labels(), log_probs)
+        names = self.route(rows)[0]
+        found: dict[int, LabelPrediction] = {}
+        for name in dict.fromkeys(names):
+            places = [place for place, other in enumerate(names) if other == name]
+            found |= dict(zip(places, self.prompts[name].classify([rows[place] for place in places]), strict=True))
+        return [found[place] for place in range(len(rows))]
+
+    def _mixed_log_probs(self, rows: Sequence[TextRow]) -> Tensor:
+        """[N, C] log-probabilities of the labels, those of all prompts together."""
+        each = []
+        for prompted in self.prompts.values():
+            order = [prompted.verbalizer.labels.index(label) for label in self._labels()]
+            each.append(prompted.label_log_probs(rows)[:, order])
+        return (self.weights(rows).log()[..., None] + torch.stack(each, dim=1)).logsumexp(1)
+
+    @torch.no_grad()
+    def _log_probs_of_mixed_vectors(self, rows: Sequence[TextRow]) -> Tensor:
+        first = self._alike()
+        verbalizer = first.verbalizer
+        weights = self.weights(rows)
+        parts = [torch.zeros(0, len(verbalizer.labels), device=self.model.device)]
+        for start in range(0, len(rows), BATCH):
+            some = rows[start : start + BATCH]
+            mixed = self._mixed_vectors(weights[start : start + BATCH])
+            vectors = {site: Vectors(values, "image") for site, values in mixed.items()}
+            questions = [first.question(row.fields, first.answers) for row in some]
+            predicted = self.model.predict(vectors, questions, first.words)
+            words = predicted.answer_log_probs().unflatten(0, (len(some), -1))  # [N, W]
+            parts.append(verbalizer.label_scores(words, predicted.lengths[: words.shape[1]]))
+        return torch.cat(parts).log_softmax(-1)
+
+    def _mixed_vectors(self, weights: Tensor) -> dict[Site, Tensor]:
+        """By site the weighted means [N, M, D] of the prompts' vectors."""
+        each = [prompted.prompt.sources.vectors() for prompted in self.prompts.values()]
+        return {
+            site: torch.einsum("nk,kmd->nmd", weights, torch.stack([one[site].values.detach() for one in each]))
+            for site in each[0]
+        }
+
+    def _alike(self) -> PromptedModel:
+        """The first prompt, once all are seen to have its template and as many vectors at the same sites."""
+        first, *others = self.prompts.items()
+        for name, other in others:
+            for what, of in _ALIKE.items():
+                if of(other) != of(first[1]):
+                    raise UserError(
+                        f"the prompts {first[0]!r} and {name!r} differ in their {what}, but vectors are mixed within "
+                        "one template, as many of each. Choose a prompt, or mix their outputs."
+                    )
+        return first[1]
+
+    def _labels(self) -> tuple[str, ...]:
+        """The labels of the first prompt, once all are seen to have the same."""
+        first, *others = self.prompts.items()
+        for name, other in others:
+            if set(other.verbalizer.labels) != set(first[1].verbalizer.labels):
+                raise UserError(
+                    f"the prompts {first[0]!r} and {name!r} have different labels, but only the same can be mixed. "
+                    "Choose a prompt for each row."
+                )
+        return first[1].verbalizer.labels
+
+
+@torch.no_grad()
+def text_features(model: FrozenLanguageModel, texts: Sequence[str]) -> Tensor:
+    """What texts are like to a frozen model: the mean of its hidden states halfway up, over the tokens of each text.
+
+    Halfway up, states tell the subject of a text; token embeddings tell its words alone, and the last states the next
+    word (measured in docs/language-dynamic.md). What is read first has a state of its own kind, so a new line stands
+    before each text, and does not count, where the tokenizer puts nothing there. With an encoder, its states are taken.
+
+    Args:
+        model: the frozen model.
+        texts: N texts; what does not fit the model is not read.
+    Returns:
+        [N, D] float32.
+    Raises:
+        UserError: a text has no tokens.
+    """
+    reader = model.reader
+    is_encoded = isinstance(reader, EncoderDecoderReader)
+    before = model.start_ids if is_encoded else model.start_ids or _tokens(model, "\n")
+    behind = reader.behind if isinstance(reader, EncoderDecoderReader) else ()
+    room = model.budget - len(before) - len(behind)
+    ids = [_tokens(model, text)[:room] for text in texts]
+    for text, some in zip(texts, ids, strict=True):
+        if not some:
+            raise UserError(
+                f"the text {text[:40]!r} has no tokens, so nothing says which prompt it is for. Write some."
+            )
+    read = model.lm.get_encoder() if is_encoded else model.lm.base_model
+    found: list[Tensor] = []
+    for start in range(0, len(ids), BATCH):
+        rows = [[*before, *some, *behind] for some in ids[start : start + BATCH]]
+        length = max(map(len, rows))
+        slots = torch.tensor([row + [model.pad_id] * (length - len(row)) for row in rows], device=model.device)
+        places = torch.arange(length, device=model.device)
+        ends = torch.tensor([[len(row)] for row in rows], device=model.device)
+        # A decoder sees nothing behind a slot, so padding needs no mask, and rows of a window no slot is left in.
+        more = {"attention_mask": (places < ends).long()} if is_encoded else {"use_cache": False}
+        out = read(slots, output_hidden_states=True, **more)
+        states = out.hidden_states[len(out.hidden_states) // 2].float()
+        is_text = ((places >= len(before)) & (places < ends - len(behind)))[..., None]
+        found.append((states * is_text).sum(1) / is_text.sum(1))
+    return torch.cat(found) if found else torch.zeros(0, model.width, device=model.device)
+
+
+def compose(prompts: Mapping[str, PromptedModel], template: str, verbalizer: Verbalizer | None = None) -> PromptedModel:
+    """Several prompts in one template, each where its name stands: `{soft*8:task} {soft*8:language} {text}`.
+
+    Args:
+        prompts: by the name of their soft slots, all on one frozen model, with vectors among the tokens alone.
+        template: whose named soft slots are these prompts.
+        verbalizer: the words of the labels; None where texts are generated.
+    Raises:
+        UserError: the template has slots without a prompt or prompts without a slot, or another number of vectors, or
+            the prompts do not go together.
+    """
+    _check_prompts(prompts)
+    parsed = Template.parse(template)
+    values = []
+    for group in parsed.groups:
+        if group.name is None:
+            raise UserError(
+                "the template has soft slots without a name, but each is to be one of the prompts. Name it."
+            )
+        if group.name not in prompts:
+            raise unknown_name("prompt", group.name, prompts, "Name each soft slot as its prompt.")
+        vectors = prompts[group.name].prompt.sources.vectors()
+        if set(vectors) != {LM_INPUT}:
+            raise UserError(
+                f"the prompt {group.name!r} has keys and values, but vectors among the tokens alone stand in a "
+                "template. Compose prompts of prompt-tuning or p-tuning."
+            )
+        if group.n_vectors != vectors[LM_INPUT].n_vectors:
+            raise UserError(
+                f"the soft slots {group.name!r} are {group.n_vectors}, but that prompt has "
+                f"{vectors[LM_INPUT].n_vectors} vectors. Write {{soft*{vectors[LM_INPUT].n_vectors}:{group.name}}}."
+            )
+        values.append(vectors[LM_INPUT].values.detach())
+    for name in prompts.keys() - {group.name for group in parsed.groups}:
+        raise UserError(f"the template has no soft slots named {name!r}. Add them, or leave that prompt out.")
+    sources = LanguageSources({LM_INPUT: FreeVectors(torch.cat(values))}).requires_grad_(False)
+    model = next(iter(prompts.values())).model
+    return PromptedModel(model, LanguagePrompt(parsed, sources, verbalizer))
+
+
+def _check_prompts(prompts: Mapping[str, PromptedModel]) -> None:
+    """Refuse prompts that cannot be chosen from."""
+    if len(prompts) < 2:
+        raise UserError(f"there are {len(prompts)} prompts, but two or more go together. Give more.")
+    if len({id(one.model) for one in prompts.values()}) > 1:
+        raise UserError("the prompts are of several models, but they need one. Load them on the same model.")
+    for name, one in prompts.items():
+        if one.prompt.sources.tasks:
+            raise UserError(f"the prompt {name!r} is itself of several tasks, but one each is needed. Give others.")
+
+
+def _fields(prompts: Mapping[str, PromptedModel]) -> tuple[str, ...]:
+    """The fields that some prompt reads, in order."""
+    return tuple(dict.fromkeys(chain.from_iterable(one.prompt.template.fields for one in prompts.values())))
+
+
+def _text_of(row: TextRow, fields: Sequence[str]) -> str:
+    """What a row is known by."""
+    texts = [row.fields[name] for name in fields if name in row.fields]
+    if not texts:
+        known = ", ".join(map(repr, fields))
+        raise UserError(f"a row has none of the fields that the prompts read: {known}. Write one of them.")
+    return "\n".join(texts)
+
+
+def _tokens(model: FrozenLanguageModel, text: str) -> tuple[int, ...]:
+    return tuple(model.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _with_vectors(prompt: LanguagePrompt, values: Mapping[Site, Tensor]) -> LanguagePrompt:
+    sources = LanguageSources({site: FreeVectors(value) for site, value in values.items()}).requires_grad_(False)
+    return LanguagePrompt(prompt.template, sources, prompt.verbalizer, prompt.n_soft)
+
+
+def _shapes_of(prompted: PromptedModel) -> dict[Site, torch.Size]:
+    return {site: vectors.values.shape for site, vectors in prompted.prompt.sources.vectors().items()}
+
+
+_ALIKE: dict[str, Callable[[PromptedModel], object]] = {
+    "template": lambda prompted: prompted.prompt.template.text,
+    "words of the labels": lambda prompted: prompted.prompt.verbalizer,
+    "vectors": _shapes_of,
+}
+"""What prompts must share for their vectors to be mixed."""

@@ -1,0 +1,1 @@
+"""`mmprompt llm`: train, eval, generate, search, convert."""

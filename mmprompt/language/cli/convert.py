@@ -1,0 +1,97 @@
+"""`mmprompt llm convert`: a prompt as PEFT reads it, or one that PEFT wrote as a run folder of ours."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from mmprompt.errors import UserError, bad_file, bad_value
+from mmprompt.language.cli.options import TEMPLATE_HELP, Loading, read_verbalizer
+from mmprompt.language.file import save_language
+from mmprompt.language.peft.file import load_peft
+from mmprompt.language.peft.layout import CONFIG
+from mmprompt.language.peft.save import save_peft
+from mmprompt.terminal.output import JSON_HELP, Output
+from mmprompt.terminal.parser import parse
+from mmprompt.terminal.run_folder import check_folder, check_place
+
+DESCRIPTION = "Write a prompt as PEFT reads it, or read one that PEFT wrote; nothing is learned."
+
+
+@dataclass(frozen=True)
+class Settings:
+    """From where, and where to."""
+
+    prompt: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
+    """The run folder of a prompt, to be written as PEFT's."""
+    to_peft: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """The new folder for PEFT."""
+    kind: Literal["prefix"] | None = None
+    """prefix writes vectors as the keys and values that the model makes of them and of all that stands before them."""
+    from_peft: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """A folder that PEFT wrote: prompt tuning, P-tuning, prefix tuning or multitask prompt tuning."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """The new run folder."""
+    model: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """The frozen model; needed with --from-peft."""
+    template: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help=TEMPLATE_HELP)] = None
+    verbalizer: Annotated[tuple[str, ...], tyro.conf.arg(metavar="LABEL=WORD,WORD...")] = ()
+    """The words of each label, for a prompt of PEFT's that tells labels apart."""
+    task: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Which task of a prompt of several; by default all."""
+    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+    loading: Loading = field(default_factory=Loading)
+
+
+def run(arguments: Sequence[str], prog: str) -> None:
+    """Write the one form or the other.
+
+    Raises:
+        UserError: it is not clear which, a prompt has no such form, or a folder is taken; nothing is written then.
+    """
+    settings = parse(Settings, arguments, prog, DESCRIPTION)
+    output = Output(settings.json)
+    if settings.prompt is not None and settings.to_peft is not None and settings.from_peft is None:
+        written = write_for_peft(settings, settings.prompt, settings.to_peft)
+        output.say(f"PEFT reads {written}: PeftModel.from_pretrained(model, {str(written)!r})")
+    elif settings.from_peft is not None and settings.out is not None and settings.to_peft is None:
+        written = read_from_peft(settings, settings.from_peft, settings.out)
+        output.say(f"The prompt is in {written}.")
+        output.say(f"Next: mmprompt llm generate --prompt {shlex.quote(str(written))} --input TEXT")
+    else:
+        ways = f"{prog} --prompt RUN --to-peft FOLDER, or {prog} --from-peft FOLDER --model NAME --out RUN"
+        raise UserError(f"it is not clear what is to be converted: one of two ways was expected. Write {ways}.")
+    output.document({"written": str(written)})
+
+
+def write_for_peft(settings: Settings, folder: Path, target: Path) -> Path:
+    """Write a run's prompt into a folder for PEFT."""
+    for name, given in (("template", settings.template), ("verbalizer", settings.verbalizer), ("out", settings.out)):
+        if given:
+            raise bad_value(name, repr(given), "the prompt has its own", f"Leave --{name} out.")
+    if (target / CONFIG).exists():
+        raise bad_file(target, "holds a prompt of PEFT already", "Give another --to-peft.")
+    check_place(target)
+    _, (prompted,) = settings.loading.model_and_prompts([folder], settings.model)
+    save_peft(prompted, target, settings.kind, settings.task)
+    return target
+
+
+def read_from_peft(settings: Settings, folder: Path, target: Path) -> Path:
+    """Write a prompt of PEFT's as a run folder."""
+    if settings.model is None:
+        raise bad_value("model", "empty", "PEFT's folders do not say which one", "Give --model NAME.")
+    if settings.kind is not None:
+        raise bad_value("kind", settings.kind, "it is for --to-peft", "Leave --kind out.")
+    check_folder(target)
+    labels = [item.partition("=")[0] for item in settings.verbalizer]
+    verbalizer = read_verbalizer(settings.verbalizer, labels)
+    model = settings.loading.model(settings.model)
+    prompted = load_peft(folder, model, settings.template, verbalizer, settings.task)
+    save_language(prompted, target, {"method": {"name": "PEFT", "settings": {}}})
+    return target

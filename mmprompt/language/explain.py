@@ -1,0 +1,227 @@
+"""What a prompt of a language model does: the words its vectors lie near, what each is worth, and whether it is heard.
+
+Reading aids: a vector need not lie near any word, and attention is no proof of use. Leaving a vector out, and the
+distance between what the model says with and without a prompt, are measured on rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmprompt.errors import UserError, bad_value
+from mmprompt.language.data import TextRow
+from mmprompt.language.predictor import BATCH, PromptedModel
+from mmprompt.models.decoder.hf_cache import cache_argument, to_cache
+from mmprompt.models.decoder.model import FrozenLanguageModel, SiteVectors
+from mmprompt.models.decoder.packing import Question
+from mmprompt.models.decoder.reader import CausalReader
+from mmprompt.models.decoder.vectors import LM_INPUT, keys_values
+
+CHUNK = 8192
+
+
+def nearest_tokens(model: FrozenLanguageModel, vectors: Tensor, k: int = 5) -> list[list[tuple[str, float]]]:
+    """The k tokens whose embeddings point most nearly the way of each vector.
+
+    Args:
+        model: the frozen model.
+        vectors: [P, D].
+        k: tokens a vector, 1 or more.
+    Returns:
+        P lists of (token, cosine), nearest first; special tokens are left out.
+    Raises:
+        UserError: the vectors are not [P, D], or k is below 1.
+    """
+    if k < 1:
+        raise bad_value("k", k, "at least one token is needed", "Use 5.")
+    if vectors.dim() != 2 or vectors.shape[1] != model.width:
+        raise UserError(
+            f"the vectors have the shape {list(vectors.shape)}, but [P, {model.width}] was expected, the width of "
+            f"{model.name}. Give the vectors of lm.input."
+        )
+    query = F.normalize(vectors.detach().float(), dim=1)
+    found = []
+    for ids in torch.arange(model.vocabulary_size, device=model.device).split(CHUNK):
+        found.append(query @ F.normalize(model.embed(ids).float(), dim=1).T)
+    cosines = torch.cat(found, dim=1)
+    cosines[:, [i for i in model.tokenizer.all_special_ids if i < cosines.shape[1]]] = -1.0
+    best = cosines.topk(min(k, cosines.shape[1]), dim=1)
+    return [
+        [
+            (model.tokenizer.decode([token]).strip() or repr(model.tokenizer.decode([token])), value)
+            for token, value in pairs
+        ]
+        for pairs in (
+            zip(ids, values, strict=True)
+            for ids, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        )
+    ]
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far a vector went.
+
+    Attributes:
+        words: the nearest token at each moment that was looked at.
+        cosine: between where it started and where it is.
+        size: its root mean square, by that of the model's token embeddings.
+    """
+
+    words: tuple[str, ...]
+    cosine: float
+    size: float
+
+
+def drift(model: FrozenLanguageModel, moments: Sequence[Tensor]) -> list[Drift]:
+    """How the vectors of a prompt went from their start to their end.
+
+    Args:
+        model: the frozen model.
+        moments: [P, D] vectors at two or more moments of the training, such as `VectorWatch` keeps.
+    """
+    words = [[pairs[0][0] for pairs in nearest_tokens(model, vectors, 1)] for vectors in moments]
+    first, last = moments[0].float(), moments[-1].float()
+    cosines = F.cosine_similarity(first, last, dim=1).tolist()
+    sizes = (last.square().mean(1).sqrt() / model.embedding_rms).tolist()
+    return [Drift(tuple(w), c, s) for w, c, s in zip(zip(*words, strict=True), cosines, sizes, strict=True)]
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What is lost where one vector is left out.
+
+    Attributes:
+        loss: by how much the mean cross entropy of the labels grows, in nats; below zero where the vector harms.
+        accuracy: by how much the accuracy falls.
+    """
+
+    loss: float
+    accuracy: float
+
+
+def ablate(prompted: PromptedModel, rows: Sequence[TextRow]) -> list[Worth]:
+    """What each vector among the tokens is worth: the labels of some rows without it, its slot left out.
+
+    Args:
+        prompted: the model and its prompt, with labels.
+        rows: with labels.
+    """
+    n_vectors = prompted.bound.n_soft
+    whole = _loss_and_accuracy(prompted, rows, frozenset())
+    found = []
+    for place in range(n_vectors):
+        loss, accuracy = _loss_and_accuracy(prompted, rows, frozenset({-1 - place}))
+        found.append(Worth(loss - whole[0], whole[1] - accuracy))
+    return found
+
+
+@torch.no_grad()
+def _loss_and_accuracy(
+    prompted: PromptedModel, rows: Sequence[TextRow], without: frozenset[int]
+) -> tuple[float, float]:
+    verbalizer = prompted.verbalizer
+    wanted = torch.tensor([verbalizer.labels.index(row.label) for row in rows if row.label is not None])
+    if len(wanted) != len(rows):
+        raise UserError(
+            "some rows have no label, but what a vector is worth is measured on labels. Give labelled rows."
+        )
+    parts = []
+    for start in range(0, len(rows), BATCH):
+        some = rows[start : start + BATCH]
+        questions = [_without(prompted.question(row.fields, prompted.answers), without) for row in some]
+        predicted = prompted.model.predict(prompted.prompt.sources.vectors_of(some[0].task), questions, prompted.words)
+        words = predicted.answer_log_probs().unflatten(0, (len(some), -1))
+        parts.append(verbalizer.label_scores(words, predicted.lengths[: words.shape[1]]).cpu())
+    scores = torch.cat(parts)
+    return F.cross_entropy(scores, wanted).item(), (scores.argmax(1) == wanted).float().mean().item()
+
+
+def _without(question: Question, slots: frozenset[int]) -> Question:
+    return Question(tuple(slot for slot in question.slots if slot not in slots), question.answers)
+
+
+@torch.no_grad()
+def heard(prompted: PromptedModel, rows: Sequence[TextRow]) -> float:
+    """How much a prompt changes what the model says next: the mean KL divergence over rows, in nats.
+
+    Of the distribution over all tokens at the answer's first place, with the prompt from without it (its slots and its
+    keys and values left out). Near zero, the prompt is ignored.
+
+    Args:
+        prompted: the model and its prompt.
+        rows: what is read.
+    """
+    end = ((prompted.model.end_id,),)
+    soft = frozenset(-1 - place for place in range(prompted.bound.n_soft))
+    total = 0.0
+    for row in rows:
+        question = prompted.question(row.fields, end)
+        vectors = prompted.prompt.sources.vectors_of(row.task if prompted.prompt.sources.tasks else "")
+        learned = prompted.model.predict(vectors, [question]).logits[0].float().log_softmax(-1)
+        bare = prompted.model.predict({}, [_without(question, soft)]).logits[0].float().log_softmax(-1)
+        total += F.kl_div(bare, learned, log_target=True, reduction="sum").item()
+    return total / len(rows)
+
+
+@torch.no_grad()
+def attention_mass(prompted: PromptedModel, rows: Sequence[TextRow]) -> Tensor:
+    """How much of the attention goes to each vector where the answer is predicted: [blocks, P], means over heads, rows.
+
+    The P vectors are those among the tokens, or else the keys and values of a prefix.
+
+    Args:
+        prompted: a decoder-only model and its prompt.
+        rows: what is read.
+    Raises:
+        UserError: the model has an encoder, or keeps its attention to itself.
+    """
+    model = prompted.model
+    if not isinstance(model.reader, CausalReader):
+        raise UserError("attention to a prompt is shown for decoder-only models. Use ablate for this one.")
+    masses = []
+    with eager_attention(model.lm):
+        for row in rows:
+            slots = prompted.question(row.fields, ((model.end_id,),)).slots
+            vectors = prompted.prompt.sources.vectors_of(row.task if prompted.prompt.sources.tasks else "")
+            masses.append(_mass(model, model.reader, vectors, slots, prompted.bound.n_soft))
+    return torch.stack(masses).mean(0)
+
+
+def _mass(
+    model: FrozenLanguageModel, reader: CausalReader, vectors: SiteVectors, slots: tuple[int, ...], n_soft: int
+) -> Tensor:
+    learned = keys_values(vectors, model.kv_shape, model.dtype)
+    n_kept = learned[0][0].shape[2] if learned else 0
+    soft = vectors[LM_INPUT].values if LM_INPUT in vectors else None
+    x = reader.embed_slots(torch.tensor([slots], device=model.device), soft)
+    cache = cache_argument(model.lm.base_model, to_cache(learned))
+    out = model.lm.base_model(inputs_embeds=x, use_cache=True, output_attentions=True, **cache)
+    if not out.attentions or out.attentions[0] is None:
+        raise UserError(f"{model.name} keeps its attention to itself, so it cannot be shown. Use ablate.")
+    last = torch.stack([block[0, :, -1].float().mean(0) for block in out.attentions]).cpu()  # [blocks, n_kept + L]
+    if not n_soft:
+        return last[:, :n_kept]
+    found = torch.zeros(len(last), n_soft)
+    for place, slot in enumerate(slots):
+        if slot < 0:
+            found[:, -1 - slot] += last[:, n_kept + place]
+    return found
+
+
+@contextlib.contextmanager
+def eager_attention(lm: Any) -> Iterator[None]:
+    """The plain form of attention, which alone gives its weights; the model's own form is back afterwards."""
+    before = lm.config._attn_implementation
+    lm.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        lm.set_attn_implementation(before)

@@ -1,0 +1,160 @@
+"""What a language model generates with a prompt: answers to many rows, with prompts of any kind mixed, or one as it
+comes.
+
+What all rows of a prompt begin with is read once and handed over as keys and values, so a prompt costs nothing but
+the look at it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mmprompt.errors import UserError
+from mmprompt.language.data import TextRow
+from mmprompt.language.predictor import PromptedModel
+from mmprompt.models.decoder.generation import Generation, Job, generate, job_of
+from mmprompt.models.decoder.memory import Memory
+from mmprompt.models.decoder.model import shared_start
+from mmprompt.models.decoder.packing import Question
+
+
+@dataclass(frozen=True)
+class Generated:
+    """An answer that a model wrote.
+
+    Attributes:
+        text: without blanks around it.
+        n_tokens: without the end.
+        is_cut: whether it stopped for want of room.
+    """
+
+    text: str
+    n_tokens: int
+    is_cut: bool
+
+
+def generate_texts(
+    prompted: PromptedModel | Sequence[PromptedModel],
+    rows: Sequence[TextRow],
+    settings: Generation | None = None,
+) -> list[Generated]:
+    """One answer to each row, in order.
+
+    Args:
+        prompted: one for all rows, or one for each row, all with the same frozen model.
+        rows: N rows; their own answers are not looked at.
+        settings: how answers are searched.
+    Raises:
+        UserError: the prompts are of several models, or a row does not fit.
+    """
+    settings = settings or Generation()
+    each = [prompted] * len(rows) if isinstance(prompted, PromptedModel) else list(prompted)
+    if len(each) != len(rows):
+        raise UserError(
+            f"there are {len(rows)} rows and {len(each)} prompts, but one prompt a row was expected. "
+            "Give one for all, or one for each."
+        )
+    if len({id(one.model) for one in each}) > 1:
+        raise UserError("the prompts are of several models, but one batch has one model. Load them on the same model.")
+    if not rows:
+        return []
+    model = each[0].model
+    jobs = jobs_of(each, rows, settings.max_tokens)
+    return [generated(model, ids, settings) for ids in generate(model, jobs, settings)]
+
+
+def generated(model: Any, ids: tuple[int, ...], settings: Generation) -> Generated:
+    """The words of some tokens."""
+    text = model.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
+    return Generated(text, len(ids), len(ids) >= settings.max_tokens)
+
+
+def jobs_of(each: Sequence[PromptedModel], rows: Sequence[TextRow], n_answer: int) -> list[Job]:
+    """The rows as they are read; what several rows of a prompt begin with is read once."""
+    groups: dict[tuple[int, str], list[int]] = {}
+    for place, (one, row) in enumerate(zip(each, rows, strict=True)):
+        groups.setdefault((id(one), row.task if one.prompt.sources.tasks else ""), []).append(place)
+    jobs: dict[int, Job] = {}
+    for (_, task), places in groups.items():
+        one = each[places[0]]
+        vectors = one.prompt.sources.vectors_of(task)
+        texts = [slots_of(one, rows[place].fields, n_answer) for place in places]
+        start = compiled_start(one, task, texts)
+        for place, slots in zip(places, texts, strict=True):
+            if start is None:
+                jobs[place] = job_of(one.model, vectors, slots)
+            else:
+                jobs[place] = Job(start[1], slots[len(start[0]) :])
+    return [jobs[place] for place in range(len(rows))]
+
+
+def slots_of(prompted: PromptedModel, fields: Mapping[str, str], n_answer: int) -> tuple[int, ...]:
+    """A row as it is read before an answer."""
+    return prompted.bound.encode(fields, prompted.model.budget - prompted.n_prefix, n_answer).slots
+
+
+def compiled_start(
+    prompted: PromptedModel, task: str, texts: Sequence[tuple[int, ...]]
+) -> tuple[tuple[int, ...], Memory] | None:
+    """What some texts begin with, up to the last vector of the prompt, and its keys and values.
+
+    None where an encoder reads the prompt, or a vector stands behind what differs between texts.
+    """
+    model = prompted.model
+    if model.is_encoder_decoder:
+        return None
+    shared = shared_start([Question(text, ()) for text in texts])
+    if any(slot < 0 for text in texts for slot in text[len(shared) :]):
+        return None
+    n_prompt = max((place + 1 for place, slot in enumerate(shared) if slot < 0), default=0)
+    start = shared[:n_prompt]
+    kept = prompted.compiled.get(task)
+    if kept is None or kept[0] != start or is_learning(prompted):
+        with torch.no_grad():
+            kept = start, model.read_shared(prompted.prompt.sources.vectors_of(task), start)
+        prompted.compiled[task] = kept
+    return kept
+
+
+def is_learning(prompted: PromptedModel) -> bool:
+    """Whether the vectors may still change."""
+    return any(parameter.requires_grad for parameter in prompted.prompt.sources.parameters())
+
+
+def stream_text(prompted: PromptedModel, row: TextRow, settings: Generation | None = None) -> Iterator[str]:
+    """One answer, piece by piece as it is written.
+
+    Args:
+        prompted: the model and its prompt.
+        row: what is answered.
+        settings: greedy or sampled; beams cannot be streamed.
+    Raises:
+        UserError: beams were asked for, or the row does not fit.
+    """
+    from transformers import TextIteratorStreamer
+
+    settings = settings or Generation()
+    if settings.n_beams > 1:
+        raise UserError("an answer of several beams is known only at its end. Use --n-beams 1, or do not stream.")
+    jobs = jobs_of([prompted], [row], settings.max_tokens)
+    streamer = TextIteratorStreamer(prompted.model.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            generate(prompted.model, jobs, settings, streamer)
+        except BaseException as error:
+            failures.append(error)
+            streamer.end()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    yield from (piece for piece in streamer if piece)
+    thread.join()
+    if failures:
+        raise failures[0]

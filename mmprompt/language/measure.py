@@ -1,0 +1,309 @@
+"""What prompts of a language model are worth on rows held out, beside the model without one and beside instructions.
+
+Where rows have labels, labels are told apart; where they have answers, answers are generated and compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmprompt.core.metrics import Evaluation, evaluate_probabilities, paired_bootstrap
+from mmprompt.errors import UserError, unknown_name
+from mmprompt.language.data import TextData, TextRow
+from mmprompt.language.generation import generate_texts
+from mmprompt.language.predictor import LanguagePrompt, PromptedModel
+from mmprompt.language.sources import LanguageSources
+from mmprompt.language.task import default_template, verbalizer_of
+from mmprompt.language.templates.syntax import Group
+from mmprompt.language.templates.template import Template
+from mmprompt.language.templates.verbalizer import CONTENT_FREE, calibrate
+from mmprompt.language.text_metrics import TextScores, score_texts
+from mmprompt.models.decoder.generation import Generation
+from mmprompt.models.decoder.model import FrozenLanguageModel
+from mmprompt.models.image_features import Progress
+
+ROWS_AT_ONCE = 64
+"""Rows between two looks at the progress."""
+NO_PROMPT = "no prompt"
+
+
+@dataclass(frozen=True)
+class LanguageScore:
+    """What one prompt is worth.
+
+    Attributes:
+        name: of the prompt.
+        template: as it is written; of no prompt with its soft slots empty.
+        answers: to each of N rows, a label or a generated text.
+        labels: accuracy, macro F1 and confusion, None where texts were generated.
+        texts: exact match, BLEU, chrF and ROUGE-L, None where labels were told apart.
+    """
+
+    name: str
+    template: str
+    answers: tuple[str, ...]
+    labels: Evaluation | None = None
+    texts: TextScores | None = None
+
+    @property
+    def right(self) -> np.ndarray:
+        """[N] booleans, whether each answer is the expected one."""
+        return self.labels.correct if self.labels is not None else np.array(self._texts.is_exact)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the share that is right."""
+        return self.labels.interval if self.labels is not None else self._texts.interval
+
+    @property
+    def _texts(self) -> TextScores:
+        assert self.texts is not None, "one of both is there"
+        return self.texts
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        found: dict[str, Any] = {"name": self.name, "template": self.template}
+        if self.labels is not None:
+            confusion = {"labels": list(self.labels.class_names), "counts": self.labels.confusion.tolist()}
+            found |= {"accuracy": self.labels.accuracy, "interval": list(self.interval)}
+            found |= {"macro_f1": self.labels.macro_f1, "per_label": self.labels.per_class, "confusion": confusion}
+        if self.texts is not None:
+            found |= {"exact_match": self.texts.exact_match, "interval": list(self.interval)}
+            found |= {"bleu": self.texts.bleu, "chrf": self.texts.chrf, "rouge_l": self.texts.rouge_l}
+            found |= {"signatures": dict(self.texts.signatures)}
+        return found | {"answers": list(self.answers)}
+
+
+@dataclass(frozen=True)
+class LanguageGain:
+    """By how much more rows one prompt is right than another, 0..1.
+
+    Attributes:
+        of, over: their names.
+        gain: the difference of the shares.
+        interval: its 95 % interval, paired over rows.
+    """
+
+    of: str
+    over: str
+    gain: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class LanguageMeasure:
+    """Several prompts on the same rows.
+
+    Attributes:
+        model, data, split: what was measured on what.
+        n_rows: how many rows.
+        is_calibrated: whether what the model answers to texts that say nothing was divided out, of every prompt.
+        scores: of the learned prompts, of none, and of instructions, in this order.
+        gains: of the first prompt over none and over the best instruction. The best is chosen on these very rows,
+            which favours it.
+        left_out: instructions that are chats, where the model has no template for chats.
+    """
+
+    model: str
+    data: str
+    split: str
+    n_rows: int
+    is_calibrated: bool
+    scores: tuple[LanguageScore, ...]
+    gains: tuple[LanguageGain, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        plain = {name: getattr(self, name) for name in ("model", "data", "split", "n_rows", "is_calibrated")}
+        scores = [score.to_dict() for score in self.scores]
+        gains = [asdict(gain) for gain in self.gains]
+        return plain | {"scores": scores, "gains": gains, "left_out": list(self.left_out)}
+
+
+def compare_language(
+    model: FrozenLanguageModel,
+    prompts: Mapping[str, PromptedModel],
+    data: TextData,
+    split: str = "test",
+    is_calibrated: bool = False,
+    progress: Progress | None = None,
+) -> LanguageMeasure:
+    """Measure prompts beside the model without one and beside the hand-written instructions of the data.
+
+    Args:
+        model: the frozen model that the prompts are of.
+        prompts: by name, perhaps none.
+        data: rows and instructions.
+        split: train, val or test.
+        is_calibrated: as in `measure_language`.
+        progress: called with how many answers there are and how many there will be.
+    Raises:
+        UserError: as in `measure_language`.
+    """
+    first = next(iter(prompts.values()), None)
+    learned = dict(prompts)
+    plain = {NO_PROMPT: plain_model(model, data, first)}
+    instructions = instruction_models(model, data)
+    every = learned | plain | instructions
+    n_rows, scores = len(data.rows(split)), []
+    for number, (name, prompted) in enumerate(every.items()):
+
+        def told(done: int, _: int, number: int = number) -> None:
+            if progress is not None:
+                progress(number * n_rows + done, len(every) * n_rows)
+
+        scores.append(measure_language(prompted, data, split, name, is_calibrated, progress=told))
+    others = scores[len(learned) :]
+    compared = [others[0], *([best_of(others[1:])] if instructions else [])]
+    gains = tuple(gain_over(scores[0], other) for other in compared) if learned else ()
+    left_out = tuple(text for text in data.instructions if text not in {one.template for one in others[1:]})
+    return LanguageMeasure(model.name, data.name, split, n_rows, is_calibrated, tuple(scores), gains, left_out)
+
+
+def measure_language(
+    prompted: PromptedModel,
+    data: TextData,
+    split: str = "test",
+    name: str = "prompt",
+    is_calibrated: bool = False,
+    generation: Generation | None = None,
+    progress: Progress | None = None,
+) -> LanguageScore:
+    """Measure one prompt.
+
+    Args:
+        prompted: the frozen model and the prompt.
+        data: the rows.
+        split: train, val or test.
+        name: what to call the prompt.
+        is_calibrated: divide out what the model answers to texts that say nothing (see `verbalizer.calibrate`).
+        generation: how answers are searched; by default greedily, as long as the longest expected one. Where no
+            expected answer has several lines, what follows the first line is left away.
+        progress: called with how many rows are done and how many there are.
+    Raises:
+        UserError: there are no rows, their labels are not those of the prompt, or something does not fit.
+    """
+    rows = data.rows(split)
+    if not rows:
+        raise UserError(f"{data.name} has no {split} rows to measure on. Use another --split.")
+    template = prompted.prompt.template.text
+    if data.labels:
+        probabilities, truth = _told_apart(prompted, data, rows, is_calibrated, progress)
+        labels = prompted.verbalizer.labels
+        found = evaluate_probabilities(probabilities, truth, labels)
+        return LanguageScore(name, template, tuple(labels[place] for place in found.predictions), labels=found)
+    if prompted.prompt.verbalizer is not None:
+        raise UserError(f"this prompt tells labels apart, but the rows of {data.name} have answers. Use other --data.")
+    if is_calibrated:
+        raise UserError("calibration is for labels, but these rows have answers. Leave it out.")
+    expected = [row.answer or "" for row in rows]
+    texts = _generated(prompted, rows, generation or as_long_as(prompted, expected), progress)
+    if not any("\n" in answer for answer in expected):
+        texts = [text.partition("\n")[0].strip() for text in texts]
+    return LanguageScore(name, template, tuple(texts), texts=score_texts(texts, expected))
+
+
+def as_long_as(prompted: PromptedModel, answers: Sequence[str]) -> Generation:
+    """Generation with one token more than the longest of some answers has."""
+    return Generation(max_tokens=1 + max(map(len, prompted.bound.answers(answers))))
+
+
+def plain_model(model: FrozenLanguageModel, data: TextData, prompted: PromptedModel | None = None) -> PromptedModel:
+    """The model without a prompt: the template with nothing in its soft slots.
+
+    Args:
+        model: the frozen model.
+        data: whose template is taken where there is no learned one.
+        prompted: whose template is taken if it has vectors; one in words alone has no template without them.
+    """
+    has_vectors = prompted is not None and bool(prompted.prompt.sources.sites)
+    if prompted is not None and has_vectors:
+        template, verbalizer = prompted.prompt.template, prompted.prompt.verbalizer
+    else:
+        template, verbalizer = Template.parse(data.template or default_template(data)), verbalizer_of(data)
+    empty = replace(template, groups=tuple(Group(n_vectors=0) for _ in template.groups))
+    return PromptedModel(model, LanguagePrompt(empty, LanguageSources({}), verbalizer))
+
+
+def instruction_models(model: FrozenLanguageModel, data: TextData) -> dict[str, PromptedModel]:
+    """The model with each hand-written instruction of the data.
+
+    Chats are left out where the model's tokenizer has no template for chats.
+    """
+    templates = {
+        f"instruction {number}": Template.parse(text) for number, text in enumerate(data.instructions, start=1)
+    }
+    has_chat = bool(getattr(model.tokenizer, "chat_template", None))
+    return {
+        name: PromptedModel(model, LanguagePrompt(template, LanguageSources({}), verbalizer_of(data)))
+        for name, template in templates.items()
+        if has_chat or not template.is_chat
+    }
+
+
+def best_of(scores: Sequence[LanguageScore]) -> LanguageScore:
+    """The one that is right most often; of equals the first."""
+    return max(scores, key=lambda score: int(score.right.sum()))
+
+
+def gain_over(score: LanguageScore, other: LanguageScore) -> LanguageGain:
+    """By how much more rows a prompt is right than another."""
+    low, high = paired_bootstrap(score.right[None], other.right[None])
+    return LanguageGain(score.name, other.name, float(score.right.mean() - other.right.mean()), (low, high))
+
+
+def _told_apart(
+    prompted: PromptedModel,
+    data: TextData,
+    rows: Sequence[TextRow],
+    is_calibrated: bool,
+    progress: Progress | None,
+) -> tuple[np.ndarray, list[int]]:
+    """[N, C] probabilities of the labels, and the number of each row's own."""
+    labels = prompted.verbalizer.labels
+    for label in data.labels:
+        if label not in labels:
+            advice = "Use the --data that the prompt was learned from."
+            raise unknown_name("label of this prompt", label, labels, advice)
+    parts = []
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        some = rows[start : start + ROWS_AT_ONCE]
+        parts.append(prompted.label_log_probs(some))
+        _tell(progress, start + len(some), len(rows))
+    found = torch.cat(parts)
+    if is_calibrated:
+        found = _calibrated(prompted, rows, found)
+    return found.exp().double().cpu().numpy(), [labels.index(row.label or "") for row in rows]
+
+
+def _calibrated(prompted: PromptedModel, rows: Sequence[TextRow], log_probs: Tensor) -> Tensor:
+    """The log-probabilities, task by task, without what is answered to texts that say nothing."""
+    fields, found = prompted.prompt.template.fields, log_probs.clone()
+    tasks = [row.task if prompted.prompt.sources.tasks else "" for row in rows]
+    for task in dict.fromkeys(tasks):
+        empty = [TextRow(dict.fromkeys(fields, text), task=task) for text in CONTENT_FREE]
+        is_its = torch.tensor([one == task for one in tasks], device=found.device)
+        found[is_its] = calibrate(log_probs[is_its], prompted.label_log_probs(empty))
+    return found
+
+
+def _generated(
+    prompted: PromptedModel, rows: Sequence[TextRow], settings: Generation, progress: Progress | None
+) -> list[str]:
+    texts: list[str] = []
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        texts += [one.text for one in generate_texts(prompted, rows[start : start + ROWS_AT_ONCE], settings)]
+        _tell(progress, len(texts), len(rows))
+    return texts
+
+
+def _tell(progress: Progress | None, done: int, total: int) -> None:
+    if progress is not None:
+        progress(done, total)

@@ -1,0 +1,203 @@
+"""A start for prompts of tasks to come: vectors from which a few steps on a few rows of a new task suffice.
+
+They are learned over several tasks by Reptile (Nichol et al. 2018, "On First-Order Meta-Learning Algorithms"): a prompt
+is trained for a few steps on one task, and the start moves towards where that led, task after task. Each task keeps its
+own template and words of its labels; the vectors alone are shared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmprompt.core.file import check_new
+from mmprompt.core.sources import FreeVectors
+from mmprompt.errors import UserError, bad_value
+from mmprompt.language.data import TextData, TextRow, load_texts
+from mmprompt.language.file import save_language
+from mmprompt.language.methods import LANGUAGE_METHODS, LanguageMethod, MultitaskPrompt, PromptTuning
+from mmprompt.language.predictor import LanguagePrompt, PromptedModel
+from mmprompt.language.sources import LanguageSources
+from mmprompt.language.start import Start, start_vectors
+from mmprompt.language.task import LanguageProblem, LanguageTask, objective_of, refuse_changed, untrained
+from mmprompt.language.templates.template import Template
+from mmprompt.models.decoder.load import load_language_model
+from mmprompt.models.decoder.model import FrozenLanguageModel
+from mmprompt.models.decoder.vectors import LM_INPUT
+from mmprompt.training.config import surroundings
+from mmprompt.training.lock import run_lock
+from mmprompt.training.loop import train
+from mmprompt.training.recipe import Recipe
+from mmprompt.training.seeds import derive_seed, epoch_order
+
+TEMPLATE = "{soft} {answer}"
+"""Of the saved start: vectors alone, for whatever template comes."""
+
+
+@dataclass(frozen=True)
+class MetaResult:
+    """A start that was learned.
+
+    Args:
+        prompted: the frozen model with the start, without any task.
+        vectors: [P, D] in the model's own size.
+        history: of each round `round`, `task` and `loss`, the mean over its steps.
+        folder: the prompt folder, None if nothing was written.
+    """
+
+    prompted: PromptedModel
+    vectors: Tensor
+    history: list[dict[str, Any]]
+    folder: Path | None
+
+
+def meta_start(
+    datas: Sequence[TextData | Path | str],
+    model: FrozenLanguageModel | str = "tiny",
+    method: LanguageMethod | None = None,
+    recipe: Recipe | None = None,
+    seed: int = 1,
+    n_rounds: int = 24,
+    n_inner: int = 10,
+    out: Path | str | None = None,
+    start: Start | None = None,
+    rate: float = 1.0,
+) -> MetaResult:
+    """Learn vectors that a new task is soon learned from: `Start(start="prompt", from_prompt=out)`.
+
+    Args:
+        datas: two or more tasks, each with a template of its own (or the default one).
+        model: a model or the name of one.
+        method: one that learns vectors among the tokens; `PromptTuning()` by default.
+        recipe: optimiser, learning rate and batch size of the steps on a task; the method's own by default. They begin
+            anew in every round, and the rate stays as it is.
+        seed: of the order of tasks and rows and of what is drawn.
+        n_rounds: tasks that are trained on one after another; each comes equally often.
+        n_inner: steps in a round.
+        out: a new prompt folder; nothing is written without.
+        start: where the first round starts; labels are those of all tasks.
+        rate: the share of the way to a task's vectors that the start moves, falling to zero with the last round.
+    Raises:
+        UserError: something in the input cannot be; nothing is written then.
+        RunFailed: the loss stopped being finite, or weights of the model changed.
+    """
+    tasks = [data if isinstance(data, TextData) else load_texts(data) for data in datas]
+    model = load_language_model(model) if isinstance(model, str) else model
+    method = PromptTuning() if method is None else method
+    recipe = replace(type(method).recipe if recipe is None else recipe, epochs=None, warmup_epochs=0, patience=None)
+    _check(tasks, method, n_rounds, n_inner, rate)
+    folder = None if out is None else Path(out)
+    with contextlib.nullcontext() if folder is None else run_lock(folder):
+        if folder is not None:
+            check_new(folder)
+        each = _with_one_prompt(model, tasks, method, start or Start(), seed)
+        sources = each[0].prompt.sources
+        history = []
+        for number in range(n_rounds):
+            place = epoch_order(derive_seed(seed, "tasks"), number // len(tasks), len(tasks))[number % len(tasks)]
+            rows = drawn_rows(tasks[place].train, n_inner * recipe.batch_size, derive_seed(seed, "rows", number))
+            problem = LanguageProblem(each[place], sources, rows, (), objective_of(LanguageTask(), each[place]))
+            loss = _round(problem, recipe, derive_seed(seed, "round", number), rate * (1 - number / n_rounds))
+            history.append({"round": number + 1, "task": tasks[place].name, "loss": loss})
+        refuse_changed(model)
+        vectors = sources.vectors()[LM_INPUT].values.detach().clone()
+        prompted = _alone(model, vectors)
+        if folder is not None:
+            facts = {"recipe": asdict(recipe), "seed": seed, **surroundings(model)}
+            save_language(prompted, folder, facts | _described(tasks, method, n_rounds, n_inner, rate))
+    return MetaResult(prompted, vectors, history, folder)
+
+
+def few_steps(data: TextData, n_steps: int, batch_size: int, seed: int = 1) -> TextData:
+    """The same data with training rows for exactly some steps in one epoch: passes over all rows in a drawn order.
+
+    Args:
+        data: what a prompt is to be adapted to.
+        n_steps: 1 or more.
+        batch_size: of the recipe, whose `epochs` are to be 1.
+        seed: of the order.
+    """
+    return replace(data, train=drawn_rows(data.train, n_steps * batch_size, seed))
+
+
+def drawn_rows(rows: Sequence[TextRow], n_rows: int, seed: int) -> tuple[TextRow, ...]:
+    """So many rows, in passes over all of them, each in an order of its own."""
+    n_passes = -(-n_rows // len(rows))
+    order = [place for turn in range(n_passes) for place in epoch_order(seed, turn, len(rows))]
+    return tuple(rows[place] for place in order[:n_rows])
+
+
+def _round(problem: LanguageProblem, recipe: Recipe, seed: int, rate: float) -> float:
+    """Train on one task and move the start a part of the way there; the mean loss of the steps."""
+    parameters = list(problem.module.parameters())
+    before = [parameter.detach().clone() for parameter in parameters]
+    (record,) = train(problem, recipe, seed, 1)
+    with torch.no_grad():
+        for parameter, old in zip(parameters, before, strict=True):
+            parameter.copy_(old + rate * (parameter - old))
+    return float(record["loss"])
+
+
+def _with_one_prompt(
+    model: FrozenLanguageModel, tasks: Sequence[TextData], method: LanguageMethod, start: Start, seed: int
+) -> list[PromptedModel]:
+    """Each task's template and labels around the same vectors."""
+    each = [untrained(model, data, method, LanguageTask(), Start(start="random"), seed) for data in tasks]
+    for data, prompted in zip(tasks, each, strict=True):
+        if prompted.bound.n_soft != method.n_vectors:
+            raise UserError(
+                f"the template of {data.name} has {prompted.bound.n_soft} soft slots, but all tasks share "
+                f"{method.n_vectors} vectors. Write one {{soft}} and no other soft slots."
+            )
+    labels = [ids for prompted in each for ids in prompted.answers]
+    texts = [
+        model.tokenizer(text, add_special_tokens=False)["input_ids"]
+        for data in tasks
+        for row in data.train
+        for text in row.fields.values()
+    ]
+    values = start_vectors(model, start, each[0].bound, 0, labels, texts, seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "sources"))
+        sources = method.sources(model, values)
+    return [PromptedModel(model, replace(prompted.prompt, sources=sources)) for prompted in each]
+
+
+def _alone(model: FrozenLanguageModel, vectors: Tensor) -> PromptedModel:
+    sources = LanguageSources({LM_INPUT: FreeVectors(vectors)}).to(model.device).requires_grad_(False)
+    return PromptedModel(model, LanguagePrompt(Template.parse(TEMPLATE), sources, None, len(vectors)))
+
+
+def _check(tasks: Sequence[TextData], method: LanguageMethod, n_rounds: int, n_inner: int, rate: float) -> None:
+    """Refuse what no start can be learned from."""
+    if len(tasks) < 2:
+        raise UserError(f"there are {len(tasks)} tasks, but a start is learned over two or more. Give more.")
+    if not method.n_vectors or isinstance(method, MultitaskPrompt):
+        raise UserError("a start is learned for vectors among the tokens that all tasks share. Use prompt-tuning.")
+    for name, value in (("n_rounds", n_rounds), ("n_inner", n_inner)):
+        if value < 1:
+            raise bad_value(name, value, "it must be 1 or more", "Use 24 rounds of 10 steps.")
+    if not 0 < rate <= 1:
+        raise bad_value("rate", rate, "it must be above 0 and at most 1", "Use 1.")
+
+
+def _described(
+    tasks: Sequence[TextData], method: LanguageMethod, n_rounds: int, n_inner: int, rate: float
+) -> dict[str, Any]:
+    """What the prompt file says of how the start was learned."""
+    names = {kind: name for name, kind in LANGUAGE_METHODS.items()}
+    return {
+        "method": {"name": names.get(type(method), type(method).__name__), "settings": asdict(method)},  # type: ignore[call-overload]
+        "meta": {
+            "tasks": {data.name: data.fingerprint for data in tasks},
+            "n_rounds": n_rounds,
+            "n_inner": n_inner,
+            "rate": rate,
+        },
+    }

@@ -1,0 +1,1 @@
+"""PEFT's folders of prompts, read and written."""

@@ -1,0 +1,1 @@
+"""Prompts in words, searched and not trained."""

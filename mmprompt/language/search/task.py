@@ -1,0 +1,387 @@
+"""Searched prompts: words, not vectors, that make the answers of given rows probable to a frozen language model.
+
+What comes out is a template of words alone, saved and used as any other prompt.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmprompt.core.file import check_new
+from mmprompt.core.sources import ScaledVectors
+from mmprompt.errors import UserError, bad_file, bad_value
+from mmprompt.language.data import TextData, load_texts
+from mmprompt.language.file import save_language
+from mmprompt.language.methods import HardPrompt, at_least_one, unit_of
+from mmprompt.language.predictor import LanguagePrompt, PromptedModel
+from mmprompt.language.search.loss import Scored, WordObjective, best_of, row_order
+from mmprompt.language.search.methods import (
+    SEARCHES,
+    CoordinateSearch,
+    Projection,
+    Vocabulary,
+    WordSearch,
+    readable,
+)
+from mmprompt.language.search.words import TokenIds, allowed_tokens, start_words
+from mmprompt.language.sources import LanguageSources
+from mmprompt.language.start import Start, start_vectors
+from mmprompt.language.task import (
+    LanguageProblem,
+    LanguageTask,
+    default_template,
+    language_config,
+    objective_of,
+    refuse_changed,
+    verbalizer_of,
+)
+from mmprompt.language.templates.template import Template
+from mmprompt.models.decoder.load import load_language_model
+from mmprompt.models.decoder.model import FrozenLanguageModel
+from mmprompt.training.callbacks import Callback, WriteConfig
+from mmprompt.training.checkpoint import checkpoint_folders
+from mmprompt.training.config import provenance
+from mmprompt.training.lock import run_lock
+from mmprompt.training.log import append_log, write_log
+from mmprompt.training.problem import Run
+from mmprompt.training.seeds import generator
+
+N_TOKENS = 10
+"""Tokens of a template's bare `{soft}` where nothing says how many."""
+N_NEAREST = 64
+"""Tokens near a vector that may stand for it."""
+_log = logging.getLogger(__name__)
+
+Steps = Iterator[tuple[Scored, float]]
+"""After each step the best prompt so far, and the loss over the rows of that step's gradient."""
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """A finished search.
+
+    Args:
+        prompted: the frozen model with the words that were found.
+        text: the words; those of several places are parted by " ... ".
+        token_ids: their tokens, which the text gives back in every row.
+        loss: over the training rows that were scored.
+        start_text, start_loss: of the words that the search started from.
+        history: one dict per step, as in `log.jsonl`.
+        data: what it was searched on.
+        folder: the run folder, None if nothing was written.
+        notices: what a careful reader should know, one sentence each.
+    """
+
+    prompted: PromptedModel
+    text: str
+    token_ids: TokenIds
+    loss: float
+    start_text: str
+    start_loss: float
+    history: list[dict[str, Any]]
+    data: TextData
+    folder: Path | None
+    notices: tuple[str, ...] = ()
+
+
+def search_words(
+    data: TextData | Path | str,
+    model: FrozenLanguageModel | str = "tiny",
+    template: str | None = None,
+    search: WordSearch | None = None,
+    n_tokens: int | None = None,
+    start: Start | None = None,
+    task: LanguageTask | None = None,
+    out: Path | str | None = None,
+    seed: int = 1,
+    callbacks: Sequence[Callback] = (),
+) -> SearchResult:
+    """Search a prompt in words for a frozen language model.
+
+    Args:
+        data: rows, or the path of a JSONL file.
+        model: a model or the name of one.
+        template: whose soft slots become words; by default that of the task, or the data's own.
+        search: `CoordinateSearch()` by default, or `Projection()`.
+        n_tokens: of the template's bare `{soft}`; by default as many as the words that the search starts from, or 10.
+        start: words, or vectors whose nearest tokens the search starts from.
+        task: verbalizer and objective.
+        out: a new run folder; nothing is written without.
+        seed: of what is drawn.
+        callbacks: told of each step as of an epoch.
+    Returns:
+        the best words on the way, the start among them.
+    Raises:
+        UserError: something in the input cannot be, or another process writes to `out`; nothing is written then.
+        RunFailed: weights of the model changed.
+    """
+    data = data if isinstance(data, TextData) else load_texts(data)
+    model = load_language_model(model) if isinstance(model, str) else model
+    search, start = search or CoordinateSearch(), start or Start()
+    task = task or LanguageTask()
+    task = task if template is None else replace(task, template=template)
+    folder = None if out is None else Path(out)
+    with contextlib.nullcontext() if folder is None else run_lock(folder):
+        if folder is not None:
+            refuse_used(folder)
+        setting = prepare(data, model, search, task, start, n_tokens, seed)
+        config = search_config(setting, search, task, start, seed)
+        best, history = _follow(setting, search, config, folder, callbacks, seed)
+        refuse_changed(model)
+        result = result_of(setting, best, history, folder)
+        for notice in result.notices:
+            _log.warning("%s", notice)
+        if folder is not None:
+            found = {"text": result.text, "token_ids": list(best.ids), "loss": best.loss}
+            save_language(result.prompted, folder, provenance(config) | found | {"notices": list(result.notices)})
+    return result
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a search moves in.
+
+    Args:
+        data: all rows.
+        prompted: the frozen model and the template with soft slots, which no vectors fill.
+        objective: what counts, over the rows that prompts are scored on.
+        vocabulary: the tokens that a prompt may hold.
+        vectors: [P, D] that the search starts from.
+        start: their words.
+    """
+
+    data: TextData
+    prompted: PromptedModel
+    objective: WordObjective
+    vocabulary: Vocabulary
+    vectors: Tensor
+    start: Scored
+
+    def text(self, ids: TokenIds) -> str:
+        """The words of all places of a prompt."""
+        return " ... ".join(part.strip() for part in self.objective.words.texts(ids))
+
+
+def prepare(
+    data: TextData,
+    model: FrozenLanguageModel,
+    search: WordSearch,
+    task: LanguageTask,
+    start: Start,
+    n_tokens: int | None,
+    seed: int,
+) -> Setting:
+    """Bring template, rows and tokens together, and score the words that the search starts from.
+
+    Raises:
+        UserError: they do not go together, or the words to start from cannot be used.
+    """
+    template = Template.parse(task.template or data.template or default_template(data))
+    if n_tokens is not None:
+        at_least_one("n_tokens", n_tokens)
+    if start.words:
+        template = start_words(template, start.words)
+    sources = LanguageSources({})
+    verbalizer = verbalizer_of(data, task.verbalizer)
+    prompted = PromptedModel(model, LanguagePrompt(template, sources, verbalizer, n_tokens or N_TOKENS))
+    if not prompted.bound.n_soft:
+        raise UserError("a search puts words in the places of soft vectors, but the template has no {soft}. Add it.")
+    if start.words and n_tokens not in (None, prompted.bound.n_soft):
+        expected = f"the words to start from have {prompted.bound.n_soft}"
+        raise bad_value("n_tokens", n_tokens, expected, "Leave --n-tokens out, or give other --words.")
+    kept = sorted(row_order(data.train, generator(seed, "rows"))[: search.n_rows])
+    rows = [data.train[row] for row in kept]
+    objective = WordObjective(prompted, rows, objective_of(task, prompted), search.fluency)
+    allowed = allowed_tokens(model.tokenizer, model.vocabulary_size, search.ascii_only).to(model.device)
+    vocabulary = Vocabulary(objective.embeddings, allowed)
+    labels = prompted.answers
+    texts = [
+        model.tokenizer(text, add_special_tokens=False)["input_ids"] for row in rows for text in row.fields.values()
+    ]
+    vectors = start_vectors(model, start, prompted.bound, 0, labels, texts, seed)
+    ids = first_words(objective, vocabulary, vectors, prompted.bound.soft_starts)
+    return Setting(data, prompted, objective, vocabulary, vectors, objective.score(ids))
+
+
+def first_words(
+    objective: WordObjective, vocabulary: Vocabulary, vectors: Tensor, given: Sequence[int | None]
+) -> TokenIds:
+    """The words nearest to the vectors that a search starts from; those that the user gave are left as they are.
+
+    Raises:
+        UserError: they are not read back.
+    """
+    nearest = vocabulary.nearest(vectors, N_NEAREST).tolist()
+    ids = readable(
+        [some if token is None else [token] for some, token in zip(nearest, given, strict=True)],
+        objective.first_misread,
+    )
+    if ids is None or not objective.reads_back(ids):
+        raise UserError(
+            "the words to start from are not read back within the template: as one text they give other tokens. "
+            "Put a blank before and after {soft}, or start from other words."
+        )
+    return ids
+
+
+def search_config(setting: Setting, search: WordSearch, task: LanguageTask, start: Start, seed: int) -> dict[str, Any]:
+    """All that is needed to repeat a search, JSON-ready: the content of `run.json`."""
+    model = setting.prompted.model
+    names = {kind: name for name, kind in SEARCHES.items()}
+    config = language_config(HardPrompt(), model, setting.data, task, start, search.recipe, seed, setting.prompted)
+    method = {"name": names.get(type(search), type(search).__name__), "settings": asdict(search)}
+    return config | {"method": method, "n_tokens": setting.prompted.bound.n_soft}
+
+
+def result_of(setting: Setting, best: Scored, history: list[dict[str, Any]], folder: Path | None) -> SearchResult:
+    """What was found, as a prompt in words."""
+    template = setting.objective.words.template(best.ids)
+    prompt = LanguagePrompt(template, LanguageSources({}), setting.prompted.prompt.verbalizer)
+    notices = []
+    if best.ids == setting.start.ids:
+        notices.append("The search found nothing better than the words it started from.")
+    n_rows, n_all = len(setting.objective.rows), len(setting.data.train)
+    if n_rows < n_all:
+        notices.append(f"Prompts were scored on {n_rows} of {n_all} training rows.")
+    return SearchResult(
+        PromptedModel(setting.prompted.model, prompt),
+        setting.text(best.ids),
+        best.ids,
+        best.loss,
+        setting.text(setting.start.ids),
+        setting.start.loss,
+        history,
+        setting.data,
+        folder,
+        tuple(notices),
+    )
+
+
+def refuse_used(folder: Path) -> None:
+    """Refuse a folder that holds a finished run, or one that can be resumed.
+
+    Raises:
+        UserError: it does.
+    """
+    check_new(folder)
+    if checkpoint_folders(folder / "checkpoint"):
+        raise bad_file(folder, "holds the checkpoints of a training", "Give another output folder.")
+
+
+def _follow(
+    setting: Setting,
+    search: WordSearch,
+    config: dict[str, Any],
+    folder: Path | None,
+    callbacks: Sequence[Callback],
+    seed: int,
+) -> tuple[Scored, list[dict[str, Any]]]:
+    """Search to the end; the best prompt, and the record of each step."""
+    objective = setting.objective
+    steps = steps_of(setting, search, seed)
+    problem = LanguageProblem(setting.prompted, setting.prompted.prompt.sources, objective.rows)
+    run = Run(problem, search.recipe, search.n_steps, 1)
+    listeners = callbacks if folder is None else (WriteConfig(folder, config), *callbacks)
+    best = setting.start
+    with contextlib.ExitStack() as stack:
+        for listener in listeners:
+            stack.callback(listener.close)
+            listener.on_train_begin(run)
+        if folder is not None:
+            write_log(folder / "log.jsonl", [])
+        began = time.monotonic()
+        for best, batch_loss in steps:
+            record: dict[str, Any] = {"epoch": len(run.history) + 1, "loss": best.loss, "batch_loss": batch_loss}
+            record |= {"text": setting.text(best.ids), "seconds": round(time.monotonic() - began, 3)}
+            for listener in listeners:
+                listener.on_epoch_end(run, len(run.history), record)
+            run.history.append(record)
+            if folder is not None:
+                append_log(folder / "log.jsonl", record)
+            if run.is_stopped:
+                break
+            began = time.monotonic()
+        for listener in listeners:
+            listener.on_train_end(run)
+    return best, run.history
+
+
+def steps_of(setting: Setting, search: WordSearch, seed: int) -> Steps:
+    """The steps of one of the two ways of searching."""
+    if isinstance(search, Projection):
+        return project(setting, search, seed)
+    assert isinstance(search, CoordinateSearch), "there is no third way"
+    return exchange(setting, search, seed)
+
+
+def project(setting: Setting, search: Projection, seed: int) -> Steps:
+    """Move soft vectors by the gradient at the words nearest to them."""
+    objective, best = setting.objective, setting.start
+    module = ScaledVectors(setting.vectors, unit=unit_of(objective.prompted.model, setting.vectors))
+    optimizer = torch.optim.AdamW([module.values], lr=search.lr, weight_decay=search.weight_decay)
+    seen = {best.ids}
+    for step in range(search.n_steps):
+        order = row_order(objective.rows, generator(seed, "rows", step))
+        which = order[: search.batch_size]
+        nearest = setting.vocabulary.nearest(module().values.detach(), N_NEAREST).tolist()
+        ids = readable(nearest, objective.first_misread)
+        gradient = objective.gradient(ids or tuple(some[0] for some in nearest), which)
+        optimizer.zero_grad()
+        module().values.backward(gradient.by_embedding.float())
+        optimizer.step()
+        if ids is not None and ids not in seen and gradient.loss < objective.loss_of(best, which):
+            best = best_of(objective, [ids], best, order, search.batch_size) or best
+            seen.add(ids)
+        yield best, gradient.loss
+
+
+def exchange(setting: Setting, search: CoordinateSearch, seed: int) -> Steps:
+    """Exchange one token at a time for the best of those that the gradient proposes."""
+    objective, best = setting.objective, setting.start
+    seen = {best.ids}
+    n_waited = 0
+    for step in range(search.n_steps):
+        draw = generator(seed, "candidates", step)
+        order = row_order(objective.rows, generator(seed, "rows", step))
+        gradient = objective.gradient(best.ids, order[: search.batch_size])
+        by_token = gradient.by_token(objective.embeddings)
+        proposed = setting.vocabulary.proposals(by_token, best.ids, search.top_k)
+        candidates = drawn(proposed, best.ids, search.n_candidates, draw, partial(is_new, objective, frozenset(seen)))
+        seen |= set(candidates)
+        found = best_of(objective, candidates, best, order, search.batch_size) if candidates else None
+        n_waited = n_waited + 1 if found is None else 0
+        best = found or best
+        yield best, gradient.loss
+        if n_waited == search.patience:
+            return
+
+
+def is_new(objective: WordObjective, seen: Collection[TokenIds], ids: TokenIds) -> bool:
+    """Whether a prompt was not scored before and is read back."""
+    return ids not in seen and objective.first_misread(ids) is None
+
+
+def drawn(
+    proposed: Tensor, ids: TokenIds, n_candidates: int, draw: torch.Generator, is_wanted: Callable[[TokenIds], bool]
+) -> list[TokenIds]:
+    """Prompts that differ from one in one place, drawn among what is proposed [P, k] for each."""
+    n_places, k = proposed.shape
+    candidates: list[TokenIds] = []
+    for pair in torch.randperm(n_places * k, generator=draw).tolist():
+        place, rank = divmod(pair, k)
+        other = (*ids[:place], int(proposed[place, rank]), *ids[place + 1 :])
+        if is_wanted(other):
+            candidates.append(other)
+        if len(candidates) == n_candidates:
+            break
+    return candidates

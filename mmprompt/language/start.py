@@ -1,0 +1,171 @@
+"""Where learning starts: words, class labels, sampled vocabulary, random numbers, or a prompt that was learned before.
+
+All of them have the size of the model's own token embeddings: vectors of another size are a bad start (Lester et al.
+2021, section 3.2, and Vu et al. 2022, "SPoT", for prompts of other tasks).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from mmprompt.errors import UserError, bad_value, unknown_name
+from mmprompt.language.file import load_language
+from mmprompt.language.templates.template import BoundTemplate
+from mmprompt.models.decoder.model import FrozenLanguageModel
+from mmprompt.models.decoder.vectors import LM_INPUT
+from mmprompt.training.seeds import generator
+
+StartKind = Literal["auto", "words", "labels", "texts", "vocabulary", "random", "prompt"]
+MOST_USED = 5000
+"""Tokens that vocabulary is drawn from: the first ones after single bytes are the commonest in BPE vocabularies."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where the vectors start."""
+
+    start: StartKind = "auto"
+    """words (give --words), labels (the words of the classes, then of the texts), texts (the commonest tokens of the
+    texts), vocabulary (drawn among the commonest 5,000 tokens), random (normal, of the embeddings' size), prompt (give
+    --from-prompt), or auto: words or a prompt if they are given, else labels, else texts."""
+    words: str = ""
+    """Words whose token embeddings the vectors start from, repeated if there are fewer."""
+    from_prompt: Path | None = None
+    """A run folder whose vectors are taken over, for the same model."""
+
+    def __post_init__(self) -> None:
+        if self.start not in get_args(StartKind):
+            raise unknown_name("start", self.start, get_args(StartKind))
+        if (self.start == "words" or self.words) and not self.words.strip():
+            advice = 'Use --words "Classify the text".'
+            raise bad_value("words", repr(self.words), "a start from words needs some", advice)
+        if self.start == "prompt" and self.from_prompt is None:
+            raise bad_value("from_prompt", None, "a start from a prompt needs one", "Use --from-prompt RUN.")
+        if self.words and self.from_prompt is not None:
+            raise bad_value("words", repr(self.words), f"the start is from {self.from_prompt} too", "Leave one out.")
+        if self.words and self.start not in ("auto", "words"):
+            raise bad_value("words", repr(self.words), f"the start is {self.start}", "Use --start words.")
+        if self.from_prompt is not None and self.start not in ("auto", "prompt"):
+            raise bad_value("from_prompt", self.from_prompt, f"the start is {self.start}", "Use --start prompt.")
+
+
+def start_vectors(
+    model: FrozenLanguageModel,
+    start: Start,
+    bound: BoundTemplate,
+    n_more: int,
+    labels: Sequence[Sequence[int]],
+    texts: Sequence[Sequence[int]],
+    seed: int,
+) -> Tensor:
+    """The embeddings that learning starts from.
+
+    Args:
+        model: the frozen model.
+        start: what was asked for.
+        bound: the template, whose own words go before.
+        n_more: vectors that are asked for where the template has no soft slots.
+        labels: tokens of the words of the classes; empty where there are none.
+        texts: tokens of the training texts.
+        seed: of what is drawn.
+    Returns:
+        [P or n_more, D] in the model's own size.
+    Raises:
+        UserError: the words have no tokens, or the prompt to start from does not fit.
+    """
+    n_vectors = bound.n_soft or n_more
+    if n_vectors == 0:
+        return torch.zeros(0, model.width, device=model.device)
+    values = _values(model, start, n_vectors, labels, texts, seed)
+    for place, token in enumerate(bound.soft_starts):
+        if token is not None:
+            values[place] = model.embed(torch.tensor(token, device=model.device)).float()
+    return values
+
+
+def _values(
+    model: FrozenLanguageModel,
+    start: Start,
+    n_vectors: int,
+    labels: Sequence[Sequence[int]],
+    texts: Sequence[Sequence[int]],
+    seed: int,
+) -> Tensor:
+    kind = kind_of(start, labels)
+    if kind == "prompt":
+        return taken_over(model, start.from_prompt, n_vectors)
+    if kind == "random":
+        drawn = torch.randn(n_vectors, model.width, generator=generator(seed, "start"))
+        return (drawn * model.embedding_rms).to(model.device)
+    tokens = _tokens(model, kind, start.words, n_vectors, labels, texts, seed)
+    ids = torch.tensor([tokens[place % len(tokens)] for place in range(n_vectors)], device=model.device)
+    return model.embed(ids).float()
+
+
+def kind_of(start: Start, labels: Sequence[Sequence[int]]) -> StartKind:
+    """What `auto` comes to."""
+    if start.start != "auto":
+        return start.start
+    if start.from_prompt is not None:
+        return "prompt"
+    if start.words:
+        return "words"
+    return "labels" if labels else "texts"
+
+
+def _tokens(
+    model: FrozenLanguageModel,
+    kind: StartKind,
+    words: str,
+    n_vectors: int,
+    labels: Sequence[Sequence[int]],
+    texts: Sequence[Sequence[int]],
+    seed: int,
+) -> list[int]:
+    if kind == "words":
+        tokens = model.tokenizer(words, add_special_tokens=False)["input_ids"]
+        if not tokens:
+            raise bad_value("words", repr(words), "they must have at least one token", "Use other words.")
+        return tokens
+    if kind == "vocabulary":
+        specials = set(model.tokenizer.all_special_ids)
+        known = [token for token in range(min(MOST_USED, model.vocabulary_size)) if token not in specials]
+        drawn = torch.randperm(len(known), generator=generator(seed, "start"))[:n_vectors]
+        return [known[place] for place in drawn.tolist()]
+    common = commonest(texts)
+    if kind == "labels":
+        if not labels:
+            raise bad_value("start", kind, "the data has no classes", "Use --start texts.")
+        own = list(dict.fromkeys(token for label in labels for token in label))
+        return [*own, *(token for token in common if token not in own)]
+    return common
+
+
+def commonest(texts: Sequence[Sequence[int]]) -> list[int]:
+    """The tokens of some texts, commonest first; ties go to the smaller id."""
+    counts = Counter(token for text in texts for token in text)
+    return sorted(counts, key=lambda token: (-counts[token], token))
+
+
+def taken_over(model: FrozenLanguageModel, folder: Path | None, n_vectors: int) -> Tensor:
+    """The vectors of a saved prompt, repeated or left out where another number is needed.
+
+    Raises:
+        UserError: it has none among the tokens, or is a prompt of another model.
+    """
+    assert folder is not None, "Start has seen to it"
+    vectors = load_language(folder, model).prompt.sources.vectors()
+    if LM_INPUT not in vectors:
+        raise UserError(
+            f"{folder} holds no vectors among the tokens, but such are started from. "
+            "Use a prompt of prompt-tuning or p-tuning."
+        )
+    values = vectors[LM_INPUT].values.detach().float()
+    return values[torch.arange(n_vectors, device=values.device) % len(values)].clone()

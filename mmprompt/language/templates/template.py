@@ -1,0 +1,377 @@
+"""A template around a row of text, and what a language model reads of it: token ids and the places of soft vectors.
+
+`Template.parse` reads the language that `syntax` describes; `bind` settles it for one tokenizer and number of vectors.
+Nothing is known here of a model, of what the vectors are, or of what an answer means.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mmprompt.errors import UserError, bad_value, unknown_name
+from mmprompt.language.templates.syntax import Bos, Field, Group, Message, Part, Soft, parse
+from mmprompt.language.templates.tokens import Piece, Tokens
+
+_FIRST_MARK = 0xF0000  # private characters, which stand for fields and vectors while a chat is laid out
+_LAST_MARK = 0xFFFFD
+_CHAT_DATE = "26 Jul 2024"
+"""For chat templates that say the day: a prompt learned on one day reads the same on the next."""
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """What is read of a row before its answer.
+
+    Args:
+        slots: token ids, those at the start of every text included; the m-th vector of `lm.input` is written -1 - m.
+        n_cut: tokens of fields that were cut.
+    """
+
+    slots: tuple[int, ...]
+    n_cut: int = 0
+
+
+@dataclass(frozen=True)
+class Template:
+    """A template that was read and found right.
+
+    Args:
+        text: as it was written; what a file keeps.
+        messages: of a chat, or one without a role.
+        groups: of soft vectors, in order of first appearance.
+    """
+
+    text: str
+    messages: tuple[Message, ...]
+    groups: tuple[Group, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Template:
+        """Read a template; see `syntax`.
+
+        Raises:
+            UserError: bad syntax, with its place.
+        """
+        return cls(text, *parse(text))
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The names of the fields, in order of first appearance."""
+        parts = (part for message in self.messages for part in message.parts)
+        return tuple(dict.fromkeys(part.name for part in parts if isinstance(part, Field)))
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether it is laid out by the tokenizer's chat template."""
+        return self.messages[0].role is not None
+
+    @property
+    def has_bare_soft(self) -> bool:
+        """Whether there is a `{soft}`, which holds as many vectors as the method has."""
+        return any(group.is_bare for group in self.groups)
+
+    def bind(
+        self, tokenizer: Any, start_ids: Sequence[int] = (), n_soft: int = 0, is_answer_apart: bool = False
+    ) -> BoundTemplate:
+        """Settle the template for a model.
+
+        Args:
+            tokenizer: of transformers, fast or slow.
+            start_ids: what every text begins with; left out where the template's own text begins so, and in a chat,
+                whose template says all. They stand where the template has `{bos}`, else before everything.
+            n_soft: vectors of a bare `{soft}`, 0 for none: then one blank after it goes too.
+            is_answer_apart: whether answers are texts of their own, as those of a decoder behind an encoder; then the
+                blank before `{answer}` falls away.
+        Raises:
+            UserError: the tokenizer has no chat template or it refuses these messages, or words of a soft slot give
+                no tokens.
+        """
+        if n_soft < 0:
+            raise bad_value("n_soft", n_soft, "it must be 0 or more", "Use --n-soft 20.")
+        tokens = Tokens(tokenizer)
+        parts = self._chat(tokenizer) if self.is_chat else self.messages[0].parts
+        vectors: list[tuple[int, ...]] = []
+        starts: list[int | None] = []
+        n_vectors = 0
+        for group in self.groups:
+            words = None if group.words is None else _word_ids(tokens, group.words, parts, len(vectors))
+            size = n_soft if group.is_bare else len(words) if words is not None else group.n_vectors or 0
+            vectors.append(tuple(-1 - place for place in range(n_vectors, n_vectors + size)))
+            starts += words or [None] * size
+            n_vectors += size
+        segments, answer_blank = _segments(parts, vectors, tuple(start_ids))
+        start = () if self.is_chat or Bos() in parts else tuple(start_ids)
+        return BoundTemplate(
+            self, tokens, start, tuple(starts), segments, "" if is_answer_apart else answer_blank, is_answer_apart
+        )
+
+    def _chat(self, tokenizer: Any) -> tuple[Part, ...]:
+        """The parts of a chat as its tokenizer's template lays them out; no field is seen by that template."""
+        held: list[Part] = []
+        messages = []
+        *before, last = self.messages
+        for message in before:
+            content = "".join(_mark(part, held) for part in message.parts)
+            messages.append({"role": message.role, "content": content})
+        return (*_unmarked(_laid_out(tokenizer, messages), held), *last.parts)
+
+
+def _mark(part: Part, held: list[Part]) -> str:
+    if isinstance(part, str):
+        if any(_FIRST_MARK <= ord(letter) <= _LAST_MARK for letter in part):
+            raise UserError(
+                "the template holds a private character (U+F0000 or above), but a chat takes none. Remove it."
+            )
+        return part
+    held.append(part)
+    return chr(_FIRST_MARK + len(held) - 1)
+
+
+def _laid_out(tokenizer: Any, messages: list[dict[str, str | None]]) -> str:
+    if not getattr(tokenizer, "chat_template", None):
+        raise UserError(
+            "the template is a chat, but the tokenizer of this model has no chat template. "
+            "Write a template without [[user]] and [[assistant]]."
+        )
+    try:
+        return tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, date_string=_CHAT_DATE
+        )
+    except ImportError:
+        raise UserError('chat templates need jinja2. Install it: pip install "mmprompt[llm]".') from None
+    except Exception as error:  # whatever the model's own template raises at messages that it does not take
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"the model's chat template refuses these messages: {reason}. Change them.") from None
+
+
+def _unmarked(text: str, held: Sequence[Part]) -> tuple[Part, ...]:
+    parts: list[Part] = []
+    found = []
+    literal = ""
+    for letter in text:
+        if _FIRST_MARK <= ord(letter) <= _LAST_MARK:
+            found.append(ord(letter) - _FIRST_MARK)
+            parts += [literal, held[found[-1]]]
+            literal = ""
+        else:
+            literal += letter
+    if found != list(range(len(held))):
+        raise UserError(
+            "the model's chat template leaves out, repeats or reorders messages, but each is read once. "
+            "Write the template without the message it does not know, often [[system]]."
+        )
+    return (*parts, literal)
+
+
+def _word_ids(tokens: Tokens, words: str, parts: Sequence[Part], group: int) -> list[int]:
+    """The tokens of the words that a group starts from, with the blank before its first place."""
+    first = parts.index(Soft(group))
+    before = parts[first - 1] if first else ""
+    blank = " " if isinstance(before, str) and before.endswith(" ") else ""
+    ids = tokens.ids([(blank + words.removeprefix(blank), False)], first > 0)
+    if not ids:
+        raise UserError(f"the words {words!r} of a soft slot give no tokens. Use others, or {{soft*4}}.")
+    return ids
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """Soft vectors or start tokens, and the text after them up to the next."""
+
+    slots: tuple[int, ...]
+    parts: tuple[str | Field, ...]
+
+    @property
+    def follows(self) -> bool:
+        """Whether the text goes on from soft vectors; else it begins here."""
+        return bool(self.slots) and self.slots[-1] < 0
+
+
+def _segments(
+    parts: Iterable[Part], vectors: Sequence[tuple[int, ...]], start_ids: tuple[int, ...]
+) -> tuple[tuple[_Segment, ...], str]:
+    """The segments, and the blanks before the answer that it begins with."""
+    slots: list[tuple[int, ...]] = [()]
+    texts: list[list[str | Field]] = [[]]
+    is_blank_dropped = False
+    for part in parts:
+        if isinstance(part, Bos):
+            slots.append(start_ids)
+            texts.append([])
+        elif not isinstance(part, Soft):
+            texts[-1].append(part.removeprefix(" ") if is_blank_dropped and isinstance(part, str) else part)
+        elif vectors[part.group]:
+            if texts[-1] and isinstance(texts[-1][-1], str):
+                texts[-1][-1] = texts[-1][-1].removesuffix(" ")
+            slots.append(vectors[part.group])
+            texts.append([])
+        is_blank_dropped = isinstance(part, Soft) and not vectors[part.group]
+    blank = ""
+    while texts[-1] and isinstance(texts[-1][-1], str):
+        last = texts[-1].pop()
+        assert isinstance(last, str)
+        blank = last[len(last.rstrip(" ")) :] + blank
+        if last.rstrip(" "):
+            texts[-1].append(last.rstrip(" "))
+            break
+    return tuple(_Segment(some, tuple(text)) for some, text in zip(slots, texts, strict=True)), blank
+
+
+@dataclass(frozen=True)
+class BoundTemplate:
+    """A template settled for one tokenizer and number of vectors; made by `Template.bind`.
+
+    Args:
+        template: it.
+        tokens: the tokenizer.
+        start_ids: what every text begins with.
+        soft_starts: of each of the P vectors the token that it starts from, None where none was given.
+        segments: soft vectors or start tokens and the text after them.
+        answer_blank: what an answer begins with.
+        is_answer_apart: whether an answer is a text of its own.
+    """
+
+    template: Template
+    tokens: Tokens
+    start_ids: tuple[int, ...]
+    soft_starts: tuple[int | None, ...]
+    segments: tuple[_Segment, ...]
+    answer_blank: str
+    is_answer_apart: bool
+
+    @property
+    def n_soft(self) -> int:
+        """P, the number of vectors, numbered in order of first appearance."""
+        return len(self.soft_starts)
+
+    @property
+    def opening(self) -> tuple[int, ...] | None:
+        """The slots that every text begins with, up to its last vector; () without vectors, None where a field stands
+        before one.
+        """
+        last = max((n for n, segment in enumerate(self.segments) if segment.slots and segment.slots[0] < 0), default=-1)
+        before = self.segments[: max(0, last)]
+        if any(isinstance(part, Field) for segment in before for part in segment.parts):
+            return None
+        segments = (*before, _Segment(self.segments[last].slots, ()))
+        return () if last < 0 else replace(self, segments=segments)._slots(())
+
+    def encode(self, row: Mapping[str, str], room: int, n_answer: int = 0) -> EncodedText:
+        """What is read of a row before its answer.
+
+        As words carry the blank before them, so do soft slots: one blank before a slot has no token, and one after it
+        is a part of the text that follows. The blanks before `{answer}` belong to the answer. Fields marked `:cut`
+        lose tokens at their end where the row does not fit, the longest first, with the blanks at the cut. What reads
+        like a special token in a field stays text.
+
+        Args:
+            row: text by name of field.
+            room: slots for text, vectors and answer together.
+            n_answer: tokens of the longest answer that follows.
+        Raises:
+            UserError: a field is missing or no text, or the row does not fit.
+        """
+        fields = [part for segment in self.segments for part in segment.parts if isinstance(part, Field)]
+        texts = [self._text(row, field.name) for field in fields]
+        if n_answer >= room:
+            raise UserError(
+                f"an answer takes {n_answer} tokens, but there is room for {room} with its text. "
+                "Shorten it, or allow fewer tokens."
+            )
+        slots, n_cut = self._slots(texts), 0
+        if len(slots) + n_answer > room or any(field.most is not None for field in fields):
+            slots, n_cut = self._fitted(fields, texts, room - n_answer)
+        if not slots:
+            raise UserError("the text before the answer has no tokens, but one at least is read. Add words to it.")
+        return EncodedText(slots, n_cut)
+
+    def _fitted(self, fields: Sequence[Field], texts: Sequence[str], room: int) -> tuple[tuple[int, ...], int]:
+        """The slots with fields cut until they fit, and the number of tokens that were cut."""
+        ends = [self.tokens.ends(text) if field.is_cut else [0] for field, text in zip(fields, texts, strict=True)]
+        whole = [len(places) - 1 for places in ends]
+        keep = [n if field.most is None else min(n, field.most) for field, n in zip(fields, whole, strict=True)]
+        while True:
+            slots = self._slots(_cut(texts, ends, keep))
+            if len(slots) <= room:
+                return slots, sum(whole) - sum(keep)
+            if not any(keep):
+                raise self._too_long(len(slots), room)
+            keep = longest_first(keep, len(slots) - room)
+
+    def answers(self, words: Iterable[str]) -> tuple[tuple[int, ...], ...]:
+        """The tokens of answers as they stand after the template's text; an end token is not among them.
+
+        Args:
+            words: the answers; blanks before them do not count where the template ends with one.
+        Raises:
+            UserError: one has no tokens.
+        """
+        return tuple(self._answer(word) for word in words)
+
+    def _answer(self, word: str) -> tuple[int, ...]:
+        text = self.answer_blank + (word.lstrip(" ") if self.answer_blank or self.is_answer_apart else word)
+        last = self.segments[-1].parts[-1:]
+        if self.is_answer_apart:
+            ids = self.tokens.ids([(text, True)], False)
+        elif last and isinstance(last[0], str):
+            ids = self.tokens.after(last[0], text)
+        else:
+            ids = self.tokens.ids([(text, True)], True)
+        if not ids or not word.strip():
+            raise UserError(f"the answer {word!r} has no tokens, but one at least is needed. Write a word.")
+        return tuple(ids)
+
+    def _text(self, row: Mapping[str, str], name: str) -> str:
+        if name not in row:
+            raise unknown_name("field", name, row, "Write the template's fields as the data names them.")
+        if not isinstance(row[name], str):
+            raise bad_value(f"field {name!r}", repr(row[name])[:40], "a text was expected", "Write it as a text.")
+        return row[name]
+
+    def _slots(self, texts: Iterable[str]) -> tuple[int, ...]:
+        rest = iter(texts)
+        slots: list[int] = []
+        for segment in self.segments:
+            pieces: list[Piece] = [
+                (part, False) if isinstance(part, str) else (next(rest), True) for part in segment.parts
+            ]
+            slots += [*segment.slots, *self.tokens.ids(pieces, segment.follows)]
+        has_start = tuple(slots[: len(self.start_ids)]) == self.start_ids
+        return tuple(slots) if has_start else (*self.start_ids, *slots)
+
+    def _too_long(self, n_slots: int, room: int) -> UserError:
+        is_cut = any(isinstance(part, Field) and part.is_cut for segment in self.segments for part in segment.parts)
+        gone = " with all gone that may be cut" if is_cut else ""
+        advice = "Shorten the template or use fewer vectors." if is_cut else "Mark a field with :cut, as in {text:cut}."
+        return UserError(
+            f"the row takes {n_slots} tokens{gone}, {self.n_soft} soft vectors included, but there is room for {room} "
+            f"before the answer. {advice}"
+        )
+
+
+def _cut(texts: Sequence[str], ends: Sequence[Sequence[int]], keep: Sequence[int]) -> list[str]:
+    return [
+        text if n >= len(places) - 1 else text[: places[n]].rstrip()
+        for text, places, n in zip(texts, ends, keep, strict=True)
+    ]
+
+
+def longest_first(lengths: Sequence[int], excess: int) -> list[int]:
+    """Lengths of which the longest are shortened to one level, so that `excess` is taken away in all, or everything."""
+    if sum(lengths) <= excess:
+        return [0] * len(lengths)
+
+    def is_too_little(level: int) -> bool:
+        return sum(max(0, length - level) for length in lengths) < excess
+
+    level = bisect_left(range(max(lengths) + 1), True, key=is_too_little) - 1
+    left = sum(max(0, length - level) for length in lengths) - excess
+    kept = []
+    for length in lengths:
+        is_one_longer = length > level and left > 0
+        left -= is_one_longer
+        kept.append(min(length, level + is_one_longer))
+    return kept

@@ -1,0 +1,151 @@
+"""Training weights of a copy instead of a prompt, for comparison; and LoRA together with a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmprompt.core.file import check_new
+from mmprompt.core.sources import ScaledVectors
+from mmprompt.files import make_folder, tensor_bytes, write_bytes
+from mmprompt.language.data import TextData, load_texts
+from mmprompt.language.file import save_language
+from mmprompt.language.methods import RECIPE, HardPrompt, PromptTuning
+from mmprompt.language.predictor import LanguagePrompt, PromptedModel
+from mmprompt.language.sources import LanguageSources
+from mmprompt.language.start import Start
+from mmprompt.language.task import (
+    LanguageProblem,
+    LanguageTask,
+    epochs_of,
+    objective_of,
+    refuse_changed,
+    untrained,
+    with_soft,
+)
+from mmprompt.models.decoder.load import load_language_model
+from mmprompt.models.decoder.model import FrozenLanguageModel
+from mmprompt.models.decoder.tuned import (
+    Adapters,
+    FullTuning,
+    Lora,
+    TunedModel,
+    Tuning,
+    describe,
+    tuned_copy,
+    write_lora,
+)
+from mmprompt.models.decoder.vectors import LM_INPUT
+from mmprompt.training.callbacks import Callback
+from mmprompt.training.loop import train
+from mmprompt.training.recipe import Recipe
+from mmprompt.training.seeds import derive_seed
+
+RECIPES: dict[type, Recipe] = {
+    Lora: replace(RECIPE, lr=2e-3),
+    Adapters: replace(RECIPE, lr=2e-3),
+    FullTuning: replace(RECIPE, lr=3e-5),
+}
+PROMPT_TIMES = PromptTuning.recipe.lr / RECIPES[Lora].lr
+"""How much faster a prompt learns than the LoRA beside it."""
+WEIGHTS = "weights.safetensors"
+
+
+@dataclass(frozen=True)
+class WeightsResult:
+    """A finished training of weights.
+
+    Args:
+        prompted: the tuned copy, with the prompt that was learned beside it or one in words.
+        tuned: the copy and what learned in it.
+        history: one dict per epoch.
+        n_trained: numbers that learned, those of a prompt among them.
+        folder: where it was written, None if nowhere.
+    """
+
+    prompted: PromptedModel
+    tuned: TunedModel
+    history: list[dict[str, Any]]
+    n_trained: int
+    folder: Path | None
+
+
+def fit_weights(
+    data: TextData | Path | str,
+    tuning: Tuning,
+    model: FrozenLanguageModel | str = "tiny",
+    method: PromptTuning | None = None,
+    task: LanguageTask | None = None,
+    start: Start | None = None,
+    out: Path | str | None = None,
+    recipe: Recipe | None = None,
+    seed: int = 1,
+    callbacks: Sequence[Callback] = (),
+) -> WeightsResult:
+    """Train weights of a copy of a language model, alone or together with a soft prompt.
+
+    Args:
+        data: rows, or the path of a JSONL file.
+        tuning: which weights.
+        model: a model or the name of one; it stays as it is.
+        method: of a soft prompt beside LoRA, None for none: then soft slots are taken out of the template.
+        task: as for `fit_language`.
+        start: as for `fit_language`.
+        out: a new folder; with a prompt, both are kept there together.
+        recipe: optimiser and schedule; that of the tuning by default.
+        seed: of the order of the rows and of what is drawn.
+        callbacks: called as training goes.
+    Raises:
+        UserError: something in the input cannot be; nothing is written then.
+        RunFailed: the loss stopped being finite.
+    """
+    data = data if isinstance(data, TextData) else load_texts(data)
+    model = load_language_model(model) if isinstance(model, str) else model
+    task, folder = task or LanguageTask(), None if out is None else Path(out)
+    if folder is not None:
+        check_new(folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "weights"))
+        tuned = tuned_copy(model, tuning)
+    bare = task if method is not None else with_soft(task, data, False)
+    prompted = untrained(tuned.model, data, method or HardPrompt(), bare, start or Start(), seed)
+    if method is not None:
+        prompted = faster_prompt(prompted, PROMPT_TIMES)
+    module = nn.ModuleDict({"prompt": prompted.prompt.sources, "weights": tuned.module()})
+    problem = LanguageProblem(prompted, module, data.train, data.val, objective_of(task, prompted))
+    recipe = recipe or RECIPES[type(tuning)]
+    history = train(problem, recipe, seed, epochs_of(recipe, problem.n_items), None, "", callbacks, False)
+    refuse_changed(model)
+    n_trained = sum(weight.numel() for weight in module.parameters() if weight.requires_grad)
+    module.requires_grad_(False)
+    tuned.finish()
+    if folder is not None:
+        save(prompted, tuned, model, folder, has_prompt=method is not None)
+    return WeightsResult(prompted, tuned, history, n_trained, folder)
+
+
+def faster_prompt(prompted: PromptedModel, times: float) -> PromptedModel:
+    """The same prompt with vectors that go so many times as far in a step."""
+    source = prompted.prompt.sources.vectors()[LM_INPUT].values.detach()
+    unit = torch.tensor(prompted.model.embedding_rms * times, device=source.device)
+    sources = LanguageSources({LM_INPUT: ScaledVectors(source, unit=unit)}).to(source.device)
+    prompt = prompted.prompt
+    return PromptedModel(prompted.model, LanguagePrompt(prompt.template, sources, prompt.verbalizer, prompt.n_soft))
+
+
+def save(
+    prompted: PromptedModel, tuned: TunedModel, model: FrozenLanguageModel, folder: Path, has_prompt: bool
+) -> None:
+    """Write what learned: LoRA as PEFT's folder, with a prompt both together; else all trained weights in a file."""
+    folder = make_folder(folder)
+    if isinstance(tuned.tuning, Lora):
+        write_lora(tuned, folder / "lora")
+    else:
+        write_bytes(folder / WEIGHTS, tensor_bytes(tuned.tensors()))
+    if has_prompt:
+        save_language(PromptedModel(model, prompted.prompt), folder, {"weights": describe(tuned.tuning)}, lora="lora")

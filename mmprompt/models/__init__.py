@@ -1,0 +1,1 @@
+"""Frozen models, and the features of pictures kept for them."""

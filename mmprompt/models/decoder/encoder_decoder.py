@@ -1,0 +1,145 @@
+"""A language model with an encoder (T5, BART): its encoder reads prompt and text, its decoder the answers.
+
+Soft vectors stand among the encoder's tokens, and since it reads in both directions nothing of it can be shared.
+Learned keys and values come first in the decoder's self-attention, as PEFT has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutput
+
+from mmprompt.errors import UserError
+from mmprompt.models.decoder.hf_cache import cache_name, from_cache, to_crossed_cache
+from mmprompt.models.decoder.memory import KeyValues
+from mmprompt.models.decoder.packing import Packed, Question
+from mmprompt.models.decoder.reader import UNLIMITED, embed_slots
+from mmprompt.models.decoder.vectors import KvShape
+
+
+class EncoderDecoderReader:
+    """transformers' sequence-to-sequence model.
+
+    Args:
+        lm: any `...ForConditionalGeneration` of text.
+        behind: token ids that stand behind every text, such as T5's end token.
+
+    Attributes:
+        width, vocabulary_size, n_positions, kv_shape: as for `CausalReader`; `kv_shape` is the decoder's.
+    Raises:
+        UserError: it names no start token of its decoder.
+    """
+
+    def __init__(self, lm: Any, behind: tuple[int, ...]) -> None:
+        self.lm, self.behind = lm, behind
+        self.vocabulary_size, self.width = lm.get_input_embeddings().weight.shape
+        self.n_positions: int = getattr(lm.config, "max_position_embeddings", None) or UNLIMITED
+        start = lm.generation_config.decoder_start_token_id
+        start = lm.config.decoder_start_token_id if start is None else start
+        if start is None:
+            raise UserError(
+                f"the {type(lm).__name__} names no start token of its decoder. "
+                "Write decoder_start_token_id into its generation_config.json."
+            )
+        self.start_id: int = start
+        self._cache_name = cache_name(type(lm).forward)
+        self.kv_shape = self._measure()
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Token embeddings [..., D], as the model scales them."""
+        return self.lm.get_input_embeddings()(token_ids)
+
+    def encode(self, soft: Tensor | None, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Read prompts and texts.
+
+        Args:
+            soft: [P, D], or [N, P, D] of each text; None where there are none.
+            texts: slots as in `Question`.
+        Returns:
+            states [N, T, D], and [N, T] bool that is False where nothing stands.
+        """
+        slots, is_there = self._padded(texts)
+        return self._states(embed_slots(self.embed(slots.clamp(min=0)), slots, soft), is_there), is_there
+
+    def encode_each(self, softs: Sequence[Tensor | None], texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """The same with vectors [P, D] of each text, whose P may differ."""
+        slots, is_there = self._padded(texts)
+        rows = [
+            embed_slots(self.embed(row[None].clamp(min=0)), row[None], soft)
+            for row, soft in zip(slots, softs, strict=True)
+        ]
+        return self._states(torch.cat(rows), is_there), is_there
+
+    def as_encoded(self, states: Tensor) -> BaseModelOutput:
+        """States as the model takes them from an encoder that was run before."""
+        return BaseModelOutput(last_hidden_state=states)
+
+    def _states(self, x: Tensor, is_there: Tensor) -> Tensor:
+        return self.lm.get_encoder()(inputs_embeds=x, attention_mask=is_there.long()).last_hidden_state
+
+    def _padded(self, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        whole = [[*text, *self.behind] for text in texts]
+        length = max(map(len, whole))
+        slots = torch.tensor([[*text, *[0] * (length - len(text))] for text in whole], device=self.lm.device)
+        lengths = torch.tensor([[len(text)] for text in whole], device=self.lm.device)
+        return slots, torch.arange(length, device=self.lm.device) < lengths
+
+    def answer(self, soft: Tensor | None, learned: KeyValues, questions: Sequence[Question]) -> tuple[Tensor, Packed]:
+        """The logits [K, V] of all answers' tokens, and where each stands.
+
+        Args:
+            soft: as in `encode`.
+            learned: keys and values of the decoder, [1 or N, H, M, D/H] a block; () for none.
+            questions: what is read and predicted.
+        """
+        device = self.lm.device
+        states, is_there = self.encode(soft, [question.slots for question in questions])
+        owner = torch.tensor([n for n, question in enumerate(questions) for _ in question.answers], device=device)
+        answers = [answer for question in questions for answer in question.answers]
+        length = max(map(len, answers))
+        read = [[self.start_id, *answer[:-1], *[0] * (length - len(answer))] for answer in answers]
+        out = self.lm(
+            encoder_outputs=BaseModelOutput(last_hidden_state=states.index_select(0, owner)),
+            attention_mask=is_there.index_select(0, owner).long(),
+            decoder_input_ids=torch.tensor(read, device=device),
+            use_cache=True,
+            **{self._cache_name: to_crossed_cache(rows_for(learned, owner), ())},
+        )
+        is_wanted = torch.arange(length, device=device) < torch.tensor([[len(a)] for a in answers], device=device)
+        logits = out.logits[is_wanted]
+        at = torch.arange(len(logits), device=device)
+        tokens = torch.tensor([token for answer in answers for token in answer], device=device)
+        empty = at[:0]
+        return logits, Packed(empty, empty, None, at, at, at, tokens, tuple(map(len, answers)))
+
+    @torch.no_grad()
+    def keys_values_of(self, x: Tensor) -> KeyValues:
+        """The keys and values [1, H, M, D/H] of each block of the decoder, of embeddings [M, D] read by both halves."""
+        cache = to_crossed_cache((), ())
+        states = self.lm.get_encoder()(inputs_embeds=x[None]).last_hidden_state
+        self.lm(
+            encoder_outputs=BaseModelOutput(last_hidden_state=states),
+            decoder_inputs_embeds=x[None],
+            use_cache=True,
+            **{self._cache_name: cache},
+        )
+        return from_cache(cache.self_attention_cache)
+
+    def _measure(self) -> KvShape | None:
+        """The shape of the decoder's keys and values, from one token."""
+        own = self.keys_values_of(self.embed(torch.tensor([self.start_id], device=self.lm.device)))
+        shapes = {(len(own), part.shape[1], part.shape[3]) for pair in own for part in pair}
+        return shapes.pop() if len(shapes) == 1 else None
+
+
+def rows_for(learned: KeyValues, owner: Tensor) -> KeyValues:
+    """Keys and values of each row: those of its question, or the same for all."""
+
+    def rows(part: Tensor) -> Tensor:
+        return part.expand(len(owner), -1, -1, -1) if part.shape[0] == 1 else part.index_select(0, owner)
+
+    return tuple((rows(key), rows(value)) for key, value in learned)

@@ -1,0 +1,238 @@
+"""Names of language models, and what `load_language_model` makes of them.
+
+    tiny                     the embedded default: captions of drawn scenes, and names of things in seven languages
+    smollm2                  SmolLM2-135M-Instruct, fetched once
+    hf:NAME, hf:FOLDER       a transformers causal language model, or one of an encoder and a decoder, such as T5
+    hf:FOLDER/FILE.gguf      the same from a GGUF file
+    FOLDER, FILE.gguf        without the prefix, where it is there
+
+Loading itself is transformers' own; what can go wrong there is worded as for `load_backbone`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmprompt.errors import UserError, bad_file, unknown_name
+from mmprompt.models.decoder.smollm2 import find_smollm2
+from mmprompt.models.dual_encoder.encoder import LoadOptions, freeze
+from mmprompt.models.dual_encoder.load import TINY, Source, folder_source, one_line_errors, read_options
+
+if TYPE_CHECKING:
+    from mmprompt.models.decoder.model import FrozenLanguageModel
+
+FORMS = "Use tiny, smollm2, hf:NAME, or the path of a model folder or a GGUF file."
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.spm")
+GGUF_START = b"GGUF"
+GGUF_READERS = ("gguf", "accelerate")
+
+
+def list_language_models() -> list[str]:
+    """The names that can be loaded without a path."""
+    return ["tiny", "smollm2"]
+
+
+def load_language_model(
+    name: str = "tiny",
+    device: str = "auto",
+    dtype: str = "auto",
+    cache_dir: str | Path | None = None,
+    trust_remote_code: bool = False,
+) -> FrozenLanguageModel:
+    """Load a frozen language model: evaluation mode, no weight with a gradient.
+
+    Args:
+        name: one of the forms at the top of this file.
+        device: `"auto"` takes cuda, then mps, then cpu; else a torch device.
+        dtype: `"auto"` is float32; `"float64"` everywhere but on mps; `"bfloat16"`, `"float16"` on accelerators.
+        cache_dir: where downloads are kept, instead of transformers' own folder.
+        trust_remote_code: whether code that a model brings along may run.
+    Raises:
+        UserError: no such name, weights or a tokenizer that are not there, or a model that cannot be read.
+    """
+    from mmprompt.models.decoder.model import FrozenLanguageModel
+
+    lm, tokenizer = load_parts(name, read_options(device, dtype, cache_dir, trust_remote_code))
+    return FrozenLanguageModel(name, lm, tokenizer)
+
+
+def load_parts(name: str, options: LoadOptions) -> tuple[Any, Any]:
+    """A frozen language model and its tokenizer, both transformers' own.
+
+    Args:
+        name: one of the forms at the top of this file.
+        options: device, dtype, cache folder, and whether remote code may run.
+    Raises:
+        UserError: no such name, weights or a tokenizer that are not there, or a model of another kind.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    from mmprompt.models.dual_encoder.transformers_clip import hub_options, load_complete
+
+    source = find_language_model(name)
+    hub = hub_options(options) | {"gguf_file": source.weights}
+    # transformers draws a bar of its own while it unpacks GGUF; bars of downloads stay.
+    no_bar = contextlib.nullcontext() if source.weights is None else contextlib.redirect_stderr(io.StringIO())
+    with one_line_errors(name, source, options.cache_dir), only_known_code(name), no_bar:
+        config = AutoConfig.from_pretrained(source.model, **hub)
+        model_class = choose_class(name, config)
+        need_tokenizer(source)
+        tokenizer = AutoTokenizer.from_pretrained(source.model, **hub)
+        lm = load_complete(model_class, source.model, options, gguf_file=source.weights, use_safetensors=True)
+    freeze(lm, options)
+    check_tokenizer(name, lm, tokenizer)
+    return lm, tokenizer
+
+
+@contextlib.contextmanager
+def only_known_code(name: str) -> Iterator[None]:
+    """Say in our words that a model brings its own code along, which was not allowed to run.
+
+    Raises:
+        UserError: it does.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise UserError(
+            f"{name} brings its own code along, which is not run unless you say so. "
+            "Read that code, then allow it with trust_remote_code."
+        ) from None
+
+
+def find_language_model(name: str) -> Source:
+    """Read a language model's name.
+
+    Raises:
+        UserError: it has none of the known forms, or what it names is not there or no language model's.
+    """
+    if name == "tiny":
+        return folder_source(TINY / "language")
+    if name == "smollm2":
+        return folder_source(find_smollm2())
+    model = name.removeprefix("hf:")
+    path = Path(model).expanduser()
+    if path.suffix == ".gguf" or path.is_file():
+        return gguf_source(path)
+    if model and path.is_dir():
+        return transformers_source(path)
+    if model.startswith((".", "/", "~")):
+        raise bad_file(path, "is not there", FORMS)
+    if model == name or not model:
+        raise unknown_name("language model or folder", name, list_language_models(), FORMS)
+    return Source("transformers", model)
+
+
+def transformers_source(folder: Path) -> Source:
+    """A folder as transformers saves a model.
+
+    Raises:
+        UserError: it is another library's, or its weights are pickled.
+    """
+    advice = "Give a folder as transformers saves a model, with config.json and model.safetensors."
+    if not (folder / "config.json").is_file():
+        raise bad_file(folder, "holds no config.json", advice)
+    if not any(folder.glob("*.safetensors")):
+        pickled = min((path.name for path in folder.glob("*.bin")), default=None)
+        problem = "holds no weights" if pickled is None else f"holds its weights as a pickle alone ({pickled})"
+        raise bad_file(folder, problem, advice)
+    return Source("transformers", str(folder), place=folder)
+
+
+def gguf_source(path: Path) -> Source:
+    """A GGUF file.
+
+    Raises:
+        UserError: it is not there or another kind of file, or what reads it is not installed.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(GGUF_START))
+    except OSError as error:
+        raise bad_file(path, f"cannot be read ({error.strerror})", "Give the path of a GGUF file.") from None
+    if start != GGUF_START:
+        raise bad_file(path, f"is no GGUF file, it begins with {start!r}", FORMS)
+    need_gguf(str(path))
+    return Source("transformers", str(path.parent), weights=path.name, place=path)
+
+
+def need_gguf(what: str) -> None:
+    """Make sure that what reads GGUF is installed.
+
+    Raises:
+        UserError: it is not.
+    """
+    missing = [package for package in GGUF_READERS if find_spec(package) is None]
+    if missing:
+        raise UserError(
+            f'{what} is a GGUF file, which is read with {missing[0]}. Install it: pip install "mmprompt[llm]".'
+        )
+
+
+def need_tokenizer(source: Source) -> None:
+    """Make sure that a folder holds a tokenizer; for some models transformers makes up one where there is none.
+
+    Raises:
+        UserError: it does not.
+    """
+    folder = source.place
+    if folder is None or source.weights is not None:  # on the hub, or in the GGUF file
+        return
+    if not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
+        raise bad_file(folder, "holds no tokenizer", "Put the model's own tokenizer.json beside its weights.")
+
+
+def choose_class(name: str, config: Any) -> Any:
+    """Which of transformers' auto classes loads a model: for causal language models, or for encoder and decoder.
+
+    Raises:
+        UserError: it is a model of another kind.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    )
+
+    kind = config.model_type
+    if getattr(config, "is_encoder_decoder", False):
+        is_known, auto_class = kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, AutoModelForSeq2SeqLM
+    else:
+        # BERT and its kin are listed as causal too, but read both ways unless their configuration says otherwise.
+        reads_both_ways = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
+        is_known = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not reads_both_ways
+        auto_class = AutoModelForCausalLM
+    # A model that brings its own code along, allowed by the user, says itself what loads it.
+    if not is_known and auto_class.__name__ not in (getattr(config, "auto_map", None) or {}):
+        raise UserError(
+            f"{name} is a {kind!r} model, but a causal language model was expected. Use a model such as hf:gpt2."
+        )
+    return auto_class
+
+
+def check_tokenizer(name: str, lm: Any, tokenizer: Any) -> None:
+    """Refuse a tokenizer that is empty, as transformers makes one without its files, or that is another model's.
+
+    Raises:
+        UserError: it is.
+    """
+    n_rows = lm.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise UserError(
+            f"the tokenizer of {name} knows no words. Put the model's own tokenizer.json beside its weights."
+        )
+    # Without tokens that were added to it, which many models never learned; the end token is needed.
+    size = max(tokenizer.vocab_size, 1 + (tokenizer.eos_token_id or 0))
+    if size > n_rows:
+        raise UserError(
+            f"the tokenizer of {name} counts {size} tokens, but its model knows {n_rows}. "
+            "Use the tokenizer that the model was trained with."
+        )

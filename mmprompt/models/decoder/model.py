@@ -1,0 +1,305 @@
+"""A frozen language model that is asked questions with vectors of a prompt; decoder-only, or with an encoder.
+
+What all questions begin with, the prompt above all, is read once for all of them; texts share rows; logits are computed
+only where an answer's token is predicted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmprompt.errors import UserError
+from mmprompt.models.decoder.encoder_decoder import EncoderDecoderReader
+from mmprompt.models.decoder.memory import KeyValues, Memory
+from mmprompt.models.decoder.packing import ROW_SLOTS, Packed, Question, bins, pack
+from mmprompt.models.decoder.reader import CausalReader
+from mmprompt.models.decoder.vectors import LM_INPUT, check_vectors, keys_values
+from mmprompt.models.fingerprint import fingerprint
+from mmprompt.models.recompute import recomputed
+from mmprompt.models.sites import Site, Vectors
+
+SiteVectors = Mapping[Site, Vectors]
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What a model predicts of the answers to some questions.
+
+    Args:
+        logits: [S, V], of each slot that predicts something; [S, W] where only W tokens were asked for.
+        at: [K] int64, for each token of each answer in order the row of `logits` that predicts it.
+        tokens: [K] int64, its column.
+        lengths: of each answer in order, in tokens.
+    """
+
+    logits: Tensor
+    at: Tensor
+    tokens: Tensor
+    lengths: tuple[int, ...]
+
+    def token_log_probs(self) -> Tensor:
+        """[K] in float32 or more, of each token of each answer; among the W tokens where only those were asked for."""
+        logits = self.logits.to(torch.promote_types(self.logits.dtype, torch.float32))
+        return logits.log_softmax(-1)[self.at, self.tokens]
+
+    def answer_log_probs(self) -> Tensor:
+        """[A], the sum over each answer's tokens."""
+        rows = torch.arange(len(self.lengths), device=self.at.device)
+        rows = rows.repeat_interleave(torch.tensor(self.lengths, device=self.at.device))
+        found = self.token_log_probs()
+        return found.new_zeros(len(self.lengths)).index_add(0, rows, found)
+
+
+class FrozenLanguageModel:
+    """A frozen language model and its tokenizer.
+
+    Args:
+        name: what `load_language_model` takes to get it again.
+        lm: transformers' model, causal or with an encoder; in evaluation mode, no weight with a gradient.
+        tokenizer: transformers' tokenizer.
+
+    Attributes:
+        fingerprint: hex SHA-256 over the weights.
+        is_encoder_decoder: whether texts are read by an encoder, soft vectors among them.
+        width: D of token embeddings, and of vectors at `lm.input`.
+        vocabulary_size: V.
+        kv_shape: blocks, key/value heads and width of a head for `lm.kv`, as a probe run gives them.
+        budget: slots that prompt, text and answer may take together.
+        start_ids: what the tokenizer puts before a text, often ().
+        end_id: the token after an answer; pad_id: any token, where nothing is read.
+        device, dtype: where it lives and computes.
+    Raises:
+        UserError: it cannot be read slot by slot, or has no end token.
+    """
+
+    transform = "text"
+
+    def __init__(self, name: str, lm: Any, tokenizer: Any) -> None:
+        self.name, self.lm, self.tokenizer = name, lm, tokenizer
+        self.is_encoder_decoder = bool(lm.config.is_encoder_decoder)
+        self.end_id = end_of(name, lm, tokenizer)
+        # Many tokenizers were given a padding token that their model has no embedding of.
+        pad_id = tokenizer.pad_token_id
+        is_known = pad_id is not None and pad_id < lm.get_input_embeddings().weight.shape[0]
+        self.pad_id: int = pad_id if is_known else self.end_id
+        before, behind = specials_of(tokenizer)
+        self.start_ids = before
+        if self.is_encoder_decoder:
+            self.reader: CausalReader | EncoderDecoderReader = EncoderDecoderReader(lm, behind)
+        else:
+            self.reader = CausalReader(lm)
+        self.width, self.vocabulary_size = self.reader.width, self.reader.vocabulary_size
+        self.kv_shape, self.budget = self.reader.kv_shape, self.reader.n_positions
+        self.fingerprint = fingerprint(lm)
+        first = next(lm.parameters())
+        self.device, self.dtype = first.device, first.dtype
+
+    @cached_property
+    def embedding_rms(self) -> float:
+        """The root mean square of the token embeddings' numbers: the size that vectors of a prompt should have."""
+        embedded = self.embed(torch.arange(self.vocabulary_size, device=self.device))
+        return embedded.float().square().mean().sqrt().item()
+
+    def compute_fingerprint(self) -> str:
+        """The fingerprint of the weights as they are now, to compare with `fingerprint`."""
+        return fingerprint(self.lm)
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Token embeddings [..., D] of ids [...], as the model scales them."""
+        return self.reader.embed(token_ids)
+
+    def check_vectors(self, vectors: SiteVectors) -> None:
+        """Refuse vectors that this model cannot take; see `vectors.check_vectors`."""
+        check_vectors(self.name, self, vectors)
+
+    def check_recomputed(self) -> None:
+        """Refuse to read rows again for the gradient where that is not done.
+
+        Raises:
+            UserError: an encoder reads the rows.
+        """
+        if self.is_encoder_decoder:
+            raise UserError(
+                f"{self.name} reads texts in its encoder, which are not read again. Train without recomputing."
+            )
+
+    def predict(
+        self,
+        vectors: SiteVectors,
+        questions: Sequence[Question],
+        words: Tensor | None = None,
+        is_recomputed: bool = False,
+    ) -> Predicted:
+        """What is predicted at each token of the answers to some questions.
+
+        Args:
+            vectors: `lm.input` and `lm.kv[i]`, shared by all questions [P, D] or one set each [N, P, D]; {} for none.
+            questions: what is read, and the answers.
+            words: [W] int64, the only tokens whose logits are wanted, all answers' tokens among them; None for all.
+            is_recomputed: keep no activations but the prompt's, and read rows again for the gradient.
+        Raises:
+            UserError: vectors do not fit, a question is longer than the model has room for, or an encoder is asked to
+                read rows again.
+        """
+        self.check_vectors(vectors)
+        self._check_room(vectors, questions)
+        for given in vectors.values():
+            is_each = given.values.dim() == 2 or given.values.shape[0] == len(questions)
+            assert is_each, "vectors are given for all questions, or for each"
+        soft = vectors[LM_INPUT].values if LM_INPUT in vectors else None
+        learned = keys_values(vectors, self.kv_shape, self.dtype)
+        if is_recomputed:
+            self.check_recomputed()
+        if isinstance(self.reader, EncoderDecoderReader):
+            logits, packed = self.reader.answer(soft, learned, questions)
+            logits = logits if words is None else logits.index_select(-1, words)
+        else:
+            hidden, packed = self._read(self.reader, soft, learned, questions, is_recomputed)
+            logits = self.reader.head(hidden) if words is None else self.reader.head_of(words, hidden)
+        tokens = packed.tokens if words is None else columns_of(packed.tokens, words)
+        return Predicted(logits, packed.at, tokens, packed.lengths)
+
+    def read_shared(self, vectors: SiteVectors, slots: Sequence[int]) -> Memory:
+        """What a decoder-only model keeps of a prompt that other slots follow: keys and values, to be read once.
+
+        Args:
+            vectors: as in `predict`, shared.
+            slots: as in `Question`; may be none.
+        """
+        assert isinstance(self.reader, CausalReader), "an encoder reads prompt and text together"
+        soft = vectors[LM_INPUT].values if LM_INPUT in vectors else None
+        return self._read_start(self.reader, soft, keys_values(vectors, self.kv_shape, self.dtype), slots)
+
+    def _read_start(
+        self, reader: CausalReader, soft: Tensor | None, learned: KeyValues, slots: Sequence[int]
+    ) -> Memory:
+        memory = memory_of(learned)
+        if not slots:
+            return memory
+        return reader.run(memory, reader.embed_slots(torch.tensor([list(slots)], device=self.device), soft))[1]
+
+    def _read(
+        self,
+        reader: CausalReader,
+        soft: Tensor | None,
+        learned: KeyValues,
+        questions: Sequence[Question],
+        is_recomputed: bool,
+    ) -> tuple[Tensor, Packed]:
+        is_shared = (soft is None or soft.dim() == 2) and (not learned or learned[0][0].shape[0] == 1)
+        start = shared_start(questions) if is_shared else ()
+        if is_shared:
+            memory = self._read_start(reader, soft, learned, start)
+            rest = [Question(question.slots[len(start) :], question.answers) for question in questions]
+        else:
+            memory = memory_of(learned)
+            rest = list(questions)
+        rest = rest if reader.packs else [Question(q.slots, (a,)) for q in rest for a in q.answers]
+        rows = rows_of(rest, ROW_SLOTS if reader.packs and is_shared else 0)
+        if not is_shared and not reader.packs:
+            counts = torch.tensor([len(question.answers) for question in questions], device=self.device)
+            owner = torch.arange(len(questions), device=self.device).repeat_interleave(counts)
+            soft = soft if soft is None or soft.dim() == 2 else soft.index_select(0, owner)
+            memory = memory if not memory.own or len(memory) == 1 else memory.select(owner)
+        packed = pack(rest, rows, memory.n_read, self.device)
+        if memory.own and len(memory) != len(rows):
+            memory = memory.repeat(len(rows))
+        if is_recomputed:
+            return read_again(reader, memory, packed, soft), packed
+        return reader.read(memory, packed, soft), packed
+
+    def _check_room(self, vectors: SiteVectors, questions: Sequence[Question]) -> None:
+        n_kv = vectors[Site("lm.kv", 0)].n_vectors if Site("lm.kv", 0) in vectors else 0
+        for question in questions:
+            n_slots = n_kv + len(question.slots) + max(map(len, question.answers))
+            if n_slots > self.budget:
+                raise UserError(
+                    f"a text with its prompt and answer takes {n_slots} slots, but {self.name} has {self.budget}. "
+                    "Shorten it, or mark a field of the template with :cut."
+                )
+
+
+def memory_of(learned: KeyValues) -> Memory:
+    """Learned keys and values as what was read before everything else."""
+    return Memory(learned, n_read=learned[0][0].shape[2]) if learned else Memory()
+
+
+def shared_start(questions: Sequence[Question]) -> tuple[int, ...]:
+    """The slots that all questions begin with; one at least is left to each."""
+    texts = [question.slots for question in questions]
+    first, last = min(texts), max(texts)  # in the order of tuples, where whatever these two share all share
+    most = min(map(len, texts)) - 1
+    n_shared = next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), most)
+    return first[: min(n_shared, most)]
+
+
+def rows_of(questions: Sequence[Question], room: int) -> list[list[int]]:
+    """Which questions share a row; with no room every one has its own, in order."""
+    if room == 0:
+        return [[item] for item in range(len(questions))]
+    sizes = [question.n_read for question in questions]
+    return bins(sizes, max(room, *sizes))
+
+
+def columns_of(tokens: Tensor, words: Tensor) -> Tensor:
+    """[K] int64, which of `words` [W] each of the tokens [K] is."""
+    is_same = tokens[:, None] == words[None, :]
+    assert bool(is_same.any(1).all()), "every answer's token is among the words"
+    return is_same.int().argmax(1)
+
+
+def read_again(reader: CausalReader, memory: Memory, packed: Packed, soft: Tensor | None) -> Tensor:
+    """`reader.read`, row by row, keeping nothing of a row for the gradient but what went in."""
+    length, found, order = packed.slots.shape[1], [], []
+    for row in range(len(packed.slots)):
+        is_mine = packed.read // length == row
+        one = Packed(
+            packed.slots[row : row + 1],
+            packed.places[row : row + 1],
+            None if packed.visible is None else packed.visible[row : row + 1],
+            packed.used[packed.used // length == row] % length,
+            packed.read[is_mine] % length,
+            packed.at,
+            packed.tokens,
+            packed.lengths,
+        )
+        mine = None if soft is None else soft if soft.dim() == 2 else soft[row : row + 1]
+        keys = [part[row : row + 1] for pair in memory.own for part in pair]
+
+        def read(tensors: Sequence[Tensor], one: Packed = one, has_soft: bool = mine is not None) -> Tensor:
+            parts = tensors[: len(tensors) - has_soft]
+            own = tuple(zip(parts[::2], parts[1::2], strict=True))
+            return reader.read(Memory(own, n_read=memory.n_read), one, tensors[-1] if has_soft else None)
+
+        found.append(recomputed(read, [*keys, *([] if mine is None else [mine])]))
+        order.append(is_mine.nonzero()[:, 0])
+    return torch.cat(found).index_select(0, torch.cat(order).argsort())
+
+
+def end_of(name: str, lm: Any, tokenizer: Any) -> int:
+    """The token after an answer.
+
+    Raises:
+        UserError: neither tokenizer nor model names one.
+    """
+    for place in (tokenizer, lm.generation_config, lm.config):
+        value = getattr(place, "eos_token_id", None)
+        if value is not None:
+            return value if isinstance(value, int) else value[0]
+    raise UserError(f"{name} names no end token, but answers need one. Write eos_token_id into its config.json.")
+
+
+def specials_of(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What a tokenizer puts before a text, and behind it."""
+    word = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
+    for start in range(len(whole) - len(word) + 1):
+        if whole[start : start + len(word)] == word:
+            return tuple(whole[:start]), tuple(whole[start + len(word) :])
+    return (), ()

@@ -1,0 +1,102 @@
+"""Vectors of a prompt as a language model takes them: checked, and as the keys and values of its blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+
+from mmprompt.errors import UserError
+from mmprompt.models.decoder.memory import KeyValues
+from mmprompt.models.sites import Site, Vectors
+
+LM_INPUT = Site("lm")
+KvShape = tuple[int, int, int]
+
+
+class Reader(Protocol):
+    """What vectors are checked against.
+
+    Attributes:
+        width: D of vectors at `lm.input`.
+        kv_shape: blocks, key/value heads and width of a head for `lm.kv`; None where none can be inserted.
+        budget: slots that the vectors and a text may take together.
+    """
+
+    width: int
+    kv_shape: KvShape | None
+    budget: int
+
+
+def check_vectors(name: str, reader: Reader, vectors: Mapping[Site, Vectors]) -> None:
+    """Refuse vectors that a model cannot take.
+
+    Args:
+        name: of the model.
+        reader: what it takes.
+        vectors: by site.
+    Raises:
+        UserError: a site it does not have, another width, more vectors than there is room for, or keys and values for
+            some blocks alone.
+    """
+    n_slots = 0
+    for site, given in vectors.items():
+        width = _width_of(name, reader, site)
+        if given.values.shape[-1] != width:
+            raise UserError(
+                f"the vectors of {site} are {given.values.shape[-1]} wide, but {name} takes {width}. "
+                "Build the prompt for this model."
+            )
+        if site == LM_INPUT or site.layer == 0:
+            n_slots += given.n_vectors
+    if n_slots >= reader.budget:
+        raise UserError(
+            f"the prompt takes {n_slots} slots, but {name} has {reader.budget} for prompt and text together. "
+            "Use fewer vectors."
+        )
+    sizes = sorted({given.n_vectors for site, given in vectors.items() if site.tower == "lm.kv"})
+    if len(sizes) > 1:
+        raise UserError(
+            f"blocks were given {sizes[0]} to {sizes[-1]} keys and values, but all take equally many. "
+            "Give as many to every block."
+        )
+    layers = {site.layer for site in vectors if site.tower == "lm.kv"}
+    if layers and reader.kv_shape is not None and layers != set(range(reader.kv_shape[0])):
+        raise UserError(
+            f"keys and values were given for {len(layers)} blocks, but {name} has {reader.kv_shape[0]}. "
+            "Give them for every block."
+        )
+
+
+def _width_of(name: str, reader: Reader, site: Site) -> int:
+    if site == LM_INPUT:
+        return reader.width
+    if site.tower != "lm.kv":
+        raise UserError(f"{site} is no site of {name}. Use lm.input or lm.kv[i].")
+    if reader.kv_shape is None:
+        raise UserError(
+            f"keys and values were given, but the decoder of {name} takes none. Use vectors among its tokens."
+        )
+    _, n_heads, head_width = reader.kv_shape
+    return 2 * n_heads * head_width
+
+
+def keys_values(vectors: Mapping[Site, Vectors], shape: KvShape | None, dtype: torch.dtype) -> KeyValues:
+    """The vectors of `lm.kv[i]` as [1 or N, H, M, D/H] pairs, () where there are none.
+
+    Args:
+        vectors: by site; those of other sites are left out.
+        shape: blocks, heads and width of a head.
+        dtype: of the model.
+    """
+    n_layers, n_heads, _ = shape or (0, 0, 0)
+    pairs = []
+    for layer in range(n_layers):
+        if Site("lm.kv", layer) not in vectors:
+            return ()
+        values = vectors[Site("lm.kv", layer)].values
+        values = values[None] if values.dim() == 2 else values  # [1 or N, M, 2 H D/H]
+        key, value = values.to(dtype).unflatten(-1, (2, n_heads, -1)).permute(2, 0, 3, 1, 4)
+        pairs.append((key, value))
+    return tuple(pairs)

@@ -1,0 +1,1 @@
+"""Frozen models with an image tower and a text tower."""

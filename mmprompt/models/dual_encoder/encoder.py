@@ -1,0 +1,212 @@
+"""The one backbone class: a frozen model behind the views of its two towers.
+
+The readers (`open_clip.py`, `transformers_clip.py`) hand over the parts; what happens with them, for
+every library alike, is here. It is no `nn.Module`, so that a classifier which holds one never counts
+its weights as its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from mmprompt.errors import UserError
+from mmprompt.models.dual_encoder.forward.text import check_text_vectors, encode_slots
+from mmprompt.models.dual_encoder.forward.views import TextView, VisionView
+from mmprompt.models.dual_encoder.forward.vision import PlainTower, encode_image_tokens, encode_images
+from mmprompt.models.dual_encoder.tokens import Frame, WordTokenizer
+from mmprompt.models.fingerprint import fingerprint
+from mmprompt.models.limits import size_from_environment
+from mmprompt.models.pixels import PixelTransform
+from mmprompt.models.sites import Site, TextSlots, Tower, Vectors
+
+MEMORY_VARIABLE = "MMPROMPT_MEMORY_LIMIT"
+DEFAULT_MEMORY_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a reader loads a model, whatever the library.
+
+    Args:
+        device, dtype: where the towers live and compute.
+        cache_dir: where downloads are kept; None for the library's own folder.
+        trust_remote_code: whether code that a model brings along may run.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    cache_dir: str | None = None
+    trust_remote_code: bool = False
+
+
+def freeze(model: nn.Module, options: LoadOptions) -> None:
+    """Put a model in evaluation mode, on its device, with no weight that can learn."""
+    model.to(device=options.device, dtype=options.dtype).eval().requires_grad_(False)
+
+
+class FrozenDualEncoder:
+    """A frozen model with an image tower and a text tower; see `protocols.DualEncoder`.
+
+    Args:
+        name: what `load_backbone` takes to get this backbone again.
+        model: the library's own model, frozen; kept for its weights alone.
+        text: the view of its text tower.
+        vision: the view of its image tower, or its plain forward where there is none.
+        tokenizer: the library's own, reduced to words.
+        pixels: the library's own test transform.
+        log_logit_scale: the stored logarithm of the multiplier, one element.
+        logit_bias: what is added to the logits, one element; None where there is none.
+
+    Attributes:
+        text_memory_bytes: about what a training step may keep of the text tower's activations; classes beyond that
+            are computed again in the backward pass. `$MMPROMPT_MEMORY_LIMIT` such as `500MB`, else 1 GB. It changes
+            no number by more than rounding.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: nn.Module,
+        text: TextView,
+        vision: VisionView | PlainTower,
+        tokenizer: WordTokenizer,
+        pixels: PixelTransform,
+        log_logit_scale: Tensor,
+        logit_bias: Tensor | None,
+    ) -> None:
+        self.name = name
+        self.model = model
+        self.text = text
+        self.vision = vision
+        self._tokenizer = tokenizer
+        self.pixels = pixels
+        self.fingerprint = fingerprint(model)
+        self.device = text.position.device
+        self.dtype = text.position.dtype
+        self.text_width = text.width
+        self.text_layers = len(text.blocks)
+        self.vision_width = vision.width if isinstance(vision, VisionView) else None
+        self.vision_layers = len(vision.blocks) if isinstance(vision, VisionView) else 0
+        self.unprompted_part = vision.part if isinstance(vision, PlainTower) else None
+        self.context_length = text.context_length
+        self.vocabulary_size = tokenizer.size
+        self.image_size = pixels.size
+        self.transform = pixels.text
+        self.logit_scale = log_logit_scale.double().exp().item()
+        self.logit_bias = 0.0 if logit_bias is None else logit_bias.item()
+        self.text_memory_bytes = size_from_environment(MEMORY_VARIABLE, DEFAULT_MEMORY_BYTES, "one class at a time")
+        self.embed_dim = self._embed_dim()
+
+    def __deepcopy__(self, memo: dict[int, object]) -> FrozenDualEncoder:
+        return self  # frozen: a copy could never differ, and scikit-learn's clone would double the memory
+
+    def _embed_dim(self) -> int:
+        with torch.no_grad():
+            return self.text.project(self.text.position[:1]).shape[-1]
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """The backbone's own test transform of one RGB picture: [3, H, W] float32."""
+        return self.pixels.apply(image)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Pixels [B, 3, H, W] in 0..1 at the backbone's size, to its normalised input."""
+        return self.pixels.normalize(images)
+
+    def tokenize(self, text: str) -> list[int]:
+        """The token ids of a text, without start, end or padding, never cut.
+
+        Raises:
+            UserError: the text spells out the tokenizer's own start or end token.
+        """
+        return self._tokenizer.words(text, self._frame)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids, as the library's tokenizer writes it."""
+        return self._tokenizer.text_of(token_ids)
+
+    @property
+    def _frame(self) -> Frame:
+        return Frame(self.text.start_id, self.text.end_id, self.text.pad_id)
+
+    def text_slots(self, rows: Sequence[Sequence[int]]) -> TextSlots:
+        """Frame rows of slots with the tower's own start, end and padding.
+
+        Rows that are too long for the tower are framed all the same; `lengths` against `context_length`
+        tells, and the caller, who knows the class names, words the error.
+
+        Args:
+            rows: per class, token ids (>= 0), and -1 - m where context vector m stands.
+        """
+        start = [] if self.text.start_id is None else [self.text.start_id]
+        framed = [[*start, *row, self.text.end_id] for row in rows]
+        lengths = [len(row) for row in framed]
+        n_slots = max(lengths) if self.text.reads_end_only else max(*lengths, self.context_length)
+        pad = self.text.pad_id
+        slots = torch.tensor([row + [pad] * (n_slots - len(row)) for row in framed])  # [C, L]
+        token_ids = slots.where(slots >= 0, pad)
+        ctx_index = (-1 - slots).clamp(min=-1)
+        return TextSlots(*(part.to(self.device) for part in (token_ids, ctx_index, torch.tensor(lengths))))
+
+    def token_vectors(self, token_ids: Tensor) -> Tensor:
+        """The embeddings [..., D] of token ids [...], before positions are added."""
+        return self.text.token_embedding(token_ids.to(self.device))
+
+    def encode_text(self, slots: TextSlots, vectors: Mapping[Site, Vectors] | None = None) -> Tensor:
+        """Class features [C, E] of unit norm, with the vectors of the text sites spliced in.
+
+        Args:
+            slots: what stands where, from `text_slots`.
+            vectors: vectors by site; those of vision sites are left alone. If some are of scope `"image"`
+                [B, M, D], the features are [B, C, E].
+        Raises:
+            UserError: the vectors do not fit this tower or these classes.
+        """
+        given = of_tower("text", vectors)
+        check_text_vectors(self.text, slots.n_classes, given)
+        return F.normalize(encode_slots(self.text, slots, given, self.text_memory_bytes), dim=-1)
+
+    def encode_image(self, images: Tensor, vectors: Mapping[Site, Vectors] | None = None) -> Tensor:
+        """Image features [B, E] of unit norm, with the vectors of the vision sites inserted.
+
+        Args:
+            images: [B, 3, H, W], normalised, of the backbone's size.
+            vectors: vectors by site; those of text sites are left alone.
+        Raises:
+            UserError: the images have another size, or the vectors do not fit this tower.
+        """
+        images = self._checked(images)
+        return F.normalize(encode_images(self.vision, images, of_tower("vision", vectors)), dim=-1)
+
+    def encode_image_tokens(self, images: Tensor) -> Tensor:
+        """The image tokens [B, T, D] that enter the image tower's last block, for a captioner.
+
+        Args:
+            images: [B, 3, H, W], normalised, of the backbone's size.
+        Raises:
+            UserError: the images have another size, or the tower has no image tokens.
+        """
+        return encode_image_tokens(self.vision, self._checked(images))
+
+    def _checked(self, images: Tensor) -> Tensor:
+        expected = (3, self.image_size, self.image_size)
+        if images.dim() != 4 or images.shape[1:] != expected:
+            raise UserError(
+                f"the images are {list(images.shape)}, but {self.name} takes [B, {', '.join(map(str, expected))}]. "
+                "Use the backbone's own preprocess."
+            )
+        return images.to(self.device, self.dtype)
+
+    def compute_fingerprint(self) -> str:
+        """The fingerprint of the weights as they are now, to compare with `fingerprint`."""
+        return fingerprint(self.model)
+
+
+def of_tower(tower: Tower, vectors: Mapping[Site, Vectors] | None) -> dict[Site, Vectors]:
+    """The vectors that enter one tower."""
+    return {site: given for site, given in (vectors or {}).items() if site.tower == tower}

@@ -1,0 +1,251 @@
+"""Class features from a frozen text tower with vectors spliced in, without the work that changes nothing.
+
+A causal tower read at its end token needs neither padding nor anything after that token, and classes
+that begin alike begin with the same keys and values. So three shortcuts are exact there: only real
+tokens are computed, the common beginning is run once (once per image where it depends on the image),
+and the last block is computed for the end token alone. A bidirectional tower attends to its padding, so
+it is run at full length, except for the last block's one slot. Either way, classes are taken in chunks
+and computed again in the backward pass when their activations would not fit in memory. This file
+knows slots and vectors, not class names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmprompt.errors import UserError, bad_value
+from mmprompt.models.dual_encoder.forward.packed import KeyValue, PackedSlots, embed, pack, run_common, run_own, splice
+from mmprompt.models.dual_encoder.forward.views import BlockView, TextView
+from mmprompt.models.recompute import recomputed
+from mmprompt.models.sites import Site, TextSlots, Vectors
+
+SAVED_WIDTHS = 16
+"""Tensors of the tower's width that a block keeps per slot for the backward pass: a little above the most measured."""
+
+CHUNK_BYTES = 2**28
+"""On a CPU, classes are taken in chunks of about this size even if all would fit: smaller ones are quicker there."""
+
+
+@dataclass(frozen=True)
+class Shortcuts:
+    """What is left out because it changes nothing. Each is on; the tests switch them off one by one.
+
+    Args:
+        real_tokens: no slot after the end token is computed, if the tower is causal and read there.
+        common_once: slots that all classes begin with are computed once, if padding is left out.
+        end_only: the last block is computed for the pooled slot alone.
+    """
+
+    real_tokens: bool = True
+    common_once: bool = True
+    end_only: bool = True
+
+
+def encode_slots(
+    view: TextView,
+    slots: TextSlots,
+    vectors: Mapping[Site, Vectors],
+    memory_bytes: int,
+    shortcuts: Shortcuts | None = None,
+) -> Tensor:
+    """Raw class features of a text tower.
+
+    Args:
+        view: the tower.
+        slots: what stands where; on the tower's device. Padded to the context length where the tower needs it.
+        vectors: for `text.input` the context vectors that `slots.ctx_index` names; for `text.layer[i]`
+            vectors that replace the first of those slots at the input of block i (Khattak et al. 2023,
+            "MaPLe", section 3.2). Those of scope `"image"` (Zhou et al. 2022, "Conditional Prompt
+            Learning") give features per image.
+        memory_bytes: about what the activations kept for the backward pass may take; classes beyond that are
+            computed again in the backward pass.
+        shortcuts: for tests.
+    Returns:
+        [C, E], or [B, C, E] if some vectors are of scope `"image"`; not normalised.
+    """
+    shortcuts = shortcuts or Shortcuts()
+    if view.reads_end_only and shortcuts.real_tokens:
+        pooled = encode_packed(view, slots, vectors, memory_bytes, shortcuts)
+    else:
+        pooled = encode_full(view, slots, vectors, memory_bytes, shortcuts)
+    features = view.project(view.final_norm(pooled))  # [B or 1, C, E]
+    n_images = count_images(vectors)
+    return features[0] if n_images is None else features.expand(n_images, -1, -1)
+
+
+def check_text_vectors(view: TextView, n_classes: int, vectors: Mapping[Site, Vectors]) -> None:
+    """Refuse vectors that a text tower cannot take.
+
+    Args:
+        view: the tower.
+        n_classes: C.
+        vectors: by site; all of the text tower.
+    Raises:
+        UserError: there is no such layer, or vectors have another width or belong to other classes or images.
+    """
+    n_images = count_images(vectors)
+    for site, given in vectors.items():
+        if site.layer >= len(view.blocks):
+            raise bad_value("site", site, f"this text tower has {len(view.blocks)} layers", "Use a smaller depth.")
+        first = {"shared": (), "class": (n_classes,), "image": (n_images,)}[given.scope]
+        if given.values.shape != (*first, given.n_vectors, view.width):
+            raise UserError(
+                f"the vectors of {site} are {given.scope} {list(given.values.shape)}, but this text tower and "
+                f"{n_classes} classes take {given.scope} {[*first, given.n_vectors, view.width]}. Build the prompt for "
+                "this backbone and these classes."
+            )
+
+
+def count_images(vectors: Mapping[Site, Vectors]) -> int | None:
+    """B where vectors belong to images, else None."""
+    return next((len(given.values) for given in vectors.values() if given.scope == "image"), None)
+
+
+def encode_packed(
+    view: TextView, slots: TextSlots, vectors: Mapping[Site, Vectors], memory_bytes: int, shortcuts: Shortcuts
+) -> Tensor:
+    """The end tokens [B or 1, C, D] of a causal tower after the last block."""
+    order = slots.lengths.argsort(stable=True)  # classes of equal length side by side
+    lengths = slots.lengths[order].tolist()
+    is_shared = all(given.scope != "class" for given in vectors.values())
+    n_common = common_length(slots, is_shared) if shortcuts.common_once else 0
+    common: list[KeyValue] = []
+    if n_common:
+        common = run_common(view, pack(slots, order[:1], range(n_common), lengths[:1]), vectors)
+
+    def run(chunk: slice, tensors: Sequence[Tensor]) -> Tensor:
+        own = pack(slots, order[chunk], range(n_common, lengths[-1]), lengths[chunk])
+        rest = tensors[len(vectors) :]
+        keys_values: Sequence[KeyValue | None] = list(zip(rest[::2], rest[1::2], strict=True))
+        keys_values = keys_values or [None] * len(view.blocks)
+        return run_own(view, own, with_values(vectors, tensors), keys_values, shortcuts.end_only)
+
+    costs = [(length - n_common) * slot_bytes(view, length, vectors) for length in lengths]
+    tensors = [given.values for given in vectors.values()] + [part for pair in common for part in pair]
+    pooled = run_chunks(run, tensors, costs, memory_bytes, slots.lengths.device)
+    return pooled[:, order.argsort()]
+
+
+def common_length(slots: TextSlots, shared: bool) -> int:
+    """How many leading slots are the same for every class; at least one slot of each class is left out.
+
+    Args:
+        slots: the slots of C classes.
+        shared: whether the vectors are shared over classes; if not, a context slot ends the common part.
+    """
+    same = (slots.token_ids == slots.token_ids[:1]) & (slots.ctx_index == slots.ctx_index[:1])
+    if not shared:
+        same &= slots.ctx_index < 0
+    leading = int(same.all(0).int().cumprod(0).sum())
+    return min(leading, int(slots.lengths.min()) - 1)
+
+
+def encode_full(
+    view: TextView, slots: TextSlots, vectors: Mapping[Site, Vectors], memory_bytes: int, shortcuts: Shortcuts
+) -> Tensor:
+    """The pooled slots [B or 1, C, D] of any tower after the last block, every slot computed."""
+    n_classes, length = slots.token_ids.shape
+    classes = torch.arange(n_classes, device=slots.token_ids.device)
+    pooled = slots.lengths - 1 if view.pooling == "eos" else torch.full_like(slots.lengths, length - 1)
+
+    def run(chunk: slice, tensors: Sequence[Tensor]) -> Tensor:
+        every = pack(slots, classes[chunk], range(length), [length] * len(classes[chunk]))
+        return run_full(view, every, with_values(vectors, tensors), pooled[chunk], shortcuts.end_only)
+
+    costs = [length * slot_bytes(view, length, vectors)] * n_classes
+    tensors = [given.values for given in vectors.values()]
+    return run_chunks(run, tensors, costs, memory_bytes, slots.lengths.device)
+
+
+def with_values(vectors: Mapping[Site, Vectors], values: Sequence[Tensor]) -> dict[Site, Vectors]:
+    """The same sites and scopes with other values, given in the same order; what follows them is left alone."""
+    return {site: Vectors(new, vectors[site].scope) for site, new in zip(vectors, values, strict=False)}
+
+
+def run_full(
+    view: TextView, every: PackedSlots, vectors: Mapping[Site, Vectors], pooled: Tensor, end_only: bool
+) -> Tensor:
+    """The blocks over every slot of C' classes.
+
+    Args:
+        view: the tower.
+        every: all slots of the classes, equally many each.
+        vectors: by site.
+        pooled: [C'], the slot of each class that is read.
+        end_only: whether the last block is computed for that slot alone.
+    Returns:
+        [B or 1, C', D].
+    """
+    length = every.lengths[0]
+    x = embed(view, every, vectors.get(Site("text")))  # [B or 1, C' L, D]
+    for layer, block in enumerate(view.blocks):
+        x = splice(x, every, vectors.get(Site("text", layer)) if layer else None)
+        rows = x.reshape(-1, length, x.shape[-1])  # [B C', L, D]
+        if end_only and layer == len(view.blocks) - 1 and isinstance(block, BlockView):
+            return run_pooled(block, rows, pooled.repeat(len(x)), view.is_causal).unflatten(0, (len(x), -1))
+        x = block.whole(rows, view.is_causal).reshape(x.shape)
+    places = torch.arange(len(pooled), device=pooled.device) * length + pooled
+    return x[:, places]
+
+
+def run_pooled(block: BlockView, x: Tensor, pooled: Tensor, is_causal: bool) -> Tensor:
+    """One block over [N, L, D], for the slot `pooled` [N] of each row alone: [N, D]."""
+    rows = torch.arange(len(x), device=x.device)
+    normed = block.norm1(x)
+    key, value = (block.split_heads(part) for part in block.key_value(normed))
+    query = block.split_heads(block.query(normed[rows, pooled][:, None]))  # [N, H, 1, D/H]
+    seen = torch.arange(x.shape[1], device=x.device) <= pooled[:, None, None, None] if is_causal else None
+    attended = F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
+    return block.finish(x[rows, pooled], block.join_heads(attended)[:, 0])
+
+
+def slot_bytes(view: TextView, length: int, vectors: Mapping[Site, Vectors]) -> int:
+    """About what one slot of a text of some length keeps for the backward pass, over all blocks and images."""
+    width, block = view.width, view.blocks[0]
+    scores = block.n_heads * length if isinstance(block, BlockView) else 0
+    n_images = count_images(vectors) or 1
+    return n_images * len(view.blocks) * (SAVED_WIDTHS * width + scores) * view.position.element_size()
+
+
+def run_chunks(
+    run: Callable[[slice, Sequence[Tensor]], Tensor],
+    tensors: Sequence[Tensor],
+    costs: Sequence[int],
+    memory_bytes: int,
+    device: torch.device,
+) -> Tensor:
+    """Run over all classes in chunks; what cannot be kept is run again in the backward pass.
+
+    Args:
+        run: the features [B or 1, C', D] of a slice of the classes, from the tensors.
+        tensors: all that a gradient may be wanted of.
+        costs: bytes of each class.
+        memory_bytes: what chunks may cost together without being run again.
+        device: where.
+    """
+    limit = memory_bytes if sum(costs) <= memory_bytes else memory_bytes // 4
+    chunks = list(split_costs(costs, min(limit, CHUNK_BYTES) if device.type == "cpu" else limit))
+    if len(chunks) == 1:
+        return run(chunks[0], tensors)
+    # The backward pass begins with the last chunk, so the last ones are kept and make room for the others.
+    is_kept = [sum(costs[chunk.start :]) <= memory_bytes for chunk in chunks]
+    pieces = [partial(run, chunk) for chunk in chunks]
+    found = [run(tensors) if kept else recomputed(run, tensors) for run, kept in zip(pieces, is_kept, strict=True)]
+    return torch.cat(found, dim=1)
+
+
+def split_costs(costs: Sequence[int], limit: int) -> Iterator[slice]:
+    """Slices of at least one item each whose costs stay within a limit together."""
+    start, total = 0, 0
+    for place, cost in enumerate(costs):
+        if place > start and total + cost > limit:
+            yield slice(start, place)
+            start, total = place, 0
+        total += cost
+    yield slice(start, len(costs))

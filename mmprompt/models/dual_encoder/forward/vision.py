@@ -1,0 +1,133 @@
+"""Image features from a frozen image tower with vectors inserted beside its patches.
+
+The vectors of `vision.input` are appended after the patch tokens, without a position and before the
+tower's first norm; those of `vision.layer[i]` take the prompt slots over at the input of block i; past
+the last prompted layer they flow on. This is deep visual prompting (Jia et al. 2022, VPT-Deep) in the
+form that Khattak et al. 2023 ("MaPLe") gave it for CLIP, in its published code. Layers below the first
+prompt keep no graph, because nothing in them is trained. This file knows blocks and vectors, not who
+made them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmprompt.errors import UserError, bad_value
+from mmprompt.models.dual_encoder.forward.views import TensorMap, VisionView
+from mmprompt.models.sites import Site, Vectors
+
+
+@dataclass(frozen=True)
+class PlainTower:
+    """An image tower that is run as its library runs it, because its inside is not a view.
+
+    Args:
+        forward: pixels [B, 3, H, W] to raw features [B, E].
+        part: the class that has no image tokens a prompt could join, for error texts.
+    """
+
+    forward: TensorMap
+    part: str
+
+
+def encode_images(tower: VisionView | PlainTower, images: Tensor, vectors: Mapping[Site, Vectors]) -> Tensor:
+    """Raw image features of a tower.
+
+    Pooling sees the tower's own slots alone: an average or an attention pool reads the patches and never
+    the prompts, which act on them through the blocks. Without vectors the result is the library's own.
+
+    Args:
+        tower: the view of its blocks, or its plain forward.
+        images: [B, 3, H, W], normalised, on the tower's device and in its dtype.
+        vectors: `"shared"` [M, D] or `"image"` [B, M, D] at vision sites; the same M at all of them.
+    Returns:
+        [B, E], not normalised.
+    Raises:
+        UserError: the tower has no image tokens, no such layer, another width, or M differs between sites.
+    """
+    if isinstance(tower, PlainTower):
+        if vectors:
+            raise no_image_tokens(tower.part)
+        return tower.forward(images)
+    prompts = prompts_by_layer(tower, images.shape[0], vectors)
+    x = tower.embed(images)  # [B, T, D]
+    n_own = x.shape[1]
+    if 0 in prompts:
+        x = with_prompts(x, n_own, prompts[0])
+    x = tower.pre_norm(x)
+    for layer, block in enumerate(tower.blocks):
+        if layer > 0 and layer in prompts:
+            x = with_prompts(x, n_own, prompts[layer])
+        x = block.whole(x)
+    return tower.pool(x[:, :n_own])
+
+
+def encode_image_tokens(tower: VisionView | PlainTower, images: Tensor) -> Tensor:
+    """What enters the last block of a tower: the slots that its pooling is about to read.
+
+    The last block's own output is trained for the pooled slot alone where a class token is read, so captioners are
+    given what it attends to (as in Liu et al. 2023, "Visual Instruction Tuning", section 4.1: the grid features
+    before the last layer).
+
+    Args:
+        tower: the view of its blocks.
+        images: [B, 3, H, W], normalised, on the tower's device and in its dtype.
+    Returns:
+        [B, T, D], class token (if there is one) and patches.
+    Raises:
+        UserError: the tower has no image tokens.
+    """
+    if isinstance(tower, PlainTower):
+        raise UserError(
+            f"image tokens were asked for, but this image tower ({tower.part}) has none. "
+            "Use its pooled features, or a backbone with a ViT image tower."
+        )
+    x = tower.pre_norm(tower.embed(images))
+    for block in tower.blocks[:-1]:
+        x = block.whole(x)
+    return x
+
+
+def no_image_tokens(part: str) -> UserError:
+    """Word the refusal of visual prompts by a tower without image tokens."""
+    return UserError(
+        f"visual prompts were given, but this image tower ({part}) has no image tokens that a prompt can join. "
+        "Use a text prompt such as coop, or a backbone with a ViT image tower."
+    )
+
+
+def with_prompts(x: Tensor, n_own: int, prompts: Tensor) -> Tensor:
+    """The tower's own slots [B, T, D] followed by the prompts [B, M, D], in place of any that stood there."""
+    return torch.cat([x[:, :n_own], prompts.to(x.dtype)], dim=1)  # [B, T + M, D]
+
+
+def prompts_by_layer(view: VisionView, n_images: int, vectors: Mapping[Site, Vectors]) -> dict[int, Tensor]:
+    """Check the vectors against the tower and give each image its own: {layer: [B, M, D]}."""
+    counts = {site: given.n_vectors for site, given in vectors.items()}
+    if len(set(counts.values())) > 1:
+        named = ", ".join(f"{site} {count}" for site, count in sorted(counts.items()))
+        raise UserError(
+            f"the visual prompts have different numbers of vectors ({named}), but a deeper layer takes over the "
+            "slots of the one before. Use one n_visual for all layers."
+        )
+    prompts = {}
+    for site, given in vectors.items():
+        if site.layer >= len(view.blocks):
+            raise bad_value("site", site, f"this image tower has {len(view.blocks)} layers", "Use a smaller depth.")
+        prompts[site.layer] = for_each_image(given, n_images, view.width, site)
+    return prompts
+
+
+def for_each_image(given: Vectors, n_images: int, width: int, site: Site) -> Tensor:
+    """The vectors of one site as [B, M, D]."""
+    expected = {"shared": (given.n_vectors, width), "image": (n_images, given.n_vectors, width)}.get(given.scope)
+    if expected is None or given.values.shape != expected:
+        raise UserError(
+            f"the vectors of {site} are {given.scope} {list(given.values.shape)}, but this image tower takes shared "
+            f"[M, {width}] or image [{n_images}, M, {width}]. Build the prompt for this backbone."
+        )
+    return given.values.expand(n_images, -1, -1)

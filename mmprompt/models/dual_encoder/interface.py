@@ -1,0 +1,94 @@
+"""What the rest of the package asks of a frozen dual encoder.
+
+Any object with these attributes is a backbone; nothing above this floor knows which library it came
+from. Features are unit norm, `logit_scale` is linear (about 100 for CLIP).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mmprompt.models.sites import Site, TextSlots, Vectors
+
+
+@runtime_checkable
+class DualEncoder(Protocol):
+    """A frozen image tower and a frozen text tower with one joint space of width E.
+
+    Attributes:
+        name: what `load_backbone` takes to get this backbone again.
+        fingerprint: hex SHA-256 over the names, shapes, dtypes and bytes of all weights.
+        device, dtype: where the towers live and compute.
+        embed_dim: E.  text_width: D of the text tower.  vision_width: D of the image tower, None without image tokens.
+        text_layers, vision_layers: number of blocks (0 for an image tower without image tokens).
+        unprompted_part: the class of the image tower, or of a part of it, that no prompt can join; None if all can.
+        context_length: text slots, start and end included.  vocabulary_size: V, the token ids there are.
+        logit_scale: linear multiplier of the cosine.  logit_bias: added to the logits (SigLIP), else 0.
+        image_size: side of the square input in pixels.  transform: what `preprocess` does, in one line of text.
+    """
+
+    name: str
+    fingerprint: str
+    device: torch.device
+    dtype: torch.dtype
+    embed_dim: int
+    text_width: int
+    text_layers: int
+    vision_width: int | None
+    vision_layers: int
+    unprompted_part: str | None
+    context_length: int
+    vocabulary_size: int
+    logit_scale: float
+    logit_bias: float
+    image_size: int
+    transform: str
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """The backbone's own test transform of one RGB picture: [3, H, W] float32."""
+        ...
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Pixels [B, 3, H, W] in 0..1 at the backbone's size, to its normalised input."""
+        ...
+
+    def tokenize(self, text: str) -> list[int]:
+        """The token ids of a text, without start, end or padding."""
+        ...
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text that token ids stand for, as people read it."""
+        ...
+
+    def text_slots(self, rows: Sequence[Sequence[int]]) -> TextSlots:
+        """Frame rows of slots with the tower's own start, end and padding.
+
+        Args:
+            rows: per class, token ids (>= 0), and -1 - m where context vector m stands.
+        """
+        ...
+
+    def token_vectors(self, token_ids: Tensor) -> Tensor:
+        """The embeddings [..., D] of token ids [...], before positions are added."""
+        ...
+
+    def encode_text(self, slots: TextSlots, vectors: Mapping[Site, Vectors] | None = None) -> Tensor:
+        """Class features of unit norm, with the vectors of the text sites spliced in.
+
+        Returns:
+            [C, E], or [B, C, E] if some vectors are of scope `"image"`.
+        """
+        ...
+
+    def encode_image(self, images: Tensor, vectors: Mapping[Site, Vectors] | None = None) -> Tensor:
+        """Image features [B, E] of unit norm, with the vectors of the vision sites inserted."""
+        ...
+
+    def compute_fingerprint(self) -> str:
+        """The fingerprint of the weights as they are now, to compare with `fingerprint`."""
+        ...

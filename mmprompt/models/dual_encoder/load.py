@@ -1,0 +1,282 @@
+"""Names of backbones, and what `load_backbone` makes of them.
+
+    tiny                               the embedded default, for drawings
+    photo                              for photographs; its image tower is fetched once
+    open_clip:ARCHITECTURE/TAG         an open_clip model with published weights
+    open_clip:ARCHITECTURE//FILE       an open_clip model with a checkpoint of your own
+    open_clip:hf-hub:OWNER/NAME        an open_clip model on the hub
+    hf:NAME                            a transformers CLIPModel or SiglipModel, by name or folder
+    FOLDER                             a folder of either library
+
+Loading itself is the libraries' own; this file turns what goes wrong there into one line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import logging
+import textwrap
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
+from mmprompt.models.dual_encoder.encoder import LoadOptions
+from mmprompt.models.dual_encoder.interface import DualEncoder
+from mmprompt.models.dual_encoder.photo import find_photo
+
+TINY = Path(__file__).parents[2] / "assets" / "tiny"
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FORMS = "Use tiny, photo, open_clip:ARCHITECTURE/TAG, open_clip:ARCHITECTURE//FILE, hf:NAME or a folder."
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a backbone comes from, in the words of the library that loads it.
+
+    Args:
+        library: which one.
+        model: architecture, folder or hub name.
+        weights: pretrained tag or checkpoint file; None where `model` brings its own.
+        place: a local file or folder that holds the weights, None where they come from the hub.
+    """
+
+    library: Literal["open_clip", "transformers"]
+    model: str
+    weights: str | None = None
+    place: Path | None = None
+
+    @property
+    def remote(self) -> str:
+        """What the hub, or another server, calls the weights."""
+        if self.weights is None:
+            return self.model.removeprefix("hf-hub:")
+        import open_clip
+
+        published = open_clip.get_pretrained_cfg(self.model, self.weights)
+        return published.get("hf_hub") or published.get("url") or self.weights
+
+    @property
+    def local_form(self) -> str:
+        """The name that the same backbone has with a local copy of its weights."""
+        if self.weights is not None:
+            return f"open_clip:{self.model}//path/to/weights.safetensors"
+        return "hf:path/to/folder" if self.library == "transformers" else "path/to/folder"
+
+
+def load_backbone(
+    name: str = "tiny",
+    device: str = "auto",
+    dtype: str = "auto",
+    cache_dir: str | Path | None = None,
+    trust_remote_code: bool = False,
+) -> DualEncoder:
+    """Load a frozen dual encoder: evaluation mode, no weight with a gradient.
+
+    Args:
+        name: one of the forms at the top of this file.
+        device: `"auto"` takes cuda, then mps, then cpu; else a torch device.
+        dtype: `"auto"` is float32; `"float64"` everywhere but on mps; `"bfloat16"`, `"float16"` on accelerators.
+        cache_dir: where downloads are kept, instead of the libraries' own folders.
+        trust_remote_code: whether code that a model brings along may run.
+    Raises:
+        UserError: no such name, weights that are not there, or a model with parts that are not known.
+    """
+    source = find_source(name)
+    options = read_options(device, dtype, cache_dir, trust_remote_code)
+    with one_line_errors(name, source, options.cache_dir):
+        if source.library == "open_clip":
+            from mmprompt.models.dual_encoder.open_clip import load_open_clip
+
+            return load_open_clip(name, source.model, source.weights, options)
+        from mmprompt.models.dual_encoder.transformers_clip import load_transformers
+
+        return load_transformers(name, source.model, options)
+
+
+def read_options(device: str, dtype: str, cache_dir: str | Path | None, trust_remote_code: bool) -> LoadOptions:
+    """What a user may say of loading, for the readers; the arguments are those of `load_backbone`.
+
+    Raises:
+        UserError: there is no such device or precision here.
+    """
+    place = choose_device(device)
+    cache = None if cache_dir is None else str(cache_dir)
+    return LoadOptions(place, choose_dtype(dtype, place), cache, trust_remote_code)
+
+
+@contextlib.contextmanager
+def one_line_errors(name: str, source: Source, cache_dir: str | None) -> Iterator[None]:
+    """Turn whatever a library raises while it loads into one line, and keep its own lines back.
+
+    Args:
+        name: of the model, as the user gave it.
+        source: where it was looked for.
+        cache_dir: where downloads are kept, None for the library's own folder.
+    """
+    try:
+        with quiet_libraries():
+            yield
+    except (UserError, ImportError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # the libraries raise a dozen kinds for a missing or damaged file
+        raise not_loaded(name, source, cache_dir, error) from None
+
+
+def list_backbones() -> list[str]:
+    """The names that can be loaded without a path: `tiny`, `photo` and open_clip's published dual encoders."""
+    import open_clip
+
+    names = []
+    for architecture, tag in open_clip.list_pretrained():
+        config = open_clip.get_model_config(architecture) or {}
+        if "multimodal_cfg" not in config and "hf_model_name" not in config.get("text_cfg", {}):
+            names.append(f"open_clip:{architecture}/{tag}")
+    return ["tiny", "photo", *names]
+
+
+def find_source(name: str) -> Source:
+    """Read a backbone's name.
+
+    Raises:
+        UserError: it has none of the known forms, or names a file, folder or tag that is not there.
+    """
+    if name == "tiny":
+        return folder_source(TINY)
+    if name == "photo":
+        return folder_source(find_photo())
+    if name.startswith("open_clip:"):
+        return open_clip_source(name.removeprefix("open_clip:"))
+    if name.startswith("hf:"):
+        model = name.removeprefix("hf:")
+        folder = Path(model).expanduser()
+        return folder_source(folder) if folder.is_dir() else Source("transformers", model)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder_source(folder)
+    if folder.is_file():
+        raise bad_file(name, "is a file without an architecture", f"Use open_clip:ARCHITECTURE//{name}.")
+    raise UserError(f"there is no backbone or folder {name!r}. {nearest(name, list_backbones())} {FORMS}")
+
+
+def folder_source(folder: Path) -> Source:
+    """Tell by its files which library a folder belongs to.
+
+    Raises:
+        UserError: it has neither library's configuration file.
+    """
+    if (folder / "open_clip_config.json").is_file():
+        return Source("open_clip", f"local-dir:{folder}", place=folder)
+    if (folder / "config.json").is_file():
+        return Source("transformers", str(folder), place=folder)
+    raise bad_file(
+        folder,
+        "holds neither open_clip_config.json nor config.json" if folder.is_dir() else "is not there",
+        "Give a folder as open_clip or transformers save one.",
+    )
+
+
+def open_clip_source(model: str) -> Source:
+    """Read what follows `open_clip:`.
+
+    Raises:
+        UserError: no such architecture, tag or file.
+    """
+    import open_clip
+
+    if model.startswith("hf-hub:"):
+        return Source("open_clip", model)
+    architecture, _, weights = model.partition("/")
+    if architecture not in open_clip.list_models():
+        raise UserError(
+            f"open_clip has no architecture {architecture!r}. {nearest(architecture, open_clip.list_models())}"
+        )
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    if weights in tags:
+        return Source("open_clip", architecture, weights)
+    for path in (Path(weights).expanduser(), Path(weights.lstrip("/"))):  # ARCH//abs/file, and ARCH//file beside us
+        if path.is_file():
+            return Source("open_clip", architecture, str(path), place=path)
+    if "/" in weights or Path(weights).suffix in (".safetensors", ".pt", ".pth", ".bin"):
+        raise bad_file(weights, "is not there", "Give the path of a safetensors or weights-only checkpoint.")
+    if weights:
+        raise unknown_name(f"pretrained tag of {architecture}", weights, tags)
+    raise UserError(
+        f"open_clip:{architecture} names no weights. Published tags: {', '.join(tags) or 'none'}. "
+        f"Use open_clip:{architecture}/TAG or open_clip:{architecture}//path/to/weights.safetensors."
+    )
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """The nearest of many names as a hint, or where to see them all."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"Did you mean {near[0]!r}?" if near else "See mmprompt backbones list."
+
+
+def choose_device(device: str) -> torch.device:
+    """The torch device of a name.
+
+    Raises:
+        UserError: it is no device, or not on this machine.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError):
+        raise bad_value(
+            "device", repr(device), "this machine has no such device", "Use auto, cpu, cuda, cuda:0 or mps."
+        ) from None
+
+
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The torch dtype of a name.
+
+    Raises:
+        UserError: it is not known, or the device cannot compute in it.
+    """
+    if dtype == "auto":
+        return torch.float32
+    if dtype not in DTYPES:
+        raise unknown_name("dtype", dtype, ["auto", *DTYPES])
+    if device.type == "cpu" and dtype in ("bfloat16", "float16"):
+        raise bad_value("dtype", dtype, "on the CPU this is slower and less exact than float32", "Use --dtype auto.")
+    if device.type == "mps" and dtype == "float64":
+        raise bad_value("dtype", dtype, "mps has no float64", "Use --dtype auto or --device cpu.")
+    return DTYPES[dtype]
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Hold back the libraries' own warnings and log lines while they load: what matters is raised as one line."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def not_loaded(name: str, source: Source, cache_dir: str | None, error: Exception) -> UserError:
+    """Word what a library could not load: what was looked for, where, and how to give a local copy."""
+    reason = textwrap.shorten(str(error), 160, placeholder=" ...") or type(error).__name__
+    if source.place is not None:
+        return bad_file(
+            source.place,
+            f"cannot be loaded by {source.library} ({reason})",
+            "Give a complete model folder, or a safetensors or weights-only checkpoint that fits the architecture.",
+        )
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    cache = cache_dir or HF_HUB_CACHE
+    return UserError(
+        f"the weights of {name} ({source.remote}) are neither in {cache} nor to be had from the hub ({reason}). "
+        f"Connect once, or give a local copy: {source.local_form}."
+    )

@@ -1,0 +1,67 @@
+"""Reads timm's vision transformers, which open_clip puts behind its own head, into views.
+
+A trunk of another class, or one with a block that no view describes, is run by its own forward, without
+prompts. This file knows timm's classes and nothing of prompts or of texts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.layers import Attention
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from mmprompt.models.dual_encoder.forward.views import BlockView, VisionView, per_head
+from mmprompt.models.dual_encoder.forward.vision import PlainTower
+
+
+def read_timm_vit(trunk: Any, head: nn.Module) -> VisionView | PlainTower:
+    """A trunk and what comes after it as a view, or by its own forward.
+
+    Args:
+        trunk: a timm model without classifier, [B, 3, H, W] to [B, D].
+        head: the projection, [B, D] to [B, E].
+    """
+    if type(trunk) is not VisionTransformer:
+        return PlainTower(nn.Sequential(trunk, head), type(trunk).__name__)
+    strange = [block for block in trunk.blocks if not is_known(block)]
+    if strange:
+        return PlainTower(nn.Sequential(trunk, head), type(strange[0]).__name__)
+
+    def embed(images: Tensor) -> Tensor:
+        return trunk._pos_embed(trunk.patch_embed(images))  # timm has no public name for this step
+
+    def pool(x: Tensor) -> Tensor:
+        return head(trunk.forward_head(trunk.norm(x)))
+
+    blocks = tuple(read_block(block) for block in trunk.blocks)
+    return VisionView(embed, trunk.norm_pre, blocks, pool, trunk.embed_dim)
+
+
+def is_known(block: Any) -> bool:
+    """Whether `read_block` can describe a block; a subclass may do anything in its own forward."""
+    return type(block) is Block and type(block.attn) is Attention and getattr(block.attn, "gate", None) is None
+
+
+def read_block(block: Any) -> BlockView:
+    """One known block as a view."""
+    attention = block.attn
+    norm_query, norm_key = (per_head(norm, attention.num_heads) for norm in (attention.q_norm, attention.k_norm))
+
+    def in_proj(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value = attention.qkv(x).chunk(3, dim=-1)
+        return norm_query(query), norm_key(key), value
+
+    return BlockView(
+        norm1=block.norm1,
+        norm2=block.norm2,
+        in_proj=in_proj,
+        query=lambda x: in_proj(x)[0],
+        key_value=lambda x: in_proj(x)[1:],
+        out_proj=lambda joined: attention.proj(attention.norm(joined)),
+        mlp=block.mlp,
+        scale1=block.ls1,
+        scale2=block.ls2,
+        n_heads=attention.num_heads,
+    )

@@ -1,1 +1,0 @@
-"""A backbone and a prompt, together: features once, predict often; and the prompt file."""

@@ -1,1 +1,0 @@
-"""What is learned: vectors from sources, bound to sites."""

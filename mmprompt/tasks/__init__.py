@@ -1,1 +1,0 @@
-"""Fit and evaluate: data, method and loop put together."""

@@ -1,0 +1,1 @@
+"""How a verb meets people: options in, tables and progress out."""
