@@ -17,6 +17,10 @@ from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.dual_encoder.load import load_backbone
 from tests import small_models
 
+pytest_plugins = [
+    f"tests.fixtures.{name}" for name in ("coloured_pictures", "plain_pictures", "cli_run", "written_run")
+]
+
 # a busy machine is no failure; and the same examples in every run, as all randomness here
 hypothesis.settings.register_profile("seeded", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("seeded")

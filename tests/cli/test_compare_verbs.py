@@ -13,7 +13,7 @@ from mmprompt.cli.grid import read_grid_call
 from mmprompt.cli.main import main
 from mmprompt.errors import UserError
 from mmprompt.terminal.lists import counts_in, is_given, names_in, shots_in
-from tests.cli.conftest import COLOURS, write_pictures
+from tests.fixtures.cli_run import COLOURS, write_pictures
 
 Capture = pytest.CaptureFixture[str]
 

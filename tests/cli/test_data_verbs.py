@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mmprompt.cli.main import main
-from tests.cli.conftest import COLOURS, write_pictures
+from tests.fixtures.cli_run import COLOURS, write_pictures
 
 Capture = pytest.CaptureFixture[str]
 

@@ -13,7 +13,7 @@ from mmprompt.cli.main import main
 from mmprompt.data import broken
 from mmprompt.data.images import read_image
 from mmprompt.models import image_reading as decoding
-from tests.cli.conftest import COLOURS, write_pictures
+from tests.fixtures.cli_run import COLOURS, write_pictures
 
 FOUR = {**COLOURS, "grey": (120, 120, 120)}
 

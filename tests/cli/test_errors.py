@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from mmprompt.cli.main import main
-from tests.cli.conftest import COLOURS, write_pictures
+from tests.fixtures.cli_run import COLOURS, write_pictures
 
 SNAPSHOT = Path(__file__).parents[1] / "snapshots" / "errors.json"
 IS_PINNING = bool(os.environ.get("MMPROMPT_PIN"))

@@ -129,7 +129,7 @@ def test_eval_of_the_training_part_takes_the_shots_of_the_run(run_folder: Path, 
 
 
 def test_eval_takes_other_pictures_with_other_class_names(run_folder: Path, tmp_path: Path, capsys: Capture) -> None:
-    from tests.cli.conftest import write_pictures
+    from tests.fixtures.cli_run import write_pictures
 
     other = write_pictures(tmp_path / "other", {"cat": (200, 0, 0), "dog": (0, 0, 200)})
     assert main(["eval", str(run_folder), "--data", str(other), "--split", "train", "--json"]) == 0
@@ -187,7 +187,7 @@ def test_data_check_counts(pictures: Path, capsys: Capture) -> None:
 
 
 def test_data_check_of_broken_pictures_exits_2_with_its_document(tmp_path: Path, capsys: Capture) -> None:
-    from tests.cli.conftest import COLOURS, write_pictures
+    from tests.fixtures.cli_run import COLOURS, write_pictures
 
     folder = write_pictures(tmp_path / "broken", COLOURS)
     (folder / "red" / "0.png").write_text("no picture")

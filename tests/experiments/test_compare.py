@@ -26,7 +26,7 @@ from mmprompt.experiments.grid import Contender, Grid, plan, without_broken
 from mmprompt.experiments.layouts import few_shot_table
 from mmprompt.experiments.results import Results
 from mmprompt.training.problem import RunFailed
-from tests.cli.conftest import write_pictures
+from tests.fixtures.cli_run import write_pictures
 
 COLOURS = {"red": (200, 40, 40), "green": (40, 180, 60), "blue": (40, 60, 200), "grey": (120, 120, 120)}
 FAST = {"epochs": 2, "augment": "none"}

@@ -20,7 +20,7 @@ from mmprompt.models.dual_encoder.load import load_backbone
 from mmprompt.reports.curves import Tried
 from mmprompt.terminal.config import read_settings
 from mmprompt.training.problem import RunFailed
-from tests.cli.conftest import write_pictures
+from tests.fixtures.cli_run import write_pictures
 
 COLOURS = {"red": (200, 40, 40), "green": (40, 180, 60)}
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mmprompt.errors import UserError
 from mmprompt.language.templates.verbalizer import CONTENT_FREE, Verbalizer, calibrate, ensemble
-from tests.prompts.text_tokenizers import byte_level
+from tests.text_tokenizers import byte_level
 
 WORDS = {"positive": ["great", "good"], "negative": "bad"}
 LOG_PROBS = torch.tensor([[0.2, 0.1, 0.25], [0.05, 0.01, 0.4]], dtype=torch.float64).log()

@@ -14,9 +14,9 @@ from mmprompt.errors import UserError
 from mmprompt.language.templates.syntax import MAX_TOKENS, MAX_VECTORS, Field, Group, Soft
 from mmprompt.language.templates.template import BoundTemplate, Template, longest_first
 from mmprompt.models.decoder.smollm2 import MODEL, smollm2_folder
-from tests.prompts.text_tokenizers import CHAT, byte_level, crossing, of_bytes, sentence_piece
+from tests.text_tokenizers import CHAT, byte_level, crossing, of_bytes, sentence_piece
 
-TINY = Path(__file__).parents[2] / "mmprompt" / "assets" / "tiny" / "captioner"
+TINY = Path(__file__).parents[3] / "mmprompt" / "assets" / "tiny" / "captioner"
 TOKENIZERS: dict[str, Any] = {
     "byte_level": byte_level(),
     "sentence_piece": sentence_piece(),

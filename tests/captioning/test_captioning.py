@@ -33,6 +33,8 @@ from mmprompt.models.dual_encoder.load import TINY, load_backbone
 from mmprompt.models.image_features import encode_pictures
 from mmprompt.training.callbacks import Callback
 
+pytestmark = pytest.mark.usefixtures("feature_store")
+
 QUICK = replace(RECIPE, epochs=3, batch_size=4, lr=0.05, checkpoint_seconds=0.0)
 
 

@@ -7,7 +7,7 @@ import pytest
 from mmprompt.errors import UserError
 from mmprompt.language.search.words import Words, fill, start_words
 from mmprompt.language.templates.template import Template
-from tests.prompts.text_tokenizers import byte_level, sentence_piece
+from tests.text_tokenizers import byte_level, sentence_piece
 
 TOKENIZERS = {"byte_level": byte_level(), "sentence_piece": sentence_piece()}
 ROOM = 400

@@ -15,7 +15,7 @@ from mmprompt.errors import UserError
 from mmprompt.language.data import TextData, TextRow
 from mmprompt.language.templates.promptsource import TEMPLATE, JinjaTemplate, Prompted, read_promptsource
 from mmprompt.language.templates.template import Template
-from tests.prompts.text_tokenizers import byte_level
+from tests.text_tokenizers import byte_level
 
 FILE = r"""dataset: moods
 subset: small

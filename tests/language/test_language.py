@@ -37,6 +37,8 @@ from mmprompt.training.problem import RunFailed
 from tests.language_models import frozen_model
 from tests.reference import plain_language
 
+pytestmark = pytest.mark.usefixtures("feature_store")
+
 METHODS: dict[str, LanguageMethod] = {
     "prompt-tuning": PromptTuning(4),
     "p-tuning": PTuning(4, hidden=16),

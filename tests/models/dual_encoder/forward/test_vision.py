@@ -16,7 +16,7 @@ from mmprompt.models.dual_encoder.encoder import FrozenDualEncoder
 from mmprompt.models.dual_encoder.load import load_backbone
 from mmprompt.models.sites import Site, Vectors
 from tests import small_models
-from tests.backbones.forward.test_text import CASES, N_IMAGES, NAMES, draw_vectors, reference_features
+from tests.models.dual_encoder.forward.test_text import CASES, N_IMAGES, NAMES, draw_vectors, reference_features
 from tests.reference import plain_vision
 
 TOLERANCE = {"float32": 1e-5, "float64": 1e-10}

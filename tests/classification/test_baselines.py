@@ -20,6 +20,8 @@ from mmprompt.data.folder import ImageFolder
 from mmprompt.errors import UserError
 from mmprompt.models.image_features import ImageFeatures, encode_pictures
 
+pytestmark = pytest.mark.usefixtures("feature_store")
+
 
 @pytest.fixture
 def whole(data):

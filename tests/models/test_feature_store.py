@@ -102,7 +102,7 @@ import os, signal, sys
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from pathlib import Path
 from mmprompt.models.feature_store import FeatureStore
-from tests.backbones.test_features import SPACE, rows_of
+from tests.models.test_feature_store import SPACE, rows_of
 os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
 FeatureStore(Path({str(store.folder)!r})).add(SPACE, rows_of("c", "d"))
 """
@@ -172,7 +172,7 @@ import random, sys
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from pathlib import Path
 from mmprompt.models.feature_store import FeatureStore
-from tests.backbones.test_features import SPACE, rows_of
+from tests.models.test_feature_store import SPACE, rows_of
 store, keys = FeatureStore(Path(sys.argv[1])), [str(i) for i in range(60)]
 store.open(SPACE)
 random.Random(sys.argv[2]).shuffle(keys)

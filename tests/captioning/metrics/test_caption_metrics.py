@@ -35,7 +35,7 @@ def written() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def expected() -> dict[str, Any]:
-    """Of pycocoevalcap with its Java tokenizer, by tests/evaluation/fixtures/score_captions.py."""
+    """Of pycocoevalcap with its Java tokenizer, by tests/captioning/metrics/fixtures/score_captions.py."""
     return json.loads((FIXTURES / "expected.json").read_text())
 
 

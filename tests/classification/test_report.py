@@ -19,7 +19,7 @@ from mmprompt.classification.report.report import write_report
 from mmprompt.errors import UserError
 from mmprompt.files import read_json, write_json
 from mmprompt.reports import figures, pages
-from tests.experiments.conftest import MakeRun, write_run
+from tests.fixtures.written_run import MakeRun, write_run
 
 NAMES = ["red car", "oak tree", "tiger"]
 PNGS = ("learning_curve", "accuracy", "confusion", "examples_right", "examples_wrong")

@@ -18,6 +18,8 @@ from mmprompt.models.decoder.packing import Question
 from mmprompt.models.decoder.tuned import Adapters, FullTuning, Lora, Tuning, read_lora, tuned_copy
 from tests.language_models import frozen_model
 
+pytestmark = pytest.mark.usefixtures("feature_store")
+
 KINDS = (Lora(rank=2), Adapters(width=4), FullTuning())
 TEXTS = ("a fine day", "a fine film", "what a fine meal", "a poor day", "a poor film", "what a poor meal")
 ROWS = tuple(TextRow({"text": text}, "good" if "fine" in text else "bad") for text in TEXTS)

@@ -10,6 +10,8 @@ from mmprompt.classification.methods import CoOp
 from mmprompt.errors import UserError
 from mmprompt.training.recipe import Recipe
 
+pytestmark = pytest.mark.usefixtures("feature_store")
+
 RECIPE = Recipe(epochs=8, batch_size=4, lr=0.1, augment="none")
 
 

@@ -30,6 +30,8 @@ from mmprompt.training.problem import RunFailed
 from mmprompt.training.seeds import derive_seed, epoch_order
 from tests.language_models import frozen_model
 
+pytestmark = pytest.mark.usefixtures("feature_store")
+
 WORDS = {"animal": ("cat", "dog", "bird", "fish"), "thing": ("car", "tree", "house", "flower")}
 COLOURS = ("red", "blue", "green")
 METHOD = PromptTuning(4)

@@ -20,6 +20,8 @@ from mmprompt.core.sources import FreeVectors
 from mmprompt.errors import UserError
 from mmprompt.models.dual_encoder.load import load_backbone
 
+pytestmark = pytest.mark.usefixtures("feature_store")
+
 QUICK = Decoding(max_tokens=5)
 WORDINGS = ("5", "9 9", "12 13 14")
 

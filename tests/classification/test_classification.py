@@ -20,7 +20,9 @@ from mmprompt.training.lock import run_lock
 from mmprompt.training.recipe import Recipe
 from mmprompt.training.schedules import learning_rate
 from mmprompt.training.seeds import batches, epoch_order
-from tests.tasks.conftest import draw_pictures, pictures_through
+from tests.fixtures.coloured_pictures import draw_pictures, pictures_through
+
+pytestmark = pytest.mark.usefixtures("feature_store")
 
 FAST = Recipe(epochs=3, batch_size=4, lr=0.05)
 METHODS = [mp.CoOp(n_ctx=4), mp.VPT(n_visual=2, depth=2), mp.CoOp(n_ctx=4) + mp.VPT(n_visual=2)]

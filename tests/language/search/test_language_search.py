@@ -34,6 +34,8 @@ from mmprompt.training.seeds import generator
 from tests.language_models import CAUSAL, ENCODED, family_model, frozen_model
 from tests.small_models import WORDS
 
+pytestmark = pytest.mark.usefixtures("feature_store")
+
 TEXTS = ("a red car", "the blue bird", "a sad dog", "happy fish", "tree left of a house", "the red flower")
 LABELS = ("blue", "red", "blue", "blue", "red", "red")
 TEMPLATES = (
