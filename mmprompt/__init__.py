@@ -27,13 +27,16 @@ if TYPE_CHECKING:
     from mmprompt.captioning.search import Decoding
     from mmprompt.captioning.task import CaptionResult, fit_captions, fit_mapper
     from mmprompt.classification.estimator import PromptClassifier
-    from mmprompt.classification.methods import METHODS, VPT, CoOp, Method
+    from mmprompt.classification.measure import measure
+    from mmprompt.classification.methods import METHODS, VPT, CoOp
     from mmprompt.classification.nearest_words import nearest_words
     from mmprompt.classification.predictor import Classifier, Prediction
     from mmprompt.classification.report.report import write_report
-    from mmprompt.classification.task import Result, evaluate, fit, measure, zero_shot
+    from mmprompt.classification.task import evaluate, zero_shot
     from mmprompt.core.file import load, save
+    from mmprompt.core.fit import Result, fit
     from mmprompt.core.losses import Outputs, cross_entropy
+    from mmprompt.core.method import Method
     from mmprompt.core.metrics import Evaluation, paired_bootstrap
     from mmprompt.data.catalog import list_datasets, load_dataset
     from mmprompt.data.folder import ImageFolder, ImageTable
@@ -70,6 +73,9 @@ if TYPE_CHECKING:
     from mmprompt.training.recipe import Recipe
 
 _HOMES = {
+    "core.fit": ("Result", "fit"),
+    "core.method": ("Method",),
+    "classification.measure": ("measure",),
     "captioning.readers.load": ("load_captioner",),
     "models.decoder.generation": ("Generation",),
     "models.decoder.load": (
@@ -119,7 +125,6 @@ _HOMES = {
         "METHODS",
         "VPT",
         "CoOp",
-        "Method",
     ),
     "captioning.methods": (
         "HardPrompt",
@@ -181,10 +186,7 @@ _HOMES = {
         "fit_mapper",
     ),
     "classification.task": (
-        "Result",
         "evaluate",
-        "fit",
-        "measure",
         "zero_shot",
     ),
     "classification.estimator": ("PromptClassifier",),

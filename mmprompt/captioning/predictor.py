@@ -18,14 +18,14 @@ from torch import Tensor
 from mmprompt.captioning.readers.captioner import LM_INPUT, FrozenCaptioner
 from mmprompt.captioning.readers.load import load_captioner
 from mmprompt.captioning.search import Branch, Decoding, Found, mixture, search
-from mmprompt.core.file import (
+from mmprompt.core.prompt import SiteSources
+from mmprompt.core.site_file import (
     read_prompt_header,
     read_prompt_tensors,
     read_sources,
     refuse_other_backbone,
     write_prompt,
 )
-from mmprompt.core.prompt import SiteSources
 from mmprompt.core.sources import FreeVectors
 from mmprompt.data.images import ImageLike, as_list, read_image
 from mmprompt.errors import UserError, bad_file, bad_value

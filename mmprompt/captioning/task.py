@@ -22,7 +22,7 @@ from mmprompt.captioning.predictor import Captioner, CaptionFeatures, FocusPromp
 from mmprompt.captioning.readers.captioner import FrozenCaptioner
 from mmprompt.captioning.readers.load import load_captioner, save_mapped
 from mmprompt.captioning.search import prompt_slots
-from mmprompt.core.file import check_new, describe_backbone
+from mmprompt.core.site_file import check_new, describe_backbone
 from mmprompt.errors import UserError
 from mmprompt.models.decoder.memory import Memory
 from mmprompt.models.sites import Site, Vectors

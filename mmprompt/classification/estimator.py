@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from mmprompt.classification.methods import CoOp, Method
-from mmprompt.classification.task import ClassificationProblem
-from mmprompt.core.defaults import suited_recipe, suited_settings
+from mmprompt.classification.methods import CoOp
+from mmprompt.classification.task import ClassificationTask
+from mmprompt.core.fit import fit
+from mmprompt.core.method import Method
 from mmprompt.data.images import ImageLike, as_list
 from mmprompt.errors import UserError, bad_value
 from mmprompt.models.dual_encoder.interface import DualEncoder
-from mmprompt.models.dual_encoder.load import load_backbone
-from mmprompt.training.loop import train
-from mmprompt.training.recipe import Recipe, epochs_for
+from mmprompt.training.recipe import Recipe
 
 
 class PromptClassifier(ClassifierMixin, BaseEstimator):
@@ -27,7 +25,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
     Args:
         backbone: a backbone or the name of one.
         method: what is learned; `CoOp` if None.
-        recipe: optimiser and schedule; what suits the backbone if None, else the published SGD recipe.
+        recipe: settings of optimiser and schedule; those that it was given count, as in `fit`.
         class_names: words for labels that are not words themselves, such as `{0: "cat", 1: "dog"}`.
         seed: of the start and the data order.
 
@@ -67,15 +65,9 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
             raise UserError(
                 f"y holds {len(self.classes_)} class, but at least two are needed. Add pictures of another."
             )
-        backbone = load_backbone(self.backbone) if isinstance(self.backbone, str) else self.backbone
-        method = self.method or CoOp(**suited_settings(backbone.name, CoOp))
-        recipe = self.recipe or Recipe(**suited_recipe(backbone.name, {}))
-        classifier = method.build(backbone, [self._word(label) for label in self.classes_], self.seed)
-        recipe = replace(recipe, augment="coop" if recipe.augment == "auto" else recipe.augment)
-        problem = ClassificationProblem(classifier, method, images, labels, recipe, self.seed)
-        epochs = epochs_for(recipe, int(np.bincount(labels).max()))
-        train(problem, recipe, self.seed, epochs, folder=None, run_id="", callbacks=(), resume=False)
-        self.classifier_ = classifier
+        task = ClassificationTask("images", [self._word(label) for label in self.classes_], images, labels)
+        result = fit(self.method or CoOp(), self.backbone, task, recipe=self.recipe, seed=self.seed, progress=False)
+        self.classifier_ = result.predictor
         return self
 
     def _word(self, label: Any) -> str:

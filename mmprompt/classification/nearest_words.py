@@ -15,7 +15,7 @@ from torch import Tensor
 from mmprompt.classification.predictor import Classifier
 from mmprompt.errors import UserError, bad_value
 from mmprompt.models.dual_encoder.interface import DualEncoder
-from mmprompt.models.sites import Site
+from mmprompt.models.sites import Site, vectors_of
 
 CHUNK = 4096
 MAX_CLASSES = 5
@@ -56,7 +56,9 @@ def context_words(classifier: Classifier, k: int = 5) -> list[dict[str, Any]]:
         A mapping per vector, `vector` its name and `words` a list of (word, distance). Of a class-specific
         context the first five classes are looked at.
     """
-    vectors = classifier.prompt.vectors("text").get(Site("text"))
+    if classifier.prompt.needs_image:
+        return []
+    vectors = vectors_of(classifier.prompt.inserts("text")).get(Site("text"))
     if vectors is None:
         return []
     contexts = {"": vectors.values}

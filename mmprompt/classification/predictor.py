@@ -1,30 +1,39 @@
 """A frozen dual encoder and a prompt, together a classifier: an `nn.Module` for training, `predict` for use.
 
-Whichever tower holds no vectors has features that never change: they are computed once. It knows no
-loss and no optimiser.
+Whichever tower holds nothing learned has features that never change: they are computed once. It knows no loss and no
+optimiser.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmprompt.core.prompt import Prompt
-from mmprompt.core.template import check_class_names, refuse_single_class
+from mmprompt.core.file import read_prompt, refuse_other_backbone
+from mmprompt.core.heads import Cosine
+from mmprompt.core.learned import Given, Prompt
+from mmprompt.core.losses import Outputs
+from mmprompt.core.template import ClassTemplate, check_class_names, refuse_single_class
 from mmprompt.data.images import ImageLike, as_list, is_one, read_image
-from mmprompt.errors import UserError
+from mmprompt.errors import UserError, bad_file
 from mmprompt.models.dual_encoder.interface import DualEncoder
+from mmprompt.models.dual_encoder.load import load_backbone
+from mmprompt.models.image_features import ImageFeatures, encode_pictures
+from mmprompt.models.sites import TextSlots
 
 PREDICT_BATCH = 64
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a classifier says of one picture.
+    """What a classifier says of one image.
 
     Args:
         label: the most probable class name.
@@ -36,6 +45,9 @@ class Prediction:
     probability: float
     probabilities: dict[str, float]
 
+    def __repr__(self) -> str:
+        return f"<Prediction: {self.label} {self.probability:.3f}, of {len(self.probabilities)} classes>"
+
 
 class Classifier(nn.Module):
     """Logits over class names from a frozen backbone steered by a prompt.
@@ -44,96 +56,139 @@ class Classifier(nn.Module):
 
     Args:
         backbone: the frozen model.
-        prompt: the learned vectors and the words around the class name.
+        prompt: all that was learned, and the words around the class name.
         class_names: C names, the order of the logits.
         class_features: [C, E] of unit norm as saved, so that loading encodes no text; computed if None.
     Raises:
         UserError: a class name is empty, repeated, or too long for the text tower.
     """
 
+    kind = "classification"
+    form: ClassVar[str] = ""
+    """The name under which `CLASSIFIERS` knows a class of its own, "" for the ordinary one."""
+
     def __init__(
-        self,
-        backbone: DualEncoder,
-        prompt: Prompt,
-        class_names: Sequence[str],
-        class_features: Tensor | None = None,
+        self, backbone: DualEncoder, prompt: Prompt, class_names: Sequence[str], class_features: Tensor | None = None
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.prompt = prompt
         check_class_names(class_names)
         self.class_names = tuple(class_names)
-        self._slots = None if class_features is not None else prompt.layout.slots(backbone, self.class_names)
+        self._cosine = Cosine(backbone.logit_scale, backbone.logit_bias)
+        self._slots: list[TextSlots] | None = None if class_features is not None else self._all_slots()
         self._cached = class_features
         self._cached_for = self._versions() if class_features is not None else None
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {len(self.class_names)} classes on {self.backbone.name}>"
+
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of a batch.
+        """Compute the logits of a batch.
 
         Args:
             images: [B, 3, H, W], as `backbone.preprocess` gives them.
         Returns:
             [B, C].
         """
-        return self.logits(self.image_features(images), self.class_features())
+        return self.outputs(self.image_features(images)).logits
 
-    def logits(self, image_features: Tensor, class_features: Tensor) -> Tensor:
-        """The scaled cosine of features of unit norm: [B, E] and [C, E] to [B, C]."""
-        return self.backbone.logit_scale * image_features @ class_features.T + self.backbone.logit_bias
+    def outputs(self, image_features: Tensor, labels: Tensor | None = None, frozen: Outputs | None = None) -> Outputs:
+        """Compute all that a loss may look at.
+
+        Args:
+            image_features: [B, E] of unit norm.
+            labels: [B], None where nothing is known of the images.
+            frozen: see `Outputs`.
+        """
+        class_features = self.class_features(image_features)
+        head = self._cosine if self.prompt.head is None else self.prompt.head
+        return Outputs(head(image_features, class_features), labels, image_features, class_features, frozen)
 
     def image_features(self, images: Tensor) -> Tensor:
-        """Unit-norm features [B, E] of images [B, 3, H, W]; no graph is kept where no vision site is prompted."""
+        """Compute unit-norm features [B, E] of images [B, 3, H, W], with a graph only if learned parts are inside."""
         images = images.to(self.backbone.device)
         if not self.prompt.has("vision"):
             with torch.no_grad():
                 return self.backbone.encode_image(images)
-        return self.backbone.encode_image(images, self.prompt.vectors("vision"))
+        return self.backbone.encode_image(images, self.prompt.inserts("vision"))
 
-    def class_features(self) -> Tensor:
-        """Unit-norm features [C, E] of the class names, computed again only if the vectors have changed."""
-        if torch.is_grad_enabled() and any(p.requires_grad for p in self._text_parameters()):
-            return self._encode_text()
+    def class_features(self, image_features: Tensor | None = None) -> Tensor:
+        """Give unit-norm features [C, E] of the class names, computed again only if what is learned has changed.
+
+        Args:
+            image_features: [B, E]; needed where a source reads the image, and the result is then [B, C, E].
+        """
+        if self.prompt.needs_image:
+            return self._encode_text(Given(image_features))
+        parameters = self.prompt.parameters_of("text")
+        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters):
+            return self._encode_text(Given())
         versions = self._versions()
         if self._cached is None or self._cached_for != versions:
             with torch.no_grad():
-                self._cached, self._cached_for = self._encode_text(), versions
+                self._cached, self._cached_for = self._encode_text(Given()), versions
         return self._cached
 
-    def _encode_text(self) -> Tensor:
+    def _encode_text(self, given: Given) -> Tensor:
         if self._slots is None:
-            self._slots = self.prompt.layout.slots(self.backbone, self.class_names)
-        return self.backbone.encode_text(self._slots, self.prompt.vectors("text"))
+            self._slots = self._all_slots()
+        inserts = self.prompt.inserts("text", given)
+        each = [self.backbone.encode_text(slots, inserts) for slots in self._slots]
+        return each[0] if len(each) == 1 else F.normalize(torch.stack(each).mean(0), dim=-1)
 
-    def _text_parameters(self) -> list[nn.Parameter]:
-        pairs = zip(self.prompt.sites, self.prompt.sources, strict=True)
-        return [parameter for site, source in pairs if site.tower == "text" for parameter in source.parameters()]
+    def _all_slots(self) -> list[TextSlots]:
+        return [line.slots(self.backbone, self.class_names) for line in self.prompt.template.lines]  # type: ignore[attr-defined]
 
     def _versions(self) -> tuple[tuple[int, int], ...]:
-        """Where the text vectors lie and how often they were written to: changes with every update."""
-        return tuple((parameter.data_ptr(), parameter._version) for parameter in self._text_parameters())
+        """Say where the text parameters lie and how often they were written to: changes with every update."""
+        return tuple((parameter.data_ptr(), parameter._version) for parameter in self.prompt.parameters_of("text"))
+
+    @torch.no_grad()
+    def probabilities(self, paths: Sequence[Path], features: ImageFeatures | None = None) -> np.ndarray:
+        """Compute class probabilities of image files, with features shared where nothing learned is in the image tower.
+
+        Args:
+            paths: N image files.
+            features: shared features of image files.
+        Returns:
+            [N, C] float64, rows sum to 1.
+        Raises:
+            UserError: an image cannot be read.
+        """
+        features = features or ImageFeatures(self.backbone)
+        features.refuse_other(self.backbone)
+        inserts = self.prompt.inserts("vision")
+        encoded = encode_pictures(self.backbone, paths, inserts) if inserts else features.of(paths)
+        return self._table(encoded.split(PREDICT_BATCH) if self.prompt.needs_image else [encoded])
 
     def predict_proba(self, images: ImageLike | Iterable[ImageLike]) -> np.ndarray:
-        """Class probabilities of pictures.
+        """Compute class probabilities of images.
 
         Args:
             images: a path, PIL image, array (HWC or HW) or tensor (CHW), or many of them.
         Returns:
             [N, C] float64, rows sum to 1, columns in the order of `class_names`.
         Raises:
-            UserError: there is one class only, or a picture cannot be read.
+            UserError: there is one class only, or an image cannot be read.
         """
         refuse_single_class(self.class_names)
         sources = as_list(images)
-        rows = [self._probabilities(sources[i : i + PREDICT_BATCH]) for i in range(0, len(sources), PREDICT_BATCH)]
-        return np.concatenate(rows) if rows else np.zeros((0, len(self.class_names)))
+        batches = (sources[start : start + PREDICT_BATCH] for start in range(0, len(sources), PREDICT_BATCH))
+        return self._table(map(self._encode, batches))
 
     @torch.no_grad()
-    def _probabilities(self, sources: Sequence[ImageLike]) -> np.ndarray:
+    def _encode(self, sources: Sequence[ImageLike]) -> Tensor:
         batch = torch.stack([self.backbone.preprocess(read_image(source)) for source in sources])
-        return self(batch.to(self.backbone.dtype)).double().softmax(dim=-1).cpu().numpy()
+        return self.image_features(batch.to(self.backbone.dtype))
+
+    @torch.no_grad()
+    def _table(self, batches: Iterable[Tensor]) -> np.ndarray:
+        rows = [self.outputs(part).logits.double().softmax(-1).cpu().numpy() for part in batches if len(part)]
+        return np.concatenate(rows) if rows else np.zeros((0, len(self.class_names)))
 
     def predict(self, images: ImageLike | Iterable[ImageLike]) -> Prediction | list[Prediction]:
-        """What the classifier sees: a `Prediction` for one picture, a list of them for many.
+        """Say what the classifier sees: a `Prediction` for one image, a list of them for many.
 
         Args:
             images: as for `predict_proba`.
@@ -150,14 +205,56 @@ class Classifier(nn.Module):
         return Prediction(best, ranked[best], ranked)
 
     def with_class_names(self, class_names: Sequence[str]) -> Classifier:
-        """The same prompt with other class names (base to new).
+        """Return the same prompt with other class names (base to new).
 
         Raises:
-            UserError: the context is class-specific, or a name is empty, repeated or too long.
+            UserError: context or head belong to single classes, or a name is empty, repeated or too long.
         """
         if self.prompt.is_class_specific:
             raise UserError(
-                "this prompt has one context per class, so it cannot take other class names. "
-                "Train with class_specific=False for that."
+                "this prompt has a context or a head for each class, so it cannot take other class names. "
+                "Train with class_specific=False, or a method without a head, for that."
             )
-        return Classifier(self.backbone, self.prompt, class_names)
+        return type(self)(self.backbone, self.prompt, class_names, **self.form_settings())
+
+    def header(self) -> dict[str, Any]:
+        """Give what the prompt file keeps of a classifier beside its prompt; see `core.file.Predictor`."""
+        return {"class_names": list(self.class_names), "form": self.form, "form_settings": self.form_settings()}
+
+    def form_settings(self) -> dict[str, Any]:
+        """Give the keyword arguments, JSON-ready, with which `CLASSIFIERS[form]` makes this class again."""
+        return {}
+
+    def kept_tensors(self) -> dict[str, Tensor]:
+        """Give the class features, so that loading encodes no text; nothing where they depend on the image."""
+        return {} if self.prompt.needs_image else {"class_features": self.class_features().detach()}
+
+
+CLASSIFIERS: dict[str, Callable[..., Classifier]] = {"": Classifier}
+"""The forms of classifiers that a prompt file may name; a class of your own is added here."""
+
+
+def load(folder: Path, header: Mapping[str, Any], model: DualEncoder | str | None) -> Classifier:
+    """Load a saved classifier; no text is encoded, the class features are in the file.
+
+    Args:
+        folder: that holds the files.
+        header: of `core.file.read_header`.
+        model: the backbone or its name; by default the one that the file names.
+    Raises:
+        UserError: files are edited or damaged, or for another backbone.
+    """
+    form = CLASSIFIERS.get(header["form"])
+    if form is None:
+        advice = "Upgrade mmprompt, or import the module that adds it first."
+        raise bad_file(folder, f"holds a classifier of form {header['form']!r}, which is not known here", advice)
+    name = model or header["backbone"]["name"]
+    backbone = load_backbone(name) if isinstance(name, str) else name
+    refuse_other_backbone(folder, header, backbone)
+    template = ClassTemplate(header["template"])
+    kept = () if any(facts["kind"] != "vectors" for facts in header["sources"]) else ("class_features",)
+    prompt, tensors = read_prompt(folder, header, backbone.device, template, *kept)
+    class_features = tensors.get("class_features")
+    if class_features is not None:
+        class_features = class_features.to(backbone.device, backbone.dtype)
+    return form(backbone, prompt, header["class_names"], class_features, **header["form_settings"])

@@ -13,11 +13,9 @@ from typing import Annotated, Any, get_type_hints
 
 import tyro
 
-from mmprompt.classification.baselines import BASELINES
-from mmprompt.classification.methods import METHODS, method_types
+from mmprompt.classification.methods import method_types
 from mmprompt.cli.methods import options_of
-from mmprompt.core.defaults import suited_settings
-from mmprompt.errors import UserError, unknown_name
+from mmprompt.errors import UserError
 from mmprompt.experiments.cells import Origin
 from mmprompt.experiments.grid import Contender
 from mmprompt.terminal.config import distribute, read_settings
@@ -34,7 +32,7 @@ class Compared:
     """What is compared, and where it goes."""
 
     methods: Annotated[str, tyro.conf.arg(metavar="NAMES")] = "coop,zero-shot"
-    """Methods and baselines with commas between: coop, vpt, coop+vpt, zero-shot, zero-shot-ensemble, linear-probe, nearest-class-mean."""  # noqa: E501 (the help text is one line)
+    """Methods with commas between: coop, vpt, coop+vpt, zero-shot, zero-shot-ensemble, linear-probe, nearest-class-mean."""  # noqa: E501 (the help text is one line)
     datasets: Annotated[str | None, tyro.conf.arg(metavar="NAMES")] = None
     """Data sets known by name, with commas between; `mmprompt data list` shows them."""
     data: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
@@ -129,7 +127,7 @@ def read_grid_call(
     saved = {PLURALS.get(key, key): str(value) if key in {*PLURALS, "shots"} else value for key, value in saved.items()}
     start = {**(defaults or {}), **saved}
     names = names_in("methods", peek(arguments, "methods") or str(start.get("methods", Compared.methods)))
-    kinds = {name: kinds_of(name) for name in names}
+    kinds = {name: list(method_types(name)) for name in names}
     settings = merged_settings([kind for several in kinds.values() for kind in several])
     groups: dict[str, Any] = {"compared": Compared, "settings": settings, "recipe": Recipe}
     form = make_dataclass("Comparison", list(groups.items()), frozen=True)
@@ -140,24 +138,11 @@ def read_grid_call(
     chosen = {name: getattr(read.settings, name) for name in _names(settings) if name in given}
     recipe = {name: getattr(read.recipe, name) for name in _names(Recipe) if name in given}
     contenders = tuple(
-        Contender(backbone, name, suited(kinds[name], chosen, backbone))
+        Contender(backbone, name, own_settings(kinds[name], chosen))
         for backbone in names_in("backbones", read.compared.backbones)
         for name in names
     )
     return GridCall(read.compared, contenders, recipe)
-
-
-def kinds_of(name: str) -> list[type]:
-    """The settings classes of a method or baseline.
-
-    Raises:
-        UserError: there is none of that name.
-    """
-    if name in BASELINES:
-        return [BASELINES[name]]
-    if "+" not in name and name not in METHODS:
-        raise unknown_name("method or baseline", name, {*METHODS, *BASELINES})
-    return list(method_types(name))
 
 
 def merged_settings(kinds: Sequence[type]) -> type:
@@ -180,13 +165,10 @@ def described(hint: Any, text: str) -> Any:
     return Annotated[hint, tyro.conf.arg(help=text)]
 
 
-def suited(kinds: Sequence[type], chosen: Mapping[str, Any], backbone: str) -> dict[str, Any]:
-    """The given settings that a method has, upon those that suit the backbone unless a prompt's words are given."""
+def own_settings(kinds: Sequence[type], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Select the given settings that a method has."""
     own = {one.name for kind in kinds for one in fields(kind)}
-    settings = {name: value for name, value in chosen.items() if name in own}
-    if "ctx_init" in settings:
-        return settings
-    return {name: value for kind in kinds for name, value in suited_settings(backbone, kind).items()} | settings
+    return {name: value for name, value in chosen.items() if name in own}
 
 
 def _names(kind: type) -> list[str]:

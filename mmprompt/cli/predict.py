@@ -11,7 +11,7 @@ from typing import Annotated
 import tyro
 
 from mmprompt.classification.predictor import Prediction
-from mmprompt.core.file import load, read_prompt_header
+from mmprompt.core.file import load, read_header
 from mmprompt.errors import bad_value
 from mmprompt.models.dual_encoder.load import load_backbone
 from mmprompt.terminal.output import Output, percent
@@ -50,7 +50,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
     if settings.top_k < 1:
         raise bad_value("top_k", settings.top_k, "at least one label is shown", "Use --top-k 1.")
     output = Output(settings.json)
-    name = read_prompt_header(settings.run)["backbone"]["name"]
+    name = read_header(settings.run)["backbone"]["name"]
     classifier = load(settings.run, load_backbone(name, settings.device))
     if settings.class_names is not None:
         classifier = classifier.with_class_names([part.strip() for part in settings.class_names.split(",")])

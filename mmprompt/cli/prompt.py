@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from mmprompt.classification.nearest_words import context_words
-from mmprompt.core.file import load, read_prompt_header
+from mmprompt.core.file import load, read_header
 from mmprompt.errors import bad_value
 from mmprompt.language.explain import nearest_tokens
 from mmprompt.language.file import load_language
@@ -43,7 +43,7 @@ def run_inspect(arguments: Sequence[str], prog: str) -> None:
     if settings.words < 0:
         raise bad_value("words", settings.words, "it must be 0 or more", "Use --words 5.")
     output = Output(settings.json)
-    header = read_prompt_header(settings.run)
+    header = read_header(settings.run)
     words = near_words(settings.run, header, settings.words) if settings.words else []
     size = sum(path.stat().st_size for path in settings.run.glob("prompt.*"))
     facts = [

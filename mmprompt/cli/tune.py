@@ -12,7 +12,7 @@ import tyro
 
 from mmprompt.classification.cli.train import DATASET
 from mmprompt.classification.methods import method_types
-from mmprompt.cli.grid import kinds_of, merged_settings, suited
+from mmprompt.cli.grid import merged_settings
 from mmprompt.errors import UserError
 from mmprompt.experiments.cells import Origin
 from mmprompt.experiments.search_space import read_space
@@ -98,8 +98,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
         RunFailed: no trial came to an end.
     """
     name = peek(arguments, "method") or Settings.method
-    method_types(name)
-    settings = merged_settings(kinds_of(name))
+    settings = merged_settings(method_types(name))
     form = make_dataclass("Tune", [("run", Settings), ("settings", settings), ("recipe", Recipe)], frozen=True)
     read: Any = parse(form, arguments, prog, DESCRIPTION, form(Settings(), settings(), Recipe()))
     given, search = read.run, search_of(read, arguments, settings)
@@ -132,7 +131,7 @@ def search_of(read: Any, arguments: Sequence[str], settings: type) -> Search:
             raise UserError(f"{name} is fixed and searched at once. Leave it out of --search, or do not give it.")
     chosen = {name: getattr(read.settings, name) for name in own if name in fixed}
     recipe = {one.name: getattr(read.recipe, one.name) for one in fields(Recipe) if one.name in fixed}
-    kept = {n: v for n, v in suited([settings], chosen, given.backbone).items() if n not in space}
+    kept = {name: value for name, value in chosen.items() if name not in space}
     return Search(
         given.origin(), given.backbone, given.method, kept, recipe, space, given.shots, counts_in("seeds", given.seeds)
     )

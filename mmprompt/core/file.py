@@ -1,24 +1,23 @@
-"""The prompt file: `prompt.safetensors` (vectors by site, class features) and `prompt.json` (what they mean).
+"""The prompt file: `prompt.safetensors` (what was learned) and `prompt.json` (what it means), format 2.
 
-Kilobytes, no pickle. A file that was edited, damaged, made for another backbone or by a newer version
-is refused in one line. It knows how a prompt is stored, not how it was trained.
+Kilobytes, no pickle. A file that was edited, damaged, made for another backbone or by a newer version is refused in one
+line. Which predictor a file becomes is said by its `kind`, the name of a room of the package; that room reads what it
+alone knows. This file knows how a prompt is stored, not how it was trained.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mmprompt.classification.predictor import Classifier
-from mmprompt.core.prompt import Prompt, SiteSources
-from mmprompt.core.sources import FreeVectors
-from mmprompt.core.template import TextLayout
+from mmprompt.core.heads import HEADS, Head
+from mmprompt.core.learned import SOURCES, Given, Learned, Prompt, Source, Template
 from mmprompt.errors import UserError, bad_file
 from mmprompt.files import (
     make_folder,
@@ -30,13 +29,13 @@ from mmprompt.files import (
     write_bytes,
     write_json,
 )
-from mmprompt.models.dual_encoder.interface import DualEncoder
-from mmprompt.models.dual_encoder.load import load_backbone
-from mmprompt.models.sites import Scope, Site
+from mmprompt.models.sites import Scope, Site, Vectors
 from mmprompt.version import __version__
 
-FORMAT = 1
+FORMAT = 2
 HEADER, TENSORS = "prompt.json", "prompt.safetensors"
+KINDS = ("classification", "captioning", "language")
+RESTORE = "Restore the folder as it was saved, or train again."
 
 
 class Frozen(Protocol):
@@ -47,50 +46,53 @@ class Frozen(Protocol):
     transform: str
 
 
-RESTORE = "Restore the folder as it was saved, or train again."
+class Predictor(Protocol):
+    """A frozen model with a prompt.
+
+    Attributes:
+        kind: one of `KINDS`.
+        backbone: the frozen model.
+        prompt: all that was learned.
+    """
+
+    kind: str
+    backbone: Any
+    prompt: Prompt
+
+    def header(self) -> dict[str, Any]:
+        """Give what its kind alone keeps in the header, JSON-ready."""
+        ...
+
+    def kept_tensors(self) -> dict[str, Tensor]:
+        """Give what is stored beside the learned tensors so that loading need not compute it."""
+        ...
 
 
-def save(classifier: Classifier, folder: Path | str, training: Mapping[str, Any] | None = None) -> None:
-    """Write a classifier's prompt, class names and class features to a folder.
+def save(predictor: Predictor, folder: Path | str, training: Mapping[str, Any] | None = None) -> None:
+    """Write what a predictor has learned to a folder: kilobytes, and nothing of the frozen model.
 
     Args:
-        classifier: what `load` will give back.
+        predictor: what `load` will give back.
         folder: made if missing; the two files in it are replaced, the header last.
         training: JSON-ready facts about where the prompt comes from (method, data set, shots, seed, metrics).
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written, or a source says no kind under which it could be kept.
     """
-    more = {"class_names": list(classifier.class_names), "layout": asdict(classifier.prompt.layout)}
-    tensors = {"class_features": classifier.class_features().detach()}
-    write_prompt(Path(folder), classifier.backbone, classifier.prompt, more, tensors, training)
-
-
-def write_prompt(
-    folder: Path,
-    backbone: Frozen,
-    prompt: SiteSources,
-    more: Mapping[str, Any],
-    tensors: Mapping[str, Tensor],
-    training: Mapping[str, Any] | None,
-) -> None:
-    """Write the two files of a prompt of any kind, the header last.
-
-    Args:
-        folder: made if missing.
-        backbone: what the prompt was learned on.
-        prompt: its vectors.
-        more: what the header says beside that.
-        tensors: what is kept beside the vectors.
-        training: JSON-ready facts about where the prompt comes from.
-    """
-    folder = make_folder(folder)
-    data = tensor_bytes({**prompt.tensors(), **tensors})
+    folder = make_folder(Path(folder))
+    prompt = predictor.prompt
+    tensors: dict[str, Tensor] = {}
+    sources = [_describe(source, f"source{place}", tensors) for place, source in enumerate(prompt.sources)]
+    head = None if prompt.head is None else _describe(prompt.head, "head", tensors)
+    data = tensor_bytes(tensors | predictor.kept_tensors())
     header = {
         "format": FORMAT,
         "mmprompt": __version__,
-        "backbone": describe_backbone(backbone),
-        **more,
-        "sites": {str(site): {"scope": v.scope, "shape": list(v.values.shape)} for site, v in prompt.vectors().items()},
+        "kind": predictor.kind,
+        "backbone": describe_backbone(predictor.backbone),
+        "template": prompt.template.text,
+        "sources": sources,
+        "head": head,
+        **predictor.header(),
         "training": dict(training or {}),
         "tensors_sha256": sha256_bytes(data),
     }
@@ -98,31 +100,54 @@ def write_prompt(
     write_json(folder / HEADER, header | {"header_sha256": _header_hash(header)})
 
 
+def _describe(part: Source | nn.Module, place: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Describe a source or head for the header, and add its tensors to those of the file."""
+    kind = getattr(part, "kind", "")
+    if isinstance(part, Source) and kind == "vectors":
+        inserts = {} if part.needs_image else part(Given())
+        if part.needs_image or not all(isinstance(insert, Vectors) for insert in inserts.values()):
+            name = type(part).__name__
+            raise UserError(
+                f"{name} gives more than vectors of its own, so its vectors alone cannot be kept. Give the class a "
+                "`kind` and `settings`, and add it to mmprompt.core.learned.SOURCES."
+            )
+        vectors = {site: insert for site, insert in inserts.items() if isinstance(insert, Vectors)}
+        tensors |= {str(site): one.values.detach() for site, one in vectors.items()}
+        facts = {str(site): {"scope": one.scope, "shape": list(one.values.shape)} for site, one in vectors.items()}
+        return {"kind": kind, "sites": facts}
+    known: Mapping[str, Any] = SOURCES if isinstance(part, Source) else HEADS
+    if kind not in known:
+        raise UserError(
+            f"{type(part).__name__} has the kind {kind!r}, which no file could be read with. "
+            "Add it to mmprompt.core.learned.SOURCES or mmprompt.core.heads.HEADS."
+        )
+    state = part.state_dict()
+    tensors |= {f"{place}.{name}": value.detach() for name, value in state.items()}
+    return {
+        "kind": kind,
+        "settings": part.settings(),  # type: ignore[operator]
+        "state": {name: list(value.shape) for name, value in state.items()},
+    }
+
+
 def describe_backbone(backbone: Frozen) -> dict[str, str]:
-    """What files say of a frozen model, JSON-ready."""
+    """Give what files say of a frozen model, JSON-ready."""
     return {"name": backbone.name, "fingerprint": backbone.fingerprint, "transform": backbone.transform}
 
 
-def load(folder: Path | str, backbone: DualEncoder | str | None = None) -> Classifier:
-    """Load a saved classifier; no text is encoded, the class features are in the file.
+def load(folder: Path | str, model: Any = None) -> Any:
+    """Load what `fit` or `save` wrote: a classifier, a captioner or a language model with its prompt.
 
     Args:
         folder: a run folder, or any folder that `save` wrote.
-        backbone: the backbone or its name; by default the one that the file names.
+        model: the frozen model or its name; by default the one that the file names.
     Raises:
-        UserError: files are missing, edited, damaged, of a newer format, or for another backbone.
+        UserError: files are missing, edited, damaged, of another format, or for another model.
     """
     folder = Path(folder)
-    header = read_prompt_header(folder)
-    if header.get("kind", "classifier") != "classifier":
-        raise bad_file(folder, f"is a prompt of a {header['kind']}, not of a classifier", "See mmprompt caption write.")
-    tensors = read_prompt_tensors(folder, header, "class_features")
-    if backbone is None or isinstance(backbone, str):
-        backbone = load_backbone(backbone or header["backbone"]["name"])
-    refuse_other_backbone(folder, header, backbone)
-    sources = read_sources(header, tensors, backbone.device)
-    class_features = tensors["class_features"].to(backbone.device, backbone.dtype)
-    return Classifier(backbone, Prompt(TextLayout(**header["layout"]), sources), header["class_names"], class_features)
+    header = read_header(folder)
+    room = importlib.import_module(f"mmprompt.{header['kind']}.predictor")
+    return room.load(folder, header, model)
 
 
 def refuse_other_backbone(folder: Path, header: Mapping[str, Any], backbone: Frozen) -> None:
@@ -140,45 +165,52 @@ def refuse_other_backbone(folder: Path, header: Mapping[str, Any], backbone: Fro
         )
 
 
-def read_sources(
-    header: Mapping[str, Any], tensors: Mapping[str, Tensor], device: torch.device
-) -> dict[Site, FreeVectors]:
-    """The saved vectors by site, free to learn on."""
-    return {
-        Site.parse(name): FreeVectors(tensors[name], facts["scope"]).to(device)
-        for name, facts in header["sites"].items()
-    }
-
-
-def read_prompt_header(folder: Path | str) -> dict[str, Any]:
-    """What a saved prompt says of itself: backbone, class names, sites, training.
+def read_header(folder: Path | str) -> dict[str, Any]:
+    """Read what a saved prompt says of itself: kind, backbone, sources, training.
 
     Raises:
-        UserError: it is missing, edited, damaged or of a newer format.
+        UserError: it is missing, edited, damaged or of another format.
     """
     folder = Path(folder)
     path = folder / HEADER
     if not path.is_file():
-        advice = "Give a folder that `mmprompt train` or `save` wrote."
-        raise bad_file(folder, f"holds no {HEADER}, so it is no saved prompt", advice)
+        raise bad_file(folder, f"holds no {HEADER}, so it is no saved prompt", _advice_on(folder))
     header = read_json(path)
     if not isinstance(header, dict) or not isinstance(header.get("format"), int):
         raise bad_file(path, "is not a prompt header", RESTORE)
-    if header["format"] > FORMAT:
+    if header["format"] != FORMAT:
+        advice = "Upgrade mmprompt." if header["format"] > FORMAT else "It was never released: train the prompt again."
         raise bad_file(
-            path,
-            f"has format {header['format']}, but this mmprompt {__version__} reads up to {FORMAT}",
-            "Upgrade mmprompt.",
+            path, f"has format {header['format']}, but this mmprompt {__version__} reads format {FORMAT}", advice
         )
-    said = header.pop("header_sha256", None)
-    if said != _header_hash(header):
+    saved_hash = header.pop("header_sha256", None)
+    if saved_hash != _header_hash(header):
         raise bad_file(path, "was edited after it was saved (its hash does not match)", RESTORE)
+    if header.get("kind") not in KINDS:
+        raise bad_file(path, f"is of kind {header.get('kind')!r}, but one of {', '.join(KINDS)} was expected", RESTORE)
     return header
 
 
-def read_prompt_tensors(folder: Path, header: Mapping[str, Any], *more: str) -> dict[str, Tensor]:
-    """The vectors that a header describes, and what stands beside them.
+def _advice_on(folder: Path) -> str:
+    """Say how to go on where a training did not finish, else what is expected."""
+    if (folder / "checkpoint").is_dir():
+        return "Its training is not finished: run the same command with --resume, or fit(..., resume=True)."
+    return "Give a folder that a training or `save` wrote."
 
+
+def read_prompt(
+    folder: Path, header: Mapping[str, Any], device: torch.device, template: Template, *kept: str
+) -> tuple[Prompt, dict[str, Tensor]]:
+    """Read the learned parts that a header describes.
+
+    Args:
+        folder: that holds the files.
+        header: of `read_header`.
+        device: where to put them.
+        template: made of the header's by the room that knows how.
+        kept: names of tensors that must stand beside the learned ones.
+    Returns:
+        The prompt, with parameters that may learn on, and all tensors of the file.
     Raises:
         UserError: the file is missing, was changed, or holds something else.
     """
@@ -186,13 +218,49 @@ def read_prompt_tensors(folder: Path, header: Mapping[str, Any], *more: str) -> 
     if sha256_bytes(read_bytes(path, 2**31)) != header["tensors_sha256"]:
         raise bad_file(path, "was changed after it was saved (its hash does not match)", RESTORE)
     tensors = read_tensors(path)
-    for name, facts in header["sites"].items():
-        if name not in tensors or list(tensors[name].shape) != facts["shape"] or facts["scope"] not in get_args(Scope):
-            raise bad_file(path, f"does not hold {name} as {HEADER} describes it", RESTORE)
-    for name in more:
+    for name in kept:
         if name not in tensors:
             raise bad_file(path, f"holds no {name.replace('_', ' ')}", RESTORE)
-    return tensors
+    sources: list[Source] = []
+    for place, facts in enumerate(header["sources"]):
+        if facts["kind"] == "vectors":
+            sources += _read_vectors(path, facts["sites"], tensors)
+        else:
+            sources.append(_read_part(path, facts, f"source{place}", tensors, SOURCES, "source"))
+    head: Head | None = None
+    if header["head"] is not None:
+        head = _read_part(path, header["head"], "head", tensors, HEADS, "head")
+    return Prompt(template, *sources, head=head).to(device), tensors
+
+
+def _read_vectors(path: Path, sites: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[Learned]:
+    for name, facts in sites.items():
+        if name not in tensors or list(tensors[name].shape) != facts["shape"] or facts["scope"] not in get_args(Scope):
+            raise bad_file(path, f"does not hold {name} as {HEADER} describes it", RESTORE)
+    return [Learned(Site.parse(name), tensors[name], facts["scope"]) for name, facts in sites.items()]
+
+
+def _read_part(
+    path: Path,
+    facts: Mapping[str, Any],
+    place: str,
+    tensors: Mapping[str, Tensor],
+    known: Mapping[str, Callable[..., Any]],
+    what: str,
+) -> Any:
+    if facts["kind"] not in known:
+        raise bad_file(
+            path,
+            f"holds a {what} of kind {facts['kind']!r}, which is not known here",
+            "Upgrade mmprompt, or import the module that adds it first.",
+        )
+    part = known[facts["kind"]](**facts["settings"])
+    state = {name.removeprefix(f"{place}."): value for name, value in tensors.items() if name.startswith(f"{place}.")}
+    try:
+        part.load_state_dict(state)
+    except RuntimeError:
+        raise bad_file(path, f"does not hold the {what} {facts['kind']!r} as {HEADER} describes it", RESTORE) from None
+    return part
 
 
 def _header_hash(header: Mapping[str, Any]) -> str:

@@ -1,66 +1,121 @@
-"""What a method is: which prompts, which losses. It knows no data and no loop."""
+"""What a method is: which prompt, and what else differs from plain training. It knows no data and no loop.
+
+Every hook but `prompt` has a default; CoOp overrides none.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from mmprompt.classification.predictor import Classifier
+from mmprompt.core.learned import Prompt
 from mmprompt.core.losses import Outputs, cross_entropy
-from mmprompt.core.prompt import Prompt
-from mmprompt.core.template import check_class_names
 from mmprompt.errors import UserError
-from mmprompt.models.dual_encoder.interface import DualEncoder
+from mmprompt.training.recipe import Recipe
 
-
-class Method(Protocol):
-    """A frozen dataclass of settings that says which prompt is learned and by which losses."""
-
-    def prompt(
-        self, backbone: DualEncoder, class_names: Sequence[str], generator: torch.Generator, template: str
-    ) -> Prompt:
-        """The untrained prompt for a backbone.
-
-        Args:
-            backbone: the frozen model.
-            class_names: C names.
-            generator: CPU generator of the random start.
-            template: the words around the class name where the method learns no text context.
-        """
-        ...
-
-    def losses(self, outputs: Outputs) -> dict[str, Tensor]:
-        """The named scalar terms whose sum is minimised."""
-        return {"cross_entropy": cross_entropy(outputs)}
-
-    def build(
-        self, backbone: DualEncoder, class_names: Sequence[str], seed: int = 1, template: str = "a photo of a {}."
-    ) -> Classifier:
-        """An untrained classifier: an ordinary `nn.Module` whose `parameters()` are the prompt alone.
-
-        Args:
-            backbone: the frozen model.
-            class_names: C names, the order of the logits.
-            seed: seed of the random start.
-            template: see `prompt`.
-        Raises:
-            UserError: a class name or a setting cannot be used with this backbone.
-        """
-        check_class_names(class_names)
-        generator = torch.Generator().manual_seed(seed)
-        return Classifier(backbone, self.prompt(backbone, class_names, generator, template), class_names)
-
-    def __add__(self, other: Method) -> Together:
-        return Together((self, other))
+if TYPE_CHECKING:
+    from mmprompt.training.callbacks import Callback
+    from mmprompt.training.problem import GradientRule
 
 
 @dataclass(frozen=True)
-class Together(Method):
-    """Several methods that learn at different sites, trained as one prompt by the first one's losses.
+class Start:
+    """What a prompt may be made of before learning.
+
+    Args:
+        generator: CPU generator of random starts.
+        template: the data's words around what is asked; kept where a method learns none of its own.
+        class_names: C names, of a classifier.
+        templates: the data's ensemble of hand-written templates, of a classifier.
+        tasks: names of the tasks of the data, of a language model.
+        vectors: given n, embeddings [n, D] to start from and their unit, of a decoder.
+        keys_values: given n, keys and values [n, 2 H D/H] of every block to start from and their units, of a decoder.
+    """
+
+    generator: torch.Generator
+    template: Any
+    class_names: Sequence[str] = ()
+    templates: Sequence[str] = ()
+    tasks: Sequence[str] = ()
+    vectors: Callable[[int], tuple[Tensor, Tensor]] | None = None
+    keys_values: Callable[[int], list[tuple[Tensor, Tensor]]] | None = None
+
+
+@dataclass(frozen=True)
+class FrozenFeatures:
+    """The training images as the frozen image tower sees them.
+
+    Args:
+        image_features: [N, E] of unit norm.
+        labels: [N] int64.
+        validation: gives features [N', E] and labels [N'] of the validation images, None where there are none.
+    """
+
+    image_features: Tensor
+    labels: Tensor
+    validation: Callable[[], tuple[Tensor, Tensor] | None]
+
+
+class Method(Protocol):
+    """A frozen dataclass of settings that says which prompt is learned, and how.
+
+    Attributes:
+        recipe: the published optimiser and schedule; a recipe's own defaults are those of CoOp.
+        needs_shots: whether it learns from labelled images, so that shots and seed matter.
+        is_trained: whether it learns by steps of an optimiser, so that a recipe matters.
+    """
+
+    recipe: ClassVar[Recipe] = Recipe()
+    needs_shots: ClassVar[bool] = True
+    is_trained: ClassVar[bool] = True
+
+    def prompt(self, backbone: Any, start: Start) -> Prompt:
+        """Make the untrained prompt for a backbone.
+
+        Args:
+            backbone: the frozen model.
+            start: what to make it of.
+        Raises:
+            UserError: a setting cannot be used with this backbone.
+        """
+        ...
+
+    def losses(self, outputs: Outputs) -> Mapping[str, Tensor]:
+        """Compute the named scalar terms whose sum is minimised."""
+        return {"cross_entropy": cross_entropy(outputs)}
+
+    @property
+    def gradient_rule(self) -> GradientRule | None:
+        """What is made of the gradients of the terms of `losses`; their sum where there is none."""
+        return None
+
+    def teacher(self, backbone: Any, class_names: Sequence[str]) -> Tensor | None:
+        """Give class features [C, E] of a frozen teacher, whose `Outputs` the losses then see as `frozen`."""
+        return None
+
+    def begin(self, predictor: Any, data: FrozenFeatures) -> None:
+        """Look once at the frozen features of the training images and their labels, before the first step.
+
+        It may give `predictor.prompt` a head, or other values to start from.
+        """
+        return
+
+    def callbacks(self, n_epochs: int) -> Sequence[Callback]:
+        """Give what listens to the training, such as an averager of weights."""
+        return ()
+
+    def predictor(self, backbone: Any, prompt: Prompt, class_names: Sequence[str]) -> Any:
+        """Give a classifier of the method's own, such as one that adapts to each image; None for the ordinary one."""
+        return None
+
+
+@dataclass(frozen=True)
+class Combined(Method):
+    """Several methods that learn at different sites, trained as one prompt by the first one's recipe.
 
     Args:
         methods: two or more; no two may learn at the same site.
@@ -68,17 +123,125 @@ class Together(Method):
 
     methods: tuple[Method, ...]
 
-    def prompt(
-        self, backbone: DualEncoder, class_names: Sequence[str], generator: torch.Generator, template: str
-    ) -> Prompt:
-        """The sources of all methods in one prompt."""
+    def prompt(self, backbone: Any, start: Start) -> Prompt:
+        """Join the sources of all methods in one prompt."""
         if len(self.methods) < 2:
             raise UserError("a combination needs at least two methods. Write CoOp(...) + VPT(...).")
-        joined, *rest = (method.prompt(backbone, class_names, generator, template) for method in self.methods)
+        joined, *rest = (method.prompt(backbone, start) for method in self.methods)
         for prompt in rest:
             joined = joined.join(prompt)
         return joined
 
-    def losses(self, outputs: Outputs) -> dict[str, Tensor]:
-        """The loss terms of every method, each once."""
+    def losses(self, outputs: Outputs) -> Mapping[str, Tensor]:
+        """Compute the loss terms of every method, each once."""
         return {name: term for method in self.methods for name, term in method.losses(outputs).items()}
+
+    @property
+    def gradient_rule(self) -> GradientRule | None:
+        """That of the one method which has one."""
+        return self._only("gradient_rule", [method.gradient_rule for method in self.methods])
+
+    def teacher(self, backbone: Any, class_names: Sequence[str]) -> Tensor | None:
+        """Give the teacher of the one method that has one."""
+        return self._only("teacher", [method.teacher(backbone, class_names) for method in self.methods])
+
+    def begin(self, predictor: Any, data: FrozenFeatures) -> None:
+        """Let every method look at the features."""
+        for method in self.methods:
+            method.begin(predictor, data)
+
+    def callbacks(self, n_epochs: int) -> Sequence[Callback]:
+        """Give the listeners of all methods."""
+        return [callback for method in self.methods for callback in method.callbacks(n_epochs)]
+
+    def predictor(self, backbone: Any, prompt: Prompt, class_names: Sequence[str]) -> Any:
+        """Give the classifier of the one method that has its own."""
+        made = [method.predictor(backbone, prompt, class_names) for method in self.methods]
+        return self._only("predictor", made)
+
+    def _only(self, what: str, values: Sequence[Any]) -> Any:
+        own = [value for value in values if value is not None]
+        if len(own) > 1:
+            raise UserError(
+                f"{len(own)} of the methods bring a {what} of their own, but one can be used. Combine others."
+            )
+        return own[0] if own else None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured to suit a method in one place better than its paper's settings.
+
+    Args:
+        settings: of the method, where the user leaves them None.
+        recipe: those settings of it that differ.
+    """
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Recipe = field(default_factory=Recipe)
+
+
+_CAPTIONS = Recipe(optimizer="adamw", lr=0.1, batch_size=16, weight_decay=0.0, warmup_epochs=0, augment="none")
+MEASURED: dict[tuple[str, str], Measured] = {
+    ("tiny", "CoOp"): Measured({"n_ctx": 4}),
+    ("photo", "CoOp"): Measured(
+        recipe=Recipe(optimizer="adamw", lr=0.01, batch_size=256, epochs=100, augment="none"),
+    ),
+    ("captioning", "PromptTuning"): Measured({"n_soft": 8}, _CAPTIONS),
+    ("captioning", "PrefixTuning"): Measured({"n_prefix": 4, "reparametrise": False}, _CAPTIONS),
+}
+"""By backbone or kind of task, and method. Each was chosen on validation data: docs/embedded_default.md,
+docs/photographs.md and docs/captions.md say how."""
+
+
+def measured_for(method: Method | type[Method], *places: str) -> Measured:
+    """Look up what was measured for a method in the first of some places that has something.
+
+    Args:
+        method: a method or its class; of a combination the first one counts.
+        places: names of backbones and kinds of tasks, the narrowest first.
+    """
+    kind = method if isinstance(method, type) else type(leading(method))
+    found = (MEASURED[place, kind.__name__] for place in places if (place, kind.__name__) in MEASURED)
+    return next(found, Measured())
+
+
+def leading(method: Any) -> Any:
+    """The method whose recipe a combination is trained by, else the method itself."""
+    return leading(method.methods[0]) if isinstance(method, Combined) else method
+
+
+def settled(method: Method, *places: str) -> Method:
+    """Fill in the settings that a method leaves None with what was measured in some places.
+
+    Args:
+        method: as the user made it.
+        places: as for `measured_for`.
+    """
+    if isinstance(method, Combined):
+        return Combined(tuple(settled(part, *places) for part in method.methods))
+    chosen = {
+        name: value
+        for name, value in measured_for(method, *places).settings.items()
+        if getattr(method, name) is None and not getattr(method, "ctx_init", None)
+    }
+    return replace(method, **chosen) if chosen else method  # type: ignore[type-var]
+
+
+def resolved_recipe(
+    method: Method | type[Method], places: Sequence[str], data: Mapping[str, Any], user: Recipe | None
+) -> Recipe:
+    """Put a recipe together, in the one order there is: the paper's, what was measured, the data set's, the user's.
+
+    Args:
+        method: a method or its class; its `recipe` is the paper's.
+        places: as for `measured_for`.
+        data: what the data set says of the recipe.
+        user: those settings of it count that it was given.
+    """
+    given = {} if user is None else user.given
+    settings = leading(method).recipe.given | measured_for(method, *places).recipe.given | dict(data)
+    for one, other in (("epochs", "n_steps"), ("n_steps", "epochs")):
+        if given.get(one) is not None:
+            settings.pop(other, None)
+    return Recipe(**(settings | given))

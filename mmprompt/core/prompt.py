@@ -9,8 +9,6 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from mmprompt.core.template import TextLayout
-from mmprompt.errors import UserError
 from mmprompt.models.sites import Site, Tower, Vectors
 
 
@@ -38,37 +36,3 @@ class SiteSources(nn.Module):
     def tensors(self) -> dict[str, Tensor]:
         """The vectors by the name of their site, as the prompt file holds them."""
         return {str(site): vectors.values.detach() for site, vectors in self.vectors().items()}
-
-
-class Prompt(SiteSources):
-    """The prompt of a classifier: learned vectors, and what stands around the class name.
-
-    Args:
-        layout: what stands around the class name in the text tower.
-        sources: the source of the vectors of each site.
-    """
-
-    def __init__(self, layout: TextLayout, sources: Mapping[Site, nn.Module]) -> None:
-        super().__init__(sources)
-        self.layout = layout
-
-    @property
-    def is_class_specific(self) -> bool:
-        """Whether some vectors belong to single classes, so that other class names cannot be used."""
-        return any(vectors.scope == "class" for vectors in self.vectors().values())
-
-    def join(self, other: Prompt) -> Prompt:
-        """One prompt that holds the sources of both.
-
-        Raises:
-            UserError: both hold vectors for the same site.
-        """
-        shared = set(self.sites) & set(other.sites)
-        if shared:
-            names = ", ".join(str(site) for site in sorted(shared))
-            raise UserError(
-                f"two methods both learn vectors at {names}. Combine methods that learn at different sites."
-            )
-        layout = other.layout if other.has("text") else self.layout
-        mine = dict(zip(self.sites, self.sources, strict=True))
-        return Prompt(layout, mine | dict(zip(other.sites, other.sources, strict=True)))

@@ -1,15 +1,18 @@
 """The words and context vectors around a class name: from class names to the slots of a text tower.
 
-The string is built as in the published code (Zhou et al. 2022): context vectors, the name, a full
-stop. The name and the words around it are tokenised together, so the ids are those of the whole text.
+A template is a text such as `a photo of a {}.` or `{soft*4} {name}.`: `{}` and `{name}` are the class name, `{soft*4}`
+four learned vectors. The name and the words around it are tokenised together, so that the ids are those of the whole
+text, and the vectors are put between them (Zhou et al. 2022, released code). A space before a `{soft*N}` belongs to
+it; one after it belongs to the text. Several lines are an ensemble, whose class features are averaged.
 """
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, field
+from typing import Literal
 from unicodedata import category
 
 from mmprompt.errors import UserError, bad_value
@@ -17,64 +20,93 @@ from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.sites import TextSlots
 
 ClassPosition = Literal["end", "middle", "front"]
+_PART = re.compile(r"(\{soft\*[0-9]{1,9}\}|\{name\}|\{\})")
 
 
 @dataclass(frozen=True)
-class TextLayout:
+class ClassTemplate:
     """What stands around the class name.
 
     Args:
-        template: the fixed words with one `{}` for the class name; `"{}."` beside context vectors.
-        n_ctx: M, the number of context vectors, 0 for none.
-        class_position: where the name stands among the vectors: after them ("end"), after the first
-            half ("middle"), or before them ("front").
+        text: the template.
+    Attributes:
+        n_ctx: M, how many vectors stand in it; in each line where there are several.
+        lines: the template itself, or those of an ensemble.
     Raises:
-        UserError: the template has not exactly one `{}`, or a setting is out of range.
+        UserError: the class name does not stand in it exactly once, or a brace is something else.
     """
 
-    template: str = "{}."
-    n_ctx: int = 0
-    class_position: ClassPosition = "end"
+    text: str
+    n_ctx: int = field(init=False)
+    lines: tuple[ClassTemplate, ...] = field(init=False, repr=False, compare=False)
+    _parts: tuple[str | int, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.template.count("{}") != 1:
-            raise bad_value("template", repr(self.template), "it must hold {} exactly once", 'Write "a photo of a {}."')
-        if self.n_ctx < 0:
-            raise bad_value("n_ctx", self.n_ctx, "it must be 0 or more", "Use --n-ctx 4.")
-        if self.class_position not in get_args(ClassPosition):
-            choices = ", ".join(get_args(ClassPosition))
-            raise bad_value("class_position", repr(self.class_position), f"it must be one of {choices}", "Use end.")
+        if "\n" in self.text:
+            lines = tuple(ClassTemplate(line) for line in self.text.split("\n"))
+            object.__setattr__(self, "lines", lines)
+            object.__setattr__(self, "n_ctx", lines[0].n_ctx)
+            return
+        parts: list[str | int] = []
+        for part in filter(None, _PART.split(self.text)):
+            if part.startswith("{soft*"):
+                parts.append(int(part[6:-1]))
+                continue
+            if part not in ("{name}", "{}") and ("{" in part or "}" in part):
+                raise self._refusal("a brace in it is neither {} nor {soft*4}")
+            parts.append("{}" if part == "{name}" else part)
+        if parts.count("{}") != 1:
+            raise self._refusal("it must hold {} exactly once")
+        object.__setattr__(self, "lines", (self,))
+        object.__setattr__(self, "_parts", tuple(parts))
+        object.__setattr__(self, "n_ctx", sum(part for part in parts if isinstance(part, int)))
 
-    def check_room(self, backbone: DualEncoder) -> None:
-        """Refuse more context vectors than the text tower has slots, before any are made.
+    def _refusal(self, problem: str) -> UserError:
+        return bad_value("template", repr(self.text), problem, 'Write "a photo of a {}."')
 
-        Raises:
-            UserError: there are more.
+    @classmethod
+    def of_context(cls, n_ctx: int, class_position: ClassPosition = "end") -> ClassTemplate:
+        """Return the published layouts of CoOp: vectors, the name and a full stop.
+
+        Args:
+            n_ctx: M.
+            class_position: the name after the vectors, after the first half of them, or before them.
         """
-        if self.n_ctx > backbone.context_length:
-            room = f"the text tower of {backbone.name} has {backbone.context_length} slots for them and the class name"
-            raise bad_value("n_ctx", self.n_ctx, room, "Use fewer context vectors.")
+        first, rest = n_ctx // 2, n_ctx - n_ctx // 2
+        forms = {
+            "end": f"{{soft*{n_ctx}}} {{name}}.",
+            "middle": f"{{soft*{first}}} {{name}} {{soft*{rest}}}.",
+            "front": f"{{name}} {{soft*{n_ctx}}}.",
+        }
+        return cls(forms[class_position])
 
     def row(self, backbone: DualEncoder, class_name: str) -> list[int]:
-        """The slots of one class between start and end: token ids, and -1 - m for context vector m."""
-        before, after = self.template.split("{}")
-        words = backbone.tokenize(before + class_name + after)
-        if self.class_position == "end":
-            name_end, first = 0, 0
-        else:
-            name_end = len(backbone.tokenize(before + class_name))
-            first = self.n_ctx // 2 if self.class_position == "middle" else 0
-        ctx = [-1 - m for m in range(self.n_ctx)]
-        return ctx[:first] + words[:name_end] + ctx[first:] + words[name_end:]
+        """Give the slots of one class between start and end: token ids, and -1 - m for context vector m."""
+        words, stops = "", []  # the text without vectors, and how long it is where each run of them stands
+        for part in self._parts:
+            if isinstance(part, int):
+                words = words.rstrip()
+                stops.append((len(words), part))
+            else:
+                part = class_name.replace("_", " ") if part == "{}" else part
+                words += part if words else part.lstrip()
+        ids = backbone.tokenize(words)
+        row: list[int] = []
+        n_read = m = 0
+        for length, n_vectors in stops:
+            end = len(backbone.tokenize(words[:length])) if length else 0
+            row += [*ids[n_read:end], *(-1 - place for place in range(m, m + n_vectors))]
+            n_read, m = end, m + n_vectors
+        return row + ids[n_read:]
 
     def slots(self, backbone: DualEncoder, class_names: Sequence[str]) -> TextSlots:
-        """The slots of all classes, framed for the backbone's text tower.
+        """Give the slots of all classes in one line, framed for the backbone's text tower.
 
         Raises:
             UserError: a name is empty, has no token, or does not fit the context length beside the vectors.
         """
         check_class_names(class_names)
-        self.check_room(backbone)
+        check_room(self.n_ctx, backbone)
         rows = [self.row(backbone, name) for name in class_names]
         slots = backbone.text_slots(rows)
         for name, row, length in zip(class_names, rows, slots.lengths.tolist(), strict=True):
@@ -88,11 +120,23 @@ class TextLayout:
         return slots
 
 
+def check_room(n_ctx: int, backbone: DualEncoder) -> None:
+    """Refuse more context vectors than the text tower has slots, before any are made.
+
+    Raises:
+        UserError: there are more.
+    """
+    if n_ctx > backbone.context_length:
+        room = f"the text tower of {backbone.name} has {backbone.context_length} slots for them and the class name"
+        raise bad_value("n_ctx", n_ctx, room, "Use fewer context vectors.")
+
+
 def check_class_names(class_names: Sequence[str]) -> None:
     """Refuse class names that say nothing or cannot be told apart.
 
     Raises:
-        UserError: there are none, they are no list, or one is no text, empty, only punctuation, or there twice.
+        UserError: there are none, they are no list, or one is no text, empty, only punctuation, or there twice (an
+            underscore reads as a space).
     """
     if isinstance(class_names, str) or not hasattr(class_names, "__getitem__"):
         raise bad_value("class_names", repr(class_names), "a list of names was expected", 'Write ["cat", "dog"].')
@@ -109,9 +153,9 @@ def check_class_names(class_names: Sequence[str]) -> None:
             raise UserError("a class name is empty, but each must hold a word. Name every class.")
         if all(category(sign)[0] in "CPZ" or sign in string.punctuation for sign in name):
             raise UserError(f"class name {name!r} is only punctuation, but it must hold a word. Write it in words.")
-        if name in seen:
+        if name.replace("_", " ") in seen:
             raise UserError(f"class name {name!r} stands twice, but names must differ. Rename or merge the classes.")
-        seen.add(name)
+        seen.add(name.replace("_", " "))
 
 
 def refuse_single_class(class_names: Sequence[str]) -> None:

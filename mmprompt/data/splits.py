@@ -7,15 +7,20 @@ This file does not know where the pictures came from, nor how shots are drawn.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from mmprompt.data.class_names import class_index, shortened
 from mmprompt.errors import UserError, bad_file, unknown_name
+
+if TYPE_CHECKING:
+    from mmprompt.classification.task import ClassificationTask
+    from mmprompt.models.image_features import ImageFeatures
 
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
@@ -113,6 +118,16 @@ class Dataset:
     notes: tuple[str, ...] = ()
     licence: str = ""
     recipe: Mapping[str, Any] = field(default_factory=dict)
+
+    def task(self, features: ImageFeatures | None = None) -> ClassificationTask:
+        """Give what `fit` learns from this data.
+
+        Args:
+            features: of image files, to share them or to choose where they are kept.
+        """
+        room = importlib.import_module("mmprompt.classification.task")
+        task: ClassificationTask = room.ClassificationTask.of(self, features)
+        return task
 
     def items(self, split: str) -> tuple[Item, ...]:
         """The pictures of `"train"`, `"val"` or `"test"`.

@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mmprompt.classification.baselines import BASELINES, Baseline, make_baseline
-from mmprompt.classification.methods import Method, describe, make_method
-from mmprompt.classification.task import resolve
-from mmprompt.core.defaults import suited_recipe
+from mmprompt.classification.methods import METHODS, ClassificationMethod, make_method
+from mmprompt.classification.task import ClassificationTask
+from mmprompt.core.fit import describe_method
+from mmprompt.core.method import resolved_recipe, settled
 from mmprompt.data.broken import Broken, drop_broken, find_broken
 from mmprompt.data.catalog import load_dataset
 from mmprompt.data.fewshot import base_new
@@ -24,7 +24,7 @@ from mmprompt.files import sha256_bytes
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.training.recipe import Recipe
 
-CELL_FORMAT = 1  # raised when a change of the package changes what a cell computes, so that old cells are not reused
+CELL_FORMAT = 2  # raised when a change of the package changes what a cell computes, so that old cells are not reused
 BASE, NEW = "base", "new"
 TABLES = {".csv", ".jsonl", ".json"}
 UNTOLD = {"checkpoint_every", "checkpoint_seconds"}  # of a recipe, without influence on what is learned
@@ -99,7 +99,7 @@ class Cell:
     Args:
         source: what is learned from.
         backbone: the name of the frozen model.
-        method: a method or a baseline by name.
+        method: a method by name.
         settings: of the method.
         recipe: what differs from the published recipe and from what the data set says.
         shots: training pictures a class, None for all, 0 where nothing is learned.
@@ -118,19 +118,12 @@ class Cell:
     targets: tuple[Origin, ...] = ()
     is_divided: bool = False
 
-    @property
-    def is_baseline(self) -> bool:
-        """Whether the method is a baseline, which has no recipe."""
-        return self.method in BASELINES
-
-    def make(self) -> Method | Baseline:
-        """The method or baseline with its settings.
+    def make(self) -> ClassificationMethod:
+        """Make the method with its settings.
 
         Raises:
             UserError: the name or a setting is unknown.
         """
-        if self.is_baseline:
-            return make_baseline(self.method, self.settings)
         return make_method(self.method, dict(self.settings))
 
     def load(self) -> tuple[Dataset, dict[str, Dataset]]:
@@ -145,17 +138,17 @@ class Cell:
         return data, {self.source.name: data, **others}
 
     def make_recipe(self, data: Dataset) -> Recipe:
-        """The recipe: the published one, what suits the backbone and the data set, and what the cell says."""
-        return resolve(Recipe(**{**suited_recipe(self.backbone, data.recipe), **self.recipe}), data)
+        """Put the recipe together; see `core.method.resolved_recipe`."""
+        recipe = resolved_recipe(self.make(), (self.backbone, "classification"), data.recipe, Recipe(**self.recipe))
+        return ClassificationTask.of(data).complete(recipe)
 
 
 def simplify(cell: Cell) -> Cell:
     """The same cell without what has no influence, so that one zero-shot cell serves all shots and seeds."""
-    if not cell.is_baseline:
+    method = cell.make()
+    if method.is_trained:
         return cell
-    if cell.make().needs_shots:  # type: ignore[union-attr]
-        return replace(cell, recipe={})
-    return replace(cell, recipe={}, shots=0, seed=0)
+    return replace(cell, recipe={}) if method.needs_shots else replace(cell, recipe={}, shots=0, seed=0)
 
 
 def cell_key(cell: Cell, backbone: DualEncoder, data: Dataset, tests: Mapping[str, Dataset]) -> str:
@@ -169,13 +162,12 @@ def cell_key(cell: Cell, backbone: DualEncoder, data: Dataset, tests: Mapping[st
         data: what it learns from, as `load` gave it.
         tests: what it is tested on, by name.
     """
-    made: Any = cell.make()
-    what = asdict(made) if cell.is_baseline else describe(made)
-    recipe = {} if cell.is_baseline else asdict(cell.make_recipe(data))
+    method = settled(cell.make(), cell.backbone, "classification")
+    recipe = asdict(cell.make_recipe(data)) if method.is_trained else {}
     identity = {
         "format": CELL_FORMAT,
         "backbone": [backbone.fingerprint, backbone.transform, str(backbone.dtype)],
-        "method": [cell.method, what],
+        "method": [cell.method, describe_method(method, dict(METHODS))],
         "recipe": {key: value for key, value in recipe.items() if key not in UNTOLD},
         "shots": cell.shots,
         "seed": cell.seed,

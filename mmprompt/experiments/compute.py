@@ -1,4 +1,4 @@
-"""One cell computed: fit a method or a baseline, test it, and say what it took.
+"""One cell computed: fit a method, test it, and say what it took.
 
 It reads and writes no results; who computes which cell is decided elsewhere.
 """
@@ -7,24 +7,27 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from mmprompt.classification.baselines import Scorer
+from mmprompt.classification.methods import ClassificationMethod
 from mmprompt.classification.nearest_words import context_words
-from mmprompt.classification.task import Result, fit, probabilities
+from mmprompt.classification.predictor import Classifier
+from mmprompt.classification.task import ClassificationTask
 from mmprompt.core.confidence import auroc_of_new_classes
+from mmprompt.core.fit import Result, describe_method, fit
+from mmprompt.core.method import settled
 from mmprompt.core.metrics import evaluate_probabilities
 from mmprompt.data.splits import Dataset
 from mmprompt.experiments.cells import BASE, NEW, Cell
 from mmprompt.experiments.results import Score
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.image_features import ImageFeatures
+from mmprompt.training.recipe import Recipe
 from mmprompt.version import __version__
 
 
@@ -41,34 +44,6 @@ class Outcome:
     scores: list[Score]
 
 
-@dataclass(frozen=True)
-class LearnedPrompt:
-    """A trained prompt as a `Scorer`: other class names get the same vectors."""
-
-    result: Result
-
-    @property
-    def n_parameters(self) -> int:
-        """The learned numbers of the prompt."""
-        return sum(p.numel() for p in self.result.classifier.prompt.parameters() if p.requires_grad)
-
-    @property
-    def reads_class_names(self) -> bool:
-        """Whether the vectors serve other class names too."""
-        return not self.result.classifier.prompt.is_class_specific
-
-    def probabilities(self, paths: Sequence[Path], class_names: Sequence[str], template: str) -> np.ndarray:
-        """Class probabilities [N, C] of picture files.
-
-        Raises:
-            UserError: the context is class-specific and the names are others.
-        """
-        classifier = self.result.classifier
-        if tuple(class_names) != classifier.class_names:
-            classifier = classifier.with_class_names(class_names)
-        return probabilities(classifier, paths, self.result.features)
-
-
 def compute(cell: Cell, backbone: DualEncoder, features: ImageFeatures) -> Outcome:
     """Fit and test one cell.
 
@@ -81,14 +56,19 @@ def compute(cell: Cell, backbone: DualEncoder, features: ImageFeatures) -> Outco
         RunFailed: the loss stopped being finite.
     """
     data, tests = cell.load()
-    started = time.monotonic()
-    scorer, how = fit_cell(cell, backbone, data, tests, features)
+    method, started = cell.make(), time.monotonic()
+    result = fit_cell(cell, method, backbone, data, features)
     seconds = time.monotonic() - started
-    readable = {n: t for n, t in tests.items() if scorer.reads_class_names or t.class_names == data.class_names}
-    scores = [score_of(name, test, table_of(scorer, test)) for name, test in readable.items()]
+    classifiers = {name: classifier_for(cell, method, result.predictor, test, features) for name, test in tests.items()}
+    scores = [
+        score_of(name, tests[name], classifier.probabilities([item.path for item in tests[name].test], features))
+        for name, classifier in classifiers.items()
+        if classifier is not None
+    ]
+    prompt = result.predictor.prompt
     facts = {
         "seconds": round(seconds, 3),
-        "n_parameters": scorer.n_parameters,
+        "n_parameters": sum(parameter.numel() for parameter in prompt.parameters()),
         "n_train": len(data.train),
         "protocol": data.protocol,
         "data_notes": list(dict.fromkeys(note for one in (data, *tests.values()) for note in one.notes)),
@@ -97,36 +77,58 @@ def compute(cell: Cell, backbone: DualEncoder, features: ImageFeatures) -> Outco
         "backbone_fingerprint": backbone.fingerprint,
         "data_fingerprint": data.fingerprint,
         "versions": {"mmprompt": __version__, "torch": torch.__version__, "python": platform.python_version()},
-        **how,
+        **settings_of(cell, method, data),
+        "template": "/".join(dict.fromkeys(words_of(one) for one in classifiers.values() if one is not None)),
     }
+    if method.is_trained:
+        facts["nearest_words"] = context_words(result.predictor)
     if cell.is_divided and tests[NEW].test:
-        facts["auroc_of_new_classes"] = auroc_of(scorer, tests[BASE], tests[NEW])
+        facts["auroc_of_new_classes"] = auroc_of(result.predictor, tests[BASE], tests[NEW], features)
     return Outcome(facts, scores)
 
 
 def fit_cell(
-    cell: Cell, backbone: DualEncoder, data: Dataset, tests: Mapping[str, Dataset], features: ImageFeatures
-) -> tuple[Scorer, dict[str, Any]]:
-    """Fit a method or a baseline; the scorer, and which settings it came to, the words of each test among them."""
-    made: Any = cell.make()
-    if cell.is_baseline:
-        selection = "strength on validation" if getattr(made, "inverse_strength", 0) is None else "none"
-        return made.fit(backbone, data, features), {
-            "settings": asdict(made),
-            "selection": selection,
-            "template": "/".join(dict.fromkeys(made.wording(one) for one in (data, *tests.values()))),
-        }
+    cell: Cell, method: ClassificationMethod, backbone: DualEncoder, data: Dataset, features: ImageFeatures
+) -> Result[Classifier]:
+    """Fit the method of a cell."""
+    task, recipe = ClassificationTask.of(data, features), Recipe(**cell.recipe)
+    return fit(method, backbone, task, recipe=recipe, seed=cell.seed, progress=False)
+
+
+def classifier_for(
+    cell: Cell, method: ClassificationMethod, classifier: Classifier, test: Dataset, features: ImageFeatures
+) -> Classifier | None:
+    """Give the classifier for the classes of a test, None where it belongs to other classes.
+
+    What learns nothing is made anew, since each data set has words of its own.
+    """
+    if not method.needs_shots:
+        return fit_cell(cell, method, classifier.backbone, test, features).predictor
+    if classifier.class_names == test.class_names:
+        return classifier
+    return None if classifier.prompt.is_class_specific else classifier.with_class_names(test.class_names)
+
+
+def settings_of(cell: Cell, method: ClassificationMethod, data: Dataset) -> dict[str, Any]:
+    """Say with which settings a cell was computed, and how what was kept of its training was chosen."""
+    if not method.is_trained:
+        selection = "strength on validation" if getattr(method, "inverse_strength", 0) is None else "none"
+        return {"settings": asdict(method), "selection": selection}  # type: ignore[call-overload]
     recipe = cell.make_recipe(data)
-    result = fit(made, backbone, data, recipe=recipe, seed=cell.seed, features=features)
+    settings = describe_method(settled(method, cell.backbone, "classification"), {})["settings"]
+    chosen = {name: value for name, value in settings.items() if name in cell.settings or value is not None}
     selection = "last epoch" if recipe.patience is None else "best epoch on validation"
-    template = "learned" if result.classifier.prompt.has("text") else data.template
-    how = {"settings": dict(cell.settings), "recipe": asdict(recipe), "selection": selection, "template": template}
-    return LearnedPrompt(result), how | {"nearest_words": context_words(result.classifier)}
+    return {"settings": chosen, "recipe": asdict(recipe), "selection": selection}
 
 
-def table_of(scorer: Scorer, test: Dataset) -> np.ndarray:
-    """Class probabilities [N, C] of a test part."""
-    return scorer.probabilities([item.path for item in test.test], test.class_names, test.template)
+def words_of(classifier: Classifier) -> str:
+    """Say which words stand around the class names, for people to compare."""
+    prompt, lines = classifier.prompt, classifier.prompt.template.text.split("\n")
+    if getattr(prompt.head, "is_class_specific", False):
+        return "none"
+    if prompt.has("text"):
+        return "learned"
+    return lines[0] if len(lines) == 1 else f"mean of {len(lines)}"
 
 
 def score_of(name: str, test: Dataset, table: np.ndarray) -> Score:
@@ -144,9 +146,7 @@ def score_of(name: str, test: Dataset, table: np.ndarray) -> Score:
     return Score(name, numbers, found.correct, np.array(found.predictions), np.array(found.probabilities))
 
 
-def auroc_of(scorer: Scorer, base: Dataset, new: Dataset) -> float:
-    """How well the classifier of the base classes tells their pictures from those of new classes."""
-    known, unknown = (
-        scorer.probabilities([item.path for item in part.test], base.class_names, base.template) for part in (base, new)
-    )
+def auroc_of(classifier: Classifier, base: Dataset, new: Dataset, features: ImageFeatures) -> float:
+    """Measure how well the classifier of the base classes tells their images from those of new classes."""
+    known, unknown = (classifier.probabilities([item.path for item in part.test], features) for part in (base, new))
     return auroc_of_new_classes(known, unknown)

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
-import torch
-
+from mmprompt.classification.task import ClassificationTask
+from mmprompt.core.method import settled
 from mmprompt.data.splits import SPLITS, Dataset
 from mmprompt.errors import UserError, bad_value
 from mmprompt.experiments.cells import Cell, Origin, cell_key, simplify
@@ -26,7 +26,7 @@ class Contender:
 
     Args:
         backbone: the name of the frozen model.
-        method: a method or a baseline by name.
+        method: a method by name.
         settings: of the method.
     """
 
@@ -150,13 +150,10 @@ def _try_out(cell: Cell, backbone: DualEncoder, data: Dataset, tests: Mapping[st
     for test in tests.values():
         if not test.test:
             raise UserError(f"{test.name} has no test pictures, so nothing can be compared on it. Leave it out.")
-    made: Any = cell.make()
-    if cell.is_baseline:
-        if made.needs_shots and not data.train:
-            raise UserError(f"{data.name} has test pictures only, but {cell.method} learns. Learn from another set.")
-        return
-    cell.make_recipe(data)
-    made.prompt(backbone, data.class_names, torch.Generator().manual_seed(0), data.template)
+    method = settled(cell.make(), cell.backbone, "classification")
+    if method.is_trained:
+        cell.make_recipe(data)
+    ClassificationTask.of(data).predictor(method, backbone, seed=0)
 
 
 def read_pictures(

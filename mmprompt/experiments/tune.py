@@ -18,8 +18,9 @@ from typing import Any
 import torch
 
 from mmprompt.classification.methods import make_method
-from mmprompt.classification.task import fit, resolve
-from mmprompt.core.defaults import suited_recipe
+from mmprompt.classification.task import ClassificationTask
+from mmprompt.core.fit import fit
+from mmprompt.core.method import resolved_recipe
 from mmprompt.data.splits import Dataset
 from mmprompt.errors import UserError, bad_value
 from mmprompt.experiments.cells import Origin
@@ -81,13 +82,10 @@ class Search:
     def parts(self, values: Mapping[str, Any], data: Dataset) -> tuple[Any, Recipe]:
         """The method and the recipe with some values put in."""
         names = {one.name for one in fields(Recipe)}
-        recipe = {
-            **suited_recipe(self.backbone, data.recipe),
-            **self.recipe,
-            **{name: v for name, v in values.items() if name in names},
-        }
+        given = {**self.recipe, **{name: v for name, v in values.items() if name in names}}
         settings = {**self.settings, **{name: v for name, v in values.items() if name not in names}}
-        return make_method(self.method, settings), Recipe(**recipe)
+        method = make_method(self.method, settings)
+        return method, resolved_recipe(method, (self.backbone, "classification"), data.recipe, Recipe(**given))
 
 
 @dataclass(frozen=True)
@@ -189,7 +187,7 @@ def check_ends(search: Search, backbone: DualEncoder, data: Dataset) -> None:
         values = {name: getattr(limits, end) for name, limits in search.space.items()}
         try:
             method, recipe = search.parts(values, data)
-            resolve(recipe, data)
+            ClassificationTask.of(data).complete(recipe)
             method.build(backbone, data.class_names, template=data.template).class_features()
         except UserError as error:
             shown = ", ".join(f"{name} {value:g}" for name, value in values.items())
@@ -293,7 +291,8 @@ def run_trial(search: Search, trial: Any, features: ImageFeatures, data: list[Da
     for index, (seed, part) in enumerate(zip(search.seeds, data, strict=True)):
         method, recipe = search.parts(values, part)
         listener = ReportValidation(trial, may_prune=index == 0)
-        fit(method, features.backbone, part, recipe=recipe, seed=seed, callbacks=[listener], features=features)
+        task = ClassificationTask.of(part, features)
+        fit(method, features.backbone, task, recipe=recipe, seed=seed, callbacks=[listener], progress=False)
         accuracies.append(listener.accuracy)
     return fmean(accuracies)
 

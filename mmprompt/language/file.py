@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmprompt.core.file import (
+from mmprompt.core.site_file import (
     read_prompt_header,
     read_prompt_tensors,
     read_sources,

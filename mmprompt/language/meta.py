@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmprompt.core.file import check_new
+from mmprompt.core.site_file import check_new
 from mmprompt.core.sources import FreeVectors
 from mmprompt.errors import UserError, bad_value
 from mmprompt.language.data import TextData, TextRow, load_texts

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmprompt.core.file import check_new, describe_backbone
+from mmprompt.core.site_file import check_new, describe_backbone
 from mmprompt.errors import UserError, unknown_name
 from mmprompt.files import write_json
 from mmprompt.language.data import TextData, TextRow, load_texts

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmprompt.core.file import check_new
+from mmprompt.core.site_file import check_new
 from mmprompt.core.sources import ScaledVectors
 from mmprompt.files import make_folder, tensor_bytes, write_bytes
 from mmprompt.language.data import TextData, load_texts

@@ -28,7 +28,7 @@ from mmprompt.files import make_folder, sha256_bytes
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.feature_store import FeatureStore, Space, features_folder, limit_bytes
 from mmprompt.models.image_reading import Job, PictureReader, View, decode
-from mmprompt.models.sites import Site, Vectors
+from mmprompt.models.sites import Insert, Site
 
 CPU_BATCH, DEVICE_BATCH = 8, 64
 SAVE_SECONDS = 5.0
@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 
 def encode_batches(
-    backbone: DualEncoder, images: Iterable[Tensor], vectors: Mapping[Site, Vectors] | None = None
+    backbone: DualEncoder, images: Iterable[Tensor], inserts: Mapping[Site, Insert] | None = None
 ) -> Iterator[Tensor]:
     """Features of pictures that are already tensors, batch by batch.
 
@@ -49,7 +49,7 @@ def encode_batches(
     Args:
         backbone: the frozen model.
         images: N normalised [3, H, W], as `preprocess` gives them; taken one batch at a time.
-        vectors: of the vision sites, if the image tower is prompted.
+        inserts: at the vision sites, if something learned is in the image tower.
     Yields:
         [B, E] of unit norm, on the backbone's device.
     """
@@ -58,33 +58,33 @@ def encode_batches(
     while batch := list(islice(remaining, size)):
         full = torch.stack(batch + batch[-1:] * (size - len(batch))).to(backbone.device, backbone.dtype)
         with torch.no_grad(), torch.autocast(backbone.device.type, enabled=False):
-            features = backbone.encode_image(full, vectors)
+            features = backbone.encode_image(full, inserts)
         yield features[: len(batch)]
 
 
 def encode_tensors(
-    backbone: DualEncoder, images: Iterable[Tensor], vectors: Mapping[Site, Vectors] | None = None
+    backbone: DualEncoder, images: Iterable[Tensor], inserts: Mapping[Site, Insert] | None = None
 ) -> Tensor:
     """Features of pictures that are already tensors: [N, E]; arguments as for `encode_batches`."""
     empty = torch.empty(0, backbone.embed_dim, device=backbone.device, dtype=backbone.dtype)
-    return torch.cat([empty, *encode_batches(backbone, images, vectors)])
+    return torch.cat([empty, *encode_batches(backbone, images, inserts)])
 
 
 def encode_pictures(
-    backbone: DualEncoder, sources: Sequence[ImageLike], vectors: Mapping[Site, Vectors] | None = None
+    backbone: DualEncoder, sources: Sequence[ImageLike], inserts: Mapping[Site, Insert] | None = None
 ) -> Tensor:
     """Features of pictures under the backbone's own test transform, computed now and kept nowhere.
 
     Args:
         backbone: the frozen model.
         sources: N pictures.
-        vectors: of the vision sites, if the image tower is prompted.
+        inserts: at the vision sites, if something learned is in the image tower.
     Returns:
         [N, E] of unit norm, on the backbone's device.
     Raises:
         UserError: a picture cannot be read.
     """
-    return encode_tensors(backbone, (backbone.preprocess(read_image(source)) for source in sources), vectors)
+    return encode_tensors(backbone, (backbone.preprocess(read_image(source)) for source in sources), inserts)
 
 
 class ImageFeatures:

@@ -22,7 +22,7 @@ class _Recomputed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, run: Piece, *tensors: Tensor) -> Tensor:
         device = tensors[0].device.type
-        ctx.run, ctx.device = run, device
+        ctx.run, ctx.device, ctx.random = run, device, _random_state(tensors[0].device)
         ctx.autocast = {"dtype": torch.get_autocast_dtype(device), "enabled": torch.is_autocast_enabled(device)}
         ctx.save_for_backward(*tensors)
         return run(tensors)
@@ -35,11 +35,25 @@ class _Recomputed(torch.autograd.Function):
             tensor.detach().requires_grad_(is_wanted)
             for tensor, is_wanted in zip(ctx.saved_tensors, wanted, strict=True)
         ]
-        with torch.enable_grad(), torch.autocast(ctx.device, **ctx.autocast):
+        place = tensors[0].device
+        devices = [place] if place.type == "cuda" else []
+        with torch.random.fork_rng(devices), torch.enable_grad(), torch.autocast(ctx.device, **ctx.autocast):
+            _set_random_state(place, ctx.random)  # dropout drops again what it dropped
             output = ctx.run(tensors)
         leaves = [tensor for tensor in tensors if tensor.requires_grad]
         found = iter(torch.autograd.grad(output, leaves, gradient, allow_unused=True))
         return None, *(next(found) if is_wanted else None for is_wanted in wanted)
+
+
+def _random_state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def _set_random_state(device: torch.device, state: Tensor) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)
 
 
 def recomputed(run: Piece, tensors: Sequence[Tensor]) -> Tensor:

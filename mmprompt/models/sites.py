@@ -1,22 +1,25 @@
-"""The named places of a frozen model where vectors enter, and the vectors that enter there.
+"""The named places of a frozen model where something learned enters, and what enters there.
 
 A site is `text.input`, `text.layer[i]`, `vision.input` or `vision.layer[i]` of a dual encoder, `lm.input` or
-`lm.kv[i]` of a language model or captioner. Prompts produce `{Site: Vectors}`; backbones consume it. Neither knows
-the other's class.
+`lm.kv[i]` of a language model or captioner, where vectors enter; or a projection such as `text.block[i].query`, beside
+which a low-rank term stands. Prompts produce `{Site: Insert}`; backbones consume it. Neither knows the other's class.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmprompt.errors import UserError
 
 Tower = Literal["text", "vision", "lm", "lm.kv"]
-Scope = Literal["shared", "class", "image"]
+Scope = Literal["shared", "class", "sample"]
+Part = Literal["", "query", "key", "value"]
 
 
 @dataclass(frozen=True, order=True)
@@ -24,13 +27,16 @@ class Site:
     """A place where vectors enter a tower: layer 0 is its input, layer i > 0 the input of block i (0-based).
 
     At `lm.kv` they are keys and values of block `layer`, which attention sees before those of the text: [M, 2 H D/H],
-    the keys of all heads, then the values.
+    the keys of all heads, then the values. With a `part` the site is that projection of block `layer`.
     """
 
     tower: Tower
     layer: int = 0
+    part: Part = ""
 
     def __str__(self) -> str:
+        if self.part:
+            return f"{self.tower}.block[{self.layer}].{self.part}"
         if self.tower == "lm.kv":
             return f"lm.kv[{self.layer}]"
         return f"{self.tower}.input" if self.layer == 0 else f"{self.tower}.layer[{self.layer}]"
@@ -45,10 +51,15 @@ class Site:
         kv = re.fullmatch(r"lm\.kv\[(0|[1-9]\d{0,3})\]", text)
         if kv is not None:
             return cls("lm.kv", int(kv[1]))
+        block = re.fullmatch(r"(text|vision)\.block\[(0|[1-9]\d{0,3})\]\.(query|key|value)", text)
+        if block is not None:
+            return cls(block[1], int(block[2]), block[3])  # type: ignore[arg-type]
         towers: dict[str, Tower] = {"text": "text", "vision": "vision", "lm": "lm"}
         match = re.fullmatch(r"(text|vision|lm)\.(?:input|layer\[([1-9]\d{0,3})\])", text)
         if match is None or (match[1] == "lm" and match[2]):
-            known = "text.input, text.layer[i], vision.input, vision.layer[i], lm.input or lm.kv[i]"
+            known = (
+                "text.input, text.layer[i], vision.input, vision.layer[i], lm.input, lm.kv[i] or text.block[i].query"
+            )
             raise UserError(f"{text!r} is not a site. A site is {known}.")
         return cls(towers[match[1]], int(match[2] or 0))
 
@@ -58,7 +69,7 @@ class Vectors:
     """Vectors for one site, with what they are shared over said and never guessed.
 
     Args:
-        values: `"shared"` [M, D], `"class"` [C, M, D], `"image"` [B, M, D].
+        values: `"shared"` [M, D], `"class"` [C, M, D], `"sample"` [B, M, D].
         scope: one of the three.
     """
 
@@ -70,6 +81,64 @@ class Vectors:
         """M, the number of vectors."""
         return self.values.shape[-2]
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All tensors that a gradient may be wanted of."""
+        return (self.values,)
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Vectors:
+        """Return the same insert with other tensors, in the order of `tensors`."""
+        return replace(self, values=tensors[0])
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """A low-rank term beside a projection (Hu et al. 2022, "LoRA", section 4.1): y + scale B A x.
+
+    Args:
+        a: [R, D].
+        b: [D', R].
+        scale: alpha / R.
+        dropout: share of x that is dropped, 0..1; the source gives 0 outside training.
+    """
+
+    a: Tensor
+    b: Tensor
+    scale: float = 1.0
+    dropout: float = 0.0
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All tensors that a gradient may be wanted of."""
+        return self.a, self.b
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> LowRank:
+        """Return the same insert with other tensors, in the order of `tensors`."""
+        return replace(self, a=tensors[0], b=tensors[1])
+
+    def term(self, x: Tensor) -> Tensor:
+        """Compute scale B A x for x [..., D]: [..., D']."""
+        x = F.dropout(x, self.dropout, training=self.dropout > 0)
+        return self.scale * F.linear(F.linear(x, self.a.to(x.dtype)), self.b.to(x.dtype))
+
+
+Insert = Vectors | LowRank
+
+
+def vectors_of(inserts: Mapping[Site, Insert]) -> dict[Site, Vectors]:
+    """Select the inserts that are vectors."""
+    return {site: insert for site, insert in inserts.items() if isinstance(insert, Vectors)}
+
+
+def low_rank_of(inserts: Mapping[Site, Insert]) -> dict[Site, LowRank]:
+    """Select the inserts that are low-rank terms."""
+    return {site: insert for site, insert in inserts.items() if isinstance(insert, LowRank)}
+
+
+def with_tensors(inserts: Mapping[Site, Insert], tensors: Iterator[Tensor]) -> dict[Site, Insert]:
+    """Return the same inserts with other tensors, taken from an iterator in the order of the inserts."""
+    return {site: insert.with_tensors([next(tensors) for _ in insert.tensors]) for site, insert in inserts.items()}
+
 
 @dataclass(frozen=True)
 class TextSlots:
@@ -79,11 +148,13 @@ class TextSlots:
         token_ids: [C, L] int64; the token in each slot (the backbone's padding id where there is none).
         ctx_index: [C, L] int64; m where the m-th vector of site `text.input` stands, else -1.
         lengths: [C] int64; slots up to and including the end token.
+        n_ctx: M, how many vectors of `text.input` the slots name.
     """
 
     token_ids: Tensor
     ctx_index: Tensor
     lengths: Tensor
+    n_ctx: int = 0
 
     @property
     def n_classes(self) -> int:

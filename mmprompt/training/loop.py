@@ -53,7 +53,7 @@ def train(
         problem: what is trained and on what.
         recipe: how; `patience` puts an `EarlyStopping` before the other callbacks.
         seed: of the order of the items.
-        n_epochs: passes over the items, at least 1 (see `epochs_for`).
+        n_epochs: passes over the items, at least 1 (see `epochs_for`); `recipe.n_steps` wins where it is given.
         folder: the run folder, or None to write nothing.
         run_id: a hash of all that makes the run what it is; checkpoints of another are refused.
         callbacks: told in this order.
@@ -71,6 +71,8 @@ def train(
     if recipe.patience is not None:
         callbacks = (EarlyStopping(recipe.patience), *callbacks)
     n_steps = len(batches(list(range(problem.n_items)), recipe.batch_size))
+    if recipe.n_steps is not None:
+        n_epochs = -(-recipe.n_steps // n_steps)
     session = _Session(Run(problem, recipe, n_epochs, n_steps), seed, callbacks, run_id, folder)
     if n_epochs <= recipe.warmup_epochs:
         _log.warning("all %d epochs are warm-up at lr %g: next to nothing is learned.", n_epochs, recipe.warmup_lr)
@@ -141,19 +143,22 @@ class _Session:
         """All steps of one epoch; its record."""
         started = time.monotonic()
         recipe, problem = self.run.recipe, self.run.problem
-        lr = learning_rate(recipe, epoch, self.run.n_epochs)
+        n_steps, lr = self.run.n_steps, 0.0
+        n_left = n_steps if recipe.n_steps is None else recipe.n_steps - epoch * n_steps
+        length = self.run.n_epochs if recipe.n_steps is None else recipe.n_steps / n_steps
         for callback in self.callbacks:
             callback.on_epoch_begin(self.run, epoch)
         order = epoch_order(self.seed, epoch, problem.n_items)
         means = _Means()
-        for step, indices in enumerate(batches(order, recipe.batch_size)):
+        for step, indices in enumerate(batches(order, recipe.batch_size)[:n_left]):
+            lr = learning_rate(recipe, epoch, length, step, n_steps)
             if self.interrupts.received is not None:
                 self._interrupt()
             torch.manual_seed(derive_seed(self.seed, "step", epoch, step))
             with self.update.autocast():
                 result = problem.step(indices, epoch)
             try:
-                values = self.update.apply(result.losses, lr)
+                values = self.update.apply(result.losses, lr, result.gradient_rule)
             except NotFiniteError as error:
                 raise self._failure(f"{error} in epoch {epoch + 1}, step {step + 1} of {self.run.n_steps}") from None
             logs = means.add(values, result, len(indices)) | {"lr": lr}

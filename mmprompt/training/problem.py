@@ -6,7 +6,7 @@ which one it is. Nothing here imports torch at run time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from mmprompt.training.recipe import Recipe
+
+    GradientRule = Callable[[Mapping[str, Sequence[Tensor]]], Sequence[Tensor]]
+    """From the gradients of each loss, one a parameter, to those that the optimiser takes."""
 
 
 class RunFailed(Exception):  # noqa: N818 - named for what happened, as KeyboardInterrupt is
@@ -30,10 +33,12 @@ class StepResult:
     Attributes:
         losses: scalar tensors by name, with their graph; the loop minimises their sum.
         n_correct: items predicted correctly, 0 to the batch's size; None where right and wrong have no meaning.
+        gradient_rule: what is made of the gradients of the losses; their sum where there is none.
     """
 
     losses: Mapping[str, Tensor]
     n_correct: int | None = None
+    gradient_rule: GradientRule | None = None
 
 
 class Problem(Protocol):

@@ -7,20 +7,24 @@ torch, so that `mmprompt --help` stays quick, and nothing here knows what is tra
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Integral, Real
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from mmprompt.errors import bad_value, unknown_name
 
 OptimizerName = Literal["sgd", "adamw"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Augment = Literal["auto", "none", "coop"]
+Schedule = Literal["epoch", "step"]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a prompt is trained. Its own defaults are those of Zhou et al. 2022 (CoOp); tasks may start from others.
+    """How a prompt is trained. Its own defaults are those of Zhou et al. 2022 (CoOp); methods may start from others.
+
+    A recipe remembers which settings it was given: `fit` takes those alone from a user's recipe, and all others from
+    the method, what was measured for it, and the data set, so `Recipe(epochs=30)` changes the epochs and nothing else.
 
     Raises:
         UserError: a value is outside its range.
@@ -37,13 +41,25 @@ class Recipe:
     above)."""
 
     batch_size: int = 32
-    """Pictures or rows per step; a last partial batch is dropped if there is at least one full one."""
+    """Images or rows per step; a last partial batch is dropped if there is at least one full one."""
 
     momentum: float = 0.9
     """Momentum of sgd, 0 or more and below 1; adamw keeps its own (0.9, 0.999)."""
 
     weight_decay: float = 5e-4
     """Pull of the learned vectors towards zero (adamw: decoupled)."""
+
+    n_steps: int | None = None
+    """Steps in all, in place of epochs; the last epoch is cut short."""
+
+    eps: float = 1e-8
+    """What adamw adds to the root of its second moments."""
+
+    schedule: Schedule = "epoch"
+    """How often the learning rate falls: after each epoch, as in the papers of CoOp, or after each step."""
+
+    min_lr: float = 0.0
+    """Where the cosine ends."""
 
     warmup_epochs: int = 1
     """Epochs at the constant warm-up rate before the cosine starts."""
@@ -69,7 +85,28 @@ class Recipe:
     checkpoint_seconds: float = 10.0
     """Seconds that must lie between two checkpoints, so that quick epochs are not slowed; 0 for no limit."""
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Recipe:
+        """Remember the names of the settings that are given."""
+        recipe = super().__new__(cls)
+        given = {field.name for field, _ in zip(fields(cls), args, strict=False)} | set(kwargs)
+        object.__setattr__(recipe, "_given", frozenset(given))
+        return recipe
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The settings that this recipe was given, by name; all others are defaults."""
+        names: frozenset[str] = self._given  # type: ignore[attr-defined]
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name in names}
+
     def __post_init__(self) -> None:
+        self._check_choice("schedule", get_args(Schedule))
+        self._check_number("eps", above=0.0, most=1.0)
+        self._check_number("min_lr", least=0.0, most=100.0)
+        if self.n_steps is not None:
+            self._check_count("n_steps", least=1)
+            if self.epochs is not None:
+                advice = "Leave one of them out."
+                raise bad_value("n_steps", self.n_steps, f"epochs is given too ({self.epochs})", advice)
         self._check_choice("optimizer", get_args(OptimizerName))
         self._check_choice("precision", get_args(Precision))
         self._check_choice("augment", get_args(Augment))

@@ -1,20 +1,23 @@
 """From the losses of one batch to changed weights: precision, backward, the check for NaN, the optimiser.
 
-It knows no data and no epoch. A gradient rule belongs between the losses and the optimiser's step here.
+It knows no data and no epoch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from mmprompt.errors import UserError, bad_value
 from mmprompt.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from mmprompt.training.problem import GradientRule
 
 SMALLEST_SCALE = 1.0
 
@@ -47,12 +50,13 @@ class WeightUpdate:
         """The context in which losses are computed."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not torch.float32)
 
-    def apply(self, losses: Mapping[str, Tensor], lr: float) -> dict[str, float]:
-        """Step once down the gradient of the sum of the losses.
+    def apply(self, losses: Mapping[str, Tensor], lr: float, rule: GradientRule | None = None) -> dict[str, float]:
+        """Step once down the gradient of the sum of the losses, or down what a rule makes of their gradients.
 
         Args:
             losses: scalars by name, with their graph.
             lr: learning rate of this step.
+            rule: from the gradients of each loss, one a parameter (zeros where it has none), to those to step down.
         Returns:
             The value of each loss, and of their sum as `loss`.
         Raises:
@@ -68,13 +72,26 @@ class WeightUpdate:
         if not total.requires_grad:
             raise UserError("no learned vector reaches the loss. Use one vector or more, at a site the model has.")
         self._optimizer.zero_grad(set_to_none=True)
-        self._scaler.scale(total).backward()
+        if rule is None:
+            self._scaler.scale(total).backward()
+        else:
+            self._combine(losses, rule)
         self._check_gradients()
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         self._scaler.step(self._optimizer)
         self._scaler.update()
         return values
+
+    def _combine(self, losses: Mapping[str, Tensor], rule: GradientRule) -> None:
+        gradients: dict[str, Sequence[Tensor]] = {}
+        for name, loss in losses.items():
+            scaled = self._scaler.scale(loss)
+            gradients[name] = torch.autograd.grad(
+                scaled, self.parameters, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+        for parameter, gradient in zip(self.parameters, rule(gradients), strict=True):
+            parameter.grad = gradient
 
     def _check_gradients(self) -> None:
         if self._scaler.is_enabled():
@@ -131,5 +148,5 @@ def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 def _optimizer(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
+        return torch.optim.AdamW(parameters, lr=recipe.lr, eps=recipe.eps, weight_decay=recipe.weight_decay)
     return torch.optim.SGD(parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)

@@ -7,7 +7,7 @@ from PIL import Image
 
 from mmprompt.classification.methods import VPT, CoOp, make_method
 from mmprompt.core import file
-from mmprompt.core.file import load, read_prompt_header, save
+from mmprompt.core.file import load, read_header, save
 from mmprompt.errors import UserError
 from mmprompt.files import sha256_bytes, tensor_bytes
 
@@ -62,7 +62,7 @@ def test_file_is_kilobytes(saved):
 
 
 def test_training_facts_are_in_the_header(saved):
-    assert read_prompt_header(saved)["training"] == {"seed": 1}
+    assert read_header(saved)["training"] == {"seed": 1}
 
 
 def test_folder_without_a_prompt_is_refused(tmp_path):

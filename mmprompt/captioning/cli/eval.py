@@ -25,7 +25,7 @@ from mmprompt.captioning.report.sentences import notes
 from mmprompt.captioning.report.tables import focus_table, speaker_table, strength_table
 from mmprompt.captioning.search import Decoding
 from mmprompt.captioning.task import fit_captions
-from mmprompt.core.file import HEADER
+from mmprompt.core.site_file import HEADER
 from mmprompt.errors import bad_file, bad_value
 from mmprompt.models.dual_encoder.load import load_backbone
 from mmprompt.reports.pages import missing_extra

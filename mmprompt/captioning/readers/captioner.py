@@ -181,7 +181,7 @@ class FrozenCaptioner:
 
         Args:
             memory: of `open`, N rows.
-            vectors: `lm.input` and `lm.kv[i]`, shared [M, ...] or of scope `"image"` [N, M, ...]; {} for none.
+            vectors: `lm.input` and `lm.kv[i]`, shared [M, ...] or of scope `"sample"` [N, M, ...]; {} for none.
         """
         memory, x = self._begin(memory, vectors)
         hidden, memory = self.decoder.run(memory, x)

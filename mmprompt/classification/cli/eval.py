@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import tyro
 
+from mmprompt.classification.measure import measure
 from mmprompt.classification.report.record import RUN
-from mmprompt.classification.task import Result, measure
-from mmprompt.core.file import load, read_prompt_header
+from mmprompt.core.file import load, read_header
 from mmprompt.data.splits import SplitName
 from mmprompt.errors import UserError
 from mmprompt.files import read_json
@@ -48,7 +48,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
     """
     settings = parse(Settings, arguments, prog, DESCRIPTION)
     output = Output(settings.json)
-    header = read_prompt_header(settings.run)
+    header = read_header(settings.run)
     pictures = pictures_of(settings, header["training"])
     data = pictures.load(*draw_of(header["training"]))
     items = data.items(settings.split)
@@ -63,7 +63,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
         classifier = classifier.with_class_names(data.class_names)
     with Counter("encoding pictures") as encoding:
         features.progress = encoding
-        metrics = measure(Result(classifier, [], tested, None, features))
+        metrics = measure(classifier, tested, features=features)
     output.say(f"{settings.run} on the {settings.split} part of {data.name}: {len(tested.test):,} pictures.")
     for note in tested.notes:
         output.say(f"Note: {note}", "dim")

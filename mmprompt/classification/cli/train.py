@@ -15,12 +15,15 @@ from typing import Annotated, Any
 
 import tyro
 
-from mmprompt.classification.methods import Method, make_method, method_types
+from mmprompt.classification.measure import measure
+from mmprompt.classification.methods import ClassificationMethod, make_method, method_types
 from mmprompt.classification.nearest_words import context_words
+from mmprompt.classification.predictor import Classifier
 from mmprompt.classification.report.record import RUN, WORDS
 from mmprompt.classification.report.report import missing_extra, write_report
-from mmprompt.classification.task import Result, fit, measure, resolve, run_config
-from mmprompt.core.defaults import suited_recipe, suited_settings
+from mmprompt.classification.task import ClassificationTask
+from mmprompt.core.fit import Result, fit, run_config
+from mmprompt.core.method import measured_for, resolved_recipe, settled
 from mmprompt.data.catalog import read_card
 from mmprompt.data.splits import SPLITS, Dataset
 from mmprompt.errors import bad_file
@@ -33,7 +36,6 @@ from mmprompt.terminal.output import Output, result_table
 from mmprompt.terminal.parser import parse, peek
 from mmprompt.terminal.pictures import Pictures
 from mmprompt.terminal.run_folder import check_folder, command_of
-from mmprompt.training.callbacks import ProgressBar
 from mmprompt.training.recipe import Recipe
 
 DESCRIPTION = "Learn a prompt from a few pictures of each class. Without options: 4 context vectors on openart-large."
@@ -76,7 +78,7 @@ class Call:
     run: Settings
     pictures: Pictures
     recipe: Recipe
-    method: Method
+    method: ClassificationMethod
 
 
 def run(arguments: Sequence[str], prog: str) -> None:
@@ -90,20 +92,22 @@ def run(arguments: Sequence[str], prog: str) -> None:
     folder = call.run.out or default_folder(call)
     check_folder(folder)
     data = call.pictures.load(call.run.shots, call.run.seed)
-    recipe = resolve(call.recipe, data)
     backbone = load_backbone(call.run.backbone, call.run.device)
     features = ImageFeatures(backbone)
+    recipe = ClassificationTask.of(data).complete(call.recipe)
     with Counter("checking pictures") as checking:
         known = features.stored([item.path for split in SPLITS for item in data.items(split)])
         data = call.pictures.sound(data, checking, known)
+    task = ClassificationTask.of(data, features)
     if call.run.resume:
-        refuse_other_run(folder, run_config(call.method, backbone, data, recipe, call.run.seed))
+        method = settled(call.method, backbone.name, task.kind)
+        untrained = task.predictor(method, backbone, call.run.seed)
+        refuse_other_run(folder, run_config(task, method, untrained, recipe, call.run.seed))
     announce(output, call, data, folder)
     with Counter("encoding pictures") as encoding:
         features.progress = encoding
-        bars = [ProgressBar()]
-        result = fit(call.method, backbone, data, folder, recipe, call.run.seed, bars, call.run.resume, features)
-        metrics = measure(result)
+        result = fit(call.method, backbone, task, folder, recipe, call.run.seed, (), call.run.resume)
+        metrics = measure(result.predictor, data, folder, features)
     report = finish(call, result, folder, command_of(arguments, prog))
     conclude(output, metrics, data, folder, report)
 
@@ -137,10 +141,12 @@ def first_values(arguments: Sequence[str], saved: dict[str, Any], groups: dict[s
     of_data: Mapping[str, Any] = {}
     if own is None:
         of_data = read_card(str(name), peek(arguments, "datasets-dir") or saved.get("datasets_dir")).recipe
-    suited = suited_recipe(backbone, of_data)
+    kinds = [kind for kind in groups.values() if hasattr(kind, "recipe")]
+    places = (backbone, "classification")
+    suited = resolved_recipe(kinds[0], places, of_data, None).given
     if not (peek(arguments, "ctx-init") or saved.get("ctx_init")):
-        for kind in groups.values():
-            suited |= suited_settings(backbone, kind)
+        for kind in kinds:
+            suited |= measured_for(kind, *places).settings
     if peek(arguments, "dataset") or peek(arguments, "data"):
         saved = {key: value for key, value in saved.items() if key not in {"dataset", "data", "root", "template"}}
     return suited | saved
@@ -180,7 +186,7 @@ def announce(output: Output, call: Call, data: Dataset, folder: Path) -> None:
         output.say(f"Note: {note}", "dim")
 
 
-def finish(call: Call, result: Result, folder: Path, command: str) -> Path | None:
+def finish(call: Call, result: Result[Classifier], folder: Path, command: str) -> Path | None:
     """Add to the run folder how it was called, the nearest words and the report; the report's path if there is one."""
     pictures = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(call.pictures).items()}
     for name in ("data", "root", "datasets_dir"):
@@ -188,7 +194,7 @@ def finish(call: Call, result: Result, folder: Path, command: str) -> Path | Non
             pictures[name] = str(Path(str(pictures[name])).resolve())
     config = read_json(folder / RUN)
     write_json(folder / RUN, {**config, "call": {"command": command, "pictures": pictures}})
-    words = context_words(result.classifier)
+    words = context_words(result.predictor)
     if words:
         write_json(folder / WORDS, words)
     return None if missing_extra() else write_report(folder)

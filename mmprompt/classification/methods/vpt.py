@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
-from mmprompt.core.method import Method
-from mmprompt.core.prompt import Prompt
-from mmprompt.core.sources import FreeVectors, random_vectors
-from mmprompt.core.template import TextLayout
+from mmprompt.classification.methods.base import ClassificationMethod
+from mmprompt.core.learned import Learned, Prompt, random_vectors
+from mmprompt.core.method import Start
 from mmprompt.errors import UserError, bad_value, is_count
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.sites import Site
@@ -20,8 +16,14 @@ MAX_VISUAL = 10_000
 
 
 @dataclass(frozen=True)
-class VPT(Method):
-    """Visual Prompt Tuning, shallow or deep (Jia et al. 2022, "Visual Prompt Tuning", section 3.2)."""
+class VPT(ClassificationMethod):
+    """Visual Prompt Tuning, shallow or deep (Jia et al. 2022, "Visual Prompt Tuning", section 3.2), for CLIP.
+
+    This is the form of MaPLe's released code (Khattak et al. 2023): tokens enter before CLIP's `ln_pre` and start from
+    N(0, 0.02). Read literally, Jia et al. put them after it and start from a uniform distribution; a plain vision
+    transformer has no `ln_pre`, and there the two are the same function. Its paper searches learning rate and weight
+    decay for each data set, so the recipe here is CoOp's.
+    """
 
     n_visual: int = 8
     """Number of visual prompt tokens in each prompted layer, 1 or more."""
@@ -35,25 +37,16 @@ class VPT(Method):
         if not is_count(self.depth):
             raise bad_value("depth", self.depth, "it must be a whole number, 1 (shallow) or more", "Use --depth 1.")
 
-    def prompt(
-        self, backbone: DualEncoder, class_names: Sequence[str], generator: torch.Generator, template: str
-    ) -> Prompt:
-        """Free vectors at `vision.input` and at the inputs of the first `depth - 1` further layers."""
+    def prompt(self, backbone: DualEncoder, start: Start) -> Prompt:
+        """Make free vectors at `vision.input` and at the inputs of the first `depth - 1` further layers."""
         if backbone.vision_width is None:
             raise UserError(
                 f"the image tower of {backbone.name} ({backbone.unprompted_part}) has no image tokens that a prompt "
                 "can join, but visual prompts need some. Use --method coop, or a backbone with a plain ViT."
             )
         if self.depth > backbone.vision_layers:
-            raise bad_value(
-                "depth",
-                self.depth,
-                f"the image tower of {backbone.name} has {backbone.vision_layers} layers",
-                f"Use --depth {backbone.vision_layers} or less.",
-            )
+            expected = f"the image tower of {backbone.name} has {backbone.vision_layers} layers"
+            raise bad_value("depth", self.depth, expected, f"Use --depth {backbone.vision_layers} or less.")
         shape = (self.n_visual, backbone.vision_width)
-        sources = {
-            Site("vision", layer): FreeVectors(random_vectors(shape, generator)).to(backbone.device)
-            for layer in range(self.depth)
-        }
-        return Prompt(TextLayout(template), sources)
+        tokens = [Learned(Site("vision", i), random_vectors(shape, start.generator)) for i in range(self.depth)]
+        return Prompt(start.template, *tokens).to(backbone.device)

@@ -156,7 +156,7 @@ class PromptBank:
         for start in range(0, len(rows), BATCH):
             some = rows[start : start + BATCH]
             mixed = self._mixed_vectors(weights[start : start + BATCH])
-            vectors = {site: Vectors(values, "image") for site, values in mixed.items()}
+            vectors = {site: Vectors(values, "sample") for site, values in mixed.items()}
             questions = [first.question(row.fields, first.answers) for row in some]
             predicted = self.model.predict(vectors, questions, first.words)
             words = predicted.answer_log_probs().unflatten(0, (len(some), -1))  # [N, W]

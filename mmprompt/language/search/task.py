@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmprompt.core.file import check_new
+from mmprompt.core.site_file import check_new
 from mmprompt.core.sources import ScaledVectors
 from mmprompt.errors import UserError, bad_file, bad_value
 from mmprompt.language.data import TextData, load_texts

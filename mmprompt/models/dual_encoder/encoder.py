@@ -23,7 +23,7 @@ from mmprompt.models.dual_encoder.tokens import Frame, WordTokenizer
 from mmprompt.models.fingerprint import fingerprint
 from mmprompt.models.limits import size_from_environment
 from mmprompt.models.pixels import PixelTransform
-from mmprompt.models.sites import Site, TextSlots, Tower, Vectors
+from mmprompt.models.sites import Insert, Site, TextSlots, Tower, vectors_of
 
 MEMORY_VARIABLE = "MMPROMPT_MEMORY_LIMIT"
 DEFAULT_MEMORY_BYTES = 2**30
@@ -151,37 +151,44 @@ class FrozenDualEncoder:
         slots = torch.tensor([row + [pad] * (n_slots - len(row)) for row in framed])  # [C, L]
         token_ids = slots.where(slots >= 0, pad)
         ctx_index = (-1 - slots).clamp(min=-1)
-        return TextSlots(*(part.to(self.device) for part in (token_ids, ctx_index, torch.tensor(lengths))))
+        n_ctx = -min((slot for row in rows for slot in row if slot < 0), default=0)
+        return TextSlots(
+            token_ids.to(self.device), ctx_index.to(self.device), torch.tensor(lengths).to(self.device), n_ctx
+        )
 
     def token_vectors(self, token_ids: Tensor) -> Tensor:
         """The embeddings [..., D] of token ids [...], before positions are added."""
         return self.text.token_embedding(token_ids.to(self.device))
 
-    def encode_text(self, slots: TextSlots, vectors: Mapping[Site, Vectors] | None = None) -> Tensor:
-        """Class features [C, E] of unit norm, with the vectors of the text sites spliced in.
+    def encode_text(
+        self, slots: TextSlots, inserts: Mapping[Site, Insert] | None = None, normalise: bool = True
+    ) -> Tensor:
+        """Class features [C, E], with what is learned at the text sites put in.
 
         Args:
             slots: what stands where, from `text_slots`.
-            vectors: vectors by site; those of vision sites are left alone. If some are of scope `"image"`
+            inserts: by site; those of vision sites are left alone. If some vectors are of scope `"sample"`
                 [B, M, D], the features are [B, C, E].
+            normalise: give features unit norm, which the cosine needs; some methods average them before.
         Raises:
             UserError: the vectors do not fit this tower or these classes.
         """
-        given = of_tower("text", vectors)
-        check_text_vectors(self.text, slots.n_classes, given)
-        return F.normalize(encode_slots(self.text, slots, given, self.text_memory_bytes), dim=-1)
+        given = of_tower("text", inserts)
+        check_text_vectors(self.text, slots, vectors_of(given))
+        features = encode_slots(self.text, slots, given, self.text_memory_bytes)
+        return F.normalize(features, dim=-1) if normalise else features
 
-    def encode_image(self, images: Tensor, vectors: Mapping[Site, Vectors] | None = None) -> Tensor:
-        """Image features [B, E] of unit norm, with the vectors of the vision sites inserted.
+    def encode_image(self, images: Tensor, inserts: Mapping[Site, Insert] | None = None) -> Tensor:
+        """Image features [B, E] of unit norm, with what is learned at the vision sites put in.
 
         Args:
             images: [B, 3, H, W], normalised, of the backbone's size.
-            vectors: vectors by site; those of text sites are left alone.
+            inserts: by site; those of text sites are left alone.
         Raises:
             UserError: the images have another size, or the vectors do not fit this tower.
         """
         images = self._checked(images)
-        return F.normalize(encode_images(self.vision, images, of_tower("vision", vectors)), dim=-1)
+        return F.normalize(encode_images(self.vision, images, of_tower("vision", inserts)), dim=-1)
 
     def encode_image_tokens(self, images: Tensor) -> Tensor:
         """The image tokens [B, T, D] that enter the image tower's last block, for a captioner.
@@ -207,6 +214,6 @@ class FrozenDualEncoder:
         return fingerprint(self.model)
 
 
-def of_tower(tower: Tower, vectors: Mapping[Site, Vectors] | None) -> dict[Site, Vectors]:
-    """The vectors that enter one tower."""
-    return {site: given for site, given in (vectors or {}).items() if site.tower == tower}
+def of_tower(tower: Tower, inserts: Mapping[Site, Insert] | None) -> dict[Site, Insert]:
+    """Select the inserts of one tower."""
+    return {site: insert for site, insert in (inserts or {}).items() if site.tower == tower}

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmprompt.models.sites import Site, TextSlots, Vectors
+from mmprompt.models.sites import Insert, Site, TextSlots
 
 
 @runtime_checkable
@@ -77,16 +77,18 @@ class DualEncoder(Protocol):
         """The embeddings [..., D] of token ids [...], before positions are added."""
         ...
 
-    def encode_text(self, slots: TextSlots, vectors: Mapping[Site, Vectors] | None = None) -> Tensor:
-        """Class features of unit norm, with the vectors of the text sites spliced in.
+    def encode_text(
+        self, slots: TextSlots, inserts: Mapping[Site, Insert] | None = None, normalise: bool = True
+    ) -> Tensor:
+        """Class features, of unit norm unless told otherwise, with what is learned at the text sites put in.
 
         Returns:
-            [C, E], or [B, C, E] if some vectors are of scope `"image"`.
+            [C, E], or [B, C, E] if some vectors are of scope `"sample"`.
         """
         ...
 
-    def encode_image(self, images: Tensor, vectors: Mapping[Site, Vectors] | None = None) -> Tensor:
-        """Image features [B, E] of unit norm, with the vectors of the vision sites inserted."""
+    def encode_image(self, images: Tensor, inserts: Mapping[Site, Insert] | None = None) -> Tensor:
+        """Image features [B, E] of unit norm, with what is learned at the vision sites put in."""
         ...
 
     def compute_fingerprint(self) -> str:

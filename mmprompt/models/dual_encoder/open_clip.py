@@ -243,32 +243,24 @@ def read_block(block: Any) -> BlockView:
     """One known block as a view; its weights are looked up at each call, so moving the model moves the view."""
     attention = block.attn
     width, n_heads = attention.out_proj.in_features, attention.num_heads
-    norm_query = per_head(getattr(attention, "ln_q", None), n_heads)
-    norm_key = per_head(getattr(attention, "ln_k", None), n_heads)
 
-    def project(x: Tensor, rows: slice) -> Tensor:
+    def project(x: Tensor, rows: slice) -> Any:
         bias = attention.in_proj_bias
         return F.linear(x, attention.in_proj_weight[rows], None if bias is None else bias[rows])
-
-    def in_proj(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        query, key, value = project(x, slice(None)).chunk(3, dim=-1)
-        return norm_query(query), norm_key(key), value
-
-    def key_value(x: Tensor) -> tuple[Tensor, Tensor]:
-        key, value = project(x, slice(width, None)).chunk(2, dim=-1)
-        return norm_key(key), value
 
     return BlockView(
         norm1=block.ln_1,
         norm2=block.ln_2,
-        in_proj=in_proj,
-        query=lambda x: norm_query(project(x, slice(width))),
-        key_value=key_value,
+        project=lambda x: project(x, slice(None)).chunk(3, dim=-1),
+        project_query=lambda x: project(x, slice(width)),
+        project_key_value=lambda x: project(x, slice(width, None)).chunk(2, dim=-1),
         out_proj=attention.out_proj if type(block) is ResidualAttentionBlock else partial(custom_output, block),
         mlp=partial(run_mlp, block.mlp),
         scale1=block.ls_1,
         scale2=block.ls_2,
         n_heads=n_heads,
+        query_norm=per_head(getattr(attention, "ln_q", None), n_heads),
+        key_norm=per_head(getattr(attention, "ln_k", None), n_heads),
     )
 
 

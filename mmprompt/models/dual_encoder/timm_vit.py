@@ -47,21 +47,21 @@ def is_known(block: Any) -> bool:
 def read_block(block: Any) -> BlockView:
     """One known block as a view."""
     attention = block.attn
-    norm_query, norm_key = (per_head(norm, attention.num_heads) for norm in (attention.q_norm, attention.k_norm))
 
-    def in_proj(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        query, key, value = attention.qkv(x).chunk(3, dim=-1)
-        return norm_query(query), norm_key(key), value
+    def project(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return attention.qkv(x).chunk(3, dim=-1)
 
     return BlockView(
         norm1=block.norm1,
         norm2=block.norm2,
-        in_proj=in_proj,
-        query=lambda x: in_proj(x)[0],
-        key_value=lambda x: in_proj(x)[1:],
+        project=project,
+        project_query=lambda x: project(x)[0],
+        project_key_value=lambda x: project(x)[1:],
         out_proj=lambda joined: attention.proj(attention.norm(joined)),
         mlp=block.mlp,
         scale1=block.ls1,
         scale2=block.ls2,
         n_heads=attention.num_heads,
+        query_norm=per_head(attention.q_norm, attention.num_heads),
+        key_norm=per_head(attention.k_norm, attention.num_heads),
     )

@@ -205,18 +205,12 @@ def read_block(layer: Any) -> BlockView:
     """One layer as a view; the two libraries' names for its parts are the same in CLIP and SigLIP."""
     attention = layer.self_attn
 
-    def in_proj(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return attention.q_proj(x), attention.k_proj(x), attention.v_proj(x)
-
-    def key_value(x: Tensor) -> tuple[Tensor, Tensor]:
-        return attention.k_proj(x), attention.v_proj(x)
-
     return BlockView(
         norm1=layer.layer_norm1,
         norm2=layer.layer_norm2,
-        in_proj=in_proj,
-        query=attention.q_proj,
-        key_value=key_value,
+        project=lambda x: (attention.q_proj(x), attention.k_proj(x), attention.v_proj(x)),
+        project_query=attention.q_proj,
+        project_key_value=lambda x: (attention.k_proj(x), attention.v_proj(x)),
         out_proj=attention.out_proj,
         mlp=partial(run_mlp, layer.mlp),
         scale1=nn.Identity(),

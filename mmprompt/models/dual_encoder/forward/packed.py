@@ -74,7 +74,7 @@ def splice(x: Tensor, packed: PackedSlots, vectors: Vectors | None) -> Tensor:
     Args:
         x: [B or 1, N, D].
         packed: what the N slots are.
-        vectors: `"shared"` [M, D], `"class"` [C, M, D] or `"image"` [B, M, D].
+        vectors: `"shared"` [M, D], `"class"` [C, M, D] or `"sample"` [B, M, D].
     Returns:
         [B, N, D] if the vectors belong to images and one of them stands in a slot, else as x.
     """

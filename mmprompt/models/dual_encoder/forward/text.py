@@ -12,7 +12,7 @@ knows slots and vectors, not class names.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -21,9 +21,9 @@ from torch import Tensor
 
 from mmprompt.errors import UserError, bad_value
 from mmprompt.models.dual_encoder.forward.packed import KeyValue, PackedSlots, embed, pack, run_common, run_own, splice
-from mmprompt.models.dual_encoder.forward.views import BlockView, TextView
+from mmprompt.models.dual_encoder.forward.views import BlockView, TextView, with_low_rank
 from mmprompt.models.recompute import recomputed
-from mmprompt.models.sites import Site, TextSlots, Vectors
+from mmprompt.models.sites import Insert, Site, TextSlots, Vectors, low_rank_of, vectors_of, with_tensors
 
 SAVED_WIDTHS = 16
 """Tensors of the tower's width that a block keeps per slot for the backward pass: a little above the most measured."""
@@ -50,7 +50,7 @@ class Shortcuts:
 def encode_slots(
     view: TextView,
     slots: TextSlots,
-    vectors: Mapping[Site, Vectors],
+    inserts: Mapping[Site, Insert],
     memory_bytes: int,
     shortcuts: Shortcuts | None = None,
 ) -> Tensor:
@@ -59,41 +59,49 @@ def encode_slots(
     Args:
         view: the tower.
         slots: what stands where; on the tower's device. Padded to the context length where the tower needs it.
-        vectors: for `text.input` the context vectors that `slots.ctx_index` names; for `text.layer[i]`
+        inserts: for `text.input` the context vectors that `slots.ctx_index` names; for `text.layer[i]`
             vectors that replace the first of those slots at the input of block i (Khattak et al. 2023,
-            "MaPLe", section 3.2). Those of scope `"image"` (Zhou et al. 2022, "Conditional Prompt
-            Learning") give features per image.
+            "MaPLe", section 3.2). Those of scope `"sample"` (Zhou et al. 2022, "Conditional Prompt
+            Learning") give features per image. Low-rank terms stand beside the projections of their blocks.
         memory_bytes: about what the activations kept for the backward pass may take; classes beyond that are
             computed again in the backward pass.
         shortcuts: for tests.
     Returns:
-        [C, E], or [B, C, E] if some vectors are of scope `"image"`; not normalised.
+        [C, E], or [B, C, E] if some vectors are of scope `"sample"`; not normalised.
     """
     shortcuts = shortcuts or Shortcuts()
     if view.reads_end_only and shortcuts.real_tokens:
-        pooled = encode_packed(view, slots, vectors, memory_bytes, shortcuts)
+        pooled = encode_packed(view, slots, inserts, memory_bytes, shortcuts)
     else:
-        pooled = encode_full(view, slots, vectors, memory_bytes, shortcuts)
+        pooled = encode_full(view, slots, inserts, memory_bytes, shortcuts)
     features = view.project(view.final_norm(pooled))  # [B or 1, C, E]
-    n_images = count_images(vectors)
+    n_images = count_images(vectors_of(inserts))
     return features[0] if n_images is None else features.expand(n_images, -1, -1)
 
 
-def check_text_vectors(view: TextView, n_classes: int, vectors: Mapping[Site, Vectors]) -> None:
+def check_text_vectors(view: TextView, slots: TextSlots, vectors: Mapping[Site, Vectors]) -> None:
     """Refuse vectors that a text tower cannot take.
 
     Args:
         view: the tower.
-        n_classes: C.
+        slots: what stands where.
         vectors: by site; all of the text tower.
     Raises:
-        UserError: there is no such layer, or vectors have another width or belong to other classes or images.
+        UserError: there is no such layer, vectors have another width or belong to other classes or images, or those at
+            the input are more or fewer than there are slots for them.
     """
+    n_classes = slots.n_classes
+    n_input = vectors[Site("text")].n_vectors if Site("text") in vectors else 0
+    if n_input != slots.n_ctx:
+        raise UserError(
+            f"the template has slots for {slots.n_ctx} context vectors, but {n_input} were given. "
+            "Build the prompt with a template that has one slot for each."
+        )
     n_images = count_images(vectors)
     for site, given in vectors.items():
         if site.layer >= len(view.blocks):
             raise bad_value("site", site, f"this text tower has {len(view.blocks)} layers", "Use a smaller depth.")
-        first = {"shared": (), "class": (n_classes,), "image": (n_images,)}[given.scope]
+        first = {"shared": (), "class": (n_classes,), "sample": (n_images,)}[given.scope]
         if given.values.shape != (*first, given.n_vectors, view.width):
             raise UserError(
                 f"the vectors of {site} are {given.scope} {list(given.values.shape)}, but this text tower and "
@@ -104,30 +112,32 @@ def check_text_vectors(view: TextView, n_classes: int, vectors: Mapping[Site, Ve
 
 def count_images(vectors: Mapping[Site, Vectors]) -> int | None:
     """B where vectors belong to images, else None."""
-    return next((len(given.values) for given in vectors.values() if given.scope == "image"), None)
+    return next((len(given.values) for given in vectors.values() if given.scope == "sample"), None)
 
 
 def encode_packed(
-    view: TextView, slots: TextSlots, vectors: Mapping[Site, Vectors], memory_bytes: int, shortcuts: Shortcuts
+    view: TextView, slots: TextSlots, inserts: Mapping[Site, Insert], memory_bytes: int, shortcuts: Shortcuts
 ) -> Tensor:
     """The end tokens [B or 1, C, D] of a causal tower after the last block."""
     order = slots.lengths.argsort(stable=True)  # classes of equal length side by side
     lengths = slots.lengths[order].tolist()
+    vectors = vectors_of(inserts)
     is_shared = all(given.scope != "class" for given in vectors.values())
     n_common = common_length(slots, is_shared) if shortcuts.common_once else 0
     common: list[KeyValue] = []
     if n_common:
-        common = run_common(view, pack(slots, order[:1], range(n_common), lengths[:1]), vectors)
+        first = pack(slots, order[:1], range(n_common), lengths[:1])
+        common = run_common(adapted(view, inserts), first, vectors)
 
     def run(chunk: slice, tensors: Sequence[Tensor]) -> Tensor:
         own = pack(slots, order[chunk], range(n_common, lengths[-1]), lengths[chunk])
-        rest = tensors[len(vectors) :]
-        keys_values: Sequence[KeyValue | None] = list(zip(rest[::2], rest[1::2], strict=True))
-        keys_values = keys_values or [None] * len(view.blocks)
-        return run_own(view, own, with_values(vectors, tensors), keys_values, shortcuts.end_only)
+        rest = iter(tensors)
+        now = with_tensors(inserts, rest)
+        keys_values: Sequence[KeyValue | None] = list(zip(rest, rest, strict=True)) or [None] * len(view.blocks)
+        return run_own(adapted(view, now), own, vectors_of(now), keys_values, shortcuts.end_only)
 
     costs = [(length - n_common) * slot_bytes(view, length, vectors) for length in lengths]
-    tensors = [given.values for given in vectors.values()] + [part for pair in common for part in pair]
+    tensors = tensors_of(inserts) + [part for pair in common for part in pair]
     pooled = run_chunks(run, tensors, costs, memory_bytes, slots.lengths.device)
     return pooled[:, order.argsort()]
 
@@ -147,7 +157,7 @@ def common_length(slots: TextSlots, shared: bool) -> int:
 
 
 def encode_full(
-    view: TextView, slots: TextSlots, vectors: Mapping[Site, Vectors], memory_bytes: int, shortcuts: Shortcuts
+    view: TextView, slots: TextSlots, inserts: Mapping[Site, Insert], memory_bytes: int, shortcuts: Shortcuts
 ) -> Tensor:
     """The pooled slots [B or 1, C, D] of any tower after the last block, every slot computed."""
     n_classes, length = slots.token_ids.shape
@@ -156,16 +166,22 @@ def encode_full(
 
     def run(chunk: slice, tensors: Sequence[Tensor]) -> Tensor:
         every = pack(slots, classes[chunk], range(length), [length] * len(classes[chunk]))
-        return run_full(view, every, with_values(vectors, tensors), pooled[chunk], shortcuts.end_only)
+        now = with_tensors(inserts, iter(tensors))
+        return run_full(adapted(view, now), every, vectors_of(now), pooled[chunk], shortcuts.end_only)
 
-    costs = [length * slot_bytes(view, length, vectors)] * n_classes
-    tensors = [given.values for given in vectors.values()]
-    return run_chunks(run, tensors, costs, memory_bytes, slots.lengths.device)
+    costs = [length * slot_bytes(view, length, vectors_of(inserts))] * n_classes
+    return run_chunks(run, tensors_of(inserts), costs, memory_bytes, slots.lengths.device)
 
 
-def with_values(vectors: Mapping[Site, Vectors], values: Sequence[Tensor]) -> dict[Site, Vectors]:
-    """The same sites and scopes with other values, given in the same order; what follows them is left alone."""
-    return {site: Vectors(new, vectors[site].scope) for site, new in zip(vectors, values, strict=False)}
+def tensors_of(inserts: Mapping[Site, Insert]) -> list[Tensor]:
+    """List all tensors of the inserts that a gradient may be wanted of, in the order `with_tensors` takes them."""
+    return [tensor for insert in inserts.values() for tensor in insert.tensors]
+
+
+def adapted(view: TextView, inserts: Mapping[Site, Insert]) -> TextView:
+    """Put the low-rank terms among some inserts beside the projections of the tower."""
+    terms = low_rank_of(inserts)
+    return replace(view, blocks=with_low_rank("text", view.blocks, terms)) if terms else view
 
 
 def run_full(

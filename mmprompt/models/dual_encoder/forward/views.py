@@ -7,15 +7,23 @@ blocks, and where their weights came from, is known to the readers (`open_clip.p
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmprompt.errors import UserError, bad_value
+from mmprompt.models.sites import LowRank, Part, Site, Tower
+
 TensorMap = Callable[[Tensor], Tensor]
 Pooling = Literal["eos", "last"]
+
+
+def unchanged(x: Tensor) -> Tensor:
+    """Return what is given."""
+    return x
 
 
 @dataclass(frozen=True)
@@ -26,25 +34,51 @@ class BlockView:
 
     Args:
         norm1, norm2: before the attention and before the MLP.
-        in_proj: the queries, keys and values, all three in one product where the library stores them so; queries
-            and keys are normed per head where the block does that.
-        query, key_value: the same projections where only one side is needed.
+        project: the queries, keys and values, all three in one product where the library stores them so.
+        project_query, project_key_value: the same where only one side is needed.
         out_proj: after the heads are joined, with whatever norm or scale of heads the block has around it.
         mlp: the feed-forward part.
         scale1, scale2: layer scale, else the identity.
         n_heads: H; scores are scaled by 1/sqrt(D/H).
+        query_norm, key_norm: after the projection, per head, where the block does that.
+        low_rank: learned terms beside the projections, before those norms.
     """
 
     norm1: TensorMap
     norm2: TensorMap
-    in_proj: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
-    query: TensorMap
-    key_value: Callable[[Tensor], tuple[Tensor, Tensor]]
+    project: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+    project_query: TensorMap
+    project_key_value: Callable[[Tensor], tuple[Tensor, Tensor]]
     out_proj: TensorMap
     mlp: TensorMap
     scale1: TensorMap
     scale2: TensorMap
     n_heads: int
+    query_norm: TensorMap = unchanged
+    key_norm: TensorMap = unchanged
+    low_rank: Mapping[Part, LowRank] = field(default_factory=dict)
+
+    def in_proj(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute queries, keys and values [..., D] of normed slots [..., D]."""
+        query, key, value = self.project(x)
+        return self._finish_query(x, query), *self._finish_key_value(x, key, value)
+
+    def query(self, x: Tensor) -> Tensor:
+        """Compute the queries alone."""
+        return self._finish_query(x, self.project_query(x))
+
+    def key_value(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute keys and values alone."""
+        return self._finish_key_value(x, *self.project_key_value(x))
+
+    def _finish_query(self, x: Tensor, query: Tensor) -> Tensor:
+        return self.query_norm(self._with_term("query", x, query))
+
+    def _finish_key_value(self, x: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        return self.key_norm(self._with_term("key", x, key)), self._with_term("value", x, value)
+
+    def _with_term(self, part: Part, x: Tensor, projected: Tensor) -> Tensor:
+        return projected + self.low_rank[part].term(x) if part in self.low_rank else projected
 
     def split_heads(self, x: Tensor) -> Tensor:
         """Heads before slots: [B, L, D] to [B, H, L, D/H]."""
@@ -160,3 +194,34 @@ class VisionView:
     blocks: tuple[BlockView, ...]
     pool: TensorMap
     width: int
+
+
+Block = TypeVar("Block", bound=BlockView | WholeBlock)
+
+
+def with_low_rank(tower: Tower, blocks: tuple[Block, ...], terms: Mapping[Site, LowRank]) -> tuple[Block, ...]:
+    """Put low-rank terms beside the projections of a tower's blocks.
+
+    Args:
+        tower: whose blocks these are.
+        blocks: of the tower.
+        terms: by site; all of this tower.
+    Raises:
+        UserError: there is no such block, its inside is no `BlockView`, or a term has other widths.
+    """
+    if not terms:
+        return blocks
+    adapted = list(blocks)
+    for layer in {site.layer for site in terms}:
+        if layer >= len(blocks):
+            site = next(site for site in terms if site.layer == layer)
+            raise bad_value("site", site, f"this {tower} tower has {len(blocks)} layers", "Use fewer layers.")
+        block = blocks[layer]
+        if not isinstance(block, BlockView):
+            raise UserError(
+                f"low-rank terms were given, but the blocks of this {tower} tower have no projections that they can "
+                "stand beside. Use a prompt, or a backbone with plain attention."
+            )
+        own = {site.part: term for site, term in terms.items() if site.layer == layer}
+        adapted[layer] = replace(block, low_rank=own)
+    return tuple(adapted)

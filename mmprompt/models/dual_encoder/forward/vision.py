@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from mmprompt.errors import UserError, bad_value
-from mmprompt.models.dual_encoder.forward.views import TensorMap, VisionView
-from mmprompt.models.sites import Site, Vectors
+from mmprompt.models.dual_encoder.forward.views import TensorMap, VisionView, with_low_rank
+from mmprompt.models.sites import Insert, Site, Vectors, low_rank_of, vectors_of
 
 
 @dataclass(frozen=True)
@@ -34,32 +34,33 @@ class PlainTower:
     part: str
 
 
-def encode_images(tower: VisionView | PlainTower, images: Tensor, vectors: Mapping[Site, Vectors]) -> Tensor:
+def encode_images(tower: VisionView | PlainTower, images: Tensor, inserts: Mapping[Site, Insert]) -> Tensor:
     """Raw image features of a tower.
 
     Pooling sees the tower's own slots alone: an average or an attention pool reads the patches and never
-    the prompts, which act on them through the blocks. Without vectors the result is the library's own.
+    the prompts, which act on them through the blocks. Without inserts the result is the library's own.
 
     Args:
         tower: the view of its blocks, or its plain forward.
         images: [B, 3, H, W], normalised, on the tower's device and in its dtype.
-        vectors: `"shared"` [M, D] or `"image"` [B, M, D] at vision sites; the same M at all of them.
+        inserts: `"shared"` [M, D] or `"sample"` [B, M, D] vectors at vision sites, the same M at all of them; or
+            low-rank terms beside the projections of its blocks.
     Returns:
         [B, E], not normalised.
     Raises:
         UserError: the tower has no image tokens, no such layer, another width, or M differs between sites.
     """
     if isinstance(tower, PlainTower):
-        if vectors:
+        if inserts:
             raise no_image_tokens(tower.part)
         return tower.forward(images)
-    prompts = prompts_by_layer(tower, images.shape[0], vectors)
+    prompts = prompts_by_layer(tower, images.shape[0], vectors_of(inserts))
     x = tower.embed(images)  # [B, T, D]
     n_own = x.shape[1]
     if 0 in prompts:
         x = with_prompts(x, n_own, prompts[0])
     x = tower.pre_norm(x)
-    for layer, block in enumerate(tower.blocks):
+    for layer, block in enumerate(with_low_rank("vision", tower.blocks, low_rank_of(inserts))):
         if layer > 0 and layer in prompts:
             x = with_prompts(x, n_own, prompts[layer])
         x = block.whole(x)
@@ -124,10 +125,10 @@ def prompts_by_layer(view: VisionView, n_images: int, vectors: Mapping[Site, Vec
 
 def for_each_image(given: Vectors, n_images: int, width: int, site: Site) -> Tensor:
     """The vectors of one site as [B, M, D]."""
-    expected = {"shared": (given.n_vectors, width), "image": (n_images, given.n_vectors, width)}.get(given.scope)
+    expected = {"shared": (given.n_vectors, width), "sample": (n_images, given.n_vectors, width)}.get(given.scope)
     if expected is None or given.values.shape != expected:
         raise UserError(
             f"the vectors of {site} are {given.scope} {list(given.values.shape)}, but this image tower takes shared "
-            f"[M, {width}] or image [{n_images}, M, {width}]. Build the prompt for this backbone."
+            f"[M, {width}] or sample [{n_images}, M, {width}]. Build the prompt for this backbone."
         )
     return given.values.expand(n_images, -1, -1)

@@ -458,6 +458,6 @@ def test_vectors_that_do_not_fit_are_refused(
 
 def test_vectors_of_different_numbers_of_images_are_refused(roomy: FrozenDualEncoder) -> None:
     slots = TextLayout(n_ctx=3).slots(roomy, NAMES)
-    given = {Site("text", layer): Vectors(torch.zeros(2 + layer, 3, 32).double(), "image") for layer in (0, 1)}
+    given = {Site("text", layer): Vectors(torch.zeros(2 + layer, 3, 32).double(), "sample") for layer in (0, 1)}
     with pytest.raises(UserError, match=r"text.layer\[1\] are image \[3, 3, 32\], but .* take image \[2, 3, 32\]"):
         roomy.encode_text(slots, given)

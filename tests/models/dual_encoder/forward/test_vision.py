@@ -235,7 +235,7 @@ def test_a_layer_that_the_tower_lacks_is_refused(tiny_clip_backbone: FrozenDualE
 
 @pytest.mark.parametrize(
     "given",
-    [Vectors(torch.zeros(2, 31)), Vectors(torch.zeros(2, 2, 32), "image"), Vectors(torch.zeros(3, 2, 32), "class")],
+    [Vectors(torch.zeros(2, 31)), Vectors(torch.zeros(2, 2, 32), "sample"), Vectors(torch.zeros(3, 2, 32), "class")],
     ids=["width", "images", "scope"],
 )
 def test_vectors_of_another_shape_are_refused(

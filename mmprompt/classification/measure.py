@@ -1,0 +1,76 @@
+"""What a trained classifier is worth on test images, beside the frozen model with words alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmprompt.classification.predictor import Classifier
+from mmprompt.classification.task import BARE_NAME, evaluate, zero_shot
+from mmprompt.core.metrics import Evaluation, paired_bootstrap
+from mmprompt.files import write_json
+from mmprompt.models.image_features import ImageFeatures
+
+if TYPE_CHECKING:
+    from mmprompt.data.splits import Dataset, Item
+
+
+def measure(
+    classifier: Classifier, data: Dataset, folder: Path | None = None, features: ImageFeatures | None = None
+) -> dict[str, Any]:
+    """Test a classifier beside zero-shot with the bare class name and with the hand-written template.
+
+    Nothing is chosen by these numbers.
+
+    Args:
+        classifier: what was learned.
+        data: with test images.
+        folder: a run folder, to which `metrics.json` is written.
+        features: shared features of image files.
+    Returns:
+        JSON-ready: for each of `zero_shot_name`, `zero_shot_template` and `learned` the accuracy, its interval,
+        per-class accuracy and confusion; for `learned` also the paired gain over each; and every test prediction.
+    Raises:
+        UserError: the data set has no test images.
+    """
+    features = features or ImageFeatures(classifier.backbone)
+    classifiers = {
+        "zero_shot_name": zero_shot(classifier.backbone, data.class_names, BARE_NAME),
+        "zero_shot_template": zero_shot(classifier.backbone, data.class_names, data.template),
+        "learned": classifier,
+    }
+    scores = {name: evaluate(each, data.test, features) for name, each in classifiers.items()}
+    metrics: dict[str, Any] = {name: _summary(score, data.test) for name, score in scores.items()}
+    learned = scores["learned"]
+    for name in ("zero_shot_name", "zero_shot_template"):
+        gain = paired_bootstrap(learned.correct[None], scores[name].correct[None])
+        difference = learned.accuracy - scores[name].accuracy
+        metrics["learned"][f"gain_over_{name}"] = {"gain": difference, "interval": list(gain)}
+    metrics["class_names"] = list(data.class_names)
+    metrics["predictions"] = [
+        {"path": str(item.path), "label": item.label, "predicted": predicted, "probability": probability}
+        for item, predicted, probability in zip(data.test, learned.predictions, learned.probabilities, strict=True)
+    ]
+    if folder is not None:
+        write_json(folder / "metrics.json", metrics)
+    return metrics
+
+
+def _summary(score: Evaluation, items: Sequence[Item]) -> dict[str, Any]:
+    summary: dict[str, Any] = {
+        "accuracy": score.accuracy,
+        "interval": list(score.interval),
+        "n": score.n,
+        "top5": score.top5,
+        "macro_f1": score.macro_f1,
+        "calibration_error": score.calibration_error,
+        "per_class": score.per_class,
+        "confusion": score.confusion.tolist(),
+    }
+    novel = np.array([item.novel for item in items])
+    if novel.any():
+        summary["novel"] = {"accuracy": float(score.correct[novel].mean()), "n": int(novel.sum())}
+    return summary

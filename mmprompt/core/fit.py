@@ -1,0 +1,235 @@
+"""The one `fit`: a method, a frozen model and a task give a predictor and its run folder.
+
+What is learned, from what and by which losses is the task's and the method's to say; what is the same for all of them
+is here: one writer a folder, nothing overwritten, the settings in one order, the loop where there is something to
+learn, the frozen weights looked at again, and the prompt written last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from mmprompt.core.file import Predictor, check_new, describe_backbone, save
+from mmprompt.core.method import Method, resolved_recipe, settled
+from mmprompt.errors import UserError
+from mmprompt.files import make_folder, write_json
+from mmprompt.training.callbacks import Callback, ProgressBar, WriteConfig
+from mmprompt.training.config import provenance, run_id_of, surroundings
+from mmprompt.training.lock import run_lock
+from mmprompt.training.loop import train
+from mmprompt.training.problem import RunFailed
+from mmprompt.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from mmprompt.training.problem import Problem
+
+P = TypeVar("P", bound=Predictor)
+_log = logging.getLogger(__name__)
+
+
+class Task(Protocol[P]):
+    """What is learned from, and what it becomes.
+
+    Attributes:
+        kind: the name of the room, such as `"classification"`; what is measured for all of it goes by this name.
+        recipe: what the data says of the recipe.
+    """
+
+    kind: str
+    recipe: dict[str, Any]
+
+    def task(self) -> Task[P]:
+        """Return the task itself, so that `fit` takes tasks and data alike."""
+        ...
+
+    def load_model(self, name: str) -> Any:
+        """Load the frozen model that a name means for this kind of task."""
+        ...
+
+    def predictor(self, method: Method, model: Any, seed: int) -> P:
+        """Make the untrained predictor.
+
+        Raises:
+            UserError: method, model and data do not go together.
+        """
+        ...
+
+    def complete(self, recipe: Recipe) -> Recipe:
+        """Fill in what a recipe leaves to the data.
+
+        Raises:
+            UserError: there is nothing to learn from, or what the recipe asks for is not there.
+        """
+        ...
+
+    def problem(self, method: Method, predictor: P, recipe: Recipe, seed: int) -> Problem:
+        """Make what the loop trains; whatever cannot be read is refused here."""
+        ...
+
+    def n_epochs(self, recipe: Recipe) -> int:
+        """Say for how many epochs a recipe trains here."""
+        ...
+
+    def describe(self, predictor: P) -> dict[str, Any]:
+        """Give its part of `run.json`, JSON-ready: `data` at least."""
+        ...
+
+    def notices(self, problem: Any, predictor: P) -> list[str]:
+        """Say what a careful reader should know of what was learned, one sentence each."""
+        ...
+
+
+class Data(Protocol[P]):
+    """Anything that gives a task: a data set, captions of one focus, rows of text, or a task itself."""
+
+    def task(self) -> Task[P]:
+        """Return what is to be learned."""
+        ...
+
+
+@dataclass(frozen=True)
+class Result(Generic[P]):
+    """A finished training.
+
+    Args:
+        predictor: ready to predict.
+        history: one dict per epoch, as in `log.jsonl`; empty where nothing was to be learned.
+        task: what it was trained on.
+        folder: the run folder, None if nothing was written.
+        notices: what a careful reader should know, one sentence each.
+    """
+
+    predictor: P
+    history: list[dict[str, Any]]
+    task: Any
+    folder: Path | None
+    notices: tuple[str, ...] = ()
+
+    def evaluate(self, items: Sequence[Any]) -> Any:
+        """Score the predictor on labelled items, such as `data.test`."""
+        return self.task.evaluate(self.predictor, items)
+
+    def __repr__(self) -> str:
+        last = self.history[-1] if self.history else {}
+        numbers = ", ".join(f"{name} {last[name]:.3g}" for name in ("loss", "accuracy", "val_accuracy") if name in last)
+        return f"<Result: {type(self.predictor).__name__}, {len(self.history)} epochs, {numbers or 'nothing trained'}>"
+
+
+def fit(
+    method: Method,
+    model: Any = "tiny",
+    data: Data[P] | str = "openart-large",
+    out: Path | str | None = None,
+    recipe: Recipe | None = None,
+    seed: int = 1,
+    callbacks: Sequence[Callback] = (),
+    resume: bool = False,
+    progress: bool = True,
+    **settings: Any,
+) -> Result[P]:
+    """Learn a prompt on a frozen model.
+
+    The recipe is put together in one order: the method's paper, what was measured for this method on this model, the
+    data set, and what is given here; each setting that is given changes that setting alone.
+
+    Args:
+        method: such as `CoOp(n_ctx=4)` or `PromptTuning(8)`.
+        model: a frozen model or the name of one; the task says which kind of model a name means.
+        data: a data set, captions of one focus, rows of text, or the name of a data set in the catalogue.
+        out: a new run folder; nothing is written without.
+        recipe: settings of optimiser and schedule; those that it was given count, all others are as above.
+        seed: of the start, the data order and the augmentation.
+        callbacks: called as training goes.
+        resume: go on from the newest checkpoint in `out`.
+        progress: show how far the training is, on the error stream.
+        settings: single settings of the recipe, such as `epochs=30`; they win over `recipe`.
+    Raises:
+        UserError: something in the input cannot be, or another process trains in `out`; nothing is written then.
+        RunFailed: the loss stopped being finite, or weights of the model changed.
+    """
+    task = task_of(data)
+    model = task.load_model(model) if isinstance(model, str) else model
+    places = (model.name, task.kind)
+    method = settled(method, *places)
+    user = Recipe(**((recipe.given if recipe else {}) | settings)) if recipe or settings else None
+    recipe = task.complete(resolved_recipe(method, places, task.recipe, user))
+    predictor = task.predictor(method, model, seed)
+    folder = None if out is None else Path(out)
+    with contextlib.nullcontext() if folder is None else run_lock(folder):
+        if folder is not None:
+            check_new(folder)
+        problem = task.problem(method, predictor, recipe, seed)
+        config = run_config(task, method, predictor, recipe, seed)
+        listeners: tuple[Callback, ...] = () if folder is None else (WriteConfig(folder, config),)
+        history: list[dict[str, Any]] = []
+        n_epochs = task.n_epochs(recipe)
+        if any(parameter.requires_grad for parameter in predictor.prompt.parameters()):
+            bars = [] if not progress or any(isinstance(one, ProgressBar) for one in callbacks) else [ProgressBar()]
+            listeners = (*listeners, *callbacks, *method.callbacks(n_epochs), *bars)
+            history = train(problem, recipe, seed, n_epochs, folder, run_id_of(config), listeners, resume)
+        elif folder is not None:
+            write_json(make_folder(folder) / "run.json", config)
+        refuse_changed(model)
+        notices = tuple(task.notices(problem, predictor))
+        for notice in notices:
+            _log.warning("%s", notice)
+        if folder is not None:
+            save(predictor, folder, provenance(config) | ({"notices": list(notices)} if notices else {}))
+    return Result(predictor, history, task, folder, notices)
+
+
+def task_of(data: Data[P] | str) -> Task[P]:
+    """Return the task of some data, or of the data set that a name means in the catalogue.
+
+    Raises:
+        UserError: it is neither data nor a name.
+    """
+    if isinstance(data, str):
+        from mmprompt.data.catalog import load_dataset
+
+        return load_dataset(data).task()  # type: ignore[return-value]
+    if not callable(getattr(data, "task", None)):
+        raise UserError(
+            f"data is of type {type(data).__name__}, but a data set, captions of one focus or rows of text were "
+            "expected. Use mp.load_dataset, mp.load_captions(...).focus(...) or mp.load_texts."
+        )
+    return data.task()
+
+
+def run_config(task: Any, method: Method, predictor: Any, recipe: Recipe, seed: int) -> dict[str, Any]:
+    """Give all that is needed to repeat a run, JSON-ready: the content of `run.json`."""
+    return {
+        "format": 2,
+        "kind": task.kind,
+        "backbone": describe_backbone(predictor.backbone),
+        **task.describe(predictor),
+        "method": describe_method(method, task.methods),
+        "recipe": asdict(recipe),
+        "seed": seed,
+    } | surroundings(predictor.backbone)
+
+
+def describe_method(method: Any, names: dict[str, Any]) -> dict[str, Any]:
+    """Give a method's name and settings, JSON-ready; one that has no name goes by that of its class."""
+    parts = getattr(method, "methods", None)
+    if parts is not None:
+        described = [describe_method(part, names) for part in parts]
+        settings = {key: value for part in described for key, value in part["settings"].items()}
+        return {"name": "+".join(part["name"] for part in described), "settings": settings}
+    own = next((name for name, kind in names.items() if type(method) is kind), type(method).__name__)
+    return {"name": own, "settings": asdict(method)}
+
+
+def refuse_changed(model: Any) -> None:
+    """See that the frozen weights are what they were.
+
+    Raises:
+        RunFailed: they are not.
+    """
+    if model.compute_fingerprint() != model.fingerprint:
+        raise RunFailed(f"weights of {model.name} changed while a prompt was trained, so nothing was saved")

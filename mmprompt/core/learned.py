@@ -1,0 +1,180 @@
+"""What is learned: sources, each a module that gives what enters one or more sites, and the prompt that holds them.
+
+A source may learn vectors directly, make them of others, or read the image. It knows no backbone and no loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mmprompt.errors import UserError
+from mmprompt.models.sites import Insert, Scope, Site, Tower, Vectors
+
+Inserts = dict[Site, Insert]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a source may look at.
+
+    Args:
+        image_features: [B, E] of unit norm, by the image tower with what is learned in it; None where none are there.
+        task: the name of a task, for sources that hold one prompt a task.
+    """
+
+    image_features: Tensor | None = None
+    task: str = ""
+
+
+class Source(nn.Module):
+    """A module whose call gives what enters its sites.
+
+    Attributes:
+        sites: where it enters; one source may serve many.
+        needs_image: whether it reads `Given.image_features`, so that class features depend on the image.
+        kind: how a prompt file keeps it: `"vectors"` keeps those it gives and forgets how they were made; any other
+            name keeps `settings` and state, and must be a key of `SOURCES` when the file is read.
+    """
+
+    kind: ClassVar[str] = "vectors"
+    sites: tuple[Site, ...] = ()
+    needs_image: bool = False
+    if TYPE_CHECKING:
+
+        def __call__(self, given: Given) -> Inserts:  # noqa: D102
+            ...
+
+    def settings(self) -> dict[str, Any]:
+        """Give the keyword arguments, JSON-ready, with which `SOURCES[kind]` makes a source of the same shapes."""
+        return {}
+
+
+class Learned(Source):
+    """Vectors that are learned directly, in units of their own size where one learning rate is to serve any model.
+
+    Args:
+        site: where they enter.
+        values: `"shared"` [M, D] or `"class"` [C, M, D]; where learning starts.
+        scope: what the vectors are shared over.
+        unit: the size of one step: a number, or one for each of the D; 1 by default.
+    """
+
+    unit: Tensor | None
+
+    def __init__(self, site: Site, values: Tensor, scope: Scope = "shared", unit: Tensor | None = None) -> None:
+        super().__init__()
+        self.sites, self.scope = (site,), scope
+        values = values.detach().clone().float()
+        if unit is not None:
+            unit = torch.where(unit > 0, unit, torch.ones_like(unit)).detach().float()
+            values = values / unit
+        self.register_buffer("unit", unit)
+        self.values = nn.Parameter(values)
+
+    def forward(self, given: Given) -> Inserts:
+        """Give the vectors as they are now."""
+        values = self.values if self.unit is None else self.values * self.unit
+        return {self.sites[0]: Vectors(values, self.scope)}
+
+
+SOURCES: dict[str, Callable[..., Source]] = {}
+"""The kinds of sources that a prompt file may name, beside vectors; a source of your own is added here."""
+
+
+class Template(Protocol):
+    """What stands around the learned vectors, in words.
+
+    Attributes:
+        text: as it is written, and kept in files.
+    """
+
+    @property
+    def text(self) -> str:
+        """See the class."""
+        ...
+
+
+class Prompt(nn.Module):
+    """All that is learned: sources at sites of a frozen model, perhaps a head, and the template around them.
+
+    Args:
+        template: the words around the vectors.
+        sources: no two serve the same site.
+        head: from features to logits, for methods that learn one; the cosine of the backbone where there is none.
+    Raises:
+        UserError: two sources serve the same site.
+    """
+
+    def __init__(self, template: Template, *sources: Source, head: nn.Module | None = None) -> None:
+        super().__init__()
+        self.template = template
+        self.sources: list[Source] = nn.ModuleList(sources)  # type: ignore[assignment]
+        self.head = head
+        sites = [site for source in sources for site in source.sites]
+        self.sites = tuple(sorted(set(sites)))
+        twice = sorted(site for site in self.sites if sites.count(site) > 1)
+        if twice:
+            names = ", ".join(map(str, twice))
+            raise UserError(f"two sources both learn at {names}. Combine methods that learn at different sites.")
+
+    def inserts(self, tower: Tower | None = None, given: Given | None = None) -> Inserts:
+        """Give what enters all sites, or those of one tower.
+
+        Args:
+            tower: whose sites; None for all.
+            given: what sources may look at.
+        """
+        given = given or Given()
+        inserts: Inserts = {}
+        for source in self.sources:
+            if tower is None or any(site.tower == tower for site in source.sites):
+                inserts |= source(given)
+        return {site: insert for site, insert in inserts.items() if tower in (None, site.tower)}
+
+    def has(self, tower: Tower) -> bool:
+        """Whether something learned enters this tower; where nothing does, its features never change."""
+        return any(site.tower == tower for site in self.sites)
+
+    def parameters_of(self, tower: Tower) -> list[nn.Parameter]:
+        """List the parameters of all sources that serve a tower."""
+        serving = [source for source in self.sources if any(site.tower == tower for site in source.sites)]
+        return [parameter for source in serving for parameter in source.parameters()]
+
+    @property
+    def needs_image(self) -> bool:
+        """Whether a source reads the image, so that class features are another for each."""
+        return any(source.needs_image for source in self.sources)
+
+    @property
+    def is_class_specific(self) -> bool:
+        """Whether vectors or the head belong to single classes, so that other class names cannot be used."""
+        return any(getattr(source, "scope", "") == "class" for source in self.sources) or (
+            getattr(self.head, "is_class_specific", False)
+        )
+
+    def join(self, other: Prompt) -> Prompt:
+        """Return one prompt that holds the sources of both, with the template of the one that learns in the text.
+
+        Raises:
+            UserError: both learn at the same site, or both have a head.
+        """
+        if self.head is not None and other.head is not None:
+            raise UserError("two methods both learn a head, but a classifier has one. Leave one of them out.")
+        template = other.template if other.has("text") else self.template
+        return Prompt(template, *self.sources, *other.sources, head=self.head or other.head)
+
+
+def random_vectors(shape: tuple[int, ...], generator: torch.Generator, std: float = 0.02) -> Tensor:
+    """Draw the published random start N(0, 0.02) on the CPU, so that every device starts from the same bytes.
+
+    Args:
+        shape: `(M, D)` or `(C, M, D)`.
+        generator: a CPU generator.
+        std: the standard deviation; 0.02 in Zhou et al. 2022, section 4.1.
+    """
+    return torch.empty(shape).normal_(0.0, std, generator=generator)
