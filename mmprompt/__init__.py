@@ -13,19 +13,16 @@ from mmprompt.version import __version__
 if TYPE_CHECKING:
     from mmprompt.captioning.data import CaptionData, CaptionItem, load_caption_data
     from mmprompt.captioning.measure import CaptionMeasure, measure_captions
-    from mmprompt.captioning.methods import HardPrompt, KeyValuePrompt, SoftPrompt
     from mmprompt.captioning.predictor import (
         Caption,
         Captioner,
-        FocusPrompt,
         Steering,
         hard_prompt,
         load_focus,
-        save_focus,
     )
     from mmprompt.captioning.readers.load import load_captioner
     from mmprompt.captioning.search import Decoding
-    from mmprompt.captioning.task import CaptionResult, fit_captions, fit_mapper
+    from mmprompt.captioning.task import fit_mapper
     from mmprompt.classification.estimator import PromptClassifier
     from mmprompt.classification.measure import measure
     from mmprompt.classification.methods import METHODS, VPT, CoOp
@@ -126,11 +123,6 @@ _HOMES = {
         "VPT",
         "CoOp",
     ),
-    "captioning.methods": (
-        "HardPrompt",
-        "KeyValuePrompt",
-        "SoftPrompt",
-    ),
     "language.methods": (
         "LANGUAGE_METHODS",
         "DeepPrompts",
@@ -144,11 +136,9 @@ _HOMES = {
     "captioning.predictor": (
         "Caption",
         "Captioner",
-        "FocusPrompt",
         "Steering",
         "hard_prompt",
         "load_focus",
-        "save_focus",
     ),
     "classification.predictor": (
         "Classifier",
@@ -180,11 +170,7 @@ _HOMES = {
         "CaptionMeasure",
         "measure_captions",
     ),
-    "captioning.task": (
-        "CaptionResult",
-        "fit_captions",
-        "fit_mapper",
-    ),
+    "captioning.task": ("fit_mapper",),
     "classification.task": (
         "evaluate",
         "zero_shot",

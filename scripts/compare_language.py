@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmprompt.language.file import save_language
 
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextData, draw_shots, load_texts
-from mmprompt.language.file import save_language
-from mmprompt.language.methods import DeepPrompts, LanguageMethod, PrefixTuning, PromptTuning, PTuning
+from mmprompt.language.methods import DecoderMethod, DeepPrompts, PrefixTuning, PromptTuning, PTuning
 from mmprompt.language.predictor import LanguagePrompt, PromptedModel
 from mmprompt.language.search.task import search_words
 from mmprompt.language.sources import LanguageSources
@@ -43,11 +43,11 @@ Fitted = tuple[PromptedModel, int]
 Fit = Callable[[TextData, FrozenLanguageModel, int, Path], Fitted]
 
 
-def by_prompt(method: LanguageMethod) -> Fit:
+def by_prompt(method: DecoderMethod) -> Fit:
     def fit(data: TextData, model: FrozenLanguageModel, seed: int, out: Path) -> Fitted:
         prompted = fit_language(data, method, model, seed=seed).prompted
         save_language(prompted, out)
-        return prompted, sum(weight.numel() for weight in prompted.prompt.sources.parameters())
+        return prompted, sum(weight.numel() for weight in prompted.prompt.parameters())
 
     return fit
 

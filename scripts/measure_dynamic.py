@@ -35,13 +35,12 @@ from mmprompt.errors import UserError
 from mmprompt.language.bank.bank import PromptBank, compose, text_features
 from mmprompt.language.bank.file import load_bank, save_bank
 from mmprompt.language.data import TextData, TextRow, draw_shots, load_texts
-from mmprompt.language.file import load_language
 from mmprompt.language.generation import generate_texts
 from mmprompt.language.meta import few_steps, meta_start
-from mmprompt.language.methods import DeepPrompts, LanguageMethod, PromptTuning, unit_of
-from mmprompt.language.predictor import LanguagePrompt, PromptedModel
+from mmprompt.language.methods import DecoderMethod, DeepPrompts, PromptTuning, unit_of
+from mmprompt.language.predictor import LanguagePrompt, PromptedModel, load_prompted
 from mmprompt.language.sources import LM_INPUT, LanguageSources
-from mmprompt.language.start import Start
+from mmprompt.language.start import PromptInit
 from mmprompt.language.task import fit_language
 from mmprompt.language.templates.template import Template
 from mmprompt.language.text_metrics import score_texts
@@ -93,7 +92,7 @@ def fitted(
     model: FrozenLanguageModel,
     data: TextData,
     folder: Path,
-    method: LanguageMethod | None = None,
+    method: DecoderMethod | None = None,
     seed: int = 1,
     n_wanted: int = N_STEPS,
 ) -> PromptedModel:
@@ -105,7 +104,7 @@ def fitted(
         recipe = replace(recipe, epochs=max(1, round(n_wanted / n_steps)))
         is_begun = (folder / "checkpoint").exists()
         fit_language(data, method, model, out=folder, recipe=recipe, seed=seed, resume=is_begun)
-    return load_language(folder, model)
+    return load_prompted(folder, model)
 
 
 def share(found: Sequence[bool]) -> float:
@@ -200,10 +199,10 @@ def meta(model: FrozenLanguageModel, cells: Cells, work: Path) -> None:
         folder = work / f"meta-without-{held}"
         cells.add(f"{held}/learning", partial(learn_start, model, held, folder))
         starts = {
-            "meta": Start(start="prompt", from_prompt=folder),
-            "labels": Start(start="labels"),
-            "random": Start(start="random"),
-            f"prompt of {OTHER}": Start(start="prompt", from_prompt=other),
+            "meta": PromptInit(start="prompt", from_prompt=folder),
+            "labels": PromptInit(start="labels"),
+            "random": PromptInit(start="random"),
+            f"prompt of {OTHER}": PromptInit(start="prompt", from_prompt=other),
         }
         for rate in RATES:
             for seed in ADAPT_SEEDS:
@@ -224,7 +223,7 @@ def learn_start(model: FrozenLanguageModel, held: str, folder: Path) -> dict[str
     return {"tasks": [data.name for data in datas]}
 
 
-def adapt(model: FrozenLanguageModel, held: str, start: Start, rate: float, seed: int) -> dict[str, Any]:
+def adapt(model: FrozenLanguageModel, held: str, start: PromptInit, rate: float, seed: int) -> dict[str, Any]:
     """Ten steps on the task that was held out, and the accuracy on its test rows."""
     data = draw_shots(load_texts(DATA / f"{held}.jsonl"), SHOTS, seed)
     recipe = replace(PromptTuning.recipe, epochs=1, lr=rate)
@@ -242,7 +241,7 @@ def languages(model: FrozenLanguageModel, cells: Cells, work: Path) -> None:
     cells.add("true names", judge.truth)
     between = " =" if model.name == "tiny" else "\n"  # tiny has read lists: bear = oso , bread = pan
     data = replace(data, template=f"{{soft}} {{text:cut}}{between}{{answer}}")
-    methods: dict[str, LanguageMethod] = {"prompt-tuning": PromptTuning(N_SOFT)}
+    methods: dict[str, DecoderMethod] = {"prompt-tuning": PromptTuning(N_SOFT)}
     if model.name == "tiny":
         methods["deep-prompts"] = DeepPrompts(N_SOFT)
     prompts: dict[str, PromptedModel] = {}
@@ -326,15 +325,15 @@ def behind(
     model: FrozenLanguageModel, data: TextData, prompts: dict[str, PromptedModel], form: str
 ) -> dict[str, PromptedModel]:
     """A task prompt, learned behind the prompts of some languages, behind the prompt of each."""
-    vectors = {code: one.prompt.sources.vectors()[LM_INPUT].values.detach() for code, one in prompts.items()}
+    vectors = {code: one.vectors()[LM_INPUT].values.detach() for code, one in prompts.items()}
     rows = [replace(row, task=code) for code in COMPOSED for row in of_language(data, code).train]
     train = tuple(replace(row, answer=form.format(row.answer)) for row in rows)
     method = BehindLanguages(N_SOFT, {code: vectors[code] for code in COMPOSED})
     n_steps = len(batches(list(range(len(train))), PromptTuning.recipe.batch_size))
     recipe = replace(PromptTuning.recipe, epochs=max(1, round(N_STEPS_LANGUAGE[model.name] / n_steps)))
     data = replace(data, train=train, val=(), test=train[:1])
-    learned = fit_language(data, method, model, start=Start("vocabulary"), recipe=recipe).prompted
-    task = learned.prompt.sources.vectors()[LM_INPUT].values.detach()
+    learned = fit_language(data, method, model, start=PromptInit("vocabulary"), recipe=recipe).prompted
+    task = learned.vectors()[LM_INPUT].values.detach()
     found = {}
     for code, language in vectors.items():
         sources = LanguageSources({LM_INPUT: FreeVectors(torch.cat([language, task]))}).requires_grad_(False)

@@ -21,8 +21,8 @@ import torch
 
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextData, draw_shots, load_texts
-from mmprompt.language.methods import LANGUAGE_METHODS, PromptTuning
-from mmprompt.language.start import Start
+from mmprompt.language.methods import METHODS, PromptTuning
+from mmprompt.language.start import PromptInit
 from mmprompt.language.task import fit_language
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
@@ -48,10 +48,12 @@ def held_out(data: TextData, drawn: TextData) -> TextData:
 
 def run(model: FrozenLanguageModel, data: TextData, method: str, lr: float, start: str, seed: int) -> dict[str, Any]:
     """One training and its accuracy; 0 where the loss stopped being finite."""
-    kind = LANGUAGE_METHODS[method]
+    kind = METHODS[method]
     started = time.process_time()
     try:
-        result = fit_language(data, kind(), model, start=Start(start), recipe=replace(kind.recipe, lr=lr), seed=seed)
+        result = fit_language(
+            data, kind(), model, start=PromptInit(start), recipe=replace(kind.recipe, lr=lr), seed=seed
+        )
     except RunFailed as error:
         return {"accuracy": 0.0, "failed": str(error), "cpu_seconds": round(time.process_time() - started, 1)}
     seconds = round(time.process_time() - started, 1)
@@ -65,7 +67,7 @@ def cells(models: list[str], tasks: list[str], methods: list[str], seeds: list[i
     """What is tried: all learning rates from the default start, and all starts at the default learning rate."""
     found = []
     for model, task, seed, method in itertools.product(models, tasks, seeds, methods):
-        default = LANGUAGE_METHODS[method].recipe.lr
+        default = METHODS[method].recipe.lr
         pairs = [(lr, "labels") for lr in RATES[method]]
         pairs += [(default, start) for start in STARTS if method == "prompt-tuning" and (default, start) not in pairs]
         found += [
@@ -79,7 +81,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Accuracy and training loss by learning rate and by start, as Markdown; the default rates are bold."""
     parts = []
     for method, rates in RATES.items():
-        default = LANGUAGE_METHODS[method].recipe.lr
+        default = METHODS[method].recipe.lr
         head = [f"**{lr:g}**" if lr == default else f"{lr:g}" for lr in rates]
         parts.append("\n".join([f"| {method}: lr | {' | '.join(head)} |", "|---" * (len(rates) + 1) + "|"]))
         for model, task in dict.fromkeys((row["model"], row["task"]) for row in rows):

@@ -7,11 +7,13 @@ knows: it is a name that captions were filed under.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mmprompt.captioning.caption_files import READERS, detect_format, without_pictures
 from mmprompt.captioning.caption_rows import CaptionRow
@@ -20,6 +22,10 @@ from mmprompt.data.class_names import shortened
 from mmprompt.data.splits import SPLITS
 from mmprompt.errors import UserError, bad_file, unknown_name
 from mmprompt.files import SafeRoot, read_json, write_bytes
+
+if TYPE_CHECKING:
+    from mmprompt.captioning.predictor import CaptionFeatures
+    from mmprompt.captioning.task import FocusTask
 
 NEUTRAL = ""
 """The focus of captions that were written with none in mind."""
@@ -109,6 +115,18 @@ class CaptionData:
             record = [item.image_id, path, item.split, dict(item.captions), _size(item.image)]
             digest.update(json.dumps(record, sort_keys=True).encode())
         return digest.hexdigest()
+
+    def focus(self, name: str, features: CaptionFeatures | None = None) -> FocusTask:
+        """Give what `fit` learns from the captions of one focus.
+
+        Args:
+            name: of the focus, such as "emotions".
+            features: of the captioner that is to learn, to share them.
+        Raises:
+            UserError: there is no caption of it to learn from.
+        """
+        task: FocusTask = importlib.import_module("mmprompt.captioning.task").FocusTask(self, name, features)
+        return task
 
     def with_captions(self, split: str, focus: str | None) -> tuple[CaptionItem, ...]:
         """The pictures of a split that have captions of a focus.

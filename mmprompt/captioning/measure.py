@@ -17,9 +17,10 @@ from mmprompt.captioning.metrics.adherence import Confusion, FocusScores, Lift, 
 from mmprompt.captioning.metrics.caption_metrics import CaptionScores, score_captions
 from mmprompt.captioning.metrics.clip_score import ClipScores, clip_score
 from mmprompt.captioning.metrics.judges import Judge, judge_for
-from mmprompt.captioning.predictor import Captioner, CaptionFeatures, FocusPrompt, Steering, hard_prompt
+from mmprompt.captioning.predictor import Captioner, CaptionFeatures, Steering, focus_of, hard_prompt
 from mmprompt.captioning.readers.captioner import FrozenCaptioner
 from mmprompt.captioning.search import Decoding
+from mmprompt.core.learned import Prompt
 from mmprompt.errors import UserError, bad_value
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.image_features import encode_pictures
@@ -137,7 +138,7 @@ class CaptionMeasure:
 def measure_captions(
     captioner: FrozenCaptioner,
     data: CaptionData,
-    prompts: Sequence[FocusPrompt],
+    prompts: Sequence[Prompt],
     split: str = "test",
     decoding: Decoding | None = None,
     encoder: DualEncoder | None = None,
@@ -162,7 +163,7 @@ def measure_captions(
     Raises:
         UserError: there is no prompt, two have one focus, the judge does not know one, or the part is empty.
     """
-    focuses = [prompt.focus for prompt in prompts]
+    focuses = [focus_of(prompt) for prompt in prompts]
     if not prompts or len(set(focuses)) < len(focuses):
         raise bad_value("prompts", ", ".join(focuses) or "empty", "one prompt a focus is needed", "Give --prompts RUN.")
     judge = judge_for(data)
@@ -170,10 +171,10 @@ def measure_captions(
     items = data.with_captions(split, None)
     speakers = [Speaker(NO_PROMPT, "", stage.say(items, Steering()))]
     for prompt in prompts:
-        wording = (words or {}).get(prompt.focus) or best_words(stage, data, prompt.focus)
-        hard = hard_prompt(captioner, prompt.focus, wording)
-        speakers.append(Speaker(f"words: {prompt.focus}", prompt.focus, stage.say(items, only(hard)), wording))
-        speakers.append(Speaker(prompt.focus, prompt.focus, stage.say(items, only(prompt))))
+        wording = (words or {}).get(focus_of(prompt)) or best_words(stage, data, focus_of(prompt))
+        hard = hard_prompt(captioner, focus_of(prompt), wording)
+        speakers.append(Speaker(f"words: {focus_of(prompt)}", focus_of(prompt), stage.say(items, only(hard)), wording))
+        speakers.append(Speaker(focus_of(prompt), focus_of(prompt), stage.say(items, only(prompt))))
         if progress is not None:
             progress(len(speakers), 2 * len(prompts) + 1)
     scores = {one.name: {f: score_focus(one.said, items, f, judge) for f in judge.focuses} for one in speakers}
@@ -192,13 +193,29 @@ def measure_captions(
         likeness,
         confusion({one.name: one.said for one in speakers}, judge),
         {focus: lifts_of(focus, scores) for focus in focuses},
-        {prompt.focus: stage.curve(items[:N_CURVE], prompt, strengths) for prompt in prompts},
+        {focus_of(prompt): stage.curve(items[:N_CURVE], prompt, strengths) for prompt in prompts},
         stage.decoding,
         tuple(dict.fromkeys(notes)),
     )
 
 
-def only(prompt: FocusPrompt, strength: float = 1.0) -> Steering:
+def evaluate(
+    captioner: Captioner, items: Sequence[CaptionItem], data: CaptionData, features: CaptionFeatures | None = None
+) -> FocusScores:
+    """Measure how well a captioner keeps to the focus of its prompt.
+
+    Args:
+        captioner: with one prompt.
+        items: images with references.
+        data: that they come from, which says who judges.
+        features: of the same captioner, to share them.
+    """
+    judge = judge_for(data)
+    stage = _Stage(captioner.backbone, captioner.decoding, features or CaptionFeatures(captioner.backbone), judge)
+    return score_focus(stage.say(items, captioner.steering), items, focus_of(captioner.prompt), judge)
+
+
+def only(prompt: Prompt, strength: float = 1.0) -> Steering:
     """One prompt at one strength."""
     return Steering(((prompt, 1.0),), strength)
 
@@ -261,15 +278,15 @@ class _Stage:
             found.update((item.image_id, caption.text) for item, caption in zip(some, captions, strict=True))
         return found
 
-    def curve(self, items: Sequence[CaptionItem], prompt: FocusPrompt, strengths: Sequence[float]) -> tuple[Point, ...]:
+    def curve(self, items: Sequence[CaptionItem], prompt: Prompt, strengths: Sequence[float]) -> tuple[Point, ...]:
         """One prompt at several strengths."""
         if len(items) < 2 and strengths:
             raise UserError("a curve over strength needs two pictures or more. Give more pictures, or no strengths.")
         points = []
         for strength in strengths:
             said = self.say(items, only(prompt, strength))
-            values = score_focus(said, items, prompt.focus, self.judge).values
-            text = score_captions(said, references(items, prompt.focus))
+            values = score_focus(said, items, focus_of(prompt), self.judge).values
+            text = score_captions(said, references(items, focus_of(prompt)))
             points.append(
                 Point(
                     strength,

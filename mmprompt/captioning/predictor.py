@@ -18,40 +18,33 @@ from torch import Tensor
 from mmprompt.captioning.readers.captioner import LM_INPUT, FrozenCaptioner
 from mmprompt.captioning.readers.load import load_captioner
 from mmprompt.captioning.search import Branch, Decoding, Found, mixture, search
-from mmprompt.core.prompt import SiteSources
-from mmprompt.core.site_file import (
-    read_prompt_header,
-    read_prompt_tensors,
-    read_sources,
-    refuse_other_backbone,
-    write_prompt,
-)
-from mmprompt.core.sources import FreeVectors
-from mmprompt.data.images import ImageLike, as_list, read_image
+from mmprompt.core.file import load as load_predictor
+from mmprompt.core.file import read_header, read_prompt, refuse_other_backbone
+from mmprompt.core.learned import Learned, Prompt
+from mmprompt.data.images import ImageLike, as_list, is_one, read_image
 from mmprompt.errors import UserError, bad_file, bad_value
 from mmprompt.models.image_features import ImageFeatures, Progress
-from mmprompt.models.sites import Site, Vectors
+from mmprompt.models.sites import Insert, Site, vectors_of
 
 BATCH = 32
 
 
 @dataclass(frozen=True)
-class FocusPrompt:
-    """A prompt of a captioner: vectors and the focus they were learned for.
+class CaptionTemplate:
+    """What stands around the vectors of a captioner's prompt: the image before them, the caption after.
 
     Args:
-        focus: such as "emotions".
-        sources: the vectors by site.
-        words: the words of a hard prompt, "" where the vectors were learned.
+        focus: what the captions are to speak of, such as "emotions".
+        words: of a hard prompt, "" where vectors were learned.
     """
 
     focus: str
-    sources: SiteSources
     words: str = ""
 
-    def vectors(self) -> dict[Site, Vectors]:
-        """The vectors by site."""
-        return self.sources.vectors()
+    @property
+    def text(self) -> str:
+        """See `core.learned.Template`."""
+        return f"{{image}} {self.words} {{caption}}" if self.words else "{image} {soft} {caption}"
 
 
 @dataclass(frozen=True)
@@ -87,7 +80,7 @@ class Steering:
     """Which prompts a caption is searched with.
 
     Args:
-        prompts: with weights; several are mixed by weight.
+        prompts: with weights; several are mixed by weight. The template of each is a `CaptionTemplate`.
         strength: 0 is the captioner without a prompt, 1 the plain prompt, more pushes harder.
         avoid: a prompt to push away from.
         avoid_strength: how hard; 0 is not at all.
@@ -95,19 +88,25 @@ class Steering:
         UserError: a number is out of range or no number.
     """
 
-    prompts: tuple[tuple[FocusPrompt, float], ...] = ()
+    prompts: tuple[tuple[Prompt, float], ...] = ()
     strength: float = 1.0
-    avoid: FocusPrompt | None = None
+    avoid: Prompt | None = None
     avoid_strength: float = 0.5
 
     def __post_init__(self) -> None:
         numbers = {"strength": self.strength, "avoid_strength": self.avoid_strength}
-        numbers |= {f"weight of {prompt.focus}": weight for prompt, weight in self.prompts}
+        numbers |= {f"weight of {focus_of(prompt)}": weight for prompt, weight in self.prompts}
         for name, value in numbers.items():
             is_number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
             if not is_number or (value == 0 and name.startswith("weight")):
                 least = "above 0" if name.startswith("weight") else "0 or more"
                 raise bad_value(name, value, f"it must be a number {least}", "Use 1.")
+
+
+def focus_of(prompt: Prompt) -> str:
+    """What a captioner's prompt makes it speak of."""
+    assert isinstance(prompt.template, CaptionTemplate), "a captioner's prompt has its template"
+    return prompt.template.focus
 
 
 @dataclass
@@ -125,6 +124,43 @@ class Captioner:
     steering: Steering = field(default_factory=Steering)
     decoding: Decoding = field(default_factory=Decoding)
     progress: Progress | None = None
+
+    kind = "captioning"
+
+    def __repr__(self) -> str:
+        focuses = ", ".join(focus_of(prompt) for prompt, _ in self.steering.prompts)
+        return f"<Captioner: {focuses or 'no focus'}, on {self.backbone.name}>"
+
+    @property
+    def prompt(self) -> Prompt:
+        """The one prompt it is steered by.
+
+        Raises:
+            UserError: there is none, or there are several.
+        """
+        if len(self.steering.prompts) != 1:
+            n_prompts = len(self.steering.prompts)
+            raise UserError(f"this captioner has {n_prompts} prompts, but one was expected. Take a captioner with one.")
+        return self.steering.prompts[0][0]
+
+    def header(self) -> dict[str, Any]:
+        """Give what the prompt file keeps of a captioner beside its prompt; see `core.file.Predictor`."""
+        template = self.prompt.template
+        assert isinstance(template, CaptionTemplate), "a captioner's prompt has its template"
+        return {"focus": template.focus, "words": template.words}
+
+    def kept_tensors(self) -> dict[str, Tensor]:
+        """Give nothing: a captioner computes nothing ahead."""
+        return {}
+
+    def predict(self, images: ImageLike | Iterable[ImageLike]) -> Caption | list[Caption]:
+        """Say what is on one image or on many; `caption` takes other prompts and ways of search.
+
+        Raises:
+            UserError: an image cannot be read.
+        """
+        captions = self.caption(images)
+        return captions[0] if is_one(images) else captions
 
     def caption(
         self,
@@ -208,8 +244,8 @@ class Captioner:
 
 def branches_of(steering: Steering) -> list[Branch]:
     """The branches of a steering, for `search`."""
-    focus = [(prompt.vectors(), weight) for prompt, weight in steering.prompts]
-    avoid = None if steering.avoid is None else steering.avoid.vectors()
+    focus = [(vectors_of(prompt.inserts()), weight) for prompt, weight in steering.prompts]
+    avoid = None if steering.avoid is None else vectors_of(steering.avoid.inserts())
     return mixture(focus, steering.strength, avoid, steering.avoid_strength)
 
 
@@ -231,7 +267,7 @@ class _ImageSide:
     def normalize(self, images: Tensor) -> Tensor:
         return self.captioner.pixels.normalize(images)
 
-    def encode_image(self, images: Tensor, vectors: Mapping[Site, Vectors] | None = None) -> Tensor:
+    def encode_image(self, images: Tensor, inserts: Mapping[Site, Insert] | None = None) -> Tensor:
         return self.captioner.encode_image(images).flatten(1)
 
 
@@ -259,8 +295,8 @@ class CaptionFeatures:
         return self._features.of(paths).unflatten(1, self._side.shape)
 
 
-def hard_prompt(captioner: FrozenCaptioner, focus: str, words: str) -> FocusPrompt:
-    """A focus in words: their token embeddings where a learned prompt has its vectors.
+def hard_prompt(captioner: FrozenCaptioner, focus: str, words: str) -> Prompt:
+    """Make a focus in words: their token embeddings where a learned prompt has its vectors.
 
     Args:
         captioner: the frozen model.
@@ -269,46 +305,50 @@ def hard_prompt(captioner: FrozenCaptioner, focus: str, words: str) -> FocusProm
     Raises:
         UserError: the words give no token.
     """
-    ids = captioner.tokenizer.encode(words)
-    if not ids:
+    values = embed_words(captioner, words)
+    if not len(values):
         raise bad_value("words", repr(words), "they must hold at least one word", 'Use --words "the mood is".')
-    values = captioner.decoder.embed(torch.tensor(ids, device=captioner.device))
-    source = FreeVectors(values).requires_grad_(False)
-    return FocusPrompt(focus, SiteSources({LM_INPUT: source}).to(captioner.device), words)
+    source = Learned(LM_INPUT, values)
+    return Prompt(CaptionTemplate(focus, words), source).to(captioner.device).requires_grad_(False)
 
 
-def save_focus(
-    prompt: FocusPrompt, captioner: FrozenCaptioner, folder: Path | str, training: Mapping[str, Any] | None = None
-) -> None:
-    """Write a prompt to a folder: kilobytes, and nothing of the captioner.
+def embed_words(captioner: FrozenCaptioner, words: str) -> Tensor:
+    """Embed the tokens of some words: [n, D]."""
+    ids = captioner.tokenizer.encode(words)
+    return captioner.decoder.embed(torch.tensor(ids, dtype=torch.long, device=captioner.device))
+
+
+def load(folder: Path, header: Mapping[str, Any], model: FrozenCaptioner | str | None) -> Captioner:
+    """Load a captioner with a saved prompt.
 
     Args:
-        prompt: what `load_focus` will give back.
-        captioner: what it was learned on.
-        folder: made if missing.
-        training: JSON-ready facts about where the prompt comes from.
+        folder: that holds the files.
+        header: of `core.file.read_header`.
+        model: the captioner or its name; by default the one that the file names.
     Raises:
-        UserError: the folder cannot be written.
+        UserError: files are edited or damaged, or of another captioner.
     """
-    more = {"kind": "captioner", "focus": prompt.focus, "words": prompt.words}
-    write_prompt(Path(folder), captioner, prompt.sources, more, {}, training)
-
-
-def load_focus(folder: Path | str, captioner: FrozenCaptioner) -> FocusPrompt:
-    """Load a saved prompt for the captioner it was learned on.
-
-    Raises:
-        UserError: files are missing, edited or damaged, or of another captioner or of a classifier.
-    """
-    folder = Path(folder)
-    header = read_caption_header(folder)
+    name = model or header["backbone"]["name"]
+    captioner = load_captioner(name) if isinstance(name, str) else name
     refuse_other_backbone(folder, header, captioner)
-    sources = read_sources(header, read_prompt_tensors(folder, header), captioner.device)
-    return FocusPrompt(header["focus"], SiteSources(sources).requires_grad_(False), header["words"])
+    template = CaptionTemplate(header["focus"], header["words"])
+    prompt, _ = read_prompt(folder, header, captioner.device, template)
+    return Captioner(captioner, Steering(((prompt.requires_grad_(False), 1.0),)))
+
+
+def load_focus(folder: Path | str, captioner: FrozenCaptioner) -> Prompt:
+    """Load the saved prompt alone, for the captioner it was learned on.
+
+    Raises:
+        UserError: files are missing, edited or damaged, or of another captioner or another kind of model.
+    """
+    read_caption_header(Path(folder))
+    loaded: Captioner = load_predictor(folder, captioner)
+    return loaded.prompt
 
 
 def load_captioner_of(folders: Iterable[Path | str], name: str | None = None, device: str = "auto") -> FrozenCaptioner:
-    """The captioner that saved prompts were learned on.
+    """Load the captioner that saved prompts were learned on.
 
     Args:
         folders: of prompts; the first one names the captioner.
@@ -322,12 +362,13 @@ def load_captioner_of(folders: Iterable[Path | str], name: str | None = None, de
 
 
 def read_caption_header(folder: Path) -> dict[str, Any]:
-    """What a saved prompt of a captioner says of itself.
+    """Read what a saved prompt of a captioner says of itself.
 
     Raises:
-        UserError: it is missing, edited, damaged, or the prompt of a classifier.
+        UserError: it is missing, edited, damaged, or the prompt of another kind of model.
     """
-    header = read_prompt_header(folder)
-    if header.get("kind") != "captioner":
-        raise bad_file(folder, "is the prompt of a classifier, not of a captioner", "See mmprompt predict.")
+    header = read_header(folder)
+    if header["kind"] != "captioning":
+        verb = {"classification": "mmprompt predict", "language": "mmprompt llm generate"}[header["kind"]]
+        raise bad_file(folder, f"is a prompt for {header['kind']}, not for captioning", f"See {verb}.")
     return header

@@ -6,10 +6,9 @@ too, so a training step runs the prompt and the words alone.
 
 from __future__ import annotations
 
-import contextlib
-import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,33 +16,35 @@ import torch
 from torch import Tensor, nn
 
 from mmprompt.captioning.data import NEUTRAL, CaptionData, load_caption_data
-from mmprompt.captioning.methods import CAPTION_MODES, CaptionMethod, SoftPrompt
-from mmprompt.captioning.predictor import Captioner, CaptionFeatures, FocusPrompt, Steering, save_focus
+from mmprompt.captioning.methods import METHODS, start_tokens
+from mmprompt.captioning.predictor import Captioner, CaptionFeatures, CaptionTemplate, Steering, embed_words
 from mmprompt.captioning.readers.captioner import FrozenCaptioner
 from mmprompt.captioning.readers.load import load_captioner, save_mapped
 from mmprompt.captioning.search import prompt_slots
-from mmprompt.core.site_file import check_new, describe_backbone
+from mmprompt.core.fit import refuse_changed
+from mmprompt.core.learned import Prompt
+from mmprompt.core.method import Method, Start
+from mmprompt.core.soft import rms
 from mmprompt.errors import UserError
 from mmprompt.models.decoder.memory import Memory
-from mmprompt.models.sites import Site, Vectors
-from mmprompt.training.callbacks import Callback, WriteConfig
-from mmprompt.training.config import provenance, run_id_of, surroundings
+from mmprompt.models.sites import Site, Vectors, vectors_of
+from mmprompt.training.callbacks import Callback
+from mmprompt.training.config import run_id_of
 from mmprompt.training.lock import run_lock
 from mmprompt.training.loop import train
-from mmprompt.training.problem import RunFailed, StepResult
+from mmprompt.training.problem import StepResult
 from mmprompt.training.recipe import Recipe
 from mmprompt.training.seeds import batches
 
 N_STEPS = 160
 """Steps that a prompt is trained for at least where the recipe names no epochs, however few pictures there are."""
-RECIPE = Recipe(optimizer="adamw", lr=0.1, batch_size=16, weight_decay=0.0, warmup_epochs=0, augment="none")
-"""Of soft and kv prompts, in units of the vectors' own size; a batch is so many pictures with all their captions."""
-MAPPER_RECIPE = replace(RECIPE, lr=1e-3, epochs=20, weight_decay=0.01, warmup_epochs=1)
-"""Of mappers, whose weights have no such unit."""
+MAPPER_RECIPE = Recipe(
+    optimizer="adamw", lr=1e-3, epochs=20, batch_size=16, weight_decay=0.01, warmup_epochs=1, augment="none"
+)
+"""Of mappers; a batch is so many images with all their captions."""
 MAX_MEMORY_BYTES = 2**30
 LOOKED_AT = 64
 COLLAPSED = 0.1
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -157,90 +158,118 @@ class CaptionProblem:
         return Memory.join([self.captioner.open(part) for part in self.features.split(64)])
 
 
-@dataclass(frozen=True)
-class CaptionResult:
-    """A finished training of a focus.
+@dataclass
+class FocusTask:
+    """Captions of one focus to learn from; see `core.fit.Task`.
 
     Args:
-        captioner: the frozen model.
-        prompt: what was learned.
-        history: one dict per epoch, as in `log.jsonl`.
-        data: what it was trained on.
-        folder: the run folder, None if nothing was written.
-        notices: what a careful reader should know, one sentence each.
-    """
-
-    captioner: FrozenCaptioner
-    prompt: FocusPrompt
-    history: list[dict[str, Any]]
-    data: CaptionData
-    folder: Path | None
-    notices: tuple[str, ...] = ()
-
-    @property
-    def steered(self) -> Captioner:
-        """The captioner with this prompt."""
-        return Captioner(self.captioner, Steering(((self.prompt, 1.0),)))
-
-
-def fit_captions(
-    focus: str,
-    method: CaptionMethod | None = None,
-    captioner: FrozenCaptioner | str = "tiny",
-    data: CaptionData | str = "openart-scenes",
-    out: Path | str | None = None,
-    recipe: Recipe | None = None,
-    seed: int = 1,
-    callbacks: Sequence[Callback] = (),
-    resume: bool = False,
-    features: CaptionFeatures | None = None,
-) -> CaptionResult:
-    """Learn a prompt that makes a frozen captioner speak of one focus.
-
-    Args:
+        data: images with captions.
         focus: one that the data has captions of, such as "emotions".
-        method: `SoftPrompt()` by default.
-        captioner: a captioner or the name of one.
-        data: captions, or the name of an embedded set or a file.
-        out: a new run folder; nothing is written without.
-        recipe: optimiser and schedule; lr is in units of the vectors' own size.
-        seed: of the order of the captions.
-        callbacks: called as training goes.
-        resume: go on from the newest checkpoint in `out`.
         features: of the same captioner, to share them.
-    Raises:
-        UserError: something in the input cannot be, or another process trains in `out`; nothing is written then.
-        RunFailed: the loss stopped being finite, or weights of the captioner changed.
     """
-    captioner = load_captioner(captioner) if isinstance(captioner, str) else captioner
-    data = load_caption_data(data) if isinstance(data, str) else data
-    method = SoftPrompt() if method is None else method
-    recipe = RECIPE if recipe is None else recipe
-    items = data.with_captions("train", focus)
-    folder = None if out is None else Path(out)
-    with contextlib.nullcontext() if folder is None else run_lock(folder):
-        if folder is not None:
-            check_new(folder)
-        encoded_images = (features or CaptionFeatures(captioner)).of([item.image for item in items])
-        words = tokenize_captions(captioner, [item.of(focus) for item in items])
-        sources = method.sources(captioner, [ids for some in words for ids in some], encoded_images[:LOOKED_AT])
-        captioner.check_vectors(sources.vectors())
-        captions = with_ends(captioner, words, captioner.decoder.budget - prompt_slots(sources.vectors()))
-        problem = CaptionProblem(captioner, sources, sources.vectors, encoded_images, captions)
-        config = caption_config(focus, method, captioner, data, recipe, seed)
-        listeners = callbacks if folder is None else (WriteConfig(folder, config), *callbacks)
-        history = []
-        if any(parameter.requires_grad for parameter in sources.parameters()):
-            n_epochs = epochs_of(recipe, problem.n_items)
-            history = train(problem, recipe, seed, n_epochs, folder, run_id_of(config), listeners, resume)
-        refuse_changed(captioner)
-        prompt = FocusPrompt(focus, sources.requires_grad_(False), getattr(method, "words", ""))
-        notices = tuple(notices_of(problem, prompt, encoded_images[:LOOKED_AT]))
-        for notice in notices:
-            _log.warning("%s", notice)
-        if folder is not None:
-            save_focus(prompt, captioner, folder, provenance(config) | {"notices": list(notices)})
-    return CaptionResult(captioner, prompt, history, data, folder, notices)
+
+    data: CaptionData
+    focus: str
+    features: CaptionFeatures | None = None
+
+    kind = "captioning"
+    methods = METHODS
+
+    def __post_init__(self) -> None:
+        self.items = self.data.with_captions("train", self.focus)
+        self.recipe: dict[str, Any] = {}
+
+    def task(self) -> FocusTask:
+        """Return the task itself."""
+        return self
+
+    def load_model(self, name: str) -> FrozenCaptioner:
+        """Load a captioner."""
+        return load_captioner(name)
+
+    def predictor(self, method: Method, model: FrozenCaptioner, seed: int) -> Captioner:
+        """Make the captioner with an untrained prompt.
+
+        Raises:
+            UserError: the method's prompt does not fit this captioner.
+        """
+        self.features = self.features or CaptionFeatures(model)
+        self.image_features = self.features.of([item.image for item in self.items])
+        self.words = tokenize_captions(model, [item.of(self.focus) for item in self.items])
+        tokens = [ids for captions in self.words for ids in captions]
+
+        def vectors(n: int) -> tuple[Tensor, Tensor]:
+            values = model.decoder.embed(start_tokens(tokens, n, model.device)).detach().float()
+            return values, rms(values)
+
+        def keys_values(n: int) -> list[tuple[Tensor, Tensor]]:
+            each = keys_values_of(model, start_tokens(tokens, n, model.device), self.image_features[:LOOKED_AT])
+            return [(values, rms(values)) for values in each]
+
+        start = Start(
+            torch.Generator().manual_seed(seed),
+            CaptionTemplate(self.focus, getattr(method, "words", "")),
+            vectors=vectors,
+            keys_values=None if model.decoder.kv_shape is None else keys_values,
+            embed=partial(embed_words, model),
+        )
+        prompt = method.prompt(model, start)
+        model.check_vectors(vectors_of(prompt.inserts()))
+        return Captioner(model, Steering(((prompt, 1.0),)))
+
+    def complete(self, recipe: Recipe) -> Recipe:
+        """Leave the recipe as it is."""
+        return recipe
+
+    def n_epochs(self, recipe: Recipe) -> int:
+        """Give the recipe's epochs, or as many as `N_STEPS` take, but 8 at least."""
+        return epochs_of(recipe, len(self.items))
+
+    def problem(self, method: Method, predictor: Captioner, recipe: Recipe, seed: int) -> CaptionProblem:
+        """Make what the loop trains."""
+        model, prompt = predictor.backbone, predictor.prompt
+        vectors = lambda: vectors_of(prompt.inserts())  # noqa: E731
+        captions = with_ends(model, self.words, model.decoder.budget - prompt_slots(vectors()))
+        return CaptionProblem(model, prompt, vectors, self.image_features, captions)
+
+    def callbacks(self, predictor: Any) -> list[Callback]:
+        """Listen to nothing."""
+        return []
+
+    def describe(self, predictor: Captioner) -> dict[str, Any]:
+        """Give its part of `run.json`."""
+        data = self.data
+        return {
+            "data": {
+                "name": data.name,
+                "fingerprint": data.fingerprint,
+                "focus": self.focus,
+                "sizes": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
+                "notes": list(data.notes),
+            }
+        }
+
+    def notices(self, problem: CaptionProblem, predictor: Captioner) -> list[str]:
+        """Say what a careful reader should know of a trained prompt."""
+        return notices_of(problem, predictor.prompt, self.image_features[:LOOKED_AT])
+
+    def evaluate(self, predictor: Captioner, items: Sequence[Any]) -> Any:
+        """Measure how well captions keep to the focus; see `captioning.measure`."""
+        from mmprompt.captioning.measure import evaluate
+
+        return evaluate(predictor, items, self.data, self.features)
+
+
+@torch.no_grad()
+def keys_values_of(captioner: FrozenCaptioner, tokens: Tensor, features: Tensor) -> list[Tensor]:
+    """Compute the keys and values [M, 2 H D/H] of tokens [M] in every block, averaged over images [B, T, D']."""
+    embedded = captioner.decoder.embed(tokens.expand(len(features), -1))
+    _, memory = captioner.decoder.run(captioner.open(features), embedded)
+    n_tokens = len(tokens)
+    return [
+        torch.cat([part[:, :, -n_tokens:].mean(0).transpose(0, 1).flatten(1) for part in pair], dim=1).float()
+        for pair in memory.own
+    ]
 
 
 def fit_mapper(
@@ -304,17 +333,7 @@ def epochs_of(recipe: Recipe, n_pictures: int) -> int:
     return recipe.epochs or max(8, -(-N_STEPS // n_steps))
 
 
-def refuse_changed(captioner: FrozenCaptioner) -> None:
-    """See that the frozen weights are what they were.
-
-    Raises:
-        RunFailed: they are not.
-    """
-    if captioner.compute_fingerprint() != captioner.fingerprint:
-        raise RunFailed(f"weights of {captioner.name} changed while a prompt was trained, so nothing was saved")
-
-
-def notices_of(problem: CaptionProblem, prompt: FocusPrompt, features: Tensor) -> list[str]:
+def notices_of(problem: CaptionProblem, prompt: Prompt, features: Tensor) -> list[str]:
     """What a careful reader should know of a trained prompt.
 
     Args:
@@ -329,10 +348,12 @@ def notices_of(problem: CaptionProblem, prompt: FocusPrompt, features: Tensor) -
             f"{captions.n_cut} of {captions.n_captions} captions were longer than the decoder has room for and were "
             "cut: shorten them, or use fewer vectors."
         )
-    bare, learned = problem.mean_loss({}), problem.mean_loss(prompt.vectors())
+    bare, learned = problem.mean_loss({}), problem.mean_loss(vectors_of(prompt.inserts()))
     if learned > 0.98 * bare:
-        kind = "soft" if any(site.tower == "lm" for site in prompt.sources.sites) else "kv"
-        other = "Try --mode kv." if kind == "soft" and captioner.decoder.kv_shape else "Try more vectors or a lower lr."
+        kind = "soft" if any(site.tower == "lm" for site in prompt.sites) else "kv"
+        other = (
+            "Try prefix-tuning." if kind == "soft" and captioner.decoder.kv_shape else "Try more vectors or a lower lr."
+        )
         notices.append(
             f"{captioner.name} can hardly be steered by this prompt: the loss is {learned:.3f} a token with it and "
             f"{bare:.3f} without. {other}"
@@ -345,25 +366,3 @@ def notices_of(problem: CaptionProblem, prompt: FocusPrompt, features: Tensor) -
             f"{len(texts)}: it has collapsed. Train for fewer epochs, with a lower lr or with fewer vectors."
         )
     return notices
-
-
-def caption_config(
-    focus: str, method: CaptionMethod, captioner: FrozenCaptioner, data: CaptionData, recipe: Recipe, seed: int
-) -> dict[str, Any]:
-    """All that is needed to repeat a run, JSON-ready: the content of `run.json`."""
-    names = {kind: name for name, kind in CAPTION_MODES.items()}
-    settings = asdict(method)  # type: ignore[call-overload]
-    return {
-        "format": 1,
-        "backbone": describe_backbone(captioner),
-        "data": {
-            "name": data.name,
-            "fingerprint": data.fingerprint,
-            "focus": focus,
-            "sizes": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
-            "notes": list(data.notes),
-        },
-        "method": {"name": names.get(type(method), type(method).__name__), "settings": settings},
-        "recipe": asdict(recipe),
-        "seed": seed,
-    } | surroundings(captioner)

@@ -29,6 +29,7 @@ from mmprompt.errors import UserError
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.dual_encoder.load import load_backbone
 from mmprompt.models.image_features import ImageFeatures, encode_pictures, encode_tensors
+from mmprompt.training.callbacks import Callback
 from mmprompt.training.problem import StepResult
 from mmprompt.training.recipe import Recipe, epochs_for
 
@@ -293,6 +294,10 @@ class ClassificationTask:
         return ClassificationProblem(
             method, predictor, self.images, self.labels, recipe, seed, self.validation, self.features
         )
+
+    def callbacks(self, predictor: Any) -> list[Callback]:
+        """Listen to nothing."""
+        return []
 
     def describe(self, predictor: Classifier) -> dict[str, Any]:
         """Give its part of `run.json`."""

@@ -13,7 +13,7 @@ from mmprompt.classification.nearest_words import context_words
 from mmprompt.core.file import load, read_header
 from mmprompt.errors import bad_value
 from mmprompt.language.explain import nearest_tokens
-from mmprompt.language.file import load_language
+from mmprompt.language.predictor import load_prompted
 from mmprompt.models.sites import Site
 from mmprompt.terminal.output import Output, shorten
 from mmprompt.terminal.parser import parse
@@ -84,8 +84,8 @@ def near_words(folder: Path, header: Mapping[str, Any], k: int) -> list[dict[str
         return context_words(load(folder), k)
     if kind == "captioner" or str(Site("lm")) not in header["sites"]:
         return []
-    prompted = load_language(folder)
-    found = nearest_tokens(prompted.model, prompted.prompt.sources.vectors()[Site("lm")].values, k)
+    prompted = load_prompted(folder)
+    found = nearest_tokens(prompted.model, prompted.vectors()[Site("lm")].values, k)
     return [{"vector": f"vector {m + 1}", "words": pairs} for m, pairs in enumerate(found)]
 
 

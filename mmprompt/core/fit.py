@@ -75,6 +75,10 @@ class Task(Protocol[P]):
         """Say for how many epochs a recipe trains here."""
         ...
 
+    def callbacks(self, predictor: P) -> Sequence[Callback]:
+        """Give what listens to every training of this kind, such as a watch over the vectors."""
+        ...
+
     def describe(self, predictor: P) -> dict[str, Any]:
         """Give its part of `run.json`, JSON-ready: `data` at least."""
         ...
@@ -170,8 +174,9 @@ def fit(
         n_epochs = task.n_epochs(recipe)
         if any(parameter.requires_grad for parameter in predictor.prompt.parameters()):
             bars = [] if not progress or any(isinstance(one, ProgressBar) for one in callbacks) else [ProgressBar()]
-            listeners = (*listeners, *callbacks, *method.callbacks(n_epochs), *bars)
+            listeners = (*listeners, *task.callbacks(predictor), *callbacks, *method.callbacks(n_epochs), *bars)
             history = train(problem, recipe, seed, n_epochs, folder, run_id_of(config), listeners, resume)
+            predictor.prompt.requires_grad_(False)
         elif folder is not None:
             write_json(make_folder(folder) / "run.json", config)
         refuse_changed(model)

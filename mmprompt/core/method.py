@@ -32,8 +32,10 @@ class Start:
         class_names: C names, of a classifier.
         templates: the data's ensemble of hand-written templates, of a classifier.
         tasks: names of the tasks of the data, of a language model.
-        vectors: given n, embeddings [n, D] to start from and their unit, of a decoder.
+        vectors: given n, embeddings [n, D] to start from and their unit, of a decoder; where the template has slots of
+            its own, as many as it has.
         keys_values: given n, keys and values [n, 2 H D/H] of every block to start from and their units, of a decoder.
+        embed: given words, their embeddings [n, D], of a decoder whose template has no place for words.
     """
 
     generator: torch.Generator
@@ -43,6 +45,7 @@ class Start:
     tasks: Sequence[str] = ()
     vectors: Callable[[int], tuple[Tensor, Tensor]] | None = None
     keys_values: Callable[[int], list[tuple[Tensor, Tensor]]] | None = None
+    embed: Callable[[str], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -189,6 +192,8 @@ MEASURED: dict[tuple[str, str], Measured] = {
     ),
     ("captioning", "PromptTuning"): Measured({"n_soft": 8}, _CAPTIONS),
     ("captioning", "PrefixTuning"): Measured({"n_prefix": 4, "reparametrise": False}, _CAPTIONS),
+    ("language", "PromptTuning"): Measured({"n_soft": 20}),
+    ("language", "PrefixTuning"): Measured({"n_prefix": 10, "reparametrise": True}),
 }
 """By backbone or kind of task, and method. Each was chosen on validation data: docs/embedded_default.md,
 docs/photographs.md and docs/captions.md say how."""
@@ -197,13 +202,20 @@ docs/photographs.md and docs/captions.md say how."""
 def measured_for(method: Method | type[Method], *places: str) -> Measured:
     """Look up what was measured for a method in the first of some places that has something.
 
+    A method that inherits from a measured one takes over its settings, but not its recipe, which was measured for the
+    other.
+
     Args:
         method: a method or its class; of a combination the first one counts.
         places: names of backbones and kinds of tasks, the narrowest first.
     """
     kind = method if isinstance(method, type) else type(leading(method))
-    found = (MEASURED[place, kind.__name__] for place in places if (place, kind.__name__) in MEASURED)
-    return next(found, Measured())
+    for ancestor in kind.__mro__:
+        for place in places:
+            if (place, ancestor.__name__) in MEASURED:
+                found = MEASURED[place, ancestor.__name__]
+                return found if ancestor is kind else Measured(found.settings)
+    return Measured()
 
 
 def leading(method: Any) -> Any:

@@ -8,11 +8,12 @@ and `note`. What a template means is not known here, nor any tokenizer. One smal
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmprompt.data.class_names import shortened
 from mmprompt.data.fewshot import MAX_VAL_SHOTS, draw_stream, sample_groups
@@ -20,6 +21,9 @@ from mmprompt.data.jsonl import read_objects
 from mmprompt.data.splits import SPLITS
 from mmprompt.data.strict_yaml import read_yaml, validate
 from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
+
+if TYPE_CHECKING:
+    from mmprompt.language.task import LanguageTask
 
 TEST_SHARE, VAL_SHARE = 0.3, 0.1
 FOLDER = Path(__file__).parents[1] / "assets" / "language"
@@ -73,6 +77,15 @@ class TextData:
     instructions: tuple[str, ...] = ()
     licence: str = ""
     notes: tuple[str, ...] = ()
+
+    def task(self, **options: Any) -> LanguageTask:
+        """Give what `fit` learns from these rows.
+
+        Args:
+            options: of `LanguageTask`: template, verbalizer, objective, init, is_recomputed.
+        """
+        task: LanguageTask = importlib.import_module("mmprompt.language.task").LanguageTask(self, **options)
+        return task
 
     def rows(self, split: str) -> tuple[TextRow, ...]:
         """The rows of `"train"`, `"val"` or `"test"`.

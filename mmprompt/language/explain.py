@@ -137,7 +137,7 @@ def _loss_and_accuracy(
     for start in range(0, len(rows), BATCH):
         some = rows[start : start + BATCH]
         questions = [_without(prompted.question(row.fields, prompted.answers), without) for row in some]
-        predicted = prompted.model.predict(prompted.prompt.sources.vectors_of(some[0].task), questions, prompted.words)
+        predicted = prompted.model.predict(prompted.vectors(some[0].task), questions, prompted.words)
         words = predicted.answer_log_probs().unflatten(0, (len(some), -1))
         parts.append(verbalizer.label_scores(words, predicted.lengths[: words.shape[1]]).cpu())
     scores = torch.cat(parts)
@@ -164,7 +164,7 @@ def heard(prompted: PromptedModel, rows: Sequence[TextRow]) -> float:
     total = 0.0
     for row in rows:
         question = prompted.question(row.fields, end)
-        vectors = prompted.prompt.sources.vectors_of(row.task if prompted.prompt.sources.tasks else "")
+        vectors = prompted.vectors(row.task if prompted.tasks else "")
         learned = prompted.model.predict(vectors, [question]).logits[0].float().log_softmax(-1)
         bare = prompted.model.predict({}, [_without(question, soft)]).logits[0].float().log_softmax(-1)
         total += F.kl_div(bare, learned, log_target=True, reduction="sum").item()
@@ -190,7 +190,7 @@ def attention_mass(prompted: PromptedModel, rows: Sequence[TextRow]) -> Tensor:
     with eager_attention(model.lm):
         for row in rows:
             slots = prompted.question(row.fields, ((model.end_id,),)).slots
-            vectors = prompted.prompt.sources.vectors_of(row.task if prompted.prompt.sources.tasks else "")
+            vectors = prompted.vectors(row.task if prompted.tasks else "")
             masses.append(_mass(model, model.reader, vectors, slots, prompted.bound.n_soft))
     return torch.stack(masses).mean(0)
 

@@ -78,11 +78,11 @@ def jobs_of(each: Sequence[PromptedModel], rows: Sequence[TextRow], n_answer: in
     """The rows as they are read; what several rows of a prompt begin with is read once."""
     groups: dict[tuple[int, str], list[int]] = {}
     for place, (one, row) in enumerate(zip(each, rows, strict=True)):
-        groups.setdefault((id(one), row.task if one.prompt.sources.tasks else ""), []).append(place)
+        groups.setdefault((id(one), row.task if one.tasks else ""), []).append(place)
     jobs: dict[int, Job] = {}
     for (_, task), places in groups.items():
         one = each[places[0]]
-        vectors = one.prompt.sources.vectors_of(task)
+        vectors = one.vectors(task)
         texts = [slots_of(one, rows[place].fields, n_answer) for place in places]
         start = compiled_start(one, task, texts)
         for place, slots in zip(places, texts, strict=True):
@@ -116,14 +116,14 @@ def compiled_start(
     kept = prompted.compiled.get(task)
     if kept is None or kept[0] != start or is_learning(prompted):
         with torch.no_grad():
-            kept = start, model.read_shared(prompted.prompt.sources.vectors_of(task), start)
+            kept = start, model.read_shared(prompted.vectors(task), start)
         prompted.compiled[task] = kept
     return kept
 
 
 def is_learning(prompted: PromptedModel) -> bool:
     """Whether the vectors may still change."""
-    return any(parameter.requires_grad for parameter in prompted.prompt.sources.parameters())
+    return any(parameter.requires_grad for parameter in prompted.prompt.parameters())
 
 
 def stream_text(prompted: PromptedModel, row: TextRow, settings: Generation | None = None) -> Iterator[str]:

@@ -193,13 +193,13 @@ def measure_language(
     rows = data.rows(split)
     if not rows:
         raise UserError(f"{data.name} has no {split} rows to measure on. Use another --split.")
-    template = prompted.prompt.template.text
+    template = prompted.template.text
     if data.labels:
         probabilities, truth = _told_apart(prompted, data, rows, is_calibrated, progress)
         labels = prompted.verbalizer.labels
         found = evaluate_probabilities(probabilities, truth, labels)
         return LanguageScore(name, template, tuple(labels[place] for place in found.predictions), labels=found)
-    if prompted.prompt.verbalizer is not None:
+    if prompted.label_words is not None:
         raise UserError(f"this prompt tells labels apart, but the rows of {data.name} have answers. Use other --data.")
     if is_calibrated:
         raise UserError("calibration is for labels, but these rows have answers. Leave it out.")
@@ -223,9 +223,9 @@ def plain_model(model: FrozenLanguageModel, data: TextData, prompted: PromptedMo
         data: whose template is taken where there is no learned one.
         prompted: whose template is taken if it has vectors; one in words alone has no template without them.
     """
-    has_vectors = prompted is not None and bool(prompted.prompt.sources.sites)
+    has_vectors = prompted is not None and bool(prompted.prompt.sites)
     if prompted is not None and has_vectors:
-        template, verbalizer = prompted.prompt.template, prompted.prompt.verbalizer
+        template, verbalizer = prompted.prompt.template, prompted.label_words
     else:
         template, verbalizer = Template.parse(data.template or default_template(data)), verbalizer_of(data)
     empty = replace(template, groups=tuple(Group(n_vectors=0) for _ in template.groups))
@@ -285,8 +285,8 @@ def _told_apart(
 
 def _calibrated(prompted: PromptedModel, rows: Sequence[TextRow], log_probs: Tensor) -> Tensor:
     """The log-probabilities, task by task, without what is answered to texts that say nothing."""
-    fields, found = prompted.prompt.template.fields, log_probs.clone()
-    tasks = [row.task if prompted.prompt.sources.tasks else "" for row in rows]
+    fields, found = prompted.template.fields, log_probs.clone()
+    tasks = [row.task if prompted.tasks else "" for row in rows]
     for task in dict.fromkeys(tasks):
         empty = [TextRow(dict.fromkeys(fields, text), task=task) for text in CONTENT_FREE]
         is_its = torch.tensor([one == task for one in tasks], device=found.device)

@@ -16,15 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmprompt.core.site_file import check_new
+from mmprompt.core.file import check_new
 from mmprompt.core.sources import FreeVectors
 from mmprompt.errors import UserError, bad_value
 from mmprompt.language.data import TextData, TextRow, load_texts
 from mmprompt.language.file import save_language
-from mmprompt.language.methods import LANGUAGE_METHODS, LanguageMethod, MultitaskPrompt, PromptTuning
+from mmprompt.language.methods import METHODS, DecoderMethod, MultitaskPrompt, PromptTuning
 from mmprompt.language.predictor import LanguagePrompt, PromptedModel
 from mmprompt.language.sources import LanguageSources
-from mmprompt.language.start import Start, start_vectors
+from mmprompt.language.start import PromptInit, start_vectors
 from mmprompt.language.task import LanguageProblem, LanguageTask, objective_of, refuse_changed, untrained
 from mmprompt.language.templates.template import Template
 from mmprompt.models.decoder.load import load_language_model
@@ -60,16 +60,16 @@ class MetaResult:
 def meta_start(
     datas: Sequence[TextData | Path | str],
     model: FrozenLanguageModel | str = "tiny",
-    method: LanguageMethod | None = None,
+    method: DecoderMethod | None = None,
     recipe: Recipe | None = None,
     seed: int = 1,
     n_rounds: int = 24,
     n_inner: int = 10,
     out: Path | str | None = None,
-    start: Start | None = None,
+    start: PromptInit | None = None,
     rate: float = 1.0,
 ) -> MetaResult:
-    """Learn vectors that a new task is soon learned from: `Start(start="prompt", from_prompt=out)`.
+    """Learn vectors that a new task is soon learned from: `PromptInit(start="prompt", from_prompt=out)`.
 
     Args:
         datas: two or more tasks, each with a template of its own (or the default one).
@@ -96,7 +96,7 @@ def meta_start(
     with contextlib.nullcontext() if folder is None else run_lock(folder):
         if folder is not None:
             check_new(folder)
-        each = _with_one_prompt(model, tasks, method, start or Start(), seed)
+        each = _with_one_prompt(model, tasks, method, start or PromptInit(), seed)
         sources = each[0].prompt.sources
         history = []
         for number in range(n_rounds):
@@ -145,10 +145,10 @@ def _round(problem: LanguageProblem, recipe: Recipe, seed: int, rate: float) -> 
 
 
 def _with_one_prompt(
-    model: FrozenLanguageModel, tasks: Sequence[TextData], method: LanguageMethod, start: Start, seed: int
+    model: FrozenLanguageModel, tasks: Sequence[TextData], method: DecoderMethod, start: PromptInit, seed: int
 ) -> list[PromptedModel]:
     """Each task's template and labels around the same vectors."""
-    each = [untrained(model, data, method, LanguageTask(), Start(start="random"), seed) for data in tasks]
+    each = [untrained(model, data, method, LanguageTask(), PromptInit(start="random"), seed) for data in tasks]
     for data, prompted in zip(tasks, each, strict=True):
         if prompted.bound.n_soft != method.n_vectors:
             raise UserError(
@@ -174,7 +174,7 @@ def _alone(model: FrozenLanguageModel, vectors: Tensor) -> PromptedModel:
     return PromptedModel(model, LanguagePrompt(Template.parse(TEMPLATE), sources, None, len(vectors)))
 
 
-def _check(tasks: Sequence[TextData], method: LanguageMethod, n_rounds: int, n_inner: int, rate: float) -> None:
+def _check(tasks: Sequence[TextData], method: DecoderMethod, n_rounds: int, n_inner: int, rate: float) -> None:
     """Refuse what no start can be learned from."""
     if len(tasks) < 2:
         raise UserError(f"there are {len(tasks)} tasks, but a start is learned over two or more. Give more.")
@@ -188,10 +188,10 @@ def _check(tasks: Sequence[TextData], method: LanguageMethod, n_rounds: int, n_i
 
 
 def _described(
-    tasks: Sequence[TextData], method: LanguageMethod, n_rounds: int, n_inner: int, rate: float
+    tasks: Sequence[TextData], method: DecoderMethod, n_rounds: int, n_inner: int, rate: float
 ) -> dict[str, Any]:
     """What the prompt file says of how the start was learned."""
-    names = {kind: name for name, kind in LANGUAGE_METHODS.items()}
+    names = {kind: name for name, kind in METHODS.items()}
     return {
         "method": {"name": names.get(type(method), type(method).__name__), "settings": asdict(method)},  # type: ignore[call-overload]
         "meta": {

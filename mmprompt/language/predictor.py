@@ -5,42 +5,33 @@ It knows prompts and texts, not how a prompt was learned. What it generates is i
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmprompt.errors import UserError
+from mmprompt.core.file import load as load_predictor
+from mmprompt.core.file import read_header, read_prompt, refuse_other_backbone
+from mmprompt.core.learned import Given, Prompt
+from mmprompt.errors import UserError, bad_file
+from mmprompt.language import sources as _sources  # noqa: F401 - so that files name their kinds
 from mmprompt.language.data import TextRow
-from mmprompt.language.sources import LanguageSources
 from mmprompt.language.templates.template import BoundTemplate, Template
 from mmprompt.language.templates.verbalizer import Verbalizer
+from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.memory import Memory
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.decoder.packing import Question
+from mmprompt.models.decoder.tuned import read_lora
 from mmprompt.models.decoder.vectors import LM_INPUT
-from mmprompt.models.sites import Site, Vectors
+from mmprompt.models.sites import Site, Vectors, vectors_of
 
 BATCH = 32
-
-
-@dataclass(frozen=True)
-class LanguagePrompt:
-    """A prompt of a language model.
-
-    Args:
-        template: what stands around a row's fields, soft vectors among it.
-        sources: the vectors by site, for each task where there are several.
-        verbalizer: the words of each label; None where texts are generated.
-        n_soft: vectors of the template's bare `{soft}`.
-    """
-
-    template: Template
-    sources: LanguageSources
-    verbalizer: Verbalizer | None = None
-    n_soft: int = 0
 
 
 @dataclass(frozen=True)
@@ -61,29 +52,93 @@ class PromptedModel:
 
     Args:
         model: the frozen model.
-        prompt: what it is prompted with.
+        prompt: what it is prompted with; its template is a `Template` that says how many vectors it holds.
+        label_words: the words of each label; None where texts are generated.
+        lora: the folder, below that of the prompt, which holds the LoRA that was learned with it.
     Raises:
         UserError: the prompt does not fit the model.
     """
 
-    def __init__(self, model: FrozenLanguageModel, prompt: LanguagePrompt) -> None:
-        self.model, self.prompt = model, prompt
-        self.bound = prompt.template.bind(model.tokenizer, model.start_ids, prompt.n_soft, model.is_encoder_decoder)
-        for task in prompt.sources.tasks or ("",):
-            vectors = prompt.sources.vectors_of(task)
+    kind = "language"
+
+    def __init__(
+        self,
+        model: FrozenLanguageModel,
+        prompt: Prompt,
+        label_words: Verbalizer | None = None,
+        lora: str | None = None,
+    ) -> None:
+        self.model = self.backbone = model
+        self.prompt, self.label_words, self.lora = prompt, label_words, lora
+        self.bound = self.template.bind(model.tokenizer, model.start_ids, 0, model.is_encoder_decoder)
+        for task in self.tasks or ("",):
+            vectors = self.vectors(task)
             model.check_vectors(vectors)
             refuse_mismatch(self.bound, vectors)
-        words = () if prompt.verbalizer is None else prompt.verbalizer.flat
-        self.answers = self.bound.answers(words)
-        if prompt.verbalizer is not None:
-            prompt.verbalizer.check_distinct(self.answers)
+        self.answers = self.bound.answers(() if label_words is None else label_words.flat)
+        if label_words is not None:
+            label_words.check_distinct(self.answers)
         self.words = single_tokens(self.answers, model.device)
         self.compiled: dict[str, tuple[tuple[int, ...], Memory]] = {}  # of each task what was last read of the prompt
+
+    def __repr__(self) -> str:
+        return f"<PromptedModel: {shortened_text(self.template.text)!r} on {self.model.name}>"
+
+    @property
+    def template(self) -> Template:
+        """What stands around a row's fields, soft vectors among it."""
+        assert isinstance(self.prompt.template, Template), "a language model's prompt has its template"
+        return self.prompt.template
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that have vectors of their own; () where one prompt serves all."""
+        return next((source.tasks for source in self.prompt.sources if hasattr(source, "tasks")), ())
+
+    def vectors(self, task: str = "") -> dict[Site, Vectors]:
+        """Give the vectors by site, for one task where there are several."""
+        return vectors_of(self.prompt.inserts(given=Given(task=task)))
+
+    def header(self) -> dict[str, Any]:
+        """Give what the prompt file keeps of a language model beside its prompt; see `core.file.Predictor`."""
+        words = None if self.label_words is None else self.label_words.to_dict()
+        return {"verbalizer": words, "lora": self.lora}
+
+    def kept_tensors(self) -> dict[str, Tensor]:
+        """Give nothing: a language model computes nothing ahead."""
+        return {}
+
+    def predict(self, items: TextRow | Mapping[str, str] | str | Sequence[Any]) -> Any:
+        """Answer one text or many: labels with probabilities where there are labels, else generated texts.
+
+        Args:
+            items: rows, mappings of fields, or texts for a template of one field.
+        Raises:
+            UserError: a field is missing, or a text does not fit.
+        """
+        is_one = isinstance(items, TextRow | Mapping | str)
+        rows = [self._row(item) for item in ([items] if is_one else items)]
+        if self.label_words is not None:
+            answers: Sequence[Any] = self.classify(rows)
+        else:
+            generation = importlib.import_module("mmprompt.language.generation")
+            answers = generation.generate_texts(self, rows)
+        return answers[0] if is_one else list(answers)
+
+    def _row(self, item: Any) -> TextRow:
+        if isinstance(item, TextRow):
+            return item
+        if isinstance(item, Mapping):
+            return TextRow(dict(item))
+        if len(self.template.fields) != 1:
+            names = ", ".join(self.template.fields)
+            raise UserError(f"a text was given, but the template has the fields {names}. Give a mapping of them.")
+        return TextRow({self.template.fields[0]: item})
 
     @property
     def n_prefix(self) -> int:
         """Keys and values of the prompt in each block."""
-        vectors = self.prompt.sources.vectors()
+        vectors = self.vectors()
         return vectors[Site("lm.kv", 0)].n_vectors if Site("lm.kv", 0) in vectors else 0
 
     def question(self, fields: Mapping[str, str], answers: Sequence[tuple[int, ...]]) -> Question:
@@ -109,7 +164,7 @@ class PromptedModel:
             self.question(row.fields, self.bound.answers(some)) for row, some in zip(rows, answers, strict=True)
         ]
         found: list[Tensor] = []
-        for start, end, vectors in parts_by_task(self.prompt.sources, rows):
+        for start, end, vectors in parts_by_task(self, rows):
             scores = self.model.predict(vectors, questions[start:end]).answer_log_probs()
             found += scores.split([len(some) for some in answers[start:end]])
         return found
@@ -126,7 +181,7 @@ class PromptedModel:
         verbalizer = self.verbalizer
         questions = [self.question(row.fields, self.answers) for row in rows]
         parts = []
-        for start, end, vectors in parts_by_task(self.prompt.sources, rows):
+        for start, end, vectors in parts_by_task(self, rows):
             predicted = self.model.predict(vectors, questions[start:end], self.words)
             word_scores = predicted.answer_log_probs().unflatten(0, (end - start, -1))  # [N, W]
             parts.append(verbalizer.label_scores(word_scores, predicted.lengths[: word_scores.shape[1]]))
@@ -144,9 +199,9 @@ class PromptedModel:
         Raises:
             UserError: there are none.
         """
-        if self.prompt.verbalizer is None:
+        if self.label_words is None:
             raise UserError("this prompt generates text and has no labels to tell apart. Use generate.")
-        return self.prompt.verbalizer
+        return self.label_words
 
 
 def label_predictions(labels: Sequence[str], log_probs: Tensor) -> list[LabelPrediction]:
@@ -178,13 +233,62 @@ def single_tokens(answers: Sequence[tuple[int, ...]], device: torch.device) -> T
     return torch.tensor([answer[0] for answer in answers], device=device)
 
 
-def parts_by_task(sources: LanguageSources, rows: Sequence[TextRow]) -> list[tuple[int, int, dict[Site, Vectors]]]:
+def parts_by_task(prompted: PromptedModel, rows: Sequence[TextRow]) -> list[tuple[int, int, dict[Site, Vectors]]]:
     """Batches of rows that follow one another and share a task: start, end, and the task's vectors."""
     parts = []
     place = 0
-    for task, some in groupby(rows, key=lambda row: row.task if sources.tasks else ""):
+    for task, some in groupby(rows, key=lambda row: row.task if prompted.tasks else ""):
         end = place + len(list(some))
-        vectors = sources.vectors_of(task)
+        vectors = prompted.vectors(task)
         parts += [(start, min(end, start + BATCH), vectors) for start in range(place, end, BATCH)]
         place = end
     return parts
+
+
+def shortened_text(text: str, length: int = 60) -> str:
+    """Cut a text to a length, with an ellipsis where something was left out."""
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def load(folder: Path, header: Mapping[str, Any], model: FrozenLanguageModel | str | None) -> PromptedModel:
+    """Load a language model with a saved prompt.
+
+    Args:
+        folder: that holds the files.
+        header: of `core.file.read_header`.
+        model: the model or its name; by default the one that the file names.
+    Raises:
+        UserError: files are edited or damaged, or of another model.
+    """
+    name = model or header["backbone"]["name"]
+    frozen = load_language_model(name) if isinstance(name, str) else name
+    refuse_other_backbone(folder, header, frozen)
+    prompt, _ = read_prompt(folder, header, frozen.device, Template.parse(header["template"]))
+    if header["lora"] is not None:
+        frozen = read_lora(folder / header["lora"], frozen).model
+    words = None if header["verbalizer"] is None else Verbalizer.from_dict(header["verbalizer"])
+    return PromptedModel(frozen, prompt.requires_grad_(False), words, header["lora"])
+
+
+def load_prompted(folder: Path | str, model: FrozenLanguageModel | str | None = None) -> PromptedModel:
+    """Load what `core.file.load` does, of a language model alone.
+
+    Raises:
+        UserError: as of `load`, or it is another kind of prompt.
+    """
+    read_language_header(Path(folder))
+    prompted: PromptedModel = load_predictor(folder, model)
+    return prompted
+
+
+def read_language_header(folder: Path) -> dict[str, Any]:
+    """Read what a saved prompt of a language model says of itself.
+
+    Raises:
+        UserError: it is missing, edited, damaged, or another kind of prompt.
+    """
+    header = read_header(folder)
+    if header["kind"] != "language":
+        verb = {"classification": "mmprompt predict", "captioning": "mmprompt caption write"}[header["kind"]]
+        raise bad_file(folder, f"is a prompt for {header['kind']}, not for language models", f"See {verb}.")
+    return header

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mmprompt.errors import UserError, bad_value, unknown_name
-from mmprompt.language.file import load_language
+from mmprompt.language.predictor import load_prompted
 from mmprompt.language.templates.template import BoundTemplate
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.decoder.vectors import LM_INPUT
@@ -28,7 +28,7 @@ MOST_USED = 5000
 
 
 @dataclass(frozen=True)
-class Start:
+class PromptInit:
     """Where the vectors start."""
 
     start: StartKind = "auto"
@@ -58,7 +58,7 @@ class Start:
 
 def start_vectors(
     model: FrozenLanguageModel,
-    start: Start,
+    init: PromptInit,
     bound: BoundTemplate,
     n_more: int,
     labels: Sequence[Sequence[int]],
@@ -69,7 +69,7 @@ def start_vectors(
 
     Args:
         model: the frozen model.
-        start: what was asked for.
+        init: what was asked for.
         bound: the template, whose own words go before.
         n_more: vectors that are asked for where the template has no soft slots.
         labels: tokens of the words of the classes; empty where there are none.
@@ -83,7 +83,7 @@ def start_vectors(
     n_vectors = bound.n_soft or n_more
     if n_vectors == 0:
         return torch.zeros(0, model.width, device=model.device)
-    values = _values(model, start, n_vectors, labels, texts, seed)
+    values = _values(model, init, n_vectors, labels, texts, seed)
     for place, token in enumerate(bound.soft_starts):
         if token is not None:
             values[place] = model.embed(torch.tensor(token, device=model.device)).float()
@@ -92,30 +92,30 @@ def start_vectors(
 
 def _values(
     model: FrozenLanguageModel,
-    start: Start,
+    init: PromptInit,
     n_vectors: int,
     labels: Sequence[Sequence[int]],
     texts: Sequence[Sequence[int]],
     seed: int,
 ) -> Tensor:
-    kind = kind_of(start, labels)
+    kind = kind_of(init, labels)
     if kind == "prompt":
-        return taken_over(model, start.from_prompt, n_vectors)
+        return taken_over(model, init.from_prompt, n_vectors)
     if kind == "random":
         drawn = torch.randn(n_vectors, model.width, generator=generator(seed, "start"))
         return (drawn * model.embedding_rms).to(model.device)
-    tokens = _tokens(model, kind, start.words, n_vectors, labels, texts, seed)
+    tokens = _tokens(model, kind, init.words, n_vectors, labels, texts, seed)
     ids = torch.tensor([tokens[place % len(tokens)] for place in range(n_vectors)], device=model.device)
     return model.embed(ids).float()
 
 
-def kind_of(start: Start, labels: Sequence[Sequence[int]]) -> StartKind:
+def kind_of(init: PromptInit, labels: Sequence[Sequence[int]]) -> StartKind:
     """What `auto` comes to."""
-    if start.start != "auto":
-        return start.start
-    if start.from_prompt is not None:
+    if init.start != "auto":
+        return init.start
+    if init.from_prompt is not None:
         return "prompt"
-    if start.words:
+    if init.words:
         return "words"
     return "labels" if labels else "texts"
 
@@ -161,7 +161,7 @@ def taken_over(model: FrozenLanguageModel, folder: Path | None, n_vectors: int) 
         UserError: it has none among the tokens, or is a prompt of another model.
     """
     assert folder is not None, "Start has seen to it"
-    vectors = load_language(folder, model).prompt.sources.vectors()
+    vectors = load_prompted(folder, model).vectors()
     if LM_INPUT not in vectors:
         raise UserError(
             f"{folder} holds no vectors among the tokens, but such are started from. "

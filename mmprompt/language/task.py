@@ -2,46 +2,38 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmprompt.core.site_file import check_new, describe_backbone
+from mmprompt.core.method import Method, Start
+from mmprompt.core.soft import DecoderMethod, rms
 from mmprompt.errors import UserError, unknown_name
-from mmprompt.files import write_json
-from mmprompt.language.data import TextData, TextRow, load_texts
+from mmprompt.language.data import TextData, TextRow
 from mmprompt.language.explain import heard
-from mmprompt.language.file import save_language
-from mmprompt.language.methods import LANGUAGE_METHODS, LanguageMethod, PromptTuning
-from mmprompt.language.predictor import LanguagePrompt, PromptedModel
-from mmprompt.language.start import Start, start_vectors
+from mmprompt.language.methods import METHODS
+from mmprompt.language.predictor import PromptedModel
+from mmprompt.language.start import PromptInit, start_vectors
 from mmprompt.language.templates.template import BoundTemplate, Template
 from mmprompt.language.templates.verbalizer import Verbalizer
 from mmprompt.language.watch import VectorWatch
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.decoder.packing import Question
-from mmprompt.training.callbacks import Callback, WriteConfig
-from mmprompt.training.config import provenance, run_id_of, surroundings
-from mmprompt.training.lock import run_lock
-from mmprompt.training.loop import train
-from mmprompt.training.problem import RunFailed, StepResult
+from mmprompt.training.callbacks import Callback
+from mmprompt.training.problem import StepResult
 from mmprompt.training.recipe import Recipe
-from mmprompt.training.seeds import batches, derive_seed
+from mmprompt.training.seeds import batches, derive_seed, generator
 
 Objective = Literal["auto", "answer", "choices"]
 N_STEPS = 80
 """Steps that a prompt is trained for at least where the recipe names no epochs, however few rows there are."""
 IGNORED, LOOKED_AT = 0.01, 8
 """Nats: prompts that change what the model says next by less are called ignored; rows that this is looked at on."""
-_log = logging.getLogger(__name__)
 
 
 class LanguageProblem:
@@ -84,18 +76,18 @@ class LanguageProblem:
 
     def step(self, indices: list[int], epoch: int) -> StepResult:
         """The mean loss of some rows: cross entropy in nats a token of the answers, or a row over the labels."""
-        sources = self.prompted.prompt.sources
+        has_tasks = bool(self.prompted.tasks)
         total, n_counted, n_correct = torch.zeros((), device=self.prompted.model.device), 0, 0
-        for task in dict.fromkeys(self.rows[index].task if sources.tasks else "" for index in indices):
-            some = [index for index in indices if not sources.tasks or self.rows[index].task == task]
-            loss, counted, correct = self._loss(some, sources.vectors_of(task))
+        for task in dict.fromkeys(self.rows[index].task if has_tasks else "" for index in indices):
+            some = [index for index in indices if not has_tasks or self.rows[index].task == task]
+            loss, counted, correct = self._loss(some, self.prompted.vectors(task))
             total, n_counted, n_correct = total + loss, n_counted + counted, n_correct + correct
         return StepResult({self.objective: total / n_counted}, n_correct if self.objective == "choices" else None)
 
     def validate(self) -> float | None:
         """The accuracy on the rows kept for that, None where there are none or none has a label."""
         labelled = [row for row in self.val if row.label is not None]
-        if not labelled or self.prompted.prompt.verbalizer is None:
+        if not labelled or self.prompted.label_words is None:
             return None
         found = self.prompted.classify(labelled)
         return sum(one.label == row.label for one, row in zip(found, labelled, strict=True)) / len(labelled)
@@ -132,133 +124,150 @@ def answers_of(row: TextRow, prompted: PromptedModel) -> tuple[tuple[int, ...], 
     return prompted.bound.answers([prompted.verbalizer.words[row.label][0]])
 
 
-@dataclass(frozen=True)
-class LanguageResult:
-    """A finished training.
-
-    Args:
-        prompted: the frozen model with what was learned.
-        history: one dict per epoch, as in `log.jsonl`.
-        data: what it was trained on.
-        folder: the run folder, None if nothing was written.
-        notices: what a careful reader should know, one sentence each.
-    """
-
-    prompted: PromptedModel
-    history: list[dict[str, Any]]
-    data: TextData
-    folder: Path | None
-    notices: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
+@dataclass
 class LanguageTask:
-    """What is asked of a model, beside the method: template, words of the labels, objective.
+    """Rows of text to learn from, and how a model is asked; see `core.fit.Task`.
 
     Args:
+        data: rows.
         template: by default the data's own, or `{soft}`, the fields and `{answer}`.
         verbalizer: by default the data's own, or the labels themselves.
         objective: auto is choices where there are labels, else answer.
         is_recomputed: keep less for the gradient and read rows again.
+        init: where the vectors start.
     Raises:
         UserError: the objective is unknown.
     """
 
+    data: TextData
     template: str | None = None
     verbalizer: Verbalizer | None = None
     objective: Objective = "auto"
     is_recomputed: bool = False
+    init: PromptInit = field(default_factory=PromptInit)
+
+    kind = "language"
+    methods = METHODS
 
     def __post_init__(self) -> None:
         if self.objective not in get_args(Objective):
             raise unknown_name("objective", self.objective, get_args(Objective))
+        self.recipe: dict[str, Any] = {}
+
+    def task(self) -> LanguageTask:
+        """Return the task itself."""
+        return self
+
+    def load_model(self, name: str) -> FrozenLanguageModel:
+        """Load a language model."""
+        return load_language_model(name)
+
+    @property
+    def template_text(self) -> str:
+        """The template: the one given, the data's own, or the default."""
+        return self.template or self.data.template or default_template(self.data)
+
+    def predictor(self, method: Method, model: FrozenLanguageModel, seed: int) -> PromptedModel:
+        """Make the model with a prompt as learning starts.
+
+        Raises:
+            UserError: template, method and data do not go together.
+        """
+        n_vectors = method.n_vectors if isinstance(method, DecoderMethod) else 0
+        template = Template.parse(self.template_text).with_soft(n_vectors)
+        bound = template.bind(model.tokenizer, model.start_ids, 0, model.is_encoder_decoder)
+        refuse_method(bound, method, n_vectors)
+        verbalizer = verbalizer_of(self.data, self.verbalizer)
+        labels = () if verbalizer is None else bound.answers(verbalizer.flat)
+        texts = [
+            model.tokenizer(text, add_special_tokens=False)["input_ids"]
+            for row in self.data.train
+            for text in row.fields.values()
+        ]
+
+        def values(n: int) -> Tensor:
+            return start_vectors(model, self.init, bound, n, labels, texts, seed)
+
+        def keys_values(n: int) -> list[tuple[Tensor, Tensor]]:
+            pairs = model.reader.keys_values_of(values(n).to(model.device, model.dtype))
+            return [with_unit(pair) for pair in pairs]
+
+        start = Start(
+            generator(seed, "start"),
+            template,
+            tasks=tuple(dict.fromkeys(row.task for row in self.data.train if row.task)),
+            vectors=lambda n: (values(n), torch.tensor(model.embedding_rms, device=model.device)),
+            keys_values=None if model.kv_shape is None else keys_values,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(seed, "sources"))
+            prompt = method.prompt(model, start)
+        return PromptedModel(model, prompt, verbalizer)
+
+    def complete(self, recipe: Recipe) -> Recipe:
+        """Leave the recipe as it is."""
+        return recipe
+
+    def n_epochs(self, recipe: Recipe) -> int:
+        """Give the recipe's epochs, or as many as `N_STEPS` take, but 4 at least."""
+        return epochs_of(recipe, len(self.data.train))
+
+    def problem(self, method: Method, predictor: PromptedModel, recipe: Recipe, seed: int) -> LanguageProblem:
+        """Make what the loop trains."""
+        data, objective = self.data, self.objective_of(predictor)
+        problem = LanguageProblem(predictor, predictor.prompt, data.train, data.val, objective, self.is_recomputed)
+        refuse_unfit(predictor, data)
+        self._watch = VectorWatch(predictor)
+        return problem
+
+    def callbacks(self, predictor: PromptedModel) -> list[Callback]:
+        """Watch the vectors while they learn."""
+        return [self._watch]
+
+    def objective_of(self, prompted: PromptedModel) -> Objective:
+        """Say what `auto` comes to.
+
+        Raises:
+            UserError: choices were asked for, but there are no labels.
+        """
+        has_labels = prompted.label_words is not None
+        if self.objective == "choices" and not has_labels:
+            raise UserError("the objective choices needs labels, but these rows have answers. Use --objective answer.")
+        if self.objective == "auto":
+            return "choices" if has_labels else "answer"
+        return self.objective
+
+    def describe(self, predictor: PromptedModel) -> dict[str, Any]:
+        """Give its part of `run.json`."""
+        data, words = self.data, predictor.label_words
+        return {
+            "data": {
+                "name": data.name,
+                "fingerprint": data.fingerprint,
+                "sizes": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
+                "notes": list(data.notes),
+            },
+            "template": predictor.template.text,
+            "verbalizer": None if words is None else words.to_dict(),
+            "objective": self.objective_of(predictor),
+            "init": {key: value if value is None else str(value) for key, value in asdict(self.init).items()},
+        }
+
+    def notices(self, problem: LanguageProblem, predictor: PromptedModel) -> list[str]:
+        """Say what looked wrong in training, and whether the prompt changes anything."""
+        return [*self._watch.alarms.values(), *notice_ignored(problem)]
+
+    def evaluate(self, predictor: PromptedModel, items: Sequence[TextRow]) -> Any:
+        """Measure the answers to rows; see `language.measure.evaluate`."""
+        from mmprompt.language.measure import evaluate
+
+        return evaluate(predictor, items)
 
 
-def fit_language(
-    data: TextData | Path | str,
-    method: LanguageMethod | None = None,
-    model: FrozenLanguageModel | str = "tiny",
-    task: LanguageTask | None = None,
-    start: Start | None = None,
-    out: Path | str | None = None,
-    recipe: Recipe | None = None,
-    seed: int = 1,
-    callbacks: Sequence[Callback] = (),
-    resume: bool = False,
-) -> LanguageResult:
-    """Learn a prompt for a frozen language model.
-
-    Args:
-        data: rows, or the path of a JSONL file.
-        method: `PromptTuning()` by default.
-        model: a model or the name of one.
-        task: template, verbalizer and objective.
-        start: where the vectors start.
-        out: a new run folder; nothing is written without.
-        recipe: optimiser and schedule; the method's own by default.
-        seed: of the order of the rows and of what is drawn.
-        callbacks: called as training goes.
-        resume: go on from the newest checkpoint in `out`.
-    Raises:
-        UserError: something in the input cannot be, or another process trains in `out`; nothing is written then.
-        RunFailed: the loss stopped being finite, or weights of the model changed.
-    """
-    data = data if isinstance(data, TextData) else load_texts(data)
-    model = load_language_model(model) if isinstance(model, str) else model
-    method = PromptTuning() if method is None else method
-    recipe = type(method).recipe if recipe is None else recipe
-    task, start = task or LanguageTask(), start or Start()
-    folder = None if out is None else Path(out)
-    with contextlib.nullcontext() if folder is None else run_lock(folder):
-        if folder is not None:
-            check_new(folder)
-        prompted = untrained(model, data, method, task, start, seed)
-        objective = objective_of(task, prompted)
-        module = prompted.prompt.sources
-        problem = LanguageProblem(prompted, module, data.train, data.val, objective, task.is_recomputed)
-        refuse_unfit(prompted, data)
-        config = language_config(method, model, data, task, start, recipe, seed, prompted)
-        watch = VectorWatch(model, module)
-        listeners = (watch, *callbacks) if folder is None else (WriteConfig(folder, config), watch, *callbacks)
-        history = []
-        if any(parameter.requires_grad for parameter in module.parameters()):
-            n_epochs = epochs_of(recipe, problem.n_items)
-            history = train(problem, recipe, seed, n_epochs, folder, run_id_of(config), listeners, resume)
-        elif folder is not None:
-            write_json(folder / "run.json", config)
-        refuse_changed(model)
-        module.requires_grad_(False)
-        ignored = notice_ignored(problem)
-        notices = (*watch.alarms.values(), *ignored)
-        if folder is not None:
-            save_language(prompted, folder, provenance(config) | {"notices": list(notices)})
-    return LanguageResult(prompted, history, data, folder, notices)
-
-
-def untrained(
-    model: FrozenLanguageModel, data: TextData, method: LanguageMethod, task: LanguageTask, start: Start, seed: int
-) -> PromptedModel:
-    """The model with a prompt as learning starts.
-
-    Raises:
-        UserError: template, method and data do not go together.
-    """
-    template = Template.parse(task.template or data.template or default_template(data))
-    bound = template.bind(model.tokenizer, model.start_ids, method.n_vectors, model.is_encoder_decoder)
-    refuse_mismatch(template, bound, method)
-    verbalizer = verbalizer_of(data, task.verbalizer)
-    labels = () if verbalizer is None else bound.answers(verbalizer.flat)
-    texts = [
-        model.tokenizer(text, add_special_tokens=False)["input_ids"]
-        for row in data.train
-        for text in row.fields.values()
-    ]
-    values = start_vectors(model, start, bound, method.n_start, labels, texts, seed)
-    tasks = tuple(dict.fromkeys(row.task for row in data.train if row.task))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "sources"))
-        sources = method.sources(model, values, tasks)
-    return PromptedModel(model, LanguagePrompt(template, sources, verbalizer, method.n_vectors))
+def with_unit(pair: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Put keys and values [1, H, M, D/H] of a block side by side, [M, 2 H D/H], and give the size of their numbers."""
+    parts = [part[0].transpose(0, 1).flatten(1).float() for part in pair]
+    return torch.cat(parts, dim=1), torch.cat([rms(part).expand(part.shape[1]) for part in parts])
 
 
 def refuse_unfit(prompted: PromptedModel, data: TextData) -> None:
@@ -274,12 +283,6 @@ def refuse_unfit(prompted: PromptedModel, data: TextData) -> None:
         except UserError as error:
             begin = " ".join(row.fields.values())[:40]
             raise UserError(f"the test row that begins with {begin!r} cannot be read: {error}") from None
-
-
-def with_soft(task: LanguageTask, data: TextData, has_soft: bool) -> LanguageTask:
-    """The same task with a template that has its bare `{soft}`, or has none."""
-    text = task.template or data.template or default_template(data)
-    return task if has_soft else replace(task, template=text.replace("{soft} ", "").replace("{soft}", ""))
 
 
 def default_template(data: TextData) -> str:
@@ -318,32 +321,18 @@ def refuse_other_labels(verbalizer: Verbalizer, data: TextData) -> None:
             raise unknown_name("label", label, data.labels, "Take its words out of the verbalizer.")
 
 
-def objective_of(task: LanguageTask, prompted: PromptedModel) -> Objective:
-    """What `auto` comes to.
-
-    Raises:
-        UserError: choices were asked for, but there are no labels.
-    """
-    has_labels = prompted.prompt.verbalizer is not None
-    if task.objective == "choices" and not has_labels:
-        raise UserError("the objective choices needs labels, but these rows have answers. Use --objective answer.")
-    if task.objective == "auto":
-        return "choices" if has_labels else "answer"
-    return task.objective
-
-
-def refuse_mismatch(template: Template, bound: BoundTemplate, method: LanguageMethod) -> None:
+def refuse_method(bound: BoundTemplate, method: Method, n_vectors: int) -> None:
     """Refuse a template whose soft slots are not what the method fills.
 
     Raises:
         UserError: there are none to fill, or some that it does not fill.
     """
-    name = next((name for name, kind in LANGUAGE_METHODS.items() if type(method) is kind), type(method).__name__)
-    if method.n_vectors and not bound.n_soft:
+    name = next((name for name, kind in METHODS.items() if type(method) is kind), type(method).__name__)
+    if n_vectors and not bound.n_soft:
         raise UserError(
             f"{name} learns vectors among the tokens, but the template has no {{soft}}. Add {{soft}} to it."
         )
-    if not method.n_vectors and bound.n_soft:
+    if not n_vectors and bound.n_soft:
         raise UserError(
             f"the template has {bound.n_soft} soft slots, but {name} learns no vectors among the tokens. "
             "Take them out, or use prompt-tuning."
@@ -356,59 +345,14 @@ def epochs_of(recipe: Recipe, n_rows: int) -> int:
     return recipe.epochs or max(4, -(-N_STEPS // n_steps))
 
 
-def refuse_changed(model: FrozenLanguageModel) -> None:
-    """See that the frozen weights are what they were.
-
-    Raises:
-        RunFailed: they are not.
-    """
-    if model.compute_fingerprint() != model.fingerprint:
-        raise RunFailed(f"weights of {model.name} changed while a prompt was trained, so nothing was saved")
-
-
 def notice_ignored(problem: LanguageProblem) -> list[str]:
     """What to say of a prompt that hardly changes what the model says next."""
-    if not problem.prompted.prompt.sources.sites:
+    if not problem.prompted.prompt.sites:
         return []
     nats = heard(problem.prompted, problem.rows[:LOOKED_AT])
     if nats >= IGNORED:
         return []
-    notice = (
+    return [
         f"The prompt is ignored: what {problem.prompted.model.name} says next is {nats:.4f} nats from what it says "
         "without. Use a higher lr, more vectors, or prefix-tuning."
-    )
-    _log.warning("%s", notice)
-    return [notice]
-
-
-def language_config(
-    method: LanguageMethod,
-    model: FrozenLanguageModel,
-    data: TextData,
-    task: LanguageTask,
-    start: Start,
-    recipe: Recipe,
-    seed: int,
-    prompted: PromptedModel,
-) -> dict[str, Any]:
-    """All that is needed to repeat a run, JSON-ready: the content of `run.json`."""
-    names = {kind: name for name, kind in LANGUAGE_METHODS.items()}
-    settings = asdict(method)  # type: ignore[call-overload]
-    verbalizer = prompted.prompt.verbalizer
-    return {
-        "format": 1,
-        "backbone": describe_backbone(model),
-        "data": {
-            "name": data.name,
-            "fingerprint": data.fingerprint,
-            "sizes": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
-            "notes": list(data.notes),
-        },
-        "method": {"name": names.get(type(method), type(method).__name__), "settings": settings},
-        "template": prompted.prompt.template.text,
-        "verbalizer": None if verbalizer is None else verbalizer.to_dict(),
-        "objective": objective_of(task, prompted),
-        "start": {key: value if value is None else str(value) for key, value in asdict(start).items()},
-        "recipe": asdict(recipe),
-        "seed": seed,
-    } | surroundings(model)
+    ]

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmprompt.language.sources import LanguageSources
-from mmprompt.models.decoder.model import FrozenLanguageModel
+from mmprompt.language.predictor import PromptedModel
 from mmprompt.models.decoder.vectors import LM_INPUT
 from mmprompt.training.callbacks import Callback
 from mmprompt.training.problem import Run
@@ -28,15 +27,14 @@ class VectorWatch(Callback):
     every epoch's record.
 
     Args:
-        model: the frozen model.
-        sources: what learns.
+        prompted: the model and the prompt that learns.
 
     Attributes:
         alarms: what was said, one sentence each.
     """
 
-    def __init__(self, model: FrozenLanguageModel, sources: LanguageSources) -> None:
-        self.model, self.sources = model, sources
+    def __init__(self, prompted: PromptedModel) -> None:
+        self.prompted = prompted
         self.alarms: dict[str, str] = {}
         self._norms: list[float] = []
 
@@ -71,10 +69,10 @@ class VectorWatch(Callback):
         self._watch_size(epoch, logs)
 
     def _watch_size(self, epoch: int, logs: dict[str, Any]) -> None:
-        vectors = self.sources.vectors()
+        vectors = self.prompted.vectors()
         if LM_INPUT not in vectors:
             return
-        size = rms(vectors[LM_INPUT].values.detach()) / self.model.embedding_rms
+        size = rms(vectors[LM_INPUT].values.detach()) / self.prompted.model.embedding_rms
         logs["vector_size"] = size
         if size > OUTGROWN:
             self._sound(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmprompt.core.site_file import check_new
+from mmprompt.core.file import check_new
 from mmprompt.core.sources import ScaledVectors
 from mmprompt.files import make_folder, tensor_bytes, write_bytes
 from mmprompt.language.data import TextData, load_texts
@@ -18,7 +18,7 @@ from mmprompt.language.file import save_language
 from mmprompt.language.methods import RECIPE, HardPrompt, PromptTuning
 from mmprompt.language.predictor import LanguagePrompt, PromptedModel
 from mmprompt.language.sources import LanguageSources
-from mmprompt.language.start import Start
+from mmprompt.language.start import PromptInit
 from mmprompt.language.task import (
     LanguageProblem,
     LanguageTask,
@@ -81,7 +81,7 @@ def fit_weights(
     model: FrozenLanguageModel | str = "tiny",
     method: PromptTuning | None = None,
     task: LanguageTask | None = None,
-    start: Start | None = None,
+    start: PromptInit | None = None,
     out: Path | str | None = None,
     recipe: Recipe | None = None,
     seed: int = 1,
@@ -113,7 +113,7 @@ def fit_weights(
         torch.manual_seed(derive_seed(seed, "weights"))
         tuned = tuned_copy(model, tuning)
     bare = task if method is not None else with_soft(task, data, False)
-    prompted = untrained(tuned.model, data, method or HardPrompt(), bare, start or Start(), seed)
+    prompted = untrained(tuned.model, data, method or HardPrompt(), bare, start or PromptInit(), seed)
     if method is not None:
         prompted = faster_prompt(prompted, PROMPT_TIMES)
     module = nn.ModuleDict({"prompt": prompted.prompt.sources, "weights": tuned.module()})
@@ -131,7 +131,7 @@ def fit_weights(
 
 def faster_prompt(prompted: PromptedModel, times: float) -> PromptedModel:
     """The same prompt with vectors that go so many times as far in a step."""
-    source = prompted.prompt.sources.vectors()[LM_INPUT].values.detach()
+    source = prompted.vectors()[LM_INPUT].values.detach()
     unit = torch.tensor(prompted.model.embedding_rms * times, device=source.device)
     sources = LanguageSources({LM_INPUT: ScaledVectors(source, unit=unit)}).to(source.device)
     prompt = prompted.prompt

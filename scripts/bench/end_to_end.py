@@ -1,7 +1,7 @@
 """A whole 16-shot CoOp training on the embedded default, features and evaluation included, against the plain procedure.
 
 The plain one decodes and encodes the pictures again in every step, runs every prompt at full length through the
-model's own blocks, and computes class features again for every batch of the test. Start, order of the pictures,
+model's own blocks, and computes class features again for every batch of the test. PromptInit, order of the pictures,
 learning rates and optimiser are the same, so the learned vectors must be the same too.
 
     python scripts/bench/end_to_end.py --json docs/results/end_to_end.json

@@ -14,7 +14,7 @@ from mmprompt.captioning.data import EMBEDDED, CaptionData, load_caption_data
 from mmprompt.captioning.measure import CaptionMeasure, measure_captions
 from mmprompt.captioning.predictor import (
     CaptionFeatures,
-    FocusPrompt,
+    focus_of,
     load_captioner_of,
     load_focus,
     read_caption_header,
@@ -25,7 +25,8 @@ from mmprompt.captioning.report.sentences import notes
 from mmprompt.captioning.report.tables import focus_table, speaker_table, strength_table
 from mmprompt.captioning.search import Decoding
 from mmprompt.captioning.task import fit_captions
-from mmprompt.core.site_file import HEADER
+from mmprompt.core.file import HEADER
+from mmprompt.core.learned import Prompt
 from mmprompt.errors import bad_file, bad_value
 from mmprompt.models.dual_encoder.load import load_backbone
 from mmprompt.reports.pages import missing_extra
@@ -103,7 +104,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
     output.document(measure.to_dict())
 
 
-def own_prompts(output: Output, captioner: FrozenCaptioner, features: CaptionFeatures) -> list[FocusPrompt]:
+def own_prompts(output: Output, captioner: FrozenCaptioner, features: CaptionFeatures) -> list[Prompt]:
     """The prompts that `caption train` learns by default, one a focus; those that are not there are learned first.
 
     Raises:
@@ -125,15 +126,17 @@ def own_prompts(output: Output, captioner: FrozenCaptioner, features: CaptionFea
     return [prompts[focus] for focus in folders]
 
 
-def load_own(folder: Path, focus: str, captioner: FrozenCaptioner) -> FocusPrompt:
+def load_own(folder: Path, focus: str, captioner: FrozenCaptioner) -> Prompt:
     """The prompt of a focus from the folder that is named for it.
 
     Raises:
         UserError: it is of another captioner, or of another focus.
     """
     prompt = load_focus(folder, captioner)
-    if prompt.focus != focus:
-        raise bad_file(folder, f"is a prompt for {prompt.focus}, not for {focus}", "Name the prompts with --prompts.")
+    if focus_of(prompt) != focus:
+        raise bad_file(
+            folder, f"is a prompt for {focus_of(prompt)}, not for {focus}", "Name the prompts with --prompts."
+        )
     return prompt
 
 

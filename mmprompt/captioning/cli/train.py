@@ -12,10 +12,13 @@ import tyro
 
 from mmprompt.captioning.data import CaptionData, load_caption_data
 from mmprompt.captioning.focus_sets import build_focus
-from mmprompt.captioning.methods import CAPTION_MODES, SoftPrompt
+from mmprompt.captioning.methods import METHODS
 from mmprompt.captioning.predictor import Captioner, CaptionFeatures
 from mmprompt.captioning.readers.load import load_captioner
-from mmprompt.captioning.task import MAPPER_RECIPE, RECIPE, CaptionResult, fit_captions, fit_mapper
+from mmprompt.captioning.task import MAPPER_RECIPE, FocusTask, fit_mapper
+from mmprompt.core.fit import Result, fit
+from mmprompt.core.method import Method, measured_for, resolved_recipe
+from mmprompt.core.soft import PromptTuning
 from mmprompt.errors import bad_value, unknown_name
 from mmprompt.terminal.counter import Counter
 from mmprompt.terminal.output import JSON_HELP, Output
@@ -25,7 +28,7 @@ from mmprompt.training.callbacks import ProgressBar
 from mmprompt.training.recipe import Recipe
 
 DATA = "openart-scenes"
-MAPPER, MAPPER_AND_SOFT = "mapper", "mapper+soft"
+MAPPER, MAPPER_AND_SOFT = "mapper", "mapper+prompt-tuning"
 DESCRIPTION = (
     "Learn a prompt that makes a frozen captioner speak of one focus. Without options: emotions, on drawn scenes."
 )
@@ -46,9 +49,10 @@ class Settings:
     """Choose captions of the focus (objects or actions) among neutral ones, such as COCO's."""
     backbone: Annotated[str, tyro.conf.arg(metavar="NAME")] = "tiny"
     """The frozen captioner: `tiny`, `hf:NAME`, `open_clip:coca_...`, `ENCODER + LM`, or a folder."""
-    mode: Annotated[str, tyro.conf.arg(metavar="NAME")] = "soft"
-    """What is learned: soft (vectors after the start token), kv (keys and values in every block), mapper (from an image
-    encoder to a language model), mapper+soft (both, one after the other), or text (nothing; give --words)."""
+    method: Annotated[str, tyro.conf.arg(metavar="NAME")] = "prompt-tuning"
+    """What is learned: prompt-tuning (vectors after the start token), prefix-tuning (keys and values in every block),
+    mapper (from an image encoder to a language model), mapper+prompt-tuning (both, one after the other), or hard
+    (nothing; give --words)."""
     seed: Annotated[int, tyro.conf.arg(metavar="INT")] = 1
     """Seed of the order of the captions."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
@@ -67,32 +71,30 @@ def run(arguments: Sequence[str], prog: str) -> None:
     """
     settings, recipe, method = read_train(arguments, prog)
     output = Output(settings.json)
-    folder = settings.out or default_folder(MAPPER if settings.mode == MAPPER else settings.focus)
+    folder = settings.out or default_folder(MAPPER if settings.method == MAPPER else settings.focus)
     check_folder(folder)
     data = load_caption_data(settings.data, settings.images)
     data = build_focus(data, settings.focus) if settings.choose else data
-    if settings.mode != MAPPER:
+    if settings.method != MAPPER:
         data.with_captions("train", settings.focus)  # refused before a mapper is trained for nothing
     for note in data.notes:
         output.say(note)
     backbone = settings.backbone
-    if settings.mode in (MAPPER, MAPPER_AND_SOFT):
-        mapper = folder if settings.mode == MAPPER else folder.with_name(f"{folder.name}-mapper")
+    if settings.method in (MAPPER, MAPPER_AND_SOFT):
+        mapper = folder if settings.method == MAPPER else folder.with_name(f"{folder.name}-mapper")
         history = train_mapper(settings, data, mapper, recipe)
         output.say(f"\nThe mapper is in {mapper}. The weights of encoder and language model are what they were before.")
         backbone = str(mapper)
-        if settings.mode == MAPPER:
+        if settings.method == MAPPER:
             output.say(f"Next: mmprompt caption train --backbone {shlex.quote(str(mapper))} --focus FOCUS")
             output.document({"run": str(mapper), "history": history})
             return
-        recipe = RECIPE
+        recipe = Recipe()
     captioner = load_captioner(backbone, settings.device)
     with Counter("encoding pictures") as counter:
         features = CaptionFeatures(captioner, progress=counter)
-        bars, resume = [ProgressBar()], settings.resume
-        result = fit_captions(
-            settings.focus, method, captioner, data, folder, recipe, settings.seed, bars, resume, features
-        )
+        task = FocusTask(data, settings.focus, features)
+        result = fit(method, captioner, task, folder, recipe, settings.seed, (), settings.resume)
     conclude_training(output, settings, result, folder)
 
 
@@ -110,11 +112,11 @@ def train_mapper(settings: Settings, data: CaptionData, folder: Path, recipe: Re
     return fit_mapper(captioner, data, folder, recipe, settings.seed, [ProgressBar()], resume)
 
 
-def conclude_training(output: Output, settings: Settings, result: CaptionResult, folder: Path) -> None:
+def conclude_training(output: Output, settings: Settings, result: Result[Captioner], folder: Path) -> None:
     """Show what a prompt says beside the captioner without one, and what to do next."""
-    captioner, data = result.captioner, result.data
+    captioner, data = result.predictor.backbone, result.task.data
     shown = (data.val or data.train)[:4]
-    plain, steered = (caption_texts(one, shown) for one in (Captioner(captioner), result.steered))
+    plain, steered = (caption_texts(one, shown) for one in (Captioner(captioner), result.predictor))
     rows = [[item.image_id, before, after] for item, before, after in zip(shown, plain, steered, strict=True)]
     output.table(["picture", "without a prompt", settings.focus], rows)
     output.say(f"\nThe prompt is in {folder}. The weights of {captioner.name} are what they were before.")
@@ -123,23 +125,23 @@ def conclude_training(output: Output, settings: Settings, result: CaptionResult,
     output.document({"run": str(folder), "history": result.history, "notices": list(result.notices)})
 
 
-def read_train(arguments: Sequence[str], prog: str) -> tuple[Settings, Recipe, Any]:
-    """Read a command line of `caption train`, whose options depend on the mode.
+def read_train(arguments: Sequence[str], prog: str) -> tuple[Settings, Recipe, Method]:
+    """Read a command line of `caption train`, whose options depend on the method.
 
     Raises:
-        UserError: there is no such mode, or a setting does nothing for captions.
+        UserError: there is no such method, or a setting does nothing for captions.
     """
-    mode = peek(arguments, "mode") or Settings.mode
-    if mode not in (*CAPTION_MODES, MAPPER, MAPPER_AND_SOFT):
-        raise unknown_name("mode", mode, (*CAPTION_MODES, MAPPER, MAPPER_AND_SOFT))
-    method = CAPTION_MODES.get(mode, SoftPrompt)
-    groups: dict[str, Any] = {"run": Settings, "method": method, "recipe": Recipe}
-    form = make_dataclass("Train", list(groups.items()), frozen=True)
-    recipe = MAPPER_RECIPE if mode in (MAPPER, MAPPER_AND_SOFT) else RECIPE
-    defaults = {"run": Settings(), "method": method(), "recipe": recipe}
-    read: Any = parse(form, arguments, prog, DESCRIPTION, form(**defaults))
+    name = peek(arguments, "method") or Settings.method
+    if name not in (*METHODS, MAPPER, MAPPER_AND_SOFT):
+        raise unknown_name("method", name, (*METHODS, MAPPER, MAPPER_AND_SOFT))
+    kind: type[Any] = METHODS.get(name, PromptTuning)
+    places = (peek(arguments, "backbone") or Settings.backbone, "captioning")
+    recipe = MAPPER_RECIPE if name in (MAPPER, MAPPER_AND_SOFT) else resolved_recipe(kind, places, {}, None)
+    form = make_dataclass("Train", [("run", Settings), ("settings", kind), ("recipe", Recipe)], frozen=True)
+    defaults = form(Settings(), kind(**measured_for(kind, *places).settings), recipe)
+    read: Any = parse(form, arguments, prog, DESCRIPTION, defaults)
     refuse_idle(read.recipe)
-    return read.run, read.recipe, read.method
+    return read.run, read.recipe, read.settings
 
 
 def refuse_idle(recipe: Recipe) -> None:

@@ -14,7 +14,6 @@ from mmprompt.captioning.data import load_caption_data
 from mmprompt.captioning.images import describe_pictures
 from mmprompt.captioning.predictor import (
     Captioner,
-    FocusPrompt,
     Steering,
     hard_prompt,
     load_captioner_of,
@@ -24,6 +23,7 @@ from mmprompt.captioning.predictor import (
 from mmprompt.captioning.readers.captioner import FrozenCaptioner
 from mmprompt.captioning.search import Decoding
 from mmprompt.captioning.writing import caption_rows, find_pictures
+from mmprompt.core.learned import Prompt
 from mmprompt.errors import bad_value
 from mmprompt.models.dual_encoder.load import load_backbone
 from mmprompt.terminal.counter import Counter
@@ -128,7 +128,7 @@ def read_steering(settings: Settings, captioner: FrozenCaptioner) -> Steering:
     Raises:
         UserError: a number is out of range, or a prompt is of another captioner.
     """
-    prompts: list[FocusPrompt] = [load_focus(folder, captioner) for folder in settings.prompt]
+    prompts: list[Prompt] = [load_focus(folder, captioner) for folder in settings.prompt]
     if settings.words is not None:
         prompts.append(hard_prompt(captioner, "words", settings.words))
     weights = settings.weights or (1.0,) * len(prompts)

@@ -165,7 +165,7 @@ class PromptBank:
 
     def _mixed_vectors(self, weights: Tensor) -> dict[Site, Tensor]:
         """By site the weighted means [N, M, D] of the prompts' vectors."""
-        each = [prompted.prompt.sources.vectors() for prompted in self.prompts.values()]
+        each = [prompted.vectors() for prompted in self.prompts.values()]
         return {
             site: torch.einsum("nk,kmd->nmd", weights, torch.stack([one[site].values.detach() for one in each]))
             for site in each[0]
@@ -260,7 +260,7 @@ def compose(prompts: Mapping[str, PromptedModel], template: str, verbalizer: Ver
             )
         if group.name not in prompts:
             raise unknown_name("prompt", group.name, prompts, "Name each soft slot as its prompt.")
-        vectors = prompts[group.name].prompt.sources.vectors()
+        vectors = prompts[group.name].vectors()
         if set(vectors) != {LM_INPUT}:
             raise UserError(
                 f"the prompt {group.name!r} has keys and values, but vectors among the tokens alone stand in a "
@@ -286,13 +286,13 @@ def _check_prompts(prompts: Mapping[str, PromptedModel]) -> None:
     if len({id(one.model) for one in prompts.values()}) > 1:
         raise UserError("the prompts are of several models, but they need one. Load them on the same model.")
     for name, one in prompts.items():
-        if one.prompt.sources.tasks:
+        if one.tasks:
             raise UserError(f"the prompt {name!r} is itself of several tasks, but one each is needed. Give others.")
 
 
 def _fields(prompts: Mapping[str, PromptedModel]) -> tuple[str, ...]:
     """The fields that some prompt reads, in order."""
-    return tuple(dict.fromkeys(chain.from_iterable(one.prompt.template.fields for one in prompts.values())))
+    return tuple(dict.fromkeys(chain.from_iterable(one.template.fields for one in prompts.values())))
 
 
 def _text_of(row: TextRow, fields: Sequence[str]) -> str:
@@ -314,12 +314,12 @@ def _with_vectors(prompt: LanguagePrompt, values: Mapping[Site, Tensor]) -> Lang
 
 
 def _shapes_of(prompted: PromptedModel) -> dict[Site, torch.Size]:
-    return {site: vectors.values.shape for site, vectors in prompted.prompt.sources.vectors().items()}
+    return {site: vectors.values.shape for site, vectors in prompted.vectors().items()}
 
 
 _ALIKE: dict[str, Callable[[PromptedModel], object]] = {
-    "template": lambda prompted: prompted.prompt.template.text,
-    "words of the labels": lambda prompted: prompted.prompt.verbalizer,
+    "template": lambda prompted: prompted.template.text,
+    "words of the labels": lambda prompted: prompted.label_words,
     "vectors": _shapes_of,
 }
 """What prompts must share for their vectors to be mixed."""

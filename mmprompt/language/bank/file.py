@@ -19,7 +19,7 @@ from mmprompt.files import (
     write_json,
 )
 from mmprompt.language.bank.bank import PromptBank
-from mmprompt.language.file import load_language, read_language_header, save_language
+from mmprompt.language.file import read_language_header, save_language
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
 
@@ -81,7 +81,7 @@ def load_bank(folder: Path | str, model: FrozenLanguageModel | str | None = None
     places = [folder / PROMPTS / name for name in header.names]
     if model is None or isinstance(model, str):
         model = load_language_model(model or read_language_header(places[0])["backbone"]["name"])
-    prompts = {place.name: load_language(place, model) for place in places}
+    prompts = {place.name: load_prompted(place, model) for place in places}
     path = folder / TENSORS
     if sha256_bytes(read_bytes(path, 2**31)) != header.tensors_sha256:
         raise bad_file(path, "was changed after it was saved (its hash does not match)", _RESTORE)

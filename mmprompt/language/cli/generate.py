@@ -65,8 +65,8 @@ def run(arguments: Sequence[str], prog: str) -> None:
     output = Output(settings.json)
     refuse_idle(settings)
     prompted = read_prompt(settings)
-    rows = read_input(settings.input, prompted.prompt.template.fields, task_of(settings, prompted))
-    if prompted.prompt.verbalizer is not None and not settings.classify:
+    rows = read_input(settings.input, prompted.template.fields, task_of(settings, prompted))
+    if prompted.label_words is not None and not settings.classify:
         _log.warning("this prompt tells labels apart; add --classify for the label and how probable it is.")
     is_streamed = settings.out is None and not settings.json and not settings.classify and len(rows) == 1
     if is_streamed and settings.generation.n_beams == 1:
@@ -122,7 +122,7 @@ def task_of(settings: Settings, prompted: PromptedModel) -> str:
     Raises:
         UserError: one was asked for that the prompt does not know.
     """
-    tasks = prompted.prompt.sources.tasks
+    tasks = prompted.tasks
     if settings.task and settings.task not in tasks:
         raise unknown_name("task", settings.task, tasks, "" if tasks else "Leave --task out.")
     return settings.task

@@ -11,7 +11,7 @@ import tyro
 
 from mmprompt.errors import bad_value, unknown_name
 from mmprompt.language.data import TextData, draw_shots, load_texts
-from mmprompt.language.file import load_language, read_language_header
+from mmprompt.language.file import read_language_header
 from mmprompt.language.predictor import PromptedModel
 from mmprompt.language.templates.verbalizer import Verbalizer
 from mmprompt.models.decoder.load import load_language_model
@@ -56,7 +56,7 @@ class Loading:
         headers = [read_language_header(folder) for folder in folders]
         names = [model, *(header["backbone"]["name"] for header in headers), "tiny"]
         loaded = self.model(next(name for name in names if name is not None))
-        return loaded, [load_language(folder, loaded) for folder in folders]
+        return loaded, [load_prompted(folder, loaded) for folder in folders]
 
 
 def read_rows(output: Output, name: str, shots: int | None, seed: int) -> TextData:
@@ -96,7 +96,7 @@ def read_verbalizer(given: Sequence[str], labels: Sequence[str]) -> Verbalizer |
 
 def say_of_words(output: Output, prompted: PromptedModel) -> None:
     """Say which words of the labels are several tokens, and what follows from that."""
-    if prompted.prompt.verbalizer is None:
+    if prompted.label_words is None:
         return
     notes = prompted.verbalizer.describe(prompted.answers, prompted.model.tokenizer)
     for note in notes[:MOST_NOTES]:

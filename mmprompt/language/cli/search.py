@@ -23,7 +23,7 @@ from mmprompt.language.cli.options import (
 )
 from mmprompt.language.search.methods import SEARCHES
 from mmprompt.language.search.task import search_words
-from mmprompt.language.start import Start
+from mmprompt.language.start import PromptInit
 from mmprompt.language.task import LanguageTask, Objective
 from mmprompt.terminal.output import JSON_HELP, Output
 from mmprompt.terminal.parser import parse, peek
@@ -67,9 +67,9 @@ def run(arguments: Sequence[str], prog: str) -> None:
     if name not in SEARCHES:
         raise unknown_name("search", name, SEARCHES)
     search = SEARCHES[name]
-    groups = {"run": Settings, "words": search, "first": Start, "loading": Loading}
+    groups = {"run": Settings, "words": search, "first": PromptInit, "loading": Loading}
     form = make_dataclass("Search", list(groups.items()), frozen=True)
-    read: Any = parse(form, arguments, prog, DESCRIPTION, form(Settings(), search(), Start(), Loading()))
+    read: Any = parse(form, arguments, prog, DESCRIPTION, form(Settings(), search(), PromptInit(), Loading()))
     settings: Settings = read.run
     output = Output(settings.json)
     folder = settings.out or Path("runs") / f"{Path(settings.data).stem}-words"

@@ -25,8 +25,8 @@ from mmprompt.language.cli.tables import score_table
 from mmprompt.language.data import TextData
 from mmprompt.language.generation import generate_texts
 from mmprompt.language.measure import NO_PROMPT, as_long_as, measure_language, plain_model
-from mmprompt.language.methods import LANGUAGE_METHODS, LanguageMethod
-from mmprompt.language.start import Start
+from mmprompt.language.methods import METHODS, DecoderMethod
+from mmprompt.language.start import PromptInit
 from mmprompt.language.task import LanguageResult, LanguageTask, Objective, fit_language
 from mmprompt.terminal.counter import Counter
 from mmprompt.terminal.output import JSON_HELP, Output, shorten
@@ -40,7 +40,7 @@ DESCRIPTION = (
     "Learn a prompt for a frozen language model. Without options: whether a sentence has somebody in it, on `tiny`."
 )
 
-METHOD_HELP = f"How to learn: {', '.join(LANGUAGE_METHODS)}; the method brings its own options."
+METHOD_HELP = f"How to learn: {', '.join(METHODS)}; the method brings its own options."
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ class Call:
 
     run: Settings
     loading: Loading
-    method: LanguageMethod
-    start: Start
+    method: DecoderMethod
+    start: PromptInit
     recipe: Recipe
 
 
@@ -119,12 +119,12 @@ def read_call(arguments: Sequence[str], prog: str) -> Call:
         UserError: there is no such method, or a setting does nothing for texts.
     """
     name = peek(arguments, "method") or Settings.method
-    if name not in LANGUAGE_METHODS:
-        raise unknown_name("method", name, LANGUAGE_METHODS)
-    method: Any = LANGUAGE_METHODS[name]
-    groups = {"run": Settings, "method": method, "start": Start, "recipe": Recipe, "loading": Loading}
+    if name not in METHODS:
+        raise unknown_name("method", name, METHODS)
+    method: Any = METHODS[name]
+    groups = {"run": Settings, "method": method, "start": PromptInit, "recipe": Recipe, "loading": Loading}
     form = make_dataclass("Train", list(groups.items()), frozen=True)
-    defaults = form(Settings(), method(), Start(), method.recipe, Loading())
+    defaults = form(Settings(), method(), PromptInit(), method.recipe, Loading())
     read: Any = parse(form, arguments, prog, DESCRIPTION, defaults)
     refuse_idle(read.recipe)
     return Call(read.run, read.loading, read.method, read.start, read.recipe)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mmprompt.core.site_file import refuse_other_backbone
+from mmprompt.core.file import refuse_other_backbone
 from mmprompt.core.sources import FreeVectors
 from mmprompt.errors import bad_file
 from mmprompt.language.peft import layout

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mmprompt.core.site_file import RESTORE, describe_backbone
+from mmprompt.core.file import RESTORE, describe_backbone
 from mmprompt.data.strict_yaml import validate
 from mmprompt.errors import bad_file
 from mmprompt.files import read_bytes, read_json, read_tensors, sha256_bytes, tensor_bytes, write_bytes, write_json

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmprompt.core.site_file import check_new
+from mmprompt.core.file import check_new
 from mmprompt.core.sources import ScaledVectors
 from mmprompt.errors import UserError, bad_file, bad_value
 from mmprompt.language.data import TextData, load_texts
@@ -35,7 +35,7 @@ from mmprompt.language.search.methods import (
 )
 from mmprompt.language.search.words import TokenIds, allowed_tokens, start_words
 from mmprompt.language.sources import LanguageSources
-from mmprompt.language.start import Start, start_vectors
+from mmprompt.language.start import PromptInit, start_vectors
 from mmprompt.language.task import (
     LanguageProblem,
     LanguageTask,
@@ -100,7 +100,7 @@ def search_words(
     template: str | None = None,
     search: WordSearch | None = None,
     n_tokens: int | None = None,
-    start: Start | None = None,
+    start: PromptInit | None = None,
     task: LanguageTask | None = None,
     out: Path | str | None = None,
     seed: int = 1,
@@ -127,7 +127,7 @@ def search_words(
     """
     data = data if isinstance(data, TextData) else load_texts(data)
     model = load_language_model(model) if isinstance(model, str) else model
-    search, start = search or CoordinateSearch(), start or Start()
+    search, start = search or CoordinateSearch(), start or PromptInit()
     task = task or LanguageTask()
     task = task if template is None else replace(task, template=template)
     folder = None if out is None else Path(out)
@@ -177,7 +177,7 @@ def prepare(
     model: FrozenLanguageModel,
     search: WordSearch,
     task: LanguageTask,
-    start: Start,
+    start: PromptInit,
     n_tokens: int | None,
     seed: int,
 ) -> Setting:
@@ -234,7 +234,9 @@ def first_words(
     return ids
 
 
-def search_config(setting: Setting, search: WordSearch, task: LanguageTask, start: Start, seed: int) -> dict[str, Any]:
+def search_config(
+    setting: Setting, search: WordSearch, task: LanguageTask, start: PromptInit, seed: int
+) -> dict[str, Any]:
     """All that is needed to repeat a search, JSON-ready: the content of `run.json`."""
     model = setting.prompted.model
     names = {kind: name for name, kind in SEARCHES.items()}
@@ -246,7 +248,7 @@ def search_config(setting: Setting, search: WordSearch, task: LanguageTask, star
 def result_of(setting: Setting, best: Scored, history: list[dict[str, Any]], folder: Path | None) -> SearchResult:
     """What was found, as a prompt in words."""
     template = setting.objective.words.template(best.ids)
-    prompt = LanguagePrompt(template, LanguageSources({}), setting.prompted.prompt.verbalizer)
+    prompt = LanguagePrompt(template, LanguageSources({}), setting.prompted.label_words)
     notices = []
     if best.ids == setting.start.ids:
         notices.append("The search found nothing better than the words it started from.")

@@ -126,6 +126,12 @@ def parse(text: str) -> tuple[tuple[Message, ...], tuple[Group, ...]]:
     return tuple(messages), tuple(groups.found)
 
 
+def bare_soft(text: str) -> int | None:
+    """Find where the bare `{soft}` of a template begins, None if there is none."""
+    tags = (tag for _, start, end in _messages(text) for tag in _scan(text, start, end) if isinstance(tag, _Tag))
+    return next((tag.at for tag in tags if tag.body == "soft"), None)
+
+
 def _place(text: str, at: int) -> str:
     line = text.count("\n", 0, at) + 1
     column = at - (text.rfind("\n", 0, at) + 1) + 1

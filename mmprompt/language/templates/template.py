@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mmprompt.errors import UserError, bad_value, unknown_name
-from mmprompt.language.templates.syntax import Bos, Field, Group, Message, Part, Soft, parse
+from mmprompt.language.templates.syntax import Bos, Field, Group, Message, Part, Soft, bare_soft, parse
 from mmprompt.language.templates.tokens import Piece, Tokens
 
 _FIRST_MARK = 0xF0000  # private characters, which stand for fields and vectors while a chat is laid out
@@ -56,6 +56,22 @@ class Template:
             UserError: bad syntax, with its place.
         """
         return cls(text, *parse(text))
+
+    def with_soft(self, n_soft: int) -> Template:
+        """Say how many vectors the bare `{soft}` holds; where it holds none, it goes, and one blank after it too.
+
+        Args:
+            n_soft: vectors of a bare `{soft}`.
+        """
+        place = bare_soft(self.text)
+        if place is None:
+            return self
+        if n_soft < 0:
+            raise bad_value("n_soft", n_soft, "it must be 0 or more", "Use --n-soft 20.")
+        before, after = self.text[:place], self.text[place + len("{soft}") :]
+        if n_soft:
+            return Template.parse(f"{before}{{soft*{n_soft}}}{after}")
+        return Template.parse(before + after.removeprefix(" "))
 
     @property
     def fields(self) -> tuple[str, ...]:

@@ -1,0 +1,187 @@
+"""Methods for a decoder, of a language model and of a captioner alike: vectors among its tokens, keys and values in its
+blocks, or words alone.
+
+All of them start from something real, token embeddings or the keys and values of tokens: a prompt that starts from
+noise breaks a small decoder before it can learn. Vectors are learned in units of the model's own numbers, so that one
+learning rate serves models of any scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mmprompt.core.learned import Given, Inserts, Learned, Prompt, Source
+from mmprompt.core.method import Method, Start
+from mmprompt.errors import UserError, bad_value
+from mmprompt.models.sites import Site, Vectors
+from mmprompt.training.recipe import Recipe
+
+LM_INPUT = Site("lm")
+MAX_VECTORS = 1024
+"""Most vectors of one prompt; attention over more would leave no room for text."""
+RECIPE = Recipe(optimizer="adamw", lr=0.03, batch_size=16, weight_decay=0.0, warmup_epochs=0, augment="none")
+
+
+class DecoderMethod(Method, Protocol):
+    """A method whose prompt enters a decoder.
+
+    Attributes:
+        n_vectors: how many vectors stand in the bare `{soft}` of a template; 0 for none.
+    """
+
+    @property
+    def n_vectors(self) -> int:
+        """See the class."""
+        return 0
+
+
+@dataclass(frozen=True)
+class PromptTuning(DecoderMethod):
+    """Vectors among the tokens (Lester et al. 2021, "The Power of Scale for Parameter-Efficient Prompt Tuning")."""
+
+    n_soft: int | None = None
+    """Number of vectors, 1 or more; 20 for a language model, 8 for a captioner."""
+
+    recipe: ClassVar[Recipe] = RECIPE
+
+    def __post_init__(self) -> None:
+        check_count("n_soft", self.n_soft, MAX_VECTORS)
+
+    @property
+    def n_vectors(self) -> int:
+        """All of them."""
+        return 20 if self.n_soft is None else self.n_soft
+
+    def prompt(self, backbone: Any, start: Start) -> Prompt:
+        """Make vectors at `lm.input` that are learned directly."""
+        assert start.vectors is not None, "a decoder's task gives vectors to start from"
+        values, unit = start.vectors(self.n_vectors)
+        return Prompt(start.template, Learned(LM_INPUT, values, unit=unit)).to(backbone.device)
+
+
+@dataclass(frozen=True)
+class PrefixTuning(DecoderMethod):
+    """Keys and values in every block (Li and Liang 2021, "Prefix-Tuning"), perhaps made by an MLP while learned."""
+
+    n_prefix: int | None = None
+    """Keys and values in each block, 1 or more; 10 for a language model, 4 for a captioner."""
+    reparametrise: bool | None = None
+    """Learn them through an MLP (section 4.3) or directly; by default through it for a language model alone."""
+    hidden: int = 256
+    """Width of the MLP."""
+
+    recipe: ClassVar[Recipe] = replace(RECIPE, lr=3e-4)
+
+    def __post_init__(self) -> None:
+        check_count("n_prefix", self.n_prefix, MAX_VECTORS)
+        check_count("hidden", self.hidden)
+
+    def prompt(self, backbone: Any, start: Start) -> Prompt:
+        """Make keys and values, before the first step those that the model itself makes of the start.
+
+        Raises:
+            UserError: the model takes none.
+        """
+        if start.keys_values is None:
+            raise UserError(
+                f"{backbone.name} takes no keys and values of a prompt in its blocks, but prefix tuning learns some. "
+                "Use prompt-tuning."
+            )
+        values, units = zip(*start.keys_values(10 if self.n_prefix is None else self.n_prefix), strict=True)
+        if self.reparametrise is not False:
+            return Prompt(start.template, MadePrefix(values, units, self.hidden)).to(backbone.device)
+        sources = [
+            Learned(Site("lm.kv", layer), value, unit=unit)
+            for layer, (value, unit) in enumerate(zip(values, units, strict=True))
+        ]
+        return Prompt(start.template, *sources).to(backbone.device)
+
+
+@dataclass(frozen=True)
+class HardPrompt(DecoderMethod):
+    """A prompt in words: nothing is learned, and it is saved and used like a learned prompt."""
+
+    words: str = ""
+    """What stands where a captioner's learned prompt has its vectors, such as "the feelings are"; a language model's
+    words stand in its template."""
+
+    is_trained: ClassVar[bool] = False
+    recipe: ClassVar[Recipe] = RECIPE
+
+    def prompt(self, backbone: Any, start: Start) -> Prompt:
+        """Make fixed vectors of the words, or nothing where they stand in the template.
+
+        Raises:
+            UserError: there are words and a template for them, or neither.
+        """
+        if start.embed is None:
+            if self.words:
+                advice = "Write them into the template."
+                raise bad_value("words", repr(self.words), "those of a language model stand in its template", advice)
+            return Prompt(start.template)
+        values = start.embed(self.words)
+        if not len(values):
+            advice = 'Use --words "the mood is".'
+            raise bad_value("words", repr(self.words), "they must hold at least one word", advice)
+        return Prompt(start.template, Learned(LM_INPUT, values)).to(backbone.device).requires_grad_(False)
+
+
+class MadePrefix(Source):
+    """Keys and values of all blocks that one MLP makes (Li and Liang 2021, "Prefix-Tuning", section 4.3).
+
+    Args:
+        start: [M, 2 H D/H] of each block, where learning starts.
+        units: [2 H D/H] of each block, the size of these numbers.
+        hidden: width of the MLP.
+    """
+
+    start: Tensor
+    units: Tensor
+
+    def __init__(self, start: Sequence[Tensor], units: Sequence[Tensor], hidden: int) -> None:
+        super().__init__()
+        n_vectors, width = start[0].shape
+        self.sites = tuple(Site("lm.kv", layer) for layer in range(len(start)))
+        self.register_buffer("start", torch.cat(list(start), dim=1).float())
+        self.register_buffer("units", torch.cat(list(units)).float())
+        self.inputs = nn.Parameter(torch.randn(n_vectors, hidden))
+        self.mlp = nn.Sequential(nn.Linear(hidden, hidden), nn.Tanh(), zero_linear(hidden, width * len(start)))
+
+    def forward(self, given: Given) -> Inserts:
+        """Give the keys and values of all blocks as they are now."""
+        values = self.start + self.units * self.mlp(self.inputs)
+        parts = values.chunk(len(self.sites), dim=1)
+        return {site: Vectors(part) for site, part in zip(self.sites, parts, strict=True)}
+
+
+def zero_linear(n_in: int, n_out: int) -> nn.Linear:
+    """Make a linear layer that gives zeros before it learns."""
+    layer = nn.Linear(n_in, n_out)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def rms(values: Tensor) -> Tensor:
+    """Compute the root mean square of all numbers."""
+    return values.square().mean().sqrt()
+
+
+def check_count(name: str, value: int | None, most: int | None = None) -> None:
+    """Refuse a count below one, or above a limit; None is left to what suits the model.
+
+    Raises:
+        UserError: it is.
+    """
+    if value is None:
+        return
+    advice = f"Use --{name.replace('_', '-')} 10."
+    if value < 1:
+        raise bad_value(name, value, "it must be 1 or more", advice)
+    if most is not None and value > most:
+        raise bad_value(name, value, f"it must be at most {most}", advice)
