@@ -13,8 +13,7 @@ import tyro
 from mmprompt.errors import UserError, bad_file, bad_value
 from mmprompt.language.cli.options import TEMPLATE_HELP, Loading, read_verbalizer
 from mmprompt.language.file import save_language
-from mmprompt.language.peft.file import load_peft
-from mmprompt.language.peft.layout import CONFIG
+from mmprompt.language.peft.file import CONFIG, load_peft
 from mmprompt.language.peft.save import save_peft
 from mmprompt.terminal.output import JSON_HELP, Output
 from mmprompt.terminal.parser import parse

@@ -1,23 +1,23 @@
-"""Prompts that PEFT wrote, read from its own files.
+"""Prompts that PEFT wrote, read from its own two files; PEFT itself is not needed, and no pickle is read.
 
-PEFT puts its vectors before everything, the start token of the text too; that is what `TEMPLATE` says. What stands
-beside its files where `save_peft` wrote them, template and words of labels, is read too.
+PEFT puts its vectors before everything, the start token of the text too; that is what `TEMPLATE` says. What `save_peft`
+writes beside its files, template and words of labels, is read too.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from mmprompt.core.file import refuse_other_backbone
+from mmprompt.core.file import RESTORE, refuse_other_backbone
 from mmprompt.core.sources import FreeVectors
-from mmprompt.errors import bad_file
-from mmprompt.language.peft import layout
-from mmprompt.language.peft.side import SIDE, Side, read_compiled, read_side
+from mmprompt.data.strict_yaml import validate
+from mmprompt.errors import bad_file, is_count
+from mmprompt.files import read_bytes, read_json, read_tensors, sha256_bytes
 from mmprompt.language.predictor import LanguagePrompt, PromptedModel
 from mmprompt.language.sources import LanguageSources, MultitaskSources
 from mmprompt.language.templates.template import Template
@@ -26,11 +26,59 @@ from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.decoder.vectors import LM_INPUT
 from mmprompt.models.sites import Site
+from mmprompt.version import __version__
+
+CONFIG, TENSORS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+SIDE, COMPILED = "mmprompt.json", "mmprompt.safetensors"
+VECTORS, COLUMNS, ROWS = "prompt_embeddings", "prefix_task_cols", "prefix_task_rows"
+PROMPT, P_TUNING, PREFIX, MULTITASK = "PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "MULTITASK_PROMPT_TUNING"
+KINDS = (PROMPT, P_TUNING, PREFIX, MULTITASK)
+CAUSAL, ENCODED = "CAUSAL_LM", "SEQ_2_SEQ_LM"
+FORMAT = 1
+MAX_BYTES = 2**31
 
 TEMPLATE = "{soft}{bos}{text}{answer}"
 """What PEFT does with a text: vectors, then the text as the tokenizer frames it. Of a prefix, `{soft}` is nothing."""
+SAVE_AGAIN = "Save it again with PEFT's save_pretrained."
 OTHER_MODEL = "Load it with the model that it was trained on."
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """The frozen model, as in a prompt file."""
+
+    name: str
+    fingerprint: str
+    transform: str
+
+
+@dataclass(frozen=True)
+class Side:
+    """The content of `mmprompt.json`.
+
+    Args:
+        format: of this file.
+        mmprompt: the version that wrote it.
+        backbone: the frozen model.
+        template, verbalizer, n_soft: as in `LanguagePrompt`.
+        tasks: names of the tasks, where PEFT has numbers.
+        holds: of a compiled prompt the slots whose keys and values it holds, as in `Question`; texts follow them
+            without start tokens of their own.
+        adapter_sha256: of the tensors beside it.
+        compiled_sha256: of `mmprompt.safetensors`, the vectors that were compiled; None where none were.
+    """
+
+    format: int
+    mmprompt: str
+    backbone: Backbone
+    template: str
+    verbalizer: dict[str, Any] | None
+    n_soft: int
+    tasks: list[str]
+    holds: list[int]
+    adapter_sha256: str
+    compiled_sha256: str | None
 
 
 def load_peft(
@@ -53,61 +101,167 @@ def load_peft(
         UserError: files are missing or broken, of another kind, or do not fit the model or the template.
     """
     folder = Path(folder)
-    shape = layout.read_shape(folder)
-    tensors = layout.read_adapter(folder, shape)
+    config = read_config(folder)
+    tensors = read_adapter(folder, config)
     side = read_side(folder)
-    if isinstance(model, str):
-        model = load_language_model(model)
-    _refuse_misfit(folder, shape, side, model)
-    sources = _sources(folder, model, shape, tensors, side, task).to(model.device).requires_grad_(False)
+    model = load_language_model(model) if isinstance(model, str) else model
+    if side is not None:
+        refuse_other_backbone(folder, asdict(side), model)
+    expected = ENCODED if model.is_encoder_decoder else CAUSAL
+    if config.get("task_type") not in (None, expected):
+        problem = f"is a prompt for {config['task_type']}, but {model.name} is a model for {expected}"
+        raise bad_file(folder, problem, OTHER_MODEL)
+    if config["peft_type"] == MULTITASK:
+        sources = _multitask(folder, model, config, tensors, side, task)
+    elif task is not None:
+        raise bad_file(folder, f"is a prompt of one task, but the task {task!r} was asked for", "Leave the task out.")
+    elif side is not None and side.compiled_sha256 is not None:
+        if sha256_bytes(read_bytes(folder / COMPILED, MAX_BYTES)) != side.compiled_sha256:
+            raise bad_file(folder / COMPILED, "was changed after it was saved (its hash does not match)", RESTORE)
+        compiled = read_tensors(folder / COMPILED)
+        sources = LanguageSources({Site.parse(name): FreeVectors(values) for name, values in compiled.items()})
+    elif config["peft_type"] == PREFIX:
+        sources = LanguageSources(_keys_values(folder, model, config, tensors[VECTORS]))
+    else:
+        sources = LanguageSources({LM_INPUT: FreeVectors(_of_width(folder, model, tensors[VECTORS]))})
+    sources = sources.to(model.device).requires_grad_(False)
     n_vectors = sum(vectors.n_vectors for site, vectors in sources.vectors().items() if site == LM_INPUT)
-    read = Template.parse(template or (TEMPLATE if side is None else side.template))
-    n_soft = _n_soft(folder, read, n_vectors, model)
+    parsed = Template.parse(template or (TEMPLATE if side is None else side.template))
+    n_soft = _n_bare(folder, parsed, n_vectors, model)
     if verbalizer is None and side is not None and side.verbalizer is not None:
         verbalizer = Verbalizer.from_dict(side.verbalizer)
-    prompted = PromptedModel(model, LanguagePrompt(read, sources, verbalizer, n_soft))
-    if template is not None and n_vectors and prompted.bound.opening != front(n_vectors):
+    prompted = PromptedModel(model, LanguagePrompt(parsed, sources, verbalizer, n_soft))
+    if template is not None and n_vectors and prompted.bound.opening != tuple(range(-1, -1 - n_vectors, -1)):
         _log.warning("PEFT puts its vectors before everything, but this template does not. Begin it with {soft}{bos}.")
     return prompted
 
 
-def _refuse_misfit(folder: Path, shape: layout.Shape, side: Side | None, model: FrozenLanguageModel) -> None:
-    if side is not None:
-        refuse_other_backbone(folder, asdict(side), model)
-    expected = layout.ENCODED if model.is_encoder_decoder else layout.CAUSAL
-    if shape.task_type not in (None, expected):
-        problem = f"is a prompt for {shape.task_type}, but {model.name} is a model for {expected}"
-        raise bad_file(folder, problem, OTHER_MODEL)
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read `adapter_config.json` and check what a prompt is read by.
+
+    Raises:
+        UserError: it is missing, broken, or that of something else.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        inner = min((place.parent.name for place in folder.glob(f"*/{CONFIG}")), default=None)
+        advice = "Give a folder that PEFT's save_pretrained wrote." if inner is None else f"Give {folder / inner}."
+        raise bad_file(folder, f"holds no {CONFIG}, so it is no prompt of PEFT's", advice)
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise bad_file(path, "is no JSON object", SAVE_AGAIN)
+    kind, task_type, modules = (config.get(name) for name in ("peft_type", "task_type", "modules_to_save"))
+    if kind not in KINDS:
+        said = "has no peft_type" if kind is None else f"has the peft_type {str(kind)[:40]!r}"
+        raise bad_file(path, f"{said}, but one of {', '.join(KINDS)} was expected", "Give a folder of those.")
+    if task_type not in (None, CAUSAL, ENCODED):
+        problem = f"was trained for {str(task_type)[:40]!r}, but {CAUSAL} or {ENCODED} was expected"
+        raise bad_file(path, problem, "Only prompts of models that write text are read.")
+    if modules:
+        problem = f"keeps modules of the model too (modules_to_save is {str(modules)[:80]})"
+        raise bad_file(path, problem, "Only vectors are read.")
+    n_vectors, n_copies = config.get("num_virtual_tokens"), config.get("num_transformer_submodules")
+    if not isinstance(n_vectors, int) or not is_count(n_vectors):
+        problem = f"num_virtual_tokens is {str(n_vectors)[:40]}, but a whole number of 1 or more was expected"
+        raise bad_file(path, problem, SAVE_AGAIN)
+    if n_copies is not None and not is_count(n_copies, 2):
+        problem = f"num_transformer_submodules is {str(n_copies)[:40]}, but 1 or 2 was expected"
+        raise bad_file(path, problem, SAVE_AGAIN)
+    return config
 
 
-def _sources(
-    folder: Path,
-    model: FrozenLanguageModel,
-    shape: layout.Shape,
-    tensors: Mapping[str, Tensor],
-    side: Side | None,
-    task: str | int | None,
-) -> LanguageSources:
-    """The vectors by site."""
-    if task is not None and shape.kind != layout.MULTITASK:
-        raise bad_file(folder, f"is a prompt of one task, but the task {task!r} was asked for", "Leave the task out.")
-    if side is not None and side.compiled_sha256 is not None:
-        return LanguageSources(
-            {Site.parse(name): FreeVectors(values) for name, values in read_compiled(folder, side).items()}
-        )
-    values = tensors[layout.VECTORS]
-    if shape.kind == layout.PREFIX:
-        return LanguageSources(_keys_values(folder, model, shape, values))
+def read_adapter(folder: Path, config: dict[str, Any]) -> dict[str, Tensor]:
+    """Read the tensors by PEFT's names, in float32; of two copies of the vectors the first.
+
+    Returns:
+        `VECTORS`: [n, D], or of a prefix [n, J 2 H D/H]; of several tasks too `COLUMNS` [T, n, R] and `ROWS` [T, R, D].
+    Raises:
+        UserError: they are missing, broken, or of another shape than the configuration says.
+    """
+    path = folder / TENSORS
+    if not path.is_file():
+        if (folder / PICKLE).is_file():
+            problem = f"holds its tensors as a pickle alone ({PICKLE}), which is never read"
+            raise bad_file(folder, problem, "Save it again with PEFT's save_pretrained, which writes safetensors.")
+        raise bad_file(folder, f"holds no {TENSORS}", SAVE_AGAIN)
+    tensors = read_tensors(path)
+    kind, n, n_copies = config["peft_type"], config["num_virtual_tokens"], config.get("num_transformer_submodules")
+    names = (VECTORS, COLUMNS, ROWS) if kind == MULTITASK else (VECTORS,)
+    for name in names:
+        if name not in tensors:
+            raise bad_file(path, f"holds no {name}, which a {kind} prompt has", SAVE_AGAIN)
+    for name in sorted(tensors.keys() - set(names)):
+        raise bad_file(path, f"holds {name}, which no {kind} prompt has", "Give a folder of a prompt alone.")
+
+    def check(name: str, expected: str, *shapes: tuple[int, ...]) -> None:
+        value = tensors[name]
+        sizes = tuple(value.shape)  # -1 fits any number
+        is_fit = any(len(shape) == len(sizes) and all(map(_fits, sizes, shape)) for shape in shapes)
+        if not is_fit or not value.is_floating_point():
+            dtype = str(value.dtype).removeprefix("torch.")
+            problem = f"{name} is {list(sizes)} of {dtype}, but {expected} of floating-point numbers was expected"
+            raise bad_file(path, problem, SAVE_AGAIN)
+
+    copies = (1,) if kind == PREFIX else (n_copies,) if n_copies else (1, 2)
+    expected = " or ".join(f"[{n * copy}, width]" for copy in copies)
+    check(VECTORS, f"{expected} for {n} virtual tokens", *((n * copy, -1) for copy in copies))
+    if kind == MULTITASK:
+        n_all, width = tensors[VECTORS].shape
+        check(COLUMNS, f"[tasks, {n_all}, rank]", (-1, n_all, -1))
+        n_tasks, _, rank = tensors[COLUMNS].shape
+        check(ROWS, f"{[n_tasks, rank, width]}", (n_tasks, rank, width))
+        tensors[COLUMNS] = tensors[COLUMNS][:, :n]
+    tensors[VECTORS] = tensors[VECTORS][:n]
+    return {name: value.float() for name, value in tensors.items()}
+
+
+def _fits(size: int, wanted: int) -> bool:
+    return size > 0 and wanted in (size, -1)
+
+
+def read_side(folder: Path) -> Side | None:
+    """Read `mmprompt.json`, None where there is none.
+
+    Raises:
+        UserError: it is broken, of a newer format, or of other tensors.
+    """
+    path = folder / SIDE
+    if not path.is_file():
+        return None
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise bad_file(path, "is no JSON object", RESTORE)
+    side = validate(Side, content, path)
+    if side.format > FORMAT:
+        problem = f"has format {side.format}, but this mmprompt {__version__} reads up to {FORMAT}"
+        raise bad_file(path, problem, "Upgrade mmprompt.")
+    if sha256_bytes(read_bytes(folder / TENSORS, MAX_BYTES)) != side.adapter_sha256:
+        problem = f"was written with another {TENSORS} than the one beside it"
+        raise bad_file(path, problem, "Restore the folder as it was saved, or remove this file.")
+    return side
+
+
+def _of_width(folder: Path, model: FrozenLanguageModel, values: Tensor) -> Tensor:
     if values.shape[1] != model.width:
         problem = f"its vectors are {values.shape[1]} wide, but those of {model.name} are {model.width}"
         raise bad_file(folder, problem, OTHER_MODEL)
-    if shape.kind != layout.MULTITASK:
-        return LanguageSources({LM_INPUT: FreeVectors(values)})
-    columns, rows = tensors[layout.COLUMNS], tensors[layout.ROWS]
+    return values
+
+
+def _multitask(
+    folder: Path,
+    model: FrozenLanguageModel,
+    config: dict[str, Any],
+    tensors: dict[str, Tensor],
+    side: Side | None,
+    task: str | int | None,
+) -> LanguageSources:
+    """The vectors of all tasks, or of one."""
+    values, columns, rows = _of_width(folder, model, tensors[VECTORS]), tensors[COLUMNS], tensors[ROWS]
     names = [str(number) for number in range(len(columns))] if side is None else side.tasks
     if len(names) != len(columns):
         raise bad_file(folder / SIDE, f"names {len(names)} tasks, but there are {len(columns)}", "Name each.")
-    if model.is_encoder_decoder and shape.n_copies != 1:
+    if model.is_encoder_decoder and config.get("num_transformer_submodules") != 1:
         _log.warning(
             "PEFT trains vectors before the decoder's tokens too, but generates without them. So does mmprompt."
         )
@@ -119,41 +273,40 @@ def _sources(
 
 
 def _keys_values(
-    folder: Path, model: FrozenLanguageModel, shape: layout.Shape, values: Tensor
+    folder: Path, model: FrozenLanguageModel, config: dict[str, Any], values: Tensor
 ) -> dict[Site, FreeVectors]:
-    """Keys and values by block, from rows that hold those of all blocks."""
+    """Keys and values by block, from rows [n, J width] that hold those of all blocks.
+
+    Behind an encoder PEFT hands out pairs of the J stored blocks, the second of which it then drops, and begins again
+    where they end: block i is given the (2 i mod J)-th, so any J will do.
+    """
     if model.kv_shape is None:
         raise bad_file(folder, f"holds keys and values, but {model.name} takes none", OTHER_MODEL)
-    if model.is_encoder_decoder and shape.n_copies == 1:
+    is_encoded = model.is_encoder_decoder
+    if is_encoded and config.get("num_transformer_submodules") == 1:
         problem = (
             "was trained with num_transformer_submodules 1, by which PEFT hides the encoder's text from the decoder"
         )
         raise bad_file(folder, problem, "Only prefixes with 2, PEFT's default here, are read.")
     n_layers, n_heads, head_width = model.kv_shape
-    width = 2 * n_heads * head_width
-    # behind an encoder any number of blocks will do, see `blocks_of`
+    width, n_numbers = 2 * n_heads * head_width, values.shape[1]
     own = {"num_attention_heads": n_heads, "token_dim": n_heads * head_width}
-    own |= {} if model.is_encoder_decoder else {"num_layers": n_layers}
-    other = next((name for name in own if shape.model.get(name) not in (None, own[name])), None)
-    n_numbers = values.shape[1]
-    is_wrong = n_numbers % width != 0 if model.is_encoder_decoder else n_numbers != n_layers * width
-    if other is not None or is_wrong:
-        said = f"of {n_numbers} numbers" if other is None else f"of {other} {str(shape.model[other])[:40]}"
+    own |= {} if is_encoded else {"num_layers": n_layers}
+    other = next((name for name in own if config.get(name) not in (None, own[name])), None)
+    if other is not None or (n_numbers % width != 0 if is_encoded else n_numbers != n_layers * width):
+        said = f"of {n_numbers} numbers" if other is None else f"of {other} {str(config[other])[:40]}"
         problem = (
             f"holds keys and values {said}, but {model.name} takes {n_layers * width} numbers: "
             f"{n_layers} blocks, {n_heads} heads of width {head_width}, keys and values"
         )
         raise bad_file(folder, problem, OTHER_MODEL)
-    blocks = layout.blocks_of(values, n_layers, width, model.is_encoder_decoder)
-    return {Site("lm.kv", layer): FreeVectors(part) for layer, part in enumerate(blocks)}
+    blocks = values.split(width, dim=1)
+    step = 2 if is_encoded else 1
+    return {Site("lm.kv", layer): FreeVectors(blocks[step * layer % len(blocks)]) for layer in range(n_layers)}
 
 
-def _n_soft(folder: Path, template: Template, n_vectors: int, model: FrozenLanguageModel) -> int:
-    """How many vectors a bare `{soft}` has, so that the template takes all.
-
-    Raises:
-        UserError: it does not.
-    """
+def _n_bare(folder: Path, template: Template, n_vectors: int, model: FrozenLanguageModel) -> int:
+    """How many vectors a bare `{soft}` has, so that the template takes all."""
     n_fixed = template.bind(model.tokenizer, model.start_ids, 0, model.is_encoder_decoder).n_soft
     n_bare = n_vectors - n_fixed
     if n_bare < 0 or (n_bare > 0 and not template.has_bare_soft):
@@ -163,8 +316,3 @@ def _n_soft(folder: Path, template: Template, n_vectors: int, model: FrozenLangu
             "Write {soft} for all of them." if n_vectors else "Write it without.",
         )
     return n_bare
-
-
-def front(n_vectors: int) -> tuple[int, ...]:
-    """The slots of vectors that stand one after another, each once."""
-    return tuple(-1 - place for place in range(n_vectors))

@@ -1,23 +1,24 @@
-"""Prompts written as PEFT's `PeftModel.from_pretrained` reads them."""
+"""Prompts written as PEFT's `PeftModel.from_pretrained` reads them; PEFT itself is not needed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from mmprompt.core.file import describe_backbone
 from mmprompt.errors import UserError, unknown_name
-from mmprompt.files import make_folder, tensor_bytes, write_bytes, write_json
-from mmprompt.language.peft import layout
-from mmprompt.language.peft.file import front
-from mmprompt.language.peft.side import write_side
+from mmprompt.files import make_folder, sha256_bytes, tensor_bytes, write_bytes, write_json
+from mmprompt.language.peft import file as form
 from mmprompt.language.predictor import PromptedModel
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.decoder.vectors import LM_INPUT
 from mmprompt.models.sites import Site, Vectors
+from mmprompt.version import __version__
 
 TRAIN_IN_FRONT = "Train it with a template that begins with {soft}{bos}."
 Content = tuple[dict[str, Any], dict[str, Tensor]]
@@ -42,84 +43,81 @@ def save_peft(
     Raises:
         UserError: PEFT has no such prompt, or the folder cannot be written.
     """
-    sources = prompted.prompt.sources
+    prompt = prompted.prompt
+    sources = prompt.sources
     if task is not None and task not in sources.tasks:
         raise unknown_name("task", task, sources.tasks)
     if not sources.sites:
         raise UserError("a prompt in words alone has no vectors, but PEFT's files are of vectors. Use save_language.")
     holds: tuple[int, ...] = ()
-    compiled: dict[Site, Vectors] = {}
+    compiled: dict[str, Tensor] = {}
     with torch.no_grad():
         if kind == "prefix" or any(site.tower == "lm.kv" for site in sources.sites):
-            vectors = _of_one_task(prompted, task)
-            holds = _what_is_compiled(prompted, vectors, kind)
+            if sources.tasks and task is None:
+                raise UserError(f"a prefix is of one task, but this prompt has {len(sources.tasks)}. Give the task.")
+            vectors = sources.vectors_of(task or "")
+            if LM_INPUT in vectors:
+                holds = _compiled_slots(prompted, kind)
+                compiled = {str(site): each.values.float() for site, each in vectors.items()}
             config, tensors = _as_prefix(prompted.model, vectors, holds)
-            compiled = vectors if holds else {}
         else:
             config, tensors = _as_vectors(prompted, task)
     folder = make_folder(Path(folder))
-    data = tensor_bytes({name: value.float() for name, value in tensors.items()}, {"format": "pt"})
-    write_bytes(folder / layout.TENSORS, data)
-    names = [] if task is not None else list(sources.tasks)
-    kept = {str(site): given.values.float() for site, given in compiled.items()}
-    write_side(folder, prompted, names, data, list(holds), kept)
-    write_json(folder / layout.CONFIG, config)
+    adapter = tensor_bytes({name: value.float() for name, value in tensors.items()}, {"format": "pt"})
+    write_bytes(folder / form.TENSORS, adapter)
+    data = tensor_bytes(compiled)
+    if compiled:
+        write_bytes(folder / form.COMPILED, data)
+    else:
+        (folder / form.COMPILED).unlink(missing_ok=True)
+    side = form.Side(
+        format=form.FORMAT,
+        mmprompt=__version__,
+        backbone=form.Backbone(**describe_backbone(prompted.model)),
+        template=prompt.template.text,
+        verbalizer=None if prompt.verbalizer is None else prompt.verbalizer.to_dict(),
+        n_soft=prompt.n_soft,
+        tasks=[] if task is not None else list(sources.tasks),
+        holds=list(holds),
+        adapter_sha256=sha256_bytes(adapter),
+        compiled_sha256=sha256_bytes(data) if compiled else None,
+    )
+    write_json(folder / form.SIDE, asdict(side))
+    write_json(folder / form.CONFIG, config)
 
 
 def _as_vectors(prompted: PromptedModel, task: str | None) -> Content:
-    """Vectors before everything.
-
-    Raises:
-        UserError: they stand elsewhere.
-    """
+    """Vectors before everything."""
     sources, model = prompted.prompt.sources, prompted.model
     opening, n_vectors = prompted.bound.opening, sources.vectors()[LM_INPUT].n_vectors
-    if opening != front(n_vectors):
+    if opening != tuple(range(-1, -1 - n_vectors, -1)):
+        tokens = [slot for slot in opening or () if slot >= 0]
+        before = f"{model.tokenizer.decode(tokens)[:40]!r} stands before some" if tokens else "some stand twice"
+        before = "a field stands before some" if opening is None else before
         can_compile = opening is not None and not model.is_encoder_decoder
         raise UserError(
             "PEFT puts the vectors of a prompt before everything, each once, but in this template "
-            f"{_what_is_before(model, opening)}. "
-            + ('Use kind="prefix", which compiles what stands there.' if can_compile else TRAIN_IN_FRONT)
+            f"{before}. " + ('Use kind="prefix", which compiles what stands there.' if can_compile else TRAIN_IN_FRONT)
         )
-    base = _base_of(model)
+    config = model.lm.config.get_text_config()
+    shape = (config.num_hidden_layers, config.num_attention_heads, model.width)
     if not sources.tasks or task is not None:
         values = sources.vectors_of(task or "")[LM_INPUT].values
-        return layout.config_of(layout.PROMPT, base, n_vectors), {layout.VECTORS: values}
+        return _config(form.PROMPT, model, n_vectors, shape), {form.VECTORS: values}
     tensors = sources.tensors()
     columns, rows = tensors["task_columns"], tensors["task_rows"]
-    config = layout.config_of(layout.MULTITASK, base, n_vectors, n_tasks=len(rows), rank=rows.shape[1])
-    return config, {layout.VECTORS: tensors[str(LM_INPUT)], layout.COLUMNS: columns, layout.ROWS: rows}
+    extra = {
+        "num_ranks": rows.shape[1],
+        "num_tasks": len(rows),
+        "prompt_tuning_init_state_dict_path": None,
+        "prompt_tuning_init_task": 0,
+    }
+    written = {form.VECTORS: tensors[str(LM_INPUT)], form.COLUMNS: columns, form.ROWS: rows}
+    return _config(form.MULTITASK, model, n_vectors, shape, extra), written
 
 
-def _what_is_before(model: FrozenLanguageModel, opening: tuple[int, ...] | None) -> str:
-    if opening is None:
-        return "a field stands before some"
-    tokens = [slot for slot in opening if slot >= 0]
-    return f"{model.tokenizer.decode(tokens)[:40]!r} stands before some" if tokens else "some stand twice"
-
-
-def _of_one_task(prompted: PromptedModel, task: str | None) -> dict[Site, Vectors]:
-    """The vectors that a prefix is made of.
-
-    Raises:
-        UserError: they are of several tasks.
-    """
-    sources = prompted.prompt.sources
-    if sources.tasks and task is None:
-        raise UserError(f"a prefix is of one task, but this prompt has {len(sources.tasks)}. Give the task.")
-    return sources.vectors_of(task or "")
-
-
-def _what_is_compiled(
-    prompted: PromptedModel, vectors: Mapping[Site, Vectors], kind: Literal["prefix"] | None
-) -> tuple[int, ...]:
-    """The slots that become keys and values; () where the prompt is keys and values already.
-
-    Raises:
-        UserError: it cannot be compiled.
-    """
-    if LM_INPUT not in vectors:
-        return ()
+def _compiled_slots(prompted: PromptedModel, kind: Literal["prefix"] | None) -> tuple[int, ...]:
+    """The slots that become keys and values."""
     model, opening = prompted.model, prompted.bound.opening
     if kind is None:
         problem = "has vectors among the tokens beside keys and values, but PEFT has one or the other"
@@ -137,7 +135,7 @@ def _what_is_compiled(
 
 
 def _as_prefix(model: FrozenLanguageModel, vectors: Mapping[Site, Vectors], holds: tuple[int, ...]) -> Content:
-    """Keys and values of all blocks side by side."""
+    """Keys and values of all blocks side by side; behind an encoder, where PEFT reads every other one, spaced out."""
     assert model.kv_shape is not None, "prompts without a place are not made"
     n_layers, n_heads, width = model.kv_shape
     if holds:
@@ -146,19 +144,42 @@ def _as_prefix(model: FrozenLanguageModel, vectors: Mapping[Site, Vectors], hold
         blocks = [pair.permute(2, 0, 1, 3).flatten(1) for pair in pairs]
     else:
         blocks = [vectors[Site("lm.kv", layer)].values for layer in range(n_layers)]
-    values = layout.rows_of(blocks, model.is_encoder_decoder)
-    base = _base_of(model, (values.shape[1] // (2 * n_heads * width), n_heads, n_heads * width))
-    return layout.config_of(layout.PREFIX, base, len(values)), {layout.VECTORS: values}
+    if model.is_encoder_decoder:
+        blocks = [part for block in blocks for part in (block, torch.zeros_like(block))]
+    values = torch.cat(blocks, dim=1)
+    config = _config(form.PREFIX, model, len(values), (len(blocks), n_heads, n_heads * width))
+    return config, {form.VECTORS: values}
 
 
-def _base_of(model: FrozenLanguageModel, of_prefix: tuple[int, int, int] | None = None) -> layout.Base:
-    """What a configuration says of a model.
+def _config(
+    kind: str, model: FrozenLanguageModel, n_vectors: int, shape: tuple[int, int, int], extra: Mapping[str, Any] = {}
+) -> dict[str, Any]:
+    """An `adapter_config.json` as PEFT writes it, keys sorted.
 
     Args:
-        model: it.
-        of_prefix: blocks, heads and width of keys and values; None for vectors among the tokens.
+        kind: PEFT's name of it.
+        model: the frozen model.
+        n_vectors: n.
+        shape: layers, heads and width of a vector; of a prefix those of its keys and values.
+        extra: entries that this kind alone has.
     """
-    config = model.lm.config.get_text_config()
-    own = (config.num_hidden_layers, config.num_attention_heads, model.width)
-    task_type = layout.ENCODED if model.is_encoder_decoder else layout.CAUSAL
-    return layout.Base(model.lm.name_or_path or None, task_type, *(of_prefix or own))
+    is_prefix = kind == form.PREFIX
+    if is_prefix:
+        extra = {"encoder_hidden_size": shape[2], "init_weights": None, "prefix_projection": False}
+    else:
+        names = ("prompt_tuning_init_text", "tokenizer_kwargs", "tokenizer_name_or_path")
+        extra = {"prompt_tuning_init": "RANDOM", **dict.fromkeys(names), **extra}
+    config = {
+        **dict.fromkeys(("auto_mapping", "modules_to_save", "peft_version", "revision")),
+        "base_model_name_or_path": model.lm.name_or_path or None,
+        "inference_mode": True,
+        "num_attention_heads": shape[1],
+        "num_layers": shape[0],
+        # One copy of the vectors, which PEFT reads as well as two; but its prefixes need an encoder to be named.
+        "num_transformer_submodules": 2 if is_prefix and model.is_encoder_decoder else 1,
+        "num_virtual_tokens": n_vectors,
+        "peft_type": kind,
+        "task_type": form.ENCODED if model.is_encoder_decoder else form.CAUSAL,
+        "token_dim": shape[2],
+    }
+    return dict(sorted((config | extra).items()))
