@@ -6,13 +6,18 @@ rows into such pairs, the fields `input` and what is answered, which any templat
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import json
+import os
+import re
+import subprocess
+import sys
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
@@ -21,17 +26,17 @@ from mmprompt.data.strict_yaml import StrictLoader, read_yaml, validate
 from mmprompt.errors import UserError, bad_file, unknown_name
 from mmprompt.language.data import TextData, TextRow
 
-if TYPE_CHECKING:
-    from mmprompt.language.templates.sandbox import Sandbox
-
 TEMPLATE = "{soft} {input:cut} {answer}"
 """What stands around rows that `to_texts` has made."""
-DIVIDER = "|||"
 MAX_BYTES = 2**20
+MAX_SOURCE = 20_000
+"""Characters of a template; the longest of PromptSource's has 2,849."""
+CUT = 2048
+"""Characters of a value that PromptSource writes."""
+WALL_S = 20.0
+"""Seconds that a row may take, waiting included; the child process itself is given fewer of computing."""
 
-_MARK = (
-    "\U000f0000|||\U000f0001"  # stands for the divider of the template itself, so that one in the data divides nothing
-)
+_CLOSING = re.compile(r"\{%.*?%\}|(-?\}\})", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -73,11 +78,13 @@ class JinjaTemplate:
     metrics: tuple[str, ...] = ()
     languages: tuple[str, ...] = ()
 
-    def apply(self, row: Mapping[str, Any]) -> Prompted | None:
+    def apply(self, row: Mapping[str, Any], truncate: bool = True) -> Prompted | None:
         """Put a row into the template.
 
         Args:
             row: values by name: texts, numbers, true, false, None, lists and mappings.
+            truncate: cut every value that the template writes to `CUT` characters, at a word, as PromptSource does, by
+                a filter behind each expression, which counts for the last operand of one without brackets.
         Returns:
             input and target, without blanks around them; None where the template leaves one of them empty, as it does
             with rows that it is not for.
@@ -85,43 +92,80 @@ class JinjaTemplate:
             UserError: jinja2 is not installed, the row holds something else, or the template is wrong, does what it
                 may not or too much.
         """
-        values = _plain(row)
-        choices = self._choices(values)
-        # each part has values of its own, for a template may change them
-        parts = self._written(self.jinja, _plain(row) | {"answer_choices": None if choices is None else [*choices]})
+        if "answer_choices" in row:
+            raise self._refusal("the row has a field answer_choices, which is the name of the template's own")
+        if find_spec("jinja2") is None:
+            raise UserError('templates of PromptSource need jinja2. Install it: pip install "mmprompt[llm]".')
+        jinja, cut = self.jinja, f" | string | truncate({CUT}) "
+        if truncate:
+            jinja = _CLOSING.sub(lambda match: cut + match[1] if match[1] else match[0], jinja)
+        for source in (jinja, self.answer_choices or ""):
+            if len(source) > MAX_SOURCE:
+                raise self._refusal(f"it has {len(source)} characters, the limit is {MAX_SOURCE}")
+        try:
+            request = json.dumps({"jinja": jinja, "choices": self.answer_choices, "row": dict(row)})
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"a row holds what is no plain value: {error}. Give texts, numbers, lists and mappings."
+            ) from None
+        reply = _child(os.getpid()).ask(request)
+        if "error" in reply:
+            raise self._refusal(" ".join(reply["error"].split())[:200].rstrip("."))
+        parts = reply["parts"]
         if len(parts) > 2:
             raise self._refusal(f"it gives {len(parts)} parts where input and target were expected")
         if len(parts) < 2 or not all(parts):
             return None
-        return Prompted(parts[0], parts[1], choices or ())
+        return Prompted(parts[0], parts[1], tuple(reply["choices"] or ()))
 
-    def to_texts(self, data: TextData, labels: Sequence[str] | None = None) -> TextData:
+    def to_texts(self, data: TextData, labels: Sequence[str] | None = None, truncate: bool = True) -> TextData:
         """Put all rows into the template: the field `input`, and a label where all rows have the same choices.
 
         Args:
             data: rows of text; a template reads their fields, `label` as a number, and `answer`.
             labels: in the order in which the template counts them; by default the numbers that they are, or sorted.
+            truncate: as in `apply`.
         Returns:
             the rows that the template is for, with `TEMPLATE` around them; the notes say how many there are.
         Raises:
             UserError: as `apply`, labels do not fit, or the template is for no row of a part.
         """
-        numbers = _numbers(data.labels, labels)
-        found = {split: [self.apply(_values(row, numbers)) for row in data.rows(split)] for split in SPLITS}
-        used = [item for items in found.values() for item in items if item is not None]
+        order = data.labels if labels is None else tuple(labels)
+        for label in data.labels:
+            if label not in order:
+                raise unknown_name("label", label, order, "Name every label of the data.")
+        is_number = labels is None and all(label.isascii() and label.isdigit() for label in order)
+        numbers = {label: int(label) if is_number else place for place, label in enumerate(order)}
+
+        def values(row: TextRow) -> dict[str, Any]:
+            target = {"answer": row.answer} if row.label is None else {"label": numbers[row.label]}
+            return {**row.fields, **target}
+
+        prompted: dict[str, list[Prompted | None]] = {}
+        for split in SPLITS:
+            prompted[split] = [self.apply(values(row), truncate) for row in data.rows(split)]
+        used = [item for items in prompted.values() for item in items if item is not None]
         choices = used[0].choices if used and len({item.choices for item in used}) == 1 else ()
         is_choice = len(choices) > 1 and {item.target for item in used} <= set(choices)
-        parts = {split: _rows(data.rows(split), items, is_choice) for split, items in found.items()}
-        for split in ("train", "test"):
-            if not parts[split]:
-                raise self._refusal(f"it is for none of the {len(found[split])} {split} rows of {data.name}")
-        n_rows = sum(map(len, found.values()))
+
+        def rows(split: str) -> tuple[TextRow, ...]:
+            pairs = zip(data.rows(split), prompted[split], strict=True)
+            put = [(row, {"input": item.input}, item.target) for row, item in pairs if item is not None]
+            if is_choice:
+                return tuple(TextRow(fields, label=target, task=row.task) for row, fields, target in put)
+            return tuple(TextRow(fields, answer=target, task=row.task) for row, fields, target in put)
+
+        train, val, test = map(rows, SPLITS)
+        for split, used_rows in (("train", train), ("test", test)):
+            if not used_rows:
+                raise self._refusal(f"it is for none of the {len(prompted[split])} {split} rows of {data.name}")
+        n_rows = sum(map(len, prompted.values()))
         note = f"Rows that the template {self.name!r} is for: {len(used)} of {n_rows}."
         return replace(
             data,
-            train=parts["train"],
-            val=parts["val"],
-            test=parts["test"],
+            train=train,
+            val=val,
+            test=test,
             labels=tuple(sorted(choices)) if is_choice else (),
             template=TEMPLATE,
             verbalizer=None,
@@ -129,31 +173,50 @@ class JinjaTemplate:
             notes=(*data.notes, note) if len(used) < n_rows else data.notes,
         )
 
-    @cached_property
-    def _sandbox(self) -> Sandbox:
-        try:
-            from mmprompt.language.templates.sandbox import Sandbox
-        except ImportError:
-            raise UserError('templates of PromptSource need jinja2. Install it: pip install "mmprompt[llm]".') from None
-        return Sandbox()
-
-    def _choices(self, values: dict[str, Any]) -> tuple[str, ...] | None:
-        if "answer_choices" in values:
-            raise self._refusal("the row has a field answer_choices, which is the name of the template's own")
-        return None if self.answer_choices is None else tuple(self._written(self.answer_choices, values))
-
-    def _written(self, source: str, values: Mapping[str, Any]) -> list[str]:
-        seed = int.from_bytes(hashlib.sha256(json.dumps(values, sort_keys=True).encode()).digest()[:8])
-        sandbox = self._sandbox  # here, for that jinja2 is missing is no fault of the template
-        try:
-            text = sandbox.write(source.replace(DIVIDER, _MARK), values, seed)
-        except Exception as error:  # whatever its expressions raise
-            reason = f"{type(error).__name__}: {error}" if not str(error).startswith("it ") else str(error)
-            raise self._refusal(" ".join(reason.split())[:200].rstrip(".")) from None
-        return [part.strip() for part in text.split(_MARK)]
-
     def _refusal(self, problem: str) -> UserError:
         return UserError(f"the template {self.name!r} cannot be used: {problem}. Correct it, or choose another.")
+
+
+class _Child:
+    """The process that renders templates (see `sandbox`): one for all rows, and another once it had to be ended."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+
+    def ask(self, request: str) -> dict[str, Any]:
+        """The answer to one request; an error where the process gave none."""
+        with self._lock:
+            if self._process is None:
+                command = [sys.executable, "-P", str(Path(__file__).with_name("sandbox.py"))]
+                pipe = subprocess.PIPE
+                self._process = subprocess.Popen(
+                    command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, encoding="ascii"
+                )
+            process, line = self._process, ""
+            assert process.stdin is not None, "it was opened"
+            assert process.stdout is not None, "it was opened"
+            timer = threading.Timer(WALL_S, process.kill)
+            timer.start()
+            try:
+                process.stdin.write(request + "\n")
+                process.stdin.flush()
+                line = process.stdout.readline()
+            except BrokenPipeError:
+                pass
+            finally:  # after an interruption too: what it would answer then belongs to no later request
+                timer.cancel()
+                if not line.endswith("\n"):
+                    self._process = None
+                    process.kill()
+                    process.communicate()
+        return json.loads(line) if line else {"error": "it takes too much time or memory"}
+
+
+@functools.lru_cache(maxsize=1)
+def _child(process: int) -> _Child:
+    """The child of a process, named by its number: one that forks shares no pipes."""
+    return _Child()
 
 
 @dataclass(frozen=True)
@@ -206,58 +269,13 @@ def read_promptsource(path: str | Path) -> dict[str, JinjaTemplate]:
     entries = content.get("templates")
     if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
         raise bad_file(path, "holds no templates of PromptSource", "Give a templates.yaml, with a mapping `templates`.")
-    found: dict[str, JinjaTemplate] = {}
-    for entry in (validate(_Entry, some, path) for some in entries.values()):
-        if entry.name in found:
+    templates: dict[str, JinjaTemplate] = {}
+    for entry in (validate(_Entry, content, path) for content in entries.values()):
+        if entry.name in templates:
             raise bad_file(path, f"has two templates named {entry.name!r}", "Rename one.")
         about = entry.metadata or _Metadata()
-        found[entry.name] = JinjaTemplate(
-            entry.name,
-            entry.jinja,
-            entry.answer_choices,
-            entry.reference or "",
-            about.original_task,
-            about.choices_in_prompt,
-            about.metrics or (),
-            about.languages or (),
+        told = (about.original_task, about.choices_in_prompt, about.metrics or (), about.languages or ())
+        templates[entry.name] = JinjaTemplate(
+            entry.name, entry.jinja, entry.answer_choices, entry.reference or "", *told
         )
-    return found
-
-
-def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy that a template may change."""
-    try:
-        return json.loads(json.dumps(dict(row)))
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"a row holds what is no plain value: {error}. Give texts, numbers, lists and mappings."
-        ) from None
-
-
-def _numbers(known: Sequence[str], labels: Sequence[str] | None) -> dict[str, int]:
-    """The number by which a template knows each label."""
-    if labels is None:
-        is_number = bool(known) and all(label.isascii() and label.isdigit() for label in known)
-        return {label: int(label) if is_number else place for place, label in enumerate(known)}
-    for label in known:
-        if label not in labels:
-            raise unknown_name("label", label, labels, "Name every label of the data.")
-    return {label: place for place, label in enumerate(labels)}
-
-
-def _values(row: TextRow, numbers: Mapping[str, int]) -> dict[str, Any]:
-    target = {"answer": row.answer} if row.label is None else {"label": numbers[row.label]}
-    return {**row.fields, **target}
-
-
-def _rows(rows: Sequence[TextRow], items: Sequence[Prompted | None], is_choice: bool) -> tuple[TextRow, ...]:
-    return tuple(
-        TextRow(
-            {"input": item.input},
-            item.target if is_choice else None,
-            None if is_choice else item.target,
-            row.task,
-        )
-        for row, item in zip(rows, items, strict=True)
-        if item is not None
-    )
+    return templates
