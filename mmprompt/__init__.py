@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from mmprompt.core.losses import Outputs, cross_entropy
     from mmprompt.core.method import Method
     from mmprompt.core.metrics import Evaluation, paired_bootstrap
+    from mmprompt.core.soft import HardPrompt, PrefixTuning, PromptTuning
     from mmprompt.data.catalog import list_datasets, load_dataset
     from mmprompt.data.folder import ImageFolder, ImageTable
     from mmprompt.data.images import read_image
@@ -42,24 +43,16 @@ if TYPE_CHECKING:
     from mmprompt.errors import UserError
     from mmprompt.language.bank.bank import PromptBank
     from mmprompt.language.data import TextData, TextRow, draw_shots, load_texts
-    from mmprompt.language.file import load_language, save_language
     from mmprompt.language.generation import generate_texts, stream_text
     from mmprompt.language.measure import compare_language, measure_language
     from mmprompt.language.meta import meta_start
-    from mmprompt.language.methods import (
-        LANGUAGE_METHODS,
-        DeepPrompts,
-        MultitaskPrompt,
-        PrefixTuning,
-        PromptTuning,
-        PTuning,
-    )
+    from mmprompt.language.methods import DeepPrompts, MultitaskPrompt, PTuning
     from mmprompt.language.peft.file import load_peft
     from mmprompt.language.peft.save import save_peft
-    from mmprompt.language.predictor import LanguagePrompt, PromptedModel
+    from mmprompt.language.predictor import PromptedModel
     from mmprompt.language.search.task import search_words
-    from mmprompt.language.start import Start
-    from mmprompt.language.task import LanguageResult, LanguageTask, fit_language
+    from mmprompt.language.start import PromptInit
+    from mmprompt.language.task import LanguageTask
     from mmprompt.language.templates.promptsource import read_promptsource
     from mmprompt.language.templates.template import Template
     from mmprompt.language.templates.verbalizer import Verbalizer
@@ -123,15 +116,9 @@ _HOMES = {
         "VPT",
         "CoOp",
     ),
-    "language.methods": (
-        "LANGUAGE_METHODS",
-        "DeepPrompts",
-        "MultitaskPrompt",
-        "PTuning",
-        "PrefixTuning",
-        "PromptTuning",
-    ),
-    "language.start": ("Start",),
+    "core.soft": ("HardPrompt", "PrefixTuning", "PromptTuning"),
+    "language.methods": ("DeepPrompts", "MultitaskPrompt", "PTuning"),
+    "language.start": ("PromptInit",),
     "captioning.search": ("Decoding",),
     "captioning.predictor": (
         "Caption",
@@ -148,15 +135,8 @@ _HOMES = {
         "load",
         "save",
     ),
-    "language.predictor": (
-        "LanguagePrompt",
-        "PromptedModel",
-    ),
+    "language.predictor": ("PromptedModel",),
     "language.bank.bank": ("PromptBank",),
-    "language.file": (
-        "load_language",
-        "save_language",
-    ),
     "language.generation": (
         "generate_texts",
         "stream_text",
@@ -176,11 +156,7 @@ _HOMES = {
         "zero_shot",
     ),
     "classification.estimator": ("PromptClassifier",),
-    "language.task": (
-        "LanguageResult",
-        "LanguageTask",
-        "fit_language",
-    ),
+    "language.task": ("LanguageTask",),
     "language.measure": (
         "compare_language",
         "measure_language",

@@ -55,9 +55,20 @@ class Predictor(Protocol):
         prompt: all that was learned.
     """
 
-    kind: str
-    backbone: Any
-    prompt: Prompt
+    @property
+    def kind(self) -> str:
+        """See the class."""
+        ...
+
+    @property
+    def backbone(self) -> Any:
+        """See the class."""
+        ...
+
+    @property
+    def prompt(self) -> Prompt:
+        """See the class."""
+        ...
 
     def header(self) -> dict[str, Any]:
         """Give what its kind alone keeps in the header, JSON-ready."""

@@ -76,10 +76,14 @@ class Learned(Source):
         self.register_buffer("unit", unit)
         self.values = nn.Parameter(values)
 
+    @property
+    def vectors(self) -> Tensor:
+        """The vectors as they are now, in the model's own size."""
+        return self.values if self.unit is None else self.values * self.unit
+
     def forward(self, given: Given) -> Inserts:
         """Give the vectors as they are now."""
-        values = self.values if self.unit is None else self.values * self.unit
-        return {self.sites[0]: Vectors(values, self.scope)}
+        return {self.sites[0]: Vectors(self.vectors, self.scope)}
 
 
 SOURCES: dict[str, Callable[..., Source]] = {}

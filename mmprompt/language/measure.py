@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmprompt.core.learned import Prompt
 from mmprompt.core.metrics import Evaluation, evaluate_probabilities, paired_bootstrap
 from mmprompt.errors import UserError, unknown_name
 from mmprompt.language.data import TextData, TextRow
 from mmprompt.language.generation import generate_texts
-from mmprompt.language.predictor import LanguagePrompt, PromptedModel
-from mmprompt.language.sources import LanguageSources
+from mmprompt.language.predictor import PromptedModel
 from mmprompt.language.task import default_template, verbalizer_of
 from mmprompt.language.templates.syntax import Group
 from mmprompt.language.templates.template import Template
@@ -210,6 +210,17 @@ def measure_language(
     return LanguageScore(name, template, tuple(texts), texts=score_texts(texts, expected))
 
 
+def evaluate(prompted: PromptedModel, rows: Sequence[TextRow]) -> LanguageScore:
+    """Measure what a prompt answers to rows: labels told apart, or texts generated.
+
+    Args:
+        prompted: the model with its prompt.
+        rows: with labels or answers.
+    """
+    labels = tuple(sorted({row.label for row in rows if row.label is not None}))
+    return measure_language(prompted, TextData("rows", (), (), tuple(rows), labels))
+
+
 def as_long_as(prompted: PromptedModel, answers: Sequence[str]) -> Generation:
     """Generation with one token more than the longest of some answers has."""
     return Generation(max_tokens=1 + max(map(len, prompted.bound.answers(answers))))
@@ -225,11 +236,11 @@ def plain_model(model: FrozenLanguageModel, data: TextData, prompted: PromptedMo
     """
     has_vectors = prompted is not None and bool(prompted.prompt.sites)
     if prompted is not None and has_vectors:
-        template, verbalizer = prompted.prompt.template, prompted.label_words
+        template, verbalizer = prompted.template, prompted.label_words
     else:
         template, verbalizer = Template.parse(data.template or default_template(data)), verbalizer_of(data)
     empty = replace(template, groups=tuple(Group(n_vectors=0) for _ in template.groups))
-    return PromptedModel(model, LanguagePrompt(empty, LanguageSources({}), verbalizer))
+    return PromptedModel(model, Prompt(empty), verbalizer)
 
 
 def instruction_models(model: FrozenLanguageModel, data: TextData) -> dict[str, PromptedModel]:
@@ -242,7 +253,7 @@ def instruction_models(model: FrozenLanguageModel, data: TextData) -> dict[str, 
     }
     has_chat = bool(getattr(model.tokenizer, "chat_template", None))
     return {
-        name: PromptedModel(model, LanguagePrompt(template, LanguageSources({}), verbalizer_of(data)))
+        name: PromptedModel(model, Prompt(template), verbalizer_of(data))
         for name, template in templates.items()
         if has_chat or not template.is_chat
     }

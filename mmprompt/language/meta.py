@@ -16,16 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmprompt.core.file import check_new
-from mmprompt.core.sources import FreeVectors
+from mmprompt.core.file import check_new, save
+from mmprompt.core.fit import describe_method, refuse_changed
+from mmprompt.core.learned import Learned, Prompt
+from mmprompt.core.method import Start
+from mmprompt.core.soft import DecoderMethod, PromptTuning
 from mmprompt.errors import UserError, bad_value
 from mmprompt.language.data import TextData, TextRow, load_texts
-from mmprompt.language.file import save_language
-from mmprompt.language.methods import METHODS, DecoderMethod, MultitaskPrompt, PromptTuning
-from mmprompt.language.predictor import LanguagePrompt, PromptedModel
-from mmprompt.language.sources import LanguageSources
+from mmprompt.language.methods import METHODS, MultitaskPrompt
+from mmprompt.language.predictor import PromptedModel
 from mmprompt.language.start import PromptInit, start_vectors
-from mmprompt.language.task import LanguageProblem, LanguageTask, objective_of, refuse_changed, untrained
+from mmprompt.language.task import LanguageProblem, LanguageTask
 from mmprompt.language.templates.template import Template
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
@@ -34,7 +35,7 @@ from mmprompt.training.config import surroundings
 from mmprompt.training.lock import run_lock
 from mmprompt.training.loop import train
 from mmprompt.training.recipe import Recipe
-from mmprompt.training.seeds import derive_seed, epoch_order
+from mmprompt.training.seeds import derive_seed, epoch_order, generator
 
 TEMPLATE = "{soft} {answer}"
 """Of the saved start: vectors alone, for whatever template comes."""
@@ -97,20 +98,22 @@ def meta_start(
         if folder is not None:
             check_new(folder)
         each = _with_one_prompt(model, tasks, method, start or PromptInit(), seed)
-        sources = each[0].prompt.sources
+        prompt = each[0].prompt
         history = []
         for number in range(n_rounds):
             place = epoch_order(derive_seed(seed, "tasks"), number // len(tasks), len(tasks))[number % len(tasks)]
             rows = drawn_rows(tasks[place].train, n_inner * recipe.batch_size, derive_seed(seed, "rows", number))
-            problem = LanguageProblem(each[place], sources, rows, (), objective_of(LanguageTask(), each[place]))
+            problem = LanguageProblem(
+                each[place], prompt, rows, (), LanguageTask(tasks[place]).objective_of(each[place])
+            )
             loss = _round(problem, recipe, derive_seed(seed, "round", number), rate * (1 - number / n_rounds))
             history.append({"round": number + 1, "task": tasks[place].name, "loss": loss})
         refuse_changed(model)
-        vectors = sources.vectors()[LM_INPUT].values.detach().clone()
+        vectors = each[0].vectors()[LM_INPUT].values.detach().clone()
         prompted = _alone(model, vectors)
         if folder is not None:
             facts = {"recipe": asdict(recipe), "seed": seed, **surroundings(model)}
-            save_language(prompted, folder, facts | _described(tasks, method, n_rounds, n_inner, rate))
+            save(prompted, folder, facts | _described(tasks, method, n_rounds, n_inner, rate))
     return MetaResult(prompted, vectors, history, folder)
 
 
@@ -148,7 +151,7 @@ def _with_one_prompt(
     model: FrozenLanguageModel, tasks: Sequence[TextData], method: DecoderMethod, start: PromptInit, seed: int
 ) -> list[PromptedModel]:
     """Each task's template and labels around the same vectors."""
-    each = [untrained(model, data, method, LanguageTask(), PromptInit(start="random"), seed) for data in tasks]
+    each = [LanguageTask(data, init=PromptInit(start="random")).predictor(method, model, seed) for data in tasks]
     for data, prompted in zip(tasks, each, strict=True):
         if prompted.bound.n_soft != method.n_vectors:
             raise UserError(
@@ -163,15 +166,17 @@ def _with_one_prompt(
         for text in row.fields.values()
     ]
     values = start_vectors(model, start, each[0].bound, 0, labels, texts, seed)
+    unit = torch.tensor(model.embedding_rms, device=model.device)
+    shared = Start(generator(seed, "start"), each[0].template, vectors=lambda n: (values, unit))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "sources"))
-        sources = method.sources(model, values)
-    return [PromptedModel(model, replace(prompted.prompt, sources=sources)) for prompted in each]
+        source = method.prompt(model, shared).sources[0]
+    return [PromptedModel(model, Prompt(one.template, source).to(model.device), one.label_words) for one in each]
 
 
 def _alone(model: FrozenLanguageModel, vectors: Tensor) -> PromptedModel:
-    sources = LanguageSources({LM_INPUT: FreeVectors(vectors)}).to(model.device).requires_grad_(False)
-    return PromptedModel(model, LanguagePrompt(Template.parse(TEMPLATE), sources, None, len(vectors)))
+    template = Template.parse(TEMPLATE).with_soft(len(vectors))
+    return PromptedModel(model, Prompt(template, Learned(LM_INPUT, vectors)).to(model.device).requires_grad_(False))
 
 
 def _check(tasks: Sequence[TextData], method: DecoderMethod, n_rounds: int, n_inner: int, rate: float) -> None:
@@ -191,9 +196,8 @@ def _described(
     tasks: Sequence[TextData], method: DecoderMethod, n_rounds: int, n_inner: int, rate: float
 ) -> dict[str, Any]:
     """What the prompt file says of how the start was learned."""
-    names = {kind: name for name, kind in METHODS.items()}
     return {
-        "method": {"name": names.get(type(method), type(method).__name__), "settings": asdict(method)},  # type: ignore[call-overload]
+        "method": describe_method(method, METHODS),
         "meta": {
             "tasks": {data.name: data.fingerprint for data in tasks},
             "n_rounds": n_rounds,

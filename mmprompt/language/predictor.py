@@ -19,8 +19,8 @@ from mmprompt.core.file import load as load_predictor
 from mmprompt.core.file import read_header, read_prompt, refuse_other_backbone
 from mmprompt.core.learned import Given, Prompt
 from mmprompt.errors import UserError, bad_file
-from mmprompt.language import sources as _sources  # noqa: F401 - so that files name their kinds
 from mmprompt.language.data import TextRow
+from mmprompt.language.sources import MultitaskVectors
 from mmprompt.language.templates.template import BoundTemplate, Template
 from mmprompt.language.templates.verbalizer import Verbalizer
 from mmprompt.models.decoder.load import load_language_model
@@ -93,7 +93,7 @@ class PromptedModel:
     @property
     def tasks(self) -> tuple[str, ...]:
         """The tasks that have vectors of their own; () where one prompt serves all."""
-        return next((source.tasks for source in self.prompt.sources if hasattr(source, "tasks")), ())
+        return next((one.tasks for one in self.prompt.sources if isinstance(one, MultitaskVectors)), ())
 
     def vectors(self, task: str = "") -> dict[Site, Vectors]:
         """Give the vectors by site, for one task where there are several."""
@@ -117,7 +117,7 @@ class PromptedModel:
             UserError: a field is missing, or a text does not fit.
         """
         is_one = isinstance(items, TextRow | Mapping | str)
-        rows = [self._row(item) for item in ([items] if is_one else items)]
+        rows = [self._row(item) for item in ([items] if isinstance(items, TextRow | Mapping | str) else items)]
         if self.label_words is not None:
             answers: Sequence[Any] = self.classify(rows)
         else:

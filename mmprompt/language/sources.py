@@ -81,10 +81,11 @@ class MultitaskVectors(Source):
         Args:
             tasks: names of the tasks.
             shared: [P, D], the prompt of all tasks.
-            columns, rows: as of the class.
+            columns: [T, P, R].
+            rows: [T, R, D].
             unit: the size of a step of the shared prompt; 1 by default.
         """
-        source = cls(tasks, *shared.shape, rank=columns.shape[-1])
+        source = cls(tasks, shared.shape[0], shared.shape[1], columns.shape[-1])
         with torch.no_grad():
             if unit is not None:
                 source.unit = unit.detach().float()

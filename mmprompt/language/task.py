@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmprompt.core.method import Method, Start
-from mmprompt.core.soft import DecoderMethod, rms
+from mmprompt.core.soft import rms
 from mmprompt.errors import UserError, unknown_name
 from mmprompt.language.data import TextData, TextRow
 from mmprompt.language.explain import heard
@@ -173,7 +173,7 @@ class LanguageTask:
         Raises:
             UserError: template, method and data do not go together.
         """
-        n_vectors = method.n_vectors if isinstance(method, DecoderMethod) else 0
+        n_vectors = getattr(method, "n_vectors", 0)
         template = Template.parse(self.template_text).with_soft(n_vectors)
         bound = template.bind(model.tokenizer, model.start_ids, 0, model.is_encoder_decoder)
         refuse_method(bound, method, n_vectors)

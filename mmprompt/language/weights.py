@@ -11,23 +11,14 @@ import torch
 from torch import nn
 
 from mmprompt.core.file import check_new
-from mmprompt.core.sources import ScaledVectors
+from mmprompt.core.file import save as save_prompt
+from mmprompt.core.fit import refuse_changed
+from mmprompt.core.learned import Learned, Prompt
+from mmprompt.core.soft import RECIPE, HardPrompt, PromptTuning
 from mmprompt.files import make_folder, tensor_bytes, write_bytes
 from mmprompt.language.data import TextData, load_texts
-from mmprompt.language.file import save_language
-from mmprompt.language.methods import RECIPE, HardPrompt, PromptTuning
-from mmprompt.language.predictor import LanguagePrompt, PromptedModel
-from mmprompt.language.sources import LanguageSources
-from mmprompt.language.start import PromptInit
-from mmprompt.language.task import (
-    LanguageProblem,
-    LanguageTask,
-    epochs_of,
-    objective_of,
-    refuse_changed,
-    untrained,
-    with_soft,
-)
+from mmprompt.language.predictor import PromptedModel
+from mmprompt.language.task import LanguageProblem, LanguageTask, epochs_of
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.decoder.tuned import (
@@ -76,12 +67,10 @@ class WeightsResult:
 
 
 def fit_weights(
-    data: TextData | Path | str,
+    data: TextData | LanguageTask | Path | str,
     tuning: Tuning,
     model: FrozenLanguageModel | str = "tiny",
     method: PromptTuning | None = None,
-    task: LanguageTask | None = None,
-    start: PromptInit | None = None,
     out: Path | str | None = None,
     recipe: Recipe | None = None,
     seed: int = 1,
@@ -90,12 +79,10 @@ def fit_weights(
     """Train weights of a copy of a language model, alone or together with a soft prompt.
 
     Args:
-        data: rows, or the path of a JSONL file.
+        data: rows, the path of a JSONL file, or a task with template, verbalizer and start of its own.
         tuning: which weights.
         model: a model or the name of one; it stays as it is.
         method: of a soft prompt beside LoRA, None for none: then soft slots are taken out of the template.
-        task: as for `fit_language`.
-        start: as for `fit_language`.
         out: a new folder; with a prompt, both are kept there together.
         recipe: optimiser and schedule; that of the tuning by default.
         seed: of the order of the rows and of what is drawn.
@@ -104,20 +91,21 @@ def fit_weights(
         UserError: something in the input cannot be; nothing is written then.
         RunFailed: the loss stopped being finite.
     """
-    data = data if isinstance(data, TextData) else load_texts(data)
+    task = (
+        data if isinstance(data, LanguageTask) else (load_texts(data) if isinstance(data, Path | str) else data).task()
+    )
     model = load_language_model(model) if isinstance(model, str) else model
-    task, folder = task or LanguageTask(), None if out is None else Path(out)
+    folder = None if out is None else Path(out)
     if folder is not None:
         check_new(folder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "weights"))
         tuned = tuned_copy(model, tuning)
-    bare = task if method is not None else with_soft(task, data, False)
-    prompted = untrained(tuned.model, data, method or HardPrompt(), bare, start or PromptInit(), seed)
+    prompted = task.predictor(method or HardPrompt(), tuned.model, seed)
     if method is not None:
         prompted = faster_prompt(prompted, PROMPT_TIMES)
-    module = nn.ModuleDict({"prompt": prompted.prompt.sources, "weights": tuned.module()})
-    problem = LanguageProblem(prompted, module, data.train, data.val, objective_of(task, prompted))
+    module = nn.ModuleDict({"prompt": prompted.prompt, "weights": tuned.module()})
+    problem = LanguageProblem(prompted, module, task.data.train, task.data.val, task.objective_of(prompted))
     recipe = recipe or RECIPES[type(tuning)]
     history = train(problem, recipe, seed, epochs_of(recipe, problem.n_items), None, "", callbacks, False)
     refuse_changed(model)
@@ -130,12 +118,11 @@ def fit_weights(
 
 
 def faster_prompt(prompted: PromptedModel, times: float) -> PromptedModel:
-    """The same prompt with vectors that go so many times as far in a step."""
-    source = prompted.vectors()[LM_INPUT].values.detach()
-    unit = torch.tensor(prompted.model.embedding_rms * times, device=source.device)
-    sources = LanguageSources({LM_INPUT: ScaledVectors(source, unit=unit)}).to(source.device)
-    prompt = prompted.prompt
-    return PromptedModel(prompted.model, LanguagePrompt(prompt.template, sources, prompt.verbalizer, prompt.n_soft))
+    """Return the same prompt with vectors that go so many times as far in a step."""
+    values = prompted.vectors()[LM_INPUT].values.detach()
+    unit = torch.tensor(prompted.model.embedding_rms * times, device=values.device)
+    prompt = Prompt(prompted.template, Learned(LM_INPUT, values, unit=unit)).to(values.device)
+    return PromptedModel(prompted.model, prompt, prompted.label_words)
 
 
 def save(
@@ -148,4 +135,5 @@ def save(
     else:
         write_bytes(folder / WEIGHTS, tensor_bytes(tuned.tensors()))
     if has_prompt:
-        save_language(PromptedModel(model, prompted.prompt), folder, {"weights": describe(tuned.tuning)}, lora="lora")
+        beside = PromptedModel(model, prompted.prompt, prompted.label_words, lora="lora")
+        save_prompt(beside, folder, {"weights": describe(tuned.tuning)})

@@ -25,9 +25,10 @@ from mmprompt.captioning.report.report import write_caption_report
 from mmprompt.captioning.report.sentences import notes
 from mmprompt.captioning.report.tables import focus_table, speaker_table, strength_table
 from mmprompt.captioning.search import Decoding
-from mmprompt.captioning.task import fit_captions
 from mmprompt.core.file import HEADER
+from mmprompt.core.fit import fit
 from mmprompt.core.learned import Prompt
+from mmprompt.core.soft import PromptTuning
 from mmprompt.errors import bad_file, bad_value
 from mmprompt.models.dual_encoder.load import load_backbone
 from mmprompt.reports.pages import missing_extra
@@ -35,7 +36,6 @@ from mmprompt.terminal.counter import Counter
 from mmprompt.terminal.output import JSON_HELP, Output
 from mmprompt.terminal.parser import parse
 from mmprompt.terminal.run_folder import check_place, command_of
-from mmprompt.training.callbacks import ProgressBar
 
 DESCRIPTION = (
     "Measure learned prompts beside the captioner without one, beside hand-written words and beside people. "
@@ -122,9 +122,8 @@ def own_prompts(output: Output, captioner: FrozenCaptioner, features: CaptionFea
         check_place(folder)
     for focus, folder in missing.items():
         output.say(f"{folder} holds no prompt: learning one, as `mmprompt caption train --focus {focus}` does.")
-        bars, resume = [ProgressBar()], folder.exists()
-        result = fit_captions(focus, None, captioner, data, folder, callbacks=bars, resume=resume, features=features)
-        prompts[focus] = result.prompt
+        result = fit(PromptTuning(), captioner, data.focus(focus, features), folder, resume=folder.exists())
+        prompts[focus] = result.predictor.prompt
     return [prompts[focus] for focus in folders]
 
 

@@ -16,11 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmprompt.core.sources import FreeVectors
+from mmprompt.core.learned import Learned, Prompt
 from mmprompt.errors import UserError, bad_value, unknown_name
 from mmprompt.language.data import TextRow
-from mmprompt.language.predictor import BATCH, LabelPrediction, LanguagePrompt, PromptedModel, label_predictions
-from mmprompt.language.sources import LanguageSources
+from mmprompt.language.predictor import BATCH, LabelPrediction, PromptedModel, label_predictions
 from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import Verbalizer
 from mmprompt.models.decoder.encoder_decoder import EncoderDecoderReader
@@ -113,8 +112,7 @@ class PromptBank:
         first = self._alike()
         vectors = self._mixed_vectors(self.weights(rows))
         return [
-            PromptedModel(self.model, _with_vectors(first.prompt, {s: v[row] for s, v in vectors.items()}))
-            for row in range(len(rows))
+            _with_vectors(first, {site: values[row] for site, values in vectors.items()}) for row in range(len(rows))
         ]
 
     def classify(self, rows: Sequence[TextRow], how: Mixing = "choose") -> list[LabelPrediction]:
@@ -274,9 +272,8 @@ def compose(prompts: Mapping[str, PromptedModel], template: str, verbalizer: Ver
         values.append(vectors[LM_INPUT].values.detach())
     for name in prompts.keys() - {group.name for group in parsed.groups}:
         raise UserError(f"the template has no soft slots named {name!r}. Add them, or leave that prompt out.")
-    sources = LanguageSources({LM_INPUT: FreeVectors(torch.cat(values))}).requires_grad_(False)
-    model = next(iter(prompts.values())).model
-    return PromptedModel(model, LanguagePrompt(parsed, sources, verbalizer))
+    prompt = Prompt(parsed, Learned(LM_INPUT, torch.cat(values))).requires_grad_(False)
+    return PromptedModel(next(iter(prompts.values())).model, prompt, verbalizer)
 
 
 def _check_prompts(prompts: Mapping[str, PromptedModel]) -> None:
@@ -308,9 +305,9 @@ def _tokens(model: FrozenLanguageModel, text: str) -> tuple[int, ...]:
     return tuple(model.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _with_vectors(prompt: LanguagePrompt, values: Mapping[Site, Tensor]) -> LanguagePrompt:
-    sources = LanguageSources({site: FreeVectors(value) for site, value in values.items()}).requires_grad_(False)
-    return LanguagePrompt(prompt.template, sources, prompt.verbalizer, prompt.n_soft)
+def _with_vectors(prompted: PromptedModel, values: Mapping[Site, Tensor]) -> PromptedModel:
+    prompt = Prompt(prompted.template, *(Learned(site, value) for site, value in values.items()))
+    return PromptedModel(prompted.model, prompt.requires_grad_(False), prompted.label_words)
 
 
 def _shapes_of(prompted: PromptedModel) -> dict[Site, torch.Size]:

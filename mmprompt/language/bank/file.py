@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmprompt.core.file import save as save_prompt
 from mmprompt.data.strict_yaml import validate
 from mmprompt.errors import bad_file, bad_value
 from mmprompt.files import (
@@ -19,7 +20,7 @@ from mmprompt.files import (
     write_json,
 )
 from mmprompt.language.bank.bank import PromptBank
-from mmprompt.language.file import read_language_header, save_language
+from mmprompt.language.predictor import load_prompted, read_language_header
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
 
@@ -47,7 +48,7 @@ class BankHeader:
 
 
 def save_bank(bank: PromptBank, folder: Path | str) -> None:
-    """Write a bank to a folder: the keys, and a folder of each prompt as `save_language` writes it.
+    """Write a bank to a folder: the keys, and a folder of each prompt as `save` writes it.
 
     Args:
         bank: what `load_bank` will give back.
@@ -60,7 +61,7 @@ def save_bank(bank: PromptBank, folder: Path | str) -> None:
             raise bad_value("the name of a prompt", repr(name), "letters, digits, - and _ were expected", "Rename it.")
     folder = make_folder(Path(folder))
     for name, prompted in bank.prompts.items():
-        save_language(prompted, folder / PROMPTS / name)
+        save_prompt(prompted, folder / PROMPTS / name)
     data = tensor_bytes({"keys": bank.keys})
     write_bytes(folder / TENSORS, data)
     header = {"format": FORMAT, "names": list(bank.names), "temperature": float(bank.temperature)}

@@ -10,9 +10,9 @@ from typing import Annotated, Literal
 
 import tyro
 
+from mmprompt.core.file import save
 from mmprompt.errors import UserError, bad_file, bad_value
 from mmprompt.language.cli.options import TEMPLATE_HELP, Loading, read_verbalizer
-from mmprompt.language.file import save_language
 from mmprompt.language.peft.file import CONFIG, load_peft
 from mmprompt.language.peft.save import save_peft
 from mmprompt.terminal.output import JSON_HELP, Output
@@ -92,5 +92,5 @@ def read_from_peft(settings: Settings, folder: Path, target: Path) -> Path:
     verbalizer = read_verbalizer(settings.verbalizer, labels)
     model = settings.loading.model(settings.model)
     prompted = load_peft(folder, model, settings.template, verbalizer, settings.task)
-    save_language(prompted, target, {"method": {"name": "PEFT", "settings": {}}})
+    save(prompted, target, {"method": {"name": "PEFT", "settings": {}}})
     return target

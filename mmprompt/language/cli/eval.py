@@ -13,8 +13,8 @@ from mmprompt.errors import bad_value
 from mmprompt.language.cli.options import DATA, DATA_HELP, Loading, read_rows, say_of_words
 from mmprompt.language.cli.tables import confusion_table, score_table
 from mmprompt.language.data import EMBEDDED
-from mmprompt.language.file import read_language_header
 from mmprompt.language.measure import LanguageMeasure, compare_language
+from mmprompt.language.predictor import read_language_header
 from mmprompt.terminal.counter import Counter
 from mmprompt.terminal.output import JSON_HELP, Output, between, shorten
 from mmprompt.terminal.parser import parse

@@ -11,14 +11,14 @@ from typing import Annotated, Any
 
 import tyro
 
+from mmprompt.core.learned import Prompt
 from mmprompt.data.jsonl import read_objects
 from mmprompt.errors import bad_file, bad_value, unknown_name
 from mmprompt.files import write_bytes
 from mmprompt.language.cli.options import TEMPLATE_HELP, Loading
 from mmprompt.language.data import TextRow
 from mmprompt.language.generation import generate_texts, stream_text
-from mmprompt.language.predictor import LanguagePrompt, PromptedModel
-from mmprompt.language.sources import LanguageSources
+from mmprompt.language.predictor import PromptedModel
 from mmprompt.language.templates.template import Template
 from mmprompt.models.decoder.generation import Generation
 from mmprompt.terminal.counter import Counter
@@ -113,7 +113,7 @@ def read_prompt(settings: Settings) -> PromptedModel:
         expected = "there are no vectors for its {soft}"
         raise bad_value("template", repr(settings.template), expected, "Take {soft} out, or give --prompt RUN.")
     model = settings.loading.model(settings.model or "tiny")
-    return PromptedModel(model, LanguagePrompt(template, LanguageSources({})))
+    return PromptedModel(model, Prompt(template))
 
 
 def task_of(settings: Settings, prompted: PromptedModel) -> str:

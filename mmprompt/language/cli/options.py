@@ -11,8 +11,7 @@ import tyro
 
 from mmprompt.errors import bad_value, unknown_name
 from mmprompt.language.data import TextData, draw_shots, load_texts
-from mmprompt.language.file import read_language_header
-from mmprompt.language.predictor import PromptedModel
+from mmprompt.language.predictor import PromptedModel, load_prompted, read_language_header
 from mmprompt.language.templates.verbalizer import Verbalizer
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel

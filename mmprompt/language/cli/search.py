@@ -24,7 +24,7 @@ from mmprompt.language.cli.options import (
 from mmprompt.language.search.methods import SEARCHES
 from mmprompt.language.search.task import search_words
 from mmprompt.language.start import PromptInit
-from mmprompt.language.task import LanguageTask, Objective
+from mmprompt.language.task import Objective
 from mmprompt.terminal.output import JSON_HELP, Output
 from mmprompt.terminal.parser import parse, peek
 from mmprompt.terminal.run_folder import check_folder
@@ -75,10 +75,11 @@ def run(arguments: Sequence[str], prog: str) -> None:
     folder = settings.out or Path("runs") / f"{Path(settings.data).stem}-words"
     check_folder(folder)
     data = read_rows(output, settings.data, settings.shots, settings.seed)
-    task = LanguageTask(settings.template, read_verbalizer(settings.verbalizer, data.labels), settings.objective)
+    verbalizer = read_verbalizer(settings.verbalizer, data.labels)
+    task = data.task(template=settings.template, verbalizer=verbalizer, objective=settings.objective)
     model = read.loading.model(settings.model)
     result = search_words(
-        data, model, None, read.words, settings.n_tokens, read.first, task, folder, settings.seed, [ProgressBar()]
+        task, model, None, read.words, settings.n_tokens, read.first, folder, settings.seed, [ProgressBar()]
     )
     say_of_words(output, result.prompted)
     rows = [["start", f"{result.start_loss:.3f}", result.start_text], ["found", f"{result.loss:.3f}", result.text]]

@@ -10,6 +10,9 @@ from typing import Annotated, Any
 
 import tyro
 
+from mmprompt.core.fit import Result, fit
+from mmprompt.core.method import measured_for, resolved_recipe
+from mmprompt.core.soft import DecoderMethod
 from mmprompt.errors import bad_value, unknown_name
 from mmprompt.language.cli.options import (
     DATA,
@@ -25,14 +28,14 @@ from mmprompt.language.cli.tables import score_table
 from mmprompt.language.data import TextData
 from mmprompt.language.generation import generate_texts
 from mmprompt.language.measure import NO_PROMPT, as_long_as, measure_language, plain_model
-from mmprompt.language.methods import METHODS, DecoderMethod
+from mmprompt.language.methods import METHODS
+from mmprompt.language.predictor import PromptedModel
 from mmprompt.language.start import PromptInit
-from mmprompt.language.task import LanguageResult, LanguageTask, Objective, fit_language
+from mmprompt.language.task import Objective
 from mmprompt.terminal.counter import Counter
 from mmprompt.terminal.output import JSON_HELP, Output, shorten
 from mmprompt.terminal.parser import parse, peek
 from mmprompt.terminal.run_folder import check_folder
-from mmprompt.training.callbacks import ProgressBar
 from mmprompt.training.recipe import Recipe
 
 SHOWN = 4
@@ -91,24 +94,19 @@ def run(arguments: Sequence[str], prog: str) -> None:
     check_folder(folder)
     data = read_rows(output, settings.data, settings.shots, settings.seed)
     verbalizer = read_verbalizer(settings.verbalizer, data.labels)
-    task = LanguageTask(settings.template, verbalizer, settings.objective, settings.recompute)
+    task = data.task(
+        template=settings.template,
+        verbalizer=verbalizer,
+        objective=settings.objective,
+        is_recomputed=settings.recompute,
+        init=call.start,
+    )
     model = call.loading.model(settings.model)
     output.say(
         f"Learning a prompt ({settings.method}) for {settings.model} from {len(data.train):,} rows of {data.name}, "
         f"testing it on {len(data.test):,} others. Everything goes to {folder}."
     )
-    result = fit_language(
-        data,
-        call.method,
-        model,
-        task,
-        call.start,
-        folder,
-        call.recipe,
-        settings.seed,
-        [ProgressBar()],
-        settings.resume,
-    )
+    result = fit(call.method, model, task, folder, call.recipe, settings.seed, (), settings.resume)
     conclude(output, settings, result, folder)
 
 
@@ -124,7 +122,10 @@ def read_call(arguments: Sequence[str], prog: str) -> Call:
     method: Any = METHODS[name]
     groups = {"run": Settings, "method": method, "start": PromptInit, "recipe": Recipe, "loading": Loading}
     form = make_dataclass("Train", list(groups.items()), frozen=True)
-    defaults = form(Settings(), method(), PromptInit(), method.recipe, Loading())
+    places = (peek(arguments, "model") or Settings.model, "language")
+    chosen = measured_for(method, *places).settings
+    recipe = resolved_recipe(method, places, {}, None)
+    defaults = form(Settings(), method(**chosen), PromptInit(), recipe, Loading())
     read: Any = parse(form, arguments, prog, DESCRIPTION, defaults)
     refuse_idle(read.recipe)
     return Call(read.run, read.loading, read.method, read.start, read.recipe)
@@ -142,9 +143,9 @@ def refuse_idle(recipe: Recipe) -> None:
             raise bad_value(name, value, "texts are learned from as they are", f"Leave --{name} out.")
 
 
-def conclude(output: Output, settings: Settings, result: LanguageResult, folder: Path) -> None:
+def conclude(output: Output, settings: Settings, result: Result[PromptedModel], folder: Path) -> None:
     """Show what the prompt is worth beside the model without one, and what to do next."""
-    prompted, data = result.prompted, result.data
+    prompted, data = result.predictor, result.task.data
     say_of_words(output, prompted)
     output.say()
     test = test_labels(output, result) if data.labels else show_answers(output, result)
@@ -159,9 +160,9 @@ def conclude(output: Output, settings: Settings, result: LanguageResult, folder:
     output.document({"run": str(folder), "history": result.history, "notices": list(result.notices), "test": test})
 
 
-def test_labels(output: Output, result: LanguageResult) -> dict[str, Any]:
+def test_labels(output: Output, result: Result[PromptedModel]) -> dict[str, Any]:
     """Measure prompt and no prompt on the test rows."""
-    prompted, data = result.prompted, result.data
+    prompted, data = result.predictor, result.task.data
     with Counter("testing") as counter:
         plain = plain_model(prompted.model, data, prompted)
         scores = [
@@ -176,9 +177,9 @@ def test_labels(output: Output, result: LanguageResult) -> dict[str, Any]:
     }
 
 
-def show_answers(output: Output, result: LanguageResult) -> list[dict[str, str]]:
+def show_answers(output: Output, result: Result[PromptedModel]) -> list[dict[str, str]]:
     """A few test rows with what the model answers without and with the prompt."""
-    prompted, data = result.prompted, result.data
+    prompted, data = result.predictor, result.task.data
     rows = data.test[:SHOWN]
     generation = as_long_as(prompted, [row.answer or "" for row in rows])
     models = plain_model(prompted.model, data, prompted), prompted

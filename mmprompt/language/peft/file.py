@@ -14,12 +14,12 @@ from typing import Any
 from torch import Tensor
 
 from mmprompt.core.file import RESTORE, refuse_other_backbone
-from mmprompt.core.sources import FreeVectors
+from mmprompt.core.learned import Given, Learned, Prompt, Source
 from mmprompt.data.strict_yaml import validate
 from mmprompt.errors import bad_file, is_count
 from mmprompt.files import read_bytes, read_json, read_tensors, sha256_bytes
-from mmprompt.language.predictor import LanguagePrompt, PromptedModel
-from mmprompt.language.sources import LanguageSources, MultitaskSources
+from mmprompt.language.predictor import PromptedModel
+from mmprompt.language.sources import MultitaskVectors
 from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import Verbalizer
 from mmprompt.models.decoder.load import load_language_model
@@ -61,7 +61,8 @@ class Side:
         format: of this file.
         mmprompt: the version that wrote it.
         backbone: the frozen model.
-        template, verbalizer, n_soft: as in `LanguagePrompt`.
+        template: with the number of its vectors.
+        verbalizer: the words of each label.
         tasks: names of the tasks, where PEFT has numbers.
         holds: of a compiled prompt the slots whose keys and values it holds, as in `Question`; texts follow them
             without start tokens of their own.
@@ -74,7 +75,6 @@ class Side:
     backbone: Backbone
     template: str
     verbalizer: dict[str, Any] | None
-    n_soft: int
     tasks: list[str]
     holds: list[int]
     adapter_sha256: str
@@ -112,25 +112,26 @@ def load_peft(
         problem = f"is a prompt for {config['task_type']}, but {model.name} is a model for {expected}"
         raise bad_file(folder, problem, OTHER_MODEL)
     if config["peft_type"] == MULTITASK:
-        sources = _multitask(folder, model, config, tensors, side, task)
+        sources: list[Source] = _multitask(folder, model, config, tensors, side, task)
     elif task is not None:
         raise bad_file(folder, f"is a prompt of one task, but the task {task!r} was asked for", "Leave the task out.")
     elif side is not None and side.compiled_sha256 is not None:
         if sha256_bytes(read_bytes(folder / COMPILED, MAX_BYTES)) != side.compiled_sha256:
             raise bad_file(folder / COMPILED, "was changed after it was saved (its hash does not match)", RESTORE)
         compiled = read_tensors(folder / COMPILED)
-        sources = LanguageSources({Site.parse(name): FreeVectors(values) for name, values in compiled.items()})
+        sources = [Learned(Site.parse(name), values) for name, values in compiled.items()]
     elif config["peft_type"] == PREFIX:
-        sources = LanguageSources(_keys_values(folder, model, config, tensors[VECTORS]))
+        sources = _keys_values(folder, model, config, tensors[VECTORS])
     else:
-        sources = LanguageSources({LM_INPUT: FreeVectors(_of_width(folder, model, tensors[VECTORS]))})
-    sources = sources.to(model.device).requires_grad_(False)
-    n_vectors = sum(vectors.n_vectors for site, vectors in sources.vectors().items() if site == LM_INPUT)
+        sources = [Learned(LM_INPUT, _of_width(folder, model, tensors[VECTORS]))]
+    vectors = Prompt(Template.parse(TEMPLATE), *sources).inserts("lm").get(LM_INPUT)
+    n_vectors = 0 if vectors is None else vectors.tensors[0].shape[-2]
     parsed = Template.parse(template or (TEMPLATE if side is None else side.template))
     n_soft = _n_bare(folder, parsed, n_vectors, model)
     if verbalizer is None and side is not None and side.verbalizer is not None:
         verbalizer = Verbalizer.from_dict(side.verbalizer)
-    prompted = PromptedModel(model, LanguagePrompt(parsed, sources, verbalizer, n_soft))
+    prompt = Prompt(parsed.with_soft(n_soft), *sources).to(model.device).requires_grad_(False)
+    prompted = PromptedModel(model, prompt, verbalizer)
     if template is not None and n_vectors and prompted.bound.opening != tuple(range(-1, -1 - n_vectors, -1)):
         _log.warning("PEFT puts its vectors before everything, but this template does not. Begin it with {soft}{bos}.")
     return prompted
@@ -255,7 +256,7 @@ def _multitask(
     tensors: dict[str, Tensor],
     side: Side | None,
     task: str | int | None,
-) -> LanguageSources:
+) -> list[Source]:
     """The vectors of all tasks, or of one."""
     values, columns, rows = _of_width(folder, model, tensors[VECTORS]), tensors[COLUMNS], tensors[ROWS]
     names = [str(number) for number in range(len(columns))] if side is None else side.tasks
@@ -265,16 +266,15 @@ def _multitask(
         _log.warning(
             "PEFT trains vectors before the decoder's tokens too, but generates without them. So does mmprompt."
         )
-    sources = MultitaskSources(FreeVectors(values), names, columns, rows)
+    source = MultitaskVectors.of(names, values, columns, rows)
     if task is None:
-        return sources
+        return [source]
     name = names[task] if isinstance(task, int) and 0 <= task < len(names) else str(task)
-    return LanguageSources({LM_INPUT: FreeVectors(sources.vectors_of(name)[LM_INPUT].values)})
+    (vectors,) = source(Given(task=name)).values()
+    return [Learned(LM_INPUT, vectors.tensors[0])]
 
 
-def _keys_values(
-    folder: Path, model: FrozenLanguageModel, config: dict[str, Any], values: Tensor
-) -> dict[Site, FreeVectors]:
+def _keys_values(folder: Path, model: FrozenLanguageModel, config: dict[str, Any], values: Tensor) -> list[Source]:
     """Keys and values by block, from rows [n, J width] that hold those of all blocks.
 
     Behind an encoder PEFT hands out pairs of the J stored blocks, the second of which it then drops, and begins again
@@ -302,7 +302,7 @@ def _keys_values(
         raise bad_file(folder, problem, OTHER_MODEL)
     blocks = values.split(width, dim=1)
     step = 2 if is_encoded else 1
-    return {Site("lm.kv", layer): FreeVectors(blocks[step * layer % len(blocks)]) for layer in range(n_layers)}
+    return [Learned(Site("lm.kv", layer), blocks[step * layer % len(blocks)]) for layer in range(n_layers)]
 
 
 def _n_bare(folder: Path, template: Template, n_vectors: int, model: FrozenLanguageModel) -> int:

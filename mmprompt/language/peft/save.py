@@ -15,6 +15,7 @@ from mmprompt.errors import UserError, unknown_name
 from mmprompt.files import make_folder, sha256_bytes, tensor_bytes, write_bytes, write_json
 from mmprompt.language.peft import file as form
 from mmprompt.language.predictor import PromptedModel
+from mmprompt.language.sources import MultitaskVectors
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.decoder.vectors import LM_INPUT
 from mmprompt.models.sites import Site, Vectors
@@ -43,19 +44,18 @@ def save_peft(
     Raises:
         UserError: PEFT has no such prompt, or the folder cannot be written.
     """
-    prompt = prompted.prompt
-    sources = prompt.sources
-    if task is not None and task not in sources.tasks:
-        raise unknown_name("task", task, sources.tasks)
-    if not sources.sites:
-        raise UserError("a prompt in words alone has no vectors, but PEFT's files are of vectors. Use save_language.")
+    sites, tasks = prompted.prompt.sites, prompted.tasks
+    if task is not None and task not in tasks:
+        raise unknown_name("task", task, tasks)
+    if not sites:
+        raise UserError("a prompt in words alone has no vectors, but PEFT's files are of vectors. Use save.")
     holds: tuple[int, ...] = ()
     compiled: dict[str, Tensor] = {}
     with torch.no_grad():
-        if kind == "prefix" or any(site.tower == "lm.kv" for site in sources.sites):
-            if sources.tasks and task is None:
-                raise UserError(f"a prefix is of one task, but this prompt has {len(sources.tasks)}. Give the task.")
-            vectors = sources.vectors_of(task or "")
+        if kind == "prefix" or any(site.tower == "lm.kv" for site in sites):
+            if tasks and task is None:
+                raise UserError(f"a prefix is of one task, but this prompt has {len(tasks)}. Give the task.")
+            vectors = prompted.vectors(task or "")
             if LM_INPUT in vectors:
                 holds = _compiled_slots(prompted, kind)
                 compiled = {str(site): each.values.float() for site, each in vectors.items()}
@@ -74,10 +74,9 @@ def save_peft(
         format=form.FORMAT,
         mmprompt=__version__,
         backbone=form.Backbone(**describe_backbone(prompted.model)),
-        template=prompt.template.text,
-        verbalizer=None if prompt.verbalizer is None else prompt.verbalizer.to_dict(),
-        n_soft=prompt.n_soft,
-        tasks=[] if task is not None else list(sources.tasks),
+        template=prompted.template.text,
+        verbalizer=None if prompted.label_words is None else prompted.label_words.to_dict(),
+        tasks=[] if task is not None else list(tasks),
         holds=list(holds),
         adapter_sha256=sha256_bytes(adapter),
         compiled_sha256=sha256_bytes(data) if compiled else None,
@@ -88,8 +87,8 @@ def save_peft(
 
 def _as_vectors(prompted: PromptedModel, task: str | None) -> Content:
     """Vectors before everything."""
-    sources, model = prompted.prompt.sources, prompted.model
-    opening, n_vectors = prompted.bound.opening, sources.vectors()[LM_INPUT].n_vectors
+    model = prompted.model
+    opening, n_vectors = prompted.bound.opening, prompted.vectors()[LM_INPUT].n_vectors
     if opening != tuple(range(-1, -1 - n_vectors, -1)):
         tokens = [slot for slot in opening or () if slot >= 0]
         before = f"{model.tokenizer.decode(tokens)[:40]!r} stands before some" if tokens else "some stand twice"
@@ -101,18 +100,18 @@ def _as_vectors(prompted: PromptedModel, task: str | None) -> Content:
         )
     config = model.lm.config.get_text_config()
     shape = (config.num_hidden_layers, config.num_attention_heads, model.width)
-    if not sources.tasks or task is not None:
-        values = sources.vectors_of(task or "")[LM_INPUT].values
+    multitask = next((one for one in prompted.prompt.sources if isinstance(one, MultitaskVectors)), None)
+    if multitask is None or task is not None:
+        values = prompted.vectors(task or "")[LM_INPUT].values
         return _config(form.PROMPT, model, n_vectors, shape), {form.VECTORS: values}
-    tensors = sources.tensors()
-    columns, rows = tensors["task_columns"], tensors["task_rows"]
+    columns, rows = multitask.columns.detach(), multitask.rows.detach()
     extra = {
         "num_ranks": rows.shape[1],
         "num_tasks": len(rows),
         "prompt_tuning_init_state_dict_path": None,
         "prompt_tuning_init_task": 0,
     }
-    written = {form.VECTORS: tensors[str(LM_INPUT)], form.COLUMNS: columns, form.ROWS: rows}
+    written = {form.VECTORS: multitask.shared.detach(), form.COLUMNS: columns, form.ROWS: rows}
     return _config(form.MULTITASK, model, n_vectors, shape, extra), written
 
 

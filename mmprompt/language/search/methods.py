@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmprompt.core.soft import RECIPE, check_count
 from mmprompt.errors import bad_value
-from mmprompt.language.methods import RECIPE, at_least_one
 from mmprompt.language.search.words import TokenIds
 from mmprompt.training.recipe import Recipe
 
@@ -35,7 +35,7 @@ class WordSearch:
 
     def __post_init__(self) -> None:
         for name in ("n_steps", "batch_size", "n_rows"):
-            at_least_one(name, getattr(self, name))
+            check_count(name, getattr(self, name))
         if not 0 <= self.fluency < math.inf:
             raise bad_value("fluency", self.fluency, "it must be 0 or more", "Use --fluency 0.1.")
 
@@ -82,7 +82,7 @@ class CoordinateSearch(WordSearch):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("n_candidates", "top_k", "patience"):
-            at_least_one(name, getattr(self, name))
+            check_count(name, getattr(self, name))
 
 
 SEARCHES: dict[str, type[WordSearch]] = {"projection": Projection, "coordinates": CoordinateSearch}

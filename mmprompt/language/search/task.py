@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmprompt.core.file import check_new
-from mmprompt.core.sources import ScaledVectors
+from mmprompt.core.file import check_new, save
+from mmprompt.core.fit import refuse_changed, run_config
+from mmprompt.core.learned import Learned, Prompt
+from mmprompt.core.soft import LM_INPUT, HardPrompt, check_count
 from mmprompt.errors import UserError, bad_file, bad_value
 from mmprompt.language.data import TextData, load_texts
-from mmprompt.language.file import save_language
-from mmprompt.language.methods import HardPrompt, at_least_one, unit_of
-from mmprompt.language.predictor import LanguagePrompt, PromptedModel
+from mmprompt.language.predictor import PromptedModel
 from mmprompt.language.search.loss import Scored, WordObjective, best_of, row_order
 from mmprompt.language.search.methods import (
     SEARCHES,
@@ -34,17 +34,8 @@ from mmprompt.language.search.methods import (
     readable,
 )
 from mmprompt.language.search.words import TokenIds, allowed_tokens, start_words
-from mmprompt.language.sources import LanguageSources
 from mmprompt.language.start import PromptInit, start_vectors
-from mmprompt.language.task import (
-    LanguageProblem,
-    LanguageTask,
-    default_template,
-    language_config,
-    objective_of,
-    refuse_changed,
-    verbalizer_of,
-)
+from mmprompt.language.task import LanguageProblem, LanguageTask, verbalizer_of
 from mmprompt.language.templates.template import Template
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
@@ -95,13 +86,12 @@ class SearchResult:
 
 
 def search_words(
-    data: TextData | Path | str,
+    data: TextData | LanguageTask | Path | str,
     model: FrozenLanguageModel | str = "tiny",
     template: str | None = None,
     search: WordSearch | None = None,
     n_tokens: int | None = None,
     start: PromptInit | None = None,
-    task: LanguageTask | None = None,
     out: Path | str | None = None,
     seed: int = 1,
     callbacks: Sequence[Callback] = (),
@@ -109,13 +99,12 @@ def search_words(
     """Search a prompt in words for a frozen language model.
 
     Args:
-        data: rows, or the path of a JSONL file.
+        data: rows, the path of a JSONL file, or a task with verbalizer and objective of its own.
         model: a model or the name of one.
         template: whose soft slots become words; by default that of the task, or the data's own.
         search: `CoordinateSearch()` by default, or `Projection()`.
         n_tokens: of the template's bare `{soft}`; by default as many as the words that the search starts from, or 10.
         start: words, or vectors whose nearest tokens the search starts from.
-        task: verbalizer and objective.
         out: a new run folder; nothing is written without.
         seed: of what is drawn.
         callbacks: told of each step as of an epoch.
@@ -125,11 +114,13 @@ def search_words(
         UserError: something in the input cannot be, or another process writes to `out`; nothing is written then.
         RunFailed: weights of the model changed.
     """
-    data = data if isinstance(data, TextData) else load_texts(data)
+    task = (
+        data if isinstance(data, LanguageTask) else (load_texts(data) if isinstance(data, Path | str) else data).task()
+    )
+    task = task if template is None else replace(task, template=template)
+    data = task.data
     model = load_language_model(model) if isinstance(model, str) else model
     search, start = search or CoordinateSearch(), start or PromptInit()
-    task = task or LanguageTask()
-    task = task if template is None else replace(task, template=template)
     folder = None if out is None else Path(out)
     with contextlib.nullcontext() if folder is None else run_lock(folder):
         if folder is not None:
@@ -143,7 +134,7 @@ def search_words(
             _log.warning("%s", notice)
         if folder is not None:
             found = {"text": result.text, "token_ids": list(best.ids), "loss": best.loss}
-            save_language(result.prompted, folder, provenance(config) | found | {"notices": list(result.notices)})
+            save(result.prompted, folder, provenance(config) | found | {"notices": list(result.notices)})
     return result
 
 
@@ -186,14 +177,13 @@ def prepare(
     Raises:
         UserError: they do not go together, or the words to start from cannot be used.
     """
-    template = Template.parse(task.template or data.template or default_template(data))
+    template = Template.parse(task.template_text)
     if n_tokens is not None:
-        at_least_one("n_tokens", n_tokens)
+        check_count("n_tokens", n_tokens)
     if start.words:
         template = start_words(template, start.words)
-    sources = LanguageSources({})
-    verbalizer = verbalizer_of(data, task.verbalizer)
-    prompted = PromptedModel(model, LanguagePrompt(template, sources, verbalizer, n_tokens or N_TOKENS))
+    template = template.with_soft(n_tokens or N_TOKENS)
+    prompted = PromptedModel(model, Prompt(template), verbalizer_of(data, task.verbalizer))
     if not prompted.bound.n_soft:
         raise UserError("a search puts words in the places of soft vectors, but the template has no {soft}. Add it.")
     if start.words and n_tokens not in (None, prompted.bound.n_soft):
@@ -201,7 +191,7 @@ def prepare(
         raise bad_value("n_tokens", n_tokens, expected, "Leave --n-tokens out, or give other --words.")
     kept = sorted(row_order(data.train, generator(seed, "rows"))[: search.n_rows])
     rows = [data.train[row] for row in kept]
-    objective = WordObjective(prompted, rows, objective_of(task, prompted), search.fluency)
+    objective = WordObjective(prompted, rows, task.objective_of(prompted), search.fluency)
     allowed = allowed_tokens(model.tokenizer, model.vocabulary_size, search.ascii_only).to(model.device)
     vocabulary = Vocabulary(objective.embeddings, allowed)
     labels = prompted.answers
@@ -238,9 +228,8 @@ def search_config(
     setting: Setting, search: WordSearch, task: LanguageTask, start: PromptInit, seed: int
 ) -> dict[str, Any]:
     """All that is needed to repeat a search, JSON-ready: the content of `run.json`."""
-    model = setting.prompted.model
     names = {kind: name for name, kind in SEARCHES.items()}
-    config = language_config(HardPrompt(), model, setting.data, task, start, search.recipe, seed, setting.prompted)
+    config = run_config(task, HardPrompt(), setting.prompted, search.recipe, seed)
     method = {"name": names.get(type(search), type(search).__name__), "settings": asdict(search)}
     return config | {"method": method, "n_tokens": setting.prompted.bound.n_soft}
 
@@ -248,7 +237,6 @@ def search_config(
 def result_of(setting: Setting, best: Scored, history: list[dict[str, Any]], folder: Path | None) -> SearchResult:
     """What was found, as a prompt in words."""
     template = setting.objective.words.template(best.ids)
-    prompt = LanguagePrompt(template, LanguageSources({}), setting.prompted.label_words)
     notices = []
     if best.ids == setting.start.ids:
         notices.append("The search found nothing better than the words it started from.")
@@ -256,7 +244,7 @@ def result_of(setting: Setting, best: Scored, history: list[dict[str, Any]], fol
     if n_rows < n_all:
         notices.append(f"Prompts were scored on {n_rows} of {n_all} training rows.")
     return SearchResult(
-        PromptedModel(setting.prompted.model, prompt),
+        PromptedModel(setting.prompted.model, Prompt(template), setting.prompted.label_words),
         setting.text(best.ids),
         best.ids,
         best.loss,
@@ -291,7 +279,7 @@ def _follow(
     """Search to the end; the best prompt, and the record of each step."""
     objective = setting.objective
     steps = steps_of(setting, search, seed)
-    problem = LanguageProblem(setting.prompted, setting.prompted.prompt.sources, objective.rows)
+    problem = LanguageProblem(setting.prompted, setting.prompted.prompt, objective.rows)
     run = Run(problem, search.recipe, search.n_steps, 1)
     listeners = callbacks if folder is None else (WriteConfig(folder, config), *callbacks)
     best = setting.start
@@ -329,17 +317,17 @@ def steps_of(setting: Setting, search: WordSearch, seed: int) -> Steps:
 def project(setting: Setting, search: Projection, seed: int) -> Steps:
     """Move soft vectors by the gradient at the words nearest to them."""
     objective, best = setting.objective, setting.start
-    module = ScaledVectors(setting.vectors, unit=unit_of(objective.prompted.model, setting.vectors))
+    module = Learned(LM_INPUT, setting.vectors, unit=torch.tensor(objective.prompted.model.embedding_rms))
     optimizer = torch.optim.AdamW([module.values], lr=search.lr, weight_decay=search.weight_decay)
     seen = {best.ids}
     for step in range(search.n_steps):
         order = row_order(objective.rows, generator(seed, "rows", step))
         which = order[: search.batch_size]
-        nearest = setting.vocabulary.nearest(module().values.detach(), N_NEAREST).tolist()
+        nearest = setting.vocabulary.nearest(module.vectors.detach(), N_NEAREST).tolist()
         ids = readable(nearest, objective.first_misread)
         gradient = objective.gradient(ids or tuple(some[0] for some in nearest), which)
         optimizer.zero_grad()
-        module().values.backward(gradient.by_embedding.float())
+        module.vectors.backward(gradient.by_embedding.float())
         optimizer.step()
         if ids is not None and ids not in seen and gradient.loss < objective.loss_of(best, which):
             best = best_of(objective, [ids], best, order, search.batch_size) or best
