@@ -19,7 +19,8 @@ from mmprompt.captioning.readers.captioner import LM_INPUT, FrozenCaptioner
 from mmprompt.captioning.readers.load import load_captioner
 from mmprompt.captioning.search import Branch, Decoding, Found, mixture, search
 from mmprompt.core.file import load as load_predictor
-from mmprompt.core.file import read_header, read_prompt, refuse_other_backbone
+from mmprompt.core.file import read_prompt, refuse_other_backbone
+from mmprompt.core.header import read_header
 from mmprompt.core.learned import Learned, Prompt
 from mmprompt.data.images import ImageLike, as_list, is_one, read_image
 from mmprompt.errors import UserError, bad_file, bad_value

@@ -6,7 +6,8 @@ too, so a training step runs the prompt and the words alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -16,15 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from mmprompt.captioning.data import NEUTRAL, CaptionData, load_caption_data
-from mmprompt.captioning.methods import METHODS, start_tokens
+from mmprompt.captioning.methods import METHODS
 from mmprompt.captioning.predictor import Captioner, CaptionFeatures, CaptionTemplate, Steering, embed_words
 from mmprompt.captioning.readers.captioner import FrozenCaptioner
 from mmprompt.captioning.readers.load import load_captioner, save_mapped
 from mmprompt.captioning.search import prompt_slots
 from mmprompt.core.fit import refuse_changed
-from mmprompt.core.learned import Prompt
+from mmprompt.core.learned import Prompt, rms
 from mmprompt.core.method import Method, Start
-from mmprompt.core.soft import rms
 from mmprompt.errors import UserError
 from mmprompt.models.decoder.memory import Memory
 from mmprompt.models.sites import Site, Vectors, vectors_of
@@ -258,6 +258,13 @@ class FocusTask:
         from mmprompt.captioning.measure import evaluate
 
         return evaluate(predictor, items, self.data, self.features)
+
+
+def start_tokens(captions: Iterable[Sequence[int]], n: int, device: torch.device) -> Tensor:
+    """Give the n commonest tokens [n] of some captions, repeated where there are fewer; ties go to the smaller id."""
+    counts = Counter(token for caption in captions for token in caption)
+    ranked = sorted(counts, key=lambda token: (-counts[token], token))
+    return torch.tensor([ranked[place % len(ranked)] for place in range(n)], device=device)
 
 
 @torch.no_grad()

@@ -11,7 +11,8 @@ from typing import Annotated
 import tyro
 
 from mmprompt.classification.predictor import Prediction
-from mmprompt.core.file import load, read_header
+from mmprompt.core.file import load
+from mmprompt.core.header import read_header
 from mmprompt.errors import bad_value
 from mmprompt.models.dual_encoder.load import load_backbone
 from mmprompt.terminal.output import Output, percent

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import tyro
 
 from mmprompt.classification.nearest_words import context_words
-from mmprompt.core.file import load, read_header
+from mmprompt.core.file import load
+from mmprompt.core.header import read_header
 from mmprompt.errors import bad_value
 from mmprompt.language.explain import nearest_tokens
 from mmprompt.language.predictor import load_prompted

@@ -8,7 +8,6 @@ alone knows. This file knows how a prompt is stored, not how it was trained.
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, get_args
@@ -16,13 +15,13 @@ from typing import Any, Protocol, get_args
 import torch
 from torch import Tensor, nn
 
+from mmprompt.core.header import FORMAT, HEADER, RESTORE, TENSORS, header_hash, read_header
 from mmprompt.core.heads import HEADS, Head
 from mmprompt.core.learned import SOURCES, Given, Learned, Prompt, Source, Template
 from mmprompt.errors import UserError, bad_file
 from mmprompt.files import (
     make_folder,
     read_bytes,
-    read_json,
     read_tensors,
     sha256_bytes,
     tensor_bytes,
@@ -31,11 +30,6 @@ from mmprompt.files import (
 )
 from mmprompt.models.sites import Scope, Site, Vectors
 from mmprompt.version import __version__
-
-FORMAT = 2
-HEADER, TENSORS = "prompt.json", "prompt.safetensors"
-KINDS = ("classification", "captioning", "language")
-RESTORE = "Restore the folder as it was saved, or train again."
 
 
 class Frozen(Protocol):
@@ -108,7 +102,7 @@ def save(predictor: Predictor, folder: Path | str, training: Mapping[str, Any] |
         "tensors_sha256": sha256_bytes(data),
     }
     write_bytes(folder / TENSORS, data)
-    write_json(folder / HEADER, header | {"header_sha256": _header_hash(header)})
+    write_json(folder / HEADER, header | {"header_sha256": header_hash(header)})
 
 
 def _describe(part: Source | nn.Module, place: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -176,39 +170,6 @@ def refuse_other_backbone(folder: Path, header: Mapping[str, Any], backbone: Fro
         )
 
 
-def read_header(folder: Path | str) -> dict[str, Any]:
-    """Read what a saved prompt says of itself: kind, backbone, sources, training.
-
-    Raises:
-        UserError: it is missing, edited, damaged or of another format.
-    """
-    folder = Path(folder)
-    path = folder / HEADER
-    if not path.is_file():
-        raise bad_file(folder, f"holds no {HEADER}, so it is no saved prompt", _advice_on(folder))
-    header = read_json(path)
-    if not isinstance(header, dict) or not isinstance(header.get("format"), int):
-        raise bad_file(path, "is not a prompt header", RESTORE)
-    if header["format"] != FORMAT:
-        advice = "Upgrade mmprompt." if header["format"] > FORMAT else "It was never released: train the prompt again."
-        raise bad_file(
-            path, f"has format {header['format']}, but this mmprompt {__version__} reads format {FORMAT}", advice
-        )
-    saved_hash = header.pop("header_sha256", None)
-    if saved_hash != _header_hash(header):
-        raise bad_file(path, "was edited after it was saved (its hash does not match)", RESTORE)
-    if header.get("kind") not in KINDS:
-        raise bad_file(path, f"is of kind {header.get('kind')!r}, but one of {', '.join(KINDS)} was expected", RESTORE)
-    return header
-
-
-def _advice_on(folder: Path) -> str:
-    """Say how to go on where a training did not finish, else what is expected."""
-    if (folder / "checkpoint").is_dir():
-        return "Its training is not finished: run the same command with --resume, or fit(..., resume=True)."
-    return "Give a folder that a training or `save` wrote."
-
-
 def read_prompt(
     folder: Path, header: Mapping[str, Any], device: torch.device, template: Template, *kept: str
 ) -> tuple[Prompt, dict[str, Tensor]]:
@@ -272,17 +233,3 @@ def _read_part(
     except RuntimeError:
         raise bad_file(path, f"does not hold the {what} {facts['kind']!r} as {HEADER} describes it", RESTORE) from None
     return part
-
-
-def _header_hash(header: Mapping[str, Any]) -> str:
-    return sha256_bytes(json.dumps(header, sort_keys=True, ensure_ascii=False).encode())
-
-
-def check_new(folder: Path) -> None:
-    """Refuse to write where a finished prompt already is.
-
-    Raises:
-        UserError: the folder holds a saved prompt.
-    """
-    if (folder / HEADER).exists():
-        raise UserError(f"{folder} already holds a finished run, and it is never overwritten. Give another --out.")

@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from mmprompt.core.file import Predictor, check_new, describe_backbone, save
+from mmprompt.core.file import Predictor, describe_backbone, save
+from mmprompt.core.header import check_new
 from mmprompt.core.method import Method, resolved_recipe, settled
 from mmprompt.errors import UserError
 from mmprompt.files import make_folder, write_json

@@ -5,7 +5,7 @@ A source may learn vectors directly, make them of others, or read the image. It 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -16,6 +16,7 @@ from mmprompt.errors import UserError
 from mmprompt.models.sites import Insert, Scope, Site, Tower, Vectors
 
 Inserts = dict[Site, Insert]
+LM_INPUT = Site("lm")
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,42 @@ class Learned(Source):
     def forward(self, given: Given) -> Inserts:
         """Give the vectors as they are now."""
         return {self.sites[0]: Vectors(self.vectors, self.scope)}
+
+
+class MadePrefix(Source):
+    """Keys and values of all blocks that one MLP makes (Li and Liang 2021, "Prefix-Tuning", section 4.3).
+
+    Args:
+        start: [M, 2 H D/H] of each block, where learning starts.
+        units: [2 H D/H] of each block, the size of these numbers.
+        hidden: width of the MLP.
+    """
+
+    start: Tensor
+    units: Tensor
+
+    def __init__(self, start: Sequence[Tensor], units: Sequence[Tensor], hidden: int) -> None:
+        super().__init__()
+        n_vectors, width = start[0].shape
+        self.sites = tuple(Site("lm.kv", layer) for layer in range(len(start)))
+        self.register_buffer("start", torch.cat(list(start), dim=1).float())
+        self.register_buffer("units", torch.cat(list(units)).float())
+        self.inputs = nn.Parameter(torch.randn(n_vectors, hidden))
+        self.mlp = nn.Sequential(nn.Linear(hidden, hidden), nn.Tanh(), zero_linear(hidden, width * len(start)))
+
+    def forward(self, given: Given) -> Inserts:
+        """Give the keys and values of all blocks as they are now."""
+        values = self.start + self.units * self.mlp(self.inputs)
+        parts = values.chunk(len(self.sites), dim=1)
+        return {site: Vectors(part) for site, part in zip(self.sites, parts, strict=True)}
+
+
+def zero_linear(n_in: int, n_out: int) -> nn.Linear:
+    """Make a linear layer that gives zeros before it learns."""
+    layer = nn.Linear(n_in, n_out)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 SOURCES: dict[str, Callable[..., Source]] = {}
@@ -182,3 +219,8 @@ def random_vectors(shape: tuple[int, ...], generator: torch.Generator, std: floa
         std: the standard deviation; 0.02 in Zhou et al. 2022, section 4.1.
     """
     return torch.empty(shape).normal_(0.0, std, generator=generator)
+
+
+def rms(values: Tensor) -> Tensor:
+    """Compute the root mean square of all numbers."""
+    return values.square().mean().sqrt()

@@ -1,6 +1,7 @@
 """What a method is: which prompt, and what else differs from plain training. It knows no data and no loop.
 
-Every hook but `prompt` has a default; CoOp overrides none.
+Every hook but `prompt` has a default; CoOp overrides none. Methods are settings first: their files import torch where
+they make something, not before, so that a command line is read at once.
 """
 
 from __future__ import annotations
@@ -9,15 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-import torch
-from torch import Tensor
-
-from mmprompt.core.learned import Prompt
-from mmprompt.core.losses import Outputs, cross_entropy
 from mmprompt.errors import UserError
 from mmprompt.training.recipe import Recipe
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from mmprompt.core.learned import Prompt
+    from mmprompt.core.losses import Outputs
     from mmprompt.training.callbacks import Callback
     from mmprompt.training.problem import GradientRule
 
@@ -89,6 +90,8 @@ class Method(Protocol):
 
     def losses(self, outputs: Outputs) -> Mapping[str, Tensor]:
         """Compute the named scalar terms whose sum is minimised."""
+        from mmprompt.core.losses import cross_entropy
+
         return {"cross_entropy": cross_entropy(outputs)}
 
     @property

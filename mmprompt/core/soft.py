@@ -8,20 +8,16 @@ learning rate serves models of any scale.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-import torch
-from torch import Tensor, nn
-
-from mmprompt.core.learned import Given, Inserts, Learned, Prompt, Source
 from mmprompt.core.method import Method, Start
 from mmprompt.errors import UserError, bad_value
-from mmprompt.models.sites import Site, Vectors
 from mmprompt.training.recipe import Recipe
 
-LM_INPUT = Site("lm")
+if TYPE_CHECKING:
+    from mmprompt.core.learned import Prompt
+
 MAX_VECTORS = 1024
 """Most vectors of one prompt; attention over more would leave no room for text."""
 RECIPE = Recipe(optimizer="adamw", lr=0.03, batch_size=16, weight_decay=0.0, warmup_epochs=0, augment="none")
@@ -59,6 +55,8 @@ class PromptTuning(DecoderMethod):
 
     def prompt(self, backbone: Any, start: Start) -> Prompt:
         """Make vectors at `lm.input` that are learned directly."""
+        from mmprompt.core.learned import LM_INPUT, Learned, Prompt
+
         assert start.vectors is not None, "a decoder's task gives vectors to start from"
         values, unit = start.vectors(self.n_vectors)
         return Prompt(start.template, Learned(LM_INPUT, values, unit=unit)).to(backbone.device)
@@ -87,6 +85,9 @@ class PrefixTuning(DecoderMethod):
         Raises:
             UserError: the model takes none.
         """
+        from mmprompt.core.learned import Learned, MadePrefix, Prompt
+        from mmprompt.models.sites import Site
+
         if start.keys_values is None:
             raise UserError(
                 f"{backbone.name} takes no keys and values of a prompt in its blocks, but prefix tuning learns some. "
@@ -119,6 +120,8 @@ class HardPrompt(DecoderMethod):
         Raises:
             UserError: there are words and a template for them, or neither.
         """
+        from mmprompt.core.learned import LM_INPUT, Learned, Prompt
+
         if start.embed is None:
             if self.words:
                 advice = "Write them into the template."
@@ -129,47 +132,6 @@ class HardPrompt(DecoderMethod):
             advice = 'Use --words "the mood is".'
             raise bad_value("words", repr(self.words), "they must hold at least one word", advice)
         return Prompt(start.template, Learned(LM_INPUT, values)).to(backbone.device).requires_grad_(False)
-
-
-class MadePrefix(Source):
-    """Keys and values of all blocks that one MLP makes (Li and Liang 2021, "Prefix-Tuning", section 4.3).
-
-    Args:
-        start: [M, 2 H D/H] of each block, where learning starts.
-        units: [2 H D/H] of each block, the size of these numbers.
-        hidden: width of the MLP.
-    """
-
-    start: Tensor
-    units: Tensor
-
-    def __init__(self, start: Sequence[Tensor], units: Sequence[Tensor], hidden: int) -> None:
-        super().__init__()
-        n_vectors, width = start[0].shape
-        self.sites = tuple(Site("lm.kv", layer) for layer in range(len(start)))
-        self.register_buffer("start", torch.cat(list(start), dim=1).float())
-        self.register_buffer("units", torch.cat(list(units)).float())
-        self.inputs = nn.Parameter(torch.randn(n_vectors, hidden))
-        self.mlp = nn.Sequential(nn.Linear(hidden, hidden), nn.Tanh(), zero_linear(hidden, width * len(start)))
-
-    def forward(self, given: Given) -> Inserts:
-        """Give the keys and values of all blocks as they are now."""
-        values = self.start + self.units * self.mlp(self.inputs)
-        parts = values.chunk(len(self.sites), dim=1)
-        return {site: Vectors(part) for site, part in zip(self.sites, parts, strict=True)}
-
-
-def zero_linear(n_in: int, n_out: int) -> nn.Linear:
-    """Make a linear layer that gives zeros before it learns."""
-    layer = nn.Linear(n_in, n_out)
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
-def rms(values: Tensor) -> Tensor:
-    """Compute the root mean square of all numbers."""
-    return values.square().mean().sqrt()
 
 
 def check_count(name: str, value: int | None, most: int | None = None) -> None:

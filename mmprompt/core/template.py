@@ -12,14 +12,12 @@ import re
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 from unicodedata import category
 
 from mmprompt.errors import UserError, bad_value
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.sites import TextSlots
 
-ClassPosition = Literal["end", "middle", "front"]
 _PART = re.compile(r"(\{soft\*[0-9]{1,9}\}|\{name\}|\{\})")
 
 
@@ -65,7 +63,7 @@ class ClassTemplate:
         return bad_value("template", repr(self.text), problem, 'Write "a photo of a {}."')
 
     @classmethod
-    def of_context(cls, n_ctx: int, class_position: ClassPosition = "end") -> ClassTemplate:
+    def of_context(cls, n_ctx: int, class_position: str = "end") -> ClassTemplate:
         """Return the published layouts of CoOp: vectors, the name and a full stop.
 
         Args:

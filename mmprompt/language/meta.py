@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmprompt.core.file import check_new, save
+from mmprompt.core.file import save
 from mmprompt.core.fit import describe_method, refuse_changed
+from mmprompt.core.header import check_new
 from mmprompt.core.learned import Learned, Prompt
 from mmprompt.core.method import Start
 from mmprompt.core.soft import DecoderMethod, PromptTuning

@@ -6,17 +6,19 @@ The defaults are measured in docs/language.md.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
-import torch
-from torch import Tensor
-
-from mmprompt.core.learned import Prompt
 from mmprompt.core.method import Start
 from mmprompt.core.soft import RECIPE, DecoderMethod, HardPrompt, PrefixTuning, PromptTuning, check_count
 from mmprompt.errors import UserError, bad_value, unknown_name
-from mmprompt.language.sources import EncodedVectors, Encoder, MultitaskVectors
 from mmprompt.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mmprompt.core.learned import Prompt
+
+Encoder = Literal["mlp", "lstm"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,9 @@ class PTuning(PromptTuning):
 
     def prompt(self, backbone: Any, start: Start) -> Prompt:
         """Make encoded vectors, which are the start before the first step."""
+        from mmprompt.core.learned import Prompt
+        from mmprompt.language.sources import EncodedVectors
+
         values, unit = vectors_to_start_from(start, self.n_vectors)
         encoded = EncodedVectors(values, unit.item(), self.encoder, self.hidden)
         return Prompt(start.template, encoded).to(backbone.device)
@@ -71,6 +76,11 @@ class MultitaskPrompt(PromptTuning):
         Raises:
             UserError: the data names no tasks.
         """
+        import torch
+
+        from mmprompt.core.learned import Prompt
+        from mmprompt.language.sources import MultitaskVectors
+
         if not start.tasks:
             raise UserError('multitask needs rows of several tasks, but these name none. Write "task" in every row.')
         values, unit = vectors_to_start_from(start, self.n_vectors)

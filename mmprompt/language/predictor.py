@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from mmprompt.core.file import load as load_predictor
-from mmprompt.core.file import read_header, read_prompt, refuse_other_backbone
+from mmprompt.core.file import read_prompt, refuse_other_backbone
+from mmprompt.core.header import read_header
 from mmprompt.core.learned import Given, Prompt
 from mmprompt.errors import UserError, bad_file
 from mmprompt.language.data import TextRow

@@ -7,17 +7,14 @@ at first, so that a prompt of words is a prompt of words before the first step.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmprompt.core.learned import SOURCES, Given, Inserts, Source
-from mmprompt.core.soft import LM_INPUT, zero_linear
+from mmprompt.core.learned import LM_INPUT, SOURCES, Given, Inserts, Source, zero_linear
 from mmprompt.errors import unknown_name
 from mmprompt.models.sites import Vectors
-
-Encoder = Literal["mlp", "lstm"]
 
 
 class EncodedVectors(Source):
@@ -33,7 +30,7 @@ class EncodedVectors(Source):
     sites = (LM_INPUT,)
     start: Tensor
 
-    def __init__(self, start: Tensor, unit: float, encoder: Encoder, hidden: int) -> None:
+    def __init__(self, start: Tensor, unit: float, encoder: str, hidden: int) -> None:
         super().__init__()
         n_vectors, width = start.shape
         self.unit = unit

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmprompt.core.learned import rms
 from mmprompt.core.method import Method, Start
-from mmprompt.core.soft import rms
 from mmprompt.errors import UserError, unknown_name
 from mmprompt.language.data import TextData, TextRow
 from mmprompt.language.explain import heard

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmprompt.core.file import check_new
 from mmprompt.core.file import save as save_prompt
 from mmprompt.core.fit import refuse_changed
+from mmprompt.core.header import check_new
 from mmprompt.core.learned import Learned, Prompt
 from mmprompt.core.soft import RECIPE, HardPrompt, PromptTuning
 from mmprompt.files import make_folder, tensor_bytes, write_bytes

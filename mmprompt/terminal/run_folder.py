@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmprompt.core.file import check_new
+from mmprompt.core.header import check_new
 from mmprompt.errors import bad_file
 
 

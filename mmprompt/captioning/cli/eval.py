@@ -25,8 +25,8 @@ from mmprompt.captioning.report.report import write_caption_report
 from mmprompt.captioning.report.sentences import notes
 from mmprompt.captioning.report.tables import focus_table, speaker_table, strength_table
 from mmprompt.captioning.search import Decoding
-from mmprompt.core.file import HEADER
 from mmprompt.core.fit import fit
+from mmprompt.core.header import HEADER
 from mmprompt.core.learned import Prompt
 from mmprompt.core.soft import PromptTuning
 from mmprompt.errors import bad_file, bad_value

@@ -11,7 +11,8 @@ import tyro
 
 from mmprompt.classification.measure import measure
 from mmprompt.classification.report.record import RUN
-from mmprompt.core.file import load, read_header
+from mmprompt.core.file import load
+from mmprompt.core.header import read_header
 from mmprompt.data.splits import SplitName
 from mmprompt.errors import UserError
 from mmprompt.files import read_json

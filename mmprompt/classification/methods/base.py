@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import torch
-
-from mmprompt.classification.predictor import Classifier
 from mmprompt.core.method import Combined, Method, Start, settled
-from mmprompt.core.template import ClassTemplate, check_class_names
-from mmprompt.models.dual_encoder.interface import DualEncoder
+
+if TYPE_CHECKING:
+    from mmprompt.classification.predictor import Classifier
+    from mmprompt.models.dual_encoder.interface import DualEncoder
 
 
 class ClassificationMethod(Method, Protocol):
@@ -30,6 +29,11 @@ class ClassificationMethod(Method, Protocol):
         Raises:
             UserError: a class name or a setting cannot be used with this backbone.
         """
+        import torch
+
+        from mmprompt.classification.predictor import Classifier
+        from mmprompt.core.template import ClassTemplate, check_class_names
+
         check_class_names(class_names)
         method = settled(self, backbone.name, "classification")
         start = Start(torch.Generator().manual_seed(seed), ClassTemplate(template), class_names)

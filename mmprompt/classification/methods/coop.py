@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
-
-import torch
+from typing import TYPE_CHECKING, Literal, get_args
 
 from mmprompt.classification.methods.base import ClassificationMethod
-from mmprompt.core.learned import Learned, Prompt, random_vectors
 from mmprompt.core.method import Start
-from mmprompt.core.template import ClassPosition, ClassTemplate, check_room
 from mmprompt.errors import UserError, bad_value, is_count
-from mmprompt.models.dual_encoder.interface import DualEncoder
-from mmprompt.models.sites import Site
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mmprompt.core.learned import Prompt
+    from mmprompt.models.dual_encoder.interface import DualEncoder
+
+ClassPosition = Literal["end", "middle", "front"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,10 @@ class CoOp(ClassificationMethod):
 
     def prompt(self, backbone: DualEncoder, start: Start) -> Prompt:
         """Make free vectors at `text.input`, drawn at random or set to the embeddings of words."""
+        from mmprompt.core.learned import Learned, Prompt, random_vectors
+        from mmprompt.core.template import ClassTemplate, check_room
+        from mmprompt.models.sites import Site
+
         if self.ctx_init is not None:
             values = self._words(backbone, self.ctx_init.replace("_", " "))
             n_ctx = values.shape[0]
@@ -54,7 +60,9 @@ class CoOp(ClassificationMethod):
         context = Learned(Site("text"), values, "class" if self.class_specific else "shared")
         return Prompt(ClassTemplate.of_context(n_ctx, self.class_position), context).to(backbone.device)
 
-    def _words(self, backbone: DualEncoder, words: str) -> torch.Tensor:
+    def _words(self, backbone: DualEncoder, words: str) -> Tensor:
+        import torch
+
         ids = backbone.tokenize(words)
         if not ids:
             raise UserError(

@@ -6,25 +6,23 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-import numpy as np
-import torch
-import torch.nn.functional as F
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmprompt.classification.methods.base import ClassificationMethod
-from mmprompt.classification.predictor import Classifier
-from mmprompt.core.heads import ClassMeans, Linear
-from mmprompt.core.learned import Prompt
 from mmprompt.core.method import FrozenFeatures, Start
-from mmprompt.core.template import ClassTemplate
 from mmprompt.data.templates import check_template
 from mmprompt.errors import UserError, bad_value
-from mmprompt.models.dual_encoder.interface import DualEncoder
 
-COARSE_STEP = 2.0  # decades between the values of C tried first
+if TYPE_CHECKING:
+    import numpy as np
+
+    from mmprompt.classification.predictor import Classifier
+    from mmprompt.core.learned import Prompt
+    from mmprompt.models.dual_encoder.interface import DualEncoder
+
+COARSE_STEP = 2  # decades between the values of C tried first
 FINE_STEP = 1 / 8
-LARGEST_C = 6.0
+LARGEST_C = 6
 
 
 @dataclass(frozen=True)
@@ -42,6 +40,9 @@ class ZeroShot(ClassificationMethod):
 
     def prompt(self, backbone: DualEncoder, start: Start) -> Prompt:
         """Make the template alone."""
+        from mmprompt.core.learned import Prompt
+        from mmprompt.core.template import ClassTemplate
+
         return Prompt(start.template if self.words is None else ClassTemplate(self.words))
 
 
@@ -54,6 +55,9 @@ class ZeroShotEnsemble(ClassificationMethod):
 
     def prompt(self, backbone: DualEncoder, start: Start) -> Prompt:
         """Make the templates alone."""
+        from mmprompt.core.learned import Prompt
+        from mmprompt.core.template import ClassTemplate
+
         return Prompt(ClassTemplate("\n".join(start.templates if len(start.templates) > 1 else imagenet_templates())))
 
 
@@ -72,10 +76,17 @@ class NearestClassMean(ClassificationMethod):
 
     def prompt(self, backbone: DualEncoder, start: Start) -> Prompt:
         """Make the template alone; it is not read."""
+        from mmprompt.core.learned import Prompt
+
         return Prompt(start.template)
 
     def begin(self, predictor: Classifier, data: FrozenFeatures) -> None:
         """Take the mean of the unit-norm features of each class, again of unit norm, as the head."""
+        import torch
+        import torch.nn.functional as F
+
+        from mmprompt.core.heads import ClassMeans
+
         n_classes, backbone = len(predictor.class_names), predictor.backbone
         each = [data.image_features[data.labels == label].mean(0) for label in range(n_classes)]
         head = ClassMeans(n_classes, backbone.embed_dim, backbone.logit_scale, backbone.logit_bias)
@@ -102,6 +113,8 @@ class LinearProbe(ClassificationMethod):
 
     def prompt(self, backbone: DualEncoder, start: Start) -> Prompt:
         """Make the template alone; it is not read."""
+        from mmprompt.core.learned import Prompt
+
         return Prompt(start.template)
 
     def begin(self, predictor: Classifier, data: FrozenFeatures) -> None:
@@ -110,6 +123,10 @@ class LinearProbe(ClassificationMethod):
         Raises:
             UserError: C is to be chosen and there are no val images.
         """
+        import torch
+
+        from mmprompt.core.heads import Linear
+
         rows, labels = data.image_features.double().cpu().numpy(), data.labels.cpu().numpy()
         strength = self.inverse_strength
         if strength is None:
@@ -149,7 +166,9 @@ def best_exponent(accuracy: Callable[[float], float]) -> float:
     Args:
         accuracy: a function of C.
     """
-    tried = {exponent: accuracy(10**exponent) for exponent in np.arange(-LARGEST_C, LARGEST_C + 1, COARSE_STEP)}
+    tried: dict[float, float] = {
+        exponent: accuracy(10**exponent) for exponent in range(-LARGEST_C, LARGEST_C + 1, COARSE_STEP)
+    }
     step = COARSE_STEP / 2
     while step >= FINE_STEP:
         peak = max(tried, key=lambda exponent: tried[exponent])

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mmprompt.classification.methods.base import ClassificationMethod
-from mmprompt.core.learned import Learned, Prompt, random_vectors
 from mmprompt.core.method import Start
 from mmprompt.errors import UserError, bad_value, is_count
-from mmprompt.models.dual_encoder.interface import DualEncoder
-from mmprompt.models.sites import Site
+
+if TYPE_CHECKING:
+    from mmprompt.core.learned import Prompt
+    from mmprompt.models.dual_encoder.interface import DualEncoder
 
 MAX_VISUAL = 10_000
 """More tokens than any image tower has patches; attention over them would not end."""
@@ -39,6 +41,9 @@ class VPT(ClassificationMethod):
 
     def prompt(self, backbone: DualEncoder, start: Start) -> Prompt:
         """Make free vectors at `vision.input` and at the inputs of the first `depth - 1` further layers."""
+        from mmprompt.core.learned import Learned, Prompt, random_vectors
+        from mmprompt.models.sites import Site
+
         if backbone.vision_width is None:
             raise UserError(
                 f"the image tower of {backbone.name} ({backbone.unprompted_part}) has no image tokens that a prompt "

@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from mmprompt.core.file import RESTORE, refuse_other_backbone
+from mmprompt.core.file import refuse_other_backbone
+from mmprompt.core.header import RESTORE
 from mmprompt.core.learned import Given, Learned, Prompt, Source
 from mmprompt.data.strict_yaml import validate
 from mmprompt.errors import bad_file, is_count

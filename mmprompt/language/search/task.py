@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmprompt.core.file import check_new, save
+from mmprompt.core.file import save
 from mmprompt.core.fit import refuse_changed, run_config
-from mmprompt.core.learned import Learned, Prompt
-from mmprompt.core.soft import LM_INPUT, HardPrompt, check_count
+from mmprompt.core.header import check_new
+from mmprompt.core.learned import LM_INPUT, Learned, Prompt
+from mmprompt.core.soft import HardPrompt, check_count
 from mmprompt.errors import UserError, bad_file, bad_value
 from mmprompt.language.data import TextData, load_texts
 from mmprompt.language.predictor import PromptedModel

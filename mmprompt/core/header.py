@@ -1,0 +1,67 @@
+"""The header of a prompt file, `prompt.json`: what a saved prompt says of itself. Nothing here imports torch, so that
+a command line is refused, and a prompt inspected, at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmprompt.errors import UserError, bad_file
+from mmprompt.files import read_json, sha256_bytes
+from mmprompt.version import __version__
+
+FORMAT = 2
+HEADER, TENSORS = "prompt.json", "prompt.safetensors"
+KINDS = ("classification", "captioning", "language")
+RESTORE = "Restore the folder as it was saved, or train again."
+
+
+def read_header(folder: Path | str) -> dict[str, Any]:
+    """Read what a saved prompt says of itself: kind, backbone, sources, training.
+
+    Raises:
+        UserError: it is missing, edited, damaged or of another format.
+    """
+    folder = Path(folder)
+    path = folder / HEADER
+    if not path.is_file():
+        raise bad_file(folder, f"holds no {HEADER}, so it is no saved prompt", _advice_on(folder))
+    header = read_json(path)
+    if not isinstance(header, dict) or not isinstance(header.get("format"), int):
+        raise bad_file(path, "is not a prompt header", RESTORE)
+    if header["format"] != FORMAT:
+        advice = "Upgrade mmprompt." if header["format"] > FORMAT else "It was never released: train the prompt again."
+        raise bad_file(
+            path, f"has format {header['format']}, but this mmprompt {__version__} reads format {FORMAT}", advice
+        )
+    saved_hash = header.pop("header_sha256", None)
+    if saved_hash != header_hash(header):
+        raise bad_file(path, "was edited after it was saved (its hash does not match)", RESTORE)
+    if header.get("kind") not in KINDS:
+        raise bad_file(path, f"is of kind {header.get('kind')!r}, but one of {', '.join(KINDS)} was expected", RESTORE)
+    return header
+
+
+def _advice_on(folder: Path) -> str:
+    """Say how to go on where a training did not finish, else what is expected."""
+    if (folder / "checkpoint").is_dir():
+        return "Its training is not finished: run the same command with --resume, or fit(..., resume=True)."
+    return "Give a folder that a training or `save` wrote."
+
+
+def header_hash(header: Mapping[str, Any]) -> str:
+    """Hash a header, its own hash left out."""
+    return sha256_bytes(json.dumps(header, sort_keys=True, ensure_ascii=False).encode())
+
+
+def check_new(folder: Path) -> None:
+    """Refuse to write where a finished prompt already is.
+
+    Raises:
+        UserError: the folder holds a saved prompt.
+    """
+    if (folder / HEADER).exists():
+        raise UserError(f"{folder} already holds a finished run, and it is never overwritten. Give another --out.")
