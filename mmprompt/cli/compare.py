@@ -35,7 +35,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
     call = read_grid_call(arguments, prog, DESCRIPTION)
     given = call.compared
     grid = protocol_grid(
-        FEW_SHOT, call.origins(), call.contenders, shots_in(given.shots), counts_in("seeds", given.seeds), call.recipe
+        FEW_SHOT, call.origins(), call.contenders, shots_in(given.shots), counts_in("seed", given.seed), call.recipe
     )
     show(call, grid, FEW_SHOT, command_of(arguments, prog))
 
@@ -55,7 +55,7 @@ def show(call: GridCall, grid: Grid, protocol: str, command: str) -> None:
     methods = ", ".join(dict.fromkeys(one.method for one in grid.contenders))
     sets = ", ".join(one.name for one in (*grid.sources, *grid.targets))
     count = "1 cell" if n_cells == 1 else f"{n_cells:,} cells"
-    output.say(f"{count}: {methods} on {sets}; shots {given.shots}, seeds {given.seeds}.")
+    output.say(f"{count}: {methods} on {sets}; shots {given.shots}, seeds {given.seed}.")
     output.say(f"Finished ones are kept in {given.results}; the same command goes on where it was stopped.")
     with Stages() as stages:
         if given.skip_broken:

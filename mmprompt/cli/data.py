@@ -82,9 +82,9 @@ def named(name: str | None, pictures: Pictures, prog: str) -> Pictures:
     Raises:
         UserError: none, or two different ones, are named.
     """
-    if name is None and pictures.dataset is None and pictures.data is None:
+    if name is None and pictures.data is None:
         raise UserError(f"no data set is named. Write {prog} NAME, or {prog} --data PATH.")
-    return pictures if name is None else replace(pictures, dataset=name)
+    return pictures if name is None else replace(pictures, data=name)
 
 
 def run_list(arguments: Sequence[str], prog: str) -> None:
@@ -106,7 +106,7 @@ def run_check(arguments: Sequence[str], prog: str) -> None:
     settings = parse(CheckSettings, arguments, prog, "Look a data set over before using it.")
     output = Output(settings.json)
     pictures = named(settings.name, settings.pictures, prog)
-    card = None if pictures.dataset is None else read_card(pictures.dataset, pictures.datasets_dir)
+    card = None if pictures.path is not None else read_card(str(pictures.data), pictures.datasets_dir)
     parts = () if card is None or card.archive else find_parts(card, given_root(card, pictures.root))
     listed = [{"path": str(part.path), "is_there": part.is_there, "get": part.get} for part in parts]
     if card is not None and parts:
@@ -160,7 +160,7 @@ def run_shots(arguments: Sequence[str], prog: str) -> None:
     notes = data.notes if data.train else (*data.notes, f"{data.name} has test pictures only, so nothing is drawn.")
     for note in notes:
         output.say(f"Note: {note}", "dim")
-    said = {"dataset": data.name, "protocol": data.protocol, "shots": data.shots, "seed": data.seed}
+    said = {"data": data.name, "protocol": data.protocol, "shots": data.shots, "seed": data.seed}
     output.document({**said, "root": str(data.root), "drawn": drawn})
 
 
@@ -172,7 +172,7 @@ def run_split(arguments: Sequence[str], prog: str) -> None:
     """
     settings = parse(SplitSettings, arguments, prog, "Divide your own pictures once into train, val and test.")
     output = Output(settings.json)
-    source = Pictures(data=settings.folder)
+    source = Pictures(data=str(settings.folder.resolve()))
     divided = divide(source.splits(hold_out=False), settings.val, settings.test, settings.seed)
     path = settings.out or divided.root / f"split-seed{settings.seed}.json"
     write_split(path, divided, {"seed": settings.seed, "val": settings.val, "test": settings.test})

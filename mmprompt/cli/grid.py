@@ -15,28 +15,28 @@ import tyro
 
 from mmprompt.classification.methods import method_types
 from mmprompt.cli.methods import options_of
-from mmprompt.errors import UserError
+from mmprompt.errors import UserError, bad_value
 from mmprompt.experiments.cells import Origin
 from mmprompt.experiments.grid import Contender
 from mmprompt.terminal.config import distribute, read_settings
 from mmprompt.terminal.lists import is_given, names_in
 from mmprompt.terminal.parser import parse, peek
-from mmprompt.terminal.pictures import refuse_both
+from mmprompt.terminal.pictures import own_path, refuse_both
 from mmprompt.training.recipe import Recipe
 
-PLURALS = {"method": "methods", "dataset": "datasets", "backbone": "backbones", "seed": "seeds"}
+LISTS = {"method", "data", "backbone", "seed", "shots"}
+"""Options that take several values, with commas between."""
 
 
 @dataclass(frozen=True)
 class Compared:
     """What is compared, and where it goes."""
 
-    methods: Annotated[str, tyro.conf.arg(metavar="NAMES")] = "coop,zero-shot"
+    method: Annotated[str, tyro.conf.arg(metavar="NAMES")] = "coop,zero-shot"
     """Methods with commas between: coop, vpt, coop+vpt, zero-shot, zero-shot-ensemble, linear-probe, nearest-class-mean."""  # noqa: E501 (the help text is one line)
-    datasets: Annotated[str | None, tyro.conf.arg(metavar="NAMES")] = None
-    """Data sets known by name, with commas between; `mmprompt data list` shows them."""
-    data: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
-    """Your own pictures instead: a folder of class folders, a CSV or JSONL table, or a split file."""
+    data: Annotated[str | None, tyro.conf.arg(metavar="NAMES|PATH")] = None
+    """Data sets known by name, with commas between (`mmprompt data list`), or your own images: a folder of class
+    folders, a CSV or JSONL table, or a split file."""
     root: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """The folder that holds the named sets' folders; the openart sets need none."""
     datasets_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
@@ -47,11 +47,11 @@ class Compared:
     """Stop at the start if a picture is broken, naming it (the default)."""
     skip_broken: bool = False
     """Leave broken pictures out, and say which."""
-    backbones: Annotated[str, tyro.conf.arg(metavar="NAMES")] = "tiny"
+    backbone: Annotated[str, tyro.conf.arg(metavar="NAMES")] = "tiny"
     """Frozen models with commas between."""
     shots: Annotated[str, tyro.conf.arg(metavar="NUMBERS")] = "1,2,4,8,16"
     """Training pictures of each class, with commas between; `all` for all there are."""
-    seeds: Annotated[str, tyro.conf.arg(metavar="NUMBERS")] = "1,2,3"
+    seed: Annotated[str, tyro.conf.arg(metavar="NUMBERS")] = "1,2,3"
     """Seeds of the shots and the start, with commas between."""
     out: Annotated[Path, tyro.conf.arg(metavar="PATH")] = Path("runs/compare")
     """The folder for tables, figures and report.html."""
@@ -90,20 +90,19 @@ class GridCall:
         Args:
             default: the data sets if none is named.
         Raises:
-            UserError: no data set is named, or both sets and a folder are.
+            UserError: no data set is named.
         """
         given = self.compared
-        if given.data is not None:
-            if given.datasets is not None:
-                raise UserError(
-                    f"datasets is {given.datasets} and data is {given.data}, but one place of pictures was expected. "
-                    "Give --datasets or --data."
-                )
+        path = None if given.data is None else own_path(given.data.partition(",")[0], given.datasets_dir)
+        if path is not None:
+            if not Path(str(given.data)).exists() and "," in str(given.data):
+                advice = "Compare on one folder at a time."
+                raise bad_value("data", given.data, "one folder, or names of data sets, was expected", advice)
             root = None if given.root is None else str(given.root.resolve())
-            return (Origin(given.data.stem, str(given.data.resolve()), root, rule=given.protocol),)
-        names = names_in("datasets", given.datasets) if given.datasets is not None else tuple(default)
+            return (Origin(path.stem, str(path.resolve()), root, rule=given.protocol),)
+        names = tuple(default) if given.data is None else names_in("data", given.data)
         if not names:
-            raise UserError("no data set was named, but a comparison needs one. Give --datasets or --data.")
+            raise UserError("no data set was named, but a comparison needs one. Give --data.")
         places = (given.root, given.datasets_dir)
         root, folder = (None if place is None else str(place.resolve()) for place in places)
         return tuple(Origin(name, None, root, folder, given.protocol) for name in names)
@@ -124,9 +123,9 @@ def read_grid_call(
     """
     path = peek(arguments, "config")
     saved = {} if path is None else read_settings(Path(path))
-    saved = {PLURALS.get(key, key): str(value) if key in {*PLURALS, "shots"} else value for key, value in saved.items()}
+    saved = {key: str(value) if key in LISTS else value for key, value in saved.items()}
     start = {**(defaults or {}), **saved}
-    names = names_in("methods", peek(arguments, "methods") or str(start.get("methods", Compared.methods)))
+    names = names_in("method", peek(arguments, "method") or str(start.get("method", Compared.method)))
     kinds = {name: list(method_types(name)) for name in names}
     settings = merged_settings([kind for several in kinds.values() for kind in several])
     groups: dict[str, Any] = {"compared": Compared, "settings": settings, "recipe": Recipe}
@@ -139,7 +138,7 @@ def read_grid_call(
     recipe = {name: getattr(read.recipe, name) for name in _names(Recipe) if name in given}
     contenders = tuple(
         Contender(backbone, name, own_settings(kinds[name], chosen))
-        for backbone in names_in("backbones", read.compared.backbones)
+        for backbone in names_in("backbone", read.compared.backbone)
         for name in names
     )
     return GridCall(read.compared, contenders, recipe)

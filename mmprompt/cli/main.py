@@ -34,8 +34,10 @@ class Verb:
 
 VERBS = {
     "train": Verb("classification.cli.train", "run", "", "learn a prompt from a few pictures of each class"),
-    "eval": Verb("classification.cli.eval", "run", "RUN", "measure a trained prompt beside zero-shot"),
-    "predict": Verb("cli.predict", "run", "RUN PICTURES...", "label pictures with a trained prompt"),
+    "eval": Verb("cli.eval", "run", "RUN", "measure a run of any kind beside the frozen model alone"),
+    "predict": Verb("cli.predict", "run", "RUN INPUTS...", "label or caption images, or answer texts, with a run"),
+    "inspect": Verb("cli.inspect", "run", "RUN", "what a prompt holds, and the words nearest to it"),
+    "report": Verb("cli.report", "run", "RUN", "write the report of a finished run anew"),
     "compare": Verb("cli.compare", "run", "", "compare methods and baselines over data sets, shots and seeds"),
     "tune": Verb("cli.tune", "run", "", "search for the settings that do best on validation"),
     "protocol few-shot": Verb("cli.protocol", "run_few_shot", "", "the papers' accuracy by shots"),
@@ -43,7 +45,7 @@ VERBS = {
     "protocol cross-dataset": Verb("cli.protocol", "run_cross_dataset", "", "learn one data set, test on others"),
     "protocol domain-generalisation": Verb("cli.protocol", "run_domain_generalisation", "", "the same under a shift"),
     "caption train": Verb("captioning.cli.train", "run", "", "learn what a frozen captioner speaks of"),
-    "caption write": Verb("captioning.cli.write", "run", "[PICTURES...]", "write captions with a learned prompt"),
+    "caption write": Verb("captioning.cli.write", "run", "[IMAGES...]", "write captions with a learned prompt"),
     "caption eval": Verb("captioning.cli.eval", "run", "", "measure learned prompts beside none and beside words"),
     "llm train": Verb("language.cli.train", "run", "", "learn a prompt for a frozen language model"),
     "llm eval": Verb("language.cli.eval", "run", "", "measure it beside none and beside written instructions"),
@@ -59,7 +61,6 @@ VERBS = {
     "backbones get": Verb("cli.backbones", "run_get", "NAME", "fetch photo, for photographs, or smollm2, for text"),
     "methods list": Verb("cli.methods", "run_list", "", "the ways to learn a prompt"),
     "methods show": Verb("cli.methods", "run_show", "NAME", "the settings of one method"),
-    "prompt inspect": Verb("cli.prompt", "run_inspect", "RUN", "what a prompt holds, and the words nearest to it"),
 }
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import tyro
 
 from mmprompt.classification.methods import METHODS, method_types
-from mmprompt.terminal.output import Output
+from mmprompt.terminal.output import JSON_HELP, Output
 from mmprompt.terminal.parser import parse
 
 
@@ -21,8 +21,7 @@ from mmprompt.terminal.parser import parse
 class ListSettings:
     """How the list is printed."""
 
-    json: bool = False
-    """Print one JSON document; everything for people goes to stderr."""
+    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
 
 
 @dataclass(frozen=True)
@@ -31,8 +30,7 @@ class ShowSettings:
 
     name: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="NAME")]]
     """A method, or several joined by +."""
-    json: bool = False
-    """Print one JSON document; everything for people goes to stderr."""
+    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
 
 
 def run_list(arguments: Sequence[str], prog: str) -> None:

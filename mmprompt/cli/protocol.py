@@ -58,6 +58,6 @@ def _run(protocol: str, arguments: Sequence[str], prog: str) -> None:
     call = read_grid_call(arguments, prog, DESCRIPTIONS[protocol], defaults)
     given = call.compared
     origins = call.origins(SETS[protocol])
-    seeds = counts_in("seeds", given.seeds)
+    seeds = counts_in("seed", given.seed)
     grid = protocol_grid(protocol, origins, call.contenders, shots_in(given.shots), seeds, call.recipe)
     show(call, grid, protocol, command_of(arguments, prog))

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from mmprompt.classification.cli.train import DATASET
+from mmprompt.classification.cli.train import DATA
 from mmprompt.classification.methods import method_types
 from mmprompt.cli.grid import merged_settings
 from mmprompt.errors import UserError
@@ -22,7 +22,7 @@ from mmprompt.reports.pages import missing_extra
 from mmprompt.terminal.lists import counts_in, is_given, names_in
 from mmprompt.terminal.output import Output, percent
 from mmprompt.terminal.parser import parse, peek
-from mmprompt.terminal.pictures import refuse_both
+from mmprompt.terminal.pictures import own_path, refuse_both
 from mmprompt.terminal.progress import Stages
 from mmprompt.terminal.run_folder import check_place, command_of
 from mmprompt.training.recipe import Recipe
@@ -34,10 +34,9 @@ DESCRIPTION = "Search for settings with Optuna. It chooses on validation picture
 class Settings:
     """What is searched for, and where it goes."""
 
-    dataset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """A data set known by name; `mmprompt data list` shows them."""
-    data: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
-    """Your own pictures, with a val part: a folder, a CSV or JSONL table, or a split file."""
+    data: Annotated[str, tyro.conf.arg(metavar="NAME|PATH")] = DATA
+    """A data set known by name (`mmprompt data list`), or your own images with a val part: a folder, a CSV or JSONL
+    table, or a split file."""
     root: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """The folder that holds the named set's folder."""
     datasets_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
@@ -52,7 +51,7 @@ class Settings:
     """How to learn; `mmprompt methods list` shows the methods."""
     shots: Annotated[int | None, tyro.conf.arg(metavar="INT|None")] = 16
     """Training pictures of each class; None for all there are."""
-    seeds: Annotated[str, tyro.conf.arg(metavar="NUMBERS")] = "1"
+    seed: Annotated[str, tyro.conf.arg(metavar="NUMBERS")] = "1"
     """Seeds with commas between; a trial counts with its mean over them."""
     search: Annotated[str, tyro.conf.arg(metavar="RANGES")] = "lr,n_ctx,epochs"
     """What varies, with commas between, each with a range or without: lr=1e-3:0.5,n_ctx=1:16,epochs."""
@@ -78,16 +77,12 @@ class Settings:
         Raises:
             UserError: a data set and a folder are both given.
         """
-        if self.dataset is not None and self.data is not None:
-            raise UserError(
-                f"dataset is {self.dataset} and data is {self.data}, but one place of pictures was expected. "
-                "Give --dataset or --data."
-            )
         paths = (self.root, self.datasets_dir)
         root, folder = (None if path is None else str(path.resolve()) for path in paths)
-        if self.data is not None:
-            return Origin(self.data.stem, str(self.data.resolve()), root)
-        return Origin(self.dataset or DATASET, None, root, folder)
+        path = own_path(self.data, self.datasets_dir)
+        if path is not None:
+            return Origin(path.stem, str(path.resolve()), root)
+        return Origin(self.data, None, root, folder)
 
 
 def run(arguments: Sequence[str], prog: str) -> None:
@@ -133,7 +128,7 @@ def search_of(read: Any, arguments: Sequence[str], settings: type) -> Search:
     recipe = {one.name: getattr(read.recipe, one.name) for one in fields(Recipe) if one.name in fixed}
     kept = {name: value for name, value in chosen.items() if name not in space}
     return Search(
-        given.origin(), given.backbone, given.method, kept, recipe, space, given.shots, counts_in("seeds", given.seeds)
+        given.origin(), given.backbone, given.method, kept, recipe, space, given.shots, counts_in("seed", given.seed)
     )
 
 

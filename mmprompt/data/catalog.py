@@ -74,6 +74,17 @@ def list_datasets(datasets_dir: str | Path | None = None) -> tuple[DatasetCard, 
     return tuple(_read(path) for _, path in sorted(_card_paths(datasets_dir).items()))
 
 
+def dataset_names(datasets_dir: str | Path | None = None) -> tuple[str, ...]:
+    """List the names of all data sets, without a look into their cards.
+
+    Args:
+        datasets_dir: a folder with more cards.
+    Raises:
+        UserError: two cards have the same name.
+    """
+    return tuple(sorted(_card_paths(datasets_dir)))
+
+
 def read_card(name: str, datasets_dir: str | Path | None = None) -> DatasetCard:
     """The card of one dataset.
 

@@ -68,7 +68,7 @@ def protocol_grid(
         raise bad_value("shots", shown, f"{protocol} is measured at one number of shots", "Use --shots 16.")
     if protocol in {CROSS_DATASET, DOMAIN}:
         if len(origins) < 2:
-            advice = "Use --datasets SOURCE,TARGET."
+            advice = "Use --data SOURCE,TARGET."
             raise bad_value("datasets", origins[0].name, f"{protocol} needs a source and at least one target", advice)
         return Grid((origins[0],), tuple(contenders), tuple(shots), tuple(seeds), recipe, targets=tuple(origins[1:]))
     divided = protocol == BASE_TO_NEW

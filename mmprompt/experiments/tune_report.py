@@ -30,7 +30,7 @@ def write_recipe(search: Search, found: Found, folder: Path) -> Path:
         folder: where `recipe.yaml` goes.
     """
     make_folder(folder)
-    place: dict[str, Any] = {"data": search.origin.data} if search.origin.data else {"dataset": search.origin.name}
+    place: dict[str, Any] = {"data": search.origin.data or search.origin.name}
     place |= {"root": search.origin.root, "datasets_dir": search.origin.datasets_dir}
     settings = {
         **{name: value for name, value in place.items() if value is not None},

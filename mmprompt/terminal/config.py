@@ -14,9 +14,8 @@ from typing import Any
 from mmprompt.data.strict_yaml import read_yaml, validate
 from mmprompt.errors import bad_file, unknown_name
 
-RUN_KEYS = (
-    "format backbone data class_names method recipe seed device dtype versions call".split()  # what a run.json holds
-)
+# what a run.json holds
+RUN_KEYS = "format kind backbone data class_names method recipe seed device dtype versions call".split()
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -36,7 +35,7 @@ def _settings_of_run(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
         if key not in RUN_KEYS:
             raise unknown_name(f"key in {path}", key, RUN_KEYS)
     try:
-        place = content.get("call", {}).get("pictures") or {"dataset": content["data"]["name"]}
+        place = content.get("call", {}).get("pictures") or {"data": content["data"]["name"]}
         return {
             **{name: value for name, value in place.items() if value is not None},
             "backbone": content["backbone"]["name"],

@@ -22,10 +22,9 @@ DEFAULT_TEMPLATE = "a photo of a {}."
 class Pictures:
     """Which pictures."""
 
-    dataset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """A data set known by name; `mmprompt data list` shows them."""
-    data: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
-    """Your own pictures: a folder of class folders, a CSV or JSONL table of path,label[,split], or a split file."""
+    data: Annotated[str | None, tyro.conf.arg(metavar="NAME|PATH")] = None
+    """A data set known by name (`mmprompt data list`), or your own images: a folder of class folders, a CSV or JSONL
+    table of path,label[,split], or a split file."""
     root: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """The folder that holds a named set's folder, or that the paths of a table start from; openart needs none."""
     datasets_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
@@ -41,11 +40,11 @@ class Pictures:
 
     def __post_init__(self) -> None:
         refuse_both(self.strict, self.skip_broken)
-        if self.dataset is not None and self.data is not None:
-            raise UserError(
-                f"dataset is {self.dataset} and data is {self.data}, but one place of pictures was expected. "
-                "Give --dataset or --data."
-            )
+
+    @property
+    def path(self) -> Path | None:
+        """The user's own images, None where `data` is the name of a data set."""
+        return None if self.data is None else own_path(self.data, self.datasets_dir)
 
     def load(self, shots: int | None, seed: int) -> Dataset:
         """The data set with its shots drawn.
@@ -62,12 +61,13 @@ class Pictures:
         from mmprompt.data.folder import ImageFolder, ImageTable
         from mmprompt.data.templates import check_template
 
-        if self.data is not None:
+        path = self.path
+        if path is not None:
             template = self.template or DEFAULT_TEMPLATE
             if self.is_table:
-                return ImageTable(self.data, self.root, shots, seed, template, rule=self.protocol)
-            return ImageFolder(self.data, shots, seed, template, rule=self.protocol)
-        loaded = load_dataset(str(self.dataset), self.root, shots, seed, self.datasets_dir, self.protocol)
+                return ImageTable(path, self.root, shots, seed, template, rule=self.protocol)
+            return ImageFolder(path, shots, seed, template, rule=self.protocol)
+        loaded = load_dataset(str(self.data), self.root, shots, seed, self.datasets_dir, self.protocol)
         if self.template is None:
             return loaded
         check_template(self.template)
@@ -76,7 +76,7 @@ class Pictures:
     @property
     def is_table(self) -> bool:
         """Whether the user's own pictures are listed in a file."""
-        return self.data is not None and self.data.suffix.lower() in TABLES
+        return self.path is not None and self.path.suffix.lower() in TABLES
 
     def sound(
         self, data: Dataset, progress: Callable[[int, int], None] | None = None, known: Collection[Path] = ()
@@ -109,9 +109,33 @@ class Pictures:
         from mmprompt.data.folder import read_folder
         from mmprompt.data.table import read_table
 
-        if self.data is not None:
-            return read_table(self.data, self.root, hold_out) if self.is_table else read_folder(self.data, hold_out)
-        return read_splits(read_card(str(self.dataset), self.datasets_dir), self.root)
+        path = self.path
+        if path is not None:
+            return read_table(path, self.root, hold_out) if self.is_table else read_folder(path, hold_out)
+        return read_splits(read_card(str(self.data), self.datasets_dir), self.root)
+
+
+def own_path(data: str, datasets_dir: Path | None = None) -> Path | None:
+    """Tell a path from the name of a data set: a known name is one, so write `./NAME` for a folder of that name.
+
+    Args:
+        data: as it was given.
+        datasets_dir: a folder with YAML files of more data sets.
+    Returns:
+        The path, None for a name.
+    Raises:
+        UserError: it is neither a name nor the path of something that is there.
+    """
+    from mmprompt.data.catalog import dataset_names
+    from mmprompt.errors import unknown_name
+
+    names = dataset_names(datasets_dir)
+    if data in names:
+        return None
+    path = Path(data).expanduser()
+    if path.exists() or path.suffix or len(path.parts) > 1:
+        return path
+    raise unknown_name("data set or folder", data, names, "Or give the path of a folder with a folder for each class.")
 
 
 def refuse_both(strict: bool, skip_broken: bool) -> None:

@@ -9,17 +9,11 @@ from typing import Annotated, Any
 
 import tyro
 
-from mmprompt.classification.measure import measure
-from mmprompt.classification.report.record import RUN
-from mmprompt.core.file import load
 from mmprompt.core.header import read_header
 from mmprompt.data.splits import SplitName
 from mmprompt.errors import UserError
 from mmprompt.files import read_json
-from mmprompt.models.dual_encoder.load import load_backbone
-from mmprompt.models.image_features import ImageFeatures
-from mmprompt.terminal.counter import Counter
-from mmprompt.terminal.output import Output, result_table
+from mmprompt.terminal.output import JSON_HELP, Output, result_table
 from mmprompt.terminal.parser import parse
 from mmprompt.terminal.pictures import Pictures
 
@@ -36,8 +30,7 @@ class Settings:
     """Which part of the data set."""
     device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
-    json: bool = False
-    """Print one JSON document; everything for people goes to stderr."""
+    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
     pictures: Pictures = field(default_factory=Pictures)
 
 
@@ -55,6 +48,13 @@ def run(arguments: Sequence[str], prog: str) -> None:
     items = data.items(settings.split)
     if not items:
         raise UserError(f"the {settings.split} part of {data.name} is empty. Choose another --split.")
+
+    from mmprompt.classification.measure import measure
+    from mmprompt.core.file import load
+    from mmprompt.models.dual_encoder.load import load_backbone
+    from mmprompt.models.image_features import ImageFeatures
+    from mmprompt.terminal.counter import Counter
+
     classifier = load(settings.run, load_backbone(header["backbone"]["name"], settings.device))
     features = ImageFeatures(classifier.backbone)
     with Counter("checking pictures") as checking:
@@ -80,25 +80,21 @@ def pictures_of(settings: Settings, training: dict[str, Any]) -> Pictures:
         UserError: neither says where they are.
     """
     given = settings.pictures
-    if given.dataset is not None or given.data is not None:
+    if given.data is not None:
         return given
-    path = settings.run / RUN
+    path = settings.run / "run.json"
     place = read_json(path).get("call", {}).get("pictures", {}) if path.is_file() else {}
     if not place:
-        place = {"dataset": training.get("data", {}).get("name")}
-    paths = {name: Path(place[name]) for name in ("data", "root", "datasets_dir") if place.get(name)}
-    if not place.get("dataset") and "data" not in paths:
-        raise UserError(f"{settings.run} does not say which pictures it learned from. Give --dataset or --data.")
-    saved = Pictures(
-        place.get("dataset"), paths.get("data"), paths.get("root"), paths.get("datasets_dir"), place.get("template")
-    )
+        place = {"data": training.get("data", {}).get("name")}
+    if not place.get("data"):
+        raise UserError(f"{settings.run} does not say which images it learned from. Give --data.")
+    root, folder = (Path(place[name]) if place.get(name) else None for name in ("root", "datasets_dir"))
     return replace(
         given,
-        dataset=saved.dataset,
-        data=saved.data,
-        root=given.root or saved.root,
-        datasets_dir=given.datasets_dir or saved.datasets_dir,
-        template=given.template or saved.template,
+        data=place["data"],
+        root=given.root or root,
+        datasets_dir=given.datasets_dir or folder,
+        template=given.template or place.get("template"),
         protocol=place.get("protocol", given.protocol),
         skip_broken=(given.skip_broken or bool(place.get("skip_broken"))) and not given.strict,
     )

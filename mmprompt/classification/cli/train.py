@@ -11,35 +11,29 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, make_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from mmprompt.classification.measure import measure
 from mmprompt.classification.methods import ClassificationMethod, make_method, method_types
-from mmprompt.classification.nearest_words import context_words
-from mmprompt.classification.predictor import Classifier
-from mmprompt.classification.report.record import RUN, WORDS
-from mmprompt.classification.report.report import missing_extra, write_report
-from mmprompt.classification.task import ClassificationTask
-from mmprompt.core.fit import Result, fit, run_config
 from mmprompt.core.method import measured_for, resolved_recipe, settled
-from mmprompt.data.catalog import read_card
-from mmprompt.data.splits import SPLITS, Dataset
 from mmprompt.errors import bad_file
 from mmprompt.files import read_json, write_json
-from mmprompt.models.dual_encoder.load import load_backbone
-from mmprompt.models.image_features import ImageFeatures
 from mmprompt.terminal.config import distribute, read_settings
-from mmprompt.terminal.counter import Counter
 from mmprompt.terminal.output import Output, result_table
 from mmprompt.terminal.parser import parse, peek
-from mmprompt.terminal.pictures import Pictures
+from mmprompt.terminal.pictures import Pictures, own_path
 from mmprompt.terminal.run_folder import check_folder, command_of
 from mmprompt.training.recipe import Recipe
 
+if TYPE_CHECKING:
+    from mmprompt.classification.predictor import Classifier
+    from mmprompt.core.fit import Result
+    from mmprompt.data.splits import Dataset
+
 DESCRIPTION = "Learn a prompt from a few pictures of each class. Without options: 4 context vectors on openart-large."
-DATASET = "openart-large"
+DATA = "openart-large"
+RUN, WORDS = "run.json", "nearest_words.json"
 
 
 @dataclass(frozen=True)
@@ -88,9 +82,18 @@ def run(arguments: Sequence[str], prog: str) -> None:
         UserError: something in the call or the data is wrong; nothing is written then.
     """
     call = read_call(arguments, prog)
-    output = Output(call.run.json)
     folder = call.run.out or default_folder(call)
     check_folder(folder)
+
+    from mmprompt.classification.measure import measure
+    from mmprompt.classification.task import ClassificationTask
+    from mmprompt.core.fit import fit, run_config
+    from mmprompt.data.splits import SPLITS
+    from mmprompt.models.dual_encoder.load import load_backbone
+    from mmprompt.models.image_features import ImageFeatures
+    from mmprompt.terminal.counter import Counter
+
+    output = Output(call.run.json)
     data = call.pictures.load(call.run.shots, call.run.seed)
     backbone = load_backbone(call.run.backbone, call.run.device)
     features = ImageFeatures(backbone)
@@ -129,32 +132,34 @@ def read_call(arguments: Sequence[str], prog: str) -> Call:
     settings: dict[str, Any] = {}
     for group in kinds:
         settings |= asdict(getattr(read, group))
-    pictures = read.pictures if read.pictures.data or read.pictures.dataset else replace(read.pictures, dataset=DATASET)
+    pictures = read.pictures if read.pictures.data else replace(read.pictures, data=DATA)
     return Call(read.run, pictures, read.recipe, make_method(str(name), settings))
 
 
 def first_values(arguments: Sequence[str], saved: dict[str, Any], groups: dict[str, Any]) -> dict[str, Any]:
     """The values that options start from: what suits the data set and the backbone, then the file's."""
-    own = peek(arguments, "data") or saved.get("data")
-    name = peek(arguments, "dataset") or saved.get("dataset") or DATASET
+    from mmprompt.data.catalog import read_card
+
+    name, folder = str(peek(arguments, "data") or saved.get("data") or DATA), peek(arguments, "datasets-dir")
+    folder = folder or saved.get("datasets_dir")
     backbone = str(peek(arguments, "backbone") or saved.get("backbone", Settings.backbone))
     of_data: Mapping[str, Any] = {}
-    if own is None:
-        of_data = read_card(str(name), peek(arguments, "datasets-dir") or saved.get("datasets_dir")).recipe
+    if own_path(name, None if folder is None else Path(folder)) is None:
+        of_data = read_card(name, folder).recipe
     kinds = [kind for kind in groups.values() if hasattr(kind, "recipe")]
     places = (backbone, "classification")
     suited = resolved_recipe(kinds[0], places, of_data, None).given
     if not (peek(arguments, "ctx-init") or saved.get("ctx_init")):
         for kind in kinds:
             suited |= measured_for(kind, *places).settings
-    if peek(arguments, "dataset") or peek(arguments, "data"):
-        saved = {key: value for key, value in saved.items() if key not in {"dataset", "data", "root", "template"}}
+    if peek(arguments, "data"):
+        saved = {key: value for key, value in saved.items() if key not in {"data", "root", "template"}}
     return suited | saved
 
 
 def default_folder(call: Call) -> Path:
     """`runs/DATASET-METHOD-16shots-seed1`."""
-    name = call.pictures.data.stem if call.pictures.data is not None else call.pictures.dataset
+    name = Path(str(call.pictures.data)).stem
     shots = "all" if call.run.shots is None else f"{call.run.shots}shots"
     return Path("runs") / f"{name}-{call.run.method}-{shots}-seed{call.run.seed}"
 
@@ -188,8 +193,12 @@ def announce(output: Output, call: Call, data: Dataset, folder: Path) -> None:
 
 def finish(call: Call, result: Result[Classifier], folder: Path, command: str) -> Path | None:
     """Add to the run folder how it was called, the nearest words and the report; the report's path if there is one."""
-    pictures = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(call.pictures).items()}
-    for name in ("data", "root", "datasets_dir"):
+    from mmprompt.classification.nearest_words import context_words
+    from mmprompt.classification.report.report import missing_extra, write_report
+
+    pictures = asdict(call.pictures)
+    pictures["data"] = str(call.pictures.path.resolve()) if call.pictures.path else call.pictures.data
+    for name in ("root", "datasets_dir"):
         if pictures[name] is not None:
             pictures[name] = str(Path(str(pictures[name])).resolve())
     config = read_json(folder / RUN)
@@ -202,6 +211,8 @@ def finish(call: Call, result: Result[Classifier], folder: Path, command: str) -
 
 def conclude(output: Output, metrics: dict[str, Any], data: Dataset, folder: Path, report: Path | None) -> None:
     """Print what came out, where it lies and what to try next."""
+    from mmprompt.reports.pages import missing_extra
+
     output.say()
     result_table(output, metrics, data.template)
     output.say()
@@ -210,7 +221,7 @@ def conclude(output: Output, metrics: dict[str, Any], data: Dataset, folder: Pat
     output.say()
     output.say("Try next:")
     picture = shlex.quote(str(data.test[0].path))
-    for command in (f"predict {folder} {picture}", f"eval {folder}", f"prompt inspect {folder}"):
+    for command in (f"predict {folder} {picture}", f"eval {folder}", f"inspect {folder}"):
         output.say(f"  mmprompt {command}", "bold")
     shown = {key: metrics[key] for key in ("zero_shot_name", "zero_shot_template", "learned")}
     output.document({"folder": str(folder), "report": None if report is None else str(report), "metrics": shown})

@@ -133,7 +133,7 @@ class Record:
         if called:
             return called
         data, method = self.run["data"], self.run["method"]
-        words = ["mmprompt", "train", "--dataset", data["name"], "--backbone", self.run["backbone"]["name"]]
+        words = ["mmprompt", "train", "--data", data["name"], "--backbone", self.run["backbone"]["name"]]
         words += ["--method", method["name"], *options(method["settings"]), "--shots", str(data["shots"])]
         return shlex.join([*words, "--seed", str(self.run["seed"]), *options(self.run["recipe"])])
 

@@ -36,7 +36,7 @@ class Settings:
     """A folder that PEFT wrote: prompt tuning, P-tuning, prefix tuning or multitask prompt tuning."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """The new run folder."""
-    model: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    backbone: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """The frozen model; needed with --from-peft."""
     template: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help=TEMPLATE_HELP)] = None
     verbalizer: Annotated[tuple[str, ...], tyro.conf.arg(metavar="LABEL=WORD,WORD...")] = ()
@@ -63,7 +63,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
         output.say(f"The prompt is in {written}.")
         output.say(f"Next: mmprompt llm generate --prompt {shlex.quote(str(written))} --input TEXT")
     else:
-        ways = f"{prog} --prompt RUN --to-peft FOLDER, or {prog} --from-peft FOLDER --model NAME --out RUN"
+        ways = f"{prog} --prompt RUN --to-peft FOLDER, or {prog} --from-peft FOLDER --backbone NAME --out RUN"
         raise UserError(f"it is not clear what is to be converted: one of two ways was expected. Write {ways}.")
     output.document({"written": str(written)})
 
@@ -76,21 +76,21 @@ def write_for_peft(settings: Settings, folder: Path, target: Path) -> Path:
     if (target / CONFIG).exists():
         raise bad_file(target, "holds a prompt of PEFT already", "Give another --to-peft.")
     check_place(target)
-    _, (prompted,) = settings.loading.model_and_prompts([folder], settings.model)
+    _, (prompted,) = settings.loading.model_and_prompts([folder], settings.backbone)
     save_peft(prompted, target, settings.kind, settings.task)
     return target
 
 
 def read_from_peft(settings: Settings, folder: Path, target: Path) -> Path:
     """Write a prompt of PEFT's as a run folder."""
-    if settings.model is None:
-        raise bad_value("model", "empty", "PEFT's folders do not say which one", "Give --model NAME.")
+    if settings.backbone is None:
+        raise bad_value("model", "empty", "PEFT's folders do not say which one", "Give --backbone NAME.")
     if settings.kind is not None:
         raise bad_value("kind", settings.kind, "it is for --to-peft", "Leave --kind out.")
     check_folder(target)
     labels = [item.partition("=")[0] for item in settings.verbalizer]
     verbalizer = read_verbalizer(settings.verbalizer, labels)
-    model = settings.loading.model(settings.model)
+    model = settings.loading.model(settings.backbone)
     prompted = load_peft(folder, model, settings.template, verbalizer, settings.task)
     save(prompted, target, {"method": {"name": "PEFT", "settings": {}}})
     return target

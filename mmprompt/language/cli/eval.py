@@ -37,7 +37,7 @@ class Settings:
     """Which part: train, val or test."""
     calibrate: bool = False
     """Divide out what the model answers to texts that say nothing, of every prompt."""
-    model: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    backbone: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """The frozen model, if it is not the one that the prompt names; `tiny` without a prompt."""
     json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
     loading: Loading = field(default_factory=Loading)
@@ -53,7 +53,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
     output = Output(settings.json)
     data = read_rows(output, settings.data or own_data(settings.prompt, prog), None, 1)
     data.rows(settings.split)
-    model, prompts = settings.loading.model_and_prompts(settings.prompt, settings.model)
+    model, prompts = settings.loading.model_and_prompts(settings.prompt, settings.backbone)
     names = [str(folder) for folder in settings.prompt]
     for prompted in prompts:
         say_of_words(output, prompted)

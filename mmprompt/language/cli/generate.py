@@ -48,7 +48,7 @@ class Settings:
     """Which task, with a prompt of several; rows of a file may name their own."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """A new JSONL file of answers, a row each."""
-    model: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    backbone: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """The frozen model, if it is not the one that the prompt names; `tiny` without a prompt."""
     json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
     generation: Generation = field(default_factory=Generation)
@@ -107,12 +107,12 @@ def read_prompt(settings: Settings) -> PromptedModel:
         UserError: it cannot be had.
     """
     if settings.prompt is not None:
-        return settings.loading.model_and_prompts([settings.prompt], settings.model)[1][0]
+        return settings.loading.model_and_prompts([settings.prompt], settings.backbone)[1][0]
     template = Template.parse(settings.template or PLAIN)
     if template.groups:
         expected = "there are no vectors for its {soft}"
         raise bad_value("template", repr(settings.template), expected, "Take {soft} out, or give --prompt RUN.")
-    model = settings.loading.model(settings.model or "tiny")
+    model = settings.loading.model(settings.backbone or "tiny")
     return PromptedModel(model, Prompt(template))
 
 

@@ -38,7 +38,7 @@ SEARCH_HELP = f"How words are searched: {' or '.join(SEARCHES)}; each brings its
 class Settings:
     """What is searched, and where it goes."""
 
-    model: Annotated[str, tyro.conf.arg(metavar="NAME", help=MODEL_HELP)] = "tiny"
+    backbone: Annotated[str, tyro.conf.arg(metavar="NAME", help=MODEL_HELP)] = "tiny"
     data: Annotated[str, tyro.conf.arg(metavar="NAME|FILE", help=DATA_HELP)] = DATA
     search: Annotated[str, tyro.conf.arg(metavar="NAME", help=SEARCH_HELP)] = "coordinates"
     n_tokens: Annotated[int | None, tyro.conf.arg(metavar="INT|None")] = None
@@ -77,7 +77,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
     data = read_rows(output, settings.data, settings.shots, settings.seed)
     verbalizer = read_verbalizer(settings.verbalizer, data.labels)
     task = data.task(template=settings.template, verbalizer=verbalizer, objective=settings.objective)
-    model = read.loading.model(settings.model)
+    model = read.loading.model(settings.backbone)
     result = search_words(
         task, model, None, read.words, settings.n_tokens, read.first, folder, settings.seed, [ProgressBar()]
     )

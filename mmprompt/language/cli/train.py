@@ -50,7 +50,7 @@ METHOD_HELP = f"How to learn: {', '.join(METHODS)}; the method brings its own op
 class Settings:
     """What is trained, and where it goes."""
 
-    model: Annotated[str, tyro.conf.arg(metavar="NAME", help=MODEL_HELP)] = "tiny"
+    backbone: Annotated[str, tyro.conf.arg(metavar="NAME", help=MODEL_HELP)] = "tiny"
     data: Annotated[str, tyro.conf.arg(metavar="NAME|FILE", help=DATA_HELP)] = DATA
     method: Annotated[str, tyro.conf.arg(metavar="NAME", help=METHOD_HELP)] = "prompt-tuning"
     shots: Annotated[int | None, tyro.conf.arg(metavar="INT|None")] = None
@@ -101,9 +101,9 @@ def run(arguments: Sequence[str], prog: str) -> None:
         is_recomputed=settings.recompute,
         init=call.start,
     )
-    model = call.loading.model(settings.model)
+    model = call.loading.model(settings.backbone)
     output.say(
-        f"Learning a prompt ({settings.method}) for {settings.model} from {len(data.train):,} rows of {data.name}, "
+        f"Learning a prompt ({settings.method}) for {settings.backbone} from {len(data.train):,} rows of {data.name}, "
         f"testing it on {len(data.test):,} others. Everything goes to {folder}."
     )
     result = fit(call.method, model, task, folder, call.recipe, settings.seed, (), settings.resume)
@@ -122,7 +122,7 @@ def read_call(arguments: Sequence[str], prog: str) -> Call:
     method: Any = METHODS[name]
     groups = {"run": Settings, "method": method, "start": PromptInit, "recipe": Recipe, "loading": Loading}
     form = make_dataclass("Train", list(groups.items()), frozen=True)
-    places = (peek(arguments, "model") or Settings.model, "language")
+    places = (peek(arguments, "backbone") or Settings.backbone, "language")
     chosen = measured_for(method, *places).settings
     recipe = resolved_recipe(method, places, {}, None)
     defaults = form(Settings(), method(**chosen), PromptInit(), recipe, Loading())
@@ -150,7 +150,7 @@ def conclude(output: Output, settings: Settings, result: Result[PromptedModel], 
     output.say()
     test = test_labels(output, result) if data.labels else show_answers(output, result)
     output.say(f"\nThe prompt is in {folder}. The weights of {prompted.model.name} are what they were before.")
-    if settings.model == "tiny":
+    if settings.backbone == "tiny":
         output.say("tiny is for the first minute; `mmprompt backbones get smollm2` fetches a real language model.")
     place = shlex.quote(str(folder))
     output.say(f"Next: mmprompt llm eval --prompt {place} --data {shlex.quote(settings.data)}")

