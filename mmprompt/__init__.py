@@ -12,6 +12,7 @@ from mmprompt.version import __version__
 
 if TYPE_CHECKING:
     from mmprompt.captioning.data import CaptionData, CaptionItem, load_caption_data
+    from mmprompt.captioning.decoding import Decoding
     from mmprompt.captioning.measure import CaptionMeasure, measure_captions
     from mmprompt.captioning.predictor import (
         Caption,
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
         load_focus,
     )
     from mmprompt.captioning.readers.load import load_captioner
-    from mmprompt.captioning.search import Decoding
     from mmprompt.captioning.task import fit_mapper
     from mmprompt.classification.estimator import PromptClassifier
     from mmprompt.classification.measure import measure
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from mmprompt.language.templates.promptsource import read_promptsource
     from mmprompt.language.templates.template import Template
     from mmprompt.language.templates.verbalizer import Verbalizer
-    from mmprompt.models.decoder.generation import Generation
+    from mmprompt.models.decoder.generation_config import Generation
     from mmprompt.models.decoder.load import list_language_models, load_language_model
     from mmprompt.models.dual_encoder.load import list_backbones, load_backbone
     from mmprompt.training.callbacks import Callback, CSVLogger, EarlyStopping, ProgressBar
@@ -67,7 +67,7 @@ _HOMES = {
     "core.method": ("Method",),
     "classification.measure": ("measure",),
     "captioning.readers.load": ("load_captioner",),
-    "models.decoder.generation": ("Generation",),
+    "models.decoder.generation_config": ("Generation",),
     "models.decoder.load": (
         "list_language_models",
         "load_language_model",
@@ -119,7 +119,7 @@ _HOMES = {
     "core.soft": ("HardPrompt", "PrefixTuning", "PromptTuning"),
     "language.methods": ("DeepPrompts", "MultitaskPrompt", "PTuning"),
     "language.start": ("PromptInit",),
-    "captioning.search": ("Decoding",),
+    "captioning.decoding": ("Decoding",),
     "captioning.predictor": (
         "Caption",
         "Captioner",

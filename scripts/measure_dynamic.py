@@ -28,9 +28,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from mmprompt.core.sources import FreeVectors, ScaledVectors
 from torch import Tensor
 
-from mmprompt.core.sources import FreeVectors, ScaledVectors
 from mmprompt.errors import UserError
 from mmprompt.language.bank.bank import PromptBank, compose, text_features
 from mmprompt.language.bank.file import load_bank, save_bank
@@ -44,7 +44,7 @@ from mmprompt.language.start import PromptInit
 from mmprompt.language.task import fit_language
 from mmprompt.language.templates.template import Template
 from mmprompt.language.text_metrics import score_texts
-from mmprompt.models.decoder.generation import Generation
+from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.sites import Site, Vectors

@@ -16,7 +16,8 @@ from mmprompt.language.methods import MultitaskPrompt, PrefixTuning, PromptTunin
 from mmprompt.language.predictor import LanguagePrompt, PromptedModel
 from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import Verbalizer
-from mmprompt.models.decoder.generation import Generation, generate
+from mmprompt.models.decoder.generation import generate
+from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.decoder.packing import Question
 

@@ -13,13 +13,13 @@ from typing import Any
 from torch import Tensor
 
 from mmprompt.captioning.data import CaptionData, CaptionItem
+from mmprompt.captioning.decoding import Decoding
 from mmprompt.captioning.metrics.adherence import Confusion, FocusScores, Lift, confusion, lift, score_focus
 from mmprompt.captioning.metrics.caption_metrics import CaptionScores, coco_module, score_captions
 from mmprompt.captioning.metrics.clip_score import ClipScores, clip_score
 from mmprompt.captioning.metrics.judges import Judge, judge_for
 from mmprompt.captioning.predictor import Captioner, CaptionFeatures, Steering, focus_of, hard_prompt
 from mmprompt.captioning.readers.captioner import FrozenCaptioner
-from mmprompt.captioning.search import Decoding
 from mmprompt.core.learned import Prompt
 from mmprompt.errors import UserError, bad_value
 from mmprompt.models.dual_encoder.interface import DualEncoder

@@ -15,15 +15,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mmprompt.captioning.decoding import Decoding
 from mmprompt.captioning.readers.captioner import LM_INPUT, FrozenCaptioner
 from mmprompt.captioning.readers.load import load_captioner
-from mmprompt.captioning.search import Branch, Decoding, Found, mixture, search
+from mmprompt.captioning.search import Branch, Found, mixture, search
 from mmprompt.core.file import load as load_predictor
 from mmprompt.core.file import read_prompt, refuse_other_backbone
 from mmprompt.core.header import read_header
 from mmprompt.core.learned import Learned, Prompt
 from mmprompt.data.images import ImageLike, as_list, is_one, read_image
-from mmprompt.errors import UserError, bad_file, bad_value
+from mmprompt.errors import UserError, bad_value
 from mmprompt.models.image_features import ImageFeatures, Progress
 from mmprompt.models.sites import Insert, Site, vectors_of
 
@@ -343,7 +344,7 @@ def load_focus(folder: Path | str, captioner: FrozenCaptioner) -> Prompt:
     Raises:
         UserError: files are missing, edited or damaged, or of another captioner or another kind of model.
     """
-    read_caption_header(Path(folder))
+    read_header(folder, "captioning")
     loaded: Captioner = load_predictor(folder, captioner)
     return loaded.prompt
 
@@ -358,18 +359,5 @@ def load_captioner_of(folders: Iterable[Path | str], name: str | None = None, de
     """
     first = next(iter(folders), None)
     if name is None:
-        name = "tiny" if first is None else read_caption_header(Path(first))["backbone"]["name"]
+        name = "tiny" if first is None else read_header(first, "captioning")["backbone"]["name"]
     return load_captioner(name, device=device)
-
-
-def read_caption_header(folder: Path) -> dict[str, Any]:
-    """Read what a saved prompt of a captioner says of itself.
-
-    Raises:
-        UserError: it is missing, edited, damaged, or the prompt of another kind of model.
-    """
-    header = read_header(folder)
-    if header["kind"] != "captioning":
-        verb = {"classification": "mmprompt predict", "language": "mmprompt llm generate"}[header["kind"]]
-        raise bad_file(folder, f"is a prompt for {header['kind']}, not for captioning", f"See {verb}.")
-    return header

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mmprompt.captioning.data import NEUTRAL, CaptionData, load_caption_data
-from mmprompt.captioning.methods import METHODS
+from mmprompt.captioning.methods import MAPPER_RECIPE, METHODS
 from mmprompt.captioning.predictor import Captioner, CaptionFeatures, CaptionTemplate, Steering, embed_words
 from mmprompt.captioning.readers.captioner import FrozenCaptioner
 from mmprompt.captioning.readers.load import load_captioner, save_mapped
@@ -38,10 +38,6 @@ from mmprompt.training.seeds import batches
 
 N_STEPS = 160
 """Steps that a prompt is trained for at least where the recipe names no epochs, however few pictures there are."""
-MAPPER_RECIPE = Recipe(
-    optimizer="adamw", lr=1e-3, epochs=20, batch_size=16, weight_decay=0.01, warmup_epochs=1, augment="none"
-)
-"""Of mappers; a batch is so many images with all their captions."""
 MAX_MEMORY_BYTES = 2**30
 LOOKED_AT = 64
 COLLAPSED = 0.1

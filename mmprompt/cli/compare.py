@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mmprompt.cli.grid import GridCall, read_grid_call
-from mmprompt.experiments.compare import Listener, compare
-from mmprompt.experiments.comparison_report import write_comparison
 from mmprompt.experiments.grid import Grid, without_broken
-from mmprompt.experiments.layouts import LAYOUTS
 from mmprompt.experiments.protocols import FEW_SHOT, protocol_grid
-from mmprompt.experiments.summary import Comparison
 from mmprompt.files import write_json
-from mmprompt.reports.pages import missing_extra
 from mmprompt.terminal.lists import counts_in, shots_in
 from mmprompt.terminal.output import Output
 from mmprompt.terminal.progress import Stages
 from mmprompt.terminal.run_folder import check_place, command_of
 from mmprompt.training.problem import RunFailed
+
+if TYPE_CHECKING:
+    from mmprompt.experiments.summary import Comparison
+
 
 DESCRIPTION = "Compare methods and baselines over data sets, shots and seeds. What was computed once is not again."
 STDOUT = Path("-")
@@ -47,6 +47,8 @@ def show(call: GridCall, grid: Grid, protocol: str, command: str) -> None:
         UserError: something in the grid is wrong; nothing is computed then.
         RunFailed: some cells could not be computed; the others are shown.
     """
+    from mmprompt.experiments.compare import Listener, compare
+
     given = call.compared
     output = Output(given.json == STDOUT)
     check_place(given.out)
@@ -71,6 +73,10 @@ def conclude(output: Output, call: GridCall, comparison: Comparison, protocol: s
     Raises:
         RunFailed: some cells could not be computed.
     """
+    from mmprompt.experiments.comparison_report import write_comparison
+    from mmprompt.experiments.layouts import LAYOUTS
+    from mmprompt.reports.pages import missing_extra
+
     given = call.compared
     if comparison.lines:
         table = LAYOUTS[protocol](comparison)

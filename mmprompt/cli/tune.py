@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, make_dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -16,9 +16,6 @@ from mmprompt.cli.grid import merged_settings
 from mmprompt.errors import UserError
 from mmprompt.experiments.cells import Origin
 from mmprompt.experiments.search_space import read_space
-from mmprompt.experiments.tune import Found, Listener, Search, tune, without_broken
-from mmprompt.experiments.tune_report import write_search
-from mmprompt.reports.pages import missing_extra
 from mmprompt.terminal.lists import counts_in, is_given, names_in
 from mmprompt.terminal.output import Output, percent
 from mmprompt.terminal.parser import parse, peek
@@ -26,6 +23,10 @@ from mmprompt.terminal.pictures import own_path, refuse_both
 from mmprompt.terminal.progress import Stages
 from mmprompt.terminal.run_folder import check_place, command_of
 from mmprompt.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from mmprompt.experiments.tune import Found, Search
+
 
 DESCRIPTION = "Search for settings with Optuna. It chooses on validation pictures alone; test pictures are not loaded."
 
@@ -96,6 +97,10 @@ def run(arguments: Sequence[str], prog: str) -> None:
     settings = merged_settings(method_types(name))
     form = make_dataclass("Tune", [("run", Settings), ("settings", settings), ("recipe", Recipe)], frozen=True)
     read: Any = parse(form, arguments, prog, DESCRIPTION, form(Settings(), settings(), Recipe()))
+
+    from mmprompt.experiments.tune import Listener, tune, without_broken
+    from mmprompt.experiments.tune_report import write_search
+
     given, search = read.run, search_of(read, arguments, settings)
     output = Output(given.json)
     check_place(given.out)
@@ -117,6 +122,8 @@ def search_of(read: Any, arguments: Sequence[str], settings: type) -> Search:
     Raises:
         UserError: a range is wrong, or a setting is both fixed and searched.
     """
+    from mmprompt.experiments.tune import Search
+
     given: Settings = read.run
     own = [one.name for one in fields(settings)]
     space = read_space(names_in("search", given.search), own)
@@ -134,6 +141,8 @@ def search_of(read: Any, arguments: Sequence[str], settings: type) -> Search:
 
 def conclude(output: Output, search: Search, found: Found, folder: Path, report: Path | None) -> None:
     """Print what was chosen and where it lies."""
+    from mmprompt.reports.pages import missing_extra
+
     output.say()
     rows = [[name, f"{value:.4g}"] for name, value in found.best.settings.items()]
     output.table(["setting", "chosen"], rows, numbers=(1,))

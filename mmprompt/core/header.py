@@ -15,15 +15,23 @@ from mmprompt.version import __version__
 
 FORMAT = 2
 HEADER, TENSORS = "prompt.json", "prompt.safetensors"
-KINDS = ("classification", "captioning", "language")
+VERBS = {
+    "classification": "mmprompt predict",
+    "captioning": "mmprompt caption write",
+    "language": "mmprompt llm generate",
+}
+KINDS = tuple(VERBS)
 RESTORE = "Restore the folder as it was saved, or train again."
 
 
-def read_header(folder: Path | str) -> dict[str, Any]:
+def read_header(folder: Path | str, kind: str | None = None) -> dict[str, Any]:
     """Read what a saved prompt says of itself: kind, backbone, sources, training.
 
+    Args:
+        folder: of the run.
+        kind: the one that is wanted, None for any.
     Raises:
-        UserError: it is missing, edited, damaged or of another format.
+        UserError: it is missing, edited, damaged, of another format, or of another kind than is wanted.
     """
     folder = Path(folder)
     path = folder / HEADER
@@ -42,6 +50,8 @@ def read_header(folder: Path | str) -> dict[str, Any]:
         raise bad_file(path, "was edited after it was saved (its hash does not match)", RESTORE)
     if header.get("kind") not in KINDS:
         raise bad_file(path, f"is of kind {header.get('kind')!r}, but one of {', '.join(KINDS)} was expected", RESTORE)
+    if kind not in (None, header["kind"]):
+        raise bad_file(folder, f"is a prompt for {header['kind']}, not for {kind}", f"Use {VERBS[header['kind']]}.")
     return header
 
 

@@ -9,11 +9,9 @@ import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmprompt.classification.methods import METHODS, ClassificationMethod, make_method
-from mmprompt.classification.task import ClassificationTask
-from mmprompt.core.fit import describe_method
 from mmprompt.core.method import resolved_recipe, settled
 from mmprompt.data.broken import Broken, drop_broken, find_broken
 from mmprompt.data.catalog import load_dataset
@@ -21,8 +19,11 @@ from mmprompt.data.fewshot import base_new
 from mmprompt.data.folder import ImageFolder, ImageTable
 from mmprompt.data.splits import SPLITS, Dataset
 from mmprompt.files import sha256_bytes
-from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from mmprompt.models.dual_encoder.interface import DualEncoder
+
 
 CELL_FORMAT = 2  # raised when a change of the package changes what a cell computes, so that old cells are not reused
 BASE, NEW = "base", "new"
@@ -139,6 +140,8 @@ class Cell:
 
     def make_recipe(self, data: Dataset) -> Recipe:
         """Put the recipe together; see `core.method.resolved_recipe`."""
+        from mmprompt.classification.task import ClassificationTask
+
         recipe = resolved_recipe(self.make(), (self.backbone, "classification"), data.recipe, Recipe(**self.recipe))
         return ClassificationTask.of(data).complete(recipe)
 
@@ -162,6 +165,8 @@ def cell_key(cell: Cell, backbone: DualEncoder, data: Dataset, tests: Mapping[st
         data: what it learns from, as `load` gave it.
         tests: what it is tested on, by name.
     """
+    from mmprompt.core.fit import describe_method
+
     method = settled(cell.make(), cell.backbone, "classification")
     recipe = asdict(cell.make_recipe(data)) if method.is_trained else {}
     identity = {

@@ -8,16 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mmprompt.classification.task import ClassificationTask
 from mmprompt.core.method import settled
 from mmprompt.data.splits import SPLITS, Dataset
 from mmprompt.errors import UserError, bad_value
 from mmprompt.experiments.cells import Cell, Origin, cell_key, simplify
-from mmprompt.models.dual_encoder.interface import DualEncoder
-from mmprompt.models.dual_encoder.load import load_backbone
-from mmprompt.models.image_features import ImageFeatures
+
+if TYPE_CHECKING:
+    from mmprompt.models.dual_encoder.interface import DualEncoder
 
 
 @dataclass(frozen=True)
@@ -111,6 +110,8 @@ def plan(cells: Sequence[Cell], device: str = "auto") -> list[Planned]:
     Raises:
         UserError: a data set is missing, a setting is wrong, or a backbone cannot carry a method.
     """
+    from mmprompt.models.dual_encoder.load import load_backbone
+
     planned: list[Planned] = []
     loaded: dict[Any, tuple[Dataset, dict[str, Dataset]]] = {}
     backbone: DualEncoder | None = None
@@ -137,6 +138,9 @@ def without_broken(grid: Grid, device: str = "auto", progress: Callable[[int, in
     Raises:
         UserError: something about a data set is wrong.
     """
+    from mmprompt.models.dual_encoder.load import load_backbone
+    from mmprompt.models.image_features import ImageFeatures
+
     draws = list(product(grid.shots, grid.seeds))
     known = ImageFeatures(load_backbone(grid.contenders[0].backbone, device)).stored
     sources = tuple(source.without_broken(draws, SPLITS, progress, known) for source in grid.sources)
@@ -147,6 +151,8 @@ def without_broken(grid: Grid, device: str = "auto", progress: Callable[[int, in
 
 def _try_out(cell: Cell, backbone: DualEncoder, data: Dataset, tests: Mapping[str, Dataset]) -> None:
     """Refuse now what the cell would be refused for later."""
+    from mmprompt.classification.task import ClassificationTask
+
     for test in tests.values():
         if not test.test:
             raise UserError(f"{test.name} has no test pictures, so nothing can be compared on it. Leave it out.")
@@ -168,6 +174,9 @@ def read_pictures(
     Raises:
         UserError: a picture cannot be read.
     """
+    from mmprompt.models.dual_encoder.load import load_backbone
+    from mmprompt.models.image_features import ImageFeatures
+
     for name in dict.fromkeys(one.cell.backbone for one in planned):
         mine = [one for one in planned if one.cell.backbone == name]
         sets = [data for one in mine for data in (one.data, *one.tests.values())]

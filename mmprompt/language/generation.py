@@ -17,7 +17,8 @@ import torch
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextRow
 from mmprompt.language.predictor import PromptedModel
-from mmprompt.models.decoder.generation import Generation, Job, generate, job_of
+from mmprompt.models.decoder.generation import Job, generate, job_of
+from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.models.decoder.memory import Memory
 from mmprompt.models.decoder.model import shared_start
 from mmprompt.models.decoder.packing import Question

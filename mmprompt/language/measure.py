@@ -24,7 +24,7 @@ from mmprompt.language.templates.syntax import Group
 from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import CONTENT_FREE, calibrate
 from mmprompt.language.text_metrics import TextScores, score_texts
-from mmprompt.models.decoder.generation import Generation
+from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.image_features import Progress
 

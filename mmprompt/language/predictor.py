@@ -19,7 +19,7 @@ from mmprompt.core.file import load as load_predictor
 from mmprompt.core.file import read_prompt, refuse_other_backbone
 from mmprompt.core.header import read_header
 from mmprompt.core.learned import Given, Prompt
-from mmprompt.errors import UserError, bad_file
+from mmprompt.errors import UserError
 from mmprompt.language.data import TextRow
 from mmprompt.language.sources import MultitaskVectors
 from mmprompt.language.templates.template import BoundTemplate, Template
@@ -277,19 +277,6 @@ def load_prompted(folder: Path | str, model: FrozenLanguageModel | str | None = 
     Raises:
         UserError: as of `load`, or it is another kind of prompt.
     """
-    read_language_header(Path(folder))
+    read_header(folder, "language")
     prompted: PromptedModel = load_predictor(folder, model)
     return prompted
-
-
-def read_language_header(folder: Path) -> dict[str, Any]:
-    """Read what a saved prompt of a language model says of itself.
-
-    Raises:
-        UserError: it is missing, edited, damaged, or another kind of prompt.
-    """
-    header = read_header(folder)
-    if header["kind"] != "language":
-        verb = {"classification": "mmprompt predict", "captioning": "mmprompt caption write"}[header["kind"]]
-        raise bad_file(folder, f"is a prompt for {header['kind']}, not for language models", f"See {verb}.")
-    return header

@@ -10,18 +10,18 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal, get_args
 
 from mmprompt.errors import UserError, bad_value, unknown_name
-from mmprompt.language.predictor import load_prompted
-from mmprompt.language.templates.template import BoundTemplate
-from mmprompt.models.decoder.model import FrozenLanguageModel
-from mmprompt.models.decoder.vectors import LM_INPUT
-from mmprompt.training.seeds import generator
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mmprompt.language.templates.template import BoundTemplate
+    from mmprompt.models.decoder.model import FrozenLanguageModel
+
+
+Objective = Literal["auto", "answer", "choices"]
 StartKind = Literal["auto", "words", "labels", "texts", "vocabulary", "random", "prompt"]
 MOST_USED = 5000
 """Tokens that vocabulary is drawn from: the first ones after single bytes are the commonest in BPE vocabularies."""
@@ -80,6 +80,8 @@ def start_vectors(
     Raises:
         UserError: the words have no tokens, or the prompt to start from does not fit.
     """
+    import torch
+
     n_vectors = bound.n_soft or n_more
     if n_vectors == 0:
         return torch.zeros(0, model.width, device=model.device)
@@ -98,6 +100,10 @@ def _values(
     texts: Sequence[Sequence[int]],
     seed: int,
 ) -> Tensor:
+    import torch
+
+    from mmprompt.training.seeds import generator
+
     kind = kind_of(init, labels)
     if kind == "prompt":
         return taken_over(model, init.from_prompt, n_vectors)
@@ -129,6 +135,10 @@ def _tokens(
     texts: Sequence[Sequence[int]],
     seed: int,
 ) -> list[int]:
+    import torch
+
+    from mmprompt.training.seeds import generator
+
     if kind == "words":
         tokens = model.tokenizer(words, add_special_tokens=False)["input_ids"]
         if not tokens:
@@ -160,6 +170,11 @@ def taken_over(model: FrozenLanguageModel, folder: Path | None, n_vectors: int) 
     Raises:
         UserError: it has none among the tokens, or is a prompt of another model.
     """
+    import torch
+
+    from mmprompt.language.predictor import load_prompted
+    from mmprompt.models.decoder.vectors import LM_INPUT
+
     assert folder is not None, "Start has seen to it"
     vectors = load_prompted(folder, model).vectors()
     if LM_INPUT not in vectors:

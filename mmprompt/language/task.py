@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from mmprompt.language.data import TextData, TextRow
 from mmprompt.language.explain import heard
 from mmprompt.language.methods import METHODS
 from mmprompt.language.predictor import PromptedModel
-from mmprompt.language.start import PromptInit, start_vectors
+from mmprompt.language.start import Objective, PromptInit, start_vectors
 from mmprompt.language.templates.template import BoundTemplate, Template
 from mmprompt.language.templates.verbalizer import Verbalizer
 from mmprompt.language.watch import VectorWatch
@@ -29,7 +29,6 @@ from mmprompt.training.problem import StepResult
 from mmprompt.training.recipe import Recipe
 from mmprompt.training.seeds import batches, derive_seed, generator
 
-Objective = Literal["auto", "answer", "choices"]
 N_STEPS = 80
 """Steps that a prompt is trained for at least where the recipe names no epochs, however few rows there are."""
 IGNORED, LOOKED_AT = 0.01, 8

@@ -21,9 +21,9 @@ from torch import Tensor
 
 import mmprompt as mp
 from mmprompt.captioning.data import CaptionData
+from mmprompt.captioning.decoding import Decoding
 from mmprompt.captioning.predictor import Captioner, Steering
 from mmprompt.captioning.readers.captioner import LM_INPUT, FrozenCaptioner
-from mmprompt.captioning.search import Decoding
 from mmprompt.captioning.task import RECIPE, epochs_of
 from mmprompt.data.images import read_image
 from mmprompt.training.schedules import learning_rate

@@ -24,7 +24,8 @@ from peft import PromptTuningConfig, get_peft_model
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mmprompt.models.decoder.generation import Generation, Job, generate
+from mmprompt.models.decoder.generation import Job, generate
+from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.models.decoder.memory import Memory
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.decoder.packing import Question

@@ -6,17 +6,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from mmprompt.core.prompt import SiteSources
+from mmprompt.core.sources import FreeVectors
 from small_captioners import small_captioner, small_captions
 
 from mmprompt.captioning import measure as caption_measure
+from mmprompt.captioning.decoding import Decoding
 from mmprompt.captioning.measure import NO_PROMPT, measure_captions
 from mmprompt.captioning.metrics.adherence import score_focus
 from mmprompt.captioning.metrics.judges import LexiconJudge
 from mmprompt.captioning.predictor import Captioner, CaptionFeatures, FocusPrompt, Steering, hard_prompt
 from mmprompt.captioning.readers.captioner import LM_INPUT
-from mmprompt.captioning.search import Decoding
-from mmprompt.core.prompt import SiteSources
-from mmprompt.core.sources import FreeVectors
 from mmprompt.errors import UserError
 from mmprompt.models.dual_encoder.load import load_backbone
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from small_captioners import END, N_IMAGE, START, WORDS, small_captioner
 
+from mmprompt.captioning.decoding import Decoding
 from mmprompt.captioning.readers.captioner import LM_INPUT, FrozenCaptioner
-from mmprompt.captioning.search import Decoding, mixture, search
+from mmprompt.captioning.search import mixture, search
 from mmprompt.errors import UserError
 from mmprompt.models.sites import Site, Vectors
 

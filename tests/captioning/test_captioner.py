@@ -6,16 +6,16 @@ import json
 
 import pytest
 import torch
+from mmprompt.core.prompt import SiteSources
+from mmprompt.core.sources import FreeVectors
 from PIL import Image
 from small_captioners import small_captioner
 
 from mmprompt.captioning import predictor as module
+from mmprompt.captioning.decoding import Decoding
 from mmprompt.captioning.predictor import Captioner, FocusPrompt, Steering, hard_prompt, load_focus, save_focus
 from mmprompt.captioning.readers.captioner import LM_INPUT
-from mmprompt.captioning.search import Decoding
 from mmprompt.core.file import load, read_prompt_header
-from mmprompt.core.prompt import SiteSources
-from mmprompt.core.sources import FreeVectors
 from mmprompt.errors import UserError
 from mmprompt.models.sites import Site
 

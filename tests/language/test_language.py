@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from mmprompt.language.file import load_language
 from torch import Tensor
 
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextData, TextRow
-from mmprompt.language.file import load_language
 from mmprompt.language.generation import generate_texts
 from mmprompt.language.methods import (
     DeepPrompts,
@@ -29,7 +29,7 @@ from mmprompt.language.methods import (
 from mmprompt.language.start import Start
 from mmprompt.language.task import LanguageProblem, LanguageTask, epochs_of, fit_language, untrained
 from mmprompt.language.templates.verbalizer import Verbalizer
-from mmprompt.models.decoder.generation import Generation
+from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.sites import Site
 from mmprompt.training.callbacks import Callback

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmprompt.core.sources import FreeVectors
 from torch import Tensor
 
-from mmprompt.core.sources import FreeVectors
 from mmprompt.errors import UserError
 from mmprompt.language.bank.bank import PromptBank, compose, text_features
 from mmprompt.language.bank.file import HEADER, TENSORS, load_bank, save_bank
@@ -21,7 +21,7 @@ from mmprompt.language.predictor import LanguagePrompt, PromptedModel
 from mmprompt.language.sources import LanguageSources, MultitaskSources
 from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import Verbalizer
-from mmprompt.models.decoder.generation import Generation
+from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.sites import Site
 from tests.language_models import frozen_model

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmprompt.core.prompt import Prompt, SiteSources
+from mmprompt.core.sources import FreeVectors
+from mmprompt.language.file import load_language, read_language_header, save_language
 from safetensors.torch import load_file
 
 from mmprompt.captioning.predictor import FocusPrompt, save_focus
 from mmprompt.classification.predictor import Classifier
 from mmprompt.core.file import HEADER, TENSORS, save
-from mmprompt.core.prompt import Prompt, SiteSources
-from mmprompt.core.sources import FreeVectors
 from mmprompt.core.template import TextLayout
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextRow
-from mmprompt.language.file import load_language, read_language_header, save_language
 from mmprompt.language.generation import generate_texts
 from mmprompt.language.methods import (
     DeepPrompts,
@@ -33,7 +33,7 @@ from mmprompt.language.methods import (
 from mmprompt.language.predictor import LanguagePrompt, PromptedModel
 from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import Verbalizer
-from mmprompt.models.decoder.generation import Generation
+from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.dual_encoder.interface import DualEncoder

@@ -6,15 +6,15 @@ from functools import cache
 
 import pytest
 import torch
-
 from mmprompt.core.sources import FreeVectors
+
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextRow
 from mmprompt.language.generation import Generated, generate_texts, stream_text
 from mmprompt.language.predictor import LanguagePrompt, PromptedModel
 from mmprompt.language.sources import LanguageSources, MultitaskSources
 from mmprompt.language.templates.template import Template
-from mmprompt.models.decoder.generation import Generation
+from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.sites import Site
 from tests.language_models import frozen_model

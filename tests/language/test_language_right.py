@@ -17,7 +17,7 @@ from mmprompt.language.predictor import LanguagePrompt, PromptedModel
 from mmprompt.language.sources import LanguageSources
 from mmprompt.language.task import fit_language
 from mmprompt.language.templates.template import Template
-from mmprompt.models.decoder.generation import Generation
+from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from tests.language_models import frozen_model
 from tests.peft_models import METHODS, TEXTS, ours

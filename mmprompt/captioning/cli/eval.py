@@ -5,37 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from mmprompt.captioning.cli.train import DATA, Device, default_folder
 from mmprompt.captioning.data import EMBEDDED, CaptionData, load_caption_data
-from mmprompt.captioning.measure import CaptionMeasure, measure_captions
-from mmprompt.captioning.metrics.caption_metrics import coco_module
-from mmprompt.captioning.predictor import (
-    CaptionFeatures,
-    focus_of,
-    load_captioner_of,
-    load_focus,
-    read_caption_header,
-)
-from mmprompt.captioning.readers.captioner import FrozenCaptioner
-from mmprompt.captioning.report.report import write_caption_report
-from mmprompt.captioning.report.sentences import notes
-from mmprompt.captioning.report.tables import focus_table, speaker_table, strength_table
-from mmprompt.captioning.search import Decoding
-from mmprompt.core.fit import fit
-from mmprompt.core.header import HEADER
-from mmprompt.core.learned import Prompt
+from mmprompt.captioning.decoding import Decoding
+from mmprompt.core.header import HEADER, read_header
 from mmprompt.core.soft import PromptTuning
 from mmprompt.errors import bad_file, bad_value
-from mmprompt.models.dual_encoder.load import load_backbone
-from mmprompt.reports.pages import missing_extra
 from mmprompt.terminal.counter import Counter
 from mmprompt.terminal.output import JSON_HELP, Output
 from mmprompt.terminal.parser import parse
 from mmprompt.terminal.run_folder import check_place, command_of
+
+if TYPE_CHECKING:
+    from mmprompt.captioning.measure import CaptionMeasure
+    from mmprompt.captioning.predictor import (
+        CaptionFeatures,
+    )
+    from mmprompt.captioning.readers.captioner import FrozenCaptioner
+    from mmprompt.core.learned import Prompt
+
 
 DESCRIPTION = (
     "Measure learned prompts beside the captioner without one, beside hand-written words and beside people. "
@@ -71,13 +63,21 @@ def run(arguments: Sequence[str], prog: str) -> None:
         UserError: there is no prompt, or one cannot be used; nothing is learned or written then.
     """
     settings = parse(Settings, arguments, prog, DESCRIPTION)
+
+    from mmprompt.captioning.measure import measure_captions
+    from mmprompt.captioning.metrics.caption_metrics import coco_module
+    from mmprompt.captioning.predictor import CaptionFeatures, load_captioner_of, load_focus
+    from mmprompt.captioning.report.report import write_caption_report
+    from mmprompt.models.dual_encoder.load import load_backbone
+    from mmprompt.reports.pages import missing_extra
+
     output = Output(settings.json)
     if not settings.prompts and settings.data not in EMBEDDED:
         expected = "one or more run folders are needed for data of one's own"
         raise bad_value("prompts", "empty", expected, f"Write {prog} --prompts RUN.")
     coco_module("cider.cider")  # missed now, not after prompts are learned
     for folder in settings.prompts:
-        read_caption_header(folder)
+        read_header(folder, "captioning")
     if settings.out is not None:
         check_place(settings.out)
     data = load_caption_data(settings.data, settings.images)
@@ -112,6 +112,8 @@ def own_prompts(output: Output, captioner: FrozenCaptioner, features: CaptionFea
     Raises:
         UserError: a folder holds something else, or cannot be written; nothing is learned then.
     """
+    from mmprompt.core.fit import fit
+
     data = load_caption_data(DATA)
     folders = {focus: default_folder(focus) for focus in data.focuses}
     prompts = {
@@ -133,6 +135,8 @@ def load_own(folder: Path, focus: str, captioner: FrozenCaptioner) -> Prompt:
     Raises:
         UserError: it is of another captioner, or of another focus.
     """
+    from mmprompt.captioning.predictor import focus_of, load_focus
+
     prompt = load_focus(folder, captioner)
     if focus_of(prompt) != focus:
         raise bad_file(
@@ -143,6 +147,9 @@ def load_own(folder: Path, focus: str, captioner: FrozenCaptioner) -> Prompt:
 
 def show(output: Output, measure: CaptionMeasure, data: CaptionData) -> None:
     """Print what was measured: who spoke of what, what it was worth, and the curve over strength."""
+    from mmprompt.captioning.report.sentences import notes
+    from mmprompt.captioning.report.tables import focus_table, speaker_table, strength_table
+
     n_pictures = len(measure.speakers[0].said)
     output.say(f"\n{measure.data}, {measure.split}: {n_pictures} pictures, judged by the {measure.judge}\n")
     output.table(*speaker_table(measure))

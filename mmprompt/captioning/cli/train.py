@@ -6,17 +6,12 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from mmprompt.captioning.data import CaptionData, load_caption_data
-from mmprompt.captioning.focus_sets import build_focus
-from mmprompt.captioning.methods import METHODS
-from mmprompt.captioning.predictor import Captioner, CaptionFeatures
-from mmprompt.captioning.readers.load import load_captioner
-from mmprompt.captioning.task import MAPPER_RECIPE, FocusTask, fit_mapper
-from mmprompt.core.fit import Result, fit
+from mmprompt.captioning.methods import MAPPER_RECIPE, METHODS
 from mmprompt.core.method import Method, measured_for, resolved_recipe
 from mmprompt.core.soft import PromptTuning
 from mmprompt.errors import bad_value, unknown_name
@@ -24,8 +19,12 @@ from mmprompt.terminal.counter import Counter
 from mmprompt.terminal.output import JSON_HELP, Output
 from mmprompt.terminal.parser import parse, peek
 from mmprompt.terminal.run_folder import check_folder
-from mmprompt.training.callbacks import ProgressBar
 from mmprompt.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from mmprompt.captioning.predictor import Captioner
+    from mmprompt.core.fit import Result
+
 
 DATA = "openart-scenes"
 MAPPER, MAPPER_AND_SOFT = "mapper", "mapper+prompt-tuning"
@@ -70,6 +69,13 @@ def run(arguments: Sequence[str], prog: str) -> None:
         UserError: something in the call or the data is wrong; nothing is written then.
     """
     settings, recipe, method = read_train(arguments, prog)
+
+    from mmprompt.captioning.focus_sets import build_focus
+    from mmprompt.captioning.predictor import CaptionFeatures
+    from mmprompt.captioning.readers.load import load_captioner
+    from mmprompt.captioning.task import FocusTask
+    from mmprompt.core.fit import fit
+
     output = Output(settings.json)
     folder = settings.out or default_folder(MAPPER if settings.method == MAPPER else settings.focus)
     check_folder(folder)
@@ -105,6 +111,10 @@ def default_folder(name: str) -> Path:
 
 def train_mapper(settings: Settings, data: CaptionData, folder: Path, recipe: Recipe) -> list[dict[str, Any]]:
     """Train a mapper unless an earlier call of the same command did; its history."""
+    from mmprompt.captioning.readers.load import load_captioner
+    from mmprompt.captioning.task import fit_mapper
+    from mmprompt.training.callbacks import ProgressBar
+
     if settings.resume and folder.exists():
         return []
     captioner = load_captioner(settings.backbone, settings.device)
@@ -114,6 +124,8 @@ def train_mapper(settings: Settings, data: CaptionData, folder: Path, recipe: Re
 
 def conclude_training(output: Output, settings: Settings, result: Result[Captioner], folder: Path) -> None:
     """Show what a prompt says beside the captioner without one, and what to do next."""
+    from mmprompt.captioning.predictor import Captioner
+
     captioner, data = result.predictor.backbone, result.task.data
     shown = (data.val or data.train)[:4]
     plain, steered = (caption_texts(one, shown) for one in (Captioner(captioner), result.predictor))

@@ -5,30 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from mmprompt.captioning.cli.train import DATA, Device
 from mmprompt.captioning.data import load_caption_data
-from mmprompt.captioning.images import describe_pictures
-from mmprompt.captioning.predictor import (
-    Captioner,
-    Steering,
-    hard_prompt,
-    load_captioner_of,
-    load_focus,
-    read_caption_header,
-)
-from mmprompt.captioning.readers.captioner import FrozenCaptioner
-from mmprompt.captioning.search import Decoding
-from mmprompt.captioning.writing import caption_rows, find_pictures
-from mmprompt.core.learned import Prompt
+from mmprompt.captioning.decoding import Decoding
+from mmprompt.core.header import read_header
 from mmprompt.errors import bad_value
-from mmprompt.models.dual_encoder.load import load_backbone
 from mmprompt.terminal.counter import Counter
 from mmprompt.terminal.output import JSON_HELP, Output
 from mmprompt.terminal.parser import parse
+
+if TYPE_CHECKING:
+    from mmprompt.captioning.predictor import (
+        Steering,
+    )
+    from mmprompt.captioning.readers.captioner import FrozenCaptioner
+    from mmprompt.core.learned import Prompt
+
 
 SHOWN = 8
 DESCRIPTION = (
@@ -72,12 +68,18 @@ def run(arguments: Sequence[str], prog: str) -> None:
         UserError: a prompt, a number or a place cannot be used.
     """
     settings = parse(Settings, arguments, prog, DESCRIPTION)
+
+    from mmprompt.captioning.images import describe_pictures
+    from mmprompt.captioning.predictor import Captioner, load_captioner_of
+    from mmprompt.captioning.writing import caption_rows, find_pictures
+    from mmprompt.models.dual_encoder.load import load_backbone
+
     output = Output(settings.json)
     refuse_idle(settings)
     pictures = find_pictures(settings.pictures) if settings.pictures else scenes()
     folders = [*settings.prompt, *([] if settings.avoid is None else [settings.avoid])]
     for folder in folders:
-        read_caption_header(folder)
+        read_header(folder, "captioning")
     captioner = load_captioner_of(folders, settings.backbone, settings.device)
     steering = read_steering(settings, captioner)
     if not settings.pictures:
@@ -128,6 +130,8 @@ def read_steering(settings: Settings, captioner: FrozenCaptioner) -> Steering:
     Raises:
         UserError: a number is out of range, or a prompt is of another captioner.
     """
+    from mmprompt.captioning.predictor import Steering, hard_prompt, load_focus
+
     prompts: list[Prompt] = [load_focus(folder, captioner) for folder in settings.prompt]
     if settings.words is not None:
         prompts.append(hard_prompt(captioner, "words", settings.words))
@@ -139,7 +143,8 @@ def read_steering(settings: Settings, captioner: FrozenCaptioner) -> Steering:
 
 def what_captions_depend_on(settings: Settings, fingerprint: str) -> dict[str, Any]:
     """What must be the same for two halves of one file: prompts by their hashes, and all numbers."""
-    hashes = [read_caption_header(folder)["tensors_sha256"] for folder in settings.prompt]
-    avoid = None if settings.avoid is None else read_caption_header(settings.avoid)["tensors_sha256"]
+
+    hashes = [read_header(folder, "captioning")["tensors_sha256"] for folder in settings.prompt]
+    avoid = None if settings.avoid is None else read_header(settings.avoid, "captioning")["tensors_sha256"]
     kept = {key: value for key, value in asdict(settings).items() if key not in ("pictures", "out", "json", "device")}
     return kept | {"prompt": hashes, "avoid": avoid, "backbone": fingerprint}

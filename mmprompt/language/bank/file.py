@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmprompt.core.file import save as save_prompt
+from mmprompt.core.header import read_header
 from mmprompt.data.strict_yaml import validate
 from mmprompt.errors import bad_file, bad_value
 from mmprompt.files import (
@@ -20,7 +21,7 @@ from mmprompt.files import (
     write_json,
 )
 from mmprompt.language.bank.bank import PromptBank
-from mmprompt.language.predictor import load_prompted, read_language_header
+from mmprompt.language.predictor import load_prompted
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
 
@@ -81,7 +82,7 @@ def load_bank(folder: Path | str, model: FrozenLanguageModel | str | None = None
     header = _read_header(folder)
     places = [folder / PROMPTS / name for name in header.names]
     if model is None or isinstance(model, str):
-        model = load_language_model(model or read_language_header(places[0])["backbone"]["name"])
+        model = load_language_model(model or read_header(places[0], "language")["backbone"]["name"])
     prompts = {place.name: load_prompted(place, model) for place in places}
     path = folder / TENSORS
     if sha256_bytes(read_bytes(path, 2**31)) != header.tensors_sha256:

@@ -6,18 +6,19 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from mmprompt.core.file import save
 from mmprompt.errors import UserError, bad_file, bad_value
 from mmprompt.language.cli.options import TEMPLATE_HELP, Loading, read_verbalizer
-from mmprompt.language.peft.file import CONFIG, load_peft
-from mmprompt.language.peft.save import save_peft
 from mmprompt.terminal.output import JSON_HELP, Output
 from mmprompt.terminal.parser import parse
 from mmprompt.terminal.run_folder import check_folder, check_place
+
+if TYPE_CHECKING:
+    pass
+
 
 DESCRIPTION = "Write a prompt as PEFT reads it, or read one that PEFT wrote; nothing is learned."
 
@@ -70,6 +71,9 @@ def run(arguments: Sequence[str], prog: str) -> None:
 
 def write_for_peft(settings: Settings, folder: Path, target: Path) -> Path:
     """Write a run's prompt into a folder for PEFT."""
+    from mmprompt.language.peft.file import CONFIG
+    from mmprompt.language.peft.save import save_peft
+
     for name, given in (("template", settings.template), ("verbalizer", settings.verbalizer), ("out", settings.out)):
         if given:
             raise bad_value(name, repr(given), "the prompt has its own", f"Leave --{name} out.")
@@ -83,6 +87,9 @@ def write_for_peft(settings: Settings, folder: Path, target: Path) -> Path:
 
 def read_from_peft(settings: Settings, folder: Path, target: Path) -> Path:
     """Write a prompt of PEFT's as a run folder."""
+    from mmprompt.core.file import save
+    from mmprompt.language.peft.file import load_peft
+
     if settings.backbone is None:
         raise bad_value("model", "empty", "PEFT's folders do not say which one", "Give --backbone NAME.")
     if settings.kind is not None:

@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from mmprompt.core.header import read_header
 from mmprompt.errors import bad_value
 from mmprompt.language.cli.options import DATA, DATA_HELP, Loading, read_rows, say_of_words
 from mmprompt.language.cli.tables import confusion_table, score_table
 from mmprompt.language.data import EMBEDDED
-from mmprompt.language.measure import LanguageMeasure, compare_language
-from mmprompt.language.predictor import read_language_header
 from mmprompt.terminal.counter import Counter
 from mmprompt.terminal.output import JSON_HELP, Output, between, shorten
 from mmprompt.terminal.parser import parse
+
+if TYPE_CHECKING:
+    from mmprompt.language.measure import LanguageMeasure
+
 
 MOST_LABELS = 12
 DESCRIPTION = (
@@ -50,6 +53,9 @@ def run(arguments: Sequence[str], prog: str) -> None:
         UserError: a prompt or the data cannot be used.
     """
     settings = parse(Settings, arguments, prog, DESCRIPTION)
+
+    from mmprompt.language.measure import compare_language
+
     output = Output(settings.json)
     data = read_rows(output, settings.data or own_data(settings.prompt, prog), None, 1)
     data.rows(settings.split)
@@ -72,7 +78,8 @@ def own_data(folders: Sequence[Path], prog: str) -> str:
     Raises:
         UserError: it was learned from another.
     """
-    names = {read_language_header(folder)["training"].get("data", {}).get("name") for folder in folders} or {DATA}
+
+    names = {read_header(folder, "language")["training"].get("data", {}).get("name") for folder in folders} or {DATA}
     for name in names:
         if name not in EMBEDDED:
             expected = f"{folders[0]} was learned from {name}" if name else "there is nothing to measure on"

@@ -7,24 +7,24 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from mmprompt.core.learned import Prompt
 from mmprompt.data.jsonl import read_objects
 from mmprompt.errors import bad_file, bad_value, unknown_name
 from mmprompt.files import write_bytes
 from mmprompt.language.cli.options import TEMPLATE_HELP, Loading
 from mmprompt.language.data import TextRow
-from mmprompt.language.generation import generate_texts, stream_text
-from mmprompt.language.predictor import PromptedModel
-from mmprompt.language.templates.template import Template
-from mmprompt.models.decoder.generation import Generation
+from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.terminal.counter import Counter
 from mmprompt.terminal.output import JSON_HELP, Output, percent
 from mmprompt.terminal.parser import parse
 from mmprompt.terminal.run_folder import check_place
+
+if TYPE_CHECKING:
+    from mmprompt.language.predictor import PromptedModel
+
 
 PLAIN = "{text}{answer}"
 ROWS_AT_ONCE = 64
@@ -62,6 +62,9 @@ def run(arguments: Sequence[str], prog: str) -> None:
         UserError: there is nothing to answer, or a prompt, a field or a place cannot be used.
     """
     settings = parse(Settings, arguments, prog, DESCRIPTION)
+
+    from mmprompt.language.generation import stream_text
+
     output = Output(settings.json)
     refuse_idle(settings)
     prompted = read_prompt(settings)
@@ -106,6 +109,10 @@ def read_prompt(settings: Settings) -> PromptedModel:
     Raises:
         UserError: it cannot be had.
     """
+    from mmprompt.core.learned import Prompt
+    from mmprompt.language.predictor import PromptedModel
+    from mmprompt.language.templates.template import Template
+
     if settings.prompt is not None:
         return settings.loading.model_and_prompts([settings.prompt], settings.backbone)[1][0]
     template = Template.parse(settings.template or PLAIN)
@@ -173,6 +180,8 @@ def read_file(path: Path, fields: Sequence[str], task: str) -> list[TextRow]:
 
 def answers_of(prompted: PromptedModel, rows: Sequence[TextRow], settings: Settings, progress: Counter) -> list[Answer]:
     """An answer to each row, JSON-ready."""
+    from mmprompt.language.generation import generate_texts
+
     answers: list[Answer] = []
     for start in range(0, len(rows), ROWS_AT_ONCE):
         some = rows[start : start + ROWS_AT_ONCE]

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from mmprompt.core.header import read_header
 from mmprompt.errors import bad_value, unknown_name
 from mmprompt.language.data import TextData, draw_shots, load_texts
-from mmprompt.language.predictor import PromptedModel, load_prompted, read_language_header
-from mmprompt.language.templates.verbalizer import Verbalizer
-from mmprompt.models.decoder.load import load_language_model
-from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.terminal.output import Output
+
+if TYPE_CHECKING:
+    from mmprompt.language.predictor import PromptedModel
+    from mmprompt.language.templates.verbalizer import Verbalizer
+    from mmprompt.models.decoder.model import FrozenLanguageModel
+
 
 DATA = "somebody"
 MOST_NOTES = 3
@@ -39,6 +42,8 @@ class Loading:
         Raises:
             UserError: it cannot be had.
         """
+        from mmprompt.models.decoder.load import load_language_model
+
         return load_language_model(name, self.device, trust_remote_code=self.trust_remote_code)
 
     def model_and_prompts(
@@ -52,7 +57,9 @@ class Loading:
         Raises:
             UserError: one is no prompt of a language model, or of another model.
         """
-        headers = [read_language_header(folder) for folder in folders]
+        from mmprompt.language.predictor import load_prompted
+
+        headers = [read_header(folder, "language") for folder in folders]
         names = [model, *(header["backbone"]["name"] for header in headers), "tiny"]
         loaded = self.model(next(name for name in names if name is not None))
         return loaded, [load_prompted(folder, loaded) for folder in folders]
@@ -77,6 +84,8 @@ def read_verbalizer(given: Sequence[str], labels: Sequence[str]) -> Verbalizer |
     Raises:
         UserError: one has no such form, or there are not words for exactly the labels.
     """
+    from mmprompt.language.templates.verbalizer import Verbalizer
+
     words: dict[str, tuple[str, ...]] = {}
     for item in given:
         label, sign, rest = item.partition("=")

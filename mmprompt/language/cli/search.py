@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -22,13 +22,14 @@ from mmprompt.language.cli.options import (
     say_of_words,
 )
 from mmprompt.language.search.methods import SEARCHES
-from mmprompt.language.search.task import search_words
-from mmprompt.language.start import PromptInit
-from mmprompt.language.task import Objective
+from mmprompt.language.start import Objective, PromptInit
 from mmprompt.terminal.output import JSON_HELP, Output
 from mmprompt.terminal.parser import parse, peek
 from mmprompt.terminal.run_folder import check_folder
-from mmprompt.training.callbacks import ProgressBar
+
+if TYPE_CHECKING:
+    pass
+
 
 DESCRIPTION = "Search a prompt in words, which can be read and is used as every other prompt."
 SEARCH_HELP = f"How words are searched: {' or '.join(SEARCHES)}; each brings its own options."
@@ -70,6 +71,10 @@ def run(arguments: Sequence[str], prog: str) -> None:
     groups = {"run": Settings, "words": search, "first": PromptInit, "loading": Loading}
     form = make_dataclass("Search", list(groups.items()), frozen=True)
     read: Any = parse(form, arguments, prog, DESCRIPTION, form(Settings(), search(), PromptInit(), Loading()))
+
+    from mmprompt.language.search.task import search_words
+    from mmprompt.training.callbacks import ProgressBar
+
     settings: Settings = read.run
     output = Output(settings.json)
     folder = settings.out or Path("runs") / f"{Path(settings.data).stem}-words"

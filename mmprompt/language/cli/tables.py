@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from mmprompt.language.measure import LanguageScore
 from mmprompt.terminal.output import between, percent
+
+if TYPE_CHECKING:
+    from mmprompt.language.measure import LanguageScore
+
 
 Table = tuple[list[str], list[list[str]]]
 

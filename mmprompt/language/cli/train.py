@@ -6,11 +6,10 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from mmprompt.core.fit import Result, fit
 from mmprompt.core.method import measured_for, resolved_recipe
 from mmprompt.core.soft import DecoderMethod
 from mmprompt.errors import bad_value, unknown_name
@@ -26,17 +25,18 @@ from mmprompt.language.cli.options import (
 )
 from mmprompt.language.cli.tables import score_table
 from mmprompt.language.data import TextData
-from mmprompt.language.generation import generate_texts
-from mmprompt.language.measure import NO_PROMPT, as_long_as, measure_language, plain_model
 from mmprompt.language.methods import METHODS
-from mmprompt.language.predictor import PromptedModel
-from mmprompt.language.start import PromptInit
-from mmprompt.language.task import Objective
+from mmprompt.language.start import Objective, PromptInit
 from mmprompt.terminal.counter import Counter
 from mmprompt.terminal.output import JSON_HELP, Output, shorten
 from mmprompt.terminal.parser import parse, peek
 from mmprompt.terminal.run_folder import check_folder
 from mmprompt.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from mmprompt.core.fit import Result
+    from mmprompt.language.predictor import PromptedModel
+
 
 SHOWN = 4
 DESCRIPTION = (
@@ -89,6 +89,9 @@ def run(arguments: Sequence[str], prog: str) -> None:
         UserError: something in the call or the data is wrong; nothing is written then.
     """
     call = read_call(arguments, prog)
+
+    from mmprompt.core.fit import fit
+
     settings, output = call.run, Output(call.run.json)
     folder = settings.out or Path("runs") / f"{Path(settings.data).stem}-{settings.method}"
     check_folder(folder)
@@ -162,6 +165,8 @@ def conclude(output: Output, settings: Settings, result: Result[PromptedModel], 
 
 def test_labels(output: Output, result: Result[PromptedModel]) -> dict[str, Any]:
     """Measure prompt and no prompt on the test rows."""
+    from mmprompt.language.measure import NO_PROMPT, measure_language, plain_model
+
     prompted, data = result.predictor, result.task.data
     with Counter("testing") as counter:
         plain = plain_model(prompted.model, data, prompted)
@@ -179,6 +184,9 @@ def test_labels(output: Output, result: Result[PromptedModel]) -> dict[str, Any]
 
 def show_answers(output: Output, result: Result[PromptedModel]) -> list[dict[str, str]]:
     """A few test rows with what the model answers without and with the prompt."""
+    from mmprompt.language.generation import generate_texts
+    from mmprompt.language.measure import NO_PROMPT, as_long_as, plain_model
+
     prompted, data = result.predictor, result.task.data
     rows = data.test[:SHOWN]
     generation = as_long_as(prompted, [row.answer or "" for row in rows])

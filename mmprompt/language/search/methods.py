@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from mmprompt.core.soft import RECIPE, check_count
 from mmprompt.errors import bad_value
 from mmprompt.language.search.words import TokenIds
 from mmprompt.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 N_TRIES = 64
 """How often one token of a prompt is exchanged for the next nearest until its text is read back."""
@@ -97,6 +99,8 @@ class Vocabulary:
     """
 
     def __init__(self, embeddings: Tensor, allowed: Tensor) -> None:
+        import torch.nn.functional as F
+
         self.allowed = allowed
         self._known = allowed.nonzero()[:, 0]
         self._directions = F.normalize(embeddings[self._known], dim=-1)
@@ -106,6 +110,8 @@ class Vocabulary:
 
     def nearest(self, vectors: Tensor, k: int) -> Tensor:
         """[P, k] int64, the tokens nearest to vectors [P, D] by the cosine to their embeddings, best first."""
+        import torch.nn.functional as F
+
         cosine = F.normalize(vectors.to(self._directions.dtype), dim=-1) @ self._directions.T
         return self._known[cosine.topk(min(k, len(self)), dim=-1).indices]
 

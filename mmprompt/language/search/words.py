@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from mmprompt.errors import UserError
 from mmprompt.language.templates.syntax import Bos, Field, Part, Soft
-from mmprompt.language.templates.template import BoundTemplate, Template
-from mmprompt.language.templates.tokens import ANCHOR
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mmprompt.language.templates.template import BoundTemplate, Template
+
 
 TokenIds = tuple[int, ...]
 
@@ -30,6 +31,8 @@ class Words:
     """
 
     def __init__(self, bound: BoundTemplate, start_ids: Sequence[int] = ()) -> None:
+        from mmprompt.language.templates.tokens import ANCHOR
+
         self.bound, self._start_ids = bound, tuple(start_ids)
         self._tokenizer = bound.tokens.tokenizer
         self._anchor: list[int] = self._tokenizer(ANCHOR, add_special_tokens=False)["input_ids"]
@@ -51,6 +54,8 @@ class Words:
         Raises:
             UserError: with them it is no template.
         """
+        from mmprompt.language.templates.template import Template
+
         texts = self.texts(ids)
         written = []
         for message in self.bound.template.messages:
@@ -154,6 +159,8 @@ def allowed_tokens(tokenizer: Any, vocabulary_size: int, is_ascii: bool) -> Tens
     Returns:
         [V] bool.
     """
+    import torch
+
     known = range(min(vocabulary_size, len(tokenizer)))
     texts = tokenizer.batch_decode([[token] for token in known], clean_up_tokenization_spaces=False)
     added = tokenizer.added_tokens_decoder.keys() | set(tokenizer.all_special_ids)

@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers.cache_utils import StaticCache
 
 from mmprompt.errors import UserError
-from mmprompt.models.decoder.generation import BATCH, Generation, Job, decoder_inputs, generate, job_of
+from mmprompt.models.decoder.generation import BATCH, Job, decoder_inputs, generate, job_of
+from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.sites import Site, Vectors
 from tests.language_models import CAUSAL, ENCODED, OTHER_CAUSAL, WINDOW, frozen_model
