@@ -15,7 +15,7 @@ from mmprompt.data.strict_yaml import read_yaml, validate
 from mmprompt.errors import bad_file, unknown_name
 
 RUN_KEYS = (
-    "format backbone data class_names method recipe seed device dtype versions call".split()  # what a run.json holds
+    "format kind backbone data class_names method recipe seed device dtype versions call".split()  # what a run.json holds
 )
 
 

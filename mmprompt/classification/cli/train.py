@@ -32,6 +32,7 @@ from mmprompt.models.dual_encoder.load import load_backbone
 from mmprompt.models.image_features import ImageFeatures
 from mmprompt.terminal.config import distribute, read_settings
 from mmprompt.terminal.counter import Counter
+from mmprompt.terminal.lists import is_given
 from mmprompt.terminal.output import Output, result_table
 from mmprompt.terminal.parser import parse, peek
 from mmprompt.terminal.pictures import Pictures
@@ -121,7 +122,8 @@ def read_call(arguments: Sequence[str], prog: str) -> Call:
     path = peek(arguments, "config")
     saved = {} if path is None else read_settings(Path(path))
     name = peek(arguments, "method") or saved.get("method", Settings.method)
-    kinds = dict(zip(str(name).split("+"), method_types(str(name)), strict=True))
+    names = [part.strip().replace("-", "_") for part in str(name).split("+")]
+    kinds = dict(zip(names, method_types(str(name)), strict=True))
     groups: dict[str, Any] = {"run": Settings, "pictures": Pictures, **kinds, "recipe": Recipe}
     defaults = distribute(first_values(arguments, saved, groups), groups, Path(path or "the defaults"))
     form = make_dataclass("Train", list(groups.items()), frozen=True)
@@ -149,7 +151,11 @@ def first_values(arguments: Sequence[str], saved: dict[str, Any], groups: dict[s
             suited |= measured_for(kind, *places).settings
     if peek(arguments, "dataset") or peek(arguments, "data"):
         saved = {key: value for key, value in saved.items() if key not in {"dataset", "data", "root", "template"}}
-    return suited | saved
+    first = suited | saved
+    for one, other in (("epochs", "n_steps"), ("n_steps", "epochs")):
+        if is_given(arguments, one) or (saved.get(one) is not None and not is_given(arguments, other)):
+            first.pop(other, None)
+    return first
 
 
 def default_folder(call: Call) -> Path:
