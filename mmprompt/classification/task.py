@@ -20,7 +20,7 @@ from mmprompt.classification.predictor import Classifier
 from mmprompt.core.heads import Cosine
 from mmprompt.core.learned import Prompt
 from mmprompt.core.losses import Outputs
-from mmprompt.core.method import FrozenFeatures, Method, Start
+from mmprompt.core.method import FrozenFeatures, Method, Start, looks_at_features
 from mmprompt.core.metrics import Evaluation, evaluate_probabilities
 from mmprompt.core.template import ClassTemplate, check_class_names, refuse_single_class
 from mmprompt.data.images import ImageLike, read_image
@@ -81,13 +81,16 @@ class ClassificationProblem:
         self.labels = torch.as_tensor(labels, device=self.backbone.device)
         self.stored = stored or ImageFeatures(self.backbone)
         self.stored.refuse_other(self.backbone)
-        self._features: dict[int, Tensor] = {}
-        self._pixels: dict[tuple[int, int], Tensor] = {}
-        self._read_images()
+        self._features: dict[int | None, Tensor] = {}
+        self._pixels: dict[tuple[int, int | None], Tensor] = {}
         self.teacher = method.teacher(self.backbone, classifier.class_names)
         self._cosine = Cosine(self.backbone.logit_scale, self.backbone.logit_bias)
-        if type(method).begin is not Method.begin:
-            method.begin(classifier, FrozenFeatures(self._features_of_view(0), self.labels, self._validation_features))
+        if looks_at_features(method):
+            method.begin(
+                classifier, FrozenFeatures(self._features_of_view(None), self.labels, self._validation_features)
+            )
+        if any(parameter.requires_grad for parameter in self.module.parameters()):
+            self._read_images()
 
     @property
     def module(self) -> nn.Module:
@@ -137,13 +140,13 @@ class ClassificationProblem:
         elif self.n_items:
             self._features_of_view(self._view(0))
 
-    def _view(self, epoch: int) -> int:
-        """Say which view of the images an epoch sees: one for all epochs, one of `views`, or one of its own."""
+    def _view(self, epoch: int) -> int | None:
+        """Say which view of the images an epoch sees: one of `views`, one of its own, or None for them as they are."""
         if self.recipe.augment != "coop":
-            return 0
+            return None
         return epoch % self.recipe.views if self.recipe.views else epoch
 
-    def _features_of_view(self, view: int) -> Tensor:
+    def _features_of_view(self, view: int | None) -> Tensor:
         """Give [N, E] features of all images in one view, encoded the first time the view is met."""
         if view not in self._features:
             if not self.recipe.views:
@@ -151,9 +154,9 @@ class ClassificationProblem:
             self._features[view] = self._encode_view(view)
         return self._features[view]
 
-    def _encode_view(self, view: int) -> Tensor:
+    def _encode_view(self, view: int | None) -> Tensor:
         paths = self._paths()
-        if self.recipe.augment != "coop":
+        if view is None:
             return encode_pictures(self.backbone, self.images) if paths is None else self.stored.of(paths)
         if paths is None or not self.recipe.views:  # a view of its own in every epoch never comes back
             return encode_tensors(self.backbone, (self._augmented(index, view) for index in range(self.n_items)))
@@ -164,14 +167,14 @@ class ClassificationProblem:
         paths = [Path(image) for image in self.images if isinstance(image, str | Path)]
         return paths if len(paths) == self.n_items else None
 
-    def _image(self, index: int, view: int) -> Tensor:
+    def _image(self, index: int, view: int | None) -> Tensor:
         """Give one image of a view as the image tower takes it, kept while there is room."""
         if (index, view) in self._pixels:
             return self._pixels[index, view]
-        is_augmented = self.recipe.augment == "coop"
-        pixels = (
-            self._augmented(index, view) if is_augmented else self.backbone.preprocess(read_image(self.images[index]))
-        )
+        if view is None:
+            pixels = self.backbone.preprocess(read_image(self.images[index]))
+        else:
+            pixels = self._augmented(index, view)
         if (len(self._pixels) + 1) * pixels.numel() <= MAX_KEPT_PIXELS:
             self._pixels[index, view] = pixels
         return pixels

@@ -174,6 +174,13 @@ class Combined(Method):
         return own[0] if own else None
 
 
+def looks_at_features(method: Any) -> bool:
+    """Whether a method, or one of a combination, has a `begin` of its own, for which images must be encoded."""
+    if isinstance(method, Combined):
+        return any(looks_at_features(part) for part in method.methods)
+    return type(method).begin is not Method.begin
+
+
 @dataclass(frozen=True)
 class Measured:
     """What was measured to suit a method in one place better than its paper's settings.

@@ -18,7 +18,7 @@ from mmprompt.errors import UserError, bad_value
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.sites import TextSlots
 
-_PART = re.compile(r"(\{soft\*[0-9]{1,9}\}|\{name\}|\{\})")
+_SLOT = re.compile(r"\{soft\*([0-9]{1,18})\}|\{name\}|\{\}")
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,13 @@ class ClassTemplate:
             object.__setattr__(self, "n_ctx", lines[0].n_ctx)
             return
         parts: list[str | int] = []
-        for part in filter(None, _PART.split(self.text)):
-            if part.startswith("{soft*"):
-                parts.append(int(part[6:-1]))
-                continue
-            if part not in ("{name}", "{}") and ("{" in part or "}" in part):
-                raise self._refusal("a brace in it is neither {} nor {soft*4}")
-            parts.append("{}" if part == "{name}" else part)
+        n_read = 0
+        for slot in _SLOT.finditer(self.text):
+            parts += [self.text[n_read : slot.start()], int(slot[1]) if slot[1] else "{}"]
+            n_read = slot.end()
+        parts.append(self.text[n_read:])
+        if any(isinstance(part, str) and part != "{}" and set(part) & set("{}") for part in parts):
+            raise self._refusal("a brace in it is neither {} nor {soft*4}")
         if parts.count("{}") != 1:
             raise self._refusal("it must hold {} exactly once")
         object.__setattr__(self, "lines", (self,))

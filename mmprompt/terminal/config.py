@@ -14,8 +14,8 @@ from typing import Any
 from mmprompt.data.strict_yaml import read_yaml, validate
 from mmprompt.errors import bad_file, unknown_name
 
-# what a run.json holds
 RUN_KEYS = "format kind backbone data class_names method recipe seed device dtype versions call".split()
+"""What a run.json holds."""
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 import mmprompt as mp
-from mmprompt.classification.task import evaluate, fit, measure, zero_shot
+from mmprompt.classification.measure import measure
+from mmprompt.classification.task import evaluate, zero_shot
 from mmprompt.core.file import load
+from mmprompt.core.fit import fit
 from mmprompt.data.folder import ImageFolder
 from mmprompt.data.images import read_image
 from mmprompt.errors import UserError
@@ -29,12 +31,12 @@ METHODS = [mp.CoOp(n_ctx=4), mp.VPT(n_visual=2, depth=2), mp.CoOp(n_ctx=4) + mp.
 
 
 def bytes_of(classifier):
-    return tensor_bytes(classifier.prompt.tensors())
+    return tensor_bytes(classifier.prompt.state_dict())
 
 
 @pytest.mark.parametrize("method", METHODS, ids=["coop", "vpt", "coop+vpt"])
 def test_fit_equals_plain_pytorch_byte_for_byte(method, tiny_clip_backbone, data):
-    trained = fit(method, tiny_clip_backbone, data, recipe=FAST, seed=3).classifier
+    trained = fit(method, tiny_clip_backbone, data, recipe=FAST, seed=3).predictor
 
     model = method.build(tiny_clip_backbone, data.class_names, seed=3)
     images = torch.stack([tiny_clip_backbone.preprocess(read_image(item.path)) for item in data.train])
@@ -44,7 +46,7 @@ def test_fit_equals_plain_pytorch_byte_for_byte(method, tiny_clip_backbone, data
     for epoch in range(3):
         optimizer.param_groups[0]["lr"] = learning_rate(FAST, epoch, 3)
         for batch in batches(epoch_order(3, epoch, len(labels)), 4):
-            logits = model(images[batch]) if features is None else model.logits(features[batch], model.class_features())
+            logits = model(images[batch]) if features is None else model.outputs(features[batch]).logits
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(logits, labels[batch]).backward()
             optimizer.step()
@@ -54,7 +56,7 @@ def test_fit_equals_plain_pytorch_byte_for_byte(method, tiny_clip_backbone, data
 @pytest.mark.parametrize("method", METHODS, ids=["coop", "vpt", "coop+vpt"])
 def test_the_same_seed_gives_the_same_bytes(method, tiny_clip_backbone, data):
     first, again, other = (
-        fit(method, tiny_clip_backbone, data, recipe=FAST, seed=seed).classifier for seed in (1, 1, 2)
+        fit(method, tiny_clip_backbone, data, recipe=FAST, seed=seed).predictor for seed in (1, 1, 2)
     )
     assert bytes_of(first) == bytes_of(again)
     assert bytes_of(first) != bytes_of(other)
@@ -98,7 +100,7 @@ def test_text_prompt_needs_no_picture_and_no_image_tower_after_the_first_epoch(
 
 
 def test_evaluation_computes_class_features_once(tiny_clip_backbone, data):
-    classifier = fit(mp.CoOp(n_ctx=2), tiny_clip_backbone, data, recipe=FAST).classifier
+    classifier = fit(mp.CoOp(n_ctx=2), tiny_clip_backbone, data, recipe=FAST).predictor
     count = []
     hook = tiny_clip_backbone.model.ln_final.register_forward_hook(lambda *_: count.append(1))
     for _ in range(3):
@@ -133,14 +135,14 @@ def test_fewer_than_two_classes_are_refused(names, message, tiny_clip_backbone, 
 def test_features_of_another_backbone_are_refused(tiny_clip_backbone, tiny_hf_clip_backbone, data, tmp_path):
     others = ImageFeatures(tiny_hf_clip_backbone)
     with pytest.raises(UserError, match="Give ImageFeatures of the classifier's backbone"):
-        fit(mp.CoOp(n_ctx=2), tiny_clip_backbone, data, tmp_path / "run", FAST, features=others)
+        fit(mp.CoOp(n_ctx=2), tiny_clip_backbone, data.task(others), tmp_path / "run", FAST)
     assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match="Give ImageFeatures of the classifier's backbone"):
         evaluate(zero_shot(tiny_clip_backbone, data.class_names), data.test, others)
 
 
 def test_early_stopping_without_validation_pictures_is_refused(tiny_clip_backbone, data):
-    with pytest.raises(UserError, match="early stopping needs validation pictures"):
+    with pytest.raises(UserError, match="early stopping needs validation images"):
         fit(mp.CoOp(n_ctx=2), tiny_clip_backbone, data, recipe=replace(FAST, patience=2))
 
 
@@ -172,7 +174,7 @@ def test_evaluation_counts_what_predict_says(tiny_clip_backbone, data):
 
 
 def test_evaluating_on_nothing_is_refused(tiny_clip_backbone, data):
-    with pytest.raises(UserError, match="no pictures to evaluate on"):
+    with pytest.raises(UserError, match="no images to evaluate on"):
         evaluate(zero_shot(tiny_clip_backbone, data.class_names), [])
 
 
@@ -188,7 +190,7 @@ def test_run_folder_holds_all_that_is_needed_to_repeat(tiny_clip_backbone, data,
     assert config["recipe"]["epochs"] == 3
     assert config["seed"] == 5
     assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 3
-    assert bytes_of(load(tmp_path / "run", tiny_clip_backbone)) == bytes_of(result.classifier)
+    assert bytes_of(load(tmp_path / "run", tiny_clip_backbone)) == bytes_of(result.predictor)
 
 
 def test_finished_run_is_not_overwritten(tiny_clip_backbone, data, tmp_path):
@@ -236,7 +238,7 @@ def test_checkpoints_of_another_run_are_refused_and_its_config_stays(tiny_clip_b
 
 def test_measure_puts_the_prompt_beside_zero_shot(tiny_clip_backbone, data, tmp_path):
     result = fit(mp.CoOp(n_ctx=4), tiny_clip_backbone, data, tmp_path, Recipe(epochs=40, batch_size=4, lr=0.1))
-    metrics = measure(result)
+    metrics = measure(result.predictor, data, tmp_path)
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
     bare = evaluate(zero_shot(tiny_clip_backbone, data.class_names, "{}"), data.test)
     assert metrics["zero_shot_name"]["accuracy"] == bare.accuracy
@@ -248,8 +250,9 @@ def test_measure_puts_the_prompt_beside_zero_shot(tiny_clip_backbone, data, tmp_
 
 def test_measure_gives_novel_concepts_a_row_of_their_own(tiny_clip_backbone, data):
     test = tuple(replace(item, novel=i % 2 == 0) for i, item in enumerate(data.test))
-    result = fit(mp.CoOp(n_ctx=2), tiny_clip_backbone, replace(data, test=test), recipe=FAST)
+    novel_data = replace(data, test=test)
+    result = fit(mp.CoOp(n_ctx=2), tiny_clip_backbone, novel_data, recipe=FAST)
     score = result.evaluate(test)
-    novel = measure(result)["learned"]["novel"]
+    novel = measure(result.predictor, novel_data)["learned"]["novel"]
     assert novel["n"] == (len(test) + 1) // 2
     assert novel["accuracy"] == score.correct[::2].mean()

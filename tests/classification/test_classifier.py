@@ -94,7 +94,7 @@ def test_other_class_names_use_the_same_vectors(classifier):
 
 def test_class_specific_contexts_refuse_other_class_names(tiny_clip_backbone):
     classifier = CoOp(n_ctx=2, class_specific=True).build(tiny_clip_backbone, NAMES)
-    with pytest.raises(UserError, match="one context per class"):
+    with pytest.raises(UserError, match="has a context or a head for each class"):
         classifier.with_class_names(["fish"])
 
 

@@ -11,7 +11,9 @@ import pytest
 
 from mmprompt.cli.grid import read_grid_call
 from mmprompt.cli.main import main
+from mmprompt.core.method import settled
 from mmprompt.errors import UserError
+from mmprompt.experiments.grid import Grid, plan
 from mmprompt.terminal.lists import counts_in, is_given, names_in, shots_in
 from tests.fixtures.cli_run import COLOURS, write_pictures
 
@@ -124,7 +126,7 @@ REFUSED = {
     "compare --datasets openart-large --shots one": "whole numbers",
     "compare --datasets openart-large --seeds -1": "whole numbers",
     "compare --datasets openart-large --workers 0": "at least one process",
-    "compare --datasets openart-large-novel": "test pictures only",
+    "compare --datasets openart-large-novel": "test images only",
     "protocol base-to-new --datasets openart-large --shots 1,2": "one number of shots",
     "protocol cross-dataset --datasets openart-large": "at least one target",
     "protocol base": "Did you mean",
@@ -163,8 +165,11 @@ def test_a_setting_goes_to_the_methods_that_have_it() -> None:
 
 def test_the_small_model_gets_few_context_vectors_unless_told() -> None:
     line = ["--methods", "coop", "--datasets", "openart-large"]
-    assert dict(read_grid_call(line, "p", "").contenders[0].settings) == {"n_ctx": 4}
-    assert dict(read_grid_call([*line, "--n-ctx", "2"], "p", "").contenders[0].settings) == {"n_ctx": 2}
+    grids = [read_grid_call([*line, *words], "p", "") for words in ([], ["--n-ctx", "2"], ["--n-ctx", "4"])]
+    cells = [Grid(call.origins(), call.contenders, seeds=(1,)).cells()[0] for call in grids]
+    assert [settled(cell.make(), cell.backbone).n_ctx for cell in cells] == [4, 2, 4]  # type: ignore[attr-defined]
+    unsaid, other, said = plan(cells, "cpu")
+    assert unsaid.key == said.key != other.key
 
 
 def test_a_recipe_file_of_tune_serves_a_comparison(tmp_path: Path) -> None:

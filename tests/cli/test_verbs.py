@@ -69,11 +69,33 @@ def test_the_command_line_wins_over_the_file(train_words: Words, tmp_path: Path)
 def test_methods_combine_with_a_plus(train_words: Words, tmp_path: Path) -> None:
     words = train_words(tmp_path / "run", "--method", "coop+vpt", "--n-visual", "2", "--depth", "2")
     assert main(words) == 0
-    assert set(read_json(tmp_path / "run" / "prompt.json")["sites"]) == {
-        "text.input",
-        "vision.input",
-        "vision.layer[1]",
-    }
+    sources = read_json(tmp_path / "run" / "prompt.json")["sources"]
+    assert {site for source in sources for site in source["sites"]} == {"text.input", "vision.input", "vision.layer[1]"}
+
+
+@pytest.mark.parametrize("method", ["zero-shot", "nearest-class-mean", "linear-probe"])
+def test_a_method_without_a_loop_trains_measures_and_predicts(
+    method: str, train_words: Words, pictures: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    run, own = tmp_path / "run", {"linear-probe": ["--inverse-strength", "2"]}
+    words = [word for word in train_words(run) if word != "--n-ctx"]
+    words.remove("2")  # of --n-ctx
+    assert main([*words, "--method", method, *own.get(method, [])]) == 0
+    assert not (run / "checkpoint").exists()
+    assert main(["eval", str(run), "--json"]) == 0
+    shown = capsys.readouterr().out
+    assert json.loads(shown[shown.index("{\n") :])["metrics"]["learned"] == read_json(run / "metrics.json")["learned"]
+    assert main(["predict", str(run), str(pictures / "red" / "0.png")]) == 0
+    assert "red" in capsys.readouterr().out
+    assert main(["train", "--config", str(run / "run.json"), "--out", str(tmp_path / "again"), "--device", "cpu"]) == 0
+    assert (tmp_path / "again" / "prompt.safetensors").read_bytes() == (run / "prompt.safetensors").read_bytes()
+
+
+def test_a_number_of_steps_takes_the_place_of_the_data_sets_epochs() -> None:
+    from mmprompt.classification.cli.train import read_call
+
+    recipe = read_call(["--n-steps", "30"], "mmprompt train").recipe
+    assert (recipe.n_steps, recipe.epochs, recipe.lr) == (30, None, 0.02)
 
 
 def test_without_the_report_extra_the_run_ends_well(

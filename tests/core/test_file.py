@@ -96,7 +96,13 @@ def test_nan_is_refused(saved, tiny_clip_backbone):
 
 def test_newer_format_is_refused(saved, tiny_clip_backbone):
     edit_header(saved, is_sealed=True, format=99)
-    with pytest.raises(UserError, match=r"has format 99, .* reads up to 1. Upgrade mmprompt"):
+    with pytest.raises(UserError, match=r"has format 99, .* reads format 2. Upgrade mmprompt"):
+        load(saved, tiny_clip_backbone)
+
+
+def test_the_older_format_is_refused(saved, tiny_clip_backbone):
+    edit_header(saved, is_sealed=True, format=1)
+    with pytest.raises(UserError, match=r"has format 1, .* reads format 2\. It was never released: train the prompt"):
         load(saved, tiny_clip_backbone)
 
 

@@ -20,6 +20,7 @@ from mmprompt.core.method import measured_for, resolved_recipe, settled
 from mmprompt.errors import bad_file
 from mmprompt.files import read_json, write_json
 from mmprompt.terminal.config import distribute, read_settings
+from mmprompt.terminal.lists import is_given
 from mmprompt.terminal.output import Output, result_table
 from mmprompt.terminal.parser import parse, peek
 from mmprompt.terminal.pictures import Pictures, own_path
@@ -91,7 +92,6 @@ def run(arguments: Sequence[str], prog: str) -> None:
     from mmprompt.data.splits import SPLITS
     from mmprompt.models.dual_encoder.load import load_backbone
     from mmprompt.models.image_features import ImageFeatures
-    from mmprompt.terminal.counter import Counter
 
     output = Output(call.run.json)
     data = call.pictures.load(call.run.shots, call.run.seed)
@@ -124,7 +124,8 @@ def read_call(arguments: Sequence[str], prog: str) -> Call:
     path = peek(arguments, "config")
     saved = {} if path is None else read_settings(Path(path))
     name = peek(arguments, "method") or saved.get("method", Settings.method)
-    kinds = dict(zip(str(name).split("+"), method_types(str(name)), strict=True))
+    names = [part.strip().replace("-", "_") for part in str(name).split("+")]
+    kinds = dict(zip(names, method_types(str(name)), strict=True))
     groups: dict[str, Any] = {"run": Settings, "pictures": Pictures, **kinds, "recipe": Recipe}
     defaults = distribute(first_values(arguments, saved, groups), groups, Path(path or "the defaults"))
     form = make_dataclass("Train", list(groups.items()), frozen=True)
@@ -154,7 +155,11 @@ def first_values(arguments: Sequence[str], saved: dict[str, Any], groups: dict[s
             suited |= measured_for(kind, *places).settings
     if peek(arguments, "data"):
         saved = {key: value for key, value in saved.items() if key not in {"data", "root", "template"}}
-    return suited | saved
+    first = suited | saved
+    for one, other in (("epochs", "n_steps"), ("n_steps", "epochs")):
+        if is_given(arguments, one) or (saved.get(one) is not None and not is_given(arguments, other)):
+            first.pop(other, None)
+    return first
 
 
 def default_folder(call: Call) -> Path:

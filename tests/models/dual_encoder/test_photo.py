@@ -14,7 +14,7 @@ import torch
 
 from mmprompt.classification.methods import VPT, CoOp
 from mmprompt.cli.main import main
-from mmprompt.core.defaults import RECIPES, suited_recipe, suited_settings
+from mmprompt.core.method import MEASURED, resolved_recipe, settled
 from mmprompt.errors import UserError
 from mmprompt.models.dual_encoder import photo
 from mmprompt.models.dual_encoder.load import list_backbones, load_backbone
@@ -149,7 +149,13 @@ def test_only_photo_can_be_fetched(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_it_starts_from_the_recipe_that_was_chosen_for_it() -> None:
-    assert suited_recipe("photo", {"lr": 0.5, "epochs": 3}) == dict(RECIPES["photo"])
-    assert suited_recipe("tiny", {"lr": 0.5, "epochs": 3}) == {"lr": 0.5, "epochs": 3}
-    assert suited_settings("tiny", CoOp) == {"n_ctx": 4}
-    assert suited_settings("photo", CoOp) == suited_settings("tiny", VPT) == {}
+    chosen = {"optimizer": "adamw", "lr": 0.01, "batch_size": 256, "epochs": 100, "augment": "none"}
+    assert MEASURED["photo", "CoOp"].recipe.given == chosen
+    assert resolved_recipe(CoOp, ("photo", "classification"), {}, None).given == chosen
+    assert resolved_recipe(CoOp, ("tiny", "classification"), {}, None).given == {}
+
+
+def test_only_coop_on_tiny_starts_from_four_vectors() -> None:
+    assert settled(CoOp(), "tiny") == CoOp(n_ctx=4)
+    assert settled(CoOp(), "photo") == CoOp()
+    assert settled(VPT(), "tiny") == VPT()

@@ -87,8 +87,8 @@ def check_text_vectors(view: TextView, slots: TextSlots, vectors: Mapping[Site, 
         slots: what stands where.
         vectors: by site; all of the text tower.
     Raises:
-        UserError: there is no such layer, vectors have another width or belong to other classes or images, or those at
-            the input are more or fewer than there are slots for them.
+        UserError: there is no such layer, vectors have another width or belong to other classes or images, those at
+            the input are more or fewer than there are slots for them, or deeper ones are more.
     """
     n_classes = slots.n_classes
     n_input = vectors[Site("text")].n_vectors if Site("text") in vectors else 0
@@ -101,6 +101,11 @@ def check_text_vectors(view: TextView, slots: TextSlots, vectors: Mapping[Site, 
     for site, given in vectors.items():
         if site.layer >= len(view.blocks):
             raise bad_value("site", site, f"this text tower has {len(view.blocks)} layers", "Use a smaller depth.")
+        if given.n_vectors > slots.n_ctx:
+            raise UserError(
+                f"the template has slots for {slots.n_ctx} context vectors, but {given.n_vectors} for {site} were "
+                "given. Give deeper layers as many as the input, or fewer."
+            )
         first = {"shared": (), "class": (n_classes,), "sample": (n_images,)}[given.scope]
         if given.values.shape != (*first, given.n_vectors, view.width):
             raise UserError(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor
 
-from mmprompt.core.template import TextLayout
+from mmprompt.core.template import ClassTemplate
 from mmprompt.errors import UserError
 from mmprompt.models.dual_encoder.encoder import FrozenDualEncoder
 from mmprompt.models.dual_encoder.forward.text import (
@@ -70,6 +70,18 @@ class Case:
     template: str = "{}."
     n_deep: int | None = None
 
+    @property
+    def whole_template(self) -> ClassTemplate:
+        """The words of `template` with the vectors in front of them, about the name, or behind it."""
+        before, after = self.template.split("{}")
+        first, rest = self.n_ctx // 2, self.n_ctx - self.n_ctx // 2
+        forms = {
+            "end": f"{{soft*{self.n_ctx}}} {before}{{name}}{after}",
+            "middle": f"{{soft*{first}}} {before}{{name}} {{soft*{rest}}}{after}",
+            "front": f"{before}{{name}} {{soft*{self.n_ctx}}}{after}",
+        }
+        return ClassTemplate(forms[self.position] if self.n_ctx else self.template)
+
 
 CASES = {
     "shared": Case({0: "shared"}),
@@ -77,13 +89,13 @@ CASES = {
     "shared behind": Case({0: "shared"}, "front"),
     "per class": Case({0: "class"}),
     "per class in the middle": Case({0: "class"}, "middle"),
-    "per image": Case({0: "image"}),
-    "per image in the middle": Case({0: "image"}, "middle"),
+    "per image": Case({0: "sample"}),
+    "per image in the middle": Case({0: "sample"}, "middle"),
     "deep": Case({0: "shared", 1: "shared"}),
     "deep, fewer": Case({0: "shared", 1: "shared"}, "middle", n_deep=2),
     "deep alone": Case({1: "shared"}),
     "deep per class": Case({0: "shared", 1: "class"}),
-    "deep below vectors per image": Case({0: "shared", 1: "image"}),
+    "deep below vectors per image": Case({0: "shared", 1: "sample"}),
     "vectors and words": Case({0: "shared"}, template="a photo of the {}."),
     "words": Case({}, n_ctx=0, template="a photo of a {}."),
 }
@@ -123,7 +135,7 @@ def draw(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
 
 
 def draw_vectors(backbone: FrozenDualEncoder, case: Case, n_classes: int) -> dict[Site, Vectors]:
-    first = {"shared": (), "class": (n_classes,), "image": (N_IMAGES,)}
+    first = {"shared": (), "class": (n_classes,), "sample": (N_IMAGES,)}
     found = {}
     for layer, scope in case.scopes.items():
         n_vectors = case.n_deep if layer and case.n_deep is not None else case.n_ctx
@@ -154,14 +166,14 @@ def reference_features(
     rows = reference_rows(backbone, case, names)
 
     def of_image(image: int) -> Tensor:
-        values = {s.layer: v.values[image] if v.scope == "image" else v.values for s, v in vectors.items()}
+        values = {s.layer: v.values[image] if v.scope == "sample" else v.values for s, v in vectors.items()}
         filler = torch.zeros(case.n_ctx, backbone.text_width, dtype=backbone.dtype)
         deep = {layer: given for layer, given in values.items() if layer}
         if 0 not in values:  # slots that only deeper vectors fill hold the padding token until then
             filler = backbone.token_vectors(torch.tensor([backbone.text.pad_id])).expand_as(filler)
         return plain(backbone.model, *rows, values.get(0, filler), deep)
 
-    if any(given.scope == "image" for given in vectors.values()):
+    if any(given.scope == "sample" for given in vectors.values()):
         return torch.stack([of_image(image) for image in range(N_IMAGES)])
     return of_image(0)
 
@@ -192,7 +204,7 @@ def assert_plain(
     """Everything that a step gives is what the plain forward gives, to the tolerance of the dtype."""
     vectors = draw_vectors(backbone, case, len(names))
     leaves = [given.values for given in vectors.values()]
-    slots = TextLayout(case.template, case.n_ctx, case.position).slots(backbone, names)  # type: ignore[arg-type]
+    slots = case.whole_template.slots(backbone, names)
     raw = encode_slots(backbone.text, slots, vectors, memory_bytes, shortcuts)
     found = step(backbone, torch.nn.functional.normalize(raw, dim=-1), leaves)
     expected = step(backbone, reference_features(backbone, case, names, vectors), leaves)
@@ -227,7 +239,7 @@ def cases(draw_one: st.DrawFn, backbone: FrozenDualEncoder) -> tuple[Case, list[
     lengths = draw_one(st.lists(st.integers(1, longest) | st.just(longest), min_size=1, max_size=6))
     words = ["cat", "dog", "bird", "tree", "car", "fish"]
     names = [" ".join([word] * length) for word, length in zip(words, lengths, strict=False)]
-    scope = st.sampled_from(["shared", "class", "image"])
+    scope = st.sampled_from(["shared", "class", "sample"])
     scopes = draw_one(st.dictionaries(st.integers(0, 2), scope)) if n_ctx else {}
     n_deep = draw_one(st.integers(1, n_ctx)) if n_ctx else None
     return Case(scopes, draw_one(st.sampled_from(["end", "middle", "front"])), n_ctx, template, n_deep), names
@@ -261,22 +273,22 @@ def test_blocks_that_no_view_describes_are_run_whole(model_folder: Path, case: s
 
 
 def test_shared_context_runs_once_for_all_classes(roomy: FrozenDualEncoder) -> None:
-    slots = TextLayout(n_ctx=4).slots(roomy, ["cat", "dog", "bird"])
+    slots = ClassTemplate.of_context(4).slots(roomy, ["cat", "dog", "bird"])
     assert common_length(slots, shared=True) == 1 + 4
 
 
 def test_class_specific_context_ends_the_common_slots(roomy: FrozenDualEncoder) -> None:
-    slots = TextLayout(n_ctx=4).slots(roomy, ["cat", "dog", "bird"])
+    slots = ClassTemplate.of_context(4).slots(roomy, ["cat", "dog", "bird"])
     assert common_length(slots, shared=False) == 1
 
 
 def test_words_that_all_classes_begin_with_are_common_too(roomy: FrozenDualEncoder) -> None:
-    slots = TextLayout("a dog {}.").slots(roomy, ["cat", "bird"])
+    slots = ClassTemplate("a dog {}.").slots(roomy, ["cat", "bird"])
     assert common_length(slots, shared=True) == 1 + len(roomy.tokenize("a dog"))
 
 
 def test_every_class_keeps_a_slot_of_its_own(roomy: FrozenDualEncoder) -> None:
-    slots = TextLayout(n_ctx=2).slots(roomy, ["cat"])
+    slots = ClassTemplate.of_context(2).slots(roomy, ["cat"])
     assert common_length(slots, shared=True) == int(slots.lengths[0]) - 1
 
 
@@ -290,7 +302,7 @@ def rows_through_blocks(backbone: FrozenDualEncoder, case: Case, names: list[str
         )
         for number, block in enumerate(blocks)
     ]
-    slots = TextLayout(case.template, case.n_ctx, case.position).slots(backbone, names)  # type: ignore[arg-type]
+    slots = case.whole_template.slots(backbone, names)
     backbone.encode_text(slots, draw_vectors(backbone, case, len(names)))
     for hook in hooks:
         hook.remove()
@@ -306,7 +318,7 @@ def test_a_context_of_the_image_runs_once_per_image_and_names_alone_in_the_first
     roomy: FrozenDualEncoder,
 ) -> None:
     own, images = 16, N_IMAGES
-    rows = rows_through_blocks(roomy, Case({0: "image"}, n_ctx=4), NAMES)
+    rows = rows_through_blocks(roomy, Case({0: "sample"}, n_ctx=4), NAMES)
     assert rows == [images * (5 + own), images * (5 + own), images * 4]
 
 
@@ -315,7 +327,7 @@ def test_slots_without_vectors_keep_no_graph_before_they_see_some(roomy: FrozenD
     grads: list[bool] = []
     block = roomy.model.transformer.resblocks[0]
     hook = block.ln_1.register_forward_hook(lambda module, inputs, output: grads.append(output.requires_grad))
-    slots = TextLayout(n_ctx=4).slots(roomy, NAMES)
+    slots = ClassTemplate.of_context(4).slots(roomy, NAMES)
     roomy.encode_text(slots, draw_vectors(roomy, Case({0: "shared"}, n_ctx=4), 4))
     hook.remove()
     assert grads == [True, False]  # the common slots, the names
@@ -330,7 +342,7 @@ def kept_bytes(backbone: FrozenDualEncoder, case: Case, names: list[str], memory
         kept[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    slots = TextLayout(case.template, case.n_ctx, case.position).slots(backbone, names)  # type: ignore[arg-type]
+    slots = case.whole_template.slots(backbone, names)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         encode_slots(backbone.text, slots, draw_vectors(backbone, case, len(names)), memory_bytes)
     return sum(kept[place].untyped_storage().nbytes() for place in kept.keys() - weights)
@@ -361,7 +373,7 @@ def graph_nodes(tensor: Tensor) -> int:
 def test_a_chunk_that_is_run_again_leaves_one_node(roomy: FrozenDualEncoder) -> None:
     found = []
     for names in (LONG_NAMES[:10], LONG_NAMES[:30]):
-        slots = TextLayout(n_ctx=3).slots(roomy, names)
+        slots = ClassTemplate.of_context(3).slots(roomy, names)
         vectors = draw_vectors(roomy, CASES["shared"], len(names))
         found.append(graph_nodes(encode_slots(roomy.text, slots, vectors, memory_bytes=1)))
     assert found[1] - found[0] == 20
@@ -384,7 +396,7 @@ def test_classes_that_are_kept_are_the_last_ones() -> None:
 @pytest.mark.parametrize("case", ["shared", "per class", "per image"])
 def test_the_estimate_of_a_step_is_not_below_what_it_keeps(family: FrozenDualEncoder, case: str) -> None:
     vectors = draw_vectors(family, CASES[case], len(LONG_NAMES))
-    slots = TextLayout(n_ctx=3).slots(family, LONG_NAMES)
+    slots = ClassTemplate.of_context(3).slots(family, LONG_NAMES)
     n_common = 4 if case != "per class" and family.text.reads_end_only else 0
     lengths = slots.lengths.tolist() if family.text.reads_end_only else [family.context_length] * len(LONG_NAMES)
     estimate = sum((length - n_common) * slot_bytes(family.text, length, vectors) for length in lengths)
@@ -404,7 +416,9 @@ def test_the_memory_limit_is_the_backbone_s(roomy: FrozenDualEncoder, monkeypatc
         lambda view, own, *rest: calls.append(len(own.lengths)) or torch.zeros(1, len(own.lengths), 32).double(),
     )
     monkeypatch.setattr(roomy, "text_memory_bytes", 1)
-    roomy.encode_text(TextLayout(n_ctx=2).slots(roomy, NAMES))
+    roomy.encode_text(
+        ClassTemplate.of_context(2).slots(roomy, NAMES), draw_vectors(roomy, Case({0: "shared"}, n_ctx=2), 4)
+    )
     assert calls == [1, 1, 1, 1]
 
 
@@ -425,7 +439,7 @@ def test_autocast_stays_within_the_tolerance_of_its_dtype(model_folder: Path, ki
     backbone = load("open_clip", model_folder / "text_forward_autocast", "float32")
     vectors = draw_vectors(backbone, CASES[case], len(NAMES))
     leaves = [given.values for given in vectors.values()]
-    slots = TextLayout(n_ctx=3, class_position=CASES[case].position).slots(backbone, NAMES)  # type: ignore[arg-type]
+    slots = CASES[case].whole_template.slots(backbone, NAMES)
     expected = step(backbone, backbone.encode_text(slots, vectors), leaves)
     with torch.autocast("cpu", kind):
         features = backbone.encode_text(slots, vectors)
@@ -445,19 +459,30 @@ def test_autocast_stays_within_the_tolerance_of_its_dtype(model_folder: Path, ki
         (Site("text", 3), (3, 32), "shared", r"site is text.layer\[3\], but this text tower has 3 layers"),
         (Site("text"), (3, 31), "shared", r"text.input are shared \[3, 31\], but .* 4 classes take shared \[3, 32\]"),
         (Site("text"), (3, 3, 32), "class", r"are class \[3, 3, 32\], but .* take class \[4, 3, 32\]"),
-        (Site("text"), (3, 32), "image", r"are image \[3, 32\], but"),
+        (Site("text"), (3, 32), "sample", r"are sample \[3, 32\], but"),
     ],
 )
 def test_vectors_that_do_not_fit_are_refused(
     roomy: FrozenDualEncoder, site: Site, values: tuple[int, ...], scope: Scope, message: str
 ) -> None:
-    slots = TextLayout(n_ctx=3).slots(roomy, NAMES)
+    slots = ClassTemplate.of_context(3).slots(roomy, NAMES)
+    given = {Site("text"): Vectors(torch.zeros(3, 32).double())}
     with pytest.raises(UserError, match=message):
-        roomy.encode_text(slots, {site: Vectors(torch.zeros(values).double(), scope)})
+        roomy.encode_text(slots, given | {site: Vectors(torch.zeros(values).double(), scope)})
+
+
+@pytest.mark.parametrize(("layer", "n_vectors"), [(0, 8), (0, 1), (0, None), (1, 3)])
+def test_vectors_without_a_slot_and_slots_without_a_vector_are_refused(
+    roomy: FrozenDualEncoder, layer: int, n_vectors: int | None
+) -> None:
+    counts = {0: 2} | ({layer: n_vectors} if n_vectors else {})
+    given = {Site("text", i): Vectors(torch.zeros(n, 32).double()) for i, n in counts.items()}
+    with pytest.raises(UserError, match=f"has slots for 2 context vectors, but {n_vectors or 0} .*were given"):
+        roomy.encode_text(ClassTemplate.of_context(2).slots(roomy, NAMES), given if n_vectors else {})
 
 
 def test_vectors_of_different_numbers_of_images_are_refused(roomy: FrozenDualEncoder) -> None:
-    slots = TextLayout(n_ctx=3).slots(roomy, NAMES)
+    slots = ClassTemplate.of_context(3).slots(roomy, NAMES)
     given = {Site("text", layer): Vectors(torch.zeros(2 + layer, 3, 32).double(), "sample") for layer in (0, 1)}
-    with pytest.raises(UserError, match=r"text.layer\[1\] are image \[3, 3, 32\], but .* take image \[2, 3, 32\]"):
+    with pytest.raises(UserError, match=r"text.layer\[1\] are sample \[3, 3, 32\], but .* take sample \[2, 3, 32\]"):
         roomy.encode_text(slots, given)

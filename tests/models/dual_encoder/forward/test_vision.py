@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmprompt.core.template import TextLayout
 from mmprompt.errors import UserError
 from mmprompt.models.dual_encoder.encoder import FrozenDualEncoder
 from mmprompt.models.dual_encoder.load import load_backbone
@@ -83,7 +82,7 @@ def images(backbone: FrozenDualEncoder) -> Tensor:
 def vectors(backbone: FrozenDualEncoder, *layers: int, n_images: int | None = None, m: int = 3) -> dict[Site, Vectors]:
     generator = torch.Generator().manual_seed(3)
     shape = (m, backbone.vision_width) if n_images is None else (n_images, m, backbone.vision_width)
-    scope = "shared" if n_images is None else "image"
+    scope = "shared" if n_images is None else "sample"
     return {
         Site("vision", layer): Vectors(
             torch.randn(shape, generator=generator).to(backbone.dtype).requires_grad_(), scope
@@ -121,11 +120,11 @@ def test_without_prompts_features_are_the_library_s_own(backbone: FrozenDualEnco
 
 
 @pytest.mark.parametrize("layers", [(0,), (0, 1), (1,)], ids=str)
-@pytest.mark.parametrize("scope", ["shared", "image"])
+@pytest.mark.parametrize("scope", ["shared", "sample"])
 def test_prompted_features_and_gradients_are_the_papers(
     backbone: FrozenDualEncoder, images: Tensor, reference: Reference, layers: tuple[int, ...], scope: str
 ) -> None:
-    given = vectors(backbone, *layers, n_images=len(images) if scope == "image" else None)
+    given = vectors(backbone, *layers, n_images=len(images) if scope == "sample" else None)
     leaves = [v.values for v in given.values()]
     weighting = torch.randn(len(images), backbone.embed_dim, generator=torch.Generator().manual_seed(5)).to(
         images.dtype
@@ -140,21 +139,21 @@ def test_prompted_features_and_gradients_are_the_papers(
         assert relative_error(got, wanted) < tolerance(backbone)
 
 
-@pytest.mark.parametrize("scope", ["shared", "image"])
+@pytest.mark.parametrize("scope", ["shared", "sample"])
 @pytest.mark.parametrize("case", ["deep", "per image in the middle", "per class", "words"])
 def test_a_step_with_prompts_in_both_towers_is_the_papers(
     backbone: FrozenDualEncoder, images: Tensor, reference: Reference, case: str, scope: str
 ) -> None:
     """Logits, loss and the gradient of every prompt of both towers, from pictures and class names."""
-    visual = vectors(backbone, 0, 1, n_images=len(images) if scope == "image" else None)
+    visual = vectors(backbone, 0, 1, n_images=len(images) if scope == "sample" else None)
     given = draw_vectors(backbone, CASES[case], len(NAMES)) | visual
     leaves = [v.values for v in given.values()]
-    layout = TextLayout(CASES[case].template, CASES[case].n_ctx, CASES[case].position)  # type: ignore[arg-type]
+    template = CASES[case].whole_template
     text = {site: v for site, v in given.items() if site.tower == "text"}
     found = step(
         backbone,
         backbone.encode_image(images, given),
-        backbone.encode_text(layout.slots(backbone, NAMES), given),
+        backbone.encode_text(template.slots(backbone, NAMES), given),
         leaves,
     )
     expected = step(
@@ -241,7 +240,7 @@ def test_a_layer_that_the_tower_lacks_is_refused(tiny_clip_backbone: FrozenDualE
 def test_vectors_of_another_shape_are_refused(
     tiny_clip_backbone: FrozenDualEncoder, pixels: Tensor, given: Vectors
 ) -> None:
-    with pytest.raises(UserError, match=r"takes shared \[M, 32\] or image \[3, M, 32\]"):
+    with pytest.raises(UserError, match=r"takes shared \[M, 32\] or sample \[3, M, 32\]"):
         tiny_clip_backbone.encode_image(pixels, {Site("vision"): given})
 
 
