@@ -18,7 +18,7 @@ DESCRIPTION = "The image features kept on disk, so that no picture is encoded tw
 
 @dataclass(frozen=True)
 class Settings:
-    """What is done with them."""
+    """What is done with the stored features."""
 
     clear: bool = False
     """Drop all of them. Nothing is asked and nothing is lost but time: they are computed again when needed."""
@@ -26,38 +26,37 @@ class Settings:
 
 
 def run(arguments: Sequence[str], prog: str) -> None:
-    """List what is kept, or drop it and say what went.
+    """List what is kept, or drop it and say what was dropped.
 
     Raises:
-        UserError: another version wrote the store, it is in use, or the limit is no size.
+        UserError: the store cannot be used, or the limit is not a size.
     """
     settings = parse(Settings, arguments, prog, DESCRIPTION)
     output = Output(settings.json)
     folder, limit = features_folder(), limit_bytes()
     store = FeatureStore(folder, limit)
-    found = store.clear() if settings.clear else store.contents()
-    if found:
+    held = store.clear() if settings.clear else store.contents()
+    if held:
         headers = ["backbone", "transform", "rows", "MB", "last used"]
-        output.table(headers, [row_of(one) for one in found], numbers=(2, 3))
+        output.table(headers, [cells_of(contents) for contents in held], numbers=(2, 3))
         output.say()
-    size = sum(one.size_bytes for one in found)
+    size = sum(contents.size_bytes for contents in held)
     if settings.clear:
-        output.say(f"Dropped {megabytes(size)} MB from {folder}." if found else f"Nothing to drop in {folder}.")
+        output.say(f"Dropped {megabytes(size)} MB from {folder}." if held else f"Nothing to drop in {folder}.")
     else:
         output.say(f"{megabytes(size)} MB of at most {megabytes(limit)} MB ({LIMIT_VARIABLE}) in {folder}.")
-    listed = [asdict(one) for one in found]
-    counted = {"folder": str(folder), "size_bytes": size, "limit_bytes": limit}
-    output.document({**counted, "is_cleared": settings.clear, "features": listed})
+    counted = {"folder": str(folder), "size_bytes": size, "limit_bytes": limit, "is_cleared": settings.clear}
+    output.document({**counted, "features": [asdict(contents) for contents in held]})
 
 
-def row_of(one: Contents) -> list[str]:
-    """One line of the table."""
-    name = f"{one.backbone} ({one.fingerprint[:8]})" if one.fingerprint else one.backbone
-    used = datetime.datetime.fromtimestamp(one.last_used).strftime("%Y-%m-%d %H:%M")
-    return [name, shorten(one.transform, 48), f"{one.rows:,}", megabytes(one.size_bytes), used]
+def cells_of(contents: Contents) -> list[str]:
+    """Return one line of the table."""
+    name = f"{contents.backbone} ({contents.fingerprint[:8]})" if contents.fingerprint else contents.backbone
+    used = datetime.datetime.fromtimestamp(contents.last_used).strftime("%Y-%m-%d %H:%M")
+    return [name, shorten(contents.transform, 48), f"{contents.rows:,}", megabytes(contents.size_bytes), used]
 
 
 def megabytes(size_bytes: int) -> str:
-    """A size in units of 2**20 bytes, with one digit behind the point below 100."""
+    """Return a size in units of 2**20 bytes, with one digit after the point below 100."""
     size = size_bytes / 2**20
     return f"{size:,.1f}" if size < 100 else f"{size:,.0f}"

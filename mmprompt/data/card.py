@@ -30,7 +30,7 @@ class Reference:
         method: as its paper writes it.
         backbone: what it stood on, such as `ViT-B/16`.
         protocol: how it was measured.
-        shots: training pictures a class, None where there are none.
+        shots: training images a class, None where there are none.
         values: percent by name: `accuracy`, or `base`, `new` and `harmonic_mean`.
         source: where the numbers were read.
     """
@@ -56,15 +56,14 @@ class Place:
 
     Args:
         folder: the set's folder below the root; empty for the root itself.
-        images: the folder of pictures below that one; empty for that one itself.
+        images: the folder of images below that one; empty for that one itself.
     """
 
     folder: str
     images: str
 
     def __post_init__(self) -> None:
-        for name in ("folder", "images"):
-            check_below(name, getattr(self, name))
+        _check_below(self, "folder", "images")
 
 
 @dataclass(frozen=True)
@@ -77,25 +76,25 @@ class DatasetCard:
         layout: `"csv"` (a table of path, label, split), `"coop"` (a split file of CoOp's), `"folder"`, `"aircraft"`
             (`images_variant_*.txt` and `variants.txt`) or `"imagenet"` (class folders and `classnames.txt`).
         template: the hand-written prompt, with one `{}`.
-        licence: of the pictures.
+        licence: of the images.
         source: where to get them.
         folder: the set's folder below the root that the user gives.
-        images: the folder of pictures below that one; empty for that one itself.
+        images: the folder of images below that one; empty for that one itself.
         split: the split file below the set's folder, or the file of class names of layout imagenet.
         also: other places where the set may lie, looked at in turn.
         torchvision: the class of torchvision whose own layout is read where there is none of the above.
-        train_images: the folder of training pictures below images, for layout imagenet; empty for a set that is only
+        train_images: the folder of training images below images, for layout imagenet; empty for a set that is only
             tested on.
         test_images: likewise for testing.
         get: by path below the set's folder, the command or link that gets it.
-        archive: a zip of the package's own pictures, which needs no root.
+        archive: a zip of the package's own images, which needs no root.
         csv: the table, beside the archive or below the set's folder.
         n_classes: how many there should be.
-        sizes: pictures in train, val and test.
+        sizes: images in train, val and test.
         rename: class names to replace, as folders and split files spell them.
         rewrite: the rule by which all other class names become readable, as in `readable_name`.
         templates: the ensemble: sentences, or names such as `open_clip:OPENAI_IMAGENET_TEMPLATES`.
-        augment: what suits these pictures in training; mirrored pictures would not know left from right.
+        augment: what suits these images in training; mirrored images would not know left from right.
         notes: what a reader of results should know.
         recipe: settings of the training recipe, chosen on validation.
         reference: published numbers.
@@ -130,21 +129,18 @@ class DatasetCard:
     def __post_init__(self) -> None:
         check_template(self.template)
         check_templates(self.templates)
-        needed = {"csv": ("csv",), "coop": ("split",), "imagenet": ("split",)}.get(self.layout, ())
-        for key in needed:
+        for key in {"csv": ("csv",), "coop": ("split",), "imagenet": ("split",)}.get(self.layout, ()):
             if not getattr(self, key):
                 raise bad_value(key, "empty", f"the layout {self.layout} needs it", "Add it.")
-        for key in ("folder", "images", "split", "csv", "train_images", "test_images"):
-            check_below(key, getattr(self, key))
+        _check_below(self, "folder", "images", "split", "csv", "train_images", "test_images")
         if self.archive and self.layout != "csv":
             raise bad_value("archive", self.archive, f"the layout {self.layout} cannot have one", "Use layout: csv.")
 
 
-def check_below(key: str, path: str) -> None:
-    """Check that a path of a card leads downwards; links are the user's own and allowed.
-
-    Raises:
-        UserError: it is absolute or climbs with `..`.
-    """
-    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-        raise bad_value(key, repr(path), "a path below the root was expected", "Leave out .. and the leading slash.")
+def _check_below(card: Place | DatasetCard, *keys: str) -> None:
+    """Refuse paths of a card that are absolute or climb with `..`; links are the user's own and allowed."""
+    for key in keys:
+        path = PurePosixPath(getattr(card, key))
+        if path.is_absolute() or ".." in path.parts:
+            value = repr(getattr(card, key))
+            raise bad_value(key, value, "a path below the root was expected", "Leave out .. and the leading slash.")

@@ -1,12 +1,11 @@
 """The datasets known by name: one YAML card each, from the package, the checkout or a folder of the user's.
 
-This file finds the cards and turns a name into a dataset; what a card says is in `card`, how the pictures lie on the
+This file finds the cards and turns a name into a dataset; what a card says is in `card`, how the images lie on the
 disk in `layouts`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from mmprompt.data.archive import unpack
@@ -30,18 +29,18 @@ def load_dataset(
     datasets_dir: str | Path | None = None,
     protocol: str = "coop",
 ) -> Dataset:
-    """A dataset by name, with its few-shot part drawn.
+    """Load a dataset by name, with its few-shot part drawn.
 
     Args:
         name: of a card, such as `openart-left`.
-        root: the folder that holds the set's folder; not needed for the pictures in the package.
-        shots: training pictures a class, at least 1, or None for all.
+        root: the folder that holds the set's folder; not needed for the images in the package.
+        shots: training images a class, at least 1, or None for all.
         seed: of the draw; the papers use 1, 2 and 3.
         datasets_dir: a folder with more cards.
         protocol: how the shots are drawn: `coop`, `clip-lora`, `tip-adapter`, or `jsonl` for the published lists in
             the folder `split_fewshot` of the set.
     Raises:
-        UserError: the name is unknown, the card is bad, or pictures or split file are missing.
+        UserError: the name is unknown, the card is bad, or images or split file are missing.
     """
     card = read_card(name, datasets_dir)
     splits = read_splits(card, root)
@@ -64,7 +63,7 @@ def load_dataset(
 
 
 def list_datasets(datasets_dir: str | Path | None = None) -> tuple[DatasetCard, ...]:
-    """The cards of all datasets known by name, sorted by name.
+    """Return the cards of all datasets known by name, sorted by name.
 
     Args:
         datasets_dir: a folder with more cards.
@@ -86,7 +85,7 @@ def dataset_names(datasets_dir: str | Path | None = None) -> tuple[str, ...]:
 
 
 def read_card(name: str, datasets_dir: str | Path | None = None) -> DatasetCard:
-    """The card of one dataset.
+    """Return the card of one dataset.
 
     Args:
         name: of the set.
@@ -101,43 +100,35 @@ def read_card(name: str, datasets_dir: str | Path | None = None) -> DatasetCard:
 
 
 def read_splits(card: DatasetCard, root: str | Path | None = None) -> Splits:
-    """All pictures of a dataset, before any draw. Whether each one exists is not looked at.
+    """Read all images of a dataset, before any draw. Whether each one exists is not looked at.
 
     Args:
         card: what its YAML says.
-        root: the folder that holds the set's folder; None for the pictures in the package.
+        root: the folder that holds the set's folder; None for the images in the package.
     Raises:
         UserError: no root was given where one is needed, or folder or split file are missing.
     """
-    if card.archive:
-        if root is not None:
-            raise bad_value("root", root, f"the pictures of {card.name} are in the package", "Leave --root out.")
-        assets = _PACKAGE / "assets"
-        return read_table(assets / card.csv, unpack(assets / card.archive))
-    return read_layout(card, given_root(card, root))
+    if not card.archive:
+        return read_layout(card, given_root(card, root))
+    if root is not None:
+        raise bad_value("root", root, f"the pictures of {card.name} are in the package", "Leave --root out.")
+    return read_table(_PACKAGE / "assets" / card.csv, unpack(_PACKAGE / "assets" / card.archive))
 
 
 def _card_paths(datasets_dir: str | Path | None) -> dict[str, Path]:
-    paths = {path.stem: path for path in _built_in_folder().glob("*.yaml")}
-    for path in _users_cards(datasets_dir):
+    built_in = _PACKAGE / "datasets_cfg"  # an installed wheel; an editable install has only the checkout's
+    if not built_in.is_dir():
+        built_in = _PACKAGE.parent / "datasets_cfg"
+    paths = {path.stem: path for path in built_in.glob("*.yaml")}
+    if datasets_dir is None:
+        return paths
+    if not Path(datasets_dir).is_dir():
+        raise bad_file(datasets_dir, "is not a folder", "Give --datasets-dir a folder of YAML files.")
+    for path in sorted(Path(datasets_dir).glob("*.yaml")):
         if path.stem in paths:
             raise bad_file(path, f"is a second dataset named {path.stem!r}", "Give it another name.")
         paths[path.stem] = path
     return paths
-
-
-def _built_in_folder() -> Path:
-    packaged = _PACKAGE / "datasets_cfg"  # an installed wheel; an editable install has only the checkout's
-    return packaged if packaged.is_dir() else _PACKAGE.parent / "datasets_cfg"
-
-
-def _users_cards(datasets_dir: str | Path | None) -> Iterator[Path]:
-    if datasets_dir is None:
-        return
-    folder = Path(datasets_dir)
-    if not folder.is_dir():
-        raise bad_file(folder, "is not a folder", "Give --datasets-dir a folder of YAML files.")
-    yield from sorted(folder.glob("*.yaml"))
 
 
 def _read(path: Path) -> DatasetCard:

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmprompt.data.broken import why_broken
 from mmprompt.data.class_names import shortened
-from mmprompt.data.images import read_image
+from mmprompt.data.parallel import in_workers
 from mmprompt.data.splits import SPLITS, SplitName, Splits, class_counts
-from mmprompt.errors import UserError
 from mmprompt.files import sha256_file
 
 
@@ -22,11 +22,11 @@ class CheckReport:
     """What a check found.
 
     Args:
-        root: the folder of the pictures.
+        root: the folder of the images.
         class_names: names by label.
-        counts: pictures in each split.
-        per_class: for each split, pictures by label.
-        n_decoded: pictures that were opened.
+        counts: images in each split.
+        per_class: for each split, images by label.
+        n_decoded: images that were opened.
         problems: what a run would stumble over, one line each.
         warnings: what makes results doubtful, one line each.
     """
@@ -47,17 +47,22 @@ class CheckReport:
     @property
     def lines(self) -> tuple[str, ...]:
         """The report as text, one finding a line."""
-        parts = [f"{split} {self.counts[split]}{_range(self.per_class[split])}" for split in SPLITS]
+        parts = []
+        for split in SPLITS:
+            counts = self.per_class[split]
+            spread = f" ({min(counts)} to {max(counts)} a class)" if any(counts) else ""
+            parts.append(f"{split} {self.counts[split]}{spread}")
         return (
             f"{self.root}: {len(self.class_names)} classes; pictures: {', '.join(parts)}.",
             f"Pictures opened: {self.n_decoded}.",
             *(f"Problem: {problem}" for problem in self.problems),
             *(f"Warning: {warning}" for warning in self.warnings),
-            self._verdict,
+            self.verdict,
         )
 
     @property
-    def _verdict(self) -> str:
+    def verdict(self) -> str:
+        """What the set is ready for."""
         if not self.is_ok:
             return "Not ready to train."
         if not self.counts["train"]:
@@ -72,68 +77,45 @@ def check_dataset(
     sample: int | None = 200,
     seed: int = 0,
 ) -> CheckReport:
-    """Count, look for missing, broken and repeated pictures.
+    """Count, look for missing, broken and repeated images.
 
     Args:
-        splits: all pictures, as `read_splits`, `read_folder` or `read_table` give them.
+        splits: all images, as `read_splits`, `read_folder` or `read_table` give them.
         n_classes: how many the dataset's card expects.
-        sizes: pictures in each split that it expects.
-        sample: how many pictures to decode, None for all.
+        sizes: images in each split that it expects.
+        sample: how many images to decode, None for all.
         seed: of the sample.
     """
-    counts = {split: len(splits.items(split)) for split in SPLITS}
-    per_class = {split: class_counts(splits.items(split), len(splits.class_names)) for split in SPLITS}
+    names = splits.class_names
     paths = {split: [item.path for item in splits.items(split)] for split in SPLITS}
+    counts = {split: len(paths[split]) for split in SPLITS}
+    per_class = {split: class_counts(splits.items(split), len(names)) for split in SPLITS}
     everything = [path for split in SPLITS for path in paths[split]]
     missing = [path for path in everything if not path.is_file()]
     present = sorted(set(everything) - set(missing))
     chosen = present if sample is None or sample >= len(present) else random.Random(seed).sample(present, sample)
-    problems = [*_unexpected(splits, counts, n_classes, sizes or {}), *_missing(splits.root, missing, len(everything))]
-    problems += _broken(chosen)
-    warnings = (*splits.notes, *_untested(splits, per_class), *_repeated(splits.root, paths, set(present)))
-    return CheckReport(splits.root, splits.class_names, counts, per_class, len(chosen), tuple(problems), warnings)
-
-
-def _range(counts: tuple[int, ...]) -> str:
-    return f" ({min(counts)} to {max(counts)} a class)" if any(counts) else ""
-
-
-def _unexpected(
-    splits: Splits, counts: Mapping[SplitName, int], n_classes: int | None, sizes: Mapping[SplitName, int]
-) -> list[str]:
-    found = []
-    if n_classes is not None and n_classes != len(splits.class_names):
-        found.append(f"there are {len(splits.class_names)} classes, but {n_classes} were expected.")
-    for split, size in sizes.items():
+    problems = []
+    if n_classes is not None and n_classes != len(names):
+        problems.append(f"there are {len(names)} classes, but {n_classes} were expected.")
+    for split, size in (sizes or {}).items():
         if counts[split] != size:
-            found.append(f"{split} has {counts[split]} pictures, but {size} were expected.")
-    return found
-
-
-def _missing(root: Path, missing: list[Path], total: int) -> list[str]:
-    if not missing:
-        return []
-    names = shortened([path.relative_to(root).as_posix() for path in missing], limit=3)
-    return [f"missing pictures, {len(missing)} of {total}: {names}."]
-
-
-def _broken(paths: list[Path]) -> list[str]:
-    found = []
-    for path in paths:
-        try:
-            read_image(path)
-        except UserError as error:
-            found.append(str(error))
-    return found
-
-
-def _untested(splits: Splits, per_class: Mapping[SplitName, tuple[int, ...]]) -> list[str]:
-    names = [name for name, count in zip(splits.class_names, per_class["test"], strict=True) if count == 0]
-    return [f"no test picture for {shortened(names)}."] if names else []
+            problems.append(f"{split} has {counts[split]} pictures, but {size} were expected.")
+    if missing:
+        first = shortened([path.relative_to(splits.root).as_posix() for path in missing], limit=3)
+        problems.append(f"missing pictures, {len(missing)} of {len(everything)}: {first}.")
+    problems += [reason for reason in in_workers(why_broken, chosen) if reason is not None]
+    warnings = list(splits.notes)
+    untested = [name for name, count in zip(names, per_class["test"], strict=True) if count == 0]
+    if untested:
+        warnings.append(f"no test picture for {shortened(untested)}.")
+    repeated = _repeated(splits.root, paths, set(present))
+    if repeated:
+        warnings.append(f"the same picture in two splits: {shortened(repeated, limit=3)}.")
+    return CheckReport(splits.root, names, counts, per_class, len(chosen), tuple(problems), tuple(warnings))
 
 
 def _repeated(root: Path, paths: Mapping[SplitName, list[Path]], present: set[Path]) -> list[str]:
-    """Pictures of the same bytes in two splits; only files of equal size are hashed."""
+    """Return pairs of images of the same bytes in two splits; only files of equal size are hashed."""
     of_size: dict[int, list[tuple[SplitName, Path]]] = {}
     for split, members in paths.items():
         for path in members:
@@ -145,7 +127,4 @@ def _repeated(root: Path, paths: Mapping[SplitName, list[Path]], present: set[Pa
             for split, path in candidates:
                 of_hash.setdefault(sha256_file(path), []).append((split, path))
     twins = [group for group in of_hash.values() if len({split for split, _ in group}) > 1]
-    if not twins:
-        return []
-    pairs = [" = ".join(path.relative_to(root).as_posix() for _, path in group[:2]) for group in twins]
-    return [f"the same picture in two splits: {shortened(pairs, limit=3)}."]
+    return [" = ".join(path.relative_to(root).as_posix() for _, path in group[:2]) for group in twins]

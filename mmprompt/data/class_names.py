@@ -15,7 +15,7 @@ Rewrite = Literal["none", "lower-case", "year-first", "camel-case", "reversed-pa
 
 
 def readable_name(raw: str, rename: Mapping[str, str] | None = None, rewrite: Rewrite = "none") -> str:
-    """The class name for a label as a file or folder spells it.
+    """Return the class name for a label as a file or folder spells it, with single spaces for underscores.
 
     A name that was rewritten before stays as it is.
 
@@ -25,25 +25,27 @@ def readable_name(raw: str, rename: Mapping[str, str] | None = None, rewrite: Re
         rewrite: a rule for all others: `lower-case`; `year-first` (`Audi TT 2011` becomes `2011 Audi TT`);
             `camel-case` (`ApplyLipstick` becomes `Apply Lipstick`); `reversed-path` (`/a/apse/indoor`
             becomes `indoor apse`).
-    Returns:
-        The name with single spaces for underscores and runs of white space.
     """
-    name = rename[raw] if rename and raw in rename else _rewritten(raw, rewrite)
+    name = raw
+    if rename and raw in rename:
+        name = rename[raw]
+    elif rewrite == "lower-case":
+        name = raw.lower()
+    elif rewrite == "year-first":
+        name = re.sub(r"^(?!(?:19|20)\d\d )(.+) ((?:19|20)\d\d)$", r"\2 \1", raw)
+    elif rewrite == "camel-case":
+        name = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", raw)
+    elif rewrite == "reversed-path" and "/" in raw:
+        words = raw.strip("/").split("/")  # SUN397 files its classes by first letter
+        name = " ".join(reversed(words[1:] if len(words[0]) == 1 else words))
     return " ".join(name.replace("_", " ").split())
 
 
-def class_index(
+def readable_names(
     raw_labels: Sequence[str], place: str, rename: Mapping[str, str] | None = None, rewrite: Rewrite = "none"
-) -> dict[str, str]:
-    """The class name of every label, checked to be different from all others.
+) -> tuple[str, ...]:
+    """Return `readable_name` of every label, in their order; `place` is the file or folder, for the error message.
 
-    Args:
-        raw_labels: different labels as files or folders spell them.
-        place: the file or folder, for the error message.
-        rename: as in `readable_name`.
-        rewrite: likewise.
-    Returns:
-        `{label: class name}`, in the order of the class names.
     Raises:
         UserError: a name is empty, two labels give one name, or there are fewer than two classes.
     """
@@ -58,27 +60,12 @@ def class_index(
             )
         owner[name] = raw
     if len(owner) < 2:
-        found = f"only the class {next(iter(owner))!r}" if owner else "no class"
-        raise UserError(f"{place}: holds {found}, but two or more are needed. Add pictures of another class.")
-    return {owner[name]: name for name in sorted(owner)}
-
-
-def _rewritten(raw: str, rewrite: Rewrite) -> str:
-    if rewrite == "lower-case":
-        return raw.lower()
-    if rewrite == "year-first":
-        return re.sub(r"^(?!(?:19|20)\d\d )(.+) ((?:19|20)\d\d)$", r"\2 \1", raw)
-    if rewrite == "camel-case":
-        return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", raw)
-    if rewrite == "reversed-path" and "/" in raw:
-        words = raw.strip("/").split("/")
-        return " ".join(
-            reversed(words[1:] if len(words[0]) == 1 else words)
-        )  # SUN397 files its classes by first letter
-    return raw
+        held = f"only the class {next(iter(owner))!r}" if owner else "no class"
+        raise UserError(f"{place}: holds {held}, but two or more are needed. Add pictures of another class.")
+    return tuple(owner)
 
 
 def shortened(names: Sequence[str], limit: int = 5) -> str:
-    """A list of names in one line, cut after `limit` with the number left out."""
+    """Return a list of names in one line, cut after `limit` with the number left out."""
     listed = ", ".join(names[:limit])
     return listed if len(names) <= limit else f"{listed} and {len(names) - limit} more"

@@ -7,12 +7,12 @@ This file knows no dataset by name.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmprompt.data.class_names import Rewrite, class_index, shortened
-from mmprompt.data.splits import SPLITS, Item, SplitName, Splits
+from mmprompt.data.class_names import Rewrite, readable_names, shortened
+from mmprompt.data.splits import SPLITS, Item, Splits
 from mmprompt.errors import UserError, bad_file
 from mmprompt.files import SafeRoot, read_json
 
@@ -30,7 +30,7 @@ def read_coop_split(
         path: the JSON file.
         images: the folder that its paths are relative to. Whether they exist is not looked at.
         rename: class names to replace, as the file spells them.
-        rewrite: the rule for all other class names, as in `readable_name`.
+        rewrite: the rule for all other class names, as for `readable_name`.
     Raises:
         UserError: the file is missing or another form, labels have gaps, names clash, a class that is tested is
             never trained on, or none is tested.
@@ -40,30 +40,23 @@ def read_coop_split(
         raise bad_file(path, "is not one object of train, val and test", _ADVICE)
     inside = SafeRoot(images.resolve())
     raw_names: dict[int, str] = {}
-    parts = {split: _items(content[split], inside, f"{path}, {split}", raw_names) for split in SPLITS}
+    train, val, test = (_items(content[split], inside, f"{path}, {split}", raw_names) for split in SPLITS)
     if sorted(raw_names) != list(range(len(raw_names))):
         raise bad_file(path, f"has labels that are not 0 to {len(raw_names) - 1} without a gap", _ADVICE)
     ordered = [raw_names[label] for label in range(len(raw_names))]
     if len(set(ordered)) < len(ordered):
         raise bad_file(path, "gives two labels the same name", _ADVICE)
-    names = class_index(ordered, str(path), rename, rewrite)
-    class_names = tuple(names[raw] for raw in ordered)
-    trained = {item.label for item in parts["train"]}
-    untrained = [name for label, name in enumerate(class_names) if trained and label not in trained]
+    class_names = readable_names(ordered, str(path), rename, rewrite)
+    trained = {item.label for item in train}
+    untrained = [name for label, name in enumerate(class_names) if train and label not in trained]
     if untrained:
         raise bad_file(path, f"has no picture to train on for {shortened(untrained)}", _ADVICE)
-    if not parts["test"]:
+    if not test:
         raise bad_file(path, "has no test pictures", _ADVICE)
-    return Splits(inside.root, class_names, parts["train"], parts["val"], parts["test"], _shared(parts))
-
-
-def _shared(parts: Mapping[SplitName, Sequence[Item]]) -> tuple[str, ...]:
-    """A note on test pictures that are trained on or chosen by; a published file is read as it is."""
-    seen = {os.path.normpath(item.path) for split in ("train", "val") for item in parts[split]}
-    shared = [item.path.name for item in parts["test"] if os.path.normpath(item.path) in seen]
-    return (
-        (f"Test pictures that are in train or val too, {len(shared)}: {shortened(shared, limit=3)}.",) if shared else ()
-    )
+    seen = {os.path.normpath(item.path) for item in (*train, *val)}
+    shared = [item.path.name for item in test if os.path.normpath(item.path) in seen]  # a published file is kept so
+    notes = [f"Test pictures that are in train or val too, {len(shared)}: {shortened(shared, limit=3)}."]
+    return Splits(inside.root, class_names, train, val, test, tuple(notes if shared else ()))
 
 
 def _items(records: Any, inside: SafeRoot, place: str, raw_names: dict[int, str]) -> tuple[Item, ...]:

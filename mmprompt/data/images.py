@@ -1,7 +1,8 @@
-"""Pictures in: from a path, a PIL image, an array or a tensor to one upright RGB picture.
+"""Images in: from a path, a PIL image, an array or a tensor to one upright RGB image.
 
-Everything odd about picture files ends here: rotation flags, palettes, grey, 16 bits, CMYK,
-transparency, animation, damage and bombs. This file knows no backbone and resizes nothing.
+Everything odd about image files ends here: rotation flags, palettes, grey, 16 bits, CMYK, transparency, animation,
+damage and bombs. This file knows no backbone and resizes nothing. NumPy and PIL are imported with the first image:
+who only lists files needs neither.
 """
 
 from __future__ import annotations
@@ -12,12 +13,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-import numpy as np
-from PIL import Image, ImageOps
-
 from mmprompt.errors import UserError, bad_file, bad_value
 
 if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
     from torch import Tensor
 
 ImageLike: TypeAlias = "str | Path | Image.Image | np.ndarray | Tensor"
@@ -32,18 +32,21 @@ _SIXTEEN_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
 def read_image(source: ImageLike) -> Image.Image:
-    """Turn anything that holds one picture into an upright RGB picture.
+    """Turn anything that holds one image into an upright RGB image.
 
     Args:
         source: a path (JPEG, PNG, WebP, BMP, GIF or TIFF, at most 100 megapixels; the first frame of an
             animation), a PIL image, an array [H, W] or [H, W, 1|3|4], or a tensor [H, W] or [1|3|4, H, W].
             Arrays and tensors are uint8 in 0..255 or floating point in 0..1. A fourth channel is opacity.
     Returns:
-        An RGB picture: rotation flags applied, grey and palette expanded, 16 bits reduced to 8,
-        transparency laid on white.
+        An RGB image: rotation flags applied, grey and palette expanded, 16 bits reduced to 8, transparency laid on
+        white.
     Raises:
-        UserError: the file is missing, damaged, no picture or too large; or the shape or range is another.
+        UserError: the file is missing, damaged, no image or too large; or the shape or range is another.
     """
+    import numpy as np
+    from PIL import Image
+
     if isinstance(source, str | Path | Image.Image):
         with warnings.catch_warnings():  # PIL warns of what is handled here: its own size limit, damaged metadata
             warnings.simplefilter("ignore")
@@ -61,7 +64,17 @@ def read_image(source: ImageLike) -> Image.Image:
 
 
 def _read_file(path: Path) -> Image.Image:
-    _refuse_non_file(path)
+    from PIL import Image
+
+    try:
+        if path.is_dir():
+            raise bad_file(path, "is a folder, but a picture was expected", "Give the path of a picture.")
+        if not path.is_file():
+            raise bad_file(path, "is not there", "Check the path of the picture.")
+        if path.stat().st_size == 0:
+            raise bad_file(path, "is empty (0 bytes)", "Copy the picture again or remove it.")
+    except OSError as error:
+        raise bad_file(path, f"cannot be read ({error.strerror})", "Check the path of the picture.") from None
     try:
         opened = Image.open(path, formats=FORMATS)
     except Image.DecompressionBombError:
@@ -74,23 +87,14 @@ def _read_file(path: Path) -> Image.Image:
         return _to_rgb(opened, str(path))
 
 
-def _refuse_non_file(path: Path) -> None:
-    try:
-        if path.is_dir():
-            raise bad_file(path, "is a folder, but a picture was expected", "Give the path of a picture.")
-        if not path.is_file():
-            raise bad_file(path, "is not there", "Check the path of the picture.")
-        if path.stat().st_size == 0:
-            raise bad_file(path, "is empty (0 bytes)", "Copy the picture again or remove it.")
-    except OSError as error:
-        raise bad_file(path, f"cannot be read ({error.strerror})", "Check the path of the picture.") from None
-
-
 def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _to_rgb(image: Image.Image, place: str) -> Image.Image:
+    import numpy as np
+    from PIL import Image, ImageOps
+
     if image.width == 0 or image.height == 0:
         raise bad_file(place, f"is {image.width} by {image.height} pixels", "Give a picture with at least one pixel.")
     if image.width * image.height > MAX_PIXELS:
@@ -115,6 +119,9 @@ def _to_rgb(image: Image.Image, place: str) -> Image.Image:
 
 
 def _from_array(array: np.ndarray, kind: str, shapes: str) -> Image.Image:
+    import numpy as np
+    from PIL import Image
+
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)) or array.size == 0:
         raise UserError(f"a picture {kind} has the shape {list(array.shape)}, but one picture is {shapes}. Reshape it.")
     if np.issubdtype(array.dtype, np.floating):
@@ -150,14 +157,16 @@ def _from_tensor(tensor: Tensor) -> Image.Image:
 
 
 def is_one(images: ImageLike | Iterable[ImageLike]) -> bool:
-    """Whether this is one picture; a 4-d tensor or array is many."""
-    if not isinstance(images, str | Path | Image.Image) and hasattr(images, "ndim"):  # an array or a tensor
-        return bool(images.ndim < 4)
-    return isinstance(images, str | Path | Image.Image)
+    """Return whether this is one image; a 4-d tensor or array is many."""
+    from PIL import Image
+
+    if isinstance(images, str | Path | Image.Image):
+        return True
+    return hasattr(images, "ndim") and bool(images.ndim < 4)  # an array or a tensor
 
 
 def as_list(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
-    """One picture or many, as a list.
+    """Return one image or many as a list.
 
     Raises:
         UserError: it is neither.

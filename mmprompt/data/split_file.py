@@ -1,6 +1,6 @@
-"""Split files of one's own pictures: a seeded division, written once in CoOp's form, with what made it.
+"""Split files of one's own images: a seeded division, written once in CoOp's form, with what made it.
 
-Every class gives the same shares, and at least one picture of it stays for training. The division depends on the
+Every class gives the same shares, and at least one image of it stays for training. The division depends on the
 relative paths, the shares and the seed alone. A file that is there is never written over: another split under the
 same name would be another dataset.
 """
@@ -20,25 +20,24 @@ MIN_FOR_VAL = 3
 
 
 def divide(splits: Splits, val: float = 0.1, test: float = 0.2, seed: int = 1) -> Splits:
-    """Divide pictures into train, val and test: the same shares of every class.
+    """Divide images into train, val and test: the same shares of every class.
 
     A part that is there already is kept as it is, and only what is missing is taken from train.
 
     Args:
         splits: as `read_folder` or `read_table` give them without holding out.
-        val: share of each class, 0 or more, that goes to val; only of classes with three pictures or more.
-        test: likewise for test, at least one picture of a class with two or more.
+        val: share of each class, 0 or more, that goes to val; only of classes with three images or more.
+        test: likewise for test, at least one image of a class with two or more.
         seed: of the division.
     Raises:
-        UserError: the shares leave nothing to train on, all parts are there, or no class has two pictures.
+        UserError: the shares leave nothing to train on, all parts are there, or no class has two images.
     """
     for name, share in (("val", val), ("test", test)):
         if not 0 <= share < 1:
             raise bad_value(name, share, "a share from 0 to below 1 was expected", "Use --val 0.1 --test 0.2.")
     if val + test >= 1:
-        raise bad_value(
-            "val + test", val + test, "less than 1 was expected, so that training keeps a part", "Use less."
-        )
+        expected = "less than 1 was expected, so that training keeps a part"
+        raise bad_value("val + test", val + test, expected, "Use less.")
     val, test = (0.0 if splits.val else val), (0.0 if splits.test else test)
     if splits.test and val == 0:
         raise UserError(
@@ -77,17 +76,15 @@ def write_split(path: Path, splits: Splits, made_by: dict[str, object]) -> None:
         raise bad_file(path, "is there already, and a split is never written over", "Give another --out.")
     if not path.parent.is_dir():
         raise bad_file(path.parent, "is not a folder", "Give an --out in a folder that is there.")
-    lists: dict[str, list[list[str | int]]] = {
-        split: [
+    content: dict[str, object] = {MADE_BY: {"mmprompt": __version__, **made_by}}
+    for split in SPLITS:
+        content[split] = [
             [item.path.relative_to(splits.root).as_posix(), item.label, splits.class_names[item.label]]
             for item in splits.items(split)
         ]
-        for split in SPLITS
-    }
-    content: dict[str, object] = {MADE_BY: {"mmprompt": __version__, **made_by}}
-    write_json(path, content | lists)
+    write_json(path, content)
 
 
 def _share(share: float, n: int, least: int) -> int:
-    """How many of n pictures a share is: at least one where there are `least`, and never all."""
+    """Return how many of n images a share is: at least one where there are `least`, and never all."""
     return min(max(1, round(share * n)), n - 1) if share > 0 and n >= least else 0

@@ -1,7 +1,7 @@
-"""What every dataset becomes: labelled pictures in train, val and test parts.
+"""What every dataset becomes: labelled images in train, val and test parts.
 
 `Splits` is all that is there; `Dataset` is what one run sees of it, after the shots were drawn.
-This file does not know where the pictures came from, nor how shots are drawn.
+This file does not know where the images came from, nor how shots are drawn.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
-from mmprompt.data.class_names import class_index, shortened
+from mmprompt.data.class_names import readable_names, shortened
 from mmprompt.errors import UserError, bad_file, unknown_name
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ UNBALANCED = 5
 
 @dataclass(frozen=True)
 class Item:
-    """One labelled picture.
+    """One labelled image.
 
     Args:
         path: where it is.
@@ -45,7 +45,7 @@ class Item:
 
 
 class Row(NamedTuple):
-    """One picture as a folder or table names it, before labels are numbered."""
+    """One image as a folder or table names it, before labels are numbered."""
 
     path: Path
     label: str
@@ -53,9 +53,24 @@ class Row(NamedTuple):
     novel: bool = False
 
 
-@dataclass(frozen=True)
+def _items(self: Splits | Dataset, split: str) -> tuple[Item, ...]:
+    """Return the images of `"train"`, `"val"` or `"test"`.
+
+    Raises:
+        UserError: there is no such split.
+    """
+    if split not in SPLITS:
+        raise unknown_name("split", split, SPLITS)
+    return {"train": self.train, "val": self.val, "test": self.test}[split]
+
+
+def _sizes(parts: Splits | Dataset) -> str:
+    return ", ".join([f"{len(parts.class_names)} classes", *(f"{split} {len(parts.items(split))}" for split in SPLITS)])
+
+
+@dataclass(frozen=True, repr=False)
 class Splits:
-    """All pictures of a dataset.
+    """All images of a dataset.
 
     Args:
         root: the folder below which all paths lie.
@@ -73,16 +88,13 @@ class Splits:
     notes: tuple[str, ...] = ()
     is_official: bool = False
 
-    def items(self, split: str) -> tuple[Item, ...]:
-        """The pictures of `"train"`, `"val"` or `"test"`.
+    items = _items
 
-        Raises:
-            UserError: there is no such split.
-        """
-        return _part(self, split)
+    def __repr__(self) -> str:
+        return f"Splits({str(self.root)!r}: {_sizes(self)})"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Dataset:
     """What one run trains on and is measured on.
 
@@ -94,12 +106,12 @@ class Dataset:
             set that is only tested on.
         template: the hand-written prompt, with one `{}` for the class name.
         templates: the ensemble, may be empty.
-        shots: pictures a class in train, None for all.
+        shots: images a class in train, None for all.
         seed: of the draw, None where nothing was drawn.
         protocol: the rule of the draw.
-        augment: `"none"` or `"coop"`, what suits these pictures in training.
+        augment: `"none"` or `"coop"`, what suits these images in training.
         notes: what was decided on the user's behalf, one sentence each.
-        licence: of the pictures.
+        licence: of the images.
         recipe: settings of the training recipe that suit this set, chosen on validation.
     """
 
@@ -129,13 +141,11 @@ class Dataset:
         task: ClassificationTask = room.ClassificationTask.of(self, features)
         return task
 
-    def items(self, split: str) -> tuple[Item, ...]:
-        """The pictures of `"train"`, `"val"` or `"test"`.
+    items = _items
 
-        Raises:
-            UserError: there is no such split.
-        """
-        return _part(self, split)
+    def __repr__(self) -> str:
+        draw = f"shots {self.shots}, seed {self.seed}, protocol {self.protocol}"
+        return f"Dataset({self.name!r}: {_sizes(self)}, {draw})"
 
     @property
     def is_official(self) -> bool:
@@ -144,15 +154,20 @@ class Dataset:
 
     @property
     def fingerprint(self) -> str:
-        """Hex SHA-256 over class names and every picture's relative path, label and size, split by split.
+        """Hex SHA-256 over class names and every image's relative path, label and size, split by split.
 
         Raises:
-            UserError: a picture is gone.
+            UserError: an image is gone.
         """
         digest = hashlib.sha256(json.dumps(self.class_names).encode())
         for split in SPLITS:
             for item in self.items(split):
-                record = [split, item.path.relative_to(self.root).as_posix(), item.label, _size(item.path)]
+                try:
+                    size = item.path.stat().st_size
+                except OSError as error:
+                    problem = f"cannot be read ({error.strerror})"
+                    raise bad_file(item.path, problem, "Restore the picture.") from None
+                record = [split, item.path.relative_to(self.root).as_posix(), item.label, size]
                 digest.update(json.dumps(record).encode())
         return digest.hexdigest()
 
@@ -162,50 +177,48 @@ def assemble(root: Path, rows: Sequence[Row], place: str, hold_out: bool = True)
 
     Args:
         root: the folder below which all paths lie.
-        rows: at least one picture of every class in the train part, or none but test pictures.
+        rows: at least one image of every class in the train part, or none but test images.
         place: the file or folder, for error messages.
         hold_out: whether a test part is held out where there is none.
     Raises:
-        UserError: class names are bad, or a class has no picture to train on.
+        UserError: class names are bad, or a class has no image to train on.
     """
     labels = list(dict.fromkeys(row.label for row in rows))
-    names = class_index(labels, place)
-    number = {raw: index for index, raw in enumerate(names)}
-    untrained = sorted({names[raw] for raw in labels} - {names[row.label] for row in rows if row.split == "train"})
-    is_test_only = all(row.split == "test" for row in rows)
-    if untrained and not is_test_only:
+    name_of = dict(zip(labels, readable_names(labels, place), strict=True))
+    class_names = tuple(sorted(name_of.values()))
+    untrained = sorted(set(class_names) - {name_of[row.label] for row in rows if row.split == "train"})
+    if untrained and any(row.split != "test" for row in rows):
         raise UserError(
             f"{place}: no picture to train on for {shortened(untrained)}. "
             "Add one to the train part of each, or remove the class."
         )
-    part: dict[str, list[Item]] = {split: [] for split in SPLITS}
+    number = {name: label for label, name in enumerate(class_names)}
+    parts: dict[str, list[Item]] = {split: [] for split in SPLITS}
     for row in rows:
-        part[row.split].append(Item(row.path, number[row.label], row.novel))
-    splits = Splits(root, tuple(names.values()), tuple(part["train"]), tuple(part["val"]), tuple(part["test"]))
-    splits = replace(splits, notes=size_notes(splits))
+        parts[row.split].append(Item(row.path, number[name_of[row.label]], row.novel))
+    train, val, test = (tuple(parts[split]) for split in SPLITS)
+    splits = Splits(root, class_names, train, val, test)
+    splits = replace(splits, notes=_size_notes(splits))
     return hold_out_test(splits) if hold_out and not splits.test else splits
 
 
-def size_notes(splits: Splits) -> tuple[str, ...]:
-    """What a careful reader should know of the sizes of the classes, one sentence each.
-
-    Args:
-        splits: the parts as they were given. A set that is only tested on has nothing to say.
-    """
+def _size_notes(splits: Splits) -> tuple[str, ...]:
+    """Return what a careful reader should know of the sizes of the classes, one sentence each."""
     if not splits.train:
         return ()
-    counts = class_counts((*splits.train, *splits.val, *splits.test), len(splits.class_names))
     notes = []
-    small = [name for name, count in zip(splits.class_names, counts, strict=True) if count < SMALL_CLASS]
+    names, n_classes = splits.class_names, len(splits.class_names)
+    counts = class_counts((*splits.train, *splits.val, *splits.test), n_classes)
+    small = [name for name, count in zip(names, counts, strict=True) if count < SMALL_CLASS]
     if small:
         notes.append(
             f"Classes with fewer than {SMALL_CLASS} pictures, whose results are hardly more than chance: "
             f"{shortened(small)}."
         )
-    trained = class_counts(splits.train, len(splits.class_names))
+    trained = class_counts(splits.train, n_classes)
     most, fewest = max(trained), min(trained)
     if most >= UNBALANCED * fewest:
-        large, little = splits.class_names[trained.index(most)], splits.class_names[trained.index(fewest)]
+        large, little = names[trained.index(most)], names[trained.index(fewest)]
         notes.append(
             f"The classes are unbalanced, from {fewest} pictures ({little}) to {most} ({large}): read the accuracy of "
             "each class, and train on the same number of shots."
@@ -214,23 +227,30 @@ def size_notes(splits: Splits) -> tuple[str, ...]:
 
 
 def hold_out_test(splits: Splits, fraction: float = TEST_FRACTION) -> Splits:
-    """Move a part of train to test: the same share of every class, at least one picture.
+    """Move a part of train to test: the same share of every class, at least one image.
 
     The choice follows from the hashes of the relative paths. It is the same for every seed, so that no
-    run is measured on what another was trained on, and pictures added later do not reshuffle it.
+    run is measured on what another was trained on, and images added later do not reshuffle it.
 
     Args:
         splits: without a test part.
         fraction: share of each class that is held out, between 0 and 1.
+    Raises:
+        UserError: no class has two images.
     """
+
+    def path_hash(item: Item) -> str:
+        path = item.path.relative_to(splits.root).as_posix()
+        return hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()
+
     held: set[Path] = set()
     single: list[str] = []
     for label, items in by_label(splits.train).items():
         if len(items) == 1:
             single.append(splits.class_names[label])
-            continue
-        ranked = sorted(items, key=lambda item: _path_hash(splits.root, item.path))
-        held.update(item.path for item in ranked[: max(1, round(fraction * len(items)))])
+        else:
+            n_held = max(1, round(fraction * len(items)))
+            held.update(item.path for item in sorted(items, key=path_hash)[:n_held])
     train = tuple(item for item in splits.train if item.path not in held)
     test = tuple(item for item in splits.train if item.path in held)
     if not test:
@@ -239,11 +259,11 @@ def hold_out_test(splits: Splits, fraction: float = TEST_FRACTION) -> Splits:
     notes = [f"No test part was given: {held_out}."]
     if single:
         notes.append(f"Trained on and not tested, for want of a second picture: {shortened(single)}.")
-    return Splits(splits.root, splits.class_names, train, splits.val, test, (*notes, *splits.notes))
+    return replace(splits, train=train, test=test, notes=(*notes, *splits.notes))
 
 
 def refuse_missing(items: Iterable[Item]) -> None:
-    """Refuse pictures that are not on the disk.
+    """Refuse images that are not on the disk.
 
     Raises:
         UserError: names the first one and says how many are missing.
@@ -256,32 +276,14 @@ def refuse_missing(items: Iterable[Item]) -> None:
 
 
 def class_counts(items: Iterable[Item], n_classes: int) -> tuple[int, ...]:
-    """The number of pictures of every class, by label."""
+    """Return the number of images of every class, by label."""
     counts = Counter(item.label for item in items)
     return tuple(counts[label] for label in range(n_classes))
 
 
-def _part(parts: Splits | Dataset, split: str) -> tuple[Item, ...]:
-    by_name = {"train": parts.train, "val": parts.val, "test": parts.test}
-    if split not in by_name:
-        raise unknown_name("split", split, SPLITS)
-    return by_name[split]
-
-
 def by_label(items: Iterable[Item]) -> dict[int, list[Item]]:
-    """The pictures of every label, labels in order of first appearance."""
+    """Return the images of every label, labels in order of first appearance."""
     groups: dict[int, list[Item]] = {}
     for item in items:
         groups.setdefault(item.label, []).append(item)
     return groups
-
-
-def _path_hash(root: Path, path: Path) -> str:
-    return hashlib.sha256(path.relative_to(root).as_posix().encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError as error:
-        raise bad_file(path, f"cannot be read ({error.strerror})", "Restore the picture.") from None

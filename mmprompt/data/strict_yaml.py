@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -67,7 +68,7 @@ def validate(cls: type[T], mapping: Mapping[str, Any], path: str | Path) -> T:
     known = [field.name for field in fields(cls) if field.init]  # type: ignore[arg-type]
     try:
         # Through JSON, because strict validation of Python objects would refuse a list for a tuple.
-        return TypeAdapter(cls).validate_json(json.dumps(dict(mapping)), strict=True, extra="forbid")
+        return _adapter(cls).validate_json(json.dumps(dict(mapping)), strict=True, extra="forbid")  # type: ignore[arg-type]
     except ValidationError as error:
         # a misspelt key first: it is the reason why another one seems to be missing
         first = min(error.errors(), key=lambda found: found["type"] != "unexpected_keyword_argument")
@@ -80,6 +81,11 @@ def validate(cls: type[T], mapping: Mapping[str, Any], path: str | Path) -> T:
             raise UserError(f"{path}: {first['ctx']['error']}") from None
         problem = f"{key} is {first['input']!r}, but {first['msg'][0].lower()}{first['msg'][1:]}"
         raise bad_file(path, problem, "Correct it.") from None
+
+
+@cache
+def _adapter(cls: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(cls)
 
 
 class StrictLoader(yaml.SafeLoader):

@@ -1,4 +1,4 @@
-"""Pictures listed in a CSV or JSONL file, `path,label[,split][,novel]`, or in a split file.
+"""Images listed in a CSV or JSONL file, `path,label[,split][,novel]`, or in a split file.
 
 The reader says the line of everything it refuses. It knows nothing about folders of classes.
 """
@@ -7,29 +7,25 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmprompt.data.coop_split import read_coop_split
 from mmprompt.data.images import IMAGE_SUFFIXES
+from mmprompt.data.jsonl import read_objects
 from mmprompt.data.splits import SPLITS, Row, Splits, assemble
 from mmprompt.errors import UserError, bad_file, unknown_name
-from mmprompt.files import SafeRoot, read_bytes
+from mmprompt.files import SafeRoot, read_text
 
-Check = Callable[[list[str], Path, int], None]
-
-_REQUIRED = ("path", "label")
-_COLUMNS = (*_REQUIRED, "split", "novel")
 _TRUTH = {"1": True, "true": True, "0": False, "false": False, "": False}
 
 
 def read_table(path: str | Path, root: str | Path | None = None, hold_out: bool = True) -> Splits:
-    """All pictures of a CSV or JSONL file or a split file, classes sorted by name, pictures in the order of the rows.
+    """Read all images of a CSV or JSONL file or a split file, classes sorted by name, images in the order of the rows.
 
-    Whether the pictures exist is not looked at.
+    Whether the images exist is not looked at.
 
     Args:
         path: a `.csv` file (commas, semicolons or tabulators) whose header is `path,label` and perhaps `split` (train,
@@ -42,119 +38,96 @@ def read_table(path: str | Path, root: str | Path | None = None, hold_out: bool 
     """
     path = Path(path)
     folder = (path.parent if root is None else Path(root)).resolve()
-    if path.suffix.lower() == ".json":
+    kind = path.suffix.lower()
+    if kind == ".json":
         return read_coop_split(path, folder)
-    readers = {".csv": csv_records, ".jsonl": jsonl_records}
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
+    if kind not in (".csv", ".jsonl"):
         raise bad_file(path, "is neither .csv nor .jsonl nor .json", "Give a table or a split file in one of these.")
-    inside = SafeRoot(folder)
-    rows: list[Row] = []
-    first_line: dict[str, int] = {}
-    for line, record in reader(path, _check_columns):
-        row = _row(record, inside, path, line)
-        place = os.path.normpath(row.path)
-        if place in first_line:
-            problem = f"lists {record['path']!r} again, after line {first_line[place]}"
-            raise bad_file(path, problem, "Keep one row for each picture.", line)
-        first_line[place] = line
-        rows.append(row)
-    if not rows:
-        raise bad_file(path, "holds no pictures", "Add a row of path and label for each picture.")
-    return assemble(folder, rows, str(path), hold_out)
+    return assemble(folder, table_rows(path, folder, "path", ("split", "novel")), str(path), hold_out)
 
 
-def _text(path: Path) -> str:
-    try:
-        return read_bytes(path).decode("utf-8-sig")  # spreadsheets write a byte order mark
-    except UnicodeDecodeError:
-        raise bad_file(path, "is not UTF-8 text", "Save it as UTF-8.") from None
-
-
-def csv_records(path: Path, check: Check) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows of a CSV file by the names of its header, each with its line.
+def table_rows(path: Path, folder: Path, image: str, optional: Sequence[str] | None = None) -> list[Row]:
+    """Read the rows of a CSV or JSONL file of images and labels.
 
     Args:
         path: the file.
-        check: refuses wrong names of columns; it is given them, the path and the line.
+        folder: what its paths are relative to, resolved; they may not leave it.
+        image: the name of the column of paths; that of classes is `label`.
+        optional: names of other columns that may be there; None for any, which mean nothing.
     Raises:
-        UserError: it cannot be read, has no header, or a row has more or fewer cells.
+        UserError: the file cannot be read, a column is missing or unknown, a row is bad or repeated, or there is none.
     """
-    text = _text(path)
-    lines = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=_delimiter(text))
+
+    def check(columns: list[str], line: int) -> None:
+        for name in (image, "label"):
+            if name not in columns:
+                wanted = f"{image},label" + (f" and perhaps {','.join(optional)}" if optional else "")
+                raise bad_file(path, f"lacks {name!r}", f"Name the columns {wanted}.", line)
+        known = None if optional is None else (image, "label", *optional)
+        for name in columns:
+            if known is not None and name not in known:
+                raise UserError(f"{path}, line {line}: {unknown_name('column', name, known)}")
+
+    inside = SafeRoot(folder)
+    rows: dict[str, Row] = {}
+    first_line: dict[str, int] = {}
+    for line, record in (_csv_records if path.suffix.lower() == ".csv" else _jsonl_records)(path, check):
+        try:
+            row = _row(record, image, bool(optional), inside)
+        except (UserError, ValueError, OSError) as error:
+            raise UserError(f"{path}, line {line}: {error}") from None
+        place = os.path.normpath(row.path)
+        if place in rows:
+            problem = f"lists {record[image]!r} again, after line {first_line[place]}"
+            raise bad_file(path, problem, "Keep one row for each picture.", line)
+        rows[place], first_line[place] = row, line
+    if not rows:
+        raise bad_file(path, "holds no pictures", f"Add a row of {image} and label for each picture.")
+    return list(rows.values())
+
+
+def _row(record: dict[str, Any], image: str, has_parts: bool, inside: SafeRoot) -> Row:
+    for name in (image, "label"):
+        if not isinstance(record[name], str) or not record[name].strip():
+            advice = "Fill it in." if record[name] in ("", None) else "Write it as text; a class by its name."
+            raise UserError(f"{name} is {record[name]!r}, but text was expected. {advice}")
+    row = Row(inside.join(os.path.normpath(record[image].strip())), record["label"].strip())
+    if not has_parts:
+        return row
+    split, novel = record.get("split", "train"), record.get("novel", False)
+    if split not in SPLITS:
+        raise UserError(f"split is {split!r}, but train, val or test was expected. Correct it.")
+    if str(novel).lower() not in _TRUTH:
+        raise UserError(f"novel is {novel!r}, but 0 or 1 was expected. Correct it.")
+    return row._replace(split=split, novel=_TRUTH[str(novel).lower()])
+
+
+def _csv_records(path: Path, check: Callable[[list[str], int], None]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the rows by the names of the header, each with its line; `check` refuses wrong names."""
+    text = read_text(path)
+    header_line = text.partition("\n")[0]
+    delimiter = next((mark for mark in ",;\t" if mark in header_line), ",")  # the others are some spreadsheets'
+    lines = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
     try:
         header = [name.strip() for name in next(lines, [])]
-        _refuse_missing_header(header, path)
-        check(header, path, 1)
+        if any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in header):
+            names = "file_name,label" if path.name == "metadata.csv" else "path,label or path,label,split"
+            problem = f"has no header, its first line is {','.join(header)!r}"
+            raise bad_file(path, problem, f"Write {names} above it.", 1)
+        check(header, 1)
         if len(set(header)) < len(header):
             raise bad_file(path, "has a column twice", "Keep one of each.", 1)
         for cells in lines:
-            if not cells:
-                continue
-            if len(cells) != len(header):
+            if cells and len(cells) != len(header):
                 problem = f"has {len(cells)} cells, but the header has {len(header)}"
                 raise bad_file(path, problem, "Quote cells that hold a comma.", lines.line_num)
-            yield lines.line_num, dict(zip(header, cells, strict=True))
+            if cells:
+                yield lines.line_num, dict(zip(header, cells, strict=True))
     except csv.Error as error:
         raise bad_file(path, f"is not valid CSV ({error})", "Quote cells that hold quotes.", lines.line_num) from None
 
 
-def _delimiter(text: str) -> str:
-    """What stands between the names of the header: a comma, else the semicolon or tabulator of some spreadsheets."""
-    header = text.partition("\n")[0]
-    return next((mark for mark in ",;\t" if mark in header), ",")
-
-
-def jsonl_records(path: Path, check: Check) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a JSONL file, each with its line.
-
-    Args:
-        path: the file.
-        check: refuses wrong names of keys, as in `csv_records`.
-    Raises:
-        UserError: it cannot be read, or a line is no object.
-    """
-    for line, text in enumerate(_text(path).split("\n"), start=1):
-        if not text.strip():
-            continue
-        try:
-            record = json.loads(text)
-        except (ValueError, RecursionError):
-            raise bad_file(path, "is not valid JSON", "Write one object on each line.", line) from None
-        if not isinstance(record, dict):
-            raise bad_file(path, "is not a JSON object", "Write one object on each line.", line)
-        check(list(record), path, line)
+def _jsonl_records(path: Path, check: Callable[[list[str], int], None]) -> Iterator[tuple[int, dict[str, Any]]]:
+    for line, record in read_objects(path):
+        check(list(record), line)
         yield line, record
-
-
-def _refuse_missing_header(cells: list[str], path: Path) -> None:
-    if any(Path(cell).suffix.lower() in IMAGE_SUFFIXES for cell in cells):
-        names = "file_name,label" if path.name == "metadata.csv" else "path,label or path,label,split"
-        raise bad_file(path, f"has no header, its first line is {','.join(cells)!r}", f"Write {names} above it.", 1)
-
-
-def _check_columns(columns: list[str], path: Path, line: int) -> None:
-    for name in _REQUIRED:
-        if name not in columns:
-            raise bad_file(path, f"lacks {name!r}", "Name the columns path,label and perhaps split,novel.", line)
-    for name in columns:
-        if name not in _COLUMNS:
-            raise UserError(f"{path}, line {line}: {unknown_name('column', name, _COLUMNS)}")
-
-
-def _row(record: Mapping[str, Any], inside: SafeRoot, path: Path, line: int) -> Row:
-    relative, label, split = record["path"], record["label"], record.get("split", "train")
-    for name, value in (("path", relative), ("label", label)):
-        if not isinstance(value, str) or not value.strip():
-            advice = "Fill it in." if value in ("", None) else "Write it as text; a class by its name."
-            raise bad_file(path, f"{name} is {value!r}, but text was expected", advice, line)
-    if split not in SPLITS:
-        raise bad_file(path, f"split is {split!r}, but train, val or test was expected", "Correct it.", line)
-    novel = _TRUTH.get(str(record.get("novel", False)).lower())
-    if novel is None:
-        raise bad_file(path, f"novel is {record['novel']!r}, but 0 or 1 was expected", "Correct it.", line)
-    try:
-        joined = inside.join(os.path.normpath(relative.strip()))
-    except (UserError, ValueError, OSError) as error:
-        raise UserError(f"{path}, line {line}: {error}") from None
-    return Row(joined, label.strip(), split, novel)

@@ -1,68 +1,61 @@
 """The feature store: rows of numbers on disk, found again by what they were computed from.
 
-The rows of one backbone and transform lie one behind the other in a raw file that `numpy.memmap` reads; an
-SQLite index beside them says where each row is and what it sums up to. A row counts once the index is
-committed, so a kill leaves whole rows and a tail that the next opening cuts off, and several processes may read
-and add at once. This file knows fingerprints and hashes; it knows no model and never opens a picture as one.
+Each space (one backbone under one transform) is a folder of safetensors files of keys, rows and checksums. A file
+appears whole and never changes, so a kill leaves whole files; no index lies beside them. A lock lets several processes
+share a store. This file knows fingerprints and hashes; it knows no model and opens no image as one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
-import secrets
+import re
 import shutil
-import sqlite3
 import time
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from mmprompt.errors import UserError, bad_file
-from mmprompt.files import cache_folder, make_folder, sha256_file
-from mmprompt.models.feature_index import FeatureIndex, StoredSpace, select
+from mmprompt.files import cache_folder, sha256_bytes, sha256_file, tensor_bytes, write_bytes
 from mmprompt.models.limits import size_from_environment
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMAT = 2
 LIMIT_VARIABLE = "MMPROMPT_CACHE_LIMIT"
 DEFAULT_LIMIT_BYTES = 4 * 2**30
-INDEX_BYTES_PER_ROW, INDEX_BYTES_PER_FILE = 48, 192  # what SQLite takes, measured and rounded up
+KEY_BYTES = 16
+MANY_FILES, SMALL_BYTES = 32, 32 * 2**20  # so many files smaller than this become one
+LOCK_SECONDS = 60.0
 HASHING_THREADS = 8
-UNREADABLE = "(unreadable, or of another version)"
 SETTLED_NS = 2 * 10**9  # a file younger than this may change again under the same time stamp
+UNREADABLE = "(unreadable, or of another version)"
+_OURS = re.compile(r"[0-9a-f]{32}|index\.sqlite.*")  # spaces, and the index of format 1; other files are the user's
 _log = logging.getLogger(__name__)
 
 
-def features_folder() -> Path:
-    """Where features are kept unless a caller names another place: `features` in the cache folder."""
-    return cache_folder() / "features"
-
-
-def limit_bytes() -> int:
-    """The most that a store may hold: `$MMPROMPT_CACHE_LIMIT` such as `500MB`, else 4 GB; 0 keeps nothing on disk.
-
-    Raises:
-        UserError: the variable is no size.
-    """
-    return size_from_environment(LIMIT_VARIABLE, DEFAULT_LIMIT_BYTES, "no store")
+class StoreError(UserError):
+    """The store cannot be read or written, or another process holds it for too long."""
 
 
 @dataclass(frozen=True)
 class Space:
-    """What all rows of one file have in common; rows that differ in any of it never meet.
+    """What all rows of one folder have in common; rows that differ in any of it never meet.
 
     Args:
         backbone: its name, for people; not part of the key.
         fingerprint: of its weights.
-        transform: what was done to the pictures first, in one line of text.
+        transform: what was done to the images first, in one line of text.
         computed_by: device, precision and libraries, which decide the last bits.
         width: numbers in a row.
-        dtype: `"float32"` or `"float64"`.
     """
 
     backbone: str
@@ -70,30 +63,20 @@ class Space:
     transform: str
     computed_by: str
     width: int
-    dtype: str = "float32"
 
     @property
     def key(self) -> str:
         """32 hex digits, the name of the space's folder."""
-        facts = {name: value for name, value in asdict(self).items() if name != "backbone"}
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+        facts = [FORMAT, self.fingerprint, self.transform, self.computed_by, self.width]
+        return sha256_bytes(json.dumps(facts).encode())[:32]
 
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row."""
-        return self.width * np.dtype(self.dtype).itemsize
+
+FILE_HASHES = Space("(hashes of files)", "", "", "", 32)
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What a store holds of one space.
-
-    Args:
-        backbone, fingerprint, transform, computed_by: as in `Space`.
-        rows: how many.
-        size_bytes: of the rows and their part of the index.
-        last_used: seconds since 1970.
-    """
+    """What a store holds of one space: its facts, the number of rows, bytes on disk, and seconds since 1970."""
 
     backbone: str
     fingerprint: str
@@ -104,247 +87,204 @@ class Contents:
     last_used: float
 
 
+def features_folder() -> Path:
+    """Return where features are kept unless a caller names another place: `features` in the cache folder."""
+    return cache_folder() / "features"
+
+
+def limit_bytes() -> int:
+    """Return the most that a store may hold: `$MMPROMPT_CACHE_LIMIT` such as `500MB`, else 4 GB; 0 keeps nothing.
+
+    Raises:
+        UserError: the variable is not a size.
+    """
+    return size_from_environment(LIMIT_VARIABLE, DEFAULT_LIMIT_BYTES, "no store")
+
+
 class FeatureStore:
-    """Rows of features on disk, for any number of backbones and processes.
+    """Rows of features on disk, for any number of backbones and processes. All methods may raise `StoreError`.
 
     Args:
-        folder: made when the first row is added.
-        limit: in bytes; whole spaces that were not used for longest are dropped to stay below it.
+        folder: made when it is first used.
+        limit: in bytes; whole spaces that were not used for longest are deleted to stay below it.
     """
 
     def __init__(self, folder: Path, limit: int = DEFAULT_LIMIT_BYTES) -> None:
         self.folder = folder
         self.limit = limit
-        self._index = FeatureIndex(folder)
 
-    def open(self, space: Space) -> None:
-        """Note that a space is in use, and mend what a kill or a full disk left of it.
+    def read(self, space: Space, keys: Iterable[str]) -> dict[str, Tensor]:
+        """Return the rows [width] that are there and whole, by key."""
+        with self._locked():
+            return self._read(space, keys)
 
-        Raises:
-            UserError: the folder cannot be made, or another version wrote the store.
-        """
-        make_folder(self.folder)
-        self._index.mended(lambda: self._open(space))
+    def add(self, space: Space, rows: Mapping[str, Tensor]) -> None:
+        """Add the rows [width] whose keys are not there yet; the first of two writers of a row wins."""
+        import torch
 
-    def read(self, space: Space, keys: Sequence[str]) -> dict[str, np.ndarray]:
-        """The rows that are there and whole, by key; each [width].
-
-        Raises:
-            UserError: another version wrote the store.
-        """
-        return self._index.mended(lambda: self._read(space, keys))
-
-    def add(self, space: Space, rows: Mapping[str, np.ndarray]) -> None:
-        """Add the rows whose keys are not there yet; the first of two writers of a row wins.
-
-        Args:
-            space: of all rows.
-            rows: [width] each, of the space's dtype.
-        Raises:
-            UserError: another version wrote the store.
-        """
-        self._index.mended(lambda: self._add(space, rows))
+        with self._locked():
+            known = self._read(space, rows)
+            new = {key: row for key, row in rows.items() if key not in known}
+            if not new:
+                return
+            digests = [_digest(key) for key in new]
+            keys = torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.uint8).view(-1, KEY_BYTES)
+            values = torch.stack(list(new.values())).cpu()
+            parts = [{"keys": keys, "rows": values, "checksums": _checksums(values)}]
+            small = [path for path in self._shards(space) if path.stat().st_size < SMALL_BYTES]
+            if len(small) < MANY_FILES:
+                small = []
+            parts += map(_load, small)
+            self._write(space, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+            for path in small:
+                path.unlink(missing_ok=True)
 
     def hash_files(self, paths: Iterable[Path]) -> dict[Path, str]:
-        """The SHA-256 of files; a file whose size and time stamp are known is not read again.
+        """Return the SHA-256 of files; a file whose size and time stamp are known is not read again.
 
         Raises:
-            UserError: a file cannot be read, or another version wrote the store.
+            UserError: a file cannot be read.
         """
-        return self._index.mended(lambda: self._hash_files(list(paths)))
+        import torch
 
-    def contents(self) -> list[Contents]:
-        """What is there, last used first.
-
-        Raises:
-            UserError: another version wrote the store.
-        """
-        return self._index.mended(self._contents) if self._index.exists else []
-
-    def clear(self) -> list[Contents]:
-        """Drop everything, also what is damaged or what another version wrote; what went.
-
-        Raises:
-            UserError: other processes hold the store for too long.
-        """
-        if not self._index.exists:
-            return []
-        try:
-            gone = self._contents()
-            with self._index.transaction("IMMEDIATE") as db:
-                for stored in self._index.spaces(db):
-                    self._drop(db, stored)
-                db.execute("DELETE FROM files")
-        except sqlite3.OperationalError as error:
-            advice = "Try again when no training is running."
-            raise bad_file(self.folder, f"cannot be emptied ({error})", advice) from None
-        except (UserError, sqlite3.DatabaseError):
-            size = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
-            gone = [Contents(UNREADABLE, "", "", "", 0, size, time.time())]
-            self._index.remove_all()
-        return gone
-
-    def _contents(self) -> list[Contents]:
-        query = """SELECT facts, last_used, (SELECT COUNT(*) FROM rows WHERE space = id), n_slots, row_bytes
-                   FROM spaces ORDER BY last_used DESC"""
-        with self._index.transaction("DEFERRED") as db:
-            found = db.execute(query).fetchall()
-        return [
-            Contents(**json.loads(facts), rows=n, size_bytes=n_slots * (row + INDEX_BYTES_PER_ROW), last_used=used)
-            for facts, used, n, n_slots, row in found
-        ]
-
-    def _open(self, space: Space) -> None:
-        with self._index.transaction("IMMEDIATE") as db:
-            stored = self._index.find(db, space.key)
-            if stored is not None:
-                db.execute("UPDATE spaces SET last_used = ? WHERE id = ?", [time.time(), stored.id])
-                self._cut(db, stored)
-
-    def _cut(self, db: sqlite3.Connection, stored: StoredSpace) -> None:
-        """Bring a file and its index to the same length: bytes without a row go, and rows without bytes."""
-        size = stored.path.stat().st_size if stored.path.exists() else 0
-        n_slots = min(stored.n_slots, size // stored.row_bytes)
-        if n_slots < stored.n_slots:
-            db.execute("DELETE FROM rows WHERE space = ? AND slot >= ?", [stored.id, n_slots])
-            db.execute("UPDATE spaces SET n_slots = ? WHERE id = ?", [n_slots, stored.id])
-        if size > n_slots * stored.row_bytes:
-            os.truncate(stored.path, n_slots * stored.row_bytes)
-
-    def _read(self, space: Space, keys: Sequence[str]) -> dict[str, np.ndarray]:
-        digests = {_digest(key): key for key in keys}
-        with self._index.transaction("DEFERRED") as db:  # the file cannot be dropped before it is mapped
-            stored = self._index.find(db, space.key)
-            if stored is None:
-                return {}
-            places = self._places(db, stored, list(digests))
-            block = _rows(stored, space, [slot for slot, _ in places.values()])
-        good, bad = {}, []
-        for (digest, (_, crc)), row in zip(places.items(), block, strict=True):
-            if row is not None and _crc(digest, row) == crc:
-                good[digests[digest]] = row
-            else:
-                bad.append(digest)
-        if bad:
-            _log.warning("%d damaged rows of the feature store in %s are computed again.", len(bad), self.folder)
-            with self._index.transaction("IMMEDIATE") as db:
-                statement = "DELETE FROM rows WHERE space = ? AND key = ?"
-                db.executemany(statement, [(stored.id, digest) for digest in bad])
-        return good
-
-    def _places(
-        self, db: sqlite3.Connection, stored: StoredSpace, digests: Sequence[bytes]
-    ) -> dict[bytes, tuple[int, int]]:
-        """Slot and checksum of the rows that are there."""
-        query = "SELECT key, slot, crc FROM rows WHERE space = ? AND key IN ({})"
-        return {key: (slot, crc) for key, slot, crc in select(db, query, digests, stored.id)}
-
-    def _add(self, space: Space, rows: Mapping[str, np.ndarray]) -> None:
-        values = {_digest(key): np.ascontiguousarray(row, dtype=space.dtype) for key, row in rows.items()}
-        with self._index.transaction("IMMEDIATE") as db:
-            stored = self._index.find(db, space.key)
-            known = {} if stored is None else self._places(db, stored, list(values))
-            new = {digest: row for digest, row in values.items() if digest not in known}
-            needed = len(new) * (space.row_bytes + INDEX_BYTES_PER_ROW)
-            if not new or not self._make_room(db, space, needed):
-                return
-            stored = self._index.find(db, space.key) or self._create(db, space)
-            _append(stored, b"".join(row.tobytes() for row in new.values()))
-            records = [
-                (stored.id, digest, slot, _crc(digest, row))
-                for slot, (digest, row) in enumerate(new.items(), stored.n_slots)
-            ]
-            db.executemany("INSERT INTO rows VALUES (?, ?, ?, ?)", records)
-            update = "UPDATE spaces SET n_slots = ?, last_used = ? WHERE id = ?"
-            db.execute(update, [stored.n_slots + len(new), time.time(), stored.id])
-
-    def _create(self, db: sqlite3.Connection, space: Space) -> StoredSpace:
-        """A new space; its file has a name of its own, so that one dropped while it is read is never refilled."""
-        file = f"rows-{secrets.token_hex(4)}.{space.dtype}"
-        (self.folder / space.key).mkdir(exist_ok=True)
-        facts = {name: getattr(space, name) for name in ("backbone", "fingerprint", "transform", "computed_by")}
-        statement = "INSERT INTO spaces (key, file, facts, row_bytes, n_slots, last_used) VALUES (?, ?, ?, ?, 0, ?)"
-        cursor = db.execute(statement, [space.key, file, json.dumps(facts), space.row_bytes, time.time()])
-        assert cursor.lastrowid is not None, "an insert has a row"
-        return StoredSpace(cursor.lastrowid, self.folder / space.key / file, 0, space.row_bytes)
-
-    def _make_room(self, db: sqlite3.Connection, space: Space, needed: int) -> bool:
-        """Drop whole spaces until so many bytes fit, the one in use last; False if they never will."""
-        own = [stored for stored in self._index.spaces(db) if stored.path.parent.name == space.key]
-        others = [stored for stored in self._index.spaces(db) if stored not in own]
-        for stored in (*others, *own):
-            if self._used(db) + needed <= self.limit:
-                break
-            self._drop(db, stored)
-            db.execute("DELETE FROM files")
-        return self._used(db) + needed <= self.limit
-
-    def _used(self, db: sqlite3.Connection) -> int:
-        (n_files,) = db.execute("SELECT COUNT(*) FROM files").fetchone()
-        rows = sum(stored.n_slots * (stored.row_bytes + INDEX_BYTES_PER_ROW) for stored in self._index.spaces(db))
-        return rows + n_files * INDEX_BYTES_PER_FILE
-
-    def _drop(self, db: sqlite3.Connection, stored: StoredSpace) -> None:
-        db.execute("DELETE FROM rows WHERE space = ?", [stored.id])
-        db.execute("DELETE FROM spaces WHERE id = ?", [stored.id])
-        shutil.rmtree(stored.path.parent, ignore_errors=True)
-
-    def _hash_files(self, paths: Sequence[Path]) -> dict[Path, str]:
         now = time.time_ns()
         try:
-            names = {os.fsencode(path.absolute()): path for path in paths}
-            stats = {name: path.stat() for name, path in names.items()}
-            with self._index.transaction("DEFERRED") as db:
-                known = select(db, "SELECT path, size, mtime_ns, sha256 FROM files WHERE path IN ({})", list(names))
-            hashes = {
-                name: sha256
-                for name, size, mtime_ns, sha256 in known
-                if (size, mtime_ns) == (stats[name].st_size, stats[name].st_mtime_ns)
+            stats = {path: path.stat() for path in paths}
+            keys = {
+                path: f"{os.fsencode(path.absolute())!r} {stat.st_size} {stat.st_mtime_ns}"
+                for path, stat in stats.items()
             }
-            unread = [name for name in names if name not in hashes]
+            known = self.read(FILE_HASHES, keys.values())
+            hashes = {path: known[key].numpy().tobytes().hex() for path, key in keys.items() if key in known}
+            unread = [path for path in keys if path not in hashes]
             with ThreadPoolExecutor(HASHING_THREADS) as pool:
-                read = dict(zip(unread, pool.map(lambda name: sha256_file(names[name]), unread), strict=True))
+                hashes.update(zip(unread, pool.map(sha256_file, unread), strict=True))
         except OSError as error:
-            raise bad_file(
-                error.filename, f"cannot be read ({error.strerror})", "Check the path of the picture."
-            ) from None
-        records = [
-            (name, stats[name].st_size, stats[name].st_mtime_ns, sha256)
-            for name, sha256 in read.items()
-            if now - stats[name].st_mtime_ns > SETTLED_NS
-        ]
-        if records:
-            with self._index.transaction("IMMEDIATE") as db:
-                db.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", records)
-        return {path: (hashes | read)[name] for name, path in names.items()}
+            problem = f"cannot be read ({error.strerror})"
+            raise bad_file(error.filename, problem, "Check the path of the picture.") from None
+        settled = [path for path in unread if now - stats[path].st_mtime_ns > SETTLED_NS]
+        rows = {keys[path]: torch.tensor(list(bytes.fromhex(hashes[path])), dtype=torch.uint8) for path in settled}
+        self.add(FILE_HASHES, rows)
+        return hashes
+
+    def contents(self) -> list[Contents]:
+        """Return what is there, last used first."""
+        if not self.folder.is_dir():
+            return []
+        with self._locked():
+            return sorted(map(_describe, self._entries()), key=lambda held: -held.last_used)
+
+    def clear(self) -> list[Contents]:
+        """Delete everything, also what is damaged or what another version wrote, and return what was deleted."""
+        deleted = self.contents()
+        if deleted:
+            with self._locked():
+                for path in self._entries():
+                    _delete(path)
+        return deleted
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the store, so that no other process reads or changes it meanwhile."""
+        from filelock import FileLock
+
+        try:
+            with FileLock(self.folder / ".lock", timeout=LOCK_SECONDS):
+                yield
+        except (UserError, OSError, NotImplementedError) as error:  # the last where a file system has no locks
+            advice = "Try again when no training is running, or set MMPROMPT_CACHE elsewhere."
+            raise StoreError(str(bad_file(self.folder, f"cannot be used ({error})", advice))) from None
+
+    def _entries(self) -> list[Path]:
+        """Return the folders of all spaces, and what other versions left, the one not used for longest first."""
+        ours = [path for path in self.folder.iterdir() if _OURS.fullmatch(path.name)]
+        return sorted(ours, key=lambda path: path.stat().st_mtime_ns)
+
+    def _shards(self, space: Space) -> list[Path]:
+        return sorted((self.folder / space.key).glob("*.safetensors"))
+
+    def _read(self, space: Space, keys: Iterable[str]) -> dict[str, Tensor]:
+        names = {_digest(key): key for key in keys}
+        rows: dict[str, Tensor] = {}
+        for path in self._shards(space):
+            try:
+                shard = _load(path)
+            except Exception as error:  # whatever the library raises on damaged headers
+                self._give_up(path, str(error))
+                continue
+            data = shard["keys"].numpy().tobytes()
+            digests = [data[start : start + KEY_BYTES] for start in range(0, len(data), KEY_BYTES)]
+            places = [place for place, digest in enumerate(digests) if digest in names]
+            values = shard["rows"][places]
+            if (_checksums(values) != shard["checksums"][places]).any():
+                self._give_up(path, "a checksum is wrong")
+                continue
+            rows.update(zip((names[digests[place]] for place in places), values, strict=True))
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(self.folder / space.key)
+        return rows
+
+    def _give_up(self, path: Path, reason: str) -> None:
+        _log.warning("%s is damaged (%s) and deleted; its features are computed again.", path, reason)
+        path.unlink()
+
+    def _write(self, space: Space, shard: Mapping[str, Tensor]) -> None:
+        """Write a file of rows, unless it is beyond the limit; delete spaces first, this one last, to make room."""
+        own = self.folder / space.key
+        facts = {name: value for name, value in asdict(space).items() if name != "width"}
+        data = tensor_bytes(shard, {"space": json.dumps(facts)})
+        room = self.limit - sum(map(_size, self._entries())) - len(data)
+        for path in sorted(self._entries(), key=lambda path: path == own):
+            if room < 0 and len(data) <= self.limit:
+                room += _size(path)
+                _delete(path)
+        if room >= 0:
+            own.mkdir(exist_ok=True)
+            for left in own.glob(".*.tmp"):  # by a kill: nobody else writes now
+                left.unlink()
+            write_bytes(own / f"{time.time_ns():020d}.safetensors", data)
 
 
 def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()[:16]
+    return hashlib.sha256(key.encode()).digest()[:KEY_BYTES]
 
 
-def _crc(digest: bytes, row: np.ndarray) -> int:
-    """Over the key too, so that a whole row in a wrong place is seen."""
-    return zlib.crc32(row.tobytes(), zlib.crc32(digest))
+def _checksums(rows: Tensor) -> Tensor:
+    import torch
+
+    data = rows.contiguous().view(torch.uint8).numpy()  # [N, bytes]
+    return torch.tensor([zlib.crc32(row) for row in data], dtype=torch.int64)
 
 
-def _rows(stored: StoredSpace, space: Space, slots: Sequence[int]) -> Sequence[np.ndarray | None]:
-    """The rows in some slots, each a copy; None for those that the file is too short for."""
-    n_slots = stored.path.stat().st_size // stored.row_bytes if stored.path.exists() else 0
-    if not slots or not n_slots:
-        return [None] * len(slots)
-    mapped = np.memmap(stored.path, dtype=space.dtype, mode="r", shape=(n_slots, space.width))
-    block = mapped[[min(slot, n_slots - 1) for slot in slots]]
-    return [row if slot < n_slots else None for slot, row in zip(slots, np.asarray(block), strict=True)]
+def _load(path: Path) -> dict[str, Tensor]:
+    """Open a file of rows, of which only what is looked at is read from the disk."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in ("keys", "rows", "checksums")}
 
 
-def _append(stored: StoredSpace, data: bytes) -> None:
-    """Write rows behind the last one that counts and wait until they are on the disk."""
-    stored.path.touch()
-    with stored.path.open("r+b") as handle:
-        start = stored.n_slots * stored.row_bytes
-        handle.truncate(start)
-        handle.seek(start)
-        handle.write(data)
-        handle.flush()
-        os.fsync(handle.fileno())
+def _describe(entry: Path) -> Contents:
+    from safetensors import safe_open
+
+    size, last_used = _size(entry), entry.stat().st_mtime
+    try:
+        rows, facts = 0, {}
+        for path in entry.glob("*.safetensors"):
+            with safe_open(path, "np") as file:
+                rows += file.get_slice("keys").get_shape()[0]
+                facts = json.loads(file.metadata()["space"])
+        return Contents(**facts, rows=rows, size_bytes=size, last_used=last_used)
+    except Exception:  # whatever the library raises on damaged headers
+        return Contents(UNREADABLE, "", "", "", 0, size, last_used)
+
+
+def _size(entry: Path) -> int:
+    return sum(path.stat().st_size for path in (entry, *entry.rglob("*")) if path.is_file())
+
+
+def _delete(entry: Path) -> None:
+    if entry.is_dir():
+        shutil.rmtree(entry, ignore_errors=True)
+    else:
+        entry.unlink(missing_ok=True)

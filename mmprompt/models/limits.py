@@ -11,14 +11,10 @@ UNITS = {"": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
 
 
 def size_from_environment(variable: str, default_bytes: int, zero: str) -> int:
-    """The bytes that an environment variable asks for.
+    """Return the bytes that an environment variable asks for, the default where it is not set.
 
-    Args:
-        variable: its name.
-        default_bytes: if it is not set.
-        zero: what 0 means, for the error text.
     Raises:
-        UserError: it is no size.
+        UserError: it is not a size; `zero` says what 0 would mean.
     """
     text = os.environ.get(variable, "")
     if not text:

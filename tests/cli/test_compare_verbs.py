@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import sqlite3
 from pathlib import Path
 
 import pytest
@@ -85,22 +83,6 @@ def test_the_official_split_stands_alone_and_the_papers_split_beside_their_numbe
     shown = " ".join(capsys.readouterr().out.split())
     assert "PromptSRC (published)" in shown
     assert "No published rows" not in shown
-
-
-@pytest.mark.parametrize("verb", ["compare", "protocol few-shot"])
-def test_a_feature_store_of_another_version_leaves_nothing_behind(
-    verb: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
-) -> None:
-    store = tmp_path / "cache" / "features"
-    monkeypatch.setenv("MMPROMPT_CACHE", str(store.parent))
-    monkeypatch.setenv("MMPROMPT_CACHE_LIMIT", "1GB")
-    store.mkdir(parents=True)
-    with contextlib.closing(sqlite3.connect(store / "index.sqlite")) as index:
-        index.execute("PRAGMA user_version = 9")
-    before = set(tmp_path.iterdir())
-    assert main([*verb.split(), "--methods", "zero-shot", *words[:4], "--shots", "1"]) == 2
-    assert "is a feature store of format 9" in " ".join(capsys.readouterr().err.split())
-    assert set(tmp_path.iterdir()) == before
 
 
 def test_results_that_cannot_be_kept_are_refused_at_the_start(words: list[str], capsys: Capture) -> None:

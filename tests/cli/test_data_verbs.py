@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -146,3 +149,31 @@ def test_eval_says_that_a_part_of_other_pictures_was_held_out(
 def test_strict_and_skip_broken_exclude_each_other(pictures: Path, capsys: Capture) -> None:
     assert main(["data", "shots", "--data", str(pictures), "--strict", "--skip-broken"]) == 2
     assert "strict and skip_broken are both given" in capsys.readouterr().err
+
+
+def heavy_modules(words: list[str]) -> set[str]:
+    """The libraries, of those that take long to import, that a command loads."""
+    program = f"from mmprompt.cli.main import main; assert main({words!r}) == 0; import sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    heavy = {"torch", "torchvision", "open_clip", "transformers", "timm", "sklearn", "numpy", "PIL"}
+    return heavy & set(done.stdout.splitlines()[-1].split())
+
+
+def write_imagenet(root: Path) -> None:
+    for wnid, part in itertools.product(("n01", "n02"), ("train", "val")):
+        write_pictures(root / "imagenet" / "images" / part, {wnid: (9, 9, 9)}, n=2)
+    (root / "imagenet" / "classnames.txt").write_text("n01 tench\nn02 goldfish\n")
+
+
+@pytest.mark.parametrize(
+    "verb", ["list", "shots openart-left", "shots imagenet --shots 1 --root FOLDER", "split FOLDER/own"]
+)
+def test_what_needs_no_picture_opened_loads_no_heavy_library(verb: str, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "own", COLOURS, n=6)
+    write_imagenet(tmp_path)
+    assert heavy_modules(["data", *(word.replace("FOLDER", str(tmp_path)) for word in verb.split())]) == set()
+
+
+def test_check_loads_what_opens_pictures_and_no_more(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "own", COLOURS, n=6)
+    assert heavy_modules(["data", "check", "--data", str(tmp_path / "own")]) == {"numpy", "PIL"}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-import sqlite3
 from pathlib import Path
 
 import pytest
@@ -123,14 +121,3 @@ def test_leaving_broken_ones_out_of_a_comparison_opens_no_known_picture(
     assert len(decodes.take()) >= first_decodes(own)
     assert main([*words, "--results", "other.sqlite"]) == 0
     assert decodes.take() == []
-
-
-def test_a_store_of_another_version_is_refused_before_any_picture_is_opened(
-    train: list[str], decodes: Decodes, tmp_path: Path
-) -> None:
-    (tmp_path / "cache" / "features").mkdir(parents=True)
-    with contextlib.closing(sqlite3.connect(tmp_path / "cache" / "features" / "index.sqlite")) as index:
-        index.execute("PRAGMA user_version = 9")
-    assert main([*train, "--out", "one"]) == 2
-    assert decodes.take() == []
-    assert not Path("one").exists()

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from mmprompt.data.class_names import class_index, readable_name, shortened
+from mmprompt.data.class_names import readable_name, readable_names, shortened
 from mmprompt.errors import UserError
 
 
@@ -14,24 +14,24 @@ def test_renaming_comes_first_and_its_result_is_read_like_any_name() -> None:
     assert readable_name("SeaLake", {"SeaLake": "Sea_or Lake"}) == "Sea or Lake"
 
 
-def test_names_are_sorted_as_they_are_read() -> None:
-    assert list(class_index(["b_a", "a", "Z"], "here").items()) == [("Z", "Z"), ("a", "a"), ("b_a", "b a")]
+def test_names_come_in_the_order_of_their_labels() -> None:
+    assert readable_names(["b_a", "a", "Z"], "here") == ("b a", "a", "Z")
 
 
 def test_labels_that_give_one_name_are_refused() -> None:
     with pytest.raises(UserError, match=r"here: 'wild_cat' and 'wild cat' are both the class 'wild cat'\. Rename one"):
-        class_index(["wild_cat", "dog", "wild cat"], "here")
+        readable_names(["wild_cat", "dog", "wild cat"], "here")
 
 
 @pytest.mark.parametrize("name", ["", "_", " \t"])
 def test_an_empty_name_is_refused(name: str) -> None:
     with pytest.raises(UserError, match=r"is empty\. Give every class a name\."):
-        class_index(["dog", name], "here")
+        readable_names(["dog", name], "here")
 
 
 def test_one_class_is_refused() -> None:
     with pytest.raises(UserError, match="here: holds only the class 'dog', but two or more are needed"):
-        class_index(["dog"], "here")
+        readable_names(["dog"], "here")
 
 
 def test_long_lists_are_cut_with_their_number() -> None:
@@ -64,4 +64,4 @@ def test_a_replaced_name_is_not_rewritten() -> None:
 
 def test_names_that_collide_after_rewriting_are_refused() -> None:
     with pytest.raises(UserError, match="'Pug' and 'pug' are both the class 'pug'"):
-        class_index(["Pug", "pug"], "here", rewrite="lower-case")
+        readable_names(["Pug", "pug"], "here", rewrite="lower-case")

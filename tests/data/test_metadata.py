@@ -66,10 +66,10 @@ def test_paths_that_begin_with_a_part_belong_to_it(tmp_path: Path) -> None:
     ("header", "rows", "problem"),
     [
         ("file_name,text", ["0.png,x"], "metadata.csv, line 1: lacks 'label'. Name the columns file_name,label."),
-        ("file_name,label", [], "metadata.csv: names no pictures"),
+        ("file_name,label", [], "metadata.csv: holds no pictures"),
         ("file_name,label", ["0.png,"], "metadata.csv, line 2: label is '', but text was expected"),
         ("file_name,label", ["../0.png,cat"], "metadata.csv, line 2: '../0.png' leaves the data folder"),
-        ("file_name,label", ["0.png,cat", "./0.png,dog"], "line 3: names './0.png' again, after line 2"),
+        ("file_name,label", ["0.png,cat", "./0.png,dog"], "line 3: lists './0.png' again, after line 2"),
     ],
 )
 def test_bad_metadata_is_refused_with_its_line(flat: Path, header: str, rows: list[str], problem: str) -> None:
@@ -84,7 +84,7 @@ def test_metadata_without_a_header_is_refused(flat: Path) -> None:
 
 def test_a_number_for_a_label_is_refused(flat: Path) -> None:
     (flat / "metadata.jsonl").write_text('{"file_name": "0.png", "label": 3}')
-    assert "line 1: label is 3, but text was expected. Write the class by its name." in refusal(flat)
+    assert "line 1: label is 3, but text was expected. Write it as text; a class by its name." in refusal(flat)
 
 
 def test_two_metadata_files_are_refused(flat: Path) -> None:

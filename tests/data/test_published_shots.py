@@ -47,7 +47,8 @@ def test_pictures_are_found_by_the_end_of_a_foreign_path_in_the_order_of_the_fil
         (line("/x/images/0/a1.jpg", 1), "line 1: label 1 is 0 in this set"),
         (line("/x/images/0/a1.jpg", "0"), "line 1: label '0' is 0 in this set"),
         ('{"_label": 0}', "line 1: is not an object with _impath and _label"),
-        ("[", "line 1: is not an object"),
+        ("[", "line 1: is not valid JSON"),
+        ("[]", "line 1: is not a JSON object"),
         ("", "names no picture"),
     ],
 )

@@ -82,6 +82,19 @@ def test_validation_without_training_pictures_is_refused() -> None:
         assemble(ROOT, [Row(ROOT / "a", "x", "test"), Row(ROOT / "b", "y", "val")], "here")
 
 
+def test_a_dataset_is_shown_in_one_short_line(dataset: Dataset) -> None:
+    assert repr(dataset) == (
+        "Dataset('pictures': 2 classes, train 8, val 0, test 2, shots None, seed None, protocol folder)"
+    )
+    drawn = ImageFolder(dataset.root, shots=2, seed=3)
+    assert repr(drawn) == str(drawn)
+    assert "train 4, val 0, test 2, shots 2, seed 3, protocol folder" in repr(drawn)
+
+
+def test_splits_are_shown_in_one_short_line() -> None:
+    assert repr(splits_of([20, 20])) == "Splits('/pictures': 2 classes, train 40, val 0, test 0)"
+
+
 def test_items_are_found_by_split(dataset: Dataset) -> None:
     assert dataset.items("train") == dataset.train
     assert dataset.items("test") == dataset.test

@@ -94,7 +94,7 @@ def test_without_test_rows_a_part_is_held_out(tmp_path: Path) -> None:
         ("path,label\n../a.png,x\n", ", line 2: '../a.png' leaves the data folder"),
         ("path,label\n/etc/a.png,x\n", ", line 2: '/etc/a.png' leaves the data folder"),
         ('path,label\n"a.png"x,y\n', ", line 2: is not valid CSV ("),
-        (b"path,label\n\xff,x\n", ": is not UTF-8 text"),
+        (b"path,label\n\xff,x\n", ", line 2: is not UTF-8 text"),
         ("path,label\na,x\nb,x\n", ": holds only the class 'x'"),
         ("path,label\na,x_y\nb,x y\n", ": 'x_y' and 'x y' are both the class 'x y'"),
     ],

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -11,70 +10,76 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from filelock import FileLock
 
 from mmprompt.errors import UserError
-from mmprompt.models.feature_index import INDEX
-from mmprompt.models.feature_store import INDEX_BYTES_PER_ROW, FeatureStore, Space, limit_bytes
+from mmprompt.models import feature_store
+from mmprompt.models.feature_store import MANY_FILES, UNREADABLE, FeatureStore, Space, StoreError, limit_bytes
 
 SPACE = Space("tiny", "f" * 64, "shorter side to 32", "cpu", 6)
-ROW_COST = SPACE.row_bytes + INDEX_BYTES_PER_ROW
+PROGRAM = f"""
+import os, random, signal, sys
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+from pathlib import Path
+from mmprompt.models.feature_store import FeatureStore
+from tests.models.test_feature_store import SPACE, rows_of
+store = FeatureStore(Path(sys.argv[1]))
+"""
 
 
-def row_of(key: str, space: Space = SPACE) -> np.ndarray:
+def row_of(key: str, width: int = 6, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """A row that follows from its key."""
-    return np.random.default_rng(list(key.encode())).standard_normal(space.width).astype(space.dtype)
+    return torch.from_numpy(np.random.default_rng(list(key.encode())).standard_normal(width)).to(dtype)
 
 
-def rows_of(*keys: str, space: Space = SPACE) -> dict[str, np.ndarray]:
-    return {key: row_of(key, space) for key in keys}
+def rows_of(*keys: str) -> dict[str, torch.Tensor]:
+    return {key: row_of(key) for key in keys}
 
 
-def row_file(store: FeatureStore) -> Path:
-    (path,) = store.folder.glob("*/rows-*")
-    return path
+def files(store: FeatureStore) -> list[Path]:
+    return sorted(store.folder.glob("*/*.safetensors"))
+
+
+def on_disk(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def assert_holds(store: FeatureStore, *keys: str, space: Space = SPACE) -> None:
     """Exactly these keys of a, b, c, d, e, each with its row to the last bit."""
-    found = store.read(space, list("abcde"))
-    assert sorted(found) == sorted(keys)
+    rows = FeatureStore(store.folder, store.limit).read(space, list("abcde"))
+    assert sorted(rows) == sorted(keys)
     for key in keys:
-        np.testing.assert_array_equal(found[key], row_of(key, space))
+        assert torch.equal(rows[key], row_of(key))
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> FeatureStore:
-    """A store with rows a and b."""
+    """A store with rows a and b in one file."""
     store = FeatureStore(tmp_path / "features")
-    store.open(SPACE)
     store.add(SPACE, rows_of("a", "b"))
     return store
 
 
-def reopened(store: FeatureStore, space: Space = SPACE) -> FeatureStore:
-    again = FeatureStore(store.folder, store.limit)
-    again.open(space)
-    return again
-
-
 def test_rows_come_back_to_the_last_bit(store: FeatureStore) -> None:
     store.add(SPACE, rows_of("c"))
-    assert_holds(reopened(store), "a", "b", "c")
+    assert_holds(store, "a", "b", "c")
 
 
-def test_rows_are_a_plain_file(store: FeatureStore) -> None:
-    np.testing.assert_array_equal(np.fromfile(row_file(store), np.float32).reshape(-1, 6)[0], row_of("a"))
-
-
-def test_double_precision_is_kept(store: FeatureStore) -> None:
-    double = replace(SPACE, dtype="float64")
-    store.add(double, rows_of("a", space=double))
-    assert_holds(store, "a", space=double)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_precision_of_rows_is_kept(tmp_path: Path, dtype: torch.dtype) -> None:
+    store = FeatureStore(tmp_path)
+    store.add(SPACE, {"a": row_of("a", dtype=dtype)})
+    assert torch.equal(store.read(SPACE, ["a"])["a"], row_of("a", dtype=dtype))
 
 
 @pytest.mark.parametrize("change", ["fingerprint", "transform", "computed_by"])
-def test_rows_of_another_space_are_not_found(store: FeatureStore, change: str) -> None:
+def test_rows_of_another_space_are_not_read(store: FeatureStore, change: str) -> None:
     assert_holds(store, space=replace(SPACE, **{change: "another"}))
+
+
+def test_rows_of_another_width_are_not_read(store: FeatureStore) -> None:
+    assert_holds(store, space=replace(SPACE, width=7))
 
 
 def test_the_name_of_a_backbone_does_not_matter(store: FeatureStore) -> None:
@@ -82,112 +87,134 @@ def test_the_name_of_a_backbone_does_not_matter(store: FeatureStore) -> None:
 
 
 def test_the_first_writer_of_a_row_wins(store: FeatureStore) -> None:
-    store.add(SPACE, {"a": np.zeros(6, np.float32), "c": row_of("c")})
+    store.add(SPACE, {"a": torch.zeros(6), "c": row_of("c")})
     assert_holds(store, "a", "b", "c")
-    assert row_file(store).stat().st_size == 3 * SPACE.row_bytes
+    assert [held.rows for held in store.contents()] == [3]
 
 
-def test_a_torn_row_is_cut_off_at_the_next_opening(store: FeatureStore) -> None:
-    with row_file(store).open("ab") as handle:
-        handle.write(b"half a row")
-    again = reopened(store)
-    assert row_file(again).stat().st_size == 2 * SPACE.row_bytes
-    again.add(SPACE, rows_of("c"))
-    assert_holds(again, "a", "b", "c")
-
-
-def test_a_kill_in_the_middle_of_an_append_leaves_whole_rows(store: FeatureStore) -> None:
-    program = f"""
-import os, signal, sys
-sys.path.insert(0, {str(Path(__file__).parents[2])!r})
-from pathlib import Path
-from mmprompt.models.feature_store import FeatureStore
-from tests.models.test_feature_store import SPACE, rows_of
-os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
-FeatureStore(Path({str(store.folder)!r})).add(SPACE, rows_of("c", "d"))
-"""
-    done = subprocess.run([sys.executable, "-c", program], check=False)
+def test_a_kill_while_a_file_is_written_leaves_the_old_rows(store: FeatureStore) -> None:
+    program = PROGRAM + "os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL); store.add(SPACE, rows_of('c', 'd'))"
+    done = subprocess.run([sys.executable, "-c", program, store.folder], check=False)
     assert done.returncode == -signal.SIGKILL
-    assert row_file(store).stat().st_size == 4 * SPACE.row_bytes
-    again = reopened(store)
-    assert row_file(again).stat().st_size == 2 * SPACE.row_bytes
-    assert_holds(again, "a", "b")
-    again.add(SPACE, rows_of("e"))
-    assert_holds(again, "a", "b", "e")
+    assert list(store.folder.glob("*/.*.tmp"))
+    assert_holds(store, "a", "b")
+    store.add(SPACE, rows_of("e"))
+    assert not list(store.folder.glob("*/.*.tmp"))
+    assert_holds(store, "a", "b", "e")
 
 
-def test_rows_that_the_file_lost_are_forgotten(store: FeatureStore) -> None:
-    os.truncate(row_file(store), SPACE.row_bytes + 3)
-    assert_holds(reopened(store), "a")
+def test_a_file_with_a_damaged_row_is_dropped_and_may_be_written_anew(
+    store: FeatureStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    (path,) = files(store)
+    data = bytearray(path.read_bytes())
+    data[data.index(row_of("a").numpy().tobytes())] ^= 1
+    path.write_bytes(data)
+    assert_holds(store)
+    assert "a checksum is wrong" in caplog.text
+    store.add(SPACE, rows_of("a", "b"))
+    assert_holds(store, "a", "b")
 
 
-def test_rows_whose_file_is_gone_are_forgotten(store: FeatureStore) -> None:
-    row_file(store).unlink()
-    again = reopened(store)
-    assert_holds(again)
-    again.add(SPACE, rows_of("c"))
-    assert_holds(again, "c")
-
-
-@pytest.mark.parametrize("is_opened_again", [True, False])
-def test_a_damaged_row_is_noticed_and_replaced(store: FeatureStore, is_opened_again: bool) -> None:
-    with row_file(store).open("r+b") as handle:
-        handle.write(b"\x01")
-    again = reopened(store) if is_opened_again else store
-    assert_holds(again, "b")
-    again.add(SPACE, rows_of("a"))
-    assert_holds(again, "a", "b")
-
-
-def test_rows_that_changed_places_are_noticed(store: FeatureStore) -> None:
-    data = row_file(store).read_bytes()
-    row_file(store).write_bytes(data[SPACE.row_bytes :] + data[: SPACE.row_bytes])
+def test_rows_that_changed_places_are_not_read(store: FeatureStore) -> None:
+    (path,) = files(store)
+    a, b = (row_of(key).numpy().tobytes() for key in "ab")
+    path.write_bytes(path.read_bytes().replace(a + b, b + a))
     assert_holds(store)
 
 
-def test_a_damaged_index_starts_the_store_anew(store: FeatureStore, caplog: pytest.LogCaptureFixture) -> None:
-    (store.folder / INDEX).write_bytes(b"not a database, but a text of some length" * 30)
-    again = reopened(store)
-    assert "damaged" in caplog.text
-    assert_holds(again)
-    again.add(SPACE, rows_of("c"))
-    assert_holds(again, "c")
-    assert len(list(store.folder.glob("*/rows-*"))) == 1
+@pytest.mark.parametrize("content", [b"", b"not a file of tensors, but some text" * 9, None])
+def test_a_file_that_is_damaged_is_dropped(store: FeatureStore, content: bytes | None) -> None:
+    (path,) = files(store)
+    path.write_bytes(path.read_bytes()[:-10] if content is None else content)
+    assert [held.backbone for held in store.contents() if held.size_bytes] in ([UNREADABLE], [])
+    assert_holds(store)
+    store.add(SPACE, rows_of("c"))
+    assert_holds(store, "c")
 
 
-def test_a_store_of_another_version_is_refused(store: FeatureStore) -> None:
-    with sqlite3.connect(store.folder / INDEX) as db:
-        db.execute("PRAGMA user_version = 7")
-    message = r"format 7, but this version of mmprompt reads format 1\. Empty it with `mmprompt data cache --clear`"
-    with pytest.raises(UserError, match=message):
-        reopened(store)
-    (gone,) = store.clear()
-    assert gone.size_bytes > 0
-    assert_holds(reopened(store))
+def test_rows_whose_file_is_gone_are_forgotten(store: FeatureStore) -> None:
+    files(store)[0].unlink()
+    assert_holds(store)
+
+
+def test_many_small_files_become_one(store: FeatureStore) -> None:
+    for number in range(MANY_FILES - 1):
+        store.add(SPACE, rows_of(str(number)))
+    assert len(files(store)) == MANY_FILES
+    store.add(SPACE, rows_of("c"))
+    assert len(files(store)) == 1
+    assert_holds(store, "a", "b", "c")
+    assert [held.rows for held in store.contents()] == [MANY_FILES + 2]
+
+
+def write_format_1(folder: Path) -> int:
+    """What versions until 0.9 left: an index, and rows in the folders of spaces; their size."""
+    (folder / ("0" * 32)).mkdir(parents=True)
+    (folder / ("0" * 32) / "rows-1234abcd.float32").write_bytes(bytes(4000))
+    (folder / "index.sqlite").write_bytes(bytes(5000))
+    for path in folder.iterdir():
+        os.utime(path, (1e9, 1e9))
+    return 9000
+
+
+def test_what_another_version_wrote_is_counted_and_cleared_and_never_read(store: FeatureStore) -> None:
+    size = write_format_1(store.folder)
+    assert_holds(store, "a", "b")
+    assert sum(held.size_bytes for held in store.contents() if held.backbone == UNREADABLE) == size
+    assert len(store.clear()) == 3
+    assert_holds(store)
+
+
+def test_what_another_version_wrote_goes_first(tmp_path: Path) -> None:
+    write_format_1(tmp_path)
+    store = FeatureStore(tmp_path, limit=5000)
+    store.add(SPACE, rows_of("a", "b"))
+    assert_holds(store, "a", "b")
+    assert [held.backbone for held in store.contents()] == ["tiny"]
+
+
+def test_files_of_the_user_in_the_same_folder_stay(tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("a" * 3000)
+    (tmp_path / "notes.txt").write_text("b" * 3000)
+    store = FeatureStore(tmp_path, limit=1000)
+    store.add(SPACE, rows_of("a"))
+    assert_holds(store, "a")
+    store.clear()
+    assert on_disk(tmp_path) == 6000
 
 
 def test_processes_that_fill_a_store_at_once_give_each_row_once(tmp_path: Path) -> None:
-    program = f"""
-import random, sys
-sys.path.insert(0, {str(Path(__file__).parents[2])!r})
-from pathlib import Path
-from mmprompt.models.feature_store import FeatureStore
-from tests.models.test_feature_store import SPACE, rows_of
-store, keys = FeatureStore(Path(sys.argv[1])), [str(i) for i in range(60)]
-store.open(SPACE)
+    program = (
+        PROGRAM
+        + """
+keys = [str(i) for i in range(60)]
 random.Random(sys.argv[2]).shuffle(keys)
 for start in range(0, 60, 5):
     store.add(SPACE, rows_of(*keys[start : start + 5]))
     assert len(store.read(SPACE, keys[: start + 5])) == start + 5
 """
-    writers = [subprocess.Popen([sys.executable, "-c", program, tmp_path / "f", str(i)]) for i in range(3)]
-    assert [writer.wait() for writer in writers] == [0, 0, 0]
+    )
+    writers = [subprocess.Popen([sys.executable, "-c", program, tmp_path / "f", str(i)]) for i in range(2)]
+    assert [writer.wait() for writer in writers] == [0, 0]
     store = FeatureStore(tmp_path / "f")
-    found = store.read(SPACE, [str(i) for i in range(60)])
-    assert len(found) == 60
-    for key, row in found.items():
-        np.testing.assert_array_equal(row, row_of(key))
-    assert row_file(store).stat().st_size == 60 * SPACE.row_bytes
+    rows = store.read(SPACE, [str(i) for i in range(60)])
+    assert len(rows) == 60
+    for key, row in rows.items():
+        assert torch.equal(row, row_of(key))
+    assert [held.rows for held in store.contents()] == [60]
+
+
+def test_a_store_that_another_process_holds_is_given_up_after_a_while(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feature_store, "LOCK_SECONDS", 0.01)
+    with FileLock(store.folder / ".lock"), pytest.raises(StoreError, match="Try again when no training is running"):
+        store.clear()
+
+
+FILE_BYTES = 500  # of one or two rows of six numbers, rounded up
 
 
 def other(number: int) -> Space:
@@ -195,53 +222,46 @@ def other(number: int) -> Space:
 
 
 def test_the_space_not_used_for_longest_is_dropped_whole(tmp_path: Path) -> None:
-    store = FeatureStore(tmp_path, limit=5 * ROW_COST)
+    store = FeatureStore(tmp_path, limit=2 * FILE_BYTES)
     for number in (1, 2):
-        store.open(other(number))
         store.add(other(number), rows_of("a", "b"))
-    store.open(other(1))
+    store.read(other(1), ["a"])
     store.add(other(3), rows_of("a", "b"))
     assert_holds(store, "a", "b", space=other(1))
     assert_holds(store, space=other(2))
     assert_holds(store, "a", "b", space=other(3))
-    assert sum(one.size_bytes for one in store.contents()) <= store.limit
-    assert len(list(tmp_path.glob("*/rows-*"))) == 2
+    assert on_disk(tmp_path) <= store.limit
 
 
 def test_a_space_that_outgrows_the_limit_starts_anew(tmp_path: Path) -> None:
-    store = FeatureStore(tmp_path, limit=3 * ROW_COST)
-    store.open(SPACE)
+    store = FeatureStore(tmp_path, limit=FILE_BYTES)
     store.add(SPACE, rows_of("a", "b"))
     store.add(SPACE, rows_of("c", "d"))
     assert_holds(store, "c", "d")
 
 
-def test_rows_beyond_the_limit_are_not_kept(tmp_path: Path) -> None:
-    store = FeatureStore(tmp_path, limit=ROW_COST)
-    store.open(SPACE)
-    store.add(SPACE, rows_of("a", "b"))
-    assert store.contents() == []
+def test_rows_beyond_the_limit_are_not_kept_and_push_nothing_out(store: FeatureStore) -> None:
+    limited = FeatureStore(store.folder, limit=FILE_BYTES)
+    limited.add(other(1), rows_of(*map(str, range(100))))
+    assert_holds(store, "a", "b")
 
 
-def test_what_the_limit_counts_is_what_the_disk_holds(tmp_path: Path) -> None:
-    store = FeatureStore(tmp_path)
-    store.open(SPACE)
-    store.add(SPACE, rows_of(*map(str, range(5000))))
-    on_disk = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
-    assert on_disk <= store.contents()[0].size_bytes <= 1.25 * on_disk
+def test_what_the_limit_counts_is_what_the_disk_holds(store: FeatureStore) -> None:
+    store.add(SPACE, rows_of(*map(str, range(500))))
+    assert [held.size_bytes for held in store.contents()] == [on_disk(store.folder)]
 
 
 def test_contents_say_what_is_there(store: FeatureStore) -> None:
-    (one,) = store.contents()
-    assert (one.backbone, one.fingerprint, one.transform) == ("tiny", "f" * 64, "shorter side to 32")
-    assert (one.rows, one.size_bytes) == (2, 2 * ROW_COST)
-    assert time.time() - one.last_used < 60
+    (held,) = store.contents()
+    assert (held.backbone, held.fingerprint, held.transform) == ("tiny", "f" * 64, "shorter side to 32")
+    assert held.rows == 2
+    assert time.time() - held.last_used < 60
 
 
-def test_clearing_drops_all_and_says_what_went(store: FeatureStore) -> None:
-    assert [one.rows for one in store.clear()] == [2]
+def test_clearing_deletes_all_and_returns_what_was_there(store: FeatureStore) -> None:
+    assert [held.rows for held in store.clear()] == [2]
     assert store.clear() == []
-    assert not list(store.folder.glob("*/*"))
+    assert files(store) == []
     store.add(SPACE, rows_of("c"))
     assert_holds(store, "c")
 

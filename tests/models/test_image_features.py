@@ -4,7 +4,6 @@ import contextlib
 import copy
 import os
 import shutil
-import sqlite3
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,11 +16,11 @@ from PIL import Image
 
 from mmprompt.data.images import read_image
 from mmprompt.data.transforms import augment_coop
-from mmprompt.errors import UserError
+from mmprompt.errors import UserError, bad_file
+from mmprompt.models import feature_store
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.dual_encoder.load import load_backbone
-from mmprompt.models.feature_index import INDEX
-from mmprompt.models.feature_store import FeatureStore
+from mmprompt.models.feature_store import FILE_HASHES, FeatureStore
 from mmprompt.models.image_features import ImageFeatures, encode_batches, encode_pictures
 
 OPENED: list[Path] | None = None
@@ -228,7 +227,8 @@ def test_long_work_is_saved_on_the_way(
     kept: list[int] = []
 
     def look(done: int, total: int) -> None:
-        kept.append(sum(one.rows for one in FeatureStore(folder).contents()))
+        held = FeatureStore(folder).contents()
+        kept.append(sum(space.rows for space in held if space.backbone != FILE_HASHES.backbone))
 
     ImageFeatures(tiny_clip_backbone, progress=look).of(paths)
     assert kept == [8, 11]
@@ -247,7 +247,7 @@ def test_features_go_where_the_caller_says(
     tiny_clip_backbone: DualEncoder, paths: list[Path], folder: Path, tmp_path: Path
 ) -> None:
     ImageFeatures(tiny_clip_backbone, tmp_path / "elsewhere").of(paths)
-    assert (tmp_path / "elsewhere" / INDEX).is_file()
+    assert FeatureStore(tmp_path / "elsewhere").contents()
     assert not folder.exists()
 
 
@@ -282,15 +282,50 @@ def test_a_store_that_breaks_on_the_way_is_done_without(
     features = ImageFeatures(tiny_clip_backbone)
     expected = features.of(paths[:1])
     shutil.rmtree(folder)
+    folder.write_text("a file in the way")
     assert torch.equal(features.of(paths)[:1], expected)
     assert caplog.text.count("kept in memory alone") == 1
 
 
-def test_a_store_of_another_version_is_refused_in_one_line(
+@pytest.mark.parametrize("is_settled", [True, False])
+def test_a_full_disk_stops_no_run(
+    is_settled: bool,
+    tiny_clip_backbone: DualEncoder,
+    paths: list[Path],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def full(path: Path, data: bytes) -> None:
+        raise bad_file(path, "cannot be written (No space left on device)", "Check the folder and the disk.")
+
+    monkeypatch.setattr(feature_store, "write_bytes", full)
+    if not is_settled:  # then no hash of a file is written, and features come first
+        for path in paths:
+            path.touch()
+    assert torch.equal(ImageFeatures(tiny_clip_backbone).of(paths), encode_pictures(tiny_clip_backbone, paths))
+    assert caplog.text.count("kept in memory alone") == 1
+
+
+def test_a_store_of_another_version_is_no_obstacle(
     tiny_clip_backbone: DualEncoder, paths: list[Path], folder: Path
 ) -> None:
-    ImageFeatures(tiny_clip_backbone).of(paths)
-    with sqlite3.connect(folder / INDEX) as db:
-        db.execute("PRAGMA user_version = 2")
-    with pytest.raises(UserError, match=r"feature store of format 2, .*mmprompt data cache --clear"):
+    folder.mkdir(parents=True)
+    (folder / "index.sqlite").write_bytes(b"SQLite format 3\x00" + bytes(5000))
+    expected = encode_pictures(tiny_clip_backbone, paths)
+    for _ in ("cold", "warm"):
+        assert torch.equal(ImageFeatures(tiny_clip_backbone).of(paths), expected)
+
+
+def test_features_of_a_file_whose_bytes_were_damaged_are_computed_again(
+    tiny_clip_backbone: DualEncoder, paths: list[Path], folder: Path
+) -> None:
+    expected = ImageFeatures(tiny_clip_backbone).of(paths)
+    for path in folder.glob("*/*.safetensors"):
+        data = bytearray(path.read_bytes())
+        data[-20] ^= 255
+        path.write_bytes(data)
+    assert torch.equal(ImageFeatures(tiny_clip_backbone).of(paths), expected)
+    with tower_runs(tiny_clip_backbone) as sizes:
         ImageFeatures(tiny_clip_backbone).of(paths)
+    assert sizes == []

@@ -20,6 +20,7 @@ from mmprompt.core.method import measured_for, resolved_recipe, settled
 from mmprompt.errors import bad_file
 from mmprompt.files import read_json, write_json
 from mmprompt.terminal.config import distribute, read_settings
+from mmprompt.terminal.counter import Counter
 from mmprompt.terminal.lists import is_given
 from mmprompt.terminal.output import Output, result_table
 from mmprompt.terminal.parser import parse, peek
