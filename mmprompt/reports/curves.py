@@ -7,18 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from mmprompt.core.confidence import Reliability
-from mmprompt.reports.figures import Theme, drawing, png
+from mmprompt.reports.figures import Theme, drawing, mark_percent, png, prepare, short
 
 # after the accent: hues that stay apart for colour-blind readers on paper and on a dark page alike
 HUES = ("#d9822b", "#4a7fd6", "#b0568f", "#8a8f2a", "#7a6bd1", "#c4504a")
 MARKERS = "osD^vPX"
 MAX_CLASSES = 30
-MAX_LETTERS = 26
 
 
 @dataclass(frozen=True)
@@ -36,49 +34,46 @@ class Curve:
     is_flat: bool
 
 
-def colour_of(index: int, theme: Theme) -> str:
-    """The colour of a method by its number: the accent first."""
-    return theme.accent if index == 0 else HUES[(index - 1) % len(HUES)]
-
-
 def draw_shots(curves: Sequence[Curve], title: str, theme: Theme) -> bytes:
-    """Accuracy over shots, one line a method; what learns nothing is a star at 0 shots and a dotted line.
+    """Draw accuracy over shots, one line a method; one that learns nothing is a star at 0 shots and a dotted line.
 
     Args:
         curves: what is compared; the first one that learns has the accent.
         title: the data set.
         theme: the page's colours.
     """
-    shots = sorted({at for curve in curves if not curve.is_flat for at in curve.points}, key=_order)
+
+    def order(shots: int | None) -> float:
+        return float("inf") if shots is None else shots
+
+    shots = sorted({at for curve in curves if not curve.is_flat for at in curve.points}, key=order)
     places = {at: position for position, at in enumerate([0, *shots])}
-    learning = [curve for curve in curves if not curve.is_flat]
-    ranked = [*learning, *(curve for curve in curves if curve.is_flat)]
+    ranked = sorted(curves, key=lambda curve: curve.is_flat)
     with drawing(theme, 4.6, 4.0) as figure:  # two beside each other on a page, one on a phone
         axes = figure.add_subplot()
         prepare(axes, theme)
         for index, curve in enumerate(ranked):
-            colour, marker = colour_of(index, theme), MARKERS[index % len(MARKERS)]
-            at = sorted(curve.points, key=_order)
+            colour = theme.accent if index == 0 else HUES[(index - 1) % len(HUES)]
+            at = sorted(curve.points, key=order)
             heights = np.array([100 * curve.points[k][0] for k in at])
             if curve.is_flat:
                 axes.axhline(heights[0], color=colour, linewidth=0.9, linestyle=(0, (2, 3)), zorder=1)
                 axes.plot([0], heights[:1], "*", color=colour, markersize=13, label=curve.label, zorder=3)
                 continue
-            x = [places[k] for k in at]
+            x, marker = [places[k] for k in at], MARKERS[index % len(MARKERS)]
             axes.plot(x, heights, color=colour, linewidth=1.8, marker=marker, markersize=5, label=curve.label, zorder=2)
             spread = np.array([100 * (curve.points[k][1] or 0.0) for k in at])
             axes.fill_between(x, heights - spread, heights + spread, color=colour, alpha=0.15, linewidth=0)
         axes.set_xticks(range(len(places)), ["all" if k is None else str(k) for k in places])
-        axes.set_xlim(-0.35, len(places) - 0.65)
-        axes.set_xlabel("training pictures of each class")
-        axes.set_ylabel("accuracy, %")
+        axes.set(xlim=(-0.35, len(places) - 0.65), xlabel="training pictures of each class", ylabel="accuracy, %")
         axes.set_title(title, loc="left", fontsize=11, color=theme.ink)
-        _legend(figure, len(ranked), theme)
+        place = {"loc": "outside lower left", "ncols": min(len(ranked), 2)}
+        figure.legend(**place, frameon=False, fontsize=9, labelcolor=theme.ink)
         return png(figure)
 
 
 def draw_classes(names: Sequence[str], before: Sequence[float], after: Sequence[float], theme: Theme) -> bytes:
-    """Accuracy of each class from zero-shot to learned, the largest change first.
+    """Draw the accuracy of each class from zero-shot to learned, the largest change first.
 
     Args:
         names: C class names.
@@ -101,15 +96,14 @@ def draw_classes(names: Sequence[str], before: Sequence[float], after: Sequence[
             axes.plot(100 * before[c], height, "o", markersize=5, color=theme.paper, markeredgecolor=theme.soft)
             axes.plot(100 * after[c], height, "o", markersize=6, color=colour)
         axes.set_yticks(range(len(order)), [short(names[c]) for c in reversed(order)], fontsize=8.5)
-        axes.set_ylim(-0.7, len(order) - 0.3)
-        axes.set_xlim(-2, 102)
-        axes.set_xticks(range(0, 101, 25), [f"{tick} %" for tick in range(0, 101, 25)])
+        axes.set(xlim=(-2, 102), ylim=(-0.7, len(order) - 0.3))
+        mark_percent(axes.xaxis)
         axes.set_title("zero-shot (open) to learned (filled)", loc="left", fontsize=9.5, color=theme.soft)
         return png(figure)
 
 
 def draw_reliability(bins: Reliability, theme: Theme) -> bytes:
-    """Accuracy against confidence, with the number of predictions below (Guo et al. 2017).
+    """Draw accuracy against confidence, with the number of predictions below (Guo et al. 2017).
 
     Args:
         bins: the reliability diagram.
@@ -122,12 +116,9 @@ def draw_reliability(bins: Reliability, theme: Theme) -> bytes:
         confidence, accuracy = (100 * np.array(values) for values in (bins.confidence, bins.accuracy))
         upper.plot([0, 100], [0, 100], color=theme.soft, linewidth=0.9, linestyle=(0, (2, 3)))
         upper.plot(confidence, accuracy, color=theme.accent, linewidth=1.6, marker="o", markersize=5)
-        upper.set_ylim(0, 103)
-        upper.set_xlim(0, 101)
-        upper.set_ylabel("right, %")
+        upper.set(xlim=(0, 101), ylim=(0, 103), ylabel="right, %")
         lower.bar(confidence, bins.counts, width=4.5, color=theme.accent, alpha=0.5)
-        lower.set_ylabel("pictures")
-        lower.set_xlabel("probability it gave, %")
+        lower.set(xlabel="probability it gave, %", ylabel="pictures")
         return png(figure)
 
 
@@ -147,7 +138,7 @@ class Tried:
 
 
 def draw_sensitivity(trials: Sequence[Tried], names: Mapping[str, bool], best: Tried, theme: Theme) -> bytes:
-    """Validation accuracy against each setting, side by side, the chosen trial in the accent.
+    """Draw validation accuracy against each setting, side by side, the chosen trial in the accent.
 
     Args:
         trials: all that have an accuracy.
@@ -155,6 +146,8 @@ def draw_sensitivity(trials: Sequence[Tried], names: Mapping[str, bool], best: T
         best: the chosen one.
         theme: the page's colours.
     """
+    from matplotlib.ticker import NullFormatter
+
     with drawing(theme, max(3.2, 2.55 * len(names)), 3.2) as figure:
         panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
         for axes, (name, is_log) in zip(panels, names.items(), strict=True):
@@ -165,40 +158,11 @@ def draw_sensitivity(trials: Sequence[Tried], names: Mapping[str, bool], best: T
                 y = [100 * trial.accuracy for trial in shown]
                 axes.scatter(x, y, s=20, color=None if look else theme.soft, **look)
             axes.scatter([best.settings[name]], [100 * best.accuracy], s=60, color=theme.accent, zorder=3)
-            if is_log:
-                _use_log(axes, [trial.settings[name] for trial in trials if name in trial.settings])
+            if is_log:  # with plain numbers: powers of two for counts, of ten for the rest
+                is_count = all(float(trial.settings[name]).is_integer() for trial in trials if name in trial.settings)
+                axes.set_xscale("log", base=2 if is_count else 10)
+                axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+                axes.xaxis.set_minor_formatter(NullFormatter())
             axes.set_xlabel(name)
         panels[0].set_ylabel("validation accuracy, %")
         return png(figure)
-
-
-def prepare(axes: Any, theme: Theme) -> None:
-    """Give axes the look of all curves: hairlines across, no ticks, no line at the left."""
-    axes.set_facecolor(theme.paper)
-    axes.yaxis.grid(visible=True, color=theme.line, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.tick_params(length=0, which="both")
-    axes.spines["left"].set_visible(False)
-
-
-def _use_log(axes: Any, values: Sequence[float]) -> None:
-    """A logarithmic axis with plain numbers: powers of two for counts, of ten for the rest."""
-    from matplotlib.ticker import NullFormatter
-
-    axes.set_xscale("log", base=2 if all(float(value).is_integer() for value in values) else 10)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
-
-
-def _legend(figure: Any, n: int, theme: Theme) -> None:
-    columns = min(n, 2)
-    figure.legend(loc="outside lower left", ncols=columns, frameon=False, fontsize=9, labelcolor=theme.ink)
-
-
-def _order(shots: int | None) -> float:
-    return float("inf") if shots is None else shots
-
-
-def short(name: str) -> str:
-    """A name that fits beside a figure."""
-    return name if len(name) <= MAX_LETTERS else name[: MAX_LETTERS - 1] + "…"

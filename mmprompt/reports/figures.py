@@ -18,6 +18,7 @@ from PIL import Image
 DPI = 200
 LARGE_DPI = 150  # a hundred classes make a large figure as it is
 MAX_NAMED = 120  # classes: beyond, a matrix with names would be metres wide
+MAX_LETTERS = 26
 FONTS = ("Inter", "Helvetica Neue", "Segoe UI", "Arial", "Liberation Sans", "Noto Sans", "DejaVu Sans")
 
 
@@ -80,8 +81,27 @@ def png(figure: Any, dpi: int = DPI) -> bytes:
     return buffer.getvalue()
 
 
+def prepare(axes: Any, theme: Theme) -> None:
+    """Give axes the look of all curves: hairlines across, no ticks, no line at the left."""
+    axes.set_facecolor(theme.paper)
+    axes.yaxis.grid(visible=True, color=theme.line, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, which="both")
+    axes.spines["left"].set_visible(False)
+
+
+def mark_percent(axis: Any) -> None:
+    """Mark an axis over 0..100 at every quarter."""
+    axis.set_ticks(range(0, 101, 25), [f"{tick} %" for tick in range(0, 101, 25)])
+
+
+def short(name: str, length: int = MAX_LETTERS) -> str:
+    """Return a name cut so that it fits beside a figure."""
+    return name if len(name) <= length else name[: length - 1] + "…"
+
+
 def draw_accuracy(rows: Sequence[Row], chance: float, theme: Theme) -> bytes:
-    """Accuracies as bars from zero with 95 % intervals, the learned prompt in the accent.
+    """Draw accuracies as bars from zero with 95 % intervals, the learned prompt in the accent.
 
     Args:
         rows: what is compared, top to bottom.
@@ -91,23 +111,19 @@ def draw_accuracy(rows: Sequence[Row], chance: float, theme: Theme) -> bytes:
     with drawing(theme, 7.6, 0.55 + 0.46 * len(rows)) as figure:
         axes = figure.add_subplot()
         axes.set_facecolor(theme.paper)
-        for height, row in enumerate(reversed(rows)):
-            colour = theme.accent if row.is_learned else theme.soft
+        axes.set_yticks(range(len(rows)), [row.label for row in reversed(rows)])
+        for height, (row, label) in enumerate(zip(reversed(rows), axes.get_yticklabels(), strict=True)):
+            colour, alpha, weight = (theme.accent, 0.9, "bold") if row.is_learned else (theme.soft, 0.4, "normal")
             low, high = (100 * bound for bound in row.interval)
-            axes.barh(height, 100 * row.accuracy, height=0.5, color=colour, alpha=0.9 if row.is_learned else 0.4)
+            axes.barh(height, 100 * row.accuracy, height=0.5, color=colour, alpha=alpha)
             axes.plot([low, high], [height, height], color=theme.ink, linewidth=1.1, solid_capstyle="butt")
-            weight = "bold" if row.is_learned else "normal"
             text = f"{100 * row.accuracy:.1f} %"
             axes.text(max(high, 100 * row.accuracy) + 1.2, height, text, va="center", weight=weight)
+            label.set(color=theme.ink, weight=weight)
         axes.axvline(100 * chance, color=theme.ink, linewidth=0.8, linestyle=(0, (2, 3)))
         axes.text(100 * chance + 0.8, len(rows) - 0.42, "chance", color=theme.soft, fontsize=8, va="bottom")
-        axes.set_yticks(range(len(rows)), [row.label for row in reversed(rows)])
-        for label, row in zip(axes.get_yticklabels(), reversed(rows), strict=True):
-            label.set_color(theme.ink)
-            label.set_weight("bold" if row.is_learned else "normal")
-        axes.set_xlim(0, 108)
-        axes.set_ylim(-0.5, len(rows) - 0.1)
-        axes.set_xticks(range(0, 101, 25), [f"{tick} %" for tick in range(0, 101, 25)])
+        axes.set(xlim=(0, 108), ylim=(-0.5, len(rows) - 0.1))
+        mark_percent(axes.xaxis)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         return png(figure)
@@ -116,43 +132,38 @@ def draw_accuracy(rows: Sequence[Row], chance: float, theme: Theme) -> bytes:
 def draw_learning_curve(
     epochs: Sequence[int], loss: Sequence[float], accuracy: Sequence[float], validation: Sequence[float], theme: Theme
 ) -> bytes:
-    """Loss and accuracy over epochs, side by side; one line each, labelled where it ends.
+    """Draw loss and accuracy over epochs, side by side.
 
     Args:
         epochs: 1, 2, ...
         loss: the summed loss of each epoch.
-        accuracy: the share of training pictures right in each epoch, in 0..1.
-        validation: the same on the validation pictures, or nothing where none were looked at.
+        accuracy: the share of training images right in each epoch, in 0..1.
+        validation: the same on the validation images, or nothing where none were looked at.
         theme: the page's colours.
     """
     with drawing(theme, 7.6, 2.5) as figure:
         left, right = figure.subplots(1, 2)
         marker = "o" if len(epochs) == 1 else None
         left.plot(epochs, loss, color=theme.accent, linewidth=1.7, marker=marker)
-        left.set_title("loss", loc="left", fontsize=9.5, color=theme.soft)
         left.set_ylim(0, 1.08 * max(loss))
         right.plot(epochs, [100 * share for share in accuracy], color=theme.accent, linewidth=1.7, marker=marker)
         title = "accuracy on the training pictures"
         if validation:
             right.plot(epochs, [100 * share for share in validation], color=theme.soft, linewidth=1.4)
             title += " (grey: validation)"
-        right.set_title(title, loc="left", fontsize=9.5, color=theme.soft)
         right.set_ylim(0, 103)
-        right.set_yticks(range(0, 101, 25), [f"{tick} %" for tick in range(0, 101, 25)])
-        for axes in (left, right):
-            axes.set_facecolor(theme.paper)
+        mark_percent(right.yaxis)
+        for axes, text in ((left, "loss"), (right, title)):
+            prepare(axes, theme)
+            axes.set_title(text, loc="left", fontsize=9.5, color=theme.soft)
             axes.set_xlabel("epoch")
             axes.xaxis.get_major_locator().set_params(integer=True, nbins=6)
             axes.margins(x=0.01)
-            axes.yaxis.grid(visible=True, color=theme.line, linewidth=0.6)
-            axes.set_axisbelow(True)
-            axes.tick_params(length=0)
-            axes.spines["left"].set_visible(False)
         return png(figure)
 
 
 def draw_confusion(confusion: Sequence[Sequence[int]], class_names: Sequence[str], theme: Theme) -> bytes:
-    """A confusion matrix, each row in shares of its true class; counts and names are written where they fit.
+    """Draw a confusion matrix, each row in shares of its true class; counts and names are written where they fit.
 
     Args:
         confusion: [C, C] counts, true classes down, predictions across.
@@ -164,69 +175,52 @@ def draw_confusion(confusion: Sequence[Sequence[int]], class_names: Sequence[str
     counts = np.asarray(confusion, dtype=float)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     n_classes = len(class_names)
-    if n_classes > MAX_NAMED:
-        return _draw_large_confusion(shares, theme)
+    is_named = n_classes <= MAX_NAMED  # else shades alone, as wide as a page
     cell = 0.62 if n_classes <= 6 else 0.42 if n_classes <= 14 else 0.25 if n_classes <= 40 else 0.16
     size = 9.5 if n_classes <= 14 else 7.5 if n_classes <= 40 else 6.5
-    names = [name if len(name) <= 24 else name[:23] + "…" for name in class_names]
-    margin, edge = 0.55 + 0.0085 * size * max(map(len, names)), 0.06
-    side = margin + n_classes * cell + edge
-    with drawing(theme, side, side) as figure:
-        figure.set_layout_engine("none")
-        share = n_classes * cell / side
-        axes = figure.add_axes((margin / side, margin / side, share, share))
+    names = [short(name, 24) for name in class_names]
+    margin = 0.55 + 0.0085 * size * max(map(len, names))
+    side = margin + n_classes * cell + 0.06
+    with drawing(theme, *((side, side) if is_named else (7.6, 7.4))) as figure:
+        if is_named:
+            figure.set_layout_engine("none")
+            axes = figure.add_axes((margin / side, margin / side, n_classes * cell / side, n_classes * cell / side))
+            axes.set_xticks(range(n_classes), names, rotation=90, fontsize=size)
+            axes.set_yticks(range(n_classes), names, fontsize=size)
+        else:
+            axes = figure.add_subplot()
         shades = LinearSegmentedColormap.from_list("shades", [theme.paper, theme.accent])
-        axes.imshow(shares, cmap=shades, vmin=0, vmax=1, aspect="equal", interpolation="nearest")
-        axes.set_xticks(range(n_classes), names, rotation=90, fontsize=size)
-        axes.set_yticks(range(n_classes), names, fontsize=size)
+        axes.imshow(shares, cmap=shades, vmin=0, vmax=1, interpolation="nearest" if is_named else None)
+        axes.tick_params(length=0)
+        axes.set(xlabel="predicted" if is_named else "predicted, in the order of the class names", ylabel="true")
+        axes.spines[:].set_visible(True)
         if n_classes <= 40:
             borders, ends = np.arange(0.5, n_classes - 1), (-0.5, n_classes - 0.5)
             axes.hlines(borders, *ends, color=theme.line, linewidth=0.5)
             axes.vlines(borders, *ends, color=theme.line, linewidth=0.5)
-        axes.tick_params(length=0)
-        axes.set_xlabel("predicted")
-        axes.set_ylabel("true")
-        for spine in axes.spines.values():
-            spine.set_visible(True)
         if n_classes <= 25:
             for row, column in np.argwhere(counts > 0):
                 colour = theme.paper if shares[row, column] > 0.55 else theme.ink
                 text = f"{int(counts[row, column])}"
                 axes.text(column, row, text, ha="center", va="center", fontsize=size - 1, color=colour)
-        return png(figure, DPI if n_classes <= 40 else LARGE_DPI)
+        return png(figure, LARGE_DPI if is_named and n_classes > 40 else DPI)
 
 
-def _draw_large_confusion(shares: np.ndarray, theme: Theme) -> bytes:
-    """Shades alone, as wide as a page; the axes count the classes."""
-    from matplotlib.colors import LinearSegmentedColormap
-
-    with drawing(theme, 7.6, 7.4) as figure:
-        axes = figure.add_subplot()
-        shades = LinearSegmentedColormap.from_list("shades", [theme.paper, theme.accent])
-        axes.imshow(shares, cmap=shades, vmin=0, vmax=1, aspect="equal")
-        axes.tick_params(length=0)
-        axes.set_xlabel("predicted, in the order of the class names")
-        axes.set_ylabel("true")
-        for spine in axes.spines.values():
-            spine.set_visible(True)
-        return png(figure)
-
-
-def draw_examples(pictures: Sequence[Image.Image], captions: Sequence[str], theme: Theme) -> bytes:
-    """A sheet of pictures, four to a row, each with its caption below.
+def draw_examples(images: Sequence[Image.Image], captions: Sequence[str], theme: Theme) -> bytes:
+    """Draw a sheet of images, four to a row, each with its caption below.
 
     Args:
-        pictures: at least one.
-        captions: one a picture, of one or two lines.
+        images: at least one.
+        captions: one an image, of one or two lines.
         theme: the page's colours.
     """
     columns = 4
-    n_rows = -(-len(pictures) // columns)
+    n_rows = -(-len(images) // columns)
     with drawing(theme, 7.6, 2.4 * n_rows) as figure:
         grid = figure.subplots(n_rows, columns, squeeze=False)
         for axes in grid.flat:
             axes.set_axis_off()
-        for axes, picture, caption in zip(grid.flat, pictures, captions, strict=False):
-            axes.imshow(np.asarray(picture))
+        for axes, image, caption in zip(grid.flat, images, captions, strict=False):
+            axes.imshow(np.asarray(image))
             axes.set_title(caption, y=-0.02, va="top", fontsize=8, color=theme.ink)
         return png(figure)

@@ -1,10 +1,9 @@
-"""A table as text, Markdown, CSV and LaTeX. What stands in it is made elsewhere."""
+"""A table as text, Markdown, CSV and LaTeX."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,8 @@ from mmprompt.files import make_folder, write_bytes
 
 SUFFIXES = {"text": ".txt", "markdown": ".md", "csv": ".csv", "latex": ".tex"}
 STYLES = {"text": "simple", "markdown": "github", "latex": "latex_booktabs"}
+NOTES = {"text": "", "markdown": "- ", "latex": "% "}
+"""What a note begins with."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Table:
 
 
 def render(table: Table, form: str) -> str:
-    """A table in one of the four forms; CSV has no place for the notes.
+    """Return a table in one of the four forms; CSV has no place for the notes.
 
     Args:
         table: what is shown.
@@ -44,26 +45,16 @@ def render(table: Table, form: str) -> str:
         return buffer.getvalue()
     from tabulate import tabulate
 
-    rows = [[_escape(cell, form) for cell in row] for row in table.rows]
+    cells = [table.headers, *table.rows]
+    if form == "markdown":
+        cells = [tuple(cell.replace("|", "\\|") for cell in row) for row in cells]
     sides = ["left" if column < table.n_names else "right" for column in range(len(table.headers))]
-    headers = [_escape(header, form) for header in table.headers]
-    shown = tabulate(rows, headers, tablefmt=STYLES[form], disable_numparse=True, colalign=sides)
-    return "\n".join([shown, "", *_notes(table.notes, form)]).rstrip() + "\n"
+    shown = tabulate(cells[1:], cells[0], tablefmt=STYLES[form], disable_numparse=True, colalign=sides)
+    return "\n".join([shown, "", *(f"{NOTES[form]}{note}" for note in table.notes)]).rstrip() + "\n"
 
 
-def write_tables(table: Table, folder: Path, name: str) -> list[Path]:
+def write_tables(table: Table, folder: Path, name: str) -> None:
     """Write a table in all four forms."""
     make_folder(folder)
-    paths = [folder / f"{name}{suffix}" for suffix in SUFFIXES.values()]
-    for form, path in zip(SUFFIXES, paths, strict=True):
-        write_bytes(path, render(table, form).encode())
-    return paths
-
-
-def _escape(cell: str, form: str) -> str:
-    return cell.replace("|", "\\|") if form == "markdown" else cell
-
-
-def _notes(notes: Sequence[str], form: str) -> list[str]:
-    mark = {"text": "", "markdown": "- ", "latex": "% "}[form]
-    return [f"{mark}{note}" for note in notes]
+    for form, suffix in SUFFIXES.items():
+        write_bytes(folder / f"{name}{suffix}", render(table, form).encode())
