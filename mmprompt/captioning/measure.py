@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmprompt.captioning.data import CaptionData, CaptionItem
 from mmprompt.captioning.metrics.adherence import Confusion, FocusScores, Lift, confusion, lift, score_focus
-from mmprompt.captioning.metrics.caption_metrics import CaptionScores, score_captions
+from mmprompt.captioning.metrics.caption_metrics import CaptionScores, coco_module, score_captions
 from mmprompt.captioning.metrics.clip_score import ClipScores, clip_score
 from mmprompt.captioning.metrics.judges import Judge, judge_for
 from mmprompt.captioning.predictor import Captioner, CaptionFeatures, FocusPrompt, Steering, hard_prompt
@@ -160,11 +160,13 @@ def measure_captions(
         features: of the same captioner, to share them.
         progress: called with how many speakers are done and how many there are.
     Raises:
-        UserError: there is no prompt, two have one focus, the judge does not know one, or the part is empty.
+        UserError: there is no prompt, two have one focus, the judge does not know one, the part is empty, or
+            pycocoevalcap is not installed.
     """
     focuses = [prompt.focus for prompt in prompts]
     if not prompts or len(set(focuses)) < len(focuses):
         raise bad_value("prompts", ", ".join(focuses) or "empty", "one prompt a focus is needed", "Give --prompts RUN.")
+    coco_module("cider.cider")  # missed now, not after the captions are written
     judge = judge_for(data)
     stage = _Stage(captioner, decoding or Decoding(), features or CaptionFeatures(captioner), judge)
     items = data.with_captions(split, None)

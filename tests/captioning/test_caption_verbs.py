@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,14 @@ def test_a_prompt_of_another_focus_in_the_way_is_refused_before_any_is_learned(r
     assert main(["caption", "eval", "--device", "cpu"]) == 2
     assert "runs/objects: is a prompt for emotions, not for objects. Name the" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["objects"]
+
+
+def test_without_pycocoevalcap_no_prompt_is_learned_for_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "pycocoevalcap.cider.cider", None)
+    assert main(["caption", "eval", "--device", "cpu"]) == 2
+    assert "pip install 'mmprompt[captions]'" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_report_is_written_over_an_earlier_one(scenes, runs, tmp_path, capsys):

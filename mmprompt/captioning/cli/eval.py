@@ -12,6 +12,7 @@ import tyro
 from mmprompt.captioning.cli.train import DATA, Device, default_folder
 from mmprompt.captioning.data import EMBEDDED, CaptionData, load_caption_data
 from mmprompt.captioning.measure import CaptionMeasure, measure_captions
+from mmprompt.captioning.metrics.caption_metrics import coco_module
 from mmprompt.captioning.predictor import (
     CaptionFeatures,
     FocusPrompt,
@@ -73,6 +74,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
     if not settings.prompts and settings.data not in EMBEDDED:
         expected = "one or more run folders are needed for data of one's own"
         raise bad_value("prompts", "empty", expected, f"Write {prog} --prompts RUN.")
+    coco_module("cider.cider")  # missed now, not after prompts are learned
     for folder in settings.prompts:
         read_caption_header(folder)
     if settings.out is not None:

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from mmprompt.captioning.data import CaptionItem
-from mmprompt.captioning.metrics.caption_metrics import distinct_ratio, tokenize
+from mmprompt.captioning.metrics.caption_metrics import distinct_ratio
 from mmprompt.captioning.metrics.judges import Judge, Named
+from mmprompt.captioning.metrics.tokens import tokenize
 from mmprompt.core.metrics import N_RESAMPLES
 from mmprompt.data.class_names import shortened
 from mmprompt.errors import UserError, unknown_name

@@ -1,66 +1,35 @@
-"""How close captions are to what people wrote: BLEU, ROUGE-L and CIDEr-D, without Java.
+"""How close captions are to what people wrote: BLEU, ROUGE-L, CIDEr-D, METEOR and SPICE of the COCO evaluation.
 
-The numbers are those of the COCO evaluation (Chen et al. 2015): the same tokens, the same formulas. METEOR and SPICE
-are in `java_metrics`, CLIPScore in `clip_score`.
+The formulas are pycocoevalcap's (Chen et al. 2015), the tokens those of `tokens.tokenize`. METEOR and SPICE need Java,
+the others do not. CLIPScore is in `clip_score`.
 """
 
 from __future__ import annotations
 
-import html
 import json
 import math
-import re
-from collections import Counter
+import shutil
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mmprompt.captioning.metrics.tokens import tokenize
 from mmprompt.data.class_names import shortened
-from mmprompt.errors import UserError, bad_file, is_count
+from mmprompt.errors import UserError, bad_file, is_count, unknown_name
 from mmprompt.files import read_bytes, write_bytes
 
-MAX_N = 4
-"""Longest n-grams that are counted."""
 SMALL = 1000
 """Images below which a CIDEr-D is not comparable with those of published sets."""
 MAX_FREQUENCY_BYTES = 2**30
+JAVA_METRICS = ("meteor", "spice")
 
-NGram = tuple[str, ...]
-
-_SIGMA = 6.0
-_BETA = 1.2
-_ASSIMILATED = re.compile(r"\b(can)(not)\b|\b(gon|wan)(na)\b|\b(got)(ta)\b|\b(gim|lem)(me)\b|'(t)(is|was)\b")
-_TOKEN = re.compile(
-    r"""
-    (?:[a-z]\.)+[a-z]\.?                                      # abbreviations: u.s., a.m.
-    | (?:mr|mrs|ms|dr|jr|sr|vs|etc|inc|co|no|st|ave)\.(?=\s+\w)  # and those that end in a dot
-    | \d+(?:[.,:/]\d+)+                                       # numbers: 1,000  3.5  10:30
-    | n't\b | '(?:s|m|d|re|ve|ll)\b                           # what contractions leave
-    | [^\W_]+?(?=n't\b)                                       # do of don't
-    | [^\W_]+(?:[-/&.][^\W_]+)*                               # words; t-shirt and and/or are one
-    | [^\s\w]
-    """,
-    re.VERBOSE,
-)
-_WRITTEN = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
-_PUNCTUATION = frozenset("' ` . ? ! , : - -- ... ; \" \u201c \u201d \u2018 \u2019 \u2013 \u2014 \u2026".split())
-
-
-def tokenize(caption: str) -> list[str]:
-    """The words of a caption as the COCO evaluation counts them: Penn Treebank tokens, lower case, no punctuation.
-
-    Of 45,789 captions of COCO, Flickr30k, SentiCap and FlickrStyle all but 12 give the tokens of the Java tokenizer; as
-    there, brackets count as words.
-
-    Args:
-        caption: one line of English.
-    """
-    plain = html.unescape(caption.lower()).replace("\u2019", "'")
-    spaced = _ASSIMILATED.sub(lambda match: " ".join(filter(None, match.groups())), plain)
-    return [_WRITTEN.get(token, token) for token in _TOKEN.findall(spaced) if token not in _PUNCTUATION]
+Tokens = dict[str, list[str]]
+"""By image, one or more texts whose tokens are joined by spaces."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +43,23 @@ class DocumentFrequency:
 
     n_images: int
     counts: Mapping[str, int]
+
+    @classmethod
+    def count(cls, references: Iterable[Sequence[str]]) -> DocumentFrequency:
+        """Count the n-grams of references.
+
+        Args:
+            references: of each image, one or more texts.
+        Raises:
+            UserError: pycocoevalcap is not installed.
+        """
+        ngrams_of = coco_module("cider.cider_scorer").precook
+        counts: Counter[str] = Counter()
+        n_images = 0
+        for texts in references:
+            counts.update({" ".join(ngram) for text in texts for ngram in ngrams_of(" ".join(tokenize(text)))})
+            n_images += 1
+        return cls(n_images, counts)
 
     def save(self, path: Path) -> None:
         """Write it as JSON, to give it when scoring another, perhaps smaller set.
@@ -128,9 +114,8 @@ class CaptionScores:
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """All but the numbers of single images, ready for JSON."""
-        content = asdict(self)
-        return {name: value for name, value in content.items() if not name.endswith("_by_image")}
+        """Return all but the numbers of single images, ready for JSON."""
+        return {name: value for name, value in asdict(self).items() if not name.endswith("_by_image")}
 
 
 def score_captions(
@@ -138,180 +123,119 @@ def score_captions(
     references: Mapping[str, Sequence[str]],
     frequency: DocumentFrequency | None = None,
 ) -> CaptionScores:
-    """BLEU, ROUGE-L and CIDEr-D, with length and variety.
+    """Compute BLEU, ROUGE-L and CIDEr-D, with length and variety.
 
     Args:
         captions: one of each image, by its id.
         references: one or more of each of these images; other images are not looked at.
         frequency: the weights of CIDEr-D's words, of another set; by default counted in these references.
     Raises:
-        UserError: there is no caption, an image has no reference, or there are fewer than two images and no frequency.
+        UserError: there is no caption, an image has no reference, there are fewer than two images and no frequency, or
+            pycocoevalcap is not installed.
     """
     if not captions:
         raise UserError("there is no caption to score. Write some first.")
     bare = [image_id for image_id in captions if not references.get(image_id)]
     if bare:
         raise UserError(f"no reference for the images {shortened(bare)}. Give references, or leave them out.")
-    said = [tokenize(caption) for caption in captions.values()]
-    wanted = [[tokenize(text) for text in references[image_id]] for image_id in captions]
-    rouge, cider = rouge_l(said, wanted), cider_d(said, wanted, frequency)
-    n_weighed = len(said) if frequency is None else frequency.n_images
-    note = (
-        f"CIDEr-D weighs words by the references of {n_weighed} images: below {SMALL:,}, "
-        "compare it within this set alone."
-    )
-    return CaptionScores(
-        len(said),
-        bleu(said, wanted),
-        float(rouge.mean()),
-        float(cider.mean()),
-        tuple(rouge.tolist()),
-        tuple(cider.tolist()),
-        mean_length(captions.values()),
-        distinct_ratio(captions.values()),
-        (note,) if n_weighed < SMALL else (),
-    )
-
-
-def mean_length(captions: Iterable[str]) -> float:
-    """Words a caption, punctuation not counted; of at least one caption."""
-    return float(np.mean([len(tokenize(caption)) for caption in captions]))
-
-
-def distinct_ratio(captions: Iterable[str]) -> float:
-    """Captions that differ in their words, over all captions, 0..1; of at least one."""
-    words = [tuple(tokenize(caption)) for caption in captions]
-    return len(set(words)) / len(words)
-
-
-def bleu(captions: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> tuple[float, ...]:
-    """BLEU-1 to BLEU-4 of a whole set (Papineni et al. 2002), its references' lengths the closest, as COCO has it.
-
-    Args:
-        captions: [N] lists of tokens.
-        references: [N], one or more lists of tokens each.
-    Returns:
-        Four numbers, 0..1; next to 0 and not 0 where no n-gram is right, as in COCO's code.
-    """
-    right, said = np.zeros(MAX_N), np.zeros(MAX_N)
-    n_words, n_wanted = 0, 0
-    for caption, texts in zip(captions, references, strict=True):
-        most: Counter[NGram] = Counter()
-        for text in texts:
-            most |= _ngrams(text)
-        for ngram, count in (_ngrams(caption) & most).items():
-            right[len(ngram) - 1] += count
-        said += [max(0, len(caption) - n) for n in range(MAX_N)]
-        n_words += len(caption)
-        n_wanted += min((abs(len(text) - len(caption)), len(text)) for text in texts)[1]
-    ratio = (n_words + 1e-15) / (n_wanted + 1e-9)
-    brevity = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0
-    precisions = np.cumprod((right + 1e-15) / (said + 1e-9))
-    return tuple(float(brevity * precision ** (1 / (n + 1))) for n, precision in enumerate(precisions))
-
-
-def rouge_l(captions: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> np.ndarray:
-    """ROUGE-L of every image (Lin 2004), beta 1.2, the best precision and the best recall over references.
-
-    Args:
-        captions: [N] lists of tokens.
-        references: [N], one or more lists of tokens each.
-    Returns:
-        [N] float64, 0..1.
-    """
-    scores = np.zeros(len(captions))
-    for index, (caption, texts) in enumerate(zip(captions, references, strict=True)):
-        common = [_longest_common(caption, text) for text in texts]
-        precision = max(common) / max(len(caption), 1)
-        recall = max(n / max(len(text), 1) for n, text in zip(common, texts, strict=True))
-        if precision and recall:
-            scores[index] = (1 + _BETA**2) * precision * recall / (recall + _BETA**2 * precision)
-    return scores
-
-
-def _longest_common(one: Sequence[str], other: Sequence[str]) -> int:
-    """Length of the longest common subsequence."""
-    row = [0] * (len(other) + 1)
-    for word in one:
-        before = 0
-        for j, against in enumerate(other, start=1):
-            before, row[j] = row[j], before + 1 if word == against else max(row[j], row[j - 1])
-    return row[-1]
-
-
-def document_frequency(references: Iterable[Sequence[Sequence[str]]]) -> DocumentFrequency:
-    """Count in how many images' references each n-gram stands.
-
-    Args:
-        references: of each image, one or more lists of tokens.
-    """
-    counts: Counter[str] = Counter()
-    n_images = 0
-    for texts in references:
-        counts.update({" ".join(ngram) for text in texts for ngram in _ngrams(text)})
-        n_images += 1
-    return DocumentFrequency(n_images, counts)
-
-
-def cider_d(
-    captions: Sequence[Sequence[str]],
-    references: Sequence[Sequence[Sequence[str]]],
-    frequency: DocumentFrequency | None = None,
-) -> np.ndarray:
-    """CIDEr-D of every image (Vedantam et al. 2015, section 6): clipped, sigma 6, over 1- to 4-grams.
-
-    Args:
-        captions: [N] lists of tokens.
-        references: [N], one or more lists of tokens each.
-        frequency: as in `score_captions`.
-    Returns:
-        [N] float64, 0..10.
-    Raises:
-        UserError: the frequencies are of fewer than two images, where every word weighs nothing.
-    """
-    frequency = document_frequency(references) if frequency is None else frequency
+    if frequency is None:
+        frequency = DocumentFrequency.count(references[image_id] for image_id in captions)
     if frequency.n_images < 2:
         raise UserError(
             f"CIDEr-D weighs words by how few images have them, and {frequency.n_images} image tells nothing. "
             "Score two images or more, or give a saved document frequency."
         )
-    scores = np.zeros(len(captions))
-    for index, (caption, texts) in enumerate(zip(captions, references, strict=True)):
-        said = _weigh(caption, frequency)
-        scores[index] = 10 * np.mean([_similarity(said, _weigh(text, frequency)) for text in texts])
-    return scores
+    candidates, wanted = tokenize_all(captions, references)
+    bleu, _ = coco_module("bleu.bleu").Bleu(4).compute_score(wanted, candidates, verbose=0)
+    rouge_l, rouge_l_by_image = coco_module("rouge.rouge").Rouge().compute_score(wanted, candidates)
+    cider_d_by_image = cider_d(candidates, wanted, frequency)
+    note = (
+        f"CIDEr-D weighs words by the references of {frequency.n_images} images: below {SMALL:,}, "
+        "compare it within this set alone."
+    )
+    return CaptionScores(
+        len(captions),
+        tuple(map(float, bleu)),
+        float(rouge_l),
+        float(np.mean(cider_d_by_image)),
+        tuple(rouge_l_by_image.tolist()),
+        tuple(map(float, cider_d_by_image)),
+        mean_length(captions.values()),
+        distinct_ratio(captions.values()),
+        (note,) if frequency.n_images < SMALL else (),
+    )
 
 
-@dataclass(frozen=True)
-class _Weighed:
-    """The n-grams of one text with their weights, and the norms [4] of their vectors by n."""
+def cider_d(candidates: Tokens, references: Tokens, frequency: DocumentFrequency) -> list[float]:
+    """Compute the CIDEr-D of every image with the words' weights of any set."""
+    log_n_images = math.log(frequency.n_images)
 
-    weights: dict[NGram, float]
-    norms: np.ndarray
-    length: int
+    class Scorer(coco_module("cider.cider_scorer").CiderScorer):  # type: ignore[misc]
+        """The library's, which would count the images that it scores."""
 
+        ref_len = property(lambda self: log_n_images, lambda self, value: None)
 
-def _weigh(tokens: Sequence[str], frequency: DocumentFrequency) -> _Weighed:
-    log_n = math.log(frequency.n_images)
-    weights = {
-        ngram: count * (log_n - math.log(max(1, frequency.counts.get(" ".join(ngram), 0))))
-        for ngram, count in _ngrams(tokens).items()
-    }
-    squares = np.zeros(MAX_N)
-    for ngram, weight in weights.items():
-        squares[len(ngram) - 1] += weight**2
-    return _Weighed(weights, np.sqrt(squares), len(tokens))
+    scorer = Scorer()
+    scorer.document_frequency = defaultdict(float, {tuple(k.split()): n for k, n in frequency.counts.items()})
+    for image_id, (candidate,) in candidates.items():
+        scorer += (candidate, references[image_id])
+    return scorer.compute_cider()
 
 
-def _similarity(said: _Weighed, wanted: _Weighed) -> float:
-    products = np.zeros(MAX_N)
-    for ngram in said.weights.keys() & wanted.weights.keys():
-        weight = wanted.weights[ngram]
-        products[len(ngram) - 1] += min(said.weights[ngram], weight) * weight
-    norms = said.norms * wanted.norms
-    cosines = np.divide(products, norms, out=products, where=norms > 0)
-    return float(cosines.mean() * math.exp(-((said.length - wanted.length) ** 2) / (2 * _SIGMA**2)))
+def java_score(metric: str, captions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> float:
+    """Compute the mean METEOR (Denkowski and Lavie 2014) or SPICE (Anderson et al. 2016) of captions, in Java.
+
+    Args:
+        metric: `meteor` or `spice`. At its first use SPICE downloads its parser; it needs Java 8 and 8 GB.
+        captions: one of each image, by its id.
+        references: one or more of each of these images.
+    Returns:
+        A number in 0..1.
+    Raises:
+        UserError: pycocoevalcap or Java is missing, or Java failed.
+    """
+    if metric not in JAVA_METRICS:
+        raise unknown_name("metric in Java", metric, JAVA_METRICS)
+    scorer = getattr(coco_module(f"{metric}.{metric}"), metric.capitalize())
+    if shutil.which("java") is None:
+        raise UserError(f"{metric.upper()} runs in Java, which was not found. Install Java, or leave {metric} out.")
+    candidates, wanted = tokenize_all(captions, references)
+    try:
+        mean, _ = scorer().compute_score(wanted, candidates)
+    except Exception as error:  # a process that died shows as a broken pipe, an empty answer or a download that failed
+        detail = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{metric.upper()} failed in Java ({detail}). Check the Java, or leave {metric} out.") from None
+    return float(mean)
 
 
-def _ngrams(tokens: Sequence[str]) -> Counter[NGram]:
-    return Counter(tuple(tokens[i : i + n]) for n in range(1, MAX_N + 1) for i in range(len(tokens) - n + 1))
+def coco_module(name: str) -> Any:
+    """Import a module of pycocoevalcap.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        return import_module(f"pycocoevalcap.{name}")
+    except ImportError:
+        raise UserError(
+            "captions are scored by pycocoevalcap, which is not installed. Run `pip install 'mmprompt[captions]'`."
+        ) from None
+
+
+def tokenize_all(captions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> tuple[Tokens, Tokens]:
+    """Tokenize captions and the references of their images, as pycocoevalcap takes them."""
+    return (
+        {image_id: [" ".join(tokenize(caption))] for image_id, caption in captions.items()},
+        {image_id: [" ".join(tokenize(text)) for text in references[image_id]] for image_id in captions},
+    )
+
+
+def mean_length(captions: Iterable[str]) -> float:
+    """Return the words a caption, punctuation not counted; of at least one caption."""
+    return float(np.mean([len(tokenize(caption)) for caption in captions]))
+
+
+def distinct_ratio(captions: Iterable[str]) -> float:
+    """Return the captions that differ in their words, over all captions, 0..1; of at least one."""
+    words = [tuple(tokenize(caption)) for caption in captions]
+    return len(set(words)) / len(words)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from mmprompt.captioning.data import NEUTRAL, CaptionData
 from mmprompt.captioning.focus_sets import TAGGER
-from mmprompt.captioning.metrics.caption_metrics import tokenize
+from mmprompt.captioning.metrics.tokens import tokenize
 from mmprompt.captioning.parts_of_speech import JUDGING, nouns, stem, verbs
 from mmprompt.errors import UserError
 
