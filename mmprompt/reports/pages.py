@@ -14,9 +14,11 @@ from typing import Any
 from PIL import Image
 
 from mmprompt.reports.figures import DARK, LIGHT, Theme
+from mmprompt.reports.numbers import between, percent, signed
 
 EXTRA = ("matplotlib", "jinja2", "tabulate")
 INSTALL = 'pip install "mmprompt[report]"'
+FILTERS: dict[str, Callable[..., str]] = {"percent": percent, "signed": signed, "interval": between}
 COLUMN = range(690, 753)  # CSS pixels: a figure as wide as the text is fitted to it, any other keeps its size
 
 
@@ -27,16 +29,17 @@ def missing_extra() -> str | None:
 
 
 def render_page(name: str, **values: Any) -> str:
-    """The HTML of a template, every text in it escaped.
+    """Return the HTML of a template, every text in it escaped; its filters are `FILTERS`.
 
     Args:
         name: of the template, without `.html.jinja`.
-        values: what stands in it.
+        values: variables of the template; shares are numbers, which the filters write out.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     loader = PackageLoader("mmprompt.reports", "templates")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters.update(FILTERS)
     return environment.get_template(f"{name}.html.jinja").render(light=LIGHT, dark=DARK, **values)
 
 
