@@ -23,6 +23,7 @@ from mmprompt.experiments.published import (
 )
 from mmprompt.experiments.published_averages import AVERAGES_OF_ELEVEN
 from mmprompt.experiments.summary import Comparison, Line
+from mmprompt.reports.numbers import in_shots
 from mmprompt.reports.tables import Table
 
 AVERAGE = "average"
@@ -53,7 +54,7 @@ def few_shot_table(comparison: Comparison) -> Table:
             rows.append((AVERAGE, label, contender.backbone, *map(percent, means)))
         published.append(average_rows(published, few_shot_rows(_printed_averages(comparison), columns)))
         rows += [(AVERAGE, *_published(row, columns)) for row in published[-1]]
-    headers = ("data set", "method", "backbone", *map(shots_header, columns))
+    headers = ("data set", "method", "backbone", *map(in_shots, columns))
     return Table(headers, tuple(rows), 3, notes_of(comparison, published))
 
 
@@ -127,13 +128,6 @@ def cell_text(line: Line | None) -> str:
 def percent(share: float | None) -> str:
     """A share in percent, a dash for none."""
     return BLANK if share is None else f"{100 * share:.2f}"
-
-
-def shots_header(shots: int | None) -> str:
-    """How a number of shots is called at the top of a column."""
-    if shots is None:
-        return "all shots"
-    return "zero-shot" if shots == 0 else f"{shots} shot{'s' if shots > 1 else ''}"
 
 
 def notes_of(comparison: Comparison, published: Iterable[Sequence[PublishedRow]]) -> tuple[str, ...]:

@@ -59,6 +59,11 @@ class Line:
     per_class: Mapping[str, float]
     facts: Mapping[str, Any]
 
+    @property
+    def where(self) -> str:
+        """What it was tested on, after its source where that is another."""
+        return self.target if self.source == self.target else f"{self.source}: {self.target}"
+
 
 @dataclass(frozen=True)
 class Gain:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,41 +13,11 @@ import yaml
 from mmprompt.experiments.tune import Found, Search
 from mmprompt.files import make_folder, write_bytes
 from mmprompt.reports import curves
-from mmprompt.reports.curves import Tried
-from mmprompt.reports.numbers import percent, signed
-from mmprompt.reports.pages import chart, missing_extra, render_page
+from mmprompt.reports.numbers import percent
+from mmprompt.reports.pages import missing_extra, write_page
 
 N_SHOWN = 10
 NEAR = 0.01
-
-
-def write_recipe(search: Search, found: Found, folder: Path) -> Path:
-    """Write the chosen settings, with all else that a training needs to be the same.
-
-    Args:
-        search: what was searched for.
-        found: what it came to.
-        folder: where `recipe.yaml` goes.
-    """
-    make_folder(folder)
-    place: dict[str, Any] = {"data": search.origin.data} if search.origin.data else {"dataset": search.origin.name}
-    place |= {"root": search.origin.root, "datasets_dir": search.origin.datasets_dir}
-    settings = {
-        **{name: value for name, value in place.items() if value is not None},
-        "backbone": search.backbone,
-        "method": search.method,
-        "shots": search.shots,
-        **search.settings,
-        **search.recipe,
-        **found.best.settings,
-    }
-    chosen = (
-        f"# Chosen by mmprompt tune: {percent(found.best.accuracy)} on the validation pictures, the best of "
-        f"{len(found.trials)} trials.\n# The test part was not looked at. Use it with: mmprompt train --config FILE\n"
-    )
-    path = folder / "recipe.yaml"
-    write_bytes(path, (chosen + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)).encode())
-    return path
 
 
 def write_search(search: Search, found: Found, folder: Path, command: str) -> Path | None:
@@ -61,82 +31,55 @@ def write_search(search: Search, found: Found, folder: Path, command: str) -> Pa
     Returns:
         The path of the HTML file, None without the extra.
     """
-    recipe = write_recipe(search, found, folder)
-    write_bytes(folder / "trials.csv", trials_csv(search, found).encode())
-    if missing_extra():
-        return None
-    axes = {name: limits.is_log for name, limits in search.space.items()}
-    light, figure = chart(lambda theme: curves.draw_sensitivity(found.trials, axes, found.best, theme))
-    write_bytes(folder / "sensitivity.png", light)
-    page = render_page(
-        "search",
-        title=f"tune: {search.method} on {search.origin.name}",
-        eyebrow=" · ".join(
-            ["tune", search.origin.name, search.method, f"on {search.backbone}", f"{search.shots} shots"]
-        ),
-        best=percent(found.best.accuracy),
-        leads=leads(found),
-        figure=figure,
-        sensitivities=sensitivities(found, axes),
-        names=list(axes),
-        trials=[
-            {"accuracy": percent(trial.accuracy), "values": [number(trial.settings[name]) for name in axes]}
-            for trial in ranked(found)[:N_SHOWN]
-        ],
-        recipe=recipe.read_text(encoding="utf-8"),
-        command=command,
-    )
-    path = folder / "report.html"
-    write_bytes(path, page.encode())
-    return path
-
-
-def trials_csv(search: Search, found: Found) -> str:
-    """Every trial in a row: its settings, its validation accuracy in 0..1, and whether it was stopped early."""
+    make_folder(folder)
+    recipe = recipe_yaml(search, found)
+    write_bytes(folder / "recipe.yaml", recipe.encode())
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow([*search.space, "validation_accuracy", "pruned"])
     for trial in found.trials:
         writer.writerow([*(trial.settings[name] for name in search.space), trial.accuracy, trial.is_pruned])
-    return buffer.getvalue()
-
-
-def ranked(found: Found) -> list[Tried]:
-    """Finished trials, best first."""
-    whole = [trial for trial in found.trials if not trial.is_pruned]
-    return sorted(whole, key=lambda trial: -trial.accuracy)
-
-
-def leads(found: Found) -> list[str]:
-    """How much was tried, and what the search gained on validation."""
-    n_pruned = sum(trial.is_pruned for trial in found.trials)
-    texts = [f"{len(found.trials)} trials, {n_pruned} of them stopped early, {found.n_failed} broke down."]
-    if found.default is not None:
-        texts.append(
-            f"The settings it started from reach {percent(found.default.accuracy)}: a gain of "
-            f"{signed(found.best.accuracy - found.default.accuracy)} points."
-        )
-    texts.append(
-        "All of this is on validation pictures, and the best of many trials looks better than it is: train with the "
-        "recipe to measure it on the test pictures."
+    write_bytes(folder / "trials.csv", buffer.getvalue().encode())
+    if missing_extra():
+        return None
+    ranked = sorted((trial for trial in found.trials if not trial.is_pruned), key=lambda trial: -trial.accuracy)
+    near = [trial for trial in ranked if trial.accuracy >= found.best.accuracy - NEAR]
+    axes = {name: limits.is_log for name, limits in search.space.items()}
+    return write_page(
+        folder,
+        "search",
+        {"sensitivity": partial(curves.draw_sensitivity, found.trials, axes, found.best)},
+        {},
+        search=search,
+        found=found,
+        tried={name: [trial.settings[name] for trial in found.trials] for name in axes},
+        near={name: [trial.settings[name] for trial in near] for name in axes},
+        ranked=ranked[:N_SHOWN],
+        recipe=recipe,
+        command=command,
     )
-    return texts
 
 
-def sensitivities(found: Found, axes: Mapping[str, bool]) -> list[str]:
-    """For each setting the range over which some trial came within a point of the best, and the range tried."""
-    near = [trial for trial in ranked(found) if trial.accuracy >= found.best.accuracy - NEAR]
-    texts = []
-    for name in axes:
-        tried = [trial.settings[name] for trial in found.trials]
-        good = [trial.settings[name] for trial in near]
-        texts.append(
-            f"{name}: tried from {number(min(tried))} to {number(max(tried))}; within a point of the best "
-            f"from {number(min(good))} to {number(max(good))} ({len(good)} trial{'s' if len(good) > 1 else ''})."
-        )
-    return texts
+def recipe_yaml(search: Search, found: Found) -> str:
+    """Return the chosen settings, with all else that a training needs to be the same.
 
-
-def number(value: float) -> str:
-    """A setting with three digits."""
-    return f"{value:.3g}"
+    Args:
+        search: what was searched for.
+        found: what it came to.
+    """
+    place: dict[str, Any] = {"data": search.origin.data} if search.origin.data else {"dataset": search.origin.name}
+    place |= {"root": search.origin.root, "datasets_dir": search.origin.datasets_dir}
+    settings = {
+        **{name: value for name, value in place.items() if value is not None},
+        "backbone": search.backbone,
+        "method": search.method,
+        "shots": search.shots,
+        **search.settings,
+        **search.recipe,
+        **found.best.settings,
+    }
+    comment = (
+        f"# Chosen by mmprompt tune: {percent(found.best.accuracy)} on the validation pictures, the best of "
+        f"{len(found.trials)} trials.\n# The test part was not looked at. Use it with: mmprompt train --config FILE\n"
+    )
+    return comment + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)

@@ -1,4 +1,4 @@
-"""A self-contained HTML page: the templates filled, figures and pictures inside it, nothing from the network.
+"""A self-contained HTML page: the templates filled, figures and images inside it, nothing from the network.
 
 It knows templates and bytes, not what they show.
 """
@@ -8,18 +8,23 @@ from __future__ import annotations
 import base64
 import importlib.util
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from mmprompt.errors import UserError
+from mmprompt.files import make_folder, write_bytes
+from mmprompt.reports import numbers
 from mmprompt.reports.figures import DARK, LIGHT, Theme
-from mmprompt.reports.numbers import between, percent, signed
 
 EXTRA = ("matplotlib", "jinja2", "tabulate")
 INSTALL = 'pip install "mmprompt[report]"'
-FILTERS: dict[str, Callable[..., str]] = {"percent": percent, "signed": signed, "interval": between}
 COLUMN = range(690, 753)  # CSS pixels: a figure as wide as the text is fitted to it, any other keeps its size
+
+Draw = Callable[[Theme], bytes]
+"""Draws a figure in a theme, as PNG."""
 
 
 def missing_extra() -> str | None:
@@ -28,34 +33,81 @@ def missing_extra() -> str | None:
     return f"no report was written, because {' and '.join(absent)} is missing: {INSTALL}" if absent else None
 
 
+def require_extra() -> None:
+    """Raise what `missing_extra` says, if anything is missing."""
+    problem = missing_extra()
+    if problem:
+        raise UserError(problem)
+
+
+def write_page(
+    folder: Path, template: str, charts: Mapping[str, Draw], images: Mapping[str, bytes], **values: Any
+) -> Path:
+    """Write `report.html` and, beside it, every figure as a PNG file.
+
+    Args:
+        folder: where they go, made if need be; files of an earlier report are replaced.
+        template: its name, without `.html.jinja`.
+        charts: figures by file name without suffix; the template finds those to show in `figures`, by the same names.
+        images: more PNG files by name, which the page does not show.
+        values: further variables of the template.
+    Returns:
+        The path of the page.
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    drawn = {name: chart(draw) for name, draw in charts.items()}
+    make_folder(folder)
+    for name, data in {**{name: light for name, (light, _) in drawn.items()}, **images}.items():
+        write_bytes(folder / f"{name}.png", data)
+    path = folder / "report.html"
+    page = render_page(template, figures={name: shown for name, (_, shown) in drawn.items()}, **values)
+    write_bytes(path, page.encode())
+    return path
+
+
 def render_page(name: str, **values: Any) -> str:
-    """Return the HTML of a template, every text in it escaped; its filters are `FILTERS`.
+    """Return the HTML of a template, every text in it escaped.
+
+    Shares are passed as numbers; the filters `percent`, `signed`, `interval` and the others below write them out.
 
     Args:
         name: of the template, without `.html.jinja`.
-        values: variables of the template; shares are numbers, which the filters write out.
+        values: variables of the template.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     loader = PackageLoader("mmprompt.reports", "templates")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters.update(FILTERS)
+    environment.filters |= {
+        "percent": numbers.percent,
+        "signed": numbers.signed,
+        "interval": numbers.between,
+        "verdict": numbers.verdict,
+        "counted": numbers.counted,
+        "grouped": "{:,}".format,
+        "shots": numbers.in_shots,
+        "png": png_text,
+    }
     return environment.get_template(f"{name}.html.jinja").render(light=LIGHT, dark=DARK, **values)
 
 
-def chart(draw: Callable[[Theme], bytes]) -> tuple[bytes, dict[str, Any]]:
-    """A figure in both themes: its light PNG, and what a template needs to show it.
-
-    Args:
-        draw: draws the figure in a theme.
-    """
+def chart(draw: Draw) -> tuple[bytes, dict[str, Any]]:
+    """Draw a figure in both themes; return its light PNG and what a template needs to show it."""
     light = draw(LIGHT)
-    with Image.open(io.BytesIO(light)) as picture:
-        width = round(96 * picture.width / picture.info["dpi"][0])
+    with Image.open(io.BytesIO(light)) as image:
+        width = round(96 * image.width / image.info["dpi"][0])
     shown = {"light": encode(light), "dark": encode(draw(DARK)), "width": None if width in COLUMN else width}
     return light, shown
 
 
+def png_text(image: Image.Image) -> str:
+    """Return an image as base64 text of a PNG."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return encode(buffer.getvalue())
+
+
 def encode(data: bytes) -> str:
-    """Bytes as base64 text."""
+    """Return bytes as base64 text."""
     return base64.b64encode(data).decode("ascii")

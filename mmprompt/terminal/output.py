@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mmprompt.reports import numbers as typeset
+
 JSON_HELP = "Print one JSON document; everything for people goes to stderr."
 
 
@@ -62,27 +64,23 @@ class Output:
 
 
 def plain_table(rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> list[str]:
-    """Rows as aligned lines without frames, wraps or trailing blanks, for files and pipes."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    cells = [
-        [
-            cell.rjust(width) if i in numbers else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        for row in rows
-    ]
-    return ["  ".join(row).rstrip() for row in cells]
+    """Return rows as aligned lines without frames, wraps or trailing blanks, for files and pipes."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = enumerate(zip(row, widths, strict=True))
+        lines.append("  ".join(text.rjust(n) if i in numbers else text.ljust(n) for i, (text, n) in cells).rstrip())
+    return lines
 
 
 def percent(share: float) -> str:
-    """A share in 0..1 as `62.4 %`."""
-    return f"{100 * share:.1f} %"
+    """Return a share in 0..1 as `62.4 %`, in characters that every console has."""
+    return typeset.percent(share).translate(typeset.CONSOLE)
 
 
 def between(interval: Sequence[float], signed: bool = False) -> str:
-    """An interval of shares as `59.1 to 65.5`, with signs for differences."""
-    sign = "+" if signed else ""
-    return f"{100 * interval[0]:{sign}.1f} to {100 * interval[1]:{sign}.1f}"
+    """Return an interval of shares as `59.1 to 65.5`, with signs for differences."""
+    return typeset.between(interval, signed).translate(typeset.CONSOLE)
 
 
 def shorten(text: str, length: int) -> str:
@@ -91,7 +89,7 @@ def shorten(text: str, length: int) -> str:
 
 
 def result_table(output: Output, metrics: Mapping[str, Any], template: str) -> None:
-    """Accuracy of zero-shot and the learned prompt, with intervals."""
+    """Write the accuracy of zero-shot and of the learned prompt, with intervals."""
     labels = {
         "zero_shot_name": "zero-shot, bare class name",
         "zero_shot_template": f"zero-shot, “{template}”",

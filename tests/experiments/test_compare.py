@@ -264,6 +264,7 @@ def test_the_report_is_one_page_with_tables_and_figures_beside(grid: Grid, tmp_p
     html = page.read_text()
     assert 'src="http' not in html
     assert "mmprompt compare --methods coop" in html
+    assert "is right most often on colours:" in " ".join(html.split())
     names = {path.name for path in page.parent.iterdir()}
     assert {"report.html", "table.txt", "table.md", "table.csv", "table.tex", "comparison.json"} <= names
     assert {"curve_colours.png", "confusion.png", "calibration.png", "classes.png"} <= names

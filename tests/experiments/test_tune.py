@@ -15,7 +15,7 @@ from mmprompt.experiments.cells import Origin
 from mmprompt.experiments.search_space import KNOWN, Range, read_space
 from mmprompt.experiments.study import open_study
 from mmprompt.experiments.tune import Found, ReportValidation, Search, check_ends, tune, without_broken
-from mmprompt.experiments.tune_report import ranked, sensitivities, write_search
+from mmprompt.experiments.tune_report import write_search
 from mmprompt.models.dual_encoder.load import load_backbone
 from mmprompt.reports.curves import Tried
 from mmprompt.terminal.config import read_settings
@@ -130,12 +130,16 @@ def test_the_recipe_is_one_that_train_reads(tmp_path: Path, search: Search) -> N
     assert {"recipe.yaml", "trials.csv", "sensitivity.png", "report.html"} <= {p.name for p in page.parent.iterdir()}
 
 
-def test_sensitivity_names_the_range_that_comes_within_a_point() -> None:
+def test_the_page_names_the_range_that_comes_within_a_point_and_the_gain_over_the_start(
+    tmp_path: Path, search: Search
+) -> None:
     trials = [Tried({"lr": lr}, accuracy, False) for lr, accuracy in ((0.001, 0.5), (0.01, 0.805), (0.1, 0.81))]
-    found = Found((*trials, Tried({"lr": 1.0}, 0.99, True)), trials[2], None, 0)
-    assert ranked(found)[0] == trials[2]
-    [said] = sensitivities(found, {"lr": True})
-    assert said == "lr: tried from 0.001 to 1; within a point of the best from 0.01 to 0.1 (2 trials)."
+    found = Found((*trials, Tried({"lr": 1.0}, 0.99, True)), trials[2], trials[0], 0)
+    page = write_search(replace(search, space={"lr": KNOWN["lr"]}), found, tmp_path, "mmprompt tune")
+    assert page is not None
+    text = " ".join(page.read_text().split())
+    assert "lr: tried from 0.001 to 1; within a point of the best from 0.01 to 0.1 (2 trials)." in text
+    assert "a gain of +31.0 points" in text
 
 
 @pytest.mark.parametrize("space", [{"n_ctx": Range(1, 500, True)}, {"lr": Range(-1.0, 1.0, False)}])

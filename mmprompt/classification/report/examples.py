@@ -1,9 +1,9 @@
-"""Test pictures to show in a report: which ones, shrunk, what they were taken for, and the most frequent mistakes."""
+"""Test images to show in a report: which ones, shrunk, what they were taken for, and the most frequent mistakes."""
 
 from __future__ import annotations
 
-import io
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,6 @@ from mmprompt.data.images import read_image
 from mmprompt.errors import UserError
 from mmprompt.reports import figures
 from mmprompt.reports.figures import LIGHT
-from mmprompt.reports.pages import encode
 
 N_EXAMPLES = 8
 THUMBNAIL = 240
@@ -25,23 +24,22 @@ N_CONFUSED = 10
 
 @dataclass(frozen=True)
 class Example:
-    """A test picture to show, already shrunk."""
+    """A test image to show: its middle square, already shrunk."""
 
-    picture: Image.Image
+    image: Image.Image
     label: str
     predicted: str
     probability: str
 
 
 def choose_examples(shown: Sequence[Shown], class_names: Sequence[str]) -> tuple[list[Example], list[Example], int]:
-    """Pictures it got right (random, class after class) and wrong (surest first), and how many files were gone.
+    """Return images it got right (random, class after class) and wrong (surest first), and how many files were gone.
 
     Args:
-        shown: the test pictures.
+        shown: the test images.
         class_names: C names.
     """
-    rng = random.Random(0)
-    shuffled = rng.sample(shown, len(shown))
+    shuffled = random.Random(0).sample(shown, len(shown))
     right = one_class_after_another([s for s in shuffled if s.label == s.predicted])
     surest = sorted((s for s in shown if s.label != s.predicted), key=lambda s: -s.probability)
     wrong = [s for i, s in enumerate(surest) if sum(o.label == s.label for o in surest[:i]) < 2]
@@ -50,73 +48,52 @@ def choose_examples(shown: Sequence[Shown], class_names: Sequence[str]) -> tuple
     return chosen_right, chosen_wrong, gone_right + gone_wrong
 
 
-def one_class_after_another(pictures: Sequence[Shown]) -> list[Shown]:
-    """The same pictures, the first of every class before the second of any."""
-    seen: dict[int, int] = {}
+def one_class_after_another(shown: Sequence[Shown]) -> list[Shown]:
+    """Return the same images, the first of every class before the second of any."""
+    n_before: Counter[int] = Counter()
     turns = []
-    for picture in pictures:
-        turns.append(seen.get(picture.label, 0))
-        seen[picture.label] = turns[-1] + 1
-    return [picture for _, picture in sorted(zip(turns, pictures, strict=True), key=lambda pair: pair[0])]
+    for image in shown:
+        turns.append(n_before[image.label])
+        n_before[image.label] += 1
+    return [image for _, image in sorted(zip(turns, shown, strict=True), key=lambda pair: pair[0])]
 
 
-def load_examples(pictures: Sequence[Shown], class_names: Sequence[str]) -> tuple[list[Example], int]:
-    """The first pictures that can still be read, and how many could not."""
+def load_examples(shown: Sequence[Shown], class_names: Sequence[str]) -> tuple[list[Example], int]:
+    """Return the first images that can still be read, and how many could not."""
     examples: list[Example] = []
     n_missing = 0
-    for shown in pictures:
+    for answer in shown:
         if len(examples) == N_EXAMPLES or n_missing == N_EXAMPLES:
             break
         try:
-            picture = fit_square(read_image(shown.path))
+            image = read_image(answer.path)
         except UserError:
             n_missing += 1
             continue
-        names = (class_names[shown.label], class_names[shown.predicted])
-        examples.append(Example(picture, *names, f"{100 * shown.probability:.0f} %"))
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        square = image.crop((left, top, left + side, top + side))
+        small = square.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+        names = (class_names[answer.label], class_names[answer.predicted])
+        examples.append(Example(small, *names, f"{100 * answer.probability:.0f} %"))
     return examples, n_missing
 
 
-def fit_square(picture: Image.Image) -> Image.Image:
-    """The middle square of a picture at the size of a thumbnail."""
-    side = min(picture.size)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    square = picture.crop((left, top, left + side, top + side))
-    return square.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-
-
-def in_page(examples: Sequence[Example]) -> list[dict[str, str]]:
-    """Examples as a template takes them, the pictures as base64 PNG."""
-    return [
-        {"picture": png_of(e.picture), "label": e.label, "predicted": e.predicted, "probability": e.probability}
-        for e in examples
-    ]
-
-
-def png_of(picture: Image.Image) -> str:
-    """A picture as base64 PNG."""
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
-    return encode(buffer.getvalue())
-
-
 def draw_sheets(right: Sequence[Example], wrong: Sequence[Example]) -> dict[str, bytes]:
-    """The examples as sheets, PNG bytes by file name."""
+    """Return the examples as sheets, PNG bytes by file name."""
     sheets = {}
     for name, examples in (("examples_right", right), ("examples_wrong", wrong)):
+        captions = [
+            f"{e.predicted}, {e.probability}" + (f"\nreally {e.label}" if e.predicted != e.label else "")
+            for e in examples
+        ]
         if examples:
-            captions = [f"{e.predicted}, {e.probability}" + true_label(e) for e in examples]
-            sheets[name] = figures.draw_examples([e.picture for e in examples], captions, LIGHT)
+            sheets[name] = figures.draw_examples([e.image for e in examples], captions, LIGHT)
     return sheets
 
 
-def true_label(example: Example) -> str:
-    """The second line of a wrong picture's caption, nothing for a right one."""
-    return f"\nreally {example.label}" if example.predicted != example.label else ""
-
-
 def most_confused(confusion: np.ndarray, class_names: Sequence[str]) -> list[dict[str, Any]]:
-    """The most frequent mistakes, as rows of a table.
+    """Return the most frequent mistakes, as rows of a table.
 
     Args:
         confusion: [C, C] counts, true class by predicted class.

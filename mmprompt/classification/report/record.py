@@ -26,18 +26,16 @@ ADVICE = "Give the folder of a finished run, as `mmprompt train` writes it."
 
 @dataclass(frozen=True)
 class Measured:
-    """One classifier on the test pictures.
+    """One classifier on the test images.
 
     Args:
-        key: `zero_shot_name`, `zero_shot_template` or `learned`.
         accuracy: share right, 0..1.
         interval: its 95 % interval.
         gain: what the learned prompt gains over it, 0 for the learned prompt itself.
         gain_interval: the paired 95 % interval of the gain.
-        novel: share right among the pictures of concepts that pretraining never saw, None where there are none.
+        novel: share right among the images of concepts that pretraining never saw, None where there are none.
     """
 
-    key: str
     accuracy: float
     interval: tuple[float, float]
     gain: float
@@ -47,7 +45,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Shown:
-    """One test picture and what the learned prompt made of it."""
+    """One test image and what the learned prompt made of it."""
 
     path: Path
     label: int
@@ -76,11 +74,6 @@ class Record:
         return tuple(self.run["class_names"])
 
     @property
-    def shots(self) -> int | None:
-        """Training pictures of each class, None for all there are."""
-        return self.run["data"]["shots"]
-
-    @property
     def template(self) -> str:
         """The hand-written template that zero-shot was measured with."""
         return self.run["data"]["template"]
@@ -88,18 +81,18 @@ class Record:
     @cached_property
     def measured(self) -> dict[str, Measured]:
         """What was measured, by key, zero-shot first."""
-        return {key: self._measured(key) for key in (*BASELINES, "learned")}
-
-    def _measured(self, key: str) -> Measured:
-        content = self.metrics[key]
-        compared = self.metrics["learned"].get(f"gain_over_{key}", {"gain": 0.0, "interval": (0.0, 0.0)})
-        (low, high), (gain_low, gain_high) = content["interval"], compared["interval"]
-        novel = content["novel"]["accuracy"] if "novel" in content else None
-        return Measured(key, content["accuracy"], (low, high), compared["gain"], (gain_low, gain_high), novel)
+        measured = {}
+        for key in (*BASELINES, "learned"):
+            content = self.metrics[key]
+            compared = self.metrics["learned"].get(f"gain_over_{key}", {"gain": 0.0, "interval": (0.0, 0.0)})
+            (low, high), (gain_low, gain_high) = content["interval"], compared["interval"]
+            novel = content["novel"]["accuracy"] if "novel" in content else None
+            measured[key] = Measured(content["accuracy"], (low, high), compared["gain"], (gain_low, gain_high), novel)
+        return measured
 
     @cached_property
     def shown(self) -> tuple[Shown, ...]:
-        """The test pictures in order."""
+        """The test images in order."""
         return tuple(
             Shown(Path(entry["path"]), entry["label"], entry["predicted"], entry["probability"])
             for entry in self.metrics["predictions"]
@@ -110,15 +103,15 @@ class Record:
         """[C, C] counts of the learned prompt, true class by predicted class."""
         return self._confusion("learned")
 
-    def _confusion(self, key: str) -> np.ndarray:
-        n_classes = len(self.class_names)
-        return np.asarray(self.metrics[key]["confusion"], dtype=int).reshape(n_classes, n_classes)
-
     def class_accuracies(self, key: str) -> dict[str, float]:
-        """The share right of each class that has test pictures, by name; `key` as in `measured`."""
+        """Return the share right of each class that has test images, by name; `key` as in `measured`."""
         counts = self._confusion(key)
         totals = counts.sum(axis=1)
         return {name: float(counts[c, c] / totals[c]) for c, name in enumerate(self.class_names) if totals[c]}
+
+    def _confusion(self, key: str) -> np.ndarray:
+        n_classes = len(self.class_names)
+        return np.asarray(self.metrics[key]["confusion"], dtype=int).reshape(n_classes, n_classes)
 
     @cached_property
     def reliability(self) -> Reliability:
@@ -149,13 +142,11 @@ class Record:
 
 
 def options(settings: Mapping[str, Any]) -> list[str]:
-    """Settings as the options of a command line; those that are unset or off are left out."""
+    """Return settings as the options of a command line; those that are unset or off are left out."""
     words: list[str] = []
     for name, value in settings.items():
-        if value is None or value is False:
-            continue
-        words.append("--" + name.replace("_", "-"))
-        words += [] if value is True else [str(value)]
+        if value is not None and value is not False:
+            words += ["--" + name.replace("_", "-"), *([] if value is True else [str(value)])]
     return words
 
 

@@ -1,24 +1,24 @@
 """The report of a run: one HTML file that opens anywhere, and its figures as PNG files beside it.
 
-It reads the run folder alone (`record.py`), says what was found in sentences, and leaves drawing to
-`figures.py`. It never trains, evaluates or reaches for the network.
+It reads the run folder alone (`record.py`); its sentences are in `report.html.jinja`, every claim after an interval. It
+never trains, evaluates or reaches for the network.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from mmprompt.classification.report import sentences
-from mmprompt.classification.report.examples import Example, choose_examples, draw_sheets, in_page, most_confused
+from mmprompt.classification.report.examples import choose_examples, draw_sheets, most_confused
 from mmprompt.classification.report.record import Record, read_record
-from mmprompt.errors import UserError
-from mmprompt.files import write_bytes
 from mmprompt.reports import curves, figures
-from mmprompt.reports.figures import Theme
-from mmprompt.reports.numbers import missing_pictures
-from mmprompt.reports.pages import chart, missing_extra, render_page
+from mmprompt.reports.numbers import percent
+from mmprompt.reports.pages import Draw, missing_extra, require_extra, write_page
+
+__all__ = ["missing_extra", "write_report"]
+
+FURTHER = {"top5": "right among the five most probable", "macro_f1": "macro F1"}
+"""Measures that not every run kept."""
 
 
 def write_report(folder: Path | str) -> Path:
@@ -31,62 +31,59 @@ def write_report(folder: Path | str) -> Path:
     Raises:
         UserError: the folder holds no finished run, cannot be written, or the report extra is not installed.
     """
-    problem = missing_extra()
-    if problem:
-        raise UserError(problem)
+    require_extra()
     record = read_record(folder)
+    labels = dict.fromkeys(record.measured, f"template “{record.template}”")
+    labels |= {"zero_shot_name": "bare class name", "learned": "learned prompt"}
+    before, after = (record.class_accuracies(key) for key in ("zero_shot_template", "learned"))
+    changes = {name: after[name] - before[name] for name in after}  # of the classes with test images
+    measures = record.metrics["learned"]
+    bins = record.reliability
     right, wrong, n_missing = choose_examples(record.shown, record.class_names)
-    charts = {name: chart(draw) for name, draw in charts_of(record).items()}
-    drawn = {name: light for name, (light, _) in charts.items()}
-    for name, data in {**drawn, **draw_sheets(right, wrong)}.items():
-        write_bytes(record.folder / f"{name}.png", data)
-    pages = {name: shown for name, (_, shown) in charts.items()}
-    path = record.folder / "report.html"
-    write_bytes(path, render(record, pages, right, wrong, n_missing).encode())
-    return path
+    return write_page(
+        record.folder,
+        "report",
+        charts_of(record, labels, before, after),
+        draw_sheets(right, wrong),
+        record=record,
+        labels=labels,
+        further=[
+            f"{text} {percent(measures[name])}" for name, text in FURTHER.items() if measures.get(name) is not None
+        ],
+        changes=list(changes.values()),
+        most_gained=max(changes.items(), key=lambda change: change[1]),
+        most_lost=min(changes.items(), key=lambda change: change[1]),
+        confused=most_confused(record.confusion, record.class_names),
+        is_surer=sum(n * (c - a) for n, c, a in zip(bins.counts, bins.confidence, bins.accuracy, strict=True)) > 0,
+        right=right,
+        wrong=wrong,
+        n_missing=n_missing,
+    )
 
 
-def charts_of(record: Record) -> dict[str, Callable[[Theme], bytes]]:
-    """How each chart of a run is drawn in a theme, by file name; what there is no data for is left out."""
+def charts_of(
+    record: Record, labels: dict[str, str], before: dict[str, float], after: dict[str, float]
+) -> dict[str, Draw]:
+    """Return how each chart of a run is drawn, by file name; those without data are left out.
+
+    Args:
+        record: the run.
+        labels: what each measured classifier is called.
+        before: accuracy by class, zero-shot with the template.
+        after: accuracy by class, learned.
+    """
     rows = [
-        figures.Row(row_label(record, m.key), m.accuracy, m.interval, m.key == "learned")
-        for m in record.measured.values()
+        figures.Row(labels[key], measured.accuracy, measured.interval, key == "learned")
+        for key, measured in record.measured.items()
     ]
-    names, before, after = classes_of(record)
-    charts: dict[str, Callable[[Theme], bytes]] = {
-        "accuracy": lambda theme: figures.draw_accuracy(rows, 1 / len(record.class_names), theme),
-        "classes": lambda theme: curves.draw_classes(names, before, after, theme),
-        "calibration": lambda theme: curves.draw_reliability(record.reliability, theme),
-        "confusion": lambda theme: figures.draw_confusion(record.confusion.tolist(), record.class_names, theme),
+    charts: dict[str, Draw] = {
+        "accuracy": partial(figures.draw_accuracy, rows, 1 / len(record.class_names)),
+        "classes": partial(curves.draw_classes, list(after), [before[name] for name in after], list(after.values())),
+        "calibration": partial(curves.draw_reliability, record.reliability),
+        "confusion": partial(figures.draw_confusion, record.confusion.tolist(), record.class_names),
     }
     if record.log:
         loss, accuracy, validation = (record.log_values(name) for name in ("loss", "accuracy", "val_accuracy"))
         epochs = range(1, len(record.log) + 1)
-        charts["learning_curve"] = lambda theme: figures.draw_learning_curve(epochs, loss, accuracy, validation, theme)
+        charts["learning_curve"] = partial(figures.draw_learning_curve, epochs, loss, accuracy, validation)
     return charts
-
-
-def classes_of(record: Record) -> tuple[list[str], list[float], list[float]]:
-    """The classes with test pictures: their names, zero-shot with the template, and learned, in shares right."""
-    before, after = (record.class_accuracies(key) for key in ("zero_shot_template", "learned"))
-    return list(after), [before[name] for name in after], list(after.values())
-
-
-def row_label(record: Record, key: str) -> str:
-    """How a measured row is called, the template with its words."""
-    return {"zero_shot_name": "bare class name", "learned": "learned prompt"}.get(key, f"template “{record.template}”")
-
-
-def render(
-    record: Record, pages: dict[str, Any], right: Sequence[Example], wrong: Sequence[Example], n_missing: int
-) -> str:
-    """The HTML of a report, every text in it escaped."""
-    return render_page(
-        "report",
-        figures={"learning_curve": None} | pages,
-        right=in_page(right),
-        wrong=in_page(wrong),
-        confused=most_confused(record.confusion, record.class_names),
-        missing_pictures=missing_pictures(n_missing),
-        **sentences.of(record, {key: row_label(record, key) for key in record.measured}),
-    )
