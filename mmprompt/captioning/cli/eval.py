@@ -22,8 +22,7 @@ from mmprompt.captioning.predictor import (
 )
 from mmprompt.captioning.readers.captioner import FrozenCaptioner
 from mmprompt.captioning.report.report import write_caption_report
-from mmprompt.captioning.report.sentences import notes
-from mmprompt.captioning.report.tables import focus_table, speaker_table, strength_table
+from mmprompt.captioning.report.tables import focus_table, notes, speaker_table, strength_table
 from mmprompt.captioning.search import Decoding
 from mmprompt.captioning.task import fit_captions
 from mmprompt.core.file import HEADER

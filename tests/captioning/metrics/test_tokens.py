@@ -13,7 +13,7 @@ TOKENS = json.loads((FIXTURES / "expected.json").read_text())["tokens"]["odd"]
 """Of the Java tokenizer, by fixtures/score_captions.py."""
 
 
-@pytest.mark.parametrize(("caption", "tokens"), zip(ODD, TOKENS, strict=True), ids=map(ascii, ODD))
+@pytest.mark.parametrize(("caption", "tokens"), list(zip(ODD, TOKENS, strict=True)), ids=map(ascii, ODD))
 def test_an_odd_caption_has_the_tokens_of_the_java_tokenizer(caption: str, tokens: str) -> None:
     assert tokenize(caption) == tokens.split()
 
