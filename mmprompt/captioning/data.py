@@ -13,8 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from mmprompt.captioning.caption_files import READERS, detect_format, without_pictures
-from mmprompt.captioning.caption_rows import CaptionRow
+from mmprompt.captioning.caption_files import READERS, CaptionRow, detect_format, without_pictures
 from mmprompt.data.archive import unpack
 from mmprompt.data.class_names import shortened
 from mmprompt.data.splits import SPLITS
