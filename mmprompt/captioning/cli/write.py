@@ -11,7 +11,6 @@ import tyro
 
 from mmprompt.captioning.cli.train import DATA, Device
 from mmprompt.captioning.data import load_caption_data
-from mmprompt.captioning.images import describe_pictures
 from mmprompt.captioning.predictor import (
     Captioner,
     FocusPrompt,
@@ -23,7 +22,7 @@ from mmprompt.captioning.predictor import (
 )
 from mmprompt.captioning.readers.captioner import FrozenCaptioner
 from mmprompt.captioning.search import Decoding
-from mmprompt.captioning.writing import caption_rows, find_pictures
+from mmprompt.captioning.writing import caption_rows, describe_pictures, find_pictures
 from mmprompt.errors import bad_value
 from mmprompt.models.dual_encoder.load import load_backbone
 from mmprompt.terminal.counter import Counter
