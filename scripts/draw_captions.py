@@ -14,7 +14,7 @@ import tyro
 from mmprompt.captioning.data import load_caption_data
 from mmprompt.captioning.measure import measure_captions
 from mmprompt.captioning.predictor import load_captioner_of, load_focus
-from mmprompt.captioning.report.report import draw_strip
+from mmprompt.captioning.report.strip import draw_strip
 from mmprompt.files import make_folder, write_bytes
 from mmprompt.reports.figures import LIGHT
 

@@ -1,8 +1,8 @@
-"""Readers of published files of captions: each turns one file into rows.
+"""Readers of published files of captions: each turns one file into rows. Nothing here looks for images.
 
 JSONL of our own; COCO's captions (Chen et al. 2015); Karpathy's splits of COCO, Flickr8k and Flickr30k (Karpathy and
 Fei-Fei 2015); Flickr's token files (Hodosh et al. 2013, Young et al. 2014); SentiCap (Mathews et al. 2016); FlickrStyle
-(Gan et al. 2017); ArtEmis (Achlioptas et al. 2021). Nothing here looks for pictures.
+(Gan et al. 2017); ArtEmis (Achlioptas et al. 2021).
 """
 
 from __future__ import annotations
@@ -15,15 +15,12 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from mmprompt.captioning.caption_rows import CaptionRow
 from mmprompt.data.images import IMAGE_SUFFIXES
 from mmprompt.data.jsonl import read_objects, text_lines
 from mmprompt.errors import UserError, bad_file, unknown_name
 from mmprompt.files import read_bytes, read_text
-
-Rows = Iterator[CaptionRow]
 
 EMOTIONS = "emotions"
 
@@ -35,8 +32,33 @@ _STYLE_FILE = "*_train.txt"
 _RESTORE = "Restore the file as it was published."
 
 
+class CaptionRow(NamedTuple):
+    """Captions of one image as a file gives them, before images are looked for.
+
+    Args:
+        place: where the file has it, such as `line 3`.
+        picture: path of the image as the file spells it, below the folder of images.
+        image_id: its name in the file; None for its path.
+        captions: as the file spells them.
+        focus: what they speak of; `""` for captions of no focus.
+        label: a finer name within the focus, such as `positive`.
+        split: `train`, `val` or `test`; None where the file divides nothing.
+    """
+
+    place: str
+    picture: str
+    image_id: str | None
+    captions: tuple[str, ...]
+    focus: str = ""
+    label: str = ""
+    split: str | None = None
+
+
+Rows = Iterator[CaptionRow]
+
+
 def detect_format(path: Path) -> str:
-    """The name of the reader that fits the content of a file, or of a folder for FlickrStyle.
+    """Name the reader that fits the content of a file, or of a folder for FlickrStyle.
 
     Raises:
         UserError: it cannot be read, or no reader fits.
@@ -48,7 +70,12 @@ def detect_format(path: Path) -> str:
     text = read_text(path)
     first = text.lstrip().partition("\n")[0].strip()
     if first.startswith(("{", "[")):
-        return "jsonl" if _is_jsonl(first) else _json_format(_parsed(path, text), path)
+        try:
+            record = json.loads(first)
+            is_jsonl = isinstance(record, dict) and "images" not in record
+        except (ValueError, RecursionError):
+            is_jsonl = '"captions"' in first and '"images"' not in first  # its reader says what is wrong
+        return "jsonl" if is_jsonl else _detect_json(_parse(path, text), path)
     if set(_ARTEMIS) <= set(first.replace('"', "").split(",")):
         return "artemis"
     if _FLICKR_LINE.fullmatch(first):
@@ -58,15 +85,7 @@ def detect_format(path: Path) -> str:
     raise bad_file(path, "is in no form of captions that is known", f"Known: {', '.join(sorted(READERS))}.")
 
 
-def _is_jsonl(first_line: str) -> bool:
-    try:
-        record = json.loads(first_line)
-    except (ValueError, RecursionError):
-        return '"captions"' in first_line and '"images"' not in first_line  # its reader says what is wrong
-    return isinstance(record, dict) and "images" not in record
-
-
-def _json_format(content: Any, path: Path) -> str:
+def _detect_json(content: Any, path: Path) -> str:
     images = content.get("images") if isinstance(content, dict) else None
     if not isinstance(images, list):
         raise bad_file(path, "holds no list of images", "Give captions of COCO, SentiCap or Karpathy's splits.")
@@ -77,54 +96,29 @@ def _json_format(content: Any, path: Path) -> str:
     return "senticap" if isinstance(first, dict) and "sentiment" in first else "karpathy"
 
 
-def _parsed(path: Path, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise bad_file(path, "is not valid JSON", _RESTORE, getattr(error, "lineno", None)) from None
+def _read_jsonl(path: Path) -> Rows:
+    """Read our own form, an object a line: `image`, `captions`, perhaps `image_id`, `focus`, `label`, `split`."""
+    for line, record in read_objects(path):
+        for name in record:
+            if name not in _KEYS:
+                raise UserError(f"{path}, line {line}: {unknown_name('key', name, _KEYS)}")
+        for name in _REQUIRED:
+            if name not in record:
+                raise bad_file(path, f"lacks {name!r}", "Write it.", line)
+        captions, image_id = record["captions"], record.get("image_id")
+        if not isinstance(captions, list):
+            raise bad_file(path, f"captions is {captions!r}, but a list of texts was expected", "Write a list.", line)
+        for name in ("image", "focus", "label", "split"):
+            if not isinstance(record.get(name, ""), str):
+                raise bad_file(path, f"{name} is {record[name]!r}, but text was expected", "Write it as text.", line)
+        texts = {name: record[name] for name in ("focus", "label", "split") if name in record}
+        image_id = None if image_id is None else str(image_id)
+        yield CaptionRow(f"line {line}", record["image"], image_id, tuple(captions), **texts)
 
 
-def read_jsonl(path: Path) -> Rows:
-    """Our own form, an object a line: `image`, `captions`, and perhaps `image_id`, `focus`, `label`, `split`.
-
-    Raises:
-        UserError: a line is no such object.
-    """
-    for number, record in read_objects(path):
-        yield _jsonl_row(record, path, number)
-
-
-def _jsonl_row(record: dict[str, Any], path: Path, line: int) -> CaptionRow:
-    for name in record:
-        if name not in _KEYS:
-            raise UserError(f"{path}, line {line}: {unknown_name('key', name, _KEYS)}")
-    for name in _REQUIRED:
-        if name not in record:
-            raise bad_file(path, f"lacks {name!r}", "Write it.", line)
-    captions, image_id = record["captions"], record.get("image_id")
-    if not isinstance(captions, list):
-        raise bad_file(path, f"captions is {captions!r}, but a list of texts was expected", "Write a list.", line)
-    for name in ("image", "focus", "label", "split"):
-        if not isinstance(record.get(name, ""), str):
-            raise bad_file(path, f"{name} is {record[name]!r}, but text was expected", "Write it as text.", line)
-    return CaptionRow(
-        f"line {line}",
-        record["image"],
-        None if image_id is None else str(image_id),
-        tuple(captions),
-        record.get("focus", ""),
-        record.get("label", ""),
-        record.get("split"),
-    )
-
-
-def read_coco(path: Path) -> Rows:
-    """The `captions_*.json` of COCO; it gives no split.
-
-    Raises:
-        UserError: it is another form, a caption belongs to no image, or an id stands for two pictures.
-    """
-    content = _parsed(path, read_text(path))
+def _read_coco(path: Path) -> Rows:
+    """Read the `captions_*.json` of COCO; it gives no split."""
+    content = _parse(path, read_text(path))
     names: dict[str, str] = {}
     captions: dict[str, list[str]] = {}
     for index, image in enumerate(_list_of(content, "images", path)):
@@ -142,50 +136,29 @@ def read_coco(path: Path) -> Rows:
         yield CaptionRow(f"image {image_id}", name, image_id, tuple(captions[image_id]))
 
 
-def read_karpathy(path: Path) -> Rows:
-    """The `dataset_*.json` of Karpathy's splits; `restval` joins train.
-
-    Raises:
-        UserError: it is another form.
-    """
-    for index, image in enumerate(_list_of(_parsed(path, read_text(path)), "images", path)):
-        place = f"image {index}"
-        name, sentences, split = _fields(image, ("filename", "sentences", "split"), path, place)
-        raw = [_fields(sentence, ("raw",), path, place)[0] for sentence in _checked_list(sentences, path, place)]
-        folder = image.get("filepath", "")
-        image_id = image.get("cocoid", image.get("imgid"))
-        yield CaptionRow(
-            place,
-            f"{folder}/{name}" if folder else name,
-            None if image_id is None else str(image_id),
-            tuple(raw),
-            split="train" if split == "restval" else split,
-        )
+def _read_karpathy(path: Path) -> Rows:
+    """Read the `dataset_*.json` of Karpathy's splits; `restval` joins train."""
+    for place, image, sentences in _images(path):
+        raw = tuple(_fields(sentence, ("raw",), path, place)[0] for sentence in sentences)
+        folder, image_id = image.get("filepath", ""), image.get("cocoid", image.get("imgid"))
+        picture = f"{folder}/{image['filename']}" if folder else image["filename"]
+        split = "train" if image["split"] == "restval" else image["split"]
+        yield CaptionRow(place, picture, None if image_id is None else str(image_id), raw, split=split)
 
 
-def read_senticap(path: Path) -> Rows:
-    """SentiCap's JSON: captions of emotions, labelled positive or negative.
-
-    Raises:
-        UserError: it is another form.
-    """
-    labels = {0: "negative", 1: "positive"}
-    for index, image in enumerate(_list_of(_parsed(path, read_text(path)), "images", path)):
-        place = f"image {index}"
-        name, sentences, split = _fields(image, ("filename", "sentences", "split"), path, place)
-        for sentence in _checked_list(sentences, path, place):
+def _read_senticap(path: Path) -> Rows:
+    """Read SentiCap's JSON: captions of emotions, labelled positive or negative."""
+    for place, image, sentences in _images(path):
+        for sentence in sentences:
             raw, sentiment = _fields(sentence, ("raw", "sentiment"), path, place)
             if sentiment not in (0, 1):
                 raise bad_file(f"{path}, {place}", f"sentiment is {sentiment!r}, but 0 or 1 was expected", _RESTORE)
-            yield CaptionRow(place, name, None, (raw,), EMOTIONS, labels[sentiment], split)
+            label = "positive" if sentiment else "negative"
+            yield CaptionRow(place, image["filename"], None, (raw,), EMOTIONS, label, image["split"])
 
 
-def read_flickr(path: Path) -> Rows:
-    """Flickr's token file, `name#i`, a tabulator and a caption a line; it gives no split.
-
-    Raises:
-        UserError: a line has another form.
-    """
+def _read_flickr(path: Path) -> Rows:
+    """Read Flickr's token file, `name#i`, a tabulator and a caption a line; it gives no split."""
     for number, line in enumerate(text_lines(path), start=1):
         if not line.strip():
             continue
@@ -195,12 +168,8 @@ def read_flickr(path: Path) -> Rows:
         yield CaptionRow(f"line {number}", match["name"], None, (match["caption"],))
 
 
-def read_artemis(path: Path) -> Rows:
-    """ArtEmis's CSV: captions of emotions, labelled with one of nine; pictures lie in a folder for each art style.
-
-    Raises:
-        UserError: a column is missing, or it is no CSV.
-    """
+def _read_artemis(path: Path) -> Rows:
+    """Read ArtEmis's CSV: captions of emotions, labelled with one of nine; images lie in a folder for each style."""
     lines = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
         for name in _ARTEMIS:
@@ -217,17 +186,23 @@ def read_artemis(path: Path) -> Rows:
         raise bad_file(path, f"is not valid CSV ({error})", _RESTORE, lines.reader.line_num) from None
 
 
-def read_flickrstyle(path: Path) -> Rows:
-    """FlickrStyle's text files, a caption a line; it gives no split.
+def _read_flickrstyle(path: Path) -> Rows:
+    """Read FlickrStyle's text files, a caption a line; they give no split.
+
+    The images are named, in the order of the lines, by a list beside them: `images.txt`, or the published `.p` file.
 
     Args:
-        path: the folder of `funny_train.txt` and `romantic_train.txt`, or one of them. The pictures are named, in the
-            order of the lines, by a list beside them: `images.txt`, or the published `.p` file.
-    Raises:
-        UserError: there is no list of pictures, there are two that differ, or its length is another.
+        path: the folder of `funny_train.txt` and `romantic_train.txt`, or one of them.
     """
     folder = path if path.is_dir() else path.parent
-    pictures = _style_pictures(folder)
+    lists = [file for file in (folder / "images.txt", *sorted(folder.glob("*.p"))) if file.is_file()]
+    if not lists:
+        advice = "Put images.txt there, a name a line, or the .p file of the release."
+        raise bad_file(folder, "holds no list of the pictures", advice)
+    pictures, *others = (_pickled_names(file) if file.suffix == ".p" else text_lines(file) for file in lists)
+    for file, names in zip(lists[1:], others, strict=True):
+        if names != pictures:
+            raise bad_file(file, f"lists other pictures than {lists[0].name}", "Keep the list of these captions.")
     for file in sorted(folder.glob(_STYLE_FILE)) if path.is_dir() else [path]:
         captions = text_lines(file)
         if len(captions) != len(pictures):
@@ -238,41 +213,43 @@ def read_flickrstyle(path: Path) -> Rows:
             yield CaptionRow(f"{file.name}, line {number}", picture, None, (caption,), EMOTIONS, label)
 
 
-def _style_pictures(folder: Path) -> list[str]:
-    files = [file for file in (folder / "images.txt", *sorted(folder.glob("*.p"))) if file.is_file()]
-    if not files:
-        advice = "Put images.txt there, a name a line, or the .p file of the release."
-        raise bad_file(folder, "holds no list of the pictures", advice)
-    lists = [_pickled_names(file) if file.suffix == ".p" else text_lines(file) for file in files]
-    for file, names in zip(files, lists, strict=True):
-        if names != lists[0]:
-            raise bad_file(file, f"lists other pictures than {files[0].name}", "Keep the list of these captions.")
-    return lists[0]
-
-
 def _pickled_names(path: Path) -> list[str]:
-    """The names of pictures in a pickled list: its opcodes are read and never run."""
+    """Read the names of images in a pickled list: its opcodes are read and never run."""
     try:
         values = [value for _, value, _ in pickletools.genops(read_bytes(path)) if isinstance(value, str)]
     except (ValueError, UnicodeDecodeError) as error:
         raise bad_file(path, f"is no list of pictures ({error})", "Put images.txt there, a name a line.") from None
-    return [value for value in values if is_picture(value)]
+    return [value for value in values if _is_picture(value)]
 
 
-def is_picture(name: str) -> bool:
-    """Whether a name ends as pictures do."""
+def _is_picture(name: str) -> bool:
     return Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def without_pictures(rows: Sequence[CaptionRow]) -> tuple[list[CaptionRow], tuple[str, ...]]:
-    """Rows of a Flickr token file that name a picture, and a note on the others.
+    """Leave out the rows of a Flickr token file that name no image, with a note on them.
 
-    The published file of Flickr8k names one picture, with `.1` behind its suffix, that is not among the pictures.
+    The published file of Flickr8k names one, with `.1` behind its suffix, that is not among the images.
     """
-    kept = [row for row in rows if is_picture(row.picture)]
-    others = Counter(row.picture for row in rows if not is_picture(row.picture))
+    kept = [row for row in rows if _is_picture(row.picture)]
+    others = Counter(row.picture for row in rows if not _is_picture(row.picture))
     notes = (f"Passed over, for it is no picture's name: {name} ({count} captions)." for name, count in others.items())
     return kept, tuple(notes)
+
+
+def _parse(path: Path, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise bad_file(path, "is not valid JSON", _RESTORE, getattr(error, "lineno", None)) from None
+
+
+def _images(path: Path) -> Iterator[tuple[str, dict[str, Any], list[Any]]]:
+    """Read the images of Karpathy's form with their places and sentences."""
+    for index, image in enumerate(_list_of(_parse(path, read_text(path)), "images", path)):
+        place = f"image {index}"
+        _, sentences, _ = _fields(image, ("filename", "sentences", "split"), path, place)
+        yield place, image, _checked_list(sentences, path, place)
 
 
 def _list_of(content: Any, name: str, path: Path) -> list[Any]:
@@ -293,11 +270,12 @@ def _fields(record: Any, names: Sequence[str], path: Path, place: str) -> list[A
 
 
 READERS: dict[str, Callable[[Path], Rows]] = {
-    "jsonl": read_jsonl,
-    "coco": read_coco,
-    "karpathy": read_karpathy,
-    "flickr": read_flickr,
-    "senticap": read_senticap,
-    "flickrstyle": read_flickrstyle,
-    "artemis": read_artemis,
+    "jsonl": _read_jsonl,
+    "coco": _read_coco,
+    "karpathy": _read_karpathy,
+    "flickr": _read_flickr,
+    "senticap": _read_senticap,
+    "flickrstyle": _read_flickrstyle,
+    "artemis": _read_artemis,
 }
+"""By form. Each raises UserError where a file is of another form."""

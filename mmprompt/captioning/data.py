@@ -1,4 +1,4 @@
-"""Pictures with captions: grouped by picture, divided by picture, their captions held by focus.
+"""Images with captions: grouped by image, divided by image, their captions held by focus.
 
 `read_captions` takes any of the published forms, `load_caption_data` a name or a path. What a focus is, nothing here
 knows: it is a name that captions were filed under.
@@ -15,8 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmprompt.captioning.caption_files import READERS, detect_format, without_pictures
-from mmprompt.captioning.caption_rows import CaptionRow
+from mmprompt.captioning.caption_files import READERS, CaptionRow, detect_format, without_pictures
 from mmprompt.data.archive import unpack
 from mmprompt.data.class_names import shortened
 from mmprompt.data.splits import SPLITS
@@ -31,18 +30,18 @@ NEUTRAL = ""
 """The focus of captions that were written with none in mind."""
 MAX_CAPTION_CHARACTERS = 2000
 HELD_OUT = 0.1
-"""Share of the pictures that go to val, and to test, where a file divides nothing."""
+"""Share of the images that go to val, and to test, where a file divides nothing."""
 
 _ASSETS = Path(__file__).resolve().parents[1] / "assets"
 
 
 @dataclass(frozen=True)
 class CaptionItem:
-    """One picture and what was written of it.
+    """One image and what was written of it.
 
     Args:
-        image: the picture file.
-        image_id: its name in the data; no two pictures share one.
+        image: its file.
+        image_id: its name in the data; no two images share one.
         captions: by focus; `""` holds captions of no focus. A labelled caption is filed twice, under its focus and
             under `FOCUS-LABEL`, such as `emotions` and `emotions-positive`.
         split: `train`, `val` or `test`.
@@ -54,7 +53,7 @@ class CaptionItem:
     split: str
 
     def of(self, focus: str | None) -> tuple[str, ...]:
-        """The captions of one focus, perhaps none; of None, all captions, each once."""
+        """Return the captions of one focus, perhaps none; of None, all captions, each once."""
         if focus is None:
             return tuple(dict.fromkeys(caption for captions in self.captions.values() for caption in captions))
         return self.captions.get(focus, ())
@@ -62,16 +61,16 @@ class CaptionItem:
 
 @dataclass(frozen=True)
 class CaptionData:
-    """A set of pictures with captions.
+    """A set of images with captions.
 
     Args:
         name: of the set.
-        root: the folder below which all pictures lie.
-        items: in the order of the file, no picture twice.
+        root: the folder below which all images lie.
+        items: in the order of the file, no image twice.
         lexicon: by focus, what each surface form (one or more words) names; empty where the data brings none.
         chosen_by: by focus, how its captions were chosen among others; missing or `""` where people wrote them.
         notes: what was decided on the user's behalf, one sentence each.
-        licence: of the captions and pictures, where it is known.
+        licence: of captions and images, where it is known.
     """
 
     name: str
@@ -84,17 +83,17 @@ class CaptionData:
 
     @property
     def train(self) -> tuple[CaptionItem, ...]:
-        """The pictures to train on."""
+        """The images to train on."""
         return self._part("train")
 
     @property
     def val(self) -> tuple[CaptionItem, ...]:
-        """The pictures to choose settings on; there may be none."""
+        """The images to choose settings on; there may be none."""
         return self._part("val")
 
     @property
     def test(self) -> tuple[CaptionItem, ...]:
-        """The pictures to measure on; there may be none."""
+        """The images to measure on; there may be none."""
         return self._part("test")
 
     @property
@@ -104,15 +103,20 @@ class CaptionData:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex SHA-256 over every picture's id, path, split, captions and size in bytes.
+        """Hex SHA-256 over every image's id, path, split, captions and size in bytes.
 
         Raises:
-            UserError: a picture is gone.
+            UserError: an image is gone.
         """
         digest = hashlib.sha256()
         for item in self.items:
+            try:
+                size = item.image.stat().st_size
+            except OSError as error:
+                problem = f"cannot be read ({error.strerror})"
+                raise bad_file(item.image, problem, "Restore the picture.") from None
             path = item.image.relative_to(self.root).as_posix()
-            record = [item.image_id, path, item.split, dict(item.captions), _size(item.image)]
+            record = [item.image_id, path, item.split, dict(item.captions), size]
             digest.update(json.dumps(record, sort_keys=True).encode())
         return digest.hexdigest()
 
@@ -129,7 +133,7 @@ class CaptionData:
         return task
 
     def with_captions(self, split: str, focus: str | None) -> tuple[CaptionItem, ...]:
-        """The pictures of a split that have captions of a focus.
+        """Return the images of a split that have captions of a focus.
 
         Args:
             split: `train`, `val` or `test`.
@@ -153,47 +157,26 @@ class CaptionData:
         return tuple(item for item in self.items if item.split == split)
 
 
-@dataclass(frozen=True)
-class EmbeddedCaptions:
-    """A set that ships in the package.
-
-    Args:
-        captions: its JSONL file, below the assets.
-        pictures: the zip file of its pictures, likewise.
-        licence: of both.
-    """
-
-    captions: str
-    pictures: str
-    licence: str
-
-
 EMBEDDED = {
-    "openart-scenes": EmbeddedCaptions(
-        "scenes/openart-scenes.jsonl",
-        "scenes/openart-scenes.zip",
-        "CC BY 4.0 (Twemoji), Apache 2.0 (Noto), MIT (Fluent)",
-    ),
-    "openart-scenes-new-style": EmbeddedCaptions(
-        "openart/openart-scenes-new-style.jsonl", "openart/openart-scenes-new-style.zip", "CC BY-SA 4.0 (OpenMoji)"
-    ),
+    "openart-scenes": ("scenes/openart-scenes", "CC BY 4.0 (Twemoji), Apache 2.0 (Noto), MIT (Fluent)"),
+    "openart-scenes-new-style": ("openart/openart-scenes-new-style", "CC BY-SA 4.0 (OpenMoji)"),
 }
+"""Sets that ship in the package: a JSONL file and a zip file of images below the assets, and the licence of both."""
 
 
 def load_caption_data(name_or_path: str | Path, images: str | Path | None = None) -> CaptionData:
-    """Pictures and captions by name, or from a file.
+    """Load images and captions by name, or from a file.
 
     Args:
         name_or_path: `openart-scenes`, or a file as `read_captions` takes it.
-        images: the folder that the file's pictures are relative to; by default its own.
+        images: the folder that the file's images are relative to; by default its own.
     Raises:
         UserError: there is no set and no file of that name, or as in `read_captions`.
     """
-    embedded = EMBEDDED.get(str(name_or_path))
-    if embedded is not None:
-        pictures = unpack(_ASSETS / embedded.pictures)
-        data = read_captions(_ASSETS / embedded.captions, pictures, "jsonl")
-        return replace(data, name=str(name_or_path), licence=embedded.licence)
+    if str(name_or_path) in EMBEDDED:
+        place, licence = EMBEDDED[str(name_or_path)]
+        data = read_captions(_ASSETS / f"{place}.jsonl", unpack(_ASSETS / f"{place}.zip"), "jsonl")
+        return replace(data, name=str(name_or_path), licence=licence)
     if not Path(name_or_path).exists():
         raise unknown_name("set of captions", str(name_or_path), EMBEDDED, "A file of your own is given by its path.")
     return read_captions(name_or_path, images)
@@ -202,20 +185,20 @@ def load_caption_data(name_or_path: str | Path, images: str | Path | None = None
 def read_captions(
     path: str | Path, images: str | Path | None = None, format: str | None = None, seed: int = 0
 ) -> CaptionData:
-    """Read a file of captions; its pictures are looked for and not opened.
+    """Read a file of captions; its images are looked for and not opened.
 
     A file `NAME.lexicon.json` beside a `NAME.jsonl`, by focus the items that surface forms name, is read with it.
 
     Args:
         path: a JSONL file, COCO's captions, a file of Karpathy's splits, a token file of Flickr, SentiCap, ArtEmis, or
             a text file or the folder of FlickrStyle.
-        images: the folder that its pictures are relative to; by default the file's own.
+        images: the folder that its images are relative to; by default the file's own.
         format: `jsonl`, `coco`, `karpathy`, `flickr`, `senticap`, `flickrstyle` or `artemis`; by default what the
             content shows.
-        seed: of the division by picture, where the file gives none.
+        seed: of the division by image, where the file gives none.
     Raises:
-        UserError: the file is bad, a picture is missing or lies elsewhere, a caption is empty, longer than 2,000
-            characters or no text, a split is unknown, or an id or a picture stands for two.
+        UserError: the file is bad, an image is missing or lies elsewhere, a caption is empty, longer than 2,000
+            characters or no text, a split is unknown, or an id or an image stands for two.
     """
     path = Path(path)
     format = detect_format(path) if format is None else format
@@ -225,22 +208,16 @@ def read_captions(
     rows, notes = without_pictures(rows) if format == "flickr" else (rows, ())
     if not rows:
         raise bad_file(path, "holds no captions", "Give a file that does.")
-    default_root = path if path.is_dir() else path.parent
-    root = (default_root if images is None else Path(images)).resolve()
-    items = _grouped(rows, root, path)
-    items, split_notes = _divided(items, rows, path, seed)
-    lexicon = path.with_suffix(".lexicon.json")
-    return CaptionData(
-        path.stem,
-        root,
-        tuple(items),
-        read_lexicon(lexicon) if format == "jsonl" and lexicon.is_file() else {},
-        notes=(*notes, *split_notes),
-    )
+    own_folder = path if path.is_dir() else path.parent
+    root = (own_folder if images is None else Path(images)).resolve()
+    items, split_notes = _divided(_grouped(rows, root, path), path, seed)
+    beside = path.with_suffix(".lexicon.json")
+    lexicon = read_lexicon(beside) if format == "jsonl" and beside.is_file() else {}
+    return CaptionData(path.stem, root, tuple(items), lexicon, notes=(*notes, *split_notes))
 
 
 def read_lexicon(path: Path) -> dict[str, dict[str, str]]:
-    """What surface forms name, by focus.
+    """Read what surface forms name, by focus.
 
     Args:
         path: a JSON file, `{"emotions": {"laughing": "joy", "laughing face": "joy"}}`.
@@ -262,37 +239,38 @@ def write_captions(path: Path, data: CaptionData) -> None:
     """Write a set as JSONL, with its splits, so that all who read it divide it alike.
 
     Args:
-        path: ends in `.jsonl`. Pictures are named relative to the root of the set, which `images` gives when reading.
+        path: ends in `.jsonl`. Images are named relative to the root of the set, which `images` gives when reading.
         data: labelled captions are written under their names, such as `emotions-positive`, and not a second time.
     Raises:
         UserError: the place cannot be written.
     """
     lines = []
     for item in data.items:
-        labelled = {text for focus in item.captions for text in item.of(focus) if _parent(focus, item) is not None}
-        for focus in item.captions:
-            parent = _parent(focus, item)
-            record: dict[str, object] = {
-                "image": item.image.relative_to(data.root).as_posix(),
-                "image_id": item.image_id,
-                "captions": [text for text in item.of(focus) if parent is not None or text not in labelled],
-                "focus": parent or focus,
-                "label": "" if parent is None else focus.removeprefix(f"{parent}-"),
-                "split": item.split,
-            }
-            if record["captions"]:
+        parents = {focus: _parent(focus, item) for focus in item.captions}
+        labelled = {text for focus, parent in parents.items() if parent for text in item.of(focus)}
+        for focus, parent in parents.items():
+            texts = [text for text in item.of(focus) if parent or text not in labelled]
+            if texts:
+                record = {
+                    "image": item.image.relative_to(data.root).as_posix(),
+                    "image_id": item.image_id,
+                    "captions": texts,
+                    "focus": parent or focus,
+                    "label": focus.removeprefix(f"{parent}-") if parent else "",
+                    "split": item.split,
+                }
                 lines.append(json.dumps(record, ensure_ascii=False))
     write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
 
 
-def _parent(focus: str, item: CaptionItem) -> str | None:
-    """The focus that a labelled one such as `emotions-positive` belongs to."""
+def _parent(focus: str, item: CaptionItem) -> str:
+    """Return the focus that a labelled one such as `emotions-positive` belongs to, "" for none."""
     parent = focus.partition("-")[0]
-    return parent if parent != focus and set(item.of(focus)) <= set(item.of(parent)) else None
+    return parent if parent != focus and set(item.of(focus)) <= set(item.of(parent)) else ""
 
 
 def _grouped(rows: Sequence[CaptionRow], root: Path, path: Path) -> list[CaptionItem]:
-    """One item a picture, its split `""` where no row gives one."""
+    """Make one item an image, its split `""` where no row gives one."""
     inside = SafeRoot(root)
     files: dict[str, Path] = {}
     owner: dict[Path, str] = {}
@@ -300,7 +278,7 @@ def _grouped(rows: Sequence[CaptionRow], root: Path, path: Path) -> list[Caption
     splits: dict[str, str] = {}
     for row in rows:
         place = f"{path}, {row.place}"
-        image = _picture(row, inside, place)
+        image = _find_image(row, inside, place)
         image_id = row.image_id or row.picture
         if files.setdefault(image_id, image) != image:
             before = files[image_id].relative_to(root)
@@ -309,23 +287,22 @@ def _grouped(rows: Sequence[CaptionRow], root: Path, path: Path) -> list[Caption
         if owner.setdefault(image, image_id) != image_id:
             problem = f"gives {row.picture} the id {image_id!r}, but it is {owner[image]!r} before"
             raise bad_file(place, problem, "Give every picture one id, so that no split shares it.")
-        split = _split(row, place)
+        if row.split not in (None, *SPLITS):
+            raise bad_file(place, f"split is {row.split!r}, but train, val or test was expected", "Correct it.")
+        split = row.split or ""
         if splits.setdefault(image_id, split) != split:
             problem = f"puts {row.picture} into {split or 'no split'}, but it is in {splits[image_id] or 'none'} before"
             raise bad_file(place, problem, "Divide by picture, never by caption.")
-        by_focus = captions.setdefault(image_id, {})
-        checked = _captions(row, place)
+        texts = _clean(row, place)
         for focus in (row.focus, f"{row.focus}-{row.label.replace(' ', '-')}") if row.label else (row.focus,):
-            by_focus.setdefault(focus, []).extend(checked)
+            captions.setdefault(image_id, {}).setdefault(focus, []).extend(texts)
     return [
-        CaptionItem(
-            files[image_id], image_id, {focus: tuple(texts) for focus, texts in filed.items()}, splits[image_id]
-        )
-        for image_id, filed in captions.items()
+        CaptionItem(files[name], name, {focus: tuple(texts) for focus, texts in filed.items()}, splits[name])
+        for name, filed in captions.items()
     ]
 
 
-def _picture(row: CaptionRow, inside: SafeRoot, place: str) -> Path:
+def _find_image(row: CaptionRow, inside: SafeRoot, place: str) -> Path:
     if not isinstance(row.picture, str) or not row.picture.strip():
         raise bad_file(place, f"the picture is {row.picture!r}, but its path was expected", "Write it.")
     try:
@@ -334,24 +311,13 @@ def _picture(row: CaptionRow, inside: SafeRoot, place: str) -> Path:
     except (UserError, ValueError, OSError) as error:
         raise UserError(f"{place}: {error}") from None
     if not is_there:
-        raise bad_file(
-            place, f"{row.picture} is not in {inside.root}", "Give the folder of the pictures, or remove its captions."
-        )
+        advice = "Give the folder of the pictures, or remove its captions."
+        raise bad_file(place, f"{row.picture} is not in {inside.root}", advice)
     return image
 
 
-def _split(row: CaptionRow, place: str) -> str:
-    if row.split is not None and row.split not in SPLITS:
-        raise bad_file(place, f"split is {row.split!r}, but train, val or test was expected", "Correct it.")
-    return row.split or ""
-
-
-def _captions(row: CaptionRow, place: str) -> tuple[str, ...]:
-    """The captions of a row, runs of white space made one space.
-
-    Raises:
-        UserError: there is none, or one is empty, too long, or no text.
-    """
+def _clean(row: CaptionRow, place: str) -> list[str]:
+    """Return the captions of a row, runs of white space made one space; refuse what is no caption."""
     if not row.captions:
         raise bad_file(place, f"{row.picture} has no caption", "Write one, or remove the picture.")
     cleaned = []
@@ -369,33 +335,23 @@ def _captions(row: CaptionRow, place: str) -> tuple[str, ...]:
         except UnicodeEncodeError:
             raise bad_file(place, "a caption holds half of a character pair", "Save it as UTF-8.") from None
         cleaned.append(text)
-    return tuple(cleaned)
+    return cleaned
 
 
-def _divided(
-    items: Sequence[CaptionItem], rows: Sequence[CaptionRow], path: Path, seed: int
-) -> tuple[list[CaptionItem], tuple[str, ...]]:
-    """The items with a split each: the file's, or the hashes of their ids where the file gives none."""
+def _divided(items: list[CaptionItem], path: Path, seed: int) -> tuple[list[CaptionItem], tuple[str, ...]]:
+    """Give each item a split: the file's, or by the hash of its id where the file gives none."""
     undivided = [item.image_id for item in items if not item.split]
     if not undivided:
-        return list(items), ()
+        return items, ()
     if len(undivided) < len(items):
         problem = f"gives no split to {shortened(undivided)}, but to other pictures it does"
         raise bad_file(path, problem, "Give every picture a split, or none.")
     ranked = sorted(undivided, key=lambda image_id: hashlib.sha256(f"{seed} {image_id}".encode()).digest())
     n_held = round(HELD_OUT * len(items))
     n_test = max(n_held, min(1, len(items) - 1))
-    split_of = dict.fromkeys(ranked, "train")
-    split_of |= dict.fromkeys(ranked[:n_test], "test") | dict.fromkeys(ranked[n_test : n_test + n_held], "val")
+    split_of = dict.fromkeys(ranked[:n_test], "test") | dict.fromkeys(ranked[n_test : n_test + n_held], "val")
     note = (
         f"No split was given: {n_test} of {len(items)} pictures are held out for testing and {n_held} for validation, "
         f"by the hashes of their ids and seed {seed}."
     )
-    return [replace(item, split=split_of[item.image_id]) for item in items], (note,)
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError as error:
-        raise bad_file(path, f"cannot be read ({error.strerror})", "Restore the picture.") from None
+    return [replace(item, split=split_of.get(item.image_id, "train")) for item in items], (note,)

@@ -1,4 +1,4 @@
-"""Focus sets from neutral captions: of several references of one picture, those that speak most of a focus.
+"""Focus sets from neutral captions: of several references of one image, those that speak most of a focus.
 
 It works for objects and actions. It does not for emotions, which neutral captions hardly name; `build_focus` says so.
 Choosing by one half of the vocabulary has a price, measured on COCO's Karpathy test images: the chosen captions hold
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from mmprompt.captioning.data import NEUTRAL, CaptionData, CaptionItem
+from mmprompt.captioning.data import NEUTRAL, CaptionData
 from mmprompt.captioning.parts_of_speech import CHOOSING, nouns, verbs
 from mmprompt.errors import UserError, unknown_name
 
@@ -25,13 +25,13 @@ _COUNTED: dict[str, tuple[str, Callable[[str, int], tuple[str, ...]]]] = {
 
 
 def build_focus(data: CaptionData, focus: str) -> CaptionData:
-    """Add captions of a focus, chosen among the neutral captions of each picture.
+    """Add captions of a focus, chosen among the neutral captions of each image.
 
     Kept are those with the most different nouns (objects) or verbs that are no auxiliaries (actions). Only one half of
     the vocabulary is counted, so that the other half is left to judge by.
 
     Args:
-        data: with two or more neutral captions for some picture at least, such as COCO's.
+        data: with two or more neutral captions for some image at least, such as COCO's.
         focus: `objects` or `actions`.
     Returns:
         The data with this focus, with `chosen_by` and a note on how its captions were chosen.
@@ -55,7 +55,12 @@ def build_focus(data: CaptionData, focus: str) -> CaptionData:
             f"Give captions of {focus}, or a set with several references, such as COCO's."
         )
     what, counted = _COUNTED[focus]
-    items = tuple(_with_chosen(item, focus, counted) for item in data.items)
+    items = []
+    for item in data.items:
+        counts = {caption: len(set(counted(caption, CHOOSING))) for caption in item.of(NEUTRAL)}
+        most = max(counts.values(), default=0)
+        chosen = tuple(caption for caption, count in counts.items() if count == most > 0)
+        items.append(replace(item, captions={**item.captions, focus: chosen}) if chosen else item)
     n_chosen = sum(bool(item.of(focus)) for item in items)
     if not n_chosen:
         raise UserError(f"no neutral caption of {data.name} holds {what}. Give captions of {focus}.")
@@ -64,11 +69,4 @@ def build_focus(data: CaptionData, focus: str) -> CaptionData:
         f"Captions of {focus} are the neutral ones with the most {what}, of {n_chosen} of {len(items)} pictures "
         f"({several} have more than one to choose among); judge them by the other half of the vocabulary."
     )
-    return replace(data, items=items, chosen_by={**data.chosen_by, focus: how}, notes=(*data.notes, note))
-
-
-def _with_chosen(item: CaptionItem, focus: str, counted: Callable[[str, int], tuple[str, ...]]) -> CaptionItem:
-    counts = {caption: len(set(counted(caption, CHOOSING))) for caption in item.of(NEUTRAL)}
-    most = max(counts.values(), default=0)
-    chosen = tuple(caption for caption, count in counts.items() if count == most > 0)
-    return replace(item, captions={**item.captions, focus: chosen}) if chosen else item
+    return replace(data, items=tuple(items), chosen_by={**data.chosen_by, focus: how}, notes=(*data.notes, note))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from functools import cache
-from typing import Any
+from types import SimpleNamespace
 
 from mmprompt.errors import UserError
 
@@ -21,7 +21,7 @@ _AUXILIARIES = frozenset(
 
 
 def nouns(caption: str, half: int | None = None) -> tuple[str, ...]:
-    """The common nouns of a caption, singular, in lower case, in order, repetitions kept.
+    """Find the common nouns of a caption, singular, in lower case, in order, repetitions kept.
 
     Args:
         caption: in English.
@@ -29,13 +29,14 @@ def nouns(caption: str, half: int | None = None) -> tuple[str, ...]:
     Raises:
         UserError: TextBlob is not installed.
     """
-    singularize = _text_blob().singularize
-    found = [singularize(word) if tag == "NNS" else word for word, tag in _tagged(caption) if tag in ("NN", "NNS")]
-    return _of_half(found, half)
+    blob = _text_blob()
+    tagged = ((word, tag) for word, tag in blob.tag(caption.lower()) if tag in ("NN", "NNS"))
+    singular = (blob.singularize(word) if tag == "NNS" else word for word, tag in tagged)
+    return tuple(word for word in singular if half in (None, vocabulary_half(word)))
 
 
 def verbs(caption: str, half: int | None = None) -> tuple[str, ...]:
-    """The stems of the verbs of a caption that are no auxiliaries, in order, repetitions kept.
+    """Find the stems of the verbs of a caption that are no auxiliaries, in order, repetitions kept.
 
     Args:
         caption: in English.
@@ -43,12 +44,13 @@ def verbs(caption: str, half: int | None = None) -> tuple[str, ...]:
     Raises:
         UserError: TextBlob is not installed.
     """
-    found = [word for word, tag in _tagged(caption) if tag.startswith("VB") and word not in _AUXILIARIES]
-    return _of_half([stem(word) for word in found], half)
+    tagged = _text_blob().tag(caption.lower())
+    stems = (stem(word) for word, tag in tagged if tag.startswith("VB") and word not in _AUXILIARIES)
+    return tuple(word for word in stems if half in (None, vocabulary_half(word)))
 
 
 def stem(word: str) -> str:
-    """What the forms of a word share, such as `smile` of `smiling` (Porter 1980); the word is in lower case.
+    """Return what the forms of a word share, such as `smile` of `smiling` (Porter 1980); the word is in lower case.
 
     Raises:
         UserError: TextBlob, which brings the stemmer, is not installed.
@@ -57,35 +59,19 @@ def stem(word: str) -> str:
 
 
 def vocabulary_half(word: str) -> int:
-    """The half of the vocabulary that a word belongs to, by its hash."""
+    """Return the half of the vocabulary that a word belongs to, by its hash."""
     return hashlib.sha256(word.encode()).digest()[0] % 2
 
 
-def _of_half(words: list[str], half: int | None) -> tuple[str, ...]:
-    return tuple(word for word in words if half is None or vocabulary_half(word) == half)
-
-
-def _tagged(caption: str) -> list[tuple[str, str]]:
-    return _text_blob().tag(caption.lower())
-
-
-class _TextBlob:
-    """What is used of TextBlob and of the stemmer it brings; none of it downloads anything."""
-
-    def __init__(self) -> None:
-        try:
-            from nltk.stem import PorterStemmer
-            from textblob.en.inflect import singularize
-            from textblob.en.taggers import PatternTagger
-        except ImportError:
-            raise UserError(
-                "nouns and verbs are found by TextBlob, which is not installed. Run `pip install 'mmprompt[captions]'`."
-            ) from None
-        self.singularize: Any = cache(singularize)
-        self.stem: Any = cache(PorterStemmer().stem)
-        self.tag: Any = PatternTagger().tag
-
-
 @cache
-def _text_blob() -> _TextBlob:
-    return _TextBlob()
+def _text_blob() -> SimpleNamespace:
+    """Load what is used of TextBlob and of the stemmer it brings; none of it downloads anything."""
+    try:
+        from nltk.stem import PorterStemmer
+        from textblob.en.inflect import singularize
+        from textblob.en.taggers import PatternTagger
+    except ImportError:
+        raise UserError(
+            "nouns and verbs are found by TextBlob, which is not installed. Run `pip install 'mmprompt[captions]'`."
+        ) from None
+    return SimpleNamespace(singularize=cache(singularize), stem=cache(PorterStemmer().stem), tag=PatternTagger().tag)

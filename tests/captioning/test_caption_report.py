@@ -24,9 +24,8 @@ from mmprompt.captioning.measure import CaptionMeasure, measure_captions
 from mmprompt.captioning.metrics.adherence import Confusion, Lift
 from mmprompt.captioning.predictor import hard_prompt
 from mmprompt.captioning.report.figures import draw_adherence
-from mmprompt.captioning.report.report import draw_strip, write_caption_report
-from mmprompt.captioning.report.sentences import curve_sentence, grounding_lost, headline, leads
-from mmprompt.captioning.report.strip import SIDE, choose_pictures, whole_in_square, wrap
+from mmprompt.captioning.report.report import write_caption_report
+from mmprompt.captioning.report.strip import SIDE, choose_images, draw_strip, whole_in_square, wrap
 from mmprompt.captioning.report.tables import speaker_table, strength_table
 from mmprompt.errors import UserError
 from mmprompt.files import read_json
@@ -206,6 +205,14 @@ def test_without_the_extra_metrics_alone_are_written(
     assert "matplotlib is missing: pip install" in (pages.missing_extra() or "")
 
 
+def text_of(measure: CaptionMeasure, data: CaptionData, folder: Path) -> str:
+    """What a page says, without images."""
+    items = tuple(replace(item, image=folder / "gone.png") for item in data.items)
+    report = write_caption_report(measure, replace(data, items=items), folder, COMMAND)
+    assert report is not None
+    return " ".join(Page(report.read_text()).text.split())
+
+
 @pytest.mark.parametrize(
     ("lifts", "said"),
     [
@@ -218,30 +225,43 @@ def test_without_the_extra_metrics_alone_are_written(
     ],
 )
 def test_the_headline_claims_what_the_intervals_allow(
-    measure: CaptionMeasure, lifts: list[tuple[float, float, float]], said: str
+    measure: CaptionMeasure, data: CaptionData, tmp_path: Path, lifts: list[tuple[float, float, float]], said: str
 ) -> None:
-    assert said in "".join(headline(with_lifts(measure, *lifts)).values())
+    changed = replace(with_lifts(measure, *lifts), strengths={})
+    assert said in text_of(changed, data, tmp_path)
 
 
-def test_a_loss_of_grounding_is_said_where_it_is_clear(measure: CaptionMeasure) -> None:
-    clear = with_lifts(measure, (-0.3, -0.2, -0.1), of="grounded_precision_all")
-    assert "less grounded than without one: \u221220.0 points (\u221230.0 to \u221210.0)" in grounding_lost(clear, LOW)
-    assert not grounding_lost(with_lifts(measure, (-0.3, -0.1, 0.1), of="grounded_precision_all"), LOW)
+def test_a_loss_of_grounding_is_said_where_it_is_clear(
+    measure: CaptionMeasure, data: CaptionData, tmp_path: Path
+) -> None:
+    measure = replace(measure, strengths={})
+    clear = text_of(with_lifts(measure, (-0.3, -0.2, -0.1), of="grounded_precision_all"), data, tmp_path)
+    assert (
+        f"for {LOW}, captions are less grounded than without one: \u221220.0 points (\u221230.0 to \u221210.0)" in clear
+    )
+    unclear = text_of(with_lifts(measure, (-0.3, -0.1, 0.1), of="grounded_precision_all"), data, tmp_path)
+    assert f"for {LOW}, captions are less" not in unclear
 
 
-@pytest.mark.parametrize(("own", "which"), [(0.9, "Every learned"), (0.2, "Not every learned")])
-def test_whether_the_matrix_is_diagonal_is_said(measure: CaptionMeasure, own: float, which: str) -> None:
-    values = {"no prompt": (0.5, 0.5), LOW: (own, 0.1), HIGH: (0.1, own)}
-    confusion = replace(measure.confusion, prompts=tuple(values), focuses=(LOW, HIGH), values=tuple(values.values()))
-    assert any(text.startswith(which) for text in leads(replace(measure, confusion=confusion)))
+@pytest.mark.parametrize(("own", "which"), [(0.9, " Every learned"), (0.2, " Not every learned")])
+def test_whether_the_matrix_is_diagonal_is_said(
+    measure: CaptionMeasure, data: CaptionData, tmp_path: Path, own: float, which: str
+) -> None:
+    adherence = {speaker.name: (0.5, 0.5) for speaker in measure.speakers} | {LOW: (own, 0.1), HIGH: (0.1, own)}
+    confusion = Confusion(tuple(adherence), (LOW, HIGH), tuple(adherence.values()))
+    assert which in text_of(replace(measure, confusion=confusion, strengths={}), data, tmp_path)
 
 
-def test_the_highest_point_of_each_measure_is_named(measure: CaptionMeasure) -> None:
+def test_the_highest_point_of_each_measure_is_named(measure: CaptionMeasure, data: CaptionData, tmp_path: Path) -> None:
     point = replace(measure.strengths[LOW][0], adherence=0.5, grounded_precision=0.9, cider_d=0.1, strength=0.0)
-    points = [point, replace(point, strength=1, adherence=0.7), replace(point, strength=2, cider_d=0.3)]
-    expected = "adherence at strength 1, grounded precision at strength 0 and CIDEr-D at strength 2."
-    assert curve_sentence(LOW, points).endswith(expected)
-    assert "grounded" not in curve_sentence(LOW, [replace(one, grounded_precision=None) for one in points])
+    points = (point, replace(point, strength=1, adherence=0.7), replace(point, strength=2, cider_d=0.3))
+    bare = tuple(replace(one, grounded_precision=None) for one in points)
+    text = text_of(replace(measure, strengths={LOW: points, HIGH: bare}), data, tmp_path)
+    assert (
+        f"For {LOW}, highest is adherence at strength 1, grounded precision at strength 0 and CIDEr-D at strength 2."
+        in text
+    )
+    assert f"For {HIGH}, highest is adherence at strength 1 and CIDEr-D at strength 2." in text
 
 
 def test_a_measure_without_curves_has_a_page_without_them(
@@ -275,8 +295,8 @@ def test_a_strip_shows_its_pictures_in_the_colours_of_the_page(measure: CaptionM
     assert drawn["dark"][0, 0].tolist() == [0x17, 0x19, 0x1B]
     for theme in (LIGHT, DARK):
         assert count_pixels(drawn[theme.name], ImageColor.getrgb(theme.ink)) > 500
-    for one in choose_pictures(measure, data, 5)[0]:
-        colour = np.asarray(one.picture)[SIDE // 2, SIDE // 2, :3]
+    for one in choose_images(measure, data, 5)[0]:
+        colour = np.asarray(one.image)[SIDE // 2, SIDE // 2, :3]
         assert count_pixels(drawn["light"], colour) > 10_000
 
 

@@ -11,8 +11,6 @@ from small_captioners import END, START, small_captioner, small_captions
 
 from mmprompt.captioning import task as captioning
 from mmprompt.captioning.data import load_caption_data
-from mmprompt.captioning.decoding import Decoding
-from mmprompt.captioning.images import rank
 from mmprompt.captioning.methods import HardPrompt, KeyValuePrompt, SoftPrompt, start_tokens
 from mmprompt.captioning.metrics.clip_score import clip_score
 from mmprompt.captioning.predictor import Caption, Captioner, CaptionFeatures, FocusPrompt, load_focus
@@ -28,6 +26,7 @@ from mmprompt.captioning.task import (
     fit_mapper,
     notices_of,
 )
+from mmprompt.captioning.writing import rank
 from mmprompt.errors import UserError
 from mmprompt.models.dual_encoder.load import TINY, load_backbone
 from mmprompt.models.image_features import encode_pictures

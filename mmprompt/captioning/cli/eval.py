@@ -147,8 +147,7 @@ def load_own(folder: Path, focus: str, captioner: FrozenCaptioner) -> Prompt:
 
 def show(output: Output, measure: CaptionMeasure, data: CaptionData) -> None:
     """Print what was measured: who spoke of what, what it was worth, and the curve over strength."""
-    from mmprompt.captioning.report.sentences import notes
-    from mmprompt.captioning.report.tables import focus_table, speaker_table, strength_table
+    from mmprompt.captioning.report.tables import focus_table, notes, speaker_table, strength_table
 
     n_pictures = len(measure.speakers[0].said)
     output.say(f"\n{measure.data}, {measure.split}: {n_pictures} pictures, judged by the {measure.judge}\n")

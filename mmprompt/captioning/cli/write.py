@@ -69,9 +69,8 @@ def run(arguments: Sequence[str], prog: str) -> None:
     """
     settings = parse(Settings, arguments, prog, DESCRIPTION)
 
-    from mmprompt.captioning.images import describe_pictures
     from mmprompt.captioning.predictor import Captioner, load_captioner_of
-    from mmprompt.captioning.writing import caption_rows, find_pictures
+    from mmprompt.captioning.writing import caption_rows, describe_pictures, find_pictures
     from mmprompt.models.dual_encoder.load import load_backbone
 
     output = Output(settings.json)

@@ -6,9 +6,10 @@ scored as if a captioner had written it, against the other references of that im
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ class Tally:
 
     @property
     def value(self) -> float | None:
-        """The sum of the parts over that of the wholes; None where there is nothing to divide by."""
+        """Return the sum of the parts over that of the wholes; None where there is nothing to divide by."""
         whole = sum(self.wholes)
         return sum(self.parts) / whole if whole else None
 
@@ -91,7 +92,7 @@ class FocusScores:
         return {name: tally.value for name, tally in self.tallies.items()} | {"distinct_ratio": self.distinct_ratio}
 
     def to_dict(self) -> dict[str, Any]:
-        """The measures with their human ceilings, ready for JSON."""
+        """Return the measures with their human ceilings, ready for JSON."""
         return {
             "focus": self.focus,
             "judge": self.judge,
@@ -120,19 +121,17 @@ class Confusion:
     @property
     def is_diagonal(self) -> bool:
         """Whether the prompt of every focus keeps to it more than to any other, and more than any other prompt does."""
-        rows = {prompt: row for prompt, row in zip(self.prompts, self.values, strict=True) if prompt in self.focuses}
-        for column, focus in enumerate(self.focuses):
-            if focus not in rows:
-                continue
-            own = rows[focus][column]
+        rows = dict(zip(self.prompts, self.values, strict=True))
+        own = {focus: column for column, focus in enumerate(self.focuses) if focus in rows}
+        for focus, column in own.items():
             rivals = [value for place, value in enumerate(rows[focus]) if place != column]
-            rivals += [row[column] for prompt, row in zip(self.prompts, self.values, strict=True) if prompt != focus]
-            if any(rival >= own for rival in rivals):
+            rivals += [row[column] for prompt, row in rows.items() if prompt != focus]
+            if any(rival >= rows[focus][column] for rival in rivals):
                 return False
-        return bool(rows)
+        return bool(own)
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, ready for JSON."""
+        """Return all of it, ready for JSON."""
         return {
             "prompts": list(self.prompts),
             "focuses": list(self.focuses),
@@ -159,18 +158,12 @@ class Lift:
     n_images: int
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, ready for JSON."""
-        return {
-            "focus": self.focus,
-            "measure": self.measure,
-            "difference": self.difference,
-            "interval": list(self.interval),
-            "n_images": self.n_images,
-        }
+        """Return all of it, ready for JSON."""
+        return asdict(self)
 
 
 def score_focus(captions: Mapping[str, str], items: Iterable[CaptionItem], focus: str, judge: Judge) -> FocusScores:
-    """How well captions keep to a focus, with the human ceiling.
+    """Measure how well captions keep to a focus, with the human ceiling.
 
     Args:
         captions: one of each image, by its id; at least one.
@@ -181,14 +174,18 @@ def score_focus(captions: Mapping[str, str], items: Iterable[CaptionItem], focus
         UserError: there is no caption, an image is unknown or has no reference, or the judge does not know the focus.
     """
     _refuse_focus(focus, judge)
+    if not captions:
+        raise UserError("there is no caption to judge. Write some first.")
     known = {item.image_id: item for item in items}
-    _refuse_images(captions, known)
-    memory = _Memory(judge)
+    unknown = [image_id for image_id in captions if image_id not in known or not known[image_id].of(None)]
+    if unknown:
+        raise UserError(f"no reference for the images {shortened(unknown)}. Give the data that they are from.")
+    name_items = cache(judge.items)
     rows = []
     for image_id, caption in captions.items():
-        references = [memory.named(text) for text in known[image_id].of(None)]
-        rows.append(_counts(caption, memory.named(caption), references, focus))
-    human, firsts, source = _human_rows([known[image_id] for image_id in captions], focus, memory)
+        references = [name_items(text) for text in known[image_id].of(None)]
+        rows.append(_counts(caption, name_items(caption), references, focus))
+    human, firsts, notes = _score_references([known[image_id] for image_id in captions], focus, name_items)
     ceiling = {name: tally.value for name, tally in _tallies(human).items()}
     return FocusScores(
         focus,
@@ -198,14 +195,14 @@ def score_focus(captions: Mapping[str, str], items: Iterable[CaptionItem], focus
         distinct_ratio(captions.values()),
         ceiling | {"distinct_ratio": distinct_ratio(firsts) if firsts else None},
         len(human),
-        (*judge.notes, *source),
+        (*judge.notes, *notes),
     )
 
 
 def confusion(
     captions_by_prompt: Mapping[str, Mapping[str, str]], judge: Judge, focuses: Sequence[str] | None = None
 ) -> Confusion:
-    """Adherence of every prompt's captions to every focus.
+    """Measure the adherence of every prompt's captions to every focus.
 
     Args:
         captions_by_prompt: by the name of the prompt, one caption of each image; at least one caption each.
@@ -217,18 +214,18 @@ def confusion(
     columns = tuple(judge.focuses if focuses is None else focuses)
     for focus in columns:
         _refuse_focus(focus, judge)
-    memory = _Memory(judge)
+    name_items = cache(judge.items)
     values = []
     for prompt, captions in captions_by_prompt.items():
         if not captions:
             raise UserError(f"the prompt {prompt!r} has no caption to judge. Write some first.")
-        named = [memory.named(caption) for caption in captions.values()]
-        values.append(tuple(sum(_share(one, focus) for one in named) / len(named) for focus in columns))
+        named = [name_items(caption) for caption in captions.values()]
+        values.append(tuple(sum(_share(items, focus) for items in named) / len(named) for focus in columns))
     return Confusion(tuple(captions_by_prompt), columns, tuple(values))
 
 
 def lift(a: FocusScores, b: FocusScores, measure: str = "adherence", seed: int = 0) -> Lift:
-    """The difference of two captioners in one measure, with its 95 % paired bootstrap interval over images.
+    """Return the difference of two captioners in one measure, with its 95 % paired bootstrap interval over images.
 
     The same images are drawn for both sides, so what makes an image easy cancels (Efron and Tibshirani 1993).
 
@@ -249,7 +246,12 @@ def lift(a: FocusScores, b: FocusScores, measure: str = "adherence", seed: int =
         )
     if set(a.image_ids) != set(b.image_ids):
         raise UserError("the two sets of captions are of other images. Compare captions of the same images.")
-    sides = _sums(a, measure, a.image_ids), _sums(b, measure, a.image_ids)
+    sides = []  # parts and wholes [2, N] of both, in one order
+    for scores in (a, b):
+        places = {image_id: place for place, image_id in enumerate(scores.image_ids)}
+        order = [places[image_id] for image_id in a.image_ids]
+        tally = scores.tallies[measure]
+        sides.append(np.array([tally.parts, tally.wholes], dtype=float)[:, order])
     values = [side.sum(1) for side in sides]
     if not all(whole for _, whole in values):
         raise UserError(f"one of the two captioners has no {measure}, for it names no item. Compare another measure.")
@@ -266,59 +268,32 @@ def lift(a: FocusScores, b: FocusScores, measure: str = "adherence", seed: int =
     return Lift(a.focus, measure, float(difference), (float(low), float(high)), n_images)
 
 
-def _sums(scores: FocusScores, measure: str, image_ids: Sequence[str]) -> np.ndarray:
-    """Parts and wholes [2, N] of a measure, in the order of some image ids."""
-    tally = scores.tallies[measure]
-    place = {image_id: index for index, image_id in enumerate(scores.image_ids)}
-    order = [place[image_id] for image_id in image_ids]
-    return np.array([tally.parts, tally.wholes], dtype=float)[:, order]
-
-
-class _Memory:
-    """What a judge said of each text, asked once."""
-
-    def __init__(self, judge: Judge) -> None:
-        self._judge = judge
-        self._said: dict[str, Named] = {}
-
-    def named(self, text: str) -> Named:
-        if text not in self._said:
-            self._said[text] = self._judge.items(text)
-        return self._said[text]
-
-
 _Row = dict[str, tuple[float, float]]
+"""Part and whole of every measure for one caption."""
 
 
 def _counts(caption: str, named: Named, references: Sequence[Named], focus: str) -> _Row:
-    """Part and whole of every measure for one caption."""
-    votes = [sum(item in reference[focus] for reference in references) for item in _union(references, focus)]
-    agreed = {item for item, n in zip(_union(references, focus), votes, strict=True) if n >= AGREED}
-    grounded = {name: items & set(_union(references, name)) for name, items in named.items()}
+    votes = Counter(item for reference in references for item in reference[focus])
+    agreed = {item for item, n_votes in votes.items() if n_votes >= AGREED}
+    grounded = {
+        name: {item for item in items if any(item in reference[name] for reference in references)}
+        for name, items in named.items()
+    }
     own, right = named[focus], grounded[focus]
     return {
         "adherence": (_share(named, focus), 1),
         "density": (len(own), 1),
         "mention_rate": (bool(own), 1),
         "grounded_precision": (len(right), len(own)),
-        "grounded_precision_all": (_total(grounded), _total(named)),
+        "grounded_precision_all": (sum(map(len, grounded.values())), sum(map(len, named.values()))),
         "recall": (len(right), len(votes)),
         "recall_agreed": (len(own & agreed), len(agreed)),
         "mean_length": (len(tokenize(caption)), 1),
     }
 
 
-def _union(references: Sequence[Named], focus: str) -> list[str]:
-    return sorted(set().union(*(reference[focus] for reference in references)))
-
-
-def _total(named: Mapping[str, Iterable[str]]) -> int:
-    return sum(len(list(items)) for items in named.values())
-
-
 def _share(named: Named, focus: str) -> float:
-    total = _total(named)
-    return len(named[focus]) / total if total else 0.0
+    return len(named[focus]) / (sum(map(len, named.values())) or 1)
 
 
 def _tallies(rows: Sequence[_Row]) -> dict[str, Tally]:
@@ -328,10 +303,10 @@ def _tallies(rows: Sequence[_Row]) -> dict[str, Tally]:
     }
 
 
-def _human_rows(
-    items: Sequence[CaptionItem], focus: str, memory: _Memory
+def _score_references(
+    items: Sequence[CaptionItem], focus: str, name_items: Callable[[str], Named]
 ) -> tuple[list[_Row], list[str], tuple[str, ...]]:
-    """Each reference against the others of its image, the first reference of each image, and what these are.
+    """Score each reference against the others of its image; return the first reference of each image and notes, too.
 
     Captions of the focus are the ceiling where there are any, else all references are. A caption that is the only one
     of its image is left out.
@@ -341,26 +316,20 @@ def _human_rows(
     for item in items:
         ceiling = tuple(dict.fromkeys(item.of(focus))) if has_focus else item.of(None)
         for index, text in enumerate(ceiling):
-            others = [memory.named(other) for other in item.of(None) if other != text]
+            others = [name_items(other) for other in item.of(None) if other != text]
             if others:
-                rows.append(_counts(text, memory.named(text), others, focus))
+                rows.append(_counts(text, name_items(text), others, focus))
                 firsts += [text] if index == 0 else []
+    notes = []
     if not rows:
-        return rows, firsts, ("There is no human ceiling: no image has two different references.",)
-    if not has_focus:
-        note = f"The human ceiling is of references of any focus, for there are none of {focus}: people reach more."
-        return rows, firsts, (note,)
-    return rows, firsts, ()
+        notes.append("There is no human ceiling: no image has two different references.")
+    elif not has_focus:
+        notes.append(
+            f"The human ceiling is of references of any focus, for there are none of {focus}: people reach more."
+        )
+    return rows, firsts, tuple(notes)
 
 
 def _refuse_focus(focus: str, judge: Judge) -> None:
     if focus not in judge.focuses:
         raise unknown_name("focus", focus, judge.focuses, f"These are what the {judge.name} can tell of.")
-
-
-def _refuse_images(captions: Mapping[str, str], known: Mapping[str, CaptionItem]) -> None:
-    if not captions:
-        raise UserError("there is no caption to judge. Write some first.")
-    unknown = [image_id for image_id in captions if image_id not in known or not known[image_id].of(None)]
-    if unknown:
-        raise UserError(f"no reference for the images {shortened(unknown)}. Give the data that they are from.")

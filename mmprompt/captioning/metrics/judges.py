@@ -1,16 +1,16 @@
 """Who says what a caption names: objects, emotions and actions, as sets of items.
 
 `LexiconJudge` looks words up in a lexicon that a set of captions brings; `TaggerJudge` needs none, and finds nouns,
-verbs and VADER's words of feeling. Neither has seen a picture.
+verbs and VADER's words of feeling. Neither has seen an image.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Protocol
+from typing import Protocol
 
 from mmprompt.captioning.data import NEUTRAL, CaptionData
 from mmprompt.captioning.focus_sets import TAGGER
@@ -20,6 +20,8 @@ from mmprompt.errors import UserError
 
 N_DROPPED = 20
 """Words of feeling that are left out for being frequent in neutral captions: 40 loses too many emotions."""
+
+_PLURALS = (("ies", "y"), ("es", ""), ("s", ""))
 
 Named = Mapping[str, frozenset[str]]
 
@@ -43,7 +45,7 @@ class Judge(Protocol):
     def notes(self) -> tuple[str, ...]: ...  # noqa: D102  described above
 
     def items(self, caption: str) -> Named:
-        """The items that a caption names, by focus; every focus is there."""
+        """Return the items that a caption names, by focus; every focus is there."""
         ...
 
 
@@ -57,10 +59,11 @@ class LexiconJudge:
         UserError: the lexicon is empty, or a form has no word.
     """
 
+    notes: tuple[str, ...] = ()
+
     def __init__(self, lexicon: Mapping[str, Mapping[str, str]], name: str = "lexicon") -> None:
         self.name = name
         self.focuses = tuple(sorted(lexicon))
-        self.notes: tuple[str, ...] = ()
         self._named: dict[tuple[str, ...], list[tuple[str, str]]] = {}
         for focus, entries in lexicon.items():
             for form, item in entries.items():
@@ -73,34 +76,25 @@ class LexiconJudge:
         self._longest = max(map(len, self._named))
 
     def items(self, caption: str) -> Named:
-        """The items that a caption names, by focus; every focus is there."""
-        found: dict[str, set[str]] = {focus: set() for focus in self.focuses}
+        """Return the items that a caption names, by focus; every focus is there."""
+        items: dict[str, set[str]] = {focus: set() for focus in self.focuses}
         tokens = tuple(tokenize(caption))
-        start = 0
-        while start < len(tokens):
-            length, named = self._match(tokens[start : start + self._longest])
+        while tokens:
+            length, named = self._match(tokens[: self._longest])
             for focus, item in named:
-                found[focus].add(item)
-            start += length
-        return {focus: frozenset(items) for focus, items in found.items()}
+                items[focus].add(item)
+            tokens = tokens[length:]
+        return {focus: frozenset(names) for focus, names in items.items()}
 
     def _match(self, tokens: tuple[str, ...]) -> tuple[int, list[tuple[str, str]]]:
-        """How many tokens the longest form at the start takes, and what it names; one token if there is none."""
+        """Return how many tokens the longest form at the start takes, and what it names; one token if there is none."""
         for length in range(len(tokens), 0, -1):
-            for last in (tokens[length - 1], *_singulars(tokens[length - 1])):
-                named = self._named.get((*tokens[: length - 1], last))
-                if named:
-                    return length, named
+            *words, last = tokens[:length]
+            singulars = [last[: -len(end)] + rest for end, rest in _PLURALS if last.endswith(end)]
+            for form in (last, *singulars):
+                if (*words, form) in self._named:
+                    return length, self._named[*words, form]
         return 1, []
-
-
-def _singulars(word: str) -> Iterator[str]:
-    if word.endswith("ies"):
-        yield word[:-3] + "y"
-    if word.endswith("es"):
-        yield word[:-2]
-    if word.endswith("s"):
-        yield word[:-1]
 
 
 @dataclass(frozen=True)
@@ -110,7 +104,7 @@ class TaggerJudge:
     VADER is that of Hutto and Gilbert 2014; the tagger slips at times, as `parts_of_speech` says.
 
     Args:
-        not_emotions: words of VADER's that do not count, such as `calibrate_emotions` finds.
+        not_emotions: words of VADER's that do not count, such as `frequent_emotion_words` finds.
         halves: by focus, the half of the vocabulary that is judged by; all of it where a focus is missing.
         notes: what a careful reader should know, one sentence each.
     """
@@ -123,7 +117,7 @@ class TaggerJudge:
     focuses = ("actions", "emotions", "objects")
 
     def items(self, caption: str) -> Named:
-        """The items that a caption names, by focus; every focus is there.
+        """Return the items that a caption names, by focus; every focus is there.
 
         Raises:
             UserError: TextBlob or vaderSentiment is not installed.
@@ -137,7 +131,7 @@ class TaggerJudge:
 
 
 def judge_for(data: CaptionData) -> Judge:
-    """The judge of a set of captions: its own lexicon if it brings one, else the tagger.
+    """Choose the judge of a set of captions: its own lexicon if it brings one, else the tagger.
 
     Where the tagger chose the captions of a focus, it judges by the half of the vocabulary that chose nothing. VADER's
     words are calibrated on the neutral captions of the train part.
@@ -154,59 +148,13 @@ def judge_for(data: CaptionData) -> Judge:
         for focus in halves
     ]
     neutral = [item.of(NEUTRAL) for item in data.train if item.of(NEUTRAL)]
-    dropped = frequent_emotion_words(neutral)
     if not neutral:
         notes.append("There are no neutral captions to calibrate words of feeling on: some are meant literally.")
-    return TaggerJudge(frozenset(dropped), halves, tuple(notes))
-
-
-@dataclass(frozen=True)
-class EmotionCalibration:
-    """What leaving out frequent words does, measured on images that did not choose them.
-
-    Args:
-        dropped: the words that are left out, the most frequent first.
-        false_hits_before, false_hits: share of neutral captions that seem to name an emotion, with all words and
-            without these, 0..1.
-        hits: share of captions of emotions that still name one, 0..1; None if none were given.
-    """
-
-    dropped: tuple[str, ...]
-    false_hits_before: float
-    false_hits: float
-    hits: float | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """All of it, ready for JSON."""
-        return asdict(self)
-
-
-def calibrate_emotions(
-    neutral: Sequence[Sequence[str]], emotional: Sequence[str] = (), n_dropped: int = N_DROPPED
-) -> EmotionCalibration:
-    """Leave out the words of feeling that are most frequent in neutral captions, and measure what that does.
-
-    Args:
-        neutral: the neutral captions of each image, of two images or more: every second chooses, the others measure.
-        emotional: captions that do name emotions, of other images.
-        n_dropped: words to leave out.
-    Raises:
-        UserError: there are fewer than two images, or vaderSentiment is not installed.
-    """
-    if len(neutral) < 2:
-        raise UserError(f"calibration was given {len(neutral)} images with neutral captions, but needs 2 or more.")
-    dropped = frequent_emotion_words(neutral[::2], n_dropped)
-    measured = [caption for captions in neutral[1::2] for caption in captions]
-    return EmotionCalibration(
-        dropped,
-        _hit_rate(measured, ()),
-        _hit_rate(measured, dropped),
-        _hit_rate(emotional, dropped) if emotional else None,
-    )
+    return TaggerJudge(frozenset(frequent_emotion_words(neutral)), halves, tuple(notes))
 
 
 def frequent_emotion_words(neutral: Iterable[Sequence[str]], n_dropped: int = N_DROPPED) -> tuple[str, ...]:
-    """The words of feeling that are most frequent in neutral captions, where most are meant literally.
+    """Find the words of feeling that are most frequent in neutral captions, where most are meant literally.
 
     Args:
         neutral: the neutral captions of each image.
@@ -219,17 +167,13 @@ def frequent_emotion_words(neutral: Iterable[Sequence[str]], n_dropped: int = N_
 
 
 def emotion_words(caption: str) -> tuple[str, ...]:
-    """The words of a caption that VADER's lexicon has, in order, repetitions kept.
+    """Find the words of a caption that VADER's lexicon has, in order, repetitions kept.
 
     Raises:
         UserError: vaderSentiment is not installed.
     """
     lexicon = _vader_lexicon()
     return tuple(word for word in tokenize(caption) if word in lexicon)
-
-
-def _hit_rate(captions: Sequence[str], dropped: Sequence[str]) -> float:
-    return sum(any(word not in dropped for word in emotion_words(caption)) for caption in captions) / len(captions)
 
 
 @cache

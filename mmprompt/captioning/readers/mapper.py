@@ -83,7 +83,11 @@ class MlpMapper(nn.Sequential):
 
 
 class TransformerMapper(nn.Module):
-    """A transformer over the image, spread on M vectors, and M learned constants: [N, 1, D'] to [N, M, D]."""
+    """A transformer over the image, spread on M vectors, and M learned constants: [N, 1, D'] to [N, M, D].
+
+    The layers are ClipCap's, parameter for parameter; queries, keys and values have no bias there. ClipCap may spread
+    the image on another number of vectors (clip_length) than there are constants (prefix_length); here it is M too.
+    """
 
     def __init__(self, settings: MapperSettings) -> None:
         super().__init__()
@@ -94,6 +98,7 @@ class TransformerMapper(nn.Module):
         layer = nn.TransformerEncoderLayer(
             width, math.gcd(N_HEADS, width), 2 * width, dropout=0.0, batch_first=True, norm_first=True
         )
+        layer.self_attn.register_parameter("in_proj_bias", None)
         self.encoder = nn.TransformerEncoder(layer, N_LAYERS, enable_nested_tensor=False)
 
     def forward(self, features: Tensor) -> Tensor:

@@ -1,28 +1,25 @@
-"""The report of caption prompts: tables, the curve over strength, and pictures with what each prompt says of them.
+"""The report of caption prompts: tables, the curve over strength, and images with what each prompt says of them.
 
 It shows what was measured and computes nothing; the page opens anywhere and reaches for no network.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 from mmprompt.captioning.data import CaptionData
-from mmprompt.captioning.measure import CaptionMeasure
-from mmprompt.captioning.report import sentences
+from mmprompt.captioning.measure import N_CURVE, CaptionMeasure
 from mmprompt.captioning.report.figures import draw_adherence, draw_strength
-from mmprompt.captioning.report.strip import choose_pictures, draw_captioned, draw_strip, in_strip
-from mmprompt.captioning.report.tables import focus_table, speaker_table, strength_table
-from mmprompt.files import make_folder, write_bytes, write_json
-from mmprompt.reports.figures import LIGHT, Theme
-from mmprompt.reports.pages import chart, missing_extra, render_page
+from mmprompt.captioning.report.strip import choose_images, draw_captioned
+from mmprompt.captioning.report.tables import focus_table, gain_rows, notes, speaker_table, strength_table
+from mmprompt.files import make_folder, write_json
+from mmprompt.reports.figures import LIGHT
+from mmprompt.reports.pages import Draw, missing_extra, write_page
 from mmprompt.reports.tables import Table, write_tables
 
-__all__ = ["draw_strip", "write_caption_report"]
-
-N_PICTURES = 6
+N_IMAGES = 6
 
 
 def write_caption_report(measure: CaptionMeasure, data: CaptionData, folder: Path, command: str) -> Path | None:
@@ -30,7 +27,7 @@ def write_caption_report(measure: CaptionMeasure, data: CaptionData, folder: Pat
 
     Args:
         measure: what was measured.
-        data: the set that it was measured on, whose pictures are shown.
+        data: the set that it was measured on, whose images are shown.
         folder: where it goes; files of an earlier report are replaced.
         command: how to repeat it.
     Returns:
@@ -44,30 +41,27 @@ def write_caption_report(measure: CaptionMeasure, data: CaptionData, folder: Pat
         return None
     for name, (headers, rows, numbers) in (("captioners", speaker_table(measure)), ("focuses", focus_table(measure))):
         write_tables(Table(tuple(headers), tuple(map(tuple, rows)), min(numbers)), folder, name)
-    charts = {name: chart(draw) for name, draw in figures_of(measure).items()}
-    chosen, n_missing = choose_pictures(measure, data, N_PICTURES)
-    strip = {"strip": draw_captioned(chosen, LIGHT)} if chosen else {}
-    for name, drawn in ({name: light for name, (light, _) in charts.items()} | strip).items():
-        write_bytes(folder / f"{name}.png", drawn)
-    page = render_page(
+    charts: dict[str, Draw] = {"confusion": partial(draw_adherence, measure.confusion)}
+    curves = {focus: points for focus, points in measure.strengths.items() if points}
+    for number, (focus, points) in enumerate(curves.items(), 1):  # a focus may have any name, a file may not
+        charts[f"strength_{number}"] = partial(draw_strength, points, focus)
+    chosen, n_missing = choose_images(measure, data, N_IMAGES)
+    return write_page(
+        folder,
         "captions",
-        **sentences.of(measure, data, command, n_missing),
-        confusion=charts.pop("confusion")[1],
-        curves=[shown for _, shown in charts.values()],
-        pictures=in_strip(chosen),
+        charts,
+        {"strip": draw_captioned(chosen, LIGHT)} if chosen else {},
+        measure=measure,
+        data=data,
+        decoding=asdict(measure.decoding),
+        command=command,
+        n_curve=N_CURVE,
+        own=[measure.focus_scores[focus][focus] for focus in measure.focuses],
+        gains={focus: gain_rows(measure, focus) for focus in measure.focuses},
         speakers=speaker_table(measure),
-        focuses=measure.focuses,
-        strengths={focus: strength_table(points) for focus, points in measure.strengths.items() if points},
+        curves=curves,
+        strengths={focus: strength_table(points) for focus, points in curves.items()},
+        chosen=chosen,
+        n_missing=n_missing,
+        notes=notes(measure, data),
     )
-    path = folder / "report.html"
-    write_bytes(path, page.encode())
-    return path
-
-
-def figures_of(measure: CaptionMeasure) -> dict[str, Callable[[Theme], bytes]]:
-    """How each chart is drawn in a theme, by file name; curves are numbered, for a focus may be named anyhow."""
-    drawn: dict[str, Callable[[Theme], bytes]] = {"confusion": partial(draw_adherence, measure.confusion)}
-    for number, (focus, points) in enumerate(measure.strengths.items(), 1):
-        if points:
-            drawn[f"strength_{number}"] = partial(draw_strength, points, focus)
-    return drawn

@@ -1,8 +1,7 @@
-"""Pictures with what each prompt says of them: as a strip in one PNG, and as a page takes them."""
+"""Images with what each prompt says of them, and a strip of them in one PNG."""
 
 from __future__ import annotations
 
-import io
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,12 +14,11 @@ from mmprompt.captioning.measure import NO_PROMPT, CaptionMeasure
 from mmprompt.data.images import read_image
 from mmprompt.errors import UserError, bad_value
 from mmprompt.reports.figures import Theme, drawing, png
-from mmprompt.reports.pages import encode
 
 SIDE = 288
-"""Pixels that a shown picture is wide: four times a drawn scene."""
+"""Pixels that a shown image is wide: four times a drawn scene."""
 WIDTH, LABELS, GAP = 7.6, 0.85, 0.14
-"""Inches: of the strip, of the column that says who spoke, and between pictures."""
+"""Inches: of the strip, of the column that says who spoke, and between images."""
 SIZE, LINE = 8.0, 0.145
 """Of the captions: points, and inches from line to line."""
 MAX_LINES = 8
@@ -28,15 +26,15 @@ MAX_LINES = 8
 
 @dataclass(frozen=True)
 class Captioned:
-    """A picture to show, as a square, and what was said of it, by speaker."""
+    """An image to show, as a square, and what was said of it, by speaker."""
 
-    picture: Image.Image
+    image: Image.Image
     image_id: str
     said: dict[str, str]
 
 
-def choose_pictures(measure: CaptionMeasure, data: CaptionData, n_pictures: int) -> tuple[list[Captioned], int]:
-    """Pictures at even distances over those that were captioned, and how many of them can no longer be read.
+def choose_images(measure: CaptionMeasure, data: CaptionData, n_pictures: int) -> tuple[list[Captioned], int]:
+    """Choose images at even distances over those that were captioned; return how many can no longer be read, too.
 
     Args:
         measure: what was said.
@@ -54,30 +52,20 @@ def choose_pictures(measure: CaptionMeasure, data: CaptionData, n_pictures: int)
     chosen: list[Captioned] = []
     for image_id in (image_ids[place] for place in places):
         try:
-            picture = whole_in_square(read_image(files[image_id]))
+            image = whole_in_square(read_image(files[image_id]))
         except UserError:
             continue
-        chosen.append(Captioned(picture, image_id, {one.name: one.said[image_id] for one in shown}))
+        chosen.append(Captioned(image, image_id, {one.name: one.said[image_id] for one in shown}))
     return chosen, len(places) - len(chosen)
 
 
-def whole_in_square(picture: Image.Image) -> Image.Image:
-    """All of a picture in a square with clear borders, for a caption may speak of any part of it."""
-    return ImageOps.pad(picture.convert("RGBA"), (SIDE, SIDE), Image.Resampling.BICUBIC, (0, 0, 0, 0))
-
-
-def in_strip(chosen: Sequence[Captioned]) -> list[dict[str, object]]:
-    """Pictures with captions as a template takes them, base64 PNG."""
-    shown: list[dict[str, object]] = []
-    for one in chosen:
-        buffer = io.BytesIO()
-        one.picture.save(buffer, "PNG", optimize=True)
-        shown.append({"picture": encode(buffer.getvalue()), "image_id": one.image_id, "said": list(one.said.items())})
-    return shown
+def whole_in_square(image: Image.Image) -> Image.Image:
+    """Return all of an image in a square with clear borders, for a caption may speak of any part of it."""
+    return ImageOps.pad(image.convert("RGBA"), (SIDE, SIDE), Image.Resampling.BICUBIC, (0, 0, 0, 0))
 
 
 def draw_strip(measure: CaptionMeasure, data: CaptionData, n_pictures: int, theme: Theme) -> bytes:
-    """Pictures in a row, and under each what the captioner says without a prompt and with each learned one.
+    """Draw images in a row, and under each what the captioner says without a prompt and with each learned one.
 
     Args:
         measure: what was said.
@@ -89,14 +77,14 @@ def draw_strip(measure: CaptionMeasure, data: CaptionData, n_pictures: int, them
     Raises:
         UserError: `n_pictures` is below 1, or no picture can be read any more.
     """
-    chosen, _ = choose_pictures(measure, data, n_pictures)
+    chosen, _ = choose_images(measure, data, n_pictures)
     if not chosen:
         raise UserError(f"no picture of {data.name} can be read any more. Put them back where they were.")
     return draw_captioned(chosen, theme)
 
 
 def draw_captioned(chosen: Sequence[Captioned], theme: Theme) -> bytes:
-    """The strip of pictures that were chosen, at least one; a row of captions is as high as its longest."""
+    """Draw a strip of images, at least one; a row of captions is as high as its longest."""
     column = (WIDTH - LABELS) / max(len(chosen), 4) - GAP
     speakers = list(chosen[0].said)
     with drawing(theme, 1, 1) as figure:  # the size follows from the captions, which this font sets
@@ -113,7 +101,7 @@ def draw_captioned(chosen: Sequence[Captioned], theme: Theme) -> bytes:
             place = (left / width, (top - column) / height, column / width, column / height)
             axes = figure.add_axes(place)
             axes.set_axis_off()
-            axes.imshow(np.asarray(one.picture), interpolation="antialiased")
+            axes.imshow(np.asarray(one.image), interpolation="antialiased")
         top -= column + GAP
         for name, label, row, n in zip(speakers, labels, cells, n_lines, strict=True):
             colour = theme.soft if name == NO_PROMPT else theme.accent
@@ -130,7 +118,7 @@ def draw_captioned(chosen: Sequence[Captioned], theme: Theme) -> bytes:
 
 
 def wrap(text: str, width: float) -> list[str]:
-    """The lines of a text in a column of some inches, in the font that is in force; at least one, cut after eight."""
+    """Break a text into the lines of a column of some inches, in the current font; at least one, cut after eight."""
     from matplotlib.textpath import TextPath
 
     if not text.strip():

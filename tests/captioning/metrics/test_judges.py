@@ -11,7 +11,6 @@ from mmprompt.captioning.metrics import judges
 from mmprompt.captioning.metrics.judges import (
     LexiconJudge,
     TaggerJudge,
-    calibrate_emotions,
     emotion_words,
     frequent_emotion_words,
     judge_for,
@@ -48,6 +47,7 @@ def named(judge: LexiconJudge | TaggerJudge, caption: str) -> dict[str, set[str]
         ("He is NOT amused!", {"emotions": {"boredom"}}),
         ("amused, not", {}),
         ("a dogma", {}),
+        ("a berr", {}),
         ("", {}),
     ],
 )
@@ -83,18 +83,6 @@ NEUTRAL = [("a dog playing", "playing with fire"), ("the top of a hill", "a happ
 def test_words_frequent_in_neutral_captions_are_found_in_order() -> None:
     assert frequent_emotion_words(NEUTRAL, 2) == ("playing", "fire")
     assert frequent_emotion_words(NEUTRAL) == ("playing", "fire", "happy", "top")
-
-
-def test_calibration_chooses_on_every_second_image_and_measures_on_the_others() -> None:
-    found = calibrate_emotions(NEUTRAL, ["a lovely cat", "so playing"], 20)
-    assert found.dropped == ("playing", "fire")
-    assert found.false_hits_before == 1.0
-    assert found.false_hits == 1.0
-    assert calibrate_emotions([*NEUTRAL[::-1], ("playing", "a cat")]).false_hits == 0.5
-    assert found.hits == 0.5
-    assert calibrate_emotions(NEUTRAL).hits is None
-    with pytest.raises(UserError, match="given 1 images"):
-        calibrate_emotions(NEUTRAL[:1])
 
 
 def data(lexicon: dict[str, dict[str, str]] | None = None, focus: str = "") -> CaptionData:

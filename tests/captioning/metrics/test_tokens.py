@@ -1,8 +1,21 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from mmprompt.captioning.metrics.tokens import tokenize
+
+FIXTURES = Path(__file__).parent / "fixtures"
+ODD = json.loads((FIXTURES / "captions.json").read_text())["odd"]
+TOKENS = json.loads((FIXTURES / "expected.json").read_text())["tokens"]["odd"]
+"""Of the Java tokenizer, by fixtures/score_captions.py."""
+
+
+@pytest.mark.parametrize(("caption", "tokens"), list(zip(ODD, TOKENS, strict=True)), ids=map(ascii, ODD))
+def test_an_odd_caption_has_the_tokens_of_the_java_tokenizer(caption: str, tokens: str) -> None:
+    assert tokenize(caption) == tokens.split()
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def plain_transformer(
     for layer in range(8):
         own = {name.split(f"layers.{layer}.")[1]: w for name, w in weights.items() if f"layers.{layer}." in name}
         normed = F.layer_norm(x, (WIDTH,), own["norm1.weight"], own["norm1.bias"])
-        query, key, value = (normed @ own["self_attn.in_proj_weight"].T + own["self_attn.in_proj_bias"]).chunk(3, -1)
+        query, key, value = (normed @ own["self_attn.in_proj_weight"].T).chunk(3, -1)
         heads = []
         for head in range(n_heads):
             part = slice(head * WIDTH // n_heads, (head + 1) * WIDTH // n_heads)
@@ -73,6 +73,11 @@ def test_a_transformer_reads_image_and_constants_together(is_training: bool) -> 
     expected = torch.stack([plain_transformer(weights, row, 3, 8) for row in x[:, 0]])
     with torch.set_grad_enabled(is_training):
         assert torch.allclose(mapper(x), expected, rtol=1e-9, atol=1e-10)
+
+
+def test_a_transformer_has_as_many_parameters_as_clipcap() -> None:
+    mapper = new_mapper(MapperSettings("transformer", 512, 768, 10))
+    assert sum(parameter.numel() for parameter in mapper.parameters()) == 41_745_408  # Mokady et al., 10 and 10
 
 
 @pytest.mark.parametrize("kind", MAPPERS)
