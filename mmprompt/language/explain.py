@@ -200,8 +200,7 @@ def _mass(
 ) -> Tensor:
     learned = keys_values(vectors, model.kv_shape, model.dtype)
     n_kept = learned[0][0].shape[2] if learned else 0
-    soft = vectors[LM_INPUT].values if LM_INPUT in vectors else None
-    x = reader.embed_slots(torch.tensor([slots], device=model.device), soft)
+    x = reader.embed_slots(torch.tensor([slots], device=model.device), vectors.get(LM_INPUT))
     cache = cache_argument(model.lm.base_model, to_cache(learned))
     out = model.lm.base_model(inputs_embeds=x, use_cache=True, output_attentions=True, **cache)
     if not out.attentions or out.attentions[0] is None:
