@@ -51,7 +51,7 @@ class Verbalizer:
             raise unknown_name("aggregation", str(self.aggregation), get_args(Aggregation))
         if len(self.words) < 2:
             raise bad_value("the number of labels", len(self.words), "two or more are needed", "Give words for each.")
-        listed = {label: _listed(words) for label, words in self.words.items()}
+        listed = {label: (words,) if isinstance(words, str) else tuple(words) for label, words in self.words.items()}
         owner: dict[str, str] = {}
         for label, words in listed.items():
             _check_words(label, words, owner)
@@ -128,7 +128,10 @@ class Verbalizer:
                 )
         if not self.length_normalised:
             for word, ids in zip(self.flat, answers, strict=True):
-                longer = [other for other, more in zip(self.flat, answers, strict=True) if _begins(ids, more)]
+                pairs = zip(self.flat, answers, strict=True)
+                longer = [
+                    other for other, rest in pairs if len(ids) < len(rest) and tuple(rest[: len(ids)]) == tuple(ids)
+                ]
                 if longer:
                     notes.append(f"{word!r} begins {longer[0]!r} and can never be less probable than it.")
         return tuple(notes)
@@ -154,10 +157,6 @@ class Verbalizer:
         return [(label, tuple(words)[:n_kept]) for label, words in self.words.items()]
 
 
-def _listed(words: str | Sequence[str]) -> tuple[str, ...]:
-    return (words,) if isinstance(words, str) else tuple(words)
-
-
 def _check_words(label: str, words: tuple[str, ...], owner: dict[str, str]) -> None:
     if not words:
         raise UserError(f"the label {label!r} has no word, but one at least is needed. Add one to the verbalizer.")
@@ -173,10 +172,6 @@ def _check_words(label: str, words: tuple[str, ...], owner: dict[str, str]) -> N
             raise UserError(f"the word {word!r} stands for {other!r} and {label!r}. Give each label words of its own.")
     if len({word.strip() for word in words}) < len(words):
         raise UserError(f"a word of the label {label!r} stands twice: {', '.join(map(repr, words))}. Write it once.")
-
-
-def _begins(ids: Sequence[int], more: Sequence[int]) -> bool:
-    return len(ids) < len(more) and tuple(more[: len(ids)]) == tuple(ids)
 
 
 def calibrate(log_probs: Tensor, content_free_masses: Tensor) -> Tensor:
