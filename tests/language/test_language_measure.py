@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from mmprompt.core.learned import Prompt
 from mmprompt.language.data import TextData, TextRow
 from mmprompt.language.measure import measure_language
-from mmprompt.language.predictor import LanguagePrompt, PromptedModel
-from mmprompt.language.sources import LanguageSources
+from mmprompt.language.predictor import PromptedModel
 from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import CONTENT_FREE, Verbalizer
 from tests.language_models import frozen_model
@@ -34,8 +34,7 @@ def label_probabilities(prompted: PromptedModel, text: str) -> np.ndarray:
 def test_calibration_is_that_of_the_published_code() -> None:
     """Zhao et al. 2021: probabilities of the labels are averaged over texts that say nothing, and normalised once."""
     model = frozen_model("llama", torch.float64)
-    prompt = LanguagePrompt(Template.parse("{text}\nIt is {answer}"), LanguageSources({}), Verbalizer(WORDS))
-    prompted = PromptedModel(model, prompt)
+    prompted = PromptedModel(model, Prompt(Template.parse("{text}\nIt is {answer}")), Verbalizer(WORDS))
     rows = tuple(TextRow({"text": text}, "one") for text in TEXTS)
     found = measure_language(prompted, TextData("d", rows, (), rows, tuple(sorted(WORDS))), is_calibrated=True).labels
     assert found is not None
