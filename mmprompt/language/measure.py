@@ -302,8 +302,7 @@ def _calibrated(prompted: PromptedModel, rows: Sequence[TextRow], log_probs: Ten
     empty = [prompted.question(dict.fromkeys(fields, text), prompted.answers) for text in CONTENT_FREE]
     for task in dict.fromkeys(tasks):
         predicted = prompted.model.predict(prompted.vectors(task), empty)  # among all tokens, not the labels' alone
-        words = predicted.answer_log_probs().unflatten(0, (len(empty), -1))
-        masses = prompted.verbalizer.label_masses(words, predicted.lengths[: words.shape[1]])
+        masses = prompted.verbalizer.label_masses(predicted.answer_log_probs(), predicted.lengths)
         is_its = torch.tensor([name == task for name in tasks], device=log_probs.device)
         calibrated[is_its] = calibrate(log_probs[is_its], masses)
     return calibrated

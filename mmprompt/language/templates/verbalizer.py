@@ -93,14 +93,14 @@ class Verbalizer:
         """Return how probable each label is among all answers.
 
         Args:
-            word_log_probs: [N, W] sums of the log-probabilities of each word's tokens.
-            n_tokens: of each word, W of them.
+            word_log_probs: [N, W] or [N W], sums of the log-probabilities of each word's tokens.
+            n_tokens: of each word; W of them, or W for each row.
         Returns:
             [N, C] log-probabilities, whose sum over the labels is not 1.
         """
-        scores = word_log_probs
+        scores = word_log_probs.reshape(-1, len(self.flat))
         if self.length_normalised:
-            scores = scores / torch.tensor(n_tokens, dtype=scores.dtype, device=scores.device)
+            scores = scores / torch.tensor(n_tokens[: scores.shape[1]], dtype=scores.dtype, device=scores.device)
         masses, start = [], 0
         for _, words in self._pairs():
             of_label = scores[:, start : start + len(words)]
