@@ -6,10 +6,8 @@ distance between what the model says with and without a prompt, are measured on 
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +15,9 @@ from torch import Tensor
 
 from mmprompt.errors import UserError, bad_value
 from mmprompt.language.data import TextRow
-from mmprompt.language.predictor import BATCH, PromptedModel
+from mmprompt.language.predictor import PromptedModel, parts_by_task
 from mmprompt.models.decoder.hf_cache import cache_argument, to_cache
-from mmprompt.models.decoder.model import FrozenLanguageModel, SiteVectors
+from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.decoder.packing import Question
 from mmprompt.models.decoder.reader import CausalReader
 from mmprompt.models.decoder.vectors import LM_INPUT, keys_values
@@ -53,16 +51,13 @@ def nearest_tokens(model: FrozenLanguageModel, vectors: Tensor, k: int = 5) -> l
     cosines = torch.cat(found, dim=1)
     cosines[:, [i for i in model.tokenizer.all_special_ids if i < cosines.shape[1]]] = -1.0
     best = cosines.topk(min(k, cosines.shape[1]), dim=1)
-    return [
-        [
-            (model.tokenizer.decode([token]).strip() or repr(model.tokenizer.decode([token])), value)
-            for token, value in pairs
-        ]
-        for pairs in (
-            zip(ids, values, strict=True)
-            for ids, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        )
-    ]
+
+    def named(token: int) -> str:
+        text: str = model.tokenizer.decode([token])
+        return text.strip() or repr(text)
+
+    tops = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [[(named(token), value) for token, value in zip(*top, strict=True)] for top in tops]
 
 
 @dataclass(frozen=True)
@@ -107,44 +102,40 @@ class Worth:
     accuracy: float
 
 
+@torch.no_grad()
 def ablate(prompted: PromptedModel, rows: Sequence[TextRow]) -> list[Worth]:
     """What each vector among the tokens is worth: the labels of some rows without it, its slot left out.
 
     Args:
         prompted: the model and its prompt, with labels.
         rows: with labels.
+    Raises:
+        UserError: the prompt has no labels, or a row has none.
     """
-    n_vectors = prompted.bound.n_soft
-    whole = _loss_and_accuracy(prompted, rows, frozenset())
-    found = []
-    for place in range(n_vectors):
-        loss, accuracy = _loss_and_accuracy(prompted, rows, frozenset({-1 - place}))
-        found.append(Worth(loss - whole[0], whole[1] - accuracy))
-    return found
-
-
-@torch.no_grad()
-def _loss_and_accuracy(
-    prompted: PromptedModel, rows: Sequence[TextRow], without: frozenset[int]
-) -> tuple[float, float]:
     verbalizer = prompted.verbalizer
-    wanted = torch.tensor([verbalizer.labels.index(row.label) for row in rows if row.label is not None])
-    if len(wanted) != len(rows):
+    if any(row.label is None for row in rows):
         raise UserError(
             "some rows have no label, but what a vector is worth is measured on labels. Give labelled rows."
         )
-    parts = []
-    for start in range(0, len(rows), BATCH):
-        some = rows[start : start + BATCH]
-        questions = [_without(prompted.question(row.fields, prompted.answers), without) for row in some]
-        predicted = prompted.model.predict(prompted.vectors(some[0].task), questions, prompted.words)
-        words = predicted.answer_log_probs().unflatten(0, (len(some), -1))
-        parts.append(verbalizer.label_scores(words, predicted.lengths[: words.shape[1]]).cpu())
-    scores = torch.cat(parts)
-    return F.cross_entropy(scores, wanted).item(), (scores.argmax(1) == wanted).float().mean().item()
+    wanted = torch.tensor([verbalizer.labels.index(str(row.label)) for row in rows])
+    questions = [prompted.question(row.fields, prompted.answers) for row in rows]
+    parts = parts_by_task(prompted, rows)
+
+    def loss_and_accuracy(*left_out: int) -> tuple[float, float]:
+        scores = []
+        for start, end, vectors in parts:
+            shortened = [_without(question, left_out) for question in questions[start:end]]
+            predicted = prompted.model.predict(vectors, shortened, prompted.words)
+            scores.append(verbalizer.label_scores(predicted.answer_log_probs(), predicted.lengths).cpu())
+        logits = torch.cat(scores)
+        return F.cross_entropy(logits, wanted).item(), (logits.argmax(1) == wanted).float().mean().item()
+
+    loss, accuracy = loss_and_accuracy()
+    without = [loss_and_accuracy(-1 - place) for place in range(prompted.bound.n_soft)]
+    return [Worth(other - loss, accuracy - right) for other, right in without]
 
 
-def _without(question: Question, slots: frozenset[int]) -> Question:
+def _without(question: Question, slots: Collection[int]) -> Question:
     return Question(tuple(slot for slot in question.slots if slot not in slots), question.answers)
 
 
@@ -183,45 +174,29 @@ def attention_mass(prompted: PromptedModel, rows: Sequence[TextRow]) -> Tensor:
     Raises:
         UserError: the model has an encoder, or keeps its attention to itself.
     """
-    model = prompted.model
-    if not isinstance(model.reader, CausalReader):
+    model, reader, n_soft = prompted.model, prompted.model.reader, prompted.bound.n_soft
+    if not isinstance(reader, CausalReader):
         raise UserError("attention to a prompt is shown for decoder-only models. Use ablate for this one.")
     masses = []
-    with eager_attention(model.lm):
+    before = model.lm.config._attn_implementation
+    model.lm.set_attn_implementation("eager")  # the plain form, which alone gives its weights
+    try:
         for row in rows:
             slots = prompted.question(row.fields, ((model.end_id,),)).slots
             vectors = prompted.vectors(row.task if prompted.tasks else "")
-            masses.append(_mass(model, model.reader, vectors, slots, prompted.bound.n_soft))
-    return torch.stack(masses).mean(0)
-
-
-def _mass(
-    model: FrozenLanguageModel, reader: CausalReader, vectors: SiteVectors, slots: tuple[int, ...], n_soft: int
-) -> Tensor:
-    learned = keys_values(vectors, model.kv_shape, model.dtype)
-    n_kept = learned[0][0].shape[2] if learned else 0
-    soft = vectors[LM_INPUT].values if LM_INPUT in vectors else None
-    x = reader.embed_slots(torch.tensor([slots], device=model.device), soft)
-    cache = cache_argument(model.lm.base_model, to_cache(learned))
-    out = model.lm.base_model(inputs_embeds=x, use_cache=True, output_attentions=True, **cache)
-    if not out.attentions or out.attentions[0] is None:
-        raise UserError(f"{model.name} keeps its attention to itself, so it cannot be shown. Use ablate.")
-    last = torch.stack([block[0, :, -1].float().mean(0) for block in out.attentions]).cpu()  # [blocks, n_kept + L]
-    if not n_soft:
-        return last[:, :n_kept]
-    found = torch.zeros(len(last), n_soft)
-    for place, slot in enumerate(slots):
-        if slot < 0:
-            found[:, -1 - slot] += last[:, n_kept + place]
-    return found
-
-
-@contextlib.contextmanager
-def eager_attention(lm: Any) -> Iterator[None]:
-    """The plain form of attention, which alone gives its weights; the model's own form is back afterwards."""
-    before = lm.config._attn_implementation
-    lm.set_attn_implementation("eager")
-    try:
-        yield
+            learned = keys_values(vectors, model.kv_shape, model.dtype)
+            n_kept = learned[0][0].shape[2] if learned else 0
+            x = reader.embed_slots(torch.tensor([slots], device=model.device), vectors.get(LM_INPUT))
+            cache = cache_argument(model.lm.base_model, to_cache(learned))
+            out = model.lm.base_model(inputs_embeds=x, use_cache=True, output_attentions=True, **cache)
+            if not out.attentions or out.attentions[0] is None:
+                raise UserError(f"{model.name} keeps its attention to itself, so it cannot be shown. Use ablate.")
+            last = torch.stack([block[0, :, -1].float().mean(0) for block in out.attentions]).cpu()  # [J, n_kept + L]
+            mass = torch.zeros(len(last), n_soft) if n_soft else last[:, :n_kept]
+            for place, slot in enumerate(slots):
+                if slot < 0:
+                    mass[:, -1 - slot] += last[:, n_kept + place]
+            masses.append(mass)
     finally:
-        lm.set_attn_implementation(before)
+        model.lm.set_attn_implementation(before)
+    return torch.stack(masses).mean(0)

@@ -8,9 +8,8 @@ the look at it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -65,14 +64,10 @@ def generate_texts(
     if not rows:
         return []
     model = each[0].model
-    jobs = jobs_of(each, rows, settings.max_tokens)
-    return [generated(model, ids, settings) for ids in generate(model, jobs, settings)]
-
-
-def generated(model: Any, ids: tuple[int, ...], settings: Generation) -> Generated:
-    """The words of some tokens."""
-    text = model.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
-    return Generated(text, len(ids), len(ids) >= settings.max_tokens)
+    answers = generate(model, jobs_of(each, rows, settings.max_tokens), settings)
+    texts = [model.tokenizer.decode(list(ids), skip_special_tokens=True).strip() for ids in answers]
+    n_most = settings.max_tokens
+    return [Generated(text, len(ids), len(ids) >= n_most) for text, ids in zip(texts, answers, strict=True)]
 
 
 def jobs_of(each: Sequence[PromptedModel], rows: Sequence[TextRow], n_answer: int) -> list[Job]:
@@ -84,7 +79,8 @@ def jobs_of(each: Sequence[PromptedModel], rows: Sequence[TextRow], n_answer: in
     for (_, task), places in groups.items():
         one = each[places[0]]
         vectors = one.vectors(task)
-        texts = [slots_of(one, rows[place].fields, n_answer) for place in places]
+        room = one.model.budget - one.n_prefix
+        texts = [one.bound.encode(rows[place].fields, room, n_answer).slots for place in places]
         start = compiled_start(one, task, texts)
         for place, slots in zip(places, texts, strict=True):
             if start is None:
@@ -92,11 +88,6 @@ def jobs_of(each: Sequence[PromptedModel], rows: Sequence[TextRow], n_answer: in
             else:
                 jobs[place] = Job(start[1], slots[len(start[0]) :])
     return [jobs[place] for place in range(len(rows))]
-
-
-def slots_of(prompted: PromptedModel, fields: Mapping[str, str], n_answer: int) -> tuple[int, ...]:
-    """A row as it is read before an answer."""
-    return prompted.bound.encode(fields, prompted.model.budget - prompted.n_prefix, n_answer).slots
 
 
 def compiled_start(
@@ -115,16 +106,12 @@ def compiled_start(
     n_prompt = max((place + 1 for place, slot in enumerate(shared) if slot < 0), default=0)
     start = shared[:n_prompt]
     kept = prompted.compiled.get(task)
-    if kept is None or kept[0] != start or is_learning(prompted):
+    is_learning = any(parameter.requires_grad for parameter in prompted.prompt.parameters())
+    if kept is None or kept[0] != start or is_learning:
         with torch.no_grad():
             kept = start, model.read_shared(prompted.vectors(task), start)
         prompted.compiled[task] = kept
     return kept
-
-
-def is_learning(prompted: PromptedModel) -> bool:
-    """Whether the vectors may still change."""
-    return any(parameter.requires_grad for parameter in prompted.prompt.parameters())
 
 
 def stream_text(prompted: PromptedModel, row: TextRow, settings: Generation | None = None) -> Iterator[str]:

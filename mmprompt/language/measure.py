@@ -294,15 +294,18 @@ def _told_apart(
     return found.exp().double().cpu().numpy(), [labels.index(row.label or "") for row in rows]
 
 
+@torch.no_grad()
 def _calibrated(prompted: PromptedModel, rows: Sequence[TextRow], log_probs: Tensor) -> Tensor:
     """The log-probabilities, task by task, without what is answered to texts that say nothing."""
-    fields, found = prompted.template.fields, log_probs.clone()
+    fields, calibrated = prompted.template.fields, log_probs.clone()
     tasks = [row.task if prompted.tasks else "" for row in rows]
+    empty = [prompted.question(dict.fromkeys(fields, text), prompted.answers) for text in CONTENT_FREE]
     for task in dict.fromkeys(tasks):
-        empty = [TextRow(dict.fromkeys(fields, text), task=task) for text in CONTENT_FREE]
-        is_its = torch.tensor([one == task for one in tasks], device=found.device)
-        found[is_its] = calibrate(log_probs[is_its], prompted.label_log_probs(empty))
-    return found
+        predicted = prompted.model.predict(prompted.vectors(task), empty)  # among all tokens, not the labels' alone
+        masses = prompted.verbalizer.label_masses(predicted.answer_log_probs(), predicted.lengths)
+        is_its = torch.tensor([name == task for name in tasks], device=log_probs.device)
+        calibrated[is_its] = calibrate(log_probs[is_its], masses)
+    return calibrated
 
 
 def _generated(

@@ -243,8 +243,8 @@ class FrozenCaptioner:
         """
         if isinstance(self.decoder, CausalReader) and self.decoder.packs:
             memory = self._insert(memory, vectors)
-            soft = None if LM_INPUT not in vectors else vectors[LM_INPUT].values
-            n_soft = 0 if soft is None else soft.shape[-2]
+            soft = vectors.get(LM_INPUT)
+            n_soft = 0 if soft is None else soft.n_vectors
             slots = (*self.decoder.start_ids, *(-1 - place for place in range(n_soft)))
             rows = [[row] for row in range(len(captions))]
             packed = pack([Question(slots, tuple(some)) for some in captions], rows, memory.n_read, self.device)

@@ -8,7 +8,7 @@ there tasks are known by their prompts and weights are learned, here both come f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Literal, get_args
 
@@ -77,8 +77,7 @@ class PromptBank:
             if not rows.get(name):
                 raise UserError(f"the prompt {name!r} has no rows to be known by. Give it some of its training rows.")
         model = next(iter(prompts.values())).model
-        fields = _fields(prompts)
-        keys = [text_features(model, [_text_of(row, fields) for row in rows[name]]).mean(0) for name in prompts]
+        keys = [text_features(model, _texts(prompts, rows[name])).mean(0) for name in prompts]
         return cls(prompts, torch.stack(keys), temperature)
 
     def weights(self, rows: Sequence[TextRow]) -> Tensor:
@@ -89,8 +88,7 @@ class PromptBank:
         Raises:
             UserError: a row has no field that a prompt of the bank reads, or no tokens in it.
         """
-        fields = _fields(self.prompts)
-        features = text_features(self.model, [_text_of(row, fields) for row in rows])
+        features = text_features(self.model, _texts(self.prompts, rows))
         cosines = F.normalize(features, dim=1) @ F.normalize(self.keys, dim=1).T
         return (cosines / self.temperature).softmax(-1)
 
@@ -111,9 +109,12 @@ class PromptBank:
         """
         first = self._alike()
         vectors = self._mixed_vectors(self.weights(rows))
-        return [
-            _with_vectors(first, {site: values[row] for site, values in vectors.items()}) for row in range(len(rows))
-        ]
+        mixed = []
+        for row in range(len(rows)):
+            sources = [Learned(site, values[row]) for site, values in vectors.items()]
+            prompt = Prompt(first.template, *sources).requires_grad_(False)
+            mixed.append(PromptedModel(self.model, prompt, first.label_words))
+        return mixed
 
     def classify(self, rows: Sequence[TextRow], how: Mixing = "choose") -> list[LabelPrediction]:
         """The label of each row, whatever task it is of.
@@ -157,8 +158,7 @@ class PromptBank:
             vectors = {site: Vectors(values, "sample") for site, values in mixed.items()}
             questions = [first.question(row.fields, first.answers) for row in some]
             predicted = self.model.predict(vectors, questions, first.words)
-            words = predicted.answer_log_probs().unflatten(0, (len(some), -1))  # [N, W]
-            parts.append(verbalizer.label_scores(words, predicted.lengths[: words.shape[1]]))
+            parts.append(verbalizer.label_scores(predicted.answer_log_probs(), predicted.lengths))
         return torch.cat(parts).log_softmax(-1)
 
     def _mixed_vectors(self, weights: Tensor) -> dict[Site, Tensor]:
@@ -171,10 +171,17 @@ class PromptBank:
 
     def _alike(self) -> PromptedModel:
         """The first prompt, once all are seen to have its template and as many vectors at the same sites."""
+
+        def form(prompted: PromptedModel) -> dict[str, object]:
+            shapes = {site: vectors.values.shape for site, vectors in prompted.vectors().items()}
+            words = prompted.label_words
+            return {"template": prompted.template.text, "words of the labels": words, "vectors": shapes}
+
         first, *others = self.prompts.items()
         for name, other in others:
-            for what, of in _ALIKE.items():
-                if of(other) != of(first[1]):
+            theirs = form(other)
+            for what, value in form(first[1]).items():
+                if value != theirs[what]:
                     raise UserError(
                         f"the prompts {first[0]!r} and {name!r} differ in their {what}, but vectors are mixed within "
                         "one template, as many of each. Choose a prompt, or mix their outputs."
@@ -211,10 +218,14 @@ def text_features(model: FrozenLanguageModel, texts: Sequence[str]) -> Tensor:
     """
     reader = model.reader
     is_encoded = isinstance(reader, EncoderDecoderReader)
-    before = model.start_ids if is_encoded else model.start_ids or _tokens(model, "\n")
+
+    def tokens(text: str) -> list[int]:
+        return list(model.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    before = model.start_ids if is_encoded else model.start_ids or tokens("\n")
     behind = reader.behind if isinstance(reader, EncoderDecoderReader) else ()
     room = model.budget - len(before) - len(behind)
-    ids = [_tokens(model, text)[:room] for text in texts]
+    ids = [tokens(text)[:room] for text in texts]
     for text, some in zip(texts, ids, strict=True):
         if not some:
             raise UserError(
@@ -287,36 +298,11 @@ def _check_prompts(prompts: Mapping[str, PromptedModel]) -> None:
             raise UserError(f"the prompt {name!r} is itself of several tasks, but one each is needed. Give others.")
 
 
-def _fields(prompts: Mapping[str, PromptedModel]) -> tuple[str, ...]:
-    """The fields that some prompt reads, in order."""
-    return tuple(dict.fromkeys(chain.from_iterable(one.template.fields for one in prompts.values())))
-
-
-def _text_of(row: TextRow, fields: Sequence[str]) -> str:
-    """What a row is known by."""
-    texts = [row.fields[name] for name in fields if name in row.fields]
-    if not texts:
+def _texts(prompts: Mapping[str, PromptedModel], rows: Sequence[TextRow]) -> list[str]:
+    """What each row is known by: the texts of all fields that some prompt reads, in order."""
+    fields = tuple(dict.fromkeys(chain.from_iterable(one.template.fields for one in prompts.values())))
+    texts = [[row.fields[name] for name in fields if name in row.fields] for row in rows]
+    if not all(texts):
         known = ", ".join(map(repr, fields))
         raise UserError(f"a row has none of the fields that the prompts read: {known}. Write one of them.")
-    return "\n".join(texts)
-
-
-def _tokens(model: FrozenLanguageModel, text: str) -> tuple[int, ...]:
-    return tuple(model.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def _with_vectors(prompted: PromptedModel, values: Mapping[Site, Tensor]) -> PromptedModel:
-    prompt = Prompt(prompted.template, *(Learned(site, value) for site, value in values.items()))
-    return PromptedModel(prompted.model, prompt.requires_grad_(False), prompted.label_words)
-
-
-def _shapes_of(prompted: PromptedModel) -> dict[Site, torch.Size]:
-    return {site: vectors.values.shape for site, vectors in prompted.vectors().items()}
-
-
-_ALIKE: dict[str, Callable[[PromptedModel], object]] = {
-    "template": lambda prompted: prompted.template.text,
-    "words of the labels": lambda prompted: prompted.label_words,
-    "vectors": _shapes_of,
-}
-"""What prompts must share for their vectors to be mixed."""
+    return ["\n".join(each) for each in texts]

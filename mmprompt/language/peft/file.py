@@ -265,7 +265,9 @@ def _multitask(
         raise bad_file(folder / SIDE, f"names {len(names)} tasks, but there are {len(columns)}", "Name each.")
     if model.is_encoder_decoder and config.get("num_transformer_submodules") != 1:
         _log.warning(
-            "PEFT trains vectors before the decoder's tokens too, but generates without them. So does mmprompt."
+            "PEFT trains %d vectors before the decoder's tokens too, but generates without them; they are left out. "
+            "Scores of labels differ from those of PEFT's forward, and saved again the prompt has lost them.",
+            len(values),
         )
     source = MultitaskVectors.of(names, values, columns, rows)
     if task is None:

@@ -147,8 +147,7 @@ class WordObjective:
         found = predicted.answer_log_probs()
         if self._labels is None:
             return -found
-        words = found.unflatten(0, (len(which), -1))
-        scores = self.prompted.verbalizer.label_scores(words, predicted.lengths[: words.shape[1]])
+        scores = self.prompted.verbalizer.label_scores(found, predicted.lengths)
         return F.cross_entropy(scores, self._labels[list(which)], reduction="none")
 
     def _improbability(self, soft: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,9 +14,10 @@ from torch import Tensor
 from mmprompt.errors import UserError
 from mmprompt.language.search.words import TokenIds, fill
 from mmprompt.models.decoder.memory import Memory
-from mmprompt.models.decoder.model import FrozenLanguageModel, Predicted, columns_of, rows_of, shared_start
-from mmprompt.models.decoder.packing import ROW_SLOTS, Packed, Question, pack
+from mmprompt.models.decoder.model import FrozenLanguageModel, Predicted, columns_of, shared_start
+from mmprompt.models.decoder.packing import Packed, Question, pack, share_rows
 from mmprompt.models.decoder.reader import CausalReader
+from mmprompt.models.sites import Vectors
 
 SLOTS_AT_ONCE = 2048
 """Slots that are read in one go; more are no faster, and their keys and values take memory."""
@@ -44,8 +45,7 @@ def predict_in_words(
         ]
     n_start = len(shared_start(questions))
     rest = [Question(question.slots[n_start:], question.answers) for question in questions]
-    rows = rows_of(rest, ROW_SLOTS)
-    packed = pack(rest, rows, n_start, model.device)
+    packed = pack(rest, share_rows(rest), n_start, model.device)
     ids = torch.tensor(prompts, device=model.device)  # [C, P]
     start = torch.tensor(questions[0].slots[:n_start], dtype=torch.int64, device=model.device)
     starts = filled(start, ids)  # [C, n_start]
@@ -118,7 +118,7 @@ def prompt_log_probs(model: FrozenLanguageModel, slots: Sequence[int], soft: Ten
     if not places:
         return soft.new_zeros(len(soft), 0, model.vocabulary_size), []
     read = torch.tensor(slots[:last], device=model.device).expand(len(soft), -1)
-    hidden, _ = model.reader.run(Memory(), model.reader.embed_slots(read, soft))
+    hidden, _ = model.reader.run(Memory(), model.reader.embed_slots(read, Vectors(soft, "sample")))
     logits = model.reader.head(hidden[:, [place - 1 for place in places]])
     dtype = torch.promote_types(logits.dtype, torch.float32)
     return logits.to(dtype).log_softmax(-1), [-1 - slots[place] for place in places]

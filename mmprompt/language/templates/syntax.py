@@ -11,7 +11,7 @@ such mark at the start of a line begins a message, and the last message is the a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from mmprompt.errors import UserError, unknown_name
@@ -113,17 +113,18 @@ def parse(text: str) -> tuple[tuple[Message, ...], tuple[Group, ...]]:
     scanned = [(role, list(_scan(text, start, end))) for role, start, end in _messages(text)]
     _check_answer(text, [parts for _, parts in scanned])
     _check_bos(text, scanned)
-    groups = _Groups(text, [tag for _, parts in scanned for tag in parts if isinstance(tag, _Tag)])
+    group_at, groups = _groups(text, [tag for _, parts in scanned for tag in parts if isinstance(tag, _Tag)])
     messages: list[Message] = []
     for role, found in scanned:
-        parts: list[Part] = []
-        for part in found:
-            if isinstance(part, _Tag) and part.body == "answer":
-                break
-            parts.append(part if isinstance(part, str) else _part(text, part, groups))
-        is_last = len(messages) == len(scanned) - 1
-        messages.append(Message(role, _stripped(parts, is_last) if role else tuple(parts)))
-    return tuple(messages), tuple(groups.found)
+        tags = [part.body if isinstance(part, _Tag) else None for part in found]
+        found = found[: tags.index("answer")] if "answer" in tags else found
+        parts = [part if isinstance(part, str) else _part(text, part, group_at) for part in found]
+        if role and parts and isinstance(parts[0], str):  # a message has no blanks around it
+            parts[0] = parts[0].lstrip()
+        if role and parts and isinstance(parts[-1], str) and len(messages) < len(scanned) - 1:  # but before the answer
+            parts[-1] = parts[-1].rstrip()
+        messages.append(Message(role, tuple(part for part in parts if part != "")))
+    return tuple(messages), tuple(groups)
 
 
 def bare_soft(text: str) -> int | None:
@@ -132,14 +133,11 @@ def bare_soft(text: str) -> int | None:
     return next((tag.at for tag in tags if tag.body == "soft"), None)
 
 
-def _place(text: str, at: int) -> str:
+def _bad(text: str, at: int, problem: str | UserError, advice: str = "") -> UserError:
     line = text.count("\n", 0, at) + 1
     column = at - (text.rfind("\n", 0, at) + 1) + 1
-    return f"line {line}, column {column}" if "\n" in text.strip("\n") else f"column {column}"
-
-
-def _bad(text: str, at: int, problem: str, advice: str) -> UserError:
-    return UserError(f"template, {_place(text, at)}: {problem}. {advice}")
+    place = f"line {line}, column {column}" if "\n" in text.strip("\n") else f"column {column}"
+    return UserError(f"template, {place}: {problem}" + (f". {advice}" if advice else ""))
 
 
 def _messages(text: str) -> Iterator[tuple[str | None, int, int]]:
@@ -150,8 +148,7 @@ def _messages(text: str) -> Iterator[tuple[str | None, int, int]]:
         return
     for mark, following in zip(marks, [*marks[1:], None], strict=True):
         if mark[1] not in ROLES:
-            place = _place(text, mark.start(1))
-            raise UserError(f"template, {place}: {unknown_name('role', mark[1], ROLES)}")
+            raise _bad(text, mark.start(1), unknown_name("role", mark[1], ROLES))
         yield mark[1], mark.end(), len(text) if following is None else following.start()
     if marks[-1][1] != "assistant":
         advice = "End a chat with a line `[[assistant]] {answer}`."
@@ -224,22 +221,18 @@ def _check_bos(text: str, messages: list[tuple[str | None, list[str | _Tag]]]) -
         raise _bad(text, found[1][1].at, "{bos} stands a second time, but a text begins once", "Keep the first only.")
 
 
-def _part(text: str, tag: _Tag, groups: _Groups) -> Part:
+def _part(text: str, tag: _Tag, group_at: Mapping[int, int]) -> Part:
     """A field, soft vectors or the beginning."""
     if tag.body == "bos":
         return Bos()
-    if _is_soft(tag):
-        return Soft(groups.number(tag))
+    if tag.at in group_at:
+        return Soft(group_at[tag.at])
     match = _FIELD.fullmatch(tag.body)
     if match is None or match[1] == "answer" or match[1] != match[1].strip():
         problem = f"{{{tag.body[:40]}}} is no field"
         raise _bad(text, tag.at, problem, "Write {name}, {name:cut} or {name:cut=64}, or {{ for a brace.")
     most = None if match[3] is None else _count(text, tag, match[3], "the number after cut=", MAX_TOKENS)
     return Field(match[1], match[2] is not None, most)
-
-
-def _is_soft(tag: _Tag) -> bool:
-    return re.match(r"soft(?![\w -])", tag.body) is not None
 
 
 def _count(text: str, tag: _Tag, digits: str, what: str, most: int) -> int:
@@ -249,65 +242,43 @@ def _count(text: str, tag: _Tag, digits: str, what: str, most: int) -> int:
     return count
 
 
-class _Groups:
-    """Which group of vectors each soft tag names."""
-
-    def __init__(self, text: str, tags: list[_Tag]) -> None:
-        self.found: list[Group] = []
-        self._number: dict[int, int] = {}  # place of a tag -> its group
-        named: dict[str, int] = {}
-        for tag in filter(_is_soft, tags):
-            group = self._read(text, tag)
-            known = named.get(group.name) if group.name is not None else None
-            if known is None:
-                self._add(text, tag, group)
-            else:
-                self.found[known] = self._same(text, tag, self.found[known], group)
-                self._number[tag.at] = known
-            if group.name is not None:
-                named.setdefault(group.name, self._number[tag.at])
-        for at, number in self._number.items():
-            group = self.found[number]
-            if group.is_bare and group.name is not None:
-                advice = f"Write {{soft*4:{group.name}}} in one place."
-                raise _bad(text, at, f"the soft vectors {group.name!r} are given no number", advice)
-
-    def number(self, tag: _Tag) -> int:
-        """The group of a tag."""
-        return self._number[tag.at]
-
-    def _read(self, text: str, tag: _Tag) -> Group:
-        match = _SOFT.fullmatch(tag.body)
-        if match is None:
-            expected = '{soft}, {soft*4}, {soft*4:name}, {soft:name}, {soft:"words"} or {soft:"words":name}'
-            raise _bad(text, tag.at, f"{{{tag.body[:40]}}} is no soft slot", f"Write {expected}.")
-        if match[2] is not None and not match[2].strip():
-            raise _bad(text, tag.at, "there are no words between the quotes", 'Write {soft:"It was"} or {soft*4}.')
-        n_vectors = None if match[1] is None else _count(text, tag, match[1], "the number of vectors", MAX_VECTORS)
-        return Group(n_vectors, match[2], match[3])
-
-    def _add(self, text: str, tag: _Tag, group: Group) -> None:
-        if group == Group() and Group() in self.found:
-            advice = "Write {soft*4:name} in both places for the same vectors, or {soft*4} for more."
-            raise _bad(text, tag.at, "{soft} stands a second time, but it holds all vectors of the method", advice)
-        self._number[tag.at] = len(self.found)
-        self.found.append(group)
-
-    def _same(self, text: str, tag: _Tag, known: Group, group: Group) -> Group:
-        """The group that two tags of one name give together."""
-        if group.is_bare or group == known:
-            return known
-        if known.is_bare:
-            return group
-        advice = f"Write it once, and {{soft:{group.name}}} where it stands again."
-        raise _bad(text, tag.at, f"the soft vectors {group.name!r} were given another number or other words", advice)
+def _groups(text: str, tags: list[_Tag]) -> tuple[dict[int, int], list[Group]]:
+    """The number of the group of vectors at the place of each soft tag, and the groups."""
+    groups: list[Group] = []
+    group_at: dict[int, int] = {}
+    named: dict[str, int] = {}
+    for tag in tags:
+        if not re.match(r"soft(?![\w -])", tag.body):
+            continue
+        group = _group(text, tag)
+        number = len(groups) if group.name is None else named.setdefault(group.name, len(groups))
+        group_at[tag.at] = number
+        if number == len(groups):
+            if group == Group() and Group() in groups:
+                advice = "Write {soft*4:name} in both places for the same vectors, or {soft*4} for more."
+                raise _bad(text, tag.at, "{soft} stands a second time, but it holds all vectors of the method", advice)
+            groups.append(group)
+        elif groups[number].is_bare:
+            groups[number] = group
+        elif not group.is_bare and group != groups[number]:
+            advice = f"Write it once, and {{soft:{group.name}}} where it stands again."
+            raise _bad(
+                text, tag.at, f"the soft vectors {group.name!r} were given another number or other words", advice
+            )
+    for at, number in group_at.items():
+        name = groups[number].name
+        if groups[number].is_bare and name is not None:
+            advice = f"Write {{soft*4:{name}}} in one place."
+            raise _bad(text, at, f"the soft vectors {name!r} are given no number", advice)
+    return group_at, groups
 
 
-def _stripped(parts: list[Part], is_last: bool) -> tuple[Part, ...]:
-    """A message without blanks around it; those before the answer stay."""
-    kept = list(parts)
-    if kept and isinstance(kept[0], str):
-        kept[0] = kept[0].lstrip()
-    if kept and isinstance(kept[-1], str) and not is_last:
-        kept[-1] = kept[-1].rstrip()
-    return tuple(part for part in kept if part != "")
+def _group(text: str, tag: _Tag) -> Group:
+    match = _SOFT.fullmatch(tag.body)
+    if match is None:
+        expected = '{soft}, {soft*4}, {soft*4:name}, {soft:name}, {soft:"words"} or {soft:"words":name}'
+        raise _bad(text, tag.at, f"{{{tag.body[:40]}}} is no soft slot", f"Write {expected}.")
+    if match[2] is not None and not match[2].strip():
+        raise _bad(text, tag.at, "there are no words between the quotes", 'Write {soft:"It was"} or {soft*4}.')
+    n_vectors = None if match[1] is None else _count(text, tag, match[1], "the number of vectors", MAX_VECTORS)
+    return Group(n_vectors, match[2], match[3])

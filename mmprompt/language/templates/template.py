@@ -6,6 +6,7 @@ Nothing is known here of a model, of what the vectors are, or of what an answer 
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -126,60 +127,42 @@ class Template:
 
     def _chat(self, tokenizer: Any) -> tuple[Part, ...]:
         """The parts of a chat as its tokenizer's template lays them out; no field is seen by that template."""
-        held: list[Part] = []
-        messages = []
-        *before, last = self.messages
-        for message in before:
-            content = "".join(_mark(part, held) for part in message.parts)
-            messages.append({"role": message.role, "content": content})
-        return (*_unmarked(_laid_out(tokenizer, messages), held), *last.parts)
-
-
-def _mark(part: Part, held: list[Part]) -> str:
-    if isinstance(part, str):
-        if any(_FIRST_MARK <= ord(letter) <= _LAST_MARK for letter in part):
+        if not getattr(tokenizer, "chat_template", None):
             raise UserError(
-                "the template holds a private character (U+F0000 or above), but a chat takes none. Remove it."
+                "the template is a chat, but the tokenizer of this model has no chat template. "
+                "Write a template without [[user]] and [[assistant]]."
             )
-        return part
-    held.append(part)
-    return chr(_FIRST_MARK + len(held) - 1)
+        held: list[Part] = []  # fields and vectors, each of which a private character stands for
 
+        def mark(part: Part) -> str:
+            if not isinstance(part, str):
+                held.append(part)
+                return chr(_FIRST_MARK + len(held) - 1)
+            if any(_FIRST_MARK <= ord(letter) <= _LAST_MARK for letter in part):
+                raise UserError(
+                    "the template holds a private character (U+F0000 or above), but a chat takes none. Remove it."
+                )
+            return part
 
-def _laid_out(tokenizer: Any, messages: list[dict[str, str | None]]) -> str:
-    if not getattr(tokenizer, "chat_template", None):
-        raise UserError(
-            "the template is a chat, but the tokenizer of this model has no chat template. "
-            "Write a template without [[user]] and [[assistant]]."
-        )
-    try:
-        return tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, date_string=_CHAT_DATE
-        )
-    except ImportError:
-        raise UserError('chat templates need jinja2. Install it: pip install "mmprompt[llm]".') from None
-    except Exception as error:  # whatever the model's own template raises at messages that it does not take
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"the model's chat template refuses these messages: {reason}. Change them.") from None
-
-
-def _unmarked(text: str, held: Sequence[Part]) -> tuple[Part, ...]:
-    parts: list[Part] = []
-    found = []
-    literal = ""
-    for letter in text:
-        if _FIRST_MARK <= ord(letter) <= _LAST_MARK:
-            found.append(ord(letter) - _FIRST_MARK)
-            parts += [literal, held[found[-1]]]
-            literal = ""
-        else:
-            literal += letter
-    if found != list(range(len(held))):
-        raise UserError(
-            "the model's chat template leaves out, repeats or reorders messages, but each is read once. "
-            "Write the template without the message it does not know, often [[system]]."
-        )
-    return (*parts, literal)
+        *before, last = self.messages
+        messages = [{"role": each.role, "content": "".join(map(mark, each.parts))} for each in before]
+        try:
+            text: str = tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, date_string=_CHAT_DATE
+            )
+        except ImportError:
+            raise UserError('chat templates need jinja2. Install it: pip install "mmprompt[llm]".') from None
+        except Exception as error:  # whatever the model's own template raises at messages that it does not take
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise UserError(f"the model's chat template refuses these messages: {reason}. Change them.") from None
+        pieces = re.split(f"([{chr(_FIRST_MARK)}-{chr(_LAST_MARK)}])", text)  # texts and marks take turns
+        if [ord(letter) - _FIRST_MARK for letter in pieces[1::2]] != list(range(len(held))):
+            raise UserError(
+                "the model's chat template leaves out, repeats or reorders messages, but each is read once. "
+                "Write the template without the message it does not know, often [[system]]."
+            )
+        parts = [piece if place % 2 == 0 else held[place // 2] for place, piece in enumerate(pieces)]
+        return (*parts, *last.parts)
 
 
 def _word_ids(tokens: Tokens, words: str, parts: Sequence[Part], group: int) -> list[int]:
@@ -291,7 +274,12 @@ class BoundTemplate:
             UserError: a field is missing or no text, or the row does not fit.
         """
         fields = [part for segment in self.segments for part in segment.parts if isinstance(part, Field)]
-        texts = [self._text(row, field.name) for field in fields]
+        for name in (field.name for field in fields):
+            if name not in row:
+                raise unknown_name("field", name, row, "Write the template's fields as the data names them.")
+            if not isinstance(row[name], str):
+                raise bad_value(f"field {name!r}", repr(row[name])[:40], "a text was expected", "Write it as a text.")
+        texts = [row[field.name] for field in fields]
         if n_answer >= room:
             raise UserError(
                 f"an answer takes {n_answer} tokens, but there is room for {room} with its text. "
@@ -310,11 +298,21 @@ class BoundTemplate:
         whole = [len(places) - 1 for places in ends]
         keep = [n if field.most is None else min(n, field.most) for field, n in zip(fields, whole, strict=True)]
         while True:
-            slots = self._slots(_cut(texts, ends, keep))
+            slots = self._slots(
+                text if n >= len(places) - 1 else text[: places[n]].rstrip()
+                for text, places, n in zip(texts, ends, keep, strict=True)
+            )
             if len(slots) <= room:
                 return slots, sum(whole) - sum(keep)
             if not any(keep):
-                raise self._too_long(len(slots), room)
+                is_cut = any(field.is_cut for field in fields)
+                gone = " with all gone that may be cut" if is_cut else ""
+                advice = "Shorten the template or use fewer vectors."
+                raise UserError(
+                    f"the row takes {len(slots)} tokens{gone}, {self.n_soft} soft vectors included, but there is room "
+                    f"for {room} before the answer. "
+                    + (advice if is_cut else "Mark a field with :cut, as in {text:cut}.")
+                )
             keep = longest_first(keep, len(slots) - room)
 
     def answers(self, words: Iterable[str]) -> tuple[tuple[int, ...], ...]:
@@ -340,13 +338,6 @@ class BoundTemplate:
             raise UserError(f"the answer {word!r} has no tokens, but one at least is needed. Write a word.")
         return tuple(ids)
 
-    def _text(self, row: Mapping[str, str], name: str) -> str:
-        if name not in row:
-            raise unknown_name("field", name, row, "Write the template's fields as the data names them.")
-        if not isinstance(row[name], str):
-            raise bad_value(f"field {name!r}", repr(row[name])[:40], "a text was expected", "Write it as a text.")
-        return row[name]
-
     def _slots(self, texts: Iterable[str]) -> tuple[int, ...]:
         rest = iter(texts)
         slots: list[int] = []
@@ -357,22 +348,6 @@ class BoundTemplate:
             slots += [*segment.slots, *self.tokens.ids(pieces, segment.follows)]
         has_start = tuple(slots[: len(self.start_ids)]) == self.start_ids
         return tuple(slots) if has_start else (*self.start_ids, *slots)
-
-    def _too_long(self, n_slots: int, room: int) -> UserError:
-        is_cut = any(isinstance(part, Field) and part.is_cut for segment in self.segments for part in segment.parts)
-        gone = " with all gone that may be cut" if is_cut else ""
-        advice = "Shorten the template or use fewer vectors." if is_cut else "Mark a field with :cut, as in {text:cut}."
-        return UserError(
-            f"the row takes {n_slots} tokens{gone}, {self.n_soft} soft vectors included, but there is room for {room} "
-            f"before the answer. {advice}"
-        )
-
-
-def _cut(texts: Sequence[str], ends: Sequence[Sequence[int]], keep: Sequence[int]) -> list[str]:
-    return [
-        text if n >= len(places) - 1 else text[: places[n]].rstrip()
-        for text, places, n in zip(texts, ends, keep, strict=True)
-    ]
 
 
 def longest_first(lengths: Sequence[int], excess: int) -> list[int]:

@@ -51,7 +51,7 @@ class Verbalizer:
             raise unknown_name("aggregation", str(self.aggregation), get_args(Aggregation))
         if len(self.words) < 2:
             raise bad_value("the number of labels", len(self.words), "two or more are needed", "Give words for each.")
-        listed = {label: _listed(words) for label, words in self.words.items()}
+        listed = {label: (words,) if isinstance(words, str) else tuple(words) for label, words in self.words.items()}
         owner: dict[str, str] = {}
         for label, words in listed.items():
             _check_words(label, words, owner)
@@ -86,22 +86,27 @@ class Verbalizer:
         return tuple(number for number, (_, words) in enumerate(self._pairs()) for _ in words)
 
     def label_scores(self, word_log_probs: Tensor, n_tokens: Sequence[int]) -> Tensor:
-        """The score of each label.
+        """Return the score of each label: [N, C] log-probabilities over the labels; see `label_masses`."""
+        return self.label_masses(word_log_probs, n_tokens).log_softmax(-1)
+
+    def label_masses(self, word_log_probs: Tensor, n_tokens: Sequence[int]) -> Tensor:
+        """Return how probable each label is among all answers.
 
         Args:
-            word_log_probs: [N, W] sums of the log-probabilities of each word's tokens.
-            n_tokens: of each word, W of them.
+            word_log_probs: [N, W] or [N W], sums of the log-probabilities of each word's tokens.
+            n_tokens: of each word; W of them, or W for each row.
         Returns:
-            [N, C] log-probabilities over the labels.
+            [N, C] log-probabilities, whose sum over the labels is not 1.
         """
-        scores = word_log_probs
+        scores = word_log_probs.reshape(-1, len(self.flat))
         if self.length_normalised:
-            scores = scores / torch.tensor(n_tokens, dtype=scores.dtype, device=scores.device)
-        found, start = [], 0
+            scores = scores / torch.tensor(n_tokens[: scores.shape[1]], dtype=scores.dtype, device=scores.device)
+        masses, start = [], 0
         for _, words in self._pairs():
-            found.append(self._together(scores[:, start : start + len(words)]))
+            of_label = scores[:, start : start + len(words)]
+            masses.append(of_label.logsumexp(-1) if self.aggregation == "logsumexp" else of_label.mean(-1))
             start += len(words)
-        return torch.stack(found, dim=-1).log_softmax(-1)
+        return torch.stack(masses, dim=-1)
 
     def describe(self, answers: Sequence[Sequence[int]], tokenizer: Any) -> tuple[str, ...]:
         """What there is to know of the words' tokens, one sentence each.
@@ -123,7 +128,10 @@ class Verbalizer:
                 )
         if not self.length_normalised:
             for word, ids in zip(self.flat, answers, strict=True):
-                longer = [other for other, more in zip(self.flat, answers, strict=True) if _begins(ids, more)]
+                pairs = zip(self.flat, answers, strict=True)
+                longer = [
+                    other for other, rest in pairs if len(ids) < len(rest) and tuple(rest[: len(ids)]) == tuple(ids)
+                ]
                 if longer:
                     notes.append(f"{word!r} begins {longer[0]!r} and can never be less probable than it.")
         return tuple(notes)
@@ -148,13 +156,6 @@ class Verbalizer:
         n_kept = 1 if self.aggregation == "first" else None
         return [(label, tuple(words)[:n_kept]) for label, words in self.words.items()]
 
-    def _together(self, scores: Tensor) -> Tensor:
-        return scores.logsumexp(-1) if self.aggregation == "logsumexp" else scores.mean(-1)
-
-
-def _listed(words: str | Sequence[str]) -> tuple[str, ...]:
-    return (words,) if isinstance(words, str) else tuple(words)
-
 
 def _check_words(label: str, words: tuple[str, ...], owner: dict[str, str]) -> None:
     if not words:
@@ -173,28 +174,26 @@ def _check_words(label: str, words: tuple[str, ...], owner: dict[str, str]) -> N
         raise UserError(f"a word of the label {label!r} stands twice: {', '.join(map(repr, words))}. Write it once.")
 
 
-def _begins(ids: Sequence[int], more: Sequence[int]) -> bool:
-    return len(ids) < len(more) and tuple(more[: len(ids)]) == tuple(ids)
-
-
-def calibrate(log_probs: Tensor, content_free_log_probs: Tensor) -> Tensor:
+def calibrate(log_probs: Tensor, content_free_masses: Tensor) -> Tensor:
     """Contextual calibration: divide by what the model answers to texts that say nothing (Zhao et al. 2021).
 
-    There W = diag(p_cf)^-1 and b = 0, and the label is the largest of W p. The quotients are normalised here, which
-    keeps their order. Domain-conditional PMI (Holtzman et al. 2021) is the same quotient with another reference: the
-    answers after the end of the template alone.
+    There W = diag(p_cf)^-1 and b = 0, and the label is the largest of W p. As in their code, p_cf is the mean of the
+    labels' probabilities among all answers, normalised once: a text to which none of the labels is a likely answer
+    counts for little. The quotients are normalised here, which keeps their order. Domain-conditional PMI (Holtzman et
+    al. 2021) is the same quotient with another reference: the answers after the end of the template alone.
 
     Args:
         log_probs: [N, C].
-        content_free_log_probs: [K, C] of K texts, such as `CONTENT_FREE`, in the same template.
+        content_free_masses: [K, C] of K texts, such as `CONTENT_FREE`, in the same template, as
+            `Verbalizer.label_masses` gives them.
     Returns:
         [N, C] log-probabilities.
     Raises:
         UserError: there are no content-free texts.
     """
-    if len(content_free_log_probs) == 0:
+    if len(content_free_masses) == 0:
         raise UserError('there are no content-free texts, but calibration needs one. Give one such as "N/A".')
-    reference = content_free_log_probs.logsumexp(0)  # of the mean probability, up to a constant
+    reference = content_free_masses.logsumexp(0)  # of the mean probability, up to a constant
     return (log_probs - reference).log_softmax(-1)
 
 

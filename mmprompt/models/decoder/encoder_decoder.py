@@ -19,6 +19,7 @@ from mmprompt.models.decoder.memory import KeyValues
 from mmprompt.models.decoder.packing import Packed, Question
 from mmprompt.models.decoder.reader import UNLIMITED, embed_slots
 from mmprompt.models.decoder.vectors import KvShape
+from mmprompt.models.sites import Vectors
 
 
 class EncoderDecoderReader:
@@ -53,11 +54,11 @@ class EncoderDecoderReader:
         """Token embeddings [..., D], as the model scales them."""
         return self.lm.get_input_embeddings()(token_ids)
 
-    def encode(self, soft: Tensor | None, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    def encode(self, soft: Vectors | None, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Read prompts and texts.
 
         Args:
-            soft: [P, D], or [N, P, D] of each text; None where there are none.
+            soft: vectors that all texts share [P, D], or of each text [N, P, D]; None where there are none.
             texts: slots as in `Question`.
         Returns:
             states [N, T, D], and [N, T] bool that is False where nothing stands.
@@ -65,7 +66,7 @@ class EncoderDecoderReader:
         slots, is_there = self._padded(texts)
         return self._states(embed_slots(self.embed(slots.clamp(min=0)), slots, soft), is_there), is_there
 
-    def encode_each(self, softs: Sequence[Tensor | None], texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    def encode_each(self, softs: Sequence[Vectors | None], texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """The same with vectors [P, D] of each text, whose P may differ."""
         slots, is_there = self._padded(texts)
         rows = [
@@ -88,7 +89,7 @@ class EncoderDecoderReader:
         lengths = torch.tensor([[len(text)] for text in whole], device=self.lm.device)
         return slots, torch.arange(length, device=self.lm.device) < lengths
 
-    def answer(self, soft: Tensor | None, learned: KeyValues, questions: Sequence[Question]) -> tuple[Tensor, Packed]:
+    def answer(self, soft: Vectors | None, learned: KeyValues, questions: Sequence[Question]) -> tuple[Tensor, Packed]:
         """The logits [K, V] of all answers' tokens, and where each stands.
 
         Args:

@@ -17,10 +17,11 @@ from mmprompt.errors import UserError
 from mmprompt.models.decoder.encoder_decoder import EncoderDecoderReader
 from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.models.decoder.hf_cache import cache_argument, to_cache, to_crossed_cache
-from mmprompt.models.decoder.memory import KeyValues, Memory
+from mmprompt.models.decoder.memory import KeyValues, Memory, memory_of
 from mmprompt.models.decoder.model import FrozenLanguageModel, SiteVectors
 from mmprompt.models.decoder.reader import window_of
 from mmprompt.models.decoder.vectors import LM_INPUT, keys_values
+from mmprompt.models.sites import Vectors
 
 BATCH = 32
 """Texts that are gone on from at once."""
@@ -33,12 +34,12 @@ class Job:
     Args:
         memory: of one row: a prompt that was read, or learned keys and values; empty for none.
         slots: what is read after it, as in `Question`; one or more.
-        soft: [P, D] vectors for negative slots, None where there are none.
+        soft: shared vectors for negative slots, None where there are none.
     """
 
     memory: Memory
     slots: tuple[int, ...]
-    soft: Tensor | None = None
+    soft: Vectors | None = None
 
 
 def job_of(
@@ -54,9 +55,8 @@ def job_of(
     """
     if start is not None:
         return Job(start, slots)
-    learned = keys_values(vectors, model.kv_shape, model.dtype)
-    memory = Memory(learned, n_read=learned[0][0].shape[2] if learned else 0)
-    return Job(memory, slots, vectors[LM_INPUT].values if LM_INPUT in vectors else None)
+    memory = memory_of(keys_values(vectors, model.kv_shape, model.dtype))
+    return Job(memory, slots, vectors.get(LM_INPUT))
 
 
 @torch.no_grad()
@@ -78,34 +78,31 @@ def generate(
             f"{model.name} reads texts in its encoder, and its decoder keeps no buffers of one size. "
             "Generate without a static cache."
         )
-    found: dict[int, tuple[int, ...]] = {}
+    answers: dict[int, tuple[int, ...]] = {}
     arguments = settings.arguments() | {"pad_token_id": model.pad_id, "eos_token_id": model.end_id}
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(settings.seed)  # once, or equal texts in two batches would get equal samples
         for rows in batches_of(model, jobs, settings.max_tokens):
             inputs, n_given = decoder_inputs(model, [jobs[row] for row in rows], settings)
             tokens = model.lm.generate(**inputs, **arguments, use_cache=True, streamer=streamer)
-            answers = tokens[:, n_given:].tolist()
-            found |= {row: before_end(ids, model.end_id) for row, ids in zip(rows, answers, strict=True)}
-    return [found[row] for row in range(len(jobs))]
+            for row, ids in zip(rows, tokens[:, n_given:].tolist(), strict=True):
+                answers[row] = tuple(ids[: ids.index(model.end_id)] if model.end_id in ids else ids)
+    return [answers[row] for row in range(len(jobs))]
 
 
 def batches_of(model: FrozenLanguageModel, jobs: Sequence[Job], n_new: int) -> list[list[int]]:
-    """Which texts share a batch: all, where positions and windows do not count what the mask hides; `BATCH` at most."""
-    if isinstance(model.reader, EncoderDecoderReader):  # its decoder counts slots, hidden or not
-        groups = equal([job.memory.n_read for job in jobs])
-    elif not model.reader.takes_places:
-        groups = equal([(job.memory.n_read, len(job.slots)) for job in jobs])
-    else:
-        longest = max(job.memory.n_read for job in jobs) + max(len(job.slots) for job in jobs) + n_new
-        has_room = longest <= window_of(model.lm.config.get_text_config())
-        groups = [list(range(len(jobs)))] if has_room else [[row] for row in range(len(jobs))]
-    return [group[start : start + BATCH] for group in groups for start in range(0, len(group), BATCH)]
-
-
-def equal(sizes: Sequence[Any]) -> list[list[int]]:
-    """The places of equal values together."""
-    return [[place for place, size in enumerate(sizes) if size == one] for one in dict.fromkeys(sizes)]
+    """Group texts into batches of `BATCH` at most: any together, where what the mask hides counts for nothing."""
+    longest = max(job.memory.n_read for job in jobs) + max(len(job.slots) for job in jobs) + n_new
+    groups: dict[object, list[int]] = {}
+    for row, job in enumerate(jobs):
+        if isinstance(model.reader, EncoderDecoderReader):  # its decoder counts slots, hidden or not
+            key: object = job.memory.n_read
+        elif not model.reader.takes_places:
+            key = job.memory.n_read, len(job.slots)
+        else:  # as do windows
+            key = row if longest > window_of(model.lm.config.get_text_config()) else None
+        groups.setdefault(key, []).append(row)
+    return [group[start : start + BATCH] for group in groups.values() for start in range(0, len(group), BATCH)]
 
 
 def decoder_inputs(model: FrozenLanguageModel, jobs: Sequence[Job], settings: Generation) -> tuple[dict[str, Any], int]:
@@ -188,8 +185,3 @@ def static_cache(model: FrozenLanguageModel, kept: KeyValues, n_slots: int) -> S
         places = torch.arange(key.shape[2], device=model.device)
         cache.update(key, value, layer, {"cache_position": places})
     return cache
-
-
-def before_end(tokens: Sequence[int], end_id: int) -> tuple[int, ...]:
-    """The tokens of an answer up to its end."""
-    return tuple(tokens[: tokens.index(end_id)] if end_id in tokens else tokens)

@@ -74,28 +74,37 @@ def load_parts(name: str, options: LoadOptions) -> tuple[Any, Any]:
 
     from mmprompt.models.dual_encoder.transformers_clip import hub_options, load_complete
 
-    source = find_language_model(name)
+    source = _find(name)
     hub = hub_options(options) | {"gguf_file": source.weights}
     # transformers draws a bar of its own while it unpacks GGUF; bars of downloads stay.
     no_bar = contextlib.nullcontext() if source.weights is None else contextlib.redirect_stderr(io.StringIO())
-    with one_line_errors(name, source, options.cache_dir), only_known_code(name), no_bar:
+    with one_line_errors(name, source, options.cache_dir), _only_known_code(name), no_bar:
         config = AutoConfig.from_pretrained(source.model, **hub)
-        model_class = choose_class(name, config)
-        need_tokenizer(source)
+        model_class = _auto_class(name, config)
+        folder = source.place if source.weights is None else None  # else on the hub, or in the GGUF file
+        # For some models transformers makes up a tokenizer where there is none.
+        if folder is not None and not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
+            raise bad_file(folder, "holds no tokenizer", "Put the model's own tokenizer.json beside its weights.")
         tokenizer = AutoTokenizer.from_pretrained(source.model, **hub)
         lm = load_complete(model_class, source.model, options, gguf_file=source.weights, use_safetensors=True)
     freeze(lm, options)
-    check_tokenizer(name, lm, tokenizer)
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # as transformers makes one without its files
+        raise UserError(
+            f"the tokenizer of {name} knows no words. Put the model's own tokenizer.json beside its weights."
+        )
+    # Without tokens that were added to it, which many models never learned; the end token is needed.
+    size, n_rows = max(tokenizer.vocab_size, 1 + (tokenizer.eos_token_id or 0)), len(lm.get_input_embeddings().weight)
+    if size > n_rows:
+        raise UserError(
+            f"the tokenizer of {name} counts {size} tokens, but its model knows {n_rows}. "
+            "Use the tokenizer that the model was trained with."
+        )
     return lm, tokenizer
 
 
 @contextlib.contextmanager
-def only_known_code(name: str) -> Iterator[None]:
-    """Say in our words that a model brings its own code along, which was not allowed to run.
-
-    Raises:
-        UserError: it does.
-    """
+def _only_known_code(name: str) -> Iterator[None]:
+    """Refuse a model that brings its own code along, which was not allowed to run."""
     try:
         yield
     except ValueError as error:
@@ -107,12 +116,8 @@ def only_known_code(name: str) -> Iterator[None]:
         ) from None
 
 
-def find_language_model(name: str) -> Source:
-    """Read a language model's name.
-
-    Raises:
-        UserError: it has none of the known forms, or what it names is not there or no language model's.
-    """
+def _find(name: str) -> Source:
+    """Read a language model's name, and see that what it names is there."""
     if name == "tiny":
         return folder_source(TINY / "language")
     if name == "smollm2":
@@ -120,9 +125,16 @@ def find_language_model(name: str) -> Source:
     model = name.removeprefix("hf:")
     path = Path(model).expanduser()
     if path.suffix == ".gguf" or path.is_file():
-        return gguf_source(path)
+        return _gguf_source(path)
     if model and path.is_dir():
-        return transformers_source(path)
+        advice = "Give a folder as transformers saves a model, with config.json and model.safetensors."
+        if not (path / "config.json").is_file():
+            raise bad_file(path, "holds no config.json", advice)
+        if not any(path.glob("*.safetensors")):
+            pickled = min((file.name for file in path.glob("*.bin")), default=None)
+            problem = "holds no weights" if pickled is None else f"holds its weights as a pickle alone ({pickled})"
+            raise bad_file(path, problem, advice)
+        return Source("transformers", str(path), place=path)
     if model.startswith((".", "/", "~")):
         raise bad_file(path, "is not there", FORMS)
     if model == name or not model:
@@ -130,28 +142,7 @@ def find_language_model(name: str) -> Source:
     return Source("transformers", model)
 
 
-def transformers_source(folder: Path) -> Source:
-    """A folder as transformers saves a model.
-
-    Raises:
-        UserError: it is another library's, or its weights are pickled.
-    """
-    advice = "Give a folder as transformers saves a model, with config.json and model.safetensors."
-    if not (folder / "config.json").is_file():
-        raise bad_file(folder, "holds no config.json", advice)
-    if not any(folder.glob("*.safetensors")):
-        pickled = min((path.name for path in folder.glob("*.bin")), default=None)
-        problem = "holds no weights" if pickled is None else f"holds its weights as a pickle alone ({pickled})"
-        raise bad_file(folder, problem, advice)
-    return Source("transformers", str(folder), place=folder)
-
-
-def gguf_source(path: Path) -> Source:
-    """A GGUF file.
-
-    Raises:
-        UserError: it is not there or another kind of file, or what reads it is not installed.
-    """
+def _gguf_source(path: Path) -> Source:
     try:
         with path.open("rb") as file:
             start = file.read(len(GGUF_START))
@@ -176,25 +167,8 @@ def need_gguf(what: str) -> None:
         )
 
 
-def need_tokenizer(source: Source) -> None:
-    """Make sure that a folder holds a tokenizer; for some models transformers makes up one where there is none.
-
-    Raises:
-        UserError: it does not.
-    """
-    folder = source.place
-    if folder is None or source.weights is not None:  # on the hub, or in the GGUF file
-        return
-    if not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
-        raise bad_file(folder, "holds no tokenizer", "Put the model's own tokenizer.json beside its weights.")
-
-
-def choose_class(name: str, config: Any) -> Any:
-    """Which of transformers' auto classes loads a model: for causal language models, or for encoder and decoder.
-
-    Raises:
-        UserError: it is a model of another kind.
-    """
+def _auto_class(name: str, config: Any) -> Any:
+    """Which of transformers' auto classes loads a model: for causal language models, or for encoder and decoder."""
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -216,23 +190,3 @@ def choose_class(name: str, config: Any) -> Any:
             f"{name} is a {kind!r} model, but a causal language model was expected. Use a model such as hf:gpt2."
         )
     return auto_class
-
-
-def check_tokenizer(name: str, lm: Any, tokenizer: Any) -> None:
-    """Refuse a tokenizer that is empty, as transformers makes one without its files, or that is another model's.
-
-    Raises:
-        UserError: it is.
-    """
-    n_rows = lm.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise UserError(
-            f"the tokenizer of {name} knows no words. Put the model's own tokenizer.json beside its weights."
-        )
-    # Without tokens that were added to it, which many models never learned; the end token is needed.
-    size = max(tokenizer.vocab_size, 1 + (tokenizer.eos_token_id or 0))
-    if size > n_rows:
-        raise UserError(
-            f"the tokenizer of {name} counts {size} tokens, but its model knows {n_rows}. "
-            "Use the tokenizer that the model was trained with."
-        )

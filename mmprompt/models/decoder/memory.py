@@ -77,18 +77,13 @@ class Memory:
         """The rows of several memories that have read equally much, one after another."""
         first = parts[0]
 
-        def together(tensors: Sequence[Tensor]) -> Tensor:
-            return torch.cat(list(tensors))
+        def pairs(layers: Sequence[KeyValues]) -> KeyValues:
+            blocks = [list(zip(*block, strict=True)) for block in zip(*layers, strict=True)]
+            return tuple((torch.cat(keys), torch.cat(values)) for keys, values in blocks)
 
-        def pairs(each: Sequence[KeyValues]) -> KeyValues:
-            return tuple(
-                (together([p[0] for p in layer]), together([p[1] for p in layer])) for layer in zip(*each, strict=True)
-            )
-
-        states = None if first.states is None else together([part.states for part in parts if part.states is not None])
-        return Memory(
-            pairs([part.own for part in parts]), states, pairs([part.crossed for part in parts]), first.n_read
-        )
+        states = None if first.states is None else torch.cat([part.states for part in parts if part.states is not None])
+        own, crossed = pairs([part.own for part in parts]), pairs([part.crossed for part in parts])
+        return Memory(own, states, crossed, first.n_read)
 
     def __len__(self) -> int:
         first = self.states if self.states is not None else self.own[0][0]
@@ -105,6 +100,11 @@ class Memory:
         own = tuple((change(key), change(value)) for key, value in self.own)
         crossed = tuple((change(key), change(value)) for key, value in self.crossed)
         return Memory(own, None if self.states is None else change(self.states), crossed, self.n_read)
+
+
+def memory_of(learned: KeyValues) -> Memory:
+    """Learned keys and values as what was read before everything else."""
+    return Memory(learned, n_read=learned[0][0].shape[2]) if learned else Memory()
 
 
 def causal_mask(n_before: int, x: Tensor) -> Tensor | None:

@@ -7,7 +7,7 @@ only where an answer's token is predicted.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from mmprompt.errors import UserError
 from mmprompt.models.decoder.encoder_decoder import EncoderDecoderReader
-from mmprompt.models.decoder.memory import KeyValues, Memory
-from mmprompt.models.decoder.packing import ROW_SLOTS, Packed, Question, bins, pack
+from mmprompt.models.decoder.memory import Memory, memory_of
+from mmprompt.models.decoder.packing import Packed, Question, pack, share_rows
 from mmprompt.models.decoder.reader import CausalReader
 from mmprompt.models.decoder.vectors import LM_INPUT, check_vectors, keys_values
 from mmprompt.models.fingerprint import fingerprint
@@ -136,7 +136,7 @@ class FrozenLanguageModel:
         words: Tensor | None = None,
         is_recomputed: bool = False,
     ) -> Predicted:
-        """What is predicted at each token of the answers to some questions.
+        """Predict each token of the answers to some questions.
 
         Args:
             vectors: `lm.input` and `lm.kv[i]`, shared by all questions [P, D] or one set each [N, P, D]; {} for none.
@@ -150,63 +150,52 @@ class FrozenLanguageModel:
         self.check_vectors(vectors)
         self._check_room(vectors, questions)
         for given in vectors.values():
-            is_each = given.values.dim() == 2 or given.values.shape[0] == len(questions)
+            is_each = given.scope == "shared" or given.values.shape[0] == len(questions)
             assert is_each, "vectors are given for all questions, or for each"
-        soft = vectors[LM_INPUT].values if LM_INPUT in vectors else None
-        learned = keys_values(vectors, self.kv_shape, self.dtype)
         if is_recomputed:
             self.check_recomputed()
         if isinstance(self.reader, EncoderDecoderReader):
-            logits, packed = self.reader.answer(soft, learned, questions)
+            learned = keys_values(vectors, self.kv_shape, self.dtype)
+            logits, packed = self.reader.answer(vectors.get(LM_INPUT), learned, questions)
             logits = logits if words is None else logits.index_select(-1, words)
         else:
-            hidden, packed = self._read(self.reader, soft, learned, questions, is_recomputed)
+            hidden, packed = self._read(self.reader, vectors, questions, is_recomputed)
             logits = self.reader.head(hidden) if words is None else self.reader.head_of(words, hidden)
         tokens = packed.tokens if words is None else columns_of(packed.tokens, words)
         return Predicted(logits, packed.at, tokens, packed.lengths)
 
     def read_shared(self, vectors: SiteVectors, slots: Sequence[int]) -> Memory:
-        """What a decoder-only model keeps of a prompt that other slots follow: keys and values, to be read once.
+        """Read what other slots follow once, and return what a decoder-only model keeps of it: keys and values.
 
         Args:
-            vectors: as in `predict`, shared.
+            vectors: as in `predict`; shared where there are slots.
             slots: as in `Question`; may be none.
         """
         assert isinstance(self.reader, CausalReader), "an encoder reads prompt and text together"
-        soft = vectors[LM_INPUT].values if LM_INPUT in vectors else None
-        return self._read_start(self.reader, soft, keys_values(vectors, self.kv_shape, self.dtype), slots)
-
-    def _read_start(
-        self, reader: CausalReader, soft: Tensor | None, learned: KeyValues, slots: Sequence[int]
-    ) -> Memory:
-        memory = memory_of(learned)
+        memory = memory_of(keys_values(vectors, self.kv_shape, self.dtype))
         if not slots:
             return memory
-        return reader.run(memory, reader.embed_slots(torch.tensor([list(slots)], device=self.device), soft))[1]
+        ids = torch.tensor([list(slots)], device=self.device)
+        return self.reader.run(memory, self.reader.embed_slots(ids, vectors.get(LM_INPUT)))[1]
 
     def _read(
-        self,
-        reader: CausalReader,
-        soft: Tensor | None,
-        learned: KeyValues,
-        questions: Sequence[Question],
-        is_recomputed: bool,
+        self, reader: CausalReader, vectors: SiteVectors, questions: Sequence[Question], is_recomputed: bool
     ) -> tuple[Tensor, Packed]:
-        is_shared = (soft is None or soft.dim() == 2) and (not learned or learned[0][0].shape[0] == 1)
+        """The hidden states that questions are answered from, and where each stands."""
+        soft = vectors.get(LM_INPUT)
+        is_shared = all(given.scope == "shared" for given in vectors.values())
         start = shared_start(questions) if is_shared else ()
-        if is_shared:
-            memory = self._read_start(reader, soft, learned, start)
-            rest = [Question(question.slots[len(start) :], question.answers) for question in questions]
-        else:
-            memory = memory_of(learned)
-            rest = list(questions)
-        rest = rest if reader.packs else [Question(q.slots, (a,)) for q in rest for a in q.answers]
-        rows = rows_of(rest, ROW_SLOTS if reader.packs and is_shared else 0)
-        if not is_shared and not reader.packs:
-            counts = torch.tensor([len(question.answers) for question in questions], device=self.device)
-            owner = torch.arange(len(questions), device=self.device).repeat_interleave(counts)
-            soft = soft if soft is None or soft.dim() == 2 else soft.index_select(0, owner)
-            memory = memory if not memory.own or len(memory) == 1 else memory.select(owner)
+        memory = self.read_shared(vectors, start)
+        rest = [Question(question.slots[len(start) :], question.answers) for question in questions]
+        if not reader.packs:
+            rest = [Question(question.slots, (answer,)) for question in rest for answer in question.answers]
+            if not is_shared:
+                counts = torch.tensor([len(question.answers) for question in questions], device=self.device)
+                owner = torch.arange(len(questions), device=self.device).repeat_interleave(counts)
+                if soft is not None and soft.scope != "shared":
+                    soft = replace(soft, values=soft.values.index_select(0, owner))
+                memory = memory if not memory.own or len(memory) == 1 else memory.select(owner)
+        rows = share_rows(rest) if reader.packs and is_shared else [[item] for item in range(len(rest))]
         packed = pack(rest, rows, memory.n_read, self.device)
         if memory.own and len(memory) != len(rows):
             memory = memory.repeat(len(rows))
@@ -225,9 +214,11 @@ class FrozenLanguageModel:
                 )
 
 
-def memory_of(learned: KeyValues) -> Memory:
-    """Learned keys and values as what was read before everything else."""
-    return Memory(learned, n_read=learned[0][0].shape[2]) if learned else Memory()
+def columns_of(tokens: Tensor, words: Tensor) -> Tensor:
+    """[K] int64, which of `words` [W] each of the tokens [K] is."""
+    is_same = tokens[:, None] == words
+    assert bool(is_same.any(1).all()), "every answer's token is among the words"
+    return is_same.int().argmax(1)
 
 
 def shared_start(questions: Sequence[Question]) -> tuple[int, ...]:
@@ -239,47 +230,31 @@ def shared_start(questions: Sequence[Question]) -> tuple[int, ...]:
     return first[: min(n_shared, most)]
 
 
-def rows_of(questions: Sequence[Question], room: int) -> list[list[int]]:
-    """Which questions share a row; with no room every one has its own, in order."""
-    if room == 0:
-        return [[item] for item in range(len(questions))]
-    sizes = [question.n_read for question in questions]
-    return bins(sizes, max(room, *sizes))
-
-
-def columns_of(tokens: Tensor, words: Tensor) -> Tensor:
-    """[K] int64, which of `words` [W] each of the tokens [K] is."""
-    is_same = tokens[:, None] == words[None, :]
-    assert bool(is_same.any(1).all()), "every answer's token is among the words"
-    return is_same.int().argmax(1)
-
-
-def read_again(reader: CausalReader, memory: Memory, packed: Packed, soft: Tensor | None) -> Tensor:
-    """`reader.read`, row by row, keeping nothing of a row for the gradient but what went in."""
-    length, found, order = packed.slots.shape[1], [], []
+def read_again(reader: CausalReader, memory: Memory, packed: Packed, soft: Vectors | None) -> Tensor:
+    """Do what `reader.read` does, row by row, keeping nothing of a row for the gradient but what went in."""
+    length, hidden, order = packed.slots.shape[1], [], []
     for row in range(len(packed.slots)):
         is_mine = packed.read // length == row
-        one = Packed(
-            packed.slots[row : row + 1],
-            packed.places[row : row + 1],
-            None if packed.visible is None else packed.visible[row : row + 1],
-            packed.used[packed.used // length == row] % length,
-            packed.read[is_mine] % length,
-            packed.at,
-            packed.tokens,
-            packed.lengths,
+        one = replace(
+            packed,
+            slots=packed.slots[row : row + 1],
+            places=packed.places[row : row + 1],
+            visible=None if packed.visible is None else packed.visible[row : row + 1],
+            used=packed.used[packed.used // length == row] % length,
+            read=packed.read[is_mine] % length,
         )
-        mine = None if soft is None else soft if soft.dim() == 2 else soft[row : row + 1]
+        mine = soft if soft is None or soft.scope == "shared" else replace(soft, values=soft.values[row : row + 1])
         keys = [part[row : row + 1] for pair in memory.own for part in pair]
 
-        def read(tensors: Sequence[Tensor], one: Packed = one, has_soft: bool = mine is not None) -> Tensor:
-            parts = tensors[: len(tensors) - has_soft]
+        def read(tensors: Sequence[Tensor], one: Packed = one, mine: Vectors | None = mine) -> Tensor:
+            parts = tensors if mine is None else tensors[:-1]
             own = tuple(zip(parts[::2], parts[1::2], strict=True))
-            return reader.read(Memory(own, n_read=memory.n_read), one, tensors[-1] if has_soft else None)
+            soft = None if mine is None else replace(mine, values=tensors[-1])
+            return reader.read(Memory(own, n_read=memory.n_read), one, soft)
 
-        found.append(recomputed(read, [*keys, *([] if mine is None else [mine])]))
+        hidden.append(recomputed(read, [*keys, *([] if mine is None else [mine.values])]))
         order.append(is_mine.nonzero()[:, 0])
-    return torch.cat(found).index_select(0, torch.cat(order).argsort())
+    return torch.cat(hidden).index_select(0, torch.cat(order).argsort())
 
 
 def end_of(name: str, lm: Any, tokenizer: Any) -> int:

@@ -63,7 +63,7 @@ class Packed:
     lengths: tuple[int, ...]
 
 
-def bins(sizes: Sequence[int], room: int) -> list[list[int]]:
+def pack_bins(sizes: Sequence[int], room: int) -> list[list[int]]:
     """Which items share a row: first fit, longest first, so that rows are filled and equally long.
 
     Args:
@@ -81,6 +81,12 @@ def bins(sizes: Sequence[int], room: int) -> list[list[int]]:
         rows[row].append(item)
         free[row] -= sizes[item]
     return rows
+
+
+def share_rows(questions: Sequence[Question]) -> list[list[int]]:
+    """Which questions share a row of `ROW_SLOTS`, or of as many as the longest takes."""
+    sizes = [question.n_read for question in questions]
+    return pack_bins(sizes, max(ROW_SLOTS, *sizes))
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from mmprompt.models.decoder.flat import FlatBlocks
 from mmprompt.models.decoder.hf_cache import cache_argument, from_cache, to_cache
 from mmprompt.models.decoder.memory import KeyValues, Memory
 from mmprompt.models.decoder.packing import Packed, Question, pack
+from mmprompt.models.sites import Vectors
 
 UNLIMITED = 1024
 """Slots of a model whose positions have no end."""
@@ -65,13 +66,8 @@ class CausalReader:
         """Token embeddings [..., D], as the model scales them."""
         return self.lm.get_input_embeddings()(token_ids)
 
-    def embed_slots(self, slots: Tensor, soft: Tensor | None) -> Tensor:
-        """Token embeddings [N, L, D], with vectors of a prompt where slots are negative.
-
-        Args:
-            slots: [N, L] int64; the m-th vector is written as -1 - m.
-            soft: [P, D] vectors, or [N, P, D] of each row; None where there are none.
-        """
+    def embed_slots(self, slots: Tensor, soft: Vectors | None) -> Tensor:
+        """Token embeddings [N, L, D] with vectors of a prompt where slots are negative; see `embed_slots` below."""
         return embed_slots(self.embed(slots.clamp(min=0)), slots, soft)
 
     def run(
@@ -116,7 +112,7 @@ class CausalReader:
         """The keys and values [1, H, M, D/H] of each block, of embeddings [M, D] at the beginning of a text."""
         return self.run(Memory(), x[None])[1].own
 
-    def read(self, memory: Memory, packed: Packed, soft: Tensor | None) -> Tensor:
+    def read(self, memory: Memory, packed: Packed, soft: Vectors | None) -> Tensor:
         """The hidden states [S, D''] that questions are answered from.
 
         Args:
@@ -124,14 +120,14 @@ class CausalReader:
             packed: the questions in rows.
             soft: as in `embed_slots`.
         """
-        if self._flat is None or (soft is not None and soft.dim() == 3):
+        if self._flat is None or (soft is not None and soft.scope != "shared"):
             return self._read_whole(memory, packed, soft)
         x = self.embed_slots(packed.slots.flatten()[packed.used][None], soft)[0]
         n_before = memory.own[0][0].shape[2] if memory.own else 0
         mask = None if packed.visible is None else additive(packed.visible, n_before, x.dtype)
         return self._flat.read(memory, packed, x, mask)
 
-    def _read_whole(self, memory: Memory, packed: Packed, soft: Tensor | None) -> Tensor:
+    def _read_whole(self, memory: Memory, packed: Packed, soft: Vectors | None) -> Tensor:
         """The same by the model's own forward, over all slots of all rows."""
         hidden, _ = self.run(memory, self.embed_slots(packed.slots, soft), packed.places, packed.visible)
         return hidden.flatten(0, 1).index_select(0, packed.read)
@@ -186,20 +182,20 @@ class CausalReader:
         return torch.cat(found)
 
 
-def embed_slots(embedded: Tensor, slots: Tensor, soft: Tensor | None) -> Tensor:
+def embed_slots(embedded: Tensor, slots: Tensor, soft: Vectors | None) -> Tensor:
     """Put vectors of a prompt among token embeddings.
 
     Args:
         embedded: [N, L, D], of any token where a vector stands.
         slots: [N, L] int64; the m-th vector is written as -1 - m.
-        soft: [P, D] vectors, or [N, P, D] of each row; None where there are none.
+        soft: vectors that all rows share [P, D], or of each row [N, P, D]; None where there are none.
     """
     is_soft = slots < 0
     if not bool(is_soft.any()):
         return embedded
     assert soft is not None, "slots are kept for vectors, but no vectors were given"
     which = -1 - slots[is_soft]
-    values = soft[which] if soft.dim() == 2 else soft[is_soft.nonzero()[:, 0], which]
+    values = soft.values[which] if soft.scope == "shared" else soft.values[is_soft.nonzero()[:, 0], which]
     return embedded.masked_scatter(is_soft[..., None], values.to(embedded.dtype))
 
 

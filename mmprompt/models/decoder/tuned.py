@@ -113,48 +113,30 @@ def tuned_copy(model: FrozenLanguageModel, tuning: Tuning) -> TunedModel:
     """
     lm = copy.deepcopy(model.lm)
     if isinstance(tuning, Lora):
-        add_lora(lm, tuning)
+        try:
+            from peft import LoraConfig, inject_adapter_in_model
+        except ImportError:
+            raise UserError('LoRA needs peft. Install it: pip install "mmprompt[llm]".') from None
+        head = lm.get_output_embeddings()
+        linear = ("Linear", "Conv1D")  # GPT-2's linear layers are transformers' Conv1D
+        targets = [name for name, part in lm.named_modules() if type(part).__name__ in linear and part is not head]
+        inject_adapter_in_model(LoraConfig(r=tuning.rank, lora_alpha=tuning.alpha, target_modules=targets), lm)
+        lm.to(next(lm.parameters()).device)
     elif isinstance(tuning, Adapters):
-        add_adapters(lm, tuning.width)
+        config = lm.config.get_text_config()
+        counts = {config.num_hidden_layers, getattr(config, "num_decoder_layers", None)}
+        lists = [part for part in lm.modules() if isinstance(part, nn.ModuleList) and len(part) in counts]
+        if not lists:
+            raise UserError(f"the blocks of a {type(lm).__name__} are not found, so it takes no adapters. Use LoRA.")
+        first = next(lm.parameters())
+        for block in (block for part in lists for block in part):
+            adapter = Bottleneck(config.hidden_size, tuning.width).to(first.device, first.dtype)
+            block.add_module("mmprompt_adapter", adapter)
+            block.register_forward_hook(adapter.forward)
     else:
         lm.requires_grad_(True)
     weights = {name: weight for name, weight in lm.named_parameters() if weight.requires_grad}
     return TunedModel(FrozenLanguageModel(model.name, lm, model.tokenizer), tuning, weights)
-
-
-def add_lora(lm: Any, tuning: Lora) -> None:
-    """Put PEFT's LoRA beside every linear layer of the blocks.
-
-    Raises:
-        UserError: peft is not installed.
-    """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError:
-        raise UserError('LoRA needs peft. Install it: pip install "mmprompt[llm]".') from None
-    head = lm.get_output_embeddings()
-    linear = ("Linear", "Conv1D")  # GPT-2's linear layers are transformers' Conv1D
-    targets = [name for name, part in lm.named_modules() if type(part).__name__ in linear and part is not head]
-    inject_adapter_in_model(LoraConfig(r=tuning.rank, lora_alpha=tuning.alpha, target_modules=targets), lm)
-    lm.to(next(lm.parameters()).device)
-
-
-def add_adapters(lm: Any, width: int) -> None:
-    """Put a bottleneck behind every block.
-
-    Raises:
-        UserError: the blocks are not found.
-    """
-    config = lm.config.get_text_config()
-    counts = {config.num_hidden_layers, getattr(config, "num_decoder_layers", None)}
-    lists = [part for part in lm.modules() if isinstance(part, nn.ModuleList) and len(part) in counts]
-    if not lists:
-        raise UserError(f"the blocks of a {type(lm).__name__} are not found, so it takes no adapters. Use LoRA.")
-    first = next(lm.parameters())
-    for block in (block for part in lists for block in part):
-        adapter = Bottleneck(config.hidden_size, width).to(first.device, first.dtype)
-        block.add_module("mmprompt_adapter", adapter)
-        block.register_forward_hook(adapter.forward)
 
 
 def write_lora(tuned: TunedModel, folder: Path) -> None:

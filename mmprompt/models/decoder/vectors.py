@@ -95,8 +95,8 @@ def keys_values(vectors: Mapping[Site, Vectors], shape: KvShape | None, dtype: t
     for layer in range(n_layers):
         if Site("lm.kv", layer) not in vectors:
             return ()
-        values = vectors[Site("lm.kv", layer)].values
-        values = values[None] if values.dim() == 2 else values  # [1 or N, M, 2 H D/H]
+        given = vectors[Site("lm.kv", layer)]
+        values = given.values[None] if given.scope == "shared" else given.values  # [1 or N, M, 2 H D/H]
         key, value = values.to(dtype).unflatten(-1, (2, n_heads, -1)).permute(2, 0, 3, 1, 4)
         pairs.append((key, value))
     return tuple(pairs)

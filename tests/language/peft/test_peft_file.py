@@ -96,7 +96,8 @@ def test_of_several_tasks_behind_an_encoder_the_half_that_generates_is_read(
 ) -> None:
     built = again(model, saved(peft_model(model, "multitask"), tmp_path))
     prompted = load_peft(tmp_path, model)
-    assert "generates without them" in caplog.text
+    assert f"PEFT trains {N} vectors before the decoder's tokens too, but generates without them" in caplog.text
+    assert "Scores of labels differ from those of PEFT's forward" in caplog.text
     ids = model.tokenizer(TEXTS[0])["input_ids"]
     assert our_tokens(prompted, TEXTS[0], "1") == peft_generates(model, built, ids, task_ids=torch.tensor([1]))
 

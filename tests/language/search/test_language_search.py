@@ -145,7 +145,7 @@ def test_many_prompts_at_once_are_scored_as_one_by_one(monkeypatch: pytest.Monke
     together = objective.losses(prompts, range(6))
     for slots_at_once, row_slots in ((100, 256), (2048, 12), (100, 12)):  # few prompts, few texts a row
         monkeypatch.setattr("mmprompt.language.search.predictor.SLOTS_AT_ONCE", slots_at_once)
-        monkeypatch.setattr("mmprompt.language.search.predictor.ROW_SLOTS", row_slots)
+        monkeypatch.setattr("mmprompt.models.decoder.packing.ROW_SLOTS", row_slots)
         torch.testing.assert_close(objective.losses(prompts, range(6)), together)
     for ids, losses in zip(prompts, together, strict=True):
         torch.testing.assert_close(objective.losses([ids], range(6))[0], losses)

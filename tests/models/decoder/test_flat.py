@@ -43,7 +43,7 @@ def test_others_are_read_by_their_own_forward(kind: str) -> None:
 def test_it_gives_what_the_model_s_own_forward_gives(
     kind: str, row_slots: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mmprompt.models.decoder.model.ROW_SLOTS", row_slots)
+    monkeypatch.setattr("mmprompt.models.decoder.packing.ROW_SLOTS", row_slots)
     model = frozen_model(kind)
     values = torch.randn(2, model.width, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     found = []

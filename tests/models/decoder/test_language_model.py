@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mmprompt.errors import UserError
 from mmprompt.models.decoder.model import FrozenLanguageModel, shared_start
-from mmprompt.models.decoder.packing import ROW_SLOTS, Question, bins
+from mmprompt.models.decoder.packing import ROW_SLOTS, Question, pack_bins
 from mmprompt.models.decoder.reader import CausalReader
 from mmprompt.models.sites import Site, Vectors
 from tests.language_models import (
@@ -94,8 +94,9 @@ def vectors_for(model: FrozenLanguageModel, form: str, *n_rows: int) -> tuple[di
 
 
 def as_sites(given: dict[str, Any]) -> dict[Site, Vectors]:
-    sites = {LM_INPUT: Vectors(given["soft"])} if "soft" in given else {}
-    return sites | {Site("lm.kv", layer): Vectors(values) for layer, values in enumerate(given.get("learned", []))}
+    named = {LM_INPUT: given["soft"]} if "soft" in given else {}
+    named |= {Site("lm.kv", layer): values for layer, values in enumerate(given.get("learned", []))}
+    return {site: Vectors(values, "sample" if values.dim() == 3 else "shared") for site, values in named.items()}
 
 
 def without_soft(questions: list[Question]) -> list[Question]:
@@ -226,7 +227,7 @@ def test_what_only_fills_a_row_is_not_read_and_the_last_block_reads_what_is_aske
     blocks = model.lm.model.layers
     with counted({"first": blocks[0].mlp, "last": blocks[1].mlp}) as seen:
         model.predict({}, questions)
-    assert len(bins([question.n_read for question in questions], ROW_SLOTS)) == 2
+    assert len(pack_bins([question.n_read for question in questions], ROW_SLOTS)) == 2
     assert seen == {"first": [41 * len(questions)], "last": [len(questions)]}
 
 
@@ -349,7 +350,7 @@ def refusal(model: FrozenLanguageModel, vectors: dict[Site, Vectors], questions:
 
 
 def ones(*shape: int) -> Vectors:
-    return Vectors(torch.ones(shape, dtype=torch.float64))
+    return Vectors(torch.ones(shape, dtype=torch.float64), "sample" if len(shape) == 3 else "shared")
 
 
 def test_vectors_that_do_not_fit_are_refused_in_a_line() -> None:

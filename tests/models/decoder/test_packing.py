@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmprompt.models.decoder.packing import Packed, Question, bins, pack
+from mmprompt.models.decoder.packing import Packed, Question, pack, pack_bins
 
 CPU = torch.device("cpu")
 SLOTS = st.lists(st.sampled_from([-2, -1, 0, 5, 6]), min_size=1, max_size=5).map(tuple)
@@ -65,7 +65,7 @@ def check(questions: Sequence[Question], rows: Sequence[Sequence[int]], start: i
 def test_each_slot_sees_its_own_past_and_no_token_of_an_answer_is_lost(
     questions: list[Question], start: int, room: int
 ) -> None:
-    check(questions, bins([question.n_read for question in questions], room), start)
+    check(questions, pack_bins([question.n_read for question in questions], room), start)
 
 
 def test_a_text_that_shares_nothing_needs_no_mask() -> None:
@@ -98,7 +98,7 @@ def test_the_last_token_of_an_answer_is_not_read() -> None:
 
 @given(SIZES, st.integers(1, 50))
 def test_every_item_has_one_row_and_a_row_its_room(sizes: list[int], room: int) -> None:
-    rows = bins(sizes, room)
+    rows = pack_bins(sizes, room)
     assert sorted(item for row in rows for item in row) == list(range(len(sizes)))
     loads = [sum(sizes[item] for item in row) for row in rows]
     assert all(load <= room or len(row) == 1 for load, row in zip(loads, rows, strict=True))
@@ -108,4 +108,4 @@ def test_every_item_has_one_row_and_a_row_its_room(sizes: list[int], room: int) 
 
 @pytest.mark.parametrize(("room", "rows"), [(1, [[1], [2], [0]]), (8, [[1], [2, 0]]), (100, [[1, 2, 0]])])
 def test_rows_are_filled_to_the_last_slot_longest_first(room: int, rows: list[list[int]]) -> None:
-    assert bins([3, 9, 5], room) == rows
+    assert pack_bins([3, 9, 5], room) == rows

