@@ -11,6 +11,7 @@ from small_captioners import END, START, small_captioner, small_captions
 
 from mmprompt.captioning import task as captioning
 from mmprompt.captioning.data import load_caption_data
+from mmprompt.captioning.decoding import Decoding
 from mmprompt.captioning.methods import HardPrompt, KeyValuePrompt, SoftPrompt, start_tokens
 from mmprompt.captioning.metrics.clip_score import clip_score
 from mmprompt.captioning.predictor import Caption, Captioner, CaptionFeatures, FocusPrompt, load_focus

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from mmprompt.language.file import load_language
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextData, TextRow
-from mmprompt.language.file import load_language
 from mmprompt.language.predictor import LanguagePrompt, PromptedModel
 from mmprompt.language.search.loss import WordObjective, best_of, row_order
 from mmprompt.language.search.methods import CoordinateSearch, Projection, Vocabulary, WordSearch, readable
