@@ -1,168 +1,297 @@
-"""The words and context vectors around a class name: from class names to the slots of a text tower.
+"""The one template language: from a text to its parts. Nothing in a template is ever evaluated.
 
-A template is a text such as `a photo of a {}.` or `{soft*4} {name}.`: `{}` and `{name}` are the class name, `{soft*4}`
-four learned vectors. The name and the words around it are tokenised together, so that the ids are those of the whole
-text, and the vectors are put between them (Zhou et al. 2022, released code). A space before a `{soft*N}` belongs to
-it; one after it belongs to the text. Several lines are an ensemble, whose class features are averaged.
+`{name}` is a field, `{name:cut}` one that may be shortened to fit, `{name:cut=64}` one of at most 64 tokens. `{soft}`
+stands for all vectors of the method, `{soft*4}` for four more, `{soft*4:tone}` for four with a name and `{soft:tone}`
+for the same ones again, `{soft:"It was"}` for as many as these words have tokens. `{bos}` is where the text begins,
+with the start tokens of the tokenizer; where it is not written they stand before everything else. `{answer}` comes
+last. `{{` and `}}` are braces. A template that begins with `[[system]]`, `[[user]]` or `[[assistant]]` is a chat; each
+such mark at the start of a line begins a message, and the last message is the assistant's, with `{answer}`.
 """
 
 from __future__ import annotations
 
 import re
-import string
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from unicodedata import category
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
-from mmprompt.errors import UserError, bad_value
-from mmprompt.models.dual_encoder.interface import DualEncoder
-from mmprompt.models.sites import TextSlots
+from mmprompt.errors import UserError, unknown_name
 
-_SLOT = re.compile(r"\{soft\*([0-9]{1,18})\}|\{name\}|\{\}")
+MAX_VECTORS = 1024
+"""Most vectors of one `{soft*N}`."""
+MAX_TOKENS = 10**6
+"""Most tokens of one `:cut=N`."""
+ROLES = ("system", "user", "assistant")
+
+_MARK = re.compile(r"^[ \t]*\[\[(\w+)\]\]", re.MULTILINE)
+_FIELD = re.compile(r"(\w[\w -]*)(:cut(?:=([0-9]+))?)?")
+_SOFT = re.compile(r'soft(?:\*([0-9]+)|:"([^"]*)")?(?::(\w[\w-]*))?')
+_BRACE_OR_QUOTE = re.compile(r'["{}]')
 
 
 @dataclass(frozen=True)
-class ClassTemplate:
-    """What stands around the class name.
+class Field:
+    """A field of the row.
 
     Args:
-        text: the template.
-    Attributes:
-        n_ctx: M, how many vectors stand in it; in each line where there are several.
-        lines: the template itself, or those of an ensemble.
-    Raises:
-        UserError: the class name does not stand in it exactly once, or a brace is something else.
+        name: its name.
+        is_cut: whether it may be shortened.
+        most: most tokens of it, None for no limit of its own.
     """
 
-    text: str
-    n_ctx: int = field(init=False)
-    lines: tuple[ClassTemplate, ...] = field(init=False, repr=False, compare=False)
-    _parts: tuple[str | int, ...] = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        if "\n" in self.text:
-            lines = tuple(ClassTemplate(line) for line in self.text.split("\n"))
-            object.__setattr__(self, "lines", lines)
-            object.__setattr__(self, "n_ctx", lines[0].n_ctx)
-            return
-        parts: list[str | int] = []
-        n_read = 0
-        for slot in _SLOT.finditer(self.text):
-            parts += [self.text[n_read : slot.start()], int(slot[1]) if slot[1] else "{}"]
-            n_read = slot.end()
-        parts.append(self.text[n_read:])
-        if any(isinstance(part, str) and part != "{}" and set(part) & set("{}") for part in parts):
-            raise self._refusal("a brace in it is neither {} nor {soft*4}")
-        if parts.count("{}") != 1:
-            raise self._refusal("it must hold {} exactly once")
-        object.__setattr__(self, "lines", (self,))
-        object.__setattr__(self, "_parts", tuple(parts))
-        object.__setattr__(self, "n_ctx", sum(part for part in parts if isinstance(part, int)))
-
-    def _refusal(self, problem: str) -> UserError:
-        return bad_value("template", repr(self.text), problem, 'Write "a photo of a {}."')
-
-    @classmethod
-    def of_context(cls, n_ctx: int, class_position: str = "end") -> ClassTemplate:
-        """Return the published layouts of CoOp: vectors, the name and a full stop.
-
-        Args:
-            n_ctx: M.
-            class_position: the name after the vectors, after the first half of them, or before them.
-        """
-        first, rest = n_ctx // 2, n_ctx - n_ctx // 2
-        forms = {
-            "end": f"{{soft*{n_ctx}}} {{name}}.",
-            "middle": f"{{soft*{first}}} {{name}} {{soft*{rest}}}.",
-            "front": f"{{name}} {{soft*{n_ctx}}}.",
-        }
-        return cls(forms[class_position])
-
-    def row(self, backbone: DualEncoder, class_name: str) -> list[int]:
-        """Give the slots of one class between start and end: token ids, and -1 - m for context vector m."""
-        words, stops = "", []  # the text without vectors, and how long it is where each run of them stands
-        for part in self._parts:
-            if isinstance(part, int):
-                words = words.rstrip()
-                stops.append((len(words), part))
-            else:
-                part = class_name.replace("_", " ") if part == "{}" else part
-                words += part if words else part.lstrip()
-        ids = backbone.tokenize(words)
-        row: list[int] = []
-        n_read = m = 0
-        for length, n_vectors in stops:
-            end = len(backbone.tokenize(words[:length])) if length else 0
-            row += [*ids[n_read:end], *(-1 - place for place in range(m, m + n_vectors))]
-            n_read, m = end, m + n_vectors
-        return row + ids[n_read:]
-
-    def slots(self, backbone: DualEncoder, class_names: Sequence[str]) -> TextSlots:
-        """Give the slots of all classes in one line, framed for the backbone's text tower.
-
-        Raises:
-            UserError: a name is empty, has no token, or does not fit the context length beside the vectors.
-        """
-        check_class_names(class_names)
-        check_room(self.n_ctx, backbone)
-        rows = [self.row(backbone, name) for name in class_names]
-        slots = backbone.text_slots(rows)
-        for name, row, length in zip(class_names, rows, slots.lengths.tolist(), strict=True):
-            if len(row) == self.n_ctx:
-                raise UserError(f"class name {name!r} gives no token in {backbone.name}. Write it in words it knows.")
-            if length > backbone.context_length:
-                raise UserError(
-                    f"class name {name!r} takes {length} slots with its context, but the text tower of {backbone.name} "
-                    f"has {backbone.context_length}. Shorten the name or use fewer context vectors."
-                )
-        return slots
+    name: str
+    is_cut: bool = False
+    most: int | None = None
 
 
-def check_room(n_ctx: int, backbone: DualEncoder) -> None:
-    """Refuse more context vectors than the text tower has slots, before any are made.
+@dataclass(frozen=True)
+class Soft:
+    """A place of soft vectors.
+
+    Args:
+        group: which of the template's groups of vectors stands there, in order of first appearance.
+    """
+
+    group: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """Soft vectors that stand together; all those of the method where neither a number nor words are given.
+
+    Args:
+        n_vectors: how many.
+        words: whose tokens say how many, and what they start from.
+        name: under which they may stand in several places.
+    """
+
+    n_vectors: int | None = None
+    words: str | None = None
+    name: str | None = None
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether they are all those of the method."""
+        return self.n_vectors is None and self.words is None
+
+
+@dataclass(frozen=True)
+class Bos:
+    """Where the text begins, with the start tokens of the tokenizer."""
+
+
+Part = str | Field | Soft | Bos
+
+
+@dataclass(frozen=True)
+class Message:
+    """What one side of a chat says, or the whole of a template that is none.
+
+    Args:
+        role: `"system"`, `"user"` or `"assistant"`; None where there is no chat.
+        parts: literal text, fields and soft vectors; those before `{answer}` where it stands here.
+    """
+
+    role: str | None
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class _Tag:
+    body: str
+    at: int
+
+
+def parse(text: str) -> tuple[tuple[Message, ...], tuple[Group, ...]]:
+    """The messages of a template and its groups of soft vectors.
 
     Raises:
-        UserError: there are more.
+        UserError: bad syntax, with its place.
     """
-    if n_ctx > backbone.context_length:
-        room = f"the text tower of {backbone.name} has {backbone.context_length} slots for them and the class name"
-        raise bad_value("n_ctx", n_ctx, room, "Use fewer context vectors.")
+    for at, letter in enumerate(text):
+        if "\ud800" <= letter <= "\udfff":
+            raise _bad(text, at, "half a character (a lone surrogate) stands there", "Write it whole.")
+    scanned = [(role, list(_scan(text, start, end))) for role, start, end in _messages(text)]
+    _check_answer(text, [parts for _, parts in scanned])
+    _check_bos(text, scanned)
+    group_at, groups = _groups(text, [tag for _, parts in scanned for tag in parts if isinstance(tag, _Tag)])
+    messages: list[Message] = []
+    for role, found in scanned:
+        tags = [part.body if isinstance(part, _Tag) else None for part in found]
+        found = found[: tags.index("answer")] if "answer" in tags else found
+        parts = [part if isinstance(part, str) else _part(text, part, group_at) for part in found]
+        if role and parts and isinstance(parts[0], str):  # a message has no blanks around it
+            parts[0] = parts[0].lstrip()
+        if role and parts and isinstance(parts[-1], str) and len(messages) < len(scanned) - 1:  # but before the answer
+            parts[-1] = parts[-1].rstrip()
+        messages.append(Message(role, tuple(part for part in parts if part != "")))
+    return tuple(messages), tuple(groups)
 
 
-def check_class_names(class_names: Sequence[str]) -> None:
-    """Refuse class names that say nothing or cannot be told apart.
+def parse_line(text: str) -> tuple[list[Part], list[Group]]:
+    """Read a template of one line that ends in no answer, such as that around a class name.
 
+    Returns:
+        Its parts, and its groups of soft vectors.
     Raises:
-        UserError: there are none, they are no list, or one is no text, empty, only punctuation, or there twice (an
-            underscore reads as a space).
+        UserError: bad syntax, with its place.
     """
-    if isinstance(class_names, str) or not hasattr(class_names, "__getitem__"):
-        raise bad_value("class_names", repr(class_names), "a list of names was expected", 'Write ["cat", "dog"].')
-    if len(class_names) == 0:
-        raise UserError("there are no class names, but at least one is needed. Give class_names.")
-    seen: set[str] = set()
-    for name in class_names:
-        if not isinstance(name, str):
-            kind = type(name).__name__
-            raise UserError(f"class name {name!r} is of type {kind}, but a text was expected. Write it as a string.")
-        if any(category(sign) == "Cs" for sign in name):  # half a character, or a byte of a file name that is no text
-            raise UserError(f"class name {name!r} holds bytes that are no text. Rename the class in UTF-8.")
-        if all(category(sign)[0] in "CZ" for sign in name):
-            raise UserError("a class name is empty, but each must hold a word. Name every class.")
-        if all(category(sign)[0] in "CPZ" or sign in string.punctuation for sign in name):
-            raise UserError(f"class name {name!r} is only punctuation, but it must hold a word. Write it in words.")
-        if name.replace("_", " ") in seen:
-            raise UserError(f"class name {name!r} stands twice, but names must differ. Rename or merge the classes.")
-        seen.add(name.replace("_", " "))
+    scanned = list(_scan(text, 0, len(text)))
+    group_at, groups = _groups(text, [tag for tag in scanned if isinstance(tag, _Tag)])
+    return [part if isinstance(part, str) else _part(text, part, group_at) for part in scanned], list(groups)
 
 
-def refuse_single_class(class_names: Sequence[str]) -> None:
-    """Refuse to learn or predict where there is nothing to choose between.
+def bare_soft(text: str) -> int | None:
+    """Find where the bare `{soft}` of a template begins, None if there is none."""
+    tags = (tag for _, start, end in _messages(text) for tag in _scan(text, start, end) if isinstance(tag, _Tag))
+    return next((tag.at for tag in tags if tag.body == "soft"), None)
 
-    Raises:
-        UserError: there is one class only.
-    """
-    if len(class_names) == 1:
-        raise UserError(
-            f"{class_names[0]!r} is the only class, but two or more are needed to choose between. Name another class."
-        )
+
+def _bad(text: str, at: int, problem: str | UserError, advice: str = "") -> UserError:
+    line = text.count("\n", 0, at) + 1
+    column = at - (text.rfind("\n", 0, at) + 1) + 1
+    place = f"line {line}, column {column}" if "\n" in text.strip("\n") else f"column {column}"
+    return UserError(f"template, {place}: {problem}" + (f". {advice}" if advice else ""))
+
+
+def _messages(text: str) -> Iterator[tuple[str | None, int, int]]:
+    """The role, start and end of each message; one without a role where there is no chat."""
+    marks = list(_MARK.finditer(text))
+    if not marks or text[: marks[0].start()].strip():
+        yield None, 0, len(text)
+        return
+    for mark, following in zip(marks, [*marks[1:], None], strict=True):
+        if mark[1] not in ROLES:
+            raise _bad(text, mark.start(1), unknown_name("role", mark[1], ROLES))
+        yield mark[1], mark.end(), len(text) if following is None else following.start()
+    if marks[-1][1] != "assistant":
+        advice = "End a chat with a line `[[assistant]] {answer}`."
+        raise _bad(text, marks[-1].start(1), f"the last message is that of the {marks[-1][1]}", advice)
+
+
+def _scan(text: str, start: int, end: int) -> Iterator[str | _Tag]:
+    """Literal texts and tags, in order."""
+    literal: list[str] = []
+    at = start
+    while at < end:
+        if text[at : at + 2] in ("{{", "}}"):
+            literal.append(text[at])
+            at += 2
+        elif text[at] == "}":
+            raise _bad(text, at, "a } closes nothing", "Write }} for a brace.")
+        elif text[at] == "{":
+            close = _close(text, at, end)
+            if literal:
+                yield "".join(literal)
+                literal = []
+            yield _Tag(text[at + 1 : close], at)
+            at = close + 1
+        else:
+            following = [place for place in (text.find("{", at, end), text.find("}", at, end)) if place >= 0]
+            literal.append(text[at : min(following, default=end)])
+            at = min(following, default=end)
+    if literal:
+        yield "".join(literal)
+
+
+def _close(text: str, start: int, end: int) -> int:
+    """Where the brace at `start` is closed; braces within quotes do not count."""
+    at = start + 1
+    while (found := _BRACE_OR_QUOTE.search(text, at, end)) is not None:
+        if found[0] == "}":
+            return found.start()
+        closing = text.find('"', found.end(), end) if found[0] == '"' else -1
+        if closing < 0:
+            break
+        at = closing + 1
+    raise _bad(text, start, "a { is not closed", "Close it with }, or write {{ for a brace.")
+
+
+def _check_answer(text: str, messages: list[list[str | _Tag]]) -> None:
+    """Refuse a template without exactly one `{answer}`, at the end of its last message."""
+    tags = [part for parts in messages for part in parts if isinstance(part, _Tag)]
+    answers = [tag for tag in tags if tag.body == "answer"]
+    if not answers:
+        raise _bad(text, len(text.rstrip()), "there is no {answer}, but a template ends with it", "Add {answer}.")
+    if len(answers) > 1:
+        raise _bad(text, answers[1].at, "{answer} stands a second time", "Keep the last one only.")
+    if answers[0] not in messages[-1]:
+        raise _bad(text, answers[0].at, "{answer} stands in an earlier message", "Move it to the end of the last one.")
+    for part in messages[-1][messages[-1].index(answers[0]) + 1 :]:
+        if isinstance(part, _Tag) or part.strip():
+            at = part.at if isinstance(part, _Tag) else answers[0].at + len("{answer}")
+            raise _bad(text, at, "something follows {answer}, but it comes last", "Move it before {answer}.")
+
+
+def _check_bos(text: str, messages: list[tuple[str | None, list[str | _Tag]]]) -> None:
+    """Refuse a second `{bos}`, and one in a chat."""
+    found = [
+        (role, part) for role, parts in messages for part in parts if isinstance(part, _Tag) and part.body == "bos"
+    ]
+    if found and found[0][0] is not None:
+        problem = "{bos} stands in a chat, which begins as the model's chat template says"
+        raise _bad(text, found[0][1].at, problem, "Leave it out.")
+    if len(found) > 1:
+        raise _bad(text, found[1][1].at, "{bos} stands a second time, but a text begins once", "Keep the first only.")
+
+
+def _part(text: str, tag: _Tag, group_at: Mapping[int, int]) -> Part:
+    """A field, soft vectors or the beginning."""
+    if tag.body == "bos":
+        return Bos()
+    if tag.at in group_at:
+        return Soft(group_at[tag.at])
+    match = _FIELD.fullmatch(tag.body)
+    if match is None or match[1] == "answer" or match[1] != match[1].strip():
+        problem = f"{{{tag.body[:40]}}} is no field"
+        raise _bad(text, tag.at, problem, "Write {name}, {name:cut} or {name:cut=64}, or {{ for a brace.")
+    most = None if match[3] is None else _count(text, tag, match[3], "the number after cut=", MAX_TOKENS)
+    return Field(match[1], match[2] is not None, most)
+
+
+def _count(text: str, tag: _Tag, digits: str, what: str, most: int) -> int:
+    count = int(digits[:9])  # longer ones are above every limit
+    if not 1 <= count <= most:
+        raise _bad(text, tag.at, f"{what} is {digits[:9]}, but 1 to {most} was expected", "Change it.")
+    return count
+
+
+def _groups(text: str, tags: list[_Tag]) -> tuple[dict[int, int], list[Group]]:
+    """The number of the group of vectors at the place of each soft tag, and the groups."""
+    groups: list[Group] = []
+    group_at: dict[int, int] = {}
+    named: dict[str, int] = {}
+    for tag in tags:
+        if not re.match(r"soft(?![\w -])", tag.body):
+            continue
+        group = _group(text, tag)
+        number = len(groups) if group.name is None else named.setdefault(group.name, len(groups))
+        group_at[tag.at] = number
+        if number == len(groups):
+            if group == Group() and Group() in groups:
+                advice = "Write {soft*4:name} in both places for the same vectors, or {soft*4} for more."
+                raise _bad(text, tag.at, "{soft} stands a second time, but it holds all vectors of the method", advice)
+            groups.append(group)
+        elif groups[number].is_bare:
+            groups[number] = group
+        elif not group.is_bare and group != groups[number]:
+            advice = f"Write it once, and {{soft:{group.name}}} where it stands again."
+            raise _bad(
+                text, tag.at, f"the soft vectors {group.name!r} were given another number or other words", advice
+            )
+    for at, number in group_at.items():
+        name = groups[number].name
+        if groups[number].is_bare and name is not None:
+            advice = f"Write {{soft*4:{name}}} in one place."
+            raise _bad(text, at, f"the soft vectors {name!r} are given no number", advice)
+    return group_at, groups
+
+
+def _group(text: str, tag: _Tag) -> Group:
+    match = _SOFT.fullmatch(tag.body)
+    if match is None:
+        expected = '{soft}, {soft*4}, {soft*4:name}, {soft:name}, {soft:"words"} or {soft:"words":name}'
+        raise _bad(text, tag.at, f"{{{tag.body[:40]}}} is no soft slot", f"Write {expected}.")
+    if match[2] is not None and not match[2].strip():
+        raise _bad(text, tag.at, "there are no words between the quotes", 'Write {soft:"It was"} or {soft*4}.')
+    n_vectors = None if match[1] is None else _count(text, tag, match[1], "the number of vectors", MAX_VECTORS)
+    return Group(n_vectors, match[2], match[3])

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from mmprompt.core.learned import Prompt
 from mmprompt.core.metrics import Evaluation, evaluate_probabilities, paired_bootstrap
+from mmprompt.core.template import Group
 from mmprompt.errors import UserError, unknown_name
 from mmprompt.language.data import TextData, TextRow
 from mmprompt.language.generation import generate_texts
 from mmprompt.language.predictor import PromptedModel
 from mmprompt.language.task import default_template, verbalizer_of
-from mmprompt.language.templates.syntax import Group
 from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import CONTENT_FREE, calibrate
 from mmprompt.language.text_metrics import TextScores, score_texts

@@ -20,7 +20,7 @@ from plain import class_features
 from text_step import at_full_length
 from towers import CALTECH, IMAGENET, slots_of, vit_b_16
 
-from mmprompt.core.template import TextLayout
+from mmprompt.classification.template import TextLayout
 from mmprompt.models.sites import Site, Vectors
 
 N_CTX, BATCH, CHECKED = 16, 32, 100

@@ -16,7 +16,7 @@ from plain import class_features
 from torch import Tensor
 from towers import CALTECH, IMAGENET, slots_of, vit_b_16
 
-from mmprompt.core.template import ClassPosition, TextLayout
+from mmprompt.classification.template import ClassPosition, TextLayout
 from mmprompt.models.dual_encoder.encoder import FrozenDualEncoder
 from mmprompt.models.sites import Site, TextSlots, Vectors
 

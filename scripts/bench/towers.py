@@ -7,7 +7,7 @@ from pathlib import Path
 import open_clip
 import torch
 
-from mmprompt.core.template import TextLayout
+from mmprompt.classification.template import TextLayout
 from mmprompt.models.dual_encoder.encoder import FrozenDualEncoder
 from mmprompt.models.dual_encoder.forward.vision import PlainTower
 from mmprompt.models.dual_encoder.open_clip import read_text

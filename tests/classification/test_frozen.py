@@ -17,9 +17,9 @@ from mmprompt.classification.methods.frozen import (
     imagenet_templates,
 )
 from mmprompt.classification.task import zero_shot
+from mmprompt.classification.template import ClassTemplate
 from mmprompt.core.fit import fit
 from mmprompt.core.method import Start
-from mmprompt.core.template import ClassTemplate
 from mmprompt.data.folder import ImageFolder
 from mmprompt.errors import UserError
 from mmprompt.models.image_features import ImageFeatures, encode_pictures

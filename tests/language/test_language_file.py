@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 from mmprompt.captioning.predictor import FocusPrompt, save_focus
 from mmprompt.classification.predictor import Classifier
+from mmprompt.classification.template import TextLayout
 from mmprompt.core.file import HEADER, TENSORS, save
-from mmprompt.core.template import TextLayout
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextRow
 from mmprompt.language.generation import generate_texts

@@ -32,7 +32,7 @@ class ClassificationMethod(Method, Protocol):
         import torch
 
         from mmprompt.classification.predictor import Classifier
-        from mmprompt.core.template import ClassTemplate, check_class_names
+        from mmprompt.classification.template import ClassTemplate, check_class_names
 
         check_class_names(class_names)
         method = settled(self, backbone.name, "classification")

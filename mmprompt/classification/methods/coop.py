@@ -44,8 +44,8 @@ class CoOp(ClassificationMethod):
 
     def prompt(self, backbone: DualEncoder, start: Start) -> Prompt:
         """Make free vectors at `text.input`, drawn at random or set to the embeddings of words."""
+        from mmprompt.classification.template import ClassTemplate, check_room
         from mmprompt.core.learned import Learned, Prompt, random_vectors
-        from mmprompt.core.template import ClassTemplate, check_room
         from mmprompt.models.sites import Site
 
         if self.ctx_init is not None:

@@ -40,8 +40,8 @@ class ZeroShot(ClassificationMethod):
 
     def prompt(self, backbone: DualEncoder, start: Start) -> Prompt:
         """Make the template alone."""
+        from mmprompt.classification.template import ClassTemplate
         from mmprompt.core.learned import Prompt
-        from mmprompt.core.template import ClassTemplate
 
         return Prompt(start.template if self.words is None else ClassTemplate(self.words))
 
@@ -55,8 +55,8 @@ class ZeroShotEnsemble(ClassificationMethod):
 
     def prompt(self, backbone: DualEncoder, start: Start) -> Prompt:
         """Make the templates alone."""
+        from mmprompt.classification.template import ClassTemplate
         from mmprompt.core.learned import Prompt
-        from mmprompt.core.template import ClassTemplate
 
         return Prompt(ClassTemplate("\n".join(start.templates if len(start.templates) > 1 else imagenet_templates())))
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from mmprompt.core.template import Bos, Field, Part, Soft
 from mmprompt.errors import UserError
-from mmprompt.language.templates.syntax import Bos, Field, Part, Soft
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mmprompt.core.template import Bos, Field, Group, Message, Part, Soft, bare_soft, parse
 from mmprompt.errors import UserError, bad_value, unknown_name
-from mmprompt.language.templates.syntax import Bos, Field, Group, Message, Part, Soft, bare_soft, parse
 from mmprompt.language.templates.tokens import Piece, Tokens
 
 _FIRST_MARK = 0xF0000  # private characters, which stand for fields and vectors while a chat is laid out

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from mmprompt.core.template import MAX_TOKENS, MAX_VECTORS, Field, Group, Soft
 from mmprompt.errors import UserError
-from mmprompt.language.templates.syntax import MAX_TOKENS, MAX_VECTORS, Field, Group, Soft
 from mmprompt.language.templates.template import BoundTemplate, Template, longest_first
 from mmprompt.models.decoder.smollm2 import MODEL, smollm2_folder
 from tests.text_tokenizers import CHAT, byte_level, crossing, of_bytes, sentence_piece

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor
 
-from mmprompt.core.template import ClassTemplate
+from mmprompt.classification.template import ClassTemplate
 from mmprompt.errors import UserError
 from mmprompt.models.dual_encoder.encoder import FrozenDualEncoder
 from mmprompt.models.dual_encoder.forward.text import (

@@ -1,7 +1,7 @@
 import pytest
 
 from mmprompt.classification.methods import CoOp
-from mmprompt.core.template import ClassTemplate, check_class_names
+from mmprompt.classification.template import ClassTemplate, check_class_names
 from mmprompt.errors import UserError
 
 
@@ -74,7 +74,10 @@ def test_template_without_exactly_one_place_is_refused(template):
     "template", ["{soft} {}", "{soft*x} {}", "{soft*-1} {}", "{label}", "a { {}", "{{}}", "{soft*4 {}"]
 )
 def test_a_brace_that_means_nothing_is_refused(template):
-    with pytest.raises(UserError, match=r"neither \{\} nor \{soft\*4\}"):
+    with pytest.raises(
+        UserError,
+        match=r"\{soft\*4\}, with their number|no other field|is no field|is not closed|closes nothing|is no soft slot",
+    ):
         ClassTemplate(template)
 
 
@@ -85,7 +88,9 @@ def test_name_that_does_not_fit_is_refused_with_its_length_and_the_limit(tiny_cl
 
 @pytest.mark.parametrize("n_ctx", [17, 10**12])
 def test_more_vectors_than_slots_are_refused_before_any_are_made(n_ctx, tiny_clip_backbone):
-    with pytest.raises(UserError, match=rf"n_ctx is {n_ctx}, but the text tower of .* has 16 slots"):
+    with pytest.raises(
+        UserError, match=rf"n_ctx is {n_ctx}, but the text tower of .* has 16 slots|but 1 to 1024 was expected"
+    ):
         ClassTemplate.of_context(n_ctx).slots(tiny_clip_backbone, ["cat"])
     with pytest.raises(UserError, match=rf"n_ctx is {n_ctx}, but"):
         CoOp(n_ctx=n_ctx).build(tiny_clip_backbone, ["cat"])
