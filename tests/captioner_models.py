@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from mmprompt.captioning.readers.load import load_pair, save_mapped
-from mmprompt.models.dual_encoder.encoder import LoadOptions
+from mmprompt.models.frozen import LoadOptions
 from tests.small_models import (
     HEADS,
     IMAGE,

@@ -13,7 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from mmprompt.captioning.data import CaptionData, read_captions
 from mmprompt.captioning.readers.captioner import CaptionTokenizer, FrozenCaptioner
 from mmprompt.captioning.readers.causal_lm import PrefixDecoder
-from mmprompt.models.pixels import PixelTransform
+from mmprompt.models.frozen import PixelTransform
 
 N_IMAGE, START, END, WORDS, SIDE = 3, 0, 1, 40, 4
 

@@ -202,17 +202,17 @@ def measure_captions(
 
 
 def evaluate(
-    captioner: Captioner, items: Sequence[CaptionItem], data: CaptionData, features: CaptionFeatures | None = None
+    captioner: Captioner, data: CaptionData, split: str = "test", features: CaptionFeatures | None = None
 ) -> FocusScores:
-    """Measure how well a captioner keeps to the focus of its prompt.
+    """Measure how well a captioner keeps to the focus of its prompt; see `core.fit.evaluate`.
 
     Args:
         captioner: with one prompt.
-        items: images with references.
-        data: that they come from, which says who judges.
+        data: images with references.
+        split: which part of them.
         features: of the same captioner, to share them.
     """
-    judge = judge_for(data)
+    judge, items = judge_for(data), data.with_captions(split, None)
     stage = _Stage(captioner.backbone, captioner.decoding, features or CaptionFeatures(captioner.backbone), judge)
     return score_focus(stage.say(items, captioner.steering), items, focus_of(captioner.prompt), judge)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -253,7 +253,7 @@ class FocusTask:
         """Measure how well captions keep to the focus; see `captioning.measure`."""
         from mmprompt.captioning.measure import evaluate
 
-        return evaluate(predictor, items, self.data, self.features)
+        return evaluate(predictor, replace(self.data, test=tuple(items)), "test", self.features)
 
 
 def start_tokens(captions: Iterable[Sequence[int]], n: int, device: torch.device) -> Tensor:

@@ -9,13 +9,30 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmprompt.classification.predictor import Classifier
-from mmprompt.classification.task import BARE_NAME, evaluate, zero_shot
+from mmprompt.classification.task import BARE_NAME, zero_shot
+from mmprompt.classification.task import evaluate as score_items
 from mmprompt.core.metrics import Evaluation, paired_bootstrap
 from mmprompt.files import write_json
 from mmprompt.models.image_features import ImageFeatures
 
 if TYPE_CHECKING:
     from mmprompt.data.splits import Dataset, Item
+
+
+def evaluate(
+    classifier: Classifier, data: Dataset | Sequence[Item], split: str = "test", features: ImageFeatures | None = None
+) -> Evaluation:
+    """Score a classifier on labelled images; see `core.fit.evaluate`.
+
+    Args:
+        classifier: the classifier; its class features are computed once.
+        data: a data set, or items with labels in the order of `classifier.class_names`.
+        split: which part of a data set.
+        features: shared features of image files.
+    Raises:
+        UserError: there are no images, or one cannot be read.
+    """
+    return score_items(classifier, data if isinstance(data, Sequence) else data.items(split), features)
 
 
 def measure(
@@ -42,7 +59,7 @@ def measure(
         "zero_shot_template": zero_shot(classifier.backbone, data.class_names, data.template),
         "learned": classifier,
     }
-    scores = {name: evaluate(each, data.test, features) for name, each in classifiers.items()}
+    scores = {name: score_items(each, data.test, features) for name, each in classifiers.items()}
     metrics: dict[str, Any] = {name: _summary(score, data.test) for name, score in scores.items()}
     learned = scores["learned"]
     for name in ("zero_shot_name", "zero_shot_template"):

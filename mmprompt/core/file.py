@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mmprompt.core.header import FORMAT, HEADER, RESTORE, TENSORS, header_hash, read_header
-from mmprompt.core.heads import HEADS, Head
-from mmprompt.core.learned import SOURCES, Given, Learned, Prompt, Source, Template
+from mmprompt.core.learned import HEADS, SOURCES, Given, Head, Learned, Prompt, Source, Template
 from mmprompt.errors import UserError, bad_file
 from mmprompt.files import (
     make_folder,
@@ -124,7 +123,7 @@ def _describe(part: Source | nn.Module, place: str, tensors: dict[str, Tensor]) 
     if kind not in known:
         raise UserError(
             f"{type(part).__name__} has the kind {kind!r}, which no file could be read with. "
-            "Add it to mmprompt.core.learned.SOURCES or mmprompt.core.heads.HEADS."
+            "Add it to mmprompt.core.learned.SOURCES or mmprompt.core.learned.HEADS."
         )
     state = part.state_dict()
     tensors |= {f"{place}.{name}": value.detach() for name, value in state.items()}

@@ -8,6 +8,7 @@ learn, the frozen weights looked at again, and the prompt written last.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -187,6 +188,23 @@ def fit(
         if folder is not None:
             save(predictor, folder, provenance(config) | ({"notices": list(notices)} if notices else {}))
     return Result(predictor, history, task, folder, notices)
+
+
+def evaluate(predictor: Any, data: Any, split: str = "test", **options: Any) -> Any:
+    """Score a predictor of any kind on labelled data.
+
+    Args:
+        predictor: a classifier, a captioner or a language model with its prompt.
+        data: a data set, captions, rows of text, or labelled items of them.
+        split: which part of a data set; nothing is ever chosen by what comes out.
+        options: of the `measure` module of the predictor's room.
+    Returns:
+        Accuracy and more of a classifier, what captions keep to of a captioner, right answers of a language model.
+    Raises:
+        UserError: there is nothing to evaluate on, or the data is of another kind.
+    """
+    room = importlib.import_module(f"mmprompt.{predictor.kind}.measure")
+    return room.evaluate(predictor, data, split, **options)
 
 
 def task_of(data: Data[P] | str) -> Task[P]:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mmprompt.core.learned import Prompt
-    from mmprompt.core.losses import Outputs
     from mmprompt.training.callbacks import Callback
     from mmprompt.training.problem import GradientRule
 
@@ -64,6 +63,35 @@ class FrozenFeatures:
     validation: Callable[[], tuple[Tensor, Tensor] | None]
 
 
+@dataclass(frozen=True)
+class Outputs:
+    """What one step of a classifier puts out.
+
+    Args:
+        logits: [B, C], already multiplied by the linear `logit_scale`.
+        labels: [B] int64 in 0..C-1; None where nothing is known of the images.
+        image_features: [B, E] of unit norm.
+        class_features: [C, E] of unit norm, or [B, C, E] where they depend on the image.
+        frozen: the same images by the backbone without anything learned, for methods with a teacher.
+    """
+
+    logits: Tensor
+    labels: Tensor | None
+    image_features: Tensor
+    class_features: Tensor
+    frozen: Outputs | None = None
+
+
+def cross_entropy(outputs: Outputs) -> Tensor:
+    """Mean cross entropy over the batch, in float32 at least (Zhou et al. 2022, "Learning to Prompt", section 3.2)."""
+    import torch
+    import torch.nn.functional as F
+
+    assert outputs.labels is not None, "a loss is taken of labelled images"
+    logits = outputs.logits
+    return F.cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), outputs.labels)
+
+
 class Method(Protocol):
     """A frozen dataclass of settings that says which prompt is learned, and how.
 
@@ -90,8 +118,6 @@ class Method(Protocol):
 
     def losses(self, outputs: Outputs) -> Mapping[str, Tensor]:
         """Compute the named scalar terms whose sum is minimised."""
-        from mmprompt.core.losses import cross_entropy
-
         return {"cross_entropy": cross_entropy(outputs)}
 
     @property

@@ -1,1 +1,23 @@
 """Prompts for a frozen language model."""
+
+from typing import TYPE_CHECKING
+
+from mmprompt.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from mmprompt.language.bank.bank import PromptBank
+    from mmprompt.language.data import TextData, TextRow, draw_shots
+    from mmprompt.language.generation import generate_texts, stream_text
+    from mmprompt.language.measure import compare_language, measure_language
+    from mmprompt.language.meta import meta_start
+    from mmprompt.language.methods import METHODS, DeepPrompts, MultitaskPrompt
+    from mmprompt.language.peft.file import load_peft
+    from mmprompt.language.peft.save import save_peft
+    from mmprompt.language.search.task import search_words
+    from mmprompt.language.start import PromptInit
+    from mmprompt.language.task import LanguageTask
+    from mmprompt.language.templates.promptsource import read_promptsource
+    from mmprompt.language.weights import fit_weights
+    from mmprompt.models.decoder.generation_config import Generation
+
+__getattr__, __all__ = lazy_names(__name__)

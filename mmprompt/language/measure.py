@@ -210,15 +210,18 @@ def measure_language(
     return LanguageScore(name, template, tuple(texts), texts=score_texts(texts, expected))
 
 
-def evaluate(prompted: PromptedModel, rows: Sequence[TextRow]) -> LanguageScore:
-    """Measure what a prompt answers to rows: labels told apart, or texts generated.
+def evaluate(prompted: PromptedModel, data: TextData | Sequence[TextRow], split: str = "test") -> LanguageScore:
+    """Measure what a prompt answers: labels told apart, or texts generated; see `core.fit.evaluate`.
 
     Args:
         prompted: the model with its prompt.
-        rows: with labels or answers.
+        data: rows with labels or answers.
+        split: which part of the data; all of single rows.
     """
-    labels = tuple(sorted({row.label for row in rows if row.label is not None}))
-    return measure_language(prompted, TextData("rows", (), (), tuple(rows), labels))
+    if not isinstance(data, TextData):
+        labels = tuple(sorted({row.label for row in data if row.label is not None}))
+        data, split = TextData("rows", (), (), tuple(data), labels), "test"
+    return measure_language(prompted, data, split)
 
 
 def as_long_as(prompted: PromptedModel, answers: Sequence[str]) -> Generation:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from mmprompt.errors import UserError, bad_file
 from mmprompt.files import cache_folder, sha256_bytes, sha256_file, tensor_bytes, write_bytes
-from mmprompt.models.limits import size_from_environment
+from mmprompt.models.frozen import size_from_environment
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -20,7 +20,7 @@ from mmprompt.data.parallel import end_with_parent as end_with_parent  # its old
 from mmprompt.data.parallel import in_workers
 from mmprompt.data.transforms import augment_coop
 from mmprompt.models.dual_encoder.interface import DualEncoder
-from mmprompt.models.pixels import PixelTransform
+from mmprompt.models.frozen import PixelTransform
 
 
 class View(NamedTuple):

@@ -8,11 +8,10 @@ import open_clip
 import torch
 
 from mmprompt.classification.template import TextLayout
-from mmprompt.models.dual_encoder.encoder import FrozenDualEncoder
+from mmprompt.models.dual_encoder.encoder import FrozenDualEncoder, WordTokenizer
 from mmprompt.models.dual_encoder.forward.vision import PlainTower
 from mmprompt.models.dual_encoder.open_clip import read_text
-from mmprompt.models.dual_encoder.tokens import WordTokenizer
-from mmprompt.models.pixels import PixelTransform
+from mmprompt.models.frozen import PixelTransform
 from mmprompt.models.sites import TextSlots
 
 CALTECH = Path(__file__).with_name("caltech101_names.txt").read_text(encoding="utf-8").splitlines()

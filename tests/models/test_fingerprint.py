@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from mmprompt.models.fingerprint import fingerprint
+from mmprompt.models.frozen import fingerprint
 
 
 def small() -> nn.Module:

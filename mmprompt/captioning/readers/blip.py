@@ -10,7 +10,7 @@ from transformers import BlipForConditionalGeneration
 from mmprompt.captioning.readers.captioner import FrozenCaptioner
 from mmprompt.captioning.readers.cross_attention import CrossDecoder, CrossParts
 from mmprompt.captioning.readers.pretrained import caption_tokenizer, load_frozen, load_pixels, load_tokenizer
-from mmprompt.models.dual_encoder.encoder import LoadOptions
+from mmprompt.models.frozen import LoadOptions
 
 
 def load_blip(name: str, source: str, options: LoadOptions) -> FrozenCaptioner:

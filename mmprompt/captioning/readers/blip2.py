@@ -24,8 +24,8 @@ from mmprompt.captioning.readers.pretrained import (
 from mmprompt.errors import UserError
 from mmprompt.models.decoder.hf_cache import cache_argument, from_cache, to_crossed_cache
 from mmprompt.models.decoder.memory import Memory
-from mmprompt.models.dual_encoder.encoder import LoadOptions
 from mmprompt.models.dual_encoder.transformers_clip import hub_options
+from mmprompt.models.frozen import LoadOptions
 
 T5_LENGTH = 512
 """Tokens of T5's training texts. Its positions are relative, so that there is no other limit."""

@@ -21,8 +21,7 @@ from mmprompt.models.decoder.memory import Memory
 from mmprompt.models.decoder.packing import Question, pack
 from mmprompt.models.decoder.reader import CausalReader
 from mmprompt.models.decoder.vectors import LM_INPUT, check_vectors, keys_values
-from mmprompt.models.fingerprint import fingerprint
-from mmprompt.models.pixels import PixelTransform
+from mmprompt.models.frozen import PixelTransform, fingerprint
 from mmprompt.models.sites import Site, Vectors
 
 

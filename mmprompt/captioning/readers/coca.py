@@ -19,7 +19,6 @@ from mmprompt.captioning.readers.captioner import CaptionTokenizer, FrozenCaptio
 from mmprompt.captioning.readers.pretrained import tidy
 from mmprompt.errors import UserError
 from mmprompt.models.decoder.memory import KeyValues, Memory, causal_mask
-from mmprompt.models.dual_encoder.encoder import LoadOptions
 from mmprompt.models.dual_encoder.forward.views import BlockView
 from mmprompt.models.dual_encoder.open_clip import (
     create_frozen,
@@ -29,6 +28,7 @@ from mmprompt.models.dual_encoder.open_clip import (
     read_tokenizer,
     unknown_part,
 )
+from mmprompt.models.frozen import LoadOptions
 
 
 def load_coca(name: str, architecture: str, weights: str | None, options: LoadOptions) -> FrozenCaptioner:

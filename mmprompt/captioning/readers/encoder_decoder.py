@@ -17,7 +17,7 @@ from mmprompt.captioning.readers.pretrained import (
     load_tokenizer,
 )
 from mmprompt.errors import UserError
-from mmprompt.models.dual_encoder.encoder import LoadOptions
+from mmprompt.models.frozen import LoadOptions
 
 POOLER = "encoder.pooler."
 

@@ -21,7 +21,7 @@ from mmprompt.captioning.readers.pretrained import (
 )
 from mmprompt.models.decoder.hf_cache import cache_argument, from_cache, to_cache
 from mmprompt.models.decoder.memory import Memory, causal_mask
-from mmprompt.models.dual_encoder.encoder import LoadOptions
+from mmprompt.models.frozen import LoadOptions
 
 
 def load_git(name: str, source: str, options: LoadOptions) -> FrozenCaptioner:

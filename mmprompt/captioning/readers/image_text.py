@@ -32,8 +32,8 @@ from mmprompt.captioning.readers.pretrained import caption_tokenizer, first_id, 
 from mmprompt.errors import UserError
 from mmprompt.models.decoder.hf_cache import cache_argument, from_cache, to_cache
 from mmprompt.models.decoder.memory import Memory
-from mmprompt.models.dual_encoder.encoder import LoadOptions
 from mmprompt.models.dual_encoder.transformers_clip import hub_options, read_pixels
+from mmprompt.models.frozen import LoadOptions
 
 QUESTION = "Describe the picture."
 TASKS = {"paligemma": "<image>caption en"}

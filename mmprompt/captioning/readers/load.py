@@ -30,7 +30,7 @@ from mmprompt.captioning.readers.mapper import (
 )
 from mmprompt.errors import UserError, bad_file
 from mmprompt.models.decoder.load import load_parts
-from mmprompt.models.dual_encoder.encoder import FrozenDualEncoder, LoadOptions, freeze
+from mmprompt.models.dual_encoder.encoder import FrozenDualEncoder
 from mmprompt.models.dual_encoder.load import (
     TINY,
     Source,
@@ -40,7 +40,7 @@ from mmprompt.models.dual_encoder.load import (
     one_line_errors,
     read_options,
 )
-from mmprompt.models.fingerprint import fingerprint
+from mmprompt.models.frozen import LoadOptions, fingerprint, freeze
 
 TINY_CAPTIONER = TINY / "captioner"
 FORMS = "Use tiny, 'ENCODER + hf:LM', hf:NAME, open_clip:coca_ARCHITECTURE/TAG or a folder."

@@ -9,9 +9,8 @@ from transformers import AutoImageProcessor, AutoTokenizer
 
 from mmprompt.captioning.readers.captioner import CaptionTokenizer
 from mmprompt.errors import UserError
-from mmprompt.models.dual_encoder.encoder import LoadOptions, freeze
 from mmprompt.models.dual_encoder.transformers_clip import hub_options, load_complete, read_pixels
-from mmprompt.models.pixels import PixelTransform
+from mmprompt.models.frozen import LoadOptions, PixelTransform, freeze
 
 MARKS = (".", ",", "!", "?", ":", ";")
 

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from mmprompt.errors import UserError, bad_file, unknown_name
 from mmprompt.models.decoder.smollm2 import find_smollm2
-from mmprompt.models.dual_encoder.encoder import LoadOptions, freeze
 from mmprompt.models.dual_encoder.load import TINY, Source, folder_source, one_line_errors, read_options
+from mmprompt.models.frozen import LoadOptions, freeze
 
 if TYPE_CHECKING:
     from mmprompt.models.decoder.model import FrozenLanguageModel

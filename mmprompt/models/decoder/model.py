@@ -20,7 +20,7 @@ from mmprompt.models.decoder.memory import Memory, memory_of
 from mmprompt.models.decoder.packing import Packed, Question, pack, share_rows
 from mmprompt.models.decoder.reader import CausalReader
 from mmprompt.models.decoder.vectors import LM_INPUT, check_vectors, keys_values
-from mmprompt.models.fingerprint import fingerprint
+from mmprompt.models.frozen import fingerprint
 from mmprompt.models.recompute import recomputed
 from mmprompt.models.sites import Site, Vectors
 

@@ -18,7 +18,7 @@ from tokenizers import pre_tokenizers
 from mmprompt.files import new_folder, sha256_file, write_json
 from mmprompt.models.decoder.load import load_parts, need_gguf
 from mmprompt.models.decoder.smollm2 import MODEL, WEIGHTS, find_smollm2, smollm2_folder
-from mmprompt.models.dual_encoder.encoder import LoadOptions
+from mmprompt.models.frozen import LoadOptions
 from mmprompt.models.packaged import MANIFEST, fetch
 
 

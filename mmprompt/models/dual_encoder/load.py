@@ -26,9 +26,9 @@ from typing import Literal
 import torch
 
 from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
-from mmprompt.models.dual_encoder.encoder import LoadOptions
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.dual_encoder.photo import find_photo
+from mmprompt.models.frozen import LoadOptions
 
 TINY = Path(__file__).parents[2] / "assets" / "tiny"
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}

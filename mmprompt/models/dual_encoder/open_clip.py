@@ -29,13 +29,12 @@ from open_clip.transformer import (
 from torch import Tensor, nn
 
 from mmprompt.errors import UserError
-from mmprompt.models.dual_encoder.encoder import FrozenDualEncoder, LoadOptions, freeze
+from mmprompt.models.dual_encoder.encoder import Frame, FrozenDualEncoder, WordTokenizer
 from mmprompt.models.dual_encoder.forward.activations import quick_gelu
 from mmprompt.models.dual_encoder.forward.views import BlockView, TextView, VisionView, WholeBlock, per_head
 from mmprompt.models.dual_encoder.forward.vision import PlainTower
 from mmprompt.models.dual_encoder.timm_vit import read_timm_vit
-from mmprompt.models.dual_encoder.tokens import Frame, WordTokenizer
-from mmprompt.models.pixels import PixelTransform, describe
+from mmprompt.models.frozen import LoadOptions, PixelTransform, describe, freeze
 
 
 def load_open_clip(name: str, architecture: str, weights: str | None, options: LoadOptions) -> FrozenDualEncoder:

@@ -19,11 +19,10 @@ from transformers.activations import QuickGELUActivation
 from transformers.utils import logging as transformers_logging
 
 from mmprompt.errors import UserError
-from mmprompt.models.dual_encoder.encoder import FrozenDualEncoder, LoadOptions, freeze
+from mmprompt.models.dual_encoder.encoder import Frame, FrozenDualEncoder, WordTokenizer
 from mmprompt.models.dual_encoder.forward.activations import quick_gelu
 from mmprompt.models.dual_encoder.forward.views import BlockView, TensorMap, TextView, VisionView
-from mmprompt.models.dual_encoder.tokens import Frame, WordTokenizer
-from mmprompt.models.pixels import PixelTransform, describe
+from mmprompt.models.frozen import LoadOptions, PixelTransform, describe, freeze
 
 MODELS = {"clip": CLIPModel, "siglip": SiglipModel}
 

@@ -11,7 +11,7 @@ from transformers import InstructBlipConfig, MT5Config
 from mmprompt.captioning.readers.blip2 import load_blip2
 from mmprompt.captioning.readers.load import load_captioner
 from mmprompt.errors import UserError
-from mmprompt.models.dual_encoder.encoder import LoadOptions
+from mmprompt.models.frozen import LoadOptions
 from tests import small_multimodal as small
 
 CPU = LoadOptions(torch.device("cpu"), torch.float32)

@@ -27,9 +27,8 @@ from transformers import (
 from mmprompt.captioning.readers.load import find_captioner, list_captioners, load_captioner, load_pair, save_mapped
 from mmprompt.captioning.readers.mapper import MapperParts, MapperSettings, new_mapper, save_mapper
 from mmprompt.errors import UserError
-from mmprompt.models.dual_encoder.encoder import LoadOptions
 from mmprompt.models.dual_encoder.load import load_backbone
-from mmprompt.models.fingerprint import fingerprint
+from mmprompt.models.frozen import LoadOptions, fingerprint
 from tests import captioner_models as models
 from tests import small_models
 

@@ -20,7 +20,7 @@ from transformers import (
 from mmprompt.captioning.readers.captioner import LM_INPUT, FrozenCaptioner
 from mmprompt.captioning.readers.image_text import ImageTextDecoder, check_agreement, handing_on, load_image_text
 from mmprompt.errors import UserError
-from mmprompt.models.dual_encoder.encoder import LoadOptions
+from mmprompt.models.frozen import LoadOptions
 from mmprompt.models.sites import Vectors
 from tests import small_multimodal as small
 

@@ -19,7 +19,7 @@ from mmprompt.captioning.readers.captioner import LM_INPUT, FrozenCaptioner
 from mmprompt.captioning.readers.image_text import ImageTextDecoder, load_image_text
 from mmprompt.captioning.readers.load import load_captioner
 from mmprompt.models.decoder.memory import Memory
-from mmprompt.models.dual_encoder.encoder import LoadOptions
+from mmprompt.models.frozen import LoadOptions
 from mmprompt.models.sites import Site, Vectors
 from tests import small_multimodal as small
 

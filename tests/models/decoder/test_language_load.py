@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, BertConfig
 from mmprompt.captioning.readers.load import load_pair
 from mmprompt.errors import UserError
 from mmprompt.models.decoder.load import list_language_models, load_language_model, load_parts
-from mmprompt.models.dual_encoder.encoder import LoadOptions
+from mmprompt.models.frozen import LoadOptions
 from tests.captioner_models import SHAPE
 from tests.small_language_models import (
     END,

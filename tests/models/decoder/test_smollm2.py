@@ -19,7 +19,7 @@ from mmprompt.models.decoder import smollm2, smollm2_get
 from mmprompt.models.decoder.load import load_language_model, load_parts
 from mmprompt.models.decoder.smollm2 import WEIGHTS, find_smollm2, smollm2_folder
 from mmprompt.models.decoder.smollm2_get import get_smollm2
-from mmprompt.models.dual_encoder.encoder import LoadOptions
+from mmprompt.models.frozen import LoadOptions
 from tests.small_language_models import CHAT_TEMPLATE, byte_tokenizer, new_language_model, write_gguf
 
 CPU = LoadOptions(torch.device("cpu"), torch.float32)

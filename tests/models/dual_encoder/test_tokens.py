@@ -9,8 +9,8 @@ from open_clip.tokenizer import SimpleTokenizer
 from transformers import AutoTokenizer
 
 from mmprompt.errors import UserError
+from mmprompt.models.dual_encoder.encoder import Frame, WordTokenizer
 from mmprompt.models.dual_encoder.interface import DualEncoder
-from mmprompt.models.dual_encoder.tokens import Frame, WordTokenizer
 from tests import small_models
 
 

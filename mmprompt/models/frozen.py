@@ -1,0 +1,103 @@
+"""What all frozen models share: how they are loaded, what identifies their weights, and their view of an image."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from mmprompt.errors import bad_value
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a reader loads a model, whatever the library.
+
+    Args:
+        device, dtype: where the towers live and compute.
+        cache_dir: where downloads are kept; None for the library's own folder.
+        trust_remote_code: whether code that a model brings along may run.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    cache_dir: str | None = None
+    trust_remote_code: bool = False
+
+
+def freeze(model: nn.Module, options: LoadOptions) -> None:
+    """Put a model in evaluation mode, on its device, with no weight that can learn."""
+    model.to(device=options.device, dtype=options.dtype).eval().requires_grad_(False)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """The hex SHA-256 over the sorted names, dtypes, shapes and bytes of all parameters and stored buffers.
+
+    Buffers that a library computes and does not store in checkpoints (masks, position numbers) are left
+    out: they are no weights, and they differ between releases.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(raw_bytes(tensor))
+    return digest.hexdigest()
+
+
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor in row order, without a copy where it is contiguous in main memory."""
+    return tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data
+
+
+UNITS = {"": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
+
+
+def size_from_environment(variable: str, default_bytes: int, zero: str) -> int:
+    """Return the bytes that an environment variable asks for, the default where it is not set.
+
+    Raises:
+        UserError: it is not a size; `zero` says what 0 would mean.
+    """
+    text = os.environ.get(variable, "")
+    if not text:
+        return default_bytes
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]B)?", text.strip().upper())
+    if match is None:
+        raise bad_value(variable, repr(text), "a size was expected", f"Use 500MB, 4GB, or 0 for {zero}.")
+    return int(float(match[1]) * UNITS[match[2] or ""])
+
+
+@dataclass(frozen=True)
+class PixelTransform:
+    """From a picture, or from pixels already cut to size, to the normalised input of an image tower.
+
+    Args:
+        apply: the library's transform of one RGB picture, to [3, H, W].
+        mean, std: per colour, for pixels in 0..1.
+        size: H = W.
+        text: what `apply` does, in one line.
+    """
+
+    apply: Callable[[Image.Image], Tensor]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    size: int
+    text: str
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Pixels [..., 3, H, W] in 0..1 to normalised ones."""
+        mean, std = (torch.tensor(values, device=images.device).to(images.dtype) for values in (self.mean, self.std))
+        return (images - mean[:, None, None]) / std[:, None, None]
+
+
+def describe(steps: Sequence[str], mean: Sequence[float], std: Sequence[float]) -> str:
+    """One line for a transform: its steps, then mean and standard deviation."""
+    numbers = "; ".join(
+        f"{name} {', '.join(f'{v:.4g}' for v in values)}" for name, values in (("mean", mean), ("std", std))
+    )
+    return f"{', '.join(steps)}, {numbers}"
