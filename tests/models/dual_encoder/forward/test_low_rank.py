@@ -222,11 +222,13 @@ def test_terms_that_do_not_fit_are_refused(
     tiny_clip_backbone: FrozenDualEncoder, pixels: Tensor, site: Site, shapes: tuple[tuple[int, int], ...], message: str
 ) -> None:
     given: dict[Site, Insert] = {site: LowRank(*(torch.zeros(shape) for shape in shapes))}
+    slots, images = ClassTemplate("{}").slots(tiny_clip_backbone, NAMES), tiny_clip_backbone.normalize(pixels)
+    encode = {
+        "text": lambda: tiny_clip_backbone.encode_text(slots, given),
+        "vision": lambda: tiny_clip_backbone.encode_image(images, given),
+    }
     with pytest.raises(UserError, match=message):
-        if site.tower == "text":
-            tiny_clip_backbone.encode_text(ClassTemplate("{}").slots(tiny_clip_backbone, NAMES), given)
-        else:
-            tiny_clip_backbone.encode_image(tiny_clip_backbone.normalize(pixels), given)
+        encode[site.tower]()
 
 
 def test_a_resnet_refuses_terms(tiny_resnet_backbone: FrozenDualEncoder, pixels: Tensor) -> None:
