@@ -40,6 +40,11 @@ def test_loading_a_prompt_needs_no_method_and_no_training():
     assert not {m for m in modules if m.startswith(("mmprompt.classification.methods", "mmprompt.training"))}
 
 
+def test_a_classifier_needs_no_method_and_no_training():
+    modules = loaded_after("import mmprompt.classification.predictor")
+    assert not {m for m in modules if m.startswith(("mmprompt.classification.methods", "mmprompt.training"))}
+
+
 @pytest.mark.parametrize("name", mmprompt.__all__)
 def test_every_public_name_resolves(name):
     assert getattr(mmprompt, name) is not None

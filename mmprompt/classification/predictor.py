@@ -117,8 +117,15 @@ class Classifier(nn.Module):
 
         Args:
             image_features: [B, E]; needed where a source reads the image, and the result is then [B, C, E].
+        Raises:
+            UserError: they are needed and not given.
         """
         if self.prompt.needs_image:
+            if image_features is None:
+                raise UserError(
+                    "the class features of this prompt depend on the image, but no image features were given. "
+                    "Give class_features those of some images."
+                )
             return self._encode_text(Given(image_features))
         parameters = self.prompt.parameters_of("text")
         if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters):

@@ -244,7 +244,7 @@ class Prompt(nn.Module):
         sources: no two serve the same site.
         head: from features to logits, for methods that learn one; the cosine of the backbone where there is none.
     Raises:
-        UserError: two sources serve the same site.
+        UserError: two sources serve the same site, or one that reads the image serves the image tower.
     """
 
     def __init__(self, template: Template, *sources: Source, head: nn.Module | None = None) -> None:
@@ -258,6 +258,13 @@ class Prompt(nn.Module):
         if twice:
             names = ", ".join(map(str, twice))
             raise UserError(f"two sources both learn at {names}. Combine methods that learn at different sites.")
+        for source in self.sources:
+            inside = [site for site in source.sites if site.tower == "vision"]
+            if source.needs_image and inside:
+                raise UserError(
+                    f"{type(source).__name__} reads the image features, but learns at {inside[0]}, of which they are "
+                    "made. Give it sites of the text tower alone."
+                )
 
     def inserts(self, tower: Tower | None = None, given: Given | None = None) -> Inserts:
         """Give what enters all sites, or those of one tower.

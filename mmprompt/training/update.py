@@ -86,6 +86,9 @@ class WeightUpdate:
     def _combine(self, losses: Mapping[str, Tensor], rule: GradientRule) -> None:
         gradients: dict[str, Sequence[Tensor]] = {}
         for name, loss in losses.items():
+            if not loss.requires_grad:
+                gradients[name] = [torch.zeros_like(parameter) for parameter in self.parameters]
+                continue
             scaled = self._scaler.scale(loss)
             gradients[name] = torch.autograd.grad(
                 scaled, self.parameters, retain_graph=True, allow_unused=True, materialize_grads=True

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mmprompt.classification.methods import METHODS, VPT, CoOp, make_method
+from mmprompt.classification.task import zero_shot
 from mmprompt.core.fit import describe_method
 from mmprompt.errors import UserError
 from mmprompt.models.sites import Site
@@ -82,10 +83,37 @@ def test_coop_starts_from_the_embeddings_of_words(tiny_clip_backbone):
 
 def test_coop_started_from_words_is_those_words(tiny_clip_backbone):
     learned = CoOp(ctx_init="a photo of a").build(tiny_clip_backbone, NAMES)
-    from mmprompt.classification.task import zero_shot
-
     written = zero_shot(tiny_clip_backbone, NAMES, "a photo of a {}.")
     torch.testing.assert_close(learned.class_features().detach(), written.class_features())
+
+
+def test_an_underscore_in_the_words_is_a_space(tiny_clip_backbone, images):
+    published = CoOp(ctx_init="a_photo_of_a").build(tiny_clip_backbone, NAMES)
+    written = CoOp(ctx_init="a photo of a").build(tiny_clip_backbone, NAMES)
+    assert torch.equal(published(images), written(images))
+
+
+@pytest.mark.parametrize(
+    "classifier",
+    [
+        lambda backbone, names: CoOp(n_ctx=3).build(backbone, names),
+        lambda backbone, names: CoOp(n_ctx=3, class_position="middle").build(backbone, names),
+        lambda backbone, names: VPT(n_visual=1).build(backbone, names),
+        zero_shot,
+        lambda backbone, names: CoOp(n_ctx=3).build(backbone, ["fish"]).with_class_names(names),
+    ],
+    ids=["end", "middle", "visual", "zero-shot", "with_class_names"],
+)
+def test_an_underscore_in_a_class_name_is_a_space(classifier, tiny_clip_backbone, images):
+    published = classifier(tiny_clip_backbone, ["dog", "happy_red_bird", "cat"])
+    written = classifier(tiny_clip_backbone, ["dog", "happy red bird", "cat"])
+    assert torch.equal(published(images), written(images))
+    assert published.class_names[1] == "happy_red_bird"
+
+
+def test_names_that_differ_in_an_underscore_alone_are_refused(tiny_clip_backbone):
+    with pytest.raises(UserError, match="'red_car' stands twice"):
+        zero_shot(tiny_clip_backbone, ["red car", "red_car"])
 
 
 def test_class_specific_words_start_alike_for_every_class(tiny_clip_backbone):

@@ -30,7 +30,8 @@ from mmprompt.training.recipe import Recipe
 N_EPOCHS = 6
 N_EVENT_KILLS = 32
 N_MOMENT_KILLS = 6
-RECIPE = Recipe(lr=0.05, batch_size=3, optimizer="adamw", patience=N_EPOCHS, checkpoint_seconds=0)
+STEPS = {"n_steps": 17, "schedule": "step", "min_lr": 1e-4}  # three steps an epoch, two in the last
+RECIPE = Recipe(lr=0.05, batch_size=3, optimizer="adamw", patience=N_EPOCHS, checkpoint_seconds=0, **STEPS)
 FILE_EVENTS = {"open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "shutil.rmtree"}
 
 
@@ -55,7 +56,8 @@ def wait(pid: int) -> int:
 def run(folder: Path, resume: bool) -> None:
     """One training to its end, and the bytes of its weights beside it."""
     problem = Toy(validation=[])
-    train(problem, RECIPE, 1, N_EPOCHS, folder, "id", resume=resume)
+    history = train(problem, RECIPE, 1, N_EPOCHS, folder, "id", resume=resume)
+    assert len(history) == N_EPOCHS, history
     (folder / "final").write_bytes(safetensors.torch.save(problem.module.state_dict()))
 
 

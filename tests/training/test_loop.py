@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from mmprompt.training.seeds import batches, epoch_order
 
 RECIPE = Recipe(lr=0.05, batch_size=4, checkpoint_seconds=0)
 ADAMW = Recipe(lr=0.05, batch_size=4, checkpoint_seconds=0, optimizer="adamw")
+STEPS = replace(ADAMW, n_steps=11, schedule="step", min_lr=1e-3)
 
 
 class StopAt(Callback):
@@ -76,6 +78,29 @@ def test_the_weights_are_those_of_ten_lines_of_plain_pytorch_bit_for_bit() -> No
             loss.backward()
             optimizer.step()
     assert same(weights(ours), weights(plain))
+
+
+def test_by_the_step_the_weights_are_those_of_plain_pytorch_too() -> None:
+    ours, plain = Toy(), Toy()
+    recipe = replace(RECIPE, schedule="step", n_steps=9, min_lr=0.01, warmup_epochs=0)
+    train(ours, recipe, seed=3, n_epochs=99)
+    optimizer = torch.optim.SGD(plain.module.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    for step in range(9):  # two batches an epoch, the last epoch cut short
+        optimizer.param_groups[0]["lr"] = 0.01 + 0.04 * (1 + math.cos(math.pi * (step // 2 + step % 2 / 2) / 4.5)) / 2
+        indices = batches(epoch_order(3, step // 2, 10), 4)[step % 2]
+        loss = plain.step(indices, step // 2).losses["cross_entropy"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert ours.visits == plain.visits
+    assert same(weights(ours), weights(plain))
+
+
+@pytest.mark.parametrize(("n_steps", "visits"), [(1, [1]), (2, [2]), (3, [2, 1]), (6, [2, 2, 2])])
+def test_so_many_steps_are_made_and_the_last_epoch_is_cut_short(n_steps: int, visits: list[int]) -> None:
+    problem = Toy()
+    history = train(problem, replace(RECIPE, n_steps=n_steps), 1, 99)
+    assert [sum(at == epoch for at, _ in problem.visits) for epoch in range(len(history))] == visits
 
 
 def test_every_epoch_visits_each_item_at_most_once_in_a_new_order() -> None:
@@ -140,7 +165,7 @@ def test_the_global_generator_has_no_say_in_what_is_learned() -> None:
     assert same(weights(problems[0]), weights(problems[1]))
 
 
-@pytest.mark.parametrize("recipe", [RECIPE, ADAMW], ids=["sgd", "adamw"])
+@pytest.mark.parametrize("recipe", [RECIPE, ADAMW, STEPS], ids=["sgd", "adamw", "steps"])
 @pytest.mark.parametrize("stop", [1, 4, 5])
 def test_a_resumed_run_ends_in_the_same_bytes(tmp_path: Path, recipe: Recipe, stop: int) -> None:
     whole, first, second = (Toy(dropout=0.3) for _ in range(3))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -51,6 +52,12 @@ def test_epochs_that_are_given_win_over_the_table() -> None:
         ("patience", 0),
         ("checkpoint_every", 0),
         ("checkpoint_seconds", -1.0),
+        ("n_steps", 0),
+        ("n_steps", 2.5),
+        ("eps", 0.0),
+        ("eps", 2.0),
+        ("min_lr", -1e-9),
+        ("schedule", "steps"),
     ],
 )
 def test_a_value_out_of_range_is_refused_with_its_name_and_value(field: str, value: Any) -> None:
@@ -79,3 +86,23 @@ def test_equal_values_make_equal_recipes_whatever_their_type() -> None:
 def test_a_recipe_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Recipe().lr = 1.0  # type: ignore[misc]
+
+
+def test_a_recipe_remembers_what_it_was_given() -> None:
+    assert Recipe().given == {}
+    assert Recipe("adamw", epochs=30).given == {"optimizer": "adamw", "epochs": 30}
+    assert Recipe(lr=0.002).given == {"lr": 0.002}  # the default, but given
+
+
+@pytest.mark.parametrize("same", [copy.copy, copy.deepcopy], ids=["copy", "deepcopy"])
+def test_a_copy_remembers_it_too(same: Any) -> None:
+    assert same(Recipe(epochs=30)).given == {"epochs": 30}
+
+
+def test_what_was_given_plays_no_part_in_equality() -> None:
+    assert Recipe(lr=0.002) == Recipe()
+
+
+def test_steps_and_epochs_together_are_refused() -> None:
+    with pytest.raises(UserError, match=r"n_steps is 30, but epochs is given too \(5\)"):
+        Recipe(n_steps=30, epochs=5)

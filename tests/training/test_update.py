@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import pytest
 import torch
 from torch import nn
@@ -33,6 +35,54 @@ def test_adamw_is_pytorchs_own() -> None:
         plain.weight.pow(2).sum().backward()
         optimizer.step()
     assert torch.equal(module.weight, plain.weight)
+
+
+def test_eps_is_adamws() -> None:
+    module, plain = linear(), linear()
+    WeightUpdate(module, Recipe(optimizer="adamw", weight_decay=0, eps=1e-2)).apply(
+        {"a": 1e-3 * module.weight.sum()}, 1
+    )
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=1, weight_decay=0, eps=1e-2)
+    (1e-3 * plain.weight.sum()).backward()
+    optimizer.step()
+    assert torch.equal(module.weight, plain.weight)
+    assert module.weight.detach().flatten().tolist() == pytest.approx([0.5 - 1e-3 / (1e-3 + 1e-2)] * 2)
+
+
+def test_a_rule_makes_one_gradient_of_those_of_the_losses() -> None:
+    module, seen = linear(), {}
+
+    def rule(gradients: Mapping[str, Sequence[torch.Tensor]]) -> list[torch.Tensor]:
+        seen.update({name: [value.tolist() for value in values] for name, values in gradients.items()})
+        return [b - a for a, b in zip(gradients["a"], gradients["b"], strict=True)]
+
+    losses = {"a": module.weight.sum(), "b": 3 * module.weight.sum()}
+    values = WeightUpdate(module, Recipe(momentum=0, weight_decay=0)).apply(losses, 0.1, rule)
+    assert seen == {"a": [[[1.0, 1.0]]], "b": [[[3.0, 3.0]]]}
+    assert values["loss"] == 4.0
+    assert module.weight.detach().flatten().tolist() == pytest.approx([0.3, 0.3])
+
+
+def test_a_rule_sees_zeros_where_a_loss_does_not_reach() -> None:
+    module, seen = nn.Sequential(linear(), linear()), {}
+
+    def rule(gradients: Mapping[str, Sequence[torch.Tensor]]) -> list[torch.Tensor]:
+        seen.update({name: [float(value.sum()) for value in values] for name, values in gradients.items()})
+        return list(gradients["first"])
+
+    losses = {"first": module[0].weight.sum(), "constant": torch.tensor(1.0)}
+    WeightUpdate(module, Recipe()).apply(losses, 0.1, rule)
+    assert seen == {"first": [2.0, 0.0], "constant": [0.0, 0.0]}
+    assert torch.equal(module[1].weight, linear().weight * (1 - 0.1 * 5e-4))
+
+
+def test_an_infinite_gradient_of_a_rule_is_found() -> None:
+    module = linear()
+    with pytest.raises(NotFiniteError, match="gradient"):
+        WeightUpdate(module, Recipe()).apply(
+            {"a": module.weight.sum()}, 0.1, lambda gradients: [gradients["a"][0] / 0.0]
+        )
+    assert torch.equal(module.weight, linear().weight)
 
 
 def test_a_nan_loss_is_named_and_leaves_the_weights_alone() -> None:

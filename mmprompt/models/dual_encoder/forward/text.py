@@ -186,7 +186,7 @@ def tensors_of(inserts: Mapping[Site, Insert]) -> list[Tensor]:
 def adapted(view: TextView, inserts: Mapping[Site, Insert]) -> TextView:
     """Put the low-rank terms among some inserts beside the projections of the tower."""
     terms = low_rank_of(inserts)
-    return replace(view, blocks=with_low_rank("text", view.blocks, terms)) if terms else view
+    return replace(view, blocks=with_low_rank("text", view.blocks, view.width, terms)) if terms else view
 
 
 def run_full(

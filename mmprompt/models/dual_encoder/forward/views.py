@@ -199,18 +199,28 @@ class VisionView:
 Block = TypeVar("Block", bound=BlockView | WholeBlock)
 
 
-def with_low_rank(tower: Tower, blocks: tuple[Block, ...], terms: Mapping[Site, LowRank]) -> tuple[Block, ...]:
+def with_low_rank(
+    tower: Tower, blocks: tuple[Block, ...], width: int, terms: Mapping[Site, LowRank]
+) -> tuple[Block, ...]:
     """Put low-rank terms beside the projections of a tower's blocks.
 
     Args:
         tower: whose blocks these are.
         blocks: of the tower.
+        width: D of the tower.
         terms: by site; all of this tower.
     Raises:
         UserError: there is no such block, its inside is no `BlockView`, or a term has other widths.
     """
     if not terms:
         return blocks
+    for site, term in terms.items():
+        rank = len(term.a)
+        if (term.a.shape, term.b.shape) != ((rank, width), (width, rank)):
+            raise UserError(
+                f"the low-rank term of {site} is {list(term.a.shape)} and {list(term.b.shape)}, but this {tower} tower "
+                f"takes [R, {width}] and [{width}, R]. Build the prompt for this backbone."
+            )
     adapted = list(blocks)
     for layer in {site.layer for site in terms}:
         if layer >= len(blocks):

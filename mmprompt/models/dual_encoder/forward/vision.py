@@ -60,7 +60,7 @@ def encode_images(tower: VisionView | PlainTower, images: Tensor, inserts: Mappi
     if 0 in prompts:
         x = with_prompts(x, n_own, prompts[0])
     x = tower.pre_norm(x)
-    for layer, block in enumerate(with_low_rank("vision", tower.blocks, low_rank_of(inserts))):
+    for layer, block in enumerate(with_low_rank("vision", tower.blocks, tower.width, low_rank_of(inserts))):
         if layer > 0 and layer in prompts:
             x = with_prompts(x, n_own, prompts[layer])
         x = block.whole(x)
