@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from tokenizers import processors
+from torch import Tensor
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -31,6 +33,11 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from mmprompt.core.learned import Prompt
+from mmprompt.core.method import Start
+from mmprompt.core.soft import DecoderMethod
+from mmprompt.language.task import with_unit
+from mmprompt.language.templates.template import Template
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from tests.captioner_models import POSITIONS, SHAPE
 from tests.small_language_models import END, START, byte_tokenizer, new_language_model
@@ -104,6 +111,28 @@ def frozen_model(kind: str = "llama", dtype: torch.dtype = torch.float64) -> Fro
     tokenizer = family_tokenizer(kind)
     lm = family_model(kind, len(tokenizer)).to(dtype).eval().requires_grad_(False)
     return FrozenLanguageModel(kind, lm, tokenizer)
+
+
+def prompt_from(
+    method: DecoderMethod,
+    model: FrozenLanguageModel,
+    values: Tensor,
+    tasks: Sequence[str] = (),
+    template: str = "{soft} {text} {answer}",
+) -> Prompt:
+    """The untrained prompt of a method, whose vectors start at [M, D], or its keys and values at theirs."""
+
+    def keys_values(n: int) -> list[tuple[Tensor, Tensor]]:
+        return [with_unit(pair) for pair in model.reader.keys_values_of(values.to(model.dtype))]
+
+    start = Start(
+        torch.Generator(),
+        Template.parse(template).with_soft(method.n_vectors),
+        tasks=tasks,
+        vectors=lambda n: (values, torch.tensor(model.embedding_rms)),
+        keys_values=None if model.kv_shape is None else keys_values,
+    )
+    return method.prompt(model, start)
 
 
 def family_tokenizer(kind: str) -> Any:

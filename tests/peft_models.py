@@ -13,13 +13,13 @@ from torch import Tensor
 from mmprompt.language.data import TextRow
 from mmprompt.language.generation import jobs_of
 from mmprompt.language.methods import MultitaskPrompt, PrefixTuning, PromptTuning, PTuning
-from mmprompt.language.predictor import LanguagePrompt, PromptedModel
-from mmprompt.language.templates.template import Template
+from mmprompt.language.predictor import PromptedModel
 from mmprompt.language.templates.verbalizer import Verbalizer
 from mmprompt.models.decoder.generation import generate
 from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.decoder.packing import Question
+from tests.language_models import prompt_from
 
 N = 3
 TEXTS = ("a red car", "the happy dog", "a photo of the blue house")
@@ -84,7 +84,7 @@ def peft_logits(
 
 def our_logits(prompted: PromptedModel, slots: Sequence[int], task: str = "") -> Tensor:
     """The same, of slots; what an encoder's text ends with is put there by the model's reader."""
-    predicted = prompted.model.predict(prompted.prompt.sources.vectors_of(task), [Question(tuple(slots), (ANSWER,))])
+    predicted = prompted.model.predict(prompted.vectors(task), [Question(tuple(slots), (ANSWER,))])
     return predicted.logits[predicted.at]
 
 
@@ -117,8 +117,8 @@ def our_tokens(prompted: PromptedModel, text: str, task: str = "") -> tuple[int,
 def same_as_peft(prompted: PromptedModel, built: Any, tolerance: float) -> None:
     """The same logits and greedy tokens for the texts, as the tokenizer frames them."""
     model = prompted.model
-    for task in prompted.prompt.sources.tasks or ("",):
-        number = prompted.prompt.sources.tasks.index(task) if task else 0
+    for task in prompted.tasks or ("",):
+        number = prompted.tasks.index(task) if task else 0
         more = {"task_ids": torch.tensor([number])} if task else {}
         for text in TEXTS:
             ids = model.tokenizer(text)["input_ids"]
@@ -146,10 +146,10 @@ def ours(model: FrozenLanguageModel, name: str, template: str = FRONT, n_soft: i
     method = METHODS[name]
     torch.manual_seed(3)
     start = torch.randn(n_soft or N, model.width) * model.embedding_rms
-    sources = method.sources(model, start, ("first", "second"))
-    for parameter in sources.parameters():
+    prompt = prompt_from(method, model, start, ("first", "second"), template)
+    for parameter in prompt.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)
-    return PromptedModel(model, LanguagePrompt(Template.parse(template), sources, WORDS, method.n_vectors))
+    return PromptedModel(model, prompt, WORDS)
 
 
 ROWS = [TextRow({"text": text}, task=task) for text in TEXTS for task in ("first", "second")]

@@ -11,23 +11,24 @@ from typing import Any
 
 import pytest
 import torch
-from mmprompt.language.file import load_language
 from torch import Tensor
 
+from mmprompt.core import fit as core
+from mmprompt.core.soft import DecoderMethod
 from mmprompt.errors import UserError
-from mmprompt.language.data import TextData, TextRow
+from mmprompt.language.data import TextData, TextRow, load_texts
 from mmprompt.language.generation import generate_texts
 from mmprompt.language.methods import (
     DeepPrompts,
     HardPrompt,
-    LanguageMethod,
     MultitaskPrompt,
     PrefixTuning,
     PromptTuning,
     PTuning,
 )
-from mmprompt.language.start import Start
-from mmprompt.language.task import LanguageProblem, LanguageTask, epochs_of, fit_language, untrained
+from mmprompt.language.predictor import PromptedModel, load_prompted
+from mmprompt.language.start import PromptInit
+from mmprompt.language.task import LanguageProblem, epochs_of
 from mmprompt.language.templates.verbalizer import Verbalizer
 from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.models.decoder.model import FrozenLanguageModel
@@ -39,7 +40,7 @@ from tests.reference import plain_language
 
 pytestmark = pytest.mark.usefixtures("feature_store")
 
-METHODS: dict[str, LanguageMethod] = {
+METHODS: dict[str, DecoderMethod] = {
     "prompt-tuning": PromptTuning(4),
     "p-tuning": PTuning(4, hidden=16),
     "p-tuning-lstm": PTuning(4, encoder="lstm", hidden=16),
@@ -72,30 +73,32 @@ def data_of(answers: bool = False, tasks: bool = False, **card: Any) -> TextData
     return TextData("small", some, some[:3], some[3:6], () if answers else ("animal", "thing"), **card)
 
 
-def recipe_of(method: LanguageMethod, **changes: Any) -> Any:
-    settings: dict[str, Any] = {"epochs": 3, "batch_size": 4, "checkpoint_seconds": 0.0}
-    return replace(type(method).recipe, **(settings | changes))
+OF_THE_TASK = ("template", "verbalizer", "objective", "is_recomputed", "init")
 
 
-def fit(method: LanguageMethod, out: Path | None = None, data: TextData | None = None, **more: Any) -> Any:
-    has_tasks = isinstance(method, MultitaskPrompt)
-    changes = more.pop("changes", {})
+def fit(method: DecoderMethod, out: Path | None = None, data: TextData | None = None, **more: Any) -> Any:
+    """A short training; options of the task, `changes` of the recipe, and what else the core's `fit` takes."""
+    settings = {"epochs": 3, "batch_size": 4, "checkpoint_seconds": 0.0} | more.pop("changes", {})
+    options = {name: more.pop(name) for name in OF_THE_TASK if name in more}
     model = more.pop("model", model_of("llama"))
-    return fit_language(
-        data or data_of(tasks=has_tasks), method, model, out=out, recipe=recipe_of(method, **changes), **more
-    )
+    task = (data or data_of(tasks=isinstance(method, MultitaskPrompt))).task(**options)
+    return core.fit(method, model, task, out, progress=False, **settings, **more)
 
 
-def problem_of(data: TextData, method: LanguageMethod, task: LanguageTask, objective: Any) -> LanguageProblem:
-    prompted = untrained(model_of("llama", torch.float64), data, method, task, Start(), 1)
-    prompted.prompt.sources.double()
-    return LanguageProblem(prompted, prompted.prompt.sources, data.train, data.val, objective)
+def untrained(data: TextData, method: DecoderMethod, init: PromptInit | None = None, **options: Any) -> PromptedModel:
+    return data.task(init=init or PromptInit(), **options).predictor(method, model_of("llama"), 1)
+
+
+def problem_of(data: TextData, method: DecoderMethod, objective: Any, **options: Any) -> LanguageProblem:
+    prompted = data.task(**options).predictor(method, model_of("llama", torch.float64), 1)
+    prompted.prompt.double()
+    return LanguageProblem(prompted, prompted.prompt, data.train, data.val, objective)
 
 
 def plain_scores(problem: LanguageProblem, row: TextRow, answer: tuple[int, ...]) -> Tensor:
     """Log-probabilities of an answer's tokens, the row read alone."""
     model, prompted = problem.prompted.model, problem.prompted
-    vectors = prompted.prompt.sources.vectors_of(row.task)
+    vectors = prompted.vectors(row.task)
     soft = vectors[Site("lm")].values.to(model.dtype) if Site("lm") in vectors else None
     learned = [v.values.to(model.dtype) for site, v in sorted(vectors.items()) if site.tower == "lm.kv"]
     slots = prompted.bound.encode(row.fields, 48).slots
@@ -115,9 +118,9 @@ def check_step(problem: LanguageProblem, expected: Tensor, indices: list[int]) -
 
 
 @pytest.mark.parametrize("method", [PromptTuning(4), DeepPrompts(3), MultitaskPrompt(4)], ids=str)
-def test_the_loss_of_answers_is_taken_a_token_of_all_and_the_end_is_learned(method: LanguageMethod) -> None:
+def test_the_loss_of_answers_is_taken_a_token_of_all_and_the_end_is_learned(method: DecoderMethod) -> None:
     data = data_of(answers=True, tasks=isinstance(method, MultitaskPrompt))
-    problem = problem_of(data, method, LanguageTask(), "answer")
+    problem = problem_of(data, method, "answer")
     indices = [5, 0, 2, 3]
     answers = [(*problem.prompted.bound.answers([str(data.train[n].answer)])[0], 1) for n in indices]
     scores = [plain_scores(problem, data.train[n], answer) for n, answer in zip(indices, answers, strict=True)]
@@ -135,7 +138,7 @@ def test_the_loss_of_answers_is_taken_a_token_of_all_and_the_end_is_learned(meth
     ],
 )
 def test_the_loss_of_choices_is_the_cross_entropy_over_the_labels(verbalizer: Verbalizer) -> None:
-    problem = problem_of(data_of(), PromptTuning(4), LanguageTask(verbalizer=verbalizer), "choices")
+    problem = problem_of(data_of(), PromptTuning(4), "choices", verbalizer=verbalizer)
     indices = [5, 0, 2, 7]
     losses, n_correct = [], 0
     for n in indices:
@@ -161,7 +164,7 @@ def self_score(problem: LanguageProblem, row: TextRow, ids: tuple[int, ...], ver
 
 def test_labels_may_be_learned_as_answers_then_their_first_word_is_the_answer_and_no_end() -> None:
     verbalizer = Verbalizer({"animal": ("a cat", "dog"), "thing": "car"})
-    problem = problem_of(data_of(), PromptTuning(4), LanguageTask(verbalizer=verbalizer), "answer")
+    problem = problem_of(data_of(), PromptTuning(4), "answer", verbalizer=verbalizer)
     (cat,) = problem.prompted.bound.answers(["a cat"])
     (car,) = problem.prompted.bound.answers(["car"])
     scores = [plain_scores(problem, problem.rows[n], ids) for n, ids in ((0, cat), (7, car))]
@@ -177,15 +180,15 @@ def test_a_prompt_learns_and_the_model_stays_as_it_was(name: str) -> None:
     losses = [record["loss"] for record in result.history]
     assert losses[-1] < 0.8 * losses[0]
     assert model.compute_fingerprint() == before == model.fingerprint
-    assert not any(parameter.requires_grad for parameter in result.prompted.prompt.sources.parameters())
+    assert not any(parameter.requires_grad for parameter in result.predictor.prompt.parameters())
 
 
 @pytest.mark.parametrize(
     ("kind", "method"), [("mistral", PromptTuning(4)), ("t5", PromptTuning(4)), ("t5", PrefixTuning(3, hidden=16))]
 )
-def test_other_families_learn_too(kind: str, method: LanguageMethod) -> None:
+def test_other_families_learn_too(kind: str, method: DecoderMethod) -> None:
     template = "{text} {soft}: {answer}" if method.n_vectors else None  # where Mistral's window reaches
-    result = fit(method, model=model_of(kind), task=LanguageTask(template), changes={"epochs": 15, "lr": 0.1})
+    result = fit(method, model=model_of(kind), template=template, changes={"epochs": 15, "lr": 0.1})
     losses = [record["loss"] for record in result.history]
     assert losses[-1] < 0.9 * losses[0]
 
@@ -193,7 +196,7 @@ def test_other_families_learn_too(kind: str, method: LanguageMethod) -> None:
 def test_answers_are_learned_until_they_are_written_to_their_end() -> None:
     data = replace(data_of(answers=True), train=rows(answers=True)[3:5])
     result = fit(PrefixTuning(6, hidden=32), data=data, changes={"epochs": 80, "lr": 0.05})
-    found = generate_texts(result.prompted, data.train, Generation(12))
+    found = generate_texts(result.predictor, data.train, Generation(12))
     assert [(one.text, one.is_cut) for one in found] == [(row.answer, False) for row in data.train]
 
 
@@ -231,7 +234,7 @@ def test_other_settings_do_not_resume_a_run(tmp_path: Path) -> None:
     with pytest.raises(UserError):
         fit(PromptTuning(4), tmp_path / "run", resume=True, seed=2)
     with pytest.raises(UserError):
-        fit(PromptTuning(4), tmp_path / "run", resume=True, start=Start("texts"))
+        fit(PromptTuning(4), tmp_path / "run", resume=True, init=PromptInit("texts"))
 
 
 @pytest.mark.parametrize("name", ["p-tuning-lstm", "multitask"])
@@ -247,19 +250,19 @@ def test_the_same_run_gives_the_same_bytes_whatever_torch_drew_before(name: str,
 
 def test_rows_that_are_read_again_teach_the_same(tmp_path: Path) -> None:
     fit(PromptTuning(4), tmp_path / "kept")
-    fit(PromptTuning(4), tmp_path / "again", task=LanguageTask(is_recomputed=True))
+    fit(PromptTuning(4), tmp_path / "again", is_recomputed=True)
     one, other = (
-        load_language(tmp_path / run, model_of("llama")).prompt.sources.tensors() for run in ("kept", "again")
+        load_prompted(tmp_path / run, model_of("llama")).vectors()[Site("lm")].values for run in ("kept", "again")
     )
-    torch.testing.assert_close(one["lm.input"], other["lm.input"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("objective", ["answer", "choices"])
 def test_rows_that_are_read_again_keep_less_for_the_gradient(objective: Any) -> None:
     sizes = {}
     for is_recomputed in (False, True):
-        prompted = untrained(model_of("llama"), data_of(), PromptTuning(4), LanguageTask(), Start(), 1)
-        problem = LanguageProblem(prompted, prompted.prompt.sources, rows(), (), objective, is_recomputed)
+        prompted = untrained(data_of(), PromptTuning(4))
+        problem = LanguageProblem(prompted, prompted.prompt, rows(), (), objective, is_recomputed)
         kept: dict[int, int] = {}
 
         def keep(tensor: Tensor, kept: dict[int, int] = kept) -> Tensor:
@@ -274,17 +277,21 @@ def test_rows_that_are_read_again_keep_less_for_the_gradient(objective: Any) -> 
 
 
 def test_a_run_folder_says_what_was_done(tmp_path: Path) -> None:
-    task = LanguageTask("{soft} {text}: {answer}", Verbalizer({"animal": "cat", "thing": ("car", "a house")}))
-    result = fit(PromptTuning(4), tmp_path / "run", task=task, start=Start(words="a photo"), seed=7)
+    words = Verbalizer({"animal": "cat", "thing": ("car", "a house")})
+    init = PromptInit(words="a photo")
+    result = fit(
+        PromptTuning(4), tmp_path / "run", template="{soft} {text}: {answer}", verbalizer=words, init=init, seed=7
+    )
     assert result.folder == tmp_path / "run"
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {"run.json", "log.jsonl", "checkpoint", "prompt.json", "prompt.safetensors"}
     config = json.loads((tmp_path / "run" / "run.json").read_text())
     assert config["method"] == {"name": "prompt-tuning", "settings": {"n_soft": 4}}
-    assert config["template"] == "{soft} {text}: {answer}"
+    assert (config["format"], config["kind"]) == (2, "language")
+    assert config["template"] == "{soft*4} {text}: {answer}"
     assert config["verbalizer"]["words"] == {"animal": ["cat"], "thing": ["car", "a house"]}
     assert config["objective"] == "choices"
-    assert config["start"] == {"start": "auto", "words": "a photo", "from_prompt": None}
+    assert config["init"] == {"start": "auto", "words": "a photo", "from_prompt": None}
     assert (config["seed"], config["recipe"]["epochs"], config["dtype"]) == (7, 3, "float32")
     assert config["data"]["sizes"] == {"train": 8, "val": 3, "test": 3}
     assert config["backbone"]["fingerprint"] == model_of("llama").fingerprint
@@ -294,25 +301,25 @@ def test_a_run_folder_says_what_was_done(tmp_path: Path) -> None:
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert log == result.history
     assert {"epoch", "lr", "loss", "choices", "accuracy", "seconds"} <= set(log[0])
-    saved = load_language(tmp_path / "run", model_of("llama"))
-    assert torch.equal(saved.label_log_probs(rows()), result.prompted.label_log_probs(rows()))
+    saved = load_prompted(tmp_path / "run", model_of("llama"))
+    assert torch.equal(saved.label_log_probs(rows()), result.predictor.label_log_probs(rows()))
 
 
 def test_a_prompt_in_words_is_written_without_training(tmp_path: Path) -> None:
-    result = fit(HardPrompt(), tmp_path / "run", task=LanguageTask("It is {text}: {answer}"))
+    result = fit(HardPrompt(), tmp_path / "run", template="It is {text}: {answer}")
     assert result.history == []
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"run.json", "prompt.json", "prompt.safetensors"}
-    saved = load_language(tmp_path / "run", model_of("llama"))
-    assert torch.equal(saved.label_log_probs(rows()), result.prompted.label_log_probs(rows()))
+    saved = load_prompted(tmp_path / "run", model_of("llama"))
+    assert torch.equal(saved.label_log_probs(rows()), result.predictor.label_log_probs(rows()))
 
 
 @pytest.mark.parametrize(
     ("method", "data", "template"),
     [
-        (PromptTuning(2), data_of(), "{soft} {text:cut}\n{answer}"),
-        (HardPrompt(), data_of(), "{soft} {text:cut}\n{answer}"),
-        (PrefixTuning(2, hidden=4), data_of(), "{soft} {text:cut}\n{answer}"),
-        (PromptTuning(2), data_of(template="{text} {soft} {answer}"), "{text} {soft} {answer}"),
+        (PromptTuning(2), data_of(), "{soft*2} {text:cut}\n{answer}"),
+        (HardPrompt(), data_of(), "{text:cut}\n{answer}"),
+        (PrefixTuning(2, hidden=4), data_of(), "{text:cut}\n{answer}"),
+        (PromptTuning(2), data_of(template="{text} {soft} {answer}"), "{text} {soft*2} {answer}"),
         (
             PromptTuning(2),
             TextData(
@@ -322,48 +329,44 @@ def test_a_prompt_in_words_is_written_without_training(tmp_path: Path) -> None:
                 (),
                 ("x", "y"),
             ),
-            "{soft} {a:cut}\n{b:cut}\n{answer}",
+            "{soft*2} {a:cut}\n{b:cut}\n{answer}",
         ),
     ],
 )
 def test_without_a_template_the_data_s_own_or_its_fields_are_taken(
-    method: LanguageMethod, data: TextData, template: str
+    method: DecoderMethod, data: TextData, template: str
 ) -> None:
-    prompted = fit(method, data=data, changes={"epochs": 1}).prompted
-    assert prompted.prompt.template.text == template
+    prompted = fit(method, data=data, changes={"epochs": 1}).predictor
+    assert prompted.template.text == template
     assert prompted.bound.n_soft == (2 if isinstance(method, PromptTuning) else 0)
 
 
 def test_without_a_verbalizer_the_data_s_own_or_its_labels_are_taken() -> None:
     own = data_of(verbalizer={"animal": ("cat", "dog"), "thing": ("car",)})
-    assert dict(fit(HardPrompt(), data=own).prompted.verbalizer.words) == {"animal": ("cat", "dog"), "thing": ("car",)}
-    assert dict(fit(HardPrompt()).prompted.verbalizer.words) == {"animal": ("animal",), "thing": ("thing",)}
-    assert fit(HardPrompt(), data=data_of(answers=True)).prompted.prompt.verbalizer is None
+    assert dict(fit(HardPrompt(), data=own).predictor.verbalizer.words) == {"animal": ("cat", "dog"), "thing": ("car",)}
+    assert dict(fit(HardPrompt()).predictor.verbalizer.words) == {"animal": ("animal",), "thing": ("thing",)}
+    assert fit(HardPrompt(), data=data_of(answers=True)).predictor.label_words is None
 
 
 @pytest.mark.parametrize("kind", ["labels", "texts", "vocabulary", "random", "words"])
 def test_every_start_can_be_learned_from(kind: Any) -> None:
-    start = Start(kind, words="a photo" if kind == "words" else "")
-    one = fit(PromptTuning(4), start=start, changes={"epochs": 1, "lr": 1e-9})
-    other = untrained(model_of("llama"), data_of(), PromptTuning(4), LanguageTask(), start, 1)
-    torch.testing.assert_close(
-        one.prompted.prompt.sources.tensors()["lm.input"], other.prompt.sources.tensors()["lm.input"]
-    )
+    init = PromptInit(kind, words="a photo" if kind == "words" else "")
+    one = fit(PromptTuning(4), init=init, changes={"epochs": 1, "lr": 1e-9})
+    other = untrained(data_of(), PromptTuning(4), init)
+    torch.testing.assert_close(one.predictor.vectors()[Site("lm")].values, other.vectors()[Site("lm")].values)
 
 
 def test_a_prompt_goes_on_from_another(tmp_path: Path) -> None:
     fit(PromptTuning(4), tmp_path / "run")
-    next_one = untrained(
-        model_of("llama"), data_of(), PromptTuning(4), LanguageTask(), Start(from_prompt=tmp_path / "run"), 1
-    )
-    saved = load_language(tmp_path / "run", model_of("llama"))
+    next_one = untrained(data_of(), PromptTuning(4), PromptInit(from_prompt=tmp_path / "run"))
+    saved = load_prompted(tmp_path / "run", model_of("llama"))
     torch.testing.assert_close(next_one.label_log_probs(rows()), saved.label_log_probs(rows()), rtol=1e-5, atol=1e-5)
 
 
 def test_tasks_learn_prompts_of_their_own() -> None:
-    sources = fit(MultitaskPrompt(4), changes={"epochs": 10}).prompted.prompt.sources
-    assert sources.tasks == ("colour", "kind")
-    one, other = (sources.vectors_of(task)[Site("lm")].values for task in sources.tasks)
+    prompted = fit(MultitaskPrompt(4), changes={"epochs": 10}).predictor
+    assert prompted.tasks == ("colour", "kind")
+    one, other = (prompted.vectors(task)[Site("lm")].values for task in prompted.tasks)
     assert (one - other).abs().max() > 0.01
 
 
@@ -397,33 +400,33 @@ def refused(tmp_path: Path, make: Make[[Path], Any], error: type[Exception] = Us
 LONG = TextRow({"text": "a red car " * 40}, "animal")
 REFUSED: dict[str, tuple[Make[[Path], Any], str]] = {
     "no soft slots": (
-        lambda out: fit(PromptTuning(2), out, task=LanguageTask("{text} {answer}")),
+        lambda out: fit(PromptTuning(2), out, template="{text} {answer}"),
         "prompt-tuning learns vectors among the tokens, but the template has no {soft}. Add {soft} to it.",
     ),
     "soft slots that nobody fills": (
-        lambda out: fit(DeepPrompts(2), out, task=LanguageTask("{soft*3} {text} {answer}")),
+        lambda out: fit(DeepPrompts(2), out, template="{soft*3} {text} {answer}"),
         "the template has 3 soft slots, but deep-prompts learns no vectors among the tokens. "
         "Take them out, or use prompt-tuning.",
     ),
     "bad template": (
-        lambda out: fit(PromptTuning(2), out, task=LanguageTask("{soft} {text}")),
+        lambda out: fit(PromptTuning(2), out, template="{soft} {text}"),
         "template, column 14: ",
     ),
     "missing field": (
-        lambda out: fit(PromptTuning(2), out, task=LanguageTask("{soft} {texts} {answer}")),
+        lambda out: fit(PromptTuning(2), out, template="{soft} {texts} {answer}"),
         "there is no field named 'texts'. Did you mean 'text'?",
     ),
     "choices without labels": (
-        lambda out: fit(PromptTuning(2), out, data_of(answers=True), task=LanguageTask(objective="choices")),
+        lambda out: fit(PromptTuning(2), out, data_of(answers=True), objective="choices"),
         "the objective choices needs labels, but these rows have answers. Use --objective answer.",
     ),
     "unknown objective": (
-        lambda out: fit(PromptTuning(2), out, task=LanguageTask(objective="choice")),  # type: ignore[arg-type]
+        lambda out: fit(PromptTuning(2), out, objective="choice"),  # type: ignore[arg-type]
         "there is no objective named 'choice'. Did you mean 'choices'?",
     ),
     "too long": (
         lambda out: fit(
-            PromptTuning(2), out, replace(data_of(), train=(*rows(), LONG)), task=LanguageTask("{soft}{text} {answer}")
+            PromptTuning(2), out, replace(data_of(), train=(*rows(), LONG)), template="{soft}{text} {answer}"
         ),
         "the row takes ",
     ),
@@ -436,33 +439,29 @@ REFUSED: dict[str, tuple[Make[[Path], Any], str]] = {
         "an answer takes ",
     ),
     "label without a word": (
-        lambda out: fit(PromptTuning(2), out, task=LanguageTask(verbalizer=Verbalizer({"animal": "a", "car": "b"}))),
+        lambda out: fit(PromptTuning(2), out, verbalizer=Verbalizer({"animal": "a", "car": "b"})),
         "the verbalizer has no word for the label 'thing'. Add one.",
     ),
     "word without a label": (
-        lambda out: fit(
-            PromptTuning(2), out, task=LanguageTask(verbalizer=Verbalizer({"animal": "a", "thing": "b", "things": "c"}))
-        ),
+        lambda out: fit(PromptTuning(2), out, verbalizer=Verbalizer({"animal": "a", "thing": "b", "things": "c"})),
         "there is no label named 'things'. Did you mean 'thing'? Take its words out of the verbalizer.",
     ),
     "verbalizer without labels": (
-        lambda out: fit(
-            PromptTuning(2), out, data_of(answers=True), task=LanguageTask(verbalizer=Verbalizer({"a": "a", "b": "b"}))
-        ),
+        lambda out: fit(PromptTuning(2), out, data_of(answers=True), verbalizer=Verbalizer({"a": "a", "b": "b"})),
         "a verbalizer was given, but these rows have answers and no labels. Leave it out.",
     ),
     "no tasks": (lambda out: fit(MultitaskPrompt(2), out, data_of()), "multitask needs rows of several tasks"),
     "too many vectors": (lambda out: fit(PromptTuning(60), out), "the prompt takes 60 slots, but llama has 48"),
     "read again behind an encoder": (
-        lambda out: fit(PromptTuning(2), out, model=model_of("t5"), task=LanguageTask(is_recomputed=True)),
+        lambda out: fit(PromptTuning(2), out, model=model_of("t5"), is_recomputed=True),
         "t5 reads texts in its encoder, which are not read again. Train without recomputing.",
     ),
     "a start from labels without any": (
-        lambda out: fit(PromptTuning(2), out, data_of(answers=True), start=Start("labels")),
+        lambda out: fit(PromptTuning(2), out, data_of(answers=True), init=PromptInit("labels")),
         "start is labels, but the data has no classes. Use --start texts.",
     ),
     "no such data": (
-        lambda out: fit_language(out.parent / "none.jsonl", PromptTuning(2), model_of("llama"), out=out),
+        lambda out: fit(PromptTuning(2), out, load_texts(out.parent / "none.jsonl")),
         "none.jsonl",
     ),
 }
@@ -508,10 +507,8 @@ def test_a_run_is_learned_from_files_as_from_their_rows(tmp_path: Path) -> None:
         for row in some
     ]
     (tmp_path / "small.jsonl").write_text("\n".join(lines))
-    from_file = fit_language(
-        tmp_path / "small.jsonl", PromptTuning(2), model_of("llama"), recipe=recipe_of(PromptTuning(2))
-    )
+    from_file = fit(PromptTuning(2), data=load_texts(tmp_path / "small.jsonl"))
     from_rows = fit(PromptTuning(2))
     assert torch.equal(
-        from_file.prompted.prompt.sources.tensors()["lm.input"], from_rows.prompted.prompt.sources.tensors()["lm.input"]
+        from_file.predictor.vectors()[Site("lm")].values, from_rows.predictor.vectors()[Site("lm")].values
     )

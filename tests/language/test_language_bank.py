@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmprompt.core.sources import FreeVectors
 from torch import Tensor
 
+from mmprompt.core.learned import Learned, Prompt, Source
 from mmprompt.errors import UserError
 from mmprompt.language.bank.bank import PromptBank, compose, text_features
 from mmprompt.language.bank.file import HEADER, TENSORS, load_bank, save_bank
 from mmprompt.language.data import TextRow
 from mmprompt.language.generation import generate_texts
-from mmprompt.language.predictor import LanguagePrompt, PromptedModel
-from mmprompt.language.sources import LanguageSources, MultitaskSources
+from mmprompt.language.predictor import PromptedModel
+from mmprompt.language.sources import MultitaskVectors
 from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import Verbalizer
 from mmprompt.models.decoder.generation_config import Generation
@@ -55,14 +55,13 @@ def prompted_of(
     n_kv: int = 0,
 ) -> PromptedModel:
     model = model_of(kind)
-    sources = {Site("lm"): FreeVectors(drawn(n_soft, 32, seed=seed))} if n_soft else {}
+    sources: list[Source] = [Learned(Site("lm"), drawn(n_soft, 32, seed=seed))] if n_soft else []
     assert model.kv_shape is not None
     n_layers, n_heads, width = model.kv_shape
     for layer in range(n_layers if n_kv else 0):
-        sources[Site("lm.kv", layer)] = FreeVectors(drawn(n_kv, 2 * n_heads * width, seed=seed + layer))
-    prompt = LanguagePrompt(Template.parse(template), LanguageSources(sources), verbalizer, n_soft)
-    prompt.sources.requires_grad_(False)
-    return PromptedModel(model, prompt)
+        sources.append(Learned(Site("lm.kv", layer), drawn(n_kv, 2 * n_heads * width, seed=seed + layer)))
+    prompt = Prompt(Template.parse(template).with_soft(n_soft), *sources).requires_grad_(False)
+    return PromptedModel(model, prompt, verbalizer)
 
 
 def bank_of(kind: str = "llama", temperature: float = 0.05, **more: int) -> PromptBank:
@@ -85,13 +84,12 @@ def plain_features(model: FrozenLanguageModel, text: str) -> Tensor:
 def mean_prompt(bank: PromptBank, weights: Tensor) -> PromptedModel:
     """One prompt of the weighted mean of all vectors."""
     first = next(iter(bank.prompts.values()))
-    each = [prompted.prompt.sources.vectors() for prompted in bank.prompts.values()]
-    sources = {
-        site: FreeVectors(sum(w * one[site].values for w, one in zip(weights.tolist(), each, strict=True)))
+    each = [prompted.vectors() for prompted in bank.prompts.values()]
+    sources = [
+        Learned(site, sum(w * one[site].values for w, one in zip(weights.tolist(), each, strict=True)))
         for site in each[0]
-    }
-    prompt = LanguagePrompt(first.prompt.template, LanguageSources(sources), first.verbalizer, first.prompt.n_soft)
-    return PromptedModel(bank.model, prompt)
+    ]
+    return PromptedModel(bank.model, Prompt(first.template, *sources), first.verbalizer)
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "opt_narrow", "bart", "gemma2", "bloom"])
@@ -211,9 +209,9 @@ def test_composed_prompts_stand_where_their_names_do() -> None:
     task, language = prompted_of(5, n_soft=2), prompted_of(9, n_soft=3)
     template = "{soft*3:language} {text} {soft*2:task}\nIt is {answer}"
     both = compose({"task": task, "language": language}, template, VERBALIZER)
-    vectors = [one.prompt.sources.vectors()[Site("lm")].values for one in (language, task)]
-    sources = LanguageSources({Site("lm"): FreeVectors(torch.cat(vectors))})
-    plain = PromptedModel(model_of("llama"), LanguagePrompt(Template.parse(template), sources, VERBALIZER))
+    vectors = [one.vectors()[Site("lm")].values for one in (language, task)]
+    prompt = Prompt(Template.parse(template), Learned(Site("lm"), torch.cat(vectors)))
+    plain = PromptedModel(model_of("llama"), prompt, VERBALIZER)
     torch.testing.assert_close(both.label_log_probs(ROWS), plain.label_log_probs(ROWS), rtol=1e-9, atol=1e-9)
     swapped = compose(
         {"task": task, "language": language}, "{soft*2:task} {text} {soft*3:language}\nIt is {answer}", VERBALIZER
@@ -301,8 +299,8 @@ def test_a_name_that_is_no_folder_is_not_saved(tmp_path: Path) -> None:
 
 
 def multitask() -> PromptedModel:
-    sources = MultitaskSources(FreeVectors(drawn(3, 32)), ("a", "b"), torch.ones(2, 3, 1), torch.ones(2, 1, 32))
-    return PromptedModel(model_of("llama"), LanguagePrompt(Template.parse(TEMPLATE), sources, None, 3))
+    source = MultitaskVectors.of(("a", "b"), drawn(3, 32), torch.ones(2, 3, 1), torch.ones(2, 1, 32))
+    return PromptedModel(model_of("llama"), Prompt(Template.parse(TEMPLATE).with_soft(3), source))
 
 
 def test_prompts_that_cannot_be_chosen_from_are_refused() -> None:
@@ -340,7 +338,9 @@ def test_only_what_goes_together_is_mixed() -> None:
         bank(prompted_of(9, verbalizer=other_labels)).classify(ROWS, "outputs")
     with pytest.raises(UserError, match="differ in their template"):
         bank(prompted_of(9, template="{soft} {text} {answer}")).mix(ROWS)
-    with pytest.raises(UserError, match="differ in their vectors"):
+    with pytest.raises(UserError, match="differ in their template"):
         bank(prompted_of(9, n_soft=4)).mix(ROWS)
+    with pytest.raises(UserError, match="differ in their vectors"):
+        bank(prompted_of(9, n_kv=2)).mix(ROWS)
     with pytest.raises(UserError, match="Did you mean 'outputs'"):
         bank(prompted_of(9)).classify(ROWS, "output")  # type: ignore[arg-type]

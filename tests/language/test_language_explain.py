@@ -6,12 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmprompt.core.sources import FreeVectors
+from mmprompt.core.learned import Learned, Prompt
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextRow
 from mmprompt.language.explain import ablate, attention_mass, drift, heard, nearest_tokens
-from mmprompt.language.predictor import LanguagePrompt, PromptedModel
-from mmprompt.language.sources import LanguageSources
+from mmprompt.language.predictor import PromptedModel
 from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import Verbalizer
 from mmprompt.models.decoder.vectors import LM_INPUT
@@ -24,8 +23,8 @@ ROWS = [TextRow({"text": "a good film"}, "good"), TextRow({"text": "a bad and lo
 
 def prompted_with(values: torch.Tensor, kind: str = "llama", template: str = "{soft} {text} {answer}") -> PromptedModel:
     model = frozen_model(kind)
-    sources = LanguageSources({LM_INPUT: FreeVectors(values)}).double()
-    return PromptedModel(model, LanguagePrompt(Template.parse(template), sources, WORDS, len(values)))
+    prompt = Prompt(Template.parse(template).with_soft(len(values)), Learned(LM_INPUT, values)).double()
+    return PromptedModel(model, prompt, WORDS)
 
 
 def random_values(n: int, width: int, scale: float = 1.0) -> torch.Tensor:
@@ -73,7 +72,7 @@ def test_drift_says_where_vectors_went() -> None:
 def test_a_vector_is_worth_what_is_lost_without_its_slot() -> None:
     prompted = prompted_with(random_values(3, frozen_model("llama").width))
     found = ablate(prompted, ROWS)
-    values = prompted.prompt.sources.vectors()[LM_INPUT].values
+    values = prompted.vectors()[LM_INPUT].values
     without = prompted_with(torch.cat([values[:1], values[2:]]).detach())
     wanted = torch.tensor([WORDS.labels.index(row.label) for row in ROWS])
     whole_loss = F.cross_entropy(prompted.label_log_probs(ROWS), wanted).item()
@@ -96,7 +95,7 @@ def test_a_prompt_is_heard_as_far_as_it_changes_the_next_token() -> None:
     expected = 0.0
     for row in ROWS[:2]:
         slots = prompted.question(row.fields, ((prompted.model.end_id,),)).slots
-        values = prompted.prompt.sources.vectors()[LM_INPUT].values
+        values = prompted.vectors()[LM_INPUT].values
         table = lm.get_input_embeddings().weight
         x = torch.stack([values[-1 - slot] if slot < 0 else table[slot] for slot in slots])[None]
         bare = torch.tensor([[slot for slot in slots if slot >= 0]])
@@ -111,11 +110,11 @@ def test_a_prompt_is_heard_as_far_as_it_changes_the_next_token() -> None:
 def test_keys_and_values_that_nothing_attends_to_are_not_heard() -> None:
     model = frozen_model("llama")
     n_layers, n_heads, head = model.kv_shape
-    loud = {Site("lm.kv", layer): FreeVectors(random_values(2, 2 * n_heads * head)) for layer in range(n_layers)}
-    prompt = LanguagePrompt(Template.parse("{text} {answer}"), LanguageSources(loud).double(), WORDS)
-    assert heard(PromptedModel(model, prompt), ROWS[:2]) > 1e-3
-    empty = LanguagePrompt(Template.parse("{text} {answer}"), LanguageSources({}), WORDS)
-    assert heard(PromptedModel(model, empty), ROWS[:2]) == pytest.approx(0.0, abs=1e-9)
+    loud = [Learned(Site("lm.kv", layer), random_values(2, 2 * n_heads * head)) for layer in range(n_layers)]
+    prompt = Prompt(Template.parse("{text} {answer}"), *loud).double()
+    assert heard(PromptedModel(model, prompt, WORDS), ROWS[:2]) > 1e-3
+    empty = Prompt(Template.parse("{text} {answer}"))
+    assert heard(PromptedModel(model, empty, WORDS), ROWS[:2]) == pytest.approx(0.0, abs=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "opt"])
@@ -128,7 +127,7 @@ def test_attention_mass_is_that_of_the_last_slot_read(kind: str) -> None:
     assert bool((found > 0).all())
     assert bool((found.sum(1) < 1).all())
     slots = prompted.question(ROWS[0].fields, ((prompted.model.end_id,),)).slots
-    values = prompted.prompt.sources.vectors()[LM_INPUT].values
+    values = prompted.vectors()[LM_INPUT].values
     x = torch.stack([values[-1 - s] if s < 0 else prompted.model.embed(torch.tensor(s)) for s in slots])[None].detach()
     prompted.model.lm.set_attn_implementation("eager")
     out = prompted.model.lm(inputs_embeds=x, output_attentions=True)

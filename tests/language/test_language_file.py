@@ -9,40 +9,38 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmprompt.core.prompt import Prompt, SiteSources
-from mmprompt.core.sources import FreeVectors
-from mmprompt.language.file import load_language, read_language_header, save_language
 from safetensors.torch import load_file
 
-from mmprompt.captioning.predictor import FocusPrompt, save_focus
+from mmprompt.captioning.predictor import Captioner, CaptionTemplate, Steering
 from mmprompt.classification.predictor import Classifier
-from mmprompt.classification.template import TextLayout
-from mmprompt.core.file import HEADER, TENSORS, save
+from mmprompt.classification.template import ClassTemplate
+from mmprompt.core.file import save
+from mmprompt.core.header import HEADER, TENSORS, read_header
+from mmprompt.core.learned import Learned, Prompt
+from mmprompt.core.soft import DecoderMethod
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextRow
 from mmprompt.language.generation import generate_texts
 from mmprompt.language.methods import (
     DeepPrompts,
     HardPrompt,
-    LanguageMethod,
     MultitaskPrompt,
     PrefixTuning,
     PromptTuning,
     PTuning,
 )
-from mmprompt.language.predictor import LanguagePrompt, PromptedModel
-from mmprompt.language.templates.template import Template
+from mmprompt.language.predictor import PromptedModel, load_prompted
 from mmprompt.language.templates.verbalizer import Verbalizer
 from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.sites import Site
-from tests.language_models import frozen_model
+from tests.language_models import frozen_model, prompt_from
 from tests.small_captioners import small_captioner
 from tests.small_language_models import save_language_model
 
-METHODS: list[LanguageMethod] = [
+METHODS: list[DecoderMethod] = [
     PromptTuning(3),
     PTuning(3, hidden=4),
     PTuning(3, encoder="lstm", hidden=4),
@@ -61,75 +59,71 @@ def model_of(kind: str) -> FrozenLanguageModel:
     return frozen_model(kind, torch.float32)
 
 
-def learned(method: LanguageMethod, kind: str = "llama", verbalizer: Verbalizer | None = VERBALIZER) -> PromptedModel:
+def learned(method: DecoderMethod, kind: str = "llama", verbalizer: Verbalizer | None = VERBALIZER) -> PromptedModel:
     """A prompt with all that learns moved from where it started."""
     model = model_of(kind)
-    n_start = method.n_vectors or method.n_start
-    start = model.embed(torch.arange(40, 40 + n_start))
+    start = model.embed(torch.arange(40, 40 + (method.n_vectors or 2)))
     torch.manual_seed(0)
-    sources = method.sources(model, start, ("one", "two"))
+    prompt = prompt_from(method, model, start, ("one", "two"), "{soft} {text}\nIt is {answer}")
     with torch.no_grad():
-        for parameter in sources.parameters():
+        for parameter in prompt.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape))
-    template = Template.parse("{soft} {text}\nIt is {answer}")
-    return PromptedModel(model, LanguagePrompt(template, sources, verbalizer, method.n_vectors))
+    return PromptedModel(model, prompt, verbalizer)
 
 
 @pytest.mark.parametrize("kind", ["llama", "t5"])
 @pytest.mark.parametrize("method", METHODS, ids=str)
-def test_a_saved_prompt_says_the_same(method: LanguageMethod, kind: str, tmp_path: Path) -> None:
+def test_a_saved_prompt_says_the_same(method: DecoderMethod, kind: str, tmp_path: Path) -> None:
     before = learned(method, kind)
-    save_language(before, tmp_path / "run")
-    after = load_language(tmp_path / "run", model_of(kind))
+    save(before, tmp_path / "run")
+    after = load_prompted(tmp_path / "run", model_of(kind))
     assert torch.equal(after.label_log_probs(ROWS), before.label_log_probs(ROWS))
-    assert after.prompt.verbalizer == VERBALIZER
-    assert after.prompt.sources.tasks == before.prompt.sources.tasks
-    assert not any(parameter.requires_grad for parameter in after.prompt.sources.parameters())
+    assert after.label_words == VERBALIZER
+    assert after.tasks == before.tasks
+    assert not any(parameter.requires_grad for parameter in after.prompt.parameters())
     if kind == "llama":
         settings = Generation(4)
         assert generate_texts(after, ROWS, settings) == generate_texts(before, ROWS, settings)
 
 
 def test_a_saved_prompt_is_small_and_holds_vectors_alone(tmp_path: Path) -> None:
-    save_language(learned(PTuning(3, hidden=64)), tmp_path, {"seed": 7})
+    save(learned(PTuning(3, hidden=64)), tmp_path, {"seed": 7})
     assert sorted(path.name for path in tmp_path.iterdir()) == [HEADER, TENSORS]
     assert {name: list(value.shape) for name, value in load_file(tmp_path / TENSORS).items()} == {"lm.input": [3, 32]}
-    header = read_language_header(tmp_path)
-    assert header["kind"] == "language model"
-    assert header["template"] == "{soft} {text}\nIt is {answer}"
-    assert header["n_soft"] == 3
+    header = read_header(tmp_path)
+    assert header["kind"] == "language"
+    assert header["template"] == "{soft*3} {text}\nIt is {answer}"
+    assert (header["head"], header["lora"]) == (None, None)
     assert header["training"] == {"seed": 7}
     assert header["backbone"]["fingerprint"] == model_of("llama").fingerprint
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 5_000
 
 
 def test_a_prompt_that_generates_has_no_verbalizer(tmp_path: Path) -> None:
-    save_language(learned(PromptTuning(2), verbalizer=None), tmp_path)
-    assert load_language(tmp_path, model_of("llama")).prompt.verbalizer is None
+    save(learned(PromptTuning(2), verbalizer=None), tmp_path)
+    assert load_prompted(tmp_path, model_of("llama")).label_words is None
 
 
 def test_the_file_names_the_model_it_is_loaded_on(tmp_path: Path) -> None:
     name = str(save_language_model("gpt2", tmp_path / "gpt2"))
     model = load_language_model(name, device="cpu")
-    sources = PromptTuning(2).sources(model, model.embed(torch.tensor([7, 8])))
-    save_language(
-        PromptedModel(model, LanguagePrompt(Template.parse("{soft}{text}{answer}"), sources, None, 2)), tmp_path / "run"
-    )
+    prompted = PromptedModel(model, prompt_from(PromptTuning(2), model, model.embed(torch.tensor([7, 8]))))
+    save(prompted, tmp_path / "run")
     for given in (None, name):
-        loaded = load_language(tmp_path / "run", given)
+        loaded = load_prompted(tmp_path / "run", given)
         assert loaded.model.name == name
-        assert torch.equal(loaded.prompt.sources.tensors()["lm.input"], sources.tensors()["lm.input"])
+        assert torch.equal(loaded.vectors()[Site("lm")].values, prompted.vectors()[Site("lm")].values)
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    save_language(learned(PromptTuning(2)), tmp_path / "run")
+    save(learned(PromptTuning(2)), tmp_path / "run")
     return tmp_path / "run"
 
 
 def refusal(folder: Path, kind: str = "llama") -> str:
     with pytest.raises(UserError) as caught:
-        load_language(folder, model_of(kind))
+        load_prompted(folder, model_of(kind))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -170,17 +164,17 @@ def test_a_prompt_of_the_same_model_with_other_weights_is_refused(run: Path) -> 
     other.lm.model.norm.weight.data[0] += 1e-3
     again = FrozenLanguageModel("llama", other.lm, other.tokenizer)
     with pytest.raises(UserError, match="this prompt was learned on llama"):
-        load_language(run, again)
+        load_prompted(run, again)
 
 
 def test_a_prompt_of_a_classifier_or_a_captioner_is_refused(tiny_clip_backbone: DualEncoder, tmp_path: Path) -> None:
-    prompt = Prompt(TextLayout(), {})
+    prompt = Prompt(ClassTemplate("a photo of a {}."))
     save(Classifier(tiny_clip_backbone, prompt, ["cat", "dog"]), tmp_path / "classifier")
     assert refusal(tmp_path / "classifier").endswith(
-        "is the prompt of a classifier, not of a language model. See mmprompt predict."
+        "is a prompt for classification, not for language. Use mmprompt predict."
     )
-    sources = SiteSources({Site("lm"): FreeVectors(torch.ones(2, 32))})
-    save_focus(FocusPrompt("numbers", sources), small_captioner(), tmp_path / "captioner")
+    prompt = Prompt(CaptionTemplate("numbers"), Learned(Site("lm"), torch.ones(2, 32)))
+    save(Captioner(small_captioner(), Steering(((prompt, 1.0),))), tmp_path / "captioner")
     assert refusal(tmp_path / "captioner").endswith(
-        "is the prompt of a captioner, not of a language model. See mmprompt caption write."
+        "is a prompt for captioning, not for language. Use mmprompt caption write."
     )

@@ -6,13 +6,13 @@ from functools import cache
 
 import pytest
 import torch
-from mmprompt.core.sources import FreeVectors
 
+from mmprompt.core.learned import Learned, Prompt, Source
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextRow
 from mmprompt.language.generation import Generated, generate_texts, stream_text
-from mmprompt.language.predictor import LanguagePrompt, PromptedModel
-from mmprompt.language.sources import LanguageSources, MultitaskSources
+from mmprompt.language.predictor import PromptedModel
+from mmprompt.language.sources import MultitaskVectors
 from mmprompt.language.templates.template import Template
 from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.models.decoder.model import FrozenLanguageModel
@@ -39,16 +39,16 @@ def prompted_of(template: str = FRONT, n_soft: int = 3, n_kv: int = 0, kind: str
     model = model_of(kind)
     assert model.kv_shape is not None
     n_blocks, n_heads, width = model.kv_shape
-    sources = {Site("lm"): FreeVectors(drawn(n_soft, 32))} if n_soft else {}
+    sources: list[Source] = [Learned(Site("lm"), drawn(n_soft, 32))] if n_soft else []
     for layer in range(n_blocks if n_kv else 0):
-        sources[Site("lm.kv", layer)] = FreeVectors(drawn(n_kv, 2 * n_heads * width, seed=layer))
-    frozen = LanguageSources(sources).requires_grad_(False)
-    return PromptedModel(model, LanguagePrompt(Template.parse(template), frozen, None, n_soft))
+        sources.append(Learned(Site("lm.kv", layer), drawn(n_kv, 2 * n_heads * width, seed=layer)))
+    prompt = Prompt(Template.parse(template).with_soft(n_soft), *sources)
+    return PromptedModel(model, prompt.requires_grad_(False))
 
 
 def expected_of(prompted: PromptedModel, row: TextRow, settings: Generation = SIX) -> tuple[int, ...]:
     model = prompted.model
-    vectors = prompted.prompt.sources.vectors_of(row.task)
+    vectors = prompted.vectors(row.task)
     slots = prompted.bound.encode(row.fields, model.budget).slots
     found = plain_language.greedy(
         model.lm,
@@ -94,10 +94,9 @@ def test_rows_with_prompts_of_their_own_share_a_batch() -> None:
 
 
 def test_each_row_is_answered_with_the_prompt_of_its_task() -> None:
-    sources = MultitaskSources(FreeVectors(drawn(2, 32)), ("one", "two"), drawn(2, 2, 1), drawn(2, 1, 32, seed=2))
-    prompted = PromptedModel(
-        model_of("llama"), LanguagePrompt(Template.parse(FRONT), sources.requires_grad_(False), None, 2)
-    )
+    source = MultitaskVectors.of(("one", "two"), drawn(2, 32), drawn(2, 2, 1), drawn(2, 1, 32, seed=2))
+    prompt = Prompt(Template.parse(FRONT).with_soft(2), source).requires_grad_(False)
+    prompted = PromptedModel(model_of("llama"), prompt)
     rows = [TextRow({"text": "a red car"}, task=("one", "two")[n % 2]) for n in range(4)]
     found = [one.text for one in generate_texts(prompted, rows, SIX)]
     assert found == [written(prompted, row) for row in rows]
@@ -139,10 +138,10 @@ def test_of_texts_before_the_prompt_nothing_is_kept_for_long() -> None:
 
 def test_a_prompt_that_still_learns_is_read_anew() -> None:
     prompted = prompted_of()
-    prompted.prompt.sources.requires_grad_(True)
+    prompted.prompt.requires_grad_(True)
     before = generate_texts(prompted, ROWS, SIX)
     with torch.no_grad():
-        for parameter in prompted.prompt.sources.parameters():
+        for parameter in prompted.prompt.parameters():
             parameter.mul_(-3)
     after = generate_texts(prompted, ROWS, SIX)
     assert [one.text for one in after] == [written(prompted, row) for row in ROWS]
@@ -151,8 +150,7 @@ def test_a_prompt_that_still_learns_is_read_anew() -> None:
 
 def test_an_answer_that_ends_is_not_cut() -> None:
     model = frozen_model("llama")
-    prompt = LanguagePrompt(Template.parse("{text}: {answer}"), LanguageSources({}))
-    prompted = PromptedModel(model, prompt)
+    prompted = PromptedModel(model, Prompt(Template.parse("{text}: {answer}")))
     tokens = expected_of(prompted, ROWS[0])
     n_left = next(n for n in range(1, 6) if tokens[n] not in tokens[:n])
     model.end_id = tokens[n_left]

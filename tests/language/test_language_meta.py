@@ -11,17 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmprompt.core.file import HEADER
-from mmprompt.core.sources import FreeVectors
+from mmprompt.core.file import save
+from mmprompt.core.fit import fit
+from mmprompt.core.header import HEADER, read_header
+from mmprompt.core.learned import Learned, Prompt
+from mmprompt.core.soft import DecoderMethod
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextData, TextRow
-from mmprompt.language.file import load_language, read_language_header, save_language
 from mmprompt.language.meta import MetaResult, drawn_rows, few_steps, meta_start
-from mmprompt.language.methods import LanguageMethod, MultitaskPrompt, PrefixTuning, PromptTuning, PTuning
-from mmprompt.language.predictor import LanguagePrompt, PromptedModel
-from mmprompt.language.sources import LanguageSources
-from mmprompt.language.start import Start
-from mmprompt.language.task import fit_language
+from mmprompt.language.methods import MultitaskPrompt, PrefixTuning, PromptTuning, PTuning
+from mmprompt.language.predictor import PromptedModel, load_prompted
+from mmprompt.language.start import PromptInit
 from mmprompt.language.templates.template import Template
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.sites import Site
@@ -68,26 +68,27 @@ def learn(out: Path | None = None, **more: Any) -> MetaResult:
     return meta_start(datas, settings.pop("model", None) or model_of(), out=out, **settings)
 
 
-def start_of(vectors: Tensor, folder: Path) -> Start:
+def start_of(vectors: Tensor, folder: Path) -> PromptInit:
     assert (folder / HEADER).exists()
-    assert load_language(folder, model_of()).prompt.sources.vectors()[Site("lm")].values.equal(vectors)
-    return Start(start="prompt", from_prompt=folder)
+    assert load_prompted(folder, model_of()).vectors()[Site("lm")].values.equal(vectors)
+    return PromptInit(start="prompt", from_prompt=folder)
 
 
-def trained(start: Start, number: int, seed: int, n_inner: int = 2) -> tuple[str, Tensor]:
-    """What `fit_language` comes to on the rows of a round, and the task's name."""
+def trained(start: PromptInit, number: int, seed: int, n_inner: int = 2) -> tuple[str, Tensor]:
+    """What `fit` comes to on the rows of a round, and the task's name."""
     datas = (kinds(), colours())
     data = datas[epoch_order(derive_seed(seed, "tasks"), number // 2, 2)[number % 2]]
     rows = drawn_rows(data.train, 4 * n_inner, derive_seed(seed, "rows", number))
     round_seed = derive_seed(seed, "round", number)
     recipe = replace(RECIPE, epochs=1)
-    found = fit_language(replace(data, train=rows), METHOD, model_of(), start=start, recipe=recipe, seed=round_seed)
-    return data.name, found.prompted.prompt.sources.vectors()[Site("lm")].values
+    task = replace(data, train=rows).task(init=start)
+    found = fit(METHOD, model_of(), task, recipe=recipe, seed=round_seed, progress=False)
+    return data.name, found.predictor.vectors()[Site("lm")].values
 
 
 def test_rounds_move_the_start_a_falling_share_of_the_way_to_the_vectors_of_their_task(tmp_path: Path) -> None:
     """Reptile: theta + rate (theta' - theta), theta' being a plain training from theta on rows of one task."""
-    words = Start(start="words", words="red car by the house")
+    words = PromptInit(start="words", words="red car by the house")
     ids = model_of().tokenizer(words.words, add_special_tokens=False)["input_ids"][:4]
     theta = model_of().embed(torch.tensor(ids))
     start, names = words, []
@@ -102,12 +103,10 @@ def test_rounds_move_the_start_a_falling_share_of_the_way_to_the_vectors_of_thei
     torch.testing.assert_close(result.vectors, theta, rtol=1e-4, atol=1e-5)
 
 
-def kept_start(vectors: Tensor, folder: Path) -> Start:
-    sources = LanguageSources({Site("lm"): FreeVectors(vectors)})
-    save_language(
-        PromptedModel(model_of(), LanguagePrompt(Template.parse("{soft} {answer}"), sources, None, 4)), folder
-    )
-    return Start(start="prompt", from_prompt=folder)
+def kept_start(vectors: Tensor, folder: Path) -> PromptInit:
+    prompt = Prompt(Template.parse("{soft*4} {answer}"), Learned(Site("lm"), vectors))
+    save(PromptedModel(model_of(), prompt), folder)
+    return PromptInit(start="prompt", from_prompt=folder)
 
 
 def test_every_task_comes_equally_often_and_learns() -> None:
@@ -122,16 +121,16 @@ def test_every_task_comes_equally_often_and_learns() -> None:
 
 
 @pytest.mark.parametrize("method", [METHOD, PTuning(4, hidden=16)], ids=str)
-def test_prompts_begin_at_the_saved_start(method: LanguageMethod, tmp_path: Path) -> None:
+def test_prompts_begin_at_the_saved_start(method: DecoderMethod, tmp_path: Path) -> None:
     result = learn(tmp_path / "start", method=method, recipe=replace(type(method).recipe, batch_size=4))
     start = start_of(result.vectors, tmp_path / "start")
     recipe = replace(RECIPE, epochs=1, lr=1e-9)
-    prompted = fit_language(colours(), METHOD, model_of(), start=start, recipe=recipe).prompted
-    torch.testing.assert_close(prompted.prompt.sources.vectors()[Site("lm")].values, result.vectors)
-    header = read_language_header(tmp_path / "start")
+    prompted = fit(METHOD, model_of(), colours().task(init=start), recipe=recipe, progress=False).predictor
+    torch.testing.assert_close(prompted.vectors()[Site("lm")].values, result.vectors)
+    header = read_header(tmp_path / "start")
     assert header["training"]["meta"]["tasks"] == {data.name: data.fingerprint for data in (kinds(), colours())}
     assert header["training"]["meta"]["n_inner"] == 2
-    assert result.prompted.prompt.n_soft == 4
+    assert result.prompted.bound.n_soft == 4
 
 
 def test_the_start_is_the_same_for_the_same_seed() -> None:
@@ -151,7 +150,7 @@ def test_a_few_steps_are_exactly_so_many(tmp_path: Path) -> None:
         def on_step_end(self, run: Any, step: int, logs: Any) -> None:
             steps.append(step)
 
-    fit_language(data, METHOD, model_of(), recipe=replace(RECIPE, epochs=1), callbacks=[Count()])
+    fit(METHOD, model_of(), data, recipe=replace(RECIPE, epochs=1), callbacks=[Count()], progress=False)
     assert len(steps) == 5
 
 

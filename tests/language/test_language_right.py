@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,15 +9,17 @@ from typing import Any
 import pytest
 import torch
 
+from mmprompt.core.fit import fit
+from mmprompt.core.learned import Prompt
 from mmprompt.language.data import TextData, TextRow
 from mmprompt.language.generation import generate_texts, stream_text
-from mmprompt.language.methods import LANGUAGE_METHODS, PrefixTuning, PTuning
-from mmprompt.language.predictor import LanguagePrompt, PromptedModel
-from mmprompt.language.sources import LanguageSources
-from mmprompt.language.task import fit_language
+from mmprompt.language.methods import METHODS as LANGUAGE_METHODS
+from mmprompt.language.methods import PrefixTuning, PTuning
+from mmprompt.language.predictor import PromptedModel
 from mmprompt.language.templates.template import Template
 from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.models.decoder.model import FrozenLanguageModel
+from mmprompt.training.recipe import Recipe
 from tests.language_models import frozen_model
 from tests.peft_models import METHODS, TEXTS, ours
 
@@ -39,8 +40,8 @@ def prompts_of(model: FrozenLanguageModel) -> list[tuple[PromptedModel, str]]:
     """Prompts of every kind and one in words alone, with a task each."""
     learned = {name: ours(model, name, TEMPLATES[name], n_soft=5 if name == "p-tuning" else None) for name in TEMPLATES}
     for prompted in learned.values():
-        prompted.prompt.sources.requires_grad_(False)  # so that what is read of a prompt is kept
-    hard = PromptedModel(model, LanguagePrompt(Template.parse("Text: {text}\n{answer}"), LanguageSources({})))
+        prompted.prompt.requires_grad_(False)  # so that what is read of a prompt is kept
+    hard = PromptedModel(model, Prompt(Template.parse("Text: {text}\n{answer}")))
     plain = [(learned[name], "") for name in ("prompt", "p-tuning", "prefix")]
     return [*plain, (learned["multitask"], "second"), (hard, ""), (learned["multitask"], "first")]
 
@@ -76,14 +77,14 @@ def test_what_makes_the_vectors_learns_the_same_from_rows_that_are_read_again(
     monkeypatch.setitem(METHODS, "lstm", PTuning(3, "lstm", hidden=8))
     model = model_of("llama")
     prompted = ours(model, name, "{text}{answer}" if name == "prefix" else "{text} {soft}{answer}")
-    sources = prompted.prompt.sources.double()
+    prompted.prompt.double()
     texts = [f"{first} and {second} {n}" for n in range(3) for first in TEXTS for second in TEXTS]  # in several rows
     answers = [(prompted.answers[len(text) % 3],) for text in texts]
     questions = [prompted.question({"text": text}, some) for text, some in zip(texts, answers, strict=True)]
     found = []
     for is_recomputed in (False, True):
-        predicted = model.predict(sources.vectors_of("first"), questions, None, is_recomputed)
-        parameters = list(sources.parameters())
+        predicted = model.predict(prompted.vectors("first"), questions, None, is_recomputed)
+        parameters = list(prompted.prompt.parameters())
         found.append(torch.autograd.grad(predicted.token_log_probs().mean(), parameters))
     assert any(grad.abs().max() > 1e-3 for grad in found[0])
     for whole, again in zip(*found, strict=True):
@@ -114,10 +115,10 @@ def test_learning_and_answering_leave_a_model_as_it_was(kind: str, tmp_path: Pat
         template = "{soft} {text} {answer}" if method().n_vectors else "{text} {answer}"
         data = TextData("small", rows, (), (), template=template)
         chosen = PrefixTuning(2, hidden=8) if name == "prefix-tuning" else method()
-        result = fit_language(data, chosen, model, recipe=replace(method.recipe, epochs=1))
-        generate_texts(result.prompted, rows, Generation(3, n_beams=2))
-        "".join(stream_text(result.prompted, rows[0], Generation(3)))
-        result.prompted.answer_log_probs(rows, [["happy", "sad"]] * len(rows))
+        result = fit(chosen, model, data, recipe=Recipe(epochs=1), progress=False)
+        generate_texts(result.predictor, rows, Generation(3, n_beams=2))
+        "".join(stream_text(result.predictor, rows[0], Generation(3)))
+        result.predictor.answer_log_probs(rows, [["happy", "sad"]] * len(rows))
     assert state_of(model.lm) == before
     assert model.lm.generation_config.to_dict() == settings
     assert model.compute_fingerprint() == model.fingerprint

@@ -10,17 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmprompt.core.sources import FreeVectors
+from mmprompt.core.file import save
+from mmprompt.core.learned import Learned, Prompt
 from mmprompt.errors import UserError
-from mmprompt.language.file import save_language
 from mmprompt.language.methods import MultitaskPrompt, PTuning
-from mmprompt.language.predictor import LanguagePrompt, PromptedModel
-from mmprompt.language.sources import LanguageSources
-from mmprompt.language.start import MOST_USED, Start, commonest, start_vectors
+from mmprompt.language.predictor import PromptedModel
+from mmprompt.language.start import MOST_USED, PromptInit, commonest, start_vectors
 from mmprompt.language.templates.template import BoundTemplate, Template
 from mmprompt.models.decoder.model import FrozenLanguageModel
-from mmprompt.models.sites import Site
-from tests.language_models import frozen_model
+from mmprompt.models.sites import Site, vectors_of
+from tests.language_models import frozen_model, prompt_from
 
 LABELS = ((20, 21), (22,), (20, 23))
 TEXTS = ((30, 31, 30), (31, 30, 20), (32,))
@@ -38,7 +37,7 @@ def bound_of(template: str, n_soft: int = 0, kind: str = "llama") -> BoundTempla
 
 
 def started(
-    start: Start | None = None,
+    start: PromptInit | None = None,
     n_vectors: int = 6,
     template: str = "{soft} {text} {answer}",
     n_more: int = 0,
@@ -47,7 +46,7 @@ def started(
     seed: int = 1,
 ) -> Tensor:
     model = model_of("llama")
-    return start_vectors(model, start or Start(), bound_of(template, n_vectors), n_more, labels, texts, seed)
+    return start_vectors(model, start or PromptInit(), bound_of(template, n_vectors), n_more, labels, texts, seed)
 
 
 def ids(found: Tensor) -> list[int]:
@@ -59,40 +58,40 @@ def ids(found: Tensor) -> list[int]:
 
 
 def test_labels_come_first_then_the_commonest_tokens_of_the_texts() -> None:
-    assert ids(started(Start("labels"))) == [20, 21, 22, 23, 30, 31]
-    assert ids(started(Start("labels"), 9)) == [20, 21, 22, 23, 30, 31, 32, 20, 21]
+    assert ids(started(PromptInit("labels"))) == [20, 21, 22, 23, 30, 31]
+    assert ids(started(PromptInit("labels"), 9)) == [20, 21, 22, 23, 30, 31, 32, 20, 21]
 
 
 def test_texts_start_from_their_commonest_tokens() -> None:
     assert commonest(TEXTS) == BY_COUNT
-    assert ids(started(Start("texts"))) == [*BY_COUNT, 30, 31]
+    assert ids(started(PromptInit("texts"))) == [*BY_COUNT, 30, 31]
 
 
 def test_by_default_labels_are_taken_and_else_the_texts() -> None:
-    assert ids(started()) == ids(started(Start("labels")))
-    assert ids(started(labels=())) == ids(started(Start("texts")))
+    assert ids(started()) == ids(started(PromptInit("labels")))
+    assert ids(started(labels=())) == ids(started(PromptInit("texts")))
 
 
 def test_given_words_are_repeated_or_cut() -> None:
     words = model_of("llama").tokenizer("a red car", add_special_tokens=False)["input_ids"]
     assert len(words) >= 3
-    for start in (Start(words="a red car"), Start("words", words="a red car")):
+    for start in (PromptInit(words="a red car"), PromptInit("words", words="a red car")):
         assert ids(started(start, 2)) == words[:2]
         assert ids(started(start, len(words) + 2)) == [*words, *words[:2]]
 
 
 def test_vocabulary_is_drawn_anew_for_every_seed_and_never_a_special_token() -> None:
-    one, again, other = (ids(started(Start("vocabulary"), 40, seed=seed)) for seed in (1, 1, 2))
+    one, again, other = (ids(started(PromptInit("vocabulary"), 40, seed=seed)) for seed in (1, 1, 2))
     assert one == again != other
     assert len(set(one)) == 40
-    everything = ids(started(Start("vocabulary"), 40 * 8))
+    everything = ids(started(PromptInit("vocabulary"), 40 * 8))
     assert {0, 1}.isdisjoint(everything)
     assert set(everything) == set(range(2, 290)), "and where there are not enough, they are repeated"
     assert MOST_USED == 5000
 
 
 def test_random_vectors_have_the_size_of_the_embeddings() -> None:
-    one, again, other = (started(Start("random"), 40, seed=seed) for seed in (1, 1, 2))
+    one, again, other = (started(PromptInit("random"), 40, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(one, again)
     assert not torch.equal(one, other)
     size = one.square().mean().sqrt().item()
@@ -103,7 +102,7 @@ def test_nothing_that_is_drawn_touches_torch_s_own_numbers() -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
     for kind in ("vocabulary", "random"):
-        started(Start(kind))  # type: ignore[arg-type]
+        started(PromptInit(kind))  # type: ignore[arg-type]
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -111,7 +110,7 @@ def test_the_words_of_a_template_go_before() -> None:
     template = '{soft*2} a {soft:"red car"} {text} {answer}'
     bound = bound_of(template)
     places = [n for n, token in enumerate(bound.soft_starts) if token is not None]
-    found = ids(started(Start("texts"), 0, template))
+    found = ids(started(PromptInit("texts"), 0, template))
     assert [found[n] for n in places] == [token for token in bound.soft_starts if token is not None]
     assert found[:2] == [30, 31]
     assert places[0] == 2
@@ -122,10 +121,13 @@ def test_keys_and_values_are_asked_for_where_the_template_has_no_vectors() -> No
     assert started(n_vectors=0, template="{text} {answer}").shape == (0, 32)
 
 
-def saved(folder: Path, sources: LanguageSources, template: str, n_soft: int, kind: str = "llama") -> Path:
-    prompt = LanguagePrompt(Template.parse(template), sources, None, n_soft)
-    save_language(PromptedModel(model_of(kind), prompt), folder)
+def saved(folder: Path, prompt: Prompt, kind: str = "llama") -> Path:
+    save(PromptedModel(model_of(kind), prompt), folder)
     return folder
+
+
+def three_vectors() -> Prompt:
+    return Prompt(Template.parse("{soft*3} {text} {answer}"), Learned(Site("lm"), drawn(3, 32)))
 
 
 def drawn(*shape: int) -> Tensor:
@@ -134,47 +136,46 @@ def drawn(*shape: int) -> Tensor:
 
 @pytest.mark.parametrize("start", ["auto", "prompt"])
 def test_a_prompt_is_taken_over_and_repeated_or_cut(tmp_path: Path, start: Any) -> None:
-    sources = LanguageSources({Site("lm"): FreeVectors(drawn(3, 32))})
-    folder = saved(tmp_path / "run", sources, "{soft} {text} {answer}", 3)
-    found = started(Start(start, from_prompt=folder), 5)
+    folder = saved(tmp_path / "run", three_vectors())
+    found = started(PromptInit(start, from_prompt=folder), 5)
     assert torch.equal(found, drawn(3, 32)[[0, 1, 2, 0, 1]])
-    assert torch.equal(started(Start(start, from_prompt=folder), 2), drawn(3, 32)[:2])
+    assert torch.equal(started(PromptInit(start, from_prompt=folder), 2), drawn(3, 32)[:2])
 
 
 def test_of_several_tasks_the_shared_prompt_is_taken_over(tmp_path: Path) -> None:
-    sources = MultitaskPrompt(3).sources(model_of("llama"), drawn(3, 32), ("a", "b"))
-    folder = saved(tmp_path / "run", sources, "{soft} {text} {answer}", 3)
-    torch.testing.assert_close(started(Start(from_prompt=folder), 3), drawn(3, 32))
+    prompt = prompt_from(MultitaskPrompt(3), model_of("llama"), drawn(3, 32), ("a", "b"))
+    folder = saved(tmp_path / "run", prompt)
+    torch.testing.assert_close(started(PromptInit(from_prompt=folder), 3), drawn(3, 32))
 
 
 def test_a_prompt_of_p_tuning_is_taken_over_as_its_vectors(tmp_path: Path) -> None:
-    sources = PTuning(3, hidden=4).sources(model_of("llama"), drawn(3, 32))
-    torch.nn.init.normal_(sources.sources[0].mlp[2].weight)
-    folder = saved(tmp_path / "run", sources, "{soft} {text} {answer}", 3)
-    assert torch.equal(started(Start(from_prompt=folder), 3), sources.vectors()[Site("lm")].values)
+    prompt = prompt_from(PTuning(3, hidden=4), model_of("llama"), drawn(3, 32))
+    torch.nn.init.normal_(prompt.sources[0].mlp[2].weight)
+    folder = saved(tmp_path / "run", prompt)
+    expected = vectors_of(prompt.inserts())[Site("lm")].values
+    assert not torch.equal(expected, drawn(3, 32))
+    assert torch.equal(started(PromptInit(from_prompt=folder), 3), expected)
 
 
 def test_a_prompt_without_vectors_among_the_tokens_or_of_another_model_is_refused(tmp_path: Path) -> None:
-    prefix = LanguageSources({Site("lm.kv", layer): FreeVectors(drawn(2, 32)) for layer in range(2)})
-    folder = saved(tmp_path / "prefix", prefix, "{text} {answer}", 0)
+    prefix = [Learned(Site("lm.kv", layer), drawn(2, 32)) for layer in range(2)]
+    folder = saved(tmp_path / "prefix", Prompt(Template.parse("{text} {answer}"), *prefix))
     with pytest.raises(UserError) as caught:
-        started(Start(from_prompt=folder))
+        started(PromptInit(from_prompt=folder))
     assert str(caught.value) == (
         f"{folder} holds no vectors among the tokens, but such are started from. "
         "Use a prompt of prompt-tuning or p-tuning."
     )
-    other = saved(
-        tmp_path / "other", LanguageSources({Site("lm"): FreeVectors(drawn(3, 32))}), "{soft}{answer}", 3, "opt"
-    )
+    other = saved(tmp_path / "other", three_vectors(), "opt")
     with pytest.raises(UserError, match="this prompt was learned on opt"):
-        started(Start(from_prompt=other))
+        started(PromptInit(from_prompt=other))
     with pytest.raises(UserError, match=r"holds no prompt\.json"):
-        started(Start(from_prompt=tmp_path))
+        started(PromptInit(from_prompt=tmp_path))
 
 
 def test_labels_are_refused_where_there_are_none() -> None:
     with pytest.raises(UserError) as caught:
-        started(Start("labels"), labels=())
+        started(PromptInit("labels"), labels=())
     assert str(caught.value) == "start is labels, but the data has no classes. Use --start texts."
 
 
@@ -196,5 +197,5 @@ def test_labels_are_refused_where_there_are_none() -> None:
 )
 def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
-        Start(**settings)
+        PromptInit(**settings)
     assert str(caught.value).startswith(message)

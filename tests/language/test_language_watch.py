@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from mmprompt.core.sources import FreeVectors
-from mmprompt.language.sources import LanguageSources
+from mmprompt.core.learned import Learned, Prompt
+from mmprompt.language.predictor import PromptedModel
+from mmprompt.language.templates.template import Template
 from mmprompt.language.watch import VectorWatch
 from mmprompt.models.decoder.vectors import LM_INPUT
 from mmprompt.training.loop import train
@@ -24,16 +25,16 @@ RECIPE = Recipe(optimizer="sgd", lr=1e-6, epochs=4, batch_size=2, momentum=0.0, 
 class Pulled:
     """A problem whose gradient is the vectors' sum times a factor of the epoch."""
 
-    def __init__(self, sources: LanguageSources, factors: tuple[float, ...]) -> None:
-        self.sources, self.factors = sources, factors
+    def __init__(self, prompted: PromptedModel, factors: tuple[float, ...]) -> None:
+        self.prompted, self.factors = prompted, factors
         self.n_items = 4
 
     @property
     def module(self) -> nn.Module:
-        return self.sources
+        return self.prompted.prompt
 
     def step(self, indices: list[int], epoch: int) -> StepResult:
-        return StepResult({"loss_of": self.factors[epoch] * self.sources.vectors()[LM_INPUT].values.sum()})
+        return StepResult({"loss_of": self.factors[epoch] * self.prompted.vectors()[LM_INPUT].values.sum()})
 
     def validate(self) -> None:
         return None
@@ -41,16 +42,17 @@ class Pulled:
 
 def watched(factors: tuple[float, ...], size: float = 1.0, lr: float = 1e-6) -> tuple[VectorWatch, list[dict]]:
     model = frozen_model("llama")
-    sources = LanguageSources({LM_INPUT: FreeVectors(torch.full((2, model.width), size * model.embedding_rms))})
-    watch = VectorWatch(model, sources)
-    history = train(Pulled(sources, factors), replace(RECIPE, lr=lr), 1, 4, None, "", [watch], False)
+    source = Learned(LM_INPUT, torch.full((2, model.width), size * model.embedding_rms))
+    prompted = PromptedModel(model, Prompt(Template.parse("{soft*2} {answer}"), source))
+    watch = VectorWatch(prompted)
+    history = train(Pulled(prompted, factors), replace(RECIPE, lr=lr), 1, 4, None, "", [watch], False)
     return watch, history
 
 
 def test_an_ordinary_training_is_quiet_and_leaves_its_figures() -> None:
     watch, history = watched((1.0, 1.0, 1.0, 1.0))
     assert watch.alarms == {}
-    width = watch.model.width
+    width = watch.prompted.model.width
     assert [record["gradient_norm"] for record in history] == pytest.approx([(2 * width) ** 0.5] * 4)
     assert history[-1]["vector_size"] == pytest.approx(1.0, rel=1e-3)
 

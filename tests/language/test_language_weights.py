@@ -10,9 +10,8 @@ import torch
 
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextData, TextRow
-from mmprompt.language.file import load_language
 from mmprompt.language.methods import PromptTuning
-from mmprompt.language.task import LanguageTask
+from mmprompt.language.predictor import load_prompted
 from mmprompt.language.weights import RECIPES, fit_weights
 from mmprompt.models.decoder.packing import Question
 from mmprompt.models.decoder.tuned import Adapters, FullTuning, Lora, Tuning, read_lora, tuned_copy
@@ -65,7 +64,7 @@ def test_lora_and_a_prompt_are_learned_kept_and_loaded_together(tmp_path) -> Non
     assert result.prompted.bound.n_soft == 3
     n_lora = sum(weight.numel() for weight in result.tuned.weights.values())
     assert result.n_trained == n_lora + 3 * model.width
-    loaded = load_language(tmp_path / "run", model)
+    loaded = load_prompted(tmp_path / "run", model)
     torch.testing.assert_close(loaded.label_log_probs(ROWS), result.prompted.label_log_probs(ROWS))
     assert loaded.model.fingerprint == result.tuned.model.compute_fingerprint() != model.fingerprint
 
@@ -100,4 +99,4 @@ def test_numbers_below_one_and_a_bad_template_are_refused() -> None:
     with pytest.raises(UserError, match="width"):
         Adapters(width=0)
     with pytest.raises(UserError, match="answer"):
-        fit_weights(DATA, Lora(), frozen_model("llama", torch.float32), task=LanguageTask("{text}"))
+        fit_weights(DATA.task(template="{text}"), Lora(), frozen_model("llama", torch.float32))

@@ -148,7 +148,7 @@ def test_several_fields_are_given_by_name(capsys):
 
 def test_answers_are_learned_shown_and_measured(answers, gpt2, tmp_path, capsys):
     run = tmp_path / "run"
-    words = ["--model", f"hf:{gpt2}", "--data", str(answers), "--template", "{soft} {text} of {name}: {answer}"]
+    words = ["--backbone", f"hf:{gpt2}", "--data", str(answers), "--template", "{soft} {text} of {name}: {answer}"]
     assert main(["llm", "train", *words, "--epochs", "1", "--out", str(run), "--device", "cpu"]) == 0
     said = capsys.readouterr().out
     assert "god" in said  # what was expected of the first test row
@@ -194,7 +194,7 @@ def test_a_tokenizer_without_a_padding_token_is_no_hindrance(tmp_path, capsys):
     tokenizer.save_pretrained(folder)
     settings = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**settings, "pad_token_id": None}))
-    words = ["llm", "train", "--model", str(folder), "--method", "prefix-tuning", "--shots", "2", "--epochs", "1"]
+    words = ["llm", "train", "--backbone", str(folder), "--method", "prefix-tuning", "--shots", "2", "--epochs", "1"]
     found = document([*words, "--out", str(tmp_path / "run")], capsys)
     assert set(found["test"]) == {"no prompt", "learned prompt"}
 
@@ -218,7 +218,7 @@ def test_a_prompt_goes_to_peft_and_back(run_folder, tmp_path, capsys):
     assert main([*words, "--kind", "prefix"]) == 0
     assert {path.name for path in peft.iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
     assert main([*words, "--kind", "prefix"]) == 2
-    assert main(["llm", "convert", "--from-peft", str(peft), "--model", "tiny", "--out", str(back)]) == 0
+    assert main(["llm", "convert", "--from-peft", str(peft), "--backbone", "tiny", "--out", str(back)]) == 0
     said = [
         document(["llm", "generate", "--prompt", str(run), "--classify", "--input", TEXT], capsys)["answers"]
         for run in (run_folder, back)
@@ -227,13 +227,13 @@ def test_a_prompt_goes_to_peft_and_back(run_folder, tmp_path, capsys):
 
 
 def test_inspect_shows_template_words_of_labels_and_near_words(run_folder, capsys):
-    assert main(["prompt", "inspect", str(run_folder), "--words", "2"]) == 0
+    assert main(["inspect", str(run_folder), "--words", "2"]) == 0
     said = capsys.readouterr().out
-    assert "{soft} {text:cut} {answer}" in said
+    assert "{soft*20} {text:cut} {answer}" in said
     assert "somebody (person), nobody (object)" in said
     assert "lm.input  shared  20 x 128" in said
     assert "vector 20" in said
-    assert main(["prompt", "inspect", str(run_folder), "--words", "0", "--json"]) == 0
+    assert main(["inspect", str(run_folder), "--words", "0", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["nearest_words"] == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -9,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmprompt.core.sources import FreeVectors
+from mmprompt.core.learned import Learned, Prompt, Source
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextRow
-from mmprompt.language.predictor import LanguagePrompt, PromptedModel
-from mmprompt.language.sources import LanguageSources, MultitaskSources
+from mmprompt.language.predictor import PromptedModel
+from mmprompt.language.sources import MultitaskVectors
 from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import Verbalizer
 from mmprompt.models.decoder.model import FrozenLanguageModel
@@ -35,30 +36,32 @@ def drawn(*shape: int, seed: int = 5) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def sources_of(n_soft: int = 0, n_kv: int = 0, kind: str = "llama") -> LanguageSources:
+def sources_of(n_soft: int = 0, n_kv: int = 0, kind: str = "llama") -> list[Source]:
     shape = model_of(kind).kv_shape
     assert shape is not None
-    sources = {Site("lm"): FreeVectors(drawn(n_soft, 32))} if n_soft else {}
+    sources: list[Source] = [Learned(Site("lm"), drawn(n_soft, 32))] if n_soft else []
     for layer in range(shape[0] if n_kv else 0):
-        sources[Site("lm.kv", layer)] = FreeVectors(drawn(n_kv, 2 * shape[1] * shape[2], seed=layer))
-    return LanguageSources(sources).requires_grad_(False)
+        sources.append(Learned(Site("lm.kv", layer), drawn(n_kv, 2 * shape[1] * shape[2], seed=layer)))
+    return sources
 
 
 def prompted_of(
     template: str = "{soft} {text}\nIt is {answer}",
-    sources: LanguageSources | None = None,
+    sources: Sequence[Source] | None = None,
     verbalizer: Verbalizer | None = None,
     kind: str = "llama",
 ) -> PromptedModel:
     sources = sources_of(3) if sources is None else sources
-    n_soft = sources.vectors()[Site("lm")].n_vectors if sources.has("lm") else 0
-    return PromptedModel(model_of(kind), LanguagePrompt(Template.parse(template), sources, verbalizer, n_soft))
+    vectors = Prompt(Template.parse(template), *sources).inserts("lm")
+    n_soft = vectors[Site("lm")].values.shape[0] if vectors else 0
+    prompt = Prompt(Template.parse(template).with_soft(n_soft), *sources).requires_grad_(False)
+    return PromptedModel(model_of(kind), prompt, verbalizer)
 
 
 def plain_scores(prompted: PromptedModel, row: TextRow, answers: list[str], task: str = "") -> list[Tensor]:
     """The log-probability of each token of each answer, read alone."""
     model = prompted.model
-    vectors = prompted.prompt.sources.vectors_of(task)
+    vectors = prompted.vectors(task)
     given: dict[str, Any] = {
         "soft": vectors[Site("lm")].values.to(model.dtype) if Site("lm") in vectors else None,
         "learned": [v.values.to(model.dtype) for site, v in sorted(vectors.items()) if site.tower == "lm.kv"],
@@ -164,13 +167,12 @@ def test_no_rows_have_no_labels() -> None:
     assert prompted.answer_log_probs([], []) == []
 
 
-def multitask() -> MultitaskSources:
-    shared = FreeVectors(drawn(3, 32))
-    return MultitaskSources(shared, ("colour", "kind"), drawn(2, 3, 1, seed=1), drawn(2, 1, 32, seed=2))
+def multitask() -> MultitaskVectors:
+    return MultitaskVectors.of(("colour", "kind"), drawn(3, 32), drawn(2, 3, 1, seed=1), drawn(2, 1, 32, seed=2))
 
 
 def test_each_row_is_read_with_the_prompt_of_its_task() -> None:
-    prompted = prompted_of(sources=multitask(), verbalizer=Verbalizer(WORDS))
+    prompted = prompted_of(sources=[multitask()], verbalizer=Verbalizer(WORDS))
     rows = [TextRow({"text": text}, task=("colour", "kind")[n % 2]) for n, text in enumerate(TEXTS)]
     expected = torch.stack([plain_label_scores(prompted, row, row.task) for row in rows])
     torch.testing.assert_close(prompted.label_log_probs(rows), expected, rtol=1e-9, atol=1e-9)
@@ -212,7 +214,7 @@ def test_a_prompt_of_answers_has_no_labels() -> None:
 
 
 def test_vectors_that_a_template_or_a_model_has_no_place_for_are_refused() -> None:
-    prompt = LanguagePrompt(Template.parse("{soft*4} {text} {answer}"), sources_of(3), None, 3)
+    prompt = Prompt(Template.parse("{soft*4} {text} {answer}"), *sources_of(3))
     with pytest.raises(UserError) as caught:
         PromptedModel(model_of("llama"), prompt)
     assert str(caught.value) == (
@@ -227,9 +229,9 @@ def test_words_that_are_the_same_tokens_to_a_model_are_refused() -> None:
     from tokenizers import normalizers
 
     model.tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
-    template = Template.parse("{text} {answer}")
+    prompt = Prompt(Template.parse("{text} {answer}"))
     with pytest.raises(UserError) as caught:
-        PromptedModel(model, LanguagePrompt(template, LanguageSources({}), Verbalizer({"a": "Dog", "b": "dog"})))
+        PromptedModel(model, prompt, Verbalizer({"a": "Dog", "b": "dog"}))
     assert str(caught.value) == (
         "'Dog' and 'dog' stand for two labels, but are the same tokens to this model. Choose other words."
     )

@@ -181,9 +181,7 @@ def prepare(
     template = Template.parse(task.template_text)
     if n_tokens is not None:
         check_count("n_tokens", n_tokens)
-    if start.words:
-        template = start_words(template, start.words)
-    template = template.with_soft(n_tokens or N_TOKENS)
+    template = start_words(template, start.words) if start.words else template.with_soft(n_tokens or N_TOKENS)
     prompted = PromptedModel(model, Prompt(template), verbalizer_of(data, task.verbalizer))
     if not prompted.bound.n_soft:
         raise UserError("a search puts words in the places of soft vectors, but the template has no {soft}. Add it.")

@@ -120,7 +120,7 @@ def test_one_task_of_several_is_taken_by_number_or_name(model: FrozenLanguageMod
     slots = every.question({"text": TEXTS[0]}, (ANSWER,)).slots
     for task in (1, "1"):
         one = load_peft(tmp_path, model, task=task)
-        assert one.prompt.sources.tasks == ()
+        assert one.tasks == ()
         assert torch.equal(our_logits(one, slots), our_logits(every, slots, "1"))
 
 
@@ -131,7 +131,7 @@ def test_loss_and_gradient_of_a_step_are_pefts(model: FrozenLanguageModel, name:
     prompted = load_peft(saved(built, tmp_path), model)
     built.prompt_encoder.double()
     tolerance = 1e-10 if model.name in ("gpt2", "opt", "bart") else 1e-6  # norms of the others are in float32
-    sources = prompted.prompt.sources.double().requires_grad_(True)
+    sources = prompted.prompt.double().requires_grad_(True).sources
     task = "1" if name == "multitask" else ""
     answers = (ANSWER, (6,), (80, 8))
     batch = right_padded(model, TEXTS, answers) | ({"task_ids": torch.tensor([1] * 3)} if task else {})
@@ -140,22 +140,22 @@ def test_loss_and_gradient_of_a_step_are_pefts(model: FrozenLanguageModel, name:
     expected = F.cross_entropy(logits, labels)
     expected.backward()
     questions = [prompted.question({"text": t}, (a,)) for t, a in zip(TEXTS, answers, strict=True)]
-    loss = -model.predict(sources.vectors_of(task), questions).token_log_probs().mean()
+    loss = -model.predict(prompted.vectors(task), questions).token_log_probs().mean()
     loss.backward()
     close(loss, expected, tolerance)
     close(loss, out.loss, 1e-5)  # PEFT's own, which transformers computes in float32
     theirs = {n.removeprefix("default."): p.grad for n, p in built.prompt_encoder.named_parameters()}
     if name == "prefix" and model.is_encoder_decoder:  # two blocks share what PEFT has for one
-        own = sum(source.values.grad for source in sources.sources)
+        own = sum(source.values.grad for source in sources)
         close(own, theirs["embedding.weight"][:, : own.shape[1]], tolerance)
         assert not theirs["embedding.weight"][:, own.shape[1] :].any()
     else:
-        own = torch.cat([source.values.grad for source in sources.sources], dim=1)
+        own = torch.cat([source.values.grad for source in sources], dim=1)
         close(own, theirs["embedding.weight"][:N], tolerance)
         assert not theirs["embedding.weight"][N:].any()
     if task:
-        close(sources.columns.grad, theirs["prefix_task_cols"], tolerance)
-        close(sources.rows.grad, theirs["prefix_task_rows"], tolerance)
+        close(sources[0].columns.grad, theirs["prefix_task_cols"], tolerance)
+        close(sources[0].rows.grad, theirs["prefix_task_rows"], tolerance)
 
 
 def right_padded(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mmprompt.core.sources import FreeVectors
+from mmprompt.core.learned import Prompt
 from mmprompt.errors import UserError
 from mmprompt.language.peft.file import load_peft
 from mmprompt.language.peft.save import save_peft
-from mmprompt.language.predictor import LanguagePrompt, PromptedModel
-from mmprompt.language.sources import LanguageSources
+from mmprompt.language.predictor import PromptedModel
 from mmprompt.language.templates.template import Template
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from tests.language_models import frozen_model
@@ -346,12 +344,9 @@ def test_vectors_that_do_not_stand_in_front_are_refused(
 
 def test_what_peft_cannot_hold_is_refused(llama: FrozenLanguageModel, tmp_path: Path) -> None:
     t5 = frozen_model("t5")
-    hard = PromptedModel(llama, LanguagePrompt(Template.parse("It is {text} {answer}"), LanguageSources({})))
-    both = ours(llama, "prompt")
-    sources = dict(zip(both.prompt.sources.sites, both.prompt.sources.sources, strict=True))
-    prefix = ours(llama, "prefix").prompt.sources
-    sources |= {site: FreeVectors(vectors.values) for site, vectors in prefix.vectors().items()}
-    both = PromptedModel(llama, replace(both.prompt, sources=LanguageSources(sources)))
+    hard = PromptedModel(llama, Prompt(Template.parse("It is {text} {answer}")))
+    soft, prefix = ours(llama, "prompt"), ours(llama, "prefix")
+    both = PromptedModel(llama, Prompt(soft.template, *soft.prompt.sources, *prefix.prompt.sources), soft.label_words)
     for prompted, more, message in (
         (hard, {}, "a prompt in words alone has no vectors"),
         (hard, {"kind": "prefix"}, "a prompt in words alone has no vectors"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,11 +10,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from mmprompt.core.sources import FreeVectors
+from mmprompt.core.learned import Prompt
 from mmprompt.language.peft.file import load_peft
 from mmprompt.language.peft.save import save_peft
 from mmprompt.language.predictor import PromptedModel
-from mmprompt.language.sources import LanguageSources
+from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import Verbalizer
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from tests.language_models import CAUSAL, ENCODED, frozen_model
@@ -66,15 +65,15 @@ def test_what_was_written_is_loaded_as_it_was(model: FrozenLanguageModel, name: 
     prompted = ours(model, name, "{soft}{bos}It says: {text:cut}\n{answer}")
     save_peft(prompted, tmp_path)
     loaded = load_peft(tmp_path, model)
-    assert loaded.prompt.template == prompted.prompt.template
-    assert loaded.prompt.verbalizer == prompted.prompt.verbalizer
-    assert loaded.prompt.n_soft == prompted.prompt.n_soft
-    assert loaded.prompt.sources.tasks == prompted.prompt.sources.tasks
-    assert not any(parameter.requires_grad for parameter in loaded.prompt.sources.parameters())
+    assert loaded.template == prompted.template
+    assert loaded.label_words == prompted.label_words
+    assert loaded.bound.n_soft == prompted.bound.n_soft
+    assert loaded.tasks == prompted.tasks
+    assert not any(parameter.requires_grad for parameter in loaded.prompt.parameters())
     close(loaded.label_log_probs(ROWS), prompted.label_log_probs(ROWS))
     other = load_peft(tmp_path, model, "{soft}{bos}{text} {answer}", Verbalizer({"a": "a", "b": "the"}))
     assert [list(one.probabilities) for one in other.classify(ROWS[:1])] == [["a", "b"]]
-    assert other.prompt.template.text == "{soft}{bos}{text} {answer}"
+    assert other.template.text == ("{soft*3}" if loaded.bound.n_soft else "") + "{bos}{text} {answer}"
 
 
 @pytest.mark.parametrize("name", ["prompt", "prefix", "multitask"])
@@ -119,7 +118,7 @@ def test_a_compiled_prompt_is_a_prefix_to_peft(model: FrozenLanguageModel, templ
         close(peft_logits(model, built, slots[len(opening) :]), expected, 1e-6)  # keys and values are kept in float32
         assert peft_tokens(model, built, slots[len(opening) :]) == our_tokens(prompted, text)
         close(our_logits(loaded, slots), expected)
-    assert loaded.prompt.template.text == template
+    assert loaded.template == prompted.template == Template.parse(template).with_soft(N)
     close(loaded.label_log_probs(ROWS), prompted.label_log_probs(ROWS))
     for name in ("mmprompt.json", "mmprompt.safetensors"):
         (tmp_path / name).unlink()
@@ -155,10 +154,8 @@ def test_a_later_prompt_in_the_same_folder_is_the_one_that_is_loaded(
 @pytest.mark.parametrize("kind", ["llama"], indirect=True)
 @torch.no_grad()
 def test_vectors_and_keys_and_values_are_compiled_together(model: FrozenLanguageModel, tmp_path: Path) -> None:
-    soft, prefix = ours(model, "prompt"), ours(model, "prefix").prompt.sources
-    sources = dict(zip(soft.prompt.sources.sites, soft.prompt.sources.sources, strict=True))
-    sources |= {site: FreeVectors(vectors.values) for site, vectors in prefix.vectors().items()}
-    both = PromptedModel(model, replace(soft.prompt, sources=LanguageSources(sources)))
+    soft, prefix = ours(model, "prompt"), ours(model, "prefix")
+    both = PromptedModel(model, Prompt(soft.template, *soft.prompt.sources, *prefix.prompt.sources), soft.label_words)
     save_peft(both, tmp_path, kind="prefix")
     slots = both.question({"text": TEXTS[0]}, (ANSWER,)).slots
     close(peft_logits(model, again(model, tmp_path), slots[N:]), our_logits(both, slots), 1e-6)

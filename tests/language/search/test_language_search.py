@@ -9,21 +9,20 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from mmprompt.language.file import load_language
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from mmprompt.core.learned import Prompt
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextData, TextRow
-from mmprompt.language.predictor import LanguagePrompt, PromptedModel
+from mmprompt.language.predictor import PromptedModel, load_prompted
 from mmprompt.language.search.loss import WordObjective, best_of, row_order
 from mmprompt.language.search.methods import CoordinateSearch, Projection, Vocabulary, WordSearch, readable
 from mmprompt.language.search.task import exchange, prepare, project, search_words
 from mmprompt.language.search.words import TokenIds, allowed_tokens, fill
-from mmprompt.language.sources import LanguageSources
-from mmprompt.language.start import Start
-from mmprompt.language.task import LanguageProblem, LanguageTask, Objective
+from mmprompt.language.start import PromptInit
+from mmprompt.language.task import LanguageProblem, Objective
 from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import Verbalizer
 from mmprompt.models.decoder.model import FrozenLanguageModel
@@ -65,8 +64,8 @@ def word_objective(
 ) -> WordObjective:
     data = text_data() if objective == "choices" else written_data()
     verbalizer = Verbalizer({"blue": "blue", "red": ("red", "a red one")}) if objective == "choices" else None
-    prompt = LanguagePrompt(Template.parse(template), LanguageSources({}), verbalizer, n_soft)
-    return WordObjective(PromptedModel(model, prompt), data.train, objective, fluency)
+    prompt = Prompt(Template.parse(template).with_soft(n_soft))
+    return WordObjective(PromptedModel(model, prompt, verbalizer), data.train, objective, fluency)
 
 
 def some_prompts(objective: WordObjective, n_prompts: int = 5) -> list[TokenIds]:
@@ -100,7 +99,7 @@ def plain_losses(objective: WordObjective, one_hot: Tensor, which: list[int]) ->
             [vectors[-1 - slot] if slot < 0 else model.embed(torch.tensor(slot)) for slot in question.slots]
         )
         scores = torch.stack([plain_log_prob(model, x, answer) for answer in question.answers])
-        if objective.prompted.prompt.verbalizer is None:
+        if objective.prompted.label_words is None:
             found.append(-scores.sum())
         else:
             labels = torch.stack([scores[0], scores[1:].logsumexp(0)])
@@ -203,8 +202,8 @@ def word_model() -> FrozenLanguageModel:
 def test_projection_follows_the_gradient_at_the_nearest_words() -> None:
     model, data = word_model(), text_data()
     search = Projection(n_steps=12, batch_size=4, lr=0.4, weight_decay=0.5)
-    task = LanguageTask(template="{soft} {text} is {answer}")
-    setting = prepare(data, model, search, task, Start("random"), 4, seed=3)
+    task = data.task(template="{soft} {text} is {answer}")
+    setting = prepare(data, model, search, task, PromptInit("random"), 4, seed=3)
     objective = setting.objective
     unit = model.embedding_rms
     soft = torch.nn.Parameter(setting.vectors / unit)
@@ -280,13 +279,9 @@ def test_words_that_merge_with_one_text_are_not_read_back() -> None:
     model = frozen_model("llama")
     ids = tuple(model.tokenizer("a sa", add_special_tokens=False)["input_ids"][1:])
     rows = [TextRow({"text": text}, label) for text, label in (("a", "red"), ("d", "blue"), ("cat", "red"))]
-    prompt = LanguagePrompt(
-        Template.parse("a {soft}{text}: {answer}"),
-        LanguageSources({}),
-        Verbalizer({"blue": "blue", "red": "red"}),
-        len(ids),
-    )
-    objective = WordObjective(PromptedModel(model, prompt), rows, "choices")
+    prompt = Prompt(Template.parse("a {soft}{text}: {answer}").with_soft(len(ids)))
+    words = Verbalizer({"blue": "blue", "red": "red"})
+    objective = WordObjective(PromptedModel(model, prompt, words), rows, "choices")
     assert objective.first_misread(ids) is None
     assert objective.first_misread(ids, 1) is not None
     assert not objective.reads_back(ids)
@@ -321,7 +316,7 @@ def test_no_prompt_is_scored_twice(monkeypatch: pytest.MonkeyPatch) -> None:
         scored.extend(prompts)
 
     search = CoordinateSearch(n_steps=6, n_candidates=9, top_k=5, patience=6)
-    setting = prepare(text_data(), word_model(), search, LanguageTask(), Start(), 2, 1)
+    setting = prepare(text_data(), word_model(), search, text_data().task(), PromptInit(), 2, 1)
     monkeypatch.setattr("mmprompt.language.search.task.best_of", look)
     steps = list(exchange(setting, search, 1))
     assert len(steps) == 6
@@ -350,10 +345,10 @@ def test_found_words_are_read_back_and_score_what_they_were_found_for(name: str,
     for row in data.train:
         wanted = fill(soft.encode(row.fields, 48).slots, found.token_ids)
         assert found.prompted.bound.encode(row.fields, 48).slots == wanted
-    assert found.prompted.prompt.template.fields == ("text",)
+    assert found.prompted.template.fields == ("text",)
     assert found.prompted.bound.n_soft == 0
-    assert found.text.strip() in found.prompted.prompt.template.text
-    problem = LanguageProblem(found.prompted, LanguageSources({}), data.train, objective="choices")
+    assert found.text.strip() in found.prompted.template.text
+    problem = LanguageProblem(found.prompted, found.prompted.prompt, data.train, objective="choices")
     assert problem.step(list(range(6)), 0).losses["choices"].item() == pytest.approx(found.loss)
 
 
@@ -386,7 +381,7 @@ def test_the_same_seed_finds_the_same_words(name: str) -> None:
 @pytest.mark.parametrize("name", QUICK)
 def test_no_other_words_are_found_than_the_vocabulary_allows(name: str) -> None:
     model = frozen_model("llama")
-    found = search_words(text_data(), model, search=QUICK[name], n_tokens=6, start=Start("vocabulary"))
+    found = search_words(text_data(), model, search=QUICK[name], n_tokens=6, start=PromptInit("vocabulary"))
     text = "".join(model.tokenizer.decode([token]) for token in found.token_ids)
     assert text.isascii()
     assert text.isprintable()
@@ -414,7 +409,7 @@ def test_special_tokens_line_breaks_and_halves_of_letters_are_no_words() -> None
 def test_a_search_goes_on_until_it_has_waited_long_enough() -> None:
     model = frozen_model("llama")
     first = search_words(text_data(), model, search=CoordinateSearch(n_steps=40, n_candidates=40), n_tokens=2)
-    words = Start("words", words=first.text)
+    words = PromptInit("words", words=first.text)
     search = CoordinateSearch(n_steps=9, n_candidates=1, top_k=1, patience=2)
     found = search_words(text_data(), model, search=search, start=words)
     assert found.start_loss == pytest.approx(first.loss)
@@ -426,7 +421,7 @@ def test_a_search_goes_on_until_it_has_waited_long_enough() -> None:
 def test_a_search_starts_from_given_words() -> None:
     model = frozen_model("llama")
     instruction = "of a photo:\nred or blue?"
-    found = search_words(text_data(), model, search=QUICK["coordinates"], start=Start(words=instruction))
+    found = search_words(text_data(), model, search=QUICK["coordinates"], start=PromptInit(words=instruction))
     assert found.start_text == instruction
     assert sum(a != b for a, b in zip(found.token_ids, model.tokenizer(instruction)["input_ids"][1:], strict=True)) <= 3
     assert len(found.token_ids) == len(model.tokenizer(instruction, add_special_tokens=False)["input_ids"])
@@ -448,7 +443,7 @@ def test_fluent_words_are_more_probable() -> None:
 
 def test_answers_are_searched_for_as_well_as_labels() -> None:
     found = search_words(written_data(), frozen_model("llama"), search=QUICK["coordinates"], n_tokens=3)
-    problem = LanguageProblem(found.prompted, LanguageSources({}), written_data().train)
+    problem = LanguageProblem(found.prompted, found.prompted.prompt, written_data().train)
     assert problem.step(list(range(6)), 0).losses["answer"].item() == pytest.approx(found.loss)
     assert found.loss < found.start_loss
 
@@ -457,7 +452,7 @@ def test_no_more_rows_are_looked_at_than_were_asked_for() -> None:
     search = CoordinateSearch(n_steps=2, n_candidates=3, n_rows=4)
     found = search_words(text_data(), frozen_model("llama"), search=search, n_tokens=3)
     assert "Prompts were scored on 4 of 6 training rows." in found.notices
-    setting = prepare(text_data(), frozen_model("llama"), search, LanguageTask(), Start(), 3, 1)
+    setting = prepare(text_data(), frozen_model("llama"), search, text_data().task(), PromptInit(), 3, 1)
     assert sorted(row.label or "" for row in setting.objective.rows) == ["blue", "blue", "red", "red"]
 
 
@@ -469,11 +464,11 @@ def test_a_run_folder_holds_the_words_the_log_and_how_to_repeat_it(tmp_path: Pat
     config = json.loads((folder / "run.json").read_text())
     assert config["method"]["name"] == "coordinates"
     assert config["method"]["settings"]["n_candidates"] == 6
-    assert (config["n_tokens"], config["seed"], config["template"]) == (3, 1, "{soft} {text:cut}\n{answer}")
+    assert (config["n_tokens"], config["seed"], config["template"]) == (3, 1, "{soft*3} {text:cut}\n{answer}")
     header = json.loads((folder / "prompt.json").read_text())
     assert header["training"]["token_ids"] == list(found.token_ids)
     assert header["training"]["text"] == found.text
-    loaded = load_language(folder, model)
+    loaded = load_prompted(folder, model)
     torch.testing.assert_close(
         loaded.label_log_probs(text_data().test), found.prompted.label_log_probs(text_data().test), rtol=0, atol=0
     )
@@ -525,10 +520,10 @@ def test_the_checkpoints_of_a_training_are_not_mixed_with_a_search(tmp_path: Pat
     ("settings", "message"),
     [
         ({"template": "{text} {answer}"}, "the template has no {soft}. Add it."),
-        ({"start": Start(words="the cat"), "n_tokens": 9}, "n_tokens is 9, but the words to start from have "),
-        ({"start": Start(words="a"), "template": "{soft*3} {text} {answer}"}, "but the template has no {soft}"),
+        ({"start": PromptInit(words="the cat"), "n_tokens": 9}, "n_tokens is 9, but the words to start from have "),
+        ({"start": PromptInit(words="a"), "template": "{soft*3} {text} {answer}"}, "but the template has no {soft}"),
         (
-            {"start": Start(words="sa"), "template": "a {soft}d {text} {answer}"},
+            {"start": PromptInit(words="sa"), "template": "a {soft}d {text} {answer}"},
             "are not read back within the template",
         ),
         ({"n_tokens": 0}, "n_tokens is 0, but it must be 1 or more"),
