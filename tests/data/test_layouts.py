@@ -271,7 +271,7 @@ def test_imagenet_is_trained_50_epochs_as_published_whatever_the_shots(
 ) -> None:
     data = load_dataset("imagenet", tmp_path, shots=shots)
     assert resolve(Recipe(**suited_recipe("open_clip:ViT-B-16/openai", data.recipe)), data).epochs == 50
-    words = ["--dataset", "imagenet", "--backbone", "open_clip:ViT-B-16/openai", "--shots", str(shots)]
+    words = ["--data", "imagenet", "--backbone", "open_clip:ViT-B-16/openai", "--shots", str(shots)]
     assert resolve(read_call(words, "train").recipe, data).epochs == 50
     assert read_call([*words, "--epochs", "20"], "train").recipe.epochs == 20
 
