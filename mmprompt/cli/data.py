@@ -10,7 +10,6 @@ from typing import Annotated
 
 import tyro
 
-from mmprompt.data.card import DatasetCard
 from mmprompt.data.catalog import list_datasets, read_card
 from mmprompt.data.check import check_dataset
 from mmprompt.data.layouts import Part, find_parts, given_root, set_folder
@@ -77,7 +76,7 @@ class SplitSettings:
 
 
 def named(name: str | None, pictures: Pictures, prog: str) -> Pictures:
-    """The pictures of a set named in place or by an option.
+    """Return the images of a set named in place or by an option.
 
     Raises:
         UserError: none, or two different ones, are named.
@@ -92,8 +91,13 @@ def run_list(arguments: Sequence[str], prog: str) -> None:
     settings = parse(ListSettings, arguments, prog, "The data sets there are.")
     output = Output(settings.json)
     cards = list_datasets(settings.datasets_dir)
-    headers = ["name", "what it is", "classes", *SPLITS, "where", "licence"]
-    output.table(headers, [_listed(card) for card in cards], numbers=range(2, 6))
+    rows = []
+    for card in cards:
+        sizes = [f"{card.sizes[split]:,}" if split in card.sizes else "" for split in SPLITS]
+        classes = "" if card.n_classes is None else f"{card.n_classes:,}"
+        where = "in the package" if card.archive else "--root"
+        rows.append([card.name, card.title, classes, *sizes, where, card.licence])
+    output.table(["name", "what it is", "classes", *SPLITS, "where", "licence"], rows, numbers=range(2, 6))
     output.document([asdict(card) for card in cards])
 
 
@@ -122,16 +126,8 @@ def run_check(arguments: Sequence[str], prog: str) -> None:
         output.say(line)
     output.document({"parts": listed, **asdict(report), "root": str(report.root), "is_ok": report.is_ok})
     if not report.is_ok:
-        count = len(report.problems)
-        found = f"{count} problem{'s' if count > 1 else ''}"
-        raise UserError(f"{report.root} has {found}, the first: {report.problems[0]} Mend the data, then check again.")
-
-
-def _listed(card: DatasetCard) -> list[str]:
-    """One line of the table of data sets."""
-    sizes = [f"{card.sizes[split]:,}" if split in card.sizes else "" for split in SPLITS]
-    classes = "" if card.n_classes is None else f"{card.n_classes:,}"
-    return [card.name, card.title, classes, *sizes, "in the package" if card.archive else "--root", card.licence]
+        count = f"{len(report.problems)} problem{'s' if len(report.problems) > 1 else ''}"
+        raise UserError(f"{report.root} has {count}, the first: {report.problems[0]} Mend the data, then check again.")
 
 
 def _say_parts(output: Output, parts: Sequence[Part], folder: Path) -> None:
@@ -147,7 +143,7 @@ def _say_parts(output: Output, parts: Sequence[Part], folder: Path) -> None:
 
 
 def run_shots(arguments: Sequence[str], prog: str) -> None:
-    """Print the pictures that a k-shot draw takes, class by class."""
+    """Print the images that a k-shot draw takes, class by class."""
     settings = parse(ShotsSettings, arguments, prog, "Show which pictures a k-shot draw takes.")
     output = Output(settings.json)
     data = named(settings.name, settings.pictures, prog).load(settings.shots, settings.seed)
@@ -165,10 +161,10 @@ def run_shots(arguments: Sequence[str], prog: str) -> None:
 
 
 def run_split(arguments: Sequence[str], prog: str) -> None:
-    """Divide the user's own pictures and write the split file.
+    """Divide the user's own images and write the split file.
 
     Raises:
-        UserError: the pictures or the shares are wrong, or the file is there already.
+        UserError: the images or the shares are wrong, or the file is there already.
     """
     settings = parse(SplitSettings, arguments, prog, "Divide your own pictures once into train, val and test.")
     output = Output(settings.json)

@@ -1,8 +1,8 @@
-"""Pictures that ship in one zip file, unpacked once into the cache.
+"""Images that ship in one zip file, unpacked once into the cache.
 
-The folder is named after the zip's hash, so another version never meets old pictures. It appears by
+The folder is named after the zip's hash, so another version never meets old images. It appears by
 one rename: a kill leaves nothing half-unpacked, and of two processes at once the slower one uses
-what the faster one made. This file does not know what the pictures show.
+what the faster one made. This file does not know what the images show.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ADVICE = "Install mmprompt again."
 
 
 def unpack(archive: Path) -> Path:
-    """The folder with an archive's files, unpacked if it is not there or not whole.
+    """Return the folder with an archive's files, unpacked if it is not there or not whole.
 
     Args:
         archive: a zip file of at most 100,000 files and 512 MiB unpacked.
@@ -42,17 +42,15 @@ def unpack(archive: Path) -> Path:
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
         raise bad_file(archive, f"is a damaged archive ({error})", _ADVICE) from None
     except OSError as error:
-        raise bad_file(
-            final, f"cannot be filled ({error.strerror or error})", "Set MMPROMPT_CACHE elsewhere."
-        ) from None
+        problem = f"cannot be filled ({error.strerror or error})"
+        raise bad_file(final, problem, "Set MMPROMPT_CACHE elsewhere.") from None
     return final.resolve()
 
 
 def _safe_members(handle: zipfile.ZipFile, archive: Path) -> list[zipfile.ZipInfo]:
     members = [info for info in handle.infolist() if not info.is_dir()]
     if len(members) > MAX_FILES or sum(info.file_size for info in members) > MAX_BYTES:
-        limit = f"more than {MAX_FILES} files or {MAX_BYTES // 2**20} MiB"
-        raise bad_file(archive, f"unpacks to {limit}", _ADVICE)
+        raise bad_file(archive, f"unpacks to more than {MAX_FILES} files or {MAX_BYTES // 2**20} MiB", _ADVICE)
     for info in members:
         name = PurePosixPath(info.filename)
         is_link = stat.S_ISLNK(info.external_attr >> 16)

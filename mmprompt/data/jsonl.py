@@ -12,7 +12,7 @@ from mmprompt.files import read_text
 
 
 def text_lines(path: Path) -> list[str]:
-    """The lines of a file of UTF-8 text, without their ends.
+    """Return the lines of a file of UTF-8 text, without their ends.
 
     Raises:
         UserError: it cannot be read, is larger than 1 GiB, or a line is not UTF-8.
@@ -22,7 +22,7 @@ def text_lines(path: Path) -> list[str]:
 
 
 def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a JSONL file with their line numbers, from 1; blank lines are passed over.
+    """Yield the objects of a JSONL file with their line numbers, from 1; blank lines are passed over.
 
     Raises:
         UserError: the file cannot be read, or a line is not UTF-8 or not a JSON object.

@@ -57,7 +57,7 @@ def in_workers(work: Callable[[Task], Result], tasks: Sequence[Task], n_workers:
         except UserError:
             raise
         except Exception as error:  # whatever starting, sending or dying raises; an error of the work comes again below
-            reason = str(error).splitlines()[0]
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             _log.warning("images are read in this process alone, because another one failed (%s).", reason)
     yield from map(work, tasks[n_done:])
 

@@ -99,7 +99,7 @@ class StrictLoader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  the library's own form, filled below
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """The next node; one with an anchor or an unknown tag is refused."""
+        """Return the next node; refuse one with an anchor or an unknown tag."""
         event = self.peek_event()
         if getattr(event, "anchor", None) is not None:  # an alias event names its anchor too
             raise yaml.constructor.ConstructorError(None, None, "uses an anchor or alias", event.start_mark)
@@ -108,41 +108,33 @@ class StrictLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """The mapping of a node; keys that are repeated or no text are refused."""
+        """Return the mapping of a node; refuse keys that are repeated or not text."""
         seen: set[str] = set()
-        for key_node, _ in node.value:
-            if key_node.tag != "tag:yaml.org,2002:str":
-                problem = "has a key that is not text"
-                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-            if key_node.value in seen:
-                problem = f"repeats the key {key_node.value!r}"
-                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-            seen.add(key_node.value)
+        for key, _ in node.value:
+            is_text = key.tag == "tag:yaml.org,2002:str"
+            if not is_text or key.value in seen:
+                problem = f"repeats the key {key.value!r}" if is_text else "has a key that is not text"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(key.value)
         return super().construct_mapping(node, deep=deep)
 
 
-def _int(loader: StrictLoader, node: Any) -> int:
-    return int(loader.construct_scalar(node))
+def _number(loader: StrictLoader, node: Any) -> int | float:
+    text = loader.construct_scalar(node)
+    if node.tag.endswith(":int"):
+        return int(text)
+    if abs(float(text)) == float("inf"):
+        raise yaml.constructor.ConstructorError(None, None, f"{text} is too large a number", node.start_mark)
+    return float(text)
 
 
-def _float(loader: StrictLoader, node: Any) -> float:
-    value = float(loader.construct_scalar(node))
-    if abs(value) == float("inf"):
-        raise yaml.constructor.ConstructorError(None, None, f"{node.value} is too large a number", node.start_mark)
-    return value
-
-
-def _register() -> None:
-    prefix = "tag:yaml.org,2002:"
-    StrictLoader.add_implicit_resolver(f"{prefix}null", re.compile(r"(?:~|null|Null|NULL|)\Z"), ["~", "n", "N", ""])
-    StrictLoader.add_implicit_resolver(
-        f"{prefix}bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z"), list("tTfF")
-    )
-    StrictLoader.add_implicit_resolver(f"{prefix}int", re.compile(r"[-+]?[0-9]+\Z"), list("-+0123456789"))
-    decimal = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?\Z")
-    StrictLoader.add_implicit_resolver(f"{prefix}float", decimal, list("-+.0123456789"))
-    StrictLoader.add_constructor(f"{prefix}int", _int)
-    StrictLoader.add_constructor(f"{prefix}float", _float)
-
-
-_register()
+_DECIMAL = r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?\Z"
+for _tag, _pattern, _first in (
+    ("null", r"(?:~|null|Null|NULL|)\Z", ["~", "n", "N", ""]),
+    ("bool", r"(?:true|True|TRUE|false|False|FALSE)\Z", list("tTfF")),
+    ("int", r"[-+]?[0-9]+\Z", list("-+0123456789")),
+    ("float", _DECIMAL, list("-+.0123456789")),
+):
+    StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
+for _tag in ("int", "float"):
+    StrictLoader.add_constructor(f"tag:yaml.org,2002:{_tag}", _number)

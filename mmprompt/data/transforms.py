@@ -1,4 +1,4 @@
-"""Augmentation as a pure function of (seed, epoch, index): the same picture whatever the order of work.
+"""Augmentation as a pure function of (seed, epoch, index): the same image whatever the order of work.
 
 Resizing and normalising for a test are the backbone's own business and not here.
 """
@@ -19,7 +19,7 @@ _TRIES = 10
 
 
 def augment_coop(image: Image.Image, size: int, seed: int, epoch: int, index: int) -> Tensor:
-    """A random crop resized to a square and perhaps mirrored (the training transform of Zhou et al. 2022).
+    """Resize a random crop to a square and perhaps mirror it (the training transform of Zhou et al. 2022).
 
     The crop covers 8 % to 100 % of the area with sides between 3:4 and 4:3, as `RandomResizedCrop` draws it.
 
@@ -28,7 +28,7 @@ def augment_coop(image: Image.Image, size: int, seed: int, epoch: int, index: in
         size: side of the result in pixels.
         seed: of the run.
         epoch: counted from 0.
-        index: of the picture in the training set, counted from 0.
+        index: of the image in the training set, counted from 0.
     Returns:
         [3, size, size] float32 in 0..1, not normalised.
     """
@@ -40,7 +40,7 @@ def augment_coop(image: Image.Image, size: int, seed: int, epoch: int, index: in
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """The pixels of an RGB picture: [3, H, W] float32 in 0..1."""
+    """Return the pixels of an RGB image: [3, H, W] float32 in 0..1."""
     pixels = np.array(image, dtype=np.float32) / 255  # [H, W, 3]
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # [3, H, W]
 
@@ -53,7 +53,7 @@ def _crop_box(width: int, height: int, rng: random.Random) -> tuple[int, int, in
         if 0 < w <= width and 0 < h <= height:
             left, top = int(rng.random() * (width - w + 1)), int(rng.random() * (height - h + 1))
             return left, top, left + w, top + h
-    # very long or tiny pictures: the largest central crop of an allowed shape
+    # very long or tiny images: the largest central crop of an allowed shape
     w, h = min(width, max(1, round(height * _RATIO[1]))), min(height, max(1, round(width / _RATIO[0])))
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h

@@ -1,9 +1,9 @@
-"""Where a command takes its pictures from: a data set known by name, or the user's own folder or table."""
+"""Where a command takes its images from: a data set known by name, or the user's own folder or table."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,16 +47,11 @@ class Pictures:
         return None if self.data is None else own_path(self.data, self.datasets_dir)
 
     def load(self, shots: int | None, seed: int) -> Dataset:
-        """The data set with its shots drawn.
+        """Return the data set with its shots drawn: `shots` training images of each class, None for all.
 
-        Args:
-            shots: training pictures of each class, None for all.
-            seed: of the draw.
         Raises:
-            UserError: something about the set or its pictures is wrong.
+            UserError: something about the set or its images is wrong.
         """
-        from dataclasses import replace
-
         from mmprompt.data.catalog import load_dataset
         from mmprompt.data.folder import ImageFolder, ImageTable
         from mmprompt.data.templates import check_template
@@ -68,25 +63,22 @@ class Pictures:
                 return ImageTable(path, self.root, shots, seed, template, rule=self.protocol)
             return ImageFolder(path, shots, seed, template, rule=self.protocol)
         loaded = load_dataset(str(self.data), self.root, shots, seed, self.datasets_dir, self.protocol)
-        if self.template is None:
-            return loaded
-        check_template(self.template)
-        return replace(loaded, template=self.template)
+        return loaded if self.template is None else replace(loaded, template=check_template(self.template))
 
     @property
     def is_table(self) -> bool:
-        """Whether the user's own pictures are listed in a file."""
+        """Whether the user's own images are listed in a file."""
         return self.path is not None and self.path.suffix.lower() in TABLES
 
     def sound(
         self, data: Dataset, progress: Callable[[int, int], None] | None = None, known: Collection[Path] = ()
     ) -> Dataset:
-        """The data set after every picture of it was opened, so that a broken one is not met at hour three.
+        """Return the data set after every image of it was opened, so that a broken one is not met at hour three.
 
         Args:
             data: with its shots drawn.
-            progress: called with how many pictures are done and how many there are.
-            known: pictures that were decoded before as they are now, which are not opened again.
+            progress: called with the number of images done and in all.
+            known: images that were decoded before as they are now, which are not opened again.
         Raises:
             UserError: one is broken, unless they are to be left out.
         """
@@ -98,12 +90,10 @@ class Pictures:
         return drop_broken(data, broken)
 
     def splits(self, hold_out: bool = True) -> Splits:
-        """All pictures, before any draw.
+        """Return all images, before any draw; `hold_out` a test part where one's own images have none.
 
-        Args:
-            hold_out: whether a test part is held out where one's own pictures have none.
         Raises:
-            UserError: something about the set or its pictures is wrong.
+            UserError: something about the set or its images is wrong.
         """
         from mmprompt.data.catalog import read_card, read_splits
         from mmprompt.data.folder import read_folder
@@ -139,7 +129,7 @@ def own_path(data: str, datasets_dir: Path | None = None) -> Path | None:
 
 
 def refuse_both(strict: bool, skip_broken: bool) -> None:
-    """Refuse two answers to what is done with broken pictures.
+    """Refuse two answers to what is done with broken images.
 
     Raises:
         UserError: both are given.

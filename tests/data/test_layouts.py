@@ -7,10 +7,14 @@ from typing import Any
 
 import pytest
 
+from mmprompt.classification.cli.train import read_call
+from mmprompt.classification.task import resolve
+from mmprompt.core.defaults import suited_recipe
 from mmprompt.data.catalog import load_dataset, read_card, read_splits
 from mmprompt.data.layouts import find_parts
 from mmprompt.data.splits import Item, Splits
 from mmprompt.errors import UserError
+from mmprompt.training.recipe import Recipe
 
 Make = Callable[..., Path]
 PICTURES = ("a.jpg", "b.jpg", "c.jpg")
@@ -259,6 +263,17 @@ def test_imagenet_is_labelled_by_sorted_folder_and_tested_on_its_val_folder(imag
     assert listed(splits, "test")[1] == ("v.JPEG", "gold fish")
     assert splits.val == ()
     assert "never used to choose anything" in splits.notes[0]
+
+
+@pytest.mark.parametrize("shots", [1, 4, 16, None])
+def test_imagenet_is_trained_50_epochs_as_published_whatever_the_shots(
+    imagenet: Path, tmp_path: Path, shots: int | None
+) -> None:
+    data = load_dataset("imagenet", tmp_path, shots=shots)
+    assert resolve(Recipe(**suited_recipe("open_clip:ViT-B-16/openai", data.recipe)), data).epochs == 50
+    words = ["--data", "imagenet", "--backbone", "open_clip:ViT-B-16/openai", "--shots", str(shots)]
+    assert resolve(read_call(words, "train").recipe, data).epochs == 50
+    assert read_call([*words, "--epochs", "20"], "train").recipe.epochs == 20
 
 
 def test_imagenet_without_names_is_refused(imagenet: Path, tmp_path: Path) -> None:
