@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from mmprompt.core.learned import Prompt
 from mmprompt.core.metrics import Evaluation, evaluate_probabilities, paired_bootstrap
@@ -54,17 +53,17 @@ class LanguageScore:
     @property
     def right(self) -> np.ndarray:
         """[N] booleans, whether each answer is the expected one."""
-        return self.labels.correct if self.labels is not None else np.array(self._texts.is_exact)
+        if self.labels is not None:
+            return self.labels.correct
+        assert self.texts is not None, "one of both is there"
+        return np.array(self.texts.is_exact)
 
     @property
     def interval(self) -> tuple[float, float]:
         """95 % interval of the share that is right."""
-        return self.labels.interval if self.labels is not None else self._texts.interval
-
-    @property
-    def _texts(self) -> TextScores:
-        assert self.texts is not None, "one of both is there"
-        return self.texts
+        measured = self.labels or self.texts
+        assert measured is not None, "one of both is there"
+        return measured.interval
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -148,23 +147,35 @@ def compare_language(
         UserError: as in `measure_language`.
     """
     first = next(iter(prompts.values()), None)
-    learned = dict(prompts)
-    plain = {NO_PROMPT: plain_model(model, data, first)}
-    instructions = instruction_models(model, data)
-    every = learned | plain | instructions
+    every = {**prompts, NO_PROMPT: plain_model(model, data, first)}
+    # Chats are left out where the model's tokenizer has no template for chats.
+    has_chat, left_out = bool(getattr(model.tokenizer, "chat_template", None)), []
+    for number, text in enumerate(data.instructions, start=1):
+        template = Template.parse(text)
+        if template.is_chat and not has_chat:
+            left_out.append(text)
+        else:
+            every[f"instruction {number}"] = PromptedModel(model, Prompt(template), verbalizer_of(data))
     n_rows, scores = len(data.rows(split)), []
     for number, (name, prompted) in enumerate(every.items()):
 
-        def told(done: int, _: int, number: int = number) -> None:
+        def tell(done: int, _: int, number: int = number) -> None:
             if progress is not None:
                 progress(number * n_rows + done, len(every) * n_rows)
 
-        scores.append(measure_language(prompted, data, split, name, is_calibrated, progress=told))
-    others = scores[len(learned) :]
-    compared = [others[0], *([best_of(others[1:])] if instructions else [])]
-    gains = tuple(gain_over(scores[0], other) for other in compared) if learned else ()
-    left_out = tuple(text for text in data.instructions if text not in {one.template for one in others[1:]})
-    return LanguageMeasure(model.name, data.name, split, n_rows, is_calibrated, tuple(scores), gains, left_out)
+        scores.append(measure_language(prompted, data, split, name, is_calibrated, progress=tell))
+    plain, *instructions = scores[len(prompts) :]
+    others = [plain]
+    if instructions:
+        others.append(max(instructions, key=lambda score: int(score.right.sum())))  # of equals the first
+    gains = []
+    for other in others if prompts else []:
+        low, high = paired_bootstrap(scores[0].right[None], other.right[None])
+        gain = float(scores[0].right.mean() - other.right.mean())
+        gains.append(LanguageGain(scores[0].name, other.name, gain, (low, high)))
+    return LanguageMeasure(
+        model.name, data.name, split, n_rows, is_calibrated, tuple(scores), tuple(gains), tuple(left_out)
+    )
 
 
 def measure_language(
@@ -190,24 +201,54 @@ def measure_language(
     Raises:
         UserError: there are no rows, their labels are not those of the prompt, or something does not fit.
     """
-    rows = data.rows(split)
+    rows, template = data.rows(split), prompted.template.text
     if not rows:
         raise UserError(f"{data.name} has no {split} rows to measure on. Use another --split.")
-    template = prompted.template.text
+    progress = progress or (lambda done, total: None)
     if data.labels:
-        probabilities, truth = _told_apart(prompted, data, rows, is_calibrated, progress)
         labels = prompted.verbalizer.labels
-        found = evaluate_probabilities(probabilities, truth, labels)
-        return LanguageScore(name, template, tuple(labels[place] for place in found.predictions), labels=found)
+        for label in data.labels:
+            if label not in labels:
+                advice = "Use the --data that the prompt was learned from."
+                raise unknown_name("label of this prompt", label, labels, advice)
+        probabilities = _label_probabilities(prompted, rows, is_calibrated, progress)
+        measured = evaluate_probabilities(probabilities, [labels.index(row.label or "") for row in rows], labels)
+        return LanguageScore(name, template, tuple(labels[place] for place in measured.predictions), labels=measured)
     if prompted.label_words is not None:
         raise UserError(f"this prompt tells labels apart, but the rows of {data.name} have answers. Use other --data.")
     if is_calibrated:
         raise UserError("calibration is for labels, but these rows have answers. Leave it out.")
     expected = [row.answer or "" for row in rows]
-    texts = _generated(prompted, rows, generation or as_long_as(prompted, expected), progress)
+    settings = generation or as_long_as(prompted, expected)
+    texts: list[str] = []
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        texts += [one.text for one in generate_texts(prompted, rows[start : start + ROWS_AT_ONCE], settings)]
+        progress(len(texts), len(rows))
     if not any("\n" in answer for answer in expected):
         texts = [text.partition("\n")[0].strip() for text in texts]
     return LanguageScore(name, template, tuple(texts), texts=score_texts(texts, expected))
+
+
+@torch.no_grad()
+def _label_probabilities(
+    prompted: PromptedModel, rows: Sequence[TextRow], is_calibrated: bool, progress: Progress
+) -> np.ndarray:
+    """[N, C] probabilities of the labels, without what is answered to texts that say nothing where that is wanted."""
+    parts = []
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        some = rows[start : start + ROWS_AT_ONCE]
+        parts.append(prompted.label_log_probs(some))
+        progress(start + len(some), len(rows))
+    log_probs = torch.cat(parts)
+    tasks = [row.task if prompted.tasks else "" for row in rows]
+    fields = prompted.template.fields
+    for task in dict.fromkeys(tasks if is_calibrated else ()):
+        empty = [prompted.question(dict.fromkeys(fields, text), prompted.answers) for text in CONTENT_FREE]
+        predicted = prompted.model.predict(prompted.vectors(task), empty)  # among all tokens, not the labels' alone
+        masses = prompted.verbalizer.label_masses(predicted.answer_log_probs(), predicted.lengths)
+        is_its = torch.tensor([name == task for name in tasks], device=log_probs.device)
+        log_probs[is_its] = calibrate(log_probs[is_its], masses)
+    return log_probs.exp().double().cpu().numpy()
 
 
 def evaluate(prompted: PromptedModel, data: TextData | Sequence[TextRow], split: str = "test") -> LanguageScore:
@@ -244,83 +285,3 @@ def plain_model(model: FrozenLanguageModel, data: TextData, prompted: PromptedMo
         template, verbalizer = Template.parse(data.template or default_template(data)), verbalizer_of(data)
     empty = replace(template, groups=tuple(Group(n_vectors=0) for _ in template.groups))
     return PromptedModel(model, Prompt(empty), verbalizer)
-
-
-def instruction_models(model: FrozenLanguageModel, data: TextData) -> dict[str, PromptedModel]:
-    """The model with each hand-written instruction of the data.
-
-    Chats are left out where the model's tokenizer has no template for chats.
-    """
-    templates = {
-        f"instruction {number}": Template.parse(text) for number, text in enumerate(data.instructions, start=1)
-    }
-    has_chat = bool(getattr(model.tokenizer, "chat_template", None))
-    return {
-        name: PromptedModel(model, Prompt(template), verbalizer_of(data))
-        for name, template in templates.items()
-        if has_chat or not template.is_chat
-    }
-
-
-def best_of(scores: Sequence[LanguageScore]) -> LanguageScore:
-    """The one that is right most often; of equals the first."""
-    return max(scores, key=lambda score: int(score.right.sum()))
-
-
-def gain_over(score: LanguageScore, other: LanguageScore) -> LanguageGain:
-    """By how much more rows a prompt is right than another."""
-    low, high = paired_bootstrap(score.right[None], other.right[None])
-    return LanguageGain(score.name, other.name, float(score.right.mean() - other.right.mean()), (low, high))
-
-
-def _told_apart(
-    prompted: PromptedModel,
-    data: TextData,
-    rows: Sequence[TextRow],
-    is_calibrated: bool,
-    progress: Progress | None,
-) -> tuple[np.ndarray, list[int]]:
-    """[N, C] probabilities of the labels, and the number of each row's own."""
-    labels = prompted.verbalizer.labels
-    for label in data.labels:
-        if label not in labels:
-            advice = "Use the --data that the prompt was learned from."
-            raise unknown_name("label of this prompt", label, labels, advice)
-    parts = []
-    for start in range(0, len(rows), ROWS_AT_ONCE):
-        some = rows[start : start + ROWS_AT_ONCE]
-        parts.append(prompted.label_log_probs(some))
-        _tell(progress, start + len(some), len(rows))
-    found = torch.cat(parts)
-    if is_calibrated:
-        found = _calibrated(prompted, rows, found)
-    return found.exp().double().cpu().numpy(), [labels.index(row.label or "") for row in rows]
-
-
-@torch.no_grad()
-def _calibrated(prompted: PromptedModel, rows: Sequence[TextRow], log_probs: Tensor) -> Tensor:
-    """The log-probabilities, task by task, without what is answered to texts that say nothing."""
-    fields, calibrated = prompted.template.fields, log_probs.clone()
-    tasks = [row.task if prompted.tasks else "" for row in rows]
-    empty = [prompted.question(dict.fromkeys(fields, text), prompted.answers) for text in CONTENT_FREE]
-    for task in dict.fromkeys(tasks):
-        predicted = prompted.model.predict(prompted.vectors(task), empty)  # among all tokens, not the labels' alone
-        masses = prompted.verbalizer.label_masses(predicted.answer_log_probs(), predicted.lengths)
-        is_its = torch.tensor([name == task for name in tasks], device=log_probs.device)
-        calibrated[is_its] = calibrate(log_probs[is_its], masses)
-    return calibrated
-
-
-def _generated(
-    prompted: PromptedModel, rows: Sequence[TextRow], settings: Generation, progress: Progress | None
-) -> list[str]:
-    texts: list[str] = []
-    for start in range(0, len(rows), ROWS_AT_ONCE):
-        texts += [one.text for one in generate_texts(prompted, rows[start : start + ROWS_AT_ONCE], settings)]
-        _tell(progress, len(texts), len(rows))
-    return texts
-
-
-def _tell(progress: Progress | None, done: int, total: int) -> None:
-    if progress is not None:
-        progress(done, total)

@@ -93,7 +93,15 @@ def meta_start(
     model = load_language_model(model) if isinstance(model, str) else model
     method = PromptTuning() if method is None else method
     recipe = replace(type(method).recipe if recipe is None else recipe, epochs=None, warmup_epochs=0, patience=None)
-    _check(tasks, method, n_rounds, n_inner, rate)
+    if len(tasks) < 2:
+        raise UserError(f"there are {len(tasks)} tasks, but a start is learned over two or more. Give more.")
+    if not method.n_vectors or isinstance(method, MultitaskPrompt):
+        raise UserError("a start is learned for vectors among the tokens that all tasks share. Use prompt-tuning.")
+    for name, value in (("n_rounds", n_rounds), ("n_inner", n_inner)):
+        if value < 1:
+            raise bad_value(name, value, "it must be 1 or more", "Use 24 rounds of 10 steps.")
+    if not 0 < rate <= 1:
+        raise bad_value("rate", rate, "it must be above 0 and at most 1", "Use 1.")
     folder = None if out is None else Path(out)
     with contextlib.nullcontext() if folder is None else run_lock(folder):
         if folder is not None:
@@ -104,17 +112,19 @@ def meta_start(
         for number in range(n_rounds):
             place = epoch_order(derive_seed(seed, "tasks"), number // len(tasks), len(tasks))[number % len(tasks)]
             rows = drawn_rows(tasks[place].train, n_inner * recipe.batch_size, derive_seed(seed, "rows", number))
-            problem = LanguageProblem(
-                each[place], prompt, rows, (), LanguageTask(tasks[place]).objective_of(each[place])
-            )
+            objective = LanguageTask(tasks[place]).objective_of(each[place])
+            problem = LanguageProblem(each[place], prompt, rows, (), objective)
             loss = _round(problem, recipe, derive_seed(seed, "round", number), rate * (1 - number / n_rounds))
             history.append({"round": number + 1, "task": tasks[place].name, "loss": loss})
         refuse_changed(model)
         vectors = each[0].vectors()[LM_INPUT].values.detach().clone()
-        prompted = _alone(model, vectors)
+        alone = Prompt(Template.parse(TEMPLATE).with_soft(len(vectors)), Learned(LM_INPUT, vectors))
+        prompted = PromptedModel(model, alone.to(model.device).requires_grad_(False))
         if folder is not None:
+            meta: dict[str, Any] = {"n_rounds": n_rounds, "n_inner": n_inner, "rate": rate}
+            meta |= {"tasks": {data.name: data.fingerprint for data in tasks}}
             facts = {"recipe": asdict(recipe), "seed": seed, **surroundings(model)}
-            save(prompted, folder, facts | _described(tasks, method, n_rounds, n_inner, rate))
+            save(prompted, folder, facts | {"method": describe_method(method, METHODS), "meta": meta})
     return MetaResult(prompted, vectors, history, folder)
 
 
@@ -173,36 +183,3 @@ def _with_one_prompt(
         torch.manual_seed(derive_seed(seed, "sources"))
         source = method.prompt(model, shared).sources[0]
     return [PromptedModel(model, Prompt(one.template, source).to(model.device), one.label_words) for one in each]
-
-
-def _alone(model: FrozenLanguageModel, vectors: Tensor) -> PromptedModel:
-    template = Template.parse(TEMPLATE).with_soft(len(vectors))
-    return PromptedModel(model, Prompt(template, Learned(LM_INPUT, vectors)).to(model.device).requires_grad_(False))
-
-
-def _check(tasks: Sequence[TextData], method: DecoderMethod, n_rounds: int, n_inner: int, rate: float) -> None:
-    """Refuse what no start can be learned from."""
-    if len(tasks) < 2:
-        raise UserError(f"there are {len(tasks)} tasks, but a start is learned over two or more. Give more.")
-    if not method.n_vectors or isinstance(method, MultitaskPrompt):
-        raise UserError("a start is learned for vectors among the tokens that all tasks share. Use prompt-tuning.")
-    for name, value in (("n_rounds", n_rounds), ("n_inner", n_inner)):
-        if value < 1:
-            raise bad_value(name, value, "it must be 1 or more", "Use 24 rounds of 10 steps.")
-    if not 0 < rate <= 1:
-        raise bad_value("rate", rate, "it must be above 0 and at most 1", "Use 1.")
-
-
-def _described(
-    tasks: Sequence[TextData], method: DecoderMethod, n_rounds: int, n_inner: int, rate: float
-) -> dict[str, Any]:
-    """What the prompt file says of how the start was learned."""
-    return {
-        "method": describe_method(method, METHODS),
-        "meta": {
-            "tasks": {data.name: data.fingerprint for data in tasks},
-            "n_rounds": n_rounds,
-            "n_inner": n_inner,
-            "rate": rate,
-        },
-    }

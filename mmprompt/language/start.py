@@ -82,51 +82,30 @@ def start_vectors(
     """
     import torch
 
+    from mmprompt.training.seeds import generator
+
     n_vectors = bound.n_soft or n_more
     if n_vectors == 0:
         return torch.zeros(0, model.width, device=model.device)
-    values = _values(model, init, n_vectors, labels, texts, seed)
+    auto: StartKind = "prompt" if init.from_prompt else "words" if init.words else "labels" if labels else "texts"
+    kind = auto if init.start == "auto" else init.start
+    if kind == "random":
+        drawn = torch.randn(n_vectors, model.width, generator=generator(seed, "start"))
+        values = (drawn * model.embedding_rms).to(model.device)
+    else:
+        if kind == "prompt":
+            values = prompt_vectors(init.from_prompt, model)
+        else:
+            tokens = start_tokens(model, kind, init.words, n_vectors, labels, texts, seed)
+            values = model.embed(torch.tensor(tokens[:n_vectors], device=model.device)).float()
+        values = values[torch.arange(n_vectors, device=values.device) % len(values)].clone()  # repeated, or left out
     for place, token in enumerate(bound.soft_starts):
         if token is not None:
             values[place] = model.embed(torch.tensor(token, device=model.device)).float()
     return values
 
 
-def _values(
-    model: FrozenLanguageModel,
-    init: PromptInit,
-    n_vectors: int,
-    labels: Sequence[Sequence[int]],
-    texts: Sequence[Sequence[int]],
-    seed: int,
-) -> Tensor:
-    import torch
-
-    from mmprompt.training.seeds import generator
-
-    kind = kind_of(init, labels)
-    if kind == "prompt":
-        return taken_over(model, init.from_prompt, n_vectors)
-    if kind == "random":
-        drawn = torch.randn(n_vectors, model.width, generator=generator(seed, "start"))
-        return (drawn * model.embedding_rms).to(model.device)
-    tokens = _tokens(model, kind, init.words, n_vectors, labels, texts, seed)
-    ids = torch.tensor([tokens[place % len(tokens)] for place in range(n_vectors)], device=model.device)
-    return model.embed(ids).float()
-
-
-def kind_of(init: PromptInit, labels: Sequence[Sequence[int]]) -> StartKind:
-    """What `auto` comes to."""
-    if init.start != "auto":
-        return init.start
-    if init.from_prompt is not None:
-        return "prompt"
-    if init.words:
-        return "words"
-    return "labels" if labels else "texts"
-
-
-def _tokens(
+def start_tokens(
     model: FrozenLanguageModel,
     kind: StartKind,
     words: str,
@@ -134,13 +113,14 @@ def _tokens(
     labels: Sequence[Sequence[int]],
     texts: Sequence[Sequence[int]],
     seed: int,
-) -> list[int]:
+) -> Sequence[int]:
+    """The tokens that vectors start from, best first; perhaps fewer or more than `n_vectors`."""
     import torch
 
     from mmprompt.training.seeds import generator
 
     if kind == "words":
-        tokens = model.tokenizer(words, add_special_tokens=False)["input_ids"]
+        tokens: list[int] = model.tokenizer(words, add_special_tokens=False)["input_ids"]
         if not tokens:
             raise bad_value("words", repr(words), "they must have at least one token", "Use other words.")
         return tokens
@@ -149,13 +129,10 @@ def _tokens(
         known = [token for token in range(min(MOST_USED, model.vocabulary_size)) if token not in specials]
         drawn = torch.randperm(len(known), generator=generator(seed, "start"))[:n_vectors]
         return [known[place] for place in drawn.tolist()]
-    common = commonest(texts)
-    if kind == "labels":
-        if not labels:
-            raise bad_value("start", kind, "the data has no classes", "Use --start texts.")
-        own = list(dict.fromkeys(token for label in labels for token in label))
-        return [*own, *(token for token in common if token not in own)]
-    return common
+    if kind == "labels" and not labels:
+        raise bad_value("start", kind, "the data has no classes", "Use --start texts.")
+    own = [token for label in labels for token in label] if kind == "labels" else []
+    return list(dict.fromkeys([*own, *commonest(texts)]))
 
 
 def commonest(texts: Sequence[Sequence[int]]) -> list[int]:
@@ -164,23 +141,20 @@ def commonest(texts: Sequence[Sequence[int]]) -> list[int]:
     return sorted(counts, key=lambda token: (-counts[token], token))
 
 
-def taken_over(model: FrozenLanguageModel, folder: Path | None, n_vectors: int) -> Tensor:
-    """The vectors of a saved prompt, repeated or left out where another number is needed.
+def prompt_vectors(folder: Path | None, model: FrozenLanguageModel) -> Tensor:
+    """The vectors of a saved prompt.
 
     Raises:
         UserError: it has none among the tokens, or is a prompt of another model.
     """
-    import torch
-
     from mmprompt.language.predictor import load_prompted
     from mmprompt.models.decoder.vectors import LM_INPUT
 
-    assert folder is not None, "Start has seen to it"
+    assert folder is not None, "`PromptInit` has seen to it"
     vectors = load_prompted(folder, model).vectors()
     if LM_INPUT not in vectors:
         raise UserError(
             f"{folder} holds no vectors among the tokens, but such are started from. "
             "Use a prompt of prompt-tuning or p-tuning."
         )
-    values = vectors[LM_INPUT].values.detach().float()
-    return values[torch.arange(n_vectors, device=values.device) % len(values)].clone()
+    return vectors[LM_INPUT].values.detach().float()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmprompt.core.file import save as save_prompt
+from mmprompt.core.file import save
 from mmprompt.core.fit import refuse_changed
 from mmprompt.core.header import check_new
 from mmprompt.core.learned import Learned, Prompt
@@ -91,9 +91,7 @@ def fit_weights(
         UserError: something in the input cannot be; nothing is written then.
         RunFailed: the loss stopped being finite.
     """
-    task = (
-        data if isinstance(data, LanguageTask) else (load_texts(data) if isinstance(data, Path | str) else data).task()
-    )
+    task = (load_texts(data) if isinstance(data, Path | str) else data).task()
     model = load_language_model(model) if isinstance(model, str) else model
     folder = None if out is None else Path(out)
     if folder is not None:
@@ -102,8 +100,11 @@ def fit_weights(
         torch.manual_seed(derive_seed(seed, "weights"))
         tuned = tuned_copy(model, tuning)
     prompted = task.predictor(method or HardPrompt(), tuned.model, seed)
-    if method is not None:
-        prompted = faster_prompt(prompted, PROMPT_TIMES)
+    if method is not None:  # the same vectors, which go so many times as far in a step
+        values = prompted.vectors()[LM_INPUT].values.detach()
+        unit = torch.tensor(model.embedding_rms * PROMPT_TIMES, device=values.device)
+        prompt = Prompt(prompted.template, Learned(LM_INPUT, values, unit=unit)).to(values.device)
+        prompted = PromptedModel(tuned.model, prompt, prompted.label_words)
     module = nn.ModuleDict({"prompt": prompted.prompt, "weights": tuned.module()})
     problem = LanguageProblem(prompted, module, task.data.train, task.data.val, task.objective_of(prompted))
     recipe = recipe or RECIPES[type(tuning)]
@@ -112,28 +113,13 @@ def fit_weights(
     n_trained = sum(weight.numel() for weight in module.parameters() if weight.requires_grad)
     module.requires_grad_(False)
     tuned.finish()
-    if folder is not None:
-        save(prompted, tuned, model, folder, has_prompt=method is not None)
+    if folder is not None:  # LoRA as PEFT's folder, with a prompt both together; else all trained weights in a file
+        make_folder(folder)
+        if isinstance(tuning, Lora):
+            write_lora(tuned, folder / "lora")
+        else:
+            write_bytes(folder / WEIGHTS, tensor_bytes(tuned.tensors()))
+        if method is not None:
+            beside = PromptedModel(model, prompted.prompt, prompted.label_words, lora="lora")
+            save(beside, folder, {"weights": describe(tuning)})
     return WeightsResult(prompted, tuned, history, n_trained, folder)
-
-
-def faster_prompt(prompted: PromptedModel, times: float) -> PromptedModel:
-    """Return the same prompt with vectors that go so many times as far in a step."""
-    values = prompted.vectors()[LM_INPUT].values.detach()
-    unit = torch.tensor(prompted.model.embedding_rms * times, device=values.device)
-    prompt = Prompt(prompted.template, Learned(LM_INPUT, values, unit=unit)).to(values.device)
-    return PromptedModel(prompted.model, prompt, prompted.label_words)
-
-
-def save(
-    prompted: PromptedModel, tuned: TunedModel, model: FrozenLanguageModel, folder: Path, has_prompt: bool
-) -> None:
-    """Write what learned: LoRA as PEFT's folder, with a prompt both together; else all trained weights in a file."""
-    folder = make_folder(folder)
-    if isinstance(tuned.tuning, Lora):
-        write_lora(tuned, folder / "lora")
-    else:
-        write_bytes(folder / WEIGHTS, tensor_bytes(tuned.tensors()))
-    if has_prompt:
-        beside = PromptedModel(model, prompted.prompt, prompted.label_words, lora="lora")
-        save_prompt(beside, folder, {"weights": describe(tuned.tuning)})

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -15,10 +15,6 @@ from mmprompt.language.cli.options import TEMPLATE_HELP, Loading, read_verbalize
 from mmprompt.terminal.output import JSON_HELP, Output
 from mmprompt.terminal.parser import parse
 from mmprompt.terminal.run_folder import check_folder, check_place
-
-if TYPE_CHECKING:
-    pass
-
 
 DESCRIPTION = "Write a prompt as PEFT reads it, or read one that PEFT wrote; nothing is learned."
 

@@ -11,8 +11,7 @@ import tyro
 
 from mmprompt.core.header import read_header
 from mmprompt.errors import bad_value
-from mmprompt.language.cli.options import DATA, DATA_HELP, Loading, read_rows, say_of_words
-from mmprompt.language.cli.tables import confusion_table, score_table
+from mmprompt.language.cli.options import DATA, DATA_HELP, Loading, read_rows, say_of_words, say_scores
 from mmprompt.language.data import EMBEDDED
 from mmprompt.terminal.counter import Counter
 from mmprompt.terminal.output import JSON_HELP, Output, between, shorten
@@ -91,8 +90,7 @@ def show(output: Output, measure: LanguageMeasure, n_prompts: int) -> None:
     """Print what was measured: a row a prompt, what was gained, and what was taken for what."""
     calibrated = ", calibrated" if measure.is_calibrated else ""
     output.say(f"\n{measure.data}, {measure.split}: {measure.n_rows} rows, {measure.model}{calibrated}\n")
-    headers, rows = score_table(measure.scores)
-    output.table(headers, rows, numbers=range(1, len(headers)))
+    say_scores(output, measure.scores)
     output.say()
     for score in measure.scores[n_prompts + 1 :]:
         output.say(f"{score.name}: {shorten(' '.join(score.template.split()), 100)}", "dim")
@@ -105,5 +103,6 @@ def show(output: Output, measure: LanguageMeasure, n_prompts: int) -> None:
     first = measure.scores[0]
     if n_prompts and first.labels is not None and len(first.labels.class_names) <= MOST_LABELS:
         output.say()
-        headers, rows = confusion_table(first)
-        output.table(headers, rows, numbers=range(1, len(headers)))
+        names = list(first.labels.class_names)
+        counts = zip(names, first.labels.confusion.tolist(), strict=True)
+        output.table(["is \\ said", *names], [[name, *map(str, row)] for name, row in counts], range(1, 1 + len(names)))

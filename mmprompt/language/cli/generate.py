@@ -66,9 +66,8 @@ def run(arguments: Sequence[str], prog: str) -> None:
     from mmprompt.language.generation import stream_text
 
     output = Output(settings.json)
-    refuse_idle(settings)
     prompted = read_prompt(settings)
-    rows = read_input(settings.input, prompted.template.fields, task_of(settings, prompted))
+    rows = read_input(settings.input, prompted.template.fields, settings.task)
     if prompted.label_words is not None and not settings.classify:
         _log.warning("this prompt tells labels apart; add --classify for the label and how probable it is.")
     is_streamed = settings.out is None and not settings.json and not settings.classify and len(rows) == 1
@@ -85,97 +84,69 @@ def run(arguments: Sequence[str], prog: str) -> None:
     output.document({"answers": answers})
 
 
-def refuse_idle(settings: Settings) -> None:
-    """Refuse options that nothing would be done with, and an output file that cannot be new.
-
-    Raises:
-        UserError: there are some.
-    """
-    if settings.prompt is not None and settings.template is not None:
-        expected = "the prompt has a template of its own"
-        raise bad_value("template", repr(settings.template), expected, "Give one of --prompt and --template.")
-    if settings.classify and settings.prompt is None:
-        raise bad_value("classify", True, "labels come with a prompt", "Add --prompt RUN.")
-    if settings.out is None:
-        return
-    if settings.out.exists():
-        raise bad_file(settings.out, "is there already", "Give another --out, or remove it.")
-    check_place(settings.out.parent)
-
-
 def read_prompt(settings: Settings) -> PromptedModel:
-    """The model with its prompt, with a template in words, or by itself.
+    """Load the model with its prompt, with a template in words, or by itself.
 
     Raises:
-        UserError: it cannot be had.
+        UserError: it cannot be had, or nothing would be done with an option, or the output file cannot be new.
     """
     from mmprompt.core.learned import Prompt
     from mmprompt.language.predictor import PromptedModel
     from mmprompt.language.templates.template import Template
 
+    if settings.prompt is not None and settings.template is not None:
+        expected = "the prompt has a template of its own"
+        raise bad_value("template", repr(settings.template), expected, "Give one of --prompt and --template.")
+    if settings.classify and settings.prompt is None:
+        raise bad_value("classify", True, "labels come with a prompt", "Add --prompt RUN.")
+    if settings.out is not None:
+        if settings.out.exists():
+            raise bad_file(settings.out, "is there already", "Give another --out, or remove it.")
+        check_place(settings.out.parent)
     if settings.prompt is not None:
-        return settings.loading.model_and_prompts([settings.prompt], settings.backbone)[1][0]
-    template = Template.parse(settings.template or PLAIN)
-    if template.groups:
-        expected = "there are no vectors for its {soft}"
-        raise bad_value("template", repr(settings.template), expected, "Take {soft} out, or give --prompt RUN.")
-    model = settings.loading.model(settings.backbone or "tiny")
-    return PromptedModel(model, Prompt(template))
-
-
-def task_of(settings: Settings, prompted: PromptedModel) -> str:
-    """The task of a row that names none.
-
-    Raises:
-        UserError: one was asked for that the prompt does not know.
-    """
-    tasks = prompted.tasks
-    if settings.task and settings.task not in tasks:
-        raise unknown_name("task", settings.task, tasks, "" if tasks else "Leave --task out.")
-    return settings.task
+        prompted = settings.loading.model_and_prompts([settings.prompt], settings.backbone)[1][0]
+    else:
+        template = Template.parse(settings.template or PLAIN)
+        if template.groups:
+            expected = "there are no vectors for its {soft}"
+            raise bad_value("template", repr(settings.template), expected, "Take {soft} out, or give --prompt RUN.")
+        prompted = PromptedModel(settings.loading.model(settings.backbone or "tiny"), Prompt(template))
+    if settings.task and settings.task not in prompted.tasks:
+        raise unknown_name("task", settings.task, prompted.tasks, "" if prompted.tasks else "Leave --task out.")
+    return prompted
 
 
 def read_input(given: Sequence[str], fields: Sequence[str], task: str) -> list[TextRow]:
-    """The rows to answer.
+    """Read the rows to answer.
 
     Args:
-        given: a text, NAME=TEXT for each field, or the name of a JSONL file.
+        given: a text, NAME=TEXT for each field, or the name of a JSONL file, in which more fields are passed over.
         fields: of the template.
         task: of rows that name none.
     Raises:
-        UserError: it is nothing of these, or a field is missing.
+        UserError: it is nothing of these, or a field is missing (in a file, with its line).
     """
     if len(given) == 1 and given[0].endswith(".jsonl"):
-        return read_file(Path(given[0]), fields, task)
+        path, rows = Path(given[0]), []
+        for line, record in read_objects(path):
+            for name in fields:
+                if not isinstance(record.get(name), str):
+                    problem = f"has no text {name!r}, a field of the template"
+                    raise bad_file(path, problem, "Write it in every row.", line)
+            rows.append(TextRow({name: record[name] for name in fields}, task=str(record.get("task", task))))
+        if not rows:
+            raise bad_file(path, "holds no rows", "Write one JSON object on each line.")
+        return rows
     pairs = [item.partition("=") for item in given]
     named = {name: text for name, sign, text in pairs if sign and name in fields}
     if len(fields) == 1 and len(given) == 1 and not named:
         named = {fields[0]: given[0]}
     if len(named) < len(given) or any(name not in named for name in fields):
-        names = " ".join(f'{name}="..."' for name in fields)
+        names = " ".join(f'{name}="..."' for name in fields) if len(fields) > 1 else '"..."'
         wanted = f"the template has {'the fields ' + ', '.join(fields) if fields else 'no field'}"
-        advice = (
-            f"Write --input {names if len(fields) > 1 else chr(34) + '...' + chr(34)}." if fields else "Leave it out."
-        )
+        advice = f"Write --input {names}." if fields else "Leave it out."
         raise bad_value("input", repr(" ".join(given)) if given else "empty", wanted, advice)
     return [TextRow(named, task=task)]
-
-
-def read_file(path: Path, fields: Sequence[str], task: str) -> list[TextRow]:
-    """The rows of a JSONL file; what else they hold is passed over.
-
-    Raises:
-        UserError: it cannot be read, holds no rows, or a field is missing (its line).
-    """
-    rows = []
-    for line, record in read_objects(path):
-        for name in fields:
-            if not isinstance(record.get(name), str):
-                raise bad_file(path, f"has no text {name!r}, a field of the template", "Write it in every row.", line)
-        rows.append(TextRow({name: record[name] for name in fields}, task=str(record.get("task", task))))
-    if not rows:
-        raise bad_file(path, "holds no rows", "Write one JSON object on each line.")
-    return rows
 
 
 def answers_of(prompted: PromptedModel, rows: Sequence[TextRow], settings: Settings, progress: Counter) -> list[Answer]:

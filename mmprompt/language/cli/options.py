@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from mmprompt.core.header import read_header
 from mmprompt.errors import bad_value, unknown_name
 from mmprompt.language.data import TextData, draw_shots, load_texts
-from mmprompt.terminal.output import Output
+from mmprompt.language.start import Objective
+from mmprompt.terminal.output import Output, between, percent
 
 if TYPE_CHECKING:
+    from mmprompt.language.measure import LanguageScore
     from mmprompt.language.predictor import PromptedModel
+    from mmprompt.language.task import LanguageTask
     from mmprompt.language.templates.verbalizer import Verbalizer
     from mmprompt.models.decoder.model import FrozenLanguageModel
-
 
 DATA = "somebody"
 MOST_NOTES = 3
@@ -63,6 +65,35 @@ class Loading:
         names = [model, *(header["backbone"]["name"] for header in headers), "tiny"]
         loaded = self.model(next(name for name in names if name is not None))
         return loaded, [load_prompted(folder, loaded) for folder in folders]
+
+
+@dataclass(frozen=True)
+class Learning:
+    """What is learned from, and how the model is asked."""
+
+    data: Annotated[str, tyro.conf.arg(metavar="NAME|FILE", help=DATA_HELP)] = DATA
+    shots: Annotated[int | None, tyro.conf.arg(metavar="INT|None")] = None
+    """Training rows of each class, drawn; None for all there are."""
+    template: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help=TEMPLATE_HELP)] = None
+    verbalizer: Annotated[tuple[str, ...], tyro.conf.arg(metavar="LABEL=WORD,WORD...")] = ()
+    """The words of each label, if not those of the data's card; without either a label is its own word."""
+    objective: Objective = "auto"
+    """What is made probable: the label among the labels (choices), or the answer among all texts (answer)."""
+    seed: Annotated[int, tyro.conf.arg(metavar="INT")] = 1
+    """Seed of all that is drawn, and of the order of the rows."""
+
+    def task(self, output: Output, **more: Any) -> LanguageTask:
+        """Read the rows, and say what there is to say of them.
+
+        Args:
+            output: where it is said.
+            more: as of `LanguageTask`.
+        Raises:
+            UserError: the file cannot be used, or the words of the labels do not fit.
+        """
+        data = read_rows(output, self.data, self.shots, self.seed)
+        verbalizer = read_verbalizer(self.verbalizer, data.labels)
+        return data.task(template=self.template, verbalizer=verbalizer, objective=self.objective, **more)
 
 
 def read_rows(output: Output, name: str, shots: int | None, seed: int) -> TextData:
@@ -111,3 +142,17 @@ def say_of_words(output: Output, prompted: PromptedModel) -> None:
         output.say(f"Note: {note}", "dim")
     if len(notes) > MOST_NOTES:
         output.say(f"Note: So it is with {len(notes) - MOST_NOTES} more.", "dim")
+
+
+def say_scores(output: Output, scores: Sequence[LanguageScore]) -> None:
+    """Print a row for each: accuracy and macro F1 of labels, or exact match and likeness of answers."""
+    headers, rows = ["", "accuracy", "95 % interval", "macro F1"], []
+    for score in scores:
+        if score.labels is not None:
+            numbers = [percent(score.labels.macro_f1)]
+            rows.append([score.name, percent(score.labels.accuracy), between(score.interval), *numbers])
+        elif score.texts is not None:
+            headers = ["", "exact match", "95 % interval", "BLEU", "chrF", "ROUGE-L"]
+            numbers = [f"{number:.1f}" for number in (score.texts.bleu, score.texts.chrf, 100 * score.texts.rouge_l)]
+            rows.append([score.name, percent(score.texts.exact_match), between(score.interval), *numbers])
+    output.table(headers, rows, numbers=range(1, len(headers)))

@@ -8,9 +8,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,9 +114,7 @@ def search_words(
         UserError: something in the input cannot be, or another process writes to `out`; nothing is written then.
         RunFailed: weights of the model changed.
     """
-    task = (
-        data if isinstance(data, LanguageTask) else (load_texts(data) if isinstance(data, Path | str) else data).task()
-    )
+    task = (load_texts(data) if isinstance(data, Path | str) else data).task()
     task = task if template is None else replace(task, template=template)
     data = task.data
     model = load_language_model(model) if isinstance(model, str) else model
@@ -125,18 +122,32 @@ def search_words(
     folder = None if out is None else Path(out)
     with contextlib.nullcontext() if folder is None else run_lock(folder):
         if folder is not None:
-            refuse_used(folder)
+            check_new(folder)
+            if checkpoint_folders(folder / "checkpoint"):
+                raise bad_file(folder, "holds the checkpoints of a training", "Give another output folder.")
         setting = prepare(data, model, search, task, start, n_tokens, seed)
-        config = search_config(setting, search, task, start, seed)
+        objective, first = setting.objective, setting.start
+        name = next((name for name, kind in SEARCHES.items() if type(search) is kind), type(search).__name__)
+        config = run_config(task, HardPrompt(), setting.prompted, search.recipe, seed)
+        config |= {"method": {"name": name, "settings": asdict(search)}, "n_tokens": setting.prompted.bound.n_soft}
         best, history = _follow(setting, search, config, folder, callbacks, seed)
         refuse_changed(model)
-        result = result_of(setting, best, history, folder)
-        for notice in result.notices:
+        notices = []
+        if best.ids == first.ids:
+            notices.append("The search found nothing better than the words it started from.")
+        if len(objective.rows) < len(data.train):
+            notices.append(f"Prompts were scored on {len(objective.rows)} of {len(data.train)} training rows.")
+        for notice in notices:
             _log.warning("%s", notice)
+        prompted = PromptedModel(model, Prompt(objective.words.template(best.ids)), setting.prompted.label_words)
+        text = setting.text(best.ids)
         if folder is not None:
-            found = {"text": result.text, "token_ids": list(best.ids), "loss": best.loss}
-            save(result.prompted, folder, provenance(config) | found | {"notices": list(result.notices)})
-    return result
+            facts = {"text": text, "token_ids": list(best.ids), "loss": best.loss, "notices": notices}
+            save(prompted, folder, provenance(config) | facts)
+    start_text = setting.text(first.ids)
+    return SearchResult(
+        prompted, text, best.ids, best.loss, start_text, first.loss, history, data, folder, tuple(notices)
+    )
 
 
 @dataclass(frozen=True)
@@ -198,73 +209,15 @@ def prepare(
         model.tokenizer(text, add_special_tokens=False)["input_ids"] for row in rows for text in row.fields.values()
     ]
     vectors = start_vectors(model, start, prompted.bound, 0, labels, texts, seed)
-    ids = first_words(objective, vocabulary, vectors, prompted.bound.soft_starts)
-    return Setting(data, prompted, objective, vocabulary, vectors, objective.score(ids))
-
-
-def first_words(
-    objective: WordObjective, vocabulary: Vocabulary, vectors: Tensor, given: Sequence[int | None]
-) -> TokenIds:
-    """The words nearest to the vectors that a search starts from; those that the user gave are left as they are.
-
-    Raises:
-        UserError: they are not read back.
-    """
     nearest = vocabulary.nearest(vectors, N_NEAREST).tolist()
-    ids = readable(
-        [some if token is None else [token] for some, token in zip(nearest, given, strict=True)],
-        objective.first_misread,
-    )
+    pairs = zip(nearest, prompted.bound.soft_starts, strict=True)  # words that the user gave are left as they are
+    ids = readable([some if token is None else [token] for some, token in pairs], objective.first_misread)
     if ids is None or not objective.reads_back(ids):
         raise UserError(
             "the words to start from are not read back within the template: as one text they give other tokens. "
             "Put a blank before and after {soft}, or start from other words."
         )
-    return ids
-
-
-def search_config(
-    setting: Setting, search: WordSearch, task: LanguageTask, start: PromptInit, seed: int
-) -> dict[str, Any]:
-    """All that is needed to repeat a search, JSON-ready: the content of `run.json`."""
-    names = {kind: name for name, kind in SEARCHES.items()}
-    config = run_config(task, HardPrompt(), setting.prompted, search.recipe, seed)
-    method = {"name": names.get(type(search), type(search).__name__), "settings": asdict(search)}
-    return config | {"method": method, "n_tokens": setting.prompted.bound.n_soft}
-
-
-def result_of(setting: Setting, best: Scored, history: list[dict[str, Any]], folder: Path | None) -> SearchResult:
-    """What was found, as a prompt in words."""
-    template = setting.objective.words.template(best.ids)
-    notices = []
-    if best.ids == setting.start.ids:
-        notices.append("The search found nothing better than the words it started from.")
-    n_rows, n_all = len(setting.objective.rows), len(setting.data.train)
-    if n_rows < n_all:
-        notices.append(f"Prompts were scored on {n_rows} of {n_all} training rows.")
-    return SearchResult(
-        PromptedModel(setting.prompted.model, Prompt(template), setting.prompted.label_words),
-        setting.text(best.ids),
-        best.ids,
-        best.loss,
-        setting.text(setting.start.ids),
-        setting.start.loss,
-        history,
-        setting.data,
-        folder,
-        tuple(notices),
-    )
-
-
-def refuse_used(folder: Path) -> None:
-    """Refuse a folder that holds a finished run, or one that can be resumed.
-
-    Raises:
-        UserError: it does.
-    """
-    check_new(folder)
-    if checkpoint_folders(folder / "checkpoint"):
-        raise bad_file(folder, "holds the checkpoints of a training", "Give another output folder.")
+    return Setting(data, prompted, objective, vocabulary, vectors, objective.score(ids))
 
 
 def _follow(
@@ -277,7 +230,11 @@ def _follow(
 ) -> tuple[Scored, list[dict[str, Any]]]:
     """Search to the end; the best prompt, and the record of each step."""
     objective = setting.objective
-    steps = steps_of(setting, search, seed)
+    if isinstance(search, Projection):
+        steps = project(setting, search, seed)
+    else:
+        assert isinstance(search, CoordinateSearch), "there is no third way"
+        steps = exchange(setting, search, seed)
     problem = LanguageProblem(setting.prompted, setting.prompted.prompt, objective.rows)
     run = Run(problem, search.recipe, search.n_steps, 1)
     listeners = callbacks if folder is None else (WriteConfig(folder, config), *callbacks)
@@ -303,14 +260,6 @@ def _follow(
         for listener in listeners:
             listener.on_train_end(run)
     return best, run.history
-
-
-def steps_of(setting: Setting, search: WordSearch, seed: int) -> Steps:
-    """The steps of one of the two ways of searching."""
-    if isinstance(search, Projection):
-        return project(setting, search, seed)
-    assert isinstance(search, CoordinateSearch), "there is no third way"
-    return exchange(setting, search, seed)
 
 
 def project(setting: Setting, search: Projection, seed: int) -> Steps:
@@ -344,33 +293,19 @@ def exchange(setting: Setting, search: CoordinateSearch, seed: int) -> Steps:
         order = row_order(objective.rows, generator(seed, "rows", step))
         gradient = objective.gradient(best.ids, order[: search.batch_size])
         by_token = gradient.by_token(objective.embeddings)
-        proposed = setting.vocabulary.proposals(by_token, best.ids, search.top_k)
-        candidates = drawn(proposed, best.ids, search.n_candidates, draw, partial(is_new, objective, frozenset(seen)))
+        proposed = setting.vocabulary.proposals(by_token, best.ids, search.top_k)  # [P, k]
+        candidates: list[TokenIds] = []  # which differ in one place
+        for pair in torch.randperm(proposed.numel(), generator=draw).tolist():
+            place, rank = divmod(pair, proposed.shape[1])
+            other = (*best.ids[:place], int(proposed[place, rank]), *best.ids[place + 1 :])
+            if other not in seen and objective.first_misread(other) is None:
+                candidates.append(other)
+            if len(candidates) == search.n_candidates:
+                break
         seen |= set(candidates)
-        found = best_of(objective, candidates, best, order, search.batch_size) if candidates else None
-        n_waited = n_waited + 1 if found is None else 0
-        best = found or best
+        better = best_of(objective, candidates, best, order, search.batch_size) if candidates else None
+        n_waited = n_waited + 1 if better is None else 0
+        best = better or best
         yield best, gradient.loss
         if n_waited == search.patience:
             return
-
-
-def is_new(objective: WordObjective, seen: Collection[TokenIds], ids: TokenIds) -> bool:
-    """Whether a prompt was not scored before and is read back."""
-    return ids not in seen and objective.first_misread(ids) is None
-
-
-def drawn(
-    proposed: Tensor, ids: TokenIds, n_candidates: int, draw: torch.Generator, is_wanted: Callable[[TokenIds], bool]
-) -> list[TokenIds]:
-    """Prompts that differ from one in one place, drawn among what is proposed [P, k] for each."""
-    n_places, k = proposed.shape
-    candidates: list[TokenIds] = []
-    for pair in torch.randperm(n_places * k, generator=draw).tolist():
-        place, rank = divmod(pair, k)
-        other = (*ids[:place], int(proposed[place, rank]), *ids[place + 1 :])
-        if is_wanted(other):
-            candidates.append(other)
-        if len(candidates) == n_candidates:
-            break
-    return candidates
