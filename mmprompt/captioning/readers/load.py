@@ -45,11 +45,11 @@ from mmprompt.models.fingerprint import fingerprint
 TINY_CAPTIONER = TINY / "captioner"
 FORMS = "Use tiny, 'ENCODER + hf:LM', hf:NAME, open_clip:coca_ARCHITECTURE/TAG or a folder."
 READERS = {
-    "blip": "blip.load_blip",
+    "blip": "cross_attention.load_blip",
     "blip-2": "blip2.load_blip2",
     "git": "git.load_git",
     "instructblip": "blip2.load_blip2",  # which says why not
-    "vision-encoder-decoder": "encoder_decoder.load_encoder_decoder",
+    "vision-encoder-decoder": "cross_attention.load_encoder_decoder",
 }
 """By transformers' model type: file and function, each (name, source, options) -> FrozenCaptioner."""
 OTHER_READER = "image_text.load_image_text"
