@@ -11,7 +11,7 @@ import mmprompt as mp
 torch.manual_seed(1)
 backbone = mp.load_backbone("tiny")
 data = mp.load_dataset("openart-large", shots=2, seed=1)
-images = torch.stack([backbone.preprocess(mp.read_image(item.path)) for item in data.train])
+images = torch.stack([backbone.preprocess(mp.classification.read_image(item.path)) for item in data.train])
 labels = torch.tensor([item.label for item in data.train])
 loader = DataLoader(TensorDataset(images, labels), batch_size=20, shuffle=True)
 

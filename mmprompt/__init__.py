@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mmprompt.training.recipe import Recipe
 
 __getattr__, _names = lazy_names(__name__, "captioning", "classification", "language")
-__all__ = ["__version__", *_names]  # noqa: PLE0604 - made of the block above
+__all__ = ["__version__", *_names]
 
 
 def __dir__() -> list[str]:

@@ -28,7 +28,7 @@ from mmprompt.language.file import save_language
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextData, draw_shots, load_texts
 from mmprompt.language.methods import DecoderMethod, DeepPrompts, PrefixTuning, PromptTuning, PTuning
-from mmprompt.language.predictor import LanguagePrompt, PromptedModel
+from mmprompt.language.predictor import LanguagePredictor, LanguagePrompt
 from mmprompt.language.search.task import search_words
 from mmprompt.language.sources import LanguageSources
 from mmprompt.language.task import fit_language, verbalizer_of
@@ -39,7 +39,7 @@ from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.decoder.tuned import Adapters, FullTuning, Lora, Tuning
 
 DATA, SHOTS = Path("examples/data"), 16
-Fitted = tuple[PromptedModel, int]
+Fitted = tuple[LanguagePredictor, int]
 Fit = Callable[[TextData, FrozenLanguageModel, int, Path], Fitted]
 
 
@@ -67,7 +67,7 @@ def by_search(data: TextData, model: FrozenLanguageModel, seed: int, out: Path) 
 def by_hand(data: TextData, model: FrozenLanguageModel, seed: int, out: Path) -> Fitted:
     """The best of the hand-written instructions on the training rows."""
     each = [
-        PromptedModel(model, LanguagePrompt(Template.parse(text), LanguageSources({}), verbalizer_of(data)))
+        LanguagePredictor(model, LanguagePrompt(Template.parse(text), LanguageSources({}), verbalizer_of(data)))
         for text in data.instructions
     ]
     best = max(each, key=lambda prompted: accuracy(prompted, data.train))
@@ -89,7 +89,7 @@ ROWS: dict[str, Fit] = {
 }
 
 
-def accuracy(prompted: PromptedModel, rows: Any) -> float:
+def accuracy(prompted: LanguagePredictor, rows: Any) -> float:
     found = prompted.classify(rows)
     return sum(one.label == row.label for one, row in zip(found, rows, strict=True)) / len(rows)
 

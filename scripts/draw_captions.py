@@ -11,7 +11,7 @@ from typing import Annotated
 
 import tyro
 
-from mmprompt.captioning.data import load_caption_data
+from mmprompt.captioning.data import load_captions
 from mmprompt.captioning.measure import measure_captions
 from mmprompt.captioning.predictor import load_captioner_of, load_focus
 from mmprompt.captioning.report.strip import draw_strip
@@ -36,7 +36,7 @@ class Settings:
 def main(settings: Settings) -> None:
     """Measure the prompts on the test part, and draw what they say."""
     captioner = load_captioner_of(settings.runs, None, "cpu")
-    data = load_caption_data(settings.data)
+    data = load_captions(settings.data)
     prompts = [load_focus(run, captioner) for run in settings.runs]
     measure = measure_captions(captioner, data, prompts, strengths=())
     make_folder(settings.out.parent)

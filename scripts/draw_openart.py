@@ -27,7 +27,7 @@ def draw_scenes(figure: Any, grid: Any, task: str) -> None:
     for i in range(PICTURES):
         item = data.test[7 * i]
         axes = figure.add_subplot(grid[i // 2, i % 2])
-        axes.imshow(mp.read_image(item.path))
+        axes.imshow(mp.classification.read_image(item.path))
         axes.set_xlabel(data.class_names[item.label], color=INK, fontsize=9)
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)

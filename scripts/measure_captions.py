@@ -51,7 +51,7 @@ def row_of(measure: CaptionMeasure, focus: str) -> dict[str, Any]:
 def run(seed: int, with_curve: bool) -> dict[str, Any]:
     """Train and measure one seed."""
     captioner = mp.load_captioner("tiny", device="cpu")
-    data = {name: mp.load_caption_data(name) for name in SETS}
+    data = {name: mp.load_captions(name) for name in SETS}
     features, prompts, seconds = CaptionFeatures(captioner), [], {}
     for focus in FOCUSES:
         started = time.monotonic()

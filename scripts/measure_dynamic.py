@@ -38,7 +38,7 @@ from mmprompt.language.data import TextData, TextRow, draw_shots, load_texts
 from mmprompt.language.generation import generate_texts
 from mmprompt.language.meta import few_steps, meta_start
 from mmprompt.language.methods import DecoderMethod, DeepPrompts, PromptTuning, unit_of
-from mmprompt.language.predictor import LanguagePrompt, PromptedModel, load_prompted
+from mmprompt.language.predictor import LanguagePredictor, LanguagePrompt, load_prompted
 from mmprompt.language.sources import LM_INPUT, LanguageSources
 from mmprompt.language.start import PromptInit
 from mmprompt.language.task import fit_language
@@ -95,7 +95,7 @@ def fitted(
     method: DecoderMethod | None = None,
     seed: int = 1,
     n_wanted: int = N_STEPS,
-) -> PromptedModel:
+) -> LanguagePredictor:
     """A prompt of about so many steps, kept in a folder."""
     if not (folder / "prompt.json").exists():
         method = method or PromptTuning(N_SOFT)
@@ -111,7 +111,7 @@ def share(found: Sequence[bool]) -> float:
     return round(float(np.mean(found)), 4)
 
 
-def accuracy(prompted: PromptedModel, rows: Sequence[TextRow]) -> float:
+def accuracy(prompted: LanguagePredictor, rows: Sequence[TextRow]) -> float:
     return share([one.label == row.label for one, row in zip(prompted.classify(rows), rows, strict=True)])
 
 
@@ -244,7 +244,7 @@ def languages(model: FrozenLanguageModel, cells: Cells, work: Path) -> None:
     methods: dict[str, DecoderMethod] = {"prompt-tuning": PromptTuning(N_SOFT)}
     if model.name == "tiny":
         methods["deep-prompts"] = DeepPrompts(N_SOFT)
-    prompts: dict[str, PromptedModel] = {}
+    prompts: dict[str, LanguagePredictor] = {}
     nothing = in_words(model, f"{{text:cut}}{between}{{answer}}")
     cells.add(f"{model.name}/none", partial(judge.measure, nothing, judge.rows["de"], None))
     for code in LANGUAGES:
@@ -261,9 +261,9 @@ def languages(model: FrozenLanguageModel, cells: Cells, work: Path) -> None:
     together(model, cells, work, judge, data, prompts)
 
 
-def in_words(model: FrozenLanguageModel, text: str) -> PromptedModel:
+def in_words(model: FrozenLanguageModel, text: str) -> LanguagePredictor:
     """The model with a prompt in words alone."""
-    return PromptedModel(model, LanguagePrompt(Template.parse(text), LanguageSources({})))
+    return LanguagePredictor(model, LanguagePrompt(Template.parse(text), LanguageSources({})))
 
 
 def together(
@@ -272,7 +272,7 @@ def together(
     work: Path,
     judge: Judge,
     data: TextData,
-    prompts: dict[str, PromptedModel],
+    prompts: dict[str, LanguagePredictor],
 ) -> None:
     """A task prompt, learned in English alone, with prompts of languages, learned without the task."""
     english = of_language(data, "de")
@@ -322,8 +322,8 @@ class BehindLanguages(PromptTuning):
 
 
 def behind(
-    model: FrozenLanguageModel, data: TextData, prompts: dict[str, PromptedModel], form: str
-) -> dict[str, PromptedModel]:
+    model: FrozenLanguageModel, data: TextData, prompts: dict[str, LanguagePredictor], form: str
+) -> dict[str, LanguagePredictor]:
     """A task prompt, learned behind the prompts of some languages, behind the prompt of each."""
     vectors = {code: one.vectors()[LM_INPUT].values.detach() for code, one in prompts.items()}
     rows = [replace(row, task=code) for code in COMPOSED for row in of_language(data, code).train]
@@ -337,7 +337,7 @@ def behind(
     found = {}
     for code, language in vectors.items():
         sources = LanguageSources({LM_INPUT: FreeVectors(torch.cat([language, task]))}).requires_grad_(False)
-        found[code] = PromptedModel(model, replace(learned.prompt, sources=sources))
+        found[code] = LanguagePredictor(model, replace(learned.prompt, sources=sources))
     return found
 
 
@@ -383,7 +383,7 @@ class Judge:
             code: self.shares([str(row.answer) for row in rows]) for code, rows in self.rows.items()
         }
 
-    def measure(self, prompted: PromptedModel, rows: Sequence[TextRow], code: str | None) -> dict[str, Any]:
+    def measure(self, prompted: LanguagePredictor, rows: Sequence[TextRow], code: str | None) -> dict[str, Any]:
         """What is answered to English names: in which languages, and how near to the names of one of them."""
         answers = [one.text for one in generate_texts(prompted, rows, Generation(max_tokens=LONGEST))]
         lines = [text.partition(self.end)[0].strip() for text in answers]

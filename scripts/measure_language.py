@@ -25,7 +25,7 @@ from mmprompt.core.metrics import paired_bootstrap
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextData, TextRow, draw_shots, load_texts
 from mmprompt.language.methods import PromptTuning
-from mmprompt.language.predictor import LanguagePrompt, PromptedModel
+from mmprompt.language.predictor import LanguagePredictor, LanguagePrompt
 from mmprompt.language.sources import LanguageSources
 from mmprompt.language.task import LanguageTask, fit_language, verbalizer_of
 from mmprompt.language.templates.template import Template
@@ -43,7 +43,7 @@ CHOSEN: dict[str, tuple[str, float]] = {
 GAIN, MAX_SECONDS = 0.15, 300
 
 
-def right(prompted: PromptedModel, rows: tuple[TextRow, ...]) -> list[int]:
+def right(prompted: LanguagePredictor, rows: tuple[TextRow, ...]) -> list[int]:
     """1 for every row whose label was found, 0 for the others."""
     return [int(one.label == row.label) for one, row in zip(prompted.classify(rows), rows, strict=True)]
 
@@ -53,7 +53,7 @@ def instructions(model: FrozenLanguageModel, data: TextData) -> list[dict[str, A
     found = []
     for text in data.instructions:
         prompt = LanguagePrompt(Template.parse(text), LanguageSources({}), verbalizer_of(data))
-        found.append({"template": text, "right": right(PromptedModel(model, prompt), data.test)})
+        found.append({"template": text, "right": right(LanguagePredictor(model, prompt), data.test)})
     return found
 
 

@@ -25,7 +25,7 @@ RELATIONAL = {"openart-left", "openart-right", "openart-large", "openart-small"}
 SEEDS = (1, 2, 3, 4, 5)
 
 
-def right_or_wrong(classifier: mp.Classifier, data: mp.Dataset, features: ImageFeatures) -> np.ndarray:
+def right_or_wrong(classifier: mp.Classifier, data: mp.classification.Dataset, features: ImageFeatures) -> np.ndarray:
     """[N] booleans on the test split."""
     return mp.evaluate(classifier, data.test, features).correct
 
@@ -83,9 +83,11 @@ def summary(runs: np.ndarray, bare: np.ndarray, template: np.ndarray) -> dict[st
         "accuracy": float(runs.mean()),
         "std": float(runs.mean(1).std(ddof=1)),
         "gain": gain,
-        "gain_interval": mp.paired_bootstrap(runs, np.repeat(bare[None], len(runs), 0)),
+        "gain_interval": mp.classification.paired_bootstrap(runs, np.repeat(bare[None], len(runs), 0)),
         "gain_over_template": float(runs.mean() - template.mean()),
-        "gain_over_template_interval": mp.paired_bootstrap(runs, np.repeat(template[None], len(runs), 0)),
+        "gain_over_template_interval": mp.classification.paired_bootstrap(
+            runs, np.repeat(template[None], len(runs), 0)
+        ),
     }
 
 

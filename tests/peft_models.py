@@ -13,7 +13,7 @@ from torch import Tensor
 from mmprompt.language.data import TextRow
 from mmprompt.language.generation import jobs_of
 from mmprompt.language.methods import MultitaskPrompt, PrefixTuning, PromptTuning, PTuning
-from mmprompt.language.predictor import PromptedModel
+from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.templates.verbalizer import Verbalizer
 from mmprompt.models.decoder.generation import generate
 from mmprompt.models.decoder.generation_config import Generation
@@ -82,7 +82,7 @@ def peft_logits(
     return built(**inputs, **given, **more).logits[0, -len(answer) :]
 
 
-def our_logits(prompted: PromptedModel, slots: Sequence[int], task: str = "") -> Tensor:
+def our_logits(prompted: LanguagePredictor, slots: Sequence[int], task: str = "") -> Tensor:
     """The same, of slots; what an encoder's text ends with is put there by the model's reader."""
     predicted = prompted.model.predict(prompted.vectors(task), [Question(tuple(slots), (ANSWER,))])
     return predicted.logits[predicted.at]
@@ -109,12 +109,12 @@ def peft_generates(model: FrozenLanguageModel, built: Any, ids: Sequence[int], *
     return tuple(found[: found.index(model.end_id)] if model.end_id in found else found)
 
 
-def our_tokens(prompted: PromptedModel, text: str, task: str = "") -> tuple[int, ...]:
+def our_tokens(prompted: LanguagePredictor, text: str, task: str = "") -> tuple[int, ...]:
     jobs = jobs_of([prompted], [TextRow({"text": text}, task=task)], N_NEW)
     return generate(prompted.model, jobs, Generation(max_tokens=N_NEW, min_tokens=0))[0]
 
 
-def same_as_peft(prompted: PromptedModel, built: Any, tolerance: float) -> None:
+def same_as_peft(prompted: LanguagePredictor, built: Any, tolerance: float) -> None:
     """The same logits and greedy tokens for the texts, as the tokenizer frames them."""
     model = prompted.model
     for task in prompted.tasks or ("",):
@@ -141,7 +141,7 @@ WORDS = Verbalizer({"good": ["great", "fine"], "bad": "poor"})
 WIDE = "Text: {soft*2:a} is{soft} {text}\n{answer}"
 
 
-def ours(model: FrozenLanguageModel, name: str, template: str = FRONT, n_soft: int | None = None) -> PromptedModel:
+def ours(model: FrozenLanguageModel, name: str, template: str = FRONT, n_soft: int | None = None) -> LanguagePredictor:
     """A prompt of one of our methods, with random numbers large enough to matter."""
     method = METHODS[name]
     torch.manual_seed(3)
@@ -149,7 +149,7 @@ def ours(model: FrozenLanguageModel, name: str, template: str = FRONT, n_soft: i
     prompt = prompt_from(method, model, start, ("first", "second"), template)
     for parameter in prompt.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)
-    return PromptedModel(model, prompt, WORDS)
+    return LanguagePredictor(model, prompt, WORDS)
 
 
 ROWS = [TextRow({"text": text}, task=task) for text in TEXTS for task in ("first", "second")]

@@ -1,6 +1,6 @@
 """Images with captions: grouped by image, divided by image, their captions held by focus.
 
-`read_captions` takes any of the published forms, `load_caption_data` a name or a path. What a focus is, nothing here
+`read_captions` takes any of the published forms, `load_captions` a name or a path. What a focus is, nothing here
 knows: it is a name that captions were filed under.
 """
 
@@ -164,7 +164,7 @@ EMBEDDED = {
 """Sets that ship in the package: a JSONL file and a zip file of images below the assets, and the licence of both."""
 
 
-def load_caption_data(name_or_path: str | Path, images: str | Path | None = None) -> CaptionData:
+def load_captions(name_or_path: str | Path, images: str | Path | None = None) -> CaptionData:
     """Load images and captions by name, or from a file.
 
     Args:

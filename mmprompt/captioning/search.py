@@ -7,7 +7,7 @@ none. All branches of a row read the same tokens. Search knows tokens and scores
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -55,7 +55,7 @@ class Found:
 def mixture(
     focus: Sequence[tuple[SiteVectors, float]], strength: float, avoid: SiteVectors | None, avoid_strength: float
 ) -> list[Branch]:
-    """The branches of `base + strength (focus - base) - avoid_strength (avoid - base)`, in log-probabilities.
+    """Return the branches of `base + strength (focus - base) - avoid_strength (avoid - base)`, in log-probabilities.
 
     Branches whose weight is zero are left out, so strength 0 is the captioner without a prompt and 1 the plain prompt,
     bit for bit (classifier-free guidance, Ho and Salimans 2022; for captions Kornblith et al. 2023).
@@ -81,6 +81,7 @@ PLAUSIBLE = 0.1
 """Tokens below this share of the best one's probability under the prompt are never taken when branches push."""
 
 
+@dataclass(frozen=True)
 class Mixed:
     """Rows of captions under way in every branch.
 
@@ -90,46 +91,38 @@ class Mixed:
         states: one per branch, with the same rows.
     """
 
-    def __init__(self, captioner: FrozenCaptioner, branches: Sequence[Branch], states: Sequence[State]) -> None:
-        self.captioner, self.branches, self.states = captioner, branches, states
+    captioner: FrozenCaptioner
+    branches: Sequence[Branch]
+    states: Sequence[State]
 
-    @classmethod
-    def start(cls, captioner: FrozenCaptioner, branches: Sequence[Branch], memory: Memory) -> Mixed:
-        """Read the prompts of all branches after the images."""
-        return cls(captioner, branches, [captioner.prefill(memory, branch.vectors) for branch in branches])
-
-    def next_tokens(self, may_end: bool) -> Tensor:
-        """[N, V] log-probabilities of the next token, with none for the end where captions may not end yet."""
-        found = self.log_probs()
+    def log_probs(self, may_end: bool) -> Tensor:
+        """Return the log-probabilities [N, V] of the next token, float32; -inf for an end that may not come yet."""
+        parts = [state.logits.float().log_softmax(-1) for state in self.states]
+        mixed = parts[0]  # its weight is 1 where it is the only one
+        if len(parts) > 1:
+            weights, in_focus = ([getattr(branch, name) for branch in self.branches] for name in ("weight", "in_focus"))
+            mixed = _weighted(weights, parts)
+            if min(weights) < 0:
+                asked = _weighted(in_focus, parts)
+                least = asked.max(-1, keepdim=True).values + torch.tensor(PLAUSIBLE).log().to(asked.device)
+                mixed = mixed.masked_fill(asked < least, float("-inf"))
+            mixed = mixed.log_softmax(-1)
         if may_end:
-            return found
-        end_id = torch.tensor([self.captioner.decoder.end_id], device=found.device)
-        return found.index_fill(1, end_id, float("-inf"))
-
-    def log_probs(self) -> Tensor:
-        """[N, V] float32 log-probabilities of the next token in the mixture."""
-        found = [state.logits.float().log_softmax(-1) for state in self.states]
-        if len(found) == 1:
-            return found[0]  # its weight is 1
-        mixed = sum(branch.weight * part for branch, part in zip(self.branches, found, strict=True))
-        assert isinstance(mixed, Tensor)
-        if any(branch.weight < 0 for branch in self.branches):
-            mixed = mixed.masked_fill(~self._plausible(found), float("-inf"))
-        return mixed.log_softmax(-1)
-
-    def _plausible(self, found: Sequence[Tensor]) -> Tensor:
-        """Where the prompts that are asked for give at least a share of their best token's probability."""
-        asked = sum(branch.in_focus * part for branch, part in zip(self.branches, found, strict=True))
-        assert isinstance(asked, Tensor)
-        return asked >= asked.max(-1, keepdim=True).values + torch.tensor(PLAUSIBLE).log().to(asked.device)
+            return mixed
+        end_id = torch.tensor([self.captioner.decoder.end_id], device=mixed.device)
+        return mixed.index_fill(1, end_id, float("-inf"))
 
     def select(self, rows: Tensor) -> Mixed:
-        """The given rows, each as often as it is named."""
-        return Mixed(self.captioner, self.branches, [state.select(rows) for state in self.states])
+        """Return the given rows, each as often as it is named."""
+        return replace(self, states=[state.select(rows) for state in self.states])
 
     def step(self, token_ids: Tensor) -> Mixed:
         """Read one more token [N] of every row."""
-        return Mixed(self.captioner, self.branches, [self.captioner.step(state, token_ids) for state in self.states])
+        return replace(self, states=[self.captioner.step(state, token_ids) for state in self.states])
+
+
+def _weighted(weights: Sequence[float], parts: Sequence[Tensor]) -> Tensor:
+    return sum((weight * part for weight, part in zip(weights, parts, strict=True)), torch.zeros_like(parts[0]))
 
 
 @torch.no_grad()
@@ -140,7 +133,7 @@ def search(
     decoding: Decoding,
     numbers: Sequence[int] | None = None,
 ) -> list[list[Found]]:
-    """The best captions of every image, best first.
+    """Search the best captions of every image, best first.
 
     Args:
         captioner: the frozen model.
@@ -150,41 +143,36 @@ def search(
         numbers: what the random numbers of each image depend on beside the seed; its place by default.
     """
     room = captioner.decoder.budget - max(prompt_slots(branch.vectors) for branch in branches)
-    n_tokens = min(decoding.max_tokens, room)
-    mixed = Mixed.start(captioner, branches, memory)
+    n_tokens, n_best = min(decoding.max_tokens, room), decoding.n_best
+    states = [captioner.prefill(memory, branch.vectors) for branch in branches]
+    mixed = Mixed(captioner, branches, states)
     if decoding.n_beams > 1:
         return search_beams(mixed, len(memory), n_tokens, decoding)
     if decoding.temperature is None:
-        chosen = walk(mixed, n_tokens, None, decoding)
-        return [[one] for one in chosen]
-    rows = torch.arange(len(memory), device=captioner.device).repeat_interleave(decoding.n_best)
-    places = range(len(memory)) if numbers is None else numbers
-    uniform = torch.stack(
-        [draws(decoding.seed, number, sample, n_tokens) for number in places for sample in range(decoding.n_best)]
-    )
-    flat = walk(mixed.select(rows), n_tokens, uniform.to(captioner.device), decoding)
-    found = [flat[start : start + decoding.n_best] for start in range(0, len(flat), decoding.n_best)]
-    return [sorted(some, key=lambda one: -one.score) for some in found]
+        return [[caption] for caption in search_rows(mixed, n_tokens, None, decoding)]
+    uniform = []  # belongs to one sample of one image, whatever stands beside it in the batch
+    for number in range(len(memory)) if numbers is None else numbers:
+        for sample in range(n_best):
+            seed = ((decoding.seed * 1_000_003 + number) * 1_000_003 + sample) & (2**63 - 1)
+            uniform.append(torch.rand(n_tokens, generator=torch.Generator().manual_seed(seed)))
+    rows = torch.arange(len(memory), device=captioner.device).repeat_interleave(n_best)
+    flat = search_rows(mixed.select(rows), n_tokens, torch.stack(uniform).to(captioner.device), decoding)
+    captions = [flat[start : start + n_best] for start in range(0, len(flat), n_best)]
+    return [sorted(samples, key=lambda caption: -caption.score) for samples in captions]
 
 
 def prompt_slots(vectors: SiteVectors) -> int:
-    """Slots that a prompt takes of the decoder."""
+    """Return the slots that a prompt takes of the decoder."""
     return sum(given.n_vectors for site, given in vectors.items() if site.layer == 0)
 
 
-def draws(seed: int, number: int, sample: int, n: int) -> Tensor:
-    """Uniform numbers [n] that belong to one sample of one image, whatever stands beside it in the batch."""
-    mixed_seed = ((seed * 1_000_003 + number) * 1_000_003 + sample) & (2**63 - 1)
-    return torch.rand(n, generator=torch.Generator().manual_seed(mixed_seed))
-
-
-def walk(mixed: Mixed, n_tokens: int, uniform: Tensor | None, decoding: Decoding) -> list[Found]:
-    """One token after another, the best one or a drawn one, until every row has ended.
+def search_rows(mixed: Mixed, n_tokens: int, uniform: Tensor | None, decoding: Decoding) -> list[Found]:
+    """Take one token after another, the best one or a sampled one, until every row has ended.
 
     Args:
         mixed: N rows.
         n_tokens: most tokens.
-        uniform: [N, n_tokens] for sampling; None for the best token.
+        uniform: [N, n_tokens] random numbers for sampling; None for the best token.
         decoding: temperature, top_k and top_p.
     """
     end_id = mixed.captioner.decoder.end_id
@@ -193,26 +181,25 @@ def walk(mixed: Mixed, n_tokens: int, uniform: Tensor | None, decoding: Decoding
     total = torch.zeros(n_rows, device=ended.device)
     tokens = []
     for place in range(n_tokens):
-        log_probs = mixed.next_tokens(place >= decoding.min_tokens)
-        token = log_probs.argmax(-1) if uniform is None else drawn(log_probs, uniform[:, place], decoding)
+        log_probs = mixed.log_probs(place >= decoding.min_tokens)
+        token = log_probs.argmax(-1) if uniform is None else sample_tokens(log_probs, uniform[:, place], decoding)
         token = token.masked_fill(ended, end_id)
-        gained = log_probs.gather(1, token[:, None])[:, 0]
-        total = total + gained.masked_fill(ended, 0.0)
+        total = total + log_probs.gather(1, token[:, None])[:, 0].masked_fill(ended, 0.0)
         tokens.append(token)
         ended = ended | (token == end_id)
         if place + 1 == n_tokens or bool(ended.all()):
             break
         mixed = mixed.step(token)
-    found = []
+    captions = []
     for row, log_prob, is_ended in zip(torch.stack(tokens, 1).tolist(), total.tolist(), ended.tolist(), strict=True):
         ids = tuple(row[: row.index(end_id)] if is_ended else row)
         score = log_prob / (len(ids) + is_ended) ** decoding.length_penalty
-        found.append(Found(ids, log_prob, score, not is_ended))
-    return found
+        captions.append(Found(ids, log_prob, score, not is_ended))
+    return captions
 
 
-def drawn(log_probs: Tensor, uniform: Tensor, decoding: Decoding) -> Tensor:
-    """A token [N] for every row, by the inverse of the distribution's sum over its tokens, best first."""
+def sample_tokens(log_probs: Tensor, uniform: Tensor, decoding: Decoding) -> Tensor:
+    """Sample one token per row [N] by the inverse cumulative distribution over tokens, the most probable first."""
     values, order = (log_probs / (decoding.temperature or 1.0)).softmax(-1).sort(dim=-1, descending=True, stable=True)
     if decoding.top_k is not None:
         values[:, decoding.top_k :] = 0.0
@@ -236,7 +223,7 @@ class Beams:
 
 
 def search_beams(mixed: Mixed, n_images: int, n_tokens: int, decoding: Decoding) -> list[list[Found]]:
-    """Beam search, as transformers does it with `early_stopping=False`.
+    """Search with beams, as transformers does with `early_stopping=False`.
 
     A beam that ends among the best `n_beams` candidates is kept with its sum over its length to the length penalty. An
     image is done when it has `n_beams` such and the best running beam, at its length so far, is no better than the
@@ -245,7 +232,7 @@ def search_beams(mixed: Mixed, n_images: int, n_tokens: int, decoding: Decoding)
     n_beams, end_id, device = decoding.n_beams, mixed.captioner.decoder.end_id, mixed.captioner.device
     images = [Beams([0.0], [[]]) for _ in range(n_images)]
     for length in range(1, n_tokens + 1):
-        log_probs = mixed.next_tokens(length > decoding.min_tokens).unflatten(0, (n_images, -1))  # [B, beams, V]
+        log_probs = mixed.log_probs(length > decoding.min_tokens).unflatten(0, (n_images, -1))  # [B, beams, V]
         sums = log_probs + torch.tensor([image.sums for image in images], device=device)[:, :, None]
         best, places = sums.flatten(1).topk(min(2 * n_beams, sums[0].numel()), dim=1)
         n_words = log_probs.shape[2]
@@ -259,7 +246,7 @@ def search_beams(mixed: Mixed, n_images: int, n_tokens: int, decoding: Decoding)
         if length == n_tokens or not any(image.is_open for image in images):
             break
         mixed = mixed.select(torch.tensor(rows, device=device)).step(torch.tensor(words, device=device))
-    return [sorted(image.ended, key=lambda one: -one.score)[: decoding.n_best] for image in images]
+    return [sorted(image.ended, key=lambda caption: -caption.score)[: decoding.n_best] for image in images]
 
 
 def extend(
@@ -294,7 +281,7 @@ def extend(
     while len(running) < n_beams:  # a vocabulary smaller than the beams: repeat the worst, out of the race
         total, parent, token = running[-1] if running else (0.0, 0, end_id)
         running.append((float("-inf"), parent, token))
-    image.ended = sorted(image.ended, key=lambda one: -one.score)[:n_beams]
+    image.ended = sorted(image.ended, key=lambda caption: -caption.score)[:n_beams]
     if len(image.ended) == n_beams:
         best_possible = running[0][0] / length**decoding.length_penalty
         image.is_open = image.is_open and best_possible > image.ended[-1].score

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmprompt.captioning.data import NEUTRAL, CaptionData, load_caption_data
+from mmprompt.captioning.data import NEUTRAL, CaptionData, load_captions
 from mmprompt.captioning.methods import MAPPER_RECIPE, METHODS
 from mmprompt.captioning.predictor import Captioner, CaptionFeatures, CaptionTemplate, Steering, embed_words
 from mmprompt.captioning.readers.captioner import FrozenCaptioner
@@ -302,7 +302,7 @@ def fit_mapper(
         UserError: this captioner has no mapper to train, or the folder is there already.
         RunFailed: the loss stopped being finite, or weights of encoder or language model changed.
     """
-    data = load_caption_data(data) if isinstance(data, str) else data
+    data = load_captions(data) if isinstance(data, str) else data
     recipe = MAPPER_RECIPE if recipe is None else recipe
     mapper = getattr(captioner.decoder, "mapper", None)
     if mapper is None or "+" not in captioner.name:

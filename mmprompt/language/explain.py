@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmprompt.errors import UserError, bad_value
 from mmprompt.language.data import TextRow
-from mmprompt.language.predictor import PromptedModel, parts_by_task
+from mmprompt.language.predictor import LanguagePredictor, parts_by_task
 from mmprompt.models.decoder.hf_cache import cache_argument, to_cache
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.decoder.packing import Question
@@ -103,7 +103,7 @@ class Worth:
 
 
 @torch.no_grad()
-def ablate(prompted: PromptedModel, rows: Sequence[TextRow]) -> list[Worth]:
+def ablate(prompted: LanguagePredictor, rows: Sequence[TextRow]) -> list[Worth]:
     """What each vector among the tokens is worth: the labels of some rows without it, its slot left out.
 
     Args:
@@ -140,7 +140,7 @@ def _without(question: Question, slots: Collection[int]) -> Question:
 
 
 @torch.no_grad()
-def heard(prompted: PromptedModel, rows: Sequence[TextRow]) -> float:
+def heard(prompted: LanguagePredictor, rows: Sequence[TextRow]) -> float:
     """How much a prompt changes what the model says next: the mean KL divergence over rows, in nats.
 
     Of the distribution over all tokens at the answer's first place, with the prompt from without it (its slots and its
@@ -163,7 +163,7 @@ def heard(prompted: PromptedModel, rows: Sequence[TextRow]) -> float:
 
 
 @torch.no_grad()
-def attention_mass(prompted: PromptedModel, rows: Sequence[TextRow]) -> Tensor:
+def attention_mass(prompted: LanguagePredictor, rows: Sequence[TextRow]) -> Tensor:
     """How much of the attention goes to each vector where the answer is predicted: [blocks, P], means over heads, rows.
 
     The P vectors are those among the tokens, or else the keys and values of a prefix.

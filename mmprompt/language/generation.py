@@ -15,7 +15,7 @@ import torch
 
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextRow
-from mmprompt.language.predictor import PromptedModel
+from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.models.decoder.generation import Job, generate, job_of
 from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.models.decoder.memory import Memory
@@ -39,7 +39,7 @@ class Generated:
 
 
 def generate_texts(
-    prompted: PromptedModel | Sequence[PromptedModel],
+    prompted: LanguagePredictor | Sequence[LanguagePredictor],
     rows: Sequence[TextRow],
     settings: Generation | None = None,
 ) -> list[Generated]:
@@ -53,7 +53,7 @@ def generate_texts(
         UserError: the prompts are of several models, or a row does not fit.
     """
     settings = settings or Generation()
-    each = [prompted] * len(rows) if isinstance(prompted, PromptedModel) else list(prompted)
+    each = [prompted] * len(rows) if isinstance(prompted, LanguagePredictor) else list(prompted)
     if len(each) != len(rows):
         raise UserError(
             f"there are {len(rows)} rows and {len(each)} prompts, but one prompt a row was expected. "
@@ -70,7 +70,7 @@ def generate_texts(
     return [Generated(text, len(ids), len(ids) >= n_most) for text, ids in zip(texts, answers, strict=True)]
 
 
-def jobs_of(each: Sequence[PromptedModel], rows: Sequence[TextRow], n_answer: int) -> list[Job]:
+def jobs_of(each: Sequence[LanguagePredictor], rows: Sequence[TextRow], n_answer: int) -> list[Job]:
     """The rows as they are read; what several rows of a prompt begin with is read once."""
     groups: dict[tuple[int, str], list[int]] = {}
     for place, (one, row) in enumerate(zip(each, rows, strict=True)):
@@ -91,7 +91,7 @@ def jobs_of(each: Sequence[PromptedModel], rows: Sequence[TextRow], n_answer: in
 
 
 def compiled_start(
-    prompted: PromptedModel, task: str, texts: Sequence[tuple[int, ...]]
+    prompted: LanguagePredictor, task: str, texts: Sequence[tuple[int, ...]]
 ) -> tuple[tuple[int, ...], Memory] | None:
     """What some texts begin with, up to the last vector of the prompt, and its keys and values.
 
@@ -114,7 +114,7 @@ def compiled_start(
     return kept
 
 
-def stream_text(prompted: PromptedModel, row: TextRow, settings: Generation | None = None) -> Iterator[str]:
+def stream_text(prompted: LanguagePredictor, row: TextRow, settings: Generation | None = None) -> Iterator[str]:
     """One answer, piece by piece as it is written.
 
     Args:

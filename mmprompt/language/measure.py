@@ -18,7 +18,7 @@ from mmprompt.core.template import Group
 from mmprompt.errors import UserError, unknown_name
 from mmprompt.language.data import TextData, TextRow
 from mmprompt.language.generation import generate_texts
-from mmprompt.language.predictor import PromptedModel
+from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.task import default_template, verbalizer_of
 from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import CONTENT_FREE, calibrate
@@ -128,7 +128,7 @@ class LanguageMeasure:
 
 def compare_language(
     model: FrozenLanguageModel,
-    prompts: Mapping[str, PromptedModel],
+    prompts: Mapping[str, LanguagePredictor],
     data: TextData,
     split: str = "test",
     is_calibrated: bool = False,
@@ -155,7 +155,7 @@ def compare_language(
         if template.is_chat and not has_chat:
             left_out.append(text)
         else:
-            every[f"instruction {number}"] = PromptedModel(model, Prompt(template), verbalizer_of(data))
+            every[f"instruction {number}"] = LanguagePredictor(model, Prompt(template), verbalizer_of(data))
     n_rows, scores = len(data.rows(split)), []
     for number, (name, prompted) in enumerate(every.items()):
 
@@ -179,7 +179,7 @@ def compare_language(
 
 
 def measure_language(
-    prompted: PromptedModel,
+    prompted: LanguagePredictor,
     data: TextData,
     split: str = "test",
     name: str = "prompt",
@@ -231,7 +231,7 @@ def measure_language(
 
 @torch.no_grad()
 def _label_probabilities(
-    prompted: PromptedModel, rows: Sequence[TextRow], is_calibrated: bool, progress: Progress
+    prompted: LanguagePredictor, rows: Sequence[TextRow], is_calibrated: bool, progress: Progress
 ) -> np.ndarray:
     """[N, C] probabilities of the labels, without what is answered to texts that say nothing where that is wanted."""
     parts = []
@@ -251,7 +251,7 @@ def _label_probabilities(
     return log_probs.exp().double().cpu().numpy()
 
 
-def evaluate(prompted: PromptedModel, data: TextData | Sequence[TextRow], split: str = "test") -> LanguageScore:
+def evaluate(prompted: LanguagePredictor, data: TextData | Sequence[TextRow], split: str = "test") -> LanguageScore:
     """Measure what a prompt answers: labels told apart, or texts generated; see `core.fit.evaluate`.
 
     Args:
@@ -265,12 +265,14 @@ def evaluate(prompted: PromptedModel, data: TextData | Sequence[TextRow], split:
     return measure_language(prompted, data, split)
 
 
-def as_long_as(prompted: PromptedModel, answers: Sequence[str]) -> Generation:
+def as_long_as(prompted: LanguagePredictor, answers: Sequence[str]) -> Generation:
     """Generation with one token more than the longest of some answers has."""
     return Generation(max_tokens=1 + max(map(len, prompted.bound.answers(answers))))
 
 
-def plain_model(model: FrozenLanguageModel, data: TextData, prompted: PromptedModel | None = None) -> PromptedModel:
+def plain_model(
+    model: FrozenLanguageModel, data: TextData, prompted: LanguagePredictor | None = None
+) -> LanguagePredictor:
     """The model without a prompt: the template with nothing in its soft slots.
 
     Args:
@@ -284,4 +286,4 @@ def plain_model(model: FrozenLanguageModel, data: TextData, prompted: PromptedMo
     else:
         template, verbalizer = Template.parse(data.template or default_template(data)), verbalizer_of(data)
     empty = replace(template, groups=tuple(Group(n_vectors=0) for _ in template.groups))
-    return PromptedModel(model, Prompt(empty), verbalizer)
+    return LanguagePredictor(model, Prompt(empty), verbalizer)

@@ -25,7 +25,7 @@ from mmprompt.core.soft import DecoderMethod, PromptTuning
 from mmprompt.errors import UserError, bad_value
 from mmprompt.language.data import TextData, TextRow, load_texts
 from mmprompt.language.methods import METHODS, MultitaskPrompt
-from mmprompt.language.predictor import PromptedModel
+from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.start import PromptInit, start_vectors
 from mmprompt.language.task import LanguageProblem, LanguageTask
 from mmprompt.language.templates.template import Template
@@ -53,7 +53,7 @@ class MetaResult:
         folder: the prompt folder, None if nothing was written.
     """
 
-    prompted: PromptedModel
+    prompted: LanguagePredictor
     vectors: Tensor
     history: list[dict[str, Any]]
     folder: Path | None
@@ -119,7 +119,7 @@ def meta_start(
         refuse_changed(model)
         vectors = each[0].vectors()[LM_INPUT].values.detach().clone()
         alone = Prompt(Template.parse(TEMPLATE).with_soft(len(vectors)), Learned(LM_INPUT, vectors))
-        prompted = PromptedModel(model, alone.to(model.device).requires_grad_(False))
+        prompted = LanguagePredictor(model, alone.to(model.device).requires_grad_(False))
         if folder is not None:
             meta: dict[str, Any] = {"n_rounds": n_rounds, "n_inner": n_inner, "rate": rate}
             meta |= {"tasks": {data.name: data.fingerprint for data in tasks}}
@@ -160,7 +160,7 @@ def _round(problem: LanguageProblem, recipe: Recipe, seed: int, rate: float) -> 
 
 def _with_one_prompt(
     model: FrozenLanguageModel, tasks: Sequence[TextData], method: DecoderMethod, start: PromptInit, seed: int
-) -> list[PromptedModel]:
+) -> list[LanguagePredictor]:
     """Each task's template and labels around the same vectors."""
     each = [LanguageTask(data, init=PromptInit(start="random")).predictor(method, model, seed) for data in tasks]
     for data, prompted in zip(tasks, each, strict=True):
@@ -182,4 +182,4 @@ def _with_one_prompt(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "sources"))
         source = method.prompt(model, shared).sources[0]
-    return [PromptedModel(model, Prompt(one.template, source).to(model.device), one.label_words) for one in each]
+    return [LanguagePredictor(model, Prompt(one.template, source).to(model.device), one.label_words) for one in each]

@@ -48,7 +48,7 @@ class LabelPrediction:
     probabilities: Mapping[str, float]
 
 
-class PromptedModel:
+class LanguagePredictor:
     """A frozen language model and a prompt.
 
     Args:
@@ -83,7 +83,7 @@ class PromptedModel:
         self.compiled: dict[str, tuple[tuple[int, ...], Memory]] = {}  # of each task what was last read of the prompt
 
     def __repr__(self) -> str:
-        return f"<PromptedModel: {shortened_text(self.template.text)!r} on {self.model.name}>"
+        return f"<LanguagePredictor: {shortened_text(self.template.text)!r} on {self.model.name}>"
 
     @property
     def template(self) -> Template:
@@ -234,7 +234,7 @@ def single_tokens(answers: Sequence[tuple[int, ...]], device: torch.device) -> T
     return torch.tensor([answer[0] for answer in answers], device=device)
 
 
-def parts_by_task(prompted: PromptedModel, rows: Sequence[TextRow]) -> list[tuple[int, int, dict[Site, Vectors]]]:
+def parts_by_task(prompted: LanguagePredictor, rows: Sequence[TextRow]) -> list[tuple[int, int, dict[Site, Vectors]]]:
     """Batches of rows that follow one another and share a task: start, end, and the task's vectors."""
     parts = []
     place = 0
@@ -251,7 +251,7 @@ def shortened_text(text: str, length: int = 60) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def load(folder: Path, header: Mapping[str, Any], model: FrozenLanguageModel | str | None) -> PromptedModel:
+def load(folder: Path, header: Mapping[str, Any], model: FrozenLanguageModel | str | None) -> LanguagePredictor:
     """Load a language model with a saved prompt.
 
     Args:
@@ -268,15 +268,15 @@ def load(folder: Path, header: Mapping[str, Any], model: FrozenLanguageModel | s
     if header["lora"] is not None:
         frozen = read_lora(folder / header["lora"], frozen).model
     words = None if header["verbalizer"] is None else Verbalizer.from_dict(header["verbalizer"])
-    return PromptedModel(frozen, prompt.requires_grad_(False), words, header["lora"])
+    return LanguagePredictor(frozen, prompt.requires_grad_(False), words, header["lora"])
 
 
-def load_prompted(folder: Path | str, model: FrozenLanguageModel | str | None = None) -> PromptedModel:
+def load_prompted(folder: Path | str, model: FrozenLanguageModel | str | None = None) -> LanguagePredictor:
     """Load what `core.file.load` does, of a language model alone.
 
     Raises:
         UserError: as of `load`, or it is another kind of prompt.
     """
     read_header(folder, "language")
-    prompted: PromptedModel = load_predictor(folder, model)
+    prompted: LanguagePredictor = load_predictor(folder, model)
     return prompted

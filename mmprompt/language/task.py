@@ -16,7 +16,7 @@ from mmprompt.errors import UserError, unknown_name
 from mmprompt.language.data import TextData, TextRow
 from mmprompt.language.explain import heard
 from mmprompt.language.methods import METHODS
-from mmprompt.language.predictor import PromptedModel
+from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.start import Objective, PromptInit, start_vectors
 from mmprompt.language.templates.template import BoundTemplate, Template
 from mmprompt.language.templates.verbalizer import Verbalizer
@@ -49,7 +49,7 @@ class LanguageProblem:
 
     def __init__(
         self,
-        prompted: PromptedModel,
+        prompted: LanguagePredictor,
         module: nn.Module,
         rows: Sequence[TextRow],
         val: Sequence[TextRow] = (),
@@ -114,7 +114,7 @@ class LanguageProblem:
         return prompted.question(row.fields, answers_of(row, prompted))
 
 
-def answers_of(row: TextRow, prompted: PromptedModel) -> tuple[tuple[int, ...], ...]:
+def answers_of(row: TextRow, prompted: LanguagePredictor) -> tuple[tuple[int, ...], ...]:
     """The tokens that a row's answer has, with an end where it is to be generated; the first word of its label else."""
     if row.answer is not None:
         (answer,) = prompted.bound.answers([row.answer])
@@ -166,7 +166,7 @@ class LanguageTask:
         """The template: the one given, the data's own, or the default."""
         return self.template or self.data.template or default_template(self.data)
 
-    def predictor(self, method: Method, model: FrozenLanguageModel, seed: int) -> PromptedModel:
+    def predictor(self, method: Method, model: FrozenLanguageModel, seed: int) -> LanguagePredictor:
         """Make the model with a prompt as learning starts.
 
         Raises:
@@ -201,7 +201,7 @@ class LanguageTask:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "sources"))
             prompt = method.prompt(model, start)
-        return PromptedModel(model, prompt, verbalizer)
+        return LanguagePredictor(model, prompt, verbalizer)
 
     def complete(self, recipe: Recipe) -> Recipe:
         """Leave the recipe as it is."""
@@ -211,7 +211,7 @@ class LanguageTask:
         """Give the recipe's epochs, or as many as `N_STEPS` take, but 4 at least."""
         return epochs_of(recipe, len(self.data.train))
 
-    def problem(self, method: Method, predictor: PromptedModel, recipe: Recipe, seed: int) -> LanguageProblem:
+    def problem(self, method: Method, predictor: LanguagePredictor, recipe: Recipe, seed: int) -> LanguageProblem:
         """Make what the loop trains."""
         data, objective = self.data, self.objective_of(predictor)
         problem = LanguageProblem(predictor, predictor.prompt, data.train, data.val, objective, self.is_recomputed)
@@ -219,11 +219,11 @@ class LanguageTask:
         self._watch = VectorWatch(predictor)
         return problem
 
-    def callbacks(self, predictor: PromptedModel) -> list[Callback]:
+    def callbacks(self, predictor: LanguagePredictor) -> list[Callback]:
         """Watch the vectors while they learn."""
         return [self._watch]
 
-    def objective_of(self, prompted: PromptedModel) -> Objective:
+    def objective_of(self, prompted: LanguagePredictor) -> Objective:
         """Say what `auto` comes to.
 
         Raises:
@@ -236,7 +236,7 @@ class LanguageTask:
             return "choices" if has_labels else "answer"
         return self.objective
 
-    def describe(self, predictor: PromptedModel) -> dict[str, Any]:
+    def describe(self, predictor: LanguagePredictor) -> dict[str, Any]:
         """Give its part of `run.json`."""
         data, words = self.data, predictor.label_words
         return {
@@ -252,11 +252,11 @@ class LanguageTask:
             "init": {key: value if value is None else str(value) for key, value in asdict(self.init).items()},
         }
 
-    def notices(self, problem: LanguageProblem, predictor: PromptedModel) -> list[str]:
+    def notices(self, problem: LanguageProblem, predictor: LanguagePredictor) -> list[str]:
         """Say what looked wrong in training, and whether the prompt changes anything."""
         return [*self._watch.alarms.values(), *notice_ignored(problem)]
 
-    def evaluate(self, predictor: PromptedModel, items: Sequence[TextRow]) -> Any:
+    def evaluate(self, predictor: LanguagePredictor, items: Sequence[TextRow]) -> Any:
         """Measure the answers to rows; see `language.measure.evaluate`."""
         from mmprompt.language.measure import evaluate
 
@@ -269,7 +269,7 @@ def with_unit(pair: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return torch.cat(parts, dim=1), torch.cat([rms(part).expand(part.shape[1]) for part in parts])
 
 
-def refuse_unfit(prompted: PromptedModel, data: TextData) -> None:
+def refuse_unfit(prompted: LanguagePredictor, data: TextData) -> None:
     """Refuse rows held out that could not be read after the training.
 
     Raises:

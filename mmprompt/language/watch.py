@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmprompt.language.predictor import PromptedModel
+from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.models.decoder.vectors import LM_INPUT
 from mmprompt.training.callbacks import Callback
 from mmprompt.training.problem import Run
@@ -33,7 +33,7 @@ class VectorWatch(Callback):
         alarms: what was said, one sentence each.
     """
 
-    def __init__(self, prompted: PromptedModel) -> None:
+    def __init__(self, prompted: LanguagePredictor) -> None:
         self.prompted = prompted
         self.alarms: dict[str, str] = {}
         self._norms: list[float] = []

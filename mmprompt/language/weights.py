@@ -17,7 +17,7 @@ from mmprompt.core.learned import Learned, Prompt
 from mmprompt.core.soft import RECIPE, HardPrompt, PromptTuning
 from mmprompt.files import make_folder, tensor_bytes, write_bytes
 from mmprompt.language.data import TextData, load_texts
-from mmprompt.language.predictor import PromptedModel
+from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.task import LanguageProblem, LanguageTask, epochs_of
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
@@ -59,7 +59,7 @@ class WeightsResult:
         folder: where it was written, None if nowhere.
     """
 
-    prompted: PromptedModel
+    prompted: LanguagePredictor
     tuned: TunedModel
     history: list[dict[str, Any]]
     n_trained: int
@@ -104,7 +104,7 @@ def fit_weights(
         values = prompted.vectors()[LM_INPUT].values.detach()
         unit = torch.tensor(model.embedding_rms * PROMPT_TIMES, device=values.device)
         prompt = Prompt(prompted.template, Learned(LM_INPUT, values, unit=unit)).to(values.device)
-        prompted = PromptedModel(tuned.model, prompt, prompted.label_words)
+        prompted = LanguagePredictor(tuned.model, prompt, prompted.label_words)
     module = nn.ModuleDict({"prompt": prompted.prompt, "weights": tuned.module()})
     problem = LanguageProblem(prompted, module, task.data.train, task.data.val, task.objective_of(prompted))
     recipe = recipe or RECIPES[type(tuning)]
@@ -120,6 +120,6 @@ def fit_weights(
         else:
             write_bytes(folder / WEIGHTS, tensor_bytes(tuned.tensors()))
         if method is not None:
-            beside = PromptedModel(model, prompted.prompt, prompted.label_words, lora="lora")
+            beside = LanguagePredictor(model, prompted.prompt, prompted.label_words, lora="lora")
             save(beside, folder, {"weights": describe(tuning)})
     return WeightsResult(prompted, tuned, history, n_trained, folder)

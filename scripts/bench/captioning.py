@@ -138,7 +138,7 @@ def main() -> None:
     args = parser(__doc__).parse_args()
     use_one_thread()
     captioner = mp.load_captioner("tiny", device="cpu")
-    data = mp.load_caption_data("openart-scenes")
+    data = mp.load_captions("openart-scenes")
     rows, prompt = training_rows(captioner, data)
     report([*rows, writing_row(captioner, data, prompt)], args.json)
 

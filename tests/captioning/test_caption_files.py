@@ -12,7 +12,7 @@ from mmprompt.captioning.caption_files import READERS, detect_format
 from mmprompt.captioning.data import (
     MAX_CAPTION_CHARACTERS,
     CaptionData,
-    load_caption_data,
+    load_captions,
     read_captions,
     read_lexicon,
     write_captions,
@@ -413,6 +413,6 @@ def test_a_bad_lexicon_is_refused(folder: Path, content: str) -> None:
 
 def test_a_path_or_a_name_is_loaded_and_nothing_else(folder: Path) -> None:
     path = jsonl(folder, {"image": "a.jpg", "captions": ["x"]})
-    assert load_caption_data(str(path)) == read_captions(path)
+    assert load_captions(str(path)) == read_captions(path)
     with pytest.raises(UserError, match="Did you mean 'openart-scenes'"):
-        load_caption_data("openart-scene")
+        load_captions("openart-scene")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mmprompt.captioning.data import load_caption_data
+from mmprompt.captioning.data import load_captions
 from mmprompt.cli.main import main
 
 FOCUSES = ("objects", "emotions", "actions")
@@ -18,7 +18,7 @@ FOCUSES = ("objects", "emotions", "actions")
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A few of the embedded scenes as a file of one's own: 24 to learn from, 6 to choose by, 8 to measure on."""
-    data = load_caption_data("openart-scenes")
+    data = load_captions("openart-scenes")
     folder = tmp_path_factory.mktemp("scenes")
     lines = []
     for part, n in ((data.train, 24), (data.val, 6), (data.test, 8)):
@@ -79,7 +79,7 @@ def test_a_focus_is_written_for_a_folder_with_a_broken_picture(scenes, runs, tmp
     rows = rows_of(out)
     assert len(rows) == 5
     assert "is not a picture" in rows[0]["error"]
-    emotions = load_caption_data("openart-scenes").lexicon["emotions"]
+    emotions = load_captions("openart-scenes").lexicon["emotions"]
     assert all(any(word in row["caption"] for word in emotions) for row in rows[1:])
     assert "5 rows" in capsys.readouterr().out
     before = out.read_bytes()

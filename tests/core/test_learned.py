@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from mmprompt.classification.template import ClassTemplate
 from mmprompt.core.learned import Given, Learned, Prompt
-from mmprompt.core.template import ClassTemplate
 from mmprompt.errors import UserError
 from mmprompt.models.sites import LowRank, Site, Vectors
 from tests.core.zoo import Conditioned, Coupled, LowRankTerms, drawn

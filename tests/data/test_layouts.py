@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mmprompt.core.defaults import suited_recipe
 
 from mmprompt.classification.cli.train import read_call
 from mmprompt.classification.task import resolve
-from mmprompt.core.defaults import suited_recipe
 from mmprompt.data.catalog import load_dataset, read_card, read_splits
 from mmprompt.data.layouts import find_parts
 from mmprompt.data.splits import Item, Splits

@@ -26,7 +26,7 @@ from mmprompt.language.methods import (
     PromptTuning,
     PTuning,
 )
-from mmprompt.language.predictor import PromptedModel, load_prompted
+from mmprompt.language.predictor import LanguagePredictor, load_prompted
 from mmprompt.language.start import PromptInit
 from mmprompt.language.task import LanguageProblem, epochs_of
 from mmprompt.language.templates.verbalizer import Verbalizer
@@ -85,7 +85,9 @@ def fit(method: DecoderMethod, out: Path | None = None, data: TextData | None = 
     return core.fit(method, model, task, out, progress=False, **settings, **more)
 
 
-def untrained(data: TextData, method: DecoderMethod, init: PromptInit | None = None, **options: Any) -> PromptedModel:
+def untrained(
+    data: TextData, method: DecoderMethod, init: PromptInit | None = None, **options: Any
+) -> LanguagePredictor:
     return data.task(init=init or PromptInit(), **options).predictor(method, model_of("llama"), 1)
 
 

@@ -17,7 +17,7 @@ from mmprompt.language.bank.bank import PromptBank, compose, text_features
 from mmprompt.language.bank.file import HEADER, TENSORS, load_bank, save_bank
 from mmprompt.language.data import TextRow
 from mmprompt.language.generation import generate_texts
-from mmprompt.language.predictor import PromptedModel
+from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.sources import MultitaskVectors
 from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import Verbalizer
@@ -53,7 +53,7 @@ def prompted_of(
     verbalizer: Verbalizer | None = VERBALIZER,
     n_soft: int = 3,
     n_kv: int = 0,
-) -> PromptedModel:
+) -> LanguagePredictor:
     model = model_of(kind)
     sources: list[Source] = [Learned(Site("lm"), drawn(n_soft, 32, seed=seed))] if n_soft else []
     assert model.kv_shape is not None
@@ -61,7 +61,7 @@ def prompted_of(
     for layer in range(n_layers if n_kv else 0):
         sources.append(Learned(Site("lm.kv", layer), drawn(n_kv, 2 * n_heads * width, seed=seed + layer)))
     prompt = Prompt(Template.parse(template).with_soft(n_soft), *sources).requires_grad_(False)
-    return PromptedModel(model, prompt, verbalizer)
+    return LanguagePredictor(model, prompt, verbalizer)
 
 
 def bank_of(kind: str = "llama", temperature: float = 0.05, **more: int) -> PromptBank:
@@ -81,7 +81,7 @@ def plain_features(model: FrozenLanguageModel, text: str) -> Tensor:
     return states[1][0, len(before) :].mean(0)
 
 
-def mean_prompt(bank: PromptBank, weights: Tensor) -> PromptedModel:
+def mean_prompt(bank: PromptBank, weights: Tensor) -> LanguagePredictor:
     """One prompt of the weighted mean of all vectors."""
     first = next(iter(bank.prompts.values()))
     each = [prompted.vectors() for prompted in bank.prompts.values()]
@@ -89,7 +89,7 @@ def mean_prompt(bank: PromptBank, weights: Tensor) -> PromptedModel:
         Learned(site, sum(w * one[site].values for w, one in zip(weights.tolist(), each, strict=True)))
         for site in each[0]
     ]
-    return PromptedModel(bank.model, Prompt(first.template, *sources), first.verbalizer)
+    return LanguagePredictor(bank.model, Prompt(first.template, *sources), first.verbalizer)
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "opt_narrow", "bart", "gemma2", "bloom"])
@@ -211,7 +211,7 @@ def test_composed_prompts_stand_where_their_names_do() -> None:
     both = compose({"task": task, "language": language}, template, VERBALIZER)
     vectors = [one.vectors()[Site("lm")].values for one in (language, task)]
     prompt = Prompt(Template.parse(template), Learned(Site("lm"), torch.cat(vectors)))
-    plain = PromptedModel(model_of("llama"), prompt, VERBALIZER)
+    plain = LanguagePredictor(model_of("llama"), prompt, VERBALIZER)
     torch.testing.assert_close(both.label_log_probs(ROWS), plain.label_log_probs(ROWS), rtol=1e-9, atol=1e-9)
     swapped = compose(
         {"task": task, "language": language}, "{soft*2:task} {text} {soft*3:language}\nIt is {answer}", VERBALIZER
@@ -298,9 +298,9 @@ def test_a_name_that_is_no_folder_is_not_saved(tmp_path: Path) -> None:
     assert not (tmp_path / "bank").exists()
 
 
-def multitask() -> PromptedModel:
+def multitask() -> LanguagePredictor:
     source = MultitaskVectors.of(("a", "b"), drawn(3, 32), torch.ones(2, 3, 1), torch.ones(2, 1, 32))
-    return PromptedModel(model_of("llama"), Prompt(Template.parse(TEMPLATE).with_soft(3), source))
+    return LanguagePredictor(model_of("llama"), Prompt(Template.parse(TEMPLATE).with_soft(3), source))
 
 
 def test_prompts_that_cannot_be_chosen_from_are_refused() -> None:
@@ -326,7 +326,7 @@ def test_texts_that_say_nothing_are_refused() -> None:
 
 
 def test_only_what_goes_together_is_mixed() -> None:
-    def bank(other: PromptedModel) -> PromptBank:
+    def bank(other: LanguagePredictor) -> PromptBank:
         return PromptBank({"a": prompted_of(), "b": other}, drawn(2, 32))
 
     other_words = Verbalizer(WORDS | {"animal": ("fish", "a red bird")})

@@ -10,7 +10,7 @@ from mmprompt.core.learned import Learned, Prompt
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextRow
 from mmprompt.language.explain import ablate, attention_mass, drift, heard, nearest_tokens
-from mmprompt.language.predictor import PromptedModel
+from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import Verbalizer
 from mmprompt.models.decoder.vectors import LM_INPUT
@@ -21,10 +21,12 @@ WORDS = Verbalizer({"good": "good", "bad": "bad"})
 ROWS = [TextRow({"text": "a good film"}, "good"), TextRow({"text": "a bad and long day"}, "bad")] * 2
 
 
-def prompted_with(values: torch.Tensor, kind: str = "llama", template: str = "{soft} {text} {answer}") -> PromptedModel:
+def prompted_with(
+    values: torch.Tensor, kind: str = "llama", template: str = "{soft} {text} {answer}"
+) -> LanguagePredictor:
     model = frozen_model(kind)
     prompt = Prompt(Template.parse(template).with_soft(len(values)), Learned(LM_INPUT, values)).double()
-    return PromptedModel(model, prompt, WORDS)
+    return LanguagePredictor(model, prompt, WORDS)
 
 
 def random_values(n: int, width: int, scale: float = 1.0) -> torch.Tensor:
@@ -112,9 +114,9 @@ def test_keys_and_values_that_nothing_attends_to_are_not_heard() -> None:
     n_layers, n_heads, head = model.kv_shape
     loud = [Learned(Site("lm.kv", layer), random_values(2, 2 * n_heads * head)) for layer in range(n_layers)]
     prompt = Prompt(Template.parse("{text} {answer}"), *loud).double()
-    assert heard(PromptedModel(model, prompt, WORDS), ROWS[:2]) > 1e-3
+    assert heard(LanguagePredictor(model, prompt, WORDS), ROWS[:2]) > 1e-3
     empty = Prompt(Template.parse("{text} {answer}"))
-    assert heard(PromptedModel(model, empty, WORDS), ROWS[:2]) == pytest.approx(0.0, abs=1e-9)
+    assert heard(LanguagePredictor(model, empty, WORDS), ROWS[:2]) == pytest.approx(0.0, abs=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "opt"])

@@ -29,7 +29,7 @@ from mmprompt.language.methods import (
     PromptTuning,
     PTuning,
 )
-from mmprompt.language.predictor import PromptedModel, load_prompted
+from mmprompt.language.predictor import LanguagePredictor, load_prompted
 from mmprompt.language.templates.verbalizer import Verbalizer
 from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.models.decoder.load import load_language_model
@@ -59,7 +59,9 @@ def model_of(kind: str) -> FrozenLanguageModel:
     return frozen_model(kind, torch.float32)
 
 
-def learned(method: DecoderMethod, kind: str = "llama", verbalizer: Verbalizer | None = VERBALIZER) -> PromptedModel:
+def learned(
+    method: DecoderMethod, kind: str = "llama", verbalizer: Verbalizer | None = VERBALIZER
+) -> LanguagePredictor:
     """A prompt with all that learns moved from where it started."""
     model = model_of(kind)
     start = model.embed(torch.arange(40, 40 + (method.n_vectors or 2)))
@@ -68,7 +70,7 @@ def learned(method: DecoderMethod, kind: str = "llama", verbalizer: Verbalizer |
     with torch.no_grad():
         for parameter in prompt.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape))
-    return PromptedModel(model, prompt, verbalizer)
+    return LanguagePredictor(model, prompt, verbalizer)
 
 
 @pytest.mark.parametrize("kind", ["llama", "t5"])
@@ -107,7 +109,7 @@ def test_a_prompt_that_generates_has_no_verbalizer(tmp_path: Path) -> None:
 def test_the_file_names_the_model_it_is_loaded_on(tmp_path: Path) -> None:
     name = str(save_language_model("gpt2", tmp_path / "gpt2"))
     model = load_language_model(name, device="cpu")
-    prompted = PromptedModel(model, prompt_from(PromptTuning(2), model, model.embed(torch.tensor([7, 8]))))
+    prompted = LanguagePredictor(model, prompt_from(PromptTuning(2), model, model.embed(torch.tensor([7, 8]))))
     save(prompted, tmp_path / "run")
     for given in (None, name):
         loaded = load_prompted(tmp_path / "run", given)

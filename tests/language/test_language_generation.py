@@ -11,7 +11,7 @@ from mmprompt.core.learned import Learned, Prompt, Source
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextRow
 from mmprompt.language.generation import Generated, generate_texts, stream_text
-from mmprompt.language.predictor import PromptedModel
+from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.sources import MultitaskVectors
 from mmprompt.language.templates.template import Template
 from mmprompt.models.decoder.generation_config import Generation
@@ -35,7 +35,7 @@ def drawn(*shape: int, seed: int = 5) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def prompted_of(template: str = FRONT, n_soft: int = 3, n_kv: int = 0, kind: str = "llama") -> PromptedModel:
+def prompted_of(template: str = FRONT, n_soft: int = 3, n_kv: int = 0, kind: str = "llama") -> LanguagePredictor:
     model = model_of(kind)
     assert model.kv_shape is not None
     n_blocks, n_heads, width = model.kv_shape
@@ -43,10 +43,10 @@ def prompted_of(template: str = FRONT, n_soft: int = 3, n_kv: int = 0, kind: str
     for layer in range(n_blocks if n_kv else 0):
         sources.append(Learned(Site("lm.kv", layer), drawn(n_kv, 2 * n_heads * width, seed=layer)))
     prompt = Prompt(Template.parse(template).with_soft(n_soft), *sources)
-    return PromptedModel(model, prompt.requires_grad_(False))
+    return LanguagePredictor(model, prompt.requires_grad_(False))
 
 
-def expected_of(prompted: PromptedModel, row: TextRow, settings: Generation = SIX) -> tuple[int, ...]:
+def expected_of(prompted: LanguagePredictor, row: TextRow, settings: Generation = SIX) -> tuple[int, ...]:
     model = prompted.model
     vectors = prompted.vectors(row.task)
     slots = prompted.bound.encode(row.fields, model.budget).slots
@@ -64,7 +64,7 @@ def expected_of(prompted: PromptedModel, row: TextRow, settings: Generation = SI
     return tuple(found)
 
 
-def written(prompted: PromptedModel, row: TextRow) -> str:
+def written(prompted: LanguagePredictor, row: TextRow) -> str:
     return prompted.model.tokenizer.decode(expected_of(prompted, row), skip_special_tokens=True).strip()
 
 
@@ -96,7 +96,7 @@ def test_rows_with_prompts_of_their_own_share_a_batch() -> None:
 def test_each_row_is_answered_with_the_prompt_of_its_task() -> None:
     source = MultitaskVectors.of(("one", "two"), drawn(2, 32), drawn(2, 2, 1), drawn(2, 1, 32, seed=2))
     prompt = Prompt(Template.parse(FRONT).with_soft(2), source).requires_grad_(False)
-    prompted = PromptedModel(model_of("llama"), prompt)
+    prompted = LanguagePredictor(model_of("llama"), prompt)
     rows = [TextRow({"text": "a red car"}, task=("one", "two")[n % 2]) for n in range(4)]
     found = [one.text for one in generate_texts(prompted, rows, SIX)]
     assert found == [written(prompted, row) for row in rows]
@@ -150,7 +150,7 @@ def test_a_prompt_that_still_learns_is_read_anew() -> None:
 
 def test_an_answer_that_ends_is_not_cut() -> None:
     model = frozen_model("llama")
-    prompted = PromptedModel(model, Prompt(Template.parse("{text}: {answer}")))
+    prompted = LanguagePredictor(model, Prompt(Template.parse("{text}: {answer}")))
     tokens = expected_of(prompted, ROWS[0])
     n_left = next(n for n in range(1, 6) if tokens[n] not in tokens[:n])
     model.end_id = tokens[n_left]

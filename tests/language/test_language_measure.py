@@ -8,7 +8,7 @@ import torch
 from mmprompt.core.learned import Prompt
 from mmprompt.language.data import TextData, TextRow
 from mmprompt.language.measure import measure_language
-from mmprompt.language.predictor import PromptedModel
+from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import CONTENT_FREE, Verbalizer
 from tests.language_models import frozen_model
@@ -18,7 +18,7 @@ TEXTS = ("a red car", "the happy dog by the tree", "fish", "a photo of a blue ho
 WORDS = {"one": ("dog", "cat"), "other": ("red car",), "third": ("z",)}
 
 
-def label_probabilities(prompted: PromptedModel, text: str) -> np.ndarray:
+def label_probabilities(prompted: LanguagePredictor, text: str) -> np.ndarray:
     """Of each label the sum of the probabilities that its words have among all texts."""
     slots = prompted.bound.encode({"text": text}, prompted.model.budget).slots
     sums = []
@@ -34,7 +34,7 @@ def label_probabilities(prompted: PromptedModel, text: str) -> np.ndarray:
 def test_calibration_is_that_of_the_published_code() -> None:
     """Zhao et al. 2021: probabilities of the labels are averaged over texts that say nothing, and normalised once."""
     model = frozen_model("llama", torch.float64)
-    prompted = PromptedModel(model, Prompt(Template.parse("{text}\nIt is {answer}")), Verbalizer(WORDS))
+    prompted = LanguagePredictor(model, Prompt(Template.parse("{text}\nIt is {answer}")), Verbalizer(WORDS))
     rows = tuple(TextRow({"text": text}, "one") for text in TEXTS)
     found = measure_language(prompted, TextData("d", rows, (), rows, tuple(sorted(WORDS))), is_calibrated=True).labels
     assert found is not None

@@ -20,7 +20,7 @@ from mmprompt.errors import UserError
 from mmprompt.language.data import TextData, TextRow
 from mmprompt.language.meta import MetaResult, drawn_rows, few_steps, meta_start
 from mmprompt.language.methods import MultitaskPrompt, PrefixTuning, PromptTuning, PTuning
-from mmprompt.language.predictor import PromptedModel, load_prompted
+from mmprompt.language.predictor import LanguagePredictor, load_prompted
 from mmprompt.language.start import PromptInit
 from mmprompt.language.templates.template import Template
 from mmprompt.models.decoder.model import FrozenLanguageModel
@@ -105,7 +105,7 @@ def test_rounds_move_the_start_a_falling_share_of_the_way_to_the_vectors_of_thei
 
 def kept_start(vectors: Tensor, folder: Path) -> PromptInit:
     prompt = Prompt(Template.parse("{soft*4} {answer}"), Learned(Site("lm"), vectors))
-    save(PromptedModel(model_of(), prompt), folder)
+    save(LanguagePredictor(model_of(), prompt), folder)
     return PromptInit(start="prompt", from_prompt=folder)
 
 

@@ -15,7 +15,7 @@ from mmprompt.language.data import TextData, TextRow
 from mmprompt.language.generation import generate_texts, stream_text
 from mmprompt.language.methods import METHODS as LANGUAGE_METHODS
 from mmprompt.language.methods import PrefixTuning, PTuning
-from mmprompt.language.predictor import PromptedModel
+from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.templates.template import Template
 from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.models.decoder.model import FrozenLanguageModel
@@ -36,12 +36,12 @@ def model_of(kind: str) -> FrozenLanguageModel:
     return frozen_model(kind)
 
 
-def prompts_of(model: FrozenLanguageModel) -> list[tuple[PromptedModel, str]]:
+def prompts_of(model: FrozenLanguageModel) -> list[tuple[LanguagePredictor, str]]:
     """Prompts of every kind and one in words alone, with a task each."""
     learned = {name: ours(model, name, TEMPLATES[name], n_soft=5 if name == "p-tuning" else None) for name in TEMPLATES}
     for prompted in learned.values():
         prompted.prompt.requires_grad_(False)  # so that what is read of a prompt is kept
-    hard = PromptedModel(model, Prompt(Template.parse("Text: {text}\n{answer}")))
+    hard = LanguagePredictor(model, Prompt(Template.parse("Text: {text}\n{answer}")))
     plain = [(learned[name], "") for name in ("prompt", "p-tuning", "prefix")]
     return [*plain, (learned["multitask"], "second"), (hard, ""), (learned["multitask"], "first")]
 

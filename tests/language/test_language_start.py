@@ -14,7 +14,7 @@ from mmprompt.core.file import save
 from mmprompt.core.learned import Learned, Prompt
 from mmprompt.errors import UserError
 from mmprompt.language.methods import MultitaskPrompt, PTuning
-from mmprompt.language.predictor import PromptedModel
+from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.start import MOST_USED, PromptInit, commonest, start_vectors
 from mmprompt.language.templates.template import BoundTemplate, Template
 from mmprompt.models.decoder.model import FrozenLanguageModel
@@ -122,7 +122,7 @@ def test_keys_and_values_are_asked_for_where_the_template_has_no_vectors() -> No
 
 
 def saved(folder: Path, prompt: Prompt, kind: str = "llama") -> Path:
-    save(PromptedModel(model_of(kind), prompt), folder)
+    save(LanguagePredictor(model_of(kind), prompt), folder)
     return folder
 
 

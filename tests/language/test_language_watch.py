@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mmprompt.core.learned import Learned, Prompt
-from mmprompt.language.predictor import PromptedModel
+from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.templates.template import Template
 from mmprompt.language.watch import VectorWatch
 from mmprompt.models.decoder.vectors import LM_INPUT
@@ -25,7 +25,7 @@ RECIPE = Recipe(optimizer="sgd", lr=1e-6, epochs=4, batch_size=2, momentum=0.0, 
 class Pulled:
     """A problem whose gradient is the vectors' sum times a factor of the epoch."""
 
-    def __init__(self, prompted: PromptedModel, factors: tuple[float, ...]) -> None:
+    def __init__(self, prompted: LanguagePredictor, factors: tuple[float, ...]) -> None:
         self.prompted, self.factors = prompted, factors
         self.n_items = 4
 
@@ -43,7 +43,7 @@ class Pulled:
 def watched(factors: tuple[float, ...], size: float = 1.0, lr: float = 1e-6) -> tuple[VectorWatch, list[dict]]:
     model = frozen_model("llama")
     source = Learned(LM_INPUT, torch.full((2, model.width), size * model.embedding_rms))
-    prompted = PromptedModel(model, Prompt(Template.parse("{soft*2} {answer}"), source))
+    prompted = LanguagePredictor(model, Prompt(Template.parse("{soft*2} {answer}"), source))
     watch = VectorWatch(prompted)
     history = train(Pulled(prompted, factors), replace(RECIPE, lr=lr), 1, 4, None, "", [watch], False)
     return watch, history

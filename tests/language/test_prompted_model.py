@@ -13,7 +13,7 @@ from torch import Tensor
 from mmprompt.core.learned import Learned, Prompt, Source
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextRow
-from mmprompt.language.predictor import PromptedModel
+from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.sources import MultitaskVectors
 from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import Verbalizer
@@ -50,15 +50,15 @@ def prompted_of(
     sources: Sequence[Source] | None = None,
     verbalizer: Verbalizer | None = None,
     kind: str = "llama",
-) -> PromptedModel:
+) -> LanguagePredictor:
     sources = sources_of(3) if sources is None else sources
     vectors = Prompt(Template.parse(template), *sources).inserts("lm")
     n_soft = vectors[Site("lm")].values.shape[0] if vectors else 0
     prompt = Prompt(Template.parse(template).with_soft(n_soft), *sources).requires_grad_(False)
-    return PromptedModel(model_of(kind), prompt, verbalizer)
+    return LanguagePredictor(model_of(kind), prompt, verbalizer)
 
 
-def plain_scores(prompted: PromptedModel, row: TextRow, answers: list[str], task: str = "") -> list[Tensor]:
+def plain_scores(prompted: LanguagePredictor, row: TextRow, answers: list[str], task: str = "") -> list[Tensor]:
     """The log-probability of each token of each answer, read alone."""
     model = prompted.model
     vectors = prompted.vectors(task)
@@ -74,7 +74,7 @@ def plain_scores(prompted: PromptedModel, row: TextRow, answers: list[str], task
     ]
 
 
-def plain_label_scores(prompted: PromptedModel, row: TextRow, task: str = "") -> Tensor:
+def plain_label_scores(prompted: LanguagePredictor, row: TextRow, task: str = "") -> Tensor:
     verbalizer = prompted.verbalizer
     found = []
     for words in verbalizer.words.values():
@@ -207,7 +207,7 @@ def test_a_missing_field_is_named() -> None:
 
 
 def test_a_prompt_of_answers_has_no_labels() -> None:
-    for ask in (PromptedModel.classify, PromptedModel.label_log_probs):
+    for ask in (LanguagePredictor.classify, LanguagePredictor.label_log_probs):
         with pytest.raises(UserError) as caught:
             ask(prompted_of(), ROWS)
         assert str(caught.value) == ("this prompt generates text and has no labels to tell apart. Use generate.")
@@ -216,7 +216,7 @@ def test_a_prompt_of_answers_has_no_labels() -> None:
 def test_vectors_that_a_template_or_a_model_has_no_place_for_are_refused() -> None:
     prompt = Prompt(Template.parse("{soft*4} {text} {answer}"), *sources_of(3))
     with pytest.raises(UserError) as caught:
-        PromptedModel(model_of("llama"), prompt)
+        LanguagePredictor(model_of("llama"), prompt)
     assert str(caught.value) == (
         "the template has 4 soft slots, but the prompt has 3 vectors. Use the template that the prompt was learned in."
     )
@@ -231,7 +231,7 @@ def test_words_that_are_the_same_tokens_to_a_model_are_refused() -> None:
     model.tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
     prompt = Prompt(Template.parse("{text} {answer}"))
     with pytest.raises(UserError) as caught:
-        PromptedModel(model, prompt, Verbalizer({"a": "Dog", "b": "dog"}))
+        LanguagePredictor(model, prompt, Verbalizer({"a": "Dog", "b": "dog"}))
     assert str(caught.value) == (
         "'Dog' and 'dog' stand for two labels, but are the same tokens to this model. Choose other words."
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from mmprompt.captioning.cli.train import DATA, Device, default_folder
-from mmprompt.captioning.data import EMBEDDED, CaptionData, load_caption_data
+from mmprompt.captioning.data import EMBEDDED, CaptionData, load_captions
 from mmprompt.captioning.decoding import Decoding
 from mmprompt.core.header import HEADER, read_header
 from mmprompt.core.soft import PromptTuning
@@ -80,7 +80,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
         read_header(folder, "captioning")
     if settings.out is not None:
         check_place(settings.out)
-    data = load_caption_data(settings.data, settings.images)
+    data = load_captions(settings.data, settings.images)
     data.with_captions(settings.split, None)
     captioner = load_captioner_of(settings.prompts, None, settings.device)
     encoder = None if settings.clip is None else load_backbone(settings.clip, settings.device)
@@ -114,7 +114,7 @@ def own_prompts(output: Output, captioner: FrozenCaptioner, features: CaptionFea
     """
     from mmprompt.core.fit import fit
 
-    data = load_caption_data(DATA)
+    data = load_captions(DATA)
     folders = {focus: default_folder(focus) for focus in data.focuses}
     prompts = {
         focus: load_own(folder, focus, captioner) for focus, folder in folders.items() if (folder / HEADER).exists()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from mmprompt.captioning.data import CaptionData, load_caption_data
+from mmprompt.captioning.data import CaptionData, load_captions
 from mmprompt.captioning.methods import MAPPER_RECIPE, METHODS
 from mmprompt.core.method import Method, measured_for, resolved_recipe
 from mmprompt.core.soft import PromptTuning
@@ -79,7 +79,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
     output = Output(settings.json)
     folder = settings.out or default_folder(MAPPER if settings.method == MAPPER else settings.focus)
     check_folder(folder)
-    data = load_caption_data(settings.data, settings.images)
+    data = load_captions(settings.data, settings.images)
     data = build_focus(data, settings.focus) if settings.choose else data
     if settings.method != MAPPER:
         data.with_captions("train", settings.focus)  # refused before a mapper is trained for nothing

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from mmprompt.captioning.cli.train import DATA, Device
-from mmprompt.captioning.data import load_caption_data
+from mmprompt.captioning.data import load_captions
 from mmprompt.captioning.decoding import Decoding
 from mmprompt.core.header import read_header
 from mmprompt.errors import bad_value
@@ -99,7 +99,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
 
 def scenes() -> list[tuple[str, Path]]:
     """The first test scenes of the embedded set, by their ids: a demonstration."""
-    return [(item.image_id, item.image) for item in load_caption_data(DATA).test[:SHOWN]]
+    return [(item.image_id, item.image) for item in load_captions(DATA).test[:SHOWN]]
 
 
 def refuse_idle(settings: Settings) -> None:

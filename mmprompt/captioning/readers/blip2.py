@@ -14,13 +14,7 @@ from transformers import AutoConfig, Blip2ForConditionalGeneration
 
 from mmprompt.captioning.readers.captioner import FrozenCaptioner, TextDecoder
 from mmprompt.captioning.readers.causal_lm import PrefixDecoder
-from mmprompt.captioning.readers.pretrained import (
-    caption_tokenizer,
-    first_id,
-    load_frozen,
-    load_pixels,
-    load_tokenizer,
-)
+from mmprompt.captioning.readers.pretrained import build_captioner, first_id, load_frozen
 from mmprompt.errors import UserError
 from mmprompt.models.decoder.hf_cache import cache_argument, from_cache, to_crossed_cache
 from mmprompt.models.decoder.memory import Memory
@@ -52,32 +46,19 @@ def load_blip2(name: str, source: str, options: LoadOptions) -> FrozenCaptioner:
     def encode(pixels: Tensor) -> Tensor:
         return model.get_image_features(pixels).pooler_output
 
-    return FrozenCaptioner(
-        name,
-        model,
-        encode,
-        read_decoder(source, model),
-        caption_tokenizer(load_tokenizer(source, options)),
-        load_pixels(source, config.vision_config.image_size, options),
-    )
-
-
-def read_decoder(source: str, model: Any) -> TextDecoder:
-    """The language model of a BLIP-2 model.
-
-    Raises:
-        UserError: it has an encoder and is not T5, or cannot be read slot by slot.
-    """
     lm, text = model.language_model, model.config.text_config
-    if model.config.use_decoder_only_language_model:
+    decoder: TextDecoder
+    if config.use_decoder_only_language_model:
         start, end = first_id(source, "start", text.bos_token_id), first_id(source, "end", text.eos_token_id)
-        return PrefixDecoder(lm, nn.Identity(), start, end, model.config.num_query_tokens)
-    if text.model_type != "t5":
+        decoder = PrefixDecoder(lm, nn.Identity(), start, end, config.num_query_tokens)
+    elif text.model_type == "t5":
+        decoder = T5Decoder(lm)
+    else:
         raise UserError(
             f"{source} has a language model of type {text.model_type!r}, but 't5' or a decoder-only one such as 'opt' "
             "was expected. Use another BLIP-2 checkpoint."
         )
-    return T5Decoder(lm)
+    return build_captioner(name, source, options, model, encode, decoder, config.vision_config.image_size)
 
 
 class T5Decoder:
@@ -103,7 +84,7 @@ class T5Decoder:
         self._scale = config.d_model**-0.5 if config.scale_decoder_outputs else None
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """Token embeddings; encoder and decoder share them."""
+        """Embed tokens; encoder and decoder share the embeddings."""
         return self.lm.get_input_embeddings()(token_ids)
 
     def open(self, features: Tensor, soft: Tensor | None) -> Memory:
@@ -125,5 +106,5 @@ class T5Decoder:
         return out.last_hidden_state, Memory(own, memory.states, crossed, memory.n_read + x.shape[1])
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Hidden states to logits."""
+        """Turn hidden states into logits."""
         return self.lm.lm_head(hidden if self._scale is None else hidden * self._scale)

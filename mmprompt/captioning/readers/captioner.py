@@ -100,11 +100,11 @@ class State:
     logits: Tensor
 
     def select(self, rows: Tensor) -> State:
-        """The given rows [N'], each as often as it is named."""
+        """Return the given rows [N'], each as often as it is named."""
         return State(self.memory.select(rows), self.logits.index_select(0, rows))
 
     def fork(self, images: Memory, rows: Tensor) -> State:
-        """The same for training: no gradient flows back through what was read of the images [N rows]."""
+        """Return the same for training: no gradient flows back through what was read of the images [N rows]."""
         return State(self.memory.select_after(images, rows), self.logits.index_select(0, rows))
 
 
@@ -147,16 +147,16 @@ class FrozenCaptioner:
         self.transform = pixels.text
 
     def compute_fingerprint(self) -> str:
-        """The fingerprint of the weights as they are now, to compare with `fingerprint`."""
+        """Return the fingerprint of the weights as they are now, to compare with `fingerprint`."""
         return fingerprint(self.model)
 
     def preprocess(self, image: Image.Image) -> Tensor:
-        """The test transform of one RGB picture: [3, H, W] float32."""
+        """Apply the test transform to one RGB image: [3, H, W] float32."""
         return self.pixels.apply(image)
 
     @torch.no_grad()
     def encode_image(self, images: Tensor) -> Tensor:
-        """Image features [B, T, D'] of normalised pixels [B, 3, H, W]."""
+        """Encode normalised pixels [B, 3, H, W]: image features [B, T, D']."""
         return self._encode(images.to(self.device, self.dtype))
 
     @cached_property
@@ -182,7 +182,14 @@ class FrozenCaptioner:
             memory: of `open`, N rows.
             vectors: `lm.input` and `lm.kv[i]`, shared [M, ...] or of scope `"sample"` [N, M, ...]; {} for none.
         """
-        memory, x = self._begin(memory, vectors)
+        soft = None if LM_INPUT not in vectors else vectors[LM_INPUT].values.expand(len(memory), -1, -1)
+        if self.decoder.slot == "encoder":
+            assert memory.states is not None, "an encoder's memory holds image features"
+            memory = self.decoder.open(memory.states, soft)
+        memory = self._insert(memory, vectors)
+        x = self.decoder.embed(torch.tensor([self.decoder.start_ids], device=self.device).expand(len(memory), -1))
+        if soft is not None and self.decoder.slot == "decoder":
+            x = torch.cat([x, soft.to(x.dtype)], dim=1)
         hidden, memory = self.decoder.run(memory, x)
         return State(memory, self.decoder.head(hidden[:, -1]))
 
@@ -194,7 +201,7 @@ class FrozenCaptioner:
     def logits(
         self, memory: Memory, vectors: Mapping[Site, Vectors], token_ids: Tensor, wanted: Tensor | None = None
     ) -> Tensor:
-        """The logits that predict each token of given captions.
+        """Compute the logits that predict each token of given captions.
 
         Args:
             memory: of `open`, N rows.
@@ -207,7 +214,7 @@ class FrozenCaptioner:
         return self.logits_after(self.prefill(memory, vectors), token_ids, wanted)
 
     def logits_after(self, state: State, token_ids: Tensor, wanted: Tensor | None = None) -> Tensor:
-        """The same from captions under way; the state's rows may be one picture's many times over.
+        """Compute the same from captions under way; the state's rows may be one image's many times over.
 
         Args:
             state: of `prefill`, N rows.
@@ -228,9 +235,9 @@ class FrozenCaptioner:
     def log_probs(
         self, memory: Memory, vectors: Mapping[Site, Vectors], captions: Sequence[Sequence[tuple[int, ...]]]
     ) -> Tensor:
-        """The log-probability of each token of given captions, for training.
+        """Compute the log-probability of each token of given captions, for training.
 
-        Captions of one picture share a row where the decoder can read them so. No gradient flows back through what was
+        Captions of one image share a row where the decoder can read them so. No gradient flows back through what was
         read of the images.
 
         Args:
@@ -258,25 +265,10 @@ class FrozenCaptioner:
         log_probs = self.logits_after(state, ids, wanted).float().log_softmax(-1)
         return log_probs.gather(1, ids[wanted][:, None])[:, 0]
 
-    def _begin(self, memory: Memory, vectors: Mapping[Site, Vectors]) -> tuple[Memory, Tensor]:
-        n_rows = len(memory)
-        soft = self._soft(vectors, n_rows)
-        if self.decoder.slot == "encoder":
-            assert memory.states is not None, "an encoder's memory holds image features"
-            memory = self.decoder.open(memory.states, soft)
-        memory = self._insert(memory, vectors)
-        start = torch.tensor([self.decoder.start_ids], device=self.device).expand(n_rows, -1)
-        x = self.decoder.embed(start)
-        return memory, x if soft is None or self.decoder.slot == "encoder" else torch.cat([x, soft.to(x.dtype)], dim=1)
-
     def _insert(self, memory: Memory, vectors: Mapping[Site, Vectors]) -> Memory:
         self.check_vectors(vectors)
         given = keys_values(vectors, self.decoder.kv_shape, self.dtype)
         return memory.insert(given) if given else memory
-
-    def _soft(self, vectors: Mapping[Site, Vectors], n_rows: int) -> Tensor | None:
-        given = vectors.get(LM_INPUT)
-        return None if given is None else given.values.expand(n_rows, -1, -1)
 
     def check_vectors(self, vectors: Mapping[Site, Vectors]) -> None:
         """Refuse vectors that this captioner cannot take; see `language.vectors.check_vectors`."""

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from mmprompt.captioning.readers.pretrained import first_id
 from mmprompt.models.decoder.memory import Memory
 from mmprompt.models.decoder.reader import CausalReader
 
@@ -40,16 +39,3 @@ class PrefixDecoder(CausalReader):
     def open(self, features: Tensor, soft: Tensor | None) -> Memory:
         """Read the image prefix."""
         return self.run(Memory(), self.mapper(features))[1]
-
-
-def start_of(name: str, lm: Any, tokenizer: Any) -> int:
-    """The token before a caption: the model's start, or its end where it has no start of its own."""
-    starts = [getattr(place, "bos_token_id", None) for place in (tokenizer, lm.generation_config, lm.config)]
-    ends = [getattr(place, "eos_token_id", None) for place in (tokenizer, lm.generation_config, lm.config)]
-    return first_id(name, "start", *starts, *ends)
-
-
-def end_of(name: str, lm: Any, tokenizer: Any) -> int:
-    """The token after a caption."""
-    places = (tokenizer, lm.generation_config, lm.config)
-    return first_id(name, "end", *(getattr(place, "eos_token_id", None) for place in places))

@@ -12,13 +12,7 @@ from torch import Tensor
 from transformers import GitForCausalLM
 
 from mmprompt.captioning.readers.captioner import FrozenCaptioner
-from mmprompt.captioning.readers.pretrained import (
-    caption_tokenizer,
-    first_id,
-    load_frozen,
-    load_pixels,
-    load_tokenizer,
-)
+from mmprompt.captioning.readers.pretrained import build_captioner, first_id, load_frozen
 from mmprompt.models.decoder.hf_cache import cache_argument, from_cache, to_cache
 from mmprompt.models.decoder.memory import Memory, causal_mask
 from mmprompt.models.frozen import LoadOptions
@@ -35,14 +29,12 @@ def load_git(name: str, source: str, options: LoadOptions) -> FrozenCaptioner:
         UserError: it has no start or end token, or the files lack some of the weights.
     """
     model = load_frozen(GitForCausalLM, source, options)
-    return FrozenCaptioner(
-        name=name,
-        model=model,
-        encode=lambda images: model.git.image_encoder(images).last_hidden_state,
-        decoder=GitDecoder(name, model),
-        tokenizer=caption_tokenizer(load_tokenizer(source, options)),
-        pixels=load_pixels(source, model.config.vision_config.image_size, options),
-    )
+
+    def encode(images: Tensor) -> Tensor:
+        return model.git.image_encoder(images).last_hidden_state
+
+    size = model.config.vision_config.image_size
+    return build_captioner(name, source, options, model, encode, GitDecoder(name, model), size)
 
 
 class GitDecoder:
@@ -66,7 +58,7 @@ class GitDecoder:
         self.kv_shape: tuple[int, int, int] | None = (config.num_hidden_layers, n_heads, config.hidden_size // n_heads)
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """Token embeddings."""
+        """Embed tokens."""
         return self.git.embeddings.word_embeddings(token_ids)
 
     def open(self, features: Tensor, soft: Tensor | None) -> Memory:
@@ -87,5 +79,5 @@ class GitDecoder:
         return out.last_hidden_state, Memory(from_cache(cache), n_read=memory.n_read + x.shape[1])
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Hidden states to logits."""
+        """Turn hidden states into logits."""
         return self.output(hidden)

@@ -87,11 +87,12 @@ def load_image_text(name: str, source: str, options: LoadOptions) -> FrozenCapti
         features = torch.stack(list(features))  # some classes give one tensor an image
         return features.reshape(len(pixels), -1, features.shape[-1])
 
+    end_id = find_end(source, model, processor, len(opening.token_ids))
     captioner = FrozenCaptioner(
         name,
         model,
         encode,
-        ImageTextDecoder(model, opening, find_end(source, model, processor, len(opening.token_ids))),
+        ImageTextDecoder(model, opening, end_id),
         tokenizer_behind(processor.tokenizer, opening),
         read_pixels(processor.image_processor, opening.size),
     )
@@ -100,7 +101,7 @@ def load_image_text(name: str, source: str, options: LoadOptions) -> FrozenCapti
 
 
 def read_opening(source: str, config: Any, processor: Any) -> Opening:
-    """Ask the processor what it writes for pictures of two shapes.
+    """Ask the processor what it writes for images of two shapes.
 
     Raises:
         UserError: it is not the same for both, or more than pixels of one size.
@@ -125,7 +126,7 @@ def read_opening(source: str, config: Any, processor: Any) -> Opening:
 
 
 def inputs_of(source: str, config: Any, processor: Any, picture: Image.Image) -> dict[str, Tensor]:
-    """What the processor makes of a picture and the request for a caption.
+    """Return what the processor makes of an image and the request for a caption.
 
     Raises:
         UserError: no way to ask this model is known.
@@ -145,22 +146,22 @@ def inputs_of(source: str, config: Any, processor: Any, picture: Image.Image) ->
 
 
 def conversation(picture: Image.Image, answer: str | None = None) -> list[dict[str, Any]]:
-    """A question about a picture, and its answer where one is given, in the form of chat templates."""
-    question = [{"type": "image", "image": picture}, {"type": "text", "text": QUESTION}]
-    turns: list[dict[str, Any]] = [{"role": "user", "content": question}]
-    if answer is not None:
-        turns.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-    return turns
+    """Word a question about an image, and its answer where one is given, in the form of chat templates."""
+    question = {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": QUESTION}]}
+    return [
+        question,
+        *([] if answer is None else [{"role": "assistant", "content": [{"type": "text", "text": answer}]}]),
+    ]
 
 
 def noise(width: int, height: int) -> Image.Image:
-    """A picture in which no two places are alike."""
+    """Make an image in which no two places are alike."""
     values = torch.randint(256, (height, width, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     return Image.fromarray(values.numpy())
 
 
 def tokenizer_behind(tokenizer: Any, opening: Opening) -> CaptionTokenizer:
-    """The tokenizer of captions that stand behind the opening, and a blank where that ends with a colon.
+    """Make the tokenizer of captions that stand behind the opening, and a space where that ends with a colon.
 
     Tokenizers cut a word by what precedes it.
     """
@@ -172,7 +173,7 @@ def tokenizer_behind(tokenizer: Any, opening: Opening) -> CaptionTokenizer:
 
 
 def find_end(source: str, model: Any, processor: Any, n_opening: int) -> int:
-    """The token after a caption: of those that end a generation, the one that ends an answer of the chat template."""
+    """Find the token after a caption: of those that end a generation, the one that ends an answer in the chat."""
     ends = model.generation_config.eos_token_id
     if not isinstance(ends, list) or len(ends) == 1:
         return first_id(source, "end", ends)
@@ -225,13 +226,17 @@ class ImageTextDecoder:
         self.start_ids: tuple[int, ...] = (int(opening.token_ids[-1]),)
         self.end_id = end_id
         self.budget = config.max_position_embeddings - len(opening.token_ids)
-        self.hooked = needs_hook(model) if hooked is None else hooked
+        takes_vectors = "inputs_embeds" in inspect.signature(model.prepare_inputs_for_generation).parameters
+        self.hooked = not takes_vectors if hooked is None else hooked
         self._cap = getattr(config, "final_logit_softcapping", None)
         self._lock = threading.Lock()
-        self.kv_shape = self._read_kv_shape()
+        blank = model.get_input_embeddings().weight.new_zeros(1, len(opening.places), self.width)
+        own = self.open(blank, None).own
+        shapes = {(part.shape[1], part.shape[3]) for pair in own for part in pair}
+        self.kv_shape: tuple[int, int, int] | None = (len(own), *shapes.pop()) if len(shapes) == 1 else None
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """Token embeddings, as the model scales them."""
+        """Embed tokens, as the model scales them."""
         return self.model.get_input_embeddings()(token_ids)
 
     def open(self, features: Tensor, soft: Tensor | None) -> Memory:
@@ -253,7 +258,7 @@ class ImageTextDecoder:
         return self._read(memory, x, reserved, {})
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Hidden states to logits."""
+        """Turn hidden states into logits."""
         logits = self.model.get_output_embeddings()(hidden)
         return logits if self._cap is None else self._cap * torch.tanh(logits / self._cap)
 
@@ -267,17 +272,6 @@ class ImageTextDecoder:
         else:
             out = base(inputs_embeds=x, **given)
         return out.last_hidden_state, Memory(from_cache(cache), n_read=memory.n_read + x.shape[1])
-
-    def _read_kv_shape(self) -> tuple[int, int, int] | None:
-        weight = self.model.get_input_embeddings().weight
-        own = self.open(weight.new_zeros(1, len(self.opening.places), self.width), None).own
-        shapes = {(part.shape[1], part.shape[3]) for pair in own for part in pair}
-        return (len(own), *shapes.pop()) if len(shapes) == 1 else None
-
-
-def needs_hook(model: Any) -> bool:
-    """Whether the class's own `generate` takes token ids alone."""
-    return "inputs_embeds" not in inspect.signature(model.prepare_inputs_for_generation).parameters
 
 
 @contextmanager

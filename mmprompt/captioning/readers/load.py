@@ -12,6 +12,8 @@ Loading itself is the libraries' own, what can go wrong there is worded as for `
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -45,11 +47,11 @@ from mmprompt.models.frozen import LoadOptions, fingerprint, freeze
 TINY_CAPTIONER = TINY / "captioner"
 FORMS = "Use tiny, 'ENCODER + hf:LM', hf:NAME, open_clip:coca_ARCHITECTURE/TAG or a folder."
 READERS = {
-    "blip": "blip.load_blip",
+    "blip": "cross_attention.load_blip",
     "blip-2": "blip2.load_blip2",
     "git": "git.load_git",
     "instructblip": "blip2.load_blip2",  # which says why not
-    "vision-encoder-decoder": "encoder_decoder.load_encoder_decoder",
+    "vision-encoder-decoder": "cross_attention.load_encoder_decoder",
 }
 """By transformers' model type: file and function, each (name, source, options) -> FrozenCaptioner."""
 OTHER_READER = "image_text.load_image_text"
@@ -74,14 +76,19 @@ def load_captioner(
         UserError: no such name, weights that are not there, or a model with parts that are not known.
     """
     options = read_options(device, dtype, cache_dir, trust_remote_code)
-    if name == "tiny":
-        return load_mapped(name, TINY_CAPTIONER, options)
-    folder = Path(name).expanduser()
+    folder = TINY_CAPTIONER if name == "tiny" else Path(name).expanduser()
     if (folder / SETTINGS_FILE).is_file():
         return load_mapped(name, folder, options)
     if "+" in name and not folder.exists():
         return load_pair(name, options)
-    return load_whole(name, find_captioner(name), options)
+    source = find_captioner(name)
+    with one_line_errors(name, source, options.cache_dir):
+        if source.library == "open_clip":
+            from mmprompt.captioning.readers.coca import load_coca
+
+            return load_coca(name, source.model, source.weights, options)
+        file, function = find_reader(name, source.model, options).split(".")
+        return getattr(import_module(f"mmprompt.captioning.readers.{file}"), function)(name, source.model, options)
 
 
 def find_captioner(name: str) -> Source:
@@ -96,30 +103,15 @@ def find_captioner(name: str) -> Source:
 
 
 def list_captioners() -> list[str]:
-    """The names that can be loaded without a path: `tiny` and open_clip's published CoCa models."""
+    """List the names that can be loaded without a path: `tiny` and open_clip's published CoCa models."""
     import open_clip
 
     names = [f"open_clip:{model}/{tag}" for model, tag in open_clip.list_pretrained() if model.startswith("coca_")]
     return ["tiny", *names]
 
 
-def load_whole(name: str, source: Source, options: LoadOptions) -> FrozenCaptioner:
-    """A captioner that is one model of a library.
-
-    Raises:
-        UserError: it has no text decoder, or none that is known.
-    """
-    with one_line_errors(name, source, options.cache_dir):
-        if source.library == "open_clip":
-            from mmprompt.captioning.readers.coca import load_coca
-
-            return load_coca(name, source.model, source.weights, options)
-        file, function = find_reader(name, source.model, options).split(".")
-        return getattr(import_module(f"mmprompt.captioning.readers.{file}"), function)(name, source.model, options)
-
-
 def find_reader(name: str, model: str, options: LoadOptions) -> str:
-    """Which reader takes a transformers model, by its configuration.
+    """Name the reader that takes a transformers model, by its configuration.
 
     Raises:
         UserError: it is no captioner.
@@ -138,13 +130,13 @@ def find_reader(name: str, model: str, options: LoadOptions) -> str:
         return READERS[kind]
     if kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         return OTHER_READER
-    advice = f"Use 'tiny + {name}'." if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else f"Use '{name} + hf:gpt2'."
-    advice = advice if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or kind in ("clip", "siglip") else FORMS
+    advice = f"Use '{name} + hf:gpt2'." if kind in ("clip", "siglip") else FORMS
+    advice = f"Use 'tiny + {name}'." if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else advice
     raise UserError(f"{name} is a {kind!r} model, but one that writes captions of images was expected. {advice}")
 
 
 def split_pair(name: str) -> tuple[str, str]:
-    """The names of encoder and language model in `ENCODER + hf:LM`.
+    """Read the names of encoder and language model in `ENCODER + hf:LM`.
 
     Raises:
         UserError: there are not two, or the second is no name of transformers.
@@ -159,7 +151,7 @@ def split_pair(name: str) -> tuple[str, str]:
 
 
 def load_pair(name: str, options: LoadOptions, kind: str = "transformer", n_prefix: int | None = 10) -> FrozenCaptioner:
-    """An encoder and a language model with an untrained mapper, which is no part of the fingerprint.
+    """Load an encoder and a language model with an untrained mapper, which is no part of the fingerprint.
 
     Args:
         name: `ENCODER + hf:LM`.
@@ -170,27 +162,22 @@ def load_pair(name: str, options: LoadOptions, kind: str = "transformer", n_pref
         UserError: one of them is not there, or is of another kind.
     """
     encoder_name, lm_name = split_pair(name)
-    encoder = load_encoder(encoder_name, options)
-    lm, tokenizer = load_causal(lm_name, options)
-    width = lm.get_input_embeddings().weight.shape[1]
-    reads_tokens = kind == "linear"
-    image_width = encode_with(encoder, reads_tokens)(blank(encoder)).shape[-1]
-    mapper = new_mapper(MapperSettings(kind, image_width, width, n_prefix))
-    return join(name, encoder, mapper, (lm, tokenizer), options, is_trained=False)
+    pair = Pair.load(encoder_name, lm_name, options)
+    mapper = new_mapper(MapperSettings(kind, pair.image_shape(kind == "linear")[1], pair.width, n_prefix))
+    return join(name, pair, mapper, options, is_trained=False)
 
 
 def load_mapped(name: str, folder: Path, options: LoadOptions) -> FrozenCaptioner:
-    """A saved mapper between the encoder and the language model that it names.
+    """Load a saved mapper between the encoder and the language model that it names.
 
     Raises:
         UserError: a file is missing or damaged, or one of the models is not there or not the same any more.
     """
     mapper, parts = read_mapper(folder)
-    encoder = load_encoder(parts.encoder or "tiny", options)
-    lm, tokenizer = load_causal(f"hf:{folder}" if parts.lm is None else parts.lm, options)
-    captioner = join(name, encoder, mapper, (lm, tokenizer), options)
+    pair = Pair.load(parts.encoder or "tiny", f"hf:{folder}" if parts.lm is None else parts.lm, options)
+    captioner = join(name, pair, mapper, options)
     is_comparable = parts.frozen is not None and parts.dtype == name_of(options.dtype)
-    if is_comparable and parts.frozen != fingerprint(frozen_models(encoder, lm)):
+    if is_comparable and parts.frozen != fingerprint(nn.ModuleDict(pair.models)):
         raise bad_file(
             folder / SETTINGS_FILE,
             f"the mapper was trained between {parts.encoder} and {parts.lm} with other weights",
@@ -205,92 +192,87 @@ def save_mapped(captioner: FrozenCaptioner, folder: Path) -> None:
     Raises:
         UserError: the folder is there already, or cannot be written.
     """
-    encoder, lm = split_pair(captioner.name)
     decoder: Any = captioner.decoder
-    save_mapper(folder, decoder.mapper, MapperParts(encoder, lm, captioner.fingerprint, name_of(captioner.dtype)))
+    parts = MapperParts(*split_pair(captioner.name), captioner.fingerprint, name_of(captioner.dtype))
+    save_mapper(folder, decoder.mapper, parts)
 
 
-def join(
-    name: str,
-    encoder: FrozenDualEncoder,
-    mapper: nn.Module,
-    language_model: tuple[Any, Any],
-    options: LoadOptions,
-    is_trained: bool = True,
-) -> FrozenCaptioner:
-    """A captioner of an encoder, a mapper and a language model with its tokenizer.
+@dataclass(frozen=True)
+class Pair:
+    """A frozen image encoder and a frozen causal language model with its tokenizer."""
+
+    encoder: FrozenDualEncoder
+    lm: Any
+    tokenizer: Any
+
+    @classmethod
+    def load(cls, encoder_name: str, lm_name: str, options: LoadOptions) -> Pair:
+        """Load both by name, the language model by `hf:NAME` or `hf:FOLDER`.
+
+        Raises:
+            UserError: one is not there, or is of another kind.
+        """
+        dtype = name_of(options.dtype)
+        encoder: Any = load_backbone(
+            encoder_name, str(options.device), dtype, options.cache_dir, options.trust_remote_code
+        )
+        lm, tokenizer = load_parts(lm_name, options)
+        if lm.config.is_encoder_decoder:
+            raise UserError(
+                f"{lm_name} is a {lm.config.model_type!r} model, but a causal language model was expected. "
+                "Use a model such as hf:gpt2."
+            )
+        return cls(encoder, lm, tokenizer)
+
+    @property
+    def models(self) -> dict[str, nn.Module]:
+        """What stays as it is while a mapper is trained."""
+        return {"encoder": self.encoder.model, "lm": self.lm}
+
+    @property
+    def width(self) -> int:
+        """D of the language model's embeddings."""
+        return self.lm.get_input_embeddings().weight.shape[1]
+
+    def encode(self, images: Tensor, reads_tokens: bool) -> Tensor:
+        """Turn [B, 3, H, W] into what a mapper takes: all image tokens [B, T, D'], or the pooled feature [B, 1, E]."""
+        return self.encoder.encode_image_tokens(images) if reads_tokens else self.encoder.encode_image(images)[:, None]
+
+    def image_shape(self, reads_tokens: bool) -> tuple[int, int]:
+        """T and D' of what `encode` gives."""
+        n_tokens, width = self.encode(torch.zeros(1, 3, *[self.encoder.image_size] * 2), reads_tokens).shape[1:]
+        return n_tokens, width
+
+
+def join(name: str, pair: Pair, mapper: nn.Module, options: LoadOptions, is_trained: bool = True) -> FrozenCaptioner:
+    """Make a captioner of an encoder, a mapper and a language model.
 
     Raises:
         UserError: the mapper does not fit between them.
     """
-    from mmprompt.captioning.readers.causal_lm import PrefixDecoder, end_of, start_of
-    from mmprompt.captioning.readers.pretrained import caption_tokenizer
+    from mmprompt.captioning.readers.causal_lm import PrefixDecoder
+    from mmprompt.captioning.readers.pretrained import caption_tokenizer, first_id
 
-    lm, tokenizer = language_model
     freeze(mapper, options)
     settings: Any = mapper.settings
-    encode = encode_with(encoder, settings.reads_tokens)
-    n_tokens, image_width = encode(blank(encoder)).shape[1:]
-    width = lm.get_input_embeddings().weight.shape[1]
-    if (image_width, width) != (settings.image_width, settings.width):
+    n_tokens, image_width = pair.image_shape(settings.reads_tokens)
+    if (image_width, pair.width) != (settings.image_width, settings.width):
         raise UserError(
             f"the mapper of {name} takes image features of {settings.image_width} numbers to embeddings of "
-            f"{settings.width}, but these models have {image_width} and {width}. Train a mapper for them."
+            f"{settings.width}, but these models have {image_width} and {pair.width}. Train a mapper for them."
         )
-    models = frozen_models(encoder, lm)
-    if is_trained:
-        models["mapper"] = mapper
-    start_id, end_id = start_of(name, lm, tokenizer), end_of(name, lm, tokenizer)
-    decoder = PrefixDecoder(lm, mapper, start_id, end_id, settings.n_prefix or n_tokens, is_trained)
-    captioner = FrozenCaptioner(name, models, encode, decoder, caption_tokenizer(tokenizer), encoder.pixels)
-    captioner.encoder_fingerprint = encoder.fingerprint
+    models = nn.ModuleDict(pair.models | ({"mapper": mapper} if is_trained else {}))
+    places = pair.tokenizer, pair.lm.generation_config, pair.lm.config
+    starts, ends = ([getattr(place, key, None) for place in places] for key in ("bos_token_id", "eos_token_id"))
+    start_id = first_id(name, "start", *starts, *ends)  # the end, where a model has no start of its own
+    end_id = first_id(name, "end", *ends)
+    decoder = PrefixDecoder(pair.lm, mapper, start_id, end_id, settings.n_prefix or n_tokens, is_trained)
+    encode = partial(pair.encode, reads_tokens=settings.reads_tokens)
+    captioner = FrozenCaptioner(name, models, encode, decoder, caption_tokenizer(pair.tokenizer), pair.encoder.pixels)
+    captioner.encoder_fingerprint = pair.encoder.fingerprint
     return captioner
 
 
-def frozen_models(encoder: FrozenDualEncoder, lm: Any) -> nn.ModuleDict:
-    """What stays as it is while a mapper is trained."""
-    return nn.ModuleDict({"encoder": encoder.model, "lm": lm})
-
-
 def name_of(dtype: torch.dtype) -> str:
-    """What the user calls a dtype."""
+    """Return what the user calls a dtype."""
     return str(dtype).removeprefix("torch.")
-
-
-def load_encoder(name: str, options: LoadOptions) -> FrozenDualEncoder:
-    """A dual encoder by name."""
-    dtype = name_of(options.dtype)
-    encoder = load_backbone(name, str(options.device), dtype, options.cache_dir, options.trust_remote_code)
-    assert isinstance(encoder, FrozenDualEncoder), "load_backbone makes no other"
-    return encoder
-
-
-def load_causal(name: str, options: LoadOptions) -> tuple[Any, Any]:
-    """A causal language model and its tokenizer, by `hf:NAME` or `hf:FOLDER`.
-
-    Raises:
-        UserError: it is not there, or it is another kind of model.
-    """
-    lm, tokenizer = load_parts(name, options)
-    if lm.config.is_encoder_decoder:
-        raise UserError(
-            f"{name} is a {lm.config.model_type!r} model, but a causal language model was expected. "
-            "Use a model such as hf:gpt2."
-        )
-    return lm, tokenizer
-
-
-def encode_with(encoder: FrozenDualEncoder, reads_tokens: bool) -> Any:
-    """The image features that a mapper takes: [B, 3, H, W] to all tokens [B, T, D'], or to the pooled [B, 1, E]."""
-    if reads_tokens:
-        return encoder.encode_image_tokens
-
-    def pooled(images: Tensor) -> Tensor:
-        return encoder.encode_image(images)[:, None]
-
-    return pooled
-
-
-def blank(encoder: FrozenDualEncoder) -> Tensor:
-    """One image of zeros, to see the shape of features."""
-    return torch.zeros(1, 3, encoder.image_size, encoder.image_size)

@@ -19,7 +19,7 @@ from torch import Tensor
 from mmprompt.core.learned import Learned, Prompt
 from mmprompt.errors import UserError, bad_value, unknown_name
 from mmprompt.language.data import TextRow
-from mmprompt.language.predictor import BATCH, LabelPrediction, PromptedModel, label_predictions
+from mmprompt.language.predictor import BATCH, LabelPrediction, LanguagePredictor, label_predictions
 from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import Verbalizer
 from mmprompt.models.decoder.encoder_decoder import EncoderDecoderReader
@@ -43,7 +43,9 @@ class PromptBank:
         UserError: the prompts are fewer than two, of several models, or of several tasks, or a value is out of range.
     """
 
-    def __init__(self, prompts: Mapping[str, PromptedModel], keys: Tensor, temperature: float = TEMPERATURE) -> None:
+    def __init__(
+        self, prompts: Mapping[str, LanguagePredictor], keys: Tensor, temperature: float = TEMPERATURE
+    ) -> None:
         _check_prompts(prompts)
         if not 0 < temperature < float("inf"):
             advice = f"Use {TEMPERATURE}, or less to be more certain."
@@ -56,7 +58,7 @@ class PromptBank:
     @classmethod
     def of(
         cls,
-        prompts: Mapping[str, PromptedModel],
+        prompts: Mapping[str, LanguagePredictor],
         rows: Mapping[str, Sequence[TextRow]],
         temperature: float = TEMPERATURE,
     ) -> PromptBank:
@@ -97,11 +99,11 @@ class PromptBank:
         weights = self.weights(rows)
         return [self.names[place] for place in weights.argmax(1).tolist()], weights
 
-    def choose(self, rows: Sequence[TextRow]) -> list[PromptedModel]:
+    def choose(self, rows: Sequence[TextRow]) -> list[LanguagePredictor]:
         """The prompt of each row, as `generate_texts` takes them."""
         return [self.prompts[name] for name in self.route(rows)[0]]
 
-    def mix(self, rows: Sequence[TextRow]) -> list[PromptedModel]:
+    def mix(self, rows: Sequence[TextRow]) -> list[LanguagePredictor]:
         """A prompt of its own for each row, the weighted mean of all vectors, as `generate_texts` takes them.
 
         Raises:
@@ -113,7 +115,7 @@ class PromptBank:
         for row in range(len(rows)):
             sources = [Learned(site, values[row]) for site, values in vectors.items()]
             prompt = Prompt(first.template, *sources).requires_grad_(False)
-            mixed.append(PromptedModel(self.model, prompt, first.label_words))
+            mixed.append(LanguagePredictor(self.model, prompt, first.label_words))
         return mixed
 
     def classify(self, rows: Sequence[TextRow], how: Mixing = "choose") -> list[LabelPrediction]:
@@ -169,10 +171,10 @@ class PromptBank:
             for site in each[0]
         }
 
-    def _alike(self) -> PromptedModel:
+    def _alike(self) -> LanguagePredictor:
         """The first prompt, once all are seen to have its template and as many vectors at the same sites."""
 
-        def form(prompted: PromptedModel) -> dict[str, object]:
+        def form(prompted: LanguagePredictor) -> dict[str, object]:
             shapes = {site: vectors.values.shape for site, vectors in prompted.vectors().items()}
             words = prompted.label_words
             return {"template": prompted.template.text, "words of the labels": words, "vectors": shapes}
@@ -248,7 +250,9 @@ def text_features(model: FrozenLanguageModel, texts: Sequence[str]) -> Tensor:
     return torch.cat(found) if found else torch.zeros(0, model.width, device=model.device)
 
 
-def compose(prompts: Mapping[str, PromptedModel], template: str, verbalizer: Verbalizer | None = None) -> PromptedModel:
+def compose(
+    prompts: Mapping[str, LanguagePredictor], template: str, verbalizer: Verbalizer | None = None
+) -> LanguagePredictor:
     """Several prompts in one template, each where its name stands: `{soft*8:task} {soft*8:language} {text}`.
 
     Args:
@@ -284,10 +288,10 @@ def compose(prompts: Mapping[str, PromptedModel], template: str, verbalizer: Ver
     for name in prompts.keys() - {group.name for group in parsed.groups}:
         raise UserError(f"the template has no soft slots named {name!r}. Add them, or leave that prompt out.")
     prompt = Prompt(parsed, Learned(LM_INPUT, torch.cat(values))).requires_grad_(False)
-    return PromptedModel(next(iter(prompts.values())).model, prompt, verbalizer)
+    return LanguagePredictor(next(iter(prompts.values())).model, prompt, verbalizer)
 
 
-def _check_prompts(prompts: Mapping[str, PromptedModel]) -> None:
+def _check_prompts(prompts: Mapping[str, LanguagePredictor]) -> None:
     """Refuse prompts that cannot be chosen from."""
     if len(prompts) < 2:
         raise UserError(f"there are {len(prompts)} prompts, but two or more go together. Give more.")
@@ -298,7 +302,7 @@ def _check_prompts(prompts: Mapping[str, PromptedModel]) -> None:
             raise UserError(f"the prompt {name!r} is itself of several tasks, but one each is needed. Give others.")
 
 
-def _texts(prompts: Mapping[str, PromptedModel], rows: Sequence[TextRow]) -> list[str]:
+def _texts(prompts: Mapping[str, LanguagePredictor], rows: Sequence[TextRow]) -> list[str]:
     """What each row is known by: the texts of all fields that some prompt reads, in order."""
     fields = tuple(dict.fromkeys(chain.from_iterable(one.template.fields for one in prompts.values())))
     texts = [[row.fields[name] for name in fields if name in row.fields] for row in rows]

@@ -23,7 +23,7 @@ from mmprompt.terminal.parser import parse
 from mmprompt.terminal.run_folder import check_place
 
 if TYPE_CHECKING:
-    from mmprompt.language.predictor import PromptedModel
+    from mmprompt.language.predictor import LanguagePredictor
 
 
 PLAIN = "{text}{answer}"
@@ -84,14 +84,14 @@ def run(arguments: Sequence[str], prog: str) -> None:
     output.document({"answers": answers})
 
 
-def read_prompt(settings: Settings) -> PromptedModel:
+def read_prompt(settings: Settings) -> LanguagePredictor:
     """Load the model with its prompt, with a template in words, or by itself.
 
     Raises:
         UserError: it cannot be had, or nothing would be done with an option, or the output file cannot be new.
     """
     from mmprompt.core.learned import Prompt
-    from mmprompt.language.predictor import PromptedModel
+    from mmprompt.language.predictor import LanguagePredictor
     from mmprompt.language.templates.template import Template
 
     if settings.prompt is not None and settings.template is not None:
@@ -110,7 +110,7 @@ def read_prompt(settings: Settings) -> PromptedModel:
         if template.groups:
             expected = "there are no vectors for its {soft}"
             raise bad_value("template", repr(settings.template), expected, "Take {soft} out, or give --prompt RUN.")
-        prompted = PromptedModel(settings.loading.model(settings.backbone or "tiny"), Prompt(template))
+        prompted = LanguagePredictor(settings.loading.model(settings.backbone or "tiny"), Prompt(template))
     if settings.task and settings.task not in prompted.tasks:
         raise unknown_name("task", settings.task, prompted.tasks, "" if prompted.tasks else "Leave --task out.")
     return prompted
@@ -149,7 +149,9 @@ def read_input(given: Sequence[str], fields: Sequence[str], task: str) -> list[T
     return [TextRow(named, task=task)]
 
 
-def answers_of(prompted: PromptedModel, rows: Sequence[TextRow], settings: Settings, progress: Counter) -> list[Answer]:
+def answers_of(
+    prompted: LanguagePredictor, rows: Sequence[TextRow], settings: Settings, progress: Counter
+) -> list[Answer]:
     """An answer to each row, JSON-ready."""
     from mmprompt.language.generation import generate_texts
 

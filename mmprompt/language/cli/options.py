@@ -17,7 +17,7 @@ from mmprompt.terminal.output import Output, between, percent
 
 if TYPE_CHECKING:
     from mmprompt.language.measure import LanguageScore
-    from mmprompt.language.predictor import PromptedModel
+    from mmprompt.language.predictor import LanguagePredictor
     from mmprompt.language.task import LanguageTask
     from mmprompt.language.templates.verbalizer import Verbalizer
     from mmprompt.models.decoder.model import FrozenLanguageModel
@@ -50,7 +50,7 @@ class Loading:
 
     def model_and_prompts(
         self, folders: Sequence[Path], model: str | None
-    ) -> tuple[FrozenLanguageModel, list[PromptedModel]]:
+    ) -> tuple[FrozenLanguageModel, list[LanguagePredictor]]:
         """A model, and the prompts of some run folders on it.
 
         Args:
@@ -133,7 +133,7 @@ def read_verbalizer(given: Sequence[str], labels: Sequence[str]) -> Verbalizer |
     return Verbalizer({label: words[label] for label in labels}) if words else None
 
 
-def say_of_words(output: Output, prompted: PromptedModel) -> None:
+def say_of_words(output: Output, prompted: LanguagePredictor) -> None:
     """Say which words of the labels are several tokens, and what follows from that."""
     if prompted.label_words is None:
         return

@@ -23,7 +23,7 @@ from mmprompt.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from mmprompt.language.data import TextData
-    from mmprompt.language.predictor import PromptedModel
+    from mmprompt.language.predictor import LanguagePredictor
 
 SHOWN = 4
 DESCRIPTION = (
@@ -107,7 +107,7 @@ def read_call(arguments: Sequence[str], prog: str) -> Any:
     return call
 
 
-def test_labels(output: Output, prompted: PromptedModel, data: TextData) -> dict[str, Any]:
+def test_labels(output: Output, prompted: LanguagePredictor, data: TextData) -> dict[str, Any]:
     """Measure prompt and no prompt on the test rows."""
     from mmprompt.language.measure import NO_PROMPT, measure_language, plain_model
 
@@ -119,7 +119,7 @@ def test_labels(output: Output, prompted: PromptedModel, data: TextData) -> dict
     return {name: {"accuracy": each.accuracy, "macro_f1": each.macro_f1} for name, each in measured.items()}
 
 
-def show_answers(output: Output, prompted: PromptedModel, data: TextData) -> list[dict[str, str]]:
+def show_answers(output: Output, prompted: LanguagePredictor, data: TextData) -> list[dict[str, str]]:
     """A few test rows with what the model answers without and with the prompt."""
     from mmprompt.language.generation import generate_texts
     from mmprompt.language.measure import NO_PROMPT, as_long_as, plain_model

@@ -19,7 +19,7 @@ from mmprompt.core.learned import Given, Learned, Prompt, Source
 from mmprompt.data.strict_yaml import validate
 from mmprompt.errors import bad_file, is_count
 from mmprompt.files import read_bytes, read_json, read_tensors, sha256_bytes
-from mmprompt.language.predictor import PromptedModel
+from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.sources import MultitaskVectors
 from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import Verbalizer
@@ -88,7 +88,7 @@ def load_peft(
     template: str | None = None,
     verbalizer: Verbalizer | None = None,
     task: str | int | None = None,
-) -> PromptedModel:
+) -> LanguagePredictor:
     """Load a prompt that PEFT wrote: prompt tuning, P-tuning, prefix tuning or multitask prompt tuning.
 
     Args:
@@ -132,7 +132,7 @@ def load_peft(
     if verbalizer is None and side is not None and side.verbalizer is not None:
         verbalizer = Verbalizer.from_dict(side.verbalizer)
     prompt = Prompt(parsed.with_soft(n_soft), *sources).to(model.device).requires_grad_(False)
-    prompted = PromptedModel(model, prompt, verbalizer)
+    prompted = LanguagePredictor(model, prompt, verbalizer)
     if template is not None and n_vectors and prompted.bound.opening != tuple(range(-1, -1 - n_vectors, -1)):
         _log.warning("PEFT puts its vectors before everything, but this template does not. Begin it with {soft}{bos}.")
     return prompted

@@ -14,7 +14,7 @@ from mmprompt.core.file import describe_backbone
 from mmprompt.errors import UserError, unknown_name
 from mmprompt.files import make_folder, sha256_bytes, tensor_bytes, write_bytes, write_json
 from mmprompt.language.peft import file as form
-from mmprompt.language.predictor import PromptedModel
+from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.sources import MultitaskVectors
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.decoder.vectors import LM_INPUT
@@ -27,7 +27,7 @@ Content = tuple[dict[str, Any], dict[str, Tensor]]
 
 
 def save_peft(
-    prompted: PromptedModel, folder: Path | str, kind: Literal["prefix"] | None = None, task: str | None = None
+    prompted: LanguagePredictor, folder: Path | str, kind: Literal["prefix"] | None = None, task: str | None = None
 ) -> None:
     """Write a prompt as PEFT reads it: float32, and beside PEFT's two files what `load_peft` needs to give it back.
 
@@ -85,7 +85,7 @@ def save_peft(
     write_json(folder / form.CONFIG, config)
 
 
-def _as_vectors(prompted: PromptedModel, task: str | None) -> Content:
+def _as_vectors(prompted: LanguagePredictor, task: str | None) -> Content:
     """Vectors before everything."""
     model = prompted.model
     opening, n_vectors = prompted.bound.opening, prompted.vectors()[LM_INPUT].n_vectors
@@ -115,7 +115,7 @@ def _as_vectors(prompted: PromptedModel, task: str | None) -> Content:
     return _config(form.MULTITASK, model, n_vectors, shape, extra), written
 
 
-def _compiled_slots(prompted: PromptedModel, kind: Literal["prefix"] | None) -> tuple[int, ...]:
+def _compiled_slots(prompted: LanguagePredictor, kind: Literal["prefix"] | None) -> tuple[int, ...]:
     """The slots that become keys and values."""
     model, opening = prompted.model, prompted.bound.opening
     if kind is None:

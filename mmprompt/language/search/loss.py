@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmprompt.language.data import TextRow
-from mmprompt.language.predictor import PromptedModel
+from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.search.predictor import predict_in_words, prompt_log_probs
 from mmprompt.language.search.words import TokenIds, Words
 from mmprompt.language.task import Objective, answers_of
@@ -71,7 +71,7 @@ class WordObjective:
     """
 
     def __init__(
-        self, prompted: PromptedModel, rows: Sequence[TextRow], objective: Objective, fluency: float = 0.0
+        self, prompted: LanguagePredictor, rows: Sequence[TextRow], objective: Objective, fluency: float = 0.0
     ) -> None:
         self.prompted, self.rows, self.fluency = prompted, rows, fluency
         self.words = Words(prompted.bound, prompted.model.start_ids)

@@ -23,7 +23,7 @@ from mmprompt.core.learned import LM_INPUT, Learned, Prompt
 from mmprompt.core.soft import HardPrompt, check_count
 from mmprompt.errors import UserError, bad_file, bad_value
 from mmprompt.language.data import TextData, load_texts
-from mmprompt.language.predictor import PromptedModel
+from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.search.loss import Scored, WordObjective, best_of, row_order
 from mmprompt.language.search.methods import (
     SEARCHES,
@@ -73,7 +73,7 @@ class SearchResult:
         notices: what a careful reader should know, one sentence each.
     """
 
-    prompted: PromptedModel
+    prompted: LanguagePredictor
     text: str
     token_ids: TokenIds
     loss: float
@@ -139,7 +139,7 @@ def search_words(
             notices.append(f"Prompts were scored on {len(objective.rows)} of {len(data.train)} training rows.")
         for notice in notices:
             _log.warning("%s", notice)
-        prompted = PromptedModel(model, Prompt(objective.words.template(best.ids)), setting.prompted.label_words)
+        prompted = LanguagePredictor(model, Prompt(objective.words.template(best.ids)), setting.prompted.label_words)
         text = setting.text(best.ids)
         if folder is not None:
             facts = {"text": text, "token_ids": list(best.ids), "loss": best.loss, "notices": notices}
@@ -164,7 +164,7 @@ class Setting:
     """
 
     data: TextData
-    prompted: PromptedModel
+    prompted: LanguagePredictor
     objective: WordObjective
     vocabulary: Vocabulary
     vectors: Tensor
@@ -193,7 +193,7 @@ def prepare(
     if n_tokens is not None:
         check_count("n_tokens", n_tokens)
     template = start_words(template, start.words) if start.words else template.with_soft(n_tokens or N_TOKENS)
-    prompted = PromptedModel(model, Prompt(template), verbalizer_of(data, task.verbalizer))
+    prompted = LanguagePredictor(model, Prompt(template), verbalizer_of(data, task.verbalizer))
     if not prompted.bound.n_soft:
         raise UserError("a search puts words in the places of soft vectors, but the template has no {soft}. Add it.")
     if start.words and n_tokens not in (None, prompted.bound.n_soft):

@@ -15,7 +15,7 @@ from mmprompt.core.learned import Prompt
 from mmprompt.errors import UserError
 from mmprompt.language.peft.file import load_peft
 from mmprompt.language.peft.save import save_peft
-from mmprompt.language.predictor import PromptedModel
+from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.templates.template import Template
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from tests.language_models import frozen_model
@@ -344,9 +344,11 @@ def test_vectors_that_do_not_stand_in_front_are_refused(
 
 def test_what_peft_cannot_hold_is_refused(llama: FrozenLanguageModel, tmp_path: Path) -> None:
     t5 = frozen_model("t5")
-    hard = PromptedModel(llama, Prompt(Template.parse("It is {text} {answer}")))
+    hard = LanguagePredictor(llama, Prompt(Template.parse("It is {text} {answer}")))
     soft, prefix = ours(llama, "prompt"), ours(llama, "prefix")
-    both = PromptedModel(llama, Prompt(soft.template, *soft.prompt.sources, *prefix.prompt.sources), soft.label_words)
+    both = LanguagePredictor(
+        llama, Prompt(soft.template, *soft.prompt.sources, *prefix.prompt.sources), soft.label_words
+    )
     for prompted, more, message in (
         (hard, {}, "a prompt in words alone has no vectors"),
         (hard, {"kind": "prefix"}, "a prompt in words alone has no vectors"),

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from mmprompt.core.learned import Prompt
 from mmprompt.language.peft.file import load_peft
 from mmprompt.language.peft.save import save_peft
-from mmprompt.language.predictor import PromptedModel
+from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import Verbalizer
 from mmprompt.models.decoder.model import FrozenLanguageModel
@@ -155,7 +155,9 @@ def test_a_later_prompt_in_the_same_folder_is_the_one_that_is_loaded(
 @torch.no_grad()
 def test_vectors_and_keys_and_values_are_compiled_together(model: FrozenLanguageModel, tmp_path: Path) -> None:
     soft, prefix = ours(model, "prompt"), ours(model, "prefix")
-    both = PromptedModel(model, Prompt(soft.template, *soft.prompt.sources, *prefix.prompt.sources), soft.label_words)
+    both = LanguagePredictor(
+        model, Prompt(soft.template, *soft.prompt.sources, *prefix.prompt.sources), soft.label_words
+    )
     save_peft(both, tmp_path, kind="prefix")
     slots = both.question({"text": TEXTS[0]}, (ANSWER,)).slots
     close(peft_logits(model, again(model, tmp_path), slots[N:]), our_logits(both, slots), 1e-6)

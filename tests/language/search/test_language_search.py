@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from mmprompt.core.learned import Prompt
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextData, TextRow
-from mmprompt.language.predictor import PromptedModel, load_prompted
+from mmprompt.language.predictor import LanguagePredictor, load_prompted
 from mmprompt.language.search.loss import WordObjective, best_of, row_order
 from mmprompt.language.search.methods import CoordinateSearch, Projection, Vocabulary, WordSearch, readable
 from mmprompt.language.search.task import exchange, prepare, project, search_words
@@ -65,7 +65,7 @@ def word_objective(
     data = text_data() if objective == "choices" else written_data()
     verbalizer = Verbalizer({"blue": "blue", "red": ("red", "a red one")}) if objective == "choices" else None
     prompt = Prompt(Template.parse(template).with_soft(n_soft))
-    return WordObjective(PromptedModel(model, prompt, verbalizer), data.train, objective, fluency)
+    return WordObjective(LanguagePredictor(model, prompt, verbalizer), data.train, objective, fluency)
 
 
 def some_prompts(objective: WordObjective, n_prompts: int = 5) -> list[TokenIds]:
@@ -281,7 +281,7 @@ def test_words_that_merge_with_one_text_are_not_read_back() -> None:
     rows = [TextRow({"text": text}, label) for text, label in (("a", "red"), ("d", "blue"), ("cat", "red"))]
     prompt = Prompt(Template.parse("a {soft}{text}: {answer}").with_soft(len(ids)))
     words = Verbalizer({"blue": "blue", "red": "red"})
-    objective = WordObjective(PromptedModel(model, prompt, words), rows, "choices")
+    objective = WordObjective(LanguagePredictor(model, prompt, words), rows, "choices")
     assert objective.first_misread(ids) is None
     assert objective.first_misread(ids, 1) is not None
     assert not objective.reads_back(ids)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from mmprompt.core.template import ClassTemplate
+from mmprompt.classification.template import ClassTemplate
 from mmprompt.errors import UserError
 from mmprompt.models.dual_encoder.encoder import FrozenDualEncoder
 from mmprompt.models.dual_encoder.forward import text as text_module
