@@ -107,16 +107,8 @@ def test_a_picture_broken_since_is_refused_by_name_or_left_out(
 def test_leaving_broken_ones_out_of_a_comparison_opens_no_known_picture(
     tiny_open_clip_folder: Path, own: Path, decodes: Decodes
 ) -> None:
-    words = [
-        "compare",
-        "--data",
-        str(own),
-        "--backbones",
-        str(tiny_open_clip_folder),
-        "--methods",
-        "nearest-class-mean",
-    ]
-    words += ["--shots", "3", "--seeds", "1", "--device", "cpu", "--skip-broken"]
+    words = ["compare", "--data", str(own), "--backbone", str(tiny_open_clip_folder), "--method", "nearest-class-mean"]
+    words += ["--shots", "3", "--seed", "1", "--device", "cpu", "--skip-broken"]
     assert main(words) == 0
     assert len(decodes.take()) >= first_decodes(own)
     assert main([*words, "--results", "other.sqlite"]) == 0

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mmprompt.core.defaults import suited_recipe
 
 from mmprompt.classification.cli.train import read_call
-from mmprompt.classification.task import resolve
+from mmprompt.classification.methods.coop import CoOp
+from mmprompt.classification.task import ClassificationTask
+from mmprompt.core.method import resolved_recipe
 from mmprompt.data.catalog import load_dataset, read_card, read_splits
 from mmprompt.data.layouts import find_parts
 from mmprompt.data.splits import Item, Splits
 from mmprompt.errors import UserError
-from mmprompt.training.recipe import Recipe
 
 Make = Callable[..., Path]
 PICTURES = ("a.jpg", "b.jpg", "c.jpg")
@@ -269,10 +269,11 @@ def test_imagenet_is_labelled_by_sorted_folder_and_tested_on_its_val_folder(imag
 def test_imagenet_is_trained_50_epochs_as_published_whatever_the_shots(
     imagenet: Path, tmp_path: Path, shots: int | None
 ) -> None:
-    data = load_dataset("imagenet", tmp_path, shots=shots)
-    assert resolve(Recipe(**suited_recipe("open_clip:ViT-B-16/openai", data.recipe)), data).epochs == 50
-    words = ["--data", "imagenet", "--backbone", "open_clip:ViT-B-16/openai", "--shots", str(shots)]
-    assert resolve(read_call(words, "train").recipe, data).epochs == 50
+    data, backbone = load_dataset("imagenet", tmp_path, shots=shots), "open_clip:ViT-B-16/openai"
+    recipe = resolved_recipe(CoOp(), (backbone, "classification"), data.recipe, None)
+    assert ClassificationTask.of(data).complete(recipe).epochs == 50
+    words = ["--data", "imagenet", "--backbone", backbone, "--shots", str(shots)]
+    assert read_call(words, "train").recipe.epochs == 50
     assert read_call([*words, "--epochs", "20"], "train").recipe.epochs == 20
 
 
