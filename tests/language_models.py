@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tokenizers import processors
@@ -51,6 +51,51 @@ FRAMES = {
     "bart": "<s> $A </s>",
 }
 """What the tokenizer of a family puts around a text; nothing for the others."""
+
+
+class Tolerance(NamedTuple):
+    """How far a family in float64 may be from itself where the same slots are read in rows of another shape.
+
+    Attributes:
+        value: of log-probabilities and logits, relative to all or to the largest.
+        gradient: of vectors of a prompt, relative to all.
+    """
+
+    value: float
+    gradient: float
+
+
+EXACT = Tolerance(1e-12, 1e-10)
+SOFTMAX = Tolerance(5e-7, 5e-6)
+SINGLE = {
+    "t5": Tolerance(1e-10, 1e-6),
+    "t5_wide": Tolerance(1e-10, 1e-6),
+    "bloom": SOFTMAX,
+    "gemma2": SOFTMAX,
+    "mpt": SOFTMAX,
+    "gpt_neo": Tolerance(1e-6, 1e-5),
+}
+"""What a family's own code takes in float32 (a rounding: 6e-8) inside a model of float64; families not named are EXACT.
+
+| family | in float32 | what follows |
+|---|---|---|
+| gpt2, opt, bart | nothing | |
+| gpt_neox | sines of positions | the same numbers in any row |
+| llama, qwen2, qwen3, mistral, gemma | sines, norms | a norm is of one slot: values agree; gradients need it replaced |
+| t5 | the variance in norms | values agree, gradients are rounded on their way back |
+| bloom | softmax | a sum over slots, whose order hangs on how many the row has and on the processor |
+| gemma2 | sines, norms, softmax | the same |
+| mpt | softmax | the same; and its scores, with positions counted from the end of the row, are rounded first |
+| gpt_neo | queries, keys, scores, softmax | the same; and its scores are sums of roundings |
+
+With each softmax summed in a random order, values came up to 8.4e-8 apart (bloom 3.2e-8), gradients 7.7e-7 (gpt_neo
+1.5e-6) and logits 1.3e-7 of the largest (gpt_neo 3.0e-7). The code of llama, opt and others has such a softmax
+too, but they run torch's attention instead, which is float64 throughout.
+"""
+
+
+def tolerance_of(kind: str) -> Tolerance:
+    return SINGLE.get(kind, EXACT)
 
 
 def frozen_model(kind: str = "llama", dtype: torch.dtype = torch.float64) -> FrozenLanguageModel:

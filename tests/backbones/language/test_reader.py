@@ -17,7 +17,7 @@ from mmprompt.backbones.language.packing import Question
 from mmprompt.backbones.language.reader import CausalReader, embed_slots, window_of
 from mmprompt.backbones.sites import Site, Vectors
 from mmprompt.errors import UserError
-from tests.language_models import CAUSAL, OTHER_CAUSAL, family_model, family_tokenizer, frozen_model
+from tests.language_models import CAUSAL, OTHER_CAUSAL, family_model, family_tokenizer, frozen_model, tolerance_of
 
 DECODERS = (*CAUSAL, *OTHER_CAUSAL)
 NARROW = ("bloom", "gemma2", "gpt_neo", "mistral", "mpt")
@@ -37,8 +37,8 @@ def test_pieces_of_any_length_give_the_logits_of_the_whole(model: FrozenLanguage
         hidden, memory = reader.run(memory, x[:, start:end])
         found.append(reader.head(hidden))
     assert memory.n_read == 8
-    tolerance = 1e-6 if model.name in ("gpt_neo", "mpt") else 1e-9  # their attention is taken in float32
-    torch.testing.assert_close(torch.cat(found, 1), expected, rtol=1e-5, atol=tolerance)
+    tolerance = tolerance_of(model.name).value * expected.abs().max().item()
+    torch.testing.assert_close(torch.cat(found, 1), expected, rtol=0, atol=tolerance)
 
 
 def test_what_was_read_is_gone_on_from_more_than_once(model: FrozenLanguageModel) -> None:
