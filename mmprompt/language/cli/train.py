@@ -27,7 +27,7 @@ from mmprompt.language.cli.tables import score_table
 from mmprompt.language.data import TextData
 from mmprompt.language.methods import METHODS
 from mmprompt.language.start import Objective, PromptInit
-from mmprompt.terminal.counter import Counter
+from mmprompt.progress import ProgressDisplay
 from mmprompt.terminal.output import JSON_HELP, Output, shorten
 from mmprompt.terminal.parser import parse, peek
 from mmprompt.terminal.run_folder import check_folder
@@ -168,11 +168,11 @@ def test_labels(output: Output, result: Result[PromptedModel]) -> dict[str, Any]
     from mmprompt.language.measure import NO_PROMPT, measure_language, plain_model
 
     prompted, data = result.predictor, result.task.data
-    with Counter("testing") as counter:
+    with ProgressDisplay() as progress:
         plain = plain_model(prompted.model, data, prompted)
         scores = [
-            measure_language(plain, data, name=NO_PROMPT, progress=counter),
-            measure_language(prompted, data, name="learned prompt", progress=counter),
+            measure_language(plain, data, name=NO_PROMPT, progress=progress.count("testing")),
+            measure_language(prompted, data, name="learned prompt", progress=progress.count("testing")),
         ]
     output.table(*score_table(scores), numbers=(1, 2, 3))
     return {
