@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,9 +10,9 @@ from mmprompt.cli.grid import GridCall, read_grid_call
 from mmprompt.experiments.grid import Grid, without_broken
 from mmprompt.experiments.protocols import FEW_SHOT, protocol_grid
 from mmprompt.files import write_json
+from mmprompt.progress import ProgressDisplay
 from mmprompt.terminal.lists import counts_in, shots_in
 from mmprompt.terminal.output import Output
-from mmprompt.terminal.progress import Stages
 from mmprompt.terminal.run_folder import check_place, command_of
 from mmprompt.training.problem import RunFailed
 
@@ -59,10 +58,10 @@ def show(call: GridCall, grid: Grid, protocol: str, command: str) -> None:
     count = "1 cell" if n_cells == 1 else f"{n_cells:,} cells"
     output.say(f"{count}: {methods} on {sets}; shots {given.shots}, seeds {given.seed}.")
     output.say(f"Finished ones are kept in {given.results}; the same command goes on where it was stopped.")
-    with Stages() as stages:
+    with ProgressDisplay() as progress:
         if given.skip_broken:
-            grid = without_broken(grid, given.device, partial(stages.show, "opened"))
-        listener = Listener(partial(stages.show, "pictures"), partial(stages.show, "cells"))
+            grid = without_broken(grid, given.device, progress.count("opened"))
+        listener = Listener(progress.count("pictures"), progress.count("cells"))
         comparison = compare(grid, given.results, given.workers, given.device, listener)
     conclude(output, call, comparison, protocol, command)
 

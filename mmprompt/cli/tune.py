@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, make_dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,11 +15,11 @@ from mmprompt.cli.grid import merged_settings
 from mmprompt.errors import UserError
 from mmprompt.experiments.cells import Origin
 from mmprompt.experiments.search_space import read_space
+from mmprompt.progress import ProgressDisplay
 from mmprompt.terminal.lists import counts_in, is_given, names_in
 from mmprompt.terminal.output import Output, percent
 from mmprompt.terminal.parser import parse, peek
 from mmprompt.terminal.pictures import own_path, refuse_both
-from mmprompt.terminal.progress import Stages
 from mmprompt.terminal.run_folder import check_place, command_of
 from mmprompt.training.recipe import Recipe
 
@@ -107,10 +106,10 @@ def run(arguments: Sequence[str], prog: str) -> None:
     storage = given.storage or f"sqlite:///{given.out / 'study.db'}"
     output.say(f"Searching {', '.join(search.space)} for {name} on {search.origin.name}: {given.trials} trials.")
     output.say(f"They are kept in {storage}; the same command goes on with them.")
-    with Stages() as stages:
+    with ProgressDisplay() as progress:
         if given.skip_broken:
-            search = without_broken(search, given.device, partial(stages.show, "opened"))
-        listener = Listener(partial(stages.show, "pictures"), partial(stages.show, "trials"))
+            search = without_broken(search, given.device, progress.count("opened"))
+        listener = Listener(progress.count("pictures"), progress.count("trials"))
         found = tune(search, storage, given.trials, given.workers, given.device, listener)
     report = write_search(search, found, given.out, command_of(arguments, prog))
     conclude(output, search, found, given.out, report)

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import csv
 import io
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from mmprompt.errors import UserError, bad_file, bad_value
 from mmprompt.files import make_folder, write_bytes, write_json
+from mmprompt.progress import SECONDS_BETWEEN_LINES, ProgressDisplay
 from mmprompt.training.problem import Run
 
 
@@ -169,78 +168,47 @@ class CSVLogger(Callback):
 class ProgressBar(Callback):
     """Show the loss, accuracy, learning rate and the time left.
 
-    On a terminal one bar over all steps; elsewhere plain lines, one an epoch but not too often.
+    On a terminal one bar over all steps; elsewhere plain lines, one an epoch but not too often, more in long epochs.
 
     Args:
         console: where to show it; by default the error stream, which leaves the output to results.
         seconds_between_lines: how often a plain line may come; the first and last epoch always get one.
     """
 
-    def __init__(self, console: Console | None = None, seconds_between_lines: float = 10.0) -> None:
+    def __init__(self, console: Console | None = None, seconds_between_lines: float = SECONDS_BETWEEN_LINES) -> None:
         self.console = console or Console(stderr=True)
         self.seconds_between_lines = seconds_between_lines
-        self._progress: Progress | None = None
-        self._task = TaskID(0)
-        self._started = self._last_line = 0.0
-        self._n_resumed = 0
+        self._display = ProgressDisplay(self.console, seconds_between_lines, is_kept=True)
+        self._n_done = self._n_resumed = 0
 
     def on_train_begin(self, run: Run) -> None:
         """Start the clock and, on a terminal, the bar."""
-        self._started = time.monotonic()
+        self._display = ProgressDisplay(self.console, self.seconds_between_lines, is_kept=True)
         self._n_resumed = len(run.history)
-        if not self.console.is_terminal:
-            return
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(),
-        )
-        self._progress = Progress(*columns, console=self.console)
-        done, total = len(run.history) * run.n_steps, run.n_epochs * run.n_steps
-        self._task = self._progress.add_task("training", total=total, completed=done, numbers="")
-        self._progress.start()
-
-    def on_epoch_begin(self, run: Run, epoch: int) -> None:
-        """Name the epoch."""
-        if self._progress is not None:
-            self._progress.update(self._task, description=f"epoch {epoch + 1}/{run.n_epochs}")
+        self._n_done = self._n_resumed * run.n_steps
+        self._update(run, self._n_resumed, {})
 
     def on_step_end(self, run: Run, step: int, logs: Mapping[str, float]) -> None:
         """Move the bar by one step."""
-        if self._progress is not None:
-            self._progress.update(self._task, advance=1, numbers=_numbers(logs))
+        self._n_done += 1
+        self._update(run, len(run.history), logs)
 
     def on_epoch_end(self, run: Run, epoch: int, logs: dict[str, Any]) -> None:
-        """Off a terminal, a plain line if it is time for one."""
-        now = time.monotonic()
-        is_due = now - self._last_line >= self.seconds_between_lines
-        is_first_or_last = epoch == self._n_resumed or epoch + 1 == run.n_epochs or run.is_stopped
-        if self._progress is not None or not (is_due or is_first_or_last):
-            return
-        self._last_line = now
-        n_left = 0 if run.is_stopped else run.n_epochs - epoch - 1
-        seconds_left = (now - self._started) / (epoch + 1 - self._n_resumed) * n_left
-        line = f"epoch {epoch + 1}/{run.n_epochs}  {_numbers(logs)}  {_duration(seconds_left)} left"
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        """Show the record of the epoch; off a terminal, a plain line if it is time for one."""
+        is_last = epoch + 1 == run.n_epochs or run.is_stopped
+        self._update(run, epoch, logs, is_last)
+        self._display.write_line(at_once=is_last or epoch == self._n_resumed)
+
+    def _update(self, run: Run, epoch: int, logs: Mapping[str, float], is_last: bool = False) -> None:
+        forms = {"loss": "loss {:.4f}", "accuracy": "accuracy {:.3f}", "val_accuracy": "val {:.3f}", "lr": "lr {:.2g}"}
+        numbers = "  ".join(form.format(logs[name]) for name, form in forms.items() if name in logs)
+        title = f"epoch {epoch + 1}/{run.n_epochs}"
+        n_all = self._n_done if is_last else run.n_epochs * run.n_steps
+        self._display.update("training", self._n_done, n_all, f"{title}  {numbers}", title, numbers)
 
     def close(self) -> None:
         """Take the bar down, so that a terminal is usable after an error too."""
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
-
-
-def _numbers(logs: Mapping[str, float]) -> str:
-    forms = {"loss": "loss {:.4f}", "accuracy": "accuracy {:.3f}", "val_accuracy": "val {:.3f}", "lr": "lr {:.2g}"}
-    return "  ".join(form.format(logs[name]) for name, form in forms.items() if name in logs)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+        self._display.close()
 
 
 class WriteConfig(Callback):

@@ -15,7 +15,7 @@ from mmprompt.captioning.decoding import Decoding
 from mmprompt.core.header import HEADER, read_header
 from mmprompt.core.soft import PromptTuning
 from mmprompt.errors import bad_file, bad_value
-from mmprompt.terminal.counter import Counter
+from mmprompt.progress import ProgressDisplay
 from mmprompt.terminal.output import JSON_HELP, Output
 from mmprompt.terminal.parser import parse
 from mmprompt.terminal.run_folder import check_place, command_of
@@ -84,8 +84,8 @@ def run(arguments: Sequence[str], prog: str) -> None:
     data.with_captions(settings.split, None)
     captioner = load_captioner_of(settings.prompts, None, settings.device)
     encoder = None if settings.clip is None else load_backbone(settings.clip, settings.device)
-    with Counter("encoding pictures") as encoding, Counter("captioning") as captioning:
-        features = CaptionFeatures(captioner, progress=encoding)
+    with ProgressDisplay() as progress:
+        features = CaptionFeatures(captioner, progress=progress.count("encoding pictures"))
         prompts = [load_focus(folder, captioner) for folder in settings.prompts] or own_prompts(
             output, captioner, features
         )
@@ -97,7 +97,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
             settings.decoding,
             encoder,
             features=features,
-            progress=captioning,
+            progress=progress.count("captioning"),
         )
     show(output, measure, data)
     if settings.out is not None:

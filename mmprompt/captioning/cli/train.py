@@ -15,7 +15,7 @@ from mmprompt.captioning.methods import MAPPER_RECIPE, METHODS
 from mmprompt.core.method import Method, measured_for, resolved_recipe
 from mmprompt.core.soft import PromptTuning
 from mmprompt.errors import bad_value, unknown_name
-from mmprompt.terminal.counter import Counter
+from mmprompt.progress import ProgressDisplay
 from mmprompt.terminal.output import JSON_HELP, Output
 from mmprompt.terminal.parser import parse, peek
 from mmprompt.terminal.run_folder import check_folder
@@ -97,8 +97,8 @@ def run(arguments: Sequence[str], prog: str) -> None:
             return
         recipe = Recipe()
     captioner = load_captioner(backbone, settings.device)
-    with Counter("encoding pictures") as counter:
-        features = CaptionFeatures(captioner, progress=counter)
+    with ProgressDisplay() as progress:
+        features = CaptionFeatures(captioner, progress=progress.count("encoding pictures"))
         task = FocusTask(data, settings.focus, features)
         result = fit(method, captioner, task, folder, recipe, settings.seed, (), settings.resume)
     conclude_training(output, settings, result, folder)

@@ -14,7 +14,7 @@ from mmprompt.captioning.data import load_captions
 from mmprompt.captioning.decoding import Decoding
 from mmprompt.core.header import read_header
 from mmprompt.errors import bad_value
-from mmprompt.terminal.counter import Counter
+from mmprompt.progress import ProgressDisplay
 from mmprompt.terminal.output import JSON_HELP, Output
 from mmprompt.terminal.parser import parse
 
@@ -86,8 +86,8 @@ def run(arguments: Sequence[str], prog: str) -> None:
     ranker = None if settings.rerank is None else load_backbone(settings.rerank, settings.device)
     describe = describe_pictures(Captioner(captioner, steering, settings.decoding), ranker)
     facts = what_captions_depend_on(settings, captioner.fingerprint)
-    with Counter("writing captions") as counter:
-        rows = caption_rows(describe, pictures, settings.out, facts, counter)
+    with ProgressDisplay() as progress:
+        rows = caption_rows(describe, pictures, settings.out, facts, progress.count("writing captions"))
     shown = rows if settings.out is None else rows[:SHOWN]
     output.table(["picture", "caption"], [[row["image"], row.get("caption", f"({row.get('error')})")] for row in shown])
     if settings.out is not None:

@@ -53,17 +53,17 @@ def run(arguments: Sequence[str], prog: str) -> None:
     from mmprompt.core.file import load
     from mmprompt.models.dual_encoder.load import load_backbone
     from mmprompt.models.image_features import ImageFeatures
-    from mmprompt.terminal.counter import Counter
+    from mmprompt.progress import ProgressDisplay
 
     classifier = load(settings.run, load_backbone(header["backbone"]["name"], settings.device))
     features = ImageFeatures(classifier.backbone)
-    with Counter("checking pictures") as checking:
+    with ProgressDisplay() as progress:
         known = features.stored([item.path for item in items])
-        tested = pictures.sound(replace(data, train=(), val=(), test=items), checking, known)
+        tested = pictures.sound(replace(data, train=(), val=(), test=items), progress.count("checking pictures"), known)
     if data.class_names != classifier.class_names:
         classifier = classifier.with_class_names(data.class_names)
-    with Counter("encoding pictures") as encoding:
-        features.progress = encoding
+    with ProgressDisplay() as progress:
+        features.progress = progress.count("encoding pictures")
         metrics = measure(classifier, tested, features=features)
     output.say(f"{settings.run} on the {settings.split} part of {data.name}: {len(tested.test):,} pictures.")
     for note in tested.notes:

@@ -19,8 +19,8 @@ from mmprompt.classification.methods import ClassificationMethod, make_method, m
 from mmprompt.core.method import measured_for, resolved_recipe, settled
 from mmprompt.errors import bad_file
 from mmprompt.files import read_json, write_json
+from mmprompt.progress import ProgressDisplay
 from mmprompt.terminal.config import distribute, read_settings
-from mmprompt.terminal.counter import Counter
 from mmprompt.terminal.lists import is_given
 from mmprompt.terminal.output import Output, result_table
 from mmprompt.terminal.parser import parse, peek
@@ -99,17 +99,17 @@ def run(arguments: Sequence[str], prog: str) -> None:
     backbone = load_backbone(call.run.backbone, call.run.device)
     features = ImageFeatures(backbone)
     recipe = ClassificationTask.of(data).complete(call.recipe)
-    with Counter("checking pictures") as checking:
+    with ProgressDisplay() as progress:
         known = features.stored([item.path for split in SPLITS for item in data.items(split)])
-        data = call.pictures.sound(data, checking, known)
+        data = call.pictures.sound(data, progress.count("checking pictures"), known)
     task = ClassificationTask.of(data, features)
     if call.run.resume:
         method = settled(call.method, backbone.name, task.kind)
         untrained = task.predictor(method, backbone, call.run.seed)
         refuse_other_run(folder, run_config(task, method, untrained, recipe, call.run.seed))
     announce(output, call, data, folder)
-    with Counter("encoding pictures") as encoding:
-        features.progress = encoding
+    with ProgressDisplay() as progress:
+        features.progress = progress.count("encoding pictures")
         result = fit(call.method, backbone, task, folder, recipe, call.run.seed, (), call.run.resume)
         metrics = measure(result.predictor, data, folder, features)
     report = finish(call, result, folder, command_of(arguments, prog))

@@ -13,7 +13,7 @@ from mmprompt.core.header import read_header
 from mmprompt.errors import bad_value
 from mmprompt.language.cli.options import DATA, DATA_HELP, Loading, read_rows, say_of_words, say_scores
 from mmprompt.language.data import EMBEDDED
-from mmprompt.terminal.counter import Counter
+from mmprompt.progress import ProgressDisplay
 from mmprompt.terminal.output import JSON_HELP, Output, between, shorten
 from mmprompt.terminal.parser import parse
 
@@ -62,9 +62,9 @@ def run(arguments: Sequence[str], prog: str) -> None:
     names = [str(folder) for folder in settings.prompt]
     for prompted in prompts:
         say_of_words(output, prompted)
-    with Counter("measuring") as counter:
+    with ProgressDisplay() as progress:
         named = dict(zip(names, prompts, strict=True))
-        measure = compare_language(model, named, data, settings.split, settings.calibrate, counter)
+        measure = compare_language(model, named, data, settings.split, settings.calibrate, progress.count("measuring"))
     show(output, measure, len(prompts))
     if not prompts:
         output.say(f"\nLearn a prompt to put beside them: mmprompt llm train, then {prog} --prompt RUN.")

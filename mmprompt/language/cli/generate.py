@@ -17,7 +17,7 @@ from mmprompt.files import write_bytes
 from mmprompt.language.cli.options import TEMPLATE_HELP, Loading
 from mmprompt.language.data import TextRow
 from mmprompt.models.decoder.generation_config import Generation
-from mmprompt.terminal.counter import Counter
+from mmprompt.progress import ProgressDisplay
 from mmprompt.terminal.output import JSON_HELP, Output, percent
 from mmprompt.terminal.parser import parse
 from mmprompt.terminal.run_folder import check_place
@@ -74,8 +74,8 @@ def run(arguments: Sequence[str], prog: str) -> None:
     if is_streamed and settings.generation.n_beams == 1:
         output.stream(without_blanks(stream_text(prompted, rows[0], settings.generation)))
         return
-    with Counter("answering") as counter:
-        answers = answers_of(prompted, rows, settings, counter)
+    with ProgressDisplay() as progress:
+        answers = answers_of(prompted, rows, settings, progress)
     if settings.out is not None:
         write_bytes(settings.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in answers).encode())
         output.say(f"{len(answers)} rows in {settings.out}.")
@@ -150,7 +150,7 @@ def read_input(given: Sequence[str], fields: Sequence[str], task: str) -> list[T
 
 
 def answers_of(
-    prompted: LanguagePredictor, rows: Sequence[TextRow], settings: Settings, progress: Counter
+    prompted: LanguagePredictor, rows: Sequence[TextRow], settings: Settings, progress: ProgressDisplay
 ) -> list[Answer]:
     """An answer to each row, JSON-ready."""
     from mmprompt.language.generation import generate_texts
@@ -166,7 +166,7 @@ def answers_of(
             found = [{"answer": one.text, "n_tokens": one.n_tokens, "is_cut": one.is_cut} for one in written]
         tasks = [{"task": row.task} if row.task else {} for row in some]
         answers += [{**row.fields, **more, **one} for row, more, one in zip(some, tasks, found, strict=True)]
-        progress(len(answers), len(rows))
+        progress.show("answering", len(answers), len(rows))
     return answers
 
 

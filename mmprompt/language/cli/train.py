@@ -15,7 +15,7 @@ from mmprompt.errors import bad_value, unknown_name
 from mmprompt.language.cli.options import MODEL_HELP, Learning, Loading, say_of_words, say_scores
 from mmprompt.language.methods import METHODS
 from mmprompt.language.start import PromptInit
-from mmprompt.terminal.counter import Counter
+from mmprompt.progress import ProgressDisplay
 from mmprompt.terminal.output import JSON_HELP, Output, shorten
 from mmprompt.terminal.parser import parse, peek
 from mmprompt.terminal.run_folder import check_folder
@@ -112,7 +112,8 @@ def test_labels(output: Output, prompted: LanguagePredictor, data: TextData) -> 
     from mmprompt.language.measure import NO_PROMPT, measure_language, plain_model
 
     models = {NO_PROMPT: plain_model(prompted.model, data, prompted), "learned prompt": prompted}
-    with Counter("testing") as counter:
+    with ProgressDisplay() as progress:
+        counter = progress.count("testing")
         scores = [measure_language(model, data, name=name, progress=counter) for name, model in models.items()]
     say_scores(output, scores)
     measured = {score.name: score.labels for score in scores if score.labels}

@@ -1,0 +1,161 @@
+"""How far a long command is: bars with the time left on a terminal, elsewhere plain lines now and then.
+
+It is told what is counted and how many of how many are done; it knows nothing of the work.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.text import Text
+
+SECONDS_BETWEEN_LINES = 10.0
+BEAT_S = 1.0
+
+
+@dataclass
+class _Stage:
+    task: TaskID
+    n_before: int
+    n_done: int
+    started: float
+    line: str = ""
+    ends_at: float | None = None
+    is_said: bool = False
+    is_finished: bool = False
+
+
+class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
+    """Bars for the stages of a command, one below the other; use it in a `with` block, which takes them down.
+
+    Off a terminal a plain line is written whenever the last one is ten seconds old, even while one piece of work takes
+    longer; work that is done sooner gets none.
+
+    Args:
+        console: where to show it; by default the error stream, which leaves the output to results.
+        seconds_between_lines: how often a plain line may come.
+        is_kept: leave the bars on the terminal in the end.
+    """
+
+    def __init__(
+        self,
+        console: Console | None = None,
+        seconds_between_lines: float = SECONDS_BETWEEN_LINES,
+        is_kept: bool = False,
+    ) -> None:
+        self.console = console or Console(stderr=True)
+        self.seconds_between_lines = seconds_between_lines
+        self.is_kept = is_kept
+        self._bars = self._make_bars()
+        self._stages: dict[str, _Stage] = {}
+        self._latest: _Stage | None = None
+        self._last_line = time.monotonic()
+        self._lock = threading.Lock()
+        self._is_closed = threading.Event()
+        self._beat: threading.Thread | None = None
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the bars down, so that a terminal is usable after an error too."""
+        self._bars.stop()
+        self._is_closed.set()
+        if self._beat is not None:
+            self._beat.join()
+
+    def count(self, name: str) -> Callable[[int, int], None]:
+        """Return what to call with how many are done and how many there are."""
+        return partial(self.show, name)
+
+    def show(self, name: str, n_done: int, n_all: int) -> None:
+        """Show progress: `n_done` of `n_all`.
+
+        Args:
+            name: what is counted, such as `cells`.
+            n_done: how many are done.
+            n_all: how many there are.
+        """
+        self.update(name, n_done, n_all, f"{name} {n_done}/{n_all}")
+        self.write_line(at_once=n_done >= n_all and self._stages[name].is_said)
+        if all(stage.is_finished for stage in self._stages.values()):
+            self._bars.stop()  # other bars may have the terminal now; what comes later is shown anew
+            self._bars, self._stages = self._make_bars(), {}
+
+    def update(self, name: str, n_done: int, n_all: int, line: str, title: str = "", detail: str = "") -> None:
+        """Move a bar, without a plain line.
+
+        Args:
+            name: what is counted.
+            n_done: how many are done.
+            n_all: how many there are.
+            line: what the next plain line says before the time left.
+            title: stands before the bar, by default the name.
+            detail: stands behind it.
+        """
+        now = time.monotonic()
+        if name not in self._stages:
+            task = self._bars.add_task(name, total=n_all, detail=detail, ends_at=None)
+            self._stages[name] = _Stage(task, n_done, n_done, now)
+        stage = self._stages[name]
+        if n_done > stage.n_done:
+            pace = (now - stage.started) / (n_done - stage.n_before)
+            stage.ends_at = now + pace * (n_all - n_done)
+        stage.n_done, stage.line, stage.is_finished = n_done, line, n_done >= n_all
+        shown: dict[str, Any] = {"description": title or name, "detail": detail, "ends_at": stage.ends_at}
+        self._bars.update(stage.task, completed=n_done, total=n_all, **shown)
+        self._bars.start()
+        self._latest = stage
+        if self._beat is None and not self.console.is_terminal:
+            self._beat = threading.Thread(target=self._write_on, daemon=True)
+            self._beat.start()
+
+    def write_line(self, at_once: bool = False) -> None:
+        """Off a terminal, write a plain line on the latest stage if it is time for one, or in any case if `at_once`."""
+        with self._lock:
+            stage, now = self._latest, time.monotonic()
+            is_due = at_once or now - self._last_line >= self.seconds_between_lines
+            if stage is None or self.console.is_terminal or not is_due:
+                return
+            stage.is_said, self._last_line = True, now
+            left = "" if stage.ends_at is None or stage.is_finished else f"  {duration(stage.ends_at - now)} left"
+            self.console.print(stage.line + left, markup=False, highlight=False, soft_wrap=True)
+
+    def _make_bars(self) -> Progress:
+        name, detail = TextColumn("{task.description}"), TextColumn("{task.fields[detail]}")
+        columns = (name, BarColumn(), MofNCompleteColumn(), detail, _TimeLeft())
+        is_hidden = not self.console.is_terminal
+        return Progress(*columns, console=self.console, transient=not self.is_kept, disable=is_hidden)
+
+    def _write_on(self) -> None:
+        """Write lines while a single piece of work takes long."""
+        while not self._is_closed.wait(BEAT_S):
+            if self._latest is not None and not self._latest.is_finished:
+                self.write_line()
+
+
+class _TimeLeft(ProgressColumn):
+    """At the pace of the whole stage: rich's own column forgets what is older than half a minute."""
+
+    def render(self, task: Task) -> Text:
+        """Return the time left, nothing before the first step is done and after the last."""
+        ends_at = task.fields["ends_at"]
+        is_known = ends_at is not None and not task.finished
+        return Text(f"{duration(ends_at - time.monotonic())} left" if is_known else "", style="dim")
+
+
+def duration(seconds: float) -> str:
+    """Return a time in the two largest units: `40 s`, `12 min`, `1 h 05 min`."""
+    whole = max(0, round(seconds))
+    if whole < 90:
+        return f"{whole} s"
+    minutes = round(whole / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
