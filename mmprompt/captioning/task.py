@@ -253,7 +253,8 @@ class FocusTask:
         """Measure how well captions keep to the focus; see `captioning.measure`."""
         from mmprompt.captioning.measure import evaluate
 
-        return evaluate(predictor, replace(self.data, test=tuple(items)), "test", self.features)
+        asked = tuple(replace(item, split="test") for item in items)
+        return evaluate(predictor, replace(self.data, items=asked), "test", self.features)
 
 
 def start_tokens(captions: Iterable[Sequence[int]], n: int, device: torch.device) -> Tensor:

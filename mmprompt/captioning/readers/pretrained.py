@@ -11,7 +11,7 @@ from transformers import AutoImageProcessor, AutoTokenizer
 from mmprompt.captioning.readers.captioner import CaptionTokenizer, FrozenCaptioner, TextDecoder
 from mmprompt.errors import UserError
 from mmprompt.models.dual_encoder.transformers_clip import hub_options, load_complete, read_pixels
-from mmprompt.models.frozen import LoadOptions, PixelTransform, freeze
+from mmprompt.models.frozen import LoadOptions, freeze
 
 MARKS = (".", ",", "!", "?", ":", ";")
 
