@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,15 +120,6 @@ class TextCard:
     note: str = ""
 
 
-@dataclass(frozen=True)
-class _Placed:
-    """A row, the line it stands on, and its part; None where the file divides nothing."""
-
-    row: TextRow
-    line: int
-    split: str | None
-
-
 def load_texts(path: str | Path) -> TextData:
     """Read `NAME.jsonl` and, where it is there, `NAME.yaml` beside it.
 
@@ -141,26 +132,43 @@ def load_texts(path: str | Path) -> TextData:
     Raises:
         UserError: a file cannot be read, a row or the card is bad (its line), or there is nothing to train or test on.
     """
-    path = find_texts(path)
-    placed = _read_rows(path)
-    parts, notes = _given_parts(placed) if placed[0].split is not None else _drawn_parts(placed)
-    labels = tuple(sorted({item.row.label for item in placed if item.row.label is not None}))
-    data = TextData(path.stem, parts["train"], parts["val"], parts["test"], labels, notes=notes)
-    _check_parts(data, path)
-    return _with_card(data, path.with_suffix(".yaml"))
-
-
-def find_texts(path: str | Path) -> Path:
-    """The file of an embedded set, or the path as given.
-
-    Raises:
-        UserError: it is neither a name nor a file.
-    """
-    if str(path) in EMBEDDED:
-        return FOLDER / f"{path}.jsonl"
-    if not Path(path).exists() and not Path(path).suffix:
+    if str(path) not in EMBEDDED and not Path(path).exists() and not Path(path).suffix:
         raise unknown_name("set of texts or file", str(path), EMBEDDED, "Give the path of a JSONL file.")
-    return Path(path)
+    path = FOLDER / f"{path}.jsonl" if str(path) in EMBEDDED else Path(path)
+    rows: list[tuple[TextRow, str | None]] = []  # each with the part that the file gives it
+    first: dict[str, Any] = {}
+    for line, record in read_objects(path):
+        first = first or record
+        _check_record(record, first, path, line)
+        fields = {name: text for name, text in record.items() if name not in _KEYS}
+        row = TextRow(fields, record.get("label"), record.get("answer"), record.get("task", ""))
+        rows.append((row, record.get("split")))
+    if not rows:
+        raise bad_file(path, "holds no rows", "Write one JSON object on each line.")
+    parts, notes = _given_parts(rows) if rows[0][1] is not None else _drawn_parts([row for row, _ in rows])
+    labels = tuple(sorted({row.label for row, _ in rows if row.label is not None}))
+    for split in ("train", "test"):
+        if not parts[split]:
+            raise bad_file(path, f"has no {split} rows", "Add some, or leave split out of every row.")
+    if len(labels) == 1:
+        raise bad_file(path, f"has one label only, {labels[0]!r}", "Add rows of another label.")
+    untrained = sorted(set(labels) - {row.label for row in parts["train"] if row.label is not None})
+    if untrained:
+        raise bad_file(path, f"has no row to train on for {shortened(untrained)}", "Add one to the train part of each.")
+    data = TextData(path.stem, parts["train"], parts["val"], parts["test"], labels, notes=notes)
+    card_path = path.with_suffix(".yaml")
+    if not card_path.exists():
+        return data
+    card = validate(TextCard, read_yaml(card_path), card_path)
+    words = {label: (given,) if isinstance(given, str) else given for label, given in card.verbalizer.items()}
+    _check_verbalizer(words, labels, card_path)
+    return replace(
+        data,
+        template=card.template,
+        verbalizer=words or None,
+        instructions=card.instructions,
+        licence=card.licence,
+    )
 
 
 def draw_shots(data: TextData, shots: int, seed: int) -> TextData:
@@ -179,26 +187,12 @@ def draw_shots(data: TextData, shots: int, seed: int) -> TextData:
     if shots < 1:
         raise bad_value("shots", shots, "at least 1 row a class is needed", "Use --shots 1 or more.")
     rng = draw_stream(seed)
-    groups = _grouped(data.train, _class_of)
+    groups = _classes(data.train)
     train = sample_groups(groups.values(), shots, rng)
-    val = sample_groups(_grouped(data.val, _class_of).values(), min(shots, MAX_VAL_SHOTS), rng)
+    val = sample_groups(_classes(data.val).values(), min(shots, MAX_VAL_SHOTS), rng)
     short = sorted({_name(key) for key, rows in groups.items() if len(rows) < shots})
     note = f"Classes with fewer than {shots} training rows, taken whole: {shortened(short)}."
     return replace(data, train=train, val=val, notes=(*data.notes, note) if short else data.notes)
-
-
-def _read_rows(path: Path) -> list[_Placed]:
-    placed: list[_Placed] = []
-    first: dict[str, Any] = {}
-    for line, record in read_objects(path):
-        first = first or record
-        _check_record(record, first, path, line)
-        fields = {name: text for name, text in record.items() if name not in _KEYS}
-        row = TextRow(fields, record.get("label"), record.get("answer"), record.get("task", ""))
-        placed.append(_Placed(row, line, record.get("split")))
-    if not placed:
-        raise bad_file(path, "holds no rows", "Write one JSON object on each line.")
-    return placed
 
 
 def _check_record(record: Mapping[str, Any], first: Mapping[str, Any], path: Path, line: int) -> None:
@@ -228,13 +222,13 @@ def _check_record(record: Mapping[str, Any], first: Mapping[str, Any], path: Pat
 Parts = dict[str, tuple[TextRow, ...]]
 
 
-def _given_parts(placed: Sequence[_Placed]) -> tuple[Parts, tuple[str, ...]]:
+def _given_parts(placed: Sequence[tuple[TextRow, str | None]]) -> tuple[Parts, tuple[str, ...]]:
     """The parts as the file gives them, without texts that another part holds."""
     parts: Parts = {}
     notes: list[str] = []
     held: dict[str, str] = {}  # text -> the part that keeps it
     for split in ("test", "train", "val"):
-        rows = [item.row for item in placed if item.split == split]
+        rows = [row for row, part in placed if part == split]
         parts[split] = tuple(row for row in rows if _text_of(row) not in held)
         for other in parts:
             n_leaked = sum(held.get(_text_of(row)) == other for row in rows)
@@ -244,51 +238,25 @@ def _given_parts(placed: Sequence[_Placed]) -> tuple[Parts, tuple[str, ...]]:
     return parts, tuple(notes)
 
 
-def _drawn_parts(placed: Sequence[_Placed]) -> tuple[Parts, tuple[str, ...]]:
+def _drawn_parts(rows: Sequence[TextRow]) -> tuple[Parts, tuple[str, ...]]:
     """60/10/30 of every class, equal texts together, by the order of their hashes."""
     part_of: dict[str, str] = {}
-    classes = _grouped([item.row for item in placed], _class_of)
-    for rows in classes.values():
-        texts = sorted({_text_of(row) for row in rows}, key=_hash)
+    classes = _classes(rows)
+    for members in classes.values():
+        texts = sorted({_text_of(row) for row in members}, key=lambda text: hashlib.sha256(text.encode()).digest())
         n_test = max(1, round(TEST_SHARE * len(texts))) if len(texts) > 1 else 0
         n_val = round(VAL_SHARE * len(texts))
         for index, text in enumerate(texts):
             part_of[text] = "test" if index < n_test else "val" if index < n_test + n_val else "train"
     rows_of: dict[str, list[TextRow]] = {split: [] for split in SPLITS}
-    for item in placed:
-        rows_of[part_of[_text_of(item.row)]].append(item.row)
+    for row in rows:
+        rows_of[part_of[_text_of(row)]].append(row)
     sizes = ", ".join(f"{len(rows_of[split])} {split}" for split in SPLITS)
     notes = [f"No split was given: {sizes}, the same share of every class."]
-    untested = sorted({_name(key) for key in classes.keys() - {_class_of(row) for row in rows_of["test"]}})
+    untested = sorted({_name(key) for key in classes.keys() - _classes(rows_of["test"]).keys()})
     if untested:
         notes.append(f"Trained on and not tested, for want of a second row: {shortened(untested)}.")
-    return {split: tuple(rows) for split, rows in rows_of.items()}, tuple(notes)
-
-
-def _check_parts(data: TextData, path: Path) -> None:
-    for split in ("train", "test"):
-        if not data.rows(split):
-            raise bad_file(path, f"has no {split} rows", "Add some, or leave split out of every row.")
-    if len(data.labels) == 1:
-        raise bad_file(path, f"has one label only, {data.labels[0]!r}", "Add rows of another label.")
-    untrained = sorted(set(data.labels) - {row.label for row in data.train if row.label is not None})
-    if untrained:
-        raise bad_file(path, f"has no row to train on for {shortened(untrained)}", "Add one to the train part of each.")
-
-
-def _with_card(data: TextData, path: Path) -> TextData:
-    if not path.exists():
-        return data
-    card = validate(TextCard, read_yaml(path), path)
-    words = {label: (given,) if isinstance(given, str) else given for label, given in card.verbalizer.items()}
-    _check_verbalizer(words, data.labels, path)
-    return replace(
-        data,
-        template=card.template,
-        verbalizer=words or None,
-        instructions=card.instructions,
-        licence=card.licence,
-    )
+    return {split: tuple(kept) for split, kept in rows_of.items()}, tuple(notes)
 
 
 def _check_verbalizer(words: Mapping[str, Sequence[str]], labels: Sequence[str], path: Path) -> None:
@@ -309,10 +277,6 @@ def _check_verbalizer(words: Mapping[str, Sequence[str]], labels: Sequence[str],
                 raise bad_file(path, problem, "Give each label words of its own.")
 
 
-def _class_of(row: TextRow) -> tuple[str, str | None]:
-    return row.task, row.label
-
-
 def _name(key: tuple[str, str | None]) -> str:
     return ": ".join(part for part in key if part) or "the only one"
 
@@ -323,12 +287,9 @@ def _text_of(row: TextRow) -> str:
     return json.dumps(fields, sort_keys=True)
 
 
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _grouped(rows: Iterable[TextRow], key: Callable[[TextRow], Any]) -> dict[Any, list[TextRow]]:
-    groups: dict[Any, list[TextRow]] = {}
+def _classes(rows: Iterable[TextRow]) -> dict[tuple[str, str | None], list[TextRow]]:
+    """Rows by task and label."""
+    classes: dict[tuple[str, str | None], list[TextRow]] = {}
     for row in rows:
-        groups.setdefault(key(row), []).append(row)
-    return groups
+        classes.setdefault((row.task, row.label), []).append(row)
+    return classes

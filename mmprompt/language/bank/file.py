@@ -79,21 +79,6 @@ def load_bank(folder: Path | str, model: FrozenLanguageModel | str | None = None
         UserError: files are missing, damaged, of another model or of a newer version.
     """
     folder = Path(folder)
-    header = _read_header(folder)
-    places = [folder / PROMPTS / name for name in header.names]
-    if model is None or isinstance(model, str):
-        model = load_language_model(model or read_header(places[0], "language")["backbone"]["name"])
-    prompts = {place.name: load_prompted(place, model) for place in places}
-    path = folder / TENSORS
-    if sha256_bytes(read_bytes(path, 2**31)) != header.tensors_sha256:
-        raise bad_file(path, "was changed after it was saved (its hash does not match)", _RESTORE)
-    keys = read_tensors(path).get("keys")
-    if keys is None or keys.dim() != 2 or len(keys) != len(prompts):
-        raise bad_file(path, f"does not hold one key for each of {len(prompts)} prompts", _RESTORE)
-    return PromptBank(prompts, keys, header.temperature)
-
-
-def _read_header(folder: Path) -> BankHeader:
     path = folder / HEADER
     if not path.is_file():
         raise bad_file(
@@ -109,4 +94,14 @@ def _read_header(folder: Path) -> BankHeader:
     for name in header.names:
         if not _NAME.fullmatch(name):
             raise bad_file(path, f"names a prompt {name!r}, which is no name of a folder", _RESTORE)
-    return header
+    places = [folder / PROMPTS / name for name in header.names]
+    if model is None or isinstance(model, str):
+        model = load_language_model(model or read_header(places[0], "language")["backbone"]["name"])
+    prompts = {place.name: load_prompted(place, model) for place in places}
+    path = folder / TENSORS
+    if sha256_bytes(read_bytes(path, 2**31)) != header.tensors_sha256:
+        raise bad_file(path, "was changed after it was saved (its hash does not match)", _RESTORE)
+    keys = read_tensors(path).get("keys")
+    if keys is None or keys.dim() != 2 or len(keys) != len(prompts):
+        raise bad_file(path, f"does not hold one key for each of {len(prompts)} prompts", _RESTORE)
+    return PromptBank(prompts, keys, header.temperature)

@@ -163,7 +163,11 @@ class WordObjective:
     def first_misread(self, ids: TokenIds, row: int = 0) -> int | None:
         """Which token is the first that the text of the prompt does not give back within a row; None for none."""
         prompted = self.prompted
-        texts = prompted.verbalizer.flat if self._labels is not None else self._answer_of(self.rows[row])
+        answer, label = self.rows[row].answer, self.rows[row].label
+        if self._labels is not None:
+            texts = prompted.verbalizer.flat
+        else:
+            texts = (answer if answer is not None else prompted.verbalizer.words[str(label)][0],)
         answers = dict(zip(texts, prompted.bound.answers(texts), strict=True))
         room = prompted.model.budget
         return self.words.first_misread(ids, self.rows[row].fields, self.questions[row].slots, room, answers)
@@ -171,12 +175,6 @@ class WordObjective:
     def reads_back(self, ids: TokenIds) -> bool:
         """Whether the text of the prompt gives its tokens back in every row."""
         return all(self.first_misread(ids, row) is None for row in range(len(self.rows)))
-
-    def _answer_of(self, row: TextRow) -> tuple[str, ...]:
-        if row.answer is not None:
-            return (row.answer,)
-        assert row.label is not None, "data files hold one or the other"
-        return (self.prompted.verbalizer.words[row.label][0],)
 
 
 def best_of(

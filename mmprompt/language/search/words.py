@@ -39,7 +39,10 @@ class Words:
         spans = dict.fromkeys(segment.slots for segment in bound.segments if segment.slots and segment.slots[0] < 0)
         self._groups = [[-1 - slot for slot in span] for span in spans]
         """Of each group of vectors, which ones."""
-        self._leading = leading_group(bound.template)
+        parts = [part for part in bound.template.messages[0].parts if not isinstance(part, Bos)]
+        first = None if bound.template.is_chat else parts[0]
+        self._leading = first.group if isinstance(first, Soft) else None
+        """The group that a text begins with, None where something stands before the first one."""
 
     def texts(self, ids: TokenIds) -> tuple[str, ...]:
         """The words of each group of soft vectors, as they stand in the template."""
@@ -127,14 +130,6 @@ def _written(parts: Sequence[Part], texts: Sequence[str]) -> str:
 
 def _escaped(text: str) -> str:
     return text.replace("{", "{{").replace("}", "}}")
-
-
-def leading_group(template: Template) -> int | None:
-    """The group of soft vectors that a text begins with, None where something stands before the first one."""
-    parts = [part for part in template.messages[0].parts if not isinstance(part, Bos)]
-    if template.is_chat or not isinstance(parts[0], Soft):
-        return None
-    return parts[0].group
 
 
 def start_words(template: Template, words: str) -> Template:
