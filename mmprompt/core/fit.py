@@ -181,6 +181,7 @@ def fit(
             predictor.prompt.requires_grad_(False)
         elif folder is not None:
             write_json(make_folder(folder) / "run.json", config)
+        predictor.prompt.eval()
         refuse_changed(model)
         notices = tuple(task.notices(problem, predictor))
         for notice in notices:
