@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmprompt.classification.template import ClassTemplate, check_class_names, refuse_single_class
-from mmprompt.core.file import read_prompt, refuse_other_backbone
+from mmprompt.core.file import check_facts, read_prompt, refuse_other_backbone
+from mmprompt.core.header import HEADER, RESTORE
 from mmprompt.core.learned import Cosine, Given, Prompt
 from mmprompt.core.method import Outputs
 from mmprompt.data.images import ImageLike, as_list, is_one, read_image
@@ -242,7 +243,17 @@ class Classifier(nn.Module):
         return type(self)(self.backbone, self.prompt, class_names, **self.form_settings())
 
     def header(self) -> dict[str, Any]:
-        """Give what the prompt file keeps of a classifier beside its prompt; see `core.file.Predictor`."""
+        """Give what the prompt file keeps of a classifier beside its prompt; see `core.file.Predictor`.
+
+        Raises:
+            UserError: it is a class of its own that no file could be read with.
+        """
+        where = "Add it to mmprompt.classification.predictor.CLASSIFIERS."
+        if type(self) is not Classifier and not self.form:
+            raise UserError(f"{type(self).__name__} has no form of its own, but would be read as another. {where}")
+        if self.form not in CLASSIFIERS:
+            name = type(self).__name__
+            raise UserError(f"{name} has the form {self.form!r}, which no file could be read with. {where}")
         return {"class_names": list(self.class_names), "form": self.form, "form_settings": self.form_settings()}
 
     def form_settings(self) -> dict[str, Any]:
@@ -271,6 +282,7 @@ def load(folder: Path, header: Mapping[str, Any], model: DualEncoder | str | Non
     Raises:
         UserError: files are edited or damaged, or for another backbone.
     """
+    check_facts(folder / HEADER, header, _Facts)
     form = CLASSIFIERS.get(header["form"])
     if form is None:
         advice = "Upgrade mmprompt, or import the module that adds it first."
@@ -284,4 +296,18 @@ def load(folder: Path, header: Mapping[str, Any], model: DualEncoder | str | Non
     class_features = tensors.get("class_features")
     if class_features is not None:
         class_features = class_features.to(backbone.device, backbone.dtype)
-    return form(backbone, prompt, header["class_names"], class_features, **header["form_settings"]).eval()
+    try:
+        classifier = form(backbone, prompt, header["class_names"], class_features, **header["form_settings"])
+    except TypeError:
+        problem = f"does not hold the classifier {header['form']!r} as its form takes it"
+        raise bad_file(folder / HEADER, problem, RESTORE) from None
+    return classifier.eval()
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What the header of a classifier says beside what every header says."""
+
+    class_names: list[str]
+    form: str
+    form_settings: dict[str, Any]

@@ -5,8 +5,8 @@ from PIL import Image
 
 from mmprompt.classification.methods import VPT, CoOp
 from mmprompt.classification.predictor import Classifier, Prediction
+from mmprompt.classification.template import ClassTemplate
 from mmprompt.core.learned import Learned, Prompt
-from mmprompt.core.template import ClassTemplate
 from mmprompt.errors import UserError
 from mmprompt.models.sites import Site, Vectors
 from tests.core.zoo import LoRA, drawn
