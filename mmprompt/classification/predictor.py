@@ -6,7 +6,8 @@ optimiser.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmprompt.classification.template import ClassTemplate, check_class_names, refuse_single_class
-from mmprompt.core.file import read_prompt, refuse_other_backbone
+from mmprompt.core.file import check_facts, read_prompt, refuse_other_backbone
+from mmprompt.core.header import HEADER, RESTORE
 from mmprompt.core.learned import Cosine, Given, Prompt
 from mmprompt.core.method import Outputs
 from mmprompt.data.images import ImageLike, as_list, is_one, read_image
@@ -77,7 +79,8 @@ class Classifier(nn.Module):
         self._cosine = Cosine(backbone.logit_scale, backbone.logit_bias)
         self._slots: list[TextSlots] | None = None if class_features is not None else self._all_slots()
         self._cached = class_features
-        self._cached_for = self._versions() if class_features is not None else None
+        with self._in_use():
+            self._cached_for = None if class_features is None else self._versions()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {len(self.class_names)} classes on {self.backbone.name}>"
@@ -127,7 +130,7 @@ class Classifier(nn.Module):
                     "Give class_features those of some images."
                 )
             return self._encode_text(Given(image_features))
-        parameters = self.prompt.parameters_of("text")
+        parameters = (parameter for source in self.prompt.sources_of("text") for parameter in source.parameters())
         if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters):
             return self._encode_text(Given())
         versions = self._versions()
@@ -146,9 +149,23 @@ class Classifier(nn.Module):
     def _all_slots(self) -> list[TextSlots]:
         return [line.slots(self.backbone, self.class_names) for line in self.prompt.template.lines]  # type: ignore[attr-defined]
 
-    def _versions(self) -> tuple[tuple[int, int], ...]:
-        """Say where the text parameters lie and how often they were written to: changes with every update."""
-        return tuple((parameter.data_ptr(), parameter._version) for parameter in self.prompt.parameters_of("text"))
+    def _versions(self) -> tuple[Any, ...]:
+        """Say where all that the text depends on lies, how often it was written to, and in which mode it is."""
+        sources = self.prompt.sources_of("text")
+        tensors = [tensor for source in sources for tensor in (*source.parameters(), *source.buffers())]
+        modes = tuple(source.training for source in sources)
+        return modes, *((tensor.data_ptr(), tensor._version) for tensor in tensors)
+
+    @contextmanager
+    def _in_use(self) -> Iterator[None]:
+        """Leave out for a while what is done in training alone, such as dropout."""
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
 
     @torch.no_grad()
     def probabilities(self, paths: Sequence[Path], features: ImageFeatures | None = None) -> np.ndarray:
@@ -164,9 +181,10 @@ class Classifier(nn.Module):
         """
         features = features or ImageFeatures(self.backbone)
         features.refuse_other(self.backbone)
-        inserts = self.prompt.inserts("vision")
-        encoded = encode_pictures(self.backbone, paths, inserts) if inserts else features.of(paths)
-        return self._table(encoded.split(PREDICT_BATCH) if self.prompt.needs_image else [encoded])
+        with self._in_use():
+            inserts = self.prompt.inserts("vision")
+            encoded = encode_pictures(self.backbone, paths, inserts) if inserts else features.of(paths)
+            return self._table(encoded.split(PREDICT_BATCH) if self.prompt.needs_image else [encoded])
 
     def predict_proba(self, images: ImageLike | Iterable[ImageLike]) -> np.ndarray:
         """Compute class probabilities of images.
@@ -181,7 +199,8 @@ class Classifier(nn.Module):
         refuse_single_class(self.class_names)
         sources = as_list(images)
         batches = (sources[start : start + PREDICT_BATCH] for start in range(0, len(sources), PREDICT_BATCH))
-        return self._table(map(self._encode, batches))
+        with self._in_use():
+            return self._table(map(self._encode, batches))
 
     @torch.no_grad()
     def _encode(self, sources: Sequence[ImageLike]) -> Tensor:
@@ -224,7 +243,17 @@ class Classifier(nn.Module):
         return type(self)(self.backbone, self.prompt, class_names, **self.form_settings())
 
     def header(self) -> dict[str, Any]:
-        """Give what the prompt file keeps of a classifier beside its prompt; see `core.file.Predictor`."""
+        """Give what the prompt file keeps of a classifier beside its prompt; see `core.file.Predictor`.
+
+        Raises:
+            UserError: it is a class of its own that no file could be read with.
+        """
+        where = "Add it to mmprompt.classification.predictor.CLASSIFIERS."
+        if type(self) is not Classifier and not self.form:
+            raise UserError(f"{type(self).__name__} has no form of its own, but would be read as another. {where}")
+        if self.form not in CLASSIFIERS:
+            name = type(self).__name__
+            raise UserError(f"{name} has the form {self.form!r}, which no file could be read with. {where}")
         return {"class_names": list(self.class_names), "form": self.form, "form_settings": self.form_settings()}
 
     def form_settings(self) -> dict[str, Any]:
@@ -233,7 +262,10 @@ class Classifier(nn.Module):
 
     def kept_tensors(self) -> dict[str, Tensor]:
         """Give the class features, so that loading encodes no text; nothing where they depend on the image."""
-        return {} if self.prompt.needs_image else {"class_features": self.class_features().detach()}
+        if self.prompt.needs_image:
+            return {}
+        with self._in_use():
+            return {"class_features": self.class_features().detach()}
 
 
 CLASSIFIERS: dict[str, Callable[..., Classifier]] = {"": Classifier}
@@ -241,7 +273,7 @@ CLASSIFIERS: dict[str, Callable[..., Classifier]] = {"": Classifier}
 
 
 def load(folder: Path, header: Mapping[str, Any], model: DualEncoder | str | None) -> Classifier:
-    """Load a saved classifier; no text is encoded, the class features are in the file.
+    """Load a saved classifier, in evaluation mode; no text is encoded, the class features are in the file.
 
     Args:
         folder: that holds the files.
@@ -250,6 +282,7 @@ def load(folder: Path, header: Mapping[str, Any], model: DualEncoder | str | Non
     Raises:
         UserError: files are edited or damaged, or for another backbone.
     """
+    check_facts(folder / HEADER, header, _Facts)
     form = CLASSIFIERS.get(header["form"])
     if form is None:
         advice = "Upgrade mmprompt, or import the module that adds it first."
@@ -263,4 +296,18 @@ def load(folder: Path, header: Mapping[str, Any], model: DualEncoder | str | Non
     class_features = tensors.get("class_features")
     if class_features is not None:
         class_features = class_features.to(backbone.device, backbone.dtype)
-    return form(backbone, prompt, header["class_names"], class_features, **header["form_settings"])
+    try:
+        classifier = form(backbone, prompt, header["class_names"], class_features, **header["form_settings"])
+    except TypeError:
+        problem = f"does not hold the classifier {header['form']!r} as its form takes it"
+        raise bad_file(folder / HEADER, problem, RESTORE) from None
+    return classifier.eval()
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What the header of a classifier says beside what every header says."""
+
+    class_names: list[str]
+    form: str
+    form_settings: dict[str, Any]

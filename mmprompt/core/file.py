@@ -8,11 +8,14 @@ alone knows. This file knows how a prompt is stored, not how it was trained.
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, get_args
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from mmprompt.core.header import FORMAT, HEADER, RESTORE, TENSORS, header_hash, read_header
@@ -82,26 +85,32 @@ def save(predictor: Predictor, folder: Path | str, training: Mapping[str, Any] |
     Raises:
         UserError: the folder cannot be written, or a source says no kind under which it could be kept.
     """
-    folder = make_folder(Path(folder))
-    prompt = predictor.prompt
     tensors: dict[str, Tensor] = {}
-    sources = [_describe(source, f"source{place}", tensors) for place, source in enumerate(prompt.sources)]
-    head = None if prompt.head is None else _describe(prompt.head, "head", tensors)
+    facts = describe(predictor, tensors)
     data = tensor_bytes(tensors | predictor.kept_tensors())
-    header = {
+    header = {**facts, "training": dict(training or {}), "tensors_sha256": sha256_bytes(data)}
+    folder = make_folder(Path(folder))
+    write_bytes(folder / TENSORS, data)
+    write_json(folder / HEADER, header | {"header_sha256": header_hash(header)})
+
+
+def describe(predictor: Predictor, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Give what the header says of a predictor, but for its training, and add what was learned to some tensors.
+
+    Raises:
+        UserError: a source, a head or the predictor itself says no kind under which it could be kept.
+    """
+    prompt = predictor.prompt
+    return {
         "format": FORMAT,
         "mmprompt": __version__,
         "kind": predictor.kind,
         "backbone": describe_backbone(predictor.backbone),
         "template": prompt.template.text,
-        "sources": sources,
-        "head": head,
+        "sources": [_describe(source, f"source{place}", tensors) for place, source in enumerate(prompt.sources)],
+        "head": None if prompt.head is None else _describe(prompt.head, "head", tensors),
         **predictor.header(),
-        "training": dict(training or {}),
-        "tensors_sha256": sha256_bytes(data),
     }
-    write_bytes(folder / TENSORS, data)
-    write_json(folder / HEADER, header | {"header_sha256": header_hash(header)})
 
 
 def _describe(part: Source | nn.Module, place: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -150,6 +159,7 @@ def load(folder: Path | str, model: Any = None) -> Any:
     """
     folder = Path(folder)
     header = read_header(folder)
+    check_facts(folder / HEADER, header, _Facts)
     room = importlib.import_module(f"mmprompt.{header['kind']}.predictor")
     return room.load(folder, header, model)
 
@@ -167,6 +177,55 @@ def refuse_other_backbone(folder: Path, header: Mapping[str, Any], backbone: Fro
             f"not on {backbone.name} ({backbone.fingerprint[:12]})",
             "Load it with the same backbone and weights, or train on this one.",
         )
+
+
+@dataclass(frozen=True)
+class _BackboneFacts:
+    name: str
+    fingerprint: str
+    transform: str
+
+
+@dataclass(frozen=True)
+class _SiteFacts:
+    scope: str
+    shape: list[int]
+
+
+@dataclass(frozen=True)
+class _PartFacts:
+    kind: str
+    sites: dict[str, _SiteFacts] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What every header says, whatever its kind."""
+
+    backbone: _BackboneFacts
+    template: str
+    sources: list[_PartFacts]
+    head: _PartFacts | None
+    training: dict[str, Any]
+    tensors_sha256: str
+
+
+def check_facts(path: Path, header: Mapping[str, Any], schema: type) -> None:
+    """Refuse a header that does not say what it must, of whatever it says beside.
+
+    Args:
+        path: of the file, for the error message.
+        header: what it says.
+        schema: a dataclass whose fields it must say.
+    Raises:
+        UserError: something is missing or of another type.
+    """
+    try:
+        TypeAdapter(schema).validate_json(json.dumps(header), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise bad_file(path, f"says {'.'.join(map(str, first['loc']))} wrongly ({first['msg']})", RESTORE) from None
 
 
 def read_prompt(
@@ -225,10 +284,10 @@ def _read_part(
             f"holds a {what} of kind {facts['kind']!r}, which is not known here",
             "Upgrade mmprompt, or import the module that adds it first.",
         )
-    part = known[facts["kind"]](**facts["settings"])
     state = {name.removeprefix(f"{place}."): value for name, value in tensors.items() if name.startswith(f"{place}.")}
     try:
+        part = known[facts["kind"]](**facts["settings"])
         part.load_state_dict(state)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise bad_file(path, f"does not hold the {what} {facts['kind']!r} as {HEADER} describes it", RESTORE) from None
     return part

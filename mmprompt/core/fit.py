@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from mmprompt.core.file import Predictor, describe_backbone, save
+from mmprompt.core.file import Predictor, describe, describe_backbone, save
 from mmprompt.core.header import check_new
 from mmprompt.core.method import Method, resolved_recipe, settled
 from mmprompt.errors import UserError
@@ -170,6 +170,8 @@ def fit(
         if folder is not None:
             check_new(folder)
         problem = task.problem(method, predictor, recipe, seed)
+        if folder is not None:
+            describe(predictor, {})  # what no file could keep is refused before it is trained
         config = run_config(task, method, predictor, recipe, seed)
         listeners: tuple[Callback, ...] = () if folder is None else (WriteConfig(folder, config),)
         history: list[dict[str, Any]] = []
@@ -181,6 +183,7 @@ def fit(
             predictor.prompt.requires_grad_(False)
         elif folder is not None:
             write_json(make_folder(folder) / "run.json", config)
+        predictor.prompt.eval()
         refuse_changed(model)
         notices = tuple(task.notices(problem, predictor))
         for notice in notices:

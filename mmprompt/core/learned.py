@@ -275,19 +275,17 @@ class Prompt(nn.Module):
         """
         given = given or Given()
         inserts: Inserts = {}
-        for source in self.sources:
-            if tower is None or any(site.tower == tower for site in source.sites):
-                inserts |= source(given)
+        for source in self.sources if tower is None else self.sources_of(tower):
+            inserts |= source(given)
         return {site: insert for site, insert in inserts.items() if tower in (None, site.tower)}
 
     def has(self, tower: Tower) -> bool:
         """Whether something learned enters this tower; where nothing does, its features never change."""
         return any(site.tower == tower for site in self.sites)
 
-    def parameters_of(self, tower: Tower) -> list[nn.Parameter]:
-        """List the parameters of all sources that serve a tower."""
-        serving = [source for source in self.sources if any(site.tower == tower for site in source.sites)]
-        return [parameter for source in serving for parameter in source.parameters()]
+    def sources_of(self, tower: Tower) -> list[Source]:
+        """List the sources that serve a tower."""
+        return [source for source in self.sources if any(site.tower == tower for site in source.sites)]
 
     @property
     def needs_image(self) -> bool:

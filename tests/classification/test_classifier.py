@@ -4,8 +4,12 @@ import torch
 from PIL import Image
 
 from mmprompt.classification.methods import VPT, CoOp
-from mmprompt.classification.predictor import Prediction
+from mmprompt.classification.predictor import Classifier, Prediction
+from mmprompt.classification.template import ClassTemplate
+from mmprompt.core.learned import Learned, Prompt
 from mmprompt.errors import UserError
+from mmprompt.models.sites import Site, Vectors
+from tests.core.zoo import LoRA, drawn
 
 NAMES = ["cat", "dog", "bird"]
 
@@ -125,3 +129,57 @@ def test_visual_prompt_encodes_the_class_names_once(tiny_clip_backbone, pixels):
     for _ in range(3):
         classifier(images).sum().backward()
     assert len(count) == 1
+
+
+@pytest.fixture
+def dropping(tiny_clip_backbone):
+    """A classifier whose low-rank terms drop half of what they see, in training."""
+    classifier = LoRA(dropout=0.5).build(tiny_clip_backbone, NAMES)
+    drawn(classifier.prompt.sources[0].b, torch.Generator().manual_seed(0))
+    return classifier
+
+
+def test_predictions_drop_nothing_and_leave_the_mode_as_it_was(dropping, pixels):
+    rows = [dropping.train(mode).predict_proba(pixels) for mode in (True, True, False)]
+    assert (rows[0] == rows[1]).all()
+    assert (rows[0] == rows[2]).all()
+    dropping.train()
+    dropping.prompt.sources[0].eval()
+    dropping.predict_proba(pixels)
+    assert dropping.training
+    assert not dropping.prompt.sources[0].training
+
+
+def test_probabilities_of_files_drop_nothing(dropping, picture, tmp_path):
+    picture.save(tmp_path / "picture.png")
+    rows = [dropping.train(mode).probabilities([tmp_path / "picture.png"]) for mode in (True, True, False)]
+    assert (rows[0] == rows[1]).all()
+    assert (rows[0] == rows[2]).all()
+
+
+def test_what_training_drops_is_never_served_later(dropping, pixels, tmp_path):
+    expected = dropping.eval().class_features().detach()
+    with torch.no_grad():
+        dropped = dropping.train().class_features()
+        served = dropping.eval().class_features()
+    assert not torch.allclose(dropped, expected)
+    torch.testing.assert_close(served, expected)
+    torch.testing.assert_close(dropping.train().kept_tensors()["class_features"], expected)
+
+
+def test_class_features_follow_whatever_of_a_source_changes(tiny_clip_backbone):
+    class Scaled(Learned):
+        def __init__(self, *parts):
+            super().__init__(*parts)
+            self.register_buffer("shift", torch.zeros(2, 1))
+
+        def forward(self, given):
+            return {self.sites[0]: Vectors(self.values * (1 + self.shift))}
+
+    source = Scaled(Site("text"), torch.randn(2, tiny_clip_backbone.text_width))
+    prompt = Prompt(ClassTemplate.of_context(2), source).requires_grad_(False)
+    classifier = Classifier(tiny_clip_backbone, prompt, NAMES)
+    before = classifier.class_features()
+    assert classifier.class_features() is before
+    source.shift.fill_(1.0)
+    assert not torch.allclose(classifier.class_features(), before)

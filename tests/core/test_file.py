@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pytest
@@ -6,10 +7,14 @@ import torch
 from PIL import Image
 
 from mmprompt.classification.methods import VPT, CoOp, make_method
-from mmprompt.core import file
-from mmprompt.core.file import load, read_header, save
+from mmprompt.classification.predictor import CLASSIFIERS, Classifier
+from mmprompt.classification.template import ClassTemplate
+from mmprompt.core.file import load, save
+from mmprompt.core.header import HEADER, TENSORS, header_hash, read_header
+from mmprompt.core.learned import HEADS, SOURCES, Prompt
 from mmprompt.errors import UserError
 from mmprompt.files import sha256_bytes, tensor_bytes
+from tests.core import zoo
 
 NAMES = ["cat", "dog", "bird"]
 
@@ -22,11 +27,11 @@ def saved(tiny_clip_backbone, tmp_path):
 
 def edit_header(folder, is_sealed=False, **changes):
     """Change the header; sealed with a fresh hash as an attacker or another program would."""
-    header = json.loads((folder / file.HEADER).read_text())
+    header = json.loads((folder / HEADER).read_text())
     header.pop("header_sha256")
     header |= changes
-    seal = file._header_hash(header) if is_sealed else "0" * 64
-    (folder / file.HEADER).write_text(json.dumps(header | {"header_sha256": seal}))
+    seal = header_hash(header) if is_sealed else "0" * 64
+    (folder / HEADER).write_text(json.dumps(header | {"header_sha256": seal}))
 
 
 @pytest.mark.parametrize("name", ["coop", "vpt", "coop+vpt"])
@@ -77,7 +82,7 @@ def test_edited_header_is_refused(saved, tiny_clip_backbone):
 
 
 def test_edited_vectors_are_refused(saved, tiny_clip_backbone):
-    path = saved / file.TENSORS
+    path = saved / TENSORS
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(bytes(data))
@@ -88,7 +93,7 @@ def test_edited_vectors_are_refused(saved, tiny_clip_backbone):
 def test_nan_is_refused(saved, tiny_clip_backbone):
     values = torch.full((4, tiny_clip_backbone.text_width), float("nan"))
     data = tensor_bytes({"text.input": values, "class_features": torch.zeros(3, tiny_clip_backbone.embed_dim)})
-    (saved / file.TENSORS).write_bytes(data)
+    (saved / TENSORS).write_bytes(data)
     edit_header(saved, is_sealed=True, tensors_sha256=sha256_bytes(data))
     with pytest.raises(UserError, match=r"NaN or infinity in 'text\.input'"):
         load(saved, tiny_clip_backbone)
@@ -112,7 +117,7 @@ def test_another_backbone_is_refused(saved, tiny_hf_clip_backbone):
 
 
 def test_truncated_header_is_refused(saved, tiny_clip_backbone):
-    path = saved / file.HEADER
+    path = saved / HEADER
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match="is not valid JSON"):
         load(saved, tiny_clip_backbone)
@@ -122,3 +127,146 @@ def test_saving_where_nothing_can_be_written_is_refused(tiny_clip_backbone, tmp_
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be made"):
         save(VPT().build(tiny_clip_backbone, NAMES), tmp_path / "file" / "prompt")
+
+
+PARTS = {
+    "a source": (zoo.CoCoOp(), SOURCES, zoo.Conditioned, "source of kind 'zoo-conditioned'"),
+    "low-rank terms": (zoo.LoRA(), SOURCES, zoo.LowRankTerms, "source of kind 'zoo-low-rank'"),
+    "a head": (zoo.TipAdapter(), HEADS, zoo.Cache, "head of kind 'zoo-cache'"),
+    "a classifier": (zoo.TPT(), CLASSIFIERS, zoo.TestTime, "classifier of form 'zoo-test-time'"),
+}
+OWN = pytest.mark.parametrize(("method", "known", "kind", "named"), PARTS.values(), ids=PARTS)
+
+
+def built(method, backbone):
+    """A classifier as a fit would leave it, a head filled."""
+    classifier = method.build(backbone, NAMES)
+    if isinstance(method, zoo.TipAdapter):
+        classifier.prompt.head = zoo.drawn(zoo.Cache(4, backbone.embed_dim, 3, 10.0, 0.0, 5.5), torch.Generator())
+    return classifier
+
+
+def name_of(kind):
+    return kind.form if kind is zoo.TestTime else kind.kind
+
+
+@OWN
+def test_what_a_file_kept_is_made_again_by_its_kind(
+    method, known, kind, named, tiny_clip_backbone, pixels, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(known, name_of(kind), kind)
+    classifier = built(method, tiny_clip_backbone)
+    save(classifier, tmp_path)
+    loaded = load(tmp_path, tiny_clip_backbone)
+    assert type(loaded) is type(classifier)
+    assert loaded.form_settings() == classifier.form_settings()
+    assert loaded.prompt.state_dict().keys() == classifier.prompt.state_dict().keys()
+    np.testing.assert_array_equal(loaded.predict_proba(pixels), classifier.predict_proba(pixels))
+
+
+@OWN
+def test_a_kind_that_is_not_known_is_refused_when_saved_and_when_read(
+    method, known, kind, named, tiny_clip_backbone, tmp_path, monkeypatch
+):
+    classifier = built(method, tiny_clip_backbone)
+    with pytest.raises(UserError, match=rf"'{name_of(kind)}', which no file could be read with\. Add it to"):
+        save(classifier, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setitem(known, name_of(kind), kind)
+    save(classifier, tmp_path)
+    monkeypatch.delitem(known, name_of(kind))
+    with pytest.raises(UserError, match=rf"holds a {named}, which is not known here\. Upgrade mmprompt, or import"):
+        load(tmp_path, tiny_clip_backbone)
+
+
+def test_a_source_of_both_towers_is_kept_as_its_vectors(tiny_clip_backbone, pixels, tmp_path):
+    classifier = zoo.MaPLe().build(tiny_clip_backbone, NAMES)
+    save(classifier, tmp_path)
+    (source,) = read_header(tmp_path)["sources"]
+    assert set(source["sites"]) == {"text.input", "text.layer[1]", "vision.input", "vision.layer[1]"}
+    loaded = load(tmp_path, tiny_clip_backbone)
+    np.testing.assert_array_equal(loaded.predict_proba(pixels), classifier.predict_proba(pixels))
+
+
+def test_a_source_that_reads_the_image_needs_a_kind(tiny_clip_backbone, tmp_path):
+    class Nameless(zoo.Conditioned):
+        kind = "vectors"
+
+    source = Nameless(2, tiny_clip_backbone.embed_dim, tiny_clip_backbone.text_width)
+    classifier = Classifier(tiny_clip_backbone, Prompt(ClassTemplate.of_context(2), source), NAMES)
+    with pytest.raises(UserError, match=r"Nameless gives more than vectors of its own.*Give the class a `kind`"):
+        save(classifier, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_low_rank_terms_need_a_kind(tiny_clip_backbone, tmp_path):
+    class Nameless(zoo.LowRankTerms):
+        kind = "vectors"
+
+    classifier = Classifier(
+        tiny_clip_backbone, Prompt(ClassTemplate("{}"), Nameless({"text.block[0].query": 32})), NAMES
+    )
+    with pytest.raises(UserError, match="Nameless gives more than vectors of its own"):
+        save(classifier, tmp_path)
+
+
+def test_a_classifier_of_ones_own_needs_a_form(tiny_clip_backbone, tmp_path):
+    class Nameless(Classifier):
+        pass
+
+    with pytest.raises(
+        UserError, match=r"Nameless has no form of its own.*mmprompt\.classification\.predictor\.CLASSIF"
+    ):
+        save(Nameless(tiny_clip_backbone, Prompt(ClassTemplate("{}")), NAMES), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_that_its_kind_no_longer_takes_are_refused(tiny_clip_backbone, tmp_path, monkeypatch):
+    monkeypatch.setitem(SOURCES, zoo.LowRankTerms.kind, zoo.LowRankTerms)
+    save(zoo.LoRA().build(tiny_clip_backbone, NAMES), tmp_path)
+    monkeypatch.setitem(SOURCES, zoo.LowRankTerms.kind, lambda places: zoo.LowRankTerms(places))
+    with pytest.raises(UserError, match=r"does not hold the source 'zoo-low-rank' as prompt\.json describes it"):
+        load(tmp_path, tiny_clip_backbone)
+
+
+def test_tensors_that_are_not_those_of_the_header_are_refused(tiny_clip_backbone, tmp_path, monkeypatch):
+    monkeypatch.setitem(HEADS, zoo.Cache.kind, zoo.Cache)
+    save(built(zoo.TipAdapter(), tiny_clip_backbone), tmp_path)
+    header = json.loads((tmp_path / HEADER).read_text())
+    head = {**header["head"], "settings": {**header["head"]["settings"], "n_keys": 5}}
+    edit_header(tmp_path, is_sealed=True, head=head)
+    with pytest.raises(UserError, match=r"does not hold the head 'zoo-cache' as prompt\.json describes it"):
+        load(tmp_path, tiny_clip_backbone)
+
+
+EDITS = {
+    "no sources": {"sources": None},
+    "sources of another kind": {"sources": {"kind": "vectors"}},
+    "a source without a kind": {"sources": [{"sites": {}}]},
+    "a site that is none": {
+        "sources": [{"kind": "vectors", "sites": {"text.output": {"scope": "shared", "shape": [4]}}}]
+    },
+    "a site without a shape": {"sources": [{"kind": "vectors", "sites": {"text.input": {"scope": "shared"}}}]},
+    "a scope that is none": {
+        "sources": [{"kind": "vectors", "sites": {"text.input": {"scope": "all", "shape": [4, 32]}}}]
+    },
+    "another shape": {"sources": [{"kind": "vectors", "sites": {"text.input": {"scope": "shared", "shape": [3, 32]}}}]},
+    "a head that is none": {"head": 7},
+    "settings that are none": {"head": {"kind": "linear", "settings": [1], "state": {}}},
+    "a template that is none": {"template": 4},
+    "class names that are none": {"class_names": 4},
+    "a form that is none": {"form": ["zoo"]},
+    "form settings that are none": {"form_settings": {"colour": "red"}},
+    "a backbone that is none": {"backbone": "tiny"},
+    "a kind that is none": {"kind": "sculpture"},
+    "a kind of another kind": {"kind": ["classification"]},
+    "a hash that is none": {"tensors_sha256": None},
+}
+
+
+@pytest.mark.parametrize("changes", EDITS.values(), ids=EDITS)
+def test_a_header_that_was_edited_and_sealed_again_is_one_line(changes, saved, tiny_clip_backbone):
+    edit_header(saved, is_sealed=True, **changes)
+    with pytest.raises(UserError, match=re.escape(str(saved))) as refusal:
+        load(saved, tiny_clip_backbone)
+    assert "\n" not in str(refusal.value)

@@ -31,9 +31,9 @@ def test_a_tower_has_something_learned_where_a_source_has_a_site_in_it(coupled):
     text = Learned(Site("text"), torch.zeros(2, 6))
     assert Prompt(TEMPLATE, coupled).has("vision")
     assert not Prompt(TEMPLATE, text).has("vision")
-    assert Prompt(TEMPLATE, text).parameters_of("text") == [text.values]
-    assert Prompt(TEMPLATE, text).parameters_of("vision") == []
-    assert len(Prompt(TEMPLATE, coupled).parameters_of("vision")) == len(list(coupled.parameters()))
+    assert Prompt(TEMPLATE, text).sources_of("text") == [text]
+    assert Prompt(TEMPLATE, text).sources_of("vision") == []
+    assert Prompt(TEMPLATE, coupled).sources_of("vision") == Prompt(TEMPLATE, coupled).sources_of("text") == [coupled]
 
 
 def test_two_sources_at_one_site_are_refused(coupled):
