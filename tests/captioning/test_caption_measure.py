@@ -8,7 +8,6 @@ import pytest
 import torch
 from mmprompt.core.prompt import SiteSources
 from mmprompt.core.sources import FreeVectors
-from small_captioners import small_captioner, small_captions
 
 from mmprompt.captioning import measure as caption_measure
 from mmprompt.captioning.decoding import Decoding
@@ -19,6 +18,7 @@ from mmprompt.captioning.predictor import Captioner, CaptionFeatures, FocusPromp
 from mmprompt.captioning.readers.captioner import LM_INPUT
 from mmprompt.errors import UserError
 from mmprompt.models.dual_encoder.load import load_backbone
+from tests.small_captioners import small_captioner, small_captions
 
 pytestmark = pytest.mark.usefixtures("feature_store")
 

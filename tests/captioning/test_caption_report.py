@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageColor
-from small_captioners import small_captioner, small_captions
 
 from mmprompt.captioning import measure as caption_measure
 from mmprompt.captioning.data import CaptionData
@@ -31,6 +30,7 @@ from mmprompt.errors import UserError
 from mmprompt.files import read_json
 from mmprompt.reports import pages
 from mmprompt.reports.figures import DARK, LIGHT, drawing
+from tests.small_captioners import small_captioner, small_captions
 
 COMMAND = "mmprompt caption eval --prompts runs/low runs/<high> --out report"
 LOW, HIGH = "low", "<b>high & dry</b>"

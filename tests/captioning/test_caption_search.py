@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_captioners import END, N_IMAGE, START, WORDS, small_captioner
 
 from mmprompt.captioning.decoding import Decoding
 from mmprompt.captioning.readers.captioner import LM_INPUT, FrozenCaptioner
 from mmprompt.captioning.search import mixture, search
 from mmprompt.errors import UserError
 from mmprompt.models.sites import Site, Vectors
+from tests.small_captioners import END, N_IMAGE, START, WORDS, small_captioner
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])

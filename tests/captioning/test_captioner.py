@@ -9,7 +9,6 @@ import torch
 from mmprompt.core.prompt import SiteSources
 from mmprompt.core.sources import FreeVectors
 from PIL import Image
-from small_captioners import small_captioner
 
 from mmprompt.captioning import predictor as module
 from mmprompt.captioning.decoding import Decoding
@@ -18,6 +17,7 @@ from mmprompt.captioning.readers.captioner import LM_INPUT
 from mmprompt.core.file import load, read_prompt_header
 from mmprompt.errors import UserError
 from mmprompt.models.sites import Site
+from tests.small_captioners import small_captioner
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from small_captioners import END, START, small_captioner, small_captions
 
 from mmprompt.captioning import task as captioning
 from mmprompt.captioning.data import load_captions
@@ -32,6 +31,7 @@ from mmprompt.errors import UserError
 from mmprompt.models.dual_encoder.load import TINY, load_backbone
 from mmprompt.models.image_features import encode_pictures
 from mmprompt.training.callbacks import Callback
+from tests.small_captioners import END, START, small_captioner, small_captions
 
 pytestmark = pytest.mark.usefixtures("feature_store")
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from toy import Toy, same, weights
 
 from mmprompt.errors import UserError
 from mmprompt.training.callbacks import Callback, CSVLogger, EarlyStopping, ProgressBar
 from mmprompt.training.loop import train
 from mmprompt.training.problem import Run
 from mmprompt.training.recipe import Recipe
+from tests.training.toy import Toy, same, weights
 
 RECIPE = Recipe(lr=0.05, batch_size=5, checkpoint_seconds=0)
 

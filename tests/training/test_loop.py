@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from toy import Toy, same, weights
 
 from mmprompt.errors import UserError
 from mmprompt.training.callbacks import Callback
@@ -22,6 +21,7 @@ from mmprompt.training.loop import train
 from mmprompt.training.problem import Run, RunFailed, StepResult
 from mmprompt.training.recipe import Recipe
 from mmprompt.training.seeds import batches, epoch_order
+from tests.training.toy import Toy, same, weights
 
 RECIPE = Recipe(lr=0.05, batch_size=4, checkpoint_seconds=0)
 ADAMW = Recipe(lr=0.05, batch_size=4, checkpoint_seconds=0, optimizer="adamw")
