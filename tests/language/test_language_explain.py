@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from mmprompt.core.learned import Learned, Prompt
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextRow
-from mmprompt.language.explain import ablate, attention_mass, drift, heard, nearest_tokens
+from mmprompt.language.explain import ablate, attention_mass, drift, nearest_tokens, prompt_effect_kl
 from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import Verbalizer
@@ -105,7 +105,7 @@ def test_a_prompt_is_heard_as_far_as_it_changes_the_next_token() -> None:
         q = lm(input_ids=bare).logits[0, -1].log_softmax(-1)
         expected += (p.exp() * (p - q)).sum().item() / 2
     assert tokenizer is not None
-    assert heard(prompted, ROWS[:2]) == pytest.approx(expected, rel=1e-4)
+    assert prompt_effect_kl(prompted, ROWS[:2]) == pytest.approx(expected, rel=1e-4)
     assert expected > 1e-3
 
 
@@ -114,9 +114,9 @@ def test_keys_and_values_that_nothing_attends_to_are_not_heard() -> None:
     n_layers, n_heads, head = model.kv_shape
     loud = [Learned(Site("lm.kv", layer), random_values(2, 2 * n_heads * head)) for layer in range(n_layers)]
     prompt = Prompt(Template.parse("{text} {answer}"), *loud).double()
-    assert heard(LanguagePredictor(model, prompt, WORDS), ROWS[:2]) > 1e-3
+    assert prompt_effect_kl(LanguagePredictor(model, prompt, WORDS), ROWS[:2]) > 1e-3
     empty = Prompt(Template.parse("{text} {answer}"))
-    assert heard(LanguagePredictor(model, empty, WORDS), ROWS[:2]) == pytest.approx(0.0, abs=1e-9)
+    assert prompt_effect_kl(LanguagePredictor(model, empty, WORDS), ROWS[:2]) == pytest.approx(0.0, abs=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "opt"])
