@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,7 @@ from mmprompt.errors import UserError
 from mmprompt.language.data import TextRow
 from mmprompt.language.explain import ablate, attention_mass, drift, nearest_tokens, prompt_effect_kl
 from mmprompt.language.predictor import LanguagePredictor
+from mmprompt.language.sources import MultitaskVectors
 from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import Verbalizer
 from mmprompt.models.decoder.vectors import LM_INPUT
@@ -82,6 +85,19 @@ def test_a_vector_is_worth_what_is_lost_without_its_slot() -> None:
     assert len(found) == 3
     assert found[1].loss == pytest.approx(left_loss - whole_loss, abs=1e-5)
     assert abs(found[1].loss) > 1e-4
+
+
+def test_rows_of_several_tasks_are_each_read_with_the_vectors_of_their_task() -> None:
+    model = frozen_model("llama")
+    columns, rows = random_values(4, 1).reshape(2, 2, 1), random_values(2, model.width).reshape(2, 1, model.width)
+    source = MultitaskVectors.of(("first", "second"), random_values(2, model.width), columns, rows)
+    prompted = LanguagePredictor(model, Prompt(Template.parse("{soft*2} {text} {answer}"), source).double(), WORDS)
+    first, second = ([replace(row, task=task) for row in ROWS] for task in source.tasks)
+    mixed = ablate(prompted, [row for pair in zip(first, second, strict=True) for row in pair])
+    apart = [ablate(prompted, rows) for rows in (first, second)]
+    assert abs(apart[0][0].loss - apart[1][0].loss) > 1e-4
+    for both, *each in zip(mixed, *apart, strict=True):
+        assert both.loss == pytest.approx(sum(one.loss for one in each) / 2, abs=1e-9)
 
 
 def test_rows_without_labels_are_refused() -> None:
