@@ -26,7 +26,7 @@ import torch
 from mmprompt.language.file import save_language
 
 from mmprompt.errors import UserError
-from mmprompt.language.data import TextData, draw_shots, load_texts
+from mmprompt.language.data import TextData, load_texts, sample_shots
 from mmprompt.language.methods import DecoderMethod, DeepPrompts, PrefixTuning, PromptTuning, PTuning
 from mmprompt.language.predictor import LanguagePredictor, LanguagePrompt
 from mmprompt.language.search.task import search_words
@@ -98,7 +98,7 @@ def run(row: str, seed: int, model_name: str, task: str) -> dict[str, Any]:
     """One cell."""
     torch.set_num_threads(1)
     model = load_language_model(model_name, device="cpu")
-    data = draw_shots(load_texts(DATA / f"{task}.jsonl"), SHOTS, seed)
+    data = sample_shots(load_texts(DATA / f"{task}.jsonl"), SHOTS, seed)
     forget_peak()
     before = memory("VmHWM")
     started = time.process_time()

@@ -34,7 +34,7 @@ from torch import Tensor
 from mmprompt.errors import UserError
 from mmprompt.language.bank.bank import PromptBank, compose, text_features
 from mmprompt.language.bank.file import load_bank, save_bank
-from mmprompt.language.data import TextData, TextRow, draw_shots, load_texts
+from mmprompt.language.data import TextData, TextRow, load_texts, sample_shots
 from mmprompt.language.generation import generate_texts
 from mmprompt.language.meta import few_steps, meta_start
 from mmprompt.language.methods import DecoderMethod, DeepPrompts, PromptTuning, unit_of
@@ -119,7 +119,7 @@ def accuracy(prompted: LanguagePredictor, rows: Sequence[TextRow]) -> float:
 
 
 def bank(model: FrozenLanguageModel, cells: Cells, work: Path) -> None:
-    datas = {name: draw_shots(load_texts(DATA / f"{name}.jsonl"), SHOTS, 1) for name in BANK}
+    datas = {name: sample_shots(load_texts(DATA / f"{name}.jsonl"), SHOTS, 1) for name in BANK}
     rows = {name: data.test[:N_ROUTED] for name, data in datas.items()}
     cells.add("features", partial(features, model, datas, rows))
     place = work / "bank"
@@ -177,7 +177,7 @@ def routed(kept: PromptBank, name: str, rows: Sequence[TextRow]) -> dict[str, An
 def draws(model: FrozenLanguageModel, work: Path) -> dict[str, Any]:
     """Prompts of one task from several draws of the training rows: one, the best fitting one, and all together."""
     name = BANK[0]
-    data = {seed: draw_shots(load_texts(DATA / f"{name}.jsonl"), SHOTS, seed) for seed in DRAWS}
+    data = {seed: sample_shots(load_texts(DATA / f"{name}.jsonl"), SHOTS, seed) for seed in DRAWS}
     prompts = {f"draw-{s}": fitted(model, data[s], work / f"{name}-{s}", seed=s) for s in DRAWS}
     kept = PromptBank.of(prompts, {f"draw-{seed}": data[seed].train for seed in DRAWS})
     rows = data[DRAWS[0]].test
@@ -194,7 +194,7 @@ def draws(model: FrozenLanguageModel, work: Path) -> dict[str, Any]:
 
 def meta(model: FrozenLanguageModel, cells: Cells, work: Path) -> None:
     other = work / f"{OTHER}-1"
-    fitted(model, draw_shots(load_texts(DATA / f"{OTHER}.jsonl"), SHOTS, 1), other)
+    fitted(model, sample_shots(load_texts(DATA / f"{OTHER}.jsonl"), SHOTS, 1), other)
     for held in HELD_OUT:
         folder = work / f"meta-without-{held}"
         cells.add(f"{held}/learning", partial(learn_start, model, held, folder))
@@ -215,7 +215,7 @@ def meta(model: FrozenLanguageModel, cells: Cells, work: Path) -> None:
 
 def learn_start(model: FrozenLanguageModel, held: str, folder: Path) -> dict[str, Any]:
     """Learn a start over all tasks but one."""
-    datas = [draw_shots(load_texts(DATA / f"{name}.jsonl"), SHOTS, 1) for name in META if name != held]
+    datas = [sample_shots(load_texts(DATA / f"{name}.jsonl"), SHOTS, 1) for name in META if name != held]
     recipe = replace(PromptTuning.recipe, batch_size=META_SETTINGS["batch_size"])
     if not (folder / "prompt.json").exists():
         numbers = {key: META_SETTINGS[key] for key in ("n_rounds", "n_inner")}
@@ -225,7 +225,7 @@ def learn_start(model: FrozenLanguageModel, held: str, folder: Path) -> dict[str
 
 def adapt(model: FrozenLanguageModel, held: str, start: PromptInit, rate: float, seed: int) -> dict[str, Any]:
     """Ten steps on the task that was held out, and the accuracy on its test rows."""
-    data = draw_shots(load_texts(DATA / f"{held}.jsonl"), SHOTS, seed)
+    data = sample_shots(load_texts(DATA / f"{held}.jsonl"), SHOTS, seed)
     recipe = replace(PromptTuning.recipe, epochs=1, lr=rate)
     ten = few_steps(data, 10, recipe.batch_size, seed)
     result = fit_language(ten, PromptTuning(N_SOFT), model, start=start, recipe=recipe, seed=seed)

@@ -23,7 +23,7 @@ import torch
 
 from mmprompt.core.metrics import paired_bootstrap
 from mmprompt.errors import UserError
-from mmprompt.language.data import TextData, TextRow, draw_shots, load_texts
+from mmprompt.language.data import TextData, TextRow, load_texts, sample_shots
 from mmprompt.language.methods import PromptTuning
 from mmprompt.language.predictor import LanguagePredictor, LanguagePrompt
 from mmprompt.language.sources import LanguageSources
@@ -62,7 +62,7 @@ def train(model: FrozenLanguageModel, data: TextData, seed: int) -> dict[str, An
     started, cpu_started = time.monotonic(), time.process_time()
     template, lr = CHOSEN.get(data.name, (None, PromptTuning.recipe.lr))
     task, recipe = LanguageTask(template=template), replace(PromptTuning.recipe, lr=lr)
-    drawn = draw_shots(data, SHOTS, seed)
+    drawn = sample_shots(data, SHOTS, seed)
     result = fit_language(drawn, PromptTuning(N_SOFT), model, task, recipe=recipe, seed=seed)
     seconds, cpu_seconds = time.monotonic() - started, time.process_time() - cpu_started
     return {

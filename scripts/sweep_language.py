@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from mmprompt.errors import UserError
-from mmprompt.language.data import TextData, draw_shots, load_texts
+from mmprompt.language.data import TextData, load_texts, sample_shots
 from mmprompt.language.methods import METHODS, PromptTuning
 from mmprompt.language.start import PromptInit
 from mmprompt.language.task import fit_language
@@ -130,7 +130,7 @@ def main() -> None:
             models = {cell["model"]: load_language_model(cell["model"], device="cpu")}
         path = DATA / f"{cell['task']}.jsonl"
         data = load_texts(path if path.exists() else cell["task"])
-        data = held_out(data, draw_shots(data, SHOTS, cell["seed"]))
+        data = held_out(data, sample_shots(data, SHOTS, cell["seed"]))
         row = named(cell) | run(models[cell["model"]], data, cell["method"], cell["lr"], cell["start"], cell["seed"])
         print(row, flush=True)
         done.append(row)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmprompt.captioning.decoding import Decoding
 from mmprompt.captioning.readers.captioner import FrozenCaptioner, State
-from mmprompt.models.decoder.memory import Memory
+from mmprompt.models.decoder.kv_cache import KVCache
 from mmprompt.models.sites import Site, Vectors
 
 SiteVectors = Mapping[Site, Vectors]
@@ -128,7 +128,7 @@ def _weighted(weights: Sequence[float], parts: Sequence[Tensor]) -> Tensor:
 @torch.no_grad()
 def search(
     captioner: FrozenCaptioner,
-    memory: Memory,
+    memory: KVCache,
     branches: Sequence[Branch],
     decoding: Decoding,
     numbers: Sequence[int] | None = None,

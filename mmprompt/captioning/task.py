@@ -26,7 +26,7 @@ from mmprompt.core.fit import refuse_changed
 from mmprompt.core.learned import Prompt, rms
 from mmprompt.core.method import Method, Start
 from mmprompt.errors import UserError
-from mmprompt.models.decoder.memory import Memory
+from mmprompt.models.decoder.kv_cache import KVCache
 from mmprompt.models.sites import Site, Vectors, vectors_of
 from mmprompt.training.callbacks import Callback
 from mmprompt.training.config import run_id_of
@@ -140,18 +140,18 @@ class CaptionProblem:
         """The loss over the first pictures, with other vectors or none: what a prompt is held against."""
         return self.loss(range(min(n_pictures, self.n_items)), vectors).item()
 
-    def _images(self, rows: Tensor) -> Memory:
+    def _images(self, rows: Tensor) -> KVCache:
         if self._memory is not None:
             return self._memory.select(rows)
         return self.captioner.open(self.features[rows])
 
     @torch.no_grad()
-    def _read_images(self) -> Memory | None:
+    def _read_images(self) -> KVCache | None:
         """What the decoder read of every picture, None where that is more than memory should hold."""
         first = self.captioner.open(self.features[:1])
         if first.n_bytes * len(self.features) > MAX_MEMORY_BYTES:
             return None
-        return Memory.join([self.captioner.open(part) for part in self.features.split(64)])
+        return KVCache.join([self.captioner.open(part) for part in self.features.split(64)])
 
 
 @dataclass

@@ -6,7 +6,7 @@ from mmprompt.lazy import lazy_names
 
 if TYPE_CHECKING:
     from mmprompt.language.bank.bank import PromptBank
-    from mmprompt.language.data import TextData, TextRow, draw_shots
+    from mmprompt.language.data import TextData, TextRow, sample_shots
     from mmprompt.language.generation import generate_texts, stream_text
     from mmprompt.language.measure import compare_language, measure_language
     from mmprompt.language.meta import meta_start

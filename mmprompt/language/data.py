@@ -171,7 +171,7 @@ def load_texts(path: str | Path) -> TextData:
     )
 
 
-def draw_shots(data: TextData, shots: int, seed: int) -> TextData:
+def sample_shots(data: TextData, shots: int, seed: int) -> TextData:
     """Draw the few-shot train and val parts by the rule of `fewshot.few_shot_train_val`; test stays whole.
 
     Of every class, of every task where text is generated, `shots` training rows are drawn without replacement, then

@@ -90,7 +90,7 @@ def drift(model: FrozenLanguageModel, moments: Sequence[Tensor]) -> list[Drift]:
 
 
 @dataclass(frozen=True)
-class Worth:
+class VectorAblation:
     """What is lost where one vector is left out.
 
     Attributes:
@@ -103,7 +103,7 @@ class Worth:
 
 
 @torch.no_grad()
-def ablate(prompted: LanguagePredictor, rows: Sequence[TextRow]) -> list[Worth]:
+def ablate(prompted: LanguagePredictor, rows: Sequence[TextRow]) -> list[VectorAblation]:
     """What each vector among the tokens is worth: the labels of some rows without it, its slot left out.
 
     Args:
@@ -132,7 +132,7 @@ def ablate(prompted: LanguagePredictor, rows: Sequence[TextRow]) -> list[Worth]:
 
     loss, accuracy = loss_and_accuracy()
     without = [loss_and_accuracy(-1 - place) for place in range(prompted.bound.n_soft)]
-    return [Worth(other - loss, accuracy - right) for other, right in without]
+    return [VectorAblation(other - loss, accuracy - right) for other, right in without]
 
 
 def _without(question: Question, slots: Collection[int]) -> Question:
@@ -140,7 +140,7 @@ def _without(question: Question, slots: Collection[int]) -> Question:
 
 
 @torch.no_grad()
-def heard(prompted: LanguagePredictor, rows: Sequence[TextRow]) -> float:
+def prompt_effect_kl(prompted: LanguagePredictor, rows: Sequence[TextRow]) -> float:
     """How much a prompt changes what the model says next: the mean KL divergence over rows, in nats.
 
     Of the distribution over all tokens at the answer's first place, with the prompt from without it (its slots and its

@@ -18,7 +18,7 @@ from mmprompt.language.data import TextRow
 from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.models.decoder.generation import Job, generate, job_of
 from mmprompt.models.decoder.generation_config import Generation
-from mmprompt.models.decoder.memory import Memory
+from mmprompt.models.decoder.kv_cache import KVCache
 from mmprompt.models.decoder.model import shared_start
 from mmprompt.models.decoder.packing import Question
 
@@ -92,7 +92,7 @@ def jobs_of(each: Sequence[LanguagePredictor], rows: Sequence[TextRow], n_answer
 
 def compiled_start(
     prompted: LanguagePredictor, task: str, texts: Sequence[tuple[int, ...]]
-) -> tuple[tuple[int, ...], Memory] | None:
+) -> tuple[tuple[int, ...], KVCache] | None:
     """What some texts begin with, up to the last vector of the prompt, and its keys and values.
 
     None where an encoder reads the prompt, or a vector stands behind what differs between texts.

@@ -24,8 +24,8 @@ from mmprompt.language.data import TextRow
 from mmprompt.language.sources import MultitaskVectors
 from mmprompt.language.templates.template import BoundTemplate, Template
 from mmprompt.language.templates.verbalizer import Verbalizer
+from mmprompt.models.decoder.kv_cache import KVCache
 from mmprompt.models.decoder.load import load_language_model
-from mmprompt.models.decoder.memory import Memory
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.decoder.packing import Question
 from mmprompt.models.decoder.tuned import read_lora
@@ -80,7 +80,7 @@ class LanguagePredictor:
         if label_words is not None:
             label_words.check_distinct(self.answers)
         self.words = single_tokens(self.answers, model.device)
-        self.compiled: dict[str, tuple[tuple[int, ...], Memory]] = {}  # of each task what was last read of the prompt
+        self.compiled: dict[str, tuple[tuple[int, ...], KVCache]] = {}  # of each task what was last read of the prompt
 
     def __repr__(self) -> str:
         return f"<LanguagePredictor: {shortened_text(self.template.text)!r} on {self.model.name}>"

@@ -14,7 +14,7 @@ from mmprompt.core.learned import rms
 from mmprompt.core.method import Method, Start
 from mmprompt.errors import UserError, unknown_name
 from mmprompt.language.data import TextData, TextRow
-from mmprompt.language.explain import heard
+from mmprompt.language.explain import prompt_effect_kl
 from mmprompt.language.methods import METHODS
 from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.start import Objective, PromptInit, start_vectors
@@ -348,7 +348,7 @@ def notice_ignored(problem: LanguageProblem) -> list[str]:
     """What to say of a prompt that hardly changes what the model says next."""
     if not problem.prompted.prompt.sites:
         return []
-    nats = heard(problem.prompted, problem.rows[:LOOKED_AT])
+    nats = prompt_effect_kl(problem.prompted, problem.rows[:LOOKED_AT])
     if nats >= IGNORED:
         return []
     return [

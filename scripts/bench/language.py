@@ -26,7 +26,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from mmprompt.models.decoder.generation import Job, generate
 from mmprompt.models.decoder.generation_config import Generation
-from mmprompt.models.decoder.memory import Memory
+from mmprompt.models.decoder.kv_cache import KVCache
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.decoder.packing import Question
 from mmprompt.models.decoder.vectors import LM_INPUT
@@ -170,8 +170,8 @@ def generation_row() -> Row:
     with torch.no_grad():
         prompt = model.read_shared(vectors, soft)
     compiled = [Job(prompt, text) for text in texts]
-    whole = [Job(Memory(), soft + text, vectors[LM_INPUT].values) for text in texts]
-    plain = [Job(Memory(), text) for text in texts]
+    whole = [Job(KVCache(), soft + text, vectors[LM_INPUT]) for text in texts]
+    plain = [Job(KVCache(), text) for text in texts]
     is_equal = generate(model, compiled, settings) == generate(model, whole, settings)
     works = {
         "prompted": lambda: generate(model, compiled, settings),

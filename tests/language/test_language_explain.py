@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,8 +11,9 @@ import torch.nn.functional as F
 from mmprompt.core.learned import Learned, Prompt
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextRow
-from mmprompt.language.explain import ablate, attention_mass, drift, heard, nearest_tokens
+from mmprompt.language.explain import ablate, attention_mass, drift, nearest_tokens, prompt_effect_kl
 from mmprompt.language.predictor import LanguagePredictor
+from mmprompt.language.sources import MultitaskVectors
 from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import Verbalizer
 from mmprompt.models.decoder.vectors import LM_INPUT
@@ -84,6 +87,19 @@ def test_a_vector_is_worth_what_is_lost_without_its_slot() -> None:
     assert abs(found[1].loss) > 1e-4
 
 
+def test_rows_of_several_tasks_are_each_read_with_the_vectors_of_their_task() -> None:
+    model = frozen_model("llama")
+    columns, rows = random_values(4, 1).reshape(2, 2, 1), random_values(2, model.width).reshape(2, 1, model.width)
+    source = MultitaskVectors.of(("first", "second"), random_values(2, model.width), columns, rows)
+    prompted = LanguagePredictor(model, Prompt(Template.parse("{soft*2} {text} {answer}"), source).double(), WORDS)
+    first, second = ([replace(row, task=task) for row in ROWS] for task in source.tasks)
+    mixed = ablate(prompted, [row for pair in zip(first, second, strict=True) for row in pair])
+    apart = [ablate(prompted, rows) for rows in (first, second)]
+    assert abs(apart[0][0].loss - apart[1][0].loss) > 1e-4
+    for both, *each in zip(mixed, *apart, strict=True):
+        assert both.loss == pytest.approx(sum(one.loss for one in each) / 2, abs=1e-9)
+
+
 def test_rows_without_labels_are_refused() -> None:
     prompted = prompted_with(random_values(2, frozen_model("llama").width))
     with pytest.raises(UserError, match="no label"):
@@ -105,7 +121,7 @@ def test_a_prompt_is_heard_as_far_as_it_changes_the_next_token() -> None:
         q = lm(input_ids=bare).logits[0, -1].log_softmax(-1)
         expected += (p.exp() * (p - q)).sum().item() / 2
     assert tokenizer is not None
-    assert heard(prompted, ROWS[:2]) == pytest.approx(expected, rel=1e-4)
+    assert prompt_effect_kl(prompted, ROWS[:2]) == pytest.approx(expected, rel=1e-4)
     assert expected > 1e-3
 
 
@@ -114,9 +130,9 @@ def test_keys_and_values_that_nothing_attends_to_are_not_heard() -> None:
     n_layers, n_heads, head = model.kv_shape
     loud = [Learned(Site("lm.kv", layer), random_values(2, 2 * n_heads * head)) for layer in range(n_layers)]
     prompt = Prompt(Template.parse("{text} {answer}"), *loud).double()
-    assert heard(LanguagePredictor(model, prompt, WORDS), ROWS[:2]) > 1e-3
+    assert prompt_effect_kl(LanguagePredictor(model, prompt, WORDS), ROWS[:2]) > 1e-3
     empty = Prompt(Template.parse("{text} {answer}"))
-    assert heard(LanguagePredictor(model, empty, WORDS), ROWS[:2]) == pytest.approx(0.0, abs=1e-9)
+    assert prompt_effect_kl(LanguagePredictor(model, empty, WORDS), ROWS[:2]) == pytest.approx(0.0, abs=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "opt"])

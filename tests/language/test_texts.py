@@ -3,7 +3,7 @@ import json
 import pytest
 
 from mmprompt.errors import UserError
-from mmprompt.language.data import TextData, TextRow, draw_shots, load_texts
+from mmprompt.language.data import TextData, TextRow, load_texts, sample_shots
 
 ROWS = [
     {"text": f"{label} {split} {i}", "label": label, "split": split}
@@ -123,7 +123,7 @@ def test_the_fingerprint_tells_where_a_part_ends():
 
 def test_shots_are_drawn_of_every_class_and_test_stays_whole(write):
     data = load_texts(write(ROWS))
-    drawn = draw_shots(data, 5, 1)
+    drawn = sample_shots(data, 5, 1)
     for part, count in ((drawn.train, 5), (drawn.val, 4)):
         assert [sum(row.label == label for row in part) for label in data.labels] == [count, count]
         assert len(set(texts(part))) == len(part)
@@ -134,19 +134,19 @@ def test_shots_are_drawn_of_every_class_and_test_stays_whole(write):
 
 def test_the_seed_decides_which_shots(write):
     data = load_texts(write(ROWS))
-    assert draw_shots(data, 3, 1) == draw_shots(data, 3, 1)
-    assert draw_shots(data, 3, 1).train != draw_shots(data, 3, 2).train
+    assert sample_shots(data, 3, 1) == sample_shots(data, 3, 1)
+    assert sample_shots(data, 3, 1).train != sample_shots(data, 3, 2).train
 
 
 def test_a_class_with_fewer_rows_is_taken_whole_with_a_note(write):
-    drawn = draw_shots(load_texts(write([row for row in ROWS if row["text"] != "bad train 0"])), 6, 1)
+    drawn = sample_shots(load_texts(write([row for row in ROWS if row["text"] != "bad train 0"])), 6, 1)
     assert [row.label for row in drawn.train].count("bad") == 5
     assert drawn.notes == ("Classes with fewer than 6 training rows, taken whole: bad.",)
 
 
 def test_shots_of_generated_texts_are_counted_in_every_task():
     rows = tuple(TextRow({"text": f"{t}{i}"}, answer="a", task=t) for t in ("de", "fr") for i in range(9))
-    drawn = draw_shots(TextData("names", rows, (), rows), 4, 1)
+    drawn = sample_shots(TextData("names", rows, (), rows), 4, 1)
     assert [row.task for row in drawn.train] == ["de"] * 4 + ["fr"] * 4
 
 
@@ -154,7 +154,7 @@ def test_shots_of_generated_texts_are_counted_in_every_task():
 def test_a_draw_that_is_no_draw_is_refused(write, shots, seed, message):
     data = load_texts(write(ROWS))
     with pytest.raises(UserError, match=message):
-        draw_shots(data, shots, seed)
+        sample_shots(data, shots, seed)
 
 
 ROW = {"text": "fine", "label": "good", "split": "train"}

@@ -17,7 +17,7 @@ from mmprompt.captioning.readers.causal_lm import PrefixDecoder
 from mmprompt.captioning.readers.pretrained import build_captioner, first_id, load_frozen
 from mmprompt.errors import UserError
 from mmprompt.models.decoder.hf_cache import cache_argument, from_cache, to_crossed_cache
-from mmprompt.models.decoder.memory import Memory
+from mmprompt.models.decoder.kv_cache import KVCache
 from mmprompt.models.dual_encoder.transformers_clip import hub_options
 from mmprompt.models.frozen import LoadOptions
 
@@ -87,13 +87,13 @@ class T5Decoder:
         """Embed tokens; encoder and decoder share the embeddings."""
         return self.lm.get_input_embeddings()(token_ids)
 
-    def open(self, features: Tensor, soft: Tensor | None) -> Memory:
+    def open(self, features: Tensor, soft: Tensor | None) -> KVCache:
         """Run the encoder over image vectors, prompt and end token."""
         end = torch.full((len(features), 1), self.end_id, device=features.device)
         parts = [features, *([] if soft is None else [soft.to(features.dtype)]), self.embed(end)]
-        return Memory(states=self.lm.encoder(inputs_embeds=torch.cat(parts, dim=1)).last_hidden_state)
+        return KVCache(states=self.lm.encoder(inputs_embeds=torch.cat(parts, dim=1)).last_hidden_state)
 
-    def run(self, memory: Memory, x: Tensor) -> tuple[Tensor, Memory]:
+    def run(self, memory: KVCache, x: Tensor) -> tuple[Tensor, KVCache]:
         """Read further slots."""
         cache = to_crossed_cache(memory.own, memory.crossed)
         out = self.lm.decoder(
@@ -103,7 +103,7 @@ class T5Decoder:
             **cache_argument(self.lm.decoder, cache),
         )
         own, crossed = from_cache(cache.self_attention_cache), from_cache(cache.cross_attention_cache)
-        return out.last_hidden_state, Memory(own, memory.states, crossed, memory.n_read + x.shape[1])
+        return out.last_hidden_state, KVCache(own, memory.states, crossed, memory.n_read + x.shape[1])
 
     def head(self, hidden: Tensor) -> Tensor:
         """Turn hidden states into logits."""

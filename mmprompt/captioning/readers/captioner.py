@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from mmprompt.models.decoder.memory import Memory
+from mmprompt.models.decoder.kv_cache import KVCache
 from mmprompt.models.decoder.packing import Question, pack
 from mmprompt.models.decoder.reader import CausalReader
 from mmprompt.models.decoder.vectors import LM_INPUT, check_vectors, keys_values
@@ -49,7 +49,7 @@ class TextDecoder(Protocol):
         """The embeddings [..., D] of token ids [...], before positions are added; a new tensor."""
         ...
 
-    def open(self, features: Tensor, soft: Tensor | None) -> Memory:
+    def open(self, features: Tensor, soft: Tensor | None) -> KVCache:
         """Read the images.
 
         Args:
@@ -58,7 +58,7 @@ class TextDecoder(Protocol):
         """
         ...
 
-    def run(self, memory: Memory, x: Tensor) -> tuple[Tensor, Memory]:
+    def run(self, memory: KVCache, x: Tensor) -> tuple[Tensor, KVCache]:
         """Read further slots.
 
         Args:
@@ -96,14 +96,14 @@ class State:
         logits: [N, V] of the next token.
     """
 
-    memory: Memory
+    memory: KVCache
     logits: Tensor
 
     def select(self, rows: Tensor) -> State:
         """Return the given rows [N'], each as often as it is named."""
         return State(self.memory.select(rows), self.logits.index_select(0, rows))
 
-    def fork(self, images: Memory, rows: Tensor) -> State:
+    def fork(self, images: KVCache, rows: Tensor) -> State:
         """Return the same for training: no gradient flows back through what was read of the images [N rows]."""
         return State(self.memory.select_after(images, rows), self.logits.index_select(0, rows))
 
@@ -166,16 +166,16 @@ class FrozenCaptioner:
         n_tokens, width = self.encode_image(torch.zeros(1, 3, size, size)).shape[1:]
         return n_tokens, width
 
-    def open(self, features: Tensor) -> Memory:
+    def open(self, features: Tensor) -> KVCache:
         """Read the images [N, T, D'] once, for any number of captions, prompts and steps.
 
         Where the decoder's prompt stands in an encoder, nothing can be read without it: the features are kept.
         """
         if self.decoder.slot == "encoder":
-            return Memory(states=features)
+            return KVCache(states=features)
         return self.decoder.open(features, None)
 
-    def prefill(self, memory: Memory, vectors: Mapping[Site, Vectors]) -> State:
+    def prefill(self, memory: KVCache, vectors: Mapping[Site, Vectors]) -> State:
         """Read the start tokens and a prompt after the images.
 
         Args:
@@ -199,7 +199,7 @@ class FrozenCaptioner:
         return State(memory, self.decoder.head(hidden[:, -1]))
 
     def logits(
-        self, memory: Memory, vectors: Mapping[Site, Vectors], token_ids: Tensor, wanted: Tensor | None = None
+        self, memory: KVCache, vectors: Mapping[Site, Vectors], token_ids: Tensor, wanted: Tensor | None = None
     ) -> Tensor:
         """Compute the logits that predict each token of given captions.
 
@@ -233,7 +233,7 @@ class FrozenCaptioner:
         return found[torch.cat([is_first.nonzero()[:, 0], (~is_first).nonzero()[:, 0]]).argsort()]
 
     def log_probs(
-        self, memory: Memory, vectors: Mapping[Site, Vectors], captions: Sequence[Sequence[tuple[int, ...]]]
+        self, memory: KVCache, vectors: Mapping[Site, Vectors], captions: Sequence[Sequence[tuple[int, ...]]]
     ) -> Tensor:
         """Compute the log-probability of each token of given captions, for training.
 
@@ -265,7 +265,7 @@ class FrozenCaptioner:
         log_probs = self.logits_after(state, ids, wanted).float().log_softmax(-1)
         return log_probs.gather(1, ids[wanted][:, None])[:, 0]
 
-    def _insert(self, memory: Memory, vectors: Mapping[Site, Vectors]) -> Memory:
+    def _insert(self, memory: KVCache, vectors: Mapping[Site, Vectors]) -> KVCache:
         self.check_vectors(vectors)
         given = keys_values(vectors, self.decoder.kv_shape, self.dtype)
         return memory.insert(given) if given else memory

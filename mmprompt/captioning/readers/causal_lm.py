@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from mmprompt.models.decoder.memory import Memory
+from mmprompt.models.decoder.kv_cache import KVCache
 from mmprompt.models.decoder.reader import CausalReader
 
 
@@ -36,6 +36,6 @@ class PrefixDecoder(CausalReader):
         self.end_id = end_id
         self.budget = self.n_positions - n_image - 1
 
-    def open(self, features: Tensor, soft: Tensor | None) -> Memory:
+    def open(self, features: Tensor, soft: Tensor | None) -> KVCache:
         """Read the image prefix."""
-        return self.run(Memory(), self.mapper(features))[1]
+        return self.run(KVCache(), self.mapper(features))[1]

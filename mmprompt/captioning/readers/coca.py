@@ -18,7 +18,7 @@ from torch import Tensor
 from mmprompt.captioning.readers.captioner import CaptionTokenizer, FrozenCaptioner
 from mmprompt.captioning.readers.pretrained import tidy
 from mmprompt.errors import UserError
-from mmprompt.models.decoder.memory import KeyValues, Memory, causal_mask
+from mmprompt.models.decoder.kv_cache import KeyValues, KVCache, causal_mask
 from mmprompt.models.dual_encoder.forward.views import BlockView
 from mmprompt.models.dual_encoder.open_clip import (
     create_frozen,
@@ -107,15 +107,15 @@ class CocaDecoder:
         """Token embeddings."""
         return self.text.token_embedding(token_ids)
 
-    def open(self, features: Tensor, soft: Tensor | None) -> Memory:
+    def open(self, features: Tensor, soft: Tensor | None) -> KVCache:
         """The keys and values of the image in every cross-attention."""
         crossed = []
         for block, norm in zip(self.crossed_blocks, self.key_norms, strict=True):
             key, value = (block.split_heads(part) for part in block.key_value(norm(features)))
             crossed.append((key, value))
-        return Memory(states=features, crossed=tuple(crossed))
+        return KVCache(states=features, crossed=tuple(crossed))
 
-    def run(self, memory: Memory, x: Tensor) -> tuple[Tensor, Memory]:
+    def run(self, memory: KVCache, x: Tensor) -> tuple[Tensor, KVCache]:
         """Read further slots."""
         n_read = memory.n_read + x.shape[1]
         x = x + self.text.positional_embedding[memory.n_read : n_read]
@@ -125,7 +125,7 @@ class CocaDecoder:
             x = self._self_attend(block, x, memory.own[layer : layer + 1], mask, own)
             if layer >= self.n_text:
                 x = cross_attend(self.crossed_blocks[layer - self.n_text], x, memory.crossed[layer - self.n_text])
-        return x, Memory(tuple(own), memory.states, memory.crossed, n_read)
+        return x, KVCache(tuple(own), memory.states, memory.crossed, n_read)
 
     def _self_attend(
         self, block: BlockView, x: Tensor, before: KeyValues, mask: Tensor | None, own: list[tuple[Tensor, Tensor]]

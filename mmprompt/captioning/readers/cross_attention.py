@@ -17,7 +17,7 @@ from mmprompt.captioning.readers.captioner import FrozenCaptioner
 from mmprompt.captioning.readers.pretrained import build_captioner, first_id, load_frozen
 from mmprompt.errors import UserError
 from mmprompt.models.decoder.hf_cache import cache_argument, from_cache, to_crossed_cache
-from mmprompt.models.decoder.memory import Memory
+from mmprompt.models.decoder.kv_cache import KVCache
 from mmprompt.models.frozen import LoadOptions
 
 POOLER = "encoder.pooler."
@@ -123,24 +123,24 @@ class CrossDecoder:
         """Embed tokens."""
         return self.embedding(token_ids)
 
-    def open(self, features: Tensor, soft: Tensor | None) -> Memory:
+    def open(self, features: Tensor, soft: Tensor | None) -> KVCache:
         """Compute the keys and values of the image in every block."""
         states = self.project(features)
         start = torch.tensor([self.start_ids], device=features.device).expand(len(features), -1)
-        cache = self._read(Memory(states=states), self.embed(start))[1]  # what it says of the token is thrown away
-        return Memory(states=states, crossed=from_cache(cache.cross_attention_cache))
+        cache = self._read(KVCache(states=states), self.embed(start))[1]  # what it says of the token is thrown away
+        return KVCache(states=states, crossed=from_cache(cache.cross_attention_cache))
 
-    def run(self, memory: Memory, x: Tensor) -> tuple[Tensor, Memory]:
+    def run(self, memory: KVCache, x: Tensor) -> tuple[Tensor, KVCache]:
         """Read further slots."""
         hidden, cache = self._read(memory, x)
         own = from_cache(cache.self_attention_cache)
-        return hidden, Memory(own, memory.states, memory.crossed, memory.n_read + x.shape[1])
+        return hidden, KVCache(own, memory.states, memory.crossed, memory.n_read + x.shape[1])
 
     def head(self, hidden: Tensor) -> Tensor:
         """Turn hidden states into logits."""
         return self._head(hidden)
 
-    def _read(self, memory: Memory, x: Tensor) -> tuple[Tensor, Any]:
+    def _read(self, memory: KVCache, x: Tensor) -> tuple[Tensor, Any]:
         places = torch.arange(memory.n_read, memory.n_read + x.shape[1], device=x.device)
         cache = to_crossed_cache(memory.own, memory.crossed)
         out = self._body(

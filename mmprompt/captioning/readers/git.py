@@ -14,7 +14,7 @@ from transformers import GitForCausalLM
 from mmprompt.captioning.readers.captioner import FrozenCaptioner
 from mmprompt.captioning.readers.pretrained import build_captioner, first_id, load_frozen
 from mmprompt.models.decoder.hf_cache import cache_argument, from_cache, to_cache
-from mmprompt.models.decoder.memory import Memory, causal_mask
+from mmprompt.models.decoder.kv_cache import KVCache, causal_mask
 from mmprompt.models.frozen import LoadOptions
 
 
@@ -61,22 +61,22 @@ class GitDecoder:
         """Embed tokens."""
         return self.git.embeddings.word_embeddings(token_ids)
 
-    def open(self, features: Tensor, soft: Tensor | None) -> Memory:
+    def open(self, features: Tensor, soft: Tensor | None) -> KVCache:
         """Read the image tokens, which see one another and no word."""
-        memory = self._read(Memory(), self.git.visual_projection(features), None)[1]
-        return Memory(memory.own)
+        memory = self._read(KVCache(), self.git.visual_projection(features), None)[1]
+        return KVCache(memory.own)
 
-    def run(self, memory: Memory, x: Tensor) -> tuple[Tensor, Memory]:
+    def run(self, memory: KVCache, x: Tensor) -> tuple[Tensor, KVCache]:
         """Read further slots."""
         places = torch.arange(memory.n_read, memory.n_read + x.shape[1], device=x.device)
         x = self.git.embeddings(inputs_embeds=x.clone(), position_ids=places[None])  # it adds positions in place
         return self._read(memory, x, causal_mask(memory.own[0][0].shape[2], x))
 
-    def _read(self, memory: Memory, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Memory]:
+    def _read(self, memory: KVCache, x: Tensor, mask: Tensor | None) -> tuple[Tensor, KVCache]:
         cache = to_cache(memory.own)
         encoder = self.git.encoder
         out = encoder(x, attention_mask=mask, use_cache=True, **cache_argument(encoder, cache))
-        return out.last_hidden_state, Memory(from_cache(cache), n_read=memory.n_read + x.shape[1])
+        return out.last_hidden_state, KVCache(from_cache(cache), n_read=memory.n_read + x.shape[1])
 
     def head(self, hidden: Tensor) -> Tensor:
         """Turn hidden states into logits."""

@@ -31,7 +31,7 @@ from mmprompt.captioning.readers.captioner import CaptionTokenizer, FrozenCaptio
 from mmprompt.captioning.readers.pretrained import caption_tokenizer, first_id, load_frozen
 from mmprompt.errors import UserError
 from mmprompt.models.decoder.hf_cache import cache_argument, from_cache, to_cache
-from mmprompt.models.decoder.memory import Memory
+from mmprompt.models.decoder.kv_cache import KVCache
 from mmprompt.models.dual_encoder.transformers_clip import hub_options, read_pixels
 from mmprompt.models.frozen import LoadOptions
 
@@ -239,7 +239,7 @@ class ImageTextDecoder:
         """Embed tokens, as the model scales them."""
         return self.model.get_input_embeddings()(token_ids)
 
-    def open(self, features: Tensor, soft: Tensor | None) -> Memory:
+    def open(self, features: Tensor, soft: Tensor | None) -> KVCache:
         """Read the opening with the images in their places, all but its last token, which `run` reads.
 
         That token is read here too, for classes in which the image attends to it, and forgotten.
@@ -248,11 +248,11 @@ class ImageTextDecoder:
         words = self.embed(token_ids.index_fill(0, places, 0))  # the image's id may have no embedding
         x = words.expand(len(features), -1, -1).index_copy(1, places, features.to(words.dtype))
         types = {key: value.to(x.device).expand(len(x), -1) for key, value in self.opening.types.items()}
-        _, memory = self._read(Memory(), x, token_ids.expand(len(features), -1), types)
+        _, memory = self._read(KVCache(), x, token_ids.expand(len(features), -1), types)
         own = tuple((keys[:, :, :-1], values[:, :, :-1]) for keys, values in memory.own)
-        return Memory(own, n_read=memory.n_read - 1)
+        return KVCache(own, n_read=memory.n_read - 1)
 
-    def run(self, memory: Memory, x: Tensor) -> tuple[Tensor, Memory]:
+    def run(self, memory: KVCache, x: Tensor) -> tuple[Tensor, KVCache]:
         """Read further slots."""
         reserved = torch.full(x.shape[:2], self.start_ids[0], device=x.device)
         return self._read(memory, x, reserved, {})
@@ -262,7 +262,7 @@ class ImageTextDecoder:
         logits = self.model.get_output_embeddings()(hidden)
         return logits if self._cap is None else self._cap * torch.tanh(logits / self._cap)
 
-    def _read(self, memory: Memory, x: Tensor, token_ids: Tensor, types: dict[str, Tensor]) -> tuple[Tensor, Memory]:
+    def _read(self, memory: KVCache, x: Tensor, token_ids: Tensor, types: dict[str, Tensor]) -> tuple[Tensor, KVCache]:
         base = self.model.base_model
         cache = to_cache(memory.own)
         given = {"use_cache": True, **types, **cache_argument(base, cache)}
@@ -271,7 +271,7 @@ class ImageTextDecoder:
                 out = base(input_ids=token_ids, **given)
         else:
             out = base(inputs_embeds=x, **given)
-        return out.last_hidden_state, Memory(from_cache(cache), n_read=memory.n_read + x.shape[1])
+        return out.last_hidden_state, KVCache(from_cache(cache), n_read=memory.n_read + x.shape[1])
 
 
 @contextmanager

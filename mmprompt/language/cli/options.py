@@ -11,7 +11,7 @@ import tyro
 
 from mmprompt.core.header import read_header
 from mmprompt.errors import bad_value, unknown_name
-from mmprompt.language.data import TextData, draw_shots, load_texts
+from mmprompt.language.data import TextData, load_texts, sample_shots
 from mmprompt.language.start import Objective
 from mmprompt.terminal.output import Output, between, percent
 
@@ -103,7 +103,7 @@ def read_rows(output: Output, name: str, shots: int | None, seed: int) -> TextDa
         UserError: the file cannot be used.
     """
     data = load_texts(name)
-    data = data if shots is None else draw_shots(data, shots, seed)
+    data = data if shots is None else sample_shots(data, shots, seed)
     for note in data.notes:
         output.say(f"Note: {note}", "dim")
     return data

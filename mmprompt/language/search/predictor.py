@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from mmprompt.errors import UserError
-from mmprompt.language.search.words import TokenIds, fill
-from mmprompt.models.decoder.memory import Memory
+from mmprompt.language.search.words import TokenIds, place_words
+from mmprompt.models.decoder.kv_cache import KVCache
 from mmprompt.models.decoder.model import FrozenLanguageModel, Predicted, columns_of, shared_start
 from mmprompt.models.decoder.packing import Packed, Question, pack, share_rows
 from mmprompt.models.decoder.reader import CausalReader
@@ -40,7 +40,7 @@ def predict_in_words(
     reader = model.reader
     if not (isinstance(reader, CausalReader) and reader.packs):
         return [
-            model.predict({}, [Question(fill(one.slots, ids), one.answers) for one in questions], words)
+            model.predict({}, [Question(place_words(one.slots, ids), one.answers) for one in questions], words)
             for ids in prompts
         ]
     n_start = len(shared_start(questions))
@@ -48,7 +48,7 @@ def predict_in_words(
     packed = pack(rest, share_rows(rest), n_start, model.device)
     ids = torch.tensor(prompts, device=model.device)  # [C, P]
     start = torch.tensor(questions[0].slots[:n_start], dtype=torch.int64, device=model.device)
-    starts = filled(start, ids)  # [C, n_start]
+    starts = place_words_of_all(start, ids)  # [C, n_start]
     n_same = common_columns(starts)
     shared = model.read_shared({}, starts[0, :n_same].tolist())
     columns = packed.tokens if words is None else columns_of(packed.tokens, words)
@@ -62,7 +62,7 @@ def predict_in_words(
     return found
 
 
-def filled(slots: Tensor, ids: Tensor) -> Tensor:
+def place_words_of_all(slots: Tensor, ids: Tensor) -> Tensor:
     """Slots [...] with the tokens [C, P] of each prompt in the places of soft vectors: [C, ...]."""
     return torch.where(slots < 0, ids[:, (-1 - slots).clamp(min=0)], slots)
 
@@ -73,7 +73,7 @@ def common_columns(ids: Tensor) -> int:
     return int(is_same.int().cumprod(0).sum())
 
 
-def _read(reader: CausalReader, shared: Memory, start: Tensor, packed: Packed, ids: Tensor) -> Tensor:
+def _read(reader: CausalReader, shared: KVCache, start: Tensor, packed: Packed, ids: Tensor) -> Tensor:
     """The hidden states [C, S, D''] that questions are answered from, after each of C prompts.
 
     Args:
@@ -89,7 +89,7 @@ def _read(reader: CausalReader, shared: Memory, start: Tensor, packed: Packed, i
         memory = reader.run(memory, reader.embed(start))[1]
     if n_rows > 1 and memory.own:
         memory = memory.select(torch.arange(n_prompts, device=ids.device).repeat_interleave(n_rows))
-    slots = filled(packed.slots, ids).flatten(0, 1)  # [C R, L]
+    slots = place_words_of_all(packed.slots, ids).flatten(0, 1)  # [C R, L]
     visible = None if packed.visible is None else packed.visible.repeat(n_prompts, 1, 1)
     hidden, _ = reader.run(memory, reader.embed(slots), packed.places.repeat(n_prompts, 1), visible)
     return hidden.unflatten(0, (n_prompts, n_rows)).flatten(1, 2).index_select(1, packed.read)
@@ -118,7 +118,7 @@ def prompt_log_probs(model: FrozenLanguageModel, slots: Sequence[int], soft: Ten
     if not places:
         return soft.new_zeros(len(soft), 0, model.vocabulary_size), []
     read = torch.tensor(slots[:last], device=model.device).expand(len(soft), -1)
-    hidden, _ = model.reader.run(Memory(), model.reader.embed_slots(read, Vectors(soft, "sample")))
+    hidden, _ = model.reader.run(KVCache(), model.reader.embed_slots(read, Vectors(soft, "sample")))
     logits = model.reader.head(hidden[:, [place - 1 for place in places]])
     dtype = torch.promote_types(logits.dtype, torch.float32)
     return logits.to(dtype).log_softmax(-1), [-1 - slots[place] for place in places]

@@ -80,7 +80,7 @@ class Words:
         Returns:
             None where they are, else which of the P tokens is the first that is not, or the last before it.
         """
-        wanted = fill(slots, ids)
+        wanted = place_words(slots, ids)
         try:
             bound = self.template(ids).bind(
                 self._tokenizer, self._start_ids, is_answer_apart=self.bound.is_answer_apart
@@ -107,7 +107,7 @@ class Words:
         return self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)
 
 
-def fill(slots: Sequence[int], ids: TokenIds) -> TokenIds:
+def place_words(slots: Sequence[int], ids: TokenIds) -> TokenIds:
     """Slots of a row with tokens where soft vectors stood."""
     return tuple(ids[-1 - slot] if slot < 0 else slot for slot in slots)
 

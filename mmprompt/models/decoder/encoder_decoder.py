@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from mmprompt.errors import UserError
 from mmprompt.models.decoder.hf_cache import cache_name, from_cache, to_crossed_cache
-from mmprompt.models.decoder.memory import KeyValues
+from mmprompt.models.decoder.kv_cache import KeyValues
 from mmprompt.models.decoder.packing import Packed, Question
 from mmprompt.models.decoder.reader import UNLIMITED, embed_slots
 from mmprompt.models.decoder.vectors import KvShape

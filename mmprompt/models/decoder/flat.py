@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmprompt.models.decoder.memory import Memory
+from mmprompt.models.decoder.kv_cache import KVCache
 from mmprompt.models.decoder.packing import Packed
 
 PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
@@ -41,7 +41,7 @@ class FlatBlocks:
         has_parts = all(hasattr(layers[0], part) for part in PARTS)
         return has_parts and all(hasattr(layers[0].self_attn, part) for part in PROJECTIONS)
 
-    def read(self, memory: Memory, packed: Packed, x: Tensor, mask: Tensor | None) -> Tensor:
+    def read(self, memory: KVCache, packed: Packed, x: Tensor, mask: Tensor | None) -> Tensor:
         """The hidden states [S, D] after the slots that something is predicted after.
 
         Args:

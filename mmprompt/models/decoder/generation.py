@@ -17,7 +17,7 @@ from mmprompt.errors import UserError
 from mmprompt.models.decoder.encoder_decoder import EncoderDecoderReader
 from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.models.decoder.hf_cache import cache_argument, to_cache, to_crossed_cache
-from mmprompt.models.decoder.memory import KeyValues, Memory, memory_of
+from mmprompt.models.decoder.kv_cache import KeyValues, KVCache, memory_of
 from mmprompt.models.decoder.model import FrozenLanguageModel, SiteVectors
 from mmprompt.models.decoder.reader import window_of
 from mmprompt.models.decoder.vectors import LM_INPUT, keys_values
@@ -37,13 +37,13 @@ class Job:
         soft: shared vectors for negative slots, None where there are none.
     """
 
-    memory: Memory
+    memory: KVCache
     slots: tuple[int, ...]
     soft: Vectors | None = None
 
 
 def job_of(
-    model: FrozenLanguageModel, vectors: SiteVectors, slots: tuple[int, ...], start: Memory | None = None
+    model: FrozenLanguageModel, vectors: SiteVectors, slots: tuple[int, ...], start: KVCache | None = None
 ) -> Job:
     """A text with vectors of a prompt.
 

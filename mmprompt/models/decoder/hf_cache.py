@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from transformers.cache_utils import DynamicCache, DynamicLayer, EncoderDecoderCache
 
-from mmprompt.models.decoder.memory import KeyValues
+from mmprompt.models.decoder.kv_cache import KeyValues
 
 
 def to_cache(keys_values: KeyValues) -> DynamicCache:

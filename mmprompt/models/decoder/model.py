@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmprompt.errors import UserError
 from mmprompt.models.decoder.encoder_decoder import EncoderDecoderReader
-from mmprompt.models.decoder.memory import Memory, memory_of
+from mmprompt.models.decoder.kv_cache import KVCache, memory_of
 from mmprompt.models.decoder.packing import Packed, Question, pack, share_rows
 from mmprompt.models.decoder.reader import CausalReader
 from mmprompt.models.decoder.vectors import LM_INPUT, check_vectors, keys_values
@@ -164,7 +164,7 @@ class FrozenLanguageModel:
         tokens = packed.tokens if words is None else columns_of(packed.tokens, words)
         return Predicted(logits, packed.at, tokens, packed.lengths)
 
-    def read_shared(self, vectors: SiteVectors, slots: Sequence[int]) -> Memory:
+    def read_shared(self, vectors: SiteVectors, slots: Sequence[int]) -> KVCache:
         """Read what other slots follow once, and return what a decoder-only model keeps of it: keys and values.
 
         Args:
@@ -230,7 +230,7 @@ def shared_start(questions: Sequence[Question]) -> tuple[int, ...]:
     return first[: min(n_shared, most)]
 
 
-def read_again(reader: CausalReader, memory: Memory, packed: Packed, soft: Vectors | None) -> Tensor:
+def read_again(reader: CausalReader, memory: KVCache, packed: Packed, soft: Vectors | None) -> Tensor:
     """Do what `reader.read` does, row by row, keeping nothing of a row for the gradient but what went in."""
     length, hidden, order = packed.slots.shape[1], [], []
     for row in range(len(packed.slots)):
@@ -250,7 +250,7 @@ def read_again(reader: CausalReader, memory: Memory, packed: Packed, soft: Vecto
             parts = tensors if mine is None else tensors[:-1]
             own = tuple(zip(parts[::2], parts[1::2], strict=True))
             soft = None if mine is None else replace(mine, values=tensors[-1])
-            return reader.read(Memory(own, n_read=memory.n_read), one, soft)
+            return reader.read(KVCache(own, n_read=memory.n_read), one, soft)
 
         hidden.append(recomputed(read, [*keys, *([] if mine is None else [mine.values])]))
         order.append(is_mine.nonzero()[:, 0])

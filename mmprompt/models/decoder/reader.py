@@ -16,7 +16,7 @@ from torch import Tensor
 from mmprompt.errors import UserError
 from mmprompt.models.decoder.flat import FlatBlocks
 from mmprompt.models.decoder.hf_cache import cache_argument, from_cache, to_cache
-from mmprompt.models.decoder.memory import KeyValues, Memory
+from mmprompt.models.decoder.kv_cache import KeyValues, KVCache
 from mmprompt.models.decoder.packing import Packed, Question, pack
 from mmprompt.models.sites import Vectors
 
@@ -71,8 +71,8 @@ class CausalReader:
         return embed_slots(self.embed(slots.clamp(min=0)), slots, soft)
 
     def run(
-        self, memory: Memory, x: Tensor, places: Tensor | None = None, visible: Tensor | None = None
-    ) -> tuple[Tensor, Memory]:
+        self, memory: KVCache, x: Tensor, places: Tensor | None = None, visible: Tensor | None = None
+    ) -> tuple[Tensor, KVCache]:
         """Read further slots.
 
         Args:
@@ -90,7 +90,7 @@ class CausalReader:
         if visible is not None:
             more["attention_mask"] = additive(visible, memory.n_read, x.dtype)
         out = self.lm.base_model(inputs_embeds=x, use_cache=True, **more, **cache_argument(self.lm.base_model, cache))
-        return out.last_hidden_state, Memory(from_cache(cache), n_read=memory.n_read + x.shape[1])
+        return out.last_hidden_state, KVCache(from_cache(cache), n_read=memory.n_read + x.shape[1])
 
     def head(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., D''] to logits [..., V]."""
@@ -110,9 +110,9 @@ class CausalReader:
     @torch.no_grad()
     def keys_values_of(self, x: Tensor) -> KeyValues:
         """The keys and values [1, H, M, D/H] of each block, of embeddings [M, D] at the beginning of a text."""
-        return self.run(Memory(), x[None])[1].own
+        return self.run(KVCache(), x[None])[1].own
 
-    def read(self, memory: Memory, packed: Packed, soft: Vectors | None) -> Tensor:
+    def read(self, memory: KVCache, packed: Packed, soft: Vectors | None) -> Tensor:
         """The hidden states [S, D''] that questions are answered from.
 
         Args:
@@ -127,7 +127,7 @@ class CausalReader:
         mask = None if packed.visible is None else additive(packed.visible, n_before, x.dtype)
         return self._flat.read(memory, packed, x, mask)
 
-    def _read_whole(self, memory: Memory, packed: Packed, soft: Vectors | None) -> Tensor:
+    def _read_whole(self, memory: KVCache, packed: Packed, soft: Vectors | None) -> Tensor:
         """The same by the model's own forward, over all slots of all rows."""
         hidden, _ = self.run(memory, self.embed_slots(packed.slots, soft), packed.places, packed.visible)
         return hidden.flatten(0, 1).index_select(0, packed.read)
@@ -139,7 +139,7 @@ class CausalReader:
         x = (tokens + tokens.roll(1, 1)) / 2  # no token's: some models look up which token an embedding is
         try:
             expected = self.lm(inputs_embeds=x, use_cache=False).logits
-            first, memory = self.run(Memory(), x[:, :2])
+            first, memory = self.run(KVCache(), x[:, :2])
             second, memory = self.run(memory, x[:, 2:])
             is_same = close(self.head(torch.cat([first, second], dim=1)), expected)
         except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError):
@@ -156,7 +156,7 @@ class CausalReader:
     def _can_pack(self, probe: tuple[int, ...]) -> bool:
         """Whether texts that share a row are seen to read what they read alone, after something that was read."""
         first, last = probe[0], probe[-1]
-        _, memory = self.run(Memory(), self.embed(torch.tensor([[first, last]], device=self.lm.device)))
+        _, memory = self.run(KVCache(), self.embed(torch.tensor([[first, last]], device=self.lm.device)))
         questions = [Question((last, first), ((last, last), (first,))), Question((first,), ((last, first),))]
 
         def read(rows: list[list[int]]) -> Tensor:
@@ -172,7 +172,7 @@ class CausalReader:
         except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError):
             return False
 
-    def _alone(self, memory: Memory, question: Question) -> Tensor:
+    def _alone(self, memory: KVCache, question: Question) -> Tensor:
         """The hidden states before the tokens of each answer, each answer read in a row of its own."""
         found = []
         for answer in question.answers:

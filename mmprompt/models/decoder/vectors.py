@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 
 from mmprompt.errors import UserError
-from mmprompt.models.decoder.memory import KeyValues
+from mmprompt.models.decoder.kv_cache import KeyValues
 from mmprompt.models.sites import Site, Vectors
 
 LM_INPUT = Site("lm")

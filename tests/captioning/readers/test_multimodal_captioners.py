@@ -18,7 +18,7 @@ from mmprompt.captioning.readers.blip2 import load_blip2
 from mmprompt.captioning.readers.captioner import LM_INPUT, FrozenCaptioner
 from mmprompt.captioning.readers.image_text import ImageTextDecoder, load_image_text
 from mmprompt.captioning.readers.load import load_captioner
-from mmprompt.models.decoder.memory import Memory
+from mmprompt.models.decoder.kv_cache import KVCache
 from mmprompt.models.frozen import LoadOptions
 from mmprompt.models.sites import Site, Vectors
 from tests import small_multimodal as small
@@ -110,7 +110,7 @@ def captioner(kind: str, load: Callable[..., FrozenCaptioner]) -> FrozenCaptione
 
 
 @pytest.fixture
-def memory(captioner: FrozenCaptioner, pixels: Tensor) -> Memory:
+def memory(captioner: FrozenCaptioner, pixels: Tensor) -> KVCache:
     return captioner.open(captioner.encode_image(pixels))
 
 
@@ -163,7 +163,7 @@ def library_logits(
 
 
 def test_a_prompt_of_token_embeddings_gives_what_the_token_ids_give(
-    kind: str, captioner: FrozenCaptioner, memory: Memory, pixels: Tensor
+    kind: str, captioner: FrozenCaptioner, memory: KVCache, pixels: Tensor
 ) -> None:
     prompt, caption = words(1, N_ROWS, PROMPT), words(2, N_ROWS, CAPTION)
     ours = captioner.logits(memory, soft(captioner, prompt), caption)
@@ -174,21 +174,21 @@ def test_a_prompt_of_token_embeddings_gives_what_the_token_ids_give(
 
 
 def test_without_a_prompt_the_logits_are_the_librarys(
-    kind: str, captioner: FrozenCaptioner, memory: Memory, pixels: Tensor
+    kind: str, captioner: FrozenCaptioner, memory: KVCache, pixels: Tensor
 ) -> None:
     caption = words(2, N_ROWS, CAPTION)
     theirs = library_logits(kind, captioner, pixels, words(1, N_ROWS, 0), caption)
     assert difference(captioner.logits(memory, {}, caption), theirs) < EXACT
 
 
-def test_captions_hang_on_the_image(captioner: FrozenCaptioner, memory: Memory) -> None:
+def test_captions_hang_on_the_image(captioner: FrozenCaptioner, memory: KVCache) -> None:
     caption = words(2, 1, CAPTION).expand(N_ROWS, -1)
     logits = captioner.logits(memory, {}, caption)
     assert min(difference(logits[:1], logits[1:2]), difference(logits[1:2], logits[2:])) > 1e-4
 
 
 def test_learned_vectors_give_what_the_library_makes_of_inputs_embeds(
-    kind: str, captioner: FrozenCaptioner, memory: Memory, pixels: Tensor
+    kind: str, captioner: FrozenCaptioner, memory: KVCache, pixels: Tensor
 ) -> None:
     values = torch.randn(
         PROMPT, captioner.decoder.width, dtype=captioner.dtype, generator=torch.Generator().manual_seed(5)
@@ -199,7 +199,7 @@ def test_learned_vectors_give_what_the_library_makes_of_inputs_embeds(
 
 
 def test_a_greedy_caption_is_the_one_of_generate(
-    kind: str, captioner: FrozenCaptioner, memory: Memory, pixels: Tensor
+    kind: str, captioner: FrozenCaptioner, memory: KVCache, pixels: Tensor
 ) -> None:
     prompt, n_new = words(1, N_ROWS, PROMPT), 8
     model: Any = captioner.model
@@ -214,7 +214,7 @@ def test_a_greedy_caption_is_the_one_of_generate(
     assert torch.equal(torch.stack(chosen, dim=1), told[:, -n_new:])
 
 
-def test_steps_give_what_a_whole_caption_gives(kind: str, captioner: FrozenCaptioner, memory: Memory) -> None:
+def test_steps_give_what_a_whole_caption_gives(kind: str, captioner: FrozenCaptioner, memory: KVCache) -> None:
     caption, prompt = words(2, N_ROWS, CAPTION), soft(captioner, words(1, PROMPT))
     state = captioner.prefill(memory, prompt)
     stepped = [state.logits]
@@ -224,14 +224,14 @@ def test_steps_give_what_a_whole_caption_gives(kind: str, captioner: FrozenCapti
     assert difference(torch.stack(stepped, 1), captioner.logits(memory, prompt, caption)) < EXACT
 
 
-def test_wanted_logits_are_those_of_the_wanted_tokens(captioner: FrozenCaptioner, memory: Memory) -> None:
+def test_wanted_logits_are_those_of_the_wanted_tokens(captioner: FrozenCaptioner, memory: KVCache) -> None:
     caption, wanted = words(2, N_ROWS, CAPTION), words(3, N_ROWS, CAPTION) % 2 == 0
     assert torch.allclose(
         captioner.logits(memory, {}, caption, wanted), captioner.logits(memory, {}, caption)[wanted], rtol=1e-9
     )
 
 
-def test_rows_may_be_repeated_and_reordered(kind: str, captioner: FrozenCaptioner, memory: Memory) -> None:
+def test_rows_may_be_repeated_and_reordered(kind: str, captioner: FrozenCaptioner, memory: KVCache) -> None:
     prompt, caption, rows = words(1, N_ROWS, PROMPT), words(2, N_ROWS, CAPTION), torch.tensor([2, 0, 0, 1])
     state = captioner.step(captioner.prefill(memory, soft(captioner, prompt)), caption[:, 0])
     moved = captioner.step(state.select(rows), caption[rows, 1]).logits
@@ -240,7 +240,7 @@ def test_rows_may_be_repeated_and_reordered(kind: str, captioner: FrozenCaptione
     assert difference(again, captioner.logits(memory, soft(captioner, prompt), caption)[rows]) < EXACT
 
 
-def test_rows_do_not_see_one_another(kind: str, captioner: FrozenCaptioner, memory: Memory) -> None:
+def test_rows_do_not_see_one_another(kind: str, captioner: FrozenCaptioner, memory: KVCache) -> None:
     prompt, caption = words(1, N_ROWS, PROMPT), words(2, N_ROWS, CAPTION)
     together = captioner.logits(memory, soft(captioner, prompt), caption)
     for row in range(N_ROWS):
@@ -250,7 +250,7 @@ def test_rows_do_not_see_one_another(kind: str, captioner: FrozenCaptioner, memo
 
 
 def test_keys_and_values_of_tokens_give_what_the_tokens_give(
-    kind: str, captioner: FrozenCaptioner, memory: Memory
+    kind: str, captioner: FrozenCaptioner, memory: KVCache
 ) -> None:
     caption, tokens = words(2, N_ROWS, CAPTION), words(4, N_ROWS, PROMPT)
     decoder = captioner.decoder
@@ -267,7 +267,7 @@ def test_keys_and_values_of_tokens_give_what_the_tokens_give(
     assert difference(captioner.logits(memory, vectors, caption), expected) < EXACT
 
 
-def test_every_learned_key_and_value_has_a_gradient(captioner: FrozenCaptioner, memory: Memory) -> None:
+def test_every_learned_key_and_value_has_a_gradient(captioner: FrozenCaptioner, memory: KVCache) -> None:
     assert captioner.decoder.kv_shape is not None
     n_layers, n_heads, head = captioner.decoder.kv_shape
     generator = torch.Generator().manual_seed(6)
@@ -296,7 +296,9 @@ def test_nothing_that_was_given_is_changed(captioner: FrozenCaptioner, pixels: T
     assert all(torch.equal(tensor, old) for tensor, old in zip(after, kept, strict=True))
 
 
-def test_training_reaches_the_prompt_and_leaves_the_model_as_it_was(captioner: FrozenCaptioner, memory: Memory) -> None:
+def test_training_reaches_the_prompt_and_leaves_the_model_as_it_was(
+    captioner: FrozenCaptioner, memory: KVCache
+) -> None:
     values = torch.nn.Parameter(captioner.decoder.embed(words(1, PROMPT)))
     caption = words(2, N_ROWS, CAPTION)
     logits = captioner.logits(memory, {LM_INPUT: Vectors(values)}, caption)

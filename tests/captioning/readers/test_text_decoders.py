@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM
 
 from mmprompt.captioning.readers.captioner import LM_INPUT, FrozenCaptioner
 from mmprompt.captioning.readers.load import load_captioner
-from mmprompt.models.decoder.memory import Memory
+from mmprompt.models.decoder.kv_cache import KVCache
 from mmprompt.models.dual_encoder.load import load_backbone
 from mmprompt.models.sites import Site, Vectors
 from tests import captioner_models as models
@@ -141,11 +141,11 @@ def soft_of(captioner: FrozenCaptioner, ids: Tensor) -> dict[Site, Vectors]:
     return {LM_INPUT: Vectors(captioner.decoder.embed(ids), "image")}
 
 
-def opened(case: Case, pixels: Tensor) -> Memory:
+def opened(case: Case, pixels: Tensor) -> KVCache:
     return case.captioner.open(case.captioner.encode_image(pixels))
 
 
-def tensors_of(memory: Memory) -> list[Tensor]:
+def tensors_of(memory: KVCache) -> list[Tensor]:
     found = [part for pair in (*memory.own, *memory.crossed) for part in pair]
     return found if memory.states is None else [*found, memory.states]
 
@@ -225,7 +225,7 @@ def test_only_wanted_logits_are_returned(case: Case, pixels: Tensor, ids: Tensor
     expect_close(case.captioner.logits(memory, {}, ids, wanted), case.captioner.logits(memory, {}, ids)[wanted])
 
 
-def keys_values_of(case: Case, memory: Memory, ids: Tensor) -> dict[Site, Vectors]:
+def keys_values_of(case: Case, memory: KVCache, ids: Tensor) -> dict[Site, Vectors]:
     """What every block keeps of tokens that are read right after the image."""
     decoder = case.captioner.decoder
     _, read = decoder.run(memory, decoder.embed(ids))

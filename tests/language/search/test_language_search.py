@@ -20,7 +20,7 @@ from mmprompt.language.predictor import LanguagePredictor, load_prompted
 from mmprompt.language.search.loss import WordObjective, best_of, row_order
 from mmprompt.language.search.methods import CoordinateSearch, Projection, Vocabulary, WordSearch, readable
 from mmprompt.language.search.task import exchange, prepare, project, search_words
-from mmprompt.language.search.words import TokenIds, allowed_tokens, fill
+from mmprompt.language.search.words import TokenIds, allowed_tokens, place_words
 from mmprompt.language.start import PromptInit
 from mmprompt.language.task import LanguageProblem, Objective
 from mmprompt.language.templates.template import Template
@@ -343,7 +343,7 @@ def test_found_words_are_read_back_and_score_what_they_were_found_for(name: str,
     assert len(found.token_ids) == 4
     soft = Template.parse(TEMPLATES[0]).bind(model.tokenizer, model.start_ids, 4, model.is_encoder_decoder)
     for row in data.train:
-        wanted = fill(soft.encode(row.fields, 48).slots, found.token_ids)
+        wanted = place_words(soft.encode(row.fields, 48).slots, found.token_ids)
         assert found.prompted.bound.encode(row.fields, 48).slots == wanted
     assert found.prompted.template.fields == ("text",)
     assert found.prompted.bound.n_soft == 0

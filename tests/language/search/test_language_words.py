@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from mmprompt.errors import UserError
-from mmprompt.language.search.words import Words, fill, start_words
+from mmprompt.language.search.words import Words, place_words, start_words
 from mmprompt.language.templates.template import Template
 from tests.text_tokenizers import byte_level, sentence_piece
 
@@ -64,7 +64,7 @@ def test_words_that_have_a_name_stand_in_all_its_places() -> None:
     assert words.texts(ids) == (" great", " sad film")
     assert misread(words, ids) is None
     slots = words.bound.encode(ROW, ROOM).slots
-    assert words.template(ids).bind(tokenizer).encode(ROW, ROOM).slots == fill(slots, ids)
+    assert words.template(ids).bind(tokenizer).encode(ROW, ROOM).slots == place_words(slots, ids)
 
 
 def test_words_stand_in_the_messages_of_a_chat() -> None:

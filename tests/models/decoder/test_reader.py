@@ -12,7 +12,7 @@ from transformers import CohereConfig, CohereForCausalLM, GPTJConfig, GPTJForCau
 from transformers.models.llama.modeling_llama import LlamaAttention
 
 from mmprompt.errors import UserError
-from mmprompt.models.decoder.memory import Memory
+from mmprompt.models.decoder.kv_cache import KVCache
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.decoder.packing import Question
 from mmprompt.models.decoder.reader import CausalReader, embed_slots, window_of
@@ -32,7 +32,7 @@ def model(request: pytest.FixtureRequest) -> FrozenLanguageModel:
 def test_pieces_of_any_length_give_the_logits_of_the_whole(model: FrozenLanguageModel) -> None:
     reader: Any = model.reader
     expected = model.lm(IDS).logits
-    x, memory, found = model.embed(IDS), Memory(), []
+    x, memory, found = model.embed(IDS), KVCache(), []
     for start, end in ((0, 3), (3, 4), (4, 8)):
         hidden, memory = reader.run(memory, x[:, start:end])
         found.append(reader.head(hidden))
@@ -44,7 +44,7 @@ def test_pieces_of_any_length_give_the_logits_of_the_whole(model: FrozenLanguage
 def test_what_was_read_is_gone_on_from_more_than_once(model: FrozenLanguageModel) -> None:
     reader: Any = model.reader
     x = model.embed(IDS)
-    _, memory = reader.run(Memory(), x[:, :4])
+    _, memory = reader.run(KVCache(), x[:, :4])
     before = [part.clone() for pair in memory.own for part in pair]
     first, _ = reader.run(memory, x[:, 4:])
     again, _ = reader.run(memory, x[:, 4:])
@@ -64,7 +64,7 @@ def test_a_model_says_what_it_takes(model: FrozenLanguageModel) -> None:
 
 def test_few_words_have_the_logits_that_all_have(model: FrozenLanguageModel) -> None:
     reader: Any = model.reader
-    hidden, _ = reader.run(Memory(), model.embed(IDS))
+    hidden, _ = reader.run(KVCache(), model.embed(IDS))
     words = torch.tensor([7, 3, 200])
     torch.testing.assert_close(reader.head_of(words, hidden), reader.head(hidden)[..., words], rtol=1e-12, atol=1e-12)
 
@@ -77,7 +77,7 @@ def test_a_head_with_a_bias_keeps_it() -> None:
     lm.lm_head.bias.normal_()
     lm.lm_head.weight.normal_()
     reader: Any = FrozenLanguageModel("gptj", lm, tokenizer).reader
-    hidden, _ = reader.run(Memory(), reader.embed(IDS))
+    hidden, _ = reader.run(KVCache(), reader.embed(IDS))
     torch.testing.assert_close(reader.head(hidden), lm(IDS).logits, rtol=1e-9, atol=1e-9)
     words = torch.tensor([7, 3, 200])
     torch.testing.assert_close(reader.head_of(words, hidden), lm(IDS).logits[..., words], rtol=1e-9, atol=1e-9)

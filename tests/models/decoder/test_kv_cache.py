@@ -5,21 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmprompt.models.decoder.memory import Memory, causal_mask
+from mmprompt.models.decoder.kv_cache import KVCache, causal_mask
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def memory_of(n_rows: int, n_slots: int, seed: int = 0) -> Memory:
+def memory_of(n_rows: int, n_slots: int, seed: int = 0) -> KVCache:
     """Two blocks of two heads; states and their keys and values too."""
     own = tuple((drawn(n_rows, 2, n_slots, 3, seed=seed + n), drawn(n_rows, 2, n_slots, 3, seed=9 + n)) for n in (0, 1))
     crossed = ((drawn(n_rows, 2, 5, 3, seed=seed + 20), drawn(n_rows, 2, 5, 3, seed=seed + 21)),)
-    return Memory(own, drawn(n_rows, 5, 6, seed=seed + 30), crossed, n_slots)
+    return KVCache(own, drawn(n_rows, 5, 6, seed=seed + 30), crossed, n_slots)
 
 
-def tensors(memory: Memory) -> list[Tensor]:
+def tensors(memory: KVCache) -> list[Tensor]:
     found = [part for pair in (*memory.own, *memory.crossed) for part in pair]
     return [*found, memory.states] if memory.states is not None else found
 
@@ -50,22 +50,22 @@ def test_learned_keys_and_values_come_after_what_was_read() -> None:
         assert torch.equal(key[:, :, :4], old)
         assert torch.equal(key[:, :, 4:], new.expand(2, -1, -1, -1))
         assert torch.equal(value[:, :, 4:], new_value.expand(2, -1, -1, -1))
-    empty = Memory(states=memory.states)
+    empty = KVCache(states=memory.states)
     assert torch.equal(empty.insert(learned).own[1][0], learned[1][0].expand(2, -1, -1, -1))
 
 
 def test_memories_are_joined_row_after_row() -> None:
     one, other = memory_of(2, 4), memory_of(1, 4, seed=60)
-    both = Memory.join([one, other])
+    both = KVCache.join([one, other])
     assert (len(both), both.n_read) == (3, 4)
     for part, first, second in zip(tensors(both), tensors(one), tensors(other), strict=True):
         assert torch.equal(part, torch.cat([first, second]))
-    assert Memory.join([Memory(one.own, n_read=4), Memory(other.own, n_read=4)]).states is None
+    assert KVCache.join([KVCache(one.own, n_read=4), KVCache(other.own, n_read=4)]).states is None
 
 
 def test_rows_after_a_base_take_its_part_from_it() -> None:
     rows = torch.tensor([1, 1, 0])
-    base = Memory(tuple((key[:, :, :2], value[:, :, :2]) for key, value in memory_of(2, 4, seed=70).own), n_read=2)
+    base = KVCache(tuple((key[:, :, :2], value[:, :, :2]) for key, value in memory_of(2, 4, seed=70).own), n_read=2)
     memory = memory_of(2, 4)
     picked = memory.select_after(base, rows)
     assert picked.n_read == 4
@@ -73,13 +73,13 @@ def test_rows_after_a_base_take_its_part_from_it() -> None:
         assert torch.equal(key, torch.cat([old[rows], old_key[rows][:, :, 2:]], 2))
         assert torch.equal(value[:, :, 2:], old_value[rows][:, :, 2:])
     assert torch.equal(picked.crossed[0][1], memory.crossed[0][1][rows])
-    assert torch.equal(memory.select_after(Memory(), rows).own[0][0], memory.own[0][0][rows])
+    assert torch.equal(memory.select_after(KVCache(), rows).own[0][0], memory.own[0][0][rows])
 
 
 def test_bytes_are_counted_over_all_that_is_kept() -> None:
     n_own, n_crossed, n_states = 4 * 2 * 2 * 4 * 3, 2 * 2 * 2 * 5 * 3, 2 * 5 * 6
     assert memory_of(2, 4).n_bytes == 4 * (n_own + n_crossed + n_states)
-    assert Memory().n_bytes == 0
+    assert KVCache().n_bytes == 0
 
 
 def test_new_slots_see_what_was_read_and_one_another_from_left_to_right() -> None:

@@ -17,7 +17,7 @@ KeyValues = tuple[tuple[Tensor, Tensor], ...]
 
 
 @dataclass(frozen=True)
-class Memory:
+class KVCache:
     """Keys and values of N rows.
 
     Args:
@@ -32,15 +32,15 @@ class Memory:
     crossed: KeyValues = ()
     n_read: int = 0
 
-    def select(self, rows: Tensor) -> Memory:
+    def select(self, rows: Tensor) -> KVCache:
         """The given rows, each as often as it is named: [N'] int64."""
         return self._map(lambda tensor: tensor.index_select(0, rows))
 
-    def repeat(self, n_rows: int) -> Memory:
+    def repeat(self, n_rows: int) -> KVCache:
         """One row as often as it is asked for, without a copy."""
         return self._map(lambda tensor: tensor.expand(n_rows, *tensor.shape[1:]))
 
-    def select_after(self, base: Memory, rows: Tensor) -> Memory:
+    def select_after(self, base: KVCache, rows: Tensor) -> KVCache:
         """The given rows, with what `base` had read taken from `base`, so that no gradient flows back through it.
 
         Args:
@@ -57,10 +57,10 @@ class Memory:
             )
             for (old_key, old_value), (key, value) in zip(base.own, self.own, strict=True)
         )
-        rest = Memory((), self.states, self.crossed, self.n_read).select(rows)
-        return Memory(own, rest.states, rest.crossed, self.n_read)
+        rest = KVCache((), self.states, self.crossed, self.n_read).select(rows)
+        return KVCache(own, rest.states, rest.crossed, self.n_read)
 
-    def insert(self, keys_values: KeyValues) -> Memory:
+    def insert(self, keys_values: KeyValues) -> KVCache:
         """The same with learned keys and values after what was read: [1 or N, H, M, D/H] each."""
         n_rows = len(self)
         pairs = []
@@ -70,10 +70,10 @@ class Memory:
                 before = self.own[layer]
                 pair = tuple(torch.cat([old, new.to(old.dtype)], dim=2) for old, new in zip(before, pair, strict=True))
             pairs.append((pair[0], pair[1]))
-        return Memory(tuple(pairs), self.states, self.crossed, self.n_read + keys_values[0][0].shape[2])
+        return KVCache(tuple(pairs), self.states, self.crossed, self.n_read + keys_values[0][0].shape[2])
 
     @staticmethod
-    def join(parts: Sequence[Memory]) -> Memory:
+    def join(parts: Sequence[KVCache]) -> KVCache:
         """The rows of several memories that have read equally much, one after another."""
         first = parts[0]
 
@@ -83,7 +83,7 @@ class Memory:
 
         states = None if first.states is None else torch.cat([part.states for part in parts if part.states is not None])
         own, crossed = pairs([part.own for part in parts]), pairs([part.crossed for part in parts])
-        return Memory(own, states, crossed, first.n_read)
+        return KVCache(own, states, crossed, first.n_read)
 
     def __len__(self) -> int:
         first = self.states if self.states is not None else self.own[0][0]
@@ -96,15 +96,15 @@ class Memory:
         tensors += [] if self.states is None else [self.states]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Memory:
+    def _map(self, change: Callable[[Tensor], Tensor]) -> KVCache:
         own = tuple((change(key), change(value)) for key, value in self.own)
         crossed = tuple((change(key), change(value)) for key, value in self.crossed)
-        return Memory(own, None if self.states is None else change(self.states), crossed, self.n_read)
+        return KVCache(own, None if self.states is None else change(self.states), crossed, self.n_read)
 
 
-def memory_of(learned: KeyValues) -> Memory:
+def memory_of(learned: KeyValues) -> KVCache:
     """Learned keys and values as what was read before everything else."""
-    return Memory(learned, n_read=learned[0][0].shape[2]) if learned else Memory()
+    return KVCache(learned, n_read=learned[0][0].shape[2]) if learned else KVCache()
 
 
 def causal_mask(n_before: int, x: Tensor) -> Tensor | None:
