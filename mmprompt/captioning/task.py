@@ -34,7 +34,7 @@ from mmprompt.training.lock import run_lock
 from mmprompt.training.loop import train
 from mmprompt.training.problem import StepResult
 from mmprompt.training.recipe import Recipe
-from mmprompt.training.seeds import batches
+from mmprompt.training.seeds import batches, derive_seed
 
 N_STEPS = 160
 """Steps that a prompt is trained for at least where the recipe names no epochs, however few pictures there are."""
@@ -209,7 +209,9 @@ class FocusTask:
             keys_values=None if model.decoder.kv_shape is None else keys_values,
             embed=partial(embed_words, model),
         )
-        prompt = method.prompt(model, start)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(seed, "sources"))
+            prompt = method.prompt(model, start)
         model.check_vectors(vectors_of(prompt.inserts()))
         return Captioner(model, Steering(((prompt, 1.0),)))
 
@@ -308,8 +310,8 @@ def fit_mapper(
     mapper = getattr(captioner.decoder, "mapper", None)
     if mapper is None or "+" not in captioner.name:
         raise UserError(
-            f"{captioner.name} has no mapper to train: mode mapper is for an image encoder and a language model. "
-            "Use --backbone 'ENCODER + hf:LM', or mode soft."
+            f"{captioner.name} has no mapper to train: method mapper is for an image encoder and a language model. "
+            "Use --backbone 'ENCODER + hf:LM', or --method prompt-tuning."
         )
     folder = Path(out)
     if folder.exists():

@@ -94,7 +94,7 @@ class MadePrefix(Source):
 
     Args:
         start: [M, 2 H D/H] of each block, where learning starts.
-        units: [2 H D/H] of each block, the size of these numbers.
+        units: [2 H D/H] or a scalar of each block, the size of these numbers.
         hidden: width of the MLP.
     """
 
@@ -106,7 +106,7 @@ class MadePrefix(Source):
         n_vectors, width = start[0].shape
         self.sites = tuple(Site("lm.kv", layer) for layer in range(len(start)))
         self.register_buffer("start", torch.cat(list(start), dim=1).float())
-        self.register_buffer("units", torch.cat(list(units)).float())
+        self.register_buffer("units", torch.cat([unit.expand(width) for unit in units]).float())
         self.inputs = nn.Parameter(torch.randn(n_vectors, hidden))
         self.mlp = nn.Sequential(nn.Linear(hidden, hidden), nn.Tanh(), zero_linear(hidden, width * len(start)))
 

@@ -6,16 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from mmprompt.core.prompt import SiteSources
-from mmprompt.core.sources import FreeVectors
 
 from mmprompt.captioning import measure as caption_measure
 from mmprompt.captioning.decoding import Decoding
 from mmprompt.captioning.measure import NO_PROMPT, measure_captions
 from mmprompt.captioning.metrics.adherence import score_focus
 from mmprompt.captioning.metrics.judges import LexiconJudge
-from mmprompt.captioning.predictor import Captioner, CaptionFeatures, FocusPrompt, Steering, hard_prompt
+from mmprompt.captioning.predictor import Captioner, CaptionFeatures, CaptionTemplate, Steering, hard_prompt
 from mmprompt.captioning.readers.captioner import LM_INPUT
+from mmprompt.core.learned import Learned, Prompt
 from mmprompt.errors import UserError
 from mmprompt.models.dual_encoder.load import load_backbone
 from tests.small_captioners import small_captioner, small_captions
@@ -46,7 +45,7 @@ def wordings(monkeypatch):
 
 def prompt_of(captioner, seed, focus="numbers"):
     values = torch.randn(3, captioner.decoder.width, generator=torch.Generator().manual_seed(seed))
-    return FocusPrompt(focus, SiteSources({LM_INPUT: FreeVectors(values)}).double())
+    return Prompt(CaptionTemplate(focus), Learned(LM_INPUT, values)).double()
 
 
 def measured(captioner, data, **more):

@@ -6,15 +6,15 @@ import json
 
 import pytest
 import torch
-from mmprompt.core.prompt import SiteSources
-from mmprompt.core.sources import FreeVectors
 from PIL import Image
 
 from mmprompt.captioning import predictor as module
 from mmprompt.captioning.decoding import Decoding
-from mmprompt.captioning.predictor import Captioner, FocusPrompt, Steering, hard_prompt, load_focus, save_focus
+from mmprompt.captioning.predictor import Captioner, CaptionTemplate, Steering, focus_of, hard_prompt, load_focus
 from mmprompt.captioning.readers.captioner import LM_INPUT
-from mmprompt.core.file import load, read_prompt_header
+from mmprompt.core.file import load, save
+from mmprompt.core.header import header_hash, read_header
+from mmprompt.core.learned import Learned, Prompt
 from mmprompt.errors import UserError
 from mmprompt.models.sites import Site
 from tests.small_captioners import small_captioner
@@ -32,18 +32,19 @@ def pictures():
 
 def learned(captioner, seed, n=3, focus="numbers"):
     values = torch.randn(n, captioner.decoder.width, generator=torch.Generator().manual_seed(seed))
-    return FocusPrompt(focus, SiteSources({LM_INPUT: FreeVectors(values)}).double())
+    return Prompt(CaptionTemplate(focus), Learned(LM_INPUT, values)).double()
 
 
 def learned_kv(captioner, seed):
     n_layers, n_heads, width = captioner.decoder.kv_shape
     rng = torch.Generator().manual_seed(seed)
-    return FocusPrompt(
-        "numbers",
-        SiteSources(
-            {Site("lm.kv", i): FreeVectors(torch.randn(2, 2 * n_heads * width, generator=rng)) for i in range(n_layers)}
-        ).double(),
-    )
+    values = [torch.randn(2, 2 * n_heads * width, generator=rng) for _ in range(n_layers)]
+    sources = [Learned(Site("lm.kv", layer), value) for layer, value in enumerate(values)]
+    return Prompt(CaptionTemplate("numbers"), *sources).double()
+
+
+def with_prompt(captioner, prompt):
+    return Captioner(captioner, Steering(((prompt, 1.0),)), Decoding(max_tokens=8))
 
 
 def texts(captions):
@@ -84,44 +85,42 @@ def test_a_prompt_of_words_says_what_their_tokens_give(captioner, pictures):
 @pytest.mark.parametrize("make", [learned, learned_kv])
 def test_a_saved_prompt_says_the_same_and_takes_kilobytes(captioner, pictures, tmp_path, make):
     prompt = make(captioner, 4)
-    save_focus(prompt, captioner, tmp_path / "run", {"seed": 1})
+    save(with_prompt(captioner, prompt), tmp_path / "run", {"seed": 1})
     again = load_focus(tmp_path / "run", captioner)
-    before, after = (
-        Captioner(captioner, Steering(((one, 1.0),)), Decoding(max_tokens=8)).caption(pictures)
-        for one in (prompt, again)
-    )
+    before, after = (with_prompt(captioner, one).caption(pictures) for one in (prompt, again))
     assert texts(before) == texts(after)
-    assert again.focus == "numbers"
+    assert focus_of(again) == "numbers"
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["prompt.json", "prompt.safetensors"]
     assert sum(path.stat().st_size for path in (tmp_path / "run").iterdir()) < 5000
 
 
 def test_a_prompt_of_another_captioner_is_refused(captioner, tmp_path):
-    save_focus(learned(captioner, 4), captioner, tmp_path / "run")
+    save(with_prompt(captioner, learned(captioner, 4)), tmp_path / "run")
     other = small_captioner(scale=5.0)
-    with pytest.raises(UserError, match="this prompt was learned on small"):
-        load_focus(tmp_path / "run", other)
+    for loaded_by in (load_focus, load):
+        with pytest.raises(UserError, match="this prompt was learned on small"):
+            loaded_by(tmp_path / "run", other)
 
 
 def test_prompts_of_captioners_and_classifiers_are_told_apart(captioner, tmp_path):
-    save_focus(learned(captioner, 4), captioner, tmp_path / "run")
-    with pytest.raises(UserError, match="is a prompt of a captioner, not of a classifier"):
-        load(tmp_path / "run")
-    header = read_prompt_header(tmp_path / "run")
+    save(with_prompt(captioner, learned(captioner, 4)), tmp_path / "run")
+    header = read_header(tmp_path / "run") | {"kind": "classification"}
+    seal(tmp_path / "run", header)
+    with pytest.raises(UserError, match=r"is a prompt for classification, not for captioning\. Use mmprompt predict"):
+        load_focus(tmp_path / "run", captioner)
     header.pop("kind")
-    (tmp_path / "run" / "prompt.json").write_text(json.dumps(header | {"header_sha256": module_hash(header)}))
-    with pytest.raises(UserError, match="is the prompt of a classifier"):
+    seal(tmp_path / "run", header)
+    with pytest.raises(UserError, match="is of kind None, but one of classification, captioning, language"):
         load_focus(tmp_path / "run", captioner)
 
 
-def module_hash(header):
-    from mmprompt.core.file import _header_hash
-
-    return _header_hash(header)
+def seal(folder, header):
+    """Write a header with a fresh hash, as another program would."""
+    (folder / "prompt.json").write_text(json.dumps(header | {"header_sha256": header_hash(header)}))
 
 
 def test_vectors_of_another_width_are_refused(captioner, pictures):
-    wrong = FocusPrompt("numbers", SiteSources({LM_INPUT: FreeVectors(torch.zeros(2, 7))}))
+    wrong = Prompt(CaptionTemplate("numbers"), Learned(LM_INPUT, torch.zeros(2, 7)))
     with pytest.raises(UserError, match="are 7 wide, but small takes 32"):
         Captioner(captioner, Steering(((wrong, 1.0),))).caption(pictures)
 

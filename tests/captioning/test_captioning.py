@@ -2,40 +2,47 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from mmprompt.captioning import task as captioning
-from mmprompt.captioning.data import load_captions
+from mmprompt.captioning.data import load_caption_data
 from mmprompt.captioning.decoding import Decoding
-from mmprompt.captioning.methods import HardPrompt, KeyValuePrompt, SoftPrompt, start_tokens
+from mmprompt.captioning.methods import MAPPER_RECIPE, HardPrompt, PrefixTuning, PromptTuning
 from mmprompt.captioning.metrics.clip_score import clip_score
-from mmprompt.captioning.predictor import Caption, Captioner, CaptionFeatures, FocusPrompt, load_focus
+from mmprompt.captioning.predictor import Caption, Captioner, CaptionFeatures, CaptionTemplate, focus_of, load_focus
 from mmprompt.captioning.readers.captioner import LM_INPUT
 from mmprompt.captioning.readers.load import load_captioner
 from mmprompt.captioning.task import (
-    MAPPER_RECIPE,
-    RECIPE,
     CaptionProblem,
     encode_captions,
     epochs_of,
-    fit_captions,
     fit_mapper,
     notices_of,
+    start_tokens,
 )
 from mmprompt.captioning.writing import rank
+from mmprompt.core import fit as core
+from mmprompt.core.learned import Learned, Prompt
+from mmprompt.core.method import resolved_recipe, settled
 from mmprompt.errors import UserError
 from mmprompt.models.dual_encoder.load import TINY, load_backbone
 from mmprompt.models.image_features import encode_pictures
+from mmprompt.models.sites import vectors_of
 from mmprompt.training.callbacks import Callback
+from mmprompt.training.recipe import Recipe
 from tests.small_captioners import END, START, small_captioner, small_captions
 
 pytestmark = pytest.mark.usefixtures("feature_store")
 
-QUICK = replace(RECIPE, epochs=3, batch_size=4, lr=0.05, checkpoint_seconds=0.0)
+QUICK = Recipe(epochs=3, batch_size=4, lr=0.05, checkpoint_seconds=0.0)
+
+
+def fit(method, captioner, data, out=None, recipe=QUICK, focus="numbers", features=None, **more):
+    return core.fit(method, captioner, data.focus(focus, features), out, recipe, progress=False, **more)
 
 
 @pytest.fixture
@@ -51,12 +58,11 @@ def data(tmp_path):
 
 
 def problem_of(captioner, data, method):
-    features = CaptionFeatures(captioner, None).of([item.image for item in data.train])
-    texts = [item.of("numbers") for item in data.train]
-    captions = encode_captions(captioner, texts, 20)
-    tokens = [ids for some in captions.token_ids for ids in some]
-    sources = method.sources(captioner, tokens, features).double()
-    return CaptionProblem(captioner, sources, sources.vectors, features, captions), sources
+    features = CaptionFeatures(captioner, None)
+    prompt = data.focus("numbers", features).predictor(method, captioner, 1).prompt.double()
+    captions = encode_captions(captioner, [item.of("numbers") for item in data.train], 20)
+    images = features.of([item.image for item in data.train])
+    return CaptionProblem(captioner, prompt, lambda: vectors_of(prompt.inserts()), images, captions), prompt
 
 
 def plain_loss(captioner, problem, indices, soft):
@@ -74,40 +80,42 @@ def plain_loss(captioner, problem, indices, soft):
 
 
 def test_loss_and_gradient_are_those_of_whole_rows_one_by_one(captioner, data):
-    problem, sources = problem_of(captioner, data, SoftPrompt(n_soft=4))
+    problem, prompt = problem_of(captioner, data, PromptTuning(4))
     indices = [0, 3, 5, 7]
-    (values,) = sources.parameters()
+    (values,) = prompt.parameters()
     ours = problem.step(indices, 0).losses["caption"]
     (our_gradient,) = torch.autograd.grad(ours, values)
-    theirs = plain_loss(captioner, problem, indices, sources.vectors()[LM_INPUT].values)
+    theirs = plain_loss(captioner, problem, indices, vectors_of(prompt.inserts())[LM_INPUT].values)
     (their_gradient,) = torch.autograd.grad(theirs, values)
     # the loss is taken in single precision
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
     assert ((our_gradient - their_gradient).norm() / their_gradient.norm()).item() < 1e-6
 
 
-@pytest.mark.parametrize("method", [SoftPrompt(n_soft=3), KeyValuePrompt(n_prefix=2)])
+@pytest.mark.parametrize("method", [PromptTuning(3), PrefixTuning(2, reparametrise=False)])
 def test_what_the_decoder_read_of_the_images_may_be_kept_or_not(captioner, data, monkeypatch, method):
-    kept, sources = problem_of(captioner, data, method)
+    kept, prompt = problem_of(captioner, data, method)
     monkeypatch.setattr(captioning, "MAX_MEMORY_BYTES", 0)
     unkept, _ = problem_of(captioner, data, method)
     assert kept._memory is not None
     assert unkept._memory is None
-    one, other = (problem.loss([0, 4, 7], sources.vectors()) for problem in (kept, unkept))
+    one, other = (problem.loss([0, 4, 7], vectors_of(prompt.inserts())) for problem in (kept, unkept))
     assert one.item() == pytest.approx(other.item(), rel=1e-7)
 
 
-@pytest.mark.parametrize("method", [SoftPrompt(n_soft=4), KeyValuePrompt(n_prefix=2)])
+@pytest.mark.parametrize("method", [PromptTuning(4), PrefixTuning(2)])
 def test_a_prompt_learns_and_the_captioner_stays_as_it_was(captioner, data, tmp_path, method):
     before = captioner.compute_fingerprint()
-    result = fit_captions("numbers", method, captioner, data, tmp_path / "run", replace(QUICK, epochs=30))
+    result = fit(method, captioner, data, tmp_path / "run", epochs=30)
     losses = [record["loss"] for record in result.history]
     assert losses[-1] < 0.85 * losses[0]
     assert captioner.compute_fingerprint() == before
     assert all(parameter.grad is None for parameter in captioner.model.parameters())
     saved = load_focus(tmp_path / "run", captioner)
-    for site, vectors in saved.vectors().items():
-        assert torch.equal(vectors.values, result.prompt.vectors()[site].values)
+    learned = vectors_of(result.predictor.prompt.inserts())
+    assert saved.sites == result.predictor.prompt.sites
+    for site, vectors in vectors_of(saved.inserts()).items():
+        assert torch.equal(vectors.values, learned[site].values)
     assert sum(path.stat().st_size for path in (tmp_path / "run").glob("prompt.*")) < 10_000
 
 
@@ -115,7 +123,7 @@ def test_every_picture_is_encoded_once(captioner, data):
     encoder = captioner.model["encoder"]
     captioner.image_shape  # noqa: B018 - shows the encoder one picture of zeros
     encoder.n_seen = 0
-    fit_captions("numbers", SoftPrompt(2), captioner, data, recipe=QUICK, features=CaptionFeatures(captioner, None))
+    fit(PromptTuning(2), captioner, data, features=CaptionFeatures(captioner, None))
     assert encoder.n_seen == len(data.train)
 
 
@@ -131,17 +139,28 @@ class StopAfter(Callback):
 
 
 def test_a_resumed_training_ends_in_the_same_bytes(captioner, data, tmp_path):
-    fit_captions("numbers", SoftPrompt(3), captioner, data, tmp_path / "whole", QUICK)
+    fit(PromptTuning(3), captioner, data, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        fit_captions("numbers", SoftPrompt(3), captioner, data, tmp_path / "halves", QUICK, callbacks=[StopAfter(2)])
-    fit_captions("numbers", SoftPrompt(3), captioner, data, tmp_path / "halves", QUICK, resume=True)
+        fit(PromptTuning(3), captioner, data, tmp_path / "halves", callbacks=[StopAfter(2)])
+    fit(PromptTuning(3), captioner, data, tmp_path / "halves", resume=True)
     one, other = ((tmp_path / name / "prompt.safetensors").read_bytes() for name in ("whole", "halves"))
     assert one == other
 
 
+@pytest.mark.parametrize("method", [PromptTuning(3), PrefixTuning(2, reparametrise=True, hidden=8)], ids=str)
+def test_the_same_run_gives_the_same_bytes_whatever_torch_drew_before(captioner, data, tmp_path, method):
+    for number, name in ((5, "one"), (6, "again")):
+        torch.manual_seed(number)
+        before = torch.get_rng_state()
+        fit(method, captioner, data, tmp_path / name)
+        assert torch.equal(torch.get_rng_state(), before)
+    one, again = ((tmp_path / name / "prompt.safetensors").read_bytes() for name in ("one", "again"))
+    assert one == again
+
+
 def test_captions_that_are_cut_are_counted_and_said(captioner, data, caplog):
     captioner.decoder.budget = 5
-    result = fit_captions("numbers", SoftPrompt(2), captioner, data, recipe=QUICK)
+    result = fit(PromptTuning(2), captioner, data)
     assert any("8 of 16 captions were longer" in notice for notice in result.notices)
     assert "8 of 16 captions were longer" in caplog.text
 
@@ -152,36 +171,37 @@ def test_a_prompt_that_does_not_steer_is_said_to(captioner, data):
         [caption.text] for caption in Captioner(captioner, decoding=Decoding(max_tokens=6)).caption_features(features)
     ]
     captions = encode_captions(captioner, own, 20)  # what it says anyway, which a prompt can only make less likely
-    sources = SoftPrompt(2).sources(captioner, [[5]], features)
-    problem = CaptionProblem(captioner, sources, sources.vectors, features, captions)
-    notices = notices_of(problem, FocusPrompt("numbers", sources), features)
-    assert any("can hardly be steered" in notice and "Try --mode kv." in notice for notice in notices)
+    values = captioner.decoder.embed(torch.tensor([5, 5])).float()
+    prompt = Prompt(CaptionTemplate("numbers"), Learned(LM_INPUT, values))
+    problem = CaptionProblem(captioner, prompt, lambda: vectors_of(prompt.inserts()), features, captions)
+    notices = notices_of(problem, prompt, features)
+    assert any("can hardly be steered" in notice and "Try prefix-tuning." in notice for notice in notices)
 
 
 def test_one_caption_for_every_picture_is_said_to_be_a_collapse(captioner, data, monkeypatch):
     monkeypatch.setattr(captioning, "COLLAPSED", 1.1)
-    result = fit_captions("numbers", SoftPrompt(2), captioner, data, recipe=QUICK)
+    result = fit(PromptTuning(2), captioner, data)
     assert any("it has collapsed" in notice for notice in result.notices)
 
 
 def test_a_focus_without_captions_is_refused_and_nothing_is_written(captioner, data, tmp_path):
     with pytest.raises(UserError, match="there is no focus named 'feelings'"):
-        fit_captions("feelings", SoftPrompt(2), captioner, data, tmp_path / "run", QUICK)
+        fit(PromptTuning(2), captioner, data, tmp_path / "run", focus="feelings")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_finished_run_is_not_written_over(captioner, data, tmp_path):
-    fit_captions("numbers", SoftPrompt(2), captioner, data, tmp_path / "run", QUICK)
+    fit(PromptTuning(2), captioner, data, tmp_path / "run")
     before = (tmp_path / "run" / "prompt.safetensors").read_bytes()
     with pytest.raises(UserError, match="already holds a finished run"):
-        fit_captions("numbers", SoftPrompt(2), captioner, data, tmp_path / "run", QUICK)
+        fit(PromptTuning(2), captioner, data, tmp_path / "run")
     assert (tmp_path / "run" / "prompt.safetensors").read_bytes() == before
 
 
 def test_keys_and_values_are_refused_where_the_decoder_takes_none(captioner, data):
     captioner.decoder.kv_shape = None
-    with pytest.raises(UserError, match="the decoder of small takes no keys and values"):
-        fit_captions("numbers", KeyValuePrompt(2), captioner, data, recipe=QUICK)
+    with pytest.raises(UserError, match="small takes no keys and values of a prompt in its blocks"):
+        fit(PrefixTuning(2), captioner, data)
 
 
 def test_a_prompt_starts_from_the_commonest_tokens():
@@ -190,15 +210,15 @@ def test_a_prompt_starts_from_the_commonest_tokens():
     assert start_tokens([[4, 4, 6]], 5, torch.device("cpu")).tolist() == [4, 6, 4, 6, 4]
 
 
-@pytest.mark.parametrize("make", [lambda: SoftPrompt(0), lambda: KeyValuePrompt(0)])
+@pytest.mark.parametrize("make", [lambda: PromptTuning(0), lambda: PrefixTuning(0)])
 def test_at_least_one_vector_is_learned(make):
-    with pytest.raises(UserError, match="at least one"):
+    with pytest.raises(UserError, match="it must be 1 or more"):
         make()
 
 
 def test_captions_are_ordered_by_likeness_too_and_keep_all_scores():
     ranker = load_backbone("tiny", device="cpu")
-    picture = load_captions("openart-scenes").test[0]
+    picture = load_caption_data("openart-scenes").test[0]
     features = encode_pictures(ranker, [picture.image])
     texts = sorted(
         [picture.of("emotions")[0], "an angry face."],
@@ -217,7 +237,7 @@ def test_captions_are_ordered_by_likeness_too_and_keep_all_scores():
 
 def test_a_mapper_is_learned_once_and_carries_prompts(tmp_path):
     pair = f"tiny + hf:{TINY / 'captioner'}"
-    scenes = load_captions("openart-scenes")
+    scenes = load_caption_data("openart-scenes")
     some = replace(scenes, items=scenes.train[:16])
     captioner = load_captioner(pair, device="cpu")
     before = {name: value.clone() for name, value in captioner.decoder.mapper.state_dict().items()}
@@ -227,8 +247,8 @@ def test_a_mapper_is_learned_once_and_carries_prompts(tmp_path):
     again = load_captioner(str(tmp_path / "mapper"), device="cpu")
     for name, value in captioner.decoder.mapper.state_dict().items():
         assert torch.equal(again.decoder.mapper.state_dict()[name], value)
-    result = fit_captions("emotions", SoftPrompt(2), again, some, tmp_path / "run", replace(QUICK, epochs=1))
-    assert load_focus(tmp_path / "run", again).focus == result.prompt.focus
+    result = fit(PromptTuning(2), again, some, tmp_path / "run", focus="emotions", epochs=1)
+    assert focus_of(load_focus(tmp_path / "run", again)) == focus_of(result.predictor.prompt) == "emotions"
     with pytest.raises(UserError, match="a mapper is never written over"):
         fit_mapper(captioner, some, tmp_path / "mapper")
 
@@ -240,17 +260,33 @@ def test_a_captioner_without_a_mapper_has_none_to_train(captioner, data, tmp_pat
 
 
 def test_a_focus_in_words_is_saved_without_training(captioner, data, tmp_path):
-    result = fit_captions("numbers", HardPrompt("5 9"), captioner, data, tmp_path / "run", QUICK)
+    result = fit(HardPrompt("5 9"), captioner, data, tmp_path / "run")
     saved = load_focus(tmp_path / "run", captioner)
     assert result.history == []
-    assert saved.words == "5 9"
+    assert saved.template == CaptionTemplate("numbers", "5 9")
     expected = captioner.decoder.embed(torch.tensor([5, 9])).float()
-    assert torch.equal(saved.vectors()[LM_INPUT].values, expected)
+    assert torch.equal(vectors_of(saved.inserts())[LM_INPUT].values, expected)
     with pytest.raises(UserError, match="they must hold at least one word"):
-        fit_captions("numbers", HardPrompt(""), captioner, data)
+        fit(HardPrompt(""), captioner, data)
 
 
 def test_few_pictures_are_seen_more_often():
-    assert epochs_of(RECIPE, 320) == 8
-    assert epochs_of(RECIPE, 16) == 160
-    assert epochs_of(replace(RECIPE, epochs=3), 16) == 3
+    recipe = resolved_recipe(PromptTuning(), ("small", "captioning"), {}, None)
+    assert (recipe.lr, recipe.batch_size) == (0.1, 16)
+    assert epochs_of(recipe, 320) == 8
+    assert epochs_of(recipe, 16) == 160
+    assert epochs_of(replace(recipe, epochs=3), 16) == 3
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        (PromptTuning(), {"n_soft": 8}),
+        (PromptTuning(3), {"n_soft": 3}),
+        (PrefixTuning(), {"n_prefix": 4, "reparametrise": False, "hidden": 256}),
+        (PrefixTuning(2, True), {"n_prefix": 2, "reparametrise": True, "hidden": 256}),
+    ],
+    ids=str,
+)
+def test_what_a_method_leaves_open_suits_a_captioner(method, settings):
+    assert asdict(settled(method, "tiny", "captioning")) == settings
