@@ -183,14 +183,14 @@ def test_labels_are_refused_where_there_are_none() -> None:
     ("settings", "message"),
     [
         ({"start": "word"}, "there is no start named 'word'. Did you mean 'words'?"),
-        ({"start": "words"}, "words is '', but a start from words needs some. Use --words \"Classify the text\"."),
+        ({"start": "words"}, "words is '', but a start from words needs some. Use `words=\"Classify the text\"`."),
         ({"start": "words", "words": " "}, "words is ' ', but a start from words needs some."),
         ({"words": " "}, "words is ' ', but a start from words needs some."),
-        ({"start": "prompt"}, "from_prompt is None, but a start from a prompt needs one. Use --from-prompt RUN."),
-        ({"start": "texts", "words": "a"}, "words is 'a', but the start is texts. Use --start words."),
+        ({"start": "prompt"}, "from_prompt is None, but a start from a prompt needs one. Use `from_prompt=RUN`."),
+        ({"start": "texts", "words": "a"}, "words is 'a', but the start is texts. Use `start='words'`."),
         (
             {"start": "texts", "from_prompt": Path("run")},
-            "from_prompt is run, but the start is texts. Use --start prompt.",
+            "from_prompt is run, but the start is texts. Use `start='prompt'`.",
         ),
         ({"words": "a", "from_prompt": Path("run")}, "words is 'a', but the start is from run too. Leave one out."),
     ],
