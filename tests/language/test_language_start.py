@@ -176,7 +176,7 @@ def test_a_prompt_without_vectors_among_the_tokens_or_of_another_model_is_refuse
 def test_labels_are_refused_where_there_are_none() -> None:
     with pytest.raises(UserError) as caught:
         started(PromptInit("labels"), labels=())
-    assert str(caught.value) == "start is labels, but the data has no classes. Use --start texts."
+    assert str(caught.value) == "start is labels, but the data has no classes. Use `start='texts'`."
 
 
 @pytest.mark.parametrize(
