@@ -1,7 +1,8 @@
 """The one exception for the user's mistakes, and the helpers that word it.
 
 Every message is one line with three parts: what was wrong (with its value), what was expected,
-what to do. This file knows nothing about prompts, models or data.
+what to do. A setting to change is named as Python has it, in backticks (`n_ctx=4`); the command line
+turns these into its options. This file knows nothing about prompts, models or data.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class UserError(ValueError):
 
 
 def bad_value(name: str, value: object, expected: str, advice: str) -> UserError:
-    """Word the refusal of a setting: `depth is 13, but this text tower has 12 layers. Use --depth 12 or less.`"""
+    """Word the refusal of a setting: "depth is 13, but this text tower has 12 layers. Use `depth=12` or less."."""
     return UserError(f"{name} is {value}, but {expected}. {advice}")
 
 

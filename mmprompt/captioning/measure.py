@@ -166,7 +166,12 @@ def measure_captions(
     """
     focuses = [focus_of(prompt) for prompt in prompts]
     if not prompts or len(set(focuses)) < len(focuses):
-        raise bad_value("prompts", ", ".join(focuses) or "empty", "one prompt a focus is needed", "Give --prompts RUN.")
+        raise bad_value(
+            "prompts",
+            ", ".join(focuses) or "empty",
+            "one prompt a focus is needed",
+            "Give `prompts`, each of another focus.",
+        )
     coco_module("cider.cider")  # missed now, not after the captions are written
     judge = judge_for(data)
     stage = _Stage(captioner, decoding or Decoding(), features or CaptionFeatures(captioner), judge)

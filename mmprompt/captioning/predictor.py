@@ -309,7 +309,7 @@ def hard_prompt(captioner: FrozenCaptioner, focus: str, words: str) -> Prompt:
     """
     values = embed_words(captioner, words)
     if not len(values):
-        raise bad_value("words", repr(words), "they must hold at least one word", 'Use --words "the mood is".')
+        raise bad_value("words", repr(words), "they must hold at least one word", 'Use `words="the mood is"`.')
     source = Learned(LM_INPUT, values)
     return Prompt(CaptionTemplate(focus, words), source).to(captioner.device).requires_grad_(False)
 

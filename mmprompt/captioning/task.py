@@ -311,11 +311,11 @@ def fit_mapper(
     if mapper is None or "+" not in captioner.name:
         raise UserError(
             f"{captioner.name} has no mapper to train: method mapper is for an image encoder and a language model. "
-            "Use --backbone 'ENCODER + hf:LM', or --method prompt-tuning."
+            "Use `backbone='ENCODER + hf:LM'`, or `method='prompt-tuning'`."
         )
     folder = Path(out)
     if folder.exists():
-        raise UserError(f"{folder} is there already, and a mapper is never written over. Give another --out.")
+        raise UserError(f"{folder} is there already, and a mapper is never written over. Give another `out`.")
     is_neutral = any(item.of(NEUTRAL) for item in data.train)
     items = data.with_captions("train", NEUTRAL if is_neutral else None)
     training = folder.with_name(f"{folder.name}-training")

@@ -134,7 +134,7 @@ def caption_rows(
         return _describe_missing(describe, pictures, {}, name, None, progress)
     part = out.with_name(f"{out.name}.part")
     make_folder(out.parent)
-    refusal = bad_file(out, "is being written by another process", "Wait until it has ended, or give another --out.")
+    refusal = bad_file(out, "is being written by another process", "Wait until it has ended, or give another `out`.")
     with locked(out.with_name(f"{out.name}.lock"), refusal):
         known = _known_rows((out, part), dict(pictures), name)
         write_bytes(part, _to_lines(known.values()))
@@ -184,7 +184,7 @@ def _known_rows(paths: Iterable[Path], files: Mapping[str, Path], settings: str)
         for row in _read_rows(path, settings):
             image = row["image"]
             if "error" not in row and (image not in files or content(files[image]) != row["content"]):
-                advice = "Give another --out, or remove it."
+                advice = "Give another `out`, or remove it."
                 raise bad_file(path, f"holds a caption of {image}, which is gone or another picture now", advice)
             known[image] = row
     return {image: known[image] for image in files if image in known and "error" not in known[image]}
@@ -200,10 +200,10 @@ def _read_rows(path: Path, settings: str) -> Iterator[Row]:
             row = json.loads(line)
             image, made_by, _ = row["image"], row["settings"], row["error" if "error" in row else "content"]
         except (ValueError, KeyError, TypeError):
-            advice = "Give another --out, or remove it."
+            advice = "Give another `out`, or remove it."
             raise bad_file(path, "is no row of captions", advice, line=number) from None
         if made_by != settings:
-            advice = "Give another --out, or write with the settings it was begun with."
+            advice = "Give another `out`, or write with the settings it was begun with."
             raise bad_file(path, f"holds captions of other settings ({image})", advice)
         yield row
 

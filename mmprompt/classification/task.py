@@ -279,7 +279,7 @@ class ClassificationTask:
         """
         refuse_single_class(self.class_names)
         if recipe.patience is not None and not self.validation:
-            advice = "Leave out --patience."
+            advice = "Leave out `patience`."
             raise UserError(f"early stopping needs validation images, but {self.name} has none. {advice}")
         augment = self.augment if recipe.augment == "auto" else recipe.augment
         epochs = None if recipe.n_steps is not None else self.n_epochs(recipe)

@@ -20,6 +20,7 @@ from mmprompt.experiments.cells import Origin
 from mmprompt.experiments.grid import Contender
 from mmprompt.terminal.config import distribute, read_settings
 from mmprompt.terminal.lists import is_given, names_in
+from mmprompt.terminal.options import remember
 from mmprompt.terminal.parser import parse, peek
 from mmprompt.terminal.pictures import own_path, refuse_both
 from mmprompt.training.recipe import Recipe
@@ -130,6 +131,7 @@ def read_grid_call(
     settings = merged_settings([kind for several in kinds.values() for kind in several])
     groups: dict[str, Any] = {"compared": Compared, "settings": settings, "recipe": Recipe}
     form = make_dataclass("Comparison", list(groups.items()), frozen=True)
+    remember(form)
     read: Any = parse(form, arguments, prog, description, form(**distribute(start, groups, Path(path or "defaults"))))
     given = {
         name for group in (settings, Recipe) for name in _names(group) if is_given(arguments, name) or name in saved

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mmprompt.errors import UserError, unknown_name
+from mmprompt.terminal.options import in_options, remember
 from mmprompt.training.problem import RunFailed
 from mmprompt.version import __version__
 
@@ -109,6 +110,7 @@ def dispatch(words: Sequence[str]) -> None:
     """Run the verb that a command line names."""
     name, rest = find_verb(words)
     verb = VERBS[name]
+    remember(None)
     run = getattr(importlib.import_module(f"mmprompt.{verb.module}"), verb.function)
     run(rest, f"mmprompt {name}")
 
@@ -122,8 +124,13 @@ def is_group_help(words: Sequence[str]) -> bool:
 
 
 def fail(message: str) -> None:
-    """One line on stderr, in the form of every error of ours."""
-    print(f"mmprompt: error: {' '.join(message.split())}", file=sys.stderr)
+    """Print one line on stderr, in the form of every error of ours and in the words of the command line."""
+    print(f"mmprompt: error: {' '.join(in_options(message).split())}", file=sys.stderr)
+
+
+class _Note(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return f"mmprompt: note: {in_options(super().format(record))}"
 
 
 @contextlib.contextmanager
@@ -131,7 +138,7 @@ def notes_on_stderr() -> Iterator[None]:
     """Show what the library logs as lines of ours, whatever other libraries have done to logging."""
     logger = logging.getLogger("mmprompt")
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("mmprompt: note: %(message)s"))
+    handler.setFormatter(_Note())
     before = logger.propagate
     logger.addHandler(handler)
     logger.propagate = False

@@ -74,4 +74,4 @@ def check_new(folder: Path) -> None:
         UserError: the folder holds a saved prompt.
     """
     if (folder / HEADER).exists():
-        raise UserError(f"{folder} already holds a finished run, and it is never overwritten. Give another --out.")
+        raise UserError(f"{folder} already holds a finished run, and it is never overwritten. Give another `out`.")

@@ -129,7 +129,7 @@ class HardPrompt(DecoderMethod):
             return Prompt(start.template)
         values = start.embed(self.words)
         if not len(values):
-            advice = 'Use --words "the mood is".'
+            advice = 'Use `words="the mood is"`.'
             raise bad_value("words", repr(self.words), "they must hold at least one word", advice)
         return Prompt(start.template, Learned(LM_INPUT, values)).to(backbone.device).requires_grad_(False)
 
@@ -142,7 +142,7 @@ def check_count(name: str, value: int | None, most: int | None = None) -> None:
     """
     if value is None:
         return
-    advice = f"Use --{name.replace('_', '-')} 10."
+    advice = f"Use `{name}=10`."
     if value < 1:
         raise bad_value(name, value, "it must be 1 or more", advice)
     if most is not None and value > most:

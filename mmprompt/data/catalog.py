@@ -95,7 +95,7 @@ def read_card(name: str, datasets_dir: str | Path | None = None) -> DatasetCard:
     """
     paths = _card_paths(datasets_dir)
     if name not in paths:
-        raise unknown_name("dataset", name, paths, "Folders of your own go to --data.")
+        raise unknown_name("dataset", name, paths, "A folder of your own is read by ImageFolder.")
     return _read(paths[name])
 
 
@@ -111,7 +111,7 @@ def read_splits(card: DatasetCard, root: str | Path | None = None) -> Splits:
     if not card.archive:
         return read_layout(card, given_root(card, root))
     if root is not None:
-        raise bad_value("root", root, f"the pictures of {card.name} are in the package", "Leave --root out.")
+        raise bad_value("root", root, f"the pictures of {card.name} are in the package", "Leave `root` out.")
     return read_table(_PACKAGE / "assets" / card.csv, unpack(_PACKAGE / "assets" / card.archive))
 
 
@@ -123,7 +123,7 @@ def _card_paths(datasets_dir: str | Path | None) -> dict[str, Path]:
     if datasets_dir is None:
         return paths
     if not Path(datasets_dir).is_dir():
-        raise bad_file(datasets_dir, "is not a folder", "Give --datasets-dir a folder of YAML files.")
+        raise bad_file(datasets_dir, "is not a folder", "Give `datasets_dir` a folder of YAML files.")
     for path in sorted(Path(datasets_dir).glob("*.yaml")):
         if path.stem in paths:
             raise bad_file(path, f"is a second dataset named {path.stem!r}", "Give it another name.")

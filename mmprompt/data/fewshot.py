@@ -103,7 +103,7 @@ def draw_shots(splits: Splits, shots: int, seed: int, rule: str = "coop", publis
     if rule == "jsonl":
         if published is None:
             raise UserError(
-                "protocol is jsonl, but only a data set known by name has published lists. Use --protocol coop."
+                "protocol is jsonl, but only a data set known by name has published lists. Use `protocol='coop'`."
             )
         return read_published_shots(published, splits, shots, seed)
     if rule == "tip-adapter":
@@ -221,7 +221,7 @@ def _both_from_train(splits: Splits, shots: int, rng: random.Random) -> Picks:
         if len(group) < shots + n_val:
             raise UserError(
                 f"the class {splits.class_names[label]!r} has {len(group)} training pictures, but protocol clip-lora "
-                f"draws {shots} + {n_val} where there is no val part. Use --protocol coop, or fewer shots."
+                f"draws {shots} + {n_val} where there is no val part. Use `protocol='coop'`, or fewer shots."
             )
         picked = rng.sample(group, shots + n_val)
         train += picked[:shots]
@@ -240,7 +240,7 @@ def _only(dataset: Dataset, labels: range) -> Dataset:
 
 def _check_shots(shots: int) -> None:
     if shots < 1:
-        raise bad_value("shots", shots, "at least 1 picture a class is needed", "Use --shots 1 or more.")
+        raise bad_value("shots", shots, "at least 1 picture a class is needed", "Use `shots=1` or more.")
 
 
 def _short_classes(splits: Splits, shots: int, rule: str) -> tuple[str, ...]:

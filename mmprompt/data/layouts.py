@@ -53,7 +53,7 @@ def read_layout(card: DatasetCard, root: Path) -> Splits:
         return official
     folder = root / place.folder
     if not folder.is_dir():
-        where = f"Give the --root that holds a folder {card.folder!r} of {card.name}, or get it: {card.source}"
+        where = f"Give the `root` that holds a folder {card.folder!r} of {card.name}, or get it: {card.source}"
         raise bad_file(folder, "is not there", where)
     problem = "is not there, and is never made up" if missing[0].path.suffix else "is not there"  # a split, a folder
     raise bad_file(missing[0].path, problem, f"Get it: {missing[0].get}")
@@ -78,7 +78,7 @@ def given_root(card: DatasetCard, root: str | Path | None) -> Path:
     if root is None:
         raise UserError(
             f"no root was given, but a folder {card.folder!r} of {card.name} is looked for below it. "
-            f"Use --root, or get it: {card.source}"
+            f"Give `root`, or get it: {card.source}"
         )
     return Path(root)
 

@@ -36,7 +36,7 @@ def read_published_shots(
 
 def _read(path: Path, known: dict[str, Item]) -> tuple[Item, ...]:
     if not path.is_file():
-        raise bad_file(path, "is not there", "Get the published lists, or use --protocol coop.")
+        raise bad_file(path, "is not there", "Get the published lists, or use `protocol='coop'`.")
     picks = []
     for line, record in read_objects(path):
         if not {"_impath", "_label"} <= set(record):

@@ -34,7 +34,7 @@ def divide(splits: Splits, val: float = 0.1, test: float = 0.2, seed: int = 1) -
     """
     for name, share in (("val", val), ("test", test)):
         if not 0 <= share < 1:
-            raise bad_value(name, share, "a share from 0 to below 1 was expected", "Use --val 0.1 --test 0.2.")
+            raise bad_value(name, share, "a share from 0 to below 1 was expected", "Use `val=0.1` and `test=0.2`.")
     if val + test >= 1:
         expected = "less than 1 was expected, so that training keeps a part"
         raise bad_value("val + test", val + test, expected, "Use less.")
@@ -44,7 +44,7 @@ def divide(splits: Splits, val: float = 0.1, test: float = 0.2, seed: int = 1) -
             f"{splits.root}: nothing is left to divide, for the parts are there already. Train on it as it is."
         )
     if test == 0 and not splits.test:
-        raise bad_value("test", test, "there is no test part yet, and a split needs one", "Use --test 0.2.")
+        raise bad_value("test", test, "there is no test part yet, and a split needs one", "Use `test=0.2`.")
     parts: dict[str, list[Item]] = {"train": [], "val": list(splits.val), "test": list(splits.test)}
     for label, items in sorted(by_label(splits.train).items()):
         ordered = sorted(items, key=lambda item: item.path.relative_to(splits.root).as_posix())
@@ -61,7 +61,7 @@ def divide(splits: Splits, val: float = 0.1, test: float = 0.2, seed: int = 1) -
 
 
 def write_split(path: Path, splits: Splits, made_by: dict[str, object]) -> None:
-    """Write a split file that `read_coop_split` and `--data` read.
+    """Write a split file that `read_coop_split` reads.
 
     Args:
         path: ends in `.json`; must not exist.
@@ -73,9 +73,9 @@ def write_split(path: Path, splits: Splits, made_by: dict[str, object]) -> None:
     if path.suffix.lower() != ".json":
         raise bad_file(path, "does not end in .json", "Give a name that does.")
     if path.exists():
-        raise bad_file(path, "is there already, and a split is never written over", "Give another --out.")
+        raise bad_file(path, "is there already, and a split is never written over", "Give another `out`.")
     if not path.parent.is_dir():
-        raise bad_file(path.parent, "is not a folder", "Give an --out in a folder that is there.")
+        raise bad_file(path.parent, "is not a folder", "Give an `out` in a folder that is there.")
     content: dict[str, object] = {MADE_BY: {"mmprompt": __version__, **made_by}}
     for split in SPLITS:
         content[split] = [

@@ -54,7 +54,7 @@ def compare(
         RunFailed: the worker processes died.
     """
     if workers is not None and workers < 1:
-        raise bad_value("workers", workers, "at least one process is needed", "Use --workers 1.")
+        raise bad_value("workers", workers, "at least one process is needed", "Use `workers=1`.")
     listener = listener or Listener()
     planned = plan(grid.cells(), device)
     keys = [one.key for one in planned]

@@ -65,10 +65,10 @@ def protocol_grid(
     """
     if protocol != FEW_SHOT and len(shots) != 1:
         shown = ",".join(map(str, shots))
-        raise bad_value("shots", shown, f"{protocol} is measured at one number of shots", "Use --shots 16.")
+        raise bad_value("shots", shown, f"{protocol} is measured at one number of shots", "Use `shots=16`.")
     if protocol in {CROSS_DATASET, DOMAIN}:
         if len(origins) < 2:
-            advice = "Use --data SOURCE,TARGET."
+            advice = "Use `data=SOURCE,TARGET`."
             raise bad_value("datasets", origins[0].name, f"{protocol} needs a source and at least one target", advice)
         return Grid((origins[0],), tuple(contenders), tuple(shots), tuple(seeds), recipe, targets=tuple(origins[1:]))
     divided = protocol == BASE_TO_NEW

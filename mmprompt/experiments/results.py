@@ -135,16 +135,16 @@ class Results:
                     self._connection.execute(statement)
                 self._connection.execute(f"PRAGMA user_version = {FORMAT}")
         except sqlite3.DatabaseError as error:
-            raise bad_file(path, f"is not a file of results ({error})", "Give another --results.") from None
+            raise bad_file(path, f"is not a file of results ({error})", "Give another `results`.") from None
 
     def _refuse_other(self) -> None:
         """Refuse a file of another format or purpose, before anything is changed in it."""
         query = "SELECT (SELECT user_version FROM pragma_user_version), (SELECT COUNT(*) FROM sqlite_master)"
         found, n_things = self._connection.execute(query).fetchone()
         if found not in (0, FORMAT):
-            raise bad_file(self.path, f"has format {found}, this version reads {FORMAT}", "Give another --results.")
+            raise bad_file(self.path, f"has format {found}, this version reads {FORMAT}", "Give another `results`.")
         if found == 0 and n_things:
-            raise bad_file(self.path, "is a database of something else", "Give another --results.")
+            raise bad_file(self.path, "is a database of something else", "Give another `results`.")
 
     def close(self) -> None:
         """Let the file go."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from mmprompt.errors import UserError, bad_value, unknown_name
 
-ADVICE = "Write --search lr=1e-3:0.5,n_ctx=1:16,epochs."
+ADVICE = "Write `search='lr=1e-3:0.5,n_ctx=1:16,epochs'`."
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,9 @@ def open_study(storage: str, name: str, worker: int = 0) -> Any:
             return study
     except (SQLAlchemyError, ValueError, ImportError) as error:
         line = str(error).splitlines()[0]
-        raise UserError(f"the storage {storage} cannot be used ({line}). Give --storage sqlite:///study.db.") from None
+        raise UserError(
+            f"the storage {storage} cannot be used ({line}). Give `storage='sqlite:///study.db'`."
+        ) from None
 
 
 def n_ended(study: Any) -> int:

@@ -351,7 +351,7 @@ def _work_together(
     if n_left > 0:
         raise RunFailed(
             f"the worker processes ended with {n_left} of {n_trials} trials not done; memory may have run out. "
-            "Give the same command with fewer --workers: what is done is kept."
+            "Run it again with fewer `workers`: what is done is kept."
         )
 
 

@@ -74,7 +74,7 @@ def fill(path: Path, keys: Sequence[str], workers: int, device: str, progress: P
     if n_settled < len(keys):
         raise RunFailed(
             f"the worker processes ended with {len(keys) - n_settled} of {len(keys)} cells not computed; memory may "
-            "have run out. Give the same command with fewer --workers: what is done is kept."
+            "have run out. Run it again with fewer `workers`: what is done is kept."
         )
 
 

@@ -185,7 +185,7 @@ def sample_shots(data: TextData, shots: int, seed: int) -> TextData:
         UserError: shots is below 1 or the seed is negative.
     """
     if shots < 1:
-        raise bad_value("shots", shots, "at least 1 row a class is needed", "Use --shots 1 or more.")
+        raise bad_value("shots", shots, "at least 1 row a class is needed", "Use `shots=1` or more.")
     rng = draw_stream(seed)
     groups = _classes(data.train)
     train = sample_groups(groups.values(), shots, rng)

@@ -128,7 +128,7 @@ def stream_text(prompted: LanguagePredictor, row: TextRow, settings: Generation 
 
     settings = settings or Generation()
     if settings.n_beams > 1:
-        raise UserError("an answer of several beams is known only at its end. Use --n-beams 1, or do not stream.")
+        raise UserError("an answer of several beams is known only at its end. Use `n_beams=1`, or do not stream.")
     jobs = jobs_of([prompted], [row], settings.max_tokens)
     streamer = TextIteratorStreamer(prompted.model.tokenizer, skip_prompt=True, skip_special_tokens=True)
     failures: list[BaseException] = []

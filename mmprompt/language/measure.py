@@ -203,19 +203,19 @@ def measure_language(
     """
     rows, template = data.rows(split), prompted.template.text
     if not rows:
-        raise UserError(f"{data.name} has no {split} rows to measure on. Use another --split.")
+        raise UserError(f"{data.name} has no {split} rows to measure on. Use another `split`.")
     progress = progress or (lambda done, total: None)
     if data.labels:
         labels = prompted.verbalizer.labels
         for label in data.labels:
             if label not in labels:
-                advice = "Use the --data that the prompt was learned from."
+                advice = "Use the `data` that the prompt was learned from."
                 raise unknown_name("label of this prompt", label, labels, advice)
         probabilities = _label_probabilities(prompted, rows, is_calibrated, progress)
         measured = evaluate_probabilities(probabilities, [labels.index(row.label or "") for row in rows], labels)
         return LanguageScore(name, template, tuple(labels[place] for place in measured.predictions), labels=measured)
     if prompted.label_words is not None:
-        raise UserError(f"this prompt tells labels apart, but the rows of {data.name} have answers. Use other --data.")
+        raise UserError(f"this prompt tells labels apart, but the rows of {data.name} have answers. Use other `data`.")
     if is_calibrated:
         raise UserError("calibration is for labels, but these rows have answers. Leave it out.")
     expected = [row.answer or "" for row in rows]

@@ -37,7 +37,7 @@ class PTuning(PromptTuning):
         if self.encoder not in get_args(Encoder):
             raise unknown_name("encoder", self.encoder, get_args(Encoder))
         if self.hidden < 2 or self.hidden % 2:
-            raise bad_value("hidden", self.hidden, "it must be an even number, 2 or more", "Use --hidden 256.")
+            raise bad_value("hidden", self.hidden, "it must be an even number, 2 or more", "Use `hidden=256`.")
 
     def prompt(self, backbone: Any, start: Start) -> Prompt:
         """Make encoded vectors, which are the start before the first step."""

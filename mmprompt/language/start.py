@@ -32,9 +32,9 @@ class PromptInit:
     """Where the vectors start."""
 
     start: StartKind = "auto"
-    """words (give --words), labels (the words of the classes, then of the texts), texts (the commonest tokens of the
-    texts), vocabulary (drawn among the commonest 5,000 tokens), random (normal, of the embeddings' size), prompt (give
-    --from-prompt), or auto: words or a prompt if they are given, else labels, else texts."""
+    """words (those given), labels (the words of the classes, then of the texts), texts (the commonest tokens of the
+    texts), vocabulary (drawn among the commonest 5,000 tokens), random (normal, of the embeddings' size), prompt (the
+    vectors of a saved one), or auto: words or a prompt if they are given, else labels, else texts."""
     words: str = ""
     """Words whose token embeddings the vectors start from, repeated if there are fewer."""
     from_prompt: Path | None = None
@@ -44,16 +44,16 @@ class PromptInit:
         if self.start not in get_args(StartKind):
             raise unknown_name("start", self.start, get_args(StartKind))
         if (self.start == "words" or self.words) and not self.words.strip():
-            advice = 'Use --words "Classify the text".'
+            advice = 'Use `words="Classify the text"`.'
             raise bad_value("words", repr(self.words), "a start from words needs some", advice)
         if self.start == "prompt" and self.from_prompt is None:
-            raise bad_value("from_prompt", None, "a start from a prompt needs one", "Use --from-prompt RUN.")
+            raise bad_value("from_prompt", None, "a start from a prompt needs one", "Use `from_prompt=RUN`.")
         if self.words and self.from_prompt is not None:
             raise bad_value("words", repr(self.words), f"the start is from {self.from_prompt} too", "Leave one out.")
         if self.words and self.start not in ("auto", "words"):
-            raise bad_value("words", repr(self.words), f"the start is {self.start}", "Use --start words.")
+            raise bad_value("words", repr(self.words), f"the start is {self.start}", "Use `start='words'`.")
         if self.from_prompt is not None and self.start not in ("auto", "prompt"):
-            raise bad_value("from_prompt", self.from_prompt, f"the start is {self.start}", "Use --start prompt.")
+            raise bad_value("from_prompt", self.from_prompt, f"the start is {self.start}", "Use `start='prompt'`.")
 
 
 def start_vectors(
@@ -130,7 +130,7 @@ def start_tokens(
         drawn = torch.randperm(len(known), generator=generator(seed, "start"))[:n_vectors]
         return [known[place] for place in drawn.tolist()]
     if kind == "labels" and not labels:
-        raise bad_value("start", kind, "the data has no classes", "Use --start texts.")
+        raise bad_value("start", kind, "the data has no classes", "Use `start='texts'`.")
     own = [token for label in labels for token in label] if kind == "labels" else []
     return list(dict.fromkeys([*own, *commonest(texts)]))
 

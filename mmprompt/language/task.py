@@ -231,7 +231,9 @@ class LanguageTask:
         """
         has_labels = prompted.label_words is not None
         if self.objective == "choices" and not has_labels:
-            raise UserError("the objective choices needs labels, but these rows have answers. Use --objective answer.")
+            raise UserError(
+                "the objective choices needs labels, but these rows have answers. Use `objective='answer'`."
+            )
         if self.objective == "auto":
             return "choices" if has_labels else "answer"
         return self.objective

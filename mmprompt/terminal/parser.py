@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import tyro
 
 from mmprompt.errors import UserError
+from mmprompt.terminal.options import remember
 
 Settings = TypeVar("Settings")
 
@@ -51,6 +52,7 @@ def parse(
         UserError: a dataclass refuses a value, or tyro the command line.
         SystemExit: 0 after `--help`.
     """
+    remember(settings)
     chosen: dict[str, Any] = {} if default is None else {"default": default}
     held_back = io.StringIO()
     try:

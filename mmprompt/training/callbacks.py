@@ -78,7 +78,7 @@ class EarlyStopping(Callback):
 
     def __init__(self, patience: int, min_delta: float = 0.0) -> None:
         if patience < 1:
-            raise bad_value("patience", patience, "it must be a whole number, 1 or more", "Use --patience 1.")
+            raise bad_value("patience", patience, "it must be a whole number, 1 or more", "Use `patience=1`.")
         if not 0 <= min_delta < 1:
             raise bad_value("min_delta", min_delta, "it must lie between 0 and 1", "Use 0 for any growth.")
         self.patience = patience
@@ -92,7 +92,7 @@ class EarlyStopping(Callback):
         if run.problem.validate() is None:
             raise UserError(
                 "early stopping was asked for, but this data has no validation part. "
-                "Leave --patience out, or give data with a val split."
+                "Leave `patience` out, or give data with a val split."
             )
         self._best, self._best_accuracy, self._waited = {}, 0.0, 0
 

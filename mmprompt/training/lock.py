@@ -26,7 +26,7 @@ def run_lock(folder: Path) -> Iterator[None]:
     """
     is_new = not folder.exists()
     make_folder(folder)
-    advice = "Wait until it has ended, or give another --out."
+    advice = "Wait until it has ended, or give another `out`."
     try:
         with locked(folder / NAME, bad_file(folder, "is being written by another training", advice)):
             yield

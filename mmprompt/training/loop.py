@@ -117,7 +117,7 @@ class _Session:
     def _find_checkpoint(self, folder: Path, resume: bool) -> Checkpoint | None:
         if not resume:
             if checkpoint_folders(folder / "checkpoint"):
-                advice = "Resume it with --resume, or give another output folder."
+                advice = "Resume it with `resume=True`, or give another output folder."
                 raise bad_file(folder, "holds the checkpoints of an earlier run", advice)
             return None
         checkpoint = read_newest(folder / "checkpoint", self.run_id)
@@ -194,7 +194,7 @@ class _Session:
 
     def _failure(self, what: str) -> RunFailed:
         kept = f" The checkpoints in {self.folder / 'checkpoint'} are from before." if self.folder else ""
-        return RunFailed(f"{what}. Try a lower --lr (it is {self.run.recipe.lr:g}) or --precision fp32.{kept}")
+        return RunFailed(f"{what}. Try a lower `lr` (it is {self.run.recipe.lr:g}) or `precision='fp32'`.{kept}")
 
     def _save(self) -> None:
         if self.folder is None or self.unsaved is None:

@@ -132,7 +132,7 @@ class Recipe:
     def _check_count(self, name: str, least: int) -> None:
         value = getattr(self, name)
         if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-            raise bad_value(name, value, f"it must be a whole number, {least} or more", f"Use {_flag(name)} {least}.")
+            raise bad_value(name, value, f"it must be a whole number, {least} or more", f"Use `{name}={least}`.")
         # One spelling of a value (8, not numpy's int64(8)), since the run's hash and JSON are made of it.
         object.__setattr__(self, name, int(value))
 
@@ -156,7 +156,7 @@ class Recipe:
         given = [(limit, word, holds) for limit, word, holds in limits if limit is not None]
         if not is_number or not all(holds(limit) for limit, _, holds in given):
             expected = " and ".join(f"{word} {limit:g}" for limit, word, _ in given)
-            advice = f"Leave {_flag(name)} out for the default."
+            advice = f"Leave `{name}` out for the default."
             raise bad_value(name, value, f"it must be a number, {expected}", advice)
         object.__setattr__(self, name, float(value))
 
@@ -175,7 +175,3 @@ def epochs_for(recipe: Recipe, shots: int | None) -> int:
     if shots is None or shots >= 8:
         return 200
     return 50 if shots == 1 else 100
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

@@ -145,7 +145,7 @@ def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
             return torch.float32
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if precision == "fp16" and device.type == "cpu":
-        raise bad_value("precision", "fp16", "a CPU does not compute in it", "Use --precision bf16 or fp32.")
+        raise bad_value("precision", "fp16", "a CPU does not compute in it", "Use `precision='bf16'` or fp32.")
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 

@@ -140,7 +140,7 @@ def test_the_strength_stays_within_a_million():
 
 
 def test_a_linear_probe_without_validation_says_what_to_do(tiny_clip_backbone, data, features, tmp_path):
-    with pytest.raises(UserError, match="--inverse-strength"):
+    with pytest.raises(UserError, match=r"`inverse_strength=0\.316`"):
         fit(LinearProbe(), tiny_clip_backbone, replace(data, val=()).task(features), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -131,7 +131,7 @@ def test_pictures_of_the_package_come_from_its_archive(
     assert dataset.root.parent == tmp_path / "cache"
     assert (len(dataset.train), len(dataset.val), len(dataset.test)) == (2, 2, 4)
     assert [item.novel for item in dataset.test] == [False, True] * 2
-    assert "the pictures of toy are in the package. Leave --root out." in refusal(
+    assert "the pictures of toy are in the package. Leave `root` out." in refusal(
         load_dataset, "toy", tmp_path, 1, 1, cards
     )
 
@@ -157,13 +157,13 @@ def test_a_name_is_no_path(cards: Path, name: str) -> None:
 def test_a_missing_root_is_refused_with_the_source(cards: Path) -> None:
     assert refusal(load_dataset, "toy", None, 16, 1, cards) == (
         "no root was given, but a folder 'toy' of toy is looked for below it. "
-        "Use --root, or get it: https://example.org"
+        "Give `root`, or get it: https://example.org"
     )
 
 
 def test_a_root_without_the_folder_is_refused_with_the_source(tmp_path: Path, cards: Path) -> None:
     text = refusal(load_dataset, "toy", tmp_path, 16, 1, cards)
-    assert text.startswith(f"{tmp_path}/toy: is not there. Give the --root that holds a folder 'toy' of toy")
+    assert text.startswith(f"{tmp_path}/toy: is not there. Give the `root` that holds a folder 'toy' of toy")
     assert "https://example.org" in text
 
 
@@ -187,7 +187,7 @@ def test_a_second_dataset_of_one_name_is_refused(cards: Path) -> None:
 
 
 def test_a_missing_datasets_folder_is_refused(tmp_path: Path) -> None:
-    assert "is not a folder. Give --datasets-dir a folder of YAML files" in refusal(list_datasets, tmp_path / "no")
+    assert "is not a folder. Give `datasets_dir` a folder of YAML files" in refusal(list_datasets, tmp_path / "no")
 
 
 @pytest.mark.parametrize(

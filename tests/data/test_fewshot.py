@@ -80,7 +80,7 @@ def test_the_global_random_state_is_left_alone() -> None:
 
 @pytest.mark.parametrize("shots", [0, -1])
 def test_shots_below_one_are_refused(shots: int) -> None:
-    with pytest.raises(UserError, match=f"shots is {shots}, but at least 1 picture a class is needed. Use --shots"):
+    with pytest.raises(UserError, match=f"shots is {shots}, but at least 1 picture a class is needed. Use `shots=1`"):
         sample_few_shot(items_of([0]), shots, random.Random(0))
 
 

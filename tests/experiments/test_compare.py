@@ -276,5 +276,5 @@ def test_workers_that_all_die_are_told(grid: Grid, tmp_path: Path, monkeypatch: 
     from mmprompt.experiments import workers
 
     monkeypatch.setattr(workers, "_child", os.abort)
-    with pytest.raises(RunFailed, match="fewer --workers"):
+    with pytest.raises(RunFailed, match="fewer `workers`"):
         compare(grid, tmp_path / "r.sqlite", workers=2, device="cpu")

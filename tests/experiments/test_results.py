@@ -125,7 +125,7 @@ def test_a_file_that_is_none_of_these_is_refused(path: Path, content: bytes | No
         connection.close()
     else:
         path.write_bytes(content)
-    with pytest.raises(UserError, match=r"results\.sqlite.*--results"):
+    with pytest.raises(UserError, match=r"results\.sqlite.*`results`"):
         Results(path)
 
 
@@ -133,7 +133,7 @@ def test_a_database_of_something_else_is_refused_and_left_alone(path: Path) -> N
     with contextlib.closing(sqlite3.connect(path)) as other:
         other.execute("CREATE TABLE trials (number INTEGER)")
     before = path.read_bytes()
-    with pytest.raises(UserError, match=r"is a database of something else\. Give another --results"):
+    with pytest.raises(UserError, match=r"is a database of something else\. Give another `results`"):
         Results(path)
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]

@@ -114,7 +114,7 @@ def test_the_search_starts_from_the_published_settings_where_they_are_in_its_ran
 
 
 def test_a_storage_that_cannot_be_used_is_one_line() -> None:
-    with pytest.raises(UserError, match="--storage") as refusal:
+    with pytest.raises(UserError, match="`storage='sqlite") as refusal:
         open_study("nonsense", "name")
     assert "\n" not in str(refusal.value)
 

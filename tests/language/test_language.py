@@ -420,7 +420,7 @@ REFUSED: dict[str, tuple[Make[[Path], Any], str]] = {
     ),
     "choices without labels": (
         lambda out: fit(PromptTuning(2), out, data_of(answers=True), objective="choices"),
-        "the objective choices needs labels, but these rows have answers. Use --objective answer.",
+        "the objective choices needs labels, but these rows have answers. Use `objective='answer'`.",
     ),
     "unknown objective": (
         lambda out: fit(PromptTuning(2), out, objective="choice"),  # type: ignore[arg-type]
@@ -460,7 +460,7 @@ REFUSED: dict[str, tuple[Make[[Path], Any], str]] = {
     ),
     "a start from labels without any": (
         lambda out: fit(PromptTuning(2), out, data_of(answers=True), init=PromptInit("labels")),
-        "start is labels, but the data has no classes. Use --start texts.",
+        "start is labels, but the data has no classes. Use `start='texts'`.",
     ),
     "no such data": (
         lambda out: fit(PromptTuning(2), out, load_texts(out.parent / "none.jsonl")),

@@ -192,7 +192,7 @@ def test_beams_cannot_be_streamed() -> None:
     with pytest.raises(UserError) as caught:
         list(stream_text(prompted_of(), ROWS[0], Generation(n_beams=2)))
     assert str(caught.value) == (
-        "an answer of several beams is known only at its end. Use --n-beams 1, or do not stream."
+        "an answer of several beams is known only at its end. Use `n_beams=1`, or do not stream."
     )
 
 

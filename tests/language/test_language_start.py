@@ -176,21 +176,21 @@ def test_a_prompt_without_vectors_among_the_tokens_or_of_another_model_is_refuse
 def test_labels_are_refused_where_there_are_none() -> None:
     with pytest.raises(UserError) as caught:
         started(PromptInit("labels"), labels=())
-    assert str(caught.value) == "start is labels, but the data has no classes. Use --start texts."
+    assert str(caught.value) == "start is labels, but the data has no classes. Use `start='texts'`."
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"start": "word"}, "there is no start named 'word'. Did you mean 'words'?"),
-        ({"start": "words"}, "words is '', but a start from words needs some. Use --words \"Classify the text\"."),
+        ({"start": "words"}, "words is '', but a start from words needs some. Use `words=\"Classify the text\"`."),
         ({"start": "words", "words": " "}, "words is ' ', but a start from words needs some."),
         ({"words": " "}, "words is ' ', but a start from words needs some."),
-        ({"start": "prompt"}, "from_prompt is None, but a start from a prompt needs one. Use --from-prompt RUN."),
-        ({"start": "texts", "words": "a"}, "words is 'a', but the start is texts. Use --start words."),
+        ({"start": "prompt"}, "from_prompt is None, but a start from a prompt needs one. Use `from_prompt=RUN`."),
+        ({"start": "texts", "words": "a"}, "words is 'a', but the start is texts. Use `start='words'`."),
         (
             {"start": "texts", "from_prompt": Path("run")},
-            "from_prompt is run, but the start is texts. Use --start prompt.",
+            "from_prompt is run, but the start is texts. Use `start='prompt'`.",
         ),
         ({"words": "a", "from_prompt": Path("run")}, "words is 'a', but the start is from run too. Leave one out."),
     ],

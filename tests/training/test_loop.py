@@ -252,7 +252,7 @@ def test_quick_epochs_are_saved_at_the_end_alone(tmp_path: Path) -> None:
 
 
 def test_a_nan_loss_ends_the_run_and_names_the_place(tmp_path: Path) -> None:
-    with pytest.raises(RunFailed, match=r"became nan in epoch 3, step 2 of 2\. Try a lower --lr") as caught:
+    with pytest.raises(RunFailed, match=r"became nan in epoch 3, step 2 of 2\. Try a lower `lr`") as caught:
         train(NanAt(), RECIPE, 1, 5, tmp_path, "id")
     assert "\n" not in str(caught.value)
     assert checkpoint_folders(tmp_path / "checkpoint")[0].name == "epoch-000002"

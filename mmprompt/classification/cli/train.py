@@ -22,6 +22,7 @@ from mmprompt.files import read_json, write_json
 from mmprompt.progress import ProgressDisplay
 from mmprompt.terminal.config import distribute, read_settings
 from mmprompt.terminal.lists import is_given
+from mmprompt.terminal.options import remember
 from mmprompt.terminal.output import Output, result_table
 from mmprompt.terminal.parser import parse, peek
 from mmprompt.terminal.pictures import Pictures, own_path
@@ -128,8 +129,9 @@ def read_call(arguments: Sequence[str], prog: str) -> Call:
     names = [part.strip().replace("-", "_") for part in str(name).split("+")]
     kinds = dict(zip(names, method_types(str(name)), strict=True))
     groups: dict[str, Any] = {"run": Settings, "pictures": Pictures, **kinds, "recipe": Recipe}
-    defaults = distribute(first_values(arguments, saved, groups), groups, Path(path or "the defaults"))
     form = make_dataclass("Train", list(groups.items()), frozen=True)
+    remember(form)
+    defaults = distribute(first_values(arguments, saved, groups), groups, Path(path or "the defaults"))
     read: Any = parse(form, arguments, prog, DESCRIPTION, form(**defaults))
     settings: dict[str, Any] = {}
     for group in kinds:

@@ -37,7 +37,7 @@ class CoOp(ClassificationMethod):
 
     def __post_init__(self) -> None:
         if self.n_ctx is not None and not is_count(self.n_ctx):
-            raise bad_value("n_ctx", self.n_ctx, "CoOp learns a whole number of them, 1 or more", "Use --n-ctx 4.")
+            raise bad_value("n_ctx", self.n_ctx, "CoOp learns a whole number of them, 1 or more", "Use `n_ctx=4`.")
         if self.class_position not in get_args(ClassPosition):
             choices = ", ".join(get_args(ClassPosition))
             raise bad_value("class_position", repr(self.class_position), f"it must be one of {choices}", "Use end.")
@@ -70,5 +70,5 @@ class CoOp(ClassificationMethod):
             )
         if self.n_ctx not in (None, len(ids)):
             expected = f"the words {self.ctx_init!r} are {len(ids)} tokens"
-            raise bad_value("n_ctx", self.n_ctx, expected, f"Use --n-ctx {len(ids)} or leave it out.")
+            raise bad_value("n_ctx", self.n_ctx, expected, f"Use `n_ctx={len(ids)}` or leave it out.")
         return backbone.token_vectors(torch.tensor(ids, device=backbone.device)).float().cpu()  # [M, D]

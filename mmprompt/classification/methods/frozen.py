@@ -106,10 +106,10 @@ class LinearProbe(ClassificationMethod):
 
     def __post_init__(self) -> None:
         if self.inverse_strength is not None and not 0 < self.inverse_strength < math.inf:
-            advice = "Use --inverse-strength 0.316, or leave it out."
+            advice = "Use `inverse_strength=0.316`, or leave it out."
             raise bad_value("inverse_strength", self.inverse_strength, "a number above 0 was expected", advice)
         if self.max_iter < 1:
-            raise bad_value("max_iter", self.max_iter, "it must be 1 or more", "Use --max-iter 1000.")
+            raise bad_value("max_iter", self.max_iter, "it must be 1 or more", "Use `max_iter=1000`.")
 
     def prompt(self, backbone: DualEncoder, start: Start) -> Prompt:
         """Make the template alone; it is not read."""
@@ -134,7 +134,7 @@ class LinearProbe(ClassificationMethod):
             if validation is None:
                 raise UserError(
                     "a linear probe chooses its strength on validation images, but this data has none. "
-                    "Give --inverse-strength 0.316, or images with a val part."
+                    "Give `inverse_strength=0.316`, or images with a val part."
                 )
             val, truth = validation[0].double().cpu().numpy(), validation[1].cpu().numpy()
             strength = 10 ** best_exponent(

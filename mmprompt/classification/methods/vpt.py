@@ -35,9 +35,9 @@ class VPT(ClassificationMethod):
     def __post_init__(self) -> None:
         if not is_count(self.n_visual, MAX_VISUAL):
             limits = f"VPT learns a whole number of tokens from 1 to {MAX_VISUAL}"
-            raise bad_value("n_visual", self.n_visual, limits, "Use --n-visual 8.")
+            raise bad_value("n_visual", self.n_visual, limits, "Use `n_visual=8`.")
         if not is_count(self.depth):
-            raise bad_value("depth", self.depth, "it must be a whole number, 1 (shallow) or more", "Use --depth 1.")
+            raise bad_value("depth", self.depth, "it must be a whole number, 1 (shallow) or more", "Use `depth=1`.")
 
     def prompt(self, backbone: DualEncoder, start: Start) -> Prompt:
         """Make free vectors at `vision.input` and at the inputs of the first `depth - 1` further layers."""
@@ -47,11 +47,11 @@ class VPT(ClassificationMethod):
         if backbone.vision_width is None:
             raise UserError(
                 f"the image tower of {backbone.name} ({backbone.unprompted_part}) has no image tokens that a prompt "
-                "can join, but visual prompts need some. Use --method coop, or a backbone with a plain ViT."
+                "can join, but visual prompts need some. Use `method='coop'`, or a backbone with a plain ViT."
             )
         if self.depth > backbone.vision_layers:
             expected = f"the image tower of {backbone.name} has {backbone.vision_layers} layers"
-            raise bad_value("depth", self.depth, expected, f"Use --depth {backbone.vision_layers} or less.")
+            raise bad_value("depth", self.depth, expected, f"Use `depth={backbone.vision_layers}` or less.")
         shape = (self.n_visual, backbone.vision_width)
         tokens = [Learned(Site("vision", i), random_vectors(shape, start.generator)) for i in range(self.depth)]
         return Prompt(start.template, *tokens).to(backbone.device)

@@ -39,7 +39,7 @@ class WordSearch:
         for name in ("n_steps", "batch_size", "n_rows"):
             check_count(name, getattr(self, name))
         if not 0 <= self.fluency < math.inf:
-            raise bad_value("fluency", self.fluency, "it must be 0 or more", "Use --fluency 0.1.")
+            raise bad_value("fluency", self.fluency, "it must be 0 or more", "Use `fluency=0.1`.")
 
     @property
     def recipe(self) -> Recipe:

@@ -111,7 +111,7 @@ def prompt_log_probs(model: FrozenLanguageModel, slots: Sequence[int], soft: Ten
     if not isinstance(model.reader, CausalReader):
         raise UserError(
             f"{model.name} reads a prompt with its encoder, which does not say how probable words are. "
-            "Leave --fluency out."
+            "Leave `fluency` out."
         )
     last = max(place for place, slot in enumerate(slots) if slot < 0)
     places = [place for place in range(1, last + 1) if slots[place] < 0]

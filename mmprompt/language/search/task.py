@@ -198,7 +198,7 @@ def prepare(
         raise UserError("a search puts words in the places of soft vectors, but the template has no {soft}. Add it.")
     if start.words and n_tokens not in (None, prompted.bound.n_soft):
         expected = f"the words to start from have {prompted.bound.n_soft}"
-        raise bad_value("n_tokens", n_tokens, expected, "Leave --n-tokens out, or give other --words.")
+        raise bad_value("n_tokens", n_tokens, expected, "Leave `n_tokens` out, or give other `words`.")
     kept = sorted(row_order(data.train, generator(seed, "rows"))[: search.n_rows])
     rows = [data.train[row] for row in kept]
     objective = WordObjective(prompted, rows, task.objective_of(prompted), search.fluency)

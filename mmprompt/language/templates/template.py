@@ -68,7 +68,7 @@ class Template:
         if place is None:
             return self
         if n_soft < 0:
-            raise bad_value("n_soft", n_soft, "it must be 0 or more", "Use --n-soft 20.")
+            raise bad_value("n_soft", n_soft, "it must be 0 or more", "Use `n_soft=20`.")
         before, after = self.text[:place], self.text[place + len("{soft}") :]
         if n_soft:
             return Template.parse(f"{before}{{soft*{n_soft}}}{after}")
@@ -107,7 +107,7 @@ class Template:
                 no tokens.
         """
         if n_soft < 0:
-            raise bad_value("n_soft", n_soft, "it must be 0 or more", "Use --n-soft 20.")
+            raise bad_value("n_soft", n_soft, "it must be 0 or more", "Use `n_soft=20`.")
         tokens = Tokens(tokenizer)
         parts = self._chat(tokenizer) if self.is_chat else self.messages[0].parts
         vectors: list[tuple[int, ...]] = []

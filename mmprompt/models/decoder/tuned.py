@@ -35,7 +35,7 @@ class Lora:
     def __post_init__(self) -> None:
         for name in ("rank", "alpha"):
             if getattr(self, name) < 1:
-                raise bad_value(name, getattr(self, name), "it must be 1 or more", f"Use --{name} 8.")
+                raise bad_value(name, getattr(self, name), "it must be 1 or more", f"Use `{name}=8`.")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Adapters:
 
     def __post_init__(self) -> None:
         if self.width < 1:
-            raise bad_value("width", self.width, "it must be 1 or more", "Use --width 16.")
+            raise bad_value("width", self.width, "it must be 1 or more", "Use `width=16`.")
 
 
 @dataclass(frozen=True)

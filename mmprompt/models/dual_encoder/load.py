@@ -245,9 +245,9 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype not in DTYPES:
         raise unknown_name("dtype", dtype, ["auto", *DTYPES])
     if device.type == "cpu" and dtype in ("bfloat16", "float16"):
-        raise bad_value("dtype", dtype, "on the CPU this is slower and less exact than float32", "Use --dtype auto.")
+        raise bad_value("dtype", dtype, "on the CPU this is slower and less exact than float32", "Use `dtype='auto'`.")
     if device.type == "mps" and dtype == "float64":
-        raise bad_value("dtype", dtype, "mps has no float64", "Use --dtype auto or --device cpu.")
+        raise bad_value("dtype", dtype, "mps has no float64", "Use `dtype='auto'` or `device='cpu'`.")
     return DTYPES[dtype]
 
 

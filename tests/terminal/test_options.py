@@ -1,0 +1,48 @@
+"""The library speaks of settings as Python has them; the command line says its options instead."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from mmprompt.terminal.options import in_options, remember
+from mmprompt.terminal.parser import parse
+
+
+@dataclass(frozen=True)
+class Inner:
+    n_ctx: int = 4
+
+
+@dataclass(frozen=True)
+class Outer:
+    inner: Inner = field(default_factory=Inner)
+    words: str | None = None
+    resume: bool = False
+
+
+@pytest.fixture(autouse=True)
+def forgotten() -> None:
+    remember(None)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("Use `n_ctx=4` or less.", "Use --n-ctx 4 or less."),
+        ("Leave `words` out.", "Leave --words out."),
+        ("Resume it with `resume=True`.", "Resume it with --resume."),
+        ("Use `words='fp32'`.", "Use --words fp32."),
+        ('Use `words="the mood is"`.', 'Use --words "the mood is".'),
+        ("Use `inner=4` or `depth=3`.", "Use `inner=4` or `depth=3`."),
+        ("See `mmprompt train --help`.", "See `mmprompt train --help`."),
+    ],
+)
+def test_a_setting_that_the_verb_has_is_said_as_its_option(text: str, said: str) -> None:
+    parse(Outer, [], "mmprompt verb", "Does something.")
+    assert in_options(text) == said
+
+
+def test_where_no_verb_runs_nothing_is_an_option() -> None:
+    assert in_options("Give another `words`.") == "Give another `words`."
