@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from mmprompt.captioning import task as captioning
-from mmprompt.captioning.data import load_caption_data
+from mmprompt.captioning.data import load_captions
 from mmprompt.captioning.decoding import Decoding
 from mmprompt.captioning.methods import MAPPER_RECIPE, HardPrompt, PrefixTuning, PromptTuning
 from mmprompt.captioning.metrics.clip_score import clip_score
@@ -218,7 +218,7 @@ def test_at_least_one_vector_is_learned(make):
 
 def test_captions_are_ordered_by_likeness_too_and_keep_all_scores():
     ranker = load_backbone("tiny", device="cpu")
-    picture = load_caption_data("openart-scenes").test[0]
+    picture = load_captions("openart-scenes").test[0]
     features = encode_pictures(ranker, [picture.image])
     texts = sorted(
         [picture.of("emotions")[0], "an angry face."],
@@ -237,7 +237,7 @@ def test_captions_are_ordered_by_likeness_too_and_keep_all_scores():
 
 def test_a_mapper_is_learned_once_and_carries_prompts(tmp_path):
     pair = f"tiny + hf:{TINY / 'captioner'}"
-    scenes = load_caption_data("openart-scenes")
+    scenes = load_captions("openart-scenes")
     some = replace(scenes, items=scenes.train[:16])
     captioner = load_captioner(pair, device="cpu")
     before = {name: value.clone() for name, value in captioner.decoder.mapper.state_dict().items()}
