@@ -75,10 +75,6 @@ class EncoderDecoderReader:
         ]
         return self._states(torch.cat(rows), is_there), is_there
 
-    def as_encoded(self, states: Tensor) -> BaseModelOutput:
-        """States as the model takes them from an encoder that was run before."""
-        return BaseModelOutput(last_hidden_state=states)
-
     def _states(self, x: Tensor, is_there: Tensor) -> Tensor:
         return self.lm.get_encoder()(inputs_embeds=x, attention_mask=is_there.long()).last_hidden_state
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers.cache_utils import StaticCache
+from transformers.modeling_outputs import BaseModelOutput
 
 from mmprompt.errors import UserError
 from mmprompt.models.decoder.encoder_decoder import EncoderDecoderReader
@@ -144,7 +145,7 @@ def encoder_inputs(
     n_rows, n_kept = is_kept.shape
     start = torch.full((n_rows, 1), reader.start_id, device=model.device)
     inputs: dict[str, Any] = {
-        "encoder_outputs": reader.as_encoded(states),
+        "encoder_outputs": BaseModelOutput(last_hidden_state=states),
         "attention_mask": is_there.long(),
         "decoder_input_ids": start.expand(-1, n_kept + 1),
     }

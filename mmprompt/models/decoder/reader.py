@@ -121,16 +121,13 @@ class CausalReader:
             soft: as in `embed_slots`.
         """
         if self._flat is None or (soft is not None and soft.scope != "shared"):
-            return self._read_whole(memory, packed, soft)
+            # the model's own forward, over all slots of all rows
+            hidden, _ = self.run(memory, self.embed_slots(packed.slots, soft), packed.places, packed.visible)
+            return hidden.flatten(0, 1).index_select(0, packed.read)
         x = self.embed_slots(packed.slots.flatten()[packed.used][None], soft)[0]
         n_before = memory.own[0][0].shape[2] if memory.own else 0
         mask = None if packed.visible is None else additive(packed.visible, n_before, x.dtype)
         return self._flat.read(memory, packed, x, mask)
-
-    def _read_whole(self, memory: KVCache, packed: Packed, soft: Vectors | None) -> Tensor:
-        """The same by the model's own forward, over all slots of all rows."""
-        hidden, _ = self.run(memory, self.embed_slots(packed.slots, soft), packed.places, packed.visible)
-        return hidden.flatten(0, 1).index_select(0, packed.read)
 
     @torch.no_grad()
     def _measure(self, probe: tuple[int, ...]) -> tuple[int, int, int] | None:
