@@ -202,7 +202,7 @@ class PromptBank:
 
 @torch.no_grad()
 def text_features(model: FrozenLanguageModel, texts: Sequence[str]) -> Tensor:
-    """What texts are like to a frozen model: the mean of its hidden states halfway up, over the tokens of each text.
+    """Encode texts as a frozen model sees them: the mean of its hidden states halfway up, over the tokens of each text.
 
     Halfway up, states tell the subject of a text; token embeddings tell its words alone, and the last states the next
     word (measured in docs/language-dynamic.md). What is read first has a state of its own kind, so a new line stands
@@ -301,7 +301,7 @@ def _check_prompts(prompts: Mapping[str, LanguagePredictor]) -> None:
 
 
 def _texts(prompts: Mapping[str, LanguagePredictor], rows: Sequence[TextRow]) -> list[str]:
-    """What each row is known by: the texts of all fields that some prompt reads, in order."""
+    """Join the fields of each row that some prompt reads, in order."""
     fields = tuple(dict.fromkeys(chain.from_iterable(one.template.fields for one in prompts.values())))
     texts = [[row.fields[name] for name in fields if name in row.fields] for row in rows]
     if not all(texts):

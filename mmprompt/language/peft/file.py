@@ -303,7 +303,7 @@ def _keys_values(folder: Path, model: FrozenLanguageModel, config: dict[str, Any
 
 
 def _n_bare(folder: Path, template: Template, n_vectors: int, model: FrozenLanguageModel) -> int:
-    """How many vectors a bare `{soft}` has, so that the template takes all."""
+    """Count the vectors of a bare `{soft}`, so that the template takes all."""
     n_fixed = template.bind(model.tokenizer, model.start_ids, 0, model.is_encoder_decoder).n_soft
     n_bare = n_vectors - n_fixed
     if n_bare < 0 or (n_bare > 0 and not template.has_bare_soft):

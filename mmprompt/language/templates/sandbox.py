@@ -49,19 +49,19 @@ class Sandbox(SandboxedEnvironment):
         self.filters |= {"choice": choice, "most_frequent": most_frequent, "highlight": str}
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> Undefined:
-        """What stands for an attribute that is none of a template's business: any use of it is refused."""
+        """Stand in for an attribute that is none of a template's business: any use of it is refused."""
         problem = f"access to attribute {attribute!r} of {type(obj).__name__!r} object is unsafe."
         return StrictUndefined(problem, name=attribute, obj=obj, exc=SecurityError)
 
 
 @pass_context  # so that jinja does not draw once for all rows when it compiles
 def choice(context: Any, values: Sequence[Any]) -> Any:
-    """One of some values, drawn."""
+    """Draw one of some values."""
     return random.choice(values)
 
 
 def most_frequent(values: Iterable[Any]) -> list[Any] | None:
-    """The values that are there most often; None of no values."""
+    """Return the values that occur most often; None of no values."""
     counts = Counter(values).most_common()
     return [value for value, count in counts if count == counts[0][1]] if counts else None
 
@@ -70,7 +70,7 @@ compiled = lru_cache(maxsize=64)(Sandbox().from_string)
 
 
 def parts_of(source: str, values: dict[str, Any]) -> list[str]:
-    """What a template makes of some values, cut at its dividers, without blanks around the parts.
+    """Render a template with some values, and split the text at its dividers, without spaces around the parts.
 
     `choice` and `random` draw as the values say, so that a row always gives the same text.
     """
@@ -82,7 +82,7 @@ def parts_of(source: str, values: dict[str, Any]) -> list[str]:
 
 
 def answer(jinja: str, choices: str | None, row: dict[str, Any]) -> dict[str, Any]:
-    """The parts of a row and the choices of its answers, or `{"error": ...}`."""
+    """Render a row: its parts and the choices of its answers, or `{"error": ...}`."""
     try:
         # each template has values of its own, for it may change them
         listed = None if choices is None else parts_of(choices, copy.deepcopy(row))

@@ -18,7 +18,7 @@ from mmprompt.errors import UserError
 from mmprompt.models.decoder.encoder_decoder import EncoderDecoderReader
 from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.models.decoder.hf_cache import cache_argument, to_cache, to_crossed_cache
-from mmprompt.models.decoder.kv_cache import KeyValues, KVCache, memory_of
+from mmprompt.models.decoder.kv_cache import KeyValues, KVCache, learned_cache
 from mmprompt.models.decoder.model import FrozenLanguageModel, SiteVectors
 from mmprompt.models.decoder.reader import window_of
 from mmprompt.models.decoder.vectors import LM_INPUT, keys_values
@@ -56,7 +56,7 @@ def job_of(
     """
     if start is not None:
         return Job(start, slots)
-    memory = memory_of(keys_values(vectors, model.kv_shape, model.dtype))
+    memory = learned_cache(keys_values(vectors, model.kv_shape, model.dtype))
     return Job(memory, slots, vectors.get(LM_INPUT))
 
 
@@ -107,7 +107,7 @@ def batches_of(model: FrozenLanguageModel, jobs: Sequence[Job], n_new: int) -> l
 
 
 def decoder_inputs(model: FrozenLanguageModel, jobs: Sequence[Job], settings: Generation) -> tuple[dict[str, Any], int]:
-    """What `generate` is given, and how many tokens of what it returns were given to it."""
+    """Prepare what `generate` is given, and count the tokens among what it returns that were given to it."""
     kept, is_kept = left_padded([job.memory.own for job in jobs], model)
     kept = tuple(
         (key.repeat_interleave(settings.n_beams, 0), value.repeat_interleave(settings.n_beams, 0))
