@@ -140,8 +140,7 @@ def encoder_inputs(
     model: FrozenLanguageModel, reader: EncoderDecoderReader, jobs: Sequence[Job], kept: KeyValues, is_kept: Tensor
 ) -> dict[str, Any]:
     """The same for a model with an encoder: texts are read already, keys and values belong to the decoder."""
-    softs = [job.soft for job in jobs]
-    states, is_there = reader.encode_each(softs, [job.slots for job in jobs])
+    states, is_there = reader.encode([job.soft for job in jobs], [job.slots for job in jobs])
     n_rows, n_kept = is_kept.shape
     start = torch.full((n_rows, 1), reader.start_id, device=model.device)
     inputs: dict[str, Any] = {
