@@ -36,10 +36,6 @@ DIVIDER = "\U000f0000|||\U000f0001"
 """Stands for the `|||` of the template itself, so that one in the data divides nothing."""
 
 
-class TooMuch(Exception):  # noqa: N818  its text says what
-    """A template writes more than it may."""
-
-
 class Sandbox(SandboxedEnvironment):
     """jinja as PromptSource sets it up; a template may change the lists and mappings of its row, which are copies."""
 
@@ -76,8 +72,6 @@ def parts_of(source: str, values: dict[str, Any]) -> list[str]:
     """
     random.seed(int.from_bytes(hashlib.sha256(json.dumps(values, sort_keys=True).encode()).digest()[:8]))
     text = compiled(source.replace("|||", DIVIDER)).render(values)
-    if len(text) > MAX_OUTPUT:
-        raise TooMuch(f"it writes more than {MAX_OUTPUT} characters")
     return [part.strip() for part in text.split(DIVIDER)]
 
 
@@ -86,13 +80,14 @@ def answer(jinja: str, choices: str | None, row: dict[str, Any]) -> dict[str, An
     try:
         # each template has values of its own, for it may change them
         listed = None if choices is None else parts_of(choices, copy.deepcopy(row))
-        return {"parts": parts_of(jinja, row | {"answer_choices": listed and [*listed]}), "choices": listed}
+        parts = parts_of(jinja, row | {"answer_choices": listed and [*listed]})
     except MemoryError:
         return {"error": f"it takes more than {MEMORY // 2**20} MB"}
-    except TooMuch as error:
-        return {"error": str(error)}
     except Exception as error:  # whatever its expressions raise
         return {"error": f"{type(error).__name__}: {error}"}
+    if sum(map(len, [*parts, *(listed or ())])) > MAX_OUTPUT:
+        return {"error": f"it writes more than {MAX_OUTPUT} characters"}
+    return {"parts": parts, "choices": listed}
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
 from mmprompt.errors import UserError
-from mmprompt.models.decoder.hf_cache import cache_name, from_cache, to_crossed_cache
+from mmprompt.models.decoder.hf_cache import cache_argument, from_cache, to_crossed_cache
 from mmprompt.models.decoder.kv_cache import KeyValues
 from mmprompt.models.decoder.packing import Packed, Question
 from mmprompt.models.decoder.reader import UNLIMITED, embed_slots
@@ -47,7 +47,6 @@ class EncoderDecoderReader:
                 "Write decoder_start_token_id into its generation_config.json."
             )
         self.start_id: int = start
-        self._cache_name = cache_name(type(lm).forward)
         self.kv_shape = self._measure()
 
     def embed(self, token_ids: Tensor) -> Tensor:
@@ -98,7 +97,7 @@ class EncoderDecoderReader:
             attention_mask=is_there.index_select(0, owner).long(),
             decoder_input_ids=torch.tensor(read, device=device),
             use_cache=True,
-            **{self._cache_name: to_crossed_cache(rows_for(learned, owner), ())},
+            **cache_argument(self.lm, to_crossed_cache(rows_for(learned, owner), ())),
         )
         is_wanted = torch.arange(length, device=device) < torch.tensor([[len(a)] for a in answers], device=device)
         logits = out.logits[is_wanted]
@@ -116,7 +115,7 @@ class EncoderDecoderReader:
             encoder_outputs=BaseModelOutput(last_hidden_state=states),
             decoder_inputs_embeds=x[None],
             use_cache=True,
-            **{self._cache_name: cache},
+            **cache_argument(self.lm, cache),
         )
         return from_cache(cache.self_attention_cache)
 

@@ -112,7 +112,7 @@ def causal_mask(n_before: int, x: Tensor) -> Tensor | None:
 
     Args:
         n_before: keys that were kept, image and prompt among them.
-        x: [N, L, D], the new slots.
+        x: [N, L] or [N, L, D], the new slots.
     Returns:
         [L, n_before + L] in the dtype of x, to be added to scores; None where a single new slot sees everything.
     """
