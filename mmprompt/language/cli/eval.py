@@ -59,11 +59,11 @@ def run(arguments: Sequence[str], prog: str) -> None:
     name = settings.data
     if name is None:  # the embedded set that the prompts were learned from
         headers = [read_header(folder, "language") for folder in settings.prompt]
-        names = {header["training"].get("data", {}).get("name") for header in headers} or {DATA}
-        for name in names - set(EMBEDDED):
+        sets = {header["training"].get("data", {}).get("name") for header in headers} or {DATA}
+        for name in sets - set(EMBEDDED):
             expected = f"{settings.prompt[0]} was learned from {name}" if name else "there is nothing to measure on"
             raise bad_value("data", "empty", expected, f"Write {prog} --prompt RUN --data FILE.")
-        name = names.pop()
+        name = sets.pop()
     data = read_rows(output, name, None, 1)
     data.rows(settings.split)
     model, prompts = settings.loading.model_and_prompts(settings.prompt, settings.backbone)
