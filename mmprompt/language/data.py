@@ -282,7 +282,7 @@ def _name(key: tuple[str, str | None]) -> str:
 
 
 def _text_of(row: TextRow) -> str:
-    """What makes two rows the same example, of whatever task: the texts without their case and blanks."""
+    """Return what two rows of the same example share, of whatever task: the texts without case and extra spaces."""
     fields = {name: " ".join(text.casefold().split()) for name, text in row.fields.items()}
     return json.dumps(fields, sort_keys=True)
 

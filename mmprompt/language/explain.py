@@ -76,7 +76,7 @@ class Drift:
 
 
 def drift(model: FrozenLanguageModel, moments: Sequence[Tensor]) -> list[Drift]:
-    """How the vectors of a prompt went from their start to their end.
+    """Describe how the vectors of a prompt moved from their start to their end.
 
     Args:
         model: the frozen model.
@@ -104,7 +104,7 @@ class VectorAblation:
 
 @torch.no_grad()
 def ablate(prompted: LanguagePredictor, rows: Sequence[TextRow]) -> list[VectorAblation]:
-    """What each vector among the tokens is worth: the labels of some rows without it, its slot left out.
+    """Measure what each vector among the tokens is worth, by the labels of some rows with its slot left out.
 
     Args:
         prompted: the model and its prompt, with labels.
@@ -141,7 +141,7 @@ def _without(question: Question, slots: Collection[int]) -> Question:
 
 @torch.no_grad()
 def prompt_effect_kl(prompted: LanguagePredictor, rows: Sequence[TextRow]) -> float:
-    """How much a prompt changes what the model says next: the mean KL divergence over rows, in nats.
+    """Measure how much a prompt changes what the model says next: the mean KL divergence over rows, in nats.
 
     Of the distribution over all tokens at the answer's first place, with the prompt from without it (its slots and its
     keys and values left out). Near zero, the prompt is ignored.
@@ -164,7 +164,7 @@ def prompt_effect_kl(prompted: LanguagePredictor, rows: Sequence[TextRow]) -> fl
 
 @torch.no_grad()
 def attention_mass(prompted: LanguagePredictor, rows: Sequence[TextRow]) -> Tensor:
-    """How much of the attention goes to each vector where the answer is predicted: [blocks, P], means over heads, rows.
+    """Measure the attention to each vector where the answer is predicted: [blocks, P], means over heads and rows.
 
     The P vectors are those among the tokens, or else the keys and values of a prefix.
 

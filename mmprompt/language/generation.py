@@ -93,7 +93,7 @@ def jobs_of(each: Sequence[LanguagePredictor], rows: Sequence[TextRow], n_answer
 def compiled_start(
     prompted: LanguagePredictor, task: str, texts: Sequence[tuple[int, ...]]
 ) -> tuple[tuple[int, ...], KVCache] | None:
-    """What some texts begin with, up to the last vector of the prompt, and its keys and values.
+    """Find what some texts begin with, up to the last vector of the prompt, and read it once for its keys and values.
 
     None where an encoder reads the prompt, or a vector stands behind what differs between texts.
     """

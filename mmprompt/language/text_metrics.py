@@ -74,7 +74,7 @@ def score_texts(texts: Sequence[str], expected: Sequence[str]) -> TextScores:
             f"BLEU, chrF and ROUGE-L need sacrebleu and rouge-score, and {error.name} is not installed. "
             'Install them: pip install "mmprompt[llm]".'
         ) from None
-    written, wanted = [_plain(text) for text in texts], [_plain(text) for text in expected]
+    written, wanted = ([unicodedata.normalize("NFC", text.strip()) for text in each] for each in (texts, expected))
     is_exact = tuple(text == other for text, other in zip(written, wanted, strict=True))
     bleu, chrf = BLEU(), CHRF()
     rouge = RougeScorer(["rougeL"], tokenizer=_Words())
@@ -95,7 +95,3 @@ class _Words:
 
     def tokenize(self, text: str) -> list[str]:
         return re.findall(r"[^\W_]+", text.lower())
-
-
-def _plain(text: str) -> str:
-    return unicodedata.normalize("NFC", text.strip())

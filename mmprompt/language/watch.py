@@ -8,8 +8,8 @@ from statistics import fmean, median
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from mmprompt.core.learned import rms
 from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.models.decoder.vectors import LM_INPUT
 from mmprompt.training.callbacks import Callback
@@ -66,13 +66,10 @@ class VectorWatch(Callback):
                 f"The gradient burst in epoch {epoch + 1} (norm {norm:.1e}, {times:.0f} times its median so far). "
                 "Use a lower lr.",
             )
-        self._watch_size(epoch, logs)
-
-    def _watch_size(self, epoch: int, logs: dict[str, Any]) -> None:
-        vectors = self.prompted.vectors()
-        if LM_INPUT not in vectors:
+        vectors = self.prompted.vectors().get(LM_INPUT)
+        if vectors is None:
             return
-        size = rms(vectors[LM_INPUT].values.detach()) / self.prompted.model.embedding_rms
+        size = rms(vectors.values.detach().float()).item() / self.prompted.model.embedding_rms
         logs["vector_size"] = size
         if size > OUTGROWN:
             self._sound(
@@ -85,8 +82,3 @@ class VectorWatch(Callback):
         if name not in self.alarms:
             self.alarms[name] = text
             _log.warning("%s", text)
-
-
-def rms(values: Tensor) -> float:
-    """The root mean square of all numbers."""
-    return values.float().square().mean().sqrt().item()

@@ -130,23 +130,21 @@ class PromptBank:
         """
         if how not in get_args(Mixing):
             raise unknown_name("way to mix prompts", str(how), get_args(Mixing))
-        if how != "choose":
-            log_probs = self._mixed_log_probs(rows) if how == "outputs" else self._log_probs_of_mixed_vectors(rows)
-            return label_predictions(self._labels(), log_probs)
+        if how == "vectors":
+            return label_predictions(self._labels(), self._log_probs_of_mixed_vectors(rows))
+        if how == "outputs":
+            labels, each = self._labels(), []
+            for prompted in self.prompts.values():
+                order = [prompted.verbalizer.labels.index(label) for label in labels]
+                each.append(prompted.label_log_probs(rows)[:, order])
+            log_probs = (self.weights(rows).log()[..., None] + torch.stack(each, dim=1)).logsumexp(1)
+            return label_predictions(labels, log_probs)
         names = self.route(rows)[0]
         found: dict[int, LabelPrediction] = {}
         for name in dict.fromkeys(names):
             places = [place for place, other in enumerate(names) if other == name]
             found |= dict(zip(places, self.prompts[name].classify([rows[place] for place in places]), strict=True))
         return [found[place] for place in range(len(rows))]
-
-    def _mixed_log_probs(self, rows: Sequence[TextRow]) -> Tensor:
-        """[N, C] log-probabilities of the labels, those of all prompts together."""
-        each = []
-        for prompted in self.prompts.values():
-            order = [prompted.verbalizer.labels.index(label) for label in self._labels()]
-            each.append(prompted.label_log_probs(rows)[:, order])
-        return (self.weights(rows).log()[..., None] + torch.stack(each, dim=1)).logsumexp(1)
 
     @torch.no_grad()
     def _log_probs_of_mixed_vectors(self, rows: Sequence[TextRow]) -> Tensor:
@@ -204,7 +202,7 @@ class PromptBank:
 
 @torch.no_grad()
 def text_features(model: FrozenLanguageModel, texts: Sequence[str]) -> Tensor:
-    """What texts are like to a frozen model: the mean of its hidden states halfway up, over the tokens of each text.
+    """Encode texts as a frozen model sees them: the mean of its hidden states halfway up, over the tokens of each text.
 
     Halfway up, states tell the subject of a text; token embeddings tell its words alone, and the last states the next
     word (measured in docs/language-dynamic.md). What is read first has a state of its own kind, so a new line stands
@@ -303,7 +301,7 @@ def _check_prompts(prompts: Mapping[str, LanguagePredictor]) -> None:
 
 
 def _texts(prompts: Mapping[str, LanguagePredictor], rows: Sequence[TextRow]) -> list[str]:
-    """What each row is known by: the texts of all fields that some prompt reads, in order."""
+    """Join the fields of each row that some prompt reads, in order."""
     fields = tuple(dict.fromkeys(chain.from_iterable(one.template.fields for one in prompts.values())))
     texts = [[row.fields[name] for name in fields if name in row.fields] for row in rows]
     if not all(texts):

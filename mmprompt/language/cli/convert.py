@@ -53,10 +53,12 @@ def run(arguments: Sequence[str], prog: str) -> None:
     settings = parse(Settings, arguments, prog, DESCRIPTION)
     output = Output(settings.json)
     if settings.prompt is not None and settings.to_peft is not None and settings.from_peft is None:
-        written = write_for_peft(settings, settings.prompt, settings.to_peft)
+        written = settings.to_peft
+        write_for_peft(settings, settings.prompt, written)
         output.say(f"PEFT reads {written}: PeftModel.from_pretrained(model, {str(written)!r})")
     elif settings.from_peft is not None and settings.out is not None and settings.to_peft is None:
-        written = read_from_peft(settings, settings.from_peft, settings.out)
+        written = settings.out
+        read_from_peft(settings, settings.from_peft, written)
         output.say(f"The prompt is in {written}.")
         output.say(f"Next: mmprompt llm generate --prompt {shlex.quote(str(written))} --input TEXT")
     else:
@@ -65,7 +67,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
     output.document({"written": str(written)})
 
 
-def write_for_peft(settings: Settings, folder: Path, target: Path) -> Path:
+def write_for_peft(settings: Settings, folder: Path, target: Path) -> None:
     """Write a run's prompt into a folder for PEFT."""
     from mmprompt.language.peft.file import CONFIG
     from mmprompt.language.peft.save import save_peft
@@ -78,10 +80,9 @@ def write_for_peft(settings: Settings, folder: Path, target: Path) -> Path:
     check_place(target)
     _, (prompted,) = settings.loading.model_and_prompts([folder], settings.backbone)
     save_peft(prompted, target, settings.kind, settings.task)
-    return target
 
 
-def read_from_peft(settings: Settings, folder: Path, target: Path) -> Path:
+def read_from_peft(settings: Settings, folder: Path, target: Path) -> None:
     """Write a prompt of PEFT's as a run folder."""
     from mmprompt.core.file import save
     from mmprompt.language.peft.file import load_peft
@@ -91,9 +92,7 @@ def read_from_peft(settings: Settings, folder: Path, target: Path) -> Path:
     if settings.kind is not None:
         raise bad_value("kind", settings.kind, "it is for --to-peft", "Leave --kind out.")
     check_folder(target)
-    labels = [item.partition("=")[0] for item in settings.verbalizer]
-    verbalizer = read_verbalizer(settings.verbalizer, labels)
+    verbalizer = read_verbalizer(settings.verbalizer, [item.partition("=")[0] for item in settings.verbalizer])
     model = settings.loading.model(settings.backbone)
     prompted = load_peft(folder, model, settings.template, verbalizer, settings.task)
     save(prompted, target, {"method": {"name": "PEFT", "settings": {}}})
-    return target

@@ -56,7 +56,15 @@ def run(arguments: Sequence[str], prog: str) -> None:
     from mmprompt.language.measure import compare_language
 
     output = Output(settings.json)
-    data = read_rows(output, settings.data or own_data(settings.prompt, prog), None, 1)
+    name = settings.data
+    if name is None:  # the embedded set that the prompts were learned from
+        headers = [read_header(folder, "language") for folder in settings.prompt]
+        sets = {header["training"].get("data", {}).get("name") for header in headers} or {DATA}
+        for name in sets - set(EMBEDDED):
+            expected = f"{settings.prompt[0]} was learned from {name}" if name else "there is nothing to measure on"
+            raise bad_value("data", "empty", expected, f"Write {prog} --prompt RUN --data FILE.")
+        name = sets.pop()
+    data = read_rows(output, name, None, 1)
     data.rows(settings.split)
     model, prompts = settings.loading.model_and_prompts(settings.prompt, settings.backbone)
     names = [str(folder) for folder in settings.prompt]
@@ -69,21 +77,6 @@ def run(arguments: Sequence[str], prog: str) -> None:
     if not prompts:
         output.say(f"\nLearn a prompt to put beside them: mmprompt llm train, then {prog} --prompt RUN.")
     output.document(measure.to_dict())
-
-
-def own_data(folders: Sequence[Path], prog: str) -> str:
-    """The embedded set that a prompt was learned from.
-
-    Raises:
-        UserError: it was learned from another.
-    """
-
-    names = {read_header(folder, "language")["training"].get("data", {}).get("name") for folder in folders} or {DATA}
-    for name in names:
-        if name not in EMBEDDED:
-            expected = f"{folders[0]} was learned from {name}" if name else "there is nothing to measure on"
-            raise bad_value("data", "empty", expected, f"Write {prog} --prompt RUN --data FILE.")
-    return names.pop()
 
 
 def show(output: Output, measure: LanguageMeasure, n_prompts: int) -> None:

@@ -195,30 +195,24 @@ def read_adapter(folder: Path, config: dict[str, Any]) -> dict[str, Tensor]:
     for name in sorted(tensors.keys() - set(names)):
         raise bad_file(path, f"holds {name}, which no {kind} prompt has", "Give a folder of a prompt alone.")
 
-    def check(name: str, expected: str, *shapes: tuple[int, ...]) -> None:
-        value = tensors[name]
-        sizes = tuple(value.shape)  # -1 fits any number
-        is_fit = any(len(shape) == len(sizes) and all(map(_fits, sizes, shape)) for shape in shapes)
-        if not is_fit or not value.is_floating_point():
-            dtype = str(value.dtype).removeprefix("torch.")
-            problem = f"{name} is {list(sizes)} of {dtype}, but {expected} of floating-point numbers was expected"
-            raise bad_file(path, problem, SAVE_AGAIN)
+    def check(name: str, expected: str, is_fit: bool) -> None:
+        sizes, dtype = list(tensors[name].shape), tensors[name].dtype
+        if not is_fit or 0 in sizes or not dtype.is_floating_point:
+            has = f"{name} is {sizes} of {str(dtype).removeprefix('torch.')}"
+            raise bad_file(path, f"{has}, but {expected} of floating-point numbers was expected", SAVE_AGAIN)
 
-    copies = (1,) if kind == PREFIX else (n_copies,) if n_copies else (1, 2)
-    expected = " or ".join(f"[{n * copy}, width]" for copy in copies)
-    check(VECTORS, f"{expected} for {n} virtual tokens", *((n * copy, -1) for copy in copies))
+    vectors = tensors[VECTORS]
+    n_rows = [n * copy for copy in ((1,) if kind == PREFIX else (n_copies,) if n_copies else (1, 2))]
+    expected = " or ".join(f"[{n}, width]" for n in n_rows)
+    check(VECTORS, f"{expected} for {n} virtual tokens", vectors.dim() == 2 and vectors.shape[0] in n_rows)
     if kind == MULTITASK:
-        n_all, width = tensors[VECTORS].shape
-        check(COLUMNS, f"[tasks, {n_all}, rank]", (-1, n_all, -1))
-        n_tasks, _, rank = tensors[COLUMNS].shape
-        check(ROWS, f"{[n_tasks, rank, width]}", (n_tasks, rank, width))
-        tensors[COLUMNS] = tensors[COLUMNS][:, :n]
-    tensors[VECTORS] = tensors[VECTORS][:n]
+        columns, (n_all, width) = tensors[COLUMNS], vectors.shape
+        check(COLUMNS, f"[tasks, {n_all}, rank]", columns.dim() == 3 and columns.shape[1] == n_all)
+        shape = [columns.shape[0], columns.shape[2], width]
+        check(ROWS, f"{shape}", list(tensors[ROWS].shape) == shape)
+        tensors[COLUMNS] = columns[:, :n]
+    tensors[VECTORS] = vectors[:n]
     return {name: value.float() for name, value in tensors.items()}
-
-
-def _fits(size: int, wanted: int) -> bool:
-    return size > 0 and wanted in (size, -1)
 
 
 def read_side(folder: Path) -> Side | None:
@@ -309,7 +303,7 @@ def _keys_values(folder: Path, model: FrozenLanguageModel, config: dict[str, Any
 
 
 def _n_bare(folder: Path, template: Template, n_vectors: int, model: FrozenLanguageModel) -> int:
-    """How many vectors a bare `{soft}` has, so that the template takes all."""
+    """Count the vectors of a bare `{soft}`, so that the template takes all."""
     n_fixed = template.bind(model.tokenizer, model.start_ids, 0, model.is_encoder_decoder).n_soft
     n_bare = n_vectors - n_fixed
     if n_bare < 0 or (n_bare > 0 and not template.has_bare_soft):

@@ -114,11 +114,11 @@ class WordObjective:
         return (losses[list(which)].sum() / self.counts[list(which)].sum()).item()
 
     def loss_of(self, prompt: Scored, which: Sequence[int]) -> float:
-        """What a prompt comes to on some of the rows."""
+        """Return the loss of a prompt on some of the rows."""
         return self.mean(prompt.losses, which) + prompt.improbability
 
     def gradient(self, ids: TokenIds, which: Sequence[int]) -> Gradient:
-        """How the loss of a prompt over some of the rows changes with its words."""
+        """Compute how the loss of a prompt over some of the rows changes with its words."""
         model = self.prompted.model
         tokens = torch.tensor(ids, device=model.device)
         soft = model.embed(tokens).detach().requires_grad_()
@@ -161,7 +161,7 @@ class WordObjective:
         )
 
     def first_misread(self, ids: TokenIds, row: int = 0) -> int | None:
-        """Which token is the first that the text of the prompt does not give back within a row; None for none."""
+        """Find the first token that the text of the prompt does not give back within a row; None for none."""
         prompted = self.prompted
         answer, label = self.rows[row].answer, self.rows[row].label
         if self._labels is not None:

@@ -27,7 +27,7 @@ SLOTS_AT_ONCE = 2048
 def predict_in_words(
     model: FrozenLanguageModel, prompts: Sequence[TokenIds], questions: Sequence[Question], words: Tensor | None = None
 ) -> list[Predicted]:
-    """What `FrozenLanguageModel.predict` gives for questions with each of some prompts in words.
+    """Predict, as `FrozenLanguageModel.predict`, for questions with each of some prompts in words.
 
     Args:
         model: the frozen model.
@@ -96,7 +96,7 @@ def _read(reader: CausalReader, shared: KVCache, start: Tensor, packed: Packed, 
 
 
 def prompt_log_probs(model: FrozenLanguageModel, slots: Sequence[int], soft: Tensor) -> tuple[Tensor, list[int]]:
-    """What the model itself would say in the places of a prompt, after all that stands before each of them.
+    """Predict what the model itself would say in the places of a prompt, after all that stands before each of them.
 
     Args:
         model: the frozen model, decoder-only.

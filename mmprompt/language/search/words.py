@@ -69,7 +69,7 @@ class Words:
     def first_misread(
         self, ids: TokenIds, row: Mapping[str, str], slots: Sequence[int], room: int, answers: Mapping[str, TokenIds]
     ) -> int | None:
-        """Whether the words are read back: the template with their text gives these very tokens for a row.
+        """Find the first token that the template with the text of the words does not give back for a row.
 
         Args:
             ids: P tokens.
@@ -145,7 +145,7 @@ def start_words(template: Template, words: str) -> Template:
 
 
 def allowed_tokens(tokenizer: Any, vocabulary_size: int, is_ascii: bool) -> Tensor:
-    """Which tokens a prompt in words may hold: text that can be printed, and no special token.
+    """Mark the tokens that a prompt in words may hold: text that can be printed, and no special token.
 
     Args:
         tokenizer: of transformers.

@@ -36,10 +36,6 @@ DIVIDER = "\U000f0000|||\U000f0001"
 """Stands for the `|||` of the template itself, so that one in the data divides nothing."""
 
 
-class TooMuch(Exception):  # noqa: N818  its text says what
-    """A template writes more than it may."""
-
-
 class Sandbox(SandboxedEnvironment):
     """jinja as PromptSource sets it up; a template may change the lists and mappings of its row, which are copies."""
 
@@ -49,19 +45,19 @@ class Sandbox(SandboxedEnvironment):
         self.filters |= {"choice": choice, "most_frequent": most_frequent, "highlight": str}
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> Undefined:
-        """What stands for an attribute that is none of a template's business: any use of it is refused."""
+        """Stand in for an attribute that is none of a template's business: any use of it is refused."""
         problem = f"access to attribute {attribute!r} of {type(obj).__name__!r} object is unsafe."
         return StrictUndefined(problem, name=attribute, obj=obj, exc=SecurityError)
 
 
 @pass_context  # so that jinja does not draw once for all rows when it compiles
 def choice(context: Any, values: Sequence[Any]) -> Any:
-    """One of some values, drawn."""
+    """Draw one of some values."""
     return random.choice(values)
 
 
 def most_frequent(values: Iterable[Any]) -> list[Any] | None:
-    """The values that are there most often; None of no values."""
+    """Return the values that occur most often; None of no values."""
     counts = Counter(values).most_common()
     return [value for value, count in counts if count == counts[0][1]] if counts else None
 
@@ -70,29 +66,28 @@ compiled = lru_cache(maxsize=64)(Sandbox().from_string)
 
 
 def parts_of(source: str, values: dict[str, Any]) -> list[str]:
-    """What a template makes of some values, cut at its dividers, without blanks around the parts.
+    """Render a template with some values, and split the text at its dividers, without spaces around the parts.
 
     `choice` and `random` draw as the values say, so that a row always gives the same text.
     """
     random.seed(int.from_bytes(hashlib.sha256(json.dumps(values, sort_keys=True).encode()).digest()[:8]))
     text = compiled(source.replace("|||", DIVIDER)).render(values)
-    if len(text) > MAX_OUTPUT:
-        raise TooMuch(f"it writes more than {MAX_OUTPUT} characters")
     return [part.strip() for part in text.split(DIVIDER)]
 
 
 def answer(jinja: str, choices: str | None, row: dict[str, Any]) -> dict[str, Any]:
-    """The parts of a row and the choices of its answers, or `{"error": ...}`."""
+    """Render a row: its parts and the choices of its answers, or `{"error": ...}`."""
     try:
         # each template has values of its own, for it may change them
         listed = None if choices is None else parts_of(choices, copy.deepcopy(row))
-        return {"parts": parts_of(jinja, row | {"answer_choices": listed and [*listed]}), "choices": listed}
+        parts = parts_of(jinja, row | {"answer_choices": listed and [*listed]})
     except MemoryError:
         return {"error": f"it takes more than {MEMORY // 2**20} MB"}
-    except TooMuch as error:
-        return {"error": str(error)}
     except Exception as error:  # whatever its expressions raise
         return {"error": f"{type(error).__name__}: {error}"}
+    if sum(map(len, [*parts, *(listed or ())])) > MAX_OUTPUT:
+        return {"error": f"it writes more than {MAX_OUTPUT} characters"}
+    return {"parts": parts, "choices": listed}
 
 
 def main() -> None:

@@ -259,7 +259,7 @@ class BoundTemplate:
         return () if last < 0 else replace(self, segments=segments)._slots(())
 
     def encode(self, row: Mapping[str, str], room: int, n_answer: int = 0) -> EncodedText:
-        """What is read of a row before its answer.
+        """Encode a row up to its answer.
 
         As words carry the blank before them, so do soft slots: one blank before a slot has no token, and one after it
         is a part of the text that follows. The blanks before `{answer}` belong to the answer. Fields marked `:cut`

@@ -54,7 +54,7 @@ class Tokens:
         return both[len(first) :] if both[: len(first)] == first else self.ids([(text, True)], True)
 
     def ends(self, text: str) -> list[int]:
-        """Where a text may be cut: the number of characters that its first 0, 1, 2, ... tokens hold whole."""
+        """List where a text may be cut: the numbers of characters that its first 0, 1, 2, ... tokens hold whole."""
         if not self.tokenizer.is_fast:
             ids = self._call(text, True)
             held = [self.tokenizer.decode(ids[:n], clean_up_tokenization_spaces=False) for n in range(len(ids))]

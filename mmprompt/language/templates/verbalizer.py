@@ -67,7 +67,7 @@ class Verbalizer:
         return validate(cls, values, "verbalizer")
 
     def to_dict(self) -> dict[str, Any]:
-        """What a file keeps."""
+        """Return what a file keeps."""
         return asdict(self)
 
     @property
@@ -109,7 +109,7 @@ class Verbalizer:
         return torch.stack(masses, dim=-1)
 
     def describe(self, answers: Sequence[Sequence[int]], tokenizer: Any) -> tuple[str, ...]:
-        """What there is to know of the words' tokens, one sentence each.
+        """Describe the words' tokens, one sentence each.
 
         Args:
             answers: the tokens of `flat`, as `BoundTemplate.answers` gives them.

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
 from mmprompt.errors import UserError
-from mmprompt.models.decoder.hf_cache import cache_name, from_cache, to_crossed_cache
+from mmprompt.models.decoder.hf_cache import cache_argument, from_cache, to_crossed_cache
 from mmprompt.models.decoder.kv_cache import KeyValues
 from mmprompt.models.decoder.packing import Packed, Question
 from mmprompt.models.decoder.reader import UNLIMITED, embed_slots
@@ -47,47 +47,36 @@ class EncoderDecoderReader:
                 "Write decoder_start_token_id into its generation_config.json."
             )
         self.start_id: int = start
-        self._cache_name = cache_name(type(lm).forward)
         self.kv_shape = self._measure()
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Token embeddings [..., D], as the model scales them."""
         return self.lm.get_input_embeddings()(token_ids)
 
-    def encode(self, soft: Vectors | None, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    def encode(
+        self, soft: Vectors | Sequence[Vectors | None] | None, texts: Sequence[Sequence[int]]
+    ) -> tuple[Tensor, Tensor]:
         """Read prompts and texts.
 
         Args:
-            soft: vectors that all texts share [P, D], or of each text [N, P, D]; None where there are none.
+            soft: vectors that all texts share [P, D], or of each text [N, P, D]; a list of one for each text, whose P
+                may differ; None where there are none.
             texts: slots as in `Question`.
         Returns:
             states [N, T, D], and [N, T] bool that is False where nothing stands.
         """
-        slots, is_there = self._padded(texts)
-        return self._states(embed_slots(self.embed(slots.clamp(min=0)), slots, soft), is_there), is_there
-
-    def encode_each(self, softs: Sequence[Vectors | None], texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """The same with vectors [P, D] of each text, whose P may differ."""
-        slots, is_there = self._padded(texts)
-        rows = [
-            embed_slots(self.embed(row[None].clamp(min=0)), row[None], soft)
-            for row, soft in zip(slots, softs, strict=True)
-        ]
-        return self._states(torch.cat(rows), is_there), is_there
-
-    def as_encoded(self, states: Tensor) -> BaseModelOutput:
-        """States as the model takes them from an encoder that was run before."""
-        return BaseModelOutput(last_hidden_state=states)
-
-    def _states(self, x: Tensor, is_there: Tensor) -> Tensor:
-        return self.lm.get_encoder()(inputs_embeds=x, attention_mask=is_there.long()).last_hidden_state
-
-    def _padded(self, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         whole = [[*text, *self.behind] for text in texts]
         length = max(map(len, whole))
         slots = torch.tensor([[*text, *[0] * (length - len(text))] for text in whole], device=self.lm.device)
         lengths = torch.tensor([[len(text)] for text in whole], device=self.lm.device)
-        return slots, torch.arange(length, device=self.lm.device) < lengths
+        is_there = torch.arange(length, device=self.lm.device) < lengths
+        x = self.embed(slots.clamp(min=0))
+        if isinstance(soft, Sequence):
+            rows = zip(x.split(1), slots.split(1), soft, strict=True)
+            x = torch.cat([embed_slots(*row) for row in rows])
+        else:
+            x = embed_slots(x, slots, soft)
+        return self.lm.get_encoder()(inputs_embeds=x, attention_mask=is_there.long()).last_hidden_state, is_there
 
     def answer(self, soft: Vectors | None, learned: KeyValues, questions: Sequence[Question]) -> tuple[Tensor, Packed]:
         """The logits [K, V] of all answers' tokens, and where each stands.
@@ -108,7 +97,7 @@ class EncoderDecoderReader:
             attention_mask=is_there.index_select(0, owner).long(),
             decoder_input_ids=torch.tensor(read, device=device),
             use_cache=True,
-            **{self._cache_name: to_crossed_cache(rows_for(learned, owner), ())},
+            **cache_argument(self.lm, to_crossed_cache(rows_for(learned, owner), ())),
         )
         is_wanted = torch.arange(length, device=device) < torch.tensor([[len(a)] for a in answers], device=device)
         logits = out.logits[is_wanted]
@@ -126,7 +115,7 @@ class EncoderDecoderReader:
             encoder_outputs=BaseModelOutput(last_hidden_state=states),
             decoder_inputs_embeds=x[None],
             use_cache=True,
-            **{self._cache_name: cache},
+            **cache_argument(self.lm, cache),
         )
         return from_cache(cache.self_attention_cache)
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmprompt.models.decoder.kv_cache import KVCache
+from mmprompt.models.decoder.kv_cache import KVCache, causal_mask
 from mmprompt.models.decoder.packing import Packed
 
 PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
@@ -58,7 +58,7 @@ class FlatBlocks:
         asked = torch.searchsorted(packed.used, read)
         n_before = memory.own[0][0].shape[2] if memory.own else 0
         if mask is None:
-            mask = causal(length, n_before, x)
+            mask = causal_mask(n_before, packed.slots.to(x.dtype))
         layers = self.body.layers
         for number, layer in enumerate(layers):
             attention, is_last = layer.self_attn, number == len(layers) - 1
@@ -104,9 +104,3 @@ def rows_of(x: Tensor, where: Tensor, n_rows: int, length: int) -> Tensor:
     if len(where) < n_rows * length:
         x = x.new_zeros(n_rows * length, *x.shape[1:]).index_copy(0, where, x)
     return x.unflatten(0, (n_rows, length)).transpose(1, 2)
-
-
-def causal(length: int, n_before: int, x: Tensor) -> Tensor:
-    """The mask of rows in which every slot sees all that was before and all up to itself."""
-    hidden = torch.ones(length, n_before + length, dtype=torch.bool, device=x.device).triu(n_before + 1)
-    return torch.zeros(hidden.shape, dtype=x.dtype, device=x.device).masked_fill_(hidden, float("-inf"))

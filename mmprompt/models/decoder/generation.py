@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers.cache_utils import StaticCache
+from transformers.modeling_outputs import BaseModelOutput
 
 from mmprompt.errors import UserError
 from mmprompt.models.decoder.encoder_decoder import EncoderDecoderReader
 from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.models.decoder.hf_cache import cache_argument, to_cache, to_crossed_cache
-from mmprompt.models.decoder.kv_cache import KeyValues, KVCache, memory_of
+from mmprompt.models.decoder.kv_cache import KeyValues, KVCache, learned_cache
 from mmprompt.models.decoder.model import FrozenLanguageModel, SiteVectors
 from mmprompt.models.decoder.reader import window_of
 from mmprompt.models.decoder.vectors import LM_INPUT, keys_values
@@ -55,7 +56,7 @@ def job_of(
     """
     if start is not None:
         return Job(start, slots)
-    memory = memory_of(keys_values(vectors, model.kv_shape, model.dtype))
+    memory = learned_cache(keys_values(vectors, model.kv_shape, model.dtype))
     return Job(memory, slots, vectors.get(LM_INPUT))
 
 
@@ -106,7 +107,7 @@ def batches_of(model: FrozenLanguageModel, jobs: Sequence[Job], n_new: int) -> l
 
 
 def decoder_inputs(model: FrozenLanguageModel, jobs: Sequence[Job], settings: Generation) -> tuple[dict[str, Any], int]:
-    """What `generate` is given, and how many tokens of what it returns were given to it."""
+    """Prepare what `generate` is given, and count the tokens among what it returns that were given to it."""
     kept, is_kept = left_padded([job.memory.own for job in jobs], model)
     kept = tuple(
         (key.repeat_interleave(settings.n_beams, 0), value.repeat_interleave(settings.n_beams, 0))
@@ -139,12 +140,11 @@ def encoder_inputs(
     model: FrozenLanguageModel, reader: EncoderDecoderReader, jobs: Sequence[Job], kept: KeyValues, is_kept: Tensor
 ) -> dict[str, Any]:
     """The same for a model with an encoder: texts are read already, keys and values belong to the decoder."""
-    softs = [job.soft for job in jobs]
-    states, is_there = reader.encode_each(softs, [job.slots for job in jobs])
+    states, is_there = reader.encode([job.soft for job in jobs], [job.slots for job in jobs])
     n_rows, n_kept = is_kept.shape
     start = torch.full((n_rows, 1), reader.start_id, device=model.device)
     inputs: dict[str, Any] = {
-        "encoder_outputs": reader.as_encoded(states),
+        "encoder_outputs": BaseModelOutput(last_hidden_state=states),
         "attention_mask": is_there.long(),
         "decoder_input_ids": start.expand(-1, n_kept + 1),
     }

@@ -1,4 +1,4 @@
-"""From a memory to the caches that transformers' decoders take, and back. Nothing is copied but what they append."""
+"""From a `KVCache` to the caches that transformers' decoders take, and back; they copy only what they append."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mmprompt.models.decoder.kv_cache import KeyValues
 
 
 def to_cache(keys_values: KeyValues) -> DynamicCache:
-    """A cache that a decoder may append to; the memory's own tensors are in it, and stay as they are."""
+    """Make a cache that a decoder may append to; the given tensors are in it, and stay as they are."""
     cache = DynamicCache()
     for key, value in keys_values:
         layer = DynamicLayer()
@@ -41,5 +41,5 @@ def cache_argument(module: nn.Module, cache: Any) -> dict[str, Any]:
 
 @functools.cache
 def cache_name(forward: Callable[..., Any]) -> str:
-    """How the forward of a class names its cache; looked up once, since decoding asks at every step."""
+    """Look up how the forward of a class names its cache; once, since decoding asks at every step."""
     return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"

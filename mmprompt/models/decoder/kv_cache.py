@@ -33,11 +33,11 @@ class KVCache:
     n_read: int = 0
 
     def select(self, rows: Tensor) -> KVCache:
-        """The given rows, each as often as it is named: [N'] int64."""
+        """Select rows, each as often as it is named: [N'] int64."""
         return self._map(lambda tensor: tensor.index_select(0, rows))
 
     def repeat(self, n_rows: int) -> KVCache:
-        """One row as often as it is asked for, without a copy."""
+        """Repeat one row without a copy."""
         return self._map(lambda tensor: tensor.expand(n_rows, *tensor.shape[1:]))
 
     def select_after(self, base: KVCache, rows: Tensor) -> KVCache:
@@ -74,7 +74,7 @@ class KVCache:
 
     @staticmethod
     def join(parts: Sequence[KVCache]) -> KVCache:
-        """The rows of several memories that have read equally much, one after another."""
+        """Join the rows of several caches that have read equally much, one after another."""
         first = parts[0]
 
         def pairs(layers: Sequence[KeyValues]) -> KeyValues:
@@ -91,7 +91,7 @@ class KVCache:
 
     @property
     def n_bytes(self) -> int:
-        """What all tensors take."""
+        """Bytes of all tensors."""
         tensors = [part for pair in (*self.own, *self.crossed) for part in pair]
         tensors += [] if self.states is None else [self.states]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
@@ -102,17 +102,17 @@ class KVCache:
         return KVCache(own, None if self.states is None else change(self.states), crossed, self.n_read)
 
 
-def memory_of(learned: KeyValues) -> KVCache:
-    """Learned keys and values as what was read before everything else."""
+def learned_cache(learned: KeyValues) -> KVCache:
+    """Make a cache of learned keys and values, which count as read before everything else."""
     return KVCache(learned, n_read=learned[0][0].shape[2]) if learned else KVCache()
 
 
 def causal_mask(n_before: int, x: Tensor) -> Tensor | None:
-    """Which slots new ones may see: all that were read before them, and one another from left to right.
+    """Build the mask of new slots, which see all that were read before them, and one another from left to right.
 
     Args:
         n_before: keys that were kept, image and prompt among them.
-        x: [N, L, D], the new slots.
+        x: [N, L] or [N, L, D], the new slots.
     Returns:
         [L, n_before + L] in the dtype of x, to be added to scores; None where a single new slot sees everything.
     """

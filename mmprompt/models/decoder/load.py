@@ -168,7 +168,7 @@ def need_gguf(what: str) -> None:
 
 
 def _auto_class(name: str, config: Any) -> Any:
-    """Which of transformers' auto classes loads a model: for causal language models, or for encoder and decoder."""
+    """Choose the one of transformers' auto classes that loads a model: causal, or with encoder and decoder."""
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmprompt.errors import UserError
 from mmprompt.models.decoder.encoder_decoder import EncoderDecoderReader
-from mmprompt.models.decoder.kv_cache import KVCache, memory_of
+from mmprompt.models.decoder.kv_cache import KVCache, learned_cache
 from mmprompt.models.decoder.packing import Packed, Question, pack, share_rows
 from mmprompt.models.decoder.reader import CausalReader
 from mmprompt.models.decoder.vectors import LM_INPUT, check_vectors, keys_values
@@ -172,7 +172,7 @@ class FrozenLanguageModel:
             slots: as in `Question`; may be none.
         """
         assert isinstance(self.reader, CausalReader), "an encoder reads prompt and text together"
-        memory = memory_of(keys_values(vectors, self.kv_shape, self.dtype))
+        memory = learned_cache(keys_values(vectors, self.kv_shape, self.dtype))
         if not slots:
             return memory
         ids = torch.tensor([list(slots)], device=self.device)
@@ -258,7 +258,7 @@ def read_again(reader: CausalReader, memory: KVCache, packed: Packed, soft: Vect
 
 
 def end_of(name: str, lm: Any, tokenizer: Any) -> int:
-    """The token after an answer.
+    """Find the token after an answer.
 
     Raises:
         UserError: neither tokenizer nor model names one.
@@ -271,7 +271,7 @@ def end_of(name: str, lm: Any, tokenizer: Any) -> int:
 
 
 def specials_of(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """What a tokenizer puts before a text, and behind it."""
+    """Find the tokens that a tokenizer puts before a text, and behind it."""
     word = tokenizer("a", add_special_tokens=False)["input_ids"]
     whole = tokenizer("a")["input_ids"]
     for start in range(len(whole) - len(word) + 1):

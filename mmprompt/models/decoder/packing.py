@@ -64,7 +64,7 @@ class Packed:
 
 
 def pack_bins(sizes: Sequence[int], room: int) -> list[list[int]]:
-    """Which items share a row: first fit, longest first, so that rows are filled and equally long.
+    """Decide which items share a row: first fit, longest first, so that rows are filled and equally long.
 
     Args:
         sizes: of the items.
@@ -84,7 +84,7 @@ def pack_bins(sizes: Sequence[int], room: int) -> list[list[int]]:
 
 
 def share_rows(questions: Sequence[Question]) -> list[list[int]]:
-    """Which questions share a row of `ROW_SLOTS`, or of as many as the longest takes."""
+    """Decide which questions share a row of `ROW_SLOTS` slots, or of as many as the longest takes."""
     sizes = [question.n_read for question in questions]
     return pack_bins(sizes, max(ROW_SLOTS, *sizes))
 

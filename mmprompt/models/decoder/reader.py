@@ -121,16 +121,13 @@ class CausalReader:
             soft: as in `embed_slots`.
         """
         if self._flat is None or (soft is not None and soft.scope != "shared"):
-            return self._read_whole(memory, packed, soft)
+            # the model's own forward, over all slots of all rows
+            hidden, _ = self.run(memory, self.embed_slots(packed.slots, soft), packed.places, packed.visible)
+            return hidden.flatten(0, 1).index_select(0, packed.read)
         x = self.embed_slots(packed.slots.flatten()[packed.used][None], soft)[0]
         n_before = memory.own[0][0].shape[2] if memory.own else 0
         mask = None if packed.visible is None else additive(packed.visible, n_before, x.dtype)
         return self._flat.read(memory, packed, x, mask)
-
-    def _read_whole(self, memory: KVCache, packed: Packed, soft: Vectors | None) -> Tensor:
-        """The same by the model's own forward, over all slots of all rows."""
-        hidden, _ = self.run(memory, self.embed_slots(packed.slots, soft), packed.places, packed.visible)
-        return hidden.flatten(0, 1).index_select(0, packed.read)
 
     @torch.no_grad()
     def _measure(self, probe: tuple[int, ...]) -> tuple[int, int, int] | None:
@@ -159,27 +156,16 @@ class CausalReader:
         _, memory = self.run(KVCache(), self.embed(torch.tensor([[first, last]], device=self.lm.device)))
         questions = [Question((last, first), ((last, last), (first,))), Question((first,), ((last, first),))]
 
-        def read(rows: list[list[int]]) -> Tensor:
-            packed = pack(questions, rows, memory.n_read, self.lm.device)
-            if len(rows) == 1:
-                return self.read(memory, packed, None).index_select(0, packed.at)
-            rows_of = torch.zeros(len(rows), dtype=torch.int64, device=self.lm.device)
-            return self.read(memory.select(rows_of), packed, None).index_select(0, packed.at)
-
-        alone = [self._alone(memory, question) for question in questions]
+        alone = []  # the hidden states before the tokens of each answer, each answer read in a row of its own
+        for question in questions:
+            for answer in question.answers:
+                ids = torch.tensor([[*question.slots, *answer[:-1]]], device=self.lm.device)
+                alone.append(self.run(memory, self.embed(ids))[0][0, len(question.slots) - 1 :])
         try:
-            return close(read([[0, 1]]), torch.cat(alone))
+            packed = pack(questions, [[0, 1]], memory.n_read, self.lm.device)
+            return close(self.read(memory, packed, None).index_select(0, packed.at), torch.cat(alone))
         except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError):
             return False
-
-    def _alone(self, memory: KVCache, question: Question) -> Tensor:
-        """The hidden states before the tokens of each answer, each answer read in a row of its own."""
-        found = []
-        for answer in question.answers:
-            ids = torch.tensor([[*question.slots, *answer[:-1]]], device=self.lm.device)
-            hidden, _ = self.run(memory, self.embed(ids))
-            found.append(hidden[0, len(question.slots) - 1 :])
-        return torch.cat(found)
 
 
 def embed_slots(embedded: Tensor, slots: Tensor, soft: Vectors | None) -> Tensor:

@@ -21,7 +21,7 @@ WEIGHTS = PackagedFile(
 
 
 def smollm2_folder() -> Path:
-    """Where the unpacked model lies, or would lie."""
+    """Return the folder of the unpacked model, whether it is there or not."""
     return cache_folder() / "backbones" / f"smollm2-{WEIGHTS.sha256[:12]}"
 
 

@@ -73,7 +73,7 @@ class TunedModel:
     weights: Mapping[str, nn.Parameter]
 
     def module(self) -> nn.Module:
-        """What learns as a module of its own, for the loop."""
+        """Return the learning weights as a module of their own, for the loop."""
         return nn.ParameterDict({name.replace(".", "/"): weight for name, weight in self.weights.items()})
 
     def finish(self) -> None:
@@ -82,7 +82,7 @@ class TunedModel:
         self.model.fingerprint = self.model.compute_fingerprint()
 
     def tensors(self) -> dict[str, Tensor]:
-        """What learned, by name."""
+        """Return the learned tensors by name."""
         return {name: weight.detach() for name, weight in self.weights.items()}
 
 
@@ -185,5 +185,5 @@ def read_lora(folder: Path, model: FrozenLanguageModel) -> TunedModel:
 
 
 def describe(tuning: Tuning) -> dict[str, Any]:
-    """What a file says of it, JSON-ready."""
+    """Describe it for a file, JSON-ready."""
     return {"kind": type(tuning).__name__, **asdict(tuning)}

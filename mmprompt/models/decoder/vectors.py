@@ -42,7 +42,16 @@ def check_vectors(name: str, reader: Reader, vectors: Mapping[Site, Vectors]) ->
     """
     n_slots = 0
     for site, given in vectors.items():
-        width = _width_of(name, reader, site)
+        if site != LM_INPUT and site.tower != "lm.kv":
+            raise UserError(f"{site} is no site of {name}. Use lm.input or lm.kv[i].")
+        if site == LM_INPUT:
+            width = reader.width
+        elif reader.kv_shape is None:
+            raise UserError(
+                f"keys and values were given, but the decoder of {name} takes none. Use vectors among its tokens."
+            )
+        else:
+            width = 2 * reader.kv_shape[1] * reader.kv_shape[2]
         if given.values.shape[-1] != width:
             raise UserError(
                 f"the vectors of {site} are {given.values.shape[-1]} wide, but {name} takes {width}. "
@@ -67,19 +76,6 @@ def check_vectors(name: str, reader: Reader, vectors: Mapping[Site, Vectors]) ->
             f"keys and values were given for {len(layers)} blocks, but {name} has {reader.kv_shape[0]}. "
             "Give them for every block."
         )
-
-
-def _width_of(name: str, reader: Reader, site: Site) -> int:
-    if site == LM_INPUT:
-        return reader.width
-    if site.tower != "lm.kv":
-        raise UserError(f"{site} is no site of {name}. Use lm.input or lm.kv[i].")
-    if reader.kv_shape is None:
-        raise UserError(
-            f"keys and values were given, but the decoder of {name} takes none. Use vectors among its tokens."
-        )
-    _, n_heads, head_width = reader.kv_shape
-    return 2 * n_heads * head_width
 
 
 def keys_values(vectors: Mapping[Site, Vectors], shape: KvShape | None, dtype: torch.dtype) -> KeyValues:

@@ -48,7 +48,7 @@ def test_a_model_says_what_its_decoder_takes(model: FrozenLanguageModel) -> None
 def test_vectors_of_each_text_may_be_of_another_number(model: FrozenLanguageModel) -> None:
     reader: Any = model.reader
     softs = [Vectors(model.embed(torch.tensor([30, 31]))), None, Vectors(model.embed(torch.tensor([32])))]
-    found, is_there = reader.encode_each(softs, [(-2, 5, -1), (6,), (-1, 7, 8, 9)])
+    found, is_there = reader.encode(softs, [(-2, 5, -1), (6,), (-1, 7, 8, 9)])
     expected, is_there_too = reader.encode(None, [(31, 5, 30), (6,), (32, 7, 8, 9)])
     assert torch.equal(is_there, is_there_too)
     torch.testing.assert_close(found[is_there], expected[is_there], rtol=1e-6, atol=1e-6)
