@@ -178,7 +178,7 @@ def measure_captions(
         if progress is not None:
             progress(len(speakers), 2 * len(prompts) + 1)
     scores = {one.name: {f: score_focus(one.said, items, f, judge) for f in judge.focuses} for one in speakers}
-    text = {one.name: score_captions(one.said, references(items, one.focus or None)) for one in speakers}
+    text = {one.name: score_captions(one.said, _references(items, one.focus or None)) for one in speakers}
     likeness = {}
     if encoder is not None:
         images, used = encode_pictures(encoder, [item.image for item in items]), [captioner.encoder_fingerprint]
@@ -194,7 +194,7 @@ def measure_captions(
         text,
         likeness,
         confusion({one.name: one.said for one in speakers}, judge),
-        {focus: lifts_of(focus, scores) for focus in by_focus},
+        {focus: _lifts_of(focus, scores) for focus in by_focus},
         {focus: stage.curve(items[:N_CURVE], prompt, strengths) for focus, prompt in by_focus.items()},
         stage.decoding,
         tuple(dict.fromkeys(note for notes in noted for note in notes)),
@@ -218,7 +218,7 @@ def evaluate(
     return score_focus(stage.say(items, captioner.steering), items, focus_of(captioner.prompt), stage.judge)
 
 
-def lifts_of(focus: str, scores: Mapping[str, Mapping[str, FocusScores]]) -> dict[str, Lift]:
+def _lifts_of(focus: str, scores: Mapping[str, Mapping[str, FocusScores]]) -> dict[str, Lift]:
     """Return what a learned prompt gains over none and over words; leave out a measure that one side does not have."""
     learned, lifts = scores[focus][focus], {}
     for name, rival in (("none", scores[NO_PROMPT][focus]), ("words", scores[f"words: {focus}"][focus])):
@@ -228,7 +228,7 @@ def lifts_of(focus: str, scores: Mapping[str, Mapping[str, FocusScores]]) -> dic
     return lifts
 
 
-def references(items: Sequence[CaptionItem], focus: str | None) -> dict[str, tuple[str, ...]]:
+def _references(items: Sequence[CaptionItem], focus: str | None) -> dict[str, tuple[str, ...]]:
     """Return what people wrote of each image, by its id; of all focuses where there is nothing of the one asked for."""
     return {item.image_id: item.of(focus) or item.of(None) for item in items}
 
@@ -275,7 +275,7 @@ class _Stage:
         for strength in strengths:
             said = self.say(items, Steering(((prompt, 1.0),), strength))
             values = score_focus(said, items, focus, self.judge).values
-            text = score_captions(said, references(items, focus))
+            text = score_captions(said, _references(items, focus))
             numbers = text.cider_d, text.mean_length, text.distinct_ratio
             points.append(Point(strength, values["adherence"] or 0.0, values["grounded_precision_all"], *numbers))
         return tuple(points)
