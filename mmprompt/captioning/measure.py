@@ -28,7 +28,7 @@ from mmprompt.models.image_features import encode_pictures
 NO_PROMPT = "no prompt"
 STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 N_CURVE = 100
-"""Pictures that the curve over strength is measured on."""
+"""Images that the curve over strength is measured on."""
 HARD_WORDS = {
     "objects": ("a picture of two objects:", "the objects are", "describe the objects:"),
     "emotions": ("a picture of a face:", "the feelings are", "describe the emotion:"),
@@ -37,8 +37,6 @@ HARD_WORDS = {
 """What somebody would write without looking at the captions the captioner was trained on."""
 ANY_WORDS = ("a picture of {}:", "the {} are", "describe the {}:")
 
-Said = Mapping[str, str]
-"""A caption of each picture, by its id."""
 Progress = Callable[[int, int], None]
 
 
@@ -49,19 +47,19 @@ class Speaker:
     Args:
         name: the focus of a learned prompt, "words: FOCUS", or "no prompt".
         focus: what it is to speak of, "" for no prompt.
-        said: a caption of each picture.
+        said: a caption of each image, by its id.
         words: of a hard prompt.
     """
 
     name: str
     focus: str
-    said: Said
+    said: Mapping[str, str]
     words: str = ""
 
 
 @dataclass(frozen=True)
 class Point:
-    """A prompt at one strength, on some of the pictures."""
+    """A prompt at one strength, on some of the images."""
 
     strength: float
     adherence: float
@@ -73,7 +71,7 @@ class Point:
 
 @dataclass(frozen=True)
 class CaptionMeasure:
-    """What prompts are worth on the pictures of one part.
+    """What prompts are worth on the images of one part.
 
     Attributes:
         captioner, data, split, judge: names.
@@ -82,7 +80,7 @@ class CaptionMeasure:
         text_scores: by speaker, against the references of its focus; all of them for no prompt.
         clip_scores: by speaker, where an encoder judged.
         confusion: adherence of every speaker to every focus.
-        lifts: by focus: adherence and grounded precision over `"none"` and over `"words"`, paired over pictures.
+        lifts: by focus: adherence and grounded precision over `"none"` and over `"words"`, paired over images.
         strengths: by focus, the curve over strength.
         decoding: how captions were searched.
         notes: what a careful reader should know.
@@ -108,7 +106,7 @@ class CaptionMeasure:
         return tuple(self.lifts)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, captions included."""
+        """Return all of it with the captions, ready for JSON."""
         return {
             "captioner": self.captioner,
             "data": self.data,
@@ -151,7 +149,7 @@ def measure_captions(
 
     Args:
         captioner: the frozen model.
-        data: pictures with references.
+        data: images with references.
         prompts: one or more, of different focuses.
         split: which part; nothing is chosen on it.
         decoding: how captions are searched.
@@ -164,31 +162,28 @@ def measure_captions(
         UserError: there is no prompt, two have one focus, the judge does not know one, the part is empty, or
             pycocoevalcap is not installed.
     """
-    focuses = [focus_of(prompt) for prompt in prompts]
-    if not prompts or len(set(focuses)) < len(focuses):
-        raise bad_value(
-            "prompts",
-            ", ".join(focuses) or "empty",
-            "one prompt a focus is needed",
-            "Give `prompts`, each of another focus.",
-        )
+    by_focus = {focus_of(prompt): prompt for prompt in prompts}
+    if not prompts or len(by_focus) < len(prompts):
+        given, advice = ", ".join(map(focus_of, prompts)) or "empty", "Give `prompts`, each of another focus."
+        raise bad_value("prompts", given, "one prompt a focus is needed", advice)
     coco_module("cider.cider")  # missed now, not after the captions are written
-    judge = judge_for(data)
-    stage = _Stage(captioner, decoding or Decoding(), features or CaptionFeatures(captioner), judge)
-    items = data.with_captions(split, None)
+    stage = _Stage(captioner, decoding or Decoding(), features or CaptionFeatures(captioner), judge_for(data))
+    judge, items = stage.judge, data.with_captions(split, None)
     speakers = [Speaker(NO_PROMPT, "", stage.say(items, Steering()))]
-    for prompt in prompts:
-        wording = (words or {}).get(focus_of(prompt)) or best_words(stage, data, focus_of(prompt))
-        hard = hard_prompt(captioner, focus_of(prompt), wording)
-        speakers.append(Speaker(f"words: {focus_of(prompt)}", focus_of(prompt), stage.say(items, only(hard)), wording))
-        speakers.append(Speaker(focus_of(prompt), focus_of(prompt), stage.say(items, only(prompt))))
+    for focus, prompt in by_focus.items():
+        wording = (words or {}).get(focus) or stage.best_words(data, focus)
+        hard = hard_prompt(captioner, focus, wording)
+        speakers.append(Speaker(f"words: {focus}", focus, stage.say(items, Steering(((hard, 1.0),))), wording))
+        speakers.append(Speaker(focus, focus, stage.say(items, Steering(((prompt, 1.0),)))))
         if progress is not None:
             progress(len(speakers), 2 * len(prompts) + 1)
     scores = {one.name: {f: score_focus(one.said, items, f, judge) for f in judge.focuses} for one in speakers}
-    text = {one.name: score_captions(one.said, references(items, one.focus or None)) for one in speakers}
-    notes = [*judge.notes, *(note for score in text.values() for note in score.notes)]
-    likeness = {} if encoder is None else clip_scores(encoder, items, speakers, captioner)
-    notes += [note for score in likeness.values() for note in score.notes]
+    text = {one.name: score_captions(one.said, _references(items, one.focus or None)) for one in speakers}
+    likeness = {}
+    if encoder is not None:
+        images, used = encode_pictures(encoder, [item.image for item in items]), [captioner.encoder_fingerprint]
+        likeness = {one.name: clip_score(encoder, list(one.said.values()), images, used) for one in speakers}
+    noted = [judge.notes, *(score.notes for score in text.values()), *(score.notes for score in likeness.values())]
     return CaptionMeasure(
         captioner.name,
         data.name,
@@ -199,10 +194,10 @@ def measure_captions(
         text,
         likeness,
         confusion({one.name: one.said for one in speakers}, judge),
-        {focus: lifts_of(focus, scores) for focus in focuses},
-        {focus_of(prompt): stage.curve(items[:N_CURVE], prompt, strengths) for prompt in prompts},
+        {focus: _lifts_of(focus, scores) for focus in by_focus},
+        {focus: stage.curve(items[:N_CURVE], prompt, strengths) for focus, prompt in by_focus.items()},
         stage.decoding,
-        tuple(dict.fromkeys(notes)),
+        tuple(dict.fromkeys(note for notes in noted for note in notes)),
     )
 
 
@@ -217,91 +212,70 @@ def evaluate(
         split: which part of them.
         features: of the same captioner, to share them.
     """
-    judge, items = judge_for(data), data.with_captions(split, None)
-    stage = _Stage(captioner.backbone, captioner.decoding, features or CaptionFeatures(captioner.backbone), judge)
-    return score_focus(stage.say(items, captioner.steering), items, focus_of(captioner.prompt), judge)
+    features = features or CaptionFeatures(captioner.backbone)
+    stage = _Stage(captioner.backbone, captioner.decoding, features, judge_for(data))
+    items = data.with_captions(split, None)
+    return score_focus(stage.say(items, captioner.steering), items, focus_of(captioner.prompt), stage.judge)
 
 
-def only(prompt: Prompt, strength: float = 1.0) -> Steering:
-    """One prompt at one strength."""
-    return Steering(((prompt, 1.0),), strength)
-
-
-def best_words(stage: _Stage, data: CaptionData, focus: str) -> str:
-    """The wording that the captioner keeps to its focus best with, on the validation part, or on train without one.
-
-    The first one where the data has neither, as a set that is only tested on.
-    """
-    wordings = HARD_WORDS.get(focus) or tuple(words.format(focus) for words in ANY_WORDS)
-    items = (data.val or data.train)[:N_CURVE]
-
-    def adherence(words: str) -> float:
-        said = stage.say(items, only(hard_prompt(stage.captioner, focus, words)))
-        return score_focus(said, items, focus, stage.judge).values["adherence"] or 0.0
-
-    return max(wordings, key=adherence) if items else wordings[0]
-
-
-def lifts_of(focus: str, scores: Mapping[str, Mapping[str, FocusScores]]) -> dict[str, Lift]:
-    """What a learned prompt gains over none and over words; a measure that one side does not have is left out."""
-    found = {}
-    for name, other in (("none", NO_PROMPT), ("words", f"words: {focus}")):
+def _lifts_of(focus: str, scores: Mapping[str, Mapping[str, FocusScores]]) -> dict[str, Lift]:
+    """Return what a learned prompt gains over none and over words; leave out a measure that one side does not have."""
+    learned, lifts = scores[focus][focus], {}
+    for name, rival in (("none", scores[NO_PROMPT][focus]), ("words", scores[f"words: {focus}"][focus])):
         for measure in ("adherence", "grounded_precision_all"):
-            one, another = scores[focus][focus], scores[other][focus]
-            if one.values[measure] is not None and another.values[measure] is not None:
-                found[f"{measure} over {name}"] = lift(one, another, measure)
-    return found
+            if learned.values[measure] is not None and rival.values[measure] is not None:
+                lifts[f"{measure} over {name}"] = lift(learned, rival, measure)
+    return lifts
 
 
-def references(items: Sequence[CaptionItem], focus: str | None) -> dict[str, tuple[str, ...]]:
-    """What people wrote of each picture, by its id; of all focuses where there is nothing of the one asked for."""
+def _references(items: Sequence[CaptionItem], focus: str | None) -> dict[str, tuple[str, ...]]:
+    """Return what people wrote of each image, by its id; of all focuses where there is nothing of the one asked for."""
     return {item.image_id: item.of(focus) or item.of(None) for item in items}
 
 
-def clip_scores(
-    encoder: DualEncoder, items: Sequence[CaptionItem], speakers: Sequence[Speaker], captioner: FrozenCaptioner
-) -> dict[str, ClipScores]:
-    """CLIPScore of every speaker by one dual encoder."""
-    images = encode_pictures(encoder, [item.image for item in items])
-    used = [captioner.encoder_fingerprint]
-    return {one.name: clip_score(encoder, list(one.said.values()), images, used) for one in speakers}
-
-
+@dataclass(frozen=True)
 class _Stage:
-    """A captioner at work on pictures whose features are shared by all that is said of them."""
+    """A captioner at work on images whose features are shared by all that is said of them."""
 
-    def __init__(self, captioner: FrozenCaptioner, decoding: Decoding, features: CaptionFeatures, judge: Judge) -> None:
-        self.captioner, self.decoding, self.judge = captioner, decoding, judge
-        self._features = features
+    captioner: FrozenCaptioner
+    decoding: Decoding
+    features: CaptionFeatures
+    judge: Judge
 
     def say(self, items: Sequence[CaptionItem], steering: Steering) -> dict[str, str]:
-        """A caption of each picture, by its id."""
+        """Write a caption of each image, by its id."""
         captioner = Captioner(self.captioner, steering, self.decoding)
-        found: dict[str, str] = {}
+        said: dict[str, str] = {}
         for start in range(0, len(items), 64):
-            some = items[start : start + 64]
-            features: Tensor = self._features.of([item.image for item in some])
-            captions = captioner.caption_features(features, numbers=range(start, start + len(some)))
-            found.update((item.image_id, caption.text) for item, caption in zip(some, captions, strict=True))
-        return found
+            batch = items[start : start + 64]
+            features: Tensor = self.features.of([item.image for item in batch])
+            captions = captioner.caption_features(features, numbers=range(start, start + len(batch)))
+            said.update((item.image_id, caption.text) for item, caption in zip(batch, captions, strict=True))
+        return said
+
+    def best_words(self, data: CaptionData, focus: str) -> str:
+        """Choose the wording that keeps the captioner best to a focus, on the validation part, or on train without one.
+
+        The first one where the data has neither, as a set that is only tested on.
+        """
+        wordings = HARD_WORDS.get(focus) or tuple(words.format(focus) for words in ANY_WORDS)
+        items = (data.val or data.train)[:N_CURVE]
+
+        def adherence(words: str) -> float:
+            said = self.say(items, Steering(((hard_prompt(self.captioner, focus, words), 1.0),)))
+            return score_focus(said, items, focus, self.judge).values["adherence"] or 0.0
+
+        return max(wordings, key=adherence) if items else wordings[0]
 
     def curve(self, items: Sequence[CaptionItem], prompt: Prompt, strengths: Sequence[float]) -> tuple[Point, ...]:
-        """One prompt at several strengths."""
+        """Measure one prompt at several strengths."""
         if len(items) < 2 and strengths:
             raise UserError("a curve over strength needs two pictures or more. Give more pictures, or no strengths.")
-        points = []
+        points, focus = [], focus_of(prompt)
         for strength in strengths:
-            said = self.say(items, only(prompt, strength))
-            values = score_focus(said, items, focus_of(prompt), self.judge).values
-            text = score_captions(said, references(items, focus_of(prompt)))
-            points.append(
-                Point(
-                    strength,
-                    values["adherence"] or 0.0,
-                    values["grounded_precision_all"],
-                    text.cider_d,
-                    text.mean_length,
-                    text.distinct_ratio,
-                )
-            )
+            said = self.say(items, Steering(((prompt, 1.0),), strength))
+            values = score_focus(said, items, focus, self.judge).values
+            text = score_captions(said, _references(items, focus))
+            numbers = text.cider_d, text.mean_length, text.distinct_ratio
+            points.append(Point(strength, values["adherence"] or 0.0, values["grounded_precision_all"], *numbers))
         return tuple(points)

@@ -147,16 +147,16 @@ def search(
     states = [captioner.prefill(memory, branch.vectors) for branch in branches]
     mixed = Mixed(captioner, branches, states)
     if decoding.n_beams > 1:
-        return search_beams(mixed, len(memory), n_tokens, decoding)
+        return _search_beams(mixed, len(memory), n_tokens, decoding)
     if decoding.temperature is None:
-        return [[caption] for caption in search_rows(mixed, n_tokens, None, decoding)]
+        return [[caption] for caption in _search_rows(mixed, n_tokens, None, decoding)]
     uniform = []  # belongs to one sample of one image, whatever stands beside it in the batch
     for number in range(len(memory)) if numbers is None else numbers:
         for sample in range(n_best):
             seed = ((decoding.seed * 1_000_003 + number) * 1_000_003 + sample) & (2**63 - 1)
             uniform.append(torch.rand(n_tokens, generator=torch.Generator().manual_seed(seed)))
     rows = torch.arange(len(memory), device=captioner.device).repeat_interleave(n_best)
-    flat = search_rows(mixed.select(rows), n_tokens, torch.stack(uniform).to(captioner.device), decoding)
+    flat = _search_rows(mixed.select(rows), n_tokens, torch.stack(uniform).to(captioner.device), decoding)
     captions = [flat[start : start + n_best] for start in range(0, len(flat), n_best)]
     return [sorted(samples, key=lambda caption: -caption.score) for samples in captions]
 
@@ -166,15 +166,8 @@ def prompt_slots(vectors: SiteVectors) -> int:
     return sum(given.n_vectors for site, given in vectors.items() if site.layer == 0)
 
 
-def search_rows(mixed: Mixed, n_tokens: int, uniform: Tensor | None, decoding: Decoding) -> list[Found]:
-    """Take one token after another, the best one or a sampled one, until every row has ended.
-
-    Args:
-        mixed: N rows.
-        n_tokens: most tokens.
-        uniform: [N, n_tokens] random numbers for sampling; None for the best token.
-        decoding: temperature, top_k and top_p.
-    """
+def _search_rows(mixed: Mixed, n_tokens: int, uniform: Tensor | None, decoding: Decoding) -> list[Found]:
+    """Take one token after another, the best one or, by `uniform` [N, n_tokens], a sampled one, until all ended."""
     end_id = mixed.captioner.decoder.end_id
     n_rows = len(mixed.states[0].logits)
     ended = torch.zeros(n_rows, dtype=torch.bool, device=mixed.captioner.device)
@@ -182,7 +175,7 @@ def search_rows(mixed: Mixed, n_tokens: int, uniform: Tensor | None, decoding: D
     tokens = []
     for place in range(n_tokens):
         log_probs = mixed.log_probs(place >= decoding.min_tokens)
-        token = log_probs.argmax(-1) if uniform is None else sample_tokens(log_probs, uniform[:, place], decoding)
+        token = log_probs.argmax(-1) if uniform is None else _sample_tokens(log_probs, uniform[:, place], decoding)
         token = token.masked_fill(ended, end_id)
         total = total + log_probs.gather(1, token[:, None])[:, 0].masked_fill(ended, 0.0)
         tokens.append(token)
@@ -198,7 +191,7 @@ def search_rows(mixed: Mixed, n_tokens: int, uniform: Tensor | None, decoding: D
     return captions
 
 
-def sample_tokens(log_probs: Tensor, uniform: Tensor, decoding: Decoding) -> Tensor:
+def _sample_tokens(log_probs: Tensor, uniform: Tensor, decoding: Decoding) -> Tensor:
     """Sample one token per row [N] by the inverse cumulative distribution over tokens, the most probable first."""
     values, order = (log_probs / (decoding.temperature or 1.0)).softmax(-1).sort(dim=-1, descending=True, stable=True)
     if decoding.top_k is not None:
@@ -222,7 +215,7 @@ class Beams:
     is_open: bool = True
 
 
-def search_beams(mixed: Mixed, n_images: int, n_tokens: int, decoding: Decoding) -> list[list[Found]]:
+def _search_beams(mixed: Mixed, n_images: int, n_tokens: int, decoding: Decoding) -> list[list[Found]]:
     """Search with beams, as transformers does with `early_stopping=False`.
 
     A beam that ends among the best `n_beams` candidates is kept with its sum over its length to the length penalty. An
@@ -240,7 +233,7 @@ def search_beams(mixed: Mixed, n_images: int, n_tokens: int, decoding: Decoding)
         rows, words = [], []
         for number, image in enumerate(images):
             candidates = list(zip(best[number].tolist(), parents[number], tokens[number], strict=True))
-            kept = extend(image, candidates, length, length == n_tokens, end_id, decoding)
+            kept = _extend(image, candidates, length, length == n_tokens, end_id, decoding)
             rows += [number * log_probs.shape[1] + parent for parent in kept]
             words += [row[-1] for row in image.rows]
         if length == n_tokens or not any(image.is_open for image in images):
@@ -249,7 +242,7 @@ def search_beams(mixed: Mixed, n_images: int, n_tokens: int, decoding: Decoding)
     return [sorted(image.ended, key=lambda caption: -caption.score)[: decoding.n_best] for image in images]
 
 
-def extend(
+def _extend(
     image: Beams,
     candidates: Sequence[tuple[float, int, int]],
     length: int,
@@ -257,15 +250,8 @@ def extend(
     end_id: int,
     decoding: Decoding,
 ) -> list[int]:
-    """Move one image on by a token: what ended, what runs on, and whether anything can still get better.
+    """Move one image on by a token, in place, by its candidates (sum, parent beam, token), best first.
 
-    Args:
-        image: changed in place.
-        candidates: (sum, parent beam, token), best first.
-        length: tokens of every candidate.
-        is_last: whether there is no room for another token.
-        end_id: the end token.
-        decoding: beams and length penalty.
     Returns:
         The parent of every beam that runs on.
     """

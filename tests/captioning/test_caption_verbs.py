@@ -172,6 +172,25 @@ def test_a_prompt_of_another_focus_in_the_way_is_refused_before_any_is_learned(r
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["objects"]
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["eval", "--prompts"], "prompts is empty, but one or more run folders are needed after it. Write"),
+        (["eval", "--data", "my.jsonl"], "one or more run folders are needed for data of one's own. Write"),
+        (["write", "--strength", "2"], "strength is 2.0, but there is no prompt to weigh. Add --prompt RUN or --words"),
+        (["write", "--strength", "abc"], "--strength is 'abc', but a number was expected."),
+        (["write", "--prompt", "run", "a.png"], "prompt is a.png, but the run folder of a prompt was expected. Name"),
+    ],
+)
+def test_a_call_without_its_prompt_is_refused_in_one_line(words, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["caption", *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
 def test_without_pycocoevalcap_no_prompt_is_learned_for_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "pycocoevalcap.cider.cider", None)

@@ -22,9 +22,7 @@ from mmprompt.terminal.run_folder import check_place, command_of
 
 if TYPE_CHECKING:
     from mmprompt.captioning.measure import CaptionMeasure
-    from mmprompt.captioning.predictor import (
-        CaptionFeatures,
-    )
+    from mmprompt.captioning.predictor import CaptionFeatures
     from mmprompt.captioning.readers.captioner import FrozenCaptioner
     from mmprompt.core.learned import Prompt
 
@@ -72,8 +70,9 @@ def run(arguments: Sequence[str], prog: str) -> None:
     from mmprompt.reports.pages import missing_extra
 
     output = Output(settings.json)
-    if not settings.prompts and settings.data not in EMBEDDED:
-        expected = "one or more run folders are needed for data of one's own"
+    if not settings.prompts and (settings.data not in EMBEDDED or "--prompts" in arguments):
+        whose = "after it" if "--prompts" in arguments else "for data of one's own"
+        expected = f"one or more run folders are needed {whose}"
         raise bad_value("prompts", "empty", expected, f"Write {prog} --prompts RUN.")
     coco_module("cider.cider")  # missed now, not after prompts are learned
     for folder in settings.prompts:
@@ -107,18 +106,23 @@ def run(arguments: Sequence[str], prog: str) -> None:
 
 
 def own_prompts(output: Output, captioner: FrozenCaptioner, features: CaptionFeatures) -> list[Prompt]:
-    """The prompts that `caption train` learns by default, one a focus; those that are not there are learned first.
+    """Load the prompts that `caption train` learns by default, one a focus; learn first those that are not there.
 
     Raises:
         UserError: a folder holds something else, or cannot be written; nothing is learned then.
     """
+    from mmprompt.captioning.predictor import focus_of, load_focus
     from mmprompt.core.fit import fit
 
     data = load_captions(DATA)
     folders = {focus: default_folder(focus) for focus in data.focuses}
-    prompts = {
-        focus: load_own(folder, focus, captioner) for focus, folder in folders.items() if (folder / HEADER).exists()
-    }
+    prompts = {}
+    for focus, folder in folders.items():
+        if (folder / HEADER).exists():
+            prompts[focus] = prompt = load_focus(folder, captioner)
+            if focus_of(prompt) != focus:
+                problem = f"is a prompt for {focus_of(prompt)}, not for {focus}"
+                raise bad_file(folder, problem, "Name the prompts with --prompts.")
     missing = {focus: folder for focus, folder in folders.items() if focus not in prompts}
     for folder in missing.values():
         check_place(folder)
@@ -127,22 +131,6 @@ def own_prompts(output: Output, captioner: FrozenCaptioner, features: CaptionFea
         result = fit(PromptTuning(), captioner, data.focus(focus, features), folder, resume=folder.exists())
         prompts[focus] = result.predictor.prompt
     return [prompts[focus] for focus in folders]
-
-
-def load_own(folder: Path, focus: str, captioner: FrozenCaptioner) -> Prompt:
-    """The prompt of a focus from the folder that is named for it.
-
-    Raises:
-        UserError: it is of another captioner, or of another focus.
-    """
-    from mmprompt.captioning.predictor import focus_of, load_focus
-
-    prompt = load_focus(folder, captioner)
-    if focus_of(prompt) != focus:
-        raise bad_file(
-            folder, f"is a prompt for {focus_of(prompt)}, not for {focus}", "Name the prompts with --prompts."
-        )
-    return prompt
 
 
 def show(output: Output, measure: CaptionMeasure, data: CaptionData) -> None:

@@ -128,8 +128,9 @@ def conclude_training(output: Output, settings: Settings, result: Result[Caption
 
     captioner, data = result.predictor.backbone, result.task.data
     shown = (data.val or data.train)[:4]
-    plain, steered = (caption_texts(one, shown) for one in (Captioner(captioner), result.predictor))
-    rows = [[item.image_id, before, after] for item, before, after in zip(shown, plain, steered, strict=True)]
+    images = [item.image for item in shown]
+    plain, steered = (one.caption(images) for one in (Captioner(captioner), result.predictor))
+    rows = [[item.image_id, old.text, new.text] for item, old, new in zip(shown, plain, steered, strict=True)]
     output.table(["picture", "without a prompt", settings.focus], rows)
     output.say(f"\nThe prompt is in {folder}. The weights of {captioner.name} are what they were before.")
     output.say(f"Next: mmprompt caption write PICTURES --prompt {shlex.quote(str(folder))}")
@@ -152,23 +153,9 @@ def read_train(arguments: Sequence[str], prog: str) -> tuple[Settings, Recipe, M
     form = make_dataclass("Train", [("run", Settings), ("settings", kind), ("recipe", Recipe)], frozen=True)
     defaults = form(Settings(), kind(**measured_for(kind, *places).settings), recipe)
     read: Any = parse(form, arguments, prog, DESCRIPTION, defaults)
-    refuse_idle(read.recipe)
-    return read.run, read.recipe, read.settings
-
-
-def refuse_idle(recipe: Recipe) -> None:
-    """Refuse settings of the recipe that do nothing for captions.
-
-    Raises:
-        UserError: there is one.
-    """
-    if recipe.augment == "coop":
+    if read.recipe.augment == "coop":
         raise bad_value("augment", "coop", "captions are learned from pictures as they are", "Leave --augment out.")
-    if recipe.patience is not None:
+    if read.recipe.patience is not None:
         expected = "captions have no validation accuracy to wait for"
-        raise bad_value("patience", recipe.patience, expected, "Leave --patience out.")
-
-
-def caption_texts(captioner: Captioner, items: Sequence[Any]) -> list[str]:
-    """The captions of some items."""
-    return [caption.text for caption in captioner.caption([item.image for item in items])]
+        raise bad_value("patience", read.recipe.patience, expected, "Leave --patience out.")
+    return read.run, read.recipe, read.settings

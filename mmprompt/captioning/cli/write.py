@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -13,15 +13,14 @@ from mmprompt.captioning.cli.train import DATA, Device
 from mmprompt.captioning.data import load_captions
 from mmprompt.captioning.decoding import Decoding
 from mmprompt.core.header import read_header
+from mmprompt.data.images import IMAGE_SUFFIXES
 from mmprompt.errors import bad_value
 from mmprompt.progress import ProgressDisplay
 from mmprompt.terminal.output import JSON_HELP, Output
 from mmprompt.terminal.parser import parse
 
 if TYPE_CHECKING:
-    from mmprompt.captioning.predictor import (
-        Steering,
-    )
+    from mmprompt.captioning.predictor import Steering
     from mmprompt.captioning.readers.captioner import FrozenCaptioner
     from mmprompt.core.learned import Prompt
 
@@ -75,17 +74,22 @@ def run(arguments: Sequence[str], prog: str) -> None:
 
     output = Output(settings.json)
     refuse_idle(settings)
-    pictures = find_pictures(settings.pictures) if settings.pictures else scenes()
+    if settings.pictures:
+        pictures = find_pictures(settings.pictures)
+    else:
+        pictures = [(item.image_id, item.image) for item in load_captions(DATA).test[:SHOWN]]
     folders = [*settings.prompt, *([] if settings.avoid is None else [settings.avoid])]
-    for folder in folders:
-        read_header(folder, "captioning")
+    hashes = {folder: read_header(folder, "captioning")["tensors_sha256"] for folder in folders}
     captioner = load_captioner_of(folders, settings.backbone, settings.device)
     steering = read_steering(settings, captioner)
     if not settings.pictures:
         output.say(f"No pictures were given: these are the first {len(pictures)} test scenes of {DATA}.\n")
     ranker = None if settings.rerank is None else load_backbone(settings.rerank, settings.device)
     describe = describe_pictures(Captioner(captioner, steering, settings.decoding), ranker)
-    facts = what_captions_depend_on(settings, captioner.fingerprint)
+    kept = {key: value for key, value in asdict(settings).items() if key not in ("pictures", "out", "json", "device")}
+    prompt = [hashes[folder] for folder in settings.prompt]  # two halves of one file are by the same prompts
+    avoid = None if settings.avoid is None else hashes[settings.avoid]
+    facts = kept | {"prompt": prompt, "avoid": avoid, "backbone": captioner.fingerprint}
     with ProgressDisplay() as progress:
         rows = caption_rows(describe, pictures, settings.out, facts, progress.count("writing captions"))
     shown = rows if settings.out is None else rows[:SHOWN]
@@ -97,26 +101,23 @@ def run(arguments: Sequence[str], prog: str) -> None:
     output.document({"settings": facts, "captions": rows})
 
 
-def scenes() -> list[tuple[str, Path]]:
-    """The first test scenes of the embedded set, by their ids: a demonstration."""
-    return [(item.image_id, item.image) for item in load_captions(DATA).test[:SHOWN]]
-
-
 def refuse_idle(settings: Settings) -> None:
-    """Refuse options that nothing would be done with, and weights that are not as many as the prompts.
+    """Refuse images among the prompts, options without effect, and weights that are not as many as the prompts.
 
     Raises:
         UserError: there are some.
     """
+    for path in settings.prompt:
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            raise bad_value("prompt", path, "the run folder of a prompt was expected", "Name pictures before --prompt.")
     n_prompts = len(settings.prompt) + (settings.words is not None)
     if settings.weights and len(settings.weights) != n_prompts:
         given = " ".join(f"{weight:g}" for weight in settings.weights)
         expected = f"one number for each prompt was expected, {n_prompts} in all"
         raise bad_value("weights", given, expected, "Give as many as prompts, or none.")
     if settings.strength != Settings.strength and not n_prompts:
-        raise bad_value(
-            "strength", settings.strength, "there is no prompt to weigh", "Add --prompt RUN or --words TEXT."
-        )
+        advice = "Add --prompt RUN or --words TEXT."
+        raise bad_value("strength", settings.strength, "there is no prompt to weigh", advice)
     if settings.avoid_strength != Settings.avoid_strength and settings.avoid is None:
         raise bad_value("avoid_strength", settings.avoid_strength, "there is nothing to avoid", "Add --avoid RUN.")
     if settings.rerank is not None and settings.decoding.n_best < 2:
@@ -124,7 +125,7 @@ def refuse_idle(settings: Settings) -> None:
 
 
 def read_steering(settings: Settings, captioner: FrozenCaptioner) -> Steering:
-    """The steering that the options describe.
+    """Make the steering that the options describe.
 
     Raises:
         UserError: a number is out of range, or a prompt is of another captioner.
@@ -138,12 +139,3 @@ def read_steering(settings: Settings, captioner: FrozenCaptioner) -> Steering:
     avoid = None if settings.avoid is None else load_focus(settings.avoid, captioner)
     pairs = tuple(zip(prompts, weights, strict=True))
     return Steering(pairs, settings.strength, avoid, settings.avoid_strength)
-
-
-def what_captions_depend_on(settings: Settings, fingerprint: str) -> dict[str, Any]:
-    """What must be the same for two halves of one file: prompts by their hashes, and all numbers."""
-
-    hashes = [read_header(folder, "captioning")["tensors_sha256"] for folder in settings.prompt]
-    avoid = None if settings.avoid is None else read_header(settings.avoid, "captioning")["tensors_sha256"]
-    kept = {key: value for key, value in asdict(settings).items() if key not in ("pictures", "out", "json", "device")}
-    return kept | {"prompt": hashes, "avoid": avoid, "backbone": fingerprint}

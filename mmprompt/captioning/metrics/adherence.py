@@ -37,24 +37,6 @@ AGREED = 2
 
 
 @dataclass(frozen=True)
-class Tally:
-    """A measure as a ratio of two sums over captions, so that captions can be resampled.
-
-    Args:
-        parts, wholes: [N] numbers of each caption.
-    """
-
-    parts: tuple[float, ...]
-    wholes: tuple[float, ...]
-
-    @property
-    def value(self) -> float | None:
-        """Return the sum of the parts over that of the wholes; None where there is nothing to divide by."""
-        whole = sum(self.wholes)
-        return sum(self.parts) / whole if whole else None
-
-
-@dataclass(frozen=True)
 class FocusScores:
     """How well captions of N images keep to one focus.
 
@@ -70,7 +52,7 @@ class FocusScores:
         focus: its name.
         judge: who told what captions name.
         image_ids: [N] of the images.
-        tallies: by measure.
+        counts: by measure [2, N], the parts and wholes whose sums it is a ratio of, so that captions can be resampled.
         distinct_ratio: different captions over captions, 0..1.
         human: by measure, and `distinct_ratio`, what people reach; None where no image has two references.
         n_human: references that the ceiling is measured on.
@@ -80,7 +62,7 @@ class FocusScores:
     focus: str
     judge: str
     image_ids: tuple[str, ...]
-    tallies: Mapping[str, Tally]
+    counts: Mapping[str, np.ndarray]
     distinct_ratio: float
     human: Mapping[str, float | None]
     n_human: int
@@ -89,7 +71,7 @@ class FocusScores:
     @cached_property
     def values(self) -> dict[str, float | None]:
         """Every measure, and `distinct_ratio`; None where nothing was named."""
-        return {name: tally.value for name, tally in self.tallies.items()} | {"distinct_ratio": self.distinct_ratio}
+        return {name: _ratio(counts) for name, counts in self.counts.items()} | {"distinct_ratio": self.distinct_ratio}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the measures with their human ceilings, ready for JSON."""
@@ -186,12 +168,12 @@ def score_focus(captions: Mapping[str, str], items: Iterable[CaptionItem], focus
         references = [name_items(text) for text in known[image_id].of(None)]
         rows.append(_counts(caption, name_items(caption), references, focus))
     human, firsts, notes = _score_references([known[image_id] for image_id in captions], focus, name_items)
-    ceiling = {name: tally.value for name, tally in _tallies(human).items()}
+    ceiling = {name: _ratio(counts) for name, counts in _by_measure(human).items()}
     return FocusScores(
         focus,
         judge.name,
         tuple(captions),
-        _tallies(rows),
+        _by_measure(rows),
         distinct_ratio(captions.values()),
         ceiling | {"distinct_ratio": distinct_ratio(firsts) if firsts else None},
         len(human),
@@ -246,12 +228,8 @@ def lift(a: FocusScores, b: FocusScores, measure: str = "adherence", seed: int =
         )
     if set(a.image_ids) != set(b.image_ids):
         raise UserError("the two sets of captions are of other images. Compare captions of the same images.")
-    sides = []  # parts and wholes [2, N] of both, in one order
-    for scores in (a, b):
-        places = {image_id: place for place, image_id in enumerate(scores.image_ids)}
-        order = [places[image_id] for image_id in a.image_ids]
-        tally = scores.tallies[measure]
-        sides.append(np.array([tally.parts, tally.wholes], dtype=float)[:, order])
+    places = {image_id: place for place, image_id in enumerate(b.image_ids)}
+    sides = a.counts[measure], b.counts[measure][:, [places[image_id] for image_id in a.image_ids]]
     values = [side.sum(1) for side in sides]
     if not all(whole for _, whole in values):
         raise UserError(f"one of the two captioners has no {measure}, for it names no item. Compare another measure.")
@@ -296,11 +274,13 @@ def _share(named: Named, focus: str) -> float:
     return len(named[focus]) / (sum(map(len, named.values())) or 1)
 
 
-def _tallies(rows: Sequence[_Row]) -> dict[str, Tally]:
-    return {
-        name: Tally(tuple(float(row[name][0]) for row in rows), tuple(float(row[name][1]) for row in rows))
-        for name in MEASURES
-    }
+def _by_measure(rows: Sequence[_Row]) -> dict[str, np.ndarray]:
+    return {name: np.array([row[name] for row in rows], dtype=float).reshape(-1, 2).T for name in MEASURES}
+
+
+def _ratio(counts: np.ndarray) -> float | None:
+    part, whole = counts.sum(1).tolist()
+    return part / whole if whole else None
 
 
 def _score_references(

@@ -145,10 +145,10 @@ def score_captions(
             f"CIDEr-D weighs words by how few images have them, and {frequency.n_images} image tells nothing. "
             "Score two images or more, or give a saved document frequency."
         )
-    candidates, wanted = tokenize_all(captions, references)
+    candidates, wanted = _tokenize_all(captions, references)
     bleu, _ = coco_module("bleu.bleu").Bleu(4).compute_score(wanted, candidates, verbose=0)
     rouge_l, rouge_l_by_image = coco_module("rouge.rouge").Rouge().compute_score(wanted, candidates)
-    cider_d_by_image = cider_d(candidates, wanted, frequency)
+    cider_d_by_image = _cider_d(candidates, wanted, frequency)
     note = (
         f"CIDEr-D weighs words by the references of {frequency.n_images} images: below {SMALL:,}, "
         "compare it within this set alone."
@@ -166,7 +166,7 @@ def score_captions(
     )
 
 
-def cider_d(candidates: Tokens, references: Tokens, frequency: DocumentFrequency) -> list[float]:
+def _cider_d(candidates: Tokens, references: Tokens, frequency: DocumentFrequency) -> list[float]:
     """Compute the CIDEr-D of every image with the words' weights of any set."""
     log_n_images = math.log(frequency.n_images)
 
@@ -199,7 +199,7 @@ def java_score(metric: str, captions: Mapping[str, str], references: Mapping[str
     scorer = getattr(coco_module(f"{metric}.{metric}"), metric.capitalize())
     if shutil.which("java") is None:
         raise UserError(f"{metric.upper()} runs in Java, which was not found. Install Java, or leave {metric} out.")
-    candidates, wanted = tokenize_all(captions, references)
+    candidates, wanted = _tokenize_all(captions, references)
     try:
         mean, _ = scorer().compute_score(wanted, candidates)
     except Exception as error:  # a process that died shows as a broken pipe, an empty answer or a download that failed
@@ -222,7 +222,7 @@ def coco_module(name: str) -> Any:
         ) from None
 
 
-def tokenize_all(captions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> tuple[Tokens, Tokens]:
+def _tokenize_all(captions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> tuple[Tokens, Tokens]:
     """Tokenize captions and the references of their images, as pycocoevalcap takes them."""
     return (
         {image_id: [" ".join(tokenize(caption))] for image_id, caption in captions.items()},

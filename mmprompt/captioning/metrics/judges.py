@@ -27,13 +27,7 @@ Named = Mapping[str, frozenset[str]]
 
 
 class Judge(Protocol):
-    """Tells what a caption names.
-
-    Attributes:
-        name: of the judge, for reports.
-        focuses: what it can tell of, sorted.
-        notes: what a careful reader should know of it, one sentence each.
-    """
+    """Tells what a caption names: its name for reports, what it can tell of (sorted), and what to know of it."""
 
     @property
     def name(self) -> str: ...  # noqa: D102  described above

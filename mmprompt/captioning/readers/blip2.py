@@ -26,15 +26,7 @@ T5_LENGTH = 512
 
 
 def load_blip2(name: str, source: str, options: LoadOptions) -> FrozenCaptioner:
-    """Load a BLIP-2 captioner, its tokenizer and its image processor.
-
-    Args:
-        name: what the captioner calls itself.
-        source: a folder, or a name on the hub.
-        options: device, dtype, cache folder, and whether remote code may run.
-    Raises:
-        UserError: the model is of another class, its language model of another kind, or weights are missing.
-    """
+    """Load a BLIP-2 captioner, its tokenizer and its image processor."""
     config = AutoConfig.from_pretrained(source, **hub_options(options))
     if config.model_type != "blip-2":
         raise UserError(

@@ -32,16 +32,7 @@ from mmprompt.models.frozen import LoadOptions
 
 
 def load_coca(name: str, architecture: str, weights: str | None, options: LoadOptions) -> FrozenCaptioner:
-    """Load a CoCa with open_clip's own functions; a prompt stands after its start token.
-
-    Args:
-        name: what the captioner calls itself.
-        architecture: a name of open_clip, or `local-dir:FOLDER`, or `hf-hub:OWNER/NAME`.
-        weights: a pretrained tag or a checkpoint file; None where the architecture brings its own.
-        options: device, dtype, cache folder, and whether remote code may run.
-    Raises:
-        UserError: the model has no text decoder, or a part that is not known.
-    """
+    """Load a CoCa with open_clip's own functions; a prompt stands after its start token."""
     model, preprocess = create_frozen(architecture, weights, options)
     if not isinstance(model, open_clip.CoCa):
         raise UserError(

@@ -27,13 +27,6 @@ def load_blip(name: str, source: str, options: LoadOptions) -> FrozenCaptioner:
     """Load a `BlipForConditionalGeneration`; a prompt stands after its start token [DEC].
 
     Its start is BLIP's `bos`, its end BERT's `sep`, as in the library's `generate`.
-
-    Args:
-        name: what the captioner calls itself.
-        source: a folder, or a name on the hub.
-        options: device, dtype, cache folder, and whether remote code may run.
-    Raises:
-        UserError: the files lack some of the weights.
     """
     model = load_frozen(BlipForConditionalGeneration, source, options)
     text, config = model.text_decoder, model.config.text_config
@@ -48,15 +41,7 @@ def load_blip(name: str, source: str, options: LoadOptions) -> FrozenCaptioner:
 
 
 def load_encoder_decoder(name: str, source: str, options: LoadOptions) -> FrozenCaptioner:
-    """Load a `VisionEncoderDecoderModel` with GPT-2; a prompt stands after the decoder's start token.
-
-    Args:
-        name: what the captioner calls itself.
-        source: a folder, or a name on the hub.
-        options: device, dtype, cache folder, and whether remote code may run.
-    Raises:
-        UserError: the decoder is no GPT-2, it has no start or end token, or the files lack some of the weights.
-    """
+    """Load a `VisionEncoderDecoderModel` with GPT-2; a prompt stands after the decoder's start token."""
     model = load_frozen(VisionEncoderDecoderModel, source, options, unread=POOLER)
     if hasattr(model.encoder, "pooler"):
         model.encoder.pooler = None  # captions read no pooled feature, and many checkpoints lack its weights

@@ -19,15 +19,7 @@ from mmprompt.models.frozen import LoadOptions
 
 
 def load_git(name: str, source: str, options: LoadOptions) -> FrozenCaptioner:
-    """Load a `GitForCausalLM`; a prompt stands after its start token [CLS].
-
-    Args:
-        name: what the captioner calls itself.
-        source: a folder, or a name on the hub.
-        options: device, dtype, cache folder, and whether remote code may run.
-    Raises:
-        UserError: it has no start or end token, or the files lack some of the weights.
-    """
+    """Load a `GitForCausalLM`; a prompt stands after its start token [CLS]."""
     model = load_frozen(GitForCausalLM, source, options)
 
     def encode(images: Tensor) -> Tensor:

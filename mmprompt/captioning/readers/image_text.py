@@ -62,16 +62,7 @@ class Opening:
 
 
 def load_image_text(name: str, source: str, options: LoadOptions) -> FrozenCaptioner:
-    """Load an image-text-to-text model and its processor.
-
-    Args:
-        name: what the captioner calls itself.
-        source: a folder, or a name on the hub.
-        options: device, dtype, cache folder, and whether remote code may run.
-    Raises:
-        UserError: the model has an encoder for its text, needs more of an image than pixels of one size, has no known
-            question, lacks weights, or does not give the logits of its own `generate` this way.
-    """
+    """Load an image-text-to-text model and its processor."""
     config = AutoConfig.from_pretrained(source, **hub_options(options))
     if config.is_encoder_decoder:
         raise UserError(
@@ -79,7 +70,7 @@ def load_image_text(name: str, source: str, options: LoadOptions) -> FrozenCapti
             "reads the image was expected. Use another captioner."
         )
     processor = AutoProcessor.from_pretrained(source, **hub_options(options))
-    opening = read_opening(source, config, processor)
+    opening = _read_opening(source, config, processor)
     model = load_frozen(AutoModelForImageTextToText, source, options)
 
     def encode(pixels: Tensor) -> Tensor:
@@ -87,30 +78,25 @@ def load_image_text(name: str, source: str, options: LoadOptions) -> FrozenCapti
         features = torch.stack(list(features))  # some classes give one tensor an image
         return features.reshape(len(pixels), -1, features.shape[-1])
 
-    end_id = find_end(source, model, processor, len(opening.token_ids))
-    captioner = FrozenCaptioner(
-        name,
-        model,
-        encode,
-        ImageTextDecoder(model, opening, end_id),
-        tokenizer_behind(processor.tokenizer, opening),
-        read_pixels(processor.image_processor, opening.size),
-    )
-    check_agreement(captioner, inputs_of(source, config, processor, noise(opening.size, opening.size)))
+    decoder = ImageTextDecoder(model, opening, _find_end(source, model, processor, len(opening.token_ids)))
+    words = caption_tokenizer(processor.tokenizer)
+    last = processor.tokenizer.decode(opening.token_ids[-1:].tolist())
+    before = last + " " if last.endswith(":") else last  # a tokenizer cuts a word by what precedes it
+    n_before = len(words.encode(last))
+    tokenizer = CaptionTokenizer(lambda caption: words.encode(before + caption)[n_before:], words.decode)
+    pixels = read_pixels(processor.image_processor, opening.size)
+    captioner = FrozenCaptioner(name, model, encode, decoder, tokenizer, pixels)
+    check_agreement(captioner, _ask(source, config, processor, _noise(opening.size, opening.size)))
     return captioner
 
 
-def read_opening(source: str, config: Any, processor: Any) -> Opening:
-    """Ask the processor what it writes for images of two shapes.
-
-    Raises:
-        UserError: it is not the same for both, or more than pixels of one size.
-    """
-    wide, high = (inputs_of(source, config, processor, noise(*shape)) for shape in ((96, 64), (64, 96)))
-    more = set(wide) - READ
-    if more:
+def _read_opening(source: str, config: Any, processor: Any) -> Opening:
+    """Ask the processor what it writes for images of two shapes; refuse what is not the same for both."""
+    wide, high = (_ask(source, config, processor, _noise(*shape)) for shape in ((96, 64), (64, 96)))
+    unread = set(wide) - READ
+    if unread:
         raise UserError(
-            f"{source} needs {', '.join(sorted(more))} beside the pixels of an image, but pixels of one size were "
+            f"{source} needs {', '.join(sorted(unread))} beside the pixels of an image, but pixels of one size were "
             "expected. Use a model whose images take a fixed number of tokens, such as LLaVA 1.5."
         )
     shape = wide["pixel_values"].shape
@@ -125,59 +111,38 @@ def read_opening(source: str, config: Any, processor: Any) -> Opening:
     return Opening(token_ids, places, {key: wide[key] for key in TOKEN_TYPES if key in wide}, shape[3])
 
 
-def inputs_of(source: str, config: Any, processor: Any, picture: Image.Image) -> dict[str, Tensor]:
-    """Return what the processor makes of an image and the request for a caption.
-
-    Raises:
-        UserError: no way to ask this model is known.
-    """
+def _ask(source: str, config: Any, processor: Any, image: Image.Image) -> dict[str, Tensor]:
+    """Return what the processor makes of an image and the request for a caption."""
     if getattr(processor, "chat_template", None):
-        inputs = processor.apply_chat_template(
-            conversation(picture), tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-        )
-    elif config.model_type in TASKS:
-        inputs = processor(images=picture, text=TASKS[config.model_type], return_tensors="pt")
-    else:
-        raise UserError(
-            f"{source} has no chat template, so how to ask it for a caption is not known. Put its "
-            "chat_template.jinja into its folder."
-        )
-    return dict(inputs)
+        chat = _conversation(image)
+        options = {"tokenize": True, "add_generation_prompt": True, "return_dict": True, "return_tensors": "pt"}
+        return dict(processor.apply_chat_template(chat, **options))
+    if config.model_type in TASKS:
+        return dict(processor(images=image, text=TASKS[config.model_type], return_tensors="pt"))
+    raise UserError(
+        f"{source} has no chat template, so how to ask it for a caption is not known. Put its "
+        "chat_template.jinja into its folder."
+    )
 
 
-def conversation(picture: Image.Image, answer: str | None = None) -> list[dict[str, Any]]:
-    """Word a question about an image, and its answer where one is given, in the form of chat templates."""
-    question = {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": QUESTION}]}
-    return [
-        question,
-        *([] if answer is None else [{"role": "assistant", "content": [{"type": "text", "text": answer}]}]),
-    ]
+def _conversation(image: Image.Image, answer: str | None = None) -> list[dict[str, Any]]:
+    question = {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": QUESTION}]}
+    answers = [] if answer is None else [{"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+    return [question, *answers]
 
 
-def noise(width: int, height: int) -> Image.Image:
+def _noise(width: int, height: int) -> Image.Image:
     """Make an image in which no two places are alike."""
     values = torch.randint(256, (height, width, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     return Image.fromarray(values.numpy())
 
 
-def tokenizer_behind(tokenizer: Any, opening: Opening) -> CaptionTokenizer:
-    """Make the tokenizer of captions that stand behind the opening, and a space where that ends with a colon.
-
-    Tokenizers cut a word by what precedes it.
-    """
-    words = caption_tokenizer(tokenizer)
-    last = tokenizer.decode(opening.token_ids[-1:].tolist())
-    before = last + " " if last.endswith(":") else last
-    n_before = len(words.encode(last))
-    return CaptionTokenizer(lambda caption: words.encode(before + caption)[n_before:], words.decode)
-
-
-def find_end(source: str, model: Any, processor: Any, n_opening: int) -> int:
+def _find_end(source: str, model: Any, processor: Any, n_opening: int) -> int:
     """Find the token after a caption: of those that end a generation, the one that ends an answer in the chat."""
     ends = model.generation_config.eos_token_id
     if not isinstance(ends, list) or len(ends) == 1:
         return first_id(source, "end", ends)
-    chat = conversation(noise(64, 64), answer="x")
+    chat = _conversation(_noise(64, 64), answer="x")
     ids = processor.apply_chat_template(chat, tokenize=True, return_dict=True)["input_ids"][0]
     return next((int(token) for token in ids[n_opening:] if token in ends), ends[0])
 

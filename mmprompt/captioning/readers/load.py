@@ -53,7 +53,8 @@ READERS = {
     "instructblip": "blip2.load_blip2",  # which says why not
     "vision-encoder-decoder": "cross_attention.load_encoder_decoder",
 }
-"""By transformers' model type: file and function, each (name, source, options) -> FrozenCaptioner."""
+"""By transformers' model type: file and function. Each takes what the captioner calls itself, a folder or a name on the
+hub, and the options, and raises UserError for a model with missing weights or with parts that are not known."""
 OTHER_READER = "image_text.load_image_text"
 
 
@@ -78,7 +79,7 @@ def load_captioner(
     options = read_options(device, dtype, cache_dir, trust_remote_code)
     folder = TINY_CAPTIONER if name == "tiny" else Path(name).expanduser()
     if (folder / SETTINGS_FILE).is_file():
-        return load_mapped(name, folder, options)
+        return _load_mapped(name, folder, options)
     if "+" in name and not folder.exists():
         return load_pair(name, options)
     source = find_captioner(name)
@@ -87,7 +88,7 @@ def load_captioner(
             from mmprompt.captioning.readers.coca import load_coca
 
             return load_coca(name, source.model, source.weights, options)
-        file, function = find_reader(name, source.model, options).split(".")
+        file, function = _find_reader(name, source.model, options).split(".")
         return getattr(import_module(f"mmprompt.captioning.readers.{file}"), function)(name, source.model, options)
 
 
@@ -110,12 +111,8 @@ def list_captioners() -> list[str]:
     return ["tiny", *names]
 
 
-def find_reader(name: str, model: str, options: LoadOptions) -> str:
-    """Name the reader that takes a transformers model, by its configuration.
-
-    Raises:
-        UserError: it is no captioner.
-    """
+def _find_reader(name: str, model: str, options: LoadOptions) -> str:
+    """Name the reader that takes a transformers model, by its configuration."""
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -135,12 +132,8 @@ def find_reader(name: str, model: str, options: LoadOptions) -> str:
     raise UserError(f"{name} is a {kind!r} model, but one that writes captions of images was expected. {advice}")
 
 
-def split_pair(name: str) -> tuple[str, str]:
-    """Read the names of encoder and language model in `ENCODER + hf:LM`.
-
-    Raises:
-        UserError: there are not two, or the second is no name of transformers.
-    """
+def _split_pair(name: str) -> tuple[str, str]:
+    """Read the names of encoder and language model in `ENCODER + hf:LM`."""
     encoder, _, lm = (part.strip() for part in name.partition("+"))
     if not encoder or not lm.startswith("hf:") or "+" in lm:
         raise UserError(
@@ -161,22 +154,18 @@ def load_pair(name: str, options: LoadOptions, kind: str = "transformer", n_pref
     Raises:
         UserError: one of them is not there, or is of another kind.
     """
-    encoder_name, lm_name = split_pair(name)
+    encoder_name, lm_name = _split_pair(name)
     pair = Pair.load(encoder_name, lm_name, options)
     mapper = new_mapper(MapperSettings(kind, pair.image_shape(kind == "linear")[1], pair.width, n_prefix))
-    return join(name, pair, mapper, options, is_trained=False)
+    return _join(name, pair, mapper, options, is_trained=False)
 
 
-def load_mapped(name: str, folder: Path, options: LoadOptions) -> FrozenCaptioner:
-    """Load a saved mapper between the encoder and the language model that it names.
-
-    Raises:
-        UserError: a file is missing or damaged, or one of the models is not there or not the same any more.
-    """
+def _load_mapped(name: str, folder: Path, options: LoadOptions) -> FrozenCaptioner:
+    """Load a saved mapper between the encoder and the language model that it names."""
     mapper, parts = read_mapper(folder)
     pair = Pair.load(parts.encoder or "tiny", f"hf:{folder}" if parts.lm is None else parts.lm, options)
-    captioner = join(name, pair, mapper, options)
-    is_comparable = parts.frozen is not None and parts.dtype == name_of(options.dtype)
+    captioner = _join(name, pair, mapper, options)
+    is_comparable = parts.frozen is not None and parts.dtype == _name_of(options.dtype)
     if is_comparable and parts.frozen != fingerprint(nn.ModuleDict(pair.models)):
         raise bad_file(
             folder / SETTINGS_FILE,
@@ -193,7 +182,7 @@ def save_mapped(captioner: FrozenCaptioner, folder: Path) -> None:
         UserError: the folder is there already, or cannot be written.
     """
     decoder: Any = captioner.decoder
-    parts = MapperParts(*split_pair(captioner.name), captioner.fingerprint, name_of(captioner.dtype))
+    parts = MapperParts(*_split_pair(captioner.name), captioner.fingerprint, _name_of(captioner.dtype))
     save_mapper(folder, decoder.mapper, parts)
 
 
@@ -207,12 +196,8 @@ class Pair:
 
     @classmethod
     def load(cls, encoder_name: str, lm_name: str, options: LoadOptions) -> Pair:
-        """Load both by name, the language model by `hf:NAME` or `hf:FOLDER`.
-
-        Raises:
-            UserError: one is not there, or is of another kind.
-        """
-        dtype = name_of(options.dtype)
+        """Load both by name, the language model by `hf:NAME` or `hf:FOLDER`."""
+        dtype = _name_of(options.dtype)
         encoder: Any = load_backbone(
             encoder_name, str(options.device), dtype, options.cache_dir, options.trust_remote_code
         )
@@ -244,12 +229,8 @@ class Pair:
         return n_tokens, width
 
 
-def join(name: str, pair: Pair, mapper: nn.Module, options: LoadOptions, is_trained: bool = True) -> FrozenCaptioner:
-    """Make a captioner of an encoder, a mapper and a language model.
-
-    Raises:
-        UserError: the mapper does not fit between them.
-    """
+def _join(name: str, pair: Pair, mapper: nn.Module, options: LoadOptions, is_trained: bool = True) -> FrozenCaptioner:
+    """Make a captioner of an encoder, a mapper and a language model."""
     from mmprompt.captioning.readers.causal_lm import PrefixDecoder
     from mmprompt.captioning.readers.pretrained import caption_tokenizer, first_id
 
@@ -273,6 +254,6 @@ def join(name: str, pair: Pair, mapper: nn.Module, options: LoadOptions, is_trai
     return captioner
 
 
-def name_of(dtype: torch.dtype) -> str:
+def _name_of(dtype: torch.dtype) -> str:
     """Return what the user calls a dtype."""
     return str(dtype).removeprefix("torch.")

@@ -46,9 +46,8 @@ class MapperSettings:
             if not is_count(getattr(self, name)):
                 raise bad_value(name, repr(getattr(self, name)), "a width is a whole number from 1", "Mend the mapper.")
         if self.kind == "linear" and self.n_prefix is not None:
-            raise bad_value(
-                "n_prefix", self.n_prefix, "a linear mapper makes a vector of every image token", "Leave it out."
-            )
+            expected = "a linear mapper makes a vector of every image token"
+            raise bad_value("n_prefix", self.n_prefix, expected, "Leave it out.")
         if self.kind != "linear" and not is_count(self.n_prefix):
             raise bad_value("n_prefix", self.n_prefix, f"a mapper of kind {self.kind} makes at least one", "Use 10.")
 
@@ -58,28 +57,17 @@ class MapperSettings:
         return self.kind == "linear"
 
 
-class LinearMapper(nn.Sequential):
+def _linear(settings: MapperSettings) -> nn.Module:
     """Layer norm and a linear map of every image token: [N, T, D'] to [N, T, D]."""
-
-    def __init__(self, settings: MapperSettings) -> None:
-        super().__init__(nn.LayerNorm(settings.image_width), nn.Linear(settings.image_width, settings.width))
-        self.settings = settings
+    return nn.Sequential(nn.LayerNorm(settings.image_width), nn.Linear(settings.image_width, settings.width))
 
 
-class MlpMapper(nn.Sequential):
+def _mlp(settings: MapperSettings) -> nn.Module:
     """One hidden layer of half the output's width: [N, 1, D'] to [N, M, D]."""
-
-    def __init__(self, settings: MapperSettings) -> None:
-        n_out = (settings.n_prefix or 1) * settings.width
-        hidden = max(1, n_out // 2)
-        super().__init__(
-            nn.Flatten(1),
-            nn.Linear(settings.image_width, hidden),
-            nn.Tanh(),
-            nn.Linear(hidden, n_out),
-            nn.Unflatten(1, (-1, settings.width)),
-        )
-        self.settings = settings
+    n_out = (settings.n_prefix or 1) * settings.width
+    hidden = max(1, n_out // 2)
+    layers = nn.Flatten(1), nn.Linear(settings.image_width, hidden), nn.Tanh(), nn.Linear(hidden, n_out)
+    return nn.Sequential(*layers, nn.Unflatten(1, (-1, settings.width)))
 
 
 class TransformerMapper(nn.Module):
@@ -92,7 +80,6 @@ class TransformerMapper(nn.Module):
     def __init__(self, settings: MapperSettings) -> None:
         super().__init__()
         width, n_prefix = settings.width, settings.n_prefix or 1
-        self.settings = settings
         self.spread = nn.Linear(settings.image_width, n_prefix * width)
         self.constants = nn.Parameter(torch.randn(n_prefix, width))
         layer = nn.TransformerEncoderLayer(
@@ -109,17 +96,19 @@ class TransformerMapper(nn.Module):
 
 
 MAPPERS: dict[str, Callable[[MapperSettings], nn.Module]] = {
-    "linear": LinearMapper,
-    "mlp": MlpMapper,
+    "linear": _linear,
+    "mlp": _mlp,
     "transformer": TransformerMapper,
 }
 
 
 def new_mapper(settings: MapperSettings, seed: int = 1) -> nn.Module:
-    """An untrained mapper; the same for the same seed, and the caller's random numbers stay as they were."""
+    """Make an untrained mapper that knows its `settings`; the caller's random numbers stay as they were."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return MAPPERS[settings.kind](settings)
+        mapper: Any = MAPPERS[settings.kind](settings)
+    mapper.settings = settings
+    return mapper
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmprompt.captioning.data import CaptionItem
-from mmprompt.captioning.metrics.adherence import MEASURES, FocusScores, Tally, confusion, lift, score_focus
+from mmprompt.captioning.metrics.adherence import MEASURES, FocusScores, confusion, lift, score_focus
 from mmprompt.captioning.metrics.judges import LexiconJudge
 from mmprompt.core.metrics import paired_bootstrap
 from mmprompt.errors import UserError
@@ -172,9 +172,9 @@ def test_a_prompt_that_another_equals_is_not_diagonal(said: dict[str, dict[str, 
 
 
 def scores_of(parts: np.ndarray, wholes: np.ndarray, ids: list[str] | None = None) -> FocusScores:
-    tally = Tally(tuple(parts.tolist()), tuple(wholes.tolist()))
     ids = ids or [str(i) for i in range(len(parts))]
-    return FocusScores("objects", "lexicon", tuple(ids), dict.fromkeys(MEASURES, tally), 1.0, {}, 0, ())
+    counts = dict.fromkeys(MEASURES, np.stack([parts, wholes]))
+    return FocusScores("objects", "lexicon", tuple(ids), counts, 1.0, {}, 0, ())
 
 
 def test_lift_of_a_mean_is_that_of_the_paired_bootstrap() -> None:
