@@ -11,7 +11,6 @@ from itertools import chain
 from typing import Any
 
 from mmprompt.data.card import Reference
-from mmprompt.experiments.averages import harmonic_mean
 from mmprompt.experiments.cells import BASE, NEW
 from mmprompt.experiments.protocols import ELEVEN, SOURCE
 from mmprompt.experiments.published import (
@@ -137,6 +136,11 @@ def transfer_table(comparison: Comparison, protocol: str) -> Table:
         rows.append((*published_cells(row, names), percent(mean)))
     headers = ("method", "backbone", f"source: {source.name}", *names[1:], AVERAGE)
     return Table(headers, tuple(rows), 2, notes_of(comparison, [published]))
+
+
+def harmonic_mean(base: float, new: float) -> float:
+    """Return the harmonic mean of base and new accuracy (Zhou et al. 2022, CoCoOp, section 4.1); 0 if one is 0."""
+    return 2 * base * new / (base + new) if base + new else 0.0
 
 
 def cell_text(line: Line | None) -> str:

@@ -9,13 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
-from statistics import fmean
+from statistics import fmean, pstdev
 from typing import Any
 
 import numpy as np
 
 from mmprompt.core.metrics import paired_bootstrap
-from mmprompt.experiments.averages import mean_and_std, mean_of_means
 from mmprompt.experiments.grid import Contender, Grid
 from mmprompt.experiments.results import Finished, Score
 
@@ -157,8 +156,8 @@ class Comparison:
 
 def average(lines: Sequence[Line | None]) -> float | None:
     """Return the mean over tests of each one's mean over seeds, as the papers do; None if one of them is missing."""
-    present = [line.values for line in lines if line is not None]
-    return mean_of_means(present) if present and len(present) == len(lines) else None
+    means = [fmean(line.values) for line in lines if line is not None]
+    return fmean(means) if means and len(means) == len(lines) else None
 
 
 def compare_cells(
@@ -206,7 +205,6 @@ def _line(
     """Return one test of the same cell with different seeds as a line."""
     scores = [cell.scores[target] for cell in done]
     values = tuple(float(score.numbers["accuracy"]) for score in scores)
-    mean, std = mean_and_std(values)
     correct = np.stack([score.correct for score in scores])  # [S, N]
     numbers = {name: fmean(score.numbers[name] for score in scores) for name in NUMBERS}
     aurocs = [cell.facts["auroc_of_new_classes"] for cell in done if "auroc_of_new_classes" in cell.facts]
@@ -217,8 +215,8 @@ def _line(
         target=target,
         shots=shots,
         values=values,
-        mean=mean,
-        std=std,
+        mean=fmean(values),
+        std=pstdev(values) if len(values) > 1 else None,  # divided by their number, as the released code of CoOp does
         interval=paired_bootstrap(correct, np.zeros_like(correct)),
         correct=correct,
         first=scores[0],
