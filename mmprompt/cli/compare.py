@@ -46,7 +46,7 @@ def show(call: GridCall, grid: Grid, protocol: str, command: str) -> None:
         UserError: something in the grid is wrong; nothing is computed then.
         RunFailed: some cells could not be computed; the others are shown.
     """
-    from mmprompt.experiments.compare import Listener, compare
+    from mmprompt.experiments.compare import compare
 
     given = call.compared
     output = Output(given.json == STDOUT)
@@ -61,8 +61,7 @@ def show(call: GridCall, grid: Grid, protocol: str, command: str) -> None:
     with ProgressDisplay() as progress:
         if given.skip_broken:
             grid = without_broken(grid, given.device, progress.count("opened"))
-        listener = Listener(progress.count("pictures"), progress.count("cells"))
-        comparison = compare(grid, given.results, given.workers, given.device, listener)
+        comparison = compare(grid, given.results, given.workers, given.device, progress.show)
     conclude(output, call, comparison, protocol, command)
 
 

@@ -97,7 +97,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
     form = make_dataclass("Tune", [("run", Settings), ("settings", settings), ("recipe", Recipe)], frozen=True)
     read: Any = parse(form, arguments, prog, DESCRIPTION, form(Settings(), settings(), Recipe()))
 
-    from mmprompt.experiments.tune import Listener, tune, without_broken
+    from mmprompt.experiments.tune import tune, without_broken
     from mmprompt.experiments.tune_report import write_search
 
     given, search = read.run, search_of(read, arguments, settings)
@@ -109,8 +109,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
     with ProgressDisplay() as progress:
         if given.skip_broken:
             search = without_broken(search, given.device, progress.count("opened"))
-        listener = Listener(progress.count("pictures"), progress.count("trials"))
-        found = tune(search, storage, given.trials, given.workers, given.device, listener)
+        found = tune(search, storage, given.trials, given.workers, given.device, progress.show)
     report = write_search(search, found, given.out, command_of(arguments, prog))
     conclude(output, search, found, given.out, report)
 

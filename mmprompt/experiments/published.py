@@ -32,52 +32,51 @@ class PublishedRow:
 
 
 def references_of(origin: Origin, official: Collection[str] = ()) -> tuple[Reference, ...]:
-    """The published numbers that a result on a data set may stand beside; none on a folder of one's own.
+    """Return the published numbers that a result on a data set may stand beside; none on a folder of one's own.
 
     Args:
         origin: the data set.
         official: names of data sets whose makers' own split was used, on which none of the numbers was measured.
     """
-    return () if origin.name in official else _of_card(origin)
+    if origin.name in official or origin.data is not None:
+        return ()
+    return read_card(origin.name, origin.datasets_dir).reference
 
 
 def left_out(origins: Sequence[Origin], official: Collection[str]) -> tuple[str, ...]:
-    """The data sets that have published numbers which `references_of` holds back."""
-    return tuple(origin.name for origin in origins if origin.name in official and _of_card(origin))
-
-
-def _of_card(origin: Origin) -> tuple[Reference, ...]:
-    return () if origin.data is not None else read_card(origin.name, origin.datasets_dir).reference
+    """Return the data sets that have published numbers which `references_of` holds back."""
+    return tuple(origin.name for origin in origins if origin.name in official and references_of(origin))
 
 
 def few_shot_rows(references: Sequence[Reference], shots: Sequence[int | None]) -> list[PublishedRow]:
-    """Rows by shots on one data set, zero-shot at 0; rows without a value that is shown are left out.
+    """Return rows by shots on one data set, zero-shot at 0; rows without a value that is shown are left out.
 
     Args:
         references: of the data set.
         shots: which are shown, 0 if zero-shot is.
     """
     groups: dict[tuple[str, str, str], dict[object, float]] = {}
-    for one in references:
-        at = 0 if one.protocol == "zero-shot" else one.shots
-        if one.protocol in {"few-shot", "zero-shot"} and at in shots and "accuracy" in one.values:
-            groups.setdefault((one.method, one.backbone, one.source), {})[at] = one.values["accuracy"]
-    return [PublishedRow(m, b, values, (source,)) for (m, b, source), values in groups.items()]
+    for reference in references:
+        at = 0 if reference.protocol == "zero-shot" else reference.shots
+        if reference.protocol in {"few-shot", "zero-shot"} and at in shots and "accuracy" in reference.values:
+            group = groups.setdefault((reference.method, reference.backbone, reference.source), {})
+            group[at] = reference.values["accuracy"]
+    return [PublishedRow(method, backbone, values, (source,)) for (method, backbone, source), values in groups.items()]
 
 
 def base_to_new_rows(references: Sequence[Reference], shots: Sequence[int | None]) -> list[PublishedRow]:
-    """Rows with `base` and `new` on one data set; arguments as for `transfer_rows`."""
+    """Return rows with `base` and `new` on one data set; arguments as for `transfer_rows`."""
     return [
-        PublishedRow(one.method, one.backbone, {"base": one.values["base"], "new": one.values["new"]}, (one.source,))
-        for one in references
-        if one.protocol == "base-to-new" and one.shots in (None, *shots) and {"base", "new"} <= one.values.keys()
+        PublishedRow(r.method, r.backbone, {"base": r.values["base"], "new": r.values["new"]}, (r.source,))
+        for r in references
+        if r.protocol == "base-to-new" and r.shots in (None, *shots) and {"base", "new"} <= r.values.keys()
     ]
 
 
 def transfer_rows(
     references: Mapping[str, Sequence[Reference]], protocol: str, shots: Sequence[int | None]
 ) -> list[PublishedRow]:
-    """Rows by data set of one transfer protocol.
+    """Return rows by data set of one transfer protocol.
 
     Args:
         references: by data set, the source among them.
@@ -85,17 +84,21 @@ def transfer_rows(
         shots: which are shown; references without any, such as zero-shot CLIP, are shown too.
     """
     groups: dict[tuple[str, str], tuple[dict[object, float], dict[str, None]]] = {}
-    for name, ones in references.items():
-        for one in ones:
-            if one.protocol == protocol and one.shots in (None, *shots) and "accuracy" in one.values:
-                values, sources = groups.setdefault((one.method, one.backbone), ({}, {}))
-                values[name] = one.values["accuracy"]
-                sources[one.source] = None
-    return [PublishedRow(m, b, values, tuple(sources)) for (m, b), (values, sources) in groups.items()]
+    for name, of_set in references.items():
+        for reference in of_set:
+            is_shown = reference.protocol == protocol and reference.shots in (None, *shots)
+            if is_shown and "accuracy" in reference.values:
+                values, sources = groups.setdefault((reference.method, reference.backbone), ({}, {}))
+                values[name] = reference.values["accuracy"]
+                sources[reference.source] = None
+    return [
+        PublishedRow(method, backbone, values, tuple(sources))
+        for (method, backbone), (values, sources) in groups.items()
+    ]
 
 
 def average_rows(by_set: Sequence[Sequence[PublishedRow]], printed: Sequence[PublishedRow] = ()) -> list[PublishedRow]:
-    """The averages of published rows over data sets: of those methods and keys that every set has.
+    """Return averages of published rows over data sets: of those methods and keys that every set has.
 
     Papers print such averages too, but not always right; these are computed from the rows shown. A printed one only
     fills what cannot be computed.
@@ -107,20 +110,13 @@ def average_rows(by_set: Sequence[Sequence[PublishedRow]], printed: Sequence[Pub
     first, *others = by_set
     rows = []
     for row in first:
-        twins = [row, *(twin for rows in others for twin in rows if same_row(twin, row))]
-        if len(twins) == len(by_set):
-            keys = [key for key in row.values if all(key in twin.values for twin in twins)]
-            sources = dict.fromkeys(source for twin in twins for source in twin.sources)
-            averages = {key: fmean(twin.values[key] for twin in twins) for key in keys}
-            rows.append(PublishedRow(row.method, row.backbone, averages, tuple(sources)))
-    return _filled([row for row in rows if row.values], printed)
-
-
-def _filled(computed: Sequence[PublishedRow], printed: Sequence[PublishedRow]) -> list[PublishedRow]:
-    """Computed rows, with the printed values that they lack, and printed rows of other methods."""
-    rows = list(computed)
+        place = (row.method, row.backbone, row.sources)
+        twins = [row, *(t for of_set in others for t in of_set if (t.method, t.backbone, t.sources) == place)]
+        keys = [key for key in row.values if all(key in twin.values for twin in twins)]
+        if len(twins) == len(by_set) and keys:
+            rows.append(replace(row, values={key: fmean(twin.values[key] for twin in twins) for key in keys}))
     for row in printed:
-        names = [(one.method, one.backbone) for one in rows]
+        names = [(computed.method, computed.backbone) for computed in rows]
         if (row.method, row.backbone) not in names:
             rows.append(row)
             continue
@@ -129,8 +125,3 @@ def _filled(computed: Sequence[PublishedRow], printed: Sequence[PublishedRow]) -
             sources = tuple(dict.fromkeys((*rows[at].sources, *row.sources)))
             rows[at] = replace(rows[at], values={**row.values, **rows[at].values}, sources=sources)
     return rows
-
-
-def same_row(a: PublishedRow, b: PublishedRow) -> bool:
-    """Whether two rows are of the same method on the same backbone from the same place."""
-    return (a.method, a.backbone, a.sources) == (b.method, b.backbone, b.sources)

@@ -6,16 +6,15 @@ Numbers alone; how they are laid out is the business of `tables`, `curves` and t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from statistics import fmean
+from itertools import product
+from statistics import fmean, pstdev
 from typing import Any
 
 import numpy as np
 
 from mmprompt.core.metrics import paired_bootstrap
-from mmprompt.experiments.averages import mean_and_std, mean_of_means
-from mmprompt.experiments.cells import Origin
 from mmprompt.experiments.grid import Contender, Grid
 from mmprompt.experiments.results import Finished, Score
 
@@ -90,7 +89,7 @@ class Comparison:
     official: frozenset[str] = frozenset()
 
     def find(self, label: str, source: str, target: str, shots: int | None) -> Line | None:
-        """The line of one method at some shots; one that learned nothing serves all shots."""
+        """Return the line of one method at some shots, None if it is missing; one that learned nothing serves all."""
         for line in self.lines:
             if (line.label, line.source, line.target) == (label, source, target) and line.shots in (shots, 0):
                 return line
@@ -98,8 +97,9 @@ class Comparison:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """What is compared, in the order of the grid."""
-        return tuple(labels_of(self.grid.contenders))
+        """Short names of what is compared that differ: the method, with its backbone where several are compared."""
+        several = len({contender.backbone for contender in self.grid.contenders}) > 1
+        return tuple(f"{c.method} ({c.backbone})" if several else c.method for c in self.grid.contenders)
 
     @property
     def tests(self) -> tuple[tuple[str, str], ...]:
@@ -107,57 +107,57 @@ class Comparison:
         return tuple(dict.fromkeys((line.source, line.target) for line in self.lines))
 
     def average(self, label: str, tests: Sequence[tuple[str, str]], shots: int | None) -> float | None:
-        """Mean over tests of each one's mean over seeds, as the papers do; None if one of them is missing."""
-        lines = [self.find(label, source, target, shots) for source, target in tests]
-        if not lines or any(line is None for line in lines):
-            return None
-        return mean_of_means([line.values for line in lines if line is not None])
+        """Return the average of one method over tests, each a source and a target."""
+        return average([self.find(label, source, target, shots) for source, target in tests])
 
     def zero_shot_beside(self, line: Line) -> Line | None:
-        """Zero-shot with the same backbone on the same pictures; None for zero-shot itself or where it is missing."""
+        """Return zero-shot of the same backbone on the same images; None for itself or where it is missing."""
+        place = (line.source, line.target, line.contender.backbone)
         for other in self.lines:
-            is_twin = (other.source, other.target, other.contender.backbone) == (
-                line.source,
-                line.target,
-                line.contender.backbone,
-            )
-            if other.contender.method == ZERO_SHOT and is_twin:
+            if other.contender.method == ZERO_SHOT and place == (other.source, other.target, other.contender.backbone):
                 return None if other is line else other
         return None
 
     @cached_property
     def gains(self) -> tuple[Gain | None, ...]:
-        """What each line gains over zero-shot of the same backbone on the same pictures; None without zero-shot."""
-        return tuple(self._gain(line) for line in self.lines)
-
-    def _gain(self, line: Line) -> Gain | None:
-        other = self.zero_shot_beside(line)
-        if other is None:
-            return None
-        before = np.broadcast_to(other.correct[:1], line.correct.shape)
-        return Gain(line.mean - other.mean, paired_bootstrap(line.correct, before))
+        """What each line gains over zero-shot of the same backbone on the same images; None without zero-shot."""
+        gains: list[Gain | None] = []
+        for line in self.lines:
+            other = self.zero_shot_beside(line)
+            if other is None:
+                gains.append(None)
+                continue
+            before = np.broadcast_to(other.correct[:1], line.correct.shape)
+            gains.append(Gain(line.mean - other.mean, paired_bootstrap(line.correct, before)))
+        return tuple(gains)
 
     def to_json(self) -> dict[str, Any]:
-        """All numbers, JSON-ready."""
-        lines = [self._line_to_json(line, gain) for line, gain in zip(self.lines, self.gains, strict=True)]
+        """Return all numbers, JSON-ready."""
+        lines = [
+            {
+                "method": line.contender.method,
+                "backbone": line.contender.backbone,
+                "source": line.source,
+                "target": line.target,
+                "shots": line.shots,
+                "accuracies": list(line.values),
+                "mean": line.mean,
+                "std": line.std,
+                "interval": list(line.interval),
+                "n_test": line.correct.shape[1],
+                "gain_over_zero_shot": gain and {"gain": gain.value, "interval": list(gain.interval)},
+                **line.numbers,
+                "facts": {key: value for key, value in line.facts.items() if key != "nearest_words"},
+            }
+            for line, gain in zip(self.lines, self.gains, strict=True)
+        ]
         return {"lines": lines, "failures": dict(self.failures)}
 
-    def _line_to_json(self, line: Line, gain: Gain | None) -> dict[str, Any]:
-        return {
-            "method": line.contender.method,
-            "backbone": line.contender.backbone,
-            "source": line.source,
-            "target": line.target,
-            "shots": line.shots,
-            "accuracies": list(line.values),
-            "mean": line.mean,
-            "std": line.std,
-            "interval": list(line.interval),
-            "n_test": line.correct.shape[1],
-            "gain_over_zero_shot": None if gain is None else {"gain": gain.value, "interval": list(gain.interval)},
-            **line.numbers,
-            "facts": {key: value for key, value in line.facts.items() if key != "nearest_words"},
-        }
+
+def average(lines: Sequence[Line | None]) -> float | None:
+    """Return the mean over tests of each one's mean over seeds, as the papers do; None if one of them is missing."""
+    means = [fmean(line.values) for line in lines if line is not None]
+    return fmean(means) if means and len(means) == len(lines) else None
 
 
 def compare_cells(
@@ -177,66 +177,52 @@ def compare_cells(
         official: as in `Comparison`.
     """
     cells = grid.cells()
-    lines: list[Line] = []
-    for source in grid.sources:
-        for contender, label in zip(grid.contenders, labels_of(grid.contenders), strict=True):
-            for shots, mine in _by_shots(grid, contender, source).items():
-                done = [finished[keys[i]] for i in mine if keys[i] in finished]
-                lines += _lines(contender, label, source.name, shots, done)
     failures = {
         f"{cell.method} on {cell.source.name}, {cell.shots} shots, seed {cell.seed}": reasons[key]
         for cell, key in zip(cells, keys, strict=True)
         if key in reasons
     }
-    return Comparison(grid, tuple(lines), failures, official)
+    comparison = Comparison(grid, (), failures, official)
+    lines: list[Line] = []
+    for source in grid.sources:
+        for contender, label in zip(grid.contenders, comparison.labels, strict=True):
+            groups: dict[
+                int | None, dict[str, None]
+            ] = {}  # keys by shots: one a seed, a single one if nothing is learned
+            for shots, seed in product(grid.shots, grid.seeds):
+                cell = grid.cell(contender, source, shots, seed)
+                groups.setdefault(cell.shots, {})[keys[cells.index(cell)]] = None
+            for shots, group in groups.items():
+                done = [finished[key] for key in group if key in finished]
+                for target in dict.fromkeys(target for one in done for target in one.scores):
+                    lines.append(_line(contender, label, source.name, target, shots, done))
+    return replace(comparison, lines=tuple(lines))
 
 
-def labels_of(contenders: Sequence[Contender]) -> list[str]:
-    """Short names that differ: the method, with its backbone where several are compared."""
-    several = len({contender.backbone for contender in contenders}) > 1
-    return [f"{c.method} ({c.backbone})" if several else c.method for c in contenders]
-
-
-def _by_shots(grid: Grid, contender: Contender, source: Origin) -> dict[int | None, list[int]]:
-    """The numbers of the cells of each line: one a seed, by shots; a single one where nothing is learned."""
-    cells = grid.cells()
-    groups: dict[int | None, list[int]] = {}
-    for shots in grid.shots:
-        for seed in grid.seeds:
-            number = cells.index(grid.cell(contender, source, shots, seed))
-            group = groups.setdefault(cells[number].shots, [])
-            if number not in group:
-                group.append(number)
-    return groups
-
-
-def _lines(contender: Contender, label: str, source: str, shots: int | None, done: Sequence[Finished]) -> list[Line]:
-    """A line for each test of the same cell with different seeds."""
-    lines = []
-    for target in dict.fromkeys(target for one in done for target in one.scores):
-        scores = [one.scores[target] for one in done]
-        values = tuple(float(score.numbers["accuracy"]) for score in scores)
-        mean, std = mean_and_std(values)
-        right = np.stack([score.correct for score in scores])  # [S, N]
-        numbers = {name: fmean(score.numbers[name] for score in scores) for name in NUMBERS}
-        aurocs = [one.facts["auroc_of_new_classes"] for one in done if "auroc_of_new_classes" in one.facts]
-        classes = scores[0].numbers["per_class"]
-        lines.append(
-            Line(
-                contender,
-                label,
-                source,
-                target,
-                shots,
-                values,
-                mean,
-                std,
-                paired_bootstrap(right, np.zeros_like(right)),
-                right,
-                scores[0],
-                numbers | ({"auroc_of_new_classes": fmean(aurocs)} if aurocs else {}),
-                {name: fmean(score.numbers["per_class"][name] for score in scores) for name in classes},
-                {**done[0].facts, "seconds": fmean(one.facts["seconds"] for one in done)},
-            )
-        )
-    return lines
+def _line(
+    contender: Contender, label: str, source: str, target: str, shots: int | None, done: Sequence[Finished]
+) -> Line:
+    """Return one test of the same cell with different seeds as a line."""
+    scores = [cell.scores[target] for cell in done]
+    values = tuple(float(score.numbers["accuracy"]) for score in scores)
+    correct = np.stack([score.correct for score in scores])  # [S, N]
+    numbers = {name: fmean(score.numbers[name] for score in scores) for name in NUMBERS}
+    aurocs = [cell.facts["auroc_of_new_classes"] for cell in done if "auroc_of_new_classes" in cell.facts]
+    return Line(
+        contender=contender,
+        label=label,
+        source=source,
+        target=target,
+        shots=shots,
+        values=values,
+        mean=fmean(values),
+        std=pstdev(values) if len(values) > 1 else None,  # divided by their number, as the released code of CoOp does
+        interval=paired_bootstrap(correct, np.zeros_like(correct)),
+        correct=correct,
+        first=scores[0],
+        numbers=numbers | ({"auroc_of_new_classes": fmean(aurocs)} if aurocs else {}),
+        per_class={
+            name: fmean(score.numbers["per_class"][name] for score in scores) for name in scores[0].numbers["per_class"]
+        },
+        facts={**done[0].facts, "seconds": fmean(cell.facts["seconds"] for cell in done)},
+    )

@@ -10,8 +10,9 @@ import contextlib
 import multiprocessing
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -30,7 +31,7 @@ from mmprompt.experiments.workers import device_of
 from mmprompt.files import sha256_bytes
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.dual_encoder.load import load_backbone
-from mmprompt.models.image_features import ImageFeatures, Progress
+from mmprompt.models.image_features import ImageFeatures
 from mmprompt.models.image_reading import end_with_parent
 from mmprompt.reports.curves import Tried
 from mmprompt.training.callbacks import Callback
@@ -38,6 +39,9 @@ from mmprompt.training.problem import Run, RunFailed
 from mmprompt.training.recipe import Recipe, epochs_for
 
 PAUSE_S = 0.2
+Show = Callable[[str, int, int], None]
+"""Told what is counted, how many are done and how many there are."""
+Count = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class Search:
     seeds: tuple[int, ...] = (1,)
 
     def load(self, seed: int) -> Dataset:
-        """The data set without its test part.
+        """Return the data set without its test part.
 
         Raises:
             UserError: something about the set is wrong, or it has nothing to train or to choose on.
@@ -80,8 +84,8 @@ class Search:
         return data
 
     def parts(self, values: Mapping[str, Any], data: Dataset) -> tuple[Any, Recipe]:
-        """The method and the recipe with some values put in."""
-        names = {one.name for one in fields(Recipe)}
+        """Return the method and the recipe with some values put in."""
+        names = {field.name for field in fields(Recipe)}
         given = {**self.recipe, **{name: v for name, v in values.items() if name in names}}
         settings = {**self.settings, **{name: v for name, v in values.items() if name not in names}}
         method = make_method(self.method, settings)
@@ -105,24 +109,11 @@ class Found:
     n_failed: int
 
 
-@dataclass(frozen=True)
-class Listener:
-    """Who is told how far a search is.
+def without_broken(search: Search, device: str = "auto", progress: Count | None = None) -> Search:
+    """Return the same search without the images that cannot be read; those of the test part are not looked at.
 
     Args:
-        pictures: called with how many pictures are encoded and how many are missing.
-        trials: called with how many trials have ended and how many are wanted.
-    """
-
-    pictures: Progress | None = None
-    trials: Progress | None = None
-
-
-def without_broken(search: Search, device: str = "auto", progress: Progress | None = None) -> Search:
-    """The same search with all pictures left out that cannot be read; those of the test part are not looked at.
-
-    Args:
-        search: whose pictures are opened, but for those whose features are stored.
+        search: whose images are opened, but for those whose features are stored.
         device: as for `load_backbone`.
         progress: called with how many are opened and how many there are.
     Raises:
@@ -139,7 +130,7 @@ def tune(
     n_trials: int,
     workers: int = 1,
     device: str = "auto",
-    listener: Listener | None = None,
+    progress: Show | None = None,
 ) -> Found:
     """Search until a study holds a number of trials.
 
@@ -149,7 +140,7 @@ def tune(
         n_trials: ended trials in all, at least 1; each process beside the first may add one more.
         workers: processes; more may join from elsewhere with the same storage.
         device: as for `load_backbone`.
-        listener: told how far it is.
+        progress: called with `pictures` or `trials`, how many are done and how many there are.
     Raises:
         UserError: optuna is missing, the data has no validation part, a picture is broken, or a value is out of range.
         RunFailed: no trial came to an end, or the worker processes died.
@@ -160,21 +151,23 @@ def tune(
     for name, value in (("trials", n_trials), ("workers", workers)):
         if value < 1:
             raise bad_value(name, value, "it must be 1 or more", f"Use --{name} 1.")
+    show = progress or (lambda name, n_done, n_all: None)
     backbone = load_backbone(search.backbone, device)
     data = [search.load(seed) for seed in search.seeds]
-    name = study_name(search, backbone, data)
-    listener = listener or Listener()
     check_ends(search, backbone, data[0])
-    read_pictures(backbone, data, listener.pictures)
-    study = open_study(storage, name)
+    # every image once: a broken one is met now, and the workers find features in the store
+    paths = dict.fromkeys(item.path for part in data for item in (*part.train, *part.val))
+    ImageFeatures(backbone, progress=partial(show, "pictures")).of(list(paths))
+    job = _Job(search, storage, study_name(search, backbone, data), n_trials)
+    study = open_study(storage, job.study)
     first = default_values(search, data[0])
     if first is not None and not study.trials:
         study.enqueue_trial(first)
     if workers == 1:
-        _work(search, storage, name, n_trials, device, 0, listener.trials)
+        job.work(device, 0, partial(show, "trials"))
     else:
-        _work_together(search, storage, name, n_trials, device, workers, listener.trials)
-    return found_in(open_study(storage, name), first)
+        _work_together(job, device, workers, partial(show, "trials"))
+    return found_in(open_study(storage, job.study), first)
 
 
 def check_ends(search: Search, backbone: DualEncoder, data: Dataset) -> None:
@@ -194,21 +187,11 @@ def check_ends(search: Search, backbone: DualEncoder, data: Dataset) -> None:
             raise UserError(f"{error} The search would try {shown}: narrow a range, as in n_ctx=1:8.") from None
 
 
-def read_pictures(backbone: DualEncoder, data: Sequence[Dataset], progress: Progress | None) -> None:
-    """Encode the pictures once, so that a broken one is met now and the workers find features in the store.
-
-    Raises:
-        UserError: a picture cannot be read.
-    """
-    paths = dict.fromkeys(item.path for one in data for item in (*one.train, *one.val))
-    ImageFeatures(backbone, progress=progress).of(list(paths))
-
-
 def study_name(search: Search, backbone: DualEncoder, data: list[Dataset]) -> str:
-    """A name that two searches share only if they search for the same on the same."""
+    """Return a name that two searches share only if they search for the same on the same."""
     identity = [
         backbone.fingerprint,
-        [one.fingerprint for one in data],
+        [part.fingerprint for part in data],
         search.method,
         sorted(search.settings.items()),
         sorted(search.recipe.items()),
@@ -219,12 +202,12 @@ def study_name(search: Search, backbone: DualEncoder, data: list[Dataset]) -> st
 
 
 def default_values(search: Search, data: Dataset) -> dict[str, Any] | None:
-    """The values of the published settings and the data set's own; None if one is open or outside its range."""
+    """Return the values of the published settings and the data set's own; None if one is open or out of its range."""
     method, recipe = search.parts({}, data)
     known: dict[str, Any] = {
-        one.name: getattr(part, one.name)
+        field.name: getattr(part, field.name)
         for part in (*getattr(method, "methods", (method,)), recipe)
-        for one in fields(part)
+        for field in fields(part)
     }
     known["epochs"] = epochs_for(recipe, data.shots)
     if "n_ctx" in known:
@@ -234,7 +217,7 @@ def default_values(search: Search, data: Dataset) -> dict[str, Any] | None:
 
 
 def found_in(study: Any, default: Mapping[str, Any] | None) -> Found:
-    """The trials of a study, and the best of those that were finished.
+    """Return the trials of a study, and the best of those that were finished.
 
     Raises:
         RunFailed: none was.
@@ -246,15 +229,17 @@ def found_in(study: Any, default: Mapping[str, Any] | None) -> Found:
         Tried(trial.params, trial.value, trial.state == TrialState.PRUNED) for trial in ended if trial.value is not None
     ]
     whole = [trial for trial in tried if not trial.is_pruned]
-    failed = sum(trial.state == TrialState.FAIL for trial in study.trials)
+    n_failed = sum(trial.state == TrialState.FAIL for trial in study.trials)
     if not whole:
-        raise RunFailed(f"none of {len(study.trials)} trials came to an end, {failed} failed. Search a smaller range.")
-    first = [trial for trial in whole if default is not None and dict(trial.settings) == dict(default)]
-    return Found(tuple(tried), max(whole, key=lambda trial: trial.accuracy), first[0] if first else None, failed)
+        raise RunFailed(
+            f"none of {len(study.trials)} trials came to an end, {n_failed} failed. Search a smaller range."
+        )
+    first = next((trial for trial in whole if default is not None and dict(trial.settings) == dict(default)), None)
+    return Found(tuple(tried), max(whole, key=lambda trial: trial.accuracy), first, n_failed)
 
 
 class ReportValidation(Callback):
-    """Measures validation accuracy as a trial goes and stops it when the pruner gives it up.
+    """Measure validation accuracy as a trial goes and stop it when the pruner gives it up.
 
     Args:
         trial: of Optuna.
@@ -284,80 +269,77 @@ class ReportValidation(Callback):
                 raise optuna.TrialPruned
 
 
-def run_trial(search: Search, trial: Any, features: ImageFeatures, data: list[Dataset]) -> float:
-    """Train with the values of a trial, once a seed; the mean accuracy on validation after the last epoch."""
-    values = {name: limits.suggest(trial, name) for name, limits in search.space.items()}
-    accuracies = []
-    for index, (seed, part) in enumerate(zip(search.seeds, data, strict=True)):
-        method, recipe = search.parts(values, part)
-        listener = ReportValidation(trial, may_prune=index == 0)
-        task = ClassificationTask.of(part, features)
-        fit(method, features.backbone, task, recipe=recipe, seed=seed, callbacks=[listener], progress=False)
-        accuracies.append(listener.accuracy)
-    return fmean(accuracies)
+@dataclass(frozen=True)
+class _Job:
+    """What every process of a search is told: the search, and the study that shall hold a number of trials."""
+
+    search: Search
+    storage: str
+    study: str
+    n_trials: int
+
+    def work(self, device: str, worker: int, report: Count) -> None:
+        """Run trials in this process until the study holds enough."""
+        features = ImageFeatures(load_backbone(self.search.backbone, device))
+        data = [self.search.load(seed) for seed in self.search.seeds]
+        study = open_study(self.storage, self.study, worker)
+
+        def run_trial(trial: Any) -> float:
+            """Train with the values of a trial, once a seed; the mean accuracy on validation after the last epoch."""
+            values = {name: limits.suggest(trial, name) for name, limits in self.search.space.items()}
+            accuracies = []
+            for index, (seed, part) in enumerate(zip(self.search.seeds, data, strict=True)):
+                method, recipe = self.search.parts(values, part)
+                listener = ReportValidation(trial, may_prune=index == 0)
+                task = ClassificationTask.of(part, features)
+                fit(method, features.backbone, task, recipe=recipe, seed=seed, callbacks=[listener], progress=False)
+                accuracies.append(listener.accuracy)
+            return fmean(accuracies)
+
+        def after_trial(study: Any, trial: Any) -> None:
+            if self.count(study, report) >= self.n_trials:
+                study.stop()
+
+        if self.count(study, report) < self.n_trials:
+            study.optimize(run_trial, callbacks=[after_trial], catch=(RunFailed,))
+
+    def count(self, study: Any, report: Count) -> int:
+        """Return how many trials have ended, whoever ran them, and report it."""
+        n_done = n_ended(study)
+        report(min(self.n_trials, n_done), self.n_trials)
+        return n_done
 
 
-def _work(
-    search: Search, storage: str, name: str, n_trials: int, device: str, worker: int, progress: Progress | None = None
-) -> None:
-    from optuna.study import MaxTrialsCallback
-    from optuna.trial import TrialState
-
-    features = ImageFeatures(load_backbone(search.backbone, device))
-    data = [search.load(seed) for seed in search.seeds]
-    study = open_study(storage, name, worker)
-    ended = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-
-    def tell(study: Any, trial: Any) -> None:
-        if progress is not None:
-            progress(min(n_trials, n_ended(study)), n_trials)
-
-    if n_ended(study) < n_trials:
-        study.optimize(
-            lambda trial: run_trial(search, trial, features, data),
-            callbacks=[MaxTrialsCallback(n_trials, states=ended), tell],
-            catch=(RunFailed,),
-        )
-    tell(study, None)
-
-
-def _work_together(
-    search: Search, storage: str, name: str, n_trials: int, device: str, workers: int, progress: Progress | None
-) -> None:
+def _work_together(job: _Job, device: str, workers: int, report: Count) -> None:
     context = multiprocessing.get_context("spawn")
     threads = max(1, (os.cpu_count() or 1) // workers)
     children = [
-        context.Process(
-            target=_child, args=(threads, search, storage, name, n_trials, device_of(i, device), i), daemon=True
-        )
-        for i in range(workers)
+        context.Process(target=_child, args=(threads, job, device_of(index, device), index), daemon=True)
+        for index in range(workers)
     ]
-    study = open_study(storage, name)
+    study = open_study(job.storage, job.study)
     try:
         for child in children:
             child.start()
         while any(child.is_alive() for child in children):
-            if progress is not None:
-                progress(min(n_trials, n_ended(study)), n_trials)
+            job.count(study, report)
             time.sleep(PAUSE_S)
     finally:
         for child in children:
-            if child.pid is not None and child.is_alive():
-                child.terminate()
-        for child in children:
             if child.pid is not None:
+                child.terminate()
                 child.join()
-    n_left = n_trials - n_ended(study)
+    n_left = job.n_trials - job.count(study, report)
     if n_left > 0:
         raise RunFailed(
-            f"the worker processes ended with {n_left} of {n_trials} trials not done; memory may have run out. "
+            f"the worker processes ended with {n_left} of {job.n_trials} trials not done; memory may have run out. "
             "Run it again with fewer `workers`: what is done is kept."
         )
 
 
-def _child(threads: int, *arguments: Any) -> None:
-    """A worker process; it ends with its parent."""
+def _child(threads: int, job: _Job, device: str, worker: int) -> None:
+    """Work in a process that ends with its parent."""
     end_with_parent()
     torch.set_num_threads(threads)
     with contextlib.suppress(KeyboardInterrupt):
-        _work(*arguments)
+        job.work(device, worker, lambda n_done, n_all: None)

@@ -7,7 +7,7 @@ so a figure looks the same whatever the caller has set.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -130,32 +130,37 @@ def draw_accuracy(rows: Sequence[Row], chance: float, theme: Theme) -> bytes:
 
 
 def draw_learning_curve(
-    epochs: Sequence[int], loss: Sequence[float], accuracy: Sequence[float], validation: Sequence[float], theme: Theme
+    log: Sequence[Mapping[str, Any]], theme: Theme, learned_from: str = "training pictures"
 ) -> bytes:
-    """Draw loss and accuracy over epochs, side by side.
+    """Draw loss and accuracy over epochs, side by side; the loss alone where no accuracy was counted.
 
     Args:
-        epochs: 1, 2, ...
-        loss: the summed loss of each epoch.
-        accuracy: the share of training images right in each epoch, in 0..1.
-        validation: the same on the validation images, or nothing where none were looked at.
+        log: a record of each epoch, at least one: `loss`, and where there are some `accuracy` and `val_accuracy`, the
+            shares of training and validation items right.
         theme: the page's colours.
+        learned_from: what the training items are called.
     """
+    loss, accuracy, validation = (
+        [float(entry[name]) for entry in log if entry.get(name) is not None]
+        for name in ("loss", "accuracy", "val_accuracy")
+    )
+    epochs = range(1, len(log) + 1)
+    titles = ["loss", f"accuracy on the {learned_from}" + (" (grey: validation)" if validation else "")]
+    n_panels = 2 if accuracy else 1
     with drawing(theme, 7.6, 2.5) as figure:
-        left, right = figure.subplots(1, 2)
-        marker = "o" if len(epochs) == 1 else None
-        left.plot(epochs, loss, color=theme.accent, linewidth=1.7, marker=marker)
-        left.set_ylim(0, 1.08 * max(loss))
-        right.plot(epochs, [100 * share for share in accuracy], color=theme.accent, linewidth=1.7, marker=marker)
-        title = "accuracy on the training pictures"
-        if validation:
-            right.plot(epochs, [100 * share for share in validation], color=theme.soft, linewidth=1.4)
-            title += " (grey: validation)"
-        right.set_ylim(0, 103)
-        mark_percent(right.yaxis)
-        for axes, text in ((left, "loss"), (right, title)):
+        panels = figure.subplots(1, n_panels, squeeze=False)[0]
+        marker = "o" if len(log) == 1 else None
+        panels[0].plot(epochs, loss, color=theme.accent, linewidth=1.7, marker=marker)
+        panels[0].set_ylim(0, 1.08 * max(loss))
+        for axes in panels[1:]:
+            axes.plot(epochs, [100 * share for share in accuracy], color=theme.accent, linewidth=1.7, marker=marker)
+            if validation:
+                axes.plot(epochs, [100 * share for share in validation], color=theme.soft, linewidth=1.4)
+            axes.set_ylim(0, 103)
+            mark_percent(axes.yaxis)
+        for axes, title in zip(panels, titles, strict=False):
             prepare(axes, theme)
-            axes.set_title(text, loc="left", fontsize=9.5, color=theme.soft)
+            axes.set_title(title, loc="left", fontsize=9.5, color=theme.soft)
             axes.set_xlabel("epoch")
             axes.xaxis.get_major_locator().set_params(integer=True, nbins=6)
             axes.margins(x=0.01)

@@ -38,8 +38,3 @@ def counted(n: int, noun: str) -> str:
 def in_shots(shots: int | None) -> str:
     """Return how a number of training images per class is called: `4 shots`, `zero-shot`, `all shots`."""
     return "all shots" if shots is None else "zero-shot" if shots == 0 else counted(shots, "shot")
-
-
-def missing_pictures(n_missing: int) -> str:
-    """That some pictures are no longer where they were, or nothing."""
-    return f"{n_missing} of the pictures that were to be shown can no longer be read." if n_missing else ""

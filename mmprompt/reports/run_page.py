@@ -4,16 +4,17 @@ training went, and what is to be known of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from mmprompt.core.header import read_header
-from mmprompt.errors import UserError
-from mmprompt.files import read_json, write_bytes
-from mmprompt.reports import figures
-from mmprompt.reports.pages import chart, missing_extra, render_page
+from mmprompt.files import read_json
+from mmprompt.reports.figures import draw_learning_curve
+from mmprompt.reports.pages import Draw, require_extra, write_page
 from mmprompt.training.log import read_log
+
+VERBS = {"captioning": "caption eval --prompts", "language": "llm eval --prompt"}
+"""What measures a run, by its kind."""
 
 
 def write_report(folder: Path) -> Path:
@@ -26,51 +27,11 @@ def write_report(folder: Path) -> Path:
     Raises:
         UserError: the folder holds no finished run, or the report extra is not installed.
     """
-    problem = missing_extra()
-    if problem:
-        raise UserError(problem)
+    require_extra()
     header = read_header(folder)
     run = read_json(folder / "run.json") if (folder / "run.json").is_file() else header["training"]
     log = read_log(folder / "log.jsonl") if (folder / "log.jsonl").is_file() else []
-    figure = None
-    if log:
-        loss, accuracy, validation = (
-            [float(entry[name]) for entry in log if entry.get(name) is not None]
-            for name in ("loss", "accuracy", "val_accuracy")
-        )
-        epochs = range(1, len(log) + 1)
-        light, figure = chart(lambda theme: figures.draw_learning_curve(epochs, loss, accuracy, validation, theme))
-        write_bytes(folder / "learning_curve.png", light)
-    data, method = run.get("data", {}), run.get("method", {"name": "a prompt", "settings": {}})
-    page = render_page(
-        "run",
-        title=f"{data.get('name', folder.name)}: {method['name']}",
-        eyebrow=" · ".join([header["kind"], data.get("name", folder.name), f"on {header['backbone']['name']}"]),
-        method=method["name"],
-        backbone=header["backbone"]["name"],
-        data=data,
-        log=log,
-        figure=figure,
-        notices=header["training"].get("notices", []),
-        facts=facts_of(header, run),
-        folder=folder.name,
-        verb={"captioning": "caption eval --prompts", "language": "llm eval --prompt"}.get(header["kind"], "eval"),
-    )
-    path = folder / "report.html"
-    write_bytes(path, page.encode())
-    return path
-
-
-def facts_of(header: Mapping[str, Any], run: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """List the facts of a run, name and value."""
-    settings = {**run.get("method", {}).get("settings", {}), **run.get("recipe", {})}
-    facts = {
-        "template": header["template"],
-        "focus": header.get("focus"),
-        "labels": ", ".join((header.get("verbalizer") or {}).get("words", {})),
-        "settings": ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None),
-        "seed": run.get("seed"),
-        "weights": f"{header['backbone']['name']}, {header['backbone']['fingerprint'][:16]}",
-        "versions": ", ".join(f"{name} {version}" for name, version in run.get("versions", {}).items()),
-    }
-    return [(name, str(value)) for name, value in facts.items() if value not in (None, "")]
+    items = "training images" if header["kind"] == "captioning" else "training rows"
+    charts: dict[str, Draw] = {"learning_curve": partial(draw_learning_curve, log, learned_from=items)} if log else {}
+    verb = f"{VERBS.get(header['kind'], 'eval')} {folder.name}"
+    return write_page(folder, "run", charts, {}, header=header, run=run, log=log, run_name=folder.name, verb=verb)

@@ -143,9 +143,7 @@ def test_a_run_without_text_vectors_says_so(make_run: MakeRun) -> None:
 
 def test_a_run_made_in_python_gets_the_command_that_comes_to_the_same(make_run: MakeRun) -> None:
     command = read_record(make_run(NAMES)).command
-    assert command.startswith(
-        "mmprompt train --dataset openart-left --backbone tiny --method coop --n-ctx 4 --shots 16"
-    )
+    assert command.startswith("mmprompt train --data openart-left --backbone tiny --method coop --n-ctx 4 --shots 16")
     assert "--class-specific" not in command
 
 

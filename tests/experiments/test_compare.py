@@ -92,7 +92,9 @@ def test_how_often_checkpoints_are_written_is_no_part_of_the_key(grid: Grid) -> 
 
 
 def test_a_finished_comparison_computes_nothing_again(grid: Grid, tmp_path: Path) -> None:
-    first = compare(grid, tmp_path / "r.sqlite", device="cpu")
+    seen: list[tuple[str, int, int]] = []
+    first = compare(grid, tmp_path / "r.sqlite", device="cpu", progress=lambda *count: seen.append(count))
+    assert seen[-1] == ("cells", 5, 5)
     before = sqlite3.connect(tmp_path / "r.sqlite").execute("SELECT key, facts FROM cells ORDER BY key").fetchall()
     again = compare(grid, tmp_path / "r.sqlite", device="cpu")
     after = sqlite3.connect(tmp_path / "r.sqlite").execute("SELECT key, facts FROM cells ORDER BY key").fetchall()
@@ -168,7 +170,7 @@ def test_a_cell_that_breaks_down_is_told_and_the_others_go_on(grid: Grid, tmp_pa
     broken = replace(grid, recipe={**FAST, "lr": 90.0, "epochs": 30, "weight_decay": 90.0}, shots=(1,), seeds=(1,))
     comparison = compare(broken, tmp_path / "r.sqlite", device="cpu")
     assert [line.label for line in comparison.lines] == ["zero-shot"]
-    assert "--lr" in next(iter(comparison.failures.values()))
+    assert "lower `lr`" in next(iter(comparison.failures.values()))
 
 
 def test_a_broken_picture_is_met_before_anything_is_computed(

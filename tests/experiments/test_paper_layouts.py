@@ -12,10 +12,10 @@ import pytest
 
 from mmprompt.experiments.cells import Origin
 from mmprompt.experiments.grid import Contender, Grid
-from mmprompt.experiments.layouts import LAYOUTS, base_to_new_table, few_shot_table, transfer_table
+from mmprompt.experiments.layouts import LAYOUTS, base_to_new_table, few_shot_table, harmonic_mean, transfer_table
 from mmprompt.experiments.protocols import ELEVEN
 from mmprompt.experiments.results import Finished, Score
-from mmprompt.experiments.summary import Comparison, compare_cells
+from mmprompt.experiments.summary import Comparison, average, compare_cells
 from mmprompt.reports.tables import SUFFIXES, Table, render, write_tables
 
 FACTS = {
@@ -99,6 +99,17 @@ def test_the_average_is_the_mean_over_sets_of_means_over_seeds(few_shot: Compari
     table = few_shot_table(few_shot)
     assert rows_of(table, "average", "coop")[0][1] == "75.00"
     assert rows_of(table, "average", "zero-shot")[0][0] == "45.00"
+
+
+def test_every_data_set_counts_once_however_many_seeds_it_has(few_shot: Comparison) -> None:
+    first, second = (few_shot.find("coop", name, name, 1) for name in ("left", "right"))
+    assert first is not None
+    assert second is not None
+    assert average([replace(first, values=(1.0, 1.0, 1.0)), replace(second, values=(0.0,))]) == 0.5
+
+
+def test_the_harmonic_mean_is_zero_where_one_side_is() -> None:
+    assert harmonic_mean(0.8, 0.0) == harmonic_mean(0.0, 0.0) == 0.0
 
 
 def test_published_rows_stand_beside_with_their_average_computed_here(few_shot: Comparison) -> None:

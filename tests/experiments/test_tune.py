@@ -84,7 +84,9 @@ def test_data_without_validation_is_refused(tmp_path: Path, search: Search) -> N
 
 def test_a_study_goes_on_to_the_number_that_is_asked_for(tmp_path: Path, search: Search) -> None:
     storage = f"sqlite:///{tmp_path}/s.db"
-    first = tune(search, storage, 2, device="cpu")
+    seen: list[tuple[str, int, int]] = []
+    first = tune(search, storage, 2, device="cpu", progress=lambda *count: seen.append(count))
+    assert seen[-1] == ("trials", 2, 2)
     again = tune(search, storage, 3, device="cpu")
     assert (len(first.trials), len(again.trials)) == (2, 3)
     assert list(again.trials[:2]) == list(first.trials)

@@ -83,7 +83,5 @@ def charts_of(
         "confusion": partial(figures.draw_confusion, record.confusion.tolist(), record.class_names),
     }
     if record.log:
-        loss, accuracy, validation = (record.log_values(name) for name in ("loss", "accuracy", "val_accuracy"))
-        epochs = range(1, len(record.log) + 1)
-        charts["learning_curve"] = partial(figures.draw_learning_curve, epochs, loss, accuracy, validation)
+        charts["learning_curve"] = partial(figures.draw_learning_curve, record.log)
     return charts

@@ -1,0 +1,69 @@
+"""The report of a run of a captioner or a language model, from a folder as a training leaves it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from mmprompt.core.header import FORMAT, header_hash
+from mmprompt.files import write_json
+from mmprompt.reports.run_page import write_report
+from mmprompt.training.log import write_log
+
+
+def write_run(folder: Path, kind: str, data: dict[str, Any], losses: list[float], **logged: float) -> Path:
+    """A run folder without its weights."""
+    folder.mkdir()
+    run = {
+        "data": data,
+        "method": {"name": "prompt-tuning", "settings": {"n_soft": 8, "words": None}},
+        "recipe": {"lr": 0.1},
+        "seed": 3,
+        "versions": {"mmprompt": "0.1.0"},
+    }
+    header = {"format": FORMAT, "kind": kind, "backbone": {"name": "tiny", "fingerprint": "ab" * 32}}
+    header |= {"template": "{soft*8} {text}", "training": {"notices": ["A vector never moved."], **run}}
+    write_json(folder / "prompt.json", header | {"header_sha256": header_hash(header)})
+    write_json(folder / "run.json", run)
+    write_log(folder / "log.jsonl", [{"epoch": e, "loss": loss, **logged} for e, loss in enumerate(losses, 1)])
+    return folder
+
+
+def text_of(page: Path) -> str:
+    return re.sub(r"\s+", " ", re.sub(r"<style>.*</style>|<[^>]+>", "", page.read_text(), flags=re.DOTALL))
+
+
+def test_a_run_of_a_language_model_says_what_it_learned_and_with_which_settings(tmp_path: Path) -> None:
+    data = {"name": "somebody", "sizes": {"train": 8}, "notes": ["2 rows were cut."]}
+    text = text_of(write_report(write_run(tmp_path / "run", "language", data, [3.5, 1.5], accuracy=0.5)))
+    for said in (
+        "The loss fell from 3.500 to 1.500 in 2 epochs.",
+        "prompt-tuning learned from 8 rows of somebody.",
+        "A vector never moved.",
+        "mmprompt llm eval --prompt run",
+        "n_soft 8, lr 0.1",
+        "2 rows were cut.",
+    ):
+        assert said in text
+    assert "words" not in text
+
+
+def test_captions_are_learned_without_an_accuracy(tmp_path: Path) -> None:
+    data = {"name": "openart-scenes", "sizes": {"train": 320}, "focus": "emotions"}
+    page = write_report(write_run(tmp_path / "run", "captioning", data, [0.9]))
+    assert "learned from 320 images of openart-scenes, captions of emotions." in text_of(page)
+    with Image.open(page.parent / "learning_curve.png") as drawn:
+        assert drawn.width > 300
+
+
+@pytest.mark.parametrize(("losses", "said"), [([1.0, 2.0], "The loss went from 1.000 to 2.000"), ([], "Nothing was")])
+def test_a_loss_that_rose_did_not_fall_and_without_a_log_nothing_was_trained(
+    tmp_path: Path, losses: list[float], said: str
+) -> None:
+    assert said in text_of(
+        write_report(write_run(tmp_path / "run", "language", {"name": "rows"}, losses, accuracy=1.0))
+    )
