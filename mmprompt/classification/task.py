@@ -213,6 +213,7 @@ class ClassificationTask:
     shots: int | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     features: ImageFeatures | None = None
+    _kept: ImageFeatures | None = field(default=None, init=False, repr=False)
 
     kind = "classification"
     methods = METHODS
@@ -268,7 +269,6 @@ class ClassificationTask:
         generator = torch.Generator().manual_seed(seed)
         start = Start(generator, ClassTemplate(self.template), self.class_names, self.templates)
         prompt = method.prompt(model, start)
-        self.features = self.features or ImageFeatures(model)
         return method.predictor(model, prompt, self.class_names) or Classifier(model, prompt, self.class_names)
 
     def complete(self, recipe: Recipe) -> Recipe:
@@ -293,7 +293,7 @@ class ClassificationTask:
     def problem(self, method: Method, predictor: Classifier, recipe: Recipe, seed: int) -> ClassificationProblem:
         """Make what the loop trains."""
         return ClassificationProblem(
-            method, predictor, self.images, self.labels, recipe, seed, self.validation, self.features
+            method, predictor, self.images, self.labels, recipe, seed, self.validation, self.shared(predictor.backbone)
         )
 
     def callbacks(self, predictor: Any) -> list[Callback]:
@@ -310,7 +310,15 @@ class ClassificationTask:
 
     def evaluate(self, predictor: Classifier, items: Sequence[Item]) -> Evaluation:
         """Score a classifier on labelled images, with the features that the training shared."""
-        return evaluate(predictor, items, self.features)
+        return evaluate(predictor, items, self.shared(predictor.backbone))
+
+    def shared(self, backbone: DualEncoder) -> ImageFeatures:
+        """Give the features of image files that were given, else some that are kept while the backbone is the same."""
+        if self.features is not None:
+            return self.features
+        if self._kept is None or self._kept.backbone is not backbone:
+            self._kept = ImageFeatures(backbone)
+        return self._kept
 
 
 def evaluate(classifier: Classifier, items: Sequence[Item], features: ImageFeatures | None = None) -> Evaluation:

@@ -11,19 +11,19 @@ import contextlib
 import importlib
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from mmprompt.core.file import Predictor, describe, describe_backbone, save
 from mmprompt.core.header import check_new
 from mmprompt.core.method import Method, resolved_recipe, settled
-from mmprompt.errors import UserError
+from mmprompt.errors import UserError, unknown_name
 from mmprompt.files import make_folder, write_json
 from mmprompt.training.callbacks import Callback, ProgressBar, WriteConfig
 from mmprompt.training.config import provenance, run_id_of, surroundings
 from mmprompt.training.lock import run_lock
-from mmprompt.training.loop import train
+from mmprompt.training.loop import count_epochs, train
 from mmprompt.training.problem import RunFailed
 from mmprompt.training.recipe import Recipe
 
@@ -158,6 +158,10 @@ def fit(
         UserError: something in the input cannot be, or another process trains in `out`; nothing is written then.
         RunFailed: the loss stopped being finite, or weights of the model changed.
     """
+    known = [field.name for field in fields(Recipe)]
+    for name in settings:
+        if name not in known:
+            raise unknown_name("setting of the recipe", name, known)
     task = task_of(data)
     model = task.load_model(model) if isinstance(model, str) else model
     places = (model.name, task.kind)
@@ -175,7 +179,7 @@ def fit(
         config = run_config(task, method, predictor, recipe, seed)
         listeners: tuple[Callback, ...] = () if folder is None else (WriteConfig(folder, config),)
         history: list[dict[str, Any]] = []
-        n_epochs = task.n_epochs(recipe)
+        n_epochs = count_epochs(recipe, problem.n_items, task.n_epochs(recipe))
         if any(parameter.requires_grad for parameter in predictor.prompt.parameters()):
             bars = [] if not progress or any(isinstance(one, ProgressBar) for one in callbacks) else [ProgressBar()]
             listeners = (*listeners, *task.callbacks(predictor), *callbacks, *method.callbacks(n_epochs), *bars)

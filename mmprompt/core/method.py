@@ -267,7 +267,7 @@ def settled(method: Method, *places: str) -> Method:
         places: as for `measured_for`.
     """
     if isinstance(method, Combined):
-        return Combined(tuple(settled(part, *places) for part in method.methods))
+        return replace(method, methods=tuple(settled(part, *places) for part in method.methods))
     chosen = {
         name: value
         for name, value in measured_for(method, *places).settings.items()
@@ -287,9 +287,11 @@ def resolved_recipe(
         data: what the data set says of the recipe.
         user: those settings of it count that it was given.
     """
-    given = {} if user is None else user.given
-    settings = leading(method).recipe.given | measured_for(method, *places).recipe.given | dict(data)
-    for one, other in (("epochs", "n_steps"), ("n_steps", "epochs")):
-        if given.get(one) is not None:
-            settings.pop(other, None)
-    return Recipe(**(settings | given))
+    paper, measured = leading(method).recipe.given, measured_for(method, *places).recipe.given
+    settings: dict[str, Any] = {}
+    for given in (paper, measured, data, {} if user is None else user.given):
+        for one, other in (("epochs", "n_steps"), ("n_steps", "epochs")):
+            if given.get(one) is not None:
+                settings.pop(other, None)
+        settings |= given
+    return Recipe(**settings)

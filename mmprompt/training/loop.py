@@ -70,10 +70,9 @@ def train(
         raise UserError("there are no training items. Give data with a train split of one item or more.")
     if recipe.patience is not None:
         callbacks = (EarlyStopping(recipe.patience), *callbacks)
-    n_steps = len(batches(list(range(problem.n_items)), recipe.batch_size))
-    if recipe.n_steps is not None:
-        n_epochs = -(-recipe.n_steps // n_steps)
-    session = _Session(Run(problem, recipe, n_epochs, n_steps), seed, callbacks, run_id, folder)
+    n_epochs = count_epochs(recipe, problem.n_items, n_epochs)
+    run = Run(problem, recipe, n_epochs, count_steps(recipe, problem.n_items))
+    session = _Session(run, seed, callbacks, run_id, folder)
     if n_epochs <= recipe.warmup_epochs:
         _log.warning("all %d epochs are warm-up at lr %g: next to nothing is learned.", n_epochs, recipe.warmup_lr)
     with ExitStack() as stack:
@@ -84,6 +83,16 @@ def train(
         session.interrupts = stack.enter_context(Interrupts())
         session.work()
     return session.run.history
+
+
+def count_steps(recipe: Recipe, n_items: int) -> int:
+    """Count the steps of an epoch."""
+    return len(batches(list(range(n_items)), recipe.batch_size))
+
+
+def count_epochs(recipe: Recipe, n_items: int, n_epochs: int) -> int:
+    """Count the epochs of a training: those that `recipe.n_steps` begins, or `n_epochs` where it is not given."""
+    return n_epochs if recipe.n_steps is None else -(-recipe.n_steps // max(1, count_steps(recipe, n_items)))
 
 
 class _Session:

@@ -307,7 +307,7 @@ class TPT(ClassificationMethod):
     """Context tuned on each test image by the entropy of its views (Shu et al. 2022, "Test-Time Prompt Tuning")."""
 
     n_views: int = 4
-    lr: float = 0.05
+    step_size: float = 0.05
     is_trained: ClassVar[bool] = False
     needs_shots: ClassVar[bool] = False
 
@@ -316,7 +316,7 @@ class TPT(ClassificationMethod):
         return words.requires_grad_(False)
 
     def predictor(self, backbone: DualEncoder, prompt: Prompt, class_names: Sequence[str]) -> Classifier:
-        return TestTime(backbone, prompt, class_names, n_views=self.n_views, lr=self.lr)
+        return TestTime(backbone, prompt, class_names, n_views=self.n_views, step_size=self.step_size)
 
 
 class TestTime(Classifier):
@@ -333,13 +333,13 @@ class TestTime(Classifier):
         class_features: Tensor | None = None,
         *,
         n_views: int,
-        lr: float,
+        step_size: float,
     ) -> None:
         super().__init__(backbone, prompt, class_names, class_features)
-        self.n_views, self.lr = n_views, lr
+        self.n_views, self.step_size = n_views, step_size
 
     def form_settings(self) -> dict[str, Any]:
-        return {"n_views": self.n_views, "lr": self.lr}
+        return {"n_views": self.n_views, "step_size": self.step_size}
 
     def probabilities(self, paths: Sequence[Path], features: ImageFeatures | None = None) -> np.ndarray:
         return self.predict_proba(list(paths))
@@ -361,7 +361,7 @@ class TestTime(Classifier):
     def _tuned_on(self, features: Tensor) -> Any:
         before = {name: value.clone() for name, value in self.prompt.state_dict().items()}
         self.prompt.requires_grad_(True)
-        optimizer = torch.optim.AdamW(self.prompt.parameters(), lr=self.lr)
+        optimizer = torch.optim.AdamW(self.prompt.parameters(), lr=self.step_size)
         with torch.enable_grad():
             mean = self.outputs(features).logits.softmax(1).mean(0)
             (-(mean * mean.log()).sum()).backward()

@@ -1,0 +1,256 @@
+"""The one `fit`: what it learns through any door, when it runs no loop, what it refuses, and the hooks it calls."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import mmprompt as mp
+from mmprompt.classification.methods import CoOp, LinearProbe, NearestClassMean, ZeroShot
+from mmprompt.classification.task import ClassificationProblem, ClassificationTask
+from mmprompt.cli.main import main
+from mmprompt.core.fit import fit
+from mmprompt.data.folder import ImageFolder
+from mmprompt.data.images import read_image
+from mmprompt.errors import UserError
+from mmprompt.files import read_json, read_tensors, tensor_bytes
+from mmprompt.models.dual_encoder.load import load_backbone
+from mmprompt.models.sites import Site
+from mmprompt.training.callbacks import Callback
+from mmprompt.training.problem import RunFailed
+from mmprompt.training.recipe import Recipe
+from mmprompt.training.schedules import learning_rate
+from mmprompt.training.seeds import batches, epoch_order
+from tests.core import zoo
+
+pytestmark = pytest.mark.usefixtures("feature_store", "registered_zoo")
+
+FAST = {"epochs": 3, "batch_size": 4, "lr": 0.05, "progress": False}
+
+
+def bytes_of(predictor):
+    return tensor_bytes(predictor.prompt.state_dict())
+
+
+def test_every_door_learns_the_same_bytes(picture_folder, tmp_path):
+    """Through `fit` with a setting or a recipe, the estimator, and the command line; all else is left to each door."""
+    data = ImageFolder(picture_folder, shots=2, seed=1)
+    images, labels = [item.path for item in data.train], [data.class_names[item.label] for item in data.train]
+    fitted = fit(mp.CoOp(), "tiny", data, epochs=3, progress=False).predictor
+    vectors = fitted.prompt.inserts("text")[Site("text")].values
+    assert vectors.shape[0] == 4  # what was measured for tiny, not the paper's 16
+    by_recipe = fit(mp.CoOp(), "tiny", data, recipe=Recipe(epochs=3), progress=False).predictor
+    estimator = mp.PromptClassifier("tiny", recipe=Recipe(epochs=3)).fit(images, labels)
+    words = ["--data", str(picture_folder), "--shots", "2", "--epochs", "3", "--device", "cpu"]
+    assert main(["train", *words, "--out", str(tmp_path / "run")]) == 0
+    saved = read_tensors(tmp_path / "run" / "prompt.safetensors")["text.input"]
+    assert bytes_of(by_recipe) == bytes_of(fitted)
+    assert bytes_of(estimator.classifier_) == bytes_of(fitted)
+    assert torch.equal(saved, vectors.detach())
+
+
+def test_a_setting_wins_over_the_same_one_of_a_recipe(tiny_clip_backbone, data):
+    result = fit(
+        CoOp(n_ctx=2), tiny_clip_backbone, data, recipe=Recipe(epochs=9, batch_size=4), epochs=2, progress=False
+    )
+    assert [len(result.history), result.history[-1]["epoch"]] == [2, 2]
+
+
+def test_a_setting_that_there_is_not_is_refused(tiny_clip_backbone, data, tmp_path):
+    with pytest.raises(UserError, match=r"no setting of the recipe named 'epcohs'\. Did you mean 'epochs'"):
+        fit(CoOp(n_ctx=2), tiny_clip_backbone, data, tmp_path / "run", epcohs=3)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "method", [ZeroShot(), NearestClassMean(), LinearProbe(inverse_strength=1.0), zoo.TipAdapter()]
+)
+def test_where_nothing_learns_no_loop_runs_and_the_run_is_written(method, tiny_clip_backbone, data, tmp_path):
+    class Listener(Callback):
+        def on_train_begin(self, run):
+            raise AssertionError("a loop ran")
+
+    result = fit(method, tiny_clip_backbone, data, tmp_path / "run", callbacks=[Listener()])
+    assert result.history == []
+    assert "nothing trained" in repr(result)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"run.json", "prompt.json", "prompt.safetensors"}
+    assert read_json(tmp_path / "run" / "run.json")["data"]["name"] == data.name
+    assert mp.load(tmp_path / "run", tiny_clip_backbone).class_names == data.class_names
+    with pytest.raises(UserError, match="already holds a finished run"):
+        fit(method, tiny_clip_backbone, data, tmp_path / "run")
+
+
+def test_weights_of_the_backbone_that_changed_are_noticed_and_nothing_is_saved(tiny_open_clip_folder, data, tmp_path):
+    backbone = load_backbone(str(tiny_open_clip_folder), device="cpu")
+
+    class Careless(Callback):
+        def on_epoch_end(self, run, epoch, logs):
+            with torch.no_grad():
+                backbone.model.ln_final.weight.mul_(1.0001)
+
+    with pytest.raises(RunFailed, match=r"weights of .* changed while a prompt was trained, so nothing was saved"):
+        fit(CoOp(n_ctx=2), backbone, data, tmp_path / "run", callbacks=[Careless()], **FAST)
+    assert not (tmp_path / "run" / "prompt.json").exists()
+
+
+def test_what_no_file_could_keep_is_refused_before_it_is_trained(tiny_clip_backbone, data, tmp_path):
+    class Nameless(zoo.CoCoOp):
+        def prompt(self, backbone, start):
+            prompt = super().prompt(backbone, start)
+            prompt.sources[0].kind = "no such kind"
+            return prompt
+
+    with pytest.raises(UserError, match="'no such kind', which no file could be read with"):
+        fit(Nameless(), tiny_clip_backbone, data, tmp_path / "run", **FAST)
+    assert not (tmp_path / "run").exists()
+    assert fit(Nameless(), tiny_clip_backbone, data, **FAST).history  # without a folder there is nothing to keep
+
+
+def test_a_task_serves_one_backbone_after_another(tiny_clip_backbone, tiny_hf_clip_backbone, data):
+    task = data.task()
+    for backbone in (tiny_clip_backbone, tiny_hf_clip_backbone):
+        result = fit(NearestClassMean(), backbone, task)
+        assert result.evaluate(data.test).n == len(data.test)
+
+
+def test_dropout_is_for_training_and_what_is_fitted_is_ready_for_use(tiny_clip_backbone, data, pixels):
+    dropped, whole = (fit(zoo.LoRA(dropout=share), tiny_clip_backbone, data, **FAST).predictor for share in (0.5, 0.0))
+    images = tiny_clip_backbone.normalize(pixels)
+    assert torch.equal(dropped(images), dropped(images))
+    assert not dropped.prompt.training
+    assert bytes_of(dropped) != bytes_of(whole)
+
+
+def test_looking_at_validation_changes_nothing_that_is_learned(tiny_clip_backbone, data):
+    class Watching(Callback):
+        def on_epoch_end(self, run, epoch, logs):
+            logs["val"] = run.problem.validate()
+
+    validated = replace(data, val=data.test)
+    plain = fit(zoo.LoRA(dropout=0.5), tiny_clip_backbone, validated, **FAST)
+    watched = fit(zoo.LoRA(dropout=0.5), tiny_clip_backbone, validated, callbacks=[Watching()], **FAST)
+    assert bytes_of(watched.predictor) == bytes_of(plain.predictor)
+    assert watched.history[-1]["val"] == watched.evaluate(data.test).accuracy
+
+
+def test_a_gradient_rule_is_what_the_optimiser_steps_down(tiny_clip_backbone, data):
+    train = tuple(replace(item, label=(item.label + 1) % 3) for item in data.train)  # against what the model knows
+    data = replace(data, train=train)
+    trained = fit(zoo.ProGrad(n_ctx=3), tiny_clip_backbone, data, seed=3, **FAST).predictor
+
+    method = zoo.ProGrad(n_ctx=3)
+    model = method.build(tiny_clip_backbone, data.class_names, seed=3)
+    images = torch.stack([tiny_clip_backbone.preprocess(read_image(item.path)) for item in data.train])
+    labels, features = torch.tensor([item.label for item in data.train]), model.image_features(images)
+    frozen = tiny_clip_backbone.logit_scale * features @ method.teacher(tiny_clip_backbone, data.class_names).T
+    (vectors,) = model.parameters()
+    optimizer = torch.optim.SGD([vectors], lr=1.0, momentum=0.9, weight_decay=5e-4)
+    n_conflicts = 0
+    for epoch in range(3):
+        optimizer.param_groups[0]["lr"] = learning_rate(Recipe(lr=0.05), epoch, 3)
+        for batch in batches(epoch_order(3, epoch, len(labels)), 4):
+            logits = model.outputs(features[batch]).logits
+            own = torch.autograd.grad(F.cross_entropy(logits, labels[batch]), vectors, retain_graph=True)[0]
+            general = torch.autograd.grad(zoo.divergence(logits, frozen[batch]), vectors)[0]
+            against = (own * general).sum()
+            n_conflicts += int(against < 0)
+            vectors.grad = own - general * against / general.square().sum() if against < 0 else own
+            optimizer.step()
+    assert n_conflicts > 0
+    torch.testing.assert_close(vectors.detach(), trained.prompt.sources[0].values, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("augment", ["none", "coop"])
+@pytest.mark.parametrize("method", [zoo.ProGrad(n_ctx=2), zoo.PromptSRC(n_ctx=2)], ids=["text", "both towers"])
+def test_a_teacher_sees_the_images_of_the_step_without_what_is_learned(method, augment, tiny_clip_backbone, data):
+    seen = []
+
+    class Watched(type(method)):
+        def losses(self, outputs):
+            seen.append(outputs)
+            return super().losses(outputs)
+
+    recipe = Recipe(epochs=1, batch_size=4, augment=augment, views=2)
+    classifier = method.build(tiny_clip_backbone, data.class_names)
+    paths, labels = [item.path for item in data.train], [item.label for item in data.train]
+    problem = ClassificationProblem(Watched(n_ctx=2), classifier, paths, labels, recipe, seed=3)
+    problem.step([5, 0, 7], 1)
+    (outputs,) = seen
+    if augment == "none":
+        pixels = [tiny_clip_backbone.preprocess(read_image(paths[index])) for index in (5, 0, 7)]
+    else:
+        pixels = [problem._augmented(index, 1) for index in (5, 0, 7)]
+    bare = tiny_clip_backbone.encode_image(torch.stack(pixels))
+    teacher = method.teacher(tiny_clip_backbone, data.class_names)
+    torch.testing.assert_close(outputs.frozen.image_features, bare)
+    torch.testing.assert_close(outputs.frozen.logits, tiny_clip_backbone.logit_scale * bare @ teacher.T)
+    assert torch.equal(outputs.frozen.class_features, teacher)
+    assert torch.equal(outputs.labels, torch.tensor(labels)[[5, 0, 7]])
+    has_own = method.n_visual if isinstance(method, zoo.PromptSRC) else 0
+    assert torch.allclose(outputs.image_features, bare, atol=1e-5) == (not has_own)
+
+
+@pytest.mark.parametrize("length", [{"epochs": 3}, {"n_steps": 8}, {"n_steps": 2}], ids=str)
+def test_an_average_over_epochs_is_told_how_many_there_will_be(length, tiny_clip_backbone, data):
+    states = []
+
+    class Watching(Callback):
+        def on_epoch_end(self, run, epoch, logs):
+            states.append({name: value.double().clone() for name, value in run.problem.module.state_dict().items()})
+
+    settings = {"batch_size": 4, "lr": 0.05, "warmup_epochs": 0, "progress": False} | length
+    result = fit(zoo.PromptSRC(n_ctx=2), tiny_clip_backbone, data, callbacks=[Watching()], **settings)
+    weights = np.arange(1, len(states) + 1) / np.arange(1, len(states) + 1).sum()
+    for name, value in result.predictor.prompt.state_dict().items():
+        mean = sum(weight * state[name] for weight, state in zip(weights, states, strict=True))
+        torch.testing.assert_close(value, mean.float())
+    assert len(states) == {3: 3, 8: 3, 2: 1}[next(iter(length.values()))]  # three steps an epoch
+
+
+def test_a_classifier_that_adapts_to_each_image_leaves_no_trace(tiny_clip_backbone, data, pixels):
+    classifier = fit(zoo.TPT(), tiny_clip_backbone, replace(data, train=(), val=()), progress=False).predictor
+    before = bytes_of(classifier)
+    rows = classifier.predict_proba(pixels)
+    assert bytes_of(classifier) == before
+    assert (rows == classifier.predict_proba(pixels)).all()
+    frozen = mp.zero_shot(tiny_clip_backbone, data.class_names, "a photo of a {}.").predict_proba(pixels)
+    assert np.abs(rows - frozen).max() > 1e-3
+    score = mp.evaluate(classifier, data)
+    said = [prediction.label for prediction in classifier.predict([item.path for item in data.test])]
+    assert [data.class_names[place] for place in score.predictions] == said
+
+
+def test_a_head_that_learns_moves_its_keys_and_leaves_their_labels(tiny_clip_backbone, data):
+    filled = fit(zoo.TipAdapter(), tiny_clip_backbone, data, progress=False).predictor.prompt.head
+    tuned = fit(zoo.TipAdapterF(), tiny_clip_backbone, data, **FAST).predictor.prompt.head
+    assert torch.equal(filled.values, tuned.values)
+    assert filled.values.sum(0).tolist() == [4, 4, 4]
+    assert not torch.allclose(filled.keys, tuned.keys, atol=1e-3)
+
+
+def test_a_head_is_filled_with_the_frozen_features_in_the_order_of_the_images(tiny_clip_backbone, data):
+    task = ClassificationTask.of(data)
+    task.labels, task.images = task.labels[::-1], task.images[::-1]
+    head = fit(zoo.TipAdapter(), tiny_clip_backbone, task).predictor.prompt.head
+    pixels = torch.stack([tiny_clip_backbone.preprocess(read_image(path)) for path in task.images])
+    torch.testing.assert_close(head.keys.detach(), tiny_clip_backbone.encode_image(pixels))
+    assert head.values.argmax(1).tolist() == list(task.labels)
+
+
+def test_run_json_says_the_recipe_as_it_was_put_together(tiny_clip_backbone, data, tmp_path):
+    fit(zoo.LoRA(), tiny_clip_backbone, replace(data, recipe={"lr": 0.01}), tmp_path / "run", n_steps=4, progress=False)
+    config = json.loads((tmp_path / "run" / "run.json").read_text())
+    recipe = config["recipe"]
+    assert config["method"]["name"] == "zoo-lora"
+    assert [recipe[name] for name in ("optimizer", "lr", "n_steps", "epochs", "schedule", "min_lr", "augment")] == [
+        "adamw",
+        0.01,
+        4,
+        None,
+        "step",
+        1e-6,
+        "none",
+    ]

@@ -1,0 +1,160 @@
+"""What a method brings, how methods combine, and the one order in which a recipe is put together."""
+
+from dataclasses import asdict, dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+
+from mmprompt.classification.methods import METHODS, VPT, CoOp, LinearProbe
+from mmprompt.classification.methods.base import Together
+from mmprompt.core import method as module
+from mmprompt.core.fit import describe_method
+from mmprompt.core.method import Measured, looks_at_features, measured_for, resolved_recipe, settled
+from mmprompt.errors import UserError
+from mmprompt.training.recipe import Recipe
+from tests.core.zoo import TPT, LoRA, ProGrad, PromptSRC, TipAdapter, without_conflict
+
+PLACES = ("tiny", "classification")
+
+
+@dataclass(frozen=True)
+class Paper(CoOp):
+    """CoOp by another paper's recipe."""
+
+    recipe: ClassVar[Recipe] = Recipe(lr=1.0, batch_size=11, warmup_epochs=3, min_lr=0.5)
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """What was measured for that method on one backbone, and for all of classification."""
+    monkeypatch.setitem(module.MEASURED, ("tiny", "Paper"), Measured(recipe=Recipe(batch_size=22, warmup_epochs=4)))
+    monkeypatch.setitem(module.MEASURED, ("classification", "Paper"), Measured({"n_ctx": 7}, Recipe(momentum=0.1)))
+
+
+@pytest.mark.usefixtures("measured")
+def test_the_order_is_paper_measured_data_user():
+    recipe = resolved_recipe(Paper(), PLACES, {"warmup_epochs": 5, "epochs": 33}, Recipe(epochs=30))
+    assert recipe.given == {"lr": 1.0, "batch_size": 22, "warmup_epochs": 5, "min_lr": 0.5, "epochs": 30}
+    assert recipe == Recipe(lr=1.0, batch_size=22, warmup_epochs=5, min_lr=0.5, epochs=30)
+
+
+@pytest.mark.usefixtures("measured")
+def test_the_narrowest_place_is_where_it_was_measured():
+    assert measured_for(Paper, "tiny", "classification").recipe.given == {"batch_size": 22, "warmup_epochs": 4}
+    assert measured_for(Paper, "other", "classification").recipe.given == {"momentum": 0.1}
+    assert measured_for(CoOp, "other", "classification") == Measured()
+
+
+def test_what_was_measured_for_a_method_gives_its_settings_to_those_that_inherit_from_it_and_not_its_recipe():
+    assert settled(Paper(), "tiny") == Paper(n_ctx=4)
+    assert measured_for(CoOp, "photo").recipe.given
+    assert measured_for(Paper, "photo").recipe.given == {}
+
+
+@pytest.mark.parametrize("setting", [{"epochs": 30}, {"lr": 0.002}, {"batch_size": 8}, {"n_steps": 12}], ids=str)
+@pytest.mark.parametrize(
+    "method", [CoOp(), VPT(), LoRA(), PromptSRC(), CoOp() + VPT()], ids=lambda one: type(one).__name__
+)
+def test_a_setting_that_is_given_changes_that_setting_alone(method, setting):
+    data = {"lr": 0.02, "epochs": 100}
+    without, changed = (asdict(resolved_recipe(method, PLACES, data, user)) for user in (None, Recipe(**setting)))
+    cleared = {"epochs": None} if "n_steps" in setting else {}
+    assert changed == without | cleared | setting
+
+
+@dataclass(frozen=True)
+class Stepped(CoOp):
+    """CoOp counted in steps."""
+
+    recipe: ClassVar[Recipe] = Recipe(n_steps=500)
+
+
+@pytest.mark.parametrize(
+    ("data", "user", "expected"),
+    [
+        ({}, None, (500, None)),
+        ({"epochs": 100}, None, (None, 100)),
+        ({"n_steps": 9}, None, (9, None)),
+        ({"epochs": 100}, Recipe(n_steps=7), (7, None)),
+        ({}, Recipe(epochs=3), (None, 3)),
+        ({"epochs": 100}, Recipe(lr=0.1), (None, 100)),
+        ({"n_steps": 9}, Recipe(epochs=3), (None, 3)),
+    ],
+)
+def test_steps_and_epochs_take_each_others_place(data, user, expected):
+    recipe = resolved_recipe(Stepped(), PLACES, data, user)
+    assert (recipe.n_steps, recipe.epochs) == expected
+
+
+def test_a_combination_is_trained_by_the_recipe_of_its_first_method():
+    assert resolved_recipe(LoRA() + CoOp(), PLACES, {}, None).given == LoRA.recipe.given
+    assert resolved_recipe(CoOp() + LoRA(), PLACES, {}, None).given == {}
+
+
+@pytest.mark.usefixtures("measured")
+def test_what_was_measured_fills_in_what_a_method_leaves_open():
+    assert settled(Paper(), "other", "classification") == Paper(n_ctx=7)
+    assert settled(Paper(n_ctx=3), "other", "classification") == Paper(n_ctx=3)
+    assert settled(Paper(ctx_init="a photo"), "other", "classification") == Paper(ctx_init="a photo")
+
+
+def test_a_settled_combination_is_still_one_that_can_be_built(tiny_clip_backbone):
+    combined = settled(CoOp() + VPT(n_visual=2), "tiny")
+    assert combined == Together((CoOp(n_ctx=4), VPT(n_visual=2)))
+    assert combined.build(tiny_clip_backbone, ["cat", "dog"]).prompt.has("vision")
+
+
+def test_a_combination_of_combinations_is_one():
+    three = (CoOp(n_ctx=2) + VPT()) + LinearProbe(inverse_strength=1.0)
+    assert describe_method(three, METHODS)["name"] == "coop+vpt+linear-probe"
+    assert looks_at_features(three)
+    assert not looks_at_features(CoOp() + VPT())
+
+
+def test_one_method_alone_is_no_combination(tiny_clip_backbone):
+    with pytest.raises(UserError, match="a combination needs at least two methods"):
+        Together((CoOp(n_ctx=2),)).build(tiny_clip_backbone, ["cat", "dog"])
+
+
+def test_a_combination_has_the_hooks_of_its_methods():
+    combined = VPT() + ProGrad(n_ctx=2)
+    assert combined.gradient_rule is without_conflict
+    assert (VPT() + CoOp()).gradient_rule is None
+    assert len((PromptSRC() + LoRA()).callbacks(3)) == 1
+    assert [type(callback).__name__ for callback in (VPT() + PromptSRC()).callbacks(3)] == ["WeightAverage"]
+
+
+@pytest.mark.parametrize(
+    ("combined", "what"),
+    [
+        (lambda one, other, backbone: (one + other).gradient_rule, "gradient_rule"),
+        (lambda one, other, backbone: (one + other).teacher(backbone, ["cat", "dog"]), "teacher"),
+    ],
+    ids=["rule", "teacher"],
+)
+def test_two_of_what_there_is_one_of_are_refused(combined, what, tiny_clip_backbone):
+    with pytest.raises(UserError, match=f"2 of the methods bring a {what} of their own, but one can be used"):
+        combined(ProGrad(n_ctx=2), ProGrad(n_ctx=3), tiny_clip_backbone)
+
+
+def test_two_classifiers_of_their_own_are_refused(tiny_clip_backbone):
+    with pytest.raises(UserError, match="both learn at text"):
+        (TPT() + TPT()).build(tiny_clip_backbone, ["cat", "dog"])
+
+
+def test_coop_needs_no_hook_but_its_prompt():
+    hooks = ("losses", "gradient_rule", "teacher", "begin", "callbacks", "predictor")
+    assert not [hook for hook in hooks if hook in vars(CoOp)]
+    assert not looks_at_features(CoOp())
+    assert looks_at_features(TipAdapter())
+
+
+def test_losses_of_a_combination_are_each_counted_once(tiny_clip_backbone, pixels):
+    images = tiny_clip_backbone.normalize(pixels)
+    combined = CoOp(n_ctx=2) + VPT(n_visual=1)
+    classifier = combined.build(tiny_clip_backbone, ["cat", "dog", "bird"])
+    outputs = classifier.outputs(classifier.image_features(images), torch.tensor([0, 1, 2]))
+    losses = combined.losses(outputs)
+    assert list(losses) == ["cross_entropy"]
+    torch.testing.assert_close(losses["cross_entropy"], CoOp().losses(outputs)["cross_entropy"])
