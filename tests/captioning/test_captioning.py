@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, replace
 
 import pytest
@@ -263,6 +264,10 @@ def test_a_focus_in_words_is_saved_without_training(captioner, data, tmp_path):
     result = fit(HardPrompt("5 9"), captioner, data, tmp_path / "run")
     saved = load_focus(tmp_path / "run", captioner)
     assert result.history == []
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"run.json", "prompt.json", "prompt.safetensors"}
+    config = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert config["method"] == {"name": "hard", "settings": {"words": "5 9"}}
+    assert (config["kind"], config["data"]["focus"]) == ("captioning", "numbers")
     assert saved.template == CaptionTemplate("numbers", "5 9")
     expected = captioner.decoder.embed(torch.tensor([5, 9])).float()
     assert torch.equal(vectors_of(saved.inserts())[LM_INPUT].values, expected)
