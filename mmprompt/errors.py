@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from numbers import Integral
 from pathlib import Path
 
 
@@ -23,12 +22,6 @@ class UserError(ValueError):
 def bad_value(name: str, value: object, expected: str, advice: str) -> UserError:
     """Word the refusal of a setting: "depth is 13, but this text tower has 12 layers. Use `depth=12` or less."."""
     return UserError(f"{name} is {value}, but {expected}. {advice}")
-
-
-def is_count(value: object, most: int | None = None) -> bool:
-    """Whether a value is a whole number from 1 to the most allowed."""
-    is_whole = isinstance(value, Integral) and not isinstance(value, bool)
-    return is_whole and 1 <= int(value) and (most is None or int(value) <= most)  # type: ignore[call-overload]
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], advice: str = "") -> UserError:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Gt
 from PIL import Image
 from torch import Tensor
 
@@ -27,6 +28,7 @@ from mmprompt.data.images import ImageLike, as_list, is_one, read_image
 from mmprompt.errors import UserError, bad_value
 from mmprompt.models.image_features import ImageFeatures, Progress
 from mmprompt.models.sites import Insert, Site, vectors_of
+from mmprompt.settings import check_settings, holds
 
 BATCH = 32
 
@@ -91,18 +93,15 @@ class Steering:
     """
 
     prompts: tuple[tuple[Prompt, float], ...] = ()
-    strength: float = 1.0
+    strength: Annotated[float, Ge(0)] = 1.0
     avoid: Prompt | None = None
-    avoid_strength: float = 0.5
+    avoid_strength: Annotated[float, Ge(0)] = 0.5
 
     def __post_init__(self) -> None:
-        numbers = {"strength": self.strength, "avoid_strength": self.avoid_strength}
-        numbers |= {f"weight of {focus_of(prompt)}": weight for prompt, weight in self.prompts}
-        for name, value in numbers.items():
-            is_number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
-            if not is_number or (value == 0 and name.startswith("weight")):
-                least = "above 0" if name.startswith("weight") else "0 or more"
-                raise bad_value(name, value, f"it must be a number {least}", "Use 1.")
+        check_settings(self)
+        for prompt, weight in self.prompts:
+            if not holds(weight, Annotated[float, Gt(0)]):
+                raise bad_value(f"weight of {focus_of(prompt)}", weight, "it must be a number, above 0", "Use 1.")
 
 
 def focus_of(prompt: Prompt) -> str:

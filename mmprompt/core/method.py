@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from mmprompt.errors import UserError
+from mmprompt.settings import check_settings
 from mmprompt.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -104,6 +105,9 @@ class Method(Protocol):
     recipe: ClassVar[Recipe] = Recipe()
     needs_shots: ClassVar[bool] = True
     is_trained: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     def prompt(self, backbone: Any, start: Start) -> Prompt:
         """Make the untrained prompt for a backbone.

@@ -9,17 +9,20 @@ learning rate serves models of any scale.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
+
+from annotated_types import Ge, Le
 
 from mmprompt.core.method import Method, Start
 from mmprompt.errors import UserError, bad_value
+from mmprompt.settings import Count
 from mmprompt.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from mmprompt.core.learned import Prompt
 
-MAX_VECTORS = 1024
-"""Most vectors of one prompt; attention over more would leave no room for text."""
+VectorCount = Annotated[int, Ge(1), Le(1024)]
+"""Vectors of one prompt; attention over more would leave no room for text."""
 RECIPE = Recipe(optimizer="adamw", lr=0.03, batch_size=16, weight_decay=0.0, warmup_epochs=0, augment="none")
 
 
@@ -40,13 +43,10 @@ class DecoderMethod(Method, Protocol):
 class PromptTuning(DecoderMethod):
     """Vectors among the tokens (Lester et al. 2021, "The Power of Scale for Parameter-Efficient Prompt Tuning")."""
 
-    n_soft: int | None = None
+    n_soft: VectorCount | None = None
     """Number of vectors, 1 or more; 20 for a language model, 8 for a captioner."""
 
     recipe: ClassVar[Recipe] = RECIPE
-
-    def __post_init__(self) -> None:
-        check_count("n_soft", self.n_soft, MAX_VECTORS)
 
     @property
     def n_vectors(self) -> int:
@@ -66,18 +66,14 @@ class PromptTuning(DecoderMethod):
 class PrefixTuning(DecoderMethod):
     """Keys and values in every block (Li and Liang 2021, "Prefix-Tuning"), perhaps made by an MLP while learned."""
 
-    n_prefix: int | None = None
+    n_prefix: VectorCount | None = None
     """Keys and values in each block, 1 or more; 10 for a language model, 4 for a captioner."""
     reparametrise: bool | None = None
     """Learn them through an MLP (section 4.3) or directly; by default through it for a language model alone."""
-    hidden: int = 256
+    hidden: Count = 256
     """Width of the MLP."""
 
     recipe: ClassVar[Recipe] = replace(RECIPE, lr=3e-4)
-
-    def __post_init__(self) -> None:
-        check_count("n_prefix", self.n_prefix, MAX_VECTORS)
-        check_count("hidden", self.hidden)
 
     def prompt(self, backbone: Any, start: Start) -> Prompt:
         """Make keys and values, before the first step those that the model itself makes of the start.
@@ -132,18 +128,3 @@ class HardPrompt(DecoderMethod):
             advice = 'Use `words="the mood is"`.'
             raise bad_value("words", repr(self.words), "they must hold at least one word", advice)
         return Prompt(start.template, Learned(LM_INPUT, values)).to(backbone.device).requires_grad_(False)
-
-
-def check_count(name: str, value: int | None, most: int | None = None) -> None:
-    """Refuse a count below one, or above a limit; None is left to what suits the model.
-
-    Raises:
-        UserError: it is.
-    """
-    if value is None:
-        return
-    advice = f"Use `{name}=10`."
-    if value < 1:
-        raise bad_value(name, value, "it must be 1 or more", advice)
-    if most is not None and value > most:
-        raise bad_value(name, value, f"it must be at most {most}", advice)

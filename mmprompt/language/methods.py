@@ -6,11 +6,12 @@ The defaults are measured in docs/language.md.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from mmprompt.core.method import Start
-from mmprompt.core.soft import RECIPE, DecoderMethod, HardPrompt, PrefixTuning, PromptTuning, check_count
-from mmprompt.errors import UserError, bad_value, unknown_name
+from mmprompt.core.soft import RECIPE, DecoderMethod, HardPrompt, PrefixTuning, PromptTuning
+from mmprompt.errors import UserError, bad_value
+from mmprompt.settings import Count
 from mmprompt.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -27,17 +28,15 @@ class PTuning(PromptTuning):
 
     encoder: Encoder = "mlp"
     """mlp, or lstm: a bidirectional LSTM over all vectors before the MLP."""
-    hidden: int = 256
+    hidden: Count = 256
     """Width of the network."""
 
     recipe: ClassVar[Recipe] = replace(RECIPE, lr=3e-3)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.encoder not in get_args(Encoder):
-            raise unknown_name("encoder", self.encoder, get_args(Encoder))
-        if self.hidden < 2 or self.hidden % 2:
-            raise bad_value("hidden", self.hidden, "it must be an even number, 2 or more", "Use `hidden=256`.")
+        if self.hidden % 2:
+            raise bad_value("hidden", self.hidden, "it must be an even number", "Use `hidden=256`.")
 
     def prompt(self, backbone: Any, start: Start) -> Prompt:
         """Make encoded vectors, which are the start before the first step."""
@@ -63,12 +62,8 @@ class DeepPrompts(PrefixTuning):
 class MultitaskPrompt(PromptTuning):
     """One prompt for several tasks and a matrix of low rank for each (Wang et al. 2023, "Multitask Prompt Tuning")."""
 
-    rank: int = 1
+    rank: Count = 1
     """Rank of a task's matrix."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_count("rank", self.rank)
 
     def prompt(self, backbone: Any, start: Start) -> Prompt:
         """Make a prompt that is the start for every task.

@@ -10,9 +10,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
-from mmprompt.errors import UserError, bad_value, unknown_name
+from mmprompt.errors import UserError, bad_value
+from mmprompt.settings import check_settings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,8 +42,7 @@ class PromptInit:
     """A run folder whose vectors are taken over, for the same model."""
 
     def __post_init__(self) -> None:
-        if self.start not in get_args(StartKind):
-            raise unknown_name("start", self.start, get_args(StartKind))
+        check_settings(self)
         if (self.start == "words" or self.words) and not self.words.strip():
             advice = 'Use `words="Classify the text"`.'
             raise bad_value("words", repr(self.words), "a start from words needs some", advice)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, get_args
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from mmprompt.language.watch import VectorWatch
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.decoder.packing import Question
+from mmprompt.settings import check_settings
 from mmprompt.training.callbacks import Callback
 from mmprompt.training.problem import StepResult
 from mmprompt.training.recipe import Recipe
@@ -149,8 +150,7 @@ class LanguageTask:
     methods = METHODS
 
     def __post_init__(self) -> None:
-        if self.objective not in get_args(Objective):
-            raise unknown_name("objective", self.objective, get_args(Objective))
+        check_settings(self)
         self.recipe: dict[str, Any] = {}
 
     def task(self) -> LanguageTask:

@@ -6,17 +6,19 @@ torch, so that `mmprompt --help` stays quick, and nothing here knows what is tra
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
-from numbers import Integral, Real
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from mmprompt.errors import bad_value, unknown_name
+from annotated_types import Ge, Gt, Le, Lt
+
+from mmprompt.errors import bad_value
+from mmprompt.settings import Count, check_settings
 
 OptimizerName = Literal["sgd", "adamw"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Augment = Literal["auto", "none", "coop"]
 Schedule = Literal["epoch", "step"]
+Rate = Annotated[float, Ge(0), Le(100)]
 
 
 @dataclass(frozen=True)
@@ -33,38 +35,38 @@ class Recipe:
     optimizer: OptimizerName = "sgd"
     """sgd (with momentum, no Nesterov; the papers' choice) or adamw."""
 
-    lr: float = 0.002
+    lr: Annotated[float, Gt(0), Le(100)] = 0.002
     """Learning rate after the warm-up, from which the cosine falls."""
 
-    epochs: int | None = None
+    epochs: Count | None = None
     """Passes over the training set; None for as many as suit its size (of classes: 50 at 1 shot, 100 below 8 shots, 200
     above)."""
 
-    batch_size: int = 32
+    batch_size: Count = 32
     """Images or rows per step; a last partial batch is dropped if there is at least one full one."""
 
-    momentum: float = 0.9
+    momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
     """Momentum of sgd, 0 or more and below 1; adamw keeps its own (0.9, 0.999)."""
 
-    weight_decay: float = 5e-4
+    weight_decay: Rate = 5e-4
     """Pull of the learned vectors towards zero (adamw: decoupled)."""
 
-    n_steps: int | None = None
+    n_steps: Count | None = None
     """Steps in all, in place of epochs; the last epoch is cut short."""
 
-    eps: float = 1e-8
+    eps: Annotated[float, Gt(0), Le(1)] = 1e-8
     """What adamw adds to the root of its second moments."""
 
     schedule: Schedule = "epoch"
     """How often the learning rate falls: after each epoch, as in the papers of CoOp, or after each step."""
 
-    min_lr: float = 0.0
+    min_lr: Rate = 0.0
     """Where the cosine ends."""
 
-    warmup_epochs: int = 1
+    warmup_epochs: Annotated[int, Ge(0)] = 1
     """Epochs at the constant warm-up rate before the cosine starts."""
 
-    warmup_lr: float = 1e-5
+    warmup_lr: Rate = 1e-5
     """Learning rate during the warm-up."""
 
     precision: Precision = "auto"
@@ -73,16 +75,16 @@ class Recipe:
     augment: Augment = "auto"
     """Training pictures as they are (none), cropped and flipped as in the papers (coop), or as the data set says."""
 
-    views: int = 10
+    views: Annotated[int, Ge(0)] = 10
     """Cropped and flipped views per picture, drawn once and taken in turn; 0 draws fresh ones in every epoch."""
 
-    patience: int | None = None
+    patience: Count | None = None
     """Stop after so many epochs without a better validation accuracy and keep the best; by default never."""
 
-    checkpoint_every: int = 1
+    checkpoint_every: Count = 1
     """Epochs between two checkpoints."""
 
-    checkpoint_seconds: float = 10.0
+    checkpoint_seconds: Annotated[float, Ge(0)] = 10.0
     """Seconds that must lie between two checkpoints, so that quick epochs are not slowed; 0 for no limit."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Recipe:
@@ -99,66 +101,10 @@ class Recipe:
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name in names}
 
     def __post_init__(self) -> None:
-        self._check_choice("schedule", get_args(Schedule))
-        self._check_number("eps", above=0.0, most=1.0)
-        self._check_number("min_lr", least=0.0, most=100.0)
-        if self.n_steps is not None:
-            self._check_count("n_steps", least=1)
-            if self.epochs is not None:
-                advice = "Leave one of them out."
-                raise bad_value("n_steps", self.n_steps, f"epochs is given too ({self.epochs})", advice)
-        self._check_choice("optimizer", get_args(OptimizerName))
-        self._check_choice("precision", get_args(Precision))
-        self._check_choice("augment", get_args(Augment))
-        self._check_number("lr", above=0.0, most=100.0)
-        self._check_number("momentum", least=0.0, below=1.0)
-        self._check_number("weight_decay", least=0.0, most=100.0)
-        self._check_number("warmup_lr", least=0.0, most=100.0)
-        self._check_number("checkpoint_seconds", least=0.0)
-        self._check_count("batch_size", least=1)
-        self._check_count("warmup_epochs", least=0)
-        self._check_count("views", least=0)
-        self._check_count("checkpoint_every", least=1)
-        if self.epochs is not None:
-            self._check_count("epochs", least=1)
-        if self.patience is not None:
-            self._check_count("patience", least=1)
-
-    def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
-        value = getattr(self, name)
-        if value not in choices:
-            raise unknown_name(name, str(value), choices, f"Use one of {', '.join(choices)}.")
-
-    def _check_count(self, name: str, least: int) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-            raise bad_value(name, value, f"it must be a whole number, {least} or more", f"Use `{name}={least}`.")
-        # One spelling of a value (8, not numpy's int64(8)), since the run's hash and JSON are made of it.
-        object.__setattr__(self, name, int(value))
-
-    def _check_number(
-        self,
-        name: str,
-        *,
-        least: float | None = None,
-        above: float | None = None,
-        most: float | None = None,
-        below: float | None = None,
-    ) -> None:
-        value = getattr(self, name)
-        is_number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-        limits = [
-            (above, "above", lambda limit: value > limit),
-            (least, "at least", lambda limit: value >= limit),
-            (below, "below", lambda limit: value < limit),
-            (most, "at most", lambda limit: value <= limit),
-        ]
-        given = [(limit, word, holds) for limit, word, holds in limits if limit is not None]
-        if not is_number or not all(holds(limit) for limit, _, holds in given):
-            expected = " and ".join(f"{word} {limit:g}" for limit, word, _ in given)
-            advice = f"Leave `{name}` out for the default."
-            raise bad_value(name, value, f"it must be a number, {expected}", advice)
-        object.__setattr__(self, name, float(value))
+        check_settings(self)
+        if self.n_steps is not None and self.epochs is not None:
+            advice = "Leave one of them out."
+            raise bad_value("n_steps", self.n_steps, f"epochs is given too ({self.epochs})", advice)
 
 
 def epochs_for(recipe: Recipe, shots: int | None) -> int:

@@ -133,12 +133,12 @@ def test_more_vectors_than_there_is_room_for_are_refused(captioner, pictures):
 
 @pytest.mark.parametrize("strength", [-1, float("nan"), float("inf"), "2", None, True])
 def test_a_strength_is_a_number_from_0(strength):
-    with pytest.raises(UserError, match="it must be a number 0 or more"):
+    with pytest.raises(UserError, match="it must be a number, 0 or more"):
         Steering(strength=strength)
 
 
 def test_a_weight_is_above_0(captioner):
-    with pytest.raises(UserError, match="weight of numbers is 0, but it must be a number above 0"):
+    with pytest.raises(UserError, match="weight of numbers is 0, but it must be a number, above 0"):
         Steering(((learned(captioner, 1), 0),))
 
 

@@ -213,7 +213,7 @@ def test_a_prompt_starts_from_the_commonest_tokens():
 
 @pytest.mark.parametrize("make", [lambda: PromptTuning(0), lambda: PrefixTuning(0)])
 def test_at_least_one_vector_is_learned(make):
-    with pytest.raises(UserError, match="it must be 1 or more"):
+    with pytest.raises(UserError, match="it must be a whole number from 1 to 1024"):
         make()
 
 

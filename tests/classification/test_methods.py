@@ -164,7 +164,7 @@ def test_two_methods_at_the_same_site_are_refused(tiny_clip_backbone):
         ("cop", {}, "no method named 'cop'. Did you mean 'coop'"),
         ("coop", {"n_ctxt": 4}, "no setting of coop named 'n_ctxt'. Did you mean 'n_ctx'"),
         ("coop", {"n_ctx": 0}, "n_ctx is 0"),
-        ("coop", {"class_position": "left"}, "class_position is 'left'"),
+        ("coop", {"class_position": "left"}, "no class_position named 'left'. Known: end, front, middle"),
         ("vpt", {"n_visual": 0}, "n_visual is 0"),
         ("vpt", {"depth": 0}, "depth is 0"),
     ],
@@ -176,7 +176,7 @@ def test_settings_out_of_range_are_refused(name, settings, message):
 
 @pytest.mark.parametrize("n_ctx", [0, -1, 2.5, "4", True])
 def test_context_vectors_are_counted_in_whole_numbers(n_ctx):
-    with pytest.raises(UserError, match="CoOp learns a whole number of them, 1 or more"):
+    with pytest.raises(UserError, match="it must be a whole number, 1 or more"):
         CoOp(n_ctx=n_ctx)
 
 

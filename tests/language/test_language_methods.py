@@ -202,16 +202,48 @@ def test_words_that_a_template_does_not_hold_are_refused() -> None:
 @pytest.mark.parametrize(
     ("kind", "settings", "message"),
     [
-        (PromptTuning, {"n_soft": 0}, "n_soft is 0, but it must be 1 or more. Use `n_soft=10`."),
-        (PTuning, {"n_soft": 0}, "n_soft is 0, but it must be 1 or more. Use `n_soft=10`."),
+        (
+            PromptTuning,
+            {"n_soft": 0},
+            "n_soft is 0, but it must be a whole number from 1 to 1024. Leave `n_soft` out for the default.",
+        ),
+        (
+            PTuning,
+            {"n_soft": 0},
+            "n_soft is 0, but it must be a whole number from 1 to 1024. Leave `n_soft` out for the default.",
+        ),
         (PTuning, {"encoder": "gru"}, "there is no encoder named 'gru'. Known: lstm, mlp."),
-        (PTuning, {"hidden": 7}, "hidden is 7, but it must be an even number, 2 or more. Use `hidden=256`."),
-        (PTuning, {"hidden": 0}, "hidden is 0, but it must be an even number, 2 or more. Use `hidden=256`."),
-        (PrefixTuning, {"n_prefix": 0}, "n_prefix is 0, but it must be 1 or more. Use `n_prefix=10`."),
-        (DeepPrompts, {"n_prefix": -1}, "n_prefix is -1, but it must be 1 or more. Use `n_prefix=10`."),
-        (PrefixTuning, {"hidden": 0}, "hidden is 0, but it must be 1 or more. Use `hidden=10`."),
-        (MultitaskPrompt, {"rank": 0}, "rank is 0, but it must be 1 or more. Use `rank=10`."),
-        (MultitaskPrompt, {"n_soft": 0}, "n_soft is 0, but it must be 1 or more. Use `n_soft=10`."),
+        (PTuning, {"hidden": 7}, "hidden is 7, but it must be an even number. Use `hidden=256`."),
+        (
+            PTuning,
+            {"hidden": 0},
+            "hidden is 0, but it must be a whole number, 1 or more. Leave `hidden` out for the default.",
+        ),
+        (
+            PrefixTuning,
+            {"n_prefix": 0},
+            "n_prefix is 0, but it must be a whole number from 1 to 1024. Leave `n_prefix` out for the default.",
+        ),
+        (
+            DeepPrompts,
+            {"n_prefix": -1},
+            "n_prefix is -1, but it must be a whole number from 1 to 1024. Leave `n_prefix` out for the default.",
+        ),
+        (
+            PrefixTuning,
+            {"hidden": 0},
+            "hidden is 0, but it must be a whole number, 1 or more. Leave `hidden` out for the default.",
+        ),
+        (
+            MultitaskPrompt,
+            {"rank": 0},
+            "rank is 0, but it must be a whole number, 1 or more. Leave `rank` out for the default.",
+        ),
+        (
+            MultitaskPrompt,
+            {"n_soft": 0},
+            "n_soft is 0, but it must be a whole number from 1 to 1024. Leave `n_soft` out for the default.",
+        ),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(kind: Any, settings: dict[str, Any], message: str) -> None:

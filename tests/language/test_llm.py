@@ -246,8 +246,14 @@ def test_the_example_that_is_shown_can_be_typed(tmp_path, run_folder, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["llm", "train", "--n-soft", "100000000000"], "n_soft is 100000000000, but it must be at most 1024."),
-        (["llm", "generate", "--input", "a", "--n-beams", "999999999"], "n_beams is 999999999, but it must be at most"),
+        (
+            ["llm", "train", "--n-soft", "100000000000"],
+            "n_soft is 100000000000, but it must be a whole number from 1 to 1024.",
+        ),
+        (
+            ["llm", "generate", "--input", "a", "--n-beams", "999999999"],
+            "n_beams is 999999999, but it must be a whole number from 1 to 256.",
+        ),
     ],
 )
 def test_counts_that_no_machine_holds_are_refused(words, message, tmp_path, monkeypatch, capsys):

@@ -20,8 +20,9 @@ import numpy as np
 
 from mmprompt.captioning.metrics.tokens import tokenize
 from mmprompt.data.class_names import shortened
-from mmprompt.errors import UserError, bad_file, is_count, unknown_name
+from mmprompt.errors import UserError, bad_file, unknown_name
 from mmprompt.files import read_bytes, write_bytes
+from mmprompt.settings import Count, holds
 
 SMALL = 1000
 """Images below which a CIDEr-D is not comparable with those of published sets."""
@@ -80,7 +81,7 @@ class DocumentFrequency:
         try:
             content = json.loads(read_bytes(path, MAX_FREQUENCY_BYTES))
             n_images, counts = content["n_images"], content["counts"]
-            is_sound = is_count(n_images) and all(is_count(count, n_images) for count in counts.values())
+            is_sound = all(holds(n, Count) and n <= n_images for n in (n_images, *counts.values()))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             is_sound = False
         if not is_sound:

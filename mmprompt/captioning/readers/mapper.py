@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmprompt.errors import UserError, bad_file, bad_value, is_count, unknown_name
+from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
 from mmprompt.files import new_folder, read_json, read_tensors, tensor_bytes, write_bytes, write_json
+from mmprompt.settings import Count, check_settings
 
 SETTINGS_FILE, WEIGHTS_FILE = "mapper.json", "mapper.safetensors"
 N_LAYERS, N_HEADS = 8, 8
@@ -35,20 +36,18 @@ class MapperSettings:
     """
 
     kind: str
-    image_width: int
-    width: int
-    n_prefix: int | None = None
+    image_width: Count
+    width: Count
+    n_prefix: Count | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in MAPPERS:
             raise unknown_name("kind of mapper", self.kind, MAPPERS)
-        for name in ("image_width", "width"):
-            if not is_count(getattr(self, name)):
-                raise bad_value(name, repr(getattr(self, name)), "a width is a whole number from 1", "Mend the mapper.")
+        check_settings(self)
         if self.kind == "linear" and self.n_prefix is not None:
             expected = "a linear mapper makes a vector of every image token"
             raise bad_value("n_prefix", self.n_prefix, expected, "Leave it out.")
-        if self.kind != "linear" and not is_count(self.n_prefix):
+        if self.kind != "linear" and self.n_prefix is None:
             raise bad_value("n_prefix", self.n_prefix, f"a mapper of kind {self.kind} makes at least one", "Use 10.")
 
     @property

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 from mmprompt.classification.methods.base import ClassificationMethod
 from mmprompt.core.method import Start
-from mmprompt.errors import UserError, bad_value, is_count
+from mmprompt.errors import UserError, bad_value
+from mmprompt.settings import Count
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +27,7 @@ class CoOp(ClassificationMethod):
     and every token of the words learns (there the first `len(words)` do).
     """
 
-    n_ctx: int | None = None
+    n_ctx: Count | None = None
     """Number of context vectors, 1 or more; 16 if no words are given (4 on tiny), else the tokens of the words."""
     ctx_init: str | None = None
     """Words to start from, such as "a photo of a"; random N(0, 0.02) without. An underscore is a space."""
@@ -34,13 +35,6 @@ class CoOp(ClassificationMethod):
     """Where the class name stands among the context vectors: end, middle or front."""
     class_specific: bool = False
     """One context per class instead of one for all."""
-
-    def __post_init__(self) -> None:
-        if self.n_ctx is not None and not is_count(self.n_ctx):
-            raise bad_value("n_ctx", self.n_ctx, "CoOp learns a whole number of them, 1 or more", "Use `n_ctx=4`.")
-        if self.class_position not in get_args(ClassPosition):
-            choices = ", ".join(get_args(ClassPosition))
-            raise bad_value("class_position", repr(self.class_position), f"it must be one of {choices}", "Use end.")
 
     def prompt(self, backbone: DualEncoder, start: Start) -> Prompt:
         """Make free vectors at `text.input`, drawn at random or set to the embeddings of words."""

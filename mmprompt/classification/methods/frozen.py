@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from annotated_types import Gt
 
 from mmprompt.classification.methods.base import ClassificationMethod
 from mmprompt.core.method import FrozenFeatures, Start
 from mmprompt.data.templates import check_template
-from mmprompt.errors import UserError, bad_value
+from mmprompt.errors import UserError
+from mmprompt.settings import Count
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,6 +37,7 @@ class ZeroShot(ClassificationMethod):
     is_trained: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.words is not None:
             check_template(self.words)
 
@@ -98,18 +101,11 @@ class NearestClassMean(ClassificationMethod):
 class LinearProbe(ClassificationMethod):
     """Logistic regression on frozen image features, its strength chosen on validation (Radford et al. 2021)."""
 
-    inverse_strength: float | None = None
+    inverse_strength: Annotated[float, Gt(0)] | None = None
     """C of the L2 penalty, above 0; by default the best of 1e-6 to 1e6 on the val part."""
-    max_iter: int = 1000
+    max_iter: Count = 1000
     """Iterations of L-BFGS, 1 or more."""
     is_trained: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        if self.inverse_strength is not None and not 0 < self.inverse_strength < math.inf:
-            advice = "Use `inverse_strength=0.316`, or leave it out."
-            raise bad_value("inverse_strength", self.inverse_strength, "a number above 0 was expected", advice)
-        if self.max_iter < 1:
-            raise bad_value("max_iter", self.max_iter, "it must be 1 or more", "Use `max_iter=1000`.")
 
     def prompt(self, backbone: DualEncoder, start: Start) -> Prompt:
         """Make the template alone; it is not read."""

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from annotated_types import Ge, Le
 
 from mmprompt.classification.methods.base import ClassificationMethod
 from mmprompt.core.method import Start
-from mmprompt.errors import UserError, bad_value, is_count
+from mmprompt.errors import UserError, bad_value
+from mmprompt.settings import Count
 
 if TYPE_CHECKING:
     from mmprompt.core.learned import Prompt
     from mmprompt.models.dual_encoder.interface import DualEncoder
-
-MAX_VISUAL = 10_000
-"""More tokens than any image tower has patches; attention over them would not end."""
 
 
 @dataclass(frozen=True)
@@ -27,17 +27,10 @@ class VPT(ClassificationMethod):
     decay for each data set, so the recipe here is CoOp's.
     """
 
-    n_visual: int = 8
+    n_visual: Annotated[int, Ge(1), Le(10_000)] = 8
     """Number of visual prompt tokens in each prompted layer, 1 or more."""
-    depth: int = 1
+    depth: Count = 1
     """Layers that receive tokens of their own, input included: 1 is VPT-Shallow, all layers is VPT-Deep."""
-
-    def __post_init__(self) -> None:
-        if not is_count(self.n_visual, MAX_VISUAL):
-            limits = f"VPT learns a whole number of tokens from 1 to {MAX_VISUAL}"
-            raise bad_value("n_visual", self.n_visual, limits, "Use `n_visual=8`.")
-        if not is_count(self.depth):
-            raise bad_value("depth", self.depth, "it must be a whole number, 1 (shallow) or more", "Use `depth=1`.")
 
     def prompt(self, backbone: DualEncoder, start: Start) -> Prompt:
         """Make free vectors at `vision.input` and at the inputs of the first `depth - 1` further layers."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from mmprompt.core.file import refuse_other_backbone
 from mmprompt.core.header import RESTORE
 from mmprompt.core.learned import Given, Learned, Prompt, Source
 from mmprompt.data.strict_yaml import validate
-from mmprompt.errors import bad_file, is_count
+from mmprompt.errors import bad_file
 from mmprompt.files import read_bytes, read_json, read_tensors, sha256_bytes
 from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.sources import MultitaskVectors
@@ -27,6 +27,7 @@ from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.decoder.vectors import LM_INPUT
 from mmprompt.models.sites import Site
+from mmprompt.settings import Count, holds
 from mmprompt.version import __version__
 
 CONFIG, TENSORS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -163,10 +164,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         problem = f"keeps modules of the model too (modules_to_save is {str(modules)[:80]})"
         raise bad_file(path, problem, "Only vectors are read.")
     n_vectors, n_copies = config.get("num_virtual_tokens"), config.get("num_transformer_submodules")
-    if not isinstance(n_vectors, int) or not is_count(n_vectors):
+    if not holds(n_vectors, Count):
         problem = f"num_virtual_tokens is {str(n_vectors)[:40]}, but a whole number of 1 or more was expected"
         raise bad_file(path, problem, SAVE_AGAIN)
-    if n_copies is not None and not is_count(n_copies, 2):
+    if not holds(n_copies, Literal[1, 2] | None):
         problem = f"num_transformer_submodules is {str(n_copies)[:40]}, but 1 or 2 was expected"
         raise bad_file(path, problem, SAVE_AGAIN)
     return config

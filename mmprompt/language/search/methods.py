@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from mmprompt.core.soft import RECIPE, check_count
-from mmprompt.errors import bad_value
+from annotated_types import Ge
+
+from mmprompt.core.soft import RECIPE
 from mmprompt.language.search.words import TokenIds
+from mmprompt.settings import Count, check_settings
 from mmprompt.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -24,22 +25,19 @@ N_TRIES = 64
 class WordSearch:
     """What both ways of searching share."""
 
-    n_steps: int = 100
+    n_steps: Count = 100
     """Most steps; the best words on the way are kept."""
-    batch_size: int = 16
+    batch_size: Count = 16
     """Rows of a gradient, and of a first look at a prompt; what does well there is scored on all."""
-    n_rows: int = 128
+    n_rows: Count = 128
     """Most training rows that prompts are scored on, as many of each class."""
     ascii_only: bool = True
     """Leave out tokens beyond ASCII. Special tokens and what cannot be printed are always left out."""
-    fluency: float = 0.0
+    fluency: Annotated[float, Ge(0)] = 0.0
     """Weight of the prompt's own improbability to the model, in nats a token, beside the loss; 0 for none."""
 
     def __post_init__(self) -> None:
-        for name in ("n_steps", "batch_size", "n_rows"):
-            check_count(name, getattr(self, name))
-        if not 0 <= self.fluency < math.inf:
-            raise bad_value("fluency", self.fluency, "it must be 0 or more", "Use `fluency=0.1`.")
+        check_settings(self)
 
     @property
     def recipe(self) -> Recipe:
@@ -72,19 +70,14 @@ class CoordinateSearch(WordSearch):
     candidates drawn over all places (Zou et al. 2023, "Universal and Transferable Adversarial Attacks").
     """
 
-    n_steps: int = 14
+    n_steps: Count = 14
     """Most steps; in each of them one token is exchanged, or none."""
-    n_candidates: int = 24
+    n_candidates: Count = 24
     """Prompts that are scored in a step."""
-    top_k: int = 64
+    top_k: Count = 64
     """Tokens that the gradient proposes for each place, of which candidates are drawn."""
-    patience: int = 5
+    patience: Count = 5
     """Steps without a gain after which the search ends."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("n_candidates", "top_k", "patience"):
-            check_count(name, getattr(self, name))
 
 
 SEARCHES: dict[str, type[WordSearch]] = {"projection": Projection, "coordinates": CoordinateSearch}

@@ -20,7 +20,7 @@ from mmprompt.core.file import save
 from mmprompt.core.fit import refuse_changed, run_config
 from mmprompt.core.header import check_new
 from mmprompt.core.learned import LM_INPUT, Learned, Prompt
-from mmprompt.core.soft import HardPrompt, check_count
+from mmprompt.core.soft import HardPrompt
 from mmprompt.errors import UserError, bad_file, bad_value
 from mmprompt.language.data import TextData, load_texts
 from mmprompt.language.predictor import LanguagePredictor
@@ -39,6 +39,7 @@ from mmprompt.language.task import LanguageProblem, LanguageTask, verbalizer_of
 from mmprompt.language.templates.template import Template
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
+from mmprompt.settings import Count, check
 from mmprompt.training.callbacks import Callback, WriteConfig
 from mmprompt.training.checkpoint import checkpoint_folders
 from mmprompt.training.config import provenance
@@ -190,8 +191,7 @@ def prepare(
         UserError: they do not go together, or the words to start from cannot be used.
     """
     template = Template.parse(task.template_text)
-    if n_tokens is not None:
-        check_count("n_tokens", n_tokens)
+    check("n_tokens", n_tokens, Count | None, "Leave `n_tokens` out for the default.")
     template = start_words(template, start.words) if start.words else template.with_soft(n_tokens or N_TOKENS)
     prompted = LanguagePredictor(model, Prompt(template), verbalizer_of(data, task.verbalizer))
     if not prompted.bound.n_soft:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mmprompt.data.strict_yaml import validate
 from mmprompt.errors import UserError, bad_value, unknown_name
+from mmprompt.settings import check_settings
 
 Aggregation = Literal["logsumexp", "mean", "first"]
 Ensemble = Literal["mean-log", "mean-prob", "vote"]
@@ -47,8 +48,7 @@ class Verbalizer:
     length_normalised: bool = False
 
     def __post_init__(self) -> None:
-        if self.aggregation not in get_args(Aggregation):
-            raise unknown_name("aggregation", str(self.aggregation), get_args(Aggregation))
+        check_settings(self)
         if len(self.words) < 2:
             raise bad_value("the number of labels", len(self.words), "two or more are needed", "Give words for each.")
         listed = {label: (words,) if isinstance(words, str) else tuple(words) for label, words in self.words.items()}

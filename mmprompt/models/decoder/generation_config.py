@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt, Le
 
 from mmprompt.errors import bad_value
-
-MAX_BEAMS = 256
+from mmprompt.settings import Count, check_settings
 
 
 @dataclass(frozen=True)
 class Generation:
     """How answers are generated; the search is the model's own `generate`."""
 
-    max_tokens: int = 64
+    max_tokens: Count = 64
     """Longest answer in tokens, its end included."""
-    min_tokens: int = 1
+    min_tokens: Annotated[int, Ge(0)] = 1
     """Tokens before an answer may end."""
-    n_beams: int = 1
+    n_beams: Annotated[int, Ge(1), Le(256)] = 1
     """Beams; 1 is greedy, or sampling if a temperature is given."""
-    temperature: float | None = None
+    temperature: Annotated[float, Gt(0)] | None = None
     """Sample at this temperature instead of taking the best token."""
-    top_k: int | None = None
+    top_k: Count | None = None
     """Sample among so many of the best tokens."""
-    top_p: float | None = None
+    top_p: Annotated[float, Gt(0), Le(1)] | None = None
     """Sample among the fewest best tokens that have this probability together."""
     seed: int = 1
     """Of the samples."""
@@ -32,17 +33,10 @@ class Generation:
     """Keep keys and values in buffers of one size."""
 
     def __post_init__(self) -> None:
-        for name in ("max_tokens", "n_beams", "top_k"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise bad_value(name, getattr(self, name), "it must be 1 or more", "Use 1 or leave it out.")
-        if self.n_beams > MAX_BEAMS:
-            raise bad_value("n_beams", self.n_beams, f"it must be at most {MAX_BEAMS}", "Use 5.")
-        if not 0 <= self.min_tokens <= self.max_tokens:
-            raise bad_value("min_tokens", self.min_tokens, f"it must be from 0 to {self.max_tokens}", "Use 1.")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise bad_value("top_p", self.top_p, "it must be above 0 and at most 1", "Use 0.9 or leave it out.")
-        if self.temperature is not None and not 0 < self.temperature < float("inf"):
-            raise bad_value("temperature", self.temperature, "it must be above 0 and finite", "Leave it out.")
+        check_settings(self)
+        if self.min_tokens > self.max_tokens:
+            expected = f"it must be at most max_tokens, {self.max_tokens}"
+            raise bad_value("min_tokens", self.min_tokens, expected, "Use `min_tokens=1`.")
         if self.temperature is None and (self.top_k is not None or self.top_p is not None):
             raise bad_value("temperature", None, "top_k and top_p are for sampling", "Give a temperature, such as 1.")
 

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmprompt.errors import UserError, bad_file, bad_value
+from mmprompt.errors import UserError, bad_file
 from mmprompt.files import make_folder, read_json, read_tensors, tensor_bytes, write_bytes, write_json
 from mmprompt.models.decoder.model import FrozenLanguageModel
+from mmprompt.settings import Count, check_settings
 
 PEFT_START = "base_model.model."
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -27,27 +28,24 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 class Lora:
     """Matrices of low rank beside every linear layer of the blocks (Hu et al. 2022, "LoRA")."""
 
-    rank: int = 8
+    rank: Count = 8
     """Rank of the matrices."""
-    alpha: int = 16
+    alpha: Count = 16
     """They are scaled by alpha / rank."""
 
     def __post_init__(self) -> None:
-        for name in ("rank", "alpha"):
-            if getattr(self, name) < 1:
-                raise bad_value(name, getattr(self, name), "it must be 1 or more", f"Use `{name}=8`.")
+        check_settings(self)
 
 
 @dataclass(frozen=True)
 class Adapters:
     """A small network behind every block (Houlsby et al. 2019; one a block as Pfeiffer et al. 2021)."""
 
-    width: int = 16
+    width: Count = 16
     """Width of the bottleneck."""
 
     def __post_init__(self) -> None:
-        if self.width < 1:
-            raise bad_value("width", self.width, "it must be 1 or more", "Use `width=16`.")
+        check_settings(self)
 
 
 @dataclass(frozen=True)

@@ -104,8 +104,8 @@ def test_a_seed_gives_the_same_mapper_and_leaves_random_numbers_alone() -> None:
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        (("mlp", 12, 16, 0), "n_prefix is 0, but a mapper of kind mlp makes at least one. Use 10."),
-        (("mlp", 12, "16", 3), "width is '16', but a width is a whole number from 1."),
+        (("mlp", 12, 16, 0), "n_prefix is 0, but it must be a whole number, 1 or more."),
+        (("mlp", 12, "16", 3), "width is '16', but it must be a whole number, 1 or more."),
         (("convolution", 12, 16, 3), "there is no kind of mapper named 'convolution'."),
     ],
 )

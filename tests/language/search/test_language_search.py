@@ -526,7 +526,7 @@ def test_the_checkpoints_of_a_training_are_not_mixed_with_a_search(tmp_path: Pat
             {"start": PromptInit(words="sa"), "template": "a {soft}d {text} {answer}"},
             "are not read back within the template",
         ),
-        ({"n_tokens": 0}, "n_tokens is 0, but it must be 1 or more"),
+        ({"n_tokens": 0}, "n_tokens is 0, but it must be a whole number, 1 or more"),
     ],
 )
 def test_what_cannot_be_searched_is_refused_and_nothing_is_written(

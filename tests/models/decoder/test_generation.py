@@ -195,19 +195,28 @@ def test_an_answer_is_no_longer_than_it_may_be(n_tokens: int) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"max_tokens": 0}, "max_tokens is 0, but it must be 1 or more. Use 1 or leave it out."),
-        ({"n_beams": 0}, "n_beams is 0, but it must be 1 or more. Use 1 or leave it out."),
-        ({"min_tokens": 65}, "min_tokens is 65, but it must be from 0 to 64. Use 1."),
-        ({"min_tokens": -1}, "min_tokens is -1, but it must be from 0 to 64. Use 1."),
-        ({"temperature": 0.0}, "temperature is 0.0, but it must be above 0 and finite. Leave it out."),
-        ({"temperature": float("nan")}, "temperature is nan, but it must be above 0 and finite."),
-        ({"temperature": float("inf")}, "temperature is inf, but it must be above 0 and finite."),
+        (
+            {"max_tokens": 0},
+            "max_tokens is 0, but it must be a whole number, 1 or more. Leave `max_tokens` out for the default.",
+        ),
+        (
+            {"n_beams": 0},
+            "n_beams is 0, but it must be a whole number from 1 to 256. Leave `n_beams` out for the default.",
+        ),
+        ({"min_tokens": 65}, "min_tokens is 65, but it must be at most max_tokens, 64. Use `min_tokens=1`."),
+        ({"min_tokens": -1}, "min_tokens is -1, but it must be a whole number, 0 or more."),
+        (
+            {"temperature": 0.0},
+            "temperature is 0.0, but it must be a number, above 0. Leave `temperature` out for the default.",
+        ),
+        ({"temperature": float("nan")}, "temperature is nan, but it must be a number, above 0."),
+        ({"temperature": float("inf")}, "temperature is inf, but it must be a number, above 0."),
         ({"top_k": 5}, "temperature is None, but top_k and top_p are for sampling. Give a temperature, such as 1."),
         ({"top_p": 0.5}, "temperature is None, but top_k and top_p are for sampling"),
-        ({"temperature": 1.0, "top_k": 0}, "top_k is 0, but it must be 1 or more. Use 1 or leave it out."),
+        ({"temperature": 1.0, "top_k": 0}, "top_k is 0, but it must be a whole number, 1 or more."),
         (
             {"temperature": 1.0, "top_p": 0.0},
-            "top_p is 0.0, but it must be above 0 and at most 1. Use 0.9 or leave it out.",
+            "top_p is 0.0, but it must be a number, above 0 and at most 1. Leave `top_p` out for the default.",
         ),
         ({"temperature": 1.0, "top_p": 1.5}, "top_p is 1.5, but"),
     ],

@@ -1,0 +1,179 @@
+"""Settings and arguments held to their annotations: `Annotated[int, Ge(1)]` takes 4 and numpy's 4, and refuses 0, "4"
+and True in one line.
+
+Numbers and their limits, text, paths, choices, classes, collections and unions of these are looked at; whatever else an
+annotation says is not. pydantic reads the same annotations where settings come from a file. Here it is not asked:
+strictly, it refuses numpy's numbers, and it cannot build a schema for most classes that arguments are of.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import sys
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, fields
+from numbers import Integral, Real
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Gt, Le, Lt
+
+from mmprompt.errors import bad_value, unknown_name
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+Count = Annotated[int, Ge(1)]
+"""A whole number, 1 or more."""
+
+NAMES: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "True or False",
+    str: "text",
+    Path: "a path",
+    NoneType: "None",
+    Sequence: "a list",
+    Iterable: "a list",
+    Mapping: "a mapping",
+    Callable: "a function",
+}
+
+
+def check_settings(settings: Any) -> None:
+    """Refuse a field of a dataclass that its annotation does not hold, and keep numbers as Python's own.
+
+    One spelling of a value (8, not numpy's int64(8)) matters, since hashes and JSON are made of settings.
+
+    Raises:
+        UserError: names the first such field, its value and what was expected.
+    """
+    kind: Any = type(settings)
+    for field in fields(settings):
+        name, hint, value = field.name, annotations_of(kind).get(field.name, Any), getattr(settings, field.name)
+        has_default = (field.default, field.default_factory) != (MISSING, MISSING)
+        check(name, value, hint, f"Leave `{name}` out for the default." if has_default else "Give another.")
+        members = list(_members(hint))
+        if isinstance(value, Real) and not isinstance(value, bool) and (int in members or float in members):
+            object.__setattr__(settings, name, float(value) if float in members else int(value))  # type: ignore[call-overload]
+
+
+def checked(function: Callable[P, R]) -> Callable[P, R]:
+    """Refuse arguments of a public function that their annotations do not hold, before it is called.
+
+    Which arguments there are Python checks itself, with its own TypeError.
+    """
+    signature, called = inspect.signature(function), function.__qualname__.removesuffix(".__init__")
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            arguments = signature.bind(*args, **kwargs).arguments
+        except TypeError:
+            return function(*args, **kwargs)
+        hints = annotations_of(function)
+        for name, value in arguments.items():
+            check(name, value, hints.get(name, Any), f"See help({called}).")
+        return function(*args, **kwargs)
+
+    return call
+
+
+def check(name: str, value: object, hint: Any, advice: str) -> None:
+    """Refuse a value that an annotation does not hold.
+
+    Raises:
+        UserError: names the setting, the value and what was expected.
+    """
+    if holds(value, hint):
+        return
+    choices = [choice for member in _members(hint) if get_origin(member) is Literal for choice in get_args(member)]
+    if choices and isinstance(value, str):
+        raise unknown_name(name, value, choices)
+    if isinstance(value, str):
+        shown = repr(value if len(value) < 60 else f"{value[:60]}...")
+    else:
+        is_short = isinstance(value, Real | NoneType | os.PathLike)
+        shown = str(value) if is_short else f"of type {type(value).__name__}"
+    raise bad_value(name, shown, f"it must be {expected(hint)}", advice)
+
+
+def holds(value: object, hint: Any) -> bool:
+    """Return whether an annotation holds a value; one that is not looked at holds every value."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return holds(value, arguments[0]) and all(_is_within(value, limit) for limit in arguments[1:])
+    if origin in (Union, UnionType):
+        return any(holds(value, member) for member in arguments)
+    if origin is Literal:
+        return any(type(value) is type(choice) and value == choice for choice in arguments)
+    if hint in (int, float):
+        is_number = isinstance(value, Integral if hint is int else Real) and not isinstance(value, bool)
+        return is_number and abs(value) <= sys.float_info.max  # type: ignore[arg-type]
+    if hint is Path:
+        return isinstance(value, os.PathLike)
+    if origin in (Sequence, Iterable):
+        return hasattr(value, "__iter__") and not isinstance(value, str)  # an array too
+    if origin in (Mapping, Callable):
+        return isinstance(value, origin)
+    if not isinstance(hint, type) or hint is Any or origin is not None or getattr(hint, "_is_protocol", False):
+        return True
+    return isinstance(value, hint)
+
+
+def _is_within(value: Any, limit: object) -> bool:
+    match limit:
+        case Ge(least):
+            return value >= least
+        case Gt(above):
+            return value > above
+        case Le(most):
+            return value <= most
+        case Lt(below):
+            return value < below
+    return True
+
+
+def expected(hint: Any) -> str:
+    """Word what an annotation holds, None left out: `a whole number, 1 or more`."""
+    arguments = get_args(hint)
+    if get_origin(hint) is Annotated:
+        match arguments[1:]:
+            case (Ge(least), Le(most)):
+                return f"{expected(arguments[0])} from {least} to {most}"
+        forms = {Ge: "{0.ge} or more", Gt: "above {0.gt}", Le: "at most {0.le}", Lt: "below {0.lt}"}
+        limits = [forms[type(limit)].format(limit) for limit in arguments[1:] if type(limit) in forms]
+        return ", ".join([expected(arguments[0]), *([" and ".join(limits)] if limits else [])])
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(expected(member) for member in arguments if member is not NoneType)
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    name = getattr(hint, "__name__", str(hint))
+    return NAMES.get(get_origin(hint) or hint, f"{'an' if name[0] in 'AEIOU' else 'a'} {name}")
+
+
+def _members(hint: Any) -> Iterable[Any]:
+    """Yield the members of a union, without limits; an annotation that is none yields itself."""
+    if get_origin(hint) is Annotated:
+        yield from _members(get_args(hint)[0])
+    elif get_origin(hint) in (Union, UnionType):
+        for member in get_args(hint):
+            yield from _members(member)
+    else:
+        yield hint
+
+
+@functools.cache
+def annotations_of(owner: Hashable) -> dict[str, Any]:
+    """Return the annotations of a class or function by name; a type that is imported for type checkers alone is Any."""
+    unknown: dict[str, Any] = {}
+    while True:
+        try:
+            return get_type_hints(owner, localns=unknown, include_extras=True)
+        except NameError as error:
+            unknown[str(error.name)] = Any
+        except AttributeError:  # of a module that is imported for type checkers alone
+            return {}
