@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from mmprompt.classification.task import zero_shot
     from mmprompt.core.file import load, save
     from mmprompt.core.fit import Result, evaluate, fit
-    from mmprompt.core.method import Method, Outputs, Start, cross_entropy
+    from mmprompt.core.learned import Outputs
+    from mmprompt.core.method import Method, Start, cross_entropy
     from mmprompt.core.soft import HardPrompt, PrefixTuning, PromptTuning
     from mmprompt.data.catalog import list_datasets, load_dataset
     from mmprompt.data.folder import ImageFolder, ImageTable

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from mmprompt.classification.methods import METHODS
 from mmprompt.classification.predictor import Classifier
 from mmprompt.classification.template import ClassTemplate, check_class_names, refuse_single_class
-from mmprompt.core.learned import Cosine, Prompt
-from mmprompt.core.method import FrozenFeatures, Method, Outputs, Start, looks_at_features
+from mmprompt.core.learned import Cosine, Outputs, Prompt
+from mmprompt.core.method import FrozenFeatures, Method, Start, looks_at_features
 from mmprompt.core.metrics import Evaluation, evaluate_probabilities
 from mmprompt.data.images import ImageLike, read_image
 from mmprompt.data.transforms import augment_coop

@@ -223,6 +223,25 @@ HEADS: dict[str, Callable[..., Head]] = {"class-means": ClassMeans, "linear": Li
 """The kinds of heads that a prompt file may name; a head of your own is added here."""
 
 
+@dataclass(frozen=True)
+class Outputs:
+    """What one step of a classifier puts out.
+
+    Args:
+        logits: [B, C], already multiplied by the linear `logit_scale`.
+        labels: [B] int64 in 0..C-1; None where nothing is known of the images.
+        image_features: [B, E] of unit norm.
+        class_features: [C, E] of unit norm, or [B, C, E] where they depend on the image.
+        frozen: the same images by the backbone without anything learned, for methods with a teacher.
+    """
+
+    logits: Tensor
+    labels: Tensor | None
+    image_features: Tensor
+    class_features: Tensor
+    frozen: Outputs | None = None
+
+
 class Template(Protocol):
     """What stands around the learned vectors, in words.
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from mmprompt.core.learned import Prompt
+    from mmprompt.core.learned import Outputs, Prompt
     from mmprompt.training.callbacks import Callback
     from mmprompt.training.problem import GradientRule
 
@@ -62,25 +62,6 @@ class FrozenFeatures:
     image_features: Tensor
     labels: Tensor
     validation: Callable[[], tuple[Tensor, Tensor] | None]
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """What one step of a classifier puts out.
-
-    Args:
-        logits: [B, C], already multiplied by the linear `logit_scale`.
-        labels: [B] int64 in 0..C-1; None where nothing is known of the images.
-        image_features: [B, E] of unit norm.
-        class_features: [C, E] of unit norm, or [B, C, E] where they depend on the image.
-        frozen: the same images by the backbone without anything learned, for methods with a teacher.
-    """
-
-    logits: Tensor
-    labels: Tensor | None
-    image_features: Tensor
-    class_features: Tensor
-    frozen: Outputs | None = None
 
 
 def cross_entropy(outputs: Outputs) -> Tensor:

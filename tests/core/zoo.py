@@ -22,8 +22,8 @@ from mmprompt.classification.methods import CoOp
 from mmprompt.classification.methods.base import ClassificationMethod
 from mmprompt.classification.predictor import Classifier
 from mmprompt.classification.template import ClassTemplate
-from mmprompt.core.learned import Given, Head, Inserts, Learned, Prompt, Source, random_vectors
-from mmprompt.core.method import FrozenFeatures, Outputs, Start, cross_entropy
+from mmprompt.core.learned import Given, Head, Inserts, Learned, Outputs, Prompt, Source, random_vectors
+from mmprompt.core.method import FrozenFeatures, Start, cross_entropy
 from mmprompt.data.images import ImageLike, as_list, read_image
 from mmprompt.data.transforms import augment_coop
 from mmprompt.errors import UserError
