@@ -24,7 +24,7 @@ from mmprompt.terminal.run_folder import check_place, command_of
 from mmprompt.training.recipe import Recipe
 
 if TYPE_CHECKING:
-    from mmprompt.experiments.tune import Found, Search
+    from mmprompt.experiments.tune import Search, SearchResult
 
 
 DESCRIPTION = "Search for settings with Optuna. It chooses on validation pictures alone; test pictures are not loaded."
@@ -86,7 +86,7 @@ class Settings:
 
 
 def run(arguments: Sequence[str], prog: str) -> None:
-    """Search, and write what was found.
+    """Search, and write the result.
 
     Raises:
         UserError: something in the call or the data is wrong.
@@ -109,9 +109,9 @@ def run(arguments: Sequence[str], prog: str) -> None:
     with ProgressDisplay() as progress:
         if given.skip_broken:
             search = without_broken(search, given.device, progress.count("opened"))
-        found = tune(search, storage, given.trials, given.workers, given.device, progress.show)
-    report = write_search(search, found, given.out, command_of(arguments, prog))
-    conclude(output, search, found, given.out, report)
+        result = tune(search, storage, given.trials, given.workers, given.device, progress.show)
+    report = write_search(search, result, given.out, command_of(arguments, prog))
+    conclude(output, search, result, given.out, report)
 
 
 def search_of(read: Any, arguments: Sequence[str], settings: type) -> Search:
@@ -137,15 +137,15 @@ def search_of(read: Any, arguments: Sequence[str], settings: type) -> Search:
     )
 
 
-def conclude(output: Output, search: Search, found: Found, folder: Path, report: Path | None) -> None:
+def conclude(output: Output, search: Search, result: SearchResult, folder: Path, report: Path | None) -> None:
     """Print what was chosen and where it lies."""
     from mmprompt.reports.pages import missing_extra
 
     output.say()
-    rows = [[name, f"{value:.4g}"] for name, value in found.best.settings.items()]
+    rows = [[name, f"{value:.4g}"] for name, value in result.best.settings.items()]
     output.table(["setting", "chosen"], rows, numbers=(1,))
     output.say()
-    output.say(f"validation accuracy  {percent(found.best.accuracy)} ({len(found.trials)} trials)")
+    output.say(f"validation accuracy  {percent(result.best.accuracy)} ({len(result.trials)} trials)")
     output.say(f"recipe               {folder / 'recipe.yaml'}")
     output.say(f"report               {report or missing_extra()}")
     output.say()
@@ -153,9 +153,9 @@ def conclude(output: Output, search: Search, found: Found, folder: Path, report:
     output.say(f"  mmprompt train --config {folder / 'recipe.yaml'}", "bold")
     output.document(
         {
-            "settings": dict(found.best.settings),
-            "validation_accuracy": found.best.accuracy,
-            "trials": len(found.trials),
+            "settings": dict(result.best.settings),
+            "validation_accuracy": result.best.accuracy,
+            "trials": len(result.trials),
             "recipe": str(folder / "recipe.yaml"),
             "report": None if report is None else str(report),
         }

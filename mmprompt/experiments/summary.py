@@ -59,7 +59,7 @@ class Line:
     facts: Mapping[str, Any]
 
     @property
-    def where(self) -> str:
+    def tested_on(self) -> str:
         """What it was tested on, after its source where that is another."""
         return self.target if self.source == self.target else f"{self.source}: {self.target}"
 

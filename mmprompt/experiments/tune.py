@@ -1,6 +1,6 @@
 """A search for the settings that do best on validation pictures, with Optuna: pruned, resumable, in several processes.
 
-The test part is not in reach: the search takes a data set apart and keeps no test pictures. What is found is a recipe;
+The test part is not in reach: the search takes a data set apart and keeps no test pictures. The result is a recipe;
 it is measured by training with it.
 """
 
@@ -33,7 +33,7 @@ from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.dual_encoder.load import load_backbone
 from mmprompt.models.image_features import ImageFeatures
 from mmprompt.models.image_reading import end_with_parent
-from mmprompt.reports.curves import Tried
+from mmprompt.reports.curves import Trial
 from mmprompt.training.callbacks import Callback
 from mmprompt.training.problem import Run, RunFailed
 from mmprompt.training.recipe import Recipe, epochs_for
@@ -93,7 +93,7 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """What a search came to.
 
     Args:
@@ -103,9 +103,9 @@ class Found:
         n_failed: trials whose training broke down.
     """
 
-    trials: tuple[Tried, ...]
-    best: Tried
-    default: Tried | None
+    trials: tuple[Trial, ...]
+    best: Trial
+    default: Trial | None
     n_failed: int
 
 
@@ -131,7 +131,7 @@ def tune(
     workers: int = 1,
     device: str = "auto",
     progress: Show | None = None,
-) -> Found:
+) -> SearchResult:
     """Search until a study holds a number of trials.
 
     Args:
@@ -167,7 +167,7 @@ def tune(
         job.work(device, 0, partial(show, "trials"))
     else:
         _work_together(job, device, workers, partial(show, "trials"))
-    return found_in(open_study(storage, job.study), first)
+    return result_of(open_study(storage, job.study), first)
 
 
 def check_ends(search: Search, backbone: DualEncoder, data: Dataset) -> None:
@@ -216,7 +216,7 @@ def default_values(search: Search, data: Dataset) -> dict[str, Any] | None:
     return values if all(limits.holds(values[name]) for name, limits in search.space.items()) else None
 
 
-def found_in(study: Any, default: Mapping[str, Any] | None) -> Found:
+def result_of(study: Any, default: Mapping[str, Any] | None) -> SearchResult:
     """Return the trials of a study, and the best of those that were finished.
 
     Raises:
@@ -226,7 +226,7 @@ def found_in(study: Any, default: Mapping[str, Any] | None) -> Found:
 
     ended = [trial for trial in study.trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
     tried = [
-        Tried(trial.params, trial.value, trial.state == TrialState.PRUNED) for trial in ended if trial.value is not None
+        Trial(trial.params, trial.value, trial.state == TrialState.PRUNED) for trial in ended if trial.value is not None
     ]
     whole = [trial for trial in tried if not trial.is_pruned]
     n_failed = sum(trial.state == TrialState.FAIL for trial in study.trials)
@@ -235,7 +235,7 @@ def found_in(study: Any, default: Mapping[str, Any] | None) -> Found:
             f"none of {len(study.trials)} trials came to an end, {n_failed} failed. Search a smaller range."
         )
     first = next((trial for trial in whole if default is not None and dict(trial.settings) == dict(default)), None)
-    return Found(tuple(tried), max(whole, key=lambda trial: trial.accuracy), first, n_failed)
+    return SearchResult(tuple(tried), max(whole, key=lambda trial: trial.accuracy), first, n_failed)
 
 
 class ReportValidation(Callback):

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from mmprompt.experiments.tune import Found, Search
+from mmprompt.experiments.tune import Search, SearchResult
 from mmprompt.files import make_folder, write_bytes
 from mmprompt.reports import curves
 from mmprompt.reports.numbers import percent
@@ -20,39 +20,39 @@ N_SHOWN = 10
 NEAR = 0.01
 
 
-def write_search(search: Search, found: Found, folder: Path, command: str) -> Path | None:
+def write_search(search: Search, result: SearchResult, folder: Path, command: str) -> Path | None:
     """Write the recipe, `trials.csv` and, with the report extra, `sensitivity.png` and `report.html`.
 
     Args:
         search: what was searched for.
-        found: what it came to.
+        result: what it came to.
         folder: where it goes.
         command: how to repeat it.
     Returns:
         The path of the HTML file, None without the extra.
     """
     make_folder(folder)
-    recipe = recipe_yaml(search, found)
+    recipe = recipe_yaml(search, result)
     write_bytes(folder / "recipe.yaml", recipe.encode())
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow([*search.space, "validation_accuracy", "pruned"])
-    for trial in found.trials:
+    for trial in result.trials:
         writer.writerow([*(trial.settings[name] for name in search.space), trial.accuracy, trial.is_pruned])
     write_bytes(folder / "trials.csv", buffer.getvalue().encode())
     if missing_extra():
         return None
-    ranked = sorted((trial for trial in found.trials if not trial.is_pruned), key=lambda trial: -trial.accuracy)
-    near = [trial for trial in ranked if trial.accuracy >= found.best.accuracy - NEAR]
+    ranked = sorted((trial for trial in result.trials if not trial.is_pruned), key=lambda trial: -trial.accuracy)
+    near = [trial for trial in ranked if trial.accuracy >= result.best.accuracy - NEAR]
     axes = {name: limits.is_log for name, limits in search.space.items()}
     return write_page(
         folder,
         "search",
-        {"sensitivity": partial(curves.draw_sensitivity, found.trials, axes, found.best)},
+        {"sensitivity": partial(curves.draw_sensitivity, result.trials, axes, result.best)},
         {},
         search=search,
-        found=found,
-        tried={name: [trial.settings[name] for trial in found.trials] for name in axes},
+        result=result,
+        tried={name: [trial.settings[name] for trial in result.trials] for name in axes},
         near={name: [trial.settings[name] for trial in near] for name in axes},
         ranked=ranked[:N_SHOWN],
         recipe=recipe,
@@ -60,12 +60,12 @@ def write_search(search: Search, found: Found, folder: Path, command: str) -> Pa
     )
 
 
-def recipe_yaml(search: Search, found: Found) -> str:
+def recipe_yaml(search: Search, result: SearchResult) -> str:
     """Return the chosen settings, with all else that a training needs to be the same.
 
     Args:
         search: what was searched for.
-        found: what it came to.
+        result: what it came to.
     """
     place: dict[str, Any] = {"data": search.origin.data or search.origin.name}
     place |= {"root": search.origin.root, "datasets_dir": search.origin.datasets_dir}
@@ -76,10 +76,10 @@ def recipe_yaml(search: Search, found: Found) -> str:
         "shots": search.shots,
         **search.settings,
         **search.recipe,
-        **found.best.settings,
+        **result.best.settings,
     }
     comment = (
-        f"# Chosen by mmprompt tune: {percent(found.best.accuracy)} on the validation pictures, the best of "
-        f"{len(found.trials)} trials.\n# The test part was not looked at. Use it with: mmprompt train --config FILE\n"
+        f"# Chosen by mmprompt tune: {percent(result.best.accuracy)} on the validation pictures, the best of "
+        f"{len(result.trials)} trials.\n# The test part was not looked at. Use it with: mmprompt train --config FILE\n"
     )
     return comment + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)

@@ -123,7 +123,7 @@ def draw_reliability(bins: Reliability, theme: Theme) -> bytes:
 
 
 @dataclass(frozen=True)
-class Tried:
+class Trial:
     """One trial of a search.
 
     Args:
@@ -137,7 +137,7 @@ class Tried:
     is_pruned: bool
 
 
-def draw_sensitivity(trials: Sequence[Tried], names: Mapping[str, bool], best: Tried, theme: Theme) -> bytes:
+def draw_sensitivity(trials: Sequence[Trial], names: Mapping[str, bool], best: Trial, theme: Theme) -> bytes:
     """Draw validation accuracy against each setting, side by side, the chosen trial in the accent.
 
     Args:

@@ -50,30 +50,12 @@ def write_page(
         template: its name, without `.html.jinja`.
         charts: figures by file name without suffix; the template finds those to show in `figures`, by the same names.
         images: more PNG files by name, which the page does not show.
-        values: further variables of the template.
+        values: further variables of the template. Shares are passed as numbers, which the filters `percent`, `signed`,
+            `interval` and the others write out; every text is escaped.
     Returns:
         The path of the page.
     Raises:
         UserError: the folder cannot be written.
-    """
-    drawn = {name: chart(draw) for name, draw in charts.items()}
-    make_folder(folder)
-    for name, data in {**{name: light for name, (light, _) in drawn.items()}, **images}.items():
-        write_bytes(folder / f"{name}.png", data)
-    path = folder / "report.html"
-    page = render_page(template, figures={name: shown for name, (_, shown) in drawn.items()}, **values)
-    write_bytes(path, page.encode())
-    return path
-
-
-def render_page(name: str, **values: Any) -> str:
-    """Return the HTML of a template, every text in it escaped.
-
-    Shares are passed as numbers; the filters `percent`, `signed`, `interval` and the others below write them out.
-
-    Args:
-        name: of the template, without `.html.jinja`.
-        values: variables of the template.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -89,25 +71,29 @@ def render_page(name: str, **values: Any) -> str:
         "shots": numbers.in_shots,
         "png": png_text,
     }
-    return environment.get_template(f"{name}.html.jinja").render(light=LIGHT, dark=DARK, **values)
-
-
-def chart(draw: Draw) -> tuple[bytes, dict[str, Any]]:
-    """Draw a figure in both themes; return its light PNG and what a template needs to show it."""
-    light = draw(LIGHT)
-    with Image.open(io.BytesIO(light)) as image:
-        width = round(96 * image.width / image.info["dpi"][0])
-    shown = {"light": encode(light), "dark": encode(draw(DARK)), "width": None if width in COLUMN else width}
-    return light, shown
+    drawn = {name: (draw(LIGHT), draw(DARK)) for name, draw in charts.items()}
+    figures: dict[str, dict[str, Any]] = {}
+    for name, (light, dark) in drawn.items():
+        with Image.open(io.BytesIO(light)) as image:
+            width = round(96 * image.width / image.info["dpi"][0])
+        shown_width = None if width in COLUMN else width
+        figures[name] = {"light": base64_text(light), "dark": base64_text(dark), "width": shown_width}
+    page = environment.get_template(f"{template}.html.jinja").render(light=LIGHT, dark=DARK, figures=figures, **values)
+    make_folder(folder)
+    for name, data in {**{name: light for name, (light, _) in drawn.items()}, **images}.items():
+        write_bytes(folder / f"{name}.png", data)
+    path = folder / "report.html"
+    write_bytes(path, page.encode())
+    return path
 
 
 def png_text(image: Image.Image) -> str:
     """Return an image as base64 text of a PNG."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
-    return encode(buffer.getvalue())
+    return base64_text(buffer.getvalue())
 
 
-def encode(data: bytes) -> str:
+def base64_text(data: bytes) -> str:
     """Return bytes as base64 text."""
     return base64.b64encode(data).decode("ascii")

@@ -19,7 +19,7 @@ RUN_KEYS = "format kind backbone data class_names method recipe seed device dtyp
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The settings of a file by option name, with underscores.
+    """Return the settings of a file by option name, with underscores.
 
     Args:
         path: a YAML or JSON file, the `run.json` of a run among them.
@@ -27,10 +27,8 @@ def read_settings(path: Path) -> dict[str, Any]:
         UserError: it cannot be read, or a key stands twice; of a `run.json` also that a key is unknown.
     """
     content = read_yaml(path)
-    return _settings_of_run(content, path) if "format" in content else content
-
-
-def _settings_of_run(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    if "format" not in content:
+        return content
     for key in content:
         if key not in RUN_KEYS:
             raise unknown_name(f"key in {path}", key, RUN_KEYS)

@@ -8,7 +8,7 @@ from mmprompt.errors import bad_value
 
 
 def names_in(option: str, text: str) -> tuple[str, ...]:
-    """The names of a comma-separated list.
+    """Return the names of a comma-separated list.
 
     Args:
         option: its name, for the error message.
@@ -18,39 +18,38 @@ def names_in(option: str, text: str) -> tuple[str, ...]:
     """
     names = tuple(part.strip() for part in text.split(","))
     if not all(names):
-        flag = "--" + option.replace("_", "-")
-        raise bad_value(option, repr(text), "names with commas between them were expected", f"Write {flag} one,two.")
+        advice = f"Write --{option.replace('_', '-')} one,two."
+        raise bad_value(option, repr(text), "names with commas between them were expected", advice)
     return names
 
 
 def counts_in(option: str, text: str) -> tuple[int, ...]:
-    """The whole numbers of a comma-separated list, each 0 or more.
+    """Return the whole numbers of a comma-separated list, each 0 or more.
 
     Raises:
         UserError: something in it is no such number.
     """
     parts = names_in(option, text)
     if not all(part.isascii() and part.isdigit() for part in parts):
-        flag = "--" + option.replace("_", "-")
-        raise bad_value(option, repr(text), "whole numbers with commas between them were expected", f"Use {flag} 1,2.")
-    return tuple(int(part) for part in parts)
+        advice = f"Use --{option.replace('_', '-')} 1,2."
+        raise bad_value(option, repr(text), "whole numbers with commas between them were expected", advice)
+    return tuple(map(int, parts))
 
 
 def shots_in(text: str) -> tuple[int | None, ...]:
-    """Numbers of shots, each 1 or more, or `all` for all there are.
+    """Return numbers of shots, each 1 or more, None where `all` asks for all there are.
 
     Raises:
         UserError: something in it is neither.
     """
-    parts = names_in("shots", text)
-    counts = [part for part in parts if part not in {"all", "None"}]
-    if any(number < 1 for number in counts_in("shots", ",".join(counts))) if counts else False:
+    shots = tuple(None if part in {"all", "None"} else counts_in("shots", part)[0] for part in names_in("shots", text))
+    if 0 in shots:
         raise bad_value("shots", text, "at least 1 picture a class is needed", "Baselines without shots need none.")
-    return tuple(None if part in {"all", "None"} else int(part) for part in parts)
+    return shots
 
 
 def is_given(arguments: Sequence[str], name: str) -> bool:
-    """Whether a command line gives an option, with dashes or underscores in its name.
+    """Return whether a command line gives an option, with dashes or underscores in its name.
 
     Args:
         arguments: the words after the verb.

@@ -14,10 +14,10 @@ from mmprompt.errors import UserError
 from mmprompt.experiments.cells import Origin
 from mmprompt.experiments.search_space import KNOWN, Range, read_space
 from mmprompt.experiments.study import open_study
-from mmprompt.experiments.tune import Found, ReportValidation, Search, check_ends, tune, without_broken
+from mmprompt.experiments.tune import ReportValidation, Search, SearchResult, check_ends, tune, without_broken
 from mmprompt.experiments.tune_report import write_search
 from mmprompt.models.dual_encoder.load import load_backbone
-from mmprompt.reports.curves import Tried
+from mmprompt.reports.curves import Trial
 from mmprompt.terminal.config import read_settings
 from mmprompt.training.problem import RunFailed
 from tests.fixtures.cli_run import write_pictures
@@ -135,8 +135,8 @@ def test_the_recipe_is_one_that_train_reads(tmp_path: Path, search: Search) -> N
 def test_the_page_names_the_range_that_comes_within_a_point_and_the_gain_over_the_start(
     tmp_path: Path, search: Search
 ) -> None:
-    trials = [Tried({"lr": lr}, accuracy, False) for lr, accuracy in ((0.001, 0.5), (0.01, 0.805), (0.1, 0.81))]
-    found = Found((*trials, Tried({"lr": 1.0}, 0.99, True)), trials[2], trials[0], 0)
+    trials = [Trial({"lr": lr}, accuracy, False) for lr, accuracy in ((0.001, 0.5), (0.01, 0.805), (0.1, 0.81))]
+    found = SearchResult((*trials, Trial({"lr": 1.0}, 0.99, True)), trials[2], trials[0], 0)
     page = write_search(replace(search, space={"lr": KNOWN["lr"]}), found, tmp_path, "mmprompt tune")
     assert page is not None
     text = " ".join(page.read_text().split())
