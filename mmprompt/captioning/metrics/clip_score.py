@@ -1,4 +1,4 @@
-"""CLIPScore in its published form: how well captions fit pictures, in the eyes of a dual encoder (Hessel et al. 2021).
+"""CLIPScore in its published form: how well captions fit images, in the eyes of a dual encoder (Hessel et al. 2021).
 
 No reference is needed. The encoder that judges should be another one than captioned or ranked.
 """
@@ -39,14 +39,14 @@ class ClipScores:
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """All but the numbers of single images, ready for JSON."""
+        """Return all but the numbers of single images, ready for JSON."""
         return {name: value for name, value in asdict(self).items() if name != "by_image"}
 
 
 def clip_score(
     encoder: DualEncoder, captions: Sequence[str], image_features: Tensor, used_before: Collection[str] = ()
 ) -> ClipScores:
-    """CLIPScore, 2.5 × max(cos(image, "A photo depicts " + caption), 0) (Hessel et al. 2021, section 3).
+    """Compute CLIPScore, 2.5 × max(cos(image, "A photo depicts " + caption), 0) (Hessel et al. 2021, section 3).
 
     Args:
         encoder: the dual encoder that judges.
@@ -54,7 +54,7 @@ def clip_score(
         image_features: [N, E] of unit norm, of the same encoder, such as `encode_pictures` gives.
         used_before: fingerprints of the dual encoders that wrote or ranked these captions.
     Raises:
-        UserError: there is no caption, or there are more or fewer pictures than captions.
+        UserError: there is no caption, or there are more or fewer images than captions.
     """
     if not captions or len(captions) != len(image_features):
         raise UserError(
@@ -62,7 +62,7 @@ def clip_score(
             "and as many were expected. Give each picture one caption."
         )
     rows = [encoder.tokenize(PREFIX + caption) for caption in captions]
-    room = encoder.context_length - _frame_length(encoder)
+    room = encoder.context_length - int(encoder.text_slots([[]]).lengths[0])  # start and end take slots too
     n_cut = sum(len(row) > room for row in rows)
     scores: list[float] = []
     for start in range(0, len(rows), _BATCH):
@@ -82,8 +82,3 @@ def clip_score(
             f"{encoder.name} wrote or ranked these captions itself, so its CLIPScore flatters them: judge by another."
         )
     return ClipScores(sum(scores) / len(scores), tuple(scores), encoder.name, n_cut, tuple(notes))
-
-
-def _frame_length(encoder: DualEncoder) -> int:
-    """The slots that start and end tokens take."""
-    return int(encoder.text_slots([[]]).lengths[0])

@@ -271,5 +271,5 @@ class FrozenCaptioner:
         return memory.insert(given) if given else memory
 
     def check_vectors(self, vectors: Mapping[Site, Vectors]) -> None:
-        """Refuse vectors that this captioner cannot take; see `language.vectors.check_vectors`."""
+        """Refuse vectors that this captioner cannot take; see `models.decoder.vectors`."""
         check_vectors(self.name, self.decoder, vectors)

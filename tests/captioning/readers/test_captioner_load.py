@@ -184,7 +184,7 @@ def edit(mapped: Path, **entries: object) -> None:
     ("entries", "expected"),
     [
         ({"kind": "mpl"}, "there is no kind of mapper named 'mpl'. Did you mean 'mlp'?"),
-        ({"width": 0}, "width is 0, but a width is a whole number from 1."),
+        ({"width": 0}, "width is 0, but it must be a whole number, 1 or more."),
         ({"n_prefix": None}, "n_prefix is None, but a mapper of kind mlp makes at least one."),
         ({"kind": "linear"}, "n_prefix is 3, but a linear mapper makes a vector of every image token."),
         ({"n_prefix": 2}, "mapper.safetensors: does not hold the weights that mapper.json describes."),
