@@ -11,8 +11,8 @@ data = mp.load_dataset("openart-large", shots=4, seed=1)
 
 result = mp.fit(mp.CoOp(n_ctx=4), backbone, data)
 learned = result.evaluate(data.test)
-prediction = result.classifier.predict(Path(__file__).with_name("scene.png"))
+prediction = result.predictor.predict(Path(__file__).with_name("scene.png"))
 
-bare = mp.evaluate(mp.zero_shot(backbone, data.class_names, "{}"), data.test, result.features)
+bare = mp.evaluate(mp.zero_shot(backbone, data.class_names, "{}"), data)
 print(f"zero-shot {bare.accuracy:.1%}, learned {learned.accuracy:.1%} of {learned.n:,} test pictures")
 print(f"scene.png: {prediction.label} ({prediction.probability:.0%})")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,8 +17,8 @@ class SpreadCoOp(mp.Method):
     n_ctx: int = 4
     weight: float = 0.5
 
-    def prompt(self, backbone, class_names: Sequence[str], generator: torch.Generator, template: str):
-        return mp.CoOp(n_ctx=self.n_ctx).prompt(backbone, class_names, generator, template)
+    def prompt(self, backbone, start: mp.Start):
+        return mp.CoOp(n_ctx=self.n_ctx).prompt(backbone, start)
 
     def losses(self, outputs: mp.Outputs) -> dict[str, Tensor]:
         cosines = outputs.class_features @ outputs.class_features.T  # [C, C]
