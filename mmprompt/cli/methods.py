@@ -7,14 +7,20 @@ import inspect
 import itertools
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated, Any
 
 import tyro
 
-from mmprompt.classification.methods import METHODS, method_types
+from mmprompt.captioning.methods import METHODS as OF_CAPTIONERS
+from mmprompt.classification.methods import METHODS as OF_CLASSIFIERS
+from mmprompt.errors import unknown_name
+from mmprompt.language.methods import METHODS as OF_LANGUAGE_MODELS
 from mmprompt.terminal.output import JSON_HELP, Output
 from mmprompt.terminal.parser import parse
+
+METHODS = OF_CLASSIFIERS | OF_CAPTIONERS | OF_LANGUAGE_MODELS
+VERBS = {"train": OF_CLASSIFIERS, "caption train": OF_CAPTIONERS, "llm train": OF_LANGUAGE_MODELS}
 
 
 @dataclass(frozen=True)
@@ -37,11 +43,19 @@ def run_list(arguments: Sequence[str], prog: str) -> None:
     """Print every method with its one-line description."""
     settings = parse(ListSettings, arguments, prog, "The ways to learn a prompt.")
     output = Output(settings.json)
-    found = {name: summary_of(kind) for name, kind in METHODS.items()}
-    output.table(["name", "what it is"], [list(pair) for pair in found.items()])
+    listed = [
+        {
+            "name": name,
+            "verbs": [verb for verb, methods in VERBS.items() if name in methods],
+            "summary": summary_of(kind),
+        }
+        for name, kind in METHODS.items()
+    ]
+    rows = [[method["name"], ", ".join(method["verbs"]), method["summary"]] for method in listed]
+    output.table(["name", "of", "what it is"], rows)
     output.say()
-    output.say("Methods that learn at different places combine: --method coop+vpt.")
-    output.document([{"name": name, "summary": summary} for name, summary in found.items()])
+    output.say("Methods of a classifier that learn at different places combine: --method coop+vpt.")
+    output.document(listed)
 
 
 def run_show(arguments: Sequence[str], prog: str) -> None:
@@ -53,10 +67,13 @@ def run_show(arguments: Sequence[str], prog: str) -> None:
     settings = parse(ShowSettings, arguments, prog, "The settings of one method.")
     output = Output(settings.json)
     shown = []
-    for name, kind in zip(settings.name.split("+"), method_types(settings.name), strict=True):
+    for name in (part.strip() for part in settings.name.split("+")):
+        if name not in METHODS:
+            raise unknown_name("method", name, METHODS)
+        kind = METHODS[name]
         options = options_of(kind)
-        shown.append({"name": name.strip(), "summary": summary_of(kind), "settings": options})
-        output.say(f"{name.strip()}: {summary_of(kind)}", "bold")
+        shown.append({"name": name, "summary": summary_of(kind), "settings": options})
+        output.say(f"{name}: {summary_of(kind)}", "bold")
         flags = ["--" + option["name"].replace("_", "-") for option in options]
         rows = [[flag, default_of(option), option["help"]] for flag, option in zip(flags, options, strict=True)]
         output.table(["option", "default", "meaning"], rows)
@@ -76,11 +93,12 @@ def summary_of(kind: type) -> str:
 
 def options_of(kind: type) -> list[dict[str, Any]]:
     """Name, default and help of every field of a dataclass; the help is the text under the field."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
-    members = body.body if isinstance(body, ast.ClassDef) else []
-    texts = {}
-    for member, after in itertools.pairwise(members):
-        is_field = isinstance(member, ast.AnnAssign) and isinstance(member.target, ast.Name)
-        if is_field and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
-            texts[ast.unparse(member.target)] = " ".join(str(after.value.value).split())  # type: ignore[attr-defined]
+    texts: dict[str, str] = {}
+    for ancestor in reversed([each for each in kind.__mro__ if is_dataclass(each)]):
+        body = ast.parse(textwrap.dedent(inspect.getsource(ancestor))).body[0]
+        members = body.body if isinstance(body, ast.ClassDef) else []
+        for member, after in itertools.pairwise(members):
+            is_field = isinstance(member, ast.AnnAssign) and isinstance(member.target, ast.Name)
+            if is_field and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+                texts[ast.unparse(member.target)] = " ".join(str(after.value.value).split())  # type: ignore[attr-defined]
     return [{"name": field.name, "default": field.default, "help": texts.get(field.name, "")} for field in fields(kind)]

@@ -101,7 +101,7 @@ def test_a_number_of_steps_takes_the_place_of_the_data_sets_epochs() -> None:
 def test_without_the_report_extra_the_run_ends_well(
     train_words: Words, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mmprompt.classification.cli.train.missing_extra", lambda: "no report was written: install")
+    monkeypatch.setattr("mmprompt.reports.pages.missing_extra", lambda: "no report was written: install")
     assert main(train_words(tmp_path / "run")) == 0
     assert "no report was written: install" in capsys.readouterr().out
     assert not (tmp_path / "run" / "report.html").exists()
@@ -134,7 +134,7 @@ def test_without_options_it_is_the_run_of_the_readme() -> None:
     from mmprompt.classification.cli.train import default_folder, read_call
 
     call = read_call([], "mmprompt train")
-    assert (call.run.backbone, call.pictures.dataset, call.run.shots, call.run.seed) == ("tiny", "openart-large", 16, 1)
+    assert (call.run.backbone, call.pictures.data, call.run.shots, call.run.seed) == ("tiny", "openart-large", 16, 1)
     assert default_folder(call) == Path("runs/openart-large-coop-16shots-seed1")
 
 
@@ -187,12 +187,12 @@ def test_tables_in_a_pipe_have_no_frames_and_no_trailing_blanks(run_folder: Path
     assert not set("".join(lines)) & set("│─━╭\x1b")
 
 
-def test_prompt_inspect_shows_sites_and_words(run_folder: Path, capsys: Capture) -> None:
-    assert main(["prompt", "inspect", str(run_folder)]) == 0
+def test_inspect_shows_sites_and_words(run_folder: Path, capsys: Capture) -> None:
+    assert main(["inspect", str(run_folder)]) == 0
     shown = capsys.readouterr().out
     for said in ("text.input", "2 x 32", "3: blue, green, red", "vector 2", "coop: n_ctx 2"):
         assert said in shown
-    assert main(["prompt", "inspect", str(run_folder), "--words", "0", "--json"]) == 0
+    assert main(["inspect", str(run_folder), "--words", "0", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["nearest_words"] == []
 
 
@@ -223,3 +223,19 @@ def test_data_shots_shows_the_draw(pictures: Path, capsys: Capture) -> None:
     assert main(["data", "shots", "--data", str(pictures), "--shots", "2", "--json"]) == 0
     drawn = json.loads(capsys.readouterr().out)["drawn"]
     assert {name: len(of["train"]) for name, of in drawn.items()} == {"blue": 2, "green": 2, "red": 2}
+
+
+def test_methods_of_every_room_are_listed_with_the_verbs_that_take_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods", "list", "--json"]) == 0
+    verbs = {method["name"]: method["verbs"] for method in json.loads(capsys.readouterr().out)}
+    assert verbs["coop"] == ["train"]
+    assert verbs["prompt-tuning"] == ["caption train", "llm train"]
+    assert verbs["multitask"] == ["llm train"]
+
+
+def test_a_method_shows_the_settings_it_inherits_with_their_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods", "show", "p-tuning", "--json"]) == 0
+    (shown,) = json.loads(capsys.readouterr().out)
+    settings = {option["name"]: option["help"] for option in shown["settings"]}
+    assert settings["n_soft"].startswith("Number of vectors")
+    assert settings["hidden"] == "Width of the network."

@@ -202,7 +202,8 @@ def announce(output: Output, call: Call, data: Dataset, folder: Path) -> None:
 def finish(call: Call, result: Result[Classifier], folder: Path, command: str) -> Path | None:
     """Add to the run folder how it was called, the nearest words and the report; the report's path if there is one."""
     from mmprompt.classification.nearest_words import context_words
-    from mmprompt.classification.report.report import missing_extra, write_report
+    from mmprompt.classification.report.report import write_report
+    from mmprompt.reports.pages import missing_extra
 
     pictures = asdict(call.pictures)
     pictures["data"] = str(call.pictures.path.resolve()) if call.pictures.path else call.pictures.data

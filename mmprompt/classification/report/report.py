@@ -13,9 +13,7 @@ from mmprompt.classification.report.examples import choose_examples, draw_sheets
 from mmprompt.classification.report.record import Record, read_record
 from mmprompt.reports import curves, figures
 from mmprompt.reports.numbers import percent
-from mmprompt.reports.pages import Draw, missing_extra, require_extra, write_page
-
-__all__ = ["missing_extra", "write_report"]
+from mmprompt.reports.pages import Draw, require_extra, write_page
 
 FURTHER = {"top5": "right among the five most probable", "macro_f1": "macro F1"}
 """Measures that not every run kept."""
