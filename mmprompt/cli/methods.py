@@ -43,7 +43,7 @@ def run_list(arguments: Sequence[str], prog: str) -> None:
     """Print every method with its one-line description."""
     settings = parse(ListSettings, arguments, prog, "The ways to learn a prompt.")
     output = Output(settings.json)
-    listed = [
+    listed: list[dict[str, Any]] = [
         {
             "name": name,
             "verbs": [verb for verb, methods in VERBS.items() if name in methods],
