@@ -14,6 +14,7 @@ from mmprompt.classification.report.record import Record, read_record
 from mmprompt.reports import curves, figures
 from mmprompt.reports.numbers import percent
 from mmprompt.reports.pages import Draw, missing_extra, require_extra, write_page
+from mmprompt.settings import checked
 
 __all__ = ["missing_extra", "write_report"]
 
@@ -21,6 +22,7 @@ FURTHER = {"top5": "right among the five most probable", "macro_f1": "macro F1"}
 """Measures that not every run kept."""
 
 
+@checked
 def write_report(folder: Path | str) -> Path:
     """Write `report.html` and the figures of a finished run into its folder.
 
