@@ -12,11 +12,11 @@ import functools
 import inspect
 import os
 import sys
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from numbers import Integral, Real
 from pathlib import Path
-from types import NoneType, UnionType
+from types import NoneType, SimpleNamespace, UnionType
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -36,8 +36,6 @@ NAMES: dict[Any, str] = {
     str: "text",
     Path: "a path",
     NoneType: "None",
-    Sequence: "a list",
-    Iterable: "a list",
     Mapping: "a mapping",
     Callable: "a function",
 }
@@ -51,9 +49,9 @@ def check_settings(settings: Any) -> None:
     Raises:
         UserError: names the first such field, its value and what was expected.
     """
-    kind: Any = type(settings)
+    hints = annotations_of(type(settings))  # type: ignore[arg-type]
     for field in fields(settings):
-        name, hint, value = field.name, annotations_of(kind).get(field.name, Any), getattr(settings, field.name)
+        name, hint, value = field.name, hints[field.name], getattr(settings, field.name)
         has_default = (field.default, field.default_factory) != (MISSING, MISSING)
         check(name, value, hint, f"Leave `{name}` out for the default." if has_default else "Give another.")
         members = list(_members(hint))
@@ -115,11 +113,15 @@ def holds(value: object, hint: Any) -> bool:
         return is_number and abs(value) <= sys.float_info.max  # type: ignore[arg-type]
     if hint is Path:
         return isinstance(value, os.PathLike)
-    if origin in (Sequence, Iterable):
-        return hasattr(value, "__iter__") and not isinstance(value, str)  # an array too
+    if origin is tuple and arguments[-1] is not Ellipsis:
+        return isinstance(value, tuple) and len(value) == len(arguments) and all(map(holds, value, arguments))
+    if origin in (Sequence, Iterable, tuple):  # an array too; what can be read once is not read here
+        is_many = hasattr(value, "__iter__") and not isinstance(value, str)
+        return is_many and (not isinstance(value, list | tuple) or all(holds(each, arguments[0]) for each in value))
     if origin in (Mapping, Callable):
         return isinstance(value, origin)
-    if not isinstance(hint, type) or hint is Any or origin is not None or getattr(hint, "_is_protocol", False):
+    is_unknown = not isinstance(hint, type) or hint is Any or origin is not None
+    if is_unknown or getattr(hint, "_is_protocol", False) > getattr(hint, "_is_runtime_protocol", False):
         return True
     return isinstance(value, hint)
 
@@ -151,6 +153,10 @@ def expected(hint: Any) -> str:
         return " or ".join(expected(member) for member in arguments if member is not NoneType)
     if get_origin(hint) is Literal:
         return f"one of {', '.join(map(str, arguments))}"
+    if get_origin(hint) is tuple and arguments[-1] is not Ellipsis:
+        return f"({', '.join(map(expected, arguments))})"
+    if get_origin(hint) in (Sequence, Iterable, tuple):
+        return "a list" if arguments[0] is Any else f"a list, each {expected(arguments[0])}"
     name = getattr(hint, "__name__", str(hint))
     return NAMES.get(get_origin(hint) or hint, f"{'an' if name[0] in 'AEIOU' else 'a'} {name}")
 
@@ -167,13 +173,23 @@ def _members(hint: Any) -> Iterable[Any]:
 
 
 @functools.cache
-def annotations_of(owner: Hashable) -> dict[str, Any]:
-    """Return the annotations of a class or function by name; a type that is imported for type checkers alone is Any."""
+def annotations_of(owner: Any) -> dict[str, Any]:
+    """Return the annotations of a class or function by name."""
+    parts = reversed(owner.__mro__) if isinstance(owner, type) else [owner]
+    return {
+        name: _resolved(hint, vars(sys.modules[part.__module__]))
+        for part in parts
+        for name, hint in inspect.get_annotations(part).items()
+    }
+
+
+def _resolved(hint: Any, names: dict[str, Any]) -> Any:
+    """Return what an annotation stands for; what is imported for type checkers alone is Any, as is all about it."""
     unknown: dict[str, Any] = {}
     while True:
         try:
-            return get_type_hints(owner, localns=unknown, include_extras=True)
+            return get_type_hints(SimpleNamespace(__annotations__={"hint": hint}), names, unknown, True)["hint"]
         except NameError as error:
             unknown[str(error.name)] = Any
-        except AttributeError:  # of a module that is imported for type checkers alone
-            return {}
+        except (AttributeError, TypeError):
+            return Any

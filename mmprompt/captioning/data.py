@@ -21,6 +21,7 @@ from mmprompt.data.class_names import shortened
 from mmprompt.data.splits import SPLITS
 from mmprompt.errors import UserError, bad_file, unknown_name
 from mmprompt.files import SafeRoot, read_json, write_bytes
+from mmprompt.settings import checked
 
 if TYPE_CHECKING:
     from mmprompt.captioning.predictor import CaptionFeatures
@@ -164,6 +165,7 @@ EMBEDDED = {
 """Sets that ship in the package: a JSONL file and a zip file of images below the assets, and the licence of both."""
 
 
+@checked
 def load_captions(name_or_path: str | Path, images: str | Path | None = None) -> CaptionData:
     """Load images and captions by name, or from a file.
 

@@ -24,6 +24,7 @@ from mmprompt.core.learned import Prompt
 from mmprompt.errors import UserError, bad_value
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.image_features import encode_pictures
+from mmprompt.settings import checked
 
 NO_PROMPT = "no prompt"
 STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
@@ -133,6 +134,7 @@ class CaptionMeasure:
         }
 
 
+@checked
 def measure_captions(
     captioner: FrozenCaptioner,
     data: CaptionData,
@@ -201,6 +203,7 @@ def measure_captions(
     )
 
 
+@checked
 def evaluate(
     captioner: Captioner, data: CaptionData, split: str = "test", features: CaptionFeatures | None = None
 ) -> FocusScores:

@@ -28,7 +28,7 @@ from mmprompt.data.images import ImageLike, as_list, is_one, read_image
 from mmprompt.errors import UserError, bad_value
 from mmprompt.models.image_features import ImageFeatures, Progress
 from mmprompt.models.sites import Insert, Site, vectors_of
-from mmprompt.settings import check_settings, holds
+from mmprompt.settings import check_settings, checked, holds
 
 BATCH = 32
 
@@ -128,6 +128,9 @@ class Captioner:
 
     kind = "captioning"
 
+    def __post_init__(self) -> None:
+        check_settings(self)
+
     def __repr__(self) -> str:
         focuses = ", ".join(focus_of(prompt) for prompt, _ in self.steering.prompts)
         return f"<Captioner: {focuses or 'no focus'}, on {self.backbone.name}>"
@@ -163,6 +166,7 @@ class Captioner:
         captions = self.caption(images)
         return captions[0] if is_one(images) else captions
 
+    @checked
     def caption(
         self,
         images: ImageLike | Iterable[ImageLike],
@@ -296,6 +300,7 @@ class CaptionFeatures:
         return self._features.of(paths).unflatten(1, self._side.shape)
 
 
+@checked
 def hard_prompt(captioner: FrozenCaptioner, focus: str, words: str) -> Prompt:
     """Make a focus in words: their token embeddings where a learned prompt has its vectors.
 
@@ -337,6 +342,7 @@ def load(folder: Path, header: Mapping[str, Any], model: FrozenCaptioner | str |
     return Captioner(captioner, Steering(((prompt.requires_grad_(False), 1.0),)))
 
 
+@checked
 def load_focus(folder: Path | str, captioner: FrozenCaptioner) -> Prompt:
     """Load the saved prompt alone, for the captioner it was learned on.
 

@@ -28,6 +28,7 @@ from mmprompt.core.method import Method, Start
 from mmprompt.errors import UserError
 from mmprompt.models.decoder.kv_cache import KVCache
 from mmprompt.models.sites import Site, Vectors, vectors_of
+from mmprompt.settings import check
 from mmprompt.training.callbacks import Callback
 from mmprompt.training.config import run_id_of
 from mmprompt.training.lock import run_lock
@@ -179,9 +180,10 @@ class FocusTask:
         """Return the task itself."""
         return self
 
-    def load_model(self, name: str) -> FrozenCaptioner:
-        """Load a captioner."""
-        return load_captioner(name)
+    def load_model(self, model: FrozenCaptioner | str) -> FrozenCaptioner:
+        """Return a captioner's model, or load the one of that name."""
+        check("model", model, FrozenCaptioner | str, "Use load_captioner.")
+        return load_captioner(model) if isinstance(model, str) else model
 
     def predictor(self, method: Method, model: FrozenCaptioner, seed: int) -> Captioner:
         """Make the captioner with an untrained prompt.

@@ -16,6 +16,7 @@ from mmprompt.core.method import Method
 from mmprompt.data.images import ImageLike, as_list
 from mmprompt.errors import UserError, bad_value
 from mmprompt.models.dual_encoder.interface import DualEncoder
+from mmprompt.settings import checked
 from mmprompt.training.recipe import Recipe
 
 
@@ -48,6 +49,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         self.class_names = class_names
         self.seed = seed
 
+    @checked
     def fit(self, X: Sequence[ImageLike], y: Sequence[Any]) -> PromptClassifier:  # noqa: N803 (scikit-learn's name)
         """Learn the prompt.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -12,13 +12,13 @@ from mmprompt.classification.predictor import Classifier
 from mmprompt.classification.task import BARE_NAME, zero_shot
 from mmprompt.classification.task import evaluate as score_items
 from mmprompt.core.metrics import Evaluation, paired_bootstrap
+from mmprompt.data.splits import Dataset, Item
 from mmprompt.files import write_json
 from mmprompt.models.image_features import ImageFeatures
-
-if TYPE_CHECKING:
-    from mmprompt.data.splits import Dataset, Item
+from mmprompt.settings import checked
 
 
+@checked
 def evaluate(
     classifier: Classifier, data: Dataset | Sequence[Item], split: str = "test", features: ImageFeatures | None = None
 ) -> Evaluation:
@@ -35,6 +35,7 @@ def evaluate(
     return score_items(classifier, data if isinstance(data, Sequence) else data.items(split), features)
 
 
+@checked
 def measure(
     classifier: Classifier, data: Dataset, folder: Path | None = None, features: ImageFeatures | None = None
 ) -> dict[str, Any]:

@@ -13,15 +13,17 @@ import torch
 from torch import Tensor
 
 from mmprompt.classification.predictor import Classifier
-from mmprompt.errors import UserError, bad_value
+from mmprompt.errors import UserError
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.sites import Site, vectors_of
+from mmprompt.settings import Count, checked
 
 CHUNK = 4096
 MAX_CLASSES = 5
 
 
-def nearest_words(backbone: DualEncoder, vectors: Tensor, k: int = 5) -> list[list[tuple[str, float]]]:
+@checked
+def nearest_words(backbone: DualEncoder, vectors: Tensor, k: Count = 5) -> list[list[tuple[str, float]]]:
     """The k nearest words of each vector by Euclidean distance (Zhou et al. 2022, "Interpreting the Learned Prompts").
 
     Args:
@@ -33,8 +35,6 @@ def nearest_words(backbone: DualEncoder, vectors: Tensor, k: int = 5) -> list[li
     Raises:
         UserError: `vectors` is not [M, D] with the width of the text tower, or k < 1.
     """
-    if k < 1:
-        raise bad_value("k", k, "at least one word is needed", "Use 5.")
     if vectors.dim() != 2 or vectors.shape[1] != backbone.text_width:
         shape = list(vectors.shape)
         raise UserError(

@@ -27,6 +27,7 @@ from mmprompt.errors import UserError
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.dual_encoder.load import load_backbone
 from mmprompt.models.image_features import ImageFeatures, encode_pictures, encode_tensors
+from mmprompt.settings import check, checked
 from mmprompt.training.callbacks import Callback
 from mmprompt.training.problem import StepResult
 from mmprompt.training.recipe import Recipe, epochs_for
@@ -38,6 +39,7 @@ BARE_NAME = "{}"
 MAX_KEPT_PIXELS = 2**28
 
 
+@checked
 def zero_shot(backbone: DualEncoder, class_names: Sequence[str], template: str = "a photo of a {}.") -> Classifier:
     """Make a classifier of words around the class name, nothing learned (Radford et al. 2021, section 3.1).
 
@@ -251,9 +253,10 @@ class ClassificationTask:
         """Return the task itself."""
         return self
 
-    def load_model(self, name: str) -> DualEncoder:
-        """Load a backbone."""
-        return load_backbone(name)
+    def load_model(self, model: DualEncoder | str) -> DualEncoder:
+        """Return a backbone, or load the one of that name."""
+        check("model", model, DualEncoder | str, "Use load_backbone.")
+        return load_backbone(model) if isinstance(model, str) else model
 
     def predictor(self, method: Method, model: DualEncoder, seed: int) -> Classifier:
         """Make the untrained classifier.
@@ -333,5 +336,9 @@ def evaluate(classifier: Classifier, items: Sequence[Item], features: ImageFeatu
     """
     if not items:
         raise UserError("there are no images to evaluate on. Give a split that holds some.")
+    n_labels = 1 + max(item.label for item in items)
+    if n_labels > len(classifier.class_names):
+        known = f"the classifier has {len(classifier.class_names)} class names"
+        raise UserError(f"the images are of {n_labels} classes, but {known}. Give it those of the data.")
     table = classifier.probabilities([item.path for item in items], features)
     return evaluate_probabilities(table, [item.label for item in items], classifier.class_names)

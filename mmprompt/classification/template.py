@@ -17,6 +17,7 @@ from mmprompt.core.template import Field, Soft, parse_line
 from mmprompt.errors import UserError, bad_value
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.sites import TextSlots
+from mmprompt.settings import check
 
 NAME = "{}"
 """Where the class name stands among the parts of a template."""
@@ -41,6 +42,7 @@ class ClassTemplate:
     _parts: tuple[str | int, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        check("template", self.text, str, 'Write "a photo of a {}."')
         if "\n" in self.text:
             lines = tuple(ClassTemplate(line) for line in self.text.split("\n"))
             object.__setattr__(self, "lines", lines)

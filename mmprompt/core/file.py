@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, get_args
+from typing import Any, Protocol, get_args, runtime_checkable
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -31,6 +31,7 @@ from mmprompt.files import (
     write_json,
 )
 from mmprompt.models.sites import Scope, Site, Vectors
+from mmprompt.settings import checked
 from mmprompt.version import __version__
 
 
@@ -42,6 +43,7 @@ class Frozen(Protocol):
     transform: str
 
 
+@runtime_checkable
 class Predictor(Protocol):
     """A frozen model with a prompt.
 
@@ -75,6 +77,7 @@ class Predictor(Protocol):
         ...
 
 
+@checked
 def save(predictor: Predictor, folder: Path | str, training: Mapping[str, Any] | None = None) -> None:
     """Write what a predictor has learned to a folder: kilobytes, and nothing of the frozen model.
 
@@ -148,6 +151,7 @@ def describe_backbone(backbone: Frozen) -> dict[str, str]:
     return {"name": backbone.name, "fingerprint": backbone.fingerprint, "transform": backbone.transform}
 
 
+@checked
 def load(folder: Path | str, model: Any = None) -> Any:
     """Load what `fit` or `save` wrote: a classifier, a captioner or a language model with its prompt.
 

@@ -11,15 +11,16 @@ import contextlib
 import importlib
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from mmprompt.core.file import Predictor, describe, describe_backbone, save
 from mmprompt.core.header import check_new
-from mmprompt.core.method import Method, resolved_recipe, settled
-from mmprompt.errors import UserError, unknown_name
+from mmprompt.core.method import Method, leading, resolved_recipe, settled
+from mmprompt.errors import UserError, bad_value, unknown_name
 from mmprompt.files import make_folder, write_json
+from mmprompt.settings import check, checked
 from mmprompt.training.callbacks import Callback, ProgressBar, WriteConfig
 from mmprompt.training.config import provenance, run_id_of, surroundings
 from mmprompt.training.lock import run_lock
@@ -49,8 +50,12 @@ class Task(Protocol[P]):
         """Return the task itself, so that `fit` takes tasks and data alike."""
         ...
 
-    def load_model(self, name: str) -> Any:
-        """Load the frozen model that a name means for this kind of task."""
+    def load_model(self, model: Any) -> Any:
+        """Return a frozen model, or load the one that a name means for this kind of task.
+
+        Raises:
+            UserError: it is a model of another kind, or there is none of that name.
+        """
         ...
 
     def predictor(self, method: Method, model: Any, seed: int) -> P:
@@ -126,8 +131,9 @@ class Result(Generic[P]):
         return f"<Result: {type(self.predictor).__name__}, {len(self.history)} epochs, {numbers or 'nothing trained'}>"
 
 
+@checked
 def fit(
-    method: Method,
+    method: Method | str,
     model: Any = "tiny",
     data: Data[P] | str = "openart-large",
     out: Path | str | None = None,
@@ -144,7 +150,7 @@ def fit(
     data set, and what is given here; each setting that is given changes that setting alone.
 
     Args:
-        method: such as `CoOp(n_ctx=4)` or `PromptTuning(8)`.
+        method: such as `CoOp(n_ctx=4)` or `PromptTuning(8)`, or the name of one, which is then taken as it is.
         model: a frozen model or the name of one; the task says which kind of model a name means.
         data: a data set, captions of one focus, rows of text, or the name of a data set in the catalogue.
         out: a new run folder; nothing is written without.
@@ -158,12 +164,11 @@ def fit(
         UserError: something in the input cannot be, or another process trains in `out`; nothing is written then.
         RunFailed: the loss stopped being finite, or weights of the model changed.
     """
-    known = [field.name for field in fields(Recipe)]
     for name in settings:
-        if name not in known:
-            raise unknown_name("setting of the recipe", name, known)
+        if name not in Recipe.__dataclass_fields__:
+            raise unknown_name("setting of a recipe", name, Recipe.__dataclass_fields__)
     task = task_of(data)
-    model = task.load_model(model) if isinstance(model, str) else model
+    method, model = method_of(method, task), task.load_model(model)
     places = (model.name, task.kind)
     method = settled(method, *places)
     user = Recipe(**((recipe.given if recipe else {}) | settings)) if recipe or settings else None
@@ -210,6 +215,7 @@ def evaluate(predictor: Any, data: Any, split: str = "test", **options: Any) -> 
     Raises:
         UserError: there is nothing to evaluate on, or the data is of another kind.
     """
+    check("predictor", predictor, Predictor, "Give one that load or fit gave.")
     room = importlib.import_module(f"mmprompt.{predictor.kind}.measure")
     return room.evaluate(predictor, data, split, **options)
 
@@ -230,6 +236,26 @@ def task_of(data: Data[P] | str) -> Task[P]:
             "expected. Use mp.load_dataset, mp.load_captions(...).focus(...) or mp.load_texts."
         )
     return data.task()
+
+
+def method_of(method: Method | str, task: Any) -> Method:
+    """Return a method that learns what a task asks for, or the one of that name.
+
+    Raises:
+        UserError: there is none of that name, or it is for tasks of another kind.
+    """
+    if isinstance(method, str):
+        if method not in task.methods:
+            raise unknown_name("method", method, task.methods)
+        return task.methods[method]()
+    if isinstance(method, type) or not callable(getattr(method, "prompt", None)):
+        shown = method.__name__ if isinstance(method, type) else f"of type {type(method).__name__}"
+        raise bad_value("method", shown, "a method or the name of one was expected", "Write CoOp(), for one.")
+    kinds = getattr(leading(method), "kinds", (task.kind,))
+    if task.kind not in kinds:
+        advice = f"Use one of {', '.join(task.methods)}."
+        raise bad_value("method", type(leading(method)).__name__, f"it is for {' and '.join(kinds)}", advice)
+    return method
 
 
 def run_config(task: Any, method: Method, predictor: Any, recipe: Recipe, seed: int) -> dict[str, Any]:

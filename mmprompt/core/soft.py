@@ -30,8 +30,11 @@ class DecoderMethod(Method, Protocol):
     """A method whose prompt enters a decoder.
 
     Attributes:
+        kinds: of tasks that it learns.
         n_vectors: how many vectors stand in the bare `{soft}` of a template; 0 for none.
     """
+
+    kinds: ClassVar[tuple[str, ...]] = ("captioning", "language")
 
     @property
     def n_vectors(self) -> int:

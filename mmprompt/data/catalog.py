@@ -17,10 +17,12 @@ from mmprompt.data.strict_yaml import read_yaml, validate
 from mmprompt.data.table import read_table
 from mmprompt.data.templates import expand_templates
 from mmprompt.errors import bad_file, bad_value, unknown_name
+from mmprompt.settings import checked
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
+@checked
 def load_dataset(
     name: str,
     root: str | Path | None = None,
@@ -62,6 +64,7 @@ def load_dataset(
     return dataset
 
 
+@checked
 def list_datasets(datasets_dir: str | Path | None = None) -> tuple[DatasetCard, ...]:
     """Return the cards of all datasets known by name, sorted by name.
 

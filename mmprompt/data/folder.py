@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from mmprompt.data.class_names import shortened
 from mmprompt.data.fewshot import draw_dataset
@@ -20,6 +21,7 @@ from mmprompt.data.splits import SPLITS, Dataset, Row, SplitName, Splits, assemb
 from mmprompt.data.table import read_table, table_rows
 from mmprompt.errors import UserError, bad_file
 from mmprompt.files import SafeRoot
+from mmprompt.settings import checked
 
 _SPLIT_FOLDERS: dict[str, SplitName] = {
     "train": "train",
@@ -32,12 +34,13 @@ _SPLIT_FOLDERS: dict[str, SplitName] = {
 }
 
 
+@checked
 def ImageFolder(  # noqa: N802  the name people know from torchvision
     root: str | Path,
     shots: int | None = None,
     seed: int = 1,
     template: str = "a photo of a {}.",
-    augment: str = "coop",
+    augment: Literal["coop", "none"] = "coop",
     rule: str = "coop",
 ) -> Dataset:
     """Make a dataset of a folder of class folders, or of an `imagefolder` with metadata.
@@ -57,13 +60,14 @@ def ImageFolder(  # noqa: N802  the name people know from torchvision
     return draw_dataset(splits, splits.root.name, shots, seed, template, protocol="folder", augment=augment, rule=rule)
 
 
+@checked
 def ImageTable(  # noqa: N802  the sister of ImageFolder
     path: str | Path,
     root: str | Path | None = None,
     shots: int | None = None,
     seed: int = 1,
     template: str = "a photo of a {}.",
-    augment: str = "coop",
+    augment: Literal["coop", "none"] = "coop",
     rule: str = "coop",
 ) -> Dataset:
     """Make a dataset of a CSV or JSONL file with a row for each image, or of a split file.

@@ -21,6 +21,7 @@ from mmprompt.data.jsonl import read_objects
 from mmprompt.data.splits import SPLITS
 from mmprompt.data.strict_yaml import read_yaml, validate
 from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
+from mmprompt.settings import checked
 
 if TYPE_CHECKING:
     from mmprompt.language.task import LanguageTask
@@ -120,6 +121,7 @@ class TextCard:
     note: str = ""
 
 
+@checked
 def load_texts(path: str | Path) -> TextData:
     """Read `NAME.jsonl` and, where it is there, `NAME.yaml` beside it.
 
@@ -171,6 +173,7 @@ def load_texts(path: str | Path) -> TextData:
     )
 
 
+@checked
 def sample_shots(data: TextData, shots: int, seed: int) -> TextData:
     """Draw the few-shot train and val parts by the rule of `fewshot.few_shot_train_val`; test stays whole.
 

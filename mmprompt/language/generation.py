@@ -21,6 +21,7 @@ from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.models.decoder.kv_cache import KVCache
 from mmprompt.models.decoder.model import shared_start
 from mmprompt.models.decoder.packing import Question
+from mmprompt.settings import checked
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Generated:
     is_cut: bool
 
 
+@checked
 def generate_texts(
     prompted: LanguagePredictor | Sequence[LanguagePredictor],
     rows: Sequence[TextRow],
@@ -114,6 +116,7 @@ def compiled_start(
     return kept
 
 
+@checked
 def stream_text(prompted: LanguagePredictor, row: TextRow, settings: Generation | None = None) -> Iterator[str]:
     """One answer, piece by piece as it is written.
 

@@ -26,6 +26,7 @@ from mmprompt.language.text_metrics import TextScores, score_texts
 from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.image_features import Progress
+from mmprompt.settings import checked
 
 ROWS_AT_ONCE = 64
 """Rows between two looks at the progress."""
@@ -126,6 +127,7 @@ class LanguageMeasure:
         return plain | {"scores": scores, "gains": gains, "left_out": list(self.left_out)}
 
 
+@checked
 def compare_language(
     model: FrozenLanguageModel,
     prompts: Mapping[str, LanguagePredictor],
@@ -178,6 +180,7 @@ def compare_language(
     )
 
 
+@checked
 def measure_language(
     prompted: LanguagePredictor,
     data: TextData,
@@ -251,6 +254,7 @@ def _label_probabilities(
     return log_probs.exp().double().cpu().numpy()
 
 
+@checked
 def evaluate(prompted: LanguagePredictor, data: TextData | Sequence[TextRow], split: str = "test") -> LanguageScore:
     """Measure what a prompt answers: labels told apart, or texts generated; see `core.fit.evaluate`.
 

@@ -31,6 +31,7 @@ from mmprompt.models.decoder.packing import Question
 from mmprompt.models.decoder.tuned import read_lora
 from mmprompt.models.decoder.vectors import LM_INPUT
 from mmprompt.models.sites import Site, Vectors, vectors_of
+from mmprompt.settings import checked
 
 BATCH = 32
 
@@ -62,6 +63,7 @@ class LanguagePredictor:
 
     kind = "language"
 
+    @checked
     def __init__(
         self,
         model: FrozenLanguageModel,
@@ -109,6 +111,7 @@ class LanguagePredictor:
         """Give nothing: a language model computes nothing ahead."""
         return {}
 
+    @checked
     def predict(self, items: TextRow | Mapping[str, str] | str | Sequence[Any]) -> Any:
         """Answer one text or many: labels with probabilities where there are labels, else generated texts.
 

@@ -24,7 +24,7 @@ from mmprompt.language.watch import VectorWatch
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.decoder.packing import Question
-from mmprompt.settings import check_settings
+from mmprompt.settings import check, check_settings
 from mmprompt.training.callbacks import Callback
 from mmprompt.training.problem import StepResult
 from mmprompt.training.recipe import Recipe
@@ -157,9 +157,10 @@ class LanguageTask:
         """Return the task itself."""
         return self
 
-    def load_model(self, name: str) -> FrozenLanguageModel:
-        """Load a language model."""
-        return load_language_model(name)
+    def load_model(self, model: FrozenLanguageModel | str) -> FrozenLanguageModel:
+        """Return a language model, or load the one of that name."""
+        check("model", model, FrozenLanguageModel | str, "Use load_language_model.")
+        return load_language_model(model) if isinstance(model, str) else model
 
     @property
     def template_text(self) -> str:

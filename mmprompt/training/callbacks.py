@@ -10,15 +10,17 @@ import csv
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Lt
 from rich.console import Console
 from torch import Tensor
 
-from mmprompt.errors import UserError, bad_file, bad_value
+from mmprompt.errors import UserError, bad_file
 from mmprompt.files import make_folder, write_bytes, write_json
 from mmprompt.progress import SECONDS_BETWEEN_LINES, ProgressDisplay
+from mmprompt.settings import Count, checked
 from mmprompt.training.problem import Run
 
 
@@ -76,11 +78,8 @@ class EarlyStopping(Callback):
         UserError: a value is out of range; at the start of training, if nothing is kept for validation.
     """
 
-    def __init__(self, patience: int, min_delta: float = 0.0) -> None:
-        if patience < 1:
-            raise bad_value("patience", patience, "it must be a whole number, 1 or more", "Use `patience=1`.")
-        if not 0 <= min_delta < 1:
-            raise bad_value("min_delta", min_delta, "it must lie between 0 and 1", "Use 0 for any growth.")
+    @checked
+    def __init__(self, patience: Count, min_delta: Annotated[float, Ge(0), Lt(1)] = 0.0) -> None:
         self.patience = patience
         self.min_delta = min_delta
         self._best: dict[str, Tensor] = {}

@@ -60,7 +60,7 @@ def test_a_setting_wins_over_the_same_one_of_a_recipe(tiny_clip_backbone, data):
 
 
 def test_a_setting_that_there_is_not_is_refused(tiny_clip_backbone, data, tmp_path):
-    with pytest.raises(UserError, match=r"no setting of the recipe named 'epcohs'\. Did you mean 'epochs'"):
+    with pytest.raises(UserError, match=r"no setting of a recipe named 'epcohs'\. Did you mean 'epochs'"):
         fit(CoOp(n_ctx=2), tiny_clip_backbone, data, tmp_path / "run", epcohs=3)
     assert not (tmp_path / "run").exists()
 

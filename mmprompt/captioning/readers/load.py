@@ -43,6 +43,7 @@ from mmprompt.models.dual_encoder.load import (
     read_options,
 )
 from mmprompt.models.frozen import LoadOptions, fingerprint, freeze
+from mmprompt.settings import checked
 
 TINY_CAPTIONER = TINY / "captioner"
 FORMS = "Use tiny, 'ENCODER + hf:LM', hf:NAME, open_clip:coca_ARCHITECTURE/TAG or a folder."
@@ -58,8 +59,9 @@ hub, and the options, and raises UserError for a model with missing weights or w
 OTHER_READER = "image_text.load_image_text"
 
 
+@checked
 def load_captioner(
-    name: str = "tiny",
+    name: str | Path = "tiny",
     device: str = "auto",
     dtype: str = "auto",
     cache_dir: str | Path | None = None,
@@ -76,7 +78,7 @@ def load_captioner(
     Raises:
         UserError: no such name, weights that are not there, or a model with parts that are not known.
     """
-    options = read_options(device, dtype, cache_dir, trust_remote_code)
+    name, options = str(name), read_options(device, dtype, cache_dir, trust_remote_code)
     folder = TINY_CAPTIONER if name == "tiny" else Path(name).expanduser()
     if (folder / SETTINGS_FILE).is_file():
         return _load_mapped(name, folder, options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from mmprompt.core.method import Combined, Method, Start, settled
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 class ClassificationMethod(Method, Protocol):
     """A method whose prompt makes a classifier of a dual encoder."""
+
+    kinds: ClassVar[tuple[str, ...]] = ("classification",)
 
     def build(
         self, backbone: DualEncoder, class_names: Sequence[str], seed: int = 1, template: str = "a photo of a {}."
@@ -33,7 +35,10 @@ class ClassificationMethod(Method, Protocol):
 
         from mmprompt.classification.predictor import Classifier
         from mmprompt.classification.template import ClassTemplate, check_class_names
+        from mmprompt.models.dual_encoder.interface import DualEncoder
+        from mmprompt.settings import check
 
+        check("backbone", backbone, DualEncoder, "Use load_backbone.")
         check_class_names(class_names)
         method = settled(self, backbone.name, "classification")
         start = Start(torch.Generator().manual_seed(seed), ClassTemplate(template), class_names)
@@ -41,7 +46,7 @@ class ClassificationMethod(Method, Protocol):
         return method.predictor(backbone, prompt, class_names) or Classifier(backbone, prompt, class_names)
 
     def __add__(self, other: ClassificationMethod) -> Together:
-        return Together((self, other))
+        return Together((self, other)) if hasattr(other, "prompt") else NotImplemented
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,13 @@ from mmprompt.classification.report.record import Record, read_record
 from mmprompt.reports import curves, figures
 from mmprompt.reports.numbers import percent
 from mmprompt.reports.pages import Draw, require_extra, write_page
+from mmprompt.settings import checked
 
 FURTHER = {"top5": "right among the five most probable", "macro_f1": "macro F1"}
 """Measures that not every run kept."""
 
 
+@checked
 def write_report(folder: Path | str) -> Path:
     """Write `report.html` and the figures of a finished run into its folder.
 

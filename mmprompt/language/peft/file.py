@@ -27,7 +27,7 @@ from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.decoder.vectors import LM_INPUT
 from mmprompt.models.sites import Site
-from mmprompt.settings import Count, holds
+from mmprompt.settings import Count, checked, holds
 from mmprompt.version import __version__
 
 CONFIG, TENSORS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -83,6 +83,7 @@ class Side:
     compiled_sha256: str | None
 
 
+@checked
 def load_peft(
     folder: Path | str,
     model: FrozenLanguageModel | str,

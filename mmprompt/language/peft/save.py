@@ -19,6 +19,7 @@ from mmprompt.language.sources import MultitaskVectors
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.decoder.vectors import LM_INPUT
 from mmprompt.models.sites import Site, Vectors
+from mmprompt.settings import checked
 from mmprompt.version import __version__
 
 TRAIN_IN_FRONT = "Train it with a template that begins with {soft}{bos}."
@@ -26,6 +27,7 @@ Content = tuple[dict[str, Any], dict[str, Tensor]]
 """A configuration, and the tensors in PEFT's layout."""
 
 
+@checked
 def save_peft(
     prompted: LanguagePredictor, folder: Path | str, kind: Literal["prefix"] | None = None, task: str | None = None
 ) -> None:

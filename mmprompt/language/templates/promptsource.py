@@ -25,6 +25,7 @@ from mmprompt.data.splits import SPLITS
 from mmprompt.data.strict_yaml import StrictLoader, read_yaml, validate
 from mmprompt.errors import UserError, bad_file, unknown_name
 from mmprompt.language.data import TextData, TextRow
+from mmprompt.settings import checked
 
 TEMPLATE = "{soft} {input:cut} {answer}"
 """What stands around rows that `to_texts` has made."""
@@ -259,6 +260,7 @@ for _tag in _Loader.tags:
     _Loader.add_constructor(_tag, _mapping)
 
 
+@checked
 def read_promptsource(path: str | Path) -> dict[str, JinjaTemplate]:
     """Read a `templates.yaml` of PromptSource: its templates by name. Nothing in it is run.
 

@@ -15,6 +15,7 @@ from typing import Any
 from mmprompt.core.template import Bos, Field, Group, Message, Part, Soft, bare_soft, parse
 from mmprompt.errors import UserError, bad_value, unknown_name
 from mmprompt.language.templates.tokens import Piece, Tokens
+from mmprompt.settings import checked
 
 _FIRST_MARK = 0xF0000  # private characters, which stand for fields and vectors while a chat is laid out
 _LAST_MARK = 0xFFFFD
@@ -50,6 +51,7 @@ class Template:
     groups: tuple[Group, ...]
 
     @classmethod
+    @checked
     def parse(cls, text: str) -> Template:
         """Read a template; see `syntax`.
 

@@ -7,7 +7,7 @@ what several templates say. Only log-probabilities are known here, and no model.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -51,7 +51,10 @@ class Verbalizer:
         check_settings(self)
         if len(self.words) < 2:
             raise bad_value("the number of labels", len(self.words), "two or more are needed", "Give words for each.")
-        listed = {label: (words,) if isinstance(words, str) else tuple(words) for label, words in self.words.items()}
+        listed = {
+            label: tuple(words) if isinstance(words, Iterable) and not isinstance(words, str) else (words,)
+            for label, words in self.words.items()
+        }
         owner: dict[str, str] = {}
         for label, words in listed.items():
             _check_words(label, words, owner)

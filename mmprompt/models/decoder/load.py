@@ -22,6 +22,7 @@ from mmprompt.errors import UserError, bad_file, unknown_name
 from mmprompt.models.decoder.smollm2 import find_smollm2
 from mmprompt.models.dual_encoder.load import TINY, Source, folder_source, one_line_errors, read_options
 from mmprompt.models.frozen import LoadOptions, freeze
+from mmprompt.settings import checked
 
 if TYPE_CHECKING:
     from mmprompt.models.decoder.model import FrozenLanguageModel
@@ -37,8 +38,9 @@ def list_language_models() -> list[str]:
     return ["tiny", "smollm2"]
 
 
+@checked
 def load_language_model(
-    name: str = "tiny",
+    name: str | Path = "tiny",
     device: str = "auto",
     dtype: str = "auto",
     cache_dir: str | Path | None = None,
@@ -57,8 +59,8 @@ def load_language_model(
     """
     from mmprompt.models.decoder.model import FrozenLanguageModel
 
-    lm, tokenizer = load_parts(name, read_options(device, dtype, cache_dir, trust_remote_code))
-    return FrozenLanguageModel(name, lm, tokenizer)
+    lm, tokenizer = load_parts(str(name), read_options(device, dtype, cache_dir, trust_remote_code))
+    return FrozenLanguageModel(str(name), lm, tokenizer)
 
 
 def load_parts(name: str, options: LoadOptions) -> tuple[Any, Any]:

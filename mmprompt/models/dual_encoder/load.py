@@ -29,6 +29,7 @@ from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.dual_encoder.photo import find_photo
 from mmprompt.models.frozen import LoadOptions
+from mmprompt.settings import checked
 
 TINY = Path(__file__).parents[2] / "assets" / "tiny"
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -69,8 +70,9 @@ class Source:
         return "hf:path/to/folder" if self.library == "transformers" else "path/to/folder"
 
 
+@checked
 def load_backbone(
-    name: str = "tiny",
+    name: str | Path = "tiny",
     device: str = "auto",
     dtype: str = "auto",
     cache_dir: str | Path | None = None,
@@ -87,6 +89,7 @@ def load_backbone(
     Raises:
         UserError: no such name, weights that are not there, or a model with parts that are not known.
     """
+    name = str(name)
     source = find_source(name)
     options = read_options(device, dtype, cache_dir, trust_remote_code)
     with one_line_errors(name, source, options.cache_dir):
