@@ -28,6 +28,7 @@ class Settings:
     is_on: bool = False
     place: Path | str | None = None
     rows: Sequence[int] = ()
+    pairs: tuple[tuple[str, int], ...] = ()
     words: Mapping[str, str] | None = None
     unknown: Unknown | None = None
 
@@ -53,8 +54,10 @@ class Settings:
         ({"kind": 2}, "kind is 2, but it must be one of one, two."),
         ({"is_on": 1}, "is_on is 1, but it must be True or False."),
         ({"place": 3}, "place is 3, but it must be a path or text."),
-        ({"rows": 3}, "rows is 3, but it must be a list."),
-        ({"rows": "123"}, "rows is '123', but it must be a list."),
+        ({"rows": 3}, "rows is 3, but it must be a list, each a whole number."),
+        ({"rows": "123"}, "rows is '123', but it must be a list, each a whole number."),
+        ({"rows": [1, "2"]}, "rows is of type list, but it must be a list, each a whole number."),
+        ({"pairs": [("a", 1), ("b",)]}, "pairs is of type list, but it must be a list, each (text, a whole number)."),
         ({"words": "a"}, "words is 'a', but it must be a mapping."),
     ],
 )

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Annotated
+
+from annotated_types import Ge, Lt
 
 from mmprompt.data.coop_split import MADE_BY
 from mmprompt.data.splits import SPLITS, Item, Splits, by_label
 from mmprompt.errors import UserError, bad_file, bad_value
 from mmprompt.files import write_json
+from mmprompt.settings import check
 from mmprompt.version import __version__
 
 MIN_FOR_VAL = 3
@@ -33,8 +37,7 @@ def divide(splits: Splits, val: float = 0.1, test: float = 0.2, seed: int = 1) -
         UserError: the shares leave nothing to train on, all parts are there, or no class has two images.
     """
     for name, share in (("val", val), ("test", test)):
-        if not 0 <= share < 1:
-            raise bad_value(name, share, "a share from 0 to below 1 was expected", "Use `val=0.1` and `test=0.2`.")
+        check(name, share, Annotated[float, Ge(0), Lt(1)], "Use `val=0.1` and `test=0.2`.")
     if val + test >= 1:
         expected = "less than 1 was expected, so that training keeps a part"
         raise bad_value("val + test", val + test, expected, "Use less.")

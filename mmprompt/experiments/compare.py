@@ -11,12 +11,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from mmprompt.errors import bad_value
 from mmprompt.experiments.cells import cell_to_json
 from mmprompt.experiments.grid import Grid, plan, read_pictures
 from mmprompt.experiments.results import Results
 from mmprompt.experiments.summary import Comparison, compare_cells
 from mmprompt.experiments.workers import default_workers, fill
+from mmprompt.settings import Count, check
 
 RESULTS = "results.sqlite"
 Show = Callable[[str, int, int], None]
@@ -42,8 +42,7 @@ def compare(
         UserError: something in the grid or its pictures cannot be; the file of results is as it was then.
         RunFailed: the worker processes died.
     """
-    if workers is not None and workers < 1:
-        raise bad_value("workers", workers, "at least one process is needed", "Use `workers=1`.")
+    check("workers", workers, Count | None, "Use `workers=1`.")
     show = progress or (lambda name, n_done, n_all: None)
     planned = plan(grid.cells(), device)
     keys = [one.key for one in planned]

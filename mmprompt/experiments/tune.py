@@ -23,7 +23,7 @@ from mmprompt.classification.task import ClassificationTask
 from mmprompt.core.fit import fit
 from mmprompt.core.method import resolved_recipe
 from mmprompt.data.splits import Dataset
-from mmprompt.errors import UserError, bad_value
+from mmprompt.errors import UserError
 from mmprompt.experiments.cells import Origin
 from mmprompt.experiments.search_space import Range
 from mmprompt.experiments.study import N_REPORTS, missing_optuna, n_ended, open_study
@@ -34,6 +34,7 @@ from mmprompt.models.dual_encoder.load import load_backbone
 from mmprompt.models.image_features import ImageFeatures
 from mmprompt.models.image_reading import end_with_parent
 from mmprompt.reports.curves import Trial
+from mmprompt.settings import Count, check
 from mmprompt.training.callbacks import Callback
 from mmprompt.training.problem import Run, RunFailed
 from mmprompt.training.recipe import Recipe, epochs_for
@@ -148,9 +149,8 @@ def tune(
     problem = missing_optuna()
     if problem:
         raise UserError(problem)
-    for name, value in (("trials", n_trials), ("workers", workers)):
-        if value < 1:
-            raise bad_value(name, value, "it must be 1 or more", f"Use --{name} 1.")
+    check("trials", n_trials, Count, "Use `trials=1`.")
+    check("workers", workers, Count, "Use `workers=1`.")
     show = progress or (lambda name, n_done, n_all: None)
     backbone = load_backbone(search.backbone, device)
     data = [search.load(seed) for seed in search.seeds]

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmprompt.errors import UserError, bad_value
+from mmprompt.errors import UserError
 from mmprompt.language.data import TextRow
 from mmprompt.language.predictor import LanguagePredictor, parts_by_task
 from mmprompt.models.decoder.hf_cache import cache_argument, to_cache
@@ -21,6 +21,7 @@ from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.decoder.packing import Question
 from mmprompt.models.decoder.reader import CausalReader
 from mmprompt.models.decoder.vectors import LM_INPUT, keys_values
+from mmprompt.settings import Count, check
 
 CHUNK = 8192
 
@@ -37,8 +38,7 @@ def nearest_tokens(model: FrozenLanguageModel, vectors: Tensor, k: int = 5) -> l
     Raises:
         UserError: the vectors are not [P, D], or k is below 1.
     """
-    if k < 1:
-        raise bad_value("k", k, "at least one token is needed", "Use 5.")
+    check("k", k, Count, "Use `k=5`.")
     if vectors.dim() != 2 or vectors.shape[1] != model.width:
         raise UserError(
             f"the vectors have the shape {list(vectors.shape)}, but [P, {model.width}] was expected, the width of "

@@ -11,9 +11,10 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Gt, Le
 from torch import Tensor
 
 from mmprompt.core.file import save
@@ -22,7 +23,7 @@ from mmprompt.core.header import check_new
 from mmprompt.core.learned import Learned, Prompt
 from mmprompt.core.method import Start
 from mmprompt.core.soft import DecoderMethod, PromptTuning
-from mmprompt.errors import UserError, bad_value
+from mmprompt.errors import UserError
 from mmprompt.language.data import TextData, TextRow, load_texts
 from mmprompt.language.methods import METHODS, MultitaskPrompt
 from mmprompt.language.predictor import LanguagePredictor
@@ -32,6 +33,7 @@ from mmprompt.language.templates.template import Template
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.decoder.vectors import LM_INPUT
+from mmprompt.settings import Count, check
 from mmprompt.training.config import surroundings
 from mmprompt.training.lock import run_lock
 from mmprompt.training.loop import train
@@ -97,11 +99,9 @@ def meta_start(
         raise UserError(f"there are {len(tasks)} tasks, but a start is learned over two or more. Give more.")
     if not method.n_vectors or isinstance(method, MultitaskPrompt):
         raise UserError("a start is learned for vectors among the tokens that all tasks share. Use prompt-tuning.")
-    for name, value in (("n_rounds", n_rounds), ("n_inner", n_inner)):
-        if value < 1:
-            raise bad_value(name, value, "it must be 1 or more", "Use 24 rounds of 10 steps.")
-    if not 0 < rate <= 1:
-        raise bad_value("rate", rate, "it must be above 0 and at most 1", "Use 1.")
+    check("n_rounds", n_rounds, Count, "Use `n_rounds=24`.")
+    check("n_inner", n_inner, Count, "Use `n_inner=10`.")
+    check("rate", rate, Annotated[float, Gt(0), Le(1)], "Use `rate=1`.")
     folder = None if out is None else Path(out)
     with contextlib.nullcontext() if folder is None else run_lock(folder):
         if folder is not None:

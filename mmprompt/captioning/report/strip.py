@@ -12,8 +12,9 @@ from PIL import Image, ImageOps
 from mmprompt.captioning.data import CaptionData
 from mmprompt.captioning.measure import NO_PROMPT, CaptionMeasure
 from mmprompt.data.images import read_image
-from mmprompt.errors import UserError, bad_value
+from mmprompt.errors import UserError
 from mmprompt.reports.figures import Theme, drawing, png
+from mmprompt.settings import Count, check
 
 SIDE = 288
 """Pixels that a shown image is wide: four times a drawn scene."""
@@ -43,8 +44,7 @@ def choose_images(measure: CaptionMeasure, data: CaptionData, n_pictures: int) -
     Raises:
         UserError: `n_pictures` is below 1.
     """
-    if n_pictures < 1:
-        raise bad_value("n_pictures", n_pictures, "a strip shows a picture or more", "Use 6.")
+    check("n_pictures", n_pictures, Count, "Use `n_pictures=6`.")
     shown = [one for one in measure.speakers if one.name in (NO_PROMPT, *measure.focuses)]
     files = {item.image_id: item.image for item in data.items}
     image_ids = list(measure.speakers[0].said)
