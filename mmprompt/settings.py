@@ -42,7 +42,7 @@ NAMES: dict[Any, str] = {
 
 
 def check_settings(settings: Any) -> None:
-    """Refuse a field of a dataclass that its annotation does not hold, and keep numbers as Python's own.
+    """Refuse a field of a dataclass that its annotation does not hold; keep numbers as Python's own, paths as paths.
 
     One spelling of a value (8, not numpy's int64(8)) matters, since hashes and JSON are made of settings.
 
@@ -52,9 +52,12 @@ def check_settings(settings: Any) -> None:
     hints = annotations_of(type(settings))  # type: ignore[arg-type]
     for field in fields(settings):
         name, hint, value = field.name, hints[field.name], getattr(settings, field.name)
+        members = list(_members(hint))
+        if isinstance(value, str) and Path in members and str not in members:
+            value = Path(value)
+            object.__setattr__(settings, name, value)
         has_default = (field.default, field.default_factory) != (MISSING, MISSING)
         check(name, value, hint, f"Leave `{name}` out for the default." if has_default else "Give another.")
-        members = list(_members(hint))
         if isinstance(value, Real) and not isinstance(value, bool) and (int in members or float in members):
             object.__setattr__(settings, name, float(value) if float in members else int(value))  # type: ignore[call-overload]
 

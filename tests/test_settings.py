@@ -12,6 +12,7 @@ import pytest
 from annotated_types import Ge, Gt, Le, Lt
 
 from mmprompt.errors import UserError
+from mmprompt.language import PromptInit
 from mmprompt.settings import Count, check_settings, checked
 
 if TYPE_CHECKING:
@@ -87,3 +88,7 @@ def test_an_argument_that_its_annotation_does_not_hold_is_refused() -> None:
 def test_which_arguments_there_are_python_says() -> None:
     with pytest.raises(TypeError, match="missing 1 required positional argument: 'name'"):
         called()  # type: ignore[call-arg]
+
+
+def test_text_is_a_path_where_one_is_meant() -> None:
+    assert PromptInit(from_prompt="runs/start").from_prompt == Path("runs/start")

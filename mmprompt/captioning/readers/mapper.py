@@ -81,11 +81,16 @@ class TransformerMapper(nn.Module):
         width, n_prefix = settings.width, settings.n_prefix or 1
         self.spread = nn.Linear(settings.image_width, n_prefix * width)
         self.constants = nn.Parameter(torch.randn(n_prefix, width))
-        layer = nn.TransformerEncoderLayer(
-            width, math.gcd(N_HEADS, width), 2 * width, dropout=0.0, batch_first=True, norm_first=True
-        )
-        layer.self_attn.register_parameter("in_proj_bias", None)
-        self.encoder = nn.TransformerEncoder(layer, N_LAYERS, enable_nested_tensor=False)
+        layers = [
+            nn.TransformerEncoderLayer(
+                width, math.gcd(N_HEADS, width), 2 * width, dropout=0.0, batch_first=True, norm_first=True
+            )
+            for _ in range(N_LAYERS)
+        ]
+        for layer in layers:
+            layer.self_attn.register_parameter("in_proj_bias", None)
+        self.encoder = nn.TransformerEncoder(layers[0], N_LAYERS, enable_nested_tensor=False)
+        self.encoder.layers = nn.ModuleList(layers)  # torch copies one layer, so that all would start alike
 
     def forward(self, features: Tensor) -> Tensor:
         """[N, 1, D'] to [N, M, D]: what stands in the slots of the constants."""

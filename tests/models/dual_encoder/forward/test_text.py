@@ -74,10 +74,10 @@ class Case:
     def whole_template(self) -> ClassTemplate:
         """The words of `template` with the vectors in front of them, about the name, or behind it."""
         before, after = self.template.split("{}")
-        first, rest = self.n_ctx // 2, self.n_ctx - self.n_ctx // 2
+        front = f"{{soft*{self.n_ctx // 2}}} " if self.n_ctx > 1 else ""
         forms = {
             "end": f"{{soft*{self.n_ctx}}} {before}{{name}}{after}",
-            "middle": f"{{soft*{first}}} {before}{{name}} {{soft*{rest}}}{after}",
+            "middle": f"{front}{before}{{name}} {{soft*{self.n_ctx - self.n_ctx // 2}}}{after}",
             "front": f"{before}{{name}} {{soft*{self.n_ctx}}}{after}",
         }
         return ClassTemplate(forms[self.position] if self.n_ctx else self.template)
