@@ -29,12 +29,12 @@ def parted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def words(parted: Path, tiny_open_clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.chdir(tmp_path)
-    quick = ["--epochs", "2", "--n-ctx", "2", "--device", "cpu", "--seeds", "1"]
-    return ["--data", str(parted), "--backbones", str(tiny_open_clip_folder), *quick]
+    quick = ["--epochs", "2", "--n-ctx", "2", "--device", "cpu", "--seed", "1"]
+    return ["--data", str(parted), "--backbone", str(tiny_open_clip_folder), *quick]
 
 
 def test_compare_prints_the_table_and_writes_report_and_numbers(words: list[str], capsys: Capture) -> None:
-    assert main(["compare", "--methods", "coop,zero-shot", "--shots", "1,2", "--json", "all.json", *words]) == 0
+    assert main(["compare", "--method", "coop,zero-shot", "--shots", "1,2", "--json", "all.json", *words]) == 0
     shown = capsys.readouterr().out
     assert "1 shot" in shown
     assert "runs/compare/report.html" in shown
@@ -49,12 +49,12 @@ def test_compare_prints_the_table_and_writes_report_and_numbers(words: list[str]
 
 def test_json_on_stdout_is_one_document(words: list[str], capsys: Capture) -> None:
     place = [*words[:4], "--device", "cpu"]
-    assert main(["compare", "--methods", "zero-shot", "--shots", "1", "--json", "-", *place]) == 0
+    assert main(["compare", "--method", "zero-shot", "--shots", "1", "--json", "-", *place]) == 0
     assert json.loads(capsys.readouterr().out)["lines"][0]["method"] == "zero-shot"
 
 
 def test_base_to_new_ends_in_the_papers_table(words: list[str], capsys: Capture) -> None:
-    assert main(["protocol", "base-to-new", "--methods", "coop", "--shots", "2", *words]) == 0
+    assert main(["protocol", "base-to-new", "--method", "coop", "--shots", "2", *words]) == 0
     header = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("data set"))
     assert header.split() == ["data", "set", "method", "backbone", "base", "new", "H"]
     assert Path("runs/base-to-new/table.tex").is_file()
@@ -69,8 +69,8 @@ def test_the_official_split_stands_alone_and_the_papers_split_beside_their_numbe
     (base / "labels").mkdir()
     for number, part in enumerate(("train", "val", "test")):
         (base / "labels" / f"{part}1.txt").write_text("".join(f"{name}/{number}.png\n" for name in COLOURS))
-    words = ["protocol", "few-shot", "--datasets", "dtd", "--root", "root", "--methods", "zero-shot", "--shots", "16"]
-    words += ["--backbones", str(tiny_open_clip_folder), "--device", "cpu"]
+    words = ["protocol", "few-shot", "--data", "dtd", "--root", "root", "--method", "zero-shot", "--shots", "16"]
+    words += ["--backbone", str(tiny_open_clip_folder), "--device", "cpu"]
     assert main(words) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "(published)" not in shown
@@ -87,36 +87,35 @@ def test_the_official_split_stands_alone_and_the_papers_split_beside_their_numbe
 
 def test_results_that_cannot_be_kept_are_refused_at_the_start(words: list[str], capsys: Capture) -> None:
     Path("file").touch()
-    assert main(["compare", "--methods", "zero-shot", "--results", "file/r.sqlite", *words[:4]]) == 2
+    assert main(["compare", "--method", "zero-shot", "--results", "file/r.sqlite", *words[:4]]) == 2
     assert "file: is a file" in capsys.readouterr().err
 
 
 def test_tune_writes_a_recipe_that_train_takes(words: list[str], capsys: Capture) -> None:
-    own = [word.replace("--backbones", "--backbone") for word in words]
-    assert main(["tune", *own, "--search", "lr=1e-2:1", "--trials", "2", "--shots", "2"]) == 0
+    assert main(["tune", *words, "--search", "lr=1e-2:1", "--trials", "2", "--shots", "2"]) == 0
     assert "runs/tune/recipe.yaml" in capsys.readouterr().out
     assert main(["train", "--config", "runs/tune/recipe.yaml", "--out", "new", "--device", "cpu"]) == 0
 
 
 REFUSED = {
-    "compare --methods copo --datasets openart-large": "Did you mean 'coop'",
-    "compare --methods coop,,vpt --datasets openart-large": "names with commas",
+    "compare --method copo --data openart-large": "Did you mean 'coop'",
+    "compare --method coop,,vpt --data openart-large": "names with commas",
     "compare": "no data set was named",
-    "compare --datasets openart-lef": "openart-left",
-    "compare --datasets openart-large --data own": "one place of pictures",
-    "compare --datasets openart-large --shots 0": "at least 1 picture",
-    "compare --datasets openart-large --shots one": "whole numbers",
-    "compare --datasets openart-large --seeds -1": "whole numbers",
-    "compare --datasets openart-large --workers 0": "at least one process",
-    "compare --datasets openart-large-novel": "test images only",
-    "protocol base-to-new --datasets openart-large --shots 1,2": "one number of shots",
-    "protocol cross-dataset --datasets openart-large": "at least one target",
+    "compare --data openart-lef": "openart-left",
+    "compare --data .,two": "one folder, or names of data sets",
+    "compare --data openart-large --shots 0": "at least 1 picture",
+    "compare --data openart-large --shots one": "whole numbers",
+    "compare --data openart-large --seed -1": "whole numbers",
+    "compare --data openart-large --workers 0": "at least one process",
+    "compare --data openart-large-novel": "test images only",
+    "protocol base-to-new --data openart-large --shots 1,2": "one number of shots",
+    "protocol cross-dataset --data openart-large": "at least one target",
     "protocol base": "Did you mean",
     "tune --lr 0.1": "fixed and searched",
     "tune --search lr=1": "low:high",
     "tune --trials 0": "--trials 1",
     "tune --method copo": "coop",
-    "tune --dataset openart-large-novel": "no training pictures",
+    "tune --data openart-large-novel": "no training pictures",
 }
 
 
@@ -132,21 +131,21 @@ def test_a_wrong_call_is_one_line_and_exit_2(
 
 
 def test_only_settings_that_are_given_are_passed_on() -> None:
-    line = ["--methods", "coop,linear-probe", "--datasets", "openart-large", "--backbones", "m", "--lr", "0.1"]
+    line = ["--method", "coop,linear-probe", "--data", "openart-large", "--backbone", "m", "--lr", "0.1"]
     call = read_grid_call(line, "mmprompt compare", "")
     assert [dict(one.settings) for one in call.contenders] == [{}, {}]
     assert call.recipe == {"lr": 0.1}
 
 
 def test_a_setting_goes_to_the_methods_that_have_it() -> None:
-    line = ["--methods", "coop,vpt,linear-probe", "--datasets", "openart-large", "--backbones", "m", "--max-iter=7"]
+    line = ["--method", "coop,vpt,linear-probe", "--data", "openart-large", "--backbone", "m", "--max-iter=7"]
     call = read_grid_call([*line, "--n-ctx", "3", "--class-specific"], "mmprompt compare", "")
     settings = [dict(one.settings) for one in call.contenders]
     assert settings == [{"n_ctx": 3, "class_specific": True}, {}, {"max_iter": 7}]
 
 
 def test_the_small_model_gets_few_context_vectors_unless_told() -> None:
-    line = ["--methods", "coop", "--datasets", "openart-large"]
+    line = ["--method", "coop", "--data", "openart-large"]
     grids = [read_grid_call([*line, *words], "p", "") for words in ([], ["--n-ctx", "2"], ["--n-ctx", "4"])]
     cells = [Grid(call.origins(), call.contenders, seeds=(1,)).cells()[0] for call in grids]
     assert [settled(cell.make(), cell.backbone).n_ctx for cell in cells] == [4, 2, 4]  # type: ignore[attr-defined]
@@ -155,9 +154,9 @@ def test_the_small_model_gets_few_context_vectors_unless_told() -> None:
 
 
 def test_a_recipe_file_of_tune_serves_a_comparison(tmp_path: Path) -> None:
-    (tmp_path / "recipe.yaml").write_text("dataset: openart-left\nmethod: coop\nshots: 4\nn_ctx: 2\nlr: 0.05\n")
+    (tmp_path / "recipe.yaml").write_text("data: openart-left\nmethod: coop\nshots: 4\nn_ctx: 2\nlr: 0.05\n")
     call = read_grid_call(["--config", str(tmp_path / "recipe.yaml")], "p", "")
-    assert call.compared.datasets == "openart-left"
+    assert call.compared.data == "openart-left"
     assert call.compared.shots == "4"
     assert (call.contenders[0].method, dict(call.contenders[0].settings)) == ("coop", {"n_ctx": 2})
     assert call.recipe == {"lr": 0.05}
@@ -167,7 +166,7 @@ def test_lists_are_split_at_commas() -> None:
     assert names_in("methods", "coop, zero-shot") == ("coop", "zero-shot")
     assert counts_in("seeds", "1,2") == (1, 2)
     assert shots_in("1,all") == (1, None)
-    with pytest.raises(UserError, match="--seeds"):
+    with pytest.raises(UserError, match="--seed"):
         counts_in("seeds", "1.5")
 
 

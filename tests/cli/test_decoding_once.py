@@ -111,5 +111,5 @@ def test_leaving_broken_ones_out_of_a_comparison_opens_no_known_picture(
     words += ["--shots", "3", "--seed", "1", "--device", "cpu", "--skip-broken"]
     assert main(words) == 0
     assert len(decodes.take()) >= first_decodes(own)
-    assert main([*words, "--results", "other.sqlite"]) == 0
+    assert main([*words, "--results", "other"]) == 0
     assert decodes.take() == []
