@@ -23,15 +23,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmprompt.language.file import save_language
 
+from mmprompt.core import fit as core
+from mmprompt.core.file import save
+from mmprompt.core.learned import Prompt
+from mmprompt.core.soft import DecoderMethod
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextData, load_texts, sample_shots
-from mmprompt.language.methods import DecoderMethod, DeepPrompts, PrefixTuning, PromptTuning, PTuning
-from mmprompt.language.predictor import LanguagePredictor, LanguagePrompt
+from mmprompt.language.methods import DeepPrompts, PrefixTuning, PromptTuning, PTuning
+from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.search.task import search_words
-from mmprompt.language.sources import LanguageSources
-from mmprompt.language.task import fit_language, verbalizer_of
+from mmprompt.language.task import verbalizer_of
 from mmprompt.language.templates.template import Template
 from mmprompt.language.weights import fit_weights
 from mmprompt.models.decoder.load import load_language_model
@@ -45,8 +47,8 @@ Fit = Callable[[TextData, FrozenLanguageModel, int, Path], Fitted]
 
 def by_prompt(method: DecoderMethod) -> Fit:
     def fit(data: TextData, model: FrozenLanguageModel, seed: int, out: Path) -> Fitted:
-        prompted = fit_language(data, method, model, seed=seed).prompted
-        save_language(prompted, out)
+        prompted = core.fit(method, model, data, seed=seed, progress=False).predictor
+        save(prompted, out)
         return prompted, sum(weight.numel() for weight in prompted.prompt.parameters())
 
     return fit
@@ -66,12 +68,10 @@ def by_search(data: TextData, model: FrozenLanguageModel, seed: int, out: Path) 
 
 def by_hand(data: TextData, model: FrozenLanguageModel, seed: int, out: Path) -> Fitted:
     """The best of the hand-written instructions on the training rows."""
-    each = [
-        LanguagePredictor(model, LanguagePrompt(Template.parse(text), LanguageSources({}), verbalizer_of(data)))
-        for text in data.instructions
-    ]
+    words = verbalizer_of(data)
+    each = [LanguagePredictor(model, Prompt(Template.parse(text)), words) for text in data.instructions]
     best = max(each, key=lambda prompted: accuracy(prompted, data.train))
-    save_language(best, out)
+    save(best, out)
     return best, 0
 
 

@@ -55,7 +55,8 @@ def run(seed: int, with_curve: bool) -> dict[str, Any]:
     features, prompts, seconds = CaptionFeatures(captioner), [], {}
     for focus in FOCUSES:
         started = time.monotonic()
-        prompts.append(mp.fit_captions(focus, None, captioner, data[SETS[0]], seed=seed, features=features).prompt)
+        task = data[SETS[0]].focus(focus, features)
+        prompts.append(mp.fit(mp.PromptTuning(), captioner, task, seed=seed, progress=False).predictor.prompt)
         seconds[focus] = round(time.monotonic() - started, 1)
     found: dict[str, Any] = {"seed": seed, "training_seconds": seconds}
     words: dict[str, str] = {}  # chosen on the validation scenes of the first set

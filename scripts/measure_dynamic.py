@@ -28,26 +28,28 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from mmprompt.core.sources import FreeVectors, ScaledVectors
 from torch import Tensor
 
+from mmprompt.core.fit import fit
+from mmprompt.core.learned import LM_INPUT, Given, Inserts, Learned, Prompt, Source
+from mmprompt.core.method import Start
+from mmprompt.core.soft import DecoderMethod
 from mmprompt.errors import UserError
 from mmprompt.language.bank.bank import PromptBank, compose, text_features
 from mmprompt.language.bank.file import load_bank, save_bank
 from mmprompt.language.data import TextData, TextRow, load_texts, sample_shots
 from mmprompt.language.generation import generate_texts
 from mmprompt.language.meta import few_steps, meta_start
-from mmprompt.language.methods import DecoderMethod, DeepPrompts, PromptTuning, unit_of
-from mmprompt.language.predictor import LanguagePredictor, LanguagePrompt, load_prompted
-from mmprompt.language.sources import LM_INPUT, LanguageSources
+from mmprompt.language.methods import DeepPrompts, PromptTuning
+from mmprompt.language.predictor import LanguagePredictor, load_prompted
 from mmprompt.language.start import PromptInit
-from mmprompt.language.task import fit_language
 from mmprompt.language.templates.template import Template
 from mmprompt.language.text_metrics import score_texts
 from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
-from mmprompt.models.sites import Site, Vectors
+from mmprompt.models.sites import Vectors
+from mmprompt.training.recipe import Recipe
 from mmprompt.training.seeds import batches
 
 DATA = Path("examples/data")
@@ -99,11 +101,10 @@ def fitted(
     """A prompt of about so many steps, kept in a folder."""
     if not (folder / "prompt.json").exists():
         method = method or PromptTuning(N_SOFT)
-        recipe = type(method).recipe
-        n_steps = len(batches(list(range(len(data.train))), recipe.batch_size))
-        recipe = replace(recipe, epochs=max(1, round(n_wanted / n_steps)))
+        n_steps = len(batches(list(range(len(data.train))), type(method).recipe.batch_size))
+        epochs = max(1, round(n_wanted / n_steps))
         is_begun = (folder / "checkpoint").exists()
-        fit_language(data, method, model, out=folder, recipe=recipe, seed=seed, resume=is_begun)
+        fit(method, model, data, folder, Recipe(epochs=epochs), seed, resume=is_begun, progress=False)
     return load_prompted(folder, model)
 
 
@@ -226,10 +227,9 @@ def learn_start(model: FrozenLanguageModel, held: str, folder: Path) -> dict[str
 def adapt(model: FrozenLanguageModel, held: str, start: PromptInit, rate: float, seed: int) -> dict[str, Any]:
     """Ten steps on the task that was held out, and the accuracy on its test rows."""
     data = sample_shots(load_texts(DATA / f"{held}.jsonl"), SHOTS, seed)
-    recipe = replace(PromptTuning.recipe, epochs=1, lr=rate)
-    ten = few_steps(data, 10, recipe.batch_size, seed)
-    result = fit_language(ten, PromptTuning(N_SOFT), model, start=start, recipe=recipe, seed=seed)
-    return {"accuracy": accuracy(result.prompted, data.test[:N_ADAPTED]), "loss": round(result.history[0]["loss"], 3)}
+    ten = few_steps(data, 10, PromptTuning.recipe.batch_size, seed).task(init=start)
+    result = fit(PromptTuning(N_SOFT), model, ten, None, Recipe(epochs=1, lr=rate), seed, progress=False)
+    return {"accuracy": accuracy(result.predictor, data.test[:N_ADAPTED]), "loss": round(result.history[0]["loss"], 3)}
 
 
 # A prompt a language
@@ -263,7 +263,7 @@ def languages(model: FrozenLanguageModel, cells: Cells, work: Path) -> None:
 
 def in_words(model: FrozenLanguageModel, text: str) -> LanguagePredictor:
     """The model with a prompt in words alone."""
-    return LanguagePredictor(model, LanguagePrompt(Template.parse(text), LanguageSources({})))
+    return LanguagePredictor(model, Prompt(Template.parse(text)))
 
 
 def together(
@@ -294,16 +294,18 @@ def together(
             cells.add(name, partial(judge.measure, one, judge.rows[code], code))
 
 
-class VectorsBehind(LanguageSources):
-    """Learned vectors behind those of a language, which stay as they are."""
+class VectorsBehind(Source):
+    """Learned vectors behind those of a language, the task of a row, which stay as they are."""
 
-    def __init__(self, languages: dict[str, Tensor], own: ScaledVectors) -> None:
-        super().__init__({LM_INPUT: own})
-        self.languages, self.tasks = languages, tuple(languages)
+    sites = (LM_INPUT,)
 
-    def vectors_of(self, task: str = "") -> dict[Site, Vectors]:
-        own = super().vectors_of()[LM_INPUT].values
-        return {LM_INPUT: Vectors(torch.cat([self.languages[task], own]), "shared")}
+    def __init__(self, languages: dict[str, Tensor], own: Learned) -> None:
+        super().__init__()
+        self.languages, self.own, self.tasks = languages, own, tuple(languages)
+
+    def forward(self, given: Given) -> Inserts:
+        before = self.languages[given.task or next(iter(self.languages))]
+        return {LM_INPUT: Vectors(torch.cat([before, self.own.vectors]))}
 
 
 @dataclass(frozen=True)
@@ -314,11 +316,13 @@ class BehindLanguages(PromptTuning):
 
     @property
     def n_vectors(self) -> int:
-        return 2 * self.n_soft
+        return 2 * N_SOFT
 
-    def sources(self, model: FrozenLanguageModel, start: Tensor, tasks: Sequence[str] = ()) -> LanguageSources:
-        own = start[-self.n_soft :]
-        return VectorsBehind(self.languages, ScaledVectors(own, unit=unit_of(model, own)))
+    def prompt(self, backbone: Any, start: Start) -> Prompt:
+        assert start.vectors is not None
+        values, unit = start.vectors(self.n_vectors)
+        own = Learned(LM_INPUT, values[-N_SOFT:], unit=unit)
+        return Prompt(start.template, VectorsBehind(self.languages, own)).to(backbone.device)
 
 
 def behind(
@@ -330,14 +334,14 @@ def behind(
     train = tuple(replace(row, answer=form.format(row.answer)) for row in rows)
     method = BehindLanguages(N_SOFT, {code: vectors[code] for code in COMPOSED})
     n_steps = len(batches(list(range(len(train))), PromptTuning.recipe.batch_size))
-    recipe = replace(PromptTuning.recipe, epochs=max(1, round(N_STEPS_LANGUAGE[model.name] / n_steps)))
-    data = replace(data, train=train, val=(), test=train[:1])
-    learned = fit_language(data, method, model, start=PromptInit("vocabulary"), recipe=recipe).prompted
-    task = learned.vectors()[LM_INPUT].values.detach()
+    recipe = Recipe(epochs=max(1, round(N_STEPS_LANGUAGE[model.name] / n_steps)))
+    rows_behind = replace(data, train=train, val=(), test=train[:1]).task(init=PromptInit("vocabulary"))
+    learned = fit(method, model, rows_behind, recipe=recipe, progress=False).predictor
+    task = learned.vectors()[LM_INPUT].values.detach()[-N_SOFT:]
     found = {}
     for code, language in vectors.items():
-        sources = LanguageSources({LM_INPUT: FreeVectors(torch.cat([language, task]))}).requires_grad_(False)
-        found[code] = LanguagePredictor(model, replace(learned.prompt, sources=sources))
+        prompt = Prompt(learned.template, Learned(LM_INPUT, torch.cat([language, task]))).requires_grad_(False)
+        found[code] = LanguagePredictor(model, prompt)
     return found
 
 

@@ -14,20 +14,20 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from mmprompt.core.fit import fit
+from mmprompt.core.learned import Prompt
 from mmprompt.core.metrics import paired_bootstrap
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextData, TextRow, load_texts, sample_shots
 from mmprompt.language.methods import PromptTuning
-from mmprompt.language.predictor import LanguagePredictor, LanguagePrompt
-from mmprompt.language.sources import LanguageSources
-from mmprompt.language.task import LanguageTask, fit_language, verbalizer_of
+from mmprompt.language.predictor import LanguagePredictor
+from mmprompt.language.task import verbalizer_of
 from mmprompt.language.templates.template import Template
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
@@ -52,8 +52,8 @@ def instructions(model: FrozenLanguageModel, data: TextData) -> list[dict[str, A
     """The hand-written instructions on the test rows."""
     found = []
     for text in data.instructions:
-        prompt = LanguagePrompt(Template.parse(text), LanguageSources({}), verbalizer_of(data))
-        found.append({"template": text, "right": right(LanguagePredictor(model, prompt), data.test)})
+        prompted = LanguagePredictor(model, Prompt(Template.parse(text)), verbalizer_of(data))
+        found.append({"template": text, "right": right(prompted, data.test)})
     return found
 
 
@@ -61,13 +61,12 @@ def train(model: FrozenLanguageModel, data: TextData, seed: int) -> dict[str, An
     """One training and its answers on the test rows."""
     started, cpu_started = time.monotonic(), time.process_time()
     template, lr = CHOSEN.get(data.name, (None, PromptTuning.recipe.lr))
-    task, recipe = LanguageTask(template=template), replace(PromptTuning.recipe, lr=lr)
-    drawn = sample_shots(data, SHOTS, seed)
-    result = fit_language(drawn, PromptTuning(N_SOFT), model, task, recipe=recipe, seed=seed)
+    task = sample_shots(data, SHOTS, seed).task(template=template)
+    result = fit(PromptTuning(N_SOFT), model, task, seed=seed, lr=lr, progress=False)
     seconds, cpu_seconds = time.monotonic() - started, time.process_time() - cpu_started
     return {
         "seed": seed,
-        "right": right(result.prompted, data.test),
+        "right": right(result.predictor, data.test),
         "seconds": round(seconds, 1),
         "cpu_seconds": round(cpu_seconds, 1),
     }

@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
+from mmprompt.core.fit import fit
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextData, load_texts, sample_shots
 from mmprompt.language.methods import METHODS, PromptTuning
 from mmprompt.language.start import PromptInit
-from mmprompt.language.task import fit_language
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.training.problem import RunFailed
@@ -51,13 +51,11 @@ def run(model: FrozenLanguageModel, data: TextData, method: str, lr: float, star
     kind = METHODS[method]
     started = time.process_time()
     try:
-        result = fit_language(
-            data, kind(), model, start=PromptInit(start), recipe=replace(kind.recipe, lr=lr), seed=seed
-        )
+        result = fit(kind(), model, data.task(init=PromptInit(start)), seed=seed, lr=lr, progress=False)
     except RunFailed as error:
         return {"accuracy": 0.0, "failed": str(error), "cpu_seconds": round(time.process_time() - started, 1)}
     seconds = round(time.process_time() - started, 1)
-    found = result.prompted.classify(data.test)
+    found = result.predictor.classify(data.test)
     right = [one.label == row.label for one, row in zip(found, data.test, strict=True)]
     loss = result.history[-1]["loss"]
     return {"accuracy": sum(right) / len(right), "n": len(right), "loss": loss, "cpu_seconds": seconds}

@@ -24,14 +24,18 @@ from mmprompt.captioning.data import CaptionData
 from mmprompt.captioning.decoding import Decoding
 from mmprompt.captioning.predictor import Captioner, Steering
 from mmprompt.captioning.readers.captioner import LM_INPUT, FrozenCaptioner
-from mmprompt.captioning.task import RECIPE, epochs_of
+from mmprompt.captioning.task import epochs_of
+from mmprompt.core.learned import Prompt
+from mmprompt.core.method import resolved_recipe, settled
 from mmprompt.data.images import read_image
+from mmprompt.models.sites import vectors_of
 from mmprompt.training.schedules import learning_rate
 from mmprompt.training.seeds import batches, epoch_order
 
 FOCUS, SEED, N_TOKENS, N_WRITTEN = "emotions", 1, 20, 64
 SAME_WEIGHTS = 1e-3
 IGNORED = -100
+RECIPE = resolved_recipe(mp.PromptTuning(), ("tiny", "captioning"), {}, None)
 
 
 class Plain:
@@ -44,9 +48,8 @@ class Plain:
         self.images = [item.image for item in data.train]
         self.ids = [[[*captioner.tokenizer.encode(t), self.end_id] for t in item.of(FOCUS)] for item in data.train]
         self.length = max(len(ids) for some in self.ids for ids in some)
-        features = captioner.encode_image(torch.stack([self.read(item.image) for item in data.train[:64]]))
-        words = [ids[:-1] for some in self.ids for ids in some]
-        self.source = mp.SoftPrompt().sources(captioner, words, features).sources[0]
+        method = settled(mp.PromptTuning(), captioner.name, "captioning")
+        (self.source,) = data.focus(FOCUS).predictor(method, captioner, SEED).prompt.sources
 
     def read(self, path: object) -> Tensor:
         return self.captioner.preprocess(read_image(path))  # type: ignore[arg-type]
@@ -60,7 +63,7 @@ class Plain:
         texts = [ids for index in indices for ids in self.ids[index]]
         ids = torch.tensor([text + [self.end_id] * (self.length - len(text)) for text in texts])
         labels = torch.tensor([text + [IGNORED] * (self.length - len(text)) for text in texts])
-        soft = self.source().values.expand(len(ids), -1, -1)
+        soft = self.source.vectors.expand(len(ids), -1, -1)
         before = [self.mapper(features), self.start.expand(len(ids), -1, -1), soft]
         x = torch.cat([*before, self.lm.get_input_embeddings()(ids)], 1)
         logits = self.lm(inputs_embeds=x).logits[:, x.shape[1] - self.length - 1 : -1]
@@ -90,21 +93,22 @@ class Plain:
         return tokens
 
 
-def training_rows(captioner: FrozenCaptioner, data: CaptionData) -> tuple[list[Row], mp.FocusPrompt]:
+def training_rows(captioner: FrozenCaptioner, data: CaptionData) -> tuple[list[Row], Prompt]:
     """A whole training, features included, both ways; the learned vectors must be the same."""
     rows, prompt = [], None
     for name in ("train", "train-features-once"):
         plain, found = Plain(captioner, data), {}
 
-        def ours(found: dict[str, mp.FocusPrompt] = found) -> None:
-            found["prompt"] = mp.fit_captions(FOCUS, captioner=captioner, data=data, seed=SEED).prompt
+        def ours(found: dict[str, Prompt] = found) -> None:
+            result = mp.fit(mp.PromptTuning(), captioner, data.focus(FOCUS), seed=SEED, progress=False)
+            found["prompt"] = result.predictor.prompt
 
         def theirs(plain: Plain = plain, once: bool = name != "train") -> None:
             plain.train([plain.features(index) for index in range(len(plain.images))] if once else None)
 
         plain_s, ours_s = cpu_seconds(theirs), cpu_seconds(ours)
         prompt = found["prompt"]
-        error = relative_error(prompt.vectors()[LM_INPUT].values.detach(), plain.source().values.detach())
+        error = relative_error(vectors_of(prompt.inserts())[LM_INPUT].values.detach(), plain.source.vectors.detach())
         n_steps = epochs_of(RECIPE, len(plain.images)) * len(batches(list(range(len(plain.images))), RECIPE.batch_size))
         row = {"name": name, "ratio": plain_s / ours_s, "equal": error < SAME_WEIGHTS, "plain_s": plain_s}
         rows.append(row | {"ours_s": ours_s, "steps_a_second": n_steps / ours_s, "weights_error": error})
@@ -112,10 +116,10 @@ def training_rows(captioner: FrozenCaptioner, data: CaptionData) -> tuple[list[R
     return rows, prompt
 
 
-def writing_row(captioner: FrozenCaptioner, data: CaptionData, prompt: mp.FocusPrompt) -> Row:
+def writing_row(captioner: FrozenCaptioner, data: CaptionData, prompt: Prompt) -> Row:
     """Captions of 20 tokens, pictures read and encoded by both; the tokens must be the same."""
     paths = [item.image for item in data.test[:N_WRITTEN]]
-    vectors = prompt.vectors()[LM_INPUT].values
+    vectors = vectors_of(prompt.inserts())[LM_INPUT].values
     plain = Plain(captioner, data)
     end_id, captioner.decoder.end_id = captioner.decoder.end_id, -1  # no caption ends early, in either way
     steered = Captioner(captioner, Steering(((prompt, 1.0),)), Decoding(max_tokens=N_TOKENS))

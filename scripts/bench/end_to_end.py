@@ -91,7 +91,7 @@ def main() -> None:
     def ours() -> None:
         result = mp.fit(mp.CoOp(n_ctx=N_CTX), backbone, data, recipe=recipe, seed=SEED)
         found["accuracy"] = result.evaluate(data.test).accuracy
-        (found["ctx"],) = result.classifier.parameters()
+        (found["ctx"],) = result.predictor.parameters()
 
     def plain() -> None:
         training.train()

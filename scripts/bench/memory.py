@@ -20,7 +20,7 @@ from plain import class_features
 from text_step import at_full_length
 from towers import CALTECH, IMAGENET, slots_of, vit_b_16
 
-from mmprompt.classification.template import TextLayout
+from mmprompt.classification.template import ClassTemplate
 from mmprompt.models.sites import Site, Vectors
 
 N_CTX, BATCH, CHECKED = 16, 32, 100
@@ -41,7 +41,7 @@ def peak_bytes() -> int:
 def one_step(n_classes: int, is_plain: bool) -> Row:
     """A step and its peak, and how far some class features are from the plain ones, found afterwards."""
     backbone, names = vit_b_16(with_image_tower=True), NAMES[n_classes]
-    slots = slots_of(backbone, TextLayout(n_ctx=N_CTX), names)
+    slots = slots_of(backbone, ClassTemplate.of_context(N_CTX), names)
     generator = torch.Generator().manual_seed(1)
     ctx = (0.02 * torch.randn(N_CTX, backbone.text_width, generator=generator)).requires_grad_()
     images = F.normalize(torch.randn(BATCH, backbone.embed_dim, generator=generator), dim=-1)

@@ -16,7 +16,8 @@ from plain import class_features
 from torch import Tensor
 from towers import CALTECH, IMAGENET, slots_of, vit_b_16
 
-from mmprompt.classification.template import ClassPosition, TextLayout
+from mmprompt.classification.methods.coop import ClassPosition
+from mmprompt.classification.template import ClassTemplate
 from mmprompt.models.dual_encoder.encoder import FrozenDualEncoder
 from mmprompt.models.sites import Site, TextSlots, Vectors
 
@@ -62,11 +63,11 @@ class Step:
             return torch.randn(*shape, generator=generator)
 
         self.backbone, self.setting = backbone, setting
-        layout = TextLayout(n_ctx=setting.n_ctx, class_position=setting.position)
-        self.slots = slots_of(backbone, layout, setting.names)
+        template = ClassTemplate.of_context(setting.n_ctx, setting.position)
+        self.slots = slots_of(backbone, template, setting.names)
         n_classes, shape = len(setting.names), (setting.n_ctx, backbone.text_width)
         first = (n_classes,) if setting.class_specific else (setting.n_images,) if setting.n_images else ()
-        self.scope = "class" if setting.class_specific else "image" if setting.n_images else "shared"
+        self.scope = "class" if setting.class_specific else "sample" if setting.n_images else "shared"
         self.ctx = (0.02 * draw(*first, *shape)).requires_grad_()
         self.deep = {layer: (0.02 * draw(*shape)).requires_grad_() for layer in range(1, 1 + setting.n_deep)}
         self.leaves = [self.ctx, *self.deep.values()]

@@ -7,7 +7,7 @@ from pathlib import Path
 import open_clip
 import torch
 
-from mmprompt.classification.template import TextLayout
+from mmprompt.classification.template import ClassTemplate
 from mmprompt.models.dual_encoder.encoder import FrozenDualEncoder, WordTokenizer
 from mmprompt.models.dual_encoder.forward.vision import PlainTower
 from mmprompt.models.dual_encoder.open_clip import read_text
@@ -42,6 +42,6 @@ def vit_b_16(with_image_tower: bool = False) -> FrozenDualEncoder:
     )
 
 
-def slots_of(backbone: FrozenDualEncoder, layout: TextLayout, names: list[str]) -> TextSlots:
+def slots_of(backbone: FrozenDualEncoder, template: ClassTemplate, names: list[str]) -> TextSlots:
     """The slots of names that need not differ: ImageNet's list has two twice."""
-    return backbone.text_slots([layout.row(backbone, name) for name in names])
+    return backbone.text_slots([template.row(backbone, name) for name in names])
