@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mmprompt.data.catalog import list_datasets, load_dataset
     from mmprompt.data.folder import ImageFolder, ImageTable
     from mmprompt.errors import UserError
+    from mmprompt.experiments.compare import compare
     from mmprompt.language.data import load_texts
     from mmprompt.language.methods import PTuning
     from mmprompt.language.predictor import LanguagePredictor

@@ -46,14 +46,14 @@ def show(call: GridCall, grid: Grid, protocol: str, command: str) -> None:
         UserError: something in the grid is wrong; nothing is computed then.
         RunFailed: some cells could not be computed; the others are shown.
     """
-    from mmprompt.experiments.compare import compare
+    from mmprompt.experiments.compare import compare_grid
 
     given = call.compared
     output = Output(given.json == STDOUT)
     check_place(given.out)
-    check_place(given.results.parent)
+    check_place(given.results)
     n_cells = len(grid.cells())
-    methods = ", ".join(dict.fromkeys(one.method for one in grid.contenders))
+    methods = ", ".join(dict.fromkeys(one.name for one in grid.contenders))
     sets = ", ".join(one.name for one in (*grid.sources, *grid.targets))
     count = "1 cell" if n_cells == 1 else f"{n_cells:,} cells"
     output.say(f"{count}: {methods} on {sets}; shots {given.shots}, seeds {given.seed}.")
@@ -61,7 +61,7 @@ def show(call: GridCall, grid: Grid, protocol: str, command: str) -> None:
     with ProgressDisplay() as progress:
         if given.skip_broken:
             grid = without_broken(grid, given.device, progress.count("opened"))
-        comparison = compare(grid, given.results, given.workers, given.device, progress.show)
+        comparison = compare_grid(grid, given.results, given.workers, given.device, progress.show)
     conclude(output, call, comparison, protocol, command)
 
 

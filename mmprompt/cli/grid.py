@@ -13,7 +13,7 @@ from typing import Annotated, Any, get_type_hints
 
 import tyro
 
-from mmprompt.classification.methods import method_types
+from mmprompt.classification.methods import make_method, method_types
 from mmprompt.cli.methods import options_of
 from mmprompt.errors import UserError, bad_value
 from mmprompt.experiments.cells import Origin
@@ -56,8 +56,8 @@ class Compared:
     """Seeds of the shots and the start, with commas between."""
     out: Annotated[Path, tyro.conf.arg(metavar="PATH")] = Path("runs/compare")
     """The folder for tables, figures and report.html."""
-    results: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("runs/results.sqlite")
-    """The SQLite file that keeps every finished cell; share it between comparisons."""
+    results: Annotated[Path, tyro.conf.arg(metavar="PATH")] = Path("runs/cells")
+    """The folder that keeps every cell as a run folder; share it between comparisons."""
     workers: Annotated[int | None, tyro.conf.arg(metavar="INT|None")] = None
     """Processes that compute cells; by default one a GPU, else one."""
     device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
@@ -138,10 +138,11 @@ def read_grid_call(
     }
     chosen = {name: getattr(read.settings, name) for name in _names(settings) if name in given}
     recipe = {name: getattr(read.recipe, name) for name in _names(Recipe) if name in given}
+    methods = {name: make_method(name, own_settings(kinds[name], chosen)) for name in names}
     contenders = tuple(
-        Contender(backbone, name, own_settings(kinds[name], chosen))
+        Contender(name, method, backbone)
         for backbone in names_in("backbone", read.compared.backbone)
-        for name in names
+        for name, method in methods.items()
     )
     return GridCall(read.compared, contenders, recipe)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from mmprompt.cli.compare import show
 from mmprompt.cli.grid import read_grid_call
@@ -27,32 +28,13 @@ DESCRIPTIONS = {
 }
 
 
-def run_few_shot(arguments: Sequence[str], prog: str) -> None:
-    """Fill and show the few-shot table.
+def run(protocol: str, arguments: Sequence[str], prog: str) -> None:
+    """Fill and show the table of a protocol.
 
     Raises:
         UserError: something in the call or the data is wrong.
         RunFailed: some cells could not be computed.
     """
-    _run(FEW_SHOT, arguments, prog)
-
-
-def run_base_to_new(arguments: Sequence[str], prog: str) -> None:
-    """Fill and show the base-to-new table; raises as `run_few_shot`."""
-    _run(BASE_TO_NEW, arguments, prog)
-
-
-def run_cross_dataset(arguments: Sequence[str], prog: str) -> None:
-    """Fill and show the cross-dataset table; raises as `run_few_shot`."""
-    _run(CROSS_DATASET, arguments, prog)
-
-
-def run_domain_generalisation(arguments: Sequence[str], prog: str) -> None:
-    """Fill and show the domain-generalisation table; raises as `run_few_shot`."""
-    _run(DOMAIN, arguments, prog)
-
-
-def _run(protocol: str, arguments: Sequence[str], prog: str) -> None:
     shots = ",".join(map(str, SHOTS.get(protocol, ONE_NUMBER)))
     defaults = {"shots": shots, "out": f"runs/{protocol}"}
     call = read_grid_call(arguments, prog, DESCRIPTIONS[protocol], defaults)
@@ -61,3 +43,9 @@ def _run(protocol: str, arguments: Sequence[str], prog: str) -> None:
     seeds = counts_in("seed", given.seed)
     grid = protocol_grid(protocol, origins, call.contenders, shots_in(given.shots), seeds, call.recipe)
     show(call, grid, protocol, command_of(arguments, prog))
+
+
+run_few_shot = partial(run, FEW_SHOT)
+run_base_to_new = partial(run, BASE_TO_NEW)
+run_cross_dataset = partial(run, CROSS_DATASET)
+run_domain_generalisation = partial(run, DOMAIN)

@@ -1,18 +1,17 @@
 """One cell of a grid: what is fitted on what and tested on what, and the key that is the same wherever it is computed.
 
-A cell is plain data and survives as JSON. It knows how to load its pictures, and neither fits nor scores.
+A cell knows how to load its data, of whatever kind; it neither fits nor scores.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mmprompt.classification.methods import METHODS, ClassificationMethod, make_method
-from mmprompt.core.method import resolved_recipe, settled
+from mmprompt.core.method import Method, resolved_recipe, settled
 from mmprompt.data.broken import Broken, drop_broken, find_broken
 from mmprompt.data.catalog import load_dataset
 from mmprompt.data.fewshot import base_new
@@ -22,44 +21,82 @@ from mmprompt.files import sha256_bytes
 from mmprompt.training.recipe import Recipe
 
 if TYPE_CHECKING:
-    from mmprompt.models.dual_encoder.interface import DualEncoder
+    from mmprompt.core.fit import Task
 
 
-CELL_FORMAT = 2  # raised when a change of the package changes what a cell computes, so that old cells are not reused
+CELL_FORMAT = 3  # raised when a change of the package changes what a cell computes, so that old cells are not reused
 BASE, NEW = "base", "new"
 TABLES = {".csv", ".jsonl", ".json"}
 UNTOLD = {"checkpoint_every", "checkpoint_seconds"}  # of a recipe, without influence on what is learned
 
 
+class Part(NamedTuple):
+    """What is learned from or tested on: a task, the data that it is of, and the items to test on."""
+
+    task: Any
+    data: Any
+    items: Sequence[Any]
+
+    @classmethod
+    def of(cls, data: Any) -> Part:
+        """Make the part of a data set, or of a task of captions or texts."""
+        task: Task = data.task()
+        data = data if isinstance(data, Dataset) else data.data
+        return cls(task, data, data.test)
+
+
 @dataclass(frozen=True)
 class Origin:
-    """Where the pictures of a data set are.
+    """Where data comes from: a place of images, or a data set or task that is at hand.
 
     Args:
         name: of the data set, or of the user's folder.
-        data: the user's own folder or table; None for a set known by name.
+        data: the user's own folder or table, or a data set or task; None for a set known by name.
         root: the folder that holds a named set's folder.
         datasets_dir: a folder with more cards.
         rule: by which the shots are drawn.
-        broken: pictures that are left out because they cannot be read, as paths below the set's root.
+        broken: images that are left out because they cannot be read, as paths below the set's root.
     """
 
     name: str
-    data: str | None = None
+    data: Any = None
     root: str | None = None
     datasets_dir: str | None = None
     rule: str = "coop"
     broken: tuple[str, ...] = ()
 
-    def load(self, shots: int | None, seed: int) -> Dataset:
-        """The data set with its shots drawn.
+    @property
+    def kind(self) -> str:
+        """The kind of its task."""
+        return "classification" if self.is_place else self.data.task().kind
+
+    @property
+    def is_place(self) -> bool:
+        """Whether the data is read from a place, not at hand."""
+        return self.data is None or isinstance(self.data, str)
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether shots are drawn when it is loaded: of images in a place and of rows of text."""
+        return self.is_place or self.kind == "language"
+
+    def load(self, shots: int | None, seed: int) -> Any:
+        """Load the data set, or a task of captions or texts, with its shots drawn.
 
         Raises:
-            UserError: something about the set or its pictures is wrong.
+            UserError: something about the set or its images is wrong.
         """
-        data = self._load(shots, seed)
-        left_out = [data.root / path for path in self.broken]
-        return drop_broken(data, [Broken(path, f"{path} cannot be read.") for path in left_out])
+        if self.is_place:
+            data = self._load(shots, seed)
+            return drop_broken(data, [Broken(data.root / path, f"{path} cannot be read.") for path in self.broken])
+        if isinstance(self.data, Dataset):
+            return self.data
+        task = self.data.task()
+        if self.kind == "language" and shots is not None:
+            from mmprompt.language.data import sample_shots
+
+            return replace(task, data=sample_shots(task.data, shots, seed))
+        return replace(task)  # a task remembers what it was fitted to
 
     def without_broken(
         self,
@@ -68,22 +105,21 @@ class Origin:
         progress: Callable[[int, int], None] | None = None,
         known: Callable[[Sequence[Path]], Collection[Path]] | None = None,
     ) -> Origin:
-        """The same with all pictures left out that cannot be read.
+        """Return the same with all images left out that cannot be read.
 
         Args:
-            draws: shots and seeds that will be used; a picture that none of them takes is not looked at.
+            draws: shots and seeds that will be used; an image that none of them takes is not looked at.
             splits: the parts that will be used.
-            progress: called with how many pictures were opened and how many there are.
-            known: those of some pictures that were decoded before as they are now, which are not opened again.
+            progress: called with how many images were opened and how many there are.
+            known: selects those images that were decoded before as they are now, which are not opened again.
         Raises:
             UserError: something about the set is wrong.
         """
         drawn = [self._load(*draw) for draw in draws]
         items = [item for data in drawn for split in splits for item in data.items(split)]
         sound = known([item.path for item in items]) if known else ()
-        found = find_broken(items, progress=progress, known=sound)
-        names = [one.path.relative_to(drawn[0].root).as_posix() for one in found]
-        return replace(self, broken=tuple(names))
+        broken = find_broken(items, progress=progress, known=sound)
+        return replace(self, broken=tuple(one.path.relative_to(drawn[0].root).as_posix() for one in broken))
 
     def _load(self, shots: int | None, seed: int) -> Dataset:
         if self.data is None:
@@ -98,107 +134,97 @@ class Cell:
     """One fit and its tests.
 
     Args:
+        name: of what is fitted, for people.
         source: what is learned from.
+        method: how.
         backbone: the name of the frozen model.
-        method: a method by name.
-        settings: of the method.
         recipe: what differs from the published recipe and from what the data set says.
-        shots: training pictures a class, None for all, 0 where nothing is learned.
+        shots: training items a class, None for all, 0 where nothing is learned.
         seed: of the draw and the start; 0 where nothing is drawn.
         targets: what else it is tested on.
         is_divided: learn from the base classes, test on base and new ones.
     """
 
+    name: str = field(compare=False)
     source: Origin
+    method: Method
     backbone: str
-    method: str
-    settings: Mapping[str, Any]
     recipe: Mapping[str, Any]
     shots: int | None
     seed: int
     targets: tuple[Origin, ...] = ()
     is_divided: bool = False
 
-    def make(self) -> ClassificationMethod:
-        """Make the method with its settings.
-
-        Raises:
-            UserError: the name or a setting is unknown.
-        """
-        return make_method(self.method, dict(self.settings))
-
-    def load(self) -> tuple[Dataset, dict[str, Dataset]]:
-        """What is learned from, and what is tested on by name; pictures that have no use are left out."""
+    def load(self) -> tuple[Part, dict[str, Part]]:
+        """Load what is learned from, and by name what is tested on; images that have no use are left out."""
         data = self.source.load(self.shots or None, self.seed)
         if self.shots == 0:
             data = _test_part(data)
         if self.is_divided:
             base, new = base_new(data)
-            return base, {BASE: base, NEW: new}
-        others = {place.name: _test_part(place.load(None, self.seed)) for place in self.targets}
-        return data, {self.source.name: data, **others}
+            return Part.of(base), {BASE: Part.of(_test_part(base)), NEW: Part.of(_test_part(new))}
+        others = {place.name: Part.of(_test_part(place.load(None, self.seed))) for place in self.targets}
+        return Part.of(data), {self.source.name: Part.of(_test_part(data)), **others}
 
-    def make_recipe(self, data: Dataset) -> Recipe:
+    def settled_method(self, task: Any) -> Any:
+        """Fill in what the method leaves to the backbone or to the kind of task."""
+        return settled(self.method, self.backbone, task.kind)
+
+    def make_recipe(self, task: Any) -> Recipe:
         """Put the recipe together; see `core.method.resolved_recipe`."""
-        from mmprompt.classification.task import ClassificationTask
+        places = (self.backbone, task.kind)
+        return task.complete(resolved_recipe(self.method, places, task.recipe, Recipe(**self.recipe)))
 
-        recipe = resolved_recipe(self.make(), (self.backbone, "classification"), data.recipe, Recipe(**self.recipe))
-        return ClassificationTask.of(data).complete(recipe)
+    def key(self, model: Any, source: Part, tests: Mapping[str, Part]) -> str:
+        """Hash all that decides what the cell computes: data, weights, method, recipe, shots and seed.
+
+        Where images are in the file system has no part in it, nor has the device.
+
+        Args:
+            model: the frozen model.
+            source: as `load` gave it.
+            tests: likewise.
+        """
+        identity = {
+            "format": CELL_FORMAT,
+            "backbone": [model.fingerprint, model.transform, str(model.dtype)],
+            **self.describe(source.task),
+            "data": identity_of(source),
+            "tests": {name: identity_of(test) for name, test in tests.items()},
+        }
+        return sha256_bytes(json.dumps(identity, sort_keys=True, default=repr).encode())[:32]
+
+    def describe(self, task: Any) -> dict[str, Any]:
+        """Describe what is fitted, and how, JSON-ready."""
+        from mmprompt.core.fit import describe_method
+
+        recipe = asdict(self.make_recipe(task)) if self.method.is_trained else {}
+        return {
+            "kind": task.kind,
+            "method": describe_method(self.settled_method(task), dict(task.methods)),
+            "recipe": {name: value for name, value in recipe.items() if name not in UNTOLD},
+            "shots": self.shots,
+            "seed": self.seed,
+        }
 
 
 def simplify(cell: Cell) -> Cell:
-    """The same cell without what has no influence, so that one zero-shot cell serves all shots and seeds."""
-    method = cell.make()
-    if method.is_trained:
+    """Return the same cell without what has no influence, so that one zero-shot cell serves all shots and seeds."""
+    if cell.method.is_trained:
         return cell
-    return replace(cell, recipe={}) if method.needs_shots else replace(cell, recipe={}, shots=0, seed=0)
+    return replace(cell, recipe={}) if cell.method.needs_shots else replace(cell, recipe={}, shots=0, seed=0)
 
 
-def cell_key(cell: Cell, backbone: DualEncoder, data: Dataset, tests: Mapping[str, Dataset]) -> str:
-    """A hash of all that decides what a cell computes: pictures, weights, method, recipe, shots and seed.
-
-    Where the pictures lie has no part in it, nor has the device.
-
-    Args:
-        cell: simplified.
-        backbone: its frozen model.
-        data: what it learns from, as `load` gave it.
-        tests: what it is tested on, by name.
-    """
-    from mmprompt.core.fit import describe_method
-
-    method = settled(cell.make(), cell.backbone, "classification")
-    recipe = asdict(cell.make_recipe(data)) if method.is_trained else {}
-    identity = {
-        "format": CELL_FORMAT,
-        "backbone": [backbone.fingerprint, backbone.transform, str(backbone.dtype)],
-        "method": [cell.method, describe_method(method, dict(METHODS))],
-        "recipe": {key: value for key, value in recipe.items() if key not in UNTOLD},
-        "shots": cell.shots,
-        "seed": cell.seed,
-        "data": _identity(data),
-        "tests": {name: _identity(_test_part(test)) for name, test in tests.items()},
-    }
-    return sha256_bytes(json.dumps(identity, sort_keys=True).encode())
+def identity_of(part: Part) -> list[Any]:
+    """Say what of data and task decides what is computed, JSON-ready but for settings of tasks."""
+    task, data = part.task, part.data
+    if task.kind == "classification":
+        return [data.fingerprint, data.template, list(data.templates)]
+    settings = {one.name: getattr(task, one.name) for one in fields(task) if one.name not in {"data", "features"}}
+    said = {name: getattr(data, name, None) for name in ("template", "verbalizer", "lexicon", "chosen_by")}
+    return [data.fingerprint, said, settings]
 
 
-def _test_part(data: Dataset) -> Dataset:
-    return replace(data, train=(), val=())
-
-
-def _identity(data: Dataset) -> list[Any]:
-    return [data.fingerprint, data.template, list(data.templates)]
-
-
-def cell_to_json(cell: Cell) -> str:
-    """A cell as text."""
-    return json.dumps(asdict(cell))
-
-
-def cell_from_json(text: str) -> Cell:
-    """A cell from its text."""
-    content = json.loads(text)
-    source, *targets = [
-        Origin(**{**place, "broken": tuple(place["broken"])}) for place in (content["source"], *content["targets"])
-    ]
-    return Cell(**{**content, "source": source, "targets": tuple(targets)})
+def _test_part(data: Any) -> Any:
+    """Leave out the images that are not tested on; captions and texts are not opened before they are used."""
+    return replace(data, train=(), val=()) if isinstance(data, Dataset) else data

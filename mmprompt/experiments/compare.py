@@ -1,62 +1,131 @@
 """A comparison from beginning to end: check the grid, compute what is missing, bring it into lines.
 
-Results stay in one SQLite file, so that a killed comparison goes on where it stopped and a larger one computes only
+Each cell of the grid is a folder, so that a killed comparison goes on where it stopped and a larger one computes only
 what is new.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from mmprompt.experiments.cells import cell_to_json
-from mmprompt.experiments.grid import Grid, plan, read_pictures
-from mmprompt.experiments.results import Results
+from mmprompt.core.fit import task_of
+from mmprompt.core.method import Method
+from mmprompt.errors import UserError, bad_value
+from mmprompt.experiments.cells import Origin
+from mmprompt.experiments.compute import Bench, fill, plan, read_images
+from mmprompt.experiments.grid import Contender, Grid
+from mmprompt.experiments.results import read_failure, read_outcome
 from mmprompt.experiments.summary import Comparison, compare_cells
-from mmprompt.experiments.workers import default_workers, fill
-from mmprompt.settings import Count, check
+from mmprompt.experiments.workers import default_workers
+from mmprompt.progress import ProgressDisplay
+from mmprompt.settings import Count, check, checked
+from mmprompt.training.recipe import Recipe
 
-RESULTS = "results.sqlite"
+RESULTS = "runs/cells"
 Show = Callable[[str, int, int], None]
 """Told what is counted, how many are done and how many there are."""
 
 
+@checked
 def compare(
+    methods: Mapping[str, tuple[Method, str]],
+    tasks: Sequence[Any] | Mapping[str, Any],
+    shots: Sequence[int | None] = (None,),
+    seeds: Sequence[int] = (1, 2, 3),
+    out: Path | str = RESULTS,
+    recipe: Recipe | None = None,
+    targets: Sequence[Any] | Mapping[str, Any] = (),
+    workers: int | None = None,
+    device: str = "auto",
+    progress: bool = True,
+    **settings: Any,
+) -> Comparison:
+    """Fit and test every method on every task, over shots and seeds; what was computed once is not again.
+
+    Args:
+        methods: by name a method and the name of a frozen model, such as `{"coop": (CoOp(), "tiny")}`. The one named
+            `zero-shot` is what gains are measured from.
+        tasks: data sets of images or their names in the catalogue, captions of a focus, or rows of text; in a mapping,
+            by names of your own, also folders and tables of images.
+        shots: training items a class, drawn of named data sets and of rows of text; None for all there are.
+        seeds: of the draw and the start.
+        out: a folder that keeps every cell as a run folder; several comparisons, and processes, may share it.
+        recipe: settings of optimiser and schedule, as for `fit`.
+        targets: further data that each fit is tested on.
+        workers: processes; by default one a GPU, else this one alone.
+        device: as for `load_backbone`.
+        progress: show how far it is, on the error stream.
+        settings: single settings of the recipe; they win over `recipe`.
+    Raises:
+        UserError: something in the call or the data cannot be; nothing is computed then.
+        RunFailed: the worker processes died.
+    """
+    contenders = tuple(Contender(name, method, backbone) for name, (method, backbone) in methods.items())
+    origins, others = origins_of(tasks), origins_of(targets)
+    for origin in origins:
+        if tuple(shots) != (None,) and not origin.is_drawn:
+            shown = ",".join(map(str, shots))
+            problem = f"the shots of {origin.name}, which is at hand, were drawn before"
+            raise bad_value("shots", shown, problem, "Leave `shots` out, or give data sets by name.")
+    given = (recipe.given if recipe else {}) | settings
+    grid = Grid(origins, contenders, tuple(shots), tuple(seeds), given, others)
+    with ProgressDisplay() as display:
+        return compare_grid(grid, out, workers, device, display.show if progress else None)
+
+
+def origins_of(tasks: Sequence[Any] | Mapping[str, Any]) -> tuple[Origin, ...]:
+    """Say where each data set is, or that it is at hand.
+
+    Raises:
+        UserError: something is no data.
+    """
+    if isinstance(tasks, str):
+        raise UserError(f"tasks is {tasks!r}, but a list of data sets was expected. Use [{tasks!r}].")
+    origins = []
+    for name, data in tasks.items() if isinstance(tasks, Mapping) else [("", data) for data in tasks]:
+        if isinstance(data, Origin):
+            origins.append(data)
+        elif isinstance(data, str):
+            origins.append(Origin(name or data, None if data == (name or data) else data))
+        else:
+            task: Any = task_of(data)
+            own, focus = getattr(task, "name", "") or task.data.name, getattr(task, "focus", "")
+            origins.append(Origin(name or (f"{own}: {focus}" if focus else own), data))
+    return tuple(origins)
+
+
+def compare_grid(
     grid: Grid,
     results: Path | str = RESULTS,
     workers: int | None = None,
     device: str = "auto",
     progress: Show | None = None,
 ) -> Comparison:
-    """Compute the cells of a grid that are not in the file of results yet, and compare all of them.
+    """Compute the cells of a grid that are not finished, and compare all of them.
 
     Args:
         grid: what is compared.
-        results: the SQLite file; several comparisons, and several processes, may share it.
+        results: the folder that keeps the cells; several comparisons, and several processes, may share it.
         workers: processes; by default one a GPU, else this one alone.
         device: as for `load_backbone`.
         progress: called with `pictures` or `cells`, how many are done and how many there are.
     Raises:
-        UserError: something in the grid or its pictures cannot be; the file of results is as it was then.
+        UserError: something in the grid or its data cannot be; the folder of results is as it was then.
         RunFailed: the worker processes died.
     """
     check("workers", workers, Count | None, "Use `workers=1`.")
     show = progress or (lambda name, n_done, n_all: None)
-    planned = plan(grid.cells(), device)
-    keys = [one.key for one in planned]
-    official = frozenset(data.name for one in planned for data in (one.data, *one.tests.values()) if data.is_official)
-    path = Path(results)
-    missing = list(planned)
-    if path.exists():  # else it is not made before all images were read
-        with contextlib.closing(Results(path)) as store:
-            store.take_back_from_dead()
-            states = store.states(keys)
-        missing = [one for one in planned if states.get(one.key) != "done"]
-    read_pictures(missing, device, partial(show, "pictures"))
-    with contextlib.closing(Results(path)) as store:
-        store.add({one.key: cell_to_json(one.cell) for one in planned})
-        if any(state != "done" for state in store.states(keys).values()):
-            fill(path, keys, workers or default_workers(device), device, partial(show, "cells"))
-        return compare_cells(grid, keys, store.finished(keys), store.failures(keys), official)
+    bench, folder = Bench(device), Path(results)
+    planned = plan(grid, bench)
+    missing = [one for one in planned if read_outcome(folder / one.key) is None]
+    read_images(missing, bench, partial(show, "pictures"))
+    if missing:
+        cells = {one.key: one.cell for one in planned}
+        fill(folder, cells, workers or default_workers(device), bench, partial(show, "cells"))
+    places = [folder / one.key for one in planned]
+    data = [part.data for one in planned for part in (one.source, *one.tests.values())]
+    official = frozenset(one.name for one in data if getattr(one, "is_official", False))
+    return compare_cells(grid, list(map(read_outcome, places)), list(map(read_failure, places)), official)

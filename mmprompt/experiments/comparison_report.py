@@ -117,6 +117,6 @@ def answers_of(comparison: Comparison, line: Line) -> tuple[tuple[str, ...], lis
     grid = comparison.grid
     source = next(origin for origin in grid.sources if origin.name == line.source)
     shots, seed = (grid.shots[0], 0) if line.shots == 0 else (line.shots, grid.seeds[0])
-    data = grid.cell(line.contender, source, shots, seed).load()[1][line.target]
-    answers = zip(data.test, line.first.predictions, line.first.probabilities, strict=True)
-    return data.class_names, [Shown(item.path, item.label, int(p), float(q)) for item, p, q in answers]
+    test = grid.cell(line.contender, source, shots, seed).load()[1][line.target]
+    answers = zip(test.items, line.first.predictions, line.first.probabilities, strict=True)
+    return test.data.class_names, [Shown(item.path, item.label, int(p), float(q)) for item, p, q in answers]

@@ -1,152 +1,338 @@
-"""One cell computed: fit a method, test it, and say what it took.
+"""Cells checked and computed: fit a method in a run folder, test it, and say what it took.
 
-It reads and writes no results; who computes which cell is decided elsewhere.
+It goes through classification, captioning and language alike: their tasks say what is learned and how it is scored.
+Who computes which cell, and where it is kept, is decided in `results`.
 """
 
 from __future__ import annotations
 
+import json
 import platform
+import shutil
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from mmprompt.classification.methods import ClassificationMethod
+from mmprompt.captioning.metrics.adherence import FocusScores
+from mmprompt.captioning.predictor import CaptionFeatures
+from mmprompt.captioning.readers.load import load_captioner
 from mmprompt.classification.nearest_words import context_words
-from mmprompt.classification.predictor import Classifier
-from mmprompt.classification.task import ClassificationTask
 from mmprompt.core.confidence import auroc_of_new_classes
 from mmprompt.core.fit import Result, describe_method, fit
-from mmprompt.core.method import settled
-from mmprompt.core.metrics import evaluate_probabilities
-from mmprompt.data.splits import Dataset
-from mmprompt.experiments.cells import BASE, NEW, Cell
-from mmprompt.experiments.results import Score
-from mmprompt.models.dual_encoder.interface import DualEncoder
+from mmprompt.core.header import HEADER
+from mmprompt.core.metrics import Evaluation
+from mmprompt.data.splits import SPLITS
+from mmprompt.errors import UserError
+from mmprompt.experiments.cells import BASE, NEW, Cell, Part
+from mmprompt.experiments.grid import Grid
+from mmprompt.experiments.results import Outcome, Score, is_settled, reopen, settle
+from mmprompt.experiments.workers import PAUSE_S, device_of, in_processes
+from mmprompt.files import write_bytes
+from mmprompt.language.measure import LanguageScore
+from mmprompt.models.decoder.load import load_language_model
+from mmprompt.models.dual_encoder.load import load_backbone
 from mmprompt.models.image_features import ImageFeatures
+from mmprompt.training.callbacks import Callback
+from mmprompt.training.problem import Run, RunFailed
 from mmprompt.training.recipe import Recipe
 from mmprompt.version import __version__
 
+LOADERS: Mapping[str, Callable[..., Any]] = {
+    "classification": load_backbone,
+    "captioning": load_captioner,
+    "language": load_language_model,
+}
+FEATURES: Mapping[str, Callable[..., Any]] = {"classification": ImageFeatures, "captioning": CaptionFeatures}
+Progress = Callable[[int, int], None]
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a cell came to.
+
+class Bench:
+    """The frozen model in use and the features of its images; one at a time, so that memory holds one model.
 
     Args:
-        facts: what it took and what it was, JSON-ready.
-        scores: one a test.
+        device: as for `load_backbone`.
     """
 
-    facts: dict[str, Any]
-    scores: list[Score]
+    def __init__(self, device: str = "auto") -> None:
+        self.device = device
+        self.model: Any = None
+        self.features: Any = None
+        self._in_use = ("", "")
+
+    def take(self, kind: str, name: str) -> Any:
+        """Return the frozen model of that name for a kind of task."""
+        if self._in_use != (kind, name):
+            self.clear()  # the old model goes before the new one comes
+            self.model = LOADERS[kind](name, self.device)
+            self.features = FEATURES[kind](self.model) if kind in FEATURES else None
+            self._in_use = kind, name
+        return self.model
+
+    def clear(self) -> None:
+        """Let the model and its features go."""
+        self.model = self.features = None
+        self._in_use = ("", "")
+
+    def share(self, task: Any) -> Any:
+        """Give a task the features of the model in use."""
+        if self.features is not None:
+            task.features = self.features
+        return task
 
 
-def compute(cell: Cell, backbone: DualEncoder, features: ImageFeatures) -> Outcome:
+class Planned(NamedTuple):
+    """A cell, its key, and the data that it needs."""
+
+    cell: Cell
+    key: str
+    source: Part
+    tests: Mapping[str, Part]
+
+
+def plan(grid: Grid, bench: Bench) -> list[Planned]:
+    """Check every cell of a grid and find its key, before anything is computed.
+
+    Raises:
+        UserError: a data set is missing, a setting is wrong, or a backbone cannot carry a method.
+    """
+    planned: list[Planned] = []
+    loaded: dict[Any, tuple[Part, dict[str, Part]]] = {}
+    for cell in grid.cells():
+        draw = (cell.source.name, cell.shots, cell.seed)
+        if draw not in loaded:
+            loaded[draw] = cell.load()
+        source, tests = loaded[draw]
+        for test in tests.values():
+            if not test.items:
+                raise UserError(
+                    f"{test.data.name} has no test pictures, so nothing can be compared on it. Leave it out."
+                )
+        task, model = source.task, bench.take(source.task.kind, cell.backbone)
+        if cell.method.is_trained:
+            cell.make_recipe(task)
+        bench.share(task).predictor(cell.settled_method(task), model, seed=0)
+        planned.append(Planned(cell, cell.key(model, source, tests), source, tests))
+    return planned
+
+
+def read_images(planned: Sequence[Planned], bench: Bench, progress: Progress | None = None) -> None:
+    """Encode the images of cells once, so that a broken one is met now and the workers find features in the store.
+
+    Args:
+        planned: the cells that are to be computed.
+        bench: gives the frozen models.
+        progress: called with how many images are encoded and how many are missing.
+    Raises:
+        UserError: an image cannot be read.
+    """
+    images: dict[tuple[str, str], dict[Path, None]] = {}
+    for cell, _, source, tests in planned:
+        paths = images.setdefault((source.task.kind, cell.backbone), {})
+        for part in (source, *tests.values()):
+            if part.task.kind == "classification":
+                paths |= dict.fromkeys(item.path for split in SPLITS for item in part.data.items(split))
+            elif part.task.kind == "captioning":
+                paths |= dict.fromkeys(item.image for item in (*part.task.items, *part.items))
+    for (kind, name), paths in images.items():
+        if paths:
+            FEATURES[kind](bench.take(kind, name), progress=progress).of(list(paths))
+
+
+def fill(folder: Path, cells: Mapping[str, Cell], workers: int, bench: Bench, progress: Progress | None = None) -> None:
+    """Compute all cells that are not finished; those that failed before are tried again.
+
+    Args:
+        folder: of all results; each cell is a folder in it, named by its key.
+        cells: by key, in the order in which they are wanted.
+        workers: processes; 1 computes in this one. With several GPUs they are dealt out in turn.
+        bench: gives the frozen models where one process computes, and the device.
+        progress: called with how many cells are done or failed and how many there are.
+    Raises:
+        RunFailed: all worker processes ended before the cells were computed.
+    """
+
+    def report() -> None:
+        if progress is not None:
+            progress(sum(is_settled(folder / key) for key in cells), len(cells))
+
+    for key in cells:
+        reopen(folder / key)
+    if workers == 1:
+        work(folder, cells, bench, report)
+        return
+    bench.clear()  # each process has its own
+    calls = [(folder, cells, Bench(device_of(index, bench.device))) for index in range(workers)]
+    in_processes(work, calls, report)
+    n_left = sum(not is_settled(folder / key) for key in cells)
+    if n_left:
+        raise RunFailed(
+            f"the worker processes ended with {n_left} of {len(cells)} cells not computed; memory may have run out. "
+            "Run it again with fewer `workers`: what is done is kept."
+        )
+
+
+def work(folder: Path, cells: Mapping[str, Cell], bench: Bench, report: Callable[[], None] | None = None) -> None:
+    """Compute one cell after the other until all are settled, waiting for those that others compute."""
+    report = report or (lambda: None)
+    report()
+    while waiting := [key for key in cells if not is_settled(folder / key)]:
+        n_settled = 0
+        for key in waiting:
+            n_settled += settle(folder / key, partial(compute, cells[key], folder / key, bench))
+            report()
+        if not n_settled:
+            time.sleep(PAUSE_S)
+
+
+def compute(cell: Cell, folder: Path, bench: Bench) -> Outcome:
     """Fit and test one cell.
 
     Args:
         cell: what to compute.
-        backbone: its frozen model.
-        features: shared features of picture files.
+        folder: becomes its run folder; what an interrupted training left in it is gone on with.
+        bench: gives the frozen model.
     Raises:
-        UserError: something in the cell or its pictures is wrong.
+        UserError: something in the cell or its data is wrong.
         RunFailed: the loss stopped being finite.
     """
-    data, tests = cell.load()
-    method, started = cell.make(), time.monotonic()
-    result = fit_cell(cell, method, backbone, data, features)
-    seconds = time.monotonic() - started
-    classifiers = {name: classifier_for(cell, method, result.predictor, test, features) for name, test in tests.items()}
-    scores = [
-        score_of(name, tests[name], classifier.probabilities([item.path for item in tests[name].test], features))
-        for name, classifier in classifiers.items()
-        if classifier is not None
-    ]
-    prompt = result.predictor.prompt
+    source, tests = cell.load()
+    model = bench.take(source.task.kind, cell.backbone)
+    tasks = [bench.share(part.task) for part in (source, *tests.values())]
+    described = cell.describe(tasks[0]) | {"name": cell.name, "source": cell.source.name, "tests": list(tests)}
+    write_bytes(folder / "cell.json", (json.dumps(described, indent=2, default=repr) + "\n").encode())
+    started = time.monotonic(), time.process_time()
+    result = fit_in(folder, cell, model, tasks[0])
+    spent = {"seconds": time.monotonic() - started[0], "cpu_seconds": time.process_time() - started[1]}
+    predictors = {name: predictor_for(cell, result.predictor, test.task) for name, test in tests.items()}
+    tested = {name: predictor for name, predictor in predictors.items() if predictor is not None}
+    evaluations = {name: tests[name].task.evaluate(one, tests[name].items) for name, one in tested.items()}
     facts = {
-        "seconds": round(seconds, 3),
-        "n_parameters": sum(parameter.numel() for parameter in prompt.parameters()),
-        "n_train": len(data.train),
-        "protocol": data.protocol,
-        "data_notes": list(dict.fromkeys(note for one in (data, *tests.values()) for note in one.notes)),
-        "dtype": str(backbone.dtype).removeprefix("torch."),
-        "device": str(backbone.device),
-        "backbone_fingerprint": backbone.fingerprint,
-        "data_fingerprint": data.fingerprint,
-        "versions": {"mmprompt": __version__, "torch": torch.__version__, "python": platform.python_version()},
-        **settings_of(cell, method, data),
-        "template": "/".join(dict.fromkeys(words_of(one) for one in classifiers.values() if one is not None)),
+        # of a training that was gone on with, what it took before is in its records
+        **{name: round(max(n, sum(record.get(name, 0) for record in result.history)), 3) for name, n in spent.items()},
+        "n_parameters": sum(parameter.numel() for parameter in result.predictor.prompt.parameters()),
+        **facts_of(cell, source, tests, result),
+        "template": "/".join(dict.fromkeys(words_of(one, source.task.kind) for one in tested.values())),
     }
-    if method.is_trained:
+    if source.task.kind == "classification" and cell.method.is_trained:
         facts["nearest_words"] = context_words(result.predictor)
-    if cell.is_divided and tests[NEW].test:
-        facts["auroc_of_new_classes"] = auroc_of(result.predictor, tests[BASE], tests[NEW], features)
-    return Outcome(facts, scores)
+    if cell.is_divided:
+        known, new = (
+            result.predictor.probabilities([item.path for item in tests[name].items], bench.features)
+            for name in (BASE, NEW)
+        )
+        facts["auroc_of_new_classes"] = auroc_of_new_classes(known, new)
+    return Outcome(facts, {name: SCORES[source.task.kind](one) for name, one in evaluations.items()})
 
 
-def fit_cell(
-    cell: Cell, method: ClassificationMethod, backbone: DualEncoder, data: Dataset, features: ImageFeatures
-) -> Result[Classifier]:
-    """Fit the method of a cell."""
-    task, recipe = ClassificationTask.of(data, features), Recipe(**cell.recipe)
-    return fit(method, backbone, task, recipe=recipe, seed=cell.seed, progress=False)
+class _Clock(Callback):
+    """Adds the processor's time to each epoch's record."""
+
+    def on_epoch_begin(self, run: Run, epoch: int) -> None:
+        """Start the clock."""
+        self._started = time.process_time()
+
+    def on_epoch_end(self, run: Run, epoch: int, logs: dict[str, Any]) -> None:
+        """Read the clock."""
+        logs["cpu_seconds"] = round(time.process_time() - self._started, 3)
 
 
-def classifier_for(
-    cell: Cell, method: ClassificationMethod, classifier: Classifier, test: Dataset, features: ImageFeatures
-) -> Classifier | None:
-    """Give the classifier for the classes of a test, None where it belongs to other classes.
+def fit_in(folder: Path, cell: Cell, model: Any, task: Any) -> Result[Any]:
+    """Fit the method of a cell in its folder, where an earlier process may have stopped."""
+    (folder / HEADER).unlink(missing_ok=True)  # trained and not tested: the last checkpoint has all of it
+    recipe, has_begun = Recipe(**cell.recipe), (folder / "checkpoint").is_dir()
+    fit_again = partial(fit, cell.method, model, task, folder, recipe, cell.seed, [_Clock()], progress=False)
+    try:
+        return fit_again(resume=has_begun)
+    except UserError:  # such as a checkpoint that another device wrote
+        if not has_begun:
+            raise
+    shutil.rmtree(folder / "checkpoint")
+    return fit_again()
+
+
+def predictor_for(cell: Cell, predictor: Any, task: Any) -> Any:
+    """Give the predictor for the task of a test, None where it belongs to other classes.
 
     What learns nothing is made anew, since each data set has words of its own.
     """
-    if not method.needs_shots:
-        return fit_cell(cell, method, classifier.backbone, test, features).predictor
-    if classifier.class_names == test.class_names:
-        return classifier
-    return None if classifier.prompt.is_class_specific else classifier.with_class_names(test.class_names)
+    if not cell.method.needs_shots:
+        return fit(cell.method, predictor.backbone, task, seed=cell.seed, progress=False).predictor
+    names = getattr(task, "class_names", None)
+    if names is None or predictor.class_names == names:
+        return predictor
+    return None if predictor.prompt.is_class_specific else predictor.with_class_names(names)
 
 
-def settings_of(cell: Cell, method: ClassificationMethod, data: Dataset) -> dict[str, Any]:
-    """Say with which settings a cell was computed, and how what was kept of its training was chosen."""
+def facts_of(cell: Cell, source: Part, tests: Mapping[str, Part], result: Result[Any]) -> dict[str, Any]:
+    """Say on what and with which settings a cell was computed, and how what was kept of its training was chosen."""
+    task, method, model = source.task, cell.method, result.predictor.backbone
+    data = task.describe(result.predictor)["data"]
+    facts = {
+        "n_train": data["sizes"]["train"],
+        **({"protocol": data["protocol"]} if "protocol" in data else {}),
+        "data_notes": list(dict.fromkeys(note for part in (source, *tests.values()) for note in part.data.notes)),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "backbone_fingerprint": model.fingerprint,
+        "data_fingerprint": data["fingerprint"],
+        "versions": {"mmprompt": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
     if not method.is_trained:
         selection = "strength on validation" if getattr(method, "inverse_strength", 0) is None else "none"
-        return {"settings": asdict(method), "selection": selection}  # type: ignore[call-overload]
-    recipe = cell.make_recipe(data)
-    settings = describe_method(settled(method, cell.backbone, "classification"), {})["settings"]
-    chosen = {name: value for name, value in settings.items() if name in cell.settings or value is not None}
-    selection = "last epoch" if recipe.patience is None else "best epoch on validation"
-    return {"settings": chosen, "recipe": asdict(recipe), "selection": selection}
+        return facts | {"settings": asdict(method), "selection": selection}  # type: ignore[call-overload]
+    recipe = cell.make_recipe(task)
+    settings = describe_method(cell.settled_method(task), {})["settings"]
+    return facts | {
+        "settings": {name: value for name, value in settings.items() if value is not None},
+        "recipe": asdict(recipe),
+        "selection": "last epoch" if recipe.patience is None else "best epoch on validation",
+    }
 
 
-def words_of(classifier: Classifier) -> str:
-    """Say which words stand around the class names, for people to compare."""
-    prompt, lines = classifier.prompt, classifier.prompt.template.text.split("\n")
+def words_of(predictor: Any, kind: str) -> str:
+    """Say which words stand around what is asked, for people to compare."""
+    prompt = predictor.prompt
+    if kind != "classification":
+        return prompt.template.text
     if getattr(prompt.head, "is_class_specific", False):
         return "none"
     if prompt.has("text"):
         return "learned"
+    lines = prompt.template.text.split("\n")
     return lines[0] if len(lines) == 1 else f"mean of {len(lines)}"
 
 
-def score_of(name: str, test: Dataset, table: np.ndarray) -> Score:
-    """What a test came to."""
-    found = evaluate_probabilities(table, [item.label for item in test.test], test.class_names)
-    numbers: Mapping[str, Any] = {
-        "accuracy": found.accuracy,
-        "interval": list(found.interval),
-        "top5": found.top5,
-        "macro_f1": found.macro_f1,
-        "calibration_error": found.calibration_error,
-        "n_classes": len(test.class_names),
-        "per_class": found.per_class,
-    }
-    return Score(name, numbers, found.correct, np.array(found.predictions), np.array(found.probabilities))
+def score_labels(found: Evaluation) -> Score:
+    """Keep what images, or texts with labels, were taken for."""
+    measures = ("top5", "macro_f1", "calibration_error")
+    numbers = {name: getattr(found, name) for name in measures}
+    return Score(found.correct, found.predictions, np.array(found.probabilities), numbers, found.per_class)
 
 
-def auroc_of(classifier: Classifier, base: Dataset, new: Dataset, features: ImageFeatures) -> float:
-    """Measure how well the classifier of the base classes tells their images from those of new classes."""
-    known, unknown = (classifier.probabilities([item.path for item in part.test], features) for part in (base, new))
-    return auroc_of_new_classes(known, unknown)
+def score_captions(found: FocusScores) -> Score:
+    """Keep how far each caption keeps to the focus, and all measures of them together."""
+    parts, wholes = found.counts["adherence"]
+    numbers = {name: value for name, value in found.values.items() if value is not None}
+    return Score(parts / wholes, numbers=numbers)
+
+
+def score_texts(found: LanguageScore) -> Score:
+    """Keep the answers to rows of text, and which of them were right."""
+    if found.labels is not None:
+        return score_labels(found.labels)
+    assert found.texts is not None, "texts were generated where there are no labels"
+    numbers = {name: getattr(found.texts, name) for name in ("exact_match", "bleu", "chrf", "rouge_l")}
+    return Score(found.right, found.answers, numbers=numbers)
+
+
+SCORES: Mapping[str, Callable[[Any], Score]] = {
+    "classification": score_labels,
+    "captioning": score_captions,
+    "language": score_texts,
+}

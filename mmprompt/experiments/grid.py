@@ -1,6 +1,6 @@
-"""Grids of cells: all combinations of data sets, backbones, methods, shots and seeds, checked before any is computed.
+"""Grids of cells: all combinations of data sets, methods on backbones, shots and seeds.
 
-It makes cells and their keys; computing them is the workers' business, and what came out that of `summary`.
+It makes cells; checking and computing them is the business of `compute`, and what came out that of `summary`.
 """
 
 from __future__ import annotations
@@ -8,30 +8,27 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mmprompt.core.method import settled
-from mmprompt.data.splits import SPLITS, Dataset
+from mmprompt.core.method import Method
+from mmprompt.data.splits import SPLITS
 from mmprompt.errors import UserError, bad_value
-from mmprompt.experiments.cells import Cell, Origin, cell_key, simplify
-
-if TYPE_CHECKING:
-    from mmprompt.models.dual_encoder.interface import DualEncoder
+from mmprompt.experiments.cells import Cell, Origin, simplify
 
 
 @dataclass(frozen=True)
 class Contender:
-    """What is compared: a method on a backbone, with its settings.
+    """What is compared: a method on a backbone.
 
     Args:
+        name: of the method, for people.
+        method: with its settings.
         backbone: the name of the frozen model.
-        method: a method by name.
-        settings: of the method.
     """
 
+    name: str
+    method: Method
     backbone: str
-    method: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class Grid:
     Args:
         sources: the data sets that are learned from.
         contenders: what is compared.
-        shots: training pictures a class, each at least 1, None for all.
+        shots: training items a class, each at least 1, None for all.
         seeds: the papers use 1, 2 and 3.
         recipe: what differs from the published recipe and from what each data set says.
         targets: further data sets that each fit is tested on.
@@ -58,81 +55,34 @@ class Grid:
 
     def __post_init__(self) -> None:
         for name in ("sources", "contenders", "shots", "seeds"):
-            values = getattr(self, name)
+            values = [_name_of(value) for value in getattr(self, name)]
             if not values:
                 raise UserError(f"{name} is empty, but a comparison needs at least one. Name one.")
             if any(values.count(value) > 1 for value in values):
                 raise bad_value(name, ",".join(map(str, values)), "each may be named once", "Leave out the repetition.")
 
     def cells(self) -> tuple[Cell, ...]:
-        """Every cell once, those of one backbone side by side."""
-        combinations = product(self.contenders, self.sources, self.shots, self.seeds)
-        cells = [self.cell(*combination) for combination in combinations]
-        unique: list[Cell] = []
-        for cell in sorted(cells, key=lambda cell: [c.backbone for c in self.contenders].index(cell.backbone)):
-            if cell not in unique:
-                unique.append(cell)
-        return tuple(unique)
+        """Make every cell once, those of one frozen model side by side."""
+        cells: list[Cell] = []
+        for combination in product(self.contenders, self.sources, self.shots, self.seeds):
+            cell = self.cell(*combination)
+            if cell not in cells:
+                cells.append(cell)
+        backbones = [contender.backbone for contender in self.contenders]
+        return tuple(sorted(cells, key=lambda cell: (backbones.index(cell.backbone), cell.source.kind)))
 
     def cell(self, contender: Contender, source: Origin, shots: int | None, seed: int) -> Cell:
-        """The cell of one combination, the same for several where shots or seed have no influence."""
-        return simplify(
-            Cell(
-                source,
-                contender.backbone,
-                contender.method,
-                contender.settings,
-                self.recipe,
-                shots,
-                seed,
-                self.targets,
-                self.is_divided,
-            )
-        )
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A cell, its key, and the pictures that it needs."""
-
-    cell: Cell
-    key: str
-    data: Dataset
-    tests: Mapping[str, Dataset]
-
-
-def plan(cells: Sequence[Cell], device: str = "auto") -> list[Planned]:
-    """Check every cell and find its key, before anything is computed.
-
-    Args:
-        cells: those of one backbone side by side.
-        device: as for `load_backbone`.
-    Raises:
-        UserError: a data set is missing, a setting is wrong, or a backbone cannot carry a method.
-    """
-    from mmprompt.models.dual_encoder.load import load_backbone
-
-    planned: list[Planned] = []
-    loaded: dict[Any, tuple[Dataset, dict[str, Dataset]]] = {}
-    backbone: DualEncoder | None = None
-    name = ""
-    for cell in cells:
-        if backbone is None or cell.backbone != name:
-            backbone, name = load_backbone(cell.backbone, device), cell.backbone
-        draw = (cell.source, cell.targets, cell.is_divided, cell.shots, cell.seed)
-        if draw not in loaded:
-            loaded[draw] = cell.load()
-        data, tests = loaded[draw]
-        _try_out(cell, backbone, data, tests)
-        planned.append(Planned(cell, cell_key(cell, backbone, data, tests), data, tests))
-    return planned
+        """Make the cell of one combination, the same for several where shots or seed have no influence."""
+        name, method, backbone = contender.name, contender.method, contender.backbone
+        targets, is_divided = self.targets, self.is_divided
+        return simplify(Cell(name, source, method, backbone, self.recipe, shots, seed, targets, is_divided))
 
 
 def without_broken(grid: Grid, device: str = "auto", progress: Callable[[int, int], None] | None = None) -> Grid:
-    """The same grid with all pictures left out that cannot be read.
+    """Return the same grid with all images left out that cannot be read.
 
     Args:
-        grid: whose pictures are opened, but for those whose features on its first backbone are stored.
+        grid: whose images are opened, but for those whose features on its first backbone are stored.
         device: as for `load_backbone`.
         progress: called with how many of a data set are opened and how many there are.
     Raises:
@@ -141,44 +91,15 @@ def without_broken(grid: Grid, device: str = "auto", progress: Callable[[int, in
     from mmprompt.models.dual_encoder.load import load_backbone
     from mmprompt.models.image_features import ImageFeatures
 
-    draws = list(product(grid.shots, grid.seeds))
     known = ImageFeatures(load_backbone(grid.contenders[0].backbone, device)).stored
-    sources = tuple(source.without_broken(draws, SPLITS, progress, known) for source in grid.sources)
-    whole = [(None, grid.seeds[0])]
-    targets = tuple(target.without_broken(whole, ("test",), progress, known) for target in grid.targets)
-    return replace(grid, sources=sources, targets=targets)
+
+    def sound(origins: Sequence[Origin], draws: list[tuple[int | None, int]], *splits: str) -> tuple[Origin, ...]:
+        return tuple(origin.without_broken(draws, splits, progress, known) for origin in origins)
+
+    sources = sound(grid.sources, list(product(grid.shots, grid.seeds)), *SPLITS)
+    return replace(grid, sources=sources, targets=sound(grid.targets, [(None, grid.seeds[0])], "test"))
 
 
-def _try_out(cell: Cell, backbone: DualEncoder, data: Dataset, tests: Mapping[str, Dataset]) -> None:
-    """Refuse now what the cell would be refused for later."""
-    from mmprompt.classification.task import ClassificationTask
-
-    for test in tests.values():
-        if not test.test:
-            raise UserError(f"{test.name} has no test pictures, so nothing can be compared on it. Leave it out.")
-    method = settled(cell.make(), cell.backbone, "classification")
-    if method.is_trained:
-        cell.make_recipe(data)
-    ClassificationTask.of(data).predictor(method, backbone, seed=0)
-
-
-def read_pictures(
-    planned: Sequence[Planned], device: str = "auto", progress: Callable[[int, int], None] | None = None
-) -> None:
-    """Encode the pictures of cells once, so that a broken one is met now and the workers find features in the store.
-
-    Args:
-        planned: the cells that are to be computed.
-        device: as for `load_backbone`.
-        progress: called with how many pictures are encoded and how many are missing.
-    Raises:
-        UserError: a picture cannot be read.
-    """
-    from mmprompt.models.dual_encoder.load import load_backbone
-    from mmprompt.models.image_features import ImageFeatures
-
-    for name in dict.fromkeys(one.cell.backbone for one in planned):
-        mine = [one for one in planned if one.cell.backbone == name]
-        sets = [data for one in mine for data in (one.data, *one.tests.values())]
-        paths = [item.path for data in sets for split in SPLITS for item in data.items(split)]
-        ImageFeatures(load_backbone(name, device), progress=progress).of(list(dict.fromkeys(paths)))
+def _name_of(value: Any) -> Any:
+    """Say what tells an entry of a grid from the others: data by its name, a contender by its name and backbone."""
+    return (value.name, value.backbone) if isinstance(value, Contender) else getattr(value, "name", value)

@@ -16,10 +16,9 @@ import numpy as np
 
 from mmprompt.core.metrics import paired_bootstrap
 from mmprompt.experiments.grid import Contender, Grid
-from mmprompt.experiments.results import Finished, Score
+from mmprompt.experiments.results import Outcome, Score
 
 ZERO_SHOT = "zero-shot"
-NUMBERS = ("top5", "macro_f1", "calibration_error")
 
 
 @dataclass(frozen=True)
@@ -31,16 +30,8 @@ class Line:
         label: its name, with the backbone where several are compared.
         source: what it learned from.
         target: what it was tested on: a data set, or `base` or `new`.
-        shots: training pictures a class; None for all, 0 where nothing was learned from.
-        values: [S] accuracies, 0..1, one a seed.
-        mean: their mean.
-        std: their standard deviation, None for a single one.
-        interval: 95 %, over pictures and seeds together.
-        correct: [S, N] whether each test picture was right.
-        first: the test of the first seed, for what is shown of a single run.
-        numbers: means over seeds of further metrics.
-        per_class: mean accuracy of each class over the seeds, 0..1.
-        facts: of the first seed's cell; `seconds` is the mean.
+        shots: training items a class; None for all, 0 where nothing was learned from.
+        cells: one a seed; their folders are run folders, which `load` takes.
     """
 
     contender: Contender
@@ -48,20 +39,68 @@ class Line:
     source: str
     target: str
     shots: int | None
-    values: tuple[float, ...]
-    mean: float
-    std: float | None
-    interval: tuple[float, float]
-    correct: np.ndarray
-    first: Score
-    numbers: Mapping[str, float]
-    per_class: Mapping[str, float]
-    facts: Mapping[str, Any]
+    cells: tuple[Outcome, ...]
 
     @property
     def tested_on(self) -> str:
         """What it was tested on, after its source where that is another."""
         return self.target if self.source == self.target else f"{self.source}: {self.target}"
+
+    @cached_property
+    def scores(self) -> tuple[Score, ...]:
+        """The tests, one a seed."""
+        return tuple(cell.scores[self.target] for cell in self.cells)
+
+    @property
+    def first(self) -> Score:
+        """The test of the first seed, for what is shown of a single run."""
+        return self.scores[0]
+
+    @cached_property
+    def values(self) -> tuple[float, ...]:
+        """[S] accuracies, 0..1, one a seed."""
+        return tuple(score.accuracy for score in self.scores)
+
+    @property
+    def mean(self) -> float:
+        """The mean of the accuracies."""
+        return fmean(self.values)
+
+    @property
+    def std(self) -> float | None:
+        """Their standard deviation, divided by their number as CoOp's released code does; None for a single one."""
+        return pstdev(self.values) if len(self.values) > 1 else None
+
+    @cached_property
+    def correct(self) -> np.ndarray:
+        """[S, N] how right each test item was answered, 0..1."""
+        return np.stack([score.correct for score in self.scores])
+
+    @cached_property
+    def interval(self) -> tuple[float, float]:
+        """95 %, over items and seeds together."""
+        return paired_bootstrap(self.correct, np.zeros_like(self.correct))
+
+    @cached_property
+    def numbers(self) -> dict[str, float]:
+        """Means over seeds of further metrics."""
+        auroc = "auroc_of_new_classes"
+        rows = [
+            {**score.numbers, **{name: cell.facts[name] for name in (auroc,) if name in cell.facts}}
+            for score, cell in zip(self.scores, self.cells, strict=True)
+        ]
+        return {name: fmean(row[name] for row in rows) for name in rows[0] if all(name in row for row in rows)}
+
+    @cached_property
+    def per_class(self) -> dict[str, float]:
+        """Mean accuracy of each class over the seeds, 0..1."""
+        return {name: fmean(score.per_class[name] for score in self.scores) for name in self.first.per_class}
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Those of the first seed's cell; times are means."""
+        times = {name: fmean(cell.facts[name] for cell in self.cells) for name in ("seconds", "cpu_seconds")}
+        return {**self.cells[0].facts, **times}
 
 
 @dataclass(frozen=True)
@@ -97,9 +136,10 @@ class Comparison:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Short names of what is compared that differ: the method, with its backbone where several are compared."""
-        several = len({contender.backbone for contender in self.grid.contenders}) > 1
-        return tuple(f"{c.method} ({c.backbone})" if several else c.method for c in self.grid.contenders)
+        """Short names of what is compared that differ: the method's, with its backbone where it is on several."""
+        names = [contender.name for contender in self.grid.contenders]
+        several = len(set(names)) < len(names)
+        return tuple(f"{c.name} ({c.backbone})" if several else c.name for c in self.grid.contenders)
 
     @property
     def tests(self) -> tuple[tuple[str, str], ...]:
@@ -114,7 +154,7 @@ class Comparison:
         """Return zero-shot of the same backbone on the same images; None for itself or where it is missing."""
         place = (line.source, line.target, line.contender.backbone)
         for other in self.lines:
-            if other.contender.method == ZERO_SHOT and place == (other.source, other.target, other.contender.backbone):
+            if other.contender.name == ZERO_SHOT and place == (other.source, other.target, other.contender.backbone):
                 return None if other is line else other
         return None
 
@@ -131,11 +171,17 @@ class Comparison:
             gains.append(Gain(line.mean - other.mean, paired_bootstrap(line.correct, before)))
         return tuple(gains)
 
+    def __str__(self) -> str:
+        from mmprompt.experiments.layouts import few_shot_table
+        from mmprompt.reports.tables import render
+
+        return render(few_shot_table(self), "text")
+
     def to_json(self) -> dict[str, Any]:
         """Return all numbers, JSON-ready."""
         lines = [
             {
-                "method": line.contender.method,
+                "method": line.contender.name,
                 "backbone": line.contender.backbone,
                 "source": line.source,
                 "target": line.target,
@@ -162,67 +208,36 @@ def average(lines: Sequence[Line | None]) -> float | None:
 
 def compare_cells(
     grid: Grid,
-    keys: Sequence[str],
-    finished: Mapping[str, Finished],
-    reasons: Mapping[str, str],
+    outcomes: Sequence[Outcome | None],
+    reasons: Sequence[str | None] = (),
     official: frozenset[str] = frozenset(),
 ) -> Comparison:
     """Bring finished cells into lines.
 
     Args:
         grid: what was asked for.
-        keys: of `grid.cells()`, in that order.
-        finished: cells that are done, by key.
-        reasons: why cells failed, by key.
+        outcomes: of `grid.cells()`, in that order; None for a cell that is not finished.
+        reasons: why cells failed, in the same order; None for one that did not.
         official: as in `Comparison`.
     """
     cells = grid.cells()
     failures = {
-        f"{cell.method} on {cell.source.name}, {cell.shots} shots, seed {cell.seed}": reasons[key]
-        for cell, key in zip(cells, keys, strict=True)
-        if key in reasons
+        f"{cell.name} on {cell.source.name}, {cell.shots} shots, seed {cell.seed}": reason
+        for cell, reason in zip(cells, reasons, strict=False)
+        if reason is not None
     }
     comparison = Comparison(grid, (), failures, official)
     lines: list[Line] = []
     for source in grid.sources:
         for contender, label in zip(grid.contenders, comparison.labels, strict=True):
-            groups: dict[
-                int | None, dict[str, None]
-            ] = {}  # keys by shots: one a seed, a single one if nothing is learned
+            groups: dict[int | None, dict[int, Outcome]] = {}  # by shots: one a seed, or one if nothing is learned
             for shots, seed in product(grid.shots, grid.seeds):
                 cell = grid.cell(contender, source, shots, seed)
-                groups.setdefault(cell.shots, {})[keys[cells.index(cell)]] = None
+                number = cells.index(cell)
+                if (outcome := outcomes[number]) is not None:
+                    groups.setdefault(cell.shots, {})[number] = outcome
             for shots, group in groups.items():
-                done = [finished[key] for key in group if key in finished]
-                for target in dict.fromkeys(target for one in done for target in one.scores):
-                    lines.append(_line(contender, label, source.name, target, shots, done))
+                done = tuple(group.values())
+                targets = dict.fromkeys(target for outcome in done for target in outcome.scores)
+                lines += [Line(contender, label, source.name, target, shots, done) for target in targets]
     return replace(comparison, lines=tuple(lines))
-
-
-def _line(
-    contender: Contender, label: str, source: str, target: str, shots: int | None, done: Sequence[Finished]
-) -> Line:
-    """Return one test of the same cell with different seeds as a line."""
-    scores = [cell.scores[target] for cell in done]
-    values = tuple(float(score.numbers["accuracy"]) for score in scores)
-    correct = np.stack([score.correct for score in scores])  # [S, N]
-    numbers = {name: fmean(score.numbers[name] for score in scores) for name in NUMBERS}
-    aurocs = [cell.facts["auroc_of_new_classes"] for cell in done if "auroc_of_new_classes" in cell.facts]
-    return Line(
-        contender=contender,
-        label=label,
-        source=source,
-        target=target,
-        shots=shots,
-        values=values,
-        mean=fmean(values),
-        std=pstdev(values) if len(values) > 1 else None,  # divided by their number, as the released code of CoOp does
-        interval=paired_bootstrap(correct, np.zeros_like(correct)),
-        correct=correct,
-        first=scores[0],
-        numbers=numbers | ({"auroc_of_new_classes": fmean(aurocs)} if aurocs else {}),
-        per_class={
-            name: fmean(score.numbers["per_class"][name] for score in scores) for name in scores[0].numbers["per_class"]
-        },
-        facts={**done[0].facts, "seconds": fmean(cell.facts["seconds"] for cell in done)},
-    )

@@ -6,17 +6,11 @@ it is measured by training with it.
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
-import os
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from statistics import fmean
 from typing import Any
-
-import torch
 
 from mmprompt.classification.methods import make_method
 from mmprompt.classification.task import ClassificationTask
@@ -27,12 +21,11 @@ from mmprompt.errors import UserError
 from mmprompt.experiments.cells import Origin
 from mmprompt.experiments.search_space import Range
 from mmprompt.experiments.study import N_REPORTS, missing_optuna, n_ended, open_study
-from mmprompt.experiments.workers import device_of
+from mmprompt.experiments.workers import device_of, in_processes
 from mmprompt.files import sha256_bytes
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.dual_encoder.load import load_backbone
 from mmprompt.models.image_features import ImageFeatures
-from mmprompt.models.image_reading import end_with_parent
 from mmprompt.reports.curves import Trial
 from mmprompt.settings import Count, check
 from mmprompt.training.callbacks import Callback
@@ -166,7 +159,14 @@ def tune(
     if workers == 1:
         job.work(device, 0, partial(show, "trials"))
     else:
-        _work_together(job, device, workers, partial(show, "trials"))
+        calls = [(device_of(index, device), index) for index in range(workers)]
+        in_processes(job.work, calls, partial(job.n_left, study, partial(show, "trials")))
+        n_left = job.n_left(study)
+        if n_left > 0:
+            raise RunFailed(
+                f"the worker processes ended with {n_left} of {n_trials} trials not done; memory may have run out. "
+                "Run it again with fewer `workers`: what is done is kept."
+            )
     return result_of(open_study(storage, job.study), first)
 
 
@@ -278,7 +278,7 @@ class _Job:
     study: str
     n_trials: int
 
-    def work(self, device: str, worker: int, report: Told) -> None:
+    def work(self, device: str, worker: int, report: Told | None = None) -> None:
         """Run trials in this process until the study holds enough."""
         features = ImageFeatures(load_backbone(self.search.backbone, device))
         data = [self.search.load(seed) for seed in self.search.seeds]
@@ -297,49 +297,15 @@ class _Job:
             return fmean(accuracies)
 
         def after_trial(study: Any, trial: Any) -> None:
-            if self.count(study, report) >= self.n_trials:
+            if self.n_left(study, report) <= 0:
                 study.stop()
 
-        if self.count(study, report) < self.n_trials:
+        if self.n_left(study, report) > 0:
             study.optimize(run_trial, callbacks=[after_trial], catch=(RunFailed,))
 
-    def count(self, study: Any, report: Told) -> int:
-        """Return how many trials have ended, whoever ran them, and report it."""
+    def n_left(self, study: Any, report: Told | None = None) -> int:
+        """Return how many trials are missing, whoever ran the others, and report how many have ended."""
         n_done = n_ended(study)
-        report(min(self.n_trials, n_done), self.n_trials)
-        return n_done
-
-
-def _work_together(job: _Job, device: str, workers: int, report: Told) -> None:
-    context = multiprocessing.get_context("spawn")
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    children = [
-        context.Process(target=_child, args=(threads, job, device_of(index, device), index), daemon=True)
-        for index in range(workers)
-    ]
-    study = open_study(job.storage, job.study)
-    try:
-        for child in children:
-            child.start()
-        while any(child.is_alive() for child in children):
-            job.count(study, report)
-            time.sleep(PAUSE_S)
-    finally:
-        for child in children:
-            if child.pid is not None:
-                child.terminate()
-                child.join()
-    n_left = job.n_trials - job.count(study, report)
-    if n_left > 0:
-        raise RunFailed(
-            f"the worker processes ended with {n_left} of {job.n_trials} trials not done; memory may have run out. "
-            "Run it again with fewer `workers`: what is done is kept."
-        )
-
-
-def _child(threads: int, job: _Job, device: str, worker: int) -> None:
-    """Work in a process that ends with its parent."""
-    end_with_parent()
-    torch.set_num_threads(threads)
-    with contextlib.suppress(KeyboardInterrupt):
-        job.work(device, worker, lambda n_done, n_all: None)
+        if report is not None:
+            report(min(self.n_trials, n_done), self.n_trials)
+        return self.n_trials - n_done

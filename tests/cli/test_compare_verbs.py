@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from mmprompt.classification.methods import VPT, CoOp, LinearProbe
 from mmprompt.cli.grid import read_grid_call
 from mmprompt.cli.main import main
 from mmprompt.core.method import settled
 from mmprompt.errors import UserError
-from mmprompt.experiments.grid import Grid, plan
+from mmprompt.experiments.compute import Bench, plan
+from mmprompt.experiments.grid import Contender, Grid
 from mmprompt.terminal.lists import counts_in, is_given, names_in, shots_in
 from tests.fixtures.cli_run import COLOURS, write_pictures
 
@@ -87,7 +89,7 @@ def test_the_official_split_stands_alone_and_the_papers_split_beside_their_numbe
 
 def test_results_that_cannot_be_kept_are_refused_at_the_start(words: list[str], capsys: Capture) -> None:
     Path("file").touch()
-    assert main(["compare", "--method", "zero-shot", "--results", "file/r.sqlite", *words[:4]]) == 2
+    assert main(["compare", "--method", "zero-shot", "--results", "file/cells", *words[:4]]) == 2
     assert "file: is a file" in capsys.readouterr().err
 
 
@@ -133,24 +135,23 @@ def test_a_wrong_call_is_one_line_and_exit_2(
 def test_only_settings_that_are_given_are_passed_on() -> None:
     line = ["--method", "coop,linear-probe", "--data", "openart-large", "--backbone", "m", "--lr", "0.1"]
     call = read_grid_call(line, "mmprompt compare", "")
-    assert [dict(one.settings) for one in call.contenders] == [{}, {}]
+    assert [one.method for one in call.contenders] == [CoOp(), LinearProbe()]
     assert call.recipe == {"lr": 0.1}
 
 
 def test_a_setting_goes_to_the_methods_that_have_it() -> None:
     line = ["--method", "coop,vpt,linear-probe", "--data", "openart-large", "--backbone", "m", "--max-iter=7"]
     call = read_grid_call([*line, "--n-ctx", "3", "--class-specific"], "mmprompt compare", "")
-    settings = [dict(one.settings) for one in call.contenders]
-    assert settings == [{"n_ctx": 3, "class_specific": True}, {}, {"max_iter": 7}]
+    assert [one.method for one in call.contenders] == [CoOp(3, class_specific=True), VPT(), LinearProbe(max_iter=7)]
 
 
 def test_the_small_model_gets_few_context_vectors_unless_told() -> None:
     line = ["--method", "coop", "--data", "openart-large"]
-    grids = [read_grid_call([*line, *words], "p", "") for words in ([], ["--n-ctx", "2"], ["--n-ctx", "4"])]
-    cells = [Grid(call.origins(), call.contenders, seeds=(1,)).cells()[0] for call in grids]
-    assert [settled(cell.make(), cell.backbone).n_ctx for cell in cells] == [4, 2, 4]  # type: ignore[attr-defined]
-    unsaid, other, said = plan(cells, "cpu")
-    assert unsaid.key == said.key != other.key
+    calls = [read_grid_call([*line, *words], "p", "") for words in ([], ["--n-ctx", "2"], ["--n-ctx", "4"])]
+    grids = [Grid(call.origins(), call.contenders, seeds=(1,)) for call in calls]
+    assert [settled(grid.contenders[0].method, "tiny").n_ctx for grid in grids] == [4, 2, 4]  # type: ignore[attr-defined]
+    unsaid, other, said = (plan(grid, Bench("cpu"))[0].key for grid in grids)
+    assert unsaid == said != other
 
 
 def test_a_recipe_file_of_tune_serves_a_comparison(tmp_path: Path) -> None:
@@ -158,7 +159,7 @@ def test_a_recipe_file_of_tune_serves_a_comparison(tmp_path: Path) -> None:
     call = read_grid_call(["--config", str(tmp_path / "recipe.yaml")], "p", "")
     assert call.compared.data == "openart-left"
     assert call.compared.shots == "4"
-    assert (call.contenders[0].method, dict(call.contenders[0].settings)) == ("coop", {"n_ctx": 2})
+    assert call.contenders == (Contender("coop", CoOp(2), "tiny"),)
     assert call.recipe == {"lr": 0.05}
 
 

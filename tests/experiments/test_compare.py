@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
+import logging
 import os
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import mmprompt as mp
+from mmprompt.classification.methods import make_method
 from mmprompt.errors import UserError
-from mmprompt.experiments.cells import Origin, cell_from_json, cell_to_json
-from mmprompt.experiments.compare import compare
+from mmprompt.experiments import compute as computing
+from mmprompt.experiments.cells import Origin
+from mmprompt.experiments.compare import compare_grid
 from mmprompt.experiments.comparison_report import write_comparison
-from mmprompt.experiments.grid import Contender, Grid, plan, without_broken
+from mmprompt.experiments.compute import Bench, plan
+from mmprompt.experiments.grid import Contender, Grid, without_broken
 from mmprompt.experiments.layouts import few_shot_table
-from mmprompt.experiments.results import Results
+from mmprompt.experiments.summary import Comparison
 from mmprompt.training.problem import RunFailed
 from tests.fixtures.cli_run import write_pictures
 
@@ -43,7 +46,7 @@ def parted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def grid_of(parted: Path, model: Path, methods: Sequence[str] = ("coop", "zero-shot"), **changes: object) -> Grid:
     settings = {"coop": {"n_ctx": 2}}
-    contenders = tuple(Contender(str(model), name, settings.get(name, {})) for name in methods)
+    contenders = tuple(Contender(name, make_method(name, settings.get(name)), str(model)) for name in methods)
     grid = Grid((Origin("colours", str(parted)),), contenders, (1, 2), (1, 2), FAST)
     return replace(grid, **changes)  # type: ignore[arg-type]
 
@@ -53,13 +56,22 @@ def grid(parted: Path, tiny_open_clip_folder: Path) -> Grid:
     return grid_of(parted, tiny_open_clip_folder)
 
 
+def keys_of(grid: Grid) -> list[str]:
+    return [one.key for one in plan(grid, Bench("cpu"))]
+
+
+def values_of(comparison: Comparison) -> list[tuple[float, ...]]:
+    return [line.values for line in comparison.lines]
+
+
+def finished_in(folder: Path) -> dict[str, int]:
+    """The finished cells, and when each was written."""
+    return {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("*/scores.json")}
+
+
 def test_what_learns_nothing_is_one_cell_for_all_shots_and_seeds(grid: Grid) -> None:
-    methods = [cell.method for cell in grid.cells()]
+    methods = [cell.name for cell in grid.cells()]
     assert methods == ["coop"] * 4 + ["zero-shot"]
-
-
-def test_a_cell_survives_as_text(grid: Grid) -> None:
-    assert [cell_from_json(cell_to_json(cell)) for cell in grid.cells()] == list(grid.cells())
 
 
 def test_the_key_does_not_depend_on_where_the_pictures_lie(grid: Grid, parted: Path, tmp_path: Path) -> None:
@@ -67,7 +79,7 @@ def test_the_key_does_not_depend_on_where_the_pictures_lie(grid: Grid, parted: P
     moved.parent.mkdir()
     moved.symlink_to(parted)
     other = replace(grid, sources=(Origin("colours", str(moved)),))
-    assert [one.key for one in plan(grid.cells())] == [one.key for one in plan(other.cells())]
+    assert keys_of(grid) == keys_of(other)
 
 
 @pytest.mark.parametrize(
@@ -83,94 +95,213 @@ def test_the_key_does_not_depend_on_where_the_pictures_lie(grid: Grid, parted: P
 def test_the_key_depends_on_what_is_computed(grid: Grid, change: dict[str, object]) -> None:
     one = replace(grid, shots=(1,), seeds=(1,), contenders=grid.contenders[:1])
     other = replace(one, **change)  # type: ignore[arg-type]
-    assert plan(one.cells())[0].key != plan(other.cells())[0].key
+    assert keys_of(one)[0] != keys_of(other)[0]
 
 
 def test_how_often_checkpoints_are_written_is_no_part_of_the_key(grid: Grid) -> None:
     other = replace(grid, recipe={**FAST, "checkpoint_every": 5})
-    assert plan(grid.cells())[0].key == plan(other.cells())[0].key
+    assert keys_of(grid)[0] == keys_of(other)[0]
 
 
-def test_a_finished_comparison_computes_nothing_again(grid: Grid, tmp_path: Path) -> None:
-    seen: list[tuple[str, int, int]] = []
-    first = compare(grid, tmp_path / "r.sqlite", device="cpu", progress=lambda *count: seen.append(count))
-    assert seen[-1] == ("cells", 5, 5)
-    before = sqlite3.connect(tmp_path / "r.sqlite").execute("SELECT key, facts FROM cells ORDER BY key").fetchall()
-    again = compare(grid, tmp_path / "r.sqlite", device="cpu")
-    after = sqlite3.connect(tmp_path / "r.sqlite").execute("SELECT key, facts FROM cells ORDER BY key").fetchall()
-    assert before == after
-    assert [line.values for line in first.lines] == [line.values for line in again.lines]
+def test_a_finished_comparison_reads_no_image_and_computes_nothing(
+    grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[str] = []
+
+    def show(what: str, n_done: int, n_all: int) -> None:
+        counted.append(what)
+
+    monkeypatch.setenv("MMPROMPT_CACHE", str(tmp_path / "cache"))
+    first = compare_grid(grid, tmp_path / "cells", device="cpu", progress=show)
+    assert set(counted) == {"pictures", "cells"}
+    before = finished_in(tmp_path / "cells")
+    assert sorted(before) == sorted(keys_of(grid))
+    shutil.rmtree(tmp_path / "cache")
+    counted.clear()
+    assert values_of(compare_grid(grid, tmp_path / "cells", device="cpu", progress=show)) == values_of(first)
+    assert finished_in(tmp_path / "cells") == before
+    assert counted == []
 
 
-def cells_in(path: Path) -> list[tuple[str, str]]:
-    with contextlib.closing(sqlite3.connect(path)) as file:
-        return file.execute("SELECT key, state FROM cells ORDER BY key").fetchall()
+def test_a_larger_comparison_computes_only_what_is_new(grid: Grid, tmp_path: Path) -> None:
+    compare_grid(replace(grid, shots=(1,)), tmp_path / "cells", device="cpu")
+    before = finished_in(tmp_path / "cells")
+    compare_grid(grid, tmp_path / "cells", device="cpu")
+    after = finished_in(tmp_path / "cells")
+    assert before.items() < after.items()
+
+
+def test_a_finished_cell_is_a_run_folder(grid: Grid, tmp_path: Path) -> None:
+    line, *_ = compare_grid(grid, tmp_path / "cells", device="cpu").lines
+    for cell, value in zip(line.cells, line.values, strict=True):
+        data = grid.sources[0].load(1, 1)
+        assert mp.evaluate(mp.load(cell.folder), data.test).accuracy == pytest.approx(value)
 
 
 def test_a_refused_comparison_leaves_the_results_as_they_were(grid: Grid, parted: Path, tmp_path: Path) -> None:
     copy = tmp_path / "colours"
     shutil.copytree(parted, copy)
     sound = replace(grid, sources=(Origin("colours", str(copy)),), shots=(1,), seeds=(1,))
-    path = tmp_path / "r.sqlite"
+    results = tmp_path / "cells"
     picture = next(copy.glob("test/red/*.png"))
     content = picture.read_bytes()
     picture.write_bytes(content[:-40])
     with pytest.raises(UserError, match=picture.name):
-        compare(sound, path, device="cpu")
-    assert not list(tmp_path.glob("r.sqlite*"))
+        compare_grid(sound, results, device="cpu")
+    assert not results.exists()
     picture.write_bytes(content)
-    compare(sound, path, device="cpu")
-    before = cells_in(path)
+    compare_grid(sound, results, device="cpu")
+    before = finished_in(results)
     picture.write_bytes(content[:-40])
     with pytest.raises(UserError, match=picture.name):
-        compare(sound, path, device="cpu")
-    assert cells_in(path) == before
+        compare_grid(sound, results, device="cpu")
+    assert finished_in(results) == before
 
 
 @pytest.mark.slow
 def test_two_workers_find_the_same_as_one(grid: Grid, tmp_path: Path) -> None:
-    alone = compare(grid, tmp_path / "one.sqlite", workers=1, device="cpu")
-    together = compare(grid, tmp_path / "two.sqlite", workers=2, device="cpu")
-    assert [line.values for line in alone.lines] == [line.values for line in together.lines]
+    alone = compare_grid(grid, tmp_path / "one", workers=1, device="cpu")
+    assert values_of(compare_grid(grid, tmp_path / "two", workers=2, device="cpu")) == values_of(alone)
 
 
 RUN = """
 import sys
+from mmprompt.experiments import compute as computing
+from tests.experiments.test_compare import grid_of
 from pathlib import Path
-from mmprompt.experiments.workers import fill
+from mmprompt.experiments.compare import compare_grid
+compute = computing.compute
+def told(cell, folder, bench):
+    print(folder.name, flush=True)
+    return compute(cell, folder, bench)
+computing.compute = told
 if __name__ == "__main__":
-    fill(Path(sys.argv[1]), sys.argv[2:], 1, "cpu", lambda n, n_all: print(n, flush=True))
+    parted, model, results = map(Path, sys.argv[1:])
+    compare_grid(grid_of(parted, model), results, device="cpu")
+    print("finished", flush=True)
 """
 
 
+@pytest.fixture
+def start(parted: Path, tiny_open_clip_folder: Path, tmp_path: Path) -> Iterator[list[subprocess.Popen[str]]]:
+    """Two processes that fill the same grid and print the keys of the cells that they compute."""
+    words = [sys.executable, "-c", RUN, str(parted), str(tiny_open_clip_folder), str(tmp_path / "cells")]
+    processes = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    yield processes
+    for process in processes:
+        process.kill()
+        process.wait()
+        process.stdout.close()  # type: ignore[union-attr]
+
+
 @pytest.mark.slow
-def test_a_killed_comparison_goes_on_where_it_stopped(grid: Grid, tmp_path: Path) -> None:
-    path, planned = tmp_path / "r.sqlite", plan(grid.cells(), "cpu")
-    keys = [one.key for one in planned]
-    results = Results(path)
-    results.add({one.key: cell_to_json(one.cell) for one in planned})
-    worker = subprocess.Popen([sys.executable, "-c", RUN, str(path), *keys], stdout=subprocess.PIPE, text=True)
-    assert worker.stdout is not None
-    while worker.stdout.readline().strip() != "2":
-        time.sleep(0.01)
-    os.kill(worker.pid, signal.SIGKILL)
-    worker.wait()
-    worker.stdout.close()
-    kept = results.finished(keys)
-    assert 2 <= len(kept) < len(keys)
-    comparison = compare(grid, path, device="cpu")
-    assert set(results.states(keys).values()) == {"done"}
-    assert results.finished(list(kept)).keys() == kept.keys()
-    assert [line.values for line in comparison.lines] == [
-        line.values for line in compare(grid, tmp_path / "whole.sqlite", device="cpu").lines
-    ]
+def test_two_processes_never_compute_a_cell_twice(
+    start: list[subprocess.Popen[str]], grid: Grid, tmp_path: Path
+) -> None:
+    said = [process.communicate()[0].split() for process in start]
+    assert [words.pop() for words in said] == ["finished", "finished"]
+    assert sorted([*said[0], *said[1]]) == sorted(keys_of(grid))
+
+
+@pytest.mark.slow
+def test_the_cell_of_a_killed_process_is_finished_by_another(
+    start: list[subprocess.Popen[str]], grid: Grid, tmp_path: Path
+) -> None:
+    first, second = start
+    assert first.stdout is not None
+    left = first.stdout.readline().strip()
+    os.kill(first.pid, signal.SIGKILL)
+    said = second.communicate()[0].split()
+    assert said[-1] == "finished"
+    assert left in said or left in finished_in(tmp_path / "cells")
+    assert sorted(finished_in(tmp_path / "cells")) == sorted(keys_of(grid))
+
+
+LONG = {"epochs": 6, "augment": "none", "checkpoint_seconds": 0.0}
+
+
+@pytest.fixture
+def one_cell(grid: Grid) -> Grid:
+    return replace(grid, contenders=grid.contenders[:1], shots=(2,), seeds=(1,), recipe=LONG)
+
+
+def interrupt_at(epoch: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Interrupt a training once when an epoch begins; the epochs that began."""
+    begun: list[int] = []
+    left = [epoch]
+
+    def note(clock: object, run: object, number: int) -> None:
+        begun.append(number)
+        clock._started = time.process_time()  # type: ignore[attr-defined]
+        if number in left:
+            left.clear()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("mmprompt.experiments.compute._Clock.on_epoch_begin", note)
+    return begun
+
+
+def test_an_interrupted_cell_goes_on_from_its_checkpoint(
+    one_cell: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = compare_grid(one_cell, tmp_path / "whole", device="cpu")
+    begun = interrupt_at(3, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        compare_grid(one_cell, tmp_path / "cells", device="cpu")
+    assert values_of(compare_grid(one_cell, tmp_path / "cells", device="cpu")) == values_of(whole)
+    assert begun == [0, 1, 2, 3, 3, 4, 5]
+
+
+def test_a_cell_that_was_trained_and_not_tested_is_not_trained_again(
+    one_cell: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = interrupt_at(99, monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(computing, "facts_of", lambda *_: exec("raise KeyboardInterrupt"))
+        with pytest.raises(KeyboardInterrupt):
+            compare_grid(one_cell, tmp_path / "cells", device="cpu")
+    assert not finished_in(tmp_path / "cells")
+    assert compare_grid(one_cell, tmp_path / "cells", device="cpu").lines
+    assert begun == list(range(6))
+
+
+def test_a_checkpoint_that_cannot_be_gone_on_with_is_left_and_the_cell_begins_anew(
+    one_cell: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = interrupt_at(3, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        compare_grid(one_cell, tmp_path / "cells", device="cpu")
+    [checkpoints] = (tmp_path / "cells").glob("*/checkpoint")
+    other = replace(one_cell, seeds=(2,))
+    place = tmp_path / "other" / keys_of(other)[0]
+    place.mkdir(parents=True)
+    checkpoints.rename(place / "checkpoint")
+    begun.clear()
+    found = compare_grid(other, tmp_path / "other", device="cpu")
+    assert values_of(found) == values_of(compare_grid(other, tmp_path / "whole", device="cpu"))
+    assert begun == [*range(6), *range(6)]
+
+
+def test_a_damaged_cell_is_computed_again_with_a_warning(
+    grid: Grid, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = compare_grid(grid, tmp_path / "cells", device="cpu")
+    before = finished_in(tmp_path / "cells")
+    damaged = tmp_path / "cells" / keys_of(grid)[1]
+    (damaged / "scores.json").write_text((damaged / "scores.json").read_text().replace("1.0", "0.0"))
+    with caplog.at_level(logging.WARNING, "mmprompt"):
+        again = compare_grid(grid, tmp_path / "cells", device="cpu")
+    assert f"{damaged.name}/scores.json is damaged" in caplog.text
+    assert values_of(again) == values_of(first)
+    changed = finished_in(tmp_path / "cells").items() - before.items()
+    assert [key for key, _ in changed] == [damaged.name]
 
 
 def test_a_cell_that_breaks_down_is_told_and_the_others_go_on(grid: Grid, tmp_path: Path) -> None:
     broken = replace(grid, recipe={**FAST, "lr": 90.0, "epochs": 30, "weight_decay": 90.0}, shots=(1,), seeds=(1,))
-    comparison = compare(broken, tmp_path / "r.sqlite", device="cpu")
+    comparison = compare_grid(broken, tmp_path / "cells", device="cpu")
     assert [line.label for line in comparison.lines] == ["zero-shot"]
-    assert "lower `lr`" in next(iter(comparison.failures.values()))
+    assert "Try a lower `lr`" in next(iter(comparison.failures.values()))
 
 
 def test_a_broken_picture_is_met_before_anything_is_computed(
@@ -179,10 +310,8 @@ def test_a_broken_picture_is_met_before_anything_is_computed(
     root = write_pictures(tmp_path / "own", COLOURS, 4)
     (root / "red" / "3.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"3\.png"):
-        compare(grid_of(root, tiny_open_clip_folder), tmp_path / "r.sqlite", device="cpu")
-    assert not Results(tmp_path / "r.sqlite").finished(
-        [one.key for one in plan(grid_of(root, tiny_open_clip_folder).cells())]
-    )
+        compare_grid(grid_of(root, tiny_open_clip_folder), tmp_path / "cells", device="cpu")
+    assert not (tmp_path / "cells").exists()
 
 
 def test_broken_pictures_are_left_out_where_that_is_asked_for(
@@ -193,8 +322,7 @@ def test_broken_pictures_are_left_out_where_that_is_asked_for(
     (root / "test" / "red" / "3.png").write_bytes(b"no picture")
     grid = without_broken(grid_of(root, tiny_open_clip_folder, shots=(2,), seeds=(1,)))
     assert grid.sources[0].broken == ("test/red/3.png",)
-    assert cell_from_json(cell_to_json(grid.cells()[0])) == grid.cells()[0]
-    comparison = compare(grid, tmp_path / "r.sqlite", device="cpu")
+    comparison = compare_grid(grid, tmp_path / "cells", device="cpu")
     assert {line.correct.shape[1] for line in comparison.lines} == {19}
     assert "colours: Broken pictures left out, 1: test/red/3.png." in few_shot_table(comparison).notes
 
@@ -207,7 +335,7 @@ def test_what_learns_nothing_reads_no_training_picture(
     for path in (root / "train").rglob("*.png"):
         path.write_bytes(b"no picture")
     grid = grid_of(root, tiny_open_clip_folder, ["zero-shot"])
-    assert compare(grid, tmp_path / "r.sqlite", device="cpu").lines
+    assert compare_grid(grid, tmp_path / "cells", device="cpu").lines
 
 
 @pytest.mark.parametrize(
@@ -227,12 +355,12 @@ def test_a_method_that_the_backbone_cannot_carry_is_refused_at_the_start(
     parted: Path, tiny_resnet_folder: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match="image tokens"):
-        compare(grid_of(parted, tiny_resnet_folder, ["zero-shot", "vpt"]), tmp_path / "r.sqlite", device="cpu")
+        compare_grid(grid_of(parted, tiny_resnet_folder, ["zero-shot", "vpt"]), tmp_path / "cells", device="cpu")
 
 
 def test_base_to_new_learns_half_the_classes_and_tests_both(grid: Grid, tmp_path: Path) -> None:
     divided = replace(grid, is_divided=True, shots=(2,), seeds=(1,))
-    comparison = compare(divided, tmp_path / "r.sqlite", device="cpu")
+    comparison = compare_grid(divided, tmp_path / "cells", device="cpu")
     base, new = (comparison.find("coop", "colours", part, 2) for part in ("base", "new"))
     assert base is not None
     assert new is not None
@@ -242,12 +370,12 @@ def test_base_to_new_learns_half_the_classes_and_tests_both(grid: Grid, tmp_path
 
 def test_a_head_has_no_accuracy_on_new_classes(parted: Path, tiny_open_clip_folder: Path, tmp_path: Path) -> None:
     grid = grid_of(parted, tiny_open_clip_folder, ["linear-probe"], is_divided=True, shots=(2,), seeds=(1,))
-    comparison = compare(grid, tmp_path / "r.sqlite", device="cpu")
+    comparison = compare_grid(grid, tmp_path / "cells", device="cpu")
     assert [line.target for line in comparison.lines] == ["base"]
 
 
 def test_the_gain_is_paired_with_zero_shot(grid: Grid, tmp_path: Path) -> None:
-    comparison = compare(grid, tmp_path / "r.sqlite", device="cpu")
+    comparison = compare_grid(grid, tmp_path / "cells", device="cpu")
     learned, zero = comparison.find("coop", "colours", "colours", 2), comparison.lines[-1]
     assert learned is not None
     gains = dict(
@@ -261,7 +389,7 @@ def test_the_gain_is_paired_with_zero_shot(grid: Grid, tmp_path: Path) -> None:
 
 
 def test_the_report_is_one_page_with_tables_and_figures_beside(grid: Grid, tmp_path: Path) -> None:
-    comparison = compare(grid, tmp_path / "r.sqlite", device="cpu")
+    comparison = compare_grid(grid, tmp_path / "cells", device="cpu")
     page = write_comparison(comparison, tmp_path / "out", "few-shot", "mmprompt compare --methods coop")
     html = page.read_text()
     assert 'src="http' not in html
@@ -279,4 +407,4 @@ def test_workers_that_all_die_are_told(grid: Grid, tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(workers, "_child", os.abort)
     with pytest.raises(RunFailed, match="fewer `workers`"):
-        compare(grid, tmp_path / "r.sqlite", workers=2, device="cpu")
+        compare_grid(grid, tmp_path / "cells", workers=2, device="cpu")

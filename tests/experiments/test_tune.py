@@ -192,7 +192,7 @@ def test_trials_of_any_length_are_compared_at_the_same_share_of_their_training()
 
 @pytest.mark.slow
 def test_workers_that_die_are_told(tmp_path: Path, search: Search, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmprompt.experiments.tune._child", os.abort)
+    monkeypatch.setattr("mmprompt.experiments.workers._child", os.abort)
     with pytest.raises(RunFailed, match="2 of 2 trials not done"):
         tune(search, f"sqlite:///{tmp_path}/s.db", 2, workers=2, device="cpu")
 

@@ -1,0 +1,127 @@
+"""`mp.compare`: methods by name on data sets of any kind, computed by the same grid."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mmprompt as mp
+from mmprompt.captioning.data import CaptionData
+from mmprompt.errors import UserError
+from mmprompt.experiments.compare import origins_of
+from mmprompt.experiments.compute import Bench, plan
+from mmprompt.experiments.grid import Contender, Grid
+from mmprompt.language.data import TextData
+from mmprompt.language.start import PromptInit
+
+QUICK: dict[str, Any] = {"epochs": 1, "device": "cpu", "progress": False}
+
+
+@pytest.fixture(scope="session")
+def texts() -> TextData:
+    data = mp.load_texts("somebody")
+    return replace(data, test=data.test[:6])
+
+
+@pytest.fixture(scope="session")
+def captions() -> CaptionData:
+    data = mp.load_captions("openart-scenes")
+    return replace(data, items=(*data.train[:4], *data.test[:5]))
+
+
+def keys_of(task: Any, method: Any, **changes: Any) -> list[str]:
+    grid = Grid(
+        origins_of([task]), (Contender("prompt", method, "tiny"),), **{"shots": (None,), "seeds": (1,)} | changes
+    )
+    return [one.key for one in plan(grid, Bench("cpu"))]
+
+
+def test_prompts_of_a_language_model_are_compared_over_draws_of_the_rows(texts: TextData, tmp_path: Path) -> None:
+    methods = {"prompt": (mp.PromptTuning(2), "tiny"), "prefix": (mp.PrefixTuning(1), "tiny")}
+    comparison = mp.compare(methods, [texts], shots=(2,), seeds=(1, 2), out=tmp_path, **QUICK)
+    assert [(line.label, line.correct.shape) for line in comparison.lines] == [("prompt", (2, 6)), ("prefix", (2, 6))]
+    assert "prefix" in str(comparison)
+    line = comparison.lines[0]
+    for cell, value in zip(line.cells, line.values, strict=True):
+        right = [
+            one.label == row.label
+            for one, row in zip(mp.load(cell.folder).predict(texts.test), texts.test, strict=True)
+        ]
+        assert np.mean(right) == value
+        assert cell.facts["n_train"] == 2 * len(texts.labels)
+
+
+def test_focuses_of_a_captioner_are_compared_with_words(captions: CaptionData, tmp_path: Path) -> None:
+    methods = {"prompt": (mp.PromptTuning(2), "tiny"), "words": (mp.HardPrompt("the feelings are"), "tiny")}
+    tasks = [captions.focus(name) for name in ("emotions", "actions")]
+    comparison = mp.compare(methods, tasks, seeds=(1, 2), out=tmp_path, **QUICK)
+    assert [(line.label, line.source, line.correct.shape) for line in comparison.lines] == [
+        ("prompt", "openart-scenes: emotions", (2, 5)),
+        ("words", "openart-scenes: emotions", (1, 5)),
+        ("prompt", "openart-scenes: actions", (2, 5)),
+        ("words", "openart-scenes: actions", (1, 5)),
+    ]
+    line = comparison.lines[1]
+    scores = captions.focus("emotions").evaluate(mp.load(line.cells[0].folder), captions.test)
+    assert line.mean == pytest.approx(scores.values["adherence"])
+    assert line.numbers["mean_length"] == scores.values["mean_length"]
+
+
+def test_images_lie_in_a_folder_or_are_at_hand(pictures: Path, tiny_open_clip_folder: Path, tmp_path: Path) -> None:
+    zero_shot, model = mp.METHODS["zero-shot"], str(tiny_open_clip_folder)
+    methods = {"bare name": (zero_shot("{}"), model), "zero-shot": (zero_shot(), model)}
+    data = mp.ImageFolder(pictures, shots=1)
+    by_place = mp.compare(methods, {data.name: str(pictures)}, out=tmp_path, **QUICK)
+    assert len(list(tmp_path.iterdir())) == 2
+    at_hand = mp.compare(methods, [data], out=tmp_path, **QUICK)
+    assert len(list(tmp_path.iterdir())) == 2
+    assert [line.values for line in by_place.lines] == [line.values for line in at_hand.lines]
+    assert [line.label for line in by_place.lines] == ["bare name", "zero-shot"]
+    assert [gain is None for gain in by_place.gains] == [False, True]
+
+
+def test_the_key_depends_on_how_a_model_is_asked(texts: TextData) -> None:
+    plain = keys_of(texts, mp.PromptTuning(2))
+    assert keys_of(texts.task(), mp.PromptTuning(2)) == plain
+    for other in (
+        texts.task(template="{soft} {text:cut}\n{answer}"),
+        texts.task(objective="answer"),
+        texts.task(init=PromptInit("random")),
+        replace(texts, train=texts.train[:-1]),
+    ):
+        assert keys_of(other, mp.PromptTuning(2)) != plain
+    assert keys_of(texts, mp.PromptTuning(3)) != plain
+
+
+def test_the_key_depends_on_the_focus(captions: CaptionData) -> None:
+    one, other = (keys_of(captions.focus(name), mp.PromptTuning(2)) for name in ("emotions", "actions"))
+    assert one != other
+
+
+def test_several_processes_take_tasks_at_hand(texts: TextData, tmp_path: Path) -> None:
+    methods = {"words": (mp.HardPrompt(), "tiny")}
+    tasks = {words: texts.task(template=f"{{text}} {words} {{answer}}") for words in ("is", "says")}
+    comparison = mp.compare(methods, tasks, workers=2, out=tmp_path, **QUICK)
+    assert [line.source for line in comparison.lines] == ["is", "says"]
+
+
+@pytest.mark.parametrize(
+    ("tasks", "shots", "message"),
+    [
+        ("openart-left", (None,), r"a list of data sets was expected. Use \['openart-left'\]"),
+        ([3], (None,), "data is of type int"),
+        ([], (None,), "sources is empty"),
+        ("at hand", (2,), "the shots of openart-left, which is at hand, were drawn before"),
+    ],
+)
+def test_what_is_no_comparison_is_refused(
+    tasks: Any, shots: tuple[int | None, ...], message: str, tmp_path: Path
+) -> None:
+    tasks = [mp.load_dataset("openart-left")] if tasks == "at hand" else tasks
+    with pytest.raises(UserError, match=message):
+        mp.compare({"coop": (mp.CoOp(), "tiny")}, tasks, shots=shots, out=tmp_path / "cells", **QUICK)
+    assert not (tmp_path / "cells").exists()
