@@ -42,7 +42,7 @@ from mmprompt.training.recipe import Recipe, epochs_for
 PAUSE_S = 0.2
 Show = Callable[[str, int, int], None]
 """Told what is counted, how many are done and how many there are."""
-Count = Callable[[int, int], None]
+Counted = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class SearchResult:
     n_failed: int
 
 
-def without_broken(search: Search, device: str = "auto", progress: Count | None = None) -> Search:
+def without_broken(search: Search, device: str = "auto", progress: Counted | None = None) -> Search:
     """Return the same search without the images that cannot be read; those of the test part are not looked at.
 
     Args:
@@ -278,7 +278,7 @@ class _Job:
     study: str
     n_trials: int
 
-    def work(self, device: str, worker: int, report: Count) -> None:
+    def work(self, device: str, worker: int, report: Counted) -> None:
         """Run trials in this process until the study holds enough."""
         features = ImageFeatures(load_backbone(self.search.backbone, device))
         data = [self.search.load(seed) for seed in self.search.seeds]
@@ -303,14 +303,14 @@ class _Job:
         if self.count(study, report) < self.n_trials:
             study.optimize(run_trial, callbacks=[after_trial], catch=(RunFailed,))
 
-    def count(self, study: Any, report: Count) -> int:
+    def count(self, study: Any, report: Counted) -> int:
         """Return how many trials have ended, whoever ran them, and report it."""
         n_done = n_ended(study)
         report(min(self.n_trials, n_done), self.n_trials)
         return n_done
 
 
-def _work_together(job: _Job, device: str, workers: int, report: Count) -> None:
+def _work_together(job: _Job, device: str, workers: int, report: Counted) -> None:
     context = multiprocessing.get_context("spawn")
     threads = max(1, (os.cpu_count() or 1) // workers)
     children = [
