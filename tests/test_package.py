@@ -64,6 +64,13 @@ def test_type_checkers_see_the_names_that_resolve(room):
     assert all(getattr(package, name) is not None for name in seen)
 
 
+@pytest.mark.parametrize("room", ["", "classification", "captioning", "language"])
+def test_no_module_takes_the_place_of_a_name(room):
+    package = importlib.import_module(f"mmprompt.{room}".rstrip("."))
+    modules = {path.stem for path in (PACKAGE / room).iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert set(package.__all__) & modules <= {"captioning", "classification", "language"}
+
+
 def test_the_public_names_are_few():
     assert len(mmprompt.__all__) <= 45
 

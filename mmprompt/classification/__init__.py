@@ -5,13 +5,12 @@ from typing import TYPE_CHECKING
 from mmprompt.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from mmprompt.classification.measure import measure
     from mmprompt.classification.methods import Together, ZeroShot, ZeroShotEnsemble
-    from mmprompt.classification.nearest_words import nearest_words
     from mmprompt.classification.predictor import CLASSIFIERS, Prediction
     from mmprompt.classification.report.report import write_report
     from mmprompt.classification.task import ClassificationTask
     from mmprompt.classification.template import ClassTemplate
+    from mmprompt.classification.words import nearest_words
     from mmprompt.core.metrics import Evaluation, paired_bootstrap
     from mmprompt.data.images import read_image
     from mmprompt.data.splits import Dataset, Item

@@ -85,7 +85,7 @@ def near_words(folder: Path, header: Mapping[str, Any], k: int) -> list[dict[str
     from mmprompt.core.file import load
 
     if header["kind"] == "classification":
-        from mmprompt.classification.nearest_words import context_words
+        from mmprompt.classification.words import context_words
 
         return context_words(load(folder), k)
     from mmprompt.language.explain import nearest_tokens

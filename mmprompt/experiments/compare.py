@@ -13,7 +13,7 @@ from typing import Any
 
 from mmprompt.core.fit import task_of
 from mmprompt.core.method import Method
-from mmprompt.errors import UserError, bad_value
+from mmprompt.errors import bad_value
 from mmprompt.experiments.cells import Origin
 from mmprompt.experiments.compute import Bench, fill, plan, read_images
 from mmprompt.experiments.grid import Contender, Grid
@@ -82,8 +82,6 @@ def origins_of(tasks: Sequence[Any] | Mapping[str, Any]) -> tuple[Origin, ...]:
     Raises:
         UserError: something is no data.
     """
-    if isinstance(tasks, str):
-        raise UserError(f"tasks is {tasks!r}, but a list of data sets was expected. Use [{tasks!r}].")
     origins = []
     for name, data in tasks.items() if isinstance(tasks, Mapping) else [("", data) for data in tasks]:
         if isinstance(data, Origin):

@@ -22,7 +22,7 @@ import torch
 from mmprompt.captioning.metrics.adherence import FocusScores
 from mmprompt.captioning.predictor import CaptionFeatures
 from mmprompt.captioning.readers.load import load_captioner
-from mmprompt.classification.nearest_words import context_words
+from mmprompt.classification.words import context_words
 from mmprompt.core.confidence import auroc_of_new_classes
 from mmprompt.core.fit import Result, describe_method, fit
 from mmprompt.core.header import HEADER

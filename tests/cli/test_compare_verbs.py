@@ -108,7 +108,7 @@ REFUSED = {
     "compare --data openart-large --shots 0": "at least 1 picture",
     "compare --data openart-large --shots one": "whole numbers",
     "compare --data openart-large --seed -1": "whole numbers",
-    "compare --data openart-large --workers 0": "at least one process",
+    "compare --data openart-large --workers 0": "a whole number, 1 or more",
     "compare --data openart-large-novel": "test images only",
     "protocol base-to-new --data openart-large --shots 1,2": "one number of shots",
     "protocol cross-dataset --data openart-large": "at least one target",

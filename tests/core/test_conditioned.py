@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from mmprompt.classification.methods import VPT
-from mmprompt.classification.nearest_words import context_words
 from mmprompt.classification.predictor import Classifier
+from mmprompt.classification.words import context_words
 from mmprompt.core.file import load, save
 from mmprompt.core.learned import Learned, Prompt
 from mmprompt.errors import UserError

@@ -62,8 +62,8 @@ def test_a_test_part_that_is_there_stays() -> None:
 @pytest.mark.parametrize(
     ("shares", "problem"),
     [
-        ({"val": -0.1}, "val is -0.1, but a share from 0 to below 1 was expected"),
-        ({"test": 1.0}, "test is 1.0, but a share"),
+        ({"val": -0.1}, "val is -0.1, but it must be a number, 0 or more and below 1"),
+        ({"test": 1.0}, "test is 1.0, but it must be a number, 0 or more and below 1"),
         ({"val": 0.5, "test": 0.5}, "so that training keeps a part"),
         ({"test": 0.0}, "test is 0.0, but there is no test part yet, and a split needs one"),
     ],

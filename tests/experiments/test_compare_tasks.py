@@ -112,7 +112,7 @@ def test_several_processes_take_tasks_at_hand(texts: TextData, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("tasks", "shots", "message"),
     [
-        ("openart-left", (None,), r"a list of data sets was expected. Use \['openart-left'\]"),
+        ("openart-left", (None,), "tasks is 'openart-left', but it must be a list or a mapping"),
         ([3], (None,), "data is of type int"),
         ([], (None,), "sources is empty"),
         ("at hand", (2,), "the shots of openart-left, which is at hand, were drawn before"),

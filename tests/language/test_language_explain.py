@@ -58,7 +58,7 @@ def test_vectors_of_another_width_and_no_words_are_refused() -> None:
     model = frozen_model("llama")
     with pytest.raises(UserError, match="width"):
         nearest_tokens(model, torch.zeros(2, model.width + 1))
-    with pytest.raises(UserError, match="at least one"):
+    with pytest.raises(UserError, match="a whole number, 1 or more"):
         nearest_tokens(model, torch.zeros(2, model.width), 0)
 
 

@@ -201,8 +201,8 @@ def announce(output: Output, call: Call, data: Dataset, folder: Path) -> None:
 
 def finish(call: Call, result: Result[Classifier], folder: Path, command: str) -> Path | None:
     """Add to the run folder how it was called, the nearest words and the report; the report's path if there is one."""
-    from mmprompt.classification.nearest_words import context_words
     from mmprompt.classification.report.report import write_report
+    from mmprompt.classification.words import context_words
     from mmprompt.reports.pages import missing_extra
 
     pictures = asdict(call.pictures)

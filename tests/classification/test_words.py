@@ -5,7 +5,7 @@ import torch
 
 from mmprompt.classification import nearest_words as module
 from mmprompt.classification.methods import VPT, CoOp
-from mmprompt.classification.nearest_words import context_words, nearest_words
+from mmprompt.classification.words import context_words, nearest_words
 from mmprompt.errors import UserError
 from mmprompt.models.dual_encoder.interface import DualEncoder
 
