@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmprompt.classification import nearest_words as module
+from mmprompt.classification import words as module
 from mmprompt.classification.methods import VPT, CoOp
 from mmprompt.classification.words import context_words, nearest_words
 from mmprompt.errors import UserError
