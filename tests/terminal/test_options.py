@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
+import mmprompt
 from mmprompt.terminal.options import in_options, remember
 from mmprompt.terminal.parser import parse
 
@@ -46,3 +49,10 @@ def test_a_setting_that_the_verb_has_is_said_as_its_option(text: str, said: str)
 
 def test_where_no_verb_runs_nothing_is_an_option() -> None:
     assert in_options("Give another `words`.") == "Give another `words`."
+
+
+def test_the_library_gives_no_advice_in_options() -> None:
+    package = Path(mmprompt.__file__).parent
+    advice = re.compile(r"\b(Use|Leave|Leave out|[Gg]ive( another| other)?|Write|Add) --[a-z{]")
+    library = [path for path in package.rglob("*.py") if not {"cli", "terminal"} & set(path.parts)]
+    assert [path.name for path in library if advice.search(path.read_text())] == []
