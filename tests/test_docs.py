@@ -24,3 +24,9 @@ def test_code_on_the_page_runs(page, tmp_path, monkeypatch):
 def test_links_lead_somewhere(page):
     for target in LINK.findall(page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_a_method_of_your_own_is_short():
+    code = BLOCK.findall((ROOT / "docs" / "your_own_method.md").read_text())[0]
+    lines = [line for line in code.splitlines() if line.strip() and not line.startswith(("import ", "from "))]
+    assert len(lines) < 40
