@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -211,3 +212,8 @@ def test_a_model_that_changed_is_noticed_and_nothing_is_saved(
         mp.fit(METHODS[kind], model, task, tmp_path / "run", epochs=1, callbacks=[spoil], progress=False)
     assert str(caught.value) == f"weights of {model.name} changed while a prompt was trained, so nothing was saved"
     assert not list((tmp_path / "run").glob("prompt.*"))
+
+
+@pytest.mark.parametrize("load", [mp.load_backbone, mp.load_captioner, mp.load_language_model])
+def test_a_frozen_model_says_in_one_line_which_it_is(load):
+    assert re.fullmatch(r"<Frozen\w+ 'tiny': cpu, torch\.float32>", repr(load("tiny", device="cpu")))

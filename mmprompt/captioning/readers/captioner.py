@@ -146,6 +146,9 @@ class FrozenCaptioner:
         self.device, self.dtype = first.device, first.dtype
         self.transform = pixels.text
 
+    def __repr__(self) -> str:
+        return f"<FrozenCaptioner {self.name!r}: {self.device}, {self.dtype}>"
+
     def compute_fingerprint(self) -> str:
         """Return the fingerprint of the weights as they are now, to compare with `fingerprint`."""
         return fingerprint(self.model)

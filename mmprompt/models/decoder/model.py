@@ -100,6 +100,9 @@ class FrozenLanguageModel:
         first = next(lm.parameters())
         self.device, self.dtype = first.device, first.dtype
 
+    def __repr__(self) -> str:
+        return f"<FrozenLanguageModel {self.name!r}: {self.device}, {self.dtype}>"
+
     @cached_property
     def embedding_rms(self) -> float:
         """The root mean square of the token embeddings' numbers: the size that vectors of a prompt should have."""

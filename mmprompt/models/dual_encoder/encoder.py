@@ -145,6 +145,9 @@ class FrozenDualEncoder:
         self.text_memory_bytes = size_from_environment(MEMORY_VARIABLE, DEFAULT_MEMORY_BYTES, "one class at a time")
         self.embed_dim = self._embed_dim()
 
+    def __repr__(self) -> str:
+        return f"<FrozenDualEncoder {self.name!r}: {self.device}, {self.dtype}>"
+
     def __deepcopy__(self, memo: dict[int, object]) -> FrozenDualEncoder:
         return self  # frozen: a copy could never differ, and scikit-learn's clone would double the memory
 
