@@ -120,8 +120,9 @@ def _describe(part: Source | nn.Module, place: str, tensors: dict[str, Tensor]) 
     """Describe a source or head for the header, and add its tensors to those of the file."""
     kind = getattr(part, "kind", "")
     if isinstance(part, Source) and kind == "vectors":
-        inserts = {} if part.needs_image else part(Given())
-        if part.needs_image or not all(isinstance(insert, Vectors) for insert in inserts.values()):
+        is_plain = not part.needs_image and not part.tasks
+        inserts = part(Given()) if is_plain else {}
+        if not is_plain or not all(isinstance(insert, Vectors) for insert in inserts.values()):
             name = type(part).__name__
             raise UserError(
                 f"{name} gives more than vectors of its own, so its vectors alone cannot be kept. Give the class a "

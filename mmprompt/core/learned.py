@@ -40,6 +40,7 @@ class Source(nn.Module):
     Attributes:
         sites: where it enters; one source may serve many.
         needs_image: whether it reads `Given.image_features`, so that class features depend on the image.
+        tasks: those that it holds a prompt for and reads `Given.task` for; () where one prompt serves all.
         kind: how a prompt file keeps it: `"vectors"` keeps those it gives and forgets how they were made; any other
             name keeps `settings` and state, and must be a key of `SOURCES` when the file is read.
     """
@@ -47,6 +48,7 @@ class Source(nn.Module):
     kind: ClassVar[str] = "vectors"
     sites: tuple[Site, ...] = ()
     needs_image: bool = False
+    tasks: tuple[str, ...] = ()
     if TYPE_CHECKING:
 
         def __call__(self, given: Given) -> Inserts:  # noqa: D102

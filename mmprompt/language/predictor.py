@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import mmprompt.language.sources  # noqa: F401 - which a prompt file may name
 from mmprompt.core.file import load as load_predictor
 from mmprompt.core.file import read_prompt, refuse_other_backbone
 from mmprompt.core.header import read_header
 from mmprompt.core.learned import Given, Prompt
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextRow
-from mmprompt.language.sources import MultitaskVectors
 from mmprompt.language.templates.template import BoundTemplate, Template
 from mmprompt.language.templates.verbalizer import Verbalizer
 from mmprompt.models.decoder.kv_cache import KVCache
@@ -96,7 +96,7 @@ class LanguagePredictor:
     @property
     def tasks(self) -> tuple[str, ...]:
         """The tasks that have vectors of their own; () where one prompt serves all."""
-        return next((one.tasks for one in self.prompt.sources if isinstance(one, MultitaskVectors)), ())
+        return next((source.tasks for source in self.prompt.sources if source.tasks), ())
 
     def vectors(self, task: str = "") -> dict[Site, Vectors]:
         """Give the vectors by site, for one task where there are several."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from mmprompt.core.learned import Learned, Prompt, Source
+from mmprompt.core.file import save
+from mmprompt.core.learned import Given, Inserts, Learned, Prompt, Source
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextRow
 from mmprompt.language.predictor import LanguagePredictor
@@ -18,7 +20,7 @@ from mmprompt.language.sources import MultitaskVectors
 from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import Verbalizer
 from mmprompt.models.decoder.model import FrozenLanguageModel
-from mmprompt.models.sites import Site
+from mmprompt.models.sites import Site, Vectors
 from tests.language_models import frozen_model
 from tests.reference import plain_language
 
@@ -180,6 +182,30 @@ def test_each_row_is_read_with_the_prompt_of_its_task() -> None:
     assert (other - expected[:1]).abs().max() > 0.01
     with pytest.raises(UserError, match=r"there is no task named 'colours'\. Did you mean 'colour'\?"):
         prompted.classify([TextRow({"text": "a"}, task="colours")])
+
+
+class Doubled(Source):
+    """A source of one's own, which holds a prompt for each of two tasks: vectors, and twice these."""
+
+    sites = (Site("lm"),)
+    tasks = ("once", "twice")
+
+    def forward(self, given: Given) -> Inserts:
+        return {Site("lm"): Vectors((1.0 if given.task == "once" else 2.0) * drawn(3, 32))}
+
+
+def test_a_source_of_ones_own_may_hold_a_prompt_for_each_task() -> None:
+    prompted = prompted_of(sources=[Doubled()], verbalizer=Verbalizer(WORDS))
+    assert prompted.tasks == ("once", "twice")
+    rows = [TextRow({"text": TEXTS[0]}, task=task) for task in prompted.tasks]
+    expected = torch.stack([plain_label_scores(prompted, row, row.task) for row in rows])
+    torch.testing.assert_close(prompted.label_log_probs(rows), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_prompt_for_each_task_is_not_kept_as_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="Doubled gives more than vectors of its own"):
+        save(prompted_of(sources=[Doubled()]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_one_prompt_for_all_does_not_look_at_tasks() -> None:
