@@ -56,7 +56,7 @@ def prompt_of(method: DecoderMethod, kind: str = "llama") -> tuple[Prompt, Tenso
 
 
 def tasks_of(prompt: Prompt) -> tuple[str, ...]:
-    return getattr(prompt.sources[0], "tasks", ("",))
+    return prompt.sources[0].tasks or ("",)
 
 
 def given_by(prompt: Prompt, task: str = "") -> dict[Site, Vectors]:

@@ -152,7 +152,7 @@ def test_what_a_file_keeps_of_several_tasks_gives_the_same_prompts() -> None:
 def test_a_state_is_taken_back_to_the_same_vectors_wherever_it_started(make: Callable[[int], Source]) -> None:
     learned, fresh = moved(make(0)), make(40)
     fresh.load_state_dict({name: value.clone() for name, value in learned.state_dict().items()})
-    for task in getattr(learned, "tasks", ("",)):
+    for task in learned.tasks or ("",):
         for site, vectors in given_by(learned, task).items():
             assert torch.equal(given_by(fresh, task)[site].values, vectors.values)
 
