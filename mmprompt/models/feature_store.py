@@ -220,9 +220,14 @@ class FeatureStore:
                 self._give_up(path, "a checksum is wrong")
                 continue
             rows.update(zip((names[digests[place]] for place in places), values, strict=True))
-        with contextlib.suppress(FileNotFoundError):
-            os.utime(self.folder / space.key)
+        self._mark_used(space)
         return rows
+
+    def _mark_used(self, space: Space) -> None:
+        """Note the time to the nanosecond: the system's own stamps are equal within some milliseconds."""
+        now = time.time_ns()
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(self.folder / space.key, ns=(now, now))
 
     def _give_up(self, path: Path, reason: str) -> None:
         _log.warning("%s is damaged (%s) and deleted; its features are computed again.", path, reason)
@@ -243,6 +248,7 @@ class FeatureStore:
             for left in own.glob(".*.tmp"):  # by a kill: nobody else writes now
                 left.unlink()
             write_bytes(own / f"{time.time_ns():020d}.safetensors", data)
+            self._mark_used(space)
 
 
 def _digest(key: str) -> bytes:
