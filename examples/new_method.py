@@ -20,7 +20,7 @@ class SpreadCoOp(mp.Method):
     def prompt(self, backbone, start: mp.Start):
         return mp.CoOp(n_ctx=self.n_ctx).prompt(backbone, start)
 
-    def losses(self, outputs: mp.Outputs) -> dict[str, Tensor]:
+    def loss_terms(self, outputs: mp.Outputs) -> dict[str, Tensor]:
         cosines = outputs.class_features @ outputs.class_features.T  # [C, C]
         others = cosines[~torch.eye(len(cosines), dtype=torch.bool, device=cosines.device)]
         return {"cross_entropy": mp.cross_entropy(outputs), "spread": self.weight * others.square().mean()}

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from mmprompt.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from mmprompt.classification.methods import Together, ZeroShot, ZeroShotEnsemble
+    from mmprompt.classification.methods import Combination, ZeroShot, ZeroShotEnsemble
     from mmprompt.classification.predictor import CLASSIFIERS, Prediction
     from mmprompt.classification.report.report import write_report
     from mmprompt.classification.task import ClassificationTask

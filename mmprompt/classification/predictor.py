@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from mmprompt.classification.template import ClassTemplate, check_class_names, refuse_single_class
 from mmprompt.core.file import check_facts, read_prompt, refuse_other_backbone
 from mmprompt.core.header import HEADER, RESTORE
-from mmprompt.core.learned import Cosine, Given, Outputs, Prompt
+from mmprompt.core.heads import Cosine
+from mmprompt.core.learned import Given, Outputs, Prompt
 from mmprompt.data.images import ImageLike, as_list, is_one, read_image
 from mmprompt.errors import UserError, bad_file
 from mmprompt.models.dual_encoder.interface import DualEncoder

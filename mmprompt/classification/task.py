@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from mmprompt.classification.methods import METHODS
 from mmprompt.classification.predictor import Classifier
 from mmprompt.classification.template import ClassTemplate, check_class_names, refuse_single_class
-from mmprompt.core.learned import Cosine, Outputs, Prompt
+from mmprompt.core.heads import Cosine
+from mmprompt.core.learned import Outputs, Prompt
 from mmprompt.core.method import FrozenFeatures, Method, Start, looks_at_features
 from mmprompt.core.metrics import Evaluation, evaluate_probabilities
 from mmprompt.data.images import ImageLike, read_image
@@ -63,6 +64,7 @@ class ClassificationProblem:
         seed: of the augmentation.
         validation: held-out images and labels for methods and listeners; encoded only if one looks at them.
         stored: shared features of image files, if some are already there.
+        template: the data's hand-written template, for methods with a teacher.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class ClassificationProblem:
         seed: int = 1,
         validation: Sequence[Item] = (),
         stored: ImageFeatures | None = None,
+        template: str = "a photo of a {}.",
     ) -> None:
         self.classifier, self.method, self.backbone = classifier, method, classifier.backbone
         self.images, self.recipe, self.seed, self.validation = images, recipe, seed, validation
@@ -83,7 +86,7 @@ class ClassificationProblem:
         self.stored.refuse_other(self.backbone)
         self._features: dict[int | None, Tensor] = {}
         self._pixels: dict[tuple[int, int | None], Tensor] = {}
-        self.teacher = method.teacher(self.backbone, classifier.class_names)
+        self.teacher = method.teacher(self.backbone, classifier.class_names, template)
         self._cosine = Cosine(self.backbone.logit_scale, self.backbone.logit_bias)
         if looks_at_features(method):
             method.begin(
@@ -116,7 +119,7 @@ class ClassificationProblem:
             frozen = Outputs(self._cosine(bare, self.teacher), labels, bare, self.teacher)
         outputs = self.classifier.outputs(image_features, labels, frozen)
         n_correct = int((outputs.logits.argmax(1) == labels).sum())
-        return StepResult(self.method.losses(outputs), n_correct, self.method.gradient_rule)
+        return StepResult(self.method.loss_terms(outputs), n_correct, self.method.gradient_rule)
 
     def validate(self) -> float | None:
         """Compute the accuracy on the validation images, None if there are none."""
@@ -285,18 +288,24 @@ class ClassificationTask:
             advice = "Leave out `patience`."
             raise UserError(f"early stopping needs validation images, but {self.name} has none. {advice}")
         augment = self.augment if recipe.augment == "auto" else recipe.augment
-        epochs = None if recipe.n_steps is not None else self.n_epochs(recipe)
-        return replace(recipe, augment=augment, epochs=epochs)  # type: ignore[arg-type]
+        recipe = replace(recipe, augment=augment)  # type: ignore[arg-type]
+        if recipe.steps_per_shot is not None:
+            return replace(recipe, steps_per_shot=None, n_steps=recipe.steps_per_shot * self._n_shots)
+        return recipe if recipe.n_steps is not None else replace(recipe, epochs=self.n_epochs(recipe))
 
     def n_epochs(self, recipe: Recipe) -> int:
         """Give the recipe's epochs, else those that the papers train for at this number of shots."""
-        shots = self.shots or max(np.bincount(np.asarray(self.labels, dtype=int)), default=1)
-        return epochs_for(recipe, int(shots))
+        return epochs_for(recipe, self._n_shots)
+
+    @property
+    def _n_shots(self) -> int:
+        return int(self.shots or max(np.bincount(np.asarray(self.labels, dtype=int)), default=1))
 
     def problem(self, method: Method, predictor: Classifier, recipe: Recipe, seed: int) -> ClassificationProblem:
         """Make what the loop trains."""
+        stored = self.shared(predictor.backbone)
         return ClassificationProblem(
-            method, predictor, self.images, self.labels, recipe, seed, self.validation, self.shared(predictor.backbone)
+            method, predictor, self.images, self.labels, recipe, seed, self.validation, stored, self.template
         )
 
     def callbacks(self, predictor: Any) -> list[Callback]:

@@ -19,7 +19,9 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from mmprompt.core.header import FORMAT, HEADER, RESTORE, TENSORS, header_hash, read_header
-from mmprompt.core.learned import HEADS, SOURCES, Given, Head, Learned, Prompt, Source, Template
+from mmprompt.core.heads import HEADS, Head
+from mmprompt.core.learned import Given, Learned, Prompt, Source, Template
+from mmprompt.core.sources import SOURCES
 from mmprompt.errors import UserError, bad_file
 from mmprompt.files import (
     make_folder,

@@ -173,6 +173,9 @@ def fit(
     method = settled(method, *places)
     user = Recipe(**((recipe.given if recipe else {}) | settings)) if recipe or settings else None
     recipe = task.complete(resolved_recipe(method, places, task.recipe, user))
+    if recipe.steps_per_shot is not None:
+        advice = "Give `n_steps` or `epochs`."
+        raise bad_value("steps_per_shot", recipe.steps_per_shot, f"data of {task.kind} has no shots", advice)
     predictor = task.predictor(method, model, seed)
     folder = None if out is None else Path(out)
     with contextlib.nullcontext() if folder is None else run_lock(folder):
@@ -279,7 +282,7 @@ def describe_method(method: Any, names: dict[str, Any]) -> dict[str, Any]:
         settings = {key: value for part in described for key, value in part["settings"].items()}
         return {"name": "+".join(part["name"] for part in described), "settings": settings}
     own = next((name for name, kind in names.items() if type(method) is kind), type(method).__name__)
-    return {"name": own, "settings": asdict(method)}
+    return {"name": own, "settings": {name: value for name, value in asdict(method).items() if name != "losses"}}
 
 
 def refuse_changed(model: Any) -> None:

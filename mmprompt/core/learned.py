@@ -1,17 +1,14 @@
-"""What is learned: sources, each a module that gives what enters one or more sites, heads from features to logits, and
-the prompt that holds them.
+"""What is learned: sources, each a module that gives what enters one or more sites, and the prompt that holds them.
 
 A source may learn vectors directly, make them of others, or read the image. It knows no backbone and no loss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmprompt.errors import UserError
@@ -89,140 +86,6 @@ class Learned(Source):
     def forward(self, given: Given) -> Inserts:
         """Give the vectors as they are now."""
         return {self.sites[0]: Vectors(self.vectors, self.scope)}
-
-
-class MadePrefix(Source):
-    """Keys and values of all blocks that one MLP makes (Li and Liang 2021, "Prefix-Tuning", section 4.3).
-
-    Args:
-        start: [M, 2 H D/H] of each block, where learning starts.
-        units: [2 H D/H] or a scalar of each block, the size of these numbers.
-        hidden: width of the MLP.
-    """
-
-    start: Tensor
-    units: Tensor
-
-    def __init__(self, start: Sequence[Tensor], units: Sequence[Tensor], hidden: int) -> None:
-        super().__init__()
-        n_vectors, width = start[0].shape
-        self.sites = tuple(Site("lm.kv", layer) for layer in range(len(start)))
-        self.register_buffer("start", torch.cat(list(start), dim=1).float())
-        self.register_buffer("units", torch.cat([unit.expand(width) for unit in units]).float())
-        self.inputs = nn.Parameter(torch.randn(n_vectors, hidden))
-        self.mlp = nn.Sequential(nn.Linear(hidden, hidden), nn.Tanh(), zero_linear(hidden, width * len(start)))
-
-    def forward(self, given: Given) -> Inserts:
-        """Give the keys and values of all blocks as they are now."""
-        values = self.start + self.units * self.mlp(self.inputs)
-        parts = values.chunk(len(self.sites), dim=1)
-        return {site: Vectors(part) for site, part in zip(self.sites, parts, strict=True)}
-
-
-def zero_linear(n_in: int, n_out: int) -> nn.Linear:
-    """Make a linear layer that gives zeros before it learns."""
-    layer = nn.Linear(n_in, n_out)
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
-SOURCES: dict[str, Callable[..., Source]] = {}
-"""The kinds of sources that a prompt file may name, beside vectors; a source of your own is added here."""
-
-
-class Head(nn.Module):
-    """A module from image features [B, E] and class features, both of unit norm, to logits [B, C].
-
-    Attributes:
-        kind: the name under which a prompt file keeps its settings and state; a key of `HEADS` when it is read.
-        is_class_specific: whether it belongs to the classes it was made for, so that no others can be named.
-    """
-
-    kind: ClassVar[str] = ""
-    is_class_specific: bool = True
-    if TYPE_CHECKING:
-
-        def __call__(self, image_features: Tensor, class_features: Tensor) -> Tensor:  # noqa: D102
-            ...
-
-    def settings(self) -> dict[str, Any]:
-        """Give the keyword arguments, JSON-ready, with which `HEADS[kind]` makes a head of the same shapes."""
-        return {}
-
-
-class Cosine(Head):
-    """The scaled cosine (Radford et al. 2021, "Learning Transferable Visual Models", section 2.3); it learns nothing.
-
-    Args:
-        scale: linear multiplier, about 100 for CLIP.
-        bias: added to the logits (SigLIP).
-    """
-
-    is_class_specific = False
-
-    def __init__(self, scale: float, bias: float = 0.0) -> None:
-        super().__init__()
-        self.scale, self.bias = scale, bias
-
-    def forward(self, image_features: Tensor, class_features: Tensor) -> Tensor:
-        """Compute logits [B, C] from class features [C, E], or [B, C, E] where they depend on the image."""
-        if class_features.dim() == 2:
-            return self.scale * image_features @ class_features.T + self.bias
-        return self.scale * torch.einsum("be,bce->bc", image_features, class_features) + self.bias
-
-
-class ClassMeans(Head):
-    """The scaled cosine to a vector of each class.
-
-    Args:
-        n_classes: C.
-        width: E.
-        scale, bias: as of the cosine.
-    """
-
-    kind = "class-means"
-
-    def __init__(self, n_classes: int, width: int, scale: float, bias: float) -> None:
-        super().__init__()
-        self.scale, self.bias = scale, bias
-        self.means = nn.Parameter(torch.zeros(n_classes, width), requires_grad=False)
-
-    def settings(self) -> dict[str, Any]:
-        """See `Head`."""
-        return {"n_classes": len(self.means), "width": self.means.shape[1], "scale": self.scale, "bias": self.bias}
-
-    def forward(self, image_features: Tensor, class_features: Tensor) -> Tensor:
-        """Compute logits [B, C]; class features are not looked at."""
-        return self.scale * image_features @ self.means.to(image_features.dtype).T + self.bias
-
-
-class Linear(Head):
-    """A linear map of image features, in double precision as its solver has it.
-
-    Args:
-        n_classes: C.
-        width: E.
-    """
-
-    kind = "linear"
-
-    def __init__(self, n_classes: int, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(n_classes, width, dtype=torch.float64), requires_grad=False)
-        self.bias = nn.Parameter(torch.zeros(n_classes, dtype=torch.float64), requires_grad=False)
-
-    def settings(self) -> dict[str, Any]:
-        """See `Head`."""
-        return {"n_classes": self.weight.shape[0], "width": self.weight.shape[1]}
-
-    def forward(self, image_features: Tensor, class_features: Tensor) -> Tensor:
-        """Compute logits [B, C]; class features are not looked at."""
-        return F.linear(image_features.double(), self.weight, self.bias)
-
-
-HEADS: dict[str, Callable[..., Head]] = {"class-means": ClassMeans, "linear": Linear}
-"""The kinds of heads that a prompt file may name; a head of your own is added here."""
 
 
 @dataclass(frozen=True)
@@ -321,14 +184,14 @@ class Prompt(nn.Module):
         )
 
     def join(self, other: Prompt) -> Prompt:
-        """Return one prompt that holds the sources of both, with the template of the one that learns in the text.
+        """Return one prompt that holds the sources of both, with the template of the one whose vectors stand in it.
 
         Raises:
             UserError: both learn at the same site, or both have a head.
         """
         if self.head is not None and other.head is not None:
             raise UserError("two methods both learn a head, but a classifier has one. Leave one of them out.")
-        template = other.template if other.has("text") else self.template
+        template = other.template if Site("text") in other.sites else self.template
         return Prompt(template, *self.sources, *other.sources, head=self.head or other.head)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from mmprompt.errors import UserError
 from mmprompt.settings import check_settings
-from mmprompt.training.recipe import Recipe
+from mmprompt.training.recipe import LENGTHS, Recipe
 
 if TYPE_CHECKING:
     import torch
@@ -81,9 +81,11 @@ class Method(Protocol):
         recipe: the published optimiser and schedule; a recipe's own defaults are those of CoOp.
         needs_shots: whether it learns from labelled images, so that shots and seed matter.
         is_trained: whether it learns by steps of an optimiser, so that a recipe matters.
+        learns: whether it has a prompt; what has none, such as a further loss term, joins a method that has.
     """
 
     recipe: ClassVar[Recipe] = Recipe()
+    learns: ClassVar[bool] = True
     needs_shots: ClassVar[bool] = True
     is_trained: ClassVar[bool] = True
 
@@ -101,17 +103,23 @@ class Method(Protocol):
         """
         ...
 
-    def losses(self, outputs: Outputs) -> Mapping[str, Tensor]:
+    def loss_terms(self, outputs: Outputs) -> Mapping[str, Tensor]:
         """Compute the named scalar terms whose sum is minimised."""
         return {"cross_entropy": cross_entropy(outputs)}
 
     @property
     def gradient_rule(self) -> GradientRule | None:
-        """What is made of the gradients of the terms of `losses`; their sum where there is none."""
+        """What is made of the gradients of the loss terms; their sum where there is none."""
         return None
 
-    def teacher(self, backbone: Any, class_names: Sequence[str]) -> Tensor | None:
-        """Give class features [C, E] of a frozen teacher, whose `Outputs` the losses then see as `frozen`."""
+    def teacher(self, backbone: Any, class_names: Sequence[str], template: str) -> Tensor | None:
+        """Give class features [C, E] of a frozen teacher, whose `Outputs` the loss terms then see as `frozen`.
+
+        Args:
+            backbone: the frozen model.
+            class_names: C names.
+            template: the data's hand-written template.
+        """
         return None
 
     def begin(self, predictor: Any, data: FrozenFeatures) -> None:
@@ -142,25 +150,27 @@ class Combined(Method):
 
     def prompt(self, backbone: Any, start: Start) -> Prompt:
         """Join the sources of all methods in one prompt."""
-        if len(self.methods) < 2:
-            raise UserError("a combination needs at least two methods. Write CoOp(...) + VPT(...).")
-        joined, *rest = (method.prompt(backbone, start) for method in self.methods)
+        if len(self.methods) < 2 or not any(method.learns for method in self.methods):
+            raise UserError("a combination needs two methods, one of which learns. Write CoOp(...) + VPT(...).")
+        joined, *rest = (method.prompt(backbone, start) for method in self.methods if method.learns)
         for prompt in rest:
             joined = joined.join(prompt)
         return joined
 
-    def losses(self, outputs: Outputs) -> Mapping[str, Tensor]:
+    def loss_terms(self, outputs: Outputs) -> Mapping[str, Tensor]:
         """Compute the loss terms of every method, each once."""
-        return {name: term for method in self.methods for name, term in method.losses(outputs).items()}
+        return {name: term for method in self.methods for name, term in method.loss_terms(outputs).items()}
 
     @property
     def gradient_rule(self) -> GradientRule | None:
         """That of the one method which has one."""
         return self._only("gradient_rule", [method.gradient_rule for method in self.methods])
 
-    def teacher(self, backbone: Any, class_names: Sequence[str]) -> Tensor | None:
-        """Give the teacher of the one method that has one."""
-        return self._only("teacher", [method.teacher(backbone, class_names) for method in self.methods])
+    def teacher(self, backbone: Any, class_names: Sequence[str], template: str) -> Tensor | None:
+        """Give the teacher of the methods that have one, which must be the same for all of them."""
+        teachers = [method.teacher(backbone, class_names, template) for method in self.methods]
+        given = [teacher for teacher in teachers if teacher is not None]
+        return self._only("teacher", given[:1] if all(each.equal(given[0]) for each in given) else given)
 
     def begin(self, predictor: Any, data: FrozenFeatures) -> None:
         """Let every method look at the features."""
@@ -208,6 +218,7 @@ class Measured:
 _CAPTIONS = Recipe(optimizer="adamw", lr=0.1, batch_size=16, weight_decay=0.0, warmup_epochs=0, augment="none")
 MEASURED: dict[tuple[str, str], Measured] = {
     ("tiny", "CoOp"): Measured({"n_ctx": 4}),
+    ("tiny", "ProGrad"): Measured({"n_ctx": 8}),
     ("photo", "CoOp"): Measured(
         recipe=Recipe(optimizer="adamw", lr=0.01, batch_size=256, epochs=100, augment="none"),
     ),
@@ -240,8 +251,10 @@ def measured_for(method: Method | type[Method], *places: str) -> Measured:
 
 
 def leading(method: Any) -> Any:
-    """The method whose recipe a combination is trained by, else the method itself."""
-    return leading(method.methods[0]) if isinstance(method, Combined) else method
+    """The method whose recipe a combination is trained by, its first that learns; else the method itself."""
+    if not isinstance(method, Combined):
+        return method
+    return leading(next((part for part in method.methods if part.learns), method.methods[0]))
 
 
 def settled(method: Method, *places: str) -> Method:
@@ -253,6 +266,9 @@ def settled(method: Method, *places: str) -> Method:
     """
     if isinstance(method, Combined):
         return replace(method, methods=tuple(settled(part, *places) for part in method.methods))
+    joined = getattr(method, "losses", ())
+    if joined:
+        return settled(sum(joined, replace(method, losses=())), *places)  # type: ignore[type-var, call-overload]
     chosen = {
         name: value
         for name, value in measured_for(method, *places).settings.items()
@@ -266,6 +282,8 @@ def resolved_recipe(
 ) -> Recipe:
     """Put a recipe together, in the one order there is: the paper's, what was measured, the data set's, the user's.
 
+    A data set speaks where the paper is silent: its 50 epochs in place of CoOp's 200 are none of CoCoOp's 10.
+
     Args:
         method: a method or its class; its `recipe` is the paper's.
         places: as for `measured_for`.
@@ -273,10 +291,12 @@ def resolved_recipe(
         user: those settings of it count that it was given.
     """
     paper, measured = leading(method).recipe.given, measured_for(method, *places).recipe.given
+    lengths = set(LENGTHS)
+    fixed = paper.keys() | (lengths if lengths & paper.keys() else set())
+    data = {name: value for name, value in data.items() if name not in fixed}
     settings: dict[str, Any] = {}
     for given in (paper, measured, data, {} if user is None else user.given):
-        for one, other in (("epochs", "n_steps"), ("n_steps", "epochs")):
-            if given.get(one) is not None:
-                settings.pop(other, None)
+        if lengths & given.keys():
+            settings = {name: value for name, value in settings.items() if name not in lengths}
         settings |= given
     return Recipe(**settings)

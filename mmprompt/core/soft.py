@@ -84,7 +84,8 @@ class PrefixTuning(DecoderMethod):
         Raises:
             UserError: the model takes none.
         """
-        from mmprompt.core.learned import Learned, MadePrefix, Prompt
+        from mmprompt.core.learned import Learned, Prompt
+        from mmprompt.core.sources import MadePrefix
         from mmprompt.models.sites import Site
 
         if start.keys_values is None:

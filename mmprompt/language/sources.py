@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmprompt.core.learned import LM_INPUT, SOURCES, Given, Inserts, Source, zero_linear
+from mmprompt.core.learned import LM_INPUT, Given, Inserts, Source
+from mmprompt.core.sources import SOURCES, zero_linear
 from mmprompt.errors import unknown_name
 from mmprompt.models.sites import Vectors
 

@@ -34,7 +34,7 @@ WORDINGS = {
 }
 """What tyro says of a command line, and how it is said here."""
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-FORM = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+FORM = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.SuppressFixed)
 
 
 def parse(

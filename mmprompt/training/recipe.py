@@ -19,6 +19,8 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Augment = Literal["auto", "none", "coop"]
 Schedule = Literal["epoch", "step"]
 Rate = Annotated[float, Ge(0), Le(100)]
+LENGTHS = ("epochs", "n_steps", "steps_per_shot")
+"""The settings that say how long a training is, of which one is given."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Recipe:
 
     A recipe remembers which settings it was given: `fit` takes those alone from a user's recipe, and all others from
     the method, what was measured for it, and the data set, so `Recipe(epochs=30)` changes the epochs and nothing else.
+    (`dataclasses.replace` gives a recipe all of its settings.)
 
     Raises:
         UserError: a value is outside its range.
@@ -53,6 +56,9 @@ class Recipe:
 
     n_steps: Count | None = None
     """Steps in all, in place of epochs; the last epoch is cut short."""
+
+    steps_per_shot: Count | None = None
+    """Steps for each training image of a class, in place of epochs; a classifier alone has shots."""
 
     eps: Annotated[float, Gt(0), Le(1)] = 1e-8
     """What adamw adds to the root of its second moments."""
@@ -102,9 +108,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if self.n_steps is not None and self.epochs is not None:
-            advice = "Leave one of them out."
-            raise bad_value("n_steps", self.n_steps, f"epochs is given too ({self.epochs})", advice)
+        lengths = {name: getattr(self, name) for name in LENGTHS if getattr(self, name) is not None}
+        if len(lengths) > 1:
+            (other, epochs), (name, value) = list(lengths.items())[:2]
+            raise bad_value(name, value, f"{other} is given too ({epochs})", "Leave one of them out.")
 
 
 def epochs_for(recipe: Recipe, shots: int | None) -> int:

@@ -11,7 +11,9 @@ from mmprompt.classification.predictor import CLASSIFIERS, Classifier
 from mmprompt.classification.template import ClassTemplate
 from mmprompt.core.file import load, save
 from mmprompt.core.header import HEADER, TENSORS, header_hash, read_header
-from mmprompt.core.learned import HEADS, SOURCES, Prompt
+from mmprompt.core.heads import HEADS
+from mmprompt.core.learned import Prompt
+from mmprompt.core.sources import SOURCES
 from mmprompt.errors import UserError
 from mmprompt.files import sha256_bytes, tensor_bytes
 from tests.core import zoo

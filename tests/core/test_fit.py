@@ -145,7 +145,11 @@ def test_a_gradient_rule_is_what_the_optimiser_steps_down(tiny_clip_backbone, da
     model = method.build(tiny_clip_backbone, data.class_names, seed=3)
     images = torch.stack([tiny_clip_backbone.preprocess(read_image(item.path)) for item in data.train])
     labels, features = torch.tensor([item.label for item in data.train]), model.image_features(images)
-    frozen = tiny_clip_backbone.logit_scale * features @ method.teacher(tiny_clip_backbone, data.class_names).T
+    frozen = (
+        tiny_clip_backbone.logit_scale
+        * features
+        @ method.teacher(tiny_clip_backbone, data.class_names, data.template).T
+    )
     (vectors,) = model.parameters()
     optimizer = torch.optim.SGD([vectors], lr=1.0, momentum=0.9, weight_decay=5e-4)
     n_conflicts = 0
@@ -169,9 +173,9 @@ def test_a_teacher_sees_the_images_of_the_step_without_what_is_learned(method, a
     seen = []
 
     class Watched(type(method)):
-        def losses(self, outputs):
+        def loss_terms(self, outputs):
             seen.append(outputs)
-            return super().losses(outputs)
+            return super().loss_terms(outputs)
 
     recipe = Recipe(epochs=1, batch_size=4, augment=augment, views=2)
     classifier = method.build(tiny_clip_backbone, data.class_names)
@@ -184,7 +188,7 @@ def test_a_teacher_sees_the_images_of_the_step_without_what_is_learned(method, a
     else:
         pixels = [problem._augmented(index, 1) for index in (5, 0, 7)]
     bare = tiny_clip_backbone.encode_image(torch.stack(pixels))
-    teacher = method.teacher(tiny_clip_backbone, data.class_names)
+    teacher = method.teacher(tiny_clip_backbone, data.class_names, data.template)
     torch.testing.assert_close(outputs.frozen.image_features, bare)
     torch.testing.assert_close(outputs.frozen.logits, tiny_clip_backbone.logit_scale * bare @ teacher.T)
     assert torch.equal(outputs.frozen.class_features, teacher)
@@ -247,7 +251,7 @@ def test_run_json_says_the_recipe_as_it_was_put_together(tiny_clip_backbone, dat
     assert config["method"]["name"] == "zoo-lora"
     assert [recipe[name] for name in ("optimizer", "lr", "n_steps", "epochs", "schedule", "min_lr", "augment")] == [
         "adamw",
-        0.01,
+        2e-3,
         4,
         None,
         "step",

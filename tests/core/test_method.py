@@ -6,8 +6,8 @@ from typing import ClassVar
 import pytest
 import torch
 
-from mmprompt.classification.methods import METHODS, VPT, CoOp, LinearProbe
-from mmprompt.classification.methods.base import Together
+from mmprompt.classification.methods import METHODS, VPT, CLIPLoRA, CoCoOp, CoOp, KgCoOp, LinearProbe
+from mmprompt.classification.methods.base import Combination
 from mmprompt.core import method as module
 from mmprompt.core.fit import describe_method
 from mmprompt.core.method import Measured, looks_at_features, measured_for, resolved_recipe, settled
@@ -34,9 +34,23 @@ def measured(monkeypatch):
 
 @pytest.mark.usefixtures("measured")
 def test_the_order_is_paper_measured_data_user():
-    recipe = resolved_recipe(Paper(), PLACES, {"warmup_epochs": 5, "epochs": 33}, Recipe(epochs=30))
-    assert recipe.given == {"lr": 1.0, "batch_size": 22, "warmup_epochs": 5, "min_lr": 0.5, "epochs": 30}
-    assert recipe == Recipe(lr=1.0, batch_size=22, warmup_epochs=5, min_lr=0.5, epochs=30)
+    recipe = resolved_recipe(Paper(), PLACES, {"warmup_epochs": 5, "momentum": 0.5, "epochs": 33}, Recipe(epochs=30))
+    assert recipe.given == {
+        "lr": 1.0,
+        "batch_size": 22,
+        "warmup_epochs": 4,
+        "min_lr": 0.5,
+        "momentum": 0.5,
+        "epochs": 30,
+    }
+    assert recipe == Recipe(lr=1.0, batch_size=22, warmup_epochs=4, min_lr=0.5, momentum=0.5, epochs=30)
+
+
+def test_a_data_set_speaks_where_the_paper_is_silent():
+    data = {"lr": 0.02, "epochs": 50}
+    assert resolved_recipe(CoOp(), PLACES, data, None).given == data
+    assert resolved_recipe(CoCoOp(), PLACES, data, None).given == {"batch_size": 1, "epochs": 10, "lr": 0.02}
+    assert resolved_recipe(CLIPLoRA(), PLACES, data, None) == CLIPLoRA.recipe
 
 
 @pytest.mark.usefixtures("measured")
@@ -74,11 +88,11 @@ class Stepped(CoOp):
     ("data", "user", "expected"),
     [
         ({}, None, (500, None)),
-        ({"epochs": 100}, None, (None, 100)),
-        ({"n_steps": 9}, None, (9, None)),
+        ({"epochs": 100}, None, (500, None)),
+        ({"n_steps": 9}, None, (500, None)),
         ({"epochs": 100}, Recipe(n_steps=7), (7, None)),
         ({}, Recipe(epochs=3), (None, 3)),
-        ({"epochs": 100}, Recipe(lr=0.1), (None, 100)),
+        ({"epochs": 100}, Recipe(lr=0.1), (500, None)),
         ({"n_steps": 9}, Recipe(epochs=3), (None, 3)),
     ],
 )
@@ -101,7 +115,7 @@ def test_what_was_measured_fills_in_what_a_method_leaves_open():
 
 def test_a_settled_combination_is_still_one_that_can_be_built(tiny_clip_backbone):
     combined = settled(CoOp() + VPT(n_visual=2), "tiny")
-    assert combined == Together((CoOp(n_ctx=4), VPT(n_visual=2)))
+    assert combined == Combination((CoOp(n_ctx=4), VPT(n_visual=2)))
     assert combined.build(tiny_clip_backbone, ["cat", "dog"]).prompt.has("vision")
 
 
@@ -113,8 +127,8 @@ def test_a_combination_of_combinations_is_one():
 
 
 def test_one_method_alone_is_no_combination(tiny_clip_backbone):
-    with pytest.raises(UserError, match="a combination needs at least two methods"):
-        Together((CoOp(n_ctx=2),)).build(tiny_clip_backbone, ["cat", "dog"])
+    with pytest.raises(UserError, match="a combination needs two methods, one of which learns"):
+        Combination((CoOp(n_ctx=2),)).build(tiny_clip_backbone, ["cat", "dog"])
 
 
 def test_a_combination_has_the_hooks_of_its_methods():
@@ -129,7 +143,7 @@ def test_a_combination_has_the_hooks_of_its_methods():
     ("combined", "what"),
     [
         (lambda one, other, backbone: (one + other).gradient_rule, "gradient_rule"),
-        (lambda one, other, backbone: (one + other).teacher(backbone, ["cat", "dog"]), "teacher"),
+        (lambda one, other, backbone: (one + KgCoOp()).teacher(backbone, ["cat", "dog"], "a {}"), "teacher"),
     ],
     ids=["rule", "teacher"],
 )
@@ -144,7 +158,7 @@ def test_two_classifiers_of_their_own_are_refused(tiny_clip_backbone):
 
 
 def test_coop_needs_no_hook_but_its_prompt():
-    hooks = ("losses", "gradient_rule", "teacher", "begin", "callbacks", "predictor")
+    hooks = ("loss_terms", "gradient_rule", "teacher", "begin", "callbacks", "predictor")
     assert not [hook for hook in hooks if hook in vars(CoOp)]
     assert not looks_at_features(CoOp())
     assert looks_at_features(TipAdapter())
@@ -155,6 +169,6 @@ def test_losses_of_a_combination_are_each_counted_once(tiny_clip_backbone, pixel
     combined = CoOp(n_ctx=2) + VPT(n_visual=1)
     classifier = combined.build(tiny_clip_backbone, ["cat", "dog", "bird"])
     outputs = classifier.outputs(classifier.image_features(images), torch.tensor([0, 1, 2]))
-    losses = combined.losses(outputs)
+    losses = combined.loss_terms(outputs)
     assert list(losses) == ["cross_entropy"]
-    torch.testing.assert_close(losses["cross_entropy"], CoOp().losses(outputs)["cross_entropy"])
+    torch.testing.assert_close(losses["cross_entropy"], CoOp().loss_terms(outputs)["cross_entropy"])

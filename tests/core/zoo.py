@@ -22,7 +22,8 @@ from mmprompt.classification.methods import CoOp
 from mmprompt.classification.methods.base import ClassificationMethod
 from mmprompt.classification.predictor import Classifier
 from mmprompt.classification.template import ClassTemplate
-from mmprompt.core.learned import Given, Head, Inserts, Learned, Outputs, Prompt, Source, random_vectors
+from mmprompt.core.heads import Head
+from mmprompt.core.learned import Given, Inserts, Learned, Outputs, Prompt, Source, random_vectors
 from mmprompt.core.method import FrozenFeatures, Start, cross_entropy
 from mmprompt.data.images import ImageLike, as_list, read_image
 from mmprompt.data.transforms import augment_coop
@@ -218,10 +219,10 @@ class TipAdapterF(TipAdapter):
 class ProGrad(CoOp):
     """CoOp that never steps against what the frozen model knows (Zhu et al. 2023, "Prompt-aligned Gradient")."""
 
-    def teacher(self, backbone: DualEncoder, class_names: Sequence[str]) -> Tensor:
+    def teacher(self, backbone: DualEncoder, class_names: Sequence[str], template: str) -> Tensor:
         return written_features(backbone, class_names)
 
-    def losses(self, outputs: Outputs) -> Mapping[str, Tensor]:
+    def loss_terms(self, outputs: Outputs) -> Mapping[str, Tensor]:
         assert outputs.frozen is not None
         return {"own": cross_entropy(outputs), "general": divergence(outputs.logits, outputs.frozen.logits)}
 
@@ -251,10 +252,10 @@ class PromptSRC(CoOp):
         visual = Learned(Site("vision"), random_vectors(shape, start.generator))
         return Prompt(text.template, *text.sources, visual).to(backbone.device)
 
-    def teacher(self, backbone: DualEncoder, class_names: Sequence[str]) -> Tensor:
+    def teacher(self, backbone: DualEncoder, class_names: Sequence[str], template: str) -> Tensor:
         return written_features(backbone, class_names)
 
-    def losses(self, outputs: Outputs) -> Mapping[str, Tensor]:
+    def loss_terms(self, outputs: Outputs) -> Mapping[str, Tensor]:
         frozen = outputs.frozen
         assert frozen is not None
         return {

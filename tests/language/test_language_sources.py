@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmprompt.core.learned import SOURCES, Given, Learned, MadePrefix, Prompt, Source, zero_linear
+from mmprompt.core.learned import Given, Learned, Prompt, Source
+from mmprompt.core.sources import SOURCES, MadePrefix, zero_linear
 from mmprompt.errors import UserError
 from mmprompt.language.sources import EncodedVectors, MultitaskVectors
 from mmprompt.language.templates.template import Template

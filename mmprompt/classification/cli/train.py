@@ -27,7 +27,7 @@ from mmprompt.terminal.output import Output, result_table
 from mmprompt.terminal.parser import parse, peek
 from mmprompt.terminal.pictures import Pictures, own_path
 from mmprompt.terminal.run_folder import check_folder, command_of
-from mmprompt.training.recipe import Recipe
+from mmprompt.training.recipe import LENGTHS, Recipe
 
 if TYPE_CHECKING:
     from mmprompt.classification.predictor import Classifier
@@ -152,17 +152,17 @@ def first_values(arguments: Sequence[str], saved: dict[str, Any], groups: dict[s
         of_data = read_card(name, folder).recipe
     kinds = [kind for kind in groups.values() if hasattr(kind, "recipe")]
     places = (backbone, "classification")
-    suited = resolved_recipe(kinds[0], places, of_data, None).given
+    leading = next((kind for kind in kinds if kind.learns), kinds[0])
+    suited = resolved_recipe(leading, places, of_data, None).given
     if not (peek(arguments, "ctx-init") or saved.get("ctx_init")):
         for kind in kinds:
-            suited |= measured_for(kind, *places).settings
+            if getattr(kind, "ctx_init", None) is None:
+                suited |= measured_for(kind, *places).settings
     if peek(arguments, "data"):
         saved = {key: value for key, value in saved.items() if key not in {"data", "root", "template"}}
     first = suited | saved
-    for one, other in (("epochs", "n_steps"), ("n_steps", "epochs")):
-        if is_given(arguments, one) or (saved.get(one) is not None and not is_given(arguments, other)):
-            first.pop(other, None)
-    return first
+    length = [name for name in LENGTHS if is_given(arguments, name)] or [name for name in LENGTHS if saved.get(name)]
+    return {name: value for name, value in first.items() if not length or name not in LENGTHS or name in length}
 
 
 def default_folder(call: Call) -> Path:

@@ -5,19 +5,37 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from mmprompt.classification.methods.base import ClassificationMethod, Together
+from mmprompt.classification.methods.base import ClassificationMethod, Combination
+from mmprompt.classification.methods.cocoop import CoCoOp
 from mmprompt.classification.methods.coop import CoOp
 from mmprompt.classification.methods.frozen import LinearProbe, NearestClassMean, ZeroShot, ZeroShotEnsemble
+from mmprompt.classification.methods.guided import KgCoOp, ProGrad
+from mmprompt.classification.methods.independent import IVLP, DeepText, PromptSRC
+from mmprompt.classification.methods.lora import CLIPLoRA
+from mmprompt.classification.methods.maple import MaPLe
+from mmprompt.classification.methods.parts import AlignedGradient, Consistency, GaussianAverage, KnowledgeGuided
 from mmprompt.classification.methods.vpt import VPT
 from mmprompt.errors import unknown_name
 
 METHODS: dict[str, type[Any]] = {
     "coop": CoOp,
+    "cocoop": CoCoOp,
+    "kgcoop": KgCoOp,
+    "prograd": ProGrad,
     "vpt": VPT,
+    "deep-text": DeepText,
+    "ivlp": IVLP,
+    "maple": MaPLe,
+    "promptsrc": PromptSRC,
+    "clip-lora": CLIPLoRA,
     "zero-shot": ZeroShot,
     "zero-shot-ensemble": ZeroShotEnsemble,
     "nearest-class-mean": NearestClassMean,
     "linear-probe": LinearProbe,
+    "knowledge-guided": KnowledgeGuided,
+    "consistency": Consistency,
+    "aligned-gradient": AlignedGradient,
+    "gaussian-average": GaussianAverage,
 }
 
 
@@ -51,4 +69,4 @@ def make_method(name: str, settings: dict[str, Any] | None = None) -> Classifica
     if given:
         known = [field.name for kind in types for field in fields(kind)]
         raise unknown_name(f"setting of {name}", next(iter(given)), known)
-    return made[0] if len(made) == 1 else Together(tuple(made))
+    return made[0] if len(made) == 1 else Combination(tuple(made))

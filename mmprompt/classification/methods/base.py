@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from mmprompt.core.method import Combined, Method, Start, settled
+from mmprompt.errors import UserError, bad_value
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from mmprompt.classification.predictor import Classifier
+    from mmprompt.core.learned import Outputs, Prompt
     from mmprompt.models.dual_encoder.interface import DualEncoder
 
 
@@ -45,10 +49,72 @@ class ClassificationMethod(Method, Protocol):
         prompt = method.prompt(backbone, start)
         return method.predictor(backbone, prompt, class_names) or Classifier(backbone, prompt, class_names)
 
-    def __add__(self, other: ClassificationMethod) -> Together:
-        return Together((self, other)) if hasattr(other, "prompt") else NotImplemented
+    def __add__(self, other: ClassificationMethod) -> Combination:
+        return Combination((self, other)) if hasattr(other, "prompt") else NotImplemented
 
 
 @dataclass(frozen=True)
-class Together(Combined, ClassificationMethod):
+class Combination(Combined, ClassificationMethod):
     """Several methods of classification, trained as one prompt."""
+
+
+@dataclass(frozen=True)
+class Part(ClassificationMethod):
+    """What joins a method that learns, and learns nothing alone: a loss term, a gradient rule, an average of weights.
+
+    `CoOp() + KnowledgeGuided(8.0)` and `CoOp(losses=[KnowledgeGuided(8.0)])` are the same.
+    """
+
+    learns: ClassVar[bool] = False
+
+    def prompt(self, backbone: DualEncoder, start: Start) -> Prompt:
+        """Refuse to stand alone."""
+        raise UserError(f"{type(self).__name__} learns nothing alone. Join it to a method: CoOp() + ...")
+
+    def loss_terms(self, outputs: Outputs) -> Mapping[str, Tensor]:
+        """Add nothing."""
+        return {}
+
+
+@dataclass(frozen=True)
+class PromptMethod(ClassificationMethod):
+    """A method that learns vectors, to which parts can be given."""
+
+    losses: Sequence[Part] = field(default=(), kw_only=True)
+    """What joins it: further loss terms, a gradient rule, an average of weights."""
+
+
+def image_layers(
+    backbone: DualEncoder, depth: int | None, paper: int, name: str = "depth", use: str = "`method='coop'`"
+) -> int:
+    """Return how many layers of the image tower learn; the paper's number, or all there are, where None.
+
+    Args:
+        backbone: the frozen model.
+        depth: as the user gives it.
+        paper: the published number.
+        name: of the setting.
+        use: what to use where the tower has none.
+    Raises:
+        UserError: the tower takes no tokens, or has fewer layers.
+    """
+    if backbone.vision_width is None:
+        raise UserError(
+            f"the image tower of {backbone.name} ({backbone.unprompted_part}) has no image tokens that a prompt "
+            f"can join, but this method needs some. Use {use}, or a backbone with a plain ViT."
+        )
+    return _layers("image", backbone.name, backbone.vision_layers, depth, paper, name)
+
+
+def text_layers(backbone: DualEncoder, depth: int | None, paper: int, name: str = "depth") -> int:
+    """Return how many layers of the text tower receive vectors; arguments and refusals as for `image_layers`."""
+    return _layers("text", backbone.name, backbone.text_layers, depth, paper, name)
+
+
+def _layers(tower: str, backbone: str, n_layers: int, depth: int | None, paper: int, name: str) -> int:
+    if depth is None:
+        return min(paper, n_layers)
+    if depth > n_layers:
+        expected = f"the {tower} tower of {backbone} has {n_layers} layers"
+        raise bad_value(name, depth, expected, f"Use `{name}={n_layers}` or less.")
+    return depth

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from mmprompt.classification.methods.base import ClassificationMethod
+from mmprompt.classification.methods.base import PromptMethod
 from mmprompt.core.method import Start
 from mmprompt.errors import UserError, bad_value
 from mmprompt.settings import Count
@@ -20,7 +20,7 @@ ClassPosition = Literal["end", "middle", "front"]
 
 
 @dataclass(frozen=True)
-class CoOp(ClassificationMethod):
+class CoOp(PromptMethod):
     """Context Optimization (Zhou et al. 2022, "Learning to Prompt for Vision-Language Models", section 3).
 
     Two settings go further than the released code: with `ctx_init`, `class_specific` is obeyed (there it is ignored),
@@ -38,31 +38,72 @@ class CoOp(ClassificationMethod):
 
     def prompt(self, backbone: DualEncoder, start: Start) -> Prompt:
         """Make free vectors at `text.input`, drawn at random or set to the embeddings of words."""
-        from mmprompt.classification.template import ClassTemplate, check_room
-        from mmprompt.core.learned import Learned, Prompt, random_vectors
+        from mmprompt.classification.template import ClassTemplate
+        from mmprompt.core.learned import Learned, Prompt
         from mmprompt.models.sites import Site
 
-        if self.ctx_init is not None:
-            values = self._words(backbone, self.ctx_init.replace("_", " "))
-            n_ctx = values.shape[0]
-            values = values.expand(len(start.class_names), -1, -1) if self.class_specific else values
-        else:
-            n_ctx = 16 if self.n_ctx is None else self.n_ctx
-            check_room(n_ctx, backbone)
-            shape = (n_ctx, backbone.text_width)
-            values = random_vectors((len(start.class_names), *shape) if self.class_specific else shape, start.generator)
+        values = self.start_vectors(backbone, start)
+        n_ctx = values.shape[-2]
+        if self.class_specific:
+            values = values.expand(len(start.class_names), n_ctx, -1)
         context = Learned(Site("text"), values, "class" if self.class_specific else "shared")
         return Prompt(ClassTemplate.of_context(n_ctx, self.class_position), context).to(backbone.device)
 
-    def _words(self, backbone: DualEncoder, words: str) -> Tensor:
-        import torch
+    def start_vectors(self, backbone: DualEncoder, start: Start) -> Tensor:
+        """Make the vectors [M, D], or [C, M, D], to start from."""
+        if self.ctx_init is None:
+            n_names = len(start.class_names) if self.class_specific else None
+            return random_context(backbone, 16 if self.n_ctx is None else self.n_ctx, start, n_names)
+        values = word_vectors(backbone, self.ctx_init)
+        if self.n_ctx not in (None, len(values)):
+            expected = f"the words {self.ctx_init!r} are {len(values)} tokens"
+            raise bad_value("n_ctx", self.n_ctx, expected, f"Use `n_ctx={len(values)}` or leave it out.")
+        return values
 
-        ids = backbone.tokenize(words)
-        if not ids:
-            raise UserError(
-                f"ctx_init is {self.ctx_init!r}, but it must hold at least one word. Write words or drop it."
-            )
-        if self.n_ctx not in (None, len(ids)):
-            expected = f"the words {self.ctx_init!r} are {len(ids)} tokens"
-            raise bad_value("n_ctx", self.n_ctx, expected, f"Use `n_ctx={len(ids)}` or leave it out.")
-        return backbone.token_vectors(torch.tensor(ids, device=backbone.device)).float().cpu()  # [M, D]
+
+def random_context(backbone: DualEncoder, n_ctx: int, start: Start, n_names: int | None = None) -> Tensor:
+    """Draw context vectors [M, D], or [C, M, D], from N(0, 0.02).
+
+    Raises:
+        UserError: there are more than the text tower has slots.
+    """
+    from mmprompt.classification.template import check_room
+    from mmprompt.core.learned import random_vectors
+
+    check_room(n_ctx, backbone)
+    shape = (n_ctx, backbone.text_width)
+    return random_vectors(shape if n_names is None else (n_names, *shape), start.generator)
+
+
+def word_vectors(backbone: DualEncoder, words: str) -> Tensor:
+    """Return the embeddings [M, D] of words, on the CPU; an underscore is a space.
+
+    Raises:
+        UserError: there are none.
+    """
+    import torch
+
+    ids = backbone.tokenize(words.replace("_", " "))
+    if not ids:
+        raise UserError(f"ctx_init is {words!r}, but it must hold at least one word. Write words or drop it.")
+    return backbone.token_vectors(torch.tensor(ids, device=backbone.device)).float().cpu()
+
+
+def first_words(backbone: DualEncoder, words: str | None, n_ctx: int, start: Start) -> tuple[Tensor, str]:
+    """Return vectors [M, D] to start from and the words that stay as they are after them.
+
+    As in MaPLe's released code the first `n_ctx` tokens of the words learn and the others stay; with more vectors than
+    tokens, or without words, the start is drawn at random.
+
+    Args:
+        backbone: the frozen model.
+        words: to start from, or None.
+        n_ctx: M.
+        start: gives the generator.
+    """
+    ids = [] if words is None else backbone.tokenize(words.replace("_", " "))
+    if len(ids) < n_ctx:
+        return random_context(backbone, n_ctx, start), ""
+    rest = backbone.decode(ids[n_ctx:]).strip()
+    assert backbone.tokenize(rest) == ids[n_ctx:], "words can be cut between tokens"
+    return word_vectors(backbone, words or "")[:n_ctx], rest

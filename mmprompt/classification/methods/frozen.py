@@ -88,7 +88,7 @@ class NearestClassMean(ClassificationMethod):
         import torch
         import torch.nn.functional as F
 
-        from mmprompt.core.learned import ClassMeans
+        from mmprompt.core.heads import ClassMeans
 
         n_classes, backbone = len(predictor.class_names), predictor.backbone
         each = [data.image_features[data.labels == label].mean(0) for label in range(n_classes)]
@@ -121,7 +121,7 @@ class LinearProbe(ClassificationMethod):
         """
         import torch
 
-        from mmprompt.core.learned import Linear
+        from mmprompt.core.heads import Linear
 
         rows, labels = data.image_features.double().cpu().numpy(), data.labels.cpu().numpy()
         strength = self.inverse_strength

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Ge, Le
 
-from mmprompt.classification.methods.base import ClassificationMethod
+from mmprompt.classification.methods.base import PromptMethod, image_layers
 from mmprompt.core.method import Start
-from mmprompt.errors import UserError, bad_value
 from mmprompt.settings import Count
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class VPT(ClassificationMethod):
+class VPT(PromptMethod):
     """Visual Prompt Tuning, shallow or deep (Jia et al. 2022, "Visual Prompt Tuning", section 3.2), for CLIP.
 
     This is the form of MaPLe's released code (Khattak et al. 2023): tokens enter before CLIP's `ln_pre` and start from
@@ -37,14 +36,7 @@ class VPT(ClassificationMethod):
         from mmprompt.core.learned import Learned, Prompt, random_vectors
         from mmprompt.models.sites import Site
 
-        if backbone.vision_width is None:
-            raise UserError(
-                f"the image tower of {backbone.name} ({backbone.unprompted_part}) has no image tokens that a prompt "
-                "can join, but visual prompts need some. Use `method='coop'`, or a backbone with a plain ViT."
-            )
-        if self.depth > backbone.vision_layers:
-            expected = f"the image tower of {backbone.name} has {backbone.vision_layers} layers"
-            raise bad_value("depth", self.depth, expected, f"Use `depth={backbone.vision_layers}` or less.")
-        shape = (self.n_visual, backbone.vision_width)
-        tokens = [Learned(Site("vision", i), random_vectors(shape, start.generator)) for i in range(self.depth)]
+        depth = image_layers(backbone, self.depth, 1)
+        shape = (self.n_visual, backbone.vision_width or 0)
+        tokens = [Learned(Site("vision", i), random_vectors(shape, start.generator)) for i in range(depth)]
         return Prompt(start.template, *tokens).to(backbone.device)

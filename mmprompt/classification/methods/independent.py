@@ -1,0 +1,116 @@
+"""Deep prompts of the text tower, alone or beside the image tower's; PromptSRC holds both to the frozen model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from annotated_types import Gt
+
+from mmprompt.classification.methods.base import PromptMethod, image_layers, text_layers
+from mmprompt.classification.methods.coop import first_words
+from mmprompt.classification.methods.parts import Consistency, GaussianAverage, Weight
+from mmprompt.classification.methods.vpt import VPT
+from mmprompt.core.method import Start
+from mmprompt.settings import Count
+from mmprompt.training.callbacks import Callback
+from mmprompt.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mmprompt.core.learned import Outputs, Prompt
+    from mmprompt.models.dual_encoder.interface import DualEncoder
+
+
+@dataclass(frozen=True)
+class DeepText(PromptMethod):
+    """Deep prompts of the text tower alone (Khattak et al. 2023, "MaPLe", section 4.2, "deep language prompting").
+
+    The first `n_ctx` tokens of the words learn and the others stay, as in the released code.
+    """
+
+    n_ctx: Count = 4
+    """Number of context vectors in each prompted layer of the text tower, 1 or more."""
+    ctx_init: str | None = "a photo of a"
+    """Words to start from; random N(0, 0.02) where None, or where they are fewer tokens than `n_ctx`."""
+    text_depth: Count | None = None
+    """Layers of the text tower that receive vectors of their own, input included; 12, or all where fewer."""
+
+    recipe: ClassVar[Recipe] = Recipe(lr=0.0025, batch_size=4, epochs=5)
+    paper_depth: ClassVar[int] = 12
+
+    def prompt(self, backbone: DualEncoder, start: Start) -> Prompt:
+        """Make free vectors at the input of the text tower and of its first further layers."""
+        from mmprompt.classification.template import ClassTemplate
+        from mmprompt.core.learned import Learned, Prompt, random_vectors
+        from mmprompt.models.sites import Site
+
+        depth = text_layers(backbone, self.text_depth, self.paper_depth, "text_depth")
+        values, rest = first_words(backbone, self.ctx_init, self.n_ctx, start)
+        deeper = [random_vectors(tuple(values.shape), start.generator) for _ in range(depth - 1)]
+        sources = [Learned(Site("text", layer), each) for layer, each in enumerate([values, *deeper])]
+        template = ClassTemplate(f"{{soft*{self.n_ctx}}} {rest} {{name}}.".replace("  ", " "))
+        return Prompt(template, *sources).to(backbone.device)
+
+
+@dataclass(frozen=True)
+class IVLP(DeepText):
+    """Deep prompts of both towers, independent of each other (Khattak et al. 2023, "MaPLe", section 4.2)."""
+
+    n_ctx: Count = 2
+    """Number of context vectors in each prompted layer of the text tower, 1 or more."""
+    n_visual: Count = 2
+    """Number of visual prompt tokens in each prompted layer of the image tower, 1 or more."""
+    visual_depth: Count | None = None
+    """Layers of the image tower that receive tokens of their own, input included; 12, or all where fewer."""
+
+    recipe: ClassVar[Recipe] = Recipe(lr=0.0035, batch_size=4, epochs=5)
+
+    def prompt(self, backbone: DualEncoder, start: Start) -> Prompt:
+        """Make free vectors in both towers."""
+        depth = image_layers(backbone, self.visual_depth, self.paper_depth, "visual_depth")
+        return super().prompt(backbone, start).join(VPT(self.n_visual, depth).prompt(backbone, start))
+
+
+@dataclass(frozen=True)
+class PromptSRC(IVLP):
+    """Self-regulating prompts (Khattak et al. 2023, "Self-regulating Prompts", section 3.2), from base to new classes.
+
+    For few-shot learning the paper takes 50 epochs and an average about epoch 30 with a deviation of 30.
+    """
+
+    n_ctx: Count = 4
+    """Number of context vectors in each prompted layer of the text tower, 1 or more."""
+    n_visual: Count = 4
+    """Number of visual prompt tokens in each prompted layer of the image tower, 1 or more."""
+    text_weight: Weight = 25.0
+    """Weight of the L1 distance of class features from those of 60 templates."""
+    image_weight: Weight = 10.0
+    """Weight of the L1 distance of image features from those without a prompt."""
+    logit_weight: Weight = 1.0
+    """Weight of the divergence of the logits from the frozen model's."""
+    gpa_mean: float = 15.0
+    """Epoch, counted from 1, whose weights count most in the average."""
+    gpa_std: Annotated[float, Gt(0)] = 1.0
+    """Standard deviation of the average, in epochs."""
+
+    recipe: ClassVar[Recipe] = Recipe(lr=0.0025, batch_size=4, epochs=20)
+    paper_depth: ClassVar[int] = 9
+
+    @property
+    def _consistency(self) -> Consistency:
+        return Consistency(self.text_weight, self.image_weight, self.logit_weight)
+
+    def teacher(self, backbone: DualEncoder, class_names: Sequence[str], template: str) -> Tensor:
+        """See `Consistency`."""
+        return self._consistency.teacher(backbone, class_names, template)
+
+    def loss_terms(self, outputs: Outputs) -> Mapping[str, Tensor]:
+        """Compute cross entropy and the three distances from the frozen model."""
+        return {**super().loss_terms(outputs), **self._consistency.loss_terms(outputs)}
+
+    def callbacks(self, n_epochs: int) -> Sequence[Callback]:
+        """Average the weights over epochs."""
+        return GaussianAverage(self.gpa_mean, self.gpa_std).callbacks(n_epochs)

@@ -1,0 +1,203 @@
+"""What joins any method that learns a prompt: loss terms, a gradient rule, an average of weights.
+
+Those with a teacher compare with the frozen model that reads hand-written words.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from annotated_types import Ge, Gt
+
+from mmprompt.classification.methods.base import Part
+from mmprompt.classification.methods.frozen import imagenet_templates
+from mmprompt.training.callbacks import Callback
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mmprompt.core.learned import Outputs
+    from mmprompt.models.dual_encoder.interface import DualEncoder
+    from mmprompt.training.problem import GradientRule, Run
+
+Weight = Annotated[float, Ge(0)]
+PROMPTSRC_TEMPLATES = 60
+GENERAL = "general"
+
+
+@dataclass(frozen=True)
+class KnowledgeGuided(Part):
+    """Class features stay near those of the hand-written template (Yao et al. 2023, "KgCoOp", section 3.2)."""
+
+    knowledge_weight: Weight = 8.0
+    """Weight of one minus the mean cosine."""
+
+    def teacher(self, backbone: DualEncoder, class_names: Sequence[str], template: str) -> Tensor:
+        """Read the data's own template."""
+        return written_features(backbone, class_names, [template])
+
+    def loss_terms(self, outputs: Outputs) -> Mapping[str, Tensor]:
+        """Compute the distance of the class features from those of the template."""
+        frozen = frozen_of(outputs)
+        distance = 1 - (outputs.class_features * frozen.class_features).sum(-1).mean()
+        return {"knowledge": self.knowledge_weight * distance}
+
+
+@dataclass(frozen=True)
+class Consistency(Part):
+    """Features and logits stay near the frozen model's (Khattak et al. 2023, "PromptSRC", section 3.2.1)."""
+
+    text_weight: Weight = 25.0
+    """Weight of the L1 distance of class features from those of 60 templates."""
+    image_weight: Weight = 10.0
+    """Weight of the L1 distance of image features from those without a prompt."""
+    logit_weight: Weight = 1.0
+    """Weight of the divergence of the logits from the frozen model's."""
+
+    def teacher(self, backbone: DualEncoder, class_names: Sequence[str], template: str) -> Tensor:
+        """Read the 60 templates of the released code, of which a short text tower takes those that fit it.
+
+        Raises:
+            UserError: a class name fits none of them.
+        """
+        from mmprompt.classification.template import ClassTemplate
+
+        templates = imagenet_templates()[:PROMPTSRC_TEMPLATES]
+        longest = max(class_names, key=lambda name: len(backbone.tokenize(name)))
+        room = backbone.context_length - 2  # beside start and end
+        fitting = [each for each in templates if len(ClassTemplate(each).row(backbone, longest)) <= room]
+        return written_features(backbone, class_names, fitting or templates)
+
+    def loss_terms(self, outputs: Outputs) -> Mapping[str, Tensor]:
+        """Compute the three distances, each a mean over all its numbers."""
+        import torch.nn.functional as F
+
+        frozen = frozen_of(outputs)
+        own, general = outputs.logits.log_softmax(1), frozen.logits.log_softmax(1)
+        return {
+            "text": self.text_weight * F.l1_loss(outputs.class_features, frozen.class_features),
+            "image": self.image_weight * F.l1_loss(outputs.image_features, frozen.image_features),
+            "logits": self.logit_weight * F.kl_div(own, general, reduction="none", log_target=True).mean(),
+        }
+
+
+@dataclass(frozen=True)
+class AlignedGradient(Part):
+    """No step against what the frozen model knows (Zhu et al. 2023, "Prompt-aligned Gradient", section 3.2).
+
+    The general direction is the gradient of the cross entropy between the frozen model's probabilities and the
+    prompt's. It is not minimised: of the gradient of all other terms, what runs against it is taken off.
+    """
+
+    strength: Annotated[float, Ge(0)] = 1.0
+    """How much of the conflicting part is taken off; 1 for all of it."""
+    temperature: Annotated[float, Gt(0)] = 1.0
+    """By which logits are divided for the general direction."""
+
+    def teacher(self, backbone: DualEncoder, class_names: Sequence[str], template: str) -> Tensor:
+        """Read the data's own template."""
+        return written_features(backbone, class_names, [template])
+
+    def loss_terms(self, outputs: Outputs) -> Mapping[str, Tensor]:
+        """Compute the general term."""
+        own = (outputs.logits / self.temperature).log_softmax(1)
+        general = (frozen_of(outputs).logits / self.temperature).softmax(1)
+        return {GENERAL: -(self.temperature**2) * (general * own).sum(1).mean()}
+
+    @property
+    def gradient_rule(self) -> GradientRule:
+        """Take off, parameter by parameter, what runs against the general direction."""
+        return self._aligned
+
+    def _aligned(self, gradients: Mapping[str, Sequence[Tensor]]) -> list[Tensor]:
+        others = [parts for name, parts in gradients.items() if name != GENERAL]
+        aligned = []
+        for general, *own in zip(gradients[GENERAL], *others, strict=True):
+            total = sum(own[1:], own[0])
+            along = (total * general).sum() / general.square().sum().clamp_min(1e-30)
+            aligned.append(total - self.strength * along.clamp(max=0) * general)
+        return aligned
+
+
+@dataclass(frozen=True)
+class GaussianAverage(Part):
+    """Weights are their mean over epochs, weighted by a normal density (Khattak et al. 2023, section 3.2.2)."""
+
+    gpa_mean: float = 15.0
+    """Epoch, counted from 1, that counts most."""
+    gpa_std: Annotated[float, Gt(0)] = 1.0
+    """Standard deviation of the density, in epochs."""
+
+    def callbacks(self, n_epochs: int) -> Sequence[Callback]:
+        """Average what is learned alone."""
+        return [WeightAverage(self.gpa_mean, self.gpa_std)]
+
+
+class WeightAverage(Callback):
+    """Puts at the end of training the weighted mean over epochs in place of the last weights.
+
+    Args:
+        mean, std: of the normal density whose values at epochs 1, 2, ... are the weights.
+    """
+
+    def __init__(self, mean: float, std: float) -> None:
+        self.mean, self.std = mean, std
+        self._sums: dict[str, Tensor] = {}
+        self._peak = -math.inf
+
+    def on_train_begin(self, run: Run) -> None:
+        """Forget earlier trainings."""
+        self._sums, self._peak = {}, -math.inf
+
+    def on_epoch_end(self, run: Run, epoch: int, logs: dict[str, Any]) -> None:
+        """Add the weights of this epoch."""
+        import torch
+
+        log_weight = -0.5 * ((epoch + 1 - self.mean) / self.std) ** 2
+        # Sums are kept relative to the largest weight so far: a mean far from all epochs must not make them all zero.
+        kept, added = (math.exp(each - max(self._peak, log_weight)) for each in (self._peak, log_weight))
+        self._peak = max(self._peak, log_weight)
+        learned = run.problem.module.named_parameters()
+        values = {name: value.detach().double() for name, value in learned if value.requires_grad}
+        values["total weight"] = torch.ones((), dtype=torch.float64)
+        self._sums = {name: self._sums.get(name, 0) * kept + value * added for name, value in values.items()}
+
+    def on_train_end(self, run: Run) -> None:
+        """Put the mean in place."""
+        total = self._sums["total weight"].item()
+        for name, parameter in run.problem.module.named_parameters():
+            if name in self._sums:
+                parameter.data.copy_(self._sums[name] / total)
+
+    def state(self) -> dict[str, Tensor]:
+        """Give the sums so far."""
+        import torch
+
+        return self._sums | {"peak": torch.tensor(self._peak, dtype=torch.float64)} if self._sums else {}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `state` gave."""
+        self._sums = {name: value for name, value in state.items() if name != "peak"}
+        self._peak = float(state["peak"])
+
+
+def frozen_of(outputs: Outputs) -> Outputs:
+    """Return what the frozen model puts out of the same images."""
+    assert outputs.frozen is not None, "there is a teacher, so there are its outputs"
+    return outputs.frozen
+
+
+def written_features(backbone: DualEncoder, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
+    """Return class features [C, E] of hand-written templates, averaged as they are and then scaled to unit norm."""
+    import torch
+    import torch.nn.functional as F
+
+    from mmprompt.classification.template import ClassTemplate
+
+    with torch.no_grad():
+        lines = [line for template in templates for line in ClassTemplate(template).lines]
+        each = [backbone.encode_text(line.slots(backbone, class_names), normalise=False) for line in lines]
+        return F.normalize(torch.stack(each).mean(0), dim=-1)

@@ -1,0 +1,168 @@
+"""Sources that make what enters the sites: of other vectors, of the image, or as low-rank terms beside projections."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmprompt.core.learned import Given, Inserts, Source, random_vectors
+from mmprompt.models.sites import LowRank, Site, Vectors
+
+
+class MadePrefix(Source):
+    """Keys and values of all blocks that one MLP makes (Li and Liang 2021, "Prefix-Tuning", section 4.3).
+
+    Args:
+        start: [M, 2 H D/H] of each block, where learning starts.
+        units: [2 H D/H] or a scalar of each block, the size of these numbers.
+        hidden: width of the MLP.
+    """
+
+    start: Tensor
+    units: Tensor
+
+    def __init__(self, start: Sequence[Tensor], units: Sequence[Tensor], hidden: int) -> None:
+        super().__init__()
+        n_vectors, width = start[0].shape
+        self.sites = tuple(Site("lm.kv", layer) for layer in range(len(start)))
+        self.register_buffer("start", torch.cat(list(start), dim=1).float())
+        self.register_buffer("units", torch.cat([unit.expand(width) for unit in units]).float())
+        self.inputs = nn.Parameter(torch.randn(n_vectors, hidden))
+        self.mlp = nn.Sequential(nn.Linear(hidden, hidden), nn.Tanh(), zero_linear(hidden, width * len(start)))
+
+    def forward(self, given: Given) -> Inserts:
+        """Give the keys and values of all blocks as they are now."""
+        values = self.start + self.units * self.mlp(self.inputs)
+        parts = values.chunk(len(self.sites), dim=1)
+        return {site: Vectors(part) for site, part in zip(self.sites, parts, strict=True)}
+
+
+class Conditioned(Source):
+    """Context vectors plus a shift that a small network makes of the image (Zhou et al. 2022, "CoCoOp", section 3.2).
+
+    Args:
+        n_ctx: M.
+        text_width: D.
+        image_width: E; the hidden layer is 1/16 as wide, but has 8 units at least.
+    """
+
+    kind = "conditioned"
+    needs_image = True
+
+    def __init__(self, n_ctx: int, text_width: int, image_width: int) -> None:
+        super().__init__()
+        self.sites = (Site("text"),)
+        self.context = nn.Parameter(torch.zeros(n_ctx, text_width))
+        hidden = max(8, image_width // 16)
+        self.network = nn.Sequential(nn.Linear(image_width, hidden), nn.ReLU(), nn.Linear(hidden, text_width))
+
+    def start_from(self, values: Tensor, generator: torch.Generator) -> Conditioned:
+        """Set the context to values [M, D] and draw the network."""
+        self.context.data.copy_(values)
+        for layer in (self.network[0], self.network[2]):
+            draw_linear(layer, generator)
+        return self
+
+    def settings(self) -> dict[str, Any]:
+        """See `Source`."""
+        n_ctx, text_width = self.context.shape
+        return {"n_ctx": n_ctx, "text_width": text_width, "image_width": self.network[0].in_features}
+
+    def forward(self, given: Given) -> Inserts:
+        """Give a context [B, M, D] for each image."""
+        assert given.image_features is not None, "class features of a conditioned prompt are asked for with images"
+        shift = self.network(given.image_features.to(self.context.dtype))  # [B, D]
+        return {self.sites[0]: Vectors(self.context + shift[:, None], "sample")}
+
+
+class Coupled(Source):
+    """Vectors of several text layers, and a linear map of each to the image tower (Khattak et al. 2023, "MaPLe").
+
+    Args:
+        n_ctx: M.
+        text_width, vision_width: D of either tower.
+        depth: prompted layers of each, the input included.
+    """
+
+    def __init__(self, n_ctx: int, text_width: int, vision_width: int, depth: int) -> None:
+        super().__init__()
+        self.sites = tuple(Site(tower, layer) for tower in ("text", "vision") for layer in range(depth))
+        self.vectors = nn.ParameterList(nn.Parameter(torch.zeros(n_ctx, text_width)) for _ in range(depth))
+        self.maps = nn.ModuleList(nn.Linear(text_width, vision_width) for _ in range(depth))
+
+    def start_from(self, values: Tensor, generator: torch.Generator) -> Coupled:
+        """Set the first layer's vectors [M, D], draw the others, and the maps; the deeper maps start as one."""
+        self.vectors[0].data.copy_(values)
+        for deeper in self.vectors[1:]:
+            deeper.data.copy_(random_vectors(tuple(values.shape), generator))
+        for layer in self.maps[:2]:
+            draw_linear(layer, generator)
+        for layer in self.maps[2:]:
+            layer.load_state_dict(self.maps[1].state_dict())
+        return self
+
+    def forward(self, given: Given) -> Inserts:
+        """Give the vectors of all layers of both towers."""
+        text = {Site("text", layer): Vectors(values) for layer, values in enumerate(self.vectors)}
+        pairs = enumerate(zip(self.vectors, self.maps, strict=True))
+        return text | {Site("vision", layer): Vectors(to_vision(values)) for layer, (values, to_vision) in pairs}
+
+
+class LowRankTerms(Source):
+    """Low-rank terms beside projections (Hu et al. 2022, "LoRA", section 4.1); they start as nothing.
+
+    Args:
+        places: names of sites, and the width of each projection.
+        rank: R.
+        scale: of the terms.
+        dropout: share of what enters them that is dropped in training, 0..1.
+    """
+
+    kind = "low-rank"
+
+    def __init__(self, places: Mapping[str, int], rank: int, scale: float = 1.0, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.places, self.rank, self.scale, self.dropout = dict(places), rank, scale, dropout
+        self.sites = tuple(Site.parse(place) for place in places)
+        self.a = nn.ParameterList(nn.Parameter(torch.zeros(rank, width)) for width in places.values())
+        self.b = nn.ParameterList(nn.Parameter(torch.zeros(width, rank)) for width in places.values())
+
+    def start_from(self, generator: torch.Generator) -> LowRankTerms:
+        """Draw the inner matrices as a linear layer's weights; the outer ones stay zero."""
+        for inner in self.a:
+            bound = 1 / math.sqrt(inner.shape[1])
+            inner.data.copy_(torch.empty(inner.shape).uniform_(-bound, bound, generator=generator))
+        return self
+
+    def settings(self) -> dict[str, Any]:
+        """See `Source`."""
+        return {"places": self.places, "rank": self.rank, "scale": self.scale, "dropout": self.dropout}
+
+    def forward(self, given: Given) -> Inserts:
+        """Give a term for each place."""
+        dropout = self.dropout if self.training else 0.0
+        parts = zip(self.sites, self.a, self.b, strict=True)
+        return {site: LowRank(a, b, self.scale, dropout) for site, a, b in parts}
+
+
+def zero_linear(n_in: int, n_out: int) -> nn.Linear:
+    """Make a linear layer that gives zeros before it learns."""
+    layer = nn.Linear(n_in, n_out)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def draw_linear(layer: nn.Linear, generator: torch.Generator) -> None:
+    """Draw a linear layer as torch does, but on the CPU, so that every device starts from the same bytes."""
+    bound = 1 / math.sqrt(layer.in_features)
+    for parameter in layer.parameters():
+        parameter.data.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
+
+
+SOURCES: dict[str, Callable[..., Source]] = {"conditioned": Conditioned, "low-rank": LowRankTerms}
+"""The kinds of sources that a prompt file may name, beside vectors; a source of your own is added here."""
