@@ -105,7 +105,8 @@ class Classifier(nn.Module):
         """
         class_features = self.class_features(image_features)
         head = self._cosine if self.prompt.head is None else self.prompt.head
-        return Outputs(head(image_features, class_features), labels, image_features, class_features, frozen)
+        logits = head(image_features, class_features)
+        return Outputs(logits, labels, image_features, class_features, frozen, head)
 
     def image_features(self, images: Tensor) -> Tensor:
         """Compute unit-norm features [B, E] of images [B, 3, H, W], with a graph only if learned parts are inside."""
@@ -138,6 +139,13 @@ class Classifier(nn.Module):
             with torch.no_grad():
                 self._cached, self._cached_for = self._encode_text(Given()), versions
         return self._cached
+
+    @torch.no_grad()
+    def unscaled_class_features(self) -> Tensor:
+        """Compute class features [C, E] on the CPU before they are scaled to unit norm, the mean over all templates."""
+        inserts = self.prompt.inserts("text")
+        slots = self._slots or self._all_slots()
+        return torch.stack([self.backbone.encode_text(each, inserts, normalise=False) for each in slots]).mean(0).cpu()
 
     def _encode_text(self, given: Given) -> Tensor:
         if self._slots is None:

@@ -20,7 +20,7 @@ from mmprompt.classification.predictor import Classifier
 from mmprompt.classification.template import ClassTemplate, check_class_names, refuse_single_class
 from mmprompt.core.heads import Cosine
 from mmprompt.core.learned import Outputs, Prompt
-from mmprompt.core.method import FrozenFeatures, Method, Start, looks_at_features
+from mmprompt.core.method import FrozenFeatures, Method, Start, overrides
 from mmprompt.core.metrics import Evaluation, evaluate_probabilities
 from mmprompt.data.images import ImageLike, read_image
 from mmprompt.data.transforms import augment_coop
@@ -88,10 +88,8 @@ class ClassificationProblem:
         self._pixels: dict[tuple[int, int | None], Tensor] = {}
         self.teacher = method.teacher(self.backbone, classifier.class_names, template)
         self._cosine = Cosine(self.backbone.logit_scale, self.backbone.logit_bias)
-        if looks_at_features(method):
-            method.begin(
-                classifier, FrozenFeatures(self._features_of_view(None), self.labels, self._validation_features)
-            )
+        if overrides(method, "begin"):
+            method.begin(classifier, self.features())
         if any(parameter.requires_grad for parameter in self.module.parameters()):
             self._read_images()
 
@@ -127,10 +125,21 @@ class ClassificationProblem:
             return None
         return evaluate(self.classifier, self.validation, self.stored).accuracy
 
+    def features(self) -> FrozenFeatures:
+        """Give the training images, and those of validation when asked, as the image tower now sees them."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return FrozenFeatures(self._seen(self.images), self.labels, self._validation_features, generator)
+
+    @torch.no_grad()
+    def _seen(self, images: Sequence[ImageLike]) -> Tensor:
+        if self.classifier.prompt.has("vision"):
+            return encode_pictures(self.backbone, images, self.classifier.prompt.inserts("vision"))
+        return self._features_of_view(None) if images is self.images else self.stored.of(images)  # type: ignore[arg-type]
+
     def _validation_features(self) -> tuple[Tensor, Tensor] | None:
         if not self.validation:
             return None
-        features = self.stored.of([item.path for item in self.validation])
+        features = self._seen([item.path for item in self.validation])
         return features, torch.tensor([item.label for item in self.validation], device=features.device)
 
     def _read_images(self) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from mmprompt.core.file import Predictor, describe, describe_backbone, save
 from mmprompt.core.header import check_new
-from mmprompt.core.method import Method, leading, resolved_recipe, settled
+from mmprompt.core.method import Method, leading, overrides, resolved_recipe, settled
 from mmprompt.errors import UserError, bad_value, unknown_name
 from mmprompt.files import make_folder, write_json
 from mmprompt.settings import check, checked
@@ -193,9 +193,11 @@ def fit(
             listeners = (*listeners, *task.callbacks(predictor), *callbacks, *method.callbacks(n_epochs), *bars)
             history = train(problem, recipe, seed, n_epochs, folder, run_id_of(config), listeners, resume)
             predictor.prompt.requires_grad_(False)
-        elif folder is not None:
-            write_json(make_folder(folder) / "run.json", config)
         predictor.prompt.eval()
+        if overrides(method, "finish"):
+            method.finish(predictor, problem.features())
+        if folder is not None and not (folder / "run.json").exists():
+            write_json(make_folder(folder) / "run.json", config)
         refuse_changed(model)
         notices = tuple(task.notices(problem, predictor))
         for notice in notices:

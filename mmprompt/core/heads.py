@@ -100,5 +100,161 @@ class Linear(Head):
         return F.linear(image_features.double(), self.weight, self.bias)
 
 
-HEADS: dict[str, Callable[..., Head]] = {"class-means": ClassMeans, "linear": Linear}
+class Blend(Head):
+    """The cosine with the text, weighted class by class, plus a linear map of the image features.
+
+    Args:
+        n_classes: C.
+        width: E.
+    """
+
+    kind = "blend"
+
+    def __init__(self, n_classes: int, width: int) -> None:
+        super().__init__()
+        self.text_weight = nn.Parameter(torch.zeros(n_classes), requires_grad=False)
+        self.weight = nn.Parameter(torch.zeros(n_classes, width), requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros(n_classes), requires_grad=False)
+
+    def settings(self) -> dict[str, Any]:
+        """See `Head`."""
+        return {"n_classes": self.weight.shape[0], "width": self.weight.shape[1]}
+
+    def forward(self, image_features: Tensor, class_features: Tensor) -> Tensor:
+        """Compute logits [B, C]."""
+        dtype = image_features.dtype
+        text = self.text_weight.to(dtype) * (image_features @ class_features.T)
+        return text + F.linear(image_features, self.weight.to(dtype), self.bias.to(dtype))
+
+
+class Cache(Head):
+    """The scaled cosine, and votes of labelled images by their likeness (Zhang et al. 2022, "Tip-Adapter").
+
+    Args:
+        n_keys: N images.
+        width: E.
+        n_classes: C.
+        scale, bias: as of the cosine.
+        weight: alpha, of the votes.
+        sharpness: beta, how fast a vote falls with the distance.
+    """
+
+    kind = "cache"
+
+    def __init__(
+        self, n_keys: int, width: int, n_classes: int, scale: float, bias: float, weight: float, sharpness: float
+    ) -> None:
+        super().__init__()
+        self.scale, self.bias, self.weight, self.sharpness = scale, bias, weight, sharpness
+        self.keys = nn.Parameter(torch.zeros(n_keys, width))
+        self.register_buffer("values", torch.zeros(n_keys, n_classes))
+
+    def settings(self) -> dict[str, Any]:
+        """See `Head`."""
+        n_keys, width = self.keys.shape
+        made = {"n_keys": n_keys, "width": width, "n_classes": self.values.shape[1]}
+        return made | {name: getattr(self, name) for name in ("scale", "bias", "weight", "sharpness")}
+
+    def forward(self, image_features: Tensor, class_features: Tensor) -> Tensor:
+        """Compute logits [B, C]."""
+        likeness = image_features @ self.keys.to(image_features.dtype).T  # [B, N]
+        votes = (self.sharpness * (likeness - 1)).exp() @ self.values.to(image_features.dtype)
+        return self.scale * image_features @ class_features.T + self.bias + self.weight * votes
+
+
+class FeatureAdapter(Head):
+    """The scaled cosine of image features that a small network has changed (Gao et al. 2021, "CLIP-Adapter").
+
+    Args:
+        width: E; the hidden layer is a quarter as wide.
+        scale, bias: as of the cosine.
+        ratio: how much of the changed feature there is, 0..1.
+    """
+
+    kind = "feature-adapter"
+    is_class_specific = False
+
+    def __init__(self, width: int, scale: float, bias: float, ratio: float) -> None:
+        super().__init__()
+        self.width, self.scale, self.bias, self.ratio = width, scale, bias, ratio
+        hidden = max(1, width // 4)
+        self.network = nn.Sequential(
+            nn.Linear(width, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, width, bias=False), nn.ReLU()
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """See `Head`."""
+        return {name: getattr(self, name) for name in ("width", "scale", "bias", "ratio")}
+
+    def forward(self, image_features: Tensor, class_features: Tensor) -> Tensor:
+        """Compute logits [B, C]."""
+        changed = self.network(image_features.to(self.network[0].weight.dtype)).to(image_features.dtype)
+        mixed = F.normalize(self.ratio * changed + (1 - self.ratio) * image_features, dim=-1)
+        return self.scale * mixed @ class_features.T + self.bias
+
+
+class Residual(Head):
+    """The scaled cosine with class features to which something learned is added (Yu et al. 2023, "TaskRes").
+
+    Args:
+        n_classes: C.
+        width: E.
+        scale, bias: as of the cosine.
+        share: alpha, by which what is learned is multiplied.
+    """
+
+    kind = "residual"
+
+    def __init__(self, n_classes: int, width: int, scale: float, bias: float, share: float) -> None:
+        super().__init__()
+        self.scale, self.bias, self.share = scale, bias, share
+        self.residual = nn.Parameter(torch.zeros(n_classes, width))
+
+    def settings(self) -> dict[str, Any]:
+        """See `Head`."""
+        n_classes, width = self.residual.shape
+        made = {"n_classes": n_classes, "width": width}
+        return made | {name: getattr(self, name) for name in ("scale", "bias", "share")}
+
+    def forward(self, image_features: Tensor, class_features: Tensor) -> Tensor:
+        """Compute logits [B, C]."""
+        moved = F.normalize(class_features + self.share * self.residual.to(class_features.dtype), dim=-1)
+        return self.scale * image_features @ moved.T + self.bias
+
+
+class Prototypes(Head):
+    """The scaled cosine with a learned vector of each class, which stays near where it began (CLAP).
+
+    Args:
+        n_classes: C.
+        width: E.
+        scale, bias: as of the cosine.
+    """
+
+    kind = "prototypes"
+
+    def __init__(self, n_classes: int, width: int, scale: float, bias: float) -> None:
+        super().__init__()
+        self.scale, self.bias = scale, bias
+        self.weight = nn.Parameter(torch.zeros(n_classes, width))
+        self.register_buffer("start", torch.zeros(n_classes, width))
+        self.register_buffer("trust", torch.zeros(n_classes))
+
+    def settings(self) -> dict[str, Any]:
+        """See `Head`."""
+        n_classes, width = self.weight.shape
+        return {"n_classes": n_classes, "width": width, "scale": self.scale, "bias": self.bias}
+
+    def forward(self, image_features: Tensor, class_features: Tensor) -> Tensor:
+        """Compute logits [B, C]; class features are not looked at."""
+        return self.scale * image_features @ F.normalize(self.weight, dim=-1).to(image_features.dtype).T + self.bias
+
+    def distance(self) -> Tensor:
+        """Compute the mean squared distance from the start, each class by its trust."""
+        return (self.trust * (self.weight - self.start).square().sum(-1)).mean()
+
+
+HEADS: dict[str, Callable[..., Head]] = {
+    kind.kind: kind for kind in (ClassMeans, Linear, Blend, Cache, FeatureAdapter, Residual, Prototypes)
+}
 """The kinds of heads that a prompt file may name; a head of your own is added here."""

@@ -98,6 +98,7 @@ class Outputs:
         image_features: [B, E] of unit norm.
         class_features: [C, E] of unit norm, or [B, C, E] where they depend on the image.
         frozen: the same images by the backbone without anything learned, for methods with a teacher.
+        head: what made the logits of the features.
     """
 
     logits: Tensor
@@ -105,6 +106,7 @@ class Outputs:
     image_features: Tensor
     class_features: Tensor
     frozen: Outputs | None = None
+    head: nn.Module | None = None
 
 
 class Template(Protocol):

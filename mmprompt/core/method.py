@@ -51,17 +51,19 @@ class Start:
 
 @dataclass(frozen=True)
 class FrozenFeatures:
-    """The training images as the frozen image tower sees them.
+    """The training images as the image tower sees them, with what it has learned where that is over.
 
     Args:
         image_features: [N, E] of unit norm.
         labels: [N] int64.
         validation: gives features [N', E] and labels [N'] of the validation images, None where there are none.
+        generator: CPU generator of what a method draws when it has seen them.
     """
 
     image_features: Tensor
     labels: Tensor
     validation: Callable[[], tuple[Tensor, Tensor] | None]
+    generator: torch.Generator
 
 
 def cross_entropy(outputs: Outputs) -> Tensor:
@@ -125,8 +127,12 @@ class Method(Protocol):
     def begin(self, predictor: Any, data: FrozenFeatures) -> None:
         """Look once at the frozen features of the training images and their labels, before the first step.
 
-        It may give `predictor.prompt` a head, or other values to start from.
+        It may give `predictor.prompt` a head that learns, or other values to start from.
         """
+        return
+
+    def finish(self, predictor: Any, data: FrozenFeatures) -> None:
+        """Look once at the features after the last step, such as to fit a head that is solved and not trained."""
         return
 
     def callbacks(self, n_epochs: int) -> Sequence[Callback]:
@@ -177,6 +183,11 @@ class Combined(Method):
         for method in self.methods:
             method.begin(predictor, data)
 
+    def finish(self, predictor: Any, data: FrozenFeatures) -> None:
+        """Let every method look at the features once more."""
+        for method in self.methods:
+            method.finish(predictor, data)
+
     def callbacks(self, n_epochs: int) -> Sequence[Callback]:
         """Give the listeners of all methods."""
         return [callback for method in self.methods for callback in method.callbacks(n_epochs)]
@@ -195,11 +206,11 @@ class Combined(Method):
         return own[0] if own else None
 
 
-def looks_at_features(method: Any) -> bool:
-    """Whether a method, or one of a combination, has a `begin` of its own, for which images must be encoded."""
+def overrides(method: Any, hook: str) -> bool:
+    """Whether a method, or one of a combination, has a hook of its own, such as `begin`."""
     if isinstance(method, Combined):
-        return any(looks_at_features(part) for part in method.methods)
-    return type(method).begin is not Method.begin
+        return any(overrides(part, hook) for part in method.methods)
+    return getattr(type(method), hook) is not getattr(Method, hook)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from mmprompt.errors import bad_value
 from mmprompt.settings import Count, check_settings
 
-OptimizerName = Literal["sgd", "adamw"]
+OptimizerName = Literal["sgd", "adam", "adamw"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Augment = Literal["auto", "none", "coop"]
 Schedule = Literal["epoch", "step"]
@@ -36,7 +36,7 @@ class Recipe:
     """
 
     optimizer: OptimizerName = "sgd"
-    """sgd (with momentum, no Nesterov; the papers' choice) or adamw."""
+    """sgd (with momentum, no Nesterov; the papers' choice), adam or adamw."""
 
     lr: Annotated[float, Gt(0), Le(100)] = 0.002
     """Learning rate after the warm-up, from which the cosine falls."""
@@ -49,7 +49,7 @@ class Recipe:
     """Images or rows per step; a last partial batch is dropped if there is at least one full one."""
 
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
-    """Momentum of sgd, 0 or more and below 1; adamw keeps its own (0.9, 0.999)."""
+    """Momentum of sgd, 0 or more and below 1; adam and adamw keep their own (0.9, 0.999)."""
 
     weight_decay: Rate = 5e-4
     """Pull of the learned vectors towards zero (adamw: decoupled)."""
@@ -61,7 +61,7 @@ class Recipe:
     """Steps for each training image of a class, in place of epochs; a classifier alone has shots."""
 
     eps: Annotated[float, Gt(0), Le(1)] = 1e-8
-    """What adamw adds to the root of its second moments."""
+    """What adam and adamw add to the root of its second moments."""
 
     schedule: Schedule = "epoch"
     """How often the learning rate falls: after each epoch, as in the papers of CoOp, or after each step."""

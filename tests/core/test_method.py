@@ -10,7 +10,7 @@ from mmprompt.classification.methods import METHODS, VPT, CLIPLoRA, CoCoOp, CoOp
 from mmprompt.classification.methods.base import Combination
 from mmprompt.core import method as module
 from mmprompt.core.fit import describe_method
-from mmprompt.core.method import Measured, looks_at_features, measured_for, resolved_recipe, settled
+from mmprompt.core.method import Measured, measured_for, overrides, resolved_recipe, settled
 from mmprompt.errors import UserError
 from mmprompt.training.recipe import Recipe
 from tests.core.zoo import TPT, LoRA, ProGrad, PromptSRC, TipAdapter, without_conflict
@@ -122,8 +122,8 @@ def test_a_settled_combination_is_still_one_that_can_be_built(tiny_clip_backbone
 def test_a_combination_of_combinations_is_one():
     three = (CoOp(n_ctx=2) + VPT()) + LinearProbe(inverse_strength=1.0)
     assert describe_method(three, METHODS)["name"] == "coop+vpt+linear-probe"
-    assert looks_at_features(three)
-    assert not looks_at_features(CoOp() + VPT())
+    assert overrides(three, "finish")
+    assert not overrides(CoOp() + VPT(), "begin")
 
 
 def test_one_method_alone_is_no_combination(tiny_clip_backbone):
@@ -160,8 +160,8 @@ def test_two_classifiers_of_their_own_are_refused(tiny_clip_backbone):
 def test_coop_needs_no_hook_but_its_prompt():
     hooks = ("loss_terms", "gradient_rule", "teacher", "begin", "callbacks", "predictor")
     assert not [hook for hook in hooks if hook in vars(CoOp)]
-    assert not looks_at_features(CoOp())
-    assert looks_at_features(TipAdapter())
+    assert not overrides(CoOp(), "begin")
+    assert overrides(TipAdapter(), "begin")
 
 
 def test_losses_of_a_combination_are_each_counted_once(tiny_clip_backbone, pixels):

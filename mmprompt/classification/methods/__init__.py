@@ -8,13 +8,15 @@ from typing import Any
 from mmprompt.classification.methods.base import ClassificationMethod, Combination
 from mmprompt.classification.methods.cocoop import CoCoOp
 from mmprompt.classification.methods.coop import CoOp
-from mmprompt.classification.methods.frozen import LinearProbe, NearestClassMean, ZeroShot, ZeroShotEnsemble
 from mmprompt.classification.methods.guided import KgCoOp, ProGrad
+from mmprompt.classification.methods.heads import CLAP, CLIPAdapter, TaskRes, TipAdapter, TipAdapterF, ZeroShotProbe
 from mmprompt.classification.methods.independent import IVLP, DeepText, PromptSRC
 from mmprompt.classification.methods.lora import CLIPLoRA
 from mmprompt.classification.methods.maple import MaPLe
 from mmprompt.classification.methods.parts import AlignedGradient, Consistency, GaussianAverage, KnowledgeGuided
+from mmprompt.classification.methods.solved import GDA, LinearProbe, LPPlusPlus, NearestClassMean
 from mmprompt.classification.methods.vpt import VPT
+from mmprompt.classification.methods.zero_shot import ZeroShot, ZeroShotEnsemble
 from mmprompt.errors import unknown_name
 
 METHODS: dict[str, type[Any]] = {
@@ -32,6 +34,14 @@ METHODS: dict[str, type[Any]] = {
     "zero-shot-ensemble": ZeroShotEnsemble,
     "nearest-class-mean": NearestClassMean,
     "linear-probe": LinearProbe,
+    "zero-shot-probe": ZeroShotProbe,
+    "clap": CLAP,
+    "gda": GDA,
+    "lp-plus-plus": LPPlusPlus,
+    "tip-adapter": TipAdapter,
+    "tip-adapter-f": TipAdapterF,
+    "clip-adapter": CLIPAdapter,
+    "taskres": TaskRes,
     "knowledge-guided": KnowledgeGuided,
     "consistency": Consistency,
     "aligned-gradient": AlignedGradient,

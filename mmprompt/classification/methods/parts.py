@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Ge, Gt
 
 from mmprompt.classification.methods.base import Part
-from mmprompt.classification.methods.frozen import imagenet_templates
+from mmprompt.classification.methods.zero_shot import imagenet_templates
 from mmprompt.training.callbacks import Callback
 
 if TYPE_CHECKING:

@@ -8,14 +8,8 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from mmprompt.classification.methods import make_method
-from mmprompt.classification.methods.frozen import (
-    LinearProbe,
-    NearestClassMean,
-    ZeroShot,
-    ZeroShotEnsemble,
-    best_exponent,
-    imagenet_templates,
-)
+from mmprompt.classification.methods.solved import LinearProbe, NearestClassMean, best_exponent
+from mmprompt.classification.methods.zero_shot import ZeroShot, ZeroShotEnsemble, imagenet_templates
 from mmprompt.classification.task import zero_shot
 from mmprompt.classification.template import ClassTemplate
 from mmprompt.core.fit import fit
@@ -139,10 +133,33 @@ def test_the_strength_stays_within_a_million():
     assert best_exponent(lambda c: -c) == -6
 
 
-def test_a_linear_probe_without_validation_says_what_to_do(tiny_clip_backbone, data, features, tmp_path):
-    with pytest.raises(UserError, match=r"`inverse_strength=0\.316`"):
-        fit(LinearProbe(), tiny_clip_backbone, replace(data, val=()).task(features), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+def test_without_validation_a_linear_probe_chooses_by_folds_of_its_training_images(tiny_clip_backbone, data, features):
+    rows = encode_pictures(tiny_clip_backbone, paths(data.train)).double().numpy()
+    labels = np.array([item.label for item in data.train])
+    folds = np.array([(labels[:place] == label).sum() for place, label in enumerate(labels)])  # four of four images
+
+    def log_loss(c):
+        total = 0.0
+        for fold in range(4):
+            model = LogisticRegression(C=c, max_iter=1000).fit(rows[folds != fold], labels[folds != fold])
+            chances = model.predict_proba(rows[folds == fold])
+            total -= np.log(chances[np.arange(len(chances)), labels[folds == fold]]).sum()
+        return total
+
+    strength = 10 ** best_exponent(lambda c: -log_loss(c))
+    head = fitted(LinearProbe(), tiny_clip_backbone, data, features).prompt.head
+    expected = LogisticRegression(C=strength, max_iter=1000).fit(rows, labels)
+    assert head.weight.numpy() == pytest.approx(expected.coef_, rel=1e-6)
+
+
+def test_with_one_image_a_class_and_no_validation_a_linear_probe_has_its_default(tiny_clip_backbone, data, features):
+    first = {item.label: item for item in reversed(data.train)}
+    single = replace(data, train=tuple(first.values()), val=())
+    chosen, given = (
+        fitted(method, tiny_clip_backbone, single, features).prompt.head.weight
+        for method in (LinearProbe(), LinearProbe(inverse_strength=0.316))
+    )
+    assert torch.equal(chosen, given)
 
 
 @pytest.mark.parametrize("name", ["linear-probe", "nearest-class-mean"])

@@ -1,0 +1,166 @@
+"""Heads that learn on stored image features: Tip-Adapter, CLIP-Adapter, TaskRes and CLAP."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from annotated_types import Ge, Gt, Le
+
+from mmprompt.classification.methods.base import ClassificationMethod
+from mmprompt.core.method import FrozenFeatures, Start
+from mmprompt.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mmprompt.classification.predictor import Classifier
+    from mmprompt.core.heads import Head
+    from mmprompt.core.learned import Outputs, Prompt
+    from mmprompt.models.dual_encoder.interface import DualEncoder
+
+
+@dataclass(frozen=True)
+class HeadMethod(ClassificationMethod):
+    """A method that gives the classifier a head; its text is the data's template, or that of a method joined to it."""
+
+    def prompt(self, backbone: DualEncoder, start: Start) -> Prompt:
+        """Make the template alone."""
+        from mmprompt.core.learned import Prompt
+
+        return Prompt(start.template)
+
+
+@dataclass(frozen=True)
+class TipAdapter(HeadMethod):
+    """A cache of the labelled images beside the text (Zhang et al. 2022, "Tip-Adapter", section 3.2).
+
+    Nothing is chosen on test images, and nothing on validation: weight and sharpness are the released defaults. There
+    the keys are means over ten augmented views; here they are the images as they are.
+    """
+
+    cache_weight: Annotated[float, Ge(0)] = 1.0
+    """Alpha, the weight of the cache's votes."""
+    sharpness: Annotated[float, Gt(0)] = 1.0
+    """Beta, how fast a vote falls with the distance."""
+    is_trained: ClassVar[bool] = False
+
+    def begin(self, predictor: Classifier, data: FrozenFeatures) -> None:
+        """Make the cache of all training images."""
+        import torch.nn.functional as F
+
+        from mmprompt.core.heads import Cache
+
+        n_classes, (n_keys, width) = len(predictor.class_names), data.image_features.shape
+        head = Cache(n_keys, width, n_classes, *scale_of(predictor), self.cache_weight, self.sharpness)
+        head.keys.data.copy_(data.image_features)
+        head.values.copy_(F.one_hot(data.labels, n_classes))
+        put(predictor, head.requires_grad_(self.is_trained))
+
+
+@dataclass(frozen=True)
+class TipAdapterF(TipAdapter):
+    """Tip-Adapter whose keys learn (Zhang et al. 2022, "Tip-Adapter", section 3.2, "Tip-Adapter-F").
+
+    The weights of the last epoch are kept; the released code keeps those that did best on test.
+    """
+
+    is_trained: ClassVar[bool] = True
+    recipe: ClassVar[Recipe] = Recipe(
+        optimizer="adamw",
+        lr=1e-3,
+        eps=1e-4,
+        weight_decay=1e-2,
+        batch_size=256,
+        epochs=20,
+        schedule="step",
+        warmup_epochs=0,
+    )
+
+
+@dataclass(frozen=True)
+class CLIPAdapter(HeadMethod):
+    """A small network after the image tower (Gao et al. 2021, "CLIP-Adapter", section 3.2)."""
+
+    ratio: Annotated[float, Ge(0), Le(1)] = 0.2
+    """How much of the changed image feature there is beside the frozen one."""
+    recipe: ClassVar[Recipe] = Recipe(lr=1e-2, batch_size=32)
+
+    def begin(self, predictor: Classifier, data: FrozenFeatures) -> None:
+        """Draw the network."""
+        from mmprompt.core.heads import FeatureAdapter
+        from mmprompt.core.sources import draw_linear
+
+        head = FeatureAdapter(predictor.backbone.embed_dim, *scale_of(predictor), self.ratio)
+        for layer in (head.network[0], head.network[2]):
+            draw_linear(layer, data.generator)
+        put(predictor, head)
+
+
+@dataclass(frozen=True)
+class TaskRes(HeadMethod):
+    """Something learned is added to the class features (Yu et al. 2023, "Task Residual", section 3.2).
+
+    The learning rate is the paper's for all sets but ImageNet, where it is 2e-4. Its enhanced base is not here.
+    """
+
+    share: Annotated[float, Gt(0)] = 0.5
+    """Alpha, by which what is learned is multiplied; 1 for Oxford Flowers in the paper."""
+    recipe: ClassVar[Recipe] = Recipe(optimizer="adam", lr=2e-3, batch_size=256)
+
+    def begin(self, predictor: Classifier, data: FrozenFeatures) -> None:
+        """Start from nothing added."""
+        from mmprompt.core.heads import Residual
+
+        n_classes, width = len(predictor.class_names), predictor.backbone.embed_dim
+        put(predictor, Residual(n_classes, width, *scale_of(predictor), self.share))
+
+
+@dataclass(frozen=True)
+class ZeroShotProbe(HeadMethod):
+    """A linear probe that starts from the text (Silva-Rodriguez et al. 2024, "CLAP", section 3.2, "ZS-LP")."""
+
+    recipe: ClassVar[Recipe] = Recipe(lr=0.1, weight_decay=0.0, batch_size=256, epochs=300)
+
+    def begin(self, predictor: Classifier, data: FrozenFeatures) -> None:
+        """Start from the class features, before they are scaled to unit norm."""
+        import torch
+
+        from mmprompt.core.heads import Prototypes
+
+        start = predictor.unscaled_class_features()
+        head = Prototypes(*start.shape, *scale_of(predictor))
+        head.weight.data.copy_(start)
+        head.start.copy_(start)
+        logits = head(data.image_features.cpu().to(start.dtype), start)
+        own = logits.softmax(1)[torch.arange(len(data.labels)), data.labels.cpu()]
+        counts = torch.bincount(data.labels.cpu(), minlength=len(start)).clamp_min(1)
+        head.trust.index_add_(0, data.labels.cpu(), own.detach().to(head.trust.dtype)).div_(counts)
+        put(predictor, head)
+
+
+@dataclass(frozen=True)
+class CLAP(ZeroShotProbe):
+    """A linear probe held near the text (Silva-Rodriguez et al. 2024, "Class-Adaptive Linear Probe", section 4).
+
+    Each class is held by how well the text alone knows it. The released code learns from 20 augmented views of each
+    image; here `views` of the recipe says how many.
+    """
+
+    def loss_terms(self, outputs: Outputs) -> Mapping[str, Tensor]:
+        """Compute cross entropy and the distance from the text."""
+        from mmprompt.core.heads import Prototypes
+
+        assert isinstance(outputs.head, Prototypes), "CLAP made the head"
+        return {**super().loss_terms(outputs), "distance": outputs.head.distance()}
+
+
+def scale_of(predictor: Classifier) -> tuple[float, float]:
+    """Return the scale and bias of the cosine."""
+    return predictor.backbone.logit_scale, predictor.backbone.logit_bias
+
+
+def put(predictor: Classifier, head: Head) -> None:
+    """Give a classifier its head."""
+    predictor.prompt.head = head.to(predictor.backbone.device)

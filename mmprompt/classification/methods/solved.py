@@ -1,0 +1,288 @@
+"""Heads that are solved on image features, in closed form or by a solver, once all else is learned.
+
+What they choose, they choose by the log-loss of images held out: those of the val part, else folds of the training
+images, else, with one image a class, a stated default.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from annotated_types import Gt
+
+from mmprompt.classification.methods.heads import HeadMethod, put, scale_of
+from mmprompt.core.method import FrozenFeatures
+from mmprompt.settings import Count
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from mmprompt.classification.predictor import Classifier
+
+COARSE_STEP = 2  # decades between the values of C tried first
+FINE_STEP = 1 / 8
+LARGEST_C = 6
+N_FOLDS = 5
+DEFAULT_C = 0.316
+GDA_WEIGHTS = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)
+
+
+@dataclass(frozen=True)
+class SolvedHead(HeadMethod):
+    """A method whose head is solved and not trained."""
+
+    is_trained: ClassVar[bool] = False
+
+
+@dataclass(frozen=True)
+class NearestClassMean(SolvedHead):
+    """The class whose mean image feature is nearest by cosine."""
+
+    def finish(self, predictor: Classifier, data: FrozenFeatures) -> None:
+        """Take the mean of the unit-norm features of each class, again of unit norm, as the head."""
+        import torch.nn.functional as F
+
+        from mmprompt.core.heads import ClassMeans
+
+        means = F.normalize(class_means(data.image_features, data.labels, len(predictor.class_names)), dim=-1)
+        head = ClassMeans(*means.shape, *scale_of(predictor))
+        head.means.copy_(means)
+        put(predictor, head)
+
+
+@dataclass(frozen=True)
+class LinearProbe(SolvedHead):
+    """Logistic regression on frozen image features (Radford et al. 2021, "Learning Transferable Visual Models").
+
+    The paper chooses its strength by accuracy; many strengths share the best one, and the weakest of them is badly
+    calibrated. Here the log-loss chooses.
+    """
+
+    inverse_strength: Annotated[float, Gt(0)] | None = None
+    """C of the L2 penalty, above 0; by default the best of 1e-6 to 1e6 on images held out."""
+    max_iter: Count = 1000
+    """Iterations of L-BFGS, 1 or more."""
+
+    def finish(self, predictor: Classifier, data: FrozenFeatures) -> None:
+        """Fit one logistic regression with C as given or as held-out images say, and take it as the head."""
+        from mmprompt.core.heads import Linear
+
+        strength = self.inverse_strength
+        if strength is None:
+            splits = list(held_out(data))
+            if splits:
+                fitted = _Fitted(self.max_iter)
+                strength = 10 ** best_exponent(lambda c: -mean_log_loss(splits, lambda *some: fitted.logits(c, *some)))
+        weight, bias = _Fitted(self.max_iter).solve(strength or DEFAULT_C, data.image_features, data.labels)
+        head = Linear(*weight.shape)
+        head.weight.copy_(weight)
+        head.bias.copy_(bias)
+        put(predictor, head)
+
+
+@dataclass(frozen=True)
+class GDA(SolvedHead):
+    """Gaussian discriminant analysis beside the text (Wang et al. 2024, "A Hard-to-Beat Baseline", section 3.2).
+
+    Class means and one shrunk covariance give a linear classifier in closed form; with one image a class the covariance
+    is unknown and the text alone is left.
+    """
+
+    gda_weight: Annotated[float, Gt(0)] | None = None
+    """Weight of the image part beside the text; by default the best of 1e-4 to 100 on images held out, or 1."""
+
+    def finish(self, predictor: Classifier, data: FrozenFeatures) -> None:
+        """Solve, and weigh the image part as given or as held-out images say."""
+        import torch
+
+        text = predictor.class_features().double()
+        scale, bias = scale_of(predictor)
+
+        def logits(weight: float, features: Tensor, labels: Tensor, others: Tensor) -> Tensor:
+            own, offset = solve_gda(features, labels, len(text))
+            return scale * others @ text.T + bias + weight * (others @ own.T + offset)
+
+        weight = self.gda_weight
+        if weight is None:
+            splits = list(held_out(data))
+            losses = [mean_log_loss(splits, lambda *some, tried=tried: logits(tried, *some)) for tried in GDA_WEIGHTS]
+            weight = GDA_WEIGHTS[losses.index(min(losses))] if splits else 1.0
+        own, offset = solve_gda(data.image_features.double(), data.labels, len(text))
+        blend(predictor, torch.full((len(text),), scale), weight * own, bias + weight * offset)
+
+
+@dataclass(frozen=True)
+class LPPlusPlus(SolvedHead):
+    """A linear probe beside the text, each class with its own weight (Huang et al. 2024, "LP++", section 4).
+
+    Step sizes follow from the features, so that nothing is tuned. The text's weights step down their gradient at that
+    step; the released code adds up all gradients so far.
+    """
+
+    lp_steps: Count = 300
+    """Steps of the class vectors, 1 or more; the text's weights step once in ten."""
+
+    def finish(self, predictor: Classifier, data: FrozenFeatures) -> None:
+        """Solve, and keep the latest step that is best on the validation images, the last one without any."""
+        import torch
+        import torch.nn.functional as F
+
+        features, labels = data.image_features.double(), data.labels
+        text = predictor.class_features().double()
+        cosines, hot = features @ text.T, F.one_hot(labels, len(text)).double()
+        weight = (hot.T @ features).requires_grad_(True)  # [C, E]
+        bias = torch.zeros(len(text), dtype=torch.float64, device=text.device, requires_grad=True)
+        start = 250 * ((hot * cosines).sum(0) / hot.sum(0)).mean()
+        alpha = torch.full((len(text),), float(start), dtype=torch.float64, device=text.device, requires_grad=True)
+        lr = 4 * len(features) / float(torch.linalg.eigvalsh(features.T @ features)[-1])
+        alpha_lr = len(features) / float(4 * cosines.square().sum(0).max())
+        optimizer = torch.optim.SGD([weight, bias], lr, momentum=0.9)
+        validation, best, kept = data.validation(), -1.0, None
+        for step in range(self.lp_steps):
+            optimizer.zero_grad()
+            alpha.grad = None
+            F.cross_entropy(alpha * cosines + features @ weight.T + bias, labels).backward()
+            optimizer.step()
+            if (step + 1) % 10 == 0:
+                alpha.data -= alpha_lr * alpha.grad
+            if validation is not None:
+                others, truth = validation[0].double(), validation[1]
+                right = (alpha * (others @ text.T) + others @ weight.T + bias).argmax(1) == truth
+                accuracy = float(right.double().mean())
+                if accuracy >= best:
+                    best, kept = accuracy, [each.detach().clone() for each in (alpha, weight, bias)]
+        blend(predictor, *(kept or [each.detach() for each in (alpha, weight, bias)]))
+
+
+def blend(predictor: Classifier, text_weight: Tensor, weight: Tensor, bias: Tensor | float) -> None:
+    """Give a classifier the head of weighted cosines and a linear map.
+
+    Args:
+        predictor: gets it.
+        text_weight: [C].
+        weight: [C, E].
+        bias: [C], or a number for all.
+    """
+    from mmprompt.core.heads import Blend
+
+    head = Blend(*weight.shape)
+    head.text_weight.copy_(text_weight)
+    head.weight.copy_(weight)
+    head.bias.copy_(bias) if not isinstance(bias, float) else head.bias.fill_(bias)
+    put(predictor, head)
+
+
+def solve_gda(features: Tensor, labels: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:
+    """Return weight [C, E] and bias [C] of Gaussian classes of one covariance, shrunk after Kubokawa and Srivastava.
+
+    Args:
+        features: [N, E].
+        labels: [N].
+        n_classes: C.
+    """
+    import torch
+
+    means = class_means(features, labels, n_classes)
+    centred = features - means[labels]
+    n_images, width = centred.shape
+    covariance = centred.T.cov() if n_images > 1 else centred.new_zeros(width, width)
+    eye = torch.eye(width, dtype=features.dtype, device=features.device)
+    inverse = width * torch.linalg.pinv((n_images - 1) * covariance + covariance.trace() * eye, hermitian=True)
+    weight = means @ inverse
+    return weight, -math.log(n_classes) - (weight * means).sum(1) / 2
+
+
+def class_means(features: Tensor, labels: Tensor, n_classes: int) -> Tensor:
+    """Return the mean feature of each class [C, E], zero for a class without images."""
+    import torch.nn.functional as F
+
+    hot = F.one_hot(labels, n_classes).to(features.dtype)
+    return hot.T @ features / hot.sum(0).clamp_min(1)[:, None]
+
+
+def held_out(data: FrozenFeatures) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Yield features and labels to fit on, and those to choose by; nothing where there are none to hold out."""
+    import torch
+
+    features, labels = data.image_features.double(), data.labels
+    validation = data.validation()
+    if validation is not None:
+        yield features, labels, validation[0].double(), validation[1]
+        return
+    counts = torch.bincount(labels)
+    n_folds = min(N_FOLDS, int(counts[counts > 0].min()))
+    places = torch.stack([(labels[: place + 1] == label).sum() - 1 for place, label in enumerate(labels)])
+    for fold in range(n_folds if n_folds > 1 else 0):
+        out = places % n_folds == fold
+        yield features[~out], labels[~out], features[out], labels[out]
+
+
+Logits = Callable[["Tensor", "Tensor", "Tensor"], "Tensor"]
+"""From features and labels to fit on, and other features, to the logits of these."""
+
+
+def mean_log_loss(splits: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]], logits: Logits) -> float:
+    """Return the mean log-loss over all images held out."""
+    import torch.nn.functional as F
+
+    losses = [
+        F.cross_entropy(logits(features, labels, others).double(), truth, reduction="sum").item()
+        for features, labels, others, truth in splits
+    ]
+    return sum(losses) / max(1, sum(len(truth) for *_, truth in splits))
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """Logistic regressions by scikit-learn."""
+
+    max_iter: int
+
+    def solve(self, strength: float, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return weight [C, E] and bias [C]."""
+        import torch
+
+        model = self._model(strength, features.double().cpu().numpy(), labels.cpu().numpy())
+        weight, bias = torch.from_numpy(model.coef_), torch.from_numpy(model.intercept_)
+        if len(weight) == 1:  # of two classes scikit-learn fits the second against the first
+            weight, bias = torch.cat([torch.zeros_like(weight), weight]), torch.cat([torch.zeros_like(bias), bias])
+        return weight.to(features.device), bias.to(features.device)
+
+    def logits(self, strength: float, features: Tensor, labels: Tensor, others: Tensor) -> Tensor:
+        """Return the logits of other features."""
+        weight, bias = self.solve(strength, features, labels)
+        return others @ weight.T + bias
+
+    def _model(self, strength: float, rows: np.ndarray, labels: np.ndarray) -> Any:
+        from sklearn.linear_model import LogisticRegression
+
+        with warnings.catch_warnings():
+            # One image a class is what a 1-shot probe is; scikit-learn takes it for a regression.
+            warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
+            return LogisticRegression(C=strength, max_iter=self.max_iter).fit(rows, labels)
+
+
+def best_exponent(score: Callable[[float], float]) -> float:
+    """Find the power of ten C with the best score, searched as Radford et al. 2021 describe.
+
+    First -6, -4, ... 6; then, about the best so far, steps of half the width, down to eight a decade.
+
+    Args:
+        score: a function of C.
+    """
+    tried: dict[float, float] = {
+        exponent: score(10**exponent) for exponent in range(-LARGEST_C, LARGEST_C + 1, COARSE_STEP)
+    }
+    step = COARSE_STEP / 2
+    while step >= FINE_STEP:
+        peak = max(tried, key=lambda exponent: tried[exponent])
+        for exponent in (peak - step, peak + step):
+            if abs(exponent) <= LARGEST_C and exponent not in tried:
+                tried[exponent] = score(10**exponent)
+        step /= 2
+    return float(max(tried, key=lambda exponent: tried[exponent]))
