@@ -291,6 +291,8 @@ def load(folder: Path, header: Mapping[str, Any], model: DualEncoder | str | Non
         UserError: files are edited or damaged, or for another backbone.
     """
     check_facts(folder / HEADER, header, _Facts)
+    if header["form"] == "test-time":
+        import mmprompt.classification.test_time  # noqa: F401 - adds itself to CLASSIFIERS
     form = CLASSIFIERS.get(header["form"])
     if form is None:
         advice = "Upgrade mmprompt, or import the module that adds it first."

@@ -30,13 +30,17 @@ from mmprompt.training.callbacks import Callback
 from mmprompt.training.problem import Run
 from tests.core import zoo
 
-NAMES = [name for name in METHODS if METHODS[name].learns] + [
+COMBINATIONS = [
     "coop+vpt",
+    "coop+clip-lora",
     "coop+knowledge-guided",
     "vpt+consistency+gaussian-average",
-    "coop+clip-lora",
-    *zoo.METHODS,
+    "coop+gda",
+    "coop+tip-adapter-f",
+    "vpt+linear-probe",
+    "coop+tpt",
 ]
+NAMES = [*(name for name in METHODS if METHODS[name].learns), "tpt", *COMBINATIONS, *zoo.METHODS]
 BACKBONES = ["tiny_clip", "tiny_hf_clip", "tiny_siglip", "tiny_resnet"]
 SMALL = {"n_ctx": 2, "n_visual": 2, "inverse_strength": 2.0, "ctx_init": None}  # what fits 16 slots and needs no search
 QUICK = {"epochs": 2, "batch_size": 3, "lr": 0.05, "checkpoint_seconds": 0, "progress": False}
@@ -47,7 +51,7 @@ pytestmark = pytest.mark.usefixtures("registered_zoo")
 def small(name: str) -> Method:
     """A method with few vectors, whatever it is."""
     known = {one.name for kind in method_types(name) for one in fields(kind)}
-    own = {"n_ctx": 8} if name == "prograd" else {}  # the words of its template take that many
+    own = {"prograd": {"n_ctx": 8}, "tpt": {"n_views": 4, "tpt_init": "a"}, "coop+tpt": {"n_views": 4}}.get(name, {})
     return make_method(name, {setting: value for setting, value in SMALL.items() if setting in known} | own)
 
 

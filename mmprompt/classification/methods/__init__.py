@@ -15,6 +15,7 @@ from mmprompt.classification.methods.lora import CLIPLoRA
 from mmprompt.classification.methods.maple import MaPLe
 from mmprompt.classification.methods.parts import AlignedGradient, Consistency, GaussianAverage, KnowledgeGuided
 from mmprompt.classification.methods.solved import GDA, LinearProbe, LPPlusPlus, NearestClassMean
+from mmprompt.classification.methods.tpt import TPT
 from mmprompt.classification.methods.vpt import VPT
 from mmprompt.classification.methods.zero_shot import ZeroShot, ZeroShotEnsemble
 from mmprompt.errors import unknown_name
@@ -42,6 +43,7 @@ METHODS: dict[str, type[Any]] = {
     "tip-adapter-f": TipAdapterF,
     "clip-adapter": CLIPAdapter,
     "taskres": TaskRes,
+    "tpt": TPT,
     "knowledge-guided": KnowledgeGuided,
     "consistency": Consistency,
     "aligned-gradient": AlignedGradient,

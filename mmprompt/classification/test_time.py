@@ -1,0 +1,120 @@
+"""A classifier that tunes its prompt on each image, without a label, and puts it back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmprompt.classification.predictor import CLASSIFIERS, Classifier
+from mmprompt.classification.template import refuse_single_class
+from mmprompt.core.learned import Prompt
+from mmprompt.data.images import ImageLike, as_list, read_image
+from mmprompt.data.transforms import augment_coop
+from mmprompt.models.dual_encoder.interface import DualEncoder
+from mmprompt.models.image_features import ImageFeatures
+
+
+class TestTimeClassifier(Classifier):
+    """What is learned in the text tower is tuned on views of each image (Shu et al. 2022, "TPT", section 3.2).
+
+    The mean probabilities of the most confident views are made less uncertain by single steps of AdamW. Views are drawn
+    alike for every image, so that a prediction does not depend on what was predicted before.
+
+    Args:
+        backbone, prompt, class_names, class_features: as of `Classifier`.
+        n_views: the image and its crops.
+        confident_share: share of the views with the lowest entropy, 0..1.
+        step_size: learning rate.
+        n_tuning_steps: for each image.
+    """
+
+    __test__ = False  # no class of tests, whatever its name
+    form = "test-time"
+
+    def __init__(
+        self,
+        backbone: DualEncoder,
+        prompt: Prompt,
+        class_names: Sequence[str],
+        class_features: Tensor | None = None,
+        *,
+        n_views: int,
+        confident_share: float,
+        step_size: float,
+        n_tuning_steps: int,
+    ) -> None:
+        super().__init__(backbone, prompt, class_names, class_features)
+        self.n_views, self.confident_share = n_views, confident_share
+        self.step_size, self.n_tuning_steps = step_size, n_tuning_steps
+
+    def form_settings(self) -> dict[str, Any]:
+        """See `Classifier`."""
+        names = ("n_views", "confident_share", "step_size", "n_tuning_steps")
+        return {name: getattr(self, name) for name in names}
+
+    def probabilities(self, paths: Sequence[Path], features: ImageFeatures | None = None) -> np.ndarray:
+        """See `Classifier`; views of images are not kept."""
+        return self.predict_proba(list(paths))
+
+    def predict_proba(self, images: ImageLike | Iterable[ImageLike]) -> np.ndarray:
+        """See `Classifier`."""
+        refuse_single_class(self.class_names)
+        with self._in_use():
+            rows = [self._adapted(image) for image in as_list(images)]
+        return np.stack(rows) if rows else np.zeros((0, len(self.class_names)))
+
+    def _adapted(self, source: ImageLike) -> np.ndarray:
+        features = self._views(source)  # [V, E]
+        with self._tuned_on(features), torch.no_grad():
+            return self.outputs(features[:1]).logits[0].double().softmax(-1).cpu().numpy()
+
+    @torch.no_grad()
+    def _views(self, source: ImageLike) -> Tensor:
+        image, size = read_image(source), self.backbone.image_size
+        crops = (augment_coop(image, size, seed=0, epoch=view, index=0) for view in range(self.n_views - 1))
+        views = torch.stack([self.backbone.preprocess(image), *map(self.backbone.normalize, crops)])
+        return self.image_features(views.to(self.backbone.dtype))
+
+    @contextmanager
+    def _tuned_on(self, features: Tensor) -> Iterator[None]:
+        tuned = [parameter for source in self.prompt.sources_of("text") for parameter in source.parameters()]
+        before = [parameter.detach().clone() for parameter in tuned]
+        needed = [parameter.requires_grad for parameter in tuned]
+        try:
+            self._tune([parameter.requires_grad_(True) for parameter in tuned], features)
+            yield
+        finally:
+            for parameter, value, need in zip(tuned, before, needed, strict=True):
+                parameter.grad = None
+                parameter.requires_grad_(need)
+                with torch.no_grad():
+                    parameter.copy_(value)
+
+    def _tune(self, parameters: list[nn.Parameter], features: Tensor) -> None:
+        optimizer = torch.optim.AdamW(parameters, lr=self.step_size)
+        confident: Tensor | None = None
+        for _ in range(self.n_tuning_steps):
+            with torch.enable_grad():
+                logits = self.outputs(features).logits
+                if confident is None:
+                    entropy = -(logits.softmax(1) * logits.log_softmax(1)).sum(1)
+                    confident = entropy.argsort(stable=True)[: max(1, int(len(logits) * self.confident_share))]
+                loss = entropy_of_mean(logits[confident])
+                optimizer.zero_grad()
+                loss.backward()
+            optimizer.step()
+
+
+def entropy_of_mean(logits: Tensor) -> Tensor:
+    """Compute the entropy of the mean of the rows' probabilities [V, C]."""
+    log_mean = logits.log_softmax(1).logsumexp(0) - float(np.log(len(logits)))
+    return -(log_mean.exp() * log_mean).sum()
+
+
+CLASSIFIERS[TestTimeClassifier.form] = TestTimeClassifier
