@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from mmprompt.classification.template import ClassTemplate, check_class_names, refuse_single_class
 from mmprompt.core.file import check_facts, read_prompt, refuse_other_backbone
 from mmprompt.core.header import HEADER, RESTORE
-from mmprompt.core.heads import Cosine
+from mmprompt.core.heads import Cosine, TextAndMeans
 from mmprompt.core.learned import Given, Outputs, Prompt
 from mmprompt.data.images import ImageLike, as_list, is_one, read_image
-from mmprompt.errors import UserError, bad_file
+from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.dual_encoder.load import load_backbone
 from mmprompt.models.image_features import ImageFeatures, encode_pictures
@@ -236,6 +236,37 @@ class Classifier(nn.Module):
         ranked = {self.class_names[i]: float(row[i]) for i in order}
         best = next(iter(ranked))
         return Prediction(best, ranked[best], ranked)
+
+    def update(self, images: ImageLike | Iterable[ImageLike], labels: str | Sequence[str]) -> None:
+        """Learn at once from images whose classes somebody said; nothing learned before is forgotten.
+
+        Each image is added to the vector of its class, `unit(text + sum of images)`, so that the order does not matter.
+
+        Args:
+            images: as for `predict_proba`.
+            labels: the class name of each; one for one image.
+        Raises:
+            UserError: a label is not a class name, there is not one for each image, or this classifier has a head of
+                another kind.
+        """
+        sources, names = as_list(images), [labels] if isinstance(labels, str) else list(labels)
+        if len(sources) != len(names):
+            raise bad_value("labels", len(names), f"there are {len(sources)} images", "Give one for each image.")
+        for name in names:
+            if name not in self.class_names:
+                raise unknown_name("label", name, self.class_names)
+        if not isinstance(self.prompt.head, TextAndMeans | None):
+            raise UserError(
+                f"this classifier has a head of kind {getattr(self.prompt.head, 'kind', '?')!r}, which learns from all "
+                "its images at once. Use `text-and-means`, or a prompt without a head."
+            )
+        with self._in_use():
+            features = self._encode(sources)
+        if self.prompt.head is None:
+            backbone, (n_classes, width) = self.backbone, (len(self.class_names), features.shape[1])
+            self.prompt.head = TextAndMeans(n_classes, width, backbone.logit_scale, backbone.logit_bias)
+            self.prompt.head.to(backbone.device)
+        self.prompt.head.add(features, torch.tensor([self.class_names.index(name) for name in names]))
 
     def with_class_names(self, class_names: Sequence[str]) -> Classifier:
         """Return the same prompt with other class names (base to new).

@@ -76,6 +76,44 @@ class ClassMeans(Head):
         return self.scale * image_features @ self.means.to(image_features.dtype).T + self.bias
 
 
+class TextAndMeans(Head):
+    """The scaled cosine to the text and the labelled images of each class together: `unit(text + sum of images)`.
+
+    Args:
+        n_classes: C.
+        width: E.
+        scale, bias: as of the cosine.
+    """
+
+    kind = "text-and-means"
+
+    def __init__(self, n_classes: int, width: int, scale: float, bias: float) -> None:
+        super().__init__()
+        self.scale, self.bias = scale, bias
+        self.sums = nn.Parameter(torch.zeros(n_classes, width, dtype=torch.float64), requires_grad=False)
+
+    def settings(self) -> dict[str, Any]:
+        """See `Head`."""
+        return {"n_classes": len(self.sums), "width": self.sums.shape[1], "scale": self.scale, "bias": self.bias}
+
+    @torch.no_grad()
+    def add(self, image_features: Tensor, labels: Tensor) -> None:
+        """Learn from images; the order in which they come does not matter.
+
+        Args:
+            image_features: [N, E] of unit norm.
+            labels: [N].
+        """
+        self.sums.index_add_(0, labels.to(self.sums.device), image_features.to(self.sums))
+
+    def forward(self, image_features: Tensor, class_features: Tensor) -> Tensor:
+        """Compute logits [B, C]."""
+        weight = F.normalize(self.sums.to(class_features.dtype) + class_features, dim=-1)
+        if weight.dim() == 3:
+            return self.scale * torch.einsum("be,bce->bc", image_features, weight) + self.bias
+        return self.scale * image_features @ weight.T + self.bias
+
+
 class Linear(Head):
     """A linear map of image features, in double precision as its solver has it.
 
@@ -255,6 +293,6 @@ class Prototypes(Head):
 
 
 HEADS: dict[str, Callable[..., Head]] = {
-    kind.kind: kind for kind in (ClassMeans, Linear, Blend, Cache, FeatureAdapter, Residual, Prototypes)
+    kind.kind: kind for kind in (ClassMeans, TextAndMeans, Linear, Blend, Cache, FeatureAdapter, Residual, Prototypes)
 }
 """The kinds of heads that a prompt file may name; a head of your own is added here."""

@@ -56,6 +56,26 @@ class NearestClassMean(SolvedHead):
 
 
 @dataclass(frozen=True)
+class TextAndMeans(SolvedHead):
+    """The text of each class and its labelled images together, as one vector: `unit(text + sum of images)`.
+
+    The text counts as much as one image. Nothing is trained and nothing chosen but the scale of the logits, which the
+    training images say, each left out in turn, where every class has two or more.
+    """
+
+    def finish(self, predictor: Classifier, data: FrozenFeatures) -> None:
+        """Add up the images, and set the scale."""
+        from mmprompt.core.heads import TextAndMeans as Head
+
+        text = predictor.class_features()
+        scale, bias = scale_of(predictor)
+        head = Head(*text.shape, scale, bias).to(text.device)
+        head.add(data.image_features, data.labels)
+        head.scale = scale * left_out_temperature(head, data, text.double())
+        put(predictor, head)
+
+
+@dataclass(frozen=True)
 class LinearProbe(SolvedHead):
     """Logistic regression on frozen image features (Radford et al. 2021, "Learning Transferable Visual Models").
 
@@ -195,6 +215,28 @@ def solve_gda(features: Tensor, labels: Tensor, n_classes: int) -> tuple[Tensor,
     inverse = width * torch.linalg.pinv((n_images - 1) * covariance + covariance.trace() * eye, hermitian=True)
     weight = means @ inverse
     return weight, -math.log(n_classes) - (weight * means).sum(1) / 2
+
+
+def left_out_temperature(head: Any, data: FrozenFeatures, text: Tensor) -> float:
+    """Return the factor of the logits that suits the training images, each left out of its class; 1 at one shot.
+
+    Args:
+        head: with the sums of all training images.
+        data: the training images.
+        text: [C, E].
+    """
+    import torch
+    import torch.nn.functional as F
+
+    if int(torch.bincount(data.labels, minlength=len(text)).min()) < 2:
+        return 1.0
+    features, rows = data.image_features.double(), torch.arange(len(data.labels))
+    logits = features @ F.normalize(head.sums + text, dim=-1).T
+    without = F.normalize(head.sums[data.labels] - features + text[data.labels], dim=-1)
+    logits[rows, data.labels] = (features * without).sum(-1)
+    logits = head.scale * logits
+    losses = {power: F.cross_entropy(2.0 ** (power / 8) * logits, data.labels).item() for power in range(-24, 25)}
+    return 2.0 ** (min(losses, key=lambda power: losses[power]) / 8)
 
 
 def class_means(features: Tensor, labels: Tensor, n_classes: int) -> Tensor:

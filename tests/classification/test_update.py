@@ -1,0 +1,101 @@
+"""Learning at once from images whose classes somebody said."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import mmprompt as mp
+from mmprompt.classification.methods import CoOp, NearestClassMean
+from mmprompt.classification.methods.solved import TextAndMeans
+from mmprompt.classification.task import zero_shot
+from mmprompt.core.fit import fit
+from mmprompt.errors import UserError
+from mmprompt.models.image_features import encode_pictures
+
+pytestmark = pytest.mark.usefixtures("feature_store")
+
+
+def paths(items):
+    return [item.path for item in items]
+
+
+def names(data, items):
+    return [data.class_names[item.label] for item in items]
+
+
+def by_hand(backbone, text, data, items):
+    """Class vectors straight from their definition."""
+    rows = encode_pictures(backbone, paths(items)).double()
+    sums = torch.stack([rows[[item.label == c for item in items]].sum(0) for c in range(len(data.class_names))])
+    return F.normalize(text.double() + sums, dim=-1)
+
+
+def test_a_class_is_the_direction_of_its_text_and_its_images(tiny_clip_backbone, data):
+    classifier = zero_shot(tiny_clip_backbone, data.class_names, data.template)
+    text = classifier.class_features()
+    classifier.update(paths(data.train), names(data, data.train))
+    weight = by_hand(tiny_clip_backbone, text, data, data.train)
+    rows = encode_pictures(tiny_clip_backbone, paths(data.test)).double()
+    expected = (tiny_clip_backbone.logit_scale * rows @ weight.T).softmax(1)
+    assert classifier.predict_proba(paths(data.test)) == pytest.approx(expected.numpy(), abs=1e-5)
+
+
+def test_one_by_one_in_any_order_is_all_at_once(tiny_clip_backbone, data):
+    at_once, one_by_one = (zero_shot(tiny_clip_backbone, data.class_names, data.template) for _ in range(2))
+    at_once.update(paths(data.train), names(data, data.train))
+    for item in reversed(data.train):
+        one_by_one.update(item.path, data.class_names[item.label])
+    found = one_by_one.predict_proba(paths(data.test))
+    assert found == pytest.approx(at_once.predict_proba(paths(data.test)), abs=1e-6)
+
+
+def test_a_class_that_was_told_nothing_keeps_its_text(tiny_clip_backbone, data):
+    classifier = zero_shot(tiny_clip_backbone, data.class_names, data.template)
+    before = classifier.outputs(encode_pictures(tiny_clip_backbone, paths(data.test))).logits
+    first = next(item for item in data.train if item.label == 0)
+    classifier.update(first.path, data.class_names[0])
+    after = classifier.outputs(encode_pictures(tiny_clip_backbone, paths(data.test))).logits
+    torch.testing.assert_close(after[:, 1:], before[:, 1:])
+    assert not torch.allclose(after[:, 0], before[:, 0])
+
+
+def test_a_learned_prompt_learns_on_and_is_kept(tiny_clip_backbone, data, tmp_path):
+    classifier = fit(CoOp(n_ctx=2), tiny_clip_backbone, data, epochs=1, batch_size=4, progress=False).predictor
+    vectors = classifier.prompt.state_dict()["sources.0.values"].clone()
+    classifier.update(paths(data.train), names(data, data.train))
+    assert torch.equal(classifier.prompt.state_dict()["sources.0.values"], vectors)
+    mp.save(classifier, tmp_path / "run")
+    loaded = mp.load(tmp_path / "run", tiny_clip_backbone)
+    np.testing.assert_array_equal(loaded.predict_proba(paths(data.test)), classifier.predict_proba(paths(data.test)))
+    loaded.update(data.test[0].path, data.class_names[0])
+    assert not np.array_equal(loaded.predict_proba(paths(data.test)), classifier.predict_proba(paths(data.test)))
+
+
+def test_what_is_fitted_is_what_updating_gives_but_for_the_scale(tiny_clip_backbone, data):
+    fitted = fit(TextAndMeans(), tiny_clip_backbone, data, progress=False).predictor
+    updated = zero_shot(tiny_clip_backbone, data.class_names, data.template)
+    updated.update(paths(data.train), names(data, data.train))
+    rows = encode_pictures(tiny_clip_backbone, paths(data.test))
+    one, other = (each.outputs(rows).logits / each.prompt.head.scale for each in (fitted, updated))
+    torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "text"),
+    [
+        (1, ["red", "blue"], "labels is 2, but there are 1 images"),
+        (1, ["gren"], "no label named 'gren'"),
+    ],
+)
+def test_wrong_feedback_is_refused_and_changes_nothing(images, labels, text, tiny_clip_backbone, data):
+    classifier = zero_shot(tiny_clip_backbone, data.class_names, data.template)
+    with pytest.raises(UserError, match=text):
+        classifier.update(paths(data.train)[:images], labels)
+    assert classifier.prompt.head is None
+
+
+def test_a_head_that_needs_all_its_images_is_refused(tiny_clip_backbone, data):
+    classifier = fit(NearestClassMean(), tiny_clip_backbone, data, progress=False).predictor
+    with pytest.raises(UserError, match="a head of kind 'class-means', which learns from all"):
+        classifier.update(data.train[0].path, data.class_names[0])
