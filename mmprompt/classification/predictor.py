@@ -99,22 +99,30 @@ class Classifier(nn.Module):
         """Compute all that a loss may look at.
 
         Args:
-            image_features: [B, E] of unit norm.
+            image_features: [B, E] of unit norm, or [B, E + W] for a head that reads raw features.
             labels: [B], None where nothing is known of the images.
             frozen: see `Outputs`.
         """
-        class_features = self.class_features(image_features)
+        joint = image_features[:, : self.backbone.embed_dim]
+        class_features = self.class_features(joint)
         head = self._cosine if self.prompt.head is None else self.prompt.head
-        logits = head(image_features, class_features)
-        return Outputs(logits, labels, image_features, class_features, frozen, head)
+        return Outputs(head(image_features, class_features), labels, joint, class_features, frozen, head)
 
     def image_features(self, images: Tensor) -> Tensor:
-        """Compute unit-norm features [B, E] of images [B, 3, H, W], with a graph only if learned parts are inside."""
+        """Compute unit-norm features [B, E] of images [B, 3, H, W], with a graph only if learned parts are inside.
+
+        For a head that reads raw features they are [B, E + W]; see `DualEncoder.encode_image`.
+        """
         images = images.to(self.backbone.device)
         if not self.prompt.has("vision"):
             with torch.no_grad():
-                return self.backbone.encode_image(images)
-        return self.backbone.encode_image(images, self.prompt.inserts("vision"))
+                return self.backbone.encode_image(images, raw=self.reads_raw)
+        return self.backbone.encode_image(images, self.prompt.inserts("vision"), raw=self.reads_raw)
+
+    @property
+    def reads_raw(self) -> bool:
+        """Whether the head reads what the image tower gives before the projection."""
+        return getattr(self.prompt.head, "reads_raw", False)
 
     def class_features(self, image_features: Tensor | None = None) -> Tensor:
         """Give unit-norm features [C, E] of the class names, computed again only if what is learned has changed.
@@ -191,7 +199,10 @@ class Classifier(nn.Module):
         features.refuse_other(self.backbone)
         with self._in_use():
             inserts = self.prompt.inserts("vision")
-            encoded = encode_pictures(self.backbone, paths, inserts) if inserts else features.of(paths)
+            if inserts:
+                encoded = encode_pictures(self.backbone, paths, inserts, raw=self.reads_raw)
+            else:
+                encoded = features.wide(paths) if self.reads_raw else features.of(paths)
             return self._table(encoded.split(PREDICT_BATCH) if self.prompt.needs_image else [encoded])
 
     def predict_proba(self, images: ImageLike | Iterable[ImageLike]) -> np.ndarray:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,13 +129,15 @@ class ClassificationProblem:
     def features(self) -> FrozenFeatures:
         """Give the training images, and those of validation when asked, as the image tower now sees them."""
         generator = torch.Generator().manual_seed(self.seed)
-        return FrozenFeatures(self._seen(self.images), self.labels, self._validation_features, generator)
+        wide = partial(self._seen, self.images, raw=True)
+        return FrozenFeatures(self._seen(self.images), self.labels, self._validation_features, generator, wide)
 
     @torch.no_grad()
-    def _seen(self, images: Sequence[ImageLike]) -> Tensor:
-        if self.classifier.prompt.has("vision"):
-            return encode_pictures(self.backbone, images, self.classifier.prompt.inserts("vision"))
-        return self._features_of_view(None) if images is self.images else self.stored.of(images)  # type: ignore[arg-type]
+    def _seen(self, images: Sequence[ImageLike], raw: bool = False) -> Tensor:
+        paths = self._paths(images)
+        if paths is None or self.classifier.prompt.has("vision"):
+            return encode_pictures(self.backbone, images, self.classifier.prompt.inserts("vision"), raw=raw)
+        return self.stored.wide(paths) if raw else self.stored.of(paths)
 
     def _validation_features(self) -> tuple[Tensor, Tensor] | None:
         if not self.validation:
@@ -147,7 +150,7 @@ class ClassificationProblem:
         if self.classifier.prompt.has("vision"):
             for index in range(self.n_items):
                 self._image(index, self._view(0))
-        elif self.recipe.augment == "coop" and self.recipe.views and (paths := self._paths()):
+        elif self.recipe.augment == "coop" and self.recipe.views and (paths := self._paths(self.images)):
             self.stored.prepare_views(paths, self.seed, min(self.recipe.views, self.recipe.epochs or self.recipe.views))
         elif self.n_items:
             self._features_of_view(self._view(0))
@@ -167,17 +170,18 @@ class ClassificationProblem:
         return self._features[view]
 
     def _encode_view(self, view: int | None) -> Tensor:
-        paths = self._paths()
+        paths = self._paths(self.images)
         if view is None:
             return encode_pictures(self.backbone, self.images) if paths is None else self.stored.of(paths)
         if paths is None or not self.recipe.views:  # a view of its own in every epoch never comes back
             return encode_tensors(self.backbone, (self._augmented(index, view) for index in range(self.n_items)))
         return self.stored.of_view(paths, self.seed, view)
 
-    def _paths(self) -> list[Path] | None:
-        """List the images as files, None if one of them is something else."""
-        paths = [Path(image) for image in self.images if isinstance(image, str | Path)]
-        return paths if len(paths) == self.n_items else None
+    @staticmethod
+    def _paths(images: Sequence[ImageLike]) -> list[Path] | None:
+        """List images as files, None if one of them is something else."""
+        paths = [Path(image) for image in images if isinstance(image, str | Path)]
+        return paths if len(paths) == len(images) else None
 
     def _image(self, index: int, view: int | None) -> Tensor:
         """Give one image of a view as the image tower takes it, kept while there is room."""
@@ -284,6 +288,11 @@ class ClassificationTask:
         generator = torch.Generator().manual_seed(seed)
         start = Start(generator, ClassTemplate(self.template), self.class_names, self.templates)
         prompt = method.prompt(model, start)
+        if prompt.needs_image and overrides(method, "finish"):
+            raise UserError(
+                "the text of this prompt is another for each image, but a solved head needs one text. Join the head to "
+                "coop, or leave it out."
+            )
         return method.predictor(model, prompt, self.class_names) or Classifier(model, prompt, self.class_names)
 
     def complete(self, recipe: Recipe) -> Recipe:

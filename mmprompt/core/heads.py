@@ -16,10 +16,13 @@ class Head(nn.Module):
     Attributes:
         kind: the name under which a prompt file keeps its settings and state; a key of `HEADS` when it is read.
         is_class_specific: whether it belongs to the classes it was made for, so that no others can be named.
+        reads_raw: whether it also reads what the image tower gives before the projection: image features are then
+            [B, E + W], the W raw ones of unit norm last; [B, E] of a backbone that has none.
     """
 
     kind: ClassVar[str] = ""
     is_class_specific: bool = True
+    reads_raw: ClassVar[bool] = False
     if TYPE_CHECKING:
 
         def __call__(self, image_features: Tensor, class_features: Tensor) -> Tensor:  # noqa: D102
@@ -112,6 +115,41 @@ class TextAndMeans(Head):
         if weight.dim() == 3:
             return self.scale * torch.einsum("be,bce->bc", image_features, weight) + self.bias
         return self.scale * image_features @ weight.T + self.bias
+
+
+class TextProbe(Head):
+    """A linear map of the image tower's own features, beside text and images of each class as `TextAndMeans` has them.
+
+    Args:
+        n_classes: C.
+        width: E.
+        raw_width: W of what the linear map reads; E where the backbone gives no raw features.
+        scale, bias: as of the cosine.
+        text_share: weight of the part with the text.
+    """
+
+    kind = "text-probe"
+    reads_raw = True
+
+    def __init__(
+        self, n_classes: int, width: int, raw_width: int, scale: float, bias: float, text_share: float
+    ) -> None:
+        super().__init__()
+        self.width, self.text_share = width, text_share
+        self.beside = TextAndMeans(n_classes, width, scale, bias)
+        self.centre = nn.Parameter(torch.zeros(raw_width, dtype=torch.float64), requires_grad=False)
+        self.probe = Linear(n_classes, raw_width)
+
+    def settings(self) -> dict[str, Any]:
+        """See `Head`."""
+        own = {"raw_width": len(self.centre), "text_share": self.text_share}
+        return self.beside.settings() | own
+
+    def forward(self, image_features: Tensor, class_features: Tensor) -> Tensor:
+        """Compute logits [B, C] of image features [B, E + W]."""
+        joint, raw = image_features[:, : self.width], image_features[:, -len(self.centre) :]
+        centred = F.normalize(raw.double() - self.centre, dim=-1)
+        return self.text_share * self.beside(joint, class_features) + self.probe(centred, class_features)
 
 
 class Linear(Head):
@@ -293,6 +331,7 @@ class Prototypes(Head):
 
 
 HEADS: dict[str, Callable[..., Head]] = {
-    kind.kind: kind for kind in (ClassMeans, TextAndMeans, Linear, Blend, Cache, FeatureAdapter, Residual, Prototypes)
+    kind.kind: kind
+    for kind in (ClassMeans, TextAndMeans, TextProbe, Linear, Blend, Cache, FeatureAdapter, Residual, Prototypes)
 }
 """The kinds of heads that a prompt file may name; a head of your own is added here."""

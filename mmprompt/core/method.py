@@ -58,12 +58,15 @@ class FrozenFeatures:
         labels: [N] int64.
         validation: gives features [N', E] and labels [N'] of the validation images, None where there are none.
         generator: CPU generator of what a method draws when it has seen them.
+        wide: gives [N, E + W], the same features and, of a backbone that has some, the image tower's own before the
+            projection, of unit norm.
     """
 
     image_features: Tensor
     labels: Tensor
     validation: Callable[[], tuple[Tensor, Tensor] | None]
     generator: torch.Generator
+    wide: Callable[[], Tensor]
 
 
 def cross_entropy(outputs: Outputs) -> Tensor:

@@ -14,7 +14,14 @@ from mmprompt.classification.methods.independent import IVLP, DeepText, PromptSR
 from mmprompt.classification.methods.lora import CLIPLoRA
 from mmprompt.classification.methods.maple import MaPLe
 from mmprompt.classification.methods.parts import AlignedGradient, Consistency, GaussianAverage, KnowledgeGuided
-from mmprompt.classification.methods.solved import GDA, LinearProbe, LPPlusPlus, NearestClassMean, TextAndMeans
+from mmprompt.classification.methods.solved import (
+    GDA,
+    LinearProbe,
+    LPPlusPlus,
+    NearestClassMean,
+    TextAndMeans,
+    TextProbe,
+)
 from mmprompt.classification.methods.tpt import TPT
 from mmprompt.classification.methods.vpt import VPT
 from mmprompt.classification.methods.zero_shot import ZeroShot, ZeroShotEnsemble
@@ -35,6 +42,7 @@ METHODS: dict[str, type[Any]] = {
     "zero-shot-ensemble": ZeroShotEnsemble,
     "nearest-class-mean": NearestClassMean,
     "text-and-means": TextAndMeans,
+    "text-probe": TextProbe,
     "linear-probe": LinearProbe,
     "zero-shot-probe": ZeroShotProbe,
     "clap": CLAP,

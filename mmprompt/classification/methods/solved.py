@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from annotated_types import Gt
+from annotated_types import Ge, Gt
 
 from mmprompt.classification.methods.heads import HeadMethod, put, scale_of
 from mmprompt.core.method import FrozenFeatures
@@ -29,6 +29,8 @@ FINE_STEP = 1 / 8
 LARGEST_C = 6
 N_FOLDS = 5
 DEFAULT_C = 0.316
+TEXT_SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+DEFAULT_TEXT_SHARE = 0.5
 GDA_WEIGHTS = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)
 
 
@@ -179,6 +181,60 @@ class LPPlusPlus(SolvedHead):
         blend(predictor, *(kept or [each.detach() for each in (alpha, weight, bias)]))
 
 
+@dataclass(frozen=True)
+class TextProbe(SolvedHead):
+    """A linear probe of the image tower's own features, beside the text and the images of each class as one vector.
+
+    The probe is a logistic regression on features before the projection into the joint space, where the backbone gives
+    them, centred on the mean of the training images; beside it stands what `TextAndMeans` makes of the same images. How
+    much, the log-loss of folds of the training images says; with one image a class it is 0.5. No validation image is
+    read. docs/photographs.md says how strength and share were chosen, and on what.
+    """
+
+    probe_strength: Annotated[float, Gt(0)] = 100.0
+    """C of the probe's L2 penalty, above 0."""
+    text_share: Annotated[float, Ge(0)] | None = None
+    """Weight of the part with the text; by default the best of 1/16 to 1 on folds of the training images."""
+    max_iter: Count = 300
+    """Iterations of L-BFGS, 1 or more."""
+
+    def finish(self, predictor: Classifier, data: FrozenFeatures) -> None:
+        """Fit the probe, and weigh the text."""
+        wide, labels, text = data.wide().double(), data.labels, predictor.class_features().double()
+        share = self.text_share
+        if share is None:
+            share = self._share(predictor, wide, labels, text)
+        put(predictor, self._head(predictor, wide, labels, text, share))
+
+    def _share(self, predictor: Classifier, wide: Tensor, labels: Tensor, text: Tensor) -> float:
+        import torch.nn.functional as F
+
+        losses = dict.fromkeys(TEXT_SHARES, 0.0)
+        folds = list(folds_of(labels))
+        for out in folds:
+            head = self._head(predictor, wide[~out], labels[~out], text, 0.0)
+            joint, probe = wide[out][:, : text.shape[1]], head(wide[out], text)
+            beside = head.beside(joint, text)
+            for share in TEXT_SHARES:
+                losses[share] += F.cross_entropy(probe + share * beside, labels[out], reduction="sum").item()
+        return min(losses, key=lambda share: losses[share]) if folds else DEFAULT_TEXT_SHARE
+
+    def _head(self, predictor: Classifier, wide: Tensor, labels: Tensor, text: Tensor, share: float) -> Any:
+        import torch.nn.functional as F
+
+        from mmprompt.core.heads import TextProbe as Head
+
+        n_classes, width = text.shape
+        raw = wide[:, width:] if wide.shape[1] > width else wide
+        head = Head(n_classes, width, raw.shape[1], *scale_of(predictor), share).to(wide.device)
+        head.beside.add(wide[:, :width], labels)
+        head.centre.copy_(raw.mean(0))
+        weight, bias = _Fitted(self.max_iter).solve(self.probe_strength, F.normalize(raw - head.centre, dim=-1), labels)
+        head.probe.weight.copy_(weight)
+        head.probe.bias.copy_(bias)
+        return head
+
+
 def blend(predictor: Classifier, text_weight: Tensor, weight: Tensor, bias: Tensor | float) -> None:
     """Give a classifier the head of weighted cosines and a linear map.
 
@@ -249,19 +305,23 @@ def class_means(features: Tensor, labels: Tensor, n_classes: int) -> Tensor:
 
 def held_out(data: FrozenFeatures) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Yield features and labels to fit on, and those to choose by; nothing where there are none to hold out."""
-    import torch
-
     features, labels = data.image_features.double(), data.labels
     validation = data.validation()
     if validation is not None:
         yield features, labels, validation[0].double(), validation[1]
         return
-    counts = torch.bincount(labels)
-    n_folds = min(N_FOLDS, int(counts[counts > 0].min()))
-    places = torch.stack([(labels[: place + 1] == label).sum() - 1 for place, label in enumerate(labels)])
-    for fold in range(n_folds if n_folds > 1 else 0):
-        out = places % n_folds == fold
+    for out in folds_of(labels):
         yield features[~out], labels[~out], features[out], labels[out]
+
+
+def folds_of(labels: Tensor) -> Iterator[Tensor]:
+    """Yield masks [N] of images to hold out, some of every class; nothing where a class has one image."""
+    import torch
+
+    n_folds = min(N_FOLDS, int(torch.unique(labels, return_counts=True)[1].min()))
+    places = torch.stack([(labels[:place] == label).sum() for place, label in enumerate(labels)])
+    for fold in range(n_folds if n_folds > 1 else 0):
+        yield places % n_folds == fold
 
 
 Logits = Callable[["Tensor", "Tensor", "Tensor"], "Tensor"]
