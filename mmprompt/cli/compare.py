@@ -31,7 +31,7 @@ from mmprompt.experiments.grid import (
 from mmprompt.files import write_json
 from mmprompt.progress import ProgressDisplay
 from mmprompt.terminal.images import own_path
-from mmprompt.terminal.output import Output, check_place, command_of
+from mmprompt.terminal.output import Device, Output, check_place, command_of
 from mmprompt.terminal.parser import (
     counts_in,
     distribute,
@@ -90,8 +90,7 @@ class Compared:
     """The folder that keeps every cell as a run folder; share it between comparisons."""
     workers: Annotated[int | None, tyro.conf.arg(metavar="INT|None")] = None
     """Processes that compute cells; by default one a GPU, else one."""
-    device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
-    """auto, cpu, cuda, cuda:1 or mps."""
+    device: Device = "auto"
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Write all numbers to a JSON file, or to stdout with `-`."""
     config: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None

@@ -13,7 +13,7 @@ import tyro
 
 from mmprompt.core.header import read_header
 from mmprompt.errors import UserError, bad_file, bad_value
-from mmprompt.terminal.output import JSON_HELP, Output, percent, shorten
+from mmprompt.terminal.output import JSON_HELP, Device, Output, percent, shorten
 from mmprompt.terminal.parser import parse
 
 PREDICT = "Label images, caption them, or answer texts, as the run is of one kind or another."
@@ -35,8 +35,7 @@ class PredictSettings:
     """How many labels to show for each, the most probable first."""
     class_names: Annotated[str | None, tyro.conf.arg(metavar="NAME,NAME")] = None
     """Other class names for a classifier's prompt, with commas between."""
-    device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
-    """auto, cpu, cuda, cuda:1 or mps."""
+    device: Device = "auto"
     json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
 
 

@@ -14,7 +14,7 @@ from mmprompt.classification.methods import method_types
 from mmprompt.cli.compare import find_origin, given_values, merged_settings
 from mmprompt.errors import UserError
 from mmprompt.progress import ProgressDisplay
-from mmprompt.terminal.output import Output, check_place, command_of, percent
+from mmprompt.terminal.output import Device, Output, check_place, command_of, percent
 from mmprompt.terminal.parser import counts_in, names_in, parse, peek
 from mmprompt.training.recipe import Recipe
 
@@ -55,8 +55,7 @@ class Settings:
     """Processes; more may join from elsewhere with the same --storage."""
     out: Annotated[Path, tyro.conf.arg(metavar="PATH")] = Path("runs/tune")
     """The folder for recipe.yaml, trials.csv, the figure and report.html."""
-    device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
-    """auto, cpu, cuda, cuda:1 or mps."""
+    device: Device = "auto"
     json: bool = False
     """Print one JSON document; everything for people goes to stderr."""
 

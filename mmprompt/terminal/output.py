@@ -12,8 +12,9 @@ import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import tyro
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -23,6 +24,7 @@ from mmprompt.core.header import check_new
 from mmprompt.errors import bad_file
 
 JSON_HELP = "Print one JSON document; everything for people goes to stderr."
+Device = Annotated[str, tyro.conf.arg(metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")]
 
 
 class Output:
