@@ -19,6 +19,10 @@ from rich.text import Text
 
 SECONDS_BETWEEN_LINES = 10.0
 BEAT_S = 1.0
+CountProgress = Callable[[int, int], None]
+"""Called with how many are done and how many there are."""
+ShowProgress = Callable[[str, int, int], None]
+"""Called with what is counted too."""
 
 
 @dataclass
@@ -37,12 +41,8 @@ class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
     """Bars for the stages of a command, one below the other; use it in a `with` block, which takes them down.
 
     Off a terminal a plain line is written whenever the last one is ten seconds old, even while one piece of work takes
-    longer; work that is done sooner gets none.
-
-    Args:
-        console: where to show it; by default the error stream, which leaves the output to results.
-        seconds_between_lines: how often a plain line may come.
-        is_kept: leave the bars on the terminal in the end.
+    longer; work that is done sooner gets none. All goes to the error stream, which leaves the output to results. Bars
+    that are kept stay on the terminal in the end.
     """
 
     def __init__(
@@ -72,18 +72,12 @@ class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
         if self._beat is not None:
             self._beat.join()
 
-    def count(self, name: str) -> Callable[[int, int], None]:
+    def count(self, name: str) -> CountProgress:
         """Return what to call with how many are done and how many there are."""
         return partial(self.show, name)
 
     def show(self, name: str, n_done: int, n_all: int) -> None:
-        """Show progress: `n_done` of `n_all`.
-
-        Args:
-            name: what is counted, such as `cells`.
-            n_done: how many are done.
-            n_all: how many there are.
-        """
+        """Show progress: `n_done` of `n_all`."""
         self.update(name, n_done, n_all, f"{name} {n_done}/{n_all}")
         self.write_line(at_once=n_done >= n_all and self._stages[name].is_said)
         if all(stage.is_finished for stage in self._stages.values()):
@@ -91,15 +85,9 @@ class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
             self._bars, self._stages = self._make_bars(), {}
 
     def update(self, name: str, n_done: int, n_all: int, line: str, title: str = "", detail: str = "") -> None:
-        """Move a bar, without a plain line.
+        """Move a bar, without a plain line; the next one says `line` before the time left.
 
-        Args:
-            name: what is counted.
-            n_done: how many are done.
-            n_all: how many there are.
-            line: what the next plain line says before the time left.
-            title: stands before the bar, by default the name.
-            detail: stands behind it.
+        `title` stands before the bar, by default the name, and `detail` behind it.
         """
         now = time.monotonic()
         if name not in self._stages:

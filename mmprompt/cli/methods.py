@@ -6,7 +6,7 @@ import ast
 import inspect
 import itertools
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated, Any
 
@@ -43,15 +43,11 @@ def run_list(arguments: Sequence[str], prog: str) -> None:
     """Print every method with its one-line description."""
     settings = parse(ListSettings, arguments, prog, "The ways to learn a prompt.")
     output = Output(settings.json)
-    listed: list[dict[str, Any]] = [
-        {
-            "name": name,
-            "verbs": [verb for verb, methods in VERBS.items() if name in methods],
-            "summary": summary_of(kind),
-        }
-        for name, kind in METHODS.items()
-    ]
-    rows = [[method["name"], ", ".join(method["verbs"]), method["summary"]] for method in listed]
+    listed = []
+    for name, kind in METHODS.items():
+        verbs = [verb for verb, methods in VERBS.items() if name in methods]
+        listed.append({"name": name, "verbs": verbs, "summary": summary_of(kind)})
+    rows = [[str(one["name"]), ", ".join(one["verbs"]), str(one["summary"])] for one in listed]
     output.table(["name", "of", "what it is"], rows)
     output.say()
     output.say("Methods of a classifier that learn at different places combine: --method coop+vpt.")
@@ -59,11 +55,7 @@ def run_list(arguments: Sequence[str], prog: str) -> None:
 
 
 def run_show(arguments: Sequence[str], prog: str) -> None:
-    """Print the settings of a method.
-
-    Raises:
-        UserError: there is no such method.
-    """
+    """Print the settings of a method."""
     settings = parse(ShowSettings, arguments, prog, "The settings of one method.")
     output = Output(settings.json)
     shown = []
@@ -75,24 +67,20 @@ def run_show(arguments: Sequence[str], prog: str) -> None:
         shown.append({"name": name, "summary": summary_of(kind), "settings": options})
         output.say(f"{name}: {summary_of(kind)}", "bold")
         flags = ["--" + option["name"].replace("_", "-") for option in options]
-        rows = [[flag, default_of(option), option["help"]] for flag, option in zip(flags, options, strict=True)]
+        defaults = ["" if option["default"] is None else str(option["default"]) for option in options]
+        rows = list(zip(flags, defaults, (option["help"] for option in options), strict=True))
         output.table(["option", "default", "meaning"], rows)
         output.say()
     output.document(shown)
 
 
-def default_of(option: Mapping[str, Any]) -> str:
-    """A default as a table shows it, nothing for one that is left open."""
-    return "" if option["default"] is None else str(option["default"])
-
-
 def summary_of(kind: type) -> str:
-    """The first sentence of a class's docstring."""
+    """Return the first sentence of a class's docstring."""
     return (inspect.getdoc(kind) or "").split("\n\n")[0].replace("\n", " ")
 
 
 def options_of(kind: type) -> list[dict[str, Any]]:
-    """Name, default and help of every field of a dataclass; the help is the text under the field."""
+    """Return name, default and help of every field of a dataclass; the help is the text under the field."""
     texts: dict[str, str] = {}
     for ancestor in reversed([each for each in kind.__mro__ if is_dataclass(each)]):
         body = ast.parse(textwrap.dedent(inspect.getsource(ancestor))).body[0]

@@ -1,4 +1,4 @@
-"""`mmprompt tune`: search for the settings that do best on validation pictures, and write them as YAML."""
+"""`mmprompt tune`: search for the settings that do best on validation images, and write them as YAML."""
 
 from __future__ import annotations
 
@@ -11,23 +11,17 @@ import tyro
 
 from mmprompt.classification.cli.train import DATA
 from mmprompt.classification.methods import method_types
-from mmprompt.cli.grid import merged_settings
+from mmprompt.cli.compare import find_origin, given_values, merged_settings
 from mmprompt.errors import UserError
-from mmprompt.experiments.cells import Origin
-from mmprompt.experiments.search_space import read_space
 from mmprompt.progress import ProgressDisplay
-from mmprompt.terminal.lists import counts_in, is_given, names_in
-from mmprompt.terminal.output import Output, percent
-from mmprompt.terminal.parser import parse, peek
-from mmprompt.terminal.pictures import own_path, refuse_both
-from mmprompt.terminal.run_folder import check_place, command_of
+from mmprompt.terminal.output import Device, Output, check_place, command_of, percent
+from mmprompt.terminal.parser import counts_in, names_in, parse, peek
 from mmprompt.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from mmprompt.experiments.tune import Search, SearchResult
 
-
-DESCRIPTION = "Search for settings with Optuna. It chooses on validation pictures alone; test pictures are not loaded."
+DESCRIPTION = "Search for settings with Optuna. It chooses on validation images alone; test images are not loaded."
 
 
 @dataclass(frozen=True)
@@ -41,16 +35,14 @@ class Settings:
     """The folder that holds the named set's folder."""
     datasets_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """A folder with YAML files of more data sets."""
-    strict: bool = False
-    """Stop at the start if a picture is broken, naming it (the default)."""
     skip_broken: bool = False
-    """Leave broken pictures out, and say which."""
+    """Leave broken images out, and say which; by default the first stops everything at the start."""
     backbone: Annotated[str, tyro.conf.arg(metavar="NAME")] = "tiny"
     """The frozen model."""
     method: Annotated[str, tyro.conf.arg(metavar="NAME")] = "coop"
     """How to learn; `mmprompt methods list` shows the methods."""
     shots: Annotated[int | None, tyro.conf.arg(metavar="INT|None")] = 16
-    """Training pictures of each class; None for all there are."""
+    """Training images of each class; None for all there are."""
     seed: Annotated[str, tyro.conf.arg(metavar="NUMBERS")] = "1"
     """Seeds with commas between; a trial counts with its mean over them."""
     search: Annotated[str, tyro.conf.arg(metavar="RANGES")] = "lr,n_ctx,epochs"
@@ -63,44 +55,21 @@ class Settings:
     """Processes; more may join from elsewhere with the same --storage."""
     out: Annotated[Path, tyro.conf.arg(metavar="PATH")] = Path("runs/tune")
     """The folder for recipe.yaml, trials.csv, the figure and report.html."""
-    device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
-    """auto, cpu, cuda, cuda:1 or mps."""
+    device: Device = "auto"
     json: bool = False
     """Print one JSON document; everything for people goes to stderr."""
 
-    def __post_init__(self) -> None:
-        refuse_both(self.strict, self.skip_broken)
-
-    def origin(self) -> Origin:
-        """Where the pictures are.
-
-        Raises:
-            UserError: a data set and a folder are both given.
-        """
-        paths = (self.root, self.datasets_dir)
-        root, folder = (None if path is None else str(path.resolve()) for path in paths)
-        path = own_path(self.data, self.datasets_dir)
-        if path is not None:
-            return Origin(path.stem, str(path.resolve()), root)
-        return Origin(self.data, None, root, folder)
-
 
 def run(arguments: Sequence[str], prog: str) -> None:
-    """Search, and write the result.
-
-    Raises:
-        UserError: something in the call or the data is wrong.
-        RunFailed: no trial came to an end.
-    """
+    """Search, and write the result."""
     name = peek(arguments, "method") or Settings.method
     settings = merged_settings(method_types(name))
     form = make_dataclass("Tune", [("run", Settings), ("settings", settings), ("recipe", Recipe)], frozen=True)
     read: Any = parse(form, arguments, prog, DESCRIPTION, form(Settings(), settings(), Recipe()))
 
-    from mmprompt.experiments.tune import tune, without_broken
-    from mmprompt.experiments.tune_report import write_search
+    from mmprompt.experiments.tune import tune, without_broken, write_search
 
-    given, search = read.run, search_of(read, arguments, settings)
+    given, search = read.run, search_of(read, arguments)
     output = Output(given.json)
     check_place(given.out)
     storage = given.storage or f"sqlite:///{given.out / 'study.db'}"
@@ -114,27 +83,19 @@ def run(arguments: Sequence[str], prog: str) -> None:
     conclude(output, search, result, given.out, report)
 
 
-def search_of(read: Any, arguments: Sequence[str], settings: type) -> Search:
-    """The search that a command line asks for; settings that are not given are left to the method and the data set.
-
-    Raises:
-        UserError: a range is wrong, or a setting is both fixed and searched.
-    """
+def search_of(read: Any, arguments: Sequence[str]) -> Search:
+    """Return the search that is asked for; settings that are not given are left to the method and the data set."""
+    from mmprompt.experiments.study import read_space
     from mmprompt.experiments.tune import Search
 
     given: Settings = read.run
-    own = [one.name for one in fields(settings)]
-    space = read_space(names_in("search", given.search), own)
-    fixed = [one.name for kind in (settings, Recipe) for one in fields(kind) if is_given(arguments, one.name)]
-    for name in fixed:
+    space = read_space(names_in("search", given.search), [one.name for one in fields(read.settings)])
+    settings, recipe = (given_values(group, arguments) for group in (read.settings, read.recipe))
+    for name in (*settings, *recipe):
         if name in space:
             raise UserError(f"{name} is fixed and searched at once. Leave it out of --search, or do not give it.")
-    chosen = {name: getattr(read.settings, name) for name in own if name in fixed}
-    recipe = {one.name: getattr(read.recipe, one.name) for one in fields(Recipe) if one.name in fixed}
-    kept = {name: value for name, value in chosen.items() if name not in space}
-    return Search(
-        given.origin(), given.backbone, given.method, kept, recipe, space, given.shots, counts_in("seed", given.seed)
-    )
+    origin, seeds = find_origin(given.data, given.root, given.datasets_dir), counts_in("seed", given.seed)
+    return Search(origin, given.backbone, given.method, settings, recipe, space, given.shots, seeds)
 
 
 def conclude(output: Output, search: Search, result: SearchResult, folder: Path, report: Path | None) -> None:

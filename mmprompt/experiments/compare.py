@@ -6,7 +6,7 @@ what is new.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,19 +14,16 @@ from typing import Any
 from mmprompt.core.fit import task_of
 from mmprompt.core.method import Method
 from mmprompt.errors import bad_value
-from mmprompt.experiments.cells import Origin
 from mmprompt.experiments.compute import Bench, fill, plan, read_images
-from mmprompt.experiments.grid import Contender, Grid
+from mmprompt.experiments.grid import Contender, Grid, Origin
 from mmprompt.experiments.results import read_failure, read_outcome
 from mmprompt.experiments.summary import Comparison, compare_cells
 from mmprompt.experiments.workers import default_workers
-from mmprompt.progress import ProgressDisplay
+from mmprompt.progress import ProgressDisplay, ShowProgress
 from mmprompt.settings import Count, check, checked
 from mmprompt.training.recipe import Recipe
 
 RESULTS = "runs/cells"
-Show = Callable[[str, int, int], None]
-"""Told what is counted, how many are done and how many there are."""
 
 
 @checked
@@ -66,7 +63,8 @@ def compare(
     contenders = tuple(Contender(name, method, backbone) for name, (method, backbone) in methods.items())
     origins, others = origins_of(tasks), origins_of(targets)
     for origin in origins:
-        if tuple(shots) != (None,) and not origin.is_drawn:
+        is_drawn = origin.is_place or origin.kind == "language"
+        if tuple(shots) != (None,) and not is_drawn:
             shown = ",".join(map(str, shots))
             problem = f"the shots of {origin.name}, which is at hand, were drawn before"
             raise bad_value("shots", shown, problem, "Leave `shots` out, or give data sets by name.")
@@ -77,11 +75,7 @@ def compare(
 
 
 def origins_of(tasks: Sequence[Any] | Mapping[str, Any]) -> tuple[Origin, ...]:
-    """Say where each data set is, or that it is at hand.
-
-    Raises:
-        UserError: something is no data.
-    """
+    """Say where each data set is, or that it is at hand."""
     origins = []
     for name, data in tasks.items() if isinstance(tasks, Mapping) else [("", data) for data in tasks]:
         if isinstance(data, Origin):
@@ -100,26 +94,19 @@ def compare_grid(
     results: Path | str = RESULTS,
     workers: int | None = None,
     device: str = "auto",
-    progress: Show | None = None,
+    progress: ShowProgress | None = None,
 ) -> Comparison:
     """Compute the cells of a grid that are not finished, and compare all of them.
 
-    Args:
-        grid: what is compared.
-        results: the folder that keeps the cells; several comparisons, and several processes, may share it.
-        workers: processes; by default one a GPU, else this one alone.
-        device: as for `load_backbone`.
-        progress: called with `pictures` or `cells`, how many are done and how many there are.
-    Raises:
-        UserError: something in the grid or its data cannot be; the folder of results is as it was then.
-        RunFailed: the worker processes died.
+    Several comparisons, and several processes, may share the folder `results`. `progress` is called with `images` or
+    `cells`, how many are done and how many there are. What cannot be is refused before anything is written.
     """
     check("workers", workers, Count | None, "Use `workers=1`.")
     show = progress or (lambda name, n_done, n_all: None)
     bench, folder = Bench(device), Path(results)
     planned = plan(grid, bench)
     missing = [one for one in planned if read_outcome(folder / one.key) is None]
-    read_images(missing, bench, partial(show, "pictures"))
+    read_images(missing, bench, partial(show, "images"))
     if missing:
         cells = {one.key: one.cell for one in planned}
         fill(folder, cells, workers or default_workers(device), bench, partial(show, "cells"))

@@ -13,11 +13,11 @@ from pathlib import Path
 from mmprompt.classification.report.examples import choose_examples, draw_sheets, most_confused
 from mmprompt.classification.report.record import Shown
 from mmprompt.core.confidence import reliability
-from mmprompt.experiments.layouts import LAYOUTS
+from mmprompt.experiments.paper_tables import LAYOUTS
 from mmprompt.experiments.summary import Comparison, Line
 from mmprompt.files import make_folder, write_json
-from mmprompt.reports import curves, figures
-from mmprompt.reports.curves import Curve
+from mmprompt.reports import figures
+from mmprompt.reports.figures import Curve
 from mmprompt.reports.pages import Draw, require_extra, write_page
 from mmprompt.reports.tables import write_tables
 
@@ -25,15 +25,7 @@ from mmprompt.reports.tables import write_tables
 def write_comparison(comparison: Comparison, folder: Path, protocol: str, command: str) -> Path:
     """Write `report.html`, the figures, the table as text, Markdown, CSV and LaTeX, and `comparison.json`.
 
-    Args:
-        comparison: what is shown; at least one line.
-        folder: where it goes; files of an earlier report of the same comparison are replaced.
-        protocol: which layout the table has.
-        command: how to repeat it.
-    Returns:
-        The path of the HTML file.
-    Raises:
-        UserError: the folder cannot be written, or the report extra is not installed.
+    Return the path of the page; files of an earlier report are replaced. The comparison has at least one line.
     """
     from sklearn.metrics import confusion_matrix
 
@@ -48,12 +40,12 @@ def write_comparison(comparison: Comparison, folder: Path, protocol: str, comman
     bins = reliability([a.probability for a in answers], [a.label == a.predicted for a in answers])
     charts = shots_charts(comparison)
     curve_names = list(charts)
-    charts["calibration"] = partial(curves.draw_reliability, bins)
+    charts["calibration"] = partial(figures.draw_reliability, bins)
     charts["confusion"] = partial(figures.draw_confusion, confusion.tolist(), names)
     before = comparison.zero_shot_beside(shown)
     if before is not None:
         old = [before.per_class[name] for name in shown.per_class]
-        charts["classes"] = partial(curves.draw_classes, list(shown.per_class), old, list(shown.per_class.values()))
+        charts["classes"] = partial(figures.draw_classes, list(shown.per_class), old, list(shown.per_class.values()))
     right, wrong, n_missing = choose_examples(answers, names)
     last = comparison.grid.shots[-1]
     means = [(comparison.average(label, comparison.tests, last), label) for label in comparison.labels]
@@ -70,7 +62,7 @@ def write_comparison(comparison: Comparison, folder: Path, protocol: str, comman
         table=table,
         curve_names=curve_names,
         gains=[(line, gain) for line, gain in zip(comparison.lines, comparison.gains, strict=True) if gain is not None],
-        error=reliability(shown.first.probabilities, shown.first.correct).error,
+        error=reliability(shown.scores[0].probabilities, shown.scores[0].correct).error,
         confused=most_confused(confusion, names),
         right=right,
         wrong=wrong,
@@ -88,7 +80,7 @@ def shots_charts(comparison: Comparison) -> dict[str, Draw]:
     for name, tests in {**groups, **{test[0]: [test] for test in sets}}.items():
         found = [curve for label in comparison.labels if (curve := curve_of(comparison, label, tests)).points]
         title = name if len(tests) == 1 else f"average over {len(tests)} data sets"
-        charts[f"curve_{name}"] = partial(curves.draw_shots, found, title)
+        charts[f"curve_{name}"] = partial(figures.draw_shots, found, title)
     return charts
 
 
@@ -118,5 +110,5 @@ def answers_of(comparison: Comparison, line: Line) -> tuple[tuple[str, ...], lis
     source = next(origin for origin in grid.sources if origin.name == line.source)
     shots, seed = (grid.shots[0], 0) if line.shots == 0 else (line.shots, grid.seeds[0])
     test = grid.cell(line.contender, source, shots, seed).load()[1][line.target]
-    answers = zip(test.items, line.first.predictions, line.first.probabilities, strict=True)
+    answers = zip(test.items, line.scores[0].predictions, line.scores[0].probabilities, strict=True)
     return test.data.class_names, [Shown(item.path, item.label, int(p), float(q)) for item, p, q in answers]

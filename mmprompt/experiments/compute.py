@@ -29,8 +29,7 @@ from mmprompt.core.header import HEADER
 from mmprompt.core.metrics import Evaluation
 from mmprompt.data.splits import SPLITS
 from mmprompt.errors import UserError
-from mmprompt.experiments.cells import BASE, NEW, Cell, Part
-from mmprompt.experiments.grid import Grid
+from mmprompt.experiments.grid import BASE, NEW, Cell, Grid, Part
 from mmprompt.experiments.results import Outcome, Score, is_settled, reopen, settle
 from mmprompt.experiments.workers import PAUSE_S, device_of, in_processes
 from mmprompt.files import write_bytes
@@ -38,8 +37,9 @@ from mmprompt.language.measure import LanguageScore
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.dual_encoder.load import load_backbone
 from mmprompt.models.image_features import ImageFeatures
+from mmprompt.progress import CountProgress
 from mmprompt.training.callbacks import Callback
-from mmprompt.training.problem import Run, RunFailed
+from mmprompt.training.problem import Run
 from mmprompt.training.recipe import Recipe
 from mmprompt.version import __version__
 
@@ -49,18 +49,17 @@ LOADERS: Mapping[str, Callable[..., Any]] = {
     "language": load_language_model,
 }
 FEATURES: Mapping[str, Callable[..., Any]] = {"classification": ImageFeatures, "captioning": CaptionFeatures}
-Progress = Callable[[int, int], None]
 
 
 class Bench:
-    """The frozen model in use and the features of its images; one at a time, so that memory holds one model.
-
-    Args:
-        device: as for `load_backbone`.
-    """
+    """The frozen model in use and the features of its images; one at a time, so that memory holds one model."""
 
     def __init__(self, device: str = "auto") -> None:
         self.device = device
+        self.clear()
+
+    def clear(self) -> None:
+        """Let the model and its features go."""
         self.model: Any = None
         self.features: Any = None
         self._in_use = ("", "")
@@ -73,11 +72,6 @@ class Bench:
             self.features = FEATURES[kind](self.model) if kind in FEATURES else None
             self._in_use = kind, name
         return self.model
-
-    def clear(self) -> None:
-        """Let the model and its features go."""
-        self.model = self.features = None
-        self._in_use = ("", "")
 
     def share(self, task: Any) -> Any:
         """Give a task the features of the model in use."""
@@ -96,11 +90,7 @@ class Planned(NamedTuple):
 
 
 def plan(grid: Grid, bench: Bench) -> list[Planned]:
-    """Check every cell of a grid and find its key, before anything is computed.
-
-    Raises:
-        UserError: a data set is missing, a setting is wrong, or a backbone cannot carry a method.
-    """
+    """Check every cell of a grid and find its key, before anything is computed."""
     planned: list[Planned] = []
     loaded: dict[Any, tuple[Part, dict[str, Part]]] = {}
     for cell in grid.cells():
@@ -110,9 +100,7 @@ def plan(grid: Grid, bench: Bench) -> list[Planned]:
         source, tests = loaded[draw]
         for test in tests.values():
             if not test.items:
-                raise UserError(
-                    f"{test.data.name} has no test pictures, so nothing can be compared on it. Leave it out."
-                )
+                raise UserError(f"{test.data.name} has no test images, so nothing can be compared on it. Leave it out.")
         task, model = source.task, bench.take(source.task.kind, cell.backbone)
         if cell.method.is_trained:
             cell.make_recipe(task)
@@ -121,16 +109,8 @@ def plan(grid: Grid, bench: Bench) -> list[Planned]:
     return planned
 
 
-def read_images(planned: Sequence[Planned], bench: Bench, progress: Progress | None = None) -> None:
-    """Encode the images of cells once, so that a broken one is met now and the workers find features in the store.
-
-    Args:
-        planned: the cells that are to be computed.
-        bench: gives the frozen models.
-        progress: called with how many images are encoded and how many are missing.
-    Raises:
-        UserError: an image cannot be read.
-    """
+def read_images(planned: Sequence[Planned], bench: Bench, progress: CountProgress | None = None) -> None:
+    """Encode the images of cells once, so that a broken one is met now and the workers find features in the store."""
     images: dict[tuple[str, str], dict[Path, None]] = {}
     for cell, _, source, tests in planned:
         paths = images.setdefault((source.task.kind, cell.backbone), {})
@@ -144,42 +124,26 @@ def read_images(planned: Sequence[Planned], bench: Bench, progress: Progress | N
             FEATURES[kind](bench.take(kind, name), progress=progress).of(list(paths))
 
 
-def fill(folder: Path, cells: Mapping[str, Cell], workers: int, bench: Bench, progress: Progress | None = None) -> None:
-    """Compute all cells that are not finished; those that failed before are tried again.
+def fill(folder: Path, cells: Mapping[str, Cell], workers: int, bench: Bench, progress: CountProgress) -> None:
+    """Compute all cells, by key, that are not finished; those that failed before are tried again."""
 
-    Args:
-        folder: of all results; each cell is a folder in it, named by its key.
-        cells: by key, in the order in which they are wanted.
-        workers: processes; 1 computes in this one. With several GPUs they are dealt out in turn.
-        bench: gives the frozen models where one process computes, and the device.
-        progress: called with how many cells are done or failed and how many there are.
-    Raises:
-        RunFailed: all worker processes ended before the cells were computed.
-    """
-
-    def report() -> None:
-        if progress is not None:
-            progress(sum(is_settled(folder / key) for key in cells), len(cells))
+    def n_left() -> int:
+        n_settled = sum(is_settled(folder / key) for key in cells)
+        progress(n_settled, len(cells))
+        return len(cells) - n_settled
 
     for key in cells:
         reopen(folder / key)
     if workers == 1:
-        work(folder, cells, bench, report)
+        work(folder, cells, bench, n_left)
         return
     bench.clear()  # each process has its own
     calls = [(folder, cells, Bench(device_of(index, bench.device))) for index in range(workers)]
-    in_processes(work, calls, report)
-    n_left = sum(not is_settled(folder / key) for key in cells)
-    if n_left:
-        raise RunFailed(
-            f"the worker processes ended with {n_left} of {len(cells)} cells not computed; memory may have run out. "
-            "Run it again with fewer `workers`: what is done is kept."
-        )
+    in_processes(work, calls, n_left, f"{len(cells)} cells not computed")
 
 
-def work(folder: Path, cells: Mapping[str, Cell], bench: Bench, report: Callable[[], None] | None = None) -> None:
+def work(folder: Path, cells: Mapping[str, Cell], bench: Bench, report: Callable[[], object] = lambda: None) -> None:
     """Compute one cell after the other until all are settled, waiting for those that others compute."""
-    report = report or (lambda: None)
     report()
     while waiting := [key for key in cells if not is_settled(folder / key)]:
         n_settled = 0
@@ -191,16 +155,7 @@ def work(folder: Path, cells: Mapping[str, Cell], bench: Bench, report: Callable
 
 
 def compute(cell: Cell, folder: Path, bench: Bench) -> Outcome:
-    """Fit and test one cell.
-
-    Args:
-        cell: what to compute.
-        folder: becomes its run folder; what an interrupted training left in it is gone on with.
-        bench: gives the frozen model.
-    Raises:
-        UserError: something in the cell or its data is wrong.
-        RunFailed: the loss stopped being finite.
-    """
+    """Fit and test one cell in its run folder; what an interrupted training left there is gone on with."""
     source, tests = cell.load()
     model = bench.take(source.task.kind, cell.backbone)
     tasks = [bench.share(part.task) for part in (source, *tests.values())]

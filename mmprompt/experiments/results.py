@@ -6,6 +6,7 @@ What a cell means, and what else is in its folder, is not known here.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import shutil
@@ -28,14 +29,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Score:
-    """One test of a cell.
+    """One test of a cell; what is not kept of its items, or not known, is empty.
 
-    Args:
-        correct: [N] how right each item was answered, 0..1, in the order of the test part.
-        predictions: the answer to each item: a class index, a label or a text; empty where none are kept.
-        probabilities: how probable each answer was, 0..1, kept with three digits; empty where there are none.
-        numbers: further measures by name.
-        per_class: accuracy of each class, 0..1; empty where there are no classes.
+    `correct` [N] says how right each item was answered, 0..1; `predictions` are class indices, labels or texts, and
+    `probabilities`, with three digits, are theirs.
     """
 
     correct: np.ndarray
@@ -52,13 +49,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a cell came to.
-
-    Args:
-        facts: seconds, trainable parameters, versions and the like, JSON-ready.
-        scores: by what was tested on.
-        folder: of the cell.
-    """
+    """What a cell came to: JSON-ready facts such as seconds and versions, and scores by what was tested on."""
 
     facts: Mapping[str, Any]
     scores: Mapping[str, Score]
@@ -72,11 +63,7 @@ class _HeldError(UserError):
 def settle(folder: Path, compute: Callable[[], Outcome]) -> bool:
     """Compute a cell and keep what it came to, or why it failed; one that is finished is left alone.
 
-    Args:
-        folder: of the cell.
-        compute: gives the outcome; it may keep unfinished work in the folder.
-    Returns:
-        False if another process is at this cell.
+    Return False if another process is at this cell. `compute` may keep unfinished work in the folder.
     """
     make_folder(folder)
     try:
@@ -107,20 +94,17 @@ def _keep(folder: Path, compute: Callable[[], Outcome]) -> None:
 
 
 def is_settled(folder: Path) -> bool:
-    """Whether a cell is finished or has failed."""
+    """Return whether a cell is finished or has failed."""
     return (folder / SCORES).exists() or (folder / FAILURE).exists()
 
 
 def reopen(folder: Path) -> None:
     """Take away why a cell failed, or scores that are damaged, so that it is computed again, unless it is under way."""
     if is_settled(folder):
-        try:
-            with locked(folder / LOCK, _HeldError("")):
-                if read_outcome(folder) is None:
-                    for name in (SCORES, FAILURE):
-                        (folder / name).unlink(missing_ok=True)
-        except _HeldError:
-            return
+        with contextlib.suppress(_HeldError), locked(folder / LOCK, _HeldError("")):
+            if read_outcome(folder) is None:
+                for name in (SCORES, FAILURE):
+                    (folder / name).unlink(missing_ok=True)
 
 
 def read_outcome(folder: Path) -> Outcome | None:

@@ -1,18 +1,23 @@
-"""The study of a search in its storage: opened by every process that takes part, with the sampler and the pruner.
+"""What a search varies, and the study in its storage, opened by every process that takes part.
 
-It knows Optuna, not what a trial is.
+It knows ranges and Optuna, not what a trial is.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import math
 import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmprompt.errors import UserError
+from mmprompt.errors import UserError, bad_value, unknown_name
 from mmprompt.files import make_folder
 from mmprompt.training.seeds import derive_seed
 
+ADVICE = "Write `search='lr=1e-3:0.5,n_ctx=1:16,epochs'`."
 INSTALL = 'pip install "mmprompt[tune]"'
 HEARTBEAT_S = 30
 BUSY_S = 60
@@ -21,19 +26,78 @@ N_REPORTS = 20  # a trial: trainings of different length are compared at the sam
 FIRST_REPORT = 4  # before, the warm-up and a high learning rate tell nothing
 
 
-def missing_optuna() -> str | None:
-    """One line on how to install what a search needs, None where it is there."""
-    import importlib.util
+@dataclass(frozen=True)
+class Range:
+    """The values a setting may take, both ends included; drawn evenly over the logarithm, since factors matter."""
 
-    return None if importlib.util.find_spec("optuna") else f"a search needs optuna, which is missing: {INSTALL}"
+    low: float
+    high: float
+    is_whole: bool
+
+    def suggest(self, trial: Any, name: str) -> int | float:
+        """Return the value that an Optuna trial tries."""
+        if self.is_whole:
+            return trial.suggest_int(name, self.low, self.high, log=True)
+        return trial.suggest_float(name, self.low, self.high, log=True)
+
+    def holds(self, value: float) -> bool:
+        """Return whether a value lies in the range."""
+        return self.low <= value <= self.high
+
+
+KNOWN: Mapping[str, Range] = {
+    "lr": Range(1e-4, 1.0, False),
+    "epochs": Range(10, 200, True),
+    "weight_decay": Range(1e-6, 1e-2, False),
+    "batch_size": Range(8, 128, True),
+    "n_ctx": Range(1, 16, True),
+    "n_visual": Range(1, 32, True),
+    "depth": Range(1, 12, True),
+}
+
+
+def read_space(texts: Sequence[str], settings: Sequence[str]) -> dict[str, Range]:
+    """Return the ranges that a search is asked for.
+
+    `texts` are names or `name=low:high`; `settings` is what the method has beside those of the recipe.
+    """
+    space: dict[str, Range] = {}
+    recipe = {"lr", "epochs", "weight_decay", "batch_size"}
+    for text in texts:
+        name, _, limits = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if name not in KNOWN or not (name in recipe or name in settings):
+            raise unknown_name("setting to search", name, [n for n in KNOWN if n in recipe or n in settings], ADVICE)
+        if name in space:
+            raise bad_value("search", f"{name} twice", "each setting may be named once", ADVICE)
+        space[name] = _narrowed(KNOWN[name], name, limits) if limits else KNOWN[name]
+    if not space:
+        raise UserError(f"nothing was named to search. {ADVICE}")
+    return space
+
+
+def _narrowed(known: Range, name: str, text: str) -> Range:
+    low, colon, high = text.partition(":")
+    try:
+        limits = (float(low), float(high))
+    except ValueError:
+        limits = (math.nan, math.nan)
+    is_whole = not known.is_whole or all(limit.is_integer() for limit in limits)
+    if not colon or not is_whole or not 0 < limits[0] <= limits[1] < math.inf:
+        kind = "whole numbers" if known.is_whole else "numbers"
+        raise bad_value(name, repr(text), f"low:high was expected, {kind} above 0", ADVICE)
+    low_end, high_end = map(int, limits) if known.is_whole else limits
+    return Range(low_end, high_end, known.is_whole)
+
+
+def require_optuna() -> None:
+    """Say how to install what a search needs, if it is missing."""
+    if importlib.util.find_spec("optuna") is None:
+        raise UserError(f"a search needs optuna, which is missing: {INSTALL}")
 
 
 def open_study(storage: str, name: str, worker: int = 0) -> Any:
-    """The study in its storage, made if it is not there; trials of dead processes count as failed.
-
-    Raises:
-        UserError: the storage cannot be used.
-    """
+    """Return the study in its storage, made if it is not there; trials of dead processes count as failed."""
     import optuna
     from sqlalchemy import make_url
     from sqlalchemy.exc import SQLAlchemyError
@@ -67,8 +131,3 @@ def open_study(storage: str, name: str, worker: int = 0) -> Any:
         raise UserError(
             f"the storage {storage} cannot be used ({line}). Give `storage='sqlite:///study.db'`."
         ) from None
-
-
-def n_ended(study: Any) -> int:
-    """How many trials of a study have ended, in whatever way."""
-    return sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))

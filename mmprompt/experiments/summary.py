@@ -51,11 +51,6 @@ class Line:
         """The tests, one a seed."""
         return tuple(cell.scores[self.target] for cell in self.cells)
 
-    @property
-    def first(self) -> Score:
-        """The test of the first seed, for what is shown of a single run."""
-        return self.scores[0]
-
     @cached_property
     def values(self) -> tuple[float, ...]:
         """[S] accuracies, 0..1, one a seed."""
@@ -94,7 +89,7 @@ class Line:
     @cached_property
     def per_class(self) -> dict[str, float]:
         """Mean accuracy of each class over the seeds, 0..1."""
-        return {name: fmean(score.per_class[name] for score in self.scores) for name in self.first.per_class}
+        return {name: fmean(score.per_class[name] for score in self.scores) for name in self.scores[0].per_class}
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -172,7 +167,7 @@ class Comparison:
         return tuple(gains)
 
     def __str__(self) -> str:
-        from mmprompt.experiments.layouts import few_shot_table
+        from mmprompt.experiments.paper_tables import few_shot_table
         from mmprompt.reports.tables import render
 
         return render(few_shot_table(self), "text")
@@ -214,11 +209,7 @@ def compare_cells(
 ) -> Comparison:
     """Bring finished cells into lines.
 
-    Args:
-        grid: what was asked for.
-        outcomes: of `grid.cells()`, in that order; None for a cell that is not finished.
-        reasons: why cells failed, in the same order; None for one that did not.
-        official: as in `Comparison`.
+    `outcomes` and `reasons` (why a cell failed) are those of `grid.cells()`, in that order; None where there is none.
     """
     cells = grid.cells()
     failures = {

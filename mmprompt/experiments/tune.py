@@ -1,16 +1,19 @@
-"""A search for the settings that do best on validation pictures, with Optuna: pruned, resumable, in several processes.
+"""A search for the settings that do best on validation images, with Optuna: pruned, resumable, in several processes.
 
-The test part is not in reach: the search takes a data set apart and keeps no test pictures. The result is a recipe;
-it is measured by training with it.
+The test part is not in reach: the search takes a data set apart and keeps no test images. It leaves a recipe for
+`mmprompt train --config`, which is measured by training with it, all trials, a figure and a page.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+import yaml
 
 from mmprompt.classification.methods import make_method
 from mmprompt.classification.task import ClassificationTask
@@ -18,39 +21,31 @@ from mmprompt.core.fit import fit
 from mmprompt.core.method import resolved_recipe
 from mmprompt.data.splits import Dataset
 from mmprompt.errors import UserError
-from mmprompt.experiments.cells import Origin
-from mmprompt.experiments.search_space import Range
-from mmprompt.experiments.study import N_REPORTS, missing_optuna, n_ended, open_study
+from mmprompt.experiments.grid import Origin
+from mmprompt.experiments.study import N_REPORTS, Range, open_study, require_optuna
 from mmprompt.experiments.workers import device_of, in_processes
-from mmprompt.files import sha256_bytes
+from mmprompt.files import make_folder, sha256_bytes, write_bytes
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.dual_encoder.load import load_backbone
 from mmprompt.models.image_features import ImageFeatures
-from mmprompt.reports.curves import Trial
+from mmprompt.progress import CountProgress, ShowProgress
+from mmprompt.reports.figures import Trial, draw_sensitivity
+from mmprompt.reports.pages import missing_extra, write_page
+from mmprompt.reports.tables import Table, percent, render
 from mmprompt.settings import Count, check
 from mmprompt.training.callbacks import Callback
 from mmprompt.training.problem import Run, RunFailed
 from mmprompt.training.recipe import Recipe, epochs_for
 
-PAUSE_S = 0.2
-Show = Callable[[str, int, int], None]
-"""Told what is counted, how many are done and how many there are."""
-Told = Callable[[int, int], None]
+N_SHOWN = 10
+NEAR = 0.01
 
 
 @dataclass(frozen=True)
 class Search:
-    """What is searched for, on what.
+    """What is searched for, on what: `space` varies, `settings` of the method and of the `recipe` are fixed.
 
-    Args:
-        origin: where the pictures are.
-        backbone: the name of the frozen model.
-        method: by name.
-        settings: of the method, fixed.
-        recipe: what is fixed and differs from the published recipe.
-        space: what varies.
-        shots: training pictures a class, None for all.
-        seeds: of draw and start; a trial is worth its mean over them.
+    `shots` are training images a class, None for all; a trial is worth its mean over the `seeds`.
     """
 
     origin: Origin
@@ -63,16 +58,12 @@ class Search:
     seeds: tuple[int, ...] = (1,)
 
     def load(self, seed: int) -> Dataset:
-        """Return the data set without its test part.
-
-        Raises:
-            UserError: something about the set is wrong, or it has nothing to train or to choose on.
-        """
+        """Return the data set without its test part."""
         data = replace(self.origin.load(self.shots, seed), test=())
         if not data.train or not data.val:
             part = "validation" if data.train else "training"
             raise UserError(
-                f"{data.name} has no {part} pictures, and a search chooses on validation alone. "
+                f"{data.name} has no {part} images, and a search chooses on validation alone. "
                 "Give a data set with train and val parts; `mmprompt data split` makes them."
             )
         return data
@@ -88,13 +79,9 @@ class Search:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search came to.
+    """What a search came to: all trials that ended, in order, and the chosen one.
 
-    Args:
-        trials: all that ended, in order; pruned ones with the accuracy they had then.
-        best: the chosen one.
-        default: the one with the published settings, which the search starts from; None if it is not in the space.
-        n_failed: trials whose training broke down.
+    `default` has the published settings, which the search starts from; None if they are not in the space.
     """
 
     trials: tuple[Trial, ...]
@@ -103,16 +90,8 @@ class SearchResult:
     n_failed: int
 
 
-def without_broken(search: Search, device: str = "auto", progress: Told | None = None) -> Search:
-    """Return the same search without the images that cannot be read; those of the test part are not looked at.
-
-    Args:
-        search: whose images are opened, but for those whose features are stored.
-        device: as for `load_backbone`.
-        progress: called with how many are opened and how many there are.
-    Raises:
-        UserError: something about the data set is wrong.
-    """
+def without_broken(search: Search, device: str = "auto", progress: CountProgress | None = None) -> Search:
+    """Return the same search without the images that cannot be read; those of the test part are not looked at."""
     draws = [(search.shots, seed) for seed in search.seeds]
     known = ImageFeatures(load_backbone(search.backbone, device)).stored
     return replace(search, origin=search.origin.without_broken(draws, ("train", "val"), progress, known))
@@ -124,24 +103,14 @@ def tune(
     n_trials: int,
     workers: int = 1,
     device: str = "auto",
-    progress: Show | None = None,
+    progress: ShowProgress | None = None,
 ) -> SearchResult:
-    """Search until a study holds a number of trials.
+    """Search until a study holds a number of ended trials; each process beside the first may add one more.
 
-    Args:
-        search: what is searched for.
-        storage: an SQLAlchemy URL such as `sqlite:///runs/study.db`; a study that is there is gone on with.
-        n_trials: ended trials in all, at least 1; each process beside the first may add one more.
-        workers: processes; more may join from elsewhere with the same storage.
-        device: as for `load_backbone`.
-        progress: called with `pictures` or `trials`, how many are done and how many there are.
-    Raises:
-        UserError: optuna is missing, the data has no validation part, a picture is broken, or a value is out of range.
-        RunFailed: no trial came to an end, or the worker processes died.
+    The storage is an SQLAlchemy URL; a study that is there is gone on with, and more processes may join. `progress` is
+    called with `images` or `trials`, how many are done and how many there are.
     """
-    problem = missing_optuna()
-    if problem:
-        raise UserError(problem)
+    require_optuna()
     check("trials", n_trials, Count, "Use `trials=1`.")
     check("workers", workers, Count, "Use `workers=1`.")
     show = progress or (lambda name, n_done, n_all: None)
@@ -150,7 +119,7 @@ def tune(
     check_ends(search, backbone, data[0])
     # every image once: a broken one is met now, and the workers find features in the store
     paths = dict.fromkeys(item.path for part in data for item in (*part.train, *part.val))
-    ImageFeatures(backbone, progress=partial(show, "pictures")).of(list(paths))
+    ImageFeatures(backbone, progress=partial(show, "images")).of(list(paths))
     job = _Job(search, storage, study_name(search, backbone, data), n_trials)
     study = open_study(storage, job.study)
     first = default_values(search, data[0])
@@ -160,22 +129,13 @@ def tune(
         job.work(device, 0, partial(show, "trials"))
     else:
         calls = [(device_of(index, device), index) for index in range(workers)]
-        in_processes(job.work, calls, partial(job.n_left, study, partial(show, "trials")))
-        n_left = job.n_left(study)
-        if n_left > 0:
-            raise RunFailed(
-                f"the worker processes ended with {n_left} of {n_trials} trials not done; memory may have run out. "
-                "Run it again with fewer `workers`: what is done is kept."
-            )
+        n_left = partial(job.n_left, study, partial(show, "trials"))
+        in_processes(job.work, calls, n_left, f"{n_trials} trials not done")
     return result_of(open_study(storage, job.study), first)
 
 
 def check_ends(search: Search, backbone: DualEncoder, data: Dataset) -> None:
-    """Try out both ends of every range, so that no trial is refused later.
-
-    Raises:
-        UserError: one is refused, such as more context vectors than the text tower has room for.
-    """
+    """Try out both ends of every range, so that no trial is refused later."""
     for end in ("low", "high"):
         values = {name: getattr(limits, end) for name, limits in search.space.items()}
         try:
@@ -217,11 +177,7 @@ def default_values(search: Search, data: Dataset) -> dict[str, Any] | None:
 
 
 def result_of(study: Any, default: Mapping[str, Any] | None) -> SearchResult:
-    """Return the trials of a study, and the best of those that were finished.
-
-    Raises:
-        RunFailed: none was.
-    """
+    """Return the trials of a study, and the best of those that were finished."""
     from optuna.trial import TrialState
 
     ended = [trial for trial in study.trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
@@ -241,9 +197,7 @@ def result_of(study: Any, default: Mapping[str, Any] | None) -> SearchResult:
 class ReportValidation(Callback):
     """Measure validation accuracy as a trial goes and stop it when the pruner gives it up.
 
-    Args:
-        trial: of Optuna.
-        may_prune: only the first seed's accuracies are reported, since others would be compared with it.
+    Only the first seed's accuracies are reported, since others would be compared with it.
     """
 
     def __init__(self, trial: Any, may_prune: bool) -> None:
@@ -261,7 +215,7 @@ class ReportValidation(Callback):
         if not (is_new or is_last):
             return
         accuracy = run.problem.validate()
-        assert accuracy is not None, "a search was started without validation pictures"
+        assert accuracy is not None, "a search was started without validation images"
         self.accuracy = logs["val_accuracy"] = accuracy
         if self.may_prune:
             self.trial.report(accuracy, share)
@@ -278,7 +232,7 @@ class _Job:
     study: str
     n_trials: int
 
-    def work(self, device: str, worker: int, report: Told | None = None) -> None:
+    def work(self, device: str, worker: int, report: CountProgress | None = None) -> None:
         """Run trials in this process until the study holds enough."""
         features = ImageFeatures(load_backbone(self.search.backbone, device))
         data = [self.search.load(seed) for seed in self.search.seeds]
@@ -303,9 +257,62 @@ class _Job:
         if self.n_left(study, report) > 0:
             study.optimize(run_trial, callbacks=[after_trial], catch=(RunFailed,))
 
-    def n_left(self, study: Any, report: Told | None = None) -> int:
+    def n_left(self, study: Any, report: CountProgress | None = None) -> int:
         """Return how many trials are missing, whoever ran the others, and report how many have ended."""
-        n_done = n_ended(study)
+        n_done = sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
         if report is not None:
             report(min(self.n_trials, n_done), self.n_trials)
         return self.n_trials - n_done
+
+
+def write_search(search: Search, result: SearchResult, folder: Path, command: str) -> Path | None:
+    """Write the recipe, `trials.csv` and, with the report extra, `sensitivity.png` and `report.html`.
+
+    Return the path of the page, None without the extra.
+    """
+    make_folder(folder)
+    recipe = recipe_yaml(search, result)
+    write_bytes(folder / "recipe.yaml", recipe.encode())
+    rows = []
+    for trial in result.trials:
+        settings = [trial.settings[name] for name in search.space]
+        rows.append(tuple(map(str, (*settings, trial.accuracy, trial.is_pruned))))
+    trials = Table((*search.space, "validation_accuracy", "pruned"), tuple(rows), 0)
+    write_bytes(folder / "trials.csv", render(trials, "csv").encode())
+    if missing_extra():
+        return None
+    ranked = sorted((trial for trial in result.trials if not trial.is_pruned), key=lambda trial: -trial.accuracy)
+    near = [trial for trial in ranked if trial.accuracy >= result.best.accuracy - NEAR]
+    return write_page(
+        folder,
+        "search",
+        {"sensitivity": partial(draw_sensitivity, result.trials, list(search.space), result.best)},
+        {},
+        search=search,
+        result=result,
+        tried={name: [trial.settings[name] for trial in result.trials] for name in search.space},
+        near={name: [trial.settings[name] for trial in near] for name in search.space},
+        ranked=ranked[:N_SHOWN],
+        recipe=recipe,
+        command=command,
+    )
+
+
+def recipe_yaml(search: Search, result: SearchResult) -> str:
+    """Return the chosen settings, with all else that a training needs to be the same."""
+    place: dict[str, Any] = {"data": search.origin.data or search.origin.name}
+    place |= {"root": search.origin.root, "datasets_dir": search.origin.datasets_dir}
+    settings = {
+        **{name: value for name, value in place.items() if value is not None},
+        "backbone": search.backbone,
+        "method": search.method,
+        "shots": search.shots,
+        **search.settings,
+        **search.recipe,
+        **result.best.settings,
+    }
+    comment = (
+        f"# Chosen by mmprompt tune: {percent(result.best.accuracy)} on the validation images, the best of "
+        f"{len(result.trials)} trials.\n# The test part was not looked at. Use it with: mmprompt train --config FILE\n"
+    )
+    return comment + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)

@@ -15,19 +15,18 @@ from typing import Any
 import torch
 
 from mmprompt.data.parallel import end_with_parent
+from mmprompt.training.problem import RunFailed
 
 PAUSE_S = 0.2
 
 
-def in_processes(work: Callable[..., None], calls: Sequence[tuple[Any, ...]], look: Callable[[], object]) -> None:
-    """Call a function in one process for each tuple of arguments, and wait until all have ended.
+def in_processes(
+    work: Callable[..., None], calls: Sequence[tuple[Any, ...]], n_left: Callable[[], int], what: str
+) -> None:
+    """Call a function of a module in one process for each tuple of arguments, and wait until all have ended.
 
-    They end with this process, and are ended when it is interrupted.
-
-    Args:
-        work: a function of a module.
-        calls: the arguments of each process.
-        look: called now and then while they work.
+    They end with this process, and are ended when it is interrupted. `n_left`, called now and then meanwhile, counts
+    what is missing; `what` says of how many what that is, as in `9 cells not computed`.
     """
     context = multiprocessing.get_context("spawn")
     threads = max(1, (os.cpu_count() or 1) // len(calls))
@@ -36,14 +35,19 @@ def in_processes(work: Callable[..., None], calls: Sequence[tuple[Any, ...]], lo
         for child in children:
             child.start()
         while any(child.is_alive() for child in children):
-            look()
+            n_left()
             time.sleep(PAUSE_S)
     finally:
         for child in children:
             if child.pid is not None:
                 child.terminate()
                 child.join()
-        look()
+        n_missing = n_left()
+    if n_missing > 0:
+        raise RunFailed(
+            f"the worker processes ended with {n_missing} of {what}; memory may have run out. "
+            "Run it again with fewer `workers`: what is done is kept."
+        )
 
 
 def device_of(index: int, device: str) -> str:

@@ -1,6 +1,6 @@
 """A self-contained HTML page: the templates filled, figures and images inside it, nothing from the network.
 
-It knows templates and bytes, not what they show.
+`write_report` is the page of a captioner's or a language model's run; others have pages of their own.
 """
 
 from __future__ import annotations
@@ -9,26 +9,31 @@ import base64
 import importlib.util
 import io
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from mmprompt.core.header import read_header
 from mmprompt.errors import UserError
-from mmprompt.files import make_folder, write_bytes
-from mmprompt.reports import numbers
-from mmprompt.reports.figures import DARK, LIGHT, Theme
+from mmprompt.files import make_folder, read_json, write_bytes
+from mmprompt.reports import tables
+from mmprompt.reports.figures import DARK, LIGHT, Theme, draw_learning_curve
+from mmprompt.training.log import read_log
 
 EXTRA = ("matplotlib", "jinja2", "tabulate")
 INSTALL = 'pip install "mmprompt[report]"'
 COLUMN = range(690, 753)  # CSS pixels: a figure as wide as the text is fitted to it, any other keeps its size
 
+VERBS = {"captioning": "caption eval --prompts", "language": "llm eval --prompt"}
+"""What measures a run, by its kind."""
 Draw = Callable[[Theme], bytes]
 """Draws a figure in a theme, as PNG."""
 
 
 def missing_extra() -> str | None:
-    """One line on how to install what reports need, None where it is there."""
+    """Return one line on how to install what reports need, None where it is there."""
     absent = [name for name in EXTRA if importlib.util.find_spec(name) is None]
     return f"no report was written, because {' and '.join(absent)} is missing: {INSTALL}" if absent else None
 
@@ -43,32 +48,24 @@ def require_extra() -> None:
 def write_page(
     folder: Path, template: str, charts: Mapping[str, Draw], images: Mapping[str, bytes], **values: Any
 ) -> Path:
-    """Write `report.html` and, beside it, every figure as a PNG file.
+    """Write `report.html` and, beside it, every figure as a PNG file; return the path of the page.
 
-    Args:
-        folder: where they go, made if need be; files of an earlier report are replaced.
-        template: its name, without `.html.jinja`.
-        charts: figures by file name without suffix; the template finds those to show in `figures`, by the same names.
-        images: more PNG files by name, which the page does not show.
-        values: further variables of the template. Shares are passed as numbers, which the filters `percent`, `signed`,
-            `interval` and the others write out; every text is escaped.
-    Returns:
-        The path of the page.
-    Raises:
-        UserError: the folder cannot be written.
+    The template, named without `.html.jinja`, finds the charts to show in `figures`, by their names, and the `values`
+    as variables: shares are numbers, which the filters `percent`, `signed`, `interval` and others write out; every text
+    is escaped. `images` are more PNG files, which the page does not show. Files of an earlier report are replaced.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     loader = PackageLoader("mmprompt.reports", "templates")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters |= {
-        "percent": numbers.percent,
-        "signed": numbers.signed,
-        "interval": numbers.between,
-        "verdict": numbers.verdict,
-        "counted": numbers.counted,
+        "percent": tables.percent,
+        "signed": tables.signed,
+        "interval": tables.between,
+        "verdict": tables.verdict,
+        "counted": tables.counted,
         "grouped": "{:,}".format,
-        "shots": numbers.in_shots,
+        "shots": tables.in_shots,
         "png": png_text,
     }
     drawn = {name: (draw(LIGHT), draw(DARK)) for name, draw in charts.items()}
@@ -97,3 +94,15 @@ def png_text(image: Image.Image) -> str:
 def base64_text(data: bytes) -> str:
     """Return bytes as base64 text."""
     return base64.b64encode(data).decode("ascii")
+
+
+def write_report(folder: Path) -> Path:
+    """Write `report.html` and `learning_curve.png` of a finished run into its folder."""
+    require_extra()
+    header = read_header(folder)
+    run = read_json(folder / "run.json") if (folder / "run.json").is_file() else header["training"]
+    log = read_log(folder / "log.jsonl") if (folder / "log.jsonl").is_file() else []
+    items = "training images" if header["kind"] == "captioning" else "training rows"
+    charts: dict[str, Draw] = {"learning_curve": partial(draw_learning_curve, log, learned_from=items)} if log else {}
+    verb = f"{VERBS.get(header['kind'], 'eval')} {folder.name}"
+    return write_page(folder, "run", charts, {}, header=header, run=run, log=log, run_name=folder.name, verb=verb)

@@ -1,9 +1,10 @@
-"""A table as text, Markdown, CSV and LaTeX."""
+"""Numbers as people read them, which are filters of the pages' templates too; tables as text, Markdown, CSV, LaTeX."""
 
 from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,16 +16,41 @@ NOTES = {"text": "", "markdown": "- ", "latex": "% "}
 """What a note begins with."""
 
 
+def percent(share: float) -> str:
+    """Return a share in 0..1 as `62.4 %`, with the thin space that typography asks for."""
+    return f"{100 * share:.1f}\N{NARROW NO-BREAK SPACE}%"
+
+
+def signed(share: float) -> str:
+    """Return a difference of shares in points, `+31.2`, with a real minus."""
+    return f"{100 * share:+.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def between(interval: Sequence[float], with_sign: bool = False) -> str:
+    """Return an interval of shares as `59.1 to 65.5`."""
+    low, high = (signed(bound) if with_sign else f"{100 * bound:.1f}" for bound in interval)
+    return f"{low} to {high}"
+
+
+def verdict(interval: Sequence[float], better: str, worse: str, unclear: str) -> str:
+    """Return what the 95 % interval of a difference allows to claim: one of three texts."""
+    low, high = interval
+    return better if low > 0 else worse if high < 0 else unclear
+
+
+def counted(n: int, noun: str) -> str:
+    """Return `1 trial` or `1,200 trials`."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def in_shots(shots: int | None) -> str:
+    """Return how a number of training images per class is called: `4 shots`, `zero-shot`, `all shots`."""
+    return "all shots" if shots is None else "zero-shot" if shots == 0 else counted(shots, "shot")
+
+
 @dataclass(frozen=True)
 class Table:
-    """Rows under headers, all of them text.
-
-    Args:
-        headers: one a column.
-        rows: each as long as the headers.
-        n_names: columns at the left that hold names; the others hold numbers and stand flush right.
-        notes: sentences below the table.
-    """
+    """Rows under headers, all of them text; `n_names` columns of names, then numbers; notes are sentences below."""
 
     headers: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -33,12 +59,7 @@ class Table:
 
 
 def render(table: Table, form: str) -> str:
-    """Return a table in one of the four forms; CSV has no place for the notes.
-
-    Args:
-        table: what is shown.
-        form: `"text"`, `"markdown"`, `"csv"` or `"latex"`.
-    """
+    """Return a table in one of the four forms; CSV has no place for the notes."""
     if form == "csv":
         buffer = io.StringIO(newline="")
         csv.writer(buffer, lineterminator="\n").writerows([table.headers, *table.rows])

@@ -1,32 +1,34 @@
-"""How answers reach the user: lines and tables for people, one JSON document for machines.
+"""Where a command writes: lines and tables for people, one JSON document for machines, and folders, checked before any
+work.
 
-With `--json` everything meant for people goes to stderr and stdout carries the document alone. This
-file knows nothing about prompts or models; it is handed text and numbers.
+With `--json` everything meant for people goes to stderr and stdout carries the document alone.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
+import tyro
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mmprompt.reports import numbers as typeset
+from mmprompt.core.header import check_new
+from mmprompt.errors import bad_file
 
 JSON_HELP = "Print one JSON document; everything for people goes to stderr."
+Device = Annotated[str, tyro.conf.arg(metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")]
 
 
 class Output:
-    """Where one command writes.
-
-    Args:
-        as_json: whether stdout is kept for one JSON document.
-    """
+    """Where one command writes; with `as_json`, stdout is kept for one JSON document."""
 
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
@@ -75,16 +77,17 @@ def plain_table(rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> l
 
 def percent(share: float) -> str:
     """Return a share in 0..1 as `62.4 %`, in characters that every console has."""
-    return typeset.percent(share).translate(typeset.CONSOLE)
+    return f"{100 * share:.1f} %"
 
 
 def between(interval: Sequence[float], signed: bool = False) -> str:
     """Return an interval of shares as `59.1 to 65.5`, with signs for differences."""
-    return typeset.between(interval, signed).translate(typeset.CONSOLE)
+    low, high = (f"{100 * bound:{'+' if signed else ''}.1f}" for bound in interval)
+    return f"{low} to {high}"
 
 
 def shorten(text: str, length: int) -> str:
-    """A text cut to a length, with an ellipsis where something was left out."""
+    """Return a text cut to a length, with an ellipsis where something was left out."""
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
@@ -102,3 +105,25 @@ def result_table(output: Output, metrics: Mapping[str, Any], template: str) -> N
         rows.append([label, percent(metrics[key]["accuracy"]), between(metrics[key]["interval"]), *gained])
     headers = ["", "accuracy", "95 % interval", "gained by learning", "95 % interval"]
     output.table(headers, rows, numbers=(1, 2, 3, 4))
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a run folder that cannot be written or is taken, before any work."""
+    check_new(folder)
+    check_place(folder)
+
+
+def check_place(folder: Path) -> None:
+    """Refuse a folder that cannot be made or written to, and make none."""
+    place = folder
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise bad_file(place, f"is a file, so {folder} cannot be a folder", "Give another --out.")
+    if not os.access(place, os.W_OK):
+        raise bad_file(place, "may not be written to", "Give an --out that you may write to.")
+
+
+def command_of(arguments: Sequence[str], prog: str) -> str:
+    """Return the command line as it can be typed again."""
+    return shlex.join([*prog.split(), *arguments])

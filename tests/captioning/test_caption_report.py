@@ -280,7 +280,7 @@ def test_pictures_that_are_gone_are_counted_and_not_shown(
     report = write_caption_report(measure, replace(data, items=items), tmp_path / "report", COMMAND)
     assert report is not None
     page = Page(report.read_text())
-    assert "6 of the pictures that were to be shown can no longer be read" in page.text
+    assert "6 of the images that were to be shown can no longer be read" in page.text
     assert "figcaption" not in page.tags
     with pytest.raises(UserError, match="no picture of captions can be read any more"):
         draw_strip(measure, replace(data, items=items), 4, LIGHT)

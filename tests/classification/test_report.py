@@ -17,7 +17,7 @@ from mmprompt.classification.report.record import read_record
 from mmprompt.classification.report.report import write_report
 from mmprompt.errors import UserError
 from mmprompt.files import read_json, write_json
-from mmprompt.reports import figures, numbers, pages
+from mmprompt.reports import figures, pages, tables
 from mmprompt.terminal import output
 from tests.fixtures.written_run import MakeRun, write_run
 
@@ -179,7 +179,7 @@ def test_pictures_that_are_gone_are_counted_and_not_shown(make_run: MakeRun) -> 
     for path in (folder / "pictures").iterdir():
         path.unlink()
     page = Page(write_report(folder).read_text())
-    assert "14 of the pictures that were to be shown can no longer be read" in page.text
+    assert "14 of the images that were to be shown can no longer be read" in page.text
     assert "figcaption" not in page.tags
 
 
@@ -222,8 +222,8 @@ def test_reading_a_record_needs_no_plots(make_run: MakeRun, monkeypatch: pytest.
 
 
 def test_pages_write_numbers_with_real_minus_signs_and_thin_spaces_a_console_without() -> None:
-    assert numbers.between((-0.012, 0.3), with_sign=True) == "\u22121.2 to +30.0"
-    assert numbers.percent(0.624) == "62.4\u202f%"
+    assert tables.between((-0.012, 0.3), with_sign=True) == "\u22121.2 to +30.0"
+    assert tables.percent(0.624) == "62.4\u202f%"
     assert output.between((-0.012, 0.3), signed=True) == "-1.2 to +30.0"
     assert output.percent(0.624) == "62.4 %"
 

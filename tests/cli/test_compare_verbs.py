@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from mmprompt.classification.methods import VPT, CoOp, LinearProbe
-from mmprompt.cli.grid import read_grid_call
+from mmprompt.cli.compare import read_call
 from mmprompt.cli.main import main
 from mmprompt.core.method import settled
 from mmprompt.errors import UserError
 from mmprompt.experiments.compute import Bench, plan
 from mmprompt.experiments.grid import Contender, Grid
-from mmprompt.terminal.lists import counts_in, is_given, names_in, shots_in
+from mmprompt.terminal.parser import counts_in, is_given, names_in, shots_in
 from tests.fixtures.cli_run import COLOURS, write_pictures
 
 Capture = pytest.CaptureFixture[str]
@@ -117,7 +117,7 @@ REFUSED = {
     "tune --search lr=1": "low:high",
     "tune --trials 0": "--trials 1",
     "tune --method copo": "coop",
-    "tune --data openart-large-novel": "no training pictures",
+    "tune --data openart-large-novel": "no training images",
 }
 
 
@@ -134,20 +134,20 @@ def test_a_wrong_call_is_one_line_and_exit_2(
 
 def test_only_settings_that_are_given_are_passed_on() -> None:
     line = ["--method", "coop,linear-probe", "--data", "openart-large", "--backbone", "m", "--lr", "0.1"]
-    call = read_grid_call(line, "mmprompt compare", "")
+    call = read_call(line, "mmprompt compare", "")
     assert [one.method for one in call.contenders] == [CoOp(), LinearProbe()]
     assert call.recipe == {"lr": 0.1}
 
 
 def test_a_setting_goes_to_the_methods_that_have_it() -> None:
     line = ["--method", "coop,vpt,linear-probe", "--data", "openart-large", "--backbone", "m", "--max-iter=7"]
-    call = read_grid_call([*line, "--n-ctx", "3", "--class-specific"], "mmprompt compare", "")
+    call = read_call([*line, "--n-ctx", "3", "--class-specific"], "mmprompt compare", "")
     assert [one.method for one in call.contenders] == [CoOp(3, class_specific=True), VPT(), LinearProbe(max_iter=7)]
 
 
 def test_the_small_model_gets_few_context_vectors_unless_told() -> None:
     line = ["--method", "coop", "--data", "openart-large"]
-    calls = [read_grid_call([*line, *words], "p", "") for words in ([], ["--n-ctx", "2"], ["--n-ctx", "4"])]
+    calls = [read_call([*line, *words], "p", "") for words in ([], ["--n-ctx", "2"], ["--n-ctx", "4"])]
     grids = [Grid(call.origins(), call.contenders, seeds=(1,)) for call in calls]
     assert [settled(grid.contenders[0].method, "tiny").n_ctx for grid in grids] == [4, 2, 4]  # type: ignore[attr-defined]
     unsaid, other, said = (plan(grid, Bench("cpu"))[0].key for grid in grids)
@@ -156,7 +156,7 @@ def test_the_small_model_gets_few_context_vectors_unless_told() -> None:
 
 def test_a_recipe_file_of_tune_serves_a_comparison(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("data: openart-left\nmethod: coop\nshots: 4\nn_ctx: 2\nlr: 0.05\n")
-    call = read_grid_call(["--config", str(tmp_path / "recipe.yaml")], "p", "")
+    call = read_call(["--config", str(tmp_path / "recipe.yaml")], "p", "")
     assert call.compared.data == "openart-left"
     assert call.compared.shots == "4"
     assert call.contenders == (Contender("coop", CoOp(2), "tiny"),)

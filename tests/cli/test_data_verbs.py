@@ -71,7 +71,7 @@ def test_the_list_has_classes_and_sizes(capsys: Capture) -> None:
 def test_a_set_of_test_pictures_alone_says_that_nothing_is_drawn(tmp_path: Path, capsys: Capture) -> None:
     folder = write_pictures(tmp_path / "own" / "test", COLOURS, n=2)
     assert main(["data", "shots", "--data", str(folder.parent)]) == 0
-    assert "Note: own has test pictures only, so nothing is drawn." in capsys.readouterr().out
+    assert "Note: own has test images only, so nothing is drawn." in capsys.readouterr().out
 
 
 def test_check_counts_the_official_split_of_torchvision_by_no_other_sizes(tmp_path: Path, capsys: Capture) -> None:

@@ -21,12 +21,11 @@ import mmprompt as mp
 from mmprompt.classification.methods import make_method
 from mmprompt.errors import UserError
 from mmprompt.experiments import compute as computing
-from mmprompt.experiments.cells import Origin
 from mmprompt.experiments.compare import compare_grid
 from mmprompt.experiments.comparison_report import write_comparison
 from mmprompt.experiments.compute import Bench, plan
-from mmprompt.experiments.grid import Contender, Grid, without_broken
-from mmprompt.experiments.layouts import few_shot_table
+from mmprompt.experiments.grid import Contender, Grid, Origin, without_broken
+from mmprompt.experiments.paper_tables import few_shot_table
 from mmprompt.experiments.summary import Comparison
 from mmprompt.training.problem import RunFailed
 from tests.fixtures.cli_run import write_pictures
@@ -113,7 +112,7 @@ def test_a_finished_comparison_reads_no_image_and_computes_nothing(
 
     monkeypatch.setenv("MMPROMPT_CACHE", str(tmp_path / "cache"))
     first = compare_grid(grid, tmp_path / "cells", device="cpu", progress=show)
-    assert set(counted) == {"pictures", "cells"}
+    assert set(counted) == {"images", "cells"}
     before = finished_in(tmp_path / "cells")
     assert sorted(before) == sorted(keys_of(grid))
     shutil.rmtree(tmp_path / "cache", ignore_errors=True)

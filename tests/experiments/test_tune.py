@@ -11,14 +11,20 @@ from types import SimpleNamespace
 import pytest
 
 from mmprompt.errors import UserError
-from mmprompt.experiments.cells import Origin
-from mmprompt.experiments.search_space import KNOWN, Range, read_space
-from mmprompt.experiments.study import open_study
-from mmprompt.experiments.tune import ReportValidation, Search, SearchResult, check_ends, tune, without_broken
-from mmprompt.experiments.tune_report import write_search
+from mmprompt.experiments.grid import Origin
+from mmprompt.experiments.study import KNOWN, Range, open_study, read_space
+from mmprompt.experiments.tune import (
+    ReportValidation,
+    Search,
+    SearchResult,
+    check_ends,
+    tune,
+    without_broken,
+    write_search,
+)
 from mmprompt.models.dual_encoder.load import load_backbone
-from mmprompt.reports.curves import Trial
-from mmprompt.terminal.config import read_settings
+from mmprompt.reports.figures import Trial
+from mmprompt.terminal.parser import read_settings
 from mmprompt.training.problem import RunFailed
 from tests.fixtures.cli_run import write_pictures
 
@@ -78,7 +84,7 @@ def test_test_pictures_need_not_even_be_readable(
 def test_data_without_validation_is_refused(tmp_path: Path, search: Search) -> None:
     write_pictures(tmp_path / "own", COLOURS, 4)
     own = replace(search, origin=Origin("own", str(tmp_path / "own")))
-    with pytest.raises(UserError, match="no validation pictures"):
+    with pytest.raises(UserError, match="no validation images"):
         tune(own, f"sqlite:///{tmp_path}/s.db", 1, device="cpu")
 
 

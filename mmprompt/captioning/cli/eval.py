@@ -16,9 +16,8 @@ from mmprompt.core.header import HEADER, read_header
 from mmprompt.core.soft import PromptTuning
 from mmprompt.errors import bad_file, bad_value
 from mmprompt.progress import ProgressDisplay
-from mmprompt.terminal.output import JSON_HELP, Output
+from mmprompt.terminal.output import JSON_HELP, Output, check_place, command_of
 from mmprompt.terminal.parser import parse
-from mmprompt.terminal.run_folder import check_place, command_of
 
 if TYPE_CHECKING:
     from mmprompt.captioning.measure import CaptionMeasure

@@ -16,9 +16,8 @@ from mmprompt.core.method import Method, measured_for, resolved_recipe
 from mmprompt.core.soft import PromptTuning
 from mmprompt.errors import bad_value, unknown_name
 from mmprompt.progress import ProgressDisplay
-from mmprompt.terminal.output import JSON_HELP, Output
+from mmprompt.terminal.output import JSON_HELP, Output, check_folder
 from mmprompt.terminal.parser import parse, peek
-from mmprompt.terminal.run_folder import check_folder
 from mmprompt.training.recipe import Recipe
 
 if TYPE_CHECKING:

@@ -8,8 +8,7 @@ import numpy as np
 
 from mmprompt.captioning.measure import Point
 from mmprompt.captioning.metrics.adherence import Confusion
-from mmprompt.reports.curves import HUES, prepare, short
-from mmprompt.reports.figures import Theme, drawing, png
+from mmprompt.reports.figures import HUES, Theme, drawing, png, prepare, short
 
 MAX_UPRIGHT = 5
 """Columns whose names still fit beside each other."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mmprompt.captioning.data import CaptionData
 from mmprompt.captioning.measure import NO_PROMPT, CaptionMeasure, Point
-from mmprompt.reports.numbers import between, percent, signed
+from mmprompt.reports.tables import between, percent, signed
 
 Table = tuple[list[str], list[list[str]], tuple[int, ...]]
 """Headers, rows, and which columns are numbers."""

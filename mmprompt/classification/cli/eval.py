@@ -13,9 +13,9 @@ from mmprompt.core.header import read_header
 from mmprompt.data.splits import SplitName
 from mmprompt.errors import UserError
 from mmprompt.files import read_json
+from mmprompt.terminal.images import Images
 from mmprompt.terminal.output import JSON_HELP, Output, result_table
 from mmprompt.terminal.parser import parse
-from mmprompt.terminal.pictures import Pictures
 
 DESCRIPTION = "Measure a trained prompt beside zero-shot, on the pictures of its run or on others."
 
@@ -31,7 +31,7 @@ class Settings:
     device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
     json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
-    pictures: Pictures = field(default_factory=Pictures)
+    pictures: Images = field(default_factory=Images)
 
 
 def run(arguments: Sequence[str], prog: str) -> None:
@@ -73,7 +73,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
     output.document({"run": str(settings.run), "dataset": data.name, "split": settings.split, "metrics": metrics})
 
 
-def pictures_of(settings: Settings, training: dict[str, Any]) -> Pictures:
+def pictures_of(settings: Settings, training: dict[str, Any]) -> Images:
     """The pictures that the command names, else those of the run.
 
     Raises:

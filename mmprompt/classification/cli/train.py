@@ -20,13 +20,9 @@ from mmprompt.core.method import measured_for, resolved_recipe, settled
 from mmprompt.errors import bad_file
 from mmprompt.files import read_json, write_json
 from mmprompt.progress import ProgressDisplay
-from mmprompt.terminal.config import distribute, read_settings
-from mmprompt.terminal.lists import is_given
-from mmprompt.terminal.options import remember
-from mmprompt.terminal.output import Output, result_table
-from mmprompt.terminal.parser import parse, peek
-from mmprompt.terminal.pictures import Pictures, own_path
-from mmprompt.terminal.run_folder import check_folder, command_of
+from mmprompt.terminal.images import Images, own_path
+from mmprompt.terminal.output import Output, check_folder, command_of, result_table
+from mmprompt.terminal.parser import distribute, is_given, parse, peek, read_settings, remember
 from mmprompt.training.recipe import LENGTHS, Recipe
 
 if TYPE_CHECKING:
@@ -73,7 +69,7 @@ class Call:
     """
 
     run: Settings
-    pictures: Pictures
+    pictures: Images
     recipe: Recipe
     method: ClassificationMethod
 
@@ -128,7 +124,7 @@ def read_call(arguments: Sequence[str], prog: str) -> Call:
     name = peek(arguments, "method") or saved.get("method", Settings.method)
     names = [part.strip().replace("-", "_") for part in str(name).split("+")]
     kinds = dict(zip(names, method_types(str(name)), strict=True))
-    groups: dict[str, Any] = {"run": Settings, "pictures": Pictures, **kinds, "recipe": Recipe}
+    groups: dict[str, Any] = {"run": Settings, "pictures": Images, **kinds, "recipe": Recipe}
     form = make_dataclass("Train", list(groups.items()), frozen=True)
     remember(form)
     defaults = distribute(first_values(arguments, saved, groups), groups, Path(path or "the defaults"))

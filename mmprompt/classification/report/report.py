@@ -11,9 +11,9 @@ from pathlib import Path
 
 from mmprompt.classification.report.examples import choose_examples, draw_sheets, most_confused
 from mmprompt.classification.report.record import Record, read_record
-from mmprompt.reports import curves, figures
-from mmprompt.reports.numbers import percent
+from mmprompt.reports import figures
 from mmprompt.reports.pages import Draw, require_extra, write_page
+from mmprompt.reports.tables import percent
 from mmprompt.settings import checked
 
 FURTHER = {"top5": "right among the five most probable", "macro_f1": "macro F1"}
@@ -78,8 +78,8 @@ def charts_of(
     ]
     charts: dict[str, Draw] = {
         "accuracy": partial(figures.draw_accuracy, rows, 1 / len(record.class_names)),
-        "classes": partial(curves.draw_classes, list(after), [before[name] for name in after], list(after.values())),
-        "calibration": partial(curves.draw_reliability, record.reliability),
+        "classes": partial(figures.draw_classes, list(after), [before[name] for name in after], list(after.values())),
+        "calibration": partial(figures.draw_reliability, record.reliability),
         "confusion": partial(figures.draw_confusion, record.confusion.tolist(), record.class_names),
     }
     if record.log:

@@ -12,9 +12,8 @@ import tyro
 
 from mmprompt.errors import UserError, bad_file, bad_value
 from mmprompt.language.cli.options import TEMPLATE_HELP, Loading, read_verbalizer
-from mmprompt.terminal.output import JSON_HELP, Output
+from mmprompt.terminal.output import JSON_HELP, Output, check_folder, check_place
 from mmprompt.terminal.parser import parse
-from mmprompt.terminal.run_folder import check_folder, check_place
 
 DESCRIPTION = "Write a prompt as PEFT reads it, or read one that PEFT wrote; nothing is learned."
 

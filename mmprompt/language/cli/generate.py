@@ -18,9 +18,8 @@ from mmprompt.language.cli.options import TEMPLATE_HELP, Loading
 from mmprompt.language.data import TextRow
 from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.progress import ProgressDisplay
-from mmprompt.terminal.output import JSON_HELP, Output, percent
+from mmprompt.terminal.output import JSON_HELP, Output, check_place, percent
 from mmprompt.terminal.parser import parse
-from mmprompt.terminal.run_folder import check_place
 
 if TYPE_CHECKING:
     from mmprompt.language.predictor import LanguagePredictor

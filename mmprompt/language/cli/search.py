@@ -14,9 +14,8 @@ from mmprompt.errors import unknown_name
 from mmprompt.language.cli.options import MODEL_HELP, Learning, Loading, say_of_words
 from mmprompt.language.search.methods import SEARCHES
 from mmprompt.language.start import PromptInit
-from mmprompt.terminal.output import JSON_HELP, Output
+from mmprompt.terminal.output import JSON_HELP, Output, check_folder
 from mmprompt.terminal.parser import parse, peek
-from mmprompt.terminal.run_folder import check_folder
 
 DESCRIPTION = "Search a prompt in words, which can be read and is used as every other prompt."
 SEARCH_HELP = f"How words are searched: {' or '.join(SEARCHES)}; each brings its own options."

@@ -16,9 +16,8 @@ from mmprompt.language.cli.options import MODEL_HELP, Learning, Loading, say_of_
 from mmprompt.language.methods import METHODS
 from mmprompt.language.start import PromptInit
 from mmprompt.progress import ProgressDisplay
-from mmprompt.terminal.output import JSON_HELP, Output, shorten
+from mmprompt.terminal.output import JSON_HELP, Output, check_folder, shorten
 from mmprompt.terminal.parser import parse, peek
-from mmprompt.terminal.run_folder import check_folder
 from mmprompt.training.recipe import Recipe
 
 if TYPE_CHECKING:

@@ -1,34 +1,75 @@
 """The tables of the papers, filled with a comparison, published values beside.
 
 All numbers are percent. Several seeds are shown as mean ± standard deviation, a single run with its 95 % interval.
+Published ones are those of the data sets' cards and `AVERAGES_OF_ELEVEN`; what neither says is left blank. All of them
+were measured on the split that CoOp published, so they never stand beside results on another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
+from statistics import fmean, harmonic_mean
 from typing import Any
 
 from mmprompt.data.card import Reference
-from mmprompt.experiments.cells import BASE, NEW
-from mmprompt.experiments.protocols import ELEVEN, SOURCE
-from mmprompt.experiments.published import (
-    PublishedRow,
-    average_rows,
-    base_to_new_rows,
-    few_shot_rows,
-    left_out,
-    references_of,
-    transfer_rows,
-)
-from mmprompt.experiments.published_averages import AVERAGES_OF_ELEVEN
+from mmprompt.data.catalog import read_card
+from mmprompt.experiments.grid import BASE, ELEVEN, NEW, SOURCE, Origin
 from mmprompt.experiments.summary import Comparison, Line, average
-from mmprompt.reports.numbers import in_shots
-from mmprompt.reports.tables import Table
+from mmprompt.reports.tables import Table, in_shots
 
 AVERAGE = "average"
 BLANK = "\N{EN DASH}"
+
+# averages over the eleven sets as documents print them, for methods whose cards do not hold a row on every set;
+# methods that learn from unlabelled images of the test classes are left out
+BACKBONE = "ViT-B/16"
+MAPLE = "table in the README of MaPLe (github.com/muzairkhattak/multimodal-prompt-learning)"
+PROMPTSRC = "table in the README of PromptSRC (github.com/muzairkhattak/PromptSRC)"
+LIST = "Table 1 of the list github.com/zhengli97/Awesome-Prompt-Adapter-Learning-for-VLMs"
+VAMP = "base-to-new table of VaMP (NeurIPS 2025, arXiv:2511.22664)"
+FEW_SHOT = "few-shot tables of PromptSRC (Khattak et al. 2023)"
+
+BASE_TO_NEW_AVERAGES = (
+    ("CLIP", None, 69.34, 74.22, MAPLE),
+    ("CoOp", 16, 82.69, 63.22, MAPLE),
+    ("CoCoOp", 16, 80.47, 71.69, MAPLE),
+    ("MaPLe", 16, 82.28, 75.14, MAPLE),
+    ("Deep vision prompts", 16, 80.24, 73.43, MAPLE),
+    ("Deep language prompts", 16, 81.72, 73.81, MAPLE),
+    ("IVLP (5 epochs)", 16, 82.15, 74.07, MAPLE),
+    ("IVLP (20 epochs)", 16, 84.21, 71.79, PROMPTSRC),
+    ("PromptSRC", 16, 84.26, 76.10, PROMPTSRC),
+    ("ProDA", 16, 81.56, 72.30, LIST),
+    ("KgCoOp", 16, 80.73, 73.60, LIST),
+    ("RPO", 16, 81.13, 75.00, LIST),
+    ("TCP", 16, 84.13, 75.36, LIST),
+    ("MMA", 16, 83.20, 76.80, LIST),
+    ("2SFS", 16, 85.55, 75.48, LIST),
+    ("HPT", 16, 84.32, 76.86, LIST),
+    ("CoPrompt", 16, 84.00, 77.23, LIST),
+    ("MMRL", 16, 85.68, 77.16, LIST),
+    ("LLaMP", 16, 85.16, 77.71, LIST),
+    ("VaMP", 16, 86.45, 78.67, VAMP),
+)
+FEW_SHOT_AVERAGES = (
+    ("CoCoOp", {1: 66.79, 2: 67.65, 4: 71.21, 8: 72.96, 16: 74.90}),
+    ("MaPLe", {1: 69.27, 2: 72.58, 4: 75.37, 8: 78.89, 16: 81.79}),
+)
+
+AVERAGES_OF_ELEVEN: tuple[Reference, ...] = (
+    *(
+        Reference(method, BACKBONE, "base-to-new", shots, {"base": base, "new": new}, source)
+        for method, shots, base, new, source in BASE_TO_NEW_AVERAGES
+    ),
+    *(
+        Reference(method, BACKBONE, "few-shot", shots, {"accuracy": accuracy}, f"{FEW_SHOT}; {method} as run there")
+        for method, by_shots in FEW_SHOT_AVERAGES
+        for shots, accuracy in by_shots.items()
+    ),
+)
 
 
 def few_shot_table(comparison: Comparison) -> Table:
@@ -72,12 +113,8 @@ def _blocks(
 ) -> tuple[tuple[tuple[str, ...], ...], list[list[PublishedRow]]]:
     """Return a block of rows for each data set and one for their average, and the published rows in each.
 
-    Args:
-        comparison: what is shown.
-        keys: of the columns.
-        line_at: finds the line of a method, a data set and a column.
-        published_rows: chooses those rows of published numbers that have these columns.
-        has_harmonic: end each row in the harmonic mean of its two values.
+    `line_at` finds the line of a method, a data set and a column; `published_rows` chooses the published rows that have
+    these columns; `has_harmonic` ends each row in the harmonic mean of its two values (Zhou et al. 2022, CoCoOp, 4.1).
     """
     grid = comparison.grid
     rows: list[tuple[str, ...]] = []
@@ -87,7 +124,7 @@ def _blocks(
         if not has_harmonic:
             return ()
         base, new = values
-        return (percent(None if base is None or new is None else harmonic_mean(base, new)),)
+        return (percent(None if base is None or new is None else harmonic_mean((base, new))),)
 
     def add_published(block: str, block_rows: list[PublishedRow]) -> None:
         published.append(block_rows)
@@ -115,10 +152,7 @@ def _blocks(
 def transfer_table(comparison: Comparison, protocol: str) -> Table:
     """Return the source, each target, and the average over targets, a row a method (Zhou et al. 2022, CoCoOp).
 
-    Args:
-        comparison: with one source.
-        protocol: `cross-dataset` or `domain-generalisation`, which says what published rows stand beside; those that
-            are known all learned from ImageNet.
+    The protocol says what published rows stand beside; those that are known all learned from ImageNet.
     """
     grid = comparison.grid
     source, shots = grid.sources[0], grid.shots[0]
@@ -136,11 +170,6 @@ def transfer_table(comparison: Comparison, protocol: str) -> Table:
         rows.append((*published_cells(row, names), percent(mean)))
     headers = ("method", "backbone", f"source: {source.name}", *names[1:], AVERAGE)
     return Table(headers, tuple(rows), 2, notes_of(comparison, [published]))
-
-
-def harmonic_mean(base: float, new: float) -> float:
-    """Return the harmonic mean of base and new accuracy (Zhou et al. 2022, CoCoOp, section 4.1); 0 if one is 0."""
-    return 2 * base * new / (base + new) if base + new else 0.0
 
 
 def cell_text(line: Line | None) -> str:
@@ -169,14 +198,15 @@ def notes_of(comparison: Comparison, published: Iterable[Sequence[PublishedRow]]
     grid = comparison.grid
     seeds = ", ".join(map(str, grid.seeds))
     form = f"mean ± standard deviation over seeds {seeds}" if len(grid.seeds) > 1 else f"seed {seeds}"
-    notes = [f"Ours: percent of test pictures right, {form}; [ ] is the 95 % bootstrap interval of a single run."]
+    notes = [f"Ours: percent of test images right, {form}; [ ] is the 95 % bootstrap interval of a single run."]
     for label in comparison.labels:
         lines = [line for line in comparison.lines if line.label == label]
         notes += [f"{label}: {settings_of(lines)}."] if lines else []
     notes += dict.fromkeys(
         f"{line.source}: {note}" for line in comparison.lines for note in line.facts.get("data_notes", ())
     )
-    held_back = ", ".join(left_out((*grid.sources, *grid.targets), comparison.official))
+    official = [origin for origin in (*grid.sources, *grid.targets) if origin.name in comparison.official]
+    held_back = ", ".join(origin.name for origin in official if references_of(origin))
     if held_back:
         notes.append(
             f"No published rows on {held_back}: they were measured on CoOp's split, these results on the official one."
@@ -211,6 +241,93 @@ def settings_of(lines: Sequence[Line]) -> str:
         parts.append(", ".join(f"{name} {each(recipe[name] for recipe in recipes)}" for name in names))
     parts.append(f"{each(format(fact['n_parameters'], ',') for fact in facts)} trainable parameters")
     return "; ".join(part for part in parts if part)
+
+
+@dataclass(frozen=True)
+class PublishedRow:
+    """One published method: percent by a key of the table, which is shots, a target, or base and new."""
+
+    method: str
+    backbone: str
+    values: Mapping[object, float] = field(default_factory=dict)
+    sources: tuple[str, ...] = ()
+
+
+def references_of(origin: Origin, official: Collection[str] = ()) -> tuple[Reference, ...]:
+    """Return the published numbers that a result on a data set may stand beside; none on a folder of one's own.
+
+    `official` names the data sets whose makers' own split was used, on which none of the numbers was measured.
+    """
+    if origin.name in official or origin.data is not None:
+        return ()
+    return read_card(origin.name, origin.datasets_dir).reference
+
+
+def few_shot_rows(references: Sequence[Reference], shots: Sequence[int | None]) -> list[PublishedRow]:
+    """Return rows by shots on one data set, zero-shot at 0; rows without a value that is shown are left out."""
+    groups: dict[tuple[str, str, str], dict[object, float]] = {}
+    for reference in references:
+        at = 0 if reference.protocol == "zero-shot" else reference.shots
+        if reference.protocol in {"few-shot", "zero-shot"} and at in shots and "accuracy" in reference.values:
+            group = groups.setdefault((reference.method, reference.backbone, reference.source), {})
+            group[at] = reference.values["accuracy"]
+    return [PublishedRow(method, backbone, values, (source,)) for (method, backbone, source), values in groups.items()]
+
+
+def base_to_new_rows(references: Sequence[Reference], shots: Sequence[int | None]) -> list[PublishedRow]:
+    """Return rows with `base` and `new` on one data set; arguments as for `transfer_rows`."""
+    return [
+        PublishedRow(r.method, r.backbone, {"base": r.values["base"], "new": r.values["new"]}, (r.source,))
+        for r in references
+        if r.protocol == "base-to-new" and r.shots in (None, *shots) and {"base", "new"} <= r.values.keys()
+    ]
+
+
+def transfer_rows(
+    references: Mapping[str, Sequence[Reference]], protocol: str, shots: Sequence[int | None]
+) -> list[PublishedRow]:
+    """Return rows by data set, the source among them, of one transfer protocol.
+
+    References without shots, such as zero-shot CLIP, are shown at any.
+    """
+    groups: dict[tuple[str, str], tuple[dict[object, float], dict[str, None]]] = {}
+    for name, of_set in references.items():
+        for reference in of_set:
+            is_shown = reference.protocol == protocol and reference.shots in (None, *shots)
+            if is_shown and "accuracy" in reference.values:
+                values, sources = groups.setdefault((reference.method, reference.backbone), ({}, {}))
+                values[name] = reference.values["accuracy"]
+                sources[reference.source] = None
+    return [
+        PublishedRow(method, backbone, values, tuple(sources))
+        for (method, backbone), (values, sources) in groups.items()
+    ]
+
+
+def average_rows(by_set: Sequence[Sequence[PublishedRow]], printed: Sequence[PublishedRow] = ()) -> list[PublishedRow]:
+    """Return averages of published rows over data sets: of those methods and keys that every set has.
+
+    Papers print such averages too, but not always right; these are computed from the rows shown. A printed one, over
+    the very same sets, only fills what cannot be computed.
+    """
+    first, *others = by_set
+    rows = []
+    for row in first:
+        place = (row.method, row.backbone, row.sources)
+        twins = [row, *(t for of_set in others for t in of_set if (t.method, t.backbone, t.sources) == place)]
+        keys = [key for key in row.values if all(key in twin.values for twin in twins)]
+        if len(twins) == len(by_set) and keys:
+            rows.append(replace(row, values={key: fmean(twin.values[key] for twin in twins) for key in keys}))
+    for row in printed:
+        names = [(computed.method, computed.backbone) for computed in rows]
+        if (row.method, row.backbone) not in names:
+            rows.append(row)
+            continue
+        at = names.index((row.method, row.backbone))
+        if row.values.keys() - rows[at].values.keys():
+            sources = tuple(dict.fromkeys((*rows[at].sources, *row.sources)))
+            rows[at] = replace(rows[at], values={**row.values, **rows[at].values}, sources=sources)
+    return rows
 
 
 LAYOUTS: Mapping[str, Callable[[Comparison], Table]] = {

@@ -19,8 +19,8 @@ DEFAULT_TEMPLATE = "a photo of a {}."
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Which pictures."""
+class Images:
+    """Which images."""
 
     data: Annotated[str | None, tyro.conf.arg(metavar="NAME|PATH")] = None
     """A data set known by name (`mmprompt data list`), or your own images: a folder of class folders, a CSV or JSONL
@@ -34,12 +34,13 @@ class Pictures:
     protocol: Annotated[str, tyro.conf.arg(metavar="NAME")] = "coop"
     """Whose rule draws the shots: coop, clip-lora, tip-adapter, or jsonl for published lists."""
     strict: bool = False
-    """Stop at the start if a picture is broken, naming the first and how many there are (the default)."""
+    """Stop at the start if an image is broken, naming the first and how many there are (the default)."""
     skip_broken: bool = False
-    """Leave broken pictures out, and say which."""
+    """Leave broken images out, and say which."""
 
     def __post_init__(self) -> None:
-        refuse_both(self.strict, self.skip_broken)
+        if self.strict and self.skip_broken:
+            raise UserError("strict and skip_broken are both given, but one was expected. Leave one out.")
 
     @property
     def path(self) -> Path | None:
@@ -47,11 +48,7 @@ class Pictures:
         return None if self.data is None else own_path(self.data, self.datasets_dir)
 
     def load(self, shots: int | None, seed: int) -> Dataset:
-        """Return the data set with its shots drawn: `shots` training images of each class, None for all.
-
-        Raises:
-            UserError: something about the set or its images is wrong.
-        """
+        """Return the data set with its shots drawn: `shots` training images of each class, None for all."""
         from mmprompt.data.catalog import load_dataset
         from mmprompt.data.folder import ImageFolder, ImageTable
         from mmprompt.data.templates import check_template
@@ -75,12 +72,7 @@ class Pictures:
     ) -> Dataset:
         """Return the data set after every image of it was opened, so that a broken one is not met at hour three.
 
-        Args:
-            data: with its shots drawn.
-            progress: called with the number of images done and in all.
-            known: images that were decoded before as they are now, which are not opened again.
-        Raises:
-            UserError: one is broken, unless they are to be left out.
+        Those that are `known` were decoded before as they are now.
         """
         from mmprompt.data.broken import drop_broken, find_broken, refuse_broken
 
@@ -90,11 +82,7 @@ class Pictures:
         return drop_broken(data, broken)
 
     def splits(self, hold_out: bool = True) -> Splits:
-        """Return all images, before any draw; `hold_out` a test part where one's own images have none.
-
-        Raises:
-            UserError: something about the set or its images is wrong.
-        """
+        """Return all images, before any draw; `hold_out` a test part where one's own images have none."""
         from mmprompt.data.catalog import read_card, read_splits
         from mmprompt.data.folder import read_folder
         from mmprompt.data.table import read_table
@@ -106,16 +94,7 @@ class Pictures:
 
 
 def own_path(data: str, datasets_dir: Path | None = None) -> Path | None:
-    """Tell a path from the name of a data set: a known name is one, so write `./NAME` for a folder of that name.
-
-    Args:
-        data: as it was given.
-        datasets_dir: a folder with YAML files of more data sets.
-    Returns:
-        The path, None for a name.
-    Raises:
-        UserError: it is neither a name nor the path of something that is there.
-    """
+    """Return the path that is meant, None for the name of a data set; write `./NAME` for a folder of such a name."""
     from mmprompt.data.catalog import dataset_names
     from mmprompt.errors import unknown_name
 
@@ -126,13 +105,3 @@ def own_path(data: str, datasets_dir: Path | None = None) -> Path | None:
     if path.exists() or path.suffix or len(path.parts) > 1:
         return path
     raise unknown_name("data set or folder", data, names, "Or give the path of a folder with a folder for each class.")
-
-
-def refuse_both(strict: bool, skip_broken: bool) -> None:
-    """Refuse two answers to what is done with broken images.
-
-    Raises:
-        UserError: both are given.
-    """
-    if strict and skip_broken:
-        raise UserError("strict and skip_broken are both given, but one was expected. Leave one out.")

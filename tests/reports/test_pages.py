@@ -11,7 +11,7 @@ from PIL import Image
 
 from mmprompt.core.header import FORMAT, header_hash
 from mmprompt.files import write_json
-from mmprompt.reports.run_page import write_report
+from mmprompt.reports.pages import write_report
 from mmprompt.training.log import write_log
 
 

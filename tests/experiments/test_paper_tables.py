@@ -11,10 +11,8 @@ import numpy as np
 import pytest
 
 from mmprompt.classification.methods import CoOp, ZeroShot
-from mmprompt.experiments.cells import Origin
-from mmprompt.experiments.grid import Contender, Grid
-from mmprompt.experiments.layouts import LAYOUTS, base_to_new_table, few_shot_table, transfer_table
-from mmprompt.experiments.protocols import ELEVEN
+from mmprompt.experiments.grid import ELEVEN, Contender, Grid, Origin
+from mmprompt.experiments.paper_tables import LAYOUTS, base_to_new_table, few_shot_table, transfer_table
 from mmprompt.experiments.results import Outcome, Score
 from mmprompt.experiments.summary import Comparison, compare_cells
 from mmprompt.reports.tables import SUFFIXES, Table, render, write_tables

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 import mmprompt
-from mmprompt.terminal.options import in_options, remember
-from mmprompt.terminal.parser import parse
+from mmprompt.terminal.parser import in_options, parse, remember
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,245 @@
+"""`mmprompt predict`, `eval`, `inspect` and `report`: what is done with a finished run, of whatever kind it is."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from mmprompt.core.header import read_header
+from mmprompt.errors import UserError, bad_file, bad_value
+from mmprompt.terminal.output import JSON_HELP, Device, Output, percent, shorten
+from mmprompt.terminal.parser import parse
+
+PREDICT = "Label images, caption them, or answer texts, as the run is of one kind or another."
+REPORT = "Write the report of a finished run: one HTML file, and its figures."
+OPTION_OF_RUN = {"captioning": "--prompts", "language": "--prompt"}
+"""What the verbs that measure several prompts at once call a run."""
+LONGEST, LONGEST_FACT = 60, 110
+Run = tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN", help="The run folder.")]]
+
+
+@dataclass(frozen=True)
+class PredictSettings:
+    """What is predicted."""
+
+    run: Run
+    inputs: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="IMAGES|TEXTS...")]]
+    """Image files, or texts for a prompt of a language model; one or more."""
+    top_k: Annotated[int, tyro.conf.arg(metavar="INT")] = 3
+    """How many labels to show for each, the most probable first."""
+    class_names: Annotated[str | None, tyro.conf.arg(metavar="NAME,NAME")] = None
+    """Other class names for a classifier's prompt, with commas between."""
+    device: Device = "auto"
+    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+
+
+@dataclass(frozen=True)
+class InspectSettings:
+    """What is shown."""
+
+    run: Run
+    words: Annotated[int, tyro.conf.arg(metavar="INT")] = 5
+    """How many of the nearest words to show for each vector; 0 for none, which loads no model."""
+    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+
+
+@dataclass(frozen=True)
+class ReportSettings:
+    """Of which run."""
+
+    run: Run
+    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+
+
+def run_predict(arguments: Sequence[str], prog: str) -> None:
+    """Predict and print; what cannot be used is refused before a model is loaded."""
+    settings = parse(PredictSettings, arguments, prog, PREDICT)
+    if not settings.inputs:
+        raise bad_value("IMAGES|TEXTS", "empty", "at least one is needed", f"Write {prog} RUN IMAGE.")
+    if settings.top_k < 1:
+        raise bad_value("top_k", settings.top_k, "at least one label is shown", "Use --top-k 1.")
+    header = read_header(settings.run)
+    if settings.class_names is not None and header["kind"] != "classification":
+        problem = f"{settings.run} is a prompt for {header['kind']}"
+        raise bad_value("class_names", settings.class_names, problem, "Leave it out.")
+    if header["kind"] != "language":
+        for name in settings.inputs:
+            if not Path(name).is_file():
+                raise bad_file(name, "there is no such image", "Check the path.")
+    output = Output(settings.json)
+    show = {"classification": show_labels, "captioning": show_captions, "language": show_answers}[header["kind"]]
+    output.document({"run": str(settings.run), "predictions": show(settings, header, output)})
+
+
+def show_labels(settings: PredictSettings, header: Mapping[str, Any], output: Output) -> list[dict[str, Any]]:
+    """Print the most probable labels of each image, and give them JSON-ready."""
+    from mmprompt.core.file import load
+    from mmprompt.models.dual_encoder.load import load_backbone
+
+    classifier = load(settings.run, load_backbone(header["backbone"]["name"], settings.device))
+    if settings.class_names is not None:
+        classifier = classifier.with_class_names([part.strip() for part in settings.class_names.split(",")])
+    predictions = classifier.predict([Path(name) for name in settings.inputs])
+    rows, described = [], []
+    for name, prediction in zip(settings.inputs, predictions, strict=True):
+        best = list(islice(prediction.probabilities.items(), settings.top_k))
+        rows += [[name if rank == 0 else "", label, percent(p)] for rank, (label, p) in enumerate(best)]
+        top = [{"label": label, "probability": p} for label, p in best]
+        described.append({"path": name, "label": prediction.label, "probability": prediction.probability, "top": top})
+    output.table(["image", "label", "probability"], rows, numbers=(2,))
+    return described
+
+
+def show_captions(settings: PredictSettings, header: Mapping[str, Any], output: Output) -> list[dict[str, Any]]:
+    """Print a caption of each image, and give them JSON-ready."""
+    from mmprompt.captioning.readers.load import load_captioner
+    from mmprompt.core.file import load
+
+    captioner = load(settings.run, load_captioner(header["backbone"]["name"], device=settings.device))
+    captions = captioner.caption([Path(name) for name in settings.inputs])
+    rows = [[name, caption.text] for name, caption in zip(settings.inputs, captions, strict=True)]
+    output.table(["image", f"caption ({header['focus']})"], rows)
+    return [{"path": name, "caption": text} for name, text in rows]
+
+
+def show_answers(settings: PredictSettings, header: Mapping[str, Any], output: Output) -> list[dict[str, Any]]:
+    """Print the label or the generated answer of each text, and give them JSON-ready."""
+    from mmprompt.core.file import load
+    from mmprompt.models.decoder.load import load_language_model
+
+    prompted = load(settings.run, load_language_model(header["backbone"]["name"], settings.device))
+    if len(prompted.template.fields) != 1:
+        fields = ", ".join(prompted.template.fields)
+        advice = f"Use mmprompt llm generate --prompt {settings.run} --input FIELD=TEXT."
+        raise UserError(
+            f"the template of {settings.run} has the fields {fields}, but single texts were given. {advice}"
+        )
+    answers = prompted.predict(list(settings.inputs))
+    shown = [shorten(text, LONGEST) for text in settings.inputs]
+    if prompted.label_words is None:
+        output.table(["text", "answer"], [[text, answer.text] for text, answer in zip(shown, answers, strict=True)])
+        return [{"text": text, "answer": one.text} for text, one in zip(settings.inputs, answers, strict=True)]
+    rows, described = [], []
+    for text, name, answer in zip(settings.inputs, shown, answers, strict=True):
+        ranked = sorted(answer.probabilities.items(), key=lambda pair: -pair[1])[: settings.top_k]
+        rows += [[name if rank == 0 else "", label, percent(p)] for rank, (label, p) in enumerate(ranked)]
+        described.append({"text": text, "label": answer.label, "probabilities": dict(answer.probabilities)})
+    output.table(["text", "label", "probability"], rows, numbers=(2,))
+    return described
+
+
+def run_eval(arguments: Sequence[str], prog: str) -> None:
+    """Measure a run on labelled data beside the frozen model alone, by the verb of the room that the run is of."""
+    if not arguments or (arguments[0].startswith("-") and not {"-h", "--help"} & set(arguments)):
+        raise UserError(f"the run folder is missing. Write {prog} RUN [options].")
+    kind = "classification" if {"-h", "--help"} & set(arguments[:1]) else read_header(Path(arguments[0]))["kind"]
+    verb = importlib.import_module(f"mmprompt.{kind}.cli.eval")
+    named = [OPTION_OF_RUN[kind]] if kind in OPTION_OF_RUN else []
+    verb.run([*named, *arguments], prog)
+
+
+def run_report(arguments: Sequence[str], prog: str) -> None:
+    """Write `report.html` and the figures into the run folder, from what is in it alone."""
+    settings = parse(ReportSettings, arguments, prog, REPORT)
+    own = {"classification": "mmprompt.classification.report.report"}
+    page = importlib.import_module(own.get(read_header(settings.run)["kind"], "mmprompt.reports.pages"))
+    path, output = page.write_report(settings.run), Output(settings.json)
+    output.say(f"report  {path}")
+    output.document({"run": str(settings.run), "report": str(path)})
+
+
+def run_inspect(arguments: Sequence[str], prog: str) -> None:
+    """Print what a prompt says of itself and the words nearest to its vectors."""
+    settings = parse(InspectSettings, arguments, prog, "What a prompt holds, and the words nearest to it.")
+    if settings.words < 0:
+        raise bad_value("words", settings.words, "it must be 0 or more", "Use --words 5.")
+    output = Output(settings.json)
+    header = read_header(settings.run)
+    words = near_words(settings.run, header, settings.words) if settings.words else []
+    size = sum(path.stat().st_size for path in settings.run.glob("prompt.*"))
+    facts = [
+        ["backbone", f"{header['backbone']['name']} ({header['backbone']['fingerprint'][:16]})"],
+        *own_facts(header),
+        *training_facts(header["training"]),
+        ["on disk", f"{size / 1024:.1f} KiB, mmprompt {header['mmprompt']}, format {header['format']}"],
+    ]
+    output.table(["", ""], facts)
+    output.say()
+    output.table(["learned", "scope", "shape"], parts_of(header))
+    if words:
+        output.say()
+        near = [[row["vector"], "  ".join(f"{word} {number:.2f}" for word, number in row["words"])] for row in words]
+        measure = "distances" if header["kind"] == "classification" else "cosines"
+        output.table(["", f"nearest words, with {measure} (a hint only)"], near)
+    output.document({**header, "nearest_words": words})
+
+
+def parts_of(header: Mapping[str, Any]) -> list[list[str]]:
+    """List what was learned: vectors by site, and sources and heads by kind."""
+    rows = []
+    for facts in [*header["sources"], *([header["head"]] if header["head"] else [])]:
+        if facts["kind"] == "vectors":
+            each = facts["sites"].items()
+            rows += [[site, one["scope"], " x ".join(map(str, one["shape"]))] for site, one in each]
+        else:
+            rows += [[f"{facts['kind']}: {name}", "", " x ".join(map(str, s))] for name, s in facts["state"].items()]
+    return rows
+
+
+def near_words(folder: Path, header: Mapping[str, Any], k: int) -> list[dict[str, Any]]:
+    """Return the nearest words of each vector, JSON-ready; none where the prompt has no vectors among words."""
+    if header["kind"] == "captioning":
+        return []
+    from mmprompt.core.file import load
+
+    if header["kind"] == "classification":
+        from mmprompt.classification.words import context_words
+
+        return context_words(load(folder), k)
+    from mmprompt.language.explain import nearest_tokens
+    from mmprompt.models.sites import Site
+
+    prompted = load(folder)
+    vectors = prompted.vectors()
+    if Site("lm") not in vectors:
+        return []
+    words = nearest_tokens(prompted.model, vectors[Site("lm")].values, k)
+    return [{"vector": f"vector {m + 1}", "words": pairs} for m, pairs in enumerate(words)]
+
+
+def own_facts(header: Mapping[str, Any]) -> list[list[str]]:
+    """Say what a prompt of its kind says of itself."""
+    if header["kind"] == "captioning":
+        return [["focus", header["focus"]], *([["words", header["words"]]] if header["words"] else [])]
+    template = ["template", shorten(repr(header["template"])[1:-1], LONGEST_FACT)]
+    if header["kind"] == "classification":
+        names = header["class_names"]
+        return [["classes", shorten(f"{len(names)}: {', '.join(names)}", LONGEST_FACT)], template]
+    facts = [template]
+    words = (header["verbalizer"] or {}).get("words", {})
+    if words:
+        listed = ", ".join(f"{label} ({' / '.join(several)})" for label, several in words.items())
+        facts.append(["labels (words)", shorten(f"{len(words)}: {listed}", LONGEST_FACT)])
+    tasks = [name for source in header["sources"] for name in source.get("settings", {}).get("tasks", ())]
+    facts += [["tasks", shorten(", ".join(tasks), LONGEST_FACT)]] if tasks else []
+    return [*facts, *([["beside it", "LoRA, in the folder " + header["lora"]]] if header["lora"] else [])]
+
+
+def training_facts(training: Mapping[str, Any]) -> list[list[str]]:
+    """Say how a prompt was learned, and from what, as far as its file says."""
+    facts = []
+    if "method" in training:
+        given = ", ".join(f"{name} {value}" for name, value in training["method"]["settings"].items())
+        facts.append(["method", f"{training['method']['name']}: {given}".rstrip(": ")])
+    if "data" in training:
+        data = training["data"]
+        sizes = data.get("sizes")
+        amount = f"{data.get('shots')} shots" if sizes is None else f"{sizes['train']} rows"
+        facts.append(["learned from", f"{data['name']}, {amount}, seed {training['seed']}"])
+    return facts
