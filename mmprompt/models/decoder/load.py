@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmprompt.errors import UserError, bad_file, unknown_name
-from mmprompt.models.decoder.smollm2 import find_smollm2
 from mmprompt.models.dual_encoder.load import TINY, Source, folder_source, one_line_errors, read_options
 from mmprompt.models.frozen import LoadOptions, freeze
+from mmprompt.models.packaged import find_packaged
 from mmprompt.settings import checked
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def _find(name: str) -> Source:
     if name == "tiny":
         return folder_source(TINY / "language")
     if name == "smollm2":
-        return folder_source(find_smollm2())
+        return folder_source(find_packaged("smollm2"))
     model = name.removeprefix("hf:")
     path = Path(model).expanduser()
     if path.suffix == ".gguf" or path.is_file():

@@ -27,8 +27,8 @@ import torch
 
 from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
 from mmprompt.models.dual_encoder.interface import DualEncoder
-from mmprompt.models.dual_encoder.photo import find_photo
 from mmprompt.models.frozen import LoadOptions
+from mmprompt.models.packaged import find_packaged
 from mmprompt.settings import checked
 
 TINY = Path(__file__).parents[2] / "assets" / "tiny"
@@ -152,7 +152,7 @@ def find_source(name: str) -> Source:
     if name == "tiny":
         return folder_source(TINY)
     if name == "photo":
-        return folder_source(find_photo())
+        return folder_source(find_packaged("photo"))
     if name.startswith("open_clip:"):
         return open_clip_source(name.removeprefix("open_clip:"))
     if name.startswith("hf:"):
