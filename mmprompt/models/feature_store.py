@@ -53,7 +53,7 @@ class Space:
     Args:
         backbone: its name, for people; not part of the key.
         fingerprint: of its weights.
-        transform: what was done to the images first, in one line of text.
+        transform: what was done to the images first.
         computed_by: device, precision and libraries, which decide the last bits.
         width: numbers in a row.
     """
@@ -127,14 +127,12 @@ class FeatureStore:
             new = {key: row for key, row in rows.items() if key not in known}
             if not new:
                 return
-            digests = [_digest(key) for key in new]
-            keys = torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.uint8).view(-1, KEY_BYTES)
+            digests = bytearray(b"".join(map(_digest, new)))
             values = torch.stack(list(new.values())).cpu()
-            parts = [{"keys": keys, "rows": values, "checksums": _checksums(values)}]
+            keys = torch.frombuffer(digests, dtype=torch.uint8).view(-1, KEY_BYTES)
             small = [path for path in self._shards(space) if path.stat().st_size < SMALL_BYTES]
-            if len(small) < MANY_FILES:
-                small = []
-            parts += map(_load, small)
+            small = small if len(small) >= MANY_FILES else []
+            parts = [{"keys": keys, "rows": values, "checksums": _checksums(values)}, *map(_load, small)]
             self._write(space, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
             for path in small:
                 path.unlink(missing_ok=True)
@@ -161,9 +159,9 @@ class FeatureStore:
                 hashes.update(zip(unread, pool.map(sha256_file, unread), strict=True))
         except OSError as error:
             problem = f"cannot be read ({error.strerror})"
-            raise bad_file(error.filename, problem, "Check the path of the picture.") from None
-        settled = [path for path in unread if now - stats[path].st_mtime_ns > SETTLED_NS]
-        rows = {keys[path]: torch.tensor(list(bytes.fromhex(hashes[path])), dtype=torch.uint8) for path in settled}
+            raise bad_file(error.filename, problem, "Check the path of the image.") from None
+        settled = {keys[path]: hashes[path] for path in unread if now - stats[path].st_mtime_ns > SETTLED_NS}
+        rows = {key: torch.tensor(list(bytes.fromhex(digest)), dtype=torch.uint8) for key, digest in settled.items()}
         self.add(FILE_HASHES, rows)
         return hashes
 
@@ -208,18 +206,10 @@ class FeatureStore:
         rows: dict[str, Tensor] = {}
         for path in self._shards(space):
             try:
-                shard = _load(path)
+                rows.update(_read_shard(path, names))
             except Exception as error:  # whatever the library raises on damaged headers
-                self._give_up(path, str(error))
-                continue
-            data = shard["keys"].numpy().tobytes()
-            digests = [data[start : start + KEY_BYTES] for start in range(0, len(data), KEY_BYTES)]
-            places = [place for place, digest in enumerate(digests) if digest in names]
-            values = shard["rows"][places]
-            if (_checksums(values) != shard["checksums"][places]).any():
-                self._give_up(path, "a checksum is wrong")
-                continue
-            rows.update(zip((names[digests[place]] for place in places), values, strict=True))
+                _log.warning("%s is damaged (%s) and deleted; its features are computed again.", path, error)
+                path.unlink()
         self._mark_used(space)
         return rows
 
@@ -228,10 +218,6 @@ class FeatureStore:
         now = time.time_ns()
         with contextlib.suppress(FileNotFoundError):
             os.utime(self.folder / space.key, ns=(now, now))
-
-    def _give_up(self, path: Path, reason: str) -> None:
-        _log.warning("%s is damaged (%s) and deleted; its features are computed again.", path, reason)
-        path.unlink()
 
     def _write(self, space: Space, shard: Mapping[str, Tensor]) -> None:
         """Write a file of rows, unless it is beyond the limit; delete spaces first, this one last, to make room."""
@@ -260,6 +246,17 @@ def _checksums(rows: Tensor) -> Tensor:
 
     data = rows.contiguous().view(torch.uint8).numpy()  # [N, bytes]
     return torch.tensor([zlib.crc32(row) for row in data], dtype=torch.int64)
+
+
+def _read_shard(path: Path, names: Mapping[bytes, str]) -> dict[str, Tensor]:
+    """Return the rows of a file that are asked for, by name; `names` maps their digests to names."""
+    shard = _load(path)
+    digests = [digest.tobytes() for digest in shard["keys"].numpy()]
+    places = [place for place, digest in enumerate(digests) if digest in names]
+    values = shard["rows"][places]
+    if (_checksums(values) != shard["checksums"][places]).any():
+        raise ValueError("a checksum is wrong")
+    return {names[digests[place]]: row for place, row in zip(places, values, strict=True)}
 
 
 def _load(path: Path) -> dict[str, Tensor]:
