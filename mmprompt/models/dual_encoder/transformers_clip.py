@@ -1,7 +1,7 @@
 """Reads transformers' CLIP and SigLIP models: weights by its own loader, towers into views.
 
-It knows transformers' classes and nothing of prompts. SigLIP 2 checkpoints of fixed resolution are
-`SiglipModel`s too; those that take any resolution are another class, and refused by its name.
+SigLIP 2 checkpoints of fixed resolution are `SiglipModel`s too; those that take any resolution are another class, and
+refused by its name.
 """
 
 from __future__ import annotations
@@ -20,23 +20,14 @@ from transformers.utils import logging as transformers_logging
 
 from mmprompt.errors import UserError
 from mmprompt.models.dual_encoder.encoder import Frame, FrozenDualEncoder, WordTokenizer
-from mmprompt.models.dual_encoder.forward.activations import quick_gelu
-from mmprompt.models.dual_encoder.forward.views import BlockView, TensorMap, TextView, VisionView
+from mmprompt.models.dual_encoder.forward.views import BlockView, TensorMap, TextView, VisionView, quick_gelu
 from mmprompt.models.frozen import LoadOptions, PixelTransform, describe, freeze
 
 MODELS = {"clip": CLIPModel, "siglip": SiglipModel}
 
 
 def load_transformers(name: str, source: str, options: LoadOptions) -> FrozenDualEncoder:
-    """Load a model, its tokenizer and its image processor with transformers' own functions.
-
-    Args:
-        name: what the backbone calls itself.
-        source: a folder, or a name on the hub.
-        options: device, dtype, cache folder, and whether remote code may run.
-    Raises:
-        UserError: the model is of another class, or its files lack some of its weights.
-    """
+    """Load a model, its tokenizer and its image processor from a folder or the hub."""
     hub = hub_options(options)
     config = AutoConfig.from_pretrained(source, **hub)
     if config.model_type not in MODELS:
@@ -62,7 +53,7 @@ def load_transformers(name: str, source: str, options: LoadOptions) -> FrozenDua
 
 
 def hub_options(options: LoadOptions) -> dict[str, Any]:
-    """The keywords that transformers' loaders take from the user."""
+    """Return the keywords that transformers' loaders take from the user."""
     return {"cache_dir": options.cache_dir, "trust_remote_code": options.trust_remote_code}
 
 
@@ -74,7 +65,7 @@ def load_complete(
     gguf_file: str | None = None,
     use_safetensors: bool | None = None,
 ) -> Any:
-    """A model of one of transformers' classes, in float32.
+    """Load a model of one of transformers' classes in float32, and refuse one whose files lack some of its weights.
 
     Args:
         model_class: with a `from_pretrained`.
@@ -83,8 +74,6 @@ def load_complete(
         unread: how the names of weights begin that nobody reads, so that files may lack them.
         gguf_file: the file of the folder that holds the weights, where they are in GGUF.
         use_safetensors: True takes no weights in any other format; None takes weights-only checkpoints too.
-    Raises:
-        UserError: its files lack some of its weights.
     """
     with no_progress_bar():
         model, report = model_class.from_pretrained(
@@ -117,7 +106,7 @@ def no_progress_bar() -> Iterator[None]:
 
 
 def read_tokenizer(tokenizer: Any) -> WordTokenizer:
-    """A transformers tokenizer, reduced to words."""
+    """Reduce a transformers tokenizer to words."""
 
     def padded_ids(text: str, n_slots: int) -> list[int]:
         return tokenizer(text, padding="max_length", max_length=n_slots, truncation=True)["input_ids"]
@@ -126,11 +115,7 @@ def read_tokenizer(tokenizer: Any) -> WordTokenizer:
 
 
 def read_clip_text(model: CLIPModel, tokenizer: WordTokenizer) -> TextView:
-    """CLIP's text tower: causal, read at the end token.
-
-    Raises:
-        UserError: the model's end token is not the tokenizer's.
-    """
+    """Read CLIP's text tower: causal, pooled at the end token, which must be the tokenizer's."""
     frame = tokenizer.frame()
     end_id = model.config.text_config.eos_token_id
     # Configurations older than transformers 4.31 say 2 and mean the highest id.
@@ -139,20 +124,19 @@ def read_clip_text(model: CLIPModel, tokenizer: WordTokenizer) -> TextView:
             f"the text tower reads its features at token {end_id}, but its tokenizer ends texts with {frame.end_id}. "
             "Use the tokenizer that the model was trained with."
         )
-    return read_text(model.text_model, frame, model.text_projection, is_causal=True)
+    return _read_text(model.text_model, frame, model.text_projection, is_causal=True)
 
 
 def read_siglip_text(model: SiglipModel, tokenizer: WordTokenizer) -> TextView:
-    """SigLIP's text tower: attends to all slots, padding too, and is read at the last one."""
-    return read_text(model.text_model, tokenizer.frame(), model.text_model.head, is_causal=False)
+    """Read SigLIP's text tower: attends to all slots, padding too, and is pooled at the last one."""
+    return _read_text(model.text_model, tokenizer.frame(), model.text_model.head, is_causal=False)
 
 
-def read_text(tower: Any, frame: Frame, projection: nn.Module, is_causal: bool) -> TextView:
-    """What the two text towers have in common."""
+def _read_text(tower: Any, frame: Frame, projection: nn.Module, is_causal: bool) -> TextView:
     return TextView(
         token_embedding=tower.embeddings.token_embedding,
         position=tower.embeddings.position_embedding.weight,
-        blocks=read_blocks(tower.encoder),
+        blocks=tuple(map(read_block, tower.encoder.layers)),
         final_norm=tower.final_layer_norm,
         project=projection,
         is_causal=is_causal,
@@ -164,46 +148,31 @@ def read_text(tower: Any, frame: Frame, projection: nn.Module, is_causal: bool) 
 
 
 def read_clip_vision(model: CLIPModel) -> VisionView:
-    """CLIP's image tower: read at the class token."""
+    """Read CLIP's image tower: pooled at the class token."""
     tower = model.vision_model
-
-    def pool(x: Tensor) -> Tensor:
-        return model.visual_projection(tower.post_layernorm(x[:, 0]))
-
     # The library writes the name of the first norm this way.
-    return read_vision(tower, tower.pre_layrnorm, pool)
+    return _read_vision(tower, tower.pre_layrnorm, lambda x: model.visual_projection(tower.post_layernorm(x[:, 0])))
 
 
 def read_siglip_vision(model: SiglipModel) -> VisionView:
-    """SigLIP's image tower: no class token, read by an attention pool over the patches.
-
-    Raises:
-        UserError: the tower has no pooling head.
-    """
+    """Read SigLIP's image tower: no class token, pooled by attention over the patches."""
     tower = model.vision_model
     if not tower.use_head:
         raise UserError(
             "the image tower has no SiglipMultiheadAttentionPoolingHead, but one was expected. "
             "Use a complete SigLIP checkpoint."
         )
-    return read_vision(tower, nn.Identity(), lambda x: tower.head(tower.post_layernorm(x)))
+    return _read_vision(tower, nn.Identity(), lambda x: tower.head(tower.post_layernorm(x)))
 
 
-def read_vision(tower: Any, pre_norm: nn.Module, pool: TensorMap) -> VisionView:
-    """What the two image towers have in common."""
+def _read_vision(tower: Any, pre_norm: nn.Module, pool: TensorMap) -> VisionView:
     width = tower.embeddings.position_embedding.embedding_dim
-    return VisionView(tower.embeddings, pre_norm, read_blocks(tower.encoder), pool, width)
-
-
-def read_blocks(encoder: Any) -> tuple[BlockView, ...]:
-    """The layers of a transformers encoder as views."""
-    return tuple(read_block(layer) for layer in encoder.layers)
+    return VisionView(tower.embeddings, pre_norm, tuple(map(read_block, tower.encoder.layers)), pool, width)
 
 
 def read_block(layer: Any) -> BlockView:
-    """One layer as a view; the two libraries' names for its parts are the same in CLIP and SigLIP."""
+    """Read one layer; its parts have the same names in CLIP and SigLIP."""
     attention = layer.self_attn
-
     return BlockView(
         norm1=layer.layer_norm1,
         norm2=layer.layer_norm2,
@@ -219,13 +188,13 @@ def read_block(layer: Any) -> BlockView:
 
 
 def run_mlp(mlp: Any, x: Tensor) -> Tensor:
-    """The feed-forward part, its quick GELU in one step."""
+    """Run the feed-forward part, its quick GELU in one step."""
     activation = quick_gelu if isinstance(mlp.activation_fn, QuickGELUActivation) else mlp.activation_fn
     return mlp.fc2(activation(mlp.fc1(x)))
 
 
 def read_pixels(processor: Any, size: int) -> PixelTransform:
-    """The model's own test transform."""
+    """Read the model's own test transform."""
     given = {name: value for name, value in dict(processor.size).items() if value is not None}
     steps = [f"resize {' '.join(f'{name} {value}' for name, value in given.items())}"]
     steps += [f"centre crop {size}"] if processor.do_center_crop else []
@@ -237,5 +206,5 @@ def read_pixels(processor: Any, size: int) -> PixelTransform:
 
 
 def apply_processor(processor: Any, image: Image.Image) -> Tensor:
-    """One picture through a transformers image processor: [3, H, W]."""
+    """Apply a transformers image processor to one image: [3, H, W]."""
     return processor(images=image, return_tensors="pt")["pixel_values"][0]

@@ -22,7 +22,7 @@ from mmprompt.models.sites import Insert, Site, Vectors, low_rank_of, vectors_of
 
 
 @dataclass(frozen=True)
-class PlainTower:
+class OpaqueTower:
     """An image tower that is run as its library runs it, because its inside is not a view.
 
     Args:
@@ -34,7 +34,7 @@ class PlainTower:
     part: str
 
 
-def encode_images(tower: VisionView | PlainTower, images: Tensor, inserts: Mapping[Site, Insert]) -> Tensor:
+def encode_images(tower: VisionView | OpaqueTower, images: Tensor, inserts: Mapping[Site, Insert]) -> Tensor:
     """Raw image features of a tower.
 
     Pooling sees the tower's own slots alone: an average or an attention pool reads the patches and never
@@ -50,7 +50,7 @@ def encode_images(tower: VisionView | PlainTower, images: Tensor, inserts: Mappi
     Raises:
         UserError: the tower has no image tokens, no such layer, another width, or M differs between sites.
     """
-    if isinstance(tower, PlainTower):
+    if isinstance(tower, OpaqueTower):
         if inserts:
             raise no_image_tokens(tower.part)
         return tower.forward(images)
@@ -67,7 +67,7 @@ def encode_images(tower: VisionView | PlainTower, images: Tensor, inserts: Mappi
     return tower.pool(x[:, :n_own])
 
 
-def encode_image_tokens(tower: VisionView | PlainTower, images: Tensor) -> Tensor:
+def encode_image_tokens(tower: VisionView | OpaqueTower, images: Tensor) -> Tensor:
     """What enters the last block of a tower: the slots that its pooling is about to read.
 
     The last block's own output is trained for the pooled slot alone where a class token is read, so captioners are
@@ -82,7 +82,7 @@ def encode_image_tokens(tower: VisionView | PlainTower, images: Tensor) -> Tenso
     Raises:
         UserError: the tower has no image tokens.
     """
-    if isinstance(tower, PlainTower):
+    if isinstance(tower, OpaqueTower):
         raise UserError(
             f"image tokens were asked for, but this image tower ({tower.part}) has none. "
             "Use its pooled features, or a backbone with a ViT image tower."
