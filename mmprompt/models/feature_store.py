@@ -20,14 +20,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
+from filelock import FileLock
+from safetensors import safe_open
+from torch import Tensor
 
 from mmprompt.errors import UserError, bad_file
 from mmprompt.files import cache_folder, sha256_bytes, sha256_file, tensor_bytes, write_bytes
 from mmprompt.models.frozen import size_from_environment
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 FORMAT = 2
 LIMIT_VARIABLE = "MMPROMPT_CACHE_LIMIT"
@@ -93,11 +94,7 @@ def features_folder() -> Path:
 
 
 def limit_bytes() -> int:
-    """Return the most that a store may hold: `$MMPROMPT_CACHE_LIMIT` such as `500MB`, else 4 GB; 0 keeps nothing.
-
-    Raises:
-        UserError: the variable is not a size.
-    """
+    """Return the most that a store may hold: `$MMPROMPT_CACHE_LIMIT` such as `500MB`, else 4 GB; 0 keeps nothing."""
     return size_from_environment(LIMIT_VARIABLE, DEFAULT_LIMIT_BYTES, "no store")
 
 
@@ -120,8 +117,6 @@ class FeatureStore:
 
     def add(self, space: Space, rows: Mapping[str, Tensor]) -> None:
         """Add the rows [width] whose keys are not there yet; the first of two writers of a row wins."""
-        import torch
-
         with self._locked():
             known = self._read(space, rows)
             new = {key: row for key, row in rows.items() if key not in known}
@@ -138,13 +133,7 @@ class FeatureStore:
                 path.unlink(missing_ok=True)
 
     def hash_files(self, paths: Iterable[Path]) -> dict[Path, str]:
-        """Return the SHA-256 of files; a file whose size and time stamp are known is not read again.
-
-        Raises:
-            UserError: a file cannot be read.
-        """
-        import torch
-
+        """Return the SHA-256 of files; a file whose size and time stamp are known is not read again."""
         now = time.time_ns()
         try:
             stats = {path: path.stat() for path in paths}
@@ -173,7 +162,7 @@ class FeatureStore:
             return sorted(map(_describe, self._entries()), key=lambda held: -held.last_used)
 
     def clear(self) -> list[Contents]:
-        """Delete everything, also what is damaged or what another version wrote, and return what was deleted."""
+        """Delete everything, also damaged files and those of other versions, and return what was deleted."""
         deleted = self.contents()
         if deleted:
             with self._locked():
@@ -184,8 +173,6 @@ class FeatureStore:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """Hold the store, so that no other process reads or changes it meanwhile."""
-        from filelock import FileLock
-
         try:
             with FileLock(self.folder / ".lock", timeout=LOCK_SECONDS):
                 yield
@@ -242,8 +229,6 @@ def _digest(key: str) -> bytes:
 
 
 def _checksums(rows: Tensor) -> Tensor:
-    import torch
-
     data = rows.contiguous().view(torch.uint8).numpy()  # [N, bytes]
     return torch.tensor([zlib.crc32(row) for row in data], dtype=torch.int64)
 
@@ -261,15 +246,11 @@ def _read_shard(path: Path, names: Mapping[bytes, str]) -> dict[str, Tensor]:
 
 def _load(path: Path) -> dict[str, Tensor]:
     """Open a file of rows, of which only what is looked at is read from the disk."""
-    from safetensors import safe_open
-
     with safe_open(path, "pt") as file:
         return {name: file.get_tensor(name) for name in ("keys", "rows", "checksums")}
 
 
 def _describe(entry: Path) -> Contents:
-    from safetensors import safe_open
-
     size, last_used = _size(entry), entry.stat().st_mtime
     try:
         rows, facts = 0, {}

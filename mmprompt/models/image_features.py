@@ -164,11 +164,7 @@ class ImageFeatures:
         return frozenset(path for path, view in images if (path, view) in self._rows)
 
     def refuse_other(self, backbone: DualEncoder) -> None:
-        """Refuse to serve a classifier on another backbone.
-
-        Raises:
-            UserError: weights or transform differ.
-        """
+        """Refuse to serve a classifier on a backbone with other weights or another transform."""
         own = self.backbone
         if (own.fingerprint, own.transform) != (backbone.fingerprint, backbone.transform):
             raise UserError(

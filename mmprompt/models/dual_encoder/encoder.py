@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mmprompt.errors import UserError
 from mmprompt.models.dual_encoder.forward.text import check_text_vectors, encode_slots
-from mmprompt.models.dual_encoder.forward.views import TextView, VisionView
+from mmprompt.models.dual_encoder.forward.views import Frame, TextView, VisionView
 from mmprompt.models.dual_encoder.forward.vision import OpaqueTower, encode_image_tokens, encode_images
 from mmprompt.models.frozen import PixelTransform, fingerprint, size_from_environment
 from mmprompt.models.sites import Insert, Site, TextSlots, Tower, vectors_of
@@ -24,15 +24,6 @@ from mmprompt.models.sites import Insert, Site, TextSlots, Tower, vectors_of
 MEMORY_VARIABLE = "MMPROMPT_MEMORY_LIMIT"
 DEFAULT_MEMORY_BYTES = 2**30
 PROBE_SLOTS = 16
-
-
-@dataclass(frozen=True)
-class Frame:
-    """The ids around the words of a text: an optional start, the end, then padding up to the last slot."""
-
-    start_id: int | None
-    end_id: int
-    pad_id: int
 
 
 @dataclass(frozen=True)
@@ -112,7 +103,7 @@ class FrozenDualEncoder:
     ) -> None:
         self.name, self.model = name, model
         self.text, self.vision, self.pixels = text, vision, pixels
-        self._tokenizer, self._frame = tokenizer, Frame(text.start_id, text.end_id, text.pad_id)
+        self._tokenizer = tokenizer
         self.fingerprint = fingerprint(model)
         self.device, self.dtype = text.position.device, text.position.dtype
         self.text_width, self.text_layers = text.width, len(text.blocks)
@@ -143,7 +134,7 @@ class FrozenDualEncoder:
 
     def tokenize(self, text: str) -> list[int]:
         """Return the token ids of a text without its frame, never cut; refuse a text that spells the frame out."""
-        return self._tokenizer.words(text, self._frame)
+        return self._tokenizer.words(text, self.text.frame)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of token ids, as the library's tokenizer writes it."""
@@ -155,14 +146,14 @@ class FrozenDualEncoder:
         Rows that are too long for the tower are framed all the same: the caller, who knows the class names, compares
         `lengths` with `context_length` and words the error.
         """
-        start = [] if self.text.start_id is None else [self.text.start_id]
-        framed = [[*start, *row, self.text.end_id] for row in rows]
+        frame = self.text.frame
+        start = [] if frame.start_id is None else [frame.start_id]
+        framed = [[*start, *row, frame.end_id] for row in rows]
         lengths = [len(row) for row in framed]
         n_slots = max(lengths) if self.text.reads_end_only else max(*lengths, self.context_length)
-        pad = self.text.pad_id
-        slots = torch.tensor([row + [pad] * (n_slots - len(row)) for row in framed])  # [C, L]
+        slots = torch.tensor([row + [frame.pad_id] * (n_slots - len(row)) for row in framed])  # [C, L]
         n_ctx = -min((slot for row in rows for slot in row if slot < 0), default=0)
-        parts = slots.where(slots >= 0, pad), (-1 - slots).clamp(min=-1), torch.tensor(lengths)
+        parts = slots.where(slots >= 0, frame.pad_id), (-1 - slots).clamp(min=-1), torch.tensor(lengths)
         token_ids, ctx_index, n_slots_of = (part.to(self.device) for part in parts)
         return TextSlots(token_ids, ctx_index, n_slots_of, n_ctx)
 

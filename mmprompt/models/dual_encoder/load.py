@@ -52,23 +52,6 @@ class Source:
     weights: str | None = None
     place: Path | None = None
 
-    @property
-    def remote(self) -> str:
-        """Return what the hub, or another server, calls the weights."""
-        if self.weights is None:
-            return self.model.removeprefix("hf-hub:")
-        import open_clip
-
-        published = open_clip.get_pretrained_cfg(self.model, self.weights)
-        return published.get("hf_hub") or published.get("url") or self.weights
-
-    @property
-    def local_form(self) -> str:
-        """Return the name that the same backbone has with a local copy of its weights."""
-        if self.weights is not None:
-            return f"open_clip:{self.model}//path/to/weights.safetensors"
-        return "hf:path/to/folder" if self.library == "transformers" else "path/to/folder"
-
 
 @checked
 def load_backbone(
@@ -238,8 +221,15 @@ def _not_loaded(name: str, source: Source, cache_dir: str | None, error: Excepti
         )
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    cache = cache_dir or HF_HUB_CACHE
+    remote = source.model.removeprefix("hf-hub:")
+    local_copy = "hf:path/to/folder" if source.library == "transformers" else "path/to/folder"
+    if source.weights is not None:
+        import open_clip
+
+        published = open_clip.get_pretrained_cfg(source.model, source.weights)
+        remote = published.get("hf_hub") or published.get("url") or source.weights
+        local_copy = f"open_clip:{source.model}//path/to/weights.safetensors"
     return UserError(
-        f"the weights of {name} ({source.remote}) are neither in {cache} nor to be had from the hub ({reason}). "
-        f"Connect once, or give a local copy: {source.local_form}."
+        f"the weights of {name} ({remote}) are neither in {cache_dir or HF_HUB_CACHE} nor to be had from the hub "
+        f"({reason}). Connect once, or give a local copy: {local_copy}."
     )

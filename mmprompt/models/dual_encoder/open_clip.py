@@ -28,9 +28,10 @@ from open_clip.transformer import (
 from torch import Tensor, nn
 
 from mmprompt.errors import UserError
-from mmprompt.models.dual_encoder.encoder import Frame, FrozenDualEncoder, WordTokenizer
+from mmprompt.models.dual_encoder.encoder import FrozenDualEncoder, WordTokenizer
 from mmprompt.models.dual_encoder.forward.views import (
     BlockView,
+    Frame,
     OpaqueBlock,
     TextView,
     VisionView,
@@ -135,9 +136,7 @@ def read_text(model: nn.Module, tokenizer: WordTokenizer) -> TextView:
         project=read_projection(tower.text_projection),
         is_causal=tower.attn_mask is not None,
         pooling="last" if pool_type == "last" else "eos",
-        start_id=frame.start_id,
-        end_id=frame.end_id,
-        pad_id=frame.pad_id,
+        frame=frame,
     )
 
 

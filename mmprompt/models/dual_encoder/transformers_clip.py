@@ -19,8 +19,8 @@ from transformers.activations import QuickGELUActivation
 from transformers.utils import logging as transformers_logging
 
 from mmprompt.errors import UserError
-from mmprompt.models.dual_encoder.encoder import Frame, FrozenDualEncoder, WordTokenizer
-from mmprompt.models.dual_encoder.forward.views import BlockView, TensorMap, TextView, VisionView, quick_gelu
+from mmprompt.models.dual_encoder.encoder import FrozenDualEncoder, WordTokenizer
+from mmprompt.models.dual_encoder.forward.views import BlockView, TextView, VisionView, quick_gelu
 from mmprompt.models.frozen import LoadOptions, PixelTransform, describe, freeze
 
 MODELS = {"clip": CLIPModel, "siglip": SiglipModel}
@@ -39,16 +39,15 @@ def load_transformers(name: str, source: str, options: LoadOptions) -> FrozenDua
     tokenizer = read_tokenizer(AutoTokenizer.from_pretrained(source, **hub))
     processor = AutoImageProcessor.from_pretrained(source, **hub)
     freeze(model, options)
-    is_clip = isinstance(model, CLIPModel)
     return FrozenDualEncoder(
         name=name,
         model=model,
-        text=read_clip_text(model, tokenizer) if is_clip else read_siglip_text(model, tokenizer),
-        vision=read_clip_vision(model) if is_clip else read_siglip_vision(model),
+        text=read_text(model, tokenizer),
+        vision=read_vision(model),
         tokenizer=tokenizer,
         pixels=read_pixels(processor, config.vision_config.image_size),
         log_logit_scale=model.logit_scale,
-        logit_bias=None if is_clip else model.logit_bias,
+        logit_bias=getattr(model, "logit_bias", None),
     )
 
 
@@ -114,58 +113,45 @@ def read_tokenizer(tokenizer: Any) -> WordTokenizer:
     return WordTokenizer(padded_ids, tokenizer.decode, len(tokenizer))
 
 
-def read_clip_text(model: CLIPModel, tokenizer: WordTokenizer) -> TextView:
-    """Read CLIP's text tower: causal, pooled at the end token, which must be the tokenizer's."""
-    frame = tokenizer.frame()
+def read_text(model: CLIPModel | SiglipModel, tokenizer: WordTokenizer) -> TextView:
+    """Read the text tower: CLIP's is causal and pooled at the end token, SigLIP's sees its padding, pooled last."""
+    tower: Any = model.text_model
+    is_clip, frame = isinstance(model, CLIPModel), tokenizer.frame()
     end_id = model.config.text_config.eos_token_id
-    # Configurations older than transformers 4.31 say 2 and mean the highest id.
-    if frame.end_id != (tokenizer.size - 1 if end_id == 2 else end_id):
+    # CLIP configurations older than transformers 4.31 say 2 and mean the highest id.
+    if is_clip and frame.end_id != (tokenizer.size - 1 if end_id == 2 else end_id):
         raise UserError(
             f"the text tower reads its features at token {end_id}, but its tokenizer ends texts with {frame.end_id}. "
             "Use the tokenizer that the model was trained with."
         )
-    return _read_text(model.text_model, frame, model.text_projection, is_causal=True)
-
-
-def read_siglip_text(model: SiglipModel, tokenizer: WordTokenizer) -> TextView:
-    """Read SigLIP's text tower: attends to all slots, padding too, and is pooled at the last one."""
-    return _read_text(model.text_model, tokenizer.frame(), model.text_model.head, is_causal=False)
-
-
-def _read_text(tower: Any, frame: Frame, projection: nn.Module, is_causal: bool) -> TextView:
     return TextView(
         token_embedding=tower.embeddings.token_embedding,
         position=tower.embeddings.position_embedding.weight,
         blocks=tuple(map(read_block, tower.encoder.layers)),
         final_norm=tower.final_layer_norm,
-        project=projection,
-        is_causal=is_causal,
-        pooling="eos" if is_causal else "last",
-        start_id=frame.start_id,
-        end_id=frame.end_id,
-        pad_id=frame.pad_id,
+        project=model.text_projection if is_clip else tower.head,
+        is_causal=is_clip,
+        pooling="eos" if is_clip else "last",
+        frame=frame,
     )
 
 
-def read_clip_vision(model: CLIPModel) -> VisionView:
-    """Read CLIP's image tower: pooled at the class token."""
-    tower = model.vision_model
-    # The library writes the name of the first norm this way.
-    return _read_vision(tower, tower.pre_layrnorm, lambda x: model.visual_projection(tower.post_layernorm(x[:, 0])))
-
-
-def read_siglip_vision(model: SiglipModel) -> VisionView:
-    """Read SigLIP's image tower: no class token, pooled by attention over the patches."""
-    tower = model.vision_model
-    if not tower.use_head:
+def read_vision(model: CLIPModel | SiglipModel) -> VisionView:
+    """Read the image tower: CLIP's is pooled at its class token, SigLIP's by attention over the patches."""
+    tower: Any = model.vision_model
+    if isinstance(model, SiglipModel) and not tower.use_head:
         raise UserError(
             "the image tower has no SiglipMultiheadAttentionPoolingHead, but one was expected. "
             "Use a complete SigLIP checkpoint."
         )
-    return _read_vision(tower, nn.Identity(), lambda x: tower.head(tower.post_layernorm(x)))
 
+    def pool(x: Tensor) -> Tensor:
+        if isinstance(model, CLIPModel):
+            return model.visual_projection(tower.post_layernorm(x[:, 0]))
+        return tower.head(tower.post_layernorm(x))
 
-def _read_vision(tower: Any, pre_norm: nn.Module, pool: TensorMap) -> VisionView:
+    # The library writes the name of CLIP's first norm this way.
+    pre_norm = tower.pre_layrnorm if isinstance(model, CLIPModel) else nn.Identity()
     width = tower.embeddings.position_embedding.embedding_dim
     return VisionView(tower.embeddings, pre_norm, tuple(map(read_block, tower.encoder.layers)), pool, width)
 
@@ -181,8 +167,6 @@ def read_block(layer: Any) -> BlockView:
         project_key_value=lambda x: (attention.k_proj(x), attention.v_proj(x)),
         out_proj=attention.out_proj,
         mlp=partial(run_mlp, layer.mlp),
-        scale1=nn.Identity(),
-        scale2=nn.Identity(),
         n_heads=attention.num_heads,
     )
 
@@ -195,8 +179,8 @@ def run_mlp(mlp: Any, x: Tensor) -> Tensor:
 
 def read_pixels(processor: Any, size: int) -> PixelTransform:
     """Read the model's own test transform."""
-    given = {name: value for name, value in dict(processor.size).items() if value is not None}
-    steps = [f"resize {' '.join(f'{name} {value}' for name, value in given.items())}"]
+    given = [f"{name} {value}" for name, value in dict(processor.size).items() if value is not None]
+    steps = [f"resize {' '.join(given)}"]
     steps += [f"centre crop {size}"] if processor.do_center_crop else []
     steps.append(Image.Resampling(processor.resample).name.lower())
     mean, std = processor.image_mean, processor.image_std

@@ -43,8 +43,8 @@ class BlockView:
         project_query, project_key_value: the same where only one side is needed.
         out_proj: after the heads are joined, with whatever norm or scale of heads the block has around it.
         mlp: the feed-forward part.
-        scale1, scale2: layer scale, else the identity.
         n_heads: H; scores are scaled by 1/sqrt(D/H).
+        scale1, scale2: layer scale, where the block has it.
         query_norm, key_norm: after the projection, per head, where the block does that.
         low_rank: learned terms beside the projections, before those norms.
     """
@@ -56,9 +56,9 @@ class BlockView:
     project_key_value: Callable[[Tensor], tuple[Tensor, Tensor]]
     out_proj: TensorMap
     mlp: TensorMap
-    scale1: TensorMap
-    scale2: TensorMap
     n_heads: int
+    scale1: TensorMap = unchanged
+    scale2: TensorMap = unchanged
     query_norm: TensorMap = unchanged
     key_norm: TensorMap = unchanged
     low_rank: Mapping[Part, LowRank] = field(default_factory=dict)
@@ -124,6 +124,15 @@ class OpaqueBlock:
 
 
 @dataclass(frozen=True)
+class Frame:
+    """The ids around the words of a text: an optional start, the end, then padding up to the last slot."""
+
+    start_id: int | None
+    end_id: int
+    pad_id: int
+
+
+@dataclass(frozen=True)
 class TextView:
     """A text tower: tokens and positions, blocks, final norm, pooling at one slot, projection.
 
@@ -135,9 +144,7 @@ class TextView:
         project: the pooled slot [N, D] to raw features [N, E].
         is_causal: whether a slot sees only those before it. If not, padding is attended to and slots are full length.
         pooling: `"eos"` reads the end token's slot, `"last"` the last of all L slots.
-        start_id: the token in slot 0, None where texts begin with their first word.
-        end_id: the token after the last word.
-        pad_id: the token in the slots after it; may equal `end_id`.
+        frame: the tokens around the words.
     """
 
     token_embedding: nn.Embedding
@@ -147,9 +154,7 @@ class TextView:
     project: TensorMap
     is_causal: bool
     pooling: Pooling
-    start_id: int | None
-    end_id: int
-    pad_id: int
+    frame: Frame
 
     @property
     def context_length(self) -> int:
