@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -54,8 +54,8 @@ class Site:
         for pattern in SITE_NAMES:
             match = re.fullmatch(pattern, text)
             if match is not None:
-                parts = match.groupdict()
-                return cls(parts["tower"], int(parts.get("layer") or 0), parts.get("part", ""))
+                parts: dict[str, Any] = match.groupdict()
+                return cls(parts["tower"], int(parts.get("layer", 0)), parts.get("part", ""))
         known = "text.input, text.layer[i], vision.input, vision.layer[i], lm.input, lm.kv[i] or text.block[i].query"
         raise UserError(f"{text!r} is not a site. A site is {known}.")
 
