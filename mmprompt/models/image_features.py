@@ -10,10 +10,10 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import PIL
@@ -22,18 +22,62 @@ import torch
 from torch import Tensor
 
 from mmprompt.data.images import ImageLike, read_image
+from mmprompt.data.parallel import in_workers
+from mmprompt.data.transforms import augment_coop
 from mmprompt.errors import UserError
 from mmprompt.files import make_folder, sha256_bytes
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.feature_store import FeatureStore, Space, StoreError, features_folder, limit_bytes
-from mmprompt.models.image_reading import Job, View, decode
+from mmprompt.models.frozen import PixelTransform
 from mmprompt.models.sites import Insert, Site
 
 CPU_BATCH, DEVICE_BATCH = 8, 64
 SAVE_SECONDS = 5.0
 Progress: TypeAlias = Callable[[int, int], None]
-Image: TypeAlias = "tuple[Path, View | None]"
 _log = logging.getLogger(__name__)
+
+
+class View(NamedTuple):
+    """One cropped and flipped view of a training image: seed, epoch and index of `augment_coop`."""
+
+    seed: int
+    epoch: int
+    number: int
+
+
+Image: TypeAlias = tuple[Path, View | None]
+"""An image file and the view of it; None is the backbone's own test transform."""
+
+
+class Job(NamedTuple):
+    """An image file that is read once, and the views that are made of it."""
+
+    path: Path
+    views: tuple[View | None, ...]
+
+
+def decode(backbone: DualEncoder, jobs: Sequence[Job], n_workers: int | None = None) -> Iterator[Tensor]:
+    """Yield the input tensors [3, H, W] float32 of all views of all jobs, in order; `n_workers` as for `in_workers`.
+
+    Raises:
+        UserError: an image cannot be read; names the file.
+    """
+    pixels = getattr(backbone, "pixels", None)  # so that workers are sent the transforms and not the weights
+    if isinstance(pixels, PixelTransform):
+        work = partial(_make_views, pixels.apply, pixels.normalize, pixels.size)
+    else:
+        work = partial(_make_views, backbone.preprocess, backbone.normalize, backbone.image_size)
+    for views in in_workers(work, jobs, n_workers):
+        yield from torch.from_numpy(views)
+
+
+def _make_views(
+    preprocess: Callable[[PIL.Image.Image], Tensor], normalize: Callable[[Tensor], Tensor], size: int, job: Job
+) -> np.ndarray:
+    """Read one file and return its views, [len(job.views), 3, H, W] float32."""
+    image = read_image(job.path)
+    views = [preprocess(image) if view is None else normalize(augment_coop(image, size, *view)) for view in job.views]
+    return torch.stack(views).numpy()
 
 
 def encode_batches(
@@ -46,7 +90,7 @@ def encode_batches(
 
     Args:
         backbone: the frozen model.
-        images: N normalised [3, H, W], as `preprocess` gives them; taken one batch at a time.
+        images: N normalised [3, H, W], taken one batch at a time.
         inserts: at the vision sites, if something learned is in the image tower.
     """
     size = CPU_BATCH if backbone.device.type == "cpu" else DEVICE_BATCH
@@ -69,11 +113,7 @@ def encode_tensors(
 def encode_pictures(
     backbone: DualEncoder, sources: Sequence[ImageLike], inserts: Mapping[Site, Insert] | None = None
 ) -> Tensor:
-    """Return the features [N, E] of images under the backbone's own test transform, computed now and kept nowhere.
-
-    Raises:
-        UserError: an image cannot be read.
-    """
+    """Return the features [N, E] of images under the backbone's own test transform, computed now and kept nowhere."""
     return encode_tensors(backbone, (backbone.preprocess(read_image(source)) for source in sources), inserts)
 
 
@@ -97,10 +137,8 @@ class ImageFeatures:
         n_workers: int | None = None,
         progress: Progress | None = None,
     ) -> None:
-        self.backbone = backbone
-        self.progress = progress
-        self._place = store
-        self._n_workers = n_workers
+        self.backbone, self.progress = backbone, progress
+        self._place, self._n_workers = store, n_workers
         self._rows: dict[Image, Tensor] = {}
 
     def of(self, paths: Sequence[Path]) -> Tensor:
@@ -112,15 +150,7 @@ class ImageFeatures:
         return self._gather([(path, None) for path in paths])
 
     def of_view(self, paths: Sequence[Path], seed: int, view: int) -> Tensor:
-        """Return the features [N, E] of one cropped and flipped view of the images of a training set.
-
-        Args:
-            paths: N files; their order is part of the augmentation.
-            seed: of the run.
-            view: its number.
-        Raises:
-            UserError: an image cannot be read.
-        """
+        """Return the features [N, E] of one cropped and flipped view of a training set, whose order is part of it."""
         return self._gather([(path, View(seed, view, index)) for index, path in enumerate(paths)])
 
     def prepare_views(self, paths: Sequence[Path], seed: int, n_views: int) -> None:
@@ -134,11 +164,7 @@ class ImageFeatures:
         return frozenset(path for path, view in images if (path, view) in self._rows)
 
     def refuse_other(self, backbone: DualEncoder) -> None:
-        """Refuse to serve a classifier on another backbone.
-
-        Raises:
-            UserError: weights or transform differ.
-        """
+        """Refuse to serve a classifier on a backbone with other weights or another transform."""
         own = self.backbone
         if (own.fingerprint, own.transform) != (backbone.fingerprint, backbone.transform):
             raise UserError(
@@ -159,8 +185,8 @@ class ImageFeatures:
         for path, view in dict.fromkeys(images):
             if (path, view) not in self._rows:
                 views.setdefault(path, []).append(view)
-        missing = [(path, view) for path in views for view in views[path]]
         jobs = [Job(path, tuple(of_path)) for path, of_path in views.items()]
+        missing = [(job.path, view) for job in jobs for view in job.views]
         unsaved: dict[Image, Tensor] = {}
         n_done, saved_at = 0, time.monotonic()
         try:

@@ -57,7 +57,7 @@ def _set_random_state(device: torch.device, state: Tensor) -> None:
 
 
 def recomputed(run: Piece, tensors: Sequence[Tensor]) -> Tensor:
-    """`run(tensors)`, keeping the tensors alone for the backward pass.
+    """Compute `run(tensors)`, keeping the tensors alone for the backward pass.
 
     Args:
         run: a pure function of the tensors; others that it uses get no gradient.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,6 +20,13 @@ from mmprompt.errors import UserError
 Tower = Literal["text", "vision", "lm", "lm.kv"]
 Scope = Literal["shared", "class", "sample"]
 Part = Literal["", "query", "key", "value"]
+NUMBER = r"\[(?P<layer>0|[1-9]\d{0,3})\]"
+SITE_NAMES = (
+    r"(?P<tower>text|vision|lm)\.input",
+    rf"(?P<tower>text|vision)\.layer(?!\[0\]){NUMBER}",
+    rf"(?P<tower>lm\.kv){NUMBER}",
+    rf"(?P<tower>text|vision)\.block{NUMBER}\.(?P<part>query|key|value)",
+)
 
 
 @dataclass(frozen=True, order=True)
@@ -43,25 +50,14 @@ class Site:
 
     @classmethod
     def parse(cls, text: str) -> Site:
-        """Read a site back from its name.
-
-        Raises:
-            UserError: the name is not that of a site.
-        """
-        kv = re.fullmatch(r"lm\.kv\[(0|[1-9]\d{0,3})\]", text)
-        if kv is not None:
-            return cls("lm.kv", int(kv[1]))
-        block = re.fullmatch(r"(text|vision)\.block\[(0|[1-9]\d{0,3})\]\.(query|key|value)", text)
-        if block is not None:
-            return cls(block[1], int(block[2]), block[3])  # type: ignore[arg-type]
-        towers: dict[str, Tower] = {"text": "text", "vision": "vision", "lm": "lm"}
-        match = re.fullmatch(r"(text|vision|lm)\.(?:input|layer\[([1-9]\d{0,3})\])", text)
-        if match is None or (match[1] == "lm" and match[2]):
-            known = (
-                "text.input, text.layer[i], vision.input, vision.layer[i], lm.input, lm.kv[i] or text.block[i].query"
-            )
-            raise UserError(f"{text!r} is not a site. A site is {known}.")
-        return cls(towers[match[1]], int(match[2] or 0))
+        """Read a site back from its name, and refuse a name that is not that of a site."""
+        for pattern in SITE_NAMES:
+            match = re.fullmatch(pattern, text)
+            if match is not None:
+                parts: dict[str, Any] = match.groupdict()
+                return cls(parts["tower"], int(parts.get("layer", 0)), parts.get("part", ""))
+        known = "text.input, text.layer[i], vision.input, vision.layer[i], lm.input, lm.kv[i] or text.block[i].query"
+        raise UserError(f"{text!r} is not a site. A site is {known}.")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 
 from mmprompt.classification.template import ClassTemplate
 from mmprompt.models.dual_encoder.encoder import FrozenDualEncoder, WordTokenizer
-from mmprompt.models.dual_encoder.forward.vision import PlainTower
+from mmprompt.models.dual_encoder.forward.vision import OpaqueTower
 from mmprompt.models.dual_encoder.open_clip import read_text
 from mmprompt.models.frozen import PixelTransform
 from mmprompt.models.sites import TextSlots
@@ -34,7 +34,7 @@ def vit_b_16(with_image_tower: bool = False) -> FrozenDualEncoder:
         name="ViT-B/16 with random weights",
         model=model,
         text=read_text(model, tokenizer),
-        vision=PlainTower(model.visual, "stub"),
+        vision=OpaqueTower(model.visual, "stub"),
         tokenizer=tokenizer,
         pixels=pixels,
         log_logit_scale=model.logit_scale,

@@ -39,8 +39,8 @@ def test_slots_are_framed_by_start_and_end(tiny_clip_backbone):
     slots = ClassTemplate.of_context(2).slots(tiny_clip_backbone, ["cat", "red car"])
     assert slots.lengths.tolist() == [6, 7]
     assert slots.ctx_index[0].tolist()[:4] == [-1, 0, 1, -1]
-    assert slots.token_ids[0, 0] == tiny_clip_backbone.text.start_id
-    assert slots.token_ids[0, 5] == tiny_clip_backbone.text.end_id
+    assert slots.token_ids[0, 0] == tiny_clip_backbone.text.frame.start_id
+    assert slots.token_ids[0, 5] == tiny_clip_backbone.text.frame.end_id
 
 
 def test_a_written_template_is_the_one_of_its_position():

@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from mmprompt.errors import UserError
 from mmprompt.models.decoder.hf_cache import cache_argument, from_cache, to_crossed_cache
-from mmprompt.models.decoder.kv_cache import KeyValues
+from mmprompt.models.decoder.kv_cache import KeyValues, map_parts
 from mmprompt.models.decoder.packing import Packed, Question
 from mmprompt.models.decoder.reader import UNLIMITED, embed_slots
 from mmprompt.models.decoder.vectors import KvShape
@@ -23,16 +23,11 @@ from mmprompt.models.sites import Vectors
 
 
 class EncoderDecoderReader:
-    """transformers' sequence-to-sequence model.
+    """transformers' sequence-to-sequence model; attributes as for `CausalReader`, `kv_shape` is the decoder's.
 
     Args:
         lm: any `...ForConditionalGeneration` of text.
         behind: token ids that stand behind every text, such as T5's end token.
-
-    Attributes:
-        width, vocabulary_size, n_positions, kv_shape: as for `CausalReader`; `kv_shape` is the decoder's.
-    Raises:
-        UserError: it names no start token of its decoder.
     """
 
     def __init__(self, lm: Any, behind: tuple[int, ...]) -> None:
@@ -50,26 +45,23 @@ class EncoderDecoderReader:
         self.kv_shape = self._measure()
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """Token embeddings [..., D], as the model scales them."""
+        """Return token embeddings [..., D], as the model scales them."""
         return self.lm.get_input_embeddings()(token_ids)
 
     def encode(
         self, soft: Vectors | Sequence[Vectors | None] | None, texts: Sequence[Sequence[int]]
     ) -> tuple[Tensor, Tensor]:
-        """Read prompts and texts.
+        """Read prompts and texts: states [N, T, D], and [N, T] bool that is False where nothing stands.
 
         Args:
             soft: vectors that all texts share [P, D], or of each text [N, P, D]; a list of one for each text, whose P
                 may differ; None where there are none.
             texts: slots as in `Question`.
-        Returns:
-            states [N, T, D], and [N, T] bool that is False where nothing stands.
         """
         whole = [[*text, *self.behind] for text in texts]
         length = max(map(len, whole))
         slots = torch.tensor([[*text, *[0] * (length - len(text))] for text in whole], device=self.lm.device)
-        lengths = torch.tensor([[len(text)] for text in whole], device=self.lm.device)
-        is_there = torch.arange(length, device=self.lm.device) < lengths
+        is_there = is_within(list(map(len, whole)), length, self.lm.device)
         x = self.embed(slots.clamp(min=0))
         if isinstance(soft, Sequence):
             rows = zip(x.split(1), slots.split(1), soft, strict=True)
@@ -79,12 +71,9 @@ class EncoderDecoderReader:
         return self.lm.get_encoder()(inputs_embeds=x, attention_mask=is_there.long()).last_hidden_state, is_there
 
     def answer(self, soft: Vectors | None, learned: KeyValues, questions: Sequence[Question]) -> tuple[Tensor, Packed]:
-        """The logits [K, V] of all answers' tokens, and where each stands.
+        """Return the logits [K, V] of all answers' tokens, and where each stands.
 
-        Args:
-            soft: as in `encode`.
-            learned: keys and values of the decoder, [1 or N, H, M, D/H] a block; () for none.
-            questions: what is read and predicted.
+        `soft` is as in `encode`; `learned` are keys and values of the decoder's blocks, [1 or N, H, M, D/H], or ().
         """
         device = self.lm.device
         states, is_there = self.encode(soft, [question.slots for question in questions])
@@ -99,8 +88,7 @@ class EncoderDecoderReader:
             use_cache=True,
             **cache_argument(self.lm, to_crossed_cache(rows_for(learned, owner), ())),
         )
-        is_wanted = torch.arange(length, device=device) < torch.tensor([[len(a)] for a in answers], device=device)
-        logits = out.logits[is_wanted]
+        logits = out.logits[is_within(list(map(len, answers)), length, device)]
         at = torch.arange(len(logits), device=device)
         tokens = torch.tensor([token for answer in answers for token in answer], device=device)
         empty = at[:0]
@@ -108,7 +96,7 @@ class EncoderDecoderReader:
 
     @torch.no_grad()
     def keys_values_of(self, x: Tensor) -> KeyValues:
-        """The keys and values [1, H, M, D/H] of each block of the decoder, of embeddings [M, D] read by both halves."""
+        """Return keys and values [1, H, M, D/H] of the decoder's blocks, of embeddings [M, D] read by both halves."""
         cache = to_crossed_cache((), ())
         states = self.lm.get_encoder()(inputs_embeds=x[None]).last_hidden_state
         self.lm(
@@ -120,16 +108,21 @@ class EncoderDecoderReader:
         return from_cache(cache.self_attention_cache)
 
     def _measure(self) -> KvShape | None:
-        """The shape of the decoder's keys and values, from one token."""
+        """Measure the shape of the decoder's keys and values, from one token."""
         own = self.keys_values_of(self.embed(torch.tensor([self.start_id], device=self.lm.device)))
         shapes = {(len(own), part.shape[1], part.shape[3]) for pair in own for part in pair}
         return shapes.pop() if len(shapes) == 1 else None
 
 
+def is_within(lengths: Sequence[int], most: int, device: torch.device) -> Tensor:
+    """Return [N, most] bool that is True up to each row's length."""
+    return torch.arange(most, device=device) < torch.tensor(lengths, device=device)[:, None]
+
+
 def rows_for(learned: KeyValues, owner: Tensor) -> KeyValues:
-    """Keys and values of each row: those of its question, or the same for all."""
+    """Return the keys and values of each row: those of its question, or the same for all."""
 
     def rows(part: Tensor) -> Tensor:
         return part.expand(len(owner), -1, -1, -1) if part.shape[0] == 1 else part.index_select(0, owner)
 
-    return tuple((rows(key), rows(value)) for key, value in learned)
+    return map_parts(rows, learned)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import StaticCache
 from transformers.modeling_outputs import BaseModelOutput
@@ -18,61 +19,47 @@ from mmprompt.errors import UserError
 from mmprompt.models.decoder.encoder_decoder import EncoderDecoderReader
 from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.models.decoder.hf_cache import cache_argument, to_cache, to_crossed_cache
-from mmprompt.models.decoder.kv_cache import KeyValues, KVCache, learned_cache
+from mmprompt.models.decoder.kv_cache import KeyValues, KVCache, concatenate, learned_cache, map_parts
 from mmprompt.models.decoder.model import FrozenLanguageModel, SiteVectors
 from mmprompt.models.decoder.reader import window_of
 from mmprompt.models.decoder.vectors import LM_INPUT, keys_values
 from mmprompt.models.sites import Vectors
 
 BATCH = 32
-"""Texts that are gone on from at once."""
+"""Texts that are answered at once."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One text to go on from.
+    """One text to answer.
 
     Args:
-        memory: of one row: a prompt that was read, or learned keys and values; empty for none.
+        cache: of one row: a prompt that was read, or learned keys and values; empty for none.
         slots: what is read after it, as in `Question`; one or more.
         soft: shared vectors for negative slots, None where there are none.
     """
 
-    memory: KVCache
+    cache: KVCache
     slots: tuple[int, ...]
     soft: Vectors | None = None
 
 
-def job_of(
-    model: FrozenLanguageModel, vectors: SiteVectors, slots: tuple[int, ...], start: KVCache | None = None
-) -> Job:
-    """A text with vectors of a prompt.
-
-    Args:
-        model: the frozen model.
-        vectors: shared ones, as in `FrozenLanguageModel.predict`.
-        slots: what is read.
-        start: what was read of the prompt before these slots; by default they hold the prompt themselves.
-    """
-    if start is not None:
-        return Job(start, slots)
-    memory = learned_cache(keys_values(vectors, model.kv_shape, model.dtype))
-    return Job(memory, slots, vectors.get(LM_INPUT))
+def job_of(model: FrozenLanguageModel, vectors: SiteVectors, slots: tuple[int, ...]) -> Job:
+    """Make a job of slots that hold the prompt themselves, and its shared vectors as in `predict`."""
+    return Job(learned_cache(keys_values(vectors, model.kv_shape, model.dtype)), slots, vectors.get(LM_INPUT))
 
 
 @torch.no_grad()
 def generate(
     model: FrozenLanguageModel, jobs: Sequence[Job], settings: Generation, streamer: Any = None
 ) -> list[tuple[int, ...]]:
-    """The tokens of one answer to each text, without the end.
+    """Return the tokens of one answer to each text, without the end.
 
     Args:
         model: the frozen model.
         jobs: one or more texts, each with its own prompt; of any lengths.
         settings: how answers are searched.
         streamer: transformers' own kind, for one text.
-    Raises:
-        UserError: buffers of one size were asked for, but an encoder reads the texts.
     """
     if settings.static_cache and model.is_encoder_decoder:
         raise UserError(
@@ -93,13 +80,13 @@ def generate(
 
 def batches_of(model: FrozenLanguageModel, jobs: Sequence[Job], n_new: int) -> list[list[int]]:
     """Group texts into batches of `BATCH` at most: any together, where what the mask hides counts for nothing."""
-    longest = max(job.memory.n_read for job in jobs) + max(len(job.slots) for job in jobs) + n_new
+    longest = max(job.cache.n_read for job in jobs) + max(len(job.slots) for job in jobs) + n_new
     groups: dict[object, list[int]] = {}
     for row, job in enumerate(jobs):
         if isinstance(model.reader, EncoderDecoderReader):  # its decoder counts slots, hidden or not
-            key: object = job.memory.n_read
+            key: object = job.cache.n_read
         elif not model.reader.takes_places:
-            key = job.memory.n_read, len(job.slots)
+            key = job.cache.n_read, len(job.slots)
         else:  # as do windows
             key = row if longest > window_of(model.lm.config.get_text_config()) else None
         groups.setdefault(key, []).append(row)
@@ -108,20 +95,15 @@ def batches_of(model: FrozenLanguageModel, jobs: Sequence[Job], n_new: int) -> l
 
 def decoder_inputs(model: FrozenLanguageModel, jobs: Sequence[Job], settings: Generation) -> tuple[dict[str, Any], int]:
     """Prepare what `generate` is given, and count the tokens among what it returns that were given to it."""
-    kept, is_kept = left_padded([job.memory.own for job in jobs], model)
-    kept = tuple(
-        (key.repeat_interleave(settings.n_beams, 0), value.repeat_interleave(settings.n_beams, 0))
-        for key, value in kept
-    )
+    kept, is_kept = left_padded([job.cache.own for job in jobs], model)
+    kept = map_parts(lambda part: part.repeat_interleave(settings.n_beams, 0), kept)
     n_kept = is_kept.shape[1]
     if isinstance(model.reader, EncoderDecoderReader):
         return encoder_inputs(model, model.reader, jobs, kept, is_kept), n_kept + 1
     length = max(len(job.slots) for job in jobs)
-    pads = [length - len(job.slots) for job in jobs]
-    slots = torch.tensor([[model.pad_id] * pad + list(job.slots) for pad, job in zip(pads, jobs, strict=True)]).to(
-        model.device
-    )
-    is_there = torch.arange(length, device=model.device) >= torch.tensor(pads, device=model.device)[:, None]
+    padded = [[model.pad_id] * (length - len(job.slots)) + list(job.slots) for job in jobs]
+    slots = torch.tensor(padded, device=model.device)
+    is_there = is_last([len(job.slots) for job in jobs], length, model.device)
     inputs: dict[str, Any] = {"attention_mask": torch.cat([is_kept, is_there], 1).long()}
     if settings.static_cache:
         cache = static_cache(model, kept, n_kept + length + settings.max_tokens)
@@ -131,15 +113,14 @@ def decoder_inputs(model: FrozenLanguageModel, jobs: Sequence[Job], settings: Ge
     before = slots.new_full((len(jobs), n_kept), model.pad_id)  # stands for what the cache holds, and is never read
     if not bool((slots < 0).any()):
         return inputs | {"input_ids": torch.cat([before, slots], 1)}, n_kept + length
-    softs = [job.soft for job in jobs]
-    x = torch.cat([model.reader.embed_slots(row[None], soft) for row, soft in zip(slots, softs, strict=True)])
+    x = torch.cat([model.reader.embed_slots(row[None], job.soft) for row, job in zip(slots, jobs, strict=True)])
     return inputs | {"inputs_embeds": torch.cat([model.embed(before), x], 1)}, 0
 
 
 def encoder_inputs(
     model: FrozenLanguageModel, reader: EncoderDecoderReader, jobs: Sequence[Job], kept: KeyValues, is_kept: Tensor
 ) -> dict[str, Any]:
-    """The same for a model with an encoder: texts are read already, keys and values belong to the decoder."""
+    """Prepare the same for a model with an encoder: texts are read already, keys and values are the decoder's."""
     states, is_there = reader.encode([job.soft for job in jobs], [job.slots for job in jobs])
     n_rows, n_kept = is_kept.shape
     start = torch.full((n_rows, 1), reader.start_id, device=model.device)
@@ -156,30 +137,24 @@ def encoder_inputs(
 
 
 def left_padded(each: Sequence[KeyValues], model: FrozenLanguageModel) -> tuple[KeyValues, Tensor]:
-    """Keys and values of several rows as one batch, and [N, S] bool that is False where nothing was read."""
+    """Pad keys and values of several rows to one batch, with [N, S] bool that is False where nothing was read."""
     sizes = [own[0][0].shape[2] if own else 0 for own in each]
     most = max(sizes)
-    is_kept = torch.arange(most, device=model.device) >= torch.tensor(
-        [[most - size] for size in sizes], device=model.device
-    )
+    is_kept = is_last(sizes, most, model.device)
     if most == 0:
         return (), is_kept
-    first = next(own for own in each if own)
+    empty = map_parts(lambda part: part[:, :, :0], next(own for own in each if own))
+    rows = [map_parts(lambda part: F.pad(part, (0, 0, most - part.shape[2], 0)), own or empty) for own in each]
+    return map_parts(concatenate, *rows), is_kept
 
-    def padded(layer: int, part: int) -> Tensor:
-        like = first[layer][part]
-        empty = like.new_zeros(1, like.shape[1], most, like.shape[3])
-        rows = []
-        for own, size in zip(each, sizes, strict=True):
-            row = empty if not own else own[layer][part]
-            rows.append(torch.cat([empty[:, :, : most - size], row], 2) if size < most and own else row)
-        return torch.cat(rows)
 
-    return tuple((padded(layer, 0), padded(layer, 1)) for layer in range(len(first))), is_kept
+def is_last(sizes: Sequence[int], most: int, device: torch.device) -> Tensor:
+    """Return [N, most] bool that is True in the last slots of each row, as many as its size."""
+    return torch.arange(most, device=device) >= most - torch.tensor(sizes, device=device)[:, None]
 
 
 def static_cache(model: FrozenLanguageModel, kept: KeyValues, n_slots: int) -> StaticCache:
-    """Buffers of one size with what was read in front."""
+    """Make buffers of one size with what was read in front."""
     cache = StaticCache(config=model.lm.config, max_cache_len=n_slots)
     for layer, (key, value) in enumerate(kept):
         places = torch.arange(key.shape[2], device=model.device)

@@ -7,13 +7,24 @@ batches and images with many captions need. It knows no library; `hf_cache` turn
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 KeyValues = tuple[tuple[Tensor, Tensor], ...]
 """Keys and values of every block: [N, H, S, D/H] each."""
+
+
+def map_parts(change: Callable[..., Tensor], *caches: KeyValues) -> KeyValues:
+    """Apply a function to the keys of each block, one tensor of every cache, and to the values."""
+    blocks = [list(zip(*pairs, strict=True)) for pairs in zip(*caches, strict=True)]
+    return tuple((change(*keys), change(*values)) for keys, values in blocks)
+
+
+def concatenate(*rows: Tensor) -> Tensor:
+    """Join the rows of several tensors."""
+    return torch.cat(rows)
 
 
 @dataclass(frozen=True)
@@ -41,49 +52,30 @@ class KVCache:
         return self._map(lambda tensor: tensor.expand(n_rows, *tensor.shape[1:]))
 
     def select_after(self, base: KVCache, rows: Tensor) -> KVCache:
-        """The given rows, with what `base` had read taken from `base`, so that no gradient flows back through it.
-
-        Args:
-            base: what the same rows had read before, in self-attention.
-            rows: [N'] int64.
-        """
+        """Select rows [N'], with what `base` had read of them taken from there: no gradient flows through that."""
         if not base.own:
             return self.select(rows)
         n_base = base.own[0][0].shape[2]
-        own = tuple(
-            (
-                torch.cat([old_key.index_select(0, rows), key[:, :, n_base:].index_select(0, rows)], dim=2),
-                torch.cat([old_value.index_select(0, rows), value[:, :, n_base:].index_select(0, rows)], dim=2),
-            )
-            for (old_key, old_value), (key, value) in zip(base.own, self.own, strict=True)
-        )
-        rest = KVCache((), self.states, self.crossed, self.n_read).select(rows)
-        return KVCache(own, rest.states, rest.crossed, self.n_read)
+
+        def joined(old: Tensor, now: Tensor) -> Tensor:
+            return torch.cat([old.index_select(0, rows), now[:, :, n_base:].index_select(0, rows)], dim=2)
+
+        return replace(replace(self, own=()).select(rows), own=map_parts(joined, base.own, self.own))
 
     def insert(self, keys_values: KeyValues) -> KVCache:
-        """The same with learned keys and values after what was read: [1 or N, H, M, D/H] each."""
-        n_rows = len(self)
-        pairs = []
-        for layer, given in enumerate(keys_values):
-            pair = tuple(part.expand(n_rows, -1, -1, -1) for part in given)
-            if self.own:
-                before = self.own[layer]
-                pair = tuple(torch.cat([old, new.to(old.dtype)], dim=2) for old, new in zip(before, pair, strict=True))
-            pairs.append((pair[0], pair[1]))
-        return KVCache(tuple(pairs), self.states, self.crossed, self.n_read + keys_values[0][0].shape[2])
+        """Return the same with learned keys and values after what was read: [1 or N, H, M, D/H] each."""
+        own = map_parts(lambda part: part.expand(len(self), -1, -1, -1), keys_values)
+        if self.own:
+            own = map_parts(lambda old, new: torch.cat([old, new.to(old.dtype)], dim=2), self.own, own)
+        return replace(self, own=own, n_read=self.n_read + keys_values[0][0].shape[2])
 
     @staticmethod
     def join(parts: Sequence[KVCache]) -> KVCache:
         """Join the rows of several caches that have read equally much, one after another."""
-        first = parts[0]
-
-        def pairs(layers: Sequence[KeyValues]) -> KeyValues:
-            blocks = [list(zip(*block, strict=True)) for block in zip(*layers, strict=True)]
-            return tuple((torch.cat(keys), torch.cat(values)) for keys, values in blocks)
-
-        states = None if first.states is None else torch.cat([part.states for part in parts if part.states is not None])
-        own, crossed = pairs([part.own for part in parts]), pairs([part.crossed for part in parts])
-        return KVCache(own, states, crossed, first.n_read)
+        own = map_parts(concatenate, *(part.own for part in parts))
+        crossed = map_parts(concatenate, *(part.crossed for part in parts))
+        states = [part.states for part in parts if part.states is not None]
+        return KVCache(own, concatenate(*states) if states else None, crossed, parts[0].n_read)
 
     def __len__(self) -> int:
         first = self.states if self.states is not None else self.own[0][0]
@@ -91,15 +83,14 @@ class KVCache:
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of all tensors."""
+        """Count the bytes of all tensors."""
         tensors = [part for pair in (*self.own, *self.crossed) for part in pair]
         tensors += [] if self.states is None else [self.states]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> KVCache:
-        own = tuple((change(key), change(value)) for key, value in self.own)
-        crossed = tuple((change(key), change(value)) for key, value in self.crossed)
-        return KVCache(own, None if self.states is None else change(self.states), crossed, self.n_read)
+        states = None if self.states is None else change(self.states)
+        return KVCache(map_parts(change, self.own), states, map_parts(change, self.crossed), self.n_read)
 
 
 def learned_cache(learned: KeyValues) -> KVCache:
@@ -108,13 +99,9 @@ def learned_cache(learned: KeyValues) -> KVCache:
 
 
 def causal_mask(n_before: int, x: Tensor) -> Tensor | None:
-    """Build the mask of new slots, which see all that were read before them, and one another from left to right.
+    """Build the mask [L, n_before + L], added to scores, of new slots x: [N, L] or [N, L, D], in its dtype.
 
-    Args:
-        n_before: keys that were kept, image and prompt among them.
-        x: [N, L] or [N, L, D], the new slots.
-    Returns:
-        [L, n_before + L] in the dtype of x, to be added to scores; None where a single new slot sees everything.
+    They see all keys that were kept, and one another from left to right; None where a single new slot sees everything.
     """
     n_new = x.shape[1]
     if n_new == 1:

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmprompt.errors import UserError, bad_file, unknown_name
-from mmprompt.models.decoder.smollm2 import find_smollm2
 from mmprompt.models.dual_encoder.load import TINY, Source, folder_source, one_line_errors, read_options
 from mmprompt.models.frozen import LoadOptions, freeze
+from mmprompt.models.packaged import find_packaged
 from mmprompt.settings import checked
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ GGUF_READERS = ("gguf", "accelerate")
 
 
 def list_language_models() -> list[str]:
-    """The names that can be loaded without a path."""
+    """List the names that can be loaded without a path."""
     return ["tiny", "smollm2"]
 
 
@@ -64,14 +64,7 @@ def load_language_model(
 
 
 def load_parts(name: str, options: LoadOptions) -> tuple[Any, Any]:
-    """A frozen language model and its tokenizer, both transformers' own.
-
-    Args:
-        name: one of the forms at the top of this file.
-        options: device, dtype, cache folder, and whether remote code may run.
-    Raises:
-        UserError: no such name, weights or a tokenizer that are not there, or a model of another kind.
-    """
+    """Load a frozen language model and its tokenizer, both transformers' own; errors as for `load_language_model`."""
     from transformers import AutoConfig, AutoTokenizer
 
     from mmprompt.models.dual_encoder.transformers_clip import hub_options, load_complete
@@ -119,11 +112,11 @@ def _only_known_code(name: str) -> Iterator[None]:
 
 
 def _find(name: str) -> Source:
-    """Read a language model's name, and see that what it names is there."""
+    """Read a language model's name, and refuse what is not there."""
     if name == "tiny":
         return folder_source(TINY / "language")
     if name == "smollm2":
-        return folder_source(find_smollm2())
+        return folder_source(find_packaged("smollm2"))
     model = name.removeprefix("hf:")
     path = Path(model).expanduser()
     if path.suffix == ".gguf" or path.is_file():
@@ -157,11 +150,7 @@ def _gguf_source(path: Path) -> Source:
 
 
 def need_gguf(what: str) -> None:
-    """Make sure that what reads GGUF is installed.
-
-    Raises:
-        UserError: it is not.
-    """
+    """Refuse to go on where what reads GGUF is not installed."""
     missing = [package for package in GGUF_READERS if find_spec(package) is None]
     if missing:
         raise UserError(

@@ -44,16 +44,16 @@ class Predicted:
     lengths: tuple[int, ...]
 
     def token_log_probs(self) -> Tensor:
-        """[K] in float32 or more, of each token of each answer; among the W tokens where only those were asked for."""
+        """Return [K] in float32 or more, of each token of each answer; among the W tokens where W were asked for."""
         logits = self.logits.to(torch.promote_types(self.logits.dtype, torch.float32))
         return logits.log_softmax(-1)[self.at, self.tokens]
 
     def answer_log_probs(self) -> Tensor:
-        """[A], the sum over each answer's tokens."""
-        rows = torch.arange(len(self.lengths), device=self.at.device)
-        rows = rows.repeat_interleave(torch.tensor(self.lengths, device=self.at.device))
+        """Return [A], the sum over each answer's tokens."""
+        lengths = torch.tensor(self.lengths, device=self.at.device)
+        rows = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
         found = self.token_log_probs()
-        return found.new_zeros(len(self.lengths)).index_add(0, rows, found)
+        return found.new_zeros(len(lengths)).index_add(0, rows, found)
 
 
 class FrozenLanguageModel:
@@ -88,12 +88,10 @@ class FrozenLanguageModel:
         pad_id = tokenizer.pad_token_id
         is_known = pad_id is not None and pad_id < lm.get_input_embeddings().weight.shape[0]
         self.pad_id: int = pad_id if is_known else self.end_id
-        before, behind = specials_of(tokenizer)
-        self.start_ids = before
-        if self.is_encoder_decoder:
-            self.reader: CausalReader | EncoderDecoderReader = EncoderDecoderReader(lm, behind)
-        else:
-            self.reader = CausalReader(lm)
+        self.start_ids, behind = specials_of(tokenizer)
+        self.reader: CausalReader | EncoderDecoderReader = (
+            EncoderDecoderReader(lm, behind) if self.is_encoder_decoder else CausalReader(lm)
+        )
         self.width, self.vocabulary_size = self.reader.width, self.reader.vocabulary_size
         self.kv_shape, self.budget = self.reader.kv_shape, self.reader.n_positions
         self.fingerprint = fingerprint(lm)
@@ -105,16 +103,16 @@ class FrozenLanguageModel:
 
     @cached_property
     def embedding_rms(self) -> float:
-        """The root mean square of the token embeddings' numbers: the size that vectors of a prompt should have."""
+        """Return the root mean square of the token embeddings: the size that vectors of a prompt should have."""
         embedded = self.embed(torch.arange(self.vocabulary_size, device=self.device))
         return embedded.float().square().mean().sqrt().item()
 
     def compute_fingerprint(self) -> str:
-        """The fingerprint of the weights as they are now, to compare with `fingerprint`."""
+        """Return the fingerprint of the weights as they are now, to compare with `fingerprint`."""
         return fingerprint(self.lm)
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """Token embeddings [..., D] of ids [...], as the model scales them."""
+        """Return token embeddings [..., D] of ids [...], as the model scales them."""
         return self.reader.embed(token_ids)
 
     def check_vectors(self, vectors: SiteVectors) -> None:
@@ -122,11 +120,7 @@ class FrozenLanguageModel:
         check_vectors(self.name, self, vectors)
 
     def check_recomputed(self) -> None:
-        """Refuse to read rows again for the gradient where that is not done.
-
-        Raises:
-            UserError: an encoder reads the rows.
-        """
+        """Refuse to read rows again for the gradient where an encoder reads them."""
         if self.is_encoder_decoder:
             raise UserError(
                 f"{self.name} reads texts in its encoder, which are not read again. Train without recomputing."
@@ -151,7 +145,13 @@ class FrozenLanguageModel:
                 read rows again.
         """
         self.check_vectors(vectors)
-        self._check_room(vectors, questions)
+        n_kv = vectors[Site("lm.kv")].n_vectors if Site("lm.kv") in vectors else 0
+        n_slots = max(n_kv + len(question.slots) + max(map(len, question.answers)) for question in questions)
+        if n_slots > self.budget:
+            raise UserError(
+                f"a text with its prompt and answer takes {n_slots} slots, but {self.name} has {self.budget}. "
+                "Shorten it, or mark a field of the template with :cut."
+            )
         for given in vectors.values():
             is_each = given.scope == "shared" or given.values.shape[0] == len(questions)
             assert is_each, "vectors are given for all questions, or for each"
@@ -168,27 +168,25 @@ class FrozenLanguageModel:
         return Predicted(logits, packed.at, tokens, packed.lengths)
 
     def read_shared(self, vectors: SiteVectors, slots: Sequence[int]) -> KVCache:
-        """Read what other slots follow once, and return what a decoder-only model keeps of it: keys and values.
+        """Read what other slots follow once, for the keys and values that a decoder-only model keeps of it.
 
-        Args:
-            vectors: as in `predict`; shared where there are slots.
-            slots: as in `Question`; may be none.
+        `vectors` are as in `predict`, and shared where there are slots, which are as in `Question`.
         """
         assert isinstance(self.reader, CausalReader), "an encoder reads prompt and text together"
-        memory = learned_cache(keys_values(vectors, self.kv_shape, self.dtype))
+        cache = learned_cache(keys_values(vectors, self.kv_shape, self.dtype))
         if not slots:
-            return memory
+            return cache
         ids = torch.tensor([list(slots)], device=self.device)
-        return self.reader.run(memory, self.reader.embed_slots(ids, vectors.get(LM_INPUT)))[1]
+        return self.reader.run(cache, self.reader.embed_slots(ids, vectors.get(LM_INPUT)))[1]
 
     def _read(
         self, reader: CausalReader, vectors: SiteVectors, questions: Sequence[Question], is_recomputed: bool
     ) -> tuple[Tensor, Packed]:
-        """The hidden states that questions are answered from, and where each stands."""
+        """Return the hidden states that questions are answered from, and where each stands."""
         soft = vectors.get(LM_INPUT)
         is_shared = all(given.scope == "shared" for given in vectors.values())
         start = shared_start(questions) if is_shared else ()
-        memory = self.read_shared(vectors, start)
+        cache = self.read_shared(vectors, start)
         rest = [Question(question.slots[len(start) :], question.answers) for question in questions]
         if not reader.packs:
             rest = [Question(question.slots, (answer,)) for question in rest for answer in question.answers]
@@ -197,35 +195,25 @@ class FrozenLanguageModel:
                 owner = torch.arange(len(questions), device=self.device).repeat_interleave(counts)
                 if soft is not None and soft.scope != "shared":
                     soft = replace(soft, values=soft.values.index_select(0, owner))
-                memory = memory if not memory.own or len(memory) == 1 else memory.select(owner)
+                cache = cache if not cache.own or len(cache) == 1 else cache.select(owner)
         rows = share_rows(rest) if reader.packs and is_shared else [[item] for item in range(len(rest))]
-        packed = pack(rest, rows, memory.n_read, self.device)
-        if memory.own and len(memory) != len(rows):
-            memory = memory.repeat(len(rows))
+        packed = pack(rest, rows, cache.n_read, self.device)
+        if cache.own and len(cache) != len(rows):
+            cache = cache.repeat(len(rows))
         if is_recomputed:
-            return read_again(reader, memory, packed, soft), packed
-        return reader.read(memory, packed, soft), packed
-
-    def _check_room(self, vectors: SiteVectors, questions: Sequence[Question]) -> None:
-        n_kv = vectors[Site("lm.kv", 0)].n_vectors if Site("lm.kv", 0) in vectors else 0
-        for question in questions:
-            n_slots = n_kv + len(question.slots) + max(map(len, question.answers))
-            if n_slots > self.budget:
-                raise UserError(
-                    f"a text with its prompt and answer takes {n_slots} slots, but {self.name} has {self.budget}. "
-                    "Shorten it, or mark a field of the template with :cut."
-                )
+            return read_again(reader, cache, packed, soft), packed
+        return reader.read(cache, packed, soft), packed
 
 
 def columns_of(tokens: Tensor, words: Tensor) -> Tensor:
-    """[K] int64, which of `words` [W] each of the tokens [K] is."""
+    """Return [K] int64, which of `words` [W] each of the tokens [K] is."""
     is_same = tokens[:, None] == words
     assert bool(is_same.any(1).all()), "every answer's token is among the words"
     return is_same.int().argmax(1)
 
 
 def shared_start(questions: Sequence[Question]) -> tuple[int, ...]:
-    """The slots that all questions begin with; one at least is left to each."""
+    """Find the slots that all questions begin with; one at least is left to each."""
     texts = [question.slots for question in questions]
     first, last = min(texts), max(texts)  # in the order of tuples, where whatever these two share all share
     most = min(map(len, texts)) - 1
@@ -233,8 +221,8 @@ def shared_start(questions: Sequence[Question]) -> tuple[int, ...]:
     return first[: min(n_shared, most)]
 
 
-def read_again(reader: CausalReader, memory: KVCache, packed: Packed, soft: Vectors | None) -> Tensor:
-    """Do what `reader.read` does, row by row, keeping nothing of a row for the gradient but what went in."""
+def read_again(reader: CausalReader, cache: KVCache, packed: Packed, soft: Vectors | None) -> Tensor:
+    """Do what `reader.read` does, row by row, keeping nothing of a row for the gradient but what goes in."""
     length, hidden, order = packed.slots.shape[1], [], []
     for row in range(len(packed.slots)):
         is_mine = packed.read // length == row
@@ -247,13 +235,13 @@ def read_again(reader: CausalReader, memory: KVCache, packed: Packed, soft: Vect
             read=packed.read[is_mine] % length,
         )
         mine = soft if soft is None or soft.scope == "shared" else replace(soft, values=soft.values[row : row + 1])
-        keys = [part[row : row + 1] for pair in memory.own for part in pair]
+        keys = [part[row : row + 1] for pair in cache.own for part in pair]
 
         def read(tensors: Sequence[Tensor], one: Packed = one, mine: Vectors | None = mine) -> Tensor:
             parts = tensors if mine is None else tensors[:-1]
             own = tuple(zip(parts[::2], parts[1::2], strict=True))
             soft = None if mine is None else replace(mine, values=tensors[-1])
-            return reader.read(KVCache(own, n_read=memory.n_read), one, soft)
+            return reader.read(KVCache(own, n_read=cache.n_read), one, soft)
 
         hidden.append(recomputed(read, [*keys, *([] if mine is None else [mine.values])]))
         order.append(is_mine.nonzero()[:, 0])
@@ -261,11 +249,7 @@ def read_again(reader: CausalReader, memory: KVCache, packed: Packed, soft: Vect
 
 
 def end_of(name: str, lm: Any, tokenizer: Any) -> int:
-    """Find the token after an answer.
-
-    Raises:
-        UserError: neither tokenizer nor model names one.
-    """
+    """Find the token after an answer; refuse a model where neither it nor its tokenizer names one."""
     for place in (tokenizer, lm.generation_config, lm.config):
         value = getattr(place, "eos_token_id", None)
         if value is not None:

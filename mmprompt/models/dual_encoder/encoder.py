@@ -1,8 +1,7 @@
 """The one backbone class: a frozen model behind the views of its two towers.
 
-The readers (`open_clip.py`, `transformers_clip.py`) hand over the parts; what happens with them, for
-every library alike, is here. It is no `nn.Module`, so that a classifier which holds one never counts
-its weights as its own.
+The readers (`open_clip.py`, `transformers_clip.py`) hand over the parts; what happens with them, for every library
+alike, is here. It is not an `nn.Module`, so that a classifier which holds one never counts its weights as its own.
 """
 
 from __future__ import annotations
@@ -17,25 +16,14 @@ from torch import Tensor, nn
 
 from mmprompt.errors import UserError
 from mmprompt.models.dual_encoder.forward.text import check_text_vectors, encode_slots
-from mmprompt.models.dual_encoder.forward.views import TextView, VisionView
-from mmprompt.models.dual_encoder.forward.vision import PlainTower, encode_image_tokens, encode_images
+from mmprompt.models.dual_encoder.forward.views import Frame, TextView, VisionView
+from mmprompt.models.dual_encoder.forward.vision import OpaqueTower, encode_image_tokens, encode_images
 from mmprompt.models.frozen import PixelTransform, fingerprint, size_from_environment
 from mmprompt.models.sites import Insert, Site, TextSlots, Tower, vectors_of
 
 MEMORY_VARIABLE = "MMPROMPT_MEMORY_LIMIT"
 DEFAULT_MEMORY_BYTES = 2**30
-
-
 PROBE_SLOTS = 16
-
-
-@dataclass(frozen=True)
-class Frame:
-    """The ids around the words of a text: an optional start, the end, then padding up to the last slot."""
-
-    start_id: int | None
-    end_id: int
-    pad_id: int
 
 
 @dataclass(frozen=True)
@@ -53,11 +41,7 @@ class WordTokenizer:
     size: int
 
     def frame(self) -> Frame:
-        """Find the frame by comparing an empty text with a word.
-
-        Raises:
-            UserError: the tokenizer frames texts in a way that is not start, words, end, padding.
-        """
+        """Find the frame by comparing an empty text with a word; refuse any but start, words, end, padding."""
         empty, word = self.padded_ids("", PROBE_SLOTS), self.padded_ids("a", PROBE_SLOTS)
         start_id = empty[0] if empty[0] == word[0] else None
         end_id, pad_id, *rest = empty if start_id is None else empty[1:]
@@ -69,11 +53,7 @@ class WordTokenizer:
         return Frame(start_id, end_id, pad_id)
 
     def words(self, text: str, frame: Frame) -> list[int]:
-        """The ids of a text without its frame, never cut.
-
-        Raises:
-            UserError: the text spells out the start or end token.
-        """
+        """Return the ids of a text without its frame, never cut; refuse a text that spells out start or end."""
         # No known normalisation makes more than four tokens of a byte, so nothing is cut to fit.
         ids = self.padded_ids(text, 4 * len(text.encode()) + PROBE_SLOTS)
         ids = ids if frame.start_id is None else ids[1:]
@@ -88,18 +68,17 @@ class WordTokenizer:
         return ids
 
     def text_of(self, ids: Sequence[int]) -> str:
-        """The text of ids, as the library decodes it."""
+        """Return the text of ids, as the library decodes it."""
         return self.ids_to_text(list(ids))
 
 
 class FrozenDualEncoder:
-    """A frozen model with an image tower and a text tower; see `protocols.DualEncoder`.
+    """A frozen model with an image tower and a text tower; attributes and methods are those of `DualEncoder`.
 
     Args:
         name: what `load_backbone` takes to get this backbone again.
         model: the library's own model, frozen; kept for its weights alone.
-        text: the view of its text tower.
-        vision: the view of its image tower, or its plain forward where there is none.
+        text, vision: the views of its towers.
         tokenizer: the library's own, reduced to words.
         pixels: the library's own test transform.
         log_logit_scale: the stored logarithm of the multiplier, one element.
@@ -116,34 +95,28 @@ class FrozenDualEncoder:
         name: str,
         model: nn.Module,
         text: TextView,
-        vision: VisionView | PlainTower,
+        vision: VisionView | OpaqueTower,
         tokenizer: WordTokenizer,
         pixels: PixelTransform,
         log_logit_scale: Tensor,
         logit_bias: Tensor | None,
     ) -> None:
-        self.name = name
-        self.model = model
-        self.text = text
-        self.vision = vision
+        self.name, self.model = name, model
+        self.text, self.vision, self.pixels = text, vision, pixels
         self._tokenizer = tokenizer
-        self.pixels = pixels
         self.fingerprint = fingerprint(model)
-        self.device = text.position.device
-        self.dtype = text.position.dtype
-        self.text_width = text.width
-        self.text_layers = len(text.blocks)
+        self.device, self.dtype = text.position.device, text.position.dtype
+        self.text_width, self.text_layers = text.width, len(text.blocks)
         self.vision_width = vision.width if isinstance(vision, VisionView) else None
         self.vision_layers = len(vision.blocks) if isinstance(vision, VisionView) else 0
-        self.unprompted_part = vision.part if isinstance(vision, PlainTower) else None
-        self.context_length = text.context_length
-        self.vocabulary_size = tokenizer.size
-        self.image_size = pixels.size
-        self.transform = pixels.text
+        self.unprompted_part = vision.part if isinstance(vision, OpaqueTower) else None
+        self.context_length, self.vocabulary_size = text.context_length, tokenizer.size
+        self.image_size, self.transform = pixels.size, pixels.text
         self.logit_scale = log_logit_scale.double().exp().item()
         self.logit_bias = 0.0 if logit_bias is None else logit_bias.item()
         self.text_memory_bytes = size_from_environment(MEMORY_VARIABLE, DEFAULT_MEMORY_BYTES, "one class at a time")
-        self.embed_dim = self._embed_dim()
+        with torch.no_grad():
+            self.embed_dim = text.project(text.position[:1]).shape[-1]
 
     def __repr__(self) -> str:
         return f"<FrozenDualEncoder {self.name!r}: {self.device}, {self.dtype}>"
@@ -151,64 +124,47 @@ class FrozenDualEncoder:
     def __deepcopy__(self, memo: dict[int, object]) -> FrozenDualEncoder:
         return self  # frozen: a copy could never differ, and scikit-learn's clone would double the memory
 
-    def _embed_dim(self) -> int:
-        with torch.no_grad():
-            return self.text.project(self.text.position[:1]).shape[-1]
-
     def preprocess(self, image: Image.Image) -> Tensor:
-        """The backbone's own test transform of one RGB picture: [3, H, W] float32."""
+        """Apply the backbone's own test transform to one RGB image: [3, H, W] float32."""
         return self.pixels.apply(image)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Pixels [B, 3, H, W] in 0..1 at the backbone's size, to its normalised input."""
+        """Turn pixels [B, 3, H, W] in 0..1 at the backbone's size into its normalised input."""
         return self.pixels.normalize(images)
 
     def tokenize(self, text: str) -> list[int]:
-        """The token ids of a text, without start, end or padding, never cut.
-
-        Raises:
-            UserError: the text spells out the tokenizer's own start or end token.
-        """
-        return self._tokenizer.words(text, self._frame)
+        """Return the token ids of a text without its frame, never cut; refuse a text that spells the frame out."""
+        return self._tokenizer.words(text, self.text.frame)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of token ids, as the library's tokenizer writes it."""
+        """Return the text of token ids, as the library's tokenizer writes it."""
         return self._tokenizer.text_of(token_ids)
 
-    @property
-    def _frame(self) -> Frame:
-        return Frame(self.text.start_id, self.text.end_id, self.text.pad_id)
-
     def text_slots(self, rows: Sequence[Sequence[int]]) -> TextSlots:
-        """Frame rows of slots with the tower's own start, end and padding.
+        """Frame rows of slots with the tower's own start, end and padding; see `DualEncoder`.
 
-        Rows that are too long for the tower are framed all the same; `lengths` against `context_length`
-        tells, and the caller, who knows the class names, words the error.
-
-        Args:
-            rows: per class, token ids (>= 0), and -1 - m where context vector m stands.
+        Rows that are too long for the tower are framed all the same: the caller, who knows the class names, compares
+        `lengths` with `context_length` and words the error.
         """
-        start = [] if self.text.start_id is None else [self.text.start_id]
-        framed = [[*start, *row, self.text.end_id] for row in rows]
+        frame = self.text.frame
+        start = [] if frame.start_id is None else [frame.start_id]
+        framed = [[*start, *row, frame.end_id] for row in rows]
         lengths = [len(row) for row in framed]
         n_slots = max(lengths) if self.text.reads_end_only else max(*lengths, self.context_length)
-        pad = self.text.pad_id
-        slots = torch.tensor([row + [pad] * (n_slots - len(row)) for row in framed])  # [C, L]
-        token_ids = slots.where(slots >= 0, pad)
-        ctx_index = (-1 - slots).clamp(min=-1)
+        slots = torch.tensor([row + [frame.pad_id] * (n_slots - len(row)) for row in framed])  # [C, L]
         n_ctx = -min((slot for row in rows for slot in row if slot < 0), default=0)
-        return TextSlots(
-            token_ids.to(self.device), ctx_index.to(self.device), torch.tensor(lengths).to(self.device), n_ctx
-        )
+        parts = slots.where(slots >= 0, frame.pad_id), (-1 - slots).clamp(min=-1), torch.tensor(lengths)
+        token_ids, ctx_index, n_slots_of = (part.to(self.device) for part in parts)
+        return TextSlots(token_ids, ctx_index, n_slots_of, n_ctx)
 
     def token_vectors(self, token_ids: Tensor) -> Tensor:
-        """The embeddings [..., D] of token ids [...], before positions are added."""
+        """Return the embeddings [..., D] of token ids [...], before positions are added."""
         return self.text.token_embedding(token_ids.to(self.device))
 
     def encode_text(
         self, slots: TextSlots, inserts: Mapping[Site, Insert] | None = None, normalise: bool = True
     ) -> Tensor:
-        """Class features [C, E], with what is learned at the text sites put in.
+        """Return class features [C, E] or [B, C, E], with what is learned at the text sites put in.
 
         Args:
             slots: what stands where, from `text_slots`.
@@ -218,13 +174,13 @@ class FrozenDualEncoder:
         Raises:
             UserError: the vectors do not fit this tower or these classes.
         """
-        given = of_tower("text", inserts)
+        given = _of_tower("text", inserts)
         check_text_vectors(self.text, slots, vectors_of(given))
         features = encode_slots(self.text, slots, given, self.text_memory_bytes)
         return F.normalize(features, dim=-1) if normalise else features
 
     def encode_image(self, images: Tensor, inserts: Mapping[Site, Insert] | None = None) -> Tensor:
-        """Image features [B, E] of unit norm, with what is learned at the vision sites put in.
+        """Return image features [B, E] of unit norm, with what is learned at the vision sites put in.
 
         Args:
             images: [B, 3, H, W], normalised, of the backbone's size.
@@ -233,16 +189,10 @@ class FrozenDualEncoder:
             UserError: the images have another size, or the vectors do not fit this tower.
         """
         images = self._checked(images)
-        return F.normalize(encode_images(self.vision, images, of_tower("vision", inserts)), dim=-1)
+        return F.normalize(encode_images(self.vision, images, _of_tower("vision", inserts)), dim=-1)
 
     def encode_image_tokens(self, images: Tensor) -> Tensor:
-        """The image tokens [B, T, D] that enter the image tower's last block, for a captioner.
-
-        Args:
-            images: [B, 3, H, W], normalised, of the backbone's size.
-        Raises:
-            UserError: the images have another size, or the tower has no image tokens.
-        """
+        """Return the tokens [B, T, D] that enter the image tower's last block, of images as for `encode_image`."""
         return encode_image_tokens(self.vision, self._checked(images))
 
     def _checked(self, images: Tensor) -> Tensor:
@@ -255,10 +205,10 @@ class FrozenDualEncoder:
         return images.to(self.device, self.dtype)
 
     def compute_fingerprint(self) -> str:
-        """The fingerprint of the weights as they are now, to compare with `fingerprint`."""
+        """Return the fingerprint of the weights as they are now, to compare with `fingerprint`."""
         return fingerprint(self.model)
 
 
-def of_tower(tower: Tower, inserts: Mapping[Site, Insert] | None) -> dict[Site, Insert]:
+def _of_tower(tower: Tower, inserts: Mapping[Site, Insert] | None) -> dict[Site, Insert]:
     """Select the inserts of one tower."""
     return {site: insert for site, insert in (inserts or {}).items() if site.tower == tower}

@@ -1,7 +1,7 @@
 """What the rest of the package asks of a frozen dual encoder.
 
-Any object with these attributes is a backbone; nothing above this floor knows which library it came
-from. Features are unit norm, `logit_scale` is linear (about 100 for CLIP).
+Any object with these attributes is a backbone; nothing above this floor knows which library it came from. Features are
+unit norm, `logit_scale` is linear (about 100 for CLIP).
 """
 
 from __future__ import annotations
@@ -50,19 +50,19 @@ class DualEncoder(Protocol):
     transform: str
 
     def preprocess(self, image: Image.Image) -> Tensor:
-        """The backbone's own test transform of one RGB picture: [3, H, W] float32."""
+        """Apply the backbone's own test transform to one RGB image: [3, H, W] float32."""
         ...
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Pixels [B, 3, H, W] in 0..1 at the backbone's size, to its normalised input."""
+        """Turn pixels [B, 3, H, W] in 0..1 at the backbone's size into its normalised input."""
         ...
 
     def tokenize(self, text: str) -> list[int]:
-        """The token ids of a text, without start, end or padding."""
+        """Return the token ids of a text, without start, end or padding."""
         ...
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text that token ids stand for, as people read it."""
+        """Return the text that token ids stand for, as people read it."""
         ...
 
     def text_slots(self, rows: Sequence[Sequence[int]]) -> TextSlots:
@@ -74,23 +74,22 @@ class DualEncoder(Protocol):
         ...
 
     def token_vectors(self, token_ids: Tensor) -> Tensor:
-        """The embeddings [..., D] of token ids [...], before positions are added."""
+        """Return the embeddings [..., D] of token ids [...], before positions are added."""
         ...
 
     def encode_text(
         self, slots: TextSlots, inserts: Mapping[Site, Insert] | None = None, normalise: bool = True
     ) -> Tensor:
-        """Class features, of unit norm unless told otherwise, with what is learned at the text sites put in.
+        """Return class features, of unit norm unless told otherwise, with what is learned at the text sites put in.
 
-        Returns:
-            [C, E], or [B, C, E] if some vectors are of scope `"sample"`.
+        They are [C, E], or [B, C, E] if some vectors are of scope `"sample"`.
         """
         ...
 
     def encode_image(self, images: Tensor, inserts: Mapping[Site, Insert] | None = None) -> Tensor:
-        """Image features [B, E] of unit norm, with what is learned at the vision sites put in."""
+        """Return image features [B, E] of unit norm, with what is learned at the vision sites put in."""
         ...
 
     def compute_fingerprint(self) -> str:
-        """The fingerprint of the weights as they are now, to compare with `fingerprint`."""
+        """Return the fingerprint of the weights as they are now, to compare with `fingerprint`."""
         ...

@@ -8,7 +8,7 @@
     hf:NAME                            a transformers CLIPModel or SiglipModel, by name or folder
     FOLDER                             a folder of either library
 
-Loading itself is the libraries' own; this file turns what goes wrong there into one line.
+Loading itself is the libraries' own; this module turns what goes wrong there into one line.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ import torch
 
 from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
 from mmprompt.models.dual_encoder.interface import DualEncoder
-from mmprompt.models.dual_encoder.photo import find_photo
 from mmprompt.models.frozen import LoadOptions
+from mmprompt.models.packaged import find_packaged
 from mmprompt.settings import checked
 
 TINY = Path(__file__).parents[2] / "assets" / "tiny"
@@ -51,23 +51,6 @@ class Source:
     model: str
     weights: str | None = None
     place: Path | None = None
-
-    @property
-    def remote(self) -> str:
-        """What the hub, or another server, calls the weights."""
-        if self.weights is None:
-            return self.model.removeprefix("hf-hub:")
-        import open_clip
-
-        published = open_clip.get_pretrained_cfg(self.model, self.weights)
-        return published.get("hf_hub") or published.get("url") or self.weights
-
-    @property
-    def local_form(self) -> str:
-        """The name that the same backbone has with a local copy of its weights."""
-        if self.weights is not None:
-            return f"open_clip:{self.model}//path/to/weights.safetensors"
-        return "hf:path/to/folder" if self.library == "transformers" else "path/to/folder"
 
 
 @checked
@@ -103,36 +86,31 @@ def load_backbone(
 
 
 def read_options(device: str, dtype: str, cache_dir: str | Path | None, trust_remote_code: bool) -> LoadOptions:
-    """What a user may say of loading, for the readers; the arguments are those of `load_backbone`.
-
-    Raises:
-        UserError: there is no such device or precision here.
-    """
-    place = choose_device(device)
+    """Read what a user says of loading; the arguments are those of `load_backbone`."""
+    place = _choose_device(device)
     cache = None if cache_dir is None else str(cache_dir)
-    return LoadOptions(place, choose_dtype(dtype, place), cache, trust_remote_code)
+    return LoadOptions(place, _choose_dtype(dtype, place), cache, trust_remote_code)
 
 
 @contextlib.contextmanager
 def one_line_errors(name: str, source: Source, cache_dir: str | None) -> Iterator[None]:
-    """Turn whatever a library raises while it loads into one line, and keep its own lines back.
-
-    Args:
-        name: of the model, as the user gave it.
-        source: where it was looked for.
-        cache_dir: where downloads are kept, None for the library's own folder.
-    """
+    """Turn whatever a library raises while it loads into one line, and hold its own warnings and log lines back."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)
     try:
-        with quiet_libraries():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     except (UserError, ImportError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # the libraries raise a dozen kinds for a missing or damaged file
-        raise not_loaded(name, source, cache_dir, error) from None
+        raise _not_loaded(name, source, cache_dir, error) from None
+    finally:
+        logging.disable(disabled)
 
 
 def list_backbones() -> list[str]:
-    """The names that can be loaded without a path: `tiny`, `photo` and open_clip's published dual encoders."""
+    """List the names that can be loaded without a path: `tiny`, `photo` and open_clip's published dual encoders."""
     import open_clip
 
     names = []
@@ -144,35 +122,26 @@ def list_backbones() -> list[str]:
 
 
 def find_source(name: str) -> Source:
-    """Read a backbone's name.
-
-    Raises:
-        UserError: it has none of the known forms, or names a file, folder or tag that is not there.
-    """
+    """Read a backbone's name, which must have one of the known forms and name what is there."""
     if name == "tiny":
         return folder_source(TINY)
     if name == "photo":
-        return folder_source(find_photo())
+        return folder_source(find_packaged("photo"))
     if name.startswith("open_clip:"):
-        return open_clip_source(name.removeprefix("open_clip:"))
-    if name.startswith("hf:"):
-        model = name.removeprefix("hf:")
-        folder = Path(model).expanduser()
-        return folder_source(folder) if folder.is_dir() else Source("transformers", model)
-    folder = Path(name).expanduser()
+        return _open_clip_source(name.removeprefix("open_clip:"))
+    model = name.removeprefix("hf:")
+    folder = Path(model).expanduser()
     if folder.is_dir():
         return folder_source(folder)
+    if model != name:
+        return Source("transformers", model)
     if folder.is_file():
         raise bad_file(name, "is a file without an architecture", f"Use open_clip:ARCHITECTURE//{name}.")
     raise UserError(f"there is no backbone or folder {name!r}. {nearest(name, list_backbones())} {FORMS}")
 
 
 def folder_source(folder: Path) -> Source:
-    """Tell by its files which library a folder belongs to.
-
-    Raises:
-        UserError: it has neither library's configuration file.
-    """
+    """Tell by its configuration file which library a folder belongs to."""
     if (folder / "open_clip_config.json").is_file():
         return Source("open_clip", f"local-dir:{folder}", place=folder)
     if (folder / "config.json").is_file():
@@ -184,12 +153,8 @@ def folder_source(folder: Path) -> Source:
     )
 
 
-def open_clip_source(model: str) -> Source:
-    """Read what follows `open_clip:`.
-
-    Raises:
-        UserError: no such architecture, tag or file.
-    """
+def _open_clip_source(model: str) -> Source:
+    """Read what follows `open_clip:`."""
     import open_clip
 
     if model.startswith("hf-hub:"):
@@ -216,33 +181,24 @@ def open_clip_source(model: str) -> Source:
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """The nearest of many names as a hint, or where to see them all."""
+    """Return the nearest of many names as a hint, or where to see them all."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"Did you mean {near[0]!r}?" if near else "See mmprompt backbones list."
 
 
-def choose_device(device: str) -> torch.device:
-    """The torch device of a name.
-
-    Raises:
-        UserError: it is no device, or not on this machine.
-    """
+def _choose_device(device: str) -> torch.device:
+    """Return the torch device of a name, which must be on this machine."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError):
-        raise bad_value(
-            "device", repr(device), "this machine has no such device", "Use auto, cpu, cuda, cuda:0 or mps."
-        ) from None
+        expected = "this machine has no such device"
+        raise bad_value("device", repr(device), expected, "Use auto, cpu, cuda, cuda:0 or mps.") from None
 
 
-def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """The torch dtype of a name.
-
-    Raises:
-        UserError: it is not known, or the device cannot compute in it.
-    """
+def _choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """Return the torch dtype of a name, in which the device must be able to compute."""
     if dtype == "auto":
         return torch.float32
     if dtype not in DTYPES:
@@ -254,20 +210,7 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return DTYPES[dtype]
 
 
-@contextlib.contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Hold back the libraries' own warnings and log lines while they load: what matters is raised as one line."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
-
-
-def not_loaded(name: str, source: Source, cache_dir: str | None, error: Exception) -> UserError:
+def _not_loaded(name: str, source: Source, cache_dir: str | None, error: Exception) -> UserError:
     """Word what a library could not load: what was looked for, where, and how to give a local copy."""
     reason = textwrap.shorten(str(error), 160, placeholder=" ...") or type(error).__name__
     if source.place is not None:
@@ -278,8 +221,15 @@ def not_loaded(name: str, source: Source, cache_dir: str | None, error: Exceptio
         )
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    cache = cache_dir or HF_HUB_CACHE
+    remote = source.model.removeprefix("hf-hub:")
+    local_copy = "hf:path/to/folder" if source.library == "transformers" else "path/to/folder"
+    if source.weights is not None:
+        import open_clip
+
+        published = open_clip.get_pretrained_cfg(source.model, source.weights)
+        remote = published.get("hf_hub") or published.get("url") or source.weights
+        local_copy = f"open_clip:{source.model}//path/to/weights.safetensors"
     return UserError(
-        f"the weights of {name} ({source.remote}) are neither in {cache} nor to be had from the hub ({reason}). "
-        f"Connect once, or give a local copy: {source.local_form}."
+        f"the weights of {name} ({remote}) are neither in {cache_dir or HF_HUB_CACHE} nor to be had from the hub "
+        f"({reason}). Connect once, or give a local copy: {local_copy}."
     )

@@ -1,7 +1,6 @@
 """Reads timm's vision transformers, which open_clip puts behind its own head, into views.
 
-A trunk of another class, or one with a block that no view describes, is run by its own forward, without
-prompts. This file knows timm's classes and nothing of prompts or of texts.
+A trunk of another class, or one with a block that no view describes, is run by its own forward, without prompts.
 """
 
 from __future__ import annotations
@@ -13,21 +12,15 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from mmprompt.models.dual_encoder.forward.views import BlockView, VisionView, per_head
-from mmprompt.models.dual_encoder.forward.vision import PlainTower
+from mmprompt.models.dual_encoder.forward.vision import OpaqueTower
 
 
-def read_timm_vit(trunk: Any, head: nn.Module) -> VisionView | PlainTower:
-    """A trunk and what comes after it as a view, or by its own forward.
-
-    Args:
-        trunk: a timm model without classifier, [B, 3, H, W] to [B, D].
-        head: the projection, [B, D] to [B, E].
-    """
-    if type(trunk) is not VisionTransformer:
-        return PlainTower(nn.Sequential(trunk, head), type(trunk).__name__)
-    strange = [block for block in trunk.blocks if not is_known(block)]
+def read_timm_vit(trunk: Any, head: nn.Module) -> VisionView | OpaqueTower:
+    """Read a trunk without classifier, [B, 3, H, W] to [B, D], and the projection behind it, [B, D] to [B, E]."""
+    is_vit = type(trunk) is VisionTransformer
+    strange = [block for block in trunk.blocks if not is_known(block)] if is_vit else [trunk]
     if strange:
-        return PlainTower(nn.Sequential(trunk, head), type(strange[0]).__name__)
+        return OpaqueTower(nn.Sequential(trunk, head), type(strange[0]).__name__)
 
     def embed(images: Tensor) -> Tensor:
         return trunk._pos_embed(trunk.patch_embed(images))  # timm has no public name for this step
@@ -40,12 +33,12 @@ def read_timm_vit(trunk: Any, head: nn.Module) -> VisionView | PlainTower:
 
 
 def is_known(block: Any) -> bool:
-    """Whether `read_block` can describe a block; a subclass may do anything in its own forward."""
+    """Return whether `read_block` can describe a block; a subclass may do anything in its own forward."""
     return type(block) is Block and type(block.attn) is Attention and getattr(block.attn, "gate", None) is None
 
 
 def read_block(block: Any) -> BlockView:
-    """One known block as a view."""
+    """Read one known block."""
     attention = block.attn
 
     def project(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

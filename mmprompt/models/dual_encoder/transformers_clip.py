@@ -1,7 +1,7 @@
 """Reads transformers' CLIP and SigLIP models: weights by its own loader, towers into views.
 
-It knows transformers' classes and nothing of prompts. SigLIP 2 checkpoints of fixed resolution are
-`SiglipModel`s too; those that take any resolution are another class, and refused by its name.
+SigLIP 2 checkpoints of fixed resolution are `SiglipModel`s too; those that take any resolution are another class, and
+refused by its name.
 """
 
 from __future__ import annotations
@@ -19,24 +19,15 @@ from transformers.activations import QuickGELUActivation
 from transformers.utils import logging as transformers_logging
 
 from mmprompt.errors import UserError
-from mmprompt.models.dual_encoder.encoder import Frame, FrozenDualEncoder, WordTokenizer
-from mmprompt.models.dual_encoder.forward.activations import quick_gelu
-from mmprompt.models.dual_encoder.forward.views import BlockView, TensorMap, TextView, VisionView
+from mmprompt.models.dual_encoder.encoder import FrozenDualEncoder, WordTokenizer
+from mmprompt.models.dual_encoder.forward.views import BlockView, TextView, VisionView, quick_gelu
 from mmprompt.models.frozen import LoadOptions, PixelTransform, describe, freeze
 
 MODELS = {"clip": CLIPModel, "siglip": SiglipModel}
 
 
 def load_transformers(name: str, source: str, options: LoadOptions) -> FrozenDualEncoder:
-    """Load a model, its tokenizer and its image processor with transformers' own functions.
-
-    Args:
-        name: what the backbone calls itself.
-        source: a folder, or a name on the hub.
-        options: device, dtype, cache folder, and whether remote code may run.
-    Raises:
-        UserError: the model is of another class, or its files lack some of its weights.
-    """
+    """Load a model, its tokenizer and its image processor from a folder or the hub."""
     hub = hub_options(options)
     config = AutoConfig.from_pretrained(source, **hub)
     if config.model_type not in MODELS:
@@ -48,21 +39,20 @@ def load_transformers(name: str, source: str, options: LoadOptions) -> FrozenDua
     tokenizer = read_tokenizer(AutoTokenizer.from_pretrained(source, **hub))
     processor = AutoImageProcessor.from_pretrained(source, **hub)
     freeze(model, options)
-    is_clip = isinstance(model, CLIPModel)
     return FrozenDualEncoder(
         name=name,
         model=model,
-        text=read_clip_text(model, tokenizer) if is_clip else read_siglip_text(model, tokenizer),
-        vision=read_clip_vision(model) if is_clip else read_siglip_vision(model),
+        text=read_text(model, tokenizer),
+        vision=read_vision(model),
         tokenizer=tokenizer,
         pixels=read_pixels(processor, config.vision_config.image_size),
         log_logit_scale=model.logit_scale,
-        logit_bias=None if is_clip else model.logit_bias,
+        logit_bias=getattr(model, "logit_bias", None),
     )
 
 
 def hub_options(options: LoadOptions) -> dict[str, Any]:
-    """The keywords that transformers' loaders take from the user."""
+    """Return the keywords that transformers' loaders take from the user."""
     return {"cache_dir": options.cache_dir, "trust_remote_code": options.trust_remote_code}
 
 
@@ -74,7 +64,7 @@ def load_complete(
     gguf_file: str | None = None,
     use_safetensors: bool | None = None,
 ) -> Any:
-    """A model of one of transformers' classes, in float32.
+    """Load a model of one of transformers' classes in float32, and refuse one whose files lack some of its weights.
 
     Args:
         model_class: with a `from_pretrained`.
@@ -83,8 +73,6 @@ def load_complete(
         unread: how the names of weights begin that nobody reads, so that files may lack them.
         gguf_file: the file of the folder that holds the weights, where they are in GGUF.
         use_safetensors: True takes no weights in any other format; None takes weights-only checkpoints too.
-    Raises:
-        UserError: its files lack some of its weights.
     """
     with no_progress_bar():
         model, report = model_class.from_pretrained(
@@ -117,7 +105,7 @@ def no_progress_bar() -> Iterator[None]:
 
 
 def read_tokenizer(tokenizer: Any) -> WordTokenizer:
-    """A transformers tokenizer, reduced to words."""
+    """Reduce a transformers tokenizer to words."""
 
     def padded_ids(text: str, n_slots: int) -> list[int]:
         return tokenizer(text, padding="max_length", max_length=n_slots, truncation=True)["input_ids"]
@@ -125,85 +113,52 @@ def read_tokenizer(tokenizer: Any) -> WordTokenizer:
     return WordTokenizer(padded_ids, tokenizer.decode, len(tokenizer))
 
 
-def read_clip_text(model: CLIPModel, tokenizer: WordTokenizer) -> TextView:
-    """CLIP's text tower: causal, read at the end token.
-
-    Raises:
-        UserError: the model's end token is not the tokenizer's.
-    """
-    frame = tokenizer.frame()
+def read_text(model: CLIPModel | SiglipModel, tokenizer: WordTokenizer) -> TextView:
+    """Read the text tower: CLIP's is causal and pooled at the end token, SigLIP's sees its padding, pooled last."""
+    tower: Any = model.text_model
+    is_clip, frame = isinstance(model, CLIPModel), tokenizer.frame()
     end_id = model.config.text_config.eos_token_id
-    # Configurations older than transformers 4.31 say 2 and mean the highest id.
-    if frame.end_id != (tokenizer.size - 1 if end_id == 2 else end_id):
+    # CLIP configurations older than transformers 4.31 say 2 and mean the highest id.
+    if is_clip and frame.end_id != (tokenizer.size - 1 if end_id == 2 else end_id):
         raise UserError(
             f"the text tower reads its features at token {end_id}, but its tokenizer ends texts with {frame.end_id}. "
             "Use the tokenizer that the model was trained with."
         )
-    return read_text(model.text_model, frame, model.text_projection, is_causal=True)
-
-
-def read_siglip_text(model: SiglipModel, tokenizer: WordTokenizer) -> TextView:
-    """SigLIP's text tower: attends to all slots, padding too, and is read at the last one."""
-    return read_text(model.text_model, tokenizer.frame(), model.text_model.head, is_causal=False)
-
-
-def read_text(tower: Any, frame: Frame, projection: nn.Module, is_causal: bool) -> TextView:
-    """What the two text towers have in common."""
     return TextView(
         token_embedding=tower.embeddings.token_embedding,
         position=tower.embeddings.position_embedding.weight,
-        blocks=read_blocks(tower.encoder),
+        blocks=tuple(map(read_block, tower.encoder.layers)),
         final_norm=tower.final_layer_norm,
-        project=projection,
-        is_causal=is_causal,
-        pooling="eos" if is_causal else "last",
-        start_id=frame.start_id,
-        end_id=frame.end_id,
-        pad_id=frame.pad_id,
+        project=model.text_projection if is_clip else tower.head,
+        is_causal=is_clip,
+        pooling="eos" if is_clip else "last",
+        frame=frame,
     )
 
 
-def read_clip_vision(model: CLIPModel) -> VisionView:
-    """CLIP's image tower: read at the class token."""
-    tower = model.vision_model
-
-    def pool(x: Tensor) -> Tensor:
-        return model.visual_projection(tower.post_layernorm(x[:, 0]))
-
-    # The library writes the name of the first norm this way.
-    return read_vision(tower, tower.pre_layrnorm, pool)
-
-
-def read_siglip_vision(model: SiglipModel) -> VisionView:
-    """SigLIP's image tower: no class token, read by an attention pool over the patches.
-
-    Raises:
-        UserError: the tower has no pooling head.
-    """
-    tower = model.vision_model
-    if not tower.use_head:
+def read_vision(model: CLIPModel | SiglipModel) -> VisionView:
+    """Read the image tower: CLIP's is pooled at its class token, SigLIP's by attention over the patches."""
+    tower: Any = model.vision_model
+    if isinstance(model, SiglipModel) and not tower.use_head:
         raise UserError(
             "the image tower has no SiglipMultiheadAttentionPoolingHead, but one was expected. "
             "Use a complete SigLIP checkpoint."
         )
-    return read_vision(tower, nn.Identity(), lambda x: tower.head(tower.post_layernorm(x)))
 
+    def pool(x: Tensor) -> Tensor:
+        if isinstance(model, CLIPModel):
+            return model.visual_projection(tower.post_layernorm(x[:, 0]))
+        return tower.head(tower.post_layernorm(x))
 
-def read_vision(tower: Any, pre_norm: nn.Module, pool: TensorMap) -> VisionView:
-    """What the two image towers have in common."""
+    # The library writes the name of CLIP's first norm this way.
+    pre_norm = tower.pre_layrnorm if isinstance(model, CLIPModel) else nn.Identity()
     width = tower.embeddings.position_embedding.embedding_dim
-    return VisionView(tower.embeddings, pre_norm, read_blocks(tower.encoder), pool, width)
-
-
-def read_blocks(encoder: Any) -> tuple[BlockView, ...]:
-    """The layers of a transformers encoder as views."""
-    return tuple(read_block(layer) for layer in encoder.layers)
+    return VisionView(tower.embeddings, pre_norm, tuple(map(read_block, tower.encoder.layers)), pool, width)
 
 
 def read_block(layer: Any) -> BlockView:
-    """One layer as a view; the two libraries' names for its parts are the same in CLIP and SigLIP."""
+    """Read one layer; its parts have the same names in CLIP and SigLIP."""
     attention = layer.self_attn
-
     return BlockView(
         norm1=layer.layer_norm1,
         norm2=layer.layer_norm2,
@@ -212,22 +167,20 @@ def read_block(layer: Any) -> BlockView:
         project_key_value=lambda x: (attention.k_proj(x), attention.v_proj(x)),
         out_proj=attention.out_proj,
         mlp=partial(run_mlp, layer.mlp),
-        scale1=nn.Identity(),
-        scale2=nn.Identity(),
         n_heads=attention.num_heads,
     )
 
 
 def run_mlp(mlp: Any, x: Tensor) -> Tensor:
-    """The feed-forward part, its quick GELU in one step."""
+    """Run the feed-forward part, its quick GELU in one step."""
     activation = quick_gelu if isinstance(mlp.activation_fn, QuickGELUActivation) else mlp.activation_fn
     return mlp.fc2(activation(mlp.fc1(x)))
 
 
 def read_pixels(processor: Any, size: int) -> PixelTransform:
-    """The model's own test transform."""
-    given = {name: value for name, value in dict(processor.size).items() if value is not None}
-    steps = [f"resize {' '.join(f'{name} {value}' for name, value in given.items())}"]
+    """Read the model's own test transform."""
+    given = [f"{name} {value}" for name, value in dict(processor.size).items() if value is not None]
+    steps = [f"resize {' '.join(given)}"]
     steps += [f"centre crop {size}"] if processor.do_center_crop else []
     steps.append(Image.Resampling(processor.resample).name.lower())
     mean, std = processor.image_mean, processor.image_std
@@ -237,5 +190,5 @@ def read_pixels(processor: Any, size: int) -> PixelTransform:
 
 
 def apply_processor(processor: Any, image: Image.Image) -> Tensor:
-    """One picture through a transformers image processor: [3, H, W]."""
+    """Apply a transformers image processor to one image: [3, H, W]."""
     return processor(images=image, return_tensors="pt")["pixel_values"][0]

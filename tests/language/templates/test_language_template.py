@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from mmprompt.core.template import MAX_TOKENS, MAX_VECTORS, Field, Group, Soft
 from mmprompt.errors import UserError
 from mmprompt.language.templates.template import BoundTemplate, Template, longest_first
-from mmprompt.models.decoder.smollm2 import MODEL, smollm2_folder
+from mmprompt.models.packaged import is_fetched, packaged_folder
 from tests.text_tokenizers import CHAT, byte_level, crossing, of_bytes, sentence_piece
 
 TINY = Path(__file__).parents[3] / "mmprompt" / "assets" / "tiny" / "captioner"
@@ -387,9 +387,9 @@ def test_a_chat_that_the_model_cannot_have_is_refused(chat: str | None, message:
     assert str(raised.value) == message
 
 
-@pytest.mark.skipif(not (smollm2_folder() / MODEL).exists(), reason="smollm2 was not fetched")
+@pytest.mark.skipif(not is_fetched("smollm2"), reason="smollm2 was not fetched")
 def test_smollm2_reads_a_chat_as_its_own_template_lays_it_out() -> None:
-    tokenizer = AutoTokenizer.from_pretrained(smollm2_folder())
+    tokenizer = AutoTokenizer.from_pretrained(packaged_folder("smollm2"))
     laid_out = tokenizer.apply_chat_template(
         [{"role": "user", "content": "Name it: red heart"}], tokenize=True, add_generation_prompt=True
     )["input_ids"]

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmprompt.models.decoder.flat import FlatBlocks
 from mmprompt.models.decoder.packing import Question
-from mmprompt.models.decoder.reader import CausalReader
+from mmprompt.models.decoder.reader import CausalReader, can_read_flat
 from mmprompt.models.decoder.tuned import Adapters, tuned_copy
 from mmprompt.models.decoder.vectors import LM_INPUT
 from mmprompt.models.sites import Vectors
@@ -30,12 +29,12 @@ def reader_of(kind: str, dtype: torch.dtype) -> CausalReader:
 @pytest.mark.parametrize("kind", LIKE_LLAMA)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_families_like_llama_are_read_so(kind: str, dtype: torch.dtype) -> None:
-    assert reader_of(kind, dtype)._flat is not None
+    assert reader_of(kind, dtype)._reads_flat
 
 
 @pytest.mark.parametrize("kind", OTHERS)
 def test_others_are_read_by_their_own_forward(kind: str) -> None:
-    assert reader_of(kind, torch.float64)._flat is None
+    assert not reader_of(kind, torch.float64)._reads_flat
 
 
 @pytest.mark.parametrize("kind", LIKE_LLAMA)
@@ -50,7 +49,7 @@ def test_it_gives_what_the_model_s_own_forward_gives(
     for is_flat in (True, False):
         vectors = values.clone().requires_grad_()
         if not is_flat:
-            model.reader._flat = None
+            model.reader._reads_flat = False
         scores = model.predict({LM_INPUT: Vectors(vectors)}, QUESTIONS).token_log_probs()
         found.append((scores.detach(), torch.autograd.grad(scores.sum(), vectors)[0]))
     for mine, expected in zip(*found, strict=True):
@@ -59,13 +58,13 @@ def test_it_gives_what_the_model_s_own_forward_gives(
 
 def test_a_model_whose_blocks_are_listened_to_is_not_read_so() -> None:
     model = frozen_model("llama")
-    assert FlatBlocks.fits(model.lm.base_model)
+    assert can_read_flat(model.lm.base_model)
     tuned = tuned_copy(model, Adapters(4))
-    assert not FlatBlocks.fits(tuned.model.lm.base_model)
+    assert not can_read_flat(tuned.model.lm.base_model)
     scores = tuned.model.predict({}, [Question((5, 6), ((7,),))]).token_log_probs()
     scores.sum().backward()
     assert all(weight.grad is not None for weight in tuned.weights.values())
 
 
 def test_where_a_norm_rounds_otherwise_the_own_forward_is_kept() -> None:
-    assert reader_of("gemma", torch.float32)._flat is None  # whose norms multiply by one more than the weight
+    assert not reader_of("gemma", torch.float32)._reads_flat  # whose norms multiply by one more than the weight

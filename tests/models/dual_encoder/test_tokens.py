@@ -9,7 +9,8 @@ from open_clip.tokenizer import SimpleTokenizer
 from transformers import AutoTokenizer
 
 from mmprompt.errors import UserError
-from mmprompt.models.dual_encoder.encoder import Frame, WordTokenizer
+from mmprompt.models.dual_encoder.encoder import WordTokenizer
+from mmprompt.models.dual_encoder.forward.views import Frame
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from tests import small_models
 

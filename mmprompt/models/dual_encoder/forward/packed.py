@@ -1,8 +1,7 @@
 """A causal text tower over packed slots: the common beginning once, then the slots that each class has of its own.
 
-The slots of all classes lie one behind the other on one axis, classes of equal length side by side, so
-that the products of the linear layers see no padding and attention needs none either. This file knows
-slots and blocks; which slots are worth computing is decided in `text.py`.
+The slots of all classes lie one behind the other on one axis, classes of equal length side by side, so that the linear
+layers see no padding and attention needs none either. Which slots are worth computing is decided in `text.py`.
 """
 
 from __future__ import annotations
@@ -42,19 +41,12 @@ class PackedSlots:
 
     @property
     def groups(self) -> list[tuple[int, int]]:
-        """Runs of equal length: how many classes, and of how many slots each."""
+        """Return runs of equal length: how many classes, and of how many slots each."""
         return [(len(list(run)), length) for length, run in groupby(self.lengths)]
 
 
 def pack(slots: TextSlots, classes: Tensor, columns: range, lengths: Sequence[int]) -> PackedSlots:
-    """The slots of some classes on one axis.
-
-    Args:
-        slots: of all classes, on any device; the result is there too.
-        classes: [C']; which classes, in the order wanted.
-        columns: the slots wanted of each, cut at its length.
-        lengths: the length of each of these classes.
-    """
+    """Put the slots of classes [C'], whose lengths are given, on one axis: of each these columns, cut at its length."""
     own = [min(length, columns.stop) - columns.start for length in lengths]
     counts = torch.tensor(own)
     starts = (counts.cumsum(0) - counts).repeat_interleave(counts)
@@ -64,19 +56,14 @@ def pack(slots: TextSlots, classes: Tensor, columns: range, lengths: Sequence[in
 
 
 def embed(view: TextView, packed: PackedSlots, vectors: Vectors | None) -> Tensor:
-    """Tokens or context vectors, with positions: [B or 1, N, D]."""
+    """Embed tokens or context vectors, with positions: [B or 1, N, D]."""
     return splice(view.token_embedding(packed.token_ids)[None], packed, vectors) + view.position[packed.columns]
 
 
 def splice(x: Tensor, packed: PackedSlots, vectors: Vectors | None) -> Tensor:
-    """Put vectors where `ctx_index` names them; an index beyond the M vectors keeps what is there.
+    """Put vectors into x [B or 1, N, D] where `ctx_index` names them; an index beyond M keeps what is there.
 
-    Args:
-        x: [B or 1, N, D].
-        packed: what the N slots are.
-        vectors: `"shared"` [M, D], `"class"` [C, M, D] or `"sample"` [B, M, D].
-    Returns:
-        [B, N, D] if the vectors belong to images and one of them stands in a slot, else as x.
+    The result is [B, N, D] if the vectors belong to images and one of them stands in a slot, else as x.
     """
     if vectors is None:
         return x
@@ -93,7 +80,7 @@ def splice(x: Tensor, packed: PackedSlots, vectors: Vectors | None) -> Tensor:
 
 
 def run_common(view: TextView, common: PackedSlots, vectors: Mapping[Site, Vectors]) -> list[KeyValue]:
-    """Keys and values of the slots that all classes begin with, for every block."""
+    """Return the keys and values of the slots that all classes begin with, for every block."""
     x = embed(view, common, vectors.get(Site("text")))
     found: list[KeyValue] = []
     for layer, block in enumerate(view.block_views):
@@ -116,16 +103,14 @@ def run_own(
     common: Sequence[KeyValue | None],
     end_only: bool,
 ) -> Tensor:
-    """The blocks over the slots that classes have of their own.
+    """Run the blocks over the slots that C' classes have of their own, and return their end tokens: [B or 1, C', D].
 
     Args:
         view: the tower.
-        own: the slots of C' classes, each ending in its end token.
+        own: the slots, each class ending in its end token.
         vectors: by site.
         common: what `run_common` gave, None per block where there are no common slots.
         end_only: whether the last block is computed for the end tokens alone.
-    Returns:
-        [B or 1, C', D], the end token of each class after the last block.
     """
     ends = torch.tensor(own.lengths).cumsum(0).to(own.token_ids.device) - 1
     groups = [(n_classes, length, length) for n_classes, length in own.groups]
@@ -148,7 +133,7 @@ def attend(
     common: KeyValue | None,
     groups: Sequence[tuple[int, int, int]],
 ) -> Tensor:
-    """Attention of each class's slots to the common ones and to its own earlier ones.
+    """Attend from each class's slots to the common ones and to its own earlier ones: the joined heads [B, N', D].
 
     The common keys are multiplied once for all classes and never copied per class.
 
@@ -158,8 +143,6 @@ def attend(
         common: keys and values of the common slots, if there are any.
         groups: per run of equal length the number of classes, of queries per class, and of keys per class; a
             class's queries are its last slots.
-    Returns:
-        [B, N', D], the joined heads.
     """
     query, key, value = (block.split_heads(part) for part in own)  # [B, H, N, D/H]
     query = query * query.shape[-1] ** -0.5
@@ -183,11 +166,11 @@ def attend(
 
 
 def later_slots(n_queries: int, n_keys: int, device: torch.device) -> Tensor:
-    """[T', T]: true where a slot would see a later one; the queries are the last T' of the T slots."""
+    """Return [T', T], true where a slot would see a later one; the queries are the last T' of the T slots."""
     return torch.ones(n_queries, n_keys, dtype=torch.bool, device=device).triu(1 + n_keys - n_queries)
 
 
 def softmax(scores: Tensor) -> Tensor:
-    """Over the last axis, in single precision at least."""
+    """Apply softmax over the last axis, in single precision at least."""
     precise = torch.float32 if scores.dtype in (torch.float16, torch.bfloat16) else scores.dtype
     return scores.softmax(dim=-1, dtype=precise).to(scores.dtype)

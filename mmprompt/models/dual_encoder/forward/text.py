@@ -1,12 +1,11 @@
 """Class features from a frozen text tower with vectors spliced in, without the work that changes nothing.
 
-A causal tower read at its end token needs neither padding nor anything after that token, and classes
-that begin alike begin with the same keys and values. So three shortcuts are exact there: only real
-tokens are computed, the common beginning is run once (once per image where it depends on the image),
-and the last block is computed for the end token alone. A bidirectional tower attends to its padding, so
-it is run at full length, except for the last block's one slot. Either way, classes are taken in chunks
-and computed again in the backward pass when their activations would not fit in memory. This file
-knows slots and vectors, not class names.
+A causal tower read at its end token needs neither padding nor anything after that token, and classes that begin alike
+begin with the same keys and values. So three shortcuts are exact there: only real tokens are computed, the common
+beginning is run once (once per image where it depends on the image), and the last block is computed for the end token
+alone. A bidirectional tower attends to its padding, so it is run at full length, except for the last block's one slot.
+Either way, classes are taken in chunks and computed again in the backward pass when their activations would not fit in
+memory. This module knows slots and vectors, not class names.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ def encode_slots(
     memory_bytes: int,
     shortcuts: Shortcuts | None = None,
 ) -> Tensor:
-    """Raw class features of a text tower.
+    """Return raw class features of a text tower: [C, E], or [B, C, E] if some vectors are of scope `"sample"`.
 
     Args:
         view: the tower.
@@ -66,8 +65,6 @@ def encode_slots(
         memory_bytes: about what the activations kept for the backward pass may take; classes beyond that are
             computed again in the backward pass.
         shortcuts: for tests.
-    Returns:
-        [C, E], or [B, C, E] if some vectors are of scope `"sample"`; not normalised.
     """
     shortcuts = shortcuts or Shortcuts()
     if view.reads_end_only and shortcuts.real_tokens:
@@ -82,10 +79,6 @@ def encode_slots(
 def check_text_vectors(view: TextView, slots: TextSlots, vectors: Mapping[Site, Vectors]) -> None:
     """Refuse vectors that a text tower cannot take.
 
-    Args:
-        view: the tower.
-        slots: what stands where.
-        vectors: by site; all of the text tower.
     Raises:
         UserError: there is no such layer, vectors have another width or belong to other classes or images, those at
             the input are more or fewer than there are slots for them, or deeper ones are more.
@@ -116,14 +109,14 @@ def check_text_vectors(view: TextView, slots: TextSlots, vectors: Mapping[Site, 
 
 
 def count_images(vectors: Mapping[Site, Vectors]) -> int | None:
-    """B where vectors belong to images, else None."""
+    """Return B where vectors belong to images, else None."""
     return next((len(given.values) for given in vectors.values() if given.scope == "sample"), None)
 
 
 def encode_packed(
     view: TextView, slots: TextSlots, inserts: Mapping[Site, Insert], memory_bytes: int, shortcuts: Shortcuts
 ) -> Tensor:
-    """The end tokens [B or 1, C, D] of a causal tower after the last block."""
+    """Return the end tokens [B or 1, C, D] of a causal tower after the last block."""
     order = slots.lengths.argsort(stable=True)  # classes of equal length side by side
     lengths = slots.lengths[order].tolist()
     vectors = vectors_of(inserts)
@@ -148,11 +141,9 @@ def encode_packed(
 
 
 def common_length(slots: TextSlots, shared: bool) -> int:
-    """How many leading slots are the same for every class; at least one slot of each class is left out.
+    """Count the leading slots that are the same for every class; at least one slot of each class is left out.
 
-    Args:
-        slots: the slots of C classes.
-        shared: whether the vectors are shared over classes; if not, a context slot ends the common part.
+    Where the vectors are not shared over classes, a context slot ends the common part.
     """
     same = (slots.token_ids == slots.token_ids[:1]) & (slots.ctx_index == slots.ctx_index[:1])
     if not shared:
@@ -164,7 +155,7 @@ def common_length(slots: TextSlots, shared: bool) -> int:
 def encode_full(
     view: TextView, slots: TextSlots, inserts: Mapping[Site, Insert], memory_bytes: int, shortcuts: Shortcuts
 ) -> Tensor:
-    """The pooled slots [B or 1, C, D] of any tower after the last block, every slot computed."""
+    """Return the pooled slots [B or 1, C, D] of any tower after the last block, every slot computed."""
     n_classes, length = slots.token_ids.shape
     classes = torch.arange(n_classes, device=slots.token_ids.device)
     pooled = slots.lengths - 1 if view.pooling == "eos" else torch.full_like(slots.lengths, length - 1)
@@ -192,16 +183,9 @@ def adapted(view: TextView, inserts: Mapping[Site, Insert]) -> TextView:
 def run_full(
     view: TextView, every: PackedSlots, vectors: Mapping[Site, Vectors], pooled: Tensor, end_only: bool
 ) -> Tensor:
-    """The blocks over every slot of C' classes.
+    """Run the blocks over every slot of C' classes, equally many each; return the slots `pooled` [C']: [B or 1, C', D].
 
-    Args:
-        view: the tower.
-        every: all slots of the classes, equally many each.
-        vectors: by site.
-        pooled: [C'], the slot of each class that is read.
-        end_only: whether the last block is computed for that slot alone.
-    Returns:
-        [B or 1, C', D].
+    With `end_only` the last block is computed for those slots alone.
     """
     length = every.lengths[0]
     x = embed(view, every, vectors.get(Site("text")))  # [B or 1, C' L, D]
@@ -216,7 +200,7 @@ def run_full(
 
 
 def run_pooled(block: BlockView, x: Tensor, pooled: Tensor, is_causal: bool) -> Tensor:
-    """One block over [N, L, D], for the slot `pooled` [N] of each row alone: [N, D]."""
+    """Run one block over [N, L, D], for the slot `pooled` [N] of each row alone: [N, D]."""
     rows = torch.arange(len(x), device=x.device)
     normed = block.norm1(x)
     key, value = (block.split_heads(part) for part in block.key_value(normed))
@@ -227,7 +211,7 @@ def run_pooled(block: BlockView, x: Tensor, pooled: Tensor, is_causal: bool) -> 
 
 
 def slot_bytes(view: TextView, length: int, vectors: Mapping[Site, Vectors]) -> int:
-    """About what one slot of a text of some length keeps for the backward pass, over all blocks and images."""
+    """Estimate what one slot of a text of some length keeps for the backward pass, over all blocks and images."""
     width, block = view.width, view.blocks[0]
     scores = block.n_heads * length if isinstance(block, BlockView) else 0
     n_images = count_images(vectors) or 1
@@ -248,7 +232,7 @@ def run_chunks(
         tensors: all that a gradient may be wanted of.
         costs: bytes of each class.
         memory_bytes: what chunks may cost together without being run again.
-        device: where.
+        device: of the tower.
     """
     limit = memory_bytes if sum(costs) <= memory_bytes else memory_bytes // 4
     chunks = list(split_costs(costs, min(limit, CHUNK_BYTES) if device.type == "cpu" else limit))
@@ -262,7 +246,7 @@ def run_chunks(
 
 
 def split_costs(costs: Sequence[int], limit: int) -> Iterator[slice]:
-    """Slices of at least one item each whose costs stay within a limit together."""
+    """Yield slices of at least one item each whose costs stay within a limit together."""
     start, total = 0, 0
     for place, cost in enumerate(costs):
         if place > start and total + cost > limit:

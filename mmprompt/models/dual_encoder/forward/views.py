@@ -1,8 +1,7 @@
 """The parts of a frozen tower that a forward needs, by reference to the library's own modules.
 
-No weight is copied. The forwards in this folder know only these views; which library built the
-blocks, and where their weights came from, is known to the readers (`open_clip.py`,
-`transformers_clip.py`) alone.
+No weight is copied. The forwards in this folder know only these views; which library built the blocks, and where their
+weights came from, is known to the readers (`open_clip.py`, `transformers_clip.py`) alone.
 """
 
 from __future__ import annotations
@@ -19,11 +18,17 @@ from mmprompt.models.sites import LowRank, Part, Site, Tower
 
 TensorMap = Callable[[Tensor], Tensor]
 Pooling = Literal["eos", "last"]
+QUICK = 1.702
 
 
 def unchanged(x: Tensor) -> Tensor:
     """Return what is given."""
     return x
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """Compute `x * sigmoid(1.702 x)`, as published CLIP weights expect, in one step that keeps less memory."""
+    return F.silu(QUICK * x) / QUICK
 
 
 @dataclass(frozen=True)
@@ -38,8 +43,8 @@ class BlockView:
         project_query, project_key_value: the same where only one side is needed.
         out_proj: after the heads are joined, with whatever norm or scale of heads the block has around it.
         mlp: the feed-forward part.
-        scale1, scale2: layer scale, else the identity.
         n_heads: H; scores are scaled by 1/sqrt(D/H).
+        scale1, scale2: layer scale, where the block has it.
         query_norm, key_norm: after the projection, per head, where the block does that.
         low_rank: learned terms beside the projections, before those norms.
     """
@@ -51,9 +56,9 @@ class BlockView:
     project_key_value: Callable[[Tensor], tuple[Tensor, Tensor]]
     out_proj: TensorMap
     mlp: TensorMap
-    scale1: TensorMap
-    scale2: TensorMap
     n_heads: int
+    scale1: TensorMap = unchanged
+    scale2: TensorMap = unchanged
     query_norm: TensorMap = unchanged
     key_norm: TensorMap = unchanged
     low_rank: Mapping[Part, LowRank] = field(default_factory=dict)
@@ -89,42 +94,42 @@ class BlockView:
         return x.transpose(-3, -2).flatten(-2)
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        """The rest of the block after the attention.
-
-        Args:
-            x: [..., D], what entered the block.
-            attended: [..., D], the joined heads of the same slots.
-        """
+        """Compute the rest of the block from what entered it and the joined heads of the same slots, both [..., D]."""
         x = x + self.scale1(self.out_proj(attended))
         return x + self.scale2(self.mlp(self.norm2(x)))
 
     def whole(self, x: Tensor, is_causal: bool = False) -> Tensor:
-        """The whole block over all slots [B, L, D], each slot attending to all, or to those up to itself."""
+        """Run the whole block over all slots [B, L, D], each slot attending to all, or to those up to itself."""
         query, key, value = (self.split_heads(part) for part in self.in_proj(self.norm1(x)))  # [B, H, L, D/H]
         attended = F.scaled_dot_product_attention(query, key, value, is_causal=is_causal)
         return self.finish(x, self.join_heads(attended))
 
 
 def per_head(norm: nn.Module | None, n_heads: int) -> TensorMap:
-    """A norm of queries or keys over each head's part of the last axis; the identity where there is none."""
+    """Return a norm of queries or keys over each head's part of the last axis; the identity where there is none."""
     if norm is None or isinstance(norm, nn.Identity):
         return nn.Identity()
     return lambda x: norm(x.unflatten(-1, (n_heads, -1))).flatten(-2)
 
 
 @dataclass(frozen=True)
-class WholeBlock:
-    """A block whose inside is no `BlockView`, run as its library runs it, over all slots and with the tower's mask.
-
-    Args:
-        forward: [B, L, D] to [B, L, D], where L is the context length.
-    """
+class OpaqueBlock:
+    """A block whose inside is no `BlockView`: its library's own forward over all slots [B, L, D], the mask included."""
 
     forward: TensorMap
 
     def whole(self, x: Tensor, is_causal: bool = False) -> Tensor:
-        """The block over all slots [B, L, D]; it brings its own mask."""
+        """Run the block over all slots [B, L, D]; it brings its own mask."""
         return self.forward(x)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The ids around the words of a text: an optional start, the end, then padding up to the last slot."""
+
+    start_id: int | None
+    end_id: int
+    pad_id: int
 
 
 @dataclass(frozen=True)
@@ -139,21 +144,17 @@ class TextView:
         project: the pooled slot [N, D] to raw features [N, E].
         is_causal: whether a slot sees only those before it. If not, padding is attended to and slots are full length.
         pooling: `"eos"` reads the end token's slot, `"last"` the last of all L slots.
-        start_id: the token in slot 0, None where texts begin with their first word.
-        end_id: the token after the last word.
-        pad_id: the token in the slots after it; may equal `end_id`.
+        frame: the tokens around the words.
     """
 
     token_embedding: nn.Embedding
     position: Tensor
-    blocks: tuple[BlockView | WholeBlock, ...]
+    blocks: tuple[BlockView | OpaqueBlock, ...]
     final_norm: TensorMap
     project: TensorMap
     is_causal: bool
     pooling: Pooling
-    start_id: int | None
-    end_id: int
-    pad_id: int
+    frame: Frame
 
     @property
     def context_length(self) -> int:
@@ -196,22 +197,13 @@ class VisionView:
     width: int
 
 
-Block = TypeVar("Block", bound=BlockView | WholeBlock)
+Block = TypeVar("Block", bound=BlockView | OpaqueBlock)
 
 
 def with_low_rank(
     tower: Tower, blocks: tuple[Block, ...], width: int, terms: Mapping[Site, LowRank]
 ) -> tuple[Block, ...]:
-    """Put low-rank terms beside the projections of a tower's blocks.
-
-    Args:
-        tower: whose blocks these are.
-        blocks: of the tower.
-        width: D of the tower.
-        terms: by site; all of this tower.
-    Raises:
-        UserError: there is no such block, its inside is no `BlockView`, or a term has other widths.
-    """
+    """Put low-rank terms beside the projections of a tower's blocks of width D; refuse those that do not fit."""
     if not terms:
         return blocks
     for site, term in terms.items():

@@ -1,11 +1,9 @@
 """Image features from a frozen image tower with vectors inserted beside its patches.
 
-The vectors of `vision.input` are appended after the patch tokens, without a position and before the
-tower's first norm; those of `vision.layer[i]` take the prompt slots over at the input of block i; past
-the last prompted layer they flow on. This is deep visual prompting (Jia et al. 2022, VPT-Deep) in the
-form that Khattak et al. 2023 ("MaPLe") gave it for CLIP, in its published code. Layers below the first
-prompt keep no graph, because nothing in them is trained. This file knows blocks and vectors, not who
-made them.
+The vectors of `vision.input` are appended after the patch tokens, without a position and before the tower's first norm;
+those of `vision.layer[i]` replace them at the input of block i; past the last prompted layer they flow on. This is deep
+visual prompting (Jia et al. 2022, VPT-Deep) in the form that Khattak et al. 2023 ("MaPLe") gave it for CLIP, in its
+published code. Layers below the first prompt keep no graph, because nothing in them is trained.
 """
 
 from __future__ import annotations
@@ -22,8 +20,8 @@ from mmprompt.models.sites import Insert, Site, Vectors, low_rank_of, vectors_of
 
 
 @dataclass(frozen=True)
-class PlainTower:
-    """An image tower that is run as its library runs it, because its inside is not a view.
+class OpaqueTower:
+    """An image tower that is run as its library runs it, because its inside is no `VisionView`.
 
     Args:
         forward: pixels [B, 3, H, W] to raw features [B, E].
@@ -34,8 +32,8 @@ class PlainTower:
     part: str
 
 
-def encode_images(tower: VisionView | PlainTower, images: Tensor, inserts: Mapping[Site, Insert]) -> Tensor:
-    """Raw image features of a tower.
+def encode_images(tower: VisionView | OpaqueTower, images: Tensor, inserts: Mapping[Site, Insert]) -> Tensor:
+    """Return the raw image features [B, E] of a tower.
 
     Pooling sees the tower's own slots alone: an average or an attention pool reads the patches and never
     the prompts, which act on them through the blocks. Without inserts the result is the library's own.
@@ -45,14 +43,15 @@ def encode_images(tower: VisionView | PlainTower, images: Tensor, inserts: Mappi
         images: [B, 3, H, W], normalised, on the tower's device and in its dtype.
         inserts: `"shared"` [M, D] or `"sample"` [B, M, D] vectors at vision sites, the same M at all of them; or
             low-rank terms beside the projections of its blocks.
-    Returns:
-        [B, E], not normalised.
     Raises:
         UserError: the tower has no image tokens, no such layer, another width, or M differs between sites.
     """
-    if isinstance(tower, PlainTower):
+    if isinstance(tower, OpaqueTower):
         if inserts:
-            raise no_image_tokens(tower.part)
+            raise UserError(
+                f"visual prompts were given, but this image tower ({tower.part}) has no image tokens that a prompt can "
+                "join. Use a text prompt such as coop, or a backbone with a ViT image tower."
+            )
         return tower.forward(images)
     prompts = prompts_by_layer(tower, images.shape[0], vectors_of(inserts))
     x = tower.embed(images)  # [B, T, D]
@@ -67,22 +66,14 @@ def encode_images(tower: VisionView | PlainTower, images: Tensor, inserts: Mappi
     return tower.pool(x[:, :n_own])
 
 
-def encode_image_tokens(tower: VisionView | PlainTower, images: Tensor) -> Tensor:
-    """What enters the last block of a tower: the slots that its pooling is about to read.
+def encode_image_tokens(tower: VisionView | OpaqueTower, images: Tensor) -> Tensor:
+    """Return what enters the last block of a tower: class token (if there is one) and patches [B, T, D].
 
     The last block's own output is trained for the pooled slot alone where a class token is read, so captioners are
     given what it attends to (as in Liu et al. 2023, "Visual Instruction Tuning", section 4.1: the grid features
-    before the last layer).
-
-    Args:
-        tower: the view of its blocks.
-        images: [B, 3, H, W], normalised, on the tower's device and in its dtype.
-    Returns:
-        [B, T, D], class token (if there is one) and patches.
-    Raises:
-        UserError: the tower has no image tokens.
+    before the last layer). A tower without image tokens is refused.
     """
-    if isinstance(tower, PlainTower):
+    if isinstance(tower, OpaqueTower):
         raise UserError(
             f"image tokens were asked for, but this image tower ({tower.part}) has none. "
             "Use its pooled features, or a backbone with a ViT image tower."
@@ -93,16 +84,8 @@ def encode_image_tokens(tower: VisionView | PlainTower, images: Tensor) -> Tenso
     return x
 
 
-def no_image_tokens(part: str) -> UserError:
-    """Word the refusal of visual prompts by a tower without image tokens."""
-    return UserError(
-        f"visual prompts were given, but this image tower ({part}) has no image tokens that a prompt can join. "
-        "Use a text prompt such as coop, or a backbone with a ViT image tower."
-    )
-
-
 def with_prompts(x: Tensor, n_own: int, prompts: Tensor) -> Tensor:
-    """The tower's own slots [B, T, D] followed by the prompts [B, M, D], in place of any that stood there."""
+    """Put prompts [B, M, D] behind the tower's own slots [B, T, D], in place of any that stood there."""
     return torch.cat([x[:, :n_own], prompts.to(x.dtype)], dim=1)  # [B, T + M, D]
 
 
@@ -124,7 +107,7 @@ def prompts_by_layer(view: VisionView, n_images: int, vectors: Mapping[Site, Vec
 
 
 def for_each_image(given: Vectors, n_images: int, width: int, site: Site) -> Tensor:
-    """The vectors of one site as [B, M, D]."""
+    """Return the vectors of one site as [B, M, D]."""
     expected = {"shared": (given.n_vectors, width), "sample": (n_images, given.n_vectors, width)}.get(given.scope)
     if expected is None or given.values.shape != expected:
         raise UserError(

@@ -150,7 +150,7 @@ def reference_rows(backbone: FrozenDualEncoder, case: Case, names: list[str]) ->
     before, after = case.template.split("{}")
     for name in names:
         words, n_name = backbone.tokenize(before + name + after), len(backbone.tokenize(before + name))
-        frame = (view.start_id, view.end_id, view.pad_id, view.context_length)
+        frame = (view.frame.start_id, view.frame.end_id, view.frame.pad_id, view.context_length)
         row, end = plain_text.ids_with_context(words, n_name, case.n_ctx, case.position, *frame)
         rows.append(row)
         ends.append(end)
@@ -170,7 +170,7 @@ def reference_features(
         filler = torch.zeros(case.n_ctx, backbone.text_width, dtype=backbone.dtype)
         deep = {layer: given for layer, given in values.items() if layer}
         if 0 not in values:  # slots that only deeper vectors fill hold the padding token until then
-            filler = backbone.token_vectors(torch.tensor([backbone.text.pad_id])).expand_as(filler)
+            filler = backbone.token_vectors(torch.tensor([backbone.text.frame.pad_id])).expand_as(filler)
         return plain(backbone.model, *rows, values.get(0, filler), deep)
 
     if any(given.scope == "sample" for given in vectors.values()):
@@ -234,7 +234,7 @@ def cases(draw_one: st.DrawFn, backbone: FrozenDualEncoder) -> tuple[Case, list[
     """Any case that fits the tower's slots, with names from one token to the limit."""
     n_ctx = draw_one(st.integers(0, 16))
     template = draw_one(st.sampled_from(["{}.", "{}", "a photo of a {}.", "the {} house"]))
-    n_frame = 1 if backbone.text.start_id is None else 2
+    n_frame = 1 if backbone.text.frame.start_id is None else 2
     longest = backbone.context_length - n_frame - n_ctx - len(backbone.tokenize(template.replace("{}", "")))
     lengths = draw_one(st.lists(st.integers(1, longest) | st.just(longest), min_size=1, max_size=6))
     words = ["cat", "dog", "bird", "tree", "car", "fish"]
