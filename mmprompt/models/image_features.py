@@ -81,7 +81,7 @@ def _make_views(
 
 
 def encode_batches(
-    backbone: DualEncoder, images: Iterable[Tensor], inserts: Mapping[Site, Insert] | None = None
+    backbone: DualEncoder, images: Iterable[Tensor], inserts: Mapping[Site, Insert] | None = None, raw: bool = False
 ) -> Iterator[Tensor]:
     """Yield features of images that are already tensors, batch by batch: [B, E] of unit norm, on the backbone's device.
 
@@ -92,29 +92,33 @@ def encode_batches(
         backbone: the frozen model.
         images: N normalised [3, H, W], taken one batch at a time.
         inserts: at the vision sites, if something learned is in the image tower.
+        raw: yield [B, E + W]; see `DualEncoder.encode_image`.
     """
     size = CPU_BATCH if backbone.device.type == "cpu" else DEVICE_BATCH
     remaining = iter(images)
     while batch := list(islice(remaining, size)):
         full = torch.stack(batch + batch[-1:] * (size - len(batch))).to(backbone.device, backbone.dtype)
         with torch.no_grad(), torch.autocast(backbone.device.type, enabled=False):
-            features = backbone.encode_image(full, inserts)
+            features = backbone.encode_image(full, inserts, raw)
         yield features[: len(batch)]
 
 
 def encode_tensors(
-    backbone: DualEncoder, images: Iterable[Tensor], inserts: Mapping[Site, Insert] | None = None
+    backbone: DualEncoder, images: Iterable[Tensor], inserts: Mapping[Site, Insert] | None = None, raw: bool = False
 ) -> Tensor:
     """Return the features [N, E] of images that are already tensors; arguments as for `encode_batches`."""
-    empty = torch.empty(0, backbone.embed_dim, device=backbone.device, dtype=backbone.dtype)
-    return torch.cat([empty, *encode_batches(backbone, images, inserts)])
+    each = list(encode_batches(backbone, images, inserts, raw))
+    return torch.cat(each or [torch.empty(0, backbone.embed_dim, device=backbone.device, dtype=backbone.dtype)])
 
 
 def encode_pictures(
-    backbone: DualEncoder, sources: Sequence[ImageLike], inserts: Mapping[Site, Insert] | None = None
+    backbone: DualEncoder,
+    sources: Sequence[ImageLike],
+    inserts: Mapping[Site, Insert] | None = None,
+    raw: bool = False,
 ) -> Tensor:
     """Return the features [N, E] of images under the backbone's own test transform, computed now and kept nowhere."""
-    return encode_tensors(backbone, (backbone.preprocess(read_image(source)) for source in sources), inserts)
+    return encode_tensors(backbone, (backbone.preprocess(read_image(source)) for source in sources), inserts, raw)
 
 
 class ImageFeatures:
@@ -147,11 +151,16 @@ class ImageFeatures:
         Raises:
             UserError: an image cannot be read.
         """
+        return self._gather([(path, None) for path in paths])[:, : self.backbone.embed_dim]
+
+    def wide(self, paths: Sequence[Path]) -> Tensor:
+        """Return the same features and after them, [N, E + W], those before the projection; see `encode_image`."""
         return self._gather([(path, None) for path in paths])
 
     def of_view(self, paths: Sequence[Path], seed: int, view: int) -> Tensor:
         """Return the features [N, E] of one cropped and flipped view of a training set, whose order is part of it."""
-        return self._gather([(path, View(seed, view, index)) for index, path in enumerate(paths)])
+        images = [(path, View(seed, view, index)) for index, path in enumerate(paths)]
+        return self._gather(images)[:, : self.backbone.embed_dim]
 
     def prepare_views(self, paths: Sequence[Path], seed: int, n_views: int) -> None:
         """Compute the first views of a training set at once, reading each file once; arguments as for `of_view`."""
@@ -190,7 +199,7 @@ class ImageFeatures:
         unsaved: dict[Image, Tensor] = {}
         n_done, saved_at = 0, time.monotonic()
         try:
-            for features in encode_batches(self.backbone, decode(self.backbone, jobs, self._n_workers)):
+            for features in encode_batches(self.backbone, decode(self.backbone, jobs, self._n_workers), raw=True):
                 unsaved.update(zip(missing[n_done : n_done + len(features)], features, strict=True))
                 n_done += len(features)
                 if time.monotonic() - saved_at > SAVE_SECONDS:
@@ -260,4 +269,4 @@ class ImageFeatures:
         pixels = sha256_bytes(own.preprocess(PIL.Image.fromarray(noise)).numpy().tobytes())[:12]
         versions = f"torch {torch.__version__}, pillow {PIL.__version__}"
         computed_by = f"{device} {own.dtype}, {versions}, pixels {pixels}"
-        return Space(own.name, own.fingerprint, own.transform, computed_by, own.embed_dim)
+        return Space(own.name, own.fingerprint, own.transform, computed_by, own.embed_dim + own.raw_width)

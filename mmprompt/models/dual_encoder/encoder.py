@@ -179,17 +179,27 @@ class FrozenDualEncoder:
         features = encode_slots(self.text, slots, given, self.text_memory_bytes)
         return F.normalize(features, dim=-1) if normalise else features
 
-    def encode_image(self, images: Tensor, inserts: Mapping[Site, Insert] | None = None) -> Tensor:
+    def encode_image(self, images: Tensor, inserts: Mapping[Site, Insert] | None = None, raw: bool = False) -> Tensor:
         """Return image features [B, E] of unit norm, with what is learned at the vision sites put in.
 
         Args:
             images: [B, 3, H, W], normalised, of the backbone's size.
             inserts: by site; those of text sites are left alone.
+            raw: return [B, E + W]: after the features, those before the projection, of unit norm too.
         Raises:
             UserError: the images have another size, or the vectors do not fit this tower.
         """
-        images = self._checked(images)
-        return F.normalize(encode_images(self.vision, images, _of_tower("vision", inserts)), dim=-1)
+        images, own = self._checked(images), _of_tower("vision", inserts)
+        if not raw or not self.raw_width or own:
+            return F.normalize(encode_images(self.vision, images, own), dim=-1)
+        assert isinstance(self.vision, OpaqueTower), "only an opaque tower has raw features"
+        inner = self.vision.trunk(images)
+        return torch.cat([F.normalize(self.vision.project(inner), dim=-1), F.normalize(inner, dim=-1)], dim=-1)
+
+    @property
+    def raw_width(self) -> int:
+        """W, the width of the image tower's own features before the projection; 0 where they are not told apart."""
+        return getattr(self.vision, "raw_width", 0)
 
     def encode_image_tokens(self, images: Tensor) -> Tensor:
         """Return the tokens [B, T, D] that enter the image tower's last block, of images as for `encode_image`."""

@@ -24,7 +24,8 @@ class DualEncoder(Protocol):
         name: what `load_backbone` takes to get this backbone again.
         fingerprint: hex SHA-256 over the names, shapes, dtypes and bytes of all weights.
         device, dtype: where the towers live and compute.
-        embed_dim: E.  text_width: D of the text tower.  vision_width: D of the image tower, None without image tokens.
+        embed_dim: E.  raw_width: W of image features before the projection, 0 where they are not told apart.
+        text_width: D of the text tower.  vision_width: D of the image tower, None without image tokens.
         text_layers, vision_layers: number of blocks (0 for an image tower without image tokens).
         unprompted_part: the class of the image tower, or of a part of it, that no prompt can join; None if all can.
         context_length: text slots, start and end included.  vocabulary_size: V, the token ids there are.
@@ -37,6 +38,7 @@ class DualEncoder(Protocol):
     device: torch.device
     dtype: torch.dtype
     embed_dim: int
+    raw_width: int
     text_width: int
     text_layers: int
     vision_width: int | None
@@ -86,8 +88,12 @@ class DualEncoder(Protocol):
         """
         ...
 
-    def encode_image(self, images: Tensor, inserts: Mapping[Site, Insert] | None = None) -> Tensor:
-        """Return image features [B, E] of unit norm, with what is learned at the vision sites put in."""
+    def encode_image(self, images: Tensor, inserts: Mapping[Site, Insert] | None = None, raw: bool = False) -> Tensor:
+        """Return image features [B, E] of unit norm, with what is learned at the vision sites put in.
+
+        With `raw`, [B, E + W]: those before the projection stand after them, of unit norm too; W is 0 where something
+        is learned in the tower.
+        """
         ...
 
     def compute_fingerprint(self) -> str:

@@ -20,7 +20,7 @@ def read_timm_vit(trunk: Any, head: nn.Module) -> VisionView | OpaqueTower:
     is_vit = type(trunk) is VisionTransformer
     strange = [block for block in trunk.blocks if not is_known(block)] if is_vit else [trunk]
     if strange:
-        return OpaqueTower(nn.Sequential(trunk, head), type(strange[0]).__name__)
+        return OpaqueTower(nn.Sequential(trunk, head), type(strange[0]).__name__, trunk, head, trunk.num_features)
 
     def embed(images: Tensor) -> Tensor:
         return trunk._pos_embed(trunk.patch_embed(images))  # timm has no public name for this step

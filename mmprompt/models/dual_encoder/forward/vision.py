@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mmprompt.errors import UserError, bad_value
-from mmprompt.models.dual_encoder.forward.views import TensorMap, VisionView, with_low_rank
+from mmprompt.models.dual_encoder.forward.views import TensorMap, VisionView, unchanged, with_low_rank
 from mmprompt.models.sites import Insert, Site, Vectors, low_rank_of, vectors_of
 
 
@@ -26,10 +26,16 @@ class OpaqueTower:
     Args:
         forward: pixels [B, 3, H, W] to raw features [B, E].
         part: the class that has no image tokens a prompt could join, for error texts.
+        trunk: the part of `forward` before the projection, [B, 3, H, W] to [B, W], where it can be told apart.
+        project: the rest of it, [B, W] to [B, E].
+        raw_width: W, 0 where there is no such part.
     """
 
     forward: TensorMap
     part: str
+    trunk: TensorMap = unchanged
+    project: TensorMap = unchanged
+    raw_width: int = 0
 
 
 def encode_images(tower: VisionView | OpaqueTower, images: Tensor, inserts: Mapping[Site, Insert]) -> Tensor:
