@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmprompt.captioning.caption_files import READERS, CaptionRow, detect_format, without_pictures
+from mmprompt.captioning.caption_files import READERS, CaptionRow, detect_format, without_images
 from mmprompt.data.archive import unpack
 from mmprompt.data.class_names import shortened
 from mmprompt.data.splits import SPLITS
@@ -115,7 +115,7 @@ class CaptionData:
                 size = item.image.stat().st_size
             except OSError as error:
                 problem = f"cannot be read ({error.strerror})"
-                raise bad_file(item.image, problem, "Restore the picture.") from None
+                raise bad_file(item.image, problem, "Restore the image.") from None
             path = item.image.relative_to(self.root).as_posix()
             record = [item.image_id, path, item.split, dict(item.captions), size]
             digest.update(json.dumps(record, sort_keys=True).encode())
@@ -207,7 +207,7 @@ def read_captions(
     if format not in READERS:
         raise unknown_name("form of captions", format, READERS)
     rows = list(READERS[format](path))
-    rows, notes = without_pictures(rows) if format == "flickr" else (rows, ())
+    rows, notes = without_images(rows) if format == "flickr" else (rows, ())
     if not rows:
         raise bad_file(path, "holds no captions", "Give a file that does.")
     own_folder = path if path.is_dir() else path.parent
@@ -281,20 +281,20 @@ def _grouped(rows: Sequence[CaptionRow], root: Path, path: Path) -> list[Caption
     for row in rows:
         place = f"{path}, {row.place}"
         image = _find_image(row, inside, place)
-        image_id = row.image_id or row.picture
+        image_id = row.image_id or row.image
         if files.setdefault(image_id, image) != image:
             before = files[image_id].relative_to(root)
-            problem = f"gives the id {image_id!r} to {row.picture}, but {before} has it already"
-            raise bad_file(place, problem, "Give every picture an id of its own.")
+            problem = f"gives the id {image_id!r} to {row.image}, but {before} has it already"
+            raise bad_file(place, problem, "Give every image an id of its own.")
         if owner.setdefault(image, image_id) != image_id:
-            problem = f"gives {row.picture} the id {image_id!r}, but it is {owner[image]!r} before"
-            raise bad_file(place, problem, "Give every picture one id, so that no split shares it.")
+            problem = f"gives {row.image} the id {image_id!r}, but it is {owner[image]!r} before"
+            raise bad_file(place, problem, "Give every image one id, so that no split shares it.")
         if row.split not in (None, *SPLITS):
             raise bad_file(place, f"split is {row.split!r}, but train, val or test was expected", "Correct it.")
         split = row.split or ""
         if splits.setdefault(image_id, split) != split:
-            problem = f"puts {row.picture} into {split or 'no split'}, but it is in {splits[image_id] or 'none'} before"
-            raise bad_file(place, problem, "Divide by picture, never by caption.")
+            problem = f"puts {row.image} into {split or 'no split'}, but it is in {splits[image_id] or 'none'} before"
+            raise bad_file(place, problem, "Divide by image, never by caption.")
         texts = _clean(row, place)
         for focus in (row.focus, f"{row.focus}-{row.label.replace(' ', '-')}") if row.label else (row.focus,):
             captions.setdefault(image_id, {}).setdefault(focus, []).extend(texts)
@@ -305,30 +305,30 @@ def _grouped(rows: Sequence[CaptionRow], root: Path, path: Path) -> list[Caption
 
 
 def _find_image(row: CaptionRow, inside: SafeRoot, place: str) -> Path:
-    if not isinstance(row.picture, str) or not row.picture.strip():
-        raise bad_file(place, f"the picture is {row.picture!r}, but its path was expected", "Write it.")
+    if not isinstance(row.image, str) or not row.image.strip():
+        raise bad_file(place, f"the image is {row.image!r}, but its path was expected", "Write it.")
     try:
-        image = inside.join(row.picture)
+        image = inside.join(row.image)
         is_there = image.is_file()
     except (UserError, ValueError, OSError) as error:
         raise UserError(f"{place}: {error}") from None
     if not is_there:
-        advice = "Give the folder of the pictures, or remove its captions."
-        raise bad_file(place, f"{row.picture} is not in {inside.root}", advice)
+        advice = "Give the folder of the images, or remove its captions."
+        raise bad_file(place, f"{row.image} is not in {inside.root}", advice)
     return image
 
 
 def _clean(row: CaptionRow, place: str) -> list[str]:
     """Return the captions of a row, runs of white space made one space; refuse what is no caption."""
     if not row.captions:
-        raise bad_file(place, f"{row.picture} has no caption", "Write one, or remove the picture.")
+        raise bad_file(place, f"{row.image} has no caption", "Write one, or remove the image.")
     cleaned = []
     for caption in row.captions:
         if not isinstance(caption, str):
             raise bad_file(place, f"a caption is {caption!r}, but text was expected", "Write it as text.")
         text = " ".join(caption.split())
         if not text:
-            raise bad_file(place, f"a caption of {row.picture} is empty", "Fill it in or remove it.")
+            raise bad_file(place, f"a caption of {row.image} is empty", "Fill it in or remove it.")
         if len(text) > MAX_CAPTION_CHARACTERS:
             problem = f"a caption has {len(text)} characters, the limit is {MAX_CAPTION_CHARACTERS}"
             raise bad_file(place, problem, "Shorten it.")
@@ -346,14 +346,14 @@ def _divided(items: list[CaptionItem], path: Path, seed: int) -> tuple[list[Capt
     if not undivided:
         return items, ()
     if len(undivided) < len(items):
-        problem = f"gives no split to {shortened(undivided)}, but to other pictures it does"
-        raise bad_file(path, problem, "Give every picture a split, or none.")
+        problem = f"gives no split to {shortened(undivided)}, but to other images it does"
+        raise bad_file(path, problem, "Give every image a split, or none.")
     ranked = sorted(undivided, key=lambda image_id: hashlib.sha256(f"{seed} {image_id}".encode()).digest())
     n_held = round(HELD_OUT * len(items))
     n_test = max(n_held, min(1, len(items) - 1))
     split_of = dict.fromkeys(ranked[:n_test], "test") | dict.fromkeys(ranked[n_test : n_test + n_held], "val")
     note = (
-        f"No split was given: {n_test} of {len(items)} pictures are held out for testing and {n_held} for validation, "
+        f"No split was given: {n_test} of {len(items)} images are held out for testing and {n_held} for validation, "
         f"by the hashes of their ids and seed {seed}."
     )
     return [replace(item, split=split_of.get(item.image_id, "train")) for item in items], (note,)

@@ -51,7 +51,7 @@ def build_focus(data: CaptionData, focus: str) -> CaptionData:
     several = sum(len(item.of(NEUTRAL)) > 1 for item in data.items)
     if not several:
         raise UserError(
-            f"{data.name} has no picture with two or more neutral captions to choose {focus} among. "
+            f"{data.name} has no image with two or more neutral captions to choose {focus} among. "
             f"Give captions of {focus}, or a set with several references, such as COCO's."
         )
     what, counted = _COUNTED[focus]
@@ -66,7 +66,7 @@ def build_focus(data: CaptionData, focus: str) -> CaptionData:
         raise UserError(f"no neutral caption of {data.name} holds {what}. Give captions of {focus}.")
     how = f"{TAGGER}: the most {what} of half {CHOOSING} of the vocabulary"
     note = (
-        f"Captions of {focus} are the neutral ones with the most {what}, of {n_chosen} of {len(items)} pictures "
+        f"Captions of {focus} are the neutral ones with the most {what}, of {n_chosen} of {len(items)} images "
         f"({several} have more than one to choose among); judge them by the other half of the vocabulary."
     )
     return replace(data, items=tuple(items), chosen_by={**data.chosen_by, focus: how}, notes=(*data.notes, note))

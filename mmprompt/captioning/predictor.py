@@ -1,6 +1,6 @@
-"""A frozen captioner with learned prompts: pictures in, captions out, with a focus that can be weighed and changed.
+"""A frozen captioner with learned prompts: images in, captions out, with a focus that can be weighed and changed.
 
-It knows prompts and pictures, not how a prompt was learned. The prompt file of a focus is the same pair of files that
+It knows prompts and images, not how a prompt was learned. The prompt file of a focus is the same pair of files that
 a classifier's prompt has.
 """
 
@@ -53,16 +53,16 @@ class CaptionTemplate:
 
 @dataclass(frozen=True)
 class Caption:
-    """What a captioner says of a picture.
+    """What a captioner says of an image.
 
     Attributes:
         text: the caption.
         log_prob: sum of the log-probabilities of its tokens and its end, in the mixture it was searched in.
-        score: what the captions of a picture are ordered by.
+        score: what the captions of an image are ordered by.
         n_tokens: without the end.
         is_cut: whether it stopped for want of room.
-        clip_score: likeness to the picture, where captions were ordered by that too.
-        others: further captions of the same picture, next best first.
+        clip_score: likeness to the image, where captions were ordered by that too.
+        others: further captions of the same image, next best first.
     """
 
     text: str
@@ -80,7 +80,7 @@ class Caption:
 
 
 @dataclass(frozen=True)
-class Steering:
+class Guidance:
     """Which prompts a caption is searched with.
 
     Args:
@@ -116,13 +116,13 @@ class Captioner:
 
     Args:
         backbone: the frozen model.
-        steering: the default of `caption`.
+        guidance: the default of `caption`.
         decoding: the default of `caption`.
-        progress: called with how many pictures are done and how many there are.
+        progress: called with how many images are done and how many there are.
     """
 
     backbone: FrozenCaptioner
-    steering: Steering = field(default_factory=Steering)
+    guidance: Guidance = field(default_factory=Guidance)
     decoding: Decoding = field(default_factory=Decoding)
     progress: Progress | None = None
 
@@ -132,7 +132,7 @@ class Captioner:
         check_settings(self)
 
     def __repr__(self) -> str:
-        focuses = ", ".join(focus_of(prompt) for prompt, _ in self.steering.prompts)
+        focuses = ", ".join(focus_of(prompt) for prompt, _ in self.guidance.prompts)
         return f"<Captioner: {focuses or 'no focus'}, on {self.backbone.name}>"
 
     @property
@@ -142,10 +142,10 @@ class Captioner:
         Raises:
             UserError: there is none, or there are several.
         """
-        if len(self.steering.prompts) != 1:
-            n_prompts = len(self.steering.prompts)
+        if len(self.guidance.prompts) != 1:
+            n_prompts = len(self.guidance.prompts)
             raise UserError(f"this captioner has {n_prompts} prompts, but one was expected. Take a captioner with one.")
-        return self.steering.prompts[0][0]
+        return self.guidance.prompts[0][0]
 
     def header(self) -> dict[str, Any]:
         """Give what the prompt file keeps of a captioner beside its prompt; see `core.file.Predictor`."""
@@ -170,26 +170,26 @@ class Captioner:
     def caption(
         self,
         images: ImageLike | Iterable[ImageLike],
-        steering: Steering | Sequence[Steering] | None = None,
+        guidance: Guidance | Sequence[Guidance] | None = None,
         decoding: Decoding | None = None,
     ) -> list[Caption]:
-        """One caption a picture, in order.
+        """One caption an image, in order.
 
         Args:
-            images: one picture or several.
-            steering: one for all, or one a picture; pictures of different prompts get what each gets alone.
+            images: one image or several.
+            guidance: one for all, or one an image; images of different prompts get what each gets alone.
             decoding: how captions are searched.
         Raises:
-            UserError: a picture cannot be read, or a prompt does not fit this captioner.
+            UserError: an image cannot be read, or a prompt does not fit this captioner.
         """
         sources = as_list(images)
-        if steering is None or isinstance(steering, Steering):
-            each = [steering or self.steering] * len(sources)
+        if guidance is None or isinstance(guidance, Guidance):
+            each = [guidance or self.guidance] * len(sources)
         else:
-            each = list(steering)
+            each = list(guidance)
         if len(each) != len(sources):
             raise UserError(
-                f"there are {len(sources)} pictures and {len(each)} prompts, but one prompt a picture was expected. "
+                f"there are {len(sources)} images and {len(each)} prompts, but one prompt an image was expected. "
                 "Give one for all, or one for each."
             )
         found: list[Caption] = []
@@ -206,29 +206,29 @@ class Captioner:
     def caption_features(
         self,
         features: Tensor,
-        steering: Sequence[Steering] | Steering | None = None,
+        guidance: Sequence[Guidance] | Guidance | None = None,
         decoding: Decoding | None = None,
         numbers: Sequence[int] | None = None,
     ) -> list[Caption]:
-        """One caption a picture, from image features [N, T, D'].
+        """One caption an image, from image features [N, T, D'].
 
         Args:
             features: of `backbone.encode_image`.
-            steering: one for all, or one a picture.
+            guidance: one for all, or one an image.
             decoding: how captions are searched.
-            numbers: of the pictures, which the random numbers of their samples depend on; their places by default.
+            numbers: of the images, which the random numbers of their samples depend on; their places by default.
         """
-        given = steering or self.steering
-        each = [given] * len(features) if isinstance(given, Steering) else list(given)
+        given = guidance or self.guidance
+        each = [given] * len(features) if isinstance(given, Guidance) else list(given)
         rows_of: dict[int, list[int]] = {}
         for row, one in enumerate(each):
             rows_of.setdefault(id(one), []).append(row)
         found: dict[int, list[Found]] = {}
         for rows in rows_of.values():
-            memory = self.backbone.open(features[torch.tensor(rows, device=features.device)])
+            kv_cache = self.backbone.open(features[torch.tensor(rows, device=features.device)])
             some = search(
                 self.backbone,
-                memory,
+                kv_cache,
                 branches_of(each[rows[0]]),
                 decoding or self.decoding,
                 rows if numbers is None else [numbers[row] for row in rows],
@@ -247,11 +247,11 @@ class Captioner:
         return replace(best, others=tuple(others))
 
 
-def branches_of(steering: Steering) -> list[Branch]:
-    """The branches of a steering, for `search`."""
-    focus = [(vectors_of(prompt.inserts()), weight) for prompt, weight in steering.prompts]
-    avoid = None if steering.avoid is None else vectors_of(steering.avoid.inserts())
-    return mixture(focus, steering.strength, avoid, steering.avoid_strength)
+def branches_of(guidance: Guidance) -> list[Branch]:
+    """The branches of a guidance, for `search`."""
+    focus = [(vectors_of(prompt.inserts()), weight) for prompt, weight in guidance.prompts]
+    avoid = None if guidance.avoid is None else vectors_of(guidance.avoid.inserts())
+    return mixture(focus, guidance.strength, avoid, guidance.avoid_strength)
 
 
 class _ImageSide:
@@ -277,7 +277,7 @@ class _ImageSide:
 
 
 class CaptionFeatures:
-    """Image features of picture files for one captioner: each computed once and kept in the feature store.
+    """Image features of image files for one captioner: each computed once and kept in the feature store.
 
     Args:
         captioner: the frozen model.
@@ -295,7 +295,7 @@ class CaptionFeatures:
         """[N, T, D'] on the captioner's device.
 
         Raises:
-            UserError: a picture cannot be read.
+            UserError: an image cannot be read.
         """
         return self._features.of(paths).unflatten(1, self._side.shape)
 
@@ -339,7 +339,7 @@ def load(folder: Path, header: Mapping[str, Any], model: FrozenCaptioner | str |
     refuse_other_backbone(folder, header, captioner)
     template = CaptionTemplate(header["focus"], header["words"])
     prompt, _ = read_prompt(folder, header, captioner.device, template)
-    return Captioner(captioner, Steering(((prompt.requires_grad_(False), 1.0),)))
+    return Captioner(captioner, Guidance(((prompt.requires_grad_(False), 1.0),)))
 
 
 @checked

@@ -128,7 +128,7 @@ def _weighted(weights: Sequence[float], parts: Sequence[Tensor]) -> Tensor:
 @torch.no_grad()
 def search(
     captioner: FrozenCaptioner,
-    memory: KVCache,
+    kv_cache: KVCache,
     branches: Sequence[Branch],
     decoding: Decoding,
     numbers: Sequence[int] | None = None,
@@ -137,25 +137,25 @@ def search(
 
     Args:
         captioner: the frozen model.
-        memory: of `captioner.open`, N images.
+        kv_cache: of `captioner.open`, N images.
         branches: of `mixture`.
         decoding: how.
         numbers: what the random numbers of each image depend on beside the seed; its place by default.
     """
     room = captioner.decoder.budget - max(prompt_slots(branch.vectors) for branch in branches)
     n_tokens, n_best = min(decoding.max_tokens, room), decoding.n_best
-    states = [captioner.prefill(memory, branch.vectors) for branch in branches]
+    states = [captioner.prefill(kv_cache, branch.vectors) for branch in branches]
     mixed = Mixed(captioner, branches, states)
     if decoding.n_beams > 1:
-        return _search_beams(mixed, len(memory), n_tokens, decoding)
+        return _search_beams(mixed, len(kv_cache), n_tokens, decoding)
     if decoding.temperature is None:
         return [[caption] for caption in _search_rows(mixed, n_tokens, None, decoding)]
     uniform = []  # belongs to one sample of one image, whatever stands beside it in the batch
-    for number in range(len(memory)) if numbers is None else numbers:
+    for number in range(len(kv_cache)) if numbers is None else numbers:
         for sample in range(n_best):
             seed = ((decoding.seed * 1_000_003 + number) * 1_000_003 + sample) & (2**63 - 1)
             uniform.append(torch.rand(n_tokens, generator=torch.Generator().manual_seed(seed)))
-    rows = torch.arange(len(memory), device=captioner.device).repeat_interleave(n_best)
+    rows = torch.arange(len(kv_cache), device=captioner.device).repeat_interleave(n_best)
     flat = _search_rows(mixed.select(rows), n_tokens, torch.stack(uniform).to(captioner.device), decoding)
     captions = [flat[start : start + n_best] for start in range(0, len(flat), n_best)]
     return [sorted(samples, key=lambda caption: -caption.score) for samples in captions]

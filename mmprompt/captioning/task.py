@@ -1,6 +1,6 @@
 """Captioning focus: a frozen captioner and captions of one focus give a prompt of a few kilobytes.
 
-Image features are computed once per picture. Where the decoder reads the image before the prompt, what it read is kept
+Image features are computed once per image. Where the decoder reads the image before the prompt, what it read is kept
 too, so a training step runs the prompt and the words alone.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mmprompt.captioning.data import NEUTRAL, CaptionData, load_captions
 from mmprompt.captioning.methods import MAPPER_RECIPE, METHODS
-from mmprompt.captioning.predictor import Captioner, CaptionFeatures, CaptionTemplate, Steering, embed_words
+from mmprompt.captioning.predictor import Captioner, CaptionFeatures, CaptionTemplate, Guidance, embed_words
 from mmprompt.captioning.readers.captioner import FrozenCaptioner
 from mmprompt.captioning.readers.load import load_captioner, save_mapped
 from mmprompt.captioning.search import prompt_slots
@@ -38,7 +38,7 @@ from mmprompt.training.recipe import Recipe
 from mmprompt.training.seeds import batches, derive_seed
 
 N_STEPS = 160
-"""Steps that a prompt is trained for at least where the recipe names no epochs, however few pictures there are."""
+"""Steps that a prompt is trained for at least where the recipe names no epochs, however few images there are."""
 MAX_MEMORY_BYTES = 2**30
 LOOKED_AT = 64
 COLLAPSED = 0.1
@@ -49,7 +49,7 @@ class Encoded:
     """Captions as a training takes them.
 
     Args:
-        token_ids: of each picture's captions, the end token last unless it was cut.
+        token_ids: of each image's captions, the end token last unless it was cut.
         n_cut: how many were longer than there is room for.
     """
 
@@ -58,23 +58,23 @@ class Encoded:
 
     @property
     def n_captions(self) -> int:
-        """Of all pictures together."""
+        """Of all images together."""
         return sum(map(len, self.token_ids))
 
 
 def encode_captions(captioner: FrozenCaptioner, captions: Sequence[Sequence[str]], room: int) -> Encoded:
-    """Tokens of the captions of some pictures.
+    """Tokens of the captions of some images.
 
     Args:
         captioner: the frozen model.
-        captions: of each picture, one or more.
+        captions: of each image, one or more.
         room: most tokens of one, its end included; longer ones are cut and counted.
     """
     return with_ends(captioner, tokenize_captions(captioner, captions), room)
 
 
 def tokenize_captions(captioner: FrozenCaptioner, captions: Sequence[Sequence[str]]) -> list[list[list[int]]]:
-    """The token ids of some pictures' captions, without ends."""
+    """The token ids of some images' captions, without ends."""
     return [[captioner.tokenizer.encode(text) for text in texts] for texts in captions]
 
 
@@ -86,16 +86,16 @@ def with_ends(captioner: FrozenCaptioner, words: Sequence[Sequence[Sequence[int]
 
 
 class CaptionProblem:
-    """What the loop trains: vectors that make the captions of given pictures probable.
+    """What the loop trains: vectors that make the captions of given images probable.
 
-    An item is a picture with all its captions, so that image, start and prompt are read once for all of them.
+    An item is an image with all its captions, so that image, start and prompt are read once for all of them.
 
     Args:
         captioner: the frozen model.
         module: what learns.
         vectors: its vectors as they are now, by site.
-        features: [N, T, D'] of the pictures.
-        captions: of these pictures.
+        features: [N, T, D'] of the images.
+        captions: of these images.
         is_image_frozen: whether what the decoder reads of the images stays as it is (not so for a mapper).
     """
 
@@ -110,7 +110,7 @@ class CaptionProblem:
     ) -> None:
         self.captioner, self.features, self.captions = captioner, features, captions
         self._module, self._vectors = module, vectors
-        self._memory = self._read_images() if is_image_frozen else None
+        self._kv_cache = self._read_images() if is_image_frozen else None
 
     @property
     def module(self) -> nn.Module:
@@ -119,11 +119,11 @@ class CaptionProblem:
 
     @property
     def n_items(self) -> int:
-        """The number of pictures."""
+        """The number of images."""
         return len(self.captions.token_ids)
 
     def step(self, indices: list[int], epoch: int) -> StepResult:
-        """The mean cross entropy of the tokens of all captions of some pictures, their ends included."""
+        """The mean cross entropy of the tokens of all captions of some images, their ends included."""
         return StepResult({"caption": self.loss(indices, self._vectors())})
 
     def validate(self) -> float | None:
@@ -131,24 +131,24 @@ class CaptionProblem:
         return None
 
     def loss(self, indices: Sequence[int], vectors: Mapping[Site, Vectors]) -> Tensor:
-        """Cross entropy in nats a token, over the captions of some pictures."""
-        memory = self._images(torch.tensor(list(indices), device=self.captioner.device))
+        """Cross entropy in nats a token, over the captions of some images."""
+        kv_cache = self._images(torch.tensor(list(indices), device=self.captioner.device))
         captions = [self.captions.token_ids[index] for index in indices]
-        return -self.captioner.log_probs(memory, vectors, captions).mean()
+        return -self.captioner.log_probs(kv_cache, vectors, captions).mean()
 
     @torch.no_grad()
-    def mean_loss(self, vectors: Mapping[Site, Vectors], n_pictures: int = 32) -> float:
-        """The loss over the first pictures, with other vectors or none: what a prompt is held against."""
-        return self.loss(range(min(n_pictures, self.n_items)), vectors).item()
+    def mean_loss(self, vectors: Mapping[Site, Vectors], n_images: int = 32) -> float:
+        """The loss over the first images, with other vectors or none: what a prompt is held against."""
+        return self.loss(range(min(n_images, self.n_items)), vectors).item()
 
     def _images(self, rows: Tensor) -> KVCache:
-        if self._memory is not None:
-            return self._memory.select(rows)
+        if self._kv_cache is not None:
+            return self._kv_cache.select(rows)
         return self.captioner.open(self.features[rows])
 
     @torch.no_grad()
     def _read_images(self) -> KVCache | None:
-        """What the decoder read of every picture, None where that is more than memory should hold."""
+        """What the decoder read of every image, None where that is more than memory should hold."""
         first = self.captioner.open(self.features[:1])
         if first.n_bytes * len(self.features) > MAX_MEMORY_BYTES:
             return None
@@ -215,7 +215,7 @@ class FocusTask:
             torch.manual_seed(derive_seed(seed, "sources"))
             prompt = method.prompt(model, start)
         model.check_vectors(vectors_of(prompt.inserts()))
-        return Captioner(model, Steering(((prompt, 1.0),)))
+        return Captioner(model, Guidance(((prompt, 1.0),)))
 
     def complete(self, recipe: Recipe) -> Recipe:
         """Leave the recipe as it is."""
@@ -272,11 +272,11 @@ def start_tokens(captions: Iterable[Sequence[int]], n: int, device: torch.device
 def keys_values_of(captioner: FrozenCaptioner, tokens: Tensor, features: Tensor) -> list[Tensor]:
     """Compute the keys and values [M, 2 H D/H] of tokens [M] in every block, averaged over images [B, T, D']."""
     embedded = captioner.decoder.embed(tokens.expand(len(features), -1))
-    _, memory = captioner.decoder.run(captioner.open(features), embedded)
+    _, kv_cache = captioner.decoder.run(captioner.open(features), embedded)
     n_tokens = len(tokens)
     return [
         torch.cat([part[:, :, -n_tokens:].mean(0).transpose(0, 1).flatten(1) for part in pair], dim=1).float()
-        for pair in memory.own
+        for pair in kv_cache.own
     ]
 
 
@@ -298,7 +298,7 @@ def fit_mapper(
         data: captions, or the name of an embedded set or a file.
         out: a new folder, which `load_captioner` takes afterwards; the log and checkpoints go to `OUT-training`.
         recipe: `MAPPER_RECIPE` by default.
-        seed: of the order of the pictures.
+        seed: of the order of the images.
         callbacks: called as training goes.
         resume: go on from the newest checkpoint in `OUT-training`.
     Returns:
@@ -335,9 +335,9 @@ def fit_mapper(
     return history
 
 
-def epochs_of(recipe: Recipe, n_pictures: int) -> int:
+def epochs_of(recipe: Recipe, n_images: int) -> int:
     """The recipe's epochs, or as many as `N_STEPS` take, but 8 at least."""
-    n_steps = len(batches(list(range(n_pictures)), recipe.batch_size))
+    n_steps = len(batches(list(range(n_images)), recipe.batch_size))
     return recipe.epochs or max(8, -(-N_STEPS // n_steps))
 
 
@@ -347,7 +347,7 @@ def notices_of(problem: CaptionProblem, prompt: Prompt, features: Tensor) -> lis
     Args:
         problem: what it was trained on.
         prompt: the prompt.
-        features: [B, T, D'] of some pictures to look at.
+        features: [B, T, D'] of some images to look at.
     """
     captioner, captions = problem.captioner, problem.captions
     notices = []
@@ -366,11 +366,11 @@ def notices_of(problem: CaptionProblem, prompt: Prompt, features: Tensor) -> lis
             f"{captioner.name} can hardly be steered by this prompt: the loss is {learned:.3f} a token with it and "
             f"{bare:.3f} without. {other}"
         )
-    said = {caption.text for caption in Captioner(captioner, Steering(((prompt, 1.0),))).caption_features(features)}
+    said = {caption.text for caption in Captioner(captioner, Guidance(((prompt, 1.0),))).caption_features(features)}
     texts = {ids for some in captions.token_ids[: len(features)] for ids in some}
     if len(said) < COLLAPSED * min(len(texts), len(features)):
         notices.append(
-            f"The captioner says {len(said)} different captions of {len(features)} pictures, whose own captions are "
+            f"The captioner says {len(said)} different captions of {len(features)} images, whose own captions are "
             f"{len(texts)}: it has collapsed. Train for fewer epochs, with a lower lr or with fewer vectors."
         )
     return notices

@@ -33,11 +33,11 @@ Describe = Callable[[Sequence[Path], Sequence[int]], Sequence["Caption | UserErr
 Row = dict[str, Any]
 
 
-def describe_pictures(captioner: Captioner, ranker: DualEncoder | None = None, weight: float = 1.0) -> Describe:
+def describe_images(captioner: Captioner, ranker: DualEncoder | None = None, weight: float = 1.0) -> Describe:
     """Make what writes captions of image files, a broken one as its error.
 
     Args:
-        captioner: with its steering and decoding.
+        captioner: with its guidance and decoding.
         ranker: a dual encoder that orders the n best captions of an image (see `rank`).
         weight: of its score.
     """
@@ -84,7 +84,7 @@ def rank(captions: Sequence[Caption], image_features: Tensor, ranker: DualEncode
     return ranked
 
 
-def find_pictures(places: Sequence[Path]) -> list[tuple[str, Path]]:
+def find_images(places: Sequence[Path]) -> list[tuple[str, Path]]:
     """Find image files, with their names in the output: relative to a folder that is given alone, else as given.
 
     Args:
@@ -100,16 +100,16 @@ def find_pictures(places: Sequence[Path]) -> list[tuple[str, Path]]:
         elif place.is_file():
             named[str(place)] = place
         else:
-            raise bad_file(place, "is not there", "Give picture files or a folder of pictures.")
+            raise bad_file(place, "is not there", "Give image files or a folder of images.")
     if not named:
         names = ", ".join(str(place) for place in places) or "nothing"
-        raise UserError(f"there is no picture in {names}. Give picture files or a folder of pictures.")
+        raise UserError(f"there is no image in {names}. Give image files or a folder of images.")
     return list(named.items())
 
 
 def caption_rows(
     describe: Describe,
-    pictures: Sequence[tuple[str, Path]],
+    images: Sequence[tuple[str, Path]],
     out: Path | None,
     settings: Mapping[str, Any],
     progress: Progress | None = None,
@@ -118,7 +118,7 @@ def caption_rows(
 
     Args:
         describe: writes the captions.
-        pictures: names and files, in the order of the rows.
+        images: names and files, in the order of the rows.
         out: the JSONL file, None to write nothing.
         settings: JSON-ready, all that captions depend on; every row names their hash, and rows of others are refused.
         progress: called with how many rows there are and how many there will be.
@@ -131,14 +131,14 @@ def caption_rows(
     """
     name = sha256_bytes(json.dumps(settings, sort_keys=True).encode())[:12]
     if out is None:
-        return _describe_missing(describe, pictures, {}, name, None, progress)
+        return _describe_missing(describe, images, {}, name, None, progress)
     part = out.with_name(f"{out.name}.part")
     make_folder(out.parent)
     refusal = bad_file(out, "is being written by another process", "Wait until it has ended, or give another `out`.")
     with locked(out.with_name(f"{out.name}.lock"), refusal):
-        known = _known_rows((out, part), dict(pictures), name)
+        known = _known_rows((out, part), dict(images), name)
         write_bytes(part, _to_lines(known.values()))
-        rows = _describe_missing(describe, pictures, known, name, part, progress)
+        rows = _describe_missing(describe, images, known, name, part, progress)
         write_bytes(out, _to_lines(rows))
         part.unlink()
         sync_folder(out.parent)
@@ -147,7 +147,7 @@ def caption_rows(
 
 def _describe_missing(
     describe: Describe,
-    pictures: Sequence[tuple[str, Path]],
+    images: Sequence[tuple[str, Path]],
     known: Mapping[str, Row],
     settings: str,
     part: Path | None,
@@ -155,7 +155,7 @@ def _describe_missing(
 ) -> list[Row]:
     """Return the rows of all images in order; make those that are not known, and add them to the file under way."""
     rows = dict(known)
-    missing = [(number, *picture) for number, picture in enumerate(pictures) if picture[0] not in rows]
+    missing = [(number, *image) for number, image in enumerate(images) if image[0] not in rows]
     for start in range(0, len(missing), ROWS_AT_ONCE):
         batch = missing[start : start + ROWS_AT_ONCE]
         described = describe([path for _, _, path in batch], [number for number, _, _ in batch])
@@ -172,8 +172,8 @@ def _describe_missing(
             _append(part, _to_lines(new))
         rows.update((row["image"], row) for row in new)
         if progress is not None:
-            progress(len(rows), len(pictures))
-    return [rows[image] for image, _ in pictures]
+            progress(len(rows), len(images))
+    return [rows[image] for image, _ in images]
 
 
 def _known_rows(paths: Iterable[Path], files: Mapping[str, Path], settings: str) -> dict[str, Row]:
@@ -185,7 +185,7 @@ def _known_rows(paths: Iterable[Path], files: Mapping[str, Path], settings: str)
             image = row["image"]
             if "error" not in row and (image not in files or content(files[image]) != row["content"]):
                 advice = "Give another `out`, or remove it."
-                raise bad_file(path, f"holds a caption of {image}, which is gone or another picture now", advice)
+                raise bad_file(path, f"holds a caption of {image}, which is gone or another image now", advice)
             known[image] = row
     return {image: known[image] for image in files if image in known and "error" not in known[image]}
 
@@ -208,9 +208,9 @@ def _read_rows(path: Path, settings: str) -> Iterator[Row]:
         yield row
 
 
-def _content_of(picture: Path) -> str:
+def _content_of(image: Path) -> str:
     """Return the first 12 digits of the hash of an image file, "" if it is not there."""
-    return sha256_file(picture)[:12] if picture.is_file() else ""
+    return sha256_file(image)[:12] if image.is_file() else ""
 
 
 def _to_lines(rows: Iterable[Row]) -> bytes:

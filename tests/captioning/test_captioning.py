@@ -98,8 +98,8 @@ def test_what_the_decoder_read_of_the_images_may_be_kept_or_not(captioner, data,
     kept, prompt = problem_of(captioner, data, method)
     monkeypatch.setattr(captioning, "MAX_MEMORY_BYTES", 0)
     unkept, _ = problem_of(captioner, data, method)
-    assert kept._memory is not None
-    assert unkept._memory is None
+    assert kept._kv_cache is not None
+    assert unkept._kv_cache is None
     one, other = (problem.loss([0, 4, 7], vectors_of(prompt.inserts())) for problem in (kept, unkept))
     assert one.item() == pytest.approx(other.item(), rel=1e-7)
 
@@ -122,7 +122,7 @@ def test_a_prompt_learns_and_the_captioner_stays_as_it_was(captioner, data, tmp_
 
 def test_every_picture_is_encoded_once(captioner, data):
     encoder = captioner.model["encoder"]
-    captioner.image_shape  # noqa: B018 - shows the encoder one picture of zeros
+    captioner.image_shape  # noqa: B018 - shows the encoder one image of zeros
     encoder.n_seen = 0
     fit(PromptTuning(2), captioner, data, features=CaptionFeatures(captioner, None))
     assert encoder.n_seen == len(data.train)
@@ -219,10 +219,10 @@ def test_at_least_one_vector_is_learned(make):
 
 def test_captions_are_ordered_by_likeness_too_and_keep_all_scores():
     ranker = load_backbone("tiny", device="cpu")
-    picture = load_captions("openart-scenes").test[0]
-    features = encode_pictures(ranker, [picture.image])
+    image = load_captions("openart-scenes").test[0]
+    features = encode_pictures(ranker, [image.image])
     texts = sorted(
-        [picture.of("emotions")[0], "an angry face."],
+        [image.of("emotions")[0], "an angry face."],
         key=lambda text: clip_score(ranker, [text], features).mean,
     )
     likeness = clip_score(ranker, texts, features.expand(2, -1)).by_image

@@ -61,7 +61,7 @@ def test_actions_are_the_captions_with_the_most_verbs_and_ties_are_all_kept() ->
     built = build_focus(data(captions, ("a dog", "a cat")), "actions")
     assert built.items[0].of("actions") == captions[1:]
     assert built.items[1].of("actions") == ()
-    assert "of 1 of 2 pictures" in built.notes[-1]
+    assert "of 1 of 2 images" in built.notes[-1]
 
 
 @pytest.mark.parametrize(
@@ -70,8 +70,8 @@ def test_actions_are_the_captions_with_the_most_verbs_and_ties_are_all_kept() ->
         (data(TWO), "emotions", "0.25 emotion words each, most of them meant literally"),
         (data(TWO), "object", "Did you mean 'objects'?"),
         (data(TWO, focus="objects"), "objects", "has captions of objects already"),
-        (data((TWO[0],)), "objects", "no picture with two or more neutral captions"),
-        (data(TWO, focus="emotions"), "objects", "no picture with two or more neutral captions"),
+        (data((TWO[0],)), "objects", "no image with two or more neutral captions"),
+        (data(TWO, focus="emotions"), "objects", "no image with two or more neutral captions"),
         (data(("the red", "so blue")), "actions", "no neutral caption of coco holds verbs"),
     ],
 )

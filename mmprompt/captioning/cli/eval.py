@@ -38,9 +38,9 @@ class Settings:
     """What is measured."""
 
     data: Annotated[str, tyro.conf.arg(metavar="NAME|FILE")] = DATA
-    """Pictures with captions: openart-scenes, openart-scenes-new-style, or a file."""
+    """Images with captions: openart-scenes, openart-scenes-new-style, or a file."""
     images: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
-    """The folder of the pictures, if it is not that of the file."""
+    """The folder of the images, if it is not that of the file."""
     prompts: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN...")] = ()
     """Run folders of prompts, one a focus."""
     split: Annotated[str, tyro.conf.arg(metavar="NAME")] = "test"
@@ -84,7 +84,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
     captioner = load_captioner_of(settings.prompts, None, settings.device)
     encoder = None if settings.clip is None else load_backbone(settings.clip, settings.device)
     with ProgressDisplay() as progress:
-        features = CaptionFeatures(captioner, progress=progress.count("encoding pictures"))
+        features = CaptionFeatures(captioner, progress=progress.count("encoding images"))
         prompts = [load_focus(folder, captioner) for folder in settings.prompts] or own_prompts(
             output, captioner, features
         )
@@ -137,12 +137,12 @@ def show(output: Output, measure: CaptionMeasure, data: CaptionData) -> None:
     """Print what was measured: who spoke of what, what it was worth, and the curve over strength."""
     from mmprompt.captioning.report.tables import focus_table, notes, speaker_table, strength_table
 
-    n_pictures = len(measure.speakers[0].said)
-    output.say(f"\n{measure.data}, {measure.split}: {n_pictures} pictures, judged by the {measure.judge}\n")
+    n_images = len(measure.speakers[0].said)
+    output.say(f"\n{measure.data}, {measure.split}: {n_images} images, judged by the {measure.judge}\n")
     output.table(*speaker_table(measure))
     output.say()
     output.table(*focus_table(measure))
-    output.say("People: each reference of a picture against the others. Gained: points over no prompt and over words.")
+    output.say("People: each reference of an image against the others. Gained: points over no prompt and over words.")
     for focus, points in measure.strengths.items():
         if points:
             output.say(f"\n{focus} over strength")

@@ -41,7 +41,7 @@ class Settings:
     data: Annotated[str, tyro.conf.arg(metavar="NAME|FILE")] = DATA
     """Captions: openart-scenes, or a JSONL, COCO, Karpathy, Flickr, SentiCap, FlickrStyle or ArtEmis file."""
     images: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
-    """The folder of the pictures, if it is not that of the file."""
+    """The folder of the images, if it is not that of the file."""
     focus: Annotated[str, tyro.conf.arg(metavar="NAME")] = "emotions"
     """What captions are to speak of; one that the data has captions of."""
     choose: bool = False
@@ -98,7 +98,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
         recipe = Recipe()
     captioner = load_captioner(backbone, settings.device)
     with ProgressDisplay() as progress:
-        features = CaptionFeatures(captioner, progress=progress.count("encoding pictures"))
+        features = CaptionFeatures(captioner, progress=progress.count("encoding images"))
         task = FocusTask(data, settings.focus, features)
         result = fit(method, captioner, task, folder, recipe, settings.seed, (), settings.resume)
     conclude_training(output, settings, result, folder)
@@ -131,9 +131,9 @@ def conclude_training(output: Output, settings: Settings, result: Result[Caption
     images = [item.image for item in shown]
     plain, steered = (one.caption(images) for one in (Captioner(captioner), result.predictor))
     rows = [[item.image_id, old.text, new.text] for item, old, new in zip(shown, plain, steered, strict=True)]
-    output.table(["picture", "without a prompt", settings.focus], rows)
+    output.table(["image", "without a prompt", settings.focus], rows)
     output.say(f"\nThe prompt is in {folder}. The weights of {captioner.name} are what they were before.")
-    output.say(f"Next: mmprompt caption write PICTURES --prompt {shlex.quote(str(folder))}")
+    output.say(f"Next: mmprompt caption write IMAGES --prompt {shlex.quote(str(folder))}")
     output.say(f"      mmprompt caption eval --data {shlex.quote(settings.data)} --prompts {shlex.quote(str(folder))}")
     output.document({"run": str(folder), "history": result.history, "notices": list(result.notices)})
 
@@ -154,7 +154,7 @@ def read_train(arguments: Sequence[str], prog: str) -> tuple[Settings, Recipe, M
     defaults = form(Settings(), kind(**measured_for(kind, *places).settings), recipe)
     read: Any = parse(form, arguments, prog, DESCRIPTION, defaults)
     if read.recipe.augment == "coop":
-        raise bad_value("augment", "coop", "captions are learned from pictures as they are", "Leave --augment out.")
+        raise bad_value("augment", "coop", "captions are learned from images as they are", "Leave --augment out.")
     if read.recipe.patience is not None:
         expected = "captions have no validation accuracy to wait for"
         raise bad_value("patience", read.recipe.patience, expected, "Leave --patience out.")

@@ -58,8 +58,8 @@ def clip_score(
     """
     if not captions or len(captions) != len(image_features):
         raise UserError(
-            f"CLIPScore was given {len(captions)} captions and {len(image_features)} pictures, but one or more of each "
-            "and as many were expected. Give each picture one caption."
+            f"CLIPScore was given {len(captions)} captions and {len(image_features)} images, but one or more of each "
+            "and as many were expected. Give each image one caption."
         )
     rows = [encoder.tokenize(PREFIX + caption) for caption in captions]
     room = encoder.context_length - int(encoder.text_slots([[]]).lengths[0])  # start and end take slots too

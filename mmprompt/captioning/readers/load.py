@@ -21,11 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmprompt.captioning.readers.captioner import FrozenCaptioner
+from mmprompt.captioning.readers.captioner import FrozenCaptioner, caption_tokenizer, first_id
 from mmprompt.captioning.readers.mapper import (
     SETTINGS_FILE,
     MapperParts,
     MapperSettings,
+    PrefixDecoder,
     new_mapper,
     read_mapper,
     save_mapper,
@@ -48,11 +49,11 @@ from mmprompt.settings import checked
 TINY_CAPTIONER = TINY / "captioner"
 FORMS = "Use tiny, 'ENCODER + hf:LM', hf:NAME, open_clip:coca_ARCHITECTURE/TAG or a folder."
 READERS = {
-    "blip": "cross_attention.load_blip",
-    "blip-2": "blip2.load_blip2",
-    "git": "git.load_git",
-    "instructblip": "blip2.load_blip2",  # which says why not
-    "vision-encoder-decoder": "cross_attention.load_encoder_decoder",
+    "blip": "transformers_captioners.load_blip",
+    "blip-2": "transformers_captioners.load_blip2",
+    "git": "transformers_captioners.load_git",
+    "instructblip": "transformers_captioners.load_blip2",  # which says why not
+    "vision-encoder-decoder": "transformers_captioners.load_encoder_decoder",
 }
 """By transformers' model type: file and function. Each takes what the captioner calls itself, a folder or a name on the
 hub, and the options, and raises UserError for a model with missing weights or with parts that are not known."""
@@ -95,11 +96,7 @@ def load_captioner(
 
 
 def find_captioner(name: str) -> Source:
-    """Read the name of a captioner that is one model.
-
-    Raises:
-        UserError: it has none of the known forms, or names a file, folder or tag that is not there.
-    """
+    """Read the name of a captioner that is one model, which is there."""
     if name.startswith(("hf:", "open_clip:")) or Path(name).expanduser().exists():
         return find_source(name)
     raise UserError(f"there is no captioner or folder {name!r}. {nearest(name, list_captioners())} {FORMS}")
@@ -146,18 +143,11 @@ def _split_pair(name: str) -> tuple[str, str]:
 
 
 def load_pair(name: str, options: LoadOptions, kind: str = "transformer", n_prefix: int | None = 10) -> FrozenCaptioner:
-    """Load an encoder and a language model with an untrained mapper, which is no part of the fingerprint.
+    """Load `ENCODER + hf:LM` with an untrained mapper, which is no part of the fingerprint.
 
-    Args:
-        name: `ENCODER + hf:LM`.
-        options: device, dtype, cache folder, and whether remote code may run.
-        kind: of the mapper, as in `MapperSettings`.
-        n_prefix: vectors that an image becomes; None for a linear mapper.
-    Raises:
-        UserError: one of them is not there, or is of another kind.
+    The mapper is of one `kind` and makes `n_prefix` vectors of an image, as in `MapperSettings`.
     """
-    encoder_name, lm_name = _split_pair(name)
-    pair = Pair.load(encoder_name, lm_name, options)
+    pair = Pair.load(*_split_pair(name), options)
     mapper = new_mapper(MapperSettings(kind, pair.image_shape(kind == "linear")[1], pair.width, n_prefix))
     return _join(name, pair, mapper, options, is_trained=False)
 
@@ -178,11 +168,7 @@ def _load_mapped(name: str, folder: Path, options: LoadOptions) -> FrozenCaption
 
 
 def save_mapped(captioner: FrozenCaptioner, folder: Path) -> None:
-    """Write the mapper of `load_pair`, after its training, as a new folder that `load_captioner` takes.
-
-    Raises:
-        UserError: the folder is there already, or cannot be written.
-    """
+    """Write the mapper of `load_pair`, after its training, as a new folder that `load_captioner` takes."""
     decoder: Any = captioner.decoder
     parts = MapperParts(*_split_pair(captioner.name), captioner.fingerprint, _name_of(captioner.dtype))
     save_mapper(folder, decoder.mapper, parts)
@@ -199,10 +185,8 @@ class Pair:
     @classmethod
     def load(cls, encoder_name: str, lm_name: str, options: LoadOptions) -> Pair:
         """Load both by name, the language model by `hf:NAME` or `hf:FOLDER`."""
-        dtype = _name_of(options.dtype)
-        encoder: Any = load_backbone(
-            encoder_name, str(options.device), dtype, options.cache_dir, options.trust_remote_code
-        )
+        where = str(options.device), _name_of(options.dtype), options.cache_dir
+        encoder: Any = load_backbone(encoder_name, *where, options.trust_remote_code)
         lm, tokenizer = load_parts(lm_name, options)
         if lm.config.is_encoder_decoder:
             raise UserError(
@@ -226,16 +210,13 @@ class Pair:
         return self.encoder.encode_image_tokens(images) if reads_tokens else self.encoder.encode_image(images)[:, None]
 
     def image_shape(self, reads_tokens: bool) -> tuple[int, int]:
-        """T and D' of what `encode` gives."""
+        """Return T and D' of what `encode` gives."""
         n_tokens, width = self.encode(torch.zeros(1, 3, *[self.encoder.image_size] * 2), reads_tokens).shape[1:]
         return n_tokens, width
 
 
 def _join(name: str, pair: Pair, mapper: nn.Module, options: LoadOptions, is_trained: bool = True) -> FrozenCaptioner:
     """Make a captioner of an encoder, a mapper and a language model."""
-    from mmprompt.captioning.readers.causal_lm import PrefixDecoder
-    from mmprompt.captioning.readers.pretrained import caption_tokenizer, first_id
-
     freeze(mapper, options)
     settings: Any = mapper.settings
     n_tokens, image_width = pair.image_shape(settings.reads_tokens)
@@ -248,8 +229,7 @@ def _join(name: str, pair: Pair, mapper: nn.Module, options: LoadOptions, is_tra
     places = pair.tokenizer, pair.lm.generation_config, pair.lm.config
     starts, ends = ([getattr(place, key, None) for place in places] for key in ("bos_token_id", "eos_token_id"))
     start_id = first_id(name, "start", *starts, *ends)  # the end, where a model has no start of its own
-    end_id = first_id(name, "end", *ends)
-    decoder = PrefixDecoder(pair.lm, mapper, start_id, end_id, settings.n_prefix or n_tokens, is_trained)
+    decoder = PrefixDecoder(pair.lm, mapper, start_id, first_id(name, "end", *ends), settings.n_prefix or n_tokens)
     encode = partial(pair.encode, reads_tokens=settings.reads_tokens)
     captioner = FrozenCaptioner(name, models, encode, decoder, caption_tokenizer(pair.tokenizer), pair.encoder.pixels)
     captioner.encoder_fingerprint = pair.encoder.fingerprint

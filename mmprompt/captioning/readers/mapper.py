@@ -2,7 +2,8 @@
 
 `mlp` and `transformer` make a fixed number of vectors of one pooled feature (Mokady et al. 2021, "ClipCap", section
 3.3); `linear` makes one vector of every image token. A folder holds `mapper.json`, which names the frozen encoder and
-language model, and `mapper.safetensors`. Who trains a mapper is not known here.
+language model, and `mapper.safetensors`. Who trains a mapper is not known here. `PrefixDecoder` is the language model
+behind one.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
 from mmprompt.files import new_folder, read_json, read_tensors, tensor_bytes, write_bytes, write_json
+from mmprompt.models.decoder.kv_cache import KVCache
+from mmprompt.models.decoder.reader import CausalReader
 from mmprompt.settings import Count, check_settings
 
 SETTINGS_FILE, WEIGHTS_FILE = "mapper.json", "mapper.safetensors"
@@ -57,12 +60,12 @@ class MapperSettings:
 
 
 def _linear(settings: MapperSettings) -> nn.Module:
-    """Layer norm and a linear map of every image token: [N, T, D'] to [N, T, D]."""
+    """Make a layer norm and a linear map of every image token: [N, T, D'] to [N, T, D]."""
     return nn.Sequential(nn.LayerNorm(settings.image_width), nn.Linear(settings.image_width, settings.width))
 
 
 def _mlp(settings: MapperSettings) -> nn.Module:
-    """One hidden layer of half the output's width: [N, 1, D'] to [N, M, D]."""
+    """Make one hidden layer of half the output's width: [N, 1, D'] to [N, M, D]."""
     n_out = (settings.n_prefix or 1) * settings.width
     hidden = max(1, n_out // 2)
     layers = nn.Flatten(1), nn.Linear(settings.image_width, hidden), nn.Tanh(), nn.Linear(hidden, n_out)
@@ -115,6 +118,33 @@ def new_mapper(settings: MapperSettings, seed: int = 1) -> nn.Module:
     return mapper
 
 
+class PrefixDecoder(CausalReader):
+    """transformers' causal language model behind a mapper from image features to its embeddings.
+
+    It reads image vectors as a prefix (Mokady et al. 2021, "ClipCap"; Liu et al. 2023, "Visual Instruction Tuning"),
+    then the start token, a prompt and the caption.
+
+    Args:
+        lm: any `...ForCausalLM` that keeps keys and values.
+        mapper: [N, T, D'] to [N, T', D].
+        start_id, end_id: the tokens around a caption.
+        n_image: T', the slots of an image.
+    """
+
+    slot: Literal["decoder", "encoder"] = "decoder"
+
+    def __init__(self, lm: Any, mapper: nn.Module, start_id: int, end_id: int, n_image: int) -> None:
+        super().__init__(lm)
+        self.mapper = mapper
+        self.start_ids: tuple[int, ...] = (start_id,)
+        self.end_id = end_id
+        self.budget = self.n_positions - n_image - 1
+
+    def open(self, features: Tensor, soft: Tensor | None) -> KVCache:
+        """Read the image prefix."""
+        return self.run(KVCache(), self.mapper(features))[1]
+
+
 @dataclass(frozen=True)
 class MapperParts:
     """The frozen models on both sides of a saved mapper, by name.
@@ -133,15 +163,7 @@ class MapperParts:
 
 
 def save_mapper(folder: Path, mapper: nn.Module, parts: MapperParts) -> None:
-    """Write a trained mapper as a new folder that `load_captioner` takes.
-
-    Args:
-        folder: to be made; must not exist.
-        mapper: of `new_mapper`.
-        parts: the frozen models that it was trained between.
-    Raises:
-        UserError: the folder is there already, or cannot be written.
-    """
+    """Write a trained mapper as a new folder that `load_captioner` takes."""
     if folder.exists():
         raise bad_file(folder, "is there already", "Give a new folder.")
     settings: Any = mapper.settings
@@ -151,30 +173,25 @@ def save_mapper(folder: Path, mapper: nn.Module, parts: MapperParts) -> None:
 
 
 def read_mapper(folder: Path) -> tuple[nn.Module, MapperParts]:
-    """Read a folder of `save_mapper`.
-
-    Raises:
-        UserError: files are missing or damaged, or do not belong together.
-    """
-    path = folder / SETTINGS_FILE
+    """Read a folder of `save_mapper`; refuse files that are missing or damaged, or do not belong together."""
+    path, restore = folder / SETTINGS_FILE, "Restore the file as it was written."
     content = read_json(path)
     names = [field.name for kind in (MapperSettings, MapperParts) for field in fields(kind)]
     if not isinstance(content, dict):
-        raise bad_file(path, "is not a JSON object", "Restore the file as it was written.")
+        raise bad_file(path, "is not a JSON object", restore)
     for name in content:
         if name not in names:
-            raise bad_file(path, str(unknown_name("entry", name, names)), "Restore the file as it was written.")
+            raise bad_file(path, str(unknown_name("entry", name, names)), restore)
     parts = MapperParts(**{field.name: content.pop(field.name, None) for field in fields(MapperParts)})
     if not all(value is None or isinstance(value, str) for value in asdict(parts).values()):
         raise bad_file(path, "names an encoder or a language model by something that is no text", "Restore the file.")
     try:
         mapper = new_mapper(MapperSettings(**content))
     except (UserError, TypeError) as error:
-        raise bad_file(path, f"does not describe a mapper ({error})", "Restore the file as it was written.") from None
+        raise bad_file(path, f"does not describe a mapper ({error})", restore) from None
     try:
         mapper.load_state_dict(read_tensors(folder / WEIGHTS_FILE))
     except RuntimeError:
-        raise bad_file(
-            folder / WEIGHTS_FILE, f"does not hold the weights that {SETTINGS_FILE} describes", "Restore both files."
-        ) from None
+        problem = f"does not hold the weights that {SETTINGS_FILE} describes"
+        raise bad_file(folder / WEIGHTS_FILE, problem, "Restore both files.") from None
     return mapper, parts

@@ -34,21 +34,21 @@ class Captioned:
     said: dict[str, str]
 
 
-def choose_images(measure: CaptionMeasure, data: CaptionData, n_pictures: int) -> tuple[list[Captioned], int]:
+def choose_images(measure: CaptionMeasure, data: CaptionData, n_images: int) -> tuple[list[Captioned], int]:
     """Choose images at even distances over those that were captioned; return how many can no longer be read, too.
 
     Args:
         measure: what was said.
         data: the set that was measured on.
-        n_pictures: at least 1; fewer are shown where there are fewer.
+        n_images: at least 1; fewer are shown where there are fewer.
     Raises:
-        UserError: `n_pictures` is below 1.
+        UserError: `n_images` is below 1.
     """
-    check("n_pictures", n_pictures, Count, "Use `n_pictures=6`.")
+    check("n_images", n_images, Count, "Use `n_images=6`.")
     shown = [one for one in measure.speakers if one.name in (NO_PROMPT, *measure.focuses)]
     files = {item.image_id: item.image for item in data.items}
     image_ids = list(measure.speakers[0].said)
-    places = np.linspace(0, len(image_ids) - 1, min(n_pictures, len(image_ids))).round().astype(int)
+    places = np.linspace(0, len(image_ids) - 1, min(n_images, len(image_ids))).round().astype(int)
     chosen: list[Captioned] = []
     for image_id in (image_ids[place] for place in places):
         try:
@@ -64,22 +64,22 @@ def whole_in_square(image: Image.Image) -> Image.Image:
     return ImageOps.pad(image.convert("RGBA"), (SIDE, SIDE), Image.Resampling.BICUBIC, (0, 0, 0, 0))
 
 
-def draw_strip(measure: CaptionMeasure, data: CaptionData, n_pictures: int, theme: Theme) -> bytes:
+def draw_strip(measure: CaptionMeasure, data: CaptionData, n_images: int, theme: Theme) -> bytes:
     """Draw images in a row, and under each what the captioner says without a prompt and with each learned one.
 
     Args:
         measure: what was said.
         data: the set that was measured on.
-        n_pictures: how many; 4 to 6 are readable.
+        n_images: how many; 4 to 6 are readable.
         theme: the page's colours.
     Returns:
         PNG bytes.
     Raises:
-        UserError: `n_pictures` is below 1, or no picture can be read any more.
+        UserError: `n_images` is below 1, or no image can be read any more.
     """
-    chosen, _ = choose_images(measure, data, n_pictures)
+    chosen, _ = choose_images(measure, data, n_images)
     if not chosen:
-        raise UserError(f"no picture of {data.name} can be read any more. Put them back where they were.")
+        raise UserError(f"no image of {data.name} can be read any more. Put them back where they were.")
     return draw_captioned(chosen, theme)
 
 

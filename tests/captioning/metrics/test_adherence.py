@@ -37,7 +37,7 @@ def test_measures_of_an_example_counted_by_hand() -> None:
     assert values["adherence"] == pytest.approx((2 / 3 + 1 + 0) / 3)
     assert values["density"] == pytest.approx(4 / 3)
     assert values["mention_rate"] == pytest.approx(2 / 3)
-    assert values["grounded_precision"] == pytest.approx(3 / 4)  # cat; dog, car; not the car of picture 1
+    assert values["grounded_precision"] == pytest.approx(3 / 4)  # cat; dog, car; not the car of image 1
     assert values["grounded_precision_all"] == pytest.approx(4 / 5)
     assert values["recall"] == pytest.approx(3 / 4)  # cat of cat, dog; dog, car
     assert values["recall_agreed"] == pytest.approx(2 / 2)  # cat of cat; car of car
@@ -50,7 +50,7 @@ def test_the_human_ceiling_leaves_each_reference_out() -> None:
     assert scores.n_human == 4
     assert scores.human["adherence"] == 1
     assert scores.human["density"] == pytest.approx(5 / 4)
-    assert scores.human["grounded_precision"] == pytest.approx(4 / 5)  # only the dog of picture 1 is in no other
+    assert scores.human["grounded_precision"] == pytest.approx(4 / 5)  # only the dog of image 1 is in no other
     assert scores.human["recall"] == pytest.approx(4 / 7)
     assert scores.human["distinct_ratio"] == 1
     assert scores.notes == ()
