@@ -58,11 +58,7 @@ Rows = Iterator[CaptionRow]
 
 
 def detect_format(path: Path) -> str:
-    """Name the reader that fits the content of a file, or of a folder for FlickrStyle.
-
-    Raises:
-        UserError: it cannot be read, or no reader fits.
-    """
+    """Name the reader that fits the content of a file, or of a folder for FlickrStyle."""
     if path.is_dir():
         if any(path.glob(_STYLE_FILE)):
             return "flickrstyle"

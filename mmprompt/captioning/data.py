@@ -158,8 +158,9 @@ class CaptionData:
         return tuple(item for item in self.items if item.split == split)
 
 
+DEFAULT_SET = "openart-scenes"
 EMBEDDED = {
-    "openart-scenes": ("scenes/openart-scenes", "CC BY 4.0 (Twemoji), Apache 2.0 (Noto), MIT (Fluent)"),
+    DEFAULT_SET: ("scenes/openart-scenes", "CC BY 4.0 (Twemoji), Apache 2.0 (Noto), MIT (Fluent)"),
     "openart-scenes-new-style": ("openart/openart-scenes-new-style", "CC BY-SA 4.0 (OpenMoji)"),
 }
 """Sets that ship in the package: a JSONL file and a zip file of images below the assets, and the licence of both."""
@@ -223,8 +224,6 @@ def read_lexicon(path: Path) -> dict[str, dict[str, str]]:
 
     Args:
         path: a JSON file, `{"emotions": {"laughing": "joy", "laughing face": "joy"}}`.
-    Raises:
-        UserError: it is another form, or an entry is empty.
     """
     content = read_json(path)
     if not isinstance(content, dict) or not all(isinstance(entries, dict) for entries in content.values()):
@@ -243,8 +242,6 @@ def write_captions(path: Path, data: CaptionData) -> None:
     Args:
         path: ends in `.jsonl`. Images are named relative to the root of the set, which `images` gives when reading.
         data: labelled captions are written under their names, such as `emotions-positive`, and not a second time.
-    Raises:
-        UserError: the place cannot be written.
     """
     lines = []
     for item in data.items:

@@ -35,9 +35,6 @@ def build_focus(data: CaptionData, focus: str) -> CaptionData:
         focus: `objects` or `actions`.
     Returns:
         The data with this focus, with `chosen_by` and a note on how its captions were chosen.
-    Raises:
-        UserError: the focus is emotions or unknown, the data has captions of it, there is nothing to choose among, or
-            TextBlob is not installed.
     """
     if focus == "emotions":
         raise UserError(

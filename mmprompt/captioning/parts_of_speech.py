@@ -26,8 +26,6 @@ def nouns(caption: str, half: int | None = None) -> tuple[str, ...]:
     Args:
         caption: in English.
         half: `CHOOSING` or `JUDGING` for the nouns of one half of the vocabulary, None for all.
-    Raises:
-        UserError: TextBlob is not installed.
     """
     blob = _text_blob()
     tagged = ((word, tag) for word, tag in blob.tag(caption.lower()) if tag in ("NN", "NNS"))
@@ -41,8 +39,6 @@ def verbs(caption: str, half: int | None = None) -> tuple[str, ...]:
     Args:
         caption: in English.
         half: as in `nouns`.
-    Raises:
-        UserError: TextBlob is not installed.
     """
     tagged = _text_blob().tag(caption.lower())
     stems = (stem(word) for word, tag in tagged if tag.startswith("VB") and word not in _AUXILIARIES)
@@ -50,11 +46,7 @@ def verbs(caption: str, half: int | None = None) -> tuple[str, ...]:
 
 
 def stem(word: str) -> str:
-    """Return what the forms of a word share, such as `smile` of `smiling` (Porter 1980); the word is in lower case.
-
-    Raises:
-        UserError: TextBlob, which brings the stemmer, is not installed.
-    """
+    """Return what the forms of a word share, such as `smile` of `smiling` (Porter 1980); the word is in lower case."""
     return _text_blob().stem(word)
 
 

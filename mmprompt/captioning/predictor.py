@@ -74,14 +74,14 @@ class Caption:
     others: tuple[Caption, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, without what there is not."""
+        """Return a JSON-ready dict without empty fields."""
         found = asdict(self) | {"others": [other.to_dict() for other in self.others]}
         return {name: value for name, value in found.items() if value not in (None, [])}
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """Which prompts a caption is searched with.
+    """Which prompts a caption is searched with: classifier-free guidance (Ho and Salimans 2022).
 
     Args:
         prompts: with weights; several are mixed by weight. The template of each is a `CaptionTemplate`.
@@ -103,9 +103,15 @@ class Guidance:
             if not holds(weight, Annotated[float, Gt(0)]):
                 raise bad_value(f"weight of {focus_of(prompt)}", weight, "it must be a number, above 0", "Use 1.")
 
+    def branches(self) -> list[Branch]:
+        """Return the same for `search`."""
+        focus = [(vectors_of(prompt.inserts()), weight) for prompt, weight in self.prompts]
+        avoid = None if self.avoid is None else vectors_of(self.avoid.inserts())
+        return mixture(focus, self.strength, avoid, self.avoid_strength)
+
 
 def focus_of(prompt: Prompt) -> str:
-    """What a captioner's prompt makes it speak of."""
+    """Return what a captioner's prompt makes it speak of."""
     assert isinstance(prompt.template, CaptionTemplate), "a captioner's prompt has its template"
     return prompt.template.focus
 
@@ -137,24 +143,20 @@ class Captioner:
 
     @property
     def prompt(self) -> Prompt:
-        """The one prompt it is steered by.
-
-        Raises:
-            UserError: there is none, or there are several.
-        """
-        if len(self.guidance.prompts) != 1:
-            n_prompts = len(self.guidance.prompts)
+        """The one prompt it is steered by; refused where there is none, or several."""
+        n_prompts = len(self.guidance.prompts)
+        if n_prompts != 1:
             raise UserError(f"this captioner has {n_prompts} prompts, but one was expected. Take a captioner with one.")
         return self.guidance.prompts[0][0]
 
     def header(self) -> dict[str, Any]:
-        """Give what the prompt file keeps of a captioner beside its prompt; see `core.file.Predictor`."""
+        """Return what the prompt file keeps of a captioner beside its prompt; see `core.file.Predictor`."""
         template = self.prompt.template
         assert isinstance(template, CaptionTemplate), "a captioner's prompt has its template"
         return {"focus": template.focus, "words": template.words}
 
     def kept_tensors(self) -> dict[str, Tensor]:
-        """Give nothing: a captioner computes nothing ahead."""
+        """Return nothing: a captioner computes nothing ahead."""
         return {}
 
     def predict(self, images: ImageLike | Iterable[ImageLike]) -> Caption | list[Caption]:
@@ -173,7 +175,7 @@ class Captioner:
         guidance: Guidance | Sequence[Guidance] | None = None,
         decoding: Decoding | None = None,
     ) -> list[Caption]:
-        """One caption an image, in order.
+        """Write one caption an image, in order.
 
         Args:
             images: one image or several.
@@ -183,10 +185,7 @@ class Captioner:
             UserError: an image cannot be read, or a prompt does not fit this captioner.
         """
         sources = as_list(images)
-        if guidance is None or isinstance(guidance, Guidance):
-            each = [guidance or self.guidance] * len(sources)
-        else:
-            each = list(guidance)
+        each = self._each(guidance, len(sources))
         if len(each) != len(sources):
             raise UserError(
                 f"there are {len(sources)} images and {len(each)} prompts, but one prompt an image was expected. "
@@ -210,48 +209,32 @@ class Captioner:
         decoding: Decoding | None = None,
         numbers: Sequence[int] | None = None,
     ) -> list[Caption]:
-        """One caption an image, from image features [N, T, D'].
+        """Write one caption an image, from the features [N, T, D'] of `backbone.encode_image`.
 
-        Args:
-            features: of `backbone.encode_image`.
-            guidance: one for all, or one an image.
-            decoding: how captions are searched.
-            numbers: of the images, which the random numbers of their samples depend on; their places by default.
+        The random numbers of samples depend on the `numbers` of the images, their places by default.
         """
-        given = guidance or self.guidance
-        each = [given] * len(features) if isinstance(given, Guidance) else list(given)
+        each = self._each(guidance, len(features))
         rows_of: dict[int, list[int]] = {}
         for row, one in enumerate(each):
             rows_of.setdefault(id(one), []).append(row)
-        found: dict[int, list[Found]] = {}
+        captions: dict[int, Caption] = {}
         for rows in rows_of.values():
             kv_cache = self.backbone.open(features[torch.tensor(rows, device=features.device)])
-            some = search(
-                self.backbone,
-                kv_cache,
-                branches_of(each[rows[0]]),
-                decoding or self.decoding,
-                rows if numbers is None else [numbers[row] for row in rows],
-            )
-            found.update(zip(rows, some, strict=True))
-        return [self._caption(found[row]) for row in range(len(each))]
+            named = rows if numbers is None else [numbers[row] for row in rows]
+            found = search(self.backbone, kv_cache, each[rows[0]].branches(), decoding or self.decoding, named)
+            captions.update(zip(rows, map(self._caption, found), strict=True))
+        return [captions[row] for row in range(len(each))]
+
+    def _each(self, guidance: Sequence[Guidance] | Guidance | None, n_images: int) -> list[Guidance]:
+        given = self.guidance if guidance is None else guidance
+        return [given] * n_images if isinstance(given, Guidance) else list(given)
 
     def _caption(self, found: Sequence[Found]) -> Caption:
-        captions = [
-            Caption(
-                self.backbone.tokenizer.decode(one.token_ids), one.log_prob, one.score, len(one.token_ids), one.is_cut
-            )
-            for one in found
-        ]
-        best, *others = captions
+        decode = self.backbone.tokenizer.decode
+        best, *others = (
+            Caption(decode(one.token_ids), one.log_prob, one.score, len(one.token_ids), one.is_cut) for one in found
+        )
         return replace(best, others=tuple(others))
-
-
-def branches_of(guidance: Guidance) -> list[Branch]:
-    """The branches of a guidance, for `search`."""
-    focus = [(vectors_of(prompt.inserts()), weight) for prompt, weight in guidance.prompts]
-    avoid = None if guidance.avoid is None else vectors_of(guidance.avoid.inserts())
-    return mixture(focus, guidance.strength, avoid, guidance.avoid_strength)
 
 
 class _ImageSide:
@@ -277,13 +260,7 @@ class _ImageSide:
 
 
 class CaptionFeatures:
-    """Image features of image files for one captioner: each computed once and kept in the feature store.
-
-    Args:
-        captioner: the frozen model.
-        store: as for `ImageFeatures`.
-        progress: as for `ImageFeatures`.
-    """
+    """Features of image files for one captioner, computed once and kept; see `ImageFeatures`."""
 
     def __init__(
         self, captioner: FrozenCaptioner, store: Path | str | None = "auto", progress: Progress | None = None
@@ -292,11 +269,7 @@ class CaptionFeatures:
         self._features = ImageFeatures(self._side, store, progress=progress)  # type: ignore[arg-type]
 
     def of(self, paths: Sequence[Path]) -> Tensor:
-        """[N, T, D'] on the captioner's device.
-
-        Raises:
-            UserError: an image cannot be read.
-        """
+        """Return [N, T, D'] on the captioner's device."""
         return self._features.of(paths).unflatten(1, self._side.shape)
 
 
@@ -314,26 +287,18 @@ def hard_prompt(captioner: FrozenCaptioner, focus: str, words: str) -> Prompt:
     values = embed_words(captioner, words)
     if not len(values):
         raise bad_value("words", repr(words), "they must hold at least one word", 'Use `words="the mood is"`.')
-    source = Learned(LM_INPUT, values)
-    return Prompt(CaptionTemplate(focus, words), source).to(captioner.device).requires_grad_(False)
+    prompt = Prompt(CaptionTemplate(focus, words), Learned(LM_INPUT, values))
+    return prompt.to(captioner.device).requires_grad_(False)
 
 
 def embed_words(captioner: FrozenCaptioner, words: str) -> Tensor:
     """Embed the tokens of some words: [n, D]."""
-    ids = captioner.tokenizer.encode(words)
-    return captioner.decoder.embed(torch.tensor(ids, dtype=torch.long, device=captioner.device))
+    ids = torch.tensor(captioner.tokenizer.encode(words), dtype=torch.long, device=captioner.device)
+    return captioner.decoder.embed(ids)
 
 
 def load(folder: Path, header: Mapping[str, Any], model: FrozenCaptioner | str | None) -> Captioner:
-    """Load a captioner with a saved prompt.
-
-    Args:
-        folder: that holds the files.
-        header: of `core.file.read_header`.
-        model: the captioner or its name; by default the one that the file names.
-    Raises:
-        UserError: files are edited or damaged, or of another captioner.
-    """
+    """Load a captioner with the prompt of a folder; `model` is by default the one that the header names."""
     name = model or header["backbone"]["name"]
     captioner = load_captioner(name) if isinstance(name, str) else name
     refuse_other_backbone(folder, header, captioner)
@@ -355,13 +320,7 @@ def load_focus(folder: Path | str, captioner: FrozenCaptioner) -> Prompt:
 
 
 def load_captioner_of(folders: Iterable[Path | str], name: str | None = None, device: str = "auto") -> FrozenCaptioner:
-    """Load the captioner that saved prompts were learned on.
-
-    Args:
-        folders: of prompts; the first one names the captioner.
-        name: of the captioner where it is another name for the same weights, or there is no prompt.
-        device: where to put it.
-    """
+    """Load the captioner that saved prompts were learned on: by another name, or that of the first; `tiny` for none."""
     first = next(iter(folders), None)
     if name is None:
         name = "tiny" if first is None else read_header(first, "captioning")["backbone"]["name"]

@@ -186,11 +186,7 @@ class FocusTask:
         return load_captioner(model) if isinstance(model, str) else model
 
     def predictor(self, method: Method, model: FrozenCaptioner, seed: int) -> Captioner:
-        """Make the captioner with an untrained prompt.
-
-        Raises:
-            UserError: the method's prompt does not fit this captioner.
-        """
+        """Make the captioner with an untrained prompt."""
         self.features = self.features or CaptionFeatures(model)
         self.image_features = self.features.of([item.image for item in self.items])
         self.words = tokenize_captions(model, [item.of(self.focus) for item in self.items])

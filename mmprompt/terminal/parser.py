@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
@@ -20,6 +20,7 @@ from mmprompt.errors import UserError
 from mmprompt.terminal.options import remember
 
 Settings = TypeVar("Settings")
+Device = Annotated[str, tyro.conf.arg(metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")]
 
 PARSING = r"^Error parsing (\S+): "
 WORDINGS = {

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from mmprompt.captioning.cli.write import caption_rows, find_images
 from mmprompt.captioning.predictor import Caption
-from mmprompt.captioning.writing import caption_rows, find_images
 from mmprompt.errors import UserError
 
 SETTINGS = {"prompt": "a", "strength": 1.0}
@@ -129,7 +129,7 @@ def test_a_file_of_something_else_is_refused(tmp_path):
 WRITER = """
 import sys
 from pathlib import Path
-from mmprompt.captioning.writing import caption_rows
+from mmprompt.captioning.cli.write import caption_rows
 from mmprompt.captioning.predictor import Caption
 
 def describe(paths, numbers):

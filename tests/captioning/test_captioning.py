@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from mmprompt.captioning import task as captioning
+from mmprompt.captioning.cli.write import rank
 from mmprompt.captioning.data import load_captions
 from mmprompt.captioning.decoding import Decoding
 from mmprompt.captioning.methods import MAPPER_RECIPE, HardPrompt, PrefixTuning, PromptTuning
@@ -25,7 +26,6 @@ from mmprompt.captioning.task import (
     notices_of,
     start_tokens,
 )
-from mmprompt.captioning.writing import rank
 from mmprompt.core import fit as core
 from mmprompt.core.learned import Learned, Prompt
 from mmprompt.core.method import resolved_recipe, settled

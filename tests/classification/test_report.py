@@ -179,7 +179,7 @@ def test_pictures_that_are_gone_are_counted_and_not_shown(make_run: MakeRun) -> 
     for path in (folder / "pictures").iterdir():
         path.unlink()
     page = Page(write_report(folder).read_text())
-    assert "14 of the pictures that were to be shown can no longer be read" in page.text
+    assert "14 of the images that were to be shown can no longer be read" in page.text
     assert "figcaption" not in page.tags
 
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from mmprompt.captioning.data import CaptionData, load_captions
+from mmprompt.captioning.data import DEFAULT_SET, CaptionData, load_captions
 from mmprompt.captioning.methods import MAPPER_RECIPE, METHODS
 from mmprompt.core.method import Method, measured_for, resolved_recipe
 from mmprompt.core.soft import PromptTuning
 from mmprompt.errors import bad_value, unknown_name
 from mmprompt.progress import ProgressDisplay
 from mmprompt.terminal.output import JSON_HELP, Output
-from mmprompt.terminal.parser import parse, peek
+from mmprompt.terminal.parser import Device, parse, peek
 from mmprompt.terminal.run_folder import check_folder
 from mmprompt.training.recipe import Recipe
 
@@ -26,19 +26,17 @@ if TYPE_CHECKING:
     from mmprompt.core.fit import Result
 
 
-DATA = "openart-scenes"
 MAPPER, MAPPER_AND_SOFT = "mapper", "mapper+prompt-tuning"
 DESCRIPTION = (
     "Learn a prompt that makes a frozen captioner speak of one focus. Without options: emotions, on drawn scenes."
 )
-Device = Annotated[str, tyro.conf.arg(metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")]
 
 
 @dataclass(frozen=True)
 class Settings:
     """What is trained, and where it goes."""
 
-    data: Annotated[str, tyro.conf.arg(metavar="NAME|FILE")] = DATA
+    data: Annotated[str, tyro.conf.arg(metavar="NAME|FILE")] = DEFAULT_SET
     """Captions: openart-scenes, or a JSONL, COCO, Karpathy, Flickr, SentiCap, FlickrStyle or ArtEmis file."""
     images: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """The folder of the images, if it is not that of the file."""
@@ -63,11 +61,7 @@ class Settings:
 
 
 def run(arguments: Sequence[str], prog: str) -> None:
-    """Learn a focus, or a mapper, or one after the other, and show what it says.
-
-    Raises:
-        UserError: something in the call or the data is wrong; nothing is written then.
-    """
+    """Learn a focus, or a mapper, or one after the other, and show what it says."""
     settings, recipe, method = read_train(arguments, prog)
 
     from mmprompt.captioning.focus_sets import build_focus
@@ -139,11 +133,7 @@ def conclude_training(output: Output, settings: Settings, result: Result[Caption
 
 
 def read_train(arguments: Sequence[str], prog: str) -> tuple[Settings, Recipe, Method]:
-    """Read a command line of `caption train`, whose options depend on the method.
-
-    Raises:
-        UserError: there is no such method, or a setting does nothing for captions.
-    """
+    """Read a command line of `caption train`, whose options depend on the method."""
     name = peek(arguments, "method") or Settings.method
     if name not in (*METHODS, MAPPER, MAPPER_AND_SOFT):
         raise unknown_name("method", name, (*METHODS, MAPPER, MAPPER_AND_SOFT))

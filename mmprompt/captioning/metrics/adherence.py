@@ -152,8 +152,6 @@ def score_focus(captions: Mapping[str, str], items: Iterable[CaptionItem], focus
         items: these images with their references, perhaps among others.
         focus: one that the judge can tell of.
         judge: tells what captions and references name.
-    Raises:
-        UserError: there is no caption, an image is unknown or has no reference, or the judge does not know the focus.
     """
     _refuse_focus(focus, judge)
     if not captions:
@@ -190,8 +188,6 @@ def confusion(
         captions_by_prompt: by the name of the prompt, one caption of each image; at least one caption each.
         judge: tells what captions name.
         focuses: the columns; by default all that the judge can tell of. Shares are of the items of all of the judge's.
-    Raises:
-        UserError: a prompt has no caption, or the judge does not know a focus.
     """
     columns = tuple(judge.focuses if focuses is None else focuses)
     for focus in columns:
@@ -216,8 +212,6 @@ def lift(a: FocusScores, b: FocusScores, measure: str = "adherence", seed: int =
         b: of the other, for the same focus on the same images, by the same judge.
         measure: one of `MEASURES`.
         seed: of the resampling.
-    Raises:
-        UserError: focus, judge or images differ, there is no such measure, or one side has no value of it.
     """
     if measure not in MEASURES:
         raise unknown_name("measure", measure, MEASURES)

@@ -51,8 +51,6 @@ class DocumentFrequency:
 
         Args:
             references: of each image, one or more texts.
-        Raises:
-            UserError: pycocoevalcap is not installed.
         """
         ngrams_of = coco_module("cider.cider_scorer").precook
         counts: Counter[str] = Counter()
@@ -63,21 +61,13 @@ class DocumentFrequency:
         return cls(n_images, counts)
 
     def save(self, path: Path) -> None:
-        """Write it as JSON, to give it when scoring another, perhaps smaller set.
-
-        Raises:
-            UserError: the place cannot be written.
-        """
+        """Write it as JSON, to give it when scoring another, perhaps smaller set."""
         content = {"n_images": self.n_images, "counts": dict(self.counts)}
         write_bytes(path, json.dumps(content, ensure_ascii=False).encode())
 
     @classmethod
     def load(cls, path: Path) -> DocumentFrequency:
-        """Read what `save` wrote.
-
-        Raises:
-            UserError: the file is missing or another.
-        """
+        """Read what `save` wrote."""
         try:
             content = json.loads(read_bytes(path, MAX_FREQUENCY_BYTES))
             n_images, counts = content["n_images"], content["counts"]
@@ -130,9 +120,6 @@ def score_captions(
         captions: one of each image, by its id.
         references: one or more of each of these images; other images are not looked at.
         frequency: the weights of CIDEr-D's words, of another set; by default counted in these references.
-    Raises:
-        UserError: there is no caption, an image has no reference, there are fewer than two images and no frequency, or
-            pycocoevalcap is not installed.
     """
     if not captions:
         raise UserError("there is no caption to score. Write some first.")
@@ -210,11 +197,7 @@ def java_score(metric: str, captions: Mapping[str, str], references: Mapping[str
 
 
 def coco_module(name: str) -> Any:
-    """Import a module of pycocoevalcap.
-
-    Raises:
-        UserError: it is not installed.
-    """
+    """Import a module of pycocoevalcap."""
     try:
         return import_module(f"pycocoevalcap.{name}")
     except ImportError:

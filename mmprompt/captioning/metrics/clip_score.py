@@ -53,8 +53,6 @@ def clip_score(
         captions: N texts, N at least 1.
         image_features: [N, E] of unit norm, of the same encoder, such as `encode_pictures` gives.
         used_before: fingerprints of the dual encoders that wrote or ranked these captions.
-    Raises:
-        UserError: there is no caption, or there are more or fewer images than captions.
     """
     if not captions or len(captions) != len(image_features):
         raise UserError(

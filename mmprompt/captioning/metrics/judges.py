@@ -49,8 +49,6 @@ class LexiconJudge:
     Args:
         lexicon: by focus, the item that each form (one or more words) names.
         name: for reports.
-    Raises:
-        UserError: the lexicon is empty, or a form has no word.
     """
 
     notes: tuple[str, ...] = ()
@@ -111,11 +109,7 @@ class TaggerJudge:
     focuses = ("actions", "emotions", "objects")
 
     def items(self, caption: str) -> Named:
-        """Return the items that a caption names, by focus; every focus is there.
-
-        Raises:
-            UserError: TextBlob or vaderSentiment is not installed.
-        """
+        """Return the items that a caption names, by focus; every focus is there."""
         feelings = (word for word in emotion_words(caption) if word not in self.not_emotions)
         return {
             "actions": frozenset(verbs(caption, self.halves.get("actions"))),
@@ -129,9 +123,6 @@ def judge_for(data: CaptionData) -> Judge:
 
     Where the tagger chose the captions of a focus, it judges by the half of the vocabulary that chose nothing. VADER's
     words are calibrated on the neutral captions of the train part.
-
-    Raises:
-        UserError: the lexicon is bad, or TextBlob or vaderSentiment is needed and not installed.
     """
     if data.lexicon:
         return LexiconJudge(data.lexicon, f"lexicon of {data.name}")
@@ -153,19 +144,13 @@ def frequent_emotion_words(neutral: Iterable[Sequence[str]], n_dropped: int = N_
     Args:
         neutral: the neutral captions of each image.
         n_dropped: how many words at most.
-    Raises:
-        UserError: vaderSentiment is not installed.
     """
     counts = Counter(word for captions in neutral for caption in captions for word in emotion_words(caption))
     return tuple(word for word, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:n_dropped])
 
 
 def emotion_words(caption: str) -> tuple[str, ...]:
-    """Find the words of a caption that VADER's lexicon has, in order, repetitions kept.
-
-    Raises:
-        UserError: vaderSentiment is not installed.
-    """
+    """Find the words of a caption that VADER's lexicon has, in order, repetitions kept."""
     lexicon = _vader_lexicon()
     return tuple(word for word in tokenize(caption) if word in lexicon)
 

@@ -1,14 +1,26 @@
-"""What was measured of caption prompts, as tables of text."""
+"""The report of caption prompts: tables, the curve over strength, and images with what each prompt says of them.
+
+It shows what was measured and computes nothing; the page opens anywhere and reaches for no network.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 
 from mmprompt.captioning.data import CaptionData
-from mmprompt.captioning.measure import NO_PROMPT, CaptionMeasure, Point
+from mmprompt.captioning.figures import choose_images, draw_adherence, draw_captioned, draw_strength
+from mmprompt.captioning.measure import N_CURVE, NO_PROMPT, CaptionMeasure, Point
+from mmprompt.files import make_folder, write_json
+from mmprompt.reports.figures import LIGHT
 from mmprompt.reports.numbers import between, percent, signed
+from mmprompt.reports.pages import Draw, missing_extra, write_page
+from mmprompt.reports.tables import Table, write_tables
 
-Table = tuple[list[str], list[list[str]], tuple[int, ...]]
+N_IMAGES = 6
+Columns = tuple[list[str], list[list[str]], tuple[int, ...]]
 """Headers, rows, and which columns are numbers."""
 
 SHOWN = {
@@ -24,7 +36,45 @@ NUMBERS = {"density": 2, "mean_length": 1}
 """Measures that are no shares, and their decimals."""
 
 
-def speaker_table(measure: CaptionMeasure) -> Table:
+def write_caption_report(measure: CaptionMeasure, data: CaptionData, folder: Path, command: str) -> Path | None:
+    """Write `metrics.json` and, with the report extra, `report.html`, its figures and the tables in four forms.
+
+    Files of an earlier report in the folder are replaced; `command` is how to repeat it. Return the path of the HTML
+    file, None without the extra.
+    """
+    make_folder(folder)
+    write_json(folder / "metrics.json", measure.to_dict())
+    if missing_extra():
+        return None
+    for name, (headers, rows, numbers) in (("captioners", speaker_table(measure)), ("focuses", focus_table(measure))):
+        write_tables(Table(tuple(headers), tuple(map(tuple, rows)), min(numbers)), folder, name)
+    charts: dict[str, Draw] = {"confusion": partial(draw_adherence, measure.confusion)}
+    curves = {focus: points for focus, points in measure.strengths.items() if points}
+    for number, (focus, points) in enumerate(curves.items(), 1):  # a focus may have any name, a file may not
+        charts[f"strength_{number}"] = partial(draw_strength, points, focus)
+    chosen, n_missing = choose_images(measure, data, N_IMAGES)
+    return write_page(
+        folder,
+        "captions",
+        charts,
+        {"strip": draw_captioned(chosen, LIGHT)} if chosen else {},
+        measure=measure,
+        data=data,
+        decoding=asdict(measure.decoding),
+        command=command,
+        n_curve=N_CURVE,
+        own=[measure.focus_scores[focus][focus] for focus in measure.focuses],
+        gains={focus: gain_rows(measure, focus) for focus in measure.focuses},
+        speakers=speaker_table(measure),
+        curves=curves,
+        strengths={focus: strength_table(points) for focus, points in curves.items()},
+        chosen=chosen,
+        n_missing=n_missing,
+        notes=notes(measure, data),
+    )
+
+
+def speaker_table(measure: CaptionMeasure) -> Columns:
     """Tabulate every captioner: adherence to every focus in %, length, variety and closeness to the references."""
     headers = ["captioner", *measure.confusion.focuses, "words", "distinct", "BLEU-4", "ROUGE-L", "CIDEr-D"]
     rows = []
@@ -40,7 +90,7 @@ def speaker_table(measure: CaptionMeasure) -> Table:
     return headers, rows, tuple(range(1, len(headers)))
 
 
-def focus_table(measure: CaptionMeasure) -> Table:
+def focus_table(measure: CaptionMeasure) -> Columns:
     """Tabulate what each learned prompt reaches and gains beside people, no prompt and words."""
     headers = ["focus", "measure", "learned", "people", "no prompt", "gained", "words", "gained over words"]
     rows = [[focus, *row] for focus in measure.focuses for row in gain_rows(measure, focus)]
@@ -72,7 +122,7 @@ def gain_rows(measure: CaptionMeasure, focus: str) -> list[list[str]]:
     ]
 
 
-def strength_table(points: Sequence[Point]) -> Table:
+def strength_table(points: Sequence[Point]) -> Columns:
     """Tabulate one prompt over strength."""
     headers = ["strength", "adherence", "grounded", "CIDEr-D", "words", "distinct"]
     rows = [
