@@ -12,9 +12,9 @@ from typing import Annotated
 import tyro
 
 from mmprompt.captioning.data import load_captions
-from mmprompt.captioning.figures import draw_strip
 from mmprompt.captioning.measure import measure_captions
 from mmprompt.captioning.predictor import load_captioner_of, load_focus
+from mmprompt.captioning.report import draw_strip
 from mmprompt.files import make_folder, write_bytes
 from mmprompt.reports.figures import LIGHT
 

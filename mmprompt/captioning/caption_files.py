@@ -35,14 +35,9 @@ _RESTORE = "Restore the file as it was published."
 class CaptionRow(NamedTuple):
     """Captions of one image as a file gives them, before images are looked for.
 
-    Args:
-        place: where the file has it, such as `line 3`.
-        image: path of the image as the file spells it, below the folder of images.
-        image_id: its name in the file; None for its path.
-        captions: as the file spells them.
-        focus: what they speak of; `""` for captions of no focus.
-        label: a finer name within the focus, such as `positive`.
-        split: `train`, `val` or `test`; None where the file divides nothing.
+    `place` is where the file has it, such as `line 3`; `image` the path as the file spells it, below the folder of
+    images; `image_id` its name in the file, None for its path. `focus` is `""` for captions of no focus, `label` a
+    finer name within it, such as `positive`; `split` is None where the file divides nothing.
     """
 
     place: str
@@ -183,12 +178,9 @@ def _read_artemis(path: Path) -> Rows:
 
 
 def _read_flickrstyle(path: Path) -> Rows:
-    """Read FlickrStyle's text files, a caption a line; they give no split.
+    """Read FlickrStyle's text files, a caption a line: a folder of `funny_train.txt` and `romantic_train.txt`, or one.
 
     The images are named, in the order of the lines, by a list beside them: `images.txt`, or the published `.p` file.
-
-    Args:
-        path: the folder of `funny_train.txt` and `romantic_train.txt`, or one of them.
     """
     folder = path if path.is_dir() else path.parent
     lists = [file for file in (folder / "images.txt", *sorted(folder.glob("*.p"))) if file.is_file()]

@@ -20,7 +20,7 @@ from mmprompt.data.archive import unpack
 from mmprompt.data.class_names import shortened
 from mmprompt.data.splits import SPLITS
 from mmprompt.errors import UserError, bad_file, unknown_name
-from mmprompt.files import SafeRoot, read_json, write_bytes
+from mmprompt.files import SafeRoot, read_json
 from mmprompt.settings import checked
 
 if TYPE_CHECKING:
@@ -220,11 +220,7 @@ def read_captions(
 
 
 def read_lexicon(path: Path) -> dict[str, dict[str, str]]:
-    """Read what surface forms name, by focus.
-
-    Args:
-        path: a JSON file, `{"emotions": {"laughing": "joy", "laughing face": "joy"}}`.
-    """
+    """Read what surface forms name, by focus: `{"emotions": {"laughing": "joy", "laughing face": "joy"}}`."""
     content = read_json(path)
     if not isinstance(content, dict) or not all(isinstance(entries, dict) for entries in content.values()):
         raise bad_file(path, "is not an object of objects", "Write surface forms and items by focus.")
@@ -234,38 +230,6 @@ def read_lexicon(path: Path) -> dict[str, dict[str, str]]:
                 problem = f"{form!r} of {focus} names {item!r}, but texts that are not empty were expected"
                 raise bad_file(path, problem, "Correct it.")
     return content
-
-
-def write_captions(path: Path, data: CaptionData) -> None:
-    """Write a set as JSONL, with its splits, so that all who read it divide it alike.
-
-    Args:
-        path: ends in `.jsonl`. Images are named relative to the root of the set, which `images` gives when reading.
-        data: labelled captions are written under their names, such as `emotions-positive`, and not a second time.
-    """
-    lines = []
-    for item in data.items:
-        parents = {focus: _parent(focus, item) for focus in item.captions}
-        labelled = {text for focus, parent in parents.items() if parent for text in item.of(focus)}
-        for focus, parent in parents.items():
-            texts = [text for text in item.of(focus) if parent or text not in labelled]
-            if texts:
-                record = {
-                    "image": item.image.relative_to(data.root).as_posix(),
-                    "image_id": item.image_id,
-                    "captions": texts,
-                    "focus": parent or focus,
-                    "label": focus.removeprefix(f"{parent}-") if parent else "",
-                    "split": item.split,
-                }
-                lines.append(json.dumps(record, ensure_ascii=False))
-    write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
-
-
-def _parent(focus: str, item: CaptionItem) -> str:
-    """Return the focus that a labelled one such as `emotions-positive` belongs to, "" for none."""
-    parent = focus.partition("-")[0]
-    return parent if parent != focus and set(item.of(focus)) <= set(item.of(parent)) else ""
 
 
 def _grouped(rows: Sequence[CaptionRow], root: Path, path: Path) -> list[CaptionItem]:

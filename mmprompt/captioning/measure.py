@@ -6,7 +6,7 @@ chosen on the validation part. Nothing else is chosen here, and no prompt is tra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,15 +15,20 @@ from torch import Tensor
 from mmprompt.captioning.data import CaptionData, CaptionItem
 from mmprompt.captioning.decoding import Decoding
 from mmprompt.captioning.metrics.adherence import Confusion, FocusScores, Lift, confusion, lift, score_focus
-from mmprompt.captioning.metrics.caption_metrics import CaptionScores, coco_module, score_captions
-from mmprompt.captioning.metrics.clip_score import ClipScores, clip_score
+from mmprompt.captioning.metrics.caption_metrics import (
+    CaptionScores,
+    ClipScores,
+    clip_score,
+    coco_module,
+    score_captions,
+)
 from mmprompt.captioning.metrics.judges import Judge, judge_for
 from mmprompt.captioning.predictor import Captioner, CaptionFeatures, Guidance, focus_of, hard_prompt
 from mmprompt.captioning.readers.captioner import FrozenCaptioner
 from mmprompt.core.learned import Prompt
 from mmprompt.errors import UserError, bad_value
 from mmprompt.models.dual_encoder.interface import DualEncoder
-from mmprompt.models.image_features import encode_pictures
+from mmprompt.models.image_features import Progress, encode_pictures
 from mmprompt.settings import checked
 
 NO_PROMPT = "no prompt"
@@ -38,18 +43,12 @@ HARD_WORDS = {
 """What somebody would write without looking at the captions the captioner was trained on."""
 ANY_WORDS = ("a picture of {}:", "the {} are", "describe the {}:")
 
-Progress = Callable[[int, int], None]
-
 
 @dataclass(frozen=True)
 class Speaker:
-    """A captioner with one prompt, with words, or with none, and what it said.
+    """A captioner with one prompt, with words, or with none, and what it said of each image, by its id.
 
-    Args:
-        name: the focus of a learned prompt, "words: FOCUS", or "no prompt".
-        focus: what it is to speak of, "" for no prompt.
-        said: a caption of each image, by its id.
-        words: of a hard prompt.
+    Its name is the focus of a learned prompt, "words: FOCUS", or "no prompt", whose focus is "".
     """
 
     name: str
@@ -116,7 +115,7 @@ class CaptionMeasure:
             "n_images": len(self.speakers[0].said),
             "decoding": asdict(self.decoding),
             "confusion": self.confusion.to_dict(),
-            "lifts": {focus: {name: one.to_dict() for name, one in some.items()} for focus, some in self.lifts.items()},
+            "lifts": {focus: {name: asdict(one) for name, one in some.items()} for focus, some in self.lifts.items()},
             "strengths": {focus: [asdict(point) for point in some] for focus, some in self.strengths.items()},
             "speakers": [
                 {
@@ -207,14 +206,7 @@ def measure_captions(
 def evaluate(
     captioner: Captioner, data: CaptionData, split: str = "test", features: CaptionFeatures | None = None
 ) -> FocusScores:
-    """Measure how well a captioner keeps to the focus of its prompt; see `core.fit.evaluate`.
-
-    Args:
-        captioner: with one prompt.
-        data: images with references.
-        split: which part of them.
-        features: of the same captioner, to share them.
-    """
+    """Measure how well a captioner keeps to the focus of its one prompt; see `core.fit.evaluate`."""
     features = features or CaptionFeatures(captioner.backbone)
     stage = _Stage(captioner.backbone, captioner.decoding, features, judge_for(data))
     items = data.with_captions(split, None)

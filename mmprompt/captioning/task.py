@@ -46,57 +46,38 @@ COLLAPSED = 0.1
 
 @dataclass(frozen=True)
 class Encoded:
-    """Captions as a training takes them.
+    """Captions as a training takes them: token ids of each image's captions, the end last unless it was cut.
 
-    Args:
-        token_ids: of each image's captions, the end token last unless it was cut.
-        n_cut: how many were longer than there is room for.
+    `n_cut` counts those that were longer than there is room for.
     """
 
     token_ids: tuple[tuple[tuple[int, ...], ...], ...]
     n_cut: int
 
-    @property
-    def n_captions(self) -> int:
-        """Of all images together."""
-        return sum(map(len, self.token_ids))
-
 
 def encode_captions(captioner: FrozenCaptioner, captions: Sequence[Sequence[str]], room: int) -> Encoded:
-    """Tokens of the captions of some images.
-
-    Args:
-        captioner: the frozen model.
-        captions: of each image, one or more.
-        room: most tokens of one, its end included; longer ones are cut and counted.
-    """
+    """Tokenize the captions of each image, their ends included; longer ones than `room` are cut and counted."""
     return with_ends(captioner, tokenize_captions(captioner, captions), room)
 
 
 def tokenize_captions(captioner: FrozenCaptioner, captions: Sequence[Sequence[str]]) -> list[list[list[int]]]:
-    """The token ids of some images' captions, without ends."""
+    """Return the token ids of each image's captions, without ends."""
     return [[captioner.tokenizer.encode(text) for text in texts] for texts in captions]
 
 
 def with_ends(captioner: FrozenCaptioner, words: Sequence[Sequence[Sequence[int]]], room: int) -> Encoded:
-    """The same with an end behind each, cut to the room there is; the arguments are those of `encode_captions`."""
+    """Put an end behind each, and cut to the room there is; see `encode_captions`."""
     whole = [[(*ids, captioner.decoder.end_id) for ids in some] for some in words]
     n_cut = sum(len(ids) > room for some in whole for ids in some)
     return Encoded(tuple(tuple(ids[:room] for ids in some) for some in whole), n_cut)
 
 
 class CaptionProblem:
-    """What the loop trains: vectors that make the captions of given images probable.
+    """What the loop trains: vectors that make the captions of given images, of features [N, T, D'], probable.
 
-    An item is an image with all its captions, so that image, start and prompt are read once for all of them.
-
-    Args:
-        captioner: the frozen model.
-        module: what learns.
-        vectors: its vectors as they are now, by site.
-        features: [N, T, D'] of the images.
-        captions: of these images.
-        is_image_frozen: whether what the decoder reads of the images stays as it is (not so for a mapper).
+    An item is an image with all its captions, so that image, start and prompt are read once for all of them. `vectors`
+    gives those of the module as they are now, by site. `is_image_frozen` says whether what the decoder reads of the
+    images stays as it is (not so for a mapper).
     """
 
     def __init__(
@@ -109,21 +90,12 @@ class CaptionProblem:
         is_image_frozen: bool = True,
     ) -> None:
         self.captioner, self.features, self.captions = captioner, features, captions
-        self._module, self._vectors = module, vectors
+        self.module, self._vectors = module, vectors
+        self.n_items = len(captions.token_ids)
         self._kv_cache = self._read_images() if is_image_frozen else None
 
-    @property
-    def module(self) -> nn.Module:
-        """What learns; nothing of the captioner is in it but a mapper in training."""
-        return self._module
-
-    @property
-    def n_items(self) -> int:
-        """The number of images."""
-        return len(self.captions.token_ids)
-
     def step(self, indices: list[int], epoch: int) -> StepResult:
-        """The mean cross entropy of the tokens of all captions of some images, their ends included."""
+        """Return the mean cross entropy of the tokens of all captions of some images, their ends included."""
         return StepResult({"caption": self.loss(indices, self._vectors())})
 
     def validate(self) -> float | None:
@@ -131,24 +103,21 @@ class CaptionProblem:
         return None
 
     def loss(self, indices: Sequence[int], vectors: Mapping[Site, Vectors]) -> Tensor:
-        """Cross entropy in nats a token, over the captions of some images."""
-        kv_cache = self._images(torch.tensor(list(indices), device=self.captioner.device))
+        """Return the cross entropy in nats a token, over the captions of some images."""
+        rows = torch.tensor(list(indices), device=self.captioner.device)
+        kept = self._kv_cache
+        kv_cache = self.captioner.open(self.features[rows]) if kept is None else kept.select(rows)
         captions = [self.captions.token_ids[index] for index in indices]
         return -self.captioner.log_probs(kv_cache, vectors, captions).mean()
 
     @torch.no_grad()
     def mean_loss(self, vectors: Mapping[Site, Vectors], n_images: int = 32) -> float:
-        """The loss over the first images, with other vectors or none: what a prompt is held against."""
+        """Return the loss over the first images, with other vectors or none: what a prompt is held against."""
         return self.loss(range(min(n_images, self.n_items)), vectors).item()
-
-    def _images(self, rows: Tensor) -> KVCache:
-        if self._kv_cache is not None:
-            return self._kv_cache.select(rows)
-        return self.captioner.open(self.features[rows])
 
     @torch.no_grad()
     def _read_images(self) -> KVCache | None:
-        """What the decoder read of every image, None where that is more than memory should hold."""
+        """Return what the decoder read of every image, None where that is more than memory should hold."""
         first = self.captioner.open(self.features[:1])
         if first.n_bytes * len(self.features) > MAX_MEMORY_BYTES:
             return None
@@ -218,7 +187,7 @@ class FocusTask:
         return recipe
 
     def n_epochs(self, recipe: Recipe) -> int:
-        """Give the recipe's epochs, or as many as `N_STEPS` take, but 8 at least."""
+        """Return the recipe's epochs; see `epochs_of`."""
         return epochs_of(recipe, len(self.items))
 
     def problem(self, method: Method, predictor: Captioner, recipe: Recipe, seed: int) -> CaptionProblem:
@@ -229,11 +198,11 @@ class FocusTask:
         return CaptionProblem(model, prompt, vectors, self.image_features, captions)
 
     def callbacks(self, predictor: Any) -> list[Callback]:
-        """Listen to nothing."""
+        """Return nothing: no callback is needed."""
         return []
 
     def describe(self, predictor: Captioner) -> dict[str, Any]:
-        """Give its part of `run.json`."""
+        """Return its part of `run.json`."""
         data = self.data
         return {
             "data": {
@@ -258,7 +227,7 @@ class FocusTask:
 
 
 def start_tokens(captions: Iterable[Sequence[int]], n: int, device: torch.device) -> Tensor:
-    """Give the n commonest tokens [n] of some captions, repeated where there are fewer; ties go to the smaller id."""
+    """Return the n commonest tokens [n] of some captions, repeated where there are fewer; ties go to the smaller id."""
     counts = Counter(token for caption in captions for token in caption)
     ranked = sorted(counts, key=lambda token: (-counts[token], token))
     return torch.tensor([ranked[place % len(ranked)] for place in range(n)], device=device)
@@ -332,24 +301,19 @@ def fit_mapper(
 
 
 def epochs_of(recipe: Recipe, n_images: int) -> int:
-    """The recipe's epochs, or as many as `N_STEPS` take, but 8 at least."""
+    """Return the recipe's epochs, or as many as `N_STEPS` take, but 8 at least."""
     n_steps = len(batches(list(range(n_images)), recipe.batch_size))
     return recipe.epochs or max(8, -(-N_STEPS // n_steps))
 
 
 def notices_of(problem: CaptionProblem, prompt: Prompt, features: Tensor) -> list[str]:
-    """What a careful reader should know of a trained prompt.
-
-    Args:
-        problem: what it was trained on.
-        prompt: the prompt.
-        features: [B, T, D'] of some images to look at.
-    """
+    """Say what a careful reader should know of a trained prompt, seeing features [B, T, D'] of some images."""
     captioner, captions = problem.captioner, problem.captions
     notices = []
     if captions.n_cut:
+        n_captions = sum(map(len, captions.token_ids))
         notices.append(
-            f"{captions.n_cut} of {captions.n_captions} captions were longer than the decoder has room for and were "
+            f"{captions.n_cut} of {n_captions} captions were longer than the decoder has room for and were "
             "cut: shorten them, or use fewer vectors."
         )
     bare, learned = problem.mean_loss({}), problem.mean_loss(vectors_of(prompt.inserts()))

@@ -15,7 +15,6 @@ from mmprompt.captioning.data import (
     load_captions,
     read_captions,
     read_lexicon,
-    write_captions,
 )
 from mmprompt.errors import UserError
 
@@ -374,15 +373,6 @@ def test_the_fingerprint_follows_captions_splits_and_pictures(folder: Path, save
     prints.append(read_captions(jsonl(folder, record)).fingerprint)
     assert prints[0] == prints[1]
     assert len(set(prints)) == 5
-
-
-def test_what_is_written_reads_the_same(folder: Path) -> None:
-    for name, content in {"c.json": COCO, "s.json": SENTICAP, "k.json": KARPATHY}.items():
-        data = read_captions(written(folder, content, name))
-        write_captions(folder / "out.jsonl", data)
-        again = read_captions(folder / "out.jsonl")
-        assert again.items == data.items
-        assert again.notes == ()
 
 
 def test_pictures_of_a_split_with_a_focus(folder: Path) -> None:

@@ -19,11 +19,20 @@ from PIL import Image, ImageColor
 
 from mmprompt.captioning import measure as caption_measure
 from mmprompt.captioning.data import CaptionData
-from mmprompt.captioning.figures import SIDE, choose_images, draw_adherence, draw_strip, whole_in_square, wrap
 from mmprompt.captioning.measure import CaptionMeasure, measure_captions
 from mmprompt.captioning.metrics.adherence import Confusion, Lift
 from mmprompt.captioning.predictor import hard_prompt
-from mmprompt.captioning.report import speaker_table, strength_table, write_caption_report
+from mmprompt.captioning.report import (
+    SIDE,
+    choose_images,
+    draw_adherence,
+    draw_strip,
+    speaker_table,
+    strength_table,
+    whole_in_square,
+    wrap,
+    write_caption_report,
+)
 from mmprompt.errors import UserError
 from mmprompt.files import read_json
 from mmprompt.reports import pages

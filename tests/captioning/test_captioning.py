@@ -14,7 +14,7 @@ from mmprompt.captioning.cli.write import rank
 from mmprompt.captioning.data import load_captions
 from mmprompt.captioning.decoding import Decoding
 from mmprompt.captioning.methods import MAPPER_RECIPE, HardPrompt, PrefixTuning, PromptTuning
-from mmprompt.captioning.metrics.clip_score import clip_score
+from mmprompt.captioning.metrics.caption_metrics import clip_score
 from mmprompt.captioning.predictor import Caption, Captioner, CaptionFeatures, CaptionTemplate, focus_of, load_focus
 from mmprompt.captioning.readers.captioner import LM_INPUT
 from mmprompt.captioning.readers.load import load_captioner
@@ -227,13 +227,11 @@ def test_captions_are_ordered_by_likeness_too_and_keep_all_scores():
     )
     likeness = clip_score(ranker, texts, features.expand(2, -1)).by_image
     captions = [Caption(texts[0], -1.0, -0.20, 5, False, others=(Caption(texts[1], -1.5, -0.201, 5, False),))]
-    (found,) = rank(captions, features, ranker, weight=1.0)
+    (found,) = rank(captions, features, ranker)
     assert found.text == texts[1]
     assert [found.clip_score, found.others[0].clip_score] == pytest.approx(likeness[::-1])
     assert found.score == pytest.approx(-0.201 + likeness[1])
     assert found.log_prob == -1.5
-    (unmoved,) = rank(captions, features, ranker, weight=0.0)
-    assert unmoved.text == texts[0]
 
 
 def test_a_mapper_is_learned_once_and_carries_prompts(tmp_path):

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from mmprompt.captioning.data import CaptionData, CaptionItem
-from mmprompt.captioning.focus_sets import build_focus
-from mmprompt.captioning.parts_of_speech import CHOOSING, JUDGING, nouns, verbs, vocabulary_half
+from mmprompt.captioning.focus_sets import CHOOSING, JUDGING, build_focus, nouns, verbs, vocabulary_half
 from mmprompt.errors import UserError
 
 TWO = (
@@ -82,9 +81,9 @@ def test_what_cannot_be_built_is_refused_with_the_reason(captions: CaptionData, 
 
 
 def test_without_textblob_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mmprompt.captioning import parts_of_speech
+    from mmprompt.captioning import focus_sets
 
     monkeypatch.setitem(sys.modules, "textblob.en.taggers", None)
-    parts_of_speech._text_blob.cache_clear()
+    focus_sets._text_blob.cache_clear()
     with pytest.raises(UserError, match=r"mmprompt\[captions\]"):
         build_focus(data(TWO), "objects")

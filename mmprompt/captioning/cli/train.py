@@ -99,12 +99,12 @@ def run(arguments: Sequence[str], prog: str) -> None:
 
 
 def default_folder(name: str) -> Path:
-    """Where the prompt of a focus goes, and a mapper."""
+    """Return where the prompt of a focus goes, or a mapper."""
     return Path("runs") / name
 
 
 def train_mapper(settings: Settings, data: CaptionData, folder: Path, recipe: Recipe) -> list[dict[str, Any]]:
-    """Train a mapper unless an earlier call of the same command did; its history."""
+    """Train a mapper unless an earlier call of the same command did; return its history."""
     from mmprompt.captioning.readers.load import load_captioner
     from mmprompt.captioning.task import fit_mapper
     from mmprompt.training.callbacks import ProgressBar

@@ -145,7 +145,7 @@ def read_guidance(settings: Settings, captioner: FrozenCaptioner) -> Guidance:
     return Guidance(pairs, settings.strength, avoid, settings.avoid_strength)
 
 
-def describe_images(captioner: Captioner, ranker: DualEncoder | None = None, weight: float = 1.0) -> Describe:
+def describe_images(captioner: Captioner, ranker: DualEncoder | None = None) -> Describe:
     """Make what writes captions of image files, a broken one as its error; a ranker orders the n best, see `rank`."""
     import torch
 
@@ -164,26 +164,26 @@ def describe_images(captioner: Captioner, ranker: DualEncoder | None = None, wei
             features = captioner.backbone.encode_image(pixels)
             captions = captioner.caption_features(features, numbers=list(images))
             if ranker is not None:
-                captions = rank(captions, encode_pictures(ranker, list(images.values())), ranker, weight)
+                captions = rank(captions, encode_pictures(ranker, list(images.values())), ranker)
             described.update(zip(images, captions, strict=True))
         return [described[number] for number in numbers]
 
     return describe
 
 
-def rank(captions: Sequence[Caption], image_features: Tensor, ranker: DualEncoder, weight: float) -> list[Caption]:
+def rank(captions: Sequence[Caption], image_features: Tensor, ranker: DualEncoder) -> list[Caption]:
     """Order the n best captions of N images by likeness to them too, with the ranker's features [N, E] of these.
 
-    The score becomes the search's own plus weight times CLIPScore (Hessel et al. 2021); all scores are kept.
+    The score becomes the search's own plus CLIPScore (Hessel et al. 2021); all scores are kept.
     """
-    from mmprompt.captioning.metrics.clip_score import clip_score
+    from mmprompt.captioning.metrics.caption_metrics import clip_score
 
     ranked = []
     for caption, features in zip(captions, image_features, strict=True):
         candidates = [replace(caption, others=()), *caption.others]
         scores = clip_score(ranker, [one.text for one in candidates], features.expand(len(candidates), -1)).by_image
         scored = [
-            replace(one, score=one.score + weight * value, clip_score=value)
+            replace(one, score=one.score + value, clip_score=value)
             for one, value in zip(candidates, scores, strict=True)
         ]
         best, *others = sorted(scored, key=lambda one: -one.score)

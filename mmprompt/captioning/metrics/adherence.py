@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
 
@@ -88,12 +88,9 @@ class FocusScores:
 
 @dataclass(frozen=True)
 class Confusion:
-    """Adherence of the captions of every prompt to every focus.
+    """Adherence [P, F] of the captions of every prompt to every focus, 0..1.
 
-    Args:
-        prompts: [P] their names; those that are a focus's name are meant to keep to it.
-        focuses: [F] names.
-        values: [P, F] adherence, 0..1; a row sums to the share of captions that name anything.
+    A row sums to the share of captions that name anything; prompts of a focus's name are meant to keep to it.
     """
 
     prompts: tuple[str, ...]
@@ -124,14 +121,7 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Lift:
-    """What one captioner gains over another on the same images.
-
-    Args:
-        focus, measure: what was compared.
-        difference: of the two values, the first minus the second.
-        interval: its 95 % interval.
-        n_images: how many images both captioned.
-    """
+    """What one captioner gains over another on the same images in one measure, with the 95 % interval."""
 
     focus: str
     measure: str
@@ -139,19 +129,11 @@ class Lift:
     interval: tuple[float, float]
     n_images: int
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return all of it, ready for JSON."""
-        return asdict(self)
-
 
 def score_focus(captions: Mapping[str, str], items: Iterable[CaptionItem], focus: str, judge: Judge) -> FocusScores:
-    """Measure how well captions keep to a focus, with the human ceiling.
+    """Measure how well captions, one of each image by its id, keep to a focus, with the human ceiling.
 
-    Args:
-        captions: one of each image, by its id; at least one.
-        items: these images with their references, perhaps among others.
-        focus: one that the judge can tell of.
-        judge: tells what captions and references name.
+    The items are these images with their references, perhaps among others.
     """
     _refuse_focus(focus, judge)
     if not captions:
@@ -182,12 +164,9 @@ def score_focus(captions: Mapping[str, str], items: Iterable[CaptionItem], focus
 def confusion(
     captions_by_prompt: Mapping[str, Mapping[str, str]], judge: Judge, focuses: Sequence[str] | None = None
 ) -> Confusion:
-    """Measure the adherence of every prompt's captions to every focus.
+    """Measure the adherence of every prompt's captions, one of each image, to every focus.
 
-    Args:
-        captions_by_prompt: by the name of the prompt, one caption of each image; at least one caption each.
-        judge: tells what captions name.
-        focuses: the columns; by default all that the judge can tell of. Shares are of the items of all of the judge's.
+    The columns are all that the judge can tell of, or some; shares are of the items of all of the judge's.
     """
     columns = tuple(judge.focuses if focuses is None else focuses)
     for focus in columns:
@@ -205,13 +184,8 @@ def confusion(
 def lift(a: FocusScores, b: FocusScores, measure: str = "adherence", seed: int = 0) -> Lift:
     """Return the difference of two captioners in one measure, with its 95 % paired bootstrap interval over images.
 
-    The same images are drawn for both sides, so what makes an image easy cancels (Efron and Tibshirani 1993).
-
-    Args:
-        a: scores of the one captioner.
-        b: of the other, for the same focus on the same images, by the same judge.
-        measure: one of `MEASURES`.
-        seed: of the resampling.
+    The same images are drawn for both sides, so what makes an image easy cancels (Efron and Tibshirani 1993). Both must
+    be scores for the same focus on the same images, by the same judge.
     """
     if measure not in MEASURES:
         raise unknown_name("measure", measure, MEASURES)

@@ -10,12 +10,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Protocol
+from typing import TypeAlias
 
 from mmprompt.captioning.data import NEUTRAL, CaptionData
-from mmprompt.captioning.focus_sets import TAGGER
+from mmprompt.captioning.focus_sets import JUDGING, TAGGER, nouns, stem, verbs
 from mmprompt.captioning.metrics.tokens import tokenize
-from mmprompt.captioning.parts_of_speech import JUDGING, nouns, stem, verbs
 from mmprompt.errors import UserError
 
 N_DROPPED = 20
@@ -26,29 +25,10 @@ _PLURALS = (("ies", "y"), ("es", ""), ("s", ""))
 Named = Mapping[str, frozenset[str]]
 
 
-class Judge(Protocol):
-    """Tells what a caption names: its name for reports, what it can tell of (sorted), and what to know of it."""
-
-    @property
-    def name(self) -> str: ...  # noqa: D102  described above
-
-    @property
-    def focuses(self) -> tuple[str, ...]: ...  # noqa: D102  described above
-
-    @property
-    def notes(self) -> tuple[str, ...]: ...  # noqa: D102  described above
-
-    def items(self, caption: str) -> Named:
-        """Return the items that a caption names, by focus; every focus is there."""
-        ...
-
-
 class LexiconJudge:
-    """Finds the surface forms of a lexicon, the longest first; a form may stand in the plural.
+    """Finds the surface forms of a lexicon, the longest first; a form may be in the plural.
 
-    Args:
-        lexicon: by focus, the item that each form (one or more words) names.
-        name: for reports.
+    The lexicon gives by focus the item that each form (one or more words) names.
     """
 
     notes: tuple[str, ...] = ()
@@ -93,12 +73,9 @@ class LexiconJudge:
 class TaggerJudge:
     """Finds nouns (objects), verbs that are no auxiliaries (actions) and VADER's words of feeling (emotions).
 
-    VADER is that of Hutto and Gilbert 2014; the tagger slips at times, as `parts_of_speech` says.
-
-    Args:
-        not_emotions: words of VADER's that do not count, such as `frequent_emotion_words` finds.
-        halves: by focus, the half of the vocabulary that is judged by; all of it where a focus is missing.
-        notes: what a careful reader should know, one sentence each.
+    VADER is that of Hutto and Gilbert 2014; the tagger slips at times, as `focus_sets` says. `not_emotions` are words
+    of VADER's that do not count; `halves` by focus the half of the vocabulary that is judged by, all of it where one is
+    missing.
     """
 
     not_emotions: frozenset[str] = frozenset()
@@ -116,6 +93,10 @@ class TaggerJudge:
             "emotions": frozenset(stem(word) for word in feelings),
             "objects": frozenset(nouns(caption, self.halves.get("objects"))),
         }
+
+
+Judge: TypeAlias = LexiconJudge | TaggerJudge
+"""Tells what a caption names: its name for reports, what it can tell of (sorted), and what to know of it."""
 
 
 def judge_for(data: CaptionData) -> Judge:
@@ -139,12 +120,7 @@ def judge_for(data: CaptionData) -> Judge:
 
 
 def frequent_emotion_words(neutral: Iterable[Sequence[str]], n_dropped: int = N_DROPPED) -> tuple[str, ...]:
-    """Find the words of feeling that are most frequent in neutral captions, where most are meant literally.
-
-    Args:
-        neutral: the neutral captions of each image.
-        n_dropped: how many words at most.
-    """
+    """Find the words of feeling that are most frequent in neutral captions, where most are meant literally."""
     counts = Counter(word for captions in neutral for caption in captions for word in emotion_words(caption))
     return tuple(word for word, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:n_dropped])
 

@@ -118,20 +118,14 @@ class State:
 
 
 class FrozenCaptioner:
-    """A frozen image encoder and a frozen text decoder.
-
-    Args:
-        name: what `load_captioner` takes to get it again.
-        model: all frozen weights, for the fingerprint.
-        encode: pixels [B, 3, H, W] to image features [B, T, D'].
-        decoder: the text decoder.
-        tokenizer: of the captions.
-        pixels: the test transform of the image encoder.
+    """A frozen image encoder, from pixels [B, 3, H, W] to image features [B, T, D'], and a frozen text decoder.
 
     Attributes:
-        fingerprint: hex SHA-256 over the weights.
+        name: what `load_captioner` takes to get it again.
+        model: all frozen weights; `fingerprint` is the hex SHA-256 over them.
         encoder_fingerprint: that of a dual encoder whose image tower this captioner sees with, "" for none.
-        device, dtype: where they live and compute.
+        pixels: the test transform of the image encoder.
+        device, dtype: where the weights live and compute.
     """
 
     def __init__(

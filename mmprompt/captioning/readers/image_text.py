@@ -54,11 +54,8 @@ TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3}
 class Opening:
     """What every row reads before its caption, as the model's own processor writes it.
 
-    Args:
-        token_ids: [S] int64.
-        places: [T] int64, where the image stands.
-        types: [1, S] each, by the names that the forward takes them by.
-        size: H = W of the pixels.
+    Token ids [S], the places [T] of the image among them, types [1, S] by the names that the forward takes them by, and
+    size, which is H = W of the pixels.
     """
 
     token_ids: Tensor
@@ -176,11 +173,7 @@ def check_agreement(captioner: FrozenCaptioner, inputs: dict[str, Tensor], n_new
 class ImageTextDecoder(TextDecoder):
     """The language model of an image-text-to-text model, run by the whole class's own forward.
 
-    Args:
-        model: the library's model, frozen.
-        opening: what is read before a caption.
-        end_id: the token after a caption.
-        hooked: whether vectors go in by a hook on the embedding; None for the way that the class calls for.
+    `hooked` says whether vectors go in by a hook on the embedding; None is the way that the class calls for.
     """
 
     def __init__(self, model: Any, opening: Opening, end_id: int, hooked: bool | None = None) -> None:

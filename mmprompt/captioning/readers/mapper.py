@@ -147,13 +147,10 @@ class PrefixDecoder(CausalReader):
 
 @dataclass(frozen=True)
 class MapperParts:
-    """The frozen models on both sides of a saved mapper, by name.
+    """The frozen models on both sides of a saved mapper: the encoder by `load_backbone`'s name, the model by `hf:NAME`.
 
-    Args:
-        encoder: what `load_backbone` takes; None where the folder's reader knows it.
-        lm: `hf:NAME` or a folder; None for the mapper's own folder.
-        frozen: the fingerprint of both, None where it was not kept.
-        dtype: in which it was taken; the same weights have another one in another dtype.
+    None is what the folder's reader knows: the tiny encoder, or the mapper's own folder. `frozen` is the fingerprint of
+    both, None where it was not kept, and `dtype` that in which it was taken, for the same weights have another in each.
     """
 
     encoder: str | None = None

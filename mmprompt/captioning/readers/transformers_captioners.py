@@ -116,13 +116,8 @@ class CrossDecoder(TextDecoder):
         model: the library's decoder.
         body: of it; takes `inputs_embeds`, `position_ids`, `encoder_hidden_states` and a cache.
         head: last hidden states to logits.
-        n_positions: slots there are positions for.
-        kv_shape: blocks, heads and width of a head.
-        ends: the tokens around a caption.
+        n_positions, kv_shape, ends: slots there are positions for; see `TextDecoder`; the tokens around a caption.
         options: further keywords of `body`.
-
-    Attributes:
-        project: image features to what cross-attention reads.
     """
 
     def __init__(
@@ -178,10 +173,6 @@ class GitDecoder(TextDecoder):
     """GIT: image tokens and words in one decoder, the image seen whole, the words from left to right.
 
     Positions count words alone. The library's own loss was one token off for years, so captioners compute theirs.
-
-    Args:
-        name: of the captioner, for error texts.
-        model: the library's own.
     """
 
     def __init__(self, name: str, model: GitForCausalLM) -> None:

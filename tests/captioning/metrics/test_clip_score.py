@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmprompt.captioning.metrics.clip_score import clip_score
+from mmprompt.captioning.metrics.caption_metrics import clip_score
 from mmprompt.errors import UserError
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.image_features import encode_pictures

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mmprompt.captioning.data import CaptionData, CaptionItem
-from mmprompt.captioning.focus_sets import build_focus
+from mmprompt.captioning.focus_sets import JUDGING, build_focus, vocabulary_half
 from mmprompt.captioning.metrics import judges
 from mmprompt.captioning.metrics.judges import (
     LexiconJudge,
@@ -15,7 +15,6 @@ from mmprompt.captioning.metrics.judges import (
     frequent_emotion_words,
     judge_for,
 )
-from mmprompt.captioning.parts_of_speech import JUDGING, vocabulary_half
 from mmprompt.errors import UserError
 
 LEXICON = {
