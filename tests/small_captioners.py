@@ -11,8 +11,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from mmprompt.captioning.data import CaptionData, read_captions
-from mmprompt.captioning.readers.captioner import CaptionTokenizer, FrozenCaptioner
-from mmprompt.captioning.readers.mapper import PrefixDecoder
+from mmprompt.captioning.readers.captioner import CaptionTokenizer, FrozenCaptioner, PrefixDecoder
 from mmprompt.models.frozen import PixelTransform
 
 N_IMAGE, START, END, WORDS, SIDE = 3, 0, 1, 40, 4

@@ -81,19 +81,10 @@ def run(arguments: Sequence[str], prog: str) -> None:
     encoder = None if settings.clip is None else load_backbone(settings.clip, settings.device)
     with ProgressDisplay() as progress:
         features = CaptionFeatures(captioner, progress=progress.count("encoding images"))
-        prompts = [load_focus(folder, captioner) for folder in settings.prompts] or own_prompts(
-            output, captioner, features
-        )
-        measure = measure_captions(
-            captioner,
-            data,
-            prompts,
-            settings.split,
-            settings.decoding,
-            encoder,
-            features=features,
-            progress=progress.count("captioning"),
-        )
+        prompts = [load_focus(folder, captioner) for folder in settings.prompts]
+        prompts = prompts or own_prompts(output, captioner, features)
+        how, counted = (settings.split, settings.decoding, encoder), progress.count("captioning")
+        measure = measure_captions(captioner, data, prompts, *how, features=features, progress=counted)
     show(output, measure, data)
     if settings.out is not None:
         report = write_caption_report(measure, data, settings.out, command_of(arguments, prog))

@@ -112,10 +112,6 @@ class State:
         """Return the given rows [N'], each as often as it is named."""
         return State(self.kv_cache.select(rows), self.logits.index_select(0, rows))
 
-    def fork(self, images: KVCache, rows: Tensor) -> State:
-        """Return the same for training: no gradient flows back through what was read of the images [N rows]."""
-        return State(self.kv_cache.select_after(images, rows), self.logits.index_select(0, rows))
-
 
 class FrozenCaptioner:
     """A frozen image encoder, from pixels [B, 3, H, W] to image features [B, T, D'], and a frozen text decoder.
@@ -255,7 +251,8 @@ class FrozenCaptioner:
         ids = torch.tensor([[*ids, *[self.decoder.end_id] * (length - len(ids))] for ids in flat], device=self.device)
         lengths = torch.tensor([[len(ids)] for ids in flat], device=self.device)
         wanted = torch.arange(length, device=self.device) < lengths
-        state = self.prefill(kv_cache, vectors).fork(kv_cache, rows_of)
+        state = self.prefill(kv_cache, vectors)
+        state = State(state.kv_cache.select_after(kv_cache, rows_of), state.logits.index_select(0, rows_of))
         log_probs = self._logits_after(state, ids, wanted).float().log_softmax(-1)
         return log_probs.gather(1, ids[wanted][:, None])[:, 0]
 
@@ -267,3 +264,30 @@ class FrozenCaptioner:
     def check_vectors(self, vectors: Mapping[Site, Vectors]) -> None:
         """Refuse vectors that this captioner cannot take; see `models.decoder.vectors`."""
         check_vectors(self.name, self.decoder, vectors)
+
+
+class PrefixDecoder(CausalReader):
+    """transformers' causal language model behind a mapper from image features to its embeddings.
+
+    It reads image vectors as a prefix (Mokady et al. 2021, "ClipCap"; Liu et al. 2023, "Visual Instruction Tuning"),
+    then the start token, a prompt and the caption.
+
+    Args:
+        lm: any `...ForCausalLM` that keeps keys and values.
+        mapper: [N, T, D'] to [N, T', D].
+        start_id, end_id: the tokens around a caption.
+        n_image: T', the slots of an image.
+    """
+
+    slot: Literal["decoder", "encoder"] = "decoder"
+
+    def __init__(self, lm: Any, mapper: nn.Module, start_id: int, end_id: int, n_image: int) -> None:
+        super().__init__(lm)
+        self.mapper = mapper
+        self.start_ids: tuple[int, ...] = (start_id,)
+        self.end_id = end_id
+        self.budget = self.n_positions - n_image - 1
+
+    def open(self, features: Tensor, soft: Tensor | None) -> KVCache:
+        """Read the image prefix."""
+        return self.run(KVCache(), self.mapper(features))[1]

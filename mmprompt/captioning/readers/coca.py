@@ -16,8 +16,7 @@ from torch import Tensor
 
 from mmprompt.captioning.readers.captioner import CaptionTokenizer, FrozenCaptioner, TextDecoder, tidy
 from mmprompt.errors import UserError
-from mmprompt.models.decoder.kv_cache import KeyValues, KVCache, causal_mask
-from mmprompt.models.dual_encoder.forward.views import BlockView
+from mmprompt.models.decoder.kv_cache import KVCache, causal_mask
 from mmprompt.models.dual_encoder.open_clip import (
     create_frozen,
     is_known,
@@ -99,27 +98,19 @@ class CocaDecoder(TextDecoder):
         mask = causal_mask(kv_cache.n_read, x)
         own: list[tuple[Tensor, Tensor]] = []
         for layer, block in enumerate(self.blocks):
-            x = self._self_attend(block, x, kv_cache.own[layer : layer + 1], mask, own)
+            query, key, value = (block.split_heads(part) for part in block.in_proj(block.norm1(x)))
+            if kv_cache.own:
+                pairs = zip(kv_cache.own[layer], (key, value), strict=True)
+                key, value = (torch.cat([old, new], dim=2) for old, new in pairs)
+            own.append((key, value))
+            attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+            x = block.finish(x, block.join_heads(attended))
             if layer >= self.n_text:
-                x = cross_attend(self.crossed_blocks[layer - self.n_text], x, kv_cache.crossed[layer - self.n_text])
+                crossing, image = self.crossed_blocks[layer - self.n_text], kv_cache.crossed[layer - self.n_text]
+                query = crossing.split_heads(crossing.query(crossing.norm1(x)))
+                x = crossing.finish(x, crossing.join_heads(F.scaled_dot_product_attention(query, *image)))
         return x, KVCache(tuple(own), kv_cache.states, kv_cache.crossed, n_read)
-
-    def _self_attend(
-        self, block: BlockView, x: Tensor, before: KeyValues, mask: Tensor | None, own: list[tuple[Tensor, Tensor]]
-    ) -> Tensor:
-        query, key, value = (block.split_heads(part) for part in block.in_proj(block.norm1(x)))
-        if before:
-            key, value = (torch.cat([old, new], dim=2) for old, new in zip(before[0], (key, value), strict=True))
-        own.append((key, value))
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        return block.finish(x, block.join_heads(attended))
 
     def head(self, hidden: Tensor) -> Tensor:
         """Turn hidden states into logits."""
         return self.decoder.ln_final(hidden) @ self.decoder.text_projection
-
-
-def cross_attend(block: BlockView, x: Tensor, crossed: tuple[Tensor, Tensor]) -> Tensor:
-    """Run one cross-attention block over the slots [N, L, D], with the image's keys and values."""
-    query = block.split_heads(block.query(block.norm1(x)))
-    return block.finish(x, block.join_heads(F.scaled_dot_product_attention(query, *crossed)))

@@ -6,11 +6,9 @@ One row reads the opening up to its last token, learned keys and values, that la
 A prompt is read as the first words of the answer. So PaliGemma, whose image attends to the whole question, reads each
 image once for all prompts.
 
-Vectors go in by one of two ways. A class whose `generate` takes `inputs_embeds` is run on vectors: its authors vouch
-that it needs no token ids. Others (PaliGemma, Gemma 3) are run on token ids, and a hook on their embedding hands on
-the vectors instead. Both are exact where a class makes nothing of the ids of words but their embedding. One that does,
-or that changes its hidden states or logits in another way, shows it: a loaded model must give the logits of its own
-`generate`, or it is refused.
+Vectors go in by one of two ways. A class whose `generate` takes `inputs_embeds` is run on vectors. Others (PaliGemma,
+Gemma 3) are run on token ids, and a hook on their embedding hands on the vectors instead. Both are exact where a class
+makes nothing of the ids of words but their embedding: a loaded model must give the logits of its own `generate`.
 """
 
 from __future__ import annotations

@@ -20,8 +20,13 @@ from transformers import (
     VisionEncoderDecoderModel,
 )
 
-from mmprompt.captioning.readers.captioner import FrozenCaptioner, TextDecoder, caption_tokenizer, first_id
-from mmprompt.captioning.readers.mapper import PrefixDecoder
+from mmprompt.captioning.readers.captioner import (
+    FrozenCaptioner,
+    PrefixDecoder,
+    TextDecoder,
+    caption_tokenizer,
+    first_id,
+)
 from mmprompt.errors import UserError
 from mmprompt.models.decoder.hf_cache import cache_argument, from_cache, to_cache, to_crossed_cache
 from mmprompt.models.decoder.kv_cache import KVCache, causal_mask

@@ -24,8 +24,17 @@ from transformers import (
     ViTModel,
 )
 
-from mmprompt.captioning.readers.load import find_captioner, list_captioners, load_captioner, load_pair, save_mapped
-from mmprompt.captioning.readers.mapper import MapperParts, MapperSettings, new_mapper, save_mapper
+from mmprompt.captioning.readers.load import (
+    MapperParts,
+    MapperSettings,
+    find_captioner,
+    list_captioners,
+    load_captioner,
+    load_pair,
+    new_mapper,
+    save_mapped,
+    save_mapper,
+)
 from mmprompt.errors import UserError
 from mmprompt.models.dual_encoder.load import load_backbone
 from mmprompt.models.frozen import LoadOptions, fingerprint
