@@ -104,11 +104,7 @@ class CaptionData:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex SHA-256 over every image's id, path, split, captions and size in bytes.
-
-        Raises:
-            UserError: an image is gone.
-        """
+        """Hex SHA-256 over every image's id, path, split, captions and size in bytes."""
         digest = hashlib.sha256()
         for item in self.items:
             try:
@@ -134,11 +130,8 @@ class CaptionData:
         return task
 
     def with_captions(self, split: str, focus: str | None) -> tuple[CaptionItem, ...]:
-        """Return the images of a split that have captions of a focus.
+        """Return the images of a split that have captions of a focus, of any for None.
 
-        Args:
-            split: `train`, `val` or `test`.
-            focus: its name; None for any.
         Raises:
             UserError: there is no such split, or it has no caption of this focus.
         """
@@ -171,10 +164,11 @@ def load_captions(name_or_path: str | Path, images: str | Path | None = None) ->
     """Load images and captions by name, or from a file.
 
     Args:
-        name_or_path: `openart-scenes`, or a file as `read_captions` takes it.
+        name_or_path: `openart-scenes`, a JSONL file, COCO's captions, a file of Karpathy's splits, a token file of
+            Flickr, SentiCap, ArtEmis, or a text file or the folder of FlickrStyle.
         images: the folder that the file's images are relative to; by default its own.
     Raises:
-        UserError: there is no set and no file of that name, or as in `read_captions`.
+        UserError: there is no set and no file of that name, the file is bad, or an image is missing or lies elsewhere.
     """
     if str(name_or_path) in EMBEDDED:
         place, licence = EMBEDDED[str(name_or_path)]
@@ -188,20 +182,11 @@ def load_captions(name_or_path: str | Path, images: str | Path | None = None) ->
 def read_captions(
     path: str | Path, images: str | Path | None = None, format: str | None = None, seed: int = 0
 ) -> CaptionData:
-    """Read a file of captions; its images are looked for and not opened.
+    """Read a file of one of the published forms, or a folder of FlickrStyle; images are looked for and not opened.
 
-    A file `NAME.lexicon.json` beside a `NAME.jsonl`, by focus the items that surface forms name, is read with it.
-
-    Args:
-        path: a JSONL file, COCO's captions, a file of Karpathy's splits, a token file of Flickr, SentiCap, ArtEmis, or
-            a text file or the folder of FlickrStyle.
-        images: the folder that its images are relative to; by default the file's own.
-        format: `jsonl`, `coco`, `karpathy`, `flickr`, `senticap`, `flickrstyle` or `artemis`; by default what the
-            content shows.
-        seed: of the division by image, where the file gives none.
-    Raises:
-        UserError: the file is bad, an image is missing or lies elsewhere, a caption is empty, longer than 2,000
-            characters or no text, a split is unknown, or an id or an image stands for two.
+    The form is by default what the content shows, and images are relative to the file's own folder. The seed is of the
+    division by image, where the file gives none. A file `NAME.lexicon.json` beside a `NAME.jsonl`, by focus the items
+    that surface forms name, is read with it.
     """
     path = Path(path)
     format = detect_format(path) if format is None else format

@@ -210,14 +210,11 @@ def measure_captions(
     )
 
 
-@checked
-def evaluate(
-    captioner: Captioner, data: CaptionData, split: str = "test", features: CaptionFeatures | None = None
-) -> FocusScores:
-    """Measure how well a captioner keeps to the focus of its one prompt; see `core.fit.evaluate`."""
+def evaluate(captioner: Captioner, data: CaptionData, features: CaptionFeatures | None = None) -> FocusScores:
+    """Measure how well a captioner keeps to the focus of its one prompt, on the test part."""
     features = features or CaptionFeatures(captioner.backbone)
     stage = _Stage(captioner.backbone, captioner.decoding, features, judge_for(data))
-    items = data.with_captions(split, None)
+    items = data.with_captions("test", None)
     return score_focus(stage.say(items, captioner.guidance), items, focus_of(captioner.prompt), stage.judge)
 
 

@@ -55,18 +55,13 @@ class Encoded:
     n_cut: int
 
 
-def encode_captions(captioner: FrozenCaptioner, captions: Sequence[Sequence[str]], room: int) -> Encoded:
-    """Tokenize the captions of each image, their ends included; longer ones than `room` are cut and counted."""
-    return with_ends(captioner, tokenize_captions(captioner, captions), room)
-
-
 def tokenize_captions(captioner: FrozenCaptioner, captions: Sequence[Sequence[str]]) -> list[list[list[int]]]:
     """Return the token ids of each image's captions, without ends."""
     return [[captioner.tokenizer.encode(text) for text in texts] for texts in captions]
 
 
-def with_ends(captioner: FrozenCaptioner, words: Sequence[Sequence[Sequence[int]]], room: int) -> Encoded:
-    """Put an end behind each, and cut to the room there is; see `encode_captions`."""
+def encode_captions(captioner: FrozenCaptioner, words: Sequence[Sequence[Sequence[int]]], room: int) -> Encoded:
+    """Put an end behind each of `tokenize_captions`; longer ones than `room` are cut and counted."""
     whole = [[(*ids, captioner.decoder.end_id) for ids in some] for some in words]
     n_cut = sum(len(ids) > room for some in whole for ids in some)
     return Encoded(tuple(tuple(ids[:room] for ids in some) for some in whole), n_cut)
@@ -194,7 +189,7 @@ class FocusTask:
         """Make what the loop trains."""
         model, prompt = predictor.backbone, predictor.prompt
         vectors = lambda: vectors_of(prompt.inserts())  # noqa: E731
-        captions = with_ends(model, self.words, model.decoder.budget - prompt_slots(vectors()))
+        captions = encode_captions(model, self.words, model.decoder.budget - prompt_slots(vectors()))
         return CaptionProblem(model, prompt, vectors, self.image_features, captions)
 
     def callbacks(self, predictor: Any) -> list[Callback]:
@@ -223,7 +218,7 @@ class FocusTask:
         from mmprompt.captioning.measure import evaluate
 
         asked = tuple(replace(item, split="test") for item in items)
-        return evaluate(predictor, replace(self.data, items=asked), "test", self.features)
+        return evaluate(predictor, replace(self.data, items=asked), self.features)
 
 
 def start_tokens(captions: Iterable[Sequence[int]], n: int, device: torch.device) -> Tensor:
@@ -289,7 +284,7 @@ def fit_mapper(
     with run_lock(training):
         features = CaptionFeatures(captioner).of([item.image for item in items])
         texts = [item.of(NEUTRAL if is_neutral else None) for item in items]
-        captions = encode_captions(captioner, texts, captioner.decoder.budget)
+        captions = encode_captions(captioner, tokenize_captions(captioner, texts), captioner.decoder.budget)
         problem = CaptionProblem(captioner, mapper.requires_grad_(True), dict, features, captions, False)
         config = {"data": data.fingerprint, "recipe": asdict(recipe), "seed": seed, "backbone": captioner.fingerprint}
         n_epochs = epochs_of(recipe, problem.n_items)

@@ -25,6 +25,7 @@ from mmprompt.captioning.task import (
     fit_mapper,
     notices_of,
     start_tokens,
+    tokenize_captions,
 )
 from mmprompt.core import fit as core
 from mmprompt.core.learned import Learned, Prompt
@@ -61,7 +62,7 @@ def data(tmp_path):
 def problem_of(captioner, data, method):
     features = CaptionFeatures(captioner, None)
     prompt = data.focus("numbers", features).predictor(method, captioner, 1).prompt.double()
-    captions = encode_captions(captioner, [item.of("numbers") for item in data.train], 20)
+    captions = encode_captions(captioner, tokenize_captions(captioner, [item.of("numbers") for item in data.train]), 20)
     images = features.of([item.image for item in data.train])
     return CaptionProblem(captioner, prompt, lambda: vectors_of(prompt.inserts()), images, captions), prompt
 
@@ -171,7 +172,9 @@ def test_a_prompt_that_does_not_steer_is_said_to(captioner, data):
     own = [
         [caption.text] for caption in Captioner(captioner, decoding=Decoding(max_tokens=6)).caption_features(features)
     ]
-    captions = encode_captions(captioner, own, 20)  # what it says anyway, which a prompt can only make less likely
+    captions = encode_captions(
+        captioner, tokenize_captions(captioner, own), 20
+    )  # what it says anyway, which a prompt can only make less likely
     values = captioner.decoder.embed(torch.tensor([5, 5])).float()
     prompt = Prompt(CaptionTemplate("numbers"), Learned(LM_INPUT, values))
     problem = CaptionProblem(captioner, prompt, lambda: vectors_of(prompt.inserts()), features, captions)

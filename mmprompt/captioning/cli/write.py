@@ -222,17 +222,9 @@ def caption_rows(
     """Return a row for every image; with a file they are written there, and go on where an earlier run stopped.
 
     While it is written the file is called `NAME.part`; a killed run goes on from its whole rows, and NAME itself is
-    always complete. Images with an error are looked at again by the next run.
-
-    Args:
-        describe: writes the captions.
-        images: names and files, in the order of the rows.
-        out: the JSONL file, None to write nothing.
-        settings: JSON-ready, all that captions depend on; every row names their hash, and rows of others are refused.
-        progress: called with how many rows there are and how many there will be.
-    Returns:
-        The rows: `image`, `settings`, and either `caption` with its numbers and the image's `content`, so that it
-        stands for no other image of that name, or `error`.
+    always complete. A row holds `image`, `settings`, and either `caption` with its numbers and the image's `content`,
+    so that it stands for no other image of that name, or `error`; such images are looked at again by the next run. The
+    settings are all that captions depend on: every row names their hash, and rows of others are refused.
     """
     name = sha256_bytes(json.dumps(settings, sort_keys=True).encode())[:12]
     if out is None:

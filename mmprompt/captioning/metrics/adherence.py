@@ -167,23 +167,15 @@ def _vader_lexicon() -> frozenset[str]:
 class FocusScores:
     """How well captions of N images keep to one focus.
 
-    The measures, by name:
+    The measures, by name, as sums of parts and wholes [2, N] in `counts`, so that captions can be resampled:
     `adherence`: mean over captions of the share of named items that belong to the focus, 0 for a caption naming none.
     `density`: items of the focus a caption. `mention_rate`: share of captions that name at least one.
     `grounded_precision`: share of the named items of the focus that a reference of the image names too;
     `grounded_precision_all`: the same over items of every focus.
     `recall`: share of the items of the focus in an image's references that its caption names; `recall_agreed`: of those
-    that two or more references name. `mean_length`: words a caption.
+    that two or more references name. `mean_length`: words a caption. `distinct_ratio`: share of different captions.
 
-    Args:
-        focus: its name.
-        judge: who told what captions name.
-        image_ids: [N] of the images.
-        counts: by measure [2, N], the parts and wholes whose sums it is a ratio of, so that captions can be resampled.
-        distinct_ratio: different captions over captions, 0..1.
-        human: by measure, and `distinct_ratio`, what people reach; None where no image has two references.
-        n_human: references that the ceiling is measured on.
-        notes: what a careful reader should know, one sentence each.
+    `human` is by measure what people reach, None where no image has two references; it is measured on `n_human`.
     """
 
     focus: str

@@ -238,13 +238,10 @@ def _name_of(dtype: torch.dtype) -> str:
 
 @dataclass(frozen=True)
 class MapperSettings:
-    """The shape of a mapper.
+    """The shape of a mapper: from image features of one width to a language model's embeddings of another.
 
-    Args:
-        kind: `"linear"`, `"mlp"` or `"transformer"`.
-        image_width: D' of the image features.
-        width: D of the language model's embeddings.
-        n_prefix: vectors that an image becomes; None for `"linear"`, which makes as many as there are image tokens.
+    `n_prefix` is the number of vectors that an image becomes; None for `"linear"`, which makes one of every image
+    token.
     """
 
     kind: str
@@ -284,8 +281,8 @@ def _mlp(settings: MapperSettings) -> nn.Module:
 class TransformerMapper(nn.Module):
     """A transformer over the image, spread on M vectors, and M learned constants: [N, 1, D'] to [N, M, D].
 
-    The layers are ClipCap's, parameter for parameter; queries, keys and values have no bias there. ClipCap may spread
-    the image on another number of vectors (clip_length) than there are constants (prefix_length); here it is M too.
+    The layers are ClipCap's (Mokady et al. 2021, section 3.3), parameter for parameter; queries, keys and values have
+    no bias there. ClipCap may spread the image on another number of vectors than there are constants; here it is M too.
     """
 
     def __init__(self, settings: MapperSettings) -> None:
