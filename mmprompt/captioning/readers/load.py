@@ -168,9 +168,13 @@ def _load_mapped(name: str, folder: Path, options: LoadOptions) -> FrozenCaption
 
 def save_mapped(captioner: FrozenCaptioner, folder: Path) -> None:
     """Write the mapper of `load_pair`, after its training, as a new folder that `load_captioner` takes."""
+    if folder.exists():
+        raise bad_file(folder, "is there already", "Give a new folder.")
     decoder: Any = captioner.decoder
     parts = MapperParts(*_split_pair(captioner.name), captioner.fingerprint, _name_of(captioner.dtype))
-    save_mapper(folder, decoder.mapper, parts)
+    with new_folder(folder) as place:
+        write_json(place / SETTINGS_FILE, asdict(decoder.mapper.settings) | asdict(parts))
+        write_bytes(place / WEIGHTS_FILE, tensor_bytes(decoder.mapper.state_dict(), {"format": "pt"}))
 
 
 @dataclass(frozen=True)
@@ -338,18 +342,8 @@ class MapperParts:
     dtype: str | None = None
 
 
-def save_mapper(folder: Path, mapper: nn.Module, parts: MapperParts) -> None:
-    """Write a trained mapper as a new folder that `load_captioner` takes."""
-    if folder.exists():
-        raise bad_file(folder, "is there already", "Give a new folder.")
-    settings: Any = mapper.settings
-    with new_folder(folder) as place:
-        write_json(place / SETTINGS_FILE, asdict(settings) | asdict(parts))
-        write_bytes(place / WEIGHTS_FILE, tensor_bytes(mapper.state_dict(), {"format": "pt"}))
-
-
 def read_mapper(folder: Path) -> tuple[nn.Module, MapperParts]:
-    """Read a folder of `save_mapper`; refuse files that are missing or damaged, or do not belong together."""
+    """Read a folder of `save_mapped`; refuse files that are missing or damaged, or do not belong together."""
     path, restore = folder / SETTINGS_FILE, "Restore the file as it was written."
     content = read_json(path)
     names = [field.name for kind in (MapperSettings, MapperParts) for field in fields(kind)]

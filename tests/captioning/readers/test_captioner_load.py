@@ -25,7 +25,6 @@ from transformers import (
 )
 
 from mmprompt.captioning.readers.load import (
-    MapperParts,
     MapperSettings,
     find_captioner,
     list_captioners,
@@ -33,7 +32,6 @@ from mmprompt.captioning.readers.load import (
     load_pair,
     new_mapper,
     save_mapped,
-    save_mapper,
 )
 from mmprompt.errors import UserError
 from mmprompt.models.dual_encoder.load import load_backbone
@@ -176,8 +174,10 @@ def test_a_mapper_knows_other_weights_of_its_language_model(folder: Path, tmp_pa
 
 
 def test_a_mapper_between_other_widths_is_refused(folder: Path, tmp_path: Path) -> None:
-    parts = MapperParts(str(folder / "encoder"), f"hf:{folder / 'gpt2'}")
-    save_mapper(tmp_path / "mapped", new_mapper(MapperSettings("mlp", small_models.EMBED, 40, 2)), parts)
+    captioner = load_captioner(f"{folder / 'encoder'} + hf:{folder / 'gpt2'}", device="cpu")
+    decoder: Any = captioner.decoder
+    decoder.mapper = new_mapper(MapperSettings("mlp", small_models.EMBED, 40, 2))
+    save_mapped(captioner, tmp_path / "mapped")
     message = refusal(str(tmp_path / "mapped"))
     assert "takes image features of 24 numbers to embeddings of 40, but these models have 24 and 32." in message
 
