@@ -56,8 +56,7 @@ NUMBERS = {"density": 2, "mean_length": 1}
 def write_caption_report(measure: CaptionMeasure, data: CaptionData, folder: Path, command: str) -> Path | None:
     """Write `metrics.json` and, with the report extra, `report.html`, its figures and the tables in four forms.
 
-    Files of an earlier report in the folder are replaced; `command` is how to repeat it. Return the path of the HTML
-    file, None without the extra.
+    `command` is how to repeat it. Return the path of the HTML file, None without the extra.
     """
     make_folder(folder)
     write_json(folder / "metrics.json", measure.to_dict())

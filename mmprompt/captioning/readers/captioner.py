@@ -198,15 +198,10 @@ class FrozenCaptioner:
     def logits(
         self, kv_cache: KVCache, vectors: Mapping[Site, Vectors], token_ids: Tensor, wanted: Tensor | None = None
     ) -> Tensor:
-        """Compute the logits that predict each token of given captions.
+        """Compute the logits [N, L, V] that predict each token of captions [N, L], ends included, after the N rows of `open`.
 
-        Args:
-            kv_cache: of `open`, N rows.
-            vectors: as in `prefill`.
-            token_ids: [N, L], ends included, padded behind with any token.
-            wanted: [N, L] bool, the tokens whose logits are asked for; None for all.
-        Returns:
-            [N, L, V], or [sum(wanted), V] in row order.
+        Captions are padded behind with any token; `wanted` [N, L] bool are the tokens whose logits are asked for alone,
+        as [sum(wanted), V] in row order.
         """
         return self._logits_after(self.prefill(kv_cache, vectors), token_ids, wanted)
 
@@ -228,13 +223,8 @@ class FrozenCaptioner:
     ) -> Tensor:
         """Compute the log-probability [K] of each token of given captions, caption after caption, for training.
 
-        Captions of one image share a row where the decoder can read them so. No gradient flows back through what was
-        read of the images.
-
-        Args:
-            kv_cache: of `open`, N rows.
-            vectors: as in `prefill`.
-            captions: of each row, one or more, each with its end.
+        Each row of `open` has one or more captions, each with its end; they share the row where the decoder can read
+        them so. No gradient flows back through what was read of the images.
         """
         if isinstance(self.decoder, CausalReader) and self.decoder.packs:
             kv_cache = self._insert(kv_cache, vectors)
