@@ -198,7 +198,7 @@ class FrozenCaptioner:
     def logits(
         self, kv_cache: KVCache, vectors: Mapping[Site, Vectors], token_ids: Tensor, wanted: Tensor | None = None
     ) -> Tensor:
-        """Compute the logits [N, L, V] that predict each token of captions [N, L], ends included, after the N rows of `open`.
+        """Compute the logits [N, L, V] that predict captions [N, L], ends included, after N rows of `open`.
 
         Captions are padded behind with any token; `wanted` [N, L] bool are the tokens whose logits are asked for alone,
         as [sum(wanted), V] in row order.

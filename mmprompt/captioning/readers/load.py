@@ -44,7 +44,6 @@ from mmprompt.settings import Count, check_settings, checked
 
 SETTINGS_FILE, WEIGHTS_FILE = "mapper.json", "mapper.safetensors"
 N_LAYERS, N_HEADS = 8, 8
-TINY_CAPTIONER = TINY / "captioner"
 FORMS = "Use tiny, 'ENCODER + hf:LM', hf:NAME, open_clip:coca_ARCHITECTURE/TAG or a folder."
 READERS = {
     "blip": "transformers_captioners.load_blip",
@@ -55,7 +54,6 @@ READERS = {
 }
 """By transformers' model type: file and function. Each takes what the captioner calls itself, a folder or a name on the
 hub, and the options, and raises UserError for a model with missing weights or with parts that are not known."""
-OTHER_READER = "image_text.load_image_text"
 
 
 @checked
@@ -78,7 +76,7 @@ def load_captioner(
         UserError: no such name, weights that are not there, or a model with parts that are not known.
     """
     name, options = str(name), read_options(device, dtype, cache_dir, trust_remote_code)
-    folder = TINY_CAPTIONER if name == "tiny" else Path(name).expanduser()
+    folder = TINY / "captioner" if name == "tiny" else Path(name).expanduser()
     if (folder / SETTINGS_FILE).is_file():
         return _load_mapped(name, folder, options)
     if "+" in name and not folder.exists():
@@ -123,7 +121,7 @@ def _find_reader(name: str, model: str, options: LoadOptions) -> str:
     if kind in READERS:
         return READERS[kind]
     if kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        return OTHER_READER
+        return "image_text.load_image_text"
     advice = f"Use '{name} + hf:gpt2'." if kind in ("clip", "siglip") else FORMS
     advice = f"Use 'tiny + {name}'." if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else advice
     raise UserError(f"{name} is a {kind!r} model, but one that writes captions of images was expected. {advice}")

@@ -33,7 +33,6 @@ from mmprompt.models.decoder.kv_cache import KVCache, causal_mask
 from mmprompt.models.dual_encoder.transformers_clip import hub_options, load_complete, read_pixels
 from mmprompt.models.frozen import LoadOptions, freeze
 
-POOLER = "encoder.pooler."
 T5_LENGTH = 512
 """Tokens of T5's training texts. Its positions are relative, so that there is no other limit."""
 
@@ -88,7 +87,7 @@ def load_blip(name: str, source: str, options: LoadOptions) -> FrozenCaptioner:
 
 def load_encoder_decoder(name: str, source: str, options: LoadOptions) -> FrozenCaptioner:
     """Load a `VisionEncoderDecoderModel` with GPT-2; a prompt stands after the decoder's start token."""
-    model = load_frozen(VisionEncoderDecoderModel, source, options, unread=POOLER)
+    model = load_frozen(VisionEncoderDecoderModel, source, options, unread="encoder.pooler.")
     if hasattr(model.encoder, "pooler"):
         model.encoder.pooler = None  # captions read no pooled feature, and many checkpoints lack its weights
     config, generation, size = model.config.decoder, model.generation_config, model.config.encoder.image_size
