@@ -122,8 +122,7 @@ Judge: TypeAlias = LexiconJudge | TaggerJudge
 def judge_for(data: CaptionData) -> Judge:
     """Choose the judge of a set of captions: its own lexicon if it brings one, else the tagger.
 
-    Where the tagger chose the captions of a focus, it judges by the half of the vocabulary that chose nothing. VADER's
-    words are calibrated on the neutral captions of the train part.
+    Where the tagger chose the captions, the other half of the vocabulary judges; words of feeling fit the neutral ones.
     """
     if data.lexicon:
         return LexiconJudge(data.lexicon, f"lexicon of {data.name}")
