@@ -7,13 +7,13 @@ def main() -> None:
     captioner = mp.load_captioner("tiny")
     data = mp.load_captions("openart-scenes")
     prompt = mp.fit(mp.PromptTuning(n_soft=8), captioner, data.focus("emotions")).predictor.prompt
-    picture = data.test[0].image
-    print("without a prompt:", mp.Captioner(captioner).caption(picture)[0].text)
+    image = data.test[0].image
+    print("without a prompt:", mp.Captioner(captioner).caption(image)[0].text)
     for strength in (0.5, 1.0, 2.0):
-        steering = mp.captioning.Steering(((prompt, 1.0),), strength=strength)
-        print(f"strength {strength}:", mp.Captioner(captioner, steering).caption(picture)[0].text)
-    away = mp.captioning.Steering(avoid=prompt, avoid_strength=2.0)
-    print("away from feelings:", mp.Captioner(captioner, away).caption(picture)[0].text)
+        guidance = mp.captioning.Guidance(((prompt, 1.0),), strength=strength)
+        print(f"strength {strength}:", mp.Captioner(captioner, guidance).caption(image)[0].text)
+    away = mp.captioning.Guidance(avoid=prompt, avoid_strength=2.0)
+    print("away from feelings:", mp.Captioner(captioner, away).caption(image)[0].text)
 
 
 if __name__ == "__main__":

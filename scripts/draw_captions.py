@@ -1,4 +1,4 @@
-"""Draw the README's strip: pictures, and what the captioner says of them without a prompt and with each learned one.
+"""Draw the README's strip: images, and what the captioner says of them without a prompt and with each learned one.
 
 python scripts/draw_captions.py RUN RUN RUN --out docs/images/captions_strip.png
 """
@@ -14,7 +14,7 @@ import tyro
 from mmprompt.captioning.data import load_captions
 from mmprompt.captioning.measure import measure_captions
 from mmprompt.captioning.predictor import load_captioner_of, load_focus
-from mmprompt.captioning.report.strip import draw_strip
+from mmprompt.captioning.report import draw_strip
 from mmprompt.files import make_folder, write_bytes
 from mmprompt.reports.figures import LIGHT
 
@@ -28,8 +28,8 @@ class Settings:
     out: Path
     """The PNG file."""
     data: str = "openart-scenes"
-    """Pictures with captions."""
-    n_pictures: int = 5
+    """Images with captions."""
+    n_images: int = 5
     """How many are shown."""
 
 
@@ -40,7 +40,7 @@ def main(settings: Settings) -> None:
     prompts = [load_focus(run, captioner) for run in settings.runs]
     measure = measure_captions(captioner, data, prompts, strengths=())
     make_folder(settings.out.parent)
-    write_bytes(settings.out, draw_strip(measure, data, settings.n_pictures, LIGHT))
+    write_bytes(settings.out, draw_strip(measure, data, settings.n_images, LIGHT))
 
 
 if __name__ == "__main__":

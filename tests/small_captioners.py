@@ -11,8 +11,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from mmprompt.captioning.data import CaptionData, read_captions
-from mmprompt.captioning.readers.captioner import CaptionTokenizer, FrozenCaptioner
-from mmprompt.captioning.readers.causal_lm import PrefixDecoder
+from mmprompt.captioning.readers.captioner import CaptionTokenizer, FrozenCaptioner, PrefixDecoder
 from mmprompt.models.frozen import PixelTransform
 
 N_IMAGE, START, END, WORDS, SIDE = 3, 0, 1, 40, 4
@@ -44,7 +43,7 @@ def small_language_model(kind: str, scale: float = 6.0) -> nn.Module:
 
 
 class CountingEncoder(nn.Module):
-    """Image features from the mean colour; it counts the pictures it was shown."""
+    """Image features from the mean colour; it counts the images it was shown."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,12 +70,12 @@ def small_captioner(kind: str = "llama", scale: float = 6.0) -> FrozenCaptioner:
 
 
 def to_pixels(image: Image.Image) -> torch.Tensor:
-    """One colour a picture."""
+    """One colour an image."""
     return torch.tensor(image.resize((1, 1)).getpixel((0, 0))).float()[:, None, None].expand(3, SIDE, SIDE) / 255
 
 
 def small_captions(folder: Path, n: int = 12, focus: str = "numbers") -> CaptionData:
-    """Pictures of one colour each, with two captions of one focus."""
+    """Images of one colour each, with two captions of one focus."""
     lines = []
     for number in range(n):
         Image.new("RGB", (8, 8), (20 * number, 255 - 20 * number, 40)).save(folder / f"{number}.png")

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from mmprompt.captioning.data import CaptionData, CaptionItem
     from mmprompt.captioning.decoding import Decoding
     from mmprompt.captioning.measure import CaptionMeasure, measure_captions
-    from mmprompt.captioning.predictor import Caption, CaptionTemplate, Steering, hard_prompt, load_focus
+    from mmprompt.captioning.predictor import Caption, CaptionTemplate, Guidance, hard_prompt, load_focus
     from mmprompt.captioning.task import FocusTask, fit_mapper
 
 __getattr__, __all__ = lazy_names(__name__)

@@ -35,18 +35,13 @@ _RESTORE = "Restore the file as it was published."
 class CaptionRow(NamedTuple):
     """Captions of one image as a file gives them, before images are looked for.
 
-    Args:
-        place: where the file has it, such as `line 3`.
-        picture: path of the image as the file spells it, below the folder of images.
-        image_id: its name in the file; None for its path.
-        captions: as the file spells them.
-        focus: what they speak of; `""` for captions of no focus.
-        label: a finer name within the focus, such as `positive`.
-        split: `train`, `val` or `test`; None where the file divides nothing.
+    `place` is where the file has it, such as `line 3`; `image` the path as the file spells it, below the folder of
+    images; `image_id` its name in the file, None for its path. `focus` is `""` for captions of no focus, `label` a
+    finer name within it, such as `positive`; `split` is None where the file divides nothing.
     """
 
     place: str
-    picture: str
+    image: str
     image_id: str | None
     captions: tuple[str, ...]
     focus: str = ""
@@ -58,11 +53,7 @@ Rows = Iterator[CaptionRow]
 
 
 def detect_format(path: Path) -> str:
-    """Name the reader that fits the content of a file, or of a folder for FlickrStyle.
-
-    Raises:
-        UserError: it cannot be read, or no reader fits.
-    """
+    """Name the reader that fits the content of a file, or of a folder for FlickrStyle."""
     if path.is_dir():
         if any(path.glob(_STYLE_FILE)):
             return "flickrstyle"
@@ -124,7 +115,7 @@ def _read_coco(path: Path) -> Rows:
     for index, image in enumerate(_list_of(content, "images", path)):
         image_id, name = _fields(image, ("id", "file_name"), path, f"image {index}")
         if names.setdefault(str(image_id), name) != name:
-            raise bad_file(f"{path}, image {index}", f"gives id {image_id} a second picture", _RESTORE)
+            raise bad_file(f"{path}, image {index}", f"gives id {image_id} a second image", _RESTORE)
         captions.setdefault(str(image_id), [])
     for index, annotation in enumerate(_list_of(content, "annotations", path)):
         place = f"annotation {index}"
@@ -141,9 +132,9 @@ def _read_karpathy(path: Path) -> Rows:
     for place, image, sentences in _images(path):
         raw = tuple(_fields(sentence, ("raw",), path, place)[0] for sentence in sentences)
         folder, image_id = image.get("filepath", ""), image.get("cocoid", image.get("imgid"))
-        picture = f"{folder}/{image['filename']}" if folder else image["filename"]
+        file = f"{folder}/{image['filename']}" if folder else image["filename"]
         split = "train" if image["split"] == "restval" else image["split"]
-        yield CaptionRow(place, picture, None if image_id is None else str(image_id), raw, split=split)
+        yield CaptionRow(place, file, None if image_id is None else str(image_id), raw, split=split)
 
 
 def _read_senticap(path: Path) -> Rows:
@@ -179,38 +170,35 @@ def _read_artemis(path: Path) -> Rows:
             if None in record or None in record.values():
                 raise bad_file(path, "has more or fewer cells than the header", _RESTORE, lines.line_num)
             style, painting, emotion, utterance = (record[name] for name in _ARTEMIS)
-            picture = f"{style}/{painting}.jpg"
+            image = f"{style}/{painting}.jpg"
             split = record.get("split")
-            yield CaptionRow(f"line {lines.line_num}", picture, None, (utterance,), EMOTIONS, emotion, split)
+            yield CaptionRow(f"line {lines.line_num}", image, None, (utterance,), EMOTIONS, emotion, split)
     except csv.Error as error:
         raise bad_file(path, f"is not valid CSV ({error})", _RESTORE, lines.reader.line_num) from None
 
 
 def _read_flickrstyle(path: Path) -> Rows:
-    """Read FlickrStyle's text files, a caption a line; they give no split.
+    """Read FlickrStyle's text files, a caption a line: a folder of `funny_train.txt` and `romantic_train.txt`, or one.
 
     The images are named, in the order of the lines, by a list beside them: `images.txt`, or the published `.p` file.
-
-    Args:
-        path: the folder of `funny_train.txt` and `romantic_train.txt`, or one of them.
     """
     folder = path if path.is_dir() else path.parent
     lists = [file for file in (folder / "images.txt", *sorted(folder.glob("*.p"))) if file.is_file()]
     if not lists:
         advice = "Put images.txt there, a name a line, or the .p file of the release."
-        raise bad_file(folder, "holds no list of the pictures", advice)
-    pictures, *others = (_pickled_names(file) if file.suffix == ".p" else text_lines(file) for file in lists)
+        raise bad_file(folder, "holds no list of the images", advice)
+    images, *others = (_pickled_names(file) if file.suffix == ".p" else text_lines(file) for file in lists)
     for file, names in zip(lists[1:], others, strict=True):
-        if names != pictures:
-            raise bad_file(file, f"lists other pictures than {lists[0].name}", "Keep the list of these captions.")
+        if names != images:
+            raise bad_file(file, f"lists other images than {lists[0].name}", "Keep the list of these captions.")
     for file in sorted(folder.glob(_STYLE_FILE)) if path.is_dir() else [path]:
         captions = text_lines(file)
-        if len(captions) != len(pictures):
-            counts = f"has {len(captions)} captions, but {len(pictures)} pictures are listed"
+        if len(captions) != len(images):
+            counts = f"has {len(captions)} captions, but {len(images)} images are listed"
             raise bad_file(file, counts, "Give files of one release.")
         label = file.name.removesuffix(_STYLE_FILE[1:])
-        for number, (picture, caption) in enumerate(zip(pictures, captions, strict=True), start=1):
-            yield CaptionRow(f"{file.name}, line {number}", picture, None, (caption,), EMOTIONS, label)
+        for number, (image, caption) in enumerate(zip(images, captions, strict=True), start=1):
+            yield CaptionRow(f"{file.name}, line {number}", image, None, (caption,), EMOTIONS, label)
 
 
 def _pickled_names(path: Path) -> list[str]:
@@ -218,22 +206,22 @@ def _pickled_names(path: Path) -> list[str]:
     try:
         values = [value for _, value, _ in pickletools.genops(read_bytes(path)) if isinstance(value, str)]
     except (ValueError, UnicodeDecodeError) as error:
-        raise bad_file(path, f"is no list of pictures ({error})", "Put images.txt there, a name a line.") from None
-    return [value for value in values if _is_picture(value)]
+        raise bad_file(path, f"is no list of images ({error})", "Put images.txt there, a name a line.") from None
+    return [value for value in values if _is_image(value)]
 
 
-def _is_picture(name: str) -> bool:
+def _is_image(name: str) -> bool:
     return Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 
-def without_pictures(rows: Sequence[CaptionRow]) -> tuple[list[CaptionRow], tuple[str, ...]]:
+def without_images(rows: Sequence[CaptionRow]) -> tuple[list[CaptionRow], tuple[str, ...]]:
     """Leave out the rows of a Flickr token file that name no image, with a note on them.
 
     The published file of Flickr8k names one, with `.1` behind its suffix, that is not among the images.
     """
-    kept = [row for row in rows if _is_picture(row.picture)]
-    others = Counter(row.picture for row in rows if not _is_picture(row.picture))
-    notes = (f"Passed over, for it is no picture's name: {name} ({count} captions)." for name, count in others.items())
+    kept = [row for row in rows if _is_image(row.image)]
+    others = Counter(row.image for row in rows if not _is_image(row.image))
+    notes = (f"Passed over, for it is no image's name: {name} ({count} captions)." for name, count in others.items())
     return kept, tuple(notes)
 
 

@@ -15,12 +15,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmprompt.captioning.caption_files import READERS, CaptionRow, detect_format, without_pictures
+from mmprompt.captioning.caption_files import READERS, CaptionRow, detect_format, without_images
 from mmprompt.data.archive import unpack
 from mmprompt.data.class_names import shortened
 from mmprompt.data.splits import SPLITS
 from mmprompt.errors import UserError, bad_file, unknown_name
-from mmprompt.files import SafeRoot, read_json, write_bytes
+from mmprompt.files import SafeRoot, read_json
 from mmprompt.settings import checked
 
 if TYPE_CHECKING:
@@ -104,18 +104,14 @@ class CaptionData:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex SHA-256 over every image's id, path, split, captions and size in bytes.
-
-        Raises:
-            UserError: an image is gone.
-        """
+        """Hex SHA-256 over every image's id, path, split, captions and size in bytes."""
         digest = hashlib.sha256()
         for item in self.items:
             try:
                 size = item.image.stat().st_size
             except OSError as error:
                 problem = f"cannot be read ({error.strerror})"
-                raise bad_file(item.image, problem, "Restore the picture.") from None
+                raise bad_file(item.image, problem, "Restore the image.") from None
             path = item.image.relative_to(self.root).as_posix()
             record = [item.image_id, path, item.split, dict(item.captions), size]
             digest.update(json.dumps(record, sort_keys=True).encode())
@@ -134,11 +130,8 @@ class CaptionData:
         return task
 
     def with_captions(self, split: str, focus: str | None) -> tuple[CaptionItem, ...]:
-        """Return the images of a split that have captions of a focus.
+        """Return the images of a split that have captions of a focus, of any for None.
 
-        Args:
-            split: `train`, `val` or `test`.
-            focus: its name; None for any.
         Raises:
             UserError: there is no such split, or it has no caption of this focus.
         """
@@ -158,8 +151,9 @@ class CaptionData:
         return tuple(item for item in self.items if item.split == split)
 
 
+DEFAULT_SET = "openart-scenes"
 EMBEDDED = {
-    "openart-scenes": ("scenes/openart-scenes", "CC BY 4.0 (Twemoji), Apache 2.0 (Noto), MIT (Fluent)"),
+    DEFAULT_SET: ("scenes/openart-scenes", "CC BY 4.0 (Twemoji), Apache 2.0 (Noto), MIT (Fluent)"),
     "openart-scenes-new-style": ("openart/openart-scenes-new-style", "CC BY-SA 4.0 (OpenMoji)"),
 }
 """Sets that ship in the package: a JSONL file and a zip file of images below the assets, and the licence of both."""
@@ -170,10 +164,11 @@ def load_captions(name_or_path: str | Path, images: str | Path | None = None) ->
     """Load images and captions by name, or from a file.
 
     Args:
-        name_or_path: `openart-scenes`, or a file as `read_captions` takes it.
+        name_or_path: `openart-scenes`, a JSONL file, COCO's captions, a file of Karpathy's splits, a token file of
+            Flickr, SentiCap, ArtEmis, or a text file or the folder of FlickrStyle.
         images: the folder that the file's images are relative to; by default its own.
     Raises:
-        UserError: there is no set and no file of that name, or as in `read_captions`.
+        UserError: there is no set and no file of that name, the file is bad, or an image is missing or lies elsewhere.
     """
     if str(name_or_path) in EMBEDDED:
         place, licence = EMBEDDED[str(name_or_path)]
@@ -187,27 +182,18 @@ def load_captions(name_or_path: str | Path, images: str | Path | None = None) ->
 def read_captions(
     path: str | Path, images: str | Path | None = None, format: str | None = None, seed: int = 0
 ) -> CaptionData:
-    """Read a file of captions; its images are looked for and not opened.
+    """Read a file of one of the published forms, or a folder of FlickrStyle; images are looked for and not opened.
 
-    A file `NAME.lexicon.json` beside a `NAME.jsonl`, by focus the items that surface forms name, is read with it.
-
-    Args:
-        path: a JSONL file, COCO's captions, a file of Karpathy's splits, a token file of Flickr, SentiCap, ArtEmis, or
-            a text file or the folder of FlickrStyle.
-        images: the folder that its images are relative to; by default the file's own.
-        format: `jsonl`, `coco`, `karpathy`, `flickr`, `senticap`, `flickrstyle` or `artemis`; by default what the
-            content shows.
-        seed: of the division by image, where the file gives none.
-    Raises:
-        UserError: the file is bad, an image is missing or lies elsewhere, a caption is empty, longer than 2,000
-            characters or no text, a split is unknown, or an id or an image stands for two.
+    The form is by default what the content shows, and images are relative to the file's own folder. The seed is of the
+    division by image, where the file gives none. A file `NAME.lexicon.json` beside a `NAME.jsonl`, by focus the items
+    that surface forms name, is read with it.
     """
     path = Path(path)
     format = detect_format(path) if format is None else format
     if format not in READERS:
         raise unknown_name("form of captions", format, READERS)
     rows = list(READERS[format](path))
-    rows, notes = without_pictures(rows) if format == "flickr" else (rows, ())
+    rows, notes = without_images(rows) if format == "flickr" else (rows, ())
     if not rows:
         raise bad_file(path, "holds no captions", "Give a file that does.")
     own_folder = path if path.is_dir() else path.parent
@@ -219,13 +205,7 @@ def read_captions(
 
 
 def read_lexicon(path: Path) -> dict[str, dict[str, str]]:
-    """Read what surface forms name, by focus.
-
-    Args:
-        path: a JSON file, `{"emotions": {"laughing": "joy", "laughing face": "joy"}}`.
-    Raises:
-        UserError: it is another form, or an entry is empty.
-    """
+    """Read what surface forms name, by focus: `{"emotions": {"laughing": "joy", "laughing face": "joy"}}`."""
     content = read_json(path)
     if not isinstance(content, dict) or not all(isinstance(entries, dict) for entries in content.values()):
         raise bad_file(path, "is not an object of objects", "Write surface forms and items by focus.")
@@ -235,40 +215,6 @@ def read_lexicon(path: Path) -> dict[str, dict[str, str]]:
                 problem = f"{form!r} of {focus} names {item!r}, but texts that are not empty were expected"
                 raise bad_file(path, problem, "Correct it.")
     return content
-
-
-def write_captions(path: Path, data: CaptionData) -> None:
-    """Write a set as JSONL, with its splits, so that all who read it divide it alike.
-
-    Args:
-        path: ends in `.jsonl`. Images are named relative to the root of the set, which `images` gives when reading.
-        data: labelled captions are written under their names, such as `emotions-positive`, and not a second time.
-    Raises:
-        UserError: the place cannot be written.
-    """
-    lines = []
-    for item in data.items:
-        parents = {focus: _parent(focus, item) for focus in item.captions}
-        labelled = {text for focus, parent in parents.items() if parent for text in item.of(focus)}
-        for focus, parent in parents.items():
-            texts = [text for text in item.of(focus) if parent or text not in labelled]
-            if texts:
-                record = {
-                    "image": item.image.relative_to(data.root).as_posix(),
-                    "image_id": item.image_id,
-                    "captions": texts,
-                    "focus": parent or focus,
-                    "label": focus.removeprefix(f"{parent}-") if parent else "",
-                    "split": item.split,
-                }
-                lines.append(json.dumps(record, ensure_ascii=False))
-    write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
-
-
-def _parent(focus: str, item: CaptionItem) -> str:
-    """Return the focus that a labelled one such as `emotions-positive` belongs to, "" for none."""
-    parent = focus.partition("-")[0]
-    return parent if parent != focus and set(item.of(focus)) <= set(item.of(parent)) else ""
 
 
 def _grouped(rows: Sequence[CaptionRow], root: Path, path: Path) -> list[CaptionItem]:
@@ -281,20 +227,20 @@ def _grouped(rows: Sequence[CaptionRow], root: Path, path: Path) -> list[Caption
     for row in rows:
         place = f"{path}, {row.place}"
         image = _find_image(row, inside, place)
-        image_id = row.image_id or row.picture
+        image_id = row.image_id or row.image
         if files.setdefault(image_id, image) != image:
             before = files[image_id].relative_to(root)
-            problem = f"gives the id {image_id!r} to {row.picture}, but {before} has it already"
-            raise bad_file(place, problem, "Give every picture an id of its own.")
+            problem = f"gives the id {image_id!r} to {row.image}, but {before} has it already"
+            raise bad_file(place, problem, "Give every image an id of its own.")
         if owner.setdefault(image, image_id) != image_id:
-            problem = f"gives {row.picture} the id {image_id!r}, but it is {owner[image]!r} before"
-            raise bad_file(place, problem, "Give every picture one id, so that no split shares it.")
+            problem = f"gives {row.image} the id {image_id!r}, but it is {owner[image]!r} before"
+            raise bad_file(place, problem, "Give every image one id, so that no split shares it.")
         if row.split not in (None, *SPLITS):
             raise bad_file(place, f"split is {row.split!r}, but train, val or test was expected", "Correct it.")
         split = row.split or ""
         if splits.setdefault(image_id, split) != split:
-            problem = f"puts {row.picture} into {split or 'no split'}, but it is in {splits[image_id] or 'none'} before"
-            raise bad_file(place, problem, "Divide by picture, never by caption.")
+            problem = f"puts {row.image} into {split or 'no split'}, but it is in {splits[image_id] or 'none'} before"
+            raise bad_file(place, problem, "Divide by image, never by caption.")
         texts = _clean(row, place)
         for focus in (row.focus, f"{row.focus}-{row.label.replace(' ', '-')}") if row.label else (row.focus,):
             captions.setdefault(image_id, {}).setdefault(focus, []).extend(texts)
@@ -305,30 +251,30 @@ def _grouped(rows: Sequence[CaptionRow], root: Path, path: Path) -> list[Caption
 
 
 def _find_image(row: CaptionRow, inside: SafeRoot, place: str) -> Path:
-    if not isinstance(row.picture, str) or not row.picture.strip():
-        raise bad_file(place, f"the picture is {row.picture!r}, but its path was expected", "Write it.")
+    if not isinstance(row.image, str) or not row.image.strip():
+        raise bad_file(place, f"the image is {row.image!r}, but its path was expected", "Write it.")
     try:
-        image = inside.join(row.picture)
+        image = inside.join(row.image)
         is_there = image.is_file()
     except (UserError, ValueError, OSError) as error:
         raise UserError(f"{place}: {error}") from None
     if not is_there:
-        advice = "Give the folder of the pictures, or remove its captions."
-        raise bad_file(place, f"{row.picture} is not in {inside.root}", advice)
+        advice = "Give the folder of the images, or remove its captions."
+        raise bad_file(place, f"{row.image} is not in {inside.root}", advice)
     return image
 
 
 def _clean(row: CaptionRow, place: str) -> list[str]:
     """Return the captions of a row, runs of white space made one space; refuse what is no caption."""
     if not row.captions:
-        raise bad_file(place, f"{row.picture} has no caption", "Write one, or remove the picture.")
+        raise bad_file(place, f"{row.image} has no caption", "Write one, or remove the image.")
     cleaned = []
     for caption in row.captions:
         if not isinstance(caption, str):
             raise bad_file(place, f"a caption is {caption!r}, but text was expected", "Write it as text.")
         text = " ".join(caption.split())
         if not text:
-            raise bad_file(place, f"a caption of {row.picture} is empty", "Fill it in or remove it.")
+            raise bad_file(place, f"a caption of {row.image} is empty", "Fill it in or remove it.")
         if len(text) > MAX_CAPTION_CHARACTERS:
             problem = f"a caption has {len(text)} characters, the limit is {MAX_CAPTION_CHARACTERS}"
             raise bad_file(place, problem, "Shorten it.")
@@ -346,14 +292,14 @@ def _divided(items: list[CaptionItem], path: Path, seed: int) -> tuple[list[Capt
     if not undivided:
         return items, ()
     if len(undivided) < len(items):
-        problem = f"gives no split to {shortened(undivided)}, but to other pictures it does"
-        raise bad_file(path, problem, "Give every picture a split, or none.")
+        problem = f"gives no split to {shortened(undivided)}, but to other images it does"
+        raise bad_file(path, problem, "Give every image a split, or none.")
     ranked = sorted(undivided, key=lambda image_id: hashlib.sha256(f"{seed} {image_id}".encode()).digest())
     n_held = round(HELD_OUT * len(items))
     n_test = max(n_held, min(1, len(items) - 1))
     split_of = dict.fromkeys(ranked[:n_test], "test") | dict.fromkeys(ranked[n_test : n_test + n_held], "val")
     note = (
-        f"No split was given: {n_test} of {len(items)} pictures are held out for testing and {n_held} for validation, "
+        f"No split was given: {n_test} of {len(items)} images are held out for testing and {n_held} for validation, "
         f"by the hashes of their ids and seed {seed}."
     )
     return [replace(item, split=split_of.get(item.image_id, "train")) for item in items], (note,)

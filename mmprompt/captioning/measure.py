@@ -6,7 +6,7 @@ chosen on the validation part. Nothing else is chosen here, and no prompt is tra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,16 +14,29 @@ from torch import Tensor
 
 from mmprompt.captioning.data import CaptionData, CaptionItem
 from mmprompt.captioning.decoding import Decoding
-from mmprompt.captioning.metrics.adherence import Confusion, FocusScores, Lift, confusion, lift, score_focus
-from mmprompt.captioning.metrics.caption_metrics import CaptionScores, coco_module, score_captions
-from mmprompt.captioning.metrics.clip_score import ClipScores, clip_score
-from mmprompt.captioning.metrics.judges import Judge, judge_for
-from mmprompt.captioning.predictor import Captioner, CaptionFeatures, Steering, focus_of, hard_prompt
+from mmprompt.captioning.metrics.adherence import (
+    Confusion,
+    FocusScores,
+    Judge,
+    Lift,
+    confusion,
+    judge_for,
+    lift,
+    score_focus,
+)
+from mmprompt.captioning.metrics.caption_metrics import (
+    CaptionScores,
+    ClipScores,
+    clip_score,
+    coco_module,
+    score_captions,
+)
+from mmprompt.captioning.predictor import Captioner, CaptionFeatures, Guidance, focus_of, hard_prompt
 from mmprompt.captioning.readers.captioner import FrozenCaptioner
 from mmprompt.core.learned import Prompt
 from mmprompt.errors import UserError, bad_value
 from mmprompt.models.dual_encoder.interface import DualEncoder
-from mmprompt.models.image_features import encode_pictures
+from mmprompt.models.image_features import Progress, encode_pictures
 from mmprompt.settings import checked
 
 NO_PROMPT = "no prompt"
@@ -38,18 +51,12 @@ HARD_WORDS = {
 """What somebody would write without looking at the captions the captioner was trained on."""
 ANY_WORDS = ("a picture of {}:", "the {} are", "describe the {}:")
 
-Progress = Callable[[int, int], None]
-
 
 @dataclass(frozen=True)
 class Speaker:
-    """A captioner with one prompt, with words, or with none, and what it said.
+    """A captioner with one prompt, with words, or with none, and what it said of each image, by its id.
 
-    Args:
-        name: the focus of a learned prompt, "words: FOCUS", or "no prompt".
-        focus: what it is to speak of, "" for no prompt.
-        said: a caption of each image, by its id.
-        words: of a hard prompt.
+    Its name is the focus of a learned prompt, "words: FOCUS", or "no prompt", whose focus is "".
     """
 
     name: str
@@ -116,7 +123,7 @@ class CaptionMeasure:
             "n_images": len(self.speakers[0].said),
             "decoding": asdict(self.decoding),
             "confusion": self.confusion.to_dict(),
-            "lifts": {focus: {name: one.to_dict() for name, one in some.items()} for focus, some in self.lifts.items()},
+            "lifts": {focus: {name: asdict(one) for name, one in some.items()} for focus, some in self.lifts.items()},
             "strengths": {focus: [asdict(point) for point in some] for focus, some in self.strengths.items()},
             "speakers": [
                 {
@@ -171,12 +178,12 @@ def measure_captions(
     coco_module("cider.cider")  # missed now, not after the captions are written
     stage = _Stage(captioner, decoding or Decoding(), features or CaptionFeatures(captioner), judge_for(data))
     judge, items = stage.judge, data.with_captions(split, None)
-    speakers = [Speaker(NO_PROMPT, "", stage.say(items, Steering()))]
+    speakers = [Speaker(NO_PROMPT, "", stage.say(items, Guidance()))]
     for focus, prompt in by_focus.items():
         wording = (words or {}).get(focus) or stage.best_words(data, focus)
         hard = hard_prompt(captioner, focus, wording)
-        speakers.append(Speaker(f"words: {focus}", focus, stage.say(items, Steering(((hard, 1.0),))), wording))
-        speakers.append(Speaker(focus, focus, stage.say(items, Steering(((prompt, 1.0),)))))
+        speakers.append(Speaker(f"words: {focus}", focus, stage.say(items, Guidance(((hard, 1.0),))), wording))
+        speakers.append(Speaker(focus, focus, stage.say(items, Guidance(((prompt, 1.0),)))))
         if progress is not None:
             progress(len(speakers), 2 * len(prompts) + 1)
     scores = {one.name: {f: score_focus(one.said, items, f, judge) for f in judge.focuses} for one in speakers}
@@ -203,22 +210,12 @@ def measure_captions(
     )
 
 
-@checked
-def evaluate(
-    captioner: Captioner, data: CaptionData, split: str = "test", features: CaptionFeatures | None = None
-) -> FocusScores:
-    """Measure how well a captioner keeps to the focus of its prompt; see `core.fit.evaluate`.
-
-    Args:
-        captioner: with one prompt.
-        data: images with references.
-        split: which part of them.
-        features: of the same captioner, to share them.
-    """
+def evaluate(captioner: Captioner, data: CaptionData, features: CaptionFeatures | None = None) -> FocusScores:
+    """Measure how well a captioner keeps to the focus of its one prompt, on the test part."""
     features = features or CaptionFeatures(captioner.backbone)
     stage = _Stage(captioner.backbone, captioner.decoding, features, judge_for(data))
-    items = data.with_captions(split, None)
-    return score_focus(stage.say(items, captioner.steering), items, focus_of(captioner.prompt), stage.judge)
+    items = data.with_captions("test", None)
+    return score_focus(stage.say(items, captioner.guidance), items, focus_of(captioner.prompt), stage.judge)
 
 
 def _lifts_of(focus: str, scores: Mapping[str, Mapping[str, FocusScores]]) -> dict[str, Lift]:
@@ -245,9 +242,9 @@ class _Stage:
     features: CaptionFeatures
     judge: Judge
 
-    def say(self, items: Sequence[CaptionItem], steering: Steering) -> dict[str, str]:
+    def say(self, items: Sequence[CaptionItem], guidance: Guidance) -> dict[str, str]:
         """Write a caption of each image, by its id."""
-        captioner = Captioner(self.captioner, steering, self.decoding)
+        captioner = Captioner(self.captioner, guidance, self.decoding)
         said: dict[str, str] = {}
         for start in range(0, len(items), 64):
             batch = items[start : start + 64]
@@ -265,7 +262,7 @@ class _Stage:
         items = (data.val or data.train)[:N_CURVE]
 
         def adherence(words: str) -> float:
-            said = self.say(items, Steering(((hard_prompt(self.captioner, focus, words), 1.0),)))
+            said = self.say(items, Guidance(((hard_prompt(self.captioner, focus, words), 1.0),)))
             return score_focus(said, items, focus, self.judge).values["adherence"] or 0.0
 
         return max(wordings, key=adherence) if items else wordings[0]
@@ -273,10 +270,10 @@ class _Stage:
     def curve(self, items: Sequence[CaptionItem], prompt: Prompt, strengths: Sequence[float]) -> tuple[Point, ...]:
         """Measure one prompt at several strengths."""
         if len(items) < 2 and strengths:
-            raise UserError("a curve over strength needs two pictures or more. Give more pictures, or no strengths.")
+            raise UserError("a curve over strength needs two images or more. Give more images, or no strengths.")
         points, focus = [], focus_of(prompt)
         for strength in strengths:
-            said = self.say(items, Steering(((prompt, 1.0),), strength))
+            said = self.say(items, Guidance(((prompt, 1.0),), strength))
             values = score_focus(said, items, focus, self.judge).values
             text = score_captions(said, _references(items, focus))
             numbers = text.cider_d, text.mean_length, text.distinct_ratio

@@ -1,6 +1,6 @@
-"""A frozen captioner with learned prompts: pictures in, captions out, with a focus that can be weighed and changed.
+"""A frozen captioner with learned prompts: images in, captions out, with a focus that can be weighed and changed.
 
-It knows prompts and pictures, not how a prompt was learned. The prompt file of a focus is the same pair of files that
+It knows prompts and images, not how a prompt was learned. The prompt file of a focus is the same pair of files that
 a classifier's prompt has.
 """
 
@@ -53,16 +53,16 @@ class CaptionTemplate:
 
 @dataclass(frozen=True)
 class Caption:
-    """What a captioner says of a picture.
+    """What a captioner says of an image.
 
     Attributes:
         text: the caption.
         log_prob: sum of the log-probabilities of its tokens and its end, in the mixture it was searched in.
-        score: what the captions of a picture are ordered by.
+        score: what the captions of an image are ordered by.
         n_tokens: without the end.
         is_cut: whether it stopped for want of room.
-        clip_score: likeness to the picture, where captions were ordered by that too.
-        others: further captions of the same picture, next best first.
+        clip_score: likeness to the image, where captions were ordered by that too.
+        others: further captions of the same image, next best first.
     """
 
     text: str
@@ -74,14 +74,14 @@ class Caption:
     others: tuple[Caption, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, without what there is not."""
+        """Return a JSON-ready dict without empty fields."""
         found = asdict(self) | {"others": [other.to_dict() for other in self.others]}
         return {name: value for name, value in found.items() if value not in (None, [])}
 
 
 @dataclass(frozen=True)
-class Steering:
-    """Which prompts a caption is searched with.
+class Guidance:
+    """Which prompts a caption is searched with: classifier-free guidance (Ho and Salimans 2022).
 
     Args:
         prompts: with weights; several are mixed by weight. The template of each is a `CaptionTemplate`.
@@ -103,9 +103,15 @@ class Steering:
             if not holds(weight, Annotated[float, Gt(0)]):
                 raise bad_value(f"weight of {focus_of(prompt)}", weight, "it must be a number, above 0", "Use 1.")
 
+    def branches(self) -> list[Branch]:
+        """Return the same for `search`."""
+        focus = [(vectors_of(prompt.inserts()), weight) for prompt, weight in self.prompts]
+        avoid = None if self.avoid is None else vectors_of(self.avoid.inserts())
+        return mixture(focus, self.strength, avoid, self.avoid_strength)
+
 
 def focus_of(prompt: Prompt) -> str:
-    """What a captioner's prompt makes it speak of."""
+    """Return what a captioner's prompt makes it speak of."""
     assert isinstance(prompt.template, CaptionTemplate), "a captioner's prompt has its template"
     return prompt.template.focus
 
@@ -116,13 +122,13 @@ class Captioner:
 
     Args:
         backbone: the frozen model.
-        steering: the default of `caption`.
+        guidance: the default of `caption`.
         decoding: the default of `caption`.
-        progress: called with how many pictures are done and how many there are.
+        progress: called with how many images are done and how many there are.
     """
 
     backbone: FrozenCaptioner
-    steering: Steering = field(default_factory=Steering)
+    guidance: Guidance = field(default_factory=Guidance)
     decoding: Decoding = field(default_factory=Decoding)
     progress: Progress | None = None
 
@@ -132,29 +138,25 @@ class Captioner:
         check_settings(self)
 
     def __repr__(self) -> str:
-        focuses = ", ".join(focus_of(prompt) for prompt, _ in self.steering.prompts)
+        focuses = ", ".join(focus_of(prompt) for prompt, _ in self.guidance.prompts)
         return f"<Captioner: {focuses or 'no focus'}, on {self.backbone.name}>"
 
     @property
     def prompt(self) -> Prompt:
-        """The one prompt it is steered by.
-
-        Raises:
-            UserError: there is none, or there are several.
-        """
-        if len(self.steering.prompts) != 1:
-            n_prompts = len(self.steering.prompts)
+        """The one prompt it is steered by; refused where there is none, or several."""
+        n_prompts = len(self.guidance.prompts)
+        if n_prompts != 1:
             raise UserError(f"this captioner has {n_prompts} prompts, but one was expected. Take a captioner with one.")
-        return self.steering.prompts[0][0]
+        return self.guidance.prompts[0][0]
 
     def header(self) -> dict[str, Any]:
-        """Give what the prompt file keeps of a captioner beside its prompt; see `core.file.Predictor`."""
+        """Return what the prompt file keeps of a captioner beside its prompt; see `core.file.Predictor`."""
         template = self.prompt.template
         assert isinstance(template, CaptionTemplate), "a captioner's prompt has its template"
         return {"focus": template.focus, "words": template.words}
 
     def kept_tensors(self) -> dict[str, Tensor]:
-        """Give nothing: a captioner computes nothing ahead."""
+        """Return nothing: a captioner computes nothing ahead."""
         return {}
 
     def predict(self, images: ImageLike | Iterable[ImageLike]) -> Caption | list[Caption]:
@@ -170,26 +172,23 @@ class Captioner:
     def caption(
         self,
         images: ImageLike | Iterable[ImageLike],
-        steering: Steering | Sequence[Steering] | None = None,
+        guidance: Guidance | Sequence[Guidance] | None = None,
         decoding: Decoding | None = None,
     ) -> list[Caption]:
-        """One caption a picture, in order.
+        """Write one caption an image, in order.
 
         Args:
-            images: one picture or several.
-            steering: one for all, or one a picture; pictures of different prompts get what each gets alone.
+            images: one image or several.
+            guidance: one for all, or one an image; images of different prompts get what each gets alone.
             decoding: how captions are searched.
         Raises:
-            UserError: a picture cannot be read, or a prompt does not fit this captioner.
+            UserError: an image cannot be read, or a prompt does not fit this captioner.
         """
         sources = as_list(images)
-        if steering is None or isinstance(steering, Steering):
-            each = [steering or self.steering] * len(sources)
-        else:
-            each = list(steering)
+        each = self._each(guidance, len(sources))
         if len(each) != len(sources):
             raise UserError(
-                f"there are {len(sources)} pictures and {len(each)} prompts, but one prompt a picture was expected. "
+                f"there are {len(sources)} images and {len(each)} prompts, but one prompt an image was expected. "
                 "Give one for all, or one for each."
             )
         found: list[Caption] = []
@@ -206,52 +205,36 @@ class Captioner:
     def caption_features(
         self,
         features: Tensor,
-        steering: Sequence[Steering] | Steering | None = None,
+        guidance: Sequence[Guidance] | Guidance | None = None,
         decoding: Decoding | None = None,
         numbers: Sequence[int] | None = None,
     ) -> list[Caption]:
-        """One caption a picture, from image features [N, T, D'].
+        """Write one caption an image, from the features [N, T, D'] of `backbone.encode_image`.
 
-        Args:
-            features: of `backbone.encode_image`.
-            steering: one for all, or one a picture.
-            decoding: how captions are searched.
-            numbers: of the pictures, which the random numbers of their samples depend on; their places by default.
+        The random numbers of samples depend on the `numbers` of the images, their places by default.
         """
-        given = steering or self.steering
-        each = [given] * len(features) if isinstance(given, Steering) else list(given)
+        each = self._each(guidance, len(features))
         rows_of: dict[int, list[int]] = {}
         for row, one in enumerate(each):
             rows_of.setdefault(id(one), []).append(row)
-        found: dict[int, list[Found]] = {}
+        captions: dict[int, Caption] = {}
         for rows in rows_of.values():
-            memory = self.backbone.open(features[torch.tensor(rows, device=features.device)])
-            some = search(
-                self.backbone,
-                memory,
-                branches_of(each[rows[0]]),
-                decoding or self.decoding,
-                rows if numbers is None else [numbers[row] for row in rows],
-            )
-            found.update(zip(rows, some, strict=True))
-        return [self._caption(found[row]) for row in range(len(each))]
+            kv_cache = self.backbone.open(features[torch.tensor(rows, device=features.device)])
+            named = rows if numbers is None else [numbers[row] for row in rows]
+            found = search(self.backbone, kv_cache, each[rows[0]].branches(), decoding or self.decoding, named)
+            captions.update(zip(rows, map(self._caption, found), strict=True))
+        return [captions[row] for row in range(len(each))]
+
+    def _each(self, guidance: Sequence[Guidance] | Guidance | None, n_images: int) -> list[Guidance]:
+        given = self.guidance if guidance is None else guidance
+        return [given] * n_images if isinstance(given, Guidance) else list(given)
 
     def _caption(self, found: Sequence[Found]) -> Caption:
-        captions = [
-            Caption(
-                self.backbone.tokenizer.decode(one.token_ids), one.log_prob, one.score, len(one.token_ids), one.is_cut
-            )
-            for one in found
-        ]
-        best, *others = captions
+        decode = self.backbone.tokenizer.decode
+        best, *others = (
+            Caption(decode(one.token_ids), one.log_prob, one.score, len(one.token_ids), one.is_cut) for one in found
+        )
         return replace(best, others=tuple(others))
-
-
-def branches_of(steering: Steering) -> list[Branch]:
-    """The branches of a steering, for `search`."""
-    focus = [(vectors_of(prompt.inserts()), weight) for prompt, weight in steering.prompts]
-    avoid = None if steering.avoid is None else vectors_of(steering.avoid.inserts())
-    return mixture(focus, steering.strength, avoid, steering.avoid_strength)
 
 
 class _ImageSide:
@@ -277,13 +260,7 @@ class _ImageSide:
 
 
 class CaptionFeatures:
-    """Image features of picture files for one captioner: each computed once and kept in the feature store.
-
-    Args:
-        captioner: the frozen model.
-        store: as for `ImageFeatures`.
-        progress: as for `ImageFeatures`.
-    """
+    """Features of image files for one captioner, computed once and kept; see `ImageFeatures`."""
 
     def __init__(
         self, captioner: FrozenCaptioner, store: Path | str | None = "auto", progress: Progress | None = None
@@ -292,11 +269,7 @@ class CaptionFeatures:
         self._features = ImageFeatures(self._side, store, progress=progress)  # type: ignore[arg-type]
 
     def of(self, paths: Sequence[Path]) -> Tensor:
-        """[N, T, D'] on the captioner's device.
-
-        Raises:
-            UserError: a picture cannot be read.
-        """
+        """Return [N, T, D'] on the captioner's device."""
         return self._features.of(paths).unflatten(1, self._side.shape)
 
 
@@ -314,32 +287,24 @@ def hard_prompt(captioner: FrozenCaptioner, focus: str, words: str) -> Prompt:
     values = embed_words(captioner, words)
     if not len(values):
         raise bad_value("words", repr(words), "they must hold at least one word", 'Use `words="the mood is"`.')
-    source = Learned(LM_INPUT, values)
-    return Prompt(CaptionTemplate(focus, words), source).to(captioner.device).requires_grad_(False)
+    prompt = Prompt(CaptionTemplate(focus, words), Learned(LM_INPUT, values))
+    return prompt.to(captioner.device).requires_grad_(False)
 
 
 def embed_words(captioner: FrozenCaptioner, words: str) -> Tensor:
     """Embed the tokens of some words: [n, D]."""
-    ids = captioner.tokenizer.encode(words)
-    return captioner.decoder.embed(torch.tensor(ids, dtype=torch.long, device=captioner.device))
+    ids = torch.tensor(captioner.tokenizer.encode(words), dtype=torch.long, device=captioner.device)
+    return captioner.decoder.embed(ids)
 
 
 def load(folder: Path, header: Mapping[str, Any], model: FrozenCaptioner | str | None) -> Captioner:
-    """Load a captioner with a saved prompt.
-
-    Args:
-        folder: that holds the files.
-        header: of `core.file.read_header`.
-        model: the captioner or its name; by default the one that the file names.
-    Raises:
-        UserError: files are edited or damaged, or of another captioner.
-    """
+    """Load a captioner with the prompt of a folder; `model` is by default the one that the header names."""
     name = model or header["backbone"]["name"]
     captioner = load_captioner(name) if isinstance(name, str) else name
     refuse_other_backbone(folder, header, captioner)
     template = CaptionTemplate(header["focus"], header["words"])
     prompt, _ = read_prompt(folder, header, captioner.device, template)
-    return Captioner(captioner, Steering(((prompt.requires_grad_(False), 1.0),)))
+    return Captioner(captioner, Guidance(((prompt.requires_grad_(False), 1.0),)))
 
 
 @checked
@@ -355,13 +320,7 @@ def load_focus(folder: Path | str, captioner: FrozenCaptioner) -> Prompt:
 
 
 def load_captioner_of(folders: Iterable[Path | str], name: str | None = None, device: str = "auto") -> FrozenCaptioner:
-    """Load the captioner that saved prompts were learned on.
-
-    Args:
-        folders: of prompts; the first one names the captioner.
-        name: of the captioner where it is another name for the same weights, or there is no prompt.
-        device: where to put it.
-    """
+    """Load the captioner that saved prompts were learned on: by another name, or that of the first; `tiny` for none."""
     first = next(iter(folders), None)
     if name is None:
         name = "tiny" if first is None else read_header(first, "captioning")["backbone"]["name"]

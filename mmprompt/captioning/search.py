@@ -22,12 +22,9 @@ SiteVectors = Mapping[Site, Vectors]
 
 @dataclass(frozen=True)
 class Branch:
-    """The captioner with some vectors, and the weight of its log-probabilities in the sum.
+    """The captioner with some vectors, {} for none, and the weight of its log-probabilities in the sum of 1.
 
-    Args:
-        weight: of its log-probabilities; those of a mixture sum to 1.
-        vectors: by site, {} for the captioner without a prompt.
-        in_focus: its weight among the prompts that are asked for, for the plausibility cut.
+    `in_focus` is its weight among the prompts that are asked for, for the plausibility cut.
     """
 
     weight: float
@@ -37,14 +34,7 @@ class Branch:
 
 @dataclass(frozen=True)
 class Found:
-    """One caption as it was searched.
-
-    Args:
-        token_ids: without the end token.
-        log_prob: sum of the mixture's log-probabilities, of the end token too.
-        score: what captions of an image are ordered by.
-        is_cut: whether it stopped for want of room and not at an end token.
-    """
+    """One caption as it was searched: tokens without the end, and the rest as in `captioning.predictor.Caption`."""
 
     token_ids: tuple[int, ...]
     log_prob: float
@@ -58,13 +48,8 @@ def mixture(
     """Return the branches of `base + strength (focus - base) - avoid_strength (avoid - base)`, in log-probabilities.
 
     Branches whose weight is zero are left out, so strength 0 is the captioner without a prompt and 1 the plain prompt,
-    bit for bit (classifier-free guidance, Ho and Salimans 2022; for captions Kornblith et al. 2023).
-
-    Args:
-        focus: vectors and positive weights; weights are scaled to sum 1.
-        strength: 0 or more; without effect where there is no focus.
-        avoid: vectors to push away from, None for none.
-        avoid_strength: 0 or more.
+    bit for bit (classifier-free guidance, Ho and Salimans 2022; for captions Kornblith et al. 2023). The weights of the
+    focus are scaled to sum 1; without a focus, strength has no effect.
     """
     total = sum(weight for _, weight in focus)
     strength = strength if focus else 0.0
@@ -83,13 +68,7 @@ PLAUSIBLE = 0.1
 
 @dataclass(frozen=True)
 class Mixed:
-    """Rows of captions under way in every branch.
-
-    Args:
-        captioner: the frozen model.
-        branches: at least one.
-        states: one per branch, with the same rows.
-    """
+    """Rows of captions under way in every branch: one state per branch, with the same rows."""
 
     captioner: FrozenCaptioner
     branches: Sequence[Branch]
@@ -128,34 +107,29 @@ def _weighted(weights: Sequence[float], parts: Sequence[Tensor]) -> Tensor:
 @torch.no_grad()
 def search(
     captioner: FrozenCaptioner,
-    memory: KVCache,
+    kv_cache: KVCache,
     branches: Sequence[Branch],
     decoding: Decoding,
     numbers: Sequence[int] | None = None,
 ) -> list[list[Found]]:
-    """Search the best captions of every image, best first.
+    """Search the captions of every image of `captioner.open`, best first, in the branches of `mixture`.
 
-    Args:
-        captioner: the frozen model.
-        memory: of `captioner.open`, N images.
-        branches: of `mixture`.
-        decoding: how.
-        numbers: what the random numbers of each image depend on beside the seed; its place by default.
+    The random numbers of each image depend on its number beside the seed, its place by default.
     """
     room = captioner.decoder.budget - max(prompt_slots(branch.vectors) for branch in branches)
     n_tokens, n_best = min(decoding.max_tokens, room), decoding.n_best
-    states = [captioner.prefill(memory, branch.vectors) for branch in branches]
+    states = [captioner.prefill(kv_cache, branch.vectors) for branch in branches]
     mixed = Mixed(captioner, branches, states)
     if decoding.n_beams > 1:
-        return _search_beams(mixed, len(memory), n_tokens, decoding)
+        return _search_beams(mixed, len(kv_cache), n_tokens, decoding)
     if decoding.temperature is None:
         return [[caption] for caption in _search_rows(mixed, n_tokens, None, decoding)]
     uniform = []  # belongs to one sample of one image, whatever stands beside it in the batch
-    for number in range(len(memory)) if numbers is None else numbers:
+    for number in range(len(kv_cache)) if numbers is None else numbers:
         for sample in range(n_best):
             seed = ((decoding.seed * 1_000_003 + number) * 1_000_003 + sample) & (2**63 - 1)
             uniform.append(torch.rand(n_tokens, generator=torch.Generator().manual_seed(seed)))
-    rows = torch.arange(len(memory), device=captioner.device).repeat_interleave(n_best)
+    rows = torch.arange(len(kv_cache), device=captioner.device).repeat_interleave(n_best)
     flat = _search_rows(mixed.select(rows), n_tokens, torch.stack(uniform).to(captioner.device), decoding)
     captions = [flat[start : start + n_best] for start in range(0, len(flat), n_best)]
     return [sorted(samples, key=lambda caption: -caption.score) for samples in captions]
@@ -252,8 +226,7 @@ def _extend(
 ) -> list[int]:
     """Move one image on by a token, in place, by its candidates (sum, parent beam, token), best first.
 
-    Returns:
-        The parent of every beam that runs on.
+    Return the parent of every beam that runs on.
     """
     n_beams = decoding.n_beams
     running: list[tuple[float, int, int]] = []

@@ -10,9 +10,8 @@ import torch
 from mmprompt.captioning import measure as caption_measure
 from mmprompt.captioning.decoding import Decoding
 from mmprompt.captioning.measure import NO_PROMPT, measure_captions
-from mmprompt.captioning.metrics.adherence import score_focus
-from mmprompt.captioning.metrics.judges import LexiconJudge
-from mmprompt.captioning.predictor import Captioner, CaptionFeatures, CaptionTemplate, Steering, hard_prompt
+from mmprompt.captioning.metrics.adherence import LexiconJudge, score_focus
+from mmprompt.captioning.predictor import Captioner, CaptionFeatures, CaptionTemplate, Guidance, hard_prompt
 from mmprompt.captioning.readers.captioner import LM_INPUT
 from mmprompt.core.learned import Learned, Prompt
 from mmprompt.errors import UserError
@@ -53,8 +52,8 @@ def measured(captioner, data, **more):
     return measure_captions(captioner, data, [prompt_of(captioner, 1)], decoding=QUICK, features=features, **more)
 
 
-def said_by(captioner, items, steering):
-    found = Captioner(captioner, steering, QUICK).caption([item.image for item in items])
+def said_by(captioner, items, guidance):
+    found = Captioner(captioner, guidance, QUICK).caption([item.image for item in items])
     return {item.image_id: caption.text for item, caption in zip(items, found, strict=True)}
 
 
@@ -62,12 +61,12 @@ def test_a_prompt_stands_beside_none_and_beside_words(captioner, data):
     measure = measured(captioner, data, split="train")
     assert [speaker.name for speaker in measure.speakers] == [NO_PROMPT, "words: numbers", "numbers"]
     steerings = [
-        Steering(),
-        Steering(((hard_prompt(captioner, "numbers", measure.speakers[1].words), 1.0),)),
-        Steering(((prompt_of(captioner, 1), 1.0),)),
+        Guidance(),
+        Guidance(((hard_prompt(captioner, "numbers", measure.speakers[1].words), 1.0),)),
+        Guidance(((prompt_of(captioner, 1), 1.0),)),
     ]
-    for speaker, steering in zip(measure.speakers, steerings, strict=True):
-        assert dict(speaker.said) == said_by(captioner, data.train, steering)
+    for speaker, guidance in zip(measure.speakers, steerings, strict=True):
+        assert dict(speaker.said) == said_by(captioner, data.train, guidance)
 
 
 def test_the_wording_is_chosen_on_the_validation_part(captioner, data):
@@ -75,7 +74,7 @@ def test_the_wording_is_chosen_on_the_validation_part(captioner, data):
     judge = LexiconJudge(data.lexicon)
 
     def adherence(words):
-        said = said_by(captioner, data.val, Steering(((hard_prompt(captioner, "numbers", words), 1.0),)))
+        said = said_by(captioner, data.val, Guidance(((hard_prompt(captioner, "numbers", words), 1.0),)))
         return score_focus(said, data.val, "numbers", judge).values["adherence"]
 
     assert measure.speakers[1].words == max(WORDINGS, key=adherence)

@@ -22,10 +22,17 @@ from mmprompt.captioning.data import CaptionData
 from mmprompt.captioning.measure import CaptionMeasure, measure_captions
 from mmprompt.captioning.metrics.adherence import Confusion, Lift
 from mmprompt.captioning.predictor import hard_prompt
-from mmprompt.captioning.report.figures import draw_adherence
-from mmprompt.captioning.report.report import write_caption_report
-from mmprompt.captioning.report.strip import SIDE, choose_images, draw_strip, whole_in_square, wrap
-from mmprompt.captioning.report.tables import speaker_table, strength_table
+from mmprompt.captioning.report import (
+    SIDE,
+    choose_images,
+    draw_adherence,
+    draw_strip,
+    speaker_table,
+    strength_table,
+    whole_in_square,
+    wrap,
+    write_caption_report,
+)
 from mmprompt.errors import UserError
 from mmprompt.files import read_json
 from mmprompt.reports import pages
@@ -68,7 +75,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> CaptionData:
-    """Pictures of one colour, captions of numbers, and a lexicon that tells low ones from high ones."""
+    """Images of one colour, captions of numbers, and a lexicon that tells low ones from high ones."""
     lexicon = {
         LOW: {str(n): f"number {n}" for n in range(2, 12)},
         HIGH: {str(n): f"number {n}" for n in range(12, 40)},
@@ -78,7 +85,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> CaptionData:
 
 @pytest.fixture(scope="module")
 def measure(data: CaptionData) -> Iterator[CaptionMeasure]:
-    """Two prompts of a random captioner on the eight pictures of the train part."""
+    """Two prompts of a random captioner on the eight images of the train part."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(caption_measure.HARD_WORDS, LOW, ("3 4",))
         patch.setitem(caption_measure.HARD_WORDS, HIGH, ("20 30", "25"))
@@ -106,7 +113,7 @@ def with_lifts(measure: CaptionMeasure, *lifts: tuple[float, float, float], of: 
 def test_the_page_holds_everything_it_shows(report: Path) -> None:
     source = report.read_text()
     page = Page(source)
-    assert len(page.addresses) == 2 * 3 + 6  # a matrix and two curves in two themes, six pictures
+    assert len(page.addresses) == 2 * 3 + 6  # a matrix and two curves in two themes, six images
     for address in page.addresses:
         assert address.startswith("data:image/png;base64,")
         assert base64.b64decode(address.split(",")[1], validate=True).startswith(b"\x89PNG")
@@ -170,8 +177,8 @@ def test_what_was_said_of_the_pictures_is_what_is_shown(report: Path, measure: C
 
 def test_figures_tables_and_metrics_lie_beside_the_page(report: Path, measure: CaptionMeasure) -> None:
     for name in ("confusion", "strength_1", "strength_2", "strip"):
-        with Image.open(report.parent / f"{name}.png") as picture:
-            assert picture.width > 300
+        with Image.open(report.parent / f"{name}.png") as image:
+            assert image.width > 300
     assert read_json(report.parent / "metrics.json") == json.loads(json.dumps(measure.to_dict()))
     for name in ("captioners", "focuses"):
         assert HIGH in (report.parent / f"{name}.md").read_text()
@@ -282,15 +289,15 @@ def test_pictures_that_are_gone_are_counted_and_not_shown(
     page = Page(report.read_text())
     assert "6 of the images that were to be shown can no longer be read" in page.text
     assert "figcaption" not in page.tags
-    with pytest.raises(UserError, match="no picture of captions can be read any more"):
+    with pytest.raises(UserError, match="no image of captions can be read any more"):
         draw_strip(measure, replace(data, items=items), 4, LIGHT)
 
 
 def test_a_strip_shows_its_pictures_in_the_colours_of_the_page(measure: CaptionMeasure, data: CaptionData) -> None:
     drawn = {}
     for theme in (LIGHT, DARK):
-        with Image.open(io.BytesIO(draw_strip(measure, data, 5, theme))) as picture:
-            drawn[theme.name] = np.asarray(picture.convert("RGB"))
+        with Image.open(io.BytesIO(draw_strip(measure, data, 5, theme))) as image:
+            drawn[theme.name] = np.asarray(image.convert("RGB"))
     assert drawn["light"][0, 0].tolist() == [255, 255, 255]
     assert drawn["dark"][0, 0].tolist() == [0x17, 0x19, 0x1B]
     for theme in (LIGHT, DARK):
@@ -300,28 +307,28 @@ def test_a_strip_shows_its_pictures_in_the_colours_of_the_page(measure: CaptionM
         assert count_pixels(drawn["light"], colour) > 10_000
 
 
-def count_pixels(picture: np.ndarray, colour: Any) -> int:
-    return int((picture == colour).all(-1).sum())
+def count_pixels(image: np.ndarray, colour: Any) -> int:
+    return int((image == colour).all(-1).sum())
 
 
 def test_what_is_meant_to_be_high_lies_on_a_diagonal() -> None:
     confusion = Confusion(("no prompt", "b", "a"), ("a", "b"), ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0)))
-    with Image.open(io.BytesIO(draw_adherence(confusion, LIGHT))) as picture:
-        high = (np.asarray(picture.convert("RGB")) == ImageColor.getrgb(LIGHT.accent)).all(-1)
+    with Image.open(io.BytesIO(draw_adherence(confusion, LIGHT))) as image:
+        high = (np.asarray(image.convert("RGB")) == ImageColor.getrgb(LIGHT.accent)).all(-1)
     rows, columns = np.nonzero(high)
     middle = (rows.min() + rows.max()) / 2
     assert columns[rows < middle - 5].max() < columns[rows > middle + 5].min()  # b above, at the left
 
 
 def test_a_strip_of_no_picture_is_refused(measure: CaptionMeasure, data: CaptionData) -> None:
-    with pytest.raises(UserError, match="n_pictures is 0"):
+    with pytest.raises(UserError, match="n_images is 0"):
         draw_strip(measure, data, 0, LIGHT)
 
 
 def test_a_wide_picture_is_shown_whole() -> None:
-    picture = Image.new("RGB", (80, 20), "red")
-    picture.paste("blue", (70, 0, 80, 20))
-    square: Any = np.asarray(whole_in_square(picture))
+    image = Image.new("RGB", (80, 20), "red")
+    image.paste("blue", (70, 0, 80, 20))
+    square: Any = np.asarray(whole_in_square(image))
     assert square.shape == (SIDE, SIDE, 4)
     assert square[SIDE // 2, -1].tolist() == [0, 0, 255, 255]
     assert square[0, 0, 3] == 0

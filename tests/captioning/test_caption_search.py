@@ -72,19 +72,19 @@ def test_beams_are_those_of_generate(captioner, features, n_beams, length_penalt
 
 
 def test_strength_0_is_the_captioner_without_a_prompt_and_1_the_plain_prompt(captioner, features):
-    memory, vectors = captioner.open(features), soft(captioner, 5)
+    kv_cache, vectors = captioner.open(features), soft(captioner, 5)
     plain = [(vectors, 1.0)]
-    bare = search(captioner, memory, mixture([], 1.0, None, 0.0), Decoding(max_tokens=8))
-    assert search(captioner, memory, mixture(plain, 0.0, None, 0.0), Decoding(max_tokens=8)) == bare
+    bare = search(captioner, kv_cache, mixture([], 1.0, None, 0.0), Decoding(max_tokens=8))
+    assert search(captioner, kv_cache, mixture(plain, 0.0, None, 0.0), Decoding(max_tokens=8)) == bare
     assert [(branch.weight, branch.vectors) for branch in mixture(plain, 1.0, None, 0.0)] == [(1.0, vectors)]
 
 
 def test_a_mixture_has_the_log_probabilities_of_its_formula(captioner, features):
-    memory = captioner.open(features)
+    kv_cache = captioner.open(features)
     one, other, away = (soft(captioner, seed, n) for seed, n in ((5, 2), (6, 3), (7, 1)))
     branches = mixture([(one, 1.0), (other, 3.0)], 1.5, away, 0.5)
-    found = search(captioner, memory, branches, Decoding(max_tokens=1, min_tokens=0))
-    log = [captioner.prefill(memory, v).logits.log_softmax(-1) for v in ({}, one, other, away)]
+    found = search(captioner, kv_cache, branches, Decoding(max_tokens=1, min_tokens=0))
+    log = [captioner.prefill(kv_cache, v).logits.log_softmax(-1) for v in ({}, one, other, away)]
     focus = 0.25 * log[1] + 0.75 * log[2]
     wanted = log[0] + 1.5 * (focus - log[0]) - 0.5 * (log[3] - log[0])
     allowed = focus.exp() >= 0.1 * focus.exp().max(-1, keepdim=True).values
@@ -105,11 +105,11 @@ def test_samples_depend_on_the_image_and_not_on_the_batch(captioner, features):
 
 
 def test_samples_follow_the_distribution_that_top_k_leaves(captioner, features):
-    memory = captioner.open(features[:1])
-    probabilities = captioner.prefill(memory, {}).logits.softmax(-1)[0]
+    kv_cache = captioner.open(features[:1])
+    probabilities = captioner.prefill(kv_cache, {}).logits.softmax(-1)[0]
     best = probabilities.topk(2).indices.tolist()
     decoding = Decoding(max_tokens=1, min_tokens=0, temperature=1.0, top_k=2, n_best=2000)
-    found = search(captioner, memory, mixture([], 1.0, None, 0.0), decoding)[0]
+    found = search(captioner, kv_cache, mixture([], 1.0, None, 0.0), decoding)[0]
     ids = [one.token_ids[0] if one.token_ids else END for one in found]
     share = probabilities[best[0]] / probabilities[best].sum()
     assert set(ids) == set(best)
@@ -118,15 +118,15 @@ def test_samples_follow_the_distribution_that_top_k_leaves(captioner, features):
 
 @pytest.mark.parametrize("n_beams", [1, 3])
 def test_a_caption_is_not_empty_unless_that_is_allowed(captioner, features, n_beams):
-    memory = captioner.open(features)
+    kv_cache = captioner.open(features)
     bias = torch.zeros(WORDS, dtype=torch.float64)
     bias[END] = 100.0
     silent = Silent(captioner.decoder, bias)
     captioner.decoder, kept = silent, captioner.decoder
     try:
         settings = {"max_tokens": 4, "n_beams": n_beams}
-        said = search(captioner, memory, mixture([], 1.0, None, 0.0), Decoding(**settings))
-        unsaid = search(captioner, memory, mixture([], 1.0, None, 0.0), Decoding(**settings, min_tokens=0))
+        said = search(captioner, kv_cache, mixture([], 1.0, None, 0.0), Decoding(**settings))
+        unsaid = search(captioner, kv_cache, mixture([], 1.0, None, 0.0), Decoding(**settings, min_tokens=0))
     finally:
         captioner.decoder = kept
     assert all(len(some[0].token_ids) == 1 for some in said)

@@ -53,21 +53,21 @@ def test_training_says_what_changed_and_what_to_do_next(scenes, tmp_path, capsys
     assert main([*words, "--epochs", "1", "--device", "cpu"]) == 0
     said = capsys.readouterr().out
     assert "The weights of tiny are what they were before." in said
-    assert f"mmprompt caption write PICTURES --prompt {out}" in said
+    assert f"mmprompt caption write IMAGES --prompt {out}" in said
     assert (out / "prompt.safetensors").stat().st_size < 10_000
 
 
 def test_a_focus_is_written_for_a_folder_with_a_broken_picture(scenes, runs, tmp_path, capsys):
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+    images = tmp_path / "images"
+    images.mkdir()
     for path in sorted(scenes.glob("test-*.png"))[:4]:
-        shutil.copyfile(path, pictures / path.name)
-    (pictures / "a-broken.png").write_text("no picture")
+        shutil.copyfile(path, images / path.name)
+    (images / "a-broken.png").write_text("no image")
     out = tmp_path / "captions.jsonl"
     words = [
         "caption",
         "write",
-        str(pictures),
+        str(images),
         "--prompt",
         str(runs / "emotions"),
         "--out",
@@ -78,7 +78,7 @@ def test_a_focus_is_written_for_a_folder_with_a_broken_picture(scenes, runs, tmp
     assert main(words) == 0
     rows = rows_of(out)
     assert len(rows) == 5
-    assert "is not a picture" in rows[0]["error"]
+    assert "that can be read" in rows[0]["error"]
     emotions = load_captions("openart-scenes").lexicon["emotions"]
     assert all(any(word in row["caption"] for word in emotions) for row in rows[1:])
     assert "5 rows" in capsys.readouterr().out
@@ -91,9 +91,9 @@ def test_a_focus_is_written_for_a_folder_with_a_broken_picture(scenes, runs, tmp
 
 
 def test_prompts_are_mixed_and_avoided_on_the_way(scenes, runs, capsys):
-    picture = str(sorted(scenes.glob("test-*.png"))[0])
+    image = str(sorted(scenes.glob("test-*.png"))[0])
     both = [str(runs / "emotions"), str(runs / "objects")]
-    words = ["caption", "write", picture, "--device", "cpu", "--json"]
+    words = ["caption", "write", image, "--device", "cpu", "--json"]
     assert main([*words, "--prompt", *both, "--weights", "3", "1"]) == 0
     mixed = json.loads(capsys.readouterr().out)
     assert main([*words, "--prompt", both[0], "--avoid", both[1], "--strength", "1.5"]) == 0
@@ -104,8 +104,8 @@ def test_prompts_are_mixed_and_avoided_on_the_way(scenes, runs, capsys):
 
 
 def test_words_and_strength_0_are_baselines_of_their_own(scenes, runs, capsys):
-    picture = str(sorted(scenes.glob("test-*.png"))[0])
-    words = ["caption", "write", picture, "--device", "cpu", "--json"]
+    image = str(sorted(scenes.glob("test-*.png"))[0])
+    words = ["caption", "write", image, "--device", "cpu", "--json"]
     said = []
     for more in ([], ["--prompt", str(runs / "emotions"), "--strength", "0"], ["--words", "the feelings are"]):
         assert main([*words, *more]) == 0
@@ -143,7 +143,7 @@ def test_without_pictures_drawn_scenes_are_captioned(tmp_path, monkeypatch, caps
     monkeypatch.chdir(tmp_path)
     assert main(["caption", "write", "--device", "cpu", "--json"]) == 0
     shown = capsys.readouterr()
-    assert "No pictures were given: these are the first 8 test scenes of openart-scenes." in shown.err
+    assert "No images were given: these are the first 8 test scenes of openart-scenes." in shown.err
     rows = json.loads(shown.out)["captions"]
     assert [row["image"] for row in rows] == [f"test/{place:04d}" for place in range(8)]
     assert all(row["caption"] for row in rows)

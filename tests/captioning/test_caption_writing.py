@@ -1,4 +1,4 @@
-"""Captions of many pictures: rows in order, broken pictures as rows, and a run that was killed goes on."""
+"""Captions of many images: rows in order, broken images as rows, and a run that was killed goes on."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pathlib import Path
 
 import pytest
 
+from mmprompt.captioning.cli.write import caption_rows, find_images
 from mmprompt.captioning.predictor import Caption
-from mmprompt.captioning.writing import caption_rows, find_pictures
 from mmprompt.errors import UserError
 
 SETTINGS = {"prompt": "a", "strength": 1.0}
 
 
-def pictures(n: int) -> list[tuple[str, Path]]:
-    return [(f"{place:03d}.png", Path(f"/pictures/{place:03d}.png")) for place in range(n)]
+def images(n: int) -> list[tuple[str, Path]]:
+    return [(f"{place:03d}.png", Path(f"/images/{place:03d}.png")) for place in range(n)]
 
 
 class Describer:
-    """Names the number of each picture, and remembers what it was asked for."""
+    """Names the number of each image, and remembers what it was asked for."""
 
     def __init__(self, broken: tuple[int, ...] = (), killed_at: int | None = None) -> None:
         self.broken, self.killed_at, self.asked = broken, killed_at, []
@@ -34,7 +34,7 @@ class Describer:
         return [
             UserError(f"{path} is damaged.")
             if number in self.broken
-            else Caption(f"picture {number}", -1.0, -0.5, 2, False)
+            else Caption(f"image {number}", -1.0, -0.5, 2, False)
             for path, number in zip(paths, numbers, strict=True)
         ]
 
@@ -45,33 +45,33 @@ def lines(path: Path) -> list[dict]:
 
 def test_every_picture_has_a_row_in_order_and_a_broken_one_an_error(tmp_path):
     out = tmp_path / "captions.jsonl"
-    rows = caption_rows(Describer(broken=(1,)), pictures(3), out, SETTINGS)
+    rows = caption_rows(Describer(broken=(1,)), images(3), out, SETTINGS)
     assert lines(out) == rows
     assert [row["image"] for row in rows] == ["000.png", "001.png", "002.png"]
-    assert rows[0]["caption"] == "picture 0"
-    assert rows[1]["error"] == "/pictures/001.png is damaged."
+    assert rows[0]["caption"] == "image 0"
+    assert rows[1]["error"] == "/images/001.png is damaged."
     assert "caption" not in rows[1]
 
 
 def test_a_killed_run_goes_on_and_ends_in_the_same_file(tmp_path):
     whole, halves = tmp_path / "whole.jsonl", tmp_path / "halves.jsonl"
-    caption_rows(Describer(), pictures(100), whole, SETTINGS)
+    caption_rows(Describer(), images(100), whole, SETTINGS)
     with pytest.raises(KeyboardInterrupt):
-        caption_rows(Describer(killed_at=70), pictures(100), halves, SETTINGS)
+        caption_rows(Describer(killed_at=70), images(100), halves, SETTINGS)
     assert not halves.exists()
     second = Describer()
-    caption_rows(second, pictures(100), halves, SETTINGS)
+    caption_rows(second, images(100), halves, SETTINGS)
     assert second.asked == list(range(64, 100))
     assert halves.read_bytes() == whole.read_bytes()
 
 
 def test_a_row_that_was_torn_is_written_again(tmp_path):
     out = tmp_path / "captions.jsonl"
-    caption_rows(Describer(), pictures(3), out, SETTINGS)
+    caption_rows(Describer(), images(3), out, SETTINGS)
     whole = out.read_bytes()
     out.rename(tmp_path / "captions.jsonl.part").write_bytes(whole[:-20])
     again = Describer()
-    caption_rows(again, pictures(3), out, SETTINGS)
+    caption_rows(again, images(3), out, SETTINGS)
     assert again.asked == [2]
     assert out.read_bytes() == whole
     assert [path.name for path in tmp_path.iterdir()] == ["captions.jsonl"]
@@ -79,30 +79,30 @@ def test_a_row_that_was_torn_is_written_again(tmp_path):
 
 def test_new_pictures_get_rows_and_old_rows_stay(tmp_path):
     out = tmp_path / "captions.jsonl"
-    caption_rows(Describer(), pictures(4)[1:], out, SETTINGS)
+    caption_rows(Describer(), images(4)[1:], out, SETTINGS)
     again = Describer()
-    rows = caption_rows(again, pictures(4), out, SETTINGS)
+    rows = caption_rows(again, images(4), out, SETTINGS)
     assert again.asked == [0]
-    assert [row["image"] for row in rows] == [name for name, _ in pictures(4)]
+    assert [row["image"] for row in rows] == [name for name, _ in images(4)]
 
 
 def test_a_broken_picture_is_looked_at_again(tmp_path):
     out = tmp_path / "captions.jsonl"
-    caption_rows(Describer(broken=(1,)), pictures(3), out, SETTINGS)
+    caption_rows(Describer(broken=(1,)), images(3), out, SETTINGS)
     again = Describer()
-    assert caption_rows(again, pictures(3), out, SETTINGS)[1]["caption"] == "picture 1"
+    assert caption_rows(again, images(3), out, SETTINGS)[1]["caption"] == "image 1"
     assert again.asked == [1]
 
 
-@pytest.mark.parametrize("change", ["another picture of that name", "the picture is not asked for"])
+@pytest.mark.parametrize("change", ["another image of that name", "the image is not asked for"])
 def test_captions_of_other_pictures_are_neither_taken_nor_lost(tmp_path, change):
-    picture, out = tmp_path / "a.png", tmp_path / "captions.jsonl"
-    picture.write_text("one picture")
-    caption_rows(Describer(), [("a.png", picture)], out, SETTINGS)
+    image, out = tmp_path / "a.png", tmp_path / "captions.jsonl"
+    image.write_text("one image")
+    caption_rows(Describer(), [("a.png", image)], out, SETTINGS)
     before = out.read_bytes()
-    picture.write_text("another" if change.startswith("another") else "one picture")
-    asked = [("a.png" if change.startswith("another") else "b.png", picture)]
-    with pytest.raises(UserError, match=r"holds a caption of a.png, which is gone or another picture now"):
+    image.write_text("another" if change.startswith("another") else "one image")
+    asked = [("a.png" if change.startswith("another") else "b.png", image)]
+    with pytest.raises(UserError, match=r"holds a caption of a.png, which is gone or another image now"):
         caption_rows(Describer(), asked, out, SETTINGS)
     assert out.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "captions.jsonl"]
@@ -110,10 +110,10 @@ def test_captions_of_other_pictures_are_neither_taken_nor_lost(tmp_path, change)
 
 def test_rows_of_other_settings_are_refused_and_left_alone(tmp_path):
     out = tmp_path / "captions.jsonl"
-    caption_rows(Describer(), pictures(2), out, SETTINGS)
+    caption_rows(Describer(), images(2), out, SETTINGS)
     before = out.read_bytes()
     with pytest.raises(UserError, match="holds captions of other settings"):
-        caption_rows(Describer(), pictures(2), out, SETTINGS | {"strength": 2.0})
+        caption_rows(Describer(), images(2), out, SETTINGS | {"strength": 2.0})
     assert out.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["captions.jsonl"]
 
@@ -122,23 +122,23 @@ def test_a_file_of_something_else_is_refused(tmp_path):
     out = tmp_path / "notes.txt"
     out.write_text("milk\n")
     with pytest.raises(UserError, match=r"notes.txt.*line 1.*is no row of captions"):
-        caption_rows(Describer(), pictures(2), out, SETTINGS)
+        caption_rows(Describer(), images(2), out, SETTINGS)
     assert out.read_text() == "milk\n"
 
 
 WRITER = """
 import sys
 from pathlib import Path
-from mmprompt.captioning.writing import caption_rows
+from mmprompt.captioning.cli.write import caption_rows
 from mmprompt.captioning.predictor import Caption
 
 def describe(paths, numbers):
     print("writing", flush=True)
     sys.stdin.readline()
-    return [Caption(f"picture {number}", -1.0, -0.5, 2, False) for number in numbers]
+    return [Caption(f"image {number}", -1.0, -0.5, 2, False) for number in numbers]
 
-pictures = [(f"{place:03d}.png", Path(f"/pictures/{place:03d}.png")) for place in range(2)]
-caption_rows(describe, pictures, Path(sys.argv[1]), {"prompt": "a", "strength": 1.0})
+images = [(f"{place:03d}.png", Path(f"/images/{place:03d}.png")) for place in range(2)]
+caption_rows(describe, images, Path(sys.argv[1]), {"prompt": "a", "strength": 1.0})
 """
 
 
@@ -156,17 +156,17 @@ def test_two_cannot_write_one_file_at_once(tmp_path, other):
     out = tmp_path / "captions.jsonl"
     second = Describer()
     with pytest.raises(UserError, match=r"captions.jsonl: is being written by another process. Wait until"):
-        caption_rows(second, pictures(2), out, SETTINGS)
+        caption_rows(second, images(2), out, SETTINGS)
     other.communicate("go on\n")
     assert second.asked == []
-    assert [row["caption"] for row in lines(out)] == ["picture 0", "picture 1"]
+    assert [row["caption"] for row in lines(out)] == ["image 0", "image 1"]
     assert [path.name for path in tmp_path.iterdir()] == ["captions.jsonl"]
 
 
 def test_the_file_of_a_killed_process_is_taken_over(tmp_path, other):
     other.kill()
     other.wait()
-    caption_rows(Describer(), pictures(2), tmp_path / "captions.jsonl", SETTINGS)
+    caption_rows(Describer(), images(2), tmp_path / "captions.jsonl", SETTINGS)
     assert [path.name for path in tmp_path.iterdir()] == ["captions.jsonl"]
 
 
@@ -175,7 +175,7 @@ def test_pictures_of_a_folder_go_by_their_relative_path(tmp_path):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.touch()
-    assert [name for name, _ in find_pictures([tmp_path])] == ["a.PNG", "b/1.jpg", "b/2.jpg"]
+    assert [name for name, _ in find_images([tmp_path])] == ["a.PNG", "b/1.jpg", "b/2.jpg"]
 
 
 def test_pictures_of_one_name_in_two_folders_are_told_apart(tmp_path, monkeypatch):
@@ -183,14 +183,14 @@ def test_pictures_of_one_name_in_two_folders_are_told_apart(tmp_path, monkeypatc
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "x.png").touch()
-    assert [name for name, _ in find_pictures([Path("a"), Path("b")])] == ["a/x.png", "b/x.png"]
+    assert [name for name, _ in find_images([Path("a"), Path("b")])] == ["a/x.png", "b/x.png"]
     (tmp_path / "a" / "x.png").unlink()
-    found = find_pictures([tmp_path / "a", tmp_path / "b"])
+    found = find_images([tmp_path / "a", tmp_path / "b"])
     assert found == [(f"{tmp_path.as_posix()}/b/x.png", tmp_path / "b" / "x.png")]
 
 
 def test_a_place_without_pictures_is_refused(tmp_path):
-    with pytest.raises(UserError, match="there is no picture in"):
-        find_pictures([tmp_path])
+    with pytest.raises(UserError, match="there is no image in"):
+        find_images([tmp_path])
     with pytest.raises(UserError, match="is not there"):
-        find_pictures([tmp_path / "nowhere"])
+        find_images([tmp_path / "nowhere"])

@@ -10,7 +10,7 @@ from PIL import Image
 
 from mmprompt.captioning import predictor as module
 from mmprompt.captioning.decoding import Decoding
-from mmprompt.captioning.predictor import Captioner, CaptionTemplate, Steering, focus_of, hard_prompt, load_focus
+from mmprompt.captioning.predictor import Captioner, CaptionTemplate, Guidance, focus_of, hard_prompt, load_focus
 from mmprompt.captioning.readers.captioner import LM_INPUT
 from mmprompt.core.file import load, save
 from mmprompt.core.header import header_hash, read_header
@@ -26,7 +26,7 @@ def captioner():
 
 
 @pytest.fixture
-def pictures():
+def images():
     return [Image.new("RGB", (8, 8), (40 * n, 255 - 40 * n, 90)) for n in range(5)]
 
 
@@ -44,37 +44,37 @@ def learned_kv(captioner, seed):
 
 
 def with_prompt(captioner, prompt):
-    return Captioner(captioner, Steering(((prompt, 1.0),)), Decoding(max_tokens=8))
+    return Captioner(captioner, Guidance(((prompt, 1.0),)), Decoding(max_tokens=8))
 
 
 def texts(captions):
     return [caption.text for caption in captions]
 
 
-def test_pictures_of_different_prompts_get_what_each_gets_alone(captioner, pictures):
+def test_pictures_of_different_prompts_get_what_each_gets_alone(captioner, images):
     one, other, kv = learned(captioner, 1), learned(captioner, 2, n=5), learned_kv(captioner, 3)
     each = [
-        Steering(((one, 1.0),)),
-        Steering(((other, 1.0),), strength=1.5),
-        Steering(),
-        Steering(((one, 1.0), (other, 2.0)), avoid=kv),
-        Steering(((kv, 1.0),)),
+        Guidance(((one, 1.0),)),
+        Guidance(((other, 1.0),), strength=1.5),
+        Guidance(),
+        Guidance(((one, 1.0), (other, 2.0)), avoid=kv),
+        Guidance(((kv, 1.0),)),
     ]
     steered = Captioner(captioner, decoding=Decoding(max_tokens=8))
-    together = steered.caption(pictures, each)
-    alone = [steered.caption(picture, steering)[0] for picture, steering in zip(pictures, each, strict=True)]
+    together = steered.caption(images, each)
+    alone = [steered.caption(image, guidance)[0] for image, guidance in zip(images, each, strict=True)]
     assert texts(together) == texts(alone)
-    assert len(set(texts(together))) == len(pictures)
+    assert len(set(texts(together))) == len(images)
     assert [caption.log_prob for caption in together] == pytest.approx(
         [caption.log_prob for caption in alone], rel=1e-5
     )
 
 
-def test_a_prompt_of_words_says_what_their_tokens_give(captioner, pictures):
+def test_a_prompt_of_words_says_what_their_tokens_give(captioner, images):
     words = hard_prompt(captioner, "numbers", "5 9 12")
-    found = Captioner(captioner, Steering(((words, 1.0),)), Decoding(max_tokens=6)).caption(pictures)
-    features = captioner.encode_image(torch.stack([captioner.preprocess(picture) for picture in pictures]))
-    ids = torch.tensor([[5, 9, 12]] * len(pictures))
+    found = Captioner(captioner, Guidance(((words, 1.0),)), Decoding(max_tokens=6)).caption(images)
+    features = captioner.encode_image(torch.stack([captioner.preprocess(image) for image in images]))
+    ids = torch.tensor([[5, 9, 12]] * len(images))
     state = captioner.prefill(captioner.open(features), {})
     for column in ids.T:
         state = captioner.step(state, column)
@@ -83,11 +83,11 @@ def test_a_prompt_of_words_says_what_their_tokens_give(captioner, pictures):
 
 
 @pytest.mark.parametrize("make", [learned, learned_kv])
-def test_a_saved_prompt_says_the_same_and_takes_kilobytes(captioner, pictures, tmp_path, make):
+def test_a_saved_prompt_says_the_same_and_takes_kilobytes(captioner, images, tmp_path, make):
     prompt = make(captioner, 4)
     save(with_prompt(captioner, prompt), tmp_path / "run", {"seed": 1})
     again = load_focus(tmp_path / "run", captioner)
-    before, after = (with_prompt(captioner, one).caption(pictures) for one in (prompt, again))
+    before, after = (with_prompt(captioner, one).caption(images) for one in (prompt, again))
     assert texts(before) == texts(after)
     assert focus_of(again) == "numbers"
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["prompt.json", "prompt.safetensors"]
@@ -119,36 +119,36 @@ def seal(folder, header):
     (folder / "prompt.json").write_text(json.dumps(header | {"header_sha256": header_hash(header)}))
 
 
-def test_vectors_of_another_width_are_refused(captioner, pictures):
+def test_vectors_of_another_width_are_refused(captioner, images):
     wrong = Prompt(CaptionTemplate("numbers"), Learned(LM_INPUT, torch.zeros(2, 7)))
     with pytest.raises(UserError, match="are 7 wide, but small takes 32"):
-        Captioner(captioner, Steering(((wrong, 1.0),))).caption(pictures)
+        Captioner(captioner, Guidance(((wrong, 1.0),))).caption(images)
 
 
-def test_more_vectors_than_there_is_room_for_are_refused(captioner, pictures):
+def test_more_vectors_than_there_is_room_for_are_refused(captioner, images):
     long = learned(captioner, 1, n=60)
     with pytest.raises(UserError, match="the prompt takes 60 slots, but small has 60"):
-        Captioner(captioner, Steering(((long, 1.0),))).caption(pictures)
+        Captioner(captioner, Guidance(((long, 1.0),))).caption(images)
 
 
 @pytest.mark.parametrize("strength", [-1, float("nan"), float("inf"), "2", None, True])
 def test_a_strength_is_a_number_from_0(strength):
     with pytest.raises(UserError, match="it must be a number, 0 or more"):
-        Steering(strength=strength)
+        Guidance(strength=strength)
 
 
 def test_a_weight_is_above_0(captioner):
     with pytest.raises(UserError, match="weight of numbers is 0, but it must be a number, above 0"):
-        Steering(((learned(captioner, 1), 0),))
+        Guidance(((learned(captioner, 1), 0),))
 
 
-def test_there_is_one_prompt_a_picture(captioner, pictures):
-    with pytest.raises(UserError, match="there are 5 pictures and 2 prompts"):
-        Captioner(captioner).caption(pictures, [Steering(), Steering()])
+def test_there_is_one_prompt_a_picture(captioner, images):
+    with pytest.raises(UserError, match="there are 5 images and 2 prompts"):
+        Captioner(captioner).caption(images, [Guidance(), Guidance()])
 
 
-def test_n_best_captions_come_in_order(captioner, pictures):
-    found = Captioner(captioner, decoding=Decoding(max_tokens=6, n_beams=4, n_best=3)).caption(pictures)
+def test_n_best_captions_come_in_order(captioner, images):
+    found = Captioner(captioner, decoding=Decoding(max_tokens=6, n_beams=4, n_best=3)).caption(images)
     for caption in found:
         scores = [caption.score, *(other.score for other in caption.others)]
         assert scores == sorted(scores, reverse=True)
@@ -156,11 +156,11 @@ def test_n_best_captions_come_in_order(captioner, pictures):
         assert set(caption.to_dict()) == {"text", "log_prob", "score", "n_tokens", "is_cut", "others"}
 
 
-def test_the_module_has_no_more_than_a_batch_in_memory(captioner, monkeypatch, pictures):
+def test_the_module_has_no_more_than_a_batch_in_memory(captioner, monkeypatch, images):
     monkeypatch.setattr(module, "BATCH", 2)
     counts = []
     steered = Captioner(captioner, decoding=Decoding(max_tokens=3), progress=lambda done, of: counts.append((done, of)))
-    assert texts(steered.caption(pictures)) == texts(
-        Captioner(captioner, decoding=Decoding(max_tokens=3)).caption(pictures)
+    assert texts(steered.caption(images)) == texts(
+        Captioner(captioner, decoding=Decoding(max_tokens=3)).caption(images)
     )
     assert counts == [(2, 5), (4, 5), (5, 5)]

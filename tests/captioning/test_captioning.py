@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 
 from mmprompt.captioning import task as captioning
+from mmprompt.captioning.cli.write import rank
 from mmprompt.captioning.data import load_captions
 from mmprompt.captioning.decoding import Decoding
 from mmprompt.captioning.methods import MAPPER_RECIPE, HardPrompt, PrefixTuning, PromptTuning
-from mmprompt.captioning.metrics.clip_score import clip_score
+from mmprompt.captioning.metrics.caption_metrics import clip_score
 from mmprompt.captioning.predictor import Caption, Captioner, CaptionFeatures, CaptionTemplate, focus_of, load_focus
 from mmprompt.captioning.readers.captioner import LM_INPUT
 from mmprompt.captioning.readers.load import load_captioner
@@ -24,8 +25,8 @@ from mmprompt.captioning.task import (
     fit_mapper,
     notices_of,
     start_tokens,
+    tokenize_captions,
 )
-from mmprompt.captioning.writing import rank
 from mmprompt.core import fit as core
 from mmprompt.core.learned import Learned, Prompt
 from mmprompt.core.method import resolved_recipe, settled
@@ -61,7 +62,7 @@ def data(tmp_path):
 def problem_of(captioner, data, method):
     features = CaptionFeatures(captioner, None)
     prompt = data.focus("numbers", features).predictor(method, captioner, 1).prompt.double()
-    captions = encode_captions(captioner, [item.of("numbers") for item in data.train], 20)
+    captions = encode_captions(captioner, tokenize_captions(captioner, [item.of("numbers") for item in data.train]), 20)
     images = features.of([item.image for item in data.train])
     return CaptionProblem(captioner, prompt, lambda: vectors_of(prompt.inserts()), images, captions), prompt
 
@@ -98,8 +99,8 @@ def test_what_the_decoder_read_of_the_images_may_be_kept_or_not(captioner, data,
     kept, prompt = problem_of(captioner, data, method)
     monkeypatch.setattr(captioning, "MAX_MEMORY_BYTES", 0)
     unkept, _ = problem_of(captioner, data, method)
-    assert kept._memory is not None
-    assert unkept._memory is None
+    assert kept._kv_cache is not None
+    assert unkept._kv_cache is None
     one, other = (problem.loss([0, 4, 7], vectors_of(prompt.inserts())) for problem in (kept, unkept))
     assert one.item() == pytest.approx(other.item(), rel=1e-7)
 
@@ -122,7 +123,7 @@ def test_a_prompt_learns_and_the_captioner_stays_as_it_was(captioner, data, tmp_
 
 def test_every_picture_is_encoded_once(captioner, data):
     encoder = captioner.model["encoder"]
-    captioner.image_shape  # noqa: B018 - shows the encoder one picture of zeros
+    captioner.image_shape  # noqa: B018 - shows the encoder one image of zeros
     encoder.n_seen = 0
     fit(PromptTuning(2), captioner, data, features=CaptionFeatures(captioner, None))
     assert encoder.n_seen == len(data.train)
@@ -171,7 +172,9 @@ def test_a_prompt_that_does_not_steer_is_said_to(captioner, data):
     own = [
         [caption.text] for caption in Captioner(captioner, decoding=Decoding(max_tokens=6)).caption_features(features)
     ]
-    captions = encode_captions(captioner, own, 20)  # what it says anyway, which a prompt can only make less likely
+    captions = encode_captions(
+        captioner, tokenize_captions(captioner, own), 20
+    )  # what it says anyway, which a prompt can only make less likely
     values = captioner.decoder.embed(torch.tensor([5, 5])).float()
     prompt = Prompt(CaptionTemplate("numbers"), Learned(LM_INPUT, values))
     problem = CaptionProblem(captioner, prompt, lambda: vectors_of(prompt.inserts()), features, captions)
@@ -219,21 +222,19 @@ def test_at_least_one_vector_is_learned(make):
 
 def test_captions_are_ordered_by_likeness_too_and_keep_all_scores():
     ranker = load_backbone("tiny", device="cpu")
-    picture = load_captions("openart-scenes").test[0]
-    features = encode_pictures(ranker, [picture.image])
+    image = load_captions("openart-scenes").test[0]
+    features = encode_pictures(ranker, [image.image])
     texts = sorted(
-        [picture.of("emotions")[0], "an angry face."],
+        [image.of("emotions")[0], "an angry face."],
         key=lambda text: clip_score(ranker, [text], features).mean,
     )
     likeness = clip_score(ranker, texts, features.expand(2, -1)).by_image
     captions = [Caption(texts[0], -1.0, -0.20, 5, False, others=(Caption(texts[1], -1.5, -0.201, 5, False),))]
-    (found,) = rank(captions, features, ranker, weight=1.0)
+    (found,) = rank(captions, features, ranker)
     assert found.text == texts[1]
     assert [found.clip_score, found.others[0].clip_score] == pytest.approx(likeness[::-1])
     assert found.score == pytest.approx(-0.201 + likeness[1])
     assert found.log_prob == -1.5
-    (unmoved,) = rank(captions, features, ranker, weight=0.0)
-    assert unmoved.text == texts[0]
 
 
 def test_a_mapper_is_learned_once_and_carries_prompts(tmp_path):

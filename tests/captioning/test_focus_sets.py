@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from mmprompt.captioning.data import CaptionData, CaptionItem
-from mmprompt.captioning.focus_sets import build_focus
-from mmprompt.captioning.parts_of_speech import CHOOSING, JUDGING, nouns, verbs, vocabulary_half
+from mmprompt.captioning.focus_sets import CHOOSING, JUDGING, build_focus, nouns, verbs, vocabulary_half
 from mmprompt.errors import UserError
 
 TWO = (
@@ -61,7 +60,7 @@ def test_actions_are_the_captions_with_the_most_verbs_and_ties_are_all_kept() ->
     built = build_focus(data(captions, ("a dog", "a cat")), "actions")
     assert built.items[0].of("actions") == captions[1:]
     assert built.items[1].of("actions") == ()
-    assert "of 1 of 2 pictures" in built.notes[-1]
+    assert "of 1 of 2 images" in built.notes[-1]
 
 
 @pytest.mark.parametrize(
@@ -70,8 +69,8 @@ def test_actions_are_the_captions_with_the_most_verbs_and_ties_are_all_kept() ->
         (data(TWO), "emotions", "0.25 emotion words each, most of them meant literally"),
         (data(TWO), "object", "Did you mean 'objects'?"),
         (data(TWO, focus="objects"), "objects", "has captions of objects already"),
-        (data((TWO[0],)), "objects", "no picture with two or more neutral captions"),
-        (data(TWO, focus="emotions"), "objects", "no picture with two or more neutral captions"),
+        (data((TWO[0],)), "objects", "no image with two or more neutral captions"),
+        (data(TWO, focus="emotions"), "objects", "no image with two or more neutral captions"),
         (data(("the red", "so blue")), "actions", "no neutral caption of coco holds verbs"),
     ],
 )
@@ -82,9 +81,9 @@ def test_what_cannot_be_built_is_refused_with_the_reason(captions: CaptionData, 
 
 
 def test_without_textblob_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mmprompt.captioning import parts_of_speech
+    from mmprompt.captioning import focus_sets
 
     monkeypatch.setitem(sys.modules, "textblob.en.taggers", None)
-    parts_of_speech._text_blob.cache_clear()
+    focus_sets._text_blob.cache_clear()
     with pytest.raises(UserError, match=r"mmprompt\[captions\]"):
         build_focus(data(TWO), "objects")

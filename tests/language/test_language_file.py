@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mmprompt.captioning.predictor import Captioner, CaptionTemplate, Steering
+from mmprompt.captioning.predictor import Captioner, CaptionTemplate, Guidance
 from mmprompt.classification.predictor import Classifier
 from mmprompt.classification.template import ClassTemplate
 from mmprompt.core.file import save
@@ -176,7 +176,7 @@ def test_a_prompt_of_a_classifier_or_a_captioner_is_refused(tiny_clip_backbone: 
         "is a prompt for classification, not for language. Use mmprompt predict."
     )
     prompt = Prompt(CaptionTemplate("numbers"), Learned(Site("lm"), torch.ones(2, 32)))
-    save(Captioner(small_captioner(), Steering(((prompt, 1.0),))), tmp_path / "captioner")
+    save(Captioner(small_captioner(), Guidance(((prompt, 1.0),))), tmp_path / "captioner")
     assert refusal(tmp_path / "captioner").endswith(
         "is a prompt for captioning, not for language. Use mmprompt caption write."
     )

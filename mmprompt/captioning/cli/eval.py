@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from mmprompt.captioning.cli.train import DATA, Device, default_folder
-from mmprompt.captioning.data import EMBEDDED, CaptionData, load_captions
+from mmprompt.captioning.cli.train import default_folder
+from mmprompt.captioning.data import DEFAULT_SET, EMBEDDED, CaptionData, load_captions
 from mmprompt.captioning.decoding import Decoding
 from mmprompt.core.header import HEADER, read_header
 from mmprompt.core.soft import PromptTuning
 from mmprompt.errors import bad_file, bad_value
 from mmprompt.progress import ProgressDisplay
-from mmprompt.terminal.output import JSON_HELP, Output, check_place, command_of
+from mmprompt.terminal.output import JSON_HELP, Device, Output, check_place, command_of
 from mmprompt.terminal.parser import parse
 
 if TYPE_CHECKING:
@@ -36,10 +36,10 @@ DESCRIPTION = (
 class Settings:
     """What is measured."""
 
-    data: Annotated[str, tyro.conf.arg(metavar="NAME|FILE")] = DATA
-    """Pictures with captions: openart-scenes, openart-scenes-new-style, or a file."""
+    data: Annotated[str, tyro.conf.arg(metavar="NAME|FILE")] = DEFAULT_SET
+    """Images with captions: openart-scenes, openart-scenes-new-style, or a file."""
     images: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
-    """The folder of the pictures, if it is not that of the file."""
+    """The folder of the images, if it is not that of the file."""
     prompts: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN...")] = ()
     """Run folders of prompts, one a focus."""
     split: Annotated[str, tyro.conf.arg(metavar="NAME")] = "test"
@@ -54,17 +54,13 @@ class Settings:
 
 
 def run(arguments: Sequence[str], prog: str) -> None:
-    """Measure learned prompts beside no prompt and beside words, and learn the default ones where they are missing.
-
-    Raises:
-        UserError: there is no prompt, or one cannot be used; nothing is learned or written then.
-    """
+    """Measure learned prompts beside no prompt and beside words, and learn the default ones where they are missing."""
     settings = parse(Settings, arguments, prog, DESCRIPTION)
 
     from mmprompt.captioning.measure import measure_captions
     from mmprompt.captioning.metrics.caption_metrics import coco_module
     from mmprompt.captioning.predictor import CaptionFeatures, load_captioner_of, load_focus
-    from mmprompt.captioning.report.report import write_caption_report
+    from mmprompt.captioning.report import write_caption_report
     from mmprompt.models.dual_encoder.load import load_backbone
     from mmprompt.reports.pages import missing_extra
 
@@ -83,20 +79,11 @@ def run(arguments: Sequence[str], prog: str) -> None:
     captioner = load_captioner_of(settings.prompts, None, settings.device)
     encoder = None if settings.clip is None else load_backbone(settings.clip, settings.device)
     with ProgressDisplay() as progress:
-        features = CaptionFeatures(captioner, progress=progress.count("encoding pictures"))
-        prompts = [load_focus(folder, captioner) for folder in settings.prompts] or own_prompts(
-            output, captioner, features
-        )
-        measure = measure_captions(
-            captioner,
-            data,
-            prompts,
-            settings.split,
-            settings.decoding,
-            encoder,
-            features=features,
-            progress=progress.count("captioning"),
-        )
+        features = CaptionFeatures(captioner, progress=progress.count("encoding images"))
+        prompts = [load_focus(folder, captioner) for folder in settings.prompts]
+        prompts = prompts or own_prompts(output, captioner, features)
+        how, counted = (settings.split, settings.decoding, encoder), progress.count("captioning")
+        measure = measure_captions(captioner, data, prompts, *how, features=features, progress=counted)
     show(output, measure, data)
     if settings.out is not None:
         report = write_caption_report(measure, data, settings.out, command_of(arguments, prog))
@@ -105,15 +92,11 @@ def run(arguments: Sequence[str], prog: str) -> None:
 
 
 def own_prompts(output: Output, captioner: FrozenCaptioner, features: CaptionFeatures) -> list[Prompt]:
-    """Load the prompts that `caption train` learns by default, one a focus; learn first those that are not there.
-
-    Raises:
-        UserError: a folder holds something else, or cannot be written; nothing is learned then.
-    """
+    """Load the prompts that `caption train` learns by default, one a focus; learn first those that are not there."""
     from mmprompt.captioning.predictor import focus_of, load_focus
     from mmprompt.core.fit import fit
 
-    data = load_captions(DATA)
+    data = load_captions(DEFAULT_SET)
     folders = {focus: default_folder(focus) for focus in data.focuses}
     prompts = {}
     for focus, folder in folders.items():
@@ -134,14 +117,14 @@ def own_prompts(output: Output, captioner: FrozenCaptioner, features: CaptionFea
 
 def show(output: Output, measure: CaptionMeasure, data: CaptionData) -> None:
     """Print what was measured: who spoke of what, what it was worth, and the curve over strength."""
-    from mmprompt.captioning.report.tables import focus_table, notes, speaker_table, strength_table
+    from mmprompt.captioning.report import focus_table, notes, speaker_table, strength_table
 
-    n_pictures = len(measure.speakers[0].said)
-    output.say(f"\n{measure.data}, {measure.split}: {n_pictures} pictures, judged by the {measure.judge}\n")
+    n_images = len(measure.speakers[0].said)
+    output.say(f"\n{measure.data}, {measure.split}: {n_images} images, judged by the {measure.judge}\n")
     output.table(*speaker_table(measure))
     output.say()
     output.table(*focus_table(measure))
-    output.say("People: each reference of a picture against the others. Gained: points over no prompt and over words.")
+    output.say("People: each reference of an image against the others. Gained: points over no prompt and over words.")
     for focus, points in measure.strengths.items():
         if points:
             output.say(f"\n{focus} over strength")

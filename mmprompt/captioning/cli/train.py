@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from mmprompt.captioning.data import CaptionData, load_captions
+from mmprompt.captioning.data import DEFAULT_SET, CaptionData, load_captions
 from mmprompt.captioning.methods import MAPPER_RECIPE, METHODS
 from mmprompt.core.method import Method, measured_for, resolved_recipe
 from mmprompt.core.soft import PromptTuning
 from mmprompt.errors import bad_value, unknown_name
 from mmprompt.progress import ProgressDisplay
-from mmprompt.terminal.output import JSON_HELP, Output, check_folder
+from mmprompt.terminal.output import JSON_HELP, Device, Output, check_folder
 from mmprompt.terminal.parser import parse, peek
 from mmprompt.training.recipe import Recipe
 
@@ -25,22 +25,20 @@ if TYPE_CHECKING:
     from mmprompt.core.fit import Result
 
 
-DATA = "openart-scenes"
 MAPPER, MAPPER_AND_SOFT = "mapper", "mapper+prompt-tuning"
 DESCRIPTION = (
     "Learn a prompt that makes a frozen captioner speak of one focus. Without options: emotions, on drawn scenes."
 )
-Device = Annotated[str, tyro.conf.arg(metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")]
 
 
 @dataclass(frozen=True)
 class Settings:
     """What is trained, and where it goes."""
 
-    data: Annotated[str, tyro.conf.arg(metavar="NAME|FILE")] = DATA
+    data: Annotated[str, tyro.conf.arg(metavar="NAME|FILE")] = DEFAULT_SET
     """Captions: openart-scenes, or a JSONL, COCO, Karpathy, Flickr, SentiCap, FlickrStyle or ArtEmis file."""
     images: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
-    """The folder of the pictures, if it is not that of the file."""
+    """The folder of the images, if it is not that of the file."""
     focus: Annotated[str, tyro.conf.arg(metavar="NAME")] = "emotions"
     """What captions are to speak of; one that the data has captions of."""
     choose: bool = False
@@ -62,11 +60,7 @@ class Settings:
 
 
 def run(arguments: Sequence[str], prog: str) -> None:
-    """Learn a focus, or a mapper, or one after the other, and show what it says.
-
-    Raises:
-        UserError: something in the call or the data is wrong; nothing is written then.
-    """
+    """Learn a focus, or a mapper, or one after the other, and show what it says."""
     settings, recipe, method = read_train(arguments, prog)
 
     from mmprompt.captioning.focus_sets import build_focus
@@ -97,19 +91,19 @@ def run(arguments: Sequence[str], prog: str) -> None:
         recipe = Recipe()
     captioner = load_captioner(backbone, settings.device)
     with ProgressDisplay() as progress:
-        features = CaptionFeatures(captioner, progress=progress.count("encoding pictures"))
+        features = CaptionFeatures(captioner, progress=progress.count("encoding images"))
         task = FocusTask(data, settings.focus, features)
         result = fit(method, captioner, task, folder, recipe, settings.seed, (), settings.resume)
     conclude_training(output, settings, result, folder)
 
 
 def default_folder(name: str) -> Path:
-    """Where the prompt of a focus goes, and a mapper."""
+    """Return where the prompt of a focus goes, or a mapper."""
     return Path("runs") / name
 
 
 def train_mapper(settings: Settings, data: CaptionData, folder: Path, recipe: Recipe) -> list[dict[str, Any]]:
-    """Train a mapper unless an earlier call of the same command did; its history."""
+    """Train a mapper unless an earlier call of the same command did; return its history."""
     from mmprompt.captioning.readers.load import load_captioner
     from mmprompt.captioning.task import fit_mapper
     from mmprompt.training.callbacks import ProgressBar
@@ -130,19 +124,15 @@ def conclude_training(output: Output, settings: Settings, result: Result[Caption
     images = [item.image for item in shown]
     plain, steered = (one.caption(images) for one in (Captioner(captioner), result.predictor))
     rows = [[item.image_id, old.text, new.text] for item, old, new in zip(shown, plain, steered, strict=True)]
-    output.table(["picture", "without a prompt", settings.focus], rows)
+    output.table(["image", "without a prompt", settings.focus], rows)
     output.say(f"\nThe prompt is in {folder}. The weights of {captioner.name} are what they were before.")
-    output.say(f"Next: mmprompt caption write PICTURES --prompt {shlex.quote(str(folder))}")
+    output.say(f"Next: mmprompt caption write IMAGES --prompt {shlex.quote(str(folder))}")
     output.say(f"      mmprompt caption eval --data {shlex.quote(settings.data)} --prompts {shlex.quote(str(folder))}")
     output.document({"run": str(folder), "history": result.history, "notices": list(result.notices)})
 
 
 def read_train(arguments: Sequence[str], prog: str) -> tuple[Settings, Recipe, Method]:
-    """Read a command line of `caption train`, whose options depend on the method.
-
-    Raises:
-        UserError: there is no such method, or a setting does nothing for captions.
-    """
+    """Read a command line of `caption train`, whose options depend on the method."""
     name = peek(arguments, "method") or Settings.method
     if name not in (*METHODS, MAPPER, MAPPER_AND_SOFT):
         raise unknown_name("method", name, (*METHODS, MAPPER, MAPPER_AND_SOFT))
@@ -153,7 +143,7 @@ def read_train(arguments: Sequence[str], prog: str) -> tuple[Settings, Recipe, M
     defaults = form(Settings(), kind(**measured_for(kind, *places).settings), recipe)
     read: Any = parse(form, arguments, prog, DESCRIPTION, defaults)
     if read.recipe.augment == "coop":
-        raise bad_value("augment", "coop", "captions are learned from pictures as they are", "Leave --augment out.")
+        raise bad_value("augment", "coop", "captions are learned from images as they are", "Leave --augment out.")
     if read.recipe.patience is not None:
         expected = "captions have no validation accuracy to wait for"
         raise bad_value("patience", read.recipe.patience, expected, "Leave --patience out.")

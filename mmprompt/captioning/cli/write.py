@@ -1,33 +1,50 @@
-"""`mmprompt caption write`: captions of pictures, steered by learned prompts, words or nothing."""
+"""`mmprompt caption write`: captions of images, steered by learned prompts, words or nothing.
+
+They may go into a JSONL file: a row an image, in order, broken images as error rows.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from mmprompt.captioning.cli.train import DATA, Device
-from mmprompt.captioning.data import load_captions
+from mmprompt.captioning.data import DEFAULT_SET, load_captions
 from mmprompt.captioning.decoding import Decoding
 from mmprompt.core.header import read_header
-from mmprompt.data.images import IMAGE_SUFFIXES
-from mmprompt.errors import bad_value
+from mmprompt.data.images import IMAGE_SUFFIXES, read_image
+from mmprompt.errors import UserError, bad_file, bad_value
+from mmprompt.files import locked, make_folder, read_bytes, sha256_bytes, sha256_file, sync_folder, write_bytes
 from mmprompt.progress import ProgressDisplay
-from mmprompt.terminal.output import JSON_HELP, Output
+from mmprompt.terminal.output import JSON_HELP, Device, Output
 from mmprompt.terminal.parser import parse
 
 if TYPE_CHECKING:
-    from mmprompt.captioning.predictor import Steering
+    from PIL import Image
+    from torch import Tensor
+
+    from mmprompt.captioning.predictor import Caption, Captioner, Guidance
     from mmprompt.captioning.readers.captioner import FrozenCaptioner
     from mmprompt.core.learned import Prompt
+    from mmprompt.models.dual_encoder.interface import DualEncoder
+    from mmprompt.models.image_features import Progress
 
 
+ROWS_AT_ONCE = 32
+MAX_FILE_BYTES = 2**31
+OTHER_OUT = "Give another `out`, or remove it."
+Describe = Callable[[Sequence[Path], Sequence[int]], Sequence["Caption | UserError"]]
+"""Writes captions of images with their numbers; an error stands for an image that cannot be read."""
+Row = dict[str, Any]
 SHOWN = 8
 DESCRIPTION = (
-    f"Write captions of pictures, with a learned prompt, several, or none. Without pictures: of {SHOWN} drawn scenes."
+    f"Write captions of images, with a learned prompt, several, or none. Without images: of {SHOWN} drawn scenes."
 )
 
 
@@ -35,8 +52,8 @@ DESCRIPTION = (
 class Settings:
     """What is captioned, and how captions are steered."""
 
-    pictures: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PICTURES...")]] = ()
-    """Picture files and folders of pictures."""
+    images: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="IMAGES...")]] = ()
+    """Image files and folders of images."""
     prompt: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN...")] = ()
     """Run folders of prompts; several are mixed. None is the captioner as it is."""
     weights: Annotated[tuple[float, ...], tyro.conf.arg(metavar="NUMBER...")] = ()
@@ -52,64 +69,55 @@ class Settings:
     backbone: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """The captioner, if it is not the one that the prompt names."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """A JSONL file with a row a picture; run again, it goes on where it stopped."""
+    """A JSONL file with a row an image; run again, it goes on where it stopped."""
     rerank: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """A dual encoder that orders the n best captions of a picture by likeness too; needs --n-best."""
+    """A dual encoder that orders the n best captions of an image by likeness too; needs --n-best."""
     device: Device = "auto"
     json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
     decoding: Decoding = field(default_factory=Decoding)
 
 
 def run(arguments: Sequence[str], prog: str) -> None:
-    """Write captions to a file or to the screen.
-
-    Raises:
-        UserError: a prompt, a number or a place cannot be used.
-    """
+    """Write captions to a file or to the screen."""
     settings = parse(Settings, arguments, prog, DESCRIPTION)
 
     from mmprompt.captioning.predictor import Captioner, load_captioner_of
-    from mmprompt.captioning.writing import caption_rows, describe_pictures, find_pictures
     from mmprompt.models.dual_encoder.load import load_backbone
 
     output = Output(settings.json)
     refuse_idle(settings)
-    if settings.pictures:
-        pictures = find_pictures(settings.pictures)
+    if settings.images:
+        images = find_images(settings.images)
     else:
-        pictures = [(item.image_id, item.image) for item in load_captions(DATA).test[:SHOWN]]
+        images = [(item.image_id, item.image) for item in load_captions(DEFAULT_SET).test[:SHOWN]]
     folders = [*settings.prompt, *([] if settings.avoid is None else [settings.avoid])]
     hashes = {folder: read_header(folder, "captioning")["tensors_sha256"] for folder in folders}
     captioner = load_captioner_of(folders, settings.backbone, settings.device)
-    steering = read_steering(settings, captioner)
-    if not settings.pictures:
-        output.say(f"No pictures were given: these are the first {len(pictures)} test scenes of {DATA}.\n")
+    guidance = read_guidance(settings, captioner)
+    if not settings.images:
+        output.say(f"No images were given: these are the first {len(images)} test scenes of {DEFAULT_SET}.\n")
     ranker = None if settings.rerank is None else load_backbone(settings.rerank, settings.device)
-    describe = describe_pictures(Captioner(captioner, steering, settings.decoding), ranker)
-    kept = {key: value for key, value in asdict(settings).items() if key not in ("pictures", "out", "json", "device")}
+    describe = describe_images(Captioner(captioner, guidance, settings.decoding), ranker)
+    kept = {key: value for key, value in asdict(settings).items() if key not in ("images", "out", "json", "device")}
     prompt = [hashes[folder] for folder in settings.prompt]  # two halves of one file are by the same prompts
     avoid = None if settings.avoid is None else hashes[settings.avoid]
     facts = kept | {"prompt": prompt, "avoid": avoid, "backbone": captioner.fingerprint}
     with ProgressDisplay() as progress:
-        rows = caption_rows(describe, pictures, settings.out, facts, progress.count("writing captions"))
+        rows = caption_rows(describe, images, settings.out, facts, progress.count("writing captions"))
     shown = rows if settings.out is None else rows[:SHOWN]
-    output.table(["picture", "caption"], [[row["image"], row.get("caption", f"({row.get('error')})")] for row in shown])
+    output.table(["image", "caption"], [[row["image"], row.get("caption", f"({row.get('error')})")] for row in shown])
     if settings.out is not None:
         n_broken = sum("error" in row for row in rows)
-        broken = f", {n_broken} of them for broken pictures" if n_broken else ""
+        broken = f", {n_broken} of them for broken images" if n_broken else ""
         output.say(f"\n{len(rows)} rows in {settings.out}{broken}.")
     output.document({"settings": facts, "captions": rows})
 
 
 def refuse_idle(settings: Settings) -> None:
-    """Refuse images among the prompts, options without effect, and weights that are not as many as the prompts.
-
-    Raises:
-        UserError: there are some.
-    """
+    """Refuse images among the prompts, options without effect, and weights that are not as many as the prompts."""
     for path in settings.prompt:
         if path.suffix.lower() in IMAGE_SUFFIXES:
-            raise bad_value("prompt", path, "the run folder of a prompt was expected", "Name pictures before --prompt.")
+            raise bad_value("prompt", path, "the run folder of a prompt was expected", "Name images before --prompt.")
     n_prompts = len(settings.prompt) + (settings.words is not None)
     if settings.weights and len(settings.weights) != n_prompts:
         given = " ".join(f"{weight:g}" for weight in settings.weights)
@@ -121,16 +129,12 @@ def refuse_idle(settings: Settings) -> None:
     if settings.avoid_strength != Settings.avoid_strength and settings.avoid is None:
         raise bad_value("avoid_strength", settings.avoid_strength, "there is nothing to avoid", "Add --avoid RUN.")
     if settings.rerank is not None and settings.decoding.n_best < 2:
-        raise bad_value("rerank", settings.rerank, "there is one caption a picture", "Add --n-beams 4 --n-best 4.")
+        raise bad_value("rerank", settings.rerank, "there is one caption an image", "Add --n-beams 4 --n-best 4.")
 
 
-def read_steering(settings: Settings, captioner: FrozenCaptioner) -> Steering:
-    """Make the steering that the options describe.
-
-    Raises:
-        UserError: a number is out of range, or a prompt is of another captioner.
-    """
-    from mmprompt.captioning.predictor import Steering, hard_prompt, load_focus
+def read_guidance(settings: Settings, captioner: FrozenCaptioner) -> Guidance:
+    """Make the guidance that the options describe."""
+    from mmprompt.captioning.predictor import Guidance, hard_prompt, load_focus
 
     prompts: list[Prompt] = [load_focus(folder, captioner) for folder in settings.prompt]
     if settings.words is not None:
@@ -138,4 +142,182 @@ def read_steering(settings: Settings, captioner: FrozenCaptioner) -> Steering:
     weights = settings.weights or (1.0,) * len(prompts)
     avoid = None if settings.avoid is None else load_focus(settings.avoid, captioner)
     pairs = tuple(zip(prompts, weights, strict=True))
-    return Steering(pairs, settings.strength, avoid, settings.avoid_strength)
+    return Guidance(pairs, settings.strength, avoid, settings.avoid_strength)
+
+
+def describe_images(captioner: Captioner, ranker: DualEncoder | None = None) -> Describe:
+    """Make what writes captions of image files, a broken one as its error; a ranker orders the n best, see `rank`."""
+    import torch
+
+    from mmprompt.models.image_features import encode_pictures
+
+    def describe(paths: Sequence[Path], numbers: Sequence[int]) -> list[Caption | UserError]:
+        images: dict[int, Image.Image] = {}
+        described: dict[int, Caption | UserError] = {}
+        for path, number in zip(paths, numbers, strict=True):
+            try:
+                images[number] = read_image(path)
+            except UserError as error:
+                described[number] = error
+        if images:
+            pixels = torch.stack([captioner.backbone.preprocess(image) for image in images.values()])
+            features = captioner.backbone.encode_image(pixels)
+            captions = captioner.caption_features(features, numbers=list(images))
+            if ranker is not None:
+                captions = rank(captions, encode_pictures(ranker, list(images.values())), ranker)
+            described.update(zip(images, captions, strict=True))
+        return [described[number] for number in numbers]
+
+    return describe
+
+
+def rank(captions: Sequence[Caption], image_features: Tensor, ranker: DualEncoder) -> list[Caption]:
+    """Order the n best captions of N images by likeness to them too, with the ranker's features [N, E] of these.
+
+    The score becomes the search's own plus CLIPScore (Hessel et al. 2021); all scores are kept.
+    """
+    from mmprompt.captioning.metrics.caption_metrics import clip_score
+
+    ranked = []
+    for caption, features in zip(captions, image_features, strict=True):
+        candidates = [replace(caption, others=()), *caption.others]
+        scores = clip_score(ranker, [one.text for one in candidates], features.expand(len(candidates), -1)).by_image
+        scored = [
+            replace(one, score=one.score + value, clip_score=value)
+            for one, value in zip(candidates, scores, strict=True)
+        ]
+        best, *others = sorted(scored, key=lambda one: -one.score)
+        ranked.append(replace(best, others=tuple(others)))
+    return ranked
+
+
+def find_images(places: Sequence[Path]) -> list[tuple[str, Path]]:
+    """Find image files, with their names in the output: relative to a folder that is given alone, else as given.
+
+    Folders are searched to the bottom, in order of names.
+    """
+    advice = "Give image files or a folder of images."
+    named: dict[str, Path] = {}
+    for place in places:
+        if place.is_dir():
+            for path in sorted(path for path in place.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES):
+                named[(path.relative_to(place) if len(places) == 1 else path).as_posix()] = path
+        elif place.is_file():
+            named[str(place)] = place
+        else:
+            raise bad_file(place, "is not there", advice)
+    if not named:
+        names = ", ".join(str(place) for place in places) or "nothing"
+        raise UserError(f"there is no image in {names}. {advice}")
+    return list(named.items())
+
+
+def caption_rows(
+    describe: Describe,
+    images: Sequence[tuple[str, Path]],
+    out: Path | None,
+    settings: Mapping[str, Any],
+    progress: Progress | None = None,
+) -> list[Row]:
+    """Return a row for every image; with a file they are written there, and go on where an earlier run stopped.
+
+    While it is written the file is called `NAME.part`; a killed run goes on from its whole rows, and NAME itself is
+    always complete. A row holds `image`, `settings`, and either `caption` with its numbers and the image's `content`,
+    so that it stands for no other image of that name, or `error`; such images are looked at again by the next run. The
+    settings are all that captions depend on: every row names their hash, and rows of others are refused.
+    """
+    name = sha256_bytes(json.dumps(settings, sort_keys=True).encode())[:12]
+    if out is None:
+        return _describe_missing(describe, images, {}, name, None, progress)
+    part = out.with_name(f"{out.name}.part")
+    make_folder(out.parent)
+    refusal = bad_file(out, "is being written by another process", "Wait until it has ended, or give another `out`.")
+    with locked(out.with_name(f"{out.name}.lock"), refusal):
+        known = _known_rows((out, part), dict(images), name)
+        write_bytes(part, _to_lines(known.values()))
+        rows = _describe_missing(describe, images, known, name, part, progress)
+        write_bytes(out, _to_lines(rows))
+        part.unlink()
+        sync_folder(out.parent)
+    return rows
+
+
+def _describe_missing(
+    describe: Describe,
+    images: Sequence[tuple[str, Path]],
+    known: Mapping[str, Row],
+    settings: str,
+    part: Path | None,
+    progress: Progress | None,
+) -> list[Row]:
+    """Return the rows of all images in order; make those that are not known, and add them to the file under way."""
+    rows = dict(known)
+    missing = [(number, *image) for number, image in enumerate(images) if image[0] not in rows]
+    for start in range(0, len(missing), ROWS_AT_ONCE):
+        batch = missing[start : start + ROWS_AT_ONCE]
+        described = describe([path for _, _, path in batch], [number for number, _, _ in batch])
+        new: list[Row] = []
+        for (_, image, path), caption in zip(batch, described, strict=True):
+            row: Row = {"image": image, "settings": settings}
+            if isinstance(caption, UserError):
+                row["error"] = str(caption)
+            else:
+                numbers = caption.to_dict()
+                row |= {"content": _content_of(path), "caption": numbers.pop("text"), **numbers}
+            new.append(row)
+        if part is not None:
+            _append(part, _to_lines(new))
+        rows.update((row["image"], row) for row in new)
+        if progress is not None:
+            progress(len(rows), len(images))
+    return [rows[image] for image, _ in images]
+
+
+def _known_rows(paths: Iterable[Path], files: Mapping[str, Path], settings: str) -> dict[str, Row]:
+    """Read the captions that earlier runs left; refuse those of images that are gone or have changed."""
+    content = cache(_content_of)  # a row may be in both files
+    known: dict[str, Row] = {}
+    for path in paths:
+        for row in _read_rows(path, settings):
+            image = row["image"]
+            if "error" not in row and (image not in files or content(files[image]) != row["content"]):
+                raise bad_file(path, f"holds a caption of {image}, which is gone or another image now", OTHER_OUT)
+            known[image] = row
+    return {image: known[image] for image in files if image in known and "error" not in known[image]}
+
+
+def _read_rows(path: Path, settings: str) -> Iterator[Row]:
+    """Read the whole rows of a file that may end in the middle of one; none if it is not there."""
+    if not path.exists():
+        return
+    lines = read_bytes(path, MAX_FILE_BYTES).split(b"\n")[:-1]  # what follows the last line end is torn, or nothing
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            image, made_by, _ = row["image"], row["settings"], row["error" if "error" in row else "content"]
+        except (ValueError, KeyError, TypeError):
+            raise bad_file(path, "is no row of captions", OTHER_OUT, line=number) from None
+        if made_by != settings:
+            advice = "Give another `out`, or write with the settings it was begun with."
+            raise bad_file(path, f"holds captions of other settings ({image})", advice)
+        yield row
+
+
+def _content_of(image: Path) -> str:
+    """Return the first 12 digits of the hash of an image file, "" if it is not there."""
+    return sha256_file(image)[:12] if image.is_file() else ""
+
+
+def _to_lines(rows: Iterable[Row]) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def _append(path: Path, data: bytes) -> None:
+    """Add whole lines to a file and see them on the disk."""
+    try:
+        with path.open("ab") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise bad_file(path, f"cannot be written ({error.strerror})", "Free some space and run it again.") from None

@@ -1,26 +1,35 @@
 """Whether captions keep to a focus, and whether what they name is there.
 
-A judge tells what a caption names (`judges`). Every number has the human ceiling beside it: each reference of an image,
-scored as if a captioner had written it, against the other references of that image. Nothing here chooses a prompt.
+A judge tells what a caption names, as sets of items: objects, emotions and actions. `LexiconJudge` looks words up in a
+lexicon that a set of captions brings; `TaggerJudge` needs none, and finds nouns, verbs and VADER's words of feeling.
+Neither has seen an image. Every number has the human ceiling beside it: each reference of an image, scored as if a
+captioner had written it, against the other references of that image. Nothing here chooses a prompt.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from mmprompt.captioning.data import CaptionItem
+from mmprompt.captioning.data import NEUTRAL, CaptionData, CaptionItem
+from mmprompt.captioning.focus_sets import JUDGING, TAGGER, nouns, stem, verbs
 from mmprompt.captioning.metrics.caption_metrics import distinct_ratio
-from mmprompt.captioning.metrics.judges import Judge, Named
 from mmprompt.captioning.metrics.tokens import tokenize
 from mmprompt.core.metrics import N_RESAMPLES
 from mmprompt.data.class_names import shortened
 from mmprompt.errors import UserError, unknown_name
+
+N_DROPPED = 20
+"""Words of feeling that are left out for being frequent in neutral captions: 40 loses too many emotions."""
+
+_PLURALS = (("ies", "y"), ("es", ""), ("s", ""))
+
+Named = Mapping[str, frozenset[str]]
 
 MEASURES = (
     "adherence",
@@ -36,27 +45,136 @@ AGREED = 2
 """References that must name an item for it to count as agreed on."""
 
 
+class LexiconJudge:
+    """Finds the surface forms of a lexicon, the longest first; a form may be in the plural.
+
+    The lexicon gives by focus the item that each form (one or more words) names.
+    """
+
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, lexicon: Mapping[str, Mapping[str, str]], name: str = "lexicon") -> None:
+        self.name = name
+        self.focuses = tuple(sorted(lexicon))
+        self._named: dict[tuple[str, ...], list[tuple[str, str]]] = {}
+        for focus, entries in lexicon.items():
+            for form, item in entries.items():
+                tokens = tuple(tokenize(form))
+                if not tokens:
+                    raise UserError(f"{name}: the form {form!r} of {focus} has no word. Correct the lexicon.")
+                self._named.setdefault(tokens, []).append((focus, item))
+        if not self._named:
+            raise UserError(f"{name}: holds no form of any focus. Give a lexicon, or judge with TaggerJudge.")
+        self._longest = max(map(len, self._named))
+
+    def items(self, caption: str) -> Named:
+        """Return the items that a caption names, by focus; every focus is there."""
+        items: dict[str, set[str]] = {focus: set() for focus in self.focuses}
+        tokens = tuple(tokenize(caption))
+        while tokens:
+            length, named = self._match(tokens[: self._longest])
+            for focus, item in named:
+                items[focus].add(item)
+            tokens = tokens[length:]
+        return {focus: frozenset(names) for focus, names in items.items()}
+
+    def _match(self, tokens: tuple[str, ...]) -> tuple[int, list[tuple[str, str]]]:
+        """Return how many tokens the longest form at the start takes, and what it names; one token if there is none."""
+        for length in range(len(tokens), 0, -1):
+            *words, last = tokens[:length]
+            singulars = [last[: -len(end)] + rest for end, rest in _PLURALS if last.endswith(end)]
+            for form in (last, *singulars):
+                if (*words, form) in self._named:
+                    return length, self._named[*words, form]
+        return 1, []
+
+
+@dataclass(frozen=True)
+class TaggerJudge:
+    """Finds nouns (objects), verbs that are no auxiliaries (actions) and VADER's words of feeling (emotions).
+
+    VADER is that of Hutto and Gilbert 2014; the tagger slips at times, as `focus_sets` says. `not_emotions` are words
+    of VADER's that do not count; `halves` by focus the half of the vocabulary that is judged by, all of it where one is
+    missing.
+    """
+
+    not_emotions: frozenset[str] = frozenset()
+    halves: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    name = "tagger"
+    focuses = ("actions", "emotions", "objects")
+
+    def items(self, caption: str) -> Named:
+        """Return the items that a caption names, by focus; every focus is there."""
+        feelings = (word for word in emotion_words(caption) if word not in self.not_emotions)
+        return {
+            "actions": frozenset(verbs(caption, self.halves.get("actions"))),
+            "emotions": frozenset(stem(word) for word in feelings),
+            "objects": frozenset(nouns(caption, self.halves.get("objects"))),
+        }
+
+
+Judge: TypeAlias = LexiconJudge | TaggerJudge
+"""Tells what a caption names: its name for reports, what it can tell of (sorted), and what to know of it."""
+
+
+def judge_for(data: CaptionData) -> Judge:
+    """Choose the judge of a set of captions: its own lexicon if it brings one, else the tagger.
+
+    Where the tagger chose the captions, the other half of the vocabulary judges; words of feeling fit the neutral ones.
+    """
+    if data.lexicon:
+        return LexiconJudge(data.lexicon, f"lexicon of {data.name}")
+    halves = {focus: JUDGING for focus, how in data.chosen_by.items() if how.startswith(TAGGER)}
+    notes = [
+        f"The tagger chose the captions of {focus}, so the half of the vocabulary that did not choose judges. It "
+        "underrates them: a caption of a given length that holds more words of one half holds fewer of the other."
+        for focus in halves
+    ]
+    neutral = [item.of(NEUTRAL) for item in data.train if item.of(NEUTRAL)]
+    if not neutral:
+        notes.append("There are no neutral captions to calibrate words of feeling on: some are meant literally.")
+    return TaggerJudge(frozenset(frequent_emotion_words(neutral)), halves, tuple(notes))
+
+
+def frequent_emotion_words(neutral: Iterable[Sequence[str]], n_dropped: int = N_DROPPED) -> tuple[str, ...]:
+    """Find the words of feeling that are most frequent in neutral captions, where most are meant literally."""
+    counts = Counter(word for captions in neutral for caption in captions for word in emotion_words(caption))
+    return tuple(word for word, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:n_dropped])
+
+
+def emotion_words(caption: str) -> tuple[str, ...]:
+    """Find the words of a caption that VADER's lexicon has, in order, repetitions kept."""
+    lexicon = _vader_lexicon()
+    return tuple(word for word in tokenize(caption) if word in lexicon)
+
+
+@cache
+def _vader_lexicon() -> frozenset[str]:
+    try:
+        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+    except ImportError:
+        raise UserError(
+            "words of feeling are found by vaderSentiment, which is not installed. "
+            "Run `pip install 'mmprompt[captions]'`."
+        ) from None
+    return frozenset(word for word in SentimentIntensityAnalyzer().lexicon if word.isalpha())
+
+
 @dataclass(frozen=True)
 class FocusScores:
     """How well captions of N images keep to one focus.
 
-    The measures, by name:
+    The measures, by name, as sums of parts and wholes [2, N] in `counts`, so that captions can be resampled:
     `adherence`: mean over captions of the share of named items that belong to the focus, 0 for a caption naming none.
     `density`: items of the focus a caption. `mention_rate`: share of captions that name at least one.
     `grounded_precision`: share of the named items of the focus that a reference of the image names too;
     `grounded_precision_all`: the same over items of every focus.
     `recall`: share of the items of the focus in an image's references that its caption names; `recall_agreed`: of those
-    that two or more references name. `mean_length`: words a caption.
+    that two or more references name. `mean_length`: words a caption. `distinct_ratio`: share of different captions.
 
-    Args:
-        focus: its name.
-        judge: who told what captions name.
-        image_ids: [N] of the images.
-        counts: by measure [2, N], the parts and wholes whose sums it is a ratio of, so that captions can be resampled.
-        distinct_ratio: different captions over captions, 0..1.
-        human: by measure, and `distinct_ratio`, what people reach; None where no image has two references.
-        n_human: references that the ceiling is measured on.
-        notes: what a careful reader should know, one sentence each.
+    `human` is by measure what people reach, None where no image has two references; it is measured on `n_human`.
     """
 
     focus: str
@@ -70,7 +188,7 @@ class FocusScores:
 
     @cached_property
     def values(self) -> dict[str, float | None]:
-        """Every measure, and `distinct_ratio`; None where nothing was named."""
+        """Return every measure, and `distinct_ratio`; None where nothing was named."""
         return {name: _ratio(counts) for name, counts in self.counts.items()} | {"distinct_ratio": self.distinct_ratio}
 
     def to_dict(self) -> dict[str, Any]:
@@ -88,12 +206,9 @@ class FocusScores:
 
 @dataclass(frozen=True)
 class Confusion:
-    """Adherence of the captions of every prompt to every focus.
+    """Adherence [P, F] of the captions of every prompt to every focus, 0..1.
 
-    Args:
-        prompts: [P] their names; those that are a focus's name are meant to keep to it.
-        focuses: [F] names.
-        values: [P, F] adherence, 0..1; a row sums to the share of captions that name anything.
+    A row sums to the share of captions that name anything; prompts of a focus's name are meant to keep to it.
     """
 
     prompts: tuple[str, ...]
@@ -124,14 +239,7 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Lift:
-    """What one captioner gains over another on the same images.
-
-    Args:
-        focus, measure: what was compared.
-        difference: of the two values, the first minus the second.
-        interval: its 95 % interval.
-        n_images: how many images both captioned.
-    """
+    """What one captioner gains over another on the same images in one measure, with the 95 % interval."""
 
     focus: str
     measure: str
@@ -139,23 +247,14 @@ class Lift:
     interval: tuple[float, float]
     n_images: int
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return all of it, ready for JSON."""
-        return asdict(self)
-
 
 def score_focus(captions: Mapping[str, str], items: Iterable[CaptionItem], focus: str, judge: Judge) -> FocusScores:
-    """Measure how well captions keep to a focus, with the human ceiling.
+    """Measure how well captions, one of each image by its id, keep to a focus, with the human ceiling.
 
-    Args:
-        captions: one of each image, by its id; at least one.
-        items: these images with their references, perhaps among others.
-        focus: one that the judge can tell of.
-        judge: tells what captions and references name.
-    Raises:
-        UserError: there is no caption, an image is unknown or has no reference, or the judge does not know the focus.
+    The items are these images with their references, perhaps among others.
     """
-    _refuse_focus(focus, judge)
+    if focus not in judge.focuses:
+        raise unknown_name("focus", focus, judge.focuses, f"These are what the {judge.name} can tell of.")
     if not captions:
         raise UserError("there is no caption to judge. Write some first.")
     known = {item.image_id: item for item in items}
@@ -181,43 +280,23 @@ def score_focus(captions: Mapping[str, str], items: Iterable[CaptionItem], focus
     )
 
 
-def confusion(
-    captions_by_prompt: Mapping[str, Mapping[str, str]], judge: Judge, focuses: Sequence[str] | None = None
-) -> Confusion:
-    """Measure the adherence of every prompt's captions to every focus.
-
-    Args:
-        captions_by_prompt: by the name of the prompt, one caption of each image; at least one caption each.
-        judge: tells what captions name.
-        focuses: the columns; by default all that the judge can tell of. Shares are of the items of all of the judge's.
-    Raises:
-        UserError: a prompt has no caption, or the judge does not know a focus.
-    """
-    columns = tuple(judge.focuses if focuses is None else focuses)
-    for focus in columns:
-        _refuse_focus(focus, judge)
+def confusion(captions_by_prompt: Mapping[str, Mapping[str, str]], judge: Judge) -> Confusion:
+    """Measure the adherence of every prompt's captions, one of each image, to every focus of the judge."""
     name_items = cache(judge.items)
     values = []
     for prompt, captions in captions_by_prompt.items():
         if not captions:
             raise UserError(f"the prompt {prompt!r} has no caption to judge. Write some first.")
         named = [name_items(caption) for caption in captions.values()]
-        values.append(tuple(sum(_share(items, focus) for items in named) / len(named) for focus in columns))
-    return Confusion(tuple(captions_by_prompt), columns, tuple(values))
+        values.append(tuple(sum(_share(items, focus) for items in named) / len(named) for focus in judge.focuses))
+    return Confusion(tuple(captions_by_prompt), judge.focuses, tuple(values))
 
 
 def lift(a: FocusScores, b: FocusScores, measure: str = "adherence", seed: int = 0) -> Lift:
     """Return the difference of two captioners in one measure, with its 95 % paired bootstrap interval over images.
 
-    The same images are drawn for both sides, so what makes an image easy cancels (Efron and Tibshirani 1993).
-
-    Args:
-        a: scores of the one captioner.
-        b: of the other, for the same focus on the same images, by the same judge.
-        measure: one of `MEASURES`.
-        seed: of the resampling.
-    Raises:
-        UserError: focus, judge or images differ, there is no such measure, or one side has no value of it.
+    The same images are drawn for both sides, so what makes an image easy cancels (Efron and Tibshirani 1993). Both must
+    be scores for the same focus on the same images, by the same judge.
     """
     if measure not in MEASURES:
         raise unknown_name("measure", measure, MEASURES)
@@ -308,8 +387,3 @@ def _score_references(
             f"The human ceiling is of references of any focus, for there are none of {focus}: people reach more."
         )
     return rows, firsts, tuple(notes)
-
-
-def _refuse_focus(focus: str, judge: Judge) -> None:
-    if focus not in judge.focuses:
-        raise unknown_name("focus", focus, judge.focuses, f"These are what the {judge.name} can tell of.")

@@ -1,92 +1,37 @@
-"""How close captions are to what people wrote: BLEU, ROUGE-L, CIDEr-D, METEOR and SPICE of the COCO evaluation.
+"""How close captions are to what people wrote, and to the image in the eyes of a dual encoder.
 
-The formulas are pycocoevalcap's (Chen et al. 2015), the tokens those of `tokens.tokenize`. METEOR and SPICE need Java,
-the others do not. CLIPScore is in `clip_score`.
+BLEU, ROUGE-L, CIDEr-D, METEOR and SPICE are those of the COCO evaluation (Chen et al. 2015), by pycocoevalcap; the
+tokens are those of `tokens.tokenize`. METEOR and SPICE need Java, the others do not. CLIPScore is in its published form
+(Hessel et al. 2021) and needs no reference; its encoder should be another one than captioned or ranked.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import shutil
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from mmprompt.captioning.metrics.tokens import tokenize
 from mmprompt.data.class_names import shortened
-from mmprompt.errors import UserError, bad_file, unknown_name
-from mmprompt.files import read_bytes, write_bytes
-from mmprompt.settings import Count, holds
+from mmprompt.errors import UserError, unknown_name
+from mmprompt.models.dual_encoder.interface import DualEncoder
 
+PREFIX = "A photo depicts "
+WEIGHT = 2.5
+"""Of CLIPScore: what its captions begin with, and what its cosines are multiplied by."""
 SMALL = 1000
 """Images below which a CIDEr-D is not comparable with those of published sets."""
-MAX_FREQUENCY_BYTES = 2**30
+CLIP_BATCH = 64
 JAVA_METRICS = ("meteor", "spice")
 
 Tokens = dict[str, list[str]]
 """By image, one or more texts whose tokens are joined by spaces."""
-
-
-@dataclass(frozen=True)
-class DocumentFrequency:
-    """In how many images' references each n-gram stands: what CIDEr-D weighs words by.
-
-    Args:
-        n_images: whose references were counted.
-        counts: by n-gram, its words joined by a space; 1 to 4 words.
-    """
-
-    n_images: int
-    counts: Mapping[str, int]
-
-    @classmethod
-    def count(cls, references: Iterable[Sequence[str]]) -> DocumentFrequency:
-        """Count the n-grams of references.
-
-        Args:
-            references: of each image, one or more texts.
-        Raises:
-            UserError: pycocoevalcap is not installed.
-        """
-        ngrams_of = coco_module("cider.cider_scorer").precook
-        counts: Counter[str] = Counter()
-        n_images = 0
-        for texts in references:
-            counts.update({" ".join(ngram) for text in texts for ngram in ngrams_of(" ".join(tokenize(text)))})
-            n_images += 1
-        return cls(n_images, counts)
-
-    def save(self, path: Path) -> None:
-        """Write it as JSON, to give it when scoring another, perhaps smaller set.
-
-        Raises:
-            UserError: the place cannot be written.
-        """
-        content = {"n_images": self.n_images, "counts": dict(self.counts)}
-        write_bytes(path, json.dumps(content, ensure_ascii=False).encode())
-
-    @classmethod
-    def load(cls, path: Path) -> DocumentFrequency:
-        """Read what `save` wrote.
-
-        Raises:
-            UserError: the file is missing or another.
-        """
-        try:
-            content = json.loads(read_bytes(path, MAX_FREQUENCY_BYTES))
-            n_images, counts = content["n_images"], content["counts"]
-            is_sound = all(holds(n, Count) and n <= n_images for n in (n_images, *counts.values()))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            is_sound = False
-        if not is_sound:
-            raise bad_file(path, "is no file of document frequencies", "Save one with DocumentFrequency.save.")
-        return cls(n_images, counts)
 
 
 @dataclass(frozen=True)
@@ -119,68 +64,41 @@ class CaptionScores:
         return {name: value for name, value in asdict(self).items() if not name.endswith("_by_image")}
 
 
-def score_captions(
-    captions: Mapping[str, str],
-    references: Mapping[str, Sequence[str]],
-    frequency: DocumentFrequency | None = None,
-) -> CaptionScores:
-    """Compute BLEU, ROUGE-L and CIDEr-D, with length and variety.
+def score_captions(captions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> CaptionScores:
+    """Compute BLEU, ROUGE-L and CIDEr-D of captions, by image, with length and variety.
 
-    Args:
-        captions: one of each image, by its id.
-        references: one or more of each of these images; other images are not looked at.
-        frequency: the weights of CIDEr-D's words, of another set; by default counted in these references.
-    Raises:
-        UserError: there is no caption, an image has no reference, there are fewer than two images and no frequency, or
-            pycocoevalcap is not installed.
+    Images without a caption are not looked at: CIDEr-D weighs words by the references of the others.
     """
     if not captions:
         raise UserError("there is no caption to score. Write some first.")
     bare = [image_id for image_id in captions if not references.get(image_id)]
     if bare:
         raise UserError(f"no reference for the images {shortened(bare)}. Give references, or leave them out.")
-    if frequency is None:
-        frequency = DocumentFrequency.count(references[image_id] for image_id in captions)
-    if frequency.n_images < 2:
+    bleu_scorer, rouge_scorer = coco_module("bleu.bleu").Bleu(4), coco_module("rouge.rouge").Rouge()
+    cider_scorer = coco_module("cider.cider").Cider()  # CIDEr-D, for all its name
+    if len(captions) < 2:
         raise UserError(
-            f"CIDEr-D weighs words by how few images have them, and {frequency.n_images} image tells nothing. "
-            "Score two images or more, or give a saved document frequency."
+            "CIDEr-D weighs words by how few images have them, and 1 image tells nothing. Score two images or more."
         )
     candidates, wanted = _tokenize_all(captions, references)
-    bleu, _ = coco_module("bleu.bleu").Bleu(4).compute_score(wanted, candidates, verbose=0)
-    rouge_l, rouge_l_by_image = coco_module("rouge.rouge").Rouge().compute_score(wanted, candidates)
-    cider_d_by_image = _cider_d(candidates, wanted, frequency)
+    bleu, _ = bleu_scorer.compute_score(wanted, candidates, verbose=0)
+    rouge_l, rouge_l_by_image = rouge_scorer.compute_score(wanted, candidates)
+    cider_d, cider_d_by_image = cider_scorer.compute_score(wanted, candidates)
     note = (
-        f"CIDEr-D weighs words by the references of {frequency.n_images} images: below {SMALL:,}, "
+        f"CIDEr-D weighs words by the references of {len(captions)} images: below {SMALL:,}, "
         "compare it within this set alone."
     )
     return CaptionScores(
         len(captions),
         tuple(map(float, bleu)),
         float(rouge_l),
-        float(np.mean(cider_d_by_image)),
+        float(cider_d),
         tuple(rouge_l_by_image.tolist()),
         tuple(map(float, cider_d_by_image)),
         mean_length(captions.values()),
         distinct_ratio(captions.values()),
-        (note,) if frequency.n_images < SMALL else (),
+        (note,) if len(captions) < SMALL else (),
     )
-
-
-def _cider_d(candidates: Tokens, references: Tokens, frequency: DocumentFrequency) -> list[float]:
-    """Compute the CIDEr-D of every image with the words' weights of any set."""
-    log_n_images = math.log(frequency.n_images)
-
-    class Scorer(coco_module("cider.cider_scorer").CiderScorer):  # type: ignore[misc]
-        """The library's, which would count the images that it scores."""
-
-        ref_len = property(lambda self: log_n_images, lambda self, value: None)
-
-    scorer = Scorer()
-    scorer.document_frequency = defaultdict(float, {tuple(k.split()): n for k, n in frequency.counts.items()})
-    for image_id, (candidate,) in candidates.items():
-        scorer += (candidate, references[image_id])
-    return scorer.compute_cider()
 
 
 def java_score(metric: str, captions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> float:
@@ -210,11 +128,7 @@ def java_score(metric: str, captions: Mapping[str, str], references: Mapping[str
 
 
 def coco_module(name: str) -> Any:
-    """Import a module of pycocoevalcap.
-
-    Raises:
-        UserError: it is not installed.
-    """
+    """Import a module of pycocoevalcap."""
     try:
         return import_module(f"pycocoevalcap.{name}")
     except ImportError:
@@ -240,3 +154,57 @@ def distinct_ratio(captions: Iterable[str]) -> float:
     """Return the captions that differ in their words, over all captions, 0..1; of at least one."""
     words = [tuple(tokenize(caption)) for caption in captions]
     return len(set(words)) / len(words)
+
+
+@dataclass(frozen=True)
+class ClipScores:
+    """CLIPScore of N captions: the mean, and 2.5 × max(cosine, 0) of each.
+
+    `n_cut` counts captions that were longer than the encoder's text tower reads; `notes` are for a careful reader.
+    """
+
+    mean: float
+    by_image: tuple[float, ...]
+    encoder: str
+    n_cut: int
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all but the numbers of single images, ready for JSON."""
+        return {name: value for name, value in asdict(self).items() if name != "by_image"}
+
+
+def clip_score(
+    encoder: DualEncoder, captions: Sequence[str], image_features: Tensor, used_before: Collection[str] = ()
+) -> ClipScores:
+    """Compute CLIPScore, 2.5 × max(cos(image, "A photo depicts " + caption), 0) (Hessel et al. 2021, section 3).
+
+    The image features [N, E] are of unit norm and of the same encoder, such as `encode_pictures` gives; `used_before`
+    holds the fingerprints of the dual encoders that wrote or ranked these captions.
+    """
+    if not captions or len(captions) != len(image_features):
+        raise UserError(
+            f"CLIPScore was given {len(captions)} captions and {len(image_features)} images, but one or more of each "
+            "and as many were expected. Give each image one caption."
+        )
+    rows = [encoder.tokenize(PREFIX + caption) for caption in captions]
+    room = encoder.context_length - int(encoder.text_slots([[]]).lengths[0])  # start and end take slots too
+    n_cut = sum(len(row) > room for row in rows)
+    scores: list[float] = []
+    for start in range(0, len(rows), CLIP_BATCH):
+        with torch.no_grad():
+            slots = encoder.text_slots([row[:room] for row in rows[start : start + CLIP_BATCH]])
+            texts = encoder.encode_text(slots).float()  # [B, E]
+        cosines = (texts * image_features[start : start + CLIP_BATCH].to(texts)).sum(-1)
+        scores += (WEIGHT * cosines.clamp(min=0)).tolist()
+    notes = []
+    if n_cut:
+        notes.append(
+            f"{n_cut} of {len(rows)} captions are longer than the {encoder.context_length} slots of {encoder.name} and "
+            "were cut for CLIPScore."
+        )
+    if encoder.fingerprint in used_before:
+        notes.append(
+            f"{encoder.name} wrote or ranked these captions itself, so its CLIPScore flatters them: judge by another."
+        )
+    return ClipScores(sum(scores) / len(scores), tuple(scores), encoder.name, n_cut, tuple(notes))

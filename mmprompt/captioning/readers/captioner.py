@@ -3,20 +3,22 @@
 One row of the decoder reads: the image, learned keys and values (`lm.kv[i]`), the start tokens, learned vectors
 (`lm.input`), and the caption. Vectors after the start steer better than before it, and the image, read first, can be
 kept for every caption and every step of a training. Decoders whose prompt belongs into an encoder's input (T5) take it
-there. This file knows neither libraries nor search; each library's decoder is a `TextDecoder`.
+there. This file knows no search; each library's decoder is a `TextDecoder`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from mmprompt.errors import UserError
 from mmprompt.models.decoder.kv_cache import KVCache
 from mmprompt.models.decoder.packing import Question, pack
 from mmprompt.models.decoder.reader import CausalReader
@@ -43,86 +45,83 @@ class TextDecoder(Protocol):
     end_id: int
     budget: int
     kv_shape: tuple[int, int, int] | None
-    slot: Literal["decoder", "encoder"]
+    slot: Literal["decoder", "encoder"] = "decoder"
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """The embeddings [..., D] of token ids [...], before positions are added; a new tensor."""
+        """Embed token ids [...], before positions are added: a new tensor [..., D]."""
         ...
 
     def open(self, features: Tensor, soft: Tensor | None) -> KVCache:
-        """Read the images.
-
-        Args:
-            features: [N, T, D'] of the image encoder.
-            soft: [N, K, D] vectors for the encoder's input; None where `slot` is `"decoder"`.
-        """
+        """Read images [N, T, D'], with vectors [N, K, D] for the encoder's input where `slot` is `"encoder"`."""
         ...
 
-    def run(self, memory: KVCache, x: Tensor) -> tuple[Tensor, KVCache]:
-        """Read further slots.
+    def run(self, kv_cache: KVCache, x: Tensor, /) -> tuple[Tensor, KVCache]:
+        """Read further slots: embeddings [N, L, D] without positions to hidden states [N, L, D''].
 
-        Args:
-            memory: what was read before; left as it is.
-            x: [N, L, D] embeddings without positions; left as they are.
-        Returns:
-            [N, L, D''] hidden states, and the memory with these slots.
+        Both arguments are left as they are; the cache that is returned has these slots too.
         """
         ...
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Hidden states [..., D''] to logits [..., V]."""
+        """Turn hidden states [..., D''] into logits [..., V]."""
         ...
 
 
 @dataclass(frozen=True)
 class CaptionTokenizer:
-    """A library's tokenizer, reduced to captions.
-
-    Args:
-        encode: a caption to token ids, without start or end.
-        decode: token ids to a caption as people read it.
-    """
+    """A library's tokenizer, reduced to captions: `encode` gives token ids without start or end."""
 
     encode: Callable[[str], list[int]]
     decode: Callable[[Sequence[int]], str]
 
 
+def caption_tokenizer(tokenizer: Any) -> CaptionTokenizer:
+    """Reduce a transformers tokenizer to captions."""
+    return CaptionTokenizer(
+        lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
+        lambda ids: tidy(tokenizer.decode(list(ids), skip_special_tokens=True)),
+    )
+
+
+def tidy(text: str) -> str:
+    """Return a caption without the spaces that some tokenizers put before punctuation."""
+    return " ".join(re.sub(r" ([.,!?:;])", r"\1", text).split())
+
+
+def first_id(name: str, what: str, *values: int | Sequence[int] | None) -> int:
+    """Return the first token that is known, for models that name several, or name them in several places."""
+    for value in values:
+        if isinstance(value, int):
+            return value
+        if value:
+            return value[0]
+    raise UserError(
+        f"{name} names no {what} token in its configuration, but captions need one. "
+        f"Write its id into generation_config.json or config.json."
+    )
+
+
 @dataclass(frozen=True)
 class State:
-    """A batch of captions under way.
+    """A batch of captions under way: what was read, and the logits [N, V] of the next token."""
 
-    Args:
-        memory: what was read.
-        logits: [N, V] of the next token.
-    """
-
-    memory: KVCache
+    kv_cache: KVCache
     logits: Tensor
 
     def select(self, rows: Tensor) -> State:
         """Return the given rows [N'], each as often as it is named."""
-        return State(self.memory.select(rows), self.logits.index_select(0, rows))
-
-    def fork(self, images: KVCache, rows: Tensor) -> State:
-        """Return the same for training: no gradient flows back through what was read of the images [N rows]."""
-        return State(self.memory.select_after(images, rows), self.logits.index_select(0, rows))
+        return State(self.kv_cache.select(rows), self.logits.index_select(0, rows))
 
 
 class FrozenCaptioner:
-    """A frozen image encoder and a frozen text decoder.
-
-    Args:
-        name: what `load_captioner` takes to get it again.
-        model: all frozen weights, for the fingerprint.
-        encode: pixels [B, 3, H, W] to image features [B, T, D'].
-        decoder: the text decoder.
-        tokenizer: of the captions.
-        pixels: the test transform of the image encoder.
+    """A frozen image encoder, from pixels [B, 3, H, W] to image features [B, T, D'], and a frozen text decoder.
 
     Attributes:
-        fingerprint: hex SHA-256 over the weights.
+        name: what `load_captioner` takes to get it again.
+        model: all frozen weights; `fingerprint` is the hex SHA-256 over them.
         encoder_fingerprint: that of a dual encoder whose image tower this captioner sees with, "" for none.
-        device, dtype: where they live and compute.
+        pixels: the test transform of the image encoder.
+        device, dtype: where the weights live and compute.
     """
 
     def __init__(
@@ -134,11 +133,8 @@ class FrozenCaptioner:
         tokenizer: CaptionTokenizer,
         pixels: PixelTransform,
     ) -> None:
-        self.name = name
-        self.model = model
-        self.decoder = decoder
-        self.tokenizer = tokenizer
-        self.pixels = pixels
+        self.name, self.model = name, model
+        self.decoder, self.tokenizer, self.pixels = decoder, tokenizer, pixels
         self._encode = encode
         self.fingerprint = fingerprint(model)
         self.encoder_fingerprint = ""
@@ -178,56 +174,43 @@ class FrozenCaptioner:
             return KVCache(states=features)
         return self.decoder.open(features, None)
 
-    def prefill(self, memory: KVCache, vectors: Mapping[Site, Vectors]) -> State:
-        """Read the start tokens and a prompt after the images.
+    def prefill(self, kv_cache: KVCache, vectors: Mapping[Site, Vectors]) -> State:
+        """Read the start tokens and a prompt after the N images of `open`.
 
-        Args:
-            memory: of `open`, N rows.
-            vectors: `lm.input` and `lm.kv[i]`, shared [M, ...] or of scope `"sample"` [N, M, ...]; {} for none.
+        The vectors, of `lm.input` and `lm.kv[i]`, are shared [M, ...] or of scope `"sample"` [N, M, ...]; {} for none.
         """
-        soft = None if LM_INPUT not in vectors else vectors[LM_INPUT].values.expand(len(memory), -1, -1)
+        soft = None if LM_INPUT not in vectors else vectors[LM_INPUT].values.expand(len(kv_cache), -1, -1)
         if self.decoder.slot == "encoder":
-            assert memory.states is not None, "an encoder's memory holds image features"
-            memory = self.decoder.open(memory.states, soft)
-        memory = self._insert(memory, vectors)
-        x = self.decoder.embed(torch.tensor([self.decoder.start_ids], device=self.device).expand(len(memory), -1))
+            assert kv_cache.states is not None, "an encoder's cache holds image features"
+            kv_cache = self.decoder.open(kv_cache.states, soft)
+        kv_cache = self._insert(kv_cache, vectors)
+        x = self.decoder.embed(torch.tensor([self.decoder.start_ids], device=self.device).expand(len(kv_cache), -1))
         if soft is not None and self.decoder.slot == "decoder":
             x = torch.cat([x, soft.to(x.dtype)], dim=1)
-        hidden, memory = self.decoder.run(memory, x)
-        return State(memory, self.decoder.head(hidden[:, -1]))
+        hidden, kv_cache = self.decoder.run(kv_cache, x)
+        return State(kv_cache, self.decoder.head(hidden[:, -1]))
 
     def step(self, state: State, token_ids: Tensor) -> State:
         """Read one more token [N] of every caption."""
-        hidden, memory = self.decoder.run(state.memory, self.decoder.embed(token_ids[:, None]))
-        return State(memory, self.decoder.head(hidden[:, -1]))
+        hidden, kv_cache = self.decoder.run(state.kv_cache, self.decoder.embed(token_ids[:, None]))
+        return State(kv_cache, self.decoder.head(hidden[:, -1]))
 
     def logits(
-        self, memory: KVCache, vectors: Mapping[Site, Vectors], token_ids: Tensor, wanted: Tensor | None = None
+        self, kv_cache: KVCache, vectors: Mapping[Site, Vectors], token_ids: Tensor, wanted: Tensor | None = None
     ) -> Tensor:
-        """Compute the logits that predict each token of given captions.
+        """Compute the logits [N, L, V] that predict captions [N, L], ends included, after N rows of `open`.
 
-        Args:
-            memory: of `open`, N rows.
-            vectors: as in `prefill`.
-            token_ids: [N, L], ends included, padded behind with any token.
-            wanted: [N, L] bool, the tokens whose logits are asked for; None for all.
-        Returns:
-            [N, L, V], or [sum(wanted), V] in row order.
+        Captions are padded behind with any token; `wanted` [N, L] bool are the tokens whose logits are asked for alone,
+        as [sum(wanted), V] in row order.
         """
-        return self.logits_after(self.prefill(memory, vectors), token_ids, wanted)
+        return self._logits_after(self.prefill(kv_cache, vectors), token_ids, wanted)
 
-    def logits_after(self, state: State, token_ids: Tensor, wanted: Tensor | None = None) -> Tensor:
-        """Compute the same from captions under way; the state's rows may be one image's many times over.
-
-        Args:
-            state: of `prefill`, N rows.
-            token_ids: [N, L], as in `logits`.
-            wanted: [N, L] bool, as in `logits`.
-        """
+    def _logits_after(self, state: State, token_ids: Tensor, wanted: Tensor | None) -> Tensor:
+        """Compute the same from captions under way; the state's rows may be one image's many times over."""
         first = state.logits[:, None]  # [N, 1, V]
         if token_ids.shape[1] == 1:
             return first if wanted is None else first[wanted]
-        hidden, _ = self.decoder.run(state.memory, self.decoder.embed(token_ids[:, :-1]))
+        hidden, _ = self.decoder.run(state.kv_cache, self.decoder.embed(token_ids[:, :-1]))
         if wanted is None:
             return torch.cat([first, self.decoder.head(hidden)], dim=1)
         # one row a token that is asked for: the first tokens' logits are there already, the others are computed
@@ -236,43 +219,65 @@ class FrozenCaptioner:
         return found[torch.cat([is_first.nonzero()[:, 0], (~is_first).nonzero()[:, 0]]).argsort()]
 
     def log_probs(
-        self, memory: KVCache, vectors: Mapping[Site, Vectors], captions: Sequence[Sequence[tuple[int, ...]]]
+        self, kv_cache: KVCache, vectors: Mapping[Site, Vectors], captions: Sequence[Sequence[tuple[int, ...]]]
     ) -> Tensor:
-        """Compute the log-probability of each token of given captions, for training.
+        """Compute the log-probability [K] of each token of given captions, caption after caption, for training.
 
-        Captions of one image share a row where the decoder can read them so. No gradient flows back through what was
-        read of the images.
-
-        Args:
-            memory: of `open`, N rows.
-            vectors: as in `prefill`.
-            captions: of each row, one or more, each with its end.
-        Returns:
-            [K] float32, caption after caption.
+        Each row of `open` has one or more captions, each with its end; they share the row where the decoder can read
+        them so. No gradient flows back through what was read of the images.
         """
         if isinstance(self.decoder, CausalReader) and self.decoder.packs:
-            memory = self._insert(memory, vectors)
+            kv_cache = self._insert(kv_cache, vectors)
             soft = vectors.get(LM_INPUT)
             n_soft = 0 if soft is None else soft.n_vectors
             slots = (*self.decoder.start_ids, *(-1 - place for place in range(n_soft)))
             rows = [[row] for row in range(len(captions))]
-            packed = pack([Question(slots, tuple(some)) for some in captions], rows, memory.n_read, self.device)
-            logits = self.decoder.head(self.decoder.read(memory, packed, soft))
+            packed = pack([Question(slots, tuple(some)) for some in captions], rows, kv_cache.n_read, self.device)
+            logits = self.decoder.head(self.decoder.read(kv_cache, packed, soft))
             return logits.float().log_softmax(-1)[packed.at, packed.tokens]
         rows_of = torch.tensor([row for row, some in enumerate(captions) for _ in some], device=self.device)
         flat = [caption for some in captions for caption in some]
         length = max(map(len, flat))
         ids = torch.tensor([[*ids, *[self.decoder.end_id] * (length - len(ids))] for ids in flat], device=self.device)
-        wanted = torch.arange(length, device=self.device) < torch.tensor([[len(ids)] for ids in flat]).to(self.device)
-        state = self.prefill(memory, vectors).fork(memory, rows_of)
-        log_probs = self.logits_after(state, ids, wanted).float().log_softmax(-1)
+        lengths = torch.tensor([[len(ids)] for ids in flat], device=self.device)
+        wanted = torch.arange(length, device=self.device) < lengths
+        state = self.prefill(kv_cache, vectors)
+        state = State(state.kv_cache.select_after(kv_cache, rows_of), state.logits.index_select(0, rows_of))
+        log_probs = self._logits_after(state, ids, wanted).float().log_softmax(-1)
         return log_probs.gather(1, ids[wanted][:, None])[:, 0]
 
-    def _insert(self, memory: KVCache, vectors: Mapping[Site, Vectors]) -> KVCache:
+    def _insert(self, kv_cache: KVCache, vectors: Mapping[Site, Vectors]) -> KVCache:
         self.check_vectors(vectors)
         given = keys_values(vectors, self.decoder.kv_shape, self.dtype)
-        return memory.insert(given) if given else memory
+        return kv_cache.insert(given) if given else kv_cache
 
     def check_vectors(self, vectors: Mapping[Site, Vectors]) -> None:
         """Refuse vectors that this captioner cannot take; see `models.decoder.vectors`."""
         check_vectors(self.name, self.decoder, vectors)
+
+
+class PrefixDecoder(CausalReader):
+    """transformers' causal language model behind a mapper from image features to its embeddings.
+
+    It reads image vectors as a prefix (Mokady et al. 2021, "ClipCap"; Liu et al. 2023, "Visual Instruction Tuning"),
+    then the start token, a prompt and the caption.
+
+    Args:
+        lm: any `...ForCausalLM` that keeps keys and values.
+        mapper: [N, T, D'] to [N, T', D].
+        start_id, end_id: the tokens around a caption.
+        n_image: T', the slots of an image.
+    """
+
+    slot: Literal["decoder", "encoder"] = "decoder"
+
+    def __init__(self, lm: Any, mapper: nn.Module, start_id: int, end_id: int, n_image: int) -> None:
+        super().__init__(lm)
+        self.mapper = mapper
+        self.start_ids: tuple[int, ...] = (start_id,)
+        self.end_id = end_id
+        self.budget = self.n_positions - n_image - 1
+
+    def open(self, features: Tensor, soft: Tensor | None) -> KVCache:
+        """Read the image prefix."""
+        return self.run(KVCache(), self.mapper(features))[1]

@@ -7,7 +7,6 @@ of what was read. The slot that the text tower appends for its contrastive featu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import open_clip
 import torch
@@ -15,11 +14,9 @@ import torch.nn.functional as F
 from open_clip.transformer import TextTransformer
 from torch import Tensor
 
-from mmprompt.captioning.readers.captioner import CaptionTokenizer, FrozenCaptioner
-from mmprompt.captioning.readers.pretrained import tidy
+from mmprompt.captioning.readers.captioner import CaptionTokenizer, FrozenCaptioner, TextDecoder, tidy
 from mmprompt.errors import UserError
-from mmprompt.models.decoder.kv_cache import KeyValues, KVCache, causal_mask
-from mmprompt.models.dual_encoder.forward.views import BlockView
+from mmprompt.models.decoder.kv_cache import KVCache, causal_mask
 from mmprompt.models.dual_encoder.open_clip import (
     create_frozen,
     is_known,
@@ -59,17 +56,8 @@ def load_coca(name: str, architecture: str, weights: str | None, options: LoadOp
     )
 
 
-class CocaDecoder:
-    """A `TextDecoder` over both text towers of a CoCa.
-
-    Args:
-        model: the library's own.
-        start_id, end_id: the tokens around a caption.
-    Raises:
-        UserError: a tower has a part that is not known.
-    """
-
-    slot: Literal["decoder", "encoder"] = "decoder"
+class CocaDecoder(TextDecoder):
+    """Both text towers of a CoCa, whose parts must be known; the two ids are the tokens around a caption."""
 
     def __init__(self, model: open_clip.CoCa, start_id: int, end_id: int) -> None:
         self.text, self.decoder = model.text, model.text_decoder
@@ -84,56 +72,45 @@ class CocaDecoder:
         self.crossed_blocks = tuple(read_block(block) for block in self.decoder.cross_attn)
         self.key_norms = tuple(block.ln_1_kv for block in self.decoder.cross_attn)
         self.vocabulary_size, self.width = self.text.token_embedding.weight.shape
-        self.start_ids: tuple[int, ...] = (start_id,)
-        self.end_id = end_id
+        self.start_ids, self.end_id = (start_id,), end_id
         self.budget = self.text.context_length - 1
         heads = {block.n_heads for block in self.blocks}
         # The keys and values of all blocks are one tensor shape only where both towers have the same heads.
-        self.kv_shape: tuple[int, int, int] | None = None
-        if len(heads) == 1:
-            n_heads = heads.pop()
-            self.kv_shape = (len(blocks), n_heads, self.width // n_heads)
+        n_heads = heads.pop()
+        self.kv_shape = None if heads else (len(blocks), n_heads, self.width // n_heads)
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """Token embeddings."""
+        """Embed tokens."""
         return self.text.token_embedding(token_ids)
 
     def open(self, features: Tensor, soft: Tensor | None) -> KVCache:
-        """The keys and values of the image in every cross-attention."""
+        """Compute the keys and values of the image in every cross-attention."""
         crossed = []
         for block, norm in zip(self.crossed_blocks, self.key_norms, strict=True):
             key, value = (block.split_heads(part) for part in block.key_value(norm(features)))
             crossed.append((key, value))
         return KVCache(states=features, crossed=tuple(crossed))
 
-    def run(self, memory: KVCache, x: Tensor) -> tuple[Tensor, KVCache]:
+    def run(self, kv_cache: KVCache, x: Tensor, /) -> tuple[Tensor, KVCache]:
         """Read further slots."""
-        n_read = memory.n_read + x.shape[1]
-        x = x + self.text.positional_embedding[memory.n_read : n_read]
-        mask = causal_mask(memory.n_read, x)
+        n_read = kv_cache.n_read + x.shape[1]
+        x = x + self.text.positional_embedding[kv_cache.n_read : n_read]
+        mask = causal_mask(kv_cache.n_read, x)
         own: list[tuple[Tensor, Tensor]] = []
         for layer, block in enumerate(self.blocks):
-            x = self._self_attend(block, x, memory.own[layer : layer + 1], mask, own)
+            query, key, value = (block.split_heads(part) for part in block.in_proj(block.norm1(x)))
+            if kv_cache.own:
+                pairs = zip(kv_cache.own[layer], (key, value), strict=True)
+                key, value = (torch.cat([old, new], dim=2) for old, new in pairs)
+            own.append((key, value))
+            attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+            x = block.finish(x, block.join_heads(attended))
             if layer >= self.n_text:
-                x = cross_attend(self.crossed_blocks[layer - self.n_text], x, memory.crossed[layer - self.n_text])
-        return x, KVCache(tuple(own), memory.states, memory.crossed, n_read)
-
-    def _self_attend(
-        self, block: BlockView, x: Tensor, before: KeyValues, mask: Tensor | None, own: list[tuple[Tensor, Tensor]]
-    ) -> Tensor:
-        query, key, value = (block.split_heads(part) for part in block.in_proj(block.norm1(x)))
-        if before:
-            key, value = (torch.cat([old, new], dim=2) for old, new in zip(before[0], (key, value), strict=True))
-        own.append((key, value))
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        return block.finish(x, block.join_heads(attended))
+                crossing, image = self.crossed_blocks[layer - self.n_text], kv_cache.crossed[layer - self.n_text]
+                query = crossing.split_heads(crossing.query(crossing.norm1(x)))
+                x = crossing.finish(x, crossing.join_heads(F.scaled_dot_product_attention(query, *image)))
+        return x, KVCache(tuple(own), kv_cache.states, kv_cache.crossed, n_read)
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Hidden states to logits."""
+        """Turn hidden states into logits."""
         return self.decoder.ln_final(hidden) @ self.decoder.text_projection
-
-
-def cross_attend(block: BlockView, x: Tensor, crossed: tuple[Tensor, Tensor]) -> Tensor:
-    """One cross-attention block over the slots [N, L, D], with the image's keys and values."""
-    query = block.split_heads(block.query(block.norm1(x)))
-    return block.finish(x, block.join_heads(F.scaled_dot_product_attention(query, *crossed)))

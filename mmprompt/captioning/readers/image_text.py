@@ -6,11 +6,9 @@ One row reads the opening up to its last token, learned keys and values, that la
 A prompt is read as the first words of the answer. So PaliGemma, whose image attends to the whole question, reads each
 image once for all prompts.
 
-Vectors go in by one of two ways. A class whose `generate` takes `inputs_embeds` is run on vectors: its authors vouch
-that it needs no token ids. Others (PaliGemma, Gemma 3) are run on token ids, and a hook on their embedding hands on
-the vectors instead. Both are exact where a class makes nothing of the ids of words but their embedding. One that does,
-or that changes its hidden states or logits in another way, shows it: a loaded model must give the logits of its own
-`generate`, or it is refused.
+Vectors go in by one of two ways. A class whose `generate` takes `inputs_embeds` is run on vectors. Others (PaliGemma,
+Gemma 3) are run on token ids, and a hook on their embedding hands on the vectors instead. Both are exact where a class
+makes nothing of the ids of words but their embedding: a loaded model must give the logits of its own `generate`.
 """
 
 from __future__ import annotations
@@ -20,15 +18,21 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from mmprompt.captioning.readers.captioner import CaptionTokenizer, FrozenCaptioner
-from mmprompt.captioning.readers.pretrained import caption_tokenizer, first_id, load_frozen
+from mmprompt.captioning.readers.captioner import (
+    CaptionTokenizer,
+    FrozenCaptioner,
+    TextDecoder,
+    caption_tokenizer,
+    first_id,
+)
+from mmprompt.captioning.readers.transformers_captioners import load_frozen
 from mmprompt.errors import UserError
 from mmprompt.models.decoder.hf_cache import cache_argument, from_cache, to_cache
 from mmprompt.models.decoder.kv_cache import KVCache
@@ -48,11 +52,8 @@ TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3}
 class Opening:
     """What every row reads before its caption, as the model's own processor writes it.
 
-    Args:
-        token_ids: [S] int64.
-        places: [T] int64, where the image stands.
-        types: [1, S] each, by the names that the forward takes them by.
-        size: H = W of the pixels.
+    Token ids [S], the places [T] of the image among them, types [1, S] by the names that the forward takes them by, and
+    size, which is H = W of the pixels.
     """
 
     token_ids: Tensor
@@ -102,7 +103,7 @@ def _read_opening(source: str, config: Any, processor: Any) -> Opening:
     shape = wide["pixel_values"].shape
     if shape != high["pixel_values"].shape or len(shape) != 4 or shape[0] != 1 or shape[2] != shape[3]:
         raise UserError(
-            f"{source} turns a wide and a high picture into pixels {tuple(shape)} and "
+            f"{source} turns a wide and a high image into pixels {tuple(shape)} and "
             f"{tuple(high['pixel_values'].shape)}, but one square [1, 3, H, H] was expected. Use a model whose images "
             "take a fixed number of tokens, such as LLaVA 1.5."
         )
@@ -148,11 +149,7 @@ def _find_end(source: str, model: Any, processor: Any, n_opening: int) -> int:
 
 
 def check_agreement(captioner: FrozenCaptioner, inputs: dict[str, Tensor], n_new: int = 3) -> None:
-    """Hold a loaded captioner to the logits of the class's own `generate`.
-
-    Raises:
-        UserError: they differ.
-    """
+    """Refuse a loaded captioner whose logits are not those of the class's own `generate`."""
     model: Any = captioner.model
     n_opening = inputs["input_ids"].shape[1]
     length = {"max_new_tokens": n_new, "min_new_tokens": n_new, "num_beams": 1}
@@ -160,9 +157,9 @@ def check_agreement(captioner: FrozenCaptioner, inputs: dict[str, Tensor], n_new
     inputs["pixel_values"] = inputs["pixel_values"].to(captioner.dtype)
     told = model.generate(**inputs, **length, do_sample=False, return_dict_in_generate=True, output_logits=True)
     theirs = torch.stack(told.logits, dim=1)
-    memory = captioner.open(captioner.encode_image(inputs["pixel_values"]))
+    kv_cache = captioner.open(captioner.encode_image(inputs["pixel_values"]))
     with torch.no_grad():
-        ours = captioner.logits(memory, {}, told.sequences[:, n_opening:])
+        ours = captioner.logits(kv_cache, {}, told.sequences[:, n_opening:])
     error = ((ours - theirs).abs().max() / theirs.abs().max()).item()
     if not error <= TOLERANCE.get(captioner.dtype, 0.1):
         raise UserError(
@@ -171,25 +168,18 @@ def check_agreement(captioner: FrozenCaptioner, inputs: dict[str, Tensor], n_new
         )
 
 
-class ImageTextDecoder:
+class ImageTextDecoder(TextDecoder):
     """The language model of an image-text-to-text model, run by the whole class's own forward.
 
-    Args:
-        model: the library's model, frozen.
-        opening: what is read before a caption.
-        end_id: the token after a caption.
-        hooked: whether vectors go in by a hook on the embedding; None for the way that the class calls for.
+    `hooked` says whether vectors go in by a hook on the embedding; None is the way that the class calls for.
     """
-
-    slot: Literal["decoder", "encoder"] = "decoder"
 
     def __init__(self, model: Any, opening: Opening, end_id: int, hooked: bool | None = None) -> None:
         config = model.config.get_text_config()
         self.model, self.opening = model, opening
         self.width = model.get_input_embeddings().weight.shape[1]
         self.vocabulary_size = model.get_output_embeddings().weight.shape[0]
-        self.start_ids: tuple[int, ...] = (int(opening.token_ids[-1]),)
-        self.end_id = end_id
+        self.start_ids, self.end_id = (int(opening.token_ids[-1]),), end_id
         self.budget = config.max_position_embeddings - len(opening.token_ids)
         takes_vectors = "inputs_embeds" in inspect.signature(model.prepare_inputs_for_generation).parameters
         self.hooked = not takes_vectors if hooked is None else hooked
@@ -198,7 +188,7 @@ class ImageTextDecoder:
         blank = model.get_input_embeddings().weight.new_zeros(1, len(opening.places), self.width)
         own = self.open(blank, None).own
         shapes = {(part.shape[1], part.shape[3]) for pair in own for part in pair}
-        self.kv_shape: tuple[int, int, int] | None = (len(own), *shapes.pop()) if len(shapes) == 1 else None
+        self.kv_shape = (len(own), *shapes.pop()) if len(shapes) == 1 else None
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Embed tokens, as the model scales them."""
@@ -213,30 +203,32 @@ class ImageTextDecoder:
         words = self.embed(token_ids.index_fill(0, places, 0))  # the image's id may have no embedding
         x = words.expand(len(features), -1, -1).index_copy(1, places, features.to(words.dtype))
         types = {key: value.to(x.device).expand(len(x), -1) for key, value in self.opening.types.items()}
-        _, memory = self._read(KVCache(), x, token_ids.expand(len(features), -1), types)
-        own = tuple((keys[:, :, :-1], values[:, :, :-1]) for keys, values in memory.own)
-        return KVCache(own, n_read=memory.n_read - 1)
+        _, kv_cache = self._read(KVCache(), x, token_ids.expand(len(features), -1), types)
+        own = tuple((keys[:, :, :-1], values[:, :, :-1]) for keys, values in kv_cache.own)
+        return KVCache(own, n_read=kv_cache.n_read - 1)
 
-    def run(self, memory: KVCache, x: Tensor) -> tuple[Tensor, KVCache]:
+    def run(self, kv_cache: KVCache, x: Tensor, /) -> tuple[Tensor, KVCache]:
         """Read further slots."""
         reserved = torch.full(x.shape[:2], self.start_ids[0], device=x.device)
-        return self._read(memory, x, reserved, {})
+        return self._read(kv_cache, x, reserved, {})
 
     def head(self, hidden: Tensor) -> Tensor:
         """Turn hidden states into logits."""
         logits = self.model.get_output_embeddings()(hidden)
         return logits if self._cap is None else self._cap * torch.tanh(logits / self._cap)
 
-    def _read(self, memory: KVCache, x: Tensor, token_ids: Tensor, types: dict[str, Tensor]) -> tuple[Tensor, KVCache]:
+    def _read(
+        self, kv_cache: KVCache, x: Tensor, token_ids: Tensor, types: dict[str, Tensor]
+    ) -> tuple[Tensor, KVCache]:
         base = self.model.base_model
-        cache = to_cache(memory.own)
+        cache = to_cache(kv_cache.own)
         given = {"use_cache": True, **types, **cache_argument(base, cache)}
         if self.hooked:
             with self._lock, handing_on(self.model.get_input_embeddings(), x):
                 out = base(input_ids=token_ids, **given)
         else:
             out = base(inputs_embeds=x, **given)
-        return out.last_hidden_state, KVCache(from_cache(cache), n_read=memory.n_read + x.shape[1])
+        return out.last_hidden_state, KVCache(from_cache(cache), n_read=kv_cache.n_read + x.shape[1])
 
 
 @contextmanager

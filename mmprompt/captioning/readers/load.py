@@ -7,12 +7,16 @@
     open_clip:coca_ARCH/TAG       open_clip's CoCa, in any of the forms of `load_backbone`
     FOLDER                        a trained mapper, or a model folder of either library
 
-Loading itself is the libraries' own, what can go wrong there is worded as for `load_backbone`.
+Loading itself is the libraries' own, what can go wrong there is worded as for `load_backbone`. A mapper goes from image
+features to a language model's embeddings; its folder holds `mapper.json`, which names the frozen encoder and language
+model, and `mapper.safetensors`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -21,16 +25,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmprompt.captioning.readers.captioner import FrozenCaptioner
-from mmprompt.captioning.readers.mapper import (
-    SETTINGS_FILE,
-    MapperParts,
-    MapperSettings,
-    new_mapper,
-    read_mapper,
-    save_mapper,
-)
-from mmprompt.errors import UserError, bad_file
+from mmprompt.captioning.readers.captioner import FrozenCaptioner, PrefixDecoder, caption_tokenizer, first_id
+from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
+from mmprompt.files import new_folder, read_json, read_tensors, tensor_bytes, write_bytes, write_json
 from mmprompt.models.decoder.load import load_parts
 from mmprompt.models.dual_encoder.encoder import FrozenDualEncoder
 from mmprompt.models.dual_encoder.load import (
@@ -43,20 +40,20 @@ from mmprompt.models.dual_encoder.load import (
     read_options,
 )
 from mmprompt.models.frozen import LoadOptions, fingerprint, freeze
-from mmprompt.settings import checked
+from mmprompt.settings import Count, check_settings, checked
 
-TINY_CAPTIONER = TINY / "captioner"
+SETTINGS_FILE, WEIGHTS_FILE = "mapper.json", "mapper.safetensors"
+N_LAYERS, N_HEADS = 8, 8
 FORMS = "Use tiny, 'ENCODER + hf:LM', hf:NAME, open_clip:coca_ARCHITECTURE/TAG or a folder."
 READERS = {
-    "blip": "cross_attention.load_blip",
-    "blip-2": "blip2.load_blip2",
-    "git": "git.load_git",
-    "instructblip": "blip2.load_blip2",  # which says why not
-    "vision-encoder-decoder": "cross_attention.load_encoder_decoder",
+    "blip": "transformers_captioners.load_blip",
+    "blip-2": "transformers_captioners.load_blip2",
+    "git": "transformers_captioners.load_git",
+    "instructblip": "transformers_captioners.load_blip2",  # which says why not
+    "vision-encoder-decoder": "transformers_captioners.load_encoder_decoder",
 }
 """By transformers' model type: file and function. Each takes what the captioner calls itself, a folder or a name on the
 hub, and the options, and raises UserError for a model with missing weights or with parts that are not known."""
-OTHER_READER = "image_text.load_image_text"
 
 
 @checked
@@ -79,7 +76,7 @@ def load_captioner(
         UserError: no such name, weights that are not there, or a model with parts that are not known.
     """
     name, options = str(name), read_options(device, dtype, cache_dir, trust_remote_code)
-    folder = TINY_CAPTIONER if name == "tiny" else Path(name).expanduser()
+    folder = TINY / "captioner" if name == "tiny" else Path(name).expanduser()
     if (folder / SETTINGS_FILE).is_file():
         return _load_mapped(name, folder, options)
     if "+" in name and not folder.exists():
@@ -95,11 +92,7 @@ def load_captioner(
 
 
 def find_captioner(name: str) -> Source:
-    """Read the name of a captioner that is one model.
-
-    Raises:
-        UserError: it has none of the known forms, or names a file, folder or tag that is not there.
-    """
+    """Read the name of a captioner that is one model, which is there."""
     if name.startswith(("hf:", "open_clip:")) or Path(name).expanduser().exists():
         return find_source(name)
     raise UserError(f"there is no captioner or folder {name!r}. {nearest(name, list_captioners())} {FORMS}")
@@ -128,7 +121,7 @@ def _find_reader(name: str, model: str, options: LoadOptions) -> str:
     if kind in READERS:
         return READERS[kind]
     if kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        return OTHER_READER
+        return "image_text.load_image_text"
     advice = f"Use '{name} + hf:gpt2'." if kind in ("clip", "siglip") else FORMS
     advice = f"Use 'tiny + {name}'." if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else advice
     raise UserError(f"{name} is a {kind!r} model, but one that writes captions of images was expected. {advice}")
@@ -146,19 +139,13 @@ def _split_pair(name: str) -> tuple[str, str]:
 
 
 def load_pair(name: str, options: LoadOptions, kind: str = "transformer", n_prefix: int | None = 10) -> FrozenCaptioner:
-    """Load an encoder and a language model with an untrained mapper, which is no part of the fingerprint.
+    """Load `ENCODER + hf:LM` with an untrained mapper, which is no part of the fingerprint.
 
-    Args:
-        name: `ENCODER + hf:LM`.
-        options: device, dtype, cache folder, and whether remote code may run.
-        kind: of the mapper, as in `MapperSettings`.
-        n_prefix: vectors that an image becomes; None for a linear mapper.
-    Raises:
-        UserError: one of them is not there, or is of another kind.
+    The mapper is of one `kind` and makes `n_prefix` vectors of an image, as in `MapperSettings`.
     """
-    encoder_name, lm_name = _split_pair(name)
-    pair = Pair.load(encoder_name, lm_name, options)
-    mapper = new_mapper(MapperSettings(kind, pair.image_shape(kind == "linear")[1], pair.width, n_prefix))
+    pair = Pair.load(*_split_pair(name), options)
+    width = pair.lm.get_input_embeddings().weight.shape[1]
+    mapper = new_mapper(MapperSettings(kind, pair.image_shape(kind == "linear")[1], width, n_prefix))
     return _join(name, pair, mapper, options, is_trained=False)
 
 
@@ -178,14 +165,14 @@ def _load_mapped(name: str, folder: Path, options: LoadOptions) -> FrozenCaption
 
 
 def save_mapped(captioner: FrozenCaptioner, folder: Path) -> None:
-    """Write the mapper of `load_pair`, after its training, as a new folder that `load_captioner` takes.
-
-    Raises:
-        UserError: the folder is there already, or cannot be written.
-    """
+    """Write the mapper of `load_pair`, after its training, as a new folder that `load_captioner` takes."""
+    if folder.exists():
+        raise bad_file(folder, "is there already", "Give a new folder.")
     decoder: Any = captioner.decoder
     parts = MapperParts(*_split_pair(captioner.name), captioner.fingerprint, _name_of(captioner.dtype))
-    save_mapper(folder, decoder.mapper, parts)
+    with new_folder(folder) as place:
+        write_json(place / SETTINGS_FILE, asdict(decoder.mapper.settings) | asdict(parts))
+        write_bytes(place / WEIGHTS_FILE, tensor_bytes(decoder.mapper.state_dict(), {"format": "pt"}))
 
 
 @dataclass(frozen=True)
@@ -199,10 +186,8 @@ class Pair:
     @classmethod
     def load(cls, encoder_name: str, lm_name: str, options: LoadOptions) -> Pair:
         """Load both by name, the language model by `hf:NAME` or `hf:FOLDER`."""
-        dtype = _name_of(options.dtype)
-        encoder: Any = load_backbone(
-            encoder_name, str(options.device), dtype, options.cache_dir, options.trust_remote_code
-        )
+        where = str(options.device), _name_of(options.dtype), options.cache_dir
+        encoder: Any = load_backbone(encoder_name, *where, options.trust_remote_code)
         lm, tokenizer = load_parts(lm_name, options)
         if lm.config.is_encoder_decoder:
             raise UserError(
@@ -216,40 +201,32 @@ class Pair:
         """What stays as it is while a mapper is trained."""
         return {"encoder": self.encoder.model, "lm": self.lm}
 
-    @property
-    def width(self) -> int:
-        """D of the language model's embeddings."""
-        return self.lm.get_input_embeddings().weight.shape[1]
-
     def encode(self, images: Tensor, reads_tokens: bool) -> Tensor:
         """Turn [B, 3, H, W] into what a mapper takes: all image tokens [B, T, D'], or the pooled feature [B, 1, E]."""
         return self.encoder.encode_image_tokens(images) if reads_tokens else self.encoder.encode_image(images)[:, None]
 
     def image_shape(self, reads_tokens: bool) -> tuple[int, int]:
-        """T and D' of what `encode` gives."""
+        """Return T and D' of what `encode` gives."""
         n_tokens, width = self.encode(torch.zeros(1, 3, *[self.encoder.image_size] * 2), reads_tokens).shape[1:]
         return n_tokens, width
 
 
 def _join(name: str, pair: Pair, mapper: nn.Module, options: LoadOptions, is_trained: bool = True) -> FrozenCaptioner:
     """Make a captioner of an encoder, a mapper and a language model."""
-    from mmprompt.captioning.readers.causal_lm import PrefixDecoder
-    from mmprompt.captioning.readers.pretrained import caption_tokenizer, first_id
-
     freeze(mapper, options)
     settings: Any = mapper.settings
     n_tokens, image_width = pair.image_shape(settings.reads_tokens)
-    if (image_width, pair.width) != (settings.image_width, settings.width):
+    width = pair.lm.get_input_embeddings().weight.shape[1]
+    if (image_width, width) != (settings.image_width, settings.width):
         raise UserError(
             f"the mapper of {name} takes image features of {settings.image_width} numbers to embeddings of "
-            f"{settings.width}, but these models have {image_width} and {pair.width}. Train a mapper for them."
+            f"{settings.width}, but these models have {image_width} and {width}. Train a mapper for them."
         )
     models = nn.ModuleDict(pair.models | ({"mapper": mapper} if is_trained else {}))
     places = pair.tokenizer, pair.lm.generation_config, pair.lm.config
     starts, ends = ([getattr(place, key, None) for place in places] for key in ("bos_token_id", "eos_token_id"))
     start_id = first_id(name, "start", *starts, *ends)  # the end, where a model has no start of its own
-    end_id = first_id(name, "end", *ends)
-    decoder = PrefixDecoder(pair.lm, mapper, start_id, end_id, settings.n_prefix or n_tokens, is_trained)
+    decoder = PrefixDecoder(pair.lm, mapper, start_id, first_id(name, "end", *ends), settings.n_prefix or n_tokens)
     encode = partial(pair.encode, reads_tokens=settings.reads_tokens)
     captioner = FrozenCaptioner(name, models, encode, decoder, caption_tokenizer(pair.tokenizer), pair.encoder.pixels)
     captioner.encoder_fingerprint = pair.encoder.fingerprint
@@ -259,3 +236,130 @@ def _join(name: str, pair: Pair, mapper: nn.Module, options: LoadOptions, is_tra
 def _name_of(dtype: torch.dtype) -> str:
     """Return what the user calls a dtype."""
     return str(dtype).removeprefix("torch.")
+
+
+@dataclass(frozen=True)
+class MapperSettings:
+    """The shape of a mapper: from image features of one width to a language model's embeddings of another.
+
+    `n_prefix` is the number of vectors that an image becomes; None for `"linear"`, which makes one of every image
+    token.
+    """
+
+    kind: str
+    image_width: Count
+    width: Count
+    n_prefix: Count | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in MAPPERS:
+            raise unknown_name("kind of mapper", self.kind, MAPPERS)
+        check_settings(self)
+        if self.kind == "linear" and self.n_prefix is not None:
+            expected = "a linear mapper makes a vector of every image token"
+            raise bad_value("n_prefix", self.n_prefix, expected, "Leave it out.")
+        if self.kind != "linear" and self.n_prefix is None:
+            raise bad_value("n_prefix", self.n_prefix, f"a mapper of kind {self.kind} makes at least one", "Use 10.")
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether it takes all image tokens [B, T, D'] instead of the pooled feature [B, 1, D']."""
+        return self.kind == "linear"
+
+
+def _linear(settings: MapperSettings) -> nn.Module:
+    """Make a layer norm and a linear map of every image token: [N, T, D'] to [N, T, D]."""
+    return nn.Sequential(nn.LayerNorm(settings.image_width), nn.Linear(settings.image_width, settings.width))
+
+
+def _mlp(settings: MapperSettings) -> nn.Module:
+    """Make one hidden layer of half the output's width: [N, 1, D'] to [N, M, D]."""
+    n_out = (settings.n_prefix or 1) * settings.width
+    hidden = max(1, n_out // 2)
+    layers = nn.Flatten(1), nn.Linear(settings.image_width, hidden), nn.Tanh(), nn.Linear(hidden, n_out)
+    return nn.Sequential(*layers, nn.Unflatten(1, (-1, settings.width)))
+
+
+class TransformerMapper(nn.Module):
+    """A transformer over the image, spread on M vectors, and M learned constants: [N, 1, D'] to [N, M, D].
+
+    The layers are ClipCap's (Mokady et al. 2021, section 3.3), parameter for parameter; queries, keys and values have
+    no bias there. ClipCap may spread the image on another number of vectors than there are constants; here it is M too.
+    """
+
+    def __init__(self, settings: MapperSettings) -> None:
+        super().__init__()
+        width, n_prefix = settings.width, settings.n_prefix or 1
+        self.spread = nn.Linear(settings.image_width, n_prefix * width)
+        self.constants = nn.Parameter(torch.randn(n_prefix, width))
+        layers = [
+            nn.TransformerEncoderLayer(
+                width, math.gcd(N_HEADS, width), 2 * width, dropout=0.0, batch_first=True, norm_first=True
+            )
+            for _ in range(N_LAYERS)
+        ]
+        for layer in layers:
+            layer.self_attn.register_parameter("in_proj_bias", None)
+        self.encoder = nn.TransformerEncoder(layers[0], N_LAYERS, enable_nested_tensor=False)
+        self.encoder.layers = nn.ModuleList(layers)  # torch copies one layer, so that all would start alike
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[N, 1, D'] to [N, M, D]: what stands in the slots of the constants."""
+        image = self.spread(features).unflatten(-1, self.constants.shape).flatten(1, 2)  # [N, M, D]
+        x = torch.cat([image, self.constants.expand(len(image), -1, -1)], dim=1)
+        return self.encoder(x)[:, image.shape[1] :]
+
+
+MAPPERS: dict[str, Callable[[MapperSettings], nn.Module]] = {
+    "linear": _linear,
+    "mlp": _mlp,
+    "transformer": TransformerMapper,
+}
+
+
+def new_mapper(settings: MapperSettings, seed: int = 1) -> nn.Module:
+    """Make an untrained mapper that knows its `settings`; the caller's random numbers stay as they were."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        mapper: Any = MAPPERS[settings.kind](settings)
+    mapper.settings = settings
+    return mapper
+
+
+@dataclass(frozen=True)
+class MapperParts:
+    """The frozen models on both sides of a saved mapper: the encoder by `load_backbone`'s name, the model by `hf:NAME`.
+
+    None is what the folder's reader knows: the tiny encoder, or the mapper's own folder. `frozen` is the fingerprint of
+    both, None where it was not kept, and `dtype` that in which it was taken, for the same weights have another in each.
+    """
+
+    encoder: str | None = None
+    lm: str | None = None
+    frozen: str | None = None
+    dtype: str | None = None
+
+
+def read_mapper(folder: Path) -> tuple[nn.Module, MapperParts]:
+    """Read a folder of `save_mapped`; refuse files that are missing or damaged, or do not belong together."""
+    path, restore = folder / SETTINGS_FILE, "Restore the file as it was written."
+    content = read_json(path)
+    names = [field.name for kind in (MapperSettings, MapperParts) for field in fields(kind)]
+    if not isinstance(content, dict):
+        raise bad_file(path, "is not a JSON object", restore)
+    for name in content:
+        if name not in names:
+            raise bad_file(path, str(unknown_name("entry", name, names)), restore)
+    parts = MapperParts(**{field.name: content.pop(field.name, None) for field in fields(MapperParts)})
+    if not all(value is None or isinstance(value, str) for value in asdict(parts).values()):
+        raise bad_file(path, "names an encoder or a language model by something that is no text", "Restore the file.")
+    try:
+        mapper = new_mapper(MapperSettings(**content))
+    except (UserError, TypeError) as error:
+        raise bad_file(path, f"does not describe a mapper ({error})", restore) from None
+    try:
+        mapper.load_state_dict(read_tensors(folder / WEIGHTS_FILE))
+    except RuntimeError:
+        problem = f"does not hold the weights that {SETTINGS_FILE} describes"
+        raise bad_file(folder / WEIGHTS_FILE, problem, "Restore both files.") from None
+    return mapper, parts

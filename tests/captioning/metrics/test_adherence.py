@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmprompt.captioning.data import CaptionItem
-from mmprompt.captioning.metrics.adherence import MEASURES, FocusScores, confusion, lift, score_focus
-from mmprompt.captioning.metrics.judges import LexiconJudge
+from mmprompt.captioning.metrics.adherence import MEASURES, FocusScores, LexiconJudge, confusion, lift, score_focus
 from mmprompt.core.metrics import paired_bootstrap
 from mmprompt.errors import UserError
 
@@ -37,7 +36,7 @@ def test_measures_of_an_example_counted_by_hand() -> None:
     assert values["adherence"] == pytest.approx((2 / 3 + 1 + 0) / 3)
     assert values["density"] == pytest.approx(4 / 3)
     assert values["mention_rate"] == pytest.approx(2 / 3)
-    assert values["grounded_precision"] == pytest.approx(3 / 4)  # cat; dog, car; not the car of picture 1
+    assert values["grounded_precision"] == pytest.approx(3 / 4)  # cat; dog, car; not the car of image 1
     assert values["grounded_precision_all"] == pytest.approx(4 / 5)
     assert values["recall"] == pytest.approx(3 / 4)  # cat of cat, dog; dog, car
     assert values["recall_agreed"] == pytest.approx(2 / 2)  # cat of cat; car of car
@@ -50,7 +49,7 @@ def test_the_human_ceiling_leaves_each_reference_out() -> None:
     assert scores.n_human == 4
     assert scores.human["adherence"] == 1
     assert scores.human["density"] == pytest.approx(5 / 4)
-    assert scores.human["grounded_precision"] == pytest.approx(4 / 5)  # only the dog of picture 1 is in no other
+    assert scores.human["grounded_precision"] == pytest.approx(4 / 5)  # only the dog of image 1 is in no other
     assert scores.human["recall"] == pytest.approx(4 / 7)
     assert scores.human["distinct_ratio"] == 1
     assert scores.notes == ()
@@ -135,8 +134,6 @@ def test_unknown_images_and_focuses_are_refused() -> None:
         score_focus({}, ITEMS, "objects", JUDGE)
     with pytest.raises(UserError, match="Did you mean 'objects'"):
         score_focus(CAPTIONS, ITEMS, "object", JUDGE)
-    with pytest.raises(UserError, match="no focus named 'x'"):
-        confusion({"none": CAPTIONS}, JUDGE, ["x"])
     with pytest.raises(UserError, match="the prompt 'none' has no caption"):
         confusion({"none": {}}, JUDGE)
 
@@ -206,7 +203,7 @@ def test_a_captioner_gains_nothing_over_itself_in_another_order() -> None:
     turned = scores_of(a[::-1], np.ones(5), ["4", "3", "2", "1", "0"])
     found = lift(scores_of(a, np.ones(5)), turned)
     assert (found.difference, found.interval) == (0, (0, 0))
-    assert json.loads(json.dumps(found.to_dict()))["interval"] == [0, 0]
+    assert found.interval == (0, 0)
 
 
 def test_what_cannot_be_compared_is_refused() -> None:

@@ -11,8 +11,6 @@ import pytest
 
 from mmprompt.captioning.metrics.caption_metrics import (
     JAVA_METRICS,
-    SMALL,
-    DocumentFrequency,
     distinct_ratio,
     java_score,
     mean_length,
@@ -81,26 +79,6 @@ def test_one_image_is_refused_and_few_are_noted() -> None:
     assert "references of 2 images: below 1,000" in score_captions(*PAIR).notes[0]
 
 
-def test_saved_frequencies_are_used_and_take_the_note_away(tmp_path: Path) -> None:
-    own = DocumentFrequency.count(PAIR[1][key] for key in PAIR[0])
-    own.save(tmp_path / "df.json")
-    loaded = DocumentFrequency.load(tmp_path / "df.json")
-    assert loaded == own
-    assert score_captions(*PAIR, loaded).cider_d_by_image == score_captions(*PAIR).cider_d_by_image
-    large = DocumentFrequency(SMALL, own.counts)
-    assert score_captions({"1": "a red dog"}, PAIR[1], large).cider_d > 0
-    assert score_captions(*PAIR, large).notes == ()
-
-
-@pytest.mark.parametrize(
-    "text", ["{}", "[]", "x", '{"n_images": 0, "counts": {}}', '{"n_images": 3, "counts": {"a": 4}}']
-)
-def test_a_file_of_other_frequencies_is_refused(tmp_path: Path, text: str) -> None:
-    (tmp_path / "df.json").write_text(text)
-    with pytest.raises(UserError, match=r"df\.json: is no file of document frequencies"):
-        DocumentFrequency.load(tmp_path / "df.json")
-
-
 def test_captions_without_references_are_refused() -> None:
     with pytest.raises(UserError, match="no reference for the images 9"):
         score_captions({"1": "a", "9": "b"}, PAIR[1])
@@ -123,7 +101,7 @@ def test_the_summary_is_json_without_single_images() -> None:
 
 
 def test_without_pycocoevalcap_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pycocoevalcap.cider.cider_scorer", None)
+    monkeypatch.setitem(sys.modules, "pycocoevalcap.cider.cider", None)
     monkeypatch.setitem(sys.modules, "pycocoevalcap.meteor.meteor", None)
     for score in (lambda: score_captions(*PAIR), lambda: java_score("meteor", *PAIR)):
         with pytest.raises(UserError, match=r"not installed. Run `pip install 'mmprompt\[captions\]'`") as error:

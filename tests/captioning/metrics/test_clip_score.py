@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmprompt.captioning.metrics.clip_score import clip_score
+from mmprompt.captioning.metrics.caption_metrics import clip_score
 from mmprompt.errors import UserError
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.image_features import encode_pictures
@@ -12,7 +12,7 @@ from mmprompt.models.image_features import encode_pictures
 
 @pytest.fixture(scope="module")
 def features(tiny_clip_backbone: DualEncoder) -> torch.Tensor:
-    """Of four pictures that are little alike; a small model of random weights gives all pictures nearly the same."""
+    """Of four images that are little alike; a small model of random weights gives all images nearly the same."""
     noise = torch.randn(4, tiny_clip_backbone.embed_dim, generator=torch.Generator().manual_seed(0))
     return torch.nn.functional.normalize(noise, dim=-1)
 
@@ -33,8 +33,8 @@ def test_scores_are_the_published_formula(tiny_clip_backbone: DualEncoder, featu
 
 
 def test_features_of_pictures_are_taken_as_they_are(tiny_clip_backbone: DualEncoder) -> None:
-    pictures = [Image.new("RGB", (32, 32), colour) for colour in ("red", "green")]
-    scores = clip_score(tiny_clip_backbone, CAPTIONS[:2], encode_pictures(tiny_clip_backbone, pictures))
+    images = [Image.new("RGB", (32, 32), colour) for colour in ("red", "green")]
+    scores = clip_score(tiny_clip_backbone, CAPTIONS[:2], encode_pictures(tiny_clip_backbone, images))
     assert all(0 <= score <= 2.5 for score in scores.by_image)
 
 
@@ -64,7 +64,7 @@ def test_a_judge_that_wrote_the_captions_is_said(tiny_clip_backbone: DualEncoder
 
 
 def test_unequal_numbers_are_refused(tiny_clip_backbone: DualEncoder, features: torch.Tensor) -> None:
-    with pytest.raises(UserError, match="given 3 captions and 4 pictures"):
+    with pytest.raises(UserError, match="given 3 captions and 4 images"):
         clip_score(tiny_clip_backbone, CAPTIONS[:3], features)
-    with pytest.raises(UserError, match="given 0 captions and 0 pictures"):
+    with pytest.raises(UserError, match="given 0 captions and 0 images"):
         clip_score(tiny_clip_backbone, [], features[:0])

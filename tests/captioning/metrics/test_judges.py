@@ -6,16 +6,15 @@ from pathlib import Path
 import pytest
 
 from mmprompt.captioning.data import CaptionData, CaptionItem
-from mmprompt.captioning.focus_sets import build_focus
-from mmprompt.captioning.metrics import judges
-from mmprompt.captioning.metrics.judges import (
+from mmprompt.captioning.focus_sets import JUDGING, build_focus, vocabulary_half
+from mmprompt.captioning.metrics import adherence
+from mmprompt.captioning.metrics.adherence import (
     LexiconJudge,
     TaggerJudge,
     emotion_words,
     frequent_emotion_words,
     judge_for,
 )
-from mmprompt.captioning.parts_of_speech import JUDGING, vocabulary_half
 from mmprompt.errors import UserError
 
 LEXICON = {
@@ -113,14 +112,14 @@ def test_what_the_tagger_chose_is_judged_by_the_other_half_and_said() -> None:
 
 def test_without_vader_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vaderSentiment.vaderSentiment", None)
-    judges._vader_lexicon.cache_clear()
+    adherence._vader_lexicon.cache_clear()
     with pytest.raises(UserError, match=r"vaderSentiment, which is not installed.*mmprompt\[captions\]"):
         emotion_words("x")
-    judges._vader_lexicon.cache_clear()
+    adherence._vader_lexicon.cache_clear()
 
 
 def test_a_lexicon_needs_neither_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("vaderSentiment.vaderSentiment", "textblob.en.taggers"):
         monkeypatch.setitem(sys.modules, module, None)
-    judges._vader_lexicon.cache_clear()
+    adherence._vader_lexicon.cache_clear()
     assert named(judge_for(data(LEXICON)), "a dog") == {"objects": {"dog"}}  # type: ignore[arg-type]

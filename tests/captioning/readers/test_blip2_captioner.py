@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import InstructBlipConfig, MT5Config
 
-from mmprompt.captioning.readers.blip2 import load_blip2
 from mmprompt.captioning.readers.load import load_captioner
+from mmprompt.captioning.readers.transformers_captioners import load_blip2
 from mmprompt.errors import UserError
 from mmprompt.models.frozen import LoadOptions
 from tests import small_multimodal as small

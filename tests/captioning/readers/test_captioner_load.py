@@ -24,8 +24,15 @@ from transformers import (
     ViTModel,
 )
 
-from mmprompt.captioning.readers.load import find_captioner, list_captioners, load_captioner, load_pair, save_mapped
-from mmprompt.captioning.readers.mapper import MapperParts, MapperSettings, new_mapper, save_mapper
+from mmprompt.captioning.readers.load import (
+    MapperSettings,
+    find_captioner,
+    list_captioners,
+    load_captioner,
+    load_pair,
+    new_mapper,
+    save_mapped,
+)
 from mmprompt.errors import UserError
 from mmprompt.models.dual_encoder.load import load_backbone
 from mmprompt.models.frozen import LoadOptions, fingerprint
@@ -111,16 +118,15 @@ def test_no_blank_stands_before_punctuation(folder: Path) -> None:
 def test_pictures_go_through_the_model_s_own_processor(folder: Path, kind: str) -> None:
     captioner = load_captioner(str(folder / kind), device="cpu")
     generator = torch.Generator().manual_seed(1)
-    picture = Image.fromarray(torch.randint(256, (50, 70, 3), generator=generator, dtype=torch.uint8).numpy())
-    expected = AutoImageProcessor.from_pretrained(folder / kind)(images=picture, return_tensors="pt")["pixel_values"]
-    assert captioner.preprocess(picture).shape == (3, small_models.IMAGE, small_models.IMAGE)
-    assert torch.equal(captioner.preprocess(picture), expected[0])
+    image = Image.fromarray(torch.randint(256, (50, 70, 3), generator=generator, dtype=torch.uint8).numpy())
+    expected = AutoImageProcessor.from_pretrained(folder / kind)(images=image, return_tensors="pt")["pixel_values"]
+    assert captioner.preprocess(image).shape == (3, small_models.IMAGE, small_models.IMAGE)
+    assert torch.equal(captioner.preprocess(image), expected[0])
 
 
 def test_an_untrained_mapper_is_no_part_of_what_is_frozen(pair: str, folder: Path) -> None:
     captioner = load_captioner(pair, device="cpu")
     decoder: Any = captioner.decoder
-    assert not decoder.is_mapper_trained
     assert captioner.image_shape == (1, small_models.EMBED)
     again: Any = load_captioner(pair, device="cpu").decoder
     assert fingerprint(again.mapper) == fingerprint(decoder.mapper)
@@ -146,14 +152,13 @@ def test_a_trained_mapper_is_loaded_as_it_was_saved(
     save_mapped(trained, tmp_path / "mapped")
     captioner = load_captioner(str(tmp_path / "mapped"), device="cpu")
     found: Any = captioner.decoder
-    assert found.is_mapper_trained
     assert captioner.fingerprint != trained.fingerprint  # the mapper is frozen too now
     features = trained.encode_image(torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(2)))
-    memories = [one.open(features) for one in (captioner, trained)]
-    assert memories[0].n_read == n_slots
+    kv_caches = [one.open(features) for one in (captioner, trained)]
+    assert kv_caches[0].n_read == n_slots
     assert found.budget == models.POSITIONS - n_slots - 1
     assert torch.equal(
-        *(one.prefill(memory, {}).logits for one, memory in zip((captioner, trained), memories, strict=True))
+        *(one.prefill(kv_cache, {}).logits for one, kv_cache in zip((captioner, trained), kv_caches, strict=True))
     )
 
 
@@ -169,8 +174,10 @@ def test_a_mapper_knows_other_weights_of_its_language_model(folder: Path, tmp_pa
 
 
 def test_a_mapper_between_other_widths_is_refused(folder: Path, tmp_path: Path) -> None:
-    parts = MapperParts(str(folder / "encoder"), f"hf:{folder / 'gpt2'}")
-    save_mapper(tmp_path / "mapped", new_mapper(MapperSettings("mlp", small_models.EMBED, 40, 2)), parts)
+    captioner = load_captioner(f"{folder / 'encoder'} + hf:{folder / 'gpt2'}", device="cpu")
+    decoder: Any = captioner.decoder
+    decoder.mapper = new_mapper(MapperSettings("mlp", small_models.EMBED, 40, 2))
+    save_mapped(captioner, tmp_path / "mapped")
     message = refusal(str(tmp_path / "mapped"))
     assert "takes image features of 24 numbers to embeddings of 40, but these models have 24 and 32." in message
 

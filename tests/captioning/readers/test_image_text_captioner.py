@@ -1,4 +1,4 @@
-"""What is the general reading's own; logits, captions and memories are in test_multimodal_captioners.py."""
+"""What is the general reading's own; logits, captions and kv_caches are in test_multimodal_captioners.py."""
 
 from __future__ import annotations
 
@@ -111,11 +111,11 @@ def test_the_hook_is_gone_after_a_failure() -> None:
 
 def test_threads_do_not_hand_on_each_others_vectors(paligemma: FrozenCaptioner) -> None:
     decoder: Any = paligemma.decoder
-    memory = paligemma.open(torch.zeros(1, *paligemma.image_shape))
+    kv_cache = paligemma.open(torch.zeros(1, *paligemma.image_shape))
     first, second = torch.zeros(1, 3, small.WIDTH), torch.ones(1, 3, small.WIDTH)
-    expected = decoder.run(memory, first)[0]
+    expected = decoder.run(kv_cache, first)[0]
     entered, left = threading.Event(), threading.Event()
-    other = threading.Thread(target=lambda: decoder.run(memory, second))
+    other = threading.Thread(target=lambda: decoder.run(kv_cache, second))
 
     def let_the_other_in(module: torch.nn.Module, given: Any) -> None:
         if threading.current_thread() is other:
@@ -126,7 +126,7 @@ def test_threads_do_not_hand_on_each_others_vectors(paligemma: FrozenCaptioner) 
             entered.wait(0.2)  # it waits outside, so that this time runs out
 
     handle = decoder.model.get_input_embeddings().register_forward_pre_hook(let_the_other_in)
-    hidden = decoder.run(memory, first)[0]
+    hidden = decoder.run(kv_cache, first)[0]
     left.set()
     other.join()
     handle.remove()

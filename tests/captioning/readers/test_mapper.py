@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmprompt.captioning.readers.mapper import MAPPERS, MapperSettings, new_mapper
+from mmprompt.captioning.readers.load import MAPPERS, MapperSettings, new_mapper
 from mmprompt.errors import UserError
 
 N, IMAGE_WIDTH, WIDTH = 3, 12, 16

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from mmprompt.captioning.readers.blip2 import load_blip2
 from mmprompt.captioning.readers.captioner import LM_INPUT, FrozenCaptioner
 from mmprompt.captioning.readers.image_text import ImageTextDecoder, load_image_text
 from mmprompt.captioning.readers.load import load_captioner
+from mmprompt.captioning.readers.transformers_captioners import load_blip2
 from mmprompt.models.decoder.kv_cache import KVCache
 from mmprompt.models.frozen import LoadOptions
 from mmprompt.models.sites import Site, Vectors
@@ -110,7 +110,7 @@ def captioner(kind: str, load: Callable[..., FrozenCaptioner]) -> FrozenCaptione
 
 
 @pytest.fixture
-def memory(captioner: FrozenCaptioner, pixels: Tensor) -> KVCache:
+def kv_cache(captioner: FrozenCaptioner, pixels: Tensor) -> KVCache:
     return captioner.open(captioner.encode_image(pixels))
 
 
@@ -163,10 +163,10 @@ def library_logits(
 
 
 def test_a_prompt_of_token_embeddings_gives_what_the_token_ids_give(
-    kind: str, captioner: FrozenCaptioner, memory: KVCache, pixels: Tensor
+    kind: str, captioner: FrozenCaptioner, kv_cache: KVCache, pixels: Tensor
 ) -> None:
     prompt, caption = words(1, N_ROWS, PROMPT), words(2, N_ROWS, CAPTION)
-    ours = captioner.logits(memory, soft(captioner, prompt), caption)
+    ours = captioner.logits(kv_cache, soft(captioner, prompt), caption)
     theirs = library_logits(kind, captioner, pixels, prompt, caption)
     assert difference(ours, theirs) < EXACT
     losses = [F.cross_entropy(logits.flatten(0, 1), caption.flatten()).item() for logits in (ours, theirs)]
@@ -174,32 +174,32 @@ def test_a_prompt_of_token_embeddings_gives_what_the_token_ids_give(
 
 
 def test_without_a_prompt_the_logits_are_the_librarys(
-    kind: str, captioner: FrozenCaptioner, memory: KVCache, pixels: Tensor
+    kind: str, captioner: FrozenCaptioner, kv_cache: KVCache, pixels: Tensor
 ) -> None:
     caption = words(2, N_ROWS, CAPTION)
     theirs = library_logits(kind, captioner, pixels, words(1, N_ROWS, 0), caption)
-    assert difference(captioner.logits(memory, {}, caption), theirs) < EXACT
+    assert difference(captioner.logits(kv_cache, {}, caption), theirs) < EXACT
 
 
-def test_captions_hang_on_the_image(captioner: FrozenCaptioner, memory: KVCache) -> None:
+def test_captions_hang_on_the_image(captioner: FrozenCaptioner, kv_cache: KVCache) -> None:
     caption = words(2, 1, CAPTION).expand(N_ROWS, -1)
-    logits = captioner.logits(memory, {}, caption)
+    logits = captioner.logits(kv_cache, {}, caption)
     assert min(difference(logits[:1], logits[1:2]), difference(logits[1:2], logits[2:])) > 1e-4
 
 
 def test_learned_vectors_give_what_the_library_makes_of_inputs_embeds(
-    kind: str, captioner: FrozenCaptioner, memory: KVCache, pixels: Tensor
+    kind: str, captioner: FrozenCaptioner, kv_cache: KVCache, pixels: Tensor
 ) -> None:
     values = torch.randn(
         PROMPT, captioner.decoder.width, dtype=captioner.dtype, generator=torch.Generator().manual_seed(5)
     )
     prompt, caption = words(1, N_ROWS, PROMPT), words(2, N_ROWS, CAPTION)
-    ours = captioner.logits(memory, {LM_INPUT: Vectors(values)}, caption)
+    ours = captioner.logits(kv_cache, {LM_INPUT: Vectors(values)}, caption)
     assert difference(ours, library_logits(kind, captioner, pixels, prompt, caption, values)) < EXACT
 
 
 def test_a_greedy_caption_is_the_one_of_generate(
-    kind: str, captioner: FrozenCaptioner, memory: KVCache, pixels: Tensor
+    kind: str, captioner: FrozenCaptioner, kv_cache: KVCache, pixels: Tensor
 ) -> None:
     prompt, n_new = words(1, N_ROWS, PROMPT), 8
     model: Any = captioner.model
@@ -207,54 +207,54 @@ def test_a_greedy_caption_is_the_one_of_generate(
     if kind == "blip2-flan":  # the library sizes the cache of generate by the encoder's blocks
         given |= {"use_cache": False}
     told = model.generate(**given, max_new_tokens=n_new, min_new_tokens=n_new, do_sample=False)
-    state, chosen = captioner.prefill(memory, soft(captioner, prompt)), []
+    state, chosen = captioner.prefill(kv_cache, soft(captioner, prompt)), []
     for _ in range(n_new):
         chosen.append(state.logits.index_fill(1, torch.tensor(ENDS), float("-inf")).argmax(dim=1))
         state = captioner.step(state, chosen[-1])
     assert torch.equal(torch.stack(chosen, dim=1), told[:, -n_new:])
 
 
-def test_steps_give_what_a_whole_caption_gives(kind: str, captioner: FrozenCaptioner, memory: KVCache) -> None:
+def test_steps_give_what_a_whole_caption_gives(kind: str, captioner: FrozenCaptioner, kv_cache: KVCache) -> None:
     caption, prompt = words(2, N_ROWS, CAPTION), soft(captioner, words(1, PROMPT))
-    state = captioner.prefill(memory, prompt)
+    state = captioner.prefill(kv_cache, prompt)
     stepped = [state.logits]
     for token in caption[:, :-1].unbind(1):
         state = captioner.step(state, token)
         stepped.append(state.logits)
-    assert difference(torch.stack(stepped, 1), captioner.logits(memory, prompt, caption)) < EXACT
+    assert difference(torch.stack(stepped, 1), captioner.logits(kv_cache, prompt, caption)) < EXACT
 
 
-def test_wanted_logits_are_those_of_the_wanted_tokens(captioner: FrozenCaptioner, memory: KVCache) -> None:
+def test_wanted_logits_are_those_of_the_wanted_tokens(captioner: FrozenCaptioner, kv_cache: KVCache) -> None:
     caption, wanted = words(2, N_ROWS, CAPTION), words(3, N_ROWS, CAPTION) % 2 == 0
     assert torch.allclose(
-        captioner.logits(memory, {}, caption, wanted), captioner.logits(memory, {}, caption)[wanted], rtol=1e-9
+        captioner.logits(kv_cache, {}, caption, wanted), captioner.logits(kv_cache, {}, caption)[wanted], rtol=1e-9
     )
 
 
-def test_rows_may_be_repeated_and_reordered(kind: str, captioner: FrozenCaptioner, memory: KVCache) -> None:
+def test_rows_may_be_repeated_and_reordered(kind: str, captioner: FrozenCaptioner, kv_cache: KVCache) -> None:
     prompt, caption, rows = words(1, N_ROWS, PROMPT), words(2, N_ROWS, CAPTION), torch.tensor([2, 0, 0, 1])
-    state = captioner.step(captioner.prefill(memory, soft(captioner, prompt)), caption[:, 0])
+    state = captioner.step(captioner.prefill(kv_cache, soft(captioner, prompt)), caption[:, 0])
     moved = captioner.step(state.select(rows), caption[rows, 1]).logits
     assert difference(moved, captioner.step(state, caption[:, 1]).logits[rows]) < EXACT
-    again = captioner.logits(memory.select(rows), soft(captioner, prompt[rows]), caption[rows])
-    assert difference(again, captioner.logits(memory, soft(captioner, prompt), caption)[rows]) < EXACT
+    again = captioner.logits(kv_cache.select(rows), soft(captioner, prompt[rows]), caption[rows])
+    assert difference(again, captioner.logits(kv_cache, soft(captioner, prompt), caption)[rows]) < EXACT
 
 
-def test_rows_do_not_see_one_another(kind: str, captioner: FrozenCaptioner, memory: KVCache) -> None:
+def test_rows_do_not_see_one_another(kind: str, captioner: FrozenCaptioner, kv_cache: KVCache) -> None:
     prompt, caption = words(1, N_ROWS, PROMPT), words(2, N_ROWS, CAPTION)
-    together = captioner.logits(memory, soft(captioner, prompt), caption)
+    together = captioner.logits(kv_cache, soft(captioner, prompt), caption)
     for row in range(N_ROWS):
         one = torch.tensor([row])
-        alone = captioner.logits(memory.select(one), soft(captioner, prompt[one]), caption[one])
+        alone = captioner.logits(kv_cache.select(one), soft(captioner, prompt[one]), caption[one])
         assert difference(together[one], alone) < EXACT
 
 
 def test_keys_and_values_of_tokens_give_what_the_tokens_give(
-    kind: str, captioner: FrozenCaptioner, memory: KVCache
+    kind: str, captioner: FrozenCaptioner, kv_cache: KVCache
 ) -> None:
     caption, tokens = words(2, N_ROWS, CAPTION), words(4, N_ROWS, PROMPT)
     decoder = captioner.decoder
-    opened = decoder.open(memory.states, None) if decoder.slot == "encoder" else memory
+    opened = decoder.open(kv_cache.states, None) if decoder.slot == "encoder" else kv_cache
     _, read = decoder.run(opened, decoder.embed(tokens))
     pairs = [[part[:, :, -PROMPT:] for part in pair] for pair in read.own]
     vectors = {
@@ -264,10 +264,10 @@ def test_keys_and_values_of_tokens_give_what_the_tokens_give(
     start = torch.tensor([decoder.start_ids]).expand(N_ROWS, -1)
     x = decoder.embed(torch.cat([start, caption[:, :-1]], dim=1))
     expected = decoder.head(decoder.run(read, x)[0])
-    assert difference(captioner.logits(memory, vectors, caption), expected) < EXACT
+    assert difference(captioner.logits(kv_cache, vectors, caption), expected) < EXACT
 
 
-def test_every_learned_key_and_value_has_a_gradient(captioner: FrozenCaptioner, memory: KVCache) -> None:
+def test_every_learned_key_and_value_has_a_gradient(captioner: FrozenCaptioner, kv_cache: KVCache) -> None:
     assert captioner.decoder.kv_shape is not None
     n_layers, n_heads, head = captioner.decoder.kv_shape
     generator = torch.Generator().manual_seed(6)
@@ -276,32 +276,32 @@ def test_every_learned_key_and_value_has_a_gradient(captioner: FrozenCaptioner, 
         for _ in range(n_layers)
     ]
     vectors = {Site("lm.kv", layer): Vectors(leaf) for layer, leaf in enumerate(leaves)}
-    captioner.logits(memory, vectors, words(2, N_ROWS, CAPTION)).logsumexp(-1).sum().backward()
+    captioner.logits(kv_cache, vectors, words(2, N_ROWS, CAPTION)).logsumexp(-1).sum().backward()
     assert all(leaf.grad is not None and (leaf.grad != 0).all() for leaf in leaves)
 
 
 def test_nothing_that_was_given_is_changed(captioner: FrozenCaptioner, pixels: Tensor) -> None:
     features = captioner.encode_image(pixels)
     values = torch.nn.Parameter(captioner.decoder.embed(words(1, PROMPT)))
-    memory = captioner.open(features)
-    held = [part for pair in (*memory.own, *memory.crossed) for part in pair]
-    held += [features, values] + ([] if memory.states is None else [memory.states])
+    kv_cache = captioner.open(features)
+    held = [part for pair in (*kv_cache.own, *kv_cache.crossed) for part in pair]
+    held += [features, values] + ([] if kv_cache.states is None else [kv_cache.states])
     before = [tensor.detach().clone() for tensor in held]
-    state = captioner.prefill(memory, {LM_INPUT: Vectors(values)})
-    kept = [part.detach().clone() for pair in state.memory.own for part in pair]
+    state = captioner.prefill(kv_cache, {LM_INPUT: Vectors(values)})
+    kept = [part.detach().clone() for pair in state.kv_cache.own for part in pair]
     captioner.step(state, words(2, N_ROWS))
-    captioner.logits(memory, {LM_INPUT: Vectors(values)}, words(2, N_ROWS, CAPTION))
+    captioner.logits(kv_cache, {LM_INPUT: Vectors(values)}, words(2, N_ROWS, CAPTION))
     assert all(torch.equal(tensor, old) for tensor, old in zip(held, before, strict=True))
-    after = [part for pair in state.memory.own for part in pair]
+    after = [part for pair in state.kv_cache.own for part in pair]
     assert all(torch.equal(tensor, old) for tensor, old in zip(after, kept, strict=True))
 
 
 def test_training_reaches_the_prompt_and_leaves_the_model_as_it_was(
-    captioner: FrozenCaptioner, memory: KVCache
+    captioner: FrozenCaptioner, kv_cache: KVCache
 ) -> None:
     values = torch.nn.Parameter(captioner.decoder.embed(words(1, PROMPT)))
     caption = words(2, N_ROWS, CAPTION)
-    logits = captioner.logits(memory, {LM_INPUT: Vectors(values)}, caption)
+    logits = captioner.logits(kv_cache, {LM_INPUT: Vectors(values)}, caption)
     F.cross_entropy(logits.flatten(0, 1), caption.flatten()).backward()
     assert values.grad is not None
     assert (values.grad != 0).all()
@@ -325,8 +325,8 @@ def test_a_folder_is_loaded_by_its_name(
     single = load(kind, torch.float32)
     found = load_captioner(str(save(kind)), device="cpu")
     assert found.fingerprint == single.fingerprint
-    picture = Image.fromarray((pixels[0].permute(1, 2, 0) * 255).byte().numpy()).resize((50, 40))
-    state = found.prefill(found.open(found.encode_image(found.preprocess(picture)[None])), {})
+    image = Image.fromarray((pixels[0].permute(1, 2, 0) * 255).byte().numpy()).resize((50, 40))
+    state = found.prefill(found.open(found.encode_image(found.preprocess(image)[None])), {})
     assert state.logits.shape == (1, found.decoder.vocabulary_size)
     assert state.logits.isfinite().all()
 

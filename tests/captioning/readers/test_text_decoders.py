@@ -145,9 +145,9 @@ def opened(case: Case, pixels: Tensor) -> KVCache:
     return case.captioner.open(case.captioner.encode_image(pixels))
 
 
-def tensors_of(memory: KVCache) -> list[Tensor]:
-    found = [part for pair in (*memory.own, *memory.crossed) for part in pair]
-    return found if memory.states is None else [*found, memory.states]
+def tensors_of(kv_cache: KVCache) -> list[Tensor]:
+    found = [part for pair in (*kv_cache.own, *kv_cache.crossed) for part in pair]
+    return found if kv_cache.states is None else [*found, kv_cache.states]
 
 
 def expect_close(found: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
@@ -197,9 +197,9 @@ def test_greedy_captions_are_those_of_uncached_forwards_of_the_ids(case: Case, p
 
 
 def test_steps_give_the_logits_of_the_whole_caption(case: Case, pixels: Tensor, ids: Tensor) -> None:
-    memory, vectors = opened(case, pixels), soft_of(case.captioner, words_of(case.captioner, N_SOFT, seed=9))
-    whole = case.captioner.logits(memory, vectors, ids)
-    state = case.captioner.prefill(memory, vectors)
+    kv_cache, vectors = opened(case, pixels), soft_of(case.captioner, words_of(case.captioner, N_SOFT, seed=9))
+    whole = case.captioner.logits(kv_cache, vectors, ids)
+    state = case.captioner.prefill(kv_cache, vectors)
     for place in range(WORDS):
         expect_close(state.logits, whole[:, place])
         state = case.captioner.step(state, ids[:, place])
@@ -221,14 +221,14 @@ def test_rows_of_one_batch_do_not_see_one_another(case: Case, pixels: Tensor, id
 
 def test_only_wanted_logits_are_returned(case: Case, pixels: Tensor, ids: Tensor) -> None:
     wanted = torch.arange(WORDS) < torch.tensor([[2], [6], [3]])
-    memory = opened(case, pixels)
-    expect_close(case.captioner.logits(memory, {}, ids, wanted), case.captioner.logits(memory, {}, ids)[wanted])
+    kv_cache = opened(case, pixels)
+    expect_close(case.captioner.logits(kv_cache, {}, ids, wanted), case.captioner.logits(kv_cache, {}, ids)[wanted])
 
 
-def keys_values_of(case: Case, memory: KVCache, ids: Tensor) -> dict[Site, Vectors]:
+def keys_values_of(case: Case, kv_cache: KVCache, ids: Tensor) -> dict[Site, Vectors]:
     """What every block keeps of tokens that are read right after the image."""
     decoder = case.captioner.decoder
-    _, read = decoder.run(memory, decoder.embed(ids))
+    _, read = decoder.run(kv_cache, decoder.embed(ids))
     sites = {}
     for layer, both in enumerate(read.own):
         last = [part[:, :, -ids.shape[1] :].transpose(1, 2).flatten(2) for part in both]
@@ -239,8 +239,8 @@ def keys_values_of(case: Case, memory: KVCache, ids: Tensor) -> dict[Site, Vecto
 def test_keys_and_values_of_real_tokens_give_what_reading_them_first_gives(
     case: Case, pixels: Tensor, ids: Tensor
 ) -> None:
-    prompt, memory = words_of(case.captioner, N_SOFT, seed=9), opened(case, pixels)
-    vectors = keys_values_of(case, memory, prompt)
+    prompt, kv_cache = words_of(case.captioner, N_SOFT, seed=9), opened(case, pixels)
+    vectors = keys_values_of(case, kv_cache, prompt)
     assert (
         vectors[Site("lm.kv")].values.shape[-1]
         == 2 * case.captioner.decoder.kv_shape[1] * (case.captioner.decoder.kv_shape[2])
@@ -248,7 +248,7 @@ def test_keys_and_values_of_real_tokens_give_what_reading_them_first_gives(
     n_start = len(case.captioner.decoder.start_ids)
     read = torch.cat([prompt, starts(case.captioner), ids[:, :-1]], dim=1)
     expected = case.logits(pixels, read)[:, N_SOFT + n_start - 1 :]
-    expect_close(case.captioner.logits(memory, vectors, ids), expected)
+    expect_close(case.captioner.logits(kv_cache, vectors, ids), expected)
 
 
 def shared_vectors(case: Case, mode: str) -> dict[Site, Vectors]:
@@ -269,11 +269,11 @@ def shared_vectors(case: Case, mode: str) -> dict[Site, Vectors]:
 def test_gradients_are_those_of_finite_differences_and_nothing_frozen_changes(
     case: Case, pixels: Tensor, ids: Tensor, mode: str
 ) -> None:
-    memory, vectors = opened(case, pixels), shared_vectors(case, mode)
+    kv_cache, vectors = opened(case, pixels), shared_vectors(case, mode)
     values = [given.values for given in vectors.values()]
 
     def loss() -> Tensor:
-        return F.cross_entropy(case.captioner.logits(memory, vectors, ids).flatten(0, 1), ids.flatten())
+        return F.cross_entropy(case.captioner.logits(kv_cache, vectors, ids).flatten(0, 1), ids.flatten())
 
     gradients = torch.autograd.grad(loss(), values)
     assert all(bool(gradient.abs().max() > 0) for gradient in gradients)
@@ -298,15 +298,15 @@ def test_gradients_are_those_of_finite_differences_and_nothing_frozen_changes(
 @pytest.mark.parametrize("mode", ["soft", "kv"])
 def test_neither_the_caller_s_tensors_nor_the_memory_change(case: Case, pixels: Tensor, ids: Tensor, mode: str) -> None:
     features = case.captioner.encode_image(pixels)
-    memory = case.captioner.open(features)
-    state = case.captioner.prefill(memory, shared_vectors(case, mode))
+    kv_cache = case.captioner.open(features)
+    state = case.captioner.prefill(kv_cache, shared_vectors(case, mode))
     x = case.captioner.decoder.embed(ids)
-    kept = [features, x, *tensors_of(memory), *tensors_of(state.memory)]
+    kept = [features, x, *tensors_of(kv_cache), *tensors_of(state.kv_cache)]
     before = [part.clone() for part in kept]
     vectors = shared_vectors(case, mode)
-    case.captioner.logits(memory, vectors, ids)
+    case.captioner.logits(kv_cache, vectors, ids)
     case.captioner.step(state, ids[:, 0])
-    case.captioner.decoder.run(state.memory, x)
+    case.captioner.decoder.run(state.kv_cache, x)
     assert all(torch.equal(part, old) for part, old in zip(kept, before, strict=True))
     for site, given in shared_vectors(case, mode).items():
         assert torch.equal(vectors[site].values, given.values)
