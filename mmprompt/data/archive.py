@@ -24,13 +24,7 @@ _ADVICE = "Install mmprompt again."
 
 
 def unpack(archive: Path) -> Path:
-    """Return the folder with an archive's files, unpacked if it is not there or not whole.
-
-    Args:
-        archive: a zip file of at most 100,000 files and 512 MiB unpacked.
-    Raises:
-        UserError: the archive is missing, damaged, unsafe or too large, or the cache cannot be written.
-    """
+    """Return the folder with a zip file's files, unpacked if it is not there or not whole."""
     if not archive.is_file():
         raise bad_file(archive, "is not there", _ADVICE)
     final = cache_folder() / f"{archive.parent.name}-{sha256_file(archive)[:8]}"
@@ -78,7 +72,7 @@ def _unpack_into(final: Path, handle: zipfile.ZipFile, members: list[zipfile.Zip
         try:
             fresh.rename(final)
         except OSError:
-            if not _is_whole(final, members):  # else another process was faster, and its pictures are ours
+            if not _is_whole(final, members):  # else another process was faster, and its images are ours
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -83,13 +83,9 @@ def ImageTable(  # noqa: N802  the sister of ImageFolder
 
 
 def read_folder(root: str | Path, hold_out: bool = True) -> Splits:
-    """Read all images below a folder of class folders, classes sorted by name, images by path.
+    """Read all images below a folder as `ImageFolder` takes it, classes sorted by name, images by path.
 
-    Args:
-        root: as for `ImageFolder`. Hidden files and other suffixes are passed over.
-        hold_out: whether a test part is held out where there is none.
-    Raises:
-        UserError: as for `ImageFolder`, or folders of parts and of classes lie side by side.
+    Hidden files and other suffixes are passed over; `hold_out` holds out a test part where there is none.
     """
     root = Path(root)
     if root.is_file():

@@ -166,11 +166,7 @@ def is_one(images: ImageLike | Iterable[ImageLike]) -> bool:
 
 
 def as_list(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
-    """Return one image or many as a list.
-
-    Raises:
-        UserError: it is neither.
-    """
+    """Return one image or many as a list."""
     if is_one(images):
         return [images]  # type: ignore[list-item]
     if not isinstance(images, Iterable):

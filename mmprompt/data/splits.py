@@ -54,11 +54,7 @@ class Row(NamedTuple):
 
 
 def _items(self: Splits | Dataset, split: str) -> tuple[Item, ...]:
-    """Return the images of `"train"`, `"val"` or `"test"`.
-
-    Raises:
-        UserError: there is no such split.
-    """
+    """Return the images of `"train"`, `"val"` or `"test"`."""
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
     return {"train": self.train, "val": self.val, "test": self.test}[split]
@@ -132,11 +128,7 @@ class Dataset:
     recipe: Mapping[str, Any] = field(default_factory=dict)
 
     def task(self, features: ImageFeatures | None = None) -> ClassificationTask:
-        """Give what `fit` learns from this data.
-
-        Args:
-            features: of image files, to share them or to choose where they are kept.
-        """
+        """Give what `fit` learns from this data; `features` are shared ones of image files, or chosen by hand."""
         room = importlib.import_module("mmprompt.classification.task")
         task: ClassificationTask = room.ClassificationTask.of(self, features)
         return task
@@ -154,11 +146,7 @@ class Dataset:
 
     @property
     def fingerprint(self) -> str:
-        """Hex SHA-256 over class names and every image's relative path, label and size, split by split.
-
-        Raises:
-            UserError: an image is gone.
-        """
+        """Hex SHA-256 over class names and every image's relative path, label and size, split by split."""
         digest = hashlib.sha256(json.dumps(self.class_names).encode())
         for split in SPLITS:
             for item in self.items(split):
@@ -232,11 +220,7 @@ def hold_out_test(splits: Splits, fraction: float = TEST_FRACTION) -> Splits:
     The choice follows from the hashes of the relative paths. It is the same for every seed, so that no
     run is measured on what another was trained on, and images added later do not reshuffle it.
 
-    Args:
-        splits: without a test part.
-        fraction: share of each class that is held out, between 0 and 1.
-    Raises:
-        UserError: no class has two images.
+    `fraction` is the share of each class that is held out, between 0 and 1.
     """
 
     def path_hash(item: Item) -> str:
@@ -263,11 +247,7 @@ def hold_out_test(splits: Splits, fraction: float = TEST_FRACTION) -> Splits:
 
 
 def refuse_missing(items: Iterable[Item]) -> None:
-    """Refuse images that are not on the disk.
-
-    Raises:
-        UserError: names the first one and says how many are missing.
-    """
+    """Refuse images that are not on the disk: name the first one and say how many are missing."""
     paths = [item.path for item in items]
     missing = [path for path in paths if not path.is_file()]
     if missing:

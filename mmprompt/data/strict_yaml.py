@@ -29,15 +29,7 @@ T = TypeVar("T")
 def read_yaml(
     path: str | Path, loader: type[StrictLoader] | None = None, max_bytes: int = MAX_YAML_BYTES
 ) -> dict[str, Any]:
-    """Read a mapping from a YAML file.
-
-    Args:
-        path: the file.
-        loader: what reads it, where its tags are known; without any by default.
-        max_bytes: most bytes of it.
-    Raises:
-        UserError: the file is missing, too large, not a mapping, or uses what the module's text excludes.
-    """
+    """Read a mapping from a YAML file, by a `loader` of one's own where it has tags."""
     path = Path(path)
     try:
         content = yaml.load(read_bytes(path, max_bytes).decode("utf-8-sig"), Loader=loader or StrictLoader)
@@ -61,9 +53,7 @@ def validate(cls: type[T], mapping: Mapping[str, Any], path: str | Path) -> T:
     Args:
         cls: a frozen dataclass; its annotations and `__post_init__` are the schema.
         mapping: what `read_yaml` gave.
-        path: the file, for the error message.
-    Raises:
-        UserError: names the file and the first key that is unknown (with the nearest), missing or bad.
+        path: the file, for the error message, which also names the first key that is unknown, missing or bad.
     """
     known = [field.name for field in fields(cls) if field.init]  # type: ignore[arg-type]
     try:

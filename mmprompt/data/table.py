@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmprompt.data.coop_split import read_coop_split
 from mmprompt.data.images import IMAGE_SUFFIXES
-from mmprompt.data.jsonl import read_objects
+from mmprompt.data.split_file import read_coop_split
 from mmprompt.data.splits import SPLITS, Row, Splits, assemble
 from mmprompt.errors import UserError, bad_file, unknown_name
-from mmprompt.files import SafeRoot, read_text
+from mmprompt.files import SafeRoot, read_objects, read_text
 
 _TRUTH = {"1": True, "true": True, "0": False, "false": False, "": False}
 
@@ -33,8 +32,6 @@ def read_table(path: str | Path, root: str | Path | None = None, hold_out: bool 
             held out. Or a `.json` split file as `mmprompt data split` writes it.
         root: what the paths are relative to; the file's own folder by default.
         hold_out: whether a test part is held out where there is none.
-    Raises:
-        UserError: the file cannot be read, a row is bad or repeated, or the classes are bad.
     """
     path = Path(path)
     folder = (path.parent if root is None else Path(root)).resolve()
@@ -54,8 +51,6 @@ def table_rows(path: Path, folder: Path, image: str, optional: Sequence[str] | N
         folder: what its paths are relative to, resolved; they may not leave it.
         image: the name of the column of paths; that of classes is `label`.
         optional: names of other columns that may be there; None for any, which mean nothing.
-    Raises:
-        UserError: the file cannot be read, a column is missing or unknown, a row is bad or repeated, or there is none.
     """
 
     def check(columns: list[str], line: int) -> None:

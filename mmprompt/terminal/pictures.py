@@ -53,8 +53,8 @@ class Pictures:
             UserError: something about the set or its images is wrong.
         """
         from mmprompt.data.catalog import load_dataset
+        from mmprompt.data.class_names import check_template
         from mmprompt.data.folder import ImageFolder, ImageTable
-        from mmprompt.data.templates import check_template
 
         path = self.path
         if path is not None:
@@ -82,7 +82,7 @@ class Pictures:
         Raises:
             UserError: one is broken, unless they are to be left out.
         """
-        from mmprompt.data.broken import drop_broken, find_broken, refuse_broken
+        from mmprompt.data.check import drop_broken, find_broken, refuse_broken
 
         broken = find_broken(data, progress=progress, known=known)
         if not self.skip_broken:

@@ -11,7 +11,7 @@ from annotated_types import Gt
 
 from mmprompt.classification.methods.base import ClassificationMethod
 from mmprompt.core.method import FrozenFeatures, Start
-from mmprompt.data.templates import check_template
+from mmprompt.data.class_names import check_template
 from mmprompt.errors import UserError
 from mmprompt.settings import Count
 
