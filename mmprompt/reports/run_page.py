@@ -11,7 +11,7 @@ from mmprompt.core.header import read_header
 from mmprompt.files import read_json
 from mmprompt.reports.figures import draw_learning_curve
 from mmprompt.reports.pages import Draw, require_extra, write_page
-from mmprompt.training.log import read_log
+from mmprompt.training.run_files import read_log
 
 VERBS = {"captioning": "caption eval --prompts", "language": "llm eval --prompt"}
 """What measures a run, by its kind."""

@@ -8,10 +8,13 @@ that was killed and resumed ends in the same bytes as one that was not.
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -21,11 +24,9 @@ from mmprompt.errors import UserError, bad_file
 from mmprompt.files import make_folder
 from mmprompt.training.callbacks import Callback, EarlyStopping
 from mmprompt.training.checkpoint import Checkpoint, checkpoint_folders, clean, read_newest, write_checkpoint
-from mmprompt.training.interrupts import Interrupts
-from mmprompt.training.log import append_log, write_log
 from mmprompt.training.problem import Problem, Run, RunFailed, StepResult
-from mmprompt.training.recipe import Recipe
-from mmprompt.training.schedules import learning_rate
+from mmprompt.training.recipe import Recipe, learning_rate
+from mmprompt.training.run_files import append_log, write_log
 from mmprompt.training.seeds import batches, derive_seed, epoch_order
 from mmprompt.training.update import NotFiniteError, WeightUpdate
 
@@ -79,7 +80,8 @@ def train(
         for callback in callbacks:
             stack.callback(callback.close)
         session.open(resume)
-        stack.enter_context(torch.random.fork_rng(_seeded_devices(session.update.device)))
+        device = session.update.device
+        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))  # left as it was found
         session.interrupts = stack.enter_context(Interrupts())
         session.work()
     return session.run.history
@@ -149,7 +151,7 @@ class _Session:
             callback.on_train_end(self.run)
 
     def _run_epoch(self, epoch: int) -> dict[str, Any]:
-        """All steps of one epoch; its record."""
+        """Take all steps of one epoch and return its record."""
         started = time.monotonic()
         recipe, problem = self.run.recipe, self.run.problem
         n_steps, lr = self.run.n_steps, 0.0
@@ -213,7 +215,7 @@ class _Session:
         self.saved_at = time.monotonic()
 
     def _checkpoint(self) -> Checkpoint:
-        """A copy of all that the next epoch depends on."""
+        """Copy all that the next epoch depends on."""
         parts = {
             "module": self.run.problem.module.state_dict(),
             "optimizer": self.update.tensors(),
@@ -253,13 +255,47 @@ class _Session:
         return parts
 
     def _named_callbacks(self) -> dict[str, Callback]:
-        """The callbacks by class name and their count within the class, which stateless others cannot change."""
+        """Name the callbacks by class and their count within the class, which stateless others cannot change."""
         named: dict[str, Callback] = {}
         for callback in self.callbacks:
             kind = type(callback).__name__
             n_before = sum(name.startswith(f"{kind}-") for name in named)
             named[f"{kind}-{n_before}"] = callback
         return named
+
+
+class Interrupts(AbstractContextManager["Interrupts"]):
+    """Within the block a first SIGINT or SIGTERM only sets `received`; a second one acts at once.
+
+    Handlers are installed in the main thread alone (Python allows it nowhere else) and put back at
+    the end; a signal that the process was started to ignore, as under nohup, stays ignored.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    # None stands for a handler that was not installed from Python and cannot be put back.
+                    self._before[number] = signal.signal(number, self._receive) or signal.SIG_DFL
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def stop(self) -> BaseException:
+        """Return the exception that ends the process as its signal would: exit 130 or 143."""
+        assert self.received is not None, "no signal was received"
+        return KeyboardInterrupt() if self.received == signal.SIGINT else SystemExit(128 + self.received)
+
+    def _receive(self, number: int, _: FrameType | None) -> None:
+        if self.received is not None:
+            raise self.stop()
+        self.received = number
 
 
 class _Means:
@@ -270,7 +306,7 @@ class _Means:
         self._n_items = 0
 
     def add(self, losses: Mapping[str, float], result: StepResult, n_items: int) -> dict[str, float]:
-        """Add a step; the means so far."""
+        """Add a step and return the means so far."""
         sums = {name: value * n_items for name, value in losses.items()}
         if result.n_correct is not None:
             sums["accuracy"] = float(result.n_correct)
@@ -280,11 +316,6 @@ class _Means:
         return self.values()
 
     def values(self) -> dict[str, float]:
-        """The means so far, `loss` first."""
+        """Return the means so far, `loss` first."""
         means = {name: value / self._n_items for name, value in self._sums.items()}
         return {"loss": means.pop("loss")} | means
-
-
-def _seeded_devices(device: torch.device) -> list[torch.device]:
-    """The devices beside the CPU whose random state `train` must leave as it found it."""
-    return [device] if device.type == "cuda" else []

@@ -61,7 +61,7 @@ class Problem(Protocol):
         ...
 
     def step(self, indices: list[int], epoch: int) -> StepResult:
-        """The losses of one batch.
+        """Compute the losses of one batch.
 
         Must be a pure function of the module's weights, the indices and the epoch: random numbers
         come from `seeds.generator(seed, ..., epoch, index)`. (torch's own generator, which dropout uses,
@@ -74,7 +74,7 @@ class Problem(Protocol):
         ...
 
     def validate(self) -> float | None:
-        """The accuracy (0..1) on items kept for that, or None if there are none."""
+        """Compute the accuracy (0..1) on items kept for that, None if there are none."""
         ...
 
 

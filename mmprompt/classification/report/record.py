@@ -17,7 +17,7 @@ import numpy as np
 from mmprompt.core.confidence import Reliability, reliability
 from mmprompt.errors import bad_file
 from mmprompt.files import read_json
-from mmprompt.training.log import read_log
+from mmprompt.training.run_files import read_log
 
 BASELINES = ("zero_shot_name", "zero_shot_template")
 RUN, METRICS, LOG, WORDS = "run.json", "metrics.json", "log.jsonl", "nearest_words.json"
