@@ -81,7 +81,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
             raise UserError(f"class_names has no word for label {label}. Add it, or leave class_names out.") from None
 
     def predict_proba(self, X: Sequence[ImageLike]) -> np.ndarray:  # noqa: N803
-        """[N, C] class probabilities, columns in the order of `classes_`.
+        """Return [N, C] class probabilities, columns in the order of `classes_`.
 
         Raises:
             NotFittedError: `fit` was not called.
@@ -91,11 +91,6 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         return self.classifier_.predict_proba(X)
 
     def predict(self, X: Sequence[ImageLike]) -> np.ndarray:  # noqa: N803
-        """[N] the most probable label of each picture.
-
-        Raises:
-            NotFittedError: `fit` was not called.
-            UserError: a picture cannot be read.
-        """
+        """Return [N] the most probable label of each image; it raises what `predict_proba` raises."""
         best = self.predict_proba(X).argmax(1)
         return self.classes_[best]

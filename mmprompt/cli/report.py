@@ -31,7 +31,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
         UserError: the folder holds no finished run, or the report extra is not installed.
     """
     settings = parse(Settings, arguments, prog, "Write the report of a finished run: one HTML file, and its figures.")
-    own = {"classification": "mmprompt.classification.report.report"}
+    own = {"classification": "mmprompt.classification.report"}
     page = importlib.import_module(own.get(read_header(settings.run)["kind"], "mmprompt.reports.run_page"))
     path, output = page.write_report(settings.run), Output(settings.json)
     output.say(f"report  {path}")

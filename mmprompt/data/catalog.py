@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmprompt.data.archive import unpack
 from mmprompt.data.card import DatasetCard
 from mmprompt.data.class_names import expand_templates
 from mmprompt.data.fewshot import draw_dataset
+from mmprompt.data.folder import read_table
 from mmprompt.data.layouts import given_root, read_layout, set_folder
 from mmprompt.data.splits import SPLITS, Dataset, Splits, refuse_missing
 from mmprompt.data.strict_yaml import read_yaml, validate
-from mmprompt.data.table import read_table
 from mmprompt.errors import bad_file, bad_value, unknown_name
+from mmprompt.files import unpack
 from mmprompt.settings import checked
 
 _PACKAGE = Path(__file__).resolve().parents[1]

@@ -89,16 +89,9 @@ def drop_broken(dataset: Dataset, broken: Sequence[Broken]) -> Dataset:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a check found.
+    """What a check found: numbers of images by split, and by label in each split.
 
-    Args:
-        root: the folder of the images.
-        class_names: names by label.
-        counts: images in each split.
-        per_class: for each split, images by label.
-        n_decoded: images that were opened.
-        problems: what a run would stumble over, one line each.
-        warnings: what makes results doubtful, one line each.
+    Problems are what a run would stumble over, warnings what makes results doubtful, one line each.
     """
 
     root: Path

@@ -209,13 +209,13 @@ def base_new(dataset: Dataset) -> tuple[Dataset, Dataset]:
             "ones. Use few-shot."
         )
     n_base = -(-n_classes // 2)
-    return _only(dataset, range(n_base)), _only(dataset, range(n_base, n_classes))
 
+    def only(labels: range) -> Dataset:
+        train, val, test = (
+            tuple(replace(item, label=item.label - labels.start) for item in part if item.label in labels)
+            for part in (dataset.train, dataset.val, dataset.test)
+        )
+        class_names = dataset.class_names[labels.start : labels.stop]
+        return replace(dataset, class_names=class_names, train=train, val=val, test=test)
 
-def _only(dataset: Dataset, labels: range) -> Dataset:
-    train, val, test = (
-        tuple(replace(item, label=item.label - labels.start) for item in part if item.label in labels)
-        for part in (dataset.train, dataset.val, dataset.test)
-    )
-    class_names = dataset.class_names[labels.start : labels.stop]
-    return replace(dataset, class_names=class_names, train=train, val=val, test=test)
+    return only(range(n_base)), only(range(n_base, n_classes))

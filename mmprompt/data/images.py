@@ -148,10 +148,7 @@ def _from_tensor(tensor: Tensor) -> Image.Image:
             f"a picture tensor has the shape {list(tensor.shape)}, but one picture is {shapes}. "
             "Use permute(2, 0, 1) if the channels come last."
         )
-    tensor = tensor.detach().cpu()
-    if tensor.is_floating_point():
-        tensor = tensor.float()
-    array = tensor.numpy()
+    array = (tensor.float() if tensor.is_floating_point() else tensor).detach().cpu().numpy()
     # tensors [C, H, W], arrays [H, W, C]
     return _from_array(array.transpose(1, 2, 0) if array.ndim == 3 else array, "tensor", shapes)
 

@@ -15,11 +15,10 @@ from typing import Any
 
 from mmprompt.data.card import DatasetCard, Place
 from mmprompt.data.class_names import open_clip_lists, readable_names, shortened
-from mmprompt.data.folder import read_folder
+from mmprompt.data.folder import read_folder, read_table
 from mmprompt.data.images import IMAGE_SUFFIXES
 from mmprompt.data.split_file import read_coop_split
 from mmprompt.data.splits import SPLITS, Item, SplitName, Splits
-from mmprompt.data.table import read_table
 from mmprompt.errors import UserError, bad_file, unknown_name
 from mmprompt.files import SafeRoot, text_lines
 

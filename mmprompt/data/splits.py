@@ -161,15 +161,10 @@ class Dataset:
 
 
 def assemble(root: Path, rows: Sequence[Row], place: str, hold_out: bool = True) -> Splits:
-    """Number the labels by sorted class name and hold out a test part where none is given.
+    """Number the labels by sorted class name and, to `hold_out`, make a test part where none is given.
 
-    Args:
-        root: the folder below which all paths lie.
-        rows: at least one image of every class in the train part, or none but test images.
-        place: the file or folder, for error messages.
-        hold_out: whether a test part is held out where there is none.
-    Raises:
-        UserError: class names are bad, or a class has no image to train on.
+    The train part must have an image of every class, unless there are test images alone. `place` is the file or folder,
+    for error messages.
     """
     labels = list(dict.fromkeys(row.label for row in rows))
     name_of = dict(zip(labels, readable_names(labels, place), strict=True))

@@ -48,12 +48,9 @@ def read_yaml(
 
 
 def validate(cls: type[T], mapping: Mapping[str, Any], path: str | Path) -> T:
-    """Make a dataclass from a mapping, without converting types and without leftovers.
+    """Make a frozen dataclass from a mapping, without converting types and without leftovers.
 
-    Args:
-        cls: a frozen dataclass; its annotations and `__post_init__` are the schema.
-        mapping: what `read_yaml` gave.
-        path: the file, for the error message, which also names the first key that is unknown, missing or bad.
+    Its annotations and `__post_init__` are the schema. The first key that is unknown, missing or bad is named.
     """
     known = [field.name for field in fields(cls) if field.init]  # type: ignore[arg-type]
     try:
@@ -79,11 +76,7 @@ def _adapter(cls: Any) -> TypeAdapter[Any]:
 
 
 class StrictLoader(yaml.SafeLoader):
-    """A SafeLoader that refuses tags, anchors, aliases and repeated or non-text keys.
-
-    Attributes:
-        tags: those that a subclass knows.
-    """
+    """A SafeLoader that refuses anchors, aliases, repeated or non-text keys, and tags that no subclass knows."""
 
     tags: frozenset[str] = frozenset()
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  the library's own form, filled below

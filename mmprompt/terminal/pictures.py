@@ -96,8 +96,7 @@ class Pictures:
             UserError: something about the set or its images is wrong.
         """
         from mmprompt.data.catalog import read_card, read_splits
-        from mmprompt.data.folder import read_folder
-        from mmprompt.data.table import read_table
+        from mmprompt.data.folder import read_folder, read_table
 
         path = self.path
         if path is not None:

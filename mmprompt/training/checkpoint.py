@@ -33,14 +33,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A run after a whole number of epochs.
-
-    Attributes:
-        run_id: a hash of the run's settings, data and backbone; a checkpoint of another run is refused.
-        epoch: finished epochs, at least 1.
-        tensors: all tensors by name, finite.
-        progress: the rest, as JSON: history, stop mark, scaler.
-    """
+    """A run after a whole number of epochs: its finite tensors by name; history, stop mark and scaler as JSON."""
 
     run_id: str
     epoch: int

@@ -49,23 +49,14 @@ def train(
     are written every `recipe.checkpoint_every` epochs, if `recipe.checkpoint_seconds` have passed since the last,
     and after the last epoch. A kill costs at most the work since the last checkpoint; SIGINT and SIGTERM
     save the last whole epoch first and cost the one under way. What is learned does not depend on any of it.
+    To `resume` is to go on from the newest checkpoint of the same `run_id`; from the start, with a warning, if there is
+    none. `recipe.n_steps` wins over `n_epochs`, and `recipe.patience` puts an `EarlyStopping` before the callbacks.
 
-    Args:
-        problem: what is trained and on what.
-        recipe: how; `patience` puts an `EarlyStopping` before the other callbacks.
-        seed: of the order of the items.
-        n_epochs: passes over the items, at least 1 (see `epochs_for`); `recipe.n_steps` wins where it is given.
-        folder: the run folder, or None to write nothing.
-        run_id: a hash of all that makes the run what it is; checkpoints of another are refused.
-        callbacks: told in this order.
-        resume: go on from the newest checkpoint; from the start, with a warning, if there is none.
     Returns:
         A record per epoch: `epoch` (finished ones, from 1), `lr`, `loss`, each loss by name (means over
         items), `accuracy` (0..1, if the problem counts it), `seconds`, and what callbacks added.
     Raises:
-        UserError: the folder cannot be used, or holds another or an unfinished run; nothing can be trained.
         RunFailed: a loss, gradient or weight became NaN or infinite, or the disk is full.
-        KeyboardInterrupt, SystemExit: after SIGINT or SIGTERM.
     """
     if problem.n_items < 1:
         raise UserError("there are no training items. Give data with a train split of one item or more.")
@@ -196,11 +187,9 @@ class _Session:
 
     def _interrupt(self) -> None:
         self._save()
-        n_done, folder = len(self.run.history), self.folder
-        kept = (
-            f"{n_done} of {self.run.n_epochs} epochs are kept in {folder}" if folder and n_done else "nothing is kept"
-        )
-        _log.warning("interrupted: %s.", kept)
+        n_done = len(self.run.history)
+        kept = f"{n_done} of {self.run.n_epochs} epochs are kept in {self.folder}"
+        _log.warning("interrupted: %s.", kept if self.folder and n_done else "nothing is kept")
         raise self.interrupts.stop()
 
     def _failure(self, what: str) -> RunFailed:

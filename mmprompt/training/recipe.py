@@ -125,13 +125,7 @@ def learning_rate(recipe: Recipe, epoch: int, n_epochs: float, step: int = 0, n_
 
     The cosine's period is the whole training with the warm-up counted again, so that the last epoch
     stays a little above zero: that is what the papers' numbers were trained with.
-
-    Args:
-        recipe: its `lr`, `min_lr`, `schedule`, `warmup_epochs` and `warmup_lr` are used.
-        epoch: counted from 0, below `n_epochs`.
-        n_epochs: length of the training; not a whole number where it is counted in steps.
-        step: within the epoch, counted from 0; it counts where the schedule is by the step.
-        n_steps: of an epoch.
+    Epochs, and steps within one, count from 0; `n_epochs` is no whole number where a training is counted in steps.
     """
     if epoch < recipe.warmup_epochs:
         return recipe.warmup_lr

@@ -10,24 +10,14 @@ import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 from mmprompt.errors import bad_file
 from mmprompt.files import locked, make_folder, read_bytes, sha256_bytes, write_bytes
 from mmprompt.training.problem import RunFailed
 from mmprompt.version import __version__
 
-if TYPE_CHECKING:
-    import torch
-
 LOCK = "run.lock"
-
-
-class Placed(Protocol):
-    """A model that lives somewhere, in some precision."""
-
-    device: torch.device
-    dtype: torch.dtype
 
 
 @contextlib.contextmanager
@@ -80,13 +70,13 @@ def _line(record: Mapping[str, Any]) -> str:
     return json.dumps(record, allow_nan=False) + "\n"
 
 
-def surroundings(backbone: Placed) -> dict[str, Any]:
-    """Return where and by what versions a run computes, JSON-ready."""
+def surroundings(model: Any) -> dict[str, Any]:
+    """Return where, in which precision and by what versions a run computes, JSON-ready."""
     import torch
 
     return {
-        "device": str(backbone.device),
-        "dtype": str(backbone.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "dtype": str(model.dtype).removeprefix("torch."),
         "versions": {"mmprompt": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
 

@@ -46,16 +46,8 @@ class WeightUpdate:
     def apply(self, losses: Mapping[str, Tensor], lr: float, rule: GradientRule | None = None) -> dict[str, float]:
         """Step once down the gradient of the sum of the losses, or down what a rule makes of their gradients.
 
-        Args:
-            losses: scalars by name, with their graph.
-            lr: learning rate of this step.
-            rule: from the gradients of each loss, one a parameter (zeros where it has none), to those to step down.
-        Returns:
-            The value of each loss, and of their sum as `loss`.
-        Raises:
-            NotFiniteError: a loss or gradient is NaN or infinite. (An infinite gradient under fp16 only lowers
-                the loss scale, until that can go no lower.)
-            UserError: no learned vector reaches the losses.
+        Return the value of each loss, and of their sum as `loss`. One that is NaN or infinite is refused; an infinite
+        gradient under fp16 only lowers the loss scale, until that can go no lower.
         """
         total = sum(losses.values(), start=torch.zeros((), device=self.device))
         values = {name: value.item() for name, value in losses.items()} | {"loss": total.item()}

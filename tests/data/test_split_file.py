@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmprompt.data.folder import ImageTable, read_folder
+from mmprompt.data.folder import ImageTable, read_folder, read_table
 from mmprompt.data.split_file import divide, read_coop_split, write_split
 from mmprompt.data.splits import SPLITS, Item, Splits
-from mmprompt.data.table import read_table
 from mmprompt.errors import UserError
 
 Make = Callable[..., Path]

@@ -65,12 +65,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Call:
-    """A command line, read.
-
-    Args:
-        run, pictures, recipe: the groups of settings that every method has.
-        method: made of its own group of settings.
-    """
+    """A command line, read; the method is made of its own group of settings."""
 
     run: Settings
     pictures: Pictures
@@ -79,11 +74,7 @@ class Call:
 
 
 def run(arguments: Sequence[str], prog: str) -> None:
-    """Train, measure beside zero-shot, and report.
-
-    Raises:
-        UserError: something in the call or the data is wrong; nothing is written then.
-    """
+    """Train, measure beside zero-shot, and report; a call that is refused writes nothing."""
     call = read_call(arguments, prog)
     folder = call.run.out or default_folder(call)
     check_folder(folder)
@@ -118,11 +109,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
 
 
 def read_call(arguments: Sequence[str], prog: str) -> Call:
-    """Read a command line of `train`.
-
-    Raises:
-        UserError: the method or data set is unknown, or the file given by --config is wrong.
-    """
+    """Read a command line of `train`, whose options depend on the method."""
     path = peek(arguments, "config")
     saved = {} if path is None else read_settings(Path(path))
     name = peek(arguments, "method") or saved.get("method", Settings.method)
@@ -133,15 +120,13 @@ def read_call(arguments: Sequence[str], prog: str) -> Call:
     remember(form)
     defaults = distribute(first_values(arguments, saved, groups), groups, Path(path or "the defaults"))
     read: Any = parse(form, arguments, prog, DESCRIPTION, form(**defaults))
-    settings: dict[str, Any] = {}
-    for group in kinds:
-        settings |= asdict(getattr(read, group))
+    settings = {key: value for group in kinds for key, value in asdict(getattr(read, group)).items()}
     pictures = read.pictures if read.pictures.data else replace(read.pictures, data=DATA)
     return Call(read.run, pictures, read.recipe, make_method(str(name), settings))
 
 
 def first_values(arguments: Sequence[str], saved: dict[str, Any], groups: dict[str, Any]) -> dict[str, Any]:
-    """The values that options start from: what suits the data set and the backbone, then the file's."""
+    """Return the values that options start from: what suits the data set and the backbone, then the file's."""
     from mmprompt.data.catalog import read_card
 
     name, folder = str(peek(arguments, "data") or saved.get("data") or DATA), peek(arguments, "datasets-dir")
@@ -166,18 +151,14 @@ def first_values(arguments: Sequence[str], saved: dict[str, Any], groups: dict[s
 
 
 def default_folder(call: Call) -> Path:
-    """`runs/DATASET-METHOD-16shots-seed1`."""
+    """Return `runs/DATASET-METHOD-16shots-seed1`."""
     name = Path(str(call.pictures.data)).stem
     shots = "all" if call.run.shots is None else f"{call.run.shots}shots"
     return Path("runs") / f"{name}-{call.run.method}-{shots}-seed{call.run.seed}"
 
 
 def refuse_other_run(folder: Path, config: Mapping[str, Any]) -> None:
-    """Refuse to go on in the folder of another run, and say in what it differs.
-
-    Raises:
-        UserError: the settings differ from those of the folder's `run.json`.
-    """
+    """Refuse to go on in the folder of a run with another `run.json`, and say in what it differs."""
     if not (folder / RUN).is_file():
         return
     saved, now = read_json(folder / RUN), json.loads(json.dumps(config))
@@ -200,8 +181,8 @@ def announce(output: Output, call: Call, data: Dataset, folder: Path) -> None:
 
 
 def finish(call: Call, result: Result[Classifier], folder: Path, command: str) -> Path | None:
-    """Add to the run folder how it was called, the nearest words and the report; the report's path if there is one."""
-    from mmprompt.classification.report.report import write_report
+    """Add to the run folder how it was called, the nearest words and the report, whose path is returned."""
+    from mmprompt.classification.report import write_report
     from mmprompt.classification.words import context_words
     from mmprompt.reports.pages import missing_extra
 
