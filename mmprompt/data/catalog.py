@@ -97,7 +97,7 @@ def read_splits(card: DatasetCard, root: str | Path | None = None) -> Splits:
     if not card.archive:
         return read_layout(card, given_root(card, root))
     if root is not None:
-        raise bad_value("root", root, f"the pictures of {card.name} are in the package", "Leave `root` out.")
+        raise bad_value("root", root, f"the images of {card.name} are in the package", "Leave `root` out.")
     return read_table(_PACKAGE / "assets" / card.csv, unpack(_PACKAGE / "assets" / card.archive))
 
 

@@ -64,7 +64,7 @@ def _why_broken(path: Path) -> str | None:
 def refuse_broken(broken: Sequence[Broken], advice: str = "") -> None:
     """Refuse a dataset with images that cannot be read: name the first and their number, and give the advice."""
     if broken:
-        count = "" if len(broken) == 1 else f"{len(broken)} pictures are broken, the first: "
+        count = "" if len(broken) == 1 else f"{len(broken)} images are broken, the first: "
         raise UserError(f"{count}{broken[0].reason} {advice}")
 
 
@@ -80,10 +80,10 @@ def drop_broken(dataset: Dataset, broken: Sequence[Broken]) -> Dataset:
     before, after = (class_counts(items, len(dataset.class_names)) for items in (dataset.train, train))
     emptied = [name for name, had, has in zip(dataset.class_names, before, after, strict=True) if had and not has]
     if emptied or (dataset.test and not test):
-        lost = f"training picture of {shortened(emptied)}" if emptied else "test picture"
-        raise UserError(f"{broken[0].reason} Without the broken pictures there is no {lost}. Mend them or add others.")
+        lost = f"training image of {shortened(emptied)}" if emptied else "test image"
+        raise UserError(f"{broken[0].reason} Without the broken images there is no {lost}. Mend them or add others.")
     names = shortened(sorted(path.relative_to(dataset.root).as_posix() for path in bad), limit=3)
-    note = f"Broken pictures left out, {len(bad)}: {names}."
+    note = f"Broken images left out, {len(bad)}: {names}."
     return replace(dataset, train=train, val=val, test=test, notes=(*dataset.notes, note))
 
 
@@ -116,8 +116,8 @@ class CheckReport:
             spread = f" ({min(counts)} to {max(counts)} a class)" if any(counts) else ""
             parts.append(f"{split} {self.counts[split]}{spread}")
         return (
-            f"{self.root}: {len(self.class_names)} classes; pictures: {', '.join(parts)}.",
-            f"Pictures opened: {self.n_decoded}.",
+            f"{self.root}: {len(self.class_names)} classes; images: {', '.join(parts)}.",
+            f"Images opened: {self.n_decoded}.",
             *(f"Problem: {problem}" for problem in self.problems),
             *(f"Warning: {warning}" for warning in self.warnings),
             self.verdict,
@@ -162,18 +162,18 @@ def check_dataset(
         problems.append(f"there are {len(names)} classes, but {n_classes} were expected.")
     for split, size in (sizes or {}).items():
         if counts[split] != size:
-            problems.append(f"{split} has {counts[split]} pictures, but {size} were expected.")
+            problems.append(f"{split} has {counts[split]} images, but {size} were expected.")
     if missing:
         first = shortened([path.relative_to(splits.root).as_posix() for path in missing], limit=3)
-        problems.append(f"missing pictures, {len(missing)} of {len(everything)}: {first}.")
+        problems.append(f"missing images, {len(missing)} of {len(everything)}: {first}.")
     problems += [reason for reason in in_workers(_why_broken, chosen) if reason is not None]
     warnings = list(splits.notes)
     untested = [name for name, count in zip(names, per_class["test"], strict=True) if count == 0]
     if untested:
-        warnings.append(f"no test picture for {shortened(untested)}.")
+        warnings.append(f"no test image for {shortened(untested)}.")
     repeated = _repeated(splits.root, paths, set(present))
     if repeated:
-        warnings.append(f"the same picture in two splits: {shortened(repeated, limit=3)}.")
+        warnings.append(f"the same image in two splits: {shortened(repeated, limit=3)}.")
     return CheckReport(splits.root, names, counts, per_class, len(chosen), tuple(problems), tuple(warnings))
 
 

@@ -69,7 +69,7 @@ def readable_names(
         owner[name] = raw
     if len(owner) < 2:
         held = f"only the class {next(iter(owner))!r}" if owner else "no class"
-        raise UserError(f"{place}: holds {held}, but two or more are needed. Add pictures of another class.")
+        raise UserError(f"{place}: holds {held}, but two or more are needed. Add images of another class.")
     return tuple(owner)
 
 

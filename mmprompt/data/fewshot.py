@@ -92,7 +92,7 @@ def draw_shots(splits: Splits, shots: int, seed: int, rule: str = "coop", publis
         raise unknown_name("protocol", rule, RULES)
     rng, n_val = draw_stream(seed), min(shots, MAX_VAL_SHOTS)
     if shots < 1:
-        raise bad_value("shots", shots, "at least 1 picture a class is needed", "Use `shots=1` or more.")
+        raise bad_value("shots", shots, "at least 1 image a class is needed", "Use `shots=1` or more.")
 
     def draw(items: Iterable[Item], n_each: int) -> tuple[Item, ...]:
         return sample_groups(by_label(items).values(), n_each, rng, repeat=rule != "coop")
@@ -146,7 +146,7 @@ def _both_from_train(splits: Splits, shots: int, n_val: int, rng: random.Random)
     for label, group in by_label(splits.train).items():
         if len(group) < shots + n_val:
             raise UserError(
-                f"the class {splits.class_names[label]!r} has {len(group)} training pictures, but protocol clip-lora "
+                f"the class {splits.class_names[label]!r} has {len(group)} training images, but protocol clip-lora "
                 f"draws {shots} + {n_val} where there is no val part. Use `protocol='coop'`, or fewer shots."
             )
         picked = rng.sample(group, shots + n_val)
@@ -171,14 +171,14 @@ def _read_published(path: Path, known: dict[str, Item]) -> tuple[Item, ...]:
         ends = ("/".join(parts[start:]) for start in range(len(parts)))  # the longest first
         item = next((known[end] for end in ends if end in known), None)
         if item is None:
-            problem = f"{record['_impath']!r} is neither a train nor a val picture of this set"
+            problem = f"{record['_impath']!r} is neither a train nor a val image of this set"
             raise bad_file(path, problem, _ADVICE, line)
         label = record["_label"]
         if type(label) is not int or label != item.label:
             raise UserError(f"{path}, line {line}: label {label!r} is {item.label} in this set. {_ADVICE}")
         picks.append(item)
     if not picks:
-        raise bad_file(path, "names no picture", _ADVICE)
+        raise bad_file(path, "names no image", _ADVICE)
     return tuple(picks)
 
 
@@ -188,7 +188,7 @@ def _short_classes(splits: Splits, shots: int, rule: str) -> tuple[str, ...]:
     if not short:
         return ()
     done = "taken whole" if rule in ("coop", "jsonl") else "filled up by repeating some"
-    return (f"Classes with fewer than {shots} training pictures, {done}: {shortened(short)}.",)
+    return (f"Classes with fewer than {shots} training images, {done}: {shortened(short)}.",)
 
 
 def base_new(dataset: Dataset) -> tuple[Dataset, Dataset]:

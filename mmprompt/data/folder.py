@@ -97,7 +97,7 @@ def read_folder(root: str | Path, hold_out: bool = True) -> Splits:
         problem = "is a file, but neither a table (.csv, .jsonl) nor a split file (.json)"
         raise bad_file(root, problem, "Give one of these, or a folder of class folders.")
     if not root.is_dir():
-        raise bad_file(root, "is not there", "Give a folder that holds a folder of pictures for each class.")
+        raise bad_file(root, "is not there", "Give a folder that holds a folder of images for each class.")
     root = root.resolve()
     rows = _metadata_rows(root)
     if rows is not None:
@@ -105,8 +105,8 @@ def read_folder(root: str | Path, hold_out: bool = True) -> Splits:
     inside = SafeRoot(root)
     folders = _visible_folders(root)
     if not folders:
-        held = "holds pictures but no class folders" if _images(root, inside) else "holds no class folders"
-        raise bad_file(root, held, "Make a folder of pictures for each class.")
+        held = "holds images but no class folders" if _images(root, inside) else "holds no class folders"
+        raise bad_file(root, held, "Make a folder of images for each class.")
     parts = {folder: _SPLIT_FOLDERS[folder.name.lower()] for folder in folders if folder.name.lower() in _SPLIT_FOLDERS}
     if len(parts) == len(folders):
         rows = [row for folder, split in parts.items() for row in _part_rows(folder, split, inside)]
@@ -150,8 +150,8 @@ def _class_rows(parent: Path, split: SplitName, inside: SafeRoot) -> Iterator[Ro
         yield from (Row(image, folder.name, split) for image in images)
     if empty:
         raise UserError(
-            f"{parent}: no picture in the class folders {shortened(empty)}. "
-            f"Add pictures ({', '.join(sorted(IMAGE_SUFFIXES))}) or remove the folders."
+            f"{parent}: no image in the class folders {shortened(empty)}. "
+            f"Add images ({', '.join(sorted(IMAGE_SUFFIXES))}) or remove the folders."
         )
 
 
@@ -164,7 +164,7 @@ def _passed_over(folders: list[Path]) -> tuple[str, ...]:
             if not is_read and _is_visible(path, folder) and path.is_file():
                 counts[path.suffix.lower() or "no suffix"] += 1
     kinds = [f"{count} {suffix}" for suffix, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))]
-    return (f"Files that are not read as pictures: {shortened(kinds)}.",) if kinds else ()
+    return (f"Files that are not read as images: {shortened(kinds)}.",) if kinds else ()
 
 
 def _visible_folders(parent: Path) -> list[Path]:
@@ -233,10 +233,10 @@ def table_rows(path: Path, folder: Path, image: str, optional: Sequence[str] | N
         place = os.path.normpath(row.path)
         if place in rows:
             problem = f"lists {record[image]!r} again, after line {first_line[place]}"
-            raise bad_file(path, problem, "Keep one row for each picture.", line)
+            raise bad_file(path, problem, "Keep one row for each image.", line)
         rows[place], first_line[place] = row, line
     if not rows:
-        raise bad_file(path, "holds no pictures", f"Add a row of {image} and label for each picture.")
+        raise bad_file(path, "holds no images", f"Add a row of {image} and label for each image.")
     return list(rows.values())
 
 

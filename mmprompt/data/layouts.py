@@ -27,7 +27,7 @@ AIRCRAFT_LISTS = (VARIANTS, *(f"images_variant_{split}.txt" for split in SPLITS)
 
 NAMES_OF_OPEN_CLIP = "classnames.txt is not there, so the class names are those that open_clip ships."
 NO_VAL = (
-    "There is no validation part: the part that the papers test on is never used to choose anything. Pictures of a "
+    "There is no validation part: the part that the papers test on is never used to choose anything. Images of a "
     "class are taken in the order of their names, so a seed picks others than in published runs."
 )
 
@@ -217,7 +217,7 @@ def _images_of(folders: list[Path]) -> tuple[Item, ...]:
     for label, folder in enumerate(folders):
         images = [e for e in os.scandir(folder) if Path(e.name).suffix.lower() in IMAGE_SUFFIXES and e.name[0] != "."]
         if not images:
-            raise bad_file(folder, "is a class without pictures", "Restore its pictures.")
+            raise bad_file(folder, "is a class without images", "Restore its images.")
         for entry in sorted(images, key=lambda e: e.name):
             if entry.is_symlink():
                 SafeRoot(folder.parent).join(f"{folder.name}/{entry.name}")  # refuses one that leads out

@@ -54,12 +54,12 @@ def read_coop_split(
     trained = {item.label for item in train}
     untrained = [name for label, name in enumerate(class_names) if train and label not in trained]
     if untrained:
-        raise bad_file(path, f"has no picture to train on for {shortened(untrained)}", _ADVICE)
+        raise bad_file(path, f"has no image to train on for {shortened(untrained)}", _ADVICE)
     if not test:
-        raise bad_file(path, "has no test pictures", _ADVICE)
+        raise bad_file(path, "has no test images", _ADVICE)
     seen = {os.path.normpath(item.path) for item in (*train, *val)}
     shared = [item.path.name for item in test if os.path.normpath(item.path) in seen]  # a published file is kept so
-    notes = [f"Test pictures that are in train or val too, {len(shared)}: {shortened(shared, limit=3)}."]
+    notes = [f"Test images that are in train or val too, {len(shared)}: {shortened(shared, limit=3)}."]
     return Splits(inside.root, class_names, train, val, test, tuple(notes if shared else ()))
 
 
@@ -118,7 +118,7 @@ def divide(splits: Splits, val: float = 0.1, test: float = 0.2, seed: int = 1) -
         parts["val"] += ordered[n_test : n_test + n_val]
         parts["train"] += ordered[n_test + n_val :]
     if not parts["test"]:
-        raise UserError(f"{splits.root}: no class has two pictures, so none can be tested. Add pictures.")
+        raise UserError(f"{splits.root}: no class has two images, so none can be tested. Add images.")
     train, held, tested = (tuple(parts[split]) for split in SPLITS)
     return Splits(splits.root, splits.class_names, train, held, tested, splits.notes)
 

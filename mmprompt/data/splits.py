@@ -154,7 +154,7 @@ class Dataset:
                     size = item.path.stat().st_size
                 except OSError as error:
                     problem = f"cannot be read ({error.strerror})"
-                    raise bad_file(item.path, problem, "Restore the picture.") from None
+                    raise bad_file(item.path, problem, "Restore the image.") from None
                 record = [split, item.path.relative_to(self.root).as_posix(), item.label, size]
                 digest.update(json.dumps(record).encode())
         return digest.hexdigest()
@@ -172,7 +172,7 @@ def assemble(root: Path, rows: Sequence[Row], place: str, hold_out: bool = True)
     untrained = sorted(set(class_names) - {name_of[row.label] for row in rows if row.split == "train"})
     if untrained and any(row.split != "test" for row in rows):
         raise UserError(
-            f"{place}: no picture to train on for {shortened(untrained)}. "
+            f"{place}: no image to train on for {shortened(untrained)}. "
             "Add one to the train part of each, or remove the class."
         )
     number = {name: label for label, name in enumerate(class_names)}
@@ -195,7 +195,7 @@ def _size_notes(splits: Splits) -> tuple[str, ...]:
     small = [name for name, count in zip(names, counts, strict=True) if count < SMALL_CLASS]
     if small:
         notes.append(
-            f"Classes with fewer than {SMALL_CLASS} pictures, whose results are hardly more than chance: "
+            f"Classes with fewer than {SMALL_CLASS} images, whose results are hardly more than chance: "
             f"{shortened(small)}."
         )
     trained = class_counts(splits.train, n_classes)
@@ -203,7 +203,7 @@ def _size_notes(splits: Splits) -> tuple[str, ...]:
     if most >= UNBALANCED * fewest:
         large, little = names[trained.index(most)], names[trained.index(fewest)]
         notes.append(
-            f"The classes are unbalanced, from {fewest} pictures ({little}) to {most} ({large}): read the accuracy of "
+            f"The classes are unbalanced, from {fewest} images ({little}) to {most} ({large}): read the accuracy of "
             "each class, and train on the same number of shots."
         )
     return tuple(notes)
@@ -233,11 +233,11 @@ def hold_out_test(splits: Splits, fraction: float = TEST_FRACTION) -> Splits:
     train = tuple(item for item in splits.train if item.path not in held)
     test = tuple(item for item in splits.train if item.path in held)
     if not test:
-        raise UserError(f"{splits.root}: no class has two pictures, so none can be tested. Add pictures.")
-    held_out = f"{len(test)} of {len(splits.train)} pictures are held out for testing, the same share of every class"
+        raise UserError(f"{splits.root}: no class has two images, so none can be tested. Add images.")
+    held_out = f"{len(test)} of {len(splits.train)} images are held out for testing, the same share of every class"
     notes = [f"No test part was given: {held_out}."]
     if single:
-        notes.append(f"Trained on and not tested, for want of a second picture: {shortened(single)}.")
+        notes.append(f"Trained on and not tested, for want of a second image: {shortened(single)}.")
     return replace(splits, train=train, test=test, notes=(*notes, *splits.notes))
 
 
@@ -246,7 +246,7 @@ def refuse_missing(items: Iterable[Item]) -> None:
     paths = [item.path for item in items]
     missing = [path for path in paths if not path.is_file()]
     if missing:
-        problem = f"is not there ({len(missing)} of {len(paths)} pictures are missing)"
+        problem = f"is not there ({len(missing)} of {len(paths)} images are missing)"
         raise bad_file(missing[0], problem, "Restore them, or list only those you have.")
 
 

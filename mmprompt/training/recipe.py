@@ -74,10 +74,10 @@ class Recipe:
     """auto: fp32 on a CPU, else bf16 where the device has it, else fp16. The learned vectors stay fp32."""
 
     augment: Augment = "auto"
-    """Training pictures as they are (none), cropped and flipped as in the papers (coop), or as the data set says."""
+    """Training images as they are (none), cropped and flipped as in the papers (coop), or as the data set says."""
 
     views: Annotated[int, Ge(0)] = 10
-    """Cropped and flipped views per picture, drawn once and taken in turn; 0 draws fresh ones in every epoch."""
+    """Cropped and flipped views per image, drawn once and taken in turn; 0 draws fresh ones in every epoch."""
 
     patience: Count | None = None
     """Stop after so many epochs without a better validation accuracy and keep the best; by default never."""

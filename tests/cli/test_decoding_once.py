@@ -100,7 +100,7 @@ def test_a_picture_broken_since_is_refused_by_name_or_left_out(
     assert decodes.take() == ["1.png"]
     assert not Path("two").exists()
     assert main([*train, "--out", "three", "--skip-broken"]) == 0
-    assert "Broken pictures left out, 1" in capsys.readouterr().out
+    assert "Broken images left out, 1" in capsys.readouterr().out
     assert decodes.take() == ["1.png"]
 
 

@@ -86,7 +86,7 @@ def test_the_global_random_state_is_left_alone() -> None:
 
 @pytest.mark.parametrize("shots", [0, -1])
 def test_shots_below_one_are_refused(shots: int) -> None:
-    with pytest.raises(UserError, match=f"shots is {shots}, but at least 1 picture a class is needed. Use `shots=1`"):
+    with pytest.raises(UserError, match=f"shots is {shots}, but at least 1 image a class is needed. Use `shots=1`"):
         drawn(items_of([0]), [], shots, 0)
 
 
@@ -116,7 +116,7 @@ def test_no_shots_means_all_and_no_seed() -> None:
 def test_short_classes_are_named_once_and_not_all_of_them() -> None:
     dataset = draw_dataset(splits_of([*range(9), 0, 1]), "toy", shots=2, seed=1)
     assert dataset.notes == (
-        "Classes with fewer than 2 training pictures, taken whole: kind 2, kind 3, kind 4, kind 5, kind 6 and 2 more.",
+        "Classes with fewer than 2 training images, taken whole: kind 2, kind 3, kind 4, kind 5, kind 6 and 2 more.",
     )
 
 
@@ -178,7 +178,7 @@ def test_clip_lora_without_a_validation_part_divides_one_draw(labels: list[int],
 
 
 def test_clip_lora_without_validation_refuses_a_class_that_is_too_small() -> None:
-    with pytest.raises(UserError, match=r"the class 'class 1' has 3 training pictures, .* draws 2 \+ 2"):
+    with pytest.raises(UserError, match=r"the class 'class 1' has 3 training images, .* draws 2 \+ 2"):
         draw_shots(splits_from(items_of([0] * 9 + [1] * 3), []), 2, 1, "clip-lora")
 
 
@@ -282,14 +282,14 @@ def test_pictures_are_found_by_the_end_of_a_foreign_path_in_the_order_of_the_fil
     [
         (
             published_line("/x/images/0/c1.jpg", 0),
-            "line 1: '/x/images/0/c1.jpg' is neither a train nor a val picture",
+            "line 1: '/x/images/0/c1.jpg' is neither a train nor a val image",
         ),
         (published_line("/x/images/0/a1.jpg", 1), "line 1: label 1 is 0 in this set"),
         (published_line("/x/images/0/a1.jpg", "0"), "line 1: label '0' is 0 in this set"),
         ('{"_label": 0}', "line 1: is not an object with _impath and _label"),
         ("[", "line 1: is not valid JSON"),
         ("[]", "line 1: is not a JSON object"),
-        ("", "names no picture"),
+        ("", "names no image"),
     ],
 )
 def test_a_list_that_does_not_fit_is_refused(tmp_path: Path, train: str, problem: str) -> None:

@@ -89,7 +89,7 @@ def test_the_dataset_says_its_name_protocol_and_template(class_folder: Make) -> 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path / "no") == (
-        f"{tmp_path}/no: is not there. Give a folder that holds a folder of pictures for each class."
+        f"{tmp_path}/no: is not there. Give a folder that holds a folder of images for each class."
     )
 
 
@@ -99,17 +99,17 @@ def test_a_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
-    assert "holds no class folders. Make a folder of pictures for each class." in refusal(tmp_path)
+    assert "holds no class folders. Make a folder of images for each class." in refusal(tmp_path)
 
 
 def test_pictures_without_class_folders_are_refused(tmp_path: Path, save_picture: Make) -> None:
     save_picture(tmp_path / "a.png")
-    assert "holds pictures but no class folders" in refusal(tmp_path)
+    assert "holds images but no class folders" in refusal(tmp_path)
 
 
 def test_class_folders_without_pictures_are_all_named(class_folder: Make) -> None:
     text = refusal(class_folder({"cat": 2, "dog": 0, "emu": 0}))
-    assert "no picture in the class folders dog, emu. Add pictures (.bmp, .gif" in text
+    assert "no image in the class folders dog, emu. Add images (.bmp, .gif" in text
 
 
 def test_one_class_only_is_refused(class_folder: Make) -> None:
@@ -130,7 +130,7 @@ def test_a_test_folder_alone_is_a_set_to_test_on(class_folder: Make) -> None:
 
 
 def test_a_val_folder_alone_is_refused(class_folder: Make) -> None:
-    assert "no picture to train on for cat, dog" in refusal(class_folder({"cat": 2, "dog": 2}, below="val"))
+    assert "no image to train on for cat, dog" in refusal(class_folder({"cat": 2, "dog": 2}, below="val"))
 
 
 @pytest.mark.parametrize(("train", "test"), [("Train", "Test"), ("TRAIN", "TEST"), ("training", "testing")])
@@ -150,12 +150,12 @@ def test_files_that_are_not_read_are_counted_by_suffix(class_folder: Make) -> No
     root = class_folder({"cat": 4, "dog": 4})
     for name in ("a.heic", "b.HEIC", "notes.txt", ".hidden", "README"):
         (root / "cat" / name).touch()
-    assert read_folder(root).notes[-1] == "Files that are not read as pictures: 2 .heic, 1 .txt, 1 no suffix."
+    assert read_folder(root).notes[-1] == "Files that are not read as images: 2 .heic, 1 .txt, 1 no suffix."
 
 
 def test_a_class_that_is_only_tested_is_refused(class_folder: Make) -> None:
     class_folder({"cat": 2, "dog": 2}, below="train")
-    assert "no picture to train on for emu." in refusal(class_folder({"emu": 2}, below="test"))
+    assert "no image to train on for emu." in refusal(class_folder({"emu": 2}, below="test"))
 
 
 def test_a_table_gives_the_same_dataset_as_its_folder(class_folder: Make) -> None:
@@ -172,15 +172,15 @@ def test_a_table_with_a_missing_picture_is_refused(tmp_path: Path, save_picture:
         save_picture(tmp_path / f"{name}.png")
     (tmp_path / "t.csv").write_text("path,label\na.png,x\nb.png,x\nc.png,y\nd.png,y\ne.png,y\n")
     with pytest.raises(
-        UserError, match=r"e\.png: is not there \(1 of 5 pictures are missing\)\. Restore them, or list only those"
+        UserError, match=r"e\.png: is not there \(1 of 5 images are missing\)\. Restore them, or list only those"
     ):
         ImageTable(tmp_path / "t.csv")
 
 
 def test_classes_of_few_pictures_are_named(class_folder: Make) -> None:
     notes = ImageFolder(class_folder({"cat": 3, "dog": 4, "emu": 1})).notes
-    assert any("Classes with fewer than 4 pictures" in note and note.endswith(": cat, emu.") for note in notes)
-    assert any("not tested, for want of a second picture: emu" in note for note in notes)
+    assert any("Classes with fewer than 4 images" in note and note.endswith(": cat, emu.") for note in notes)
+    assert any("not tested, for want of a second image: emu" in note for note in notes)
 
 
 def test_a_class_of_two_pictures_keeps_one_for_training(class_folder: Make) -> None:
@@ -191,7 +191,7 @@ def test_a_class_of_two_pictures_keeps_one_for_training(class_folder: Make) -> N
 
 def test_unbalanced_classes_are_said_with_their_sizes(class_folder: Make) -> None:
     notes = ImageFolder(class_folder({"cat": 20, "dog": 4})).notes
-    assert any("unbalanced, from 4 pictures (dog) to 20 (cat)" in note for note in notes)
+    assert any("unbalanced, from 4 images (dog) to 20 (cat)" in note for note in notes)
 
 
 def test_balanced_classes_have_nothing_to_say_but_what_is_held_out(class_folder: Make) -> None:
@@ -276,7 +276,7 @@ def test_paths_that_begin_with_a_part_belong_to_it(tmp_path: Path) -> None:
     ("header", "rows", "problem"),
     [
         ("file_name,text", ["0.png,x"], "metadata.csv, line 1: lacks 'label'. Name the columns file_name,label."),
-        ("file_name,label", [], "metadata.csv: holds no pictures"),
+        ("file_name,label", [], "metadata.csv: holds no images"),
         ("file_name,label", ["0.png,"], "metadata.csv, line 2: label is '', but text was expected"),
         ("file_name,label", ["../0.png,cat"], "metadata.csv, line 2: '../0.png' leaves the data folder"),
         ("file_name,label", ["0.png,cat", "./0.png,dog"], "line 3: lists './0.png' again, after line 2"),
@@ -377,7 +377,7 @@ def test_without_test_rows_a_part_is_held_out(tmp_path: Path) -> None:
         ("a.png,cat\n", ", line 1: has no header, its first line is 'a.png,cat'. Write path,label or"),
         ("path,label,splt\n", ", line 1: there is no column named 'splt'. Did you mean 'split'?"),
         ("path,label,path\n", ", line 1: has a column twice"),
-        ("path,label\n", ": holds no pictures"),
+        ("path,label\n", ": holds no images"),
         ("path,label\na.png,x\nb.png\n", ", line 3: has 1 cells, but the header has 2"),
         ("path,label\n\na.png,x,y\n", ", line 3: has 3 cells, but the header has 2"),
         ("path,label,split\na.png,x,dev\n", ", line 2: split is 'dev', but train, val or test was expected"),
@@ -414,7 +414,7 @@ def test_bad_csv_is_refused_with_its_line(tmp_path: Path, text: str | bytes, pro
         ),
         ('{"path": "a", "label": "x", "split": ["train"]}\n', ", line 1: split is ['train'], but train"),
         ("[" * 100_000, ", line 1: is not valid JSON"),
-        ("", ": holds no pictures"),
+        ("", ": holds no images"),
     ],
 )
 def test_bad_jsonl_is_refused_with_its_line(tmp_path: Path, text: str, problem: str) -> None:

@@ -73,7 +73,7 @@ def test_bad_shares_are_refused(shares: dict[str, float], problem: str) -> None:
 
 
 def test_classes_of_one_picture_alone_are_refused() -> None:
-    with pytest.raises(UserError, match="no class has two pictures"):
+    with pytest.raises(UserError, match="no class has two images"):
         divide(splits_of([1, 1]))
 
 
@@ -141,7 +141,7 @@ def test_names_are_replaced_as_the_file_spells_them(tmp_path: Path) -> None:
         ({**GOOD, "val": [["a/2.jpg", "0", "Z"]]}, "val, entry 0: is not [path, whole number, class name]"),
         ({**GOOD, "val": [["a/2.jpg", True, "b_b"]]}, "val, entry 0: is not [path, whole number, class name]"),
         ({**GOOD, "val": [["a/2.jpg", 0.0, "Z"]]}, "val, entry 0: is not [path, whole number, class name]"),
-        ({**GOOD, "test": []}, "has no test pictures"),
+        ({**GOOD, "test": []}, "has no test images"),
         ({**GOOD, "val": [["a/2.jpg", 0]]}, "val, entry 0: is not [path, whole number, class name]"),
         ({**GOOD, "val": [["a/2.jpg", 0, "Y"]]}, "val, entry 0: label 0 is 'Y' here, 'Z' before"),
         ({**GOOD, "val": [["a/2.jpg", 3, "Y"]]}, "has labels that are not 0 to 2 without a gap"),
@@ -162,5 +162,5 @@ def test_another_form_is_refused(tmp_path: Path, change: object, problem: str) -
 def test_a_test_picture_that_is_learned_from_is_said(tmp_path: Path, part: str) -> None:
     tested = [["a/../b/3.jpg", 1, "b_b"], *GOOD["test"][1:]]
     leaking = {**GOOD, part: [*GOOD[part], ["b/../b/3.jpg", 1, "b_b"]], "test": tested}
-    assert read(tmp_path, leaking).notes == ("Test pictures that are in train or val too, 1: 3.jpg.",)
+    assert read(tmp_path, leaking).notes == ("Test images that are in train or val too, 1: 3.jpg.",)
     assert read(tmp_path, GOOD).notes == ()

@@ -1,4 +1,4 @@
-"""`mmprompt eval`: a trained prompt on labelled pictures, beside zero-shot."""
+"""`mmprompt eval`: a trained prompt on labelled images, beside zero-shot."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmprompt.terminal.output import JSON_HELP, Output, result_table
 from mmprompt.terminal.parser import parse
 from mmprompt.terminal.pictures import Pictures
 
-DESCRIPTION = "Measure a trained prompt beside zero-shot, on the pictures of its run or on others."
+DESCRIPTION = "Measure a trained prompt beside zero-shot, on the images of its run or on others."
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,13 @@ def run(arguments: Sequence[str], prog: str) -> None:
     features = ImageFeatures(classifier.backbone)
     with ProgressDisplay() as progress:
         known = features.stored([item.path for item in items])
-        tested = pictures.sound(replace(data, train=(), val=(), test=items), progress.count("checking pictures"), known)
+        tested = pictures.sound(replace(data, train=(), val=(), test=items), progress.count("checking images"), known)
     if data.class_names != classifier.class_names:
         classifier = classifier.with_class_names(data.class_names)
     with ProgressDisplay() as progress:
-        features.progress = progress.count("encoding pictures")
+        features.progress = progress.count("encoding images")
         metrics = measure(classifier, tested, features=features)
-    output.say(f"{settings.run} on the {settings.split} part of {data.name}: {len(tested.test):,} pictures.")
+    output.say(f"{settings.run} on the {settings.split} part of {data.name}: {len(tested.test):,} images.")
     for note in tested.notes:
         output.say(f"Note: {note}", "dim")
     output.say()

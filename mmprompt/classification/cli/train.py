@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mmprompt.core.fit import Result
     from mmprompt.data.splits import Dataset
 
-DESCRIPTION = "Learn a prompt from a few pictures of each class. Without options: 4 context vectors on openart-large."
+DESCRIPTION = "Learn a prompt from a few images of each class. Without options: 4 context vectors on openart-large."
 DATA = "openart-large"
 RUN, WORDS = "run.json", "nearest_words.json"
 
@@ -48,7 +48,7 @@ class Settings:
     method: Annotated[str, tyro.conf.arg(metavar="NAME")] = "coop"
     """How to learn: coop, vpt, or both as coop+vpt; the method brings its own options."""
     shots: Annotated[int | None, tyro.conf.arg(metavar="INT|None")] = 16
-    """Training pictures of each class; None for all there are."""
+    """Training images of each class; None for all there are."""
     seed: Annotated[int, tyro.conf.arg(metavar="INT")] = 1
     """Seed of the shots, the random start, the order and the augmentation."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
@@ -93,7 +93,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
     recipe = ClassificationTask.of(data).complete(call.recipe)
     with ProgressDisplay() as progress:
         known = features.stored([item.path for split in SPLITS for item in data.items(split)])
-        data = call.pictures.sound(data, progress.count("checking pictures"), known)
+        data = call.pictures.sound(data, progress.count("checking images"), known)
     task = ClassificationTask.of(data, features)
     if call.run.resume:
         method = settled(call.method, backbone.name, task.kind)
@@ -101,7 +101,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
         refuse_other_run(folder, run_config(task, method, untrained, recipe, call.run.seed))
     announce(output, call, data, folder)
     with ProgressDisplay() as progress:
-        features.progress = progress.count("encoding pictures")
+        features.progress = progress.count("encoding images")
         result = fit(call.method, backbone, task, folder, recipe, call.run.seed, (), call.run.resume)
         metrics = measure(result.predictor, data, folder, features)
     report = finish(call, result, folder, command_of(arguments, prog))
@@ -173,9 +173,9 @@ def announce(output: Output, call: Call, data: Dataset, folder: Path) -> None:
     shots = "all that there are" if data.shots is None else f"{data.shots} a class"
     output.say(
         f"Learning a prompt ({call.run.method}) for the frozen backbone {call.run.backbone} from {len(data.train):,} "
-        f"pictures of {data.name} ({len(data.class_names)} classes, {shots})."
+        f"images of {data.name} ({len(data.class_names)} classes, {shots})."
     )
-    output.say(f"Testing it on {len(data.test):,} other pictures, beside zero-shot. Everything goes to {folder}.")
+    output.say(f"Testing it on {len(data.test):,} other images, beside zero-shot. Everything goes to {folder}.")
     for note in data.notes:
         output.say(f"Note: {note}", "dim")
 
@@ -210,8 +210,8 @@ def conclude(output: Output, metrics: dict[str, Any], data: Dataset, folder: Pat
     output.say(f"report      {report}" if report else f"report      {missing_extra()}")
     output.say()
     output.say("Try next:")
-    picture = shlex.quote(str(data.test[0].path))
-    for command in (f"predict {folder} {picture}", f"eval {folder}", f"inspect {folder}"):
+    image = shlex.quote(str(data.test[0].path))
+    for command in (f"predict {folder} {image}", f"eval {folder}", f"inspect {folder}"):
         output.say(f"  mmprompt {command}", "bold")
     shown = {key: metrics[key] for key in ("zero_shot_name", "zero_shot_template", "learned")}
     output.document({"folder": str(folder), "report": None if report is None else str(report), "metrics": shown})
