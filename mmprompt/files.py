@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 MAX_JSON_BYTES = 64 * 2**20
 MAX_TEXT_BYTES = 2**30
 """Of a file of rows; the captions of COCO with Karpathy's split take 144 MB."""
-MOST_FILES = 100_000
-MOST_BYTES = 512 * 2**20
+MAX_ZIP_FILES = 100_000
+MAX_ZIP_BYTES = 512 * 2**20
 _INSTALL = "Install mmprompt again."
 
 
@@ -262,8 +262,8 @@ def unpack(archive: Path) -> Path:
 
 def _safe_members(handle: zipfile.ZipFile, archive: Path) -> list[zipfile.ZipInfo]:
     members = [info for info in handle.infolist() if not info.is_dir()]
-    if len(members) > MOST_FILES or sum(info.file_size for info in members) > MOST_BYTES:
-        raise bad_file(archive, f"unpacks to more than {MOST_FILES} files or {MOST_BYTES // 2**20} MiB", _INSTALL)
+    if len(members) > MAX_ZIP_FILES or sum(info.file_size for info in members) > MAX_ZIP_BYTES:
+        raise bad_file(archive, f"unpacks to more than {MAX_ZIP_FILES} files or {MAX_ZIP_BYTES // 2**20} MiB", _INSTALL)
     for info in members:
         name = PurePosixPath(info.filename)
         is_link = stat.S_ISLNK(info.external_attr >> 16)

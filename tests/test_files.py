@@ -174,12 +174,12 @@ def test_links_are_refused(tmp_path: Path) -> None:
 
 
 def test_an_archive_that_unpacks_to_too_much_is_refused(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "MOST_BYTES", 100)
+    monkeypatch.setattr(files, "MAX_ZIP_BYTES", 100)
     assert "unpacks to more than" in refusal(archive)
 
 
 def test_an_archive_of_too_many_files_is_refused(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "MOST_FILES", 19)
+    monkeypatch.setattr(files, "MAX_ZIP_FILES", 19)
     assert "unpacks to more than 19 files" in refusal(archive)
 
 

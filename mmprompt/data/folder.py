@@ -3,7 +3,7 @@
 Folders are either `ROOT/CLASS/image.jpg`, or `ROOT/train/CLASS/image.jpg` with `test` and perhaps `val` beside
 `train`, in small or capital letters. Where a `metadata.csv` or `metadata.jsonl` of file_name and label lies beside the
 images, it says their classes; its other columns are passed over. A table is a CSV or JSONL file of
-`path,label[,split][,novel]`, or a split file, and of everything refused in it the line is said. Images are found by
+`path,label[,split][,novel]`, or a split file; what is refused in one is named with its line. Images are found by
 their suffix and opened only when a run reads them. This file does not know the catalog of published sets.
 """
 
