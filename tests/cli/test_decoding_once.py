@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mmprompt.cli.main import main
-from mmprompt.data import broken
+from mmprompt.data import check
 from mmprompt.data.images import read_image
 from mmprompt.models import image_reading as decoding
 from tests.fixtures.cli_run import COLOURS, write_pictures
@@ -36,7 +36,7 @@ def decodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Decodes:
     monkeypatch.setenv("MMPROMPT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("MMPROMPT_CACHE_LIMIT", "1GB")
     counted = Decodes()
-    for module in (broken, decoding):
+    for module in (check, decoding):
         monkeypatch.setattr(module, "read_image", counted)
     return counted
 
