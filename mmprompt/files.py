@@ -1,4 +1,4 @@
-"""Files that survive: atomic writes, hashes, size limits, and the only door to tensor files.
+"""Files that survive: atomic writes, hashes, size limits, rows of JSON, and the only door to tensor files.
 
 Nothing here unpickles. A write goes to a temporary name, is synced and renamed, so that a kill at
 any moment leaves the old file or the new one and never half of either.
@@ -11,8 +11,12 @@ import hashlib
 import json
 import os
 import shutil
+import stat
+import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from mmprompt.errors import UserError, bad_file
@@ -21,21 +25,26 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_JSON_BYTES = 64 * 2**20
+MAX_TEXT_BYTES = 2**30
+"""Of a file of rows; the captions of COCO with Karpathy's split take 144 MB."""
+MAX_ZIP_FILES = 100_000
+MAX_ZIP_BYTES = 512 * 2**20
+_INSTALL = "Install mmprompt again."
 
 
 def cache_folder() -> Path:
-    """Where unpacked pictures and features go: `$MMPROMPT_CACHE`, else `~/.cache/mmprompt`."""
+    """Return where unpacked images and features go: `$MMPROMPT_CACHE`, else `~/.cache/mmprompt`."""
     chosen = os.environ.get("MMPROMPT_CACHE")
     return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "mmprompt"
 
 
 def sha256_bytes(data: bytes) -> str:
-    """The hex SHA-256 of some bytes."""
+    """Return the hex SHA-256 of some bytes."""
     return hashlib.sha256(data).hexdigest()
 
 
 def sha256_file(path: Path) -> str:
-    """The hex SHA-256 of a file, read in pieces."""
+    """Return the hex SHA-256 of a file, read in pieces."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
@@ -51,11 +60,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> Path:
-    """Create a folder with its parents.
-
-    Raises:
-        UserError: the place is a file or cannot be written.
-    """
+    """Create a folder with its parents; refuse a place that is a file or cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -66,11 +71,7 @@ def make_folder(folder: Path) -> Path:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file so that a kill leaves the old content or the new, never a part.
-
-    Raises:
-        UserError: the place cannot be written.
-    """
+    """Write a file so that a kill leaves the old content or the new, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as handle:
@@ -91,11 +92,7 @@ def write_json(path: Path, content: object) -> None:
 
 
 def read_bytes(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
-    """Read a whole file of bounded size.
-
-    Raises:
-        UserError: it is missing, a folder, unreadable, or larger than `max_bytes`.
-    """
+    """Read a whole file; refuse one that cannot be read or is larger than `max_bytes`."""
     try:
         size = path.stat().st_size
         if size > max_bytes:
@@ -105,16 +102,8 @@ def read_bytes(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
         raise bad_file(path, f"cannot be read ({error.strerror})", "Check the path.") from None
 
 
-MAX_TEXT_BYTES = 2**30
-"""Of a file of rows; the captions of COCO with Karpathy's split take 144 MB."""
-
-
 def read_text(path: Path) -> str:
-    """The text of a file, without a byte order mark.
-
-    Raises:
-        UserError: it cannot be read, is larger than 1 GiB, or a line is not UTF-8.
-    """
+    """Return the text of a UTF-8 file of at most 1 GiB, without a byte order mark."""
     data = read_bytes(path, MAX_TEXT_BYTES)
     try:
         return data.decode("utf-8-sig")
@@ -124,11 +113,7 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        UserError: it is missing, too large or not JSON.
-    """
+    """Read a JSON file of at most 64 MiB."""
     try:
         return json.loads(read_bytes(path).decode("utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
@@ -136,8 +121,28 @@ def read_json(path: Path) -> Any:
         raise bad_file(path, "is not valid JSON", "Restore the file as it was written.", line) from None
 
 
+def text_lines(path: Path) -> list[str]:
+    """Return the lines of a file of UTF-8 text, without their ends."""
+    lines = [line.removesuffix("\r") for line in read_text(path).split("\n")]  # splitlines would break at rarer signs
+    return lines if lines[-1] else lines[:-1]
+
+
+def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the objects of a JSONL file with their line numbers, from 1; blank lines are passed over."""
+    for number, text in enumerate(text_lines(path), start=1):
+        if not text.strip():
+            continue
+        try:
+            record = json.loads(text)
+        except (ValueError, RecursionError):
+            raise bad_file(path, "is not valid JSON", "Write one object on each line.", number) from None
+        if not isinstance(record, dict):
+            raise bad_file(path, "is not a JSON object", "Write one object on each line.", number)
+        yield number, record
+
+
 def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
-    """The safetensors form of named tensors."""
+    """Return the safetensors form of named tensors."""
     from safetensors.torch import save
 
     # With no tensors and metadata that is empty, but there, the header is not JSON (safetensors 0.8.0).
@@ -146,11 +151,7 @@ def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | No
 
 
 def read_tensors(path: Path, max_bytes: int = 2**31) -> dict[str, Tensor]:
-    """Read a safetensors file and refuse what is not finite.
-
-    Raises:
-        UserError: it is missing, damaged, or holds NaN or infinity.
-    """
+    """Read a safetensors file; refuse one that is damaged or holds NaN or infinity."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -167,11 +168,7 @@ def read_tensors(path: Path, max_bytes: int = 2**31) -> dict[str, Tensor]:
 
 
 class SafeRoot:
-    """A folder that joined paths may not leave; it resolves each folder once, so thousands of paths are quick.
-
-    Args:
-        root: the folder. It may be reached by a link itself.
-    """
+    """A folder, perhaps a link itself, that joined paths may not leave; each folder is resolved once, to be quick."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -179,11 +176,7 @@ class SafeRoot:
         self._is_inside = {root: True}
 
     def join(self, relative: str) -> Path:
-        """Join a path from a file to the root.
-
-        Raises:
-            UserError: the path is absolute, climbs out with `..`, or a link leads out.
-        """
+        """Join a path to the root; refuse one that is absolute, climbs out with `..`, or leads out by a link."""
         joined = self.root / relative
         if "\0" in relative or Path(relative).is_absolute() or not self._stays(joined):
             raise UserError(
@@ -205,25 +198,9 @@ class SafeRoot:
         return Path(os.path.realpath(path)).is_relative_to(self._real)
 
 
-def safe_join(root: Path, relative: str) -> Path:
-    """Join one path from a file to its root and refuse one that leaves the root.
-
-    Raises:
-        UserError: the path is absolute, climbs out with `..`, or a link leads out.
-    """
-    return SafeRoot(root).join(relative)
-
-
 @contextlib.contextmanager
 def locked(lock: Path, refusal: UserError) -> Iterator[None]:
-    """Hold a lock file, which the system lets go when the process ends, however it ends; gone when the block ends.
-
-    Args:
-        lock: the file, in a folder that is there.
-        refusal: raised where another process holds it.
-    Raises:
-        UserError: the refusal.
-    """
+    """Hold a lock file until the block ends or the process dies; raise the refusal where another process holds it."""
     from filelock import FileLock, Timeout
 
     held = FileLock(lock)
@@ -241,13 +218,7 @@ def locked(lock: Path, refusal: UserError) -> Iterator[None]:
 
 @contextlib.contextmanager
 def new_folder(final: Path) -> Iterator[Path]:
-    """Fill a temporary folder and rename it to `final` when the block ends well; leave nothing otherwise.
-
-    Args:
-        final: the folder to appear; must not exist yet.
-    Raises:
-        UserError: the place cannot be written.
-    """
+    """Fill a temporary folder and rename it to `final`, not there yet, if the block ends well; else leave nothing."""
     make_folder(final.parent)
     temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
     if temporary.exists():
@@ -265,3 +236,62 @@ def new_folder(final: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     sync_folder(final.parent)
+
+
+def unpack(archive: Path) -> Path:
+    """Return the folder with a zip file's files, unpacked into the cache if it is not there or not whole.
+
+    The folder is named after the zip's hash, so another version never meets old files. It appears by one rename: a kill
+    leaves nothing half-unpacked, and of two processes at once the slower one uses what the faster one made.
+    """
+    if not archive.is_file():
+        raise bad_file(archive, "is not there", _INSTALL)
+    final = cache_folder() / f"{archive.parent.name}-{sha256_file(archive)[:8]}"
+    try:
+        with zipfile.ZipFile(archive) as handle:
+            members = _safe_members(handle, archive)
+            if not _is_whole(final, members):
+                _unpack_into(final, handle, members)
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+        raise bad_file(archive, f"is a damaged archive ({error})", _INSTALL) from None
+    except OSError as error:
+        problem = f"cannot be filled ({error.strerror or error})"
+        raise bad_file(final, problem, "Set MMPROMPT_CACHE elsewhere.") from None
+    return final.resolve()
+
+
+def _safe_members(handle: zipfile.ZipFile, archive: Path) -> list[zipfile.ZipInfo]:
+    members = [info for info in handle.infolist() if not info.is_dir()]
+    if len(members) > MAX_ZIP_FILES or sum(info.file_size for info in members) > MAX_ZIP_BYTES:
+        raise bad_file(archive, f"unpacks to more than {MAX_ZIP_FILES} files or {MAX_ZIP_BYTES // 2**20} MiB", _INSTALL)
+    for info in members:
+        name = PurePosixPath(info.filename)
+        is_link = stat.S_ISLNK(info.external_attr >> 16)
+        if name.is_absolute() or ".." in name.parts or set(info.filename) & set("\\:\0") or is_link:
+            raise bad_file(archive, f"holds the unsafe name {info.filename!r}", _INSTALL)
+    return members
+
+
+def _is_whole(folder: Path, members: list[zipfile.ZipInfo]) -> bool:
+    try:
+        return all((folder / info.filename).stat().st_size == info.file_size for info in members)
+    except OSError:
+        return False
+
+
+def _unpack_into(final: Path, handle: zipfile.ZipFile, members: list[zipfile.ZipInfo]) -> None:
+    make_folder(final.parent)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))
+    try:
+        fresh = temporary / "fresh"
+        fresh.mkdir()
+        handle.extractall(fresh, members)
+        if final.exists() and not _is_whole(final, members):
+            final.rename(temporary / "damaged")
+        try:
+            fresh.rename(final)
+        except OSError:
+            if not _is_whole(final, members):  # else another process was faster, and its images are ours
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -45,9 +45,6 @@ def check_settings(settings: Any) -> None:
     """Refuse a field of a dataclass that its annotation does not hold; keep numbers as Python's own, paths as paths.
 
     One spelling of a value (8, not numpy's int64(8)) matters, since hashes and JSON are made of settings.
-
-    Raises:
-        UserError: names the first such field, its value and what was expected.
     """
     hints = annotations_of(type(settings))  # type: ignore[arg-type]
     for field in fields(settings):
@@ -84,11 +81,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def check(name: str, value: object, hint: Any, advice: str) -> None:
-    """Refuse a value that an annotation does not hold.
-
-    Raises:
-        UserError: names the setting, the value and what was expected.
-    """
+    """Refuse a value that an annotation does not hold: name the setting, the value and what was expected."""
     if holds(value, hint):
         return
     choices = [choice for member in _members(hint) if get_origin(member) is Literal for choice in get_args(member)]

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import stat
+import threading
+import zipfile
 from pathlib import Path
 
 import pytest
 
+from mmprompt import files
 from mmprompt.errors import UserError
-from mmprompt.files import SafeRoot, safe_join
+from mmprompt.files import SafeRoot, unpack
 
 
 @pytest.fixture
@@ -57,4 +61,145 @@ def test_paths_that_leave_the_root_are_refused(root: Path, path: str) -> None:
 
 def test_a_root_may_be_reached_by_a_link(root: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(root)
-    assert safe_join(tmp_path / "link", "real/a.png").exists()
+    assert SafeRoot(tmp_path / "link").join("real/a.png").exists()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MMPROMPT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def make_zip(path: Path, members: dict[str, bytes]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as handle:
+        for name, content in members.items():
+            handle.writestr(name, content)
+    return path
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    return make_zip(tmp_path / "art" / "pictures.zip", {f"left/{i}.png": b"picture %d" % i for i in range(20)})
+
+
+def refusal(archive: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        unpack(archive)
+    return str(caught.value)
+
+
+def test_the_folder_is_named_after_the_zip_and_holds_its_files(archive: Path, cache: Path) -> None:
+    folder = unpack(archive)
+    assert folder.parent == cache
+    assert folder.name.startswith("art-")
+    assert (folder / "left" / "7.png").read_bytes() == b"picture 7"
+    assert [path.name for path in cache.iterdir()] == [folder.name]
+
+
+def test_a_whole_folder_is_used_again(archive: Path) -> None:
+    before = (unpack(archive) / "left" / "0.png").stat().st_mtime_ns
+    assert (unpack(archive) / "left" / "0.png").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("damage", ["lost", "cut"])
+def test_a_damaged_folder_is_filled_again(archive: Path, cache: Path, damage: str) -> None:
+    victim = unpack(archive) / "left" / "3.png"
+    victim.unlink()
+    if damage == "cut":
+        victim.touch()
+    assert (unpack(archive) / "left" / "3.png").read_bytes() == b"picture 3"
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_another_zip_gets_another_folder(archive: Path) -> None:
+    first = unpack(archive)
+    make_zip(archive, {"left/0.png": b"new"})
+    assert unpack(archive) != first
+
+
+def test_many_at_once_all_get_the_whole_folder(archive: Path, cache: Path) -> None:
+    barrier, results = threading.Barrier(8), []
+
+    def work() -> None:
+        barrier.wait()
+        folder = unpack(archive)
+        results.append(len(list(folder.rglob("*.png"))))
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [20] * 8
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_the_slower_process_uses_what_the_faster_one_made(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    extract = zipfile.ZipFile.extractall
+
+    def overtaken(handle: zipfile.ZipFile, *args: object) -> None:
+        monkeypatch.setattr(zipfile.ZipFile, "extractall", extract)
+        unpack(archive)
+        extract(handle, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(zipfile.ZipFile, "extractall", overtaken)
+    assert (unpack(archive) / "left" / "0.png").is_file()
+
+
+def test_a_stop_half_way_leaves_nothing(archive: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(zipfile.ZipFile, "extractall", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        unpack(archive)
+    assert list(cache.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["../a.png", "/a.png", "left/../../a.png", "C:a.png", "left\\a.png"])
+def test_names_that_leave_the_folder_are_refused(tmp_path: Path, cache: Path, name: str) -> None:
+    archive = make_zip(tmp_path / "bad.zip", {"good.png": b"", name: b""})
+    assert f"holds the unsafe name {name!r}" in refusal(archive)
+    assert not cache.exists()
+
+
+def test_links_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bad.zip"
+    link = zipfile.ZipInfo("link")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(path, "w") as handle:
+        handle.writestr(link, "/etc/passwd")
+    assert "holds the unsafe name 'link'" in refusal(path)
+
+
+def test_an_archive_that_unpacks_to_too_much_is_refused(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MAX_ZIP_BYTES", 100)
+    assert "unpacks to more than" in refusal(archive)
+
+
+def test_an_archive_of_too_many_files_is_refused(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MAX_ZIP_FILES", 19)
+    assert "unpacks to more than 19 files" in refusal(archive)
+
+
+def test_a_missing_archive_is_refused(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "no.zip") == f"{tmp_path}/no.zip: is not there. Install mmprompt again."
+
+
+def test_a_file_that_is_no_zip_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    path.write_text("no zip")
+    assert "is a damaged archive (File is not a zip file)" in refusal(path)
+
+
+def test_damaged_content_is_refused_and_leaves_nothing(archive: Path, cache: Path) -> None:
+    data = archive.read_bytes()
+    archive.write_bytes(data.replace(data[44:50], b"\xff" * 6, 1))
+    assert "is a damaged archive" in refusal(archive)
+    assert list(cache.iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_made_is_refused(archive: Path, cache: Path) -> None:
+    cache.touch()
+    assert "cannot be made" in refusal(archive)

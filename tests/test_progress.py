@@ -142,8 +142,8 @@ def test_training_and_evaluation_count_the_pictures_that_they_check_and_encode(
     monkeypatch.setattr(progress, "time", Clock(step=11))
     assert main(train_words(tmp_path / "run")) == 0
     said = capsys.readouterr().err
-    assert "checking pictures 9/9" in said
-    assert "encoding pictures 18/18" in said  # three views of six
-    assert "encoding pictures 3/3" in said
+    assert "checking images 9/9" in said
+    assert "encoding images 18/18" in said  # three views of six
+    assert "encoding images 3/3" in said
     assert main(["eval", str(tmp_path / "run"), "--device", "cpu"]) == 0
-    assert "encoding pictures 3/3" in capsys.readouterr().err
+    assert "encoding images 3/3" in capsys.readouterr().err

@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmprompt.data.images import IMAGE_SUFFIXES
-from mmprompt.data.jsonl import read_objects, text_lines
 from mmprompt.errors import UserError, bad_file, unknown_name
-from mmprompt.files import read_bytes, read_text
+from mmprompt.files import read_bytes, read_objects, read_text, text_lines
 
 EMOTIONS = "emotions"
 

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmprompt.captioning.caption_files import READERS, CaptionRow, detect_format, without_images
-from mmprompt.data.archive import unpack
 from mmprompt.data.class_names import shortened
 from mmprompt.data.splits import SPLITS
 from mmprompt.errors import UserError, bad_file, unknown_name
-from mmprompt.files import SafeRoot, read_json
+from mmprompt.files import SafeRoot, read_json, unpack
 from mmprompt.settings import checked
 
 if TYPE_CHECKING:

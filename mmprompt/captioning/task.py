@@ -30,11 +30,10 @@ from mmprompt.models.decoder.kv_cache import KVCache
 from mmprompt.models.sites import Site, Vectors, vectors_of
 from mmprompt.settings import check
 from mmprompt.training.callbacks import Callback
-from mmprompt.training.config import run_id_of
-from mmprompt.training.lock import run_lock
 from mmprompt.training.loop import train
 from mmprompt.training.problem import StepResult
 from mmprompt.training.recipe import Recipe
+from mmprompt.training.run_files import run_id_of, run_lock
 from mmprompt.training.seeds import batches, derive_seed
 
 N_STEPS = 160

@@ -7,7 +7,7 @@ from mmprompt.lazy import lazy_names
 if TYPE_CHECKING:
     from mmprompt.classification.methods import Combination, ZeroShot, ZeroShotEnsemble
     from mmprompt.classification.predictor import CLASSIFIERS, Prediction
-    from mmprompt.classification.report.report import write_report
+    from mmprompt.classification.report import write_report
     from mmprompt.classification.task import ClassificationTask
     from mmprompt.classification.template import ClassTemplate
     from mmprompt.classification.words import nearest_words

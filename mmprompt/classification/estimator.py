@@ -1,4 +1,4 @@
-"""`PromptClassifier`: the same training behind scikit-learn's conventions, for pictures in lists or arrays."""
+"""`PromptClassifier`: the same training behind scikit-learn's conventions, for images in lists or arrays."""
 
 from __future__ import annotations
 
@@ -54,19 +54,17 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         """Learn the prompt.
 
         Args:
-            X: N pictures: paths, PIL images, arrays or tensors.
+            X: N images: paths, PIL images, arrays or tensors.
             y: N labels.
         Raises:
-            UserError: the lengths differ, fewer than two classes are given, or a picture cannot be read.
+            UserError: the lengths differ, fewer than two classes are given, or an image cannot be read.
         """
         images = as_list(X)
         if len(images) != len(y):
-            raise bad_value("y", f"{len(y)} labels long", f"there are {len(images)} pictures", "Give one label each.")
+            raise bad_value("y", f"{len(y)} labels long", f"there are {len(images)} images", "Give one label each.")
         self.classes_, labels = np.unique(np.asarray(y), return_inverse=True)
         if len(self.classes_) < 2:
-            raise UserError(
-                f"y holds {len(self.classes_)} class, but at least two are needed. Add pictures of another."
-            )
+            raise UserError(f"y holds {len(self.classes_)} class, but at least two are needed. Add images of another.")
         task = ClassificationTask("images", [self._word(label) for label in self.classes_], images, labels)
         result = fit(self.method or CoOp(), self.backbone, task, recipe=self.recipe, seed=self.seed, progress=False)
         self.classifier_ = result.predictor
@@ -81,21 +79,16 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
             raise UserError(f"class_names has no word for label {label}. Add it, or leave class_names out.") from None
 
     def predict_proba(self, X: Sequence[ImageLike]) -> np.ndarray:  # noqa: N803
-        """[N, C] class probabilities, columns in the order of `classes_`.
+        """Return [N, C] class probabilities, columns in the order of `classes_`.
 
         Raises:
             NotFittedError: `fit` was not called.
-            UserError: a picture cannot be read.
+            UserError: an image cannot be read.
         """
         check_is_fitted(self)
         return self.classifier_.predict_proba(X)
 
     def predict(self, X: Sequence[ImageLike]) -> np.ndarray:  # noqa: N803
-        """[N] the most probable label of each picture.
-
-        Raises:
-            NotFittedError: `fit` was not called.
-            UserError: a picture cannot be read.
-        """
+        """Return [N] the most probable label of each image; it raises what `predict_proba` raises."""
         best = self.predict_proba(X).argmax(1)
         return self.classes_[best]

@@ -22,16 +22,7 @@ from mmprompt.settings import checked
 def evaluate(
     classifier: Classifier, data: Dataset | Sequence[Item], split: str = "test", features: ImageFeatures | None = None
 ) -> Evaluation:
-    """Score a classifier on labelled images; see `core.fit.evaluate`.
-
-    Args:
-        classifier: the classifier; its class features are computed once.
-        data: a data set, or items with labels in the order of `classifier.class_names`.
-        split: which part of a data set.
-        features: shared features of image files.
-    Raises:
-        UserError: there are no images, or one cannot be read.
-    """
+    """Score a classifier on a part of a data set, or on items labelled as its class names; see `core.fit.evaluate`."""
     return score_items(classifier, data if isinstance(data, Sequence) else data.items(split), features)
 
 
@@ -41,18 +32,9 @@ def measure(
 ) -> dict[str, Any]:
     """Test a classifier beside zero-shot with the bare class name and with the hand-written template.
 
-    Nothing is chosen by these numbers.
-
-    Args:
-        classifier: what was learned.
-        data: with test images.
-        folder: a run folder, to which `metrics.json` is written.
-        features: shared features of image files.
-    Returns:
-        JSON-ready: for each of `zero_shot_name`, `zero_shot_template` and `learned` the accuracy, its interval,
-        per-class accuracy and confusion; for `learned` also the paired gain over each; and every test prediction.
-    Raises:
-        UserError: the data set has no test images.
+    Return, and write as `metrics.json` to a run folder: for each of `zero_shot_name`, `zero_shot_template` and
+    `learned` the accuracy, its interval, per-class accuracy and confusion; for `learned` also the paired gain over
+    each; and every test prediction. Nothing is chosen by these numbers.
     """
     features = features or ImageFeatures(classifier.backbone)
     classifiers = {

@@ -65,12 +65,7 @@ class ClassTemplate:
 
     @classmethod
     def of_context(cls, n_ctx: int, class_position: str = "end") -> ClassTemplate:
-        """Return the published layouts of CoOp: vectors, the name and a full stop.
-
-        Args:
-            n_ctx: M.
-            class_position: the name after the vectors, after the first half of them, or before them.
-        """
+        """Return the published layouts of CoOp: M vectors with the name after, amid or before them, and a full stop."""
         before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[class_position]
         soft = [f"{{soft*{n}}}" if n else "" for n in (before, n_ctx - before)]
         return cls(f"{soft[0]} {{name}} {soft[1]}".strip() + ".")
@@ -95,11 +90,7 @@ class ClassTemplate:
         return row + ids[n_read:]
 
     def slots(self, backbone: DualEncoder, class_names: Sequence[str]) -> TextSlots:
-        """Give the slots of all classes in one line, framed for the backbone's text tower.
-
-        Raises:
-            UserError: a name is empty, has no token, or does not fit the context length beside the vectors.
-        """
+        """Give the slots of all classes, framed for the text tower; refuse names that do not fit."""
         check_class_names(class_names)
         check_room(self.n_ctx, backbone)
         rows = [self.row(backbone, name) for name in class_names]
@@ -116,23 +107,14 @@ class ClassTemplate:
 
 
 def check_room(n_ctx: int, backbone: DualEncoder) -> None:
-    """Refuse more context vectors than the text tower has slots, before any are made.
-
-    Raises:
-        UserError: there are more.
-    """
+    """Refuse more context vectors than the text tower has slots, before any are made."""
     if n_ctx > backbone.context_length:
         room = f"the text tower of {backbone.name} has {backbone.context_length} slots for them and the class name"
         raise bad_value("n_ctx", n_ctx, room, "Use fewer context vectors.")
 
 
 def check_class_names(class_names: Sequence[str]) -> None:
-    """Refuse class names that say nothing or cannot be told apart.
-
-    Raises:
-        UserError: there are none, they are no list, or one is no text, empty, only punctuation, or there twice (an
-            underscore reads as a space).
-    """
+    """Refuse class names that say nothing or cannot be told apart; an underscore reads as a space."""
     if isinstance(class_names, str) or not hasattr(class_names, "__getitem__"):
         raise bad_value("class_names", repr(class_names), "a list of names was expected", 'Write ["cat", "dog"].')
     if len(class_names) == 0:
@@ -154,11 +136,7 @@ def check_class_names(class_names: Sequence[str]) -> None:
 
 
 def refuse_single_class(class_names: Sequence[str]) -> None:
-    """Refuse to learn or predict where there is nothing to choose between.
-
-    Raises:
-        UserError: there is one class only.
-    """
+    """Refuse to learn or predict where there is nothing to choose between."""
     if len(class_names) == 1:
         raise UserError(
             f"{class_names[0]!r} is the only class, but two or more are needed to choose between. Name another class."

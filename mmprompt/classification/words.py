@@ -24,7 +24,7 @@ MAX_CLASSES = 5
 
 @checked
 def nearest_words(backbone: DualEncoder, vectors: Tensor, k: Count = 5) -> list[list[tuple[str, float]]]:
-    """The k nearest words of each vector by Euclidean distance (Zhou et al. 2022, "Interpreting the Learned Prompts").
+    """Return the k words nearest to each vector, by Euclidean distance (Zhou et al. 2022).
 
     Args:
         backbone: the frozen model whose token table is searched.
@@ -41,20 +41,20 @@ def nearest_words(backbone: DualEncoder, vectors: Tensor, k: Count = 5) -> list[
             f"the vectors have the shape {shape}, but [M, {backbone.text_width}] was expected, the width of the text "
             f"tower of {backbone.name}. Give the vectors of the site text.input."
         )
-    distances = _distances(backbone, vectors)  # [M, V]
+    query = vectors.detach().to(backbone.device, torch.float32)
+    pieces = []
+    for ids in torch.arange(backbone.vocabulary_size, device=backbone.device).split(CHUNK):
+        table = backbone.token_vectors(ids).float()  # [V', D]
+        pieces.append(torch.cdist(query, table, compute_mode="donot_use_mm_for_euclid_dist"))
+    distances = torch.cat(pieces, dim=1).cpu()  # [M, V]
     order = distances.argsort(dim=1, stable=True)  # [M, V]
     return [_first_words(backbone, row, ids.tolist(), k) for row, ids in zip(distances, order, strict=True)]
 
 
 def context_words(classifier: Classifier, k: int = 5) -> list[dict[str, Any]]:
-    """The nearest words of each context vector of a classifier, JSON-ready.
+    """Return a mapping per context vector of a classifier: `vector` its name, `words` a list of (word, distance).
 
-    Args:
-        classifier: its prompt may have no vectors at `text.input`; then the list is empty.
-        k: words per vector, at least 1.
-    Returns:
-        A mapping per vector, `vector` its name and `words` a list of (word, distance). Of a class-specific
-        context the first five classes are looked at.
+    Of a class-specific context the first five classes are looked at.
     """
     if classifier.prompt.needs_image:
         return []
@@ -69,16 +69,6 @@ def context_words(classifier: Classifier, k: int = 5) -> list[dict[str, Any]]:
         for prefix, values in contexts.items()
         for m, words in enumerate(nearest_words(classifier.backbone, values, k))
     ]
-
-
-def _distances(backbone: DualEncoder, vectors: Tensor) -> Tensor:
-    """Distances [M, V] from each vector to each token embedding, the table read in pieces."""
-    query = vectors.detach().to(backbone.device, torch.float32)
-    pieces = []
-    for ids in torch.arange(backbone.vocabulary_size, device=backbone.device).split(CHUNK):
-        table = backbone.token_vectors(ids).float()  # [V', D]
-        pieces.append(torch.cdist(query, table, compute_mode="donot_use_mm_for_euclid_dist"))
-    return torch.cat(pieces, dim=1).cpu()
 
 
 def _first_words(backbone: DualEncoder, distances: Tensor, order: list[int], k: int) -> list[tuple[str, float]]:

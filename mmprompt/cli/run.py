@@ -147,7 +147,7 @@ def run_eval(arguments: Sequence[str], prog: str) -> None:
 def run_report(arguments: Sequence[str], prog: str) -> None:
     """Write `report.html` and the figures into the run folder, from what is in it alone."""
     settings = parse(ReportSettings, arguments, prog, REPORT)
-    own = {"classification": "mmprompt.classification.report.report"}
+    own = {"classification": "mmprompt.classification.report"}
     page = importlib.import_module(own.get(read_header(settings.run)["kind"], "mmprompt.reports.pages"))
     path, output = page.write_report(settings.run), Output(settings.json)
     output.say(f"report  {path}")

@@ -22,11 +22,10 @@ from mmprompt.errors import UserError, bad_value, unknown_name
 from mmprompt.files import make_folder, write_json
 from mmprompt.settings import check, checked
 from mmprompt.training.callbacks import Callback, ProgressBar, WriteConfig
-from mmprompt.training.config import provenance, run_id_of, surroundings
-from mmprompt.training.lock import run_lock
 from mmprompt.training.loop import count_epochs, train
 from mmprompt.training.problem import RunFailed
 from mmprompt.training.recipe import Recipe
+from mmprompt.training.run_files import provenance, run_id_of, run_lock, surroundings
 
 if TYPE_CHECKING:
     from mmprompt.training.problem import Problem

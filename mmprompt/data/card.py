@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Literal
 
-from mmprompt.data.class_names import Rewrite
+from mmprompt.data.class_names import Rewrite, check_template, check_templates
 from mmprompt.data.splits import SplitName
-from mmprompt.data.templates import check_template, check_templates
 from mmprompt.errors import bad_value, unknown_name
 
 Layout = Literal["csv", "coop", "folder", "aircraft", "imagenet"]

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmprompt.data.archive import unpack
 from mmprompt.data.card import DatasetCard
+from mmprompt.data.class_names import expand_templates
 from mmprompt.data.fewshot import draw_dataset
+from mmprompt.data.folder import read_table
 from mmprompt.data.layouts import given_root, read_layout, set_folder
 from mmprompt.data.splits import SPLITS, Dataset, Splits, refuse_missing
 from mmprompt.data.strict_yaml import read_yaml, validate
-from mmprompt.data.table import read_table
-from mmprompt.data.templates import expand_templates
 from mmprompt.errors import bad_file, bad_value, unknown_name
+from mmprompt.files import unpack
 from mmprompt.settings import checked
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -77,25 +77,12 @@ def list_datasets(datasets_dir: str | Path | None = None) -> tuple[DatasetCard, 
 
 
 def dataset_names(datasets_dir: str | Path | None = None) -> tuple[str, ...]:
-    """List the names of all data sets, without a look into their cards.
-
-    Args:
-        datasets_dir: a folder with more cards.
-    Raises:
-        UserError: two cards have the same name.
-    """
+    """List the names of all data sets, without a look into their cards."""
     return tuple(sorted(_card_paths(datasets_dir)))
 
 
 def read_card(name: str, datasets_dir: str | Path | None = None) -> DatasetCard:
-    """Return the card of one dataset.
-
-    Args:
-        name: of the set.
-        datasets_dir: a folder with more cards.
-    Raises:
-        UserError: there is none of that name (the nearest is named), or it is bad.
-    """
+    """Return the card of one dataset; refuse an unknown name and name the nearest."""
     paths = _card_paths(datasets_dir)
     if name not in paths:
         raise unknown_name("dataset", name, paths, "A folder of your own is read by ImageFolder.")
@@ -103,18 +90,14 @@ def read_card(name: str, datasets_dir: str | Path | None = None) -> DatasetCard:
 
 
 def read_splits(card: DatasetCard, root: str | Path | None = None) -> Splits:
-    """Read all images of a dataset, before any draw. Whether each one exists is not looked at.
+    """Read all images of a dataset, before any draw; whether each one exists is not looked at.
 
-    Args:
-        card: what its YAML says.
-        root: the folder that holds the set's folder; None for the images in the package.
-    Raises:
-        UserError: no root was given where one is needed, or folder or split file are missing.
+    `root` is the folder that holds the set's folder, None for the images in the package.
     """
     if not card.archive:
         return read_layout(card, given_root(card, root))
     if root is not None:
-        raise bad_value("root", root, f"the pictures of {card.name} are in the package", "Leave `root` out.")
+        raise bad_value("root", root, f"the images of {card.name} are in the package", "Leave `root` out.")
     return read_table(_PACKAGE / "assets" / card.csv, unpack(_PACKAGE / "assets" / card.archive))
 
 

@@ -1,34 +1,97 @@
-"""What is there of a dataset, what is missing, and what is broken, before a long run finds out.
+"""What of a dataset is missing, broken or there twice, found before a long run meets it.
 
-Only looks: nothing is fetched, repaired or changed, and nothing is printed.
+Every image that is looked at is decoded whole, because a header tells nothing of a file that was cut off. Nothing is
+fetched, repaired or printed; whether a broken image stops the run or is left out is the caller's choice.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mmprompt.data.broken import why_broken
 from mmprompt.data.class_names import shortened
+from mmprompt.data.images import read_image
 from mmprompt.data.parallel import in_workers
-from mmprompt.data.splits import SPLITS, SplitName, Splits, class_counts
+from mmprompt.data.splits import SPLITS, Dataset, Item, SplitName, Splits, class_counts
+from mmprompt.errors import UserError
 from mmprompt.files import sha256_file
 
 
 @dataclass(frozen=True)
-class CheckReport:
-    """What a check found.
+class Broken:
+    """An image that cannot be read, and why: one line that names the file."""
+
+    path: Path
+    reason: str
+
+
+def find_broken(
+    items: Iterable[Item] | Dataset,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    known: Collection[Path] = (),
+) -> tuple[Broken, ...]:
+    """Open every image and return those that cannot be read, in the order of the items.
 
     Args:
-        root: the folder of the images.
-        class_names: names by label.
-        counts: images in each split.
-        per_class: for each split, images by label.
-        n_decoded: images that were opened.
-        problems: what a run would stumble over, one line each.
-        warnings: what makes results doubtful, one line each.
+        items: the images that will be used, or a dataset for all that it holds. A repeated one is opened once.
+        workers: processes, 0 for this one; None chooses by the number of images and cores.
+        progress: called with the number of images done and in all.
+        known: images that were decoded before as they are now, which are not opened again.
+    """
+    if isinstance(items, Dataset):
+        items = [item for split in SPLITS for item in items.items(split)]
+    paths = list(dict.fromkeys(item.path for item in items if item.path not in known))
+    broken: list[Broken] = []
+    for done, (path, reason) in enumerate(zip(paths, in_workers(_why_broken, paths, workers), strict=True), start=1):
+        if reason is not None:
+            broken.append(Broken(path, reason))
+        if progress is not None:
+            progress(done, len(paths))
+    return tuple(broken)
+
+
+def _why_broken(path: Path) -> str | None:
+    try:
+        read_image(path)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def refuse_broken(broken: Sequence[Broken], advice: str = "") -> None:
+    """Refuse a dataset with images that cannot be read: name the first and their number, and give the advice."""
+    if broken:
+        count = "" if len(broken) == 1 else f"{len(broken)} images are broken, the first: "
+        raise UserError(f"{count}{broken[0].reason} {advice}")
+
+
+def drop_broken(dataset: Dataset, broken: Sequence[Broken]) -> Dataset:
+    """Return the dataset, its shots drawn, without its broken images, and with a note that names them.
+
+    No other image takes their place. Refused where a class would have no training image left, or the set no test image.
+    """
+    bad = {image.path for image in broken}
+    if not bad:
+        return dataset
+    train, val, test = (tuple(item for item in dataset.items(split) if item.path not in bad) for split in SPLITS)
+    before, after = (class_counts(items, len(dataset.class_names)) for items in (dataset.train, train))
+    emptied = [name for name, had, has in zip(dataset.class_names, before, after, strict=True) if had and not has]
+    if emptied or (dataset.test and not test):
+        lost = f"training image of {shortened(emptied)}" if emptied else "test image"
+        raise UserError(f"{broken[0].reason} Without the broken images there is no {lost}. Mend them or add others.")
+    names = shortened(sorted(path.relative_to(dataset.root).as_posix() for path in bad), limit=3)
+    note = f"Broken images left out, {len(bad)}: {names}."
+    return replace(dataset, train=train, val=val, test=test, notes=(*dataset.notes, note))
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What a check found: numbers of images by split, and by label in each split.
+
+    Problems are what a run would stumble over, warnings what makes results doubtful, one line each.
     """
 
     root: Path
@@ -53,8 +116,8 @@ class CheckReport:
             spread = f" ({min(counts)} to {max(counts)} a class)" if any(counts) else ""
             parts.append(f"{split} {self.counts[split]}{spread}")
         return (
-            f"{self.root}: {len(self.class_names)} classes; pictures: {', '.join(parts)}.",
-            f"Pictures opened: {self.n_decoded}.",
+            f"{self.root}: {len(self.class_names)} classes; images: {', '.join(parts)}.",
+            f"Images opened: {self.n_decoded}.",
             *(f"Problem: {problem}" for problem in self.problems),
             *(f"Warning: {warning}" for warning in self.warnings),
             self.verdict,
@@ -99,18 +162,18 @@ def check_dataset(
         problems.append(f"there are {len(names)} classes, but {n_classes} were expected.")
     for split, size in (sizes or {}).items():
         if counts[split] != size:
-            problems.append(f"{split} has {counts[split]} pictures, but {size} were expected.")
+            problems.append(f"{split} has {counts[split]} images, but {size} were expected.")
     if missing:
         first = shortened([path.relative_to(splits.root).as_posix() for path in missing], limit=3)
-        problems.append(f"missing pictures, {len(missing)} of {len(everything)}: {first}.")
-    problems += [reason for reason in in_workers(why_broken, chosen) if reason is not None]
+        problems.append(f"missing images, {len(missing)} of {len(everything)}: {first}.")
+    problems += [reason for reason in in_workers(_why_broken, chosen) if reason is not None]
     warnings = list(splits.notes)
     untested = [name for name, count in zip(names, per_class["test"], strict=True) if count == 0]
     if untested:
-        warnings.append(f"no test picture for {shortened(untested)}.")
+        warnings.append(f"no test image for {shortened(untested)}.")
     repeated = _repeated(splits.root, paths, set(present))
     if repeated:
-        warnings.append(f"the same picture in two splits: {shortened(repeated, limit=3)}.")
+        warnings.append(f"the same image in two splits: {shortened(repeated, limit=3)}.")
     return CheckReport(splits.root, names, counts, per_class, len(chosen), tuple(problems), tuple(warnings))
 
 

@@ -50,7 +50,7 @@ def read_image(source: ImageLike) -> Image.Image:
     if isinstance(source, str | Path | Image.Image):
         with warnings.catch_warnings():  # PIL warns of what is handled here: its own size limit, damaged metadata
             warnings.simplefilter("ignore")
-            return _to_rgb(source, "the picture") if isinstance(source, Image.Image) else _read_file(Path(source))
+            return _to_rgb(source, "the image") if isinstance(source, Image.Image) else _read_file(Path(source))
     if isinstance(source, np.ndarray):
         return _from_array(source, "array", "[H, W] or [H, W, 1|3|4]")
     import torch
@@ -58,7 +58,7 @@ def read_image(source: ImageLike) -> Image.Image:
     if isinstance(source, torch.Tensor):
         return _from_tensor(source)
     raise UserError(
-        f"a picture is a {type(source).__name__}, but a path, a PIL image, an array or a tensor was expected. "
+        f"an image is a {type(source).__name__}, but a path, a PIL image, an array or a tensor was expected. "
         "Open it with PIL first."
     )
 
@@ -68,21 +68,21 @@ def _read_file(path: Path) -> Image.Image:
 
     try:
         if path.is_dir():
-            raise bad_file(path, "is a folder, but a picture was expected", "Give the path of a picture.")
+            raise bad_file(path, "is a folder, but an image was expected", "Give the path of an image.")
         if not path.is_file():
-            raise bad_file(path, "is not there", "Check the path of the picture.")
+            raise bad_file(path, "is not there", "Check the path of the image.")
         if path.stat().st_size == 0:
-            raise bad_file(path, "is empty (0 bytes)", "Copy the picture again or remove it.")
+            raise bad_file(path, "is empty (0 bytes)", "Copy the image again or remove it.")
     except OSError as error:
-        raise bad_file(path, f"cannot be read ({error.strerror})", "Check the path of the picture.") from None
+        raise bad_file(path, f"cannot be read ({error.strerror})", "Check the path of the image.") from None
     try:
         opened = Image.open(path, formats=FORMATS)
     except Image.DecompressionBombError:
         raise bad_file(path, _TOO_LARGE, "Scale it down.") from None
     except Image.UnidentifiedImageError:
-        raise bad_file(path, "is not a picture that can be read", _ADVICE) from None
+        raise bad_file(path, "is not an image that can be read", _ADVICE) from None
     except Exception as error:  # PIL's format readers raise nearly anything on damaged headers
-        raise bad_file(path, f"is a damaged picture ({_first_line(error)})", _ADVICE) from None
+        raise bad_file(path, f"is a damaged image ({_first_line(error)})", _ADVICE) from None
     with opened:
         return _to_rgb(opened, str(path))
 
@@ -96,13 +96,13 @@ def _to_rgb(image: Image.Image, place: str) -> Image.Image:
     from PIL import Image, ImageOps
 
     if image.width == 0 or image.height == 0:
-        raise bad_file(place, f"is {image.width} by {image.height} pixels", "Give a picture with at least one pixel.")
+        raise bad_file(place, f"is {image.width} by {image.height} pixels", "Give an image with at least one pixel.")
     if image.width * image.height > MAX_PIXELS:
         raise bad_file(place, _TOO_LARGE, "Scale it down.")
     try:
         image.load()
     except Exception as error:  # as for headers, now for pixel data
-        raise bad_file(place, f"is a damaged picture ({_first_line(error)})", _ADVICE) from None
+        raise bad_file(place, f"is a damaged image ({_first_line(error)})", _ADVICE) from None
     with contextlib.suppress(Exception):  # a damaged rotation flag is no reason to refuse sound pixels
         image = ImageOps.exif_transpose(image)
     if image.mode == "F":
@@ -123,35 +123,32 @@ def _from_array(array: np.ndarray, kind: str, shapes: str) -> Image.Image:
     from PIL import Image
 
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)) or array.size == 0:
-        raise UserError(f"a picture {kind} has the shape {list(array.shape)}, but one picture is {shapes}. Reshape it.")
+        raise UserError(f"an image {kind} has the shape {list(array.shape)}, but one image is {shapes}. Reshape it.")
     if np.issubdtype(array.dtype, np.floating):
         if not (array.min() >= 0 and array.max() <= 1):  # also so for NaN, which is in no order
             raise UserError(
-                f"a floating-point picture {kind} has values from {array.min():g} to {array.max():g}, "
+                f"a floating-point image {kind} has values from {array.min():g} to {array.max():g}, "
                 "but 0 to 1 was expected. Divide it by 255 or undo its normalisation."
             )
         array = np.rint(array * 255).astype(np.uint8)
     if array.dtype != np.uint8:
         raise UserError(
-            f"a picture {kind} holds {array.dtype}, but uint8 (0 to 255) or floating point (0 to 1) was expected. "
+            f"an image {kind} holds {array.dtype}, but uint8 (0 to 255) or floating point (0 to 1) was expected. "
             "Convert it."
         )
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
-    return _to_rgb(Image.fromarray(np.ascontiguousarray(array)), "the picture")
+    return _to_rgb(Image.fromarray(np.ascontiguousarray(array)), "the image")
 
 
 def _from_tensor(tensor: Tensor) -> Image.Image:
     shapes = "[H, W] or [1|3|4, H, W]"
     if tensor.ndim == 3 and tensor.shape[0] not in (1, 3, 4):
         raise UserError(
-            f"a picture tensor has the shape {list(tensor.shape)}, but one picture is {shapes}. "
+            f"an image tensor has the shape {list(tensor.shape)}, but one image is {shapes}. "
             "Use permute(2, 0, 1) if the channels come last."
         )
-    tensor = tensor.detach().cpu()
-    if tensor.is_floating_point():
-        tensor = tensor.float()
-    array = tensor.numpy()
+    array = (tensor.float() if tensor.is_floating_point() else tensor).detach().cpu().numpy()
     # tensors [C, H, W], arrays [H, W, C]
     return _from_array(array.transpose(1, 2, 0) if array.ndim == 3 else array, "tensor", shapes)
 
@@ -166,14 +163,10 @@ def is_one(images: ImageLike | Iterable[ImageLike]) -> bool:
 
 
 def as_list(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
-    """Return one image or many as a list.
-
-    Raises:
-        UserError: it is neither.
-    """
+    """Return one image or many as a list."""
     if is_one(images):
         return [images]  # type: ignore[list-item]
     if not isinstance(images, Iterable):
         kind = type(images).__name__
-        raise bad_value("images", kind, "it must be a picture or a list of pictures", "Give paths or PIL images.")
+        raise bad_value("images", kind, "it must be an image or a list of images", "Give paths or PIL images.")
     return list(images)

@@ -31,8 +31,6 @@ def in_workers(work: Callable[[Task], Result], tasks: Sequence[Task], n_workers:
         tasks: any number.
         n_workers: processes; None for one a processor (at most 8) where there are 256 tasks or more. 0 works in this
             process, as is done where no other can be started or one has died.
-    Raises:
-        UserError: that of the first task that raises one.
     """
     n_workers = choose_workers(len(tasks)) if n_workers is None else n_workers
     n_done = 0

@@ -1,40 +1,100 @@
-"""Split files of one's own images: a seeded division, written once in CoOp's form, with what made it.
+"""Split files in CoOp's form, read and written: an object of train, val and test, each a list of [path, label, name].
 
-Every class gives the same shares, and at least one image of it stays for training. The division depends on the
-relative paths, the shares and the seed alone. A file that is there is never written over: another split under the
-same name would be another dataset.
+A published split is read, never made: a new random one would be another dataset under the same name. One's own images
+are divided once, by a seed: every class gives the same shares, at least one image of it stays for training, and a file
+that is there is never written over. This file knows no dataset by name.
 """
 
 from __future__ import annotations
 
+import os
 import random
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from annotated_types import Ge, Lt
 
-from mmprompt.data.coop_split import MADE_BY
+from mmprompt.data.class_names import Rewrite, readable_names, shortened
 from mmprompt.data.splits import SPLITS, Item, Splits, by_label
 from mmprompt.errors import UserError, bad_file, bad_value
-from mmprompt.files import write_json
+from mmprompt.files import SafeRoot, read_json, write_json
 from mmprompt.settings import check
 from mmprompt.version import __version__
 
+MADE_BY = "made_by"
 MIN_FOR_VAL = 3
+
+_ADVICE = "Restore the published split file."
+
+
+def read_coop_split(
+    path: Path, images: Path, rename: Mapping[str, str] | None = None, rewrite: Rewrite = "none"
+) -> Splits:
+    """Read a split file of the CoOp layout (`split_zhou_*.json`), or one that `mmprompt data split` wrote.
+
+    Args:
+        path: the JSON file.
+        images: the folder that its paths are relative to. Whether they exist is not looked at.
+        rename: class names to replace, as the file spells them.
+        rewrite: the rule for all other class names, as for `readable_name`.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or set(content) - {MADE_BY} != set(SPLITS):
+        raise bad_file(path, "is not one object of train, val and test", _ADVICE)
+    inside = SafeRoot(images.resolve())
+    raw_names: dict[int, str] = {}
+    train, val, test = (_items(content[split], inside, f"{path}, {split}", raw_names) for split in SPLITS)
+    if sorted(raw_names) != list(range(len(raw_names))):
+        raise bad_file(path, f"has labels that are not 0 to {len(raw_names) - 1} without a gap", _ADVICE)
+    ordered = [raw_names[label] for label in range(len(raw_names))]
+    if len(set(ordered)) < len(ordered):
+        raise bad_file(path, "gives two labels the same name", _ADVICE)
+    class_names = readable_names(ordered, str(path), rename, rewrite)
+    trained = {item.label for item in train}
+    untrained = [name for label, name in enumerate(class_names) if train and label not in trained]
+    if untrained:
+        raise bad_file(path, f"has no image to train on for {shortened(untrained)}", _ADVICE)
+    if not test:
+        raise bad_file(path, "has no test images", _ADVICE)
+    seen = {os.path.normpath(item.path) for item in (*train, *val)}
+    shared = [item.path.name for item in test if os.path.normpath(item.path) in seen]  # a published file is kept so
+    notes = [f"Test images that are in train or val too, {len(shared)}: {shortened(shared, limit=3)}."]
+    return Splits(inside.root, class_names, train, val, test, tuple(notes if shared else ()))
+
+
+def _items(records: Any, inside: SafeRoot, place: str, raw_names: dict[int, str]) -> tuple[Item, ...]:
+    """Return the images of one part, and note the name that it gives each label."""
+    if not isinstance(records, list):
+        raise UserError(f"{place}: is not a list. {_ADVICE}")
+    items = []
+    for index, record in enumerate(records):
+        match record:
+            case [str(relative), int(label), str(name)] if not isinstance(label, bool):
+                pass
+            case _:
+                raise UserError(f"{place}, entry {index}: is not [path, whole number, class name]. {_ADVICE}")
+        if raw_names.setdefault(label, name) != name:
+            raise UserError(
+                f"{place}, entry {index}: label {label} is {name!r} here, {raw_names[label]!r} before. {_ADVICE}"
+            )
+        try:
+            items.append(Item(inside.join(relative), label))
+        except UserError as error:
+            raise UserError(f"{place}, entry {index}: {error}") from None
+    return tuple(items)
 
 
 def divide(splits: Splits, val: float = 0.1, test: float = 0.2, seed: int = 1) -> Splits:
-    """Divide images into train, val and test: the same shares of every class.
+    """Divide images into train, val and test, the same shares of every class; a part that is there already is kept.
 
-    A part that is there already is kept as it is, and only what is missing is taken from train.
+    The division depends on the relative paths, the shares and the seed alone.
 
     Args:
         splits: as `read_folder` or `read_table` give them without holding out.
         val: share of each class, 0 or more, that goes to val; only of classes with three images or more.
         test: likewise for test, at least one image of a class with two or more.
         seed: of the division.
-    Raises:
-        UserError: the shares leave nothing to train on, all parts are there, or no class has two images.
     """
     for name, share in (("val", val), ("test", test)):
         check(name, share, Annotated[float, Ge(0), Lt(1)], "Use `val=0.1` and `test=0.2`.")
@@ -58,21 +118,13 @@ def divide(splits: Splits, val: float = 0.1, test: float = 0.2, seed: int = 1) -
         parts["val"] += ordered[n_test : n_test + n_val]
         parts["train"] += ordered[n_test + n_val :]
     if not parts["test"]:
-        raise UserError(f"{splits.root}: no class has two pictures, so none can be tested. Add pictures.")
+        raise UserError(f"{splits.root}: no class has two images, so none can be tested. Add images.")
     train, held, tested = (tuple(parts[split]) for split in SPLITS)
     return Splits(splits.root, splits.class_names, train, held, tested, splits.notes)
 
 
 def write_split(path: Path, splits: Splits, made_by: dict[str, object]) -> None:
-    """Write a split file that `read_coop_split` reads.
-
-    Args:
-        path: ends in `.json`; must not exist.
-        splits: divided.
-        made_by: seed and shares, for who finds the file later.
-    Raises:
-        UserError: the file exists, has another ending, or cannot be written.
-    """
+    """Write a new split file, `*.json`, that `read_coop_split` reads; `made_by` tells its finder seed and shares."""
     if path.suffix.lower() != ".json":
         raise bad_file(path, "does not end in .json", "Give a name that does.")
     if path.exists():

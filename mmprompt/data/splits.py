@@ -54,11 +54,7 @@ class Row(NamedTuple):
 
 
 def _items(self: Splits | Dataset, split: str) -> tuple[Item, ...]:
-    """Return the images of `"train"`, `"val"` or `"test"`.
-
-    Raises:
-        UserError: there is no such split.
-    """
+    """Return the images of `"train"`, `"val"` or `"test"`."""
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
     return {"train": self.train, "val": self.val, "test": self.test}[split]
@@ -132,11 +128,7 @@ class Dataset:
     recipe: Mapping[str, Any] = field(default_factory=dict)
 
     def task(self, features: ImageFeatures | None = None) -> ClassificationTask:
-        """Give what `fit` learns from this data.
-
-        Args:
-            features: of image files, to share them or to choose where they are kept.
-        """
+        """Give what `fit` learns from this data; `features` are shared ones of image files, or chosen by hand."""
         room = importlib.import_module("mmprompt.classification.task")
         task: ClassificationTask = room.ClassificationTask.of(self, features)
         return task
@@ -154,11 +146,7 @@ class Dataset:
 
     @property
     def fingerprint(self) -> str:
-        """Hex SHA-256 over class names and every image's relative path, label and size, split by split.
-
-        Raises:
-            UserError: an image is gone.
-        """
+        """Hex SHA-256 over class names and every image's relative path, label and size, split by split."""
         digest = hashlib.sha256(json.dumps(self.class_names).encode())
         for split in SPLITS:
             for item in self.items(split):
@@ -166,22 +154,17 @@ class Dataset:
                     size = item.path.stat().st_size
                 except OSError as error:
                     problem = f"cannot be read ({error.strerror})"
-                    raise bad_file(item.path, problem, "Restore the picture.") from None
+                    raise bad_file(item.path, problem, "Restore the image.") from None
                 record = [split, item.path.relative_to(self.root).as_posix(), item.label, size]
                 digest.update(json.dumps(record).encode())
         return digest.hexdigest()
 
 
 def assemble(root: Path, rows: Sequence[Row], place: str, hold_out: bool = True) -> Splits:
-    """Number the labels by sorted class name and hold out a test part where none is given.
+    """Number the labels by sorted class name and, to `hold_out`, make a test part where none is given.
 
-    Args:
-        root: the folder below which all paths lie.
-        rows: at least one image of every class in the train part, or none but test images.
-        place: the file or folder, for error messages.
-        hold_out: whether a test part is held out where there is none.
-    Raises:
-        UserError: class names are bad, or a class has no image to train on.
+    The train part must have an image of every class, unless there are test images alone. `place` is the file or folder,
+    for error messages.
     """
     labels = list(dict.fromkeys(row.label for row in rows))
     name_of = dict(zip(labels, readable_names(labels, place), strict=True))
@@ -189,7 +172,7 @@ def assemble(root: Path, rows: Sequence[Row], place: str, hold_out: bool = True)
     untrained = sorted(set(class_names) - {name_of[row.label] for row in rows if row.split == "train"})
     if untrained and any(row.split != "test" for row in rows):
         raise UserError(
-            f"{place}: no picture to train on for {shortened(untrained)}. "
+            f"{place}: no image to train on for {shortened(untrained)}. "
             "Add one to the train part of each, or remove the class."
         )
     number = {name: label for label, name in enumerate(class_names)}
@@ -212,7 +195,7 @@ def _size_notes(splits: Splits) -> tuple[str, ...]:
     small = [name for name, count in zip(names, counts, strict=True) if count < SMALL_CLASS]
     if small:
         notes.append(
-            f"Classes with fewer than {SMALL_CLASS} pictures, whose results are hardly more than chance: "
+            f"Classes with fewer than {SMALL_CLASS} images, whose results are hardly more than chance: "
             f"{shortened(small)}."
         )
     trained = class_counts(splits.train, n_classes)
@@ -220,7 +203,7 @@ def _size_notes(splits: Splits) -> tuple[str, ...]:
     if most >= UNBALANCED * fewest:
         large, little = names[trained.index(most)], names[trained.index(fewest)]
         notes.append(
-            f"The classes are unbalanced, from {fewest} pictures ({little}) to {most} ({large}): read the accuracy of "
+            f"The classes are unbalanced, from {fewest} images ({little}) to {most} ({large}): read the accuracy of "
             "each class, and train on the same number of shots."
         )
     return tuple(notes)
@@ -232,11 +215,7 @@ def hold_out_test(splits: Splits, fraction: float = TEST_FRACTION) -> Splits:
     The choice follows from the hashes of the relative paths. It is the same for every seed, so that no
     run is measured on what another was trained on, and images added later do not reshuffle it.
 
-    Args:
-        splits: without a test part.
-        fraction: share of each class that is held out, between 0 and 1.
-    Raises:
-        UserError: no class has two images.
+    `fraction` is the share of each class that is held out, between 0 and 1.
     """
 
     def path_hash(item: Item) -> str:
@@ -254,24 +233,20 @@ def hold_out_test(splits: Splits, fraction: float = TEST_FRACTION) -> Splits:
     train = tuple(item for item in splits.train if item.path not in held)
     test = tuple(item for item in splits.train if item.path in held)
     if not test:
-        raise UserError(f"{splits.root}: no class has two pictures, so none can be tested. Add pictures.")
-    held_out = f"{len(test)} of {len(splits.train)} pictures are held out for testing, the same share of every class"
+        raise UserError(f"{splits.root}: no class has two images, so none can be tested. Add images.")
+    held_out = f"{len(test)} of {len(splits.train)} images are held out for testing, the same share of every class"
     notes = [f"No test part was given: {held_out}."]
     if single:
-        notes.append(f"Trained on and not tested, for want of a second picture: {shortened(single)}.")
+        notes.append(f"Trained on and not tested, for want of a second image: {shortened(single)}.")
     return replace(splits, train=train, test=test, notes=(*notes, *splits.notes))
 
 
 def refuse_missing(items: Iterable[Item]) -> None:
-    """Refuse images that are not on the disk.
-
-    Raises:
-        UserError: names the first one and says how many are missing.
-    """
+    """Refuse images that are not on the disk: name the first one and say how many are missing."""
     paths = [item.path for item in items]
     missing = [path for path in paths if not path.is_file()]
     if missing:
-        problem = f"is not there ({len(missing)} of {len(paths)} pictures are missing)"
+        problem = f"is not there ({len(missing)} of {len(paths)} images are missing)"
         raise bad_file(missing[0], problem, "Restore them, or list only those you have.")
 
 

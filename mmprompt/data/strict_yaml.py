@@ -29,15 +29,7 @@ T = TypeVar("T")
 def read_yaml(
     path: str | Path, loader: type[StrictLoader] | None = None, max_bytes: int = MAX_YAML_BYTES
 ) -> dict[str, Any]:
-    """Read a mapping from a YAML file.
-
-    Args:
-        path: the file.
-        loader: what reads it, where its tags are known; without any by default.
-        max_bytes: most bytes of it.
-    Raises:
-        UserError: the file is missing, too large, not a mapping, or uses what the module's text excludes.
-    """
+    """Read a mapping from a YAML file, by a `loader` of one's own where it has tags."""
     path = Path(path)
     try:
         content = yaml.load(read_bytes(path, max_bytes).decode("utf-8-sig"), Loader=loader or StrictLoader)
@@ -56,14 +48,9 @@ def read_yaml(
 
 
 def validate(cls: type[T], mapping: Mapping[str, Any], path: str | Path) -> T:
-    """Make a dataclass from a mapping, without converting types and without leftovers.
+    """Make a frozen dataclass from a mapping, without converting types and without leftovers.
 
-    Args:
-        cls: a frozen dataclass; its annotations and `__post_init__` are the schema.
-        mapping: what `read_yaml` gave.
-        path: the file, for the error message.
-    Raises:
-        UserError: names the file and the first key that is unknown (with the nearest), missing or bad.
+    Its annotations and `__post_init__` are the schema. The first key that is unknown, missing or bad is named.
     """
     known = [field.name for field in fields(cls) if field.init]  # type: ignore[arg-type]
     try:
@@ -89,11 +76,7 @@ def _adapter(cls: Any) -> TypeAdapter[Any]:
 
 
 class StrictLoader(yaml.SafeLoader):
-    """A SafeLoader that refuses tags, anchors, aliases and repeated or non-text keys.
-
-    Attributes:
-        tags: those that a subclass knows.
-    """
+    """A SafeLoader that refuses anchors, aliases, repeated or non-text keys, and tags that no subclass knows."""
 
     tags: frozenset[str] = frozenset()
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  the library's own form, filled below

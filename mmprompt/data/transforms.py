@@ -13,9 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-_SCALE = (0.08, 1.0)
 _RATIO = (3 / 4, 4 / 3)
-_TRIES = 10
 
 
 def augment_coop(image: Image.Image, size: int, seed: int, epoch: int, index: int) -> Tensor:
@@ -46,9 +44,9 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 
 def _crop_box(width: int, height: int, rng: random.Random) -> tuple[int, int, int, int]:
-    for _ in range(_TRIES):
-        area = width * height * _between(_SCALE[0], _SCALE[1], rng)
-        ratio = math.exp(_between(math.log(_RATIO[0]), math.log(_RATIO[1]), rng))
+    for _ in range(10):
+        area = width * height * rng.uniform(0.08, 1.0)
+        ratio = math.exp(rng.uniform(math.log(_RATIO[0]), math.log(_RATIO[1])))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             left, top = int(rng.random() * (width - w + 1)), int(rng.random() * (height - h + 1))
@@ -57,7 +55,3 @@ def _crop_box(width: int, height: int, rng: random.Random) -> tuple[int, int, in
     w, h = min(width, max(1, round(height * _RATIO[1]))), min(height, max(1, round(width / _RATIO[0])))
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h
-
-
-def _between(low: float, high: float, rng: random.Random) -> float:
-    return low + (high - low) * rng.random()

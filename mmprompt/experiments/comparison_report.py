@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from mmprompt.classification.report.examples import choose_examples, draw_sheets, most_confused
-from mmprompt.classification.report.record import Shown
+from mmprompt.classification.report import Shown, choose_examples, draw_sheets, most_confused
 from mmprompt.core.confidence import reliability
 from mmprompt.experiments.paper_tables import LAYOUTS
 from mmprompt.experiments.summary import Comparison, Line

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mmprompt.core.method import Method, resolved_recipe, settled
-from mmprompt.data.broken import Broken, drop_broken, find_broken
 from mmprompt.data.catalog import load_dataset
+from mmprompt.data.check import Broken, drop_broken, find_broken
 from mmprompt.data.fewshot import base_new
 from mmprompt.data.folder import ImageFolder, ImageTable
 from mmprompt.data.splits import SPLITS, Dataset

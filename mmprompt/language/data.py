@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from mmprompt.data.class_names import shortened
 from mmprompt.data.fewshot import MAX_VAL_SHOTS, draw_stream, sample_groups
-from mmprompt.data.jsonl import read_objects
 from mmprompt.data.splits import SPLITS
 from mmprompt.data.strict_yaml import read_yaml, validate
 from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
+from mmprompt.files import read_objects
 from mmprompt.settings import checked
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def load_texts(path: str | Path) -> TextData:
 
 @checked
 def sample_shots(data: TextData, shots: int, seed: int) -> TextData:
-    """Draw the few-shot train and val parts by the rule of `fewshot.few_shot_train_val`; test stays whole.
+    """Draw the few-shot train and val parts by the rule `coop` of `fewshot.draw_shots`; test stays whole.
 
     Of every class, of every task where text is generated, `shots` training rows are drawn without replacement, then
     min(shots, 4) validation rows from the same stream. A smaller class is taken whole, and the notes say so.

@@ -34,10 +34,9 @@ from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.decoder.vectors import LM_INPUT
 from mmprompt.settings import Count, check
-from mmprompt.training.config import surroundings
-from mmprompt.training.lock import run_lock
 from mmprompt.training.loop import train
 from mmprompt.training.recipe import Recipe
+from mmprompt.training.run_files import run_lock, surroundings
 from mmprompt.training.seeds import derive_seed, epoch_order, generator
 
 TEMPLATE = "{soft} {answer}"

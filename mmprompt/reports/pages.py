@@ -20,7 +20,7 @@ from mmprompt.errors import UserError
 from mmprompt.files import make_folder, read_json, write_bytes
 from mmprompt.reports import tables
 from mmprompt.reports.figures import DARK, LIGHT, Theme, draw_learning_curve
-from mmprompt.training.log import read_log
+from mmprompt.training.run_files import read_log
 
 EXTRA = ("matplotlib", "jinja2", "tabulate")
 INSTALL = 'pip install "mmprompt[report]"'

@@ -50,8 +50,8 @@ class Images:
     def load(self, shots: int | None, seed: int) -> Dataset:
         """Return the data set with its shots drawn: `shots` training images of each class, None for all."""
         from mmprompt.data.catalog import load_dataset
+        from mmprompt.data.class_names import check_template
         from mmprompt.data.folder import ImageFolder, ImageTable
-        from mmprompt.data.templates import check_template
 
         path = self.path
         if path is not None:
@@ -74,7 +74,7 @@ class Images:
 
         Those that are `known` were decoded before as they are now.
         """
-        from mmprompt.data.broken import drop_broken, find_broken, refuse_broken
+        from mmprompt.data.check import drop_broken, find_broken, refuse_broken
 
         broken = find_broken(data, progress=progress, known=known)
         if not self.skip_broken:
@@ -84,8 +84,7 @@ class Images:
     def splits(self, hold_out: bool = True) -> Splits:
         """Return all images, before any draw; `hold_out` a test part where one's own images have none."""
         from mmprompt.data.catalog import read_card, read_splits
-        from mmprompt.data.folder import read_folder
-        from mmprompt.data.table import read_table
+        from mmprompt.data.folder import read_folder, read_table
 
         path = self.path
         if path is not None:

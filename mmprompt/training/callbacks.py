@@ -36,30 +36,24 @@ class Callback:
         """Before the first step: forget earlier trainings. Weights and history of a resumed run are back, and
         `restore` follows if there is a state; the run has not written anything yet.
         """
-        return
 
     def on_epoch_begin(self, run: Run, epoch: int) -> None:
         """Before the first step of an epoch."""
-        return
 
     def on_step_end(self, run: Run, step: int, logs: Mapping[str, float]) -> None:
         """After the weights changed."""
-        return
 
     def on_epoch_end(self, run: Run, epoch: int, logs: dict[str, Any]) -> None:
         """After the last step of an epoch, before its record is logged and its checkpoint written."""
-        return
 
     def on_train_end(self, run: Run) -> None:
         """After the last epoch; not called when the training failed or was interrupted."""
-        return
 
     def close(self) -> None:
         """Last of all, however the training ended."""
-        return
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint must keep for this callback to go on as if nothing had happened."""
+        """Return what a checkpoint must keep for this callback to go on as if nothing had happened."""
         return {}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
@@ -115,7 +109,7 @@ class EarlyStopping(Callback):
         run.problem.module.load_state_dict(self._best)
 
     def state(self) -> dict[str, Tensor]:
-        """The best weights, their accuracy, and the epochs waited since."""
+        """Return the best weights, their accuracy, and the epochs waited since."""
         counters = {
             "accuracy": torch.tensor(self._best_accuracy, dtype=torch.float64),
             "waited": torch.tensor(self._waited),
@@ -140,25 +134,18 @@ class CSVLogger(Callback):
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._columns: list[str] = []
 
     def on_train_begin(self, run: Run) -> None:
         """Check that the file can be written."""
         make_folder(self.path.parent)
         if self.path.is_dir():
             raise bad_file(self.path, "is a folder, not a CSV file", "Give the path of a file.")
-        self._columns = []
 
     def on_epoch_end(self, run: Run, epoch: int, logs: dict[str, Any]) -> None:
-        """Add a row; the first one of this process replaces the file by all epochs so far."""
-        if self._columns:
-            with self.path.open("a", encoding="utf-8", newline="") as handle:
-                csv.DictWriter(handle, self._columns, extrasaction="ignore").writerow(logs)
-            return
+        """Replace the file by all epochs so far."""
         records = [*run.history, logs]
-        self._columns = list(records[0])
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, self._columns, extrasaction="ignore")
+        writer = csv.DictWriter(text, list(records[0]), extrasaction="ignore")
         writer.writeheader()
         writer.writerows(records)
         write_bytes(self.path, text.getvalue().encode())
@@ -178,7 +165,6 @@ class ProgressBar(Callback):
         self.console = console or Console(stderr=True)
         self.seconds_between_lines = seconds_between_lines
         self._display = ProgressDisplay(self.console, seconds_between_lines, is_kept=True)
-        self._n_done = self._n_resumed = 0
 
     def on_train_begin(self, run: Run) -> None:
         """Start the clock and, on a terminal, the bar."""

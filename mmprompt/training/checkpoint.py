@@ -33,14 +33,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A run after a whole number of epochs.
-
-    Attributes:
-        run_id: a hash of the run's settings, data and backbone; a checkpoint of another run is refused.
-        epoch: finished epochs, at least 1.
-        tensors: all tensors by name, finite.
-        progress: the rest, as JSON: history, stop mark, scaler.
-    """
+    """A run after a whole number of epochs: its finite tensors by name; history, stop mark and scaler as JSON."""
 
     run_id: str
     epoch: int
@@ -49,20 +42,13 @@ class Checkpoint:
 
 
 def checkpoint_folders(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, newest first; it need not exist."""
+    """List the checkpoints in a folder, newest first; it need not exist."""
     found = [path for path in folder.glob("epoch-*") if path.is_dir() and _NAME.fullmatch(path.name)]
     return sorted(found, key=_epoch, reverse=True)
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Add a checkpoint and remove all but the `KEEP` newest; a kill leaves it whole or absent.
-
-    Args:
-        folder: the run's `checkpoint` folder; made if need be.
-        checkpoint: its epoch must be newer than those in the folder.
-    Raises:
-        RunFailed: the disk is full or the folder is gone.
-    """
+    """Add a checkpoint, of a newer epoch, and remove all but the `KEEP` newest; a kill leaves it whole or absent."""
     state = tensor_bytes(checkpoint.tensors)
     manifest = {
         "format": FORMAT,
@@ -87,13 +73,9 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def read_newest(folder: Path, run_id: str) -> Checkpoint | None:
-    """The newest undamaged checkpoint, or None; damaged ones are named in the log and passed over.
+    """Return the newest undamaged checkpoint, or None; damaged ones are named in the log and passed over.
 
-    Args:
-        folder: the run's `checkpoint` folder; it need not exist.
-        run_id: the run that wants to go on.
-    Raises:
-        UserError: the checkpoint is of another run, or of a format newer than this version reads.
+    One of another run, or of a format newer than this version reads, is refused.
     """
     for path in checkpoint_folders(folder):
         try:
@@ -126,12 +108,7 @@ class _DamagedError(Exception):
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint whose hashes match.
-
-    Raises:
-        UserError: its format is newer.
-        _DamagedError: anything else is wrong with it.
-    """
+    """Return the manifest of a checkpoint whose hashes match; `_DamagedError` unless only its format is newer."""
     try:
         manifest = read_json(path / "manifest.json")
         state_sha256 = sha256_file(path / "state.safetensors")

@@ -8,10 +8,13 @@ that was killed and resumed ends in the same bytes as one that was not.
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -21,11 +24,9 @@ from mmprompt.errors import UserError, bad_file
 from mmprompt.files import make_folder
 from mmprompt.training.callbacks import Callback, EarlyStopping
 from mmprompt.training.checkpoint import Checkpoint, checkpoint_folders, clean, read_newest, write_checkpoint
-from mmprompt.training.interrupts import Interrupts
-from mmprompt.training.log import append_log, write_log
 from mmprompt.training.problem import Problem, Run, RunFailed, StepResult
-from mmprompt.training.recipe import Recipe
-from mmprompt.training.schedules import learning_rate
+from mmprompt.training.recipe import Recipe, learning_rate
+from mmprompt.training.run_files import append_log, write_log
 from mmprompt.training.seeds import batches, derive_seed, epoch_order
 from mmprompt.training.update import NotFiniteError, WeightUpdate
 
@@ -48,23 +49,14 @@ def train(
     are written every `recipe.checkpoint_every` epochs, if `recipe.checkpoint_seconds` have passed since the last,
     and after the last epoch. A kill costs at most the work since the last checkpoint; SIGINT and SIGTERM
     save the last whole epoch first and cost the one under way. What is learned does not depend on any of it.
+    To `resume` is to go on from the newest checkpoint of the same `run_id`; from the start, with a warning, if there is
+    none. `recipe.n_steps` wins over `n_epochs`, and `recipe.patience` puts an `EarlyStopping` before the callbacks.
 
-    Args:
-        problem: what is trained and on what.
-        recipe: how; `patience` puts an `EarlyStopping` before the other callbacks.
-        seed: of the order of the items.
-        n_epochs: passes over the items, at least 1 (see `epochs_for`); `recipe.n_steps` wins where it is given.
-        folder: the run folder, or None to write nothing.
-        run_id: a hash of all that makes the run what it is; checkpoints of another are refused.
-        callbacks: told in this order.
-        resume: go on from the newest checkpoint; from the start, with a warning, if there is none.
     Returns:
         A record per epoch: `epoch` (finished ones, from 1), `lr`, `loss`, each loss by name (means over
         items), `accuracy` (0..1, if the problem counts it), `seconds`, and what callbacks added.
     Raises:
-        UserError: the folder cannot be used, or holds another or an unfinished run; nothing can be trained.
         RunFailed: a loss, gradient or weight became NaN or infinite, or the disk is full.
-        KeyboardInterrupt, SystemExit: after SIGINT or SIGTERM.
     """
     if problem.n_items < 1:
         raise UserError("there are no training items. Give data with a train split of one item or more.")
@@ -79,7 +71,8 @@ def train(
         for callback in callbacks:
             stack.callback(callback.close)
         session.open(resume)
-        stack.enter_context(torch.random.fork_rng(_seeded_devices(session.update.device)))
+        device = session.update.device
+        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))  # left as it was found
         session.interrupts = stack.enter_context(Interrupts())
         session.work()
     return session.run.history
@@ -149,7 +142,7 @@ class _Session:
             callback.on_train_end(self.run)
 
     def _run_epoch(self, epoch: int) -> dict[str, Any]:
-        """All steps of one epoch; its record."""
+        """Take all steps of one epoch and return its record."""
         started = time.monotonic()
         recipe, problem = self.run.recipe, self.run.problem
         n_steps, lr = self.run.n_steps, 0.0
@@ -194,11 +187,9 @@ class _Session:
 
     def _interrupt(self) -> None:
         self._save()
-        n_done, folder = len(self.run.history), self.folder
-        kept = (
-            f"{n_done} of {self.run.n_epochs} epochs are kept in {folder}" if folder and n_done else "nothing is kept"
-        )
-        _log.warning("interrupted: %s.", kept)
+        n_done = len(self.run.history)
+        kept = f"{n_done} of {self.run.n_epochs} epochs are kept in {self.folder}"
+        _log.warning("interrupted: %s.", kept if self.folder and n_done else "nothing is kept")
         raise self.interrupts.stop()
 
     def _failure(self, what: str) -> RunFailed:
@@ -213,7 +204,7 @@ class _Session:
         self.saved_at = time.monotonic()
 
     def _checkpoint(self) -> Checkpoint:
-        """A copy of all that the next epoch depends on."""
+        """Copy all that the next epoch depends on."""
         parts = {
             "module": self.run.problem.module.state_dict(),
             "optimizer": self.update.tensors(),
@@ -253,13 +244,47 @@ class _Session:
         return parts
 
     def _named_callbacks(self) -> dict[str, Callback]:
-        """The callbacks by class name and their count within the class, which stateless others cannot change."""
+        """Name the callbacks by class and their count within the class, which stateless others cannot change."""
         named: dict[str, Callback] = {}
         for callback in self.callbacks:
             kind = type(callback).__name__
             n_before = sum(name.startswith(f"{kind}-") for name in named)
             named[f"{kind}-{n_before}"] = callback
         return named
+
+
+class Interrupts(AbstractContextManager["Interrupts"]):
+    """Within the block a first SIGINT or SIGTERM only sets `received`; a second one acts at once.
+
+    Handlers are installed in the main thread alone (Python allows it nowhere else) and put back at
+    the end; a signal that the process was started to ignore, as under nohup, stays ignored.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    # None stands for a handler that was not installed from Python and cannot be put back.
+                    self._before[number] = signal.signal(number, self._receive) or signal.SIG_DFL
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def stop(self) -> BaseException:
+        """Return the exception that ends the process as its signal would: exit 130 or 143."""
+        assert self.received is not None, "no signal was received"
+        return KeyboardInterrupt() if self.received == signal.SIGINT else SystemExit(128 + self.received)
+
+    def _receive(self, number: int, _: FrameType | None) -> None:
+        if self.received is not None:
+            raise self.stop()
+        self.received = number
 
 
 class _Means:
@@ -270,7 +295,7 @@ class _Means:
         self._n_items = 0
 
     def add(self, losses: Mapping[str, float], result: StepResult, n_items: int) -> dict[str, float]:
-        """Add a step; the means so far."""
+        """Add a step and return the means so far."""
         sums = {name: value * n_items for name, value in losses.items()}
         if result.n_correct is not None:
             sums["accuracy"] = float(result.n_correct)
@@ -280,11 +305,6 @@ class _Means:
         return self.values()
 
     def values(self) -> dict[str, float]:
-        """The means so far, `loss` first."""
+        """Return the means so far, `loss` first."""
         means = {name: value / self._n_items for name, value in self._sums.items()}
         return {"loss": means.pop("loss")} | means
-
-
-def _seeded_devices(device: torch.device) -> list[torch.device]:
-    """The devices beside the CPU whose random state `train` must leave as it found it."""
-    return [device] if device.type == "cuda" else []

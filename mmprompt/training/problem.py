@@ -42,39 +42,32 @@ class StepResult:
 
 
 class Problem(Protocol):
-    """What is trained and on what.
-
-    Attributes:
-        module: what is trained. All that its `state_dict()` holds is kept in checkpoints and must be finite,
-            so a frozen backbone does not belong in it; its training mode is left as it is.
-        n_items: number of training items, at least 1.
-    """
+    """What is trained and on what."""
 
     @property
     def module(self) -> nn.Module:
-        """See the class."""
+        """What is trained; its training mode is left as it is.
+
+        All that its `state_dict()` holds is kept in checkpoints and must be finite: a frozen backbone is not in it.
+        """
         ...
 
     @property
     def n_items(self) -> int:
-        """See the class."""
+        """The number of training items, at least 1."""
         ...
 
     def step(self, indices: list[int], epoch: int) -> StepResult:
-        """The losses of one batch.
+        """Compute the losses of one batch.
 
         Must be a pure function of the module's weights, the indices and the epoch: random numbers
         come from `seeds.generator(seed, ..., epoch, index)`. (torch's own generator, which dropout uses,
-        is seeded by the loop before each step.)
-
-        Args:
-            indices: the batch's items, each 0 to `n_items` - 1.
-            epoch: counted from 0.
+        is seeded by the loop before each step.) The indices are 0 to `n_items` - 1, epochs count from 0.
         """
         ...
 
     def validate(self) -> float | None:
-        """The accuracy (0..1) on items kept for that, or None if there are none."""
+        """Compute the accuracy (0..1) on items kept for that, None if there are none."""
         ...
 
 

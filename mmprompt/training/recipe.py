@@ -1,4 +1,4 @@
-"""The settings of one training, with the papers' values as defaults.
+"""The settings of one training, with the papers' values as defaults, and the learning rates that follow from them.
 
 A field is the default, the text under it the help, the class the validator. Nothing here imports
 torch, so that `mmprompt --help` stays quick, and nothing here knows what is trained.
@@ -6,6 +6,7 @@ torch, so that `mmprompt --help` stays quick, and nothing here knows what is tra
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
@@ -79,10 +80,10 @@ class Recipe:
     """auto: fp32 on a CPU, else bf16 where the device has it, else fp16. The learned vectors stay fp32."""
 
     augment: Augment = "auto"
-    """Training pictures as they are (none), cropped and flipped as in the papers (coop), or as the data set says."""
+    """Training images as they are (none), cropped and flipped as in the papers (coop), or as the data set says."""
 
     views: Annotated[int, Ge(0)] = 10
-    """Cropped and flipped views per picture, drawn once and taken in turn; 0 draws fresh ones in every epoch."""
+    """Cropped and flipped views per image, drawn once and taken in turn; 0 draws fresh ones in every epoch."""
 
     patience: Count | None = None
     """Stop after so many epochs without a better validation accuracy and keep the best; by default never."""
@@ -115,16 +116,25 @@ class Recipe:
 
 
 def epochs_for(recipe: Recipe, shots: int | None) -> int:
-    """The number of epochs: the recipe's own, else the table of Zhou et al. 2022 (CoOp) by shots.
+    """Return the recipe's own number of epochs, else that of Zhou et al. 2022 (CoOp) by shots, None counting as many.
 
-    Args:
-        recipe: its `epochs` wins where it is set.
-        shots: pictures per class; None for all there are, which counts as many.
-    Returns:
-        50 at 1 shot, 100 at 2 to 7, 200 at 8 and more. (The papers' exception for ImageNet is data, not code.)
+    (The papers' exception for ImageNet is data, not code.)
     """
     if recipe.epochs is not None:
         return recipe.epochs
     if shots is None or shots >= 8:
         return 200
     return 50 if shots == 1 else 100
+
+
+def learning_rate(recipe: Recipe, epoch: int, n_epochs: float, step: int = 0, n_steps: int = 1) -> float:
+    """Compute the rate of one epoch or step: constant warm-up, then a cosine (Zhou et al. 2022, released code of CoOp).
+
+    The cosine's period is the whole training with the warm-up counted again, so that the last epoch
+    stays a little above zero: that is what the papers' numbers were trained with.
+    Epochs, and steps within one, count from 0; `n_epochs` is no whole number where a training is counted in steps.
+    """
+    if epoch < recipe.warmup_epochs:
+        return recipe.warmup_lr
+    done = epoch - recipe.warmup_epochs + (step / n_steps if recipe.schedule == "step" else 0)
+    return recipe.min_lr + (recipe.lr - recipe.min_lr) * (1 + math.cos(math.pi * done / n_epochs)) / 2

@@ -13,33 +13,21 @@ import torch
 
 
 def derive_seed(seed: int, *stream: int | str) -> int:
-    """A seed for one stream of random numbers, independent of every other stream's.
+    """Return a seed, 0 to 2**63 - 1, for one stream of random numbers, independent of every other stream's.
 
-    Args:
-        seed: the run's seed.
-        stream: what the numbers are for: words and counters, such as `"order", epoch`.
-    Returns:
-        0 to 2**63 - 1.
+    `stream` says what the numbers are for, in words and counters, such as `"order", epoch`.
     """
     digest = hashlib.sha256(json.dumps([seed, *stream]).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def generator(seed: int, *stream: int | str) -> torch.Generator:
-    """A fresh CPU generator for one stream; the arguments are those of `derive_seed`."""
+    """Return a fresh CPU generator for one stream; the arguments are those of `derive_seed`."""
     return torch.Generator().manual_seed(derive_seed(seed, *stream))
 
 
 def epoch_order(seed: int, epoch: int, n: int) -> list[int]:
-    """The order in which an epoch visits its items.
-
-    Args:
-        seed: the run's seed.
-        epoch: counted from 0.
-        n: number of items.
-    Returns:
-        A permutation of 0..n-1.
-    """
+    """Return the order in which an epoch, counted from 0, visits its n items: a permutation of 0..n-1."""
     return torch.randperm(n, generator=generator(seed, "order", epoch)).tolist()
 
 

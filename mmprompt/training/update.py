@@ -27,14 +27,7 @@ class NotFiniteError(ArithmeticError):
 
 
 class WeightUpdate:
-    """One optimiser over the trainable parameters of a module.
-
-    Args:
-        module: what is trained, on its device; its parameters are float32 and stay so.
-        recipe: `optimizer`, `momentum`, `weight_decay` and `precision` are used.
-    Raises:
-        UserError: nothing in the module can be trained, or the device has not the precision.
-    """
+    """One optimiser over the trainable parameters of a module, which are float32 and stay so."""
 
     def __init__(self, module: nn.Module, recipe: Recipe) -> None:
         self.parameters = [value for value in module.parameters() if value.requires_grad]
@@ -47,22 +40,14 @@ class WeightUpdate:
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=is_scaled)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The context in which losses are computed."""
+        """Return the context in which losses are computed."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not torch.float32)
 
     def apply(self, losses: Mapping[str, Tensor], lr: float, rule: GradientRule | None = None) -> dict[str, float]:
         """Step once down the gradient of the sum of the losses, or down what a rule makes of their gradients.
 
-        Args:
-            losses: scalars by name, with their graph.
-            lr: learning rate of this step.
-            rule: from the gradients of each loss, one a parameter (zeros where it has none), to those to step down.
-        Returns:
-            The value of each loss, and of their sum as `loss`.
-        Raises:
-            NotFiniteError: a loss or gradient is NaN or infinite. (An infinite gradient under fp16 only lowers
-                the loss scale, until that can go no lower.)
-            UserError: no learned vector reaches the losses.
+        Return the value of each loss, and of their sum as `loss`. One that is NaN or infinite is refused; an infinite
+        gradient under fp16 only lowers the loss scale, until that can go no lower.
         """
         total = sum(losses.values(), start=torch.zeros((), device=self.device))
         values = {name: value.item() for name, value in losses.items()} | {"loss": total.item()}
@@ -105,7 +90,7 @@ class WeightUpdate:
             raise NotFiniteError("the gradient became nan or infinite")
 
     def tensors(self) -> dict[str, Tensor]:
-        """The optimiser's moments, by parameter and name."""
+        """Return the optimiser's moments, by parameter and name."""
         states = self._optimizer.state_dict()["state"]
         return {
             f"{index}.{name}": value
@@ -115,7 +100,7 @@ class WeightUpdate:
         }
 
     def scaler_state(self) -> dict[str, float]:
-        """The loss scale and its counter; empty unless under fp16."""
+        """Return the loss scale and its counter; empty unless under fp16."""
         return self._scaler.state_dict()
 
     def restore(self, tensors: Mapping[str, Tensor], scaler_state: Mapping[str, float]) -> None:
@@ -131,15 +116,7 @@ class WeightUpdate:
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype in which losses are computed.
-
-    Args:
-        precision: "auto" (float32 off CUDA, else bfloat16 if the device computes in it, else float16),
-            "fp32", "bf16" or "fp16".
-        device: where the computation runs.
-    Raises:
-        UserError: fp16 on a CPU, which has no use for it.
-    """
+    """Return the dtype in which losses are computed on a device, by the setting of a recipe."""
     if precision == "auto":
         if device.type != "cuda":
             return torch.float32

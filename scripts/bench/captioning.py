@@ -29,7 +29,7 @@ from mmprompt.core.learned import Prompt
 from mmprompt.core.method import resolved_recipe, settled
 from mmprompt.data.images import read_image
 from mmprompt.models.sites import vectors_of
-from mmprompt.training.schedules import learning_rate
+from mmprompt.training.recipe import learning_rate
 from mmprompt.training.seeds import batches, epoch_order
 
 FOCUS, SEED, N_TOKENS, N_WRITTEN = "emotions", 1, 20, 64

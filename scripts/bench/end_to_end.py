@@ -25,8 +25,7 @@ import mmprompt as mp
 from mmprompt.data.images import read_image
 from mmprompt.data.splits import Dataset, Item
 from mmprompt.models.dual_encoder.encoder import FrozenDualEncoder
-from mmprompt.training.recipe import Recipe
-from mmprompt.training.schedules import learning_rate
+from mmprompt.training.recipe import Recipe, learning_rate
 from mmprompt.training.seeds import batches, epoch_order
 
 TASK, SEED, N_CTX, TEST_BATCH = "openart-large", 1, 4, 100

@@ -78,7 +78,7 @@ def test_a_focus_is_written_for_a_folder_with_a_broken_picture(scenes, runs, tmp
     assert main(words) == 0
     rows = rows_of(out)
     assert len(rows) == 5
-    assert "that can be read" in rows[0]["error"]
+    assert "is not an image" in rows[0]["error"]
     emotions = load_captions("openart-scenes").lexicon["emotions"]
     assert all(any(word in row["caption"] for word in emotions) for row in rows[1:])
     assert "5 rows" in capsys.readouterr().out

@@ -18,9 +18,8 @@ from mmprompt.errors import UserError
 from mmprompt.files import tensor_bytes
 from mmprompt.models.image_features import ImageFeatures
 from mmprompt.training.callbacks import Callback
-from mmprompt.training.lock import run_lock
-from mmprompt.training.recipe import Recipe
-from mmprompt.training.schedules import learning_rate
+from mmprompt.training.recipe import Recipe, learning_rate
+from mmprompt.training.run_files import run_lock
 from mmprompt.training.seeds import batches, epoch_order
 from tests.fixtures.coloured_pictures import draw_pictures, pictures_through
 

@@ -85,7 +85,7 @@ def test_pictures_may_be_pil_images(estimator, pictures):
 
 @pytest.mark.parametrize(
     ("n", "labels", "message"),
-    [(4, ["a"] * 3, "y is 3 labels long, but there are 4 pictures"), (4, ["a"] * 4, "y holds 1 class")],
+    [(4, ["a"] * 3, "y is 3 labels long, but there are 4 images"), (4, ["a"] * 4, "y holds 1 class")],
 )
 def test_labels_that_cannot_be_learned_are_refused(estimator, pictures, n, labels, message):
     with pytest.raises(UserError, match=message):

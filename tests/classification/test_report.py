@@ -12,9 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmprompt.classification.report.examples import choose_examples, one_class_after_another
-from mmprompt.classification.report.record import read_record
-from mmprompt.classification.report.report import write_report
+from mmprompt.classification.report import choose_examples, one_class_after_another, read_record, write_report
 from mmprompt.errors import UserError
 from mmprompt.files import read_json, write_json
 from mmprompt.reports import figures, pages, tables

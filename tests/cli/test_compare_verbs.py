@@ -105,7 +105,7 @@ REFUSED = {
     "compare": "no data set was named",
     "compare --data openart-lef": "openart-left",
     "compare --data .,two": "one folder, or names of data sets",
-    "compare --data openart-large --shots 0": "at least 1 picture",
+    "compare --data openart-large --shots 0": "at least 1 image",
     "compare --data openart-large --shots one": "whole numbers",
     "compare --data openart-large --seed -1": "whole numbers",
     "compare --data openart-large --workers 0": "a whole number, 1 or more",

@@ -82,7 +82,7 @@ def test_check_counts_the_official_split_of_torchvision_by_no_other_sizes(tmp_pa
     assert main(["data", "check", "dtd", "--root", str(tmp_path)]) == 2
     said = capsys.readouterr().out
     assert "Problem: there are 2 classes, but 47 were expected." in said
-    assert "pictures, but" not in said
+    assert "images, but" not in said
     assert "Warning: The split is the official one that torchvision reads, not Zhou's" in said
 
 
@@ -129,11 +129,11 @@ def test_broken_pictures_are_left_out_on_demand_and_eval_does_the_same(
         write_pictures(tmp_path / "own" / part, COLOURS, n=3)
     break_one(tmp_path / "own" / "test")
     assert train(tmp_path / "own", tiny_open_clip_folder, tmp_path / "run", "--skip-broken") == 0
-    assert "Note: Broken pictures left out, 1: test/red/0.png." in capsys.readouterr().out
+    assert "Note: Broken images left out, 1: test/red/0.png." in capsys.readouterr().out
     assert main(["eval", str(tmp_path / "run"), "--device", "cpu"]) == 0
     said = capsys.readouterr().out
-    assert "8 pictures" in said
-    assert "Note: Broken pictures left out" in said
+    assert "8 images" in said
+    assert "Note: Broken images left out" in said
 
 
 def test_eval_says_that_a_part_of_other_pictures_was_held_out(
@@ -143,7 +143,7 @@ def test_eval_says_that_a_part_of_other_pictures_was_held_out(
     assert train(folder, tiny_open_clip_folder, tmp_path / "run") == 0
     capsys.readouterr()
     assert main(["eval", str(tmp_path / "run"), "--data", str(other), "--device", "cpu"]) == 0
-    assert "Note: No test part was given: 3 of 15 pictures are held out for testing" in capsys.readouterr().out
+    assert "Note: No test part was given: 3 of 15 images are held out for testing" in capsys.readouterr().out
 
 
 def test_strict_and_skip_broken_exclude_each_other(pictures: Path, capsys: Capture) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mmprompt.cli.main import main
-from mmprompt.data import broken
+from mmprompt.data import check
 from mmprompt.data.images import read_image
 from mmprompt.models import image_features
 from tests.fixtures.cli_run import COLOURS, write_pictures
@@ -36,7 +36,7 @@ def decodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Decodes:
     monkeypatch.setenv("MMPROMPT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("MMPROMPT_CACHE_LIMIT", "1GB")
     counted = Decodes()
-    for module in (broken, image_features):
+    for module in (check, image_features):
         monkeypatch.setattr(module, "read_image", counted)
     return counted
 
@@ -100,7 +100,7 @@ def test_a_picture_broken_since_is_refused_by_name_or_left_out(
     assert decodes.take() == ["1.png"]
     assert not Path("two").exists()
     assert main([*train, "--out", "three", "--skip-broken"]) == 0
-    assert "Broken pictures left out, 1" in capsys.readouterr().out
+    assert "Broken images left out, 1" in capsys.readouterr().out
     assert decodes.take() == ["1.png"]
 
 

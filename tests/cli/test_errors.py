@@ -238,7 +238,7 @@ def test_short_classes_are_said_and_taken_whole(
     train_words: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(train_words(tmp_path / "run", "--shots", "50")) == 0
-    assert "Note: Classes with fewer than 50 training pictures, taken whole" in capsys.readouterr().out
+    assert "Note: Classes with fewer than 50 training images, taken whole" in capsys.readouterr().out
 
 
 def test_a_picture_of_too_many_pixels_is_refused(

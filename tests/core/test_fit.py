@@ -21,8 +21,7 @@ from mmprompt.models.dual_encoder.load import load_backbone
 from mmprompt.models.sites import Site
 from mmprompt.training.callbacks import Callback
 from mmprompt.training.problem import RunFailed
-from mmprompt.training.recipe import Recipe
-from mmprompt.training.schedules import learning_rate
+from mmprompt.training.recipe import Recipe, learning_rate
 from mmprompt.training.seeds import batches, epoch_order
 from tests.core import zoo
 

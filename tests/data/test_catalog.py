@@ -39,7 +39,7 @@ def cards(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def root(tmp_path: Path, save_picture: Make) -> Path:
-    """The toy set with 8 train, 6 val and 3 test pictures of each of two classes."""
+    """The toy set with 8 train, 6 val and 3 test images of each of two classes."""
     split: dict[str, list[list[object]]] = {}
     for part, count in {"train": 8, "val": 6, "test": 3}.items():
         names = [
@@ -131,7 +131,7 @@ def test_pictures_of_the_package_come_from_its_archive(
     assert dataset.root.parent == tmp_path / "cache"
     assert (len(dataset.train), len(dataset.val), len(dataset.test)) == (2, 2, 4)
     assert [item.novel for item in dataset.test] == [False, True] * 2
-    assert "the pictures of toy are in the package. Leave `root` out." in refusal(
+    assert "the images of toy are in the package. Leave `root` out." in refusal(
         load_dataset, "toy", tmp_path, 1, 1, cards
     )
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from mmprompt.data.class_names import readable_name, readable_names, shortened
+from mmprompt.data.class_names import check_template, expand_templates, readable_name, readable_names, shortened
 from mmprompt.errors import UserError
 
 
@@ -65,3 +65,26 @@ def test_a_replaced_name_is_not_rewritten() -> None:
 def test_names_that_collide_after_rewriting_are_refused() -> None:
     with pytest.raises(UserError, match="'Pug' and 'pug' are both the class 'pug'"):
         readable_names(["Pug", "pug"], "here", rewrite="lower-case")
+
+
+def test_a_sentence_and_the_bare_name_are_templates() -> None:
+    for template in ("a photo of a {}, a type of pet.", "{}"):
+        assert check_template(template) == template
+
+
+@pytest.mark.parametrize("template", ["", "a photo", "{} and {}", "{0}", "{name}", "{} {", "}{"])
+def test_templates_without_exactly_one_place_are_refused(template: str) -> None:
+    with pytest.raises(UserError, match=r"but exactly one \{\} is needed, where the class name goes"):
+        check_template(template)
+
+
+def test_a_named_ensemble_stands_for_its_sentences() -> None:
+    sentences = expand_templates(["a {}.", "open_clip:SIMPLE_IMAGENET_TEMPLATES"])
+    assert sentences[0] == "a {}."
+    assert len(sentences) == 8
+    assert "itap of a {}." in sentences
+
+
+def test_an_ensemble_of_an_unknown_name_is_refused() -> None:
+    with pytest.raises(UserError, match=r"exactly one \{\} is needed"):
+        expand_templates(["open_clip:SIMPLE"])

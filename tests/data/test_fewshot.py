@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -8,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmprompt.data.fewshot import base_new, draw_dataset, draw_shots, few_shot_train_val, sample_few_shot
-from mmprompt.data.splits import Item, Splits
+from mmprompt.data.fewshot import base_new, draw_dataset, draw_shots, sample_groups
+from mmprompt.data.splits import Item, Splits, by_label
 from mmprompt.errors import UserError
 
 
@@ -39,16 +40,21 @@ def by_the_rule(train: list[Item], val: list[Item], shots: int, seed: int) -> tu
 labels = st.lists(st.integers(0, 6), max_size=60)
 
 
+def drawn(train: list[Item], val: list[Item], shots: int, seed: int) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
+    names = tuple(f"class {label}" for label in range(7))
+    return draw_shots(Splits(Path("/"), names, tuple(train), tuple(val), ()), shots, seed)
+
+
 @given(labels, labels, st.integers(1, 17), st.integers(0, 2**32))
 def test_picks_are_those_of_the_written_rule(train: list[int], val: list[int], shots: int, seed: int) -> None:
     a, b = items_of(train, "train"), items_of(val, "val")
-    picked_train, picked_val = few_shot_train_val(a, b, shots, seed)
+    picked_train, picked_val = drawn(a, b, shots, seed)
     assert (list(picked_train), list(picked_val)) == by_the_rule(a, b, shots, seed)
 
 
 def test_the_picks_of_seed_one_never_change() -> None:
     train = items_of([2] * 20 + [0] * 20 + [1] * 3)
-    picked, _ = few_shot_train_val(train, [], 4, 1)
+    picked, _ = drawn(train, [], 4, 1)
     # random.Random(1).sample(range(20), 4) twice, then the short class whole
     rng = random.Random(1)
     expected = rng.sample(range(20), 4) + [20 + i for i in rng.sample(range(20), 4)] + [40, 41, 42]
@@ -57,36 +63,36 @@ def test_the_picks_of_seed_one_never_change() -> None:
 
 
 def test_classes_come_in_order_of_first_appearance() -> None:
-    picked = sample_few_shot(items_of([5, 3, 5, 3, 4]), 1, random.Random(0))
+    picked = drawn(items_of([5, 3, 5, 3, 4]), [], 1, 0)[0]
     assert [item.label for item in picked] == [5, 3, 4]
 
 
 def test_a_short_class_uses_no_random_number() -> None:
     rng = random.Random(0)
-    sample_few_shot(items_of([0, 0]), 3, rng)
+    sample_groups(by_label(items_of([0, 0])).values(), 3, rng)
     assert rng.random() == random.Random(0).random()
 
 
 def test_validation_has_at_most_four_shots() -> None:
-    _, val = few_shot_train_val(items_of([0] * 20), items_of([0] * 20), 16, 1)
+    _, val = drawn(items_of([0] * 20), items_of([0] * 20), 16, 1)
     assert len(val) == 4
 
 
 def test_the_global_random_state_is_left_alone() -> None:
     before = random.getstate()
-    few_shot_train_val(items_of([0] * 9), items_of([1] * 9), 2, 3)
+    drawn(items_of([0] * 9), items_of([1] * 9), 2, 3)
     assert random.getstate() == before
 
 
 @pytest.mark.parametrize("shots", [0, -1])
 def test_shots_below_one_are_refused(shots: int) -> None:
-    with pytest.raises(UserError, match=f"shots is {shots}, but at least 1 picture a class is needed. Use `shots=1`"):
-        sample_few_shot(items_of([0]), shots, random.Random(0))
+    with pytest.raises(UserError, match=f"shots is {shots}, but at least 1 image a class is needed. Use `shots=1`"):
+        drawn(items_of([0]), [], shots, 0)
 
 
 def test_a_negative_seed_is_refused() -> None:
     with pytest.raises(UserError, match="seed is -1, but 0 or more was expected"):
-        few_shot_train_val([], [], 1, -1)
+        drawn([], [], 1, -1)
 
 
 def splits_of(train: list[int]) -> Splits:
@@ -110,7 +116,7 @@ def test_no_shots_means_all_and_no_seed() -> None:
 def test_short_classes_are_named_once_and_not_all_of_them() -> None:
     dataset = draw_dataset(splits_of([*range(9), 0, 1]), "toy", shots=2, seed=1)
     assert dataset.notes == (
-        "Classes with fewer than 2 training pictures, taken whole: kind 2, kind 3, kind 4, kind 5, kind 6 and 2 more.",
+        "Classes with fewer than 2 training images, taken whole: kind 2, kind 3, kind 4, kind 5, kind 6 and 2 more.",
     )
 
 
@@ -172,14 +178,14 @@ def test_clip_lora_without_a_validation_part_divides_one_draw(labels: list[int],
 
 
 def test_clip_lora_without_validation_refuses_a_class_that_is_too_small() -> None:
-    with pytest.raises(UserError, match=r"the class 'class 1' has 3 training pictures, .* draws 2 \+ 2"):
+    with pytest.raises(UserError, match=r"the class 'class 1' has 3 training images, .* draws 2 \+ 2"):
         draw_shots(splits_from(items_of([0] * 9 + [1] * 3), []), 2, 1, "clip-lora")
 
 
 def test_tip_adapter_draws_what_coop_draws_and_keeps_the_validation_part_whole() -> None:
     train, val = items_of([3, 1, 2] * 8), items_of([1, 2, 3] * 3, "val")
     picked = draw_shots(splits_from(train, val), 4, 1, "tip-adapter")
-    assert picked == (few_shot_train_val(train, val, 4, 1)[0], tuple(val))
+    assert picked == (drawn(train, val, 4, 1)[0], tuple(val))
 
 
 @given(some_labels, st.integers(1, 17), st.integers(0, 2**32))
@@ -238,3 +244,66 @@ def test_base_to_new_needs_two_classes_on_both_sides(n_classes: int) -> None:
     dataset = draw_dataset(Splits(Path("/"), names, *parts), "toy", 1, 1)
     with pytest.raises(UserError, match=f"toy has {n_classes} classes, but base-to-new needs four or more"):
         base_new(dataset)
+
+
+ROOT = Path("/data/set/images")
+
+
+def images_of(part: str) -> tuple[Item, ...]:
+    return tuple(Item(ROOT / f"{label}/{part}{index}.jpg", label) for label in (1, 0) for index in range(3))
+
+
+PUBLISHED = Splits(ROOT, ("cat", "dog"), images_of("a"), images_of("b"), images_of("c"))
+
+
+def published_line(path: str, label: object) -> str:
+    return json.dumps({"_impath": path, "_label": label, "_domain": -1, "_classname": "x"})
+
+
+def write_lists(folder: Path, train: list[str], val: list[str]) -> Path:
+    (folder / "shot_1-seed_2_train.jsonl").write_text("\n".join(train))
+    (folder / "shot_1-seed_2_val.jsonl").write_text("\n".join(val))
+    return folder
+
+
+def test_pictures_are_found_by_the_end_of_a_foreign_path_in_the_order_of_the_file(tmp_path: Path) -> None:
+    published = write_lists(
+        tmp_path,
+        [published_line("/home/x/set/images/0/a2.jpg", 0), published_line("1/a0.jpg", 1)],
+        [published_line("C:\\x\\images\\1\\b1.jpg", 1)],
+    )
+    train, val = draw_shots(PUBLISHED, 1, 2, "jsonl", published)
+    assert [item.path.name for item in train] == ["a2.jpg", "a0.jpg"]
+    assert [item.path.name for item in val] == ["b1.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("train", "problem"),
+    [
+        (
+            published_line("/x/images/0/c1.jpg", 0),
+            "line 1: '/x/images/0/c1.jpg' is neither a train nor a val image",
+        ),
+        (published_line("/x/images/0/a1.jpg", 1), "line 1: label 1 is 0 in this set"),
+        (published_line("/x/images/0/a1.jpg", "0"), "line 1: label '0' is 0 in this set"),
+        ('{"_label": 0}', "line 1: is not an object with _impath and _label"),
+        ("[", "line 1: is not valid JSON"),
+        ("[]", "line 1: is not a JSON object"),
+        ("", "names no image"),
+    ],
+)
+def test_a_list_that_does_not_fit_is_refused(tmp_path: Path, train: str, problem: str) -> None:
+    published = write_lists(tmp_path, [train], [published_line("1/b1.jpg", 1)])
+    with pytest.raises(UserError) as caught:
+        draw_shots(PUBLISHED, 1, 2, "jsonl", published)
+    assert problem in str(caught.value)
+
+
+def test_a_missing_list_is_refused_and_not_drawn(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"shot_1-seed_3_train\.jsonl: is not there"):
+        draw_shots(PUBLISHED, 1, 3, "jsonl", tmp_path)
+
+
+def test_a_set_without_published_lists_is_refused() -> None:
+    with pytest.raises(UserError, match="only a data set known by name has published lists"):
+        draw_shots(PUBLISHED, 1, 2, "jsonl")

@@ -50,7 +50,7 @@ def test_every_allowed_format_becomes_rgb(tmp_path: Path, suffix: str) -> None:
 def test_another_format_is_refused_even_with_an_allowed_suffix(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.new("RGB", (8, 6)).save(path, format="PPM")
-    assert "is not a picture that can be read" in refusal(path)
+    assert "is not an image that can be read" in refusal(path)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "HSV"])
@@ -160,11 +160,11 @@ def test_a_tensor_and_the_array_of_the_same_picture_agree() -> None:
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    assert refusal(tmp_path / "a.jpg") == f"{tmp_path}/a.jpg: is not there. Check the path of the picture."
+    assert refusal(tmp_path / "a.jpg") == f"{tmp_path}/a.jpg: is not there. Check the path of the image."
 
 
 def test_a_folder_is_refused(tmp_path: Path) -> None:
-    assert "is a folder, but a picture was expected" in refusal(tmp_path)
+    assert "is a folder, but an image was expected" in refusal(tmp_path)
 
 
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_an_empty_file_is_refused(tmp_path: Path) -> None:
 def test_a_text_file_named_jpg_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     path.write_text("no picture")
-    assert "a.jpg: is not a picture that can be read. Give a JPEG, PNG, WEBP, BMP, GIF or TIFF" in refusal(path)
+    assert "a.jpg: is not an image that can be read. Give a JPEG, PNG, WEBP, BMP, GIF or TIFF" in refusal(path)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "tiff", "bmp"])
@@ -222,7 +222,7 @@ def test_a_picture_without_pixels_is_refused() -> None:
 
 @pytest.mark.parametrize("shape", [(3,), (2, 2, 2), (2, 4, 4, 3), (0, 4, 3)])
 def test_arrays_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
-    assert f"has the shape {list(shape)}, but one picture is [H, W] or [H, W, 1|3|4]" in refusal(np.zeros(shape))
+    assert f"has the shape {list(shape)}, but one image is [H, W] or [H, W, 1|3|4]" in refusal(np.zeros(shape))
 
 
 def test_a_tensor_with_channels_last_is_told_to_permute() -> None:
@@ -240,4 +240,4 @@ def test_other_number_types_are_refused(dtype: type) -> None:
 
 
 def test_other_objects_are_refused() -> None:
-    assert "a picture is a bytes, but a path" in refusal(b"\xff\xd8")
+    assert "an image is a bytes, but a path" in refusal(b"\xff\xd8")

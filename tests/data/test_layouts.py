@@ -317,7 +317,7 @@ def test_a_root_without_imagenet_is_told_of_coops_folder(tmp_path: Path) -> None
 def test_an_imagenet_class_without_a_picture_is_refused(imagenet: Path, tmp_path: Path) -> None:
     for path in (imagenet / "images" / "train" / "n02").iterdir():
         path.unlink()
-    assert "train/n02: is a class without pictures" in refusal("imagenet", tmp_path)
+    assert "train/n02: is a class without images" in refusal("imagenet", tmp_path)
 
 
 def test_other_classes_in_train_than_in_test_are_refused(imagenet: Path, tmp_path: Path) -> None:

@@ -32,18 +32,18 @@ def test_held_out_pictures_are_a_fifth_of_every_class_and_at_least_one() -> None
 
 def test_holding_out_is_said() -> None:
     assert hold_out_test(splits_of([10, 10])).notes == (
-        "No test part was given: 4 of 20 pictures are held out for testing, the same share of every class.",
+        "No test part was given: 4 of 20 images are held out for testing, the same share of every class.",
     )
 
 
 def test_a_class_of_one_picture_is_trained_on_and_said() -> None:
     held = hold_out_test(splits_of([10, 1]))
     assert class_counts(held.train, 2)[1] == 1
-    assert held.notes[1] == "Trained on and not tested, for want of a second picture: kind 1."
+    assert held.notes[1] == "Trained on and not tested, for want of a second image: kind 1."
 
 
 def test_nothing_to_hold_out_is_refused() -> None:
-    with pytest.raises(UserError, match=r"no class has two pictures, so none can be tested\. Add pictures\."):
+    with pytest.raises(UserError, match=r"no class has two images, so none can be tested\. Add images\."):
         hold_out_test(splits_of([1, 1]))
 
 
@@ -68,7 +68,7 @@ def test_every_picture_is_in_the_part_of_its_row_in_order() -> None:
 
 def test_classes_without_a_training_picture_are_refused() -> None:
     rows = [Row(ROOT / "a", "x"), Row(ROOT / "b", "y"), Row(ROOT / "c", "z_z", "test")]
-    with pytest.raises(UserError, match=r"here: no picture to train on for z z\."):
+    with pytest.raises(UserError, match=r"here: no image to train on for z z\."):
         assemble(ROOT, rows, "here")
 
 
@@ -78,7 +78,7 @@ def test_a_set_of_test_pictures_alone_is_kept_as_it_is() -> None:
 
 
 def test_validation_without_training_pictures_is_refused() -> None:
-    with pytest.raises(UserError, match="no picture to train on for x, y"):
+    with pytest.raises(UserError, match="no image to train on for x, y"):
         assemble(ROOT, [Row(ROOT / "a", "x", "test"), Row(ROOT / "b", "y", "val")], "here")
 
 
@@ -107,7 +107,7 @@ def test_an_unknown_split_is_refused_with_the_nearest(dataset: Dataset) -> None:
 
 def test_missing_pictures_are_counted_and_the_first_is_named(tmp_path: Path) -> None:
     items = [Item(tmp_path / name, 0) for name in "abc"]
-    with pytest.raises(UserError, match=r"/a: is not there \(3 of 3 pictures are missing\)"):
+    with pytest.raises(UserError, match=r"/a: is not there \(3 of 3 images are missing\)"):
         refuse_missing(items)
 
 

@@ -323,7 +323,7 @@ def test_broken_pictures_are_left_out_where_that_is_asked_for(
     assert grid.sources[0].broken == ("test/red/3.png",)
     comparison = compare_grid(grid, tmp_path / "cells", device="cpu")
     assert {line.correct.shape[1] for line in comparison.lines} == {19}
-    assert "colours: Broken pictures left out, 1: test/red/3.png." in few_shot_table(comparison).notes
+    assert "colours: Broken images left out, 1: test/red/3.png." in few_shot_table(comparison).notes
 
 
 def test_what_learns_nothing_reads_no_training_picture(

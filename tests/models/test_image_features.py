@@ -229,7 +229,7 @@ def test_a_broken_picture_is_named_and_costs_nothing_of_what_is_done(
     tiny_clip_backbone: DualEncoder, paths: list[Path], folder: Path, n_workers: int
 ) -> None:
     paths[9].write_bytes(paths[9].read_bytes()[:100])
-    with pytest.raises(UserError, match=r"9\.png: is a damaged picture") as refusal:
+    with pytest.raises(UserError, match=r"9\.png: is a damaged image") as refusal:
         ImageFeatures(tiny_clip_backbone, n_workers=n_workers).of(paths)
     assert "\n" not in str(refusal.value)
     with tower_runs(tiny_clip_backbone) as sizes:

@@ -12,7 +12,7 @@ from PIL import Image
 from mmprompt.core.header import FORMAT, header_hash
 from mmprompt.files import write_json
 from mmprompt.reports.pages import write_report
-from mmprompt.training.log import write_log
+from mmprompt.training.run_files import write_log
 
 
 def write_run(folder: Path, kind: str, data: dict[str, Any], losses: list[float], **logged: float) -> Path:

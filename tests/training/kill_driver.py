@@ -23,9 +23,9 @@ from pathlib import Path
 import safetensors.torch
 from toy import Toy
 
-from mmprompt.training.log import read_log
 from mmprompt.training.loop import train
 from mmprompt.training.recipe import Recipe
+from mmprompt.training.run_files import read_log
 
 N_EPOCHS = 6
 N_EVENT_KILLS = 32

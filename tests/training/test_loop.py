@@ -16,10 +16,10 @@ import torch
 from mmprompt.errors import UserError
 from mmprompt.training.callbacks import Callback
 from mmprompt.training.checkpoint import checkpoint_folders
-from mmprompt.training.log import read_log
 from mmprompt.training.loop import train
 from mmprompt.training.problem import Run, RunFailed, StepResult
 from mmprompt.training.recipe import Recipe
+from mmprompt.training.run_files import read_log
 from mmprompt.training.seeds import batches, epoch_order
 from tests.training.toy import Toy, same, weights
 

@@ -1,4 +1,4 @@
-"""`mmprompt eval`: a trained prompt on labelled pictures, beside zero-shot."""
+"""`mmprompt eval`: a trained prompt on labelled images, beside zero-shot."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmprompt.terminal.images import Images
 from mmprompt.terminal.output import JSON_HELP, Output, result_table
 from mmprompt.terminal.parser import parse
 
-DESCRIPTION = "Measure a trained prompt beside zero-shot, on the pictures of its run or on others."
+DESCRIPTION = "Measure a trained prompt beside zero-shot, on the images of its run or on others."
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,13 @@ class Settings:
 
 
 def run(arguments: Sequence[str], prog: str) -> None:
-    """Measure and print.
-
-    Raises:
-        UserError: the run or the pictures cannot be used.
-    """
+    """Measure and print."""
     settings = parse(Settings, arguments, prog, DESCRIPTION)
     output = Output(settings.json)
     header = read_header(settings.run)
     pictures = pictures_of(settings, header["training"])
-    data = pictures.load(*draw_of(header["training"]))
+    draw = header["training"].get("data", {})  # the same shots and seed, so that train and val are the same again
+    data = pictures.load(draw.get("shots"), draw.get("seed") or 1)
     items = data.items(settings.split)
     if not items:
         raise UserError(f"the {settings.split} part of {data.name} is empty. Choose another --split.")
@@ -59,13 +56,13 @@ def run(arguments: Sequence[str], prog: str) -> None:
     features = ImageFeatures(classifier.backbone)
     with ProgressDisplay() as progress:
         known = features.stored([item.path for item in items])
-        tested = pictures.sound(replace(data, train=(), val=(), test=items), progress.count("checking pictures"), known)
+        tested = pictures.sound(replace(data, train=(), val=(), test=items), progress.count("checking images"), known)
     if data.class_names != classifier.class_names:
         classifier = classifier.with_class_names(data.class_names)
     with ProgressDisplay() as progress:
-        features.progress = progress.count("encoding pictures")
+        features.progress = progress.count("encoding images")
         metrics = measure(classifier, tested, features=features)
-    output.say(f"{settings.run} on the {settings.split} part of {data.name}: {len(tested.test):,} pictures.")
+    output.say(f"{settings.run} on the {settings.split} part of {data.name}: {len(tested.test):,} images.")
     for note in tested.notes:
         output.say(f"Note: {note}", "dim")
     output.say()
@@ -74,11 +71,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
 
 
 def pictures_of(settings: Settings, training: dict[str, Any]) -> Images:
-    """The pictures that the command names, else those of the run.
-
-    Raises:
-        UserError: neither says where they are.
-    """
+    """Return the images that the command names, else those of the run."""
     given = settings.pictures
     if given.data is not None:
         return given
@@ -98,9 +91,3 @@ def pictures_of(settings: Settings, training: dict[str, Any]) -> Images:
         protocol=place.get("protocol", given.protocol),
         skip_broken=(given.skip_broken or bool(place.get("skip_broken"))) and not given.strict,
     )
-
-
-def draw_of(training: dict[str, Any]) -> tuple[int | None, int]:
-    """The shots and seed a run drew its pictures with, so that its train and val parts are the same again."""
-    data = training.get("data", {})
-    return data.get("shots"), data.get("seed") or 1

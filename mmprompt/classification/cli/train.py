@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mmprompt.core.fit import Result
     from mmprompt.data.splits import Dataset
 
-DESCRIPTION = "Learn a prompt from a few pictures of each class. Without options: 4 context vectors on openart-large."
+DESCRIPTION = "Learn a prompt from a few images of each class. Without options: 4 context vectors on openart-large."
 DATA = "openart-large"
 RUN, WORDS = "run.json", "nearest_words.json"
 
@@ -44,7 +44,7 @@ class Settings:
     method: Annotated[str, tyro.conf.arg(metavar="NAME")] = "coop"
     """How to learn: coop, vpt, or both as coop+vpt; the method brings its own options."""
     shots: Annotated[int | None, tyro.conf.arg(metavar="INT|None")] = 16
-    """Training pictures of each class; None for all there are."""
+    """Training images of each class; None for all there are."""
     seed: Annotated[int, tyro.conf.arg(metavar="INT")] = 1
     """Seed of the shots, the random start, the order and the augmentation."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
@@ -61,12 +61,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Call:
-    """A command line, read.
-
-    Args:
-        run, pictures, recipe: the groups of settings that every method has.
-        method: made of its own group of settings.
-    """
+    """A command line, read; the method is made of its own group of settings."""
 
     run: Settings
     pictures: Images
@@ -75,11 +70,7 @@ class Call:
 
 
 def run(arguments: Sequence[str], prog: str) -> None:
-    """Train, measure beside zero-shot, and report.
-
-    Raises:
-        UserError: something in the call or the data is wrong; nothing is written then.
-    """
+    """Train, measure beside zero-shot, and report; a call that is refused writes nothing."""
     call = read_call(arguments, prog)
     folder = call.run.out or default_folder(call)
     check_folder(folder)
@@ -98,7 +89,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
     recipe = ClassificationTask.of(data).complete(call.recipe)
     with ProgressDisplay() as progress:
         known = features.stored([item.path for split in SPLITS for item in data.items(split)])
-        data = call.pictures.sound(data, progress.count("checking pictures"), known)
+        data = call.pictures.sound(data, progress.count("checking images"), known)
     task = ClassificationTask.of(data, features)
     if call.run.resume:
         method = settled(call.method, backbone.name, task.kind)
@@ -106,7 +97,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
         refuse_other_run(folder, run_config(task, method, untrained, recipe, call.run.seed))
     announce(output, call, data, folder)
     with ProgressDisplay() as progress:
-        features.progress = progress.count("encoding pictures")
+        features.progress = progress.count("encoding images")
         result = fit(call.method, backbone, task, folder, recipe, call.run.seed, (), call.run.resume)
         metrics = measure(result.predictor, data, folder, features)
     report = finish(call, result, folder, command_of(arguments, prog))
@@ -114,11 +105,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
 
 
 def read_call(arguments: Sequence[str], prog: str) -> Call:
-    """Read a command line of `train`.
-
-    Raises:
-        UserError: the method or data set is unknown, or the file given by --config is wrong.
-    """
+    """Read a command line of `train`, whose options depend on the method."""
     path = peek(arguments, "config")
     saved = {} if path is None else read_settings(Path(path))
     name = peek(arguments, "method") or saved.get("method", Settings.method)
@@ -129,15 +116,13 @@ def read_call(arguments: Sequence[str], prog: str) -> Call:
     remember(form)
     defaults = distribute(first_values(arguments, saved, groups), groups, Path(path or "the defaults"))
     read: Any = parse(form, arguments, prog, DESCRIPTION, form(**defaults))
-    settings: dict[str, Any] = {}
-    for group in kinds:
-        settings |= asdict(getattr(read, group))
+    settings = {key: value for group in kinds for key, value in asdict(getattr(read, group)).items()}
     pictures = read.pictures if read.pictures.data else replace(read.pictures, data=DATA)
     return Call(read.run, pictures, read.recipe, make_method(str(name), settings))
 
 
 def first_values(arguments: Sequence[str], saved: dict[str, Any], groups: dict[str, Any]) -> dict[str, Any]:
-    """The values that options start from: what suits the data set and the backbone, then the file's."""
+    """Return the values that options start from: what suits the data set and the backbone, then the file's."""
     from mmprompt.data.catalog import read_card
 
     name, folder = str(peek(arguments, "data") or saved.get("data") or DATA), peek(arguments, "datasets-dir")
@@ -162,18 +147,14 @@ def first_values(arguments: Sequence[str], saved: dict[str, Any], groups: dict[s
 
 
 def default_folder(call: Call) -> Path:
-    """`runs/DATASET-METHOD-16shots-seed1`."""
+    """Return `runs/DATASET-METHOD-16shots-seed1`."""
     name = Path(str(call.pictures.data)).stem
     shots = "all" if call.run.shots is None else f"{call.run.shots}shots"
     return Path("runs") / f"{name}-{call.run.method}-{shots}-seed{call.run.seed}"
 
 
 def refuse_other_run(folder: Path, config: Mapping[str, Any]) -> None:
-    """Refuse to go on in the folder of another run, and say in what it differs.
-
-    Raises:
-        UserError: the settings differ from those of the folder's `run.json`.
-    """
+    """Refuse to go on in the folder of a run with another `run.json`, and say in what it differs."""
     if not (folder / RUN).is_file():
         return
     saved, now = read_json(folder / RUN), json.loads(json.dumps(config))
@@ -188,16 +169,16 @@ def announce(output: Output, call: Call, data: Dataset, folder: Path) -> None:
     shots = "all that there are" if data.shots is None else f"{data.shots} a class"
     output.say(
         f"Learning a prompt ({call.run.method}) for the frozen backbone {call.run.backbone} from {len(data.train):,} "
-        f"pictures of {data.name} ({len(data.class_names)} classes, {shots})."
+        f"images of {data.name} ({len(data.class_names)} classes, {shots})."
     )
-    output.say(f"Testing it on {len(data.test):,} other pictures, beside zero-shot. Everything goes to {folder}.")
+    output.say(f"Testing it on {len(data.test):,} other images, beside zero-shot. Everything goes to {folder}.")
     for note in data.notes:
         output.say(f"Note: {note}", "dim")
 
 
 def finish(call: Call, result: Result[Classifier], folder: Path, command: str) -> Path | None:
-    """Add to the run folder how it was called, the nearest words and the report; the report's path if there is one."""
-    from mmprompt.classification.report.report import write_report
+    """Add to the run folder how it was called, the nearest words and the report, whose path is returned."""
+    from mmprompt.classification.report import write_report
     from mmprompt.classification.words import context_words
     from mmprompt.reports.pages import missing_extra
 
@@ -225,8 +206,8 @@ def conclude(output: Output, metrics: dict[str, Any], data: Dataset, folder: Pat
     output.say(f"report      {report}" if report else f"report      {missing_extra()}")
     output.say()
     output.say("Try next:")
-    picture = shlex.quote(str(data.test[0].path))
-    for command in (f"predict {folder} {picture}", f"eval {folder}", f"inspect {folder}"):
+    image = shlex.quote(str(data.test[0].path))
+    for command in (f"predict {folder} {image}", f"eval {folder}", f"inspect {folder}"):
         output.say(f"  mmprompt {command}", "bold")
     shown = {key: metrics[key] for key in ("zero_shot_name", "zero_shot_template", "learned")}
     output.document({"folder": str(folder), "report": None if report is None else str(report), "metrics": shown})

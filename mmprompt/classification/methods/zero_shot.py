@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from mmprompt.classification.methods.base import ClassificationMethod
 from mmprompt.core.method import Start
-from mmprompt.data.templates import check_template
+from mmprompt.data.class_names import check_template
 
 if TYPE_CHECKING:
     from mmprompt.core.learned import Prompt

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from mmprompt.data.jsonl import read_objects
 from mmprompt.errors import bad_file, bad_value, unknown_name
-from mmprompt.files import write_bytes
+from mmprompt.files import read_objects, write_bytes
 from mmprompt.language.cli.options import TEMPLATE_HELP, Loading
 from mmprompt.language.data import TextRow
 from mmprompt.models.decoder.generation_config import Generation

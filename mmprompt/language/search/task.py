@@ -42,10 +42,8 @@ from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.settings import Count, check
 from mmprompt.training.callbacks import Callback, WriteConfig
 from mmprompt.training.checkpoint import checkpoint_folders
-from mmprompt.training.config import provenance
-from mmprompt.training.lock import run_lock
-from mmprompt.training.log import append_log, write_log
 from mmprompt.training.problem import Run
+from mmprompt.training.run_files import append_log, provenance, run_lock, write_log
 from mmprompt.training.seeds import generator
 
 N_TOKENS = 10

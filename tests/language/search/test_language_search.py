@@ -27,8 +27,8 @@ from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import Verbalizer
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.training.callbacks import Callback
-from mmprompt.training.log import read_log
 from mmprompt.training.problem import Run
+from mmprompt.training.run_files import read_log
 from mmprompt.training.seeds import generator
 from tests.language_models import CAUSAL, ENCODED, family_model, frozen_model
 from tests.small_models import WORDS

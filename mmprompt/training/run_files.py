@@ -1,0 +1,91 @@
+"""What a run folder holds beside its checkpoints: the lock of its one writer, the log, and what `run.json` says.
+
+It does not know what was trained; a task adds its data, its method and its recipe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmprompt.errors import bad_file
+from mmprompt.files import locked, make_folder, read_bytes, sha256_bytes, write_bytes
+from mmprompt.training.problem import RunFailed
+from mmprompt.version import __version__
+
+LOCK = "run.lock"
+
+
+@contextlib.contextmanager
+def run_lock(folder: Path) -> Iterator[None]:
+    """Hold a run folder, so that no other process writes into it at the same time.
+
+    The folder is made if it is not there, and then taken away again if nothing was written to it. The lock of a
+    process that died is taken over.
+    """
+    is_new = not folder.exists()
+    make_folder(folder)
+    advice = "Wait until it has ended, or give another `out`."
+    try:
+        with locked(folder / LOCK, bad_file(folder, "is being written by another training", advice)):
+            yield
+    finally:
+        if is_new:
+            with contextlib.suppress(OSError):  # it holds something
+                folder.rmdir()
+
+
+def write_log(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Replace a log by these records, one JSON line per epoch, so that a resumed run holds no line twice."""
+    write_bytes(path, "".join(_line(record) for record in records).encode())
+
+
+def append_log(path: Path, record: Mapping[str, Any]) -> None:
+    """Add one record; the file is closed again, so that a killed process loses no line."""
+    line = _line(record)
+    try:
+        with path.open("a", encoding="utf-8") as handle:
+            handle.write(line)
+    except OSError as error:
+        raise RunFailed(f"{path}: the log cannot be written ({error.strerror}). Check the disk, then resume.") from None
+
+
+def read_log(path: str | Path) -> list[dict[str, Any]]:
+    """Return the records of a log, oldest first; a last line that a kill left unfinished is passed over."""
+    *lines, _unfinished = read_bytes(Path(path)).decode("utf-8", errors="replace").split("\n")
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            raise bad_file(path, "is not valid JSON", "Restore the file as it was written.", number) from None
+    return records
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, allow_nan=False) + "\n"
+
+
+def surroundings(model: Any) -> dict[str, Any]:
+    """Return where, in which precision and by what versions a run computes, JSON-ready."""
+    import torch
+
+    return {
+        "device": str(model.device),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "versions": {"mmprompt": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
+
+
+def run_id_of(config: Mapping[str, Any]) -> str:
+    """Return the hash of what makes two runs the same run, to which a resume is held: everything but the versions."""
+    return sha256_bytes(repr(sorted((key, value) for key, value in config.items() if key != "versions")).encode())
+
+
+def provenance(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a prompt file says of the run it comes from."""
+    return {key: config[key] for key in ("data", "method", "recipe", "seed", "versions")}
