@@ -89,11 +89,7 @@ class TextData:
         return task
 
     def rows(self, split: str) -> tuple[TextRow, ...]:
-        """The rows of `"train"`, `"val"` or `"test"`.
-
-        Raises:
-            UserError: there is no such split.
-        """
+        """Return the rows of `"train"`, `"val"` or `"test"`."""
         parts = {"train": self.train, "val": self.val, "test": self.test}
         if split not in parts:
             raise unknown_name("split", split, SPLITS)

@@ -1,18 +1,24 @@
-"""What a prompt of a language model does: the words its vectors lie near, what each is worth, and whether it is heard.
+"""What a prompt of a language model does: how it learns, the words its vectors lie near, what each is worth, and
+whether it changes anything.
 
-Reading aids: a vector need not lie near any word, and attention is no proof of use. Leaving a vector out, and the
-distance between what the model says with and without a prompt, are measured on rows.
+Alarms sound while it learns: gradients that vanish or burst, vectors that grow too large. Reading aids: a vector need
+not lie near any word, and attention is no proof of use. Leaving a vector out, and the distance between what the model
+says with and without a prompt, are measured on rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import logging
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean, median
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmprompt.core.learned import rms
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextRow
 from mmprompt.language.predictor import LanguagePredictor, parts_by_task
@@ -22,8 +28,67 @@ from mmprompt.models.decoder.packing import Question
 from mmprompt.models.decoder.reader import CausalReader
 from mmprompt.models.decoder.vectors import LM_INPUT, keys_values
 from mmprompt.settings import Count, check
+from mmprompt.training.callbacks import Callback
+from mmprompt.training.problem import Run
 
 CHUNK = 8192
+VANISHED, BURST, OUTGROWN = 1e-7, 100.0, 5.0
+"""A gradient norm, times the median so far, and times the size of token embeddings."""
+_log = logging.getLogger(__name__)
+
+
+class VectorWatch(Callback):
+    """Record the gradient's norm and the vectors' size of every epoch, and say once what looks wrong.
+
+    Adds `gradient_norm` and, for vectors among the tokens, `vector_size` (in sizes of the model's token embeddings) to
+    every epoch's record. `alarms` are what was said, one sentence each.
+    """
+
+    def __init__(self, prompted: LanguagePredictor) -> None:
+        self.prompted = prompted
+        self.alarms: dict[str, str] = {}
+        self._norms: list[float] = []
+
+    def on_train_begin(self, run: Run) -> None:
+        """Forget earlier trainings."""
+        self.alarms, self._norms = {}, []
+
+    def on_step_end(self, run: Run, step: int, logs: Mapping[str, float]) -> None:
+        """Take the norm of the gradient of the step."""
+        gradients = [value.grad for value in run.problem.module.parameters() if value.grad is not None]
+        self._norms.append(torch.stack([gradient.norm() for gradient in gradients]).norm().item())
+
+    def on_epoch_end(self, run: Run, epoch: int, logs: dict[str, Any]) -> None:
+        """Write the epoch's figures into its record, and sound the alarms."""
+        norm = fmean(self._norms)
+        self._norms = []
+        logs["gradient_norm"] = norm
+        before = [record["gradient_norm"] for record in run.history if "gradient_norm" in record]
+        if norm < VANISHED:
+            self._sound(
+                "vanished",
+                f"The gradient has vanished (norm {norm:.1e} in epoch {epoch + 1}): the prompt no longer learns. "
+                "Use another start or a higher lr.",
+            )
+        if before and norm > BURST * median(before):
+            times = f"{norm / median(before):.0f} times its median so far"
+            self._sound("burst", f"The gradient burst in epoch {epoch + 1} (norm {norm:.1e}, {times}). Use a lower lr.")
+        vectors = self.prompted.vectors().get(LM_INPUT)
+        if vectors is None:
+            return
+        size = rms(vectors.values.detach().float()).item() / self.prompted.model.embedding_rms
+        logs["vector_size"] = size
+        if size > OUTGROWN:
+            self._sound(
+                "outgrown",
+                f"The vectors have grown to {size:.1f} times the size of token embeddings (epoch {epoch + 1}), where "
+                "blocks saturate. Use a lower lr.",
+            )
+
+    def _sound(self, name: str, text: str) -> None:
+        if name not in self.alarms:
+            self.alarms[name] = text
+            _log.warning("%s", text)
 
 
 def nearest_tokens(model: FrozenLanguageModel, vectors: Tensor, k: int = 5) -> list[list[tuple[str, float]]]:
@@ -45,10 +110,8 @@ def nearest_tokens(model: FrozenLanguageModel, vectors: Tensor, k: int = 5) -> l
             f"{model.name}. Give the vectors of lm.input."
         )
     query = F.normalize(vectors.detach().float(), dim=1)
-    found = []
-    for ids in torch.arange(model.vocabulary_size, device=model.device).split(CHUNK):
-        found.append(query @ F.normalize(model.embed(ids).float(), dim=1).T)
-    cosines = torch.cat(found, dim=1)
+    tokens = torch.arange(model.vocabulary_size, device=model.device).split(CHUNK)
+    cosines = torch.cat([query @ F.normalize(model.embed(ids).float(), dim=1).T for ids in tokens], dim=1)
     cosines[:, [i for i in model.tokenizer.all_special_ids if i < cosines.shape[1]]] = -1.0
     best = cosines.topk(min(k, cosines.shape[1]), dim=1)
 
@@ -62,12 +125,8 @@ def nearest_tokens(model: FrozenLanguageModel, vectors: Tensor, k: int = 5) -> l
 
 @dataclass(frozen=True)
 class Drift:
-    """How far a vector went.
-
-    Attributes:
-        words: the nearest token at each moment that was looked at.
-        cosine: between where it started and where it is.
-        size: its root mean square, by that of the model's token embeddings.
+    """How far a vector went: the nearest token at each moment, the cosine between start and end, and its size at the
+    end, by that of the model's token embeddings.
     """
 
     words: tuple[str, ...]
@@ -91,12 +150,7 @@ def drift(model: FrozenLanguageModel, moments: Sequence[Tensor]) -> list[Drift]:
 
 @dataclass(frozen=True)
 class VectorAblation:
-    """What is lost where one vector is left out.
-
-    Attributes:
-        loss: by how much the mean cross entropy of the labels grows, in nats; below zero where the vector harms.
-        accuracy: by how much the accuracy falls.
-    """
+    """By how much the mean cross entropy of the labels grows, in nats, and the accuracy falls, without one vector."""
 
     loss: float
     accuracy: float

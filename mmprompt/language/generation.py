@@ -26,12 +26,8 @@ from mmprompt.settings import checked
 
 @dataclass(frozen=True)
 class Generated:
-    """An answer that a model wrote.
-
-    Attributes:
-        text: without blanks around it.
-        n_tokens: without the end.
-        is_cut: whether it stopped for want of room.
+    """An answer that a model wrote, without blanks around it and without its end; it is cut where it stopped for want
+    of room.
     """
 
     text: str

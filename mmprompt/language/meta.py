@@ -27,7 +27,7 @@ from mmprompt.errors import UserError
 from mmprompt.language.data import TextData, TextRow, load_texts
 from mmprompt.language.methods import METHODS, MultitaskPrompt
 from mmprompt.language.predictor import LanguagePredictor
-from mmprompt.language.start import PromptInit, start_vectors
+from mmprompt.language.start import PromptInit, field_tokens, start_vectors
 from mmprompt.language.task import LanguageProblem, LanguageTask
 from mmprompt.language.templates.template import Template
 from mmprompt.models.decoder.load import load_language_model
@@ -61,7 +61,7 @@ class MetaResult:
     folder: Path | None
 
 
-def meta_start(
+def meta_init(
     datas: Sequence[TextData | Path | str],
     model: FrozenLanguageModel | str = "tiny",
     method: DecoderMethod | None = None,
@@ -129,14 +129,7 @@ def meta_start(
 
 
 def few_steps(data: TextData, n_steps: int, batch_size: int, seed: int = 1) -> TextData:
-    """The same data with training rows for exactly some steps in one epoch: passes over all rows in a drawn order.
-
-    Args:
-        data: what a prompt is to be adapted to.
-        n_steps: 1 or more.
-        batch_size: of the recipe, whose `epochs` are to be 1.
-        seed: of the order.
-    """
+    """Repeat and shuffle training rows until one epoch is exactly so many steps."""
     return replace(data, train=drawn_rows(data.train, n_steps * batch_size, seed))
 
 
@@ -170,12 +163,7 @@ def _with_one_prompt(
                 f"{method.n_vectors} vectors. Write one {{soft}} and no other soft slots."
             )
     labels = [ids for prompted in each for ids in prompted.answers]
-    texts = [
-        model.tokenizer(text, add_special_tokens=False)["input_ids"]
-        for data in tasks
-        for row in data.train
-        for text in row.fields.values()
-    ]
+    texts = field_tokens(model, [row for data in tasks for row in data.train])
     values = start_vectors(model, start, each[0].bound, 0, labels, texts, seed)
     unit = torch.tensor(model.embedding_rms, device=model.device)
     shared = Start(generator(seed, "start"), each[0].template, vectors=lambda n: (values, unit))

@@ -1,6 +1,6 @@
 """A frozen language model with a prompt: texts in, labels or scores of answers out.
 
-It knows prompts and texts, not how a prompt was learned. What it generates is in `language_generation`.
+It knows prompts and texts, not how a prompt was learned. What it generates is in `generation`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mmprompt.core.header import read_header
 from mmprompt.core.learned import Given, Prompt
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextRow
-from mmprompt.language.templates.template import BoundTemplate, Template
+from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import Verbalizer
 from mmprompt.models.decoder.kv_cache import KVCache
 from mmprompt.models.decoder.load import load_language_model
@@ -77,15 +77,22 @@ class LanguagePredictor:
         for task in self.tasks or ("",):
             vectors = self.vectors(task)
             model.check_vectors(vectors)
-            refuse_mismatch(self.bound, vectors)
+            if LM_INPUT in vectors and vectors[LM_INPUT].n_vectors != self.bound.n_soft:
+                raise UserError(
+                    f"the template has {self.bound.n_soft} soft slots, but the prompt has "
+                    f"{vectors[LM_INPUT].n_vectors} vectors. Use the template that the prompt was learned in."
+                )
         self.answers = self.bound.answers(() if label_words is None else label_words.flat)
         if label_words is not None:
             label_words.check_distinct(self.answers)
-        self.words = single_tokens(self.answers, model.device)
+        self.words: Tensor | None = None  # [W] answers that are all of one token: no other logits are needed
+        if self.answers and all(len(answer) == 1 for answer in self.answers):
+            self.words = torch.tensor([answer[0] for answer in self.answers], device=model.device)
         self.compiled: dict[str, tuple[tuple[int, ...], KVCache]] = {}  # of each task what was last read of the prompt
 
     def __repr__(self) -> str:
-        return f"<LanguagePredictor: {shortened_text(self.template.text)!r} on {self.model.name}>"
+        text = self.template.text
+        return f"<LanguagePredictor: {text if len(text) <= 60 else text[:59] + '…'!r} on {self.model.name}>"
 
     @property
     def template(self) -> Template:
@@ -121,7 +128,7 @@ class LanguagePredictor:
             UserError: a field is missing, or a text does not fit.
         """
         is_one = isinstance(items, TextRow | Mapping | str)
-        rows = [self._row(item) for item in ([items] if isinstance(items, TextRow | Mapping | str) else items)]
+        rows = [self._row(item) for item in ([items] if is_one else items)]
         if self.label_words is not None:
             answers: Sequence[Any] = self.classify(rows)
         else:
@@ -146,27 +153,15 @@ class LanguagePredictor:
         return vectors[Site("lm.kv", 0)].n_vectors if Site("lm.kv", 0) in vectors else 0
 
     def question(self, fields: Mapping[str, str], answers: Sequence[tuple[int, ...]]) -> Question:
-        """A row as it is read, with the tokens of some answers.
-
-        Raises:
-            UserError: a field is missing, or the row does not fit.
-        """
+        """Lay out a row as it is read, with the tokens of some answers."""
         n_answer = max(map(len, answers))
         return Question(self.bound.encode(fields, self.model.budget - self.n_prefix, n_answer).slots, tuple(answers))
 
     @torch.no_grad()
     def answer_log_probs(self, rows: Sequence[TextRow], answers: Sequence[Sequence[str]]) -> list[Tensor]:
-        """The log-probabilities of given answers to each row: sums over their tokens, without an end.
-
-        Args:
-            rows: N rows.
-            answers: of each row, one or more.
-        Raises:
-            UserError: an answer has no tokens, or a row does not fit.
-        """
-        questions = [
-            self.question(row.fields, self.bound.answers(some)) for row, some in zip(rows, answers, strict=True)
-        ]
+        """Return the log-probabilities of given answers to each of N rows: sums over their tokens, without an end."""
+        pairs = zip(rows, answers, strict=True)
+        questions = [self.question(row.fields, self.bound.answers(some)) for row, some in pairs]
         found: list[Tensor] = []
         for start, end, vectors in parts_by_task(self, rows):
             scores = self.model.predict(vectors, questions[start:end]).answer_log_probs()
@@ -175,41 +170,32 @@ class LanguagePredictor:
 
     @torch.no_grad()
     def label_log_probs(self, rows: Sequence[TextRow]) -> Tensor:
-        """[N, C] log-probabilities of the labels, which sum to 1 over the labels.
-
-        Args:
-            rows: N rows; their own labels are not looked at.
-        Raises:
-            UserError: the prompt has no verbalizer, or a row does not fit.
+        """Return [N, C] log-probabilities of the labels, which sum to 1 over the labels; the rows' own are not looked
+        at.
         """
         verbalizer = self.verbalizer
         questions = [self.question(row.fields, self.answers) for row in rows]
         parts = []
         for start, end, vectors in parts_by_task(self, rows):
             predicted = self.model.predict(vectors, questions[start:end], self.words)
-            word_scores = predicted.answer_log_probs().unflatten(0, (end - start, -1))  # [N, W]
-            parts.append(verbalizer.label_scores(word_scores, predicted.lengths[: word_scores.shape[1]]))
+            parts.append(verbalizer.label_scores(predicted.answer_log_probs(), predicted.lengths))
         empty = torch.zeros(0, len(verbalizer.labels), device=self.model.device)
         return torch.cat([empty, *parts]).log_softmax(-1)
 
     def classify(self, rows: Sequence[TextRow]) -> list[LabelPrediction]:
-        """The label of each row."""
+        """Return the label of each row."""
         return label_predictions(self.verbalizer.labels, self.label_log_probs(rows))
 
     @property
     def verbalizer(self) -> Verbalizer:
-        """The words of the labels.
-
-        Raises:
-            UserError: there are none.
-        """
+        """The words of the labels; a prompt that generates text is refused."""
         if self.label_words is None:
             raise UserError("this prompt generates text and has no labels to tell apart. Use generate.")
         return self.label_words
 
 
 def label_predictions(labels: Sequence[str], log_probs: Tensor) -> list[LabelPrediction]:
-    """What log-probabilities [N, C] of C labels come to."""
+    """Return what log-probabilities [N, C] of C labels come to."""
     found = []
     for scores in log_probs.exp().tolist():
         probabilities = dict(zip(labels, scores, strict=True))
@@ -217,28 +203,8 @@ def label_predictions(labels: Sequence[str], log_probs: Tensor) -> list[LabelPre
     return found
 
 
-def refuse_mismatch(bound: BoundTemplate, vectors: Mapping[Site, Vectors]) -> None:
-    """Refuse vectors among the tokens that are more or fewer than a template has places for.
-
-    Raises:
-        UserError: they are.
-    """
-    if LM_INPUT in vectors and vectors[LM_INPUT].n_vectors != bound.n_soft:
-        raise UserError(
-            f"the template has {bound.n_soft} soft slots, but the prompt has {vectors[LM_INPUT].n_vectors} vectors. "
-            "Use the template that the prompt was learned in."
-        )
-
-
-def single_tokens(answers: Sequence[tuple[int, ...]], device: torch.device) -> Tensor | None:
-    """The tokens [W] of answers of one token each, the only ones whose logits are needed; None for longer answers."""
-    if not answers or any(len(answer) > 1 for answer in answers):
-        return None
-    return torch.tensor([answer[0] for answer in answers], device=device)
-
-
 def parts_by_task(prompted: LanguagePredictor, rows: Sequence[TextRow]) -> list[tuple[int, int, dict[Site, Vectors]]]:
-    """Batches of rows that follow one another and share a task: start, end, and the task's vectors."""
+    """Batch rows that follow one another and share a task: start, end, and the task's vectors."""
     parts = []
     place = 0
     for task, some in groupby(rows, key=lambda row: row.task if prompted.tasks else ""):
@@ -249,21 +215,8 @@ def parts_by_task(prompted: LanguagePredictor, rows: Sequence[TextRow]) -> list[
     return parts
 
 
-def shortened_text(text: str, length: int = 60) -> str:
-    """Cut a text to a length, with an ellipsis where something was left out."""
-    return text if len(text) <= length else text[: length - 1] + "…"
-
-
 def load(folder: Path, header: Mapping[str, Any], model: FrozenLanguageModel | str | None) -> LanguagePredictor:
-    """Load a language model with a saved prompt.
-
-    Args:
-        folder: that holds the files.
-        header: of `core.file.read_header`.
-        model: the model or its name; by default the one that the file names.
-    Raises:
-        UserError: files are edited or damaged, or of another model.
-    """
+    """Load a language model with a saved prompt, whose header was read; see `core.file.load`."""
     name = model or header["backbone"]["name"]
     frozen = load_language_model(name) if isinstance(name, str) else name
     refuse_other_backbone(folder, header, frozen)
@@ -275,11 +228,7 @@ def load(folder: Path, header: Mapping[str, Any], model: FrozenLanguageModel | s
 
 
 def load_prompted(folder: Path | str, model: FrozenLanguageModel | str | None = None) -> LanguagePredictor:
-    """Load what `core.file.load` does, of a language model alone.
-
-    Raises:
-        UserError: as of `load`, or it is another kind of prompt.
-    """
+    """Load what `core.file.load` does, of a language model alone."""
     read_header(folder, "language")
     prompted: LanguagePredictor = load_predictor(folder, model)
     return prompted

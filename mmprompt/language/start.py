@@ -7,7 +7,7 @@ All of them have the size of the model's own token embeddings: vectors of anothe
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -18,6 +18,7 @@ from mmprompt.settings import check_settings
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mmprompt.language.data import TextRow
     from mmprompt.language.templates.template import BoundTemplate
     from mmprompt.models.decoder.model import FrozenLanguageModel
 
@@ -65,20 +66,9 @@ def start_vectors(
     texts: Sequence[Sequence[int]],
     seed: int,
 ) -> Tensor:
-    """The embeddings that learning starts from.
+    """Return the embeddings [P or `n_more`, D] that learning starts from, in the model's own size.
 
-    Args:
-        model: the frozen model.
-        init: what was asked for.
-        bound: the template, whose own words go before.
-        n_more: vectors that are asked for where the template has no soft slots.
-        labels: tokens of the words of the classes; empty where there are none.
-        texts: tokens of the training texts.
-        seed: of what is drawn.
-    Returns:
-        [P or n_more, D] in the model's own size.
-    Raises:
-        UserError: the words have no tokens, or the prompt to start from does not fit.
+    The words of the template's own slots go before what `init` asks for; `n_more` is for templates without soft slots.
     """
     import torch
 
@@ -114,7 +104,7 @@ def start_tokens(
     texts: Sequence[Sequence[int]],
     seed: int,
 ) -> Sequence[int]:
-    """The tokens that vectors start from, best first; perhaps fewer or more than `n_vectors`."""
+    """List the tokens that vectors start from, best first; perhaps fewer or more than `n_vectors`."""
     import torch
 
     from mmprompt.training.seeds import generator
@@ -135,18 +125,20 @@ def start_tokens(
     return list(dict.fromkeys([*own, *commonest(texts)]))
 
 
+def field_tokens(model: FrozenLanguageModel, rows: Iterable[TextRow]) -> list[list[int]]:
+    """Tokenise every field of some rows."""
+    texts = (text for row in rows for text in row.fields.values())
+    return [model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+
+
 def commonest(texts: Sequence[Sequence[int]]) -> list[int]:
-    """The tokens of some texts, commonest first; ties go to the smaller id."""
+    """List the tokens of some texts, commonest first; ties go to the smaller id."""
     counts = Counter(token for text in texts for token in text)
     return sorted(counts, key=lambda token: (-counts[token], token))
 
 
 def prompt_vectors(folder: Path | None, model: FrozenLanguageModel) -> Tensor:
-    """The vectors of a saved prompt.
-
-    Raises:
-        UserError: it has none among the tokens, or is a prompt of another model.
-    """
+    """Read the vectors among the tokens of a saved prompt of the same model."""
     from mmprompt.language.predictor import load_prompted
     from mmprompt.models.decoder.vectors import LM_INPUT
 

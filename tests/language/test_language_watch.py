@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from mmprompt.core.learned import Learned, Prompt
+from mmprompt.language.explain import VectorWatch
 from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.templates.template import Template
-from mmprompt.language.watch import VectorWatch
 from mmprompt.models.decoder.vectors import LM_INPUT
 from mmprompt.training.loop import train
 from mmprompt.training.problem import StepResult

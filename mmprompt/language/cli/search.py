@@ -36,11 +36,7 @@ class Settings:
 
 
 def run(arguments: Sequence[str], prog: str) -> None:
-    """Search words and show them.
-
-    Raises:
-        UserError: something in the call or the data is wrong; nothing is written then.
-    """
+    """Search words and show them."""
     name = peek(arguments, "search") or Settings.search
     if name not in SEARCHES:
         raise unknown_name("search", name, SEARCHES)

@@ -49,11 +49,7 @@ class Settings:
 
 
 def run(arguments: Sequence[str], prog: str) -> None:
-    """Learn a prompt, test it beside the model without one, and say what to do next.
-
-    Raises:
-        UserError: something in the call or the data is wrong; nothing is written then.
-    """
+    """Learn a prompt, test it beside the model without one, and say what to do next."""
     call = read_call(arguments, prog)
 
     from mmprompt.core.fit import fit
@@ -84,11 +80,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
 
 
 def read_call(arguments: Sequence[str], prog: str) -> Any:
-    """Read a command line of `llm train`, whose options depend on the method.
-
-    Raises:
-        UserError: there is no such method, or a setting does nothing for texts.
-    """
+    """Read a command line of `llm train`, whose options depend on the method."""
     name = peek(arguments, "method") or Settings.method
     if name not in METHODS:
         raise unknown_name("method", name, METHODS)

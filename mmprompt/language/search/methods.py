@@ -1,24 +1,15 @@
-"""How prompts in words are searched: settings, and the one step that each way adds to scoring. No loop over rows."""
+"""How prompts in words are searched: the settings of each way."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from annotated_types import Ge
 
 from mmprompt.core.soft import RECIPE
-from mmprompt.language.search.words import TokenIds
 from mmprompt.settings import Count, check_settings
 from mmprompt.training.recipe import Recipe
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-
-N_TRIES = 64
-"""How often one token of a prompt is exchanged for the next nearest until its text is read back."""
 
 
 @dataclass(frozen=True)
@@ -81,62 +72,3 @@ class CoordinateSearch(WordSearch):
 
 
 SEARCHES: dict[str, type[WordSearch]] = {"projection": Projection, "coordinates": CoordinateSearch}
-
-
-class Vocabulary:
-    """The tokens that a prompt may hold.
-
-    Args:
-        embeddings: [V, D] of all tokens.
-        allowed: [V] bool.
-    """
-
-    def __init__(self, embeddings: Tensor, allowed: Tensor) -> None:
-        import torch.nn.functional as F
-
-        self.allowed = allowed
-        self._known = allowed.nonzero()[:, 0]
-        self._directions = F.normalize(embeddings[self._known], dim=-1)
-
-    def __len__(self) -> int:
-        return len(self._known)
-
-    def nearest(self, vectors: Tensor, k: int) -> Tensor:
-        """[P, k] int64, the tokens nearest to vectors [P, D] by the cosine to their embeddings, best first."""
-        import torch.nn.functional as F
-
-        cosine = F.normalize(vectors.to(self._directions.dtype), dim=-1) @ self._directions.T
-        return self._known[cosine.topk(min(k, len(self)), dim=-1).indices]
-
-    def proposals(self, gradient: Tensor, ids: TokenIds, k: int) -> Tensor:
-        """[P, k] int64, for each place the tokens that would lower the loss most by its linear estimate, best first.
-
-        Args:
-            gradient: [P, V], of the loss by what stands in each place, one-hot.
-            ids: P tokens, which are not proposed again for their own places.
-            k: at most; fewer where fewer tokens are allowed.
-        """
-        scores = gradient.masked_fill(~self.allowed, float("inf"))
-        scores[range(len(ids)), ids] = float("inf")
-        return scores.topk(min(k, len(self) - 1), dim=-1, largest=False).indices
-
-
-def readable(nearest: Sequence[Sequence[int]], first_misread: Callable[[TokenIds], int | None]) -> TokenIds | None:
-    """The nearest tokens whose text is read back: where it is not, the token in that place becomes its next nearest.
-
-    Args:
-        nearest: for each of P places the tokens that may stand there, best first.
-        first_misread: which token is not read back, None for none.
-    Returns:
-        P tokens, or None where there are none such within `N_TRIES` exchanges.
-    """
-    rank = [0] * len(nearest)
-    for _ in range(N_TRIES):
-        ids = tuple(some[n] for some, n in zip(nearest, rank, strict=True))
-        place = first_misread(ids)
-        if place is None:
-            return ids
-        if rank[place] + 1 == len(nearest[place]):
-            return None
-        rank[place] += 1
-    return None

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +17,17 @@ import torch
 from torch import Tensor
 
 from mmprompt.core.file import save
-from mmprompt.core.fit import refuse_changed, run_config
+from mmprompt.core.fit import describe_method, refuse_changed, run_config
 from mmprompt.core.header import check_new
 from mmprompt.core.learned import LM_INPUT, Learned, Prompt
 from mmprompt.core.soft import HardPrompt
 from mmprompt.errors import UserError, bad_file, bad_value
 from mmprompt.language.data import TextData, load_texts
 from mmprompt.language.predictor import LanguagePredictor
-from mmprompt.language.search.loss import Scored, WordObjective, best_of, row_order
-from mmprompt.language.search.methods import (
-    SEARCHES,
-    CoordinateSearch,
-    Projection,
-    Vocabulary,
-    WordSearch,
-    readable,
-)
-from mmprompt.language.search.words import TokenIds, allowed_tokens, start_words
-from mmprompt.language.start import PromptInit, start_vectors
+from mmprompt.language.search.methods import SEARCHES, CoordinateSearch, Projection, WordSearch
+from mmprompt.language.search.objective import Scored, WordObjective, best_of, row_order
+from mmprompt.language.search.words import TokenIds, Vocabulary, allowed_tokens, readable, start_words
+from mmprompt.language.start import PromptInit, field_tokens, start_vectors
 from mmprompt.language.task import LanguageProblem, LanguageTask, verbalizer_of
 from mmprompt.language.templates.template import Template
 from mmprompt.models.decoder.load import load_language_model
@@ -128,9 +121,8 @@ def search_words(
                 raise bad_file(folder, "holds the checkpoints of a training", "Give another output folder.")
         setting = prepare(data, model, search, task, start, n_tokens, seed)
         objective, first = setting.objective, setting.start
-        name = next((name for name, kind in SEARCHES.items() if type(search) is kind), type(search).__name__)
         config = run_config(task, HardPrompt(), setting.prompted, search.recipe, seed)
-        config |= {"method": {"name": name, "settings": asdict(search)}, "n_tokens": setting.prompted.bound.n_soft}
+        config |= {"method": describe_method(search, SEARCHES), "n_tokens": setting.prompted.bound.n_soft}
         best, history = _follow(setting, search, config, folder, callbacks, seed)
         refuse_changed(model)
         notices = []
@@ -153,15 +145,8 @@ def search_words(
 
 @dataclass(frozen=True)
 class Setting:
-    """What a search moves in.
-
-    Args:
-        data: all rows.
-        prompted: the frozen model and the template with soft slots, which no vectors fill.
-        objective: what counts, over the rows that prompts are scored on.
-        vocabulary: the tokens that a prompt may hold.
-        vectors: [P, D] that the search starts from.
-        start: their words.
+    """What a search moves in: rows, model and template without vectors, what counts, the tokens that a prompt may hold,
+    and the vectors [P, D] and words that it starts from.
     """
 
     data: TextData
@@ -172,7 +157,7 @@ class Setting:
     start: Scored
 
     def text(self, ids: TokenIds) -> str:
-        """The words of all places of a prompt."""
+        """Return the words of all places of a prompt."""
         return " ... ".join(part.strip() for part in self.objective.words.texts(ids))
 
 
@@ -185,11 +170,7 @@ def prepare(
     n_tokens: int | None,
     seed: int,
 ) -> Setting:
-    """Bring template, rows and tokens together, and score the words that the search starts from.
-
-    Raises:
-        UserError: they do not go together, or the words to start from cannot be used.
-    """
+    """Bring template, rows and tokens together, and score the words that the search starts from."""
     template = Template.parse(task.template_text)
     check("n_tokens", n_tokens, Count | None, "Leave `n_tokens` out for the default.")
     template = start_words(template, start.words) if start.words else template.with_soft(n_tokens or N_TOKENS)
@@ -204,11 +185,8 @@ def prepare(
     objective = WordObjective(prompted, rows, task.objective_of(prompted), search.fluency)
     allowed = allowed_tokens(model.tokenizer, model.vocabulary_size, search.ascii_only).to(model.device)
     vocabulary = Vocabulary(objective.embeddings, allowed)
-    labels = prompted.answers
-    texts = [
-        model.tokenizer(text, add_special_tokens=False)["input_ids"] for row in rows for text in row.fields.values()
-    ]
-    vectors = start_vectors(model, start, prompted.bound, 0, labels, texts, seed)
+    texts = field_tokens(model, rows)
+    vectors = start_vectors(model, start, prompted.bound, 0, prompted.answers, texts, seed)
     nearest = vocabulary.nearest(vectors, N_NEAREST).tolist()
     pairs = zip(nearest, prompted.bound.soft_starts, strict=True)  # words that the user gave are left as they are
     ids = readable([some if token is None else [token] for some, token in pairs], objective.first_misread)
@@ -228,7 +206,7 @@ def _follow(
     callbacks: Sequence[Callback],
     seed: int,
 ) -> tuple[Scored, list[dict[str, Any]]]:
-    """Search to the end; the best prompt, and the record of each step."""
+    """Search to the end: return the best prompt, and the record of each step."""
     objective = setting.objective
     if isinstance(search, Projection):
         steps = project(setting, search, seed)

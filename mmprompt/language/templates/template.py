@@ -25,11 +25,8 @@ _CHAT_DATE = "26 Jul 2024"
 
 @dataclass(frozen=True)
 class EncodedText:
-    """What is read of a row before its answer.
-
-    Args:
-        slots: token ids, those at the start of every text included; the m-th vector of `lm.input` is written -1 - m.
-        n_cut: tokens of fields that were cut.
+    """What is read of a row before its answer, the start of every text included: token ids, or -1 - m for the m-th
+    vector of `lm.input`; and how many tokens of fields were cut.
     """
 
     slots: tuple[int, ...]
@@ -61,11 +58,7 @@ class Template:
         return cls(text, *parse(text))
 
     def with_soft(self, n_soft: int) -> Template:
-        """Say how many vectors the bare `{soft}` holds; where it holds none, it goes, and one blank after it too.
-
-        Args:
-            n_soft: vectors of a bare `{soft}`.
-        """
+        """Say how many vectors the bare `{soft}` holds; where it holds none, it goes, and one blank after it too."""
         place = bare_soft(self.text)
         if place is None:
             return self
@@ -226,9 +219,6 @@ class BoundTemplate:
     """A template settled for one tokenizer and number of vectors; made by `Template.bind`.
 
     Args:
-        template: it.
-        tokens: the tokenizer.
-        start_ids: what every text begins with.
         soft_starts: of each of the P vectors the token that it starts from, None where none was given.
         segments: soft vectors or start tokens and the text after them.
         answer_blank: what an answer begins with.
@@ -318,12 +308,9 @@ class BoundTemplate:
             keep = longest_first(keep, len(slots) - room)
 
     def answers(self, words: Iterable[str]) -> tuple[tuple[int, ...], ...]:
-        """The tokens of answers as they stand after the template's text; an end token is not among them.
+        """Return the tokens of answers as they stand after the template's text, without an end token.
 
-        Args:
-            words: the answers; blanks before them do not count where the template ends with one.
-        Raises:
-            UserError: one has no tokens.
+        Blanks before an answer do not count where the template ends with one.
         """
         return tuple(self._answer(word) for word in words)
 

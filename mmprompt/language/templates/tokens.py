@@ -19,11 +19,7 @@ Piece = tuple[str, bool]
 
 
 class Tokens:
-    """A tokenizer of transformers, as templates use it; it adds nothing before or after a text.
-
-    Args:
-        tokenizer: fast or slow.
-    """
+    """A tokenizer of transformers, fast or slow, as templates use it; it adds nothing before or after a text."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
@@ -35,12 +31,7 @@ class Tokens:
         self._own: dict[str, list[int]] = {}  # special tokens of a literal text
 
     def ids(self, pieces: Sequence[Piece], follows: bool) -> list[int]:
-        """The tokens of pieces as one string.
-
-        Args:
-            pieces: literal texts, and texts of a row.
-            follows: whether something stands before them.
-        """
+        """Return the tokens of literal texts and texts of a row as one string, which follows another or does not."""
         ids = self._encode("".join(text for text, _ in pieces), follows, False)
         if not any(is_field for _, is_field in pieces):
             return ids

@@ -62,11 +62,7 @@ class Verbalizer:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Verbalizer:
-        """Read what `to_dict` gave.
-
-        Raises:
-            UserError: a key is missing, unknown or bad.
-        """
+        """Read what `to_dict` gave."""
         return validate(cls, values, "verbalizer")
 
     def to_dict(self) -> dict[str, Any]:
@@ -93,13 +89,9 @@ class Verbalizer:
         return self.label_masses(word_log_probs, n_tokens).log_softmax(-1)
 
     def label_masses(self, word_log_probs: Tensor, n_tokens: Sequence[int]) -> Tensor:
-        """Return how probable each label is among all answers.
+        """Return how probable each label is among all answers: [N, C] log-probabilities that do not sum to 1.
 
-        Args:
-            word_log_probs: [N, W] or [N W], sums of the log-probabilities of each word's tokens.
-            n_tokens: of each word; W of them, or W for each row.
-        Returns:
-            [N, C] log-probabilities, whose sum over the labels is not 1.
+        Given are [N, W] or [N W] sums of the log-probabilities of each word's tokens, and each word's number of tokens.
         """
         scores = word_log_probs.reshape(-1, len(self.flat))
         if self.length_normalised:
@@ -112,14 +104,7 @@ class Verbalizer:
         return torch.stack(masses, dim=-1)
 
     def describe(self, answers: Sequence[Sequence[int]], tokenizer: Any) -> tuple[str, ...]:
-        """Describe the words' tokens, one sentence each.
-
-        Args:
-            answers: the tokens of `flat`, as `BoundTemplate.answers` gives them.
-            tokenizer: of transformers, to write tokens as text.
-        Raises:
-            UserError: words of two labels have the same tokens.
-        """
+        """Describe the words' tokens, which `BoundTemplate.answers` gives, one sentence each."""
         self.check_distinct(answers)
         how = "mean" if self.length_normalised else "sum"
         notes = []
@@ -140,13 +125,7 @@ class Verbalizer:
         return tuple(notes)
 
     def check_distinct(self, answers: Sequence[Sequence[int]]) -> None:
-        """Refuse words that a model cannot tell apart.
-
-        Args:
-            answers: the tokens of `flat`.
-        Raises:
-            UserError: words of two labels have the same tokens.
-        """
+        """Refuse words of two labels that have the same tokens, so that the model cannot tell them apart."""
         owner: dict[tuple[int, ...], int] = {}
         for number, ids in enumerate(answers):
             other = owner.setdefault(tuple(ids), number)

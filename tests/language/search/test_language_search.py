@@ -17,10 +17,10 @@ from mmprompt.core.learned import Prompt
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextData, TextRow
 from mmprompt.language.predictor import LanguagePredictor, load_prompted
-from mmprompt.language.search.loss import WordObjective, best_of, row_order
-from mmprompt.language.search.methods import CoordinateSearch, Projection, Vocabulary, WordSearch, readable
+from mmprompt.language.search.methods import CoordinateSearch, Projection, WordSearch
+from mmprompt.language.search.objective import WordObjective, best_of, row_order
 from mmprompt.language.search.task import exchange, prepare, project, search_words
-from mmprompt.language.search.words import TokenIds, allowed_tokens, place_words
+from mmprompt.language.search.words import TokenIds, Vocabulary, allowed_tokens, place_words, readable
 from mmprompt.language.start import PromptInit
 from mmprompt.language.task import LanguageProblem, Objective
 from mmprompt.language.templates.template import Template
@@ -143,7 +143,7 @@ def test_many_prompts_at_once_are_scored_as_one_by_one(monkeypatch: pytest.Monke
     prompts = some_prompts(objective, 7)
     together = objective.losses(prompts, range(6))
     for slots_at_once, row_slots in ((100, 256), (2048, 12), (100, 12)):  # few prompts, few texts a row
-        monkeypatch.setattr("mmprompt.language.search.predictor.SLOTS_AT_ONCE", slots_at_once)
+        monkeypatch.setattr("mmprompt.language.search.objective.SLOTS_AT_ONCE", slots_at_once)
         monkeypatch.setattr("mmprompt.models.decoder.packing.ROW_SLOTS", row_slots)
         torch.testing.assert_close(objective.losses(prompts, range(6)), together)
     for ids, losses in zip(prompts, together, strict=True):
