@@ -36,13 +36,11 @@ from mmprompt.core.method import Start
 from mmprompt.core.soft import DecoderMethod
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextData, TextRow, load_texts, sample_shots
-from mmprompt.language.generation import generate_texts
 from mmprompt.language.measure import score_texts
 from mmprompt.language.meta import few_steps, meta_init
-from mmprompt.language.methods import DeepPrompts, PromptTuning
+from mmprompt.language.methods import DeepPrompts, PromptInit, PromptTuning
 from mmprompt.language.pool import PromptPool, compose, load_pool, save_pool, text_features
-from mmprompt.language.predictor import LanguagePredictor, load_prompted
-from mmprompt.language.start import PromptInit
+from mmprompt.language.predictor import LanguagePredictor, generate_texts, load_prompted
 from mmprompt.language.templates.template import Template
 from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.models.decoder.load import load_language_model

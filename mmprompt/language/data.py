@@ -42,8 +42,7 @@ class TextRow:
 
     Args:
         fields: text by name of field.
-        label: its class, None where text is generated.
-        answer: the text to generate, None where classes are told apart.
+        label, answer: its class, or the text to generate; one of them is None.
         task: which of several tasks it belongs to, `""` for the only one.
     """
 

@@ -92,12 +92,8 @@ class VectorWatch(Callback):
 
 
 def nearest_tokens(model: FrozenLanguageModel, vectors: Tensor, k: int = 5) -> list[list[tuple[str, float]]]:
-    """The k tokens whose embeddings point most nearly the way of each vector.
+    """Find the k tokens whose embeddings point most nearly the way of each vector [P, D].
 
-    Args:
-        model: the frozen model.
-        vectors: [P, D].
-        k: tokens a vector, 1 or more.
     Returns:
         P lists of (token, cosine), nearest first; special tokens are left out.
     Raises:
@@ -135,12 +131,7 @@ class Drift:
 
 
 def drift(model: FrozenLanguageModel, moments: Sequence[Tensor]) -> list[Drift]:
-    """Describe how the vectors of a prompt moved from their start to their end.
-
-    Args:
-        model: the frozen model.
-        moments: [P, D] vectors at two or more moments of the training, such as `VectorWatch` keeps.
-    """
+    """Describe how the vectors [P, D] of a prompt moved over two or more moments of its training."""
     words = [[pairs[0][0] for pairs in nearest_tokens(model, vectors, 1)] for vectors in moments]
     first, last = moments[0].float(), moments[-1].float()
     cosines = F.cosine_similarity(first, last, dim=1).tolist()
@@ -160,9 +151,6 @@ class VectorAblation:
 def ablate(prompted: LanguagePredictor, rows: Sequence[TextRow]) -> list[VectorAblation]:
     """Measure what each vector among the tokens is worth, by the labels of some rows with its slot left out.
 
-    Args:
-        prompted: the model and its prompt, with labels.
-        rows: with labels.
     Raises:
         UserError: the prompt has no labels, or a row has none.
     """
@@ -199,10 +187,6 @@ def prompt_effect_kl(prompted: LanguagePredictor, rows: Sequence[TextRow]) -> fl
 
     Of the distribution over all tokens at the answer's first place, with the prompt from without it (its slots and its
     keys and values left out). Near zero, the prompt is ignored.
-
-    Args:
-        prompted: the model and its prompt.
-        rows: what is read.
     """
     end = ((prompted.model.end_id,),)
     soft = frozenset(-1 - place for place in range(prompted.bound.n_soft))
@@ -222,9 +206,6 @@ def attention_mass(prompted: LanguagePredictor, rows: Sequence[TextRow]) -> Tens
 
     The P vectors are those among the tokens, or else the keys and values of a prefix.
 
-    Args:
-        prompted: a decoder-only model and its prompt.
-        rows: what is read.
     Raises:
         UserError: the model has an encoder, or keeps its attention to itself.
     """

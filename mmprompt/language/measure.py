@@ -20,8 +20,7 @@ from mmprompt.core.metrics import Evaluation, bootstrap_interval, evaluate_proba
 from mmprompt.core.template import Group
 from mmprompt.errors import UserError, unknown_name
 from mmprompt.language.data import TextData, TextRow
-from mmprompt.language.generation import generate_texts
-from mmprompt.language.predictor import LanguagePredictor
+from mmprompt.language.predictor import LanguagePredictor, generate_texts
 from mmprompt.language.task import default_template, verbalizer_of
 from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import CONTENT_FREE, calibrate
@@ -40,11 +39,9 @@ class TextScores:
     """How well N generated texts fit the expected ones.
 
     Args:
-        is_exact: [N] whether each text is the expected one.
-        interval: 95 % bootstrap interval of the exact match over texts.
-        bleu: of the whole corpus, 0..100 (Papineni et al. 2002); 0 where no text has four words in a row, so read chrF
-            of short answers.
-        chrf: of the whole corpus, 0..100 (Popović 2015).
+        is_exact: [N] whether each text is the expected one; `interval` is its 95 % bootstrap interval over texts.
+        bleu, chrf: of the whole corpus, 0..100 (Papineni et al. 2002; Popović 2015). BLEU is 0 where no text has four
+            words in a row, so read chrF of short answers.
         rouge_l: mean F measure of the longest common subsequence of words, 0..1 (Lin 2004).
         signatures: how sacrebleu computed `bleu` and `chrf`, to be printed beside the numbers.
     """
@@ -111,14 +108,8 @@ class _Words:
 
 @dataclass(frozen=True)
 class LanguageScore:
-    """What one prompt is worth.
-
-    Attributes:
-        name: of the prompt.
-        template: as it is written; of no prompt with its soft slots empty.
-        answers: to each of N rows, a label or a generated text.
-        labels: accuracy, macro F1 and confusion, None where texts were generated.
-        texts: exact match, BLEU, chrF and ROUGE-L, None where labels were told apart.
+    """What one prompt is worth: its template, of no prompt with soft slots empty, its answers to N rows, and either
+    accuracy, macro F1 and confusion of labels, or exact match, BLEU, chrF and ROUGE-L of texts.
     """
 
     name: str
@@ -168,13 +159,10 @@ class LanguageGain:
 
 @dataclass(frozen=True)
 class LanguageMeasure:
-    """Several prompts on the same rows.
+    """Several prompts on the same rows: the scores of learned prompts, of none, and of instructions, in this order.
 
     Attributes:
-        model, data, split: what was measured on what.
-        n_rows: how many rows.
         is_calibrated: whether what the model answers to texts that say nothing was divided out, of every prompt.
-        scores: of the learned prompts, of none, and of instructions, in this order.
         gains: of the first prompt over none and over the best instruction. The best is chosen on these very rows,
             which favours it.
         left_out: instructions that are chats, where the model has no template for chats.

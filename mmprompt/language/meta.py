@@ -25,10 +25,9 @@ from mmprompt.core.method import Start
 from mmprompt.core.soft import DecoderMethod, PromptTuning
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextData, TextRow, load_texts
-from mmprompt.language.methods import METHODS, MultitaskPrompt
+from mmprompt.language.methods import METHODS, MultitaskPrompt, PromptInit
 from mmprompt.language.predictor import LanguagePredictor
-from mmprompt.language.start import PromptInit, field_tokens, start_vectors
-from mmprompt.language.task import LanguageProblem, LanguageTask
+from mmprompt.language.task import LanguageProblem, LanguageTask, field_tokens, start_vectors
 from mmprompt.language.templates.template import Template
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
@@ -46,13 +45,8 @@ TEMPLATE = "{soft} {answer}"
 
 @dataclass(frozen=True)
 class MetaResult:
-    """A start that was learned.
-
-    Args:
-        prompted: the frozen model with the start, without any task.
-        vectors: [P, D] in the model's own size.
-        history: of each round `round`, `task` and `loss`, the mean over its steps.
-        folder: the prompt folder, None if nothing was written.
+    """A start that was learned: the frozen model with it and without any task, its vectors [P, D] in the model's own
+    size, of each round `round`, `task` and `loss` (the mean over its steps), and the prompt folder, None for none.
     """
 
     prompted: LanguagePredictor

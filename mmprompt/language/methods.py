@@ -1,17 +1,20 @@
-"""The methods of a language model by name: those of every decoder, and three that need a language model.
+"""The methods of a language model by name, those of every decoder and three that need a language model, and where their
+vectors start.
 
-The defaults are measured in docs/language.md.
+The defaults are measured in docs/language.md. A start has the size of the model's own token embeddings: vectors of
+another size are a bad start (Lester et al. 2021, section 3.2, and Vu et al. 2022, "SPoT", for prompts of other tasks).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from mmprompt.core.method import Start
 from mmprompt.core.soft import RECIPE, DecoderMethod, HardPrompt, PrefixTuning, PromptTuning
 from mmprompt.errors import UserError, bad_value
-from mmprompt.settings import Count
+from mmprompt.settings import Count, check_settings
 from mmprompt.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -20,6 +23,36 @@ if TYPE_CHECKING:
     from mmprompt.core.learned import Prompt
 
 Encoder = Literal["mlp", "lstm"]
+Objective = Literal["auto", "answer", "choices"]
+StartKind = Literal["auto", "words", "labels", "texts", "vocabulary", "random", "prompt"]
+
+
+@dataclass(frozen=True)
+class PromptInit:
+    """Where the vectors start."""
+
+    start: StartKind = "auto"
+    """words (those given), labels (the words of the classes, then of the texts), texts (the commonest tokens of the
+    texts), vocabulary (drawn among the commonest 5,000 tokens), random (normal, of the embeddings' size), prompt (the
+    vectors of a saved one), or auto: words or a prompt if they are given, else labels, else texts."""
+    words: str = ""
+    """Words whose token embeddings the vectors start from, repeated if there are fewer."""
+    from_prompt: Path | None = None
+    """A run folder whose vectors are taken over, for the same model."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if (self.start == "words" or self.words) and not self.words.strip():
+            advice = 'Use `words="Classify the text"`.'
+            raise bad_value("words", repr(self.words), "a start from words needs some", advice)
+        if self.start == "prompt" and self.from_prompt is None:
+            raise bad_value("from_prompt", None, "a start from a prompt needs one", "Use `from_prompt=RUN`.")
+        if self.words and self.from_prompt is not None:
+            raise bad_value("words", repr(self.words), f"the start is from {self.from_prompt} too", "Leave one out.")
+        if self.words and self.start not in ("auto", "words"):
+            raise bad_value("words", repr(self.words), f"the start is {self.start}", "Use `start='words'`.")
+        if self.from_prompt is not None and self.start not in ("auto", "prompt"):
+            raise bad_value("from_prompt", self.from_prompt, f"the start is {self.start}", "Use `start='prompt'`.")
 
 
 @dataclass(frozen=True)

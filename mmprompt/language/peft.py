@@ -180,7 +180,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_adapter(folder: Path, config: dict[str, Any]) -> dict[str, Tensor]:
-    """Read the tensors by PEFT's names, in float32; of two copies of the vectors the first."""
+    """Read the tensors by PEFT's names, in float32; of two copies of the vectors the first.
+
+    `VECTORS` are [n, D], or of a prefix [n, J 2 H D/H]; of several tasks, `COLUMNS` are [T, n, R], `ROWS` [T, R, D].
+    """
     path = folder / TENSORS
     if not path.is_file():
         if (folder / PICKLE).is_file():
@@ -269,7 +272,7 @@ def _multitask(
 
 
 def _keys_values(folder: Path, model: FrozenLanguageModel, config: dict[str, Any], values: Tensor) -> list[Source]:
-    """Keys and values by block, from rows [n, J width] that hold those of all blocks.
+    """Return keys and values by block, from rows [n, J width] that hold those of all blocks.
 
     Behind an encoder PEFT hands out pairs of the J stored blocks, the second of which it then drops, and begins again
     where they end: block i is given the (2 i mod J)-th, so any J will do.
@@ -301,7 +304,7 @@ def _keys_values(folder: Path, model: FrozenLanguageModel, config: dict[str, Any
 
 def _n_bare(folder: Path, template: Template, n_vectors: int, model: FrozenLanguageModel) -> int:
     """Count the vectors of a bare `{soft}`, so that the template takes all."""
-    n_fixed = template.bind(model.tokenizer, model.start_ids, 0, model.is_encoder_decoder).n_soft
+    n_fixed = template.bind(model.tokenizer, model.start_ids, model.is_encoder_decoder).n_soft
     n_bare = n_vectors - n_fixed
     if n_bare < 0 or (n_bare > 0 and not template.has_bare_soft):
         raise bad_file(

@@ -42,14 +42,8 @@ class EncodedVectors(Source):
 
 
 class MultitaskVectors(Source):
-    """One prompt for all tasks, and for each task a matrix of low rank that it is multiplied with, number by number
+    """One prompt for all tasks, and for each of T tasks a matrix of rank R that it is multiplied with, number by number
     (Wang et al. 2023, "Multitask Prompt Tuning", section 3.1).
-
-    Args:
-        tasks: names of the T tasks.
-        n_vectors: P.
-        width: D.
-        rank: R of the matrix of a task, the product of `columns` [T, P, R] and `rows` [T, R, D].
     """
 
     kind = "multitask"

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmprompt.core.learned import rms
+from mmprompt.core.learned import LM_INPUT, rms
 from mmprompt.core.method import Method, Start
-from mmprompt.errors import UserError, unknown_name
+from mmprompt.errors import UserError, bad_value, unknown_name
 from mmprompt.language.data import TextData, TextRow
 from mmprompt.language.explain import VectorWatch, prompt_effect_kl
-from mmprompt.language.methods import METHODS
-from mmprompt.language.predictor import LanguagePredictor
-from mmprompt.language.start import Objective, PromptInit, field_tokens, start_vectors
+from mmprompt.language.methods import METHODS, Objective, PromptInit, StartKind
+from mmprompt.language.predictor import LanguagePredictor, load_prompted
 from mmprompt.language.templates.template import BoundTemplate, Template
 from mmprompt.language.templates.verbalizer import Verbalizer
 from mmprompt.models.decoder.load import load_language_model
@@ -32,16 +33,14 @@ N_STEPS = 80
 """Steps that a prompt is trained for at least where the recipe names no epochs, however few rows there are."""
 IGNORED, LOOKED_AT = 0.01, 8
 """Nats: prompts that change what the model says next by less are called ignored; rows that this is looked at on."""
+MOST_USED = 5000
+"""Tokens that vocabulary is drawn from: the first ones after single bytes are the commonest in BPE vocabularies."""
 
 
 class LanguageProblem:
-    """What the loop trains: vectors that make the answers of given rows probable.
+    """What the loop trains: what `module` learns makes the answers of given rows probable.
 
     Args:
-        prompted: the frozen model and the untrained prompt.
-        module: what learns.
-        rows: to learn from.
-        val: rows to validate on, () for none.
         objective: the probability of the answer's tokens among all (answer), or of the label among labels (choices).
         is_recomputed: keep less for the gradient and read rows again.
     """
@@ -155,7 +154,7 @@ class LanguageTask:
         """Make the model with a prompt as learning starts."""
         n_vectors = getattr(method, "n_vectors", 0)
         template = Template.parse(self.template_text).with_soft(n_vectors)
-        bound = template.bind(model.tokenizer, model.start_ids, 0, model.is_encoder_decoder)
+        bound = template.bind(model.tokenizer, model.start_ids, model.is_encoder_decoder)
         refuse_method(bound, method, n_vectors)
         verbalizer = verbalizer_of(self.data, self.verbalizer)
         labels = () if verbalizer is None else bound.answers(verbalizer.flat)
@@ -298,3 +297,87 @@ def epochs_of(recipe: Recipe, n_rows: int) -> int:
     """Return the recipe's epochs, or as many as `N_STEPS` take, but 4 at least."""
     n_steps = len(batches(list(range(n_rows)), recipe.batch_size))
     return recipe.epochs or max(4, -(-N_STEPS // n_steps))
+
+
+def start_vectors(
+    model: FrozenLanguageModel,
+    init: PromptInit,
+    bound: BoundTemplate,
+    n_more: int,
+    labels: Sequence[Sequence[int]],
+    texts: Sequence[Sequence[int]],
+    seed: int,
+) -> Tensor:
+    """Return the embeddings [P or `n_more`, D] that learning starts from, in the model's own size.
+
+    The words of the template's own slots go before what `init` asks for; `n_more` is for templates without soft slots.
+    """
+    n_vectors = bound.n_soft or n_more
+    if n_vectors == 0:
+        return torch.zeros(0, model.width, device=model.device)
+    auto: StartKind = "prompt" if init.from_prompt else "words" if init.words else "labels" if labels else "texts"
+    kind = auto if init.start == "auto" else init.start
+    if kind == "random":
+        drawn = torch.randn(n_vectors, model.width, generator=generator(seed, "start"))
+        values = (drawn * model.embedding_rms).to(model.device)
+    else:
+        if kind == "prompt":
+            values = prompt_vectors(init.from_prompt, model)
+        else:
+            tokens = start_tokens(model, kind, init.words, n_vectors, labels, texts, seed)
+            values = model.embed(torch.tensor(tokens[:n_vectors], device=model.device)).float()
+        values = values[torch.arange(n_vectors, device=values.device) % len(values)].clone()  # repeated, or left out
+    for place, token in enumerate(bound.soft_starts):
+        if token is not None:
+            values[place] = model.embed(torch.tensor(token, device=model.device)).float()
+    return values
+
+
+def start_tokens(
+    model: FrozenLanguageModel,
+    kind: StartKind,
+    words: str,
+    n_vectors: int,
+    labels: Sequence[Sequence[int]],
+    texts: Sequence[Sequence[int]],
+    seed: int,
+) -> Sequence[int]:
+    """List the tokens that vectors start from, best first; perhaps fewer or more than `n_vectors`."""
+    if kind == "words":
+        tokens: list[int] = model.tokenizer(words, add_special_tokens=False)["input_ids"]
+        if not tokens:
+            raise bad_value("words", repr(words), "they must have at least one token", "Use other words.")
+        return tokens
+    if kind == "vocabulary":
+        specials = set(model.tokenizer.all_special_ids)
+        known = [token for token in range(min(MOST_USED, model.vocabulary_size)) if token not in specials]
+        drawn = torch.randperm(len(known), generator=generator(seed, "start"))[:n_vectors]
+        return [known[place] for place in drawn.tolist()]
+    if kind == "labels" and not labels:
+        raise bad_value("start", kind, "the data has no classes", "Use `start='texts'`.")
+    own = [token for label in labels for token in label] if kind == "labels" else []
+    return list(dict.fromkeys([*own, *commonest(texts)]))
+
+
+def field_tokens(model: FrozenLanguageModel, rows: Iterable[TextRow]) -> list[list[int]]:
+    """Tokenise every field of some rows."""
+    texts = (text for row in rows for text in row.fields.values())
+    return [model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+
+
+def commonest(texts: Sequence[Sequence[int]]) -> list[int]:
+    """List the tokens of some texts, commonest first; ties go to the smaller id."""
+    counts = Counter(token for text in texts for token in text)
+    return sorted(counts, key=lambda token: (-counts[token], token))
+
+
+def prompt_vectors(folder: Path | None, model: FrozenLanguageModel) -> Tensor:
+    """Read the vectors among the tokens of a saved prompt of the same model."""
+    assert folder is not None, "`PromptInit` has seen to it"
+    vectors = load_prompted(folder, model).vectors()
+    if LM_INPUT not in vectors:
+        raise UserError(
+            f"{folder} holds no vectors among the tokens, but such are started from. "
+            "Use a prompt of prompt-tuning or p-tuning."
+        )
+    return vectors[LM_INPUT].values.detach().float()

@@ -19,9 +19,8 @@ from mmprompt.core.soft import DecoderMethod
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextData, TextRow
 from mmprompt.language.meta import MetaResult, drawn_rows, few_steps, meta_init
-from mmprompt.language.methods import MultitaskPrompt, PrefixTuning, PromptTuning, PTuning
+from mmprompt.language.methods import MultitaskPrompt, PrefixTuning, PromptInit, PromptTuning, PTuning
 from mmprompt.language.predictor import LanguagePredictor, load_prompted
-from mmprompt.language.start import PromptInit
 from mmprompt.language.templates.template import Template
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.sites import Site

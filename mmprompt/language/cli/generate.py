@@ -59,7 +59,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
     """Answer a text on the screen as the answer is written, or the rows of a file."""
     settings = parse(Settings, arguments, prog, DESCRIPTION)
 
-    from mmprompt.language.generation import stream_text
+    from mmprompt.language.predictor import stream_text
 
     output = Output(settings.json)
     prompted = read_prompt(settings)
@@ -137,7 +137,7 @@ def answers_of(
     prompted: LanguagePredictor, rows: Sequence[TextRow], settings: Settings, progress: ProgressDisplay
 ) -> list[Answer]:
     """An answer to each row, JSON-ready."""
-    from mmprompt.language.generation import generate_texts
+    from mmprompt.language.predictor import generate_texts
 
     answers: list[Answer] = []
     for start in range(0, len(rows), ROWS_AT_ONCE):

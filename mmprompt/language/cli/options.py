@@ -12,7 +12,7 @@ import tyro
 from mmprompt.core.header import read_header
 from mmprompt.errors import bad_value, unknown_name
 from mmprompt.language.data import TextData, load_texts, sample_shots
-from mmprompt.language.start import Objective
+from mmprompt.language.methods import Objective
 from mmprompt.terminal.output import Output, between, percent
 
 if TYPE_CHECKING:

@@ -44,12 +44,8 @@ class Scored:
 
 @dataclass(frozen=True)
 class Gradient:
-    """How the loss of a prompt over some rows changes with its words.
-
-    Args:
-        loss: over these rows.
-        by_embedding: [P, D], by the embeddings that are read.
-        by_judged: [P, V], by which word is judged for its improbability, one-hot; None where none is.
+    """How the loss of a prompt over some rows changes with its words: by the embeddings [P, D] that are read, and
+    [P, V] by which word is judged for its improbability, one-hot; None where none is.
     """
 
     loss: float
@@ -67,8 +63,6 @@ class WordObjective:
 
     Args:
         prompted: the frozen model and the template, with soft slots that no vectors fill.
-        rows: that the loss is over.
-        objective: "answer" or "choices", as in `LanguageProblem`.
         fluency: weight of the prompt's mean improbability in nats a token.
     """
 

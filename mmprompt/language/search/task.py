@@ -23,12 +23,12 @@ from mmprompt.core.learned import LM_INPUT, Learned, Prompt
 from mmprompt.core.soft import HardPrompt
 from mmprompt.errors import UserError, bad_file, bad_value
 from mmprompt.language.data import TextData, load_texts
+from mmprompt.language.methods import PromptInit
 from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.search.methods import SEARCHES, CoordinateSearch, Projection, WordSearch
 from mmprompt.language.search.objective import Scored, WordObjective, best_of, row_order
 from mmprompt.language.search.words import TokenIds, Vocabulary, allowed_tokens, readable, start_words
-from mmprompt.language.start import PromptInit, field_tokens, start_vectors
-from mmprompt.language.task import LanguageProblem, LanguageTask, verbalizer_of
+from mmprompt.language.task import LanguageProblem, LanguageTask, field_tokens, start_vectors, verbalizer_of
 from mmprompt.language.templates.template import Template
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
@@ -59,10 +59,8 @@ class SearchResult:
         prompted: the frozen model with the words that were found.
         text: the words; those of several places are parted by " ... ".
         token_ids: their tokens, which the text gives back in every row.
-        loss: over the training rows that were scored.
-        start_text, start_loss: of the words that the search started from.
+        loss, start_loss: over the training rows that were scored, and of the words that the search started from.
         history: one dict per step, as in `log.jsonl`.
-        data: what it was searched on.
         folder: the run folder, None if nothing was written.
         notices: what a careful reader should know, one sentence each.
     """

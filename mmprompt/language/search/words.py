@@ -16,8 +16,7 @@ from torch import Tensor
 
 from mmprompt.core.template import Bos, Field, Part, Soft
 from mmprompt.errors import UserError
-from mmprompt.language.templates.template import BoundTemplate, Template
-from mmprompt.language.templates.tokens import ANCHOR
+from mmprompt.language.templates.template import ANCHOR, BoundTemplate, Template
 
 TokenIds = tuple[int, ...]
 N_TRIES = 64
@@ -67,7 +66,7 @@ class Words:
         try:
             template, is_apart = self.template(ids), self.bound.is_answer_apart
             bound = template.bind(self._tokenizer, self._start_ids, is_answer_apart=is_apart)
-            found = bound.encode(row, room, max(map(len, answers.values()))).slots
+            found = bound.encode(row, room, max(map(len, answers.values())))
             is_same = bound.answers(answers) == tuple(answers.values())
         except UserError:
             return 0

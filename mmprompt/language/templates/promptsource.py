@@ -42,13 +42,7 @@ _CLOSING = re.compile(r"\{%.*?%\}|(-?\}\})", re.DOTALL)
 
 @dataclass(frozen=True)
 class Prompted:
-    """A row as a template puts it.
-
-    Args:
-        input: what a model reads.
-        target: what it should write.
-        choices: what it may write; () where that is not told.
-    """
+    """A row as a template puts it: what a model reads, what it should write, and what it may write, () where untold."""
 
     input: str
     target: str
@@ -57,17 +51,12 @@ class Prompted:
 
 @dataclass(frozen=True)
 class JinjaTemplate:
-    """A template of PromptSource.
+    """A template of PromptSource: its unique name, input and target divided by `|||`, and what its file says of it.
 
     Args:
-        name: its name, unique in its file.
-        jinja: input and target, divided by `|||`.
         answer_choices: the choices, divided by `|||`, themselves a template; None for free answers.
-        reference: who wrote it.
         original_task: whether it asks what the data was made for; None where that is not told.
         choices_in_prompt: whether the input holds the choices.
-        metrics: names of metrics.
-        languages: of the template, by their code.
     """
 
     name: str

@@ -16,12 +16,12 @@ from transformers import PreTrainedTokenizerFast
 from mmprompt.core.learned import Prompt
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextData, TextRow
+from mmprompt.language.methods import PromptInit
 from mmprompt.language.predictor import LanguagePredictor, load_prompted
 from mmprompt.language.search.methods import CoordinateSearch, Projection, WordSearch
 from mmprompt.language.search.objective import WordObjective, best_of, row_order
 from mmprompt.language.search.task import exchange, prepare, project, search_words
 from mmprompt.language.search.words import TokenIds, Vocabulary, allowed_tokens, place_words, readable
-from mmprompt.language.start import PromptInit
 from mmprompt.language.task import LanguageProblem, Objective
 from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import Verbalizer
@@ -341,10 +341,11 @@ def test_found_words_are_read_back_and_score_what_they_were_found_for(name: str,
     data, model = text_data(), frozen_model(kind)
     found = search_words(data, model, TEMPLATES[0], QUICK[name], n_tokens=4)
     assert len(found.token_ids) == 4
-    soft = Template.parse(TEMPLATES[0]).bind(model.tokenizer, model.start_ids, 4, model.is_encoder_decoder)
+    soft = Template.parse(TEMPLATES[0]).with_soft(4)
+    soft = soft.bind(model.tokenizer, model.start_ids, model.is_encoder_decoder)
     for row in data.train:
-        wanted = place_words(soft.encode(row.fields, 48).slots, found.token_ids)
-        assert found.prompted.bound.encode(row.fields, 48).slots == wanted
+        wanted = place_words(soft.encode(row.fields, 48), found.token_ids)
+        assert found.prompted.bound.encode(row.fields, 48) == wanted
     assert found.prompted.template.fields == ("text",)
     assert found.prompted.bound.n_soft == 0
     assert found.text.strip() in found.prompted.template.text
