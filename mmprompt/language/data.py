@@ -89,10 +89,10 @@ class TextData:
 
     def rows(self, split: str) -> tuple[TextRow, ...]:
         """Return the rows of `"train"`, `"val"` or `"test"`."""
-        parts = {"train": self.train, "val": self.val, "test": self.test}
-        if split not in parts:
+        if split not in SPLITS:
             raise unknown_name("split", split, SPLITS)
-        return parts[split]
+        rows: tuple[TextRow, ...] = getattr(self, split)
+        return rows
 
     @property
     def fingerprint(self) -> str:
@@ -221,7 +221,7 @@ Parts = dict[str, tuple[TextRow, ...]]
 
 
 def _given_parts(placed: Sequence[tuple[TextRow, str | None]]) -> tuple[Parts, tuple[str, ...]]:
-    """The parts as the file gives them, without texts that another part holds."""
+    """Return the parts as the file gives them, without texts that another part holds."""
     parts: Parts = {}
     notes: list[str] = []
     held: dict[str, str] = {}  # text -> the part that keeps it
@@ -237,7 +237,7 @@ def _given_parts(placed: Sequence[tuple[TextRow, str | None]]) -> tuple[Parts, t
 
 
 def _drawn_parts(rows: Sequence[TextRow]) -> tuple[Parts, tuple[str, ...]]:
-    """60/10/30 of every class, equal texts together, by the order of their hashes."""
+    """Divide every class 60/10/30, equal texts together, by the order of their hashes."""
     part_of: dict[str, str] = {}
     classes = _classes(rows)
     for members in classes.values():
@@ -286,7 +286,7 @@ def _text_of(row: TextRow) -> str:
 
 
 def _classes(rows: Iterable[TextRow]) -> dict[tuple[str, str | None], list[TextRow]]:
-    """Rows by task and label."""
+    """Group rows by task and label."""
     classes: dict[tuple[str, str | None], list[TextRow]] = {}
     for row in rows:
         classes.setdefault((row.task, row.label), []).append(row)

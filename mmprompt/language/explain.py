@@ -121,8 +121,8 @@ def nearest_tokens(model: FrozenLanguageModel, vectors: Tensor, k: int = 5) -> l
 
 @dataclass(frozen=True)
 class Drift:
-    """How far a vector went: the nearest token at each moment, the cosine between start and end, and its size at the
-    end, by that of the model's token embeddings.
+    """How far a vector went: its nearest token at each moment, the cosine between start and end, and its size at last,
+    by that of the model's token embeddings.
     """
 
     words: tuple[str, ...]
@@ -167,8 +167,7 @@ def ablate(prompted: LanguagePredictor, rows: Sequence[TextRow]) -> list[VectorA
         scores = []
         for start, end, vectors in parts:
             shortened = [_without(question, left_out) for question in questions[start:end]]
-            predicted = prompted.model.predict(vectors, shortened, prompted.words)
-            scores.append(verbalizer.label_scores(predicted.answer_log_probs(), predicted.lengths).cpu())
+            scores.append(prompted.label_scores(vectors, shortened).cpu())
         logits = torch.cat(scores)
         return F.cross_entropy(logits, wanted).item(), (logits.argmax(1) == wanted).float().mean().item()
 

@@ -134,7 +134,7 @@ class LanguageScore:
         return measured.interval
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Return a JSON-ready dict."""
         found: dict[str, Any] = {"name": self.name, "template": self.template}
         if self.labels is not None:
             confusion = {"labels": list(self.labels.class_names), "counts": self.labels.confusion.tolist()}
@@ -178,7 +178,7 @@ class LanguageMeasure:
     left_out: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Return a JSON-ready dict."""
         plain = {name: getattr(self, name) for name in ("model", "data", "split", "n_rows", "is_calibrated")}
         scores = [score.to_dict() for score in self.scores]
         gains = [asdict(gain) for gain in self.gains]
@@ -294,7 +294,7 @@ def measure_language(
 def _label_probabilities(
     prompted: LanguagePredictor, rows: Sequence[TextRow], is_calibrated: bool, progress: Progress
 ) -> np.ndarray:
-    """[N, C] probabilities of the labels, without what is answered to texts that say nothing where that is wanted."""
+    """Return [N, C] probabilities of the labels, perhaps without what is answered to texts that say nothing."""
     parts = []
     for start in range(0, len(rows), ROWS_AT_ONCE):
         some = rows[start : start + ROWS_AT_ONCE]

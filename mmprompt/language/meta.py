@@ -128,14 +128,14 @@ def few_steps(data: TextData, n_steps: int, batch_size: int, seed: int = 1) -> T
 
 
 def drawn_rows(rows: Sequence[TextRow], n_rows: int, seed: int) -> tuple[TextRow, ...]:
-    """So many rows, in passes over all of them, each in an order of its own."""
+    """Draw so many rows, in passes over all of them, each in an order of its own."""
     n_passes = -(-n_rows // len(rows))
     order = [place for turn in range(n_passes) for place in epoch_order(seed, turn, len(rows))]
     return tuple(rows[place] for place in order[:n_rows])
 
 
 def _round(problem: LanguageProblem, recipe: Recipe, seed: int, rate: float) -> float:
-    """Train on one task and move the start a part of the way there; the mean loss of the steps."""
+    """Train on one task and move the start a part of the way there; return the mean loss of the steps."""
     parameters = list(problem.module.parameters())
     before = [parameter.detach().clone() for parameter in parameters]
     (record,) = train(problem, recipe, seed, 1)
@@ -148,7 +148,7 @@ def _round(problem: LanguageProblem, recipe: Recipe, seed: int, rate: float) -> 
 def _with_one_prompt(
     model: FrozenLanguageModel, tasks: Sequence[TextData], method: DecoderMethod, start: PromptInit, seed: int
 ) -> list[LanguagePredictor]:
-    """Each task's template and labels around the same vectors."""
+    """Put each task's template and labels around the same vectors."""
     each = [LanguageTask(data, init=PromptInit(start="random")).predictor(method, model, seed) for data in tasks]
     for data, prompted in zip(tasks, each, strict=True):
         if prompted.bound.n_soft != method.n_vectors:

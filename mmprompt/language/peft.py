@@ -169,13 +169,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     if modules:
         problem = f"keeps modules of the model too (modules_to_save is {str(modules)[:80]})"
         raise bad_file(path, problem, "Only vectors are read.")
-    n_vectors, n_copies = config.get("num_virtual_tokens"), config.get("num_transformer_submodules")
-    if not holds(n_vectors, Count):
-        problem = f"num_virtual_tokens is {str(n_vectors)[:40]}, but a whole number of 1 or more was expected"
-        raise bad_file(path, problem, SAVE_AGAIN)
-    if not holds(n_copies, Literal[1, 2] | None):
-        problem = f"num_transformer_submodules is {str(n_copies)[:40]}, but 1 or 2 was expected"
-        raise bad_file(path, problem, SAVE_AGAIN)
+    numbers = {
+        "num_virtual_tokens": (Count, "a whole number of 1 or more"),
+        "num_transformer_submodules": (Literal[1, 2] | None, "1 or 2"),
+    }
+    for name, (kind_of_number, expected) in numbers.items():
+        if not holds(config.get(name), kind_of_number):
+            raise bad_file(path, f"{name} is {str(config.get(name))[:40]}, but {expected} was expected", SAVE_AGAIN)
     return config
 
 
@@ -252,7 +252,7 @@ def _multitask(
     side: Side | None,
     task: str | int | None,
 ) -> list[Source]:
-    """The vectors of all tasks, or of one."""
+    """Return the vectors of all tasks, or of one."""
     values, columns, rows = _of_width(folder, model, tensors[VECTORS]), tensors[COLUMNS], tensors[ROWS]
     names = [str(number) for number in range(len(columns))] if side is None else side.tasks
     if len(names) != len(columns):
@@ -376,7 +376,7 @@ def save_peft(
 
 
 def _as_vectors(prompted: LanguagePredictor, task: str | None) -> Content:
-    """Vectors before everything."""
+    """Lay out vectors that stand before everything."""
     model = prompted.model
     opening, n_vectors = prompted.bound.opening, prompted.vectors()[LM_INPUT].n_vectors
     if opening != tuple(range(-1, -1 - n_vectors, -1)):
@@ -406,7 +406,7 @@ def _as_vectors(prompted: LanguagePredictor, task: str | None) -> Content:
 
 
 def _compiled_slots(prompted: LanguagePredictor, kind: Literal["prefix"] | None) -> tuple[int, ...]:
-    """The slots that become keys and values."""
+    """Return the slots that become keys and values."""
     model, opening = prompted.model, prompted.bound.opening
     if kind is None:
         problem = "has vectors among the tokens beside keys and values, but PEFT has one or the other"
@@ -424,7 +424,9 @@ def _compiled_slots(prompted: LanguagePredictor, kind: Literal["prefix"] | None)
 
 
 def _as_prefix(model: FrozenLanguageModel, vectors: Mapping[Site, Vectors], holds: tuple[int, ...]) -> Content:
-    """Keys and values of all blocks side by side; behind an encoder, where PEFT reads every other one, spaced out."""
+    """Lay out keys and values of all blocks side by side; behind an encoder, where PEFT reads every other one, spaced
+    out.
+    """
     assert model.kv_shape is not None, "prompts without a place are not made"
     n_layers, n_heads, width = model.kv_shape
     if holds:

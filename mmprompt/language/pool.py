@@ -158,24 +158,21 @@ class PromptPool:
             log_probs = (self.weights(rows).log()[..., None] + torch.stack(each, dim=1)).logsumexp(1)
             return label_predictions(labels, log_probs)
         names = self.route(rows)[0]
-        predicted: dict[int, LabelPrediction] = {}
+        predicted = {}
         for name in dict.fromkeys(names):
-            places = [place for place, other in enumerate(names) if other == name]
-            predicted |= dict(zip(places, self.prompts[name].classify([rows[place] for place in places]), strict=True))
-        return [predicted[place] for place in range(len(rows))]
+            own = [row for row, other in zip(rows, names, strict=True) if other == name]
+            predicted[name] = iter(self.prompts[name].classify(own))
+        return [next(predicted[name]) for name in names]
 
     @torch.no_grad()
     def _log_probs_of_mixed_vectors(self, rows: Sequence[TextRow]) -> Tensor:
-        first = self._alike()
-        verbalizer = first.verbalizer
-        weights = self.weights(rows)
-        parts = [torch.zeros(0, len(verbalizer.labels), device=self.model.device)]
+        first, weights = self._alike(), self.weights(rows)
+        parts = [torch.zeros(0, len(first.verbalizer.labels), device=self.model.device)]
         for start in range(0, len(rows), BATCH):
             mixed = self._mixed_vectors(weights[start : start + BATCH])
             vectors = {site: Vectors(values, "sample") for site, values in mixed.items()}
             questions = [first.question(row.fields, first.answers) for row in rows[start : start + BATCH]]
-            predicted = self.model.predict(vectors, questions, first.words)
-            parts.append(verbalizer.label_scores(predicted.answer_log_probs(), predicted.lengths))
+            parts.append(first.label_scores(vectors, questions))
         return torch.cat(parts).log_softmax(-1)
 
     def _mixed_vectors(self, weights: Tensor) -> dict[Site, Tensor]:
@@ -332,14 +329,7 @@ class _Header:
 
 
 def save_pool(pool: PromptPool, folder: Path | str) -> None:
-    """Write a pool to a folder: the keys, and a folder of each prompt as `save` writes it.
-
-    Args:
-        pool: what `load_pool` will give back.
-        folder: made if missing; the header is written last.
-    Raises:
-        UserError: a name is no name of a folder, or the folder cannot be written.
-    """
+    """Write a pool to a folder, made if missing: each prompt as `save` writes it, the keys, and the header last."""
     for name in pool.names:
         if not _NAME.fullmatch(name):
             raise bad_value("the name of a prompt", repr(name), "letters, digits, - and _ were expected", "Rename it.")
@@ -353,14 +343,7 @@ def save_pool(pool: PromptPool, folder: Path | str) -> None:
 
 
 def load_pool(folder: Path | str, model: FrozenLanguageModel | str | None = None) -> PromptPool:
-    """Load a saved pool.
-
-    Args:
-        folder: as `save_pool` wrote it.
-        model: the model or its name; by default the one that the prompts name.
-    Raises:
-        UserError: files are missing, damaged, of another model or of a newer version.
-    """
+    """Load a saved pool, by default on the model that its prompts name."""
     folder = Path(folder)
     path = folder / HEADER
     if not path.is_file():

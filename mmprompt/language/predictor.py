@@ -125,13 +125,10 @@ class LanguagePredictor:
         Raises:
             UserError: a field is missing, or a text does not fit.
         """
-        is_one = isinstance(items, TextRow | Mapping | str)
-        rows = [self._row(item) for item in ([items] if is_one else items)]
-        if self.label_words is not None:
-            answers: Sequence[Any] = self.classify(rows)
-        else:
-            answers = generate_texts(self, rows)
-        return answers[0] if is_one else list(answers)
+        if isinstance(items, TextRow | Mapping | str):
+            return self.predict([items])[0]
+        rows = [self._row(item) for item in items]
+        return generate_texts(self, rows) if self.label_words is None else self.classify(rows)
 
     def _row(self, item: Any) -> TextRow:
         if isinstance(item, TextRow):
@@ -167,17 +164,19 @@ class LanguagePredictor:
 
     @torch.no_grad()
     def label_log_probs(self, rows: Sequence[TextRow]) -> Tensor:
-        """Return [N, C] log-probabilities of the labels, which sum to 1 over the labels; the rows' own are not looked
-        at.
-        """
-        verbalizer = self.verbalizer
+        """Return [N, C] log-probabilities of the labels, which sum to 1 over the labels."""
+        parts = [torch.zeros(0, len(self.verbalizer.labels), device=self.model.device)]
         questions = [self.question(row.fields, self.answers) for row in rows]
-        parts = []
         for start, end, vectors in parts_by_task(self, rows):
-            predicted = self.model.predict(vectors, questions[start:end], self.words)
-            parts.append(verbalizer.label_scores(predicted.answer_log_probs(), predicted.lengths))
-        empty = torch.zeros(0, len(verbalizer.labels), device=self.model.device)
-        return torch.cat([empty, *parts]).log_softmax(-1)
+            parts.append(self.label_scores(vectors, questions[start:end]))
+        return torch.cat(parts).log_softmax(-1)
+
+    def label_scores(
+        self, vectors: Mapping[Site, Vectors], questions: Sequence[Question], is_recomputed: bool = False
+    ) -> Tensor:
+        """Return [N, C] log-probabilities of the labels, for questions whose answers are the words of the labels."""
+        predicted = self.model.predict(vectors, questions, self.words, is_recomputed)
+        return self.verbalizer.label_scores(predicted.answer_log_probs(), predicted.lengths)
 
     def classify(self, rows: Sequence[TextRow]) -> list[LabelPrediction]:
         """Return the label of each row."""
@@ -214,8 +213,8 @@ def parts_by_task(prompted: LanguagePredictor, rows: Sequence[TextRow]) -> list[
 
 @dataclass(frozen=True)
 class Generated:
-    """An answer that a model wrote, without blanks around it and without its end; it is cut where it stopped for want
-    of room.
+    """An answer that a model wrote, without blanks around it and without its end; cut where it stopped for want of
+    room.
     """
 
     text: str
@@ -229,7 +228,7 @@ def generate_texts(
     rows: Sequence[TextRow],
     settings: Generation | None = None,
 ) -> list[Generated]:
-    """One answer to each row, in order.
+    """Write one answer to each row, in order.
 
     Args:
         prompted: one for all rows, or one for each row, all with the same frozen model.
@@ -257,7 +256,7 @@ def generate_texts(
 
 
 def jobs_of(each: Sequence[LanguagePredictor], rows: Sequence[TextRow], n_answer: int) -> list[Job]:
-    """The rows as they are read; what several rows of a prompt begin with is read once."""
+    """Lay out rows as they are read; what several rows of a prompt begin with is read once."""
     groups: dict[tuple[int, str], list[int]] = {}
     for place, (one, row) in enumerate(zip(each, rows, strict=True)):
         groups.setdefault((id(one), row.task if one.tasks else ""), []).append(place)
@@ -302,7 +301,7 @@ def compiled_start(
 
 @checked
 def stream_text(prompted: LanguagePredictor, row: TextRow, settings: Generation | None = None) -> Iterator[str]:
-    """One answer, piece by piece as it is written.
+    """Yield one answer, piece by piece as it is written.
 
     Args:
         prompted: the model and its prompt.

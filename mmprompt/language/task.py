@@ -23,6 +23,7 @@ from mmprompt.language.templates.template import BoundTemplate, Template
 from mmprompt.language.templates.verbalizer import Verbalizer
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
+from mmprompt.models.sites import Site, Vectors
 from mmprompt.settings import check, check_settings
 from mmprompt.training.callbacks import Callback
 from mmprompt.training.problem import StepResult
@@ -82,17 +83,15 @@ class LanguageProblem:
         pairs = zip(self.prompted.classify(labelled), labelled, strict=True)
         return sum(predicted.label == row.label for predicted, row in pairs) / len(labelled)
 
-    def _loss(self, indices: Sequence[int], vectors: Mapping[Any, Any]) -> tuple[Tensor, int, int]:
+    def _loss(self, indices: Sequence[int], vectors: Mapping[Site, Vectors]) -> tuple[Tensor, int, int]:
         """Return the sum of the losses, over how many it is taken, and how many labels were right."""
         prompted = self.prompted
         questions = [self.questions[index] for index in indices]
         if self.objective == "answer":
             log_probs = prompted.model.predict(vectors, questions, is_recomputed=self.is_recomputed).token_log_probs()
             return -log_probs.sum(), len(log_probs), 0
-        verbalizer = prompted.verbalizer
-        predicted = prompted.model.predict(vectors, questions, prompted.words, self.is_recomputed)
-        scores = verbalizer.label_scores(predicted.answer_log_probs(), predicted.lengths)
-        wanted = [verbalizer.labels.index(self.rows[index].label) for index in indices]
+        scores = prompted.label_scores(vectors, questions, self.is_recomputed)
+        wanted = [prompted.verbalizer.labels.index(str(self.rows[index].label)) for index in indices]
         labels = torch.tensor(wanted, device=scores.device)
         n_correct = int((scores.argmax(1) == labels).sum())
         return F.cross_entropy(scores, labels, reduction="sum"), len(indices), n_correct

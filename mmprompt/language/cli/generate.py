@@ -136,7 +136,7 @@ def read_input(given: Sequence[str], fields: Sequence[str], task: str) -> list[T
 def answers_of(
     prompted: LanguagePredictor, rows: Sequence[TextRow], settings: Settings, progress: ProgressDisplay
 ) -> list[Answer]:
-    """An answer to each row, JSON-ready."""
+    """Answer each row, JSON-ready."""
     from mmprompt.language.predictor import generate_texts
 
     answers: list[Answer] = []
@@ -170,7 +170,7 @@ def show(output: Output, answers: Sequence[Answer], is_classified: bool) -> None
 
 
 def without_blanks(pieces: Iterable[str]) -> Iterator[str]:
-    """The pieces of an answer without the blanks it begins with."""
+    """Yield the pieces of an answer without the blanks it begins with."""
     has_begun = False
     for piece in pieces:
         text = piece if has_begun else piece.lstrip()

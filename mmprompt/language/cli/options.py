@@ -90,7 +90,7 @@ def read_rows(output: Output, name: str, shots: int | None, seed: int) -> TextDa
 
 
 def read_verbalizer(given: Sequence[str], labels: Sequence[str]) -> Verbalizer | None:
-    """The words of labels, given as `LABEL=WORD,WORD`; None where none are given."""
+    """Read the words of labels, given as `LABEL=WORD,WORD`; None where none are given."""
     from mmprompt.language.templates.verbalizer import Verbalizer
 
     words: dict[str, tuple[str, ...]] = {}

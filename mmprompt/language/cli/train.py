@@ -13,8 +13,7 @@ import tyro
 from mmprompt.core.method import measured_for, resolved_recipe
 from mmprompt.errors import bad_value, unknown_name
 from mmprompt.language.cli.options import MODEL_HELP, Learning, Loading, say_of_words, say_scores
-from mmprompt.language.methods import METHODS, PromptInit
-from mmprompt.language.search.methods import SEARCHES
+from mmprompt.language.methods import METHODS, SEARCHES, PromptInit
 from mmprompt.progress import ProgressDisplay
 from mmprompt.terminal.output import JSON_HELP, Output, shorten
 from mmprompt.terminal.parser import parse, peek
@@ -115,7 +114,7 @@ def test_labels(output: Output, prompted: LanguagePredictor, data: TextData) -> 
 
 
 def show_answers(output: Output, prompted: LanguagePredictor, data: TextData) -> list[dict[str, str]]:
-    """A few test rows with what the model answers without and with the prompt."""
+    """Show a few test rows with what the model answers without and with the prompt."""
     from mmprompt.language.measure import NO_PROMPT, as_long_as, plain_model
     from mmprompt.language.predictor import generate_texts
 

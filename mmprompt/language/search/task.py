@@ -23,9 +23,8 @@ from mmprompt.core.learned import LM_INPUT, Learned, Prompt
 from mmprompt.core.soft import HardPrompt
 from mmprompt.errors import UserError, bad_file, bad_value
 from mmprompt.language.data import TextData, load_texts
-from mmprompt.language.methods import PromptInit
+from mmprompt.language.methods import SEARCHES, CoordinateSearch, Projection, PromptInit, WordSearch
 from mmprompt.language.predictor import LanguagePredictor
-from mmprompt.language.search.methods import SEARCHES, CoordinateSearch, Projection, WordSearch
 from mmprompt.language.search.objective import Scored, WordObjective, best_of, row_order
 from mmprompt.language.search.words import TokenIds, Vocabulary, allowed_tokens, readable, start_words
 from mmprompt.language.task import LanguageProblem, LanguageTask, field_tokens, start_vectors, verbalizer_of
@@ -117,10 +116,10 @@ def search_words(
             check_new(folder)
             if checkpoint_folders(folder / "checkpoint"):
                 raise bad_file(folder, "holds the checkpoints of a training", "Give another output folder.")
-        setting = prepare(data, model, search, task, start, n_tokens, seed)
+        setting = prepare(model, search, task, start, n_tokens, seed)
         objective, first = setting.objective, setting.start
-        config = run_config(task, HardPrompt(), setting.prompted, search.recipe, seed)
-        config |= {"method": describe_method(search, SEARCHES), "n_tokens": setting.prompted.bound.n_soft}
+        config = run_config(task, HardPrompt(), objective.prompted, search.recipe, seed)
+        config |= {"method": describe_method(search, SEARCHES), "n_tokens": objective.prompted.bound.n_soft}
         best, history = _follow(setting, search, config, folder, callbacks, seed)
         refuse_changed(model)
         notices = []
@@ -130,7 +129,7 @@ def search_words(
             notices.append(f"Prompts were scored on {len(objective.rows)} of {len(data.train)} training rows.")
         for notice in notices:
             _log.warning("%s", notice)
-        prompted = LanguagePredictor(model, Prompt(objective.words.template(best.ids)), setting.prompted.label_words)
+        prompted = LanguagePredictor(model, Prompt(objective.words.template(best.ids)), objective.prompted.label_words)
         text = setting.text(best.ids)
         if folder is not None:
             facts = {"text": text, "token_ids": list(best.ids), "loss": best.loss, "notices": notices}
@@ -143,12 +142,10 @@ def search_words(
 
 @dataclass(frozen=True)
 class Setting:
-    """What a search moves in: rows, model and template without vectors, what counts, the tokens that a prompt may hold,
-    and the vectors [P, D] and words that it starts from.
+    """What a search moves in: what counts, the tokens that a prompt may hold, and the vectors [P, D] and words to start
+    from.
     """
 
-    data: TextData
-    prompted: LanguagePredictor
     objective: WordObjective
     vocabulary: Vocabulary
     vectors: Tensor
@@ -160,7 +157,6 @@ class Setting:
 
 
 def prepare(
-    data: TextData,
     model: FrozenLanguageModel,
     search: WordSearch,
     task: LanguageTask,
@@ -172,19 +168,18 @@ def prepare(
     template = Template.parse(task.template_text)
     check("n_tokens", n_tokens, Count | None, "Leave `n_tokens` out for the default.")
     template = start_words(template, start.words) if start.words else template.with_soft(n_tokens or N_TOKENS)
-    prompted = LanguagePredictor(model, Prompt(template), verbalizer_of(data, task.verbalizer))
+    prompted = LanguagePredictor(model, Prompt(template), verbalizer_of(task.data, task.verbalizer))
     if not prompted.bound.n_soft:
         raise UserError("a search puts words in the places of soft vectors, but the template has no {soft}. Add it.")
     if start.words and n_tokens not in (None, prompted.bound.n_soft):
         expected = f"the words to start from have {prompted.bound.n_soft}"
         raise bad_value("n_tokens", n_tokens, expected, "Leave `n_tokens` out, or give other `words`.")
-    kept = sorted(row_order(data.train, generator(seed, "rows"))[: search.n_rows])
-    rows = [data.train[row] for row in kept]
+    kept = sorted(row_order(task.data.train, generator(seed, "rows"))[: search.n_rows])
+    rows = [task.data.train[row] for row in kept]
     objective = WordObjective(prompted, rows, task.objective_of(prompted), search.fluency)
     allowed = allowed_tokens(model.tokenizer, model.vocabulary_size, search.ascii_only).to(model.device)
     vocabulary = Vocabulary(objective.embeddings, allowed)
-    texts = field_tokens(model, rows)
-    vectors = start_vectors(model, start, prompted.bound, 0, prompted.answers, texts, seed)
+    vectors = start_vectors(model, start, prompted.bound, 0, prompted.answers, field_tokens(model, rows), seed)
     nearest = vocabulary.nearest(vectors, N_NEAREST).tolist()
     pairs = zip(nearest, prompted.bound.soft_starts, strict=True)  # words that the user gave are left as they are
     ids = readable([some if token is None else [token] for some, token in pairs], objective.first_misread)
@@ -193,7 +188,7 @@ def prepare(
             "the words to start from are not read back within the template: as one text they give other tokens. "
             "Put a blank before and after {soft}, or start from other words."
         )
-    return Setting(data, prompted, objective, vocabulary, vectors, objective.score(ids))
+    return Setting(objective, vocabulary, vectors, objective.score(ids))
 
 
 def _follow(
@@ -211,7 +206,7 @@ def _follow(
     else:
         assert isinstance(search, CoordinateSearch), "there is no third way"
         steps = exchange(setting, search, seed)
-    problem = LanguageProblem(setting.prompted, setting.prompted.prompt, objective.rows)
+    problem = LanguageProblem(objective.prompted, objective.prompted.prompt, objective.rows)
     run = Run(problem, search.recipe, search.n_steps, 1)
     listeners = callbacks if folder is None else (WriteConfig(folder, config), *callbacks)
     best = setting.start

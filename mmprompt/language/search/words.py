@@ -39,7 +39,7 @@ class Words:
         """The group that a text begins with, None where something stands before the first one."""
 
     def texts(self, ids: TokenIds) -> tuple[str, ...]:
-        """The words of each group of soft vectors, as they stand in the template."""
+        """Return the words of each group of soft vectors, as they stand in the template."""
         return tuple(
             self._decode([ids[place] for place in group], number != self._leading)
             for number, group in enumerate(self._groups)

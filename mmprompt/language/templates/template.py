@@ -32,9 +32,7 @@ _CHAT_DATE = "26 Jul 2024"
 
 @dataclass(frozen=True)
 class Template:
-    """A template that was read and found right: its text, as files keep it, its messages, and its groups of soft
-    vectors.
-    """
+    """A template that was found right: its text, as files keep it, its messages, and its groups of soft vectors."""
 
     text: str
     messages: tuple[Message, ...]
@@ -104,7 +102,7 @@ class Template:
         return BoundTemplate(self, tokens, start, tuple(starts), segments, answer_blank, is_answer_apart)
 
     def _chat(self, tokenizer: Any) -> tuple[Part, ...]:
-        """The parts of a chat as its tokenizer's template lays them out; no field is seen by that template."""
+        """Return the parts of a chat as its tokenizer's template lays them out; no field is seen by that template."""
         if not getattr(tokenizer, "chat_template", None):
             raise UserError(
                 "the template is a chat, but the tokenizer of this model has no chat template. "
@@ -143,7 +141,7 @@ class Template:
 
 
 def _word_ids(tokens: Tokens, words: str, parts: Sequence[Part], group: int) -> list[int]:
-    """The tokens of the words that a group starts from, with the blank before its first place."""
+    """Return the tokens of the words that a group starts from, with the blank before its first place."""
     first = parts.index(Soft(group))
     before = parts[first - 1] if first else ""
     blank = " " if isinstance(before, str) and before.endswith(" ") else ""
@@ -169,7 +167,7 @@ class _Segment:
 def _segments(
     parts: Iterable[Part], vectors: Sequence[tuple[int, ...]], start_ids: tuple[int, ...]
 ) -> tuple[tuple[_Segment, ...], str]:
-    """The segments, and the blanks before the answer that it begins with."""
+    """Return the segments, and the blanks before the answer that it begins with."""
     slots: list[tuple[int, ...]] = [()]
     texts: list[list[str | Field]] = [[]]
     is_blank_dropped = False
@@ -348,7 +346,7 @@ class Tokens:
         return ids if self._only_special(ids) == wanted else self._guarded(pieces, follows)
 
     def after(self, before: str, text: str) -> list[int]:
-        """The tokens of a text of the user's that follows a literal one in the same string."""
+        """Return the tokens of a text of the user's that follows a literal one in the same string."""
         first = self.ids([(before, False)], True)
         both = self.ids([(before, False), (text, True)], True)
         return both[len(first) :] if both[: len(first)] == first else self.ids([(text, True)], True)
@@ -389,7 +387,7 @@ class Tokens:
         return self._own[literal]
 
     def _guarded(self, pieces: Sequence[Piece], follows: bool) -> list[int]:
-        """The same, where a field reads like a special token: only those of the literal texts are taken for one."""
+        """Do the same where a field reads like a special token: only those of the literal texts are taken for one."""
         ids: list[int] = []
         run = ""
         for text, is_field in pieces:

@@ -79,11 +79,6 @@ class Verbalizer:
         """The words that are scored, W in all, label after label."""
         return tuple(word for _, words in self._pairs() for word in words)
 
-    @property
-    def label_of(self) -> tuple[int, ...]:
-        """Of each of `flat` the number of its label."""
-        return tuple(number for number, (_, words) in enumerate(self._pairs()) for _ in words)
-
     def label_scores(self, word_log_probs: Tensor, n_tokens: Sequence[int]) -> Tensor:
         """Return the score of each label: [N, C] log-probabilities over the labels; see `label_masses`."""
         return self.label_masses(word_log_probs, n_tokens).log_softmax(-1)
@@ -108,31 +103,27 @@ class Verbalizer:
         self.check_distinct(answers)
         how = "mean" if self.length_normalised else "sum"
         notes = []
-        for word, ids in zip(self.flat, answers, strict=True):
+        pairs = [(word, tuple(ids)) for word, ids in zip(self.flat, answers, strict=True)]
+        for word, ids in pairs:
             if len(ids) > 1:
                 parts = ", ".join(repr(tokenizer.decode([i])) for i in ids)
-                notes.append(
-                    f"{word!r} is {len(ids)} tokens ({parts}), scored by the {how} of their log-probabilities."
-                )
-        if not self.length_normalised:
-            for word, ids in zip(self.flat, answers, strict=True):
-                pairs = zip(self.flat, answers, strict=True)
-                longer = [
-                    other for other, rest in pairs if len(ids) < len(rest) and tuple(rest[: len(ids)]) == tuple(ids)
-                ]
-                if longer:
-                    notes.append(f"{word!r} begins {longer[0]!r} and can never be less probable than it.")
+                scored = f"scored by the {how} of their log-probabilities"
+                notes.append(f"{word!r} is {len(ids)} tokens ({parts}), {scored}.")
+        for word, ids in () if self.length_normalised else pairs:
+            longer = [other for other, rest in pairs if len(ids) < len(rest) and rest[: len(ids)] == ids]
+            if longer:
+                notes.append(f"{word!r} begins {longer[0]!r} and can never be less probable than it.")
         return tuple(notes)
 
     def check_distinct(self, answers: Sequence[Sequence[int]]) -> None:
         """Refuse words of two labels that have the same tokens, so that the model cannot tell them apart."""
-        owner: dict[tuple[int, ...], int] = {}
-        for number, ids in enumerate(answers):
-            other = owner.setdefault(tuple(ids), number)
-            if self.label_of[other] != self.label_of[number]:
-                both = f"{self.flat[other]!r} and {self.flat[number]!r}"
+        owner: dict[tuple[int, ...], tuple[str, str]] = {}
+        pairs = [(label, word) for label, words in self._pairs() for word in words]
+        for (label, word), ids in zip(pairs, answers, strict=True):
+            owning_label, other = owner.setdefault(tuple(ids), (label, word))
+            if owning_label != label:
                 problem = "stand for two labels, but are the same tokens to this model"
-                raise UserError(f"{both} {problem}. Choose other words.")
+                raise UserError(f"{other!r} and {word!r} {problem}. Choose other words.")
 
     def _pairs(self) -> list[tuple[str, tuple[str, ...]]]:
         n_kept = 1 if self.aggregation == "first" else None

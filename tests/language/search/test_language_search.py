@@ -16,9 +16,8 @@ from transformers import PreTrainedTokenizerFast
 from mmprompt.core.learned import Prompt
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextData, TextRow
-from mmprompt.language.methods import PromptInit
+from mmprompt.language.methods import CoordinateSearch, Projection, PromptInit, WordSearch
 from mmprompt.language.predictor import LanguagePredictor, load_prompted
-from mmprompt.language.search.methods import CoordinateSearch, Projection, WordSearch
 from mmprompt.language.search.objective import WordObjective, best_of, row_order
 from mmprompt.language.search.task import exchange, prepare, project, search_words
 from mmprompt.language.search.words import TokenIds, Vocabulary, allowed_tokens, place_words, readable
@@ -203,7 +202,7 @@ def test_projection_follows_the_gradient_at_the_nearest_words() -> None:
     model, data = word_model(), text_data()
     search = Projection(n_steps=12, batch_size=4, lr=0.4, weight_decay=0.5)
     task = data.task(template="{soft} {text} is {answer}")
-    setting = prepare(data, model, search, task, PromptInit("random"), 4, seed=3)
+    setting = prepare(model, search, task, PromptInit("random"), 4, seed=3)
     objective = setting.objective
     unit = model.embedding_rms
     soft = torch.nn.Parameter(setting.vectors / unit)
@@ -316,7 +315,7 @@ def test_no_prompt_is_scored_twice(monkeypatch: pytest.MonkeyPatch) -> None:
         scored.extend(prompts)
 
     search = CoordinateSearch(n_steps=6, n_candidates=9, top_k=5, patience=6)
-    setting = prepare(text_data(), word_model(), search, text_data().task(), PromptInit(), 2, 1)
+    setting = prepare(word_model(), search, text_data().task(), PromptInit(), 2, 1)
     monkeypatch.setattr("mmprompt.language.search.task.best_of", look)
     steps = list(exchange(setting, search, 1))
     assert len(steps) == 6
@@ -453,7 +452,7 @@ def test_no_more_rows_are_looked_at_than_were_asked_for() -> None:
     search = CoordinateSearch(n_steps=2, n_candidates=3, n_rows=4)
     found = search_words(text_data(), frozen_model("llama"), search=search, n_tokens=3)
     assert "Prompts were scored on 4 of 6 training rows." in found.notices
-    setting = prepare(text_data(), frozen_model("llama"), search, text_data().task(), PromptInit(), 3, 1)
+    setting = prepare(frozen_model("llama"), search, text_data().task(), PromptInit(), 3, 1)
     assert sorted(row.label or "" for row in setting.objective.rows) == ["blue", "blue", "red", "red"]
 
 
