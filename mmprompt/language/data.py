@@ -152,20 +152,12 @@ def load_texts(path: str | Path) -> TextData:
     untrained = sorted(set(labels) - {row.label for row in parts["train"] if row.label is not None})
     if untrained:
         raise bad_file(path, f"has no row to train on for {shortened(untrained)}", "Add one to the train part of each.")
-    data = TextData(path.stem, parts["train"], parts["val"], parts["test"], labels, notes=notes)
     card_path = path.with_suffix(".yaml")
-    if not card_path.exists():
-        return data
-    card = validate(TextCard, read_yaml(card_path), card_path)
+    card = validate(TextCard, read_yaml(card_path), card_path) if card_path.exists() else TextCard()
     words = {label: (given,) if isinstance(given, str) else given for label, given in card.verbalizer.items()}
     _check_verbalizer(words, labels, card_path)
-    return replace(
-        data,
-        template=card.template,
-        verbalizer=words or None,
-        instructions=card.instructions,
-        licence=card.licence,
-    )
+    about = (card.template, words or None, card.instructions, card.licence)
+    return TextData(path.stem, parts["train"], parts["val"], parts["test"], labels, *about, notes)
 
 
 @checked

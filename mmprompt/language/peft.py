@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mmprompt.core.file import describe_backbone, refuse_other_backbone
+from mmprompt.core.file import BackboneFacts, describe_backbone, read_sealed, refuse_other_backbone
 from mmprompt.core.header import RESTORE
 from mmprompt.core.learned import Given, Learned, Prompt, Source
 from mmprompt.data.strict_yaml import validate
@@ -61,15 +61,6 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Backbone:
-    """The frozen model, as in a prompt file."""
-
-    name: str
-    fingerprint: str
-    transform: str
-
-
-@dataclass(frozen=True)
 class Side:
     """The content of `mmprompt.json`.
 
@@ -83,7 +74,7 @@ class Side:
 
     format: int
     mmprompt: str
-    backbone: Backbone
+    backbone: BackboneFacts
     template: str
     verbalizer: dict[str, Any] | None
     tasks: list[str]
@@ -128,9 +119,7 @@ def load_peft(
     elif task is not None:
         raise bad_file(folder, f"is a prompt of one task, but the task {task!r} was asked for", "Leave the task out.")
     elif side is not None and side.compiled_sha256 is not None:
-        if sha256_bytes(read_bytes(folder / COMPILED, MAX_BYTES)) != side.compiled_sha256:
-            raise bad_file(folder / COMPILED, "was changed after it was saved (its hash does not match)", RESTORE)
-        compiled = read_tensors(folder / COMPILED)
+        compiled = read_sealed(folder / COMPILED, side.compiled_sha256)
         sources = [Learned(Site.parse(name), values) for name, values in compiled.items()]
     elif config["peft_type"] == PREFIX:
         sources = _keys_values(folder, model, config, tensors[VECTORS])
@@ -363,7 +352,7 @@ def save_peft(
     side = Side(
         format=FORMAT,
         mmprompt=__version__,
-        backbone=Backbone(**describe_backbone(prompted.model)),
+        backbone=BackboneFacts(**describe_backbone(prompted.model)),
         template=prompted.template.text,
         verbalizer=None if prompted.label_words is None else prompted.label_words.to_dict(),
         tasks=[] if task is not None else list(tasks),

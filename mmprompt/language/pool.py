@@ -20,21 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmprompt.core.file import read_sealed
 from mmprompt.core.file import save as save_prompt
 from mmprompt.core.header import read_header
 from mmprompt.core.learned import LM_INPUT, Learned, Prompt
 from mmprompt.data.strict_yaml import validate
 from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
-from mmprompt.files import (
-    make_folder,
-    read_bytes,
-    read_json,
-    read_tensors,
-    sha256_bytes,
-    tensor_bytes,
-    write_bytes,
-    write_json,
-)
+from mmprompt.files import make_folder, read_json, sha256_bytes, tensor_bytes, write_bytes, write_json
 from mmprompt.language.data import TextRow
 from mmprompt.language.predictor import BATCH, LabelPrediction, LanguagePredictor, label_predictions, load_prompted
 from mmprompt.language.templates.template import Template
@@ -363,10 +355,7 @@ def load_pool(folder: Path | str, model: FrozenLanguageModel | str | None = None
     if model is None or isinstance(model, str):
         model = load_language_model(model or read_header(places[0], "language")["backbone"]["name"])
     prompts = {place.name: load_prompted(place, model) for place in places}
-    path = folder / TENSORS
-    if sha256_bytes(read_bytes(path, 2**31)) != header.tensors_sha256:
-        raise bad_file(path, "was changed after it was saved (its hash does not match)", _RESTORE)
-    keys = read_tensors(path).get("keys")
+    keys = read_sealed(folder / TENSORS, header.tensors_sha256, _RESTORE).get("keys")
     if keys is None or keys.dim() != 2 or len(keys) != len(prompts):
-        raise bad_file(path, f"does not hold one key for each of {len(prompts)} prompts", _RESTORE)
+        raise bad_file(folder / TENSORS, f"does not hold one key for each of {len(prompts)} prompts", _RESTORE)
     return PromptPool(prompts, keys, header.temperature)

@@ -63,11 +63,7 @@ class LanguagePredictor:
 
     @checked
     def __init__(
-        self,
-        model: FrozenLanguageModel,
-        prompt: Prompt,
-        label_words: Verbalizer | None = None,
-        lora: str | None = None,
+        self, model: FrozenLanguageModel, prompt: Prompt, label_words: Verbalizer | None = None, lora: str | None = None
     ) -> None:
         self.model = self.backbone = model
         self.prompt, self.label_words, self.lora = prompt, label_words, lora

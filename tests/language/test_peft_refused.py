@@ -18,12 +18,7 @@ from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.templates.template import Template
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from tests.language_models import frozen_model
-from tests.peft_models import (
-    N,
-    ours,
-    peft_model,
-    saved,
-)
+from tests.peft_models import N, ours, peft_model, saved
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT warns of what it does itself
 

@@ -73,15 +73,15 @@ class Learning:
     seed: Annotated[int, tyro.conf.arg(metavar="INT")] = 1
     """Seed of all that is drawn, and of the order of the rows."""
 
-    def task(self, output: Output, **more: Any) -> LanguageTask:
+    def task(self, output: Output, **options: Any) -> LanguageTask:
         """Read the rows, and say what there is to say of them; `options` are those of `LanguageTask`."""
         data = read_rows(output, self.data, self.shots, self.seed)
         verbalizer = read_verbalizer(self.verbalizer, data.labels)
-        return data.task(template=self.template, verbalizer=verbalizer, objective=self.objective, **more)
+        return data.task(template=self.template, verbalizer=verbalizer, objective=self.objective, **options)
 
 
 def read_rows(output: Output, name: str, shots: int | None, seed: int) -> TextData:
-    """The rows of a file, or a few of each class, and what there is to say of them."""
+    """Read a file, or a few rows of each class, and say what there is to say of them."""
     data = load_texts(name)
     data = data if shots is None else sample_shots(data, shots, seed)
     for note in data.notes:
