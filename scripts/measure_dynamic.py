@@ -1,12 +1,12 @@
 """Prompts that are chosen, mixed, learned to be learned from, and put together, on real language models.
 
     mmprompt backbones get smollm2
-    python scripts/measure_dynamic.py --part bank      --json docs/results/language_dynamic.json
+    python scripts/measure_dynamic.py --part pool      --json docs/results/language_dynamic.json
     python scripts/measure_dynamic.py --part meta      --json docs/results/language_dynamic.json
     python scripts/measure_dynamic.py --part languages --json docs/results/language_dynamic.json
     python scripts/measure_dynamic.py --table          --json docs/results/language_dynamic.json
 
-bank: texts of five tasks, mixed, each to be given its task's prompt; and prompts of one task from three draws of the
+pool: texts of five tasks, mixed, each to be given its task's prompt; and prompts of one task from three draws of the
 rows, chosen from and mixed. meta: accuracy on a task that was held out, after exactly ten steps, by where they start.
 languages: one prompt a language on names of emoji, and what becomes of two prompts together.
 
@@ -35,16 +35,13 @@ from mmprompt.core.learned import LM_INPUT, Given, Inserts, Learned, Prompt, Sou
 from mmprompt.core.method import Start
 from mmprompt.core.soft import DecoderMethod
 from mmprompt.errors import UserError
-from mmprompt.language.bank.bank import PromptBank, compose, text_features
-from mmprompt.language.bank.file import load_bank, save_bank
 from mmprompt.language.data import TextData, TextRow, load_texts, sample_shots
-from mmprompt.language.generation import generate_texts
-from mmprompt.language.meta import few_steps, meta_start
-from mmprompt.language.methods import DeepPrompts, PromptTuning
-from mmprompt.language.predictor import LanguagePredictor, load_prompted
-from mmprompt.language.start import PromptInit
+from mmprompt.language.measure import score_texts
+from mmprompt.language.meta import few_steps, meta_init
+from mmprompt.language.methods import DeepPrompts, PromptInit, PromptTuning
+from mmprompt.language.pool import PromptPool, compose, load_pool, save_pool, text_features
+from mmprompt.language.predictor import LanguagePredictor, generate_texts, load_prompted
 from mmprompt.language.templates.template import Template
-from mmprompt.language.text_metrics import score_texts
 from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
@@ -54,9 +51,9 @@ from mmprompt.training.seeds import batches
 
 DATA = Path("examples/data")
 SHOTS, N_SOFT, N_STEPS = 16, 20, 32
-"""Rows a class, vectors, and about how many steps a prompt of the bank is trained."""
+"""Rows a class, vectors, and about how many steps a prompt of the pool is trained."""
 N_STEPS_LANGUAGE = {"tiny": 320, "smollm2": 80}
-BANK, N_ROUTED, DRAWS = ("emoji_kinds", "intent", "languages", "questions", "sentiment"), 40, (1, 2, 3)
+POOL, N_ROUTED, DRAWS = ("emoji_kinds", "intent", "languages", "questions", "sentiment"), 40, (1, 2, 3)
 META, HELD_OUT, OTHER = ("emoji_kinds", "intent", "questions", "sentiment"), ("emoji_kinds", "questions"), "intent"
 N_ADAPTED, ADAPT_SEEDS, RATES = 120, (1, 2), (0.03, 0.1)
 META_SETTINGS = {"n_rounds": 21, "n_inner": 10, "batch_size": 8}
@@ -116,19 +113,19 @@ def accuracy(prompted: LanguagePredictor, rows: Sequence[TextRow]) -> float:
     return share([one.label == row.label for one, row in zip(prompted.classify(rows), rows, strict=True)])
 
 
-# A bank of tasks
+# A pool of tasks
 
 
-def bank(model: FrozenLanguageModel, cells: Cells, work: Path) -> None:
-    datas = {name: sample_shots(load_texts(DATA / f"{name}.jsonl"), SHOTS, 1) for name in BANK}
+def pool(model: FrozenLanguageModel, cells: Cells, work: Path) -> None:
+    datas = {name: sample_shots(load_texts(DATA / f"{name}.jsonl"), SHOTS, 1) for name in POOL}
     rows = {name: data.test[:N_ROUTED] for name, data in datas.items()}
     cells.add("features", partial(features, model, datas, rows))
-    place = work / "bank"
-    if not (place / "bank.json").exists():
+    place = work / "pool"
+    if not (place / "pool.json").exists():
         prompts = {name: fitted(model, data, work / f"{name}-1") for name, data in datas.items()}
-        save_bank(PromptBank.of(prompts, {name: data.train for name, data in datas.items()}), place)
-    kept = load_bank(place, model)
-    for name in BANK:
+        save_pool(PromptPool.of(prompts, {name: data.train for name, data in datas.items()}), place)
+    kept = load_pool(place, model)
+    for name in POOL:
         cells.add(f"tasks/{name}", partial(routed, kept, name, rows[name]))
     cells.add("draws", partial(draws, model, work))
 
@@ -161,7 +158,7 @@ def features(
     return found
 
 
-def routed(kept: PromptBank, name: str, rows: Sequence[TextRow]) -> dict[str, Any]:
+def routed(kept: PromptPool, name: str, rows: Sequence[TextRow]) -> dict[str, Any]:
     """Whether texts of a task find its prompt, and what it brings them."""
     names, weights = kept.route(rows)
     labels = kept.classify(rows)
@@ -177,10 +174,10 @@ def routed(kept: PromptBank, name: str, rows: Sequence[TextRow]) -> dict[str, An
 
 def draws(model: FrozenLanguageModel, work: Path) -> dict[str, Any]:
     """Prompts of one task from several draws of the training rows: one, the best fitting one, and all together."""
-    name = BANK[0]
+    name = POOL[0]
     data = {seed: sample_shots(load_texts(DATA / f"{name}.jsonl"), SHOTS, seed) for seed in DRAWS}
     prompts = {f"draw-{s}": fitted(model, data[s], work / f"{name}-{s}", seed=s) for s in DRAWS}
-    kept = PromptBank.of(prompts, {f"draw-{seed}": data[seed].train for seed in DRAWS})
+    kept = PromptPool.of(prompts, {f"draw-{seed}": data[seed].train for seed in DRAWS})
     rows = data[DRAWS[0]].test
     found: dict[str, Any] = {"task": name, "n": len(rows)}
     found["single"] = [accuracy(one, rows) for one in prompts.values()]
@@ -220,7 +217,7 @@ def learn_start(model: FrozenLanguageModel, held: str, folder: Path) -> dict[str
     recipe = replace(PromptTuning.recipe, batch_size=META_SETTINGS["batch_size"])
     if not (folder / "prompt.json").exists():
         numbers = {key: META_SETTINGS[key] for key in ("n_rounds", "n_inner")}
-        meta_start(datas, model, PromptTuning(N_SOFT), recipe, out=folder, **numbers)
+        meta_init(datas, model, PromptTuning(N_SOFT), recipe, out=folder, **numbers)
     return {"tasks": [data.name for data in datas]}
 
 
@@ -283,7 +280,7 @@ def together(
     for code in COMPOSED:
         pair = {"task": task, "language": prompts[code]}
         ways = {name: compose(pair, english.template.replace("{soft}", slots)) for name, slots in ORDERS.items()}
-        halves = PromptBank(pair, torch.ones(2, model.width))  # equal keys: half of each for every text
+        halves = PromptPool(pair, torch.ones(2, model.width))  # equal keys: half of each for every text
         ways["mean"] = halves.mix(judge.rows[code][:1])[0]
         for name, one in ways.items():
             cells.add(f"{model.name}/form/{name}/{code}", partial(judge.measure, one, judge.rows[code], code))
@@ -412,7 +409,7 @@ class Judge:
 
 def tables(found: dict[str, Any]) -> str:
     """All figures of the file as Markdown."""
-    parts = {"bank": bank_tables, "meta": meta_table, "languages": language_tables}
+    parts = {"pool": pool_tables, "meta": meta_table, "languages": language_tables}
     return "\n\n".join(parts[part](found[part]) for part in parts if part in found)
 
 
@@ -420,7 +417,7 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
-def bank_tables(cells: dict[str, Any]) -> str:
+def pool_tables(cells: dict[str, Any]) -> str:
     lines = ["| texts of | routed right | own prompt | chosen prompt | weight of the own |", "|---|---|---|---|---|"]
     tasks = {name.removeprefix("tasks/"): cell for name, cell in cells.items() if name.startswith("tasks/")}
     for name, cell in tasks.items():
@@ -476,7 +473,7 @@ def language_tables(cells: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-PARTS = {"bank": bank, "meta": meta, "languages": languages}
+PARTS = {"pool": pool, "meta": meta, "languages": languages}
 
 
 def main() -> None:

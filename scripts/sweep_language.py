@@ -22,8 +22,7 @@ import torch
 from mmprompt.core.fit import fit
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextData, load_texts, sample_shots
-from mmprompt.language.methods import METHODS, PromptTuning
-from mmprompt.language.start import PromptInit
+from mmprompt.language.methods import METHODS, PromptInit, PromptTuning
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.training.problem import RunFailed

@@ -51,7 +51,7 @@ VERBS = {
     "llm train": Verb("language.cli.train", "run", "", "learn a prompt for a frozen language model"),
     "llm eval": Verb("language.cli.eval", "run", "", "measure it beside none and beside written instructions"),
     "llm generate": Verb("language.cli.generate", "run", "", "write what a language model says with a prompt"),
-    "llm search": Verb("language.cli.search", "run", "", "search a prompt in words, not vectors"),
+    "llm search": Verb("language.cli.train", "run_search", "", "search a prompt in words, not vectors"),
     "llm convert": Verb("language.cli.convert", "run", "", "a prompt as PEFT's, or one of PEFT's as ours"),
     "data list": Verb("cli.data", "run_list", "", "the data sets there are"),
     "data check": Verb("cli.data", "run_check", "NAME", "look a data set over before using it"),

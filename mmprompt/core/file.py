@@ -23,15 +23,7 @@ from mmprompt.core.heads import HEADS, Head
 from mmprompt.core.learned import Given, Learned, Prompt, Source, Template
 from mmprompt.core.sources import SOURCES
 from mmprompt.errors import UserError, bad_file
-from mmprompt.files import (
-    make_folder,
-    read_bytes,
-    read_tensors,
-    sha256_bytes,
-    tensor_bytes,
-    write_bytes,
-    write_json,
-)
+from mmprompt.files import make_folder, read_bytes, read_tensors, sha256_bytes, tensor_bytes, write_bytes, write_json
 from mmprompt.models.sites import Scope, Site, Vectors
 from mmprompt.settings import checked
 from mmprompt.version import __version__
@@ -187,7 +179,9 @@ def refuse_other_backbone(folder: Path, header: Mapping[str, Any], backbone: Fro
 
 
 @dataclass(frozen=True)
-class _BackboneFacts:
+class BackboneFacts:
+    """What files say of a frozen model."""
+
     name: str
     fingerprint: str
     transform: str
@@ -210,7 +204,7 @@ class _PartFacts:
 class _Facts:
     """What every header says, whatever its kind."""
 
-    backbone: _BackboneFacts
+    backbone: BackboneFacts
     template: str
     sources: list[_PartFacts]
     head: _PartFacts | None
@@ -252,9 +246,7 @@ def read_prompt(
         UserError: the file is missing, was changed, or holds something else.
     """
     path = folder / TENSORS
-    if sha256_bytes(read_bytes(path, 2**31)) != header["tensors_sha256"]:
-        raise bad_file(path, "was changed after it was saved (its hash does not match)", RESTORE)
-    tensors = read_tensors(path)
+    tensors = read_sealed(path, header["tensors_sha256"])
     for name in kept:
         if name not in tensors:
             raise bad_file(path, f"holds no {name.replace('_', ' ')}", RESTORE)
@@ -268,6 +260,17 @@ def read_prompt(
     if header["head"] is not None:
         head = _read_part(path, header["head"], "head", tensors, HEADS, "head")
     return Prompt(template, *sources, head=head).to(device), tensors
+
+
+def read_sealed(path: Path, sha256: str, advice: str = RESTORE) -> dict[str, Tensor]:
+    """Read a tensor file, which must have the hash that was kept of it.
+
+    Raises:
+        UserError: it is missing, or was changed.
+    """
+    if sha256_bytes(read_bytes(path, 2**31)) != sha256:
+        raise bad_file(path, "was changed after it was saved (its hash does not match)", advice)
+    return read_tensors(path)
 
 
 def _read_vectors(path: Path, sites: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[Learned]:

@@ -5,16 +5,14 @@ from typing import TYPE_CHECKING
 from mmprompt.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from mmprompt.language.bank.bank import PromptBank
     from mmprompt.language.data import TextData, TextRow, sample_shots
-    from mmprompt.language.generation import generate_texts, stream_text
     from mmprompt.language.measure import compare_language, measure_language
-    from mmprompt.language.meta import meta_start
-    from mmprompt.language.methods import METHODS, DeepPrompts, MultitaskPrompt
-    from mmprompt.language.peft.file import load_peft
-    from mmprompt.language.peft.save import save_peft
+    from mmprompt.language.meta import meta_init
+    from mmprompt.language.methods import METHODS, DeepPrompts, MultitaskPrompt, PromptInit
+    from mmprompt.language.peft import load_peft, save_peft
+    from mmprompt.language.pool import PromptPool
+    from mmprompt.language.predictor import generate_texts, stream_text
     from mmprompt.language.search.task import search_words
-    from mmprompt.language.start import PromptInit
     from mmprompt.language.task import LanguageTask
     from mmprompt.language.templates.promptsource import read_promptsource
     from mmprompt.language.weights import fit_weights

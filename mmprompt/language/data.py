@@ -42,8 +42,7 @@ class TextRow:
 
     Args:
         fields: text by name of field.
-        label: its class, None where text is generated.
-        answer: the text to generate, None where classes are told apart.
+        label, answer: its class, or the text to generate; one of them is None.
         task: which of several tasks it belongs to, `""` for the only one.
     """
 
@@ -89,15 +88,11 @@ class TextData:
         return task
 
     def rows(self, split: str) -> tuple[TextRow, ...]:
-        """The rows of `"train"`, `"val"` or `"test"`.
-
-        Raises:
-            UserError: there is no such split.
-        """
-        parts = {"train": self.train, "val": self.val, "test": self.test}
-        if split not in parts:
+        """Return the rows of `"train"`, `"val"` or `"test"`."""
+        if split not in SPLITS:
             raise unknown_name("split", split, SPLITS)
-        return parts[split]
+        rows: tuple[TextRow, ...] = getattr(self, split)
+        return rows
 
     @property
     def fingerprint(self) -> str:
@@ -157,20 +152,12 @@ def load_texts(path: str | Path) -> TextData:
     untrained = sorted(set(labels) - {row.label for row in parts["train"] if row.label is not None})
     if untrained:
         raise bad_file(path, f"has no row to train on for {shortened(untrained)}", "Add one to the train part of each.")
-    data = TextData(path.stem, parts["train"], parts["val"], parts["test"], labels, notes=notes)
     card_path = path.with_suffix(".yaml")
-    if not card_path.exists():
-        return data
-    card = validate(TextCard, read_yaml(card_path), card_path)
+    card = validate(TextCard, read_yaml(card_path), card_path) if card_path.exists() else TextCard()
     words = {label: (given,) if isinstance(given, str) else given for label, given in card.verbalizer.items()}
     _check_verbalizer(words, labels, card_path)
-    return replace(
-        data,
-        template=card.template,
-        verbalizer=words or None,
-        instructions=card.instructions,
-        licence=card.licence,
-    )
+    about = (card.template, words or None, card.instructions, card.licence)
+    return TextData(path.stem, parts["train"], parts["val"], parts["test"], labels, *about, notes)
 
 
 @checked
@@ -226,7 +213,7 @@ Parts = dict[str, tuple[TextRow, ...]]
 
 
 def _given_parts(placed: Sequence[tuple[TextRow, str | None]]) -> tuple[Parts, tuple[str, ...]]:
-    """The parts as the file gives them, without texts that another part holds."""
+    """Return the parts as the file gives them, without texts that another part holds."""
     parts: Parts = {}
     notes: list[str] = []
     held: dict[str, str] = {}  # text -> the part that keeps it
@@ -242,7 +229,7 @@ def _given_parts(placed: Sequence[tuple[TextRow, str | None]]) -> tuple[Parts, t
 
 
 def _drawn_parts(rows: Sequence[TextRow]) -> tuple[Parts, tuple[str, ...]]:
-    """60/10/30 of every class, equal texts together, by the order of their hashes."""
+    """Divide every class 60/10/30, equal texts together, by the order of their hashes."""
     part_of: dict[str, str] = {}
     classes = _classes(rows)
     for members in classes.values():
@@ -291,7 +278,7 @@ def _text_of(row: TextRow) -> str:
 
 
 def _classes(rows: Iterable[TextRow]) -> dict[tuple[str, str | None], list[TextRow]]:
-    """Rows by task and label."""
+    """Group rows by task and label."""
     classes: dict[tuple[str, str | None], list[TextRow]] = {}
     for row in rows:
         classes.setdefault((row.task, row.label), []).append(row)

@@ -1,18 +1,24 @@
-"""What a prompt of a language model does: the words its vectors lie near, what each is worth, and whether it is heard.
+"""What a prompt of a language model does: how it learns, the words its vectors lie near, what each is worth, and
+whether it changes anything.
 
-Reading aids: a vector need not lie near any word, and attention is no proof of use. Leaving a vector out, and the
-distance between what the model says with and without a prompt, are measured on rows.
+Alarms sound while it learns: gradients that vanish or burst, vectors that grow too large. Reading aids: a vector need
+not lie near any word, and attention is no proof of use. Leaving a vector out, and the distance between what the model
+says with and without a prompt, are measured on rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import logging
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean, median
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmprompt.core.learned import rms
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextRow
 from mmprompt.language.predictor import LanguagePredictor, parts_by_task
@@ -22,17 +28,72 @@ from mmprompt.models.decoder.packing import Question
 from mmprompt.models.decoder.reader import CausalReader
 from mmprompt.models.decoder.vectors import LM_INPUT, keys_values
 from mmprompt.settings import Count, check
+from mmprompt.training.callbacks import Callback
+from mmprompt.training.problem import Run
 
 CHUNK = 8192
+VANISHED, BURST, OUTGROWN = 1e-7, 100.0, 5.0
+"""A gradient norm, times the median so far, and times the size of token embeddings."""
+_log = logging.getLogger(__name__)
+
+
+class VectorWatch(Callback):
+    """Record the gradient's norm and the vectors' size of every epoch, and say once what looks wrong.
+
+    Adds `gradient_norm` and, for vectors among the tokens, `vector_size` (in sizes of the model's token embeddings) to
+    every epoch's record. `alarms` are what was said, one sentence each.
+    """
+
+    def __init__(self, prompted: LanguagePredictor) -> None:
+        self.prompted = prompted
+        self.alarms: dict[str, str] = {}
+        self._norms: list[float] = []
+
+    def on_train_begin(self, run: Run) -> None:
+        """Forget earlier trainings."""
+        self.alarms, self._norms = {}, []
+
+    def on_step_end(self, run: Run, step: int, logs: Mapping[str, float]) -> None:
+        """Take the norm of the gradient of the step."""
+        gradients = [value.grad for value in run.problem.module.parameters() if value.grad is not None]
+        self._norms.append(torch.stack([gradient.norm() for gradient in gradients]).norm().item())
+
+    def on_epoch_end(self, run: Run, epoch: int, logs: dict[str, Any]) -> None:
+        """Write the epoch's figures into its record, and sound the alarms."""
+        norm = fmean(self._norms)
+        self._norms = []
+        logs["gradient_norm"] = norm
+        before = [record["gradient_norm"] for record in run.history if "gradient_norm" in record]
+        if norm < VANISHED:
+            self._sound(
+                "vanished",
+                f"The gradient has vanished (norm {norm:.1e} in epoch {epoch + 1}): the prompt no longer learns. "
+                "Use another start or a higher lr.",
+            )
+        if before and norm > BURST * median(before):
+            times = f"{norm / median(before):.0f} times its median so far"
+            self._sound("burst", f"The gradient burst in epoch {epoch + 1} (norm {norm:.1e}, {times}). Use a lower lr.")
+        vectors = self.prompted.vectors().get(LM_INPUT)
+        if vectors is None:
+            return
+        size = rms(vectors.values.detach().float()).item() / self.prompted.model.embedding_rms
+        logs["vector_size"] = size
+        if size > OUTGROWN:
+            self._sound(
+                "outgrown",
+                f"The vectors have grown to {size:.1f} times the size of token embeddings (epoch {epoch + 1}), where "
+                "blocks saturate. Use a lower lr.",
+            )
+
+    def _sound(self, name: str, text: str) -> None:
+        if name not in self.alarms:
+            self.alarms[name] = text
+            _log.warning("%s", text)
 
 
 def nearest_tokens(model: FrozenLanguageModel, vectors: Tensor, k: int = 5) -> list[list[tuple[str, float]]]:
-    """The k tokens whose embeddings point most nearly the way of each vector.
+    """Find the k tokens whose embeddings point most nearly the way of each vector [P, D].
 
-    Args:
-        model: the frozen model.
-        vectors: [P, D].
-        k: tokens a vector, 1 or more.
     Returns:
         P lists of (token, cosine), nearest first; special tokens are left out.
     Raises:
@@ -45,10 +106,8 @@ def nearest_tokens(model: FrozenLanguageModel, vectors: Tensor, k: int = 5) -> l
             f"{model.name}. Give the vectors of lm.input."
         )
     query = F.normalize(vectors.detach().float(), dim=1)
-    found = []
-    for ids in torch.arange(model.vocabulary_size, device=model.device).split(CHUNK):
-        found.append(query @ F.normalize(model.embed(ids).float(), dim=1).T)
-    cosines = torch.cat(found, dim=1)
+    tokens = torch.arange(model.vocabulary_size, device=model.device).split(CHUNK)
+    cosines = torch.cat([query @ F.normalize(model.embed(ids).float(), dim=1).T for ids in tokens], dim=1)
     cosines[:, [i for i in model.tokenizer.all_special_ids if i < cosines.shape[1]]] = -1.0
     best = cosines.topk(min(k, cosines.shape[1]), dim=1)
 
@@ -62,12 +121,8 @@ def nearest_tokens(model: FrozenLanguageModel, vectors: Tensor, k: int = 5) -> l
 
 @dataclass(frozen=True)
 class Drift:
-    """How far a vector went.
-
-    Attributes:
-        words: the nearest token at each moment that was looked at.
-        cosine: between where it started and where it is.
-        size: its root mean square, by that of the model's token embeddings.
+    """How far a vector went: its nearest token at each moment, the cosine between start and end, and its size at last,
+    by that of the model's token embeddings.
     """
 
     words: tuple[str, ...]
@@ -76,12 +131,7 @@ class Drift:
 
 
 def drift(model: FrozenLanguageModel, moments: Sequence[Tensor]) -> list[Drift]:
-    """Describe how the vectors of a prompt moved from their start to their end.
-
-    Args:
-        model: the frozen model.
-        moments: [P, D] vectors at two or more moments of the training, such as `VectorWatch` keeps.
-    """
+    """Describe how the vectors [P, D] of a prompt moved over two or more moments of its training."""
     words = [[pairs[0][0] for pairs in nearest_tokens(model, vectors, 1)] for vectors in moments]
     first, last = moments[0].float(), moments[-1].float()
     cosines = F.cosine_similarity(first, last, dim=1).tolist()
@@ -91,12 +141,7 @@ def drift(model: FrozenLanguageModel, moments: Sequence[Tensor]) -> list[Drift]:
 
 @dataclass(frozen=True)
 class VectorAblation:
-    """What is lost where one vector is left out.
-
-    Attributes:
-        loss: by how much the mean cross entropy of the labels grows, in nats; below zero where the vector harms.
-        accuracy: by how much the accuracy falls.
-    """
+    """By how much the mean cross entropy of the labels grows, in nats, and the accuracy falls, without one vector."""
 
     loss: float
     accuracy: float
@@ -106,9 +151,6 @@ class VectorAblation:
 def ablate(prompted: LanguagePredictor, rows: Sequence[TextRow]) -> list[VectorAblation]:
     """Measure what each vector among the tokens is worth, by the labels of some rows with its slot left out.
 
-    Args:
-        prompted: the model and its prompt, with labels.
-        rows: with labels.
     Raises:
         UserError: the prompt has no labels, or a row has none.
     """
@@ -125,8 +167,7 @@ def ablate(prompted: LanguagePredictor, rows: Sequence[TextRow]) -> list[VectorA
         scores = []
         for start, end, vectors in parts:
             shortened = [_without(question, left_out) for question in questions[start:end]]
-            predicted = prompted.model.predict(vectors, shortened, prompted.words)
-            scores.append(verbalizer.label_scores(predicted.answer_log_probs(), predicted.lengths).cpu())
+            scores.append(prompted.label_scores(vectors, shortened).cpu())
         logits = torch.cat(scores)
         return F.cross_entropy(logits, wanted).item(), (logits.argmax(1) == wanted).float().mean().item()
 
@@ -145,10 +186,6 @@ def prompt_effect_kl(prompted: LanguagePredictor, rows: Sequence[TextRow]) -> fl
 
     Of the distribution over all tokens at the answer's first place, with the prompt from without it (its slots and its
     keys and values left out). Near zero, the prompt is ignored.
-
-    Args:
-        prompted: the model and its prompt.
-        rows: what is read.
     """
     end = ((prompted.model.end_id,),)
     soft = frozenset(-1 - place for place in range(prompted.bound.n_soft))
@@ -168,9 +205,6 @@ def attention_mass(prompted: LanguagePredictor, rows: Sequence[TextRow]) -> Tens
 
     The P vectors are those among the tokens, or else the keys and values of a prefix.
 
-    Args:
-        prompted: a decoder-only model and its prompt.
-        rows: what is read.
     Raises:
         UserError: the model has an encoder, or keeps its attention to itself.
     """

@@ -1,10 +1,13 @@
 """What prompts of a language model are worth on rows held out, beside the model without one and beside instructions.
 
-Where rows have labels, labels are told apart; where they have answers, answers are generated and compared.
+Where rows have labels, labels are told apart; where they have answers, answers are generated and compared: exact match,
+BLEU, chrF and ROUGE-L, each by its usual library.
 """
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -13,16 +16,14 @@ import numpy as np
 import torch
 
 from mmprompt.core.learned import Prompt
-from mmprompt.core.metrics import Evaluation, evaluate_probabilities, paired_bootstrap
+from mmprompt.core.metrics import Evaluation, bootstrap_interval, evaluate_probabilities, paired_bootstrap
 from mmprompt.core.template import Group
 from mmprompt.errors import UserError, unknown_name
 from mmprompt.language.data import TextData, TextRow
-from mmprompt.language.generation import generate_texts
-from mmprompt.language.predictor import LanguagePredictor
+from mmprompt.language.predictor import LanguagePredictor, generate_texts
 from mmprompt.language.task import default_template, verbalizer_of
 from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import CONTENT_FREE, calibrate
-from mmprompt.language.text_metrics import TextScores, score_texts
 from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.image_features import Progress
@@ -34,15 +35,81 @@ NO_PROMPT = "no prompt"
 
 
 @dataclass(frozen=True)
-class LanguageScore:
-    """What one prompt is worth.
+class TextScores:
+    """How well N generated texts fit the expected ones.
 
-    Attributes:
-        name: of the prompt.
-        template: as it is written; of no prompt with its soft slots empty.
-        answers: to each of N rows, a label or a generated text.
-        labels: accuracy, macro F1 and confusion, None where texts were generated.
-        texts: exact match, BLEU, chrF and ROUGE-L, None where labels were told apart.
+    Args:
+        is_exact: [N] whether each text is the expected one; `interval` is its 95 % bootstrap interval over texts.
+        bleu, chrf: of the whole corpus, 0..100 (Papineni et al. 2002; Popović 2015). BLEU is 0 where no text has four
+            words in a row, so read chrF of short answers.
+        rouge_l: mean F measure of the longest common subsequence of words, 0..1 (Lin 2004).
+        signatures: how sacrebleu computed `bleu` and `chrf`, to be printed beside the numbers.
+    """
+
+    is_exact: tuple[bool, ...]
+    interval: tuple[float, float]
+    bleu: float
+    chrf: float
+    rouge_l: float
+    signatures: Mapping[str, str]
+
+    @property
+    def n(self) -> int:
+        """Number of texts."""
+        return len(self.is_exact)
+
+    @property
+    def exact_match(self) -> float:
+        """Share of texts that are the expected ones, 0..1."""
+        return sum(self.is_exact) / self.n
+
+
+def score_texts(texts: Sequence[str], expected: Sequence[str]) -> TextScores:
+    """Compare N generated texts, perhaps empty ones, with one expected text each.
+
+    A text is exact if it is the expected one but for blanks at its ends and the Unicode form of its letters; case and
+    punctuation count.
+    """
+    if not texts or len(texts) != len(expected):
+        raise UserError(
+            f"there are {len(texts)} texts and {len(expected)} expected ones, but at least one of each and as many of "
+            "both were expected. Give one expected text for each."
+        )
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+        from sacrebleu.metrics import BLEU, CHRF
+    except ImportError as error:
+        raise UserError(
+            f"BLEU, chrF and ROUGE-L need sacrebleu and rouge-score, and {error.name} is not installed. "
+            'Install them: pip install "mmprompt[llm]".'
+        ) from None
+    written, wanted = ([unicodedata.normalize("NFC", text.strip()) for text in each] for each in (texts, expected))
+    is_exact = tuple(text == other for text, other in zip(written, wanted, strict=True))
+    bleu, chrf = BLEU(), CHRF()
+    rouge = RougeScorer(["rougeL"], tokenizer=_Words())
+    rouge_l = [rouge.score(other, text)["rougeL"].fmeasure for text, other in zip(written, wanted, strict=True)]
+    bleu_score, chrf_score = (metric.corpus_score(written, [wanted]).score for metric in (bleu, chrf))
+    return TextScores(
+        is_exact,
+        bootstrap_interval(np.array(is_exact)),
+        float(bleu_score),
+        float(chrf_score),
+        float(np.mean(rouge_l)),
+        {"bleu": str(bleu.get_signature()), "chrf": str(chrf.get_signature())},
+    )
+
+
+class _Words:
+    """The words of ROUGE in any script; rouge-score's own drops every letter beyond a to z."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return re.findall(r"[^\W_]+", text.lower())
+
+
+@dataclass(frozen=True)
+class LanguageScore:
+    """What one prompt is worth: its template, of no prompt with soft slots empty, its answers to N rows, and either
+    accuracy, macro F1 and confusion of labels, or exact match, BLEU, chrF and ROUGE-L of texts.
     """
 
     name: str
@@ -67,7 +134,7 @@ class LanguageScore:
         return measured.interval
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Return a JSON-ready dict."""
         found: dict[str, Any] = {"name": self.name, "template": self.template}
         if self.labels is not None:
             confusion = {"labels": list(self.labels.class_names), "counts": self.labels.confusion.tolist()}
@@ -82,13 +149,7 @@ class LanguageScore:
 
 @dataclass(frozen=True)
 class LanguageGain:
-    """By how much more rows one prompt is right than another, 0..1.
-
-    Attributes:
-        of, over: their names.
-        gain: the difference of the shares.
-        interval: its 95 % interval, paired over rows.
-    """
+    """By what share of the rows, with a 95 % interval paired over rows, one prompt is right more often than another."""
 
     of: str
     over: str
@@ -98,13 +159,10 @@ class LanguageGain:
 
 @dataclass(frozen=True)
 class LanguageMeasure:
-    """Several prompts on the same rows.
+    """Several prompts on the same rows: the scores of learned prompts, of none, and of instructions, in this order.
 
     Attributes:
-        model, data, split: what was measured on what.
-        n_rows: how many rows.
         is_calibrated: whether what the model answers to texts that say nothing was divided out, of every prompt.
-        scores: of the learned prompts, of none, and of instructions, in this order.
         gains: of the first prompt over none and over the best instruction. The best is chosen on these very rows,
             which favours it.
         left_out: instructions that are chats, where the model has no template for chats.
@@ -120,7 +178,7 @@ class LanguageMeasure:
     left_out: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Return a JSON-ready dict."""
         plain = {name: getattr(self, name) for name in ("model", "data", "split", "n_rows", "is_calibrated")}
         scores = [score.to_dict() for score in self.scores]
         gains = [asdict(gain) for gain in self.gains]
@@ -236,7 +294,7 @@ def measure_language(
 def _label_probabilities(
     prompted: LanguagePredictor, rows: Sequence[TextRow], is_calibrated: bool, progress: Progress
 ) -> np.ndarray:
-    """[N, C] probabilities of the labels, without what is answered to texts that say nothing where that is wanted."""
+    """Return [N, C] probabilities of the labels, perhaps without what is answered to texts that say nothing."""
     parts = []
     for start in range(0, len(rows), ROWS_AT_ONCE):
         some = rows[start : start + ROWS_AT_ONCE]
@@ -256,13 +314,7 @@ def _label_probabilities(
 
 @checked
 def evaluate(prompted: LanguagePredictor, data: TextData | Sequence[TextRow], split: str = "test") -> LanguageScore:
-    """Measure what a prompt answers: labels told apart, or texts generated; see `core.fit.evaluate`.
-
-    Args:
-        prompted: the model with its prompt.
-        data: rows with labels or answers.
-        split: which part of the data; all of single rows.
-    """
+    """Measure what a prompt answers, on one part of the data or on single rows; see `core.fit.evaluate`."""
     if not isinstance(data, TextData):
         labels = tuple(sorted({row.label for row in data if row.label is not None}))
         data, split = TextData("rows", (), (), tuple(data), labels), "test"
@@ -277,12 +329,8 @@ def as_long_as(prompted: LanguagePredictor, answers: Sequence[str]) -> Generatio
 def plain_model(
     model: FrozenLanguageModel, data: TextData, prompted: LanguagePredictor | None = None
 ) -> LanguagePredictor:
-    """The model without a prompt: the template with nothing in its soft slots.
-
-    Args:
-        model: the frozen model.
-        data: whose template is taken where there is no learned one.
-        prompted: whose template is taken if it has vectors; one in words alone has no template without them.
+    """Return the model without a prompt: with nothing in the soft slots of a learned prompt's template, or the data's
+    own.
     """
     has_vectors = prompted is not None and bool(prompted.prompt.sites)
     if prompted is not None and has_vectors:

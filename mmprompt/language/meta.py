@@ -25,10 +25,9 @@ from mmprompt.core.method import Start
 from mmprompt.core.soft import DecoderMethod, PromptTuning
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextData, TextRow, load_texts
-from mmprompt.language.methods import METHODS, MultitaskPrompt
+from mmprompt.language.methods import METHODS, MultitaskPrompt, PromptInit
 from mmprompt.language.predictor import LanguagePredictor
-from mmprompt.language.start import PromptInit, start_vectors
-from mmprompt.language.task import LanguageProblem, LanguageTask
+from mmprompt.language.task import LanguageProblem, LanguageTask, field_tokens, start_vectors
 from mmprompt.language.templates.template import Template
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
@@ -45,13 +44,8 @@ TEMPLATE = "{soft} {answer}"
 
 @dataclass(frozen=True)
 class MetaResult:
-    """A start that was learned.
-
-    Args:
-        prompted: the frozen model with the start, without any task.
-        vectors: [P, D] in the model's own size.
-        history: of each round `round`, `task` and `loss`, the mean over its steps.
-        folder: the prompt folder, None if nothing was written.
+    """A start that was learned: the frozen model with it and without any task, its vectors [P, D] in the model's own
+    size, of each round `round`, `task` and `loss` (the mean over its steps), and the prompt folder, None for none.
     """
 
     prompted: LanguagePredictor
@@ -60,7 +54,7 @@ class MetaResult:
     folder: Path | None
 
 
-def meta_start(
+def meta_init(
     datas: Sequence[TextData | Path | str],
     model: FrozenLanguageModel | str = "tiny",
     method: DecoderMethod | None = None,
@@ -128,26 +122,19 @@ def meta_start(
 
 
 def few_steps(data: TextData, n_steps: int, batch_size: int, seed: int = 1) -> TextData:
-    """The same data with training rows for exactly some steps in one epoch: passes over all rows in a drawn order.
-
-    Args:
-        data: what a prompt is to be adapted to.
-        n_steps: 1 or more.
-        batch_size: of the recipe, whose `epochs` are to be 1.
-        seed: of the order.
-    """
+    """Repeat and shuffle training rows until one epoch is exactly so many steps."""
     return replace(data, train=drawn_rows(data.train, n_steps * batch_size, seed))
 
 
 def drawn_rows(rows: Sequence[TextRow], n_rows: int, seed: int) -> tuple[TextRow, ...]:
-    """So many rows, in passes over all of them, each in an order of its own."""
+    """Draw so many rows, in passes over all of them, each in an order of its own."""
     n_passes = -(-n_rows // len(rows))
     order = [place for turn in range(n_passes) for place in epoch_order(seed, turn, len(rows))]
     return tuple(rows[place] for place in order[:n_rows])
 
 
 def _round(problem: LanguageProblem, recipe: Recipe, seed: int, rate: float) -> float:
-    """Train on one task and move the start a part of the way there; the mean loss of the steps."""
+    """Train on one task and move the start a part of the way there; return the mean loss of the steps."""
     parameters = list(problem.module.parameters())
     before = [parameter.detach().clone() for parameter in parameters]
     (record,) = train(problem, recipe, seed, 1)
@@ -160,7 +147,7 @@ def _round(problem: LanguageProblem, recipe: Recipe, seed: int, rate: float) -> 
 def _with_one_prompt(
     model: FrozenLanguageModel, tasks: Sequence[TextData], method: DecoderMethod, start: PromptInit, seed: int
 ) -> list[LanguagePredictor]:
-    """Each task's template and labels around the same vectors."""
+    """Put each task's template and labels around the same vectors."""
     each = [LanguageTask(data, init=PromptInit(start="random")).predictor(method, model, seed) for data in tasks]
     for data, prompted in zip(tasks, each, strict=True):
         if prompted.bound.n_soft != method.n_vectors:
@@ -169,12 +156,7 @@ def _with_one_prompt(
                 f"{method.n_vectors} vectors. Write one {{soft}} and no other soft slots."
             )
     labels = [ids for prompted in each for ids in prompted.answers]
-    texts = [
-        model.tokenizer(text, add_special_tokens=False)["input_ids"]
-        for data in tasks
-        for row in data.train
-        for text in row.fields.values()
-    ]
+    texts = field_tokens(model, [row for data in tasks for row in data.train])
     values = start_vectors(model, start, each[0].bound, 0, labels, texts, seed)
     unit = torch.tensor(model.embedding_rms, device=model.device)
     shared = Start(generator(seed, "start"), each[0].template, vectors=lambda n: (values, unit))

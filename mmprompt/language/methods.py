@@ -1,17 +1,22 @@
-"""The methods of a language model by name: those of every decoder, and three that need a language model.
+"""The methods of a language model by name, those of every decoder and three that need a language model, where their
+vectors start, and the ways to search words instead.
 
-The defaults are measured in docs/language.md.
+The defaults are measured in docs/language.md. A start has the size of the model's own token embeddings: vectors of
+another size are a bad start (Lester et al. 2021, section 3.2, and Vu et al. 2022, "SPoT", for prompts of other tasks).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge
 
 from mmprompt.core.method import Start
 from mmprompt.core.soft import RECIPE, DecoderMethod, HardPrompt, PrefixTuning, PromptTuning
 from mmprompt.errors import UserError, bad_value
-from mmprompt.settings import Count
+from mmprompt.settings import Count, check_settings
 from mmprompt.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -20,6 +25,36 @@ if TYPE_CHECKING:
     from mmprompt.core.learned import Prompt
 
 Encoder = Literal["mlp", "lstm"]
+Objective = Literal["auto", "answer", "choices"]
+StartKind = Literal["auto", "words", "labels", "texts", "vocabulary", "random", "prompt"]
+
+
+@dataclass(frozen=True)
+class PromptInit:
+    """Where the vectors start."""
+
+    start: StartKind = "auto"
+    """words (those given), labels (the words of the classes, then of the texts), texts (the commonest tokens of the
+    texts), vocabulary (drawn among the commonest 5,000 tokens), random (normal, of the embeddings' size), prompt (the
+    vectors of a saved one), or auto: words or a prompt if they are given, else labels, else texts."""
+    words: str = ""
+    """Words whose token embeddings the vectors start from, repeated if there are fewer."""
+    from_prompt: Path | None = None
+    """A run folder whose vectors are taken over, for the same model."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if (self.start == "words" or self.words) and not self.words.strip():
+            advice = 'Use `words="Classify the text"`.'
+            raise bad_value("words", repr(self.words), "a start from words needs some", advice)
+        if self.start == "prompt" and self.from_prompt is None:
+            raise bad_value("from_prompt", None, "a start from a prompt needs one", "Use `from_prompt=RUN`.")
+        if self.words and self.from_prompt is not None:
+            raise bad_value("words", repr(self.words), f"the start is from {self.from_prompt} too", "Leave one out.")
+        if self.words and self.start not in ("auto", "words"):
+            raise bad_value("words", repr(self.words), f"the start is {self.start}", "Use `start='words'`.")
+        if self.from_prompt is not None and self.start not in ("auto", "prompt"):
+            raise bad_value("from_prompt", self.from_prompt, f"the start is {self.start}", "Use `start='prompt'`.")
 
 
 @dataclass(frozen=True)
@@ -102,3 +137,65 @@ METHODS: dict[str, type[DecoderMethod]] = {
     "multitask": MultitaskPrompt,
     "hard": HardPrompt,
 }
+
+
+@dataclass(frozen=True)
+class WordSearch:
+    """What both ways of searching share."""
+
+    n_steps: Count = 100
+    """Most steps; the best words on the way are kept."""
+    batch_size: Count = 16
+    """Rows of a gradient, and of a first look at a prompt; what does well there is scored on all."""
+    n_rows: Count = 128
+    """Most training rows that prompts are scored on, as many of each class."""
+    ascii_only: bool = True
+    """Leave out tokens beyond ASCII. Special tokens and what cannot be printed are always left out."""
+    fluency: Annotated[float, Ge(0)] = 0.0
+    """Weight of the prompt's own improbability to the model, in nats a token, beside the loss; 0 for none."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+    @property
+    def recipe(self) -> Recipe:
+        """Steps and rows as a training has them; a step counts as an epoch."""
+        return replace(RECIPE, epochs=self.n_steps, batch_size=self.batch_size)
+
+
+@dataclass(frozen=True)
+class Projection(WordSearch):
+    """Soft vectors are moved by the gradient at the nearest words (Wen et al. 2023, "Hard Prompts Made Easy", PEZ)."""
+
+    lr: float = 0.3
+    """Learning rate, in units of the token embeddings' size."""
+    weight_decay: float = 0.0
+    """Pull of the soft vectors towards zero."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """Its optimiser, too; checks learning rate and weight decay."""
+        return replace(super().recipe, lr=self.lr, weight_decay=self.weight_decay)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.recipe  # noqa: B018
+
+
+@dataclass(frozen=True)
+class CoordinateSearch(WordSearch):
+    """One token a step is exchanged for the best of some that the gradient proposes (Shin et al. 2020, "AutoPrompt"),
+    candidates drawn over all places (Zou et al. 2023, "Universal and Transferable Adversarial Attacks").
+    """
+
+    n_steps: Count = 14
+    """Most steps; in each of them one token is exchanged, or none."""
+    n_candidates: Count = 24
+    """Prompts that are scored in a step."""
+    top_k: Count = 64
+    """Tokens that the gradient proposes for each place, of which candidates are drawn."""
+    patience: Count = 5
+    """Steps without a gain after which the search ends."""
+
+
+SEARCHES: dict[str, type[WordSearch]] = {"projection": Projection, "coordinates": CoordinateSearch}

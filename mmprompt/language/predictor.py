@@ -1,12 +1,13 @@
-"""A frozen language model with a prompt: texts in, labels or scores of answers out.
+"""A frozen language model with a prompt: texts in, labels, scores of answers or generated texts out.
 
-It knows prompts and texts, not how a prompt was learned. What it generates is in `language_generation`.
+It knows prompts and texts, not how a prompt was learned. Prompts of any kind are mixed in one batch; what all rows of a
+prompt begin with is read once and handed over as keys and values, so a prompt costs nothing but the look at it.
 """
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -22,11 +23,13 @@ from mmprompt.core.header import read_header
 from mmprompt.core.learned import Given, Prompt
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextRow
-from mmprompt.language.templates.template import BoundTemplate, Template
+from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import Verbalizer
+from mmprompt.models.decoder.generation import Job, generate, job_of
+from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.models.decoder.kv_cache import KVCache
 from mmprompt.models.decoder.load import load_language_model
-from mmprompt.models.decoder.model import FrozenLanguageModel
+from mmprompt.models.decoder.model import FrozenLanguageModel, shared_start
 from mmprompt.models.decoder.packing import Question
 from mmprompt.models.decoder.tuned import read_lora
 from mmprompt.models.decoder.vectors import LM_INPUT
@@ -38,12 +41,7 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class LabelPrediction:
-    """What a model says of a row.
-
-    Attributes:
-        label: the most probable.
-        probabilities: of every label, which sum to 1.
-    """
+    """The most probable label of a row, and the probabilities of every label, which sum to 1."""
 
     label: str
     probabilities: Mapping[str, float]
@@ -65,27 +63,30 @@ class LanguagePredictor:
 
     @checked
     def __init__(
-        self,
-        model: FrozenLanguageModel,
-        prompt: Prompt,
-        label_words: Verbalizer | None = None,
-        lora: str | None = None,
+        self, model: FrozenLanguageModel, prompt: Prompt, label_words: Verbalizer | None = None, lora: str | None = None
     ) -> None:
         self.model = self.backbone = model
         self.prompt, self.label_words, self.lora = prompt, label_words, lora
-        self.bound = self.template.bind(model.tokenizer, model.start_ids, 0, model.is_encoder_decoder)
+        self.bound = self.template.bind(model.tokenizer, model.start_ids, model.is_encoder_decoder)
         for task in self.tasks or ("",):
             vectors = self.vectors(task)
             model.check_vectors(vectors)
-            refuse_mismatch(self.bound, vectors)
+            if LM_INPUT in vectors and vectors[LM_INPUT].n_vectors != self.bound.n_soft:
+                raise UserError(
+                    f"the template has {self.bound.n_soft} soft slots, but the prompt has "
+                    f"{vectors[LM_INPUT].n_vectors} vectors. Use the template that the prompt was learned in."
+                )
         self.answers = self.bound.answers(() if label_words is None else label_words.flat)
         if label_words is not None:
             label_words.check_distinct(self.answers)
-        self.words = single_tokens(self.answers, model.device)
+        self.words: Tensor | None = None  # [W] answers that are all of one token: no other logits are needed
+        if self.answers and all(len(answer) == 1 for answer in self.answers):
+            self.words = torch.tensor([answer[0] for answer in self.answers], device=model.device)
         self.compiled: dict[str, tuple[tuple[int, ...], KVCache]] = {}  # of each task what was last read of the prompt
 
     def __repr__(self) -> str:
-        return f"<LanguagePredictor: {shortened_text(self.template.text)!r} on {self.model.name}>"
+        text = self.template.text
+        return f"<LanguagePredictor: {text if len(text) <= 60 else text[:59] + '…'!r} on {self.model.name}>"
 
     @property
     def template(self) -> Template:
@@ -120,14 +121,10 @@ class LanguagePredictor:
         Raises:
             UserError: a field is missing, or a text does not fit.
         """
-        is_one = isinstance(items, TextRow | Mapping | str)
-        rows = [self._row(item) for item in ([items] if isinstance(items, TextRow | Mapping | str) else items)]
-        if self.label_words is not None:
-            answers: Sequence[Any] = self.classify(rows)
-        else:
-            generation = importlib.import_module("mmprompt.language.generation")
-            answers = generation.generate_texts(self, rows)
-        return answers[0] if is_one else list(answers)
+        if isinstance(items, TextRow | Mapping | str):
+            return self.predict([items])[0]
+        rows = [self._row(item) for item in items]
+        return generate_texts(self, rows) if self.label_words is None else self.classify(rows)
 
     def _row(self, item: Any) -> TextRow:
         if isinstance(item, TextRow):
@@ -146,27 +143,15 @@ class LanguagePredictor:
         return vectors[Site("lm.kv", 0)].n_vectors if Site("lm.kv", 0) in vectors else 0
 
     def question(self, fields: Mapping[str, str], answers: Sequence[tuple[int, ...]]) -> Question:
-        """A row as it is read, with the tokens of some answers.
-
-        Raises:
-            UserError: a field is missing, or the row does not fit.
-        """
+        """Lay out a row as it is read, with the tokens of some answers."""
         n_answer = max(map(len, answers))
-        return Question(self.bound.encode(fields, self.model.budget - self.n_prefix, n_answer).slots, tuple(answers))
+        return Question(self.bound.encode(fields, self.model.budget - self.n_prefix, n_answer), tuple(answers))
 
     @torch.no_grad()
     def answer_log_probs(self, rows: Sequence[TextRow], answers: Sequence[Sequence[str]]) -> list[Tensor]:
-        """The log-probabilities of given answers to each row: sums over their tokens, without an end.
-
-        Args:
-            rows: N rows.
-            answers: of each row, one or more.
-        Raises:
-            UserError: an answer has no tokens, or a row does not fit.
-        """
-        questions = [
-            self.question(row.fields, self.bound.answers(some)) for row, some in zip(rows, answers, strict=True)
-        ]
+        """Return the log-probabilities of given answers to each of N rows: sums over their tokens, without an end."""
+        pairs = zip(rows, answers, strict=True)
+        questions = [self.question(row.fields, self.bound.answers(some)) for row, some in pairs]
         found: list[Tensor] = []
         for start, end, vectors in parts_by_task(self, rows):
             scores = self.model.predict(vectors, questions[start:end]).answer_log_probs()
@@ -175,41 +160,34 @@ class LanguagePredictor:
 
     @torch.no_grad()
     def label_log_probs(self, rows: Sequence[TextRow]) -> Tensor:
-        """[N, C] log-probabilities of the labels, which sum to 1 over the labels.
-
-        Args:
-            rows: N rows; their own labels are not looked at.
-        Raises:
-            UserError: the prompt has no verbalizer, or a row does not fit.
-        """
-        verbalizer = self.verbalizer
+        """Return [N, C] log-probabilities of the labels, which sum to 1 over the labels."""
+        parts = [torch.zeros(0, len(self.verbalizer.labels), device=self.model.device)]
         questions = [self.question(row.fields, self.answers) for row in rows]
-        parts = []
         for start, end, vectors in parts_by_task(self, rows):
-            predicted = self.model.predict(vectors, questions[start:end], self.words)
-            word_scores = predicted.answer_log_probs().unflatten(0, (end - start, -1))  # [N, W]
-            parts.append(verbalizer.label_scores(word_scores, predicted.lengths[: word_scores.shape[1]]))
-        empty = torch.zeros(0, len(verbalizer.labels), device=self.model.device)
-        return torch.cat([empty, *parts]).log_softmax(-1)
+            parts.append(self.label_scores(vectors, questions[start:end]))
+        return torch.cat(parts).log_softmax(-1)
+
+    def label_scores(
+        self, vectors: Mapping[Site, Vectors], questions: Sequence[Question], is_recomputed: bool = False
+    ) -> Tensor:
+        """Return [N, C] log-probabilities of the labels, for questions whose answers are the words of the labels."""
+        predicted = self.model.predict(vectors, questions, self.words, is_recomputed)
+        return self.verbalizer.label_scores(predicted.answer_log_probs(), predicted.lengths)
 
     def classify(self, rows: Sequence[TextRow]) -> list[LabelPrediction]:
-        """The label of each row."""
+        """Return the label of each row."""
         return label_predictions(self.verbalizer.labels, self.label_log_probs(rows))
 
     @property
     def verbalizer(self) -> Verbalizer:
-        """The words of the labels.
-
-        Raises:
-            UserError: there are none.
-        """
+        """The words of the labels; a prompt that generates text is refused."""
         if self.label_words is None:
             raise UserError("this prompt generates text and has no labels to tell apart. Use generate.")
         return self.label_words
 
 
 def label_predictions(labels: Sequence[str], log_probs: Tensor) -> list[LabelPrediction]:
-    """What log-probabilities [N, C] of C labels come to."""
+    """Return what log-probabilities [N, C] of C labels come to."""
     found = []
     for scores in log_probs.exp().tolist():
         probabilities = dict(zip(labels, scores, strict=True))
@@ -217,28 +195,8 @@ def label_predictions(labels: Sequence[str], log_probs: Tensor) -> list[LabelPre
     return found
 
 
-def refuse_mismatch(bound: BoundTemplate, vectors: Mapping[Site, Vectors]) -> None:
-    """Refuse vectors among the tokens that are more or fewer than a template has places for.
-
-    Raises:
-        UserError: they are.
-    """
-    if LM_INPUT in vectors and vectors[LM_INPUT].n_vectors != bound.n_soft:
-        raise UserError(
-            f"the template has {bound.n_soft} soft slots, but the prompt has {vectors[LM_INPUT].n_vectors} vectors. "
-            "Use the template that the prompt was learned in."
-        )
-
-
-def single_tokens(answers: Sequence[tuple[int, ...]], device: torch.device) -> Tensor | None:
-    """The tokens [W] of answers of one token each, the only ones whose logits are needed; None for longer answers."""
-    if not answers or any(len(answer) > 1 for answer in answers):
-        return None
-    return torch.tensor([answer[0] for answer in answers], device=device)
-
-
 def parts_by_task(prompted: LanguagePredictor, rows: Sequence[TextRow]) -> list[tuple[int, int, dict[Site, Vectors]]]:
-    """Batches of rows that follow one another and share a task: start, end, and the task's vectors."""
+    """Batch rows that follow one another and share a task: start, end, and the task's vectors."""
     parts = []
     place = 0
     for task, some in groupby(rows, key=lambda row: row.task if prompted.tasks else ""):
@@ -249,21 +207,131 @@ def parts_by_task(prompted: LanguagePredictor, rows: Sequence[TextRow]) -> list[
     return parts
 
 
-def shortened_text(text: str, length: int = 60) -> str:
-    """Cut a text to a length, with an ellipsis where something was left out."""
-    return text if len(text) <= length else text[: length - 1] + "…"
+@dataclass(frozen=True)
+class Generated:
+    """An answer that a model wrote, without blanks around it and without its end; cut where it stopped for want of
+    room.
+    """
+
+    text: str
+    n_tokens: int
+    is_cut: bool
+
+
+@checked
+def generate_texts(
+    prompted: LanguagePredictor | Sequence[LanguagePredictor],
+    rows: Sequence[TextRow],
+    settings: Generation | None = None,
+) -> list[Generated]:
+    """Write one answer to each row, in order.
+
+    Args:
+        prompted: one for all rows, or one for each row, all with the same frozen model.
+        rows: N rows; their own answers are not looked at.
+        settings: how answers are searched.
+    Raises:
+        UserError: the prompts are of several models, or a row does not fit.
+    """
+    settings = settings or Generation()
+    each = [prompted] * len(rows) if isinstance(prompted, LanguagePredictor) else list(prompted)
+    if len(each) != len(rows):
+        raise UserError(
+            f"there are {len(rows)} rows and {len(each)} prompts, but one prompt a row was expected. "
+            "Give one for all, or one for each."
+        )
+    if len({id(one.model) for one in each}) > 1:
+        raise UserError("the prompts are of several models, but one batch has one model. Load them on the same model.")
+    if not rows:
+        return []
+    model = each[0].model
+    answers = generate(model, jobs_of(each, rows, settings.max_tokens), settings)
+    texts = [model.tokenizer.decode(list(ids), skip_special_tokens=True).strip() for ids in answers]
+    n_most = settings.max_tokens
+    return [Generated(text, len(ids), len(ids) >= n_most) for text, ids in zip(texts, answers, strict=True)]
+
+
+def jobs_of(each: Sequence[LanguagePredictor], rows: Sequence[TextRow], n_answer: int) -> list[Job]:
+    """Lay out rows as they are read; what several rows of a prompt begin with is read once."""
+    groups: dict[tuple[int, str], list[int]] = {}
+    for place, (one, row) in enumerate(zip(each, rows, strict=True)):
+        groups.setdefault((id(one), row.task if one.tasks else ""), []).append(place)
+    jobs: dict[int, Job] = {}
+    for (_, task), places in groups.items():
+        one = each[places[0]]
+        vectors = one.vectors(task)
+        room = one.model.budget - one.n_prefix
+        texts = [one.bound.encode(rows[place].fields, room, n_answer) for place in places]
+        start = compiled_start(one, task, texts)
+        for place, slots in zip(places, texts, strict=True):
+            if start is None:
+                jobs[place] = job_of(one.model, vectors, slots)
+            else:
+                jobs[place] = Job(start[1], slots[len(start[0]) :])
+    return [jobs[place] for place in range(len(rows))]
+
+
+def compiled_start(
+    prompted: LanguagePredictor, task: str, texts: Sequence[tuple[int, ...]]
+) -> tuple[tuple[int, ...], KVCache] | None:
+    """Read once what some texts begin with, up to the last vector of the prompt, for its keys and values.
+
+    None where an encoder reads the prompt, or a vector stands behind what differs between texts.
+    """
+    model = prompted.model
+    if model.is_encoder_decoder:
+        return None
+    shared = shared_start([Question(text, ()) for text in texts])
+    if any(slot < 0 for text in texts for slot in text[len(shared) :]):
+        return None
+    n_prompt = max((place + 1 for place, slot in enumerate(shared) if slot < 0), default=0)
+    start = shared[:n_prompt]
+    kept = prompted.compiled.get(task)
+    is_learning = any(parameter.requires_grad for parameter in prompted.prompt.parameters())
+    if kept is None or kept[0] != start or is_learning:
+        with torch.no_grad():
+            kept = start, model.read_shared(prompted.vectors(task), start)
+        prompted.compiled[task] = kept
+    return kept
+
+
+@checked
+def stream_text(prompted: LanguagePredictor, row: TextRow, settings: Generation | None = None) -> Iterator[str]:
+    """Yield one answer, piece by piece as it is written.
+
+    Args:
+        prompted: the model and its prompt.
+        row: what is answered.
+        settings: greedy or sampled; beams cannot be streamed.
+    Raises:
+        UserError: beams were asked for, or the row does not fit.
+    """
+    from transformers import TextIteratorStreamer
+
+    settings = settings or Generation()
+    if settings.n_beams > 1:
+        raise UserError("an answer of several beams is known only at its end. Use `n_beams=1`, or do not stream.")
+    jobs = jobs_of([prompted], [row], settings.max_tokens)
+    streamer = TextIteratorStreamer(prompted.model.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            generate(prompted.model, jobs, settings, streamer)
+        except BaseException as error:
+            failures.append(error)
+            streamer.end()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    yield from (piece for piece in streamer if piece)
+    thread.join()
+    if failures:
+        raise failures[0]
 
 
 def load(folder: Path, header: Mapping[str, Any], model: FrozenLanguageModel | str | None) -> LanguagePredictor:
-    """Load a language model with a saved prompt.
-
-    Args:
-        folder: that holds the files.
-        header: of `core.file.read_header`.
-        model: the model or its name; by default the one that the file names.
-    Raises:
-        UserError: files are edited or damaged, or of another model.
-    """
+    """Load a language model with a saved prompt, whose header was read; see `core.file.load`."""
     name = model or header["backbone"]["name"]
     frozen = load_language_model(name) if isinstance(name, str) else name
     refuse_other_backbone(folder, header, frozen)
@@ -275,11 +343,7 @@ def load(folder: Path, header: Mapping[str, Any], model: FrozenLanguageModel | s
 
 
 def load_prompted(folder: Path | str, model: FrozenLanguageModel | str | None = None) -> LanguagePredictor:
-    """Load what `core.file.load` does, of a language model alone.
-
-    Raises:
-        UserError: as of `load`, or it is another kind of prompt.
-    """
+    """Load what `core.file.load` does, of a language model alone."""
     read_header(folder, "language")
     prompted: LanguagePredictor = load_predictor(folder, model)
     return prompted

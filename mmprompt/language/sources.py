@@ -19,13 +19,8 @@ from mmprompt.models.sites import Vectors
 
 
 class EncodedVectors(Source):
-    """Vectors that an encoder makes of learned ones (Liu et al. 2021, "GPT Understands, Too", section 3.2).
-
-    Args:
-        start: [P, D], where learning starts.
-        unit: the size of the vectors' numbers.
-        encoder: an MLP of each vector, or a bidirectional LSTM over all and an MLP.
-        hidden: width of the encoder.
+    """Vectors that an encoder, an MLP of each or an LSTM over all before it, makes of learned ones; `start` is [P, D]
+    (Liu et al. 2021, "GPT Understands, Too", section 3.2).
     """
 
     sites = (LM_INPUT,)
@@ -48,14 +43,8 @@ class EncodedVectors(Source):
 
 
 class MultitaskVectors(Source):
-    """One prompt for all tasks, and for each task a matrix of low rank that it is multiplied with, number by number
+    """One prompt for all tasks, and for each of T tasks a matrix of rank R that it is multiplied with, number by number
     (Wang et al. 2023, "Multitask Prompt Tuning", section 3.1).
-
-    Args:
-        tasks: names of the T tasks.
-        n_vectors: P.
-        width: D.
-        rank: R of the matrix of a task, the product of `columns` [T, P, R] and `rows` [T, R, D].
     """
 
     kind = "multitask"
@@ -74,14 +63,8 @@ class MultitaskVectors(Source):
     def of(
         cls, tasks: Sequence[str], shared: Tensor, columns: Tensor, rows: Tensor, unit: Tensor | None = None
     ) -> MultitaskVectors:
-        """Make one of given numbers.
-
-        Args:
-            tasks: names of the tasks.
-            shared: [P, D], the prompt of all tasks.
-            columns: [T, P, R].
-            rows: [T, R, D].
-            unit: the size of a step of the shared prompt; 1 by default.
+        """Make one of the shared prompt [P, D], columns [T, P, R], rows [T, R, D], and the size of a step of the shared
+        prompt.
         """
         source = cls(tasks, shared.shape[0], shared.shape[1], columns.shape[-1])
         with torch.no_grad():
@@ -103,11 +86,7 @@ class MultitaskVectors(Source):
         return {"tasks": list(self.tasks), "n_vectors": n_vectors, "width": width, "rank": self.columns.shape[-1]}
 
     def forward(self, given: Given) -> Inserts:
-        """Give the vectors of one task; those of all tasks where none is named.
-
-        Raises:
-            UserError: it is none of the tasks.
-        """
+        """Give the vectors of one task; those of all tasks where none is named."""
         if not given.task:
             return {LM_INPUT: Vectors(self.shared)}
         if given.task not in self.tasks:

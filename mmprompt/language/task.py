@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmprompt.core.learned import rms
+from mmprompt.core.learned import LM_INPUT, rms
 from mmprompt.core.method import Method, Start
-from mmprompt.errors import UserError, unknown_name
+from mmprompt.errors import UserError, bad_value, unknown_name
 from mmprompt.language.data import TextData, TextRow
-from mmprompt.language.explain import prompt_effect_kl
-from mmprompt.language.methods import METHODS
-from mmprompt.language.predictor import LanguagePredictor
-from mmprompt.language.start import Objective, PromptInit, start_vectors
+from mmprompt.language.explain import VectorWatch, prompt_effect_kl
+from mmprompt.language.methods import METHODS, Objective, PromptInit, StartKind
+from mmprompt.language.predictor import LanguagePredictor, load_prompted
 from mmprompt.language.templates.template import BoundTemplate, Template
 from mmprompt.language.templates.verbalizer import Verbalizer
-from mmprompt.language.watch import VectorWatch
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
-from mmprompt.models.decoder.packing import Question
+from mmprompt.models.sites import Site, Vectors
 from mmprompt.settings import check, check_settings
 from mmprompt.training.callbacks import Callback
 from mmprompt.training.problem import StepResult
@@ -34,16 +34,14 @@ N_STEPS = 80
 """Steps that a prompt is trained for at least where the recipe names no epochs, however few rows there are."""
 IGNORED, LOOKED_AT = 0.01, 8
 """Nats: prompts that change what the model says next by less are called ignored; rows that this is looked at on."""
+MOST_USED = 5000
+"""Tokens that vocabulary is drawn from: the first ones after single bytes are the commonest in BPE vocabularies."""
 
 
 class LanguageProblem:
-    """What the loop trains: vectors that make the answers of given rows probable.
+    """What the loop trains: what `module` learns makes the answers of given rows probable.
 
     Args:
-        prompted: the frozen model and the untrained prompt.
-        module: what learns.
-        rows: to learn from.
-        val: rows to validate on, () for none.
         objective: the probability of the answer's tokens among all (answer), or of the label among labels (choices).
         is_recomputed: keep less for the gradient and read rows again.
     """
@@ -59,23 +57,16 @@ class LanguageProblem:
     ) -> None:
         self.prompted, self.rows, self.val = prompted, rows, val
         self.objective, self.is_recomputed = objective, is_recomputed
-        self._module = module
+        self.module, self.n_items = module, len(rows)
         if is_recomputed:
             prompted.model.check_recomputed()
-        self.questions = [self._question(row) for row in rows]
-
-    @property
-    def module(self) -> nn.Module:
-        """What learns; nothing frozen is in it."""
-        return self._module
-
-    @property
-    def n_items(self) -> int:
-        """The number of rows."""
-        return len(self.rows)
+        is_choice = objective == "choices"
+        self.questions = [
+            prompted.question(row.fields, prompted.answers if is_choice else answers_of(row, prompted)) for row in rows
+        ]
 
     def step(self, indices: list[int], epoch: int) -> StepResult:
-        """The mean loss of some rows: cross entropy in nats a token of the answers, or a row over the labels."""
+        """Compute the mean loss of rows: cross entropy in nats a token of the answers, or a row over the labels."""
         has_tasks = bool(self.prompted.tasks)
         total, n_counted, n_correct = torch.zeros((), device=self.prompted.model.device), 0, 0
         for task in dict.fromkeys(self.rows[index].task if has_tasks else "" for index in indices):
@@ -85,38 +76,29 @@ class LanguageProblem:
         return StepResult({self.objective: total / n_counted}, n_correct if self.objective == "choices" else None)
 
     def validate(self) -> float | None:
-        """The accuracy on the rows kept for that, None where there are none or none has a label."""
+        """Measure the accuracy on the rows kept for that; None where there are none or none has a label."""
         labelled = [row for row in self.val if row.label is not None]
         if not labelled or self.prompted.label_words is None:
             return None
-        found = self.prompted.classify(labelled)
-        return sum(one.label == row.label for one, row in zip(found, labelled, strict=True)) / len(labelled)
+        pairs = zip(self.prompted.classify(labelled), labelled, strict=True)
+        return sum(predicted.label == row.label for predicted, row in pairs) / len(labelled)
 
-    def _loss(self, indices: Sequence[int], vectors: Mapping[Any, Any]) -> tuple[Tensor, int, int]:
-        """The sum of the losses, over how many it is taken, and how many labels were right."""
+    def _loss(self, indices: Sequence[int], vectors: Mapping[Site, Vectors]) -> tuple[Tensor, int, int]:
+        """Return the sum of the losses, over how many it is taken, and how many labels were right."""
         prompted = self.prompted
         questions = [self.questions[index] for index in indices]
         if self.objective == "answer":
-            found = prompted.model.predict(vectors, questions, is_recomputed=self.is_recomputed).token_log_probs()
-            return -found.sum(), len(found), 0
-        verbalizer = prompted.verbalizer
-        predicted = prompted.model.predict(vectors, questions, prompted.words, self.is_recomputed)
-        words = predicted.answer_log_probs().unflatten(0, (len(indices), -1))
-        scores = verbalizer.label_scores(words, predicted.lengths[: words.shape[1]])
-        wanted = [verbalizer.labels.index(self.rows[index].label) for index in indices]
+            log_probs = prompted.model.predict(vectors, questions, is_recomputed=self.is_recomputed).token_log_probs()
+            return -log_probs.sum(), len(log_probs), 0
+        scores = prompted.label_scores(vectors, questions, self.is_recomputed)
+        wanted = [prompted.verbalizer.labels.index(str(self.rows[index].label)) for index in indices]
         labels = torch.tensor(wanted, device=scores.device)
         n_correct = int((scores.argmax(1) == labels).sum())
         return F.cross_entropy(scores, labels, reduction="sum"), len(indices), n_correct
 
-    def _question(self, row: TextRow) -> Question:
-        prompted = self.prompted
-        if self.objective == "choices":
-            return prompted.question(row.fields, prompted.answers)
-        return prompted.question(row.fields, answers_of(row, prompted))
-
 
 def answers_of(row: TextRow, prompted: LanguagePredictor) -> tuple[tuple[int, ...], ...]:
-    """The tokens that a row's answer has, with an end where it is to be generated; the first word of its label else."""
+    """Return the tokens of a row's answer, with an end where it is to be generated; of its label the first word's."""
     if row.answer is not None:
         (answer,) = prompted.bound.answers([row.answer])
         return ((*answer, prompted.model.end_id),)
@@ -168,22 +150,14 @@ class LanguageTask:
         return self.template or self.data.template or default_template(self.data)
 
     def predictor(self, method: Method, model: FrozenLanguageModel, seed: int) -> LanguagePredictor:
-        """Make the model with a prompt as learning starts.
-
-        Raises:
-            UserError: template, method and data do not go together.
-        """
+        """Make the model with a prompt as learning starts."""
         n_vectors = getattr(method, "n_vectors", 0)
         template = Template.parse(self.template_text).with_soft(n_vectors)
-        bound = template.bind(model.tokenizer, model.start_ids, 0, model.is_encoder_decoder)
+        bound = template.bind(model.tokenizer, model.start_ids, model.is_encoder_decoder)
         refuse_method(bound, method, n_vectors)
         verbalizer = verbalizer_of(self.data, self.verbalizer)
         labels = () if verbalizer is None else bound.answers(verbalizer.flat)
-        texts = [
-            model.tokenizer(text, add_special_tokens=False)["input_ids"]
-            for row in self.data.train
-            for text in row.fields.values()
-        ]
+        texts = field_tokens(model, self.data.train)
 
         def values(n: int) -> Tensor:
             return start_vectors(model, self.init, bound, n, labels, texts, seed)
@@ -216,7 +190,13 @@ class LanguageTask:
         """Make what the loop trains."""
         data, objective = self.data, self.objective_of(predictor)
         problem = LanguageProblem(predictor, predictor.prompt, data.train, data.val, objective, self.is_recomputed)
-        refuse_unfit(predictor, data)
+        for row in data.test:  # what is held out must fit too, with its answer
+            answers = predictor.answers if row.answer is None else answers_of(row, predictor)
+            try:
+                predictor.question(row.fields, answers)
+            except UserError as error:
+                begin = " ".join(row.fields.values())[:40]
+                raise UserError(f"the test row that begins with {begin!r} cannot be read: {error}") from None
         self._watch = VectorWatch(predictor)
         return problem
 
@@ -225,11 +205,7 @@ class LanguageTask:
         return [self._watch]
 
     def objective_of(self, prompted: LanguagePredictor) -> Objective:
-        """Say what `auto` comes to.
-
-        Raises:
-            UserError: choices were asked for, but there are no labels.
-        """
+        """Say what `auto` comes to."""
         has_labels = prompted.label_words is not None
         if self.objective == "choices" and not has_labels:
             raise UserError(
@@ -257,7 +233,16 @@ class LanguageTask:
 
     def notices(self, problem: LanguageProblem, predictor: LanguagePredictor) -> list[str]:
         """Say what looked wrong in training, and whether the prompt changes anything."""
-        return [*self._watch.alarms.values(), *notice_ignored(problem)]
+        alarms = list(self._watch.alarms.values())
+        if not predictor.prompt.sites:
+            return alarms
+        nats = prompt_effect_kl(predictor, problem.rows[:LOOKED_AT])
+        if nats < IGNORED:
+            alarms.append(
+                f"The prompt is ignored: what {predictor.model.name} says next is {nats:.4f} nats from what it says "
+                "without. Use a higher lr, more vectors, or prefix-tuning."
+            )
+        return alarms
 
     def evaluate(self, predictor: LanguagePredictor, items: Sequence[TextRow]) -> Any:
         """Measure the answers to rows; see `language.measure.evaluate`."""
@@ -272,63 +257,29 @@ def with_unit(pair: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return torch.cat(parts, dim=1), torch.cat([rms(part).expand(part.shape[1]) for part in parts])
 
 
-def refuse_unfit(prompted: LanguagePredictor, data: TextData) -> None:
-    """Refuse rows held out that could not be read after the training.
-
-    Raises:
-        UserError: one does not fit into the model's context, its answer included.
-    """
-    for row in data.test:
-        answers = prompted.answers if row.answer is None else answers_of(row, prompted)
-        try:
-            prompted.question(row.fields, answers)
-        except UserError as error:
-            begin = " ".join(row.fields.values())[:40]
-            raise UserError(f"the test row that begins with {begin!r} cannot be read: {error}") from None
-
-
 def default_template(data: TextData) -> str:
-    """Soft vectors, the fields one after another, and the answer."""
+    """Write soft vectors, the fields one after another, and the answer."""
     fields = "\n".join(f"{{{name}:cut}}" for name in data.train[0].fields)
     return f"{{soft}} {fields}\n{{answer}}"
 
 
 def verbalizer_of(data: TextData, given: Verbalizer | None = None) -> Verbalizer | None:
-    """The words of the labels: those given, the data's own, or the labels themselves; None where texts are generated.
-
-    Raises:
-        UserError: those given are the words of other labels than the data's.
-    """
-    if given is not None:
-        refuse_other_labels(given, data)
-        return given
-    if not data.labels:
-        return None
-    return Verbalizer(data.verbalizer or {label: label for label in data.labels})
-
-
-def refuse_other_labels(verbalizer: Verbalizer, data: TextData) -> None:
-    """Refuse words of other labels than those of the data.
-
-    Raises:
-        UserError: the data has no labels, or a label has no word, or a word no label.
-    """
+    """Return the words of the labels: those given, the data's own, or the labels; None where texts are generated."""
+    if given is None:
+        return Verbalizer(data.verbalizer or {label: label for label in data.labels}) if data.labels else None
     if not data.labels:
         raise UserError("a verbalizer was given, but these rows have answers and no labels. Leave it out.")
     for label in data.labels:
-        if label not in verbalizer.labels:
+        if label not in given.labels:
             raise UserError(f"the verbalizer has no word for the label {label!r}. Add one.")
-    for label in verbalizer.labels:
+    for label in given.labels:
         if label not in data.labels:
             raise unknown_name("label", label, data.labels, "Take its words out of the verbalizer.")
+    return given
 
 
 def refuse_method(bound: BoundTemplate, method: Method, n_vectors: int) -> None:
-    """Refuse a template whose soft slots are not what the method fills.
-
-    Raises:
-        UserError: there are none to fill, or some that it does not fill.
-    """
+    """Refuse a template whose soft slots are not what the method fills."""
     name = next((name for name, kind in METHODS.items() if type(method) is kind), type(method).__name__)
     if n_vectors and not bound.n_soft:
         raise UserError(
@@ -342,19 +293,90 @@ def refuse_method(bound: BoundTemplate, method: Method, n_vectors: int) -> None:
 
 
 def epochs_of(recipe: Recipe, n_rows: int) -> int:
-    """The recipe's epochs, or as many as `N_STEPS` take, but 4 at least."""
+    """Return the recipe's epochs, or as many as `N_STEPS` take, but 4 at least."""
     n_steps = len(batches(list(range(n_rows)), recipe.batch_size))
     return recipe.epochs or max(4, -(-N_STEPS // n_steps))
 
 
-def notice_ignored(problem: LanguageProblem) -> list[str]:
-    """What to say of a prompt that hardly changes what the model says next."""
-    if not problem.prompted.prompt.sites:
-        return []
-    nats = prompt_effect_kl(problem.prompted, problem.rows[:LOOKED_AT])
-    if nats >= IGNORED:
-        return []
-    return [
-        f"The prompt is ignored: what {problem.prompted.model.name} says next is {nats:.4f} nats from what it says "
-        "without. Use a higher lr, more vectors, or prefix-tuning."
-    ]
+def start_vectors(
+    model: FrozenLanguageModel,
+    init: PromptInit,
+    bound: BoundTemplate,
+    n_more: int,
+    labels: Sequence[Sequence[int]],
+    texts: Sequence[Sequence[int]],
+    seed: int,
+) -> Tensor:
+    """Return the embeddings [P or `n_more`, D] that learning starts from, in the model's own size.
+
+    The words of the template's own slots go before what `init` asks for; `n_more` is for templates without soft slots.
+    """
+    n_vectors = bound.n_soft or n_more
+    if n_vectors == 0:
+        return torch.zeros(0, model.width, device=model.device)
+    auto: StartKind = "prompt" if init.from_prompt else "words" if init.words else "labels" if labels else "texts"
+    kind = auto if init.start == "auto" else init.start
+    if kind == "random":
+        drawn = torch.randn(n_vectors, model.width, generator=generator(seed, "start"))
+        values = (drawn * model.embedding_rms).to(model.device)
+    else:
+        if kind == "prompt":
+            values = prompt_vectors(init.from_prompt, model)
+        else:
+            tokens = start_tokens(model, kind, init.words, n_vectors, labels, texts, seed)
+            values = model.embed(torch.tensor(tokens[:n_vectors], device=model.device)).float()
+        values = values[torch.arange(n_vectors, device=values.device) % len(values)].clone()  # repeated, or left out
+    for place, token in enumerate(bound.soft_starts):
+        if token is not None:
+            values[place] = model.embed(torch.tensor(token, device=model.device)).float()
+    return values
+
+
+def start_tokens(
+    model: FrozenLanguageModel,
+    kind: StartKind,
+    words: str,
+    n_vectors: int,
+    labels: Sequence[Sequence[int]],
+    texts: Sequence[Sequence[int]],
+    seed: int,
+) -> Sequence[int]:
+    """List the tokens that vectors start from, best first; perhaps fewer or more than `n_vectors`."""
+    if kind == "words":
+        tokens: list[int] = model.tokenizer(words, add_special_tokens=False)["input_ids"]
+        if not tokens:
+            raise bad_value("words", repr(words), "they must have at least one token", "Use other words.")
+        return tokens
+    if kind == "vocabulary":
+        specials = set(model.tokenizer.all_special_ids)
+        known = [token for token in range(min(MOST_USED, model.vocabulary_size)) if token not in specials]
+        drawn = torch.randperm(len(known), generator=generator(seed, "start"))[:n_vectors]
+        return [known[place] for place in drawn.tolist()]
+    if kind == "labels" and not labels:
+        raise bad_value("start", kind, "the data has no classes", "Use `start='texts'`.")
+    own = [token for label in labels for token in label] if kind == "labels" else []
+    return list(dict.fromkeys([*own, *commonest(texts)]))
+
+
+def field_tokens(model: FrozenLanguageModel, rows: Iterable[TextRow]) -> list[list[int]]:
+    """Tokenise every field of some rows."""
+    texts = (text for row in rows for text in row.fields.values())
+    return [model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+
+
+def commonest(texts: Sequence[Sequence[int]]) -> list[int]:
+    """List the tokens of some texts, commonest first; ties go to the smaller id."""
+    counts = Counter(token for text in texts for token in text)
+    return sorted(counts, key=lambda token: (-counts[token], token))
+
+
+def prompt_vectors(folder: Path | None, model: FrozenLanguageModel) -> Tensor:
+    """Read the vectors among the tokens of a saved prompt of the same model."""
+    assert folder is not None, "`PromptInit` has seen to it"
+    vectors = load_prompted(folder, model).vectors()
+    if LM_INPUT not in vectors:
+        raise UserError(
+            f"{folder} holds no vectors among the tokens, but such are started from. "
+            "Use a prompt of prompt-tuning or p-tuning."
+        )
+    return vectors[LM_INPUT].values.detach().float()

@@ -49,14 +49,8 @@ WEIGHTS = "weights.safetensors"
 
 @dataclass(frozen=True)
 class WeightsResult:
-    """A finished training of weights.
-
-    Args:
-        prompted: the tuned copy, with the prompt that was learned beside it or one in words.
-        tuned: the copy and what learned in it.
-        history: one dict per epoch.
-        n_trained: numbers that learned, those of a prompt among them.
-        folder: where it was written, None if nowhere.
+    """A finished training of weights: the tuned copy with the prompt beside it, what learned in it, one dict per epoch,
+    how many numbers learned (those of a prompt among them), and the folder, None if nothing was written.
     """
 
     prompted: LanguagePredictor

@@ -16,7 +16,7 @@ from mmprompt.experiments.compare import origins_of
 from mmprompt.experiments.compute import Bench, plan
 from mmprompt.experiments.grid import Contender, Grid
 from mmprompt.language.data import TextData
-from mmprompt.language.start import PromptInit
+from mmprompt.language.methods import PromptInit
 
 QUICK: dict[str, Any] = {"epochs": 1, "device": "cpu", "progress": False}
 

@@ -17,17 +17,16 @@ from mmprompt.core import fit as core
 from mmprompt.core.soft import DecoderMethod
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextData, TextRow, load_texts
-from mmprompt.language.generation import generate_texts
 from mmprompt.language.methods import (
     DeepPrompts,
     HardPrompt,
     MultitaskPrompt,
     PrefixTuning,
+    PromptInit,
     PromptTuning,
     PTuning,
 )
-from mmprompt.language.predictor import LanguagePredictor, load_prompted
-from mmprompt.language.start import PromptInit
+from mmprompt.language.predictor import LanguagePredictor, generate_texts, load_prompted
 from mmprompt.language.task import LanguageProblem, epochs_of
 from mmprompt.language.templates.verbalizer import Verbalizer
 from mmprompt.models.decoder.generation_config import Generation
@@ -103,7 +102,7 @@ def plain_scores(problem: LanguageProblem, row: TextRow, answer: tuple[int, ...]
     vectors = prompted.vectors(row.task)
     soft = vectors[Site("lm")].values.to(model.dtype) if Site("lm") in vectors else None
     learned = [v.values.to(model.dtype) for site, v in sorted(vectors.items()) if site.tower == "lm.kv"]
-    slots = prompted.bound.encode(row.fields, 48).slots
+    slots = prompted.bound.encode(row.fields, 48)
     more = {"soft": soft, "learned": learned, "kv_shape": model.kv_shape}
     return plain_language.token_log_probs(model.lm, [(slots, [answer])], **more)
 

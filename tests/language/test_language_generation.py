@@ -10,8 +10,7 @@ import torch
 from mmprompt.core.learned import Learned, Prompt, Source
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextRow
-from mmprompt.language.generation import Generated, generate_texts, stream_text
-from mmprompt.language.predictor import LanguagePredictor
+from mmprompt.language.predictor import Generated, LanguagePredictor, generate_texts, stream_text
 from mmprompt.language.sources import MultitaskVectors
 from mmprompt.language.templates.template import Template
 from mmprompt.models.decoder.generation_config import Generation
@@ -49,7 +48,7 @@ def prompted_of(template: str = FRONT, n_soft: int = 3, n_kv: int = 0, kind: str
 def expected_of(prompted: LanguagePredictor, row: TextRow, settings: Generation = SIX) -> tuple[int, ...]:
     model = prompted.model
     vectors = prompted.vectors(row.task)
-    slots = prompted.bound.encode(row.fields, model.budget).slots
+    slots = prompted.bound.encode(row.fields, model.budget)
     found = plain_language.greedy(
         model.lm,
         slots,
@@ -121,7 +120,7 @@ def test_what_all_rows_begin_with_is_read_once_and_kept() -> None:
         .mlp.register_forward_pre_hook(lambda _, args: n_read.append(args[0].shape[1]))
     )
     generate_texts(prompted, ROWS, Generation(2))
-    texts = [prompted.bound.encode(row.fields, 48).slots for row in ROWS]
+    texts = [prompted.bound.encode(row.fields, 48) for row in ROWS]
     n_prompt = len(model_of("llama").start_ids) + 3
     assert n_read == [n_prompt, max(map(len, texts)) - n_prompt, 1]
     generate_texts(prompted, ROWS[:2], Generation(1))

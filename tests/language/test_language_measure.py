@@ -20,7 +20,7 @@ WORDS = {"one": ("dog", "cat"), "other": ("red car",), "third": ("z",)}
 
 def label_probabilities(prompted: LanguagePredictor, text: str) -> np.ndarray:
     """Of each label the sum of the probabilities that its words have among all texts."""
-    slots = prompted.bound.encode({"text": text}, prompted.model.budget).slots
+    slots = prompted.bound.encode({"text": text}, prompted.model.budget)
     sums = []
     for words in WORDS.values():
         each = [

@@ -18,10 +18,9 @@ from mmprompt.core.learned import Learned, Prompt
 from mmprompt.core.soft import DecoderMethod
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextData, TextRow
-from mmprompt.language.meta import MetaResult, drawn_rows, few_steps, meta_start
-from mmprompt.language.methods import MultitaskPrompt, PrefixTuning, PromptTuning, PTuning
+from mmprompt.language.meta import MetaResult, drawn_rows, few_steps, meta_init
+from mmprompt.language.methods import MultitaskPrompt, PrefixTuning, PromptInit, PromptTuning, PTuning
 from mmprompt.language.predictor import LanguagePredictor, load_prompted
-from mmprompt.language.start import PromptInit
 from mmprompt.language.templates.template import Template
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.sites import Site
@@ -65,7 +64,7 @@ def echoes() -> TextData:
 def learn(out: Path | None = None, **more: Any) -> MetaResult:
     settings = {"n_rounds": 3, "n_inner": 2, "recipe": RECIPE, "method": METHOD} | more
     datas = settings.pop("datas", None) or (kinds(), colours())
-    return meta_start(datas, settings.pop("model", None) or model_of(), out=out, **settings)
+    return meta_init(datas, settings.pop("model", None) or model_of(), out=out, **settings)
 
 
 def start_of(vectors: Tensor, folder: Path) -> PromptInit:

@@ -13,9 +13,9 @@ from torch import Tensor
 from mmprompt.core.file import save
 from mmprompt.core.learned import Learned, Prompt
 from mmprompt.errors import UserError
-from mmprompt.language.methods import MultitaskPrompt, PTuning
+from mmprompt.language.methods import MultitaskPrompt, PromptInit, PTuning
 from mmprompt.language.predictor import LanguagePredictor
-from mmprompt.language.start import MOST_USED, PromptInit, commonest, start_vectors
+from mmprompt.language.task import MOST_USED, commonest, start_vectors
 from mmprompt.language.templates.template import BoundTemplate, Template
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.sites import Site, vectors_of
@@ -33,7 +33,8 @@ def model_of(kind: str) -> FrozenLanguageModel:
 
 def bound_of(template: str, n_soft: int = 0, kind: str = "llama") -> BoundTemplate:
     model = model_of(kind)
-    return Template.parse(template).bind(model.tokenizer, model.start_ids, n_soft, model.is_encoder_decoder)
+    soft = Template.parse(template).with_soft(n_soft)
+    return soft.bind(model.tokenizer, model.start_ids, model.is_encoder_decoder)
 
 
 def started(

@@ -70,7 +70,7 @@ def plain_scores(prompted: LanguagePredictor, row: TextRow, answers: list[str], 
         "kv_shape": model.kv_shape,
         "behind": (1,) if model.name == "t5" else (),
     }
-    slots = prompted.bound.encode(row.fields, model.budget).slots
+    slots = prompted.bound.encode(row.fields, model.budget)
     return [
         plain_language.token_log_probs(model.lm, [(slots, [ids])], **given) for ids in prompted.bound.answers(answers)
     ]
@@ -221,7 +221,7 @@ def test_a_field_that_may_be_cut_leaves_room_for_prompt_and_answer() -> None:
     question = prompted.question({"text": "a red car " * 40}, prompted.answers)
     assert prompted.model.budget == 48
     assert len(question.slots) + longest + 3 == 48
-    assert question.slots[-1] == prompted.bound.encode({"text": "a"}, 48).slots[-1]
+    assert question.slots[-1] == prompted.bound.encode({"text": "a"}, 48)[-1]
     assert len(prompted.classify([TextRow({"text": "a red car " * 40})])) == 1
     with pytest.raises(UserError, match="soft vectors included, but there is room for 39 before the answer"):
         prompted_of("{soft} {text}\n{answer}", sources, Verbalizer(WORDS)).classify([TextRow({"text": "car " * 60})])

@@ -4,7 +4,7 @@ import unicodedata
 import pytest
 
 from mmprompt.errors import UserError
-from mmprompt.language.text_metrics import score_texts
+from mmprompt.language.measure import score_texts
 
 pytest.importorskip("sacrebleu", reason="needs the extra llm")
 pytest.importorskip("rouge_score", reason="needs the extra llm")

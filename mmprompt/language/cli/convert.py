@@ -44,11 +44,7 @@ class Settings:
 
 
 def run(arguments: Sequence[str], prog: str) -> None:
-    """Write the one form or the other.
-
-    Raises:
-        UserError: it is not clear which, a prompt has no such form, or a folder is taken; nothing is written then.
-    """
+    """Write the one form or the other."""
     settings = parse(Settings, arguments, prog, DESCRIPTION)
     output = Output(settings.json)
     if settings.prompt is not None and settings.to_peft is not None and settings.from_peft is None:
@@ -68,8 +64,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
 
 def write_for_peft(settings: Settings, folder: Path, target: Path) -> None:
     """Write a run's prompt into a folder for PEFT."""
-    from mmprompt.language.peft.file import CONFIG
-    from mmprompt.language.peft.save import save_peft
+    from mmprompt.language.peft import CONFIG, save_peft
 
     for name, given in (("template", settings.template), ("verbalizer", settings.verbalizer), ("out", settings.out)):
         if given:
@@ -84,7 +79,7 @@ def write_for_peft(settings: Settings, folder: Path, target: Path) -> None:
 def read_from_peft(settings: Settings, folder: Path, target: Path) -> None:
     """Write a prompt of PEFT's as a run folder."""
     from mmprompt.core.file import save
-    from mmprompt.language.peft.file import load_peft
+    from mmprompt.language.peft import load_peft
 
     if settings.backbone is None:
         raise bad_value("model", "empty", "PEFT's folders do not say which one", "Give --backbone NAME.")

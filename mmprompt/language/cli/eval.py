@@ -46,11 +46,7 @@ class Settings:
 
 
 def run(arguments: Sequence[str], prog: str) -> None:
-    """Measure, and show what was measured.
-
-    Raises:
-        UserError: a prompt or the data cannot be used.
-    """
+    """Measure, and show what was measured."""
     settings = parse(Settings, arguments, prog, DESCRIPTION)
 
     from mmprompt.language.measure import compare_language

@@ -54,14 +54,10 @@ class Settings:
 
 
 def run(arguments: Sequence[str], prog: str) -> None:
-    """Answer a text on the screen as the answer is written, or the rows of a file.
-
-    Raises:
-        UserError: there is nothing to answer, or a prompt, a field or a place cannot be used.
-    """
+    """Answer a text on the screen as the answer is written, or the rows of a file."""
     settings = parse(Settings, arguments, prog, DESCRIPTION)
 
-    from mmprompt.language.generation import stream_text
+    from mmprompt.language.predictor import stream_text
 
     output = Output(settings.json)
     prompted = read_prompt(settings)
@@ -83,11 +79,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
 
 
 def read_prompt(settings: Settings) -> LanguagePredictor:
-    """Load the model with its prompt, with a template in words, or by itself.
-
-    Raises:
-        UserError: it cannot be had, or nothing would be done with an option, or the output file cannot be new.
-    """
+    """Load the model with its prompt, with a template in words, or by itself."""
     from mmprompt.core.learned import Prompt
     from mmprompt.language.predictor import LanguagePredictor
     from mmprompt.language.templates.template import Template
@@ -115,15 +107,7 @@ def read_prompt(settings: Settings) -> LanguagePredictor:
 
 
 def read_input(given: Sequence[str], fields: Sequence[str], task: str) -> list[TextRow]:
-    """Read the rows to answer.
-
-    Args:
-        given: a text, NAME=TEXT for each field, or the name of a JSONL file, in which more fields are passed over.
-        fields: of the template.
-        task: of rows that name none.
-    Raises:
-        UserError: it is nothing of these, or a field is missing (in a file, with its line).
-    """
+    """Read the rows to answer: a text, NAME=TEXT for each field, or a JSONL file, whose other fields are skipped."""
     if len(given) == 1 and given[0].endswith(".jsonl"):
         path, rows = Path(given[0]), []
         for line, record in read_objects(path):
@@ -150,8 +134,8 @@ def read_input(given: Sequence[str], fields: Sequence[str], task: str) -> list[T
 def answers_of(
     prompted: LanguagePredictor, rows: Sequence[TextRow], settings: Settings, progress: ProgressDisplay
 ) -> list[Answer]:
-    """An answer to each row, JSON-ready."""
-    from mmprompt.language.generation import generate_texts
+    """Answer each row, JSON-ready."""
+    from mmprompt.language.predictor import generate_texts
 
     answers: list[Answer] = []
     for start in range(0, len(rows), ROWS_AT_ONCE):
@@ -184,7 +168,7 @@ def show(output: Output, answers: Sequence[Answer], is_classified: bool) -> None
 
 
 def without_blanks(pieces: Iterable[str]) -> Iterator[str]:
-    """The pieces of an answer without the blanks it begins with."""
+    """Yield the pieces of an answer without the blanks it begins with."""
     has_begun = False
     for piece in pieces:
         text = piece if has_begun else piece.lstrip()

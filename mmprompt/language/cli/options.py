@@ -12,7 +12,7 @@ import tyro
 from mmprompt.core.header import read_header
 from mmprompt.errors import bad_value, unknown_name
 from mmprompt.language.data import TextData, load_texts, sample_shots
-from mmprompt.language.start import Objective
+from mmprompt.language.methods import Objective
 from mmprompt.terminal.output import Output, between, percent
 
 if TYPE_CHECKING:
@@ -39,11 +39,7 @@ class Loading:
     """Run the code that a model brings along; read it first."""
 
     def model(self, name: str) -> FrozenLanguageModel:
-        """The model of that name.
-
-        Raises:
-            UserError: it cannot be had.
-        """
+        """Load the model of that name."""
         from mmprompt.models.decoder.load import load_language_model
 
         return load_language_model(name, self.device, trust_remote_code=self.trust_remote_code)
@@ -51,13 +47,8 @@ class Loading:
     def model_and_prompts(
         self, folders: Sequence[Path], model: str | None
     ) -> tuple[FrozenLanguageModel, list[LanguagePredictor]]:
-        """A model, and the prompts of some run folders on it.
-
-        Args:
-            folders: perhaps none.
-            model: its name, if it is not the one that the first prompt names; `tiny` without any.
-        Raises:
-            UserError: one is no prompt of a language model, or of another model.
+        """Load a model and the prompts of some run folders on it; by default the model that the first names, else
+        `tiny`.
         """
         from mmprompt.language.predictor import load_prompted
 
@@ -82,26 +73,15 @@ class Learning:
     seed: Annotated[int, tyro.conf.arg(metavar="INT")] = 1
     """Seed of all that is drawn, and of the order of the rows."""
 
-    def task(self, output: Output, **more: Any) -> LanguageTask:
-        """Read the rows, and say what there is to say of them.
-
-        Args:
-            output: where it is said.
-            more: as of `LanguageTask`.
-        Raises:
-            UserError: the file cannot be used, or the words of the labels do not fit.
-        """
+    def task(self, output: Output, **options: Any) -> LanguageTask:
+        """Read the rows, and say what there is to say of them; `options` are those of `LanguageTask`."""
         data = read_rows(output, self.data, self.shots, self.seed)
         verbalizer = read_verbalizer(self.verbalizer, data.labels)
-        return data.task(template=self.template, verbalizer=verbalizer, objective=self.objective, **more)
+        return data.task(template=self.template, verbalizer=verbalizer, objective=self.objective, **options)
 
 
 def read_rows(output: Output, name: str, shots: int | None, seed: int) -> TextData:
-    """The rows of a file, or a few of each class, and what there is to say of them.
-
-    Raises:
-        UserError: the file cannot be used.
-    """
+    """Read a file, or a few rows of each class, and say what there is to say of them."""
     data = load_texts(name)
     data = data if shots is None else sample_shots(data, shots, seed)
     for note in data.notes:
@@ -110,11 +90,7 @@ def read_rows(output: Output, name: str, shots: int | None, seed: int) -> TextDa
 
 
 def read_verbalizer(given: Sequence[str], labels: Sequence[str]) -> Verbalizer | None:
-    """The words of labels, given as `LABEL=WORD,WORD`; None where none are given.
-
-    Raises:
-        UserError: one has no such form, or there are not words for exactly the labels.
-    """
+    """Read the words of labels, given as `LABEL=WORD,WORD`; None where none are given."""
     from mmprompt.language.templates.verbalizer import Verbalizer
 
     words: dict[str, tuple[str, ...]] = {}

@@ -1,4 +1,4 @@
-"""`mmprompt llm train`: learn a prompt for a frozen language model."""
+"""`mmprompt llm train` and `mmprompt llm search`: learn a prompt for a frozen language model, vectors or words."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ import tyro
 from mmprompt.core.method import measured_for, resolved_recipe
 from mmprompt.errors import bad_value, unknown_name
 from mmprompt.language.cli.options import MODEL_HELP, Learning, Loading, say_of_words, say_scores
-from mmprompt.language.methods import METHODS
-from mmprompt.language.start import PromptInit
+from mmprompt.language.methods import METHODS, SEARCHES, PromptInit
 from mmprompt.progress import ProgressDisplay
 from mmprompt.terminal.output import JSON_HELP, Output, check_folder, shorten
 from mmprompt.terminal.parser import parse, peek
@@ -29,6 +28,8 @@ DESCRIPTION = (
     "Learn a prompt for a frozen language model. Without options: whether a sentence has somebody in it, on `tiny`."
 )
 
+SEARCH_DESCRIPTION = "Search a prompt in words, which can be read and is used as every other prompt."
+SEARCH_HELP = f"How words are searched: {' or '.join(SEARCHES)}; each brings its own options."
 METHOD_HELP = f"How to learn: {', '.join(METHODS)}; the method brings its own options."
 
 
@@ -48,11 +49,7 @@ class Settings:
 
 
 def run(arguments: Sequence[str], prog: str) -> None:
-    """Learn a prompt, test it beside the model without one, and say what to do next.
-
-    Raises:
-        UserError: something in the call or the data is wrong; nothing is written then.
-    """
+    """Learn a prompt, test it beside the model without one, and say what to do next."""
     call = read_call(arguments, prog)
 
     from mmprompt.core.fit import fit
@@ -83,11 +80,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
 
 
 def read_call(arguments: Sequence[str], prog: str) -> Any:
-    """Read a command line of `llm train`, whose options depend on the method.
-
-    Raises:
-        UserError: there is no such method, or a setting does nothing for texts.
-    """
+    """Read a command line of `llm train`, whose options depend on the method."""
     name = peek(arguments, "method") or Settings.method
     if name not in METHODS:
         raise unknown_name("method", name, METHODS)
@@ -120,9 +113,9 @@ def test_labels(output: Output, prompted: LanguagePredictor, data: TextData) -> 
 
 
 def show_answers(output: Output, prompted: LanguagePredictor, data: TextData) -> list[dict[str, str]]:
-    """A few test rows with what the model answers without and with the prompt."""
-    from mmprompt.language.generation import generate_texts
+    """Show a few test rows with what the model answers without and with the prompt."""
     from mmprompt.language.measure import NO_PROMPT, as_long_as, plain_model
+    from mmprompt.language.predictor import generate_texts
 
     rows = data.test[:SHOWN]
     generation = as_long_as(prompted, [row.answer or "" for row in rows])
@@ -134,3 +127,47 @@ def show_answers(output: Output, prompted: LanguagePredictor, data: TextData) ->
     ]
     output.table(list(shown[0]), [[shorten(" ".join(text.split()), 40) for text in row.values()] for row in shown])
     return shown
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """What is searched, and where it goes."""
+
+    backbone: Annotated[str, tyro.conf.arg(metavar="NAME", help=MODEL_HELP)] = "tiny"
+    search: Annotated[str, tyro.conf.arg(metavar="NAME", help=SEARCH_HELP)] = "coordinates"
+    n_tokens: Annotated[int | None, tyro.conf.arg(metavar="INT|None")] = None
+    """Tokens of the words; None for as many as those that the search starts from, or 10."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """The new run folder; by default runs/DATA-words."""
+    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+
+
+def run_search(arguments: Sequence[str], prog: str) -> None:
+    """Search words and show them."""
+    name = peek(arguments, "search") or SearchSettings.search
+    if name not in SEARCHES:
+        raise unknown_name("search", name, SEARCHES)
+    search = SEARCHES[name]
+    parts = {"run": SearchSettings, "rows": Learning, "words": search, "first": PromptInit, "loading": Loading}
+    form = make_dataclass("Search", list(parts.items()), frozen=True)
+    call: Any = parse(form, arguments, prog, SEARCH_DESCRIPTION, form(*(part() for part in parts.values())))
+
+    from mmprompt.language.search.task import search_words
+    from mmprompt.training.callbacks import ProgressBar
+
+    settings, rows = call.run, call.rows
+    output = Output(settings.json)
+    folder = settings.out or Path("runs") / f"{Path(rows.data).stem}-words"
+    check_folder(folder)
+    task = rows.task(output)
+    model = call.loading.model(settings.backbone)
+    bars = [ProgressBar()]
+    result = search_words(task, model, None, call.words, settings.n_tokens, call.first, folder, rows.seed, bars)
+    say_of_words(output, result.prompted)
+    lines = [["start", f"{result.start_loss:.3f}", result.start_text], ["found", f"{result.loss:.3f}", result.text]]
+    output.table(["", "loss", "words"], lines, numbers=(1,))
+    output.say(f"\nThe prompt is in {folder}. The weights of {model.name} are what they were before.")
+    output.say(f"Next: mmprompt llm eval --prompt {shlex.quote(str(folder))} --data {shlex.quote(rows.data)}")
+    facts = {"run": str(folder), "text": result.text, "token_ids": list(result.token_ids), "loss": result.loss}
+    facts |= {"start_text": result.start_text, "start_loss": result.start_loss}
+    output.document(facts | {"history": result.history, "notices": list(result.notices)})

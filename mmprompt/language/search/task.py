@@ -9,7 +9,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +17,17 @@ import torch
 from torch import Tensor
 
 from mmprompt.core.file import save
-from mmprompt.core.fit import refuse_changed, run_config
+from mmprompt.core.fit import describe_method, refuse_changed, run_config
 from mmprompt.core.header import check_new
 from mmprompt.core.learned import LM_INPUT, Learned, Prompt
 from mmprompt.core.soft import HardPrompt
 from mmprompt.errors import UserError, bad_file, bad_value
 from mmprompt.language.data import TextData, load_texts
+from mmprompt.language.methods import SEARCHES, CoordinateSearch, Projection, PromptInit, WordSearch
 from mmprompt.language.predictor import LanguagePredictor
-from mmprompt.language.search.loss import Scored, WordObjective, best_of, row_order
-from mmprompt.language.search.methods import (
-    SEARCHES,
-    CoordinateSearch,
-    Projection,
-    Vocabulary,
-    WordSearch,
-    readable,
-)
-from mmprompt.language.search.words import TokenIds, allowed_tokens, start_words
-from mmprompt.language.start import PromptInit, start_vectors
-from mmprompt.language.task import LanguageProblem, LanguageTask, verbalizer_of
+from mmprompt.language.search.objective import Scored, WordObjective, best_of, row_order
+from mmprompt.language.search.words import TokenIds, Vocabulary, allowed_tokens, readable, start_words
+from mmprompt.language.task import LanguageProblem, LanguageTask, field_tokens, start_vectors, verbalizer_of
 from mmprompt.language.templates.template import Template
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
@@ -64,10 +56,8 @@ class SearchResult:
         prompted: the frozen model with the words that were found.
         text: the words; those of several places are parted by " ... ".
         token_ids: their tokens, which the text gives back in every row.
-        loss: over the training rows that were scored.
-        start_text, start_loss: of the words that the search started from.
+        loss, start_loss: over the training rows that were scored, and of the words that the search started from.
         history: one dict per step, as in `log.jsonl`.
-        data: what it was searched on.
         folder: the run folder, None if nothing was written.
         notices: what a careful reader should know, one sentence each.
     """
@@ -124,11 +114,10 @@ def search_words(
             check_new(folder)
             if checkpoint_folders(folder / "checkpoint"):
                 raise bad_file(folder, "holds the checkpoints of a training", "Give another output folder.")
-        setting = prepare(data, model, search, task, start, n_tokens, seed)
+        setting = prepare(model, search, task, start, n_tokens, seed)
         objective, first = setting.objective, setting.start
-        name = next((name for name, kind in SEARCHES.items() if type(search) is kind), type(search).__name__)
-        config = run_config(task, HardPrompt(), setting.prompted, search.recipe, seed)
-        config |= {"method": {"name": name, "settings": asdict(search)}, "n_tokens": setting.prompted.bound.n_soft}
+        config = run_config(task, HardPrompt(), objective.prompted, search.recipe, seed)
+        config |= {"method": describe_method(search, SEARCHES), "n_tokens": objective.prompted.bound.n_soft}
         best, history = _follow(setting, search, config, folder, callbacks, seed)
         refuse_changed(model)
         notices = []
@@ -138,7 +127,7 @@ def search_words(
             notices.append(f"Prompts were scored on {len(objective.rows)} of {len(data.train)} training rows.")
         for notice in notices:
             _log.warning("%s", notice)
-        prompted = LanguagePredictor(model, Prompt(objective.words.template(best.ids)), setting.prompted.label_words)
+        prompted = LanguagePredictor(model, Prompt(objective.words.template(best.ids)), objective.prompted.label_words)
         text = setting.text(best.ids)
         if folder is not None:
             facts = {"text": text, "token_ids": list(best.ids), "loss": best.loss, "notices": notices}
@@ -151,31 +140,21 @@ def search_words(
 
 @dataclass(frozen=True)
 class Setting:
-    """What a search moves in.
-
-    Args:
-        data: all rows.
-        prompted: the frozen model and the template with soft slots, which no vectors fill.
-        objective: what counts, over the rows that prompts are scored on.
-        vocabulary: the tokens that a prompt may hold.
-        vectors: [P, D] that the search starts from.
-        start: their words.
+    """What a search moves in: what counts, the tokens that a prompt may hold, and the vectors [P, D] and words to start
+    from.
     """
 
-    data: TextData
-    prompted: LanguagePredictor
     objective: WordObjective
     vocabulary: Vocabulary
     vectors: Tensor
     start: Scored
 
     def text(self, ids: TokenIds) -> str:
-        """The words of all places of a prompt."""
+        """Return the words of all places of a prompt."""
         return " ... ".join(part.strip() for part in self.objective.words.texts(ids))
 
 
 def prepare(
-    data: TextData,
     model: FrozenLanguageModel,
     search: WordSearch,
     task: LanguageTask,
@@ -183,30 +162,22 @@ def prepare(
     n_tokens: int | None,
     seed: int,
 ) -> Setting:
-    """Bring template, rows and tokens together, and score the words that the search starts from.
-
-    Raises:
-        UserError: they do not go together, or the words to start from cannot be used.
-    """
+    """Bring template, rows and tokens together, and score the words that the search starts from."""
     template = Template.parse(task.template_text)
     check("n_tokens", n_tokens, Count | None, "Leave `n_tokens` out for the default.")
     template = start_words(template, start.words) if start.words else template.with_soft(n_tokens or N_TOKENS)
-    prompted = LanguagePredictor(model, Prompt(template), verbalizer_of(data, task.verbalizer))
+    prompted = LanguagePredictor(model, Prompt(template), verbalizer_of(task.data, task.verbalizer))
     if not prompted.bound.n_soft:
         raise UserError("a search puts words in the places of soft vectors, but the template has no {soft}. Add it.")
     if start.words and n_tokens not in (None, prompted.bound.n_soft):
         expected = f"the words to start from have {prompted.bound.n_soft}"
         raise bad_value("n_tokens", n_tokens, expected, "Leave `n_tokens` out, or give other `words`.")
-    kept = sorted(row_order(data.train, generator(seed, "rows"))[: search.n_rows])
-    rows = [data.train[row] for row in kept]
+    kept = sorted(row_order(task.data.train, generator(seed, "rows"))[: search.n_rows])
+    rows = [task.data.train[row] for row in kept]
     objective = WordObjective(prompted, rows, task.objective_of(prompted), search.fluency)
     allowed = allowed_tokens(model.tokenizer, model.vocabulary_size, search.ascii_only).to(model.device)
     vocabulary = Vocabulary(objective.embeddings, allowed)
-    labels = prompted.answers
-    texts = [
-        model.tokenizer(text, add_special_tokens=False)["input_ids"] for row in rows for text in row.fields.values()
-    ]
-    vectors = start_vectors(model, start, prompted.bound, 0, labels, texts, seed)
+    vectors = start_vectors(model, start, prompted.bound, 0, prompted.answers, field_tokens(model, rows), seed)
     nearest = vocabulary.nearest(vectors, N_NEAREST).tolist()
     pairs = zip(nearest, prompted.bound.soft_starts, strict=True)  # words that the user gave are left as they are
     ids = readable([some if token is None else [token] for some, token in pairs], objective.first_misread)
@@ -215,7 +186,7 @@ def prepare(
             "the words to start from are not read back within the template: as one text they give other tokens. "
             "Put a blank before and after {soft}, or start from other words."
         )
-    return Setting(data, prompted, objective, vocabulary, vectors, objective.score(ids))
+    return Setting(objective, vocabulary, vectors, objective.score(ids))
 
 
 def _follow(
@@ -226,14 +197,14 @@ def _follow(
     callbacks: Sequence[Callback],
     seed: int,
 ) -> tuple[Scored, list[dict[str, Any]]]:
-    """Search to the end; the best prompt, and the record of each step."""
+    """Search to the end: return the best prompt, and the record of each step."""
     objective = setting.objective
     if isinstance(search, Projection):
         steps = project(setting, search, seed)
     else:
         assert isinstance(search, CoordinateSearch), "there is no third way"
         steps = exchange(setting, search, seed)
-    problem = LanguageProblem(setting.prompted, setting.prompted.prompt, objective.rows)
+    problem = LanguageProblem(objective.prompted, objective.prompted.prompt, objective.rows)
     run = Run(problem, search.recipe, search.n_steps, 1)
     listeners = callbacks if folder is None else (WriteConfig(folder, config), *callbacks)
     best = setting.start

@@ -42,13 +42,7 @@ _CLOSING = re.compile(r"\{%.*?%\}|(-?\}\})", re.DOTALL)
 
 @dataclass(frozen=True)
 class Prompted:
-    """A row as a template puts it.
-
-    Args:
-        input: what a model reads.
-        target: what it should write.
-        choices: what it may write; () where that is not told.
-    """
+    """A row as a template puts it: what a model reads, what it should write, and what it may write, () where untold."""
 
     input: str
     target: str
@@ -57,17 +51,12 @@ class Prompted:
 
 @dataclass(frozen=True)
 class JinjaTemplate:
-    """A template of PromptSource.
+    """A template of PromptSource: its unique name, input and target divided by `|||`, and what its file says of it.
 
     Args:
-        name: its name, unique in its file.
-        jinja: input and target, divided by `|||`.
         answer_choices: the choices, divided by `|||`, themselves a template; None for free answers.
-        reference: who wrote it.
         original_task: whether it asks what the data was made for; None where that is not told.
         choices_in_prompt: whether the input holds the choices.
-        metrics: names of metrics.
-        languages: of the template, by their code.
     """
 
     name: str
@@ -149,30 +138,20 @@ class JinjaTemplate:
         choices = used[0].choices if used and len({item.choices for item in used}) == 1 else ()
         is_choice = len(choices) > 1 and {item.target for item in used} <= set(choices)
 
-        def rows(split: str) -> tuple[TextRow, ...]:
-            pairs = zip(data.rows(split), prompted[split], strict=True)
-            put = [(row, {"input": item.input}, item.target) for row, item in pairs if item is not None]
-            if is_choice:
-                return tuple(TextRow(fields, label=target, task=row.task) for row, fields, target in put)
-            return tuple(TextRow(fields, answer=target, task=row.task) for row, fields, target in put)
-
-        train, val, test = map(rows, SPLITS)
-        for split, used_rows in (("train", train), ("test", test)):
-            if not used_rows:
+        target = "label" if is_choice else "answer"
+        parts: dict[str, Any] = {}
+        for split in SPLITS:
+            pairs = [(row, item) for row, item in zip(data.rows(split), prompted[split], strict=True) if item]
+            parts[split] = tuple(
+                TextRow({"input": item.input}, task=row.task, **{target: item.target}) for row, item in pairs
+            )
+            if not pairs and split != "val":
                 raise self._refusal(f"it is for none of the {len(prompted[split])} {split} rows of {data.name}")
         n_rows = sum(map(len, prompted.values()))
         note = f"Rows that the template {self.name!r} is for: {len(used)} of {n_rows}."
-        return replace(
-            data,
-            train=train,
-            val=val,
-            test=test,
-            labels=tuple(sorted(choices)) if is_choice else (),
-            template=TEMPLATE,
-            verbalizer=None,
-            instructions=(),
-            notes=(*data.notes, note) if len(used) < n_rows else data.notes,
-        )
+        notes = (*data.notes, note) if len(used) < n_rows else data.notes
+        texts = replace(data, **parts, labels=tuple(sorted(choices)) if is_choice else (), notes=notes)
+        return replace(texts, template=TEMPLATE, verbalizer=None, instructions=())
 
     def _refusal(self, problem: str) -> UserError:
         return UserError(f"the template {self.name!r} cannot be used: {problem}. Correct it, or choose another.")
@@ -186,7 +165,7 @@ class _Child:
         self._process: subprocess.Popen[str] | None = None
 
     def ask(self, request: str) -> dict[str, Any]:
-        """The answer to one request; an error where the process gave none."""
+        """Return the answer to one request; an error where the process gave none."""
         with self._lock:
             if self._process is None:
                 command = [sys.executable, "-P", str(Path(__file__).with_name("sandbox.py"))]
@@ -216,7 +195,7 @@ class _Child:
 
 @functools.lru_cache(maxsize=1)
 def _child(process: int) -> _Child:
-    """The child of a process, named by its number: one that forks shares no pipes."""
+    """Return the child of a process, named by its number: one that forks shares no pipes."""
     return _Child()
 
 
@@ -245,7 +224,7 @@ class _Loader(StrictLoader):
     tags = frozenset(["!Template", "!TemplateMetadata"])
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """The next node; metadata may be an anchor's or an alias, as one of PromptSource's files has it."""
+        """Return the next node; metadata may be an anchor's or an alias, as one of PromptSource's files has it."""
         is_metadata = isinstance(index, yaml.ScalarNode) and index.value == "metadata"
         if is_metadata and getattr(self.peek_event(), "anchor", None) is not None:
             return yaml.SafeLoader.compose_node(self, parent, index)

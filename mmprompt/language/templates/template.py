@@ -1,22 +1,29 @@
 """A template around a row of text, and what a language model reads of it: token ids and the places of soft vectors.
 
-`Template.parse` reads the language that `syntax` describes; `bind` settles it for one tokenizer and number of vectors.
+`Template.parse` reads the language of `core.template`; `bind` settles it for one tokenizer and number of vectors.
 Nothing is known here of a model, of what the vectors are, or of what an answer means.
+
+Text between soft vectors is tokenised as one string, so that merges are the model's own. What a user's field holds is
+text and never a special token, however it is written; the special tokens of the template itself are tokens.
 """
 
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 from typing import Any
 
 from mmprompt.core.template import Bos, Field, Group, Message, Part, Soft, bare_soft, parse
 from mmprompt.errors import UserError, bad_value, unknown_name
-from mmprompt.language.templates.tokens import Piece, Tokens
 from mmprompt.settings import checked
 
+ANCHOR = "a"
+"""A word that stands before a text that begins with a blank, so that the blank is read as one within a text."""
+
+Piece = tuple[str, bool]
+"""A text, and whether it comes from a row."""
 _FIRST_MARK = 0xF0000  # private characters, which stand for fields and vectors while a chat is laid out
 _LAST_MARK = 0xFFFFD
 _CHAT_DATE = "26 Jul 2024"
@@ -24,27 +31,8 @@ _CHAT_DATE = "26 Jul 2024"
 
 
 @dataclass(frozen=True)
-class EncodedText:
-    """What is read of a row before its answer.
-
-    Args:
-        slots: token ids, those at the start of every text included; the m-th vector of `lm.input` is written -1 - m.
-        n_cut: tokens of fields that were cut.
-    """
-
-    slots: tuple[int, ...]
-    n_cut: int = 0
-
-
-@dataclass(frozen=True)
 class Template:
-    """A template that was read and found right.
-
-    Args:
-        text: as it was written; what a file keeps.
-        messages: of a chat, or one without a role.
-        groups: of soft vectors, in order of first appearance.
-    """
+    """A template that was found right: its text, as files keep it, its messages, and its groups of soft vectors."""
 
     text: str
     messages: tuple[Message, ...]
@@ -53,19 +41,11 @@ class Template:
     @classmethod
     @checked
     def parse(cls, text: str) -> Template:
-        """Read a template; see `syntax`.
-
-        Raises:
-            UserError: bad syntax, with its place.
-        """
+        """Read a template in the language of `core.template`."""
         return cls(text, *parse(text))
 
     def with_soft(self, n_soft: int) -> Template:
-        """Say how many vectors the bare `{soft}` holds; where it holds none, it goes, and one blank after it too.
-
-        Args:
-            n_soft: vectors of a bare `{soft}`.
-        """
+        """Say how many vectors the bare `{soft}` holds; where it holds none, it goes, and one blank after it too."""
         place = bare_soft(self.text)
         if place is None:
             return self
@@ -92,24 +72,19 @@ class Template:
         """Whether there is a `{soft}`, which holds as many vectors as the method has."""
         return any(group.is_bare for group in self.groups)
 
-    def bind(
-        self, tokenizer: Any, start_ids: Sequence[int] = (), n_soft: int = 0, is_answer_apart: bool = False
-    ) -> BoundTemplate:
-        """Settle the template for a model.
+    def bind(self, tokenizer: Any, start_ids: Sequence[int] = (), is_answer_apart: bool = False) -> BoundTemplate:
+        """Settle the template for a model; a bare `{soft}` holds no vectors, and one blank after it goes too.
 
         Args:
             tokenizer: of transformers, fast or slow.
             start_ids: what every text begins with; left out where the template's own text begins so, and in a chat,
                 whose template says all. They stand where the template has `{bos}`, else before everything.
-            n_soft: vectors of a bare `{soft}`, 0 for none: then one blank after it goes too.
             is_answer_apart: whether answers are texts of their own, as those of a decoder behind an encoder; then the
                 blank before `{answer}` falls away.
         Raises:
             UserError: the tokenizer has no chat template or it refuses these messages, or words of a soft slot give
                 no tokens.
         """
-        if n_soft < 0:
-            raise bad_value("n_soft", n_soft, "it must be 0 or more", "Use `n_soft=20`.")
         tokens = Tokens(tokenizer)
         parts = self._chat(tokenizer) if self.is_chat else self.messages[0].parts
         vectors: list[tuple[int, ...]] = []
@@ -117,18 +92,17 @@ class Template:
         n_vectors = 0
         for group in self.groups:
             words = None if group.words is None else _word_ids(tokens, group.words, parts, len(vectors))
-            size = n_soft if group.is_bare else len(words) if words is not None else group.n_vectors or 0
+            size = len(words) if words is not None else group.n_vectors or 0
             vectors.append(tuple(-1 - place for place in range(n_vectors, n_vectors + size)))
             starts += words or [None] * size
             n_vectors += size
         segments, answer_blank = _segments(parts, vectors, tuple(start_ids))
         start = () if self.is_chat or Bos() in parts else tuple(start_ids)
-        return BoundTemplate(
-            self, tokens, start, tuple(starts), segments, "" if is_answer_apart else answer_blank, is_answer_apart
-        )
+        answer_blank = "" if is_answer_apart else answer_blank
+        return BoundTemplate(self, tokens, start, tuple(starts), segments, answer_blank, is_answer_apart)
 
     def _chat(self, tokenizer: Any) -> tuple[Part, ...]:
-        """The parts of a chat as its tokenizer's template lays them out; no field is seen by that template."""
+        """Return the parts of a chat as its tokenizer's template lays them out; no field is seen by that template."""
         if not getattr(tokenizer, "chat_template", None):
             raise UserError(
                 "the template is a chat, but the tokenizer of this model has no chat template. "
@@ -141,9 +115,8 @@ class Template:
                 held.append(part)
                 return chr(_FIRST_MARK + len(held) - 1)
             if any(_FIRST_MARK <= ord(letter) <= _LAST_MARK for letter in part):
-                raise UserError(
-                    "the template holds a private character (U+F0000 or above), but a chat takes none. Remove it."
-                )
+                problem = "the template holds a private character (U+F0000 or above), but a chat takes none"
+                raise UserError(f"{problem}. Remove it.")
             return part
 
         *before, last = self.messages
@@ -168,7 +141,7 @@ class Template:
 
 
 def _word_ids(tokens: Tokens, words: str, parts: Sequence[Part], group: int) -> list[int]:
-    """The tokens of the words that a group starts from, with the blank before its first place."""
+    """Return the tokens of the words that a group starts from, with the blank before its first place."""
     first = parts.index(Soft(group))
     before = parts[first - 1] if first else ""
     blank = " " if isinstance(before, str) and before.endswith(" ") else ""
@@ -194,7 +167,7 @@ class _Segment:
 def _segments(
     parts: Iterable[Part], vectors: Sequence[tuple[int, ...]], start_ids: tuple[int, ...]
 ) -> tuple[tuple[_Segment, ...], str]:
-    """The segments, and the blanks before the answer that it begins with."""
+    """Return the segments, and the blanks before the answer that it begins with."""
     slots: list[tuple[int, ...]] = [()]
     texts: list[list[str | Field]] = [[]]
     is_blank_dropped = False
@@ -226,9 +199,6 @@ class BoundTemplate:
     """A template settled for one tokenizer and number of vectors; made by `Template.bind`.
 
     Args:
-        template: it.
-        tokens: the tokenizer.
-        start_ids: what every text begins with.
         soft_starts: of each of the P vectors the token that it starts from, None where none was given.
         segments: soft vectors or start tokens and the text after them.
         answer_blank: what an answer begins with.
@@ -260,8 +230,8 @@ class BoundTemplate:
         segments = (*before, _Segment(self.segments[last].slots, ()))
         return () if last < 0 else replace(self, segments=segments)._slots(())
 
-    def encode(self, row: Mapping[str, str], room: int, n_answer: int = 0) -> EncodedText:
-        """Encode a row up to its answer.
+    def encode(self, row: Mapping[str, str], room: int, n_answer: int = 0) -> tuple[int, ...]:
+        """Encode a row up to its answer: token ids, those at the start of every text included, or -1 - m for vector m.
 
         As words carry the blank before them, so do soft slots: one blank before a slot has no token, and one after it
         is a part of the text that follows. The blanks before `{answer}` belong to the answer. Fields marked `:cut`
@@ -287,25 +257,25 @@ class BoundTemplate:
                 f"an answer takes {n_answer} tokens, but there is room for {room} with its text. "
                 "Shorten it, or allow fewer tokens."
             )
-        slots, n_cut = self._slots(texts), 0
+        slots = self._slots(texts)
         if len(slots) + n_answer > room or any(field.most is not None for field in fields):
-            slots, n_cut = self._fitted(fields, texts, room - n_answer)
+            slots = self._fitted(fields, texts, room - n_answer)
         if not slots:
             raise UserError("the text before the answer has no tokens, but one at least is read. Add words to it.")
-        return EncodedText(slots, n_cut)
+        return slots
 
-    def _fitted(self, fields: Sequence[Field], texts: Sequence[str], room: int) -> tuple[tuple[int, ...], int]:
-        """The slots with fields cut until they fit, and the number of tokens that were cut."""
+    def _fitted(self, fields: Sequence[Field], texts: Sequence[str], room: int) -> tuple[int, ...]:
+        """Return the slots with fields cut until they fit."""
         ends = [self.tokens.ends(text) if field.is_cut else [0] for field, text in zip(fields, texts, strict=True)]
-        whole = [len(places) - 1 for places in ends]
-        keep = [n if field.most is None else min(n, field.most) for field, n in zip(fields, whole, strict=True)]
+        keep = [len(places) - 1 for places in ends]
+        keep = [n if field.most is None else min(n, field.most) for field, n in zip(fields, keep, strict=True)]
         while True:
             slots = self._slots(
                 text if n >= len(places) - 1 else text[: places[n]].rstrip()
                 for text, places, n in zip(texts, ends, keep, strict=True)
             )
             if len(slots) <= room:
-                return slots, sum(whole) - sum(keep)
+                return slots
             if not any(keep):
                 is_cut = any(field.is_cut for field in fields)
                 gone = " with all gone that may be cut" if is_cut else ""
@@ -318,12 +288,9 @@ class BoundTemplate:
             keep = longest_first(keep, len(slots) - room)
 
     def answers(self, words: Iterable[str]) -> tuple[tuple[int, ...], ...]:
-        """The tokens of answers as they stand after the template's text; an end token is not among them.
+        """Return the tokens of answers as they stand after the template's text, without an end token.
 
-        Args:
-            words: the answers; blanks before them do not count where the template ends with one.
-        Raises:
-            UserError: one has no tokens.
+        Blanks before an answer do not count where the template ends with one.
         """
         return tuple(self._answer(word) for word in words)
 
@@ -344,27 +311,90 @@ class BoundTemplate:
         rest = iter(texts)
         slots: list[int] = []
         for segment in self.segments:
-            pieces: list[Piece] = [
-                (part, False) if isinstance(part, str) else (next(rest), True) for part in segment.parts
-            ]
+            pieces = [(part, False) if isinstance(part, str) else (next(rest), True) for part in segment.parts]
             slots += [*segment.slots, *self.tokens.ids(pieces, segment.follows)]
         has_start = tuple(slots[: len(self.start_ids)]) == self.start_ids
         return tuple(slots) if has_start else (*self.start_ids, *slots)
 
 
 def longest_first(lengths: Sequence[int], excess: int) -> list[int]:
-    """Lengths of which the longest are shortened to one level, so that `excess` is taken away in all, or everything."""
-    if sum(lengths) <= excess:
-        return [0] * len(lengths)
-
-    def is_too_little(level: int) -> bool:
-        return sum(max(0, length - level) for length in lengths) < excess
-
-    level = bisect_left(range(max(lengths) + 1), True, key=is_too_little) - 1
-    left = sum(max(0, length - level) for length in lengths) - excess
-    kept = []
-    for length in lengths:
-        is_one_longer = length > level and left > 0
-        left -= is_one_longer
-        kept.append(min(length, level + is_one_longer))
+    """Shorten the longest of some lengths to one level, so that `excess` is taken away in all, or everything."""
+    kept = list(lengths)
+    for _ in range(min(excess, sum(kept))):
+        kept[len(kept) - 1 - kept[::-1].index(max(kept))] -= 1  # of equals the last
     return kept
+
+
+class Tokens:
+    """A tokenizer of transformers, fast or slow, as templates use it; it adds nothing before or after a text."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        known = tokenizer.added_tokens_decoder
+        self._special = {i for i, token in known.items() if token.special} | set(tokenizer.all_special_ids)
+        names = {known[i].content if i in known else tokenizer.convert_ids_to_tokens(i) for i in self._special}
+        self._names = re.compile("|".join(re.escape(name) for name in sorted(names, key=len, reverse=True)) or r"(?!)")
+        self._anchor = self._call(ANCHOR, False)
+        self._own: dict[str, list[int]] = {}  # special tokens of a literal text
+
+    def ids(self, pieces: Sequence[Piece], follows: bool) -> list[int]:
+        """Return the tokens of literal texts and texts of a row as one string, which follows another or does not."""
+        ids = self._encode("".join(text for text, _ in pieces), follows, False)
+        if not any(is_field for _, is_field in pieces):
+            return ids
+        wanted = [i for text, is_field in pieces if not is_field for i in self._specials_of(text)]
+        return ids if self._only_special(ids) == wanted else self._guarded(pieces, follows)
+
+    def after(self, before: str, text: str) -> list[int]:
+        """Return the tokens of a text of the user's that follows a literal one in the same string."""
+        first = self.ids([(before, False)], True)
+        both = self.ids([(before, False), (text, True)], True)
+        return both[len(first) :] if both[: len(first)] == first else self.ids([(text, True)], True)
+
+    def ends(self, text: str) -> list[int]:
+        """List where a text may be cut: the numbers of characters that its first 0, 1, 2, ... tokens hold whole."""
+        if not self.tokenizer.is_fast:
+            ids = self._call(text, True)
+            held = [self.tokenizer.decode(ids[:n], clean_up_tokenization_spaces=False) for n in range(len(ids))]
+            # what a slow tokenizer decodes is as long as the text that it was made of, or nearly
+            return [*accumulate((min(len(part), len(text)) for part in held), max), len(text)]
+        spans = self.tokenizer(
+            text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
+        )["offset_mapping"]
+        # a token may hold a part of a character; then the character is not held whole
+        inner = [min(end, following) for (_, end), (following, _) in pairwise(spans)]
+        return [0, *accumulate(inner, max), len(text)] if spans else [len(text)]
+
+    def _call(self, text: str, is_split: bool) -> list[int]:
+        found = self.tokenizer(text, add_special_tokens=False, split_special_tokens=is_split, verbose=False)
+        return list(found["input_ids"])
+
+    def _encode(self, text: str, follows: bool, is_split: bool) -> list[int]:
+        if not text:
+            return []
+        if follows and text[0].isspace():
+            both = self._call(ANCHOR + text, is_split)
+            if both[: len(self._anchor)] == self._anchor:
+                return both[len(self._anchor) :]
+        return self._call(text, is_split)
+
+    def _only_special(self, ids: Sequence[int]) -> list[int]:
+        return [i for i in ids if i in self._special]
+
+    def _specials_of(self, literal: str) -> list[int]:
+        if literal not in self._own:
+            self._own[literal] = self._only_special(self._call(literal, False))
+        return self._own[literal]
+
+    def _guarded(self, pieces: Sequence[Piece], follows: bool) -> list[int]:
+        """Do the same where a field reads like a special token: only those of the literal texts are taken for one."""
+        ids: list[int] = []
+        run = ""
+        for text, is_field in pieces:
+            at = 0
+            for match in () if is_field else self._names.finditer(text):
+                ids += self._encode(run + text[at : match.start()], follows and not ids, True)
+                ids.append(self.tokenizer.convert_tokens_to_ids(match[0]))
+                run, at = "", match.end()
+            run += text[at:]
+        return ids + self._encode(run, follows and not ids, True)

@@ -62,11 +62,7 @@ class Verbalizer:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Verbalizer:
-        """Read what `to_dict` gave.
-
-        Raises:
-            UserError: a key is missing, unknown or bad.
-        """
+        """Read what `to_dict` gave."""
         return validate(cls, values, "verbalizer")
 
     def to_dict(self) -> dict[str, Any]:
@@ -83,23 +79,14 @@ class Verbalizer:
         """The words that are scored, W in all, label after label."""
         return tuple(word for _, words in self._pairs() for word in words)
 
-    @property
-    def label_of(self) -> tuple[int, ...]:
-        """Of each of `flat` the number of its label."""
-        return tuple(number for number, (_, words) in enumerate(self._pairs()) for _ in words)
-
     def label_scores(self, word_log_probs: Tensor, n_tokens: Sequence[int]) -> Tensor:
         """Return the score of each label: [N, C] log-probabilities over the labels; see `label_masses`."""
         return self.label_masses(word_log_probs, n_tokens).log_softmax(-1)
 
     def label_masses(self, word_log_probs: Tensor, n_tokens: Sequence[int]) -> Tensor:
-        """Return how probable each label is among all answers.
+        """Return how probable each label is among all answers: [N, C] log-probabilities that do not sum to 1.
 
-        Args:
-            word_log_probs: [N, W] or [N W], sums of the log-probabilities of each word's tokens.
-            n_tokens: of each word; W of them, or W for each row.
-        Returns:
-            [N, C] log-probabilities, whose sum over the labels is not 1.
+        Given are [N, W] or [N W] sums of the log-probabilities of each word's tokens, and each word's number of tokens.
         """
         scores = word_log_probs.reshape(-1, len(self.flat))
         if self.length_normalised:
@@ -112,48 +99,31 @@ class Verbalizer:
         return torch.stack(masses, dim=-1)
 
     def describe(self, answers: Sequence[Sequence[int]], tokenizer: Any) -> tuple[str, ...]:
-        """Describe the words' tokens, one sentence each.
-
-        Args:
-            answers: the tokens of `flat`, as `BoundTemplate.answers` gives them.
-            tokenizer: of transformers, to write tokens as text.
-        Raises:
-            UserError: words of two labels have the same tokens.
-        """
+        """Describe the words' tokens, which `BoundTemplate.answers` gives, one sentence each."""
         self.check_distinct(answers)
         how = "mean" if self.length_normalised else "sum"
         notes = []
-        for word, ids in zip(self.flat, answers, strict=True):
+        pairs = [(word, tuple(ids)) for word, ids in zip(self.flat, answers, strict=True)]
+        for word, ids in pairs:
             if len(ids) > 1:
                 parts = ", ".join(repr(tokenizer.decode([i])) for i in ids)
-                notes.append(
-                    f"{word!r} is {len(ids)} tokens ({parts}), scored by the {how} of their log-probabilities."
-                )
-        if not self.length_normalised:
-            for word, ids in zip(self.flat, answers, strict=True):
-                pairs = zip(self.flat, answers, strict=True)
-                longer = [
-                    other for other, rest in pairs if len(ids) < len(rest) and tuple(rest[: len(ids)]) == tuple(ids)
-                ]
-                if longer:
-                    notes.append(f"{word!r} begins {longer[0]!r} and can never be less probable than it.")
+                scored = f"scored by the {how} of their log-probabilities"
+                notes.append(f"{word!r} is {len(ids)} tokens ({parts}), {scored}.")
+        for word, ids in () if self.length_normalised else pairs:
+            longer = [other for other, rest in pairs if len(ids) < len(rest) and rest[: len(ids)] == ids]
+            if longer:
+                notes.append(f"{word!r} begins {longer[0]!r} and can never be less probable than it.")
         return tuple(notes)
 
     def check_distinct(self, answers: Sequence[Sequence[int]]) -> None:
-        """Refuse words that a model cannot tell apart.
-
-        Args:
-            answers: the tokens of `flat`.
-        Raises:
-            UserError: words of two labels have the same tokens.
-        """
-        owner: dict[tuple[int, ...], int] = {}
-        for number, ids in enumerate(answers):
-            other = owner.setdefault(tuple(ids), number)
-            if self.label_of[other] != self.label_of[number]:
-                both = f"{self.flat[other]!r} and {self.flat[number]!r}"
+        """Refuse words of two labels that have the same tokens, so that the model cannot tell them apart."""
+        owner: dict[tuple[int, ...], tuple[str, str]] = {}
+        pairs = [(label, word) for label, words in self._pairs() for word in words]
+        for (label, word), ids in zip(pairs, answers, strict=True):
+            owning_label, other = owner.setdefault(tuple(ids), (label, word))
+            if owning_label != label:
                 problem = "stand for two labels, but are the same tokens to this model"
-                raise UserError(f"{both} {problem}. Choose other words.")
+                raise UserError(f"{other!r} and {word!r} {problem}. Choose other words.")
 
     def _pairs(self) -> list[tuple[str, tuple[str, ...]]]:
         n_kept = 1 if self.aggregation == "first" else None

@@ -16,12 +16,11 @@ from transformers import PreTrainedTokenizerFast
 from mmprompt.core.learned import Prompt
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextData, TextRow
+from mmprompt.language.methods import CoordinateSearch, Projection, PromptInit, WordSearch
 from mmprompt.language.predictor import LanguagePredictor, load_prompted
-from mmprompt.language.search.loss import WordObjective, best_of, row_order
-from mmprompt.language.search.methods import CoordinateSearch, Projection, Vocabulary, WordSearch, readable
+from mmprompt.language.search.objective import WordObjective, best_of, row_order
 from mmprompt.language.search.task import exchange, prepare, project, search_words
-from mmprompt.language.search.words import TokenIds, allowed_tokens, place_words
-from mmprompt.language.start import PromptInit
+from mmprompt.language.search.words import TokenIds, Vocabulary, allowed_tokens, place_words, readable
 from mmprompt.language.task import LanguageProblem, Objective
 from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import Verbalizer
@@ -143,7 +142,7 @@ def test_many_prompts_at_once_are_scored_as_one_by_one(monkeypatch: pytest.Monke
     prompts = some_prompts(objective, 7)
     together = objective.losses(prompts, range(6))
     for slots_at_once, row_slots in ((100, 256), (2048, 12), (100, 12)):  # few prompts, few texts a row
-        monkeypatch.setattr("mmprompt.language.search.predictor.SLOTS_AT_ONCE", slots_at_once)
+        monkeypatch.setattr("mmprompt.language.search.objective.SLOTS_AT_ONCE", slots_at_once)
         monkeypatch.setattr("mmprompt.models.decoder.packing.ROW_SLOTS", row_slots)
         torch.testing.assert_close(objective.losses(prompts, range(6)), together)
     for ids, losses in zip(prompts, together, strict=True):
@@ -203,7 +202,7 @@ def test_projection_follows_the_gradient_at_the_nearest_words() -> None:
     model, data = word_model(), text_data()
     search = Projection(n_steps=12, batch_size=4, lr=0.4, weight_decay=0.5)
     task = data.task(template="{soft} {text} is {answer}")
-    setting = prepare(data, model, search, task, PromptInit("random"), 4, seed=3)
+    setting = prepare(model, search, task, PromptInit("random"), 4, seed=3)
     objective = setting.objective
     unit = model.embedding_rms
     soft = torch.nn.Parameter(setting.vectors / unit)
@@ -316,7 +315,7 @@ def test_no_prompt_is_scored_twice(monkeypatch: pytest.MonkeyPatch) -> None:
         scored.extend(prompts)
 
     search = CoordinateSearch(n_steps=6, n_candidates=9, top_k=5, patience=6)
-    setting = prepare(text_data(), word_model(), search, text_data().task(), PromptInit(), 2, 1)
+    setting = prepare(word_model(), search, text_data().task(), PromptInit(), 2, 1)
     monkeypatch.setattr("mmprompt.language.search.task.best_of", look)
     steps = list(exchange(setting, search, 1))
     assert len(steps) == 6
@@ -341,10 +340,11 @@ def test_found_words_are_read_back_and_score_what_they_were_found_for(name: str,
     data, model = text_data(), frozen_model(kind)
     found = search_words(data, model, TEMPLATES[0], QUICK[name], n_tokens=4)
     assert len(found.token_ids) == 4
-    soft = Template.parse(TEMPLATES[0]).bind(model.tokenizer, model.start_ids, 4, model.is_encoder_decoder)
+    soft = Template.parse(TEMPLATES[0]).with_soft(4)
+    soft = soft.bind(model.tokenizer, model.start_ids, model.is_encoder_decoder)
     for row in data.train:
-        wanted = place_words(soft.encode(row.fields, 48).slots, found.token_ids)
-        assert found.prompted.bound.encode(row.fields, 48).slots == wanted
+        wanted = place_words(soft.encode(row.fields, 48), found.token_ids)
+        assert found.prompted.bound.encode(row.fields, 48) == wanted
     assert found.prompted.template.fields == ("text",)
     assert found.prompted.bound.n_soft == 0
     assert found.text.strip() in found.prompted.template.text
@@ -452,7 +452,7 @@ def test_no_more_rows_are_looked_at_than_were_asked_for() -> None:
     search = CoordinateSearch(n_steps=2, n_candidates=3, n_rows=4)
     found = search_words(text_data(), frozen_model("llama"), search=search, n_tokens=3)
     assert "Prompts were scored on 4 of 6 training rows." in found.notices
-    setting = prepare(text_data(), frozen_model("llama"), search, text_data().task(), PromptInit(), 3, 1)
+    setting = prepare(frozen_model("llama"), search, text_data().task(), PromptInit(), 3, 1)
     assert sorted(row.label or "" for row in setting.objective.rows) == ["blue", "blue", "red", "red"]
 
 

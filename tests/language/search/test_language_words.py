@@ -15,7 +15,7 @@ ROW = {"text": "It was a great movie", "title": "a film"}
 
 
 def words_of(template: str, tokenizer: Any, n_soft: int, start_ids: tuple[int, ...] = ()) -> Words:
-    return Words(Template.parse(template).bind(tokenizer, start_ids, n_soft), start_ids)
+    return Words(Template.parse(template).with_soft(n_soft).bind(tokenizer, start_ids), start_ids)
 
 
 def ids_of(tokenizer: Any, text: str) -> tuple[int, ...]:
@@ -23,7 +23,7 @@ def ids_of(tokenizer: Any, text: str) -> tuple[int, ...]:
 
 
 def misread(words: Words, ids: tuple[int, ...]) -> int | None:
-    slots = words.bound.encode(ROW, ROOM).slots
+    slots = words.bound.encode(ROW, ROOM)
     (answer,) = words.bound.answers(["good"])
     return words.first_misread(ids, ROW, slots, ROOM, {"good": answer})
 
@@ -63,8 +63,8 @@ def test_words_that_have_a_name_stand_in_all_its_places() -> None:
     assert words.template(ids).text == "Text: great {text} was sad film great: {answer}"
     assert words.texts(ids) == (" great", " sad film")
     assert misread(words, ids) is None
-    slots = words.bound.encode(ROW, ROOM).slots
-    assert words.template(ids).bind(tokenizer).encode(ROW, ROOM).slots == place_words(slots, ids)
+    slots = words.bound.encode(ROW, ROOM)
+    assert words.template(ids).bind(tokenizer).encode(ROW, ROOM) == place_words(slots, ids)
 
 
 def test_words_stand_in_the_messages_of_a_chat() -> None:
@@ -99,7 +99,7 @@ def test_words_that_change_the_answer_are_not_read_back() -> None:
     tokenizer = TOKENIZERS["sentence_piece"]  # which puts a blank before an answer of its own
     words = words_of("{text}: {soft}{answer}", tokenizer, 1)
     ids = ids_of(tokenizer, "a great")[1:]
-    slots = words.bound.encode(ROW, ROOM).slots
+    slots = words.bound.encode(ROW, ROOM)
     apart, within = words.bound.answers(["ovie"])[0], ids_of(tokenizer, "a greatovie")[2:]
     assert apart != within
     assert words.first_misread(ids, ROW, slots, ROOM, {"ovie": within}) is None
@@ -122,7 +122,7 @@ def test_special_tokens_in_words_are_told_from_their_text() -> None:
 def test_a_bare_soft_slot_starts_from_words() -> None:
     tokenizer = TOKENIZERS["byte_level"]
     template = start_words(Template.parse("Text: {soft} {text} {soft*2:x}: {answer}"), 'It was "so" {bad}')
-    bound = template.bind(tokenizer, n_soft=50)
+    bound = template.bind(tokenizer)
     ids = ids_of(tokenizer, ' It was "so" {bad}')
     assert bound.soft_starts == (*ids, None, None)
     with pytest.raises(UserError, match=r"words were given to start from, but the template has no \{soft\}"):

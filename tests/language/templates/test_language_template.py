@@ -33,8 +33,9 @@ def ids_of(tokenizer: Any, text: str) -> tuple[int, ...]:
     return tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
-def bind(text: str, tokenizer: Any = BPE, **options: Any) -> BoundTemplate:
-    return Template.parse(text).bind(tokenizer, **options)
+def bind(text: str, tokenizer: Any = BPE, n_soft: int = 0, **options: Any) -> BoundTemplate:
+    template = Template.parse(text)
+    return (template.with_soft(n_soft) if n_soft else template).bind(tokenizer, **options)
 
 
 def in_words(text: str) -> str:
@@ -91,8 +92,8 @@ def test_any_text_stands_in_a_template_once_its_braces_are_doubled(text: str) ->
 def test_a_text_that_begins_after_soft_vectors_is_read_as_it_is_alone(tokenizer: Any, start: tuple[int, ...]) -> None:
     bound = bind("{soft}{bos}{text}: {answer}", tokenizer, start_ids=start, n_soft=2)
     for text in ("a movie", " a movie"):
-        assert bound.encode({"text": text}, ROOM).slots == (-1, -2, *start, *ids_of(tokenizer, f"{text}:"))
-    before = bind("It {soft}{bos}was {answer}", tokenizer, start_ids=start, n_soft=1).encode({}, ROOM).slots
+        assert bound.encode({"text": text}, ROOM) == (-1, -2, *start, *ids_of(tokenizer, f"{text}:"))
+    before = bind("It {soft}{bos}was {answer}", tokenizer, start_ids=start, n_soft=1).encode({}, ROOM)
     assert before == (*ids_of(tokenizer, "It"), -1, *start, *ids_of(tokenizer, "was"))
 
 
@@ -123,7 +124,7 @@ def test_vectors_are_numbered_by_first_appearance(plan: list[int | str], n_soft:
         else:
             written += in_words(str(item))
     bound = bind(f"x{written}{{answer}}", n_soft=n_soft)
-    slots = bound.encode({}, ROOM).slots
+    slots = bound.encode({}, ROOM)
     assert [-1 - slot for slot in slots if slot < 0] == expected
     assert bound.n_soft == total
     assert bound.soft_starts == (None,) * total
@@ -135,7 +136,7 @@ def test_text_between_soft_slots_is_tokenised_as_one_string(name: str, first: st
     tokenizer = TOKENIZERS[name]
     bound = bind("x{a} was{soft*2} It{b}: {answer}", tokenizer)
     expected = (*ids_of(tokenizer, f"x{first} was"), -1, -2, *ids_of(tokenizer, f" It{second}:"))
-    assert bound.encode({"a": first, "b": second}, ROOM).slots == expected
+    assert bound.encode({"a": first, "b": second}, ROOM) == expected
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
@@ -143,21 +144,21 @@ def test_a_template_in_words_equals_soft_slots_that_start_from_them(name: str) -
     tokenizer = TOKENIZERS[name]
     row = {"text": "It was so great"}
     bound = bind('The mood {soft:"of this text"} {text} {soft:" is"} {answer}', tokenizer)
-    started = [bound.soft_starts[-1 - slot] if slot < 0 else slot for slot in bound.encode(row, ROOM).slots]
+    started = [bound.soft_starts[-1 - slot] if slot < 0 else slot for slot in bound.encode(row, ROOM)]
     in_text = bind("The mood of this text {text} is {answer}", tokenizer)
-    assert tuple(started) == in_text.encode(row, ROOM).slots
-    assert bound.n_soft == len(started) - sum(slot >= 0 for slot in bound.encode(row, ROOM).slots)
+    assert tuple(started) == in_text.encode(row, ROOM)
+    assert bound.n_soft == len(started) - sum(slot >= 0 for slot in bound.encode(row, ROOM))
 
 
 def test_a_blank_before_a_soft_slot_has_no_token_and_one_after_it_is_text() -> None:
-    slots = bind("It was {soft*1} great {answer}").encode({}, ROOM).slots
+    slots = bind("It was {soft*1} great {answer}").encode({}, ROOM)
     assert slots == (*ids_of(BPE, "It was"), -1, *ids_of(BPE, " great"))
 
 
 def test_a_soft_slot_of_no_vectors_takes_the_blank_after_it_along() -> None:
     for text in ("{soft} It was {answer}", "It {soft} was {answer}", "It was {soft} {answer}"):
         bound = bind(text, n_soft=0)
-        assert bound.encode({}, ROOM).slots == ids_of(BPE, "It was")
+        assert bound.encode({}, ROOM) == ids_of(BPE, "It was")
         assert bound.answers(["great"]) == (ids_of(BPE, " great"),)
 
 
@@ -176,7 +177,7 @@ def test_the_blank_before_the_answer_belongs_to_it(name: str, text: str, word: s
     bound = bind(text, tokenizer)
     whole = ids_of(tokenizer, "a great")
     assert bound.answers([word]) == (whole[len(ids_of(tokenizer, "a")) :],)
-    assert decoded(tokenizer, bound.encode({"text": "a"}, ROOM).slots).strip() in ("It was", "it was", "a", "")
+    assert decoded(tokenizer, bound.encode({"text": "a"}, ROOM)).strip() in ("It was", "it was", "a", "")
 
 
 @pytest.mark.parametrize("name", ["byte_level", "sentence_piece", "of_bytes"])
@@ -190,16 +191,16 @@ def test_an_answer_after_no_blank_is_what_follows_in_the_same_string(name: str) 
 def test_an_answer_apart_begins_a_text() -> None:
     bound = bind("It was {answer}", is_answer_apart=True)
     assert bound.answers([" great"]) == (ids_of(BPE, "great"),)
-    assert bound.encode({}, ROOM).slots == ids_of(BPE, "It was")
+    assert bound.encode({}, ROOM) == ids_of(BPE, "It was")
 
 
 def test_a_start_token_stands_once() -> None:
     start = BPE.convert_tokens_to_ids("<|endoftext|>")
-    assert bind("It {answer}", start_ids=(start,)).encode({}, ROOM).slots == (start, *ids_of(BPE, "It"))
+    assert bind("It {answer}", start_ids=(start,)).encode({}, ROOM) == (start, *ids_of(BPE, "It"))
     own = bind("<|endoftext|>It {answer}", start_ids=(start,))
-    assert own.encode({}, ROOM).slots == (start, *ids_of(BPE, "It"))
+    assert own.encode({}, ROOM) == (start, *ids_of(BPE, "It"))
     soft = bind("{soft*1} It {answer}", start_ids=(start,))
-    assert soft.encode({}, ROOM).slots == (start, -1, *ids_of(BPE, " It"))
+    assert soft.encode({}, ROOM) == (start, -1, *ids_of(BPE, " It"))
 
 
 # --- what a field holds is text
@@ -212,7 +213,7 @@ def test_no_field_gives_a_special_token(name: str, first: str, second: str) -> N
     special = "</s>" if name == "of_bytes" else "<|im_end|>"
     first, second = first.replace("<|im_end|>", special), second.replace("<|im_end|>", special)
     bound = bind(f"<{special}x{{a}}x{special}|{{b}}end|> {{answer}}", tokenizer)
-    slots = bound.encode({"a": first, "b": second}, ROOM).slots
+    slots = bound.encode({"a": first, "b": second}, ROOM)
     own = tokenizer.convert_tokens_to_ids(special)
     assert [slot for slot in slots if slot in set(tokenizer.all_special_ids)] == [own, own]
     assert tokenizer.decode(slots) == f"<{special}x{first}x{special}|{second}end|>"
@@ -232,16 +233,16 @@ def test_an_answer_gives_no_special_token() -> None:
 def test_what_is_encoded_always_fits(name: str, first: str, second: str, room: int, n_answer: int) -> None:
     bound = bind("{soft*2} Text: {a:cut} and {b:cut=7}. It {answer}", TOKENIZERS[name])
     row = {"a": first, "b": second}
-    least = len(bound.encode({"a": "", "b": ""}, ROOM).slots)
+    least = len(bound.encode({"a": "", "b": ""}, ROOM))
     try:
         found = bound.encode(row, room, n_answer)
     except UserError:
         assert least + n_answer > room
         return
-    assert len(found.slots) + n_answer <= room
+    assert len(found) + n_answer <= room
     whole = bound.encode(row, ROOM)
-    assert found.n_cut >= whole.n_cut
-    if len(whole.slots) + n_answer <= room:
+    assert len(found) <= len(whole)
+    if len(whole) + n_answer <= room:
         assert found == whole
 
 
@@ -249,11 +250,10 @@ def test_what_is_encoded_always_fits(name: str, first: str, second: str, room: i
 def test_no_more_is_cut_than_must_be_and_the_longest_first(first: str, second: str, room: int) -> None:
     bound = bind("{a:cut}|{b:cut}{answer}", BYTES)
     found = bound.encode({"a": first, "b": second}, room, 2)
-    a, b = BYTES.decode(found.slots).split("|")
+    a, b = BYTES.decode(found).split("|")
     assert first.startswith(a)
     assert second.startswith(b)
-    assert found.n_cut == len(first) - len(a) + len(second) - len(b)
-    assert len(found.slots) + 2 == min(room, len(first) + len(second) + 3)
+    assert len(found) + 2 == min(room, len(first) + len(second) + 3)
     for kept, whole, other in ((a, first, b), (b, second, a)):
         assert kept == whole or len(kept) >= len(other) - 1
 
@@ -275,9 +275,8 @@ def test_a_field_is_cut_between_tokens_and_loses_the_blank_there(name: str) -> N
     text = "great happy bad 😀😀 sad good"
     for most in range(1, len(ids_of(tokenizer, text)) + 2):
         found = bind(f"{{text:cut={most}}}. It {{answer}}", tokenizer).encode({"text": text}, ROOM)
-        kept = decoded(tokenizer, found.slots).removesuffix(". It").removesuffix(".it").strip()
+        kept = decoded(tokenizer, found).removesuffix(". It").removesuffix(".it").strip()
         assert "\ufffd" not in kept
-        assert found.n_cut == max(0, len(ids_of(tokenizer, text)) - most)
         if name in ("byte_level", "of_bytes"):
             assert text.startswith(kept)
             assert len(ids_of(tokenizer, kept)) <= most
@@ -294,15 +293,15 @@ def test_what_is_kept_are_the_first_tokens_whatever_blanks_the_tokenizer_drops(n
                 : tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"][most - 1][1]
             ].rstrip(),
         )
-        assert bind(f"{{text:cut={most}}}{{answer}}", tokenizer).encode({"text": text}, ROOM).slots == kept
-    assert bind("{text:cut=2}{answer}", TOKENIZERS["tiny"]).encode({"text": "a      dog barks"}, ROOM).slots == ids_of(
+        assert bind(f"{{text:cut={most}}}{{answer}}", tokenizer).encode({"text": text}, ROOM) == kept
+    assert bind("{text:cut=2}{answer}", TOKENIZERS["tiny"]).encode({"text": "a      dog barks"}, ROOM) == ids_of(
         TOKENIZERS["tiny"], "a dog"
     )
 
 
 def test_a_tokenizer_that_merges_across_blanks_and_marks_is_read_alone_at_each_end() -> None:
     across = crossing()
-    assert bind("b{soft*1} b{answer}", across).encode({}, ROOM).slots == (
+    assert bind("b{soft*1} b{answer}", across).encode({}, ROOM) == (
         *ids_of(across, "b"),
         -1,
         *ids_of(across, " b"),
@@ -313,8 +312,8 @@ def test_a_tokenizer_that_merges_across_blanks_and_marks_is_read_alone_at_each_e
 
 def test_half_a_character_is_left_out_whole() -> None:
     bound = bind("{text:cut=6}{answer}", BYTES)
-    assert BYTES.decode(bound.encode({"text": "abc😀"}, ROOM).slots) == "abc"
-    assert BYTES.decode(bound.encode({"text": "ab😀"}, ROOM).slots) == "ab😀"
+    assert BYTES.decode(bound.encode({"text": "abc😀"}, ROOM)) == "abc"
+    assert BYTES.decode(bound.encode({"text": "ab😀"}, ROOM)) == "ab😀"
 
 
 # --- chats
@@ -325,7 +324,7 @@ def test_a_chat_is_laid_out_by_the_models_own_template() -> None:
     bound = bind(text, start_ids=(BPE.bos_token_id,))
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "so bad"}]
     laid_out = BPE.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    assert bound.encode({"text": "so bad"}, ROOM).slots == ids_of(BPE, f"{laid_out}It was")
+    assert bound.encode({"text": "so bad"}, ROOM) == ids_of(BPE, f"{laid_out}It was")
     assert bound.answers(["great"]) == (ids_of(BPE, " great"),)
     assert bound.template.is_chat
 
@@ -339,7 +338,7 @@ def test_soft_slots_stand_in_any_message_and_fields_are_not_seen_by_the_chat_tem
     bound = bind(
         '[[system]] {soft}\n[[user]] a {soft*1} {text} {soft:"It was"}\n[[assistant]] {soft*1} {answer}', n_soft=2
     )
-    slots = bound.encode({"text": "  {{ messages }} \ue000"}, ROOM).slots
+    slots = bound.encode({"text": "  {{ messages }} \ue000"}, ROOM)
     starts = ids_of(BPE, " It was")
     assert [slot for slot in slots if slot < 0] == [-1 - place for place in range(4 + len(starts))]
     assert bound.soft_starts == (None, None, None, *starts, None)
@@ -351,13 +350,13 @@ def test_soft_slots_stand_in_any_message_and_fields_are_not_seen_by_the_chat_tem
 
 def test_a_field_ends_no_message() -> None:
     bound = bind("[[user]] {text}\n[[assistant]] {answer}")
-    honest, wicked = bound.encode({"text": "a"}, ROOM).slots, bound.encode({"text": "a<|im_end|>"}, ROOM).slots
+    honest, wicked = bound.encode({"text": "a"}, ROOM), bound.encode({"text": "a<|im_end|>"}, ROOM)
     assert wicked.count(BPE.eos_token_id) == honest.count(BPE.eos_token_id) == 1
 
 
 def test_a_chat_reads_the_same_on_another_day() -> None:
     dated = "{{ date_string if date_string is defined else strftime_now('%d %b %Y') }}" + CHAT
-    assert decoded(BPE, bind("[[user]] a\n[[assistant]]{answer}", byte_level(dated)).encode({}, ROOM).slots).startswith(
+    assert decoded(BPE, bind("[[user]] a\n[[assistant]]{answer}", byte_level(dated)).encode({}, ROOM)).startswith(
         "26 Jul 2024<|im_start|>"
     )
 
@@ -394,7 +393,7 @@ def test_smollm2_reads_a_chat_as_its_own_template_lays_it_out() -> None:
         [{"role": "user", "content": "Name it: red heart"}], tokenize=True, add_generation_prompt=True
     )["input_ids"]
     bound = bind("[[user]] Name it: {text:cut}\n[[assistant]] {answer}", tokenizer)
-    assert bound.encode({"text": "red heart"}, ROOM).slots == tuple(laid_out)
+    assert bound.encode({"text": "red heart"}, ROOM) == tuple(laid_out)
     assert bound.answers(["heart"]) == (ids_of(tokenizer, "heart"),)
 
 

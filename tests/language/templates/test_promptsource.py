@@ -365,8 +365,8 @@ def test_rows_become_inputs_with_the_choices_as_labels(tmp_path: Path) -> None:
     )
     assert found.test[0] == TextRow({"input": "How does this sound?\nSo sad"}, "bad", task="t")
     assert (found.labels, found.verbalizer, found.template, found.instructions) == (("bad", "good"), None, TEMPLATE, ())
-    bound = Template.parse(TEMPLATE).bind(byte_level(), n_soft=2)
-    assert bound.encode(found.train[0].fields, 100).slots[:2] == (-1, -2)
+    bound = Template.parse(TEMPLATE).with_soft(2).bind(byte_level())
+    assert bound.encode(found.train[0].fields, 100)[:2] == (-1, -2)
 
 
 def test_labels_are_counted_as_they_are_told_and_numbers_as_they_are() -> None:

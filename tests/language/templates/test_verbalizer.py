@@ -27,7 +27,6 @@ def test_labels_and_words_keep_their_order() -> None:
     verbalizer = Verbalizer(WORDS)
     assert verbalizer.labels == ("positive", "negative")
     assert verbalizer.flat == ("great", "good", "bad")
-    assert verbalizer.label_of == (0, 0, 1)
     assert verbalizer.words["negative"] == ("bad",)
     assert Verbalizer.from_dict(json.loads(json.dumps(verbalizer.to_dict()))) == verbalizer
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mmprompt.language.peft.file import load_peft
+from mmprompt.language.peft import load_peft
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from tests.language_models import CAUSAL, ENCODED, frozen_model
 from tests.peft_models import (

@@ -11,8 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from mmprompt.core.learned import Prompt
-from mmprompt.language.peft.file import load_peft
-from mmprompt.language.peft.save import save_peft
+from mmprompt.language.peft import load_peft, save_peft
 from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import Verbalizer

@@ -1,4 +1,4 @@
-"""A bank of prompts: who is chosen, what is mixed, what is put together, and the folder it is kept in."""
+"""A pool of prompts: who is chosen, what is mixed, what is put together, and the folder it is kept in."""
 
 from __future__ import annotations
 
@@ -13,11 +13,9 @@ from torch import Tensor
 
 from mmprompt.core.learned import Learned, Prompt, Source
 from mmprompt.errors import UserError
-from mmprompt.language.bank.bank import PromptBank, compose, text_features
-from mmprompt.language.bank.file import HEADER, TENSORS, load_bank, save_bank
 from mmprompt.language.data import TextRow
-from mmprompt.language.generation import generate_texts
-from mmprompt.language.predictor import LanguagePredictor
+from mmprompt.language.pool import HEADER, TENSORS, PromptPool, compose, load_pool, save_pool, text_features
+from mmprompt.language.predictor import LanguagePredictor, generate_texts
 from mmprompt.language.sources import MultitaskVectors
 from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import Verbalizer
@@ -64,9 +62,9 @@ def prompted_of(
     return LanguagePredictor(model, prompt, verbalizer)
 
 
-def bank_of(kind: str = "llama", temperature: float = 0.05, **more: int) -> PromptBank:
+def pool_of(kind: str = "llama", temperature: float = 0.05, **more: int) -> PromptPool:
     prompts = {"animals": prompted_of(5, kind, **more), "things": prompted_of(9, kind, **more)}  # type: ignore[arg-type]
-    return PromptBank.of(prompts, {"animals": ANIMALS, "things": THINGS}, temperature)
+    return PromptPool.of(prompts, {"animals": ANIMALS, "things": THINGS}, temperature)
 
 
 def plain_features(model: FrozenLanguageModel, text: str) -> Tensor:
@@ -81,15 +79,15 @@ def plain_features(model: FrozenLanguageModel, text: str) -> Tensor:
     return states[1][0, len(before) :].mean(0)
 
 
-def mean_prompt(bank: PromptBank, weights: Tensor) -> LanguagePredictor:
+def mean_prompt(pool: PromptPool, weights: Tensor) -> LanguagePredictor:
     """One prompt of the weighted mean of all vectors."""
-    first = next(iter(bank.prompts.values()))
-    each = [prompted.vectors() for prompted in bank.prompts.values()]
+    first = next(iter(pool.prompts.values()))
+    each = [prompted.vectors() for prompted in pool.prompts.values()]
     sources = [
         Learned(site, sum(w * one[site].values for w, one in zip(weights.tolist(), each, strict=True)))
         for site in each[0]
     ]
-    return LanguagePredictor(bank.model, Prompt(first.template, *sources), first.verbalizer)
+    return LanguagePredictor(pool.model, Prompt(first.template, *sources), first.verbalizer)
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "opt_narrow", "bart", "gemma2", "bloom"])
@@ -112,57 +110,57 @@ def test_texts_longer_than_the_model_are_read_as_far_as_they_fit() -> None:
 
 
 def test_weights_are_the_softmax_of_cosines_to_the_means_of_the_training_texts() -> None:
-    bank, model = bank_of(temperature=0.2), model_of("llama")
+    pool, model = pool_of(temperature=0.2), model_of("llama")
     with torch.no_grad():
         keys = [
             torch.stack([plain_features(model, r.fields["text"]) for r in some]).mean(0) for some in (ANIMALS, THINGS)
         ]
-        for row, weights in zip(ROWS, bank.weights(ROWS), strict=True):
+        for row, weights in zip(ROWS, pool.weights(ROWS), strict=True):
             query = plain_features(model, row.fields["text"])
             cosines = torch.stack([torch.cosine_similarity(query, key, dim=0) for key in keys])
             torch.testing.assert_close(weights, (cosines / 0.2).softmax(0).float(), rtol=1e-4, atol=1e-5)
 
 
 def test_a_text_is_routed_to_the_prompt_that_knows_it() -> None:
-    bank = bank_of()
-    names, weights = bank.route([*ANIMALS, *THINGS])
+    pool = pool_of()
+    names, weights = pool.route([*ANIMALS, *THINGS])
     assert names == ["animals"] * 3 + ["things"] * 3
     assert weights.shape == (6, 2)
-    assert [one is bank.prompts[name] for one, name in zip(bank.choose([*ANIMALS, *THINGS]), names, strict=True)]
+    assert [one is pool.prompts[name] for one, name in zip(pool.choose([*ANIMALS, *THINGS]), names, strict=True)]
 
 
 def test_a_text_is_known_by_the_fields_that_some_prompt_reads() -> None:
-    bank = bank_of()
+    pool = pool_of()
     more = [TextRow(row.fields | {"unread": "a red car by the blue house"}, label="thing", task="any") for row in ROWS]
-    torch.testing.assert_close(bank.weights(more), bank.weights(ROWS))
+    torch.testing.assert_close(pool.weights(more), pool.weights(ROWS))
     other = {"text": prompted_of(), "both": prompted_of(template="{soft} {title} {text}\n{answer}")}
     rows = {"text": ANIMALS, "both": [TextRow({"title": "x", "text": "y"})]}
     titled = [TextRow({"text": "dog", "title": "a red car"})]
     plain = [TextRow({"text": "dog"})]
-    bank = PromptBank.of(other, rows, temperature=1.0)
-    assert not torch.allclose(bank.weights(titled), bank.weights(plain))
+    pool = PromptPool.of(other, rows, temperature=1.0)
+    assert not torch.allclose(pool.weights(titled), pool.weights(plain))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_row_is_classified_by_its_prompt(kind: str) -> None:
-    bank = bank_of(kind)
+    pool = pool_of(kind)
     rows = [THINGS[0], ANIMALS[0], THINGS[1], ANIMALS[1], *ROWS]
-    names = bank.route(rows)[0]
+    names = pool.route(rows)[0]
     assert names[:4] == ["things", "animals"] * 2
-    for row, name, found in zip(rows, names, bank.classify(rows), strict=True):
-        (expected,) = bank.prompts[name].classify([row])
+    for row, name, found in zip(rows, names, pool.classify(rows), strict=True):
+        (expected,) = pool.prompts[name].classify([row])
         assert found.label == expected.label
         assert found.probabilities == pytest.approx(expected.probabilities, abs=1e-6)
-    assert bank.classify([]) == []
+    assert pool.classify([]) == []
 
 
 @pytest.mark.parametrize("verbalizer", [VERBALIZER, REORDERED])
 def test_probabilities_are_mixed_by_weight_label_by_label(verbalizer: Verbalizer) -> None:
     prompts = {"animals": prompted_of(5), "things": prompted_of(9, verbalizer=verbalizer)}
-    bank = PromptBank.of(prompts, {"animals": ANIMALS, "things": THINGS}, 0.2)
+    pool = PromptPool.of(prompts, {"animals": ANIMALS, "things": THINGS}, 0.2)
     each = [prompted.classify(ROWS) for prompted in prompts.values()]
     for row, (weights, found) in enumerate(
-        zip(bank.weights(ROWS).tolist(), bank.classify(ROWS, "outputs"), strict=True)
+        zip(pool.weights(ROWS).tolist(), pool.classify(ROWS, "outputs"), strict=True)
     ):
         for label in WORDS:
             expected = sum(w * some[row].probabilities[label] for w, some in zip(weights, each, strict=True))
@@ -176,12 +174,12 @@ def test_probabilities_are_mixed_by_weight_label_by_label(verbalizer: Verbalizer
 def test_mixed_vectors_are_those_of_each_row_alone(kind: str, shape: Mapping[str, int]) -> None:
     template = TEMPLATE if shape["n_soft"] else "{text}\nIt is {answer}"
     prompts = {name: prompted_of(seed, kind, template, **shape) for name, seed in (("animals", 5), ("things", 9))}
-    bank = PromptBank.of(prompts, {"animals": ANIMALS, "things": THINGS}, 0.02)
-    mixed, weights = bank.mix(ROWS), bank.weights(ROWS)
+    pool = PromptPool.of(prompts, {"animals": ANIMALS, "things": THINGS}, 0.02)
+    mixed, weights = pool.mix(ROWS), pool.weights(ROWS)
     assert weights.max(0).values.sub(weights.min(0).values).gt(0.1).all()
     written = generate_texts(mixed, ROWS, Generation(max_tokens=4))
-    for row, found, one, text, some in zip(ROWS, bank.classify(ROWS, "vectors"), mixed, written, weights, strict=True):
-        plain = mean_prompt(bank, some)
+    for row, found, one, text, some in zip(ROWS, pool.classify(ROWS, "vectors"), mixed, written, weights, strict=True):
+        plain = mean_prompt(pool, some)
         (expected,) = plain.classify([row])
         assert found.probabilities == pytest.approx(expected.probabilities, abs=1e-5)
         assert one.classify([row])[0].probabilities == pytest.approx(expected.probabilities, abs=1e-5)
@@ -189,20 +187,20 @@ def test_mixed_vectors_are_those_of_each_row_alone(kind: str, shape: Mapping[str
 
 
 def test_weights_of_one_leave_one_prompt() -> None:
-    bank = bank_of(temperature=1e-5)
-    names = bank.route(ROWS)[0]
+    pool = pool_of(temperature=1e-5)
+    names = pool.route(ROWS)[0]
     for how in ("outputs", "vectors"):
-        for found, expected in zip(bank.classify(ROWS, how), bank.classify(ROWS), strict=True):  # type: ignore[arg-type]
+        for found, expected in zip(pool.classify(ROWS, how), pool.classify(ROWS), strict=True):  # type: ignore[arg-type]
             assert found.probabilities == pytest.approx(expected.probabilities, abs=1e-5)
     assert len(set(names)) == 2
 
 
 def test_each_row_is_answered_with_its_prompt() -> None:
-    bank = bank_of()
+    pool = pool_of()
     rows = [*THINGS, *ANIMALS]
-    written = generate_texts(bank.choose(rows), rows, Generation(max_tokens=5))
-    for row, name, text in zip(rows, bank.route(rows)[0], written, strict=True):
-        assert generate_texts(bank.prompts[name], [row], Generation(max_tokens=5)) == [text]
+    written = generate_texts(pool.choose(rows), rows, Generation(max_tokens=5))
+    for row, name, text in zip(rows, pool.route(rows)[0], written, strict=True):
+        assert generate_texts(pool.prompts[name], [row], Generation(max_tokens=5)) == [text]
 
 
 def test_composed_prompts_stand_where_their_names_do() -> None:
@@ -239,19 +237,19 @@ def test_keys_and_values_are_not_put_into_a_template() -> None:
 
 
 @pytest.mark.parametrize("kind", ["llama", "t5"])
-def test_a_saved_bank_says_the_same(kind: str, tmp_path: Path) -> None:
-    bank = bank_of(kind, 0.125)
-    save_bank(bank, tmp_path / "bank")
-    again = load_bank(tmp_path / "bank", bank.model)
-    assert (again.names, again.temperature) == (bank.names, 0.125)
-    torch.testing.assert_close(again.weights(ROWS), bank.weights(ROWS), rtol=0, atol=0)
-    for found, expected in zip(again.classify(ROWS), bank.classify(ROWS), strict=True):
+def test_a_saved_pool_says_the_same(kind: str, tmp_path: Path) -> None:
+    pool = pool_of(kind, 0.125)
+    save_pool(pool, tmp_path / "pool")
+    again = load_pool(tmp_path / "pool", pool.model)
+    assert (again.names, again.temperature) == (pool.names, 0.125)
+    torch.testing.assert_close(again.weights(ROWS), pool.weights(ROWS), rtol=0, atol=0)
+    for found, expected in zip(again.classify(ROWS), pool.classify(ROWS), strict=True):
         assert found.probabilities == pytest.approx(expected.probabilities, abs=1e-6)
 
 
 def saved(tmp_path: Path) -> Path:
-    save_bank(bank_of(), tmp_path / "bank")
-    return tmp_path / "bank"
+    save_pool(pool_of(), tmp_path / "pool")
+    return tmp_path / "pool"
 
 
 def edit(folder: Path, **changes: object) -> None:
@@ -260,7 +258,7 @@ def edit(folder: Path, **changes: object) -> None:
 
 
 DAMAGES: list[tuple[Callable[[Path], object], str]] = [
-    (lambda folder: (folder / HEADER).unlink(), "so it is no bank of prompts"),
+    (lambda folder: (folder / HEADER).unlink(), "so it is no pool of prompts"),
     (lambda folder: (folder / HEADER).write_text("[]"), "is not a header"),
     (lambda folder: edit(folder, format=2), "Upgrade mmprompt"),
     (lambda folder: edit(folder, names=["animals", "../things"]), "no name of a folder"),
@@ -274,28 +272,28 @@ DAMAGES: list[tuple[Callable[[Path], object], str]] = [
 
 
 @pytest.mark.parametrize(("damage", "message"), DAMAGES)
-def test_a_damaged_bank_is_refused(damage: Callable[[Path], object], message: str, tmp_path: Path) -> None:
+def test_a_damaged_pool_is_refused(damage: Callable[[Path], object], message: str, tmp_path: Path) -> None:
     folder = saved(tmp_path)
     damage(folder)
     with pytest.raises(UserError, match=message):
-        load_bank(folder, model_of("llama"))
+        load_pool(folder, model_of("llama"))
 
 
 def test_keys_of_another_number_of_prompts_are_refused(tmp_path: Path) -> None:
     folder = saved(tmp_path)
     third = {name: prompted_of(seed) for name, seed in (("animals", 5), ("things", 9), ("more", 2))}
-    save_bank(PromptBank(third, drawn(3, 32)), tmp_path / "other")
+    save_pool(PromptPool(third, drawn(3, 32)), tmp_path / "other")
     (folder / TENSORS).write_bytes((tmp_path / "other" / TENSORS).read_bytes())
     edit(folder, tensors_sha256=json.loads((tmp_path / "other" / HEADER).read_text())["tensors_sha256"])
     with pytest.raises(UserError, match="one key for each of 2 prompts"):
-        load_bank(folder, model_of("llama"))
+        load_pool(folder, model_of("llama"))
 
 
 def test_a_name_that_is_no_folder_is_not_saved(tmp_path: Path) -> None:
-    bank = PromptBank({"a/b": prompted_of(), "c": prompted_of(9)}, drawn(2, 32))
+    pool = PromptPool({"a/b": prompted_of(), "c": prompted_of(9)}, drawn(2, 32))
     with pytest.raises(UserError, match="Rename it"):
-        save_bank(bank, tmp_path / "bank")
-    assert not (tmp_path / "bank").exists()
+        save_pool(pool, tmp_path / "pool")
+    assert not (tmp_path / "pool").exists()
 
 
 def multitask() -> LanguagePredictor:
@@ -305,42 +303,42 @@ def multitask() -> LanguagePredictor:
 
 def test_prompts_that_cannot_be_chosen_from_are_refused() -> None:
     with pytest.raises(UserError, match="there are 1 prompts"):
-        PromptBank({"a": prompted_of()}, drawn(1, 32))
+        PromptPool({"a": prompted_of()}, drawn(1, 32))
     with pytest.raises(UserError, match="of several models"):
-        PromptBank({"a": prompted_of(), "b": prompted_of(kind="gpt2")}, drawn(2, 32))
+        PromptPool({"a": prompted_of(), "b": prompted_of(kind="gpt2")}, drawn(2, 32))
     with pytest.raises(UserError, match="itself of several tasks"):
-        PromptBank({"a": prompted_of(), "b": multitask()}, drawn(2, 32))
+        PromptPool({"a": prompted_of(), "b": multitask()}, drawn(2, 32))
     with pytest.raises(UserError, match="temperature is -1"):
-        PromptBank({"a": prompted_of(), "b": prompted_of()}, drawn(2, 32), -1)
+        PromptPool({"a": prompted_of(), "b": prompted_of()}, drawn(2, 32), -1)
     with pytest.raises(UserError, match="'b' has no rows"):
-        PromptBank.of({"a": prompted_of(), "b": prompted_of()}, {"a": ANIMALS, "b": []})
+        PromptPool.of({"a": prompted_of(), "b": prompted_of()}, {"a": ANIMALS, "b": []})
     with pytest.raises(UserError, match="no prompt named 'c'"):
-        PromptBank.of({"a": prompted_of(), "b": prompted_of()}, {"a": ANIMALS, "b": THINGS, "c": THINGS})
+        PromptPool.of({"a": prompted_of(), "b": prompted_of()}, {"a": ANIMALS, "b": THINGS, "c": THINGS})
 
 
 def test_texts_that_say_nothing_are_refused() -> None:
     with pytest.raises(UserError, match="has no tokens"):
         text_features(model_of("llama"), ["cat", ""])
     with pytest.raises(UserError, match="none of the fields that the prompts read: 'text'"):
-        bank_of().weights([TextRow({"title": "cat"})])
+        pool_of().weights([TextRow({"title": "cat"})])
 
 
 def test_only_what_goes_together_is_mixed() -> None:
-    def bank(other: LanguagePredictor) -> PromptBank:
-        return PromptBank({"a": prompted_of(), "b": other}, drawn(2, 32))
+    def pool(other: LanguagePredictor) -> PromptPool:
+        return PromptPool({"a": prompted_of(), "b": other}, drawn(2, 32))
 
     other_words = Verbalizer(WORDS | {"animal": ("fish", "a red bird")})
     other_labels = Verbalizer({"animal": "dog", "plant": "tree"})
-    assert len(bank(prompted_of(9, verbalizer=other_words)).classify(ROWS, "outputs")) == len(ROWS)
+    assert len(pool(prompted_of(9, verbalizer=other_words)).classify(ROWS, "outputs")) == len(ROWS)
     with pytest.raises(UserError, match="differ in their words of the labels"):
-        bank(prompted_of(9, verbalizer=other_words)).classify(ROWS, "vectors")
+        pool(prompted_of(9, verbalizer=other_words)).classify(ROWS, "vectors")
     with pytest.raises(UserError, match="have different labels"):
-        bank(prompted_of(9, verbalizer=other_labels)).classify(ROWS, "outputs")
+        pool(prompted_of(9, verbalizer=other_labels)).classify(ROWS, "outputs")
     with pytest.raises(UserError, match="differ in their template"):
-        bank(prompted_of(9, template="{soft} {text} {answer}")).mix(ROWS)
+        pool(prompted_of(9, template="{soft} {text} {answer}")).mix(ROWS)
     with pytest.raises(UserError, match="differ in their template"):
-        bank(prompted_of(9, n_soft=4)).mix(ROWS)
+        pool(prompted_of(9, n_soft=4)).mix(ROWS)
     with pytest.raises(UserError, match="differ in their vectors"):
-        bank(prompted_of(9, n_kv=2)).mix(ROWS)
+        pool(prompted_of(9, n_kv=2)).mix(ROWS)
     with pytest.raises(UserError, match="Did you mean 'outputs'"):
-        bank(prompted_of(9)).classify(ROWS, "output")  # type: ignore[arg-type]
+        pool(prompted_of(9)).classify(ROWS, "output")  # type: ignore[arg-type]

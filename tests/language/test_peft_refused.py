@@ -13,18 +13,12 @@ from torch import Tensor
 
 from mmprompt.core.learned import Prompt
 from mmprompt.errors import UserError
-from mmprompt.language.peft.file import load_peft
-from mmprompt.language.peft.save import save_peft
+from mmprompt.language.peft import load_peft, save_peft
 from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.templates.template import Template
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from tests.language_models import frozen_model
-from tests.peft_models import (
-    N,
-    ours,
-    peft_model,
-    saved,
-)
+from tests.peft_models import N, ours, peft_model, saved
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT warns of what it does itself
 

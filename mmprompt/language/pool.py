@@ -1,43 +1,56 @@
 """Prompts of several tasks on one frozen model: each text gets the prompt of the texts that it is most like, or a
 mixture of all, and two prompts are put into one template.
 
-What a text is like is asked of the frozen model itself, so a bank needs no training. Prompts are retrieved by how alike
+What a text is like is asked of the frozen model itself, so a pool needs no training. Prompts are retrieved by how alike
 tasks are as in Vu et al. 2022 ("SPoT"), and mixed by softmax weights for each text as in Asai et al. 2022 ("ATTEMPT");
-there tasks are known by their prompts and weights are learned, here both come from the texts.
+there tasks are known by their prompts and weights are learned, here both come from the texts. A pool
+chosen from by keys is of Wang et al. 2022 ("L2P").
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmprompt.core.learned import Learned, Prompt
-from mmprompt.errors import UserError, bad_value, unknown_name
+from mmprompt.core.file import read_sealed
+from mmprompt.core.file import save as save_prompt
+from mmprompt.core.header import read_header
+from mmprompt.core.learned import LM_INPUT, Learned, Prompt
+from mmprompt.data.strict_yaml import validate
+from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
+from mmprompt.files import make_folder, read_json, sha256_bytes, tensor_bytes, write_bytes, write_json
 from mmprompt.language.data import TextRow
-from mmprompt.language.predictor import BATCH, LabelPrediction, LanguagePredictor, label_predictions
+from mmprompt.language.predictor import BATCH, LabelPrediction, LanguagePredictor, label_predictions, load_prompted
 from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import Verbalizer
 from mmprompt.models.decoder.encoder_decoder import EncoderDecoderReader
+from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
-from mmprompt.models.decoder.vectors import LM_INPUT
 from mmprompt.models.sites import Site, Vectors
 
 TEMPERATURE = 0.01
 """Of cosines: the power of ten at which weights are closest to the shares that are right, on texts of five tasks."""
 Mixing = Literal["choose", "outputs", "vectors"]
+FORMAT = 1
+HEADER, TENSORS, PROMPTS = "pool.json", "pool.safetensors", "prompts"
+_NAME = re.compile(r"\w[\w-]*")
+_RESTORE = "Restore the folder as it was saved, or save the pool again."
 
 
-class PromptBank:
+class PromptPool:
     """Prompts of several tasks, and the key of each.
 
     Args:
         prompts: by name, two or more on one frozen model, none of them itself of several tasks.
-        keys: [K, D] what the training texts of each prompt are like, as `PromptBank.of` finds it.
+        keys: [K, D] what the training texts of each prompt are like, as `PromptPool.of` finds it.
         temperature: of the cosines between a text and the keys, above 0; smaller is more certain.
     Raises:
         UserError: the prompts are fewer than two, of several models, or of several tasks, or a value is out of range.
@@ -46,13 +59,11 @@ class PromptBank:
     def __init__(
         self, prompts: Mapping[str, LanguagePredictor], keys: Tensor, temperature: float = TEMPERATURE
     ) -> None:
-        _check_prompts(prompts)
+        self.model = _model_of(prompts)
         if not 0 < temperature < float("inf"):
             advice = f"Use {TEMPERATURE}, or less to be more certain."
             raise bad_value("temperature", temperature, "it must be above 0 and finite", advice)
-        self.prompts = dict(prompts)
-        self.names = tuple(prompts)
-        self.model: FrozenLanguageModel = next(iter(prompts.values())).model
+        self.prompts, self.names = dict(prompts), tuple(prompts)
         self.keys, self.temperature = keys.to(self.model.device), temperature
 
     @classmethod
@@ -61,8 +72,8 @@ class PromptBank:
         prompts: Mapping[str, LanguagePredictor],
         rows: Mapping[str, Sequence[TextRow]],
         temperature: float = TEMPERATURE,
-    ) -> PromptBank:
-        """A bank whose keys are the means over the texts that each prompt was learned from.
+    ) -> PromptPool:
+        """Make a pool whose keys are the means over the texts that each prompt was learned from.
 
         Args:
             prompts: by name, two or more on one frozen model.
@@ -71,40 +82,39 @@ class PromptBank:
         Raises:
             UserError: see the class; or a prompt has no rows, or rows no prompt.
         """
-        _check_prompts(prompts)
+        model = _model_of(prompts)
         for name in rows:
             if name not in prompts:
                 raise unknown_name("prompt", name, prompts, "Give rows of the prompts alone.")
         for name in prompts:
             if not rows.get(name):
                 raise UserError(f"the prompt {name!r} has no rows to be known by. Give it some of its training rows.")
-        model = next(iter(prompts.values())).model
         keys = [text_features(model, _texts(prompts, rows[name])).mean(0) for name in prompts]
         return cls(prompts, torch.stack(keys), temperature)
 
     def weights(self, rows: Sequence[TextRow]) -> Tensor:
-        """[N, K] float32, how much each prompt counts for each row: sums to 1 over the prompts.
+        """Return [N, K] float32, how much each prompt counts for each row: sums to 1 over the prompts.
 
         Args:
             rows: N rows; their task, label and answer are not looked at.
         Raises:
-            UserError: a row has no field that a prompt of the bank reads, or no tokens in it.
+            UserError: a row has no field that a prompt of the pool reads, or no tokens in it.
         """
         features = text_features(self.model, _texts(self.prompts, rows))
         cosines = F.normalize(features, dim=1) @ F.normalize(self.keys, dim=1).T
         return (cosines / self.temperature).softmax(-1)
 
     def route(self, rows: Sequence[TextRow]) -> tuple[list[str], Tensor]:
-        """The name of the prompt that each of N rows is for, and the weights [N, K] of all; see `weights`."""
+        """Return the name of the prompt that each of N rows is for, and the weights [N, K] of all; see `weights`."""
         weights = self.weights(rows)
         return [self.names[place] for place in weights.argmax(1).tolist()], weights
 
     def choose(self, rows: Sequence[TextRow]) -> list[LanguagePredictor]:
-        """The prompt of each row, as `generate_texts` takes them."""
+        """Return the prompt of each row, as `generate_texts` takes them."""
         return [self.prompts[name] for name in self.route(rows)[0]]
 
     def mix(self, rows: Sequence[TextRow]) -> list[LanguagePredictor]:
-        """A prompt of its own for each row, the weighted mean of all vectors, as `generate_texts` takes them.
+        """Return a prompt of its own for each row, the weighted mean of all vectors, as `generate_texts` takes them.
 
         Raises:
             UserError: the prompts have several templates, or vectors at several sites or of several numbers.
@@ -119,7 +129,7 @@ class PromptBank:
         return mixed
 
     def classify(self, rows: Sequence[TextRow], how: Mixing = "choose") -> list[LabelPrediction]:
-        """The label of each row, whatever task it is of.
+        """Return the label of each row, whatever task it is of.
 
         Args:
             rows: N rows; their task and label are not looked at.
@@ -140,29 +150,25 @@ class PromptBank:
             log_probs = (self.weights(rows).log()[..., None] + torch.stack(each, dim=1)).logsumexp(1)
             return label_predictions(labels, log_probs)
         names = self.route(rows)[0]
-        found: dict[int, LabelPrediction] = {}
+        predicted = {}
         for name in dict.fromkeys(names):
-            places = [place for place, other in enumerate(names) if other == name]
-            found |= dict(zip(places, self.prompts[name].classify([rows[place] for place in places]), strict=True))
-        return [found[place] for place in range(len(rows))]
+            own = [row for row, other in zip(rows, names, strict=True) if other == name]
+            predicted[name] = iter(self.prompts[name].classify(own))
+        return [next(predicted[name]) for name in names]
 
     @torch.no_grad()
     def _log_probs_of_mixed_vectors(self, rows: Sequence[TextRow]) -> Tensor:
-        first = self._alike()
-        verbalizer = first.verbalizer
-        weights = self.weights(rows)
-        parts = [torch.zeros(0, len(verbalizer.labels), device=self.model.device)]
+        first, weights = self._alike(), self.weights(rows)
+        parts = [torch.zeros(0, len(first.verbalizer.labels), device=self.model.device)]
         for start in range(0, len(rows), BATCH):
-            some = rows[start : start + BATCH]
             mixed = self._mixed_vectors(weights[start : start + BATCH])
             vectors = {site: Vectors(values, "sample") for site, values in mixed.items()}
-            questions = [first.question(row.fields, first.answers) for row in some]
-            predicted = self.model.predict(vectors, questions, first.words)
-            parts.append(verbalizer.label_scores(predicted.answer_log_probs(), predicted.lengths))
+            questions = [first.question(row.fields, first.answers) for row in rows[start : start + BATCH]]
+            parts.append(first.label_scores(vectors, questions))
         return torch.cat(parts).log_softmax(-1)
 
     def _mixed_vectors(self, weights: Tensor) -> dict[Site, Tensor]:
-        """By site the weighted means [N, M, D] of the prompts' vectors."""
+        """Return by site the weighted means [N, M, D] of the prompts' vectors."""
         each = [prompted.vectors() for prompted in self.prompts.values()]
         return {
             site: torch.einsum("nk,kmd->nmd", weights, torch.stack([one[site].values.detach() for one in each]))
@@ -170,7 +176,7 @@ class PromptBank:
         }
 
     def _alike(self) -> LanguagePredictor:
-        """The first prompt, once all are seen to have its template and as many vectors at the same sites."""
+        """Return the first prompt, once all are seen to have its template and as many vectors at the same sites."""
 
         def form(prompted: LanguagePredictor) -> dict[str, object]:
             shapes = {site: vectors.values.shape for site, vectors in prompted.vectors().items()}
@@ -189,7 +195,7 @@ class PromptBank:
         return first[1]
 
     def _labels(self) -> tuple[str, ...]:
-        """The labels of the first prompt, once all are seen to have the same."""
+        """Return the labels of the first prompt, once all are seen to have the same."""
         first, *others = self.prompts.items()
         for name, other in others:
             if set(other.verbalizer.labels) != set(first[1].verbalizer.labels):
@@ -202,19 +208,12 @@ class PromptBank:
 
 @torch.no_grad()
 def text_features(model: FrozenLanguageModel, texts: Sequence[str]) -> Tensor:
-    """Encode texts as a frozen model sees them: the mean of its hidden states halfway up, over the tokens of each text.
+    """Encode N texts as a frozen model sees them: [N, D], the mean of its hidden states halfway up over their tokens.
 
     Halfway up, states tell the subject of a text; token embeddings tell its words alone, and the last states the next
     word (measured in docs/language-dynamic.md). What is read first has a state of its own kind, so a new line stands
     before each text, and does not count, where the tokenizer puts nothing there. With an encoder, its states are taken.
-
-    Args:
-        model: the frozen model.
-        texts: N texts; what does not fit the model is not read.
-    Returns:
-        [N, D] float32.
-    Raises:
-        UserError: a text has no tokens.
+    What does not fit the model is not read.
     """
     reader = model.reader
     is_encoded = isinstance(reader, EncoderDecoderReader)
@@ -232,7 +231,7 @@ def text_features(model: FrozenLanguageModel, texts: Sequence[str]) -> Tensor:
                 f"the text {text[:40]!r} has no tokens, so nothing says which prompt it is for. Write some."
             )
     read = model.lm.get_encoder() if is_encoded else model.lm.base_model
-    found: list[Tensor] = []
+    features: list[Tensor] = []
     for start in range(0, len(ids), BATCH):
         rows = [[*before, *some, *behind] for some in ids[start : start + BATCH]]
         length = max(map(len, rows))
@@ -240,18 +239,18 @@ def text_features(model: FrozenLanguageModel, texts: Sequence[str]) -> Tensor:
         places = torch.arange(length, device=model.device)
         ends = torch.tensor([[len(row)] for row in rows], device=model.device)
         # A decoder sees nothing behind a slot, so padding needs no mask, and rows of a window no slot is left in.
-        more = {"attention_mask": (places < ends).long()} if is_encoded else {"use_cache": False}
-        out = read(slots, output_hidden_states=True, **more)
+        options = {"attention_mask": (places < ends).long()} if is_encoded else {"use_cache": False}
+        out = read(slots, output_hidden_states=True, **options)
         states = out.hidden_states[len(out.hidden_states) // 2].float()
         is_text = ((places >= len(before)) & (places < ends - len(behind)))[..., None]
-        found.append((states * is_text).sum(1) / is_text.sum(1))
-    return torch.cat(found) if found else torch.zeros(0, model.width, device=model.device)
+        features.append((states * is_text).sum(1) / is_text.sum(1))
+    return torch.cat(features) if features else torch.zeros(0, model.width, device=model.device)
 
 
 def compose(
     prompts: Mapping[str, LanguagePredictor], template: str, verbalizer: Verbalizer | None = None
 ) -> LanguagePredictor:
-    """Several prompts in one template, each where its name stands: `{soft*8:task} {soft*8:language} {text}`.
+    """Put several prompts into one template, each where its name stands: `{soft*8:task} {soft*8:language} {text}`.
 
     Args:
         prompts: by the name of their soft slots, all on one frozen model, with vectors among the tokens alone.
@@ -261,8 +260,7 @@ def compose(
         UserError: the template has slots without a prompt or prompts without a slot, or another number of vectors, or
             the prompts do not go together.
     """
-    _check_prompts(prompts)
-    parsed = Template.parse(template)
+    model, parsed = _model_of(prompts), Template.parse(template)
     values = []
     for group in parsed.groups:
         if group.name is None:
@@ -277,20 +275,21 @@ def compose(
                 f"the prompt {group.name!r} has keys and values, but vectors among the tokens alone stand in a "
                 "template. Compose prompts of prompt-tuning or p-tuning."
             )
-        if group.n_vectors != vectors[LM_INPUT].n_vectors:
+        n_vectors = vectors[LM_INPUT].n_vectors
+        if group.n_vectors != n_vectors:
             raise UserError(
-                f"the soft slots {group.name!r} are {group.n_vectors}, but that prompt has "
-                f"{vectors[LM_INPUT].n_vectors} vectors. Write {{soft*{vectors[LM_INPUT].n_vectors}:{group.name}}}."
+                f"the soft slots {group.name!r} are {group.n_vectors}, but that prompt has {n_vectors} vectors. "
+                f"Write {{soft*{n_vectors}:{group.name}}}."
             )
         values.append(vectors[LM_INPUT].values.detach())
     for name in prompts.keys() - {group.name for group in parsed.groups}:
         raise UserError(f"the template has no soft slots named {name!r}. Add them, or leave that prompt out.")
     prompt = Prompt(parsed, Learned(LM_INPUT, torch.cat(values))).requires_grad_(False)
-    return LanguagePredictor(next(iter(prompts.values())).model, prompt, verbalizer)
+    return LanguagePredictor(model, prompt, verbalizer)
 
 
-def _check_prompts(prompts: Mapping[str, LanguagePredictor]) -> None:
-    """Refuse prompts that cannot be chosen from."""
+def _model_of(prompts: Mapping[str, LanguagePredictor]) -> FrozenLanguageModel:
+    """Return the one model of several prompts; refuse prompts that cannot be chosen from."""
     if len(prompts) < 2:
         raise UserError(f"there are {len(prompts)} prompts, but two or more go together. Give more.")
     if len({id(one.model) for one in prompts.values()}) > 1:
@@ -298,6 +297,7 @@ def _check_prompts(prompts: Mapping[str, LanguagePredictor]) -> None:
     for name, one in prompts.items():
         if one.tasks:
             raise UserError(f"the prompt {name!r} is itself of several tasks, but one each is needed. Give others.")
+    return next(iter(prompts.values())).model
 
 
 def _texts(prompts: Mapping[str, LanguagePredictor], rows: Sequence[TextRow]) -> list[str]:
@@ -308,3 +308,54 @@ def _texts(prompts: Mapping[str, LanguagePredictor], rows: Sequence[TextRow]) ->
         known = ", ".join(map(repr, fields))
         raise UserError(f"a row has none of the fields that the prompts read: {known}. Write one of them.")
     return ["\n".join(each) for each in texts]
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What a saved pool says of itself; names are those of the folders of its prompts."""
+
+    format: int
+    names: tuple[str, ...]
+    temperature: float
+    tensors_sha256: str
+
+
+def save_pool(pool: PromptPool, folder: Path | str) -> None:
+    """Write a pool to a folder, made if missing: each prompt as `save` writes it, the keys, and the header last."""
+    for name in pool.names:
+        if not _NAME.fullmatch(name):
+            raise bad_value("the name of a prompt", repr(name), "letters, digits, - and _ were expected", "Rename it.")
+    folder = make_folder(Path(folder))
+    for name, prompted in pool.prompts.items():
+        save_prompt(prompted, folder / PROMPTS / name)
+    data = tensor_bytes({"keys": pool.keys})
+    write_bytes(folder / TENSORS, data)
+    header = {"format": FORMAT, "names": list(pool.names), "temperature": float(pool.temperature)}
+    write_json(folder / HEADER, header | {"tensors_sha256": sha256_bytes(data)})
+
+
+def load_pool(folder: Path | str, model: FrozenLanguageModel | str | None = None) -> PromptPool:
+    """Load a saved pool, by default on the model that its prompts name."""
+    folder = Path(folder)
+    path = folder / HEADER
+    if not path.is_file():
+        problem = f"holds no {HEADER}, so it is no pool of prompts"
+        raise bad_file(folder, problem, "Give a folder that was saved as one.")
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise bad_file(path, "is not a header", _RESTORE)
+    if isinstance(content.get("format"), int) and content["format"] > FORMAT:
+        problem = f"has format {content['format']}, but up to {FORMAT} is read"
+        raise bad_file(path, problem, "Upgrade mmprompt.")
+    header = validate(_Header, content, path)
+    for name in header.names:
+        if not _NAME.fullmatch(name):
+            raise bad_file(path, f"names a prompt {name!r}, which is no name of a folder", _RESTORE)
+    places = [folder / PROMPTS / name for name in header.names]
+    if model is None or isinstance(model, str):
+        model = load_language_model(model or read_header(places[0], "language")["backbone"]["name"])
+    prompts = {place.name: load_prompted(place, model) for place in places}
+    keys = read_sealed(folder / TENSORS, header.tensors_sha256, _RESTORE).get("keys")
+    if keys is None or keys.dim() != 2 or len(keys) != len(prompts):
+        raise bad_file(folder / TENSORS, f"does not hold one key for each of {len(prompts)} prompts", _RESTORE)
+    return PromptPool(prompts, keys, header.temperature)

@@ -1,4 +1,4 @@
-"""Prompts that PEFT wrote, read from its own two files; PEFT itself is not needed, and no pickle is read.
+"""Prompts in PEFT's two files, read and written; PEFT itself is not needed, and no pickle is read.
 
 PEFT puts its vectors before everything, the start token of the text too; that is what `TEMPLATE` says. What `save_peft`
 writes beside its files, template and words of labels, is read too.
@@ -7,18 +7,29 @@ writes beside its files, template and words of labels, is read too.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
-from mmprompt.core.file import refuse_other_backbone
+from mmprompt.core.file import BackboneFacts, describe_backbone, read_sealed, refuse_other_backbone
 from mmprompt.core.header import RESTORE
 from mmprompt.core.learned import Given, Learned, Prompt, Source
 from mmprompt.data.strict_yaml import validate
-from mmprompt.errors import bad_file
-from mmprompt.files import read_bytes, read_json, read_tensors, sha256_bytes
+from mmprompt.errors import UserError, bad_file, unknown_name
+from mmprompt.files import (
+    make_folder,
+    read_bytes,
+    read_json,
+    read_tensors,
+    sha256_bytes,
+    tensor_bytes,
+    write_bytes,
+    write_json,
+)
 from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.sources import MultitaskVectors
 from mmprompt.language.templates.template import Template
@@ -26,7 +37,7 @@ from mmprompt.language.templates.verbalizer import Verbalizer
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.decoder.vectors import LM_INPUT
-from mmprompt.models.sites import Site
+from mmprompt.models.sites import Site, Vectors
 from mmprompt.settings import Count, checked, holds
 from mmprompt.version import __version__
 
@@ -43,16 +54,10 @@ TEMPLATE = "{soft}{bos}{text}{answer}"
 """What PEFT does with a text: vectors, then the text as the tokenizer frames it. Of a prefix, `{soft}` is nothing."""
 SAVE_AGAIN = "Save it again with PEFT's save_pretrained."
 OTHER_MODEL = "Load it with the model that it was trained on."
+TRAIN_IN_FRONT = "Train it with a template that begins with {soft}{bos}."
+Content = tuple[dict[str, Any], dict[str, Tensor]]
+"""A configuration, and the tensors in PEFT's layout."""
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Backbone:
-    """The frozen model, as in a prompt file."""
-
-    name: str
-    fingerprint: str
-    transform: str
 
 
 @dataclass(frozen=True)
@@ -60,11 +65,6 @@ class Side:
     """The content of `mmprompt.json`.
 
     Args:
-        format: of this file.
-        mmprompt: the version that wrote it.
-        backbone: the frozen model.
-        template: with the number of its vectors.
-        verbalizer: the words of each label.
         tasks: names of the tasks, where PEFT has numbers.
         holds: of a compiled prompt the slots whose keys and values it holds, as in `Question`; texts follow them
             without start tokens of their own.
@@ -74,7 +74,7 @@ class Side:
 
     format: int
     mmprompt: str
-    backbone: Backbone
+    backbone: BackboneFacts
     template: str
     verbalizer: dict[str, Any] | None
     tasks: list[str]
@@ -119,9 +119,7 @@ def load_peft(
     elif task is not None:
         raise bad_file(folder, f"is a prompt of one task, but the task {task!r} was asked for", "Leave the task out.")
     elif side is not None and side.compiled_sha256 is not None:
-        if sha256_bytes(read_bytes(folder / COMPILED, MAX_BYTES)) != side.compiled_sha256:
-            raise bad_file(folder / COMPILED, "was changed after it was saved (its hash does not match)", RESTORE)
-        compiled = read_tensors(folder / COMPILED)
+        compiled = read_sealed(folder / COMPILED, side.compiled_sha256)
         sources = [Learned(Site.parse(name), values) for name, values in compiled.items()]
     elif config["peft_type"] == PREFIX:
         sources = _keys_values(folder, model, config, tensors[VECTORS])
@@ -141,11 +139,7 @@ def load_peft(
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read `adapter_config.json` and check what a prompt is read by.
-
-    Raises:
-        UserError: it is missing, broken, or that of something else.
-    """
+    """Read `adapter_config.json` and check what a prompt is read by."""
     path = folder / CONFIG
     if not path.is_file():
         inner = min((place.parent.name for place in folder.glob(f"*/{CONFIG}")), default=None)
@@ -164,23 +158,20 @@ def read_config(folder: Path) -> dict[str, Any]:
     if modules:
         problem = f"keeps modules of the model too (modules_to_save is {str(modules)[:80]})"
         raise bad_file(path, problem, "Only vectors are read.")
-    n_vectors, n_copies = config.get("num_virtual_tokens"), config.get("num_transformer_submodules")
-    if not holds(n_vectors, Count):
-        problem = f"num_virtual_tokens is {str(n_vectors)[:40]}, but a whole number of 1 or more was expected"
-        raise bad_file(path, problem, SAVE_AGAIN)
-    if not holds(n_copies, Literal[1, 2] | None):
-        problem = f"num_transformer_submodules is {str(n_copies)[:40]}, but 1 or 2 was expected"
-        raise bad_file(path, problem, SAVE_AGAIN)
+    numbers = {
+        "num_virtual_tokens": (Count, "a whole number of 1 or more"),
+        "num_transformer_submodules": (Literal[1, 2] | None, "1 or 2"),
+    }
+    for name, (kind_of_number, expected) in numbers.items():
+        if not holds(config.get(name), kind_of_number):
+            raise bad_file(path, f"{name} is {str(config.get(name))[:40]}, but {expected} was expected", SAVE_AGAIN)
     return config
 
 
 def read_adapter(folder: Path, config: dict[str, Any]) -> dict[str, Tensor]:
     """Read the tensors by PEFT's names, in float32; of two copies of the vectors the first.
 
-    Returns:
-        `VECTORS`: [n, D], or of a prefix [n, J 2 H D/H]; of several tasks too `COLUMNS` [T, n, R] and `ROWS` [T, R, D].
-    Raises:
-        UserError: they are missing, broken, or of another shape than the configuration says.
+    `VECTORS` are [n, D], or of a prefix [n, J 2 H D/H]; of several tasks, `COLUMNS` are [T, n, R], `ROWS` [T, R, D].
     """
     path = folder / TENSORS
     if not path.is_file():
@@ -218,11 +209,7 @@ def read_adapter(folder: Path, config: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def read_side(folder: Path) -> Side | None:
-    """Read `mmprompt.json`, None where there is none.
-
-    Raises:
-        UserError: it is broken, of a newer format, or of other tensors.
-    """
+    """Read `mmprompt.json`, None where there is none."""
     path = folder / SIDE
     if not path.is_file():
         return None
@@ -254,7 +241,7 @@ def _multitask(
     side: Side | None,
     task: str | int | None,
 ) -> list[Source]:
-    """The vectors of all tasks, or of one."""
+    """Return the vectors of all tasks, or of one."""
     values, columns, rows = _of_width(folder, model, tensors[VECTORS]), tensors[COLUMNS], tensors[ROWS]
     names = [str(number) for number in range(len(columns))] if side is None else side.tasks
     if len(names) != len(columns):
@@ -274,7 +261,7 @@ def _multitask(
 
 
 def _keys_values(folder: Path, model: FrozenLanguageModel, config: dict[str, Any], values: Tensor) -> list[Source]:
-    """Keys and values by block, from rows [n, J width] that hold those of all blocks.
+    """Return keys and values by block, from rows [n, J width] that hold those of all blocks.
 
     Behind an encoder PEFT hands out pairs of the J stored blocks, the second of which it then drops, and begins again
     where they end: block i is given the (2 i mod J)-th, so any J will do.
@@ -306,7 +293,7 @@ def _keys_values(folder: Path, model: FrozenLanguageModel, config: dict[str, Any
 
 def _n_bare(folder: Path, template: Template, n_vectors: int, model: FrozenLanguageModel) -> int:
     """Count the vectors of a bare `{soft}`, so that the template takes all."""
-    n_fixed = template.bind(model.tokenizer, model.start_ids, 0, model.is_encoder_decoder).n_soft
+    n_fixed = template.bind(model.tokenizer, model.start_ids, model.is_encoder_decoder).n_soft
     n_bare = n_vectors - n_fixed
     if n_bare < 0 or (n_bare > 0 and not template.has_bare_soft):
         raise bad_file(
@@ -315,3 +302,158 @@ def _n_bare(folder: Path, template: Template, n_vectors: int, model: FrozenLangu
             "Write {soft} for all of them." if n_vectors else "Write it without.",
         )
     return n_bare
+
+
+@checked
+def save_peft(
+    prompted: LanguagePredictor, folder: Path | str, kind: Literal["prefix"] | None = None, task: str | None = None
+) -> None:
+    """Write a prompt as PEFT reads it: float32, and beside PEFT's two files what `load_peft` needs to give it back.
+
+    Vectors among the tokens become PROMPT_TUNING, keys and values PREFIX_TUNING, the vectors of several tasks
+    MULTITASK_PROMPT_TUNING. PEFT is then to be given the text that the template makes of a row, as the tokenizer frames
+    it. A compiled prompt stands for all that the text begins with up to its last vector, words and start token among
+    it: PEFT is to be given what follows, without a start token.
+
+    Args:
+        prompted: the frozen model and the prompt.
+        folder: made if missing; files of an earlier prompt in it are replaced.
+        kind: "prefix" compiles vectors to keys and values.
+        task: of a prompt of several tasks the one to write; by default all.
+    Raises:
+        UserError: PEFT has no such prompt, or the folder cannot be written.
+    """
+    sites, tasks = prompted.prompt.sites, prompted.tasks
+    if task is not None and task not in tasks:
+        raise unknown_name("task", task, tasks)
+    if not sites:
+        raise UserError("a prompt in words alone has no vectors, but PEFT's files are of vectors. Use save.")
+    holds: tuple[int, ...] = ()
+    compiled: dict[str, Tensor] = {}
+    with torch.no_grad():
+        if kind == "prefix" or any(site.tower == "lm.kv" for site in sites):
+            if tasks and task is None:
+                raise UserError(f"a prefix is of one task, but this prompt has {len(tasks)}. Give the task.")
+            vectors = prompted.vectors(task or "")
+            if LM_INPUT in vectors:
+                holds = _compiled_slots(prompted, kind)
+                compiled = {str(site): each.values.float() for site, each in vectors.items()}
+            config, tensors = _as_prefix(prompted.model, vectors, holds)
+        else:
+            config, tensors = _as_vectors(prompted, task)
+    folder = make_folder(Path(folder))
+    adapter = tensor_bytes({name: value.float() for name, value in tensors.items()}, {"format": "pt"})
+    write_bytes(folder / TENSORS, adapter)
+    data = tensor_bytes(compiled)
+    if compiled:
+        write_bytes(folder / COMPILED, data)
+    else:
+        (folder / COMPILED).unlink(missing_ok=True)
+    side = Side(
+        format=FORMAT,
+        mmprompt=__version__,
+        backbone=BackboneFacts(**describe_backbone(prompted.model)),
+        template=prompted.template.text,
+        verbalizer=None if prompted.label_words is None else prompted.label_words.to_dict(),
+        tasks=[] if task is not None else list(tasks),
+        holds=list(holds),
+        adapter_sha256=sha256_bytes(adapter),
+        compiled_sha256=sha256_bytes(data) if compiled else None,
+    )
+    write_json(folder / SIDE, asdict(side))
+    write_json(folder / CONFIG, config)
+
+
+def _as_vectors(prompted: LanguagePredictor, task: str | None) -> Content:
+    """Lay out vectors that stand before everything."""
+    model = prompted.model
+    opening, n_vectors = prompted.bound.opening, prompted.vectors()[LM_INPUT].n_vectors
+    if opening != tuple(range(-1, -1 - n_vectors, -1)):
+        tokens = [slot for slot in opening or () if slot >= 0]
+        before = f"{model.tokenizer.decode(tokens)[:40]!r} stands before some" if tokens else "some stand twice"
+        before = "a field stands before some" if opening is None else before
+        can_compile = opening is not None and not model.is_encoder_decoder
+        raise UserError(
+            "PEFT puts the vectors of a prompt before everything, each once, but in this template "
+            f"{before}. " + ('Use kind="prefix", which compiles what stands there.' if can_compile else TRAIN_IN_FRONT)
+        )
+    config = model.lm.config.get_text_config()
+    shape = (config.num_hidden_layers, config.num_attention_heads, model.width)
+    multitask = next((one for one in prompted.prompt.sources if isinstance(one, MultitaskVectors)), None)
+    if multitask is None or task is not None:
+        values = prompted.vectors(task or "")[LM_INPUT].values
+        return _config(PROMPT, model, n_vectors, shape), {VECTORS: values}
+    columns, rows = multitask.columns.detach(), multitask.rows.detach()
+    extra = {
+        "num_ranks": rows.shape[1],
+        "num_tasks": len(rows),
+        "prompt_tuning_init_state_dict_path": None,
+        "prompt_tuning_init_task": 0,
+    }
+    written = {VECTORS: multitask.shared.detach(), COLUMNS: columns, ROWS: rows}
+    return _config(MULTITASK, model, n_vectors, shape, extra), written
+
+
+def _compiled_slots(prompted: LanguagePredictor, kind: Literal["prefix"] | None) -> tuple[int, ...]:
+    """Return the slots that become keys and values."""
+    model, opening = prompted.model, prompted.bound.opening
+    if kind is None:
+        problem = "has vectors among the tokens beside keys and values, but PEFT has one or the other"
+        raise UserError(f'this prompt {problem}. Use kind="prefix", which compiles all of it.')
+    if model.is_encoder_decoder:
+        problem = "reads vectors and text in both directions, so that vectors alone have no keys and values"
+        raise UserError(f"the encoder of {model.name} {problem}. Leave kind out.")
+    if opening is None:
+        raise UserError(
+            f"vectors are compiled before a text is known, but a field stands before some. {TRAIN_IN_FRONT}"
+        )
+    if model.kv_shape is None:
+        raise UserError(f"{model.name} has blocks of different shapes, which take no prefix. Leave kind out.")
+    return opening
+
+
+def _as_prefix(model: FrozenLanguageModel, vectors: Mapping[Site, Vectors], holds: tuple[int, ...]) -> Content:
+    """Lay out keys and values of all blocks side by side; behind an encoder, where PEFT reads every other one, spaced
+    out.
+    """
+    assert model.kv_shape is not None, "prompts without a place are not made"
+    n_layers, n_heads, width = model.kv_shape
+    if holds:
+        # [2, H, M, D/H] of each block to [M, 2 H D/H]
+        pairs = (torch.stack([key[0], value[0]]) for key, value in model.read_shared(vectors, holds).own)
+        blocks = [pair.permute(2, 0, 1, 3).flatten(1) for pair in pairs]
+    else:
+        blocks = [vectors[Site("lm.kv", layer)].values for layer in range(n_layers)]
+    if model.is_encoder_decoder:
+        blocks = [part for block in blocks for part in (block, torch.zeros_like(block))]
+    values = torch.cat(blocks, dim=1)
+    config = _config(PREFIX, model, len(values), (len(blocks), n_heads, n_heads * width))
+    return config, {VECTORS: values}
+
+
+def _config(
+    kind: str, model: FrozenLanguageModel, n_vectors: int, shape: tuple[int, int, int], extra: Mapping[str, Any] = {}
+) -> dict[str, Any]:
+    """Describe a prompt of n vectors as PEFT's `adapter_config.json` does: `shape` is layers, heads and width of a
+    vector.
+    """
+    is_prefix = kind == PREFIX
+    if is_prefix:
+        extra = {"encoder_hidden_size": shape[2], "init_weights": None, "prefix_projection": False}
+    else:
+        names = ("prompt_tuning_init_text", "tokenizer_kwargs", "tokenizer_name_or_path")
+        extra = {"prompt_tuning_init": "RANDOM", **dict.fromkeys(names), **extra}
+    config = {
+        **dict.fromkeys(("auto_mapping", "modules_to_save", "peft_version", "revision")),
+        "base_model_name_or_path": model.lm.name_or_path or None,
+        "inference_mode": True,
+        "num_attention_heads": shape[1],
+        "num_layers": shape[0],
+        # One copy of the vectors, which PEFT reads as well as two; but its prefixes need an encoder to be named.
+        "num_transformer_submodules": 2 if is_prefix and model.is_encoder_decoder else 1,
+        "num_virtual_tokens": n_vectors,
+        "peft_type": kind,
+        "task_type": ENCODED if model.is_encoder_decoder else CAUSAL,
+        "token_dim": shape[2],
+    }
+    return dict(sorted((config | extra).items()))

@@ -1,1 +1,0 @@
-"""Several prompts on one model: chosen or mixed for each text."""

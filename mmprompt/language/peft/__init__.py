@@ -1,1 +1,0 @@
-"""PEFT's folders of prompts, read and written."""
