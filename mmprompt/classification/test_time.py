@@ -87,7 +87,9 @@ class TestTimeClassifier(Classifier):
         before = [parameter.detach().clone() for parameter in tuned]
         needed = [parameter.requires_grad for parameter in tuned]
         try:
-            self._tune([parameter.requires_grad_(True) for parameter in tuned], features)
+            for parameter in tuned:
+                parameter.requires_grad_(True)
+            self._tune(tuned, features)
             yield
         finally:
             for parameter, value, need in zip(tuned, before, needed, strict=True):

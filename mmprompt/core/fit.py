@@ -194,7 +194,7 @@ def fit(
             predictor.prompt.requires_grad_(False)
         predictor.prompt.eval()
         if overrides(method, "finish"):
-            method.finish(predictor, problem.features())
+            method.finish(predictor, problem.features())  # type: ignore[attr-defined]
         if folder is not None and not (folder / "run.json").exists():
             write_json(make_folder(folder) / "run.json", config)
         refuse_changed(model)

@@ -216,6 +216,7 @@ class Cache(Head):
     """
 
     kind = "cache"
+    values: Tensor
 
     def __init__(
         self, n_keys: int, width: int, n_classes: int, scale: float, bias: float, weight: float, sharpness: float
@@ -254,9 +255,7 @@ class FeatureAdapter(Head):
         super().__init__()
         self.width, self.scale, self.bias, self.ratio = width, scale, bias, ratio
         hidden = max(1, width // 4)
-        self.network = nn.Sequential(
-            nn.Linear(width, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, width, bias=False), nn.ReLU()
-        )
+        self.down, self.up = nn.Linear(width, hidden, bias=False), nn.Linear(hidden, width, bias=False)
 
     def settings(self) -> dict[str, Any]:
         """See `Head`."""
@@ -264,7 +263,7 @@ class FeatureAdapter(Head):
 
     def forward(self, image_features: Tensor, class_features: Tensor) -> Tensor:
         """Compute logits [B, C]."""
-        changed = self.network(image_features.to(self.network[0].weight.dtype)).to(image_features.dtype)
+        changed = self.up(self.down(image_features.to(self.down.weight.dtype)).relu()).relu().to(image_features.dtype)
         mixed = F.normalize(self.ratio * changed + (1 - self.ratio) * image_features, dim=-1)
         return self.scale * mixed @ class_features.T + self.bias
 
@@ -308,6 +307,8 @@ class Prototypes(Head):
     """
 
     kind = "prototypes"
+    start: Tensor
+    trust: Tensor
 
     def __init__(self, n_classes: int, width: int, scale: float, bias: float) -> None:
         super().__init__()

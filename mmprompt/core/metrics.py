@@ -25,8 +25,8 @@ class Evaluation:
         labels, predictions: [N] class indices.
         probabilities: [N] the probability given to each prediction.
         accuracy: share of predictions that are right, 0..1.
-        interval: 95 % bootstrap interval of the accuracy over pictures.
-        top5: share of pictures whose class is among the five most probable, 0..1; 1 with five classes or fewer.
+        interval: 95 % bootstrap interval of the accuracy over images.
+        top5: share of images whose class is among the five most probable, 0..1; 1 with five classes or fewer.
     """
 
     class_names: tuple[str, ...]
@@ -37,9 +37,13 @@ class Evaluation:
     interval: tuple[float, float]
     top5: float
 
+    def __repr__(self) -> str:
+        low, high = self.interval
+        return f"<Evaluation: accuracy {self.accuracy:.1%} (95 % {low:.1%} to {high:.1%}) of {self.n:,} images>"
+
     @property
     def n(self) -> int:
-        """Number of pictures."""
+        """Number of images."""
         return len(self.labels)
 
     @property
@@ -107,7 +111,7 @@ def _top5(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 
 def bootstrap_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of a mean over pictures (Efron 1979).
+    """95 % percentile bootstrap interval of a mean over images (Efron 1979).
 
     Args:
         values: [N] numbers or booleans, N at least 1.

@@ -58,24 +58,24 @@ class Conditioned(Source):
         self.sites = (Site("text"),)
         self.context = nn.Parameter(torch.zeros(n_ctx, text_width))
         hidden = max(8, image_width // 16)
-        self.network = nn.Sequential(nn.Linear(image_width, hidden), nn.ReLU(), nn.Linear(hidden, text_width))
+        self.down, self.up = nn.Linear(image_width, hidden), nn.Linear(hidden, text_width)
 
     def start_from(self, values: Tensor, generator: torch.Generator) -> Conditioned:
         """Set the context to values [M, D] and draw the network."""
         self.context.data.copy_(values)
-        for layer in (self.network[0], self.network[2]):
-            draw_linear(layer, generator)
+        draw_linear(self.down, generator)
+        draw_linear(self.up, generator)
         return self
 
     def settings(self) -> dict[str, Any]:
         """See `Source`."""
         n_ctx, text_width = self.context.shape
-        return {"n_ctx": n_ctx, "text_width": text_width, "image_width": self.network[0].in_features}
+        return {"n_ctx": n_ctx, "text_width": text_width, "image_width": self.down.in_features}
 
     def forward(self, given: Given) -> Inserts:
         """Give a context [B, M, D] for each image."""
         assert given.image_features is not None, "class features of a conditioned prompt are asked for with images"
-        shift = self.network(given.image_features.to(self.context.dtype))  # [B, D]
+        shift = self.up(self.down(given.image_features.to(self.context.dtype)).relu())  # [B, D]
         return {self.sites[0]: Vectors(self.context + shift[:, None], "sample")}
 
 
@@ -92,7 +92,9 @@ class Coupled(Source):
         super().__init__()
         self.sites = tuple(Site(tower, layer) for tower in ("text", "vision") for layer in range(depth))
         self.vectors = nn.ParameterList(nn.Parameter(torch.zeros(n_ctx, text_width)) for _ in range(depth))
-        self.maps = nn.ModuleList(nn.Linear(text_width, vision_width) for _ in range(depth))
+        self.maps: list[nn.Linear] = nn.ModuleList(  # type: ignore[assignment]
+            nn.Linear(text_width, vision_width) for _ in range(depth)
+        )
 
     def start_from(self, values: Tensor, generator: torch.Generator) -> Coupled:
         """Set the first layer's vectors [M, D], draw the others, and the maps; the deeper maps start as one."""
@@ -107,9 +109,10 @@ class Coupled(Source):
 
     def forward(self, given: Given) -> Inserts:
         """Give the vectors of all layers of both towers."""
-        text = {Site("text", layer): Vectors(values) for layer, values in enumerate(self.vectors)}
-        pairs = enumerate(zip(self.vectors, self.maps, strict=True))
-        return text | {Site("vision", layer): Vectors(to_vision(values)) for layer, (values, to_vision) in pairs}
+        inserts: Inserts = {Site("text", layer): Vectors(values) for layer, values in enumerate(self.vectors)}
+        for layer, (values, to_vision) in enumerate(zip(self.vectors, self.maps, strict=True)):
+            inserts[Site("vision", layer)] = Vectors(to_vision(values))
+        return inserts
 
 
 class LowRankTerms(Source):

@@ -41,5 +41,5 @@ class CoCoOp(CoOp):
         if self.class_specific:
             raise UserError("CoCoOp learns one context for all classes. Leave out `class_specific`, or use CoOp.")
         values = self.start_vectors(backbone, start)
-        source = Conditioned(*values.shape, backbone.embed_dim).start_from(values, start.generator)
+        source = Conditioned(len(values), backbone.text_width, backbone.embed_dim).start_from(values, start.generator)
         return Prompt(ClassTemplate.of_context(len(values), self.class_position), source).to(backbone.device)

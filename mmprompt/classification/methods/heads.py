@@ -93,8 +93,8 @@ class CLIPAdapter(HeadMethod):
         from mmprompt.core.sources import draw_linear
 
         head = FeatureAdapter(predictor.backbone.embed_dim, *scale_of(predictor), self.ratio)
-        for layer in (head.network[0], head.network[2]):
-            draw_linear(layer, data.generator)
+        draw_linear(head.down, data.generator)
+        draw_linear(head.up, data.generator)
         put(predictor, head)
 
 
@@ -130,7 +130,8 @@ class ZeroShotProbe(HeadMethod):
         from mmprompt.core.heads import Prototypes
 
         start = predictor.unscaled_class_features()
-        head = Prototypes(*start.shape, *scale_of(predictor))
+        (n_classes, width), (scale, bias) = start.shape, scale_of(predictor)
+        head = Prototypes(n_classes, width, scale, bias)
         head.weight.data.copy_(start)
         head.start.copy_(start)
         logits = head(data.image_features.cpu().to(start.dtype), start)

@@ -42,6 +42,8 @@ class MaPLe(PromptMethod):
         depth = min(image_layers(backbone, self.depth, 9), text_layers(backbone, self.depth, 9))
         values, rest = first_words(backbone, self.ctx_init, self.n_ctx, start)
         assert backbone.vision_width is not None, "image_layers refuses towers without tokens"
-        source = Coupled(*values.shape, backbone.vision_width, depth).start_from(values, start.generator)
+        source = Coupled(self.n_ctx, backbone.text_width, backbone.vision_width, depth).start_from(
+            values, start.generator
+        )
         template = ClassTemplate(f"{{soft*{self.n_ctx}}} {rest} {{name}}.".replace("  ", " "))
         return Prompt(template, source).to(backbone.device)

@@ -52,7 +52,8 @@ class NearestClassMean(SolvedHead):
         from mmprompt.core.heads import ClassMeans
 
         means = F.normalize(class_means(data.image_features, data.labels, len(predictor.class_names)), dim=-1)
-        head = ClassMeans(*means.shape, *scale_of(predictor))
+        scale, bias = scale_of(predictor)
+        head = ClassMeans(len(means), means.shape[1], scale, bias)
         head.means.copy_(means)
         put(predictor, head)
 
@@ -71,7 +72,7 @@ class TextAndMeans(SolvedHead):
 
         text = predictor.class_features()
         scale, bias = scale_of(predictor)
-        head = Head(*text.shape, scale, bias).to(text.device)
+        head = Head(len(text), text.shape[1], scale, bias).to(text.device)
         head.add(data.image_features, data.labels)
         head.scale = scale * left_out_temperature(head, data, text.double())
         put(predictor, head)
@@ -170,7 +171,7 @@ class LPPlusPlus(SolvedHead):
             alpha.grad = None
             F.cross_entropy(alpha * cosines + features @ weight.T + bias, labels).backward()
             optimizer.step()
-            if (step + 1) % 10 == 0:
+            if (step + 1) % 10 == 0 and alpha.grad is not None:
                 alpha.data -= alpha_lr * alpha.grad
             if validation is not None:
                 others, truth = validation[0].double(), validation[1]

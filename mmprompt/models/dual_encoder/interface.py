@@ -38,7 +38,6 @@ class DualEncoder(Protocol):
     device: torch.device
     dtype: torch.dtype
     embed_dim: int
-    raw_width: int
     text_width: int
     text_layers: int
     vision_width: int | None
@@ -50,6 +49,11 @@ class DualEncoder(Protocol):
     logit_bias: float
     image_size: int
     transform: str
+
+    @property
+    def raw_width(self) -> int:
+        """See the class."""
+        ...
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """Apply the backbone's own test transform to one RGB image: [3, H, W] float32."""
