@@ -85,8 +85,8 @@ def test_a_prompt_that_was_read_before_gives_the_same(kind: str) -> None:
     texts = [(30, 31, 32, 33), (34,), (35, 36)]
     jobs, expected = [], []
     for start, given in prompts:
-        memory = model.read_shared(as_sites(given), start)
-        jobs += [Job(memory, text) for text in texts]
+        cache = model.read_shared(as_sites(given), start)
+        jobs += [Job(cache, text) for text in texts]
         expected += [expected_of(model, start + text, given) for text in texts]
     assert generate(model, jobs, SIX) == expected
 
@@ -136,8 +136,8 @@ def test_beams_are_the_model_s_own(kind: str, static_cache: bool) -> None:
 def test_beams_go_on_from_what_was_read(kind: str) -> None:
     model = model_of(kind)
     settings = Generation(max_tokens=5, n_beams=3)
-    memory = model.read_shared({}, (40, 41, 42))
-    jobs = [Job(memory, (5, 6, 7)), Job(memory, (8,)), Job(model.read_shared({}, (43,)), (5, 6))]
+    cache = model.read_shared({}, (40, 41, 42))
+    jobs = [Job(cache, (5, 6, 7)), Job(cache, (8,)), Job(model.read_shared({}, (43,)), (5, 6))]
     whole = [job_of(model, {}, slots) for slots in ((40, 41, 42, 5, 6, 7), (40, 41, 42, 8), (43, 5, 6))]
     assert generate(model, jobs, settings) == generate(model, whole, settings)
 

@@ -335,9 +335,9 @@ def test_keys_and_values_of_words_read_as_the_words(kind: str) -> None:
 def test_a_prompt_that_was_read_is_gone_on_from() -> None:
     model = model_of("llama")
     given, _ = vectors_for(model, "both")
-    memory = model.read_shared(as_sites(given), (-1, 7, -2))
-    assert memory.n_read == N_KV + 3
-    hidden, _ = model.reader.run(memory, model.embed(torch.tensor([[8, 9]])))
+    cache = model.read_shared(as_sites(given), (-1, 7, -2))
+    assert cache.n_read == N_KV + 3
+    hidden, _ = model.reader.run(cache, model.embed(torch.tensor([[8, 9]])))
     expected = plain_language.answer_logits(model.lm, (-1, 7, -2, 8), (9, 0), kv_shape=model.kv_shape, **given)
     torch.testing.assert_close(model.reader.head(hidden)[0], expected, rtol=1e-10, atol=1e-10)
     assert model.read_shared({}, ()).own == ()

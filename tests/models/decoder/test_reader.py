@@ -32,11 +32,11 @@ def model(request: pytest.FixtureRequest) -> FrozenLanguageModel:
 def test_pieces_of_any_length_give_the_logits_of_the_whole(model: FrozenLanguageModel) -> None:
     reader: Any = model.reader
     expected = model.lm(IDS).logits
-    x, memory, found = model.embed(IDS), KVCache(), []
+    x, cache, found = model.embed(IDS), KVCache(), []
     for start, end in ((0, 3), (3, 4), (4, 8)):
-        hidden, memory = reader.run(memory, x[:, start:end])
+        hidden, cache = reader.run(cache, x[:, start:end])
         found.append(reader.head(hidden))
-    assert memory.n_read == 8
+    assert cache.n_read == 8
     tolerance = tolerance_of(model.name).value * expected.abs().max().item()
     torch.testing.assert_close(torch.cat(found, 1), expected, rtol=0, atol=tolerance)
 
@@ -44,12 +44,12 @@ def test_pieces_of_any_length_give_the_logits_of_the_whole(model: FrozenLanguage
 def test_what_was_read_is_gone_on_from_more_than_once(model: FrozenLanguageModel) -> None:
     reader: Any = model.reader
     x = model.embed(IDS)
-    _, memory = reader.run(KVCache(), x[:, :4])
-    before = [part.clone() for pair in memory.own for part in pair]
-    first, _ = reader.run(memory, x[:, 4:])
-    again, _ = reader.run(memory, x[:, 4:])
+    _, cache = reader.run(KVCache(), x[:, :4])
+    before = [part.clone() for pair in cache.own for part in pair]
+    first, _ = reader.run(cache, x[:, 4:])
+    again, _ = reader.run(cache, x[:, 4:])
     assert torch.equal(first, again)
-    assert all(torch.equal(old, new) for old, new in zip(before, [p for pair in memory.own for p in pair], strict=True))
+    assert all(torch.equal(old, new) for old, new in zip(before, [p for pair in cache.own for p in pair], strict=True))
 
 
 def test_a_model_says_what_it_takes(model: FrozenLanguageModel) -> None:
