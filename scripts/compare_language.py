@@ -11,55 +11,49 @@ cells are kept in the file: run again, it goes on.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+import tyro
 
-from mmprompt.core import fit as core
-from mmprompt.core.file import save
+import mmprompt as mp
+from bench.measure import forget_peak, peak_bytes
+from markdown import table
 from mmprompt.core.learned import Prompt
 from mmprompt.core.soft import DecoderMethod
-from mmprompt.errors import UserError
-from mmprompt.language.data import TextData, load_texts, sample_shots
-from mmprompt.language.methods import DeepPrompts, PrefixTuning, PromptTuning, PTuning
-from mmprompt.language.predictor import LanguagePredictor
+from mmprompt.language.data import TextData, sample_shots
+from mmprompt.language.methods import DeepPrompts
 from mmprompt.language.search.task import search_words
 from mmprompt.language.task import verbalizer_of
-from mmprompt.language.templates.template import Template
 from mmprompt.language.weights import fit_weights
-from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.decoder.tuned import Adapters, FullTuning, Lora, Tuning
 
 DATA, SHOTS = Path("examples/data"), 16
-Fitted = tuple[LanguagePredictor, int]
+Fitted = tuple[mp.LanguagePredictor, int]
 Fit = Callable[[TextData, FrozenLanguageModel, int, Path], Fitted]
 
 
-def by_prompt(method: DecoderMethod) -> Fit:
-    def fit(data: TextData, model: FrozenLanguageModel, seed: int, out: Path) -> Fitted:
-        prompted = core.fit(method, model, data, seed=seed, progress=False).predictor
-        save(prompted, out)
-        return prompted, sum(weight.numel() for weight in prompted.prompt.parameters())
-
-    return fit
+def by_prompt(method: DecoderMethod, data: TextData, model: FrozenLanguageModel, seed: int, out: Path) -> Fitted:
+    prompted = mp.fit(method, model, data, seed=seed, progress=False).predictor
+    mp.save(prompted, out)
+    return prompted, sum(weight.numel() for weight in prompted.prompt.parameters())
 
 
-def by_weights(tuning: Tuning, method: PromptTuning | None = None) -> Fit:
-    def fit(data: TextData, model: FrozenLanguageModel, seed: int, out: Path) -> Fitted:
-        result = fit_weights(data, tuning, model, method, out=out, seed=seed)
-        return result.prompted, result.n_trained
-
-    return fit
+def by_weights(
+    tuning: Tuning, method: mp.PromptTuning | None, data: TextData, model: FrozenLanguageModel, seed: int, out: Path
+) -> Fitted:
+    result = fit_weights(data, tuning, model, method, out=out, seed=seed)
+    return result.prompted, result.n_trained
 
 
 def by_search(data: TextData, model: FrozenLanguageModel, seed: int, out: Path) -> Fitted:
@@ -69,27 +63,27 @@ def by_search(data: TextData, model: FrozenLanguageModel, seed: int, out: Path) 
 def by_hand(data: TextData, model: FrozenLanguageModel, seed: int, out: Path) -> Fitted:
     """The best of the hand-written instructions on the training rows."""
     words = verbalizer_of(data)
-    each = [LanguagePredictor(model, Prompt(Template.parse(text)), words) for text in data.instructions]
+    each = [mp.LanguagePredictor(model, Prompt(mp.Template.parse(text)), words) for text in data.instructions]
     best = max(each, key=lambda prompted: accuracy(prompted, data.train))
-    save(best, out)
+    mp.save(best, out)
     return best, 0
 
 
 ROWS: dict[str, Fit] = {
     "hand-written instruction": by_hand,
     "hard prompt, searched": by_search,
-    "prompt tuning": by_prompt(PromptTuning()),
-    "P-tuning (MLP)": by_prompt(PTuning()),
-    "prefix tuning (MLP)": by_prompt(PrefixTuning()),
-    "deep prompts (P-tuning v2)": by_prompt(DeepPrompts()),
-    "LoRA": by_weights(Lora()),
-    "prompt + LoRA": by_weights(Lora(), PromptTuning()),
-    "bottleneck adapters": by_weights(Adapters()),
-    "full fine-tuning": by_weights(FullTuning()),
+    "prompt tuning": partial(by_prompt, mp.PromptTuning()),
+    "P-tuning (MLP)": partial(by_prompt, mp.PTuning()),
+    "prefix tuning (MLP)": partial(by_prompt, mp.PrefixTuning()),
+    "deep prompts (P-tuning v2)": partial(by_prompt, DeepPrompts()),
+    "LoRA": partial(by_weights, Lora(), None),
+    "prompt + LoRA": partial(by_weights, Lora(), mp.PromptTuning()),
+    "bottleneck adapters": partial(by_weights, Adapters(), None),
+    "full fine-tuning": partial(by_weights, FullTuning(), None),
 }
 
 
-def accuracy(prompted: LanguagePredictor, rows: Any) -> float:
+def accuracy(prompted: mp.LanguagePredictor, rows: Any) -> float:
     found = prompted.classify(rows)
     return sum(one.label == row.label for one, row in zip(found, rows, strict=True)) / len(rows)
 
@@ -97,97 +91,72 @@ def accuracy(prompted: LanguagePredictor, rows: Any) -> float:
 def run(row: str, seed: int, model_name: str, task: str) -> dict[str, Any]:
     """One cell."""
     torch.set_num_threads(1)
-    model = load_language_model(model_name, device="cpu")
-    data = sample_shots(load_texts(DATA / f"{task}.jsonl"), SHOTS, seed)
+    model = mp.load_language_model(model_name, device="cpu")
+    data = sample_shots(mp.load_texts(DATA / f"{task}.jsonl"), SHOTS, seed)
     forget_peak()
-    before = memory("VmHWM")
-    started = time.process_time()
+    before, started = peak_bytes(), time.process_time()
     with tempfile.TemporaryDirectory() as temporary:
         out = Path(temporary) / "run"
         prompted, n_trained = ROWS[row](data, model, seed, out)
-        seconds = time.process_time() - started
-        peak = memory("VmHWM") - before
+        seconds, peak = time.process_time() - started, peak_bytes() - before
         names = ("prompt.safetensors", "prompt.json", "weights.safetensors", "adapter_model.safetensors")
         n_bytes = sum(path.stat().st_size for path in out.rglob("*") if path.name in names)
     found = {"row": row, "seed": seed, "accuracy": accuracy(prompted, data.test), "n_trained": n_trained}
-    return found | {"bytes": n_bytes, "cpu_seconds": round(seconds, 1), "peak_mb": round(peak / 1024)}
+    return found | {"bytes": n_bytes, "cpu_seconds": round(seconds, 1), "peak_mb": round(peak / 2**20)}
 
 
-def forget_peak() -> None:
-    """Forget the most memory so far; Linux alone can."""
-    place = Path("/proc/self/clear_refs")
-    if place.exists():
-        place.write_text("5")
-
-
-def memory(name: str) -> int:
-    """Kilobytes of this process, 0 where the system does not say."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    return next((int(line.split()[1]) for line in lines if line.startswith(name)), 0)
-
-
-def in_a_process(row: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    """`run` in a fresh process."""
-    call = [sys.executable, __file__, "--one", row, str(seed), "--model", args.model, "--task", args.task]
-    done = subprocess.run(call, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def table(cells: list[dict[str, Any]]) -> str:
+def page(cells: list[dict[str, Any]]) -> str:
     """The comparison as Markdown."""
-    lines = [
-        "| | accuracy | trained numbers | file | CPU seconds | peak memory |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in ROWS:
+    rows = []
+    for row in [name for name in ROWS if any(cell["row"] == name for cell in cells)]:
         some = [cell for cell in cells if cell["row"] == row]
-        if not some:
-            continue
         found = 100 * np.array([cell["accuracy"] for cell in some])
-        spread = f" ± {found.std(ddof=1):.1f}" if len(found) > 1 else ""
-        mean = {key: float(np.mean([cell[key] for cell in some])) for key in ("bytes", "cpu_seconds", "peak_mb")}
-        lines.append(
-            f"| {row} | {found.mean():.1f}{spread} | {some[0]['n_trained']:,} | {size(mean['bytes'])} | "
-            f"{mean['cpu_seconds']:.0f} | {mean['peak_mb']:,.0f} MB |"
-        )
-    return "\n".join(lines)
+        accuracy = f"{found.mean():.1f}" + (f" ± {found.std(ddof=1):.1f}" if len(found) > 1 else "")
+        n_bytes, seconds, peak = (np.mean([cell[key] for cell in some]) for key in ("bytes", "cpu_seconds", "peak_mb"))
+        costs = (f"{some[0]['n_trained']:,}", size(n_bytes), f"{seconds:.0f}", f"{peak:,.0f} MB")
+        rows.append((row, accuracy, *costs))
+    return table(("", "accuracy", "trained numbers", "file", "CPU seconds", "peak memory"), rows)
 
 
 def size(n_bytes: float) -> str:
     return f"{n_bytes / 1e6:,.1f} MB" if n_bytes >= 1e6 else f"{n_bytes / 1e3:.1f} kB"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--task", default="emoji_kinds")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--table", action="store_true", help="print the table of the file and measure nothing")
-    parser.add_argument("--one", nargs=2, metavar=("ROW", "SEED"), help="measure one cell here")
-    args = parser.parse_args()
-    if args.one:
-        print(json.dumps(run(args.one[0], int(args.one[1]), args.model, args.task)))
+def main(
+    model: str = "smollm2",
+    task: str = "emoji_kinds",
+    seeds: tuple[int, ...] = (1, 2, 3),
+    rows: tuple[Literal[*ROWS], ...] = tuple(ROWS),  # type: ignore[valid-type]
+    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
+    table_only: Annotated[bool, tyro.conf.arg(name="table")] = False,
+    one: tuple[str, int] | None = None,
+) -> None:
+    """Measure what the file has not, and print the table.
+
+    Args:
+        table_only: print the table of the file and measure nothing.
+        one: row and seed of one cell, to be measured here.
+    """
+    if one is not None:
+        print(json.dumps(run(*one, model, task)))
         return
-    done = json.loads(args.json.read_text())["cells"] if args.json.exists() else []
+    done = json.loads(json_file.read_text())["cells"] if json_file and json_file.exists() else []
     known = {(cell["row"], cell["seed"]) for cell in done}
-    for seed in args.seeds:
-        for row in args.rows:
-            if args.table or (row, seed) in known:
-                continue
-            done.append(in_a_process(row, seed, args))
-            print(done[-1], flush=True)
-            found = {"model": args.model, "task": args.task, "shots": SHOTS, "cells": done}
-            args.json.write_text(json.dumps(found, indent=1) + "\n")
-    print(table(done))
+    for seed, row in ((seed, row) for seed in seeds for row in rows if (row, seed) not in known and not table_only):
+        call = [sys.executable, __file__, "--one", row, str(seed), "--model", model, "--task", task]
+        cell = subprocess.run(call, capture_output=True, text=True, check=False)
+        if cell.returncode:
+            raise SystemExit(cell.stderr)
+        done.append(json.loads(cell.stdout.splitlines()[-1]))
+        print(done[-1], flush=True)
+        if json_file:
+            found = {"model": model, "task": task, "shots": SHOTS, "cells": done}
+            json_file.write_text(json.dumps(found, indent=1) + "\n")
+    print(page(done))
 
 
 if __name__ == "__main__":
     try:
-        main()
-    except UserError as error:
+        tyro.cli(main, description=__doc__)
+    except mp.UserError as error:
         raise SystemExit(f"error: {error}") from None

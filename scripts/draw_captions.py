@@ -1,9 +1,7 @@
-"""Draw the README's strip: pictures, and what the captioner says of them without a prompt and with each learned one.
+"""Draw the README's strip: images, and what the captioner says of them without a prompt and with each learned one.
 
 python scripts/draw_captions.py RUN RUN RUN --out docs/images/captions_strip.png
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path

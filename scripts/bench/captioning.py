@@ -1,14 +1,12 @@
 """Training a caption prompt and writing captions on the embedded default, against the plain way.
 
-The plain way takes pairs of a picture and a caption: it reads and encodes the picture of every caption, pads captions
+The plain way takes pairs of an image and a caption: it reads and encodes the image of every caption, pads captions
 to the longest of the data, runs image, prompt and caption through the decoder, and takes the loss over all of it. It
-writes captions one picture at a time without a cache, the whole text again for every token, as the published code of
-ClipCap does. Row `train-features-once` lets it encode the picture of every caption once, before training.
+writes captions one image at a time without a cache, the whole text again for every token, as the published code of
+ClipCap does. Row `train-features-once` lets it encode the image of every caption once, before training.
 
     python scripts/bench/captioning.py --json docs/results/captioning_bench.json
 """
-
-from __future__ import annotations
 
 import os
 
@@ -55,11 +53,11 @@ class Plain:
         return self.captioner.preprocess(read_image(path))  # type: ignore[arg-type]
 
     def features(self, index: int) -> Tensor:
-        """[n, T, D'] of one picture, encoded again for each of its n captions."""
+        """[n, T, D'] of one image, encoded again for each of its n captions."""
         return torch.cat([self.captioner.encode_image(self.read(self.images[index])[None]) for _ in self.ids[index]])
 
     def loss(self, indices: list[int], features: Tensor) -> Tensor:
-        """Cross entropy of all captions of some pictures, padded to the longest of the data."""
+        """Cross entropy of all captions of some images, padded to the longest of the data."""
         texts = [ids for index in indices for ids in self.ids[index]]
         ids = torch.tensor([text + [self.end_id] * (self.length - len(text)) for text in texts])
         labels = torch.tensor([text + [IGNORED] * (self.length - len(text)) for text in texts])
@@ -70,7 +68,7 @@ class Plain:
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
 
     def train(self, stored: list[Tensor] | None) -> None:
-        """All epochs; with stored features, of the picture of every caption."""
+        """All epochs; with stored features, of the image of every caption."""
         optimizer = torch.optim.AdamW([self.source.values], lr=RECIPE.lr, weight_decay=RECIPE.weight_decay)
         n_epochs = epochs_of(RECIPE, len(self.images))
         for epoch in range(n_epochs):
@@ -117,7 +115,7 @@ def training_rows(captioner: FrozenCaptioner, data: CaptionData) -> tuple[list[R
 
 
 def writing_row(captioner: FrozenCaptioner, data: CaptionData, prompt: Prompt) -> Row:
-    """Captions of 20 tokens, pictures read and encoded by both; the tokens must be the same."""
+    """Captions of 20 tokens, images read and encoded by both; the tokens must be the same."""
     paths = [item.image for item in data.test[:N_WRITTEN]]
     vectors = vectors_of(prompt.inserts())[LM_INPUT].values
     plain = Plain(captioner, data)
