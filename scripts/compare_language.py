@@ -27,6 +27,7 @@ import tyro
 
 import mmprompt as mp
 from bench.measure import forget_peak, peak_bytes
+from markdown import table
 from mmprompt.core.learned import Prompt
 from mmprompt.core.soft import DecoderMethod
 from mmprompt.language.data import TextData, sample_shots
@@ -104,24 +105,17 @@ def run(row: str, seed: int, model_name: str, task: str) -> dict[str, Any]:
     return found | {"bytes": n_bytes, "cpu_seconds": round(seconds, 1), "peak_mb": round(peak / 2**20)}
 
 
-def table(cells: list[dict[str, Any]]) -> str:
+def page(cells: list[dict[str, Any]]) -> str:
     """The comparison as Markdown."""
-    lines = [
-        "| | accuracy | trained numbers | file | CPU seconds | peak memory |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in ROWS:
+    rows = []
+    for row in [name for name in ROWS if any(cell["row"] == name for cell in cells)]:
         some = [cell for cell in cells if cell["row"] == row]
-        if not some:
-            continue
         found = 100 * np.array([cell["accuracy"] for cell in some])
-        spread = f" ± {found.std(ddof=1):.1f}" if len(found) > 1 else ""
-        mean = {key: float(np.mean([cell[key] for cell in some])) for key in ("bytes", "cpu_seconds", "peak_mb")}
-        lines.append(
-            f"| {row} | {found.mean():.1f}{spread} | {some[0]['n_trained']:,} | {size(mean['bytes'])} | "
-            f"{mean['cpu_seconds']:.0f} | {mean['peak_mb']:,.0f} MB |"
-        )
-    return "\n".join(lines)
+        accuracy = f"{found.mean():.1f}" + (f" ± {found.std(ddof=1):.1f}" if len(found) > 1 else "")
+        n_bytes, seconds, peak = (np.mean([cell[key] for cell in some]) for key in ("bytes", "cpu_seconds", "peak_mb"))
+        costs = (f"{some[0]['n_trained']:,}", size(n_bytes), f"{seconds:.0f}", f"{peak:,.0f} MB")
+        rows.append((row, accuracy, *costs))
+    return table(("", "accuracy", "trained numbers", "file", "CPU seconds", "peak memory"), rows)
 
 
 def size(n_bytes: float) -> str:
@@ -158,7 +152,7 @@ def main(
         if json_file:
             found = {"model": model, "task": task, "shots": SHOTS, "cells": done}
             json_file.write_text(json.dumps(found, indent=1) + "\n")
-    print(table(done))
+    print(page(done))
 
 
 if __name__ == "__main__":

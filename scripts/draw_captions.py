@@ -3,8 +3,6 @@
 python scripts/draw_captions.py RUN RUN RUN --out docs/images/captions_strip.png
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated

@@ -3,14 +3,12 @@
 python scripts/draw_openart.py docs/results/openart.json docs/images/openart.png
 """
 
-from __future__ import annotations
-
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import tyro
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -18,13 +16,13 @@ import matplotlib.pyplot as plt
 import mmprompt as mp
 
 INK, QUIET, ACCENT = "#22262a", "#9aa0a6", "#1f8a80"
-PICTURES = 4
+N_IMAGES = 4
 
 
 def draw_scenes(figure: Any, grid: Any, task: str) -> None:
-    """Test pictures with the answer that is wanted under each."""
+    """Test images with the answer that is wanted under each."""
     data = mp.load_dataset(task)
-    for i in range(PICTURES):
+    for i in range(N_IMAGES):
         item = data.test[7 * i]
         axes = figure.add_subplot(grid[i // 2, i % 2])
         axes.imshow(mp.classification.read_image(item.path))
@@ -52,7 +50,7 @@ def draw_curve(axes: Any, row: dict[str, Any]) -> None:
     axes.set_axisbelow(True)
 
 
-def main(source: Path, target: Path) -> None:
+def main(source: tyro.conf.Positional[Path], target: tyro.conf.Positional[Path]) -> None:
     """Scenes on the left, one panel per task on the right."""
     rows = json.loads(source.read_text())["rows"]
     figure = plt.figure(figsize=(9.6, 3.9), dpi=160, facecolor="white")
@@ -69,19 +67,11 @@ def main(source: Path, target: Path) -> None:
     legend = [plt.Line2D([], [], color=ACCENT, marker="o", markersize=4), plt.Line2D([], [], color=QUIET)]
     legend += [plt.Line2D([], [], color=QUIET, linestyle=style) for style in ((0, (4, 3)), ":")]
     names = ["CoOp, 4 vectors (five seeds)", "bare class name", "hand-written template", "chance"]
-    figure.legend(
-        legend,
-        names,
-        loc="lower right",
-        ncols=4,
-        frameon=False,
-        fontsize=8,
-        labelcolor=INK,
-        bbox_to_anchor=(0.99, -0.015),
-    )
+    form = {"ncols": 4, "frameon": False, "fontsize": 8, "labelcolor": INK, "bbox_to_anchor": (0.99, -0.015)}
+    figure.legend(legend, names, loc="lower right", **form)
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    tyro.cli(main, description=__doc__)

@@ -3,14 +3,12 @@
 python scripts/draw_speed.py docs/images/frozen_tower.png
 """
 
-from __future__ import annotations
-
-import sys
 from pathlib import Path
 
-import matplotlib
+import matplotlib as mpl
+import tyro
 
-matplotlib.use("Agg")
+mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
@@ -18,13 +16,7 @@ from matplotlib.patches import Rectangle
 NAMES = ["cat", "dog house", "red car", "fish", "happy bird tree"]
 N_CTX, N_SLOTS = 4, 20
 COLORS = {"start": "#555555", "context": "#d95f02", "name": "#1b9e77", "end": "#7570b3", "padding": "#dddddd"}
-LABELS = {
-    "start": "start",
-    "context": "learned vectors",
-    "name": "name and full stop",
-    "end": "end",
-    "padding": "padding",
-}
+LABELS = {"context": "learned vectors", "name": "name and full stop"}
 
 
 def kinds_of(name: str) -> list[str]:
@@ -47,7 +39,8 @@ def finish(axes: Axes, title: str, n_rows: float) -> None:
     axes.axis("off")
 
 
-def main() -> None:
+def main(out: tyro.conf.Positional[Path]) -> None:
+    """Draw the PNG file."""
     figure, (plain, ours, last) = plt.subplots(
         3, 1, figsize=(7.2, 6.2), height_ratios=[len(NAMES), len(NAMES) + 1, len(NAMES)]
     )
@@ -65,11 +58,11 @@ def main() -> None:
     finish(plain, f"plain: {n_plain} slots in every block (with 77 slots: {len(NAMES) * 77})", len(NAMES))
     finish(ours, f"the frozen-tower forward: {n_ours} slots in every block but the last", len(NAMES) + 1)
     finish(last, f"its last block: keys and values of those, everything else for {len(NAMES)} end tokens", len(NAMES))
-    handles = [Rectangle((0, 0), 1, 1, color=color, label=LABELS[kind]) for kind, color in COLORS.items()]
+    handles = [Rectangle((0, 0), 1, 1, color=color, label=LABELS.get(kind, kind)) for kind, color in COLORS.items()]
     figure.legend(handles=handles, loc="lower center", ncol=5, fontsize=9, frameon=False)
     figure.tight_layout(rect=(0, 0.05, 1, 1))
-    figure.savefig(Path(sys.argv[1]), dpi=110)
+    figure.savefig(out, dpi=110)
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

@@ -7,14 +7,17 @@ The embedded task, `somebody`, is made of captions in the package. The cards bes
 other tasks are written by hand.
 """
 
-import argparse
 import datetime
 import json
 import random
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate, product
 from pathlib import Path
+from typing import TypeVar
+
+import tyro
 
 from openart.artwork import NAMES_PACKAGE, fetch, read_json
 
@@ -23,6 +26,7 @@ OUT, EMBEDDED = ROOT / "examples" / "data", ROOT / "mmprompt" / "assets" / "lang
 SCENES = ROOT / "mmprompt" / "assets" / "scenes" / "openart-scenes.jsonl"
 SEED = 7
 Record = dict[str, str]
+T = TypeVar("T")
 
 # Unicode's subgroups of each kind, by prefix
 KINDS = {
@@ -36,7 +40,7 @@ KINDS = {
     ),
     "person": ("person",),
 }  # fmt: skip
-N_TEST, N_VAL, MOST_TRAIN = 50, 10, 40  # names a kind
+N_KINDS = {"test": 50, "val": 10, "train": 40}  # names a kind; fewer for training where there are fewer
 
 LANGUAGES = {"de": "German", "es": "Spanish", "fr": "French", "it": "Italian", "nl": "Dutch", "pt": "Portuguese"}
 N_EMOJI = {"test": 60, "val": 15, "train": 125}
@@ -76,9 +80,8 @@ def emoji_kinds(folder: Path, rng: random.Random) -> list[Record]:
     records = []
     for kind, names in members.items():
         rng.shuffle(names)
-        for index, name in enumerate(names[: N_TEST + N_VAL + MOST_TRAIN]):
-            split = "test" if index < N_TEST else "val" if index < N_TEST + N_VAL else "train"
-            records.append({"text": name, "label": kind, "split": split})
+        parts = divided(names, N_KINDS)
+        records += [{"text": name, "label": kind, "split": split} for split, some in parts for name in some]
     return mixed(records, rng)
 
 
@@ -94,13 +97,11 @@ def emoji_languages(folder: Path, rng: random.Random) -> list[Record]:
         if kind_of(subgroup) in kinds and is_short([name, *(names[code][hexcode] for code in LANGUAGES)])
     ]
     rng.shuffle(chosen)
-    records, start = [], 0
-    for split, count in N_EMOJI.items():
-        for hexcode, name in chosen[start : start + count]:
-            for code, language in LANGUAGES.items():
-                answer = names[code][hexcode]
-                records.append({"text": name, "language": language, "answer": answer, "task": code, "split": split})
-        start += count
+    records = []
+    for split, some in divided(chosen, N_EMOJI):
+        for (hexcode, name), (code, language) in product(some, LANGUAGES.items()):
+            answer = names[code][hexcode]
+            records.append({"text": name, "language": language, "answer": answer, "task": code, "split": split})
     return mixed(records, rng)
 
 
@@ -113,8 +114,8 @@ def languages(names: Sequence[Record], rng: random.Random) -> list[Record]:
         held = rng.sample([row["answer"] for row in rows if row["split"] != "train"], N_LANGUAGES["test"])
         n_more = N_LANGUAGES["train"] + N_LANGUAGES["val"]
         others = rng.sample([row["answer"] for row in rows if row["split"] == "train"], n_more)
-        parts = {"test": held, "val": others[: N_LANGUAGES["val"]], "train": others[N_LANGUAGES["val"] :]}
-        records += [{"text": text, "label": language, "split": split} for split, some in parts.items() for text in some]
+        parts = divided(held + others, N_LANGUAGES)
+        records += [{"text": text, "label": language, "split": split} for split, some in parts for text in some]
     return mixed(records, rng)
 
 
@@ -122,28 +123,33 @@ def is_short(names: Sequence[str]) -> bool:
     return all(len(name.split()) <= MOST_WORDS and ":" not in name for name in names)
 
 
+def draw_days(rng: random.Random, n: int) -> list[datetime.date]:
+    """Days of two centuries."""
+    first, last = datetime.date(1850, 1, 1).toordinal(), datetime.date(2049, 12, 31).toordinal()
+    return [datetime.date.fromordinal(day) for day in rng.sample(range(first, last + 1), n)]
+
+
 def dates(rng: random.Random) -> list[Record]:
-    first = datetime.date(1850, 1, 1).toordinal()
-    last = datetime.date(2049, 12, 31).toordinal()
-    days = [datetime.date.fromordinal(day) for day in rng.sample(range(first, last + 1), sum(N_DATES.values()))]
-    records, start = [], 0
-    for split, count in N_DATES.items():
-        for day in days[start : start + count]:
-            records.append({"text": rng.choice(spellings(day)), "answer": day.isoformat(), "split": split})
-        start += count
+    parts = divided(draw_days(rng, sum(N_DATES.values())), N_DATES)
+    records = [
+        {"text": rng.choice(spellings(day)), "answer": day.isoformat(), "split": split}
+        for split, some in parts
+        for day in some
+    ]
     return mixed(records, rng)
 
 
 def seasons(rng: random.Random) -> list[Record]:
     """The season of a date, by its month, north of the equator."""
-    first, last = datetime.date(1850, 1, 1).toordinal(), datetime.date(2049, 12, 31).toordinal()
-    days = [datetime.date.fromordinal(day) for day in rng.sample(range(first, last + 1), 4000)]
+    days = draw_days(rng, 4000)
     records = []
     for season, months in SEASONS.items():
-        own = iter([day for day in days if day.month in months])
-        for split, count in N_SEASONS.items():
-            for _ in range(count):
-                records.append({"text": rng.choice(spellings(next(own))), "label": season, "split": split})
+        parts = divided([day for day in days if day.month in months], N_SEASONS)
+        records += [
+            {"text": rng.choice(spellings(day)), "label": season, "split": split}
+            for split, some in parts
+            for day in some
+        ]
     return mixed(records, rng)
 
 
@@ -176,18 +182,26 @@ def somebody(rng: random.Random) -> list[Record]:
     return mixed(records, rng)
 
 
+def divided(items: Sequence[T], counts: Mapping[str, int]) -> list[tuple[str, Sequence[T]]]:
+    """The items of each part, from the first item on."""
+    ends = list(accumulate(counts.values()))
+    return [(split, items[end - count : end]) for (split, count), end in zip(counts.items(), ends, strict=True)]
+
+
 def mixed(records: list[Record], rng: random.Random) -> list[Record]:
     """Train, val and test one after the other, each shuffled."""
     rng.shuffle(records)
     return sorted(records, key=lambda record: ("train", "val", "test").index(record["split"]))
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder for the fetched package")
-    parser.add_argument("--check", action="store_true", help="write nothing, fail where a file differs")
-    args = parser.parse_args()
-    folder = fetch(*NAMES_PACKAGE, args.work) / "package"
+def main(work: Path, check: bool = False) -> int:
+    """Write the files.
+
+    Args:
+        work: folder for the fetched package.
+        check: write nothing, fail where a file differs.
+    """
+    folder = fetch(*NAMES_PACKAGE, work) / "package"
     names = emoji_languages(folder, random.Random(SEED))
     tasks = {
         OUT / "emoji_kinds.jsonl": emoji_kinds(folder, random.Random(SEED)),
@@ -201,7 +215,7 @@ def main() -> int:
     for path, records in tasks.items():
         name = path.stem
         text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        if not args.check:
+        if not check:
             path.write_text(text, encoding="utf-8")
         elif path.read_text(encoding="utf-8") != text:
             differing.append(name)
@@ -210,4 +224,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(tyro.cli(main, description=__doc__))

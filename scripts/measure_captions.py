@@ -6,19 +6,19 @@ For every seed it learns a prompt for objects, emotions and actions and measures
 prompt and beside the best hand-written words; then on the same kind of scenes in a style that `tiny` never saw.
 """
 
-from __future__ import annotations
-
-import argparse
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import tyro
 
 import mmprompt as mp
+from markdown import percent, table
 from mmprompt.captioning.measure import NO_PROMPT, CaptionMeasure, measure_captions
 from mmprompt.captioning.predictor import CaptionFeatures
+from mmprompt.files import make_folder
 
 FOCUSES = ("objects", "emotions", "actions")
 SETS = ("openart-scenes", "openart-scenes-new-style")
@@ -71,12 +71,17 @@ def run(seed: int, with_curve: bool) -> dict[str, Any]:
     return found
 
 
+def mean_of(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Means over seeds of all that is a number."""
+    return {key: float(np.mean([row[key] for row in rows])) for key, one in rows[0].items() if isinstance(one, float)}
+
+
 def gate(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """The gate on the test scenes, on means over seeds; the intervals of every single run must be above zero too."""
     found = {}
     for focus in FOCUSES:
         rows = [one[SETS[0]]["focuses"][focus] for one in runs]
-        mean = {key: float(np.mean([row[key] for row in rows])) for key, value in rows[0].items() if is_number(value)}
+        mean = mean_of(rows)
         gains = [mean["adherence"] - mean[other] for other in ("no_prompt", "words")]
         lost = max(
             mean["grounded_no_prompt"] - mean["grounded"],
@@ -89,48 +94,38 @@ def gate(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def is_number(value: object) -> bool:
-    """Whether a mean over seeds makes sense."""
-    return isinstance(value, float)
+def page(runs: list[dict[str, Any]], name: str) -> str:
+    """Means over seeds as Markdown."""
+    lines = []
+    for focus in FOCUSES:
+        rows = [one[name]["focuses"][focus] for one in runs]
+        mean, gains = mean_of(rows), []
+        for other, over in (("no_prompt", "over_none"), ("words", "over_words")):
+            low = min(row[over]["interval"][0] for row in rows)
+            gains.append(f"{100 * (mean['adherence'] - mean[other]):+.1f} (> {100 * low:+.1f})")
+        said = [percent(mean[key]) for key in ("no_prompt", "words", "adherence")]
+        grounded = [percent(mean[key]) for key in ("grounded_no_prompt", "grounded")]
+        lines.append([focus, *said, *gains, *grounded])
+    gained = ("gain over none", "gain over words")
+    return table(("focus", "no prompt", "best words", "learned", *gained, "grounded: none", "learned"), lines)
 
 
-def main() -> None:
+def main(
+    seeds: tuple[int, ...] = (1, 2, 3), json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None
+) -> None:
     """Measure, print the table, write the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
     runs = []
-    for seed in options.seeds:
-        runs.append(run(seed, with_curve=seed == options.seeds[0]))
+    for seed in seeds:
+        runs.append(run(seed, with_curve=seed == seeds[0]))
         print(json.dumps(runs[-1][SETS[0]]["focuses"])[:200], flush=True)
     passed = gate(runs)
     for name in SETS:
-        print(f"\n{name}, {len(runs)} seeds\n\n{table(runs, name)}")
+        print(f"\n{name}, {len(runs)} seeds\n\n{page(runs, name)}")
     print("\ngate:", {f: passed[f]["passes"] for f in FOCUSES}, "diagonal:", passed["is_diagonal"])
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({"gate": passed, "runs": runs}, indent=1) + "\n", encoding="utf-8")
-
-
-def table(runs: list[dict[str, Any]], name: str) -> str:
-    """Means over seeds as Markdown."""
-    lines = [
-        "| focus | no prompt | best words | learned | gain over none | gain over words | grounded: none | learned |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for focus in FOCUSES:
-        rows = [one[name]["focuses"][focus] for one in runs]
-        mean = {key: 100 * float(np.mean([row[key] for row in rows])) for key, v in rows[0].items() if is_number(v)}
-        lows = [min(row[over]["interval"][0] for row in rows) for over in ("over_none", "over_words")]
-        gains = [mean["adherence"] - mean["no_prompt"], mean["adherence"] - mean["words"]]
-        cells = [f"{gain:+.1f} (> {100 * low:+.1f})" for gain, low in zip(gains, lows, strict=True)]
-        lines.append(
-            f"| {focus} | {mean['no_prompt']:.1f} | {mean['words']:.1f} | {mean['adherence']:.1f} | {cells[0]} | "
-            f"{cells[1]} | {mean['grounded_no_prompt']:.1f} | {mean['grounded']:.1f} |"
-        )
-    return "\n".join(lines)
+    if json_file is not None:
+        make_folder(json_file.parent)
+        json_file.write_text(json.dumps({"gate": passed, "runs": runs}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

@@ -13,40 +13,35 @@ languages: one prompt a language on names of emoji, and what becomes of two prom
 Finished cells are kept in the file, trained prompts in --work: run again, it goes on.
 """
 
-from __future__ import annotations
-
-import argparse
 import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+import tyro
 from torch import Tensor
 
-from mmprompt.core.fit import fit
+import mmprompt as mp
+from markdown import percent, several, table
 from mmprompt.core.learned import LM_INPUT, Given, Inserts, Learned, Prompt, Source
-from mmprompt.core.method import Start
 from mmprompt.core.soft import DecoderMethod
-from mmprompt.errors import UserError
-from mmprompt.language.data import TextData, TextRow, load_texts, sample_shots
+from mmprompt.language.data import TextData, TextRow, sample_shots
 from mmprompt.language.measure import score_texts
 from mmprompt.language.meta import few_steps, meta_init
 from mmprompt.language.methods import DeepPrompts, PromptInit, PromptTuning
 from mmprompt.language.pool import PromptPool, compose, load_pool, save_pool, text_features
-from mmprompt.language.predictor import LanguagePredictor, generate_texts, load_prompted
-from mmprompt.language.templates.template import Template
+from mmprompt.language.predictor import generate_texts, load_prompted
 from mmprompt.models.decoder.generation_config import Generation
-from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.sites import Vectors
-from mmprompt.training.recipe import Recipe
 from mmprompt.training.seeds import batches
 
 DATA = Path("examples/data")
@@ -56,15 +51,12 @@ N_STEPS_LANGUAGE = {"tiny": 320, "smollm2": 80}
 POOL, N_ROUTED, DRAWS = ("emoji_kinds", "intent", "languages", "questions", "sentiment"), 40, (1, 2, 3)
 META, HELD_OUT, OTHER = ("emoji_kinds", "intent", "questions", "sentiment"), ("emoji_kinds", "questions"), "intent"
 N_ADAPTED, ADAPT_SEEDS, RATES = 120, (1, 2), (0.03, 0.1)
-META_SETTINGS = {"n_rounds": 21, "n_inner": 10, "batch_size": 8}
+META_BATCH = 8
 LANGUAGES = {"de": "German", "es": "Spanish", "fr": "French", "it": "Italian", "nl": "Dutch", "pt": "Portuguese"}
 N_NAMES, LONGEST = 64, 16
 COMPOSED = ("de", "es", "fr")
 FORMS = {"tiny": "{} .", "smollm2": "<{}>"}
-ORDERS = {
-    "task, language": "{soft*20:task} {soft*20:language}",
-    "language, task": "{soft*20:language} {soft*20:task}",
-}
+ORDERS = {"task, language": "{soft*20:task} {soft*20:language}", "language, task": "{soft*20:language} {soft*20:task}"}
 Cell = Callable[[], dict[str, Any]]
 
 
@@ -94,22 +86,27 @@ def fitted(
     method: DecoderMethod | None = None,
     seed: int = 1,
     n_wanted: int = N_STEPS,
-) -> LanguagePredictor:
+) -> mp.LanguagePredictor:
     """A prompt of about so many steps, kept in a folder."""
     if not (folder / "prompt.json").exists():
         method = method or PromptTuning(N_SOFT)
         n_steps = len(batches(list(range(len(data.train))), type(method).recipe.batch_size))
         epochs = max(1, round(n_wanted / n_steps))
         is_begun = (folder / "checkpoint").exists()
-        fit(method, model, data, folder, Recipe(epochs=epochs), seed, resume=is_begun, progress=False)
+        mp.fit(method, model, data, folder, mp.Recipe(epochs=epochs), seed, resume=is_begun, progress=False)
     return load_prompted(folder, model)
+
+
+def few_shot(name: str, seed: int = 1) -> TextData:
+    """The rows of a task, with a draw of those for training."""
+    return sample_shots(mp.load_texts(DATA / f"{name}.jsonl"), SHOTS, seed)
 
 
 def share(found: Sequence[bool]) -> float:
     return round(float(np.mean(found)), 4)
 
 
-def accuracy(prompted: LanguagePredictor, rows: Sequence[TextRow]) -> float:
+def accuracy(prompted: mp.LanguagePredictor, rows: Sequence[TextRow]) -> float:
     return share([one.label == row.label for one, row in zip(prompted.classify(rows), rows, strict=True)])
 
 
@@ -117,7 +114,7 @@ def accuracy(prompted: LanguagePredictor, rows: Sequence[TextRow]) -> float:
 
 
 def pool(model: FrozenLanguageModel, cells: Cells, work: Path) -> None:
-    datas = {name: sample_shots(load_texts(DATA / f"{name}.jsonl"), SHOTS, 1) for name in POOL}
+    datas = {name: few_shot(name) for name in POOL}
     rows = {name: data.test[:N_ROUTED] for name, data in datas.items()}
     cells.add("features", partial(features, model, datas, rows))
     place = work / "pool"
@@ -175,7 +172,7 @@ def routed(kept: PromptPool, name: str, rows: Sequence[TextRow]) -> dict[str, An
 def draws(model: FrozenLanguageModel, work: Path) -> dict[str, Any]:
     """Prompts of one task from several draws of the training rows: one, the best fitting one, and all together."""
     name = POOL[0]
-    data = {seed: sample_shots(load_texts(DATA / f"{name}.jsonl"), SHOTS, seed) for seed in DRAWS}
+    data = {seed: few_shot(name, seed) for seed in DRAWS}
     prompts = {f"draw-{s}": fitted(model, data[s], work / f"{name}-{s}", seed=s) for s in DRAWS}
     kept = PromptPool.of(prompts, {f"draw-{seed}": data[seed].train for seed in DRAWS})
     rows = data[DRAWS[0]].test
@@ -192,7 +189,7 @@ def draws(model: FrozenLanguageModel, work: Path) -> dict[str, Any]:
 
 def meta(model: FrozenLanguageModel, cells: Cells, work: Path) -> None:
     other = work / f"{OTHER}-1"
-    fitted(model, sample_shots(load_texts(DATA / f"{OTHER}.jsonl"), SHOTS, 1), other)
+    fitted(model, few_shot(OTHER), other)
     for held in HELD_OUT:
         folder = work / f"meta-without-{held}"
         cells.add(f"{held}/learning", partial(learn_start, model, held, folder))
@@ -202,38 +199,90 @@ def meta(model: FrozenLanguageModel, cells: Cells, work: Path) -> None:
             "random": PromptInit(start="random"),
             f"prompt of {OTHER}": PromptInit(start="prompt", from_prompt=other),
         }
-        for rate in RATES:
-            for seed in ADAPT_SEEDS:
-                for name, start in starts.items():
-                    cells.add(
-                        f"{held}/{name}/lr {rate}/{seed}",
-                        partial(adapt, model, held, start, rate, seed),
-                    )
+        for rate, seed, (name, start) in product(RATES, ADAPT_SEEDS, starts.items()):
+            cells.add(f"{held}/{name}/lr {rate}/{seed}", partial(adapt, model, held, start, rate, seed))
 
 
 def learn_start(model: FrozenLanguageModel, held: str, folder: Path) -> dict[str, Any]:
     """Learn a start over all tasks but one."""
-    datas = [sample_shots(load_texts(DATA / f"{name}.jsonl"), SHOTS, 1) for name in META if name != held]
-    recipe = replace(PromptTuning.recipe, batch_size=META_SETTINGS["batch_size"])
+    datas = [few_shot(name) for name in META if name != held]
     if not (folder / "prompt.json").exists():
-        numbers = {key: META_SETTINGS[key] for key in ("n_rounds", "n_inner")}
-        meta_init(datas, model, PromptTuning(N_SOFT), recipe, out=folder, **numbers)
+        recipe = replace(PromptTuning.recipe, batch_size=META_BATCH)
+        meta_init(datas, model, PromptTuning(N_SOFT), recipe, out=folder, n_rounds=21, n_inner=10)
     return {"tasks": [data.name for data in datas]}
 
 
 def adapt(model: FrozenLanguageModel, held: str, start: PromptInit, rate: float, seed: int) -> dict[str, Any]:
     """Ten steps on the task that was held out, and the accuracy on its test rows."""
-    data = sample_shots(load_texts(DATA / f"{held}.jsonl"), SHOTS, seed)
+    data = few_shot(held, seed)
     ten = few_steps(data, 10, PromptTuning.recipe.batch_size, seed).task(init=start)
-    result = fit(PromptTuning(N_SOFT), model, ten, None, Recipe(epochs=1, lr=rate), seed, progress=False)
+    result = mp.fit(PromptTuning(N_SOFT), model, ten, None, mp.Recipe(epochs=1, lr=rate), seed, progress=False)
     return {"accuracy": accuracy(result.predictor, data.test[:N_ADAPTED]), "loss": round(result.history[0]["loss"], 3)}
 
 
 # A prompt a language
 
 
+class Judge:
+    """Says in which language a name is, English or one of six: by lingua, from its letters, and by the lists of all
+    names, those of several languages left out."""
+
+    def __init__(self, data: TextData, form: str, end: str) -> None:
+        self.form, self.end = form, end
+        try:
+            from lingua import IsoCode639_1, LanguageDetectorBuilder
+        except ImportError:
+            raise mp.UserError("languages are told apart by lingua. pip install lingua-language-detector") from None
+        codes = [getattr(IsoCode639_1, code.upper()) for code in ("en", *LANGUAGES)]
+        self.detector = LanguageDetectorBuilder.from_iso_codes_639_1(*codes).build()
+        self.rows = {code: tuple(row for row in data.test if row.task == code) for code in LANGUAGES}
+        pairs = {(row.fields["text"].casefold(), "en") for row in (*data.train, *data.val, *data.test)}
+        pairs |= {(str(row.answer).casefold(), row.task) for row in (*data.train, *data.val, *data.test)}
+        spoken = Counter(name for name, _ in pairs)
+        self.listed = {code: {n for n, c in pairs if c == code and spoken[n] == 1} for code in ("en", *LANGUAGES)}
+
+    def language_of(self, name: str) -> str:
+        """The code of a language, "" where there is nothing to tell it by."""
+        language = self.detector.detect_language_of(name)
+        return "" if language is None else language.iso_code_639_1.name.lower()
+
+    def shares(self, names: Sequence[str]) -> dict[str, float]:
+        """The share of names in each language."""
+        judged = Counter(map(self.language_of, names))
+        return {code: round(judged[code] / len(names), 4) for code in ("en", *LANGUAGES)}
+
+    def truth(self) -> dict[str, Any]:
+        """What is said of the true test names of each language."""
+        english = [row.fields["text"] for row in self.rows["de"]]
+        return {"en": self.shares(english)} | {
+            code: self.shares([str(row.answer) for row in rows]) for code, rows in self.rows.items()
+        }
+
+    def measure(self, prompted: mp.LanguagePredictor, rows: Sequence[TextRow], code: str | None) -> dict[str, Any]:
+        """What is answered to English names: in which languages, and how near to the names of one of them."""
+        answers = [one.text for one in generate_texts(prompted, rows, Generation(max_tokens=LONGEST))]
+        lines = [text.partition(self.end)[0].strip() for text in answers]
+        before, after = self.form.split("{}")
+        inner = [line.removeprefix(before).removesuffix(after).strip() for line in lines]
+        found: dict[str, Any] = {
+            "n": len(rows),
+            "judged": self.shares(inner),
+            "listed": {key: share([n.casefold() in names for n in inner]) for key, names in self.listed.items()},
+            "copied": share(
+                [n.casefold() == row.fields["text"].casefold() for n, row in zip(inner, rows, strict=True)]
+            ),
+            "in_form": share([line == self.form.format(name) for line, name in zip(lines, inner, strict=True)]),
+        }
+        if code is not None:
+            wanted = [str(row.answer) for row in rows]
+            scores = score_texts(inner, wanted)
+            same = [n.casefold() == other.casefold() for n, other in zip(inner, wanted, strict=True)]
+            found |= {"exact": share(same), "chrf": round(scores.chrf, 2)}
+        return found | {"texts": [f"{row.fields['text']} > {line}" for row, line in zip(rows, lines, strict=True)][:12]}
+
+
 def languages(model: FrozenLanguageModel, cells: Cells, work: Path) -> None:
-    data = load_texts(DATA / "emoji_languages.jsonl")
+    data = mp.load_texts(DATA / "emoji_languages.jsonl")
     judge = Judge(data, FORMS[model.name], " ," if model.name == "tiny" else "\n")
     cells.add("true names", judge.truth)
     between = " =" if model.name == "tiny" else "\n"  # tiny has read lists: bear = oso , bread = pan
@@ -241,7 +290,7 @@ def languages(model: FrozenLanguageModel, cells: Cells, work: Path) -> None:
     methods: dict[str, DecoderMethod] = {"prompt-tuning": PromptTuning(N_SOFT)}
     if model.name == "tiny":
         methods["deep-prompts"] = DeepPrompts(N_SOFT)
-    prompts: dict[str, LanguagePredictor] = {}
+    prompts: dict[str, mp.LanguagePredictor] = {}
     nothing = in_words(model, f"{{text:cut}}{between}{{answer}}")
     cells.add(f"{model.name}/none", partial(judge.measure, nothing, judge.rows["de"], None))
     for code in LANGUAGES:
@@ -258,9 +307,9 @@ def languages(model: FrozenLanguageModel, cells: Cells, work: Path) -> None:
     together(model, cells, work, judge, data, prompts)
 
 
-def in_words(model: FrozenLanguageModel, text: str) -> LanguagePredictor:
+def in_words(model: FrozenLanguageModel, text: str) -> mp.LanguagePredictor:
     """The model with a prompt in words alone."""
-    return LanguagePredictor(model, Prompt(Template.parse(text)))
+    return mp.LanguagePredictor(model, Prompt(mp.Template.parse(text)))
 
 
 def together(
@@ -269,7 +318,7 @@ def together(
     work: Path,
     judge: Judge,
     data: TextData,
-    prompts: dict[str, LanguagePredictor],
+    prompts: dict[str, mp.LanguagePredictor],
 ) -> None:
     """A task prompt, learned in English alone, with prompts of languages, learned without the task."""
     english = of_language(data, "de")
@@ -315,7 +364,7 @@ class BehindLanguages(PromptTuning):
     def n_vectors(self) -> int:
         return 2 * N_SOFT
 
-    def prompt(self, backbone: Any, start: Start) -> Prompt:
+    def prompt(self, backbone: Any, start: mp.Start) -> Prompt:
         assert start.vectors is not None
         values, unit = start.vectors(self.n_vectors)
         own = Learned(LM_INPUT, values[-N_SOFT:], unit=unit)
@@ -323,22 +372,22 @@ class BehindLanguages(PromptTuning):
 
 
 def behind(
-    model: FrozenLanguageModel, data: TextData, prompts: dict[str, LanguagePredictor], form: str
-) -> dict[str, LanguagePredictor]:
+    model: FrozenLanguageModel, data: TextData, prompts: dict[str, mp.LanguagePredictor], form: str
+) -> dict[str, mp.LanguagePredictor]:
     """A task prompt, learned behind the prompts of some languages, behind the prompt of each."""
     vectors = {code: one.vectors()[LM_INPUT].values.detach() for code, one in prompts.items()}
     rows = [replace(row, task=code) for code in COMPOSED for row in of_language(data, code).train]
     train = tuple(replace(row, answer=form.format(row.answer)) for row in rows)
     method = BehindLanguages(N_SOFT, {code: vectors[code] for code in COMPOSED})
     n_steps = len(batches(list(range(len(train))), PromptTuning.recipe.batch_size))
-    recipe = Recipe(epochs=max(1, round(N_STEPS_LANGUAGE[model.name] / n_steps)))
+    recipe = mp.Recipe(epochs=max(1, round(N_STEPS_LANGUAGE[model.name] / n_steps)))
     rows_behind = replace(data, train=train, val=(), test=train[:1]).task(init=PromptInit("vocabulary"))
-    learned = fit(method, model, rows_behind, recipe=recipe, progress=False).predictor
+    learned = mp.fit(method, model, rows_behind, recipe=recipe, progress=False).predictor
     task = learned.vectors()[LM_INPUT].values.detach()[-N_SOFT:]
     found = {}
     for code, language in vectors.items():
         prompt = Prompt(learned.template, Learned(LM_INPUT, torch.cat([language, task]))).requires_grad_(False)
-        found[code] = LanguagePredictor(model, prompt)
+        found[code] = mp.LanguagePredictor(model, prompt)
     return found
 
 
@@ -349,155 +398,87 @@ def of_language(data: TextData, code: str) -> TextData:
     return replace(data, train=plain[0][:N_NAMES], val=plain[1], test=plain[2])
 
 
-class Judge:
-    """Says in which language a name is, English or one of six: by lingua, from its letters, and by the lists of all
-    names, those of several languages left out."""
-
-    def __init__(self, data: TextData, form: str, end: str) -> None:
-        self.form, self.end = form, end
-        try:
-            from lingua import IsoCode639_1, LanguageDetectorBuilder
-        except ImportError:
-            raise UserError("languages are told apart by lingua. pip install lingua-language-detector") from None
-        codes = [getattr(IsoCode639_1, code.upper()) for code in ("en", *LANGUAGES)]
-        self.detector = LanguageDetectorBuilder.from_iso_codes_639_1(*codes).build()
-        self.rows = {code: tuple(row for row in data.test if row.task == code) for code in LANGUAGES}
-        pairs = {(row.fields["text"].casefold(), "en") for row in (*data.train, *data.val, *data.test)}
-        pairs |= {(str(row.answer).casefold(), row.task) for row in (*data.train, *data.val, *data.test)}
-        spoken = Counter(name for name, _ in pairs)
-        self.listed = {code: {n for n, c in pairs if c == code and spoken[n] == 1} for code in ("en", *LANGUAGES)}
-
-    def language_of(self, name: str) -> str:
-        """The code of a language, "" where there is nothing to tell it by."""
-        language = self.detector.detect_language_of(name)
-        return "" if language is None else language.iso_code_639_1.name.lower()
-
-    def shares(self, names: Sequence[str]) -> dict[str, float]:
-        """The share of names in each language."""
-        judged = Counter(map(self.language_of, names))
-        return {code: round(judged[code] / len(names), 4) for code in ("en", *LANGUAGES)}
-
-    def truth(self) -> dict[str, Any]:
-        """What is said of the true test names of each language."""
-        english = [row.fields["text"] for row in self.rows["de"]]
-        return {"en": self.shares(english)} | {
-            code: self.shares([str(row.answer) for row in rows]) for code, rows in self.rows.items()
-        }
-
-    def measure(self, prompted: LanguagePredictor, rows: Sequence[TextRow], code: str | None) -> dict[str, Any]:
-        """What is answered to English names: in which languages, and how near to the names of one of them."""
-        answers = [one.text for one in generate_texts(prompted, rows, Generation(max_tokens=LONGEST))]
-        lines = [text.partition(self.end)[0].strip() for text in answers]
-        before, after = self.form.split("{}")
-        inner = [line.removeprefix(before).removesuffix(after).strip() for line in lines]
-        found: dict[str, Any] = {
-            "n": len(rows),
-            "judged": self.shares(inner),
-            "listed": {key: share([n.casefold() in names for n in inner]) for key, names in self.listed.items()},
-            "copied": share(
-                [n.casefold() == row.fields["text"].casefold() for n, row in zip(inner, rows, strict=True)]
-            ),
-            "in_form": share([line == self.form.format(name) for line, name in zip(lines, inner, strict=True)]),
-        }
-        if code is not None:
-            wanted = [str(row.answer) for row in rows]
-            scores = score_texts(inner, wanted)
-            same = [n.casefold() == other.casefold() for n, other in zip(inner, wanted, strict=True)]
-            found |= {"exact": share(same), "chrf": round(scores.chrf, 2)}
-        return found | {"texts": [f"{row.fields['text']} > {line}" for row, line in zip(rows, lines, strict=True)][:12]}
-
-
 def tables(found: dict[str, Any]) -> str:
     """All figures of the file as Markdown."""
     parts = {"pool": pool_tables, "meta": meta_table, "languages": language_tables}
     return "\n\n".join(parts[part](found[part]) for part in parts if part in found)
 
 
-def percent(value: float) -> str:
-    return f"{100 * value:.1f}"
-
-
 def pool_tables(cells: dict[str, Any]) -> str:
-    lines = ["| texts of | routed right | own prompt | chosen prompt | weight of the own |", "|---|---|---|---|---|"]
-    tasks = {name.removeprefix("tasks/"): cell for name, cell in cells.items() if name.startswith("tasks/")}
-    for name, cell in tasks.items():
-        right = cell["routed"].get(name, 0) / cell["n"]
-        figures = (right, cell["own_prompt"], cell["chosen_prompt"])
-        lines.append(f"| {name} | {' | '.join(map(percent, figures))} | {cell['weight']:.2f} |")
-    if "draws" in cells:
-        cell = cells["draws"]
-        lines += ["", "| one prompt | best fitting | probabilities mixed | vectors mixed |", "|---|---|---|---|"]
-        single = f"{percent(float(np.mean(cell['single'])))} ({', '.join(map(percent, cell['single']))})"
-        lines.append(f"| {single} | {' | '.join(percent(cell[how]) for how in ('choose', 'outputs', 'vectors'))} |")
-    return "\n".join(lines)
+    rows = []
+    for name, cell in cells.items():
+        if name.startswith("tasks/"):
+            task = name.removeprefix("tasks/")
+            figures = (cell["routed"].get(task, 0) / cell["n"], cell["own_prompt"], cell["chosen_prompt"])
+            rows.append((task, *map(percent, figures), f"{cell['weight']:.2f}"))
+    found = [table(("texts of", "routed right", "own prompt", "chosen prompt", "weight of the own"), rows)]
+    if cell := cells.get("draws"):
+        row = (several(cell["single"]), *(percent(cell[how]) for how in ("choose", "outputs", "vectors")))
+        found.append(table(("one prompt", "best fitting", "probabilities mixed", "vectors mixed"), [row]))
+    return "\n\n".join(found)
 
 
 def meta_table(cells: dict[str, Any]) -> str:
     starts = ("meta", "labels", "random", f"prompt of {OTHER}")
-    lines = [f"| held out | rate | {' | '.join(starts)} |", "|---|---|" + "---|" * len(starts)]
-    for held in HELD_OUT:
-        for rate in RATES:
-            each = []
-            for start in starts:
-                some = [cells.get(f"{held}/{start}/lr {rate}/{seed}") for seed in ADAPT_SEEDS]
-                figures = [cell["accuracy"] for cell in some if cell]
-                each.append(
-                    f"{percent(float(np.mean(figures)))} ({', '.join(map(percent, figures))})" if figures else ""
-                )
-            if any(each):
-                lines.append(f"| {held} | {rate} | {' | '.join(each)} |")
-    return "\n".join(lines)
+    rows = []
+    for held, rate in product(HELD_OUT, RATES):
+        some = [[cells.get(f"{held}/{start}/lr {rate}/{seed}") for seed in ADAPT_SEEDS] for start in starts]
+        figures = [several([cell["accuracy"] for cell in each if cell]) for each in some]
+        if any(figures):
+            rows.append((held, str(rate), *figures))
+    return table(("held out", "rate", *starts), rows)
 
 
 def language_tables(cells: dict[str, Any]) -> str:
     """Answers judged to be in the language that was asked for, and in brackets those that are the listed name."""
-    truth = cells["true names"]
-    lines = [f"| answers to | {' | '.join(LANGUAGES)} |", "|---" * (len(LANGUAGES) + 1) + "|"]
-    lines.append(f"| true names | {' | '.join(percent(truth[code][code]) for code in LANGUAGES)} |")
+    rows = [("true names", *(percent(cells["true names"][code][code]) for code in LANGUAGES))]
     plain = {name: cell for name, cell in cells.items() if name != "true names" and "exact" in cell}
     for way in dict.fromkeys(name.rsplit("/", 1)[0] for name in plain):
-        some = [plain.get(f"{way}/{code}") for code in LANGUAGES]
-        figures = [
-            f"{percent(c['judged'][k])} ({percent(c['exact'])})" if c else ""
-            for k, c in zip(LANGUAGES, some, strict=True)
-        ]
-        if "/form/" in way:
-            figures = [
-                f"{one}, form {percent(c['in_form'])}" if c else "" for one, c in zip(figures, some, strict=True)
-            ]
-        lines.append(f"| {way.replace('/', ', ')} | {' | '.join(figures)} |")
-    for name in (name for name in cells if name.endswith(("/none", "/alone"))):
-        cell = cells[name]
-        figures = f"English {percent(cell['judged']['en'])}, copied {percent(cell['copied'])}"
-        lines += ["", f"{name.replace('/', ', ')}: {figures}, form {percent(cell['in_form'])}."]
-    return "\n".join(lines)
+        figures = []
+        for code in LANGUAGES:
+            cell = plain.get(f"{way}/{code}")
+            figure = f"{percent(cell['judged'][code])} ({percent(cell['exact'])})" if cell else ""
+            figures.append(f"{figure}, form {percent(cell['in_form'])}" if cell and "/form/" in way else figure)
+        rows.append((way.replace("/", ", "), *figures))
+    lines = [table(("answers to", *LANGUAGES), rows)]
+    for name, cell in cells.items():
+        if name.endswith(("/none", "/alone")):
+            figures = f"English {percent(cell['judged']['en'])}, copied {percent(cell['copied'])}"
+            lines.append(f"{name.replace('/', ', ')}: {figures}, form {percent(cell['in_form'])}.")
+    return "\n\n".join(lines)
 
 
 PARTS = {"pool": pool, "meta": meta, "languages": languages}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=list(PARTS))
-    parser.add_argument("--models", nargs="+", default=["smollm2"], help="of languages; the other parts take the first")
-    parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--work", type=Path, default=Path("runs/dynamic"), help="trained prompts")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--table", action="store_true", help="print the tables of the file and measure nothing")
-    args = parser.parse_args()
-    if args.table:
-        print(tables(json.loads(args.json.read_text())))
+def main(
+    json_file: Annotated[Path, tyro.conf.arg(name="json")],
+    part: Literal["pool", "meta", "languages"] | None = None,
+    models: tuple[str, ...] = ("smollm2",),
+    work: Path = Path("runs/dynamic"),
+    threads: int = 1,
+    table_only: Annotated[bool, tyro.conf.arg(name="table")] = False,
+) -> None:
+    """Measure one part.
+
+    Args:
+        json_file: keeps all figures.
+        models: of languages; the other parts take the first.
+        work: trained prompts.
+        table_only: print the tables of the file and measure nothing.
+    """
+    if table_only:
+        print(tables(json.loads(json_file.read_text())))
         return
-    if args.part is None:
-        parser.error("give --part or --table")
-    torch.set_num_threads(args.threads)
-    for name in args.models if args.part == "languages" else args.models[:1]:
-        model = load_language_model(name, device="cpu")
-        PARTS[args.part](model, Cells(args.json, args.part), args.work)
+    if part is None:
+        raise mp.UserError("there is nothing to do. Give --part or --table.")
+    torch.set_num_threads(threads)
+    for name in models if part == "languages" else models[:1]:
+        PARTS[part](mp.load_language_model(name, device="cpu"), Cells(json_file, part), work)
 
 
 if __name__ == "__main__":
     try:
-        main()
-    except UserError as error:
+        tyro.cli(main, description=__doc__)
+    except mp.UserError as error:
         raise SystemExit(f"error: {error}") from None

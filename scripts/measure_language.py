@@ -6,31 +6,20 @@
 
 For every task and seed a prompt of 20 vectors is trained on 16 rows a class and tested on rows held out. Beside it
 stand three hand-written instructions; the best of them on the test rows is what the prompt is held against. Finished
-cells are kept in the file: run again, it goes on.
+cells are kept in `runs/cells`: run again, it goes on.
 """
 
-from __future__ import annotations
-
-import argparse
 import json
-import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+import tyro
 
-from mmprompt.core.fit import fit
-from mmprompt.core.learned import Prompt
+import mmprompt as mp
+from markdown import gain, percent, table
 from mmprompt.core.metrics import paired_bootstrap
-from mmprompt.errors import UserError
-from mmprompt.language.data import TextData, TextRow, load_texts, sample_shots
-from mmprompt.language.methods import PromptTuning
-from mmprompt.language.predictor import LanguagePredictor
-from mmprompt.language.task import verbalizer_of
-from mmprompt.language.templates.template import Template
-from mmprompt.models.decoder.load import load_language_model
-from mmprompt.models.decoder.model import FrozenLanguageModel
 
 DATA = Path("examples/data")
 TASKS = ("emoji_kinds", "intent", "seasons", "languages", "questions", "sentiment")
@@ -43,33 +32,27 @@ CHOSEN: dict[str, tuple[str, float]] = {
 GAIN, MAX_SECONDS = 0.15, 300
 
 
-def right(prompted: LanguagePredictor, rows: tuple[TextRow, ...]) -> list[int]:
+def measure(name: str, model: str, cells: Path) -> dict[str, Any]:
+    """Every answer to the test rows of a task, right or wrong, and what it took to train."""
+    data = mp.load_texts(DATA / f"{name}.jsonl")
+    written = {text: data.task(template=text) for text in data.instructions}
+    words = mp.compare({"words": (mp.HardPrompt(), model)}, written, out=cells, device="cpu")
+    template, lr = CHOSEN.get(name, (None, mp.PromptTuning.recipe.lr))
+    task, method = data.task(template=template), mp.PromptTuning(N_SOFT)
+    found = mp.compare({"soft": (method, model)}, [task], (SHOTS,), SEEDS, cells, device="cpu", lr=lr)
+    runs = [
+        {"seed": seed, "right": right_in(right)}
+        | {key: round(cell.facts[key], 1) for key in ("seconds", "cpu_seconds")}
+        for seed, right, cell in zip(SEEDS, found.lines[0].correct, found.lines[0].cells, strict=True)
+    ]
+    instructions = [{"template": line.source, "right": right_in(line.correct[0])} for line in words.lines]
+    task = {"n_test": len(data.test), "instructions": instructions, "runs": runs}
+    return task | {"summary": summary(task)}
+
+
+def right_in(correct: np.ndarray) -> list[int]:
     """1 for every row whose label was found, 0 for the others."""
-    return [int(one.label == row.label) for one, row in zip(prompted.classify(rows), rows, strict=True)]
-
-
-def instructions(model: FrozenLanguageModel, data: TextData) -> list[dict[str, Any]]:
-    """The hand-written instructions on the test rows."""
-    found = []
-    for text in data.instructions:
-        prompted = LanguagePredictor(model, Prompt(Template.parse(text)), verbalizer_of(data))
-        found.append({"template": text, "right": right(prompted, data.test)})
-    return found
-
-
-def train(model: FrozenLanguageModel, data: TextData, seed: int) -> dict[str, Any]:
-    """One training and its answers on the test rows."""
-    started, cpu_started = time.monotonic(), time.process_time()
-    template, lr = CHOSEN.get(data.name, (None, PromptTuning.recipe.lr))
-    task = sample_shots(data, SHOTS, seed).task(template=template)
-    result = fit(PromptTuning(N_SOFT), model, task, seed=seed, lr=lr, progress=False)
-    seconds, cpu_seconds = time.monotonic() - started, time.process_time() - cpu_started
-    return {
-        "seed": seed,
-        "right": right(result.predictor, data.test),
-        "seconds": round(seconds, 1),
-        "cpu_seconds": round(cpu_seconds, 1),
-    }
+    return correct.astype(int).tolist()
 
 
 def summary(task: dict[str, Any]) -> dict[str, Any]:
@@ -78,68 +61,62 @@ def summary(task: dict[str, Any]) -> dict[str, Any]:
     learned = np.array([run["right"] for run in task["runs"]])
     words = np.tile(best["right"], (len(learned), 1))
     low, high = paired_bootstrap(learned, words)
-    gain = float(learned.mean() - words.mean())
-    accuracies = learned.mean(1)
+    more = float(learned.mean() - words.mean())
+    cpu_seconds = max(run["cpu_seconds"] for run in task["runs"])
     return {
         "n_test": task["n_test"],
         "best_instruction": float(words.mean()),
         "instruction": best["template"],
-        "soft_prompt": float(accuracies.mean()),
-        "std": float(accuracies.std(ddof=1)) if len(accuracies) > 1 else 0.0,
-        "gain": gain,
+        "soft_prompt": float(learned.mean()),
+        "std": float(learned.mean(1).std(ddof=1)),
+        "gain": more,
         "interval": [low, high],
-        "cpu_seconds": max(run["cpu_seconds"] for run in task["runs"]),
-        "passes": gain >= GAIN and low > 0 and max(run["cpu_seconds"] for run in task["runs"]) < MAX_SECONDS,
+        "cpu_seconds": cpu_seconds,
+        "passes": more >= GAIN and low > 0 and cpu_seconds < MAX_SECONDS,
     }
 
 
-def table(tasks: dict[str, Any]) -> str:
+def page(tasks: dict[str, Any]) -> str:
     """The gate as Markdown."""
-    lines = [
-        "| task | best of three instructions | soft prompt | gain | seeds | CPU seconds |",
-        "|---|---|---|---|---|---|",
-    ]
+    rows = []
     for name, task in tasks.items():
         found = task["summary"]
-        low, high = (100 * value for value in found["interval"])
-        lines.append(
-            f"| {name} ({found['n_test']}) | {100 * found['best_instruction']:.1f} | "
-            f"**{100 * found['soft_prompt']:.1f}** | {100 * found['gain']:+.1f} ({low:+.1f} to {high:+.1f}) | "
-            f"{len(task['runs'])} | {found['cpu_seconds']:.0f} |"
-        )
-    return "\n".join(lines)
+        figures = (percent(found["best_instruction"]), f"**{percent(found['soft_prompt'])}**")
+        spent = (str(len(task["runs"])), f"{found['cpu_seconds']:.0f}")
+        rows.append((f"{name} ({found['n_test']})", *figures, gain(found["gain"], found["interval"]), *spent))
+    return table(("task", "best of three instructions", "soft prompt", "gain", "seeds", "CPU seconds"), rows)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--table", action="store_true", help="print the table of the file and measure nothing")
-    args = parser.parse_args()
-    if args.table:
-        print(table(json.loads(args.json.read_text())["tasks"]))
+def main(
+    json_file: Annotated[Path, tyro.conf.arg(name="json")],
+    model: str = "smollm2",
+    threads: int = 2,
+    table_only: Annotated[bool, tyro.conf.arg(name="table")] = False,
+    cells: Path = Path("runs/cells"),
+) -> None:
+    """Measure, and print the table.
+
+    Args:
+        json_file: where all figures go.
+        table_only: print the table of the file and measure nothing.
+        cells: where finished cells are kept.
+    """
+    if table_only:
+        print(page(json.loads(json_file.read_text())["tasks"]))
         return
-    torch.set_num_threads(args.threads)
-    found: dict[str, Any] = json.loads(args.json.read_text()) if args.json.exists() else {"tasks": {}}
-    model = load_language_model(args.model, device="cpu")
+    torch.set_num_threads(threads)
+    found: dict[str, Any] = {"model": model, "shots": SHOTS, "n_soft": N_SOFT, "seeds": list(SEEDS), "tasks": {}}
     for name in TASKS:
-        data = load_texts(DATA / f"{name}.jsonl")
-        task = found["tasks"].setdefault(name, {"n_test": len(data.test), "instructions": [], "runs": []})
-        task["instructions"] = task["instructions"] or instructions(model, data)
-        for seed in SEEDS[len(task["runs"]) :]:
-            task["runs"].append(train(model, data, seed))
-            task["summary"] = summary(task)
-            print(name, seed, task["summary"], flush=True)
-            settings = {"model": args.model, "shots": SHOTS, "n_soft": N_SOFT, "seeds": list(SEEDS)}
-            args.json.write_text(json.dumps(settings | found) + "\n")
-    print(table(found["tasks"]))
+        found["tasks"][name] = measure(name, model, cells)
+        print(name, found["tasks"][name]["summary"], flush=True)
+        json_file.write_text(json.dumps(found) + "\n")
+    print(page(found["tasks"]))
     passed = [name for name, task in found["tasks"].items() if task["summary"]["passes"]]
     print(f"{len(passed)} of {len(TASKS)} tasks pass: {', '.join(passed)}")
 
 
 if __name__ == "__main__":
     try:
-        main()
-    except UserError as error:
+        tyro.cli(main, description=__doc__)
+    except mp.UserError as error:
         raise SystemExit(f"error: {error}") from None

@@ -5,12 +5,9 @@
 
 A document is a list such as `spanish : bear = oso , bread = pan , wheel = rueda`: English names and those of one
 language, with a title or without one. It is trained together with sentences
-that the captioner itself writes without a picture, so that it still knows them. Two threads take about 15 minutes.
+that the captioner itself writes without an image, so that it still knows them. Two threads take about 15 minutes.
 """
 
-from __future__ import annotations
-
-import argparse
 import json
 import random
 import shutil
@@ -18,15 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+import tyro
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from make_language_data import LANGUAGES, emoji_entries
-from openart.artwork import NAMES_PACKAGE, fetch, read_json
+from openart.artwork import NAMES_PACKAGE, fetch, new_folder, read_json
+from openart.export import CAPTIONER_FILES, copy_tokenizer
+from openart.state import State, load_state, save_state
 
 ASSETS = Path(__file__).resolve().parents[1] / "mmprompt" / "assets" / "tiny"
-TOKENIZER_FILES = ("vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json")
 SEED, N_STEPS, N_WARM, LR = 7, 2400, 50, 2e-3
 N_PAIRS, MOST_PAIRS, N_SENTENCES = 168, 6, 24
 """Pairs of names a step, pairs a list at most, sentences a step."""
@@ -34,6 +32,7 @@ TITLED = 0.75
 """Share of lists that say in which language they are."""
 N_REMEMBERED, MOST_WORDS, CHECKPOINT_EVERY = 20_000, 3, 250
 IGNORED = -100
+CHECKPOINT = "tiny-language.safetensors"
 
 
 def dictionary(work: Path) -> dict[str, list[tuple[str, str]]]:
@@ -60,7 +59,7 @@ def draw_lists(pairs: dict[str, list[tuple[str, str]]], rng: random.Random) -> l
 
 
 def remembered(lm: Any, tokenizer: Any, n: int) -> list[str]:
-    """Sentences that the captioner's language model writes without a picture."""
+    """Sentences that the captioner's language model writes without an image."""
     texts: list[str] = []
     begun = torch.full((500, 1), tokenizer.bos_token_id)
     while len(texts) < n:
@@ -80,55 +79,39 @@ def rate(step: int) -> float:
     return LR * min(1.0, (step + 1) / N_WARM) * (1 - step / N_STEPS)
 
 
-class Run:
-    """A run under way: model, optimiser and step, all of which a checkpoint holds."""
+def state_of(work: Path) -> State:
+    """Where a run is: its last checkpoint, or the captioner's language model before the first step."""
+    lm = AutoModelForCausalLM.from_pretrained(ASSETS / "captioner", dtype=torch.float32)
+    state = State(lm, torch.optim.AdamW(lm.parameters(), lr=LR, weight_decay=0.01, betas=(0.9, 0.98)))
+    if (work / CHECKPOINT).exists():
+        load_state(state, work / CHECKPOINT)
+    return state
 
-    def __init__(self, work: Path) -> None:
-        self.place = work / "tiny-language.safetensors"
-        self.lm = AutoModelForCausalLM.from_pretrained(ASSETS / "captioner", dtype=torch.float32)
-        self.optimizer = torch.optim.AdamW(self.lm.parameters(), lr=LR, weight_decay=0.01, betas=(0.9, 0.98))
-        self.step = 0
-        if self.place.exists():
-            self.take_back(load_file(self.place))
 
-    def take_back(self, found: dict[str, Tensor]) -> None:
-        """Go on where a checkpoint was written."""
-        self.step = int(found["step"])
-        for name, weight in self.lm.named_parameters():
-            weight.data.copy_(found[name])
-            moments = {key: found[f"{key}/{name}"] for key in ("exp_avg", "exp_avg_sq")}
-            self.optimizer.state[weight] = moments | {"step": torch.tensor(float(self.step))}
-
-    def keep(self) -> None:
-        """Write a checkpoint."""
-        found = {"step": torch.tensor(self.step)}
-        for name, weight in self.lm.named_parameters():
-            state = self.optimizer.state[weight]
-            found |= {name: weight.detach()} | {f"{key}/{name}": state[key] for key in ("exp_avg", "exp_avg_sq")}
-        part = self.place.with_suffix(".part")
-        save_file(found, part)
-        part.replace(self.place)
-
-    def learn(self, batches: list[tuple[Tensor, Tensor, Tensor]]) -> float:
-        """One step over several batches; gives the loss of a token."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate(self.step)
-        n_tokens = sum(int(mask.sum()) for _, mask, _ in batches)
-        losses = [
-            self.lm(input_ids=ids, attention_mask=mask, labels=labels).loss * (mask.sum() / n_tokens)
-            for ids, mask, labels in batches
-        ]
-        loss = torch.stack(losses).sum()
-        self.optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.lm.parameters(), 1.0)
-        self.optimizer.step()
-        self.step += 1
-        return loss.item()
+def learn(state: State, batches: list[tuple[Tensor, Tensor, Tensor]]) -> float:
+    """One step over several batches; gives the loss of a token."""
+    for group in state.optimiser.param_groups:
+        group["lr"] = rate(state.step)
+    n_tokens = sum(int(mask.sum()) for _, mask, _ in batches)
+    losses = [
+        state.model(input_ids=ids, attention_mask=mask, labels=labels).loss * (mask.sum() / n_tokens)
+        for ids, mask, labels in batches
+    ]
+    loss = torch.stack(losses).sum()
+    state.optimiser.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(state.model.parameters(), 1.0)
+    state.optimiser.step()
+    state.step += 1
+    return loss.item()
 
 
 def train(work: Path) -> None:
-    """Train, from the last checkpoint if there is one."""
+    """Train, from the last checkpoint if there is one.
+
+    Args:
+        work: folder for the fetched package and the checkpoint.
+    """
     torch.manual_seed(SEED)
     tokenizer = AutoTokenizer.from_pretrained(ASSETS / "captioner")
     pairs, place = dictionary(work), work / "tiny-language-sentences.json"
@@ -136,38 +119,28 @@ def train(work: Path) -> None:
         captioner = AutoModelForCausalLM.from_pretrained(ASSETS / "captioner", dtype=torch.float32).eval()
         place.write_text(json.dumps(remembered(captioner, tokenizer, N_REMEMBERED)))
     sentences = json.loads(place.read_text())
-    run = Run(work)
-    run.lm.train()
-    while run.step < N_STEPS:
-        rng = random.Random(f"{SEED} {run.step}")
+    state = state_of(work)
+    state.model.train()
+    while state.step < N_STEPS:
+        rng = random.Random(f"{SEED} {state.step}")
         texts = draw_lists(pairs, rng), rng.sample(sentences, N_SENTENCES)
-        loss = run.learn([batch(tokenizer, some) for some in texts])
-        if run.step % CHECKPOINT_EVERY == 0 or run.step == N_STEPS:
-            run.keep()
-            print(f"step {run.step}/{N_STEPS}  loss {loss:.3f}", flush=True)
+        loss = learn(state, [batch(tokenizer, some) for some in texts])
+        if state.step % CHECKPOINT_EVERY == 0 or state.step == N_STEPS:
+            save_state(state, work / CHECKPOINT, {})
+            print(f"step {state.step}/{N_STEPS}  loss {loss:.3f}", flush=True)
 
 
 def export(work: Path) -> None:
-    """Write the model (fp16) and its tokenizer as a folder of transformers' own form."""
-    lm = Run(work).lm
-    folder = ASSETS / "language"
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    lm.half().save_pretrained(part)
-    shutil.copymode(part / "config.json", part / "model.safetensors")  # safetensors lets nobody else read its files
-    for name in TOKENIZER_FILES:
-        shutil.copyfile(ASSETS / "captioner" / name, part / name)
-    shutil.rmtree(folder, ignore_errors=True)
-    part.replace(folder)
+    """Write the model (fp16) and its tokenizer as a folder of transformers' own form.
 
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["train", "export"])
-    parser.add_argument("--work", type=Path, required=True, help="folder for the fetched package and the checkpoint")
-    args = parser.parse_args()
-    {"train": train, "export": export}[args.what](args.work)
+    Args:
+        work: folder of the checkpoint.
+    """
+    with new_folder(ASSETS / "language") as part:
+        state_of(work).model.half().save_pretrained(part)
+        shutil.copymode(part / "config.json", part / "model.safetensors")  # safetensors lets nobody else read its files
+        copy_tokenizer(ASSETS / "captioner", part, CAPTIONER_FILES)
 
 
 if __name__ == "__main__":
-    main()
+    tyro.extras.subcommand_cli_from_dict({"train": train, "export": export}, description=__doc__)

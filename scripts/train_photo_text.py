@@ -5,24 +5,25 @@
     python scripts/train_photo_text.py export  --work DIR --assets mmprompt/assets
     python scripts/train_photo_text.py count   --work DIR --prompts FILE
 
-No picture is used. `train` goes on from its last checkpoint if there is one. `count` says how many class names of
+No image is used. `train` goes on from its last checkpoint if there is one. `count` says how many class names of
 the sets in CLIP's `data/prompts.md` are nouns that the tower was trained on. The recipe is in docs/photographs.md.
 """
 
-import argparse
 import json
 import re
-import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import tyro
 from safetensors.torch import load_file, save_file
 
 from mmprompt.models.dual_encoder.photo import image_weights
 from mmprompt.models.packaged import fetch
+from openart.artwork import new_folder
+from openart.export import copy_tokenizer, write_configuration
 from openart.state import load_state
-from openart.tokenizer import read_encoder, write_tokenizer
-from photo_text.export import export
+from openart.tokenizer import Encoder, read_encoder, write_tokenizer
 from photo_text.sources import imagenet_offsets, load_nouns, load_word_vectors
 from photo_text.teacher import Teacher, Weights, class_targets
 from photo_text.texts import Entry, gather, learn_vocabulary
@@ -31,17 +32,41 @@ from photo_text.training import (
     EMBEDDING,
     Lessons,
     Schedule,
+    configuration,
     fresh_state,
     start_from_word_vectors,
-    train,
 )
+from photo_text.training import train as train_steps
 
 VOCABULARY, N_COMMON = 10_000, 100_000
-WEIGHTS = Weights(taxonomy=8, name=16, definition=10)  # chosen on Caltech101's validation pictures
+WEIGHTS = Weights(taxonomy=8, name=16, definition=10)  # chosen on Caltech101's validation images
+LOGIT_SCALE = 30.0
+PREPROCESS = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run in a work folder."""
+
+    work: Path
+    """Work folder, outside the repository."""
+    run: str = "photo"
+    """Name of the run in the work folder."""
+    seed: int = 1
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the state of the run is."""
+        return self.work / "runs" / self.run / "state.safetensors"
+
+    def encoder(self) -> Encoder:
+        """The encoder of the vocabulary."""
+        return read_encoder(self.work / "tokenizer", CONTEXT_LENGTH)
 
 
 def prepare(work: Path) -> None:
     """Fetch the sources; write the entries, their targets, the projection and the vocabulary."""
+    work.mkdir(parents=True, exist_ok=True)
     nouns, vectors, leaves = load_nouns(work), load_word_vectors(work), imagenet_offsets()
     *_, classifier, _ = image_weights(fetch("photo")).values()
     projection, classes = class_targets(classifier, EMBEDDING)
@@ -58,80 +83,59 @@ def prepare(work: Path) -> None:
     print(", ".join(f"{len(group)} {name}" for name, group in groups.items()))
 
 
-def run_training(options: argparse.Namespace) -> None:
+def train(options: Run, steps: int = 2500, learning_rate: float = 3e-3, threads: int = 2) -> None:
     """Train, or go on training."""
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
-    work = options.work
+    work, encoder = options.work, options.encoder()
     table = json.loads((work / "entries.json").read_text())
     groups = {name: [Entry(*row) for row in rows] for name, rows in table.items()}
     tensors = load_file(work / "targets.safetensors")
-    encoder = read_encoder(work / "tokenizer", CONTEXT_LENGTH)
     lessons = Lessons(groups, tensors["targets"], tensors["classes"], load_nouns(work), encoder)
-    folder = work / "runs" / options.run
-    folder.mkdir(parents=True, exist_ok=True)
+    options.checkpoint.parent.mkdir(parents=True, exist_ok=True)
     state = fresh_state(encoder, options.seed)
-    if (folder / "state.safetensors").is_file():
-        load_state(state, folder / "state.safetensors")
+    if options.checkpoint.is_file():
+        load_state(state, options.checkpoint)
     else:
         start_from_word_vectors(state.model, encoder, load_word_vectors(work))
-    train(state, lessons, Schedule(options.steps, options.learning_rate), options.seed, folder)
+    train_steps(state, lessons, Schedule(steps, learning_rate), options.seed, options.checkpoint.parent)
 
 
-def run_export(options: argparse.Namespace) -> None:
-    """Write what the package ships."""
-    encoder = read_encoder(options.work / "tokenizer", CONTEXT_LENGTH)
-    state = fresh_state(encoder, options.seed)
-    load_state(state, options.work / "runs" / options.run / "state.safetensors")
-    projection = load_file(options.work / "targets.safetensors")["projection"]
-    export(state.averaged(), projection, options.work, options.assets)
+def export(options: Run, assets: Path) -> None:
+    """Write the folder `photo` of the assets in half precision; what was there is replaced.
+
+    Args:
+        assets: the package's assets folder.
+    """
+    state = fresh_state(options.encoder(), options.seed)
+    load_state(state, options.checkpoint)
+    tower = state.averaged()
+    weights = {name: value.detach() for name, value in tower.state_dict().items() if name != "attn_mask"}
+    weights["visual.head.proj.weight"] = load_file(options.work / "targets.safetensors")["projection"]
+    weights["logit_scale"] = torch.tensor(LOGIT_SCALE).log()
+    with new_folder(assets / "photo") as part:
+        save_file({n: w.to(torch.float16).contiguous() for n, w in weights.items()}, part / "text.safetensors")
+        (part / "text.safetensors").chmod(0o644)
+        write_configuration(configuration(len(tower.token_embedding.weight)), "photo", PREPROCESS, part)
+        copy_tokenizer(options.work / "tokenizer", part)
 
 
-def run_count(options: argparse.Namespace) -> None:
-    """Print a table: set, class names, how many of them are among the training names."""
-    table = json.loads((options.work / "entries.json").read_text())
+def count(work: Path, prompts: Path) -> None:
+    """Print a table: set, class names, how many of them are among the training names.
+
+    Args:
+        work: work folder, outside the repository.
+        prompts: data/prompts.md of github.com/openai/CLIP.
+    """
+    table = json.loads((work / "entries.json").read_text())
     trained = {row[0] for rows in table.values() for row in rows}
-    for section in options.prompts.read_text(encoding="utf-8").split("\n## ")[1:]:
+    for section in prompts.read_text(encoding="utf-8").split("\n## ")[1:]:
         title, _, body = section.partition("\n")
         names = re.findall(r"^    ['\"](.+)['\"],$", body.partition("templates = [")[0], re.MULTILINE)
         found = [name for name in names if name.lower().replace("_", " ") in trained]
         print(f"| {title} | {len(names)} | {len(found)} |")
 
 
-def parse(arguments: list[str]) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    for verb in ("prepare", "train", "export", "count"):
-        sub = verbs.add_parser(verb)
-        sub.add_argument("--work", type=Path, required=True, help="work folder, outside the repository")
-        if verb in ("train", "export"):
-            sub.add_argument("--run", default="photo", help="name of the run in the work folder")
-            sub.add_argument("--seed", type=int, default=1)
-        if verb == "train":
-            sub.add_argument("--steps", type=int, default=2500)
-            sub.add_argument("--learning-rate", type=float, default=3e-3)
-            sub.add_argument("--threads", type=int, default=2)
-        if verb == "count":
-            sub.add_argument("--prompts", type=Path, required=True, help="data/prompts.md of github.com/openai/CLIP")
-        if verb == "export":
-            sub.add_argument("--assets", type=Path, required=True, help="the package's assets folder")
-    return parser.parse_args(arguments)
-
-
-def main() -> None:
-    """Run one verb."""
-    options = parse(sys.argv[1:])
-    if options.verb == "prepare":
-        options.work.mkdir(parents=True, exist_ok=True)
-        prepare(options.work)
-    elif options.verb == "train":
-        run_training(options)
-    elif options.verb == "export":
-        run_export(options)
-    else:
-        run_count(options)
-
-
 if __name__ == "__main__":
-    main()
+    verbs = {"prepare": prepare, "train": train, "export": export, "count": count}
+    tyro.extras.subcommand_cli_from_dict(verbs, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))

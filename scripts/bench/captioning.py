@@ -8,8 +8,6 @@ ClipCap does. Row `train-features-once` lets it encode the image of every captio
     python scripts/bench/captioning.py --json docs/results/captioning_bench.json
 """
 
-from __future__ import annotations
-
 import os
 
 os.environ["MMPROMPT_CACHE_LIMIT"] = "0"  # no features from an earlier run

@@ -1,13 +1,11 @@
 """A whole 16-shot CoOp training on the embedded default, features and evaluation included, against the plain procedure.
 
-The plain one decodes and encodes the pictures again in every step, runs every prompt at full length through the
-model's own blocks, and computes class features again for every batch of the test. PromptInit, order of the pictures,
+The plain one decodes and encodes the images again in every step, runs every prompt at full length through the
+model's own blocks, and computes class features again for every batch of the test. PromptInit, order of the images,
 learning rates and optimiser are the same, so the learned vectors must be the same too.
 
     python scripts/bench/end_to_end.py --json docs/results/end_to_end.json
 """
-
-from __future__ import annotations
 
 import os
 
@@ -46,7 +44,7 @@ class PlainTraining:
         self.text = (F.pad(slots.token_ids, (0, missing)), ctx_index, slots.lengths - 1)
 
     def logits(self, items: Sequence[Item]) -> Tensor:
-        """Everything from the picture files and the class names."""
+        """Everything from the image files and the class names."""
         pixels = torch.stack([self.backbone.preprocess(read_image(item.path)) for item in items])
         image_features = self.backbone.model.encode_image(pixels, normalize=True)
         text_features = class_features(self.backbone.model, *self.text, self.ctx, {})
@@ -119,7 +117,7 @@ def main() -> None:
 
 @torch.no_grad()
 def our_logits(training: PlainTraining, items: Sequence[Item]) -> Tensor:
-    """What the package makes of the same pictures with the same vectors, before training."""
+    """What the package makes of the same images with the same vectors, before training."""
     classifier = mp.CoOp(n_ctx=N_CTX).build(training.backbone, training.data.class_names, SEED)
     pixels = torch.stack([training.backbone.preprocess(read_image(item.path)) for item in items])
     return classifier(pixels)

@@ -5,8 +5,6 @@ before the first vector, and the queries, keys and values of words in the first 
 softmax are left out too, so the floor cannot quite be reached.
 """
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass
 
@@ -26,15 +24,10 @@ class Tower:
 
 
 def step_madds(tower: Tower, slots: TextSlots, is_shared: bool, n_images: int, n_deep: int) -> float:
-    """Multiply-adds of forward and backward.
+    """Multiply-adds of forward and backward, for class features of `n_images` images if the context depends on them.
 
-    Args:
-        tower: its sizes.
-        slots: of the classes.
-        is_shared: whether all classes have the same vectors.
-        n_images: for how many images class features are computed; 1 if the context does not depend on them.
-        n_deep: blocks with vectors of their own at their input, where slots that they take over need keys and values
-            alone in the block before.
+    At the input of `n_deep` blocks stand vectors of their own: slots that they take over need keys and values alone in
+    the block before.
     """
     square, last = tower.width**2, tower.n_blocks - 1
     n_common = common_length(slots, is_shared)

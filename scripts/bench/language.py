@@ -9,17 +9,23 @@ without: its ratio is the prompted speed by the unprompted.
     python scripts/bench/language.py --json docs/results/language_bench.json
 """
 
-from __future__ import annotations
-
-import json
-import subprocess
-import sys
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
-from measure import Row, cpu_seconds, parser, relative_error, report, side_by_side, use_one_thread
+from measure import (
+    Row,
+    cpu_seconds,
+    forget_peak,
+    in_a_process,
+    parser,
+    peak_bytes,
+    relative_error,
+    report,
+    side_by_side,
+    use_one_thread,
+)
 from peft import PromptTuningConfig, get_peft_model
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -103,11 +109,13 @@ class Peft:
         self.vectors.data.copy_(start)
         batch = new_batch(setting.n_answer)
         length = max(len(text) + len(answer) for text, answer in batch)
-        self.ids = torch.tensor([t + a + [END] * (length - len(t) - len(a)) for t, a in batch])
-        self.mask = torch.tensor([[1] * (len(t) + len(a)) + [0] * (length - len(t) - len(a)) for t, a in batch])
-        empty = [[IGNORED] * len(t) for t, _ in batch]
-        behind = [[IGNORED] * (length - len(t) - len(a)) for t, a in batch]
-        self.labels = torch.tensor([e + a + b for e, (_, a), b in zip(empty, batch, behind, strict=True)])
+
+        def padded(rows: list[list[int]], value: int) -> Tensor:
+            return torch.tensor([row + [value] * (length - len(row)) for row in rows])
+
+        self.ids = padded([text + answer for text, answer in batch], END)
+        self.mask = padded([[1] * len(text + answer) for text, answer in batch], 0)
+        self.labels = padded([[IGNORED] * len(text) + answer for text, answer in batch], IGNORED)
 
     def step(self) -> tuple[Tensor, Tensor]:
         loss = self.model(input_ids=self.ids, attention_mask=self.mask, labels=self.labels).loss
@@ -122,7 +130,7 @@ def training_row(name: str, setting: Setting) -> Row:
     is_equal = error < SAME and abs(our_loss.item() - peft_loss.item()) < SAME
     seconds = side_by_side({"ours": ours.step, "peft": peft.step}, REPEATS)
     n_tokens = sum(len(text) + len(answer) for text, answer in new_batch(setting.n_answer))
-    memory = {way: peak_memory(name, way) for way in ("ours", "peft")}
+    memory = {way: in_a_process(__file__, "--step", name, way) for way in ("ours", "peft")}
     return {
         "name": name,
         "ratio": seconds["peft"] / seconds["ours"],
@@ -137,26 +145,14 @@ def training_row(name: str, setting: Setting) -> Row:
     }
 
 
-def peak_memory(name: str, way: str) -> int:
-    """Bytes that a step takes at most beyond the loaded model, in a process of its own."""
-    call = [sys.executable, __file__, "--step", name, way]
-    return json.loads(subprocess.run(call, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-
-
 def one_step(name: str, way: str) -> None:
-    use_one_thread()
+    """Print the bytes that a step takes at most beyond the loaded model."""
     kind: Any = {"ours": Ours, "peft": Peft}[way]
     work = kind(new_model(), SETTINGS[name])
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far; Linux alone has it
-    before = peak_kilobytes()
+    forget_peak()
+    before = peak_bytes()
     work.step()
-    print((peak_kilobytes() - before) * 1024)
-
-
-def peak_kilobytes() -> int:
-    """The most memory of this process since its peak was forgotten."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    print(peak_bytes() - before)
 
 
 def generation_row() -> Row:
@@ -173,10 +169,8 @@ def generation_row() -> Row:
     whole = [Job(KVCache(), soft + text, vectors[LM_INPUT]) for text in texts]
     plain = [Job(KVCache(), text) for text in texts]
     is_equal = generate(model, compiled, settings) == generate(model, whole, settings)
-    works = {
-        "prompted": lambda: generate(model, compiled, settings),
-        "unprompted": lambda: generate(model, plain, settings),
-    }
+    jobs = {"prompted": compiled, "unprompted": plain}
+    works = {name: partial(generate, model, some, settings) for name, some in jobs.items()}
     for work in works.values():
         cpu_seconds(work)
     seconds = side_by_side(works, REPEATS)
@@ -194,10 +188,10 @@ def main() -> None:
     made = parser(__doc__)
     made.add_argument("--step", nargs=2, metavar=("ROW", "WAY"), help="one step, for its peak memory")
     args = made.parse_args()
+    use_one_thread()
     if args.step:
         one_step(*args.step)
         return
-    use_one_thread()
     wanted = args.rows or [*SETTINGS, "generate"]
     rows = [training_row(name, setting) for name, setting in SETTINGS.items() if name in wanted]
     rows += [generation_row()] if "generate" in wanted else []

@@ -1,11 +1,11 @@
-"""What the benchmarks share: one thread, CPU seconds, side by side, a table on the screen and a JSON file."""
-
-from __future__ import annotations
+"""What the benchmarks share: one thread, CPU seconds, peak memory, a table on the screen and a JSON file."""
 
 import argparse
 import json
 import os
 import platform
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -41,6 +41,26 @@ def side_by_side(works: dict[str, Callable[[], object]], repeats: int) -> dict[s
         for name, work in works.items():
             seconds[name].append(cpu_seconds(work))
     return {name: min(found) for name, found in seconds.items()}
+
+
+def forget_peak() -> None:
+    """Forget the most memory so far; Linux alone can."""
+    place = Path("/proc/self/clear_refs")
+    if place.exists():
+        place.write_text("5")
+
+
+def peak_bytes() -> int:
+    """The most memory of this process since its peak was forgotten; 0 where the system does not say."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return 1024 * next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
+
+
+def in_a_process(script: str, *arguments: object) -> Any:
+    """What a script prints as JSON in its last line, in a fresh process."""
+    command = [sys.executable, script, *map(str, arguments)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:

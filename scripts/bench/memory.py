@@ -6,19 +6,13 @@ longer than real ones. The plain procedure is measured where it fits.
     python scripts/bench/memory.py --json docs/results/memory.json
 """
 
-from __future__ import annotations
-
 import json
-import resource
-import subprocess
-import sys
 
 import torch
 import torch.nn.functional as F
-from measure import Row, parser, relative_error, report, use_one_thread
+from measure import Row, in_a_process, parser, peak_bytes, relative_error, report, use_one_thread
 from plain import class_features
-from text_step import at_full_length
-from towers import CALTECH, IMAGENET, slots_of, vit_b_16
+from text_step import CALTECH, IMAGENET, at_full_length, slots_of, vit_b_16
 
 from mmprompt.classification.template import ClassTemplate
 from mmprompt.models.sites import Site, Vectors
@@ -26,16 +20,7 @@ from mmprompt.models.sites import Site, Vectors
 N_CTX, BATCH, CHECKED = 16, 32, 100
 ADJECTIVES = "old new red blue green big small dark bright wet dry warm cold soft hard clean dirty".split()
 ADJECTIVES += "heavy light round flat".split()
-NAMES = {
-    100: CALTECH,
-    1000: IMAGENET,
-    21000: [f"{adjective} {name}" for adjective in ADJECTIVES for name in IMAGENET],
-}
-
-
-def peak_bytes() -> int:
-    """Of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+NAMES = {100: CALTECH, 1000: IMAGENET, 21000: [f"{adjective} {name}" for adjective in ADJECTIVES for name in IMAGENET]}
 
 
 def one_step(n_classes: int, is_plain: bool) -> Row:
@@ -60,12 +45,6 @@ def one_step(n_classes: int, is_plain: bool) -> Row:
     return {"peak": peak, "before": before, "error": relative_error(features[chosen].detach(), expected)}
 
 
-def in_a_process(n_classes: int, is_plain: bool) -> Row:
-    """`one_step` in a fresh process."""
-    command = [sys.executable, __file__, "--one", str(n_classes), *(["--plain"] if is_plain else [])]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-
-
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--one", type=int, help="measure this number of classes here")
@@ -79,11 +58,11 @@ def main() -> None:
         name = f"memory-{n_classes}"
         if args.rows and name not in args.rows:
             continue
-        found = in_a_process(n_classes, is_plain=False)
+        found = in_a_process(__file__, "--one", n_classes)
         row = {"name": name, "ratio": None, "equal": found["error"] < 1e-5, "peak_gb": found["peak"] / 1e9}
         row |= {"before_the_step_gb": found["before"] / 1e9, "features_error": found["error"]}
         if n_classes == min(NAMES):
-            plain = in_a_process(n_classes, is_plain=True)
+            plain = in_a_process(__file__, "--one", n_classes, "--plain")
             row |= {"ratio": plain["peak"] / found["peak"], "plain_peak_gb": plain["peak"] / 1e9}
         report([row], args.json)
 

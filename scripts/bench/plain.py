@@ -4,8 +4,6 @@ Written after the text encoder and prompt learner of CoOp (Zhou et al. 2022a), t
 (Zhou et al. 2022b) and the deep prompts of MaPLe (Khattak et al. 2023). The weights are frozen; autograd goes through.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch
@@ -16,15 +14,10 @@ from torch import Tensor, nn
 def class_features(
     model: nn.Module, token_ids: Tensor, ctx_index: Tensor, ends: Tensor, ctx: Tensor, deep: Mapping[int, Tensor]
 ) -> Tensor:
-    """Unit features [C, E] of an open_clip `CLIP`.
+    """Unit features [C, E] of an open_clip `CLIP`, from padded token ids [C, 77] and the places of the end tokens [C].
 
-    Args:
-        model: the model.
-        token_ids: [C, 77], padded.
-        ctx_index: [C, 77]; m where context vector m stands, else -1.
-        ends: [C]; the place of the end token.
-        ctx: [M, D], or [C, M, D] for a context per class.
-        deep: by layer, [M, D] in place of the context's slots at its input.
+    `ctx_index` [C, 77] says which vector of `ctx` [M, D] or [C, M, D] stands in a slot, -1 for none; `deep` holds, by
+    layer, [M, D] in place of the context's slots at its input.
     """
     x = put(model.token_embedding(token_ids), ctx_index, ctx) + model.positional_embedding
     for layer, block in enumerate(model.transformer.resblocks):

@@ -3,11 +3,10 @@
 python scripts/bench/table.py docs/results/text_step.json docs/results/memory.json
 """
 
-from __future__ import annotations
-
 import json
-import sys
 from pathlib import Path
+
+import tyro
 
 COLUMNS = {
     "ratio": ("plain / ours", "{:.1f}"),
@@ -24,8 +23,8 @@ COLUMNS = {
 }
 
 
-def main() -> None:
-    for path in map(Path, sys.argv[1:]):
+def main(files: tyro.conf.Positional[tuple[Path, ...]]) -> None:
+    for path in files:
         rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
         columns = {key: column for key, column in COLUMNS.items() if any(row.get(key) is not None for row in rows)}
         print("| " + " | ".join(["row", *(title for title, _ in columns.values())]) + " |")
@@ -44,4 +43,4 @@ def cell(value: object, form: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

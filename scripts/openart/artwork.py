@@ -7,9 +7,12 @@ Knows nothing of captions, scenes or training.
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import tarfile
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,27 +50,39 @@ NAMES_PACKAGE = ("emojibase-data", "17.0.0")
 RASTERISER = ("@resvg/resvg-js", "2.6.2")
 
 
-def fetch(package: str, version: str, work: Path) -> Path:
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write to, which replaces what was there when it is whole."""
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    yield part
+    shutil.rmtree(folder, ignore_errors=True)
+    part.replace(folder)
+
+
+def fetch(package: str, version: str, work: Path, sha256: str | None = None) -> Path:
     """Fetch one package at its pinned version with npm and unpack it; a folder that is there already is kept."""
     folder = work / "packages" / f"{package.strip('@').replace('/', '-')}-{version}"
     if folder.is_dir():
         return folder
     tarballs = work / "tarballs"
     tarballs.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run(
-        ["npm", "pack", "--silent", "--pack-destination", str(tarballs), f"{package}@{version}"],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+    command = ["npm", "pack", "--silent", "--ignore-scripts", "--pack-destination", str(tarballs)]
+    done = subprocess.run([*command, f"{package}@{version}"], check=True, capture_output=True, text=True)
     tarball = tarballs / done.stdout.strip().splitlines()[-1]
-    part = folder.with_name(folder.name + ".part")
-    with tarfile.open(tarball) as archive:
-        archive.extractall(part, filter="data")
-    digest = hashlib.sha256(tarball.read_bytes()).hexdigest()
-    (part / "sha256").write_text(digest + "\n")
-    part.rename(folder)
+    found = hashlib.sha256(tarball.read_bytes()).hexdigest()
+    if sha256 not in (None, found):
+        raise SystemExit(f"{tarball} has sha256 {found}, but {sha256} was expected. Remove it and try again.")
+    with new_folder(folder) as part:
+        unpack(tarball, part)
+        (part / "sha256").write_text(found + "\n")
     return folder
+
+
+def unpack(tarball: Path, folder: Path) -> None:
+    with tarfile.open(tarball) as archive:
+        archive.extractall(folder, filter="data")
 
 
 def fetch_rasteriser(work: Path) -> Path:
@@ -150,9 +165,9 @@ def style_icons(style: Style, table: dict[str, str], work: Path) -> dict[str, st
     return found
 
 
-def draw(documents: list[str], work: Path, script: Path) -> np.ndarray:
+def draw(documents: list[str], work: Path) -> np.ndarray:
     """Draw SVG documents. Returns [N, 4, side, side] uint8, colour premultiplied with alpha; blank where it failed."""
-    modules = fetch_rasteriser(work)
+    modules, script = fetch_rasteriser(work), Path(__file__).with_name("draw.cjs")
     source, target = work / "documents.jsonl", work / "documents.raw"
     source.write_text("".join(json.dumps(d) + "\n" for d in documents), encoding="utf-8")
     command = ["node", str(script), str(modules), str(source), str(target), str(DRAWN_SIDE)]
@@ -168,17 +183,11 @@ def draw(documents: list[str], work: Path, script: Path) -> np.ndarray:
     pixels = np.fromfile(target, dtype=np.uint8).reshape(len(documents), DRAWN_SIDE, DRAWN_SIDE, 4)
     source.unlink()
     target.unlink()
-    return np.stack([fill_box(picture) for picture in pixels])
+    return np.stack([fill_box(image) for image in pixels])
 
 
 def fill_box(pixels: np.ndarray) -> np.ndarray:
-    """Scale a drawing to fill its square box, so that size means the same in every style.
-
-    Args:
-        pixels: [s, s, 4] uint8, premultiplied.
-    Returns:
-        [4, SPRITE_SIDE, SPRITE_SIDE] uint8, premultiplied; blank stays blank.
-    """
+    """Scale a drawing [s, s, 4] to fill its square box [4, side, side], so that size means the same in every style."""
     rows, columns = (np.nonzero(pixels[:, :, 3].max(axis) > 8)[0] for axis in (1, 0))
     if not len(rows):
         return np.zeros((4, SPRITE_SIDE, SPRITE_SIDE), np.uint8)

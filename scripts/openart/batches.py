@@ -3,24 +3,34 @@
 Knows the concepts and the words; knows nothing of models.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from openart import layout, words
+from openart import words
 from openart.artwork import STYLES
 from openart.concepts import Concept, forbidden_names
-from openart.drawing import backgrounds, draw_scenes, pastels, restyle
 from openart.prepared import Prepared
+from openart.scenes import (
+    Scenes,
+    backgrounds,
+    draw_scenes,
+    join,
+    pair_scenes,
+    pastels,
+    restyle,
+    row_scenes,
+    single_scenes,
+)
 
 RELATIONS = ("left", "right", "large", "small")
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many pictures of each form a batch holds, and among how many objects its pairs are drawn."""
+    """How many images of each form a batch holds, and among how many objects its pairs are drawn."""
 
     singles: int = 24
     pairs: int = 52
@@ -31,45 +41,34 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Difficulty:
-    """How hard the pictures are: the first steps show few concepts, large and little changed.
+    """How hard the images are: the first steps show few concepts, large and little changed."""
 
-    `n_concepts`: how many plain objects are in use; `least_size` of single pieces; `strength` of the restyling, 0 to 1.
-    """
-
-    n_concepts: int = 1 << 30
-    least_size: float = 0.28
-    strength: float = 1.0
+    n_concepts: int = 1 << 30  # plain objects in use
+    least_size: float = 0.28  # of single pieces
+    strength: float = 1.0  # of the restyling, 0 to 1
 
 
 @dataclass
 class Group:
-    """One softmax: the pictures it asks, its captions, and the truth table.
-
-    `images` [n] and `captions` [m] are indices; `truth` [n, m] bool; `swapped` [n] is the caption that names the
-    other piece (relations only).
-    """
+    """One softmax: the images it asks, its captions, and the truth table."""
 
     name: str
-    images: Tensor
-    captions: Tensor
-    truth: Tensor
-    swapped: Tensor | None = None
+    images: Tensor  # [n] indices
+    captions: Tensor  # [m] indices
+    truth: Tensor  # [n, m] bool
+    swapped: Tensor | None = None  # [n] the caption that names the other piece; of relations only
 
 
 @dataclass
 class Batch:
-    """Pictures [B, 3, S, S] in 0..1, the distinct captions, the groups, and targets of the throw-away heads.
+    """Images with their distinct captions, the groups, and targets of the throw-away heads."""
 
-    `parts` [B, 3] holds the concept of each slot or -1; `related` {relation: [B]} the concept in that relation or -1;
-    `place` [B, 3] is x, y and 1 for single pieces, 0 elsewhere.
-    """
-
-    images: Tensor
+    images: Tensor  # [B, 3, S, S] in 0..1
     captions: list[str]
     groups: list[Group]
-    parts: Tensor
-    related: dict[str, Tensor]
-    place: Tensor
+    parts: Tensor  # [B, 3] the concept of each slot, or -1
+    related: dict[str, Tensor]  # by relation, [B] the concept in it, or -1
+    place: Tensor  # [B, 3] x, y and 1 for single pieces, 0 elsewhere
 
 
 class Composer:
@@ -91,10 +90,7 @@ class Composer:
         self.objects.sort(key=lambda i: self.concepts[i].relational != "seen")
         first = set(self.objects)
         self.shown = np.array([*self.objects, *(int(i) for i in order if int(i) not in first)])
-        self.faces = np.array([i for i in shown if self.concepts[i].emotion])
-        self.people = np.array([i for i in shown if self.concepts[i].action])
-        self.by_emotion = group_by(self.concepts, self.faces, "emotion")
-        self.by_action = group_by(self.concepts, self.people, "action")
+        self.by_emotion, self.by_action = (group_by(self.concepts, shown, field) for field in ("emotion", "action"))
         forbidden = forbidden_names(self.concepts)
         self.tags = [{t for t in c.tags if not forbidden & {t, *t.split()}} for c in self.concepts]
         self.kinds = sorted({c.kind for c in self.concepts if c.kind})
@@ -124,24 +120,22 @@ class Composer:
         captions = Captions(self, rng, scenes, objects, sizes, colour)
         return captions.batch(images, even=step % 2 == 0)
 
-    def scenes(
-        self, rng: np.random.Generator, objects: np.ndarray, sizes: Sizes, difficulty: Difficulty
-    ) -> layout.Scenes:
+    def scenes(self, rng: np.random.Generator, objects: np.ndarray, sizes: Sizes, difficulty: Difficulty) -> Scenes:
         """Singles, then pairs, then people."""
         half = sizes.singles // 2
         single = np.concatenate([rng.choice(objects, half), self.pick_others(rng, sizes.singles - half)])
-        parts = [layout.single_scenes(rng, single, (difficulty.least_size, 0.95))]
+        parts = [single_scenes(rng, single, (difficulty.least_size, 0.95))]
         if sizes.pairs:
             two = np.array([rng.choice(objects, 2, replace=False) for _ in range(sizes.pairs)])
-            parts.append(layout.pair_scenes(rng, two[:, 0], two[:, 1]))
+            parts.append(pair_scenes(rng, two[:, 0], two[:, 1]))
         if sizes.people:
             three = np.full((sizes.people, 3), -1)
             three[:, 0] = pick_evenly(rng, self.by_emotion, len(three))
             three[:, 1] = pick_evenly(rng, self.by_action, len(three))
             with_object = rng.random(len(three)) < 0.4
             three[with_object, 2] = rng.choice(objects, with_object.sum())
-            parts.append(layout.row_scenes(rng, three))
-        return layout.join(parts)
+            parts.append(row_scenes(rng, three))
+        return join(parts)
 
     def pick_others(self, rng: np.random.Generator, n: int) -> np.ndarray:
         """Singles of any sort: a third faces, a third people, a third anything."""
@@ -175,12 +169,10 @@ def is_plain_object(concept: Concept, n_styles: int) -> bool:
     return concept.is_object and n_styles == every and concept.kind != "clock" and len(concept.name.split()) <= 2
 
 
-def group_by(concepts: list[Concept], members: np.ndarray, field: str) -> dict[str, list[int]]:
-    """Members by the value of one field, sorted by value."""
-    found: dict[str, list[int]] = {}
-    for i in members:
-        found.setdefault(getattr(concepts[i], field), []).append(int(i))
-    return dict(sorted(found.items()))
+def group_by(concepts: list[Concept], members: list[int], field: str) -> dict[str, list[int]]:
+    """Members by the value of one field, sorted by value; those without one are left out."""
+    values = sorted({getattr(concepts[i], field) for i in members} - {""})
+    return {value: [i for i in members if getattr(concepts[i], field) == value] for value in values}
 
 
 def ground_colours(
@@ -198,22 +190,17 @@ def ground_colours(
     return backgrounds(colours, others, direction, side), named
 
 
+@dataclass
 class Captions:
     """Collects the captions of one batch and builds its groups."""
 
-    def __init__(
-        self,
-        composer: Composer,
-        rng: np.random.Generator,
-        scenes: layout.Scenes,
-        objects: np.ndarray,
-        sizes: Sizes,
-        colour: np.ndarray,
-    ) -> None:
-        self.composer, self.rng, self.scenes, self.sizes = composer, rng, scenes, sizes
-        self.objects = [int(i) for i in objects]
-        self.colour = colour
-        self.captions: dict[str, int] = {}
+    composer: Composer
+    rng: np.random.Generator
+    scenes: Scenes
+    objects: np.ndarray
+    sizes: Sizes
+    colour: np.ndarray
+    captions: dict[str, int] = field(default_factory=dict)
 
     def add(self, kind: str, names: list[str]) -> Tensor:
         """Captions of one randomly chosen template; returns their indices."""
@@ -222,7 +209,7 @@ class Captions:
         return torch.tensor([self.captions.setdefault(template.format(n), len(self.captions)) for n in names])
 
     def batch(self, images: Tensor, even: bool) -> Batch:
-        """The groups over the drawn pictures: relations and names always, the rest in turn (text is not free)."""
+        """The groups over the drawn images: relations and names always, the rest in turn (text is not free)."""
         parts = torch.from_numpy(self.scenes.concept)
         groups = [*self.relations(), self.labels()]
         if even:
@@ -240,14 +227,14 @@ class Captions:
         return torch.from_numpy(place).float()
 
     def background(self) -> Group:
-        """The colour word of the pictures that have one."""
+        """The colour word of the images that have one."""
         rows = np.nonzero(self.colour >= 0)[0]
         names = list(words.BACKGROUNDS)
         truth = torch.from_numpy(self.colour[rows, None] == np.arange(len(names)))
         return Group("background", torch.from_numpy(rows), self.add("background", names), truth)
 
     def related(self) -> dict[str, Tensor]:
-        """Which concept of each pair stands in each relation; -1 for pictures that are no pairs."""
+        """Which concept of each pair stands in each relation; -1 for images that are no pairs."""
         start, stop = self.sizes.singles, self.sizes.singles + self.sizes.pairs
         found = {r: torch.full((len(self.scenes.concept),), -1) for r in RELATIONS}
         left, right = torch.from_numpy(self.scenes.concept[start:stop, :2]).unbind(1)
@@ -289,7 +276,7 @@ class Captions:
         return Group(name, torch.cat([clear, one.images]), torch.cat([one.captions, other.captions]), truth)
 
     def labels(self) -> Group:
-        """Bare names of all objects of the batch and of the singles, true of every picture that shows them."""
+        """Bare names of all objects of the batch and of the singles, true of every image that shows them."""
         single = {int(i) for i in self.scenes.concept[: self.sizes.singles, 0]}
         candidates = torch.tensor(sorted({*self.objects, *single}))
         truth = (torch.from_numpy(self.scenes.concept)[:, :, None] == candidates).any(1)
@@ -297,7 +284,7 @@ class Captions:
         return asked("label", captions, truth)
 
     def attribute(self, field: str, values: list[str]) -> Group:
-        """A kind, emotion or action, true of every picture with a part that has it."""
+        """A kind, emotion or action, true of every image with a part that has it."""
         index = {v: i for i, v in enumerate(values)}
         truth = np.zeros((len(self.scenes.concept), len(values)), bool)
         for b, k in np.argwhere(self.scenes.concept >= 0):
@@ -317,6 +304,6 @@ class Captions:
 
 
 def asked(name: str, captions: Tensor, truth: Tensor) -> Group:
-    """A group over the pictures of which at least one caption is true."""
+    """A group over the images of which at least one caption is true."""
     images = truth.any(1).nonzero()[:, 0]
     return Group(name, images, captions, truth[images])

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openart import layout, words
+from openart import words
 from openart.batches import Composer, ground_colours, pick_evenly
 from openart.concepts import Concept
-from openart.drawing import draw_scenes
+from openart.scenes import Scenes, draw_scenes
 
 OBJECTS = (
     "rose", "pear", "cactus", "helicopter", "sunflower", "ice cream", "strawberry", "bicycle", "bee", "burger",
@@ -94,7 +94,7 @@ def with_article(name: str) -> str:
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
-def quarter_scenes(rng: np.random.Generator, concepts: np.ndarray) -> layout.Scenes:
+def quarter_scenes(rng: np.random.Generator, concepts: np.ndarray) -> Scenes:
     """Four pieces, each in a quarter of its own: concepts [B, 4]."""
     n = len(concepts)
     corner = rng.permuted(np.tile(np.arange(4), (n, 1)), axis=1)
@@ -104,7 +104,7 @@ def quarter_scenes(rng: np.random.Generator, concepts: np.ndarray) -> layout.Sce
     y = 0.5 * (corner // 2) + size / 2 + rng.random((n, 4)) * slack
     angle = np.clip(rng.normal(0, 0.12, (n, 4)), -0.35, 0.35)
     flip = np.where(rng.random((n, 4)) < 0.35, -1.0, 1.0)
-    return layout.Scenes(concepts, x, y, size, angle, flip)
+    return Scenes(concepts, x, y, size, angle, flip)
 
 
 class SceneMaker:

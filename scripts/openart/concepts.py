@@ -44,24 +44,18 @@ def stem_of(label: str) -> str:
 
 def action_of(label: str) -> str:
     """The action a label shows, or an empty string."""
-    for action, labels in words.EXTRA_ACTION_LABELS.items():
-        if label in labels:
-            return action
+    shown = {name: action for action, labels in words.EXTRA_ACTION_LABELS.items() for name in labels}
+    if label in shown:
+        return shown[label]
     match = re.match(r"(person|man|woman|people|men|women) (.*?)(: facing right)?$", label)
-    if match is None:
-        return ""
-    for action, stem in {**words.ACTIONS, **words.MORE_ACTIONS}.items():
-        if match[2] == stem:
-            return action
-    return ""
+    stems = {stem: action for action, stem in {**words.ACTIONS, **words.MORE_ACTIONS}.items()}
+    return stems.get(match[2], "") if match else ""
 
 
 def emotion_of(label: str) -> str:
     """The emotion a face shows, or an empty string."""
-    for emotion, labels in {**words.EMOTIONS, **words.MORE_EMOTIONS}.items():
-        if label in labels:
-            return emotion
-    return ""
+    emotions = {**words.EMOTIONS, **words.MORE_EMOTIONS}
+    return next((emotion for emotion, labels in emotions.items() if label in labels), "")
 
 
 def plain(label: str) -> str:
@@ -72,11 +66,7 @@ def plain(label: str) -> str:
 
 
 def read_concepts(work: Path, n_styles: dict[str, int]) -> list[Concept]:
-    """All concepts that at least four training styles draw, in emojibase order, novel ones marked.
-
-    Args:
-        n_styles: emoji key -> number of training styles that draw it.
-    """
+    """All concepts that at least four training styles draw, by `n_styles`, in emojibase order, novel ones marked."""
     folder = fetch(*NAMES_PACKAGE, work) / "package"
     subgroups = {s["order"]: s["key"] for s in read_json(folder / "en" / "messages.json")["subgroups"]}
     concepts = []

@@ -16,17 +16,17 @@ from openart.prepared import Prepared
 from openart.tasks import OPPOSITE, TASKS, Pool, Task, all_pools
 from openart.tokenizer import Encoder
 
-WATCHED = {"train": 320, "val": 40, "test": 400}  # fewer pictures than the exported ones
+WATCHED = {"train": 320, "val": 40, "test": 400}  # fewer images than the exported ones
 
 
 def watched_pools(work: Path, prepared: Prepared, style: str) -> dict[str, Pool]:
-    """The pools of one style with few pictures, drawn once and kept in the work folder."""
+    """The pools of one style with few images, drawn once and kept in the work folder."""
     folder = work / "pools"
     folder.mkdir(exist_ok=True)
     path = folder / f"{style}.npz"
     if not path.is_file():
         pools = all_pools(prepared, style, WATCHED, n_novel=100)
-        flat = {f"{name}/pictures": pool.pictures for name, pool in pools.items()}
+        flat = {f"{name}/pictures": pool.images for name, pool in pools.items()}
         for name, pool in pools.items():
             flat |= {f"{name}/rows/{task}": np.array(rows, dtype=str) for task, rows in pool.rows.items()}
         part = folder / f"{style}.part.npz"
@@ -42,22 +42,16 @@ def watched_pools(work: Path, prepared: Prepared, style: str) -> dict[str, Pool]
 
 
 @torch.no_grad()
-def pool_features(model: CLIP, pool: Pool) -> Tensor:
-    """Features [N, E] of all pictures of a pool."""
+def pool_features(model: CLIP, pool: Pool, split: str | None = None) -> Tensor:
+    """Features [N, E] of the images of a pool; zeros for those of other splits than the one wanted."""
     device = model.text_projection.device
-    done = []
-    for start in range(0, len(pool.pictures), 128):
-        pictures = torch.from_numpy(pool.pictures[start : start + 128]).to(device)
-        done.append(image_features(model, pictures.permute(0, 3, 1, 2).float() / 255)[0])
-    return torch.cat(done)
-
-
-def test_only(pool: Pool) -> Pool:
-    """The test pictures of a pool."""
-    kept = sorted({r[0] for rows in pool.rows.values() for r in rows if r[2] == "test"})
-    place = {i: n for n, i in enumerate(kept)}
-    rows = {t: [(place[r[0]], *r[1:]) for r in rows if r[2] == "test"] for t, rows in pool.rows.items()}
-    return Pool(pool.pictures[kept], rows)
+    wanted = sorted({r[0] for rows in pool.rows.values() for r in rows if split in (None, r[2])})
+    found = torch.zeros(len(pool.images), model.visual.proj.shape[1], device=device)
+    for start in range(0, len(wanted), 128):
+        some = wanted[start : start + 128]
+        images = torch.from_numpy(pool.images[some]).to(device)
+        found[some] = image_features(model, images.permute(0, 3, 1, 2).float() / 255)[0]
+    return found
 
 
 def chosen_rows(pool: Pool, task: str, split: str, novel: bool | None) -> tuple[Tensor, list[str]]:
@@ -93,11 +87,10 @@ def task_accuracies(model: CLIP, encoder: Encoder, pool: Pool, features: Tensor,
 
 def zero_shot(model: CLIP, encoder: Encoder, pools: dict[str, Pool]) -> dict[str, float]:
     """Every task's zero-shot accuracies in percent."""
-    tested = {name: test_only(pool) for name, pool in pools.items()}
-    features = {name: pool_features(model, pool) for name, pool in tested.items()}
+    features = {name: pool_features(model, pool, "test") for name, pool in pools.items()}
     found: dict[str, float] = {}
     for task in TASKS:
-        found |= task_accuracies(model, encoder, tested[task.pool], features[task.pool], task)
+        found |= task_accuracies(model, encoder, pools[task.pool], features[task.pool], task)
     return {name: round(value, 1) for name, value in found.items()}
 
 
@@ -117,7 +110,7 @@ def prompted_features(model: CLIP, ctx: Tensor, ids: list[list[int]]) -> Tensor:
 def tuned(
     model: CLIP, encoder: Encoder, pool: Pool, features: Tensor, task: Task, shots: int, seed: int, n_steps: int = 150
 ) -> float:
-    """Accuracy in percent on seen test concepts after tuning four context vectors on `shots` pictures a class."""
+    """Accuracy in percent on seen test concepts after tuning four context vectors on `shots` images a class."""
     generator = torch.Generator().manual_seed(seed)
     rows, labels = chosen_rows(pool, task.name, "train", None)
     names = sorted(set(labels))
@@ -141,8 +134,7 @@ def tuned(
     kept = [i for i, label in enumerate(labels) if label in names]
     with torch.no_grad():
         predicted = (features[rows[kept]] @ prompted_features(model, ctx, ids).T).argmax(1)
-    right = [names[int(p)] == labels[i] for p, i in zip(predicted, kept, strict=True)]
-    return 100 * sum(right) / len(right)
+    return 100 * float(np.mean([names[p] == labels[i] for p, i in zip(predicted.tolist(), kept, strict=True)]))
 
 
 def table(

@@ -24,13 +24,7 @@ def configuration(vocab_size: int, image_size: int, patch_size: int, width: int)
             "layers": 6,
             "head_width": 64,
         },
-        "text_cfg": {
-            "context_length": CONTEXT_LENGTH,
-            "vocab_size": vocab_size,
-            "width": 192,
-            "heads": 3,
-            "layers": 3,
-        },
+        "text_cfg": {"context_length": CONTEXT_LENGTH, "vocab_size": vocab_size, "width": 192, "heads": 3, "layers": 3},
     }
 
 
@@ -61,11 +55,7 @@ def plane_waves(side: int, width: int) -> Tensor:
 
 
 def image_class_token(model: CLIP, images: Tensor, keep: Tensor | None) -> Tensor:
-    """The class token before the projection: [B, 3, S, S] in 0..1 -> [B, D].
-
-    Args:
-        keep: [B, k] patch indices that are read (patch dropout), or None for all.
-    """
+    """The class token before the projection, [B, 3, S, S] in 0..1 -> [B, D]; of patches `keep` [B, k], or of all."""
     tower = model.visual
     images = (images - images.new_tensor(MEAN)[:, None, None]) / images.new_tensor(STD)[:, None, None]
     x = tower.conv1(images).flatten(2).transpose(1, 2) + tower.positional_embedding[1:]  # [B, P, D]

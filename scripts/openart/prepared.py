@@ -1,17 +1,18 @@
 """The prepared work folder: concepts and drawn sprites, written once by `prepare` and read by everything else."""
 
 import json
-import shutil
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from openart.artwork import NAMES_PACKAGE, STYLES, draw, fetch, name_table, read_json, style_icons
+from openart import words
+from openart.artwork import NAMES_PACKAGE, STYLES, draw, fetch, name_table, new_folder, read_json, style_icons
 from openart.concepts import Concept, read_concepts
 from openart.tokenizer import learn_merges, write_tokenizer
-from openart.vocabulary import N_MERGES, corpus
+
+N_MERGES = 2048
 
 
 @dataclass(frozen=True)
@@ -51,52 +52,45 @@ def prepare(work: Path) -> Path:
             document = icons[style.name].get(concept.key)
             rows[style.name].append(-1 if document is None else len(documents))
             documents.extend([] if document is None else [document])
-    part = work / "prepared.part"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    sprites = draw(documents, work, Path(__file__).with_name("draw.cjs"))
+    sprites = draw(documents, work)
     empty = sprites[:, 3].max((1, 2)) == 0
     rows = {style: [-1 if row >= 0 and empty[row] else row for row in found] for style, found in rows.items()}
-    np.save(part / "sprites.npy", sprites)
     described = {"concepts": [asdict(c) for c in concepts], "rows": rows, "sources": sources(work)}
-    write_tokenizer(learn_merges(corpus(concepts), N_MERGES), part / "tokenizer")
-    (part / "concepts.json").write_text(json.dumps(described, indent=1), encoding="utf-8")
-    part.replace(target)
+    with new_folder(target) as part:
+        np.save(part / "sprites.npy", sprites)
+        write_tokenizer(learn_merges(corpus(concepts), N_MERGES), part / "tokenizer")
+        (part / "concepts.json").write_text(json.dumps(described, indent=1), encoding="utf-8")
     return target
+
+
+def corpus(concepts: list[Concept]) -> list[str]:
+    """One text per name, keyword, attribute and template; novel names too, so that they are spelt in whole pieces."""
+    texts = []
+    for concept in concepts:
+        texts += [concept.name] * 4 + [concept.kind] * 2 + concept.tags + [concept.emotion, concept.action]
+    for templates in words.TEMPLATES.values():
+        texts += [t.format("") for t in templates] * 50
+    return texts + list(words.BACKGROUNDS) * 10
 
 
 def sources(work: Path) -> list[dict[str, str]]:
     """Licence and attribution of every source, as its own package states them."""
+    styles = {style.name: (style.role, style.package, style.version) for style in STYLES}
     said = []
-    for style in STYLES:
-        folder = fetch(style.package, style.version, work)
-        info = read_json(folder / "package" / "info.json")
+    for name, (role, package, version) in {**styles, "names, keywords and groups": ("text", *NAMES_PACKAGE)}.items():
+        folder = fetch(package, version, work)
+        if role == "text":
+            info = read_json(folder / "package" / "package.json")
+            licence = {"licence": info["license"], "licence_url": ""}
+            author = {"author": str(info.get("author", "")), "author_url": str(info.get("homepage", ""))}
+        else:
+            info = read_json(folder / "package" / "info.json")
+            licence = {"licence": info["license"]["spdx"], "licence_url": info["license"]["url"]}
+            author = {"author": info["author"]["name"], "author_url": info["author"]["url"]}
+        digest = (folder / "sha256").read_text().strip()
         said.append(
-            {
-                "style": style.name,
-                "role": style.role,
-                "package": f"{style.package}@{style.version}",
-                "sha256": (folder / "sha256").read_text().strip(),
-                "licence": info["license"]["spdx"],
-                "licence_url": info["license"]["url"],
-                "author": info["author"]["name"],
-                "author_url": info["author"]["url"],
-            }
+            {"style": name, "role": role, "package": f"{package}@{version}", "sha256": digest, **licence, **author}
         )
-    folder = fetch(*NAMES_PACKAGE, work)
-    package = read_json(folder / "package" / "package.json")
-    said.append(
-        {
-            "style": "names, keywords and groups",
-            "role": "text",
-            "package": "@".join(NAMES_PACKAGE),
-            "sha256": (folder / "sha256").read_text().strip(),
-            "licence": package["license"],
-            "licence_url": "",
-            "author": str(package.get("author", "")),
-            "author_url": str(package.get("homepage", "")),
-        }
-    )
     return said
 
 

@@ -1,8 +1,8 @@
-"""The few-shot tasks: which pictures they use, their class names and templates.
+"""The few-shot tasks: which images they use, their class names and templates.
 
 Fixed on 2026-11-24: classes, templates and novel concepts (words.py, concepts.py) before any training, this file during
 the first training run (which was thrown away) and before any model was measured on any style. The sizes of faces and
-people in layout.py were raised once more before the pictures were exported, again before any measurement.
+people in scenes.py were raised once more before the images were exported, again before any measurement.
 The same code draws them in the development style (to choose the recipe) and in the test style.
 """
 
@@ -13,19 +13,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openart import layout, words
+from openart import words
 from openart.artwork import SPRITE_SIDE
 from openart.concepts import Concept
-from openart.drawing import backgrounds, draw_scenes
 from openart.prepared import Prepared
+from openart.scenes import Scenes, backgrounds, draw_scenes, join, pair_scenes, row_scenes, single_scenes
 
+Row = tuple[int, str, str, bool]
 SIDE = 72
 POOL_SEED = 7
 
 
 @dataclass(frozen=True)
 class Task:
-    """One question asked of the pictures of a pool."""
+    """One question asked of the images of a pool."""
 
     name: str
     pool: str
@@ -49,29 +50,27 @@ N_TIMES = {"train": 16, "val": 1, "test": 2}
 
 @dataclass
 class Pool:
-    """Drawn pictures [N, S, S, 3] uint8 and, per task, rows of (picture, label, split, novel)."""
+    """Drawn images [N, S, S, 3] uint8 and, per task, rows of (image, label, split, novel)."""
 
-    pictures: np.ndarray
-    rows: dict[str, list[tuple[int, str, str, bool]]]
+    images: np.ndarray
+    rows: dict[str, list[Row]]
 
 
 def colours(rng: np.random.Generator, n: int) -> Tensor:
     """Quiet pastel backgrounds, plain or gradient: [n, 3, 2 SIDE, 2 SIDE]."""
     table = np.array(list(words.BACKGROUNDS.values())) / 255
-    first = np.clip(table[rng.integers(len(table), size=n)] + rng.normal(0, 0.02, (n, 3)), 0, 1)
-    second = np.clip(table[rng.integers(len(table), size=n)] + rng.normal(0, 0.02, (n, 3)), 0, 1)
+    drawn = [np.clip(table[rng.integers(len(table), size=n)] + rng.normal(0, 0.02, (n, 3)), 0, 1) for _ in range(2)]
     way = np.array([[0, 0], [0, 0], [1, 0], [0, 1]])[rng.integers(4, size=n)]
-    tensors = [torch.from_numpy(v).float() for v in (first, second, way)]
-    return backgrounds(*tensors, 2 * SIDE)
+    return backgrounds(*(torch.from_numpy(v).float() for v in (*drawn, way)), 2 * SIDE)
 
 
-def draw_pool(rng: np.random.Generator, prepared: Prepared, style: str, scenes: layout.Scenes) -> np.ndarray:
+def draw_pool(rng: np.random.Generator, prepared: Prepared, style: str, scenes: Scenes) -> np.ndarray:
     """Draw scenes with the sprites of one style at double size, then halve: [N, SIDE, SIDE, 3] uint8."""
     rows = prepared.rows[style]
     ground = colours(rng, len(scenes.concept))
     done = []
     for start in range(0, len(ground), 64):
-        part = layout.Scenes(*(getattr(scenes, n)[start : start + 64] for n in layout.FIELDS))
+        part = scenes[start : start + 64]
         sprites = torch.zeros(*part.concept.shape, 4, SPRITE_SIDE, SPRITE_SIDE)
         for b, k in np.argwhere(part.concept >= 0):
             sprites[b, k] = torch.from_numpy(np.array(prepared.sprites[rows[part.concept[b, k]]])).float() / 255
@@ -87,49 +86,45 @@ def members(prepared: Prepared, style: str, test: bool = True) -> list[tuple[int
 
 def balanced_pairs(rng: np.random.Generator, concepts: list[int], n: int) -> tuple[np.ndarray, np.ndarray]:
     """Pairs of different concepts; every concept stands left and right equally often."""
-    left: list[int] = []
-    right: list[int] = []
-    while len(left) < n:
-        order = rng.permutation(concepts)
-        shift = rng.integers(1, len(order))
-        left += list(order)
-        right += list(np.roll(order, shift))
-    return np.array(left[:n]), np.array(right[:n])
+    left, right = [], []
+    for _ in range(-(-n // len(concepts))):
+        left.append(rng.permutation(concepts))
+        right.append(np.roll(left[-1], rng.integers(1, len(concepts))))
+    return np.concatenate(left)[:n], np.concatenate(right)[:n]
 
 
 def pair_pool(prepared: Prepared, style: str, splits: dict[str, int], n_novel: int) -> Pool:
-    """Two of twenty objects: four tasks on the same pictures, and novel objects as test rows of their own."""
+    """Two of twenty objects: four tasks on the same images, and novel objects as test rows of their own."""
     rng = np.random.default_rng([POOL_SEED, 1])
     lists = {kind: [i for i, c in members(prepared, style) if c.relational == kind] for kind in ("seen", "novel")}
     parts, described = [], []
     for split, kind, n in [*((s, "seen", n) for s, n in splits.items()), ("test", "novel", n_novel)]:
         if n:
-            parts.append(layout.pair_scenes(rng, *balanced_pairs(rng, lists[kind], n)))
+            parts.append(pair_scenes(rng, *balanced_pairs(rng, lists[kind], n)))
             described += [(split, kind == "novel")] * n
-    scenes = layout.join(parts)
-    pictures = draw_pool(rng, prepared, style, scenes)
-    rows: dict[str, list[tuple[int, str, str, bool]]] = {}
+    scenes = join(parts)
+    images = draw_pool(rng, prepared, style, scenes)
+    rows: dict[str, list[Row]] = {}
     first_large = scenes.size[:, 0] > scenes.size[:, 1]
-    asked = {"left": np.zeros(len(pictures), int), "right": np.ones(len(pictures), int)}
+    asked = {"left": np.zeros(len(images), int), "right": np.ones(len(images), int)}
     asked |= {"large": np.where(first_large, 0, 1), "small": np.where(first_large, 1, 0)}
     for relation, slot in asked.items():
-        shown = scenes.concept[np.arange(len(pictures)), slot]
-        names = [prepared.concepts[i].name for i in shown]
-        rows[f"openart-{relation}"] = [(i, names[i], *described[i]) for i in range(len(pictures))]
-    return Pool(pictures, rows)
+        shown = scenes.concept[np.arange(len(images)), slot]
+        rows[f"openart-{relation}"] = [(n, prepared.concepts[i].name, *described[n]) for n, i in enumerate(shown)]
+    return Pool(images, rows)
 
 
 def people_pool(prepared: Prepared, style: str, splits: dict[str, int]) -> Pool:
-    """A face and somebody doing something, sometimes with an object: two tasks on the same pictures.
+    """A face and somebody doing something, sometimes with an object: two tasks on the same images.
 
-    Train and val show seen drawings only; a third of the test pictures' faces and people are novel where there are any.
+    Train and val show seen drawings only; a third of the test images' faces and people are novel where there are any.
     """
     rng = np.random.default_rng([POOL_SEED, 2])
     drawn = members(prepared, style)
     actions = [*words.ACTIONS, *words.EXTRA_ACTION_LABELS]
     objects = [i for i, c in drawn if c.relational == "seen"]
     picks: list[list[int]] = []
-    described: list[tuple[str, bool, bool]] = []
+    described: list[str] = []
     for split, n in splits.items():
         asked = [(words.EMOTIONS, "emotion"), (actions, "action")]
         columns = []
@@ -140,16 +135,15 @@ def people_pool(prepared: Prepared, style: str, splits: dict[str, int]) -> Pool:
         rng.shuffle(columns[1])
         for face, person in zip(*columns, strict=True):
             picks.append([face, person, int(rng.choice(objects)) if rng.random() < 0.4 else -1])
-            described.append((split, prepared.concepts[face].novel, prepared.concepts[person].novel))
-    scenes = layout.row_scenes(rng, np.array(picks))
-    pictures = draw_pool(rng, prepared, style, scenes)
-    concepts = prepared.concepts
-    pairs = list(enumerate(zip(picks, described, strict=True)))
-    rows = {
-        "openart-emotion": [(i, concepts[p[0]].emotion, d[0], d[1]) for i, (p, d) in pairs],
-        "openart-action": [(i, concepts[p[1]].action, d[0], d[2]) for i, (p, d) in pairs],
-    }
-    return Pool(pictures, rows)
+            described.append(split)
+    scenes = row_scenes(rng, np.array(picks))
+    images = draw_pool(rng, prepared, style, scenes)
+    rows: dict[str, list[Row]] = {"openart-emotion": [], "openart-action": []}
+    for i, ((face, person, _), split) in enumerate(zip(picks, described, strict=True)):
+        face, person = prepared.concepts[face], prepared.concepts[person]
+        rows["openart-emotion"].append((i, face.emotion, split, face.novel))
+        rows["openart-action"].append((i, person.action, split, person.novel))
+    return Pool(images, rows)
 
 
 def pick(rng: np.random.Generator, drawn: list[tuple[int, Concept]], field: str, value: str, novel: bool) -> int:
@@ -176,10 +170,10 @@ def single_pool(prepared: Prepared, style: str) -> Pool:
         chosen += [(int(i), "val", False) for i in split["val"]]
         chosen += [(int(i), "test", False) for i in split["test"] for _ in range(N_TIMES["test"])]
         chosen += [(i, "test", True) for i in novel for _ in range(N_TIMES["test"])]
-    scenes = layout.single_scenes(rng, np.array([i for i, _, _ in chosen]), (0.55, 0.95))
-    pictures = draw_pool(rng, prepared, style, scenes)
+    scenes = single_scenes(rng, np.array([i for i, _, _ in chosen]), (0.55, 0.95))
+    images = draw_pool(rng, prepared, style, scenes)
     rows = [(n, prepared.concepts[i].kind, split, novel) for n, (i, split, novel) in enumerate(chosen)]
-    return Pool(pictures, {"openart-category": rows})
+    return Pool(images, {"openart-category": rows})
 
 
 def all_pools(prepared: Prepared, style: str, splits: dict[str, int], n_novel: int) -> dict[str, Pool]:

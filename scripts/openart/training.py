@@ -1,4 +1,4 @@
-"""The pretraining loop: batches composed on the fly, the losses, a warm-up/stable/decay schedule, resumable."""
+"""Pretraining: the losses over the groups of a batch, and the resumable loop with its warm-up/stable/decay schedule."""
 
 import json
 import math
@@ -10,30 +10,90 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, distributed
 
-from openart.batches import Batch, Composer, Difficulty, Sizes
-from openart.losses import WEIGHTS, head_loss, losses, total_loss
-from openart.model import image_features, text_features
+from openart.batches import RELATIONS, Batch, Composer, Difficulty, Sizes
+from openart.model import Heads, image_features, text_features
 from openart.state import State, save_state
 from openart.tokenizer import Encoder
 
+WEIGHTS = {
+    "label": 1.0, "left": 1.0, "right": 1.0, "large": 0.7, "small": 0.7, "side": 1.5, "size": 0.5,
+    "emotion": 0.7, "action": 0.7, "kind": 0.4, "tag": 0.2, "background": 0.15, "pair": 3.0, "heads": 1.0,
+}  # fmt: skip
 MIXED = Sizes()
 SPRITES_ONLY = Sizes(singles=96, pairs=0, people=0, objects=48)
 MAX_LOG_SCALE = math.log(100)
 
 
+def several_true(logits: Tensor, truth: Tensor) -> Tensor:
+    """Softmax loss [n, m] with one or more true captions a row: each is held against the false ones, then averaged."""
+    false = logits.masked_fill(truth, float("-inf")).logsumexp(1, keepdim=True)
+    each = F.softplus(false - logits) * truth
+    return (each.sum(1) / truth.sum(1)).mean()
+
+
+def losses(batch: Batch, images: Tensor, texts: Tensor, scale: Tensor) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Every group's loss, the pair loss, and what there is to watch (pair and group accuracies in percent)."""
+    found: dict[str, Tensor] = {}
+    seen: dict[str, float] = {}
+    pair = []
+    for group in batch.groups:
+        if not len(group.images):
+            continue
+        logits = scale * images[group.images] @ texts[group.captions].T
+        found[group.name] = several_true(logits, group.truth)
+        right = group.truth.gather(1, logits.argmax(1, keepdim=True))
+        seen[f"acc_{group.name}"] = 100 * right.float().mean().item()
+        if group.swapped is not None:
+            gap = logits.gather(1, group.swapped[:, None])[:, 0] - logits[group.truth]
+            pair.append(F.softplus(gap).mean())
+            seen[f"pair_{group.name}"] = 100 * (gap < 0).float().mean().item()
+    if pair:
+        found["pair"] = torch.stack(pair).mean()
+    return found, seen
+
+
+def head_loss(batch: Batch, heads: Heads, token: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """Cross entropy of the throw-away heads (all parts of every image, the part in each relation), and the missed
+    distance of one that says where a single piece stands; accuracies.
+    """
+    seen: dict[str, float] = {}
+    alone = batch.place[:, 2] > 0
+    missed = (heads("place", token[alone.to(token.device)])[:, :2] - batch.place[alone, :2].to(token.device)) / 0.125
+    logits = heads("label", token)
+    truth = torch.zeros(logits.shape, dtype=torch.bool)
+    there = batch.parts >= 0
+    truth[there.nonzero()[:, 0], batch.parts[there]] = True
+    total = several_true(logits, truth.to(logits.device)) + missed.square().mean()
+    seen["miss_place"] = missed.square().mean().item()
+    for relation in RELATIONS:
+        target = batch.related[relation].to(token.device)
+        rows = (target >= 0).nonzero()[:, 0]
+        if len(rows):
+            logits = heads(relation, token[rows])
+            seen[f"head_{relation}"] = 100 * (logits.argmax(1) == target[rows]).float().mean().item()
+            total = total + F.cross_entropy(logits, target[rows])
+    return total, seen
+
+
 @dataclass(frozen=True)
 class Schedule:
-    """When what happens, in optimiser steps. `decay_from` < 0: the end is not chosen yet."""
+    """When what happens, in optimiser steps."""
 
     learning_rate: float = 1e-3
     warmup: int = 200
     sprite_steps: int = 800
+    """First steps, on single pieces only."""
     few_steps: int = 500
+    """Next steps, on scenes of few concepts."""
     growth_steps: int = 800
+    """Steps over which concepts are added."""
     decay_from: int = -1
+    """Step at which the decay begins; below 0, the end is not chosen yet."""
     decay_steps: int = 0
+    """Its length; training ends with it."""
     patch_dropout: float = 0.5
 
     def rate(self, step: int) -> float:
@@ -91,24 +151,11 @@ class Worker:
 
 
 def kept_patches(n: int, n_patches: int, dropout: float, seed: int, step: int) -> Tensor | None:
-    """The patches each picture shows: [n, k] indices, or None for all."""
+    """The patches each image shows: [n, k] indices, or None for all."""
     if dropout == 0:
         return None
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
     return torch.rand(n, n_patches, generator=generator).topk(round(n_patches * (1 - dropout)), dim=1).indices
-
-
-def step_losses(
-    state: State, batch: Batch, ids: list[list[int]], keep: Tensor | None, device: torch.device
-) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Forward of one batch: all losses by name, and accuracies to watch."""
-    pictures = batch.images.to(device)
-    keep = None if keep is None else keep.to(device)
-    images, token = image_features(state.model, pictures, keep)
-    texts = text_features(state.model, ids)
-    parts, seen = losses(batch, images, texts, state.model.logit_scale.exp())
-    parts["heads"], more = head_loss(batch, state.heads, token)
-    return parts, {**seen, **more}
 
 
 def train(
@@ -124,8 +171,7 @@ def train(
 ) -> None:
     """Run until the schedule ends. The first worker logs JSON lines to `folder/log.jsonl` and writes checkpoints.
 
-    Args:
-        every: steps between log lines, evaluations and checkpoints.
+    `every` holds the steps between log lines, evaluations and checkpoints.
     """
     device = state.model.text_projection.device
     n_patches = state.model.visual.positional_embedding.shape[0] - 1
@@ -141,9 +187,13 @@ def train(
         keep = kept_patches(
             len(batch.images), n_patches, schedule.dropout(step), seed, step * worker.count + worker.rank
         )
-        parts, seen = step_losses(state, batch, ids, keep, device)
+        keep = None if keep is None else keep.to(device)
+        images, token = image_features(state.model, batch.images.to(device), keep)
+        texts = text_features(state.model, ids)
+        parts, seen = losses(batch, images, texts, state.model.logit_scale.exp())
+        parts["heads"], seen_by_heads = head_loss(batch, state.heads, token)
         state.optimiser.zero_grad()
-        total_loss(parts).backward()
+        torch.stack([WEIGHTS[name] * value for name, value in parts.items()]).sum().backward()
         worker.average_gradients(list(state.parameters().values()))
         norm = torch.nn.utils.clip_grad_norm_(list(state.parameters().values()), 1.0)
         state.optimiser.step(schedule.rate(step), worker.rank, worker.count)
@@ -151,7 +201,7 @@ def train(
             state.model.logit_scale.clamp_(0, MAX_LOG_SCALE)
         state.step += 1
         state.update_average(0.998)
-        for name, value in {**parts, **seen, "norm": norm}.items():
+        for name, value in {**parts, **seen, **seen_by_heads, "norm": norm}.items():
             sums[name].append(float(torch.as_tensor(value).detach()))
         if worker.rank:
             continue

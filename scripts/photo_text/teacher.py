@@ -1,6 +1,6 @@
-"""Where the image tower should expect pictures of a name: a target for every noun of WordNet, without a picture.
+"""Where the image tower should expect images of a name: a target for every noun of WordNet, without an image.
 
-The classifier of the image tower says where pictures of ImageNet's 1,000 classes lie. Any other noun is put between
+The classifier of the image tower says where images of ImageNet's 1,000 classes lie. Any other noun is put between
 the classes that it resembles: by its place in WordNet (Lin 1998, with the information content of Seco et al. 2004), by
 word vectors of its name and by word vectors of its definition.
 """
@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from photo_text.sources import WordVectors
-from photo_text.wordnet import Nouns
+from photo_text.sources import Nouns, WordVectors
 
 
 @dataclass(frozen=True)
@@ -26,14 +25,9 @@ class Weights:
 
 
 def class_targets(classifier: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """The projection of image features, and where pictures of each class lie after it.
+    """The projection [E, F] of image features, and where images of each class lie after it, [1000, E] of unit norm.
 
-    Args:
-        classifier: [1000, F] weights.
-        width: E, length of the embedding.
-    Returns:
-        projection [E, F], the first right singular vectors of the centred classifier, and targets [1000, E]
-            of unit norm.
+    The projection is made of the first right singular vectors of the centred classifier [1000, F].
     """
     centred = classifier - classifier.mean(dim=0)
     projection = torch.linalg.svd(centred, full_matrices=False).Vh[:width]
@@ -41,15 +35,7 @@ def class_targets(classifier: Tensor, width: int) -> tuple[Tensor, Tensor]:
 
 
 class Teacher:
-    """Targets of nouns.
-
-    Args:
-        nouns: WordNet.
-        vectors: word vectors.
-        leaves: 1,000 offsets, the classes of ImageNet in the classifier's order.
-        targets: [1000, E] where their pictures lie.
-        weights: of the likenesses.
-    """
+    """Targets of nouns, from those [1000, E] of ImageNet's classes, whose offsets are `leaves`, in that order."""
 
     def __init__(
         self, nouns: Nouns, vectors: WordVectors, leaves: list[int], targets: Tensor, weights: Weights
@@ -65,7 +51,7 @@ class Teacher:
         self.leaf_definitions = torch.stack([self._definition(leaf) for leaf in leaves])
 
     def target(self, name: str, offset: int) -> Tensor:
-        """Where pictures of a name in one meaning are expected: [E] of unit norm."""
+        """Where images of a name in one meaning are expected: [E] of unit norm."""
         score = (
             self.weights.taxonomy * self._taxonomy(offset)
             + self.weights.name * (self.leaf_names @ self._words(name))

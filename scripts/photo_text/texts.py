@@ -10,8 +10,7 @@ from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from openart.tokenizer import PIECES
-from photo_text.sources import WordVectors, imagenet_names
-from photo_text.wordnet import Nouns
+from photo_text.sources import Nouns, WordVectors, imagenet_names
 
 TEMPLATES = tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
 N_LETTERS = 2 * 256 + 2  # bytes, bytes at the end of a word, start and end
@@ -19,31 +18,19 @@ N_LETTERS = 2 * 256 + 2  # bytes, bytes at the end of a word, start and end
 
 @dataclass(frozen=True)
 class Entry:
-    """A name in one of its meanings.
-
-    Args:
-        name: in lower case.
-        offset: the meaning, in WordNet.
-        is_first: whether the name alone means this.
-        leaf: row of the ImageNet class that goes by this name, else None.
-    """
+    """A name, in lower case, in one of its meanings."""
 
     name: str
-    offset: int
-    is_first: bool = True
-    leaf: int | None = None
+    offset: int  # of the meaning, in WordNet
+    is_first: bool = True  # the name alone means this
+    leaf: int | None = None  # row of the ImageNet class that goes by this name
 
 
 def gather(nouns: Nouns, vectors: WordVectors, leaves: list[int], n_common: int) -> dict[str, list[Entry]]:
     """Names of ImageNet's classes, and every other noun in every meaning that is something physical.
 
-    Args:
-        nouns: WordNet.
-        vectors: their order tells how common a word is.
-        leaves: offsets of ImageNet's classes.
-        n_common: a name whose words are all among so many commonest ones is common.
-    Returns:
-        the entries in three groups: `classes`, `common`, `rare`.
+    These are `common` where all words are among the `n_common` commonest, which the order of the vectors tells, or
+    `rare`.
     """
     physical = next(s.offset for s in nouns.synsets.values() if s.lemmas == ("physical entity",))
     pairs = zip(imagenet_names(), leaves, strict=True)

@@ -15,9 +15,8 @@ from openart.model import Heads, text_features
 from openart.state import State, new_state, save_state
 from openart.tokenizer import Encoder
 from openart.training import write_line
-from photo_text.sources import WordVectors
+from photo_text.sources import Nouns, WordVectors
 from photo_text.texts import Entry, spoken
-from photo_text.wordnet import Nouns
 
 CONTEXT_LENGTH, WIDTH, EMBEDDING = 48, 192, 256
 SHARES = {"classes": 40, "common": 168, "rare": 48}  # texts of a batch
@@ -78,19 +77,11 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Lessons:
-    """What the tower learns from.
-
-    Args:
-        groups: entries by group.
-        targets: [N, E] of all entries, the groups one after another.
-        classes: [1000, E] targets of the classes.
-        nouns: WordNet.
-        encoder: texts to ids.
-    """
+    """What the tower learns from."""
 
     groups: dict[str, list[Entry]]
-    targets: Tensor
-    classes: Tensor
+    targets: Tensor  # [N, E] of all entries, the groups one after another
+    classes: Tensor  # [1000, E], targets of the classes
     nouns: Nouns
     encoder: Encoder
 

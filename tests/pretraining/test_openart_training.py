@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from openart import layout
 from openart.batches import RELATIONS, Batch, Captions, Difficulty, Group, Sizes
 from openart.concepts import Concept
-from openart.losses import losses, several_true
 from openart.model import Heads, build, configuration, plane_waves, text_features
+from openart.scenes import Scenes, join, pair_scenes, row_scenes, single_scenes
 from openart.state import State, load_state, new_state
 from openart.tokenizer import Encoder, read_encoder, write_tokenizer
-from openart.training import Schedule, Worker, train
+from openart.training import Schedule, Worker, losses, several_true, train
 
 SIZES = Sizes(singles=6, pairs=5, people=4, objects=4, tags=3)
 NAMES = ("apple", "boat", "clock", "drum")
@@ -64,22 +63,22 @@ def test_the_pair_loss_compares_the_true_caption_with_its_swap() -> None:
     assert seen["acc_left"] == 50.0
 
 
-def scenes() -> layout.Scenes:
+def scenes() -> Scenes:
     """Six singles, five pairs, four people with a face, as the composer joins them."""
     rng = np.random.default_rng(0)
     pairs = np.array([rng.choice(4, 2, replace=False) for _ in range(SIZES.pairs)])
     three = np.full((SIZES.people, 3), -1)
     three[:, 0], three[:, 1] = 4, 5
-    return layout.join(
+    return join(
         [
-            layout.single_scenes(rng, rng.integers(4, size=SIZES.singles), (0.28, 0.95)),
-            layout.pair_scenes(rng, pairs[:, 0], pairs[:, 1]),
-            layout.row_scenes(rng, three),
+            single_scenes(rng, rng.integers(4, size=SIZES.singles), (0.28, 0.95)),
+            pair_scenes(rng, pairs[:, 0], pairs[:, 1]),
+            row_scenes(rng, three),
         ]
     )
 
 
-def captions(drawn: layout.Scenes, is_even: bool) -> tuple[Batch, list[Concept]]:
+def captions(drawn: Scenes, is_even: bool) -> tuple[Batch, list[Concept]]:
     concepts = [Concept(name, name, name, kind="thing", tags=[f"{name} tag"]) for name in NAMES]
     concepts += [Concept("face", "face", "face", emotion="happy"), Concept("man", "man", "man", action="running")]
     composer = SimpleNamespace(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from openart.state import State, load_state
 from openart.tokenizer import Encoder, read_encoder, write_tokenizer
-from photo_text.sources import WordVectors
+from photo_text.sources import Nouns, WordVectors, read_nouns
 from photo_text.teacher import Teacher, Weights, class_targets
 from photo_text.texts import TEMPLATES, Entry, gather, learn_vocabulary, spoken
 from photo_text.training import (
@@ -25,7 +25,6 @@ from photo_text.training import (
     start_from_word_vectors,
     train,
 )
-from photo_text.wordnet import Nouns, read_nouns
 
 DATA = """  1 A licence stands here, indented.
 00000001 03 n 01 entity 0 001 ~ 00000002 n 0000 | that which is

@@ -1,28 +1,111 @@
-"""Draws scenes: pastel backgrounds, sprites pasted with one affine sampling per slot, and style augmentation.
+"""Scenes: where their pieces stand, their backgrounds, and how their sprites are pasted and changed in style.
 
-Everything is a pure function of its inputs and one `torch.Generator`. Sprites are [B, 4, s, s] float, premultiplied.
+Everything is a pure function of its inputs and a generator. Centres are (x, y) with the origin top left, sizes are
+sides of the pieces' square boxes, all in units of the canvas side. Sprites are [B, 4, s, s] float, premultiplied.
 """
 
 import math
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openart.layout import Scenes
-
+LARGE = (0.44, 0.58)
+SMALL = (0.25, 0.36)
 GREY = (0.299, 0.587, 0.114)
 
 
-def paste(canvas: Tensor, sprites: Tensor, x: Tensor, y: Tensor, size: Tensor, angle: Tensor, flip: Tensor) -> Tensor:
-    """Lay one sprite over every canvas.
+@dataclass
+class Scenes:
+    """Geometry of a batch of scenes of K pieces, [B, K] each; concept -1 and size 0 mean an empty slot."""
 
-    Args:
-        canvas: [B, 3, S, S].
-        sprites: [B, 4, s, s], premultiplied.
-        x, y, size: [B] in units of the canvas side; size 0 draws nothing.
-        angle: [B] radians; flip: [B] of +1 or -1 (mirrored sprite).
-    """
+    concept: np.ndarray
+    x: np.ndarray
+    y: np.ndarray
+    size: np.ndarray
+    angle: np.ndarray
+    flip: np.ndarray
+
+    def __getitem__(self, rows: slice) -> "Scenes":
+        return Scenes(*(values[rows] for values in vars(self).values()))
+
+
+def join(parts: list[Scenes]) -> Scenes:
+    """Several batches of scenes as one."""
+    return Scenes(*map(np.concatenate, zip(*(vars(part).values() for part in parts), strict=True)))
+
+
+def empty_scenes(rng: np.random.Generator, n: int) -> Scenes:
+    """Scenes of three empty slots; tilt and mirroring of the pieces are drawn already."""
+    x, y, size = np.zeros((3, n, 3))
+    angle = np.clip(rng.normal(0, 0.12, (n, 3)), -0.35, 0.35)
+    flip = np.where(rng.random((n, 3)) < 0.35, -1.0, 1.0)
+    return Scenes(np.full((n, 3), -1), x, y, size, angle, flip)
+
+
+def single_scenes(rng: np.random.Generator, concepts: np.ndarray, sizes: tuple[float, float]) -> Scenes:
+    """One piece anywhere: concepts [B]."""
+    scenes = empty_scenes(rng, len(concepts))
+    scenes.concept[:, 0] = concepts
+    size = rng.uniform(*sizes, len(concepts))
+    scenes.size[:, 0] = size
+    scenes.x[:, 0] = size / 2 + rng.random(len(size)) * (1 - size)
+    scenes.y[:, 0] = size / 2 + rng.random(len(size)) * (1 - size)
+    return scenes
+
+
+def pair_scenes(rng: np.random.Generator, left: np.ndarray, right: np.ndarray) -> Scenes:
+    """Two pieces, the first on the left, one of them large and one small: concepts [B] and [B]."""
+    n = len(left)
+    scenes = empty_scenes(rng, n)
+    scenes.concept[:, 0], scenes.concept[:, 1] = left, right
+    sizes = np.stack([rng.uniform(*LARGE, n), rng.uniform(*SMALL, n)], 1)
+    swapped = rng.random(n) < 0.5
+    sizes[swapped] = sizes[swapped, ::-1]
+    scenes.size[:, :2] = sizes
+    scenes.x[:, :2], scenes.y[:, :2] = place_row(rng, sizes)
+    return scenes
+
+
+def row_scenes(rng: np.random.Generator, concepts: np.ndarray) -> Scenes:
+    """Two or three pieces of like size in random order: concepts [B, 3], -1 in the last column for two pieces."""
+    scenes = empty_scenes(rng, len(concepts))
+    scenes.concept[:] = concepts
+    for count, sizes_of_pieces in ((2, (0.36, 0.49)), (3, (0.28, 0.33))):
+        rows = np.nonzero((concepts >= 0).sum(1) == count)[0]
+        sizes = rng.uniform(*sizes_of_pieces, (len(rows), count))
+        x, y = place_row(rng, sizes)
+        order = rng.permuted(np.tile(np.arange(count), (len(rows), 1)), axis=1)
+        for values, target in ((sizes, scenes.size), (x, scenes.x), (y, scenes.y)):
+            target[rows, :count] = np.take_along_axis(values, order, 1)
+    return scenes
+
+
+def place_row(rng: np.random.Generator, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Put pieces [B, K], whose sizes sum below 1, side by side in order, without overlap: centres x and y [B, K]."""
+    shares = rng.dirichlet(np.full(sizes.shape[1] + 1, 1.2), size=len(sizes))  # of the free width, by gap
+    gaps = shares * (1.0 - sizes.sum(1))[:, None]
+    x = np.cumsum(gaps[:, :-1], 1) + np.cumsum(sizes, 1) - sizes / 2
+    y = sizes / 2 + rng.random(sizes.shape) * (1 - sizes)
+    return x, y
+
+
+def draw_scenes(sprites: Tensor, scenes: Scenes, ground: Tensor) -> Tensor:
+    """Paste the pieces [B, K, 4, s, s] of scenes on [B, 3, S, S] in order; empty slots may hold anything."""
+    geometry = [scenes.x, scenes.y, scenes.size, scenes.angle, scenes.flip]
+    values = [torch.from_numpy(one).float().to(ground.device) for one in geometry]
+    for k in range(sprites.shape[1]):
+        there = (values[2][:, k] > 0).nonzero()[:, 0]
+        if len(there):
+            piece = paste(ground[there], sprites[:, k][there], *(one[there, k] for one in values))
+            ground = ground.index_copy(0, there, piece)
+    return ground
+
+
+def paste(canvas: Tensor, sprites: Tensor, x: Tensor, y: Tensor, size: Tensor, angle: Tensor, flip: Tensor) -> Tensor:
+    """Lay one sprite [B, 4, s, s] over every canvas [B, 3, S, S]; size 0 draws nothing, flip -1 mirrors."""
     small = (size * canvas.shape[-1] < 0.55 * sprites.shape[-1]).float()[:, None, None, None]
     if bool(small.any()):  # against aliasing
         sprites = torch.lerp(sprites, F.avg_pool2d(sprites, 3, 1, 1), small)
@@ -126,22 +209,3 @@ def restyle(sprites: Tensor, generator: torch.Generator, strength: float = 1.0) 
     if len(blurred):
         sprites = sprites.index_copy(0, blurred, F.avg_pool2d(sprites[blurred], 3, 1, 1))
     return sprites
-
-
-def draw_scenes(sprites: Tensor, scenes: Scenes, ground: Tensor) -> Tensor:
-    """Paste the pieces of a batch of scenes in order.
-
-    Args:
-        sprites: [B, K, 4, s, s], premultiplied; empty slots may hold anything.
-        ground: [B, 3, S, S].
-    """
-    names = ("x", "y", "size", "angle", "flip")
-    x, y, size, angle, flip = (torch.from_numpy(getattr(scenes, n)).float().to(ground.device) for n in names)
-    for k in range(sprites.shape[1]):
-        there = (size[:, k] > 0).nonzero()[:, 0]
-        if len(there):
-            piece = paste(
-                *(v[there] for v in (ground, sprites[:, k])), *(v[there, k] for v in (x, y, size, angle, flip))
-            )
-            ground = ground.index_copy(0, there, piece)
-    return ground
