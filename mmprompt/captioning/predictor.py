@@ -247,7 +247,7 @@ class _ImageSide:
         self.device, self.dtype = captioner.device, captioner.dtype
         self.image_size = captioner.pixels.size
         self.shape = captioner.image_shape
-        self.embed_dim = self.shape[0] * self.shape[1]
+        self.embed_dim, self.raw_width = self.shape[0] * self.shape[1], 0
 
     def preprocess(self, image: Image.Image) -> Tensor:
         return self.captioner.preprocess(image)
@@ -255,7 +255,7 @@ class _ImageSide:
     def normalize(self, images: Tensor) -> Tensor:
         return self.captioner.pixels.normalize(images)
 
-    def encode_image(self, images: Tensor, inserts: Mapping[Site, Insert] | None = None) -> Tensor:
+    def encode_image(self, images: Tensor, inserts: Mapping[Site, Insert] | None = None, raw: bool = False) -> Tensor:
         return self.captioner.encode_image(images).flatten(1)
 
 

@@ -296,3 +296,10 @@ def test_few_pictures_are_seen_more_often():
 )
 def test_what_a_method_leaves_open_suits_a_captioner(method, settings):
     assert asdict(settled(method, "tiny", "captioning")) == settings
+
+
+def test_captions_have_no_shots_to_count_steps_by(captioner, data, tmp_path):
+    message = r"^steps_per_shot is 5, but data of captioning has no shots\. Give `n_steps` or `epochs`\.$"
+    with pytest.raises(UserError, match=message):
+        fit(PromptTuning(2), captioner, data, tmp_path / "run", None, steps_per_shot=5)
+    assert not (tmp_path / "run").exists()

@@ -513,3 +513,10 @@ def test_a_run_is_learned_from_files_as_from_their_rows(tmp_path: Path) -> None:
     assert torch.equal(
         from_file.predictor.vectors()[Site("lm")].values, from_rows.predictor.vectors()[Site("lm")].values
     )
+
+
+def test_texts_have_no_shots_to_count_steps_by(tmp_path: Path) -> None:
+    message = r"^steps_per_shot is 5, but data of language has no shots\. Give `n_steps` or `epochs`\.$"
+    with pytest.raises(UserError, match=message):
+        core.fit(PromptTuning(2), model_of("llama"), data_of().task(), tmp_path / "run", steps_per_shot=5)
+    assert not (tmp_path / "run").exists()

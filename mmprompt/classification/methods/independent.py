@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar
-
-from annotated_types import Gt
+from typing import TYPE_CHECKING, ClassVar
 
 from mmprompt.classification.methods.base import PromptMethod, image_layers, text_layers
 from mmprompt.classification.methods.coop import first_words
-from mmprompt.classification.methods.parts import Consistency, GaussianAverage, Weight
+from mmprompt.classification.methods.parts import Consistency, Epoch, Epochs, GaussianAverage, Weight
 from mmprompt.classification.methods.vpt import VPT
 from mmprompt.core.method import Start
 from mmprompt.settings import Count
@@ -91,9 +89,9 @@ class PromptSRC(IVLP):
     """Weight of the L1 distance of image features from those without a prompt."""
     logit_weight: Weight = 1.0
     """Weight of the divergence of the logits from the frozen model's."""
-    gpa_mean: float = 15.0
+    gpa_mean: Epoch = 15.0
     """Epoch, counted from 1, whose weights count most in the average."""
-    gpa_std: Annotated[float, Gt(0)] = 1.0
+    gpa_std: Epochs = 1.0
     """Standard deviation of the average, in epochs."""
 
     recipe: ClassVar[Recipe] = Recipe(lr=0.0025, batch_size=4, epochs=20)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 
 from mmprompt.classification.methods.base import Part
 from mmprompt.classification.methods.zero_shot import imagenet_templates
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from mmprompt.training.problem import GradientRule, Run
 
 Weight = Annotated[float, Ge(0)]
+Epoch = Annotated[float, Ge(-1e6), Le(1e6)]
+Epochs = Annotated[float, Ge(1e-3), Le(1e6)]
 PROMPTSRC_TEMPLATES = 60
 GENERAL = "general"
 
@@ -126,9 +128,9 @@ class AlignedGradient(Part):
 class GaussianAverage(Part):
     """Weights are their mean over epochs, weighted by a normal density (Khattak et al. 2023, section 3.2.2)."""
 
-    gpa_mean: float = 15.0
+    gpa_mean: Epoch = 15.0
     """Epoch, counted from 1, that counts most."""
-    gpa_std: Annotated[float, Gt(0)] = 1.0
+    gpa_std: Epochs = 1.0
     """Standard deviation of the density, in epochs."""
 
     def callbacks(self, n_epochs: int) -> Sequence[Callback]:
@@ -161,7 +163,7 @@ class WeightAverage(Callback):
         kept, added = (math.exp(each - max(self._peak, log_weight)) for each in (self._peak, log_weight))
         self._peak = max(self._peak, log_weight)
         learned = run.problem.module.named_parameters()
-        values = {name: value.detach().double() for name, value in learned if value.requires_grad}
+        values = {name: value.detach().cpu().double() for name, value in learned if value.requires_grad}
         values["total weight"] = torch.ones((), dtype=torch.float64)
         self._sums = {name: self._sums.get(name, 0) * kept + value * added for name, value in values.items()}
 
