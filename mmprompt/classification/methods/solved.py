@@ -196,7 +196,7 @@ class TextProbe(SolvedHead):
     """C of the probe's L2 penalty, above 0."""
     text_share: Annotated[float, Ge(0)] | None = None
     """Weight of the part with the text; by default the best of 1/16 to 1 on folds of the training images."""
-    max_iter: Count = 300
+    max_iter: Count = 40
     """Iterations of L-BFGS, 1 or more."""
 
     def finish(self, predictor: Classifier, data: FrozenFeatures) -> None:
