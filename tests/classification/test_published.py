@@ -519,6 +519,7 @@ def run(file: str, source: str, backbone: Path, *more: str) -> int:
         ("half.pt", "is no file of torch.save"),
         ("tensor.pt", "holds no entries with names"),
         ("nest.pt", "holds more than 10000 entries"),
+        ("wide.pt", "holds more than 10000 entries"),
         ("objects.pt", "is no file of torch.save"),
     ],
 )
@@ -540,6 +541,7 @@ def test_what_is_no_checkpoint_is_refused_in_one_line(
     nest: dict[str, Any] = {}
     nest["in"] = nest
     torch.save(nest, "nest.pt")
+    torch.save({str(number): number for number in range(10_001)}, "wide.pt")
     torch.save({"shallow_prompt": np.array([Evil()], dtype=object)}, "objects.pt")
     assert run(file, "coop", tiny_open_clip_folder) == 2
     error = capsys.readouterr().err
