@@ -1,7 +1,7 @@
 """Files that survive: atomic writes, hashes, size limits, rows of JSON, and the only door to tensor files.
 
-Nothing here unpickles. A write goes to a temporary name, is synced and renamed, so that a kill at
-any moment leaves the old file or the new one and never half of either.
+Nothing here unpickles but tensors. A write goes to a temporary name, is synced and renamed, so that a kill
+at any moment leaves the old file or the new one and never half of either.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -165,6 +167,69 @@ def read_tensors(path: Path, max_bytes: int = 2**31) -> dict[str, Tensor]:
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise bad_file(path, f"holds NaN or infinity in {name!r}", "Train again or restore the file.")
     return tensors
+
+
+class Unread:
+    """Stands for an object that a checkpoint pickled beside its tensors, such as a scheduler; nothing is kept of it."""
+
+    def __init__(self, *args: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+UNREAD = (
+    "numpy._core.multiarray.scalar",
+    "numpy.core.multiarray.scalar",
+    "torch.optim.adam.Adam",
+    "torch.optim.adamw.AdamW",
+    "torch.optim.lr_scheduler.CosineAnnealingLR",
+    "torch.optim.lr_scheduler.MultiStepLR",
+    "torch.optim.lr_scheduler.StepLR",
+    "torch.optim.rmsprop.RMSprop",
+    "torch.optim.sgd.SGD",
+)
+"""Dassl keeps the state of a warm-up, and in it the scheduler that follows and the whole optimiser, as objects."""
+
+
+def read_checkpoint(path: Path, max_bytes: int = 2**32) -> Any:
+    """Read what `torch.save` wrote: tensors and arrays in plain containers; no object is ever made of it.
+
+    Raises:
+        UserError: it is missing, no such file, damaged, or holds an object.
+    """
+    import io
+
+    import numpy as np
+    import torch
+
+    def empty_array(*args: object) -> np.ndarray:
+        return np.empty(0)
+
+    def empty_dict(*args: object) -> dict[Any, Any]:
+        return {}
+
+    data = read_bytes(path, max_bytes)
+    made: list[Any] = [(empty_dict, "collections.defaultdict"), (empty_dict, "builtins.dict")]
+    made += [(empty_array, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
+    dtypes = [type(np.dtype(name)) for name in ("float16", "float32", "float64", "int64")]
+    known = [*made, *((Unread, name) for name in UNREAD), np.ndarray, np.dtype, *dtypes]
+    try:
+        with torch.serialization.safe_globals(known), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)  # noqa: TID251
+    except MemoryError:
+        raise
+    except Exception as error:  # it raises a dozen kinds for a damaged file
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        if found:
+            raise bad_file(
+                path,
+                f"holds the object {found[1]}, but only tensors are read, since an object may run anything",
+                "Save its state_dict alone with torch.save.",
+            ) from None
+        raise bad_file(path, "is no file of torch.save, or damaged", "Give the checkpoint as it was written.") from None
 
 
 class SafeRoot:

@@ -45,6 +45,7 @@ VERBS = {
     "protocol base-to-new": Verb("cli.compare", "run_protocol", "", "learn some classes, test on new ones"),
     "protocol cross-dataset": Verb("cli.compare", "run_protocol", "", "learn one data set, test on others"),
     "protocol domain-generalisation": Verb("cli.compare", "run_protocol", "", "the same under a shift"),
+    "prompt convert": Verb("classification.cli.convert", "run", "FILE", "a published checkpoint as a prompt of ours"),
     "caption train": Verb("captioning.cli.train", "run", "", "learn what a frozen captioner speaks of"),
     "caption write": Verb("captioning.cli.write", "run", "[IMAGES...]", "write captions with a learned prompt"),
     "caption eval": Verb("captioning.cli.eval", "run", "", "measure learned prompts beside none and beside words"),

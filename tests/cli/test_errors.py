@@ -154,6 +154,9 @@ CASES = {
     "no data set to check": "data check",
     "no method to show": "methods show vtp",
     "no backbone of that name": "backbones list --find zzz",
+    "no checkpoint to convert": "prompt convert nowhere.pt --from coop --backbone MODEL --classes a,b --out new",
+    "an image for a checkpoint": "prompt convert text.jpg --from coop --backbone MODEL --classes a,b --out new",
+    "no such code of a checkpoint": "prompt convert text.jpg --from copo --backbone MODEL --classes a,b --out new",
     "no prompt to inspect": "inspect empty",
     "a number of words below zero": "inspect RUN --words -1",
 }
