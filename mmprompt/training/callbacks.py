@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -121,6 +122,50 @@ class EarlyStopping(Callback):
         self._best_accuracy = float(state["accuracy"])
         self._waited = int(state["waited"])
         self._best = {name.removeprefix("best."): value for name, value in state.items() if name.startswith("best.")}
+
+
+class WeightAverage(Callback):
+    """Puts at the end of training the weighted mean over epochs in place of the last weights.
+
+    Args:
+        mean, std: of the normal density whose values at epochs 1, 2, ... are the weights.
+    """
+
+    def __init__(self, mean: float, std: float) -> None:
+        self.mean, self.std = mean, std
+        self._sums: dict[str, Tensor] = {}
+        self._peak = -math.inf
+
+    def on_train_begin(self, run: Run) -> None:
+        """Forget earlier trainings."""
+        self._sums, self._peak = {}, -math.inf
+
+    def on_epoch_end(self, run: Run, epoch: int, logs: dict[str, Any]) -> None:
+        """Add the weights of this epoch."""
+        log_weight = -0.5 * ((epoch + 1 - self.mean) / self.std) ** 2
+        # Sums are kept relative to the largest weight so far: a mean far from all epochs must not make them all zero.
+        kept, added = (math.exp(each - max(self._peak, log_weight)) for each in (self._peak, log_weight))
+        self._peak = max(self._peak, log_weight)
+        learned = run.problem.module.named_parameters()
+        values = {name: value.detach().cpu().double() for name, value in learned if value.requires_grad}
+        values["total weight"] = torch.ones((), dtype=torch.float64)
+        self._sums = {name: self._sums.get(name, 0) * kept + value * added for name, value in values.items()}
+
+    def on_train_end(self, run: Run) -> None:
+        """Put the mean in place."""
+        total = self._sums["total weight"].item()
+        for name, parameter in run.problem.module.named_parameters():
+            if name in self._sums:
+                parameter.data.copy_(self._sums[name] / total)
+
+    def state(self) -> dict[str, Tensor]:
+        """Give the sums so far."""
+        return self._sums | {"peak": torch.tensor(self._peak, dtype=torch.float64)} if self._sums else {}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `state` gave."""
+        self._sums = {name: value for name, value in state.items() if name != "peak"}
+        self._peak = float(state["peak"])
 
 
 class CSVLogger(Callback):

@@ -12,7 +12,6 @@ from mmprompt.classification.methods.parts import Consistency, Epoch, Epochs, Ga
 from mmprompt.classification.methods.vpt import VPT
 from mmprompt.core.method import Start
 from mmprompt.settings import Count
-from mmprompt.training.callbacks import Callback
 from mmprompt.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 
     from mmprompt.core.learned import Outputs, Prompt
     from mmprompt.models.dual_encoder.interface import DualEncoder
+    from mmprompt.training.callbacks import Callback
 
 
 @dataclass(frozen=True)
