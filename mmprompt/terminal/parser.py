@@ -206,5 +206,5 @@ def shots_in(text: str) -> tuple[int | None, ...]:
     """Return numbers of shots, each 1 or more, None where `all` asks for all there are."""
     shots = tuple(None if part in {"all", "None"} else counts_in("shots", part)[0] for part in names_in("shots", text))
     if 0 in shots:
-        raise bad_value("shots", text, "at least 1 picture a class is needed", "Baselines without shots need none.")
+        raise bad_value("shots", text, "at least 1 image a class is needed", "Baselines without shots need none.")
     return shots
