@@ -8,13 +8,13 @@ backbone and data set.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields, make_dataclass
+from dataclasses import dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import tyro
 
-from mmprompt.classification.methods import make_method, method_types
+from mmprompt.classification.methods import METHODS, make_method, method_types
 from mmprompt.cli.methods import options_of
 from mmprompt.errors import UserError, bad_value
 from mmprompt.experiments.grid import (
@@ -59,6 +59,7 @@ DESCRIPTIONS = {
 LISTS = {"method", "data", "backbone", "seed", "shots"}
 """Options that take several values, with commas between."""
 STDOUT = Path("-")
+ALL = "all"
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class Compared:
     """What is compared, and where it goes."""
 
     method: Annotated[str, tyro.conf.arg(metavar="NAMES")] = "coop,zero-shot"
-    """Methods with commas between: coop, vpt, coop+vpt, zero-shot, zero-shot-ensemble, linear-probe, nearest-class-mean."""  # noqa: E501 (the help text is one line)
+    """Methods with commas between (`mmprompt methods list`), joined ones such as coop+vpt too; `all` for every method
+    that a backbone can carry."""
     data: Annotated[str | None, tyro.conf.arg(metavar="NAMES|PATH")] = None
     """Data sets known by name, with commas between (`mmprompt data list`), or your own images: a folder of class
     folders, a CSV or JSONL table, or a split file."""
@@ -140,6 +142,8 @@ def run_protocol(arguments: Sequence[str], prog: str) -> None:
 def show(call: Call, protocol: str, default_sets: Sequence[str], command: str) -> None:
     """Compute a grid, print its table, and write tables, figures and report."""
     given = call.compared
+    if given.method == ALL:
+        call = replace(call, contenders=carried(call.contenders, given))
     origins, shots, seeds = call.origins(default_sets), shots_in(given.shots), counts_in("seed", given.seed)
     grid = protocol_grid(protocol, origins, call.contenders, shots, seeds, call.recipe)
 
@@ -159,6 +163,22 @@ def show(call: Call, protocol: str, default_sets: Sequence[str], command: str) -
             grid = without_broken(grid, given.device, progress.count("opened"))
         comparison = compare_grid(grid, given.results, given.workers, given.device, progress.show)
     conclude(output, given, comparison, protocol, command)
+
+
+def carried(contenders: Sequence[Contender], given: Compared) -> tuple[Contender, ...]:
+    """Return those methods that their backbone can carry, and say which it cannot."""
+    from mmprompt.models.dual_encoder.load import load_backbone
+
+    output, kept = Output(given.json == STDOUT), []
+    for name in dict.fromkeys(one.backbone for one in contenders):
+        backbone = load_backbone(name, given.device)
+        for one in (one for one in contenders if one.backbone == name):
+            try:
+                one.method.build(backbone, ["cat", "dog"])  # type: ignore[attr-defined]
+                kept.append(one)
+            except UserError as error:
+                output.say(f"Left out: {one.name} on {name}. {error}", "dim")
+    return tuple(kept)
 
 
 def conclude(output: Output, given: Compared, comparison: Comparison, protocol: str, command: str) -> None:
@@ -196,6 +216,8 @@ def read_call(arguments: Sequence[str], prog: str, description: str, defaults: M
     saved = {key: str(value) if key in LISTS else value for key, value in saved.items()}
     start = {**(defaults or {}), **saved}
     names = names_in("method", peek(arguments, "method") or str(start.get("method", Compared.method)))
+    if names == (ALL,):
+        names = tuple(name for name, kind in METHODS.items() if kind.learns)
     kinds = {name: method_types(name) for name in names}
     settings = merged_settings([kind for several in kinds.values() for kind in several])
     groups: dict[str, Any] = {"compared": Compared, "settings": settings, "recipe": Recipe}
@@ -222,7 +244,7 @@ def merged_settings(kinds: Sequence[type]) -> type:
         helps = {option["name"]: option["help"] for option in options_of(kind)}
         hints = get_type_hints(kind)
         for one in fields(kind):
-            if one.name not in members:
+            if one.name not in members and one.name in helps:
                 text = tyro.conf.arg(help=helps[one.name])
                 members[one.name] = (one.name, Annotated[hints[one.name], text], field(default=one.default))
     made = make_dataclass("Settings", members.values(), frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mmprompt.classification.methods import VPT, CoOp, LinearProbe
-from mmprompt.cli.compare import read_call
+from mmprompt.cli.compare import COMPARE, carried, read_call
 from mmprompt.cli.main import main
 from mmprompt.core.method import settled
 from mmprompt.errors import UserError
@@ -175,3 +175,18 @@ def test_lists_are_split_at_commas() -> None:
 def test_an_option_is_found_however_it_is_spelt(word: str) -> None:
     assert is_given(["--lr", "1", word], "n_ctx")
     assert not is_given(["--n-ctxx", "4"], "n_ctx")
+
+
+def test_all_methods_are_those_that_stand_alone():
+    names = [one.name for one in read_call(["--method", "all"], "mmprompt compare", COMPARE).contenders]
+    assert {"coop", "maple", "promptsrc", "text-probe", "clip-lora", "zero-shot"} <= set(names)
+    assert not {"knowledge-guided", "consistency"} & set(names)
+
+
+def test_of_all_methods_those_that_a_backbone_cannot_carry_are_left_out_and_said(tiny_resnet_folder, capsys):
+    words = ["--method", "all", "--n-ctx", "2", "--backbone", str(tiny_resnet_folder)]
+    call = read_call(words, "mmprompt compare", COMPARE)
+    kept = [one.name for one in carried(call.contenders, call.compared)]
+    assert {"coop", "gda"} <= set(kept)
+    assert "vpt" not in kept
+    assert "Left out: vpt on" in capsys.readouterr().out
