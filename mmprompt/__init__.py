@@ -13,7 +13,22 @@ if TYPE_CHECKING:
     from mmprompt.captioning.predictor import Captioner
     from mmprompt.captioning.readers.load import load_captioner
     from mmprompt.classification.estimator import PromptClassifier
-    from mmprompt.classification.methods import METHODS, VPT, CoOp, LinearProbe, NearestClassMean
+    from mmprompt.classification.methods import (
+        METHODS,
+        TPT,
+        VPT,
+        CLIPLoRA,
+        CoCoOp,
+        CoOp,
+        KgCoOp,
+        LinearProbe,
+        MaPLe,
+        NearestClassMean,
+        ProGrad,
+        PromptSRC,
+        TextProbe,
+        TipAdapter,
+    )
     from mmprompt.classification.predictor import Classifier
     from mmprompt.classification.task import zero_shot
     from mmprompt.core.file import load, save

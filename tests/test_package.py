@@ -72,7 +72,7 @@ def test_no_module_takes_the_place_of_a_name(room):
 
 
 def test_the_public_names_are_few():
-    assert len(mmprompt.__all__) <= 45
+    assert len(mmprompt.__all__) <= 55
 
 
 def test_unknown_name_is_an_attribute_error():

@@ -5,7 +5,25 @@ from typing import TYPE_CHECKING
 from mmprompt.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from mmprompt.classification.methods import Combination, ZeroShot, ZeroShotEnsemble
+    from mmprompt.classification.methods import (
+        CLAP,
+        GDA,
+        IVLP,
+        AlignedGradient,
+        CLIPAdapter,
+        Combination,
+        Consistency,
+        DeepText,
+        GaussianAverage,
+        KnowledgeGuided,
+        LPPlusPlus,
+        TaskRes,
+        TextAndMeans,
+        TipAdapterF,
+        ZeroShot,
+        ZeroShotEnsemble,
+        ZeroShotProbe,
+    )
     from mmprompt.classification.predictor import CLASSIFIERS, Prediction
     from mmprompt.classification.report import write_report
     from mmprompt.classification.task import ClassificationTask
