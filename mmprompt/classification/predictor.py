@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from mmprompt.classification.template import ClassTemplate, check_class_names, refuse_single_class
 from mmprompt.core.file import check_facts, read_prompt, refuse_other_backbone
 from mmprompt.core.header import HEADER, RESTORE
-from mmprompt.core.heads import Cosine, TextAndMeans
+from mmprompt.core.heads import Cosine, TextAndMeans, TextProbe
 from mmprompt.core.learned import Given, Outputs, Prompt
 from mmprompt.data.images import ImageLike, as_list, is_one, read_image
 from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
@@ -251,7 +251,8 @@ class Classifier(nn.Module):
     def update(self, images: ImageLike | Iterable[ImageLike], labels: str | Sequence[str]) -> None:
         """Learn at once from images whose classes somebody said; nothing learned before is forgotten.
 
-        Each image is added to the vector of its class, `unit(text + sum of images)`, so that the order does not matter.
+        Each image is added to the vector of its class, `unit(text + sum of images)`, so that the order does not matter;
+        the probe of a `text-probe` stays as it is.
 
         Args:
             images: as for `predict_proba`.
@@ -266,18 +267,19 @@ class Classifier(nn.Module):
         for name in names:
             if name not in self.class_names:
                 raise unknown_name("label", name, self.class_names)
-        if not isinstance(self.prompt.head, TextAndMeans | None):
+        head = self.prompt.head.beside if isinstance(self.prompt.head, TextProbe) else self.prompt.head
+        if not isinstance(head, TextAndMeans | None):
             raise UserError(
                 f"this classifier has a head of kind {getattr(self.prompt.head, 'kind', '?')!r}, which learns from all "
                 "its images at once. Use `text-and-means`, or a prompt without a head."
             )
         with self._in_use():
-            features = self._encode(sources)
-        if self.prompt.head is None:
-            backbone, (n_classes, width) = self.backbone, (len(self.class_names), features.shape[1])
-            self.prompt.head = TextAndMeans(n_classes, width, backbone.logit_scale, backbone.logit_bias)
-            self.prompt.head.to(backbone.device)
-        self.prompt.head.add(features, torch.tensor([self.class_names.index(name) for name in names]))
+            features = self._encode(sources)[:, : self.backbone.embed_dim]
+        if head is None:
+            scale, bias = self.backbone.logit_scale, self.backbone.logit_bias
+            head = TextAndMeans(len(self.class_names), features.shape[1], scale, bias).to(self.backbone.device)
+            self.prompt.head = head
+        head.add(features, torch.tensor([self.class_names.index(name) for name in names]))
 
     def with_class_names(self, class_names: Sequence[str]) -> Classifier:
         """Return the same prompt with other class names (base to new).

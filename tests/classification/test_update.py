@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 import mmprompt as mp
 from mmprompt.classification.methods import CoOp, NearestClassMean
-from mmprompt.classification.methods.solved import TextAndMeans
+from mmprompt.classification.methods.solved import TextAndMeans, TextProbe
 from mmprompt.classification.task import zero_shot
 from mmprompt.core.fit import fit
 from mmprompt.errors import UserError
@@ -79,6 +79,16 @@ def test_what_is_fitted_is_what_updating_gives_but_for_the_scale(tiny_clip_backb
     rows = encode_pictures(tiny_clip_backbone, paths(data.test))
     one, other = (each.outputs(rows).logits / each.prompt.head.scale for each in (fitted, updated))
     torch.testing.assert_close(one, other)
+
+
+def test_beside_a_probe_text_and_images_learn_on(tiny_clip_backbone, data):
+    classifier = fit(TextProbe(text_share=1.0), tiny_clip_backbone, data, progress=False).predictor
+    probe, before = classifier.prompt.head.probe.weight.clone(), classifier.predict_proba(paths(data.test))
+    classifier.update(paths(data.test), names(data, data.test))
+    assert torch.equal(classifier.prompt.head.probe.weight, probe)
+    right = [item.label for item in data.test]
+    rows = range(len(right))
+    assert (classifier.predict_proba(paths(data.test))[rows, right] > before[rows, right]).mean() > 0.9
 
 
 @pytest.mark.parametrize(
