@@ -222,7 +222,7 @@ def merged_settings(kinds: Sequence[type]) -> type:
         helps = {option["name"]: option["help"] for option in options_of(kind)}
         hints = get_type_hints(kind)
         for one in fields(kind):
-            if one.name not in members:
+            if one.name in helps and one.name not in members:
                 text = tyro.conf.arg(help=helps[one.name])
                 members[one.name] = (one.name, Annotated[hints[one.name], text], field(default=one.default))
     made = make_dataclass("Settings", members.values(), frozen=True)
