@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from mmprompt.classification.methods import METHODS
+
 ROOT = Path(__file__).parents[1]
 PAGES = [page for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if page.exists()]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -30,3 +32,8 @@ def test_a_method_of_your_own_is_short():
     code = BLOCK.findall((ROOT / "docs" / "your_own_method.md").read_text())[0]
     lines = [line for line in code.splitlines() if line.strip() and not line.startswith(("import ", "from "))]
     assert len(lines) < 40
+
+
+def test_the_page_of_methods_has_every_method():
+    page = (ROOT / "docs" / "methods.md").read_text()
+    assert [name for name in METHODS if not re.search(rf"^\| `{re.escape(name)}` \|", page, re.MULTILINE)] == []

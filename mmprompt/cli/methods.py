@@ -1,10 +1,11 @@
-"""`mmprompt methods`: the ways to learn a prompt, and the settings of each, read off their dataclasses."""
+"""`mmprompt methods`: the ways to learn a prompt, and the settings and recipe of each, read off their dataclasses."""
 
 from __future__ import annotations
 
 import ast
 import inspect
 import itertools
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -18,9 +19,13 @@ from mmprompt.errors import unknown_name
 from mmprompt.language.methods import METHODS as OF_LANGUAGE_MODELS
 from mmprompt.terminal.output import JSON_HELP, Output
 from mmprompt.terminal.parser import parse
+from mmprompt.training.recipe import Recipe
 
 METHODS = OF_CLASSIFIERS | OF_CAPTIONERS | OF_LANGUAGE_MODELS
 VERBS = {"train": OF_CLASSIFIERS, "caption train": OF_CAPTIONERS, "llm train": OF_LANGUAGE_MODELS}
+GROUPS = ("prompts", "weights", "heads", "test time", "parts that join", "nothing learned")
+PUBLISHED = ("optimizer", "lr", "batch_size", "epochs", "momentum", "weight_decay", "warmup_epochs", "warmup_lr")
+"""What CoOp's paper and code say of a recipe; shown of a method that has none of its own."""
 
 
 @dataclass(frozen=True)
@@ -40,22 +45,26 @@ class ShowSettings:
 
 
 def run_list(arguments: Sequence[str], prog: str) -> None:
-    """Print every method with its one-line description."""
+    """Print every method with its one-line description, those that learn the same kind of thing together."""
     settings = parse(ListSettings, arguments, prog, "The ways to learn a prompt.")
     output = Output(settings.json)
     listed = []
-    for name, kind in METHODS.items():
+    for name, kind in sorted(METHODS.items(), key=lambda item: GROUPS.index(item[1].group)):
         verbs = [verb for verb, methods in VERBS.items() if name in methods]
-        listed.append({"name": name, "verbs": verbs, "summary": summary_of(kind)})
-    rows = [[str(one["name"]), ", ".join(one["verbs"]), str(one["summary"])] for one in listed]
-    output.table(["name", "of", "what it is"], rows)
-    output.say()
-    output.say("Methods of a classifier that learn at different places combine: --method coop+vpt.")
+        listed.append({"name": name, "group": kind.group, "verbs": verbs, "summary": summary_of(kind)})
+    for group in GROUPS:
+        rows = [
+            [str(one["name"]), ", ".join(one["verbs"]), str(one["summary"])] for one in listed if one["group"] == group
+        ]
+        output.table([group, "of", "what it is"], rows)
+        output.say()
+    output.say("Methods of a classifier that learn at different places combine: --method coop+vpt, --method coop+gda.")
+    output.say("A part joins a method: --method coop+knowledge-guided.")
     output.document(listed)
 
 
 def run_show(arguments: Sequence[str], prog: str) -> None:
-    """Print the settings of a method."""
+    """Print the settings and the recipe of a method."""
     settings = parse(ShowSettings, arguments, prog, "The settings of one method.")
     output = Output(settings.json)
     shown = []
@@ -63,15 +72,54 @@ def run_show(arguments: Sequence[str], prog: str) -> None:
         if name not in METHODS:
             raise unknown_name("method", name, METHODS)
         kind = METHODS[name]
-        options = options_of(kind)
-        shown.append({"name": name, "summary": summary_of(kind), "settings": options})
+        options, recipe, joins = options_of(kind), recipe_of(kind), None if kind.learns else f"coop+{name}"
+        facts = {"name": name, "group": kind.group, "summary": summary_of(kind), "settings": options}
+        shown.append(facts | {"recipe": recipe, "joins": joins})
         output.say(f"{name}: {summary_of(kind)}", "bold")
-        flags = ["--" + option["name"].replace("_", "-") for option in options]
-        defaults = ["" if option["default"] is None else str(option["default"]) for option in options]
-        rows = list(zip(flags, defaults, (option["help"] for option in options), strict=True))
+        rows = [[flag(option["name"]), cell(option["default"]), option["help"]] for option in options]
         output.table(["option", "default", "meaning"], rows)
         output.say()
+        if joins:
+            alone = "" if kind.group == "parts that join" else "stands alone, or "
+            output.say(f"It {alone}joins a method, which keeps its own recipe: --method {joins}.")
+        if recipe is None and not joins:
+            output.say("It is not trained by steps, so it has no recipe.")
+        elif recipe is not None:
+            source = f" ({recipe['source']})" if recipe["source"] else ""
+            output.say(f"Recipe{source}" + (":" if recipe["is_coops"] else ", where it differs from CoOp's:"))
+            helps = {option["name"]: option["help"] for option in options_of(Recipe)}
+            rows = [[flag(key), cell(value), helps[key]] for key, value in recipe["settings"].items()]
+            output.table(["option", "value", "meaning"], rows)
+        output.say()
     output.document(shown)
+
+
+def recipe_of(kind: type[Any]) -> dict[str, Any] | None:
+    """Return where the recipe of a method differs from CoOp's, and who published it; CoOp's own where it does not.
+
+    Of a method that is not trained by steps it is None, and so it is of a part, which is trained by another's recipe.
+    """
+    if not kind.is_trained or not kind.learns:
+        return None
+    usual = Recipe()
+    own = {key: value for key, value in kind.recipe.given.items() if value != getattr(usual, key)}
+    source = re.search(r"\((.+?)\)", summary_of(kind if own else OF_CLASSIFIERS["coop"]))
+    is_published = source and kind in OF_CLASSIFIERS.values()
+    return {
+        "source": source[1] if source and is_published else None,
+        "is_coops": not own,
+        "settings": own or {key: getattr(usual, key) for key in PUBLISHED},
+    }
+
+
+def flag(name: str) -> str:
+    """Return a setting as the command line has it."""
+    return "--" + name.replace("_", "-")
+
+
+def cell(value: object) -> str:
+    """Return a value as a table shows it."""
+    return "" if value is None else str(value)
 
 
 def summary_of(kind: type) -> str:
@@ -89,4 +137,8 @@ def options_of(kind: type) -> list[dict[str, Any]]:
             is_field = isinstance(member, ast.AnnAssign) and isinstance(member.target, ast.Name)
             if is_field and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
                 texts[ast.unparse(member.target)] = " ".join(str(after.value.value).split())  # type: ignore[attr-defined]
-    return [{"name": field.name, "default": field.default, "help": texts.get(field.name, "")} for field in fields(kind)]
+    return [
+        {"name": field.name, "default": field.default, "help": texts.get(field.name, "")}
+        for field in fields(kind)
+        if field.name != "losses"  # objects, which no command line can give
+    ]

@@ -87,10 +87,12 @@ class Method(Protocol):
         needs_shots: whether it learns from labelled images, so that shots and seed matter.
         is_trained: whether it learns by steps of an optimiser, so that a recipe matters.
         learns: whether it has a prompt; what has none, such as a further loss term, joins a method that has.
+        group: what it learns, as lists have it: prompts, weights, heads, test time, parts that join, or nothing.
     """
 
     recipe: ClassVar[Recipe] = Recipe()
     learns: ClassVar[bool] = True
+    group: ClassVar[str] = "prompts"
     needs_shots: ClassVar[bool] = True
     is_trained: ClassVar[bool] = True
 

@@ -111,6 +111,7 @@ class HardPrompt(DecoderMethod):
     """What stands where a captioner's learned prompt has its vectors, such as "the feelings are"; a language model's
     words stand in its template."""
 
+    group: ClassVar[str] = "nothing learned"
     needs_shots: ClassVar[bool] = False
     is_trained: ClassVar[bool] = False
     recipe: ClassVar[Recipe] = RECIPE

@@ -115,6 +115,47 @@ def test_methods_show_has_a_line_for_every_setting(capsys: Capture) -> None:
     assert all(setting["help"] for setting in (*coop["settings"], *vpt["settings"]))
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "source"),
+    [
+        ("maple", {"lr": 0.0035, "batch_size": 4, "epochs": 5}, 'Khattak et al. 2023, "MaPLe", section 3.2'),
+        ("kgcoop", {"batch_size": 128, "epochs": 100}, "Yao et al. 2023"),
+        ("vpt", {"optimizer": "sgd", "lr": 0.002, "batch_size": 32}, "Zhou et al. 2022"),
+        ("prompt-tuning", {"optimizer": "adamw", "lr": 0.03}, None),
+    ],
+)
+def test_methods_show_has_the_recipe_and_where_it_is_from(
+    name: str, settings: dict[str, object], source: str | None, capsys: Capture
+) -> None:
+    assert main(["methods", "show", name, "--json"]) == 0
+    shown = capsys.readouterr()
+    (method,) = json.loads(shown.out)
+    assert settings.items() <= method["recipe"]["settings"].items()
+    assert (source or "") in (method["recipe"]["source"] or "")
+    assert (method["recipe"]["source"] is None) == (source is None)
+    assert all(f"--{key.replace('_', '-')}" in shown.err for key in settings)
+
+
+@pytest.mark.parametrize("name", ["knowledge-guided", "consistency", "aligned-gradient", "gaussian-average", "tpt"])
+def test_methods_show_says_what_a_part_joins(name: str, capsys: Capture) -> None:
+    assert main(["methods", "show", name, "--json"]) == 0
+    shown = capsys.readouterr()
+    (method,) = json.loads(shown.out)
+    assert (method["joins"], method["recipe"]) == (f"coop+{name}", None)
+    assert f"joins a method, which keeps its own recipe: --method coop+{name}." in shown.err
+
+
+def test_methods_list_keeps_together_what_learns_the_same(capsys: Capture) -> None:
+    assert main(["methods", "list", "--json"]) == 0
+    groups = {method["name"]: method["group"] for method in json.loads(capsys.readouterr().out)}
+    named = ["coop", "clip-lora", "gda", "tip-adapter-f", "tpt", "consistency", "zero-shot", "hard"]
+    assert [groups[name] for name in named] == [
+        *("prompts", "weights", "heads", "heads", "test time", "parts that join", "nothing learned", "nothing learned")
+    ]
+    order = list(dict.fromkeys(groups.values()))
+    assert order == ["prompts", "weights", "heads", "test time", "parts that join", "nothing learned"]
+
+
 def test_backbones_list_starts_with_the_embedded_one(capsys: Capture) -> None:
     assert main(["backbones", "list", "--json"]) == 0
     names = json.loads(capsys.readouterr().out)

@@ -66,6 +66,7 @@ class Part(ClassificationMethod):
     """
 
     learns: ClassVar[bool] = False
+    group: ClassVar[str] = "parts that join"
 
     def prompt(self, backbone: DualEncoder, start: Start) -> Prompt:
         """Refuse to stand alone."""

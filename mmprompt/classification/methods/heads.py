@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 class HeadMethod(ClassificationMethod):
     """A method that gives the classifier a head; its text is the data's template, or that of a method joined to it."""
 
+    group: ClassVar[str] = "heads"
+
     def prompt(self, backbone: DualEncoder, start: Start) -> Prompt:
         """Make the template alone."""
         from mmprompt.core.learned import Prompt

@@ -35,6 +35,7 @@ class CLIPLoRA(PromptMethod):
     lora_towers: Literal["both", "text", "vision"] = "both"
     """Which towers are adapted."""
 
+    group: ClassVar[str] = "weights"
     recipe: ClassVar[Recipe] = Recipe(
         optimizer="adamw",
         lr=2e-4,

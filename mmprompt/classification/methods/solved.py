@@ -125,18 +125,21 @@ class GDA(SolvedHead):
 
         text = predictor.class_features().double()
         scale, bias = scale_of(predictor)
+        share = self._share(data, text, scale) if self.gda_weight is None else self.gda_weight
+        weight, offset = solve_gda(data.image_features.double(), data.labels, len(text))
+        blend(predictor, torch.full((len(text),), scale), share * weight, bias + share * offset)
 
-        def logits(weight: float, features: Tensor, labels: Tensor, others: Tensor) -> Tensor:
-            own, offset = solve_gda(features, labels, len(text))
-            return scale * others @ text.T + bias + weight * (others @ own.T + offset)
+    def _share(self, data: FrozenFeatures, text: Tensor, scale: float) -> float:
+        import torch.nn.functional as F
 
-        weight = self.gda_weight
-        if weight is None:
-            splits = list(held_out(data))
-            losses = [mean_log_loss(splits, lambda *some, tried=tried: logits(tried, *some)) for tried in GDA_WEIGHTS]
-            weight = GDA_WEIGHTS[losses.index(min(losses))] if splits else 1.0
-        own, offset = solve_gda(data.image_features.double(), data.labels, len(text))
-        blend(predictor, torch.full((len(text),), scale), weight * own, bias + weight * offset)
+        losses = dict.fromkeys(GDA_WEIGHTS, 0.0)
+        splits = list(held_out(data))
+        for features, labels, others, truth in splits:
+            weight, offset = solve_gda(features, labels, len(text))
+            by_text, by_images = scale * others @ text.T, others @ weight.T + offset
+            for share in GDA_WEIGHTS:
+                losses[share] += F.cross_entropy(by_text + share * by_images, truth, reduction="sum").item()
+        return min(losses, key=lambda share: losses[share]) if splits else 1.0
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,10 @@ class LPPlusPlus(SolvedHead):
         lr = 4 * len(features) / float(torch.linalg.eigvalsh(features.T @ features)[-1])
         alpha_lr = len(features) / float(4 * cosines.square().sum(0).max())
         optimizer = torch.optim.SGD([weight, bias], lr, momentum=0.9)
-        validation, best, kept = data.validation(), -1.0, None
+        best, kept, validation = -1.0, None, data.validation()
+        if validation is not None:
+            others, truth = validation[0].double(), validation[1]
+            others_cosines = others @ text.T
         for step in range(self.lp_steps):
             optimizer.zero_grad()
             alpha.grad = None
@@ -174,8 +180,7 @@ class LPPlusPlus(SolvedHead):
             if (step + 1) % 10 == 0 and alpha.grad is not None:
                 alpha.data -= alpha_lr * alpha.grad
             if validation is not None:
-                others, truth = validation[0].double(), validation[1]
-                right = (alpha * (others @ text.T) + others @ weight.T + bias).argmax(1) == truth
+                right = (alpha * others_cosines + others @ weight.T + bias).argmax(1) == truth
                 accuracy = float(right.double().mean())
                 if accuracy >= best:
                     best, kept = accuracy, [each.detach().clone() for each in (alpha, weight, bias)]
@@ -268,9 +273,11 @@ def solve_gda(features: Tensor, labels: Tensor, n_classes: int) -> tuple[Tensor,
     centred = features - means[labels]
     n_images, width = centred.shape
     covariance = centred.T.cov() if n_images > 1 else centred.new_zeros(width, width)
-    eye = torch.eye(width, dtype=features.dtype, device=features.device)
-    inverse = width * torch.linalg.pinv((n_images - 1) * covariance + covariance.trace() * eye, hermitian=True)
-    weight = means @ inverse
+    if not covariance.any():
+        return torch.zeros_like(means), means.new_full((n_classes,), -math.log(n_classes))
+    ridge = covariance.trace() * torch.eye(width, dtype=features.dtype, device=features.device)
+    factor = torch.linalg.cholesky((n_images - 1) * covariance + ridge)
+    weight = width * torch.cholesky_solve(means.T, factor).T
     return weight, -math.log(n_classes) - (weight * means).sum(1) / 2
 
 

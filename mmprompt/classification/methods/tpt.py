@@ -37,6 +37,7 @@ class TPT(Part):
     """Learning rate of AdamW."""
     n_tuning_steps: Count = 1
     """Steps for each image."""
+    group: ClassVar[str] = "test time"
     needs_shots: ClassVar[bool] = False
     is_trained: ClassVar[bool] = False
 

@@ -24,6 +24,7 @@ class ZeroShot(ClassificationMethod):
 
     words: str | None = None
     """The template, with one {}; by default that of the data set."""
+    group: ClassVar[str] = "nothing learned"
     needs_shots: ClassVar[bool] = False
     is_trained: ClassVar[bool] = False
 
@@ -44,6 +45,7 @@ class ZeroShot(ClassificationMethod):
 class ZeroShotEnsemble(ClassificationMethod):
     """The class name in the set's own templates, or in ImageNet's 80, features averaged (Radford et al. 2021)."""
 
+    group: ClassVar[str] = "nothing learned"
     needs_shots: ClassVar[bool] = False
     is_trained: ClassVar[bool] = False
 
