@@ -79,7 +79,7 @@ class Classifier(nn.Module):
         self._cosine = Cosine(backbone.logit_scale, backbone.logit_bias)
         self._slots: list[TextSlots] | None = None if class_features is not None else self._all_slots()
         self._cached = class_features
-        with self._in_use():
+        with self.in_use():
             self._cached_for = None if class_features is None else self._versions()
 
     def __repr__(self) -> str:
@@ -173,7 +173,7 @@ class Classifier(nn.Module):
         return modes, *((tensor.data_ptr(), tensor._version) for tensor in tensors)
 
     @contextmanager
-    def _in_use(self) -> Iterator[None]:
+    def in_use(self) -> Iterator[None]:
         """Leave out for a while what is done in training alone, such as dropout."""
         modes = [(module, module.training) for module in self.modules()]
         self.eval()
@@ -197,7 +197,7 @@ class Classifier(nn.Module):
         """
         features = features or ImageFeatures(self.backbone)
         features.refuse_other(self.backbone)
-        with self._in_use():
+        with self.in_use():
             inserts = self.prompt.inserts("vision")
             if inserts:
                 encoded = encode_pictures(self.backbone, paths, inserts, raw=self.reads_raw)
@@ -218,7 +218,7 @@ class Classifier(nn.Module):
         refuse_single_class(self.class_names)
         sources = as_list(images)
         batches = (sources[start : start + PREDICT_BATCH] for start in range(0, len(sources), PREDICT_BATCH))
-        with self._in_use():
+        with self.in_use():
             return self._table(map(self._encode, batches))
 
     @torch.no_grad()
@@ -273,7 +273,7 @@ class Classifier(nn.Module):
                 f"this classifier has a head of kind {getattr(self.prompt.head, 'kind', '?')!r}, which learns from all "
                 "its images at once. Use `text-and-means`, or a prompt without a head."
             )
-        with self._in_use():
+        with self.in_use():
             features = self._encode(sources)[:, : self.backbone.embed_dim]
         if head is None:
             scale, bias = self.backbone.logit_scale, self.backbone.logit_bias
@@ -316,7 +316,7 @@ class Classifier(nn.Module):
         """Give the class features, so that loading encodes no text; nothing where they depend on the image."""
         if self.prompt.needs_image:
             return {}
-        with self._in_use():
+        with self.in_use():
             return {"class_features": self.class_features().detach()}
 
 

@@ -136,7 +136,9 @@ class ClassificationProblem:
     def _seen(self, images: Sequence[ImageLike], raw: bool = False) -> Tensor:
         paths = self._paths(images)
         if paths is None or self.classifier.prompt.has("vision"):
-            return encode_pictures(self.backbone, images, self.classifier.prompt.inserts("vision"), raw=raw)
+            with self.classifier.in_use():
+                inserts = self.classifier.prompt.inserts("vision")
+            return encode_pictures(self.backbone, images, inserts, raw=raw)
         return self.stored.wide(paths) if raw else self.stored.of(paths)
 
     def _validation_features(self) -> tuple[Tensor, Tensor] | None:

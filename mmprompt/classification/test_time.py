@@ -65,7 +65,7 @@ class TestTimeClassifier(Classifier):
     def predict_proba(self, images: ImageLike | Iterable[ImageLike]) -> np.ndarray:
         """See `Classifier`."""
         refuse_single_class(self.class_names)
-        with self._in_use():
+        with self.in_use():
             rows = [self._adapted(image) for image in as_list(images)]
         return np.stack(rows) if rows else np.zeros((0, len(self.class_names)))
 

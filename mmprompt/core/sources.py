@@ -1,4 +1,4 @@
-"""Sources that make what enters the sites: of other vectors, of the image, or as low-rank terms beside projections."""
+"""Sources that make what enters the sites: of other vectors or the image, terms beside projections, or pixels."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmprompt.core.learned import Given, Inserts, Source, random_vectors
-from mmprompt.models.sites import LowRank, Site, Vectors
+from mmprompt.models.sites import LowRank, PixelTerm, Site, Vectors
 
 
 class MadePrefix(Source):
@@ -152,6 +153,65 @@ class LowRankTerms(Source):
         return {site: LowRank(a, b, self.scale, dropout) for site, a, b in parts}
 
 
+class PixelFrame(Source):
+    """Pixels around the edge of every image (Bahng et al. 2022, "Exploring Visual Prompts", section 3.2, "padding").
+
+    Args:
+        image_size: H = W of the backbone's input.
+        width: of the frame, in pixels.
+    """
+
+    kind = "pixel-frame"
+    sites = (Site("vision", part="pixels"),)
+
+    def __init__(self, image_size: int, width: int) -> None:
+        super().__init__()
+        self.image_size, self.width = image_size, width
+        inner = image_size - 2 * width
+        self.top, self.bottom = (nn.Parameter(torch.zeros(3, width, image_size)) for _ in range(2))
+        self.left, self.right = (nn.Parameter(torch.zeros(3, inner, width)) for _ in range(2))
+
+    def settings(self) -> dict[str, Any]:
+        """See `Source`."""
+        return {"image_size": self.image_size, "width": self.width}
+
+    def forward(self, given: Given) -> Inserts:
+        """Give the frame as it is now, and nothing inside of it."""
+        inner = self.left.new_zeros(3, self.left.shape[1], self.left.shape[1])
+        middle = torch.cat([self.left, inner, self.right], dim=2)
+        return {self.sites[0]: PixelTerm(torch.cat([self.top, middle, self.bottom], dim=1))}
+
+
+class PixelPatch(Source):
+    """A square of pixels on every image (Bahng et al. 2022, "Exploring Visual Prompts", section 3.2, "patch").
+
+    Args:
+        image_size: H = W of the backbone's input.
+        width: of the square, in pixels.
+        is_random: put it somewhere else at each step of training, and in the middle outside of it; else in the corner.
+    """
+
+    kind = "pixel-patch"
+    sites = (Site("vision", part="pixels"),)
+
+    def __init__(self, image_size: int, width: int, is_random: bool = False) -> None:
+        super().__init__()
+        self.image_size, self.width, self.is_random = image_size, width, is_random
+        self.values = nn.Parameter(torch.zeros(3, width, width))
+
+    def settings(self) -> dict[str, Any]:
+        """See `Source`."""
+        return {"image_size": self.image_size, "width": self.width, "is_random": self.is_random}
+
+    def forward(self, given: Given) -> Inserts:
+        """Give the square where it stands now."""
+        room = self.image_size - self.width
+        top, left = (room // 2, room // 2) if self.is_random else (0, 0)
+        if self.is_random and self.training:
+            top, left = torch.randint(room + 1, (2,)).tolist()
+        return {self.sites[0]: PixelTerm(F.pad(self.values, (left, room - left, top, room - top)))}
+
+
 def zero_linear(n_in: int, n_out: int) -> nn.Linear:
     """Make a linear layer that gives zeros before it learns."""
     layer = nn.Linear(n_in, n_out)
@@ -167,5 +227,7 @@ def draw_linear(layer: nn.Linear, generator: torch.Generator) -> None:
         parameter.data.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
 
 
-SOURCES: dict[str, Callable[..., Source]] = {"conditioned": Conditioned, "low-rank": LowRankTerms}
+SOURCES: dict[str, Callable[..., Source]] = {
+    kind.kind: kind for kind in (Conditioned, LowRankTerms, PixelFrame, PixelPatch)
+}
 """The kinds of sources that a prompt file may name, beside vectors; a source of your own is added here."""

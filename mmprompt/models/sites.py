@@ -1,8 +1,9 @@
 """The named places of a frozen model where something learned enters, and what enters there.
 
 A site is `text.input`, `text.layer[i]`, `vision.input` or `vision.layer[i]` of a dual encoder, `lm.input` or
-`lm.kv[i]` of a language model or captioner, where vectors enter; or a projection such as `text.block[i].query`, beside
-which a low-rank term stands. Prompts produce `{Site: Insert}`; backbones consume it. Neither knows the other's class.
+`lm.kv[i]` of a language model or captioner, where vectors enter; a projection such as `text.block[i].query`, beside
+which a low-rank term stands; or `vision.pixels`, where something is added to the image itself. Prompts produce
+`{Site: Insert}`; backbones consume it. Neither knows the other's class.
 """
 
 from __future__ import annotations
@@ -19,13 +20,16 @@ from mmprompt.errors import UserError
 
 Tower = Literal["text", "vision", "lm", "lm.kv"]
 Scope = Literal["shared", "class", "sample"]
-Part = Literal["", "query", "key", "value"]
+Part = Literal["", "query", "key", "value", "pixels"]
+WHOLE_TOWER: tuple[Part, ...] = ("pixels",)
+"""The parts that a tower has once and not in each block."""
 NUMBER = r"\[(?P<layer>0|[1-9]\d{0,3})\]"
 SITE_NAMES = (
     r"(?P<tower>text|vision|lm)\.input",
     rf"(?P<tower>text|vision)\.layer(?!\[0\]){NUMBER}",
     rf"(?P<tower>lm\.kv){NUMBER}",
     rf"(?P<tower>text|vision)\.block{NUMBER}\.(?P<part>query|key|value)",
+    r"(?P<tower>vision)\.(?P<part>pixels)",
 )
 
 
@@ -34,7 +38,8 @@ class Site:
     """A place where vectors enter a tower: layer 0 is its input, layer i > 0 the input of block i (0-based).
 
     At `lm.kv` they are keys and values of block `layer`, which attention sees before those of the text: [M, 2 H D/H],
-    the keys of all heads, then the values. With a `part` the site is that projection of block `layer`.
+    the keys of all heads, then the values. With a `part` the site is that projection of block `layer`, or what
+    the tower has once.
     """
 
     tower: Tower
@@ -42,6 +47,8 @@ class Site:
     part: Part = ""
 
     def __str__(self) -> str:
+        if self.part in WHOLE_TOWER:
+            return f"{self.tower}.{self.part}"
         if self.part:
             return f"{self.tower}.block[{self.layer}].{self.part}"
         if self.tower == "lm.kv":
@@ -56,7 +63,10 @@ class Site:
             if match is not None:
                 parts: dict[str, Any] = match.groupdict()
                 return cls(parts["tower"], int(parts.get("layer", 0)), parts.get("part", ""))
-        known = "text.input, text.layer[i], vision.input, vision.layer[i], lm.input, lm.kv[i] or text.block[i].query"
+        known = (
+            "text.input, text.layer[i], vision.input, vision.layer[i], vision.pixels, lm.input, lm.kv[i] or "
+            "text.block[i].query"
+        )
         raise UserError(f"{text!r} is not a site. A site is {known}.")
 
 
@@ -118,7 +128,27 @@ class LowRank:
         return self.scale * F.linear(F.linear(x, self.a.to(x.dtype)), self.b.to(x.dtype))
 
 
-Insert = Vectors | LowRank
+@dataclass(frozen=True)
+class PixelTerm:
+    """What is added to every normalised image (Bahng et al. 2022, "Exploring Visual Prompts", section 3.2).
+
+    Args:
+        values: [3, H, W].
+    """
+
+    values: Tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All tensors that a gradient may be wanted of."""
+        return (self.values,)
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> PixelTerm:
+        """Return the same insert with other tensors, in the order of `tensors`."""
+        return replace(self, values=tensors[0])
+
+
+Insert = Vectors | LowRank | PixelTerm
 
 
 def vectors_of(inserts: Mapping[Site, Insert]) -> dict[Site, Vectors]:

@@ -30,7 +30,7 @@ def images(tiny_clip_backbone, pixels):
 def test_parameters_are_the_prompt_alone_and_each_gets_a_gradient(name, tiny_clip_backbone, images):
     model = small(name).build(tiny_clip_backbone, NAMES)
     torch.nn.functional.cross_entropy(model(images), torch.tensor([0, 1, 2])).backward()
-    assert sum(p.numel() for p in model.parameters()) < 1000
+    assert sum(p.numel() for p in model.parameters()) < 2000
     for parameter in model.parameters():
         assert parameter.grad is not None
         assert parameter.grad.abs().sum() > 0

@@ -33,6 +33,7 @@ from tests.core import zoo
 COMBINATIONS = [
     "coop+vpt",
     "coop+clip-lora",
+    "coop+padding-prompt",
     "coop+knowledge-guided",
     "vpt+consistency+gaussian-average",
     "coop+gda",
@@ -51,7 +52,12 @@ pytestmark = pytest.mark.usefixtures("registered_zoo")
 def small(name: str) -> Method:
     """A method with few vectors, whatever it is."""
     known = {one.name for kind in method_types(name) for one in fields(kind)}
-    own = {"prograd": {"n_ctx": 8}, "tpt": {"n_views": 4, "tpt_init": "a"}, "coop+tpt": {"n_views": 4}}.get(name, {})
+    own = {
+        "prograd": {"n_ctx": 8},
+        "tpt": {"n_views": 4, "tpt_init": "a"},
+        "coop+tpt": {"n_views": 4},
+        "patch-prompt": {"patch_place": "random"},
+    }.get(name, {})
     return make_method(name, {setting: value for setting, value in SMALL.items() if setting in known} | own)
 
 

@@ -112,14 +112,15 @@ def test_inserts_take_other_tensors_in_the_order_they_name_them():
 
 
 @pytest.mark.parametrize(
-    "name", ["text.input", "vision.layer[3]", "lm.kv[0]", "text.block[0].query", "vision.block[11].value"]
+    "name",
+    ["text.input", "vision.layer[3]", "lm.kv[0]", "text.block[0].query", "vision.block[11].value", "vision.pixels"],
 )
 def test_a_site_is_read_back_from_its_name(name):
     assert str(Site.parse(name)) == name
 
 
 @pytest.mark.parametrize(
-    "name", ["text", "text.block[0]", "text.block[0].proj", "lm.block[0].query", "text.layer[0]", ""]
+    "name", ["text", "text.block[0]", "text.block[0].proj", "text.pixels", "lm.block[0].query", "text.layer[0]", ""]
 )
 def test_a_name_that_is_no_site_is_refused(name):
     with pytest.raises(UserError, match="is not a site"):

@@ -14,6 +14,7 @@ from mmprompt.classification.methods.independent import IVLP, DeepText, PromptSR
 from mmprompt.classification.methods.lora import CLIPLoRA
 from mmprompt.classification.methods.maple import MaPLe
 from mmprompt.classification.methods.parts import AlignedGradient, Consistency, GaussianAverage, KnowledgeGuided
+from mmprompt.classification.methods.pixels import PaddingPrompt, PatchPrompt
 from mmprompt.classification.methods.solved import (
     GDA,
     LinearProbe,
@@ -33,6 +34,8 @@ METHODS: dict[str, type[Any]] = {
     "kgcoop": KgCoOp,
     "prograd": ProGrad,
     "vpt": VPT,
+    "padding-prompt": PaddingPrompt,
+    "patch-prompt": PatchPrompt,
     "deep-text": DeepText,
     "ivlp": IVLP,
     "maple": MaPLe,

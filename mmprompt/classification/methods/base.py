@@ -86,7 +86,7 @@ class PromptMethod(ClassificationMethod):
 
 
 def image_layers(
-    backbone: DualEncoder, depth: int | None, paper: int, name: str = "depth", use: str = "`method='coop'`"
+    backbone: DualEncoder, depth: int | None, paper: int, name: str = "depth", use: str = "`padding-prompt` or `coop`"
 ) -> int:
     """Return how many layers of the image tower learn; the paper's number, or all there are, where None.
 

@@ -19,7 +19,7 @@ from mmprompt.models.dual_encoder.forward.text import check_text_vectors, encode
 from mmprompt.models.dual_encoder.forward.views import Frame, TextView, VisionView
 from mmprompt.models.dual_encoder.forward.vision import OpaqueTower, encode_image_tokens, encode_images
 from mmprompt.models.frozen import PixelTransform, fingerprint, size_from_environment
-from mmprompt.models.sites import Insert, Site, TextSlots, Tower, vectors_of
+from mmprompt.models.sites import Insert, PixelTerm, Site, TextSlots, Tower, vectors_of
 
 MEMORY_VARIABLE = "MMPROMPT_MEMORY_LIMIT"
 DEFAULT_MEMORY_BYTES = 2**30
@@ -187,9 +187,10 @@ class FrozenDualEncoder:
             inserts: by site; those of text sites are left alone.
             raw: return [B, E + W]: after the features, those before the projection, of unit norm too.
         Raises:
-            UserError: the images have another size, or the vectors do not fit this tower.
+            UserError: the images have another size, or what is put in does not fit this tower.
         """
-        images, own = self._checked(images), _of_tower("vision", inserts)
+        own = _of_tower("vision", inserts)
+        images = self._with_term(self._checked(images), own.pop(Site("vision", part="pixels"), None))
         if not raw or not self.raw_width or own:
             return F.normalize(encode_images(self.vision, images, own), dim=-1)
         assert isinstance(self.vision, OpaqueTower), "only an opaque tower has raw features"
@@ -204,6 +205,17 @@ class FrozenDualEncoder:
     def encode_image_tokens(self, images: Tensor) -> Tensor:
         """Return the tokens [B, T, D] that enter the image tower's last block, of images as for `encode_image`."""
         return encode_image_tokens(self.vision, self._checked(images))
+
+    def _with_term(self, images: Tensor, term: Insert | None) -> Tensor:
+        """Add the pixels that were learned, if there are some, to images [B, 3, H, W]."""
+        if term is None:
+            return images
+        if not isinstance(term, PixelTerm) or term.values.shape != images.shape[1:]:
+            raise UserError(
+                f"what is added to the image is {[list(tensor.shape) for tensor in term.tensors]}, but {self.name} "
+                f"takes one of {list(images.shape[1:])}. Build the prompt for this backbone."
+            )
+        return images + term.values.to(images.dtype)
 
     def _checked(self, images: Tensor) -> Tensor:
         expected = (3, self.image_size, self.image_size)

@@ -56,7 +56,8 @@ def encode_images(tower: VisionView | OpaqueTower, images: Tensor, inserts: Mapp
         if inserts:
             raise UserError(
                 f"visual prompts were given, but this image tower ({tower.part}) has no image tokens that a prompt can "
-                "join. Use a text prompt such as coop, or a backbone with a ViT image tower."
+                "join. Use padding-prompt or patch-prompt, which learn pixels, a text prompt such as coop, or a "
+                "backbone with a ViT image tower."
             )
         return tower.forward(images)
     prompts = prompts_by_layer(tower, images.shape[0], vectors_of(inserts))
