@@ -50,7 +50,7 @@ def run_list(arguments: Sequence[str], prog: str) -> None:
     rows = [[str(one["name"]), ", ".join(one["verbs"]), str(one["summary"])] for one in listed]
     output.table(["name", "of", "what it is"], rows)
     output.say()
-    output.say("Methods of a classifier that learn at different places combine: --method coop+vpt.")
+    output.say("Methods that learn at different places combine: --method coop+vpt, or prompt-tuning+lora of llm train.")
     output.document(listed)
 
 
