@@ -31,29 +31,20 @@ from markdown import table
 from mmprompt.core.learned import Prompt
 from mmprompt.core.soft import DecoderMethod
 from mmprompt.language.data import TextData, sample_shots
-from mmprompt.language.methods import DeepPrompts
+from mmprompt.language.methods import Adapter, DeepPrompts, FullTuning, LoRA
 from mmprompt.language.search.task import search_words
 from mmprompt.language.task import verbalizer_of
-from mmprompt.language.weights import fit_weights
 from mmprompt.models.decoder.model import FrozenLanguageModel
-from mmprompt.models.decoder.tuned import Adapters, FullTuning, Lora, Tuning
 
 DATA, SHOTS = Path("examples/data"), 16
 Fitted = tuple[mp.LanguagePredictor, int]
 Fit = Callable[[TextData, FrozenLanguageModel, int, Path], Fitted]
 
 
-def by_prompt(method: DecoderMethod, data: TextData, model: FrozenLanguageModel, seed: int, out: Path) -> Fitted:
+def learned(method: DecoderMethod, data: TextData, model: FrozenLanguageModel, seed: int, out: Path) -> Fitted:
     prompted = mp.fit(method, model, data, seed=seed, progress=False).predictor
     mp.save(prompted, out)
     return prompted, sum(weight.numel() for weight in prompted.prompt.parameters())
-
-
-def by_weights(
-    tuning: Tuning, method: mp.PromptTuning | None, data: TextData, model: FrozenLanguageModel, seed: int, out: Path
-) -> Fitted:
-    result = fit_weights(data, tuning, model, method, out=out, seed=seed)
-    return result.prompted, result.n_trained
 
 
 def by_search(data: TextData, model: FrozenLanguageModel, seed: int, out: Path) -> Fitted:
@@ -72,14 +63,14 @@ def by_hand(data: TextData, model: FrozenLanguageModel, seed: int, out: Path) ->
 ROWS: dict[str, Fit] = {
     "hand-written instruction": by_hand,
     "hard prompt, searched": by_search,
-    "prompt tuning": partial(by_prompt, mp.PromptTuning()),
-    "P-tuning (MLP)": partial(by_prompt, mp.PTuning()),
-    "prefix tuning (MLP)": partial(by_prompt, mp.PrefixTuning()),
-    "deep prompts (P-tuning v2)": partial(by_prompt, DeepPrompts()),
-    "LoRA": partial(by_weights, Lora(), None),
-    "prompt + LoRA": partial(by_weights, Lora(), mp.PromptTuning()),
-    "bottleneck adapters": partial(by_weights, Adapters(), None),
-    "full fine-tuning": partial(by_weights, FullTuning(), None),
+    "prompt tuning": partial(learned, mp.PromptTuning()),
+    "P-tuning (MLP)": partial(learned, mp.PTuning()),
+    "prefix tuning (MLP)": partial(learned, mp.PrefixTuning()),
+    "deep prompts (P-tuning v2)": partial(learned, DeepPrompts()),
+    "LoRA": partial(learned, LoRA()),
+    "prompt + LoRA": partial(learned, mp.PromptTuning() + LoRA()),
+    "bottleneck adapters": partial(learned, Adapter()),
+    "full fine-tuning": partial(learned, FullTuning()),
 }
 
 
@@ -99,7 +90,7 @@ def run(row: str, seed: int, model_name: str, task: str) -> dict[str, Any]:
         out = Path(temporary) / "run"
         prompted, n_trained = ROWS[row](data, model, seed, out)
         seconds, peak = time.process_time() - started, peak_bytes() - before
-        names = ("prompt.safetensors", "prompt.json", "weights.safetensors", "adapter_model.safetensors")
+        names = ("prompt.safetensors", "prompt.json")
         n_bytes = sum(path.stat().st_size for path in out.rglob("*") if path.name in names)
     found = {"row": row, "seed": seed, "accuracy": accuracy(prompted, data.test), "n_trained": n_trained}
     return found | {"bytes": n_bytes, "cpu_seconds": round(seconds, 1), "peak_mb": round(peak / 2**20)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -21,6 +22,8 @@ REPORT = "Write the report of a finished run: one HTML file, and its figures."
 OPTION_OF_RUN = {"captioning": "--prompts", "language": "--prompt"}
 """What the verbs that measure several prompts at once call a run."""
 LONGEST, LONGEST_FACT = 60, 110
+MOST_TENSORS = 12
+"""Of a source that are shown one by one."""
 Run = tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN", help="The run folder.")]]
 
 
@@ -187,6 +190,9 @@ def parts_of(header: Mapping[str, Any]) -> list[list[str]]:
         if facts["kind"] == "vectors":
             each = facts["sites"].items()
             rows += [[site, one["scope"], " x ".join(map(str, one["shape"]))] for site, one in each]
+        elif len(facts["state"]) > MOST_TENSORS:
+            n_numbers = sum(math.prod(shape) for shape in facts["state"].values())
+            rows.append([facts["kind"], "", f"{len(facts['state'])} tensors, {n_numbers:,} numbers"])
         else:
             rows += [[f"{facts['kind']}: {name}", "", " x ".join(map(str, s))] for name, s in facts["state"].items()]
     return rows
@@ -228,7 +234,7 @@ def own_facts(header: Mapping[str, Any]) -> list[list[str]]:
         facts.append(["labels (words)", shorten(f"{len(words)}: {listed}", LONGEST_FACT)])
     tasks = [name for source in header["sources"] for name in source.get("settings", {}).get("tasks", ())]
     facts += [["tasks", shorten(", ".join(tasks), LONGEST_FACT)]] if tasks else []
-    return [*facts, *([["beside it", "LoRA, in the folder " + header["lora"]]] if header["lora"] else [])]
+    return facts
 
 
 def training_facts(training: Mapping[str, Any]) -> list[list[str]]:

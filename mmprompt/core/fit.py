@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import operator
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -249,16 +251,19 @@ def method_of(method: Method | str, task: Any) -> Method:
         UserError: there is none of that name, or it is for tasks of another kind.
     """
     if isinstance(method, str):
-        if method not in task.methods:
-            raise unknown_name("method", method, task.methods)
-        return task.methods[method]()
+        names = [part.strip() for part in method.split("+")]
+        for name in names:
+            if name not in task.methods:
+                raise unknown_name("method", name, task.methods)
+        return reduce(operator.add, (task.methods[name]() for name in names))
     if isinstance(method, type) or not callable(getattr(method, "prompt", None)):
         shown = method.__name__ if isinstance(method, type) else f"of type {type(method).__name__}"
         raise bad_value("method", shown, "a method or the name of one was expected", "Write CoOp(), for one.")
-    kinds = getattr(leading(method), "kinds", (task.kind,))
-    if task.kind not in kinds:
-        advice = f"Use one of {', '.join(task.methods)}."
-        raise bad_value("method", type(leading(method)).__name__, f"it is for {' and '.join(kinds)}", advice)
+    for part in (method, *getattr(method, "methods", ())):
+        kinds = getattr(part, "kinds", (task.kind,))
+        if task.kind not in kinds:
+            advice = f"Use one of {', '.join(task.methods)}."
+            raise bad_value("method", type(leading(part)).__name__, f"it is for {' and '.join(kinds)}", advice)
     return method
 
 

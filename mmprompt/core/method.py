@@ -37,6 +37,7 @@ class Start:
             its own, as many as it has.
         keys_values: given n, keys and values [n, 2 H D/H] of every block to start from and their units, of a decoder.
         embed: given words, their embeddings [n, D], of a decoder whose template has no place for words.
+        lr: the learning rate of the recipe that all of a combination is trained by, of a decoder.
     """
 
     generator: torch.Generator
@@ -47,6 +48,7 @@ class Start:
     vectors: Callable[[int], tuple[Tensor, Tensor]] | None = None
     keys_values: Callable[[int], list[tuple[Tensor, Tensor]]] | None = None
     embed: Callable[[str], Tensor] | None = None
+    lr: float | None = None
 
 
 @dataclass(frozen=True)

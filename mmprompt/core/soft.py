@@ -8,12 +8,13 @@ learning rate serves models of any scale.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
 
 from annotated_types import Ge, Le
 
-from mmprompt.core.method import Method, Start
+from mmprompt.core.method import Combined, Method, Start
 from mmprompt.errors import UserError, bad_value
 from mmprompt.settings import Count
 from mmprompt.training.recipe import Recipe
@@ -32,14 +33,55 @@ class DecoderMethod(Method, Protocol):
     Attributes:
         kinds: of tasks that it learns.
         n_vectors: how many vectors stand in the bare `{soft}` of a template; 0 for none.
+        changes_weights: whether it learns beside, behind or in place of the model's layers.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("captioning", "language")
+    changes_weights: ClassVar[bool] = False
 
     @property
     def n_vectors(self) -> int:
         """See the class."""
         return 0
+
+    def __add__(self, other: DecoderMethod) -> DecoderCombination:
+        return DecoderCombination((self, other)) if hasattr(other, "n_vectors") else NotImplemented
+
+
+@dataclass(frozen=True)
+class DecoderCombination(Combined, DecoderMethod):
+    """Several methods of a language model, trained as one prompt; what changes weights comes last."""
+
+    methods: tuple[DecoderMethod, ...]
+
+    kinds: ClassVar[tuple[str, ...]] = ("language",)
+
+    def __post_init__(self) -> None:
+        parts = [part for one in self.methods for part in getattr(one, "methods", (one,))]
+        object.__setattr__(self, "methods", tuple(sorted(parts, key=lambda part: part.changes_weights)))
+        refuse_same_settings([type(part) for part in parts])
+
+    @property
+    def n_vectors(self) -> int:
+        """Those of the one method that learns some."""
+        return max(part.n_vectors for part in self.methods)
+
+
+def refuse_same_settings(kinds: Sequence[type[Any]]) -> None:
+    """Refuse to combine two methods that call a setting alike, of which a run could name one alone.
+
+    Raises:
+        UserError: there are two such.
+    """
+    owners: dict[str, type[Any]] = {}
+    for kind in kinds:
+        for name in (one.name for one in fields(kind)):
+            if name in owners:
+                raise UserError(
+                    f"{owners[name].__name__} and {kind.__name__} both have a setting named {name}, but a combination "
+                    "has one of each. Combine others."
+                )
+            owners[name] = kind
 
 
 @dataclass(frozen=True)

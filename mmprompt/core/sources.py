@@ -120,37 +120,49 @@ class LowRankTerms(Source):
     """Low-rank terms beside projections (Hu et al. 2022, "LoRA", section 4.1); they start as nothing.
 
     Args:
-        places: names of sites, and the width of each projection.
+        places: names of sites, and the width of each projection, or how many numbers go in and come out.
         rank: R.
         scale: of the terms.
         dropout: share of what enters them that is dropped in training, 0..1.
+        unit: what the matrices are learned in, so that one learning rate serves them and what is learned beside them.
     """
 
     kind = "low-rank"
 
-    def __init__(self, places: Mapping[str, int], rank: int, scale: float = 1.0, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        places: Mapping[str, int | Sequence[int]],
+        rank: int,
+        scale: float = 1.0,
+        dropout: float = 0.0,
+        unit: float = 1.0,
+    ) -> None:
         super().__init__()
-        self.places, self.rank, self.scale, self.dropout = dict(places), rank, scale, dropout
+        self.places, self.rank, self.scale, self.dropout, self.unit = dict(places), rank, scale, dropout, unit
         self.sites = tuple(Site.parse(place) for place in places)
-        self.a = nn.ParameterList(nn.Parameter(torch.zeros(rank, width)) for width in places.values())
-        self.b = nn.ParameterList(nn.Parameter(torch.zeros(width, rank)) for width in places.values())
+        sizes = [(size, size) if isinstance(size, int) else size for size in places.values()]
+        self.a = nn.ParameterList(nn.Parameter(torch.zeros(rank, n_in)) for n_in, _ in sizes)
+        self.b = nn.ParameterList(nn.Parameter(torch.zeros(n_out, rank)) for _, n_out in sizes)
 
     def start_from(self, generator: torch.Generator) -> LowRankTerms:
         """Draw the inner matrices as a linear layer's weights; the outer ones stay zero."""
         for inner in self.a:
             bound = 1 / math.sqrt(inner.shape[1])
-            inner.data.copy_(torch.empty(inner.shape).uniform_(-bound, bound, generator=generator))
+            inner.data.copy_(torch.empty(inner.shape).uniform_(-bound, bound, generator=generator) / self.unit)
         return self
 
     def settings(self) -> dict[str, Any]:
         """See `Source`."""
-        return {"places": self.places, "rank": self.rank, "scale": self.scale, "dropout": self.dropout}
+        own = {"places": self.places, "rank": self.rank, "scale": self.scale, "dropout": self.dropout}
+        return own if self.unit == 1.0 else own | {"unit": self.unit}
 
     def forward(self, given: Given) -> Inserts:
         """Give a term for each place."""
         dropout = self.dropout if self.training else 0.0
         parts = zip(self.sites, self.a, self.b, strict=True)
-        return {site: LowRank(a, b, self.scale, dropout) for site, a, b in parts}
+        if self.unit == 1.0:
+            return {site: LowRank(a, b, self.scale, dropout) for site, a, b in parts}
+        return {site: LowRank(a * self.unit, b * self.unit, self.scale, dropout) for site, a, b in parts}
 
 
 class PixelFrame(Source):

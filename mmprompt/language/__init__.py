@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mmprompt.language.search.task import search_words
     from mmprompt.language.task import LanguageTask
     from mmprompt.language.templates.promptsource import read_promptsource
-    from mmprompt.language.weights import fit_weights
+    from mmprompt.language.weights import Adapter, FullTuning, LoRA
     from mmprompt.models.decoder.generation_config import Generation
 
 __getattr__, __all__ = lazy_names(__name__)

@@ -27,6 +27,7 @@ from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.decoder.packing import Question
 from mmprompt.models.decoder.reader import CausalReader
 from mmprompt.models.decoder.vectors import LM_INPUT, keys_values
+from mmprompt.models.sites import vectors_of
 from mmprompt.settings import Count, check
 from mmprompt.training.callbacks import Callback
 from mmprompt.training.problem import Run
@@ -165,9 +166,9 @@ def ablate(prompted: LanguagePredictor, rows: Sequence[TextRow]) -> list[VectorA
 
     def loss_and_accuracy(*left_out: int) -> tuple[float, float]:
         scores = []
-        for start, end, vectors in parts:
+        for start, end, inserts in parts:
             shortened = [_without(question, left_out) for question in questions[start:end]]
-            scores.append(prompted.label_scores(vectors, shortened).cpu())
+            scores.append(prompted.label_scores(inserts, shortened).cpu())
         logits = torch.cat(scores)
         return F.cross_entropy(logits, wanted).item(), (logits.argmax(1) == wanted).float().mean().item()
 
@@ -192,8 +193,8 @@ def prompt_effect_kl(prompted: LanguagePredictor, rows: Sequence[TextRow]) -> fl
     total = 0.0
     for row in rows:
         question = prompted.question(row.fields, end)
-        vectors = prompted.vectors(row.task if prompted.tasks else "")
-        learned = prompted.model.predict(vectors, [question]).logits[0].float().log_softmax(-1)
+        inserts = prompted.inserts(row.task if prompted.tasks else "")
+        learned = prompted.model.predict(inserts, [question]).logits[0].float().log_softmax(-1)
         bare = prompted.model.predict({}, [_without(question, soft)]).logits[0].float().log_softmax(-1)
         total += F.kl_div(bare, learned, log_target=True, reduction="sum").item()
     return total / len(rows)
@@ -217,12 +218,14 @@ def attention_mass(prompted: LanguagePredictor, rows: Sequence[TextRow]) -> Tens
     try:
         for row in rows:
             slots = prompted.question(row.fields, ((model.end_id,),)).slots
-            vectors = prompted.vectors(row.task if prompted.tasks else "")
+            inserts = prompted.inserts(row.task if prompted.tasks else "")
+            vectors = vectors_of(inserts)
             learned = keys_values(vectors, model.kv_shape, model.dtype)
             n_kept = learned[0][0].shape[2] if learned else 0
             x = reader.embed_slots(torch.tensor([slots], device=model.device), vectors.get(LM_INPUT))
             cache = cache_argument(model.lm.base_model, to_cache(learned))
-            out = model.lm.base_model(inputs_embeds=x, use_cache=True, output_attentions=True, **cache)
+            with model.changed(inserts):
+                out = model.lm.base_model(inputs_embeds=x, use_cache=True, output_attentions=True, **cache)
             if not out.attentions or out.attentions[0] is None:
                 raise UserError(f"{model.name} keeps its attention to itself, so it cannot be shown. Use ablate.")
             last = torch.stack([block[0, :, -1].float().mean(0) for block in out.attentions]).cpu()  # [J, n_kept + L]

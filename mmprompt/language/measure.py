@@ -305,7 +305,7 @@ def _label_probabilities(
     fields = prompted.template.fields
     for task in dict.fromkeys(tasks if is_calibrated else ()):
         empty = [prompted.question(dict.fromkeys(fields, text), prompted.answers) for text in CONTENT_FREE]
-        predicted = prompted.model.predict(prompted.vectors(task), empty)  # among all tokens, not the labels' alone
+        predicted = prompted.model.predict(prompted.inserts(task), empty)  # among all tokens, not the labels' alone
         masses = prompted.verbalizer.label_masses(predicted.answer_log_probs(), predicted.lengths)
         is_its = torch.tensor([name == task for name in tasks], device=log_probs.device)
         log_probs[is_its] = calibrate(log_probs[is_its], masses)

@@ -22,7 +22,7 @@ from mmprompt.core.fit import describe_method, refuse_changed
 from mmprompt.core.header import check_new
 from mmprompt.core.learned import Learned, Prompt
 from mmprompt.core.method import Start
-from mmprompt.core.soft import DecoderMethod, PromptTuning
+from mmprompt.core.soft import DecoderCombination, DecoderMethod, PromptTuning
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextData, TextRow, load_texts
 from mmprompt.language.methods import METHODS, MultitaskPrompt, PromptInit
@@ -90,7 +90,7 @@ def meta_init(
     recipe = replace(type(method).recipe if recipe is None else recipe, epochs=None, warmup_epochs=0, patience=None)
     if len(tasks) < 2:
         raise UserError(f"there are {len(tasks)} tasks, but a start is learned over two or more. Give more.")
-    if not method.n_vectors or isinstance(method, MultitaskPrompt):
+    if not method.n_vectors or isinstance(method, MultitaskPrompt | DecoderCombination):
         raise UserError("a start is learned for vectors among the tokens that all tasks share. Use prompt-tuning.")
     check("n_rounds", n_rounds, Count, "Use `n_rounds=24`.")
     check("n_inner", n_inner, Count, "Use `n_inner=10`.")

@@ -1,4 +1,4 @@
-"""The methods of a language model by name, those of every decoder and three that need a language model, where their
+"""The methods of a language model by name, those of every decoder and those that need a language model, where their
 vectors start, and the ways to search words instead.
 
 The defaults are measured in docs/language.md. A start has the size of the model's own token embeddings: vectors of
@@ -16,6 +16,7 @@ from annotated_types import Ge
 from mmprompt.core.method import Start
 from mmprompt.core.soft import RECIPE, DecoderMethod, HardPrompt, PrefixTuning, PromptTuning
 from mmprompt.errors import UserError, bad_value
+from mmprompt.language.weights import Adapter, FullTuning, LoRA
 from mmprompt.settings import Count, check_settings
 from mmprompt.training.recipe import Recipe
 
@@ -135,6 +136,9 @@ METHODS: dict[str, type[DecoderMethod]] = {
     "prefix-tuning": PrefixTuning,
     "deep-prompts": DeepPrompts,
     "multitask": MultitaskPrompt,
+    "lora": LoRA,
+    "adapter": Adapter,
+    "full-tuning": FullTuning,
     "hard": HardPrompt,
 }
 

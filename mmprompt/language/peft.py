@@ -30,6 +30,7 @@ from mmprompt.files import (
     write_bytes,
     write_json,
 )
+from mmprompt.language.peft_lora import LORA, OTHER_MODEL, SAVE_AGAIN, check_lora, lora_content, read_terms
 from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.sources import MultitaskVectors
 from mmprompt.language.templates.template import Template
@@ -37,7 +38,7 @@ from mmprompt.language.templates.verbalizer import Verbalizer
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.decoder.vectors import LM_INPUT
-from mmprompt.models.sites import Site, Vectors
+from mmprompt.models.sites import Site, Vectors, vectors_of
 from mmprompt.settings import Count, checked, holds
 from mmprompt.version import __version__
 
@@ -45,16 +46,15 @@ CONFIG, TENSORS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "a
 SIDE, COMPILED = "mmprompt.json", "mmprompt.safetensors"
 VECTORS, COLUMNS, ROWS = "prompt_embeddings", "prefix_task_cols", "prefix_task_rows"
 PROMPT, P_TUNING, PREFIX, MULTITASK = "PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "MULTITASK_PROMPT_TUNING"
-KINDS = (PROMPT, P_TUNING, PREFIX, MULTITASK)
+KINDS = (PROMPT, P_TUNING, PREFIX, MULTITASK, LORA)
 CAUSAL, ENCODED = "CAUSAL_LM", "SEQ_2_SEQ_LM"
 FORMAT = 1
 MAX_BYTES = 2**31
 
 TEMPLATE = "{soft}{bos}{text}{answer}"
 """What PEFT does with a text: vectors, then the text as the tokenizer frames it. Of a prefix, `{soft}` is nothing."""
-SAVE_AGAIN = "Save it again with PEFT's save_pretrained."
-OTHER_MODEL = "Load it with the model that it was trained on."
 TRAIN_IN_FRONT = "Train it with a template that begins with {soft}{bos}."
+PeftKind = Literal["prefix", "lora"]
 Content = tuple[dict[str, Any], dict[str, Tensor]]
 """A configuration, and the tensors in PEFT's layout."""
 _log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def load_peft(
     verbalizer: Verbalizer | None = None,
     task: str | int | None = None,
 ) -> LanguagePredictor:
-    """Load a prompt that PEFT wrote: prompt tuning, P-tuning, prefix tuning or multitask prompt tuning.
+    """Load what PEFT wrote: prompt tuning, P-tuning, prefix tuning, multitask prompt tuning or LoRA.
 
     Args:
         folder: with `adapter_config.json` and `adapter_model.safetensors`.
@@ -121,17 +121,19 @@ def load_peft(
     elif side is not None and side.compiled_sha256 is not None:
         compiled = read_sealed(folder / COMPILED, side.compiled_sha256)
         sources = [Learned(Site.parse(name), values) for name, values in compiled.items()]
+    elif config["peft_type"] == LORA:
+        sources = [read_terms(folder / TENSORS, model, config, tensors)]
     elif config["peft_type"] == PREFIX:
         sources = _keys_values(folder, model, config, tensors[VECTORS])
     else:
         sources = [Learned(LM_INPUT, _of_width(folder, model, tensors[VECTORS]))]
-    vectors = Prompt(Template.parse(TEMPLATE), *sources).inserts("lm").get(LM_INPUT)
-    n_vectors = 0 if vectors is None else vectors.tensors[0].shape[-2]
+    vectors = vectors_of(Prompt(Template.parse(TEMPLATE), *sources).inserts("lm")).get(LM_INPUT)
+    n_vectors = 0 if vectors is None else vectors.n_vectors
     parsed = Template.parse(template or (TEMPLATE if side is None else side.template))
     n_soft = _n_bare(folder, parsed, n_vectors, model)
     if verbalizer is None and side is not None and side.verbalizer is not None:
         verbalizer = Verbalizer.from_dict(side.verbalizer)
-    prompt = Prompt(parsed.with_soft(n_soft), *sources).to(model.device).requires_grad_(False)
+    prompt = Prompt(parsed.with_soft(n_soft), *sources).to(model.device).requires_grad_(False).eval()
     prompted = LanguagePredictor(model, prompt, verbalizer)
     if template is not None and n_vectors and prompted.bound.opening != tuple(range(-1, -1 - n_vectors, -1)):
         _log.warning("PEFT puts its vectors before everything, but this template does not. Begin it with {soft}{bos}.")
@@ -157,7 +159,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise bad_file(path, problem, "Only prompts of models that write text are read.")
     if modules:
         problem = f"keeps modules of the model too (modules_to_save is {str(modules)[:80]})"
-        raise bad_file(path, problem, "Only vectors are read.")
+        raise bad_file(path, problem, "Only vectors and low-rank terms are read.")
+    if kind == LORA:
+        check_lora(path, config)
+        return config
     numbers = {
         "num_virtual_tokens": (Count, "a whole number of 1 or more"),
         "num_transformer_submodules": (Literal[1, 2] | None, "1 or 2"),
@@ -180,6 +185,8 @@ def read_adapter(folder: Path, config: dict[str, Any]) -> dict[str, Tensor]:
             raise bad_file(folder, problem, "Save it again with PEFT's save_pretrained, which writes safetensors.")
         raise bad_file(folder, f"holds no {TENSORS}", SAVE_AGAIN)
     tensors = read_tensors(path)
+    if config["peft_type"] == LORA:
+        return {name: value.float() for name, value in tensors.items()}
     kind, n, n_copies = config["peft_type"], config["num_virtual_tokens"], config.get("num_transformer_submodules")
     names = (VECTORS, COLUMNS, ROWS) if kind == MULTITASK else (VECTORS,)
     for name in names:
@@ -306,19 +313,20 @@ def _n_bare(folder: Path, template: Template, n_vectors: int, model: FrozenLangu
 
 @checked
 def save_peft(
-    prompted: LanguagePredictor, folder: Path | str, kind: Literal["prefix"] | None = None, task: str | None = None
+    prompted: LanguagePredictor, folder: Path | str, kind: PeftKind | None = None, task: str | None = None
 ) -> None:
     """Write a prompt as PEFT reads it: float32, and beside PEFT's two files what `load_peft` needs to give it back.
 
     Vectors among the tokens become PROMPT_TUNING, keys and values PREFIX_TUNING, the vectors of several tasks
-    MULTITASK_PROMPT_TUNING. PEFT is then to be given the text that the template makes of a row, as the tokenizer frames
-    it. A compiled prompt stands for all that the text begins with up to its last vector, words and start token among
-    it: PEFT is to be given what follows, without a start token.
+    MULTITASK_PROMPT_TUNING, low-rank terms LORA. PEFT is then to be given the text that the template makes of a row, as
+    the tokenizer frames it. A compiled prompt stands for all that the text begins with up to its last vector, words and
+    start token among it: PEFT is to be given what follows, without a start token.
 
     Args:
         prompted: the frozen model and the prompt.
         folder: made if missing; files of an earlier prompt in it are replaced.
-        kind: "prefix" compiles vectors to keys and values.
+        kind: "prefix" compiles vectors to keys and values; "lora" writes low-rank terms without the vectors that were
+            learned with them, and only PEFT's two files.
         task: of a prompt of several tasks the one to write; by default all.
     Raises:
         UserError: PEFT has no such prompt, or the folder cannot be written.
@@ -330,8 +338,16 @@ def save_peft(
         raise UserError("a prompt in words alone has no vectors, but PEFT's files are of vectors. Use save.")
     holds: tuple[int, ...] = ()
     compiled: dict[str, Tensor] = {}
+    is_part = kind == "lora" and not all(site.part for site in sites)
+    if prompted.changes_weights and kind != "lora" and not all(site.part for site in sites):
+        raise UserError(
+            "this prompt has vectors and changes of weights, but a folder of PEFT's has one or the other. "
+            'Use kind="lora", which writes low-rank terms alone.'
+        )
     with torch.no_grad():
-        if kind == "prefix" or any(site.tower == "lm.kv" for site in sites):
+        if kind == "lora" or prompted.changes_weights:
+            config, tensors = lora_content(prompted.prompt, prompted.model)
+        elif kind == "prefix" or any(site.tower == "lm.kv" for site in sites):
             if tasks and task is None:
                 raise UserError(f"a prefix is of one task, but this prompt has {len(tasks)}. Give the task.")
             vectors = prompted.vectors(task or "")
@@ -344,6 +360,11 @@ def save_peft(
     folder = make_folder(Path(folder))
     adapter = tensor_bytes({name: value.float() for name, value in tensors.items()}, {"format": "pt"})
     write_bytes(folder / TENSORS, adapter)
+    if is_part:  # its template is that of the vectors
+        (folder / SIDE).unlink(missing_ok=True)
+        (folder / COMPILED).unlink(missing_ok=True)
+        write_json(folder / CONFIG, config)
+        return
     data = tensor_bytes(compiled)
     if compiled:
         write_bytes(folder / COMPILED, data)
@@ -394,7 +415,7 @@ def _as_vectors(prompted: LanguagePredictor, task: str | None) -> Content:
     return _config(MULTITASK, model, n_vectors, shape, extra), written
 
 
-def _compiled_slots(prompted: LanguagePredictor, kind: Literal["prefix"] | None) -> tuple[int, ...]:
+def _compiled_slots(prompted: LanguagePredictor, kind: PeftKind | None) -> tuple[int, ...]:
     """Return the slots that become keys and values."""
     model, opening = prompted.model, prompted.bound.opening
     if kind is None:

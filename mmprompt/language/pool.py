@@ -184,6 +184,7 @@ class PromptPool:
             return {"template": prompted.template.text, "words of the labels": words, "vectors": shapes}
 
         first, *others = self.prompts.items()
+        refuse_weights(self.prompts, "Choose a prompt, or mix their outputs.")
         for name, other in others:
             theirs = form(other)
             for what, value in form(first[1]).items():
@@ -261,6 +262,7 @@ def compose(
             the prompts do not go together.
     """
     model, parsed = _model_of(prompts), Template.parse(template)
+    refuse_weights(prompts, "Compose prompts of prompt-tuning or p-tuning.")
     values = []
     for group in parsed.groups:
         if group.name is None:
@@ -286,6 +288,15 @@ def compose(
         raise UserError(f"the template has no soft slots named {name!r}. Add them, or leave that prompt out.")
     prompt = Prompt(parsed, Learned(LM_INPUT, torch.cat(values))).requires_grad_(False)
     return LanguagePredictor(model, prompt, verbalizer)
+
+
+def refuse_weights(prompts: Mapping[str, LanguagePredictor], advice: str) -> None:
+    """Refuse prompts of which vectors would be a part alone."""
+    for name, one in prompts.items():
+        if one.changes_weights:
+            raise UserError(
+                f"the prompt {name!r} changes weights of the model, but vectors alone go together. {advice}"
+            )
 
 
 def _model_of(prompts: Mapping[str, LanguagePredictor]) -> FrozenLanguageModel:

@@ -20,8 +20,8 @@ import mmprompt.language.sources  # noqa: F401 - which a prompt file may name
 from mmprompt.core.file import load as load_predictor
 from mmprompt.core.file import read_prompt, refuse_other_backbone
 from mmprompt.core.header import read_header
-from mmprompt.core.learned import Given, Prompt
-from mmprompt.errors import UserError
+from mmprompt.core.learned import Given, Inserts, Prompt
+from mmprompt.errors import UserError, bad_file
 from mmprompt.language.data import TextRow
 from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import Verbalizer
@@ -31,9 +31,8 @@ from mmprompt.models.decoder.kv_cache import KVCache
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel, shared_start
 from mmprompt.models.decoder.packing import Question
-from mmprompt.models.decoder.tuned import read_lora
 from mmprompt.models.decoder.vectors import LM_INPUT
-from mmprompt.models.sites import Site, Vectors, vectors_of
+from mmprompt.models.sites import Insert, Site, Vectors, vectors_of
 from mmprompt.settings import checked
 
 BATCH = 32
@@ -54,7 +53,6 @@ class LanguagePredictor:
         model: the frozen model.
         prompt: what it is prompted with; its template is a `Template` that says how many vectors it holds.
         label_words: the words of each label; None where texts are generated.
-        lora: the folder, below that of the prompt, which holds the LoRA that was learned with it.
     Raises:
         UserError: the prompt does not fit the model.
     """
@@ -62,15 +60,14 @@ class LanguagePredictor:
     kind = "language"
 
     @checked
-    def __init__(
-        self, model: FrozenLanguageModel, prompt: Prompt, label_words: Verbalizer | None = None, lora: str | None = None
-    ) -> None:
+    def __init__(self, model: FrozenLanguageModel, prompt: Prompt, label_words: Verbalizer | None = None) -> None:
         self.model = self.backbone = model
-        self.prompt, self.label_words, self.lora = prompt, label_words, lora
+        self.prompt, self.label_words = prompt, label_words
         self.bound = self.template.bind(model.tokenizer, model.start_ids, model.is_encoder_decoder)
         for task in self.tasks or ("",):
-            vectors = self.vectors(task)
-            model.check_vectors(vectors)
+            inserts = self.inserts(task)
+            model.check_inserts(inserts)
+            vectors = vectors_of(inserts)
             if LM_INPUT in vectors and vectors[LM_INPUT].n_vectors != self.bound.n_soft:
                 raise UserError(
                     f"the template has {self.bound.n_soft} soft slots, but the prompt has "
@@ -99,14 +96,23 @@ class LanguagePredictor:
         """The tasks that have vectors of their own; () where one prompt serves all."""
         return next((source.tasks for source in self.prompt.sources if source.tasks), ())
 
+    def inserts(self, task: str = "") -> Inserts:
+        """Give all that was learned by site, for one task where there are several."""
+        return self.prompt.inserts(given=Given(task=task))
+
     def vectors(self, task: str = "") -> dict[Site, Vectors]:
         """Give the vectors by site, for one task where there are several."""
-        return vectors_of(self.prompt.inserts(given=Given(task=task)))
+        return vectors_of(self.inserts(task))
+
+    @property
+    def changes_weights(self) -> bool:
+        """Whether something was learned beside, behind or in place of the model's own layers."""
+        return any(site.part for site in self.prompt.sites)
 
     def header(self) -> dict[str, Any]:
         """Give what the prompt file keeps of a language model beside its prompt; see `core.file.Predictor`."""
         words = None if self.label_words is None else self.label_words.to_dict()
-        return {"verbalizer": words, "lora": self.lora}
+        return {"verbalizer": words}
 
     def kept_tensors(self) -> dict[str, Tensor]:
         """Give nothing: a language model computes nothing ahead."""
@@ -153,8 +159,8 @@ class LanguagePredictor:
         pairs = zip(rows, answers, strict=True)
         questions = [self.question(row.fields, self.bound.answers(some)) for row, some in pairs]
         found: list[Tensor] = []
-        for start, end, vectors in parts_by_task(self, rows):
-            scores = self.model.predict(vectors, questions[start:end]).answer_log_probs()
+        for start, end, inserts in parts_by_task(self, rows):
+            scores = self.model.predict(inserts, questions[start:end]).answer_log_probs()
             found += scores.split([len(some) for some in answers[start:end]])
         return found
 
@@ -163,15 +169,15 @@ class LanguagePredictor:
         """Return [N, C] log-probabilities of the labels, which sum to 1 over the labels."""
         parts = [torch.zeros(0, len(self.verbalizer.labels), device=self.model.device)]
         questions = [self.question(row.fields, self.answers) for row in rows]
-        for start, end, vectors in parts_by_task(self, rows):
-            parts.append(self.label_scores(vectors, questions[start:end]))
+        for start, end, inserts in parts_by_task(self, rows):
+            parts.append(self.label_scores(inserts, questions[start:end]))
         return torch.cat(parts).log_softmax(-1)
 
     def label_scores(
-        self, vectors: Mapping[Site, Vectors], questions: Sequence[Question], is_recomputed: bool = False
+        self, inserts: Mapping[Site, Insert], questions: Sequence[Question], is_recomputed: bool = False
     ) -> Tensor:
         """Return [N, C] log-probabilities of the labels, for questions whose answers are the words of the labels."""
-        predicted = self.model.predict(vectors, questions, self.words, is_recomputed)
+        predicted = self.model.predict(inserts, questions, self.words, is_recomputed)
         return self.verbalizer.label_scores(predicted.answer_log_probs(), predicted.lengths)
 
     def classify(self, rows: Sequence[TextRow]) -> list[LabelPrediction]:
@@ -195,14 +201,14 @@ def label_predictions(labels: Sequence[str], log_probs: Tensor) -> list[LabelPre
     return found
 
 
-def parts_by_task(prompted: LanguagePredictor, rows: Sequence[TextRow]) -> list[tuple[int, int, dict[Site, Vectors]]]:
-    """Batch rows that follow one another and share a task: start, end, and the task's vectors."""
+def parts_by_task(prompted: LanguagePredictor, rows: Sequence[TextRow]) -> list[tuple[int, int, Inserts]]:
+    """Batch rows that follow one another and share a task: start, end, and what was learned for the task."""
     parts = []
     place = 0
     for task, some in groupby(rows, key=lambda row: row.task if prompted.tasks else ""):
         end = place + len(list(some))
-        vectors = prompted.vectors(task)
-        parts += [(start, min(end, start + BATCH), vectors) for start in range(place, end, BATCH)]
+        inserts = prompted.inserts(task)
+        parts += [(start, min(end, start + BATCH), inserts) for start in range(place, end, BATCH)]
         place = end
     return parts
 
@@ -245,10 +251,19 @@ def generate_texts(
     if not rows:
         return []
     model = each[0].model
-    answers = generate(model, jobs_of(each, rows, settings.max_tokens), settings)
-    texts = [model.tokenizer.decode(list(ids), skip_special_tokens=True).strip() for ids in answers]
+    groups: dict[int, list[int]] = {}  # rows of prompts that change weights are a batch of their own
+    for place, one in enumerate(each):
+        groups.setdefault(id(one) if one.changes_weights else 0, []).append(place)
+    jobs = jobs_of(each, rows, settings.max_tokens)
+    answers: dict[int, tuple[int, ...]] = {}
+    for places in groups.values():
+        inserts = each[places[0]].inserts() if each[places[0]].changes_weights else {}
+        found = generate(model, [jobs[place] for place in places], settings, inserts=inserts)
+        answers |= zip(places, found, strict=True)
+    ids = [answers[place] for place in range(len(rows))]
+    texts = [model.tokenizer.decode(list(one), skip_special_tokens=True).strip() for one in ids]
     n_most = settings.max_tokens
-    return [Generated(text, len(ids), len(ids) >= n_most) for text, ids in zip(texts, answers, strict=True)]
+    return [Generated(text, len(one), len(one) >= n_most) for text, one in zip(texts, ids, strict=True)]
 
 
 def jobs_of(each: Sequence[LanguagePredictor], rows: Sequence[TextRow], n_answer: int) -> list[Job]:
@@ -290,7 +305,7 @@ def compiled_start(
     is_learning = any(parameter.requires_grad for parameter in prompted.prompt.parameters())
     if kept is None or kept[0] != start or is_learning:
         with torch.no_grad():
-            kept = start, model.read_shared(prompted.vectors(task), start)
+            kept = start, model.read_shared(prompted.inserts(task), start)
         prompted.compiled[task] = kept
     return kept
 
@@ -317,7 +332,7 @@ def stream_text(prompted: LanguagePredictor, row: TextRow, settings: Generation 
 
     def work() -> None:
         try:
-            generate(prompted.model, jobs, settings, streamer)
+            generate(prompted.model, jobs, settings, streamer, prompted.inserts())
         except BaseException as error:
             failures.append(error)
             streamer.end()
@@ -336,10 +351,11 @@ def load(folder: Path, header: Mapping[str, Any], model: FrozenLanguageModel | s
     frozen = load_language_model(name) if isinstance(name, str) else name
     refuse_other_backbone(folder, header, frozen)
     prompt, _ = read_prompt(folder, header, frozen.device, Template.parse(header["template"]))
-    if header["lora"] is not None:
-        frozen = read_lora(folder / header["lora"], frozen).model
+    if header.get("lora") is not None:
+        problem = "holds LoRA in a folder of its own, as no released version wrote it"
+        raise bad_file(folder, problem, "Train it again with --method prompt-tuning+lora.")
     words = None if header["verbalizer"] is None else Verbalizer.from_dict(header["verbalizer"])
-    return LanguagePredictor(frozen, prompt.requires_grad_(False), words, header["lora"])
+    return LanguagePredictor(frozen, prompt.requires_grad_(False).eval(), words)
 
 
 def load_prompted(folder: Path | str, model: FrozenLanguageModel | str | None = None) -> LanguagePredictor:

@@ -1,4 +1,4 @@
-"""Sources of vectors for a language model alone: encoded ones, and those of several tasks.
+"""Sources for a language model alone: encoded vectors, those of several tasks, networks behind blocks, whole weights.
 
 What is learned is in units of the model's own numbers, and starts where it is told to: an encoder's last layer is zero
 at first, so that a prompt of words is a prompt of words before the first step.
@@ -6,7 +6,7 @@ at first, so that a prompt of words is a prompt of words before the first step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mmprompt.core.learned import LM_INPUT, Given, Inserts, Source
 from mmprompt.core.sources import SOURCES, zero_linear
 from mmprompt.errors import unknown_name
-from mmprompt.models.sites import Vectors
+from mmprompt.models.sites import Bottleneck, Site, Vectors, Weight
 
 
 class EncodedVectors(Source):
@@ -95,4 +95,75 @@ class MultitaskVectors(Source):
         return {LM_INPUT: Vectors(self.shared * (self.columns[number] @ self.rows[number]))}
 
 
-SOURCES["multitask"] = MultitaskVectors
+class Bottlenecks(Source):
+    """Networks of one hidden layer behind blocks (Houlsby et al. 2019); they start as nothing.
+
+    Args:
+        places: names of sites, and the width D of each block.
+        hidden: R.
+        unit: what their numbers are learned in; see `LowRankTerms`.
+    """
+
+    kind = "bottlenecks"
+
+    def __init__(self, places: Mapping[str, int], hidden: int, unit: float = 1.0) -> None:
+        super().__init__()
+        self.places, self.hidden, self.unit = dict(places), hidden, unit
+        self.sites = tuple(Site.parse(place) for place in places)
+        widths = list(places.values())
+        self.down = nn.ParameterList(nn.Parameter(torch.zeros(hidden, width)) for width in widths)
+        self.down_bias = nn.ParameterList(nn.Parameter(torch.zeros(hidden)) for _ in widths)
+        self.up = nn.ParameterList(nn.Parameter(torch.zeros(width, hidden)) for width in widths)
+        self.up_bias = nn.ParameterList(nn.Parameter(torch.zeros(width)) for width in widths)
+
+    def start_from(self, generator: torch.Generator) -> Bottlenecks:
+        """Draw the inner layers as torch draws linear ones; the outer ones stay zero."""
+        for weight, bias in zip(self.down, self.down_bias, strict=True):
+            bound = weight.shape[1] ** -0.5 / self.unit
+            for part in (weight, bias):
+                part.data.copy_(torch.empty(part.shape).uniform_(-bound, bound, generator=generator))
+        return self
+
+    def settings(self) -> dict[str, Any]:
+        """See `Source`."""
+        return {"places": self.places, "hidden": self.hidden, "unit": self.unit}
+
+    def forward(self, given: Given) -> Inserts:
+        """Give a network for each place."""
+        parts = zip(self.sites, self.down, self.down_bias, self.up, self.up_bias, strict=True)
+        return {site: Bottleneck(*(part * self.unit for part in own)) for site, *own in parts}
+
+
+class Weights(Source):
+    """Weights that stand in place of a model's own.
+
+    Args:
+        shapes: names of sites, and the shape of each weight.
+        unit: what their numbers are learned in; see `LowRankTerms`.
+    """
+
+    kind = "weights"
+
+    def __init__(self, shapes: Mapping[str, Sequence[int]], unit: float = 1.0) -> None:
+        super().__init__()
+        self.unit, self.sites = unit, tuple(Site.parse(name) for name in shapes)
+        self.values = nn.ParameterList(nn.Parameter(torch.zeros(*shape)) for shape in shapes.values())
+
+    def start_from(self, weights: Sequence[Tensor]) -> Weights:
+        """Set the weights to others of their shapes."""
+        for own, weight in zip(self.values, weights, strict=True):
+            own.data.copy_(weight.detach().float() / self.unit)
+        return self
+
+    def settings(self) -> dict[str, Any]:
+        """See `Source`."""
+        pairs = zip(self.sites, self.values, strict=True)
+        return {"shapes": {str(site): list(own.shape) for site, own in pairs}, "unit": self.unit}
+
+    def forward(self, given: Given) -> Inserts:
+        """Give the weights as they are now."""
+        pairs = zip(self.sites, self.values, strict=True)
+        return {site: Weight(own if self.unit == 1.0 else own * self.unit) for site, own in pairs}
+
+
+SOURCES |= {"multitask": MultitaskVectors, "bottlenecks": Bottlenecks, "weights": Weights}

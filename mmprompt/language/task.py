@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmprompt.core.fit import describe_method
 from mmprompt.core.learned import LM_INPUT, rms
-from mmprompt.core.method import Method, Start
+from mmprompt.core.method import Method, Start, leading
 from mmprompt.errors import UserError, bad_value, unknown_name
 from mmprompt.language.data import TextData, TextRow
 from mmprompt.language.explain import VectorWatch, prompt_effect_kl
@@ -23,7 +24,7 @@ from mmprompt.language.templates.template import BoundTemplate, Template
 from mmprompt.language.templates.verbalizer import Verbalizer
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
-from mmprompt.models.sites import Site, Vectors
+from mmprompt.models.sites import Insert, Site
 from mmprompt.settings import check, check_settings
 from mmprompt.training.callbacks import Callback
 from mmprompt.training.problem import StepResult
@@ -71,7 +72,7 @@ class LanguageProblem:
         total, n_counted, n_correct = torch.zeros((), device=self.prompted.model.device), 0, 0
         for task in dict.fromkeys(self.rows[index].task if has_tasks else "" for index in indices):
             some = [index for index in indices if not has_tasks or self.rows[index].task == task]
-            loss, counted, correct = self._loss(some, self.prompted.vectors(task))
+            loss, counted, correct = self._loss(some, self.prompted.inserts(task))
             total, n_counted, n_correct = total + loss, n_counted + counted, n_correct + correct
         return StepResult({self.objective: total / n_counted}, n_correct if self.objective == "choices" else None)
 
@@ -80,17 +81,19 @@ class LanguageProblem:
         labelled = [row for row in self.val if row.label is not None]
         if not labelled or self.prompted.label_words is None:
             return None
+        self.module.eval()
         pairs = zip(self.prompted.classify(labelled), labelled, strict=True)
+        self.module.train()
         return sum(predicted.label == row.label for predicted, row in pairs) / len(labelled)
 
-    def _loss(self, indices: Sequence[int], vectors: Mapping[Site, Vectors]) -> tuple[Tensor, int, int]:
+    def _loss(self, indices: Sequence[int], inserts: Mapping[Site, Insert]) -> tuple[Tensor, int, int]:
         """Return the sum of the losses, over how many it is taken, and how many labels were right."""
         prompted = self.prompted
         questions = [self.questions[index] for index in indices]
         if self.objective == "answer":
-            log_probs = prompted.model.predict(vectors, questions, is_recomputed=self.is_recomputed).token_log_probs()
+            log_probs = prompted.model.predict(inserts, questions, is_recomputed=self.is_recomputed).token_log_probs()
             return -log_probs.sum(), len(log_probs), 0
-        scores = prompted.label_scores(vectors, questions, self.is_recomputed)
+        scores = prompted.label_scores(inserts, questions, self.is_recomputed)
         wanted = [prompted.verbalizer.labels.index(str(self.rows[index].label)) for index in indices]
         labels = torch.tensor(wanted, device=scores.device)
         n_correct = int((scores.argmax(1) == labels).sum())
@@ -172,6 +175,7 @@ class LanguageTask:
             tasks=tuple(dict.fromkeys(row.task for row in self.data.train if row.task)),
             vectors=lambda n: (values(n), torch.tensor(model.embedding_rms, device=model.device)),
             keys_values=None if model.kv_shape is None else keys_values,
+            lr=leading(method).recipe.lr,
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "sources"))
@@ -238,9 +242,10 @@ class LanguageTask:
             return alarms
         nats = prompt_effect_kl(predictor, problem.rows[:LOOKED_AT])
         if nats < IGNORED:
+            others = ", more vectors, or prefix-tuning" if predictor.vectors() else ""
             alarms.append(
                 f"The prompt is ignored: what {predictor.model.name} says next is {nats:.4f} nats from what it says "
-                "without. Use a higher lr, more vectors, or prefix-tuning."
+                f"without. Use a higher lr{others}."
             )
         return alarms
 
@@ -280,7 +285,7 @@ def verbalizer_of(data: TextData, given: Verbalizer | None = None) -> Verbalizer
 
 def refuse_method(bound: BoundTemplate, method: Method, n_vectors: int) -> None:
     """Refuse a template whose soft slots are not what the method fills."""
-    name = next((name for name, kind in METHODS.items() if type(method) is kind), type(method).__name__)
+    name = describe_method(method, METHODS)["name"]
     if n_vectors and not bound.n_soft:
         raise UserError(
             f"{name} learns vectors among the tokens, but the template has no {{soft}}. Add {{soft}} to it."

@@ -1,119 +1,149 @@
-"""Training weights of a copy instead of a prompt, for comparison; and LoRA together with a prompt."""
+"""Methods of a language model that learn beside, behind or in place of its own layers, which stay as they are.
+
+They learn at a rate of their own. Where they are trained with vectors of a prompt, by the recipe of those, their
+numbers are learned in units of the ratio of the two rates.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
 
-import torch
-from torch import nn
+from annotated_types import Ge, Gt, Lt
 
-from mmprompt.core.file import save
-from mmprompt.core.fit import refuse_changed
-from mmprompt.core.header import check_new
-from mmprompt.core.learned import Learned, Prompt
-from mmprompt.core.soft import RECIPE, HardPrompt, PromptTuning
-from mmprompt.files import make_folder, tensor_bytes, write_bytes
-from mmprompt.language.data import TextData, load_texts
-from mmprompt.language.predictor import LanguagePredictor
-from mmprompt.language.task import LanguageProblem, LanguageTask, epochs_of
-from mmprompt.models.decoder.load import load_language_model
-from mmprompt.models.decoder.model import FrozenLanguageModel
-from mmprompt.models.decoder.tuned import (
-    Adapters,
-    FullTuning,
-    Lora,
-    TunedModel,
-    Tuning,
-    describe,
-    tuned_copy,
-    write_lora,
-)
-from mmprompt.models.decoder.vectors import LM_INPUT
-from mmprompt.training.callbacks import Callback
-from mmprompt.training.loop import train
+from mmprompt.core.method import Start
+from mmprompt.core.soft import RECIPE, DecoderMethod
+from mmprompt.errors import UserError, bad_value, unknown_name
+from mmprompt.settings import Count
 from mmprompt.training.recipe import Recipe
-from mmprompt.training.seeds import derive_seed
 
-RECIPES: dict[type, Recipe] = {
-    Lora: replace(RECIPE, lr=2e-3),
-    Adapters: replace(RECIPE, lr=2e-3),
-    FullTuning: replace(RECIPE, lr=3e-5),
-}
-PROMPT_TIMES = PromptTuning.recipe.lr / RECIPES[Lora].lr
-"""How much faster a prompt learns than the LoRA beside it."""
-WEIGHTS = "weights.safetensors"
+if TYPE_CHECKING:
+    from mmprompt.core.learned import Prompt
+
+ALL, ATTENTION = "all", "attention"
+
+
+class WeightMethod(DecoderMethod, Protocol):
+    """A method whose prompt changes what layers of a language model compute."""
+
+    kinds: ClassVar[tuple[str, ...]] = ("language",)
+    changes_weights: ClassVar[bool] = True
+
+    def unit(self, start: Start) -> float:
+        """Give the unit by which it learns at its own rate within the recipe of another method."""
+        return 1.0 if start.lr is None else self.recipe.lr / start.lr
 
 
 @dataclass(frozen=True)
-class WeightsResult:
-    """A finished training of weights: the tuned copy with the prompt beside it, what learned in it, one dict per epoch,
-    how many numbers learned (those of a prompt among them), and the folder, None if nothing was written.
-    """
+class LoRA(WeightMethod):
+    """Low-rank terms beside linear layers (Hu et al. 2022, "LoRA", section 4.1); prompt-tuning+lora learns both."""
 
-    prompted: LanguagePredictor
-    tuned: TunedModel
-    history: list[dict[str, Any]]
-    n_trained: int
-    folder: Path | None
+    rank: Count = 8
+    """Rank of each term."""
+    alpha: Annotated[float, Gt(0)] = 16.0
+    """The terms are scaled by alpha / rank."""
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Share of what enters a term that is dropped in training."""
+    targets: tuple[str, ...] = (ALL,)
+    """all (every linear layer but the head), attention (those of attentions), or names of layers, such as q_proj."""
+
+    recipe: ClassVar[Recipe] = replace(RECIPE, lr=2e-3)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "targets", tuple(self.targets))
+        if not self.targets:
+            raise bad_value("targets", "empty", "at least one layer is adapted", f"Use `targets=('{ALL}',)`.")
+
+    def prompt(self, backbone: Any, start: Start) -> Prompt:
+        """Make a term beside every layer that is meant; they are nothing before the first step.
+
+        Raises:
+            UserError: the model has no layer of that name, or no attention whose layers are known by name.
+        """
+        from mmprompt.core.learned import Prompt
+        from mmprompt.core.sources import LowRankTerms
+        from mmprompt.models.decoder.weights import linear_layers
+
+        layers = chosen_layers(backbone.name, linear_layers(backbone.lm), self.targets)
+        places = {f"lm.part[{name}]": list(size) for name, size in layers.items()}
+        terms = LowRankTerms(places, self.rank, self.alpha / self.rank, self.dropout, self.unit(start))
+        return Prompt(start.template, terms.start_from(start.generator)).to(backbone.device)
 
 
-def fit_weights(
-    data: TextData | LanguageTask | Path | str,
-    tuning: Tuning,
-    model: FrozenLanguageModel | str = "tiny",
-    method: PromptTuning | None = None,
-    out: Path | str | None = None,
-    recipe: Recipe | None = None,
-    seed: int = 1,
-    callbacks: Sequence[Callback] = (),
-) -> WeightsResult:
-    """Train weights of a copy of a language model, alone or together with a soft prompt.
+@dataclass(frozen=True)
+class Adapter(WeightMethod):
+    """A network of one small hidden layer behind every block (Houlsby et al. 2019; one as Pfeiffer et al. 2021)."""
+
+    width: Count = 16
+    """Width of the hidden layer."""
+
+    recipe: ClassVar[Recipe] = replace(RECIPE, lr=2e-3)
+
+    def prompt(self, backbone: Any, start: Start) -> Prompt:
+        """Make the networks; they add nothing before the first step.
+
+        Raises:
+            UserError: the model's blocks are not found.
+        """
+        from mmprompt.core.learned import Prompt
+        from mmprompt.language.sources import Bottlenecks
+        from mmprompt.models.decoder.weights import block_names
+
+        names = block_names(backbone.lm)
+        if not names:
+            raise UserError(f"the blocks of {backbone.name} are not found, so it takes no adapters. Use lora.")
+        width = backbone.lm.config.get_text_config().hidden_size
+        networks = Bottlenecks({f"lm.part[{name}]": width for name in names}, self.width, self.unit(start))
+        return Prompt(start.template, networks.start_from(start.generator)).to(backbone.device)
+
+
+@dataclass(frozen=True)
+class FullTuning(WeightMethod):
+    """Weights of its own in place of all of the model's; as large as the model."""
+
+    recipe: ClassVar[Recipe] = replace(RECIPE, lr=3e-5)
+
+    def prompt(self, backbone: Any, start: Start) -> Prompt:
+        """Make weights that start as the model's own."""
+        from mmprompt.core.learned import Prompt
+        from mmprompt.language.sources import Weights
+
+        own = dict(backbone.lm.named_parameters())
+        weights = Weights({f"lm.part[{name}]": list(value.shape) for name, value in own.items()}, self.unit(start))
+        return Prompt(start.template, weights.start_from(list(own.values()))).to(backbone.device)
+
+
+def chosen_layers(
+    model: str, layers: Mapping[str, tuple[int, int]], targets: tuple[str, ...]
+) -> dict[str, tuple[int, int]]:
+    """Select the linear layers that targets mean, in the model's order.
 
     Args:
-        data: rows, the path of a JSONL file, or a task with template, verbalizer and start of its own.
-        tuning: which weights.
-        model: a model or the name of one; it stays as it is.
-        method: of a soft prompt beside LoRA, None for none: then soft slots are taken out of the template.
-        out: a new folder; with a prompt, both are kept there together.
-        recipe: optimiser and schedule; that of the tuning by default.
-        seed: of the order of the rows and of what is drawn.
-        callbacks: called as training goes.
+        model: its name, for the error message.
+        layers: by name, their sizes.
+        targets: as of `LoRA`; a name is a layer's own, or the last parts of it.
     Raises:
-        UserError: something in the input cannot be; nothing is written then.
-        RunFailed: the loss stopped being finite.
+        UserError: a target means no layer.
     """
-    task = (load_texts(data) if isinstance(data, Path | str) else data).task()
-    model = load_language_model(model) if isinstance(model, str) else model
-    folder = None if out is None else Path(out)
-    if folder is not None:
-        check_new(folder)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "weights"))
-        tuned = tuned_copy(model, tuning)
-    prompted = task.predictor(method or HardPrompt(), tuned.model, seed)
-    if method is not None:  # the same vectors, which go so many times as far in a step
-        values = prompted.vectors()[LM_INPUT].values.detach()
-        unit = torch.tensor(model.embedding_rms * PROMPT_TIMES, device=values.device)
-        prompt = Prompt(prompted.template, Learned(LM_INPUT, values, unit=unit)).to(values.device)
-        prompted = LanguagePredictor(tuned.model, prompt, prompted.label_words)
-    module = nn.ModuleDict({"prompt": prompted.prompt, "weights": tuned.module()})
-    problem = LanguageProblem(prompted, module, task.data.train, task.data.val, task.objective_of(prompted))
-    recipe = recipe or RECIPES[type(tuning)]
-    history = train(problem, recipe, seed, epochs_of(recipe, problem.n_items), None, "", callbacks, False)
-    refuse_changed(model)
-    n_trained = sum(weight.numel() for weight in module.parameters() if weight.requires_grad)
-    module.requires_grad_(False)
-    tuned.finish()
-    if folder is not None:  # LoRA as PEFT's folder, with a prompt both together; else all trained weights in a file
-        make_folder(folder)
-        if isinstance(tuning, Lora):
-            write_lora(tuned, folder / "lora")
+    from mmprompt.models.decoder.weights import in_attention
+
+    chosen: set[str] = set()
+    last = {name.rpartition(".")[2] for name in layers}
+    for target in targets:
+        if target == ALL:
+            found = set(layers)
+        elif target == ATTENTION:
+            found = {name for name in layers if in_attention(name)}
+            if not found:
+                raise UserError(
+                    f"{model} has no attention whose layers are known by name, but its linear layers are "
+                    f"{', '.join(sorted(last))}. Name those to adapt, or use all."
+                )
         else:
-            write_bytes(folder / WEIGHTS, tensor_bytes(tuned.tensors()))
-        if method is not None:
-            beside = LanguagePredictor(model, prompted.prompt, prompted.label_words, lora="lora")
-            save(beside, folder, {"weights": describe(tuning)})
-    return WeightsResult(prompted, tuned, history, n_trained, folder)
+            found = {name for name in layers if f".{name}".endswith(f".{target}")}
+        if not found:
+            raise unknown_name(f"linear layer of {model}", target, {ALL, ATTENTION, *last})
+        chosen |= found
+    return {name: size for name, size in layers.items() if name in chosen}

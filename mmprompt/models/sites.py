@@ -2,8 +2,9 @@
 
 A site is `text.input`, `text.layer[i]`, `vision.input` or `vision.layer[i]` of a dual encoder, `lm.input` or
 `lm.kv[i]` of a language model or captioner, where vectors enter; a projection such as `text.block[i].query`, beside
-which a low-rank term stands; or `vision.pixels`, where something is added to the image itself. Prompts produce
-`{Site: Insert}`; backbones consume it. Neither knows the other's class.
+which a low-rank term stands; `vision.pixels`, where something is added to the image itself; or `lm.part[NAME]`, a layer,
+block or weight of a language model by its own name. Prompts produce `{Site: Insert}`; backbones consume it. Neither
+knows the other's class.
 """
 
 from __future__ import annotations
@@ -20,9 +21,6 @@ from mmprompt.errors import UserError
 
 Tower = Literal["text", "vision", "lm", "lm.kv"]
 Scope = Literal["shared", "class", "sample"]
-Part = Literal["", "query", "key", "value", "pixels"]
-WHOLE_TOWER: tuple[Part, ...] = ("pixels",)
-"""The parts that a tower has once and not in each block."""
 NUMBER = r"\[(?P<layer>0|[1-9]\d{0,3})\]"
 SITE_NAMES = (
     r"(?P<tower>text|vision|lm)\.input",
@@ -30,6 +28,7 @@ SITE_NAMES = (
     rf"(?P<tower>lm\.kv){NUMBER}",
     rf"(?P<tower>text|vision)\.block{NUMBER}\.(?P<part>query|key|value)",
     r"(?P<tower>vision)\.(?P<part>pixels)",
+    r"(?P<tower>lm)\.part\[(?P<part>\w+(\.\w+)*)\]",
 )
 
 
@@ -38,17 +37,19 @@ class Site:
     """A place where vectors enter a tower: layer 0 is its input, layer i > 0 the input of block i (0-based).
 
     At `lm.kv` they are keys and values of block `layer`, which attention sees before those of the text: [M, 2 H D/H],
-    the keys of all heads, then the values. With a `part` the site is that projection of block `layer`, or what
-    the tower has once.
+    the keys of all heads, then the values. With a `part` the site is that projection of block `layer`, or the
+    `pixels` of the images; at `lm` it is the layer, block or weight of that name.
     """
 
     tower: Tower
     layer: int = 0
-    part: Part = ""
+    part: str = ""
 
     def __str__(self) -> str:
-        if self.part in WHOLE_TOWER:
-            return f"{self.tower}.{self.part}"
+        if self.part == "pixels":
+            return f"{self.tower}.pixels"
+        if self.part and self.tower == "lm":
+            return f"lm.part[{self.part}]"
         if self.part:
             return f"{self.tower}.block[{self.layer}].{self.part}"
         if self.tower == "lm.kv":
@@ -63,10 +64,8 @@ class Site:
             if match is not None:
                 parts: dict[str, Any] = match.groupdict()
                 return cls(parts["tower"], int(parts.get("layer", 0)), parts.get("part", ""))
-        known = (
-            "text.input, text.layer[i], vision.input, vision.layer[i], vision.pixels, lm.input, lm.kv[i] or "
-            "text.block[i].query"
-        )
+        known = "text.input, text.layer[i], vision.input, vision.layer[i], vision.pixels, lm.input, lm.kv[i], "
+        known += "lm.part[NAME] or text.block[i].query"
         raise UserError(f"{text!r} is not a site. A site is {known}.")
 
 
@@ -145,10 +144,55 @@ class PixelTerm:
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> PixelTerm:
         """Return the same insert with other tensors, in the order of `tensors`."""
-        return replace(self, values=tensors[0])
+        return PixelTerm(*tensors)
 
 
-Insert = Vectors | LowRank | PixelTerm
+@dataclass(frozen=True)
+class Bottleneck:
+    """A small network behind a block (Houlsby et al. 2019): y + W' gelu(W y + c) + c'.
+
+    Args:
+        down, down_bias: [R, D], [R].
+        up, up_bias: [D, R], [D].
+    """
+
+    down: Tensor
+    down_bias: Tensor
+    up: Tensor
+    up_bias: Tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All tensors that a gradient may be wanted of."""
+        return self.down, self.down_bias, self.up, self.up_bias
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Bottleneck:
+        """Return the same insert with other tensors, in the order of `tensors`."""
+        return Bottleneck(*tensors)
+
+    def term(self, y: Tensor) -> Tensor:
+        """Compute what is added to y [..., D]."""
+        down, down_bias, up, up_bias = (tensor.to(y.dtype) for tensor in self.tensors)
+        return F.linear(F.gelu(F.linear(y, down, down_bias)), up, up_bias)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A weight that stands in place of the frozen one of its shape."""
+
+    values: Tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All tensors that a gradient may be wanted of."""
+        return (self.values,)
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Weight:
+        """Return the same insert with other tensors, in the order of `tensors`."""
+        return Weight(*tensors)
+
+
+Insert = Vectors | LowRank | PixelTerm | Bottleneck | Weight
 
 
 def vectors_of(inserts: Mapping[Site, Insert]) -> dict[Site, Vectors]:

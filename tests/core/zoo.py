@@ -30,7 +30,7 @@ from mmprompt.data.transforms import augment_coop
 from mmprompt.errors import UserError
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.image_features import ImageFeatures
-from mmprompt.models.sites import LowRank, Part, Site, Tower, Vectors
+from mmprompt.models.sites import LowRank, Site, Tower, Vectors
 from mmprompt.training.callbacks import Callback
 from mmprompt.training.problem import Run
 from mmprompt.training.recipe import Recipe
@@ -178,7 +178,7 @@ def places_of(backbone: DualEncoder, towers: Sequence[str] = ("text", "vision"))
         "text": (backbone.text_layers, backbone.text_width),
         "vision": (backbone.vision_layers, backbone.vision_width or 0),
     }
-    parts: tuple[Part, ...] = ("query", "key", "value")
+    parts: tuple[str, ...] = ("query", "key", "value")
     return {
         f"{tower}.block[{layer}].{part}": shapes[tower][1]
         for tower in towers

@@ -415,7 +415,7 @@ REFUSED: dict[str, tuple[Make[[Path], Any], str]] = {
     ),
     "missing field": (
         lambda out: fit(PromptTuning(2), out, template="{soft} {texts} {answer}"),
-        "there is no field named 'texts'. Did you mean 'text'?",
+        "the field 'texts' is missing: the template reads it, but the row has 'text'. Give 'texts' too, or ",
     ),
     "choices without labels": (
         lambda out: fit(PromptTuning(2), out, data_of(answers=True), objective="choices"),

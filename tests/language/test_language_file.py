@@ -87,7 +87,7 @@ def test_a_saved_prompt_is_small_and_holds_vectors_alone(tmp_path: Path) -> None
     header = read_header(tmp_path)
     assert header["kind"] == "language"
     assert header["template"] == "{soft*3} {text}\nIt is {answer}"
-    assert (header["head"], header["lora"]) == (None, None)
+    assert header["head"] is None
     assert header["training"] == {"seed": 7}
     assert header["backbone"]["fingerprint"] == model_of("llama").fingerprint
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 5_000

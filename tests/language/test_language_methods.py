@@ -272,6 +272,9 @@ def test_every_method_says_how_many_vectors_it_asks_for() -> None:
         "prefix-tuning": (0, 10),
         "deep-prompts": (0, 10),
         "multitask": (20, 0),
+        "lora": (0, 0),
+        "adapter": (0, 0),
+        "full-tuning": (0, 0),
         "hard": (0, 0),
     }
     assert all(kind.recipe.optimizer == "adamw" for kind in METHODS.values())

@@ -50,14 +50,14 @@ def into_a_subfolder(folder: Path) -> None:
 
 
 CONFIG, TENSORS = "FOLDER/adapter_config.json", "FOLDER/adapter_model.safetensors"
-KNOWN = "PROMPT_TUNING, P_TUNING, PREFIX_TUNING, MULTITASK_PROMPT_TUNING"
+KNOWN = "PROMPT_TUNING, P_TUNING, PREFIX_TUNING, MULTITASK_PROMPT_TUNING, LORA"
 AGAIN = "Save it again with PEFT's save_pretrained."
 OTHER = "Load it with the model that it was trained on."
 SPOILT: dict[str, tuple[str, Any, str]] = {
     "lora": (
         "prompt",
         lambda f: spoil_config(f, peft_type="LORA"),
-        f"{CONFIG}: has the peft_type 'LORA', but one of {KNOWN} was expected. Give a folder of those.",
+        f"{CONFIG}: r is None, but a whole number of 1 or more was expected. {AGAIN}",
     ),
     "cpt": (
         "prompt",
@@ -88,7 +88,8 @@ SPOILT: dict[str, tuple[str, Any, str]] = {
     "head": (
         "prompt",
         lambda f: spoil_config(f, modules_to_save=["score"]),
-        f"{CONFIG}: keeps modules of the model too (modules_to_save is ['score']). Only vectors are read.",
+        f"{CONFIG}: keeps modules of the model too (modules_to_save is ['score']). "
+        "Only vectors and low-rank terms are read.",
     ),
     "no number": (
         "prompt",

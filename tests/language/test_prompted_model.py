@@ -228,8 +228,14 @@ def test_a_field_that_may_be_cut_leaves_room_for_prompt_and_answer() -> None:
 
 
 def test_a_missing_field_is_named() -> None:
-    with pytest.raises(UserError, match=r"there is no field named 'text'\. Did you mean 'texts'\?"):
-        prompted_of(verbalizer=Verbalizer(WORDS)).classify([TextRow({"texts": "a"})])
+    prompted = prompted_of(verbalizer=Verbalizer(WORDS))
+    for given, shown in (({"texts": "a"}, "'texts'"), ({}, "none"), ({"a": "", "b": ""}, "'a', 'b'")):
+        with pytest.raises(UserError) as caught:
+            prompted.predict(given)
+        assert str(caught.value) == (
+            f"the field 'text' is missing: the template reads it, but the row has {shown}. "
+            "Give 'text' too, or write the template's fields as the data names them."
+        )
 
 
 def test_a_prompt_of_answers_has_no_labels() -> None:

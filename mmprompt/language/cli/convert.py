@@ -26,10 +26,11 @@ class Settings:
     """The run folder of a prompt, to be written as PEFT's."""
     to_peft: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """The new folder for PEFT."""
-    kind: Literal["prefix"] | None = None
-    """prefix writes vectors as the keys and values that the model makes of them and of all that stands before them."""
+    kind: Literal["prefix", "lora"] | None = None
+    """prefix writes vectors as the keys and values that the model makes of them and of all that stands before them;
+    lora writes low-rank terms without the vectors that were learned with them."""
     from_peft: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """A folder that PEFT wrote: prompt tuning, P-tuning, prefix tuning or multitask prompt tuning."""
+    """A folder that PEFT wrote: prompt tuning, P-tuning, prefix tuning, multitask prompt tuning or LoRA."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """The new run folder."""
     backbone: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None

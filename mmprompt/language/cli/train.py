@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import operator
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, make_dataclass
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from mmprompt.core.method import measured_for, resolved_recipe
+from mmprompt.core.soft import DecoderMethod, refuse_same_settings
 from mmprompt.errors import bad_value, unknown_name
 from mmprompt.language.cli.options import MODEL_HELP, Learning, Loading, say_of_words, say_scores
 from mmprompt.language.methods import METHODS, SEARCHES, PromptInit
@@ -30,7 +33,7 @@ DESCRIPTION = (
 
 SEARCH_DESCRIPTION = "Search a prompt in words, which can be read and is used as every other prompt."
 SEARCH_HELP = f"How words are searched: {' or '.join(SEARCHES)}; each brings its own options."
-METHOD_HELP = f"How to learn: {', '.join(METHODS)}; the method brings its own options."
+METHOD_HELP = f"How to learn: {', '.join(METHODS)}, or several joined by +; each brings its own options."
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,18 @@ class Settings:
     resume: bool = False
     """Go on from the newest checkpoint in the run folder."""
     json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+
+
+@dataclass(frozen=True)
+class Call:
+    """A command line, read."""
+
+    run: Settings
+    rows: Learning
+    method: DecoderMethod
+    start: PromptInit
+    recipe: Recipe
+    loading: Loading
 
 
 def run(arguments: Sequence[str], prog: str) -> None:
@@ -79,19 +94,35 @@ def run(arguments: Sequence[str], prog: str) -> None:
     output.document({"run": str(folder), "history": result.history, "notices": list(result.notices), "test": test})
 
 
-def read_call(arguments: Sequence[str], prog: str) -> Any:
+def method_types(name: str) -> list[Any]:
+    """Return the methods that a name such as `lora` or `prompt-tuning+lora` stands for."""
+    names = [part.strip() for part in name.split("+")]
+    for part in names:
+        if part not in METHODS:
+            raise unknown_name("method", part, METHODS)
+    kinds = [METHODS[part] for part in names]
+    refuse_same_settings(kinds)
+    return kinds
+
+
+def joined(methods: Sequence[DecoderMethod]) -> DecoderMethod:
+    """Return one method that learns what all of them learn."""
+    return reduce(operator.add, methods)
+
+
+def read_call(arguments: Sequence[str], prog: str) -> Call:
     """Read a command line of `llm train`, whose options depend on the method."""
-    name = peek(arguments, "method") or Settings.method
-    if name not in METHODS:
-        raise unknown_name("method", name, METHODS)
-    method: Any = METHODS[name]
-    parts = {"run": Settings, "rows": Learning, "method": method, "start": PromptInit, "recipe": Recipe}
+    kinds = method_types(peek(arguments, "method") or Settings.method)
+    own = {f"method{number}": kind for number, kind in enumerate(kinds)}
+    parts: dict[str, Any] = {"run": Settings, "rows": Learning, **own, "start": PromptInit, "recipe": Recipe}
     form = make_dataclass("Train", [*parts.items(), ("loading", Loading)], frozen=True)
     places = (peek(arguments, "backbone") or Settings.backbone, "language")
-    chosen = method(**measured_for(method, *places).settings)
-    recipe = resolved_recipe(method, places, {}, None)
-    defaults = form(Settings(), Learning(), chosen, PromptInit(), recipe, Loading())
-    call: Any = parse(form, arguments, prog, DESCRIPTION, defaults)
+    chosen = [kind(**measured_for(kind, *places).settings) for kind in kinds]
+    recipe = resolved_recipe(joined(chosen), places, {}, None)
+    defaults = form(Settings(), Learning(), *chosen, PromptInit(), recipe, Loading())
+    read: Any = parse(form, arguments, prog, DESCRIPTION, defaults)
+    method = joined([getattr(read, name) for name in own])
+    call = Call(read.run, read.rows, method, read.start, read.recipe, read.loading)
     for name, value in (("augment", "none"), ("views", Recipe.views)):
         if getattr(call.recipe, name) != value:
             given = getattr(call.recipe, name)

@@ -16,7 +16,7 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 from mmprompt.core.template import Bos, Field, Group, Message, Part, Soft, bare_soft, parse
-from mmprompt.errors import UserError, bad_value, unknown_name
+from mmprompt.errors import UserError, bad_value
 from mmprompt.settings import checked
 
 ANCHOR = "a"
@@ -248,7 +248,11 @@ class BoundTemplate:
         fields = [part for segment in self.segments for part in segment.parts if isinstance(part, Field)]
         for name in (field.name for field in fields):
             if name not in row:
-                raise unknown_name("field", name, row, "Write the template's fields as the data names them.")
+                given = ", ".join(map(repr, row)) or "none"
+                raise UserError(
+                    f"the field {name!r} is missing: the template reads it, but the row has {given}. "
+                    f"Give {name!r} too, or write the template's fields as the data names them."
+                )
             if not isinstance(row[name], str):
                 raise bad_value(f"field {name!r}", repr(row[name])[:40], "a text was expected", "Write it as a text.")
         texts = [row[field.name] for field in fields]

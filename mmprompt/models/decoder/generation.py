@@ -20,7 +20,7 @@ from mmprompt.models.decoder.encoder_decoder import EncoderDecoderReader
 from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.models.decoder.hf_cache import cache_argument, to_cache, to_crossed_cache
 from mmprompt.models.decoder.kv_cache import KeyValues, KVCache, concatenate, learned_cache, map_parts
-from mmprompt.models.decoder.model import FrozenLanguageModel, SiteVectors
+from mmprompt.models.decoder.model import FrozenLanguageModel, Inserts, SiteVectors
 from mmprompt.models.decoder.reader import window_of
 from mmprompt.models.decoder.vectors import LM_INPUT, keys_values
 from mmprompt.models.sites import Vectors
@@ -51,7 +51,11 @@ def job_of(model: FrozenLanguageModel, vectors: SiteVectors, slots: tuple[int, .
 
 @torch.no_grad()
 def generate(
-    model: FrozenLanguageModel, jobs: Sequence[Job], settings: Generation, streamer: Any = None
+    model: FrozenLanguageModel,
+    jobs: Sequence[Job],
+    settings: Generation,
+    streamer: Any = None,
+    inserts: Inserts | None = None,
 ) -> list[tuple[int, ...]]:
     """Return the tokens of one answer to each text, without the end.
 
@@ -60,6 +64,7 @@ def generate(
         jobs: one or more texts, each with its own prompt; of any lengths.
         settings: how answers are searched.
         streamer: transformers' own kind, for one text.
+        inserts: of which those count here that change the model's weights, for all texts.
     """
     if settings.static_cache and model.is_encoder_decoder:
         raise UserError(
@@ -68,7 +73,8 @@ def generate(
         )
     answers: dict[int, tuple[int, ...]] = {}
     arguments = settings.arguments() | {"pad_token_id": model.pad_id, "eos_token_id": model.end_id}
-    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), model.changed(inserts or {}):
         torch.manual_seed(settings.seed)  # once, or equal texts in two batches would get equal samples
         for rows in batches_of(model, jobs, settings.max_tokens):
             inputs, n_given = decoder_inputs(model, [jobs[row] for row in rows], settings)

@@ -1,4 +1,4 @@
-"""A frozen language model that is asked questions with vectors of a prompt; decoder-only, or with an encoder.
+"""A frozen language model that is asked questions with a prompt in it; decoder-only, or with an encoder.
 
 What all questions begin with, the prompt above all, is read once for all of them; texts share rows; logits are computed
 only where an answer's token is predicted.
@@ -7,6 +7,7 @@ only where an answer's token is predicted.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -20,11 +21,13 @@ from mmprompt.models.decoder.kv_cache import KVCache, learned_cache
 from mmprompt.models.decoder.packing import Packed, Question, pack, share_rows
 from mmprompt.models.decoder.reader import CausalReader
 from mmprompt.models.decoder.vectors import LM_INPUT, check_vectors, keys_values
+from mmprompt.models.decoder.weights import Change, changed, changes_of, check_changes
 from mmprompt.models.frozen import fingerprint
 from mmprompt.models.recompute import recomputed
-from mmprompt.models.sites import Site, Vectors
+from mmprompt.models.sites import Insert, Site, Vectors, vectors_of, with_tensors
 
 SiteVectors = Mapping[Site, Vectors]
+Inserts = Mapping[Site, Insert]
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,15 @@ class FrozenLanguageModel:
         """Refuse vectors that this model cannot take; see `vectors.check_vectors`."""
         check_vectors(self.name, self, vectors)
 
+    def check_inserts(self, inserts: Inserts) -> None:
+        """Refuse vectors and changes of weights that this model cannot take."""
+        self.check_vectors(vectors_of(inserts))
+        check_changes(self.name, self.lm, changes_of(inserts))
+
+    def changed(self, inserts: Inserts) -> AbstractContextManager[None]:
+        """Have the model read with what changes its weights among some inserts; see `weights.changed`."""
+        return changed(self.lm, changes_of(inserts))
+
     def check_recomputed(self) -> None:
         """Refuse to read rows again for the gradient where an encoder reads them."""
         if self.is_encoder_decoder:
@@ -128,7 +140,7 @@ class FrozenLanguageModel:
 
     def predict(
         self,
-        vectors: SiteVectors,
+        inserts: Inserts,
         questions: Sequence[Question],
         words: Tensor | None = None,
         is_recomputed: bool = False,
@@ -136,15 +148,17 @@ class FrozenLanguageModel:
         """Predict each token of the answers to some questions.
 
         Args:
-            vectors: `lm.input` and `lm.kv[i]`, shared by all questions [P, D] or one set each [N, P, D]; {} for none.
+            inserts: vectors at `lm.input` and `lm.kv[i]`, shared by all questions [P, D] or one set each [N, P, D], and
+                what stands at `lm.part[NAME]`; {} for none.
             questions: what is read, and the answers.
             words: [W] int64, the only tokens whose logits are wanted, all answers' tokens among them; None for all.
             is_recomputed: keep no activations but the prompt's, and read rows again for the gradient.
         Raises:
-            UserError: vectors do not fit, a question is longer than the model has room for, or an encoder is asked to
-                read rows again.
+            UserError: an insert does not fit, a question is longer than the model has room for, or an encoder is asked
+                to read rows again.
         """
-        self.check_vectors(vectors)
+        self.check_inserts(inserts)
+        vectors, changes = vectors_of(inserts), changes_of(inserts)
         n_kv = vectors[Site("lm.kv")].n_vectors if Site("lm.kv") in vectors else 0
         n_slots = max(n_kv + len(question.slots) + max(map(len, question.answers)) for question in questions)
         if n_slots > self.budget:
@@ -159,34 +173,43 @@ class FrozenLanguageModel:
             self.check_recomputed()
         if isinstance(self.reader, EncoderDecoderReader):
             learned = keys_values(vectors, self.kv_shape, self.dtype)
-            logits, packed = self.reader.answer(vectors.get(LM_INPUT), learned, questions)
+            with self.changed(changes):
+                logits, packed = self.reader.answer(vectors.get(LM_INPUT), learned, questions)
             logits = logits if words is None else logits.index_select(-1, words)
         else:
-            hidden, packed = self._read(self.reader, vectors, questions, is_recomputed)
-            logits = self.reader.head(hidden) if words is None else self.reader.head_of(words, hidden)
+            hidden, packed = self._read(self.reader, vectors, changes, questions, is_recomputed)
+            with self.changed(changes):
+                logits = self.reader.head(hidden) if words is None else self.reader.head_of(words, hidden)
         tokens = packed.tokens if words is None else columns_of(packed.tokens, words)
         return Predicted(logits, packed.at, tokens, packed.lengths)
 
-    def read_shared(self, vectors: SiteVectors, slots: Sequence[int]) -> KVCache:
+    def read_shared(self, inserts: Inserts, slots: Sequence[int]) -> KVCache:
         """Read what other slots follow once, for the keys and values that a decoder-only model keeps of it.
 
-        `vectors` are as in `predict`, and shared where there are slots, which are as in `Question`.
+        `inserts` are as in `predict`, and shared where there are slots, which are as in `Question`.
         """
+        vectors = vectors_of(inserts)
         assert isinstance(self.reader, CausalReader), "an encoder reads prompt and text together"
         cache = learned_cache(keys_values(vectors, self.kv_shape, self.dtype))
         if not slots:
             return cache
         ids = torch.tensor([list(slots)], device=self.device)
-        return self.reader.run(cache, self.reader.embed_slots(ids, vectors.get(LM_INPUT)))[1]
+        with self.changed(inserts):
+            return self.reader.run(cache, self.reader.embed_slots(ids, vectors.get(LM_INPUT)))[1]
 
     def _read(
-        self, reader: CausalReader, vectors: SiteVectors, questions: Sequence[Question], is_recomputed: bool
+        self,
+        reader: CausalReader,
+        vectors: SiteVectors,
+        changes: Mapping[Site, Change],
+        questions: Sequence[Question],
+        is_recomputed: bool,
     ) -> tuple[Tensor, Packed]:
         """Return the hidden states that questions are answered from, and where each stands."""
         soft = vectors.get(LM_INPUT)
         is_shared = all(given.scope == "shared" for given in vectors.values())
         start = shared_start(questions) if is_shared else ()
-        cache = self.read_shared(vectors, start)
+        cache = self.read_shared({**vectors, **changes}, start)
         rest = [Question(question.slots[len(start) :], question.answers) for question in questions]
         if not reader.packs:
             rest = [Question(question.slots, (answer,)) for question in rest for answer in question.answers]
@@ -201,8 +224,9 @@ class FrozenLanguageModel:
         if cache.own and len(cache) != len(rows):
             cache = cache.repeat(len(rows))
         if is_recomputed:
-            return read_again(reader, cache, packed, soft), packed
-        return reader.read(cache, packed, soft), packed
+            return read_again(reader, cache, packed, soft, changes), packed
+        with self.changed(changes):
+            return reader.read(cache, packed, soft), packed
 
 
 def columns_of(tokens: Tensor, words: Tensor) -> Tensor:
@@ -221,9 +245,12 @@ def shared_start(questions: Sequence[Question]) -> tuple[int, ...]:
     return first[: min(n_shared, most)]
 
 
-def read_again(reader: CausalReader, cache: KVCache, packed: Packed, soft: Vectors | None) -> Tensor:
+def read_again(
+    reader: CausalReader, cache: KVCache, packed: Packed, soft: Vectors | None, changes: Mapping[Site, Change]
+) -> Tensor:
     """Do what `reader.read` does, row by row, keeping nothing of a row for the gradient but what goes in."""
     length, hidden, order = packed.slots.shape[1], [], []
+    learned = [tensor for change in changes.values() for tensor in change.tensors]
     for row in range(len(packed.slots)):
         is_mine = packed.read // length == row
         one = replace(
@@ -238,12 +265,15 @@ def read_again(reader: CausalReader, cache: KVCache, packed: Packed, soft: Vecto
         keys = [part[row : row + 1] for pair in cache.own for part in pair]
 
         def read(tensors: Sequence[Tensor], one: Packed = one, mine: Vectors | None = mine) -> Tensor:
-            parts = tensors if mine is None else tensors[:-1]
+            now = changes_of(with_tensors(changes, iter(tensors)))
+            rest = tensors[len(learned) :]
+            parts = rest if mine is None else rest[:-1]
             own = tuple(zip(parts[::2], parts[1::2], strict=True))
-            soft = None if mine is None else replace(mine, values=tensors[-1])
-            return reader.read(KVCache(own, n_read=cache.n_read), one, soft)
+            soft = None if mine is None else replace(mine, values=rest[-1])
+            with changed(reader.lm, now):
+                return reader.read(KVCache(own, n_read=cache.n_read), one, soft)
 
-        hidden.append(recomputed(read, [*keys, *([] if mine is None else [mine.values])]))
+        hidden.append(recomputed(read, [*learned, *keys, *([] if mine is None else [mine.values])]))
         order.append(is_mine.nonzero()[:, 0])
     return torch.cat(hidden).index_select(0, torch.cat(order).argsort())
 

@@ -117,7 +117,8 @@ class CausalReader:
 
     def read(self, cache: KVCache, packed: Packed, soft: Vectors | None) -> Tensor:
         """Return the hidden states [S, D''] that questions in rows are answered from; the cache is of the same rows."""
-        if self._reads_flat and (soft is None or soft.scope == "shared"):
+        is_shared = soft is None or soft.scope == "shared"
+        if self._reads_flat and is_shared and not are_heard(self.lm.base_model.layers):
             x = self.embed_slots(packed.slots.flatten()[packed.used][None], soft)[0]
             return read_flat(self.lm.base_model, cache, packed, x)
         # the model's own forward, over all slots of all rows
@@ -168,10 +169,15 @@ def can_read_flat(body: Any) -> bool:
     layers = getattr(body, "layers", None)
     if not layers or not hasattr(body, "rotary_emb") or not hasattr(body, "norm"):
         return False
-    if any(layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer) for layer in layers):
+    if are_heard(layers):
         return False
     has_parts = all(hasattr(layers[0], part) for part in LAYER_PARTS)
     return has_parts and all(hasattr(layers[0].self_attn, part) for part in ATTENTION_PARTS)
+
+
+def are_heard(layers: Any) -> bool:
+    """Return whether somebody listens at blocks, or has put something in place of their forward."""
+    return any(layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer) for layer in layers)
 
 
 def read_flat(body: Any, cache: KVCache, packed: Packed, x: Tensor) -> Tensor:

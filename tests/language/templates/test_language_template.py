@@ -480,7 +480,8 @@ def test_every_text_is_a_template_or_refused_with_its_place(text: str) -> None:
             {"txt": "a"},
             ROOM,
             1,
-            "there is no field named 'text'. Did you mean 'txt'? Write the template's fields as the data names them.",
+            "the field 'text' is missing: the template reads it, but the row has 'txt'. Give 'text' too, or write the "
+            "template's fields as the data names them.",
         ),
         ({"text": 3}, ROOM, 1, "field 'text' is 3, but a text was expected. Write it as a text."),
         (

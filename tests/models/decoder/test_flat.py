@@ -7,9 +7,8 @@ import torch
 
 from mmprompt.models.decoder.packing import Question
 from mmprompt.models.decoder.reader import CausalReader, can_read_flat
-from mmprompt.models.decoder.tuned import Adapters, tuned_copy
 from mmprompt.models.decoder.vectors import LM_INPUT
-from mmprompt.models.sites import Vectors
+from mmprompt.models.sites import Bottleneck, LowRank, Site, Vectors
 from tests.language_models import frozen_model
 
 LIKE_LLAMA, OTHERS = ("llama", "qwen2", "qwen3"), ("gpt2", "opt", "gpt_neox", "bloom", "mistral")
@@ -18,6 +17,7 @@ QUESTIONS = [
     Question((-1, -2, 5), ((12,),)),
     Question((-1, -2, 13, 14, 15, 16, 17), ((18, 19, 20, 21),)),
 ]
+TEXTS = [Question((5, 6, 7), ((8, 9), (8, 10, 11))), Question((13,), ((12,),))]
 
 
 def reader_of(kind: str, dtype: torch.dtype) -> CausalReader:
@@ -59,11 +59,29 @@ def test_it_gives_what_the_model_s_own_forward_gives(
 def test_a_model_whose_blocks_are_listened_to_is_not_read_so() -> None:
     model = frozen_model("llama")
     assert can_read_flat(model.lm.base_model)
-    tuned = tuned_copy(model, Adapters(4))
-    assert not can_read_flat(tuned.model.lm.base_model)
-    scores = tuned.model.predict({}, [Question((5, 6), ((7,),))]).token_log_probs()
+    numbers = [torch.randn(*size, dtype=torch.float64) for size in ((4, 32), (4,), (32, 4), (32,))]
+    network = Bottleneck(*(part.requires_grad_() for part in numbers))
+    inserts = {Site("lm", part="model.layers.0"): network}
+    with model.changed(inserts):
+        assert not can_read_flat(model.lm.base_model)
+    assert can_read_flat(model.lm.base_model)
+    question = [Question((5, 6), ((7,),))]
+    scores = model.predict(inserts, question).token_log_probs()
     scores.sum().backward()
-    assert all(weight.grad is not None for weight in tuned.weights.values())
+    assert all(part.grad is not None and part.grad.any() for part in numbers)
+    assert not torch.allclose(scores, model.predict({}, question).token_log_probs())
+
+
+def test_terms_beside_layers_are_read_flat_too() -> None:
+    model = frozen_model("llama")
+    torch.manual_seed(1)
+    term = LowRank(torch.randn(2, 32, dtype=torch.float64), torch.randn(32, 2, dtype=torch.float64))
+    inserts = {Site("lm", part="model.layers.1.self_attn.q_proj"): term}
+    found = []
+    for is_flat in (True, False):
+        model.reader._reads_flat = is_flat
+        found.append(model.predict(inserts, TEXTS).token_log_probs())
+    torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-7)
 
 
 def test_where_a_norm_rounds_otherwise_the_own_forward_is_kept() -> None:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmprompt.errors import UserError, bad_value
-from mmprompt.models.sites import LowRank, Part, Site, Tower
+from mmprompt.models.sites import LowRank, Site, Tower
 
 TensorMap = Callable[[Tensor], Tensor]
 Pooling = Literal["eos", "last"]
@@ -61,7 +61,7 @@ class BlockView:
     scale2: TensorMap = unchanged
     query_norm: TensorMap = unchanged
     key_norm: TensorMap = unchanged
-    low_rank: Mapping[Part, LowRank] = field(default_factory=dict)
+    low_rank: Mapping[str, LowRank] = field(default_factory=dict)
 
     def in_proj(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Compute queries, keys and values [..., D] of normed slots [..., D]."""
@@ -82,7 +82,7 @@ class BlockView:
     def _finish_key_value(self, x: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         return self.key_norm(self._with_term("key", x, key)), self._with_term("value", x, value)
 
-    def _with_term(self, part: Part, x: Tensor, projected: Tensor) -> Tensor:
+    def _with_term(self, part: str, x: Tensor, projected: Tensor) -> Tensor:
         return projected + self.low_rank[part].term(x) if part in self.low_rank else projected
 
     def split_heads(self, x: Tensor) -> Tensor:

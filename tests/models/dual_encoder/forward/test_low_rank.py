@@ -17,13 +17,13 @@ from mmprompt.errors import UserError
 from mmprompt.models.dual_encoder.encoder import FrozenDualEncoder
 from mmprompt.models.dual_encoder.forward import text as text_module
 from mmprompt.models.dual_encoder.load import load_backbone
-from mmprompt.models.sites import Insert, LowRank, Part, Site, Tower, Vectors
+from mmprompt.models.sites import Insert, LowRank, Site, Tower, Vectors
 from tests import small_models
 from tests.models.dual_encoder.forward import test_text, test_vision
 from tests.models.dual_encoder.forward.test_text import NAMES, TOLERANCE, Case, draw, reference_features
 from tests.models.dual_encoder.forward.test_vision import library_features, relative_error
 
-PARTS: tuple[Part, ...] = ("query", "key", "value")
+PARTS: tuple[str, ...] = ("query", "key", "value")
 SCALE = 0.7
 VISION = {f"vision {name}": form[:2] for name, form in test_vision.OPEN_CLIP_FORMS.items()}
 FAMILIES = [*test_text.FAMILIES, *VISION]
@@ -68,7 +68,7 @@ def leaves_of(given: dict[Site, Insert]) -> list[Tensor]:
 class Adapted(nn.Module):
     """A weight plus scale B A in those of its rows that belong to each part."""
 
-    def __init__(self, own: dict[Part, LowRank], parts: tuple[Part, ...]) -> None:
+    def __init__(self, own: dict[str, LowRank], parts: tuple[str, ...]) -> None:
         super().__init__()
         self.own, self.parts = own, parts
 
@@ -80,7 +80,7 @@ def adapted_model(backbone: FrozenDualEncoder, tower: Tower, given: dict[Site, I
     """A copy of the library's own model whose weights hold the terms."""
     model: Any = copy.deepcopy(backbone.model)
     for layer, attention in enumerate(attentions(model, tower)):
-        own: dict[Part, LowRank] = {part: given[Site(tower, layer, part)] for part in PARTS}  # type: ignore[misc]
+        own: dict[str, LowRank] = {part: given[Site(tower, layer, part)] for part in PARTS}  # type: ignore[misc]
         if hasattr(attention, "q_proj"):
             for part, name in zip(PARTS, ("q_proj", "k_proj", "v_proj"), strict=True):
                 adapt(getattr(attention, name), "weight", Adapted(own, (part,)))
