@@ -122,19 +122,20 @@ class GDA(SolvedHead):
     def finish(self, predictor: Classifier, data: FrozenFeatures) -> None:
         """Solve, and weigh the image part as given or as held-out images say."""
         import torch
+        import torch.nn.functional as F
 
         text = predictor.class_features().double()
         scale, bias = scale_of(predictor)
 
-        def logits(weight: float, features: Tensor, labels: Tensor, others: Tensor) -> Tensor:
-            own, offset = solve_gda(features, labels, len(text))
-            return scale * others @ text.T + bias + weight * (others @ own.T + offset)
-
         weight = self.gda_weight
         if weight is None:
-            splits = list(held_out(data))
-            losses = [mean_log_loss(splits, lambda *some, tried=tried: logits(tried, *some)) for tried in GDA_WEIGHTS]
-            weight = GDA_WEIGHTS[losses.index(min(losses))] if splits else 1.0
+            losses, splits = dict.fromkeys(GDA_WEIGHTS, 0.0), list(held_out(data))
+            for features, labels, others, truth in splits:
+                own, offset = solve_gda(features, labels, len(text))
+                by_text, by_images = scale * others @ text.T + bias, others @ own.T + offset
+                for tried in GDA_WEIGHTS:
+                    losses[tried] += F.cross_entropy(by_text + tried * by_images, truth, reduction="sum").item()
+            weight = min(losses, key=lambda tried: losses[tried]) if splits else 1.0
         own, offset = solve_gda(data.image_features.double(), data.labels, len(text))
         blend(predictor, torch.full((len(text),), scale), weight * own, bias + weight * offset)
 
