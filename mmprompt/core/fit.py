@@ -195,16 +195,16 @@ def fit(
             history = train(problem, recipe, seed, n_epochs, folder, run_id_of(config), listeners, resume)
             predictor.prompt.requires_grad_(False)
         predictor.prompt.eval()
-        if overrides(method, "finish"):
-            method.finish(predictor, problem.features())  # type: ignore[attr-defined]
-        if folder is not None and not (folder / "run.json").exists():
-            write_json(make_folder(folder) / "run.json", config)
+        said_by_method = method.finish(predictor, problem.features()) if overrides(method, "finish") else None  # type: ignore[attr-defined]
         refuse_changed(model)
-        notices = tuple(task.notices(problem, predictor))
+        notices = (*(said_by_method or ()), *task.notices(problem, predictor))
         for notice in notices:
             _log.warning("%s", notice)
+        said = {"notices": list(notices)} if notices else {}
         if folder is not None:
-            save(predictor, folder, provenance(config) | ({"notices": list(notices)} if notices else {}))
+            if said or not (folder / "run.json").exists():
+                write_json(make_folder(folder) / "run.json", config | said)
+            save(predictor, folder, provenance(config) | said)
     return Result(predictor, history, task, folder, notices)
 
 

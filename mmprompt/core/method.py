@@ -138,9 +138,13 @@ class Method(Protocol):
         """
         return
 
-    def finish(self, predictor: Any, data: FrozenFeatures) -> None:
-        """Look once at the features after the last step, such as to fit a head that is solved and not trained."""
-        return
+    def finish(self, predictor: Any, data: FrozenFeatures) -> Sequence[str] | None:
+        """Look once at the features after the last step, such as to fit a head that is solved and not trained.
+
+        Returns:
+            What a careful reader should know of it, one sentence each; None for nothing.
+        """
+        return None
 
     def callbacks(self, n_epochs: int) -> Sequence[Callback]:
         """Give what listens to the training, such as an averager of weights."""
@@ -190,10 +194,9 @@ class Combined(Method):
         for method in self.methods:
             method.begin(predictor, data)
 
-    def finish(self, predictor: Any, data: FrozenFeatures) -> None:
+    def finish(self, predictor: Any, data: FrozenFeatures) -> Sequence[str]:
         """Let every method look at the features once more."""
-        for method in self.methods:
-            method.finish(predictor, data)
+        return [sentence for method in self.methods for sentence in method.finish(predictor, data) or ()]
 
     def callbacks(self, n_epochs: int) -> Sequence[Callback]:
         """Give the listeners of all methods."""
@@ -247,6 +250,31 @@ MEASURED: dict[tuple[str, str], Measured] = {
 }
 """By backbone or kind of task, and method. Each was chosen on validation data: docs/embedded_default.md,
 docs/photographs.md and docs/captions.md say how."""
+
+
+@dataclass(frozen=True)
+class Default:
+    """The method of a backbone where the user names none.
+
+    Args:
+        method: its name.
+        reason: where that was found, in a few words.
+    """
+
+    method: str
+    reason: str
+
+
+DEFAULTS: dict[str, Default] = {
+    "photo": Default("text-probe", "chosen on Caltech101's validation images"),
+}
+"""By backbone; each held up on test images that chose nothing: docs/photographs.md."""
+ANY_BACKBONE = Default("coop", "for want of a method measured to be better here; --method auto chooses a head")
+
+
+def default_method(backbone: str) -> Default:
+    """Give the method for a backbone where none is named, and why."""
+    return DEFAULTS.get(backbone, ANY_BACKBONE)
 
 
 def measured_for(method: Method | type[Method], *places: str) -> Measured:

@@ -2,9 +2,9 @@
 
 A site is `text.input`, `text.layer[i]`, `vision.input` or `vision.layer[i]` of a dual encoder, `lm.input` or
 `lm.kv[i]` of a language model or captioner, where vectors enter; a projection such as `text.block[i].query`, beside
-which a low-rank term stands; `vision.pixels`, where something is added to the image itself; or `lm.part[NAME]`, a layer,
-block or weight of a language model by its own name. Prompts produce `{Site: Insert}`; backbones consume it. Neither
-knows the other's class.
+which a low-rank term stands; `vision.pixels`, where something is added to the image itself; or `lm.part[NAME]`, a
+layer, block or weight of a language model by its own name. Prompts produce `{Site: Insert}`; backbones consume it.
+Neither knows the other's class.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ WORDINGS = {
     r"^Unrecognized options: ": "there is no option ",
 }
 """What tyro says of a command line, and how it is said here."""
-RUN_KEYS = "format kind backbone data class_names method recipe seed device dtype versions call".split()
+RUN_KEYS = "format kind backbone data class_names method recipe seed device dtype versions notices call".split()
 """What a run.json holds."""
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 SETTING = re.compile(r"`([a-z]\w*)(?:=([^`]*))?`")

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from mmprompt.classification.cli.train import read_call
+from mmprompt.classification.methods import CoOp, TextProbe
 from mmprompt.cli.main import main
 from mmprompt.files import read_json
 
@@ -36,6 +39,32 @@ def test_train_says_what_came_out(train_words: Words, tmp_path: Path, capsys: Ca
         assert said in shown.out
     assert f"report      {tmp_path / 'run' / 'report.html'}" in shown.out
     assert "epoch 3/3" in shown.err
+
+
+def test_without_a_method_photo_takes_the_head_that_was_measured_and_others_coop() -> None:
+    read = partial(read_call, prog="mmprompt train")
+    assert type(read(["--backbone", "photo"]).method) is TextProbe
+    assert read(["--backbone", "photo"]).run.method == "text-probe"
+    assert read(["--backbone", "photo"]).reason == "chosen on Caltech101's validation images"
+    assert type(read([]).method) is CoOp
+    named = read(["--backbone", "photo", "--method", "coop"])
+    assert (type(named.method), named.reason) == (CoOp, "")
+
+
+def test_a_method_in_a_file_is_a_method_that_was_named(tmp_path: Path) -> None:
+    config = tmp_path / "mine.yaml"
+    config.write_text("backbone: photo\nmethod: vpt\n")
+    call = read_call(["--config", str(config)], "mmprompt train")
+    assert (call.run.method, call.reason) == ("vpt", "")
+    config.write_text("backbone: photo\n")
+    assert read_call(["--config", str(config)], "mmprompt train").run.method == "text-probe"
+
+
+def test_train_says_why_it_took_a_method_that_nobody_named(train_words: Words, tmp_path: Path, capsys: Capture) -> None:
+    assert main(train_words(tmp_path / "run")) == 0
+    assert "The method is coop, for want of a method measured to be better here" in capsys.readouterr().out
+    assert main(train_words(tmp_path / "named", "--method", "coop")) == 0
+    assert "The method is" not in capsys.readouterr().out
 
 
 def test_train_with_json_prints_one_document(train_words: Words, tmp_path: Path, capsys: Capture) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from mmprompt.classification.methods import ClassificationMethod, make_method, method_types
-from mmprompt.core.method import measured_for, resolved_recipe, settled
+from mmprompt.core.method import ANY_BACKBONE, default_method, measured_for, resolved_recipe, settled
 from mmprompt.errors import bad_file
 from mmprompt.files import read_json, write_json
 from mmprompt.progress import ProgressDisplay
@@ -41,8 +41,9 @@ class Settings:
 
     backbone: Annotated[str, tyro.conf.arg(metavar="NAME")] = "tiny"
     """The frozen model: `tiny`, `photo`, `open_clip:ARCHITECTURE/TAG`, `hf:NAME`, or a folder."""
-    method: Annotated[str, tyro.conf.arg(metavar="NAME")] = "coop"
-    """How to learn: coop, vpt, or both as coop+vpt; the method brings its own options."""
+    method: Annotated[str, tyro.conf.arg(metavar="NAME")] = ANY_BACKBONE.method
+    """How to learn: coop, vpt, or both as coop+vpt; the method brings its own options. By default what was measured to
+    suit the backbone."""
     shots: Annotated[int | None, tyro.conf.arg(metavar="INT|None")] = 16
     """Training images of each class; None for all there are."""
     seed: Annotated[int, tyro.conf.arg(metavar="INT")] = 1
@@ -61,12 +62,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class Call:
-    """A command line, read; the method is made of its own group of settings."""
+    """A command line, read; the method is made of its own group of settings. `reason` is why, where none was named."""
 
     run: Settings
     pictures: Images
     recipe: Recipe
     method: ClassificationMethod
+    reason: str = ""
 
 
 def run(arguments: Sequence[str], prog: str) -> None:
@@ -108,17 +110,20 @@ def read_call(arguments: Sequence[str], prog: str) -> Call:
     """Read a command line of `train`, whose options depend on the method."""
     path = peek(arguments, "config")
     saved = {} if path is None else read_settings(Path(path))
-    name = peek(arguments, "method") or saved.get("method", Settings.method)
+    named = peek(arguments, "method") or saved.get("method")
+    default = default_method(str(peek(arguments, "backbone") or saved.get("backbone", Settings.backbone)))
+    name = named or default.method
     names = [part.strip().replace("-", "_") for part in str(name).split("+")]
     kinds = dict(zip(names, method_types(str(name)), strict=True))
     groups: dict[str, Any] = {"run": Settings, "pictures": Images, **kinds, "recipe": Recipe}
     form = make_dataclass("Train", list(groups.items()), frozen=True)
     remember(form)
-    defaults = distribute(first_values(arguments, saved, groups), groups, Path(path or "the defaults"))
+    first = first_values(arguments, saved, groups) | {"method": str(name)}
+    defaults = distribute(first, groups, Path(path or "the defaults"))
     read: Any = parse(form, arguments, prog, DESCRIPTION, form(**defaults))
     settings = {key: value for group in kinds for key, value in asdict(getattr(read, group)).items()}
     pictures = read.pictures if read.pictures.data else replace(read.pictures, data=DATA)
-    return Call(read.run, pictures, read.recipe, make_method(str(name), settings))
+    return Call(read.run, pictures, read.recipe, make_method(str(name), settings), "" if named else default.reason)
 
 
 def first_values(arguments: Sequence[str], saved: dict[str, Any], groups: dict[str, Any]) -> dict[str, Any]:
@@ -165,12 +170,14 @@ def refuse_other_run(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def announce(output: Output, call: Call, data: Dataset, folder: Path) -> None:
-    """Say in two lines what is about to happen, and what the data had to say."""
+    """Say in a few lines what is about to happen, and what the data had to say."""
     shots = "all that there are" if data.shots is None else f"{data.shots} a class"
     output.say(
         f"Learning a prompt ({call.run.method}) for the frozen backbone {call.run.backbone} from {len(data.train):,} "
         f"images of {data.name} ({len(data.class_names)} classes, {shots})."
     )
+    if call.reason:
+        output.say(f"The method is {call.run.method}, {call.reason}.")
     output.say(f"Testing it on {len(data.test):,} other images, beside zero-shot. Everything goes to {folder}.")
     for note in data.notes:
         output.say(f"Note: {note}", "dim")

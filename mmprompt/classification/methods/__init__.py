@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+from mmprompt.classification.methods.auto import Auto
 from mmprompt.classification.methods.base import ClassificationMethod, Combination
 from mmprompt.classification.methods.cocoop import CoCoOp
 from mmprompt.classification.methods.coop import CoOp
@@ -46,6 +47,7 @@ METHODS: dict[str, type[Any]] = {
     "nearest-class-mean": NearestClassMean,
     "text-and-means": TextAndMeans,
     "text-probe": TextProbe,
+    "auto": Auto,
     "linear-probe": LinearProbe,
     "zero-shot-probe": ZeroShotProbe,
     "clap": CLAP,
