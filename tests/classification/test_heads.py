@@ -97,7 +97,9 @@ def optimizer_of(recipe: Recipe, parameters):
 
 
 @pytest.mark.parametrize(
-    "method", [TipAdapterF(), CLIPAdapter(), TaskRes(), ZeroShotProbe(), CLAP()], ids=lambda one: type(one).__name__
+    "method",
+    [TipAdapterF(cache_weight=1.0, sharpness=1.0), CLIPAdapter(), TaskRes(), ZeroShotProbe(), CLAP()],
+    ids=lambda one: type(one).__name__,
 )
 def test_a_trained_head_takes_the_steps_of_its_paper(method, classifier, data, scale):
     method.begin(classifier, data)
@@ -134,6 +136,20 @@ def test_a_cache_holds_the_labelled_images_and_learns_nothing(classifier, data, 
     for image, label in zip(data.image_features, data.labels, strict=True):
         votes[:, label] += 3.0 * torch.exp(-5.5 * (1 - batch @ image))
     torch.testing.assert_close(head(batch, text), scale * batch @ text.T + votes, rtol=0, atol=1e-5)
+
+
+def test_a_cache_is_weighed_by_the_log_loss_of_images_held_out(classifier, data, scale):
+    TipAdapter().begin(classifier, data)
+    others, truth = data.validation()
+    text, hot = classifier.class_features().double(), F.one_hot(data.labels, len(NAMES)).double()
+    losses = {
+        (weight, sharpness): cross_entropy(
+            scale * others @ text.T + weight * torch.exp(-sharpness * (1 - others @ data.image_features.T)) @ hot, truth
+        ).item()
+        for weight in (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+        for sharpness in (1.0, 2.0, 4.0, 8.0, 16.0)
+    }
+    assert (classifier.prompt.head.weight, classifier.prompt.head.sharpness) == min(losses, key=losses.get)
 
 
 def test_gda_is_the_closed_form_of_its_paper(classifier, data, scale):

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from mmprompt.core.learned import Outputs, Prompt
     from mmprompt.models.dual_encoder.interface import DualEncoder
 
+CACHE_WEIGHTS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+SHARPNESSES = (1.0, 2.0, 4.0, 8.0, 16.0)
+
 
 @dataclass(frozen=True)
 class HeadMethod(ClassificationMethod):
@@ -38,14 +41,14 @@ class HeadMethod(ClassificationMethod):
 class TipAdapter(HeadMethod):
     """A cache of the labelled images beside the text (Zhang et al. 2022, "Tip-Adapter", section 3.2).
 
-    Nothing is chosen on test images, and nothing on validation: weight and sharpness are the released defaults. There
-    the keys are means over ten augmented views; here they are the images as they are.
+    Nothing is chosen on test images. In the released code the keys are means over ten augmented views; here they are
+    the images as they are.
     """
 
-    cache_weight: Annotated[float, Ge(0)] = 1.0
-    """Alpha, the weight of the cache's votes."""
-    sharpness: Annotated[float, Gt(0)] = 1.0
-    """Beta, how fast a vote falls with the distance."""
+    cache_weight: Annotated[float, Ge(0)] | None = None
+    """Alpha, the weight of the cache's votes; by default the best of 0.5 to 64 on images held out, or 1."""
+    sharpness: Annotated[float, Gt(0)] | None = None
+    """Beta, how fast a vote falls with the distance; by default the best of 1 to 16 on images held out, or 1."""
     is_trained: ClassVar[bool] = False
 
     def begin(self, predictor: Classifier, data: FrozenFeatures) -> None:
@@ -54,11 +57,35 @@ class TipAdapter(HeadMethod):
 
         from mmprompt.core.heads import Cache
 
+        weight, sharpness = self._chosen(predictor, data)
         n_classes, (n_keys, width) = len(predictor.class_names), data.image_features.shape
-        head = Cache(n_keys, width, n_classes, *scale_of(predictor), self.cache_weight, self.sharpness)
+        head = Cache(n_keys, width, n_classes, *scale_of(predictor), weight, sharpness)
         head.keys.data.copy_(data.image_features)
         head.values.copy_(F.one_hot(data.labels, n_classes))
         put(predictor, head.requires_grad_(self.is_trained))
+
+    def _chosen(self, predictor: Classifier, data: FrozenFeatures) -> tuple[float, float]:
+        """Return weight and sharpness as given, or with the least log-loss on images held out."""
+        import torch.nn.functional as F
+
+        from mmprompt.classification.methods.solved import held_out
+
+        weights = CACHE_WEIGHTS if self.cache_weight is None else (self.cache_weight,)
+        sharpnesses = SHARPNESSES if self.sharpness is None else (self.sharpness,)
+        losses = {(weight, sharpness): 0.0 for sharpness in sharpnesses for weight in weights}
+        if len(losses) == 1:
+            return weights[0], sharpnesses[0]
+        text, splits = predictor.class_features().double(), list(held_out(data))
+        for features, labels, others, truth in splits:
+            by_text, likeness = scale_of(predictor)[0] * others @ text.T, others @ features.T
+            for sharpness in sharpnesses:
+                votes = (sharpness * (likeness - 1)).exp() @ F.one_hot(labels, len(text)).double()
+                for weight in weights:
+                    loss = F.cross_entropy(by_text + weight * votes, truth, reduction="sum")
+                    losses[weight, sharpness] += loss.item()
+        if not splits:
+            return self.cache_weight or 1.0, self.sharpness or 1.0
+        return min(losses, key=lambda pair: losses[pair])
 
 
 @dataclass(frozen=True)
