@@ -92,7 +92,8 @@ class TipAdapter(HeadMethod):
 class TipAdapterF(TipAdapter):
     """Tip-Adapter whose keys learn (Zhang et al. 2022, "Tip-Adapter", section 3.2, "Tip-Adapter-F").
 
-    The weights of the last epoch are kept; the released code keeps those that did best on test.
+    The weights of the last epoch are kept; the released code keeps those that did best on test. Weight and sharpness
+    are 1 where not given: keys that learn make their own.
     """
 
     is_trained: ClassVar[bool] = True
@@ -106,6 +107,9 @@ class TipAdapterF(TipAdapter):
         schedule="step",
         warmup_epochs=0,
     )
+
+    def _chosen(self, predictor: Classifier, data: FrozenFeatures) -> tuple[float, float]:
+        return self.cache_weight or 1.0, self.sharpness or 1.0
 
 
 @dataclass(frozen=True)
