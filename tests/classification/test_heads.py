@@ -146,8 +146,8 @@ def test_a_cache_is_weighed_by_the_log_loss_of_images_held_out(classifier, data,
         (weight, sharpness): cross_entropy(
             scale * others @ text.T + weight * torch.exp(-sharpness * (1 - others @ data.image_features.T)) @ hot, truth
         ).item()
-        for weight in (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
-        for sharpness in (1.0, 2.0, 4.0, 8.0, 16.0)
+        for weight in (0.5, 1.0, 2.0, 4.0, 8.0)
+        for sharpness in (1.0, 2.0, 4.0, 8.0)
     }
     assert (classifier.prompt.head.weight, classifier.prompt.head.sharpness) == min(losses, key=losses.get)
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from mmprompt.core.learned import Outputs, Prompt
     from mmprompt.models.dual_encoder.interface import DualEncoder
 
-CACHE_WEIGHTS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
-SHARPNESSES = (1.0, 2.0, 4.0, 8.0, 16.0)
+CACHE_WEIGHTS = (0.5, 1.0, 2.0, 4.0, 8.0)
+SHARPNESSES = (1.0, 2.0, 4.0, 8.0)
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class TipAdapter(HeadMethod):
     """
 
     cache_weight: Annotated[float, Ge(0)] | None = None
-    """Alpha, the weight of the cache's votes; by default the best of 0.5 to 64 on images held out, or 1."""
+    """Alpha, the weight of the cache's votes; by default the best of 0.5 to 8 on images held out, or 1."""
     sharpness: Annotated[float, Gt(0)] | None = None
-    """Beta, how fast a vote falls with the distance; by default the best of 1 to 16 on images held out, or 1."""
+    """Beta, how fast a vote falls with the distance; by default the best of 1 to 8 on images held out, or 1."""
     is_trained: ClassVar[bool] = False
 
     def begin(self, predictor: Classifier, data: FrozenFeatures) -> None:
