@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from mmprompt.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from mmprompt.classification.meta import meta_init
     from mmprompt.classification.methods import (
         CLAP,
         GDA,

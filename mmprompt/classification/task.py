@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mmprompt.classification.methods import METHODS
+from mmprompt.classification.notices import MOST_IMAGES, BelowZeroShot, ZeroShotScore, at_chance
 from mmprompt.classification.predictor import Classifier
 from mmprompt.classification.template import ClassTemplate, check_class_names, refuse_single_class
 from mmprompt.core.heads import Cosine
@@ -85,6 +86,7 @@ class ClassificationProblem:
         self.labels = torch.as_tensor(labels, device=self.backbone.device)
         self.stored = stored or ImageFeatures(self.backbone)
         self.stored.refuse_other(self.backbone)
+        self.template, self.noticed = template, list[str]()
         self._features: dict[int | None, Tensor] = {}
         self._pixels: dict[tuple[int, int | None], Tensor] = {}
         self.teacher = method.teacher(self.backbone, classifier.class_names, template)
@@ -131,6 +133,18 @@ class ClassificationProblem:
         generator = torch.Generator().manual_seed(self.seed)
         wide = partial(self._seen, self.images, raw=True)
         return FrozenFeatures(self._seen(self.images), self.labels, self._validation_features, generator, wide)
+
+    @cached_property
+    def zero_shot_score(self) -> ZeroShotScore:
+        """Let the template alone name the training images, or some evenly taken of more than a thousand."""
+        places = range(0, self.n_items, -(-self.n_items // MOST_IMAGES))
+        images = [self.images[place] for place in places]
+        paths = self._paths(images)
+        features = encode_pictures(self.backbone, images) if paths is None else self.stored.of(paths)
+        classes = zero_shot(self.backbone, self.classifier.class_names, self.template).class_features()
+        labels = self.labels[list(places)].cpu().numpy()
+        named = (features @ classes.T).argmax(1).cpu().numpy()
+        return ZeroShotScore.of(named, labels, len(classes))
 
     @torch.no_grad()
     def _seen(self, images: Sequence[ImageLike], raw: bool = False) -> Tensor:
@@ -329,16 +343,16 @@ class ClassificationTask:
         )
 
     def callbacks(self, predictor: Any) -> list[Callback]:
-        """Listen to nothing."""
-        return []
+        """Watch how the accuracy compares with zero-shot's."""
+        return [BelowZeroShot()]
 
     def describe(self, predictor: Classifier) -> dict[str, Any]:
         """Give its part of `run.json`."""
         return {"data": self.facts, "class_names": list(self.class_names)}
 
     def notices(self, problem: ClassificationProblem, predictor: Classifier) -> list[str]:
-        """Have nothing to say."""
-        return []
+        """Say whether it fell behind zero-shot, and whether that is at chance; nothing of what reads no images."""
+        return [*problem.noticed, *at_chance(problem, problem.n_items)] if problem.method.needs_shots else []
 
     def evaluate(self, predictor: Classifier, items: Sequence[Item]) -> Evaluation:
         """Score a classifier on labelled images, with the features that the training shared."""

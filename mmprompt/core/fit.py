@@ -199,7 +199,8 @@ def fit(
         refuse_changed(model)
         notices = (*(said_by_method or ()), *task.notices(problem, predictor))
         for notice in notices:
-            _log.warning("%s", notice)
+            if notice not in getattr(problem, "noticed", ()):  # those were said as they came up
+                _log.warning("%s", notice)
         said = {"notices": list(notices)} if notices else {}
         if folder is not None:
             if said or not (folder / "run.json").exists():

@@ -11,20 +11,20 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from annotated_types import Gt, Le
 from torch import Tensor
 
 from mmprompt.core.file import save
 from mmprompt.core.fit import describe_method, refuse_changed
 from mmprompt.core.header import check_new
 from mmprompt.core.learned import Learned, Prompt
+from mmprompt.core.meta import Rounds, drawn, of_rounds
 from mmprompt.core.method import Start
 from mmprompt.core.soft import DecoderCombination, DecoderMethod, PromptTuning
 from mmprompt.errors import UserError
-from mmprompt.language.data import TextData, TextRow, load_texts
+from mmprompt.language.data import TextData, load_texts
 from mmprompt.language.methods import METHODS, MultitaskPrompt, PromptInit
 from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.task import LanguageProblem, LanguageTask, field_tokens, start_vectors
@@ -32,11 +32,9 @@ from mmprompt.language.templates.template import Template
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.decoder.vectors import LM_INPUT
-from mmprompt.settings import Count, check
-from mmprompt.training.loop import train
 from mmprompt.training.recipe import Recipe
 from mmprompt.training.run_files import run_lock, surroundings
-from mmprompt.training.seeds import derive_seed, epoch_order, generator
+from mmprompt.training.seeds import derive_seed, generator
 
 TEMPLATE = "{soft} {answer}"
 """Of the saved start: vectors alone, for whatever template comes."""
@@ -87,35 +85,29 @@ def meta_init(
     tasks = [data if isinstance(data, TextData) else load_texts(data) for data in datas]
     model = load_language_model(model) if isinstance(model, str) else model
     method = PromptTuning() if method is None else method
-    recipe = replace(type(method).recipe if recipe is None else recipe, epochs=None, warmup_epochs=0, patience=None)
-    if len(tasks) < 2:
-        raise UserError(f"there are {len(tasks)} tasks, but a start is learned over two or more. Give more.")
+    recipe = of_rounds(type(method).recipe if recipe is None else recipe)
+    rounds = Rounds(n_rounds, n_inner, rate)
     if not method.n_vectors or isinstance(method, MultitaskPrompt | DecoderCombination):
         raise UserError("a start is learned for vectors among the tokens that all tasks share. Use prompt-tuning.")
-    check("n_rounds", n_rounds, Count, "Use `n_rounds=24`.")
-    check("n_inner", n_inner, Count, "Use `n_inner=10`.")
-    check("rate", rate, Annotated[float, Gt(0), Le(1)], "Use `rate=1`.")
+    rounds.check(len(tasks))
     folder = None if out is None else Path(out)
     with contextlib.nullcontext() if folder is None else run_lock(folder):
         if folder is not None:
             check_new(folder)
         each = _with_one_prompt(model, tasks, method, start or PromptInit(), seed)
         prompt = each[0].prompt
-        history = []
-        for number in range(n_rounds):
-            place = epoch_order(derive_seed(seed, "tasks"), number // len(tasks), len(tasks))[number % len(tasks)]
-            rows = drawn_rows(tasks[place].train, n_inner * recipe.batch_size, derive_seed(seed, "rows", number))
-            objective = LanguageTask(tasks[place]).objective_of(each[place])
-            problem = LanguageProblem(each[place], prompt, rows, (), objective)
-            loss = _round(problem, recipe, derive_seed(seed, "round", number), rate * (1 - number / n_rounds))
-            history.append({"round": number + 1, "task": tasks[place].name, "loss": loss})
+
+        def problem_of(place: int, rows_seed: int) -> LanguageProblem:
+            rows = drawn(tasks[place].train, n_inner * recipe.batch_size, rows_seed)
+            return LanguageProblem(each[place], prompt, rows, (), LanguageTask(tasks[place]).objective_of(each[place]))
+
+        history = rounds.learn([data.name for data in tasks], problem_of, recipe, seed)
         refuse_changed(model)
         vectors = each[0].vectors()[LM_INPUT].values.detach().clone()
         alone = Prompt(Template.parse(TEMPLATE).with_soft(len(vectors)), Learned(LM_INPUT, vectors))
         prompted = LanguagePredictor(model, alone.to(model.device).requires_grad_(False))
         if folder is not None:
-            meta: dict[str, Any] = {"n_rounds": n_rounds, "n_inner": n_inner, "rate": rate}
-            meta |= {"tasks": {data.name: data.fingerprint for data in tasks}}
+            meta = asdict(rounds) | {"tasks": {data.name: data.fingerprint for data in tasks}}
             facts = {"recipe": asdict(recipe), "seed": seed, **surroundings(model)}
             save(prompted, folder, facts | {"method": describe_method(method, METHODS), "meta": meta})
     return MetaResult(prompted, vectors, history, folder)
@@ -123,25 +115,7 @@ def meta_init(
 
 def few_steps(data: TextData, n_steps: int, batch_size: int, seed: int = 1) -> TextData:
     """Repeat and shuffle training rows until one epoch is exactly so many steps."""
-    return replace(data, train=drawn_rows(data.train, n_steps * batch_size, seed))
-
-
-def drawn_rows(rows: Sequence[TextRow], n_rows: int, seed: int) -> tuple[TextRow, ...]:
-    """Draw so many rows, in passes over all of them, each in an order of its own."""
-    n_passes = -(-n_rows // len(rows))
-    order = [place for turn in range(n_passes) for place in epoch_order(seed, turn, len(rows))]
-    return tuple(rows[place] for place in order[:n_rows])
-
-
-def _round(problem: LanguageProblem, recipe: Recipe, seed: int, rate: float) -> float:
-    """Train on one task and move the start a part of the way there; return the mean loss of the steps."""
-    parameters = list(problem.module.parameters())
-    before = [parameter.detach().clone() for parameter in parameters]
-    (record,) = train(problem, recipe, seed, 1)
-    with torch.no_grad():
-        for parameter, old in zip(parameters, before, strict=True):
-            parameter.copy_(old + rate * (parameter - old))
-    return float(record["loss"])
+    return replace(data, train=drawn(data.train, n_steps * batch_size, seed))
 
 
 def _with_one_prompt(

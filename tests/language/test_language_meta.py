@@ -15,10 +15,11 @@ from mmprompt.core.file import save
 from mmprompt.core.fit import fit
 from mmprompt.core.header import HEADER, read_header
 from mmprompt.core.learned import Learned, Prompt
+from mmprompt.core.meta import drawn
 from mmprompt.core.soft import DecoderMethod
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextData, TextRow
-from mmprompt.language.meta import MetaResult, drawn_rows, few_steps, meta_init
+from mmprompt.language.meta import MetaResult, few_steps, meta_init
 from mmprompt.language.methods import MultitaskPrompt, PrefixTuning, PromptInit, PromptTuning, PTuning
 from mmprompt.language.predictor import LanguagePredictor, load_prompted
 from mmprompt.language.templates.template import Template
@@ -77,7 +78,7 @@ def trained(start: PromptInit, number: int, seed: int, n_inner: int = 2) -> tupl
     """What `fit` comes to on the rows of a round, and the task's name."""
     datas = (kinds(), colours())
     data = datas[epoch_order(derive_seed(seed, "tasks"), number // 2, 2)[number % 2]]
-    rows = drawn_rows(data.train, 4 * n_inner, derive_seed(seed, "rows", number))
+    rows = drawn(data.train, 4 * n_inner, derive_seed(seed, "rows", number))
     round_seed = derive_seed(seed, "round", number)
     recipe = replace(RECIPE, epochs=1)
     task = replace(data, train=rows).task(init=start)
@@ -155,11 +156,11 @@ def test_a_few_steps_are_exactly_so_many(tmp_path: Path) -> None:
 
 def test_rows_are_drawn_in_passes_over_all() -> None:
     rows = kinds().train
-    assert len(drawn_rows(rows, 3, 1)) == 3
-    drawn = drawn_rows(rows, 20, 1)
+    assert len(drawn(rows, 3, 1)) == 3
+    passes = drawn(rows, 20, 1)
     for start in (0, 8):
-        assert set(map(repr, drawn[start : start + 8])) == set(map(repr, rows))
-    assert drawn != drawn_rows(rows, 20, 2)
+        assert set(map(repr, passes[start : start + 8])) == set(map(repr, rows))
+    assert passes != drawn(rows, 20, 2)
 
 
 BAD: list[tuple[dict[str, Any], str]] = [

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mmprompt.classification.methods.base import PromptMethod
 from mmprompt.core.method import Start
-from mmprompt.errors import UserError, bad_value
+from mmprompt.errors import UserError, bad_file, bad_value
 from mmprompt.settings import Count
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ class CoOp(PromptMethod):
     n_ctx: Count | None = None
     """Number of context vectors, 1 or more; 16 if no words are given (4 on tiny), else the tokens of the words."""
     ctx_init: str | None = None
-    """Words to start from, such as "a photo of a"; random N(0, 0.02) without. An underscore is a space."""
+    """Words to start from, such as "a photo of a", or the folder of a prompt with context vectors on the same backbone;
+    random N(0, 0.02) without. An underscore is a space."""
     class_position: ClassPosition = "end"
     """Where the class name stands among the context vectors: end, middle or front."""
     class_specific: bool = False
@@ -54,9 +56,11 @@ class CoOp(PromptMethod):
         if self.ctx_init is None:
             n_names = len(start.class_names) if self.class_specific else None
             return random_context(backbone, 16 if self.n_ctx is None else self.n_ctx, start, n_names)
-        values = word_vectors(backbone, self.ctx_init)
+        is_folder = "/" in self.ctx_init or Path(self.ctx_init).is_dir()
+        values = (saved_context if is_folder else word_vectors)(backbone, self.ctx_init)
         if self.n_ctx not in (None, len(values)):
-            expected = f"the words {self.ctx_init!r} are {len(values)} tokens"
+            of_words = f"the words {self.ctx_init!r} are {len(values)} tokens"
+            expected = f"the prompt in {self.ctx_init} has {len(values)} context vectors" if is_folder else of_words
             raise bad_value("n_ctx", self.n_ctx, expected, f"Use `n_ctx={len(values)}` or leave it out.")
         return values
 
@@ -87,6 +91,24 @@ def word_vectors(backbone: DualEncoder, words: str) -> Tensor:
     if not ids:
         raise UserError(f"ctx_init is {words!r}, but it must hold at least one word. Write words or drop it.")
     return backbone.token_vectors(torch.tensor(ids, device=backbone.device)).float().cpu()
+
+
+def saved_context(backbone: DualEncoder, folder: str) -> Tensor:
+    """Return the context vectors [M, D] of a saved prompt, on the CPU.
+
+    Raises:
+        UserError: the folder holds no prompt for this backbone, or none with vectors that all classes share.
+    """
+    from mmprompt.core.file import load
+    from mmprompt.core.header import read_header
+    from mmprompt.core.learned import Learned
+    from mmprompt.models.sites import Site
+
+    read_header(Path(folder), "classification")
+    for source in load(folder, backbone).prompt.sources:
+        if isinstance(source, Learned) and source.sites == (Site("text"),) and source.scope == "shared":
+            return source.vectors.detach().cpu()
+    raise bad_file(folder, "holds no context vectors that all classes share", "Give the folder of a prompt of coop.")
 
 
 def first_words(backbone: DualEncoder, words: str | None, n_ctx: int, start: Start) -> tuple[Tensor, str]:
