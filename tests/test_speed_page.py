@@ -13,6 +13,10 @@ ROWS = {
         *("text-100-m16", "text-100-m4", "text-1000-m16", "class-specific-100"),
         *("middle-100", "cocoop-100-b8", "deep-100"),
     },
+    "methods": {
+        *("coop", "cocoop", "kgcoop", "prograd", "ivlp", "maple", "promptsrc", "clip-lora", "tpt", "tip-adapter-f"),
+        *("clip-adapter", "taskres", "clap", "gda", "lp-plus-plus", "linear-probe"),
+    },
     "end_to_end": {"end-to-end"},
     "memory": {"memory-100", "memory-1000", "memory-21000"},
 }

@@ -29,6 +29,7 @@ class WeightMethod(DecoderMethod, Protocol):
 
     kinds: ClassVar[tuple[str, ...]] = ("language",)
     changes_weights: ClassVar[bool] = True
+    group: ClassVar[str] = "weights"
 
     def unit(self, start: Start) -> float:
         """Give the unit by which it learns at its own rate within the recipe of another method."""

@@ -24,7 +24,8 @@ Scope = Literal["shared", "class", "sample"]
 NUMBER = r"\[(?P<layer>0|[1-9]\d{0,3})\]"
 SITE_NAMES = (
     r"(?P<tower>text|vision|lm)\.input",
-    rf"(?P<tower>text|vision)\.layer(?!\[0\]){NUMBER}",
+    rf"(?P<tower>text)\.layer(?!\[0\]){NUMBER}",
+    rf"(?P<tower>vision)\.layer{NUMBER}",
     rf"(?P<tower>lm\.kv){NUMBER}",
     rf"(?P<tower>text|vision)\.block{NUMBER}\.(?P<part>query|key|value)",
     r"(?P<tower>vision)\.(?P<part>pixels)",
@@ -37,8 +38,9 @@ class Site:
     """A place where vectors enter a tower: layer 0 is its input, layer i > 0 the input of block i (0-based).
 
     At `lm.kv` they are keys and values of block `layer`, which attention sees before those of the text: [M, 2 H D/H],
-    the keys of all heads, then the values. With a `part` the site is that projection of block `layer`, or the
-    `pixels` of the images; at `lm` it is the layer, block or weight of that name.
+    the keys of all heads, then the values. `vision.layer[0]` is `vision.input` after the tower's first norm, its part
+    `normed`. With any other `part` the site is that projection of block `layer`, or the `pixels` of the images; at `lm`
+    it is the layer, block or weight of that name.
     """
 
     tower: Tower
@@ -50,6 +52,8 @@ class Site:
             return f"{self.tower}.pixels"
         if self.part and self.tower == "lm":
             return f"lm.part[{self.part}]"
+        if self.part == "normed":
+            return f"{self.tower}.layer[{self.layer}]"
         if self.part:
             return f"{self.tower}.block[{self.layer}].{self.part}"
         if self.tower == "lm.kv":
@@ -63,6 +67,8 @@ class Site:
             match = re.fullmatch(pattern, text)
             if match is not None:
                 parts: dict[str, Any] = match.groupdict()
+                if text == "vision.layer[0]":
+                    return cls("vision", 0, "normed")
                 return cls(parts["tower"], int(parts.get("layer", 0)), parts.get("part", ""))
         known = "text.input, text.layer[i], vision.input, vision.layer[i], vision.pixels, lm.input, lm.kv[i], "
         known += "lm.part[NAME] or text.block[i].query"

@@ -227,7 +227,8 @@ def head_logits(setting: Setting, images: Tensor, text: Tensor) -> Tensor:
     head: Any = setting.classifier.prompt.head
     if head.kind == "cache":
         affinity = F.linear(images, head.keys)
-        return setting.logits(images, text) + ((-1) * (1 - affinity)).exp() @ head.values
+        votes = ((-1) * (head.sharpness - head.sharpness * affinity)).exp() @ head.values
+        return setting.logits(images, text) + head.weight * votes
     if head.kind == "feature-adapter":
         changed = F.relu(F.linear(F.relu(F.linear(images, head.down.weight)), head.up.weight))
         return setting.logits(F.normalize(0.2 * changed + 0.8 * images, dim=-1), text)

@@ -5,6 +5,7 @@ import torch
 
 from mmprompt.classification.methods import METHODS, VPT, CoOp, make_method
 from mmprompt.classification.task import zero_shot
+from mmprompt.core.file import load, save
 from mmprompt.core.fit import describe_method
 from mmprompt.errors import UserError
 from mmprompt.models.sites import Site
@@ -143,6 +144,28 @@ def test_deep_visual_prompts_have_vectors_of_their_own_in_each_layer(tiny_clip_b
     model = VPT(n_visual=3, depth=2).build(tiny_clip_backbone, NAMES)
     assert model.prompt.sites == (Site("vision"), Site("vision", 1))
     assert [tuple(p.shape) for p in model.parameters()] == [(3, tiny_clip_backbone.vision_width)] * 2
+
+
+def test_visual_prompts_have_two_published_forms(tiny_clip_backbone):
+    clip, jia = (VPT(n_visual=64, depth=2, form=form).build(tiny_clip_backbone, NAMES) for form in ("clip", "jia"))
+    assert [str(site) for site in clip.prompt.sites] == ["vision.input", "vision.layer[1]"]
+    assert [str(site) for site in jia.prompt.sites] == ["vision.layer[0]", "vision.layer[1]"]
+    bound = (6 / (3 * tiny_clip_backbone.patch_size**2 + tiny_clip_backbone.vision_width)) ** 0.5
+    for start in jia.parameters():
+        assert 0.98 * bound < start.abs().max() <= bound
+        assert start.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
+    assert all(start.std().item() == pytest.approx(0.02, rel=0.1) for start in clip.parameters())
+    (first, *_) = VPT(form="jia", init="normal").build(tiny_clip_backbone, NAMES).parameters()
+    assert torch.equal(first, next(VPT().build(tiny_clip_backbone, NAMES).parameters()))
+
+
+def test_the_form_of_visual_prompts_survives_saving(tiny_clip_backbone, tmp_path):
+    classifier = VPT(form="jia").build(tiny_clip_backbone, NAMES)
+    save(classifier, tmp_path / "run")
+    read = load(tmp_path / "run", tiny_clip_backbone)
+    image = torch.rand(3, tiny_clip_backbone.image_size, tiny_clip_backbone.image_size)
+    assert [str(site) for site in read.prompt.sites] == ["vision.layer[0]"]
+    assert (read.predict_proba(image) == classifier.predict_proba(image)).all()
 
 
 def test_depth_beyond_the_tower_is_refused(tiny_clip_backbone):

@@ -113,7 +113,10 @@ def test_inserts_take_other_tensors_in_the_order_they_name_them():
 
 @pytest.mark.parametrize(
     "name",
-    ["text.input", "vision.layer[3]", "lm.kv[0]", "text.block[0].query", "vision.block[11].value", "vision.pixels"],
+    [
+        *("text.input", "vision.layer[0]", "vision.layer[3]", "lm.kv[0]", "text.block[0].query"),
+        *("vision.block[11].value", "vision.pixels"),
+    ],
 )
 def test_a_site_is_read_back_from_its_name(name):
     assert str(Site.parse(name)) == name

@@ -2,8 +2,9 @@
 
 Written from the papers: the transformer of Dosovitskiy et al. 2021 (equations 1 to 4), deep visual
 prompts as Khattak et al. 2023 ("MaPLe") place them (after the patches, without position, before the
-first norm; taken over at each deeper layer), the attention pool of Zhai et al. 2022. Works on plain
-dictionaries of weights; imports nothing of the package.
+first norm; taken over at each deeper layer), or as Jia et al. 2022 do, after the first norm, the
+attention pool of Zhai et al. 2022. Works on plain dictionaries of weights; imports nothing of the
+package.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 Weights = Mapping[str, Tensor]
+AFTER_NORM = -1  # the layer of prompts that enter after the first norm
 
 
 def norm(x: Tensor, weights: Weights, name: str) -> Tensor:
@@ -70,6 +72,8 @@ def patches(image: Tensor, kernel: Tensor) -> Tensor:
 def run(x: Tensor, prompts: Mapping[int, Tensor], n_layers: int, block: Callable[[Tensor, int], Tensor]) -> Tensor:
     """The blocks, a deeper layer's prompts taking over the slots after the tower's own ones; returns those own ones."""
     n_own = x.shape[0] - (prompts[0].shape[0] if 0 in prompts else 0)
+    if AFTER_NORM in prompts:
+        x = torch.cat([x, prompts[AFTER_NORM]])
     for layer in range(n_layers):
         if layer > 0 and layer in prompts:
             x = torch.cat([x[:n_own], prompts[layer]])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Ge, Le
 
@@ -12,6 +13,9 @@ from mmprompt.core.method import Start
 from mmprompt.settings import Count
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
     from mmprompt.core.learned import Prompt
     from mmprompt.models.dual_encoder.interface import DualEncoder
 
@@ -20,23 +24,39 @@ if TYPE_CHECKING:
 class VPT(PromptMethod):
     """Visual Prompt Tuning, shallow or deep (Jia et al. 2022, "Visual Prompt Tuning", section 3.2), for CLIP.
 
-    This is the form of MaPLe's released code (Khattak et al. 2023): tokens enter before CLIP's `ln_pre` and start from
-    N(0, 0.02). Read literally, Jia et al. put them after it and start from a uniform distribution; a plain vision
-    transformer has no `ln_pre`, and there the two are the same function. Its paper searches learning rate and weight
-    decay for each data set, so the recipe here is CoOp's.
+    By default it is the form of MaPLe's released code (Khattak et al. 2023): tokens enter before CLIP's `ln_pre` and
+    start from N(0, 0.02). With `form="jia"` they enter after it and start from a uniform distribution, as Jia et al.
+    have it; a plain vision transformer has no `ln_pre`, and there the forms differ by their start alone. The paper
+    searches learning rate and weight decay for each data set, so the recipe here is CoOp's.
     """
 
     n_visual: Annotated[int, Ge(1), Le(10_000)] = 8
     """Number of visual prompt tokens in each prompted layer, 1 or more."""
     depth: Count = 1
     """Layers that receive tokens of their own, input included: 1 is VPT-Shallow, all layers is VPT-Deep."""
+    form: Literal["clip", "jia"] = "clip"
+    """Where the first tokens enter: before the tower's first norm (clip, as in MaPLe's code) or after it (jia)."""
+    init: Literal["normal", "uniform"] | None = None
+    """Random start, N(0, 0.02) or Jia et al.'s uniform one; normal for the form clip, uniform for jia by default."""
 
     def prompt(self, backbone: DualEncoder, start: Start) -> Prompt:
-        """Make free vectors at `vision.input` and at the inputs of the first `depth - 1` further layers."""
-        from mmprompt.core.learned import Learned, Prompt, random_vectors
+        """Make free vectors at the input and at the inputs of the first `depth - 1` further layers."""
+        from mmprompt.core.learned import Learned, Prompt
         from mmprompt.models.sites import Site
 
         depth = image_layers(backbone, self.depth, 1)
-        shape = (self.n_visual, backbone.vision_width or 0)
-        tokens = [Learned(Site("vision", i), random_vectors(shape, start.generator)) for i in range(depth)]
+        first = Site("vision") if self.form == "clip" else Site("vision", 0, "normed")
+        sites = [first, *(Site("vision", layer) for layer in range(1, depth))][:depth]
+        tokens = [Learned(site, self._start(backbone, start.generator)) for site in sites]
         return Prompt(start.template, *tokens).to(backbone.device)
+
+    def _start(self, backbone: DualEncoder, generator: torch.Generator) -> Tensor:
+        import torch
+
+        from mmprompt.core.learned import random_vectors
+
+        width, patch = backbone.vision_width or 0, backbone.patch_size or 0
+        if self.init == "normal" or (self.init is None and self.form == "clip"):
+            return random_vectors((self.n_visual, width), generator)
+        bound = math.sqrt(6 / (3 * patch**2 + width))  # as for a map from a patch to a token (Jia, released code)
+        return torch.empty(self.n_visual, width).uniform_(-bound, bound, generator=generator)

@@ -6,6 +6,7 @@ alike, is here. It is not an `nn.Module`, so that a classifier which holds one n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -196,6 +197,16 @@ class FrozenDualEncoder:
         assert isinstance(self.vision, OpaqueTower), "only an opaque tower has raw features"
         inner = self.vision.trunk(images)
         return torch.cat([F.normalize(self.vision.project(inner), dim=-1), F.normalize(inner, dim=-1)], dim=-1)
+
+    @property
+    def patch_size(self) -> int | None:
+        """See `DualEncoder`."""
+        if not isinstance(self.vision, VisionView):
+            return None
+        blank = torch.zeros(1, 3, self.image_size, self.image_size, device=self.device, dtype=self.dtype)
+        with torch.no_grad():
+            n_slots = self.vision.embed(blank).shape[1]  # a square of patches, and less than a further row of others
+        return self.image_size // math.isqrt(n_slots)
 
     @property
     def raw_width(self) -> int:

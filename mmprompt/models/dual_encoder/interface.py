@@ -26,6 +26,7 @@ class DualEncoder(Protocol):
         device, dtype: where the towers live and compute.
         embed_dim: E.  raw_width: W of image features before the projection, 0 where they are not told apart.
         text_width: D of the text tower.  vision_width: D of the image tower, None without image tokens.
+        patch_size: side of a patch in pixels, None without image tokens.
         text_layers, vision_layers: number of blocks (0 for an image tower without image tokens).
         unprompted_part: the class of the image tower, or of a part of it, that no prompt can join; None if all can.
         context_length: text slots, start and end included.  vocabulary_size: V, the token ids there are.
@@ -49,6 +50,11 @@ class DualEncoder(Protocol):
     logit_bias: float
     image_size: int
     transform: str
+
+    @property
+    def patch_size(self) -> int | None:
+        """See the class."""
+        ...
 
     @property
     def raw_width(self) -> int:

@@ -1,9 +1,10 @@
 """Image features from a frozen image tower with vectors inserted beside its patches.
 
-The vectors of `vision.input` are appended after the patch tokens, without a position and before the tower's first norm;
-those of `vision.layer[i]` replace them at the input of block i; past the last prompted layer they flow on. This is deep
-visual prompting (Jia et al. 2022, VPT-Deep) in the form that Khattak et al. 2023 ("MaPLe") gave it for CLIP, in its
-published code. Layers below the first prompt keep no graph, because nothing in them is trained.
+The vectors of `vision.input` are appended after the patch tokens, without a position and before the tower's first
+norm, those of `vision.layer[0]` after it; those of `vision.layer[i]` replace them at the input of block i; past the
+last prompted layer they flow on. This is deep visual prompting (Jia et al. 2022, VPT-Deep); at `vision.input` it has
+the form that Khattak et al. 2023 ("MaPLe") gave it for CLIP, in its published code. Layers below the first prompt keep
+no graph, because nothing in them is trained.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from torch import Tensor
 from mmprompt.errors import UserError, bad_value
 from mmprompt.models.dual_encoder.forward.views import TensorMap, VisionView, unchanged, with_low_rank
 from mmprompt.models.sites import Insert, Site, Vectors, low_rank_of, vectors_of
+
+INPUT, NORMED = Site("vision"), Site("vision", 0, "normed")
 
 
 @dataclass(frozen=True)
@@ -60,15 +63,16 @@ def encode_images(tower: VisionView | OpaqueTower, images: Tensor, inserts: Mapp
                 "backbone with a ViT image tower."
             )
         return tower.forward(images)
-    prompts = prompts_by_layer(tower, images.shape[0], vectors_of(inserts))
+    prompts = prompts_by_site(tower, images.shape[0], vectors_of(inserts))
     x = tower.embed(images)  # [B, T, D]
     n_own = x.shape[1]
-    if 0 in prompts:
-        x = with_prompts(x, n_own, prompts[0])
+    if INPUT in prompts:
+        x = with_prompts(x, n_own, prompts[INPUT])
     x = tower.pre_norm(x)
     for layer, block in enumerate(with_low_rank("vision", tower.blocks, tower.width, low_rank_of(inserts))):
-        if layer > 0 and layer in prompts:
-            x = with_prompts(x, n_own, prompts[layer])
+        site = Site("vision", layer) if layer else NORMED
+        if site in prompts:
+            x = with_prompts(x, n_own, prompts[site])
         x = block.whole(x)
     return tower.pool(x[:, :n_own])
 
@@ -96,8 +100,8 @@ def with_prompts(x: Tensor, n_own: int, prompts: Tensor) -> Tensor:
     return torch.cat([x[:, :n_own], prompts.to(x.dtype)], dim=1)  # [B, T + M, D]
 
 
-def prompts_by_layer(view: VisionView, n_images: int, vectors: Mapping[Site, Vectors]) -> dict[int, Tensor]:
-    """Check the vectors against the tower and give each image its own: {layer: [B, M, D]}."""
+def prompts_by_site(view: VisionView, n_images: int, vectors: Mapping[Site, Vectors]) -> dict[Site, Tensor]:
+    """Check the vectors against the tower and give each image its own: {site: [B, M, D]}."""
     counts = {site: given.n_vectors for site, given in vectors.items()}
     if len(set(counts.values())) > 1:
         named = ", ".join(f"{site} {count}" for site, count in sorted(counts.items()))
@@ -105,11 +109,16 @@ def prompts_by_layer(view: VisionView, n_images: int, vectors: Mapping[Site, Vec
             f"the visual prompts have different numbers of vectors ({named}), but a deeper layer takes over the "
             "slots of the one before. Use one n_visual for all layers."
         )
+    if INPUT in vectors and NORMED in vectors:
+        raise UserError(
+            f"vectors were given at {INPUT} and at {NORMED}, before and after the tower's first norm, but they have "
+            "the same slots. Leave out one of the two."
+        )
     prompts = {}
     for site, given in vectors.items():
         if site.layer >= len(view.blocks):
             raise bad_value("site", site, f"this image tower has {len(view.blocks)} layers", "Use a smaller depth.")
-        prompts[site.layer] = for_each_image(given, n_images, view.width, site)
+        prompts[site] = for_each_image(given, n_images, view.width, site)
     return prompts
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmprompt.errors import UserError
 from mmprompt.models.dual_encoder.encoder import FrozenDualEncoder
+from mmprompt.models.dual_encoder.forward.vision import NORMED
 from mmprompt.models.dual_encoder.load import load_backbone
 from mmprompt.models.sites import Site, Vectors
 from tests import small_models
@@ -84,7 +85,7 @@ def vectors(backbone: FrozenDualEncoder, *layers: int, n_images: int | None = No
     shape = (m, backbone.vision_width) if n_images is None else (n_images, m, backbone.vision_width)
     scope = "shared" if n_images is None else "sample"
     return {
-        Site("vision", layer): Vectors(
+        (Site("vision", layer) if layer >= 0 else NORMED): Vectors(
             torch.randn(shape, generator=generator).to(backbone.dtype).requires_grad_(), scope
         )
         for layer in layers
@@ -94,7 +95,12 @@ def vectors(backbone: FrozenDualEncoder, *layers: int, n_images: int | None = No
 def per_image(given: dict[Site, Vectors], n_images: int) -> list[dict[int, Tensor]]:
     """The same vectors as the reference takes them."""
     return [
-        {site.layer: v.values if v.scope == "shared" else v.values[image] for site, v in given.items()}
+        {
+            plain_vision.AFTER_NORM if site == NORMED else site.layer: v.values
+            if v.scope == "shared"
+            else v.values[image]
+            for site, v in given.items()
+        }
         for image in range(n_images)
     ]
 
@@ -119,7 +125,7 @@ def test_without_prompts_features_are_the_library_s_own(backbone: FrozenDualEnco
     assert relative_error(backbone.encode_image(images), library_features(backbone, images)) < tolerance(backbone)
 
 
-@pytest.mark.parametrize("layers", [(0,), (0, 1), (1,)], ids=str)
+@pytest.mark.parametrize("layers", [(0,), (0, 1), (1,), (-1,), (-1, 1)], ids=str)
 @pytest.mark.parametrize("scope", ["shared", "sample"])
 def test_prompted_features_and_gradients_are_the_papers(
     backbone: FrozenDualEncoder, images: Tensor, reference: Reference, layers: tuple[int, ...], scope: str
@@ -225,6 +231,13 @@ def test_unequal_numbers_of_vectors_are_refused(tiny_clip_backbone: FrozenDualEn
     given = vectors(tiny_clip_backbone, 0, m=2) | vectors(tiny_clip_backbone, 1, m=3)
     with pytest.raises(UserError, match=r"vision.input 2, vision.layer\[1\] 3"):
         tiny_clip_backbone.encode_image(pixels, given)
+
+
+def test_vectors_before_and_after_the_first_norm_are_refused(
+    tiny_clip_backbone: FrozenDualEncoder, pixels: Tensor
+) -> None:
+    with pytest.raises(UserError, match=r"at vision.input and at vision.layer\[0\], .* the same slots"):
+        tiny_clip_backbone.encode_image(pixels, vectors(tiny_clip_backbone, 0, -1))
 
 
 def test_a_layer_that_the_tower_lacks_is_refused(tiny_clip_backbone: FrozenDualEncoder, pixels: Tensor) -> None:
