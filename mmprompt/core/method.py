@@ -237,12 +237,13 @@ class Measured:
 
 
 _CAPTIONS = Recipe(optimizer="adamw", lr=0.1, batch_size=16, weight_decay=0.0, warmup_epochs=0, augment="none")
+_PHOTO = Recipe(optimizer="adamw", lr=0.01, batch_size=256, epochs=100, augment="none")
 MEASURED: dict[tuple[str, str], Measured] = {
     ("tiny", "CoOp"): Measured({"n_ctx": 4}),
     ("tiny", "ProGrad"): Measured({"n_ctx": 8}),
-    ("photo", "CoOp"): Measured(
-        recipe=Recipe(optimizer="adamw", lr=0.01, batch_size=256, epochs=100, augment="none"),
-    ),
+    ("photo", "CoOp"): Measured(recipe=_PHOTO),
+    ("photo", "KgCoOp"): Measured(recipe=_PHOTO),
+    ("photo", "ProGrad"): Measured(recipe=_PHOTO),
     ("captioning", "PromptTuning"): Measured({"n_soft": 8}, _CAPTIONS),
     ("captioning", "PrefixTuning"): Measured({"n_prefix": 4, "reparametrise": False}, _CAPTIONS),
     ("language", "PromptTuning"): Measured({"n_soft": 20}),
