@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from mmprompt.core.file import Predictor, describe, describe_backbone, save
 from mmprompt.core.header import check_new
-from mmprompt.core.method import Method, leading, overrides, resolved_recipe, settled
+from mmprompt.core.method import Method, overrides, resolved_recipe, settled
 from mmprompt.errors import UserError, bad_value, unknown_name
 from mmprompt.files import make_folder, write_json
 from mmprompt.settings import check, checked
@@ -264,7 +264,8 @@ def method_of(method: Method | str, task: Any) -> Method:
         kinds = getattr(part, "kinds", (task.kind,))
         if task.kind not in kinds:
             advice = f"Use one of {', '.join(task.methods)}."
-            raise bad_value("method", type(leading(part)).__name__, f"it is for {' and '.join(kinds)}", advice)
+            shown = " + ".join(type(one).__name__ for one in getattr(part, "methods", (part,)))
+            raise bad_value("method", shown, f"it is for {' and '.join(kinds)}", advice)
     return method
 
 

@@ -80,7 +80,7 @@ def read_terms(
     """
     rank, layers = config["r"], linear_layers(model.lm)
     parts: dict[str, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
+    for name, value in sorted(tensors.items()):
         match = NAME.fullmatch(name)
         if match is None:
             raise bad_file(path, f"holds {name}, which no plain LoRA has", "Give a folder of low-rank terms alone.")

@@ -312,7 +312,12 @@ START = mp.Start(torch.Generator(), mp.Template.parse("{text}{answer}"))
         ),
         (
             lambda: fit(PromptTuning(2) + PrefixTuning(2), "tiny", mp.load_captions("openart-scenes").focus("objects")),
-            "method is DecoderCombination, but it is for language. Use one of prompt-tuning, prefix-tuning, hard.",
+            "method is PromptTuning + PrefixTuning, but it is for language. "
+            "Use one of prompt-tuning, prefix-tuning, hard.",
+        ),
+        (
+            lambda: fit(PromptTuning(2) + LoRA(), "tiny", mp.load_captions("openart-scenes").focus("objects")),
+            "method is PromptTuning + LoRA, but it is for language. Use one of prompt-tuning, prefix-tuning, hard.",
         ),
         (
             lambda: fit(LoRA(), "tiny", mp.load_captions("openart-scenes").focus("objects")),
