@@ -24,8 +24,8 @@ import torch
 import torch.nn.functional as F
 from measure import Row, parser, relative_error, report, side_by_side, use_one_thread
 from published import STEPS, Setting, Step
+from text_step import CALTECH
 from torch import Tensor
-from towers import CALTECH
 
 from mmprompt.classification.methods import make_method
 from mmprompt.classification.task import ClassificationProblem
