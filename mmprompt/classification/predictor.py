@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from mmprompt.classification.template import ClassTemplate, check_class_names, refuse_single_class
 from mmprompt.core.file import check_facts, read_prompt, refuse_other_backbone
 from mmprompt.core.header import HEADER, RESTORE
-from mmprompt.core.heads import Cosine, TextAndMeans, TextProbe
+from mmprompt.core.heads import Cosine, Head, TextAndMeans, TextProbe
 from mmprompt.core.learned import Given, Outputs, Prompt
 from mmprompt.data.images import ImageLike, as_list, is_one, read_image
 from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
@@ -287,12 +287,16 @@ class Classifier(nn.Module):
         Raises:
             UserError: context or head belong to single classes, or a name is empty, repeated or too long.
         """
+        prompt, head = self.prompt, self.prompt.head
         if self.prompt.is_class_specific:
             raise UserError(
                 "this prompt has a context or a head for each class, so it cannot take other class names. "
                 "Train with class_specific=False, or a method without a head, for that."
             )
-        return type(self)(self.backbone, self.prompt, class_names, **self.form_settings())
+        if isinstance(head, Head):
+            head = head.for_class_names(self.class_names, class_names)
+            prompt = Prompt(prompt.template, *prompt.sources, head=head).train(prompt.training)
+        return type(self)(self.backbone, prompt, class_names, **self.form_settings())
 
     def header(self) -> dict[str, Any]:
         """Give what the prompt file keeps of a classifier beside its prompt; see `core.file.Predictor`.

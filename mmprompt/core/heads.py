@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -31,6 +31,15 @@ class Head(nn.Module):
     def settings(self) -> dict[str, Any]:
         """Give the keyword arguments, JSON-ready, with which `HEADS[kind]` makes a head of the same shapes."""
         return {}
+
+    def for_class_names(self, own: Sequence[str], wanted: Sequence[str]) -> Head:
+        """Give the head for other class names; the same one where it knows no classes.
+
+        Args:
+            own: the names that this head is for.
+            wanted: those that the other one is for.
+        """
+        return self
 
 
 class Cosine(Head):
@@ -331,8 +340,56 @@ class Prototypes(Head):
         return (self.trust * (self.weight - self.start).square().sum(-1)).mean()
 
 
-HEADS: dict[str, Callable[..., Head]] = {
-    kind.kind: kind
-    for kind in (ClassMeans, TextAndMeans, TextProbe, Linear, Blend, Cache, FeatureAdapter, Residual, Prototypes)
-}
+class TextStarted(Head):
+    """The scaled cosine with a vector of each class that starts from its text (Farina et al. 2025, section 4, "2SFS").
+
+    Before it starts, and for class names that it did not learn, the text stands in its place.
+
+    Args:
+        n_classes: C.
+        width: E.
+        scale, bias: as of the cosine.
+    """
+
+    kind = "text-started"
+    is_class_specific = False
+    is_learned: Tensor
+
+    def __init__(self, n_classes: int, width: int, scale: float, bias: float) -> None:
+        super().__init__()
+        self.scale, self.bias = scale, bias
+        self.weight = nn.Parameter(torch.zeros(n_classes, width))
+        self.register_buffer("is_learned", torch.zeros(n_classes, dtype=torch.bool))
+
+    def settings(self) -> dict[str, Any]:
+        """See `Head`."""
+        n_classes, width = self.weight.shape
+        return {"n_classes": n_classes, "width": width, "scale": self.scale, "bias": self.bias}
+
+    @torch.no_grad()
+    def start_from(self, class_features: Tensor) -> None:
+        """Start to learn, from class features [C, E]."""
+        self.weight.copy_(class_features)
+        self.is_learned.fill_(True)
+
+    def for_class_names(self, own: Sequence[str], wanted: Sequence[str]) -> TextStarted:
+        """Keep what was learned of the names that both have; see `Head`."""
+        head = TextStarted(len(wanted), self.weight.shape[1], self.scale, self.bias).to(self.weight.device)
+        rows = {name: row for row, name in enumerate(own)}
+        for place, name in enumerate(wanted):
+            if name in rows:
+                head.weight.data[place] = self.weight.data[rows[name]]
+                head.is_learned[place] = self.is_learned[rows[name]]
+        return head.requires_grad_(self.weight.requires_grad)
+
+    def forward(self, image_features: Tensor, class_features: Tensor) -> Tensor:
+        """Compute logits [B, C]."""
+        if self.is_learned.any():  # else no graph of the weights, so that an optimiser leaves them as they are
+            learned = F.normalize(self.weight, dim=-1).to(class_features.dtype)
+            class_features = torch.where(self.is_learned[:, None], learned, class_features)
+        return Cosine(self.scale, self.bias)(image_features, class_features)
+
+
+_KINDS = (ClassMeans, TextAndMeans, TextProbe, Linear, Blend, Cache, FeatureAdapter, Residual, Prototypes, TextStarted)
+HEADS: dict[str, Callable[..., Head]] = {kind.kind: kind for kind in _KINDS}
 """The kinds of heads that a prompt file may name; a head of your own is added here."""

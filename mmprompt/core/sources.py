@@ -1,4 +1,4 @@
-"""Sources that make what enters the sites: of other vectors or the image, terms beside projections, or pixels."""
+"""Sources that make what enters the sites: of other vectors or the image, terms at projections and norms, or pixels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmprompt.core.learned import Given, Inserts, Source, random_vectors
-from mmprompt.models.sites import LowRank, PixelTerm, Site, Vectors
+from mmprompt.models.sites import Bottleneck, LowRank, NormDelta, PixelTerm, Site, Vectors
 
 
 class MadePrefix(Source):
@@ -165,6 +165,66 @@ class LowRankTerms(Source):
         return {site: LowRank(a * self.unit, b * self.unit, self.scale, dropout) for site, a, b in parts}
 
 
+class Bottlenecks(Source):
+    """Small networks behind sublayers (Houlsby et al. 2019, "Parameter-Efficient Transfer Learning", section 2.1).
+
+    Args:
+        places: names of sites, and the width of each sublayer.
+        hidden: R, the width of each network.
+    """
+
+    kind = "adapters"
+
+    def __init__(self, places: Mapping[str, int], hidden: int) -> None:
+        super().__init__()
+        self.places, self.hidden = dict(places), hidden
+        self.sites = tuple(Site.parse(place) for place in places)
+        self.down = nn.ModuleList(nn.Linear(width, hidden) for width in places.values())
+        self.up = nn.ModuleList(nn.Linear(hidden, width) for width in places.values())
+
+    def start_from(self, generator: torch.Generator) -> Bottlenecks:
+        """Draw weights near zero, N(0, 0.01) cut at two deviations, and set biases to 0 (section 3.6)."""
+        for layer in (*self.down, *self.up):
+            nn.init.trunc_normal_(layer.weight, std=0.01, a=-0.02, b=0.02, generator=generator)
+            nn.init.zeros_(layer.bias)
+        return self
+
+    def settings(self) -> dict[str, Any]:
+        """See `Source`."""
+        return {"places": self.places, "hidden": self.hidden}
+
+    def forward(self, given: Given) -> Inserts:
+        """Give the network of each place."""
+        parts = zip(self.sites, self.down, self.up, strict=True)
+        return {site: Bottleneck(down.weight, down.bias, up.weight, up.bias) for site, down, up in parts}  # type: ignore[arg-type]
+
+
+class NormDeltas(Source):
+    """What is added to the weights and biases of layer norms; it starts as nothing.
+
+    Args:
+        places: names of sites, and the width of each norm.
+    """
+
+    kind = "layer-norms"
+
+    def __init__(self, places: Mapping[str, int]) -> None:
+        super().__init__()
+        self.places = dict(places)
+        self.sites = tuple(Site.parse(place) for place in places)
+        self.weights = nn.ParameterList(nn.Parameter(torch.zeros(width)) for width in places.values())
+        self.biases = nn.ParameterList(nn.Parameter(torch.zeros(width)) for width in places.values())
+
+    def settings(self) -> dict[str, Any]:
+        """See `Source`."""
+        return {"places": self.places}
+
+    def forward(self, given: Given) -> Inserts:
+        """Give what is added to each norm."""
+        parts = zip(self.sites, self.weights, self.biases, strict=True)
+        return {site: NormDelta(weight, bias) for site, weight, bias in parts}
+
+
 class PixelFrame(Source):
     """Pixels around the edge of every image (Bahng et al. 2022, "Exploring Visual Prompts", section 3.2, "padding").
 
@@ -240,6 +300,6 @@ def draw_linear(layer: nn.Linear, generator: torch.Generator) -> None:
 
 
 SOURCES: dict[str, Callable[..., Source]] = {
-    kind.kind: kind for kind in (Conditioned, LowRankTerms, PixelFrame, PixelPatch)
+    kind.kind: kind for kind in (Conditioned, LowRankTerms, Bottlenecks, NormDeltas, PixelFrame, PixelPatch)
 }
 """The kinds of sources that a prompt file may name, beside vectors; a source of your own is added here."""

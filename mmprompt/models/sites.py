@@ -2,9 +2,10 @@
 
 A site is `text.input`, `text.layer[i]`, `vision.input` or `vision.layer[i]` of a dual encoder, `lm.input` or
 `lm.kv[i]` of a language model or captioner, where vectors enter; a projection such as `text.block[i].query`, beside
-which a low-rank term stands; `vision.pixels`, where something is added to the image itself; or `lm.part[NAME]`, a
-layer, block or weight of a language model by its own name. Prompts produce `{Site: Insert}`; backbones consume it.
-Neither knows the other's class.
+which a low-rank term stands; a norm such as `text.block[i].norm1`, whose weight and bias it moves; a sublayer such as
+`text.block[i].mlp`, behind which a small network stands; `vision.pixels`, where something is added to the image itself;
+or `lm.part[NAME]`, a layer, block or weight of a language model by its own name. Prompts produce `{Site: Insert}`;
+backbones consume it. Neither knows the other's class.
 """
 
 from __future__ import annotations
@@ -21,14 +22,19 @@ from mmprompt.errors import UserError
 
 Tower = Literal["text", "vision", "lm", "lm.kv"]
 Scope = Literal["shared", "class", "sample"]
+PROJECTIONS, NORMS, SUBLAYERS = ("query", "key", "value"), ("norm1", "norm2"), ("attention", "mlp")
+INSIDE_BLOCKS = (*PROJECTIONS, *NORMS, *SUBLAYERS)
+WHOLE_TOWER = ("pre_norm", "final_norm", "pixels")
+"""The parts that a tower has once and not in each block."""
 NUMBER = r"\[(?P<layer>0|[1-9]\d{0,3})\]"
 SITE_NAMES = (
     r"(?P<tower>text|vision|lm)\.input",
     rf"(?P<tower>text)\.layer(?!\[0\]){NUMBER}",
     rf"(?P<tower>vision)\.layer{NUMBER}",
     rf"(?P<tower>lm\.kv){NUMBER}",
-    rf"(?P<tower>text|vision)\.block{NUMBER}\.(?P<part>query|key|value)",
-    r"(?P<tower>vision)\.(?P<part>pixels)",
+    rf"(?P<tower>text|vision)\.block{NUMBER}\.(?P<part>{'|'.join(INSIDE_BLOCKS)})",
+    r"(?P<tower>text|vision)\.(?P<part>final_norm)",
+    r"(?P<tower>vision)\.(?P<part>pre_norm|pixels)",
     r"(?P<tower>lm)\.part\[(?P<part>\w+(\.\w+)*)\]",
 )
 
@@ -39,8 +45,8 @@ class Site:
 
     At `lm.kv` they are keys and values of block `layer`, which attention sees before those of the text: [M, 2 H D/H],
     the keys of all heads, then the values. `vision.layer[0]` is `vision.input` after the tower's first norm, its part
-    `normed`. With any other `part` the site is that projection of block `layer`, or the `pixels` of the images; at `lm`
-    it is the layer, block or weight of that name.
+    `normed`. With any other `part` the site is that part of block `layer`, or what the tower has once; at `lm` it is
+    the layer, block or weight of that name.
     """
 
     tower: Tower
@@ -48,8 +54,8 @@ class Site:
     part: str = ""
 
     def __str__(self) -> str:
-        if self.part == "pixels":
-            return f"{self.tower}.pixels"
+        if self.part in WHOLE_TOWER:
+            return f"{self.tower}.{self.part}"
         if self.part and self.tower == "lm":
             return f"lm.part[{self.part}]"
         if self.part == "normed":
@@ -71,7 +77,7 @@ class Site:
                     return cls("vision", 0, "normed")
                 return cls(parts["tower"], int(parts.get("layer", 0)), parts.get("part", ""))
         known = "text.input, text.layer[i], vision.input, vision.layer[i], vision.pixels, lm.input, lm.kv[i], "
-        known += "lm.part[NAME] or text.block[i].query"
+        known += "lm.part[NAME], text.block[i].query, text.block[i].norm1, text.block[i].mlp or text.final_norm"
         raise UserError(f"{text!r} is not a site. A site is {known}.")
 
 
@@ -134,6 +140,27 @@ class LowRank:
 
 
 @dataclass(frozen=True)
+class NormDelta:
+    """What is added to the weight and the bias of a layer norm (Farina et al. 2025, "Rethinking Few-Shot Adaptation").
+
+    Args:
+        weight, bias: [D].
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All tensors that a gradient may be wanted of."""
+        return self.weight, self.bias
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> NormDelta:
+        """Return the same insert with other tensors, in the order of `tensors`."""
+        return replace(self, weight=tensors[0], bias=tensors[1])
+
+
+@dataclass(frozen=True)
 class PixelTerm:
     """What is added to every normalised image (Bahng et al. 2022, "Exploring Visual Prompts", section 3.2).
 
@@ -155,7 +182,7 @@ class PixelTerm:
 
 @dataclass(frozen=True)
 class Bottleneck:
-    """A small network behind a block (Houlsby et al. 2019): y + W' gelu(W y + c) + c'.
+    """A small network behind a block or sublayer (Houlsby et al. 2019): y + W' gelu(W y + c) + c'.
 
     Args:
         down, down_bias: [R, D], [R].
@@ -198,7 +225,7 @@ class Weight:
         return Weight(*tensors)
 
 
-Insert = Vectors | LowRank | PixelTerm | Bottleneck | Weight
+Insert = Vectors | LowRank | NormDelta | PixelTerm | Bottleneck | Weight
 
 
 def vectors_of(inserts: Mapping[Site, Insert]) -> dict[Site, Vectors]:

@@ -70,6 +70,9 @@ class Recipe:
     min_lr: Rate = 0.0
     """Where the cosine ends."""
 
+    restart_after: Annotated[float, Gt(0), Lt(1)] | None = None
+    """Share of the training after which the cosine starts again from `lr`, for methods of two stages; None for none."""
+
     warmup_epochs: Annotated[int, Ge(0)] = 1
     """Epochs at the constant warm-up rate before the cosine starts."""
 
@@ -127,14 +130,25 @@ def epochs_for(recipe: Recipe, shots: int | None) -> int:
     return 50 if shots == 1 else 100
 
 
+def steps_of_first_stage(recipe: Recipe, n_steps: int) -> int | None:
+    """Count those of all steps of a training that lie before the cosine starts again; None where it does not."""
+    return None if recipe.restart_after is None else math.floor(recipe.restart_after * n_steps + 1e-9)
+
+
 def learning_rate(recipe: Recipe, epoch: int, n_epochs: float, step: int = 0, n_steps: int = 1) -> float:
     """Compute the rate of one epoch or step: constant warm-up, then a cosine (Zhou et al. 2022, released code of CoOp).
 
     The cosine's period is the whole training with the warm-up counted again, so that the last epoch
-    stays a little above zero: that is what the papers' numbers were trained with.
+    stays a little above zero: that is what the papers' numbers were trained with. Where a second cosine follows, both
+    have the length of their own stage.
     Epochs, and steps within one, count from 0; `n_epochs` is no whole number where a training is counted in steps.
     """
     if epoch < recipe.warmup_epochs:
         return recipe.warmup_lr
-    done = epoch - recipe.warmup_epochs + (step / n_steps if recipe.schedule == "step" else 0)
+    done = epoch + (step / n_steps if recipe.schedule == "step" else 0)
+    n_first = steps_of_first_stage(recipe, round(n_epochs * n_steps))
+    if n_first is not None and done >= n_first / n_steps:
+        done, n_epochs = done - n_first / n_steps, n_epochs - n_first / n_steps
+    else:
+        done, n_epochs = done - recipe.warmup_epochs, n_epochs if n_first is None else n_first / n_steps
     return recipe.min_lr + (recipe.lr - recipe.min_lr) * (1 + math.cos(math.pi * done / n_epochs)) / 2

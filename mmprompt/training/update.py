@@ -70,15 +70,16 @@ class WeightUpdate:
 
     def _combine(self, losses: Mapping[str, Tensor], rule: GradientRule) -> None:
         gradients: dict[str, Sequence[Tensor]] = {}
+        learning = [parameter for parameter in self.parameters if parameter.requires_grad]
         for name, loss in losses.items():
             if not loss.requires_grad:
-                gradients[name] = [torch.zeros_like(parameter) for parameter in self.parameters]
+                gradients[name] = [torch.zeros_like(parameter) for parameter in learning]
                 continue
             scaled = self._scaler.scale(loss)
             gradients[name] = torch.autograd.grad(
-                scaled, self.parameters, retain_graph=True, allow_unused=True, materialize_grads=True
+                scaled, learning, retain_graph=True, allow_unused=True, materialize_grads=True
             )
-        for parameter, gradient in zip(self.parameters, rule(gradients), strict=True):
+        for parameter, gradient in zip(learning, rule(gradients), strict=True):
             parameter.grad = gradient
 
     def _check_gradients(self) -> None:

@@ -3,13 +3,14 @@ from __future__ import annotations
 import cmath
 import copy
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
 import pytest
 
 from mmprompt.errors import UserError
-from mmprompt.training.recipe import Recipe, epochs_for, learning_rate
+from mmprompt.training.recipe import Recipe, epochs_for, learning_rate, steps_of_first_stage
 
 
 def test_the_defaults_are_the_papers() -> None:
@@ -160,3 +161,17 @@ def test_the_cosine_ends_where_it_is_told_to() -> None:
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] == pytest.approx(0.002, abs=1e-8)
     assert rates[2500] == pytest.approx(0.006)
+
+
+@pytest.mark.parametrize(("n_epochs", "n_steps"), [(5, 8), (7, 3), (30, 1), (1, 1)])
+def test_a_second_cosine_starts_where_the_first_ends(n_epochs: int, n_steps: int) -> None:
+    recipe = Recipe(lr=0.01, min_lr=0.002, warmup_epochs=0, schedule="step", restart_after=0.6)
+    rates = [
+        learning_rate(recipe, epoch, n_epochs, step, n_steps) for epoch in range(n_epochs) for step in range(n_steps)
+    ]
+    first = int(0.6 * n_epochs * n_steps)
+    assert steps_of_first_stage(recipe, n_epochs * n_steps) == first
+    expected = []
+    for length in (first, n_epochs * n_steps - first):
+        expected += [0.002 + 0.008 * (1 + math.cos(math.pi * done / length)) / 2 for done in range(length)]
+    assert rates == pytest.approx(expected, rel=1e-9)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+from mmprompt.classification.methods.adapters import Adapters
 from mmprompt.classification.methods.auto import Auto
 from mmprompt.classification.methods.base import ClassificationMethod, Combination
 from mmprompt.classification.methods.cocoop import CoCoOp
@@ -14,6 +15,7 @@ from mmprompt.classification.methods.heads import CLAP, CLIPAdapter, TaskRes, Ti
 from mmprompt.classification.methods.independent import IVLP, DeepText, PromptSRC
 from mmprompt.classification.methods.lora import CLIPLoRA
 from mmprompt.classification.methods.maple import MaPLe
+from mmprompt.classification.methods.norms import LayerNormTuning, TwoStage
 from mmprompt.classification.methods.parts import AlignedGradient, Consistency, GaussianAverage, KnowledgeGuided
 from mmprompt.classification.methods.pixels import PaddingPrompt, PatchPrompt
 from mmprompt.classification.methods.solved import (
@@ -42,6 +44,9 @@ METHODS: dict[str, type[Any]] = {
     "maple": MaPLe,
     "promptsrc": PromptSRC,
     "clip-lora": CLIPLoRA,
+    "adapters": Adapters,
+    "layer-norm": LayerNormTuning,
+    "two-stage": TwoStage,
     "zero-shot": ZeroShot,
     "zero-shot-ensemble": ZeroShotEnsemble,
     "nearest-class-mean": NearestClassMean,

@@ -209,6 +209,11 @@ class FrozenDualEncoder:
         return self.image_size // math.isqrt(n_slots)
 
     @property
+    def norm_sites(self) -> tuple[Site, ...]:
+        """The layer norms of both towers that can be moved; none of an image tower without known blocks."""
+        return (*self.text.norm_sites, *(self.vision.norm_sites if isinstance(self.vision, VisionView) else ()))
+
+    @property
     def raw_width(self) -> int:
         """W, the width of the image tower's own features before the projection; 0 where they are not told apart."""
         return getattr(self.vision, "raw_width", 0)

@@ -28,6 +28,7 @@ class DualEncoder(Protocol):
         text_width: D of the text tower.  vision_width: D of the image tower, None without image tokens.
         patch_size: side of a patch in pixels, None without image tokens.
         text_layers, vision_layers: number of blocks (0 for an image tower without image tokens).
+        norm_sites: the layer norms of both towers that can be moved.
         unprompted_part: the class of the image tower, or of a part of it, that no prompt can join; None if all can.
         context_length: text slots, start and end included.  vocabulary_size: V, the token ids there are.
         logit_scale: linear multiplier of the cosine.  logit_bias: added to the logits (SigLIP), else 0.
@@ -53,6 +54,11 @@ class DualEncoder(Protocol):
 
     @property
     def patch_size(self) -> int | None:
+        """See the class."""
+        ...
+
+    @property
+    def norm_sites(self) -> tuple[Site, ...]:
         """See the class."""
         ...
 

@@ -33,6 +33,7 @@ from mmprompt.models.dual_encoder.forward.views import (
     BlockView,
     Frame,
     OpaqueBlock,
+    TensorMap,
     TextView,
     VisionView,
     per_head,
@@ -179,6 +180,7 @@ def read_vision(visual: nn.Module) -> VisionView | OpaqueTower:
         blocks=tuple(read_block(block) for block in visual.transformer.resblocks),
         pool=partial(_pool_slots, visual),
         width=visual.positional_embedding.shape[-1],
+        final_norm=visual.ln_post,
     )
 
 
@@ -195,13 +197,13 @@ def _embed_patches(visual: VisionTransformer, images: Tensor) -> Tensor:
     return torch.cat([class_token, patches], dim=1) + visual.positional_embedding.to(patches.dtype)
 
 
-def _pool_slots(visual: VisionTransformer, x: Tensor) -> Tensor:
-    """Apply final norm, class token or patch average, and projection: [B, 1 + P, D] to [B, E]."""
+def _pool_slots(visual: VisionTransformer, final_norm: TensorMap, x: Tensor) -> Tensor:
+    """Apply the final norm, class token or patch average, and projection: [B, 1 + P, D] to [B, E]."""
     if not visual.final_ln_after_pool:
-        x = visual.ln_post(x)
+        x = final_norm(x)
     x = x[:, 1:].mean(dim=1) if visual.pool_type == "avg" else x[:, 0]
     if visual.final_ln_after_pool:
-        x = visual.ln_post(x)
+        x = final_norm(x)
     return x if visual.proj is None else x @ visual.proj
 
 

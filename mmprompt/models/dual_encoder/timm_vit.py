@@ -11,7 +11,7 @@ from timm.layers import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from mmprompt.models.dual_encoder.forward.views import BlockView, VisionView, per_head
+from mmprompt.models.dual_encoder.forward.views import BlockView, TensorMap, VisionView, per_head
 from mmprompt.models.dual_encoder.forward.vision import OpaqueTower
 
 
@@ -25,11 +25,11 @@ def read_timm_vit(trunk: Any, head: nn.Module) -> VisionView | OpaqueTower:
     def embed(images: Tensor) -> Tensor:
         return trunk._pos_embed(trunk.patch_embed(images))  # timm has no public name for this step
 
-    def pool(x: Tensor) -> Tensor:
-        return head(trunk.forward_head(trunk.norm(x)))
+    def pool(final_norm: TensorMap, x: Tensor) -> Tensor:
+        return head(trunk.forward_head(final_norm(x)))
 
     blocks = tuple(read_block(block) for block in trunk.blocks)
-    return VisionView(embed, trunk.norm_pre, blocks, pool, trunk.embed_dim)
+    return VisionView(embed, trunk.norm_pre, blocks, pool, trunk.embed_dim, trunk.norm)
 
 
 def is_known(block: Any) -> bool:

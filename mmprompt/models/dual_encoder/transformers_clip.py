@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from mmprompt.errors import UserError
 from mmprompt.models.dual_encoder.encoder import FrozenDualEncoder, WordTokenizer
-from mmprompt.models.dual_encoder.forward.views import BlockView, TextView, VisionView, quick_gelu
+from mmprompt.models.dual_encoder.forward.views import BlockView, TensorMap, TextView, VisionView, quick_gelu
 from mmprompt.models.frozen import LoadOptions, PixelTransform, describe, freeze
 
 MODELS = {"clip": CLIPModel, "siglip": SiglipModel}
@@ -145,15 +145,16 @@ def read_vision(model: CLIPModel | SiglipModel) -> VisionView:
             "Use a complete SigLIP checkpoint."
         )
 
-    def pool(x: Tensor) -> Tensor:
+    def pool(final_norm: TensorMap, x: Tensor) -> Tensor:
         if isinstance(model, CLIPModel):
-            return model.visual_projection(tower.post_layernorm(x[:, 0]))
-        return tower.head(tower.post_layernorm(x))
+            return model.visual_projection(final_norm(x[:, 0]))
+        return tower.head(final_norm(x))
 
     # The library writes the name of CLIP's first norm this way.
     pre_norm = tower.pre_layrnorm if isinstance(model, CLIPModel) else nn.Identity()
     width = tower.embeddings.position_embedding.embedding_dim
-    return VisionView(tower.embeddings, pre_norm, tuple(map(read_block, tower.encoder.layers)), pool, width)
+    blocks = tuple(map(read_block, tower.encoder.layers))
+    return VisionView(tower.embeddings, pre_norm, blocks, pool, width, tower.post_layernorm)
 
 
 def read_block(layer: Any) -> BlockView:

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from mmprompt.errors import UserError, bad_value
 from mmprompt.models.dual_encoder.forward.packed import KeyValue, PackedSlots, embed, pack, run_common, run_own, splice
-from mmprompt.models.dual_encoder.forward.views import BlockView, TextView, with_low_rank
+from mmprompt.models.dual_encoder.forward.views import BlockView, TextView, adapted_blocks, moved_norm
 from mmprompt.models.recompute import recomputed
-from mmprompt.models.sites import Insert, Site, TextSlots, Vectors, low_rank_of, vectors_of, with_tensors
+from mmprompt.models.sites import Insert, Site, TextSlots, Vectors, vectors_of, with_tensors
 
 SAVED_WIDTHS = 16
 """Tensors of the tower's width that a block keeps per slot for the backward pass: a little above the most measured."""
@@ -61,7 +61,7 @@ def encode_slots(
         inserts: for `text.input` the context vectors that `slots.ctx_index` names; for `text.layer[i]`
             vectors that replace the first of those slots at the input of block i (Khattak et al. 2023,
             "MaPLe", section 3.2). Those of scope `"sample"` (Zhou et al. 2022, "Conditional Prompt
-            Learning") give features per image. Low-rank terms stand beside the projections of their blocks.
+            Learning") give features per image. What is learned inside blocks is put into them.
         memory_bytes: about what the activations kept for the backward pass may take; classes beyond that are
             computed again in the backward pass.
         shortcuts: for tests.
@@ -71,7 +71,9 @@ def encode_slots(
         pooled = encode_packed(view, slots, inserts, memory_bytes, shortcuts)
     else:
         pooled = encode_full(view, slots, inserts, memory_bytes, shortcuts)
-    features = view.project(view.final_norm(pooled))  # [B or 1, C, E]
+    last = Site("text", part="final_norm")
+    final_norm = moved_norm(view.final_norm, last, inserts.get(last), view.width)
+    features = view.project(final_norm(pooled))  # [B or 1, C, E]
     n_images = count_images(vectors_of(inserts))
     return features[0] if n_images is None else features.expand(n_images, -1, -1)
 
@@ -175,9 +177,8 @@ def tensors_of(inserts: Mapping[Site, Insert]) -> list[Tensor]:
 
 
 def adapted(view: TextView, inserts: Mapping[Site, Insert]) -> TextView:
-    """Put the low-rank terms among some inserts beside the projections of the tower."""
-    terms = low_rank_of(inserts)
-    return replace(view, blocks=with_low_rank("text", view.blocks, view.width, terms)) if terms else view
+    """Put what is learned inside the blocks of the tower into them."""
+    return replace(view, blocks=adapted_blocks("text", view.blocks, view.width, inserts))
 
 
 def run_full(

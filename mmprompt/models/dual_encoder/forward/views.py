@@ -6,15 +6,28 @@ weights came from, is known to the readers (`open_clip.py`, `transformers_clip.p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal, TypeVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmprompt.errors import UserError, bad_value
-from mmprompt.models.sites import LowRank, Site, Tower
+from mmprompt.models.sites import (
+    INSIDE_BLOCKS,
+    NORMS,
+    PROJECTIONS,
+    SUBLAYERS,
+    Bottleneck,
+    Insert,
+    LowRank,
+    NormDelta,
+    Site,
+    Tower,
+)
 
 TensorMap = Callable[[Tensor], Tensor]
 Pooling = Literal["eos", "last"]
@@ -47,6 +60,7 @@ class BlockView:
         scale1, scale2: layer scale, where the block has it.
         query_norm, key_norm: after the projection, per head, where the block does that.
         low_rank: learned terms beside the projections, before those norms.
+        adapters: learned networks behind the attention and the MLP, before what entered is added.
     """
 
     norm1: TensorMap
@@ -62,6 +76,7 @@ class BlockView:
     query_norm: TensorMap = unchanged
     key_norm: TensorMap = unchanged
     low_rank: Mapping[str, LowRank] = field(default_factory=dict)
+    adapters: Mapping[str, Bottleneck] = field(default_factory=dict)
 
     def in_proj(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Compute queries, keys and values [..., D] of normed slots [..., D]."""
@@ -95,8 +110,11 @@ class BlockView:
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """Compute the rest of the block from what entered it and the joined heads of the same slots, both [..., D]."""
-        x = x + self.scale1(self.out_proj(attended))
-        return x + self.scale2(self.mlp(self.norm2(x)))
+        x = x + self._adapted("attention", self.scale1(self.out_proj(attended)))
+        return x + self._adapted("mlp", self.scale2(self.mlp(self.norm2(x))))
+
+    def _adapted(self, part: str, x: Tensor) -> Tensor:
+        return x + self.adapters[part].term(x) if part in self.adapters else x
 
     def whole(self, x: Tensor, is_causal: bool = False) -> Tensor:
         """Run the whole block over all slots [B, L, D], each slot attending to all, or to those up to itself."""
@@ -172,6 +190,12 @@ class TextView:
         return tuple(block for block in self.blocks if isinstance(block, BlockView))
 
     @property
+    def norm_sites(self) -> tuple[Site, ...]:
+        """The norms that can be moved, in the order in which they are computed."""
+        inside = [Site("text", layer, part) for layer, part in norm_parts(self.blocks)]
+        return (*inside, Site("text", part="final_norm")) if isinstance(self.final_norm, nn.LayerNorm) else (*inside,)
+
+    @property
     def reads_end_only(self) -> bool:
         """Whether nothing after the end token has an influence, so that slots may stop there."""
         return self.is_causal and self.pooling == "eos" and len(self.block_views) > 0
@@ -185,45 +209,112 @@ class VisionView:
         embed: pixels [B, 3, H, W] to [B, T, D], the class token (if there is one) and the P patches with their
             positions, before `pre_norm`.
         pre_norm: the norm before the first block, else the identity.
-        pool: the T slots after the last block, prompts taken off, [B, T, D] to raw features [B, E]: final norm,
-            pooling and projection, in the tower's own order.
+        pool: the T slots after the last block, prompts taken off, [B, T, D] to raw features [B, E]: `final_norm`,
+            which is given to it, pooling and projection, in the tower's own order.
         width: D.
+        final_norm: after the last block, else the identity.
     """
 
     embed: TensorMap
     pre_norm: TensorMap
     blocks: tuple[BlockView, ...]
-    pool: TensorMap
+    pool: Callable[[TensorMap, Tensor], Tensor]
     width: int
+    final_norm: TensorMap = unchanged
+
+    @property
+    def norm_sites(self) -> tuple[Site, ...]:
+        """The norms that can be moved, in the order in which they are computed."""
+        inside = [Site("vision", layer, part) for layer, part in norm_parts(self.blocks)]
+        first = [Site("vision", part="pre_norm")] if isinstance(self.pre_norm, nn.LayerNorm) else []
+        last = [Site("vision", part="final_norm")] if isinstance(self.final_norm, nn.LayerNorm) else []
+        return (*first, *inside, *last)
 
 
 Block = TypeVar("Block", bound=BlockView | OpaqueBlock)
 
 
-def with_low_rank(
-    tower: Tower, blocks: tuple[Block, ...], width: int, terms: Mapping[Site, LowRank]
+def adapted_blocks(
+    tower: Tower, blocks: tuple[Block, ...], width: int, inserts: Mapping[Site, Insert]
 ) -> tuple[Block, ...]:
-    """Put low-rank terms beside the projections of a tower's blocks of width D; refuse those that do not fit."""
-    if not terms:
-        return blocks
-    for site, term in terms.items():
-        rank = len(term.a)
-        if (term.a.shape, term.b.shape) != ((rank, width), (width, rank)):
-            raise UserError(
-                f"the low-rank term of {site} is {list(term.a.shape)} and {list(term.b.shape)}, but this {tower} tower "
-                f"takes [R, {width}] and [{width}, R]. Build the prompt for this backbone."
-            )
+    """Put what is learned inside the blocks of a tower of width D into them; refuse what does not fit.
+
+    Inserts of other sites are left alone.
+    """
+    own = [site for site in inserts if site.part in INSIDE_BLOCKS]
     adapted = list(blocks)
-    for layer in {site.layer for site in terms}:
+    for layer in {site.layer for site in own}:
+        here = {site.part: inserts[site] for site in own if site.layer == layer}
         if layer >= len(blocks):
-            site = next(site for site in terms if site.layer == layer)
+            site = Site(tower, layer, next(iter(here)))
             raise bad_value("site", site, f"this {tower} tower has {len(blocks)} layers", "Use fewer layers.")
         block = blocks[layer]
         if not isinstance(block, BlockView):
             raise UserError(
-                f"low-rank terms were given, but the blocks of this {tower} tower have no projections that they can "
-                "stand beside. Use a prompt, or a backbone with plain attention."
+                f"something is learned inside the blocks, but those of this {tower} tower have no parts that are "
+                "known. Use a prompt, or a backbone with plain attention."
             )
-        own = {site.part: term for site, term in terms.items() if site.layer == layer}
-        adapted[layer] = replace(block, low_rank=own)
+        low_rank: dict[str, LowRank] = {}
+        adapters: dict[str, Bottleneck] = {}
+        for part, term in here.items():
+            if part in PROJECTIONS:
+                rank = len(term.tensors[0])
+                refuse_unfit(Site(tower, layer, part), term, LowRank, ([rank, width], [width, rank]))
+                low_rank[part] = term  # type: ignore[assignment]
+            elif part in SUBLAYERS:
+                rank = len(term.tensors[0])
+                refuse_unfit(
+                    Site(tower, layer, part), term, Bottleneck, ([rank, width], [rank], [width, rank], [width])
+                )
+                adapters[part] = term  # type: ignore[assignment]
+        norm1, norm2 = (
+            moved_norm(norm, Site(tower, layer, part), here.get(part), width)
+            for norm, part in zip((block.norm1, block.norm2), NORMS, strict=True)
+        )
+        adapted[layer] = replace(block, low_rank=low_rank, adapters=adapters, norm1=norm1, norm2=norm2)
     return tuple(adapted)
+
+
+def refuse_unfit(site: Site, insert: Insert, kind: type, expected: tuple[list[int], ...]) -> None:
+    """Refuse an insert that is of another kind, or whose tensors have other shapes, than its site takes."""
+    shapes = [list(tensor.shape) for tensor in insert.tensors]
+    if not isinstance(insert, kind) or shapes != list(expected):
+        raise UserError(
+            f"what is learned at {site} is a {type(insert).__name__} of {' and '.join(map(str, shapes))}, but this "
+            f"{site.tower} tower takes a {kind.__name__} of {' and '.join(map(str, expected))}. Build the prompt for "
+            "this backbone."
+        )
+
+
+def moved_norm(norm: TensorMap, site: Site, delta: Insert | None, width: int) -> TensorMap:
+    """Return the layer norm of a site in a tower of width D with its weight and bias moved, if there is a move.
+
+    Raises:
+        UserError: it is no layer norm, or the move does not fit.
+    """
+    if delta is None:
+        return norm
+    if not isinstance(norm, nn.LayerNorm):
+        raise bad_value("site", site, f"this {site.tower} tower has no layer norm there", "Leave it out.")
+    refuse_unfit(site, delta, NormDelta, ([width], [width]))
+    return partial(run_moved, norm, *delta.tensors)
+
+
+def run_moved(norm: nn.LayerNorm, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+    """Apply a layer norm to whose weight and bias something is added, all [D].
+
+    It is computed in the precision of what is added at least: half of it would lose small steps away from 1.
+    """
+    precise = torch.promote_types(x.dtype, weight.dtype)
+    weight, bias = (
+        added.to(precise) if frozen is None else frozen.to(precise) + added.to(precise)
+        for frozen, added in ((norm.weight, weight), (norm.bias, bias))
+    )
+    return F.layer_norm(x.to(precise), norm.normalized_shape, weight, bias, norm.eps).to(x.dtype)
+
+
+def norm_parts(blocks: Sequence[BlockView | OpaqueBlock]) -> Iterator[tuple[int, str]]:
+    """Yield the layer and part of every norm of some blocks that can be moved."""
+    for layer, block in enumerate(blocks):
+        norms = (block.norm1, block.norm2) if isinstance(block, BlockView) else ()
+        yield from ((layer, part) for norm, part in zip(norms, NORMS, strict=False) if isinstance(norm, nn.LayerNorm))

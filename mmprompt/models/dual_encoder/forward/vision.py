@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from mmprompt.errors import UserError, bad_value
-from mmprompt.models.dual_encoder.forward.views import TensorMap, VisionView, unchanged, with_low_rank
-from mmprompt.models.sites import Insert, Site, Vectors, low_rank_of, vectors_of
+from mmprompt.models.dual_encoder.forward.views import TensorMap, VisionView, adapted_blocks, moved_norm, unchanged
+from mmprompt.models.sites import Insert, Site, Vectors, vectors_of
+
+PRE_NORM, FINAL_NORM = Site("vision", part="pre_norm"), Site("vision", part="final_norm")
 
 INPUT, NORMED = Site("vision"), Site("vision", 0, "normed")
 
@@ -50,8 +52,8 @@ def encode_images(tower: VisionView | OpaqueTower, images: Tensor, inserts: Mapp
     Args:
         tower: the view of its blocks, or its plain forward.
         images: [B, 3, H, W], normalised, on the tower's device and in its dtype.
-        inserts: `"shared"` [M, D] or `"sample"` [B, M, D] vectors at vision sites, the same M at all of them; or
-            low-rank terms beside the projections of its blocks.
+        inserts: `"shared"` [M, D] or `"sample"` [B, M, D] vectors at vision sites, the same M at all of them; and
+            what is learned inside its blocks or at its own norms.
     Raises:
         UserError: the tower has no image tokens, no such layer, another width, or M differs between sites.
     """
@@ -68,13 +70,17 @@ def encode_images(tower: VisionView | OpaqueTower, images: Tensor, inserts: Mapp
     n_own = x.shape[1]
     if INPUT in prompts:
         x = with_prompts(x, n_own, prompts[INPUT])
-    x = tower.pre_norm(x)
-    for layer, block in enumerate(with_low_rank("vision", tower.blocks, tower.width, low_rank_of(inserts))):
+    pre_norm, final_norm = (
+        moved_norm(norm, site, inserts.get(site), tower.width)
+        for norm, site in ((tower.pre_norm, PRE_NORM), (tower.final_norm, FINAL_NORM))
+    )
+    x = pre_norm(x)
+    for layer, block in enumerate(adapted_blocks("vision", tower.blocks, tower.width, inserts)):
         site = Site("vision", layer) if layer else NORMED
         if site in prompts:
             x = with_prompts(x, n_own, prompts[site])
         x = block.whole(x)
-    return tower.pool(x[:, :n_own])
+    return tower.pool(final_norm, x[:, :n_own])
 
 
 def encode_image_tokens(tower: VisionView | OpaqueTower, images: Tensor) -> Tensor:

@@ -208,14 +208,18 @@ def test_terms_that_learn_nothing_change_nothing(tiny_clip_backbone: FrozenDualE
         (
             Site("text", 0, "value"),
             ((2, 31), (32, 2)),
-            r"text\.block\[0\]\.value is \[2, 31\] and \[32, 2\], but .* 32",
+            r"text\.block\[0\]\.value is a LowRank of \[2, 31\] and \[32, 2\], but .* 32",
         ),
         (
             Site("vision", 1, "key"),
             ((2, 32), (33, 2)),
-            r"vision\.block\[1\]\.key is \[2, 32\] and \[33, 2\], but .* 32",
+            r"vision\.block\[1\]\.key is a LowRank of \[2, 32\] and \[33, 2\], but .* 32",
         ),
-        (Site("text", 0, "key"), ((3, 32), (32, 2)), r"text\.block\[0\]\.key is \[3, 32\] and \[32, 2\], but"),
+        (
+            Site("text", 0, "key"),
+            ((3, 32), (32, 2)),
+            r"text\.block\[0\]\.key is a LowRank of \[3, 32\] and \[32, 2\], but",
+        ),
     ],
 )
 def test_terms_that_do_not_fit_are_refused(
@@ -242,5 +246,5 @@ def test_blocks_that_no_view_describes_refuse_terms(model_folder: Path) -> None:
     backbone = test_text.load("open_clip", model_folder / "low_rank_whole", "float32")
     backbone.model.transformer.resblocks[1].__class__ = test_text.PostNormBlock  # type: ignore[union-attr,index]
     backbone.text = test_text.read_text(backbone.model, backbone._tokenizer)
-    with pytest.raises(UserError, match="the blocks of this text tower have no projections"):
+    with pytest.raises(UserError, match="those of this text tower have no parts that are known"):
         backbone.encode_text(ClassTemplate("{}").slots(backbone, NAMES), terms(backbone, "text"))

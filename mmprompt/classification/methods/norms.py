@@ -1,0 +1,111 @@
+"""Layer norms that learn, alone or as the first stage before a classifier (Farina et al. 2025)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from mmprompt.classification.methods.base import PromptMethod, image_layers
+from mmprompt.core.method import Start
+from mmprompt.errors import UserError
+from mmprompt.training.callbacks import Callback
+from mmprompt.training.problem import Run
+from mmprompt.training.recipe import Recipe, steps_of_first_stage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mmprompt.core.learned import Prompt
+    from mmprompt.models.dual_encoder.interface import DualEncoder
+
+PUBLISHED: Mapping[str, Any] = {
+    "optimizer": "adamw",
+    "lr": 2e-4,
+    "weight_decay": 1e-2,
+    "batch_size": 32,
+    "steps_per_shot": 300,
+    "warmup_epochs": 0,
+    "schedule": "step",
+    "min_lr": 1e-6,
+}
+
+
+@dataclass(frozen=True)
+class LayerNormTuning(PromptMethod):
+    """The layer norms of either tower or both learn (Farina et al. 2025, "Rethinking Few-Shot Adaptation", section 3).
+
+    What is learned is added to the frozen weights and biases, so weight decay pulls towards those and not towards 0.
+    The released code leaves out the norms outside of the blocks; here they learn, as the paper says.
+    """
+
+    norm_towers: Literal["both", "text", "vision"] = "both"
+    """Which towers are adapted."""
+
+    recipe: ClassVar[Recipe] = Recipe(**PUBLISHED)
+
+    def prompt(self, backbone: DualEncoder, start: Start) -> Prompt:
+        """Add something to every layer norm of the towers.
+
+        Raises:
+            UserError: a tower is to be adapted that has no layer norms which are known.
+        """
+        from mmprompt.core.learned import Prompt
+        from mmprompt.core.sources import NormDeltas
+
+        widths = {"text": backbone.text_width}
+        if self.norm_towers != "text":
+            image_layers(backbone, None, backbone.vision_layers, use="`norm_towers='text'`")
+            widths["vision"] = backbone.vision_width or 0
+        towers = ("text", "vision") if self.norm_towers == "both" else (self.norm_towers,)
+        places = {str(site): widths[site.tower] for site in backbone.norm_sites if site.tower in towers}
+        if not places:
+            raise UserError(f"{backbone.name} has no layer norms in the {self.norm_towers} tower. Use `coop`.")
+        return Prompt(start.template, NormDeltas(places)).to(backbone.device)
+
+
+@dataclass(frozen=True)
+class TwoStage(LayerNormTuning):
+    """Layer norms learn, then a classifier that starts from the text (Farina et al. 2025, section 4, "2SFS").
+
+    `restart_after` of the recipe is the share of the first stage. Class names that were not learned are told apart by
+    their text alone ("selective inference").
+    """
+
+    recipe: ClassVar[Recipe] = Recipe(**PUBLISHED, restart_after=0.6)
+
+    def prompt(self, backbone: DualEncoder, start: Start) -> Prompt:
+        """Make the norms' part, and a classifier that waits for the second stage."""
+        from mmprompt.core.heads import TextStarted
+        from mmprompt.core.learned import Prompt
+
+        prompt = super().prompt(backbone, start)
+        scale, bias = backbone.logit_scale, backbone.logit_bias
+        head = TextStarted(len(start.class_names), backbone.embed_dim, scale, bias)
+        return Prompt(prompt.template, *prompt.sources, head=head).to(backbone.device)
+
+    def callbacks(self, n_epochs: int) -> Sequence[Callback]:
+        """Begin the second stage when it is time."""
+        return [SecondStage()]
+
+
+class SecondStage(Callback):
+    """Stops what learns in the towers where the recipe's second cosine starts, and starts the classifier."""
+
+    def on_train_begin(self, run: Run) -> None:
+        """Go on in the second stage, where a resumed training was in it."""
+        self._look(run, len(run.history) * run.n_steps)
+
+    def on_step_end(self, run: Run, step: int, logs: Mapping[str, float]) -> None:
+        """Look whether the first stage is over."""
+        self._look(run, len(run.history) * run.n_steps + step + 1)
+
+    def _look(self, run: Run, n_done: int) -> None:
+        n_first = steps_of_first_stage(run.recipe, run.recipe.n_steps or run.n_epochs * run.n_steps)
+        classifier = run.problem.classifier  # type: ignore[attr-defined]
+        if n_first is None or n_done < n_first:
+            return
+        for source in classifier.prompt.sources:
+            source.requires_grad_(False)
+        if not classifier.prompt.head.is_learned.any():
+            classifier.prompt.head.start_from(classifier.class_features())
