@@ -55,8 +55,9 @@ class VPT(PromptMethod):
 
         from mmprompt.core.learned import random_vectors
 
-        width, patch = backbone.vision_width or 0, backbone.patch_size or 0
+        width = backbone.vision_width or 0
         if self.init == "normal" or (self.init is None and self.form == "clip"):
             return random_vectors((self.n_visual, width), generator)
+        patch = backbone.find_patch_size() or 0
         bound = math.sqrt(6 / (3 * patch**2 + width))  # as for a map from a patch to a token (Jia, released code)
         return torch.empty(self.n_visual, width).uniform_(-bound, bound, generator=generator)

@@ -198,9 +198,8 @@ class FrozenDualEncoder:
         inner = self.vision.trunk(images)
         return torch.cat([F.normalize(self.vision.project(inner), dim=-1), F.normalize(inner, dim=-1)], dim=-1)
 
-    @property
-    def patch_size(self) -> int | None:
-        """See `DualEncoder`."""
+    def find_patch_size(self) -> int | None:
+        """Return the side of a patch in pixels, None without image tokens."""
         if not isinstance(self.vision, VisionView):
             return None
         blank = torch.zeros(1, 3, self.image_size, self.image_size, device=self.device, dtype=self.dtype)

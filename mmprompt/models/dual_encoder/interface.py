@@ -26,7 +26,6 @@ class DualEncoder(Protocol):
         device, dtype: where the towers live and compute.
         embed_dim: E.  raw_width: W of image features before the projection, 0 where they are not told apart.
         text_width: D of the text tower.  vision_width: D of the image tower, None without image tokens.
-        patch_size: side of a patch in pixels, None without image tokens.
         text_layers, vision_layers: number of blocks (0 for an image tower without image tokens).
         norm_sites: the layer norms of both towers that can be moved.
         unprompted_part: the class of the image tower, or of a part of it, that no prompt can join; None if all can.
@@ -53,11 +52,6 @@ class DualEncoder(Protocol):
     transform: str
 
     @property
-    def patch_size(self) -> int | None:
-        """See the class."""
-        ...
-
-    @property
     def norm_sites(self) -> tuple[Site, ...]:
         """See the class."""
         ...
@@ -65,6 +59,10 @@ class DualEncoder(Protocol):
     @property
     def raw_width(self) -> int:
         """See the class."""
+        ...
+
+    def find_patch_size(self) -> int | None:
+        """Return the side of a patch in pixels, None without image tokens."""
         ...
 
     def preprocess(self, image: Image.Image) -> Tensor:
