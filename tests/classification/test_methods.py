@@ -150,7 +150,7 @@ def test_visual_prompts_have_two_published_forms(tiny_clip_backbone):
     clip, jia = (VPT(n_visual=64, depth=2, form=form).build(tiny_clip_backbone, NAMES) for form in ("clip", "jia"))
     assert [str(site) for site in clip.prompt.sites] == ["vision.input", "vision.layer[1]"]
     assert [str(site) for site in jia.prompt.sites] == ["vision.layer[0]", "vision.layer[1]"]
-    bound = (6 / (3 * tiny_clip_backbone.find_patch_size()**2 + tiny_clip_backbone.vision_width)) ** 0.5
+    bound = (6 / (3 * tiny_clip_backbone.find_patch_size() ** 2 + tiny_clip_backbone.vision_width)) ** 0.5
     for start in jia.parameters():
         assert 0.98 * bound < start.abs().max() <= bound
         assert start.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
