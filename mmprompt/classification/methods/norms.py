@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from mmprompt.classification.methods.base import PromptMethod, image_layers
 from mmprompt.core.method import Start
 from mmprompt.errors import UserError
-from mmprompt.training.callbacks import Callback
-from mmprompt.training.problem import Run
-from mmprompt.training.recipe import Recipe, steps_of_first_stage
+from mmprompt.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from mmprompt.core.learned import Prompt
     from mmprompt.models.dual_encoder.interface import DualEncoder
+    from mmprompt.training.callbacks import Callback
 
 PUBLISHED: Mapping[str, Any] = {
     "optimizer": "adamw",
@@ -86,26 +85,6 @@ class TwoStage(LayerNormTuning):
 
     def callbacks(self, n_epochs: int) -> Sequence[Callback]:
         """Begin the second stage when it is time."""
+        from mmprompt.classification.second_stage import SecondStage
+
         return [SecondStage()]
-
-
-class SecondStage(Callback):
-    """Stops what learns in the towers where the recipe's second cosine starts, and starts the classifier."""
-
-    def on_train_begin(self, run: Run) -> None:
-        """Go on in the second stage, where a resumed training was in it."""
-        self._look(run, len(run.history) * run.n_steps)
-
-    def on_step_end(self, run: Run, step: int, logs: Mapping[str, float]) -> None:
-        """Look whether the first stage is over."""
-        self._look(run, len(run.history) * run.n_steps + step + 1)
-
-    def _look(self, run: Run, n_done: int) -> None:
-        n_first = steps_of_first_stage(run.recipe, run.recipe.n_steps or run.n_epochs * run.n_steps)
-        classifier = run.problem.classifier  # type: ignore[attr-defined]
-        if n_first is None or n_done < n_first:
-            return
-        for source in classifier.prompt.sources:
-            source.requires_grad_(False)
-        if not classifier.prompt.head.is_learned.any():
-            classifier.prompt.head.start_from(classifier.class_features())
