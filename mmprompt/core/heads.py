@@ -42,28 +42,58 @@ class Head(nn.Module):
         return self
 
 
-class Cosine(Head):
-    """The scaled cosine (Radford et al. 2021, "Learning Transferable Visual Models", section 2.3); it learns nothing.
+class Scaled(Head):
+    """A head whose logits are a scaled cosine.
 
     Args:
         scale: linear multiplier, about 100 for CLIP.
         bias: added to the logits (SigLIP).
     """
 
-    is_class_specific = False
-
     def __init__(self, scale: float, bias: float = 0.0) -> None:
         super().__init__()
         self.scale, self.bias = scale, bias
 
+    def cosine(self, image_features: Tensor, weight: Tensor) -> Tensor:
+        """Compute logits [B, C] from unit vectors of classes [C, E], or [B, C, E] where they depend on the image."""
+        if weight.dim() == 2:
+            return self.scale * image_features @ weight.T + self.bias
+        return self.scale * torch.einsum("be,bce->bc", image_features, weight) + self.bias
+
+
+class ScaledPerClass(Scaled):
+    """A scaled cosine with something kept for each class.
+
+    Args:
+        n_classes: C.
+        width: E.
+        scale, bias: as of the cosine.
+    """
+
+    def __init__(self, n_classes: int, width: int, scale: float, bias: float) -> None:
+        super().__init__(scale, bias)
+        self.n_classes, self.width = n_classes, width
+
+    def settings(self) -> dict[str, Any]:
+        """See `Head`."""
+        return {name: getattr(self, name) for name in ("n_classes", "width", "scale", "bias")}
+
+
+class Cosine(Scaled):
+    """The scaled cosine (Radford et al. 2021, "Learning Transferable Visual Models", section 2.3); it learns nothing.
+
+    Args:
+        scale, bias: see `Scaled`.
+    """
+
+    is_class_specific = False
+
     def forward(self, image_features: Tensor, class_features: Tensor) -> Tensor:
         """Compute logits [B, C] from class features [C, E], or [B, C, E] where they depend on the image."""
-        if class_features.dim() == 2:
-            return self.scale * image_features @ class_features.T + self.bias
-        return self.scale * torch.einsum("be,bce->bc", image_features, class_features) + self.bias
+        return self.cosine(image_features, class_features)
 
 
-class ClassMeans(Head):
+class ClassMeans(ScaledPerClass):
     """The scaled cosine to a vector of each class.
 
     Args:
@@ -75,20 +105,15 @@ class ClassMeans(Head):
     kind = "class-means"
 
     def __init__(self, n_classes: int, width: int, scale: float, bias: float) -> None:
-        super().__init__()
-        self.scale, self.bias = scale, bias
+        super().__init__(n_classes, width, scale, bias)
         self.means = nn.Parameter(torch.zeros(n_classes, width), requires_grad=False)
-
-    def settings(self) -> dict[str, Any]:
-        """See `Head`."""
-        return {"n_classes": len(self.means), "width": self.means.shape[1], "scale": self.scale, "bias": self.bias}
 
     def forward(self, image_features: Tensor, class_features: Tensor) -> Tensor:
         """Compute logits [B, C]; class features are not looked at."""
-        return self.scale * image_features @ self.means.to(image_features.dtype).T + self.bias
+        return self.cosine(image_features, self.means.to(image_features.dtype))
 
 
-class TextAndMeans(Head):
+class TextAndMeans(ScaledPerClass):
     """The scaled cosine to the text and the labelled images of each class together: `unit(text + sum of images)`.
 
     Args:
@@ -100,13 +125,8 @@ class TextAndMeans(Head):
     kind = "text-and-means"
 
     def __init__(self, n_classes: int, width: int, scale: float, bias: float) -> None:
-        super().__init__()
-        self.scale, self.bias = scale, bias
+        super().__init__(n_classes, width, scale, bias)
         self.sums = nn.Parameter(torch.zeros(n_classes, width, dtype=torch.float64), requires_grad=False)
-
-    def settings(self) -> dict[str, Any]:
-        """See `Head`."""
-        return {"n_classes": len(self.sums), "width": self.sums.shape[1], "scale": self.scale, "bias": self.bias}
 
     @torch.no_grad()
     def add(self, image_features: Tensor, labels: Tensor) -> None:
@@ -120,10 +140,7 @@ class TextAndMeans(Head):
 
     def forward(self, image_features: Tensor, class_features: Tensor) -> Tensor:
         """Compute logits [B, C]."""
-        weight = F.normalize(self.sums.to(class_features.dtype) + class_features, dim=-1)
-        if weight.dim() == 3:
-            return self.scale * torch.einsum("be,bce->bc", image_features, weight) + self.bias
-        return self.scale * image_features @ weight.T + self.bias
+        return self.cosine(image_features, F.normalize(self.sums.to(class_features.dtype) + class_features, dim=-1))
 
 
 class TextProbe(Head):
@@ -277,7 +294,7 @@ class FeatureAdapter(Head):
         return self.scale * mixed @ class_features.T + self.bias
 
 
-class Residual(Head):
+class Residual(ScaledPerClass):
     """The scaled cosine with class features to which something learned is added (Yu et al. 2023, "TaskRes").
 
     Args:
@@ -290,23 +307,21 @@ class Residual(Head):
     kind = "residual"
 
     def __init__(self, n_classes: int, width: int, scale: float, bias: float, share: float) -> None:
-        super().__init__()
-        self.scale, self.bias, self.share = scale, bias, share
+        super().__init__(n_classes, width, scale, bias)
+        self.share = share
         self.residual = nn.Parameter(torch.zeros(n_classes, width))
 
     def settings(self) -> dict[str, Any]:
         """See `Head`."""
-        n_classes, width = self.residual.shape
-        made = {"n_classes": n_classes, "width": width}
-        return made | {name: getattr(self, name) for name in ("scale", "bias", "share")}
+        return super().settings() | {"share": self.share}
 
     def forward(self, image_features: Tensor, class_features: Tensor) -> Tensor:
         """Compute logits [B, C]."""
         moved = F.normalize(class_features + self.share * self.residual.to(class_features.dtype), dim=-1)
-        return self.scale * image_features @ moved.T + self.bias
+        return self.cosine(image_features, moved)
 
 
-class Prototypes(Head):
+class Prototypes(ScaledPerClass):
     """The scaled cosine with a learned vector of each class, which stays near where it began (CLAP).
 
     Args:
@@ -320,20 +335,14 @@ class Prototypes(Head):
     trust: Tensor
 
     def __init__(self, n_classes: int, width: int, scale: float, bias: float) -> None:
-        super().__init__()
-        self.scale, self.bias = scale, bias
+        super().__init__(n_classes, width, scale, bias)
         self.weight = nn.Parameter(torch.zeros(n_classes, width))
         self.register_buffer("start", torch.zeros(n_classes, width))
         self.register_buffer("trust", torch.zeros(n_classes))
 
-    def settings(self) -> dict[str, Any]:
-        """See `Head`."""
-        n_classes, width = self.weight.shape
-        return {"n_classes": n_classes, "width": width, "scale": self.scale, "bias": self.bias}
-
     def forward(self, image_features: Tensor, class_features: Tensor) -> Tensor:
         """Compute logits [B, C]; class features are not looked at."""
-        return self.scale * image_features @ F.normalize(self.weight, dim=-1).to(image_features.dtype).T + self.bias
+        return self.cosine(image_features, F.normalize(self.weight, dim=-1).to(image_features.dtype))
 
     def distance(self) -> Tensor:
         """Compute the mean squared distance from the start, each class by its trust."""
