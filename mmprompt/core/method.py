@@ -238,12 +238,18 @@ class Measured:
 
 _CAPTIONS = Recipe(optimizer="adamw", lr=0.1, batch_size=16, weight_decay=0.0, warmup_epochs=0, augment="none")
 _PHOTO = Recipe(optimizer="adamw", lr=0.01, batch_size=256, epochs=100, augment="none")
+_AS_THEY_ARE = Recipe(augment="none")
 MEASURED: dict[tuple[str, str], Measured] = {
     ("tiny", "CoOp"): Measured({"n_ctx": 4}),
     ("tiny", "ProGrad"): Measured({"n_ctx": 8}),
     ("photo", "CoOp"): Measured(recipe=_PHOTO),
     ("photo", "KgCoOp"): Measured(recipe=_PHOTO),
     ("photo", "ProGrad"): Measured(recipe=_PHOTO),
+    ("photo", "ZeroShotProbe"): Measured(recipe=_AS_THEY_ARE),
+    ("photo", "CLAP"): Measured(recipe=_AS_THEY_ARE),
+    ("photo", "TipAdapterF"): Measured(recipe=_AS_THEY_ARE),
+    ("photo", "CLIPAdapter"): Measured(recipe=_AS_THEY_ARE),
+    ("photo", "TaskRes"): Measured(recipe=_AS_THEY_ARE),
     ("captioning", "PromptTuning"): Measured({"n_soft": 8}, _CAPTIONS),
     ("captioning", "PrefixTuning"): Measured({"n_prefix": 4, "reparametrise": False}, _CAPTIONS),
     ("language", "PromptTuning"): Measured({"n_soft": 20}),

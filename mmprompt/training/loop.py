@@ -27,7 +27,7 @@ from mmprompt.training.checkpoint import Checkpoint, checkpoint_folders, clean, 
 from mmprompt.training.problem import Problem, Run, RunFailed, StepResult
 from mmprompt.training.recipe import Recipe, learning_rate
 from mmprompt.training.run_files import append_log, write_log
-from mmprompt.training.seeds import batches, derive_seed, epoch_order
+from mmprompt.training.seeds import batches, epoch_order, seed_step
 from mmprompt.training.update import NotFiniteError, WeightUpdate
 
 _log = logging.getLogger(__name__)
@@ -156,7 +156,7 @@ class _Session:
             lr = learning_rate(recipe, epoch, length, step, n_steps)
             if self.interrupts.received is not None:
                 self._interrupt()
-            torch.manual_seed(derive_seed(self.seed, "step", epoch, step))
+            seed_step(self.update.device, self.seed, "step", epoch, step)
             with self.update.autocast():
                 result = problem.step(indices, epoch)
             try:

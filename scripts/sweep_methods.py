@@ -1,0 +1,120 @@
+"""Learning rates of the classification methods: which are good, and whether the default is among them.
+
+    python scripts/sweep_methods.py --json docs/results/method_sweep.json
+    python scripts/sweep_methods.py --json docs/results/method_sweep.json --backbone photo --tasks caltech101 --root DATA
+
+Every trained method runs at its default rate and at multiples of it, and is judged on images that are neither trained
+on nor test images. A method of which a neighbour beats the default is the one to look at. Run again, it goes on.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import Annotated, Any
+
+import torch
+import tyro
+
+import mmprompt as mp
+from markdown import percent, table
+from mmprompt.classification.methods import METHODS
+from mmprompt.core.method import resolved_recipe
+from mmprompt.data.splits import Dataset
+
+TRAINED = tuple(name for name, kind in METHODS.items() if kind.learns and kind.needs_shots and kind.is_trained)
+FACTORS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+KEYS = ("backbone", "task", "method", "shots", "seed", "lr")
+SETTLED = 0.01
+Row = dict[str, Any]
+
+
+def held_out(task: str, root: Path | None, shots: int, seed: int) -> Dataset:
+    """The few-shot part, and for test images those that are neither in it nor test images of the data set."""
+    drawn, whole = (mp.load_dataset(task, root, k, seed) for k in (shots, None))
+    taken = {item.path for item in drawn.train}
+    rest = [item for item in (*whole.val, *whole.train) if item.path not in taken]
+    return replace(drawn, val=(), test=tuple(rest))
+
+
+def default_rate(method: str, backbone: str, data: Dataset) -> float:
+    """The rate that `fit` takes where none is given."""
+    return resolved_recipe(METHODS[method], (backbone, "classification"), data.recipe, None).lr
+
+
+def run(method: str, backbone: Any, data: Dataset, lr: float, seed: int) -> Row:
+    """One training and its accuracy; 0 where the loss stopped being finite."""
+    started = time.perf_counter()
+    try:
+        result = mp.fit(method, backbone, data, seed=seed, progress=False, lr=lr)
+    except mp.RunFailed as failed:
+        return {"accuracy": 0.0, "failed": str(failed)}
+    seconds = round(time.perf_counter() - started, 1)
+    found = result.evaluate(data.test)
+    return {"accuracy": found.accuracy, "n": len(data.test), "loss": result.history[-1]["loss"], "seconds": seconds}
+
+
+def page(rows: Sequence[Row], backbone: str, defaults: dict[str, float]) -> str:
+    """Accuracy in % by method and multiple of the default rate; bold is the best, and what it has over the default."""
+    lines = []
+    for method, default in defaults.items():
+        means: dict[float, float] = {}
+        for factor in FACTORS:
+            same = [row for row in rows if row["method"] == method and row["lr"] == rate(default, factor)]
+            if same:
+                means[factor] = fmean(row["accuracy"] for row in same if row["backbone"] == backbone)
+        best = max(means.values())
+        behind = best - means[1.0]
+        cells = [mark(means[factor], best) if factor in means else "" for factor in FACTORS]
+        lines.append([f"`{method}`", f"{default:g}", *cells, f"{100 * behind:.1f}" if behind else "0"])
+    return table(["method", "default", *(f"× {factor:g}" for factor in FACTORS), "behind the best"], lines)
+
+
+def mark(value: float, best: float) -> str:
+    return f"**{percent(value)}**" if value == best else percent(value)
+
+
+def rate(default: float, factor: float) -> float:
+    """The default times a factor, to three digits."""
+    return float(f"{default * factor:.3g}")
+
+
+def main(
+    json_file: Annotated[Path, tyro.conf.arg(name="json")],
+    backbone: str = "tiny",
+    tasks: tuple[str, ...] = ("openart-left", "openart-large"),
+    root: Path | None = None,
+    methods: tuple[str, ...] = TRAINED,
+    shots: tuple[int, ...] = (4, 16),
+    seeds: tuple[int, ...] = (1,),
+    factors: tuple[float, ...] = FACTORS,
+    table_only: Annotated[bool, tyro.conf.arg(name="table")] = False,
+) -> None:
+    """Try all learning rates.
+
+    Args:
+        json_file: where all figures go; those it has of other cells stay.
+        table_only: print the table of the file and measure nothing.
+    """
+    rows: list[Row] = json.loads(json_file.read_text())["rows"] if json_file.exists() else []
+    torch.set_num_threads(1)
+    model = mp.load_backbone(backbone)
+    data = {(task, k, seed): held_out(task, root, k, seed) for task in tasks for k in shots for seed in seeds}
+    defaults = {method: default_rate(method, backbone, next(iter(data.values()))) for method in methods}
+    known = {tuple(row[key] for key in KEYS) for row in rows}
+    for method, default in defaults.items() if not table_only else ():
+        for lr in [rate(default, factor) for factor in factors]:
+            for (task, k, seed), part in data.items():
+                name = (backbone, task, method, k, seed, lr)
+                if name in known:
+                    continue
+                rows.append(dict(zip(KEYS, name, strict=True)) | run(method, model, part, lr, seed))
+                print(rows[-1], flush=True)
+                json_file.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+    print(page(rows, backbone, defaults))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
