@@ -26,10 +26,10 @@ import torch
 import tyro
 
 import mmprompt as mp
-from bench.measure import forget_peak, peak_bytes
 from markdown import table
 from mmprompt.core.learned import Prompt
 from mmprompt.core.soft import DecoderMethod
+from mmprompt.experiments.memory import forget_peak, peak_bytes
 from mmprompt.language.data import TextData, sample_shots
 from mmprompt.language.methods import Adapter, DeepPrompts, FullTuning, LoRA
 from mmprompt.language.search.task import search_words

@@ -1,7 +1,7 @@
 """Learning rates of the classification methods: which are good, and whether the default is among them.
 
-    python scripts/sweep_methods.py --json docs/results/method_sweep.json
-    python scripts/sweep_methods.py --json docs/results/method_sweep.json --backbone photo --tasks caltech101 --root DATA
+    python scripts/sweep_methods.py --json FILE
+    python scripts/sweep_methods.py --json FILE --backbone photo --tasks caltech101 --root DATA
 
 Every trained method runs at its default rate and at multiples of it, and is judged on images that are neither trained
 on nor test images. A method of which a neighbour beats the default is the one to look at. Run again, it goes on.
@@ -69,7 +69,7 @@ def page(rows: Sequence[Row], backbone: str, defaults: dict[str, float]) -> str:
         behind = best - means[1.0]
         cells = [mark(means[factor], best) if factor in means else "" for factor in FACTORS]
         lines.append([f"`{method}`", f"{default:g}", *cells, f"{100 * behind:.1f}" if behind else "0"])
-    return table(["method", "default", *(f"× {factor:g}" for factor in FACTORS), "behind the best"], lines)
+    return table(["method", "default", *(f"{factor:g} x" for factor in FACTORS), "behind the best"], lines)
 
 
 def mark(value: float, best: float) -> str:

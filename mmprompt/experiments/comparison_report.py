@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mmprompt.classification.report import Shown, choose_examples, draw_sheets, most_confused
 from mmprompt.core.confidence import reliability
-from mmprompt.experiments.paper_tables import LAYOUTS
+from mmprompt.experiments.paper_tables import LAYOUTS, cost_table
 from mmprompt.experiments.summary import Comparison, Line
 from mmprompt.files import make_folder, write_json
 from mmprompt.reports import figures
@@ -22,7 +22,7 @@ from mmprompt.reports.tables import write_tables
 
 
 def write_comparison(comparison: Comparison, folder: Path, protocol: str, command: str) -> Path:
-    """Write `report.html`, the figures, the table as text, Markdown, CSV and LaTeX, and `comparison.json`.
+    """Write `report.html`, the figures, the tables as text, Markdown, CSV and LaTeX, and `comparison.json`.
 
     Return the path of the page; files of an earlier report are replaced. The comparison has at least one line.
     """
@@ -31,7 +31,9 @@ def write_comparison(comparison: Comparison, folder: Path, protocol: str, comman
     require_extra()
     make_folder(folder)
     table = LAYOUTS[protocol](comparison)
+    costs = cost_table(comparison)
     write_tables(table, folder, "table")
+    write_tables(costs, folder, "costs")
     write_json(folder / "comparison.json", comparison.to_json())
     shown = shown_line(comparison)
     names, answers = answers_of(comparison, shown)
@@ -59,6 +61,7 @@ def write_comparison(comparison: Comparison, folder: Path, protocol: str, comman
         command=command,
         ranking=sorted(((mean, label) for mean, label in means if mean is not None), key=lambda pair: -pair[0]),
         table=table,
+        costs=costs,
         curve_names=curve_names,
         gains=[(line, gain) for line, gain in zip(comparison.lines, comparison.gains, strict=True) if gain is not None],
         error=reliability(shown.scores[0].probabilities, shown.scores[0].correct).error,

@@ -25,11 +25,12 @@ from mmprompt.captioning.readers.load import load_captioner
 from mmprompt.classification.words import context_words
 from mmprompt.core.confidence import auroc_of_new_classes
 from mmprompt.core.fit import Result, describe_method, fit
-from mmprompt.core.header import HEADER
+from mmprompt.core.header import HEADER, TENSORS
 from mmprompt.core.metrics import Evaluation
 from mmprompt.data.splits import SPLITS
 from mmprompt.errors import UserError
 from mmprompt.experiments.grid import BASE, NEW, Cell, Grid, Part
+from mmprompt.experiments.memory import forget_peak, peak_bytes
 from mmprompt.experiments.results import Outcome, Score, is_settled, reopen, settle
 from mmprompt.experiments.workers import PAUSE_S, device_of, in_processes
 from mmprompt.files import write_bytes
@@ -161,6 +162,7 @@ def compute(cell: Cell, folder: Path, bench: Bench) -> Outcome:
     tasks = [bench.share(part.task) for part in (source, *tests.values())]
     described = cell.describe(tasks[0]) | {"name": cell.name, "source": cell.source.name, "tests": list(tests)}
     write_bytes(folder / "cell.json", (json.dumps(described, indent=2, default=repr) + "\n").encode())
+    forget_peak(model.device)
     started = time.monotonic(), time.process_time()
     result = fit_in(folder, cell, model, tasks[0])
     spent = {"seconds": time.monotonic() - started[0], "cpu_seconds": time.process_time() - started[1]}
@@ -170,6 +172,8 @@ def compute(cell: Cell, folder: Path, bench: Bench) -> Outcome:
     facts = {
         # of a training that was gone on with, what it took before is in its records
         **{name: round(max(n, sum(record.get(name, 0) for record in result.history)), 3) for name, n in spent.items()},
+        "peak_bytes": peak_bytes(model.device),
+        "file_bytes": sum((folder / name).stat().st_size for name in (HEADER, TENSORS) if (folder / name).exists()),
         "n_parameters": sum(parameter.numel() for parameter in result.predictor.prompt.parameters()),
         **facts_of(cell, source, tests, result),
         "template": "/".join(dict.fromkeys(words_of(one, source.task.kind) for one in tested.values())),

@@ -21,6 +21,11 @@ from mmprompt.experiments.summary import Comparison, Line, average
 from mmprompt.reports.tables import Table, in_shots
 
 AVERAGE = "average"
+COSTS = ("n_parameters", "file_bytes", "cpu_seconds", "peak_bytes")
+COSTS_NOTE = (
+    "What a training takes ({}), as a mean over seeds and data sets. Memory is that of the GPU, on a CPU that of the "
+    "whole process, with its libraries and the frozen model."
+)
 BLANK = "\N{EN DASH}"
 
 # averages over the eleven sets as documents print them, for methods whose cards do not hold a row on every set;
@@ -170,6 +175,22 @@ def transfer_table(comparison: Comparison, protocol: str) -> Table:
         rows.append((*published_cells(row, names), percent(mean)))
     headers = ("method", "backbone", f"source: {source.name}", *names[1:], AVERAGE)
     return Table(headers, tuple(rows), 2, notes_of(comparison, [published]))
+
+
+def cost_table(comparison: Comparison) -> Table:
+    """Return what each method costs at the most shots: numbers learned, file size, seconds, peak memory."""
+    shots = comparison.grid.shots[-1]
+    rows = []
+    for contender, label in zip(comparison.grid.contenders, comparison.labels, strict=True):
+        lines = [comparison.find(label, source, target, shots) for source, target in comparison.tests]
+        found = [line.facts for line in lines if line is not None and "peak_bytes" in line.facts]
+        if found:
+            mean = {name: fmean(facts[name] for facts in found) for name in COSTS}
+            learned, seconds = f"{mean['n_parameters']:,.0f}", f"{mean['cpu_seconds']:.1f}"
+            memory = f"{mean['peak_bytes'] / 1e6:,.0f}" if mean["peak_bytes"] else BLANK
+            rows.append((label, contender.backbone, learned, f"{mean['file_bytes'] / 1e3:,.0f}", seconds, memory))
+    headers = ("method", "backbone", "numbers learned", "file, kB", "CPU s", "peak memory, MB")
+    return Table(headers, tuple(rows), 2, (COSTS_NOTE.format(in_shots(shots)),) if rows else ())
 
 
 def cell_text(line: Line | None) -> str:

@@ -20,6 +20,9 @@ from mmprompt.experiments.results import Outcome, Score
 
 ZERO_SHOT = "zero-shot"
 
+COSTS = ("seconds", "cpu_seconds", "peak_bytes")
+"""Facts that differ from seed to seed."""
+
 
 @dataclass(frozen=True)
 class Line:
@@ -93,8 +96,9 @@ class Line:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Those of the first seed's cell; times are means."""
-        times = {name: fmean(cell.facts[name] for cell in self.cells) for name in ("seconds", "cpu_seconds")}
+        """Those of the first seed's cell; costs are means."""
+        costs = [name for name in COSTS if all(name in cell.facts for cell in self.cells)]
+        times = {name: fmean(cell.facts[name] for cell in self.cells) for name in costs}
         return {**self.cells[0].facts, **times}
 
 

@@ -17,10 +17,8 @@ import torch
 from measure import (
     Row,
     cpu_seconds,
-    forget_peak,
     in_a_process,
     parser,
-    peak_bytes,
     relative_error,
     report,
     side_by_side,
@@ -30,6 +28,7 @@ from peft import PromptTuningConfig, get_peft_model
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from mmprompt.experiments.memory import forget_peak, peak_bytes
 from mmprompt.models.decoder.generation import Job, generate
 from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.models.decoder.kv_cache import KVCache

@@ -43,20 +43,6 @@ def side_by_side(works: dict[str, Callable[[], object]], repeats: int) -> dict[s
     return {name: min(found) for name, found in seconds.items()}
 
 
-def forget_peak() -> None:
-    """Forget the most memory so far; Linux alone can."""
-    place = Path("/proc/self/clear_refs")
-    if place.exists():
-        place.write_text("5")
-
-
-def peak_bytes() -> int:
-    """The most memory of this process since its peak was forgotten; 0 where the system does not say."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    return 1024 * next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
-
-
 def in_a_process(script: str, *arguments: object) -> Any:
     """What a script prints as JSON in its last line, in a fresh process."""
     command = [sys.executable, script, *map(str, arguments)]

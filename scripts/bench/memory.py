@@ -10,11 +10,12 @@ import json
 
 import torch
 import torch.nn.functional as F
-from measure import Row, in_a_process, parser, peak_bytes, relative_error, report, use_one_thread
+from measure import Row, in_a_process, parser, relative_error, report, use_one_thread
 from plain import class_features
 from text_step import CALTECH, IMAGENET, at_full_length, slots_of, vit_b_16
 
 from mmprompt.classification.template import ClassTemplate
+from mmprompt.experiments.memory import peak_bytes
 from mmprompt.models.sites import Site, Vectors
 
 N_CTX, BATCH, CHECKED = 16, 32, 100
