@@ -60,15 +60,14 @@ def page(rows: Sequence[Row], backbone: str, defaults: dict[str, float]) -> str:
     """Accuracy in % by method and multiple of the default rate; bold is the best, and what it has over the default."""
     lines = []
     for method, default in defaults.items():
-        means: dict[float, float] = {}
-        for factor in FACTORS:
-            same = [row for row in rows if row["method"] == method and row["lr"] == rate(default, factor)]
-            if same:
-                means[factor] = fmean(row["accuracy"] for row in same if row["backbone"] == backbone)
+        own = [row for row in rows if (row["backbone"], row["method"]) == (backbone, method)]
+        found = {factor: [row["accuracy"] for row in own if row["lr"] == rate(default, factor)] for factor in FACTORS}
+        means = {factor: fmean(values) for factor, values in found.items() if values}
+        if 1.0 not in means:
+            continue
         best = max(means.values())
-        behind = best - means[1.0]
         cells = [mark(means[factor], best) if factor in means else "" for factor in FACTORS]
-        lines.append([f"`{method}`", f"{default:g}", *cells, f"{100 * behind:.1f}" if behind else "0"])
+        lines.append([f"`{method}`", f"{default:g}", *cells, percent(best - means[1.0])])
     return table(["method", "default", *(f"{factor:g} x" for factor in FACTORS), "behind the best"], lines)
 
 

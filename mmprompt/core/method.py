@@ -238,25 +238,29 @@ class Measured:
 
 _CAPTIONS = Recipe(optimizer="adamw", lr=0.1, batch_size=16, weight_decay=0.0, warmup_epochs=0, augment="none")
 _PHOTO = Recipe(optimizer="adamw", lr=0.01, batch_size=256, epochs=100, augment="none")
-_AS_THEY_ARE = Recipe(augment="none")
 MEASURED: dict[tuple[str, str], Measured] = {
     ("tiny", "CoOp"): Measured({"n_ctx": 4}),
+    ("tiny", "KgCoOp"): Measured({"n_ctx": 4}, Recipe(lr=0.2)),
     ("tiny", "ProGrad"): Measured({"n_ctx": 8}),
+    ("tiny", "DeepText"): Measured(recipe=Recipe(lr=0.0075)),
+    ("tiny", "ZeroShotProbe"): Measured(recipe=Recipe(lr=3.0)),
+    ("tiny", "TipAdapterF"): Measured(recipe=Recipe(lr=0.03)),
+    ("tiny", "CLIPAdapter"): Measured(recipe=Recipe(lr=3.0)),
     ("photo", "CoOp"): Measured(recipe=_PHOTO),
     ("photo", "KgCoOp"): Measured(recipe=_PHOTO),
     ("photo", "ProGrad"): Measured(recipe=_PHOTO),
-    ("photo", "ZeroShotProbe"): Measured(recipe=_AS_THEY_ARE),
-    ("photo", "CLAP"): Measured(recipe=_AS_THEY_ARE),
-    ("photo", "TipAdapterF"): Measured(recipe=_AS_THEY_ARE),
-    ("photo", "CLIPAdapter"): Measured(recipe=_AS_THEY_ARE),
-    ("photo", "TaskRes"): Measured(recipe=_AS_THEY_ARE),
+    ("photo", "ZeroShotProbe"): Measured(recipe=Recipe(lr=30.0, augment="none")),
+    ("photo", "CLAP"): Measured(recipe=Recipe(lr=3.0, augment="none")),
+    ("photo", "TipAdapterF"): Measured(recipe=Recipe(lr=0.1, augment="none")),
+    ("photo", "CLIPAdapter"): Measured(recipe=Recipe(lr=1.0, augment="none")),
+    ("photo", "TaskRes"): Measured(recipe=Recipe(lr=0.006, augment="none")),
     ("captioning", "PromptTuning"): Measured({"n_soft": 8}, _CAPTIONS),
     ("captioning", "PrefixTuning"): Measured({"n_prefix": 4, "reparametrise": False}, _CAPTIONS),
     ("language", "PromptTuning"): Measured({"n_soft": 20}),
     ("language", "PrefixTuning"): Measured({"n_prefix": 10, "reparametrise": True}),
 }
 """By backbone or kind of task, and method. Each was chosen on validation data: docs/embedded_default.md,
-docs/photographs.md and docs/captions.md say how."""
+docs/photographs.md, docs/methods.md and docs/captions.md say how."""
 
 
 @dataclass(frozen=True)
@@ -335,7 +339,8 @@ def resolved_recipe(
 ) -> Recipe:
     """Put a recipe together, in the one order there is: the paper's, what was measured, the data set's, the user's.
 
-    A data set speaks where the paper is silent: its 50 epochs in place of CoOp's 200 are none of CoCoOp's 10.
+    A data set speaks where the paper is silent, and of all but the length where no measurement does: its 50 epochs in
+    place of CoOp's 200 are none of CoCoOp's 10.
 
     Args:
         method: a method or its class; its `recipe` is the paper's.
@@ -345,7 +350,7 @@ def resolved_recipe(
     """
     paper, measured = leading(method).recipe.given, measured_for(method, *places).recipe.given
     lengths = set(LENGTHS)
-    fixed = paper.keys() | (lengths if lengths & paper.keys() else set())
+    fixed = paper.keys() | (measured.keys() - lengths) | (lengths if lengths & paper.keys() else set())
     data = {name: value for name, value in data.items() if name not in fixed}
     settings: dict[str, Any] = {}
     for given in (paper, measured, data, {} if user is None else user.given):
