@@ -239,10 +239,11 @@ class Measured:
 _CAPTIONS = Recipe(optimizer="adamw", lr=0.1, batch_size=16, weight_decay=0.0, warmup_epochs=0, augment="none")
 _PHOTO = Recipe(optimizer="adamw", lr=0.01, batch_size=256, epochs=100, augment="none")
 MEASURED: dict[tuple[str, str], Measured] = {
-    ("tiny", "CoOp"): Measured({"n_ctx": 4}),
+    ("tiny", "CoOp"): Measured({"n_ctx": 4}, Recipe(lr=0.006)),
     ("tiny", "KgCoOp"): Measured({"n_ctx": 4}, Recipe(lr=0.2)),
     ("tiny", "ProGrad"): Measured({"n_ctx": 8}),
     ("tiny", "DeepText"): Measured(recipe=Recipe(lr=0.0075)),
+    ("tiny", "PromptSRC"): Measured(recipe=Recipe(lr=0.025)),
     ("tiny", "ZeroShotProbe"): Measured(recipe=Recipe(lr=3.0)),
     ("tiny", "TipAdapterF"): Measured(recipe=Recipe(lr=0.03)),
     ("tiny", "CLIPAdapter"): Measured(recipe=Recipe(lr=3.0)),
