@@ -124,7 +124,7 @@ def test_a_number_of_steps_takes_the_place_of_the_data_sets_epochs() -> None:
     from mmprompt.classification.cli.train import read_call
 
     recipe = read_call(["--n-steps", "30"], "mmprompt train").recipe
-    assert (recipe.n_steps, recipe.epochs, recipe.lr) == (30, None, 0.02)
+    assert (recipe.n_steps, recipe.epochs, recipe.lr) == (30, None, 0.006)
 
 
 def test_without_the_report_extra_the_run_ends_well(

@@ -48,9 +48,15 @@ def test_the_order_is_paper_measured_data_user():
 
 def test_a_data_set_speaks_where_the_paper_is_silent():
     data = {"lr": 0.02, "epochs": 50}
-    assert resolved_recipe(CoOp(), PLACES, data, None).given == data
+    assert resolved_recipe(CoOp(), (), data, None).given == data
     assert resolved_recipe(CoCoOp(), PLACES, data, None).given == {"batch_size": 1, "epochs": 10, "lr": 0.02}
     assert resolved_recipe(CLIPLoRA(), PLACES, data, None) == CLIPLoRA.recipe
+
+
+def test_what_was_measured_stands_before_the_data_sets_word_of_all_but_the_length():
+    data = {"lr": 0.5, "epochs": 7, "momentum": 0.25}
+    assert resolved_recipe(CoOp(), ("tiny",), data, None).given == data | {"lr": 0.006}
+    assert resolved_recipe(CoOp(), ("photo",), data, None).epochs == 7
 
 
 @pytest.mark.usefixtures("measured")
@@ -102,8 +108,8 @@ def test_steps_and_epochs_take_each_others_place(data, user, expected):
 
 
 def test_a_combination_is_trained_by_the_recipe_of_its_first_method():
-    assert resolved_recipe(LoRA() + CoOp(), PLACES, {}, None).given == LoRA.recipe.given
-    assert resolved_recipe(CoOp() + LoRA(), PLACES, {}, None).given == {}
+    assert resolved_recipe(LoRA() + CoOp(), (), {}, None).given == LoRA.recipe.given
+    assert resolved_recipe(CoOp() + LoRA(), (), {}, None).given == {}
 
 
 @pytest.mark.usefixtures("measured")
