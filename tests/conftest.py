@@ -18,7 +18,7 @@ from mmprompt.models.dual_encoder.load import load_backbone
 from tests import small_models
 
 pytest_plugins = [
-    f"tests.fixtures.{name}" for name in ("coloured_pictures", "plain_pictures", "cli_run", "written_run", "zoo")
+    f"tests.fixtures.{name}" for name in ("coloured_pictures", "plain_pictures", "cli_run", "written_run")
 ]
 
 # a busy machine is no failure; and the same examples in every run, as all randomness here
@@ -52,6 +52,11 @@ def tiny_siglip_folder(model_folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_timm_folder(model_folder: Path) -> Path:
+    return small_models.save_timm(model_folder / "timm")
+
+
+@pytest.fixture(scope="session")
 def tiny_clip_backbone(tiny_open_clip_folder: Path) -> DualEncoder:
     """Width 32, two layers, images of 32 pixels, 16 text slots: open_clip's form of CLIP."""
     return load_backbone(str(tiny_open_clip_folder), device="cpu")
@@ -72,6 +77,12 @@ def tiny_siglip_backbone(tiny_siglip_folder: Path) -> DualEncoder:
 def tiny_resnet_backbone(tiny_resnet_folder: Path) -> DualEncoder:
     """No image tokens: text prompts only."""
     return load_backbone(str(tiny_resnet_folder), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def tiny_timm_backbone(tiny_timm_folder: Path) -> DualEncoder:
+    """A plain vision transformer alone: no text tower."""
+    return load_backbone(str(tiny_timm_folder), device="cpu")
 
 
 @pytest.fixture

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+import timm
 import torch
 from safetensors.torch import save_file
 from timm.models import register_model
+from timm.models._hub import save_for_hf
 from timm.models.vision_transformer import Block, VisionTransformer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import nn
@@ -161,6 +163,19 @@ class TwiceBlock(Block):
 @register_model
 def small_timm_twice_vit(pretrained: bool = False, **unused: Any) -> VisionTransformer:
     return timm_vit(block_fn=TwiceBlock)
+
+
+TIMM_VIT = {"img_size": IMAGE, "patch_size": PATCH, "embed_dim": WIDTH, "depth": LAYERS, "num_heads": HEADS}
+
+
+def save_timm(folder: Path, name: str = "vit_tiny_patch16_224", seed: int = 0, **settings: Any) -> Path:
+    """An image tower with a classifier of five classes, in timm's own form: by default a plain vision transformer."""
+    torch.manual_seed(seed)
+    model = timm.create_model(name, **settings, **(TIMM_VIT if "vit" in name else {}), num_classes=5)
+    randomise(model, seed)
+    model.pretrained_cfg = model.pretrained_cfg | {"input_size": [3, IMAGE, IMAGE], "crop_pct": 1.0, "num_classes": 5}
+    save_for_hf(model, folder, safe_serialization=True)
+    return folder
 
 
 def save_open_clip_resnet(folder: Path) -> Path:

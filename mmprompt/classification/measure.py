@@ -34,18 +34,16 @@ def measure(
 
     Return, and write as `metrics.json` to a run folder: for each of `zero_shot_name`, `zero_shot_template` and
     `learned` the accuracy, its interval, per-class accuracy and confusion; for `learned` also the paired gain over
-    each; and every test prediction. Nothing is chosen by these numbers.
+    each; and every test prediction. An image tower alone has no zero-shot. Nothing is chosen by these numbers.
     """
     features = features or ImageFeatures(classifier.backbone)
-    classifiers = {
-        "zero_shot_name": zero_shot(classifier.backbone, data.class_names, BARE_NAME),
-        "zero_shot_template": zero_shot(classifier.backbone, data.class_names, data.template),
-        "learned": classifier,
-    }
+    words = {"zero_shot_name": BARE_NAME, "zero_shot_template": data.template} if classifier.backbone.has_text else {}
+    baselines = {name: zero_shot(classifier.backbone, data.class_names, text) for name, text in words.items()}
+    classifiers = baselines | {"learned": classifier}
     scores = {name: score_items(each, data.test, features) for name, each in classifiers.items()}
     metrics: dict[str, Any] = {name: _summary(score, data.test) for name, score in scores.items()}
     learned = scores["learned"]
-    for name in ("zero_shot_name", "zero_shot_template"):
+    for name in baselines:
         gain = paired_bootstrap(learned.correct[None], scores[name].correct[None])
         difference = learned.accuracy - scores[name].accuracy
         metrics["learned"][f"gain_over_{name}"] = {"gain": difference, "interval": list(gain)}

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from mmprompt.classification.template import ClassTemplate, check_class_names, refuse_single_class
 from mmprompt.core.file import check_facts, read_prompt, refuse_other_backbone
 from mmprompt.core.header import HEADER, RESTORE
-from mmprompt.core.heads import Cosine, Head, TextAndMeans, TextProbe
+from mmprompt.core.heads import Cosine, Head, Linear, TextAndMeans, TextProbe
 from mmprompt.core.learned import Given, Outputs, Prompt
+from mmprompt.core.method import Method, Start, overrides
 from mmprompt.data.images import ImageLike, as_list, is_one, read_image
 from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
-from mmprompt.models.dual_encoder.interface import DualEncoder
+from mmprompt.models.dual_encoder.interface import DualEncoder, without_text
 from mmprompt.models.dual_encoder.load import load_backbone
 from mmprompt.models.image_features import ImageFeatures, encode_pictures
 from mmprompt.models.sites import TextSlots
@@ -104,12 +105,14 @@ class Classifier(nn.Module):
             frozen: see `Outputs`.
         """
         joint = image_features[:, : self.backbone.embed_dim]
-        class_features = self.class_features(joint)
         head = self._cosine if self.prompt.head is None else self.prompt.head
+        if not self.backbone.has_text and getattr(head, "reads_text", True):
+            raise without_text(self.backbone.name)
+        class_features = self.class_features(joint)
         return Outputs(head(image_features, class_features), labels, joint, class_features, frozen, head)
 
     def image_features(self, images: Tensor) -> Tensor:
-        """Compute unit-norm features [B, E] of images [B, 3, H, W], with a graph only if learned parts are inside.
+        """Compute features [B, E] of images [B, 3, H, W], with a graph only if learned parts are inside.
 
         For a head that reads raw features they are [B, E + W]; see `DualEncoder.encode_image`.
         """
@@ -127,11 +130,15 @@ class Classifier(nn.Module):
     def class_features(self, image_features: Tensor | None = None) -> Tensor:
         """Give unit-norm features [C, E] of the class names, computed again only if what is learned has changed.
 
+        An image tower alone knows no names, and they are [C, 0].
+
         Args:
             image_features: [B, E]; needed where a source reads the image, and the result is then [B, C, E].
         Raises:
             UserError: they are needed and not given.
         """
+        if not self.backbone.has_text:
+            return torch.empty(len(self.class_names), 0, device=self.backbone.device, dtype=self.backbone.dtype)
         if self.prompt.needs_image:
             if image_features is None:
                 raise UserError(
@@ -163,6 +170,8 @@ class Classifier(nn.Module):
         return each[0] if len(each) == 1 else F.normalize(torch.stack(each).mean(0), dim=-1)
 
     def _all_slots(self) -> list[TextSlots]:
+        if not self.backbone.has_text:
+            return []
         return [line.slots(self.backbone, self.class_names) for line in self.prompt.template.lines]  # type: ignore[attr-defined]
 
     def _versions(self) -> tuple[Any, ...]:
@@ -302,8 +311,11 @@ class Classifier(nn.Module):
         """Give what the prompt file keeps of a classifier beside its prompt; see `core.file.Predictor`.
 
         Raises:
-            UserError: it is a class of its own that no file could be read with.
+            UserError: it is a class of its own that no file could be read with, or its head reads text that an image
+                tower alone does not give.
         """
+        if not self.backbone.has_text and getattr(self.prompt.head, "reads_text", False):
+            raise without_text(self.backbone.name)
         where = "Add it to mmprompt.classification.predictor.CLASSIFIERS."
         if type(self) is not Classifier and not self.form:
             raise UserError(f"{type(self).__name__} has no form of its own, but would be read as another. {where}")
@@ -326,6 +338,35 @@ class Classifier(nn.Module):
 
 CLASSIFIERS: dict[str, Callable[..., Classifier]] = {"": Classifier}
 """The forms of classifiers that a prompt file may name; a class of your own is added here."""
+
+
+def untrained(method: Method, backbone: DualEncoder, start: Start) -> Classifier:
+    """Make the classifier that a method trains.
+
+    On an image tower alone the class weights are a linear classifier, which learns with the prompt (Jia et al. 2022,
+    "Visual Prompt Tuning", section 3).
+
+    Args:
+        method: makes the prompt.
+        backbone: the frozen model.
+        start: what to make it of.
+    Raises:
+        UserError: a class name or a setting cannot be used with this backbone.
+    """
+    check_class_names(start.class_names)
+    prompt = method.prompt(backbone, start)
+    if not backbone.has_text and (prompt.has("text") or overrides(method, "teacher")):
+        raise without_text(backbone.name)
+    if not backbone.has_text and prompt.head is None and method.is_trained:
+        head = Linear(len(start.class_names), backbone.embed_dim, is_trained=True).start_from(start.generator)
+        prompt = Prompt(prompt.template, *prompt.sources, head=head).to(backbone.device)
+    if prompt.needs_image and overrides(method, "finish"):
+        raise UserError(
+            "the text of this prompt is another for each image, but a solved head needs one text. Join the head to "
+            "coop, or leave it out."
+        )
+    names = start.class_names
+    return method.predictor(backbone, prompt, names) or Classifier(backbone, prompt, names)
 
 
 def load(folder: Path, header: Mapping[str, Any], model: DualEncoder | str | None) -> Classifier:

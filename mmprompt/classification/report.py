@@ -96,9 +96,9 @@ class Record:
 
     @cached_property
     def measured(self) -> dict[str, Measured]:
-        """What was measured, by key, zero-shot first."""
+        """What was measured, by key, zero-shot first where there is one."""
         measured = {}
-        for key in (*BASELINES, "learned"):
+        for key in (*(key for key in BASELINES if key in self.metrics), "learned"):
             content = self.metrics[key]
             compared = self.metrics["learned"].get(f"gain_over_{key}", {"gain": 0.0, "interval": (0.0, 0.0)})
             (low, high), (gain_low, gain_high) = content["interval"], compared["interval"]
@@ -187,8 +187,9 @@ def write_report(folder: Path | str) -> Path:
     record = read_record(folder)
     labels = dict.fromkeys(record.measured, f"template “{record.template}”")
     labels |= {"zero_shot_name": "bare class name", "learned": "learned prompt"}
-    before, after = (record.class_accuracies(key) for key in ("zero_shot_template", "learned"))
-    changes = {name: after[name] - before[name] for name in after}  # of the classes with test images
+    after = record.class_accuracies("learned")  # of the classes with test images
+    before = record.class_accuracies("zero_shot_template") if "zero_shot_template" in record.measured else {}
+    changes = {name: after[name] - before[name] for name in before}
     measures, bins = record.metrics["learned"], record.reliability
     right, wrong, n_missing = choose_examples(record.shown, record.class_names)
     return write_page(
@@ -202,8 +203,8 @@ def write_report(folder: Path | str) -> Path:
             f"{text} {percent(measures[name])}" for name, text in FURTHER.items() if measures.get(name) is not None
         ],
         changes=list(changes.values()),
-        most_gained=max(changes.items(), key=lambda change: change[1]),
-        most_lost=min(changes.items(), key=lambda change: change[1]),
+        most_gained=max(changes.items(), key=lambda change: change[1], default=None),
+        most_lost=min(changes.items(), key=lambda change: change[1], default=None),
         confused=most_confused(record.confusion(), record.class_names),
         is_surer=sum(n * (c - a) for n, c, a in zip(bins.counts, bins.confidence, bins.accuracy, strict=True)) > 0,
         seconds=sum(float(entry.get("seconds") or 0) for entry in record.log),
@@ -218,7 +219,8 @@ def _charts_of(
 ) -> dict[str, Draw]:
     """Return how each chart of a run is drawn, by file name; those without data are left out.
 
-    `labels` name what was measured; `before` and `after` are accuracies by class, of the template and learned.
+    `labels` name what was measured; `before` and `after` are accuracies by class, of the template, if there was
+    zero-shot, and learned.
     """
     rows = [
         figures.Row(labels[key], measured.accuracy, measured.interval, key == "learned")
@@ -226,10 +228,12 @@ def _charts_of(
     ]
     charts: dict[str, Draw] = {
         "accuracy": partial(figures.draw_accuracy, rows, 1 / len(record.class_names)),
-        "classes": partial(figures.draw_classes, list(after), [before[name] for name in after], list(after.values())),
         "calibration": partial(figures.draw_reliability, record.reliability),
         "confusion": partial(figures.draw_confusion, record.confusion().tolist(), record.class_names),
     }
+    if before:
+        rows_before = [before[name] for name in after]
+        charts["classes"] = partial(figures.draw_classes, list(after), rows_before, list(after.values()))
     if record.log:
         charts["learning_curve"] = partial(figures.draw_learning_curve, record.log)
     return charts

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from mmprompt.classification.methods import METHODS
 from mmprompt.classification.notices import MOST_IMAGES, BelowZeroShot, ZeroShotScore, at_chance
-from mmprompt.classification.predictor import Classifier
-from mmprompt.classification.template import ClassTemplate, check_class_names, refuse_single_class
+from mmprompt.classification.predictor import Classifier, untrained
+from mmprompt.classification.template import ClassTemplate, refuse_single_class
 from mmprompt.core.heads import Cosine
 from mmprompt.core.learned import Outputs, Prompt
 from mmprompt.core.method import FrozenFeatures, Method, Start, overrides
@@ -27,7 +27,7 @@ from mmprompt.core.metrics import Evaluation, evaluate_probabilities
 from mmprompt.data.images import ImageLike, read_image
 from mmprompt.data.transforms import augment_coop
 from mmprompt.errors import UserError
-from mmprompt.models.dual_encoder.interface import DualEncoder
+from mmprompt.models.dual_encoder.interface import DualEncoder, without_text
 from mmprompt.models.dual_encoder.load import load_backbone
 from mmprompt.models.image_features import ImageFeatures, encode_pictures, encode_tensors
 from mmprompt.settings import check, checked
@@ -50,7 +50,11 @@ def zero_shot(backbone: DualEncoder, class_names: Sequence[str], template: str =
         backbone: the frozen model.
         class_names: C names.
         template: words with one `{}`; `"{}"` is the bare class name.
+    Raises:
+        UserError: it has no text tower.
     """
+    if not backbone.has_text:
+        raise without_text(backbone.name)
     return Classifier(backbone, Prompt(ClassTemplate(template)), class_names)
 
 
@@ -300,16 +304,9 @@ class ClassificationTask:
             raise UserError(
                 f"{self.name} has test images only, so nothing can be learned from it. Train on another set."
             )
-        check_class_names(self.class_names)
         generator = torch.Generator().manual_seed(seed)
         start = Start(generator, ClassTemplate(self.template), self.class_names, self.templates)
-        prompt = method.prompt(model, start)
-        if prompt.needs_image and overrides(method, "finish"):
-            raise UserError(
-                "the text of this prompt is another for each image, but a solved head needs one text. Join the head to "
-                "coop, or leave it out."
-            )
-        return method.predictor(model, prompt, self.class_names) or Classifier(model, prompt, self.class_names)
+        return untrained(method, model, start)
 
     def complete(self, recipe: Recipe) -> Recipe:
         """Fill in augmentation and epochs.
@@ -343,8 +340,8 @@ class ClassificationTask:
         )
 
     def callbacks(self, predictor: Any) -> list[Callback]:
-        """Watch how the accuracy compares with zero-shot's."""
-        return [BelowZeroShot()]
+        """Watch how the accuracy compares with zero-shot's, where there is a text tower."""
+        return [BelowZeroShot()] if predictor.backbone.has_text else []
 
     def describe(self, predictor: Classifier) -> dict[str, Any]:
         """Give its part of `run.json`."""
@@ -352,7 +349,9 @@ class ClassificationTask:
 
     def notices(self, problem: ClassificationProblem, predictor: Classifier) -> list[str]:
         """Say whether it fell behind zero-shot, and whether that is at chance; nothing of what reads no images."""
-        return [*problem.noticed, *at_chance(problem, problem.n_items)] if problem.method.needs_shots else []
+        if not problem.method.needs_shots or not predictor.backbone.has_text:
+            return []
+        return [*problem.noticed, *at_chance(problem, problem.n_items)]
 
     def evaluate(self, predictor: Classifier, items: Sequence[Item]) -> Evaluation:
         """Score a classifier on labelled images, with the features that the training shared."""

@@ -15,7 +15,7 @@ from unicodedata import category
 
 from mmprompt.core.template import Field, Soft, parse_line
 from mmprompt.errors import UserError, bad_value
-from mmprompt.models.dual_encoder.interface import DualEncoder
+from mmprompt.models.dual_encoder.interface import DualEncoder, without_text
 from mmprompt.models.sites import TextSlots
 from mmprompt.settings import check
 
@@ -107,7 +107,9 @@ class ClassTemplate:
 
 
 def check_room(n_ctx: int, backbone: DualEncoder) -> None:
-    """Refuse more context vectors than the text tower has slots, before any are made."""
+    """Refuse more context vectors than the text tower has slots, or an image tower alone, before any are made."""
+    if not backbone.has_text:
+        raise without_text(backbone.name)
     if n_ctx > backbone.context_length:
         room = f"the text tower of {backbone.name} has {backbone.context_length} slots for them and the class name"
         raise bad_value("n_ctx", n_ctx, room, "Use fewer context vectors.")

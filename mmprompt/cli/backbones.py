@@ -46,7 +46,9 @@ def run_list(arguments: Sequence[str], prog: str) -> None:
     output.say()
     if not (settings.find or settings.all):
         output.say("open_clip:ARCHITECTURE/TAG for a published model of open_clip; --all lists them.")
-    output.say("Also: hf:NAME for CLIP and SigLIP on the hub, the path of a model folder,")
+    output.say(
+        "Also: hf:NAME for CLIP and SigLIP on the hub, timm:NAME for an image tower alone, the path of a model folder,"
+    )
     output.say("and open_clip:ARCHITECTURE//path/to/weights.safetensors for a checkpoint of your own.")
     output.say("Language models: hf:NAME too, the path of a model folder, or a GGUF file.")
     output.document(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,11 +19,13 @@ class Head(nn.Module):
         is_class_specific: whether it belongs to the classes it was made for, so that no others can be named.
         reads_raw: whether it also reads what the image tower gives before the projection: image features are then
             [B, E + W], the W raw ones of unit norm last; [B, E] of a backbone that has none.
+        reads_text: whether it looks at class features, which an image tower alone does not give.
     """
 
     kind: ClassVar[str] = ""
     is_class_specific: bool = True
     reads_raw: ClassVar[bool] = False
+    reads_text: ClassVar[bool] = True
     if TYPE_CHECKING:
 
         def __call__(self, image_features: Tensor, class_features: Tensor) -> Tensor:  # noqa: D102
@@ -103,6 +106,7 @@ class ClassMeans(ScaledPerClass):
     """
 
     kind = "class-means"
+    reads_text = False
 
     def __init__(self, n_classes: int, width: int, scale: float, bias: float) -> None:
         super().__init__(n_classes, width, scale, bias)
@@ -110,7 +114,7 @@ class ClassMeans(ScaledPerClass):
 
     def forward(self, image_features: Tensor, class_features: Tensor) -> Tensor:
         """Compute logits [B, C]; class features are not looked at."""
-        return self.cosine(image_features, self.means.to(image_features.dtype))
+        return self.cosine(F.normalize(image_features, dim=-1), self.means.to(image_features.dtype))
 
 
 class TextAndMeans(ScaledPerClass):
@@ -179,27 +183,37 @@ class TextProbe(Head):
 
 
 class Linear(Head):
-    """A linear map of image features, in double precision as its solver has it.
+    """A linear map of image features, in double precision as its solver has it, or learned by steps.
 
     Args:
         n_classes: C.
         width: E.
+        is_trained: whether an optimiser trains it, in single precision.
     """
 
     kind = "linear"
+    reads_text = False
 
-    def __init__(self, n_classes: int, width: int) -> None:
+    def __init__(self, n_classes: int, width: int, is_trained: bool = False) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(n_classes, width, dtype=torch.float64), requires_grad=False)
-        self.bias = nn.Parameter(torch.zeros(n_classes, dtype=torch.float64), requires_grad=False)
+        self.is_trained, dtype = is_trained, torch.float32 if is_trained else torch.float64
+        self.weight = nn.Parameter(torch.zeros(n_classes, width, dtype=dtype), requires_grad=is_trained)
+        self.bias = nn.Parameter(torch.zeros(n_classes, dtype=dtype), requires_grad=is_trained)
+
+    def start_from(self, generator: torch.Generator) -> Linear:
+        """Draw the weights from N(0, 2/C), as the released code of Jia et al. 2022 does; the bias stays zero."""
+        n_classes = len(self.weight)
+        self.weight.data.normal_(0.0, math.sqrt(2 / n_classes), generator=generator)
+        return self
 
     def settings(self) -> dict[str, Any]:
         """See `Head`."""
-        return {"n_classes": self.weight.shape[0], "width": self.weight.shape[1]}
+        sizes: dict[str, Any] = {"n_classes": self.weight.shape[0], "width": self.weight.shape[1]}
+        return sizes | ({"is_trained": True} if self.is_trained else {})
 
     def forward(self, image_features: Tensor, class_features: Tensor) -> Tensor:
         """Compute logits [B, C]; class features are not looked at."""
-        return F.linear(image_features.double(), self.weight, self.bias)
+        return F.linear(image_features.to(self.weight.dtype), self.weight, self.bias)
 
 
 class Blend(Head):

@@ -92,17 +92,17 @@ def shorten(text: str, length: int) -> str:
 
 
 def result_table(output: Output, metrics: Mapping[str, Any], template: str) -> None:
-    """Write the accuracy of zero-shot and of the learned prompt, with intervals."""
+    """Write the accuracy of zero-shot, where there is one, and of the learned prompt, with intervals."""
     labels = {
         "zero_shot_name": "zero-shot, bare class name",
         "zero_shot_template": f"zero-shot, “{template}”",
         "learned": "learned prompt",
     }
     rows = []
-    for key, label in labels.items():
+    for key in (key for key in labels if key in metrics):
         gain = metrics["learned"].get(f"gain_over_{key}")
         gained = [f"{100 * gain['gain']:+.1f}", between(gain["interval"], signed=True)] if gain else ["", ""]
-        rows.append([label, percent(metrics[key]["accuracy"]), between(metrics[key]["interval"]), *gained])
+        rows.append([labels[key], percent(metrics[key]["accuracy"]), between(metrics[key]["interval"]), *gained])
     headers = ["", "accuracy", "95 % interval", "gained by learning", "95 % interval"]
     output.table(headers, rows, numbers=(1, 2, 3, 4))
 

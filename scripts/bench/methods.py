@@ -87,14 +87,13 @@ def backbone_of(size: Size) -> FrozenDualEncoder:
     )
     pixels = PixelTransform(to_tensor, (0.5,) * 3, (0.25,) * 3, size.image, "as it is")
     return FrozenDualEncoder(
-        "random weights",
-        model,
-        read_text(model, tokenizer),
-        read_vision(model.visual),
-        tokenizer,
-        pixels,
-        model.logit_scale,
-        None,
+        name="random weights",
+        model=model,
+        text=read_text(model, tokenizer),
+        vision=read_vision(model.visual),
+        tokenizer=tokenizer,
+        pixels=pixels,
+        log_logit_scale=model.logit_scale,
     )
 
 

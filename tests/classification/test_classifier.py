@@ -3,13 +3,13 @@ import pytest
 import torch
 from PIL import Image
 
-from mmprompt.classification.methods import VPT, CoOp
+from mmprompt.classification.methods import VPT, CLIPLoRA, CoOp
 from mmprompt.classification.predictor import Classifier, Prediction
 from mmprompt.classification.template import ClassTemplate
 from mmprompt.core.learned import Learned, Prompt
 from mmprompt.errors import UserError
 from mmprompt.models.sites import Site, Vectors
-from tests.core.zoo import LoRA, drawn
+from tests import small_models
 
 NAMES = ["cat", "dog", "bird"]
 
@@ -134,8 +134,8 @@ def test_visual_prompt_encodes_the_class_names_once(tiny_clip_backbone, pixels):
 @pytest.fixture
 def dropping(tiny_clip_backbone):
     """A classifier whose low-rank terms drop half of what they see, in training."""
-    classifier = LoRA(dropout=0.5).build(tiny_clip_backbone, NAMES)
-    drawn(classifier.prompt.sources[0].b, torch.Generator().manual_seed(0))
+    classifier = CLIPLoRA(lora_dropout=0.5).build(tiny_clip_backbone, NAMES)
+    small_models.randomise(classifier.prompt, seed=0)
     return classifier
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,24 +24,18 @@ from mmprompt.classification.methods import (
     ProGrad,
     PromptSRC,
 )
-from mmprompt.classification.predictor import Classifier
 from mmprompt.classification.task import ClassificationTask
 from mmprompt.classification.template import ClassTemplate
 from mmprompt.core.fit import fit
 from mmprompt.core.method import Method, Start
 from mmprompt.core.sources import Coupled
-from mmprompt.data.images import read_image
 from mmprompt.models.dual_encoder.encoder import FrozenDualEncoder
-from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.dual_encoder.load import load_backbone
-from mmprompt.training.callbacks import Callback
-from mmprompt.training.problem import Run
-from mmprompt.training.seeds import batches, epoch_order
 from tests import small_models
+from tests.classification.side_by_side import TOLERANCE, DoubleTask, Recorder, assert_close, batches_of
 from tests.reference import plain_methods
 from tests.reference.plain_methods import Frozen, Learning
 
-TOLERANCE = 1e-8
 NAMES = ["cat", "red_car", "a dog house", "sad bird"]
 TEMPLATE = "the photo of the {}, a flower."  # not the words that KgCoOp starts from: its term would be zero there
 HINT_FIRST = "a flower, the photo of the {}."
@@ -60,37 +54,6 @@ PLAIN = plain_methods.METHODS | {
     "promptsrc": replace(plain_methods.METHODS["promptsrc"], gaussian=(3.0, 1.0)),
 }
 N_EPOCHS, N_STEPS, BATCH = 5, 10, 4
-
-
-class DoubleTask(ClassificationTask):
-    """All that is learned in double precision, and moved off its start, where some gradients are zero."""
-
-    def predictor(self, method: Method, model: DualEncoder, seed: int) -> Classifier:
-        classifier = super().predictor(method, model, seed).double()
-        generator = torch.Generator().manual_seed(11)
-        with torch.no_grad():
-            for parameter in classifier.prompt.parameters():
-                parameter += 0.05 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-        return classifier
-
-
-class Recorder(Callback):
-    """What the plain version keeps too; of the terms those of the first step, before they are means over an epoch."""
-
-    def __init__(self) -> None:
-        self.start: list[Tensor] = []
-        self.terms: dict[str, float] = {}
-        self.gradients: list[list[Tensor]] = []
-        self.places: list[list[Tensor]] = []
-
-    def on_train_begin(self, run: Run) -> None:
-        self.start = [value.detach().clone() for value in run.problem.module.parameters()]
-
-    def on_step_end(self, run: Run, step: int, logs: Mapping[str, float]) -> None:
-        parameters = list(run.problem.module.parameters())
-        self.terms = self.terms or dict(logs)
-        self.gradients.append([value.grad.clone() for value in parameters if value.grad is not None])
-        self.places.append([value.detach().clone() for value in parameters])
 
 
 @dataclass(frozen=True)
@@ -133,7 +96,9 @@ def learned(folders: dict[str, Path], task: DoubleTask) -> Callable[[str, str], 
             TRAINED[name], backbone, task, callbacks=[ours], batch_size=BATCH, progress=False, seed=1, **length
         )
         clip = frozen(backbone, folders[library], HINT_FIRST if name == "prograd" else TEMPLATE)
-        plain = plain_methods.learn(PLAIN[name], clip, ours.start, batches_of(task, backbone), N_EPOCHS)
+        plain = plain_methods.learn(
+            PLAIN[name], clip, ours.start, batches_of(task, backbone, N_EPOCHS, BATCH), N_EPOCHS
+        )
         return Both(ours, plain, [value.detach() for value in result.predictor.prompt.parameters()])
 
     def find(name: str, library: str) -> Both:
@@ -151,14 +116,6 @@ def frozen(backbone: FrozenDualEncoder, folder: Path, template: str) -> Frozen:
     return Frozen(backbone.model, tokenizer, NAMES, template, 2, n_heads)
 
 
-def batches_of(task: ClassificationTask, backbone: DualEncoder) -> list[tuple[Tensor, Tensor]]:
-    """The images and labels of every step, in the order in which the loop takes them."""
-    images = torch.stack([backbone.preprocess(read_image(image)) for image in task.images]).double()
-    labels = torch.tensor(task.labels)
-    orders = [epoch_order(1, epoch, len(images)) for epoch in range(N_EPOCHS)]
-    return [(images[batch], labels[batch]) for order in orders for batch in batches(order, BATCH)]
-
-
 @pytest.fixture(params=LIBRARIES)
 def library(request: pytest.FixtureRequest) -> str:
     return request.param
@@ -172,15 +129,6 @@ def name(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def both(learned: Callable[[str, str], Both], name: str, library: str) -> Both:
     return learned(name, library)
-
-
-def assert_close(found: list[Tensor], expected: list[Tensor], origin: list[Tensor] | None = None) -> None:
-    """Within the tolerance, relative to how far each lies from its origin."""
-    assert len(found) == len(expected)
-    for place, (one, plain) in enumerate(zip(found, expected, strict=True)):
-        length = (plain - (0 if origin is None else origin[place])).norm()
-        assert length > 0, f"{place} is where it was"
-        assert ((one - plain).norm() / length).item() < TOLERANCE, f"{place}: {(one - plain).norm() / length:.1e}"
 
 
 def test_each_term_of_the_loss_is_the_paper_s(both: Both) -> None:

@@ -123,6 +123,7 @@ CASES = {
     "a name too long for the tower": "train --data long_name --backbone MODEL --n-ctx 2 --shots 1 --out new",
     "truncated pictures": "train --data truncated --backbone MODEL --n-ctx 2 --shots 1 --epochs 1 --out new",
     "no such backbone": "train --data OWN --backbone nope --out new",
+    "no such image tower": "train --data OWN --backbone timm:vit_base_patch16_242 --out new",
     "no such device": f"{TRAIN} --device warp",
     "a learning rate below zero": f"{TRAIN} --lr -1",
     "no context vector": f"{TRAIN} --n-ctx 0",

@@ -1,4 +1,4 @@
-"""Every registered method on every kind of backbone, and the zoo's beside them: a method is tested by being registered.
+"""Every registered method on every kind of backbone: a method is tested by being registered.
 
 A pair is trained once, on 32-pixel images for two epochs, and every test looks at what came of it. A backbone that
 cannot carry a method must refuse it in one line, with nothing written.
@@ -28,7 +28,6 @@ from mmprompt.files import tensor_bytes
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.training.callbacks import Callback
 from mmprompt.training.problem import Run
-from tests.core import zoo
 
 COMBINATIONS = [
     "coop+vpt",
@@ -41,12 +40,10 @@ COMBINATIONS = [
     "vpt+linear-probe",
     "coop+tpt",
 ]
-NAMES = [*(name for name in METHODS if METHODS[name].learns), "tpt", *COMBINATIONS, *zoo.METHODS]
-BACKBONES = ["tiny_clip", "tiny_hf_clip", "tiny_siglip", "tiny_resnet"]
+NAMES = [*(name for name in METHODS if METHODS[name].learns), "tpt", *COMBINATIONS]
+BACKBONES = ["tiny_clip", "tiny_hf_clip", "tiny_siglip", "tiny_resnet", "tiny_timm"]
 SMALL = {"n_ctx": 2, "n_visual": 2, "inverse_strength": 2.0, "ctx_init": None}  # what fits 16 slots and needs no search
 QUICK = {"epochs": 2, "batch_size": 3, "lr": 0.05, "checkpoint_seconds": 0, "progress": False}
-
-pytestmark = pytest.mark.usefixtures("registered_zoo")
 
 
 def small(name: str) -> Method:
@@ -125,7 +122,6 @@ def trained(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
     conformance_data: Dataset,
-    registered_zoo: None,
 ) -> Callable[[str, str], Pair]:
     """Trains a pair when it is first asked for."""
     pairs: dict[tuple[str, str], Pair] = {}

@@ -6,14 +6,25 @@ from typing import ClassVar
 import pytest
 import torch
 
-from mmprompt.classification.methods import METHODS, VPT, CLIPLoRA, CoCoOp, CoOp, KgCoOp, LinearProbe
+from mmprompt.classification.methods import (
+    METHODS,
+    TPT,
+    VPT,
+    CLIPLoRA,
+    CoCoOp,
+    Consistency,
+    CoOp,
+    LinearProbe,
+    ProGrad,
+    PromptSRC,
+    TipAdapter,
+)
 from mmprompt.classification.methods.base import Combination
 from mmprompt.core import method as module
 from mmprompt.core.fit import describe_method
 from mmprompt.core.method import Measured, measured_for, overrides, resolved_recipe, settled
 from mmprompt.errors import UserError
-from mmprompt.training.recipe import Recipe
-from tests.core.zoo import TPT, LoRA, ProGrad, PromptSRC, TipAdapter, without_conflict
+from mmprompt.training.recipe import LENGTHS, Recipe
 
 PLACES = ("tiny", "classification")
 
@@ -74,12 +85,12 @@ def test_what_was_measured_for_a_method_gives_its_settings_to_those_that_inherit
 
 @pytest.mark.parametrize("setting", [{"epochs": 30}, {"lr": 0.002}, {"batch_size": 8}, {"n_steps": 12}], ids=str)
 @pytest.mark.parametrize(
-    "method", [CoOp(), VPT(), LoRA(), PromptSRC(), CoOp() + VPT()], ids=lambda one: type(one).__name__
+    "method", [CoOp(), VPT(), CLIPLoRA(), PromptSRC(), CoOp() + VPT()], ids=lambda one: type(one).__name__
 )
 def test_a_setting_that_is_given_changes_that_setting_alone(method, setting):
     data = {"lr": 0.02, "epochs": 100}
     without, changed = (asdict(resolved_recipe(method, PLACES, data, user)) for user in (None, Recipe(**setting)))
-    cleared = {"epochs": None} if "n_steps" in setting else {}
+    cleared = dict.fromkeys(LENGTHS) if setting.keys() & set(LENGTHS) else {}
     assert changed == without | cleared | setting
 
 
@@ -108,8 +119,8 @@ def test_steps_and_epochs_take_each_others_place(data, user, expected):
 
 
 def test_a_combination_is_trained_by_the_recipe_of_its_first_method():
-    assert resolved_recipe(LoRA() + CoOp(), (), {}, None).given == LoRA.recipe.given
-    assert resolved_recipe(CoOp() + LoRA(), (), {}, None).given == {}
+    assert resolved_recipe(CLIPLoRA() + CoOp(), (), {}, None).given == CLIPLoRA.recipe.given
+    assert resolved_recipe(CoOp() + CLIPLoRA(), (), {}, None).given == {}
 
 
 @pytest.mark.usefixtures("measured")
@@ -138,10 +149,13 @@ def test_one_method_alone_is_no_combination(tiny_clip_backbone):
 
 
 def test_a_combination_has_the_hooks_of_its_methods():
-    combined = VPT() + ProGrad(n_ctx=2)
-    assert combined.gradient_rule is without_conflict
+    combined = VPT() + ProGrad(n_ctx=8)
+    own, general = torch.tensor([1.0, 0.0]), torch.tensor([-1.0, 1.0])
+    rule = combined.gradient_rule
+    assert rule is not None
+    assert rule({"cross_entropy": [own], "general": [general]})[0].tolist() == [0.5, 0.5]
     assert (VPT() + CoOp()).gradient_rule is None
-    assert len((PromptSRC() + LoRA()).callbacks(3)) == 1
+    assert len((PromptSRC() + CLIPLoRA()).callbacks(3)) == 1
     assert [type(callback).__name__ for callback in (VPT() + PromptSRC()).callbacks(3)] == ["WeightAverage"]
 
 
@@ -149,18 +163,18 @@ def test_a_combination_has_the_hooks_of_its_methods():
     ("combined", "what"),
     [
         (lambda one, other, backbone: (one + other).gradient_rule, "gradient_rule"),
-        (lambda one, other, backbone: (one + KgCoOp()).teacher(backbone, ["cat", "dog"], "a {}"), "teacher"),
+        (lambda one, other, backbone: (one + Consistency()).teacher(backbone, ["cat", "dog"], "a {}"), "teacher"),
     ],
     ids=["rule", "teacher"],
 )
 def test_two_of_what_there_is_one_of_are_refused(combined, what, tiny_clip_backbone):
     with pytest.raises(UserError, match=f"2 of the methods bring a {what} of their own, but one can be used"):
-        combined(ProGrad(n_ctx=2), ProGrad(n_ctx=3), tiny_clip_backbone)
+        combined(ProGrad(n_ctx=8), ProGrad(n_ctx=9), tiny_clip_backbone)
 
 
 def test_two_classifiers_of_their_own_are_refused(tiny_clip_backbone):
-    with pytest.raises(UserError, match="both learn at text"):
-        (TPT() + TPT()).build(tiny_clip_backbone, ["cat", "dog"])
+    with pytest.raises(UserError, match="2 of the methods bring a predictor of their own"):
+        (CoOp(n_ctx=2) + TPT() + TPT()).build(tiny_clip_backbone, ["cat", "dog"])
 
 
 def test_coop_needs_no_hook_but_its_prompt():

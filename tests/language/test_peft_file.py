@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmprompt.language.peft import load_peft
 from mmprompt.models.decoder.model import FrozenLanguageModel
-from tests.language_models import CAUSAL, ENCODED, frozen_model
+from tests.language_models import ENCODED, frozen_model
 from tests.peft_models import (
     ANSWER,
     CONFIGS,
@@ -33,16 +33,6 @@ from tests.peft_models import (
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT warns of what it does itself
-
-
-@pytest.fixture(scope="module", params=[*CAUSAL, *ENCODED])
-def kind(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def model(kind: str) -> FrozenLanguageModel:
-    return frozen_model(kind)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -16,7 +16,7 @@ from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import Verbalizer
 from mmprompt.models.decoder.model import FrozenLanguageModel
-from tests.language_models import CAUSAL, ENCODED, frozen_model
+from tests.language_models import CAUSAL
 from tests.peft_models import (
     ANSWER,
     FRONT,
@@ -39,16 +39,6 @@ from tests.peft_models import (
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT warns of what it does itself
-
-
-@pytest.fixture(scope="module", params=[*CAUSAL, *ENCODED])
-def kind(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def model(kind: str) -> FrozenLanguageModel:
-    return frozen_model(kind)
 
 
 @pytest.mark.parametrize("name", METHODS)

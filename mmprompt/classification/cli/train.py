@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mmprompt.classification.predictor import Classifier
     from mmprompt.core.fit import Result
     from mmprompt.data.splits import Dataset
+    from mmprompt.models.dual_encoder.interface import DualEncoder
 
 DESCRIPTION = "Learn a prompt from a few images of each class. Without options: 4 context vectors on openart-large."
 DATA = "openart-large"
@@ -40,7 +41,7 @@ class Settings:
     """What is trained, and where it goes."""
 
     backbone: Annotated[str, tyro.conf.arg(metavar="NAME")] = "tiny"
-    """The frozen model: `tiny`, `photo`, `open_clip:ARCHITECTURE/TAG`, `hf:NAME`, or a folder."""
+    """The frozen model: `tiny`, `photo`, `open_clip:ARCHITECTURE/TAG`, `hf:NAME`, `timm:NAME`, or a folder."""
     method: Annotated[str, tyro.conf.arg(metavar="NAME")] = ANY_BACKBONE.method
     """How to learn: coop, vpt, or both as coop+vpt; the method brings its own options. By default what was measured to
     suit the backbone."""
@@ -97,7 +98,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
         method = settled(call.method, backbone.name, task.kind)
         untrained = task.predictor(method, backbone, call.run.seed)
         refuse_other_run(folder, run_config(task, method, untrained, recipe, call.run.seed))
-    announce(output, call, data, folder)
+    announce(output, call, backbone, data, folder)
     with ProgressDisplay() as progress:
         features.progress = progress.count("encoding images")
         result = fit(call.method, backbone, task, folder, recipe, call.run.seed, (), call.run.resume)
@@ -169,7 +170,7 @@ def refuse_other_run(folder: Path, config: Mapping[str, Any]) -> None:
         raise bad_file(folder, f"holds a run with another {' and '.join(others)}", advice)
 
 
-def announce(output: Output, call: Call, data: Dataset, folder: Path) -> None:
+def announce(output: Output, call: Call, backbone: DualEncoder, data: Dataset, folder: Path) -> None:
     """Say in a few lines what is about to happen, and what the data had to say."""
     shots = "all that there are" if data.shots is None else f"{data.shots} a class"
     output.say(
@@ -178,7 +179,8 @@ def announce(output: Output, call: Call, data: Dataset, folder: Path) -> None:
     )
     if call.reason:
         output.say(f"The method is {call.run.method}, {call.reason}.")
-    output.say(f"Testing it on {len(data.test):,} other images, beside zero-shot. Everything goes to {folder}.")
+    beside = "beside zero-shot" if backbone.has_text else "without zero-shot, for want of a text tower"
+    output.say(f"Testing it on {len(data.test):,} other images, {beside}. Everything goes to {folder}.")
     for note in data.notes:
         output.say(f"Note: {note}", "dim")
 
@@ -216,5 +218,5 @@ def conclude(output: Output, metrics: dict[str, Any], data: Dataset, folder: Pat
     image = shlex.quote(str(data.test[0].path))
     for command in (f"predict {folder} {image}", f"eval {folder}", f"inspect {folder}"):
         output.say(f"  mmprompt {command}", "bold")
-    shown = {key: metrics[key] for key in ("zero_shot_name", "zero_shot_template", "learned")}
+    shown = {key: metrics[key] for key in ("zero_shot_name", "zero_shot_template", "learned") if key in metrics}
     output.document({"folder": str(folder), "report": None if report is None else str(report), "metrics": shown})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from mmprompt.classification.methods.base import PromptMethod, image_layers
+from mmprompt.classification.methods.base import PromptMethod, block_places, tower_shapes
 from mmprompt.classification.methods.lora import CLIPLoRA
 from mmprompt.core.method import Start
 from mmprompt.settings import Count
@@ -38,23 +38,12 @@ class Adapters(PromptMethod):
         """Make the networks.
 
         Raises:
-            UserError: the image tower is to be adapted and has no blocks that are known.
+            UserError: a tower is to be adapted that is not there or has no blocks that are known.
         """
         from mmprompt.core.learned import Prompt
         from mmprompt.core.sources import Bottlenecks
 
-        shapes = {}
-        if self.adapter_towers != "vision":
-            shapes["text"] = (backbone.text_layers, backbone.text_width)
-        if self.adapter_towers != "text":
-            n_layers = image_layers(backbone, None, backbone.vision_layers, use="`adapter_towers='text'`")
-            shapes["vision"] = (n_layers, backbone.vision_width or 0)
         parts = ("attention", "mlp") if self.adapter_places == "both" else (self.adapter_places,)
-        places = {
-            f"{tower}.block[{layer}].{part}": width
-            for tower, (n_layers, width) in shapes.items()
-            for layer in range(n_layers)
-            for part in parts
-        }
+        places = block_places(tower_shapes(backbone, self.adapter_towers, "adapter_towers"), parts)
         source = Bottlenecks(places, self.adapter_width).start_from(start.generator)
         return Prompt(start.template, source).to(backbone.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from mmprompt.classification.methods.solved import (
     GDA,
@@ -38,24 +38,28 @@ class Auto(SolvedHead):
     """The head that suits the images best: text-probe, text-and-means, gda, linear-probe or nearest-class-mean.
 
     Each is fitted on folds of the training images and has the images left out to name; the lowest log-loss wins, of
-    equal ones the higher accuracy. Validation images are not read. With one image a class it is text-probe.
+    equal ones the higher accuracy. Validation images are not read. With one image a class it is text-probe. On an image
+    tower alone those that read no text are left, and with one image a class it is linear-probe.
     """
+
+    reads_text: ClassVar[bool] = False
 
     def finish(self, predictor: Classifier, data: FrozenFeatures) -> Sequence[str]:
         """Choose a head, fit it on all training images, and say which it is and why."""
-        wide = data.wide()
+        wide, has_text = data.wide(), predictor.backbone.has_text
+        candidates = [(name, head) for name, head in CANDIDATES if has_text or not head.reads_text]
         everything = replace(data, validation=lambda: None, wide=lambda: wide)
         folds = list(folds_of(data.labels))
         if not folds:
-            name, head = CANDIDATES[0]
+            name, head = candidates[0]
             head.finish(predictor, everything)
             return [f"auto took {name}: a class has one image, so none could be held out to choose by."]
-        scores = [_score(head, predictor, everything, wide, folds) for _, head in CANDIDATES]
+        scores = [_score(head, predictor, everything, wide, folds) for _, head in candidates]
         order = sorted(range(len(scores)), key=lambda place: (scores[place][0], -scores[place][1]))
-        name, head = CANDIDATES[order[0]]
+        name, head = candidates[order[0]]
         head.finish(predictor, everything)
-        rival = next(place for place in order if CANDIDATES[place][0] != name)
-        losses = f"log-loss {scores[order[0]][0]:.2g} on images held out, next {CANDIDATES[rival][0]}"
+        rival = next(place for place in order if candidates[place][0] != name)
+        losses = f"log-loss {scores[order[0]][0]:.2g} on images held out, next {candidates[rival][0]}"
         return [f"auto chose {name}: {losses} {scores[rival][0]:.2g}."]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from mmprompt.core.method import Combined, Method, Start, settled
 from mmprompt.errors import UserError, bad_value
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mmprompt.classification.predictor import Classifier
     from mmprompt.core.learned import Outputs, Prompt
     from mmprompt.models.dual_encoder.interface import DualEncoder
+    from mmprompt.models.sites import Tower
 
 
 class ClassificationMethod(Method, Protocol):
@@ -37,17 +38,14 @@ class ClassificationMethod(Method, Protocol):
         """
         import torch
 
-        from mmprompt.classification.predictor import Classifier
-        from mmprompt.classification.template import ClassTemplate, check_class_names
+        from mmprompt.classification.predictor import untrained
+        from mmprompt.classification.template import ClassTemplate
         from mmprompt.models.dual_encoder.interface import DualEncoder
         from mmprompt.settings import check
 
         check("backbone", backbone, DualEncoder, "Use load_backbone.")
-        check_class_names(class_names)
-        method = settled(self, backbone.name, "classification")
         start = Start(torch.Generator().manual_seed(seed), ClassTemplate(template), class_names)
-        prompt = method.prompt(backbone, start)
-        return method.predictor(backbone, prompt, class_names) or Classifier(backbone, prompt, class_names)
+        return untrained(settled(self, backbone.name, "classification"), backbone, start)
 
     def __add__(self, other: ClassificationMethod) -> Combination:
         return Combination((self, other)) if hasattr(other, "prompt") else NotImplemented
@@ -100,6 +98,7 @@ def image_layers(
         UserError: the tower takes no tokens, or has fewer layers.
     """
     if backbone.vision_width is None:
+        use = use if backbone.has_text else "`padding-prompt` or `linear-probe`"
         raise UserError(
             f"the image tower of {backbone.name} ({backbone.unprompted_part}) has no image tokens that a prompt "
             f"can join, but this method needs some. Use {use}, or a backbone with a plain ViT."
@@ -109,7 +108,49 @@ def image_layers(
 
 def text_layers(backbone: DualEncoder, depth: int | None, paper: int, name: str = "depth") -> int:
     """Return how many layers of the text tower receive vectors; arguments and refusals as for `image_layers`."""
+    need_text(backbone)
     return _layers("text", backbone.name, backbone.text_layers, depth, paper, name)
+
+
+def tower_shapes(
+    backbone: DualEncoder, towers: Literal["both", "text", "vision"], option: str
+) -> dict[Tower, tuple[int, int]]:
+    """Return the number of blocks and the width of each tower whose weights are adapted.
+
+    Args:
+        backbone: the frozen model.
+        towers: which of the two.
+        option: the setting that says so.
+    Raises:
+        UserError: it has no such tower, or the image tower has no blocks that are known.
+    """
+    shapes: dict[Tower, tuple[int, int]] = {}
+    if towers != "vision":
+        if not backbone.has_text:
+            raise bad_value(option, towers, f"{backbone.name} has no text tower", f"Use `{option}='vision'`.")
+        shapes["text"] = (backbone.text_layers, backbone.text_width)
+    if towers != "text":
+        n_layers = image_layers(backbone, None, backbone.vision_layers, use=f"`{option}='text'`")
+        shapes["vision"] = (n_layers, backbone.vision_width or 0)
+    return shapes
+
+
+def block_places(shapes: Mapping[Tower, tuple[int, int]], parts: Sequence[str]) -> dict[str, int]:
+    """Return the site names of some parts of every block, and the width of each; `shapes` as of `tower_shapes`."""
+    return {
+        f"{tower}.block[{layer}].{part}": width
+        for tower, (n_layers, width) in shapes.items()
+        for layer in range(n_layers)
+        for part in parts
+    }
+
+
+def need_text(backbone: DualEncoder) -> None:
+    """Refuse an image tower alone."""
+    if not backbone.has_text:
+        from mmprompt.models.dual_encoder.interface import without_text
+
+        raise without_text(backbone.name)
 
 
 def _layers(tower: str, backbone: str, n_layers: int, depth: int | None, paper: int, name: str) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from annotated_types import Ge, Gt, Le
 
-from mmprompt.classification.methods.base import ClassificationMethod
+from mmprompt.classification.methods.base import ClassificationMethod, need_text
 from mmprompt.core.method import FrozenFeatures, Start
 from mmprompt.training.recipe import Recipe
 
@@ -26,14 +26,25 @@ SHARPNESSES = (1.0, 2.0, 4.0, 8.0)
 
 @dataclass(frozen=True)
 class HeadMethod(ClassificationMethod):
-    """A method that gives the classifier a head; its text is the data's template, or that of a method joined to it."""
+    """A method that gives the classifier a head; its text is the data's template, or that of a method joined to it.
+
+    Attributes:
+        reads_text: whether its head looks at the text, so that it needs a text tower.
+    """
 
     group: ClassVar[str] = "heads"
+    reads_text: ClassVar[bool] = True
 
     def prompt(self, backbone: DualEncoder, start: Start) -> Prompt:
-        """Make the template alone."""
+        """Make the template alone.
+
+        Raises:
+            UserError: it reads the text, and there is no text tower.
+        """
         from mmprompt.core.learned import Prompt
 
+        if self.reads_text:
+            need_text(backbone)
         return Prompt(start.template)
 
 

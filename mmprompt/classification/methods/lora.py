@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Lt
 
-from mmprompt.classification.methods.base import PromptMethod, image_layers
+from mmprompt.classification.methods.base import PromptMethod, block_places, tower_shapes
 from mmprompt.core.method import Start
 from mmprompt.settings import Count
 from mmprompt.training.recipe import Recipe
@@ -51,22 +51,11 @@ class CLIPLoRA(PromptMethod):
         """Make a term beside every query, key and value of the towers.
 
         Raises:
-            UserError: the image tower is to be adapted and has no blocks of attention that are known.
+            UserError: a tower is to be adapted that is not there or has no blocks of attention that are known.
         """
         from mmprompt.core.learned import Prompt
         from mmprompt.core.sources import LowRankTerms
 
-        shapes = {}
-        if self.lora_towers != "vision":
-            shapes["text"] = (backbone.text_layers, backbone.text_width)
-        if self.lora_towers != "text":
-            n_layers = image_layers(backbone, None, backbone.vision_layers, use="`lora_towers='text'`")
-            shapes["vision"] = (n_layers, backbone.vision_width or 0)
-        places = {
-            f"{tower}.block[{layer}].{part}": width
-            for tower, (n_layers, width) in shapes.items()
-            for layer in range(n_layers)
-            for part in ("query", "key", "value")
-        }
+        places = block_places(tower_shapes(backbone, self.lora_towers, "lora_towers"), ("query", "key", "value"))
         terms = LowRankTerms(places, self.rank, self.alpha / math.sqrt(self.rank), self.lora_dropout)
         return Prompt(start.template, terms.start_from(start.generator)).to(backbone.device)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from mmprompt.classification.methods.base import PromptMethod, image_layers
+from mmprompt.classification.methods.base import PromptMethod, need_text, tower_shapes
 from mmprompt.core.method import Start
 from mmprompt.errors import UserError
 from mmprompt.training.recipe import Recipe
@@ -47,17 +47,13 @@ class LayerNormTuning(PromptMethod):
         """Add something to every layer norm of the towers.
 
         Raises:
-            UserError: a tower is to be adapted that has no layer norms which are known.
+            UserError: a tower is to be adapted that is not there or has no layer norms which are known.
         """
         from mmprompt.core.learned import Prompt
         from mmprompt.core.sources import NormDeltas
 
-        widths = {"text": backbone.text_width}
-        if self.norm_towers != "text":
-            image_layers(backbone, None, backbone.vision_layers, use="`norm_towers='text'`")
-            widths["vision"] = backbone.vision_width or 0
-        towers = ("text", "vision") if self.norm_towers == "both" else (self.norm_towers,)
-        places = {str(site): widths[site.tower] for site in backbone.norm_sites if site.tower in towers}
+        shapes = tower_shapes(backbone, self.norm_towers, "norm_towers")
+        places = {str(site): shapes[site.tower][1] for site in backbone.norm_sites if site.tower in shapes}
         if not places:
             raise UserError(f"{backbone.name} has no layer norms in the {self.norm_towers} tower. Use `coop`.")
         return Prompt(start.template, NormDeltas(places)).to(backbone.device)
@@ -78,6 +74,7 @@ class TwoStage(LayerNormTuning):
         from mmprompt.core.heads import TextStarted
         from mmprompt.core.learned import Prompt
 
+        need_text(backbone)
         prompt = super().prompt(backbone, start)
         scale, bias = backbone.logit_scale, backbone.logit_bias
         head = TextStarted(len(start.class_names), backbone.embed_dim, scale, bias)

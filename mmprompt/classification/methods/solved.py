@@ -45,13 +45,16 @@ class SolvedHead(HeadMethod):
 class NearestClassMean(SolvedHead):
     """The class whose mean image feature is nearest by cosine."""
 
+    reads_text: ClassVar[bool] = False
+
     def finish(self, predictor: Classifier, data: FrozenFeatures) -> None:
         """Take the mean of the unit-norm features of each class, again of unit norm, as the head."""
         import torch.nn.functional as F
 
         from mmprompt.core.heads import ClassMeans
 
-        means = F.normalize(class_means(data.image_features, data.labels, len(predictor.class_names)), dim=-1)
+        features = F.normalize(data.image_features, dim=-1)
+        means = F.normalize(class_means(features, data.labels, len(predictor.class_names)), dim=-1)
         scale, bias = scale_of(predictor)
         head = ClassMeans(len(means), means.shape[1], scale, bias)
         head.means.copy_(means)
@@ -90,6 +93,7 @@ class LinearProbe(SolvedHead):
     """C of the L2 penalty, above 0; by default the best of 1e-6 to 1e6 on images held out."""
     max_iter: Count = 1000
     """Iterations of L-BFGS, 1 or more."""
+    reads_text: ClassVar[bool] = False
 
     def finish(self, predictor: Classifier, data: FrozenFeatures) -> None:
         """Fit one logistic regression with C as given or as held-out images say, and take it as the head."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from mmprompt.classification.methods.base import ClassificationMethod
+from mmprompt.classification.methods.base import ClassificationMethod, need_text
 from mmprompt.core.method import Start
 from mmprompt.data.class_names import check_template
 
@@ -38,6 +38,7 @@ class ZeroShot(ClassificationMethod):
         from mmprompt.classification.template import ClassTemplate
         from mmprompt.core.learned import Prompt
 
+        need_text(backbone)
         return Prompt(start.template if self.words is None else ClassTemplate(self.words))
 
 
@@ -54,6 +55,7 @@ class ZeroShotEnsemble(ClassificationMethod):
         from mmprompt.classification.template import ClassTemplate
         from mmprompt.core.learned import Prompt
 
+        need_text(backbone)
         return Prompt(ClassTemplate("\n".join(start.templates if len(start.templates) > 1 else imagenet_templates())))
 
 

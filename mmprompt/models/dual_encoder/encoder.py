@@ -1,7 +1,8 @@
-"""The one backbone class: a frozen model behind the views of its two towers.
+"""The one backbone class: a frozen model behind the views of its two towers, or of its image tower alone.
 
-The readers (`open_clip.py`, `transformers_clip.py`) hand over the parts; what happens with them, for every library
-alike, is here. It is not an `nn.Module`, so that a classifier which holds one never counts its weights as its own.
+The readers (`open_clip.py`, `transformers_clip.py`, `timm_models.py`) hand over the parts; what happens with them, for
+every library alike, is here. It is not an `nn.Module`, so that a classifier which holds one never counts its weights as
+its own.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from mmprompt.errors import UserError
 from mmprompt.models.dual_encoder.forward.text import check_text_vectors, encode_slots
 from mmprompt.models.dual_encoder.forward.views import Frame, TextView, VisionView
 from mmprompt.models.dual_encoder.forward.vision import OpaqueTower, encode_image_tokens, encode_images
+from mmprompt.models.dual_encoder.interface import without_text
 from mmprompt.models.frozen import PixelTransform, fingerprint, size_from_environment
 from mmprompt.models.sites import Insert, PixelTerm, Site, TextSlots, Tower, vectors_of
 
 MEMORY_VARIABLE = "MMPROMPT_MEMORY_LIMIT"
 DEFAULT_MEMORY_BYTES = 2**30
+SCALE_WITHOUT_TEXT = 100.0  # that of CLIP, for heads that compare images with images
 PROBE_SLOTS = 16
 
 
@@ -74,16 +77,18 @@ class WordTokenizer:
 
 
 class FrozenDualEncoder:
-    """A frozen model with an image tower and a text tower; attributes and methods are those of `DualEncoder`.
+    """A frozen model with an image tower and perhaps a text tower; attributes and methods are those of `DualEncoder`.
 
     Args:
         name: what `load_backbone` takes to get this backbone again.
         model: the library's own model, frozen; kept for its weights alone.
-        text, vision: the views of its towers.
-        tokenizer: the library's own, reduced to words.
+        vision: the view of its image tower.
         pixels: the library's own test transform.
-        log_logit_scale: the stored logarithm of the multiplier, one element.
+        text: the view of its text tower; None for an image tower alone.
+        tokenizer: the library's own, reduced to words; given with `text`.
+        log_logit_scale: the stored logarithm of the multiplier, one element; given with `text`.
         logit_bias: what is added to the logits, one element; None where there is none.
+        embed_dim: E of an image tower alone; with a text tower it is that of its projection.
 
     Attributes:
         text_memory_bytes: about what a training step may keep of the text tower's activations; classes beyond that
@@ -95,35 +100,50 @@ class FrozenDualEncoder:
         self,
         name: str,
         model: nn.Module,
-        text: TextView,
         vision: VisionView | OpaqueTower,
-        tokenizer: WordTokenizer,
         pixels: PixelTransform,
-        log_logit_scale: Tensor,
-        logit_bias: Tensor | None,
+        text: TextView | None = None,
+        tokenizer: WordTokenizer | None = None,
+        log_logit_scale: Tensor | None = None,
+        logit_bias: Tensor | None = None,
+        embed_dim: int = 0,
     ) -> None:
         self.name, self.model = name, model
-        self.text, self.vision, self.pixels = text, vision, pixels
-        self._tokenizer = tokenizer
+        self._text, self.vision, self.pixels = text, vision, pixels
+        self._tokenizer, self.has_text = tokenizer, text is not None
         self.fingerprint = fingerprint(model)
-        self.device, self.dtype = text.position.device, text.position.dtype
-        self.text_width, self.text_layers = text.width, len(text.blocks)
+        first = next(model.parameters())
+        self.device, self.dtype, self.embed_dim = first.device, first.dtype, embed_dim
+        self.text_width, self.text_layers = (text.width, len(text.blocks)) if text else (0, 0)
         self.vision_width = vision.width if isinstance(vision, VisionView) else None
         self.vision_layers = len(vision.blocks) if isinstance(vision, VisionView) else 0
         self.unprompted_part = vision.part if isinstance(vision, OpaqueTower) else None
-        self.context_length, self.vocabulary_size = text.context_length, tokenizer.size
+        self.context_length = text.context_length if text else 0
+        self.vocabulary_size = tokenizer.size if tokenizer else 0
         self.image_size, self.transform = pixels.size, pixels.text
-        self.logit_scale = log_logit_scale.double().exp().item()
+        self.logit_scale = SCALE_WITHOUT_TEXT if log_logit_scale is None else log_logit_scale.double().exp().item()
         self.logit_bias = 0.0 if logit_bias is None else logit_bias.item()
         self.text_memory_bytes = size_from_environment(MEMORY_VARIABLE, DEFAULT_MEMORY_BYTES, "one class at a time")
-        with torch.no_grad():
-            self.embed_dim = text.project(text.position[:1]).shape[-1]
+        if text is not None:
+            with torch.no_grad():
+                self.embed_dim = text.project(text.position[:1]).shape[-1]
 
     def __repr__(self) -> str:
         return f"<FrozenDualEncoder {self.name!r}: {self.device}, {self.dtype}>"
 
     def __deepcopy__(self, memo: dict[int, object]) -> FrozenDualEncoder:
         return self  # frozen: a copy could never differ, and scikit-learn's clone would double the memory
+
+    @property
+    def text(self) -> TextView:
+        """The view of the text tower.
+
+        Raises:
+            UserError: there is none.
+        """
+        if self._text is None:
+            raise without_text(self.name)
+        return self._text
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """Apply the backbone's own test transform to one RGB image: [3, H, W] float32."""
@@ -135,10 +155,14 @@ class FrozenDualEncoder:
 
     def tokenize(self, text: str) -> list[int]:
         """Return the token ids of a text without its frame, never cut; refuse a text that spells the frame out."""
-        return self._tokenizer.words(text, self.text.frame)
+        frame = self.text.frame
+        assert self._tokenizer is not None, "a text tower comes with its tokenizer"
+        return self._tokenizer.words(text, frame)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of token ids, as the library's tokenizer writes it."""
+        if self._tokenizer is None:
+            raise without_text(self.name)
         return self._tokenizer.text_of(token_ids)
 
     def text_slots(self, rows: Sequence[Sequence[int]]) -> TextSlots:
@@ -181,7 +205,7 @@ class FrozenDualEncoder:
         return F.normalize(features, dim=-1) if normalise else features
 
     def encode_image(self, images: Tensor, inserts: Mapping[Site, Insert] | None = None, raw: bool = False) -> Tensor:
-        """Return image features [B, E] of unit norm, with what is learned at the vision sites put in.
+        """Return image features [B, E], with what is learned at the vision sites put in; see `DualEncoder`.
 
         Args:
             images: [B, 3, H, W], normalised, of the backbone's size.
@@ -193,7 +217,8 @@ class FrozenDualEncoder:
         own = _of_tower("vision", inserts)
         images = self._with_term(self._checked(images), own.pop(Site("vision", part="pixels"), None))
         if not raw or not self.raw_width or own:
-            return F.normalize(encode_images(self.vision, images, own), dim=-1)
+            features = encode_images(self.vision, images, own)
+            return F.normalize(features, dim=-1) if self.has_text else features
         assert isinstance(self.vision, OpaqueTower), "only an opaque tower has raw features"
         inner = self.vision.trunk(images)
         return torch.cat([F.normalize(self.vision.project(inner), dim=-1), F.normalize(inner, dim=-1)], dim=-1)
@@ -210,7 +235,8 @@ class FrozenDualEncoder:
     @property
     def norm_sites(self) -> tuple[Site, ...]:
         """The layer norms of both towers that can be moved; none of an image tower without known blocks."""
-        return (*self.text.norm_sites, *(self.vision.norm_sites if isinstance(self.vision, VisionView) else ()))
+        of_text = self.text.norm_sites if self.has_text else ()
+        return (*of_text, *(self.vision.norm_sites if isinstance(self.vision, VisionView) else ()))
 
     @property
     def raw_width(self) -> int:

@@ -1,7 +1,8 @@
-"""What the rest of the package asks of a frozen dual encoder.
+"""What the rest of the package asks of a frozen dual encoder, or of an image tower alone.
 
 Any object with these attributes is a backbone; nothing above this floor knows which library it came from. Features are
-unit norm, `logit_scale` is linear (about 100 for CLIP).
+unit norm, `logit_scale` is linear (about 100 for CLIP). An image tower alone has no joint space: its features are as it
+gives them, and whatever reads text is refused.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mmprompt.errors import UserError
 from mmprompt.models.sites import Insert, Site, TextSlots
 
 
@@ -24,13 +26,15 @@ class DualEncoder(Protocol):
         name: what `load_backbone` takes to get this backbone again.
         fingerprint: hex SHA-256 over the names, shapes, dtypes and bytes of all weights.
         device, dtype: where the towers live and compute.
+        has_text: whether there is a text tower; without one its widths and numbers are 0.
         embed_dim: E.  raw_width: W of image features before the projection, 0 where they are not told apart.
         text_width: D of the text tower.  vision_width: D of the image tower, None without image tokens.
         text_layers, vision_layers: number of blocks (0 for an image tower without image tokens).
         norm_sites: the layer norms of both towers that can be moved.
         unprompted_part: the class of the image tower, or of a part of it, that no prompt can join; None if all can.
         context_length: text slots, start and end included.  vocabulary_size: V, the token ids there are.
-        logit_scale: linear multiplier of the cosine.  logit_bias: added to the logits (SigLIP), else 0.
+        logit_scale: linear multiplier of the cosine, 100 without a text tower.
+        logit_bias: added to the logits (SigLIP), else 0.
         image_size: side of the square input in pixels.  transform: what `preprocess` does, in one line of text.
     """
 
@@ -38,6 +42,7 @@ class DualEncoder(Protocol):
     fingerprint: str
     device: torch.device
     dtype: torch.dtype
+    has_text: bool
     embed_dim: int
     text_width: int
     text_layers: int
@@ -103,13 +108,26 @@ class DualEncoder(Protocol):
         ...
 
     def encode_image(self, images: Tensor, inserts: Mapping[Site, Insert] | None = None, raw: bool = False) -> Tensor:
-        """Return image features [B, E] of unit norm, with what is learned at the vision sites put in.
+        """Return image features [B, E], with what is learned at the vision sites put in.
 
-        With `raw`, [B, E + W]: those before the projection stand after them, of unit norm too; W is 0 where something
-        is learned in the tower.
+        They are of unit norm where there is a text tower to compare them with, else as the image tower gives them. With
+        `raw`, [B, E + W]: those before the projection stand after them, of unit norm too; W is 0 where something is
+        learned in the tower.
         """
         ...
 
     def compute_fingerprint(self) -> str:
         """Return the fingerprint of the weights as they are now, to compare with `fingerprint`."""
         ...
+
+
+def without_text(name: str) -> UserError:
+    """Word the refusal of what reads text on an image tower alone.
+
+    Args:
+        name: of the backbone.
+    """
+    return UserError(
+        f"{name} has no text tower, but this needs one. Use vpt, padding-prompt or linear-probe, which then learn a "
+        "classifier of their own, or a dual encoder such as open_clip:ViT-B-16/openai."
+    )

@@ -6,7 +6,10 @@
     open_clip:ARCHITECTURE//FILE       an open_clip model with a checkpoint of your own
     open_clip:hf-hub:OWNER/NAME        an open_clip model on the hub
     hf:NAME                            a transformers CLIPModel or SiglipModel, by name or folder
-    FOLDER                             a folder of either library
+    timm:NAME                          an image tower of timm alone, with published weights
+    timm:NAME//FILE                    the same with a checkpoint of your own
+    timm:hf-hub:OWNER/NAME             an image tower on the hub
+    FOLDER                             a folder of any of these libraries
 
 Loading itself is the libraries' own; this module turns what goes wrong there into one line.
 """
@@ -26,6 +29,7 @@ from typing import Literal
 import torch
 
 from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
+from mmprompt.files import read_json
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.frozen import LoadOptions
 from mmprompt.models.packaged import find_packaged
@@ -33,7 +37,7 @@ from mmprompt.settings import checked
 
 TINY = Path(__file__).parents[2] / "assets" / "tiny"
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
-FORMS = "Use tiny, photo, open_clip:ARCHITECTURE/TAG, open_clip:ARCHITECTURE//FILE, hf:NAME or a folder."
+FORMS = "Use tiny, photo, open_clip:ARCHITECTURE/TAG, open_clip:ARCHITECTURE//FILE, hf:NAME, timm:NAME or a folder."
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Source:
         place: a local file or folder that holds the weights, None where they come from the hub.
     """
 
-    library: Literal["open_clip", "transformers"]
+    library: Literal["open_clip", "transformers", "timm"]
     model: str
     weights: str | None = None
     place: Path | None = None
@@ -61,7 +65,7 @@ def load_backbone(
     cache_dir: str | Path | None = None,
     trust_remote_code: bool = False,
 ) -> DualEncoder:
-    """Load a frozen dual encoder: evaluation mode, no weight with a gradient.
+    """Load a frozen dual encoder, or an image tower alone: evaluation mode, no weight with a gradient.
 
     Args:
         name: one of the forms at the top of this file.
@@ -80,6 +84,10 @@ def load_backbone(
             from mmprompt.models.dual_encoder.open_clip import load_open_clip
 
             return load_open_clip(name, source.model, source.weights, options)
+        if source.library == "timm":
+            from mmprompt.models.dual_encoder.timm_models import load_timm
+
+            return load_timm(name, source.model, source.weights, options)
         from mmprompt.models.dual_encoder.transformers_clip import load_transformers
 
         return load_transformers(name, source.model, options)
@@ -129,6 +137,8 @@ def find_source(name: str) -> Source:
         return folder_source(find_packaged("photo"))
     if name.startswith("open_clip:"):
         return _open_clip_source(name.removeprefix("open_clip:"))
+    if name.startswith("timm:"):
+        return _timm_source(name.removeprefix("timm:"))
     model = name.removeprefix("hf:")
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -145,12 +155,43 @@ def folder_source(folder: Path) -> Source:
     if (folder / "open_clip_config.json").is_file():
         return Source("open_clip", f"local-dir:{folder}", place=folder)
     if (folder / "config.json").is_file():
+        settings = read_json(folder / "config.json")
+        if "architecture" in settings and "model_type" not in settings:
+            return Source("timm", f"local-dir:{folder}", place=folder)
         return Source("transformers", str(folder), place=folder)
     raise bad_file(
         folder,
         "holds neither open_clip_config.json nor config.json" if folder.is_dir() else "is not there",
-        "Give a folder as open_clip or transformers save one.",
+        "Give a folder as open_clip, transformers or timm save one.",
     )
+
+
+def _timm_source(model: str) -> Source:
+    """Read what follows `timm:`."""
+    import timm
+
+    if model.startswith("hf-hub:"):
+        return Source("timm", model)
+    if Path(model).expanduser().is_dir():
+        return folder_source(Path(model).expanduser())
+    name, _, file = model.partition("//")
+    if "/" in name:
+        raise bad_file(name, "is not there", "Give a folder as timm saves one; for the hub, timm:hf-hub:OWNER/NAME.")
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        near = nearest(architecture, timm.list_models(), "timm.list_models() names them.")
+        raise UserError(f"timm has no model {architecture!r}. {near}")
+    if file:
+        for path in (Path(file).expanduser(), Path("/", file)):  # NAME//file beside us, and NAME//abs/file
+            if path.is_file():
+                return Source("timm", name, str(path), place=path)
+        raise bad_file(file, "is not there", "Give the path of a safetensors or weights-only checkpoint.")
+    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
+    if tag and tag not in tags:
+        raise unknown_name(f"pretrained tag of {architecture}", tag, tags)
+    if not tag and not timm.list_pretrained(architecture) and not tags:
+        raise UserError(f"timm:{name} has no published weights. Use timm:{name}//path/to/weights.safetensors.")
+    return Source("timm", name)
 
 
 def _open_clip_source(model: str) -> Source:
@@ -180,10 +221,10 @@ def _open_clip_source(model: str) -> Source:
     )
 
 
-def nearest(name: str, known: list[str]) -> str:
+def nearest(name: str, known: list[str], listed: str = "See mmprompt backbones list.") -> str:
     """Return the nearest of many names as a hint, or where to see them all."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"Did you mean {near[0]!r}?" if near else "See mmprompt backbones list."
+    return f"Did you mean {near[0]!r}?" if near else listed
 
 
 def _choose_device(device: str) -> torch.device:
@@ -223,6 +264,8 @@ def _not_loaded(name: str, source: Source, cache_dir: str | None, error: Excepti
 
     remote = source.model.removeprefix("hf-hub:")
     local_copy = "hf:path/to/folder" if source.library == "transformers" else "path/to/folder"
+    if source.library == "timm" and not source.model.startswith("hf-hub:"):
+        remote, local_copy = f"timm/{source.model}", f"timm:{source.model}//path/to/weights.safetensors"
     if source.weights is not None:
         import open_clip
 

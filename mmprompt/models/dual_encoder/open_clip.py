@@ -40,7 +40,7 @@ from mmprompt.models.dual_encoder.forward.views import (
     quick_gelu,
 )
 from mmprompt.models.dual_encoder.forward.vision import OpaqueTower
-from mmprompt.models.dual_encoder.timm_vit import read_timm_vit
+from mmprompt.models.dual_encoder.timm_models import read_timm_vit
 from mmprompt.models.frozen import LoadOptions, PixelTransform, describe, freeze
 
 

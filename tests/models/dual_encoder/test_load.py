@@ -103,6 +103,8 @@ def test_a_backbone_s_name_loads_it_again(tiny_clip_backbone: DualEncoder) -> No
         ),
         ("open_clip:hf-hub:timm/ViT-B-16-SigLIP", "timm/ViT-B-16-SigLIP", "local copy: path/to/folder"),
         ("hf:openai/clip-vit-base-patch16", "openai/clip-vit-base-patch16", "local copy: hf:path/to/folder"),
+        ("timm:resnet18", "timm/resnet18", "local copy: timm:resnet18//path/to/weights.safetensors"),
+        ("timm:hf-hub:timm/resnet18.a1_in1k", "timm/resnet18.a1_in1k", "local copy: path/to/folder"),
     ],
 )
 def test_weights_missing_offline_are_one_line_and_nothing_else(
@@ -136,6 +138,11 @@ def test_loading_leaves_the_log_as_it_was(tiny_open_clip_folder: Path) -> None:
         ("open_clip:ViT-B-16", "names no weights. Published tags: openai,"),
         ("open_clip:ViT-B-16//nowhere/weights.pt", "/nowhere/weights.pt: is not there."),
         ("hf:./nowhere", "nowhere"),
+        ("timm:vit_base_patch16_242", "timm has no model 'vit_base_patch16_242'. Did you mean 'vit_base_patch16_224'?"),
+        ("timm:§", "timm has no model '§'. timm.list_models() names them."),
+        ("timm:resnet18.a2_in1k.x", "no pretrained tag of resnet18 named 'a2_in1k.x'. Did you mean 'a2_in1k'?"),
+        ("timm:resnet18//nowhere/weights.pt", "nowhere/weights.pt: is not there."),
+        ("timm:./nowhere", "./nowhere: is not there. Give a folder as timm saves one"),
     ],
 )
 def test_a_wrong_name_is_answered_with_the_nearest_or_the_form(name: str, expected: str) -> None:
@@ -175,6 +182,28 @@ class Evil:
 def test_a_checkpoint_that_would_run_code_is_refused(architecture: str, tmp_path: Path) -> None:
     torch.save({"state_dict": Evil(tmp_path / "ran")}, tmp_path / "evil.pt")
     assert "cannot be loaded by open_clip" in refusal(f"open_clip:{architecture}/{tmp_path / 'evil.pt'}")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_image_tower_alone_is_loaded_from_a_folder_or_a_checkpoint_of_its_architecture(tmp_path: Path) -> None:
+    folder = small_models.save_timm(tmp_path / "resnet", "test_resnet")
+    by_name, by_prefix = (load_backbone(name, device="cpu") for name in (str(folder), f"timm:{folder}"))
+    by_file = load_backbone(f"timm:test_resnet//{folder / 'model.safetensors'}", device="cpu")
+    assert by_name.fingerprint == by_prefix.fingerprint == by_file.fingerprint
+    assert by_name.has_text is False
+    assert by_name.transform == "resize 32, center crop 32, bilinear, mean 0.5, 0.5, 0.5; std 0.5, 0.5, 0.5"
+    with pytest.raises(UserError, match="has no text tower"):
+        by_name.tokenize("a cat")
+
+
+def test_an_image_tower_that_lacks_a_weight_is_refused_and_not_made_up(tmp_path: Path) -> None:
+    folder = small_models.save_timm(tmp_path / "vit")
+    path = folder / "model.safetensors"
+    save_file({name: value for name, value in load_file(path).items() if name != "norm.bias"}, path)
+    assert 'Missing key(s) in state_dict: "norm.bias"' in refusal(str(folder))
+    path.unlink()
+    torch.save({"state_dict": Evil(tmp_path / "ran")}, folder / "pytorch_model.bin")
+    assert "cannot be loaded by timm" in refusal(str(folder))
     assert not (tmp_path / "ran").exists()
 
 
