@@ -21,8 +21,9 @@ from mmprompt.terminal.output import JSON_HELP, Output
 from mmprompt.terminal.parser import parse
 from mmprompt.training.recipe import Recipe
 
-METHODS = OF_CLASSIFIERS | OF_CAPTIONERS | OF_LANGUAGE_MODELS
 VERBS = {"train": OF_CLASSIFIERS, "caption train": OF_CAPTIONERS, "llm train": OF_LANGUAGE_MODELS}
+METHODS = tuple(dict.fromkeys((name, kind) for methods in VERBS.values() for name, kind in methods.items()))
+"""Names and classes; the same name may be a classifier's method and another of a language model."""
 GROUPS = ("prompts", "weights", "heads", "test time", "parts that join", "nothing learned")
 PUBLISHED = ("optimizer", "lr", "batch_size", "epochs", "momentum", "weight_decay", "warmup_epochs", "warmup_lr")
 """What CoOp's paper and code say of a recipe; shown of a method that has none of its own."""
@@ -49,8 +50,8 @@ def run_list(arguments: Sequence[str], prog: str) -> None:
     settings = parse(ListSettings, arguments, prog, "The ways to learn a prompt.")
     output = Output(settings.json)
     listed = []
-    for name, kind in sorted(METHODS.items(), key=lambda item: GROUPS.index(item[1].group)):
-        verbs = [verb for verb, methods in VERBS.items() if name in methods]
+    for name, kind in sorted(METHODS, key=lambda method: GROUPS.index(method[1].group)):
+        verbs = [verb for verb, methods in VERBS.items() if methods.get(name) is kind]
         listed.append({"name": name, "group": kind.group, "verbs": verbs, "summary": summary_of(kind)})
     for group in GROUPS:
         rows = [
@@ -69,29 +70,34 @@ def run_show(arguments: Sequence[str], prog: str) -> None:
     output = Output(settings.json)
     shown = []
     for name in (part.strip() for part in settings.name.split("+")):
-        if name not in METHODS:
-            raise unknown_name("method", name, METHODS)
-        kind = METHODS[name]
-        options, recipe, joins = options_of(kind), recipe_of(kind), None if kind.learns else f"coop+{name}"
-        facts = {"name": name, "group": kind.group, "summary": summary_of(kind), "settings": options}
-        shown.append(facts | {"recipe": recipe, "joins": joins})
-        output.say(f"{name}: {summary_of(kind)}", "bold")
-        rows = [[flag(option["name"]), cell(option["default"]), option["help"]] for option in options]
-        output.table(["option", "default", "meaning"], rows)
-        output.say()
-        if joins:
-            alone = "" if kind.group == "parts that join" else "stands alone, or "
-            output.say(f"It {alone}joins a method, which keeps its own recipe: --method {joins}.")
-        if recipe is None and not joins:
-            output.say("It is not trained by steps, so it has no recipe.")
-        elif recipe is not None:
-            source = f" ({recipe['source']})" if recipe["source"] else ""
-            output.say(f"Recipe{source}" + (":" if recipe["is_coops"] else ", where it differs from CoOp's:"))
-            helps = {option["name"]: option["help"] for option in options_of(Recipe)}
-            rows = [[flag(key), cell(value), helps[key]] for key, value in recipe["settings"].items()]
-            output.table(["option", "value", "meaning"], rows)
-        output.say()
+        kinds = [kind for known, kind in METHODS if known == name]
+        if not kinds:
+            raise unknown_name("method", name, {known for known, _ in METHODS})
+        shown += [_show(output, name, kind) for kind in kinds]
     output.document(shown)
+
+
+def _show(output: Output, name: str, kind: type[Any]) -> dict[str, Any]:
+    """Print the settings and the recipe of one method, and give them JSON-ready."""
+    options, recipe, joins = options_of(kind), recipe_of(kind), None if kind.learns else f"coop+{name}"
+    facts = {"name": name, "group": kind.group, "summary": summary_of(kind), "settings": options}
+    output.say(f"{name}: {summary_of(kind)}", "bold")
+    rows = [[flag(option["name"]), cell(option["default"]), option["help"]] for option in options]
+    output.table(["option", "default", "meaning"], rows)
+    output.say()
+    if joins:
+        alone = "" if kind.group == "parts that join" else "stands alone, or "
+        output.say(f"It {alone}joins a method, which keeps its own recipe: --method {joins}.")
+    if recipe is None and not joins:
+        output.say("It is not trained by steps, so it has no recipe.")
+    elif recipe is not None:
+        source = f" ({recipe['source']})" if recipe["source"] else ""
+        output.say(f"Recipe{source}" + (":" if recipe["is_coops"] else ", where it differs from CoOp's:"))
+        helps = {option["name"]: option["help"] for option in options_of(Recipe)}
+        rows = [[flag(key), cell(value), helps[key]] for key, value in recipe["settings"].items()]
+        output.table(["option", "value", "meaning"], rows)
+    output.say()
+    return facts | {"recipe": recipe, "joins": joins}
 
 
 def recipe_of(kind: type[Any]) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Sources that make what enters the sites: of other vectors or the image, terms at projections and norms, or pixels."""
+"""Sources that make what enters the sites: of others or the image, terms at projections and norms, weights, pixels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmprompt.core.learned import Given, Inserts, Source, random_vectors
-from mmprompt.models.sites import Bottleneck, LowRank, NormDelta, PixelTerm, Site, Vectors
+from mmprompt.models.sites import Bottleneck, LowRank, NormDelta, PixelTerm, Site, Vectors, Weight
 
 
 class MadePrefix(Source):
@@ -225,6 +225,38 @@ class NormDeltas(Source):
         return {site: NormDelta(weight, bias) for site, weight, bias in parts}
 
 
+class Weights(Source):
+    """Weights that stand in place of a model's own.
+
+    Args:
+        shapes: names of sites, and the shape of each weight.
+        unit: what their numbers are learned in; see `LowRankTerms`.
+    """
+
+    kind = "weights"
+
+    def __init__(self, shapes: Mapping[str, Sequence[int]], unit: float = 1.0) -> None:
+        super().__init__()
+        self.unit, self.sites = unit, tuple(Site.parse(name) for name in shapes)
+        self.values = nn.ParameterList(nn.Parameter(torch.zeros(*shape)) for shape in shapes.values())
+
+    def start_from(self, weights: Sequence[Tensor]) -> Weights:
+        """Set the weights to others of their shapes."""
+        for own, weight in zip(self.values, weights, strict=True):
+            own.data.copy_(weight.detach().float() / self.unit)
+        return self
+
+    def settings(self) -> dict[str, Any]:
+        """See `Source`."""
+        pairs = zip(self.sites, self.values, strict=True)
+        return {"shapes": {str(site): list(own.shape) for site, own in pairs}, "unit": self.unit}
+
+    def forward(self, given: Given) -> Inserts:
+        """Give the weights as they are now."""
+        pairs = zip(self.sites, self.values, strict=True)
+        return {site: Weight(own if self.unit == 1.0 else own * self.unit) for site, own in pairs}
+
+
 class PixelFrame(Source):
     """Pixels around the edge of every image (Bahng et al. 2022, "Exploring Visual Prompts", section 3.2, "padding").
 
@@ -300,6 +332,6 @@ def draw_linear(layer: nn.Linear, generator: torch.Generator) -> None:
 
 
 SOURCES: dict[str, Callable[..., Source]] = {
-    kind.kind: kind for kind in (Conditioned, LowRankTerms, Bottlenecks, NormDeltas, PixelFrame, PixelPatch)
+    kind.kind: kind for kind in (Conditioned, LowRankTerms, Bottlenecks, NormDeltas, Weights, PixelFrame, PixelPatch)
 }
 """The kinds of sources that a prompt file may name, beside vectors; a source of your own is added here."""

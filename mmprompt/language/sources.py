@@ -1,4 +1,4 @@
-"""Sources for a language model alone: encoded vectors, those of several tasks, networks behind blocks, whole weights.
+"""Sources for a language model alone: encoded vectors, those of several tasks, networks behind blocks.
 
 What is learned is in units of the model's own numbers, and starts where it is told to: an encoder's last layer is zero
 at first, so that a prompt of words is a prompt of words before the first step.
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mmprompt.core.learned import LM_INPUT, Given, Inserts, Source
 from mmprompt.core.sources import SOURCES, zero_linear
 from mmprompt.errors import unknown_name
-from mmprompt.models.sites import Bottleneck, Site, Vectors, Weight
+from mmprompt.models.sites import Bottleneck, Site, Vectors
 
 
 class EncodedVectors(Source):
@@ -134,36 +134,4 @@ class Bottlenecks(Source):
         return {site: Bottleneck(*(part * self.unit for part in own)) for site, *own in parts}
 
 
-class Weights(Source):
-    """Weights that stand in place of a model's own.
-
-    Args:
-        shapes: names of sites, and the shape of each weight.
-        unit: what their numbers are learned in; see `LowRankTerms`.
-    """
-
-    kind = "weights"
-
-    def __init__(self, shapes: Mapping[str, Sequence[int]], unit: float = 1.0) -> None:
-        super().__init__()
-        self.unit, self.sites = unit, tuple(Site.parse(name) for name in shapes)
-        self.values = nn.ParameterList(nn.Parameter(torch.zeros(*shape)) for shape in shapes.values())
-
-    def start_from(self, weights: Sequence[Tensor]) -> Weights:
-        """Set the weights to others of their shapes."""
-        for own, weight in zip(self.values, weights, strict=True):
-            own.data.copy_(weight.detach().float() / self.unit)
-        return self
-
-    def settings(self) -> dict[str, Any]:
-        """See `Source`."""
-        pairs = zip(self.sites, self.values, strict=True)
-        return {"shapes": {str(site): list(own.shape) for site, own in pairs}, "unit": self.unit}
-
-    def forward(self, given: Given) -> Inserts:
-        """Give the weights as they are now."""
-        pairs = zip(self.sites, self.values, strict=True)
-        return {site: Weight(own if self.unit == 1.0 else own * self.unit) for site, own in pairs}
-
-
-SOURCES |= {"multitask": MultitaskVectors, "bottlenecks": Bottlenecks, "weights": Weights}
+SOURCES |= {"multitask": MultitaskVectors, "bottlenecks": Bottlenecks}

@@ -109,7 +109,7 @@ class FullTuning(WeightMethod):
     def prompt(self, backbone: Any, start: Start) -> Prompt:
         """Make weights that start as the model's own."""
         from mmprompt.core.learned import Prompt
-        from mmprompt.language.sources import Weights
+        from mmprompt.core.sources import Weights
 
         own = dict(backbone.lm.named_parameters())
         weights = Weights({f"lm.part[{name}]": list(value.shape) for name, value in own.items()}, self.unit(start))

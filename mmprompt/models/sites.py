@@ -4,8 +4,8 @@ A site is `text.input`, `text.layer[i]`, `vision.input` or `vision.layer[i]` of 
 `lm.kv[i]` of a language model or captioner, where vectors enter; a projection such as `text.block[i].query`, beside
 which a low-rank term stands; a norm such as `text.block[i].norm1`, whose weight and bias it moves; a sublayer such as
 `text.block[i].mlp`, behind which a small network stands; `vision.pixels`, where something is added to the image itself;
-or `lm.part[NAME]`, a layer, block or weight of a language model by its own name. Prompts produce `{Site: Insert}`;
-backbones consume it. Neither knows the other's class.
+`lm.part[NAME]`, a layer, block or weight of a language model by its own name; or `text.part[NAME]`, a weight. Prompts
+produce `{Site: Insert}`; backbones consume it. Neither knows the other's class.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SITE_NAMES = (
     rf"(?P<tower>text|vision)\.block{NUMBER}\.(?P<part>{'|'.join(INSIDE_BLOCKS)})",
     r"(?P<tower>text|vision)\.(?P<part>final_norm)",
     r"(?P<tower>vision)\.(?P<part>pre_norm|pixels)",
-    r"(?P<tower>lm)\.part\[(?P<part>\w+(\.\w+)*)\]",
+    r"(?P<tower>lm|text|vision)\.part\[(?P<part>\w+(\.\w+)*)\]",
 )
 
 
@@ -46,7 +46,7 @@ class Site:
     At `lm.kv` they are keys and values of block `layer`, which attention sees before those of the text: [M, 2 H D/H],
     the keys of all heads, then the values. `vision.layer[0]` is `vision.input` after the tower's first norm, its part
     `normed`. With any other `part` the site is that part of block `layer`, or what the tower has once; at `lm` it is
-    the layer, block or weight of that name.
+    the layer, block or weight of that name, and so is a weight at `text` or `vision`.
     """
 
     tower: Tower
@@ -56,8 +56,8 @@ class Site:
     def __str__(self) -> str:
         if self.part in WHOLE_TOWER:
             return f"{self.tower}.{self.part}"
-        if self.part and self.tower == "lm":
-            return f"lm.part[{self.part}]"
+        if self.is_named:
+            return f"{self.tower}.part[{self.part}]"
         if self.part == "normed":
             return f"{self.tower}.layer[{self.layer}]"
         if self.part:
@@ -65,6 +65,11 @@ class Site:
         if self.tower == "lm.kv":
             return f"lm.kv[{self.layer}]"
         return f"{self.tower}.input" if self.layer == 0 else f"{self.tower}.layer[{self.layer}]"
+
+    @property
+    def is_named(self) -> bool:
+        """Whether it is a layer, block or weight by its own name in the library's model."""
+        return self.part != "" and (self.tower == "lm" or self.part not in (*INSIDE_BLOCKS, *WHOLE_TOWER, "normed"))
 
     @classmethod
     def parse(cls, text: str) -> Site:
@@ -77,7 +82,8 @@ class Site:
                     return cls("vision", 0, "normed")
                 return cls(parts["tower"], int(parts.get("layer", 0)), parts.get("part", ""))
         known = "text.input, text.layer[i], vision.input, vision.layer[i], vision.pixels, lm.input, lm.kv[i], "
-        known += "lm.part[NAME], text.block[i].query, text.block[i].norm1, text.block[i].mlp or text.final_norm"
+        known += "lm.part[NAME], text.part[NAME], text.block[i].query, text.block[i].norm1, text.block[i].mlp or "
+        known += "text.final_norm"
         raise UserError(f"{text!r} is not a site. A site is {known}.")
 
 
@@ -236,6 +242,11 @@ def vectors_of(inserts: Mapping[Site, Insert]) -> dict[Site, Vectors]:
 def low_rank_of(inserts: Mapping[Site, Insert]) -> dict[Site, LowRank]:
     """Select the inserts that are low-rank terms."""
     return {site: insert for site, insert in inserts.items() if isinstance(insert, LowRank)}
+
+
+def weights_of(inserts: Mapping[Site, Insert]) -> dict[Site, Weight]:
+    """Select the inserts that are weights."""
+    return {site: insert for site, insert in inserts.items() if isinstance(insert, Weight)}
 
 
 def with_tensors(inserts: Mapping[Site, Insert], tensors: Iterator[Tensor]) -> dict[Site, Insert]:

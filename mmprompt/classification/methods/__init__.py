@@ -10,6 +10,7 @@ from mmprompt.classification.methods.auto import Auto
 from mmprompt.classification.methods.base import ClassificationMethod, Combination
 from mmprompt.classification.methods.cocoop import CoCoOp
 from mmprompt.classification.methods.coop import CoOp
+from mmprompt.classification.methods.full import FullTuning
 from mmprompt.classification.methods.guided import KgCoOp, ProGrad
 from mmprompt.classification.methods.heads import CLAP, CLIPAdapter, TaskRes, TipAdapter, TipAdapterF, ZeroShotProbe
 from mmprompt.classification.methods.independent import IVLP, DeepText, PromptSRC
@@ -47,6 +48,7 @@ METHODS: dict[str, type[Any]] = {
     "adapters": Adapters,
     "layer-norm": LayerNormTuning,
     "two-stage": TwoStage,
+    "full-tuning": FullTuning,
     "zero-shot": ZeroShot,
     "zero-shot-ensemble": ZeroShotEnsemble,
     "nearest-class-mean": NearestClassMean,

@@ -112,6 +112,15 @@ def text_layers(backbone: DualEncoder, depth: int | None, paper: int, name: str 
     return _layers("text", backbone.name, backbone.text_layers, depth, paper, name)
 
 
+def towers_of(
+    backbone: DualEncoder, towers: Literal["both", "text", "vision"], option: str
+) -> tuple[Literal["text", "vision"], ...]:
+    """Return the towers that are adapted; arguments and refusal as for `tower_shapes`."""
+    if towers != "vision" and not backbone.has_text:
+        raise bad_value(option, towers, f"{backbone.name} has no text tower", f"Use `{option}='vision'`.")
+    return ("text", "vision") if towers == "both" else (towers,)
+
+
 def tower_shapes(
     backbone: DualEncoder, towers: Literal["both", "text", "vision"], option: str
 ) -> dict[Tower, tuple[int, int]]:
@@ -125,9 +134,7 @@ def tower_shapes(
         UserError: it has no such tower, or the image tower has no blocks that are known.
     """
     shapes: dict[Tower, tuple[int, int]] = {}
-    if towers != "vision":
-        if not backbone.has_text:
-            raise bad_value(option, towers, f"{backbone.name} has no text tower", f"Use `{option}='vision'`.")
+    if "text" in towers_of(backbone, towers, option):
         shapes["text"] = (backbone.text_layers, backbone.text_width)
     if towers != "text":
         n_layers = image_layers(backbone, None, backbone.vision_layers, use=f"`{option}='text'`")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mmprompt.errors import UserError, unknown_name
 from mmprompt.models.sites import Bottleneck, Insert, LowRank, Site, Weight
+from mmprompt.models.weights import in_place
 
 Change = LowRank | Bottleneck | Weight
 OTHER_MODEL = "Build it for this model."
@@ -93,20 +94,16 @@ def changed(lm: nn.Module, changes: Mapping[Site, Change]) -> Iterator[None]:
         changes: checked by `check_changes`.
     """
     weights = {site.part: change for site, change in changes.items() if isinstance(change, Weight)}
-    places = list(_places_of(lm, weights)) if weights else []
     hooks = []
     try:
         for site, change in changes.items():
             if not isinstance(change, Weight):
                 hooks.append(lm.get_submodule(site.part).register_forward_hook(_adding(change, threading.get_ident())))
-        for part, name, _, learned in places:
-            part._parameters[name] = learned  # type: ignore[assignment]
-        yield
+        with in_place(lm, weights):
+            yield
     finally:
         for hook in hooks:
             hook.remove()
-        for part, name, frozen, _ in places:
-            part._parameters[name] = frozen
 
 
 def _adding(change: LowRank | Bottleneck, reading: int) -> Callable[..., Any]:
@@ -120,13 +117,3 @@ def _adding(change: LowRank | Bottleneck, reading: int) -> Callable[..., Any]:
         return (y, *out[1:]) if isinstance(out, tuple) else y
 
     return add
-
-
-def _places_of(lm: nn.Module, weights: Mapping[str, Weight]) -> Iterator[tuple[nn.Module, str, nn.Parameter, Tensor]]:
-    """Find where weights stand, tied ones in several places: module, its name for it, the frozen one, the learned."""
-    own = dict(lm.named_parameters())
-    learned = {id(own[name]): weight.values.to(own[name].dtype) for name, weight in weights.items()}
-    for part in lm.modules():
-        for name, frozen in part._parameters.items():
-            if frozen is not None and id(frozen) in learned:
-                yield part, name, frozen, learned[id(frozen)]

@@ -8,6 +8,7 @@ its own.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,8 @@ from mmprompt.models.dual_encoder.forward.views import Frame, TextView, VisionVi
 from mmprompt.models.dual_encoder.forward.vision import OpaqueTower, encode_image_tokens, encode_images
 from mmprompt.models.dual_encoder.interface import without_text
 from mmprompt.models.frozen import PixelTransform, fingerprint, size_from_environment
-from mmprompt.models.sites import Insert, PixelTerm, Site, TextSlots, Tower, vectors_of
+from mmprompt.models.sites import Insert, PixelTerm, Site, TextSlots, Tower, Weight, vectors_of, weights_of
+from mmprompt.models.weights import in_place
 
 MEMORY_VARIABLE = "MMPROMPT_MEMORY_LIMIT"
 DEFAULT_MEMORY_BYTES = 2**30
@@ -84,6 +86,7 @@ class FrozenDualEncoder:
         model: the library's own model, frozen; kept for its weights alone.
         vision: the view of its image tower.
         pixels: the library's own test transform.
+        image_parts: how the names of those weights begin that belong to the image tower.
         text: the view of its text tower; None for an image tower alone.
         tokenizer: the library's own, reduced to words; given with `text`.
         log_logit_scale: the stored logarithm of the multiplier, one element; given with `text`.
@@ -102,6 +105,7 @@ class FrozenDualEncoder:
         model: nn.Module,
         vision: VisionView | OpaqueTower,
         pixels: PixelTransform,
+        image_parts: tuple[str, ...] = (),
         text: TextView | None = None,
         tokenizer: WordTokenizer | None = None,
         log_logit_scale: Tensor | None = None,
@@ -110,6 +114,7 @@ class FrozenDualEncoder:
     ) -> None:
         self.name, self.model = name, model
         self._text, self.vision, self.pixels = text, vision, pixels
+        self._image_parts = image_parts
         self._tokenizer, self.has_text = tokenizer, text is not None
         self.fingerprint = fingerprint(model)
         first = next(model.parameters())
@@ -201,7 +206,11 @@ class FrozenDualEncoder:
         """
         given = _of_tower("text", inserts)
         check_text_vectors(self.text, slots, vectors_of(given))
-        features = encode_slots(self.text, slots, given, self.text_memory_bytes)
+        weights = self._take_weights("text", given)
+        # What is computed again in the backward pass would meet the frozen weights there.
+        memory_bytes = sys.maxsize if weights else self.text_memory_bytes
+        with in_place(self.model, weights):
+            features = encode_slots(self.text, slots, given, memory_bytes)
         return F.normalize(features, dim=-1) if normalise else features
 
     def encode_image(self, images: Tensor, inserts: Mapping[Site, Insert] | None = None, raw: bool = False) -> Tensor:
@@ -216,12 +225,37 @@ class FrozenDualEncoder:
         """
         own = _of_tower("vision", inserts)
         images = self._with_term(self._checked(images), own.pop(Site("vision", part="pixels"), None))
-        if not raw or not self.raw_width or own:
-            features = encode_images(self.vision, images, own)
+        weights = self._take_weights("vision", own)
+        if not raw or not self.raw_width or own or weights:
+            with in_place(self.model, weights):
+                features = encode_images(self.vision, images, own)
             return F.normalize(features, dim=-1) if self.has_text else features
         assert isinstance(self.vision, OpaqueTower), "only an opaque tower has raw features"
         inner = self.vision.trunk(images)
         return torch.cat([F.normalize(self.vision.project(inner), dim=-1), F.normalize(inner, dim=-1)], dim=-1)
+
+    def weights_of(self, tower: Tower) -> dict[str, nn.Parameter]:
+        """List the weights of a tower by name; scale and bias of the logits belong to neither."""
+        own = self.model.named_parameters()
+        return {
+            name: value
+            for name, value in own
+            if name not in ("logit_scale", "logit_bias") and name.startswith(self._image_parts) == (tower == "vision")
+        }
+
+    def _take_weights(self, tower: Tower, inserts: dict[Site, Insert]) -> dict[str, Weight]:
+        """Take the weights out of some inserts, by name; refuse those that the tower has not, or of another shape."""
+        weights = weights_of(inserts)
+        own = self.weights_of(tower) if weights else {}
+        for site, weight in weights.items():
+            del inserts[site]
+            if site.part not in own or own[site.part].shape != weight.values.shape:
+                shape = list(own[site.part].shape) if site.part in own else "no such weight"
+                raise UserError(
+                    f"the weight of {site} is {list(weight.values.shape)}, but {self.name} has {shape}. "
+                    "Build the prompt for this backbone."
+                )
+        return {site.part: weight for site, weight in weights.items()}
 
     def find_patch_size(self) -> int | None:
         """Return the side of a patch in pixels, None without image tokens."""

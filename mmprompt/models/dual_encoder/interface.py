@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmprompt.errors import UserError
-from mmprompt.models.sites import Insert, Site, TextSlots
+from mmprompt.models.sites import Insert, Site, TextSlots, Tower
 
 
 @runtime_checkable
@@ -64,6 +64,10 @@ class DualEncoder(Protocol):
     @property
     def raw_width(self) -> int:
         """See the class."""
+        ...
+
+    def weights_of(self, tower: Tower) -> Mapping[str, Tensor]:
+        """List the weights of a tower by name; scale and bias of the logits belong to neither."""
         ...
 
     def find_patch_size(self) -> int | None:

@@ -62,6 +62,7 @@ def load_open_clip(name: str, architecture: str, weights: str | None, options: L
         vision=read_vision(model.visual),
         tokenizer=tokenizer,
         pixels=read_pixels(model, preprocess),
+        image_parts=("visual.",),
         log_logit_scale=model.logit_scale,
         logit_bias=model.logit_bias,
     )
@@ -131,10 +132,10 @@ def read_text(model: nn.Module, tokenizer: WordTokenizer) -> TextView:
     _check_pooling(pool_type, end_id, frame, tokenizer.size)
     return TextView(
         token_embedding=tower.token_embedding,
-        position=tower.positional_embedding,
+        read_position=lambda: tower.positional_embedding,
         blocks=read_text_blocks(tower),
         final_norm=tower.ln_final,
-        project=read_projection(tower.text_projection),
+        project=read_projection(tower),
         is_causal=tower.attn_mask is not None,
         pooling="last" if pool_type == "last" else "eos",
         frame=frame,
@@ -153,13 +154,13 @@ def _check_pooling(pool_type: str, eos_id: int, frame: Frame, vocabulary_size: i
     )
 
 
-def read_projection(projection: nn.Linear | nn.Parameter | None) -> Callable[[Tensor], Tensor]:
-    """Read a tower's last map, which open_clip stores in three forms."""
-    if isinstance(projection, nn.Linear):
-        return projection
-    if projection is None:
+def read_projection(tower: Any) -> Callable[[Tensor], Tensor]:
+    """Read a text tower's last map, which open_clip stores in three forms."""
+    if isinstance(tower.text_projection, nn.Linear):
+        return tower.text_projection
+    if tower.text_projection is None:
         return nn.Identity()
-    return lambda pooled: pooled @ projection
+    return lambda pooled: pooled @ tower.text_projection
 
 
 def read_vision(visual: nn.Module) -> VisionView | OpaqueTower:

@@ -47,7 +47,7 @@ def load_timm(name: str, architecture: str, weights: str | None, options: LoadOp
             f"{name} gives features of {list(shape)} of an image, but one vector was expected. Use a model "
             "that pools its features."
         )
-    return FrozenDualEncoder(name=name, model=model, vision=tower, pixels=pixels, embed_dim=shape[1])
+    return FrozenDualEncoder(name=name, model=model, vision=tower, pixels=pixels, image_parts=("",), embed_dim=shape[1])
 
 
 def create_complete(architecture: str, weights: str | None, options: LoadOptions) -> Any:

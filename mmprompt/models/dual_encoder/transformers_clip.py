@@ -46,6 +46,7 @@ def load_transformers(name: str, source: str, options: LoadOptions) -> FrozenDua
         vision=read_vision(model),
         tokenizer=tokenizer,
         pixels=read_pixels(processor, config.vision_config.image_size),
+        image_parts=("vision_model.", "visual_projection."),
         log_logit_scale=model.logit_scale,
         logit_bias=getattr(model, "logit_bias", None),
     )
@@ -126,7 +127,7 @@ def read_text(model: CLIPModel | SiglipModel, tokenizer: WordTokenizer) -> TextV
         )
     return TextView(
         token_embedding=tower.embeddings.token_embedding,
-        position=tower.embeddings.position_embedding.weight,
+        read_position=lambda: tower.embeddings.position_embedding.weight,
         blocks=tuple(map(read_block, tower.encoder.layers)),
         final_norm=tower.final_layer_norm,
         project=model.text_projection if is_clip else tower.head,

@@ -156,7 +156,7 @@ class TextView:
 
     Args:
         token_embedding: [V, D].
-        position: [L, D], added after vectors are spliced in; L is the context length.
+        read_position: gives [L, D], added after vectors are spliced in; L is the context length.
         blocks: views of all blocks, or all of them whole.
         final_norm: after the last block.
         project: the pooled slot [N, D] to raw features [N, E].
@@ -166,13 +166,18 @@ class TextView:
     """
 
     token_embedding: nn.Embedding
-    position: Tensor
+    read_position: Callable[[], Tensor]
     blocks: tuple[BlockView | OpaqueBlock, ...]
     final_norm: TensorMap
     project: TensorMap
     is_causal: bool
     pooling: Pooling
     frame: Frame
+
+    @property
+    def position(self) -> Tensor:
+        """The positions [L, D] as they are now."""
+        return self.read_position()
 
     @property
     def context_length(self) -> int:
