@@ -15,7 +15,7 @@ from mmprompt.classification.predictor import CLASSIFIERS, Classifier
 from mmprompt.classification.template import refuse_single_class
 from mmprompt.core.learned import Prompt
 from mmprompt.data.images import ImageLike, as_list, read_image
-from mmprompt.data.transforms import augment_coop
+from mmprompt.data.transforms import augment_augmix, augment_coop
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.image_features import ImageFeatures
 
@@ -32,6 +32,7 @@ class TestTimeClassifier(Classifier):
         confident_share: share of the views with the lowest entropy, 0..1.
         step_size: learning rate.
         n_tuning_steps: for each image.
+        augmix: whether AugMix changes the crops.
     """
 
     __test__ = False  # no class of tests, whatever its name
@@ -48,14 +49,15 @@ class TestTimeClassifier(Classifier):
         confident_share: float,
         step_size: float,
         n_tuning_steps: int,
+        augmix: bool = False,
     ) -> None:
         super().__init__(backbone, prompt, class_names, class_features)
         self.n_views, self.confident_share = n_views, confident_share
-        self.step_size, self.n_tuning_steps = step_size, n_tuning_steps
+        self.step_size, self.n_tuning_steps, self.augmix = step_size, n_tuning_steps, augmix
 
     def form_settings(self) -> dict[str, Any]:
         """See `Classifier`."""
-        names = ("n_views", "confident_share", "step_size", "n_tuning_steps")
+        names = ("n_views", "confident_share", "step_size", "n_tuning_steps", "augmix")
         return {name: getattr(self, name) for name in names}
 
     def probabilities(self, paths: Sequence[Path], features: ImageFeatures | None = None) -> np.ndarray:
@@ -70,27 +72,32 @@ class TestTimeClassifier(Classifier):
         return np.stack(rows) if rows else np.zeros((0, len(self.class_names)))
 
     def _adapted(self, source: ImageLike) -> np.ndarray:
-        features = self._views(source)  # [V, E]
-        with self._tuned_on(features), torch.no_grad():
+        with torch.no_grad():
+            features = self.image_features(self.views(source).to(self.backbone.dtype))
+        with self.tuned_on(features), torch.no_grad():
             return self.outputs(features[:1]).logits[0].double().softmax(-1).cpu().numpy()
 
-    @torch.no_grad()
-    def _views(self, source: ImageLike) -> Tensor:
-        image, size = read_image(source), self.backbone.image_size
-        crops = (augment_coop(image, size, seed=0, epoch=view, index=0) for view in range(self.n_views - 1))
-        views = torch.stack([self.backbone.preprocess(image), *map(self.backbone.normalize, crops)])
-        return self.image_features(views.to(self.backbone.dtype))
+    def views(self, image: ImageLike) -> Tensor:
+        """Draw the views of an image, itself first: [V, 3, H, W] float32, normalised."""
+        read, size = read_image(image), self.backbone.image_size
+        augment = augment_augmix if self.augmix else augment_coop
+        crops = (augment(read, size, seed=0, epoch=view, index=0) for view in range(self.n_views - 1))
+        return torch.stack([self.backbone.preprocess(read), *map(self.backbone.normalize, crops)])
 
     @contextmanager
-    def _tuned_on(self, features: Tensor) -> Iterator[None]:
+    def tuned_on(self, features: Tensor) -> Iterator[list[float]]:
+        """Tune what is learned in the text tower on the views of one image for a while, and give the loss of each step.
+
+        Args:
+            features: [V, E] of the views.
+        """
         tuned = [parameter for source in self.prompt.sources_of("text") for parameter in source.parameters()]
         before = [parameter.detach().clone() for parameter in tuned]
         needed = [parameter.requires_grad for parameter in tuned]
         try:
             for parameter in tuned:
                 parameter.requires_grad_(True)
-            self._tune(tuned, features)
-            yield
+            yield self._tune(tuned, features)
         finally:
             for parameter, value, need in zip(tuned, before, needed, strict=True):
                 parameter.grad = None
@@ -98,7 +105,8 @@ class TestTimeClassifier(Classifier):
                 with torch.no_grad():
                     parameter.copy_(value)
 
-    def _tune(self, parameters: list[nn.Parameter], features: Tensor) -> None:
+    def _tune(self, parameters: list[nn.Parameter], features: Tensor) -> list[float]:
+        losses: list[float] = []
         optimizer = torch.optim.AdamW(parameters, lr=self.step_size)
         confident: Tensor | None = None
         for _ in range(self.n_tuning_steps):
@@ -111,6 +119,8 @@ class TestTimeClassifier(Classifier):
                 optimizer.zero_grad()
                 loss.backward()
             optimizer.step()
+            losses.append(loss.item())
+        return losses
 
 
 def entropy_of_mean(logits: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import random
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 _RATIO = (3 / 4, 4 / 3)
@@ -31,10 +31,62 @@ def augment_coop(image: Image.Image, size: int, seed: int, epoch: int, index: in
         [3, size, size] float32 in 0..1, not normalised.
     """
     rng = random.Random(f"augment {seed} {epoch} {index}")  # text, so that no two triples meet by addition
+    return to_tensor(_crop_and_mirror(image, size, rng))
+
+
+def augment_augmix(image: Image.Image, size: int, seed: int, epoch: int, index: int) -> Tensor:
+    """Mix a crop as `augment_coop` draws it with changed copies of itself (Hendrycks et al. 2020, "AugMix", section 3).
+
+    Three chains of one to three operations each, at severity 1 of 10, as Shu et al. 2022 ("TPT", released code) have
+    them.
+
+    Args:
+        image: RGB.
+        size: side of the result in pixels.
+        seed: of the run.
+        epoch: counted from 0.
+        index: of the image, counted from 0.
+    Returns:
+        [3, size, size] float32 in 0..1, not normalised.
+    """
+    rng = random.Random(f"augmix {seed} {epoch} {index}")
+    image = _crop_and_mirror(image, size, rng)
+    weights, share = [rng.gammavariate(1, 1) for _ in range(3)], rng.random()  # Dirichlet(1, 1, 1) and Beta(1, 1)
+    mixed = share * to_tensor(image)
+    for weight in weights:
+        changed = image
+        for _ in range(rng.randint(1, 3)):
+            changed = _changed(changed, rng)
+        mixed += (1 - share) * weight / sum(weights) * to_tensor(changed)
+    return mixed.clamp(0, 1)
+
+
+def _changed(image: Image.Image, rng: random.Random) -> Image.Image:
+    """Apply one of AugMix's operations to a square image, at a strength drawn from 1 to 10 % of its full one."""
+    strength, sign = rng.uniform(0.01, 0.1), rng.choice((-1, 1))
+    shear, shift = sign * 0.3 * strength, sign * int(strength * image.width / 3)
+
+    def moved(*matrix: float) -> Image.Image:
+        return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+
+    operations = (
+        lambda: ImageOps.autocontrast(image),
+        lambda: ImageOps.equalize(image),
+        lambda: ImageOps.posterize(image, 4 - int(4 * strength)),
+        lambda: image.rotate(sign * int(30 * strength), Image.Resampling.BILINEAR),
+        lambda: ImageOps.solarize(image, 256 - int(256 * strength)),
+        lambda: moved(1, shear, 0, 0, 1, 0),
+        lambda: moved(1, 0, 0, shear, 1, 0),
+        lambda: moved(1, 0, shift, 0, 1, 0),
+        lambda: moved(1, 0, 0, 0, 1, shift),
+    )
+    return rng.choice(operations)()
+
+
+def _crop_and_mirror(image: Image.Image, size: int, rng: random.Random) -> Image.Image:
+    """Resize a random crop to a square and perhaps mirror it."""
     image = image.crop(_crop_box(image.width, image.height, rng)).resize((size, size), Image.Resampling.BICUBIC)
-    if rng.random() < 0.5:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return to_tensor(image)
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else image
 
 
 def to_tensor(image: Image.Image) -> Tensor:

@@ -241,7 +241,7 @@ def _same_weights(name: str, head: Any, plain: Sequence[Tensor]) -> float:
 
 def measure_tpt(backbone: FrozenDualEncoder, size: Size, name: str, repeats: int) -> Row:
     """One image, its views cut and encoded, one step of AdamW, one answer."""
-    method = make_method("tpt", {"n_views": size.views})
+    method = make_method("tpt", {"n_views": size.views, "augmix": False})
     classifier = method.build(backbone, CALTECH[: size.n_classes])
     setting = Setting(classifier, torch.empty(0), torch.empty(0))
     pixels = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(1))

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as tvf
 
 from mmprompt.data import transforms
-from mmprompt.data.transforms import augment_coop
+from mmprompt.data.transforms import augment_augmix, augment_coop, to_tensor
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +88,33 @@ def test_crop_and_resize_are_those_of_torchvision(picture: Image.Image, monkeypa
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1)])
 def test_pictures_too_thin_for_any_crop_are_cropped_in_the_middle(size: tuple[int, int]) -> None:
     assert augment_coop(Image.new("RGB", size, "white"), 8, 1, 0, 0).min() == 1
+
+
+def test_augmix_is_drawn_from_its_arguments_alone_and_stays_in_range() -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8))
+    views = [augment_augmix(image, 32, 1, view, 0) for view in range(50)]
+    assert torch.equal(views[7], augment_augmix(image, 32, 1, 7, 0))
+    assert all(view.shape == (3, 32, 32) and view.min() >= 0 and view.max() <= 1 for view in views)
+    assert len({view.numpy().tobytes() for view in views}) == 50
+
+
+def test_augmix_of_copies_that_are_not_changed_is_the_crop(
+    picture: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crop = to_tensor(transforms._crop_and_mirror(picture, 32, random.Random("augmix 1 3 0")))
+    changed = augment_augmix(picture, 32, 1, 3, 0)
+    assert 0 < (changed - crop).abs().mean() < 0.2
+    monkeypatch.setattr(transforms, "_changed", lambda image, rng: image)
+    torch.testing.assert_close(augment_augmix(picture, 32, 1, 3, 0), crop)
+
+
+def test_augmix_changes_a_copy_a_little_and_in_nine_ways(picture: Image.Image) -> None:
+    square, drawn = picture.resize((64, 64)), random.Random(0)
+    changed = {transforms._changed(square, drawn).tobytes() for _ in range(300)}
+    assert {ImageOps.autocontrast(square).tobytes(), ImageOps.equalize(square).tobytes()} <= changed
+    assert {square.rotate(angle, Image.Resampling.BILINEAR).tobytes() for angle in (-2, -1, 1, 2)} <= changed
+    assert square.rotate(3, Image.Resampling.BILINEAR).tobytes() not in changed
+    assert {ImageOps.solarize(square, 256 - step).tobytes() for step in range(2, 26)} & changed
+    assert ImageOps.posterize(square, 4).tobytes() in changed
+    moved = square.transform((64, 64), Image.Transform.AFFINE, (1, 0, 1, 0, 1, 0), Image.Resampling.BILINEAR)
+    assert moved.tobytes() in changed

@@ -24,7 +24,8 @@ class TPT(Part):
     """Test-time Prompt Tuning (Shu et al. 2022, "Test-Time Prompt Tuning", section 3.2).
 
     Alone it starts from words and needs no image to learn from; joined to a method, as `coop+tpt`, it starts from what
-    that has learned. The paper's AugMix of fine-grained sets is not here: views are crops and mirror images.
+    that has learned. Views are drawn as in the released code: crops and mirror images, which AugMix changes for all
+    data sets but ImageNet and its variants.
     """
 
     tpt_init: str = "a photo of a"
@@ -37,6 +38,8 @@ class TPT(Part):
     """Learning rate of AdamW."""
     n_tuning_steps: Count = 1
     """Steps for each image."""
+    augmix: bool = True
+    """Whether AugMix changes the views; the paper leaves it out for ImageNet and its variants."""
     group: ClassVar[str] = "test time"
     needs_shots: ClassVar[bool] = False
     is_trained: ClassVar[bool] = False
@@ -62,4 +65,5 @@ class TPT(Part):
             confident_share=self.confident_share,
             step_size=self.step_size,
             n_tuning_steps=self.n_tuning_steps,
+            augmix=self.augmix,
         )
