@@ -29,7 +29,7 @@ from mmprompt.core.sources import Conditioned, LowRankTerms
 from mmprompt.errors import UserError, bad_file, bad_value
 from mmprompt.files import read_checkpoint
 from mmprompt.models.dual_encoder.forward.views import VisionView
-from mmprompt.models.dual_encoder.interface import DualEncoder
+from mmprompt.models.dual_encoder.interface import DualEncoder, without_text
 from mmprompt.models.dual_encoder.load import load_backbone
 from mmprompt.models.sites import Site, Tower
 from mmprompt.settings import Count, checked, expected, holds
@@ -486,6 +486,8 @@ def convert(
     content = read_checkpoint(path)
     entries = {"keys": content} if source == "tip-adapter" else entries_of(path, content)
     backbone = load_backbone(backbone) if isinstance(backbone, str) else backbone
+    if not backbone.has_text:
+        raise without_text(backbone.name)
     file = File(path, entries, backbone, class_names)
     prompt = layout.read(file, said)
     file.refuse_rest(layout.dead)

@@ -611,6 +611,12 @@ def test_a_tower_without_image_tokens_is_refused(tiny_resnet_backbone: Any, tmp_
         convert(tmp_path / "file", "vpt", tiny_resnet_backbone, NAMES)
 
 
+def test_an_image_tower_alone_is_refused(tiny_timm_backbone: Any, tmp_path: Path) -> None:
+    torch.save({"state_dict": {"prompt_learner.ctx": torch.zeros(1, 4, WIDTH)}}, tmp_path / "file.pt")
+    with pytest.raises(UserError, match="has no text tower, but this needs one"):
+        convert(tmp_path / "file.pt", "vpt", tiny_timm_backbone, ["cat", "dog"])
+
+
 def test_arrays_of_a_plain_vit_are_refused_by_a_tower_with_a_norm_before(clip: Plain, tmp_path: Path) -> None:
     torch.save({"shallow_prompt": drawn(1, 3, WIDTH).numpy()}, tmp_path / "file")
     with pytest.raises(UserError, match="a norm before its blocks"):
