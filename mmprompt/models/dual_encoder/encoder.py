@@ -150,6 +150,10 @@ class FrozenDualEncoder:
             raise without_text(self.name)
         return self._text
 
+    @text.setter
+    def text(self, view: TextView) -> None:
+        self._text = view
+
     def preprocess(self, image: Image.Image) -> Tensor:
         """Apply the backbone's own test transform to one RGB image: [3, H, W] float32."""
         return self.pixels.apply(image)
