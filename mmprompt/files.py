@@ -6,7 +6,9 @@ at any moment leaves the old file or the new one and never half of either.
 
 from __future__ import annotations
 
+import calendar
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -17,7 +19,7 @@ import tempfile
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -72,10 +74,35 @@ def make_folder(folder: Path) -> Path:
     return folder
 
 
+def is_alive(process: int) -> bool:
+    """Return whether a process of this machine lives, by its number; taken for granted where it cannot be asked."""
+    if os.name == "nt":
+        return True  # a signal of 0 would end it
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return process > 0
+
+
+def _sweep(path: Path) -> None:
+    """Remove what dead processes left where they made a file or folder of this name."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        owner = left.name.removeprefix(f".{path.name}.").split(".")[0]
+        if owner.isascii() and owner.isdigit() and not is_alive(int(owner)):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file so that a kill leaves the old content or the new, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        _sweep(path)
         with temporary.open("wb") as handle:
             handle.write(data)
             handle.flush()
@@ -282,24 +309,31 @@ def locked(lock: Path, refusal: UserError) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def new_folder(final: Path) -> Iterator[Path]:
-    """Fill a temporary folder and rename it to `final`, not there yet, if the block ends well; else leave nothing."""
+def new_folder(final: Path, is_old: Callable[[], bool] = lambda: False, is_synced: bool = True) -> Iterator[Path]:
+    """Fill a folder that is renamed to `final` in the end if the block ends well; else nothing is left or changed.
+
+    One that is there by then, made by a faster process, stays unless `is_old` says that it is to go. Its files are on
+    the disk before it has its name, unless there are thousands and they can be had again.
+    """
     make_folder(final.parent)
-    temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
-    if temporary.exists():
-        shutil.rmtree(temporary)
-    make_folder(temporary)
-    try:
-        yield temporary
-        for path in temporary.rglob("*"):
-            if path.is_file():
+    _sweep(final)
+    prefix = f".{final.name}.{os.getpid()}."
+    with tempfile.TemporaryDirectory(".tmp", prefix, final.parent, ignore_cleanup_errors=True) as place:
+        fresh = Path(place) / "fresh"
+        fresh.mkdir()
+        yield fresh
+        for path in fresh.rglob("*"):
+            if is_synced and path.is_file():
                 with path.open("rb") as handle:
                     os.fsync(handle.fileno())
-        sync_folder(temporary)
-        temporary.replace(final)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        sync_folder(fresh)
+        if final.exists() and is_old():
+            final.rename(Path(place) / "old")
+        try:
+            fresh.rename(final)
+        except OSError:
+            if not final.is_dir():
+                raise
     sync_folder(final.parent)
 
 
@@ -316,7 +350,10 @@ def unpack(archive: Path) -> Path:
         with zipfile.ZipFile(archive) as handle:
             members = _safe_members(handle, archive)
             if not _is_whole(final, members):
-                _unpack_into(final, handle, members)
+                with new_folder(final, lambda: not _is_whole(final, members), is_synced=False) as fresh:
+                    handle.extractall(fresh, members)
+                    for info in members:
+                        os.utime(fresh / info.filename, times=(_time_of(info),) * 2)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
         raise bad_file(archive, f"is a damaged archive ({error})", _INSTALL) from None
     except OSError as error:
@@ -338,25 +375,13 @@ def _safe_members(handle: zipfile.ZipFile, archive: Path) -> list[zipfile.ZipInf
 
 
 def _is_whole(folder: Path, members: list[zipfile.ZipInfo]) -> bool:
+    """Return whether all files have the size and the time they were unpacked with, which whoever edits one changes."""
     try:
-        return all((folder / info.filename).stat().st_size == info.file_size for info in members)
+        stats = [((folder / info.filename).stat(), info) for info in members]
     except OSError:
         return False
+    return all((one.st_size, one.st_mtime) == (info.file_size, _time_of(info)) for one, info in stats)
 
 
-def _unpack_into(final: Path, handle: zipfile.ZipFile, members: list[zipfile.ZipInfo]) -> None:
-    make_folder(final.parent)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))
-    try:
-        fresh = temporary / "fresh"
-        fresh.mkdir()
-        handle.extractall(fresh, members)
-        if final.exists() and not _is_whole(final, members):
-            final.rename(temporary / "damaged")
-        try:
-            fresh.rename(final)
-        except OSError:
-            if not _is_whole(final, members):  # else another process was faster, and its images are ours
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+def _time_of(info: zipfile.ZipInfo) -> float:
+    return calendar.timegm((*info.date_time, 0, 0, 0))

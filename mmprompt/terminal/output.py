@@ -107,9 +107,10 @@ def result_table(output: Output, metrics: Mapping[str, Any], template: str) -> N
     output.table(headers, rows, numbers=(1, 2, 3, 4))
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: Path, resume: bool = False) -> None:
     """Refuse a run folder that cannot be written or is taken, before any work."""
-    check_new(folder)
+    if not resume:
+        check_new(folder)
     check_place(folder)
 
 
@@ -125,5 +126,5 @@ def check_place(folder: Path) -> None:
 
 
 def command_of(arguments: Sequence[str], prog: str) -> str:
-    """Return the command line as it can be typed again."""
-    return shlex.join([*prog.split(), *arguments])
+    """Return the command line as it can be typed again, the same for a run that was gone on with."""
+    return shlex.join([*prog.split(), *(word for word in arguments if word != "--resume")])

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from mmprompt.errors import bad_file
-from mmprompt.files import locked, make_folder, read_bytes, sha256_bytes, write_bytes
+from mmprompt.files import locked, make_folder, read_bytes, read_json, sha256_bytes, write_bytes
 from mmprompt.training.problem import RunFailed
 from mmprompt.version import __version__
 
-LOCK = "run.lock"
+LOCK, RUN = "run.lock", "run.json"
 
 
 @contextlib.contextmanager
@@ -37,6 +37,15 @@ def run_lock(folder: Path) -> Iterator[None]:
         if is_new:
             with contextlib.suppress(OSError):  # it holds something
                 folder.rmdir()
+
+
+def refuse_other_run(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse to go on in the folder of a run with another `run.json`, and say in what it differs."""
+    saved, now = read_json(folder / RUN), json.loads(json.dumps(config))
+    others = [key for key in now if key != "versions" and saved.get(key) != now[key]]
+    if others:
+        advice = "Resume with the settings of that run, or give another `out`."
+        raise bad_file(folder, f"holds a run with another {' and '.join(others)}", advice)
 
 
 def write_log(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
