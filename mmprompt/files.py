@@ -33,6 +33,8 @@ MAX_TEXT_BYTES = 2**30
 """Of a file of rows; the captions of COCO with Karpathy's split take 144 MB."""
 MAX_ZIP_FILES = 100_000
 MAX_ZIP_BYTES = 512 * 2**20
+BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, UnicodeDecodeError)
+"""What the library raises on an archive that is damaged, encrypted or of an unknown method."""
 _INSTALL = "Install mmprompt again."
 
 
@@ -67,8 +69,9 @@ def make_folder(folder: Path) -> Path:
     """Create a folder with its parents; refuse a place that is a file or cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise bad_file(folder, f"cannot be made ({error.strerror})", "Give a folder you may write to.") from None
+    except (OSError, ValueError) as error:  # the latter of a name that is none
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise bad_file(folder, f"cannot be made ({reason})", "Give a folder you may write to.") from None
     if not os.access(folder, os.W_OK):
         raise bad_file(folder, "cannot be written to", "Give a folder you may write to.")
     return folder
@@ -121,14 +124,21 @@ def write_json(path: Path, content: object) -> None:
 
 
 def read_bytes(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
-    """Read a whole file; refuse one that cannot be read or is larger than `max_bytes`."""
+    """Read a whole file; refuse one that cannot be read, is larger than `max_bytes`, or is a pipe or a device."""
     try:
-        size = path.stat().st_size
-        if size > max_bytes:
-            raise bad_file(path, f"has {size} bytes, the limit is {max_bytes}", "Give a smaller file.")
-        return path.read_bytes()
-    except OSError as error:
-        raise bad_file(path, f"cannot be read ({error.strerror})", "Check the path.") from None
+        mode = path.stat().st_mode  # before it is opened, which waits at a pipe
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise bad_file(path, "is a pipe or a device, but a file was expected", "Save what it gives as a file.")
+        with path.open("rb") as handle:
+            data = handle.read(max_bytes + 1)
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise bad_file(path, f"cannot be read ({reason})", "Check the path.") from None
+    if len(data) > max_bytes:
+        raise bad_file(path, f"has more than {max_bytes} bytes, which is the limit", "Give a smaller file.")
+    return data
 
 
 def read_text(path: Path) -> str:
@@ -141,11 +151,28 @@ def read_text(path: Path) -> str:
         raise bad_file(path, "is not UTF-8 text", "Save it as UTF-8.", line) from None
 
 
+def parse_json(text: str) -> Any:
+    """Read JSON, of any stranger: a ValueError too for NaN, infinity, halves of characters, numbers and depth without
+    end.
+    """
+    try:
+        content = json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if "\\ud" in text or "\\uD" in text:
+        json.dumps(content, ensure_ascii=False).encode()
+    return content
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file of at most 64 MiB."""
     try:
-        return json.loads(read_bytes(path).decode("utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        return parse_json(read_bytes(path).decode("utf-8"))
+    except ValueError as error:
         line = getattr(error, "lineno", None)
         raise bad_file(path, "is not valid JSON", "Restore the file as it was written.", line) from None
 
@@ -162,8 +189,8 @@ def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if not text.strip():
             continue
         try:
-            record = json.loads(text)
-        except (ValueError, RecursionError):
+            record = parse_json(text)
+        except ValueError:
             raise bad_file(path, "is not valid JSON", "Write one object on each line.", number) from None
         if not isinstance(record, dict):
             raise bad_file(path, "is not a JSON object", "Write one object on each line.", number)
@@ -270,7 +297,11 @@ class SafeRoot:
     def join(self, relative: str) -> Path:
         """Join a path to the root; refuse one that is absolute, climbs out with `..`, or leads out by a link."""
         joined = self.root / relative
-        if "\0" in relative or Path(relative).is_absolute() or not self._stays(joined):
+        try:
+            is_inside = "\0" not in relative and not Path(relative).is_absolute() and self._stays(joined)
+        except OSError as error:
+            raise bad_file(relative[:60], f"is no path ({error.strerror})", "Shorten it.") from None
+        if not is_inside:
             raise UserError(
                 f"{relative!r} leaves the data folder {self.root}, by its path or by a link. Keep to that folder."
             )
@@ -354,7 +385,7 @@ def unpack(archive: Path) -> Path:
                     handle.extractall(fresh, members)
                     for info in members:
                         os.utime(fresh / info.filename, times=(_time_of(info),) * 2)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+    except BROKEN_ZIP as error:
         raise bad_file(archive, f"is a damaged archive ({error})", _INSTALL) from None
     except OSError as error:
         problem = f"cannot be filled ({error.strerror or error})"
