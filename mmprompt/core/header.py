@@ -52,9 +52,13 @@ class PartFacts:
     """Of a source or a head: vectors by site, or settings and the shapes of its state."""
 
     kind: str
-    sites: dict[str, SiteFacts] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
-    state: dict[str, list[int]] = field(default_factory=dict)
+    sites: dict[str, SiteFacts] | None = None
+    settings: dict[str, Any] | None = None
+    state: dict[str, list[int]] | None = None
+
+    def __post_init__(self) -> None:
+        if None in ((self.sites,) if self.kind == "vectors" else (self.settings, self.state)):
+            raise UserError(f"a part of kind {self.kind[:40]!r} does not say what it holds. {RESTORE}")
 
 
 @dataclass(frozen=True)
