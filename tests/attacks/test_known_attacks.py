@@ -25,16 +25,20 @@ from mmprompt.core.heads import Linear
 from mmprompt.core.learned import LM_INPUT, Learned, Prompt
 from mmprompt.data.split_file import read_coop_split
 from mmprompt.errors import UserError
+from mmprompt.experiments.results import read_failure
 from mmprompt.files import SafeRoot, make_folder, read_bytes, unpack, write_bytes
 from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.templates.promptsource import JinjaTemplate
 from mmprompt.language.templates.template import Template
 from mmprompt.models import packaged
+from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.dual_encoder.load import load_backbone
+from mmprompt.reports.figures import LIGHT, Row, draw_accuracy
 from mmprompt.reports.tables import Table, render
 from mmprompt.training.checkpoint import Checkpoint, read_newest, write_checkpoint
 from tests.language_models import frozen_model
+from tests.small_language_models import save_language_model
 
 Capture = pytest.CaptureFixture[str]
 NAMES = ["cat", "dog", "bird"]
@@ -208,6 +212,17 @@ def test_weights_that_are_no_numbers_are_refused(tiny_open_clip_folder: Path, tm
     save_file(weights, folder / "open_clip_model.safetensors")
     with pytest.raises(UserError, match="NaN or infinity"):
         load_backbone(str(folder), device="cpu")
+
+
+def test_an_index_that_names_other_files_than_safetensors_is_refused(tmp_path: Path) -> None:
+    folder = save_language_model("llama", tmp_path / "lm")
+    weights = folder / "model.safetensors"
+    torch.save(load_file(weights), folder / "model.pt")
+    names = dict.fromkeys(load_file(weights), "model.pt")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    weights.rename(folder / "decoy.safetensors")
+    with pytest.raises(UserError, match=r"names model\.pt, but only safetensors are read"):
+        load_language_model(str(folder))
 
 
 # prompt files ----------------------------------------------------------------------------------------------------
@@ -388,6 +403,16 @@ def test_a_number_that_no_library_takes_is_one_line(words: str, prompt: Path, ca
 def test_a_name_is_no_formula_in_a_table() -> None:
     text = render(Table(("data", "accuracy"), (("=cmd|calc!A1", "-0.5"), ("@x", "1")), 1), "csv")
     assert text == "data,accuracy\n'=cmd|calc!A1,-0.5\n'@x,1\n"
+
+
+def test_letters_that_no_font_has_are_drawn_without_a_word(recwarn: pytest.WarningsRecorder) -> None:
+    draw_accuracy([Row("\u0e01\U0001f9ff", 0.5, (0.4, 0.6), True)], 0.5, LIGHT)
+    assert list(recwarn) == []
+
+
+def test_a_damaged_note_of_a_failure_is_said(tmp_path: Path) -> None:
+    (tmp_path / "failure.json").write_text("[]")
+    assert "is damaged" in str(read_failure(tmp_path))
 
 
 # templates -------------------------------------------------------------------------------------------------------
