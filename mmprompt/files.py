@@ -95,10 +95,8 @@ def _sweep(path: Path) -> None:
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         owner = left.name.removeprefix(f".{path.name}.").split(".")[0]
         if owner.isascii() and owner.isdigit() and not is_alive(int(owner)):
-            if left.is_dir():
-                shutil.rmtree(left, ignore_errors=True)
-            else:
-                left.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -130,7 +128,10 @@ def read_bytes(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
             raise bad_file(path, "is a pipe or a device, but a file was expected", "Save what it gives as a file.")
         with path.open("rb") as handle:
-            data = handle.read(max_bytes + 1)
+            size = os.fstat(handle.fileno()).st_size  # some files say 0 and hold more
+            data = handle.read(min(size, max_bytes) + 1)
+            if len(data) > size:
+                data += handle.read(max_bytes + 1 - len(data))
     except (OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise

@@ -166,8 +166,9 @@ def read_record(folder: Path | str) -> Record:
     log = tuple(read_log(folder / LOG)) if (folder / LOG).is_file() else ()
     record = Record(folder, read_run(folder), read_json(folder / METRICS), log)
     try:
-        _ = record.class_names, record.template, record.measured, record.shown, record.confusion()
-    except (KeyError, TypeError, ValueError, AttributeError):
+        _ = record.class_names, record.template, record.measured, record.shown, record.confusion(), record.command
+        _ = record.reliability
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
         raise bad_file(folder, f"{RUN} or {METRICS} does not hold what a run writes", ADVICE) from None
     return record
 

@@ -53,7 +53,6 @@ class _Call:
 class _RunFacts:
     """What anything reads of a `run.json`; each room adds what it alone knows."""
 
-    kind: str
     backbone: _Named
     data: _Named
     method: _MethodFacts

@@ -359,6 +359,7 @@ def test_run_files(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", ["cat", "dog"], n=6)
     files = {name: json.loads((folder / name).read_text()) for name in ("run.json", "metrics.json")}
     log = (folder / "log.jsonl").read_bytes()
+    assert read_record(folder).reliability is not None
 
     def attempt(rng: random.Random) -> None:
         for name, content in files.items():
