@@ -8,15 +8,24 @@ turns these into its options. This file knows nothing about prompts, models or d
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from pathlib import Path
+
+COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What a terminal obeys and does not show, marks that turn the order of letters, and halves of characters."""
+
+
+def visible(text: str) -> str:
+    """Return a text that only shows: names of files and classes may come from a stranger. It stays what JSON it was."""
+    return COMMANDS.sub(lambda letter: f"\\u{ord(letter[0]):04x}", text)
 
 
 class UserError(ValueError):
     """A mistake the user can mend; its text is one line and is shown without a traceback."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(visible(" ".join(message.split())))
 
 
 def bad_value(name: str, value: object, expected: str, advice: str) -> UserError:

@@ -6,7 +6,9 @@ at any moment leaves the old file or the new one and never half of either.
 
 from __future__ import annotations
 
+import calendar
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -17,7 +19,7 @@ import tempfile
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,8 @@ MAX_TEXT_BYTES = 2**30
 """Of a file of rows; the captions of COCO with Karpathy's split take 144 MB."""
 MAX_ZIP_FILES = 100_000
 MAX_ZIP_BYTES = 512 * 2**20
+BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, UnicodeDecodeError)
+"""What the library raises on an archive that is damaged, encrypted or of an unknown method."""
 _INSTALL = "Install mmprompt again."
 
 
@@ -65,17 +69,41 @@ def make_folder(folder: Path) -> Path:
     """Create a folder with its parents; refuse a place that is a file or cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise bad_file(folder, f"cannot be made ({error.strerror})", "Give a folder you may write to.") from None
+    except (OSError, ValueError) as error:  # the latter of a name that is none
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise bad_file(folder, f"cannot be made ({reason})", "Give a folder you may write to.") from None
     if not os.access(folder, os.W_OK):
         raise bad_file(folder, "cannot be written to", "Give a folder you may write to.")
     return folder
+
+
+def is_alive(process: int) -> bool:
+    """Return whether a process of this machine lives, by its number; taken for granted where it cannot be asked."""
+    if os.name == "nt":
+        return True  # a signal of 0 would end it
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return process > 0
+
+
+def _sweep(path: Path) -> None:
+    """Remove what dead processes left where they made a file or folder of this name."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        owner = left.name.removeprefix(f".{path.name}.").split(".")[0]
+        if owner.isascii() and owner.isdigit() and not is_alive(int(owner)):
+            with contextlib.suppress(OSError):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file so that a kill leaves the old content or the new, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        _sweep(path)
         with temporary.open("wb") as handle:
             handle.write(data)
             handle.flush()
@@ -94,14 +122,24 @@ def write_json(path: Path, content: object) -> None:
 
 
 def read_bytes(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
-    """Read a whole file; refuse one that cannot be read or is larger than `max_bytes`."""
+    """Read a whole file; refuse one that cannot be read, is larger than `max_bytes`, or is a pipe or a device."""
     try:
-        size = path.stat().st_size
-        if size > max_bytes:
-            raise bad_file(path, f"has {size} bytes, the limit is {max_bytes}", "Give a smaller file.")
-        return path.read_bytes()
-    except OSError as error:
-        raise bad_file(path, f"cannot be read ({error.strerror})", "Check the path.") from None
+        mode = path.stat().st_mode  # before it is opened, which waits at a pipe
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise bad_file(path, "is a pipe or a device, but a file was expected", "Save what it gives as a file.")
+        with path.open("rb") as handle:
+            size = os.fstat(handle.fileno()).st_size  # some files say 0 and hold more
+            data = handle.read(min(size, max_bytes) + 1)
+            if len(data) > size:
+                data += handle.read(max_bytes + 1 - len(data))
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise bad_file(path, f"cannot be read ({reason})", "Check the path.") from None
+    if len(data) > max_bytes:
+        raise bad_file(path, f"has more than {max_bytes} bytes, which is the limit", "Give a smaller file.")
+    return data
 
 
 def read_text(path: Path) -> str:
@@ -114,11 +152,28 @@ def read_text(path: Path) -> str:
         raise bad_file(path, "is not UTF-8 text", "Save it as UTF-8.", line) from None
 
 
+def parse_json(text: str) -> Any:
+    """Read JSON, of any stranger: a ValueError too for NaN, infinity, halves of characters, numbers and depth without
+    end.
+    """
+    try:
+        content = json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if "\\ud" in text or "\\uD" in text:
+        json.dumps(content, ensure_ascii=False).encode()
+    return content
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file of at most 64 MiB."""
     try:
-        return json.loads(read_bytes(path).decode("utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        return parse_json(read_bytes(path).decode("utf-8"))
+    except ValueError as error:
         line = getattr(error, "lineno", None)
         raise bad_file(path, "is not valid JSON", "Restore the file as it was written.", line) from None
 
@@ -135,8 +190,8 @@ def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if not text.strip():
             continue
         try:
-            record = json.loads(text)
-        except (ValueError, RecursionError):
+            record = parse_json(text)
+        except ValueError:
             raise bad_file(path, "is not valid JSON", "Write one object on each line.", number) from None
         if not isinstance(record, dict):
             raise bad_file(path, "is not a JSON object", "Write one object on each line.", number)
@@ -243,7 +298,11 @@ class SafeRoot:
     def join(self, relative: str) -> Path:
         """Join a path to the root; refuse one that is absolute, climbs out with `..`, or leads out by a link."""
         joined = self.root / relative
-        if "\0" in relative or Path(relative).is_absolute() or not self._stays(joined):
+        try:
+            is_inside = "\0" not in relative and not Path(relative).is_absolute() and self._stays(joined)
+        except OSError as error:
+            raise bad_file(relative[:60], f"is no path ({error.strerror})", "Shorten it.") from None
+        if not is_inside:
             raise UserError(
                 f"{relative!r} leaves the data folder {self.root}, by its path or by a link. Keep to that folder."
             )
@@ -282,24 +341,31 @@ def locked(lock: Path, refusal: UserError) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def new_folder(final: Path) -> Iterator[Path]:
-    """Fill a temporary folder and rename it to `final`, not there yet, if the block ends well; else leave nothing."""
+def new_folder(final: Path, is_old: Callable[[], bool] = lambda: False, is_synced: bool = True) -> Iterator[Path]:
+    """Fill a folder that is renamed to `final` in the end if the block ends well; else nothing is left or changed.
+
+    One that is there by then, made by a faster process, stays unless `is_old` says that it is to go. Its files are on
+    the disk before it has its name, unless there are thousands and they can be had again.
+    """
     make_folder(final.parent)
-    temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
-    if temporary.exists():
-        shutil.rmtree(temporary)
-    make_folder(temporary)
-    try:
-        yield temporary
-        for path in temporary.rglob("*"):
-            if path.is_file():
+    _sweep(final)
+    prefix = f".{final.name}.{os.getpid()}."
+    with tempfile.TemporaryDirectory(".tmp", prefix, final.parent, ignore_cleanup_errors=True) as place:
+        fresh = Path(place) / "fresh"
+        fresh.mkdir()
+        yield fresh
+        for path in fresh.rglob("*"):
+            if is_synced and path.is_file():
                 with path.open("rb") as handle:
                     os.fsync(handle.fileno())
-        sync_folder(temporary)
-        temporary.replace(final)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        sync_folder(fresh)
+        if final.exists() and is_old():
+            final.rename(Path(place) / "old")
+        try:
+            fresh.rename(final)
+        except OSError:
+            if not final.is_dir():
+                raise
     sync_folder(final.parent)
 
 
@@ -316,8 +382,11 @@ def unpack(archive: Path) -> Path:
         with zipfile.ZipFile(archive) as handle:
             members = _safe_members(handle, archive)
             if not _is_whole(final, members):
-                _unpack_into(final, handle, members)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+                with new_folder(final, lambda: not _is_whole(final, members), is_synced=False) as fresh:
+                    handle.extractall(fresh, members)
+                    for info in members:
+                        os.utime(fresh / info.filename, times=(_time_of(info),) * 2)
+    except BROKEN_ZIP as error:
         raise bad_file(archive, f"is a damaged archive ({error})", _INSTALL) from None
     except OSError as error:
         problem = f"cannot be filled ({error.strerror or error})"
@@ -338,25 +407,13 @@ def _safe_members(handle: zipfile.ZipFile, archive: Path) -> list[zipfile.ZipInf
 
 
 def _is_whole(folder: Path, members: list[zipfile.ZipInfo]) -> bool:
+    """Return whether all files have the size and the time they were unpacked with, which whoever edits one changes."""
     try:
-        return all((folder / info.filename).stat().st_size == info.file_size for info in members)
+        stats = [((folder / info.filename).stat(), info) for info in members]
     except OSError:
         return False
+    return all((one.st_size, one.st_mtime) == (info.file_size, _time_of(info)) for one, info in stats)
 
 
-def _unpack_into(final: Path, handle: zipfile.ZipFile, members: list[zipfile.ZipInfo]) -> None:
-    make_folder(final.parent)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))
-    try:
-        fresh = temporary / "fresh"
-        fresh.mkdir()
-        handle.extractall(fresh, members)
-        if final.exists() and not _is_whole(final, members):
-            final.rename(temporary / "damaged")
-        try:
-            fresh.rename(final)
-        except OSError:
-            if not _is_whole(final, members):  # else another process was faster, and its images are ours
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+def _time_of(info: zipfile.ZipInfo) -> float:
+    return calendar.timegm((*info.date_time, 0, 0, 0))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,14 +18,29 @@ from dataclasses import MISSING, fields
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, SimpleNamespace, UnionType
-from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    ParamSpec,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from mmprompt.errors import bad_value, unknown_name
+from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 Count = Annotated[int, Ge(1)]
 """A whole number, 1 or more."""
@@ -80,6 +96,46 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
+def validate(cls: type[T], mapping: Mapping[str, Any], path: str | Path, advice: str = "", is_whole: bool = True) -> T:
+    """Make a frozen dataclass from what a file says, without converting types; its annotations are the schema.
+
+    Args:
+        cls: whose annotations and `__post_init__` say what may stand there.
+        mapping: the content, JSON-ready.
+        path: of the file, for the error message.
+        advice: what to do; by default to correct the file.
+        is_whole: refuse keys that are none of its fields.
+    Raises:
+        UserError: a key is unknown, missing or bad; the first is named.
+    """
+    from pydantic import ValidationError
+
+    known = [field.name for field in fields(cls) if field.init]  # type: ignore[arg-type]
+    try:
+        # Through JSON, because strict validation of Python objects would refuse a list for a tuple.
+        content = json.dumps(dict(mapping))
+        return _adapter(cls).validate_json(content, strict=True, extra="forbid" if is_whole else "ignore")  # type: ignore[arg-type]
+    except ValidationError as error:
+        # a misspelt key first: it is the reason why another one seems to be missing
+        first = min(error.errors(), key=lambda found: found["type"] != "unexpected_keyword_argument")
+        key = ".".join(map(str, first["loc"]))
+        if first["type"] == "unexpected_keyword_argument":
+            raise UserError(f"{path}: {unknown_name('key', key, known)}") from None
+        if first["type"] == "missing":
+            raise bad_file(path, f"lacks the key {key!r}", advice or "Add it.") from None
+        if first["type"] == "value_error":
+            raise UserError(f"{path}: {first['ctx']['error']}") from None
+        problem = f"{key} is {repr(first['input'])[:60]}, but {first['msg'][0].lower()}{first['msg'][1:]}"
+        raise bad_file(path, problem, advice or "Correct it.") from None
+
+
+@functools.cache
+def _adapter(cls: Any) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(cls)
+
+
 def check(name: str, value: object, hint: Any, advice: str) -> None:
     """Refuse a value that an annotation does not hold: name the setting, the value and what was expected."""
     if holds(value, hint):
@@ -106,7 +162,7 @@ def holds(value: object, hint: Any) -> bool:
         return any(type(value) is type(choice) and value == choice for choice in arguments)
     if hint in (int, float):
         is_number = isinstance(value, Integral if hint is int else Real) and not isinstance(value, bool)
-        return is_number and abs(value) <= sys.float_info.max  # type: ignore[arg-type]
+        return is_number and abs(value) < (2**63 if hint is int else sys.float_info.max)  # type: ignore[arg-type]
     if hint is Path:
         return isinstance(value, os.PathLike)
     if origin is tuple and arguments[-1] is not Ellipsis:

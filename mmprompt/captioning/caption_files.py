@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import pickletools
 import re
 from collections import Counter
@@ -19,7 +18,7 @@ from typing import Any, NamedTuple
 
 from mmprompt.data.images import IMAGE_SUFFIXES
 from mmprompt.errors import UserError, bad_file, unknown_name
-from mmprompt.files import read_bytes, read_objects, read_text, text_lines
+from mmprompt.files import parse_json, read_bytes, read_objects, read_text, text_lines
 
 EMOTIONS = "emotions"
 
@@ -61,9 +60,9 @@ def detect_format(path: Path) -> str:
     first = text.lstrip().partition("\n")[0].strip()
     if first.startswith(("{", "[")):
         try:
-            record = json.loads(first)
+            record = parse_json(first)
             is_jsonl = isinstance(record, dict) and "images" not in record
-        except (ValueError, RecursionError):
+        except ValueError:
             is_jsonl = '"captions"' in first and '"images"' not in first  # its reader says what is wrong
         return "jsonl" if is_jsonl else _detect_json(_parse(path, text), path)
     if set(_ARTEMIS) <= set(first.replace('"', "").split(",")):
@@ -226,8 +225,8 @@ def without_images(rows: Sequence[CaptionRow]) -> tuple[list[CaptionRow], tuple[
 
 def _parse(path: Path, text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return parse_json(text)
+    except ValueError as error:
         raise bad_file(path, "is not valid JSON", _RESTORE, getattr(error, "lineno", None)) from None
 
 

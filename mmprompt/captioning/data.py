@@ -277,10 +277,6 @@ def _clean(row: CaptionRow, place: str) -> list[str]:
         if len(text) > MAX_CAPTION_CHARACTERS:
             problem = f"a caption has {len(text)} characters, the limit is {MAX_CAPTION_CHARACTERS}"
             raise bad_file(place, problem, "Shorten it.")
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise bad_file(place, "a caption holds half of a character pair", "Save it as UTF-8.") from None
         cleaned.append(text)
     return cleaned
 

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmprompt.classification.template import ClassTemplate, check_class_names, refuse_single_class
-from mmprompt.core.file import check_facts, read_prompt, refuse_other_backbone
-from mmprompt.core.header import HEADER, RESTORE
+from mmprompt.core.file import read_prompt, refuse_other_backbone
+from mmprompt.core.header import HEADER, RESTORE, TENSORS
 from mmprompt.core.heads import Cosine, Head, Linear, TextAndMeans, TextProbe
 from mmprompt.core.learned import Given, Outputs, Prompt
 from mmprompt.core.method import Method, Start, overrides
@@ -31,6 +31,8 @@ from mmprompt.models.image_features import ImageFeatures, encode_pictures
 from mmprompt.models.sites import TextSlots
 
 PREDICT_BATCH = 64
+NEAR_UNIT = 0.02
+"""How far the norm of stored features may be from 1, in half precision too."""
 
 
 @dataclass(frozen=True)
@@ -379,7 +381,6 @@ def load(folder: Path, header: Mapping[str, Any], model: DualEncoder | str | Non
     Raises:
         UserError: files are edited or damaged, or for another backbone.
     """
-    check_facts(folder / HEADER, header, _Facts)
     if header["form"] == "test-time":
         import mmprompt.classification.test_time  # noqa: F401 - adds itself to CLASSIFIERS
     form = CLASSIFIERS.get(header["form"])
@@ -394,19 +395,34 @@ def load(folder: Path, header: Mapping[str, Any], model: DualEncoder | str | Non
     prompt, tensors = read_prompt(folder, header, backbone.device, template, *kept)
     class_features = tensors.get("class_features")
     if class_features is not None:
+        n_classes = len(header["class_names"])
+        width = backbone.embed_dim if backbone.has_text else 0
+        is_fit = list(class_features.shape) == [n_classes, width] and class_features.is_floating_point()
+        off_unit = (class_features.double().norm(dim=-1) - min(width, 1)).abs()
+        if not is_fit or not bool((off_unit < NEAR_UNIT).all()):
+            problem = f"does not hold a feature of unit norm for each of {n_classes} classes"
+            raise bad_file(folder / TENSORS, problem, RESTORE)
         class_features = class_features.to(backbone.device, backbone.dtype)
     try:
         classifier = form(backbone, prompt, header["class_names"], class_features, **header["form_settings"])
     except TypeError:
         problem = f"does not hold the classifier {header['form']!r} as its form takes it"
         raise bad_file(folder / HEADER, problem, RESTORE) from None
+    if class_features is not None:
+        _try_head(folder, classifier.eval(), class_features)
     return classifier.eval()
 
 
-@dataclass(frozen=True)
-class _Facts:
-    """What the header of a classifier says beside what every header says."""
-
-    class_names: list[str]
-    form: str
-    form_settings: dict[str, Any]
+def _try_head(folder: Path, classifier: Classifier, class_features: Tensor) -> None:
+    """Refuse a head that does not give a finite logit for each class."""
+    width = classifier.backbone.raw_width if classifier.reads_raw else 0
+    image_features = F.pad(class_features[:1], (0, width))  # [1, E + W]
+    try:
+        with torch.no_grad():
+            logits = classifier.outputs(image_features).logits
+        is_fit = logits.shape == (1, len(classifier.class_names)) and bool(logits.isfinite().all())
+    except RuntimeError:
+        is_fit = False
+    if not is_fit:
+        problem = f"does not hold a head for {len(classifier.class_names)} classes of {classifier.backbone.name}"
+        raise bad_file(folder / TENSORS, problem, RESTORE)

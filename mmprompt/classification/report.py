@@ -28,12 +28,12 @@ from mmprompt.reports.figures import LIGHT
 from mmprompt.reports.pages import Draw, require_extra, write_page
 from mmprompt.reports.tables import percent
 from mmprompt.settings import checked
-from mmprompt.training.run_files import read_log
+from mmprompt.training.run_files import RUN, read_log, read_run
 
 BASELINES = ("zero_shot_name", "zero_shot_template")
 FURTHER = {"top5": "right among the five most probable", "macro_f1": "macro F1"}
 """Measures that not every run kept."""
-RUN, METRICS, LOG, WORDS = "run.json", "metrics.json", "log.jsonl", "nearest_words.json"
+METRICS, LOG, WORDS = "metrics.json", "log.jsonl", "nearest_words.json"
 ADVICE = "Give the folder of a finished run, as `mmprompt train` writes it."
 N_EXAMPLES = 8
 THUMBNAIL = 240
@@ -164,10 +164,11 @@ def read_record(folder: Path | str) -> Record:
     if not (folder / METRICS).is_file() or not (folder / RUN).is_file():
         raise bad_file(folder, "holds no finished run", ADVICE)
     log = tuple(read_log(folder / LOG)) if (folder / LOG).is_file() else ()
-    record = Record(folder, read_json(folder / RUN), read_json(folder / METRICS), log)
+    record = Record(folder, read_run(folder), read_json(folder / METRICS), log)
     try:
-        _ = record.class_names, record.template, record.measured, record.shown, record.confusion()
-    except (KeyError, TypeError, ValueError, AttributeError):
+        _ = record.class_names, record.template, record.measured, record.shown, record.confusion(), record.command
+        _ = record.reliability
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
         raise bad_file(folder, f"{RUN} or {METRICS} does not hold what a run writes", ADVICE) from None
     return record
 

@@ -7,7 +7,9 @@ It knows the verbs by name and imports a verb's file only when that verb is aske
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
+import io
 import logging
 import os
 import sys
@@ -15,7 +17,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from mmprompt.errors import UserError, unknown_name
+from mmprompt.errors import UserError, bad_file, unknown_name, visible
 from mmprompt.terminal.parser import in_options, remember
 from mmprompt.training.problem import RunFailed
 from mmprompt.version import __version__
@@ -118,7 +120,7 @@ def is_group_help(words: Sequence[str]) -> bool:
 
 class _Note(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return f"mmprompt: note: {in_options(super().format(record))}"
+        return f"mmprompt: note: {visible(in_options(super().format(record)))}"
 
 
 @contextlib.contextmanager
@@ -160,6 +162,11 @@ def explain(error: BaseException) -> tuple[str, int]:
         return str(error), BAD_INPUT
     if isinstance(error, RunFailed):
         return str(error), FAILED
+    if isinstance(error, UnicodeEncodeError) or (isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG):
+        name = error.object if isinstance(error, UnicodeEncodeError) else str(error.filename)
+        return str(bad_file(name[:60], "is no path that the file system takes", "Give another.")), BAD_INPUT
+    if isinstance(error, OSError) and error.filename is not None:
+        return str(bad_file(error.filename, f"cannot be used ({error.strerror})", "Check it and the disk.")), FAILED
     if isinstance(error, KeyboardInterrupt):
         return (
             "interrupted. The same command goes on where it stopped; a training needs --resume for that.",
@@ -173,9 +180,20 @@ def explain(error: BaseException) -> tuple[str, int]:
     return f"the run failed ({type(error).__name__}). The lines above say where; please report them.", FAILED
 
 
+def prepare_streams() -> None:
+    """Let no stream end the work: a closed one is written to nobody, and what an encoding lacks is escaped."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the words after `mmprompt`, by default those of the process; return the exit code, as `help_text` says."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    prepare_streams()
     if is_group_help(words):
         print(help_text())
         return OK

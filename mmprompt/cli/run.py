@@ -246,6 +246,6 @@ def training_facts(training: Mapping[str, Any]) -> list[list[str]]:
     if "data" in training:
         data = training["data"]
         sizes = data.get("sizes")
-        amount = f"{data.get('shots')} shots" if sizes is None else f"{sizes['train']} rows"
-        facts.append(["learned from", f"{data['name']}, {amount}, seed {training['seed']}"])
+        amount = f"{data.get('shots')} shots" if sizes is None else f"{sizes.get('train')} rows"
+        facts.append(["learned from", f"{data['name']}, {amount}, seed {training.get('seed')}"])
     return facts

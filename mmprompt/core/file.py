@@ -8,25 +8,26 @@ alone knows. This file knows how a prompt is stored, not how it was trained.
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, get_args, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from mmprompt.core.header import FORMAT, HEADER, RESTORE, TENSORS, header_hash, read_header
+from mmprompt.core.header import FACTS, FORMAT, HEADER, RESTORE, TENSORS, header_hash, read_header
 from mmprompt.core.heads import HEADS, Head
 from mmprompt.core.learned import Given, Learned, Prompt, Source, Template
 from mmprompt.core.sources import SOURCES
 from mmprompt.errors import UserError, bad_file
 from mmprompt.files import make_folder, read_bytes, read_tensors, sha256_bytes, tensor_bytes, write_bytes, write_json
-from mmprompt.models.sites import Scope, Site, Vectors
-from mmprompt.settings import checked
+from mmprompt.models.sites import Site, Vectors
+from mmprompt.settings import checked, validate
 from mmprompt.version import __version__
+
+DIMS = {"shared": 2, "class": 3}
+"""Of vectors that may be kept, by their scope."""
 
 
 class Frozen(Protocol):
@@ -80,12 +81,14 @@ def save(predictor: Predictor, folder: Path | str, training: Mapping[str, Any] |
         folder: made if missing; the two files in it are replaced, the header last.
         training: JSON-ready facts about where the prompt comes from (method, data set, shots, seed, metrics).
     Raises:
-        UserError: the folder cannot be written, or a source says no kind under which it could be kept.
+        UserError: the folder cannot be written, a source says no kind under which it could be kept, or `training` says
+            one of these otherwise than `fit` does.
     """
     tensors: dict[str, Tensor] = {}
     facts = describe(predictor, tensors)
     data = tensor_bytes(tensors | predictor.kept_tensors())
     header = {**facts, "training": dict(training or {}), "tensors_sha256": sha256_bytes(data)}
+    validate(FACTS[predictor.kind], header, "what is to be saved", is_whole=False)
     folder = make_folder(Path(folder))
     write_bytes(folder / TENSORS, data)
     write_json(folder / HEADER, header | {"header_sha256": header_hash(header)})
@@ -158,7 +161,6 @@ def load(folder: Path | str, model: Any = None) -> Any:
     """
     folder = Path(folder)
     header = read_header(folder)
-    check_facts(folder / HEADER, header, _Facts)
     room = importlib.import_module(f"mmprompt.{header['kind']}.predictor")
     return room.load(folder, header, model)
 
@@ -176,57 +178,6 @@ def refuse_other_backbone(folder: Path, header: Mapping[str, Any], backbone: Fro
             f"not on {backbone.name} ({backbone.fingerprint[:12]})",
             "Load it with the same backbone and weights, or train on this one.",
         )
-
-
-@dataclass(frozen=True)
-class BackboneFacts:
-    """What files say of a frozen model."""
-
-    name: str
-    fingerprint: str
-    transform: str
-
-
-@dataclass(frozen=True)
-class _SiteFacts:
-    scope: str
-    shape: list[int]
-
-
-@dataclass(frozen=True)
-class _PartFacts:
-    kind: str
-    sites: dict[str, _SiteFacts] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Facts:
-    """What every header says, whatever its kind."""
-
-    backbone: BackboneFacts
-    template: str
-    sources: list[_PartFacts]
-    head: _PartFacts | None
-    training: dict[str, Any]
-    tensors_sha256: str
-
-
-def check_facts(path: Path, header: Mapping[str, Any], schema: type) -> None:
-    """Refuse a header that does not say what it must, of whatever it says beside.
-
-    Args:
-        path: of the file, for the error message.
-        header: what it says.
-        schema: a dataclass whose fields it must say.
-    Raises:
-        UserError: something is missing or of another type.
-    """
-    try:
-        TypeAdapter(schema).validate_json(json.dumps(header), strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise bad_file(path, f"says {'.'.join(map(str, first['loc']))} wrongly ({first['msg']})", RESTORE) from None
 
 
 def read_prompt(
@@ -275,7 +226,9 @@ def read_sealed(path: Path, sha256: str, advice: str = RESTORE) -> dict[str, Ten
 
 def _read_vectors(path: Path, sites: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[Learned]:
     for name, facts in sites.items():
-        if name not in tensors or list(tensors[name].shape) != facts["shape"] or facts["scope"] not in get_args(Scope):
+        values = tensors.get(name, torch.zeros(0, dtype=torch.bool))
+        is_fit = values.is_floating_point() and list(values.shape) == facts["shape"]
+        if not is_fit or values.dim() != DIMS.get(facts["scope"]):
             raise bad_file(path, f"does not hold {name} as {HEADER} describes it", RESTORE)
     return [Learned(Site.parse(name), tensors[name], facts["scope"]) for name, facts in sites.items()]
 
@@ -295,9 +248,23 @@ def _read_part(
             "Upgrade mmprompt, or import the module that adds it first.",
         )
     state = {name.removeprefix(f"{place}."): value for name, value in tensors.items() if name.startswith(f"{place}.")}
+    make = partial(known[facts["kind"]], **facts["settings"])
     try:
-        part = known[facts["kind"]](**facts["settings"])
+        _refuse_huge(facts["settings"], sum(value.numel() for value in state.values()))
+        with torch.device("meta"):  # which allocates nothing
+            expected = {name: (value.shape, value.dtype) for name, value in make().state_dict().items()}
+        if expected != {name: (value.shape, value.dtype) for name, value in state.items()}:
+            raise ValueError
+        part = make()
         part.load_state_dict(state)
-    except (RuntimeError, TypeError):
+    except Exception:  # settings of a stranger may raise anything where a part is made
         raise bad_file(path, f"does not hold the {what} {facts['kind']!r} as {HEADER} describes it", RESTORE) from None
     return part
+
+
+def _refuse_huge(settings: Any, n_numbers: int) -> None:
+    """Raise ValueError where a whole number says more than a file of so many numbers could hold."""
+    for value in settings.values() if isinstance(settings, dict) else settings if isinstance(settings, list) else ():
+        if isinstance(value, int) and abs(value) > max(n_numbers, 10_000):
+            raise ValueError
+        _refuse_huge(value, n_numbers)

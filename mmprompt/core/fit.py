@@ -11,14 +11,14 @@ import contextlib
 import importlib
 import logging
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from mmprompt.core.file import Predictor, describe, describe_backbone, save
-from mmprompt.core.header import check_new
+from mmprompt.core.file import Predictor, describe, describe_backbone, load, save
+from mmprompt.core.header import HEADER, check_new, read_header
 from mmprompt.core.method import Method, overrides, resolved_recipe, settled
 from mmprompt.errors import UserError, bad_value, unknown_name
 from mmprompt.files import make_folder, write_json
@@ -27,7 +27,7 @@ from mmprompt.training.callbacks import Callback, ProgressBar, WriteConfig
 from mmprompt.training.loop import count_epochs, train
 from mmprompt.training.problem import RunFailed
 from mmprompt.training.recipe import Recipe
-from mmprompt.training.run_files import provenance, run_id_of, run_lock, surroundings
+from mmprompt.training.run_files import RUN, provenance, read_log, refuse_other_run, run_id_of, run_lock, surroundings
 
 if TYPE_CHECKING:
     from mmprompt.training.problem import Problem
@@ -143,6 +143,7 @@ def fit(
     callbacks: Sequence[Callback] = (),
     resume: bool = False,
     progress: bool = True,
+    call: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Result[P]:
     """Learn a prompt on a frozen model.
@@ -158,8 +159,9 @@ def fit(
         recipe: settings of optimiser and schedule; those that it was given count, all others are as above.
         seed: of the start, the data order and the augmentation.
         callbacks: called as training goes.
-        resume: go on from the newest checkpoint in `out`.
+        resume: go on from the newest checkpoint in `out`; a training that has ended is given back as it was saved.
         progress: show how far the training is, on the error stream.
+        call: what `run.json` keeps of how this was called, JSON-ready; it counts for nothing else.
         settings: single settings of the recipe, such as `epochs=30`; they win over `recipe`.
     Raises:
         UserError: something in the input cannot be, or another process trains in `out`; nothing is written then.
@@ -180,13 +182,12 @@ def fit(
     predictor = task.predictor(method, model, seed)
     folder = None if out is None else Path(out)
     with contextlib.nullcontext() if folder is None else run_lock(folder):
-        if folder is not None:
-            check_new(folder)
-        problem = task.problem(method, predictor, recipe, seed)
-        if folder is not None:
-            describe(predictor, {})  # what no file could keep is refused before it is trained
         config = run_config(task, method, predictor, recipe, seed)
-        listeners: tuple[Callback, ...] = () if folder is None else (WriteConfig(folder, config),)
+        kept = config | ({} if call is None else {"call": dict(call)})
+        if folder is not None and _has_ended(folder, predictor, config, resume):
+            return _finished(folder, model, task)
+        problem = task.problem(method, predictor, recipe, seed)
+        listeners: tuple[Callback, ...] = () if folder is None else (WriteConfig(folder, kept),)
         history: list[dict[str, Any]] = []
         n_epochs = count_epochs(recipe, problem.n_items, task.n_epochs(recipe))
         if any(parameter.requires_grad for parameter in predictor.prompt.parameters()):
@@ -203,10 +204,28 @@ def fit(
                 _log.warning("%s", notice)
         said = {"notices": list(notices)} if notices else {}
         if folder is not None:
-            if said or not (folder / "run.json").exists():
-                write_json(make_folder(folder) / "run.json", config | said)
+            if said or not (folder / RUN).exists():
+                write_json(make_folder(folder) / RUN, kept | said)
             save(predictor, folder, provenance(config) | said)
     return Result(predictor, history, task, folder, notices)
+
+
+def _has_ended(folder: Path, predictor: Predictor, config: Mapping[str, Any], resume: bool) -> bool:
+    """Return whether the run that is to be gone on with is trained; refuse any other that is in the way."""
+    describe(predictor, {})  # what no file could keep is refused before it is trained
+    if resume and (folder / RUN).is_file():
+        refuse_other_run(folder, config)
+        return (folder / HEADER).is_file()
+    check_new(folder)
+    return False
+
+
+def _finished(folder: Path, model: Any, task: Any) -> Result[Any]:
+    """Give back what a training that has ended left in its folder."""
+    predictor = load(folder, model)
+    predictor.prompt.requires_grad_(False)
+    history = read_log(folder / "log.jsonl") if (folder / "log.jsonl").is_file() else []
+    return Result(predictor, history, task, folder, tuple(read_header(folder)["training"].get("notices", ())))
 
 
 def evaluate(predictor: Any, data: Any, split: str = "test", **options: Any) -> Any:

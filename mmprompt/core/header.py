@@ -1,16 +1,22 @@
 """The header of a prompt file, `prompt.json`: what a saved prompt says of itself. Nothing here imports torch, so that
 a command line is refused, and a prompt inspected, at once.
+
+A header may come from a stranger: all that anything reads of it is held to a schema here, before anything is made.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import MinLen
 
 from mmprompt.errors import UserError, bad_file
 from mmprompt.files import read_json, sha256_bytes
+from mmprompt.settings import validate
 from mmprompt.version import __version__
 
 FORMAT = 2
@@ -22,6 +28,112 @@ VERBS = {
 }
 KINDS = tuple(VERBS)
 RESTORE = "Restore the folder as it was saved, or train again."
+
+
+@dataclass(frozen=True)
+class BackboneFacts:
+    """What files say of a frozen model."""
+
+    name: str
+    fingerprint: str
+    transform: str
+
+
+@dataclass(frozen=True)
+class SiteFacts:
+    """Of vectors at one site."""
+
+    scope: str
+    shape: list[int]
+
+
+@dataclass(frozen=True)
+class PartFacts:
+    """Of a source or a head: vectors by site, or settings and the shapes of its state."""
+
+    kind: str
+    sites: dict[str, SiteFacts] | None = None
+    settings: dict[str, Any] | None = None
+    state: dict[str, list[int]] | None = None
+
+    def __post_init__(self) -> None:
+        if None in ((self.sites,) if self.kind == "vectors" else (self.settings, self.state)):
+            raise UserError(f"a part of kind {self.kind[:40]!r} does not say what it holds. {RESTORE}")
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What a prompt was learned from."""
+
+    name: str
+    shots: int | None = None
+    seed: int | None = None
+    sizes: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MethodFacts:
+    """How a prompt was learned."""
+
+    name: str
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TrainingFacts:
+    """Where a prompt comes from, as far as it says."""
+
+    data: DataFacts = DataFacts("")  # null is refused, left out is not
+    method: MethodFacts = MethodFacts("", {})
+    seed: int = 0
+    notices: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class HeaderFacts:
+    """What every header says."""
+
+    mmprompt: str
+    backbone: BackboneFacts
+    template: str
+    sources: list[PartFacts]
+    head: PartFacts | None
+    training: TrainingFacts
+    tensors_sha256: str
+
+
+@dataclass(frozen=True)
+class ClassifierFacts(HeaderFacts):
+    """What that of a classifier says."""
+
+    class_names: Annotated[list[str], MinLen(1)]
+    form: str
+    form_settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CaptionerFacts(HeaderFacts):
+    """What that of a captioner says."""
+
+    focus: str
+    words: str
+
+
+@dataclass(frozen=True)
+class VerbalizerFacts:
+    """The words of labels."""
+
+    words: dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class LanguageFacts(HeaderFacts):
+    """What that of a language model says."""
+
+    verbalizer: VerbalizerFacts | None
+
+
+FACTS = {"classification": ClassifierFacts, "captioning": CaptionerFacts, "language": LanguageFacts}
 
 
 def read_header(folder: Path | str, kind: str | None = None) -> dict[str, Any]:
@@ -38,7 +150,7 @@ def read_header(folder: Path | str, kind: str | None = None) -> dict[str, Any]:
     if not path.is_file():
         raise bad_file(folder, f"holds no {HEADER}, so it is no saved prompt", _advice_on(folder))
     header = read_json(path)
-    if not isinstance(header, dict) or not isinstance(header.get("format"), int):
+    if not isinstance(header, dict) or type(header.get("format")) is not int or header["format"] < 1:
         raise bad_file(path, "is not a prompt header", RESTORE)
     if header["format"] != FORMAT:
         advice = "Upgrade mmprompt." if header["format"] > FORMAT else "It was never released: train the prompt again."
@@ -50,6 +162,7 @@ def read_header(folder: Path | str, kind: str | None = None) -> dict[str, Any]:
         raise bad_file(path, "was edited after it was saved (its hash does not match)", RESTORE)
     if header.get("kind") not in KINDS:
         raise bad_file(path, f"is of kind {header.get('kind')!r}, but one of {', '.join(KINDS)} was expected", RESTORE)
+    validate(FACTS[header["kind"]], header, path, RESTORE, is_whole=False)
     if kind not in (None, header["kind"]):
         raise bad_file(folder, f"is a prompt for {header['kind']}, not for {kind}", f"Use {VERBS[header['kind']]}.")
     return header

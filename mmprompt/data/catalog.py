@@ -14,10 +14,10 @@ from mmprompt.data.fewshot import draw_dataset
 from mmprompt.data.folder import read_table
 from mmprompt.data.layouts import given_root, read_layout, set_folder
 from mmprompt.data.splits import SPLITS, Dataset, Splits, refuse_missing
-from mmprompt.data.strict_yaml import read_yaml, validate
+from mmprompt.data.strict_yaml import read_yaml
 from mmprompt.errors import bad_file, bad_value, unknown_name
 from mmprompt.files import unpack
-from mmprompt.settings import checked
+from mmprompt.settings import checked, validate
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 

@@ -1,4 +1,4 @@
-"""YAML without surprises, and the one way from a mapping to a frozen dataclass.
+"""YAML without surprises.
 
 Only text, whole and floating-point numbers, true, false and null, in lists and mappings: no tags, no
 anchors, no repeated keys, `no` is text and `1e-3` a number (YAML 1.2's core schema). This file
@@ -7,23 +7,16 @@ does not know what the settings mean.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping
-from dataclasses import fields
-from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
 
-from mmprompt.errors import UserError, bad_file, unknown_name
+from mmprompt.errors import UserError, bad_file
 from mmprompt.files import read_bytes
 
 MAX_YAML_BYTES = 2**17
-
-T = TypeVar("T")
 
 
 def read_yaml(
@@ -45,34 +38,6 @@ def read_yaml(
     if not isinstance(content, dict):
         raise bad_file(path, "is not a mapping of keys to values", "Write one `key: value` a line.")
     return content
-
-
-def validate(cls: type[T], mapping: Mapping[str, Any], path: str | Path) -> T:
-    """Make a frozen dataclass from a mapping, without converting types and without leftovers.
-
-    Its annotations and `__post_init__` are the schema. The first key that is unknown, missing or bad is named.
-    """
-    known = [field.name for field in fields(cls) if field.init]  # type: ignore[arg-type]
-    try:
-        # Through JSON, because strict validation of Python objects would refuse a list for a tuple.
-        return _adapter(cls).validate_json(json.dumps(dict(mapping)), strict=True, extra="forbid")  # type: ignore[arg-type]
-    except ValidationError as error:
-        # a misspelt key first: it is the reason why another one seems to be missing
-        first = min(error.errors(), key=lambda found: found["type"] != "unexpected_keyword_argument")
-        key = ".".join(map(str, first["loc"]))
-        if first["type"] == "unexpected_keyword_argument":
-            raise UserError(f"{path}: {unknown_name('key', key, known)}") from None
-        if first["type"] == "missing":
-            raise bad_file(path, f"lacks the key {key!r}", "Add it.") from None
-        if first["type"] == "value_error":
-            raise UserError(f"{path}: {first['ctx']['error']}") from None
-        problem = f"{key} is {first['input']!r}, but {first['msg'][0].lower()}{first['msg'][1:]}"
-        raise bad_file(path, problem, "Correct it.") from None
-
-
-@cache
-def _adapter(cls: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(cls)
 
 
 class StrictLoader(yaml.SafeLoader):

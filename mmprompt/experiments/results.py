@@ -125,7 +125,10 @@ def read_outcome(folder: Path) -> Outcome | None:
 def read_failure(folder: Path) -> str | None:
     """Read why a cell failed; None where it did not."""
     path = folder / FAILURE
-    return read_json(path)["error"] if path.exists() else None
+    try:
+        return str(read_json(path)["error"]) if path.exists() else None
+    except (UserError, KeyError, TypeError):
+        return f"{path} is damaged"
 
 
 def _to_json(score: Score) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
+import platform
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mmprompt.errors import UserError, bad_value, unknown_name
-from mmprompt.files import make_folder
+from mmprompt.files import is_alive, make_folder
 from mmprompt.training.seeds import derive_seed
 
 ADVICE = "Write `search='lr=1e-3:0.5,n_ctx=1:16,epochs'`."
@@ -96,8 +98,12 @@ def require_optuna() -> None:
         raise UserError(f"a search needs optuna, which is missing: {INSTALL}")
 
 
-def open_study(storage: str, name: str, worker: int = 0) -> Any:
-    """Return the study in its storage, made if it is not there; trials of dead processes count as failed."""
+def open_study(storage: str, name: str) -> Any:
+    """Return the study in its storage, made if it is not there.
+
+    Trials of processes of this machine that died wait to be run again, with their numbers and values; those of other
+    machines count as failed once nothing was heard of them.
+    """
     import optuna
     from sqlalchemy import make_url
     from sqlalchemy.exc import SQLAlchemyError
@@ -109,7 +115,7 @@ def open_study(storage: str, name: str, worker: int = 0) -> Any:
         if is_file:
             make_folder(Path(str(url.database)).parent)
         with warnings.catch_warnings():
-            # heartbeats and the liar are years old and still called experimental
+            # heartbeats are years old and still called experimental, as is the sampler's liar
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             store = optuna.storages.RDBStorage(
                 storage,
@@ -123,11 +129,24 @@ def open_study(storage: str, name: str, worker: int = 0) -> Any:
                 load_if_exists=True,
                 pruner=optuna.pruners.MedianPruner(n_startup_trials=N_RANDOM, n_warmup_steps=FIRST_REPORT - 1),
             )
-            seed = derive_seed(worker, "search", len(study.trials))  # going on draws other values than before
-            study.sampler = optuna.samplers.TPESampler(seed=seed % 2**32, n_startup_trials=N_RANDOM, constant_liar=True)
+            for trial in study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING]):
+                machine, process = trial.user_attrs.get("process", (platform.node(), 0))
+                if machine == platform.node() and not is_alive(process):
+                    store.set_trial_state_values(trial._trial_id, optuna.trial.TrialState.WAITING)
             return study
     except (SQLAlchemyError, ValueError, ImportError) as error:
         line = str(error).splitlines()[0]
         raise UserError(
             f"the storage {storage} cannot be used ({line}). Give `storage='sqlite:///study.db'`."
         ) from None
+
+
+def take_trial(study: Any, trial: Any) -> None:
+    """Note whose trial it is, and let its number alone decide what is drawn: as it would be without a kill before."""
+    import optuna
+
+    trial.set_user_attr("process", (platform.node(), os.getpid()))
+    seed = derive_seed(trial.number, "search") % 2**32
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=N_RANDOM, constant_liar=True)

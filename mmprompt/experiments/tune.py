@@ -22,7 +22,7 @@ from mmprompt.core.method import resolved_recipe
 from mmprompt.data.splits import Dataset
 from mmprompt.errors import UserError
 from mmprompt.experiments.grid import Origin
-from mmprompt.experiments.study import N_REPORTS, Range, open_study, require_optuna
+from mmprompt.experiments.study import N_REPORTS, Range, open_study, require_optuna, take_trial
 from mmprompt.experiments.workers import device_of, in_processes
 from mmprompt.files import make_folder, sha256_bytes, write_bytes
 from mmprompt.models.dual_encoder.interface import DualEncoder
@@ -126,9 +126,9 @@ def tune(
     if first is not None and not study.trials:
         study.enqueue_trial(first)
     if workers == 1:
-        job.work(device, 0, partial(show, "trials"))
+        job.work(device, partial(show, "trials"))
     else:
-        calls = [(device_of(index, device), index) for index in range(workers)]
+        calls = [(device_of(index, device),) for index in range(workers)]
         n_left = partial(job.n_left, study, partial(show, "trials"))
         in_processes(job.work, calls, n_left, f"{n_trials} trials not done")
     return result_of(open_study(storage, job.study), first)
@@ -232,14 +232,15 @@ class _Job:
     study: str
     n_trials: int
 
-    def work(self, device: str, worker: int, report: CountProgress | None = None) -> None:
+    def work(self, device: str, report: CountProgress | None = None) -> None:
         """Run trials in this process until the study holds enough."""
         features = ImageFeatures(load_backbone(self.search.backbone, device))
         data = [self.search.load(seed) for seed in self.search.seeds]
-        study = open_study(self.storage, self.study, worker)
+        study = open_study(self.storage, self.study)
 
         def run_trial(trial: Any) -> float:
             """Train with the values of a trial, once a seed; the mean accuracy on validation after the last epoch."""
+            take_trial(study, trial)
             values = {name: limits.suggest(trial, name) for name, limits in self.search.space.items()}
             accuracies = []
             for index, (seed, part) in enumerate(zip(self.search.seeds, data, strict=True)):

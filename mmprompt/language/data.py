@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 from mmprompt.data.class_names import shortened
 from mmprompt.data.fewshot import MAX_VAL_SHOTS, draw_stream, sample_groups
 from mmprompt.data.splits import SPLITS
-from mmprompt.data.strict_yaml import read_yaml, validate
+from mmprompt.data.strict_yaml import read_yaml
 from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
 from mmprompt.files import read_objects
-from mmprompt.settings import checked
+from mmprompt.settings import checked, validate
 
 if TYPE_CHECKING:
     from mmprompt.language.task import LanguageTask

@@ -15,10 +15,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mmprompt.core.file import BackboneFacts, describe_backbone, read_sealed, refuse_other_backbone
-from mmprompt.core.header import RESTORE
+from mmprompt.core.file import describe_backbone, read_sealed, refuse_other_backbone
+from mmprompt.core.header import RESTORE, BackboneFacts
 from mmprompt.core.learned import Given, Learned, Prompt, Source
-from mmprompt.data.strict_yaml import validate
 from mmprompt.errors import UserError, bad_file, unknown_name
 from mmprompt.files import (
     make_folder,
@@ -39,7 +38,7 @@ from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.decoder.vectors import LM_INPUT
 from mmprompt.models.sites import Site, Vectors, vectors_of
-from mmprompt.settings import Count, checked, holds
+from mmprompt.settings import Count, checked, holds, validate
 from mmprompt.version import __version__
 
 CONFIG, TENSORS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"

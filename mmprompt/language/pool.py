@@ -24,7 +24,6 @@ from mmprompt.core.file import read_sealed
 from mmprompt.core.file import save as save_prompt
 from mmprompt.core.header import read_header
 from mmprompt.core.learned import LM_INPUT, Learned, Prompt
-from mmprompt.data.strict_yaml import validate
 from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
 from mmprompt.files import make_folder, read_json, sha256_bytes, tensor_bytes, write_bytes, write_json
 from mmprompt.language.data import TextRow
@@ -35,6 +34,7 @@ from mmprompt.models.decoder.encoder_decoder import EncoderDecoderReader
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.sites import Site, Vectors
+from mmprompt.settings import validate
 
 TEMPERATURE = 0.01
 """Of cosines: the power of ten at which weights are closest to the shares that are right, on texts of five tasks."""

@@ -19,7 +19,7 @@ from torch import Tensor
 import mmprompt.language.sources  # noqa: F401 - which a prompt file may name
 from mmprompt.core.file import load as load_predictor
 from mmprompt.core.file import read_prompt, refuse_other_backbone
-from mmprompt.core.header import read_header
+from mmprompt.core.header import RESTORE, read_header
 from mmprompt.core.learned import Given, Inserts, Prompt
 from mmprompt.errors import UserError, bad_file
 from mmprompt.language.data import TextRow
@@ -355,7 +355,10 @@ def load(folder: Path, header: Mapping[str, Any], model: FrozenLanguageModel | s
         problem = "holds LoRA in a folder of its own, as no released version wrote it"
         raise bad_file(folder, problem, "Train it again with --method prompt-tuning+lora.")
     words = None if header["verbalizer"] is None else Verbalizer.from_dict(header["verbalizer"])
-    return LanguagePredictor(frozen, prompt.requires_grad_(False).eval(), words)
+    prompted = LanguagePredictor(frozen, prompt.requires_grad_(False).eval(), words)
+    if prompted.bound.n_soft and LM_INPUT not in prompt.sites:
+        raise bad_file(folder, f"has {prompted.bound.n_soft} soft slots in its template and no vectors", RESTORE)
+    return prompted
 
 
 def load_prompted(folder: Path | str, model: FrozenLanguageModel | str | None = None) -> LanguagePredictor:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from mmprompt.errors import bad_value
+from mmprompt.errors import UserError, bad_value
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,15 @@ class LoadOptions:
 
 
 def freeze(model: nn.Module, options: LoadOptions) -> None:
-    """Put a model in evaluation mode, on its device, with no weight that can learn."""
+    """Put a model in evaluation mode, on its device, with no weight that can learn.
+
+    Raises:
+        UserError: a weight is NaN or infinite.
+    """
     model.to(device=options.device, dtype=options.dtype).eval().requires_grad_(False)
+    for name, weight in model.named_parameters():
+        if not bool(weight.isfinite().all()):
+            raise UserError(f"the weights hold NaN or infinity in {name!r}. Get the checkpoint as it was published.")
 
 
 def fingerprint(model: nn.Module) -> str:

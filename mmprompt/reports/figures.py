@@ -7,6 +7,7 @@ so a figure looks the same whatever the caller has set.
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,7 +78,8 @@ def drawing(theme: Theme, width: float, height: float) -> Iterator[Any]:
         "axes.spines.top": False,
         "axes.spines.right": False,
     }
-    with mpl.rc_context(settings):
+    with mpl.rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box stands for it; people read the page
         yield Figure(figsize=(width, height), facecolor=theme.paper, layout="constrained")
 
 

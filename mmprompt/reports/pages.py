@@ -17,10 +17,10 @@ from PIL import Image
 
 from mmprompt.core.header import read_header
 from mmprompt.errors import UserError
-from mmprompt.files import make_folder, read_json, write_bytes
+from mmprompt.files import make_folder, write_bytes
 from mmprompt.reports import tables
 from mmprompt.reports.figures import DARK, LIGHT, Theme, draw_learning_curve
-from mmprompt.training.run_files import read_log
+from mmprompt.training.run_files import RUN, read_log, read_run
 
 EXTRA = ("matplotlib", "jinja2", "tabulate")
 INSTALL = 'pip install "mmprompt[report]"'
@@ -100,7 +100,7 @@ def write_report(folder: Path) -> Path:
     """Write `report.html` and `learning_curve.png` of a finished run into its folder."""
     require_extra()
     header = read_header(folder)
-    run = read_json(folder / "run.json") if (folder / "run.json").is_file() else header["training"]
+    run = read_run(folder) if (folder / RUN).is_file() else header["training"]
     log = read_log(folder / "log.jsonl") if (folder / "log.jsonl").is_file() else []
     items = "training images" if header["kind"] == "captioning" else "training rows"
     charts: dict[str, Draw] = {"learning_curve": partial(draw_learning_curve, log, learned_from=items)} if log else {}

@@ -62,7 +62,8 @@ def render(table: Table, form: str) -> str:
     """Return a table in one of the four forms; CSV has no place for the notes."""
     if form == "csv":
         buffer = io.StringIO(newline="")
-        csv.writer(buffer, lineterminator="\n").writerows([table.headers, *table.rows])
+        rows = [[_no_formula(cell) for cell in row] for row in (table.headers, *table.rows)]
+        csv.writer(buffer, lineterminator="\n").writerows(rows)
         return buffer.getvalue()
     from tabulate import tabulate
 
@@ -72,6 +73,15 @@ def render(table: Table, form: str) -> str:
     sides = ["left" if column < table.n_names else "right" for column in range(len(table.headers))]
     shown = tabulate(cells[1:], cells[0], tablefmt=STYLES[form], disable_numparse=True, colalign=sides)
     return "\n".join([shown, "", *(f"{NOTES[form]}{note}" for note in table.notes)]).rstrip() + "\n"
+
+
+def _no_formula(cell: str) -> str:
+    """Return a cell that a spreadsheet shows and does not compute; numbers stay as they are."""
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
+    return cell
 
 
 def write_tables(table: Table, folder: Path, name: str) -> None:

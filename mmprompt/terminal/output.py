@@ -21,10 +21,16 @@ from rich.table import Table
 from rich.text import Text
 
 from mmprompt.core.header import check_new
-from mmprompt.errors import bad_file
+from mmprompt.errors import bad_file, visible
 
 JSON_HELP = "Print one JSON document; everything for people goes to stderr."
 Device = Annotated[str, tyro.conf.arg(metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")]
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Go on where nobody reads any more, as in `mmprompt train | head -1`: the work is worth more."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
 
 class Output:
@@ -34,21 +40,22 @@ class Output:
         self.as_json = as_json
         stream = sys.stderr if as_json else sys.stdout
         self.is_terminal = stream.isatty()
-        self.console = Console(file=stream, highlight=False, soft_wrap=True)
+        self.console = _Console(file=stream, highlight=False, soft_wrap=True)
 
     def say(self, text: str = "", style: str | None = None) -> None:
         """Write a line for people; names in it are never read as markup."""
-        self.console.print(Text(text, style=style or ""))
+        self.console.print(Text(visible(text), style=style or ""))
 
     def stream(self, pieces: Iterable[str]) -> None:
         """Write a text for people as it comes, and end its line."""
         for piece in pieces:
-            self.console.file.write(piece)
+            self.console.file.write(visible(piece))
             self.console.file.flush()
         self.say()
 
     def table(self, headers: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> None:
         """Write aligned columns; those whose index is in `numbers` are set flush right."""
+        rows = [[visible(cell) for cell in row] for row in rows]
         if not self.is_terminal:
             self.console.print(Text("\n".join(plain_table([headers, *rows], numbers))))
             return
@@ -62,7 +69,7 @@ class Output:
     def document(self, content: object) -> None:
         """Write the JSON document, if one was asked for."""
         if self.as_json:
-            print(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False))
+            print(visible(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)))
 
 
 def plain_table(rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> list[str]:
@@ -107,9 +114,10 @@ def result_table(output: Output, metrics: Mapping[str, Any], template: str) -> N
     output.table(headers, rows, numbers=(1, 2, 3, 4))
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: Path, resume: bool = False) -> None:
     """Refuse a run folder that cannot be written or is taken, before any work."""
-    check_new(folder)
+    if not resume:
+        check_new(folder)
     check_place(folder)
 
 
@@ -125,5 +133,5 @@ def check_place(folder: Path) -> None:
 
 
 def command_of(arguments: Sequence[str], prog: str) -> str:
-    """Return the command line as it can be typed again."""
-    return shlex.join([*prog.split(), *arguments])
+    """Return the command line as it can be typed again, the same for a run that was gone on with."""
+    return shlex.join([*prog.split(), *(word for word in arguments if word != "--resume")])

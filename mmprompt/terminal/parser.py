@@ -58,13 +58,25 @@ def parse(
     held_back = io.StringIO()
     try:
         with contextlib.redirect_stderr(held_back):
-            return tyro.cli(settings, args=list(arguments), prog=prog, description=description, config=form, **chosen)
+            read = tyro.cli(settings, args=list(arguments), prog=prog, description=description, config=form, **chosen)
+        _refuse_endless(read)
+        return read
     except SystemExit as end:
         refusal = refusal_behind(end) or refusal_in(held_back.getvalue(), prog)
         if refusal is not None:
             raise refusal from None
         sys.stderr.write(held_back.getvalue())
         raise
+
+
+def _refuse_endless(settings: Any) -> None:
+    """Refuse whole numbers that no library takes."""
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if is_dataclass(value):
+            _refuse_endless(value)
+        elif isinstance(value, int) and abs(value) >= 2**63:
+            raise bad_value(field.name, value, "a number below 2**63 was expected", "Give a smaller one.")
 
 
 def refusal_behind(error: BaseException) -> UserError | None:
@@ -119,7 +131,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 def distribute(settings: Mapping[str, Any], groups: Mapping[str, type], path: Path) -> dict[str, Any]:
     """Make each group's dataclass from the settings that are its own; no two groups share a field's name."""
-    from mmprompt.data.strict_yaml import validate
+    from mmprompt.settings import validate
 
     names = {group: [field.name for field in fields(kind)] for group, kind in groups.items()}
     known = [name for members in names.values() for name in members]

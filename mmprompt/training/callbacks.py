@@ -23,6 +23,7 @@ from mmprompt.files import make_folder, write_bytes, write_json
 from mmprompt.progress import SECONDS_BETWEEN_LINES, ProgressDisplay
 from mmprompt.settings import Count, checked
 from mmprompt.training.problem import Run
+from mmprompt.training.run_files import RUN
 
 
 class Callback:
@@ -250,4 +251,4 @@ class WriteConfig(Callback):
 
     def on_train_begin(self, run: Run) -> None:
         """Write the resolved configuration."""
-        write_json(make_folder(self.folder) / "run.json", self.config)
+        write_json(make_folder(self.folder) / RUN, self.config)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from mmprompt.errors import UserError, bad_file
 from mmprompt.files import new_folder, read_json, read_tensors, sha256_bytes, sha256_file, tensor_bytes
+from mmprompt.settings import validate
 from mmprompt.training.problem import RunFailed
 from mmprompt.version import __version__
 
@@ -103,6 +104,15 @@ def clean(folder: Path, newest: int) -> None:
             _remove(path)
 
 
+@dataclass(frozen=True)
+class _Manifest:
+    format: int
+    run_id: str
+    epoch: int
+    progress: dict[str, Any]
+    state_sha256: str
+
+
 class _DamagedError(Exception):
     pass
 
@@ -116,8 +126,12 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise _DamagedError(str(error)) from None
     if not isinstance(manifest, dict) or manifest.pop("sha256", None) != _own_hash(manifest):
         raise _DamagedError("its manifest does not match its hash")
-    if manifest["format"] > FORMAT:
+    if isinstance(manifest.get("format"), int) and manifest["format"] > FORMAT:
         raise bad_file(path, f"has format {manifest['format']}, this version reads {FORMAT}", "Update mmprompt.")
+    try:
+        validate(_Manifest, manifest, path / "manifest.json", is_whole=False)
+    except UserError as error:
+        raise _DamagedError(str(error)) from None
     if manifest["state_sha256"] != state_sha256:
         raise _DamagedError("its state does not match its hash")
     if manifest["epoch"] != _epoch(path):

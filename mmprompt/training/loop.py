@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from mmprompt.errors import UserError, bad_file
 from mmprompt.files import make_folder
+from mmprompt.settings import validate
 from mmprompt.training.callbacks import Callback, EarlyStopping
 from mmprompt.training.checkpoint import Checkpoint, checkpoint_folders, clean, read_newest, write_checkpoint
 from mmprompt.training.problem import Problem, Run, RunFailed, StepResult
@@ -88,6 +90,15 @@ def count_epochs(recipe: Recipe, n_items: int, n_epochs: int) -> int:
     return n_epochs if recipe.n_steps is None else -(-recipe.n_steps // max(1, count_steps(recipe, n_items)))
 
 
+@dataclass(frozen=True)
+class _Progress:
+    """What a checkpoint keeps beside tensors."""
+
+    history: list[dict[str, Any]]
+    is_stopped: bool
+    scaler: dict[str, float]
+
+
 class _Session:
     """The state of one call of `train`."""
 
@@ -104,6 +115,9 @@ class _Session:
 
     def open(self, resume: bool) -> None:
         """Take back the state of an earlier call, tell the callbacks, and bring the folder in order."""
+        if self.folder is not None and (self.folder / "checkpoint").is_symlink():
+            advice = "Put the folder itself there."
+            raise bad_file(self.folder / "checkpoint", "is a link, and what it leads to is never touched", advice)
         checkpoint = None if self.folder is None else self._find_checkpoint(self.folder, resume)
         callback_states = {} if checkpoint is None else self._restore(checkpoint)
         for callback in self.callbacks:
@@ -227,15 +241,16 @@ class _Session:
             part, _, name = key.partition("/")
             parts.setdefault(part, {})[name] = value
         try:
+            progress = validate(_Progress, checkpoint.progress, "progress", is_whole=False)
             self.run.problem.module.load_state_dict(parts.pop("module"))
-        except RuntimeError:
+            self.update.restore(parts.pop("optimizer"), progress.scaler)
+        except (RuntimeError, ValueError, KeyError):  # of the right hash, and of another version or a stranger
             raise UserError(
                 f"the checkpoint in {self.folder} does not fit this prompt. "
                 "Resume with the settings and the version the run was started with."
             ) from None
-        self.update.restore(parts.pop("optimizer"), checkpoint.progress["scaler"])
-        self.run.history[:] = checkpoint.progress["history"]
-        self.run.is_stopped = checkpoint.progress["is_stopped"]
+        self.run.history[:] = progress.history
+        self.run.is_stopped = progress.is_stopped
         for name in parts.keys() - self._named_callbacks().keys():
             raise UserError(
                 f"the checkpoint in {self.folder} holds the state of a callback {name!r} that was not given. "

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from mmprompt.errors import visible
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -23,7 +25,7 @@ class RunFailed(Exception):  # noqa: N818 - named for what happened, as Keyboard
     """A training that cannot go on, through nobody's mistake in the input; its text is one line."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(visible(" ".join(message.split())))
 
 
 @dataclass(frozen=True)

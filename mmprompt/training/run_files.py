@@ -9,15 +9,57 @@ import contextlib
 import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mmprompt.errors import bad_file
-from mmprompt.files import locked, make_folder, read_bytes, sha256_bytes, write_bytes
+from mmprompt.files import locked, make_folder, parse_json, read_bytes, read_json, sha256_bytes, write_bytes
+from mmprompt.settings import validate
 from mmprompt.training.problem import RunFailed
 from mmprompt.version import __version__
 
-LOCK = "run.lock"
+LOCK, RUN = "run.lock", "run.json"
+RESTORE = "Restore the file as it was written."
+
+
+@dataclass(frozen=True)
+class _Named:
+    name: str
+
+
+@dataclass(frozen=True)
+class _MethodFacts(_Named):
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Place:
+    data: str | None = None
+    root: str | None = None
+    datasets_dir: str | None = None
+    template: str | None = None
+    protocol: str = ""
+    skip_broken: bool = False
+
+
+@dataclass(frozen=True)
+class _Call:
+    command: str = ""
+    pictures: _Place = _Place()
+
+
+@dataclass(frozen=True)
+class _RunFacts:
+    """What anything reads of a `run.json`; each room adds what it alone knows."""
+
+    backbone: _Named
+    data: _Named
+    method: _MethodFacts
+    recipe: dict[str, Any]
+    seed: int
+    call: _Call = _Call()
+    notices: list[str] = field(default_factory=list)
 
 
 @contextlib.contextmanager
@@ -37,6 +79,28 @@ def run_lock(folder: Path) -> Iterator[None]:
         if is_new:
             with contextlib.suppress(OSError):  # it holds something
                 folder.rmdir()
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """Read the `run.json` of a folder, which may be a stranger's.
+
+    Raises:
+        UserError: it is not what a run writes.
+    """
+    content = read_json(folder / RUN)
+    if not isinstance(content, dict):
+        raise bad_file(folder / RUN, "is no JSON object", RESTORE)
+    validate(_RunFacts, content, folder / RUN, RESTORE, is_whole=False)
+    return content
+
+
+def refuse_other_run(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse to go on in the folder of a run with another `run.json`, and say in what it differs."""
+    saved, now = read_run(folder), json.loads(json.dumps(config))
+    others = [key for key in now if key != "versions" and saved.get(key) != now[key]]
+    if others:
+        advice = "Resume with the settings of that run, or give another `out`."
+        raise bad_file(folder, f"holds a run with another {' and '.join(others)}", advice)
 
 
 def write_log(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
@@ -60,9 +124,9 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(lines, start=1):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            raise bad_file(path, "is not valid JSON", "Restore the file as it was written.", number) from None
+            records.append(dict(parse_json(line)))
+        except (ValueError, TypeError):
+            raise bad_file(path, "is not valid JSON", RESTORE, number) from None
     return records
 
 

@@ -120,7 +120,7 @@ def test_of_two_pictures_one_is_tested_and_of_one_none(folder: Path) -> None:
         ({"image": "a.jpg", "captions": ["x" * (MAX_CAPTION_CHARACTERS + 1)]}, "line 2: a caption has 2001 characters"),
         ({"image": "a.jpg", "captions": [3]}, "line 2: a caption is 3, but text"),
         ({"image": "a.jpg", "captions": "dog"}, "line 2: captions is 'dog', but a list"),
-        ({"image": "a.jpg", "captions": ["\ud800"]}, "line 2: a caption holds half of a character"),
+        ({"image": "a.jpg", "captions": ["\ud800"]}, "line 2: is not valid JSON"),
         ({"image": "gone.jpg", "captions": ["x"]}, "line 2: gone.jpg is not in"),
         ({"image": "../x.jpg", "captions": ["x"]}, "line 2: '../x.jpg' leaves the data folder"),
         ({"image": "/x.jpg", "captions": ["x"]}, "line 2: '/x.jpg' leaves the data folder"),

@@ -192,8 +192,22 @@ def test_run_folder_holds_all_that_is_needed_to_repeat(tiny_clip_backbone, data,
     assert bytes_of(load(tmp_path / "run", tiny_clip_backbone)) == bytes_of(result.predictor)
 
 
-def test_finished_run_is_not_overwritten(tiny_clip_backbone, data, tmp_path):
-    fit(mp.CoOp(n_ctx=2), tiny_clip_backbone, data, tmp_path, FAST)
+def test_finished_run_is_not_overwritten_and_to_resume_it_gives_it_back(tiny_clip_backbone, data, tmp_path):
+    first = fit(mp.CoOp(n_ctx=2), tiny_clip_backbone, data, tmp_path, FAST, call={"command": "fit"})
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="already holds a finished run"):
+        fit(mp.CoOp(n_ctx=2), tiny_clip_backbone, data, tmp_path, FAST)
+    with pytest.raises(UserError, match="holds a run with another method"):
+        fit(mp.CoOp(n_ctx=3), tiny_clip_backbone, data, tmp_path, FAST, resume=True)
+    again = fit(mp.CoOp(n_ctx=2), tiny_clip_backbone, data, tmp_path, FAST, resume=True)
+    assert again.history == first.history
+    assert bytes_of(again.predictor) == bytes_of(first.predictor)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert json.loads((tmp_path / "run.json").read_text())["call"] == {"command": "fit"}
+
+
+def test_a_saved_prompt_that_no_training_left_is_not_written_over(tiny_clip_backbone, data, tmp_path):
+    mp.save(fit(mp.CoOp(n_ctx=2), tiny_clip_backbone, data, None, FAST).predictor, tmp_path)
     with pytest.raises(UserError, match="already holds a finished run"):
         fit(mp.CoOp(n_ctx=2), tiny_clip_backbone, data, tmp_path, FAST, resume=True)
 
@@ -230,7 +244,7 @@ def test_checkpoints_of_another_run_are_refused_and_its_config_stays(tiny_clip_b
     fit(mp.CoOp(n_ctx=2), tiny_clip_backbone, data, tmp_path, FAST)
     (tmp_path / "prompt.json").unlink()
     before = (tmp_path / "run.json").read_bytes()
-    with pytest.raises(UserError, match="another run"):
+    with pytest.raises(UserError, match="holds a run with another method"):
         fit(mp.CoOp(n_ctx=4), tiny_clip_backbone, data, tmp_path, FAST, resume=True)
     assert (tmp_path / "run.json").read_bytes() == before
 

@@ -12,7 +12,7 @@ import pytest
 
 from mmprompt.errors import UserError
 from mmprompt.experiments.grid import Origin
-from mmprompt.experiments.study import KNOWN, Range, open_study, read_space
+from mmprompt.experiments.study import KNOWN, Range, open_study, read_space, take_trial
 from mmprompt.experiments.tune import (
     ReportValidation,
     Search,
@@ -177,6 +177,7 @@ def test_going_on_draws_other_values_than_before(tmp_path: Path) -> None:
     for _ in range(2):
         study = open_study(storage, "name")
         trial = study.ask()
+        take_trial(study, trial)
         drawn.append(trial.suggest_float("lr", 0, 1))
         study.tell(trial, 0.5)
     assert drawn[0] != drawn[1]

@@ -18,15 +18,18 @@ from mmprompt.training.run_files import write_log
 def write_run(folder: Path, kind: str, data: dict[str, Any], losses: list[float], **logged: float) -> Path:
     """A run folder without its weights."""
     folder.mkdir()
+    backbone = {"name": "tiny", "fingerprint": "ab" * 32, "transform": "none"}
     run = {
+        "backbone": backbone,
         "data": data,
         "method": {"name": "prompt-tuning", "settings": {"n_soft": 8, "words": None}},
         "recipe": {"lr": 0.1},
         "seed": 3,
         "versions": {"mmprompt": "0.1.0"},
     }
-    header = {"format": FORMAT, "kind": kind, "backbone": {"name": "tiny", "fingerprint": "ab" * 32}}
+    header = {"format": FORMAT, "kind": kind, "backbone": backbone, "mmprompt": "0.1.0", "sources": [], "head": None}
     header |= {"template": "{soft*8} {text}", "training": {"notices": ["A vector never moved."], **run}}
+    header |= {"tensors_sha256": "", "verbalizer": None, "focus": "emotions", "words": ""}
     write_json(folder / "prompt.json", header | {"header_sha256": header_hash(header)})
     write_json(folder / "run.json", run)
     write_log(folder / "log.jsonl", [{"epoch": e, "loss": loss, **logged} for e, loss in enumerate(losses, 1)])

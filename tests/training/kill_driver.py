@@ -2,8 +2,7 @@
 
 Run as `python kill_driver.py FOLDER` with CUDA hidden, since its threads do not survive a fork. All imports
 happen once, in a first training; every other training is a fork of this process. Two kinds of points: the
-k-th file event of the run (an audit hook sees each open, rename, mkdir and removal before it happens), and
-a moment drawn at random.
+k-th change to the files of the run, and a moment drawn at random.
 """
 
 from __future__ import annotations
@@ -16,8 +15,7 @@ import random
 import signal
 import sys
 import time
-import traceback
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import safetensors.torch
@@ -27,30 +25,14 @@ from mmprompt.training.loop import train
 from mmprompt.training.recipe import Recipe
 from mmprompt.training.run_files import read_log
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.kills import count_changes, fork, killed_at, wait
+
 N_EPOCHS = 6
 N_EVENT_KILLS = 32
 N_MOMENT_KILLS = 6
 STEPS = {"n_steps": 17, "schedule": "step", "min_lr": 1e-4}  # three steps an epoch, two in the last
 RECIPE = Recipe(lr=0.05, batch_size=3, optimizer="adamw", patience=N_EPOCHS, checkpoint_seconds=0, **STEPS)
-FILE_EVENTS = {"open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "shutil.rmtree"}
-
-
-def fork(work: Callable[[], None]) -> int:
-    """Run `work` in a child; its process id."""
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
-        work()
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-    os._exit(0)
-
-
-def wait(pid: int) -> int:
-    """The exit status of a child, -9 if it was killed."""
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def run(folder: Path, resume: bool) -> None:
@@ -69,23 +51,6 @@ def outcome(folder: Path) -> str:
     state = folder / "checkpoint" / f"epoch-{N_EPOCHS:06d}" / "state.safetensors"
     parts = [(folder / "final").read_bytes(), state.read_bytes(), json.dumps(log).encode()]
     return hashlib.sha256(b"|".join(parts)).hexdigest()
-
-
-def watched(folder: Path, at: int | None) -> None:
-    """A training that is killed at its file event number `at`, or that counts its events."""
-    count = 0
-
-    def hook(event: str, arguments: tuple[object, ...]) -> None:
-        nonlocal count
-        is_ours = event != "open" or str(arguments[0]).startswith(str(folder))
-        if event in FILE_EVENTS and is_ours:
-            count += 1
-            if count == at:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(hook)
-    run(folder, resume=False)
-    (folder / "events").write_text(str(count))
 
 
 def killed_at_a_moment(folder: Path, delay: float) -> int:
@@ -115,8 +80,7 @@ def main(root: Path) -> None:
     logging.disable(logging.WARNING)
     run(root / "imports", resume=False)
     whole = root / "whole"
-    assert wait(fork(lambda: watched(whole, None))) == 0, "the uninterrupted run failed"
-    n_events = int((whole / "events").read_text())
+    n_events = count_changes(partial(run, whole, False), whole, root / "count")
     started = time.monotonic()
     assert wait(fork(lambda: run(root / "timed", resume=False))) == 0, "the timed run failed"
     duration = time.monotonic() - started
@@ -124,7 +88,7 @@ def main(root: Path) -> None:
     for trial in range(N_EVENT_KILLS):
         at = 1 + trial * (n_events - 1) // (N_EVENT_KILLS - 1)
         folder = root / f"event-{at}"
-        status = wait(fork(lambda folder=folder, at=at: watched(folder, at)))
+        status = killed_at(partial(run, folder, False), folder, at)
         trials.append(finish(folder, folder.name, status))
     moments = random.Random(1)
     for trial in range(N_MOMENT_KILLS):

@@ -128,7 +128,7 @@ def test_a_checkpoint_bears_its_name_only_once_it_is_whole(folder: Path, monkeyp
     def refuse(self: Path, target: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "replace", refuse)
+    monkeypatch.setattr(Path, "rename", refuse)
     with pytest.raises(RunFailed, match=r"cannot be written \(No space left on device\)"):
         write_checkpoint(folder, checkpoint(3))
     assert not (folder / "epoch-000003").exists()
@@ -136,6 +136,6 @@ def test_a_checkpoint_bears_its_name_only_once_it_is_whole(folder: Path, monkeyp
 
 def test_a_checkpoint_loses_its_name_before_it_is_removed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_checkpoint(folder, checkpoint(3))
-    monkeypatch.setattr("shutil.rmtree", lambda path: None)
+    monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)
     write_checkpoint(folder, checkpoint(4))
     assert not (folder / "epoch-000001").exists()

@@ -16,7 +16,7 @@ from mmprompt.core.method import Method, measured_for, resolved_recipe
 from mmprompt.core.soft import PromptTuning
 from mmprompt.errors import bad_value, unknown_name
 from mmprompt.progress import ProgressDisplay
-from mmprompt.terminal.output import JSON_HELP, Device, Output, check_folder
+from mmprompt.terminal.output import JSON_HELP, Device, Output, check_folder, command_of
 from mmprompt.terminal.parser import parse, peek
 from mmprompt.training.recipe import Recipe
 
@@ -71,7 +71,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
 
     output = Output(settings.json)
     folder = settings.out or default_folder(MAPPER if settings.method == MAPPER else settings.focus)
-    check_folder(folder)
+    check_folder(folder, settings.resume)
     data = load_captions(settings.data, settings.images)
     data = build_focus(data, settings.focus) if settings.choose else data
     if settings.method != MAPPER:
@@ -93,7 +93,8 @@ def run(arguments: Sequence[str], prog: str) -> None:
     with ProgressDisplay() as progress:
         features = CaptionFeatures(captioner, progress=progress.count("encoding images"))
         task = FocusTask(data, settings.focus, features)
-        result = fit(method, captioner, task, folder, recipe, settings.seed, (), settings.resume)
+        call = {"command": command_of(arguments, prog)}
+        result = fit(method, captioner, task, folder, recipe, settings.seed, (), settings.resume, call=call)
     conclude_training(output, settings, result, folder)
 
 

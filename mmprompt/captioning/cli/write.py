@@ -20,7 +20,16 @@ from mmprompt.captioning.decoding import Decoding
 from mmprompt.core.header import read_header
 from mmprompt.data.images import IMAGE_SUFFIXES, read_image
 from mmprompt.errors import UserError, bad_file, bad_value
-from mmprompt.files import locked, make_folder, read_bytes, sha256_bytes, sha256_file, sync_folder, write_bytes
+from mmprompt.files import (
+    locked,
+    make_folder,
+    parse_json,
+    read_bytes,
+    sha256_bytes,
+    sha256_file,
+    sync_folder,
+    write_bytes,
+)
 from mmprompt.progress import ProgressDisplay
 from mmprompt.terminal.output import JSON_HELP, Device, Output
 from mmprompt.terminal.parser import parse
@@ -293,7 +302,7 @@ def _read_rows(path: Path, settings: str) -> Iterator[Row]:
     lines = read_bytes(path, MAX_FILE_BYTES).split(b"\n")[:-1]  # what follows the last line end is torn, or nothing
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
+            row = parse_json(line.decode())
             image, made_by, _ = row["image"], row["settings"], row["error" if "error" in row else "content"]
         except (ValueError, KeyError, TypeError):
             raise bad_file(path, "is no row of captions", OTHER_OUT, line=number) from None

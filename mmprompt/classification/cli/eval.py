@@ -12,10 +12,10 @@ import tyro
 from mmprompt.core.header import read_header
 from mmprompt.data.splits import SplitName
 from mmprompt.errors import UserError
-from mmprompt.files import read_json
 from mmprompt.terminal.images import Images
 from mmprompt.terminal.output import JSON_HELP, Output, result_table
 from mmprompt.terminal.parser import parse
+from mmprompt.training.run_files import RUN, read_run
 
 DESCRIPTION = "Measure a trained prompt beside zero-shot, on the images of its run or on others."
 
@@ -75,8 +75,7 @@ def pictures_of(settings: Settings, training: dict[str, Any]) -> Images:
     given = settings.pictures
     if given.data is not None:
         return given
-    path = settings.run / "run.json"
-    place = read_json(path).get("call", {}).get("pictures", {}) if path.is_file() else {}
+    place = read_run(settings.run).get("call", {}).get("pictures", {}) if (settings.run / RUN).is_file() else {}
     if not place:
         place = {"data": training.get("data", {}).get("name")}
     if not place.get("data"):

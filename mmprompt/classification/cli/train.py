@@ -6,7 +6,6 @@ the run's settings, the method's and the recipe's.
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, make_dataclass, replace
@@ -16,9 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from mmprompt.classification.methods import ClassificationMethod, make_method, method_types
-from mmprompt.core.method import ANY_BACKBONE, default_method, measured_for, resolved_recipe, settled
-from mmprompt.errors import bad_file
-from mmprompt.files import read_json, write_json
+from mmprompt.core.method import ANY_BACKBONE, default_method, measured_for, resolved_recipe
+from mmprompt.files import write_json
 from mmprompt.progress import ProgressDisplay
 from mmprompt.terminal.images import Images, own_path
 from mmprompt.terminal.output import Output, check_folder, command_of, result_table
@@ -33,7 +31,7 @@ if TYPE_CHECKING:
 
 DESCRIPTION = "Learn a prompt from a few images of each class. Without options: 4 context vectors on openart-large."
 DATA = "openart-large"
-RUN, WORDS = "run.json", "nearest_words.json"
+WORDS = "nearest_words.json"
 
 
 @dataclass(frozen=True)
@@ -76,11 +74,11 @@ def run(arguments: Sequence[str], prog: str) -> None:
     """Train, measure beside zero-shot, and report; a call that is refused writes nothing."""
     call = read_call(arguments, prog)
     folder = call.run.out or default_folder(call)
-    check_folder(folder)
+    check_folder(folder, call.run.resume)
 
     from mmprompt.classification.measure import measure
     from mmprompt.classification.task import ClassificationTask
-    from mmprompt.core.fit import fit, run_config
+    from mmprompt.core.fit import fit
     from mmprompt.data.splits import SPLITS
     from mmprompt.models.dual_encoder.load import load_backbone
     from mmprompt.models.image_features import ImageFeatures
@@ -94,16 +92,13 @@ def run(arguments: Sequence[str], prog: str) -> None:
         known = features.stored([item.path for split in SPLITS for item in data.items(split)])
         data = call.pictures.sound(data, progress.count("checking images"), known)
     task = ClassificationTask.of(data, features)
-    if call.run.resume:
-        method = settled(call.method, backbone.name, task.kind)
-        untrained = task.predictor(method, backbone, call.run.seed)
-        refuse_other_run(folder, run_config(task, method, untrained, recipe, call.run.seed))
+    said = {"command": command_of(arguments, prog), "pictures": kept_pictures(call.pictures)}
     announce(output, call, backbone, data, folder)
     with ProgressDisplay() as progress:
         features.progress = progress.count("encoding images")
-        result = fit(call.method, backbone, task, folder, recipe, call.run.seed, (), call.run.resume)
+        result = fit(call.method, backbone, task, folder, recipe, call.run.seed, (), call.run.resume, call=said)
         metrics = measure(result.predictor, data, folder, features)
-    report = finish(call, result, folder, command_of(arguments, prog))
+    report = finish(result, folder)
     conclude(output, metrics, data, folder, report)
 
 
@@ -159,17 +154,6 @@ def default_folder(call: Call) -> Path:
     return Path("runs") / f"{name}-{call.run.method}-{shots}-seed{call.run.seed}"
 
 
-def refuse_other_run(folder: Path, config: Mapping[str, Any]) -> None:
-    """Refuse to go on in the folder of a run with another `run.json`, and say in what it differs."""
-    if not (folder / RUN).is_file():
-        return
-    saved, now = read_json(folder / RUN), json.loads(json.dumps(config))
-    others = [key for key in now if key != "versions" and saved.get(key) != now[key]]
-    if others:
-        advice = "Resume with the settings of that run, or give another --out."
-        raise bad_file(folder, f"holds a run with another {' and '.join(others)}", advice)
-
-
 def announce(output: Output, call: Call, backbone: DualEncoder, data: Dataset, folder: Path) -> None:
     """Say in a few lines what is about to happen, and what the data had to say."""
     shots = "all that there are" if data.shots is None else f"{data.shots} a class"
@@ -185,19 +169,22 @@ def announce(output: Output, call: Call, backbone: DualEncoder, data: Dataset, f
         output.say(f"Note: {note}", "dim")
 
 
-def finish(call: Call, result: Result[Classifier], folder: Path, command: str) -> Path | None:
-    """Add to the run folder how it was called, the nearest words and the report, whose path is returned."""
+def kept_pictures(given: Images) -> dict[str, Any]:
+    """Return where the images are, so that they are found from any folder."""
+    pictures = asdict(given)
+    pictures["data"] = str(given.path.resolve()) if given.path else given.data
+    for name in ("root", "datasets_dir"):
+        if pictures[name] is not None:
+            pictures[name] = str(Path(str(pictures[name])).resolve())
+    return pictures
+
+
+def finish(result: Result[Classifier], folder: Path) -> Path | None:
+    """Add to the run folder the nearest words and the report, whose path is returned."""
     from mmprompt.classification.report import write_report
     from mmprompt.classification.words import context_words
     from mmprompt.reports.pages import missing_extra
 
-    pictures = asdict(call.pictures)
-    pictures["data"] = str(call.pictures.path.resolve()) if call.pictures.path else call.pictures.data
-    for name in ("root", "datasets_dir"):
-        if pictures[name] is not None:
-            pictures[name] = str(Path(str(pictures[name])).resolve())
-    config = read_json(folder / RUN)
-    write_json(folder / RUN, {**config, "call": {"command": command, "pictures": pictures}})
     words = context_words(result.predictor)
     if words:
         write_json(folder / WORDS, words)

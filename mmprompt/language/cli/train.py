@@ -18,7 +18,7 @@ from mmprompt.errors import bad_value, unknown_name
 from mmprompt.language.cli.options import MODEL_HELP, Learning, Loading, say_of_words, say_scores
 from mmprompt.language.methods import METHODS, SEARCHES, PromptInit
 from mmprompt.progress import ProgressDisplay
-from mmprompt.terminal.output import JSON_HELP, Output, check_folder, shorten
+from mmprompt.terminal.output import JSON_HELP, Output, check_folder, command_of, shorten
 from mmprompt.terminal.parser import parse, peek
 from mmprompt.training.recipe import Recipe
 
@@ -71,7 +71,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
 
     settings, output = call.run, Output(call.run.json)
     folder = settings.out or Path("runs") / f"{Path(call.rows.data).stem}-{settings.method}"
-    check_folder(folder)
+    check_folder(folder, settings.resume)
     task = call.rows.task(output, is_recomputed=settings.recompute, init=call.start)
     data = task.data
     model = call.loading.model(settings.backbone)
@@ -79,7 +79,8 @@ def run(arguments: Sequence[str], prog: str) -> None:
         f"Learning a prompt ({settings.method}) for {settings.backbone} from {len(data.train):,} rows of {data.name}, "
         f"testing it on {len(data.test):,} others. Everything goes to {folder}."
     )
-    result = fit(call.method, model, task, folder, call.recipe, call.rows.seed, (), settings.resume)
+    said = {"command": command_of(arguments, prog)}
+    result = fit(call.method, model, task, folder, call.recipe, call.rows.seed, (), settings.resume, call=said)
     say_of_words(output, result.predictor)
     output.say()
     test = test_labels(output, result.predictor, data) if data.labels else show_answers(output, result.predictor, data)

@@ -22,10 +22,10 @@ from typing import Any
 import yaml
 
 from mmprompt.data.splits import SPLITS
-from mmprompt.data.strict_yaml import StrictLoader, read_yaml, validate
+from mmprompt.data.strict_yaml import StrictLoader, read_yaml
 from mmprompt.errors import UserError, bad_file, unknown_name
 from mmprompt.language.data import TextData, TextRow
-from mmprompt.settings import checked
+from mmprompt.settings import checked, validate
 
 TEMPLATE = "{soft} {input:cut} {answer}"
 """What stands around rows that `to_texts` has made."""

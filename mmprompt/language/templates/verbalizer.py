@@ -15,9 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmprompt.data.strict_yaml import validate
 from mmprompt.errors import UserError, bad_value, unknown_name
-from mmprompt.settings import check_settings
+from mmprompt.settings import check_settings, validate
 
 Aggregation = Literal["logsumexp", "mean", "first"]
 Ensemble = Literal["mean-log", "mean-prob", "vote"]

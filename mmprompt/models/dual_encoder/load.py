@@ -102,9 +102,16 @@ def read_options(device: str, dtype: str, cache_dir: str | Path | None, trust_re
 
 @contextlib.contextmanager
 def one_line_errors(name: str, source: Source, cache_dir: str | None) -> Iterator[None]:
-    """Turn whatever a library raises while it loads into one line, and hold its own warnings and log lines back."""
-    disabled = logging.root.manager.disable
+    """Turn whatever a library raises while it loads into one line, and hold its own warnings and log lines back.
+
+    Where nobody said whether code of a model may run, transformers asks on the terminal, also for a model that another
+    one names; with no time to answer it refuses.
+    """
+    from transformers import dynamic_module_utils
+
+    disabled, time_to_answer = logging.root.manager.disable, dynamic_module_utils.TIME_OUT_REMOTE_CODE
     logging.disable(logging.ERROR)
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -115,6 +122,7 @@ def one_line_errors(name: str, source: Source, cache_dir: str | None) -> Iterato
         raise _not_loaded(name, source, cache_dir, error) from None
     finally:
         logging.disable(disabled)
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = time_to_answer
 
 
 def list_backbones() -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, CLIPMode
 from transformers.activations import QuickGELUActivation
 from transformers.utils import logging as transformers_logging
 
-from mmprompt.errors import UserError
+from mmprompt.errors import UserError, bad_file
+from mmprompt.files import read_json
 from mmprompt.models.dual_encoder.encoder import FrozenDualEncoder, WordTokenizer
 from mmprompt.models.dual_encoder.forward.views import BlockView, TensorMap, TextView, VisionView, quick_gelu
 from mmprompt.models.frozen import LoadOptions, PixelTransform, describe, freeze
@@ -75,6 +77,13 @@ def load_complete(
         gguf_file: the file of the folder that holds the weights, where they are in GGUF.
         use_safetensors: True takes no weights in any other format; None takes weights-only checkpoints too.
     """
+    if use_safetensors and Path(source).is_dir():
+        for path in Path(source).glob("*.index.json"):
+            listed = read_json(path)
+            parts = listed.get("weight_map", {}) if isinstance(listed, dict) else {}
+            others = sorted({str(name) for name in parts.values() if not str(name).endswith(".safetensors")})
+            if others:
+                raise bad_file(path, f"names {others[0]}, but only safetensors are read", "Save the model as such.")
     with no_progress_bar():
         model, report = model_class.from_pretrained(
             source,
