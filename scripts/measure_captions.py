@@ -3,26 +3,35 @@
     python scripts/measure_captions.py --json docs/results/captions.json
 
 For every seed it learns a prompt for objects, emotions and actions and measures them on the test scenes, beside no
-prompt and beside the best hand-written words; then on the same kind of scenes in a style that `tiny` never saw.
+prompt and beside the best hand-written words; then on the same kind of scenes in a style that `tiny` never saw. With
+the prompts of the first seed it measures what is left of a focus that is avoided, and whether a mix names both.
 """
 
 import json
+import math
 import time
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 import tyro
 
 import mmprompt as mp
 from markdown import percent, table
 from mmprompt.captioning.measure import NO_PROMPT, CaptionMeasure, measure_captions
-from mmprompt.captioning.predictor import CaptionFeatures
+from mmprompt.captioning.metrics.adherence import judge_for, score_focus
+from mmprompt.captioning.predictor import CaptionFeatures, Guidance, focus_of
+from mmprompt.captioning.readers.captioner import FrozenCaptioner
+from mmprompt.core.learned import Prompt
 from mmprompt.files import make_folder
 
 FOCUSES = ("objects", "emotions", "actions")
 SETS = ("openart-scenes", "openart-scenes-new-style")
 GAIN, LOSS = 0.40, 0.10
+AVOIDED = (2.0, 5.0, 10.0)
+"""Strengths, the default last."""
 
 
 def row_of(measure: CaptionMeasure, focus: str) -> dict[str, Any]:
@@ -68,7 +77,74 @@ def run(seed: int, with_curve: bool) -> dict[str, Any]:
         found[name] = {"focuses": rows, "confusion": measure.confusion.to_dict()}
         if measure.strengths[FOCUSES[0]]:
             found["strengths"] = measure.to_dict()["strengths"]
+            found["steered"] = steered(captioner, prompts, features)
     return found
+
+
+def steered(captioner: FrozenCaptioner, prompts: list[Prompt], features: CaptionFeatures) -> dict[str, Any]:
+    """What is named on the test scenes where a focus is avoided, by strength, and where two are mixed, and how fluently.
+
+    Fluency is the perplexity of the captions under the captioner without a prompt, which sees the image.
+    """
+    data = mp.load_captions(SETS[0])
+    judge, items = judge_for(data), data.test
+    seen = features.of([item.image for item in items])
+    kv_cache = captioner.open(seen)
+
+    def row(texts: list[str]) -> dict[str, float]:
+        said = {item.image_id: text for item, text in zip(items, texts, strict=True)}
+        scores = {focus: score_focus(said, items, focus, judge) for focus in FOCUSES}
+        ids = [[(*captioner.tokenizer.encode(text), captioner.decoder.end_id)] for text in texts]
+        with torch.no_grad():
+            surprise = -captioner.log_probs(kv_cache, {}, ids).mean().item()
+        any_focus = scores[FOCUSES[0]].values
+        return {focus: score.values["mention_rate"] for focus, score in scores.items()} | {
+            "grounded": any_focus["grounded_precision_all"],
+            "words": any_focus["mean_length"],
+            "perplexity": math.exp(surprise),
+        }
+
+    def say(guidance: Guidance) -> dict[str, float]:
+        return row([caption.text for caption in mp.Captioner(captioner, guidance).caption_features(seen)])
+
+    by_focus = {focus_of(prompt): prompt for prompt in prompts}
+    beams = [caption.text for caption in mp.Captioner(captioner, decoding=mp.captioning.Decoding(n_beams=8)).caption_features(seen)]
+    return {
+        "nothing avoided": say(Guidance()),
+        "nothing avoided, 8 beams": row(beams),
+        "references": {focus: row([item.of(focus)[0] for item in items])["perplexity"] for focus in FOCUSES},
+        "avoided": {
+            focus: {str(strength): say(Guidance(avoid=prompt, avoid_strength=strength)) for strength in AVOIDED}
+            for focus, prompt in by_focus.items()
+        },
+        "alone": {focus: say(Guidance(((prompt, 1.0),))) for focus, prompt in by_focus.items()},
+        "mixed": {
+            f"{one} and {other}": say(Guidance(((by_focus[one], 1.0), (by_focus[other], 1.0))))
+            for one, other in combinations(FOCUSES, 2)
+        },
+    }
+
+
+def steered_page(found: dict[str, Any]) -> str:
+    """The same as Markdown."""
+    rows = [("nothing", "", found["nothing avoided"]), ("nothing, 8 beams", "", found["nothing avoided, 8 beams"])]
+    rows += [(focus, strength, row) for focus, some in found["avoided"].items() for strength, row in some.items()]
+    avoided = [[name, strength, *_named(row)] for name, strength, row in rows]
+    mixed = [[name, *_named(row)] for name, row in (found["alone"] | found["mixed"]).items()]
+    headers = (*FOCUSES, "grounded", "words", "perplexity")
+    references = ", ".join(f"{focus} {value:.2f}" for focus, value in found["references"].items())
+    return "\n".join(
+        [
+            table(("avoided", "strength", *headers), avoided),
+            f"\nReferences of one focus: {references}.\n",
+            table(("prompts", *headers), mixed),
+        ]
+    )
+
+
+def _named(row: dict[str, float]) -> list[str]:
+    shares = [f"{100 * row[name]:.0f}" for name in (*FOCUSES, "grounded")]
+    return [*shares, f"{row['words']:.1f}", f"{row['perplexity']:.2f}"]
 
 
 def mean_of(rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -121,6 +197,7 @@ def main(
     passed = gate(runs)
     for name in SETS:
         print(f"\n{name}, {len(runs)} seeds\n\n{page(runs, name)}")
+    print(f"\nShare of captions that name a focus, in %, {SETS[0]}, seed {seeds[0]}\n\n{steered_page(runs[0]['steered'])}")
     print("\ngate:", {f: passed[f]["passes"] for f in FOCUSES}, "diagonal:", passed["is_diagonal"])
     if json_file is not None:
         make_folder(json_file.parent)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mmprompt.captioning.data import NEUTRAL, CaptionData, load_captions
 from mmprompt.captioning.methods import MAPPER_RECIPE, METHODS
+from mmprompt.captioning.own_words import TokenIds, own_words, token_beginnings
 from mmprompt.captioning.predictor import Captioner, CaptionFeatures, CaptionTemplate, Guidance, embed_words
 from mmprompt.captioning.readers.captioner import FrozenCaptioner
 from mmprompt.captioning.readers.load import load_captioner, save_mapped
@@ -155,6 +156,8 @@ class FocusTask:
         self.words = tokenize_captions(model, [item.of(self.focus) for item in self.items])
         tokens = [ids for captions in self.words for ids in captions]
 
+        template = CaptionTemplate(self.focus, getattr(method, "words", ""), self.own_words(model))
+
         def vectors(n: int) -> tuple[Tensor, Tensor]:
             values = model.decoder.embed(start_tokens(tokens, n, model.device)).detach().float()
             return values, rms(values)
@@ -165,7 +168,7 @@ class FocusTask:
 
         start = Start(
             torch.Generator().manual_seed(seed),
-            CaptionTemplate(self.focus, getattr(method, "words", "")),
+            template,
             vectors=vectors,
             keys_values=None if model.decoder.kv_shape is None else keys_values,
             embed=partial(embed_words, model),
@@ -175,6 +178,13 @@ class FocusTask:
             prompt = method.prompt(model, start)
         model.check_vectors(vectors_of(prompt.inserts()))
         return Captioner(model, Guidance(((prompt, 1.0),)))
+
+    def own_words(self, model: FrozenCaptioner) -> dict[str, tuple[TokenIds, ...]]:
+        """Find the words of the focus that other captions have not, of the data or, where it has none, of the model."""
+        captions = [text for item in self.items for text in item.of(self.focus)]
+        others = [text for item in self.data.train for text in item.of(None) if text not in item.of(self.focus)]
+        others = others or [said.text for said in Captioner(model).caption_features(self.image_features[:LOOKED_AT])]
+        return token_beginnings(model.tokenizer, own_words(captions, others), (*captions, *others))
 
     def complete(self, recipe: Recipe) -> Recipe:
         """Leave the recipe as it is."""
