@@ -6,6 +6,7 @@ a classifier's prompt has.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from mmprompt.models.sites import Insert, Site, vectors_of
 from mmprompt.settings import check_settings, checked, holds
 
 BATCH = 32
+_log = logging.getLogger(__name__)
 AVOIDING_BEAMS = 8
 """Fewest beams where words are avoided: what is to take their place is chosen before they would be said."""
 
@@ -239,6 +241,7 @@ class Captioner:
 
         The random numbers of samples depend on the `numbers` of the images, their places by default.
         """
+        warn_of_strangers(self.backbone, features)
         each = self._each(guidance, len(features))
         rows_of: dict[int, list[int]] = {}
         for row, one in enumerate(each):
@@ -273,6 +276,21 @@ class Captioner:
             sum(part.score for part in parts) / len(parts),
             sum(len(part.token_ids) for part in parts),
             any(part.is_cut for part in parts),
+        )
+
+
+def warn_of_strangers(captioner: FrozenCaptioner, features: Tensor) -> None:
+    """Log once a captioner that images, of features [B, T, D'], are unlike all that it was trained on."""
+    known = captioner.known_images
+    n_strange = 0 if known is None else int(known.strangers(features).sum())
+    if n_strange:
+        captioner.known_images = None
+        _log.warning(
+            "%d of the first %d images are unlike any that %s was trained on: this captioner was trained on drawn "
+            "scenes; for photographs: --backbone photo, or another captioner's name.",
+            n_strange,
+            len(features),
+            captioner.name,
         )
 
 

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from mmprompt.captioning.readers.known_images import KnownImages
 from mmprompt.errors import UserError
 from mmprompt.models.decoder.kv_cache import KVCache
 from mmprompt.models.decoder.packing import Question, pack
@@ -121,6 +122,7 @@ class FrozenCaptioner:
         model: all frozen weights; `fingerprint` is the hex SHA-256 over them.
         encoder_fingerprint: that of a dual encoder whose image tower this captioner sees with, "" for none.
         pixels: the test transform of the image encoder.
+        known_images: what images it was trained on, None where that is not known.
         device, dtype: where the weights live and compute.
     """
 
@@ -138,6 +140,7 @@ class FrozenCaptioner:
         self._encode = encode
         self.fingerprint = fingerprint(model)
         self.encoder_fingerprint = ""
+        self.known_images: KnownImages | None = None
         first = next(model.parameters())
         self.device, self.dtype = first.device, first.dtype
         self.transform = pixels.text
