@@ -22,9 +22,12 @@ from PIL import Image
 
 import mmprompt as mp
 from markdown import table
+from mmprompt.captioning.choice import fit_focus
 from mmprompt.captioning.data import CaptionData, CaptionItem
+from mmprompt.captioning.measure import wordings_for
 from mmprompt.captioning.metrics.adherence import LexiconJudge
-from mmprompt.captioning.predictor import CaptionFeatures
+from mmprompt.captioning.predictor import CaptionFeatures, Guidance, hard_prompt
+from mmprompt.captioning.readers.captioner import FrozenCaptioner
 from mmprompt.files import make_folder
 from openart.words import BACKGROUNDS
 
@@ -150,3 +153,72 @@ def write_pairs(focus: Focus, data: CaptionData, judge: LexiconJudge, folder: Pa
     path = folder / "captions.jsonl"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+def measure(focus: Focus, captioner: FrozenCaptioner, features: CaptionFeatures, seed: int) -> dict[str, Any]:
+    """Learn one focus as `caption train --method auto` does, and judge what is said of 60 test scenes."""
+    data = mp.load_captions("openart-scenes")
+    judge = LexiconJudge(data.lexicon)
+    judged = list(pairs_of(focus, data.test, judge))[:N_JUDGED]
+    seen = features.of([item.image for item, _ in judged])
+    decoding = mp.captioning.Decoding(max_tokens=60)
+
+    def say(guidance: Guidance) -> list[str]:
+        return [caption.text for caption in mp.Captioner(captioner, guidance, decoding).caption_features(seen)]
+
+    def n_right(captions: list[str]) -> int:
+        return sum(focus.is_right(caption, scene) for caption, (_, scene) in zip(captions, judged, strict=True))
+
+    with tempfile.TemporaryDirectory() as folder:
+        pairs = mp.load_captions(write_pairs(focus, data, judge, Path(folder)))
+        started = time.process_time()
+        result, choice = fit_focus(captioner, pairs.focus(focus.name, features), seed=seed, progress=False)
+        seconds = time.process_time() - started
+    words = [hard_prompt(captioner, focus.name, wording) for wording in wordings_for(focus.name)]
+    wordings = [n_right(say(Guidance(((prompt, 1.0),) if prompt else ()))) for prompt in (None, *words)]
+    said = say(result.predictor.guidance)
+    return {
+        "chosen": next(iter(choice.losses)),
+        "losses": dict(choice.losses),
+        "n_chosen_on": choice.n_images,
+        "right": n_right(said),
+        "wordings": wordings,
+        "n_judged": len(judged),
+        "seconds": round(seconds, 1),
+        "notices": list(result.notices),
+        "captions": said[:3],
+    }
+
+
+def page(found: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    rows = []
+    for name, row in found.items():
+        n = row["n_judged"]
+        alarm = "yes" if any("was not learned" in notice for notice in row["notices"]) else ""
+        shares = [f"{100 * row['right'] / n:.0f}", f"{100 * max(row['wordings']) / n:.0f}"]
+        rows.append([name, row["captions"][0], row["chosen"], *shares, alarm, f"{row['seconds']:.0f}"])
+    return table(("focus", "says", "chosen", "right, %", "best words, %", "alarm", "seconds"), rows)
+
+
+def main(
+    focuses: tuple[str, ...] = tuple(focus.name for focus in FOCUSES),
+    seed: int = 1,
+    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
+) -> None:
+    """Measure, print the table, write the figures; those of a focus that is not measured stay in the file."""
+    found = json.loads(json_file.read_text("utf-8")) if json_file is not None and json_file.is_file() else {}
+    captioner = mp.load_captioner("tiny", device="cpu")
+    features = CaptionFeatures(captioner)
+    for focus in FOCUSES:
+        if focus.name in focuses:
+            found[focus.name] = measure(focus, captioner, features, seed)
+            print(json.dumps({focus.name: found[focus.name]}), flush=True)
+            if json_file is not None:
+                make_folder(json_file.parent)
+                json_file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(page({focus.name: found[focus.name] for focus in FOCUSES if focus.name in found}))
+
+
+if __name__ == "__main__":
+    tyro.cli(main, description=__doc__)

@@ -209,4 +209,6 @@ def known(assets: Path, photographs: Path | None = None) -> None:
 
 if __name__ == "__main__":
     config = (tyro.conf.OmitArgPrefixes,)
-    tyro.extras.subcommand_cli_from_dict({"train": train, "export": export, "known": known}, description=__doc__, config=config)
+    tyro.extras.subcommand_cli_from_dict(
+        {"train": train, "export": export, "known": known}, description=__doc__, config=config
+    )

@@ -29,7 +29,7 @@ from mmprompt.core.learned import Learned, Prompt
 from mmprompt.data.images import ImageLike, as_list, is_one, read_image
 from mmprompt.errors import UserError, bad_value
 from mmprompt.models.image_features import ImageFeatures, Progress
-from mmprompt.models.sites import Insert, Site, vectors_of
+from mmprompt.models.sites import Insert, Site
 from mmprompt.settings import check_settings, checked, holds
 
 BATCH = 32
@@ -123,9 +123,7 @@ class Guidance:
             return [[Branch(1.0)]]
         prompts = sorted(self.prompts, key=lambda pair: -pair[1])
         heaviest = prompts[0][1]
-        return [
-            mixture(vectors_of(prompt.inserts()), self.strength * (weight / heaviest)) for prompt, weight in prompts
-        ]
+        return [mixture(prompt.inserts(), self.strength * (weight / heaviest)) for prompt, weight in prompts]
 
     def costs(self) -> dict[TokenIds, float]:
         """Return what tokens cost, for `search`."""

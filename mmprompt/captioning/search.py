@@ -1,6 +1,6 @@
 """The decoding loop of every captioner: greedy, sampling, beams, n-best, with a prompt of any strength.
 
-A caption is searched under a sum of log-probabilities over *branches*: the same captioner with other vectors, or with
+A caption is searched under a sum of log-probabilities over *branches*: the same captioner with another prompt, or with
 none. All branches of a row read the same tokens. Tokens may have a cost. Search knows tokens and scores; words, files
 and images it does not.
 """
@@ -17,17 +17,17 @@ from torch import Tensor
 from mmprompt.captioning.decoding import Decoding
 from mmprompt.captioning.readers.captioner import FrozenCaptioner, State
 from mmprompt.models.decoder.kv_cache import KVCache
-from mmprompt.models.sites import Site, Vectors
+from mmprompt.models.sites import Insert, Site, vectors_of
 
-SiteVectors = Mapping[Site, Vectors]
+Inserts = Mapping[Site, Insert]
 
 
 @dataclass(frozen=True)
 class Branch:
-    """The captioner with some vectors, {} for none, and the weight of its log-probabilities in the sum of 1."""
+    """The captioner with a prompt, {} for none, and the weight of its log-probabilities in the sum of 1."""
 
     weight: float
-    vectors: SiteVectors = field(default_factory=dict)
+    inserts: Inserts = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ class Found:
     is_cut: bool
 
 
-def mixture(vectors: SiteVectors, strength: float) -> list[Branch]:
+def mixture(inserts: Inserts, strength: float) -> list[Branch]:
     """Return the branches of `base + strength (prompt - base)`, in log-probabilities.
 
     Branches whose weight is zero are left out, so strength 0 is the captioner without a prompt and 1 the plain prompt,
     bit for bit (classifier-free guidance, Ho and Salimans 2022; for captions Kornblith et al. 2023).
     """
-    parts = [Branch(strength, vectors), Branch(1.0 - strength)]
+    parts = [Branch(strength, inserts), Branch(1.0 - strength)]
     return [part for part in parts if part.weight != 0.0]
 
 
@@ -114,9 +114,9 @@ def search(
 
     The random numbers of each image depend on its number beside the seed, its place by default.
     """
-    room = captioner.decoder.budget - max(prompt_slots(branch.vectors) for branch in branches)
+    room = captioner.decoder.budget - max(prompt_slots(branch.inserts) for branch in branches)
     n_tokens, n_best = min(decoding.max_tokens, room), decoding.n_best
-    states = [captioner.prefill(kv_cache, branch.vectors) for branch in branches]
+    states = [captioner.prefill(kv_cache, branch.inserts) for branch in branches]
     nothing = torch.zeros(len(kv_cache), 0, dtype=torch.long, device=captioner.device)
     mixed = Mixed(captioner, branches, states, nothing, _charge(costs) if costs else None)
     if decoding.n_beams > 1:
@@ -138,13 +138,15 @@ def _charge(costs: Costs) -> Callable[[Tensor, Tensor], Tensor]:
     """Make what takes costs from the log-probabilities [N, V] of the tokens that follow rows of tokens [N, L]."""
     from transformers import SequenceBiasLogitsProcessor
 
-    charge: Callable[[Tensor, Tensor], Tensor] = SequenceBiasLogitsProcessor({ids: -cost for ids, cost in costs.items()})
+    charge: Callable[[Tensor, Tensor], Tensor] = SequenceBiasLogitsProcessor(
+        {ids: -cost for ids, cost in costs.items()}
+    )
     return charge
 
 
-def prompt_slots(vectors: SiteVectors) -> int:
+def prompt_slots(inserts: Inserts) -> int:
     """Return the slots that a prompt takes of the decoder."""
-    return sum(given.n_vectors for site, given in vectors.items() if site.layer == 0)
+    return sum(given.n_vectors for site, given in vectors_of(inserts).items() if site.layer == 0)
 
 
 def _search_rows(mixed: Mixed, n_tokens: int, uniform: Tensor | None, decoding: Decoding) -> list[Found]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -77,7 +79,7 @@ def test_strength_0_is_the_captioner_without_a_prompt_and_1_the_plain_prompt(cap
     kv_cache, vectors = captioner.open(features), soft(captioner, 5)
     bare = search(captioner, kv_cache, BARE, Decoding(max_tokens=8))
     assert search(captioner, kv_cache, mixture(vectors, 0.0), Decoding(max_tokens=8)) == bare
-    assert [(branch.weight, branch.vectors) for branch in mixture(vectors, 1.0)] == [(1.0, vectors)]
+    assert [(branch.weight, branch.inserts) for branch in mixture(vectors, 1.0)] == [(1.0, vectors)]
 
 
 def test_a_pushed_prompt_has_the_log_probabilities_of_its_formula(captioner, features):
@@ -97,8 +99,8 @@ def test_tokens_in_a_row_cost_what_the_last_of_them_is_said_to(captioner, featur
     pair = free[0][1:3]
     found = search(captioner, kv_cache, BARE, decoding, costs={pair: 1000.0})
     said = [one[0].token_ids for one in found]
-    assert all(pair not in zip(ids, ids[1:], strict=False) for ids in said)
-    assert all(new == old for new, old in zip(said, free, strict=True) if pair not in zip(old, old[1:], strict=False))
+    assert all(pair not in pairwise(ids) for ids in said)
+    assert all(new == old for new, old in zip(said, free, strict=True) if pair not in pairwise(old))
     slight = search(captioner, kv_cache, BARE, decoding, costs={free[0][:1]: 1e-4})[0][0]
     assert slight.token_ids == free[0]
     spared = search(captioner, kv_cache, BARE, decoding)[0][0]
@@ -109,8 +111,7 @@ def test_samples_depend_on_the_image_and_not_on_the_batch(captioner, features):
     decoding = Decoding(max_tokens=8, temperature=1.0, top_k=20, top_p=0.95, n_best=3)
     together = search(captioner, captioner.open(features), BARE, decoding)
     alone = [
-        search(captioner, captioner.open(features[[i]]), BARE, decoding, numbers=[i])[0]
-        for i in range(len(features))
+        search(captioner, captioner.open(features[[i]]), BARE, decoding, numbers=[i])[0] for i in range(len(features))
     ]
     assert [[one.token_ids for one in some] for some in together] == [[one.token_ids for one in some] for some in alone]
     assert len({one.token_ids for some in together for one in some}) > len(features)

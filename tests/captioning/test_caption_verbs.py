@@ -131,6 +131,30 @@ def test_measuring_shows_every_speaker_and_writes_a_report(scenes, runs, tmp_pat
     assert (tmp_path / "report" / "metrics.json").is_file()
 
 
+def test_a_focus_of_ones_own_is_measured_by_a_classifier_or_by_a_word_list(scenes, runs, tmp_path, capsys):
+    own = tmp_path / "own.jsonl"
+    rows = [row | {"focus": "my moods"} for row in rows_of(scenes / "scenes.jsonl") if row["focus"] == "emotions"]
+    own.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    run = tmp_path / "moods"
+    words = ["--data", str(own), "--images", str(scenes), "--device", "cpu"]
+    assert main(["caption", "train", *words, "--focus", "my moods", "--out", str(run), "--epochs", "8"]) == 0
+    capsys.readouterr()
+    words = ["caption", "eval", *words, "--prompts", str(run)]
+    assert main([*words, "--out", str(tmp_path / "report")]) == 0
+    said = capsys.readouterr().out
+    assert "8 images, judged by the classifier" in said
+    assert "nats a token of the references" in said
+    assert "told by a classifier of words and pairs of words" in said
+    assert "nats a token of the references" in (tmp_path / "report" / "report.html").read_text()
+    lexicon = tmp_path / "words.json"
+    lexicon.write_text(json.dumps({"my moods": list(load_captions("openart-scenes").lexicon["emotions"])}))
+    assert main([*words, "--lexicon", str(lexicon), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["judge"] == "lexicon of own"
+    column = found["confusion"]["focuses"].index("my moods")
+    assert found["confusion"]["adherence"][-1][column] > 0.5
+
+
 def test_the_tables_have_people_beside_every_number_of_a_focus(scenes, runs, capsys):
     words = ["caption", "eval", "--data", str(scenes / "scenes.jsonl"), "--prompts", str(runs / "emotions")]
     assert main([*words, "--max-tokens", "4", "--device", "cpu"]) == 0

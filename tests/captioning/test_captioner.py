@@ -102,7 +102,9 @@ def test_words_of_an_avoided_focus_are_not_said_unless_that_costs_nothing(captio
 
 
 def test_a_focus_without_words_of_its_own_cannot_be_avoided(captioner):
-    with pytest.raises(UserError, match="the prompt of numbers names no words of its own that could be avoided. Learn"):
+    with pytest.raises(
+        UserError, match=r"the prompt of numbers names no words of its own that could be avoided\. Learn"
+    ):
         Guidance(avoid=learned(captioner, 1))
 
 
