@@ -31,9 +31,9 @@ from mmprompt.files import make_folder
 FOCUSES = ("objects", "emotions", "actions")
 SETS = ("openart-scenes", "openart-scenes-new-style")
 GAIN, LOSS = 0.40, 0.10
-AVOIDED = (5.0, 10.0)
-"""Strengths, the default last."""
-N_STEERED = 100
+AVOIDED = (10.0,)
+"""Strengths: the default."""
+N_STEERED = 60
 """Test scenes that it is measured on."""
 
 
@@ -215,10 +215,8 @@ def measure_steered(seed: int) -> dict[str, Any]:
     captioner = mp.load_captioner("tiny", device="cpu")
     features = CaptionFeatures(captioner)
     found = steered(captioner, learn(captioner, features, seed)[0], features)
-    print(
     heading = f"Share of captions that name a focus, in %, {N_STEERED} test scenes of {SETS[0]}, seed {seed}"
     print(f"\n{heading}\n\n{steered_page(found)}")
-    )
     return {"steered": {"seed": seed} | found}
 
 

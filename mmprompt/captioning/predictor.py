@@ -370,7 +370,7 @@ def load(folder: Path, header: Mapping[str, Any], model: FrozenCaptioner | str |
     own = {word: tuple(map(tuple, ids)) for word, ids in header.get("own_words", {}).items()}
     template = CaptionTemplate(header["focus"], header["words"], own)
     prompt, _ = read_prompt(folder, header, captioner.device, template)
-    return Captioner(captioner, Guidance(((prompt.requires_grad_(False), 1.0),)))
+    return Captioner(captioner, Guidance(((prompt.requires_grad_(False).eval(), 1.0),)))
 
 
 @checked

@@ -197,8 +197,8 @@ class LoRA(WeightMethod):
     """Rank of each term."""
     alpha: Annotated[float, Gt(0)] = 16.0
     """The terms are scaled by alpha / rank."""
-    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Share of what enters a term that is dropped in training."""
+    dropout: Annotated[float, Ge(0), Lt(1)] | None = None
+    """Share of what enters a term that is dropped in training; 0 for a language model, 0.2 for a captioner."""
     targets: tuple[str, ...] | None = None
     """all (every linear layer but the head), attention (those of attentions), head (of a captioner, where words that it
     never says are to be said), or names of layers, such as q_proj; all for a language model, all and head for a
@@ -228,7 +228,7 @@ class LoRA(WeightMethod):
         inner = tuple(target for target in targets if target != HEAD)
         layers = chosen_layers(backbone.name, linear_layers(backbone.lm), inner) | head
         places = {f"lm.part[{name}]": list(size) for name, size in layers.items()}
-        terms = LowRankTerms(places, self.rank, self.alpha / self.rank, self.dropout, self.unit(start))
+        terms = LowRankTerms(places, self.rank, self.alpha / self.rank, self.dropout or 0.0, self.unit(start))
         return Prompt(start.template, terms.start_from(start.generator)).to(backbone.device)
 
 

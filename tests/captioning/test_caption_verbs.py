@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -38,8 +39,8 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def runs(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     for focus in ("objects", "emotions"):
-        words = ["caption", "train", "--data", str(scenes / "scenes.jsonl"), "--focus", focus]
-        assert main([*words, "--out", str(folder / focus), "--batch-size", "8", "--device", "cpu"]) == 0
+        words = ["caption", "train", "--data", str(scenes / "scenes.jsonl"), "--focus", focus, "--batch-size", "8"]
+        assert main([*words, "--method", "prompt-tuning", "--out", str(folder / focus), "--device", "cpu"]) == 0
     return folder
 
 
@@ -50,11 +51,40 @@ def rows_of(path: Path) -> list[dict]:
 def test_training_says_what_changed_and_what_to_do_next(scenes, tmp_path, capsys):
     out = tmp_path / "run"
     words = ["caption", "train", "--data", str(scenes / "scenes.jsonl"), "--focus", "actions", "--out", str(out)]
-    assert main([*words, "--epochs", "1", "--device", "cpu"]) == 0
+    assert main([*words, "--method", "prompt-tuning", "--epochs", "1", "--device", "cpu"]) == 0
     said = capsys.readouterr().out
     assert "The weights of tiny are what they were before." in said
     assert f"mmprompt caption write IMAGES --prompt {out}" in said
     assert (out / "prompt.safetensors").stat().st_size < 10_000
+
+
+def test_the_method_for_data_of_ones_own_is_chosen_on_held_out_captions(scenes, tmp_path, capsys):
+    words = ["caption", "train", "--data", str(scenes / "scenes.jsonl"), "--focus", "actions", "--device", "cpu"]
+    assert main([*words, "--out", str(tmp_path / "run"), "--epochs", "1"]) == 0
+    said = capsys.readouterr().out
+    (line,) = re.findall(r"Nats a token of the captions of 6 held-out images: (.*)\.\n", said)
+    losses = {name: float(loss) for name, loss in (part.rsplit(" ", 1) for part in line.split(", "))}
+    bare = losses.pop("no prompt")
+    assert set(losses) == {"prompt-tuning", "prefix-tuning", "prompt-tuning+prefix-tuning", "lora"}
+    assert min(losses.values()) < bare
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert losses[run["method"]["name"]] == min(losses.values())
+    assert run["recipe"]["epochs"] == 1
+
+
+def test_a_token_file_with_half_of_its_images_is_learned_from(scenes, tmp_path, capsys):
+    names = [path.name for path in sorted(scenes.glob("train-*.png"))[:8]]
+    lines = [f"{name}#0\tsomebody dancing." for name in names] + [f"gone-{name}#0\ta rose." for name in names]
+    (tmp_path / "tokens.txt").write_text("\n".join(lines) + "\n")
+    words = ["caption", "train", "--data", str(tmp_path / "tokens.txt"), "--images", str(scenes), "--focus", ""]
+    words += ["--method", "prompt-tuning", "--epochs", "1", "--device", "cpu", "--out", str(tmp_path / "run")]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "--skip-missing" in error
+    assert not (tmp_path / "run").exists()
+    assert main([*words, "--skip-missing"]) == 0
+    assert "Passed over 8 captions of 8 images that are not in" in capsys.readouterr().out
 
 
 def test_a_focus_is_written_for_a_folder_with_a_broken_picture(scenes, runs, tmp_path, capsys):
@@ -137,7 +167,8 @@ def test_a_focus_of_ones_own_is_measured_by_a_classifier_or_by_a_word_list(scene
     own.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
     run = tmp_path / "moods"
     words = ["--data", str(own), "--images", str(scenes), "--device", "cpu"]
-    assert main(["caption", "train", *words, "--focus", "my moods", "--out", str(run), "--epochs", "8"]) == 0
+    method = ["--method", "prompt-tuning", "--epochs", "8"]
+    assert main(["caption", "train", *words, *method, "--focus", "my moods", "--out", str(run)]) == 0
     capsys.readouterr()
     words = ["caption", "eval", *words, "--prompts", str(run)]
     assert main([*words, "--out", str(tmp_path / "report")]) == 0

@@ -151,6 +151,8 @@ def read_train(arguments: Sequence[str], prog: str) -> tuple[Settings, Recipe, M
     kind: type[Any] = METHODS.get(name, PromptTuning)
     places = (peek(arguments, "backbone") or Settings.backbone, "captioning")
     recipe = MAPPER_RECIPE if name in (MAPPER, MAPPER_AND_SOFT) else resolved_recipe(kind, places, {}, None)
+    if peek(arguments, "epochs") is not None:  # in place of the steps that were measured
+        recipe = Recipe(**{option: value for option, value in recipe.given.items() if option != "n_steps"})
     parts: list[tuple[str, Any]] = [("run", Settings), ("recipe", Recipe)]
     given: list[Any] = [replace(Settings(), method=name), recipe]
     if name not in (AUTO, BOTH):
