@@ -221,7 +221,7 @@ def read_lexicon(path: Path) -> dict[str, dict[str, str]]:
     content = read_json(path)
     if isinstance(content, dict):
         content = {
-            focus: {str(form): form for form in entries} if isinstance(entries, list) else entries
+            focus: {str(form): form for form in entries} if isinstance(entries, list) and entries else entries
             for focus, entries in content.items()
         }
     if not isinstance(content, dict) or not all(isinstance(entries, dict) for entries in content.values()):
