@@ -12,8 +12,8 @@ def main() -> None:
     for strength in (0.5, 1.0, 2.0):
         guidance = mp.captioning.Guidance(((prompt, 1.0),), strength=strength)
         print(f"strength {strength}:", mp.Captioner(captioner, guidance).caption(image)[0].text)
-    away = mp.captioning.Guidance(avoid=prompt, avoid_strength=2.0)
-    print("away from feelings:", mp.Captioner(captioner, away).caption(image)[0].text)
+    away = mp.captioning.Guidance(avoid=prompt)
+    print("without feelings:", mp.Captioner(captioner, away).caption(image)[0].text)
 
 
 if __name__ == "__main__":

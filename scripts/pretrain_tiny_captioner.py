@@ -3,6 +3,7 @@
     python scripts/pretrain_tiny.py prepare          --work DIR      # once: fetches and draws the artwork
     python scripts/pretrain_tiny_captioner.py train  --work DIR      # goes on from the last checkpoint
     python scripts/pretrain_tiny_captioner.py export --work DIR --assets FOLDER
+    python scripts/pretrain_tiny_captioner.py known --assets FOLDER   # what images it was trained on, of openart-scenes
 
 The decoder is a `LlamaForCausalLM` of transformers, the projector a layer norm and a linear map. It sees every scene
 with several texts, and a part of the texts without any image, so that it is a language model too. Recipe:
@@ -23,6 +24,9 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import mmprompt as mp
+from mmprompt.captioning.predictor import CaptionFeatures
+from mmprompt.captioning.readers.known_images import KnownImages
+from mmprompt.captioning.readers.load import KNOWN_IMAGES_FILE
 from openart.batches import Composer
 from openart.captions import SceneMaker, mix_at
 from openart.export import export_captioner, export_scenes
@@ -181,6 +185,30 @@ def export(settings: Settings, assets: Path) -> None:
     export_scenes(training.maker, assets, sources(settings.work))
 
 
+def known(assets: Path, photographs: Path | None = None) -> None:
+    """Write what tells drawn scenes from other images: of the training scenes, with a limit by the validation scenes.
+
+    Prints how many of other images are taken for strangers.
+
+    Args:
+        assets: the package's assets folder.
+        photographs: a folder of JPEG files, to be counted too.
+    """
+    captioner, data = mp.load_captioner("tiny", device="cpu"), mp.load_captions("openart-scenes")
+    features = CaptionFeatures(captioner)
+    train, held_out, test = (features.of([item.image for item in part]) for part in (data.train, data.val, data.test))
+    found = KnownImages.fit(train, held_out)
+    found.save(assets / "tiny" / KNOWN_IMAGES_FILE)
+    others = {"test scenes": test}
+    others["scenes in a new style"] = features.of([i.image for i in mp.load_captions("openart-scenes-new-style").test])
+    if photographs is not None:
+        others["photographs"] = features.of(sorted(photographs.glob("*.jpg")))
+    counts = {name: f"{int(found.strangers(some).sum())} of {len(some)}" for name, some in others.items()}
+    print(json.dumps({"limit": round(found.limit.item(), 2), "strangers": counts}))
+
+
 if __name__ == "__main__":
     config = (tyro.conf.OmitArgPrefixes,)
-    tyro.extras.subcommand_cli_from_dict({"train": train, "export": export}, description=__doc__, config=config)
+    tyro.extras.subcommand_cli_from_dict(
+        {"train": train, "export": export, "known": known}, description=__doc__, config=config
+    )

@@ -57,12 +57,15 @@ class CountingEncoder(nn.Module):
 
 
 def small_captioner(kind: str = "llama", scale: float = 6.0) -> FrozenCaptioner:
-    """A captioner in double precision; every word is a number from 2 to 39."""
+    """A captioner in double precision; every word is a number from 2 to 39, a wording in letters is read as some."""
     lm, encoder = small_language_model(kind, scale), CountingEncoder()
     torch.manual_seed(2)
     mapper = nn.Linear(8, 32).double().requires_grad_(False)
     decoder = PrefixDecoder(lm, mapper, START, END, N_IMAGE)
-    tokenizer = CaptionTokenizer(lambda text: [int(word) for word in text.split()], lambda ids: " ".join(map(str, ids)))
+    tokenizer = CaptionTokenizer(
+        lambda text: [int(word) if word.isdigit() else 2 + len(word) for word in text.split()],
+        lambda ids: " ".join(map(str, ids)),
+    )
     pixels = PixelTransform(to_pixels, (0.0,) * 3, (1.0,) * 3, SIDE, "resized to 4")
     return FrozenCaptioner(
         "small", nn.ModuleDict({"lm": lm, "encoder": encoder, "mapper": mapper}), encoder, decoder, tokenizer, pixels

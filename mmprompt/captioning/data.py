@@ -159,13 +159,16 @@ EMBEDDED = {
 
 
 @checked
-def load_captions(name_or_path: str | Path, images: str | Path | None = None) -> CaptionData:
+def load_captions(
+    name_or_path: str | Path, images: str | Path | None = None, skip_missing: bool = False
+) -> CaptionData:
     """Load images and captions by name, or from a file.
 
     Args:
         name_or_path: `openart-scenes`, a JSONL file, COCO's captions, a file of Karpathy's splits, a token file of
             Flickr, SentiCap, ArtEmis, or a text file or the folder of FlickrStyle.
         images: the folder that the file's images are relative to; by default its own.
+        skip_missing: pass over captions of images that are not there, and images without captions; a note counts them.
     Raises:
         UserError: there is no set and no file of that name, the file is bad, or an image is missing or lies elsewhere.
     """
@@ -175,11 +178,15 @@ def load_captions(name_or_path: str | Path, images: str | Path | None = None) ->
         return replace(data, name=str(name_or_path), licence=licence)
     if not Path(name_or_path).exists():
         raise unknown_name("set of captions", str(name_or_path), EMBEDDED, "A file of your own is given by its path.")
-    return read_captions(name_or_path, images)
+    return read_captions(name_or_path, images, skip_missing=skip_missing)
 
 
 def read_captions(
-    path: str | Path, images: str | Path | None = None, format: str | None = None, seed: int = 0
+    path: str | Path,
+    images: str | Path | None = None,
+    format: str | None = None,
+    seed: int = 0,
+    skip_missing: bool = False,
 ) -> CaptionData:
     """Read a file of one of the published forms, or a folder of FlickrStyle; images are looked for and not opened.
 
@@ -197,6 +204,9 @@ def read_captions(
         raise bad_file(path, "holds no captions", "Give a file that does.")
     own_folder = path if path.is_dir() else path.parent
     root = (own_folder if images is None else Path(images)).resolve()
+    if skip_missing:
+        rows, skipped = _with_images(rows, root, path)
+        notes = (*notes, *skipped)
     items, split_notes = _divided(_grouped(rows, root, path), path, seed)
     beside = path.with_suffix(".lexicon.json")
     lexicon = read_lexicon(beside) if format == "jsonl" and beside.is_file() else {}
@@ -204,10 +214,20 @@ def read_captions(
 
 
 def read_lexicon(path: Path) -> dict[str, dict[str, str]]:
-    """Read what surface forms name, by focus: `{"emotions": {"laughing": "joy", "laughing face": "joy"}}`."""
+    """Read what surface forms name, by focus: `{"emotions": {"laughing": "joy", "laughing face": "joy"}}`.
+
+    A list of words, `{"brand voice": ["wow", "today"]}`, stands for words that name themselves.
+    """
     content = read_json(path)
+    if isinstance(content, dict):
+        content = {
+            focus: {str(form): form for form in entries} if isinstance(entries, list) and entries else entries
+            for focus, entries in content.items()
+        }
     if not isinstance(content, dict) or not all(isinstance(entries, dict) for entries in content.values()):
-        raise bad_file(path, "is not an object of objects", "Write surface forms and items by focus.")
+        raise bad_file(
+            path, "is not an object of objects", "Write surface forms and items by focus, or lists of words."
+        )
     for focus, entries in content.items():
         for form, item in entries.items():
             if not isinstance(item, str) or not item.strip() or not form.strip():
@@ -249,6 +269,33 @@ def _grouped(rows: Sequence[CaptionRow], root: Path, path: Path) -> list[Caption
     ]
 
 
+def _with_images(rows: Sequence[CaptionRow], root: Path, path: Path) -> tuple[list[CaptionRow], tuple[str, ...]]:
+    """Pass over the rows without an image or without a caption, with notes that count them; refuse to pass over all."""
+    inside = SafeRoot(root)
+    there = {name: _is_there(name, inside) for name in dict.fromkeys(row.image for row in rows)}
+    kept = [row for row in rows if there[row.image] and row.captions]
+    missing = [row for row in rows if not there[row.image]]
+    bare = sum(there[row.image] and not row.captions for row in rows)
+    if not kept:
+        raise bad_file(path, f"none of its {len(there)} images is in {root}", "Give their folder with --images.")
+    notes = []
+    if missing:
+        n_captions, names = sum(len(row.captions) for row in missing), [name for name in there if not there[name]]
+        counts = f"{n_captions} captions of {len(names)} images"
+        notes.append(f"Passed over {counts} that are not in {root}: {shortened(names)}.")
+    if bare:
+        notes.append(f"Passed over {bare} images without a caption.")
+    return kept, tuple(notes)
+
+
+def _is_there(name: object, inside: SafeRoot) -> bool:
+    """Return whether an image is there; one that is named wrongly is left for its refusal."""
+    try:
+        return not isinstance(name, str) or not name.strip() or inside.join(name).is_file()
+    except (UserError, ValueError, OSError):
+        return True
+
+
 def _find_image(row: CaptionRow, inside: SafeRoot, place: str) -> Path:
     if not isinstance(row.image, str) or not row.image.strip():
         raise bad_file(place, f"the image is {row.image!r}, but its path was expected", "Write it.")
@@ -258,7 +305,7 @@ def _find_image(row: CaptionRow, inside: SafeRoot, place: str) -> Path:
     except (UserError, ValueError, OSError) as error:
         raise UserError(f"{place}: {error}") from None
     if not is_there:
-        advice = "Give the folder of the images, or remove its captions."
+        advice = "Give the folder of the images with --images, or pass over such captions with --skip-missing."
         raise bad_file(place, f"{row.image} is not in {inside.root}", advice)
     return image
 
@@ -266,7 +313,7 @@ def _find_image(row: CaptionRow, inside: SafeRoot, place: str) -> Path:
 def _clean(row: CaptionRow, place: str) -> list[str]:
     """Return the captions of a row, runs of white space made one space; refuse what is no caption."""
     if not row.captions:
-        raise bad_file(place, f"{row.image} has no caption", "Write one, or remove the image.")
+        raise bad_file(place, f"{row.image} has no caption", "Write one, or pass over it with --skip-missing.")
     cleaned = []
     for caption in row.captions:
         if not isinstance(caption, str):

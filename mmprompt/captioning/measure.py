@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mmprompt.captioning.data import CaptionData, CaptionItem
@@ -52,6 +53,11 @@ HARD_WORDS = {
 ANY_WORDS = ("a picture of {}:", "the {} are", "describe the {}:")
 
 
+def wordings_for(focus: str) -> tuple[str, ...]:
+    """Return what somebody would write to ask for a focus."""
+    return HARD_WORDS.get(focus) or tuple(words.format(focus) for words in ANY_WORDS)
+
+
 @dataclass(frozen=True)
 class Speaker:
     """A captioner with one prompt, with words, or with none, and what it said of each image, by its id.
@@ -89,6 +95,8 @@ class CaptionMeasure:
         clip_scores: by speaker, where an encoder judged.
         confusion: adherence of every speaker to every focus.
         lifts: by focus: adherence and grounded precision over `"none"` and over `"words"`, paired over images.
+        losses: by focus and speaker, the cross entropy of the part's captions of that focus, in nats a token; () where
+            it has none.
         strengths: by focus, the curve over strength.
         decoding: how captions were searched.
         notes: what a careful reader should know.
@@ -104,6 +112,7 @@ class CaptionMeasure:
     clip_scores: Mapping[str, ClipScores]
     confusion: Confusion
     lifts: Mapping[str, Mapping[str, Lift]]
+    losses: Mapping[str, Mapping[str, float]]
     strengths: Mapping[str, tuple[Point, ...]]
     decoding: Decoding
     notes: tuple[str, ...] = field(default=())
@@ -124,6 +133,7 @@ class CaptionMeasure:
             "decoding": asdict(self.decoding),
             "confusion": self.confusion.to_dict(),
             "lifts": {focus: {name: asdict(one) for name, one in some.items()} for focus, some in self.lifts.items()},
+            "losses": {focus: dict(some) for focus, some in self.losses.items()},
             "strengths": {focus: [asdict(point) for point in some] for focus, some in self.strengths.items()},
             "speakers": [
                 {
@@ -168,22 +178,26 @@ def measure_captions(
         features: of the same captioner, to share them.
         progress: called with how many speakers are done and how many there are.
     Raises:
-        UserError: there is no prompt, two have one focus, the judge does not know one, the part is empty, or
-            pycocoevalcap is not installed.
+        UserError: there is no prompt, two have one focus, nothing is there to tell one by (no word list, no training
+            captions), the part is empty, or pycocoevalcap is not installed.
     """
     by_focus = {focus_of(prompt): prompt for prompt in prompts}
     if not prompts or len(by_focus) < len(prompts):
         given, advice = ", ".join(map(focus_of, prompts)) or "empty", "Give `prompts`, each of another focus."
         raise bad_value("prompts", given, "one prompt a focus is needed", advice)
     coco_module("cider.cider")  # missed now, not after the captions are written
-    stage = _Stage(captioner, decoding or Decoding(), features or CaptionFeatures(captioner), judge_for(data))
+    stage = _Stage.set(captioner, data, tuple(by_focus), decoding, features)
     judge, items = stage.judge, data.with_captions(split, None)
     speakers = [Speaker(NO_PROMPT, "", stage.say(items, Guidance()))]
+    losses: dict[str, dict[str, float]] = {}
     for focus, prompt in by_focus.items():
+        own = any(item.of(focus) for item in items)
         wording = (words or {}).get(focus) or stage.best_words(data, focus)
         hard = hard_prompt(captioner, focus, wording)
         speakers.append(Speaker(f"words: {focus}", focus, stage.say(items, Guidance(((hard, 1.0),))), wording))
         speakers.append(Speaker(focus, focus, stage.say(items, Guidance(((prompt, 1.0),)))))
+        spoken = {NO_PROMPT: None, f"words: {focus}": hard, focus: prompt}
+        losses[focus] = {name: stage.loss(items, focus, one) for name, one in spoken.items()} if own else {}
         if progress is not None:
             progress(len(speakers), 2 * len(prompts) + 1)
     scores = {one.name: {f: score_focus(one.said, items, f, judge) for f in judge.focuses} for one in speakers}
@@ -204,6 +218,7 @@ def measure_captions(
         likeness,
         confusion({one.name: one.said for one in speakers}, judge),
         {focus: _lifts_of(focus, scores) for focus in by_focus},
+        losses,
         {focus: stage.curve(items[:N_CURVE], prompt, strengths) for focus, prompt in by_focus.items()},
         stage.decoding,
         tuple(dict.fromkeys(note for notes in noted for note in notes)),
@@ -212,10 +227,10 @@ def measure_captions(
 
 def evaluate(captioner: Captioner, data: CaptionData, features: CaptionFeatures | None = None) -> FocusScores:
     """Measure how well a captioner keeps to the focus of its one prompt, on the test part."""
-    features = features or CaptionFeatures(captioner.backbone)
-    stage = _Stage(captioner.backbone, captioner.decoding, features, judge_for(data))
+    focus = focus_of(captioner.prompt)
+    stage = _Stage.set(captioner.backbone, data, (focus,), captioner.decoding, features)
     items = data.with_captions("test", None)
-    return score_focus(stage.say(items, captioner.guidance), items, focus_of(captioner.prompt), stage.judge)
+    return score_focus(stage.say(items, captioner.guidance), items, focus, stage.judge)
 
 
 def _lifts_of(focus: str, scores: Mapping[str, Mapping[str, FocusScores]]) -> dict[str, Lift]:
@@ -242,6 +257,37 @@ class _Stage:
     features: CaptionFeatures
     judge: Judge
 
+    @classmethod
+    def set(
+        cls,
+        captioner: FrozenCaptioner,
+        data: CaptionData,
+        focuses: Sequence[str],
+        decoding: Decoding | None,
+        features: CaptionFeatures | None,
+    ) -> _Stage:
+        """Prepare what is measured, and its judge; captions without a prompt stand for those without the focus."""
+        features, looked_at = features or CaptionFeatures(captioner), data.train[:N_CURVE]
+
+        def without() -> list[str]:
+            seen = features.of([item.image for item in looked_at])
+            return [caption.text for caption in Captioner(captioner).caption_features(seen)]
+
+        return cls(captioner, decoding or Decoding(), features, judge_for(data, focuses, without))
+
+    @torch.no_grad()
+    def loss(self, items: Sequence[CaptionItem], focus: str, prompt: Prompt | None) -> float:
+        """Return the cross entropy of the captions of a focus with a prompt, in nats a token."""
+        encode, end = self.captioner.tokenizer.encode, self.captioner.decoder.end_id
+        log_probs = []
+        own = [item for item in items if item.of(focus)]
+        for start in range(0, len(own), 64):
+            batch = own[start : start + 64]
+            ids = [[(*encode(text), end) for text in item.of(focus)] for item in batch]
+            kv_cache = self.captioner.open(self.features.of([item.image for item in batch]))
+            log_probs.append(self.captioner.log_probs(kv_cache, {} if prompt is None else prompt.inserts(), ids))
+        return -torch.cat(log_probs).mean().item()
+
     def say(self, items: Sequence[CaptionItem], guidance: Guidance) -> dict[str, str]:
         """Write a caption of each image, by its id."""
         captioner = Captioner(self.captioner, guidance, self.decoding)
@@ -258,7 +304,7 @@ class _Stage:
 
         The first one where the data has neither, as a set that is only tested on.
         """
-        wordings = HARD_WORDS.get(focus) or tuple(words.format(focus) for words in ANY_WORDS)
+        wordings = wordings_for(focus)
         items = (data.val or data.train)[:N_CURVE]
 
         def adherence(words: str) -> float:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from mmprompt.core.soft import DecoderMethod, HardPrompt, PrefixTuning, PromptTuning
+from mmprompt.core.soft import DecoderMethod, HardPrompt, LoRA, PrefixTuning, PromptTuning
 from mmprompt.training.recipe import Recipe
 
 METHODS: dict[str, type[DecoderMethod]] = {
     "prompt-tuning": PromptTuning,
     "prefix-tuning": PrefixTuning,
+    "lora": LoRA,
     "hard": HardPrompt,
 }
 

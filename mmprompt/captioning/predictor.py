@@ -6,6 +6,7 @@ a classifier's prompt has.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmprompt.captioning.decoding import Decoding
+from mmprompt.captioning.own_words import TokenIds
 from mmprompt.captioning.readers.captioner import LM_INPUT, FrozenCaptioner
 from mmprompt.captioning.readers.load import load_captioner
 from mmprompt.captioning.search import Branch, Found, mixture, search
@@ -27,10 +29,13 @@ from mmprompt.core.learned import Learned, Prompt
 from mmprompt.data.images import ImageLike, as_list, is_one, read_image
 from mmprompt.errors import UserError, bad_value
 from mmprompt.models.image_features import ImageFeatures, Progress
-from mmprompt.models.sites import Insert, Site, vectors_of
+from mmprompt.models.sites import Insert, Site
 from mmprompt.settings import check_settings, checked, holds
 
 BATCH = 32
+_log = logging.getLogger(__name__)
+AVOIDING_BEAMS = 8
+"""Fewest beams where words are avoided: what is to take their place is chosen before they would be said."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +45,12 @@ class CaptionTemplate:
     Args:
         focus: what the captions are to speak of, such as "emotions".
         words: of a hard prompt, "" where vectors were learned.
+        own_words: words that are the focus's own, and the token ids that begin each, one or more tuples a word.
     """
 
     focus: str
     words: str = ""
+    own_words: Mapping[str, tuple[TokenIds, ...]] = field(default_factory=dict)
 
     @property
     def text(self) -> str:
@@ -57,7 +64,7 @@ class Caption:
 
     Attributes:
         text: the caption.
-        log_prob: sum of the log-probabilities of its tokens and its end, in the mixture it was searched in.
+        log_prob: sum of the log-probabilities of its tokens and its ends, as it was searched.
         score: what the captions of an image are ordered by.
         n_tokens: without the end.
         is_cut: whether it stopped for want of room.
@@ -81,39 +88,60 @@ class Caption:
 
 @dataclass(frozen=True)
 class Guidance:
-    """Which prompts a caption is searched with: classifier-free guidance (Ho and Salimans 2022).
+    """Which prompts a caption is searched with.
 
     Args:
-        prompts: with weights; several are mixed by weight. The template of each is a `CaptionTemplate`.
-        strength: 0 is the captioner without a prompt, 1 the plain prompt, more pushes harder.
-        avoid: a prompt to push away from.
-        avoid_strength: how hard; 0 is not at all.
+        prompts: with weights; the template of each is a `CaptionTemplate`. Several speak one after the other in one
+            caption, the heaviest first, each as it would alone; a lighter one at that much less of the strength.
+        strength: 0 is the captioner without a prompt, 1 the plain prompt, more pushes harder (classifier-free guidance,
+            Ho and Salimans 2022).
+        avoid: the prompt of a focus whose own words are not to be said.
+        avoid_strength: what each of them costs, in nats; 0 is not at all, and at 10 there is hardly one left.
     Raises:
-        UserError: a number is out of range or no number.
+        UserError: a number is out of range or no number, or the focus to avoid has no words of its own.
     """
 
     prompts: tuple[tuple[Prompt, float], ...] = ()
     strength: Annotated[float, Ge(0)] = 1.0
     avoid: Prompt | None = None
-    avoid_strength: Annotated[float, Ge(0)] = 0.5
+    avoid_strength: Annotated[float, Ge(0)] = 10.0
 
     def __post_init__(self) -> None:
         check_settings(self)
         for prompt, weight in self.prompts:
             if not holds(weight, Annotated[float, Gt(0)]):
                 raise bad_value(f"weight of {focus_of(prompt)}", weight, "it must be a number, above 0", "Use 1.")
+        if self.avoid is not None and not template_of(self.avoid).own_words:
+            raise UserError(
+                f"the prompt of {focus_of(self.avoid)} names no words of its own that could be avoided. "
+                "Learn it with this version of mmprompt, from captions with words that other captions have not."
+            )
 
-    def branches(self) -> list[Branch]:
-        """Return the same for `search`."""
-        focus = [(vectors_of(prompt.inserts()), weight) for prompt, weight in self.prompts]
-        avoid = None if self.avoid is None else vectors_of(self.avoid.inserts())
-        return mixture(focus, self.strength, avoid, self.avoid_strength)
+    def turns(self) -> list[list[Branch]]:
+        """Return the branches of each prompt's part of a caption, for `search`."""
+        if not self.prompts or self.strength == 0:
+            return [[Branch(1.0)]]
+        prompts = sorted(self.prompts, key=lambda pair: -pair[1])
+        heaviest = prompts[0][1]
+        return [mixture(prompt.inserts(), self.strength * (weight / heaviest)) for prompt, weight in prompts]
+
+    def costs(self) -> dict[TokenIds, float]:
+        """Return what tokens cost, for `search`."""
+        if self.avoid is None or self.avoid_strength == 0:
+            return {}
+        words = template_of(self.avoid).own_words.values()
+        return {ids: self.avoid_strength for beginnings in words for ids in beginnings}
+
+
+def template_of(prompt: Prompt) -> CaptionTemplate:
+    """Return what stands around the vectors of a captioner's prompt."""
+    assert isinstance(prompt.template, CaptionTemplate), "a captioner's prompt has its template"
+    return prompt.template
 
 
 def focus_of(prompt: Prompt) -> str:
     """Return what a captioner's prompt makes it speak of."""
-    assert isinstance(prompt.template, CaptionTemplate), "a captioner's prompt has its template"
-    return prompt.template.focus
+    return template_of(prompt).focus
 
 
 @dataclass
@@ -151,9 +179,7 @@ class Captioner:
 
     def header(self) -> dict[str, Any]:
         """Return what the prompt file keeps of a captioner beside its prompt; see `core.file.Predictor`."""
-        template = self.prompt.template
-        assert isinstance(template, CaptionTemplate), "a captioner's prompt has its template"
-        return {"focus": template.focus, "words": template.words}
+        return asdict(template_of(self.prompt))
 
     def kept_tensors(self) -> dict[str, Tensor]:
         """Return nothing: a captioner computes nothing ahead."""
@@ -213,6 +239,7 @@ class Captioner:
 
         The random numbers of samples depend on the `numbers` of the images, their places by default.
         """
+        warn_of_strangers(self.backbone, features)
         each = self._each(guidance, len(features))
         rows_of: dict[int, list[int]] = {}
         for row, one in enumerate(each):
@@ -221,20 +248,48 @@ class Captioner:
         for rows in rows_of.values():
             kv_cache = self.backbone.open(features[torch.tensor(rows, device=features.device)])
             named = rows if numbers is None else [numbers[row] for row in rows]
-            found = search(self.backbone, kv_cache, each[rows[0]].branches(), decoding or self.decoding, named)
-            captions.update(zip(rows, map(self._caption, found), strict=True))
+            costs, how = each[rows[0]].costs(), decoding or self.decoding
+            if costs and how.temperature is None:
+                how = replace(how, n_beams=max(how.n_beams, AVOIDING_BEAMS))
+            turns = [search(self.backbone, kv_cache, some, how, named, costs) for some in each[rows[0]].turns()]
+            captions.update(zip(rows, map(self._caption, *turns), strict=True))
         return [captions[row] for row in range(len(each))]
 
     def _each(self, guidance: Sequence[Guidance] | Guidance | None, n_images: int) -> list[Guidance]:
         given = self.guidance if guidance is None else guidance
         return [given] * n_images if isinstance(given, Guidance) else list(given)
 
-    def _caption(self, found: Sequence[Found]) -> Caption:
-        decode = self.backbone.tokenizer.decode
-        best, *others = (
-            Caption(decode(one.token_ids), one.log_prob, one.score, len(one.token_ids), one.is_cut) for one in found
-        )
+    def _caption(self, *turns: Sequence[Found]) -> Caption:
+        """Make the caption of an image of what was found for each of its parts, best first."""
+        best, *others = (self._joined(parts) for parts in zip(*turns, strict=True))
         return replace(best, others=tuple(others))
+
+    def _joined(self, parts: Sequence[Found]) -> Caption:
+        """Make a caption of its parts, each a sentence of its own where there are several."""
+        texts = [self.backbone.tokenizer.decode(part.token_ids) for part in parts]
+        ended = [text if not text[-1:].isalnum() else f"{text}." for text in texts]
+        return Caption(
+            " ".join(ended) if len(parts) > 1 else texts[0],
+            sum(part.log_prob for part in parts),
+            sum(part.score for part in parts) / len(parts),
+            sum(len(part.token_ids) for part in parts),
+            any(part.is_cut for part in parts),
+        )
+
+
+def warn_of_strangers(captioner: FrozenCaptioner, features: Tensor) -> None:
+    """Log once a captioner that images, of features [B, T, D'], are unlike all that it was trained on."""
+    known = captioner.known_images
+    n_strange = 0 if known is None else int(known.strangers(features).sum())
+    if n_strange:
+        captioner.known_images = None
+        _log.warning(
+            "%d of the first %d images are unlike any that %s was trained on: this captioner was trained on drawn "
+            "scenes; for photographs: --backbone photo, or another captioner's name.",
+            n_strange,
+            len(features),
+            captioner.name,
+        )
 
 
 class _ImageSide:
@@ -302,9 +357,10 @@ def load(folder: Path, header: Mapping[str, Any], model: FrozenCaptioner | str |
     name = model or header["backbone"]["name"]
     captioner = load_captioner(name) if isinstance(name, str) else name
     refuse_other_backbone(folder, header, captioner)
-    template = CaptionTemplate(header["focus"], header["words"])
+    own = {word: tuple(map(tuple, ids)) for word, ids in header.get("own_words", {}).items()}
+    template = CaptionTemplate(header["focus"], header["words"], own)
     prompt, _ = read_prompt(folder, header, captioner.device, template)
-    return Captioner(captioner, Guidance(((prompt.requires_grad_(False), 1.0),)))
+    return Captioner(captioner, Guidance(((prompt.requires_grad_(False).eval(), 1.0),)))
 
 
 @checked

@@ -112,7 +112,10 @@ def focus_table(measure: CaptionMeasure) -> Columns:
 
 
 def gain_rows(measure: CaptionMeasure, focus: str) -> list[list[str]]:
-    """Return the rows of one focus: measure, learned prompt, people, no prompt, gained, words, gained."""
+    """Return the rows of one focus: measure, learned prompt, people, no prompt, gained, words, gained.
+
+    The last is how improbable the captions that people wrote of the focus are, where there are some.
+    """
 
     def write(name: str, value: float | None) -> str:
         if value is None:
@@ -123,8 +126,9 @@ def gain_rows(measure: CaptionMeasure, focus: str) -> list[list[str]]:
         lift = measure.lifts[focus].get(name)
         return "" if lift is None else f"{signed(lift.difference)} ({between(lift.interval, with_sign=True)})"
 
-    learned, bare, words = (measure.focus_scores[name][focus] for name in (focus, NO_PROMPT, f"words: {focus}"))
-    return [
+    names = focus, NO_PROMPT, f"words: {focus}"
+    learned, bare, words = (measure.focus_scores[name][focus] for name in names)
+    rows = [
         [
             label,
             *(write(name, values[name]) for values in (learned.values, learned.human, bare.values)),
@@ -134,6 +138,10 @@ def gain_rows(measure: CaptionMeasure, focus: str) -> list[list[str]]:
         ]
         for name, label in SHOWN.items()
     ]
+    if measure.losses[focus]:
+        own, none, hard = (f"{measure.losses[focus][name]:.2f}" for name in names)
+        rows.append(["nats a token of the references", own, "-", none, "", hard, ""])
+    return rows
 
 
 def strength_table(points: Sequence[Point]) -> Columns:

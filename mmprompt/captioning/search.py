@@ -1,12 +1,14 @@
-"""The decoding loop of every captioner: greedy, sampling, beams, n-best, with one prompt or several mixed.
+"""The decoding loop of every captioner: greedy, sampling, beams, n-best, with a prompt of any strength.
 
-A caption is searched under a sum of log-probabilities over *branches*: the same captioner with other vectors, or with
-none. All branches of a row read the same tokens. Search knows tokens and scores; words, files and images it does not.
+A caption is searched under a sum of log-probabilities over *branches*: the same captioner with another prompt, or with
+none. All branches of a row read the same tokens. Tokens may have a cost. Search knows tokens and scores; words, files
+and images it does not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -15,21 +17,17 @@ from torch import Tensor
 from mmprompt.captioning.decoding import Decoding
 from mmprompt.captioning.readers.captioner import FrozenCaptioner, State
 from mmprompt.models.decoder.kv_cache import KVCache
-from mmprompt.models.sites import Site, Vectors
+from mmprompt.models.sites import Insert, Site, vectors_of
 
-SiteVectors = Mapping[Site, Vectors]
+Inserts = Mapping[Site, Insert]
 
 
 @dataclass(frozen=True)
 class Branch:
-    """The captioner with some vectors, {} for none, and the weight of its log-probabilities in the sum of 1.
-
-    `in_focus` is its weight among the prompts that are asked for, for the plausibility cut.
-    """
+    """The captioner with a prompt, {} for none, and the weight of its log-probabilities in the sum of 1."""
 
     weight: float
-    vectors: SiteVectors = field(default_factory=dict)
-    in_focus: float = 0.0
+    inserts: Inserts = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -42,50 +40,52 @@ class Found:
     is_cut: bool
 
 
-def mixture(
-    focus: Sequence[tuple[SiteVectors, float]], strength: float, avoid: SiteVectors | None, avoid_strength: float
-) -> list[Branch]:
-    """Return the branches of `base + strength (focus - base) - avoid_strength (avoid - base)`, in log-probabilities.
+def mixture(inserts: Inserts, strength: float) -> list[Branch]:
+    """Return the branches of `base + strength (prompt - base)`, in log-probabilities.
 
     Branches whose weight is zero are left out, so strength 0 is the captioner without a prompt and 1 the plain prompt,
-    bit for bit (classifier-free guidance, Ho and Salimans 2022; for captions Kornblith et al. 2023). The weights of the
-    focus are scaled to sum 1; without a focus, strength has no effect.
+    bit for bit (classifier-free guidance, Ho and Salimans 2022; for captions Kornblith et al. 2023).
     """
-    total = sum(weight for _, weight in focus)
-    strength = strength if focus else 0.0
-    away = 0.0 if avoid is None else avoid_strength
-    asked = strength > 0
-    parts = [Branch(1.0 - strength + away, {}, 0.0 if asked else 1.0)]
-    parts += [Branch(strength * weight / total, vectors, weight / total) for vectors, weight in focus if asked]
-    if avoid is not None:
-        parts.append(Branch(-away, avoid))
+    parts = [Branch(strength, inserts), Branch(1.0 - strength)]
     return [part for part in parts if part.weight != 0.0]
 
 
 PLAUSIBLE = 0.1
-"""Tokens below this share of the best one's probability under the prompt are never taken when branches push."""
+"""Tokens below this share of the best one's probability under the prompt are never taken above strength 1."""
+Costs = Mapping[tuple[int, ...], float]
+"""What the last of some tokens in a row costs, in nats."""
 
 
 @dataclass(frozen=True)
 class Mixed:
-    """Rows of captions under way in every branch: one state per branch, with the same rows."""
+    """Rows of captions under way in every branch: one state per branch, with the same rows, and what was said so far.
+
+    The first branch is the prompt's where there is one. `token_ids` are [N, L].
+    """
 
     captioner: FrozenCaptioner
     branches: Sequence[Branch]
     states: Sequence[State]
+    token_ids: Tensor
+    charge: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def log_probs(self, may_end: bool) -> Tensor:
-        """Return the log-probabilities [N, V] of the next token, float32; -inf for an end that may not come yet."""
+        """Return the log-probabilities [N, V] of the next token, float32, less what it costs.
+
+        The costs leave a sum below 1: a caption that is left nothing else to say is less probable than one that ended
+        before. An end that may not come yet has -inf.
+        """
         parts = [state.logits.float().log_softmax(-1) for state in self.states]
         mixed = parts[0]  # its weight is 1 where it is the only one
         if len(parts) > 1:
-            weights, in_focus = ([getattr(branch, name) for branch in self.branches] for name in ("weight", "in_focus"))
-            mixed = _weighted(weights, parts)
+            weights = [branch.weight for branch in self.branches]
+            mixed = sum((weight * part for weight, part in zip(weights, parts, strict=True)), torch.zeros_like(mixed))
             if min(weights) < 0:
-                asked = _weighted(in_focus, parts)
-                least = asked.max(-1, keepdim=True).values + torch.tensor(PLAUSIBLE).log().to(asked.device)
-                mixed = mixed.masked_fill(asked < least, float("-inf"))
+                least = parts[0].max(-1, keepdim=True).values + math.log(PLAUSIBLE)
+                mixed = mixed.masked_fill(parts[0] < least, float("-inf"))
             mixed = mixed.log_softmax(-1)
+        if self.charge is not None:
+            mixed = self.charge(self.token_ids, mixed)
         if may_end:
             return mixed
         end_id = torch.tensor([self.captioner.decoder.end_id], device=mixed.device)
@@ -93,15 +93,12 @@ class Mixed:
 
     def select(self, rows: Tensor) -> Mixed:
         """Return the given rows, each as often as it is named."""
-        return replace(self, states=[state.select(rows) for state in self.states])
+        return replace(self, states=[state.select(rows) for state in self.states], token_ids=self.token_ids[rows])
 
     def step(self, token_ids: Tensor) -> Mixed:
         """Read one more token [N] of every row."""
-        return replace(self, states=[self.captioner.step(state, token_ids) for state in self.states])
-
-
-def _weighted(weights: Sequence[float], parts: Sequence[Tensor]) -> Tensor:
-    return sum((weight * part for weight, part in zip(weights, parts, strict=True)), torch.zeros_like(parts[0]))
+        states = [self.captioner.step(state, token_ids) for state in self.states]
+        return replace(self, states=states, token_ids=torch.cat([self.token_ids, token_ids[:, None]], dim=1))
 
 
 @torch.no_grad()
@@ -111,15 +108,17 @@ def search(
     branches: Sequence[Branch],
     decoding: Decoding,
     numbers: Sequence[int] | None = None,
+    costs: Costs | None = None,
 ) -> list[list[Found]]:
     """Search the captions of every image of `captioner.open`, best first, in the branches of `mixture`.
 
     The random numbers of each image depend on its number beside the seed, its place by default.
     """
-    room = captioner.decoder.budget - max(prompt_slots(branch.vectors) for branch in branches)
+    room = captioner.decoder.budget - max(prompt_slots(branch.inserts) for branch in branches)
     n_tokens, n_best = min(decoding.max_tokens, room), decoding.n_best
-    states = [captioner.prefill(kv_cache, branch.vectors) for branch in branches]
-    mixed = Mixed(captioner, branches, states)
+    states = [captioner.prefill(kv_cache, branch.inserts) for branch in branches]
+    nothing = torch.zeros(len(kv_cache), 0, dtype=torch.long, device=captioner.device)
+    mixed = Mixed(captioner, branches, states, nothing, _charge(costs) if costs else None)
     if decoding.n_beams > 1:
         return _search_beams(mixed, len(kv_cache), n_tokens, decoding)
     if decoding.temperature is None:
@@ -135,9 +134,19 @@ def search(
     return [sorted(samples, key=lambda caption: -caption.score) for samples in captions]
 
 
-def prompt_slots(vectors: SiteVectors) -> int:
+def _charge(costs: Costs) -> Callable[[Tensor, Tensor], Tensor]:
+    """Make what takes costs from the log-probabilities [N, V] of the tokens that follow rows of tokens [N, L]."""
+    from transformers import SequenceBiasLogitsProcessor
+
+    charge: Callable[[Tensor, Tensor], Tensor] = SequenceBiasLogitsProcessor(
+        {ids: -cost for ids, cost in costs.items()}
+    )
+    return charge
+
+
+def prompt_slots(inserts: Inserts) -> int:
     """Return the slots that a prompt takes of the decoder."""
-    return sum(given.n_vectors for site, given in vectors.items() if site.layer == 0)
+    return sum(given.n_vectors for site, given in vectors_of(inserts).items() if site.layer == 0)
 
 
 def _search_rows(mixed: Mixed, n_tokens: int, uniform: Tensor | None, decoding: Decoding) -> list[Found]:

@@ -6,10 +6,13 @@ too, so a training step runs the prompt and the words alone.
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from difflib import SequenceMatcher
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +20,27 @@ import torch
 from torch import Tensor, nn
 
 from mmprompt.captioning.data import NEUTRAL, CaptionData, load_captions
+from mmprompt.captioning.decoding import Decoding
 from mmprompt.captioning.methods import MAPPER_RECIPE, METHODS
-from mmprompt.captioning.predictor import Captioner, CaptionFeatures, CaptionTemplate, Guidance, embed_words
+from mmprompt.captioning.metrics.tokens import tokenize
+from mmprompt.captioning.own_words import TokenIds, own_words, token_beginnings
+from mmprompt.captioning.predictor import (
+    Captioner,
+    CaptionFeatures,
+    CaptionTemplate,
+    Guidance,
+    embed_words,
+    hard_prompt,
+)
 from mmprompt.captioning.readers.captioner import FrozenCaptioner
 from mmprompt.captioning.readers.load import load_captioner, save_mapped
 from mmprompt.captioning.search import prompt_slots
 from mmprompt.core.fit import refuse_changed
 from mmprompt.core.learned import Prompt, rms
-from mmprompt.core.method import Method, Start
+from mmprompt.core.method import Method, Start, resolved_recipe
 from mmprompt.errors import UserError
 from mmprompt.models.decoder.kv_cache import KVCache
-from mmprompt.models.sites import Site, Vectors, vectors_of
+from mmprompt.models.sites import Insert, Site
 from mmprompt.settings import check
 from mmprompt.training.callbacks import Callback
 from mmprompt.training.loop import train
@@ -40,6 +53,8 @@ N_STEPS = 160
 """Steps that a prompt is trained for at least where the recipe names no epochs, however few images there are."""
 MAX_MEMORY_BYTES = 2**30
 LOOKED_AT = 64
+HELD_AGAINST = 32
+"""Images of the validation part that captions of a new prompt are looked at on."""
 COLLAPSED = 0.1
 
 
@@ -55,8 +70,31 @@ class Encoded:
 
 
 def tokenize_captions(captioner: FrozenCaptioner, captions: Sequence[Sequence[str]]) -> list[list[list[int]]]:
-    """Return the token ids of each image's captions, without ends."""
+    """Return the token ids of each image's captions, without ends.
+
+    Raises:
+        UserError: a letter is none that the captioner can write.
+    """
+    examples: dict[str, str] = {}  # a caption for each letter: these alone are read back
+    for text in chain.from_iterable(captions):
+        examples |= {letter: text for letter in set(fold(text)) - set(examples) if letter.isalnum()}
+    read_back = {
+        text: fold(captioner.tokenizer.decode(captioner.tokenizer.encode(text))) for text in set(examples.values())
+    }
+    lost = {letter: text for letter, text in examples.items() if letter not in read_back[text]}
+    if lost:
+        letters, example = "".join(sorted(lost))[:12], lost[min(lost)]
+        raise UserError(
+            f"{captioner.name} cannot write {letters!r}, as in the caption {example!r}. "
+            "Give captions in a language that it writes, or take another captioner."
+        )
     return [[captioner.tokenizer.encode(text) for text in texts] for texts in captions]
+
+
+def fold(text: str) -> str:
+    """Return a text without case and accents, which tokenizers may drop."""
+    letters = unicodedata.normalize("NFKD", text.casefold())
+    return "".join(letter for letter in letters if not unicodedata.combining(letter))
 
 
 def encode_captions(captioner: FrozenCaptioner, words: Sequence[Sequence[Sequence[int]]], room: int) -> Encoded:
@@ -67,9 +105,9 @@ def encode_captions(captioner: FrozenCaptioner, words: Sequence[Sequence[Sequenc
 
 
 class CaptionProblem:
-    """What the loop trains: vectors that make the captions of given images, of features [N, T, D'], probable.
+    """What the loop trains: a prompt that makes the captions of given images, of features [N, T, D'], probable.
 
-    An item is an image with all its captions, so that image, start and prompt are read once for all of them. `vectors`
+    An item is an image with all its captions, so that image, start and prompt are read once for all of them. `inserts`
     gives those of the module as they are now, by site. `is_image_frozen` says whether what the decoder reads of the
     images stays as it is (not so for a mapper).
     """
@@ -78,36 +116,31 @@ class CaptionProblem:
         self,
         captioner: FrozenCaptioner,
         module: nn.Module,
-        vectors: Callable[[], Mapping[Site, Vectors]],
+        inserts: Callable[[], Mapping[Site, Insert]],
         features: Tensor,
         captions: Encoded,
         is_image_frozen: bool = True,
     ) -> None:
         self.captioner, self.features, self.captions = captioner, features, captions
-        self.module, self._vectors = module, vectors
+        self.module, self._inserts = module, inserts
         self.n_items = len(captions.token_ids)
         self._kv_cache = self._read_images() if is_image_frozen else None
 
     def step(self, indices: list[int], epoch: int) -> StepResult:
         """Return the mean cross entropy of the tokens of all captions of some images, their ends included."""
-        return StepResult({"caption": self.loss(indices, self._vectors())})
+        return StepResult({"caption": self.loss(indices, self._inserts())})
 
     def validate(self) -> float | None:
         """Captions have no accuracy."""
         return None
 
-    def loss(self, indices: Sequence[int], vectors: Mapping[Site, Vectors]) -> Tensor:
+    def loss(self, indices: Sequence[int], inserts: Mapping[Site, Insert]) -> Tensor:
         """Return the cross entropy in nats a token, over the captions of some images."""
         rows = torch.tensor(list(indices), device=self.captioner.device)
         kept = self._kv_cache
         kv_cache = self.captioner.open(self.features[rows]) if kept is None else kept.select(rows)
         captions = [self.captions.token_ids[index] for index in indices]
-        return -self.captioner.log_probs(kv_cache, vectors, captions).mean()
-
-    @torch.no_grad()
-    def mean_loss(self, vectors: Mapping[Site, Vectors], n_images: int = 32) -> float:
-        """Return the loss over the first images, with other vectors or none: what a prompt is held against."""
-        return self.loss(range(min(n_images, self.n_items)), vectors).item()
+        return -self.captioner.log_probs(kv_cache, inserts, captions).mean()
 
     @torch.no_grad()
     def _read_images(self) -> KVCache | None:
@@ -155,6 +188,8 @@ class FocusTask:
         self.words = tokenize_captions(model, [item.of(self.focus) for item in self.items])
         tokens = [ids for captions in self.words for ids in captions]
 
+        template = CaptionTemplate(self.focus, getattr(method, "words", ""), self.own_words(model))
+
         def vectors(n: int) -> tuple[Tensor, Tensor]:
             values = model.decoder.embed(start_tokens(tokens, n, model.device)).detach().float()
             return values, rms(values)
@@ -165,16 +200,24 @@ class FocusTask:
 
         start = Start(
             torch.Generator().manual_seed(seed),
-            CaptionTemplate(self.focus, getattr(method, "words", "")),
+            template,
             vectors=vectors,
             keys_values=None if model.decoder.kv_shape is None else keys_values,
             embed=partial(embed_words, model),
+            lr=resolved_recipe(method, (model.name, self.kind), {}, None).lr,
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "sources"))
             prompt = method.prompt(model, start)
-        model.check_vectors(vectors_of(prompt.inserts()))
+        model.check_inserts(prompt.inserts())
         return Captioner(model, Guidance(((prompt, 1.0),)))
+
+    def own_words(self, model: FrozenCaptioner) -> dict[str, tuple[TokenIds, ...]]:
+        """Find the words of the focus that other captions have not, of the data or, where it has none, of the model."""
+        captions = [text for item in self.items for text in item.of(self.focus)]
+        others = [text for item in self.data.train for text in item.of(None) if text not in item.of(self.focus)]
+        others = others or [said.text for said in Captioner(model).caption_features(self.image_features[:LOOKED_AT])]
+        return token_beginnings(model.tokenizer, own_words(captions, others), (*captions, *others))
 
     def complete(self, recipe: Recipe) -> Recipe:
         """Leave the recipe as it is."""
@@ -187,9 +230,8 @@ class FocusTask:
     def problem(self, method: Method, predictor: Captioner, recipe: Recipe, seed: int) -> CaptionProblem:
         """Make what the loop trains."""
         model, prompt = predictor.backbone, predictor.prompt
-        vectors = lambda: vectors_of(prompt.inserts())  # noqa: E731
-        captions = encode_captions(model, self.words, model.decoder.budget - prompt_slots(vectors()))
-        return CaptionProblem(model, prompt, vectors, self.image_features, captions)
+        captions = encode_captions(model, self.words, model.decoder.budget - prompt_slots(prompt.inserts()))
+        return CaptionProblem(model, prompt, prompt.inserts, self.image_features, captions)
 
     def callbacks(self, predictor: Any) -> list[Callback]:
         """Return nothing: no callback is needed."""
@@ -210,7 +252,48 @@ class FocusTask:
 
     def notices(self, problem: CaptionProblem, predictor: Captioner) -> list[str]:
         """Say what a careful reader should know of a trained prompt."""
-        return notices_of(problem, predictor.prompt, self.image_features[:LOOKED_AT])
+        notices = notices_of(problem, predictor.prompt, self.image_features[:LOOKED_AT])
+        longest = 1 + max(len(ids) for some in self.words for ids in some)
+        if longest > Decoding().max_tokens:
+            notices.append(
+                f"Captions of {self.focus} have up to {longest} tokens: write them with --max-tokens {longest}."
+            )
+        return [*notices, *self._notices_on_others(predictor, longest)]
+
+    def _notices_on_others(self, predictor: Captioner, longest: int) -> list[str]:
+        """Say it where captions of other images show that the focus was not learned.
+
+        What is said of them with the prompt is held against what the best wording makes of the captioner without one,
+        and against captions that people wrote of wholly other images.
+        """
+        from mmprompt.captioning.measure import wordings_for
+
+        assert self.features is not None, "a predictor was made"
+        items = ([item for item in self.data.val if item.of(self.focus)] or list(self.items))[:HELD_AGAINST]
+        seen = self.features.of([item.image for item in items])
+        decoding = Decoding(max_tokens=max(Decoding().max_tokens, longest))
+
+        def likeness(captions: Sequence[str]) -> float:
+            pairs = zip(captions, items, strict=True)
+            return sum(max(alike(said, text) for text in item.of(self.focus)) for said, item in pairs) / len(items)
+
+        def say(guidance: Guidance) -> float:
+            said = Captioner(predictor.backbone, guidance, decoding).caption_features(seen)
+            return likeness([caption.text for caption in said])
+
+        words = [hard_prompt(predictor.backbone, self.focus, words) for words in wordings_for(self.focus)]
+        wordings = max(say(Guidance(((prompt, 1.0),) if prompt else ())) for prompt in (None, *words))
+        strangers = [item for item in self.items if item not in items] or self.items[1:] or self.items
+        elsewhere = likeness([strangers[place % len(strangers)].of(self.focus)[0] for place in range(len(items))])
+        own = say(predictor.guidance)
+        if own >= max(wordings, elsewhere):
+            return []
+        return [
+            f"{self.focus} was not learned: of {len(items)} {'other ' if self.data.val else ''}images, captions with "
+            f"this prompt are {100 * own:.0f} % like those that were written, captions of other images in the data "
+            f"{100 * elsewhere:.0f} %, and the best wording without a prompt reaches {100 * wordings:.0f} %. "
+            "Try another --method, such as lora, give more pairs, or take another captioner."
+        ]
 
     def evaluate(self, predictor: Captioner, items: Sequence[Any]) -> Any:
         """Measure how well captions keep to the focus; see `captioning.measure`."""
@@ -218,6 +301,11 @@ class FocusTask:
 
         asked = tuple(replace(item, split="test") for item in items)
         return evaluate(predictor, replace(self.data, items=asked), self.features)
+
+
+def alike(caption: str, other: str) -> float:
+    """Return how much of two captions is the same words in the same order, 0..1 (difflib's ratio)."""
+    return SequenceMatcher(None, tokenize(caption), tokenize(other), autojunk=False).ratio()
 
 
 def start_tokens(captions: Iterable[Sequence[int]], n: int, device: torch.device) -> Tensor:
@@ -309,16 +397,6 @@ def notices_of(problem: CaptionProblem, prompt: Prompt, features: Tensor) -> lis
         notices.append(
             f"{captions.n_cut} of {n_captions} captions were longer than the decoder has room for and were "
             "cut: shorten them, or use fewer vectors."
-        )
-    bare, learned = problem.mean_loss({}), problem.mean_loss(vectors_of(prompt.inserts()))
-    if learned > 0.98 * bare:
-        kind = "soft" if any(site.tower == "lm" for site in prompt.sites) else "kv"
-        other = (
-            "Try prefix-tuning." if kind == "soft" and captioner.decoder.kv_shape else "Try more vectors or a lower lr."
-        )
-        notices.append(
-            f"{captioner.name} can hardly be steered by this prompt: the loss is {learned:.3f} a token with it and "
-            f"{bare:.3f} without. {other}"
         )
     said = {caption.text for caption in Captioner(captioner, Guidance(((prompt, 1.0),))).caption_features(features)}
     texts = {ids for some in captions.token_ids[: len(features)] for ids in some}

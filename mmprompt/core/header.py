@@ -113,10 +113,11 @@ class ClassifierFacts(HeaderFacts):
 
 @dataclass(frozen=True)
 class CaptionerFacts(HeaderFacts):
-    """What that of a captioner says."""
+    """What that of a captioner says; earlier versions kept no words of the focus."""
 
     focus: str
     words: str
+    own_words: dict[str, list[list[int]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

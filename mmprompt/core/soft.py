@@ -1,5 +1,5 @@
 """Methods for a decoder, of a language model and of a captioner alike: vectors among its tokens, keys and values in its
-blocks, or words alone.
+blocks, low-rank terms beside its layers, or words alone.
 
 All of them start from something real, token embeddings or the keys and values of tokens: a prompt that starts from
 noise breaks a small decoder before it can learn. Vectors are learned in units of the model's own numbers, so that one
@@ -8,20 +8,21 @@ learning rate serves models of any scale.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le, Lt
 
 from mmprompt.core.method import Combined, Method, Start
-from mmprompt.errors import UserError, bad_value
+from mmprompt.errors import UserError, bad_value, unknown_name
 from mmprompt.settings import Count
 from mmprompt.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from mmprompt.core.learned import Prompt
 
+ALL, ATTENTION, HEAD = "all", "attention", "head"
 VectorCount = Annotated[int, Ge(1), Le(1024)]
 """Vectors of one prompt; attention over more would leave no room for text."""
 RECIPE = Recipe(optimizer="adamw", lr=0.03, batch_size=16, weight_decay=0.0, warmup_epochs=0, augment="none")
@@ -50,11 +51,9 @@ class DecoderMethod(Method, Protocol):
 
 @dataclass(frozen=True)
 class DecoderCombination(Combined, DecoderMethod):
-    """Several methods of a language model, trained as one prompt; what changes weights comes last."""
+    """Several methods of a decoder, trained as one prompt; what changes weights comes last."""
 
     methods: tuple[DecoderMethod, ...]
-
-    kinds: ClassVar[tuple[str, ...]] = ("language",)
 
     def __post_init__(self) -> None:
         parts = [part for one in self.methods for part in getattr(one, "methods", (one,))]
@@ -176,3 +175,109 @@ class HardPrompt(DecoderMethod):
             advice = 'Use `words="the mood is"`.'
             raise bad_value("words", repr(self.words), "they must hold at least one word", advice)
         return Prompt(start.template, Learned(LM_INPUT, values)).to(backbone.device).requires_grad_(False)
+
+
+class WeightMethod(DecoderMethod, Protocol):
+    """A method whose prompt changes what layers of a language model compute."""
+
+    kinds: ClassVar[tuple[str, ...]] = ("language",)
+    changes_weights: ClassVar[bool] = True
+    group: ClassVar[str] = "weights"
+
+    def unit(self, start: Start) -> float:
+        """Give the unit by which it learns at its own rate within the recipe of another method."""
+        return 1.0 if start.lr is None else self.recipe.lr / start.lr
+
+
+@dataclass(frozen=True)
+class LoRA(WeightMethod):
+    """Low-rank terms beside linear layers (Hu et al. 2022, "LoRA", section 4.1); prompt-tuning+lora learns both."""
+
+    rank: Count = 8
+    """Rank of each term."""
+    alpha: Annotated[float, Gt(0)] = 16.0
+    """The terms are scaled by alpha / rank."""
+    dropout: Annotated[float, Ge(0), Lt(1)] | None = None
+    """Share of what enters a term that is dropped in training; 0 for a language model, 0.2 for a captioner."""
+    targets: tuple[str, ...] | None = None
+    """all (every linear layer but the head), attention (those of attentions), head (of a captioner, where words that it
+    never says are to be said), or names of layers, such as q_proj; all for a language model, all and head for a
+    captioner."""
+
+    kinds: ClassVar[tuple[str, ...]] = ("captioning", "language")
+    recipe: ClassVar[Recipe] = replace(RECIPE, lr=2e-3)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "targets", None if self.targets is None else tuple(self.targets))
+        if self.targets == ():
+            raise bad_value("targets", "empty", "at least one layer is adapted", f"Use `targets=('{ALL}',)`.")
+
+    def prompt(self, backbone: Any, start: Start) -> Prompt:
+        """Make a term beside every layer that is meant; they are nothing before the first step.
+
+        Raises:
+            UserError: the model has no layer of that name, or no attention whose layers are known by name.
+        """
+        from mmprompt.core.learned import Prompt
+        from mmprompt.core.sources import LowRankTerms
+        from mmprompt.models.decoder.weights import linear_layers
+
+        targets = (ALL,) if self.targets is None else self.targets
+        head = head_of(backbone) if HEAD in targets else {}
+        inner = tuple(target for target in targets if target != HEAD)
+        layers = chosen_layers(backbone.name, linear_layers(backbone.lm), inner) | head
+        places = {f"lm.part[{name}]": list(size) for name, size in layers.items()}
+        terms = LowRankTerms(places, self.rank, self.alpha / self.rank, self.dropout or 0.0, self.unit(start))
+        return Prompt(start.template, terms.start_from(start.generator)).to(backbone.device)
+
+
+def head_of(backbone: Any) -> dict[str, tuple[int, int]]:
+    """Find the head of a captioner's decoder: by name, how many numbers go in and come out.
+
+    Raises:
+        UserError: it is a language model, whose choices read rows of the head alone, or its head is no linear layer.
+    """
+    from mmprompt.models.decoder.weights import linear_size
+
+    if not getattr(backbone, "adapts_head", False):
+        raise bad_value("targets", HEAD, "the head of a language model is not adapted", "Use `targets=('all',)`.")
+    head = backbone.lm.get_output_embeddings()
+    found = {name: linear_size(part) for name, part in backbone.lm.named_modules() if part is head}
+    if (0, 0) in found.values():
+        raise bad_value("targets", HEAD, f"the head of {backbone.name} is no linear layer", "Use `targets=('all',)`.")
+    return found
+
+
+def chosen_layers(
+    model: str, layers: Mapping[str, tuple[int, int]], targets: tuple[str, ...]
+) -> dict[str, tuple[int, int]]:
+    """Select the linear layers that targets mean, in the model's order.
+
+    Args:
+        model: its name, for the error message.
+        layers: by name, their sizes.
+        targets: as of `LoRA`; a name is a layer's own, or the last parts of it.
+    Raises:
+        UserError: a target means no layer.
+    """
+    from mmprompt.models.decoder.weights import in_attention
+
+    chosen: set[str] = set()
+    last = {name.rpartition(".")[2] for name in layers}
+    for target in targets:
+        if target == ALL:
+            found = set(layers)
+        elif target == ATTENTION:
+            found = {name for name in layers if in_attention(name)}
+            if not found:
+                raise UserError(
+                    f"{model} has no attention whose layers are known by name, but its linear layers are "
+                    f"{', '.join(sorted(last))}. Name those to adapt, or use all."
+                )
+        else:
+            found = {name for name in layers if f".{name}".endswith(f".{target}")}
+        if not found:
+            raise unknown_name(f"linear layer of {model}", target, {ALL, ATTENTION, *last})
+        chosen |= found
+    return {name: size for name, size in layers.items() if name in chosen}

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from mmprompt.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from mmprompt.core.soft import LoRA
     from mmprompt.language.data import TextData, TextRow, sample_shots
     from mmprompt.language.measure import compare_language, measure_language
     from mmprompt.language.meta import meta_init
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from mmprompt.language.search.task import search_words
     from mmprompt.language.task import LanguageTask
     from mmprompt.language.templates.promptsource import read_promptsource
-    from mmprompt.language.weights import Adapter, FullTuning, LoRA
+    from mmprompt.language.weights import Adapter, FullTuning
     from mmprompt.models.decoder.generation_config import Generation
 
 __getattr__, __all__ = lazy_names(__name__)

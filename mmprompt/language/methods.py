@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from annotated_types import Ge
 
 from mmprompt.core.method import Start
-from mmprompt.core.soft import RECIPE, DecoderMethod, HardPrompt, PrefixTuning, PromptTuning
+from mmprompt.core.soft import RECIPE, DecoderMethod, HardPrompt, LoRA, PrefixTuning, PromptTuning
 from mmprompt.errors import UserError, bad_value
-from mmprompt.language.weights import Adapter, FullTuning, LoRA
+from mmprompt.language.weights import Adapter, FullTuning
 from mmprompt.settings import Count, check_settings
 from mmprompt.training.recipe import Recipe
 

@@ -261,6 +261,45 @@ def test_flickr_token_files_pass_over_what_is_no_pictures_name(folder: Path) -> 
     assert data.notes[0] == "Passed over, for it is no image's name: c.jpg.1 (1 captions)."
 
 
+def test_a_flickr_token_file_works_with_half_of_its_pictures(folder: Path) -> None:
+    lines = [f"{name}.jpg#{number}\tcaption {number} of {name}" for name in "axbycz" for number in range(2)]
+    path = written(folder, "\n".join(lines), "tokens.txt")
+    assert ", line 3: x.jpg is not in" in (message := refusal(path))
+    assert message.endswith(
+        "Give the folder of the images with --images, or pass over such captions with --skip-missing."
+    )
+    data = load_captions(path, skip_missing=True)
+    assert by_id(data) == {f"{name}.jpg": {"": (f"caption 0 of {name}", f"caption 1 of {name}")} for name in "abc"}
+    assert data.notes[0] == (
+        f"Passed over 6 captions of 3 images that are not in {folder.resolve()}: x.jpg, y.jpg, z.jpg."
+    )
+
+
+def test_images_without_captions_are_passed_over_and_counted(folder: Path) -> None:
+    records = {"images": [{"id": n, "file_name": f"{name}.jpg"} for n, name in enumerate("abc")]}
+    records["annotations"] = [{"image_id": 1, "caption": "a dog"}]
+    path = written(folder, records, "coco.json")
+    assert "a.jpg has no caption. Write one, or pass over it with --skip-missing." in refusal(path)
+    data = load_captions(path, skip_missing=True)
+    assert by_id(data) == {"1": {"": ("a dog",)}}
+    assert "Passed over 2 images without a caption." in data.notes
+
+
+def test_no_image_at_all_is_no_data_and_what_is_wrong_stays_wrong(folder: Path) -> None:
+    path = jsonl(folder, {"image": "x.jpg", "captions": ["a"]}, {"image": "y.jpg", "captions": ["b"]})
+    message = f": none of its 2 images is in {folder.resolve()}. Give their folder with --images."
+    assert refusal(path, skip_missing=True) == message
+    path = jsonl(folder, {"image": "../a.jpg", "captions": ["a"]}, {"image": "a.jpg", "captions": ["b"]})
+    assert "line 1: " in refusal(path, skip_missing=True)
+
+
+def test_a_lexicon_may_list_words(tmp_path: Path) -> None:
+    path = written(tmp_path, {"brand voice": ["wow", "get your"], "objects": {"dogs": "dog"}}, "words.json")
+    assert read_lexicon(path) == {"brand voice": {"wow": "wow", "get your": "get your"}, "objects": {"dogs": "dog"}}
+    with pytest.raises(UserError, match="names 5, but texts that are not empty were expected"):
+        read_lexicon(written(tmp_path, {"brand voice": [5]}, "words.json"))
+
+
 def test_a_flickr_line_of_another_form_is_refused(folder: Path) -> None:
     assert "line 2: is not `name#i`" in refusal(written(folder, "a.jpg#0\tx\nb.jpg x\n", "t.txt"))
 

@@ -10,13 +10,14 @@ import torch
 from mmprompt.captioning import measure as caption_measure
 from mmprompt.captioning.decoding import Decoding
 from mmprompt.captioning.measure import NO_PROMPT, measure_captions
-from mmprompt.captioning.metrics.adherence import LexiconJudge, score_focus
+from mmprompt.captioning.metrics.adherence import LexiconJudge, judge_for, score_focus
 from mmprompt.captioning.predictor import Captioner, CaptionFeatures, CaptionTemplate, Guidance, hard_prompt
 from mmprompt.captioning.readers.captioner import LM_INPUT
 from mmprompt.core.learned import Learned, Prompt
+from mmprompt.data.images import read_image
 from mmprompt.errors import UserError
 from mmprompt.models.dual_encoder.load import load_backbone
-from tests.small_captioners import small_captioner, small_captions
+from tests.small_captioners import END, small_captioner, small_captions
 
 pytestmark = pytest.mark.usefixtures("feature_store")
 
@@ -114,6 +115,33 @@ def test_clip_score_is_said_to_flatter_its_own_captioner(captioner, data):
     assert any("flatters" in note for note in measured(captioner, data, encoder=encoder, strengths=()).notes)
 
 
+def test_losses_are_of_the_captions_that_people_wrote(captioner, data):
+    measure = measured(captioner, data, strengths=())
+    features = captioner.encode_image(torch.stack([captioner.preprocess(read_image(i.image)) for i in data.test]))
+    total, n_tokens = 0.0, 0
+    for row, item in enumerate(data.test):
+        for text in item.of("numbers"):
+            ids = torch.tensor([[*captioner.tokenizer.encode(text), END]])
+            log_probs = captioner.logits(captioner.open(features[[row]]), {}, ids).log_softmax(-1)
+            total -= log_probs.gather(2, ids[..., None]).sum().item()
+            n_tokens += ids.shape[1]
+    assert measure.losses["numbers"][NO_PROMPT] == pytest.approx(total / n_tokens, rel=1e-5)
+    assert len(set(measure.losses["numbers"].values())) == 3
+
+
+def test_a_focus_of_ones_own_is_measured_by_a_classifier_beside_what_is_said_unprompted(captioner, data):
+    measure = measured(captioner, replace(data, lexicon={}), strengths=())
+    assert measure.judge == "classifier"
+    said = {one.name: one.said for one in measure.speakers}
+    share = measure.focus_scores[NO_PROMPT]["numbers"].values["adherence"]
+    judge = judge_for(
+        replace(data, lexicon={}), ["numbers"], lambda: said_by(captioner, data.train, Guidance()).values()
+    )
+    assert share == sum(bool(judge.items(text)["numbers"]) for text in said[NO_PROMPT].values()) / len(data.test)
+    assert measure.focus_scores["numbers"]["numbers"].human["adherence"] == 1.0
+    assert set(measure.lifts["numbers"]) == {"adherence over none", "adherence over words"}
+
+
 def test_two_prompts_of_one_focus_or_none_are_refused(captioner, data):
     two = [prompt_of(captioner, 1), prompt_of(captioner, 2)]
     for prompts in (two, []):
@@ -122,7 +150,7 @@ def test_two_prompts_of_one_focus_or_none_are_refused(captioner, data):
 
 
 def test_a_focus_that_nobody_can_judge_is_refused(captioner, data):
-    with pytest.raises(UserError, match="there is no focus named 'feelings'"):
+    with pytest.raises(UserError, match="has no training captions of 'feelings' to know it by, and no word list"):
         measure_captions(captioner, data, [prompt_of(captioner, 1, "feelings")], decoding=QUICK)
 
 

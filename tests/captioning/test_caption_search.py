@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
 from mmprompt.captioning.decoding import Decoding
 from mmprompt.captioning.readers.captioner import LM_INPUT, FrozenCaptioner
-from mmprompt.captioning.search import mixture, search
+from mmprompt.captioning.search import Branch, mixture, search
 from mmprompt.errors import UserError
 from mmprompt.models.sites import Site, Vectors
 from tests.small_captioners import END, N_IMAGE, START, WORDS, small_captioner
+
+BARE = [Branch(1.0)]
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
@@ -53,8 +57,8 @@ def without_end(row: list[int]) -> tuple[int, ...]:
 def test_greedy_captions_are_those_of_generate(captioner, features, prompted):
     vectors = soft(captioner, 5) if prompted else {}
     theirs = generate(captioner, features, vectors, max_new_tokens=12)
-    focus = [(vectors, 1.0)] if prompted else []
-    ours = search(captioner, captioner.open(features), mixture(focus, 1.0, None, 0.0), Decoding(max_tokens=12))
+    branches = mixture(vectors, 1.0) if prompted else BARE
+    ours = search(captioner, captioner.open(features), branches, Decoding(max_tokens=12))
     assert [one[0].token_ids for one in ours] == [without_end(row) for row in theirs.tolist()]
 
 
@@ -65,7 +69,7 @@ def test_beams_are_those_of_generate(captioner, features, n_beams, length_penalt
     settings |= {"length_penalty": length_penalty, "return_dict_in_generate": True, "output_scores": True}
     theirs = generate(captioner, features, {}, **settings)
     decoding = Decoding(max_tokens=9, n_beams=n_beams, n_best=n_beams, length_penalty=length_penalty)
-    ours = search(captioner, captioner.open(features), mixture([], 1.0, None, 0.0), decoding)
+    ours = search(captioner, captioner.open(features), BARE, decoding)
     flat = [found for some in ours for found in some]
     assert [found.token_ids for found in flat] == [without_end(row) for row in theirs.sequences.tolist()]
     assert torch.tensor([found.score for found in flat]) == pytest.approx(theirs.sequences_scores.float(), rel=1e-4)
@@ -73,32 +77,41 @@ def test_beams_are_those_of_generate(captioner, features, n_beams, length_penalt
 
 def test_strength_0_is_the_captioner_without_a_prompt_and_1_the_plain_prompt(captioner, features):
     kv_cache, vectors = captioner.open(features), soft(captioner, 5)
-    plain = [(vectors, 1.0)]
-    bare = search(captioner, kv_cache, mixture([], 1.0, None, 0.0), Decoding(max_tokens=8))
-    assert search(captioner, kv_cache, mixture(plain, 0.0, None, 0.0), Decoding(max_tokens=8)) == bare
-    assert [(branch.weight, branch.vectors) for branch in mixture(plain, 1.0, None, 0.0)] == [(1.0, vectors)]
+    bare = search(captioner, kv_cache, BARE, Decoding(max_tokens=8))
+    assert search(captioner, kv_cache, mixture(vectors, 0.0), Decoding(max_tokens=8)) == bare
+    assert [(branch.weight, branch.inserts) for branch in mixture(vectors, 1.0)] == [(1.0, vectors)]
 
 
-def test_a_mixture_has_the_log_probabilities_of_its_formula(captioner, features):
-    kv_cache = captioner.open(features)
-    one, other, away = (soft(captioner, seed, n) for seed, n in ((5, 2), (6, 3), (7, 1)))
-    branches = mixture([(one, 1.0), (other, 3.0)], 1.5, away, 0.5)
-    found = search(captioner, kv_cache, branches, Decoding(max_tokens=1, min_tokens=0))
-    log = [captioner.prefill(kv_cache, v).logits.log_softmax(-1) for v in ({}, one, other, away)]
-    focus = 0.25 * log[1] + 0.75 * log[2]
-    wanted = log[0] + 1.5 * (focus - log[0]) - 0.5 * (log[3] - log[0])
-    allowed = focus.exp() >= 0.1 * focus.exp().max(-1, keepdim=True).values
+def test_a_pushed_prompt_has_the_log_probabilities_of_its_formula(captioner, features):
+    kv_cache, vectors = captioner.open(features), soft(captioner, 5)
+    found = search(captioner, kv_cache, mixture(vectors, 1.5), Decoding(max_tokens=1, min_tokens=0))
+    base, prompted = (captioner.prefill(kv_cache, v).logits.log_softmax(-1) for v in ({}, vectors))
+    wanted = base + 1.5 * (prompted - base)
+    allowed = prompted.exp() >= 0.1 * prompted.exp().max(-1, keepdim=True).values
     wanted = wanted.masked_fill(~allowed, float("-inf")).log_softmax(-1)
     assert [row[0].log_prob for row in found] == pytest.approx(wanted.max(-1).values.tolist(), rel=1e-5)
 
 
+@pytest.mark.parametrize("n_beams", [1, 3])
+def test_tokens_in_a_row_cost_what_the_last_of_them_is_said_to(captioner, features, n_beams):
+    kv_cache, decoding = captioner.open(features), Decoding(max_tokens=8, n_beams=n_beams)
+    free = [one[0].token_ids for one in search(captioner, kv_cache, BARE, decoding)]
+    pair = free[0][1:3]
+    found = search(captioner, kv_cache, BARE, decoding, costs={pair: 1000.0})
+    said = [one[0].token_ids for one in found]
+    assert all(pair not in pairwise(ids) for ids in said)
+    assert all(new == old for new, old in zip(said, free, strict=True) if pair not in pairwise(old))
+    slight = search(captioner, kv_cache, BARE, decoding, costs={free[0][:1]: 1e-4})[0][0]
+    assert slight.token_ids == free[0]
+    spared = search(captioner, kv_cache, BARE, decoding)[0][0]
+    assert spared.log_prob - slight.log_prob == pytest.approx(1e-4 * free[0].count(free[0][0]), abs=1e-5)
+
+
 def test_samples_depend_on_the_image_and_not_on_the_batch(captioner, features):
     decoding = Decoding(max_tokens=8, temperature=1.0, top_k=20, top_p=0.95, n_best=3)
-    branches = mixture([], 1.0, None, 0.0)
-    together = search(captioner, captioner.open(features), branches, decoding)
+    together = search(captioner, captioner.open(features), BARE, decoding)
     alone = [
-        search(captioner, captioner.open(features[[i]]), branches, decoding, numbers=[i])[0]
-        for i in range(len(features))
+        search(captioner, captioner.open(features[[i]]), BARE, decoding, numbers=[i])[0] for i in range(len(features))
     ]
     assert [[one.token_ids for one in some] for some in together] == [[one.token_ids for one in some] for some in alone]
     assert len({one.token_ids for some in together for one in some}) > len(features)
@@ -109,7 +122,7 @@ def test_samples_follow_the_distribution_that_top_k_leaves(captioner, features):
     probabilities = captioner.prefill(kv_cache, {}).logits.softmax(-1)[0]
     best = probabilities.topk(2).indices.tolist()
     decoding = Decoding(max_tokens=1, min_tokens=0, temperature=1.0, top_k=2, n_best=2000)
-    found = search(captioner, kv_cache, mixture([], 1.0, None, 0.0), decoding)[0]
+    found = search(captioner, kv_cache, BARE, decoding)[0]
     ids = [one.token_ids[0] if one.token_ids else END for one in found]
     share = probabilities[best[0]] / probabilities[best].sum()
     assert set(ids) == set(best)
@@ -125,8 +138,8 @@ def test_a_caption_is_not_empty_unless_that_is_allowed(captioner, features, n_be
     captioner.decoder, kept = silent, captioner.decoder
     try:
         settings = {"max_tokens": 4, "n_beams": n_beams}
-        said = search(captioner, kv_cache, mixture([], 1.0, None, 0.0), Decoding(**settings))
-        unsaid = search(captioner, kv_cache, mixture([], 1.0, None, 0.0), Decoding(**settings, min_tokens=0))
+        said = search(captioner, kv_cache, BARE, Decoding(**settings))
+        unsaid = search(captioner, kv_cache, BARE, Decoding(**settings, min_tokens=0))
     finally:
         captioner.decoder = kept
     assert all(len(some[0].token_ids) == 1 for some in said)
@@ -147,7 +160,7 @@ class Silent:
 
 
 def test_a_caption_that_does_not_fit_is_said_to_be_cut(captioner, features):
-    found = search(captioner, captioner.open(features), mixture([], 1.0, None, 0.0), Decoding(max_tokens=2))
+    found = search(captioner, captioner.open(features), BARE, Decoding(max_tokens=2))
     assert all(one[0].is_cut == (len(one[0].token_ids) == 2) for one in found)
     assert any(one[0].is_cut for one in found)
 

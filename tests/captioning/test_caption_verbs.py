@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -38,8 +39,8 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def runs(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     for focus in ("objects", "emotions"):
-        words = ["caption", "train", "--data", str(scenes / "scenes.jsonl"), "--focus", focus]
-        assert main([*words, "--out", str(folder / focus), "--batch-size", "8", "--device", "cpu"]) == 0
+        words = ["caption", "train", "--data", str(scenes / "scenes.jsonl"), "--focus", focus, "--batch-size", "8"]
+        assert main([*words, "--method", "prompt-tuning", "--out", str(folder / focus), "--device", "cpu"]) == 0
     return folder
 
 
@@ -50,11 +51,40 @@ def rows_of(path: Path) -> list[dict]:
 def test_training_says_what_changed_and_what_to_do_next(scenes, tmp_path, capsys):
     out = tmp_path / "run"
     words = ["caption", "train", "--data", str(scenes / "scenes.jsonl"), "--focus", "actions", "--out", str(out)]
-    assert main([*words, "--epochs", "1", "--device", "cpu"]) == 0
+    assert main([*words, "--method", "prompt-tuning", "--epochs", "1", "--device", "cpu"]) == 0
     said = capsys.readouterr().out
     assert "The weights of tiny are what they were before." in said
     assert f"mmprompt caption write IMAGES --prompt {out}" in said
     assert (out / "prompt.safetensors").stat().st_size < 10_000
+
+
+def test_the_method_for_data_of_ones_own_is_chosen_on_held_out_captions(scenes, tmp_path, capsys):
+    words = ["caption", "train", "--data", str(scenes / "scenes.jsonl"), "--focus", "actions", "--device", "cpu"]
+    assert main([*words, "--out", str(tmp_path / "run"), "--epochs", "1"]) == 0
+    said = capsys.readouterr().out
+    (line,) = re.findall(r"Nats a token of the captions of 6 held-out images: (.*)\.\n", said)
+    losses = {name: float(loss) for name, loss in (part.rsplit(" ", 1) for part in line.split(", "))}
+    bare = losses.pop("no prompt")
+    assert set(losses) == {"prompt-tuning", "prefix-tuning", "prompt-tuning+prefix-tuning", "lora"}
+    assert min(losses.values()) < bare
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert losses[run["method"]["name"]] == min(losses.values())
+    assert run["recipe"]["epochs"] == 1
+
+
+def test_a_token_file_with_half_of_its_images_is_learned_from(scenes, tmp_path, capsys):
+    names = [path.name for path in sorted(scenes.glob("train-*.png"))[:8]]
+    lines = [f"{name}#0\tsomebody dancing." for name in names] + [f"gone-{name}#0\ta rose." for name in names]
+    (tmp_path / "tokens.txt").write_text("\n".join(lines) + "\n")
+    words = ["caption", "train", "--data", str(tmp_path / "tokens.txt"), "--images", str(scenes), "--focus", ""]
+    words += ["--method", "prompt-tuning", "--epochs", "1", "--device", "cpu", "--out", str(tmp_path / "run")]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "--skip-missing" in error
+    assert not (tmp_path / "run").exists()
+    assert main([*words, "--skip-missing"]) == 0
+    assert "Passed over 8 captions of 8 images that are not in" in capsys.readouterr().out
 
 
 def test_a_focus_is_written_for_a_folder_with_a_broken_picture(scenes, runs, tmp_path, capsys):
@@ -90,17 +120,21 @@ def test_a_focus_is_written_for_a_folder_with_a_broken_picture(scenes, runs, tmp
     assert out.read_bytes() == before
 
 
-def test_prompts_are_mixed_and_avoided_on_the_way(scenes, runs, capsys):
-    image = str(sorted(scenes.glob("test-*.png"))[0])
+def test_a_mix_names_both_and_what_is_avoided_is_not_named(scenes, runs, capsys):
+    lexicon = load_captions("openart-scenes").lexicon
     both = [str(runs / "emotions"), str(runs / "objects")]
-    words = ["caption", "write", image, "--device", "cpu", "--json"]
-    assert main([*words, "--prompt", *both, "--weights", "3", "1"]) == 0
-    mixed = json.loads(capsys.readouterr().out)
-    assert main([*words, "--prompt", both[0], "--avoid", both[1], "--strength", "1.5"]) == 0
-    away = json.loads(capsys.readouterr().out)
-    for found in (mixed, away):
-        assert found["captions"][0]["caption"]
-    assert mixed["settings"]["weights"] == [3.0, 1.0]
+    words = ["caption", "write", str(scenes), "--device", "cpu", "--json"]
+
+    def share_naming(focus: str, *options: str) -> float:
+        assert main([*words, *options]) == 0
+        said = [row["caption"] for row in json.loads(capsys.readouterr().out)["captions"]]
+        return sum(any(form in text for form in lexicon[focus]) for text in said) / len(said)
+
+    assert share_naming("emotions", "--prompt", *both) >= 0.6
+    assert share_naming("objects", "--prompt", *both, "--weights", "3", "3") >= 0.6
+    assert share_naming("emotions") > 0.9
+    assert share_naming("emotions", "--avoid", both[0]) < 0.1
+    assert share_naming("objects", "--avoid", both[0]) > 0.9
 
 
 def test_words_and_strength_0_are_baselines_of_their_own(scenes, runs, capsys):
@@ -125,6 +159,31 @@ def test_measuring_shows_every_speaker_and_writes_a_report(scenes, runs, tmp_pat
     assert rows["emotions"][column] > rows["no prompt"][column] + 0.3
     assert [point["strength"] for point in found["strengths"]["objects"]] == [0.0, 0.5, 1.0, 1.5, 2.0, 3.0]
     assert (tmp_path / "report" / "metrics.json").is_file()
+
+
+def test_a_focus_of_ones_own_is_measured_by_a_classifier_or_by_a_word_list(scenes, runs, tmp_path, capsys):
+    own = tmp_path / "own.jsonl"
+    rows = [row | {"focus": "my moods"} for row in rows_of(scenes / "scenes.jsonl") if row["focus"] == "emotions"]
+    own.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    run = tmp_path / "moods"
+    words = ["--data", str(own), "--images", str(scenes), "--device", "cpu"]
+    method = ["--method", "prompt-tuning", "--epochs", "8"]
+    assert main(["caption", "train", *words, *method, "--focus", "my moods", "--out", str(run)]) == 0
+    capsys.readouterr()
+    words = ["caption", "eval", *words, "--prompts", str(run)]
+    assert main([*words, "--out", str(tmp_path / "report")]) == 0
+    said = capsys.readouterr().out
+    assert "8 images, judged by the classifier" in said
+    assert "nats a token of the references" in said
+    assert "told by a classifier of words and pairs of words" in said
+    assert "nats a token of the references" in (tmp_path / "report" / "report.html").read_text()
+    lexicon = tmp_path / "words.json"
+    lexicon.write_text(json.dumps({"my moods": list(load_captions("openart-scenes").lexicon["emotions"])}))
+    assert main([*words, "--lexicon", str(lexicon), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["judge"] == "lexicon of own"
+    column = found["confusion"]["focuses"].index("my moods")
+    assert found["confusion"]["adherence"][-1][column] > 0.5
 
 
 def test_the_tables_have_people_beside_every_number_of_a_focus(scenes, runs, capsys):

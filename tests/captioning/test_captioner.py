@@ -30,9 +30,9 @@ def images():
     return [Image.new("RGB", (8, 8), (40 * n, 255 - 40 * n, 90)) for n in range(5)]
 
 
-def learned(captioner, seed, n=3, focus="numbers"):
+def learned(captioner, seed, n=3, focus="numbers", own_words=None):
     values = torch.randn(n, captioner.decoder.width, generator=torch.Generator().manual_seed(seed))
-    return Prompt(CaptionTemplate(focus), Learned(LM_INPUT, values)).double()
+    return Prompt(CaptionTemplate(focus, own_words=own_words or {}), Learned(LM_INPUT, values)).double()
 
 
 def learned_kv(captioner, seed):
@@ -53,11 +53,12 @@ def texts(captions):
 
 def test_pictures_of_different_prompts_get_what_each_gets_alone(captioner, images):
     one, other, kv = learned(captioner, 1), learned(captioner, 2, n=5), learned_kv(captioner, 3)
+    seven = learned(captioner, 4, own_words={"7": ((7,),)})
     each = [
         Guidance(((one, 1.0),)),
         Guidance(((other, 1.0),), strength=1.5),
         Guidance(),
-        Guidance(((one, 1.0), (other, 2.0)), avoid=kv),
+        Guidance(((one, 1.0), (other, 2.0)), avoid=seven),
         Guidance(((kv, 1.0),)),
     ]
     steered = Captioner(captioner, decoding=Decoding(max_tokens=8))
@@ -68,6 +69,56 @@ def test_pictures_of_different_prompts_get_what_each_gets_alone(captioner, image
     assert [caption.log_prob for caption in together] == pytest.approx(
         [caption.log_prob for caption in alone], rel=1e-5
     )
+
+
+def test_prompts_of_one_weight_say_what_each_says_alone_in_one_caption(captioner, images):
+    one, other = learned(captioner, 1), learned(captioner, 2)
+    steered = Captioner(captioner, decoding=Decoding(max_tokens=8))
+    alone = [texts(steered.caption(images, Guidance(((prompt, 1.0),)))) for prompt in (one, other)]
+    both = steered.caption(images, Guidance(((one, 2.0), (other, 2.0))))
+    assert texts(both) == [f"{first}. {second}." for first, second in zip(*alone, strict=True)]
+    assert [caption.n_tokens for caption in both] == [len(text.replace(".", "").split()) for text in texts(both)]
+
+
+def test_the_heavier_prompt_speaks_first_and_a_lighter_one_is_weaker(captioner, images):
+    one, other = learned(captioner, 1), learned(captioner, 2)
+    steered = Captioner(captioner, decoding=Decoding(max_tokens=8))
+    heavy = texts(steered.caption(images, Guidance(((other, 1.0),))))
+    light = texts(steered.caption(images, Guidance(((one, 1.0),), strength=0.25)))
+    both = steered.caption(images, Guidance(((one, 1.0), (other, 4.0))))
+    assert texts(both) == [f"{first}. {second}." for first, second in zip(heavy, light, strict=True)]
+    unprompted = texts(steered.caption(images))
+    assert texts(steered.caption(images, Guidance(((one, 1.0), (other, 4.0)), strength=0.0))) == unprompted
+
+
+def test_words_of_an_avoided_focus_are_not_said_unless_that_costs_nothing(captioner, images):
+    steered = Captioner(captioner, decoding=Decoding(max_tokens=8))
+    plain = texts(steered.caption(images))
+    said = {word for text in plain for word in text.split()}
+    away = learned(captioner, 4, own_words={word: ((int(word),),) for word in sorted(said)[:5]})
+    found = texts(steered.caption(images, Guidance(avoid=away)))
+    assert not {word for text in found for word in text.split()} & set(sorted(said)[:5])
+    assert texts(steered.caption(images, Guidance(avoid=away, avoid_strength=0.0))) == plain
+
+
+def test_a_focus_without_words_of_its_own_cannot_be_avoided(captioner):
+    with pytest.raises(
+        UserError, match=r"the prompt of numbers names no words of its own that could be avoided\. Learn"
+    ):
+        Guidance(avoid=learned(captioner, 1))
+
+
+def test_own_words_are_kept_in_the_file_and_files_without_them_are_read(captioner, tmp_path):
+    own = {"7": ((7,), (5, 7))}
+    save(with_prompt(captioner, learned(captioner, 4, own_words=own)), tmp_path / "run")
+    assert load_focus(tmp_path / "run", captioner).template == CaptionTemplate("numbers", "", own)
+    header = read_header(tmp_path / "run")
+    del header["own_words"]
+    seal(tmp_path / "run", header)
+    assert load_focus(tmp_path / "run", captioner).template == CaptionTemplate("numbers")
+    seal(tmp_path / "run", header | {"own_words": {"7": "7"}})
+    with pytest.raises(UserError, match=r"prompt.json: says own_words.7 wrongly"):
+        load_focus(tmp_path / "run", captioner)
 
 
 def test_a_prompt_of_words_says_what_their_tokens_give(captioner, images):

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from mmprompt.captioning import choice
 from mmprompt.captioning import task as captioning
 from mmprompt.captioning.cli.write import rank
 from mmprompt.captioning.data import load_captions
-from mmprompt.captioning.decoding import Decoding
-from mmprompt.captioning.methods import MAPPER_RECIPE, HardPrompt, PrefixTuning, PromptTuning
+from mmprompt.captioning.methods import MAPPER_RECIPE, HardPrompt, LoRA, PrefixTuning, PromptTuning
 from mmprompt.captioning.metrics.caption_metrics import clip_score
-from mmprompt.captioning.predictor import Caption, Captioner, CaptionFeatures, CaptionTemplate, focus_of, load_focus
+from mmprompt.captioning.predictor import (
+    Caption,
+    Captioner,
+    CaptionFeatures,
+    Guidance,
+    focus_of,
+    load_focus,
+)
 from mmprompt.captioning.readers.captioner import LM_INPUT
 from mmprompt.captioning.readers.load import load_captioner
 from mmprompt.captioning.task import (
@@ -23,16 +31,15 @@ from mmprompt.captioning.task import (
     encode_captions,
     epochs_of,
     fit_mapper,
-    notices_of,
     start_tokens,
     tokenize_captions,
 )
 from mmprompt.core import fit as core
-from mmprompt.core.learned import Learned, Prompt
 from mmprompt.core.method import resolved_recipe, settled
+from mmprompt.data.images import read_image
 from mmprompt.errors import UserError
 from mmprompt.models.dual_encoder.load import TINY, load_backbone
-from mmprompt.models.image_features import encode_pictures
+from mmprompt.models.image_features import CPU_BATCH, encode_pictures
 from mmprompt.models.sites import vectors_of
 from mmprompt.training.callbacks import Callback
 from mmprompt.training.recipe import Recipe
@@ -126,7 +133,7 @@ def test_every_picture_is_encoded_once(captioner, data):
     captioner.image_shape  # noqa: B018 - shows the encoder one image of zeros
     encoder.n_seen = 0
     fit(PromptTuning(2), captioner, data, features=CaptionFeatures(captioner, None))
-    assert encoder.n_seen == len(data.train)
+    assert encoder.n_seen == 2 * CPU_BATCH  # the training images, and those of the validation part, in whole batches
 
 
 class StopAfter(Callback):
@@ -167,19 +174,127 @@ def test_captions_that_are_cut_are_counted_and_said(captioner, data, caplog):
     assert "8 of 16 captions were longer" in caplog.text
 
 
-def test_a_prompt_that_does_not_steer_is_said_to(captioner, data):
-    features = CaptionFeatures(captioner, None).of([item.image for item in data.train])
-    own = [
-        [caption.text] for caption in Captioner(captioner, decoding=Decoding(max_tokens=6)).caption_features(features)
-    ]
-    captions = encode_captions(
-        captioner, tokenize_captions(captioner, own), 20
-    )  # what it says anyway, which a prompt can only make less likely
-    values = captioner.decoder.embed(torch.tensor([5, 5])).float()
-    prompt = Prompt(CaptionTemplate("numbers"), Learned(LM_INPUT, values))
-    problem = CaptionProblem(captioner, prompt, lambda: vectors_of(prompt.inserts()), features, captions)
-    notices = notices_of(problem, prompt, features)
-    assert any("can hardly be steered" in notice and "Try prefix-tuning." in notice for notice in notices)
+def test_a_prompt_that_learned_nothing_of_other_images_is_said_to(captioner, data):
+    poor = fit(PromptTuning(1), captioner, data, epochs=1, lr=1e-6)
+    (notice,) = (notice for notice in poor.notices if "was not learned" in notice)
+    assert re.match(
+        r"numbers was not learned: of 2 other images, captions with this prompt are \d+ % like those that were "
+        r"written, "
+        r"captions of other images in the data \d+ %, and the best wording without a prompt reaches \d+ %\. Try",
+        notice,
+    )
+
+
+def test_a_prompt_is_held_against_captions_of_other_images_and_the_best_wording(captioner, data, monkeypatch):
+    """What is said is made up, so that the three likenesses are known."""
+    task = data.focus("numbers", CaptionFeatures(captioner, None))
+    predictor = task.predictor(PromptTuning(1), captioner, 1)
+    right = [item.of("numbers")[0] for item in data.val]
+    said = {"prompt": right, "wordings": ["39"] * len(right)}
+
+    def caption_features(steered, features, *rest):
+        own = steered.guidance.prompts and steered.guidance.prompts[0][0] is predictor.prompt
+        return [Caption(text, 0.0, 0.0, 1, False) for text in said["prompt" if own else "wordings"]]
+
+    monkeypatch.setattr(captioning.Captioner, "caption_features", caption_features)
+    assert task._notices_on_others(predictor, 5) == []
+    said["wordings"] = [f"{text} 4" for text in right]
+    assert task._notices_on_others(predictor, 5) == []  # less like them than the prompt's
+    said["prompt"] = [item.of("numbers")[0] for item in data.train[:2]]
+    assert "numbers was not learned" in task._notices_on_others(predictor, 5)[0]
+    said["wordings"] = right
+    said["prompt"] = [f"{text} 4" for text in right]
+    assert "the best wording without a prompt reaches 100 %" in task._notices_on_others(predictor, 5)[0]
+
+
+def test_captions_that_are_cut_by_default_are_said_to_be(captioner, data):
+    long = " ".join(str(2 + n % 30) for n in range(35))
+    items = [replace(item, captions={"numbers": (long,)}) for item in data.items]
+    result = fit(PromptTuning(2), captioner, replace(data, items=tuple(items)))
+    assert "Captions of numbers have up to 36 tokens: write them with --max-tokens 36." in result.notices
+
+
+def test_low_rank_terms_change_what_is_said_and_nothing_of_the_captioner(captioner, data, tmp_path):
+    before, images = captioner.compute_fingerprint(), [item.image for item in data.test]
+    result = fit(LoRA(rank=2), captioner, data, tmp_path / "run", epochs=30, lr=0.01)
+    losses = [record["loss"] for record in result.history]
+    assert losses[-1] < 0.8 * losses[0]
+    assert captioner.compute_fingerprint() == before
+    saved = load_focus(tmp_path / "run", captioner)
+    assert {site.part for site in saved.sites} >= {
+        "lm_head",
+        "model.layers.0.self_attn.q_proj",
+        "model.layers.1.mlp.up_proj",
+    }
+    plain, steered = Captioner(captioner), Captioner(captioner, Guidance(((saved, 1.0),)))
+    found = steered.caption(images)
+    assert [one.text for one in found] == [one.text for one in result.predictor.caption(images)]
+    assert [one.text for one in found] != [one.text for one in plain.caption(images)]
+    # read token by token it is what it is in a training step, where many captions share a row
+    features = captioner.encode_image(torch.stack([captioner.preprocess(read_image(image)) for image in images]))
+    ids = [[(*captioner.tokenizer.encode(one.text), END)] for one in found]
+    log_probs = captioner.log_probs(captioner.open(features), saved.double().inserts(), ids)
+    sums = [part.sum().item() for part in log_probs.split([len(some[0]) for some in ids])]
+    assert sums == pytest.approx([one.log_prob for one in found], rel=1e-4)
+
+
+def test_low_rank_terms_need_a_causal_decoder_and_a_language_model_keeps_its_head(captioner, data):
+    captioner.decoder = NotCausal(captioner.decoder)
+    with pytest.raises(UserError, match=r"small has no causal language model for its decoder, so it takes no low-rank"):
+        fit(LoRA(rank=2), captioner, data)
+
+
+class NotCausal:
+    """A decoder that is no causal language model, but answers like one."""
+
+    def __init__(self, decoder):
+        self._decoder = decoder
+
+    def __getattr__(self, name):
+        return getattr(self._decoder, name)
+
+
+def test_the_method_is_the_one_that_makes_held_out_captions_most_probable(captioner, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(choice, "CANDIDATES", {"prompt-tuning": PromptTuning(1), "lora": LoRA(rank=2)})
+    features = CaptionFeatures(captioner, None)
+    task = data.focus("numbers", features)
+    _, chosen = choice.fit_focus(captioner, task, tmp_path / "run", QUICK, progress=False)
+    held_out = data.train[::5]  # two of the validation part are too few
+    assert chosen.n_images == len(held_out)
+    part = replace(data, items=tuple(item for item in data.train if item not in held_out))
+    losses = {}
+    for name, method in choice.CANDIDATES.items():
+        prompt = fit(method, captioner, part, features=features).predictor.prompt
+        ids = [[(*captioner.tokenizer.encode(text), END) for text in item.of("numbers")] for item in held_out]
+        seen = captioner.open(features.of([item.image for item in held_out]))
+        losses[name] = -captioner.log_probs(seen, prompt.inserts(), ids).mean().item()
+    assert {name: chosen.losses[name] for name in losses} == pytest.approx(losses, rel=1e-5)
+    best = min(losses, key=losses.get)
+    assert next(iter(chosen.losses)) == best
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["method"]["name"] == best
+
+
+def test_a_method_that_the_captioner_cannot_take_is_left_out_of_the_choice(captioner, data):
+    captioner.decoder.kv_shape = None
+    chosen = choice.choose_method(
+        captioner, data.focus("numbers", CaptionFeatures(captioner, None)), QUICK, progress=False
+    )
+    assert "takes no keys and values" in chosen.refused["prefix-tuning"]
+    assert set(chosen.losses) == {"prompt-tuning", "lora", "no prompt"}
+
+
+def test_letters_that_the_captioner_cannot_write_are_refused(data):
+    tiny = load_captioner("tiny", device="cpu")
+    items = [replace(item, captions={"numbers": ("eine Gro\u00dfe Stra\u00dfe", "\u4e94")}) for item in data.items]
+    task = replace(data, items=tuple(items)).focus("numbers")
+    task.predictor(PromptTuning(2), tiny, 1)  # its tokenizer has a token for every byte
+    tiny.tokenizer = replace(
+        tiny.tokenizer, decode=lambda ids, whole=tiny.tokenizer.decode: whole(ids).replace("\u4e94", "?")
+    )
+    with pytest.raises(
+        UserError, match=r"tiny cannot write '\u4e94', as in the caption '\u4e94'\. Give captions in a language"
+    ):
+        task.predictor(PromptTuning(2), tiny, 1)
 
 
 def test_one_caption_for_every_picture_is_said_to_be_a_collapse(captioner, data, monkeypatch):
@@ -269,7 +384,7 @@ def test_a_focus_in_words_is_saved_without_training(captioner, data, tmp_path):
     config = json.loads((tmp_path / "run" / "run.json").read_text())
     assert config["method"] == {"name": "hard", "settings": {"words": "5 9"}}
     assert (config["kind"], config["data"]["focus"]) == ("captioning", "numbers")
-    assert saved.template == CaptionTemplate("numbers", "5 9")
+    assert (focus_of(saved), saved.template.words) == ("numbers", "5 9")
     expected = captioner.decoder.embed(torch.tensor([5, 9])).float()
     assert torch.equal(vectors_of(saved.inserts())[LM_INPUT].values, expected)
     with pytest.raises(UserError, match="they must hold at least one word"):

@@ -16,7 +16,7 @@ from torch import nn
 
 import mmprompt as mp
 from mmprompt.core.fit import fit
-from mmprompt.core.soft import DecoderMethod, PrefixTuning, PromptTuning
+from mmprompt.core.soft import DecoderMethod, LoRA, PrefixTuning, PromptTuning
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextData, TextRow
 from mmprompt.language.explain import prompt_effect_kl
@@ -25,7 +25,7 @@ from mmprompt.language.methods import HardPrompt, MultitaskPrompt, PTuning
 from mmprompt.language.pool import PromptPool, compose
 from mmprompt.language.predictor import LanguagePredictor, generate_texts, stream_text
 from mmprompt.language.task import LanguageTask
-from mmprompt.language.weights import Adapter, FullTuning, LoRA
+from mmprompt.language.weights import Adapter, FullTuning
 from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.decoder.packing import Question

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from mmprompt.captioning.cli.train import default_folder
-from mmprompt.captioning.data import DEFAULT_SET, EMBEDDED, CaptionData, load_captions
+from mmprompt.captioning.data import DEFAULT_SET, EMBEDDED, CaptionData, load_captions, read_lexicon
 from mmprompt.captioning.decoding import Decoding
 from mmprompt.core.header import HEADER, read_header
 from mmprompt.core.soft import PromptTuning
@@ -40,10 +40,15 @@ class Settings:
     """Images with captions: openart-scenes, openart-scenes-new-style, or a file."""
     images: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """The folder of the images, if it is not that of the file."""
+    skip_missing: bool = False
+    """Pass over captions of images that are not there, and images without captions."""
     prompts: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN...")] = ()
     """Run folders of prompts, one a focus."""
     split: Annotated[str, tyro.conf.arg(metavar="NAME")] = "test"
     """Which part: train, val or test."""
+    lexicon: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Words by focus, as JSON, to judge by: {"brand voice": ["wow", "today"]}. Without it, and beside data that brings
+    none, nouns, verbs and words of feeling are judged by a tagger, any other focus by a classifier of captions."""
     clip: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """A dual encoder for CLIPScore; it should be another than the captioner's."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
@@ -74,7 +79,9 @@ def run(arguments: Sequence[str], prog: str) -> None:
         read_header(folder, "captioning")
     if settings.out is not None:
         check_place(settings.out)
-    data = load_captions(settings.data, settings.images)
+    data = load_captions(settings.data, settings.images, settings.skip_missing)
+    if settings.lexicon is not None:
+        data = replace(data, lexicon=read_lexicon(settings.lexicon))
     data.with_captions(settings.split, None)
     captioner = load_captioner_of(settings.prompts, None, settings.device)
     encoder = None if settings.clip is None else load_backbone(settings.clip, settings.device)

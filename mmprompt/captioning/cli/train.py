@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, make_dataclass
+from dataclasses import dataclass, fields, make_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from mmprompt.captioning.data import DEFAULT_SET, CaptionData, load_captions
+from mmprompt.captioning.data import DEFAULT_SET, EMBEDDED, CaptionData, load_captions
 from mmprompt.captioning.methods import MAPPER_RECIPE, METHODS
 from mmprompt.core.method import Method, measured_for, resolved_recipe
-from mmprompt.core.soft import PromptTuning
+from mmprompt.core.soft import PrefixTuning, PromptTuning
 from mmprompt.errors import bad_value, unknown_name
 from mmprompt.progress import ProgressDisplay
 from mmprompt.terminal.output import JSON_HELP, Device, Output, check_folder, command_of
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from mmprompt.core.fit import Result
 
 
-MAPPER, MAPPER_AND_SOFT = "mapper", "mapper+prompt-tuning"
+AUTO, MAPPER, MAPPER_AND_SOFT = "auto", "mapper", "mapper+prompt-tuning"
+BOTH = "prompt-tuning+prefix-tuning"
 DESCRIPTION = (
     "Learn a prompt that makes a frozen captioner speak of one focus. Without options: emotions, on drawn scenes."
 )
@@ -39,16 +40,19 @@ class Settings:
     """Captions: openart-scenes, or a JSONL, COCO, Karpathy, Flickr, SentiCap, FlickrStyle or ArtEmis file."""
     images: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """The folder of the images, if it is not that of the file."""
+    skip_missing: bool = False
+    """Pass over captions of images that are not there, and images without captions."""
     focus: Annotated[str, tyro.conf.arg(metavar="NAME")] = "emotions"
     """What captions are to speak of; one that the data has captions of."""
     choose: bool = False
     """Choose captions of the focus (objects or actions) among neutral ones, such as COCO's."""
     backbone: Annotated[str, tyro.conf.arg(metavar="NAME")] = "tiny"
     """The frozen captioner: `tiny`, `hf:NAME`, `open_clip:coca_...`, `ENCODER + LM`, or a folder."""
-    method: Annotated[str, tyro.conf.arg(metavar="NAME")] = "prompt-tuning"
+    method: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """What is learned: prompt-tuning (vectors after the start token), prefix-tuning (keys and values in every block),
-    mapper (from an image encoder to a language model), mapper+prompt-tuning (both, one after the other), or hard
-    (nothing; give --words)."""
+    prompt-tuning+prefix-tuning, lora (terms beside the decoder's layers), auto (the one of these four that makes
+    held-out captions most probable; the default for data of your own), mapper (from an image encoder to a language
+    model), mapper+prompt-tuning (both, one after the other), or hard (nothing; give --words)."""
     seed: Annotated[int, tyro.conf.arg(metavar="INT")] = 1
     """Seed of the order of the captions."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
@@ -63,6 +67,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
     """Learn a focus, or a mapper, or one after the other, and show what it says."""
     settings, recipe, method = read_train(arguments, prog)
 
+    from mmprompt.captioning.choice import choose_method
     from mmprompt.captioning.focus_sets import build_focus
     from mmprompt.captioning.predictor import CaptionFeatures
     from mmprompt.captioning.readers.load import load_captioner
@@ -72,7 +77,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
     output = Output(settings.json)
     folder = settings.out or default_folder(MAPPER if settings.method == MAPPER else settings.focus)
     check_folder(folder, settings.resume)
-    data = load_captions(settings.data, settings.images)
+    data = load_captions(settings.data, settings.images, settings.skip_missing)
     data = build_focus(data, settings.focus) if settings.choose else data
     if settings.method != MAPPER:
         data.with_captions("train", settings.focus)  # refused before a mapper is trained for nothing
@@ -93,6 +98,10 @@ def run(arguments: Sequence[str], prog: str) -> None:
     with ProgressDisplay() as progress:
         features = CaptionFeatures(captioner, progress=progress.count("encoding images"))
         task = FocusTask(data, settings.focus, features)
+        if method is None:
+            choice = choose_method(captioner, task, recipe, settings.seed)
+            output.say(str(choice))
+            method = choice.method
         call = {"command": command_of(arguments, prog)}
         result = fit(method, captioner, task, folder, recipe, settings.seed, (), settings.resume, call=call)
     conclude_training(output, settings, result, folder)
@@ -132,20 +141,32 @@ def conclude_training(output: Output, settings: Settings, result: Result[Caption
     output.document({"run": str(folder), "history": result.history, "notices": list(result.notices)})
 
 
-def read_train(arguments: Sequence[str], prog: str) -> tuple[Settings, Recipe, Method]:
-    """Read a command line of `caption train`, whose options depend on the method."""
-    name = peek(arguments, "method") or Settings.method
-    if name not in (*METHODS, MAPPER, MAPPER_AND_SOFT):
-        raise unknown_name("method", name, (*METHODS, MAPPER, MAPPER_AND_SOFT))
+def read_train(arguments: Sequence[str], prog: str) -> tuple[Settings, Recipe, Method | None]:
+    """Read a command line of `caption train`, whose options depend on the method; None where it is yet to be chosen."""
+    is_embedded = (peek(arguments, "data") or DEFAULT_SET) in EMBEDDED
+    name = peek(arguments, "method") or ("prompt-tuning" if is_embedded else AUTO)
+    names = (*METHODS, BOTH, AUTO, MAPPER, MAPPER_AND_SOFT)
+    if name not in names:
+        raise unknown_name("method", name, names)
     kind: type[Any] = METHODS.get(name, PromptTuning)
     places = (peek(arguments, "backbone") or Settings.backbone, "captioning")
     recipe = MAPPER_RECIPE if name in (MAPPER, MAPPER_AND_SOFT) else resolved_recipe(kind, places, {}, None)
-    form = make_dataclass("Train", [("run", Settings), ("settings", kind), ("recipe", Recipe)], frozen=True)
-    defaults = form(Settings(), kind(**measured_for(kind, *places).settings), recipe)
-    read: Any = parse(form, arguments, prog, DESCRIPTION, defaults)
+    if peek(arguments, "epochs") is not None:  # in place of the steps that were measured
+        recipe = Recipe(**{option: value for option, value in recipe.given.items() if option != "n_steps"})
+    parts: list[tuple[str, Any]] = [("run", Settings), ("recipe", Recipe)]
+    given: list[Any] = [replace(Settings(), method=name), recipe]
+    if name not in (AUTO, BOTH):
+        parts.insert(1, ("settings", kind))
+        given.insert(1, kind(**measured_for(kind, *places).settings))
+    form = make_dataclass("Train", parts, frozen=True)
+    read: Any = parse(form, arguments, prog, DESCRIPTION, form(*given))
     if read.recipe.augment == "coop":
         raise bad_value("augment", "coop", "captions are learned from images as they are", "Leave --augment out.")
     if read.recipe.patience is not None:
         expected = "captions have no validation accuracy to wait for"
         raise bad_value("patience", read.recipe.patience, expected, "Leave --patience out.")
-    return read.run, read.recipe, read.settings
+    if name != AUTO:
+        return read.run, read.recipe, PromptTuning() + PrefixTuning() if name == BOTH else read.settings
+    changed = {field.name: getattr(read.recipe, field.name) for field in fields(Recipe)}
+    changed = {option: value for option, value in changed.items() if value != getattr(recipe, option)}
+    return read.run, Recipe(**changed), None  # each method keeps its own recipe but for what was given

@@ -64,15 +64,16 @@ class Settings:
     images: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="IMAGES...")]] = ()
     """Image files and folders of images."""
     prompt: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN...")] = ()
-    """Run folders of prompts; several are mixed. None is the captioner as it is."""
+    """Run folders of prompts; several speak one after the other. None is the captioner as it is."""
     weights: Annotated[tuple[float, ...], tyro.conf.arg(metavar="NUMBER...")] = ()
-    """Weights of several prompts, by default the same for all."""
+    """Weights of several prompts, by default the same for all: the heaviest speaks first, lighter ones at that much
+    less of the strength."""
     strength: Annotated[float, tyro.conf.arg(metavar="NUMBER")] = 1.0
     """0 is the captioner without a prompt, 1 the plain prompt, more pushes harder."""
     avoid: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
-    """The run folder of a prompt to push away from."""
-    avoid_strength: Annotated[float, tyro.conf.arg(metavar="NUMBER")] = 0.5
-    """How hard to push away."""
+    """The run folder of a prompt whose own words are not to be said."""
+    avoid_strength: Annotated[float, tyro.conf.arg(metavar="NUMBER")] = 10.0
+    """What each word that is avoided costs, in nats; 0 is not at all."""
     words: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
     """A focus in words instead of a learned prompt."""
     backbone: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None

@@ -1,9 +1,10 @@
 """Whether captions keep to a focus, and whether what they name is there.
 
 A judge tells what a caption names, as sets of items: objects, emotions and actions. `LexiconJudge` looks words up in a
-lexicon that a set of captions brings; `TaggerJudge` needs none, and finds nouns, verbs and VADER's words of feeling.
-Neither has seen an image. Every number has the human ceiling beside it: each reference of an image, scored as if a
-captioner had written it, against the other references of that image. Nothing here chooses a prompt.
+lexicon that a set of captions brings; `TaggerJudge` needs none, and finds nouns, verbs and VADER's words of feeling;
+`ClassifierJudge` tells any focus from captions with it and without. None has seen an image. Every number has the human
+ceiling beside it: each reference of an image, scored as if a captioner had written it, against the other references of
+that image. Nothing here chooses a prompt.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ MEASURES = (
     "recall_agreed",
     "mean_length",
 )
+OF_THINGS = ("grounded_precision", "grounded_precision_all", "recall", "recall_agreed")
+"""Measures of what is named and may be in an image or not."""
 AGREED = 2
 """References that must name an item for it to count as agreed on."""
 
@@ -52,6 +55,7 @@ class LexiconJudge:
     """
 
     notes: tuple[str, ...] = ()
+    names_things = True
 
     def __init__(self, lexicon: Mapping[str, Mapping[str, str]], name: str = "lexicon") -> None:
         self.name = name
@@ -103,6 +107,7 @@ class TaggerJudge:
     notes: tuple[str, ...] = ()
 
     name = "tagger"
+    names_things = True
     focuses = ("actions", "emotions", "objects")
 
     def items(self, caption: str) -> Named:
@@ -115,17 +120,68 @@ class TaggerJudge:
         }
 
 
-Judge: TypeAlias = LexiconJudge | TaggerJudge
-"""Tells what a caption names: its name for reports, what it can tell of (sorted), and what to know of it."""
+class ClassifierJudge:
+    """Tells whether a caption is of a focus: one item, the focus itself, in a caption that is.
+
+    For each focus a logistic regression on the TF-IDF of words and pairs of words (scikit-learn's), learned from
+    captions with the focus and from others.
+
+    Args:
+        captions: by focus, captions with it and captions without it, one or more of both.
+    """
+
+    name = "classifier"
+    names_things = False
+
+    def __init__(self, captions: Mapping[str, tuple[Sequence[str], Sequence[str]]]) -> None:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+
+        self.focuses = tuple(sorted(captions))
+        self._classifiers = {}
+        for focus, (own, others) in captions.items():
+            words = TfidfVectorizer(tokenizer=tokenize, token_pattern=None, ngram_range=(1, 2), sublinear_tf=True)
+            classifier = make_pipeline(words, LogisticRegression(C=10.0, class_weight="balanced"))
+            self._classifiers[focus] = classifier.fit([*own, *others], [1] * len(own) + [0] * len(others))
+        self.notes = tuple(
+            f"Whether a caption is of {focus} is told by a classifier of words and pairs of words, learned from "
+            f"{len(own)} captions with it and {len(others)} without: people's column is how often it knows theirs. "
+            "What it knows need not be in the image."
+            for focus, (own, others) in captions.items()
+        )
+
+    def items(self, caption: str) -> Named:
+        """Return by focus the focus itself where the caption is of it; every focus is there."""
+        return {
+            focus: frozenset([focus] if classifier.predict([caption])[0] else [])
+            for focus, classifier in self._classifiers.items()
+        }
 
 
-def judge_for(data: CaptionData) -> Judge:
-    """Choose the judge of a set of captions: its own lexicon if it brings one, else the tagger.
+Judge: TypeAlias = LexiconJudge | TaggerJudge | ClassifierJudge
+"""Tells what a caption names: its name for reports, what it can tell of (sorted), what to know of it, and whether what
+it names can be in an image."""
+
+
+def judge_for(
+    data: CaptionData, focuses: Sequence[str] = (), without: Callable[[], Sequence[str]] | None = None
+) -> Judge:
+    """Choose the judge of a set of captions: its own lexicon if it brings one, else the tagger, else a classifier.
 
     Where the tagger chose the captions, the other half of the vocabulary judges; words of feeling fit the neutral ones.
+
+    Args:
+        data: the captions.
+        focuses: that are to be judged; those that neither lexicon nor tagger knows need the classifier.
+        without: gives captions of no focus where the data has none, such as a captioner's without a prompt.
+    Raises:
+        UserError: a focus is in no lexicon, and the data has no caption of it to learn from.
     """
-    if data.lexicon:
+    if data.lexicon and set(focuses) <= set(data.lexicon):
         return LexiconJudge(data.lexicon, f"lexicon of {data.name}")
+    if not set(focuses) <= set(TaggerJudge.focuses):
+        return ClassifierJudge({focus: _with_and_without(data, focus, without) for focus in focuses})
     halves = {focus: JUDGING for focus, how in data.chosen_by.items() if how.startswith(TAGGER)}
     notes = [
         f"The tagger chose the captions of {focus}, so the half of the vocabulary that did not choose judges. It "
@@ -136,6 +192,23 @@ def judge_for(data: CaptionData) -> Judge:
     if not neutral:
         notes.append("There are no neutral captions to calibrate words of feeling on: some are meant literally.")
     return TaggerJudge(frozenset(frequent_emotion_words(neutral)), halves, tuple(notes))
+
+
+def _with_and_without(
+    data: CaptionData, focus: str, without: Callable[[], Sequence[str]] | None
+) -> tuple[list[str], Sequence[str]]:
+    """Return the training captions of a focus, and others: the data's own, or those that are given."""
+    own = [text for item in data.train for text in item.of(focus)]
+    if not own:
+        raise UserError(
+            f"{data.name} has no training captions of {focus!r} to know it by, and no word list of it. "
+            "Give data with some, or its words with --lexicon FILE."
+        )
+    others: Sequence[str] = [text for item in data.train for text in item.of(None) if text not in item.of(focus)]
+    others = others or (() if without is None else without())
+    if not others:
+        raise UserError(f"{data.name} has no captions without {focus!r} to compare with. Give --lexicon FILE.")
+    return own, others
 
 
 def frequent_emotion_words(neutral: Iterable[Sequence[str]], n_dropped: int = N_DROPPED) -> tuple[str, ...]:
@@ -266,13 +339,17 @@ def score_focus(captions: Mapping[str, str], items: Iterable[CaptionItem], focus
     for image_id, caption in captions.items():
         references = [name_items(text) for text in known[image_id].of(None)]
         rows.append(_counts(caption, name_items(caption), references, focus))
-    human, firsts, notes = _score_references([known[image_id] for image_id in captions], focus, name_items)
-    ceiling = {name: _ratio(counts) for name, counts in _by_measure(human).items()}
+    own_items = [known[image_id] for image_id in captions]
+    human, firsts, notes = _score_references(own_items, focus, name_items, judge.names_things)
+    counts, ceiling_counts = _by_measure(rows), _by_measure(human)
+    for name in () if judge.names_things else OF_THINGS:
+        counts[name], ceiling_counts[name] = (np.zeros_like(some[name]) for some in (counts, ceiling_counts))
+    ceiling = {name: _ratio(some) for name, some in ceiling_counts.items()}
     return FocusScores(
         focus,
         judge.name,
         tuple(captions),
-        _by_measure(rows),
+        counts,
         distinct_ratio(captions.values()),
         ceiling | {"distinct_ratio": distinct_ratio(firsts) if firsts else None},
         len(human),
@@ -363,12 +440,12 @@ def _ratio(counts: np.ndarray) -> float | None:
 
 
 def _score_references(
-    items: Sequence[CaptionItem], focus: str, name_items: Callable[[str], Named]
+    items: Sequence[CaptionItem], focus: str, name_items: Callable[[str], Named], needs_others: bool
 ) -> tuple[list[_Row], list[str], tuple[str, ...]]:
     """Score each reference against the others of its image; return the first reference of each image and notes, too.
 
-    Captions of the focus are the ceiling where there are any, else all references are. A caption that is the only one
-    of its image is left out.
+    Captions of the focus are the ceiling where there are any, else all references are. Where it is asked what the
+    others name, a caption that is the only one of its image is left out.
     """
     has_focus = any(item.of(focus) for item in items)
     rows, firsts = [], []
@@ -376,7 +453,7 @@ def _score_references(
         ceiling = tuple(dict.fromkeys(item.of(focus))) if has_focus else item.of(None)
         for index, text in enumerate(ceiling):
             others = [name_items(other) for other in item.of(None) if other != text]
-            if others:
+            if others or not needs_others:
                 rows.append(_counts(text, name_items(text), others, focus))
                 firsts += [text] if index == 0 else []
     notes = []

@@ -8,9 +8,11 @@ there. This file knows no search; each library's decoder is a `TextDecoder`.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
@@ -18,13 +20,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from mmprompt.captioning.readers.known_images import KnownImages
 from mmprompt.errors import UserError
 from mmprompt.models.decoder.kv_cache import KVCache
 from mmprompt.models.decoder.packing import Question, pack
 from mmprompt.models.decoder.reader import CausalReader
 from mmprompt.models.decoder.vectors import LM_INPUT, check_vectors, keys_values
+from mmprompt.models.decoder.weights import Change, changed, changes_of, check_changes
 from mmprompt.models.frozen import PixelTransform, fingerprint
-from mmprompt.models.sites import Site, Vectors
+from mmprompt.models.sites import Insert, Site, Vectors, vectors_of
 
 
 class TextDecoder(Protocol):
@@ -103,14 +107,15 @@ def first_id(name: str, what: str, *values: int | Sequence[int] | None) -> int:
 
 @dataclass(frozen=True)
 class State:
-    """A batch of captions under way: what was read, and the logits [N, V] of the next token."""
+    """A batch of captions under way: what was read, the logits [N, V] of the next token, and what changes layers."""
 
     kv_cache: KVCache
     logits: Tensor
+    changes: Mapping[Site, Change] = field(default_factory=dict)
 
     def select(self, rows: Tensor) -> State:
         """Return the given rows [N'], each as often as it is named."""
-        return State(self.kv_cache.select(rows), self.logits.index_select(0, rows))
+        return State(self.kv_cache.select(rows), self.logits.index_select(0, rows), self.changes)
 
 
 class FrozenCaptioner:
@@ -121,8 +126,11 @@ class FrozenCaptioner:
         model: all frozen weights; `fingerprint` is the hex SHA-256 over them.
         encoder_fingerprint: that of a dual encoder whose image tower this captioner sees with, "" for none.
         pixels: the test transform of the image encoder.
+        known_images: what images it was trained on, None where that is not known.
         device, dtype: where the weights live and compute.
     """
+
+    adapts_head = True
 
     def __init__(
         self,
@@ -138,6 +146,7 @@ class FrozenCaptioner:
         self._encode = encode
         self.fingerprint = fingerprint(model)
         self.encoder_fingerprint = ""
+        self.known_images: KnownImages | None = None
         first = next(model.parameters())
         self.device, self.dtype = first.device, first.dtype
         self.transform = pixels.text
@@ -174,11 +183,14 @@ class FrozenCaptioner:
             return KVCache(states=features)
         return self.decoder.open(features, None)
 
-    def prefill(self, kv_cache: KVCache, vectors: Mapping[Site, Vectors]) -> State:
-        """Read the start tokens and a prompt after the N images of `open`.
+    def prefill(self, kv_cache: KVCache, inserts: Mapping[Site, Insert]) -> State:
+        """Read the start tokens and a prompt after the N images of `open`; {} for none.
 
-        The vectors, of `lm.input` and `lm.kv[i]`, are shared [M, ...] or of scope `"sample"` [N, M, ...]; {} for none.
+        Vectors, of `lm.input` and `lm.kv[i]`, are shared [M, ...] or of scope `"sample"` [N, M, ...]. Low-rank terms
+        change what is read after the image, which the frozen layers read.
         """
+        vectors, changes = vectors_of(inserts), changes_of(inserts)
+        self.check_inserts(inserts)
         soft = None if LM_INPUT not in vectors else vectors[LM_INPUT].values.expand(len(kv_cache), -1, -1)
         if self.decoder.slot == "encoder":
             assert kv_cache.states is not None, "an encoder's cache holds image features"
@@ -187,39 +199,59 @@ class FrozenCaptioner:
         x = self.decoder.embed(torch.tensor([self.decoder.start_ids], device=self.device).expand(len(kv_cache), -1))
         if soft is not None and self.decoder.slot == "decoder":
             x = torch.cat([x, soft.to(x.dtype)], dim=1)
-        hidden, kv_cache = self.decoder.run(kv_cache, x)
-        return State(kv_cache, self.decoder.head(hidden[:, -1]))
+        with self._changed(changes):
+            hidden, kv_cache = self.decoder.run(kv_cache, x)
+            return State(kv_cache, self.decoder.head(hidden[:, -1]), changes)
 
     def step(self, state: State, token_ids: Tensor) -> State:
         """Read one more token [N] of every caption."""
-        hidden, kv_cache = self.decoder.run(state.kv_cache, self.decoder.embed(token_ids[:, None]))
-        return State(kv_cache, self.decoder.head(hidden[:, -1]))
+        with self._changed(state.changes):
+            hidden, kv_cache = self.decoder.run(state.kv_cache, self.decoder.embed(token_ids[:, None]))
+            return State(kv_cache, self.decoder.head(hidden[:, -1]), state.changes)
+
+    def _changed(self, changes: Mapping[Site, Change]) -> AbstractContextManager[None]:
+        return changed(self.lm, changes) if changes else contextlib.nullcontext()
+
+    @property
+    def lm(self) -> Any:
+        """The causal language model that is the decoder, for what changes its layers.
+
+        Raises:
+            UserError: the decoder is of another kind.
+        """
+        if isinstance(self.decoder, CausalReader):
+            return self.decoder.lm
+        raise UserError(
+            f"{self.name} has no causal language model for its decoder, so it takes no low-rank terms. "
+            "Use prompt-tuning."
+        )
 
     def logits(
-        self, kv_cache: KVCache, vectors: Mapping[Site, Vectors], token_ids: Tensor, wanted: Tensor | None = None
+        self, kv_cache: KVCache, inserts: Mapping[Site, Insert], token_ids: Tensor, wanted: Tensor | None = None
     ) -> Tensor:
         """Compute the logits [N, L, V] that predict captions [N, L], ends included, after N rows of `open`.
 
         Captions are padded behind with any token; `wanted` [N, L] bool are the tokens whose logits are asked for alone,
         as [sum(wanted), V] in row order.
         """
-        return self._logits_after(self.prefill(kv_cache, vectors), token_ids, wanted)
+        return self._logits_after(self.prefill(kv_cache, inserts), token_ids, wanted)
 
     def _logits_after(self, state: State, token_ids: Tensor, wanted: Tensor | None) -> Tensor:
         """Compute the same from captions under way; the state's rows may be one image's many times over."""
         first = state.logits[:, None]  # [N, 1, V]
         if token_ids.shape[1] == 1:
             return first if wanted is None else first[wanted]
-        hidden, _ = self.decoder.run(state.kv_cache, self.decoder.embed(token_ids[:, :-1]))
-        if wanted is None:
-            return torch.cat([first, self.decoder.head(hidden)], dim=1)
-        # one row a token that is asked for: the first tokens' logits are there already, the others are computed
-        found = torch.cat([state.logits[wanted[:, 0]], self.decoder.head(hidden[wanted[:, 1:]])])
+        with self._changed(state.changes):
+            hidden, _ = self.decoder.run(state.kv_cache, self.decoder.embed(token_ids[:, :-1]))
+            if wanted is None:
+                return torch.cat([first, self.decoder.head(hidden)], dim=1)
+            # one row a token that is asked for: the first tokens' logits are there already, the others are computed
+            found = torch.cat([state.logits[wanted[:, 0]], self.decoder.head(hidden[wanted[:, 1:]])])
         is_first = wanted.nonzero()[:, 1] == 0
         return found[torch.cat([is_first.nonzero()[:, 0], (~is_first).nonzero()[:, 0]]).argsort()]
 
     def log_probs(
-        self, kv_cache: KVCache, vectors: Mapping[Site, Vectors], captions: Sequence[Sequence[tuple[int, ...]]]
+        self, kv_cache: KVCache, inserts: Mapping[Site, Insert], captions: Sequence[Sequence[tuple[int, ...]]]
     ) -> Tensor:
         """Compute the log-probability [K] of each token of given captions, caption after caption, for training.
 
@@ -227,13 +259,16 @@ class FrozenCaptioner:
         them so. No gradient flows back through what was read of the images.
         """
         if isinstance(self.decoder, CausalReader) and self.decoder.packs:
+            vectors, changes = vectors_of(inserts), changes_of(inserts)
+            self.check_inserts(inserts)
             kv_cache = self._insert(kv_cache, vectors)
             soft = vectors.get(LM_INPUT)
             n_soft = 0 if soft is None else soft.n_vectors
             slots = (*self.decoder.start_ids, *(-1 - place for place in range(n_soft)))
             rows = [[row] for row in range(len(captions))]
             packed = pack([Question(slots, tuple(some)) for some in captions], rows, kv_cache.n_read, self.device)
-            logits = self.decoder.head(self.decoder.read(kv_cache, packed, soft))
+            with self._changed(changes):
+                logits = self.decoder.head(self.decoder.read(kv_cache, packed, soft))
             return logits.float().log_softmax(-1)[packed.at, packed.tokens]
         rows_of = torch.tensor([row for row, some in enumerate(captions) for _ in some], device=self.device)
         flat = [caption for some in captions for caption in some]
@@ -241,19 +276,22 @@ class FrozenCaptioner:
         ids = torch.tensor([[*ids, *[self.decoder.end_id] * (length - len(ids))] for ids in flat], device=self.device)
         lengths = torch.tensor([[len(ids)] for ids in flat], device=self.device)
         wanted = torch.arange(length, device=self.device) < lengths
-        state = self.prefill(kv_cache, vectors)
-        state = State(state.kv_cache.select_after(kv_cache, rows_of), state.logits.index_select(0, rows_of))
+        state = self.prefill(kv_cache, inserts)
+        read = state.kv_cache.select_after(kv_cache, rows_of)
+        state = State(read, state.logits.index_select(0, rows_of), state.changes)
         log_probs = self._logits_after(state, ids, wanted).float().log_softmax(-1)
         return log_probs.gather(1, ids[wanted][:, None])[:, 0]
 
     def _insert(self, kv_cache: KVCache, vectors: Mapping[Site, Vectors]) -> KVCache:
-        self.check_vectors(vectors)
         given = keys_values(vectors, self.decoder.kv_shape, self.dtype)
         return kv_cache.insert(given) if given else kv_cache
 
-    def check_vectors(self, vectors: Mapping[Site, Vectors]) -> None:
-        """Refuse vectors that this captioner cannot take; see `models.decoder.vectors`."""
-        check_vectors(self.name, self.decoder, vectors)
+    def check_inserts(self, inserts: Mapping[Site, Insert]) -> None:
+        """Refuse what this captioner cannot take; see `models.decoder.vectors` and `models.decoder.weights`."""
+        check_vectors(self.name, self.decoder, vectors_of(inserts))
+        changes = changes_of(inserts)
+        if changes:
+            check_changes(self.name, self.lm, changes)
 
 
 class PrefixDecoder(CausalReader):

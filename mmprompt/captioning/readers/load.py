@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from mmprompt.captioning.readers.captioner import FrozenCaptioner, PrefixDecoder, caption_tokenizer, first_id
+from mmprompt.captioning.readers.known_images import KnownImages
 from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
 from mmprompt.files import new_folder, read_json, read_tensors, tensor_bytes, write_bytes, write_json
 from mmprompt.models.decoder.load import load_parts
@@ -43,6 +44,8 @@ from mmprompt.models.frozen import LoadOptions, fingerprint, freeze
 from mmprompt.settings import Count, check_settings, checked
 
 SETTINGS_FILE, WEIGHTS_FILE = "mapper.json", "mapper.safetensors"
+KNOWN_IMAGES_FILE = "drawn_scenes.safetensors"
+"""Of `tiny`, beside its encoder; made by scripts/pretrain_tiny_captioner.py."""
 N_LAYERS, N_HEADS = 8, 8
 FORMS = "Use tiny, 'ENCODER + hf:LM', hf:NAME, open_clip:coca_ARCHITECTURE/TAG or a folder."
 READERS = {
@@ -161,6 +164,8 @@ def _load_mapped(name: str, folder: Path, options: LoadOptions) -> FrozenCaption
             f"the mapper was trained between {parts.encoder} and {parts.lm} with other weights",
             "Load the weights of that time, or train the mapper again.",
         )
+    if name == "tiny":
+        captioner.known_images = KnownImages.load(TINY / KNOWN_IMAGES_FILE)
     return captioner
 
 

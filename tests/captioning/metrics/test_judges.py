@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from mmprompt.captioning.metrics.adherence import (
     emotion_words,
     frequent_emotion_words,
     judge_for,
+    score_focus,
 )
 from mmprompt.errors import UserError
 
@@ -123,3 +126,45 @@ def test_a_lexicon_needs_neither_extra(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, module, None)
     adherence._vader_lexicon.cache_clear()
     assert named(judge_for(data(LEXICON)), "a dog") == {"objects": {"dog"}}  # type: ignore[arg-type]
+
+
+VOICES = {"brand voice": [f"get your {thing} today!" for thing in ("dog", "cat", "boat", "cake", "kite")]}
+PLAIN = [f"a {thing} in the grass" for thing in ("dog", "cat", "boat", "cake", "kite")]
+
+
+def voiced(plain: Sequence[str] = PLAIN) -> CaptionData:
+    items = [
+        CaptionItem(Path(f"{i}.jpg"), str(i), {"brand voice": (text,)} | ({"": (plain[i],)} if plain else {}), "train")
+        for i, text in enumerate(VOICES["brand voice"])
+    ]
+    return CaptionData("set", Path(), tuple(items))
+
+
+@pytest.mark.parametrize("data", [voiced(), replace(voiced(()), lexicon=LEXICON)])
+def test_any_other_focus_is_told_by_a_classifier_of_captions_with_and_without_it(data: CaptionData) -> None:
+    judge = judge_for(data, ["brand voice"], lambda: PLAIN)
+    assert (judge.name, judge.focuses) == ("classifier", ("brand voice",))
+    assert judge.items("get your horse today!") == {"brand voice": {"brand voice"}}
+    assert judge.items("a horse in the grass") == {"brand voice": frozenset()}
+    assert "learned from 5 captions with it and 5 without" in judge.notes[0]
+    said = {"0": "get your dog today!", "1": "a cat in the grass"}
+    scores = score_focus(said, data.items, "brand voice", judge)
+    assert scores.values["adherence"] == 0.5
+    assert scores.human["adherence"] == 1.0  # of captions that are the only ones of their image, too
+    assert scores.n_human == 2
+    assert scores.values["grounded_precision_all"] is None  # it says nothing of images
+    assert scores.human["recall"] is None
+
+
+def test_a_word_list_comes_before_the_classifier() -> None:
+    judge = judge_for(replace(voiced(), lexicon={"brand voice": {"today": "today"}}), ["brand voice"])
+    assert judge.items("a dog today")["brand voice"] == {"today"}
+
+
+def test_a_focus_that_nothing_tells_is_refused_with_what_to_give() -> None:
+    with pytest.raises(
+        UserError, match=r"no training captions of 'love' to know it by, and no word list of it. Give da"
+    ):
+        judge_for(voiced(), ["love"], lambda: PLAIN)
+    with pytest.raises(UserError, match=r"has no captions without 'brand voice' to compare with. Give --lexicon FILE"):
+        judge_for(voiced(()), ["brand voice"])

@@ -1,0 +1,137 @@
+"""Which method a focus is learned by: the one whose prompt makes held-out captions most probable.
+
+Which methods can work depends on how far the focus is from what the captioner says anyway: vectors bring out what a
+decoder knows, sentences it never saw take terms beside its layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmprompt.captioning.data import CaptionData, CaptionItem
+from mmprompt.captioning.predictor import Captioner, CaptionFeatures
+from mmprompt.captioning.readers.captioner import FrozenCaptioner
+from mmprompt.captioning.task import FocusTask, encode_captions, tokenize_captions
+from mmprompt.core.fit import Result, fit, method_of
+from mmprompt.core.soft import DecoderMethod, LoRA, PrefixTuning, PromptTuning
+from mmprompt.errors import UserError
+from mmprompt.models.sites import Insert, Site
+from mmprompt.training.callbacks import Callback
+from mmprompt.training.recipe import Recipe
+
+CANDIDATES: Mapping[str, DecoderMethod] = {
+    "prompt-tuning": PromptTuning(),
+    "prefix-tuning": PrefixTuning(),
+    "prompt-tuning+prefix-tuning": PromptTuning() + PrefixTuning(),
+    "lora": LoRA(),
+}
+FEWEST, SHARE = 5, 5
+"""Images that choose: the validation part if it has so many, else every so-manieth of the training part."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How methods compare on held-out captions: by name the cross entropy in nats a token, the lowest first.
+
+    `refused` are methods that the captioner cannot take, with the reason.
+    """
+
+    losses: Mapping[str, float]
+    n_images: int
+    refused: Mapping[str, str]
+
+    @property
+    def method(self) -> DecoderMethod:
+        """The best of them."""
+        return CANDIDATES[next(iter(self.losses))]
+
+    def __str__(self) -> str:
+        losses = ", ".join(f"{name} {loss:.2f}" for name, loss in self.losses.items())
+        return f"Nats a token of the captions of {self.n_images} held-out images: {losses}."
+
+
+def choose_method(
+    captioner: FrozenCaptioner, task: FocusTask, recipe: Recipe | None = None, seed: int = 1, progress: bool = True
+) -> Choice:
+    """Learn a focus by every method on a part of the training images, and compare them on others.
+
+    Args:
+        captioner: the frozen model.
+        task: captions of one focus; its test part is not looked at.
+        recipe: settings that are to hold for every method.
+        seed: of every training.
+        progress: show how far each training is.
+    Raises:
+        UserError: there are fewer than two images to learn from, or no method fits the captioner.
+    """
+    features = task.features = task.features or CaptionFeatures(captioner)
+    learned_from, held_out = _divided(task.data, task.focus)
+    part = FocusTask(replace(task.data, items=learned_from), task.focus, features)
+    loss_of = partial(_loss, captioner, features, held_out, task.focus)
+    losses, refused = {"no prompt": loss_of({})}, {}
+    for name, method in CANDIDATES.items():
+        try:
+            method_of(method, part)
+            result = fit(method, captioner, part, recipe=recipe, seed=seed, progress=progress)
+        except UserError as error:
+            refused[name] = str(error)
+            continue
+        losses[name] = loss_of(result.predictor.prompt.inserts())
+    bare = losses.pop("no prompt")
+    if not losses:
+        raise UserError(f"no method fits {captioner.name}: {next(iter(refused.values()))}")
+    ranked = dict(sorted(losses.items(), key=lambda pair: pair[1]))
+    return Choice(ranked | {"no prompt": bare}, len(held_out), refused)
+
+
+def fit_focus(
+    captioner: FrozenCaptioner,
+    task: FocusTask,
+    out: Path | str | None = None,
+    recipe: Recipe | None = None,
+    seed: int = 1,
+    callbacks: Sequence[Callback] = (),
+    resume: bool = False,
+    progress: bool = True,
+) -> tuple[Result[Captioner], Choice]:
+    """Learn a focus by the method of `choose_method`, then from all training images; arguments as of `fit`."""
+    choice = choose_method(captioner, task, recipe, seed, progress)
+    result: Result[Any] = fit(choice.method, captioner, task, out, recipe, seed, callbacks, resume, progress)
+    return result, choice
+
+
+def _divided(data: CaptionData, focus: str) -> tuple[tuple[CaptionItem, ...], tuple[CaptionItem, ...]]:
+    """Divide images into those to learn from and those to choose by, neither of the test part."""
+    train, val = ([item for item in part if item.of(focus)] for part in (data.train, data.val))
+    if len(val) >= FEWEST:
+        return tuple(train), tuple(val)
+    if len(train) < 2:
+        raise UserError(
+            f"{data.name} has {len(train)} image with captions of {focus} to learn from, but two are needed to choose "
+            "a method. Give more, or name a --method."
+        )
+    held_out = tuple(train[::SHARE])
+    return tuple(item for item in train if item not in held_out), held_out
+
+
+@torch.no_grad()
+def _loss(
+    captioner: FrozenCaptioner,
+    features: CaptionFeatures,
+    items: Sequence[CaptionItem],
+    focus: str,
+    inserts: Mapping[Site, Insert],
+) -> float:
+    words = tokenize_captions(captioner, [item.of(focus) for item in items])
+    captions = encode_captions(captioner, words, captioner.decoder.budget // 2)  # the same, whatever a prompt takes
+    log_probs = []
+    for start in range(0, len(items), 32):
+        kv_cache = captioner.open(features.of([item.image for item in items[start : start + 32]]))
+        log_probs.append(captioner.log_probs(kv_cache, inserts, captions.token_ids[start : start + 32]))
+    return -torch.cat(log_probs).mean().item()
