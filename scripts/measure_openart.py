@@ -28,12 +28,11 @@ WAYS = ("bare_name", "template", "coop")
 
 def rows_of(task: str, methods: Mapping[str, Any], shots: tuple[int, ...], cells: Path) -> dict[str, Any]:
     """All figures of one task; a relation's are also taken on twenty concepts that pretraining never saw."""
-    data, target = mp.load_dataset(task), f"{task}-novel"
-    targets = [target] if task in RELATIONAL else []
-    comparison = mp.compare(methods, [task], shots, SEEDS, cells, targets=targets)
-    lines = {(line.label, line.target, line.shots or None): line for line in comparison.lines}
+    data = mp.load_dataset(task)
+    comparison = mp.compare(methods, [task], shots, SEEDS, cells)
+    lines = {(line.label, line.shots or None): line for line in comparison.lines}
     right = {key: line.correct for key, line in lines.items()}
-    bare, template = right["bare_name", task, None], right["template", task, None]
+    bare, template = right["bare_name", None], right["template", None]
     row: dict[str, Any] = {
         "task": task,
         "classes": len(data.class_names),
@@ -42,16 +41,26 @@ def rows_of(task: str, methods: Mapping[str, Any], shots: tuple[int, ...], cells
         "bare_name": float(bare.mean()),
         "template": float(template.mean()),
         "template_words": data.template,
-        "coop": {str(k): summary(right["coop", task, k], bare, template) for k in shots},
+        "coop": {str(k): summary(right["coop", k], bare, template) for k in shots},
     }
-    keys = (("bare_name", None), ("template", None), ("coop", shots[-1]))
-    novel = np.array([item.novel for item in data.test])
-    if targets:
-        found = {name: right[name, target, k] for name, k in keys}
+    learned = lines["coop", shots[-1]]
+    if task in RELATIONAL:
+        found = novel_names(methods, learned, f"{task}-novel", cells)
     else:
-        found = {name: right[name, task, k][:, novel] for name, k in keys}
+        is_novel = np.array([item.novel for item in data.test])
+        of_way = {"bare_name": bare, "template": template, "coop": learned.correct}
+        found = {name: values[:, is_novel] for name, values in of_way.items()}
     means = {name: float(values.mean()) for name, values in found.items() if values.size}
     return row | ({"novel": means | {"test_pictures": found["coop"].shape[1]}} if means else {})
+
+
+def novel_names(methods: Mapping[str, Any], learned: Any, target: str, cells: Path) -> dict[str, np.ndarray]:
+    """How right the words, and the prompts of a line, are on twenty concepts that pretraining never saw."""
+    words = mp.compare({name: methods[name] for name in WAYS[:2]}, [target], (None,), (1,), cells)
+    found = {line.label: line.correct for line in words.lines}
+    data = mp.load_dataset(target)
+    prompts = [mp.load(cell.folder).with_class_names(data.class_names) for cell in learned.cells]
+    return found | {"coop": np.stack([mp.evaluate(prompt, data.test).correct for prompt in prompts])}
 
 
 def summary(runs: np.ndarray, bare: np.ndarray, template: np.ndarray) -> dict[str, Any]:
