@@ -1,5 +1,7 @@
 """Reads open_clip models: weights by its own loader, towers into views, tokenizer and transform reduced.
 
+A text tower is open_clip's own, or a BERT or RoBERTa of transformers inside it (`bert.py`).
+
 Text blocks that no view describes are run by their own forward; a text tower that differs in more is refused with the
 name of the part; an image tower that no view describes is run by its own forward, without prompts.
 """
@@ -15,6 +17,7 @@ from typing import Any
 import open_clip
 import torch
 import torch.nn.functional as F
+from open_clip.hf_model import HFTextEncoder
 from open_clip.pretrained import download_pretrained_from_hf
 from open_clip.timm_model import TimmModel
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
@@ -28,6 +31,7 @@ from open_clip.transformer import (
 from torch import Tensor, nn
 
 from mmprompt.errors import UserError
+from mmprompt.models.dual_encoder.bert import read_bert
 from mmprompt.models.dual_encoder.encoder import FrozenDualEncoder, WordTokenizer
 from mmprompt.models.dual_encoder.forward.views import (
     BlockView,
@@ -77,9 +81,22 @@ def create_frozen(architecture: str, weights: str | None, options: LoadOptions) 
         force_quick_gelu=bool(tag.get("quick_gelu")),
         cache_dir=options.cache_dir,
         weights_only=True,
+        **_text_beside(architecture),
     )
     freeze(model, options)
     return model, preprocess
+
+
+def _text_beside(architecture: str) -> dict[str, Any]:
+    """Find the text tower's configuration in a model folder that names it `./...`: open_clip looks elsewhere for it."""
+    if not architecture.startswith("local-dir:"):
+        return {}
+    text = open_clip.get_model_config(architecture)["text_cfg"]
+    name = text.get("hf_model_name", "")
+    if not name.startswith("./"):
+        return {}
+    place = str(Path(architecture.removeprefix("local-dir:")) / name)
+    return {"text_cfg": text | {"hf_model_name": place, "hf_model_pretrained": False}}
 
 
 def unknown_part(part: object, expected: str) -> UserError:
@@ -122,8 +139,10 @@ def read_text(model: nn.Module, tokenizer: WordTokenizer) -> TextView:
         pool_type, end_id = model.text_pool_type, model.text_eos_id
     elif isinstance(model, open_clip.CustomTextCLIP):
         tower = model.text
+        if isinstance(tower, HFTextEncoder):
+            return read_bert(tower, tokenizer.frame())
         if not isinstance(tower, TextTransformer) or tower.cls_emb is not None or tower.use_pad_mask:
-            raise unknown_part(tower, "a TextTransformer without class token and padding mask")
+            raise unknown_part(tower, "a TextTransformer without class token and padding mask, or a BERT")
         pool_type, end_id = tower.pool_type, tower.eos_id
     else:
         raise unknown_part(model, "a CLIP or CustomTextCLIP")
