@@ -94,13 +94,13 @@ def save_siglip_tokenizer(folder: Path, pad: str = "</s>") -> int:
 
 def save_bert_tokenizer(folder: Path) -> int:
     """A tokenizer framed as BERT's are: start, words, end, and padding of another id."""
-    tokens = ["<pad>", "<s>", "</s>", "<unk>", *byte_letters(), *map("".join, SIGLIP_MERGES)]
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", *byte_letters(), *map("".join, SIGLIP_MERGES)]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=SIGLIP_MERGES, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
-    frame = [("<s>", 1), ("</s>", 2)]
+    frame = [("<s>", 0), ("</s>", 2)]
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=frame)
     named = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     PreTrainedTokenizerFast(
@@ -158,7 +158,7 @@ def save_bert(
 ) -> Path:
     """An open_clip model whose text tower is a BERT of transformers, its configuration beside it in the folder."""
     shape = {"hidden_size": WIDTH, "intermediate_size": 48, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
-    shape |= {"vocab_size": 4 + 256 + len(SIGLIP_MERGES), "pad_token_id": 0, "max_position_embeddings": CONTEXT}
+    shape |= {"vocab_size": 4 + 256 + len(SIGLIP_MERGES), "pad_token_id": 1, "max_position_embeddings": CONTEXT}
     config(**shape | settings).save_pretrained(folder / "text")
     text = {"hf_model_name": "./text", "hf_pooler_type": pooler, "hf_proj_type": "linear"}
     return save_open_clip(folder, text=text, save_tokenizer=save_bert_tokenizer, custom_text=True)

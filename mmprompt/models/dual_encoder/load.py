@@ -116,7 +116,8 @@ def list_backbones() -> list[str]:
     names = []
     for architecture, tag in open_clip.list_pretrained():
         config = open_clip.get_model_config(architecture) or {}
-        if "multimodal_cfg" not in config and "hf_model_name" not in config.get("text_cfg", {}):
+        text = config.get("text_cfg", {}).get("hf_model_name")
+        if "multimodal_cfg" not in config and (text is None or "roberta" in text):  # no other is read
             names.append(f"open_clip:{architecture}/{tag}")
     return ["tiny", "photo", *names]
 

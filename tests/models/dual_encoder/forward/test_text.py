@@ -58,7 +58,7 @@ OPEN_CLIP_FORMS: dict[str, dict[str, Any]] = {
         "init_logit_bias": -3.0,
     },
 }
-BERT_FORMS: dict[str, Any] = {"bert": (BertConfig, 32), "roberta": (RobertaConfig, 33)}  # with the positions
+BERT_FORMS: dict[str, Any] = {"bert": (BertConfig, 32), "roberta": (RobertaConfig, 34)}  # with the positions
 FAMILIES = [*OPEN_CLIP_FORMS, *BERT_FORMS, "hf_clip", "siglip", "tiny"]
 
 
