@@ -16,11 +16,11 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import nn
 from transformers import (
+    BertConfig,
     CLIPConfig,
     CLIPImageProcessor,
     CLIPModel,
     CLIPTokenizer,
-    BertConfig,
     PreTrainedTokenizerFast,
     RobertaConfig,
     SiglipConfig,

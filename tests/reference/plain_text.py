@@ -66,7 +66,9 @@ def bert_features(model, rows, ends, ctx, deep=None):
     tower = model.text
     features = []
     for c, (row, end) in enumerate(zip(rows, ends, strict=True)):
-        x = tower.transformer.embeddings(inputs_embeds=embed(row, tower.transformer.get_input_embeddings().weight, ctx, c))
+        x = tower.transformer.embeddings(
+            inputs_embeds=embed(row, tower.transformer.get_input_embeddings().weight, ctx, c)
+        )
         seen = torch.arange(len(row)) <= end
         mask = torch.zeros(len(row), dtype=x.dtype).masked_fill(~seen, float("-inf"))[None, None, None]
         for layer, block in enumerate(tower.transformer.encoder.layer):

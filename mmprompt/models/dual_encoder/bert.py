@@ -1,14 +1,16 @@
 """Reads the BERT-like text towers that open_clip takes from transformers (`hf_model_name`): post-norm, bidirectional.
 
-Padding is masked there, and a text is the mean of its slots, so that no view needs padding.
+Padding is masked there, and a text is the mean of its slots, so that no view needs padding. The projection behind that
+may be a `SoftmaxProjection`, which open_clip does not have.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch.nn.functional as F
 from open_clip.hf_model import HFTextEncoder, MeanPooler
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import BertModel, RobertaModel, XLMRobertaModel
 
 from mmprompt.errors import UserError
@@ -17,11 +19,32 @@ from mmprompt.models.dual_encoder.forward.views import BlockView, Frame, TextVie
 KNOWN = (BertModel, RobertaModel, XLMRobertaModel)
 
 
+class SoftmaxProjection(nn.Module):
+    """A projection of texts [N, D] to [N, E]: learned values, averaged by the softmax of a text's scores.
+
+    With the texts of classes as weights of the scores and images' places as values this is the kernel regression of
+    Nadaraya (1964) and Watson (1964) with the kernel `exp(w · x)`; here both are learned from there.
+
+    Args:
+        width, n_values, embed_dim: D, the number of values, E.
+    """
+
+    def __init__(self, width: int, n_values: int, embed_dim: int) -> None:
+        super().__init__()
+        self.scores = nn.Linear(width, n_values)
+        self.values = nn.Linear(n_values, embed_dim, bias=False)
+
+    def forward(self, texts: Tensor) -> Tensor:
+        """Project texts of any norm."""
+        return self.values(self.scores(F.normalize(texts, dim=-1)).softmax(dim=-1))
+
+
 def read_bert(tower: HFTextEncoder, frame: Frame) -> TextView:
     """Read a tower; one of another class, or one that is pooled otherwise, is refused by its name."""
     inner: Any = tower.transformer
+    encoders = "a BertModel, RobertaModel or XLMRobertaModel that is no decoder"
     for part, is_known, expected in (
-        (inner, type(inner) in KNOWN and not inner.config.is_decoder, "a BertModel, RobertaModel or XLMRobertaModel"),
+        (inner, type(inner) in KNOWN and not inner.config.is_decoder, encoders),
         (tower.pooler, type(tower.pooler) is MeanPooler, "a MeanPooler"),
     ):
         if not is_known:

@@ -31,7 +31,7 @@ from open_clip.transformer import (
 from torch import Tensor, nn
 
 from mmprompt.errors import UserError
-from mmprompt.models.dual_encoder.bert import read_bert
+from mmprompt.models.dual_encoder.bert import SoftmaxProjection, read_bert
 from mmprompt.models.dual_encoder.encoder import FrozenDualEncoder, WordTokenizer
 from mmprompt.models.dual_encoder.forward.views import (
     BlockView,
@@ -46,6 +46,8 @@ from mmprompt.models.dual_encoder.forward.views import (
 from mmprompt.models.dual_encoder.forward.vision import OpaqueTower
 from mmprompt.models.dual_encoder.timm_vit import read_timm_vit
 from mmprompt.models.frozen import LoadOptions, PixelTransform, describe, freeze
+
+WEIGHTS = "open_clip_model.safetensors"
 
 
 def load_open_clip(name: str, architecture: str, weights: str | None, options: LoadOptions) -> FrozenDualEncoder:
@@ -73,30 +75,38 @@ def load_open_clip(name: str, architecture: str, weights: str | None, options: L
 
 def create_frozen(architecture: str, weights: str | None, options: LoadOptions) -> tuple[Any, Callable]:
     """Load a frozen model of open_clip and its test transform; the arguments are those of `load_open_clip`."""
-    tag = open_clip.get_pretrained_cfg(architecture, weights) if weights else {}
-    model, preprocess = open_clip.create_model_from_pretrained(
-        architecture,
-        weights,
-        # Weights trained with QuickGELU are silently wrong with the GELU that most architecture names mean.
-        force_quick_gelu=bool(tag.get("quick_gelu")),
-        cache_dir=options.cache_dir,
-        weights_only=True,
-        **_text_beside(architecture),
-    )
+    folder = Path(architecture.removeprefix("local-dir:"))
+    text = open_clip.get_model_config(architecture)["text_cfg"] if architecture.startswith("local-dir:") else {}
+    if text.get("hf_model_name", "").startswith("./"):
+        model, preprocess = _create_with_bert(architecture, folder, text)
+    else:
+        tag = open_clip.get_pretrained_cfg(architecture, weights) if weights else {}
+        model, preprocess = open_clip.create_model_from_pretrained(
+            architecture,
+            weights,
+            # Weights trained with QuickGELU are silently wrong with the GELU that most architecture names mean.
+            force_quick_gelu=bool(tag.get("quick_gelu")),
+            cache_dir=options.cache_dir,
+            weights_only=True,
+        )
     freeze(model, options)
     return model, preprocess
 
 
-def _text_beside(architecture: str) -> dict[str, Any]:
-    """Find the text tower's configuration in a model folder that names it `./...`: open_clip looks elsewhere for it."""
-    if not architecture.startswith("local-dir:"):
-        return {}
-    text = open_clip.get_model_config(architecture)["text_cfg"]
-    name = text.get("hf_model_name", "")
-    if not name.startswith("./"):
-        return {}
-    place = str(Path(architecture.removeprefix("local-dir:")) / name)
-    return {"text_cfg": text | {"hf_model_name": place, "hf_model_pretrained": False}}
+def _create_with_bert(architecture: str, folder: Path, text: dict[str, Any]) -> tuple[Any, Callable]:
+    """Load a model folder in which the text tower's configuration lies too, named `./...`: open_clip looks elsewhere.
+
+    The projection is a `SoftmaxProjection` of so many values if the settings say `softmax:4000`.
+    """
+    place = {"hf_model_name": str(folder / text["hf_model_name"]), "hf_model_pretrained": False}
+    model, _, preprocess = open_clip.create_model_and_transforms(
+        architecture, load_weights=False, pretrained_text=False, text_cfg=text | place
+    )
+    kind, _, n_values = text.get("hf_proj_type", "").partition(":")
+    if kind == "softmax":
+        model.text.proj = SoftmaxProjection(model.text.config.hidden_size, int(n_values), model.text.output_dim)
+    open_clip.load_checkpoint(model, str(folder / WEIGHTS), strict=True, weights_only=True)
+    return model, preprocess
 
 
 def unknown_part(part: object, expected: str) -> UserError:

@@ -128,8 +128,8 @@ def run_own(
         x = block.finish(x, attend(block, block.in_proj(normed), common[layer], groups, view.is_causal))
     if view.pooling == "mean":
         parts = x.split([n_classes * length for n_classes, length in own.groups], dim=1)
-        means = [part.unflatten(1, (-1, length)).mean(dim=2) for part, (_, length) in zip(parts, own.groups, strict=True)]
-        return torch.cat(means, dim=1)
+        sides = zip(parts, own.groups, strict=True)
+        return torch.cat([part.unflatten(1, (-1, length)).mean(dim=2) for part, (_, length) in sides], dim=1)
     return x[:, ends]
 
 

@@ -120,7 +120,7 @@ def count_images(vectors: Mapping[Site, Vectors]) -> int | None:
 def encode_packed(
     view: TextView, slots: TextSlots, inserts: Mapping[Site, Insert], memory_bytes: int, shortcuts: Shortcuts
 ) -> Tensor:
-    """Return the end tokens, or the mean of the slots, [B or 1, C, D] of a tower without padding after the last block."""
+    """Return the pooled slots [B or 1, C, D] after the last block of a tower that needs no padding."""
     order = slots.lengths.argsort(stable=True)  # classes of equal length side by side
     lengths = slots.lengths[order].tolist()
     vectors = vectors_of(inserts)
