@@ -68,7 +68,8 @@ def prepare(work: Path) -> None:
     """Fetch the sources; write the entries, their targets, the projection and the vocabulary."""
     work.mkdir(parents=True, exist_ok=True)
     nouns, vectors, leaves = load_nouns(work), load_word_vectors(work), imagenet_offsets()
-    *_, classifier, _ = image_weights(fetch("photo")).values()
+    (data,) = fetch("photo")
+    *_, classifier, _ = image_weights(data).values()
     projection, classes = class_targets(classifier, EMBEDDING)
     groups = gather(nouns, vectors, leaves, N_COMMON)
     teacher = Teacher(nouns, vectors, leaves, classes, WEIGHTS)

@@ -18,11 +18,13 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import nn
 from transformers import (
+    BertConfig,
     CLIPConfig,
     CLIPImageProcessor,
     CLIPModel,
     CLIPTokenizer,
     PreTrainedTokenizerFast,
+    RobertaConfig,
     SiglipConfig,
     SiglipImageProcessor,
     SiglipModel,
@@ -92,6 +94,23 @@ def save_siglip_tokenizer(folder: Path, pad: str = "</s>") -> int:
     return len(vocabulary)
 
 
+def save_bert_tokenizer(folder: Path) -> int:
+    """A tokenizer framed as BERT's are: start, words, end, and padding of another id."""
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", *byte_letters(), *map("".join, SIGLIP_MERGES)]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=SIGLIP_MERGES, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    frame = [("<s>", 0), ("</s>", 2)]
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=frame)
+    named = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, **named, model_max_length=CONTEXT, model_input_names=["input_ids"]
+    ).save_pretrained(folder)
+    return len(vocabulary)
+
+
 def randomise(model: nn.Module, seed: int) -> None:
     """Move every weight, norms and biases too, so that none of them can be forgotten unnoticed."""
     generator = torch.Generator().manual_seed(seed)
@@ -125,12 +144,26 @@ def save_open_clip(
     config = open_clip_config(save_tokenizer(folder), vision or {}, text or {}, **model)
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     settings = dict(config["model_cfg"])
+    if "hf_model_name" in settings["text_cfg"]:
+        place = str(folder / settings["text_cfg"]["hf_model_name"])
+        settings["text_cfg"] |= {"hf_model_name": place, "hf_model_pretrained": False}
     kind = open_clip.CustomTextCLIP if settings.pop("custom_text", False) else open_clip.CLIP
     torch.manual_seed(seed)
     built = kind(**settings)
     randomise(built, seed)
     save_file(built.state_dict(), folder / "open_clip_model.safetensors")
     return folder
+
+
+def save_bert(
+    folder: Path, config: type[BertConfig | RobertaConfig] = BertConfig, pooler: str = "mean_pooler", **settings: Any
+) -> Path:
+    """An open_clip model whose text tower is a BERT of transformers, its configuration beside it in the folder."""
+    shape = {"hidden_size": WIDTH, "intermediate_size": 48, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
+    shape |= {"vocab_size": 4 + 256 + len(SIGLIP_MERGES), "pad_token_id": 1, "max_position_embeddings": CONTEXT}
+    config(**shape | settings).save_pretrained(folder / "text")
+    text = {"hf_model_name": "./text", "hf_pooler_type": pooler, "hf_proj_type": "linear"}
+    return save_open_clip(folder, text=text, save_tokenizer=save_bert_tokenizer, custom_text=True)
 
 
 def timm_vit(**settings: Any) -> VisionTransformer:

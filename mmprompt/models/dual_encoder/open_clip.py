@@ -1,5 +1,7 @@
 """Reads open_clip models: weights by its own loader, towers into views, tokenizer and transform reduced.
 
+A text tower is open_clip's own, or a BERT or RoBERTa of transformers inside it (`bert.py`).
+
 Text blocks that no view describes are run by their own forward; a text tower that differs in more is refused with the
 name of the part; an image tower that no view describes is run by its own forward, without prompts.
 """
@@ -15,6 +17,7 @@ from typing import Any
 import open_clip
 import torch
 import torch.nn.functional as F
+from open_clip.hf_model import HFTextEncoder
 from open_clip.pretrained import download_pretrained_from_hf
 from open_clip.timm_model import TimmModel
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
@@ -28,6 +31,7 @@ from open_clip.transformer import (
 from torch import Tensor, nn
 
 from mmprompt.errors import UserError
+from mmprompt.models.dual_encoder.bert import SoftmaxProjection, read_bert
 from mmprompt.models.dual_encoder.encoder import FrozenDualEncoder, WordTokenizer
 from mmprompt.models.dual_encoder.forward.views import (
     BlockView,
@@ -42,6 +46,8 @@ from mmprompt.models.dual_encoder.forward.views import (
 from mmprompt.models.dual_encoder.forward.vision import OpaqueTower
 from mmprompt.models.dual_encoder.timm_models import read_timm_vit
 from mmprompt.models.frozen import LoadOptions, PixelTransform, describe, freeze
+
+WEIGHTS = "open_clip_model.safetensors"
 
 
 def load_open_clip(name: str, architecture: str, weights: str | None, options: LoadOptions) -> FrozenDualEncoder:
@@ -70,16 +76,37 @@ def load_open_clip(name: str, architecture: str, weights: str | None, options: L
 
 def create_frozen(architecture: str, weights: str | None, options: LoadOptions) -> tuple[Any, Callable]:
     """Load a frozen model of open_clip and its test transform; the arguments are those of `load_open_clip`."""
-    tag = open_clip.get_pretrained_cfg(architecture, weights) if weights else {}
-    model, preprocess = open_clip.create_model_from_pretrained(
-        architecture,
-        weights,
-        # Weights trained with QuickGELU are silently wrong with the GELU that most architecture names mean.
-        force_quick_gelu=bool(tag.get("quick_gelu")),
-        cache_dir=options.cache_dir,
-        weights_only=True,
-    )
+    folder = Path(architecture.removeprefix("local-dir:"))
+    text = open_clip.get_model_config(architecture)["text_cfg"] if architecture.startswith("local-dir:") else {}
+    if text.get("hf_model_name", "").startswith("./"):
+        model, preprocess = _create_with_bert(architecture, folder, text)
+    else:
+        tag = open_clip.get_pretrained_cfg(architecture, weights) if weights else {}
+        model, preprocess = open_clip.create_model_from_pretrained(
+            architecture,
+            weights,
+            # Weights trained with QuickGELU are silently wrong with the GELU that most architecture names mean.
+            force_quick_gelu=bool(tag.get("quick_gelu")),
+            cache_dir=options.cache_dir,
+            weights_only=True,
+        )
     freeze(model, options)
+    return model, preprocess
+
+
+def _create_with_bert(architecture: str, folder: Path, text: dict[str, Any]) -> tuple[Any, Callable]:
+    """Load a model folder in which the text tower's configuration lies too, named `./...`: open_clip looks elsewhere.
+
+    The projection is a `SoftmaxProjection` of so many values if the settings say `softmax:4000`.
+    """
+    place = {"hf_model_name": str(folder / text["hf_model_name"]), "hf_model_pretrained": False}
+    model, _, preprocess = open_clip.create_model_and_transforms(
+        architecture, load_weights=False, pretrained_text=False, text_cfg=text | place
+    )
+    kind, _, n_values = text.get("hf_proj_type", "").partition(":")
+    if kind == "softmax":
+        model.text.proj = SoftmaxProjection(model.text.config.hidden_size, int(n_values), model.text.output_dim)
+    open_clip.load_checkpoint(model, str(folder / WEIGHTS), strict=True, weights_only=True)
     return model, preprocess
 
 
@@ -123,8 +150,10 @@ def read_text(model: nn.Module, tokenizer: WordTokenizer) -> TextView:
         pool_type, end_id = model.text_pool_type, model.text_eos_id
     elif isinstance(model, open_clip.CustomTextCLIP):
         tower = model.text
+        if isinstance(tower, HFTextEncoder):
+            return read_bert(tower, tokenizer.frame())
         if not isinstance(tower, TextTransformer) or tower.cls_emb is not None or tower.use_pad_mask:
-            raise unknown_part(tower, "a TextTransformer without class token and padding mask")
+            raise unknown_part(tower, "a TextTransformer without class token and padding mask, or a BERT")
         pool_type, end_id = tower.pool_type, tower.eos_id
     else:
         raise unknown_part(model, "a CLIP or CustomTextCLIP")

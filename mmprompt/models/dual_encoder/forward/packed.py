@@ -1,4 +1,4 @@
-"""A causal text tower over packed slots: the common beginning once, then the slots that each class has of its own.
+"""A text tower over packed slots: the common beginning once, then the slots that each class has of its own.
 
 The slots of all classes lie one behind the other on one axis, classes of equal length side by side, so that the linear
 layers see no padding and attention needs none either. Which slots are worth computing is decided in `text.py`.
@@ -57,7 +57,8 @@ def pack(slots: TextSlots, classes: Tensor, columns: range, lengths: Sequence[in
 
 def embed(view: TextView, packed: PackedSlots, vectors: Vectors | None) -> Tensor:
     """Embed tokens or context vectors, with positions: [B or 1, N, D]."""
-    return splice(view.token_embedding(packed.token_ids)[None], packed, vectors) + view.position[packed.columns]
+    x = splice(view.token_embedding(packed.token_ids)[None], packed, vectors)
+    return view.pre_norm(x + view.position[packed.columns])
 
 
 def splice(x: Tensor, packed: PackedSlots, vectors: Vectors | None) -> Tensor:
@@ -85,7 +86,7 @@ def run_common(view: TextView, common: PackedSlots, vectors: Mapping[Site, Vecto
     found: list[KeyValue] = []
     for layer, block in enumerate(view.block_views):
         x = splice(x, common, vectors.get(Site("text", layer)) if layer else None)
-        normed = block.norm1(x)
+        normed = block.entering(x)
         if layer == len(view.blocks) - 1:
             key, value = map(block.split_heads, block.key_value(normed))
         else:
@@ -103,27 +104,32 @@ def run_own(
     common: Sequence[KeyValue | None],
     end_only: bool,
 ) -> Tensor:
-    """Run the blocks over the slots that C' classes have of their own, and return their end tokens: [B or 1, C', D].
+    """Run the blocks over the slots that C' classes have of their own, and pool them: [B or 1, C', D].
 
     Args:
         view: the tower.
         own: the slots, each class ending in its end token.
         vectors: by site.
         common: what `run_common` gave, None per block where there are no common slots.
-        end_only: whether the last block is computed for the end tokens alone.
+        end_only: whether the last block is computed for the end tokens alone, if those are read.
     """
     ends = torch.tensor(own.lengths).cumsum(0).to(own.token_ids.device) - 1
     groups = [(n_classes, length, length) for n_classes, length in own.groups]
     x = embed(view, own, vectors.get(Site("text")))
     for layer, block in enumerate(view.block_views):
         x = splice(x, own, vectors.get(Site("text", layer)) if layer else None)
-        normed = block.norm1(x)
-        if end_only and layer == len(view.blocks) - 1:
+        normed = block.entering(x)
+        if end_only and view.pooling == "eos" and layer == len(view.blocks) - 1:
             key, value = block.key_value(normed)
             ends_alone = [(n_classes, 1, length) for n_classes, length in own.groups]
-            attended = attend(block, (block.query(normed[:, ends]), key, value), common[layer], ends_alone)
+            queries = block.query(normed[:, ends])
+            attended = attend(block, (queries, key, value), common[layer], ends_alone, view.is_causal)
             return block.finish(x[:, ends], attended)
-        x = block.finish(x, attend(block, block.in_proj(normed), common[layer], groups))
+        x = block.finish(x, attend(block, block.in_proj(normed), common[layer], groups, view.is_causal))
+    if view.pooling == "mean":
+        parts = x.split([n_classes * length for n_classes, length in own.groups], dim=1)
+        sides = zip(parts, own.groups, strict=True)
+        return torch.cat([part.unflatten(1, (-1, length)).mean(dim=2) for part, (_, length) in sides], dim=1)
     return x[:, ends]
 
 
@@ -132,8 +138,9 @@ def attend(
     own: tuple[Tensor, Tensor, Tensor],
     common: KeyValue | None,
     groups: Sequence[tuple[int, int, int]],
+    is_causal: bool,
 ) -> Tensor:
-    """Attend from each class's slots to the common ones and to its own earlier ones: the joined heads [B, N', D].
+    """Attend from each class's slots to the common ones and to its own: the joined heads [B, N', D].
 
     The common keys are multiplied once for all classes and never copied per class.
 
@@ -143,6 +150,7 @@ def attend(
         common: keys and values of the common slots, if there are any.
         groups: per run of equal length the number of classes, of queries per class, and of keys per class; a
             class's queries are its last slots.
+        is_causal: whether a slot sees none of its class that is behind it.
     """
     query, key, value = (block.split_heads(part) for part in own)  # [B, H, N, D/H]
     query = query * query.shape[-1] ** -0.5
@@ -154,7 +162,9 @@ def attend(
     for (group, q, k, v), scores in zip(parts, to_common.split(queries, 2), strict=True):
         n_classes, n_queries, n_keys = group
         q, k, v = (part.unflatten(2, (n_classes, -1)) for part in (q, k, v))  # [B, H, C', T, D/H]
-        to_own = (q @ k.mT).masked_fill(later_slots(n_queries, n_keys, k.device), float("-inf"))
+        to_own = q @ k.mT
+        if is_causal:
+            to_own = to_own.masked_fill(later_slots(n_queries, n_keys, k.device), float("-inf"))
         to_own = to_own.expand(n_images, -1, -1, -1, -1)
         weight = softmax(torch.cat([scores.unflatten(2, (n_classes, -1)), to_own], dim=-1))
         weights.append(weight[..., :n_common].flatten(2, 3))

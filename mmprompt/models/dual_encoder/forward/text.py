@@ -3,7 +3,8 @@
 A causal tower read at its end token needs neither padding nor anything after that token, and classes that begin alike
 begin with the same keys and values. So three shortcuts are exact there: only real tokens are computed, the common
 beginning is run once (once per image where it depends on the image), and the last block is computed for the end token
-alone. A bidirectional tower attends to its padding, so it is run at full length, except for the last block's one slot.
+alone. A bidirectional tower that masks its padding and averages the rest needs no padding either, and nothing more is
+left out; one that attends to its padding is run at full length, except for the last block's one slot.
 Either way, classes are taken in chunks and computed again in the backward pass when their activations would not fit in
 memory. This module knows slots and vectors, not class names.
 """
@@ -36,7 +37,8 @@ class Shortcuts:
     """What is left out because it changes nothing. Each is on; the tests switch them off one by one.
 
     Args:
-        real_tokens: no slot after the end token is computed, if the tower is causal and read there.
+        real_tokens: no slot after the end token is computed, if the tower is causal and read there; one that averages
+            its slots never has any.
         common_once: slots that all classes begin with are computed once, if padding is left out.
         end_only: the last block is computed for the pooled slot alone.
     """
@@ -67,7 +69,7 @@ def encode_slots(
         shortcuts: for tests.
     """
     shortcuts = shortcuts or Shortcuts()
-    if view.reads_end_only and shortcuts.real_tokens:
+    if view.stops_at_end and (shortcuts.real_tokens or view.pooling == "mean"):
         pooled = encode_packed(view, slots, inserts, memory_bytes, shortcuts)
     else:
         pooled = encode_full(view, slots, inserts, memory_bytes, shortcuts)
@@ -118,12 +120,12 @@ def count_images(vectors: Mapping[Site, Vectors]) -> int | None:
 def encode_packed(
     view: TextView, slots: TextSlots, inserts: Mapping[Site, Insert], memory_bytes: int, shortcuts: Shortcuts
 ) -> Tensor:
-    """Return the end tokens [B or 1, C, D] of a causal tower after the last block."""
+    """Return the pooled slots [B or 1, C, D] after the last block of a tower that needs no padding."""
     order = slots.lengths.argsort(stable=True)  # classes of equal length side by side
     lengths = slots.lengths[order].tolist()
     vectors = vectors_of(inserts)
     is_shared = all(given.scope != "class" for given in vectors.values())
-    n_common = common_length(slots, is_shared) if shortcuts.common_once else 0
+    n_common = common_length(slots, is_shared) if shortcuts.common_once and view.is_causal else 0
     common: list[KeyValue] = []
     if n_common:
         first = pack(slots, order[:1], range(n_common), lengths[:1])
@@ -177,8 +179,10 @@ def tensors_of(inserts: Mapping[Site, Insert]) -> list[Tensor]:
 
 
 def adapted(view: TextView, inserts: Mapping[Site, Insert]) -> TextView:
-    """Put what is learned inside the blocks of the tower into them."""
-    return replace(view, blocks=adapted_blocks("text", view.blocks, view.width, inserts))
+    """Put what is learned inside the blocks of the tower, and at the norm before them, into those."""
+    first = Site("text", part="pre_norm")
+    pre_norm = moved_norm(view.pre_norm, first, inserts.get(first), view.width)
+    return replace(view, blocks=adapted_blocks("text", view.blocks, view.width, inserts), pre_norm=pre_norm)
 
 
 def run_full(
@@ -203,7 +207,7 @@ def run_full(
 def run_pooled(block: BlockView, x: Tensor, pooled: Tensor, is_causal: bool) -> Tensor:
     """Run one block over [N, L, D], for the slot `pooled` [N] of each row alone: [N, D]."""
     rows = torch.arange(len(x), device=x.device)
-    normed = block.norm1(x)
+    normed = block.entering(x)
     key, value = (block.split_heads(part) for part in block.key_value(normed))
     query = block.split_heads(block.query(normed[rows, pooled][:, None]))  # [N, H, 1, D/H]
     seen = torch.arange(x.shape[1], device=x.device) <= pooled[:, None, None, None] if is_causal else None

@@ -30,7 +30,7 @@ from mmprompt.models.sites import (
 )
 
 TensorMap = Callable[[Tensor], Tensor]
-Pooling = Literal["eos", "last"]
+Pooling = Literal["eos", "last", "mean"]
 QUICK = 1.702
 
 
@@ -46,12 +46,14 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class BlockView:
-    """One pre-norm transformer block: `x + scale1(attention(norm1(x)))`, then `x + scale2(mlp(norm2(x)))`.
+    """One transformer block: `x + scale1(attention(norm1(x)))`, then `x + scale2(mlp(norm2(x)))`.
+
+    A post-norm block is `norm1(x + scale1(attention(x)))`, then `norm2(x + scale2(mlp(x)))`, as in BERT.
 
     Every map works on the last axis, [..., D] to [..., D], so packed tokens need no batch axis.
 
     Args:
-        norm1, norm2: before the attention and before the MLP.
+        norm1, norm2: before the attention and before the MLP; behind each sum in a post-norm block.
         project: the queries, keys and values, all three in one product where the library stores them so.
         project_query, project_key_value: the same where only one side is needed.
         out_proj: after the heads are joined, with whatever norm or scale of heads the block has around it.
@@ -61,6 +63,7 @@ class BlockView:
         query_norm, key_norm: after the projection, per head, where the block does that.
         low_rank: learned terms beside the projections, before those norms.
         adapters: learned networks behind the attention and the MLP, before what entered is added.
+        is_post_norm: which of the two it is.
     """
 
     norm1: TensorMap
@@ -77,6 +80,11 @@ class BlockView:
     key_norm: TensorMap = unchanged
     low_rank: Mapping[str, LowRank] = field(default_factory=dict)
     adapters: Mapping[str, Bottleneck] = field(default_factory=dict)
+    is_post_norm: bool = False
+
+    def entering(self, x: Tensor) -> Tensor:
+        """Return what the attention sees of the slots [..., D] that enter the block."""
+        return x if self.is_post_norm else self.norm1(x)
 
     def in_proj(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Compute queries, keys and values [..., D] of normed slots [..., D]."""
@@ -111,6 +119,9 @@ class BlockView:
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """Compute the rest of the block from what entered it and the joined heads of the same slots, both [..., D]."""
         x = x + self._adapted("attention", self.scale1(self.out_proj(attended)))
+        if self.is_post_norm:
+            x = self.norm1(x)
+            return self.norm2(x + self._adapted("mlp", self.scale2(self.mlp(x))))
         return x + self._adapted("mlp", self.scale2(self.mlp(self.norm2(x))))
 
     def _adapted(self, part: str, x: Tensor) -> Tensor:
@@ -118,7 +129,7 @@ class BlockView:
 
     def whole(self, x: Tensor, is_causal: bool = False) -> Tensor:
         """Run the whole block over all slots [B, L, D], each slot attending to all, or to those up to itself."""
-        query, key, value = (self.split_heads(part) for part in self.in_proj(self.norm1(x)))  # [B, H, L, D/H]
+        query, key, value = (self.split_heads(part) for part in self.in_proj(self.entering(x)))  # [B, H, L, D/H]
         attended = F.scaled_dot_product_attention(query, key, value, is_causal=is_causal)
         return self.finish(x, self.join_heads(attended))
 
@@ -152,7 +163,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class TextView:
-    """A text tower: tokens and positions, blocks, final norm, pooling at one slot, projection.
+    """A text tower: tokens and positions, norm before the blocks, blocks, final norm, pooling, projection.
 
     Args:
         token_embedding: [V, D].
@@ -160,9 +171,12 @@ class TextView:
         blocks: views of all blocks, or all of them whole.
         final_norm: after the last block.
         project: the pooled slot [N, D] to raw features [N, E].
-        is_causal: whether a slot sees only those before it. If not, padding is attended to and slots are full length.
-        pooling: `"eos"` reads the end token's slot, `"last"` the last of all L slots.
+        is_causal: whether a slot sees only those before it. If not, padding is attended to and slots are full length,
+            unless it is pooled by `"mean"`.
+        pooling: `"eos"` reads the end token's slot, `"last"` the last of all L slots, `"mean"` the average of all
+            slots up to the end token, in a tower whose slots do not see the padding.
         frame: the tokens around the words.
+        pre_norm: the norm before the first block, else the identity.
     """
 
     token_embedding: nn.Embedding
@@ -173,6 +187,7 @@ class TextView:
     is_causal: bool
     pooling: Pooling
     frame: Frame
+    pre_norm: TensorMap = unchanged
 
     @property
     def position(self) -> Tensor:
@@ -198,12 +213,14 @@ class TextView:
     def norm_sites(self) -> tuple[Site, ...]:
         """The norms that can be moved, in the order in which they are computed."""
         inside = [Site("text", layer, part) for layer, part in norm_parts(self.blocks)]
-        return (*inside, Site("text", part="final_norm")) if isinstance(self.final_norm, nn.LayerNorm) else (*inside,)
+        first = [Site("text", part="pre_norm")] if isinstance(self.pre_norm, nn.LayerNorm) else []
+        last = [Site("text", part="final_norm")] if isinstance(self.final_norm, nn.LayerNorm) else []
+        return (*first, *inside, *last)
 
     @property
-    def reads_end_only(self) -> bool:
+    def stops_at_end(self) -> bool:
         """Whether nothing after the end token has an influence, so that slots may stop there."""
-        return self.is_causal and self.pooling == "eos" and len(self.block_views) > 0
+        return self.pooling == "mean" or (self.is_causal and self.pooling == "eos" and len(self.block_views) > 0)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from tests.models.dual_encoder.forward.test_low_rank import assert_equal_with_gr
 from tests.models.dual_encoder.forward.test_text import NAMES, Case, draw, reference_features
 from tests.models.dual_encoder.forward.test_vision import library_features, relative_error
 
-FAMILIES = ("open_clip", "hf_clip", "siglip", "bidirectional")
+FAMILIES = ("open_clip", "hf_clip", "siglip", "bidirectional", "bert")
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -49,12 +49,16 @@ def adapted_model(backbone: FrozenDualEncoder, tower: Tower, given: dict[Site, I
     copied.model = model = copy.deepcopy(backbone.model)  # type: Any
     if hasattr(model, "text_model"):
         blocks = (model.text_model if tower == "text" else model.vision_model).encoder.layers
+    elif tower == "text" and hasattr(model, "text") and hasattr(model.text, "pooler"):
+        blocks = model.text.transformer.encoder.layer
     else:
         blocks = (getattr(model, "text", model) if tower == "text" else model.visual).transformer.resblocks
     for layer, block in enumerate(blocks):
-        for part, names in (("attention", ("self_attn", "attn")), ("mlp", ("mlp",))):
+        for part, names in (("attention", ("self_attn", "attn", "attention")), ("mlp", ("mlp", "output"))):
             adapter = given[Site(tower, layer, part)]  # type: ignore[arg-type]
             sublayer = next(getattr(block, name) for name in names if hasattr(block, name))
+            if hasattr(sublayer, "LayerNorm") or hasattr(getattr(sublayer, "output", None), "LayerNorm"):
+                sublayer = getattr(sublayer, "output", sublayer).dense  # BERT's, before the sum and its norm
 
             def hook(_: Any, __: Any, output: Any, adapter: Any = adapter) -> Any:
                 return (plain(adapter, output[0]), *output[1:]) if isinstance(output, tuple) else plain(adapter, output)

@@ -81,8 +81,9 @@ def adapted_model(backbone: FrozenDualEncoder, tower: Tower, given: dict[Site, I
     model: Any = copy.deepcopy(backbone.model)
     for layer, attention in enumerate(attentions(model, tower)):
         own: dict[str, LowRank] = {part: given[Site(tower, layer, part)] for part in PARTS}  # type: ignore[misc]
-        if hasattr(attention, "q_proj"):
-            for part, name in zip(PARTS, ("q_proj", "k_proj", "v_proj"), strict=True):
+        if hasattr(attention, "q_proj") or hasattr(attention, "query"):
+            names = PARTS if hasattr(attention, "query") else ("q_proj", "k_proj", "v_proj")
+            for part, name in zip(PARTS, names, strict=True):
                 adapt(getattr(attention, name), "weight", Adapted(own, (part,)))
         elif hasattr(attention, "qkv"):
             adapt(attention.qkv, "weight", Adapted(own, PARTS))
@@ -100,6 +101,8 @@ def attentions(model: Any, tower: Tower) -> Iterator[nn.Module]:
     if hasattr(model, "text_model"):
         side = model.text_model if tower == "text" else model.vision_model
         yield from (block.self_attn for block in side.encoder.layers)
+    elif tower == "text" and hasattr(model, "text") and hasattr(model.text, "pooler"):
+        yield from (block.attention.self for block in model.text.transformer.encoder.layer)
     elif tower == "text":
         yield from (block.attn for block in getattr(model, "text", model).transformer.resblocks)
     elif hasattr(model.visual, "trunk"):

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor
+from transformers import BertConfig, RobertaConfig
 
 from mmprompt.classification.template import ClassTemplate
 from mmprompt.errors import UserError
@@ -57,7 +58,8 @@ OPEN_CLIP_FORMS: dict[str, dict[str, Any]] = {
         "init_logit_bias": -3.0,
     },
 }
-FAMILIES = [*OPEN_CLIP_FORMS, "hf_clip", "siglip", "tiny"]
+BERT_FORMS: dict[str, Any] = {"bert": (BertConfig, 32), "roberta": (RobertaConfig, 34)}  # with the positions
+FAMILIES = [*OPEN_CLIP_FORMS, *BERT_FORMS, "hf_clip", "siglip", "tiny"]
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,10 @@ def load(family: str, place: Path, dtype: str) -> FrozenDualEncoder:
         folder = small_models.save_hf_clip(place, max_position_embeddings=32, num_hidden_layers=3)
     elif family == "siglip":
         folder = small_models.save_siglip(place, text={"max_position_embeddings": 32, "num_hidden_layers": 3})
+    elif family in BERT_FORMS:
+        config, n_positions = BERT_FORMS[family]
+        settings = {"num_hidden_layers": 3, "max_position_embeddings": n_positions, "hidden_act": "gelu"}
+        folder = small_models.save_bert(place, config, **settings)
     else:
         form = OPEN_CLIP_FORMS[family]
         folder = small_models.save_open_clip(place, **{**form, "text": ROOMY | form.get("text", {})})
@@ -161,8 +167,11 @@ def reference_features(
     backbone: FrozenDualEncoder, case: Case, names: list[str], vectors: dict[Site, Vectors]
 ) -> Tensor:
     """[C, E], or [B, C, E] where vectors belong to images: one image after another."""
-    is_transformers = hasattr(backbone.model, "text_model")
-    plain: Callable = plain_text.transformers_features if is_transformers else plain_text.open_clip_features
+    plain: Callable = plain_text.open_clip_features
+    if hasattr(backbone.model, "text_model"):
+        plain = plain_text.transformers_features
+    elif hasattr(getattr(backbone.model, "text", None), "pooler"):
+        plain = plain_text.bert_features
     rows = reference_rows(backbone, case, names)
 
     def of_image(image: int) -> Tensor:
@@ -397,8 +406,8 @@ def test_classes_that_are_kept_are_the_last_ones() -> None:
 def test_the_estimate_of_a_step_is_not_below_what_it_keeps(family: FrozenDualEncoder, case: str) -> None:
     vectors = draw_vectors(family, CASES[case], len(LONG_NAMES))
     slots = ClassTemplate.of_context(3).slots(family, LONG_NAMES)
-    n_common = 4 if case != "per class" and family.text.reads_end_only else 0
-    lengths = slots.lengths.tolist() if family.text.reads_end_only else [family.context_length] * len(LONG_NAMES)
+    n_common = 4 if case != "per class" and family.text.stops_at_end else 0
+    lengths = slots.lengths.tolist() if family.text.stops_at_end else [family.context_length] * len(LONG_NAMES)
     estimate = sum((length - n_common) * slot_bytes(family.text, length, vectors) for length in lengths)
     kept = kept_bytes(family, CASES[case], LONG_NAMES, 2**40)
     assert kept < estimate < 4 * kept
