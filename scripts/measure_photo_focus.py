@@ -32,7 +32,7 @@ from mmprompt.core.learned import Prompt
 from mmprompt.files import make_folder, read_json
 from train_photo_captioner import Settings, Training
 
-N_TRAIN, N_VAL = 1200, 150
+N_TRAIN, N_VAL = 600, 100
 METHODS = {"prompt-tuning": mp.PromptTuning(), "prefix-tuning": mp.PrefixTuning()}
 GAIN, LOSS = 0.20, 0.10
 
@@ -112,12 +112,19 @@ def passes(row: dict[str, Any]) -> bool:
     return min(gains) >= GAIN and is_clear and row["grounded_no_prompt"] - row["grounded"] < LOSS
 
 
-def main(work: Path, data: Path, seed: int = 1, json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None):
+def main(
+    work: Path,
+    data: Path,
+    images: Path | None = None,
+    seed: int = 1,
+    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
+) -> None:
     """Learn, measure, print the table, write the figures.
 
     Args:
         work: the work folder of train_photo_captioner.py.
         data: photographs with captions; the part `test` is measured.
+        images: the folder of the photographs, if it is not that of the file.
         seed: of the scenes, what is drawn of them, and the prompts.
         json_file: where the figures go.
     """
@@ -127,7 +134,7 @@ def main(work: Path, data: Path, seed: int = 1, json_file: Annotated[Path | None
     scenes, drawn = scenes_of(training, seed), Drawn(training, seed)
     learned = {focus: learn(captioner, scenes, focus, drawn, seed) for focus in COUNTED}
     print(json.dumps({focus: found for focus, (_, found) in learned.items()}), flush=True)
-    photographs = replace(mp.load_captions(data), lexicon=read_json(EVERYDAY))
+    photographs = replace(mp.load_captions(data, images), lexicon=read_json(EVERYDAY))
     items = list(photographs.with_captions("test", None))
     features = CaptionFeatures(captioner)
     seen = features.of([item.image for item in items])

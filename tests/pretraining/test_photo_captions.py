@@ -104,8 +104,8 @@ def test_features_lie_where_the_classes_of_what_is_named_lie() -> None:
     likeness_to = F.normalize(features, dim=-1) @ drawn.classes.T
     assert likeness_to.mean(0).argmax() == 2
     assert likeness_to.mean(0)[2] > 0.35
-    sizes = features.norm(dim=-1)
-    assert 0.55 <= sizes.min() < sizes.max() <= 0.9
+    low, high = drawn.spread.size
+    assert low < features.norm(dim=-1).mean() < high  # noise is at a right angle to the classes only in the mean
 
 
 def test_features_of_a_scene_that_names_nothing_known_show_the_scene_and_are_a_function_of_the_seed() -> None:
