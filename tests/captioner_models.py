@@ -102,7 +102,7 @@ def save_language_model(model: Any, folder: Path) -> Path:
 
 
 def save_trained_pair(name: str, folder: Path, kind: str) -> Path:
-    """A folder as `fit_mapper` leaves it, between the models of a name `ENCODER + hf:LM`."""
+    """A folder as `fit_mapper` leaves it, between the models of a name `ENCODER + LM`."""
     options = LoadOptions(torch.device("cpu"), torch.float32)
     captioner = load_pair(name, options, kind, None if kind == "linear" else 3)
     decoder: Any = captioner.decoder

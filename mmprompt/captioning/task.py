@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmprompt.captioning.data import NEUTRAL, CaptionData, load_captions
+from mmprompt.captioning.data import NEUTRAL, CaptionData, CaptionItem, load_captions
 from mmprompt.captioning.decoding import Decoding
 from mmprompt.captioning.methods import MAPPER_RECIPE, METHODS
 from mmprompt.captioning.metrics.tokens import tokenize
@@ -33,16 +33,17 @@ from mmprompt.captioning.predictor import (
     hard_prompt,
 )
 from mmprompt.captioning.readers.captioner import FrozenCaptioner
-from mmprompt.captioning.readers.load import load_captioner, save_mapped
+from mmprompt.captioning.readers.load import SHIPPED, load_captioner, reopened, save_mapped
 from mmprompt.captioning.search import prompt_slots
 from mmprompt.core.fit import refuse_changed
 from mmprompt.core.learned import Prompt, rms
 from mmprompt.core.method import Method, Start, resolved_recipe
 from mmprompt.errors import UserError
 from mmprompt.models.decoder.kv_cache import KVCache
+from mmprompt.models.image_features import Progress
 from mmprompt.models.sites import Insert, Site
 from mmprompt.settings import check
-from mmprompt.training.callbacks import Callback
+from mmprompt.training.callbacks import Callback, EarlyStopping
 from mmprompt.training.loop import train
 from mmprompt.training.problem import StepResult
 from mmprompt.training.recipe import Recipe
@@ -55,6 +56,8 @@ MAX_MEMORY_BYTES = 2**30
 LOOKED_AT = 64
 HELD_AGAINST = 32
 """Images of the validation part that captions of a new prompt are looked at on."""
+N_WATCHED = 100
+"""Validation images that a mapper's captions are judged on while it learns."""
 COLLAPSED = 0.1
 
 
@@ -120,19 +123,21 @@ class CaptionProblem:
         features: Tensor,
         captions: Encoded,
         is_image_frozen: bool = True,
+        validate: Callable[[], float] | None = None,
     ) -> None:
         self.captioner, self.features, self.captions = captioner, features, captions
         self.module, self._inserts = module, inserts
         self.n_items = len(captions.token_ids)
         self._kv_cache = self._read_images() if is_image_frozen else None
+        self._validate = validate
 
     def step(self, indices: list[int], epoch: int) -> StepResult:
         """Return the mean cross entropy of the tokens of all captions of some images, their ends included."""
         return StepResult({"caption": self.loss(indices, self._inserts())})
 
     def validate(self) -> float | None:
-        """Captions have no accuracy."""
-        return None
+        """Return what the training watches, such as the CIDEr-D of a mapper's captions; None for a prompt."""
+        return None if self._validate is None else self._validate()
 
     def loss(self, indices: Sequence[int], inserts: Mapping[Site, Insert]) -> Tensor:
         """Return the cross entropy in nats a token, over the captions of some images."""
@@ -335,51 +340,71 @@ def fit_mapper(
     seed: int = 1,
     callbacks: Sequence[Callback] = (),
     resume: bool = False,
+    progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """Learn the mapper between a frozen image encoder and a frozen language model (Mokady et al. 2021, "ClipCap").
 
-    It is learned once, from captions of no focus where the data has some; prompts are then learned on top of it.
+    It is learned once, from captions of no focus where the data has some; prompts are then learned on top of it. Of the
+    epochs, the one is kept whose captions of the validation part, or of its first 100 images, have the best CIDEr-D.
 
     Args:
-        captioner: of `load_captioner("ENCODER + hf:LM")`; its mapper is trained in place.
+        captioner: of `load_captioner("ENCODER + LM")`; its mapper is trained in place. Or `photo` or `tiny`, which
+            stay as they are: a copy of their mapper learns on.
         data: captions, or the name of an embedded set or a file.
         out: a new folder, which `load_captioner` takes afterwards; the log and checkpoints go to `OUT-training`.
-        recipe: `MAPPER_RECIPE` by default.
+        recipe: `MAPPER_RECIPE` by default; its `patience` ends the training early.
         seed: of the order of the images.
         callbacks: called as training goes.
         resume: go on from the newest checkpoint in `OUT-training`.
+        progress: called with how many images are encoded and how many there are.
     Returns:
         One dict per epoch.
     Raises:
-        UserError: this captioner has no mapper to train, or the folder is there already.
+        UserError: this captioner has no mapper to train, the folder is there already, or pycocoevalcap is not installed
+            and there are images to validate on.
         RunFailed: the loss stopped being finite, or weights of encoder or language model changed.
     """
     data = load_captions(data) if isinstance(data, str) else data
     recipe = MAPPER_RECIPE if recipe is None else recipe
-    mapper = getattr(captioner.decoder, "mapper", None)
-    if mapper is None or "+" not in captioner.name:
-        raise UserError(
-            f"{captioner.name} has no mapper to train: method mapper is for an image encoder and a language model. "
-            "Use `backbone='ENCODER + hf:LM'`, or `method='prompt-tuning'`."
-        )
     folder = Path(out)
     if folder.exists():
         raise UserError(f"{folder} is there already, and a mapper is never written over. Give another `out`.")
-    is_neutral = any(item.of(NEUTRAL) for item in data.train)
-    items = data.with_captions("train", NEUTRAL if is_neutral else None)
+    captioner = reopened(captioner) if captioner.name in SHIPPED else captioner
+    mapper = getattr(captioner.decoder, "mapper", None)
+    if mapper is None or not ("+" in captioner.name or captioner.name in SHIPPED):
+        raise UserError(
+            f"{captioner.name} has no mapper to train: method mapper is for an image encoder and a language model. "
+            "Use `backbone='ENCODER + LM'`, or `method='prompt-tuning'`."
+        )
+    focus = NEUTRAL if any(item.of(NEUTRAL) for item in data.train) else None
+    items, watched = data.with_captions("train", focus), [item for item in data.val if item.of(focus)][:N_WATCHED]
     training = folder.with_name(f"{folder.name}-training")
     with run_lock(training):
-        features = CaptionFeatures(captioner).of([item.image for item in items])
-        texts = [item.of(NEUTRAL if is_neutral else None) for item in items]
-        captions = encode_captions(captioner, tokenize_captions(captioner, texts), captioner.decoder.budget)
-        problem = CaptionProblem(captioner, mapper.requires_grad_(True), dict, features, captions, False)
+        encoded = CaptionFeatures(captioner, progress=progress).of([item.image for item in [*items, *watched]])
+        features, seen = encoded[: len(items)], encoded[len(items) :]
+        texts = tokenize_captions(captioner, [item.of(focus) for item in items])
+        captions = encode_captions(captioner, texts, captioner.decoder.budget)
+        validate = partial(cider_d_of, captioner, watched, seen, focus) if watched else None
+        problem = CaptionProblem(captioner, mapper.requires_grad_(True), dict, features, captions, False, validate)
         config = {"data": data.fingerprint, "recipe": asdict(recipe), "seed": seed, "backbone": captioner.fingerprint}
         n_epochs = epochs_of(recipe, problem.n_items)
+        if watched:
+            callbacks = (EarlyStopping(recipe.patience or n_epochs, name="cider_d"), *callbacks)
+            recipe = replace(recipe, patience=None)  # the loop's own would call it an accuracy
         history = train(problem, recipe, seed, n_epochs, training, run_id_of(config), callbacks, resume)
         mapper.requires_grad_(False)
         refuse_changed(captioner)
         save_mapped(captioner, folder)
     return history
+
+
+def cider_d_of(captioner: FrozenCaptioner, items: Sequence[CaptionItem], features: Tensor, focus: str | None) -> float:
+    """Return the CIDEr-D of what a captioner says, without a prompt, of some images with features [N, T, D']."""
+    from mmprompt.captioning.metrics.caption_metrics import score_captions
+
+    said = Captioner(captioner).caption_features(features)
+    captions = {item.image_id: caption.text for item, caption in zip(items, said, strict=True)}
+    return score_captions(captions, {item.image_id: item.of(focus) for item in items}).cider_d
 
 
 def epochs_of(recipe: Recipe, n_images: int) -> int:

@@ -30,7 +30,12 @@ def run_list(arguments: Sequence[str], prog: str) -> None:
     """Print the names that `--backbone` takes, for what, with licences and where the weights are from."""
     settings = parse(Settings, arguments, prog, "The frozen models a prompt can be learned for.")
     output = Output(settings.json)
-    names = {"tiny": "images, captions, text", "photo": "images", "photo-large": "images", "smollm2": "text"}
+    names = {
+        "tiny": "images, captions, text",
+        "photo": "images, captions",
+        "photo-large": "images",
+        "smollm2": "text",
+    }
     if settings.find or settings.all:
         from mmprompt.models.dual_encoder.load import list_backbones
 
@@ -99,6 +104,8 @@ def run_get(arguments: Sequence[str], prog: str) -> None:
 {files[0].release}; its text tower {text}. It is not CLIP."""
         advice = f"mmprompt train --data my/photos --backbone {settings.name}"
         advice += "      (a folder of photographs for each class)"
+        if settings.name == "photo":
+            advice += "\n      mmprompt caption write my/photos --backbone photo"
     else:
         from mmprompt.models.decoder.smollm2 import get_smollm2
 

@@ -25,6 +25,15 @@ from mmprompt.settings import Count, checked
 from mmprompt.training.problem import Run
 from mmprompt.training.run_files import RUN
 
+SHOWN = {
+    "loss": "loss {:.4f}",
+    "accuracy": "accuracy {:.3f}",
+    "val_accuracy": "val {:.3f}",
+    "cider_d": "CIDEr-D {:.3f}",
+    "lr": "lr {:.2g}",
+}
+"""What a progress bar shows of a record, and how."""
+
 
 class Callback:
     """The hooks, with Keras's names; inherit and override those you need.
@@ -65,19 +74,23 @@ class Callback:
 class EarlyStopping(Callback):
     """Stop when the validation accuracy no longer grows, and go back to the best weights.
 
-    Adds `val_accuracy` to every epoch's record.
+    Adds it to every epoch's record.
 
     Args:
         patience: epochs without a better accuracy after which to stop, at least 1.
         min_delta: by how much an accuracy (0..1) must exceed the best so far to count as better.
+        name: of what the problem's `validate` gives, in the records.
     Raises:
         UserError: a value is out of range; at the start of training, if nothing is kept for validation.
     """
 
     @checked
-    def __init__(self, patience: Count, min_delta: Annotated[float, Ge(0), Lt(1)] = 0.0) -> None:
+    def __init__(
+        self, patience: Count, min_delta: Annotated[float, Ge(0), Lt(1)] = 0.0, name: str = "val_accuracy"
+    ) -> None:
         self.patience = patience
         self.min_delta = min_delta
+        self.name = name
         self._best: dict[str, Tensor] = {}
         self._best_accuracy = 0.0
         self._waited = 0
@@ -95,7 +108,7 @@ class EarlyStopping(Callback):
         """Measure, remember the best, and ask for the end once patience is used up."""
         accuracy = run.problem.validate()
         assert accuracy is not None, "the validation part vanished during training"
-        logs["val_accuracy"] = accuracy
+        logs[self.name] = accuracy
         if not self._best or accuracy > self._best_accuracy + self.min_delta:
             weights = run.problem.module.state_dict()
             self._best = {name: value.detach().clone() for name, value in weights.items()}
@@ -231,8 +244,7 @@ class ProgressBar(Callback):
         self._display.write_line(at_once=is_last or epoch == self._n_resumed)
 
     def _update(self, run: Run, epoch: int, logs: Mapping[str, float], is_last: bool = False) -> None:
-        forms = {"loss": "loss {:.4f}", "accuracy": "accuracy {:.3f}", "val_accuracy": "val {:.3f}", "lr": "lr {:.2g}"}
-        numbers = "  ".join(form.format(logs[name]) for name, form in forms.items() if name in logs)
+        numbers = "  ".join(form.format(logs[name]) for name, form in SHOWN.items() if name in logs)
         title = f"epoch {epoch + 1}/{run.n_epochs}"
         n_all = self._n_done if is_last else run.n_epochs * run.n_steps
         self._display.update("training", self._n_done, n_all, f"{title}  {numbers}", title, numbers)

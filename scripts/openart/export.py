@@ -10,6 +10,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +65,18 @@ def export_model(model: CLIP, config: dict[str, Any], tokenizer: Path, folder: P
         copy_tokenizer(tokenizer, part)
 
 
-def export_captioner(model: Any, tokenizer: Path, folder: Path) -> None:
-    """Write decoder (fp16), mapper and tokenizer as a folder of transformers' own form."""
+def export_captioner(model: Any, tokenizer: Path, folder: Path, encoder: str | None = None) -> None:
+    """Write decoder (fp16), mapper and tokenizer as a folder of transformers' own form.
+
+    A mapper that does not know its settings is a layer norm and a linear map; `encoder` is None for `tiny`.
+    """
     mapper: nn.Sequential = model.projector
     width, image_width = mapper[1].weight.shape
-    described = {"kind": "linear", "n_prefix": None, "image_width": image_width, "width": width}
+    linear = {"kind": "linear", "n_prefix": None, "image_width": image_width, "width": width}
+    described = linear if encoder is None else {**asdict(mapper.settings), "encoder": encoder}
     with new_folder(folder) as part:
         model.decoder.half().save_pretrained(part)
+        (part / "model.safetensors").chmod(0o644)  # safetensors lets nobody else read its files
         write_weights(mapper.state_dict(), part / "mapper.safetensors")
         (part / "mapper.json").write_text(json.dumps(described, indent=1) + "\n")
         copy_tokenizer(tokenizer, part, CAPTIONER_FILES)

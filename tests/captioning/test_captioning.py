@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from mmprompt.captioning import choice
 from mmprompt.captioning import task as captioning
 from mmprompt.captioning.cli.write import rank
-from mmprompt.captioning.data import load_captions
+from mmprompt.captioning.data import NEUTRAL, load_captions
 from mmprompt.captioning.methods import MAPPER_RECIPE, HardPrompt, LoRA, PrefixTuning, PromptTuning
-from mmprompt.captioning.metrics.caption_metrics import clip_score
+from mmprompt.captioning.metrics.caption_metrics import clip_score, score_captions
 from mmprompt.captioning.predictor import (
     Caption,
     Captioner,
@@ -368,6 +368,26 @@ def test_a_mapper_is_learned_once_and_carries_prompts(tmp_path):
     assert focus_of(load_focus(tmp_path / "run", again)) == focus_of(result.predictor.prompt) == "emotions"
     with pytest.raises(UserError, match="a mapper is never written over"):
         fit_mapper(captioner, some, tmp_path / "mapper")
+
+
+def test_the_mapper_of_a_captioner_that_ships_learns_on_in_a_copy_and_its_best_epoch_is_kept(tmp_path):
+    tiny, scenes = load_captioner("tiny", device="cpu"), load_captions("openart-scenes")
+    some = replace(scenes, items=(*scenes.train[:8], *scenes.val[:4]))
+    before = {name: value.clone() for name, value in tiny.decoder.mapper.state_dict().items()}
+    recipe = replace(MAPPER_RECIPE, epochs=3, batch_size=8, warmup_epochs=0)
+    seen = []
+    history = fit_mapper(tiny, some, tmp_path / "own", recipe, progress=lambda done, every: seen.append((done, every)))
+    assert all(torch.equal(before[name], value) for name, value in tiny.decoder.mapper.state_dict().items())
+    assert tiny.compute_fingerprint() == tiny.fingerprint
+    assert not seen or seen[-1] == (12, 12)
+    own = load_captioner(tmp_path / "own", device="cpu")
+    assert any(not torch.equal(before[name], value) for name, value in own.decoder.mapper.state_dict().items())
+    said = Captioner(own).caption([item.image for item in some.val])
+    score = score_captions(
+        {item.image_id: caption.text for item, caption in zip(some.val, said, strict=True)},
+        {item.image_id: item.of(NEUTRAL) for item in some.val},
+    )
+    assert score.cider_d == pytest.approx(max(record["cider_d"] for record in history))
 
 
 def test_a_captioner_without_a_mapper_has_none_to_train(captioner, data, tmp_path):

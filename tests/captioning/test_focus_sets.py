@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from mmprompt.captioning.data import CaptionData, CaptionItem
-from mmprompt.captioning.focus_sets import CHOOSING, JUDGING, build_focus, nouns, verbs, vocabulary_half
+from mmprompt.captioning.focus_sets import adjectives, build_focus, nouns, share_of, verbs
 from mmprompt.errors import UserError
 
 TWO = (
-    "a man rides a wave",
+    "a man is riding a wave",
     "A man with a dog, a ball and two surfboards at the beach, near a house, a tree, a boat, a wave and a bird.",
 )
 
@@ -26,41 +26,40 @@ def test_nouns_are_singular_and_verbs_are_stems_without_auxiliaries() -> None:
     assert verbs("a cat is being pulled") == verbs("a dog pulls it") == ("pull",)
 
 
-def test_the_halves_of_the_vocabulary_are_disjoint_and_whole() -> None:
-    for found in (nouns(TWO[1]), tuple(f"word{i}" for i in range(200))):
-        one, other = ({w for w in found if vocabulary_half(w) == half} for half in (CHOOSING, JUDGING))
-        assert one
-        assert other
-        assert not one & other
-        assert one | other == set(found)
-    assert sorted(nouns(TWO[1], CHOOSING) + nouns(TWO[1], JUDGING)) == sorted(nouns(TWO[1]))
+def test_adjectives_are_found_with_numbers() -> None:
+    assert adjectives("Two small dogs on the sandy beach") == ("two", "small", "sandy")
 
 
-def test_objects_are_the_captions_with_the_most_nouns_of_the_half_that_chooses() -> None:
-    built = build_focus(data(TWO, ("x x",)), "objects")
-    expected = max(TWO, key=lambda caption: len(set(nouns(caption, CHOOSING))))
-    assert built.items[0].of("objects") == (expected,)
-    assert expected == TWO[1]
+def test_a_share_is_of_different_words_that_belong_to_the_focus() -> None:
+    caption = "a man and a man riding a big horse"
+    assert [share_of(caption, focus) for focus in ("objects", "actions", "attributes")] == [0.5, 0.25, 0.25]
+    assert share_of("the of and", "objects") == 0
+
+
+def test_objects_are_the_captions_with_the_greatest_share_of_nouns() -> None:
+    built = build_focus(data(TWO, ("the of",)), "objects")
+    assert share_of(TWO[1], "objects") > share_of(TWO[0], "objects")
+    assert built.items[0].of("objects") == (TWO[1],)
     assert built.items[0].of("") == TWO
-    assert built.chosen_by["objects"].startswith("tagger: the most nouns of half 0")
-    assert "judge them by the other half" in built.notes[-1]
+    assert built.chosen_by["objects"] == "tagger: the greatest share of nouns"
 
 
-def test_nouns_of_the_other_half_choose_nothing() -> None:
-    other = [noun for noun in ("dog", "house", "ball", "man", "beach", "cat") if vocabulary_half(noun) == JUDGING]
-    ours = next(noun for noun in ("dog", "house", "ball", "man", "beach", "cat") if vocabulary_half(noun) == CHOOSING)
-    many = "the " + " and the ".join(other)
-    built = build_focus(data((many, f"the {ours}")), "objects")
-    assert built.items[0].of("objects") == (f"the {ours}",)
-
-
-def test_actions_are_the_captions_with_the_most_verbs_and_ties_are_all_kept() -> None:
-    verb = next(v for v in ("riding", "chasing", "eating", "jumping") if verbs(f"a dog is {v}", CHOOSING))
-    captions = ("a dog in a house", f"a dog is {verb} something", f"the dogs were {verb} it")
+def test_ties_are_all_kept_and_images_without_the_focus_have_none() -> None:
+    captions = ("a dog in a house", "a dog is riding something", "the dogs were riding it")
     built = build_focus(data(captions, ("a dog", "a cat")), "actions")
-    assert built.items[0].of("actions") == captions[1:]
+    shares = [share_of(caption, "actions") for caption in captions]
+    expected = tuple(caption for caption, share in zip(captions, shares, strict=True) if share == max(shares))
+    assert built.items[0].of("actions") == expected
     assert built.items[1].of("actions") == ()
     assert "of 1 of 2 images" in built.notes[-1]
+
+
+def test_images_that_speak_less_of_the_focus_than_the_middle_one_are_left_out() -> None:
+    few, some, many = "a man on a street riding a horse", "a man riding a horse", "a small brown dog running, jumping"
+    built = build_focus(data((few, "a cup"), (some, "a cup"), (many, "a cup")), "actions")
+    shares = [share_of(caption, "actions") for caption in (few, some, many)]
+    assert shares == sorted(shares)
+    assert [bool(item.of("actions")) for item in built.items] == [share >= shares[1] for share in shares]
 
 
 @pytest.mark.parametrize(

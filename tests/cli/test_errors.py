@@ -72,7 +72,7 @@ CASES = {
     "no such mode of captions": "caption train --method prompt-tunnig",
     "no such captioner": "caption train --backbone tinny --out new",
     "no such set of captions": "caption train --data openart-scene --out new",
-    "a mapper where there is none": "caption train --method mapper --out new",
+    "an option of a mapper that is there": "caption train --method mapper --mapper mlp --out new",
     "a focus in no words": "caption train --method hard --out new",
     "an empty caption": "caption train --data empty_caption.jsonl --focus colours --out new",
     "a caption too long": "caption train --data long_caption.jsonl --focus colours --out new",

@@ -16,6 +16,7 @@ from mmprompt.core.method import Method, measured_for, resolved_recipe
 from mmprompt.core.soft import PrefixTuning, PromptTuning
 from mmprompt.errors import bad_value, unknown_name
 from mmprompt.progress import ProgressDisplay
+from mmprompt.settings import Count
 from mmprompt.terminal.output import JSON_HELP, Device, Output, check_folder, command_of
 from mmprompt.terminal.parser import parse, peek
 from mmprompt.training.recipe import Recipe
@@ -47,12 +48,17 @@ class Settings:
     choose: bool = False
     """Choose captions of the focus (objects or actions) among neutral ones, such as COCO's."""
     backbone: Annotated[str, tyro.conf.arg(metavar="NAME")] = "tiny"
-    """The frozen captioner: `tiny`, `hf:NAME`, `open_clip:coca_...`, `ENCODER + LM`, or a folder."""
+    """The frozen captioner: `tiny`, `photo`, `hf:NAME`, `open_clip:coca_...`, `ENCODER + LM`, or a folder."""
     method: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """What is learned: prompt-tuning (vectors after the start token), prefix-tuning (keys and values in every block),
     prompt-tuning+prefix-tuning, lora (terms beside the decoder's layers), auto (the one of these four that makes
     held-out captions most probable; the default for data of your own), mapper (from an image encoder to a language
     model), mapper+prompt-tuning (both, one after the other), or hard (nothing; give --words)."""
+    mapper: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Kind of the mapper of `ENCODER + LM`: mlp, the default, concepts (detectors, each with vectors of its own),
+    transformer, or linear (one vector an image token)."""
+    n_prefix: Annotated[Count | None, tyro.conf.arg(metavar="INT")] = None
+    """Vectors that the mapper makes of an image; by default 10."""
     seed: Annotated[int, tyro.conf.arg(metavar="INT")] = 1
     """Seed of the order of the captions."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
@@ -120,9 +126,11 @@ def train_mapper(settings: Settings, data: CaptionData, folder: Path, recipe: Re
 
     if settings.resume and folder.exists():
         return []
-    captioner = load_captioner(settings.backbone, settings.device)
+    captioner = load_captioner(settings.backbone, settings.device, mapper=settings.mapper, n_prefix=settings.n_prefix)
     resume = settings.resume and folder.with_name(f"{folder.name}-training").exists()
-    return fit_mapper(captioner, data, folder, recipe, settings.seed, [ProgressBar()], resume)
+    with ProgressDisplay() as progress:
+        counted = progress.count("encoding images")
+        return fit_mapper(captioner, data, folder, recipe, settings.seed, [ProgressBar()], resume, counted)
 
 
 def conclude_training(output: Output, settings: Settings, result: Result[Captioner], folder: Path) -> None:
@@ -162,7 +170,7 @@ def read_train(arguments: Sequence[str], prog: str) -> tuple[Settings, Recipe, M
     read: Any = parse(form, arguments, prog, DESCRIPTION, form(*given))
     if read.recipe.augment == "coop":
         raise bad_value("augment", "coop", "captions are learned from images as they are", "Leave --augment out.")
-    if read.recipe.patience is not None:
+    if read.recipe.patience is not None and name != MAPPER:
         expected = "captions have no validation accuracy to wait for"
         raise bad_value("patience", read.recipe.patience, expected, "Leave --patience out.")
     if name != AUTO:

@@ -1,32 +1,37 @@
 """Whether captions keep to a focus, and whether what they name is there.
 
 A judge tells what a caption names, as sets of items: objects, emotions and actions. `LexiconJudge` looks words up in a
-lexicon that a set of captions brings; `TaggerJudge` needs none, and finds nouns, verbs and VADER's words of feeling;
-`ClassifierJudge` tells any focus from captions with it and without. None has seen an image. Every number has the human
-ceiling beside it: each reference of an image, scored as if a captioner had written it, against the other references of
-that image. Nothing here chooses a prompt.
+lexicon, that of the set of captions or one of everyday words; `TaggerJudge` needs none, and finds nouns, verbs and
+VADER's words of feeling; `ClassifierJudge` tells any focus from captions with it and without. None has seen an image.
+Every number has the human ceiling beside it: each reference of an image, scored as if a captioner had written it,
+against the other references of that image. Nothing here chooses a prompt.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, cached_property
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from mmprompt.captioning.data import NEUTRAL, CaptionData, CaptionItem
-from mmprompt.captioning.focus_sets import JUDGING, TAGGER, nouns, stem, verbs
+from mmprompt.captioning.focus_sets import TAGGER, nouns, stem, verbs
 from mmprompt.captioning.metrics.caption_metrics import distinct_ratio
 from mmprompt.captioning.metrics.tokens import tokenize
 from mmprompt.core.metrics import N_RESAMPLES
 from mmprompt.data.class_names import shortened
 from mmprompt.errors import UserError, unknown_name
+from mmprompt.files import read_json
 
 N_DROPPED = 20
 """Words of feeling that are left out for being frequent in neutral captions: 40 loses too many emotions."""
+
+EVERYDAY = Path(__file__).parents[2] / "assets" / "everyday.lexicon.json"
+"""What photographs show, people do and things are like, in the form of a set's own lexicon."""
 
 _PLURALS = (("ies", "y"), ("es", ""), ("s", ""))
 
@@ -98,12 +103,10 @@ class TaggerJudge:
     """Finds nouns (objects), verbs that are no auxiliaries (actions) and VADER's words of feeling (emotions).
 
     VADER is that of Hutto and Gilbert 2014; the tagger slips at times, as `focus_sets` says. `not_emotions` are words
-    of VADER's that do not count; `halves` by focus the half of the vocabulary that is judged by, all of it where one is
-    missing.
+    of VADER's that do not count.
     """
 
     not_emotions: frozenset[str] = frozenset()
-    halves: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     name = "tagger"
@@ -114,9 +117,9 @@ class TaggerJudge:
         """Return the items that a caption names, by focus; every focus is there."""
         feelings = (word for word in emotion_words(caption) if word not in self.not_emotions)
         return {
-            "actions": frozenset(verbs(caption, self.halves.get("actions"))),
+            "actions": frozenset(verbs(caption)),
             "emotions": frozenset(stem(word) for word in feelings),
-            "objects": frozenset(nouns(caption, self.halves.get("objects"))),
+            "objects": frozenset(nouns(caption)),
         }
 
 
@@ -169,7 +172,8 @@ def judge_for(
 ) -> Judge:
     """Choose the judge of a set of captions: its own lexicon if it brings one, else the tagger, else a classifier.
 
-    Where the tagger chose the captions, the other half of the vocabulary judges; words of feeling fit the neutral ones.
+    Where the tagger chose captions, a lexicon of everyday words judges, which was written by hand without it; words of
+    feeling fit the neutral captions.
 
     Args:
         data: the captions.
@@ -180,18 +184,16 @@ def judge_for(
     """
     if data.lexicon and set(focuses) <= set(data.lexicon):
         return LexiconJudge(data.lexicon, f"lexicon of {data.name}")
+    everyday = read_json(EVERYDAY)
+    if any(how.startswith(TAGGER) for how in data.chosen_by.values()) and set(focuses) <= set(everyday):
+        return LexiconJudge(everyday, "lexicon of everyday words")
     if not set(focuses) <= set(TaggerJudge.focuses):
         return ClassifierJudge({focus: _with_and_without(data, focus, without) for focus in focuses})
-    halves = {focus: JUDGING for focus, how in data.chosen_by.items() if how.startswith(TAGGER)}
-    notes = [
-        f"The tagger chose the captions of {focus}, so the half of the vocabulary that did not choose judges. It "
-        "underrates them: a caption of a given length that holds more words of one half holds fewer of the other."
-        for focus in halves
-    ]
     neutral = [item.of(NEUTRAL) for item in data.train if item.of(NEUTRAL)]
+    notes = []
     if not neutral:
         notes.append("There are no neutral captions to calibrate words of feeling on: some are meant literally.")
-    return TaggerJudge(frozenset(frequent_emotion_words(neutral)), halves, tuple(notes))
+    return TaggerJudge(frozenset(frequent_emotion_words(neutral)), tuple(notes))
 
 
 def _with_and_without(

@@ -311,7 +311,7 @@ class PrefixDecoder(CausalReader):
 
     def __init__(self, lm: Any, mapper: nn.Module, start_id: int, end_id: int, n_image: int) -> None:
         super().__init__(lm)
-        self.mapper = mapper
+        self.mapper, self.n_image = mapper, n_image
         self.start_ids: tuple[int, ...] = (start_id,)
         self.end_id = end_id
         self.budget = self.n_positions - n_image - 1

@@ -1,8 +1,9 @@
 """Names of captioners, and what `load_captioner` makes of them.
 
-    tiny                          the embedded default: the image tower of `tiny` and a small language model
-    ENCODER + hf:LM               an encoder that `load_backbone` knows, and a causal language model by name or folder;
-                                  the mapper between them is yet to be trained
+    tiny                          the embedded default, for drawn scenes: `tiny`'s image tower, a small language model
+    photo                         for photographs: `photo`'s image tower, fetched once, a small language model
+    ENCODER + LM                  an encoder that `load_backbone` knows, and a causal language model that
+                                  `load_language_model` knows; the mapper between them is yet to be trained
     hf:NAME                       transformers' BLIP, GIT, BLIP-2, VisionEncoderDecoder, or an image-text-to-text model
     open_clip:coca_ARCH/TAG       open_clip's CoCa, in any of the forms of `load_backbone`
     FOLDER                        a trained mapper, or a model folder of either library
@@ -15,7 +16,9 @@ model, and `mapper.safetensors`.
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from importlib import import_module
@@ -32,7 +35,7 @@ from mmprompt.files import new_folder, read_json, read_tensors, tensor_bytes, wr
 from mmprompt.models.decoder.load import load_parts
 from mmprompt.models.dual_encoder.encoder import FrozenDualEncoder
 from mmprompt.models.dual_encoder.load import (
-    TINY,
+    ASSETS,
     Source,
     find_source,
     load_backbone,
@@ -46,8 +49,10 @@ from mmprompt.settings import Count, check_settings, checked
 SETTINGS_FILE, WEIGHTS_FILE = "mapper.json", "mapper.safetensors"
 KNOWN_IMAGES_FILE = "drawn_scenes.safetensors"
 """Of `tiny`, beside its encoder; made by scripts/pretrain_tiny_captioner.py."""
-N_LAYERS, N_HEADS = 8, 8
-FORMS = "Use tiny, 'ENCODER + hf:LM', hf:NAME, open_clip:coca_ARCHITECTURE/TAG or a folder."
+N_LAYERS, N_HEADS, N_PREFIX, N_CONCEPTS = 8, 8, 10, 512
+FORMS = "Use tiny, photo, 'ENCODER + LM', hf:NAME, open_clip:coca_ARCHITECTURE/TAG or a folder."
+SHIPPED = {name: ASSETS / name / "captioner" for name in ("tiny", "photo")}
+"""The captioners whose decoder is in the package, and its folder."""
 READERS = {
     "blip": "transformers_captioners.load_blip",
     "blip-2": "transformers_captioners.load_blip2",
@@ -66,6 +71,8 @@ def load_captioner(
     dtype: str = "auto",
     cache_dir: str | Path | None = None,
     trust_remote_code: bool = False,
+    mapper: str | None = None,
+    n_prefix: Count | None = None,
 ) -> FrozenCaptioner:
     """Load a frozen captioner: evaluation mode, no weight with a gradient.
 
@@ -75,15 +82,21 @@ def load_captioner(
         dtype: `"auto"` is float32; `"float64"` everywhere but on mps; `"bfloat16"`, `"float16"` on accelerators.
         cache_dir: where downloads are kept, instead of the libraries' own folders.
         trust_remote_code: whether code that a model brings along may run.
+        mapper: kind of the untrained mapper of `ENCODER + LM`: "mlp", the default, "concepts", "transformer", "linear".
+        n_prefix: vectors that the mapper makes of an image, by default 10; "linear" makes one of every image token.
     Raises:
         UserError: no such name, weights that are not there, or a model with parts that are not known.
     """
     name, options = str(name), read_options(device, dtype, cache_dir, trust_remote_code)
-    folder = TINY / "captioner" if name == "tiny" else Path(name).expanduser()
-    if (folder / SETTINGS_FILE).is_file():
+    folder = SHIPPED.get(name) or Path(name).expanduser()
+    is_mapped = (folder / SETTINGS_FILE).is_file()
+    if not is_mapped and "+" in name and not folder.exists():
+        return load_pair(name, options, mapper or "mlp", n_prefix)
+    for option, value in (("mapper", mapper), ("n_prefix", n_prefix)):
+        if value is not None:
+            raise bad_value(option, value, f"it is for 'ENCODER + LM', not for {name}", "Leave it out.")
+    if is_mapped:
         return _load_mapped(name, folder, options)
-    if "+" in name and not folder.exists():
-        return load_pair(name, options)
     source = find_captioner(name)
     with one_line_errors(name, source, options.cache_dir):
         if source.library == "open_clip":
@@ -102,11 +115,11 @@ def find_captioner(name: str) -> Source:
 
 
 def list_captioners() -> list[str]:
-    """List the names that can be loaded without a path: `tiny` and open_clip's published CoCa models."""
+    """List the names that can be loaded without a path: `tiny`, `photo` and open_clip's published CoCa models."""
     import open_clip
 
     names = [f"open_clip:{model}/{tag}" for model, tag in open_clip.list_pretrained() if model.startswith("coca_")]
-    return ["tiny", *names]
+    return [*SHIPPED, *names]
 
 
 def _find_reader(name: str, model: str, options: LoadOptions) -> str:
@@ -131,24 +144,29 @@ def _find_reader(name: str, model: str, options: LoadOptions) -> str:
 
 
 def _split_pair(name: str) -> tuple[str, str]:
-    """Read the names of encoder and language model in `ENCODER + hf:LM`."""
+    """Read the names of encoder and language model in `ENCODER + LM`."""
     encoder, _, lm = (part.strip() for part in name.partition("+"))
-    if not encoder or not lm.startswith("hf:") or "+" in lm:
+    if not encoder or not lm or "+" in lm:
         raise UserError(
-            f"{name!r} does not name one encoder and one language model, but 'ENCODER + hf:LM' was expected. "
+            f"{name!r} does not name one encoder and one language model, but 'ENCODER + LM' was expected. "
             "Use a name such as 'open_clip:ViT-B-32/openai + hf:gpt2'."
         )
     return encoder, lm
 
 
-def load_pair(name: str, options: LoadOptions, kind: str = "transformer", n_prefix: int | None = 10) -> FrozenCaptioner:
-    """Load `ENCODER + hf:LM` with an untrained mapper, which is no part of the fingerprint.
+def load_pair(name: str, options: LoadOptions, kind: str = "mlp", n_prefix: int | None = None) -> FrozenCaptioner:
+    """Load `ENCODER + LM` with an untrained mapper, which is no part of the fingerprint.
 
-    The mapper is of one `kind` and makes `n_prefix` vectors of an image, as in `MapperSettings`.
+    The mapper is of one `kind` and makes `n_prefix` vectors of an image, by default 10, as in `MapperSettings`.
     """
+    if kind not in MAPPERS:
+        raise unknown_name("kind of mapper", kind, MAPPERS)
+    n_prefix = N_PREFIX if n_prefix is None and kind != "linear" else n_prefix
     pair = Pair.load(*_split_pair(name), options)
     width = pair.lm.get_input_embeddings().weight.shape[1]
-    mapper = new_mapper(MapperSettings(kind, pair.image_shape(kind == "linear")[1], width, n_prefix))
+    image_width = pair.image_shape(kind == "linear", bool(pair.encoder.raw_width))[1]
+    n_concepts = N_CONCEPTS if kind == "concepts" else None
+    mapper = new_mapper(MapperSettings(kind, image_width, width, n_prefix, n_concepts))
     return _join(name, pair, mapper, options, is_trained=False)
 
 
@@ -165,17 +183,35 @@ def _load_mapped(name: str, folder: Path, options: LoadOptions) -> FrozenCaption
             "Load the weights of that time, or train the mapper again.",
         )
     if name == "tiny":
-        captioner.known_images = KnownImages.load(TINY / KNOWN_IMAGES_FILE)
+        captioner.known_images = KnownImages.load(ASSETS / name / KNOWN_IMAGES_FILE)
     return captioner
 
 
+def reopened(captioner: FrozenCaptioner) -> FrozenCaptioner:
+    """Return a captioner of `SHIPPED` whose mapper, a copy, is no part of the fingerprint and may learn on."""
+    decoder: Any = captioner.decoder
+    models: Any = captioner.model
+    frozen = nn.ModuleDict({name: model for name, model in models.items() if name != "mapper"})
+    own = PrefixDecoder(decoder.lm, deepcopy(decoder.mapper), decoder.start_ids[0], decoder.end_id, decoder.n_image)
+    again = FrozenCaptioner(captioner.name, frozen, captioner.encode_image, own, captioner.tokenizer, captioner.pixels)
+    again.encoder_fingerprint = captioner.encoder_fingerprint
+    return again
+
+
 def save_mapped(captioner: FrozenCaptioner, folder: Path) -> None:
-    """Write the mapper of `load_pair`, after its training, as a new folder that `load_captioner` takes."""
+    """Write the mapper of `load_pair` or `reopened`, after its training, as a new folder that `load_captioner` takes.
+
+    The language model of a captioner that ships has no name of its own; its files go with the mapper.
+    """
     if folder.exists():
         raise bad_file(folder, "is there already", "Give a new folder.")
     decoder: Any = captioner.decoder
-    parts = MapperParts(*_split_pair(captioner.name), captioner.fingerprint, _name_of(captioner.dtype))
+    shipped = SHIPPED.get(captioner.name)
+    encoder, lm = _split_pair(captioner.name) if shipped is None else (captioner.name, None)
+    parts = MapperParts(encoder, lm, captioner.fingerprint, _name_of(captioner.dtype))
     with new_folder(folder) as place:
+        for path in () if shipped is None else shipped.iterdir():
+            shutil.copyfile(path, place / path.name)
         write_json(place / SETTINGS_FILE, asdict(decoder.mapper.settings) | asdict(parts))
         write_bytes(place / WEIGHTS_FILE, tensor_bytes(decoder.mapper.state_dict(), {"format": "pt"}))
 
@@ -190,7 +226,7 @@ class Pair:
 
     @classmethod
     def load(cls, encoder_name: str, lm_name: str, options: LoadOptions) -> Pair:
-        """Load both by name, the language model by `hf:NAME` or `hf:FOLDER`."""
+        """Load both by name."""
         where = str(options.device), _name_of(options.dtype), options.cache_dir
         encoder: Any = load_backbone(encoder_name, *where, options.trust_remote_code)
         lm, tokenizer = load_parts(lm_name, options)
@@ -206,13 +242,20 @@ class Pair:
         """What stays as it is while a mapper is trained."""
         return {"encoder": self.encoder.model, "lm": self.lm}
 
-    def encode(self, images: Tensor, reads_tokens: bool) -> Tensor:
-        """Turn [B, 3, H, W] into what a mapper takes: all image tokens [B, T, D'], or the pooled feature [B, 1, E]."""
-        return self.encoder.encode_image_tokens(images) if reads_tokens else self.encoder.encode_image(images)[:, None]
+    def encode(self, images: Tensor, reads_tokens: bool, is_raw: bool) -> Tensor:
+        """Turn [B, 3, H, W] into what a mapper takes: all image tokens [B, T, D'], or one pooled feature [B, 1, D'].
 
-    def image_shape(self, reads_tokens: bool) -> tuple[int, int]:
+        `is_raw` asks for the image tower's own feature, where it has one, instead of that of the joint space.
+        """
+        if reads_tokens:
+            return self.encoder.encode_image_tokens(images)
+        features = self.encoder.encode_image(images, raw=is_raw)
+        return (features[:, -self.encoder.raw_width :] if is_raw else features)[:, None]
+
+    def image_shape(self, reads_tokens: bool, is_raw: bool) -> tuple[int, int]:
         """Return T and D' of what `encode` gives."""
-        n_tokens, width = self.encode(torch.zeros(1, 3, *[self.encoder.image_size] * 2), reads_tokens).shape[1:]
+        blank = torch.zeros(1, 3, *[self.encoder.image_size] * 2)
+        n_tokens, width = self.encode(blank, reads_tokens, is_raw).shape[1:]
         return n_tokens, width
 
 
@@ -220,7 +263,9 @@ def _join(name: str, pair: Pair, mapper: nn.Module, options: LoadOptions, is_tra
     """Make a captioner of an encoder, a mapper and a language model."""
     freeze(mapper, options)
     settings: Any = mapper.settings
-    n_tokens, image_width = pair.image_shape(settings.reads_tokens)
+    # By the width of what it reads: a mapper that was trained on features of the joint space goes on with those.
+    reads = {"reads_tokens": settings.reads_tokens, "is_raw": settings.image_width == pair.encoder.raw_width}
+    n_tokens, image_width = pair.image_shape(**reads)
     width = pair.lm.get_input_embeddings().weight.shape[1]
     if (image_width, width) != (settings.image_width, settings.width):
         raise UserError(
@@ -232,7 +277,7 @@ def _join(name: str, pair: Pair, mapper: nn.Module, options: LoadOptions, is_tra
     starts, ends = ([getattr(place, key, None) for place in places] for key in ("bos_token_id", "eos_token_id"))
     start_id = first_id(name, "start", *starts, *ends)  # the end, where a model has no start of its own
     decoder = PrefixDecoder(pair.lm, mapper, start_id, first_id(name, "end", *ends), settings.n_prefix or n_tokens)
-    encode = partial(pair.encode, reads_tokens=settings.reads_tokens)
+    encode = partial(pair.encode, **reads)
     captioner = FrozenCaptioner(name, models, encode, decoder, caption_tokenizer(pair.tokenizer), pair.encoder.pixels)
     captioner.encoder_fingerprint = pair.encoder.fingerprint
     return captioner
@@ -248,13 +293,14 @@ class MapperSettings:
     """The shape of a mapper: from image features of one width to a language model's embeddings of another.
 
     `n_prefix` is the number of vectors that an image becomes; None for `"linear"`, which makes one of every image
-    token.
+    token. `n_concepts` is how many things `"concepts"` tells apart, None for the others.
     """
 
     kind: str
     image_width: Count
     width: Count
     n_prefix: Count | None = None
+    n_concepts: Count | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in MAPPERS:
@@ -265,6 +311,9 @@ class MapperSettings:
             raise bad_value("n_prefix", self.n_prefix, expected, "Leave it out.")
         if self.kind != "linear" and self.n_prefix is None:
             raise bad_value("n_prefix", self.n_prefix, f"a mapper of kind {self.kind} makes at least one", "Use 10.")
+        if (self.n_concepts is None) == (self.kind == "concepts"):
+            expected = "a mapper of kind concepts has some, and no other has"
+            raise bad_value("n_concepts", self.n_concepts, expected, f"Use {N_CONCEPTS} for concepts, else none.")
 
     @property
     def reads_tokens(self) -> bool:
@@ -283,6 +332,16 @@ def _mlp(settings: MapperSettings) -> nn.Module:
     hidden = max(1, n_out // 2)
     layers = nn.Flatten(1), nn.Linear(settings.image_width, hidden), nn.Tanh(), nn.Linear(hidden, n_out)
     return nn.Sequential(*layers, nn.Unflatten(1, (-1, settings.width)))
+
+
+def _concepts(settings: MapperSettings) -> nn.Module:
+    """Detect concepts, each silent below a threshold of its own, and add up the vectors of those that are not.
+
+    [N, 1, D'] to [N, M, D]; as in ViECap (Fei et al. 2023), detected things become a prefix, here without words.
+    """
+    n_concepts, n_out = settings.n_concepts or 1, (settings.n_prefix or 1) * settings.width
+    detect, add = nn.Linear(settings.image_width, n_concepts), nn.Linear(n_concepts, n_out)
+    return nn.Sequential(nn.Flatten(1), detect, nn.ReLU(), add, nn.Unflatten(1, (-1, settings.width)))
 
 
 class TransformerMapper(nn.Module):
@@ -318,6 +377,7 @@ class TransformerMapper(nn.Module):
 MAPPERS: dict[str, Callable[[MapperSettings], nn.Module]] = {
     "linear": _linear,
     "mlp": _mlp,
+    "concepts": _concepts,
     "transformer": TransformerMapper,
 }
 

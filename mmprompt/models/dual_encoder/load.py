@@ -35,7 +35,8 @@ from mmprompt.models.frozen import LoadOptions
 from mmprompt.models.packaged import PHOTOS, find_packaged
 from mmprompt.settings import checked
 
-TINY = Path(__file__).parents[2] / "assets" / "tiny"
+ASSETS = Path(__file__).parents[2] / "assets"
+TINY = ASSETS / "tiny"
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FORMS = (
     "Use tiny, photo, photo-large, open_clip:ARCHITECTURE/TAG, open_clip:ARCHITECTURE//FILE, hf:NAME, timm:NAME or a "

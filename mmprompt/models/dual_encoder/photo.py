@@ -44,7 +44,9 @@ def assemble(name: str, data: Sequence[bytes], folder: Path) -> None:
     # The package names layers differently, in the same order.
     trunk = {f"visual.trunk.{new}": value for new, value in zip(names, image_weights(image).values(), strict=True)}
     weights = {new: value for new, value in trunk.items() if not new.startswith("visual.trunk.classifier.")}
-    shutil.copytree(assets, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(model.shipped.name))
+    for path in assets.iterdir():
+        if path.is_file() and path != model.shipped:
+            shutil.copyfile(path, folder / path.name)
     if text:
         bert, tokenizer = text
         weights |= text_weights(bert)

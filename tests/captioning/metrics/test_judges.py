@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mmprompt.captioning.data import CaptionData, CaptionItem
-from mmprompt.captioning.focus_sets import JUDGING, build_focus, vocabulary_half
+from mmprompt.captioning.focus_sets import build_focus
 from mmprompt.captioning.metrics import adherence
 from mmprompt.captioning.metrics.adherence import (
     LexiconJudge,
@@ -71,14 +71,6 @@ def test_the_tagger_names_nouns_verbs_and_words_of_feeling() -> None:
     assert "emotions" not in named(TaggerJudge(frozenset({"happy"})), "Two happy dogs are chasing balls.")
 
 
-def test_a_half_of_the_vocabulary_judges_alone() -> None:
-    caption = "a man with a dog, a ball and two surfboards at the beach near a house and a wave"
-    whole = TaggerJudge().items(caption)["objects"]
-    half = TaggerJudge(halves={"objects": JUDGING}).items(caption)["objects"]
-    assert half == {item for item in whole if vocabulary_half(item) == JUDGING}
-    assert 0 < len(half) < len(whole)
-
-
 NEUTRAL = [("a dog playing", "playing with fire"), ("the top of a hill", "a happy man playing"), ("playing", "a cat")]
 
 
@@ -106,11 +98,13 @@ def test_else_the_tagger_does_calibrated_on_neutral_captions() -> None:
     assert "no neutral captions to calibrate" in judge_for(data(focus="objects")).notes[0]
 
 
-def test_what_the_tagger_chose_is_judged_by_the_other_half_and_said() -> None:
+def test_what_the_tagger_chose_is_judged_by_a_lexicon_of_everyday_words() -> None:
     judge = judge_for(build_focus(data(), "objects"))
-    assert isinstance(judge, TaggerJudge)
-    assert dict(judge.halves) == {"objects": JUDGING}
-    assert "chose the captions of objects" in judge.notes[0]
+    assert isinstance(judge, LexiconJudge)
+    assert judge.focuses == ("actions", "attributes", "objects")
+    found = judge.items("two small brown dogs are playing with a frisbee on the grass")
+    assert found["objects"] == {"dog", "frisbee", "grass"}
+    assert (found["actions"], found["attributes"]) == ({"play"}, {"two", "small", "brown"})
 
 
 def test_without_vader_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

