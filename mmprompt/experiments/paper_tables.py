@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
-from statistics import fmean, harmonic_mean
+from statistics import fmean, harmonic_mean, pstdev
 from typing import Any
 
 from mmprompt.data.card import Reference
@@ -145,8 +145,9 @@ def _blocks(
         add_published(source.name, published_rows(references_of(source, comparison.official)))
     if len(grid.sources) > 1:
         for contender, label in zip(grid.contenders, comparison.labels, strict=True):
-            means = [average([line_at(label, source.name, key) for source in grid.sources]) for key in keys]
-            rows.append((AVERAGE, label, contender.backbone, *map(percent, means), *ending(means)))
+            found = [[line_at(label, source.name, key) for source in grid.sources] for key in keys]
+            means = list(map(average, found))
+            rows.append((AVERAGE, label, contender.backbone, *map(average_text, found), *ending(means)))
         # printed averages: if the same eleven sets are compared on the split of the papers
         names = {source.name for source in grid.sources if source.data is None}
         printed = AVERAGES_OF_ELEVEN if names == set(ELEVEN) and not names & comparison.official else ()
@@ -201,6 +202,15 @@ def cell_text(line: Line | None) -> str:
         return f"{100 * line.mean:.2f} ± {100 * line.std:.2f}"
     low, high = line.interval
     return f"{100 * line.mean:.2f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def average_text(lines: Sequence[Line | None]) -> str:
+    """Return the average over tests in percent, with its deviation over seeds where all have the same several."""
+    mean = average(lines)
+    values = [line.values for line in lines if line is not None]
+    if mean is None or len(set(map(len, values))) > 1 or len(values[0]) < 2:
+        return percent(mean)
+    return f"{100 * mean:.2f} ± {100 * pstdev(map(fmean, zip(*values, strict=True))):.2f}"
 
 
 def percent(share: float | None) -> str:

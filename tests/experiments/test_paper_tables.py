@@ -93,9 +93,9 @@ def test_a_single_run_is_shown_with_its_interval(few_shot: Comparison) -> None:
     assert one == "–"  # noqa: RUF001
 
 
-def test_the_average_is_the_mean_over_sets_of_means_over_seeds(few_shot: Comparison) -> None:
+def test_the_average_is_the_mean_over_sets_and_its_deviation_that_of_the_seeds_averages(few_shot: Comparison) -> None:
     table = few_shot_table(few_shot)
-    assert rows_of(table, "average", "coop")[0][1] == "75.00"
+    assert rows_of(table, "average", "coop")[0][1] == "75.00 ± 5.00"
     assert rows_of(table, "average", "zero-shot")[0][0] == "45.00"
 
 
@@ -125,7 +125,7 @@ def test_the_harmonic_mean_of_the_average_is_that_of_the_averages(cards: str) ->
     zero = [{"base": 0.5, "new": 0.5}] * 2
     table = base_to_new_table(filled(grid_of(cards, is_divided=True), coop + zero))
     assert rows_of(table, "left", "coop")[0][2] == "32.00"
-    assert rows_of(table, "average", "coop") == [("70.00", "50.00", "58.33")]  # not (32.00 + 68.57) / 2
+    assert rows_of(table, "average", "coop") == [("70.00 ± 0.00", "50.00 ± 0.00", "58.33")]  # not (32.00 + 68.57) / 2
     assert rows_of(table, "left", "CLIP (published)") == [("60.00", "70.00", "64.62")]
     assert rows_of(table, "average", "CLIP (published)") == [("60.00", "75.00", "66.67")]
 
