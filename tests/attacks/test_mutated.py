@@ -1,4 +1,4 @@
-"""Two thousand damaged and forged inputs: each is refused in one line, or read; none takes long, much or more.
+"""Some 2,500 damaged and forged inputs: each is refused in one line, or read; none takes long, much or more.
 
 `MMPROMPT_ATTACKS=10` tries ten times as many, with seeds that go on where these end.
 """
