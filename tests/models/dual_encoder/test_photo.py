@@ -216,7 +216,7 @@ def test_it_starts_from_the_recipe_that_was_chosen_for_it() -> None:
     chosen = {"optimizer": "adamw", "lr": 0.01, "batch_size": 256, "epochs": 100, "augment": "none"}
     assert MEASURED["photo", "CoOp"].recipe.given == chosen
     assert resolved_recipe(CoOp, ("photo", "classification"), {}, None).given == chosen
-    assert resolved_recipe(CoOp, ("tiny", "classification"), {}, None).given == {}
+    assert resolved_recipe(CoOp, ("tiny", "classification"), {}, None).given == {"lr": 0.006}
 
 
 def test_only_coop_on_tiny_starts_from_four_vectors() -> None:
