@@ -220,4 +220,5 @@ def test_listed_names_are_dual_encoders_that_are_known() -> None:
     names = list_backbones()
     assert names[0] == "tiny"
     assert "open_clip:RN50/openai" in names
-    assert not any("coca" in name or "xlm" in name for name in names)
+    assert "open_clip:xlm-roberta-base-ViT-B-32/laion5b_s13b_b90k" in names
+    assert not any("coca" in name or "nllb" in name for name in names)
