@@ -57,22 +57,19 @@ def run(method: str, backbone: Any, data: Dataset, lr: float, seed: int) -> Row:
 
 
 def page(rows: Sequence[Row], backbone: str, defaults: dict[str, float]) -> str:
-    """Accuracy in % by method and multiple of the default rate; bold is the best, and what it has over the default."""
+    """Accuracy in % at the default and the best rate, and at all rates that were tried on the same images."""
     lines = []
     for method, default in defaults.items():
-        own = [row for row in rows if (row["backbone"], row["method"]) == (backbone, method)]
-        found = {factor: [row["accuracy"] for row in own if row["lr"] == rate(default, factor)] for factor in FACTORS}
-        means = {factor: fmean(values) for factor, values in found.items() if values}
-        if 1.0 not in means:
-            continue
-        best = max(means.values())
-        cells = [mark(means[factor], best) if factor in means else "" for factor in FACTORS]
-        lines.append([f"`{method}`", f"{default:g}", *cells, percent(best - means[1.0])])
-    return table(["method", "default", *(f"{factor:g} x" for factor in FACTORS), "behind the best"], lines)
-
-
-def mark(value: float, best: float) -> str:
-    return f"**{percent(value)}**" if value == best else percent(value)
+        found: dict[float, dict[tuple[Any, ...], float]] = {}
+        for row in rows:
+            if (row["backbone"], row["method"]) == (backbone, method):
+                found.setdefault(row["lr"], {})[row["task"], row["shots"], row["seed"]] = row["accuracy"]
+        means = {lr: fmean(found[lr].values()) for lr in sorted(found) if found[lr].keys() >= found[default].keys()}
+        best = max(means, key=lambda lr: means[lr])
+        tried = ", ".join(f"{lr:g}: {percent(means[lr])}" for lr in means)
+        behind = f"{100 * (means[best] - means[default]):.1f}"
+        lines.append([f"`{method}`", f"{default:g}", percent(means[default]), f"{best:g}", behind, tried])
+    return table(["method", "default rate", "there", "best rate", "behind it", "tried"], lines)
 
 
 def rate(default: float, factor: float) -> float:
@@ -112,7 +109,10 @@ def main(
                 rows.append(dict(zip(KEYS, name, strict=True)) | run(method, model, part, lr, seed))
                 print(rows[-1], flush=True)
                 json_file.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
-    print(page(rows, backbone, defaults))
+    measured = {
+        row["method"] for row in rows if row["backbone"] == backbone and row["lr"] == defaults.get(row["method"])
+    }
+    print(page(rows, backbone, {method: lr for method, lr in defaults.items() if method in measured}))
 
 
 if __name__ == "__main__":

@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from mmprompt.classification.template import ClassTemplate, check_class_names, refuse_single_class
 from mmprompt.core.file import read_prompt, refuse_other_backbone
 from mmprompt.core.header import HEADER, RESTORE, TENSORS
-from mmprompt.core.heads import Cosine, Head, Linear, TextAndMeans, TextProbe
+from mmprompt.core.heads import Cosine, Head, TextAndMeans, TextProbe
 from mmprompt.core.learned import Given, Outputs, Prompt
-from mmprompt.core.method import Method, Start, overrides
 from mmprompt.data.images import ImageLike, as_list, is_one, read_image
 from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
 from mmprompt.models.dual_encoder.interface import DualEncoder, without_text
@@ -342,35 +341,6 @@ CLASSIFIERS: dict[str, Callable[..., Classifier]] = {"": Classifier}
 """The forms of classifiers that a prompt file may name; a class of your own is added here."""
 
 
-def untrained(method: Method, backbone: DualEncoder, start: Start) -> Classifier:
-    """Make the classifier that a method trains.
-
-    On an image tower alone the class weights are a linear classifier, which learns with the prompt (Jia et al. 2022,
-    "Visual Prompt Tuning", section 3).
-
-    Args:
-        method: makes the prompt.
-        backbone: the frozen model.
-        start: what to make it of.
-    Raises:
-        UserError: a class name or a setting cannot be used with this backbone.
-    """
-    check_class_names(start.class_names)
-    prompt = method.prompt(backbone, start)
-    if not backbone.has_text and (prompt.has("text") or overrides(method, "teacher")):
-        raise without_text(backbone.name)
-    if not backbone.has_text and prompt.head is None and method.is_trained:
-        head = Linear(len(start.class_names), backbone.embed_dim, is_trained=True).start_from(start.generator)
-        prompt = Prompt(prompt.template, *prompt.sources, head=head).to(backbone.device)
-    if prompt.needs_image and overrides(method, "finish"):
-        raise UserError(
-            "the text of this prompt is another for each image, but a solved head needs one text. Join the head to "
-            "coop, or leave it out."
-        )
-    names = start.class_names
-    return method.predictor(backbone, prompt, names) or Classifier(backbone, prompt, names)
-
-
 def load(folder: Path, header: Mapping[str, Any], model: DualEncoder | str | None) -> Classifier:
     """Load a saved classifier, in evaluation mode; no text is encoded, the class features are in the file.
 
@@ -415,8 +385,8 @@ def load(folder: Path, header: Mapping[str, Any], model: DualEncoder | str | Non
 
 def _try_head(folder: Path, classifier: Classifier, class_features: Tensor) -> None:
     """Refuse a head that does not give a finite logit for each class."""
-    width = classifier.backbone.raw_width if classifier.reads_raw else 0
-    image_features = F.pad(class_features[:1], (0, width))  # [1, E + W]
+    width = classifier.backbone.embed_dim + (classifier.backbone.raw_width if classifier.reads_raw else 0)
+    image_features = F.pad(class_features[:1], (0, width - class_features.shape[1]))  # [1, E + W]
     try:
         with torch.no_grad():
             logits = classifier.outputs(image_features).logits

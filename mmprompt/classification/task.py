@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from mmprompt.classification.methods import METHODS
+from mmprompt.classification.methods.base import untrained
 from mmprompt.classification.notices import MOST_IMAGES, BelowZeroShot, ZeroShotScore, at_chance
-from mmprompt.classification.predictor import Classifier, untrained
+from mmprompt.classification.predictor import Classifier
 from mmprompt.classification.template import ClassTemplate, refuse_single_class
 from mmprompt.core.heads import Cosine
 from mmprompt.core.learned import Outputs, Prompt

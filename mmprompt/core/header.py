@@ -65,7 +65,7 @@ class PartFacts:
 class DataFacts:
     """What a prompt was learned from."""
 
-    name: str
+    name: str = ""
     shots: int | None = None
     seed: int | None = None
     sizes: dict[str, int] = field(default_factory=dict)
@@ -83,7 +83,7 @@ class MethodFacts:
 class TrainingFacts:
     """Where a prompt comes from, as far as it says."""
 
-    data: DataFacts = DataFacts("")  # null is refused, left out is not
+    data: DataFacts = DataFacts()  # null is refused, left out is not
     method: MethodFacts = MethodFacts("", {})
     seed: int = 0
     notices: list[str] = field(default_factory=list)
@@ -163,9 +163,9 @@ def read_header(folder: Path | str, kind: str | None = None) -> dict[str, Any]:
         raise bad_file(path, "was edited after it was saved (its hash does not match)", RESTORE)
     if header.get("kind") not in KINDS:
         raise bad_file(path, f"is of kind {header.get('kind')!r}, but one of {', '.join(KINDS)} was expected", RESTORE)
-    validate(FACTS[header["kind"]], header, path, RESTORE, is_whole=False)
     if kind not in (None, header["kind"]):
         raise bad_file(folder, f"is a prompt for {header['kind']}, not for {kind}", f"Use {VERBS[header['kind']]}.")
+    validate(FACTS[header["kind"]], header, path, RESTORE, is_whole=False)
     return header
 
 

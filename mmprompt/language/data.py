@@ -203,8 +203,6 @@ def _check_record(record: Mapping[str, Any], first: Mapping[str, Any], path: Pat
             raise bad_file(path, f"{name} is {value!r}, but text was expected", "Write it as text.", line)
         if not value.strip():
             raise bad_file(path, f"{name} is empty", "Write the text, or remove the row.", line)
-        if not value.isascii() and any("\ud800" <= sign <= "\udfff" for sign in value):
-            raise bad_file(path, f"{name} holds half a character (a lone surrogate)", "Write it whole.", line)
     if record.get("split", "test") not in SPLITS:
         raise UserError(f"{path}, line {line}: {unknown_name('split', record['split'], SPLITS)}")
 

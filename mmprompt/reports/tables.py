@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ SUFFIXES = {"text": ".txt", "markdown": ".md", "csv": ".csv", "latex": ".tex"}
 STYLES = {"text": "simple", "markdown": "github", "latex": "latex_booktabs"}
 NOTES = {"text": "", "markdown": "- ", "latex": "% "}
 """What a note begins with."""
+INTERVAL = re.compile(r" \([\d.+\N{MINUS SIGN}]+ to [\d.+\N{MINUS SIGN}]+\)$")
 
 
 def percent(share: float) -> str:
@@ -76,9 +78,11 @@ def render(table: Table, form: str) -> str:
 
 
 def _no_formula(cell: str) -> str:
-    """Return a cell that a spreadsheet shows and does not compute; numbers stay as they are."""
+    """Return a cell that a spreadsheet shows and does not compute; numbers, intervals and a lone dash stay."""
+    if cell == "-":
+        return cell
     try:
-        float(cell)
+        float(INTERVAL.sub("", cell))
     except ValueError:
         return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
     return cell

@@ -34,6 +34,11 @@ class _MethodFacts(_Named):
 
 
 @dataclass(frozen=True)
+class _DataFacts:
+    name: str = ""
+
+
+@dataclass(frozen=True)
 class _Place:
     data: str | None = None
     root: str | None = None
@@ -54,7 +59,7 @@ class _RunFacts:
     """What anything reads of a `run.json`; each room adds what it alone knows."""
 
     backbone: _Named
-    data: _Named
+    data: _DataFacts
     method: _MethodFacts
     recipe: dict[str, Any]
     seed: int

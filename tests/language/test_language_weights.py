@@ -311,17 +311,12 @@ START = mp.Start(torch.Generator(), mp.Template.parse("{text}{answer}"))
             "Combine others.",
         ),
         (
-            lambda: fit(PromptTuning(2) + PrefixTuning(2), "tiny", mp.load_captions("openart-scenes").focus("objects")),
-            "method is PromptTuning + PrefixTuning, but it is for language. "
-            "Use one of prompt-tuning, prefix-tuning, hard.",
+            lambda: fit(PromptTuning(2) + Adapter(), "tiny", mp.load_captions("openart-scenes").focus("objects")),
+            "method is Adapter, but it is for language. Use one of prompt-tuning, prefix-tuning, lora, hard.",
         ),
         (
-            lambda: fit(PromptTuning(2) + LoRA(), "tiny", mp.load_captions("openart-scenes").focus("objects")),
-            "method is PromptTuning + LoRA, but it is for language. Use one of prompt-tuning, prefix-tuning, hard.",
-        ),
-        (
-            lambda: fit(LoRA(), "tiny", mp.load_captions("openart-scenes").focus("objects")),
-            "method is LoRA, but it is for language. Use one of prompt-tuning, prefix-tuning, hard.",
+            lambda: fit(Adapter(), "tiny", mp.load_captions("openart-scenes").focus("objects")),
+            "method is Adapter, but it is for language. Use one of prompt-tuning, prefix-tuning, lora, hard.",
         ),
         (
             lambda: fit(LoRA(), model_of("llama"), DATA.task(template="{soft*2} {text} {answer}")),

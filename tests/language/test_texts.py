@@ -174,7 +174,7 @@ ROW = {"text": "fine", "label": "good", "split": "train"}
         ({**ROW, "text": "  "}, "text is empty"),
         ({**ROW, "text": 3}, "text is 3, but text was expected"),
         ({**ROW, "label": None}, "label is None, but text was expected"),
-        ({**ROW, "text": "\ud800"}, "text holds half a character"),
+        ({**ROW, "text": "\ud800"}, "is not valid JSON"),
         ({**ROW, "split": "tset"}, "there is no split named 'tset'. Did you mean 'test'?"),
     ],
 )

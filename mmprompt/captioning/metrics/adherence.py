@@ -204,12 +204,14 @@ def _with_and_without(
     if not own:
         raise UserError(
             f"{data.name} has no training captions of {focus!r} to know it by, and no word list of it. "
-            "Give data with some, or its words with --lexicon FILE."
+            "Give data with some, or a `lexicon` of its words."
         )
     others: Sequence[str] = [text for item in data.train for text in item.of(None) if text not in item.of(focus)]
     others = others or (() if without is None else without())
     if not others:
-        raise UserError(f"{data.name} has no captions without {focus!r} to compare with. Give --lexicon FILE.")
+        raise UserError(
+            f"{data.name} has no captions without {focus!r} to compare with. Give a `lexicon` of its words."
+        )
     return own, others
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
-from mmprompt.core.method import Combined, Method, Start, settled
+from mmprompt.core.method import Combined, Method, Start, overrides, settled
 from mmprompt.errors import UserError, bad_value
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ class ClassificationMethod(Method, Protocol):
         """
         import torch
 
-        from mmprompt.classification.predictor import untrained
         from mmprompt.classification.template import ClassTemplate
         from mmprompt.models.dual_encoder.interface import DualEncoder
         from mmprompt.settings import check
@@ -49,6 +48,41 @@ class ClassificationMethod(Method, Protocol):
 
     def __add__(self, other: ClassificationMethod) -> Combination:
         return Combination((self, other)) if hasattr(other, "prompt") else NotImplemented
+
+
+def untrained(method: Method, backbone: DualEncoder, start: Start) -> Classifier:
+    """Make the classifier that a method trains.
+
+    On an image tower alone the class weights are a linear classifier, which learns with the prompt (Jia et al. 2022,
+    "Visual Prompt Tuning", section 3).
+
+    Args:
+        method: makes the prompt.
+        backbone: the frozen model.
+        start: what to make it of.
+    Raises:
+        UserError: a class name or a setting cannot be used with this backbone.
+    """
+    from mmprompt.classification.predictor import Classifier
+    from mmprompt.classification.template import check_class_names
+    from mmprompt.core.heads import Linear
+    from mmprompt.core.learned import Prompt
+    from mmprompt.models.dual_encoder.interface import without_text
+
+    check_class_names(start.class_names)
+    prompt = method.prompt(backbone, start)
+    if not backbone.has_text and (prompt.has("text") or overrides(method, "teacher")):
+        raise without_text(backbone.name)
+    if not backbone.has_text and prompt.head is None and method.is_trained:
+        head = Linear(len(start.class_names), backbone.embed_dim, is_trained=True).start_from(start.generator)
+        prompt = Prompt(prompt.template, *prompt.sources, head=head).to(backbone.device)
+    if prompt.needs_image and overrides(method, "finish"):
+        raise UserError(
+            "the text of this prompt is another for each image, but a solved head needs one text. Join the head to "
+            "coop, or leave it out."
+        )
+    names = start.class_names
+    return method.predictor(backbone, prompt, names) or Classifier(backbone, prompt, names)
 
 
 @dataclass(frozen=True)

@@ -44,9 +44,8 @@ def assemble(name: str, data: Sequence[bytes], folder: Path) -> None:
     # The package names layers differently, in the same order.
     trunk = {f"visual.trunk.{new}": value for new, value in zip(names, image_weights(image).values(), strict=True)}
     weights = {new: value for new, value in trunk.items() if not new.startswith("visual.trunk.classifier.")}
-    for path in assets.iterdir():
-        if path.is_file() and path != model.shipped:
-            shutil.copyfile(path, folder / path.name)
+    left_out = shutil.ignore_patterns(model.shipped.name, "captioner")
+    shutil.copytree(assets, folder, dirs_exist_ok=True, ignore=left_out)
     if text:
         bert, tokenizer = text
         weights |= text_weights(bert)

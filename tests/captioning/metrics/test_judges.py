@@ -160,5 +160,7 @@ def test_a_focus_that_nothing_tells_is_refused_with_what_to_give() -> None:
         UserError, match=r"no training captions of 'love' to know it by, and no word list of it. Give da"
     ):
         judge_for(voiced(), ["love"], lambda: PLAIN)
-    with pytest.raises(UserError, match=r"has no captions without 'brand voice' to compare with. Give --lexicon FILE"):
+    with pytest.raises(
+        UserError, match=r"has no captions without 'brand voice' to compare with. Give a `lexicon` of its words"
+    ):
         judge_for(voiced(()), ["brand voice"])

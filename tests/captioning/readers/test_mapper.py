@@ -16,7 +16,8 @@ N, IMAGE_WIDTH, WIDTH = 3, 12, 16
 
 
 def small(kind: str, n_prefix: int | None = 5) -> nn.Module:
-    return new_mapper(MapperSettings(kind, IMAGE_WIDTH, WIDTH, None if kind == "linear" else n_prefix)).double().eval()
+    counts = None if kind == "linear" else n_prefix, 6 if kind == "concepts" else None
+    return new_mapper(MapperSettings(kind, IMAGE_WIDTH, WIDTH, *counts)).double().eval()
 
 
 def features(n_tokens: int) -> torch.Tensor:
@@ -106,6 +107,8 @@ def test_a_seed_gives_the_same_mapper_and_leaves_random_numbers_alone() -> None:
     [
         (("mlp", 12, 16, 0), "n_prefix is 0, but it must be a whole number, 1 or more."),
         (("mlp", 12, "16", 3), "width is '16', but it must be a whole number, 1 or more."),
+        (("concepts", 12, 16, 3), "n_concepts is None, but a mapper of kind concepts has some, and no other has."),
+        (("mlp", 12, 16, 3, 4), "n_concepts is 4, but a mapper of kind concepts has some, and no other has."),
         (("convolution", 12, 16, 3), "there is no kind of mapper named 'convolution'."),
     ],
 )

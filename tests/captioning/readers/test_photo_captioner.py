@@ -23,7 +23,7 @@ MOST_BYTES = 8_000_000
 
 @pytest.fixture
 def captioner(wheel: Path) -> Any:  # noqa: F811 - the fixture
-    get_photo(wheel)
+    get_photo("photo", [wheel])
     return load_captioner("photo", device="cpu")
 
 

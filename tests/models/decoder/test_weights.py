@@ -116,6 +116,6 @@ def test_sites_of_other_towers_are_refused() -> None:
 def test_sites_are_read_back_from_their_names() -> None:
     assert str(Site.parse(f"lm.part[{LAYER}]")) == f"lm.part[{LAYER}]"
     assert Site.parse(f"lm.part[{LAYER}]") == Site("lm", part=LAYER)
-    for text in ("lm.part[]", "lm.part[a..b]", "lm.part[a/b]", "text.part[a]"):
+    for text in ("lm.part[]", "lm.part[a..b]", "lm.part[a/b]", "head.part[a]"):
         with pytest.raises(UserError, match="is not a site"):
             Site.parse(text)
