@@ -22,7 +22,7 @@ from PIL import Image
 
 import mmprompt as mp
 from markdown import table
-from mmprompt.captioning.choice import fit_focus
+from mmprompt.captioning.choice import choose_method
 from mmprompt.captioning.data import CaptionData, CaptionItem
 from mmprompt.captioning.measure import wordings_for
 from mmprompt.captioning.metrics.adherence import LexiconJudge
@@ -172,7 +172,9 @@ def measure(focus: Focus, captioner: FrozenCaptioner, features: CaptionFeatures,
     with tempfile.TemporaryDirectory() as folder:
         pairs = mp.load_captions(write_pairs(focus, data, judge, Path(folder)))
         started = time.process_time()
-        result, choice = fit_focus(captioner, pairs.focus(focus.name, features), seed=seed, progress=False)
+        task = pairs.focus(focus.name, features)
+        choice = choose_method(captioner, task, seed=seed, progress=False)
+        result = mp.fit(choice.method, captioner, task, seed=seed, progress=False)
         seconds = time.process_time() - started
     words = [hard_prompt(captioner, focus.name, wording) for wording in wordings_for(focus.name)]
     wordings = [n_right(say(Guidance(((prompt, 1.0),) if prompt else ()))) for prompt in (None, *words)]

@@ -9,20 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
 
 from mmprompt.captioning.data import CaptionData, CaptionItem
-from mmprompt.captioning.predictor import Captioner, CaptionFeatures
+from mmprompt.captioning.predictor import CaptionFeatures
 from mmprompt.captioning.readers.captioner import FrozenCaptioner
 from mmprompt.captioning.task import FocusTask, encode_captions, tokenize_captions
-from mmprompt.core.fit import Result, fit, method_of
+from mmprompt.core.fit import fit, method_of
 from mmprompt.core.soft import DecoderMethod, LoRA, PrefixTuning, PromptTuning
 from mmprompt.errors import UserError
 from mmprompt.models.sites import Insert, Site
-from mmprompt.training.callbacks import Callback
 from mmprompt.training.recipe import Recipe
 
 CANDIDATES: Mapping[str, DecoderMethod] = {
@@ -88,22 +85,6 @@ def choose_method(
         raise UserError(f"no method fits {captioner.name}: {next(iter(refused.values()))}")
     ranked = dict(sorted(losses.items(), key=lambda pair: pair[1]))
     return Choice(ranked | {"no prompt": bare}, len(held_out), refused)
-
-
-def fit_focus(
-    captioner: FrozenCaptioner,
-    task: FocusTask,
-    out: Path | str | None = None,
-    recipe: Recipe | None = None,
-    seed: int = 1,
-    callbacks: Sequence[Callback] = (),
-    resume: bool = False,
-    progress: bool = True,
-) -> tuple[Result[Captioner], Choice]:
-    """Learn a focus by the method of `choose_method`, then from all training images; arguments as of `fit`."""
-    choice = choose_method(captioner, task, recipe, seed, progress)
-    result: Result[Any] = fit(choice.method, captioner, task, out, recipe, seed, callbacks, resume, progress)
-    return result, choice
 
 
 def _divided(data: CaptionData, focus: str) -> tuple[tuple[CaptionItem, ...], tuple[CaptionItem, ...]]:
