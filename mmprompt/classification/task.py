@@ -230,7 +230,7 @@ class ClassificationTask:
         class_names: C names.
         images: N training images.
         labels: N class indices.
-        validation, test: labelled files, () for none.
+        validation: labelled files to choose by, () for none.
         template: the hand-written template.
         templates: the ensemble of hand-written templates.
         recipe: what the data says of the recipe.

@@ -22,7 +22,8 @@ class Evaluation:
 
     Args:
         class_names: C names.
-        labels, predictions: [N] class indices.
+        labels: [N] class indices.
+        predictions: [N] class indices.
         probabilities: [N] the probability given to each prediction.
         accuracy: share of predictions that are right, 0..1.
         interval: 95 % bootstrap interval of the accuracy over images.

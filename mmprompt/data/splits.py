@@ -98,8 +98,9 @@ class Dataset:
         name: of the set, or of the user's folder.
         root: the folder below which all paths lie.
         class_names: names by label.
-        train, val, test: few-shot train and val parts, whole test part; val may be empty, and so may train of a
-            set that is only tested on.
+        train: the few-shot part; may be empty in a set that is only tested on.
+        val: the few-shot part to choose by; may be empty.
+        test: the whole test part.
         template: the hand-written prompt, with one `{}` for the class name.
         templates: the ensemble, may be empty.
         shots: images a class in train, None for all.

@@ -42,7 +42,8 @@ class TextRow:
 
     Args:
         fields: text by name of field.
-        label, answer: its class, or the text to generate; one of them is None.
+        label: its class, None where text is to be generated.
+        answer: the text to generate, None where there is a class.
         task: which of several tasks it belongs to, `""` for the only one.
     """
 
@@ -58,7 +59,9 @@ class TextData:
 
     Args:
         name: of the file, without its suffix.
-        train, val, test: the parts, in the order of the file; val may be empty.
+        train: rows to learn from, in the order of the file.
+        val: rows to choose by; may be empty.
+        test: rows to measure on.
         labels: sorted; empty where text is generated.
         template: the task's template with soft slots, None without a card.
         verbalizer: label -> the words that stand for it; None where the labels are the words.
