@@ -31,6 +31,23 @@ def test_importing_the_package_loads_no_torch():
     assert "torch" not in loaded_after("import mmprompt")
 
 
+def test_nothing_is_asked_of_the_network_at_import_or_in_a_run():
+    closed = """
+import pkgutil, socket, sys
+def refuse(*args, **kwargs):
+    raise SystemExit(f"asked for {args}")
+socket.socket.connect = socket.socket.connect_ex = socket.create_connection = socket.getaddrinfo = refuse
+import mmprompt as mp
+for module in pkgutil.walk_packages(mp.__path__, "mmprompt."):
+    if not module.name.endswith(("__main__", ".sandbox")):  # programs, not modules
+        __import__(module.name)
+data = mp.load_dataset("openart-left", shots=1)
+print(mp.fit(mp.NearestClassMean(), "tiny", data).predictor.predict(data.test[0].path).label)
+"""
+    done = subprocess.run([sys.executable, "-c", closed], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_help_loads_no_torch():
     assert "torch" not in loaded_after("from mmprompt.cli.main import main; main(['--help'])")
 

@@ -25,7 +25,7 @@ def read_yaml(
     """Read a mapping from a YAML file, by a `loader` of one's own where it has tags."""
     path = Path(path)
     try:
-        content = yaml.load(read_bytes(path, max_bytes).decode("utf-8-sig"), Loader=loader or StrictLoader)
+        content = yaml.load(read_bytes(path, max_bytes).decode("utf-8-sig"), Loader=loader or StrictLoader)  # noqa: S506, a SafeLoader
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = mark.line + 1 if mark is not None else None

