@@ -8,6 +8,7 @@ turns these into its options. This file knows nothing about prompts, models or d
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,6 +27,11 @@ class UserError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(visible(" ".join(message.split())))
+
+
+def is_first_process() -> bool:
+    """Return whether this process speaks for its job, such as one that `torchrun` started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def bad_value(name: str, value: object, expected: str, advice: str) -> UserError:

@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from mmprompt.errors import UserError, bad_file, unknown_name, visible
+from mmprompt.errors import UserError, bad_file, is_first_process, unknown_name, visible
 from mmprompt.terminal.parser import in_options, remember
 from mmprompt.training.problem import RunFailed
 from mmprompt.version import __version__
@@ -151,7 +151,9 @@ def run_guarded(words: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (Exception, KeyboardInterrupt) as error:
         message, code = explain(error)
-        print(f"mmprompt: error: {' '.join(in_options(message).split())}", file=sys.stderr)
+        if is_first_process() or code == FAILED:  # what is wrong with the input the first one says for all
+            stream = sys.stderr if is_first_process() else sys.__stderr__
+            print(f"mmprompt: error: {' '.join(in_options(message).split())}", file=stream)
         return code
     return OK
 
@@ -188,6 +190,8 @@ def prepare_streams() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if not is_first_process():
+        sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

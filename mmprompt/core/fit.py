@@ -13,7 +13,7 @@ import logging
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -22,6 +22,7 @@ from mmprompt.core.header import HEADER, check_new, read_header
 from mmprompt.core.method import Method, overrides, resolved_recipe, settled
 from mmprompt.errors import UserError, bad_value, unknown_name
 from mmprompt.files import make_folder, write_json
+from mmprompt.models.ranks import Ranks
 from mmprompt.settings import check, checked
 from mmprompt.training.callbacks import Callback, ProgressBar, WriteConfig
 from mmprompt.training.loop import count_epochs, train
@@ -181,33 +182,48 @@ def fit(
         raise bad_value("steps_per_shot", recipe.steps_per_shot, f"data of {task.kind} has no shots", advice)
     predictor = task.predictor(method, model, seed)
     folder = None if out is None else Path(out)
-    with contextlib.nullcontext() if folder is None else run_lock(folder):
+    ranks = Ranks()
+    with run_lock(folder) if folder is not None and ranks.is_first else contextlib.nullcontext():
         config = run_config(task, method, predictor, recipe, seed)
         kept = config | ({} if call is None else {"call": dict(call)})
-        if folder is not None and _has_ended(folder, predictor, config, resume):
+        if folder is not None and ranks.from_first(partial(_has_ended, folder, predictor, config, resume)):
             return _finished(folder, model, task)
         problem = task.problem(method, predictor, recipe, seed)
-        listeners: tuple[Callback, ...] = () if folder is None else (WriteConfig(folder, kept),)
         history: list[dict[str, Any]] = []
-        n_epochs = count_epochs(recipe, problem.n_items, task.n_epochs(recipe))
         if any(parameter.requires_grad for parameter in predictor.prompt.parameters()):
+            n_epochs = count_epochs(recipe, problem.n_items, task.n_epochs(recipe))
+            writers = [] if folder is None else [WriteConfig(folder, kept)]
             bars = [] if not progress or any(isinstance(one, ProgressBar) for one in callbacks) else [ProgressBar()]
-            listeners = (*listeners, *task.callbacks(predictor), *callbacks, *method.callbacks(n_epochs), *bars)
+            every = [*writers, *task.callbacks(predictor), *callbacks, *method.callbacks(n_epochs), *bars]
+            listeners = [one for one in every if ranks.is_first or not one.is_shown]
             history = train(problem, recipe, seed, n_epochs, folder, run_id_of(config), listeners, resume)
             predictor.prompt.requires_grad_(False)
         predictor.prompt.eval()
         said_by_method = method.finish(predictor, problem.features()) if overrides(method, "finish") else None  # type: ignore[attr-defined]
         refuse_changed(model)
         notices = (*(said_by_method or ()), *task.notices(problem, predictor))
-        for notice in notices:
-            if notice not in getattr(problem, "noticed", ()):  # those were said as they came up
-                _log.warning("%s", notice)
-        said = {"notices": list(notices)} if notices else {}
-        if folder is not None:
-            if said or not (folder / RUN).exists():
-                write_json(make_folder(folder) / RUN, kept | said)
-            save(predictor, folder, provenance(config) | said)
+        if ranks.is_first:
+            _say(notices, problem)
+        if folder is not None and ranks.is_first:
+            _write(predictor, folder, config, kept, notices)
     return Result(predictor, history, task, folder, notices)
+
+
+def _say(notices: Sequence[str], problem: Any) -> None:
+    """Say what has not been said as it came up."""
+    for notice in notices:
+        if notice not in getattr(problem, "noticed", ()):
+            _log.warning("%s", notice)
+
+
+def _write(
+    predictor: Predictor, folder: Path, config: Mapping[str, Any], kept: dict[str, Any], notices: Sequence[str]
+) -> None:
+    """Write the prompt, after what `run.json` has to say of it."""
+    said = {"notices": list(notices)} if notices else {}
+    if said or not (folder / RUN).exists():
+        write_json(make_folder(folder) / RUN, kept | said)
+    save(predictor, folder, provenance(config) | said)
 
 
 def _has_ended(folder: Path, predictor: Predictor, config: Mapping[str, Any], resume: bool) -> bool:

@@ -74,7 +74,9 @@ class LanguageProblem:
             some = [index for index in indices if not has_tasks or self.rows[index].task == task]
             loss, counted, correct = self._loss(some, self.prompted.inserts(task))
             total, n_counted, n_correct = total + loss, n_counted + counted, n_correct + correct
-        return StepResult({self.objective: total / n_counted}, n_correct if self.objective == "choices" else None)
+        return StepResult(
+            {self.objective: total / n_counted}, n_correct if self.objective == "choices" else None, None, n_counted
+        )
 
     def validate(self) -> float | None:
         """Measure the accuracy on the rows kept for that; None where there are none or none has a label."""

@@ -11,7 +11,7 @@ import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from annotated_types import Ge, Lt
@@ -41,7 +41,13 @@ class Callback:
     `logs` is the record under way: on a step `loss`, each loss by name, `accuracy` and `lr`; at an
     epoch's end what goes into the log. A callback may add numbers to an epoch's record.
     Epochs and steps count from 0.
+
+    Attributes:
+        is_shown: it writes or shows something and changes nothing of the run, so that of several processes only the
+            first calls it.
     """
+
+    is_shown: ClassVar[bool] = False
 
     def on_train_begin(self, run: Run) -> None:
         """Before the first step: forget earlier trainings. Weights and history of a resumed run are back, and
@@ -191,6 +197,8 @@ class CSVLogger(Callback):
         path: the file; its folder is made if need be, and an older file is replaced.
     """
 
+    is_shown = True
+
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
@@ -219,6 +227,8 @@ class ProgressBar(Callback):
         console: where to show it; by default the error stream, which leaves the output to results.
         seconds_between_lines: how often a plain line may come; the first and last epoch always get one.
     """
+
+    is_shown = True
 
     def __init__(self, console: Console | None = None, seconds_between_lines: float = SECONDS_BETWEEN_LINES) -> None:
         self.console = console or Console(stderr=True)
@@ -256,6 +266,8 @@ class ProgressBar(Callback):
 
 class WriteConfig(Callback):
     """Writes `run.json` once the loop has accepted the run folder, so that a refused run leaves no file."""
+
+    is_shown = True
 
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
         self.folder = folder

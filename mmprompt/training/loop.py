@@ -23,10 +23,11 @@ from torch import Tensor
 
 from mmprompt.errors import UserError, bad_file
 from mmprompt.files import make_folder
+from mmprompt.models.ranks import PeerLostError, Ranks
 from mmprompt.settings import validate
 from mmprompt.training.callbacks import Callback, EarlyStopping
 from mmprompt.training.checkpoint import Checkpoint, checkpoint_folders, clean, read_newest, write_checkpoint
-from mmprompt.training.problem import Problem, Run, RunFailed, StepResult
+from mmprompt.training.problem import Problem, Run, RunFailed
 from mmprompt.training.recipe import Recipe, learning_rate
 from mmprompt.training.run_files import append_log, write_log
 from mmprompt.training.seeds import batches, epoch_order, seed_step
@@ -108,7 +109,8 @@ class _Session:
         self.callbacks = callbacks
         self.run_id = run_id
         self.folder = folder
-        self.update = WeightUpdate(run.problem.module, run.recipe)
+        self.ranks = Ranks()
+        self.update = WeightUpdate(run.problem.module, run.recipe, self.ranks)
         self.interrupts = Interrupts()
         self.unsaved: Checkpoint | None = None
         self.saved_at = time.monotonic()
@@ -125,7 +127,8 @@ class _Session:
         for name, callback in self._named_callbacks().items():
             if name in callback_states:
                 callback.restore(callback_states[name])
-        if self.folder is not None:
+        self.ranks.sum([0.0], self.update.device)  # all have read before one writes
+        if self.folder is not None and self.ranks.is_first:
             make_folder(self.folder)
             clean(self.folder / "checkpoint", len(self.run.history))
             write_log(self.folder / "log.jsonl", self.run.history)
@@ -168,19 +171,39 @@ class _Session:
         means = _Means()
         for step, indices in enumerate(batches(order, recipe.batch_size)[:n_left]):
             lr = learning_rate(recipe, epoch, length, step, n_steps)
-            if self.interrupts.received is not None:
+            if self.interrupts.received is not None and self.ranks.size == 1:
                 self._interrupt()
-            seed_step(self.update.device, self.seed, "step", epoch, step)
-            with self.update.autocast():
-                result = problem.step(indices, epoch)
             try:
-                values = self.update.apply(result.losses, lr, result.gradient_rule)
+                values, n_correct = self._step(indices, epoch, step, lr)
             except NotFiniteError as error:
                 raise self._failure(f"{error} in epoch {epoch + 1}, step {step + 1} of {self.run.n_steps}") from None
-            logs = means.add(values, result, len(indices)) | {"lr": lr}
+            except PeerLostError:
+                self._save()
+                raise RunFailed(
+                    "another process of this job has ended, so this one did. Go on with `resume`."
+                ) from None
+            logs = means.add(values, n_correct, len(indices)) | {"lr": lr}
             for callback in self.callbacks:
                 callback.on_step_end(self.run, step, logs)
         return {"epoch": epoch + 1, "lr": lr} | means.values() | {"seconds": round(time.monotonic() - started, 3)}
+
+    def _step(self, indices: list[int], epoch: int, step: int, lr: float) -> tuple[dict[str, float], float | None]:
+        """Take one step, with the other processes where there are some; return the losses and how many were right."""
+        seed_step(self.update.device, self.seed, "step", epoch, step)
+        mine, counts = self.ranks.share(indices)
+        with self.update.autocast(), self.ranks.together():
+            result = self.run.problem.step(mine, epoch)
+        if self.ranks.size == 1:
+            return self.update.apply(result.losses, lr, result.gradient_rule), result.n_correct
+        n_own = (len(mine) if result.n_counted is None else result.n_counted) if counts else 0
+        told = [n_own, result.n_correct or 0 if counts else 0, self.interrupts.received or 0]
+        n_counted, n_correct, signals = self.ranks.sum(told, self.update.device)
+        if signals:
+            self.interrupts.received = self.interrupts.received or signal.SIGTERM
+            self._interrupt()
+        with self.ranks.together():
+            values = self.update.apply(result.losses, lr, result.gradient_rule, n_own / n_counted)
+        return values, None if result.n_correct is None else n_correct
 
     def _finish_epoch(self, epoch: int, record: dict[str, Any]) -> None:
         """Tell the callbacks, log the record, and write a checkpoint if it is time for one."""
@@ -191,7 +214,7 @@ class _Session:
         for name, value in checkpoint.tensors.items():
             if not bool(value.isfinite().all()):
                 raise self._failure(f"{name} became nan or infinite in epoch {epoch + 1}")
-        if self.folder is None:
+        if self.folder is None or not self.ranks.is_first:
             return
         append_log(self.folder / "log.jsonl", record)
         self.unsaved = checkpoint
@@ -309,11 +332,11 @@ class _Means:
         self._sums: dict[str, float] = {}
         self._n_items = 0
 
-    def add(self, losses: Mapping[str, float], result: StepResult, n_items: int) -> dict[str, float]:
+    def add(self, losses: Mapping[str, float], n_correct: float | None, n_items: int) -> dict[str, float]:
         """Add a step and return the means so far."""
         sums = {name: value * n_items for name, value in losses.items()}
-        if result.n_correct is not None:
-            sums["accuracy"] = float(result.n_correct)
+        if n_correct is not None:
+            sums["accuracy"] = float(n_correct)
         for name, value in sums.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._n_items += n_items

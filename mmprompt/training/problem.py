@@ -36,11 +36,13 @@ class StepResult:
         losses: scalar tensors by name, with their graph; the loop minimises their sum.
         n_correct: items predicted correctly, 0 to the batch's size; None where right and wrong have no meaning.
         gradient_rule: what is made of the gradients of the losses; their sum where there is none.
+        n_counted: over how many the losses are means, such as the tokens of the batch; its items where None.
     """
 
     losses: Mapping[str, Tensor]
     n_correct: int | None = None
     gradient_rule: GradientRule | None = None
+    n_counted: int | None = None
 
 
 class Problem(Protocol):

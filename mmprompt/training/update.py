@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmprompt.errors import UserError, bad_value
+from mmprompt.models.ranks import Ranks
 from mmprompt.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ class NotFiniteError(ArithmeticError):
 class WeightUpdate:
     """One optimiser over the trainable parameters of a module, which are float32 and stay so."""
 
-    def __init__(self, module: nn.Module, recipe: Recipe) -> None:
+    def __init__(self, module: nn.Module, recipe: Recipe, ranks: Ranks | None = None) -> None:
+        self.ranks = ranks or Ranks()
         self.parameters = [value for value in module.parameters() if value.requires_grad]
         if not self.parameters:
             raise UserError("there is nothing to train: the prompt holds no learned vector. Use one vector or more.")
@@ -43,14 +45,20 @@ class WeightUpdate:
         """Return the context in which losses are computed."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not torch.float32)
 
-    def apply(self, losses: Mapping[str, Tensor], lr: float, rule: GradientRule | None = None) -> dict[str, float]:
+    def apply(
+        self, losses: Mapping[str, Tensor], lr: float, rule: GradientRule | None = None, share: float = 1.0
+    ) -> dict[str, float]:
         """Step once down the gradient of the sum of the losses, or down what a rule makes of their gradients.
 
         Return the value of each loss, and of their sum as `loss`. One that is NaN or infinite is refused; an infinite
-        gradient under fp16 only lowers the loss scale, until that can go no lower.
+        gradient under fp16 only lowers the loss scale, until that can go no lower. Of several processes each has
+        losses of its `share` of the batch, and values and gradients are those of the whole.
         """
+        if self.ranks.size > 1:
+            losses = {name: value * share for name, value in losses.items()}
         total = sum(losses.values(), start=torch.zeros((), device=self.device))
-        values = {name: value.item() for name, value in losses.items()} | {"loss": total.item()}
+        own = [value.item() for value in losses.values()] + [total.item()]
+        values = dict(zip([*losses, "loss"], self.ranks.sum(own, self.device), strict=True))
         for name, value in values.items():
             if not math.isfinite(value):
                 raise NotFiniteError(f"{name} became {value}")
@@ -59,6 +67,7 @@ class WeightUpdate:
         self._optimizer.zero_grad(set_to_none=True)
         if rule is None:
             self._scaler.scale(total).backward()
+            self._sum_gradients()
         else:
             self._combine(losses, rule)
         self._check_gradients()
@@ -79,8 +88,19 @@ class WeightUpdate:
             gradients[name] = torch.autograd.grad(
                 scaled, learning, retain_graph=True, allow_unused=True, materialize_grads=True
             )
+            self.ranks.sum_gradients(gradients[name])
         for parameter, gradient in zip(learning, rule(gradients), strict=True):
             parameter.grad = gradient
+
+    def _sum_gradients(self) -> None:
+        """Sum over all processes the gradients of what at least one of them reached."""
+        if self.ranks.size == 1:
+            return
+        reached = self.ranks.sum([float(value.grad is not None) for value in self.parameters], self.device)
+        for value, n_reached in zip(self.parameters, reached, strict=True):
+            if n_reached and value.grad is None:
+                value.grad = torch.zeros_like(value)
+        self.ranks.sum_gradients([value.grad for value in self.parameters if value.grad is not None])
 
     def _check_gradients(self) -> None:
         if self._scaler.is_enabled():

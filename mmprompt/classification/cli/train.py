@@ -16,6 +16,7 @@ import tyro
 
 from mmprompt.classification.methods import ClassificationMethod, make_method, method_types
 from mmprompt.core.method import ANY_BACKBONE, default_method, measured_for, resolved_recipe
+from mmprompt.errors import is_first_process
 from mmprompt.files import write_json
 from mmprompt.progress import ProgressDisplay
 from mmprompt.terminal.images import Images, own_path
@@ -74,7 +75,8 @@ def run(arguments: Sequence[str], prog: str) -> None:
     """Train, measure beside zero-shot, and report; a call that is refused writes nothing."""
     call = read_call(arguments, prog)
     folder = call.run.out or default_folder(call)
-    check_folder(folder, call.run.resume)
+    if is_first_process():
+        check_folder(folder, call.run.resume)
 
     from mmprompt.classification.measure import measure
     from mmprompt.classification.task import ClassificationTask
@@ -97,6 +99,8 @@ def run(arguments: Sequence[str], prog: str) -> None:
     with ProgressDisplay() as progress:
         features.progress = progress.count("encoding images")
         result = fit(call.method, backbone, task, folder, recipe, call.run.seed, (), call.run.resume, call=said)
+        if not is_first_process():
+            return
         metrics = measure(result.predictor, data, folder, features)
     report = finish(result, folder)
     conclude(output, metrics, data, folder, report)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import logging
+import os
 import textwrap
 import warnings
 from collections.abc import Iterator
@@ -243,7 +244,8 @@ def nearest(name: str, known: list[str], listed: str = "See mmprompt backbones l
 def _choose_device(device: str) -> torch.device:
     """Return the torch device of a name, which must be on this machine."""
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        own = os.environ.get("LOCAL_RANK", "0")  # of the processes of one job on this machine
+        device = f"cuda:{own}" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError):

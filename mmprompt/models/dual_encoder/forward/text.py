@@ -22,6 +22,7 @@ from torch import Tensor
 from mmprompt.errors import UserError, bad_value
 from mmprompt.models.dual_encoder.forward.packed import KeyValue, PackedSlots, embed, pack, run_common, run_own, splice
 from mmprompt.models.dual_encoder.forward.views import BlockView, TextView, adapted_blocks, moved_norm
+from mmprompt.models.ranks import all_classes, own_classes
 from mmprompt.models.recompute import recomputed
 from mmprompt.models.sites import Insert, Site, TextSlots, Vectors, vectors_of, with_tensors
 
@@ -140,7 +141,8 @@ def encode_packed(
 
     costs = [(length - n_common) * slot_bytes(view, length, vectors) for length in lengths]
     tensors = tensors_of(inserts) + [part for pair in common for part in pair]
-    pooled = run_chunks(run, tensors, costs, memory_bytes, slots.lengths.device)
+    divide = run_divided if count_images(vectors) is None else run_chunks
+    pooled = divide(run, tensors, costs, memory_bytes, slots.lengths.device)
     return pooled[:, order.argsort()]
 
 
@@ -170,7 +172,8 @@ def encode_full(
         return run_full(adapted(view, now), every, vectors_of(now), pooled[chunk], shortcuts.end_only)
 
     costs = [length * slot_bytes(view, length, vectors_of(inserts))] * n_classes
-    return run_chunks(run, tensors_of(inserts), costs, memory_bytes, slots.lengths.device)
+    divide = run_divided if count_images(vectors_of(inserts)) is None else run_chunks
+    return divide(run, tensors_of(inserts), costs, memory_bytes, slots.lengths.device)
 
 
 def tensors_of(inserts: Mapping[Site, Insert]) -> list[Tensor]:
@@ -248,6 +251,24 @@ def run_chunks(
     pieces = [partial(run, chunk) for chunk in chunks]
     found = [run(tensors) if kept else recomputed(run, tensors) for run, kept in zip(pieces, is_kept, strict=True)]
     return torch.cat(found, dim=1)
+
+
+def run_divided(
+    run: Callable[[slice, Sequence[Tensor]], Tensor],
+    tensors: Sequence[Tensor],
+    costs: Sequence[int],
+    memory_bytes: int,
+    device: torch.device,
+) -> Tensor:
+    """Run over this process's share of the classes, and put those of all processes together; see `run_chunks`."""
+    own = own_classes(costs)
+    if own is None:
+        return run_chunks(run, tensors, costs, memory_bytes, device)
+
+    def run_own_part(chunk: slice, tensors: Sequence[Tensor]) -> Tensor:
+        return run(slice(own.start + chunk.start, own.start + chunk.stop), tensors)
+
+    return all_classes(run_chunks(run_own_part, tensors, costs[own], memory_bytes, device), own, len(costs))
 
 
 def split_costs(costs: Sequence[int], limit: int) -> Iterator[slice]:

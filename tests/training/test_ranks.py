@@ -1,0 +1,80 @@
+"""Several processes learn the prompt of one: shares of the batch, shares of the classes, and a process that dies."""
+
+import os
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmprompt.files import read_tensors
+from mmprompt.models import ranks
+from tests import small_models
+from tests.training.rank_driver import SETTINGS
+
+ROOT = Path(__file__).parents[2]
+DRIVER = Path(__file__).with_name("rank_driver.py")
+
+
+def launch(n_processes, *arguments, **environment):
+    several = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n_processes}"]
+    command = [sys.executable, *(several if n_processes > 1 else []), str(DRIVER), *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return small_models.save_open_clip(tmp_path_factory.mktemp("ranks") / "model")
+
+
+@pytest.fixture(scope="module")
+def learned(folder, tmp_path_factory):
+    """What one, two and four processes learn, by number and method."""
+    found = {}
+    for n_processes in (1, 2, 4):
+        out = tmp_path_factory.mktemp(f"of{n_processes}")
+        done = launch(n_processes, folder, out, ",".join(SETTINGS))
+        assert done.returncode == 0, done.stderr
+        found[n_processes] = {name: read_tensors(out / f"{name}.safetensors") for name in SETTINGS}
+    return found
+
+
+@pytest.mark.parametrize("n_processes", [2, 4])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_several_processes_learn_the_prompt_of_one(learned, name, n_processes):
+    alone, together = learned[1][name], learned[n_processes][name]
+    assert alone.keys() == together.keys()
+    for key, value in alone.items():
+        torch.testing.assert_close(
+            together[key], value, rtol=1e-5, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}"
+        )
+
+
+def test_a_process_that_dies_ends_the_job_and_one_alone_goes_on(folder, learned, tmp_path):
+    done = launch(2, folder, tmp_path, "coop", EPOCH="2")
+    assert done.returncode != 0
+    assert "another process of this job has ended" in done.stderr
+    assert (tmp_path / "run" / "checkpoint").is_dir()
+    assert not (tmp_path / "coop.safetensors").exists()
+    again = launch(1, folder, tmp_path, "coop", EPOCH="2")
+    assert again.returncode == 0, again.stderr
+    for key, value in read_tensors(tmp_path / "coop.safetensors").items():
+        torch.testing.assert_close(value, learned[1]["coop"][key], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("costs", [[1] * 7, [9, 1, 1, 1], [1, 1, 1, 9], [5, 5, 5], [1, 100, 1, 100, 1]])
+@pytest.mark.parametrize("size", [2, 3])
+def test_every_class_has_one_process_and_every_process_a_class(monkeypatch, costs, size):
+    monkeypatch.setattr(ranks, "_DIVIDED", True)
+    monkeypatch.setattr(ranks.dist, "get_world_size", lambda: size)
+    places = []
+    for rank in range(size):
+        monkeypatch.setattr(ranks.dist, "get_rank", lambda rank=rank: rank)
+        places.append(ranks.own_classes(costs))
+    assert places[0].start == 0
+    assert places[-1].stop == len(costs)
+    assert all(one.stop == other.start for one, other in pairwise(places))
+    assert all(place.stop > place.start for place in places)
