@@ -133,7 +133,7 @@ class CaptionProblem:
 
     def step(self, indices: list[int], epoch: int) -> StepResult:
         """Return the mean cross entropy of the tokens of all captions of some images, their ends included."""
-        n_tokens = sum(len(caption) + 1 for index in indices for caption in self.captions.token_ids[index])
+        n_tokens = sum(len(caption) for index in indices for caption in self.captions.token_ids[index])
         return StepResult({"caption": self.loss(indices, self._inserts())}, n_counted=n_tokens)
 
     def validate(self) -> float | None:
