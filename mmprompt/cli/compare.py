@@ -7,7 +7,7 @@ backbone and data set.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -34,12 +34,11 @@ from mmprompt.terminal.images import own_path
 from mmprompt.terminal.output import Device, Output, check_place, command_of
 from mmprompt.terminal.parser import (
     counts_in,
-    distribute,
-    is_given,
+    filled,
+    given_names,
     names_in,
     parse,
     peek,
-    read_settings,
     remember,
     shots_in,
 )
@@ -56,8 +55,6 @@ DESCRIPTIONS = {
     CROSS_DATASET: "Learn from the first data set, test on the others; by default ImageNet and ten others.",
     DOMAIN: "Learn from the first data set, test on shifted ones; by default ImageNet and its four variants.",
 }
-LISTS = {"method", "data", "backbone", "seed", "shots"}
-"""Options that take several values, with commas between."""
 STDOUT = Path("-")
 ALL = "all"
 
@@ -95,8 +92,6 @@ class Compared:
     device: Device = "auto"
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Write all numbers to a JSON file, or to stdout with `-`."""
-    config: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
-    """Start from the settings in a YAML or JSON file, such as the one that `tune` writes."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +129,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
 def run_protocol(arguments: Sequence[str], prog: str) -> None:
     """Fill and show the table of the protocol that the command ends in."""
     protocol = prog.split()[-1]
-    defaults = {"shots": "1,2,4,8,16" if protocol == FEW_SHOT else "16", "out": f"runs/{protocol}"}
+    defaults = {"shots": "1,2,4,8,16" if protocol == FEW_SHOT else "16", "out": Path("runs") / protocol}
     call = read_call(arguments, prog, DESCRIPTIONS[protocol], defaults)
     show(call, protocol, SETS[protocol], command_of(arguments, prog))
 
@@ -211,11 +206,7 @@ def conclude(output: Output, given: Compared, comparison: Comparison, protocol: 
 
 def read_call(arguments: Sequence[str], prog: str, description: str, defaults: Mapping[str, Any] | None = None) -> Call:
     """Read a command line of `compare` or a protocol; `defaults` win over those of `Compared`."""
-    path = peek(arguments, "config")
-    saved = {} if path is None else read_settings(Path(path))
-    saved = {key: str(value) if key in LISTS else value for key, value in saved.items()}
-    start = {**(defaults or {}), **saved}
-    names = names_in("method", peek(arguments, "method") or str(start.get("method", Compared.method)))
+    names = names_in("method", peek(arguments, "method") or Compared.method)
     if names == (ALL,):
         names = tuple(name for name, kind in METHODS.items() if kind.learns)
     kinds = {name: method_types(name) for name in names}
@@ -223,8 +214,8 @@ def read_call(arguments: Sequence[str], prog: str, description: str, defaults: M
     groups: dict[str, Any] = {"compared": Compared, "settings": settings, "recipe": Recipe}
     form = make_dataclass("Comparison", list(groups.items()), frozen=True)
     remember(form)
-    read: Any = parse(form, arguments, prog, description, form(**distribute(start, groups, Path(path or "defaults"))))
-    chosen = given_values(read.settings, arguments, saved)
+    read: Any = parse(form, arguments, prog, description, filled(form, defaults or {}))
+    chosen = given_values(read.settings, arguments)
     methods = {}
     for name in names:
         own = {one.name for kind in kinds[name] for one in fields(kind)}
@@ -234,7 +225,7 @@ def read_call(arguments: Sequence[str], prog: str, description: str, defaults: M
         for backbone in names_in("backbone", read.compared.backbone)
         for name, method in methods.items()
     )
-    return Call(read.compared, contenders, given_values(read.recipe, arguments, saved))
+    return Call(read.compared, contenders, given_values(read.recipe, arguments))
 
 
 def merged_settings(kinds: Sequence[type]) -> type:
@@ -252,10 +243,9 @@ def merged_settings(kinds: Sequence[type]) -> type:
     return made
 
 
-def given_values(group: Any, arguments: Sequence[str], saved: Collection[str] = ()) -> dict[str, Any]:
+def given_values(group: Any, arguments: Sequence[str]) -> dict[str, Any]:
     """Return those settings of a group that the command line gives, or a file."""
-    names = [one.name for one in fields(group)]
-    return {name: getattr(group, name) for name in names if is_given(arguments, name) or name in saved}
+    return {name: getattr(group, name) for name in given_names(arguments, [one.name for one in fields(group)])}
 
 
 def find_origin(data: str, root: Path | None, datasets_dir: Path | None, rule: str = "coop") -> Origin:

@@ -13,13 +13,14 @@ import contextlib
 import io
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
+from mmprompt.training.recipe import LENGTHS
 
 Settings = TypeVar("Settings")
 
@@ -31,36 +32,55 @@ WORDINGS = {
     PARSING + r"Could not find valid parse for arguments: \[(.+)\]": r"\1 is \2, but numbers were expected",
     r"^invalid choice (.+) for argument '(.+)'\. Expected one of \((.+)\)": r"\2 is \1, but one of \3 was expected",
     r"^Missing value for argument '(-.+)'.*": r"\1 is followed by nothing, but a value was expected",
-    r"^Missing (?:value for argument '|from .+?: )([^\s']+).*": r"\1 is missing",
+    r"^Missing (?:value for argument '|from .+?: )(?:settings\.)?([^\s']+).*": r"\1 is missing",
     r"^Unrecognized options: ": "there is no option ",
 }
 """What tyro says of a command line, and how it is said here."""
+CONFIG_HELP = (
+    "Start from the settings in a YAML or JSON file, named as options are, or in the run.json of another run; what the "
+    "command line says wins."
+)
 RUN_KEYS = "format kind backbone data class_names method recipe seed device dtype versions notices call".split()
 """What a run.json holds."""
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 SETTING = re.compile(r"`([a-z]\w*)(?:=([^`]*))?`")
 QUOTES = "\"'"
+RUN = "run.json"
 _of_verb: set[str] = set()
+_collected: list[Any] | None = None
 
 
 def parse(
-    settings: type[Settings], arguments: Sequence[str], prog: str, description: str, default: Settings | None = None
+    settings: type[Settings],
+    arguments: Sequence[str],
+    prog: str,
+    description: str,
+    default: Settings | None = None,
+    saved: Mapping[str, Any] | None = None,
 ) -> Settings:
     """Read settings, a dataclass with a text under each field, from the words after the verb.
 
-    `prog` is the command as typed; `default` holds values to start from instead of the fields' own.
+    `prog` is the command as typed; `default` holds values to start from instead of the fields' own. Those that the file
+    after --config holds come before these, or those that are `saved` of it.
     """
     import tyro
 
-    remember(settings)
-    form = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.SuppressFixed)
-    chosen: dict[str, Any] = {} if default is None else {"default": default}
+    form, place = _form(settings)
+    remember(form)
+    saved = saved_settings(arguments) if saved is None else saved
+    if saved:
+        default = filled(settings, checked_settings(saved, settings, Path(str(typed(arguments, "config")))), default)
+    chosen: dict[str, Any] = {} if default is None else {"default": form(default)}
+    style = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.SuppressFixed)
+    if _collected is not None:
+        _collected.append(tyro.extras.get_parser(form, prog=prog, description=description, config=style, **chosen))
+        raise SystemExit(0)
     held_back = io.StringIO()
     try:
         with contextlib.redirect_stderr(held_back):
-            read = tyro.cli(settings, args=list(arguments), prog=prog, description=description, config=form, **chosen)
-        _refuse_endless(read)
-        return read
+            read = tyro.cli(form, args=list(arguments), prog=prog, description=description, config=style, **chosen)
+        _refuse_endless(getattr(read, place))
+        return getattr(read, place)  # type: ignore[no-any-return]
     except SystemExit as end:
         refusal = refusal_behind(end) or refusal_in(held_back.getvalue(), prog)
         if refusal is not None:
@@ -69,14 +89,24 @@ def parse(
         raise
 
 
+def _form(settings: type) -> tuple[Any, str]:
+    """Return a dataclass of the settings and the option --config, and the field of the settings."""
+    import tyro
+
+    unnamed = tyro.conf.arg(name="")  # no title of its own in the help
+    config = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help=CONFIG_HELP)]
+    members = [("settings", Annotated[settings, unnamed]), ("config", config, field(default=None))]
+    return make_dataclass("Form", members, frozen=True), "settings"
+
+
 def _refuse_endless(settings: Any) -> None:
     """Refuse whole numbers that no library takes."""
-    for field in fields(settings):
-        value = getattr(settings, field.name)
+    for one in fields(settings):
+        value = getattr(settings, one.name)
         if is_dataclass(value):
             _refuse_endless(value)
         elif isinstance(value, int) and abs(value) >= 2**63:
-            raise bad_value(field.name, value, "a number below 2**63 was expected", "Give a smaller one.")
+            raise bad_value(one.name, value, "a number below 2**63 was expected", "Give a smaller one.")
 
 
 def refusal_behind(error: BaseException) -> UserError | None:
@@ -114,6 +144,9 @@ def read_settings(path: Path) -> dict[str, Any]:
     for key in content:
         if key not in RUN_KEYS:
             raise unknown_name(f"key in {path}", key, RUN_KEYS)
+    if content.get("kind", "classification") != "classification":
+        command = content.get("call", {}).get("command", "its command")
+        raise bad_file(path, f"is of a run for {content['kind']}, which no file of options repeats", f"Type {command}.")
     try:
         place = content.get("call", {}).get("pictures") or {"data": content["data"]["name"]}
         return {
@@ -129,19 +162,68 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise bad_file(path, "is not a whole run.json", "Give one as a run wrote it.") from None
 
 
-def distribute(settings: Mapping[str, Any], groups: Mapping[str, type], path: Path) -> dict[str, Any]:
-    """Make each group's dataclass from the settings that are its own; no two groups share a field's name."""
+def saved_settings(arguments: Sequence[str]) -> dict[str, Any]:
+    """Return what the file after --config says; without what a command line gives in place of it.
+
+    A run that is gone on with goes on in the folder of the run.json that is given.
+    """
+    path = typed(arguments, "config")
+    if path is None:
+        return {}
+    saved = read_settings(Path(path))
+    length = [name for name in LENGTHS if typed(arguments, name) is not None]
+    saved = {key: value for key, value in saved.items() if key not in LENGTHS or not (value is None or length)}
+    if Path(path).name == RUN and "--resume" in arguments:
+        saved["out"] = str(Path(path).parent)
+    return saved
+
+
+def checked_settings(saved: Mapping[str, Any], form: type, path: Path) -> dict[str, Any]:
+    """Return settings of a file as the fields of a form hold them; a list where one text is held gets commas."""
     from mmprompt.settings import validate
 
-    names = {group: [field.name for field in fields(kind)] for group, kind in groups.items()}
-    known = [name for members in names.values() for name in members]
-    for key in settings:
-        if key not in known:
-            raise unknown_name(f"key in {path}", key, known)
-    return {
-        group: validate(kind, {key: value for key, value in settings.items() if key in names[group]}, path)
-        for group, kind in groups.items()
-    }
+    hints = dict(_leaves(form))
+    for key in saved:
+        if key not in hints:
+            raise unknown_name(f"key in {path}", key, hints)
+    worded = {key: _worded(value) if _is_text(hints[key]) else value for key, value in saved.items()}
+    read = validate(make_dataclass("Saved", [(key, hints[key]) for key in saved]), worded, path)
+    return {key: getattr(read, key) for key in saved}
+
+
+def filled(form: Any, values: Mapping[str, Any], start: Any = None) -> Any:
+    """Make a dataclass, and those within it, of values by name; others are as in `start`, by default the fields' own.
+
+    What has no default is left open for the command line.
+    """
+    import tyro
+
+    made, hints = {}, get_type_hints(form)
+    for one in fields(form):
+        if start is not None:
+            kept = getattr(start, one.name)
+        elif one.default_factory is not MISSING:
+            kept = one.default_factory()
+        else:
+            kept = tyro.MISSING if one.default is MISSING else one.default
+        inner = hints[one.name]
+        is_group = is_dataclass(inner)
+        made[one.name] = filled(inner, values, None if kept is tyro.MISSING else kept) if is_group else kept
+        if not is_group and one.name in values:
+            made[one.name] = values[one.name]
+    return form(**made)
+
+
+def _is_text(hint: Any) -> bool:
+    if get_origin(hint) is Annotated:
+        return _is_text(get_args(hint)[0])
+    return hint is str or (get_origin(hint) is not tuple and any(map(_is_text, get_args(hint))))
+
+
+def _worded(value: Any) -> Any:
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 def remember(settings: type | None) -> None:
@@ -152,12 +234,17 @@ def remember(settings: type | None) -> None:
 
 def _names(kind: Any) -> Iterator[str]:
     """Yield the names of the fields of a dataclass and of the dataclasses in it, also of a union of some."""
-    for part in get_args(kind):
-        yield from _names(part)
+    yield from (name for name, _ in _leaves(kind))
+
+
+def _leaves(kind: Any) -> Iterator[tuple[str, Any]]:
+    """Yield names and annotations of the fields that are no dataclasses themselves."""
+    for part in get_args(kind)[: 1 if get_origin(kind) is Annotated else None]:
+        yield from _leaves(part)
     if is_dataclass(kind):
-        hints = get_type_hints(kind)
-        for field in fields(kind):
-            yield from list(_names(hints[field.name])) or [field.name]
+        hints = get_type_hints(kind, include_extras=True)
+        for one in fields(kind):
+            yield from list(_leaves(hints[one.name])) or [(one.name, hints[one.name])]
 
 
 def in_options(text: str) -> str:
@@ -175,25 +262,35 @@ def in_options(text: str) -> str:
     return SETTING.sub(option, text)
 
 
-def peek(arguments: Sequence[str], name: str) -> str | None:
-    """Return the value that a command line gives to an option, before there is a parser for it.
-
-    Which options exist depends on the method, so the method has to be known first.
-    """
-    flag = f"--{name}"
+def typed(arguments: Sequence[str], name: str) -> str | None:
+    """Return the value that a command line gives to an option, before there is a parser for it."""
     found = None
     for index, word in enumerate(arguments):
-        if word == flag and index + 1 < len(arguments):
-            found = arguments[index + 1]
-        elif word.startswith(f"{flag}="):
-            found = word.removeprefix(f"{flag}=")
+        flag, sign, value = word.partition("=")
+        if flag not in {f"--{name}", "--" + name.replace("_", "-"), "--" + name.replace("-", "_")}:
+            continue
+        if sign or index + 1 < len(arguments):
+            found = value if sign else arguments[index + 1]
     return found
 
 
-def is_given(arguments: Sequence[str], name: str) -> bool:
-    """Return whether a command line gives an option, with dashes or underscores in its name."""
-    flags = {f"--{name}", "--" + name.replace("_", "-"), "--no-" + name.replace("_", "-")}
-    return any(word.split("=")[0] in flags for word in arguments)
+def peek(arguments: Sequence[str], name: str) -> str | None:
+    """Return the value that a command line gives to an option, or the file that it names, before there is a parser.
+
+    Which options exist depends on the method, so the method has to be known first.
+    """
+    found = typed(arguments, name)
+    if found is None:
+        value = saved_settings(arguments).get(name.replace("-", "_"))
+        return None if value is None else str(_worded(value))
+    return found
+
+
+def given_names(arguments: Sequence[str], names: Iterable[str]) -> list[str]:
+    """Return the names of those options that a command line gives, or the file that it names."""
+    words, saved = {word.split("=")[0].replace("_", "-") for word in arguments}, saved_settings(arguments)
+    flags = {name: name.replace("_", "-") for name in names}
+    return [name for name, flag in flags.items() if {f"--{flag}", f"--no-{flag}"} & words or name in saved]
 
 
 def names_in(option: str, text: str) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from mmprompt.core.method import settled
 from mmprompt.errors import UserError
 from mmprompt.experiments.compute import Bench, plan
 from mmprompt.experiments.grid import Contender, Grid
-from mmprompt.terminal.parser import counts_in, is_given, names_in, shots_in
+from mmprompt.terminal.parser import counts_in, given_names, names_in, shots_in
 from tests.fixtures.cli_run import COLOURS, write_pictures
 
 Capture = pytest.CaptureFixture[str]
@@ -173,8 +173,8 @@ def test_lists_are_split_at_commas() -> None:
 
 @pytest.mark.parametrize("word", ["--n-ctx", "--n_ctx", "--n-ctx=4"])
 def test_an_option_is_found_however_it_is_spelt(word: str) -> None:
-    assert is_given(["--lr", "1", word], "n_ctx")
-    assert not is_given(["--n-ctxx", "4"], "n_ctx")
+    assert given_names(["--lr", "1", word], ["n_ctx"]) == ["n_ctx"]
+    assert given_names(["--n-ctxx", "4"], ["n_ctx"]) == []
 
 
 def test_all_methods_are_those_that_stand_alone():

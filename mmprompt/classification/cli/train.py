@@ -21,7 +21,7 @@ from mmprompt.files import write_json
 from mmprompt.progress import ProgressDisplay
 from mmprompt.terminal.images import Images, own_path
 from mmprompt.terminal.output import Output, check_folder, command_of, result_table
-from mmprompt.terminal.parser import distribute, is_given, parse, peek, read_settings, remember
+from mmprompt.terminal.parser import filled, given_names, parse, peek, remember, saved_settings, typed
 from mmprompt.training.recipe import LENGTHS, Recipe
 
 if TYPE_CHECKING:
@@ -54,8 +54,6 @@ class Settings:
     """Go on from the newest checkpoint in the run folder."""
     device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
-    config: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
-    """Start from the settings in a YAML or JSON file, such as the run.json of another run."""
     json: bool = False
     """Print one JSON document; everything for people goes to stderr."""
 
@@ -108,47 +106,42 @@ def run(arguments: Sequence[str], prog: str) -> None:
 
 def read_call(arguments: Sequence[str], prog: str) -> Call:
     """Read a command line of `train`, whose options depend on the method."""
-    path = peek(arguments, "config")
-    saved = {} if path is None else read_settings(Path(path))
-    named = peek(arguments, "method") or saved.get("method")
-    default = default_method(str(peek(arguments, "backbone") or saved.get("backbone", Settings.backbone)))
+    saved = saved_settings(arguments)
+    if typed(arguments, "data"):
+        saved = {key: value for key, value in saved.items() if key not in {"root", "template"}}
+    named = peek(arguments, "method")
+    default = default_method(peek(arguments, "backbone") or Settings.backbone)
     name = named or default.method
-    names = [part.strip().replace("-", "_") for part in str(name).split("+")]
-    kinds = dict(zip(names, method_types(str(name)), strict=True))
+    names = [part.strip().replace("-", "_") for part in name.split("+")]
+    kinds = dict(zip(names, method_types(name), strict=True))
     groups: dict[str, Any] = {"run": Settings, "pictures": Images, **kinds, "recipe": Recipe}
     form = make_dataclass("Train", list(groups.items()), frozen=True)
     remember(form)
-    first = first_values(arguments, saved, groups) | {"method": str(name)}
-    defaults = distribute(first, groups, Path(path or "the defaults"))
-    read: Any = parse(form, arguments, prog, DESCRIPTION, form(**defaults))
+    start = filled(form, first_values(arguments, groups) | {"method": name})
+    read: Any = parse(form, arguments, prog, DESCRIPTION, start, saved)
     settings = {key: value for group in kinds for key, value in asdict(getattr(read, group)).items()}
     pictures = read.pictures if read.pictures.data else replace(read.pictures, data=DATA)
-    return Call(read.run, pictures, read.recipe, make_method(str(name), settings), "" if named else default.reason)
+    return Call(read.run, pictures, read.recipe, make_method(name, settings), "" if named else default.reason)
 
 
-def first_values(arguments: Sequence[str], saved: dict[str, Any], groups: dict[str, Any]) -> dict[str, Any]:
-    """Return the values that options start from: what suits the data set and the backbone, then the file's."""
+def first_values(arguments: Sequence[str], groups: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that options start from: what suits the data set and the backbone."""
     from mmprompt.data.catalog import read_card
 
-    name, folder = str(peek(arguments, "data") or saved.get("data") or DATA), peek(arguments, "datasets-dir")
-    folder = folder or saved.get("datasets_dir")
-    backbone = str(peek(arguments, "backbone") or saved.get("backbone", Settings.backbone))
+    name, folder = peek(arguments, "data") or DATA, peek(arguments, "datasets-dir")
     of_data: Mapping[str, Any] = {}
     if own_path(name, None if folder is None else Path(folder)) is None:
         of_data = read_card(name, folder).recipe
     kinds = [kind for kind in groups.values() if hasattr(kind, "recipe")]
-    places = (backbone, "classification")
+    places = (peek(arguments, "backbone") or Settings.backbone, "classification")
     leading = next((kind for kind in kinds if kind.learns), kinds[0])
     suited = resolved_recipe(leading, places, of_data, None).given
-    if not (peek(arguments, "ctx-init") or saved.get("ctx_init")):
+    if not peek(arguments, "ctx-init"):
         for kind in kinds:
             if getattr(kind, "ctx_init", None) is None:
                 suited |= measured_for(kind, *places).settings
-    if peek(arguments, "data"):
-        saved = {key: value for key, value in saved.items() if key not in {"data", "root", "template"}}
-    first = suited | saved
-    length = [name for name in LENGTHS if is_given(arguments, name)] or [name for name in LENGTHS if saved.get(name)]
-    return {name: value for name, value in first.items() if not length or name not in LENGTHS or name in length}
+    length = given_names(arguments, LENGTHS)
+    return {name: value for name, value in suited.items() if not length or name not in LENGTHS}
 
 
 def default_folder(call: Call) -> Path:
