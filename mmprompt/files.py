@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from mmprompt.errors import UserError, bad_file
+from mmprompt.errors import UserError, bad_file, bad_value
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -417,3 +417,20 @@ def _is_whole(folder: Path, members: list[zipfile.ZipInfo]) -> bool:
 
 def _time_of(info: zipfile.ZipInfo) -> float:
     return calendar.timegm((*info.date_time, 0, 0, 0))
+
+
+UNITS = {"": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
+
+
+def size_from_environment(variable: str, default_bytes: int, zero: str) -> int:
+    """Return the bytes that an environment variable asks for, the default where it is not set.
+
+    What is not a size is refused; `zero` says what 0 would mean.
+    """
+    text = os.environ.get(variable, "")
+    if not text:
+        return default_bytes
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]B)?", text.strip().upper())
+    if match is None:
+        raise bad_value(variable, repr(text), "a size was expected", f"Use 500MB, 4GB, or 0 for {zero}.")
+    return int(float(match[1]) * UNITS[match[2] or ""])

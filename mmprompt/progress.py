@@ -1,14 +1,14 @@
 """How far a long command is: bars with the time left on a terminal, elsewhere plain lines now and then.
 
-It is told what is counted and how many of how many are done; it knows nothing of the work.
+It is told what is counted and how many of how many are done, or what is being done; it knows nothing of the work.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,12 +17,58 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
-SECONDS_BETWEEN_LINES = 10.0
-BEAT_S = 1.0
+PATIENCE_S = 5.0
+"""How long a command may say nothing."""
+SECONDS_BETWEEN_LINES = 4.0
+BEAT_S = 0.5
 CountProgress = Callable[[int, int], None]
 """Called with how many are done and how many there are."""
 ShowProgress = Callable[[str, int, int], None]
 """Called with what is counted too."""
+
+
+_doing: list[tuple[str, float]] = []
+_spoken = 0.0
+
+
+def spoke() -> None:
+    """Remember that something was said just now."""
+    global _spoken
+    _spoken = time.monotonic()
+
+
+@contextmanager
+def doing(what: str) -> Iterator[None]:
+    """Name what is being done meanwhile, such as `loading photo`, for whoever asks; also a decorator."""
+    named = (what, time.monotonic())
+    _doing.append(named)
+    try:
+        yield
+    finally:
+        _doing.remove(named)
+
+
+@contextmanager
+def never_silent(console: Console | None = None, patience: float = PATIENCE_S) -> Iterator[None]:
+    """Say what is being done whenever nothing was said for so many seconds."""
+    console, is_over, began = console or Console(stderr=True), threading.Event(), time.monotonic()
+    spoke()
+
+    def watch() -> None:
+        while not is_over.wait(min(BEAT_S, patience / 2)):
+            now = time.monotonic()
+            if now - _spoken >= patience:
+                what, since = _doing[-1] if _doing else ("still at work", began)
+                console.print(f"{what}: {duration(now - since)} so far", markup=False, highlight=False, soft_wrap=True)
+                spoke()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        watcher.join()
 
 
 @dataclass
@@ -40,7 +86,7 @@ class _Stage:
 class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
     """Bars for the stages of a command, one below the other; use it in a `with` block, which takes them down.
 
-    Off a terminal a plain line is written whenever the last one is ten seconds old, even while one piece of work takes
+    Off a terminal a plain line is written whenever the last one is some seconds old, even while one piece of work takes
     longer; work that is done sooner gets none. All goes to the error stream, which leaves the output to results. Bars
     that are kept stay on the terminal in the end.
     """
@@ -102,6 +148,8 @@ class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
         self._bars.update(stage.task, completed=n_done, total=n_all, **shown)
         self._bars.start()
         self._latest = stage
+        if self.console.is_terminal:
+            spoke()
         if self._beat is None and not self.console.is_terminal:
             self._beat = threading.Thread(target=self._write_on, daemon=True)
             self._beat.start()
@@ -115,6 +163,7 @@ class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
                 return
             stage.is_said, self._last_line = True, now
             left = "" if stage.ends_at is None or stage.is_finished else f"  {duration(stage.ends_at - now)} left"
+            spoke()
             self.console.print(stage.line + left, markup=False, highlight=False, soft_wrap=True)
 
     def _make_bars(self) -> Progress:

@@ -20,6 +20,7 @@ from mmprompt.core.fit import fit, method_of
 from mmprompt.core.soft import DecoderMethod, LoRA, PrefixTuning, PromptTuning
 from mmprompt.errors import UserError
 from mmprompt.models.sites import Insert, Site
+from mmprompt.progress import doing
 from mmprompt.training.recipe import Recipe
 
 CANDIDATES: Mapping[str, DecoderMethod] = {
@@ -53,6 +54,7 @@ class Choice:
         return f"Nats a token of the captions of {self.n_images} held-out images: {losses}."
 
 
+@doing("choosing the method")
 def choose_method(
     captioner: FrozenCaptioner, task: FocusTask, recipe: Recipe | None = None, seed: int = 1, progress: bool = True
 ) -> Choice:

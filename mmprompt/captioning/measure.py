@@ -38,6 +38,7 @@ from mmprompt.core.learned import Prompt
 from mmprompt.errors import UserError, bad_value
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.image_features import Progress, encode_pictures
+from mmprompt.progress import doing
 from mmprompt.settings import checked
 
 NO_PROMPT = "no prompt"
@@ -152,6 +153,7 @@ class CaptionMeasure:
 
 
 @checked
+@doing("measuring captions")
 def measure_captions(
     captioner: FrozenCaptioner,
     data: CaptionData,

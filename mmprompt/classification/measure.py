@@ -15,6 +15,7 @@ from mmprompt.core.metrics import Evaluation, paired_bootstrap
 from mmprompt.data.splits import Dataset, Item
 from mmprompt.files import write_json
 from mmprompt.models.image_features import ImageFeatures
+from mmprompt.progress import doing
 from mmprompt.settings import checked
 
 
@@ -27,6 +28,7 @@ def evaluate(
 
 
 @checked
+@doing("testing beside zero-shot")
 def measure(
     classifier: Classifier, data: Dataset, folder: Path | None = None, features: ImageFeatures | None = None
 ) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from mmprompt.core.confidence import Reliability, reliability
 from mmprompt.data.images import read_image
 from mmprompt.errors import UserError, bad_file
 from mmprompt.files import read_json
+from mmprompt.progress import doing
 from mmprompt.reports import figures
 from mmprompt.reports.figures import LIGHT
 from mmprompt.reports.pages import Draw, require_extra, write_page
@@ -174,6 +175,7 @@ def read_record(folder: Path | str) -> Record:
 
 
 @checked
+@doing("drawing the report")
 def write_report(folder: Path | str) -> Path:
     """Write `report.html` and the figures of a finished run into its folder.
 

@@ -16,7 +16,7 @@ import tyro
 
 from mmprompt.classification.methods import METHODS, make_method, method_types
 from mmprompt.cli.methods import options_of
-from mmprompt.errors import UserError, bad_value
+from mmprompt.errors import UserError, bad_file, bad_value
 from mmprompt.experiments.grid import (
     BASE_TO_NEW,
     CROSS_DATASET,
@@ -29,6 +29,7 @@ from mmprompt.experiments.grid import (
     without_broken,
 )
 from mmprompt.files import write_json
+from mmprompt.models.packaged import refuse_missing
 from mmprompt.progress import ProgressDisplay
 from mmprompt.terminal.images import own_path
 from mmprompt.terminal.output import Device, Output, check_place, command_of
@@ -137,9 +138,11 @@ def run_protocol(arguments: Sequence[str], prog: str) -> None:
 def show(call: Call, protocol: str, default_sets: Sequence[str], command: str) -> None:
     """Compute a grid, print its table, and write tables, figures and report."""
     given = call.compared
+    for name in dict.fromkeys(one.backbone for one in call.contenders):
+        refuse_missing(name)
+    origins, shots, seeds = call.origins(default_sets), shots_in(given.shots), counts_in("seed", given.seed)
     if given.method == ALL:
         call = replace(call, contenders=carried(call.contenders, given))
-    origins, shots, seeds = call.origins(default_sets), shots_in(given.shots), counts_in("seed", given.seed)
     grid = protocol_grid(protocol, origins, call.contenders, shots, seeds, call.recipe)
 
     from mmprompt.experiments.compare import compare_grid
@@ -151,12 +154,15 @@ def show(call: Call, protocol: str, default_sets: Sequence[str], command: str) -
     methods = ", ".join(dict.fromkeys(one.name for one in grid.contenders))
     sets = ", ".join(one.name for one in (*grid.sources, *grid.targets))
     count = "1 cell" if n_cells == 1 else f"{n_cells:,} cells"
-    output.say(f"{count}: {methods} on {sets}; shots {given.shots}, seeds {given.seed}.")
-    output.say(f"Finished ones are kept in {given.results}; the same command goes on where it was stopped.")
+
+    def begin() -> None:
+        output.say(f"{count}: {methods} on {sets}; shots {given.shots}, seeds {given.seed}.")
+        output.say(f"Finished ones are kept in {given.results}; the same command goes on where it was stopped.")
+
     with ProgressDisplay() as progress:
         if given.skip_broken:
             grid = without_broken(grid, given.device, progress.count("opened"))
-        comparison = compare_grid(grid, given.results, given.workers, given.device, progress.show)
+        comparison = compare_grid(grid, given.results, given.workers, given.device, progress.show, begin)
     conclude(output, given, comparison, protocol, command)
 
 
@@ -252,6 +258,8 @@ def find_origin(data: str, root: Path | None, datasets_dir: Path | None, rule: s
     """Say where the images of a data set are, given by its name or by a path."""
     path = own_path(data, datasets_dir)
     root_text, cards = (None if place is None else str(place.resolve()) for place in (root, datasets_dir))
+    if path is not None and not path.exists():
+        raise bad_file(path, "is not there", "Give a folder that holds a folder of images for each class, or a table.")
     if path is not None:
         return Origin(path.stem, str(path.resolve()), root_text, rule=rule)
     return Origin(data, None, root_text, cards, rule)

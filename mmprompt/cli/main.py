@@ -22,6 +22,8 @@ from mmprompt.terminal.parser import in_options, remember
 from mmprompt.training.problem import RunFailed
 from mmprompt.version import __version__
 
+ENDLESS = {"serve", "studio"}
+"""Verbs that wait for others, and may be silent."""
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -107,7 +109,10 @@ def dispatch(words: Sequence[str]) -> None:
     verb = VERBS[name]
     remember(None)
     run = getattr(importlib.import_module(f"mmprompt.{verb.module}"), verb.function)
-    run(rest, f"mmprompt {name}")
+    from mmprompt.progress import never_silent  # rich: `--help` does without
+
+    with contextlib.nullcontext() if name in ENDLESS else never_silent():
+        run(rest, f"mmprompt {name}")
 
 
 def is_group_help(words: Sequence[str]) -> bool:

@@ -13,12 +13,14 @@ from mmprompt.classification.cli.train import DATA
 from mmprompt.classification.methods import method_types
 from mmprompt.cli.compare import find_origin, given_values, merged_settings
 from mmprompt.errors import UserError
+from mmprompt.models.packaged import refuse_missing
 from mmprompt.progress import ProgressDisplay
 from mmprompt.terminal.output import Device, Output, check_place, command_of, percent
 from mmprompt.terminal.parser import counts_in, names_in, parse, peek
 from mmprompt.training.recipe import Recipe
 
 if TYPE_CHECKING:
+    from mmprompt.experiments.grid import Origin
     from mmprompt.experiments.tune import Search, SearchResult
 
 DESCRIPTION = "Search for settings with Optuna. It chooses on validation images alone; test images are not loaded."
@@ -66,24 +68,30 @@ def run(arguments: Sequence[str], prog: str) -> None:
     settings = merged_settings(method_types(name))
     form = make_dataclass("Tune", [("run", Settings), ("settings", settings), ("recipe", Recipe)], frozen=True)
     read: Any = parse(form, arguments, prog, DESCRIPTION, form(Settings(), settings(), Recipe()))
+    given = read.run
+    refuse_missing(given.backbone)
+    origin, seeds = find_origin(given.data, given.root, given.datasets_dir), counts_in("seed", given.seed)
 
     from mmprompt.experiments.tune import tune, without_broken, write_search
 
-    given, search = read.run, search_of(read, arguments)
+    search = search_of(read, arguments, origin, seeds)
     output = Output(given.json)
     check_place(given.out)
     storage = given.storage or f"sqlite:///{given.out / 'study.db'}"
-    output.say(f"Searching {', '.join(search.space)} for {name} on {search.origin.name}: {given.trials} trials.")
-    output.say(f"They are kept in {storage}; the same command goes on with them.")
+
+    def begin() -> None:
+        output.say(f"Searching {', '.join(search.space)} for {name} on {search.origin.name}: {given.trials} trials.")
+        output.say(f"They are kept in {storage}; the same command goes on with them.")
+
     with ProgressDisplay() as progress:
         if given.skip_broken:
             search = without_broken(search, given.device, progress.count("opened"))
-        result = tune(search, storage, given.trials, given.workers, given.device, progress.show)
+        result = tune(search, storage, given.trials, given.workers, given.device, progress.show, begin)
     report = write_search(search, result, given.out, command_of(arguments, prog))
     conclude(output, search, result, given.out, report)
 
 
-def search_of(read: Any, arguments: Sequence[str]) -> Search:
+def search_of(read: Any, arguments: Sequence[str], origin: Origin, seeds: tuple[int, ...]) -> Search:
     """Return the search that is asked for; settings that are not given are left to the method and the data set."""
     from mmprompt.experiments.study import read_space
     from mmprompt.experiments.tune import Search
@@ -94,7 +102,6 @@ def search_of(read: Any, arguments: Sequence[str]) -> Search:
     for name in (*settings, *recipe):
         if name in space:
             raise UserError(f"{name} is fixed and searched at once. Leave it out of --search, or do not give it.")
-    origin, seeds = find_origin(given.data, given.root, given.datasets_dir), counts_in("seed", given.seed)
     return Search(origin, given.backbone, given.method, settings, recipe, space, given.shots, seeds)
 
 

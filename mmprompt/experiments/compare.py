@@ -6,7 +6,7 @@ what is new.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -95,16 +95,19 @@ def compare_grid(
     workers: int | None = None,
     device: str = "auto",
     progress: ShowProgress | None = None,
+    begin: Callable[[], None] = lambda: None,
 ) -> Comparison:
     """Compute the cells of a grid that are not finished, and compare all of them.
 
     Several comparisons, and several processes, may share the folder `results`. `progress` is called with `images` or
-    `cells`, how many are done and how many there are. What cannot be is refused before anything is written.
+    `cells`, how many are done and how many there are, and `begin` once nothing is refused any more. What cannot be is
+    refused before anything is written.
     """
     check("workers", workers, Count | None, "Use `workers=1`.")
     show = progress or (lambda name, n_done, n_all: None)
     bench, folder = Bench(device), Path(results)
     planned = plan(grid, bench)
+    begin()
     missing = [one for one in planned if read_outcome(folder / one.key) is None]
     read_images(missing, bench, partial(show, "images"))
     if missing:

@@ -38,7 +38,7 @@ from mmprompt.language.measure import LanguageScore
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.dual_encoder.load import load_backbone
 from mmprompt.models.image_features import ImageFeatures
-from mmprompt.progress import CountProgress
+from mmprompt.progress import CountProgress, doing
 from mmprompt.training.callbacks import Callback
 from mmprompt.training.problem import Run
 from mmprompt.training.recipe import Recipe
@@ -90,6 +90,7 @@ class Planned(NamedTuple):
     tests: Mapping[str, Part]
 
 
+@doing("planning the cells")
 def plan(grid: Grid, bench: Bench) -> list[Planned]:
     """Check every cell of a grid and find its key, before anything is computed."""
     planned: list[Planned] = []

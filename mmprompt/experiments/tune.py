@@ -6,7 +6,7 @@ The test part is not in reach: the search takes a data set apart and keeps no te
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -104,11 +104,13 @@ def tune(
     workers: int = 1,
     device: str = "auto",
     progress: ShowProgress | None = None,
+    begin: Callable[[], None] = lambda: None,
 ) -> SearchResult:
     """Search until a study holds a number of ended trials; each process beside the first may add one more.
 
     The storage is an SQLAlchemy URL; a study that is there is gone on with, and more processes may join. `progress` is
-    called with `images` or `trials`, how many are done and how many there are.
+    called with `images` or `trials`, how many are done and how many there are, and `begin` once nothing is refused any
+    more.
     """
     require_optuna()
     check("trials", n_trials, Count, "Use `trials=1`.")
@@ -117,6 +119,7 @@ def tune(
     backbone = load_backbone(search.backbone, device)
     data = [search.load(seed) for seed in search.seeds]
     check_ends(search, backbone, data[0])
+    begin()
     # every image once: a broken one is met now, and the workers find features in the store
     paths = dict.fromkeys(item.path for part in data for item in (*part.train, *part.val))
     ImageFeatures(backbone, progress=partial(show, "images")).of(list(paths))

@@ -20,15 +20,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from filelock import FileLock
 from safetensors import safe_open
-from torch import Tensor
 
 from mmprompt.errors import UserError, bad_file
-from mmprompt.files import cache_folder, sha256_bytes, sha256_file, tensor_bytes, write_bytes
-from mmprompt.models.frozen import size_from_environment
+from mmprompt.files import cache_folder, sha256_bytes, sha256_file, size_from_environment, tensor_bytes, write_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = 2
 LIMIT_VARIABLE = "MMPROMPT_CACHE_LIMIT"
@@ -123,6 +124,8 @@ class FeatureStore:
             if not new:
                 return
             digests = bytearray(b"".join(map(_digest, new)))
+            import torch
+
             values = torch.stack(list(new.values())).cpu()
             keys = torch.frombuffer(digests, dtype=torch.uint8).view(-1, KEY_BYTES)
             small = [path for path in self._shards(space) if path.stat().st_size < SMALL_BYTES]
@@ -150,6 +153,8 @@ class FeatureStore:
             problem = f"cannot be read ({error.strerror})"
             raise bad_file(error.filename, problem, "Check the path of the image.") from None
         settled = {keys[path]: hashes[path] for path in unread if now - stats[path].st_mtime_ns > SETTLED_NS}
+        import torch
+
         rows = {key: torch.tensor(list(bytes.fromhex(digest)), dtype=torch.uint8) for key, digest in settled.items()}
         self.add(FILE_HASHES, rows)
         return hashes
@@ -229,6 +234,8 @@ def _digest(key: str) -> bytes:
 
 
 def _checksums(rows: Tensor) -> Tensor:
+    import torch
+
     data = rows.contiguous().view(torch.uint8).numpy()  # [N, bytes]
     return torch.tensor([zlib.crc32(row) for row in data], dtype=torch.int64)
 

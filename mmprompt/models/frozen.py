@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from mmprompt.errors import UserError, bad_value
+from mmprompt.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -54,23 +52,6 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)  # in row order, not copied
     return digest.hexdigest()
-
-
-UNITS = {"": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
-
-
-def size_from_environment(variable: str, default_bytes: int, zero: str) -> int:
-    """Return the bytes that an environment variable asks for, the default where it is not set.
-
-    What is not a size is refused; `zero` says what 0 would mean.
-    """
-    text = os.environ.get(variable, "")
-    if not text:
-        return default_bytes
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]B)?", text.strip().upper())
-    if match is None:
-        raise bad_value(variable, repr(text), "a size was expected", f"Use 500MB, 4GB, or 0 for {zero}.")
-    return int(float(match[1]) * UNITS[match[2] or ""])
 
 
 @dataclass(frozen=True)

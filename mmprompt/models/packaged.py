@@ -135,6 +135,12 @@ def is_fetched(name: str) -> bool:
     return (packaged_folder(name) / MANIFEST).is_file()
 
 
+def refuse_missing(name: str) -> None:
+    """Refuse the name of a model that has to be fetched and was not; any other name is not looked at."""
+    if name in PACKAGED and not is_fetched(name):
+        find_packaged(name)
+
+
 def find_packaged(name: str) -> Path:
     """Return the folder of a model, which must be fetched and unchanged."""
     folder = packaged_folder(name)

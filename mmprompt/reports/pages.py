@@ -18,6 +18,7 @@ from PIL import Image
 from mmprompt.core.header import read_header
 from mmprompt.errors import UserError
 from mmprompt.files import make_folder, write_bytes
+from mmprompt.progress import doing
 from mmprompt.reports import tables
 from mmprompt.reports.figures import DARK, LIGHT, Theme, draw_learning_curve
 from mmprompt.training.run_files import RUN, read_log, read_run
@@ -45,6 +46,7 @@ def require_extra() -> None:
         raise UserError(problem)
 
 
+@doing("drawing the report")
 def write_page(
     folder: Path, template: str, charts: Mapping[str, Draw], images: Mapping[str, bytes], **values: Any
 ) -> Path:

@@ -22,6 +22,7 @@ from rich.text import Text
 
 from mmprompt.core.header import check_new
 from mmprompt.errors import bad_file, visible
+from mmprompt.progress import spoke
 
 JSON_HELP = "Print one JSON document; everything for people goes to stderr."
 Device = Annotated[str, tyro.conf.arg(metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")]
@@ -44,17 +45,20 @@ class Output:
 
     def say(self, text: str = "", style: str | None = None) -> None:
         """Write a line for people; names in it are never read as markup."""
+        spoke()
         self.console.print(Text(visible(text), style=style or ""))
 
     def stream(self, pieces: Iterable[str]) -> None:
         """Write a text for people as it comes, and end its line."""
         for piece in pieces:
+            spoke()
             self.console.file.write(visible(piece))
             self.console.file.flush()
         self.say()
 
     def table(self, headers: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> None:
         """Write aligned columns; those whose index is in `numbers` are set flush right."""
+        spoke()
         rows = [[visible(cell) for cell in row] for row in rows]
         if not self.is_terminal:
             self.console.print(Text("\n".join(plain_table([headers, *rows], numbers))))

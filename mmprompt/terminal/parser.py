@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
-from mmprompt.training.recipe import LENGTHS
 
 Settings = TypeVar("Settings")
 
@@ -80,7 +79,7 @@ def parse(
         with contextlib.redirect_stderr(held_back):
             read = tyro.cli(form, args=list(arguments), prog=prog, description=description, config=style, **chosen)
         _refuse_endless(getattr(read, place))
-        return getattr(read, place)  # type: ignore[no-any-return]
+        return getattr(read, place)
     except SystemExit as end:
         refusal = refusal_behind(end) or refusal_in(held_back.getvalue(), prog)
         if refusal is not None:
@@ -95,7 +94,7 @@ def _form(settings: type) -> tuple[Any, str]:
 
     unnamed = tyro.conf.arg(name="")  # no title of its own in the help
     config = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help=CONFIG_HELP)]
-    members = [("settings", Annotated[settings, unnamed]), ("config", config, field(default=None))]
+    members: list[Any] = [("settings", Annotated[settings, unnamed]), ("config", config, field(default=None))]
     return make_dataclass("Form", members, frozen=True), "settings"
 
 
@@ -170,6 +169,8 @@ def saved_settings(arguments: Sequence[str]) -> dict[str, Any]:
     path = typed(arguments, "config")
     if path is None:
         return {}
+    from mmprompt.training.recipe import LENGTHS
+
     saved = read_settings(Path(path))
     length = [name for name in LENGTHS if typed(arguments, name) is not None]
     saved = {key: value for key, value in saved.items() if key not in LENGTHS or not (value is None or length)}
@@ -187,7 +188,7 @@ def checked_settings(saved: Mapping[str, Any], form: type, path: Path) -> dict[s
         if key not in hints:
             raise unknown_name(f"key in {path}", key, hints)
     worded = {key: _worded(value) if _is_text(hints[key]) else value for key, value in saved.items()}
-    read = validate(make_dataclass("Saved", [(key, hints[key]) for key in saved]), worded, path)
+    read: Any = validate(make_dataclass("Saved", [(key, hints[key]) for key in saved]), worded, path)
     return {key: getattr(read, key) for key in saved}
 
 

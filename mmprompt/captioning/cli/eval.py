@@ -61,20 +61,11 @@ class Settings:
 def run(arguments: Sequence[str], prog: str) -> None:
     """Measure learned prompts beside no prompt and beside words, and learn the default ones where they are missing."""
     settings = parse(Settings, arguments, prog, DESCRIPTION)
-
-    from mmprompt.captioning.measure import measure_captions
-    from mmprompt.captioning.metrics.caption_metrics import coco_module
-    from mmprompt.captioning.predictor import CaptionFeatures, load_captioner_of, load_focus
-    from mmprompt.captioning.report import write_caption_report
-    from mmprompt.models.dual_encoder.load import load_backbone
-    from mmprompt.reports.pages import missing_extra
-
     output = Output(settings.json)
     if not settings.prompts and (settings.data not in EMBEDDED or "--prompts" in arguments):
         whose = "after it" if "--prompts" in arguments else "for data of one's own"
         expected = f"one or more run folders are needed {whose}"
         raise bad_value("prompts", "empty", expected, f"Write {prog} --prompts RUN.")
-    coco_module("cider.cider")  # missed now, not after prompts are learned
     for folder in settings.prompts:
         read_header(folder, "captioning")
     if settings.out is not None:
@@ -83,6 +74,15 @@ def run(arguments: Sequence[str], prog: str) -> None:
     if settings.lexicon is not None:
         data = replace(data, lexicon=read_lexicon(settings.lexicon))
     data.with_captions(settings.split, None)
+
+    from mmprompt.captioning.measure import measure_captions
+    from mmprompt.captioning.metrics.caption_metrics import coco_module
+    from mmprompt.captioning.predictor import CaptionFeatures, load_captioner_of, load_focus
+    from mmprompt.captioning.report import write_caption_report
+    from mmprompt.models.dual_encoder.load import load_backbone
+    from mmprompt.reports.pages import missing_extra
+
+    coco_module("cider.cider")  # missed now, not after prompts are learned
     captioner = load_captioner_of(settings.prompts, None, settings.device)
     encoder = None if settings.clip is None else load_backbone(settings.clip, settings.device)
     with ProgressDisplay() as progress:

@@ -15,6 +15,7 @@ from mmprompt.captioning.methods import MAPPER_RECIPE, METHODS
 from mmprompt.core.method import Method, measured_for, resolved_recipe
 from mmprompt.core.soft import PrefixTuning, PromptTuning
 from mmprompt.errors import bad_value, unknown_name
+from mmprompt.models.packaged import refuse_missing
 from mmprompt.progress import ProgressDisplay
 from mmprompt.settings import Count
 from mmprompt.terminal.output import JSON_HELP, Device, Output, check_folder, command_of
@@ -72,6 +73,11 @@ class Settings:
 def run(arguments: Sequence[str], prog: str) -> None:
     """Learn a focus, or a mapper, or one after the other, and show what it says."""
     settings, recipe, method = read_train(arguments, prog)
+    output = Output(settings.json)
+    folder = settings.out or default_folder(MAPPER if settings.method == MAPPER else settings.focus)
+    check_folder(folder, settings.resume)
+    refuse_missing(settings.backbone)
+    data = load_captions(settings.data, settings.images, settings.skip_missing)
 
     from mmprompt.captioning.choice import choose_method
     from mmprompt.captioning.focus_sets import build_focus
@@ -80,10 +86,6 @@ def run(arguments: Sequence[str], prog: str) -> None:
     from mmprompt.captioning.task import FocusTask
     from mmprompt.core.fit import fit
 
-    output = Output(settings.json)
-    folder = settings.out or default_folder(MAPPER if settings.method == MAPPER else settings.focus)
-    check_folder(folder, settings.resume)
-    data = load_captions(settings.data, settings.images, settings.skip_missing)
     data = build_focus(data, settings.focus) if settings.choose else data
     if settings.method != MAPPER:
         data.with_captions("train", settings.focus)  # refused before a mapper is trained for nothing

@@ -30,6 +30,7 @@ from mmprompt.files import (
     sync_folder,
     write_bytes,
 )
+from mmprompt.models.packaged import refuse_missing
 from mmprompt.progress import ProgressDisplay
 from mmprompt.terminal.output import JSON_HELP, Device, Output
 from mmprompt.terminal.parser import parse
@@ -90,18 +91,19 @@ class Settings:
 def run(arguments: Sequence[str], prog: str) -> None:
     """Write captions to a file or to the screen."""
     settings = parse(Settings, arguments, prog, DESCRIPTION)
-
-    from mmprompt.captioning.predictor import Captioner, load_captioner_of
-    from mmprompt.models.dual_encoder.load import load_backbone
-
     output = Output(settings.json)
     refuse_idle(settings)
+    refuse_missing(settings.backbone or "")
     if settings.images:
         images = find_images(settings.images)
     else:
         images = [(item.image_id, item.image) for item in load_captions(DEFAULT_SET).test[:SHOWN]]
     folders = [*settings.prompt, *([] if settings.avoid is None else [settings.avoid])]
     hashes = {folder: read_header(folder, "captioning")["tensors_sha256"] for folder in folders}
+
+    from mmprompt.captioning.predictor import Captioner, load_captioner_of
+    from mmprompt.models.dual_encoder.load import load_backbone
+
     captioner = load_captioner_of(folders, settings.backbone, settings.device)
     guidance = read_guidance(settings, captioner)
     if not settings.images:

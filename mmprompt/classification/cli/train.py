@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from mmprompt.classification.methods import ClassificationMethod, make_method, method_types
-from mmprompt.core.method import ANY_BACKBONE, default_method, measured_for, resolved_recipe
+from mmprompt.core.method import ANY_BACKBONE, default_method, measured_for, resolved_recipe, settled
 from mmprompt.errors import is_first_process
 from mmprompt.files import write_json
+from mmprompt.models.packaged import refuse_missing
 from mmprompt.progress import ProgressDisplay
 from mmprompt.terminal.images import Images, own_path
 from mmprompt.terminal.output import Output, check_folder, command_of, result_table
@@ -75,6 +76,8 @@ def run(arguments: Sequence[str], prog: str) -> None:
     folder = call.run.out or default_folder(call)
     if is_first_process():
         check_folder(folder, call.run.resume)
+    refuse_missing(call.run.backbone)
+    data = call.pictures.load(call.run.shots, call.run.seed)
 
     from mmprompt.classification.measure import measure
     from mmprompt.classification.task import ClassificationTask
@@ -84,7 +87,6 @@ def run(arguments: Sequence[str], prog: str) -> None:
     from mmprompt.models.image_features import ImageFeatures
 
     output = Output(call.run.json)
-    data = call.pictures.load(call.run.shots, call.run.seed)
     backbone = load_backbone(call.run.backbone, call.run.device)
     features = ImageFeatures(backbone)
     recipe = ClassificationTask.of(data).complete(call.recipe)
@@ -92,6 +94,8 @@ def run(arguments: Sequence[str], prog: str) -> None:
         known = features.stored([item.path for split in SPLITS for item in data.items(split)])
         data = call.pictures.sound(data, progress.count("checking images"), known)
     task = ClassificationTask.of(data, features)
+    settled_method = settled(call.method, backbone.name, task.kind)
+    task.predictor(settled_method, backbone, call.run.seed)  # what does not go together is refused before all promises
     said = {"command": command_of(arguments, prog), "pictures": kept_pictures(call.pictures)}
     announce(output, call, backbone, data, folder)
     with ProgressDisplay() as progress:

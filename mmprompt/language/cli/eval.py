@@ -48,13 +48,10 @@ class Settings:
 def run(arguments: Sequence[str], prog: str) -> None:
     """Measure, and show what was measured."""
     settings = parse(Settings, arguments, prog, DESCRIPTION)
-
-    from mmprompt.language.measure import compare_language
-
     output = Output(settings.json)
     name = settings.data
+    headers = [read_header(folder, "language") for folder in settings.prompt]
     if name is None:  # the embedded set that the prompts were learned from
-        headers = [read_header(folder, "language") for folder in settings.prompt]
         sets = {header["training"].get("data", {}).get("name") for header in headers} or {DATA}
         for name in sets - set(EMBEDDED):
             expected = f"{settings.prompt[0]} was learned from {name}" if name else "there is nothing to measure on"
@@ -62,6 +59,9 @@ def run(arguments: Sequence[str], prog: str) -> None:
         name = sets.pop()
     data = read_rows(output, name, None, 1)
     data.rows(settings.split)
+
+    from mmprompt.language.measure import compare_language
+
     model, prompts = settings.loading.model_and_prompts(settings.prompt, settings.backbone)
     names = [str(folder) for folder in settings.prompt]
     for prompted in prompts:

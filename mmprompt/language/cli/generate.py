@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from mmprompt.core.header import read_header
 from mmprompt.errors import bad_file, bad_value, unknown_name
 from mmprompt.files import read_objects, write_bytes
 from mmprompt.language.cli.options import TEMPLATE_HELP, Loading
 from mmprompt.language.data import TextRow
 from mmprompt.models.decoder.generation_config import Generation
+from mmprompt.models.packaged import refuse_missing
 from mmprompt.progress import ProgressDisplay
 from mmprompt.terminal.output import JSON_HELP, Output, check_place, percent
 from mmprompt.terminal.parser import parse
@@ -56,10 +58,11 @@ class Settings:
 def run(arguments: Sequence[str], prog: str) -> None:
     """Answer a text on the screen as the answer is written, or the rows of a file."""
     settings = parse(Settings, arguments, prog, DESCRIPTION)
+    output = Output(settings.json)
+    refuse_before_loading(settings)
 
     from mmprompt.language.predictor import stream_text
 
-    output = Output(settings.json)
     prompted = read_prompt(settings)
     rows = read_input(settings.input, prompted.template.fields, settings.task)
     if prompted.label_words is not None and not settings.classify:
@@ -78,12 +81,8 @@ def run(arguments: Sequence[str], prog: str) -> None:
     output.document({"answers": answers})
 
 
-def read_prompt(settings: Settings) -> LanguagePredictor:
-    """Load the model with its prompt, with a template in words, or by itself."""
-    from mmprompt.core.learned import Prompt
-    from mmprompt.language.predictor import LanguagePredictor
-    from mmprompt.language.templates.template import Template
-
+def refuse_before_loading(settings: Settings) -> None:
+    """Refuse options that do not go together, a prompt or input that is not there, and an output that is."""
     if settings.prompt is not None and settings.template is not None:
         expected = "the prompt has a template of its own"
         raise bad_value("template", repr(settings.template), expected, "Give one of --prompt and --template.")
@@ -93,6 +92,19 @@ def read_prompt(settings: Settings) -> LanguagePredictor:
         if settings.out.exists():
             raise bad_file(settings.out, "is there already", "Give another --out, or remove it.")
         check_place(settings.out.parent)
+    if settings.prompt is not None:
+        read_header(settings.prompt, "language")
+    if len(settings.input) == 1 and settings.input[0].endswith(".jsonl"):
+        next(iter(read_objects(Path(settings.input[0]))), None)
+    refuse_missing(settings.backbone or "")
+
+
+def read_prompt(settings: Settings) -> LanguagePredictor:
+    """Load the model with its prompt, with a template in words, or by itself."""
+    from mmprompt.core.learned import Prompt
+    from mmprompt.language.predictor import LanguagePredictor
+    from mmprompt.language.templates.template import Template
+
     if settings.prompt is not None:
         prompted = settings.loading.model_and_prompts([settings.prompt], settings.backbone)[1][0]
     else:

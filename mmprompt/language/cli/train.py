@@ -16,7 +16,9 @@ from mmprompt.core.method import measured_for, resolved_recipe
 from mmprompt.core.soft import DecoderMethod, refuse_same_settings
 from mmprompt.errors import bad_value, unknown_name
 from mmprompt.language.cli.options import MODEL_HELP, Learning, Loading, say_of_words, say_scores
+from mmprompt.language.data import load_texts
 from mmprompt.language.methods import METHODS, SEARCHES, PromptInit
+from mmprompt.models.packaged import refuse_missing
 from mmprompt.progress import ProgressDisplay
 from mmprompt.terminal.output import JSON_HELP, Output, check_folder, command_of, shorten
 from mmprompt.terminal.parser import parse, peek
@@ -66,12 +68,14 @@ class Call:
 def run(arguments: Sequence[str], prog: str) -> None:
     """Learn a prompt, test it beside the model without one, and say what to do next."""
     call = read_call(arguments, prog)
-
-    from mmprompt.core.fit import fit
-
     settings, output = call.run, Output(call.run.json)
     folder = settings.out or Path("runs") / f"{Path(call.rows.data).stem}-{settings.method}"
     check_folder(folder, settings.resume)
+    refuse_missing(settings.backbone)
+    load_texts(call.rows.data)  # what cannot be read is refused before torch is loaded
+
+    from mmprompt.core.fit import fit
+
     task = call.rows.task(output, is_recomputed=settings.recompute, init=call.start)
     data = task.data
     model = call.loading.model(settings.backbone)
@@ -183,14 +187,16 @@ def run_search(arguments: Sequence[str], prog: str) -> None:
     parts = {"run": SearchSettings, "rows": Learning, "words": search, "first": PromptInit, "loading": Loading}
     form = make_dataclass("Search", list(parts.items()), frozen=True)
     call: Any = parse(form, arguments, prog, SEARCH_DESCRIPTION, form(*(part() for part in parts.values())))
-
-    from mmprompt.language.search.task import search_words
-    from mmprompt.training.callbacks import ProgressBar
-
     settings, rows = call.run, call.rows
     output = Output(settings.json)
     folder = settings.out or Path("runs") / f"{Path(rows.data).stem}-words"
     check_folder(folder)
+    refuse_missing(settings.backbone)
+    load_texts(rows.data)  # what cannot be read is refused before torch is loaded
+
+    from mmprompt.language.search.task import search_words
+    from mmprompt.training.callbacks import ProgressBar
+
     task = rows.task(output)
     model = call.loading.model(settings.backbone)
     bars = [ProgressBar()]

@@ -22,6 +22,7 @@ from mmprompt.errors import UserError, bad_file, unknown_name
 from mmprompt.models.dual_encoder.load import TINY, Source, folder_source, one_line_errors, read_options
 from mmprompt.models.frozen import LoadOptions, freeze
 from mmprompt.models.packaged import find_packaged
+from mmprompt.progress import doing
 from mmprompt.settings import checked
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def load_parts(name: str, options: LoadOptions) -> tuple[Any, Any]:
     hub = hub_options(options) | {"gguf_file": source.weights}
     # transformers draws a bar of its own while it unpacks GGUF; bars of downloads stay.
     no_bar = contextlib.nullcontext() if source.weights is None else contextlib.redirect_stderr(io.StringIO())
-    with one_line_errors(name, source, options.cache_dir), _only_known_code(name), no_bar:
+    with doing(f"loading {name}"), one_line_errors(name, source, options.cache_dir), _only_known_code(name), no_bar:
         config = AutoConfig.from_pretrained(source.model, **hub)
         model_class = _auto_class(name, config)
         folder = source.place if source.weights is None else None  # else on the hub, or in the GGUF file

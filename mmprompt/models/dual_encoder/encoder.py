@@ -18,11 +18,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mmprompt.errors import UserError
+from mmprompt.files import size_from_environment
 from mmprompt.models.dual_encoder.forward.text import check_text_vectors, encode_slots
 from mmprompt.models.dual_encoder.forward.views import Frame, TextView, VisionView
 from mmprompt.models.dual_encoder.forward.vision import OpaqueTower, encode_image_tokens, encode_images
 from mmprompt.models.dual_encoder.interface import without_text
-from mmprompt.models.frozen import PixelTransform, fingerprint, size_from_environment
+from mmprompt.models.frozen import PixelTransform, fingerprint
 from mmprompt.models.sites import Insert, PixelTerm, Site, TextSlots, Tower, Weight, vectors_of, weights_of
 from mmprompt.models.weights import in_place
 

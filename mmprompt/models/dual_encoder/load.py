@@ -34,6 +34,7 @@ from mmprompt.files import read_json
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.frozen import LoadOptions
 from mmprompt.models.packaged import PHOTOS, find_packaged
+from mmprompt.progress import doing
 from mmprompt.settings import checked
 
 ASSETS = Path(__file__).parents[2] / "assets"
@@ -84,7 +85,7 @@ def load_backbone(
     name = str(name)
     source = find_source(name)
     options = read_options(device, dtype, cache_dir, trust_remote_code)
-    with one_line_errors(name, source, options.cache_dir):
+    with doing(f"loading {name}"), one_line_errors(name, source, options.cache_dir):
         if source.library == "open_clip":
             from mmprompt.models.dual_encoder.open_clip import load_open_clip
 
