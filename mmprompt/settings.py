@@ -44,6 +44,8 @@ T = TypeVar("T")
 
 Count = Annotated[int, Ge(1)]
 """A whole number, 1 or more."""
+Share = Annotated[float, Ge(0), Le(1)]
+"""A share or a probability."""
 
 NAMES: dict[Any, str] = {
     int: "a whole number",

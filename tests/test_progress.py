@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from rich.console import Console
 
 from mmprompt import progress
 from mmprompt.cli.main import main
-from mmprompt.progress import ProgressDisplay, duration
+from mmprompt.progress import ProgressDisplay, doing, duration, never_silent, spoke
 
 
 class Clock:
@@ -147,3 +148,26 @@ def test_training_and_evaluation_count_the_pictures_that_they_check_and_encode(
     assert "encoding images 3/3" in said
     assert main(["eval", str(tmp_path / "run"), "--device", "cpu"]) == 0
     assert "encoding images 3/3" in capsys.readouterr().err
+
+
+def test_silence_is_broken_with_what_is_being_done() -> None:
+    console = Console(file=io.StringIO(), force_terminal=False)
+    with never_silent(console, patience=0.05), doing("drawing the report"):
+        wait_for(lambda: "drawing the report" in text_of(console))
+    assert re.fullmatch(r"(drawing the report: \d+ s so far\n)+", text_of(console))
+
+
+def test_nothing_is_added_while_something_is_said() -> None:
+    console = Console(file=io.StringIO(), force_terminal=False)
+    with never_silent(console, patience=0.5):
+        for _ in range(20):
+            time.sleep(0.05)
+            spoke()
+    assert text_of(console) == ""
+
+
+def wait_for(is_true: Callable[[], bool]) -> None:
+    began = time.monotonic()
+    while not is_true():
+        assert time.monotonic() - began < 10
+        time.sleep(0.01)

@@ -28,6 +28,7 @@ from mmprompt.models.dual_encoder.interface import DualEncoder, without_text
 from mmprompt.models.dual_encoder.load import load_backbone
 from mmprompt.models.image_features import ImageFeatures, encode_pictures
 from mmprompt.models.sites import TextSlots
+from mmprompt.settings import Share, check
 
 PREDICT_BATCH = 64
 NEAR_UNIT = 0.02
@@ -39,17 +40,18 @@ class Prediction:
     """What a classifier says of one image.
 
     Args:
-        label: the most probable class name.
-        probability: its probability, 0..1.
+        label: the most probable class name; None where it is less probable than the threshold that was asked for.
+        probability: of the most probable class name, 0..1.
         probabilities: the probability of every class, most probable first.
     """
 
-    label: str
+    label: str | None
     probability: float
     probabilities: dict[str, float]
 
     def __repr__(self) -> str:
-        return f"<Prediction: {self.label} {self.probability:.3f}, of {len(self.probabilities)} classes>"
+        said = "I don't know" if self.label is None else self.label
+        return f"<Prediction: {said} {self.probability:.3f}, of {len(self.probabilities)} classes>"
 
 
 class Classifier(nn.Module):
@@ -241,22 +243,24 @@ class Classifier(nn.Module):
         rows = [self.outputs(part).logits.double().softmax(-1).cpu().numpy() for part in batches if len(part)]
         return np.concatenate(rows) if rows else np.zeros((0, len(self.class_names)))
 
-    def predict(self, images: ImageLike | Iterable[ImageLike]) -> Prediction | list[Prediction]:
+    def predict(self, images: ImageLike | Iterable[ImageLike], threshold: float = 0.0) -> Prediction | list[Prediction]:
         """Say what the classifier sees: a `Prediction` for one image, a list of them for many.
 
         Args:
             images: as for `predict_proba`.
+            threshold: 0..1; where no class is as probable as that, the label is None: "I don't know".
         Raises:
-            UserError: as for `predict_proba`.
+            UserError: as for `predict_proba`, or the threshold is no probability.
         """
-        predictions = [self._prediction(row) for row in self.predict_proba(images)]
+        check("threshold", threshold, Share, "Use `threshold=0.5`.")
+        predictions = [self._prediction(row, threshold) for row in self.predict_proba(images)]
         return predictions[0] if is_one(images) else predictions
 
-    def _prediction(self, row: np.ndarray) -> Prediction:
+    def _prediction(self, row: np.ndarray, threshold: float) -> Prediction:
         order = np.argsort(-row, kind="stable")
         ranked = {self.class_names[i]: float(row[i]) for i in order}
         best = next(iter(ranked))
-        return Prediction(best, ranked[best], ranked)
+        return Prediction(best if ranked[best] >= threshold else None, ranked[best], ranked)
 
     def update(self, images: ImageLike | Iterable[ImageLike], labels: str | Sequence[str]) -> None:
         """Learn at once from images whose classes somebody said; nothing learned before is forgotten.

@@ -40,7 +40,7 @@ class Verb:
 VERBS = {
     "train": Verb("classification.cli.train", "run", "", "learn a prompt from a few images of each class"),
     "eval": Verb("cli.run", "run_eval", "RUN", "measure a run of any kind beside the frozen model alone"),
-    "predict": Verb("cli.run", "run_predict", "RUN INPUTS...", "label or caption images, or answer texts, with a run"),
+    "predict": Verb("cli.predict", "run", "RUN INPUTS...", "label or caption images, or answer texts, with a run"),
     "inspect": Verb("cli.run", "run_inspect", "RUN", "what a prompt holds, and the words nearest to it"),
     "report": Verb("cli.run", "run_report", "RUN", "write the report of a finished run anew"),
     "compare": Verb("cli.compare", "run", "", "compare methods and baselines over data sets, shots and seeds"),
@@ -67,14 +67,40 @@ VERBS = {
     "backbones get": Verb("cli.backbones", "run_get", "NAME", "fetch photo, for photographs, or smollm2, for text"),
     "methods list": Verb("cli.methods", "run_list", "", "the ways to learn a prompt"),
     "methods show": Verb("cli.methods", "run_show", "NAME", "the settings of one method"),
+    "doctor": Verb("cli.doctor", "run", "", "versions, devices, caches, and what can be fetched"),
+    "completion": Verb("cli.completion", "run", "SHELL", "a script with which bash, zsh or tcsh completes this"),
 }
 
 
-def help_text() -> str:
-    """Return what `mmprompt --help` prints: every verb in one line, made from the table above."""
-    shown = {name: f"{name} {verb.usage}".rstrip() for name, verb in VERBS.items()}
+GROUPS = {
+    "Learn": ["train", "caption train", "llm train", "llm search", "tune"],
+    "Use": ["predict", "caption write", "llm generate", "serve", "studio"],
+    "Measure": ["eval", "caption eval", "llm eval", "compare", "protocol", "report"],
+    "Understand and share": ["inspect", "explain", "prompt", "llm convert", "export"],
+    "What there is": ["data", "backbones", "methods"],
+}
+"""Verbs, or the first words of several, under the heads of the help; all others come last."""
+
+
+def help_text(group: str = "") -> str:
+    """Return what `mmprompt --help` prints: every verb in one line, made from the tables above; or those of a group."""
+    verbs = {name: verb for name, verb in VERBS.items() if not group or name.startswith(f"{group} ")}
+    shown = {name: f"{name} {verb.usage}".rstrip() for name, verb in verbs.items()}
     width = max(len(text) for text in shown.values())
-    lines = "\n".join(f"  {shown[name]:<{width}}   {verb.summary}" for name, verb in VERBS.items())
+    heads = {name: head for head, names in GROUPS.items() for name in names}
+    order = {name: place for place, name in enumerate(heads)}
+    grouped: dict[str, list[tuple[int, str]]] = {head: [] for head in (*GROUPS, "This tool")}
+    for name, verb in verbs.items():
+        key = name if name in heads else name.split()[0]
+        line = f"  {shown[name]:<{width}}   {verb.summary}"
+        grouped[heads.get(key, "This tool")].append((order.get(key, 0), line))
+    lines = "\n\n".join(
+        "\n".join([f"{head}:", *(line for _, line in sorted(some, key=lambda pair: pair[0]))])
+        for head, some in grouped.items()
+        if some
+    )
+    if group:
+        return f"usage: mmprompt {group} VERB [options]\n\n{lines}\n\n`mmprompt {group} VERB --help` lists its settings."
     return f"""mmprompt: learn a few vectors that steer a frozen model.
 
 usage: mmprompt VERB [options]
@@ -83,7 +109,7 @@ usage: mmprompt VERB [options]
 
 Start with `mmprompt train`: it needs no download and no settings.
 `mmprompt VERB --help` lists a verb's settings; `--json` makes its answer one JSON document;
-`mmprompt --version` is the version.
+`--config FILE` reads settings from YAML; `mmprompt --version` is the version.
 Exit codes: 0 ok, 1 the run failed, 2 bad input, 130 interrupted."""
 
 
@@ -204,7 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     prepare_streams()
     if is_group_help(words):
-        print(help_text())
+        print(help_text(words[0] if words and words[0] not in {"-h", "--help", "help"} else ""))
         return OK
     if words[0] == "--version":
         print(f"mmprompt {__version__}")

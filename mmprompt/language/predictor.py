@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from mmprompt.core.file import load as load_predictor
 from mmprompt.core.file import read_prompt, refuse_other_backbone
 from mmprompt.core.header import RESTORE, read_header
 from mmprompt.core.learned import Given, Inserts, Prompt
-from mmprompt.errors import UserError, bad_file
+from mmprompt.errors import UserError, bad_file, bad_value
 from mmprompt.language.data import TextRow
 from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import Verbalizer
@@ -33,17 +33,29 @@ from mmprompt.models.decoder.model import FrozenLanguageModel, shared_start
 from mmprompt.models.decoder.packing import Question
 from mmprompt.models.decoder.vectors import LM_INPUT
 from mmprompt.models.sites import Insert, Site, Vectors, vectors_of
-from mmprompt.settings import checked
+from mmprompt.settings import Share, checked
 
 BATCH = 32
 
 
 @dataclass(frozen=True)
 class LabelPrediction:
-    """The most probable label of a row, and the probabilities of every label, which sum to 1."""
+    """The most probable label of a row, and the probabilities of every label, which sum to 1.
 
-    label: str
+    The label is None where it is less probable than the threshold that was asked for.
+    """
+
+    label: str | None
     probabilities: Mapping[str, float]
+
+    @property
+    def probability(self) -> float:
+        """Of the most probable label, 0..1."""
+        return max(self.probabilities.values())
+
+    def __repr__(self) -> str:
+        said = "I don't know" if self.label is None else self.label
+        return f"<LabelPrediction: {said} {self.probability:.3f}, of {len(self.probabilities)} labels>"
 
 
 class LanguagePredictor:
@@ -119,18 +131,24 @@ class LanguagePredictor:
         return {}
 
     @checked
-    def predict(self, items: TextRow | Mapping[str, str] | str | Sequence[Any]) -> Any:
+    def predict(self, items: TextRow | Mapping[str, str] | str | Sequence[Any], threshold: Share = 0.0) -> Any:
         """Answer one text or many: labels with probabilities where there are labels, else generated texts.
 
         Args:
             items: rows, mappings of fields, or texts for a template of one field.
+            threshold: 0..1; where no label is as probable as that, it is None: "I don't know".
         Raises:
-            UserError: a field is missing, or a text does not fit.
+            UserError: a field is missing, a text does not fit, or there are no labels for a threshold.
         """
         if isinstance(items, TextRow | Mapping | str):
-            return self.predict([items])[0]
+            return self.predict([items], threshold)[0]
         rows = [self._row(item) for item in items]
-        return generate_texts(self, rows) if self.label_words is None else self.classify(rows)
+        if self.label_words is not None:
+            found = self.classify(rows)
+            return [one if one.probability >= threshold else replace(one, label=None) for one in found]
+        if threshold:
+            raise bad_value("threshold", threshold, "this prompt writes texts and has no labels", "Leave it out.")
+        return generate_texts(self, rows)
 
     def _row(self, item: Any) -> TextRow:
         if isinstance(item, TextRow):

@@ -9,11 +9,12 @@ being run has such an option; other words in backticks stay.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass
 from itertools import groupby
 from pathlib import Path
@@ -86,6 +87,19 @@ def parse(
             raise refusal from None
         sys.stderr.write(held_back.getvalue())
         raise
+
+
+def parser_of(run: Callable[[Sequence[str], str], None], prog: str) -> argparse.ArgumentParser:
+    """Return the parser that a verb reads its command line with, without running the verb."""
+    global _collected
+    _collected = []
+    try:
+        with contextlib.suppress(SystemExit):
+            run(["--help"], prog)
+        (parser,) = _collected
+    finally:
+        _collected = None
+    return parser  # type: ignore[no-any-return]
 
 
 def _form(settings: type) -> tuple[Any, str]:

@@ -268,3 +268,36 @@ def test_a_method_shows_the_settings_it_inherits_with_their_help(capsys: pytest.
     settings = {option["name"]: option["help"] for option in shown["settings"]}
     assert settings["n_soft"].startswith("Number of vectors")
     assert settings["hidden"] == "Width of the network."
+
+
+def test_every_verb_with_options_takes_them_from_a_file(
+    run_folder: Path, pictures: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "mine.yaml").write_text("top_k: 1\njson: true\n")
+    words = ["predict", str(run_folder), str(pictures / "red" / "0.png"), "--config", str(tmp_path / "mine.yaml")]
+    assert main(words) == 0
+    assert len(json.loads(capsys.readouterr().out)["predictions"][0]["top"]) == 1
+    assert main([*words, "--top-k", "2"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["predictions"][0]["top"]) == 2
+
+
+@pytest.mark.parametrize("verb", ["caption train", "llm train", "llm eval", "tune", "data check", "protocol few-shot"])
+def test_a_misspelt_key_of_a_file_is_refused_by_every_verb(verb: str, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "mine.yaml").write_text("jason: true\n")
+    assert main([*verb.split(), "--config", str(tmp_path / "mine.yaml")]) == 2
+    assert "Did you mean 'json'" in capsys.readouterr().err
+
+
+def test_a_file_names_the_method_whose_options_it_holds(tmp_path: Path) -> None:
+    from mmprompt.language.cli.train import read_call as read_language
+
+    (tmp_path / "mine.yaml").write_text("method: prefix-tuning\nn_prefix: 3\nepochs: 2\n")
+    call = read_language(["--config", str(tmp_path / "mine.yaml")], "mmprompt llm train")
+    assert (type(call.method).__name__, call.recipe.epochs) == ("PrefixTuning", 2)
+
+
+def test_a_run_is_gone_on_with_in_the_folder_of_its_run_json(run_folder: Path, capsys: Capture) -> None:
+    from mmprompt.classification.cli.train import read_call
+
+    words = ["--config", str(run_folder / "run.json"), "--resume"]
+    assert read_call(words, "mmprompt train").run.out == run_folder

@@ -32,6 +32,7 @@ from mmprompt.files import (
 )
 from mmprompt.models.packaged import refuse_missing
 from mmprompt.progress import ProgressDisplay
+from mmprompt.terminal.images import find_images
 from mmprompt.terminal.output import JSON_HELP, Device, Output
 from mmprompt.terminal.parser import parse
 
@@ -201,27 +202,6 @@ def rank(captions: Sequence[Caption], image_features: Tensor, ranker: DualEncode
         best, *others = sorted(scored, key=lambda one: -one.score)
         ranked.append(replace(best, others=tuple(others)))
     return ranked
-
-
-def find_images(places: Sequence[Path]) -> list[tuple[str, Path]]:
-    """Find image files, with their names in the output: relative to a folder that is given alone, else as given.
-
-    Folders are searched to the bottom, in order of names.
-    """
-    advice = "Give image files or a folder of images."
-    named: dict[str, Path] = {}
-    for place in places:
-        if place.is_dir():
-            for path in sorted(path for path in place.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES):
-                named[(path.relative_to(place) if len(places) == 1 else path).as_posix()] = path
-        elif place.is_file():
-            named[str(place)] = place
-        else:
-            raise bad_file(place, "is not there", advice)
-    if not named:
-        names = ", ".join(str(place) for place in places) or "nothing"
-        raise UserError(f"there is no image in {names}. {advice}")
-    return list(named.items())
 
 
 def caption_rows(
