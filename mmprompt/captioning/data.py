@@ -81,6 +81,10 @@ class CaptionData:
     notes: tuple[str, ...] = ()
     licence: str = ""
 
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{split} {len(self._part(split))}" for split in SPLITS)
+        return f"<CaptionData {self.name!r}: {', '.join(self.focuses) or 'no focus'}, {sizes}>"
+
     @property
     def train(self) -> tuple[CaptionItem, ...]:
         """The images to train on."""

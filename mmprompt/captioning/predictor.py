@@ -17,6 +17,7 @@ from annotated_types import Ge, Gt
 from PIL import Image
 from torch import Tensor
 
+import mmprompt.display as display
 from mmprompt.captioning.decoding import Decoding
 from mmprompt.captioning.own_words import TokenIds
 from mmprompt.captioning.readers.captioner import LM_INPUT, FrozenCaptioner
@@ -168,6 +169,11 @@ class Captioner:
     def __repr__(self) -> str:
         focuses = ", ".join(focus_of(prompt) for prompt, _ in self.guidance.prompts)
         return f"<Captioner: {focuses or 'no focus'}, on {self.backbone.name}>"
+
+    def _repr_html_(self) -> str:
+        parts = [display.facts(prompt.facts() | {"weight": weight}) for prompt, weight in self.guidance.prompts]
+        steered = {"strength": self.guidance.strength if parts else ""}
+        return display.section(repr(self)[1:-1], display.facts(steered), *parts)
 
     @property
     def prompt(self) -> Prompt:

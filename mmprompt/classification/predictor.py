@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import mmprompt.display as display
 from mmprompt.classification.template import ClassTemplate, check_class_names, refuse_single_class
 from mmprompt.core.file import read_prompt, refuse_other_backbone
 from mmprompt.core.header import HEADER, RESTORE, TENSORS
@@ -30,7 +32,11 @@ from mmprompt.models.image_features import ImageFeatures, encode_pictures
 from mmprompt.models.sites import TextSlots
 from mmprompt.settings import Share, check
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 PREDICT_BATCH = 64
+N_SHOWN = 5
 NEAR_UNIT = 0.02
 """How far the norm of stored features may be from 1, in half precision too."""
 
@@ -52,6 +58,18 @@ class Prediction:
     def __repr__(self) -> str:
         said = "I don't know" if self.label is None else self.label
         return f"<Prediction: {said} {self.probability:.3f}, of {len(self.probabilities)} classes>"
+
+    def _repr_html_(self) -> str:
+        said = "I don't know" if self.label is None else self.label
+        return display.section(said, display.bars(dict(islice(self.probabilities.items(), N_SHOWN))))
+
+    def to_frame(self) -> DataFrame:
+        """Return the classes with their probabilities, the most probable first, as a pandas DataFrame.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
+        return display.frame({"class": [*self.probabilities], "probability": [*self.probabilities.values()]})
 
 
 class Classifier(nn.Module):
@@ -88,6 +106,10 @@ class Classifier(nn.Module):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {len(self.class_names)} classes on {self.backbone.name}>"
+
+    def _repr_html_(self) -> str:
+        shown = ", ".join(self.class_names[:N_SHOWN]) + (", …" if len(self.class_names) > N_SHOWN else "")
+        return display.section(repr(self)[1:-1], display.facts({"classes": shown} | self.prompt.facts()))
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute the logits of a batch.

@@ -12,7 +12,7 @@ import tyro
 
 from mmprompt.terminal.parser import parse, parser_of
 
-DESCRIPTION = "Print a script with which your shell completes verbs and options; see docs/first-hour.md for where it goes."
+DESCRIPTION = "Print a script with which your shell completes verbs and options; docs/first-hour.md says where it goes."
 PATHS = ("PATH", "FILE", "FOLDER", "RUN", "IMAGES")
 """Words of a placeholder that stands for something on disk."""
 

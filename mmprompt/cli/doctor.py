@@ -55,7 +55,9 @@ def run(arguments: Sequence[str], prog: str) -> None:
             output.say()
     output.say(f"--device auto takes {default} here; a training there computes in {precision}, the prompt in fp32.")
     if all(row["device"] == "cpu" for row in devices):
-        output.say("With a GPU the same commands take it by themselves, and compute in bf16 where it can, else in fp16.")
+        output.say(
+            "With a GPU the same commands take it by themselves, and compute in bf16, or fp16 where it lacks that."
+        )
     output.document({**found, "device": default, "precision": precision})
 
 
@@ -137,5 +139,3 @@ def size_text(folder: Path) -> str:
         return "nothing"
     size = sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() or path.is_symlink())
     return f"{size / GIB:.1f} GB" if size >= GIB else f"{size / MIB:.1f} MB"
-
-

@@ -100,7 +100,8 @@ def help_text(group: str = "") -> str:
         if some
     )
     if group:
-        return f"usage: mmprompt {group} VERB [options]\n\n{lines}\n\n`mmprompt {group} VERB --help` lists its settings."
+        more = f"`mmprompt {group} VERB --help` lists a verb's settings."
+        return f"usage: mmprompt {group} VERB [options]\n\n{lines}\n\n{more}"
     return f"""mmprompt: learn a few vectors that steer a frozen model.
 
 usage: mmprompt VERB [options]

@@ -17,6 +17,7 @@ from functools import partial, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+import mmprompt.display as display
 from mmprompt.core.file import Predictor, describe, describe_backbone, load, save
 from mmprompt.core.header import HEADER, check_new, read_header
 from mmprompt.core.method import Method, overrides, resolved_recipe, settled
@@ -31,6 +32,8 @@ from mmprompt.training.recipe import Recipe
 from mmprompt.training.run_files import RUN, provenance, read_log, refuse_other_run, run_id_of, run_lock, surroundings
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from mmprompt.training.problem import Problem
 
 P = TypeVar("P", bound=Predictor)
@@ -131,6 +134,26 @@ class Result(Generic[P]):
         last = self.history[-1] if self.history else {}
         numbers = ", ".join(f"{name} {last[name]:.3g}" for name in ("loss", "accuracy", "val_accuracy") if name in last)
         return f"<Result: {type(self.predictor).__name__}, {len(self.history)} epochs, {numbers or 'nothing trained'}>"
+
+    def _repr_html_(self) -> str:
+        last = self.history[-1] if self.history else {}
+        numbers = {name: f"{value:.4g}" for name, value in last.items() if isinstance(value, float)}
+        said = {"epochs": len(self.history), "run folder": self.folder} | numbers
+        return display.section(
+            f"trained {type(self.predictor).__name__}",
+            display.facts(said | {f"note {number}": text for number, text in enumerate(self.notices, 1)}),
+            display.curve("loss", [record["loss"] for record in self.history if "loss" in record]),
+            self.predictor._repr_html_(),  # type: ignore[attr-defined]
+        )
+
+    def to_frame(self) -> DataFrame:
+        """Return the history, a row an epoch, as a pandas DataFrame.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
+        names = dict.fromkeys(name for record in self.history for name in record)
+        return display.frame({name: [record.get(name) for record in self.history] for name in names})
 
 
 @checked

@@ -16,6 +16,7 @@ from mmprompt.models.sites import Insert, Scope, Site, Tower, Vectors
 
 Inserts = dict[Site, Insert]
 LM_INPUT = Site("lm")
+LONGEST_SHOWN = 80
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,15 @@ class Prompt(nn.Module):
                     f"{type(source).__name__} reads the image features, but learns at {inside[0]}, of which they are "
                     "made. Give it sites of the text tower alone."
                 )
+
+    def facts(self) -> dict[str, object]:
+        """Say what a notebook shows of a prompt: its template, where it enters, how much it holds."""
+        text = self.template.text
+        n_learned = sum(value.numel() for value in self.parameters())
+        head = "" if self.head is None else type(self.head).__name__
+        sites = ", ".join(dict.fromkeys(str(site) for site in self.sites))
+        shown = text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
+        return {"template": shown, "learned at": sites, "head": head, "learned numbers": f"{n_learned:,}"}
 
     def inserts(self, tower: Tower | None = None, given: Given | None = None) -> Inserts:
         """Give what enters all sites, or those of one tower.

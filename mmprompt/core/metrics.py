@@ -7,13 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+import mmprompt.display as display
 from mmprompt.core.confidence import reliability
+from mmprompt.settings import Share, check
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 N_RESAMPLES = 2000
 TOP = 5
+N_CONFUSED = 3
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,55 @@ class Evaluation:
     def __repr__(self) -> str:
         low, high = self.interval
         return f"<Evaluation: accuracy {self.accuracy:.1%} (95 % {low:.1%} to {high:.1%}) of {self.n:,} images>"
+
+    def _repr_html_(self) -> str:
+        low, high = self.interval
+        measures = {
+            "macro F1": f"{self.macro_f1:.1%}",
+            "among the five most probable": f"{self.top5:.1%}",
+            "calibration error": f"{self.calibration_error:.1%}",
+        }
+        confused = [(self.class_names[true], self.class_names[said], n) for true, said, n in self._confused()]
+        return display.section(
+            f"accuracy {self.accuracy:.1%} (95 % {low:.1%} to {high:.1%}) of {self.n:,} images",
+            display.facts(measures),
+            display.bars(dict(sorted(self.per_class.items(), key=lambda pair: pair[1]))),
+            display.table(("is", "taken for", "times"), confused) if confused else "",
+        )
+
+    def _confused(self) -> list[tuple[int, int, int]]:
+        """Return the classes that are taken for others most often."""
+        counts = self.confusion * ~np.eye(len(self.class_names), dtype=bool)
+        order = np.argsort(-counts, axis=None, kind="stable")[:N_CONFUSED]
+        places = [divmod(int(place), len(self.class_names)) for place in order]
+        return [(true, said, int(counts[true, said])) for true, said in places if counts[true, said]]
+
+    def answered(self, threshold: float) -> tuple[float, float | None]:
+        """What a threshold for "I don't know" costs and gains; choose one on validation images.
+
+        Args:
+            threshold: the least probability with which a label is given, 0..1.
+        Returns:
+            The share of images that are given a label, and the accuracy among these, None if there are none.
+        """
+        check("threshold", threshold, Share, "Use `threshold=0.5`.")
+        sure = np.asarray(self.probabilities) >= threshold
+        return float(sure.mean()), float(self.correct[sure].mean()) if sure.any() else None
+
+    def to_frame(self) -> DataFrame:
+        """Return a row for each image: class, predicted, probability and correct, as a pandas DataFrame.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
+        return display.frame(
+            {
+                "class": [self.class_names[label] for label in self.labels],
+                "predicted": [self.class_names[label] for label in self.predictions],
+                "probability": self.probabilities,
+                "correct": self.correct.tolist(),
+            }
+        )
 
     @property
     def n(self) -> int:

@@ -6,19 +6,24 @@ This file does not know where the images came from, nor how shots are drawn.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
+import mmprompt.display as display
 from mmprompt.data.class_names import readable_names, shortened
 from mmprompt.errors import UserError, bad_file, unknown_name
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+    from PIL import Image
+
     from mmprompt.classification.task import ClassificationTask
     from mmprompt.models.image_features import ImageFeatures
 
@@ -27,6 +32,8 @@ SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 TEST_FRACTION = 0.2
 SMALL_CLASS = 4
 UNBALANCED = 5
+N_SHOWN = 8
+"""Images that a notebook shows of a data set."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +146,43 @@ class Dataset:
     def __repr__(self) -> str:
         draw = f"shots {self.shots}, seed {self.seed}, protocol {self.protocol}"
         return f"Dataset({self.name!r}: {_sizes(self)}, {draw})"
+
+    def _repr_html_(self) -> str:
+        counts = [class_counts(self.items(split), len(self.class_names)) for split in SPLITS]
+        rows = [(name, *(count[label] for count in counts)) for label, name in enumerate(self.class_names)]
+        said = {"template": self.template, "shots": self.shots, "seed": self.seed, "licence": self.licence}
+        return display.section(
+            f"{self.name}: {_sizes(self)}",
+            display.images(self._examples()),
+            display.facts(said | {f"note {number}": note for number, note in enumerate(self.notes, 1)}),
+            display.table(("class", *SPLITS), rows),
+        )
+
+    def _examples(self) -> Iterator[tuple[str, Image.Image]]:
+        """Yield the first image of some classes that can be read."""
+        from mmprompt.data.images import read_image
+
+        firsts = {item.label: item for item in reversed(self.train or self.test)}
+        for label in sorted(firsts)[:N_SHOWN]:
+            with contextlib.suppress(UserError):
+                yield self.class_names[label], read_image(firsts[label].path)
+
+    def to_frame(self) -> DataFrame:
+        """Return a row for each image: path, label, class, split and novel, as a pandas DataFrame.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
+        items = [(split, item) for split in SPLITS for item in self.items(split)]
+        return display.frame(
+            {
+                "path": [str(item.path) for _, item in items],
+                "label": [item.label for _, item in items],
+                "class": [self.class_names[item.label] for _, item in items],
+                "split": [split for split, _ in items],
+                "novel": [item.novel for _, item in items],
+            }
+        )
 
     @property
     def is_official(self) -> bool:

@@ -10,13 +10,17 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from statistics import fmean, pstdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+import mmprompt.display as display
 from mmprompt.core.metrics import paired_bootstrap
 from mmprompt.experiments.grid import Contender, Grid
 from mmprompt.experiments.results import Outcome, Score
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 ZERO_SHOT = "zero-shot"
 
@@ -125,6 +129,43 @@ class Comparison:
     lines: tuple[Line, ...]
     failures: Mapping[str, str]
     official: frozenset[str] = frozenset()
+
+    def __repr__(self) -> str:
+        return f"<Comparison: {len(self.lines)} lines, {len(self.failures)} failed>"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (
+                line.label,
+                line.tested_on,
+                "all" if line.shots is None else line.shots,
+                f"{line.mean:.1%}",
+                f"{line.interval[0]:.1%} to {line.interval[1]:.1%}",
+                len(line.cells),
+            )
+            for line in self.lines
+        ]
+        return display.section("comparison", display.table(("", "on", "shots", "accuracy", "95 %", "seeds"), rows))
+
+    def to_frame(self) -> DataFrame:
+        """Return a row for each method, data set and number of shots, as a pandas DataFrame.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
+        lines = self.lines
+        return display.frame(
+            {
+                "method": [line.label for line in lines],
+                "source": [line.source for line in lines],
+                "target": [line.target for line in lines],
+                "shots": [line.shots for line in lines],
+                "accuracy": [line.mean for line in lines],
+                "low": [line.interval[0] for line in lines],
+                "high": [line.interval[1] for line in lines],
+                "seeds": [len(line.cells) for line in lines],
+            }
+        )
 
     def find(self, label: str, source: str, target: str, shots: int | None) -> Line | None:
         """Return the line of one method at some shots, None if it is missing; one that learned nothing serves all."""

@@ -81,6 +81,10 @@ class TextData:
     licence: str = ""
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{split} {len(self.rows(split))}" for split in SPLITS)
+        return f"<TextData {self.name!r}: {len(self.labels)} labels, {sizes}>"
+
     def task(self, **options: Any) -> LanguageTask:
         """Give what `fit` learns from these rows.
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+import mmprompt.display as display
 from mmprompt.core.learned import Prompt
 from mmprompt.core.metrics import Evaluation, bootstrap_interval, evaluate_probabilities, paired_bootstrap
 from mmprompt.core.template import Group
@@ -117,6 +118,17 @@ class LanguageScore:
     answers: tuple[str, ...]
     labels: Evaluation | None = None
     texts: TextScores | None = None
+
+    def __repr__(self) -> str:
+        low, high = self.interval
+        return f"<LanguageScore: {self.name}, {self.right.mean():.1%} right (95 % {low:.1%} to {high:.1%})>"
+
+    def _repr_html_(self) -> str:
+        low, high = self.interval
+        title = f"{self.name}: {self.right.mean():.1%} right (95 % {low:.1%} to {high:.1%})"
+        measured = self.labels or self.texts
+        parts = [measured._repr_html_()] if isinstance(measured, Evaluation) else []
+        return display.section(title, display.facts({"template": self.template}), *parts)
 
     @property
     def right(self) -> np.ndarray:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import mmprompt.display as display
 import mmprompt.language.sources  # noqa: F401 - which a prompt file may name
 from mmprompt.core.file import load as load_predictor
 from mmprompt.core.file import read_prompt, refuse_other_backbone
@@ -36,6 +37,7 @@ from mmprompt.models.sites import Insert, Site, Vectors, vectors_of
 from mmprompt.settings import Share, checked
 
 BATCH = 32
+N_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,10 @@ class LabelPrediction:
     def __repr__(self) -> str:
         said = "I don't know" if self.label is None else self.label
         return f"<LabelPrediction: {said} {self.probability:.3f}, of {len(self.probabilities)} labels>"
+
+    def _repr_html_(self) -> str:
+        said = "I don't know" if self.label is None else self.label
+        return display.section(said, display.bars(dict(sorted(self.probabilities.items(), key=lambda pair: -pair[1]))))
 
 
 class LanguagePredictor:
@@ -96,6 +102,13 @@ class LanguagePredictor:
     def __repr__(self) -> str:
         text = self.template.text
         return f"<LanguagePredictor: {text if len(text) <= 60 else text[:59] + '…'!r} on {self.model.name}>"
+
+    def _repr_html_(self) -> str:
+        words = {} if self.label_words is None else self.label_words.to_dict()["words"]
+        labels = ", ".join(f"{label} ({' / '.join(several)})" for label, several in list(words.items())[:N_SHOWN])
+        more = ", …" if len(words) > N_SHOWN else ""
+        said = {"labels (words)": labels + more, "tasks": ", ".join(self.tasks)} | self.prompt.facts()
+        return display.section(f"LanguagePredictor on {self.model.name}", display.facts(said))
 
     @property
     def template(self) -> Template:

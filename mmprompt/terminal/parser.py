@@ -99,7 +99,7 @@ def parser_of(run: Callable[[Sequence[str], str], None], prog: str) -> argparse.
         (parser,) = _collected
     finally:
         _collected = None
-    return parser  # type: ignore[no-any-return]
+    return parser
 
 
 def _form(settings: type) -> tuple[Any, str]:

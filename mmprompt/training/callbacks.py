@@ -7,9 +7,11 @@ what is trained, and an exception it raises ends the training.
 from __future__ import annotations
 
 import csv
+import importlib
 import io
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -216,6 +218,122 @@ class CSVLogger(Callback):
         writer.writeheader()
         writer.writerows(records)
         write_bytes(self.path, text.getvalue().encode())
+
+
+class TensorBoardLogger(Callback):
+    """Write every epoch's numbers for TensorBoard; a resumed run goes on behind its last epoch.
+
+    Args:
+        folder: for the event files; `tensorboard --logdir` takes it.
+    Raises:
+        UserError: at the start of training, if tensorboard is not installed.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._writer: Any = None
+
+    def on_train_begin(self, run: Run) -> None:
+        """Open the event file."""
+        _library("tensorboard")
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(make_folder(self.folder)), purge_step=len(run.history))
+
+    def on_epoch_end(self, run: Run, epoch: int, logs: dict[str, Any]) -> None:
+        """Add the numbers of the epoch."""
+        for name, value in _numbers(logs).items():
+            self._writer.add_scalar(name, value, epoch)
+
+    def close(self) -> None:
+        """Close the event file."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+class WandbLogger(Callback):
+    """Log the recipe and every epoch's numbers to Weights & Biases, through its own library.
+
+    Args:
+        settings: of `wandb.init`, such as project="flowers", mode="offline" or, to go on, id="..." with resume="allow".
+    Raises:
+        UserError: at the start of training, if wandb is not installed.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = settings
+        self._run: Any = None
+
+    def on_train_begin(self, run: Run) -> None:
+        """Begin a run there."""
+        self._is_whole = False
+        self._run = _library("wandb").init(**{"config": asdict(run.recipe), **self.settings})
+
+    def on_epoch_end(self, run: Run, epoch: int, logs: dict[str, Any]) -> None:
+        """Log the numbers of the epoch."""
+        self._run.log(_numbers(logs), step=epoch)
+
+    def on_train_end(self, run: Run) -> None:
+        """Remember that all went well."""
+        self._is_whole = True
+
+    def close(self) -> None:
+        """End the run there, as failed where an error ended the training."""
+        if self._run is not None:
+            self._run.finish(exit_code=0 if self._is_whole else 1)
+
+
+class MLflowLogger(Callback):
+    """Log the recipe and every epoch's numbers to MLflow, through its own library.
+
+    Args:
+        tracking_uri: of the server or file store; None for what MLflow is set to.
+        experiment: its name; None for what MLflow is set to.
+        settings: of `mlflow.start_run`, such as run_name or, to go on, run_id.
+    Raises:
+        UserError: at the start of training, if mlflow is not installed.
+    """
+
+    def __init__(self, tracking_uri: str | None = None, experiment: str | None = None, **settings: Any) -> None:
+        self.tracking_uri, self.experiment, self.settings = tracking_uri, experiment, settings
+        self._mlflow: Any = None
+
+    def on_train_begin(self, run: Run) -> None:
+        """Begin a run there."""
+        self._is_whole = False
+        mlflow = _library("mlflow")
+        if self.tracking_uri is not None:
+            mlflow.set_tracking_uri(self.tracking_uri)
+        if self.experiment is not None:
+            mlflow.set_experiment(self.experiment)
+        mlflow.start_run(**self.settings)
+        self._mlflow = mlflow
+        mlflow.log_params(asdict(run.recipe))
+
+    def on_epoch_end(self, run: Run, epoch: int, logs: dict[str, Any]) -> None:
+        """Log the numbers of the epoch."""
+        self._mlflow.log_metrics(_numbers(logs), step=epoch)
+
+    def on_train_end(self, run: Run) -> None:
+        """Remember that all went well."""
+        self._is_whole = True
+
+    def close(self) -> None:
+        """End the run there, as failed where an error ended the training."""
+        if self._mlflow is not None:
+            self._mlflow.end_run("FINISHED" if self._is_whole else "FAILED")
+
+
+def _library(name: str) -> Any:
+    """Import what a logger logs with, or say how it is installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise UserError(f'{name} is not installed, but is to log. Use pip install "mmprompt[loggers]".') from None
+
+
+def _numbers(logs: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in logs.items() if isinstance(value, int | float) and name != "epoch"}
 
 
 class ProgressBar(Callback):

@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+import mmprompt.display as display
 from mmprompt.captioning.data import NEUTRAL, CaptionData, CaptionItem
 from mmprompt.captioning.focus_sets import TAGGER, nouns, stem, verbs
 from mmprompt.captioning.metrics.caption_metrics import distinct_ratio
@@ -262,6 +263,21 @@ class FocusScores:
     human: Mapping[str, float | None]
     n_human: int
     notes: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        numbers = ", ".join(f"{name} {value:.3g}" for name, value in self._named().items())
+        return f"<FocusScores: {self.focus}, {len(self.image_ids)} images, {numbers}>"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (name, f"{value:.3g}", "" if self.human.get(name) is None else f"{self.human[name]:.3g}")
+            for name, value in self._named().items()
+        ]
+        title = f"{self.focus}: captions of {len(self.image_ids)} images, judged by the {self.judge}"
+        return display.section(title, display.table(("", "captions", "people"), rows))
+
+    def _named(self) -> dict[str, float]:
+        return {name: value for name, value in self.values.items() if value is not None}
 
     @cached_property
     def values(self) -> dict[str, float | None]:
