@@ -49,8 +49,9 @@ def doing(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def never_silent(console: Console | None = None, patience: float = PATIENCE_S) -> Iterator[None]:
-    """Say what is being done whenever nothing was said for so many seconds."""
+def never_silent(console: Console | None = None, patience: float | None = None) -> Iterator[None]:
+    """Say what is being done whenever nothing was said for so many seconds, by default `PATIENCE_S`."""
+    patience = PATIENCE_S if patience is None else patience
     console, is_over, began = console or Console(stderr=True), threading.Event(), time.monotonic()
     spoke()
 

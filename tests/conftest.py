@@ -13,6 +13,7 @@ import hypothesis
 import pytest
 import torch
 
+from mmprompt import progress
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.dual_encoder.load import load_backbone
 from tests import small_models
@@ -21,6 +22,7 @@ pytest_plugins = [
     f"tests.fixtures.{name}" for name in ("coloured_pictures", "plain_pictures", "cli_run", "written_run")
 ]
 
+progress.PATIENCE_S = float("inf")  # how busy the machine is must not be in what a command says
 # a busy machine is no failure; and the same examples in every run, as all randomness here
 hypothesis.settings.register_profile("seeded", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("seeded")
