@@ -301,6 +301,11 @@ class FocusTask:
             "Try another --method, such as lora, give more pairs, or take another captioner."
         ]
 
+    @property
+    def test(self) -> Sequence[CaptionItem]:
+        """What `Result.evaluate` measures on."""
+        return self.data.test
+
     def evaluate(self, predictor: Captioner, items: Sequence[Any]) -> Any:
         """Measure how well captions keep to the focus; see `captioning.measure`."""
         from mmprompt.captioning.measure import evaluate

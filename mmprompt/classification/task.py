@@ -238,6 +238,7 @@ class ClassificationTask:
         shots: training images a class; by default those of the largest class.
         facts: what `run.json` says of the data.
         features: shared features of image files, or a store chosen by hand; the default store where None.
+        test: labelled images that `Result.evaluate` measures on; nothing is learned or chosen from them.
     """
 
     name: str
@@ -252,6 +253,7 @@ class ClassificationTask:
     shots: int | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     features: ImageFeatures | None = None
+    test: Sequence[Item] = ()
     _kept: ImageFeatures | None = field(default=None, init=False, repr=False)
 
     kind = "classification"
@@ -284,6 +286,7 @@ class ClassificationTask:
             data.shots,
             facts,
             features,
+            data.test,
         )
 
     def task(self) -> ClassificationTask:

@@ -13,12 +13,14 @@ from typing import Annotated
 
 import tyro
 
+from mmprompt.captioning.data import EMBEDDED as CAPTION_SETS
 from mmprompt.data.catalog import list_datasets, read_card
 from mmprompt.data.check import check_dataset
 from mmprompt.data.layouts import Part, find_parts, given_root, set_folder
 from mmprompt.data.split_file import divide, write_split
 from mmprompt.data.splits import SPLITS
 from mmprompt.errors import UserError
+from mmprompt.language.data import EMBEDDED as TEXT_SETS
 from mmprompt.terminal.images import Images
 from mmprompt.terminal.output import JSON_HELP, Output, shorten
 from mmprompt.terminal.parser import parse
@@ -106,6 +108,9 @@ def run_list(arguments: Sequence[str], prog: str) -> None:
         where = "in the package" if card.archive else "--root"
         rows.append([card.name, card.title, classes, *sizes, where, card.licence])
     output.table(["name", "what it is", "classes", *SPLITS, "where", "licence"], rows, numbers=range(2, 6))
+    output.say(
+        f"\nCaptions (mmprompt caption train): {', '.join(CAPTION_SETS)}. Texts (mmprompt llm train): {TEXT_SETS[0]}."
+    )
     output.document([asdict(card) for card in cards])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +14,7 @@ import tyro
 
 from mmprompt.cli.run import Run
 from mmprompt.core.header import read_header
-from mmprompt.data.images import read_image
+from mmprompt.data.images import IMAGE_SUFFIXES, read_image
 from mmprompt.errors import UserError, bad_file, bad_value
 from mmprompt.files import write_bytes
 from mmprompt.models.packaged import refuse_missing
@@ -44,6 +44,8 @@ class Settings:
     """Below this probability, 0 to 1, no label is given: the answer is "I don't know"."""
     class_names: Annotated[str | None, tyro.conf.arg(metavar="NAME,NAME")] = None
     """Other class names for a classifier's prompt, with commas between."""
+    backbone: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """The frozen model, if it is not where the run says; it must be the very same."""
     csv: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Write a new CSV file, a row each, in place of the table."""
     device: Device = "auto"
@@ -57,15 +59,18 @@ def run(arguments: Sequence[str], prog: str) -> None:
         raise bad_value("IMAGES|FOLDERS|TEXTS", "empty", "at least one is needed", f"Write {prog} RUN IMAGE.")
     if settings.top_k < 1:
         raise bad_value("top_k", settings.top_k, "at least one label is shown", "Use --top-k 1.")
+    if settings.run.suffix.lower() in IMAGE_SUFFIXES:
+        raise bad_value("RUN", settings.run, "the folder of a run comes first", f"Write {prog} RUN {settings.run}.")
     header = read_header(settings.run)
     refuse_idle(settings, header)
     is_text = header["kind"] == "language"
     inputs = [(text, text) for text in settings.inputs] if is_text else find_images(list(map(Path, settings.inputs)))
-    refuse_missing(header["backbone"]["name"])
+    settings = replace(settings, backbone=settings.backbone or header["backbone"]["name"])
+    refuse_missing(str(settings.backbone))
     output = Output(settings.json)
     describe = {"classification": labels_of, "captioning": captions_of, "language": answers_of}[header["kind"]]
     with ProgressDisplay() as progress:
-        said = describe_all(describe(settings, header), inputs, is_text, progress.count("predicting"))
+        said = describe_all(describe(settings), inputs, is_text, progress.count("predicting"))
     if settings.csv is not None:
         write_csv(settings.csv, said)
         output.say(f"{len(said)} rows in {settings.csv}.")
@@ -122,12 +127,12 @@ def describe_all(
     return said
 
 
-def labels_of(settings: Settings, header: Mapping[str, Any]) -> Describe:
+def labels_of(settings: Settings) -> Describe:
     """Load a classifier; what it gives of images is the label and the most probable labels."""
     from mmprompt.core.file import load
     from mmprompt.models.dual_encoder.load import load_backbone
 
-    classifier = load(settings.run, load_backbone(header["backbone"]["name"], settings.device))
+    classifier = load(settings.run, load_backbone(str(settings.backbone), settings.device))
     if settings.class_names is not None:
         classifier = classifier.with_class_names([part.strip() for part in settings.class_names.split(",")])
     return lambda images: [
@@ -136,21 +141,21 @@ def labels_of(settings: Settings, header: Mapping[str, Any]) -> Describe:
     ]
 
 
-def captions_of(settings: Settings, header: Mapping[str, Any]) -> Describe:
+def captions_of(settings: Settings) -> Describe:
     """Load a captioner; what it gives of images is a caption."""
     from mmprompt.captioning.readers.load import load_captioner
     from mmprompt.core.file import load
 
-    captioner = load(settings.run, load_captioner(header["backbone"]["name"], device=settings.device))
+    captioner = load(settings.run, load_captioner(str(settings.backbone), device=settings.device))
     return lambda images: [{"caption": each.text} for each in captioner.caption(images)]
 
 
-def answers_of(settings: Settings, header: Mapping[str, Any]) -> Describe:
+def answers_of(settings: Settings) -> Describe:
     """Load a language model; what it gives of texts is a label or an answer."""
     from mmprompt.core.file import load
     from mmprompt.models.decoder.load import load_language_model
 
-    prompted = load(settings.run, load_language_model(header["backbone"]["name"], settings.device))
+    prompted = load(settings.run, load_language_model(str(settings.backbone), settings.device))
     if len(prompted.template.fields) != 1:
         fields = ", ".join(prompted.template.fields)
         advice = f"Use mmprompt llm generate --prompt {settings.run} --input FIELD=TEXT."

@@ -16,7 +16,7 @@ from mmprompt.errors import UserError
 from mmprompt.models.packaged import refuse_missing
 from mmprompt.progress import ProgressDisplay
 from mmprompt.terminal.output import Device, Output, check_place, command_of, percent
-from mmprompt.terminal.parser import counts_in, names_in, parse, peek
+from mmprompt.terminal.parser import counts_in, names_in, parse, peek, typed
 from mmprompt.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -99,6 +99,8 @@ def search_of(read: Any, arguments: Sequence[str], origin: Origin, seeds: tuple[
     given: Settings = read.run
     space = read_space(names_in("search", given.search), [one.name for one in fields(read.settings)])
     settings, recipe = (given_values(group, arguments) for group in (read.settings, read.recipe))
+    if typed(arguments, "search") is None:  # the ranges are ours, not asked for
+        space = {name: limits for name, limits in space.items() if name not in (*settings, *recipe)} or space
     for name in (*settings, *recipe):
         if name in space:
             raise UserError(f"{name} is fixed and searched at once. Leave it out of --search, or do not give it.")

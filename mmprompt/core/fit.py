@@ -126,9 +126,9 @@ class Result(Generic[P]):
     folder: Path | None
     notices: tuple[str, ...] = ()
 
-    def evaluate(self, items: Sequence[Any]) -> Any:
-        """Score the predictor on labelled items, such as `data.test`."""
-        return self.task.evaluate(self.predictor, items)
+    def evaluate(self, items: Sequence[Any] | None = None) -> Any:
+        """Score the predictor on labelled items, by default the test part of what it was trained on."""
+        return self.task.evaluate(self.predictor, self.task.test if items is None else items)
 
     def __repr__(self) -> str:
         last = self.history[-1] if self.history else {}

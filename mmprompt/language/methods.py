@@ -154,7 +154,7 @@ class WordSearch:
     n_rows: Count = 128
     """Most training rows that prompts are scored on, as many of each class."""
     ascii_only: bool = True
-    """Leave out tokens beyond ASCII. Special tokens and what cannot be printed are always left out."""
+    """Take tokens of plain ASCII alone, or those of all letters; special ones and what cannot be printed never."""
     fluency: Annotated[float, Ge(0)] = 0.0
     """Weight of the prompt's own improbability to the model, in nats a token, beside the loss; 0 for none."""
 

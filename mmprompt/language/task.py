@@ -251,6 +251,11 @@ class LanguageTask:
             )
         return alarms
 
+    @property
+    def test(self) -> Sequence[TextRow]:
+        """What `Result.evaluate` measures on."""
+        return self.data.test
+
     def evaluate(self, predictor: LanguagePredictor, items: Sequence[TextRow]) -> Any:
         """Measure the answers to rows; see `language.measure.evaluate`."""
         from mmprompt.language.measure import evaluate

@@ -35,7 +35,7 @@ class Images:
     protocol: Annotated[str, tyro.conf.arg(metavar="NAME")] = "coop"
     """Whose rule draws the shots: coop, clip-lora, tip-adapter, or jsonl for published lists."""
     strict: bool = False
-    """Stop at the start if an image is broken, naming the first and how many there are (the default)."""
+    """Stop at the start if an image is broken, as is the rule; it undoes --skip-broken of a run or a file."""
     skip_broken: bool = False
     """Leave broken images out, and say which."""
 

@@ -45,6 +45,8 @@ RUN_KEYS = "format kind backbone data class_names method recipe seed device dtyp
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 SETTING = re.compile(r"`([a-z]\w*)(?:=([^`]*))?`")
 QUOTES = "\"'"
+OTHER_NAMES = {"model": "backbone", "dataset": "data", "datasets": "data", "learning_rate": "lr", "mode": "method"}
+"""What options are called elsewhere, and here."""
 RUN = "run.json"
 _of_verb: set[str] = set()
 _collected: list[Any] | None = None
@@ -144,6 +146,13 @@ def refusal_in(box: str, prog: str) -> UserError | None:
         said = re.sub(pattern, wording, said)
     near = re.match(r"Perhaps you meant:\s*(--[\w-]+)", " ".join(rest))
     hint = f" Did you mean {near[1]}?" if near else ""
+    word = re.match(r"there is no option ([^\s,]+)", said)
+    if word:
+        other = OTHER_NAMES.get(word[1].lstrip("-").replace("-", "_"), "")
+        hint = f" Did you mean --{other}?" if other in _of_verb else hint
+        if not word[1].startswith("-"):
+            said = f"there is no place for {word[1]}"
+            hint = f" Did you mean --data {word[1]}?" if "data" in _of_verb else ""
     return UserError(f"{said.rstrip('.')}.{hint} See `{prog} --help`.")
 
 

@@ -113,7 +113,7 @@ REFUSED = {
     "protocol base-to-new --data openart-large --shots 1,2": "one number of shots",
     "protocol cross-dataset --data openart-large": "at least one target",
     "protocol base": "Did you mean",
-    "tune --lr 0.1": "fixed and searched",
+    "tune --search lr --lr 0.1": "fixed and searched",
     "tune --search lr=1": "low:high",
     "tune --trials 0": "--trials 1",
     "tune --method copo": "coop",

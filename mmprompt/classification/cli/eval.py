@@ -28,6 +28,8 @@ class Settings:
     """The run folder."""
     split: SplitName = "test"
     """Which part of the data set."""
+    backbone: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """The frozen model, if it is not where the run says; it must be the very same."""
     device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
     json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
@@ -52,7 +54,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
     from mmprompt.models.image_features import ImageFeatures
     from mmprompt.progress import ProgressDisplay
 
-    classifier = load(settings.run, load_backbone(header["backbone"]["name"], settings.device))
+    classifier = load(settings.run, load_backbone(settings.backbone or header["backbone"]["name"], settings.device))
     features = ImageFeatures(classifier.backbone)
     with ProgressDisplay() as progress:
         known = features.stored([item.path for item in items])

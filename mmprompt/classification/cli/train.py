@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = "Learn a prompt from a few images of each class. Without options: 4 context vectors on openart-large."
 DATA = "openart-large"
+EXAMPLE = Path("examples/scene.png")
+"""A test image of it, in a clone of the repository."""
 WORDS = "nearest_words.json"
 
 
@@ -203,7 +205,7 @@ def conclude(output: Output, metrics: dict[str, Any], data: Dataset, folder: Pat
     output.say(f"report      {report}" if report else f"report      {missing_extra()}")
     output.say()
     output.say("Try next:")
-    image = shlex.quote(str(data.test[0].path))
+    image = shlex.quote(str(EXAMPLE if EXAMPLE.is_file() and data.name == DATA else data.test[0].path))
     for command in (f"predict {folder} {image}", f"eval {folder}", f"inspect {folder}"):
         output.say(f"  mmprompt {command}", "bold")
     shown = {key: metrics[key] for key in ("zero_shot_name", "zero_shot_template", "learned") if key in metrics}

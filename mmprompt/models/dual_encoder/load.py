@@ -20,6 +20,7 @@ import contextlib
 import difflib
 import logging
 import os
+import re
 import textwrap
 import warnings
 from collections.abc import Iterator
@@ -162,6 +163,8 @@ def find_source(name: str) -> Source:
         return Source("transformers", model)
     if folder.is_file():
         raise bad_file(name, "is a file without an architecture", f"Use open_clip:ARCHITECTURE//{name}.")
+    if re.fullmatch(r"[\w-]+/[\w.]+-[\w.-]+", name):  # OWNER/NAME, as on the hub
+        raise UserError(f"there is no backbone or folder {name!r}. Did you mean 'hf:{name}'? {FORMS}")
     raise UserError(f"there is no backbone or folder {name!r}. {nearest(name, list_backbones())} {FORMS}")
 
 
