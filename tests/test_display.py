@@ -93,7 +93,7 @@ def test_a_prediction_shows_the_most_probable_classes(result: mp.Result, picture
 
 
 def test_texts_are_short(result: mp.Result, data: Dataset) -> None:
-    shown = [data, result, result.predictor, result.evaluate(data.test)]
+    shown = [data, result, result.predictor, result.evaluate()]
     shown += [mp.load_texts("somebody"), mp.load_captions("openart-scenes")]
     assert [repr(one) for one in shown if len(repr(one)) > 200 or "object at 0x" in repr(one)] == []
 
@@ -117,3 +117,8 @@ def test_a_curve_keeps_within_its_frame() -> None:
     html = display.curve("loss", [2.0, 2.0, 2.0])
     assert "nan" not in html
     assert display.curve("loss", [1.0]) == ""
+
+
+def test_a_result_is_measured_on_the_test_part_of_its_data(result: mp.Result, picture_folder: Path) -> None:
+    data = mp.ImageFolder(picture_folder, shots=2, seed=1)
+    assert result.evaluate() == result.evaluate(data.test)

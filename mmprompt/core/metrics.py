@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 N_RESAMPLES = 2000
 TOP = 5
 N_CONFUSED = 3
+Z_95 = 1.959964
 
 
 @dataclass(frozen=True)
@@ -170,10 +171,15 @@ def _top5(probabilities: np.ndarray, labels: np.ndarray) -> float:
 def bootstrap_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
     """95 % percentile bootstrap interval of a mean over images (Efron 1979).
 
+    Where all images are right, or all wrong, resampling finds nothing else, and the interval is Wilson's (1927).
+
     Args:
         values: [N] numbers or booleans, N at least 1.
         seed: of the resampling.
     """
+    if values.dtype == bool and values.all() == values.any():
+        reach = Z_95**2 / (len(values) + Z_95**2)
+        return (1 - reach, 1.0) if values.all() else (0.0, reach)
     return paired_bootstrap(values[None], np.zeros_like(values, dtype=float)[None], seed)
 
 

@@ -50,6 +50,7 @@ def write_comparison(comparison: Comparison, folder: Path, protocol: str, comman
     right, wrong, n_missing = choose_examples(answers, names)
     last = comparison.grid.shots[-1]
     means = [(comparison.average(label, comparison.tests, last), label) for label in comparison.labels]
+    ranking = sorted(((mean, label) for mean, label in means if mean is not None), key=lambda pair: -pair[0])
     return write_page(
         folder,
         "comparison",
@@ -59,7 +60,8 @@ def write_comparison(comparison: Comparison, folder: Path, protocol: str, comman
         shown=shown,
         protocol=protocol,
         command=command,
-        ranking=sorted(((mean, label) for mean, label in means if mean is not None), key=lambda pair: -pair[0]),
+        ranking=ranking,
+        lead=comparison.lead(ranking[0][1], ranking[1][1], last) if len(ranking) > 1 else None,
         table=table,
         costs=costs,
         curve_names=curve_names,

@@ -190,6 +190,18 @@ class Comparison:
         """Return the average of one method over tests, each a source and a target."""
         return average([self.find(label, source, target, shots) for source, target in tests])
 
+    def lead(self, label: str, other: str, shots: int | None) -> tuple[float, float] | None:
+        """95 % interval of what one method gains over another on the only test; None where there are several."""
+        if len(self.tests) > 1:
+            return None
+        lines = [self.find(name, *self.tests[0], shots) for name in (label, other)]
+        correct = [line.correct for line in lines if line is not None]
+        n_seeds = max(map(len, correct))
+        if len(correct) < 2 or any(len(one) not in (1, n_seeds) for one in correct):
+            return None
+        first, second = (np.broadcast_to(one, (n_seeds, one.shape[1])) for one in correct)
+        return paired_bootstrap(first, second)
+
     def zero_shot_beside(self, line: Line) -> Line | None:
         """Return zero-shot of the same backbone on the same images; None for itself or where it is missing."""
         place = (line.source, line.target, line.contender.backbone)

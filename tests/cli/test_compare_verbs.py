@@ -190,3 +190,8 @@ def test_of_all_methods_those_that_a_backbone_cannot_carry_are_left_out_and_said
     assert {"coop", "gda"} <= set(kept)
     assert "vpt" not in kept
     assert "Left out: vpt on" in capsys.readouterr().out
+
+
+def test_a_setting_that_is_fixed_leaves_the_default_ranges_of_tune(capsys: Capture) -> None:
+    assert main(["tune", "--epochs", "3", "--data", "openart-large-novel"]) == 2
+    assert "no training images" in capsys.readouterr().err

@@ -301,3 +301,31 @@ def test_a_run_is_gone_on_with_in_the_folder_of_its_run_json(run_folder: Path, c
 
     words = ["--config", str(run_folder / "run.json"), "--resume"]
     assert read_call(words, "mmprompt train").run.out == run_folder
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("train my/pictures", "Did you mean --data my/pictures?"),
+        ("train --model tiny", "Did you mean --backbone?"),
+        ("compare --learning-rate 3", "Did you mean --lr?"),
+        ("llm generate hello", "there is no place for hello"),
+        ("predict a.png runs", "the folder of a run comes first"),
+    ],
+)
+def test_what_options_are_called_elsewhere_is_understood(line: str, said: str, capsys: Capture) -> None:
+    assert main(line.split()) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_method_that_does_not_fit_is_refused_before_anything_is_promised(
+    train_words: Words, tiny_resnet_folder: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    words = train_words(tmp_path / "run", "--method", "vpt", "--backbone", str(tiny_resnet_folder))
+    words = [word for word in words if word != "--n-ctx"]
+    words.remove("2")  # of --n-ctx
+    assert main(words) == 2
+    shown = capsys.readouterr()
+    assert "no image tokens" in shown.err
+    assert shown.out == ""
+    assert not (tmp_path / "run").exists()

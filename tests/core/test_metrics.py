@@ -78,3 +78,8 @@ def test_macro_f1_is_the_mean_of_the_f1_of_classes_with_pictures():
 def test_calibration_error_is_the_gap_between_probability_and_accuracy():
     score = evaluate_probabilities(probabilities(0, 1, 2, 0, 0), [0, 1, 2, 0, 1], NAMES)
     assert score.calibration_error == pytest.approx(0.0, abs=1e-12)  # four of five right at 80 %
+
+
+def test_six_right_of_six_are_no_certainty() -> None:
+    assert bootstrap_interval(np.ones(6, dtype=bool)) == (pytest.approx(0.6097, abs=1e-4), 1.0)  # Wilson 1927
+    assert bootstrap_interval(np.zeros(6, dtype=bool)) == (0.0, pytest.approx(0.3903, abs=1e-4))
