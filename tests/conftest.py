@@ -18,7 +18,8 @@ from mmprompt.models.dual_encoder.load import load_backbone
 from tests import small_models
 
 pytest_plugins = [
-    f"tests.fixtures.{name}" for name in ("coloured_pictures", "plain_pictures", "cli_run", "written_run")
+    f"tests.fixtures.{name}"
+    for name in ("coloured_pictures", "plain_pictures", "cli_run", "written_run", "served_prompts")
 ]
 
 # a busy machine is no failure; and the same examples in every run, as all randomness here

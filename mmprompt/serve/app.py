@@ -60,7 +60,7 @@ def make_app(
         docs_url=None,  # their pages are fetched from elsewhere
         redoc_url=None,
     )
-    app.add_middleware(Gate, limits=service.limits, api_key=api_key, measure=service.metrics.measure)
+    app.add_middleware(Gate, limits=service.limits, api_key=api_key, metrics=service.metrics)
     _refuse_in_one_line(app)
     _add_routes(app, service, is_keyed=api_key is not None)
     return app
@@ -110,8 +110,10 @@ def _refuse_in_one_line(app: FastAPI) -> None:
         return JSONResponse({"detail": visible(" ".join(detail.split()))}, status, headers)
 
     @app.exception_handler(RequestValidationError)
-    async def bad_body(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def bad_body(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
+        if "json" not in request.headers.get("content-type", ""):
+            return say(422, "the body is not said to be JSON. Send the header Content-Type: application/json.")
         if first["type"] == "json_invalid":
             return say(400, "the body is no JSON. Send an object as /openapi.json describes it.")
         place = ".".join(str(part)[:60] for part in first["loc"][1:]) or "the body"

@@ -88,16 +88,17 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _serve(settings: ServeSettings, api_key: str | None, listening: socket.socket) -> None:
+    output = Output(as_json=False)
+    output.say(f"loading   {settings.folder}")
     from mmprompt.serve.app import make_app
     from mmprompt.serve.limits import Limits
     from mmprompt.serve.prompts import PromptFolder
     from mmprompt.serve.server import make_server
 
     limits = Limits(settings.max_body_mb, settings.max_megapixels, settings.max_batch, settings.timeout_s)
-    output = Output(as_json=False)
-    logging.getLogger("mmprompt.serve").setLevel(logging.INFO)
     prompts = PromptFolder(settings.folder, settings.device)
     prompts.refresh()
+    logging.getLogger("mmprompt.serve").setLevel(logging.INFO)  # from now on, what changes is said
     kinds = Counter(served.kind for served in prompts.prompts.values())
     listed = ", ".join(f"{n} of {kind} on {prompts.models[kind].name}" for kind, n in sorted(kinds.items()))
     host, port = listening.getsockname()[:2]

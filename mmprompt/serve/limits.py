@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import hmac
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -17,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mmprompt.serve.metrics import Metrics
 from mmprompt.settings import Count, check_settings
 
 OPEN = "/health"
@@ -60,13 +60,11 @@ class Gate:
         app: what is behind it.
         limits: what a request may take.
         api_key: what `Authorization: Bearer` must say; None for nothing.
-        measure: told method, path, status and seconds of each request.
+        metrics: told of each request.
     """
 
-    def __init__(
-        self, app: ASGIApp, limits: Limits, api_key: str | None, measure: Callable[[str, str, int, float], None]
-    ) -> None:
-        self.app, self.limits, self.measure = app, limits, measure
+    def __init__(self, app: ASGIApp, limits: Limits, api_key: str | None, metrics: Metrics) -> None:
+        self.app, self.limits, self.metrics = app, limits, metrics
         self.expected = None if api_key is None else f"Bearer {api_key}".encode()
         self.n_held = 0
 
@@ -83,8 +81,9 @@ class Gate:
             await send(message)
 
         try:
-            async with asyncio.timeout(self.limits.timeout_s):
-                await self._pass_on(scope, receive, watched)
+            with self.metrics.under_way.track_inprogress():
+                async with asyncio.timeout(self.limits.timeout_s):
+                    await self._pass_on(scope, receive, watched)
         except GoneError:
             pass
         except (HTTPException, TimeoutError) as error:
@@ -94,7 +93,7 @@ class Gate:
                 headers = {"connection": "close", **(refusal.headers or {})}
                 await JSONResponse({"detail": refusal.detail}, refusal.status_code, headers)(scope, receive, watched)
         finally:
-            self.measure(scope["method"], scope["path"], status, time.perf_counter() - started)
+            self.metrics.measure(scope["method"], scope["path"], status, time.perf_counter() - started)
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])

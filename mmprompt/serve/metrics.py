@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.core import GaugeMetricFamily
 
 from mmprompt.serve.prompts import PromptFolder
@@ -23,6 +23,7 @@ class Metrics:
         labels = ("method", "path")
         self.requests = Counter("mmprompt_requests", "Requests.", (*labels, "status"), registry=registry)
         self.seconds = Histogram("mmprompt_request_seconds", "From the first byte on.", labels, registry=registry)
+        self.under_way = Gauge("mmprompt_requests_under_way", "Requests not answered yet.", registry=registry)
         sizes = tuple(2**power for power in range(11))
         self.batches = Histogram("mmprompt_batch_size", "Questions.", buckets=sizes, registry=registry)
 
