@@ -19,7 +19,8 @@ from mmprompt.models.dual_encoder.load import load_backbone
 from tests import small_models
 
 pytest_plugins = [
-    f"tests.fixtures.{name}" for name in ("coloured_pictures", "plain_pictures", "cli_run", "written_run")
+    f"tests.fixtures.{name}"
+    for name in ("coloured_pictures", "plain_pictures", "cli_run", "written_run", "served_prompts")
 ]
 
 progress.PATIENCE_S = float("inf")  # how busy the machine is must not be in what a command says

@@ -30,7 +30,7 @@ from mmprompt.core.learned import Learned, Prompt
 from mmprompt.data.images import ImageLike, as_list, is_one, read_image
 from mmprompt.errors import UserError, bad_value
 from mmprompt.models.image_features import ImageFeatures, Progress
-from mmprompt.models.sites import Insert, Site
+from mmprompt.models.sites import Insert, Site, Vectors, vectors_of
 from mmprompt.settings import check_settings, checked, holds
 
 BATCH = 32
@@ -243,13 +243,14 @@ class Captioner:
     ) -> list[Caption]:
         """Write one caption an image, from the features [N, T, D'] of `backbone.encode_image`.
 
-        The random numbers of samples depend on the `numbers` of the images, their places by default.
+        Plain prompts of equally many vectors are searched in one batch. The random numbers of samples depend on the
+        `numbers` of the images, their places by default.
         """
         warn_of_strangers(self.backbone, features)
         each = self._each(guidance, len(features))
-        rows_of: dict[int, list[int]] = {}
+        rows_of: dict[object, list[int]] = {}
         for row, one in enumerate(each):
-            rows_of.setdefault(id(one), []).append(row)
+            rows_of.setdefault(_shapes_of(one) or id(one), []).append(row)
         captions: dict[int, Caption] = {}
         for rows in rows_of.values():
             kv_cache = self.backbone.open(features[torch.tensor(rows, device=features.device)])
@@ -257,7 +258,8 @@ class Captioner:
             costs, how = each[rows[0]].costs(), decoding or self.decoding
             if costs and how.temperature is None:
                 how = replace(how, n_beams=max(how.n_beams, AVOIDING_BEAMS))
-            turns = [search(self.backbone, kv_cache, some, how, named, costs) for some in each[rows[0]].turns()]
+            branches = _turns_of([each[row] for row in rows])
+            turns = [search(self.backbone, kv_cache, some, how, named, costs) for some in branches]
             captions.update(zip(rows, map(self._caption, *turns), strict=True))
         return [captions[row] for row in range(len(each))]
 
@@ -281,6 +283,26 @@ class Captioner:
             sum(len(part.token_ids) for part in parts),
             any(part.is_cut for part in parts),
         )
+
+
+def _shapes_of(guidance: Guidance) -> tuple[tuple[Site, torch.Size], ...]:
+    """Return the shapes by site of one plain prompt of shared vectors, () for anything else."""
+    if len(guidance.prompts) != 1 or guidance.strength != 1 or guidance.costs():
+        return ()
+    inserts = guidance.prompts[0][0].inserts()
+    vectors = vectors_of(inserts)
+    is_plain = len(vectors) == len(inserts) and all(one.scope == "shared" for one in vectors.values())
+    return tuple((site, one.values.shape) for site, one in vectors.items()) if is_plain else ()
+
+
+def _turns_of(guidances: Sequence[Guidance]) -> list[list[Branch]]:
+    """Return the branches of one guidance, or of several plain prompts of the same shapes."""
+    first, *others = guidances
+    if all(other is first for other in others):
+        return first.turns()
+    each = [vectors_of(one.prompts[0][0].inserts()) for one in guidances]
+    stacked = {site: Vectors(torch.stack([some[site].values for some in each]), "sample") for site in each[0]}
+    return [[Branch(1.0, stacked)]]
 
 
 def warn_of_strangers(captioner: FrozenCaptioner, features: Tensor) -> None:

@@ -8,6 +8,7 @@ who only lists files needs neither.
 from __future__ import annotations
 
 import contextlib
+import io
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,24 +21,25 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-ImageLike: TypeAlias = "str | Path | Image.Image | np.ndarray | Tensor"
+ImageLike: TypeAlias = "str | Path | bytes | Image.Image | np.ndarray | Tensor"
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 MAX_PIXELS = 100_000_000
 
 _ADVICE = f"Give a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file, or remove it."
-_TOO_LARGE = f"has more than {MAX_PIXELS // 10**6} megapixels"
 _SIXTEEN_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
-def read_image(source: ImageLike) -> Image.Image:
+def read_image(source: ImageLike, max_pixels: int = MAX_PIXELS, name: str = "the image") -> Image.Image:
     """Turn anything that holds one image into an upright RGB image.
 
     Args:
-        source: a path (JPEG, PNG, WebP, BMP, GIF or TIFF, at most 100 megapixels; the first frame of an
+        source: the path or the bytes of a file (JPEG, PNG, WebP, BMP, GIF or TIFF; the first frame of an
             animation), a PIL image, an array [H, W] or [H, W, 1|3|4], or a tensor [H, W] or [1|3|4, H, W].
             Arrays and tensors are uint8 in 0..255 or floating point in 0..1. A fourth channel is opacity.
+        max_pixels: of a file or a PIL image; known before they are decoded.
+        name: what the messages call an image without a path.
     Returns:
         An RGB image: rotation flags applied, grey and palette expanded, 16 bits reduced to 8, transparency laid on
         white.
@@ -47,10 +49,14 @@ def read_image(source: ImageLike) -> Image.Image:
     import numpy as np
     from PIL import Image
 
-    if isinstance(source, str | Path | Image.Image):
+    if isinstance(source, str | Path | bytes | Image.Image):
         with warnings.catch_warnings():  # PIL warns of what is handled here: its own size limit, damaged metadata
             warnings.simplefilter("ignore")
-            return _to_rgb(source, "the image") if isinstance(source, Image.Image) else _read_file(Path(source))
+            if isinstance(source, Image.Image):
+                return _to_rgb(source, name, max_pixels)
+            if isinstance(source, bytes):
+                return _read_opened(io.BytesIO(source), name, max_pixels)
+            return _read_file(Path(source), max_pixels)
     if isinstance(source, np.ndarray):
         return _from_array(source, "array", "[H, W] or [H, W, 1|3|4]")
     import torch
@@ -58,14 +64,12 @@ def read_image(source: ImageLike) -> Image.Image:
     if isinstance(source, torch.Tensor):
         return _from_tensor(source)
     raise UserError(
-        f"an image is a {type(source).__name__}, but a path, a PIL image, an array or a tensor was expected. "
+        f"an image is a {type(source).__name__}, but a path, bytes, a PIL image, an array or a tensor was expected. "
         "Open it with PIL first."
     )
 
 
-def _read_file(path: Path) -> Image.Image:
-    from PIL import Image
-
+def _read_file(path: Path, max_pixels: int) -> Image.Image:
     try:
         if path.is_dir():
             raise bad_file(path, "is a folder, but an image was expected", "Give the path of an image.")
@@ -75,30 +79,40 @@ def _read_file(path: Path) -> Image.Image:
             raise bad_file(path, "is empty (0 bytes)", "Copy the image again or remove it.")
     except OSError as error:
         raise bad_file(path, f"cannot be read ({error.strerror})", "Check the path of the image.") from None
+    return _read_opened(path, str(path), max_pixels)
+
+
+def _read_opened(file: Path | io.BytesIO, place: str, max_pixels: int) -> Image.Image:
+    from PIL import Image
+
     try:
-        opened = Image.open(path, formats=FORMATS)
+        opened = Image.open(file, formats=FORMATS)
     except Image.DecompressionBombError:
-        raise bad_file(path, _TOO_LARGE, "Scale it down.") from None
+        raise _too_large(place, max_pixels) from None
     except Image.UnidentifiedImageError:
-        raise bad_file(path, "is not an image that can be read", _ADVICE) from None
+        raise bad_file(place, "is not an image that can be read", _ADVICE) from None
     except Exception as error:  # PIL's format readers raise nearly anything on damaged headers
-        raise bad_file(path, f"is a damaged image ({_first_line(error)})", _ADVICE) from None
+        raise bad_file(place, f"is a damaged image ({_first_line(error)})", _ADVICE) from None
     with opened:
-        return _to_rgb(opened, str(path))
+        return _to_rgb(opened, place, max_pixels)
+
+
+def _too_large(place: str, max_pixels: int) -> UserError:
+    return bad_file(place, f"has more than {max_pixels / 10**6:g} megapixels", "Scale it down.")
 
 
 def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def _to_rgb(image: Image.Image, place: str) -> Image.Image:
+def _to_rgb(image: Image.Image, place: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     import numpy as np
     from PIL import Image, ImageOps
 
     if image.width == 0 or image.height == 0:
         raise bad_file(place, f"is {image.width} by {image.height} pixels", "Give an image with at least one pixel.")
-    if image.width * image.height > MAX_PIXELS:
-        raise bad_file(place, _TOO_LARGE, "Scale it down.")
+    if image.width * image.height > max_pixels:
+        raise _too_large(place, max_pixels)
     try:
         image.load()
     except Exception as error:  # as for headers, now for pixel data
@@ -157,7 +171,7 @@ def is_one(images: ImageLike | Iterable[ImageLike]) -> bool:
     """Return whether this is one image; a 4-d tensor or array is many."""
     from PIL import Image
 
-    if isinstance(images, str | Path | Image.Image):
+    if isinstance(images, str | Path | bytes | Image.Image):
         return True
     return hasattr(images, "ndim") and bool(images.ndim < 4)  # an array or a tensor
 

@@ -155,7 +155,7 @@ class LanguagePredictor:
         """
         if isinstance(items, TextRow | Mapping | str):
             return self.predict([items], threshold)[0]
-        rows = [self._row(item) for item in items]
+        rows = [self.row_of(item) for item in items]
         if self.label_words is not None:
             found = self.classify(rows)
             return [one if one.probability >= threshold else replace(one, label=None) for one in found]
@@ -163,7 +163,8 @@ class LanguagePredictor:
             raise bad_value("threshold", threshold, "this prompt writes texts and has no labels", "Leave it out.")
         return generate_texts(self, rows)
 
-    def _row(self, item: Any) -> TextRow:
+    def row_of(self, item: TextRow | Mapping[str, str] | str) -> TextRow:
+        """Return the row that a text or a mapping of fields is."""
         if isinstance(item, TextRow):
             return item
         if isinstance(item, Mapping):
@@ -242,6 +243,49 @@ def parts_by_task(prompted: LanguagePredictor, rows: Sequence[TextRow]) -> list[
         parts += [(start, min(end, start + BATCH), inserts) for start in range(place, end, BATCH)]
         place = end
     return parts
+
+
+@torch.no_grad()
+def classify_texts(prompted: Sequence[LanguagePredictor], rows: Sequence[TextRow]) -> list[LabelPrediction]:
+    """Return the label of each row by a prompt of its own; prompts of equally many vectors are read in one batch.
+
+    Args:
+        prompted: one for each row, all with the same frozen model and with labels.
+        rows: N rows; their own labels are not looked at.
+    Raises:
+        UserError: a prompt generates texts, or a row does not fit.
+    """
+    groups: dict[object, list[int]] = {}
+    for place, one in enumerate(prompted):
+        is_alone = one.changes_weights or one.tasks
+        shapes = ((site, vectors.values.shape) for site, vectors in one.vectors().items()) if not is_alone else ()
+        groups.setdefault(id(one) if is_alone else tuple(shapes), []).append(place)
+    found: dict[int, LabelPrediction] = {}
+    for places in groups.values():
+        for start in range(0, len(places), BATCH):
+            some = places[start : start + BATCH]
+            predictions = _classify_alike([prompted[place] for place in some], [rows[place] for place in some])
+            found |= zip(some, predictions, strict=True)
+    return [found[place] for place in range(len(rows))]
+
+
+def _classify_alike(each: Sequence[LanguagePredictor], rows: Sequence[TextRow]) -> list[LabelPrediction]:
+    first, *others = each
+    if all(other is first for other in others):
+        return first.classify(rows)
+    questions = [one.question(row.fields, one.answers) for one, row in zip(each, rows, strict=True)]
+    vectors = {
+        site: Vectors(torch.stack([one.vectors()[site].values for one in each]), "sample") for site in first.vectors()
+    }
+    each_words = [one.words for one in each if one.words is not None]
+    words = torch.cat(each_words).unique() if len(each_words) == len(each) else None
+    predicted = first.model.predict(vectors, questions, words)
+    log_probs = predicted.answer_log_probs().split([len(one.answers) for one in each])
+    found = []
+    for one, scores in zip(each, log_probs, strict=True):
+        of_labels = one.verbalizer.label_scores(scores, [len(answer) for answer in one.answers])
+        found += label_predictions(one.verbalizer.labels, of_labels)
+    return found
 
 
 @dataclass(frozen=True)
