@@ -57,7 +57,7 @@ class Setting:
     epochs: int | None = 40
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Trained:
     """A classifier with what is known of it.
 
@@ -123,6 +123,7 @@ class ImageWork:
         self.tried: Path | None = None
         self.setting = Setting()
         self._features: ImageFeatures | None = None
+        self._before: Evaluation | None = None
         self._take_up()
 
     def train(self, setting: Setting) -> Callable[[Job], None]:
@@ -152,7 +153,8 @@ class ImageWork:
             metrics = measure(result.predictor, data, folder, features)
             write_json(folder / SETTINGS, {**vars(setting), "table": table.name})
             trained = Trained(folder, result.predictor, data, metrics, tuple(result.history))
-            self.trained, self.edited, self.setting, self._features = trained, None, setting, features
+            self.trained, self.edited, self._before = trained, None, None
+            self.setting, self._features = setting, features
 
         return work
 
@@ -163,7 +165,8 @@ class ImageWork:
             UserError: it is edited, damaged, of another kind, or of a model that is not offered.
         """
         header = read_header(folder, "classification")
-        self.trained, self.edited = Trained(folder, load(folder, self.models.of_prompt(header))), None
+        self.trained = Trained(folder, load(folder, self.models.of_prompt(header)))
+        self.edited = self._before = None
 
     def classifier(self) -> Classifier:
         """Return the classifier with the words as they were last edited.
@@ -185,6 +188,13 @@ class ImageWork:
         template = self.trained.data.template if self.trained and self.trained.data else "a photo of a {}."
         plain: Any = zero_shot(classifier.backbone, classifier.class_names, template).predict(image)
         return learned, plain
+
+    def has_words(self, template: str, class_names: list[str]) -> bool:
+        """Return whether the classifier has these words already, or there is none."""
+        if self.trained is None:
+            return True
+        classifier = self.classifier()
+        return (template, tuple(class_names)) == (classifier.prompt.template.text, classifier.class_names)
 
     def reword(self, template: str, class_names: list[str]) -> Reworded:
         """Put the learned vectors among other words, and say what that changes on the test images.
@@ -216,7 +226,9 @@ class ImageWork:
         data, learned = self.trained.data, self.trained.classifier
         if data is None:
             return Reworded(edited)
-        before, after = (evaluate(one, data.test, self._features) for one in (learned, edited))
+        if self._before is None:
+            self._before = evaluate(learned, data.test, self._features)
+        before, after = self._before, evaluate(edited, data.test, self._features)
         gain = paired_bootstrap(after.correct[None], before.correct[None])
         alone = None
         if learned.backbone.has_text and learned.prompt.template.n_ctx:  # type: ignore[attr-defined]

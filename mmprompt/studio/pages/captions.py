@@ -43,9 +43,8 @@ class CaptionPage:
         controls = [self.image, self.focuses, self.strength, self.avoid, self.cost]
         write = answered(studio, self.problem, self.write)
         outputs = [self.problem, self.captions, self.download]
-        listens = [self.image.change, self.focuses.change, self.avoid.change, self.strength.release, self.cost.release]
-        for listen in [*listens, self.strength.input, self.cost.input]:
-            listen(write, [browser, *controls], outputs, **(BUSY | {"trigger_mode": "always_last"}))
+        for control in controls:
+            control.change(write, [browser, *controls], outputs, **(BUSY | {"trigger_mode": "always_last"}))
         self.watch.connect(self.submit, [self.learn], self.show_learned, [self.focuses, self.avoid])
 
     @property

@@ -67,7 +67,7 @@ class ImagePage:
             self.chosen = gr.Dropdown(titles, value=SETS[0], label="Set", elem_id="set")
             self.preview = gr.HTML()
         with gr.Column(visible=False) as self.of_own:
-            self.class_name = gr.Textbox(label="Class name", placeholder="red mug", elem_id="class-name")
+            self.class_name = gr.Textbox(value="", label="Class name", placeholder="red mug", elem_id="class-name")
             self.drop = gr.File(
                 label="Images of this class", file_count="multiple", file_types=["image"], elem_id="drop", height=140
             )
@@ -84,8 +84,8 @@ class ImagePage:
         )
         with gr.Row():
             with gr.Column():
-                self.template = gr.Textbox(label="Words around the class name", elem_id="template", lines=1)
-                self.names = gr.Textbox(label="Class names, one a line", elem_id="names", lines=6, max_lines=12)
+                self.template = gr.Textbox(value="", label="Words around the class name", elem_id="template", lines=1)
+                self.names = gr.Textbox(value="", label="Class names, one a line", elem_id="names", lines=6, max_lines=12)
                 with gr.Row(elem_classes="actions"):
                     self.reset = gr.Button("As learned", variant="secondary")
                     self.keep = gr.Button("Keep these words for the download", variant="secondary", elem_id="keep")
@@ -120,7 +120,7 @@ class ImagePage:
         on(self.remove.click, self.added, self.drop_class, [self.which], own)
         words = [self.template, self.names]
         for box in words:
-            on(box.input, self.reworded, self.reword, words, [self.named], trigger_mode="always_last")
+            on(box.change, self.reworded, self.reword, words, [self.named], trigger_mode="always_last")
         on(self.reset.click, self.reworded, self.as_learned, [], [*words, self.named])
         on(self.keep.click, self.reworded, self.keep_words, words, [self.download])
         on(self.image.change, self.named, self.try_image, [self.image], [], **BUSY)
@@ -199,8 +199,11 @@ class ImagePage:
 
     def reword(self, session: Session, template: str, names: str) -> Updates:
         """Show what edited words change, on the test images and on the one that was tried last."""
-        found = session.images.reword(template, names.splitlines())
-        return {self.reworded: fragments.reworded(found), **self._name_again(session.images)}
+        work = session.images
+        if not template or not names or work.has_words(template, names.splitlines()):
+            return {self.reworded: gr.skip()}
+        found = work.reword(template, names.splitlines())
+        return {self.reworded: fragments.reworded(found), **self._name_again(work)}
 
     def as_learned(self, session: Session) -> Updates:
         """Go back to the words of the training."""
@@ -234,4 +237,5 @@ def preview(name: str) -> str:
     """Return some training images of a bundled set, each of another class."""
     data = bundled(Setting(name, shots=1))
     some = data.train[:: max(1, len(data.train) // N_PREVIEW)][:N_PREVIEW]
-    return fragments.cards((item.path, data.class_names[item.label], data.class_names[item.label]) for item in some)
+    names = [data.class_names[item.label] for item in some]
+    return fragments.cards((one.path, f"a training image of {name}", name) for one, name in zip(some, names, strict=True))

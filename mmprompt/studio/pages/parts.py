@@ -60,6 +60,7 @@ class Watch:
         self.status = gr.HTML(elem_id=f"{place}-status")
         self.curves = gr.HTML(elem_id=f"{place}-curves")
         self.timer = gr.Timer(TICK_S, active=False)
+        self._seen = gr.State(0)  # which training's end this page has shown, so that a late tick undoes no edit
 
     @property
     def outputs(self) -> list[Any]:
@@ -75,10 +76,12 @@ class Watch:
             submit(session, *given)
             return self.show(session)
 
-        def tick(session: Session) -> Updates:
+        def tick(session: Session, seen: int) -> Updates:
             job = session.job_of(self.place)
-            is_over = job is None or not job.is_alive
-            return self.show(session) | (done(session) if is_over else {})
+            shown = self.show(session)
+            if job is None or job.is_alive or id(job) == seen:
+                return shown
+            return {**shown, **done(session), self._seen: id(job)}
 
         def stop(session: Session) -> Updates:
             job = session.job_of(self.place)
@@ -86,10 +89,10 @@ class Watch:
                 job.stop()
             return self.show(session)
 
-        every, notice = [*self.outputs, *outputs], self.status
+        every, notice = [*self.outputs, *outputs, self._seen], self.status
         self.start.click(answered(self.studio, notice, start), [self.browser, *inputs], self.outputs, **QUIET)
         self.stop.click(answered(self.studio, notice, stop), [self.browser], self.outputs, **QUIET)
-        self.timer.tick(answered(self.studio, notice, tick), [self.browser], every, **QUIET)
+        self.timer.tick(answered(self.studio, notice, tick), [self.browser, self._seen], every, **QUIET)
 
     def show(self, session: Session) -> Updates:
         """Return how far the training of a session is."""
