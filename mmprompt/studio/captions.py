@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mmprompt.core.learned import Prompt
 
 FOCUSES = ("objects", "emotions", "actions")
-N_SOFT, EPOCHS = 8, 3
+N_SOFT, EPOCHS = 8, 5
 N_SCENES = 4
 CAPTIONER = "tiny"
 

@@ -39,7 +39,8 @@ class CaptionPage:
             )
         self.problem = gr.HTML()
         self.captions = gr.HTML(elem_id="captions")
-        self.download = gr.DownloadButton("Download the focus", visible=False)
+        with gr.Row(elem_classes="actions"):
+            self.download = gr.DownloadButton("Download the focus", visible=False)
         controls = [self.image, self.focuses, self.strength, self.avoid, self.cost]
         write = answered(studio, self.problem, self.write)
         outputs = [self.problem, self.captions, self.download]

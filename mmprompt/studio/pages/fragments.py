@@ -233,7 +233,7 @@ def scores(measure: LanguageMeasure) -> str:
 
 def side(found: Side) -> str:
     """Return what one prompt says, as far as it is written."""
-    label = f'<p class="answer">{escape(found.label)} <small>{percent(found.probability)}</small></p>'
+    label = f'<p class="answer">{escape(found.label)} <small>{percent(found.probability)}</small></p>It goes on writing:'
     return f'{label if found.label else ""}<p class="written">{escape(found.text.strip()) or "…"}</p>'
 
 

@@ -55,7 +55,8 @@ class ImagePage:
             self._lay_out_new_image()
             self._lay_out_words()
             gr.Markdown("## 6 · Take it with you")
-            self.download = gr.DownloadButton("Download the prompt", elem_id="download")
+            with gr.Row(elem_classes="actions"):
+                self.download = gr.DownloadButton("Download the prompt", elem_id="download")
         self._connect()
 
     def _lay_out_data(self) -> None:
@@ -79,8 +80,8 @@ class ImagePage:
 
     def _lay_out_words(self) -> None:
         gr.Markdown(
-            "## 5 · Edit the words, keep the soft part\n`{soft*4}` stands for four learned vectors, "
-            "`{name}` for the class name. Write around them, move them, split them."
+            "## 5 · Edit the words, keep the soft part\n`{soft*N}` stands for N learned vectors, `{name}` for the class name. "
+            "Write around them, move them, split them."
         )
         with gr.Row():
             with gr.Column():
@@ -88,7 +89,7 @@ class ImagePage:
                 self.names = gr.Textbox(value="", label="Class names, one a line", elem_id="names", lines=6, max_lines=12)
                 with gr.Row(elem_classes="actions"):
                     self.reset = gr.Button("As learned", variant="secondary")
-                    self.keep = gr.Button("Keep these words for the download", variant="secondary", elem_id="keep")
+                    self.keep = gr.Button("Keep for the download", variant="secondary", elem_id="keep")
             with gr.Column():
                 self.reworded = gr.HTML(HINT, elem_id="reworded")
 

@@ -11,7 +11,7 @@ from mmprompt.errors import UserError
 from mmprompt.studio.pages import fragments
 from mmprompt.studio.pages.captions import CaptionPage
 from mmprompt.studio.pages.images import ImagePage
-from mmprompt.studio.pages.parts import BUSY, QUIET, Part
+from mmprompt.studio.pages.parts import BUSY, QUIET, Part, refusal
 from mmprompt.studio.pages.texts import TextPage
 from mmprompt.studio.session import Studio
 
@@ -77,7 +77,7 @@ def _connect(
         try:
             place = session.open_prompt([Path(file) for file in files or []])
         except UserError as error:
-            return {said: fragments.refuse(str(error).replace(f"{session.folder}/", "")), given: None}
+            return {said: refusal(error), given: None}
         shown = {said: fragments.say("Loaded."), given: None, tabs: gr.update(selected=place)}
         return shown | parts[place].show(session)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
@@ -15,6 +16,7 @@ from mmprompt.studio.pages.curves import curves
 from mmprompt.studio.session import Session, Studio
 
 TICK_S = 0.5
+FOLDERS = re.compile(r"[^\s'\"]*/(?:uploads|sessions)/(?:[^\s/]+/)*")
 Updates = dict[Any, Any]
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": 8}
 BUSY: dict[str, Any] = {"show_progress": "minimal", "api_visibility": "private", "concurrency_limit": 8}
@@ -36,10 +38,14 @@ def answered(studio: Studio, notice: gr.HTML, handle: Callable[..., Updates]) ->
         try:
             return {notice: "", **handle(studio.session(name), *given)}
         except UserError as error:
-            session = studio.session(name)
-            return {notice: fragments.refuse(str(error).replace(f"{session.folder.resolve()}/", ""))}
+            return {notice: refusal(error)}
 
     return answer
+
+
+def refusal(error: UserError) -> str:
+    """Word a refusal without the folders of this computer, which mean nothing to who sits at the page."""
+    return fragments.refuse(FOLDERS.sub("", str(error)))
 
 
 class Watch:

@@ -9,7 +9,7 @@ import gradio as gr
 from mmprompt.errors import UserError
 from mmprompt.language.data import load_texts
 from mmprompt.studio.pages import fragments
-from mmprompt.studio.pages.parts import QUIET, Part, Updates, Watch
+from mmprompt.studio.pages.parts import QUIET, Part, Updates, Watch, refusal
 from mmprompt.studio.session import Session, Studio
 from mmprompt.studio.texts import ARROW, BUNDLED
 
@@ -94,4 +94,4 @@ class TextPage:
                 shown = {self.written: fragments.side(written), self.learned: fragments.side(learned)}
                 yield {self.problem: "", **shown}
         except UserError as error:
-            yield {self.problem: fragments.refuse(str(error))}
+            yield {self.problem: refusal(error)}
