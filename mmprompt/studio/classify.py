@@ -5,6 +5,7 @@ Everything is asked of the package's public calls; what is kept lies in the pers
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from mmprompt.models.image_features import ImageFeatures
 from mmprompt.studio.images import TABLE, OwnImages
 from mmprompt.studio.jobs import Job, Stopped
 from mmprompt.studio.models import Models
+from mmprompt.training.run_files import read_log
 
 OWN = "my own images"
 SETS = ("openart-left", "openart-large", "openart-right", "openart-small", "openart-action", "openart-emotion")
@@ -36,6 +38,9 @@ METHODS = ("coop", "cocoop", "kgcoop", "prograd", "vpt", "maple", "promptsrc", "
 MOST_TESTED = 300
 """Test images of a bundled set that are looked at, evenly taken, so that the first training takes seconds."""
 SETTINGS = "studio.json"
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,14 +52,14 @@ class Setting:
         backbone: the name of a frozen model.
         method: one of `METHODS`.
         shots: training images a class.
-        epochs: at most; None for what suits data and method.
+        epochs: at most.
     """
 
     data: str = SETS[0]
     backbone: str = "tiny"
     method: str = "coop"
     shots: int = 8
-    epochs: int | None = 40
+    epochs: int = 40
 
 
 @dataclass(frozen=True, repr=False)
@@ -144,9 +149,8 @@ class ImageWork:
             backbone = self.models.dual_encoder(setting.backbone)
             features = ImageFeatures(backbone, progress=job.count("looking at images"))
             features.of([item.path for item in (*data.train, *data.test)])
-            epochs = {} if setting.epochs is None else {"epochs": setting.epochs}
             task = ClassificationTask.of(data, features)
-            result = fit(setting.method, backbone, task, folder, callbacks=[job], progress=False, **epochs)
+            result = fit(setting.method, backbone, task, folder, callbacks=[job], progress=False, epochs=setting.epochs)
             if job.is_asked_to_stop and not job.history:
                 raise Stopped
             job.doing = "testing"
@@ -251,23 +255,31 @@ class ImageWork:
         return bundled(setting)
 
     def _take_up(self) -> None:
-        """Take up the last training that ended, as it lies in the folder."""
-        folders = sorted((self.folder / "runs").glob("*"), key=lambda folder: int(folder.name), reverse=True)
-        for folder in folders:
-            if (folder / SETTINGS).is_file() and (folder / HEADER).is_file():
-                kept = read_json(folder / SETTINGS)
-                table = self.folder / "tables" / kept.pop("table")
-                self.setting = Setting(**kept)
-                is_own = self.setting.data == OWN
-                data = self.own.read(table, self.setting.shots) if is_own else bundled(self.setting)
-                from mmprompt.training.run_files import read_log
-
-                log = folder / "log.jsonl"
-                history = tuple(read_log(log)) if log.is_file() else ()
-                classifier = load(folder, self.models.of_prompt(read_header(folder)))
-                self.trained = Trained(folder, classifier, data, read_json(folder / "metrics.json"), history)
-                self._features = ImageFeatures(classifier.backbone)
+        """Take up the last training that ended and can still be used, as it lies in the folder."""
+        for folder in newest_first(self.folder / "runs"):
+            if not ((folder / SETTINGS).is_file() and (folder / HEADER).is_file()):
+                continue
+            try:
+                self._take_up_run(folder)
                 return
+            except UserError as error:
+                _log.warning("%s is passed over: %s", folder, error)
+
+    def _take_up_run(self, folder: Path) -> None:
+        kept = read_json(folder / SETTINGS)
+        table = self.folder / "tables" / kept.pop("table")
+        setting = Setting(**kept)
+        data = self.own.read(table, setting.shots) if setting.data == OWN else bundled(setting)
+        log = folder / "log.jsonl"
+        history = tuple(read_log(log)) if log.is_file() else ()
+        classifier = load(folder, self.models.of_prompt(read_header(folder)))
+        self.trained = Trained(folder, classifier, data, read_json(folder / "metrics.json"), history)
+        self.setting, self._features = setting, ImageFeatures(classifier.backbone)
+
+
+def newest_first(runs: Path) -> list[Path]:
+    """Return the numbered folders of some runs, the last one first."""
+    return sorted(runs.glob("*"), key=lambda folder: int(folder.name), reverse=True)
 
 
 def bundled(setting: Setting) -> Dataset:

@@ -6,9 +6,8 @@ import re
 import secrets
 import threading
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmprompt.core.header import read_header
 from mmprompt.errors import UserError
@@ -31,28 +30,35 @@ class Session:
     def __init__(self, name: str, folder: Path, shared: Path, models: Models, jobs: Jobs) -> None:
         self.name, self.folder, self.shared, self.models, self._jobs = name, folder, shared, models, jobs
         self.job: Job | None = None
+        self._parts: dict[str, Any] = {}
         self._lock = threading.Lock()
 
-    @cached_property
+    @property
     def images(self) -> ImageWork:
         """Images and the classifier."""
         from mmprompt.studio.classify import ImageWork
 
-        return ImageWork(self.folder, self.models)
+        return self._part("images", lambda: ImageWork(self.folder, self.models))
 
-    @cached_property
+    @property
     def captions(self) -> CaptionWork:
         """Focuses."""
         from mmprompt.studio.captions import CaptionWork
 
-        return CaptionWork(self.shared / "focuses", self.models)
+        return self._part("captions", lambda: CaptionWork(self.shared / "focuses", self.models))
 
-    @cached_property
+    @property
     def texts(self) -> TextWork:
         """The prompt of a language model."""
         from mmprompt.studio.texts import TextWork
 
-        return TextWork(self.folder, self.models)
+        return self._part("texts", lambda: TextWork(self.folder, self.models))
+
+    def _part(self, name: str, make: Callable[[], Any]) -> Any:
+        with self._lock:  # a page asks for several things at once when it opens
+            if name not in self._parts:
+                self._parts[name] = make()
+            return self._parts[name]
 
     def submit(self, place: str, work: Callable[[Job], None], keeps_part: bool = True) -> Job:
         """Put a training into the queue.
@@ -100,7 +106,7 @@ class Studio:
     """
 
     def __init__(self, folder: Path, models: Models) -> None:
-        self.folder, self.models, self.jobs = make_folder(folder), models, Jobs()
+        self.folder, self.models, self.jobs = make_folder(folder).resolve(), models, Jobs()
         self._sessions: dict[str, Session] = {}
         self._lock = threading.Lock()
 

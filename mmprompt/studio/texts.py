@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 
+from mmprompt.core.file import load
 from mmprompt.core.fit import fit
 from mmprompt.core.header import HEADER, read_header
 from mmprompt.core.learned import Prompt
-from mmprompt.core.file import load
 from mmprompt.core.soft import PromptTuning
 from mmprompt.errors import UserError, bad_value
 from mmprompt.files import make_folder, write_bytes
@@ -29,6 +30,7 @@ MOST_ROWS = 2000
 MOST_TESTED = 120
 MOST_TOKENS = 24
 LEARNED = "learned prompt"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,13 @@ class TextWork:
         self.prompted: LanguagePredictor | None = None
         self.measure: LanguageMeasure | None = None
         self.run: Path | None = None
-        runs = sorted((folder / "text-runs").glob("*"), key=lambda path: int(path.name), reverse=True)
-        for run in runs:
+        for run in sorted((folder / "text-runs").glob("*"), key=lambda path: int(path.name), reverse=True):
             if (run / HEADER).is_file():
-                self.open_prompt(run)
-                break
+                try:
+                    self.open_prompt(run)
+                    break
+                except UserError as error:
+                    _log.warning("%s is passed over: %s", run, error)
 
     def train(self, model_name: str, lines: str, epochs: int) -> Callable[[Job], None]:
         """Look the rows over and return the work that learns from them.
@@ -116,7 +120,9 @@ class TextWork:
         prompted: LanguagePredictor = load(folder, self.models.of_prompt(header))
         if len(prompted.template.fields) != 1:
             fields = ", ".join(prompted.template.fields)
-            raise UserError(f"this prompt reads the fields {fields}, but one text is given here. Give one of one field.")
+            raise UserError(
+                f"this prompt reads the fields {fields}, but one text is given here. Give one of one field."
+            )
         self.prompted, self.measure, self.run = prompted, None, folder
 
     def compare(self, text: str, instruction: str) -> Iterator[tuple[Side, Side]]:

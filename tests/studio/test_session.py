@@ -198,7 +198,8 @@ def test_class_names_are_never_names_on_the_disk(session, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("counts", "said"), [({}, "no class has images"), ({"a": 3}, "one class has images"), ({"a": 1, "b": 1}, "one image")]
+    ("counts", "said"),
+    [({}, "no class has images"), ({"a": 3}, "one class has images"), ({"a": 1, "b": 1}, "one image")],
 )
 def test_too_few_images_are_refused_before_the_queue(session, tmp_path, setting, counts, said):
     for place, (name, n) in enumerate(counts.items()):
@@ -259,7 +260,9 @@ def test_the_queue_is_in_order_and_has_an_end(ended):
     assert others[0].phase == "stopped"
 
 
-@pytest.mark.parametrize(("error", "said"), [(UserError("bad rows"), "bad rows"), (ZeroDivisionError(), "ZeroDivision")])
+@pytest.mark.parametrize(
+    ("error", "said"), [(UserError("bad rows"), "bad rows"), (ZeroDivisionError(), "ZeroDivision")]
+)
 def test_a_training_that_fails_leaves_the_queue_alive(session, ended, error, said):
     def fail(_):
         raise error
@@ -291,3 +294,47 @@ def test_a_focus_that_is_not_there_is_refused(session):
         session.captions.learn("smells")
     with pytest.raises(UserError, match="is not learned yet"):
         session.captions.write(None, ["objects"], 1.0, None, 10.0)
+
+
+def test_a_prompt_of_texts_answers_beside_an_instruction(session, studio, models, ended):
+    lines = "\n".join(
+        f"a {'dog' if i % 2 else 'face'} and {i} balls => {'animal' if i % 2 else 'person'}" for i in range(40)
+    )
+    job = ended(session.submit("texts", session.texts.train("tiny", lines, 2)))
+    assert (job.phase, job.problem, len(job.history)) == ("done", "", 2)
+    assert [score.name for score in session.texts.measure.scores] == ["learned prompt", "no prompt"]
+    sides = list(session.texts.compare("a dog and a ball", "{text} is a {answer}"))
+    assert len(sides) > 1
+    for written, learned in sides:
+        assert {written.label, learned.label} <= {"animal", "person"}
+    assert sides[-1][1].text.startswith(sides[0][1].text)
+    again = Studio(session.shared, models).session(session.name).texts
+    assert list(again.compare("a dog and a ball", "{text} is a {answer}"))[-1] == sides[-1]
+
+
+@pytest.mark.parametrize(
+    ("text", "instruction", "said"),
+    [("", "{text} {answer}", "no text"), ("a", "{text} {soft} {answer}", "soft"), ("a", "{other} {answer}", "once")],
+)
+def test_questions_that_cannot_be_are_refused(session, ended, text, instruction, said):
+    with pytest.raises(UserError, match="no prompt yet"):
+        list(session.texts.compare(text, instruction))
+    rows = "\n".join(f"word {i} => {'ab'[i % 2]}" for i in range(20))
+    assert ended(session.submit("texts", session.texts.train("tiny", rows, 1))).phase == "done"
+    with pytest.raises(UserError, match=said):
+        list(session.texts.compare(text, instruction))
+
+
+def test_a_focus_is_learned_once_and_steers_captions(session, studio, ended, monkeypatch):
+    monkeypatch.setattr("mmprompt.studio.captions.EPOCHS", 1)
+    assert ended(session.submit("captions", session.captions.learn("objects"), keeps_part=False)).phase == "done"
+    other = studio.session()
+    assert other.captions.learned() == ["objects"]
+    again = ended(other.submit("captions", other.captions.learn("objects"), keeps_part=False))
+    assert (again.phase, again.history) == ("done", [])
+    by_itself, steered = (other.captions.write(None, ["objects"], strength, None, 10.0) for strength in (0.0, 1.0))
+    assert [row.plain for row in by_itself] == [row.steered for row in by_itself]
+    assert [row.plain for row in steered] != [row.steered for row in steered]
+    archive = session.download(session.captions.folder("objects"), "focus")
+    assert other.open_prompt([archive]) == "captions"
+    assert other.captions.learned() == ["objects", "objects (from a file)"]

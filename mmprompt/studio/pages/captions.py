@@ -9,7 +9,7 @@ import gradio as gr
 
 from mmprompt.studio.captions import FOCUSES
 from mmprompt.studio.pages import fragments
-from mmprompt.studio.pages.images import AnyImage
+from mmprompt.studio.pages.images import any_image
 from mmprompt.studio.pages.parts import BUSY, Part, Updates, Watch, answered
 from mmprompt.studio.session import Session, Studio
 
@@ -30,13 +30,7 @@ class CaptionPage:
                 self.strength = gr.Slider(0, 3, value=1, step=0.1, label="Strength", elem_id="strength")
                 self.avoid = gr.Dropdown([NOTHING], value=NOTHING, label="Avoid", elem_id="avoid")
                 self.cost = gr.Slider(0, 10, value=10, step=0.5, label="Strength of avoiding", elem_id="avoid-strength")
-            self.image = AnyImage(
-                label="An image of your own, instead of the scenes",
-                sources=["upload", "webcam", "clipboard"],
-                type="filepath",
-                height=240,
-                buttons=[],
-            )
+            self.image = any_image("An image of your own, instead of the scenes", height=240)
         self.problem = gr.HTML()
         self.captions = gr.HTML(elem_id="captions")
         with gr.Row(elem_classes="actions"):

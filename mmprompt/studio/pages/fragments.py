@@ -48,7 +48,8 @@ def say(text: str) -> str:
 
 def refuse(text: str) -> str:
     """Return what went wrong, spoken at once."""
-    return f'<p class="say refused" role="alert">{escape(text[:1].upper() + text[1:])}</p>'
+    is_name = not text.partition(" ")[0].isalpha()  # of a file, which stays as it is
+    return f'<p class="say refused" role="alert">{escape(text if is_name else text[:1].upper() + text[1:])}</p>'
 
 
 def bars(rows: Iterable[Bar]) -> str:
@@ -126,7 +127,9 @@ def results(trained: Trained) -> str:
     """Return accuracy beside zero-shot, what is mixed up, and images that it gets wrong."""
     metrics, data = trained.metrics, trained.data
     if not metrics or data is None:
-        return say(f"This prompt came from a file: {counted(len(trained.classifier.class_names), 'class')[:-5]}classes.")
+        return say(
+            f"This prompt came from a file: {counted(len(trained.classifier.class_names), 'class')[:-5]}classes."
+        )
     names = {"zero_shot_name": "class name alone", "zero_shot_template": f"“{data.template}”", "learned": "learned"}
     rows = [
         Bar(name, metrics[key]["accuracy"], metrics[key]["interval"], key == "learned")
@@ -192,7 +195,9 @@ def reworded(found: Reworded) -> str:
     claim = verdict(found.gain, "Your words do better", "Your words do worse", "No clear difference")
     difference = signed(found.after.accuracy - found.before.accuracy)
     n_changed = counted(len(found.changed), "test image")
-    sentence = f"{claim}: {difference} points. {n_changed} {'is' if len(found.changed) == 1 else 'are'} named otherwise."
+    sentence = (
+        f"{claim}: {difference} points. {n_changed} {'is' if len(found.changed) == 1 else 'are'} named otherwise."
+    )
     changed = cards(
         (
             one.path,
@@ -233,7 +238,9 @@ def scores(measure: LanguageMeasure) -> str:
 
 def side(found: Side) -> str:
     """Return what one prompt says, as far as it is written."""
-    label = f'<p class="answer">{escape(found.label)} <small>{percent(found.probability)}</small></p>It goes on writing:'
+    label = (
+        f'<p class="answer">{escape(found.label)} <small>{percent(found.probability)}</small></p>It goes on writing:'
+    )
     return f'{label if found.label else ""}<p class="written">{escape(found.text.strip()) or "…"}</p>'
 
 

@@ -20,18 +20,11 @@ N_PREVIEW = 6
 HINT = '<p class="hint">Change a word, and what it does to the test images stands here at once.</p>'
 
 
-class AnyImage(gr.Image):
-    """An image whose file is handed on unread: what is no image is then refused in our words."""
-
-    is_template = True
-
-    def preprocess(self, payload: Any) -> str | None:  # type: ignore[override]
-        """Return the path of the file."""
-        return None if payload is None else payload.path
-
-    def get_block_name(self) -> str:
-        """Return the name of the component that the browser draws."""
-        return "image"
+def any_image(label: str, **how: Any) -> gr.Image:
+    """Make a control for an image whose file is handed on unread: what is no image is then refused in our words."""
+    image = gr.Image(label=label, sources=["upload", "webcam", "clipboard"], type="filepath", buttons=[], **how)
+    image.preprocess = lambda payload: None if payload is None else payload.path  # Gradio's own opens it
+    return image
 
 
 class ImagePage:
@@ -80,13 +73,15 @@ class ImagePage:
 
     def _lay_out_words(self) -> None:
         gr.Markdown(
-            "## 5 · Edit the words, keep the soft part\n`{soft*N}` stands for N learned vectors, `{name}` for the class name. "
-            "Write around them, move them, split them."
+            "## 5 · Edit the words, keep the soft part\n`{soft*N}` stands for N learned vectors, `{name}` for the "
+            "class name. Write around them, move them, split them."
         )
         with gr.Row():
             with gr.Column():
                 self.template = gr.Textbox(value="", label="Words around the class name", elem_id="template", lines=1)
-                self.names = gr.Textbox(value="", label="Class names, one a line", elem_id="names", lines=6, max_lines=12)
+                self.names = gr.Textbox(
+                    value="", label="Class names, one a line", elem_id="names", lines=6, max_lines=12
+                )
                 with gr.Row(elem_classes="actions"):
                     self.reset = gr.Button("As learned", variant="secondary")
                     self.keep = gr.Button("Keep for the download", variant="secondary", elem_id="keep")
@@ -96,14 +91,7 @@ class ImagePage:
     def _lay_out_new_image(self) -> None:
         gr.Markdown("## 4 · Try a new image")
         with gr.Row():
-            self.image = AnyImage(
-                label="New image",
-                sources=["upload", "webcam", "clipboard"],
-                type="filepath",
-                elem_id="new-image",
-                height=260,
-                buttons=[],
-            )
+            self.image = any_image("New image", elem_id="new-image", height=260)
             self.named = gr.HTML(elem_id="named")
 
     def _connect(self) -> None:
@@ -153,7 +141,9 @@ class ImagePage:
             self.preview: preview(chosen),
         }
 
-    def submit(self, session: Session, source: str, chosen: str, backbone: str, method: str, shots: int, n: int) -> None:
+    def submit(
+        self, session: Session, source: str, chosen: str, backbone: str, method: str, shots: int, n: int
+    ) -> None:
         """Queue a training."""
         setting = Setting(OWN if source == OWN else chosen, backbone, method, int(shots), int(n))
         session.submit("images", session.images.train(setting))
@@ -178,7 +168,10 @@ class ImagePage:
     def add(self, session: Session, class_name: str, files: list[str] | None) -> Updates:
         """Take dropped images into a class."""
         if not class_name.strip():
-            return {self.drop: None, self.added: fragments.refuse("The class has no name. Write one, then drop images.")}
+            return {
+                self.drop: None,
+                self.added: fragments.refuse("The class has no name. Write one, then drop images."),
+            }
         given = [Path(file) for file in files or []]
         found = session.images.own.add(class_name, given)
         for path in given:
@@ -239,4 +232,6 @@ def preview(name: str) -> str:
     data = bundled(Setting(name, shots=1))
     some = data.train[:: max(1, len(data.train) // N_PREVIEW)][:N_PREVIEW]
     names = [data.class_names[item.label] for item in some]
-    return fragments.cards((one.path, f"a training image of {name}", name) for one, name in zip(some, names, strict=True))
+    return fragments.cards(
+        (one.path, f"a training image of {name}", name) for one, name in zip(some, names, strict=True)
+    )

@@ -108,5 +108,7 @@ def serve(studio: Studio, host: str, port: int) -> tuple[gr.Blocks, str]:
             css_paths=Path(__file__).with_name("studio.css"),
         )
     except OSError:
-        raise UserError(f"port {port} of {host} cannot be used. Give another with --port, or end what uses it.") from None
+        raise UserError(
+            f"port {port} of {host} cannot be used. Give another with --port, or end what uses it."
+        ) from None
     return page, address

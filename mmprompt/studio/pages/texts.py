@@ -51,9 +51,7 @@ class TextPage:
                 with gr.Column():
                     gr.Markdown("### The learned prompt says")
                     self.learned = gr.HTML(elem_id="by-prompt")
-        self.watch.connect(
-            self.submit, [self.model, self.lines, self.epochs], self.show_learned, self.of_learned
-        )
+        self.watch.connect(self.submit, [self.model, self.lines, self.epochs], self.show_learned, self.of_learned)
         asked, said = [browser, self.text, self.instruction], [self.problem, self.written, self.learned]
         for listen in (self.ask.click, self.text.submit):
             listen(self.answer, asked, said, **QUIET)
