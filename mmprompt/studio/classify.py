@@ -193,12 +193,12 @@ class ImageWork:
         plain: Any = zero_shot(classifier.backbone, classifier.class_names, template).predict(image)
         return learned, plain
 
-    def has_words(self, template: str, class_names: list[str]) -> bool:
-        """Return whether the classifier has these words already, or there is none."""
-        if self.trained is None:
-            return True
-        classifier = self.classifier()
-        return (template, tuple(class_names)) == (classifier.prompt.template.text, classifier.class_names)
+    def is_as_learned(self, template: str, class_names: list[str]) -> bool:
+        """Return whether these are the words of the training and no others are in use, or there was none."""
+        if self.trained is None or self.edited is not None:
+            return self.trained is None
+        learned = self.trained.classifier
+        return (template, tuple(class_names)) == (learned.prompt.template.text, learned.class_names)
 
     def reword(self, template: str, class_names: list[str]) -> Reworded:
         """Put the learned vectors among other words, and say what that changes on the test images.

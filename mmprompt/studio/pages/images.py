@@ -110,7 +110,8 @@ class ImagePage:
         words = [self.template, self.names]
         for box in words:
             on(box.change, self.reworded, self.reword, words, [self.named], trigger_mode="always_last")
-        on(self.reset.click, self.reworded, self.as_learned, [], [*words, self.named])
+        shown = [one for one in self.of_trained if one is not self.reworded]
+        on(self.reset.click, self.reworded, self.as_learned, [], shown)
         on(self.keep.click, self.reworded, self.keep_words, words, [self.download])
         on(self.image.change, self.named, self.try_image, [self.image], [], **BUSY)
 
@@ -153,10 +154,8 @@ class ImagePage:
         trained = session.images.trained
         if trained is None:
             return {}
-        words = {
-            self.template: trained.classifier.prompt.template.text,
-            self.names: "\n".join(trained.classifier.class_names),
-        }
+        classifier = session.images.classifier()
+        words = {self.template: classifier.prompt.template.text, self.names: "\n".join(classifier.class_names)}
         archive = session.download(trained.folder, f"prompt-{trained.folder.name}")
         shown = {self.after: gr.update(visible=True), self.results: fragments.results(trained)}
         return {**shown, **words, self.reworded: HINT, self.named: "", self.download: str(archive)}
@@ -194,8 +193,8 @@ class ImagePage:
     def reword(self, session: Session, template: str, names: str) -> Updates:
         """Show what edited words change, on the test images and on the one that was tried last."""
         work = session.images
-        if not template or not names or work.has_words(template, names.splitlines()):
-            return {self.reworded: gr.skip()}
+        if work.is_as_learned(template, names.splitlines()):
+            return {self.reworded: HINT}
         found = work.reword(template, names.splitlines())
         return {self.reworded: fragments.reworded(found), **self._name_again(work)}
 
