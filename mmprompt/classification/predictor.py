@@ -334,6 +334,25 @@ class Classifier(nn.Module):
             prompt = Prompt(prompt.template, *prompt.sources, head=head).train(prompt.training)
         return type(self)(self.backbone, prompt, class_names, **self.form_settings())
 
+    def with_template(self, template: str) -> Classifier:
+        """Return the same prompt among other words, such as `a drawing of {soft*4} {name}`.
+
+        Args:
+            template: with as many vectors as were learned, in one place or in several.
+        Raises:
+            UserError: it holds another number of vectors, or is no template.
+        """
+        words, prompt = ClassTemplate(template), self.prompt
+        n_learned: int = prompt.template.n_ctx  # type: ignore[attr-defined]
+        if any(line.n_ctx != n_learned for line in words.lines):
+            found = " and ".join(str(n) for n in sorted({line.n_ctx for line in words.lines}))
+            advice = f"Write {{soft*{n_learned}}} among the words." if n_learned else "Leave {soft} out."
+            raise bad_value(
+                "template", repr(template), f"it has {found} vectors, and {n_learned} were learned", advice
+            )
+        prompt = Prompt(words, *prompt.sources, head=prompt.head).train(prompt.training)
+        return type(self)(self.backbone, prompt, self.class_names, **self.form_settings())
+
     def header(self) -> dict[str, Any]:
         """Give what the prompt file keeps of a classifier beside its prompt; see `core.file.Predictor`.
 

@@ -59,6 +59,7 @@ VERBS = {
     "llm search": Verb("language.cli.train", "run_search", "", "search a prompt in words, not vectors"),
     "llm convert": Verb("language.cli.convert", "run", "", "a prompt as PEFT's, or one of PEFT's as ours"),
     "serve": Verb("serve.cli", "run", "FOLDER", "answer over HTTP with every prompt of a folder"),
+    "studio": Verb("studio.cli", "run", "", "a web page to train, try, edit and take along prompts"),
     "data list": Verb("cli.data", "run_list", "", "the data sets there are"),
     "data check": Verb("cli.data", "run_check", "NAME", "look a data set over before using it"),
     "data shots": Verb("cli.data", "run_shots", "NAME", "show which images a k-shot draw takes"),

@@ -1,0 +1,1 @@
+"""What the studio looks like: Gradio blocks, and the HTML in them."""
