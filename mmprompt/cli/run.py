@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +15,7 @@ import tyro
 
 from mmprompt.core.header import read_header
 from mmprompt.errors import UserError, bad_file, bad_value
-from mmprompt.terminal.output import JSON_HELP, Device, Output, percent, shorten
+from mmprompt.terminal.output import JSON_HELP, Backbone, Device, Output, percent, shorten
 from mmprompt.terminal.parser import parse
 
 PREDICT = "Label images, caption them, or answer texts, as the run is of one kind or another."
@@ -38,6 +39,7 @@ class PredictSettings:
     """How many labels to show for each, the most probable first."""
     class_names: Annotated[str | None, tyro.conf.arg(metavar="NAME,NAME")] = None
     """Other class names for a classifier's prompt, with commas between."""
+    backbone: Backbone = None
     device: Device = "auto"
     json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
 
@@ -49,6 +51,7 @@ class InspectSettings:
     run: Run
     words: Annotated[int, tyro.conf.arg(metavar="INT")] = 5
     """How many of the nearest words to show for each vector; 0 for none, which loads no model."""
+    backbone: Backbone = None
     json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
 
 
@@ -80,12 +83,19 @@ def run_predict(arguments: Sequence[str], prog: str) -> None:
     output.document({"run": str(settings.run), "predictions": show(settings, header, output)})
 
 
+def load_on(settings: PredictSettings, header: Mapping[str, Any], load_model: Callable[..., Any]) -> Any:
+    """Load a run on the frozen model that the command line names, else on the one that its file names."""
+    from mmprompt.core.file import load, model_of
+
+    load_named = partial(load_model, device=settings.device)
+    return load(settings.run, model_of(settings.run, header, settings.backbone, load_named))
+
+
 def show_labels(settings: PredictSettings, header: Mapping[str, Any], output: Output) -> list[dict[str, Any]]:
     """Print the most probable labels of each image, and give them JSON-ready."""
-    from mmprompt.core.file import load
     from mmprompt.models.dual_encoder.load import load_backbone
 
-    classifier = load(settings.run, load_backbone(header["backbone"]["name"], settings.device))
+    classifier = load_on(settings, header, load_backbone)
     if settings.class_names is not None:
         classifier = classifier.with_class_names([part.strip() for part in settings.class_names.split(",")])
     predictions = classifier.predict([Path(name) for name in settings.inputs])
@@ -102,9 +112,8 @@ def show_labels(settings: PredictSettings, header: Mapping[str, Any], output: Ou
 def show_captions(settings: PredictSettings, header: Mapping[str, Any], output: Output) -> list[dict[str, Any]]:
     """Print a caption of each image, and give them JSON-ready."""
     from mmprompt.captioning.readers.load import load_captioner
-    from mmprompt.core.file import load
 
-    captioner = load(settings.run, load_captioner(header["backbone"]["name"], device=settings.device))
+    captioner = load_on(settings, header, load_captioner)
     captions = captioner.caption([Path(name) for name in settings.inputs])
     rows = [[name, caption.text] for name, caption in zip(settings.inputs, captions, strict=True)]
     output.table(["image", f"caption ({header['focus']})"], rows)
@@ -113,10 +122,9 @@ def show_captions(settings: PredictSettings, header: Mapping[str, Any], output: 
 
 def show_answers(settings: PredictSettings, header: Mapping[str, Any], output: Output) -> list[dict[str, Any]]:
     """Print the label or the generated answer of each text, and give them JSON-ready."""
-    from mmprompt.core.file import load
     from mmprompt.models.decoder.load import load_language_model
 
-    prompted = load(settings.run, load_language_model(header["backbone"]["name"], settings.device))
+    prompted = load_on(settings, header, load_language_model)
     if len(prompted.template.fields) != 1:
         fields = ", ".join(prompted.template.fields)
         advice = f"Use mmprompt llm generate --prompt {settings.run} --input FIELD=TEXT."
@@ -164,7 +172,7 @@ def run_inspect(arguments: Sequence[str], prog: str) -> None:
         raise bad_value("words", settings.words, "it must be 0 or more", "Use --words 5.")
     output = Output(settings.json)
     header = read_header(settings.run)
-    words = near_words(settings.run, header, settings.words) if settings.words else []
+    words = near_words(settings.run, header, settings.words, settings.backbone) if settings.words else []
     size = sum(path.stat().st_size for path in settings.run.glob("prompt.*"))
     facts = [
         ["backbone", f"{header['backbone']['name']} ({header['backbone']['fingerprint'][:16]})"],
@@ -198,7 +206,7 @@ def parts_of(header: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
-def near_words(folder: Path, header: Mapping[str, Any], k: int) -> list[dict[str, Any]]:
+def near_words(folder: Path, header: Mapping[str, Any], k: int, backbone: str | None = None) -> list[dict[str, Any]]:
     """Return the nearest words of each vector, JSON-ready; none where the prompt has no vectors among words."""
     if header["kind"] == "captioning":
         return []
@@ -207,11 +215,11 @@ def near_words(folder: Path, header: Mapping[str, Any], k: int) -> list[dict[str
     if header["kind"] == "classification":
         from mmprompt.classification.words import context_words
 
-        return context_words(load(folder), k)
+        return context_words(load(folder, backbone), k)
     from mmprompt.language.explain import nearest_tokens
     from mmprompt.models.sites import Site
 
-    prompted = load(folder)
+    prompted = load(folder, backbone)
     vectors = prompted.vectors()
     if Site("lm") not in vectors:
         return []
