@@ -53,15 +53,15 @@ class Handler(BaseHTTPRequestHandler):
     def may_write(self) -> bool:
         return self.headers.get("Authorization") == f"Bearer {TOKEN}"
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         place = unquote(urlparse(self.path).path)
-        repo, _, rest = place.removeprefix("/api/models/").partition("/preupload/")
+        is_preupload = "/preupload/" in place
         if not self.may_write:
             self.refuse(401, "Unauthorized")
         elif place == "/api/repos/create":
             self.create(json.loads(body))
-        elif rest:
+        elif is_preupload:
             files = json.loads(body)["files"]
             said = [{"path": one["path"], "uploadMode": "regular", "shouldIgnore": False} for one in files]
             self.answer(200, {"files": said})
@@ -87,10 +87,10 @@ class Handler(BaseHTTPRequestHandler):
         oid = self.hub.commit(repo)
         self.answer(200, {"commitOid": oid, "commitUrl": f"{self.hub.url}/{repo}/commit/{oid}", "success": True})
 
-    def do_HEAD(self) -> None:  # noqa: N802
+    def do_HEAD(self) -> None:
         self.do_GET()
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         parts = unquote(urlparse(self.path).path).strip("/").split("/")
         if parts[:2] == ["api", "models"]:
             self.describe("/".join(parts[2:4]), parts[4:])
