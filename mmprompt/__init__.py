@@ -31,8 +31,10 @@ if TYPE_CHECKING:
     )
     from mmprompt.classification.predictor import Classifier
     from mmprompt.classification.task import zero_shot
+    from mmprompt.core.combine import average_prompts, diff_prompts
     from mmprompt.core.file import load, save
     from mmprompt.core.fit import Result, evaluate, fit
+    from mmprompt.core.hub import from_pretrained, push_to_hub
     from mmprompt.core.learned import Outputs
     from mmprompt.core.method import Method, Start, cross_entropy
     from mmprompt.core.soft import HardPrompt, PrefixTuning, PromptTuning
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from mmprompt.data.folder import ImageFolder, ImageTable
     from mmprompt.errors import UserError
     from mmprompt.experiments.compare import compare
+    from mmprompt.exports.export import export
     from mmprompt.language.data import load_texts
     from mmprompt.language.methods import PTuning
     from mmprompt.language.predictor import LanguagePredictor

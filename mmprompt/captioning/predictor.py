@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +25,7 @@ from mmprompt.captioning.readers.captioner import LM_INPUT, FrozenCaptioner
 from mmprompt.captioning.readers.load import load_captioner
 from mmprompt.captioning.search import Branch, Found, mixture, search
 from mmprompt.core.file import load as load_predictor
-from mmprompt.core.file import read_prompt, refuse_other_backbone
+from mmprompt.core.file import model_of, read_prompt, refuse_other_backbone
 from mmprompt.core.header import read_header
 from mmprompt.core.learned import Learned, Prompt
 from mmprompt.data.images import ImageLike, as_list, is_one, read_image
@@ -382,8 +383,7 @@ def embed_words(captioner: FrozenCaptioner, words: str) -> Tensor:
 
 def load(folder: Path, header: Mapping[str, Any], model: FrozenCaptioner | str | None) -> Captioner:
     """Load a captioner with the prompt of a folder; `model` is by default the one that the header names."""
-    name = model or header["backbone"]["name"]
-    captioner = load_captioner(name) if isinstance(name, str) else name
+    captioner = model_of(folder, header, model, load_captioner)
     refuse_other_backbone(folder, header, captioner)
     own = {word: tuple(map(tuple, ids)) for word, ids in header.get("own_words", {}).items()}
     template = CaptionTemplate(header["focus"], header["words"], own)
@@ -406,6 +406,8 @@ def load_focus(folder: Path | str, captioner: FrozenCaptioner) -> Prompt:
 def load_captioner_of(folders: Iterable[Path | str], name: str | None = None, device: str = "auto") -> FrozenCaptioner:
     """Load the captioner that saved prompts were learned on: by another name, or that of the first; `tiny` for none."""
     first = next(iter(folders), None)
-    if name is None:
-        name = "tiny" if first is None else read_header(first, "captioning")["backbone"]["name"]
-    return load_captioner(name, device=device)
+    if first is None:
+        return load_captioner(name or "tiny", device=device)
+    header, load_named = read_header(first, "captioning"), partial(load_captioner, device=device)
+    captioner: FrozenCaptioner = model_of(Path(first), header, name, load_named)
+    return captioner

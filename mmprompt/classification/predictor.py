@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import mmprompt.display as display
 from mmprompt.classification.template import ClassTemplate, check_class_names, refuse_single_class
-from mmprompt.core.file import read_prompt, refuse_other_backbone
+from mmprompt.core.file import model_of, read_prompt, refuse_other_backbone
 from mmprompt.core.header import HEADER, RESTORE, TENSORS
 from mmprompt.core.heads import Cosine, Head, TextAndMeans, TextProbe
 from mmprompt.core.learned import Given, Outputs, Prompt
@@ -171,6 +171,8 @@ class Classifier(nn.Module):
                     "Give class_features those of some images."
                 )
             return self._encode_text(Given(image_features))
+        if self._cached is not None and torch.compiler.is_exporting():
+            return self._cached  # a constant of the exported graph
         parameters = (parameter for source in self.prompt.sources_of("text") for parameter in source.parameters())
         if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters):
             return self._encode_text(Given())
@@ -347,9 +349,7 @@ class Classifier(nn.Module):
         if any(line.n_ctx != n_learned for line in words.lines):
             found = " and ".join(str(n) for n in sorted({line.n_ctx for line in words.lines}))
             advice = f"Write {{soft*{n_learned}}} among the words." if n_learned else "Leave {soft} out."
-            raise bad_value(
-                "template", repr(template), f"it has {found} vectors, and {n_learned} were learned", advice
-            )
+            raise bad_value("template", repr(template), f"it has {found} vectors, and {n_learned} were learned", advice)
         prompt = Prompt(words, *prompt.sources, head=prompt.head).train(prompt.training)
         return type(self)(self.backbone, prompt, self.class_names, **self.form_settings())
 
@@ -373,6 +373,12 @@ class Classifier(nn.Module):
     def form_settings(self) -> dict[str, Any]:
         """Give the keyword arguments, JSON-ready, with which `CLASSIFIERS[form]` makes this class again."""
         return {}
+
+    def push_to_hub(self, repo_id: str, private: bool | None = None, token: str | None = None) -> str:
+        """Upload the prompt to the Hugging Face Hub; see `core.hub.push_to_hub`."""
+        from mmprompt.core.hub import push_to_hub
+
+        return push_to_hub(self, repo_id, private, token=token)
 
     def kept_tensors(self) -> dict[str, Tensor]:
         """Give the class features, so that loading encodes no text; nothing where they depend on the image."""
@@ -402,8 +408,7 @@ def load(folder: Path, header: Mapping[str, Any], model: DualEncoder | str | Non
     if form is None:
         advice = "Upgrade mmprompt, or import the module that adds it first."
         raise bad_file(folder, f"holds a classifier of form {header['form']!r}, which is not known here", advice)
-    name = model or header["backbone"]["name"]
-    backbone = load_backbone(name) if isinstance(name, str) else name
+    backbone = model_of(folder, header, model, load_backbone)
     refuse_other_backbone(folder, header, backbone)
     template = ClassTemplate(header["template"])
     kept = () if any(facts["kind"] != "vectors" for facts in header["sources"]) else ("class_features",)

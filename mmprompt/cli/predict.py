@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +21,7 @@ from mmprompt.files import write_bytes
 from mmprompt.models.packaged import refuse_missing
 from mmprompt.progress import CountProgress, ProgressDisplay
 from mmprompt.terminal.images import find_images
-from mmprompt.terminal.output import JSON_HELP, Device, Output, check_place, percent, shorten
+from mmprompt.terminal.output import JSON_HELP, Backbone, Device, Output, check_place, percent, shorten
 from mmprompt.terminal.parser import parse
 
 DESCRIPTION = "Label images, caption them, or answer texts, as the run is of one kind or another."
@@ -44,8 +45,7 @@ class Settings:
     """Below this probability, 0 to 1, no label is given: the answer is "I don't know"."""
     class_names: Annotated[str | None, tyro.conf.arg(metavar="NAME,NAME")] = None
     """Other class names for a classifier's prompt, with commas between."""
-    backbone: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """The frozen model, if it is not where the run says; it must be the very same."""
+    backbone: Backbone = None
     csv: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Write a new CSV file, a row each, in place of the table."""
     device: Device = "auto"
@@ -65,8 +65,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
     refuse_idle(settings, header)
     is_text = header["kind"] == "language"
     inputs = [(text, text) for text in settings.inputs] if is_text else find_images(list(map(Path, settings.inputs)))
-    settings = replace(settings, backbone=settings.backbone or header["backbone"]["name"])
-    refuse_missing(str(settings.backbone))
+    refuse_missing(settings.backbone or header["backbone"]["name"])
     output = Output(settings.json)
     describe = {"classification": labels_of, "captioning": captions_of, "language": answers_of}[header["kind"]]
     with ProgressDisplay() as progress:
@@ -127,12 +126,19 @@ def describe_all(
     return said
 
 
+def load_on(settings: Settings, load_model: Callable[..., Any]) -> Any:
+    """Load the run on the frozen model that the command line names, else on the one that its file names."""
+    from mmprompt.core.file import load, model_of
+
+    load_named = partial(load_model, device=settings.device)
+    return load(settings.run, model_of(settings.run, read_header(settings.run), settings.backbone, load_named))
+
+
 def labels_of(settings: Settings) -> Describe:
     """Load a classifier; what it gives of images is the label and the most probable labels."""
-    from mmprompt.core.file import load
     from mmprompt.models.dual_encoder.load import load_backbone
 
-    classifier = load(settings.run, load_backbone(str(settings.backbone), settings.device))
+    classifier = load_on(settings, load_backbone)
     if settings.class_names is not None:
         classifier = classifier.with_class_names([part.strip() for part in settings.class_names.split(",")])
     return lambda images: [
@@ -144,18 +150,16 @@ def labels_of(settings: Settings) -> Describe:
 def captions_of(settings: Settings) -> Describe:
     """Load a captioner; what it gives of images is a caption."""
     from mmprompt.captioning.readers.load import load_captioner
-    from mmprompt.core.file import load
 
-    captioner = load(settings.run, load_captioner(str(settings.backbone), device=settings.device))
+    captioner = load_on(settings, load_captioner)
     return lambda images: [{"caption": each.text} for each in captioner.caption(images)]
 
 
 def answers_of(settings: Settings) -> Describe:
     """Load a language model; what it gives of texts is a label or an answer."""
-    from mmprompt.core.file import load
     from mmprompt.models.decoder.load import load_language_model
 
-    prompted = load(settings.run, load_language_model(str(settings.backbone), settings.device))
+    prompted = load_on(settings, load_language_model)
     if len(prompted.template.fields) != 1:
         fields = ", ".join(prompted.template.fields)
         advice = f"Use mmprompt llm generate --prompt {settings.run} --input FIELD=TEXT."

@@ -13,7 +13,7 @@ import tyro
 
 from mmprompt.core.header import read_header
 from mmprompt.errors import UserError, bad_value
-from mmprompt.terminal.output import JSON_HELP, Output, shorten
+from mmprompt.terminal.output import JSON_HELP, Backbone, Output, shorten
 from mmprompt.terminal.parser import parse
 
 REPORT = "Write the report of a finished run: one HTML file, and its figures."
@@ -32,6 +32,7 @@ class InspectSettings:
     run: Run
     words: Annotated[int, tyro.conf.arg(metavar="INT")] = 5
     """How many of the nearest words to show for each vector; 0 for none, which loads no model."""
+    backbone: Backbone = None
     json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
 
 
@@ -70,7 +71,7 @@ def run_inspect(arguments: Sequence[str], prog: str) -> None:
         raise bad_value("words", settings.words, "it must be 0 or more", "Use --words 5.")
     output = Output(settings.json)
     header = read_header(settings.run)
-    words = near_words(settings.run, header, settings.words) if settings.words else []
+    words = near_words(settings.run, header, settings.words, settings.backbone) if settings.words else []
     size = sum(path.stat().st_size for path in settings.run.glob("prompt.*"))
     facts = [
         ["backbone", f"{header['backbone']['name']} ({header['backbone']['fingerprint'][:16]})"],
@@ -104,7 +105,7 @@ def parts_of(header: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
-def near_words(folder: Path, header: Mapping[str, Any], k: int) -> list[dict[str, Any]]:
+def near_words(folder: Path, header: Mapping[str, Any], k: int, backbone: str | None = None) -> list[dict[str, Any]]:
     """Return the nearest words of each vector, JSON-ready; none where the prompt has no vectors among words."""
     if header["kind"] == "captioning":
         return []
@@ -113,11 +114,11 @@ def near_words(folder: Path, header: Mapping[str, Any], k: int) -> list[dict[str
     if header["kind"] == "classification":
         from mmprompt.classification.words import context_words
 
-        return context_words(load(folder), k)
+        return context_words(load(folder, backbone), k)
     from mmprompt.language.explain import nearest_tokens
     from mmprompt.models.sites import Site
 
-    prompted = load(folder)
+    prompted = load(folder, backbone)
     vectors = prompted.vectors()
     if Site("lm") not in vectors:
         return []

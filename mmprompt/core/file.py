@@ -165,6 +165,26 @@ def load(folder: Path | str, model: Any = None) -> Any:
     return room.load(folder, header, model)
 
 
+def model_of(folder: Path, header: Mapping[str, Any], model: Any, load_named: Callable[[str], Any]) -> Any:
+    """Return the frozen model that a prompt is to be used on.
+
+    Args:
+        folder: of the prompt.
+        header: of `read_header`.
+        model: the model, its name, or None for the one that the file names.
+        load_named: loads a model by its name.
+    Raises:
+        UserError: it cannot be loaded; where it was the file that named it, how to name another place is said.
+    """
+    if model is not None:
+        return load_named(model) if isinstance(model, str) else model
+    try:
+        return load_named(header["backbone"]["name"])
+    except UserError as error:
+        advice = "If the same weights lie somewhere else now, say where: `model=NAME`."
+        raise UserError(f"{folder}: its frozen model cannot be loaded. {error} {advice}") from None
+
+
 def refuse_other_backbone(folder: Path, header: Mapping[str, Any], backbone: Frozen) -> None:
     """Refuse a prompt on weights that it was not learned on.
 

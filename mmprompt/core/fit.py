@@ -130,6 +130,12 @@ class Result(Generic[P]):
         """Score the predictor on labelled items, by default the test part of what it was trained on."""
         return self.task.evaluate(self.predictor, self.task.test if items is None else items)
 
+    def push_to_hub(self, repo_id: str, private: bool | None = None, token: str | None = None) -> str:
+        """Upload the prompt to the Hugging Face Hub, with a card of what was measured; see `core.hub.push_to_hub`."""
+        from mmprompt.core.hub import push_to_hub
+
+        return push_to_hub(self, repo_id, private, token=token)
+
     def __repr__(self) -> str:
         last = self.history[-1] if self.history else {}
         numbers = ", ".join(f"{name} {last[name]:.3g}" for name in ("loss", "accuracy", "val_accuracy") if name in last)

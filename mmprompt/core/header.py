@@ -176,6 +176,21 @@ def _advice_on(folder: Path) -> str:
     return "Give a folder that a training or `save` wrote."
 
 
+def public_name(name: str) -> str:
+    """Shorten the name of a frozen model that lies in a folder or file to what says nothing of the machine.
+
+    What is named by a library or on the hub stays; of a path the last part stays.
+    """
+    if " + " in name:
+        return " + ".join(map(public_name, name.split(" + ")))
+    if "//" in name:
+        head, _, file = name.partition("//")
+        return f"{head}//{Path(file).name}"
+    prefix, colon, place = name.rpartition(":")
+    is_path = place.startswith(("/", "~", ".")) or Path(place).expanduser().exists()
+    return f"{prefix}{colon}{Path(place).name}" if is_path else name
+
+
 def header_hash(header: Mapping[str, Any]) -> str:
     """Hash a header, its own hash left out."""
     return sha256_bytes(json.dumps(header, sort_keys=True, ensure_ascii=False).encode())

@@ -19,7 +19,7 @@ from torch import Tensor
 import mmprompt.display as display
 import mmprompt.language.sources  # noqa: F401 - which a prompt file may name
 from mmprompt.core.file import load as load_predictor
-from mmprompt.core.file import read_prompt, refuse_other_backbone
+from mmprompt.core.file import model_of, read_prompt, refuse_other_backbone
 from mmprompt.core.header import RESTORE, read_header
 from mmprompt.core.learned import Given, Inserts, Prompt
 from mmprompt.errors import UserError, bad_file, bad_value
@@ -422,8 +422,7 @@ def stream_text(prompted: LanguagePredictor, row: TextRow, settings: Generation 
 
 def load(folder: Path, header: Mapping[str, Any], model: FrozenLanguageModel | str | None) -> LanguagePredictor:
     """Load a language model with a saved prompt, whose header was read; see `core.file.load`."""
-    name = model or header["backbone"]["name"]
-    frozen = load_language_model(name) if isinstance(name, str) else name
+    frozen = model_of(folder, header, model, load_language_model)
     refuse_other_backbone(folder, header, frozen)
     prompt, _ = read_prompt(folder, header, frozen.device, Template.parse(header["template"]))
     if header.get("lora") is not None:

@@ -158,4 +158,5 @@ class TextWork:
         if prompted.label_words is None:
             return Side()
         (found,) = prompted.classify([row])
-        return Side(found.label, found.probabilities[found.label])
+        label = max(found.probabilities, key=lambda name: found.probabilities[name])
+        return Side(label, found.probabilities[label])

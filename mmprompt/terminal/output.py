@@ -25,7 +25,9 @@ from mmprompt.errors import bad_file, visible
 from mmprompt.progress import spoke
 
 JSON_HELP = "Print one JSON document; everything for people goes to stderr."
+BACKBONE_HELP = "The same frozen model under the name that it has here; by default the one that the prompt names."
 Device = Annotated[str, tyro.conf.arg(metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")]
+Backbone = Annotated[str | None, tyro.conf.arg(metavar="NAME", help=BACKBONE_HELP)]
 
 
 class _Console(Console):

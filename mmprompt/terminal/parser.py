@@ -276,6 +276,7 @@ def in_options(text: str) -> str:
 
     def option(setting: re.Match[str]) -> str:
         name, value = setting.groups()
+        name = "backbone" if name == "model" and name not in _of_verb else name
         if name not in _of_verb:
             return setting[0]
         flag = "--" + name.replace("_", "-")

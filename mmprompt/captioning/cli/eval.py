@@ -16,7 +16,7 @@ from mmprompt.core.header import HEADER, read_header
 from mmprompt.core.soft import PromptTuning
 from mmprompt.errors import bad_file, bad_value
 from mmprompt.progress import ProgressDisplay
-from mmprompt.terminal.output import JSON_HELP, Device, Output, check_place, command_of
+from mmprompt.terminal.output import JSON_HELP, Backbone, Device, Output, check_place, command_of
 from mmprompt.terminal.parser import parse
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ class Settings:
     """A dual encoder for CLIPScore; it should be another than the captioner's."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """A folder for report.html, its figures and metrics.json."""
+    backbone: Backbone = None
     device: Device = "auto"
     json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
     decoding: Decoding = field(default_factory=Decoding)
@@ -83,7 +84,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
     from mmprompt.reports.pages import missing_extra
 
     coco_module("cider.cider")  # missed now, not after prompts are learned
-    captioner = load_captioner_of(settings.prompts, None, settings.device)
+    captioner = load_captioner_of(settings.prompts, settings.backbone, settings.device)
     encoder = None if settings.clip is None else load_backbone(settings.clip, settings.device)
     with ProgressDisplay() as progress:
         features = CaptionFeatures(captioner, progress=progress.count("encoding images"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,7 @@ from mmprompt.core.header import read_header
 from mmprompt.data.splits import SplitName
 from mmprompt.errors import UserError
 from mmprompt.terminal.images import Images
-from mmprompt.terminal.output import JSON_HELP, Output, result_table
+from mmprompt.terminal.output import JSON_HELP, Backbone, Output, result_table
 from mmprompt.terminal.parser import parse
 from mmprompt.training.run_files import RUN, read_run
 
@@ -28,8 +29,7 @@ class Settings:
     """The run folder."""
     split: SplitName = "test"
     """Which part of the data set."""
-    backbone: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """The frozen model, if it is not where the run says; it must be the very same."""
+    backbone: Backbone = None
     device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
     json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
@@ -49,12 +49,13 @@ def run(arguments: Sequence[str], prog: str) -> None:
         raise UserError(f"the {settings.split} part of {data.name} is empty. Choose another --split.")
 
     from mmprompt.classification.measure import measure
-    from mmprompt.core.file import load
+    from mmprompt.core.file import load, model_of
     from mmprompt.models.dual_encoder.load import load_backbone
     from mmprompt.models.image_features import ImageFeatures
     from mmprompt.progress import ProgressDisplay
 
-    classifier = load(settings.run, load_backbone(settings.backbone or header["backbone"]["name"], settings.device))
+    load_named = partial(load_backbone, device=settings.device)
+    classifier = load(settings.run, model_of(settings.run, header, settings.backbone, load_named))
     features = ImageFeatures(classifier.backbone)
     with ProgressDisplay() as progress:
         known = features.stored([item.path for item in items])

@@ -50,11 +50,14 @@ class Loading:
         """Load a model and the prompts of some run folders on it; by default the model that the first names, else
         `tiny`.
         """
+        from mmprompt.core.file import model_of
         from mmprompt.language.predictor import load_prompted
 
         headers = [read_header(folder, "language") for folder in folders]
-        names = [model, *(header["backbone"]["name"] for header in headers), "tiny"]
-        loaded = self.model(next(name for name in names if name is not None))
+        if headers:
+            loaded = model_of(folders[0], headers[0], model, self.model)
+        else:
+            loaded = self.model(model or "tiny")
         return loaded, [load_prompted(folder, loaded) for folder in folders]
 
 

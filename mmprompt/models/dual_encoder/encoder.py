@@ -11,6 +11,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -139,6 +140,12 @@ class FrozenDualEncoder:
 
     def __deepcopy__(self, memo: dict[int, object]) -> FrozenDualEncoder:
         return self  # frozen: a copy could never differ, and scikit-learn's clone would double the memory
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, ...]]:
+        """Pickle the name and what the weights hash to, not the weights, which are read again."""
+        from mmprompt.models.dual_encoder.load import load_again
+
+        return load_again, (self.name, self.fingerprint, str(self.device), str(self.dtype).removeprefix("torch."))
 
     @property
     def text(self) -> TextView:

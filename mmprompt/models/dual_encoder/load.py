@@ -100,6 +100,19 @@ def load_backbone(
         return load_transformers(name, source.model, options)
 
 
+def load_again(name: str, fingerprint: str, device: str, dtype: str) -> DualEncoder:
+    """Load the frozen model of a pickle, which holds its name; the arguments are attributes of `DualEncoder`.
+
+    Raises:
+        UserError: it cannot be loaded, or has other weights.
+    """
+    backbone = load_backbone(name, device, dtype)
+    if backbone.fingerprint != fingerprint:
+        problem = f"has other weights ({backbone.fingerprint[:12]}) than were pickled with ({fingerprint[:12]})"
+        raise bad_file(name, problem, "Put the weights back, or train on these.")
+    return backbone
+
+
 def read_options(device: str, dtype: str, cache_dir: str | Path | None, trust_remote_code: bool) -> LoadOptions:
     """Read what a user says of loading; the arguments are those of `load_backbone`."""
     place = _choose_device(device)

@@ -223,7 +223,7 @@ def _pooled_only(visual: VisionTransformer, images: Tensor) -> Tensor:
 def _embed_patches(visual: VisionTransformer, images: Tensor) -> Tensor:
     """Embed class token and patches with their positions: [B, 3, H, W] to [B, 1 + P, D]."""
     patches = visual.conv1(images).flatten(2).mT  # [B, P, D]
-    class_token = visual.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
+    class_token = visual.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
     return torch.cat([class_token, patches], dim=1) + visual.positional_embedding.to(patches.dtype)
 
 

@@ -178,9 +178,9 @@ def results(trained: Trained) -> str:
 def named(learned: Prediction, plain: Prediction | None) -> str:
     """Return what the learned prompt and the words alone say of one image."""
     first = [Bar(name, share, None, name == learned.label) for name, share in learned.probabilities.items()][:N_BARS]
-    parts = [f'<p class="answer" role="status">{escape(learned.label)}</p>', bars(first)]
+    parts = [f'<p class="answer" role="status">{escape(str(learned.label))}</p>', bars(first)]
     if plain is not None:
-        parts.append(f"<p>Words alone say <b>{escape(plain.label)}</b>, {percent(plain.probability)}.</p>")
+        parts.append(f"<p>Words alone say <b>{escape(str(plain.label))}</b>, {percent(plain.probability)}.</p>")
     return "".join(parts)
 
 
