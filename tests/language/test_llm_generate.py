@@ -113,6 +113,10 @@ def test_a_killed_file_goes_on_with_the_same_samples(tmp_path, monkeypatch, caps
     assert main(["llm", "generate", *words, "--out", str(tmp_path / "killed.jsonl")]) == 0
     assert (tmp_path / "killed.jsonl").read_bytes() == whole
     assert not part.exists()
+    with (tmp_path / "in.txt").open("a") as lines:
+        lines.write("\none more\n")
+    assert main(["llm", "generate", *words, "--out", str(tmp_path / "killed.jsonl")]) == 0
+    assert len((tmp_path / "killed.jsonl").read_bytes().splitlines()) == 10
 
 
 def test_an_answer_ends_before_a_stop_wherever_its_batch_goes_on():

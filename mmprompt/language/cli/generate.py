@@ -52,8 +52,8 @@ class Settings:
     """A text; several fields of a template as NAME=TEXT each; a text file with a text a line; a table (JSONL, CSV, TSV,
     Parquet) or a folder of some with the fields as columns; or - for lines or rows of JSON from the standard input."""
     prompt: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN...")] = ()
-    """Run folders of prompts of one model. Of several, a column `prompt` names the one of each row; where there is no
-    such column, each answers every row."""
+    """Run folders of prompts of one model. Of several, a column `prompt` names the one of each row, by its folder's
+    name; where there is no such column, each answers every row."""
     template: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help=TEMPLATE_HELP)] = None
     as_text: bool = False
     """Write an answer with a prompt that tells labels apart too; by default its label is given."""
@@ -188,7 +188,8 @@ def assign(
             if name is not None and name not in prompts:
                 raise UserError(f"{record.file}, line {record.line}: {unknown_name('prompt', str(name), prompts)}")
             for own, one in prompts.items() if name is None else [(name, prompts[name])]:
-                asked.append(Asked(row_of(record, one.template.fields, settings.task), one, own))
+                row = row_of(record, one.template.fields, settings.task)
+                asked.append(Asked(row, one, own if len(prompts) > 1 else ""))
         return asked
     words = tuple(map(str, given))
     return [
@@ -209,7 +210,7 @@ def answers_of(asked: Sequence[Asked], settings: Settings, progress: ProgressDis
     """Answer each row, JSON-ready; with a file they are written there, and go on where an earlier call stopped.
 
     While it is written the file is called `NAME.part`; a killed call goes on from its whole rows, by as many at once as
-    before, so that samples are the same. The first of its lines names the settings.
+    before, so that samples are the same. Every row names the hash of the settings, and rows of others are refused.
     """
     if settings.out is None:
         return more_answers(asked, [], settings, progress, None)
@@ -217,7 +218,7 @@ def answers_of(asked: Sequence[Asked], settings: Settings, progress: ProgressDis
     make_folder(settings.out.parent)
     refusal = bad_file(settings.out, "is being written by another process", "Wait until it has ended.")
     with locked(settings.out.with_name(f"{settings.out.name}.lock"), refusal):
-        known = known_answers(settings.out if settings.out.exists() else part, asked, settings)
+        known = known_answers(part if part.exists() else settings.out, asked, settings)
         write_bytes(part, to_lines(known))
         answers = more_answers(asked, known, settings, progress, part)
         write_bytes(settings.out, to_lines(answers))
