@@ -116,6 +116,17 @@ def write_bytes(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
+def append_bytes(path: Path, data: bytes) -> None:
+    """Add to a file, and see what was added on the disk."""
+    try:
+        with path.open("ab") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+    except OSError as error:
+        raise bad_file(path, f"cannot be written ({error.strerror})", "Free some space and run it again.") from None
+
+
 def write_json(path: Path, content: object) -> None:
     """Write JSON atomically, indented, with sorted keys left as given."""
     write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())

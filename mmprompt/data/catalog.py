@@ -101,11 +101,14 @@ def read_splits(card: DatasetCard, root: str | Path | None = None) -> Splits:
     return read_table(_PACKAGE / "assets" / card.csv, unpack(_PACKAGE / "assets" / card.archive))
 
 
-def _card_paths(datasets_dir: str | Path | None) -> dict[str, Path]:
+def cards_folder() -> Path:
+    """Return the folder of the cards that come with the package; those of texts are in `texts` below it."""
     built_in = _PACKAGE / "datasets_cfg"  # an installed wheel; an editable install has only the checkout's
-    if not built_in.is_dir():
-        built_in = _PACKAGE.parent / "datasets_cfg"
-    paths = {path.stem: path for path in built_in.glob("*.yaml")}
+    return built_in if built_in.is_dir() else _PACKAGE.parent / "datasets_cfg"
+
+
+def _card_paths(datasets_dir: str | Path | None) -> dict[str, Path]:
+    paths = {path.stem: path for path in cards_folder().glob("*.yaml")}
     if datasets_dir is None:
         return paths
     if not Path(datasets_dir).is_dir():

@@ -9,8 +9,6 @@ their suffix and opened only when a run reads them. This file does not know the 
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -23,20 +21,12 @@ from mmprompt.data.fewshot import draw_dataset
 from mmprompt.data.images import IMAGE_SUFFIXES
 from mmprompt.data.split_file import read_coop_split
 from mmprompt.data.splits import SPLITS, Dataset, Row, SplitName, Splits, assemble, refuse_missing
+from mmprompt.data.tables import PARTS, csv_records
 from mmprompt.errors import UserError, bad_file, unknown_name
-from mmprompt.files import SafeRoot, read_objects, read_text
+from mmprompt.files import SafeRoot, read_objects
 from mmprompt.settings import checked
 
 _TRUTH = {"1": True, "true": True, "0": False, "false": False, "": False}
-_SPLIT_FOLDERS: dict[str, SplitName] = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
 
 
 @checked
@@ -107,7 +97,7 @@ def read_folder(root: str | Path, hold_out: bool = True) -> Splits:
     if not folders:
         held = "holds images but no class folders" if _images(root, inside) else "holds no class folders"
         raise bad_file(root, held, "Make a folder of images for each class.")
-    parts = {folder: _SPLIT_FOLDERS[folder.name.lower()] for folder in folders if folder.name.lower() in _SPLIT_FOLDERS}
+    parts = {folder: PARTS[folder.name.lower()] for folder in folders if folder.name.lower() in PARTS}
     if len(parts) == len(folders):
         rows = [row for folder, split in parts.items() for row in _part_rows(folder, split, inside)]
     elif any(_visible_folders(folder) for folder in parts):
@@ -131,9 +121,9 @@ def _metadata_rows(folder: Path) -> list[Row] | None:
 def _in_parts(rows: list[Row], root: Path) -> list[Row]:
     """Put every row into the part that its path begins with, if all paths begin with one."""
     first = [PurePosixPath(row.path.relative_to(root).as_posix()).parts[0] for row in rows]
-    if not all(name in _SPLIT_FOLDERS for name in first):
+    if not all(name in PARTS for name in first):
         return rows
-    return [row._replace(split=_SPLIT_FOLDERS[name]) for row, name in zip(rows, first, strict=True)]
+    return [row._replace(split=PARTS[name]) for row, name in zip(rows, first, strict=True)]
 
 
 def _part_rows(folder: Path, split: SplitName, inside: SafeRoot) -> Iterator[Row]:
@@ -258,27 +248,15 @@ def _row(record: dict[str, Any], image: str, has_parts: bool, inside: SafeRoot) 
 
 def _csv_records(path: Path, check: Callable[[list[str], int], None]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the rows by the names of the header, each with its line; `check` refuses wrong names."""
-    text = read_text(path)
-    header_line = text.partition("\n")[0]
-    delimiter = next((mark for mark in ",;\t" if mark in header_line), ",")  # the others are some spreadsheets'
-    lines = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
-    try:
-        header = [name.strip() for name in next(lines, [])]
+
+    def check_header(header: list[str]) -> None:
         if any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in header):
             names = "file_name,label" if path.name == "metadata.csv" else "path,label or path,label,split"
             problem = f"has no header, its first line is {','.join(header)!r}"
             raise bad_file(path, problem, f"Write {names} above it.", 1)
         check(header, 1)
-        if len(set(header)) < len(header):
-            raise bad_file(path, "has a column twice", "Keep one of each.", 1)
-        for cells in lines:
-            if cells and len(cells) != len(header):
-                problem = f"has {len(cells)} cells, but the header has {len(header)}"
-                raise bad_file(path, problem, "Quote cells that hold a comma.", lines.line_num)
-            if cells:
-                yield lines.line_num, dict(zip(header, cells, strict=True))
-    except csv.Error as error:
-        raise bad_file(path, f"is not valid CSV ({error})", "Quote cells that hold quotes.", lines.line_num) from None
+
+    return csv_records(path, check=check_header)
 
 
 def _jsonl_records(path: Path, check: Callable[[list[str], int], None]) -> Iterator[tuple[int, dict[str, Any]]]:

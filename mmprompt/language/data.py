@@ -1,8 +1,10 @@
-"""Rows of text for a language model: a JSONL file, and the card beside it.
+"""Rows of text for a language model: a table, or a folder of some, and the card beside it.
 
-`NAME.jsonl` holds an object a line: `label` (classification) or `answer` (generation), perhaps `split` and `task`;
-everything else is a field of text. `NAME.yaml` may give `template`, `verbalizer`, `instructions`, `licence`, `source`
-and `note`. What a template means is not known here, nor any tokenizer. One small set is in the package: `somebody`.
+A row has `label` (classification) or `answer` (generation), perhaps `split` and `task`; everything else is a field of
+text. The card, `NAME.yaml` beside `NAME.jsonl` or the folder `NAME`, may give `template`, `verbalizer`, `instructions`,
+`licence`, `source` and `note`, and say what the columns and values of a table are that was made by others. What a
+template means is not known here, nor any tokenizer. One small set is in the package: `somebody`; of some published ones
+the card is.
 """
 
 from __future__ import annotations
@@ -13,14 +15,15 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from mmprompt.data.class_names import shortened
 from mmprompt.data.fewshot import MAX_VAL_SHOTS, draw_stream, sample_groups
-from mmprompt.data.splits import SPLITS
+from mmprompt.data.splits import SPLITS, SplitName
 from mmprompt.data.strict_yaml import read_yaml
+from mmprompt.data.tables import Record, read_records
 from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
-from mmprompt.files import read_objects
 from mmprompt.settings import checked, validate
 
 if TYPE_CHECKING:
@@ -113,7 +116,15 @@ class TextData:
 
 @dataclass(frozen=True)
 class TextCard:
-    """What `NAME.yaml` says; see `TextData`. `source` and `note` are for people."""
+    """What `NAME.yaml` says; see `TextData`. `source` and `note` are for people.
+
+    Args:
+        header: names of the columns, of CSV and TSV files that have no line of them.
+        columns: what is taken of a table, our name (label, answer, split, task or a field) to its column; by default
+            everything, by the names that it has.
+        labels: a label as the table writes it, such as "1", to our name of it.
+        parts: train, val and test to the part of the table that they are; by default as it names them.
+    """
 
     template: str | None = None
     verbalizer: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
@@ -121,35 +132,39 @@ class TextCard:
     licence: str = ""
     source: str = ""
     note: str = ""
+    header: tuple[str, ...] = ()
+    columns: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    parts: Mapping[SplitName, SplitName] = field(default_factory=dict)
 
 
 @checked
 def load_texts(path: str | Path) -> TextData:
-    """Read `NAME.jsonl` and, where it is there, `NAME.yaml` beside it.
+    """Read a table of texts, or a folder of tables, and its card.
 
-    Without `split` in its rows a file is divided 60/10/30 into train, val and test, class by class, by the hashes of
-    the texts: the same rows for every seed, and equal texts in one part. Where a file gives the parts, a text that
-    stands in two of them stays in test, or else in train, and is taken out of the other; the notes say so.
+    A table is a `.jsonl`, `.csv`, `.tsv`, `.parquet` or `.arrow` file; a folder has one for each part, such as
+    `train.csv` and `test.csv`, or is one that the `datasets` library wrote. The card is `NAME.yaml` beside it, or that
+    of the package for a published set of this name, which the notes say. Columns of tables that hold numbers alone are
+    left out, and the notes say so.
+
+    Without `split` a file is divided 60/10/30 into train, val and test, class by class, by the hashes of the texts: the
+    same rows for every seed, and equal texts in one part. Where a file gives the parts, a text that stands in two of
+    them stays in test, or else in train, and is taken out of the other; the notes say so.
 
     Args:
-        path: of the JSONL file, or the name of an embedded set.
+        path: of the file or folder, or the name of an embedded set.
     Raises:
         UserError: a file cannot be read, a row or the card is bad (its line), or there is nothing to train or test on.
     """
     if str(path) not in EMBEDDED and not Path(path).exists() and not Path(path).suffix:
-        raise unknown_name("set of texts or file", str(path), EMBEDDED, "Give the path of a JSONL file.")
+        raise unknown_name("set of texts or file", str(path), EMBEDDED, "Give the path of a table of texts.")
     path = FOLDER / f"{path}.jsonl" if str(path) in EMBEDDED else Path(path)
-    rows: list[tuple[TextRow, str | None]] = []  # each with the part that the file gives it
-    first: dict[str, Any] = {}
-    for line, record in read_objects(path):
-        first = first or record
-        _check_record(record, first, path, line)
-        fields = {name: text for name, text in record.items() if name not in _KEYS}
-        row = TextRow(fields, record.get("label"), record.get("answer"), record.get("task", ""))
-        rows.append((row, record.get("split")))
+    card, card_path, notes = _card_of(path)
+    rows = [_row_of(record, card, card_path) for record in _known_records(path, card, card_path, notes)]
     if not rows:
-        raise bad_file(path, "holds no rows", "Write one JSON object on each line.")
-    parts, notes = _given_parts(rows) if rows[0][1] is not None else _drawn_parts([row for row, _ in rows])
+        raise bad_file(path, "holds no rows", "Write a row for each text.")
+    has_parts = rows[0][1] is not None
+    parts, said = _given_parts(rows) if has_parts else _drawn_parts([row for row, _ in rows])
     labels = tuple(sorted({row.label for row, _ in rows if row.label is not None}))
     for split in ("train", "test"):
         if not parts[split]:
@@ -159,12 +174,86 @@ def load_texts(path: str | Path) -> TextData:
     untrained = sorted(set(labels) - {row.label for row in parts["train"] if row.label is not None})
     if untrained:
         raise bad_file(path, f"has no row to train on for {shortened(untrained)}", "Add one to the train part of each.")
-    card_path = path.with_suffix(".yaml")
-    card = validate(TextCard, read_yaml(card_path), card_path) if card_path.exists() else TextCard()
     words = {label: (given,) if isinstance(given, str) else given for label, given in card.verbalizer.items()}
     _check_verbalizer(words, labels, card_path)
     about = (card.template, words or None, card.instructions, card.licence)
-    return TextData(path.stem, parts["train"], parts["val"], parts["test"], labels, *about, notes)
+    return TextData(path.stem, parts["train"], parts["val"], parts["test"], labels, *about, (*notes, *said))
+
+
+def _card_of(path: Path) -> tuple[TextCard, Path, list[str]]:
+    """Read the card beside a file or folder, or that of the package, with its path; a note says so of the latter."""
+    from mmprompt.data.catalog import cards_folder
+
+    beside = path.with_name(f"{path.name}.yaml") if path.is_dir() else path.with_suffix(".yaml")
+    of_package = cards_folder() / "texts" / beside.name
+    card_path = of_package if of_package.exists() and not beside.exists() else beside
+    card = validate(TextCard, read_yaml(card_path), card_path) if card_path.exists() else TextCard()
+    note = f"Template, words of labels and columns are those of the package's card {of_package.name}."
+    return card, card_path, [note] if card_path == of_package else []
+
+
+def _known_records(path: Path, card: TextCard, card_path: Path, notes: list[str]) -> list[Record]:
+    """Read the records of a table by our names of columns, each like the first and of a part that is asked for."""
+    records = list(read_records(path, card.header))
+    if card.columns:
+        records = [_renamed(record, card.columns, card_path) for record in records]
+    numbers = [
+        name
+        for name in (records[0].values if records and records[0].file.suffix.lower() != ".jsonl" else ())
+        if name not in _KEYS and all(_is_number(record.values.get(name)) for record in records)
+    ]
+    if numbers:
+        notes.append(f"Left out, for they hold no text: {shortened(numbers)}.")
+    part_of = {theirs: ours for ours, theirs in card.parts.items()}
+    kept = []
+    for record in records:
+        values = {name: value for name, value in record.values.items() if name not in numbers}
+        part = values.get("split", record.part)
+        if part_of and part not in part_of:
+            continue
+        if part is not None:
+            values["split"] = part_of.get(part, part)
+        if isinstance(values.get("label"), int):
+            values["label"] = str(values["label"])
+        kept.append(record._replace(values=values))
+    for record in kept:
+        _check_record(record, kept[0].values, card_path)
+    return kept
+
+
+def _renamed(record: Record, columns: Mapping[str, str], card_path: Path) -> Record:
+    """Take those columns of a record that a card names, by our names."""
+    values = {}
+    for name, theirs in columns.items():
+        column = theirs if theirs in record.values else name
+        if column not in record.values:
+            problem = f"lacks the column {theirs!r}, which {card_path} names; it has {shortened(list(record.values))}"
+            raise bad_file(record.file, problem, "Correct one of them.", record.line)
+        values[name] = record.values[column]
+    return record._replace(values=values)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether something is a number, or the text of one, or nothing."""
+    if isinstance(value, str):
+        try:
+            float(value)
+        except ValueError:
+            return not value
+    return isinstance(value, int | float | str | NoneType)
+
+
+def _row_of(record: Record, card: TextCard, card_path: Path) -> tuple[TextRow, str | None]:
+    """Make a row of a record, with the part that the table gives it."""
+    values = record.values
+    label = values.get("label")
+    if label is not None and card.labels and label not in card.labels and label not in card.labels.values():
+        known = ", ".join(card.labels)
+        problem = f"has the label {label!r}, but {card_path} knows {known}"
+        raise bad_file(record.file, problem, "Correct one of them.", record.line)
+    fields = {name: text for name, text in values.items() if name not in _KEYS}
+    label = card.labels.get(label, label) if label is not None else None
+    return TextRow(fields, label, values.get("answer"), values.get("task", "")), values.get("split")
 
 
 @checked
@@ -192,26 +281,32 @@ def sample_shots(data: TextData, shots: int, seed: int) -> TextData:
     return replace(data, train=train, val=val, notes=(*data.notes, note) if short else data.notes)
 
 
-def _check_record(record: Mapping[str, Any], first: Mapping[str, Any], path: Path, line: int) -> None:
+def _check_record(record: Record, first: Mapping[str, Any], card_path: Path) -> None:
     """Refuse a row that is not like the first or is no text."""
-    if len(record.keys() & set(_TARGETS)) != 1:
-        problem = "has both 'label' and 'answer'" if "label" in record else "lacks 'label' or 'answer'"
-        raise bad_file(path, problem, "Write label to tell classes apart, or answer to generate text.", line)
-    for name in first.keys() - record.keys():
+    path, line, _, _ = record
+    values = record.values
+    if len(values.keys() & set(_TARGETS)) != 1:
+        problem = "has both 'label' and 'answer'" if "label" in values else "lacks 'label' or 'answer'"
+        advice = "Write label to tell classes apart, or answer to generate text"
+        if path.suffix.lower() != ".jsonl":
+            problem += f", its columns are {shortened(list(values))}"
+            advice += f", or name the column in {card_path.name}: columns: {{label: THEIRS, text: THEIRS}}"
+        raise bad_file(path, problem, f"{advice}.", line)
+    for name in first.keys() - values.keys():
         raise bad_file(path, f"lacks {name!r}, which the first row has", "Write it in every row.", line)
-    for name in record.keys() - first.keys():
+    for name in values.keys() - first.keys():
         raise bad_file(path, f"has {name!r}, which the first row lacks", "Write it in every row or in none.", line)
-    if record.keys() <= set(_KEYS):
+    if values.keys() <= set(_KEYS):
         raise bad_file(path, "has no field of text", 'Write one, such as "text".', line)
-    if _TAKEN in record:
+    if _TAKEN in values:
         raise bad_file(path, f"has a field named {_TAKEN!r}, the name of soft slots", "Name it otherwise.", line)
-    for name, value in record.items():
+    for name, value in values.items():
         if not isinstance(value, str):
             raise bad_file(path, f"{name} is {value!r}, but text was expected", "Write it as text.", line)
         if not value.strip():
             raise bad_file(path, f"{name} is empty", "Write the text, or remove the row.", line)
-    if record.get("split", "test") not in SPLITS:
-        raise UserError(f"{path}, line {line}: {unknown_name('split', record['split'], SPLITS)}")
+    if values.get("split", "test") not in SPLITS:
+        raise UserError(f"{path}, line {line}: {unknown_name('split', values['split'], SPLITS)}")
 
 
 Parts = dict[str, tuple[TextRow, ...]]

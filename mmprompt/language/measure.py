@@ -284,6 +284,7 @@ def measure_language(
             if label not in labels:
                 advice = "Use the `data` that the prompt was learned from."
                 raise unknown_name("label of this prompt", label, labels, advice)
+        prompted.say_cut(rows, max(map(len, prompted.answers)), f"{split} rows ({name})")
         probabilities = _label_probabilities(prompted, rows, is_calibrated, progress)
         measured = evaluate_probabilities(probabilities, [labels.index(row.label or "") for row in rows], labels)
         return LanguageScore(name, template, tuple(labels[place] for place in measured.predictions), labels=measured)
@@ -293,6 +294,7 @@ def measure_language(
         raise UserError("calibration is for labels, but these rows have answers. Leave it out.")
     expected = [row.answer or "" for row in rows]
     settings = generation or as_long_as(prompted, expected)
+    prompted.say_cut(rows, settings.max_tokens, f"{split} rows ({name})")
     texts: list[str] = []
     for start in range(0, len(rows), ROWS_AT_ONCE):
         texts += [one.text for one in generate_texts(prompted, rows[start : start + ROWS_AT_ONCE], settings)]

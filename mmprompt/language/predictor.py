@@ -6,8 +6,9 @@ prompt begin with is read once and handed over as keys and values, so a prompt c
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -38,6 +39,7 @@ from mmprompt.settings import Share, checked
 
 BATCH = 32
 N_SHOWN = 8
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -156,12 +158,41 @@ class LanguagePredictor:
         if isinstance(items, TextRow | Mapping | str):
             return self.predict([items], threshold)[0]
         rows = [self.row_of(item) for item in items]
+        self.say_cut(rows, self.longest_answer(Generation()))
         if self.label_words is not None:
             found = self.classify(rows)
             return [one if one.probability >= threshold else replace(one, label=None) for one in found]
         if threshold:
             raise bad_value("threshold", threshold, "this prompt writes texts and has no labels", "Leave it out.")
         return generate_texts(self, rows)
+
+    def longest_answer(self, settings: Generation) -> int:
+        """Give the tokens that answers have room for: of the longest label, or those that may be generated."""
+        return max(map(len, self.answers)) if self.label_words is not None else settings.max_tokens
+
+    def n_cut(self, rows: Sequence[TextRow], n_answer: int | Sequence[int]) -> int:
+        """Count the rows that are not read whole, for fields marked `:cut` are too long.
+
+        Args:
+            rows: N of them.
+            n_answer: tokens of an answer, or of that to each row.
+        """
+        room = self.model.budget - self.n_prefix
+        sizes = [n_answer] * len(rows) if isinstance(n_answer, int) else n_answer
+        return sum(self.bound.is_cut(row.fields, room, size) for row, size in zip(rows, sizes, strict=True))
+
+    def say_cut(self, rows: Sequence[TextRow], n_answer: int | Sequence[int], what: str = "texts") -> str:
+        """Log how many rows are not read whole, and return what is said; "" where all are. See `n_cut`."""
+        n_cut = self.n_cut(rows, n_answer)
+        if not n_cut:
+            return ""
+        are = "is" if n_cut == 1 else "are"
+        said = (
+            f"{n_cut} of {len(rows)} {what} {are} too long and {are} cut at the end, to {self.model.budget} slots of "
+            f"{self.model.name} for prompt, text and answer, or to what the template allows."
+        )
+        _log.warning("%s", said)
+        return said
 
     def row_of(self, item: TextRow | Mapping[str, str] | str) -> TextRow:
         """Return the row that a text or a mapping of fields is."""
@@ -290,8 +321,8 @@ def _classify_alike(each: Sequence[LanguagePredictor], rows: Sequence[TextRow]) 
 
 @dataclass(frozen=True)
 class Generated:
-    """An answer that a model wrote, without blanks around it and without its end; cut where it stopped for want of
-    room.
+    """An answer that a model wrote, without blanks around it and without its end, a text of `stop` among it; cut where
+    it stopped for want of room.
     """
 
     text: str
@@ -336,9 +367,28 @@ def generate_texts(
         found = generate(model, [jobs[place] for place in places], settings, inserts=inserts)
         answers |= zip(places, found, strict=True)
     ids = [answers[place] for place in range(len(rows))]
-    texts = [model.tokenizer.decode(list(one), skip_special_tokens=True).strip() for one in ids]
+    wholes = [model.tokenizer.decode(list(some), skip_special_tokens=True) for some in ids]
+    texts = ["".join(until(settings.stop, [whole])) for whole in wholes]
     n_most = settings.max_tokens
-    return [Generated(text, len(one), len(one) >= n_most) for text, one in zip(texts, ids, strict=True)]
+    return [
+        Generated(text.strip(), len(some), len(some) >= n_most and text == whole)
+        for text, whole, some in zip(texts, wholes, ids, strict=True)
+    ]
+
+
+def until(stop: Sequence[str], pieces: Iterable[str]) -> Iterator[str]:
+    """Yield the pieces of a text up to the first of some texts, which may begin in one piece and end in another."""
+    held = ""
+    for piece in pieces:
+        held += piece
+        places = [place for text in stop if (place := held.find(text)) >= 0]
+        if places:
+            yield held[: min(places)]
+            return
+        n_open = max((n for text in stop for n in range(1, len(text)) if held.endswith(text[:n])), default=0)
+        yield held[: len(held) - n_open]
+        held = held[len(held) - n_open :]
+    yield held
 
 
 def jobs_of(each: Sequence[LanguagePredictor], rows: Sequence[TextRow], n_answer: int) -> list[Job]:
@@ -405,17 +455,22 @@ def stream_text(prompted: LanguagePredictor, row: TextRow, settings: Generation 
     streamer = TextIteratorStreamer(prompted.model.tokenizer, skip_prompt=True, skip_special_tokens=True)
     failures: list[BaseException] = []
 
+    is_left = threading.Event()
+
     def work() -> None:
         try:
-            generate(prompted.model, jobs, settings, streamer, prompted.inserts())
+            generate(prompted.model, jobs, settings, streamer, prompted.inserts(), is_left.is_set)
         except BaseException as error:
             failures.append(error)
             streamer.end()
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    yield from (piece for piece in streamer if piece)
-    thread.join()
+    try:
+        yield from (piece for piece in until(settings.stop, streamer) if piece)
+    finally:  # whoever stops listening stops the answer
+        is_left.set()
+        thread.join()
     if failures:
         raise failures[0]
 

@@ -59,6 +59,7 @@ class LanguageProblem:
         self.prompted, self.rows, self.val = prompted, rows, val
         self.objective, self.is_recomputed = objective, is_recomputed
         self.module, self.n_items = module, len(rows)
+        self.noticed: list[str] = []  # said when it was seen
         if is_recomputed:
             prompted.model.check_recomputed()
         is_choice = objective == "choices"
@@ -100,6 +101,15 @@ class LanguageProblem:
         labels = torch.tensor(wanted, device=scores.device)
         n_correct = int((scores.argmax(1) == labels).sum())
         return F.cross_entropy(scores, labels, reduction="sum"), len(indices), n_correct
+
+
+def said_of_cuts(prompted: LanguagePredictor, data: TextData) -> list[str]:
+    """Say of each part of some data how many rows are not read whole."""
+    said = []
+    for rows, what in ((data.train, "training rows"), (data.val, "validation rows"), (data.test, "test rows")):
+        sizes = [max(map(len, prompted.answers if row.answer is None else answers_of(row, prompted))) for row in rows]
+        said.append(prompted.say_cut(rows, sizes, what))
+    return [one for one in said if one]
 
 
 def answers_of(row: TextRow, prompted: LanguagePredictor) -> tuple[tuple[int, ...], ...]:
@@ -204,6 +214,7 @@ class LanguageTask:
                 begin = " ".join(row.fields.values())[:40]
                 raise UserError(f"the test row that begins with {begin!r} cannot be read: {error}") from None
         self._watch = VectorWatch(predictor)
+        problem.noticed = said_of_cuts(predictor, data)
         return problem
 
     def callbacks(self, predictor: LanguagePredictor) -> list[Callback]:
@@ -239,7 +250,7 @@ class LanguageTask:
 
     def notices(self, problem: LanguageProblem, predictor: LanguagePredictor) -> list[str]:
         """Say what looked wrong in training, and whether the prompt changes anything."""
-        alarms = list(self._watch.alarms.values())
+        alarms = [*problem.noticed, *self._watch.alarms.values()]
         if not predictor.prompt.sites:
             return alarms
         nats = prompt_effect_kl(predictor, problem.rows[:LOOKED_AT])

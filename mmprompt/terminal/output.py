@@ -53,10 +53,14 @@ class Output:
     def stream(self, pieces: Iterable[str]) -> None:
         """Write a text for people as it comes, and end its line."""
         for piece in pieces:
-            spoke()
-            self.console.file.write(visible(piece))
-            self.console.file.flush()
+            self.piece(piece)
         self.say()
+
+    def piece(self, text: str) -> None:
+        """Write a part of a line for people."""
+        spoke()
+        self.console.file.write(visible(text))
+        self.console.file.flush()
 
     def table(self, headers: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> None:
         """Write aligned columns; those whose index is in `numbers` are set flush right."""

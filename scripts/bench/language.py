@@ -4,7 +4,8 @@ Six layers of a Llama, 512 wide, 50,000 tokens, random weights. A step is the lo
 gradient of the soft prompt: one answer token behind each text (short-p20, short-p100), or 64 (answers-64). PEFT gets
 the texts padded on the right to the longest of the batch, as its examples do. Peak memory is what a process of its own
 takes for one step beyond the loaded model. Row `generate` compares 64 generated tokens with a prompt of 20 vectors and
-without: its ratio is the prompted speed by the unprompted.
+without: its ratio is the prompted speed by the unprompted. Row `mixed` answers 32 texts, each with a prompt of its own,
+in one batch and in 32 runs: its ratio is the speed of the batch by that of the runs.
 
     python scripts/bench/language.py --json docs/results/language_bench.json
 """
@@ -38,6 +39,7 @@ from mmprompt.models.decoder.vectors import LM_INPUT
 from mmprompt.models.sites import Vectors
 
 WIDTH, N_LAYERS, VOCABULARY, N_TEXTS, REPEATS, N_NEW = 512, 6, 50_000, 16, 5, 64
+N_PROMPTS, N_MIXED_NEW = 32, 16
 START, END, IGNORED = 1, 2, -100
 SAME = 1e-4
 
@@ -183,6 +185,36 @@ def generation_row() -> Row:
     }
 
 
+def mixed_row() -> Row:
+    """As many prompts as texts, which were read before, in one batch and one after the other."""
+    lm = new_model()
+    model = FrozenLanguageModel("bench", lm, Tokens())
+    weight, soft = lm.get_input_embeddings().weight, tuple(-1 - place for place in range(20))
+    texts = [tuple(text[:8]) for text, _ in (*new_batch(1), *new_batch(2))]
+    with torch.no_grad():
+        prompts = [
+            model.read_shared({LM_INPUT: Vectors(weight[100 + 20 * n : 120 + 20 * n].clone())}, soft)
+            for n in range(N_PROMPTS)
+        ]
+    jobs = [Job(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+    settings = Generation(max_tokens=N_MIXED_NEW, min_tokens=N_MIXED_NEW)
+
+    def apart() -> list[tuple[int, ...]]:
+        return [generate(model, [job], settings)[0] for job in jobs]
+
+    works = {"mixed": partial(generate, model, jobs, settings), "apart": apart}
+    is_equal = works["mixed"]() == works["apart"]()
+    seconds = side_by_side(works, REPEATS)
+    return {
+        "name": "mixed",
+        "ratio": seconds["apart"] / seconds["mixed"],
+        "equal": is_equal,
+        "mixed_s": seconds["mixed"],
+        "apart_s": seconds["apart"],
+        "tokens_a_second": N_PROMPTS * N_MIXED_NEW / seconds["mixed"],
+    }
+
+
 def main() -> None:
     made = parser(__doc__)
     made.add_argument("--step", nargs=2, metavar=("ROW", "WAY"), help="one step, for its peak memory")
@@ -191,9 +223,10 @@ def main() -> None:
     if args.step:
         one_step(*args.step)
         return
-    wanted = args.rows or [*SETTINGS, "generate"]
+    wanted = args.rows or [*SETTINGS, "generate", "mixed"]
     rows = [training_row(name, setting) for name, setting in SETTINGS.items() if name in wanted]
     rows += [generation_row()] if "generate" in wanted else []
+    rows += [mixed_row()] if "mixed" in wanted else []
     report(rows, args.json)
 
 

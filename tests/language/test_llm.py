@@ -112,27 +112,31 @@ def test_an_answer_is_streamed_and_is_that_of_the_document(capsys):
     assert err == ""
 
 
-def test_a_prompt_that_tells_labels_apart_says_so_and_classifies(run_folder, capsys):
-    words = ["llm", "generate", "--prompt", str(run_folder), "--input", TEXT, "--max-tokens", "2", "--device", "cpu"]
-    assert main(words) == 0
-    assert "add --classify" in capsys.readouterr().err
-    assert main([*words, "--classify"]) == 0
+def test_a_prompt_that_tells_labels_apart_gives_the_label_and_as_text_an_answer(run_folder, capsys):
+    words = ["llm", "generate", "--prompt", str(run_folder), "--input", TEXT, "--max-tokens", "2"]
+    assert main([*words, "--device", "cpu"]) == 0
     out, err = capsys.readouterr()
     assert out.splitlines()[1].split()[0] == "somebody"
     assert err == ""
+    (answer,) = document([*words, "--as-text"], capsys)["answers"]
+    assert (answer["n_tokens"], "label" in answer) == (2, False)
 
 
 def test_rows_of_a_file_are_classified_into_another_and_nothing_is_overwritten(run_folder, tmp_path, capsys):
     rows = write(tmp_path / "rows.jsonl", [{"text": TEXT, "label": "nobody"}, {"text": "a rose and a shark."}])
     out = tmp_path / "found.jsonl"
-    words = ["llm", "generate", "--prompt", str(run_folder), "--input", str(rows), "--classify", "--device", "cpu"]
+    words = ["llm", "generate", "--prompt", str(run_folder), "--input", str(rows), "--device", "cpu"]
     assert main([*words, "--out", str(out)]) == 0
     found = rows_of(out)
     assert [(row["text"], row["label"]) for row in found] == [(TEXT, "somebody"), ("a rose and a shark.", "nobody")]
     assert sum(found[0]["probabilities"].values()) == pytest.approx(1.0, abs=1e-5)
     before = out.read_bytes()
+    assert main([*words, "--out", str(out)]) == 0  # all of it is there
+    assert main([*words, "--out", str(out), "--as-text"]) == 2
+    assert "holds answers of other settings" in capsys.readouterr().err
+    write(rows, [{"text": "a shark."}])
     assert main([*words, "--out", str(out)]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "line 1: holds an answer to another row" in capsys.readouterr().err
     assert out.read_bytes() == before
 
 
@@ -220,7 +224,7 @@ def test_a_prompt_goes_to_peft_and_back(run_folder, tmp_path, capsys):
     assert main([*words, "--kind", "prefix"]) == 2
     assert main(["llm", "convert", "--from-peft", str(peft), "--backbone", "tiny", "--out", str(back)]) == 0
     said = [
-        document(["llm", "generate", "--prompt", str(run), "--classify", "--input", TEXT], capsys)["answers"]
+        document(["llm", "generate", "--prompt", str(run), "--input", TEXT], capsys)["answers"]
         for run in (run_folder, back)
     ]
     assert said[0][0]["probabilities"] == pytest.approx(said[1][0]["probabilities"], abs=1e-5)
@@ -239,7 +243,7 @@ def test_inspect_shows_template_words_of_labels_and_near_words(run_folder, capsy
 
 def test_the_example_that_is_shown_can_be_typed(tmp_path, run_folder, capsys):
     text = load_texts("somebody").test[0].fields["text"]
-    found = document(["llm", "generate", "--prompt", str(run_folder), "--classify", "--input", text], capsys)
+    found = document(["llm", "generate", "--prompt", str(run_folder), "--input", text], capsys)
     assert found["answers"][0]["text"] == text
 
 

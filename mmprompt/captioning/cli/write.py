@@ -6,7 +6,6 @@ They may go into a JSONL file: a row an image, in order, broken images as error 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -21,6 +20,7 @@ from mmprompt.core.header import read_header
 from mmprompt.data.images import IMAGE_SUFFIXES, read_image
 from mmprompt.errors import UserError, bad_file, bad_value
 from mmprompt.files import (
+    append_bytes,
     locked,
     make_folder,
     parse_json,
@@ -258,7 +258,7 @@ def _describe_missing(
                 row |= {"content": _content_of(path), "caption": numbers.pop("text"), **numbers}
             new.append(row)
         if part is not None:
-            _append(part, _to_lines(new))
+            append_bytes(part, _to_lines(new))
         rows.update((row["image"], row) for row in new)
         if progress is not None:
             progress(len(rows), len(images))
@@ -302,14 +302,3 @@ def _content_of(image: Path) -> str:
 
 def _to_lines(rows: Iterable[Row]) -> bytes:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-
-
-def _append(path: Path, data: bytes) -> None:
-    """Add whole lines to a file and see them on the disk."""
-    try:
-        with path.open("ab") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise bad_file(path, f"cannot be written ({error.strerror})", "Free some space and run it again.") from None

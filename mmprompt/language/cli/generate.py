@@ -1,19 +1,29 @@
-"""`mmprompt llm generate`: what a language model says with a prompt, as it says it, or of a file of rows."""
+"""`mmprompt llm generate`: what a language model says with a prompt, as it says it, or of many rows."""
 
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from mmprompt.core.header import read_header
-from mmprompt.errors import bad_file, bad_value, unknown_name
-from mmprompt.files import read_objects, write_bytes
+from mmprompt.data.tables import Record
+from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
+from mmprompt.files import (
+    MAX_TEXT_BYTES,
+    append_bytes,
+    locked,
+    make_folder,
+    parse_json,
+    read_bytes,
+    sha256_bytes,
+    write_bytes,
+)
+from mmprompt.language.cli.inputs import read_input, row_of, typed_row
 from mmprompt.language.cli.options import TEMPLATE_HELP, Loading
 from mmprompt.language.data import TextRow
 from mmprompt.models.decoder.generation_config import Generation
@@ -27,9 +37,10 @@ if TYPE_CHECKING:
 
 
 PLAIN = "{text}{answer}"
+CHAT = "[[user]]{text}\n[[assistant]]{answer}"
 ROWS_AT_ONCE = 64
+OTHER_OUT = "Give another `out`, or remove it."
 DESCRIPTION = "Write what a language model says with a prompt, piece by piece; without one what it says by itself."
-_log = logging.getLogger(__name__)
 Answer = dict[str, Any]
 
 
@@ -37,17 +48,21 @@ Answer = dict[str, Any]
 class Settings:
     """What is answered."""
 
-    input: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT|NAME=TEXT...|FILE.jsonl")] = ()
-    """A text; several fields of a template as NAME=TEXT each; or a JSONL file of rows."""
-    prompt: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
-    """The run folder of a prompt."""
+    input: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT|NAME=TEXT...|FILE|-")] = ()
+    """A text; several fields of a template as NAME=TEXT each; a text file with a text a line; a table (JSONL, CSV, TSV,
+    Parquet) or a folder of some with the fields as columns; or - for lines or rows of JSON from the standard input."""
+    prompt: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN...")] = ()
+    """Run folders of prompts of one model. Of several, a column `prompt` names the one of each row, by its folder's
+    name; where there is no such column, each answers every row."""
     template: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help=TEMPLATE_HELP)] = None
-    classify: bool = False
-    """Say how probable each label is, with a prompt that tells labels apart."""
+    as_text: bool = False
+    """Write an answer with a prompt that tells labels apart too; by default its label is given."""
+    chat: bool = False
+    """Go on from one text to the next, with all that was said before. Ctrl-C ends an answer, Ctrl-D the chat."""
     task: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
     """Which task, with a prompt of several; rows of a file may name their own."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """A new JSONL file of answers, a row each."""
+    """A JSONL file of answers, a row each; run again, it goes on where it stopped."""
     backbone: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """The frozen model, if it is not the one that the prompt names; `tiny` without a prompt."""
     json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
@@ -55,128 +70,250 @@ class Settings:
     loading: Loading = field(default_factory=Loading)
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A row, the prompt that answers it, and that prompt's name."""
+
+    row: TextRow
+    prompted: LanguagePredictor
+    name: str = ""
+
+    @property
+    def facts(self) -> Answer:
+        """What an answer is written beside."""
+        more = {"task": self.row.task, "prompt": self.name}
+        return {**self.row.fields, **{key: text for key, text in more.items() if text}}
+
+    def has_label(self, settings: Settings) -> bool:
+        """Whether the answer is a label."""
+        return self.prompted.label_words is not None and not settings.as_text
+
+
 def run(arguments: Sequence[str], prog: str) -> None:
     """Answer a text on the screen as the answer is written, or the rows of a file."""
     settings = parse(Settings, arguments, prog, DESCRIPTION)
+
     output = Output(settings.json)
-    refuse_before_loading(settings)
+    refuse_idle(settings)
+    records = read_input(settings.input) if not settings.chat else []
+    prompts = load_prompts(settings)
+    if settings.chat:
+        from mmprompt.language.cli.chat import chat
 
-    from mmprompt.language.predictor import stream_text
-
-    prompted = read_prompt(settings)
-    rows = read_input(settings.input, prompted.template.fields, settings.task)
-    if prompted.label_words is not None and not settings.classify:
-        _log.warning("this prompt tells labels apart; add --classify for the label and how probable it is.")
-    is_streamed = settings.out is None and not settings.json and not settings.classify and len(rows) == 1
+        chat(output, next(iter(prompts.values())), settings)
+        return
+    asked = assign(records, prompts, settings)
+    say_cut(asked, settings)
+    one = asked[0]
+    is_streamed = settings.out is None and not settings.json and len(asked) == 1 and not one.has_label(settings)
     if is_streamed and settings.generation.n_beams == 1:
-        output.stream(without_blanks(stream_text(prompted, rows[0], settings.generation)))
+        from mmprompt.language.predictor import stream_text
+
+        output.stream(without_blanks(stream_text(one.prompted, one.row, settings.generation)))
         return
     with ProgressDisplay() as progress:
-        answers = answers_of(prompted, rows, settings, progress)
+        answers = answers_of(asked, settings, progress)
     if settings.out is not None:
-        write_bytes(settings.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in answers).encode())
         output.say(f"{len(answers)} rows in {settings.out}.")
     else:
-        show(output, answers, settings.classify)
+        show(output, answers)
     output.document({"answers": answers})
 
 
-def refuse_before_loading(settings: Settings) -> None:
-    """Refuse options that do not go together, a prompt or input that is not there, and an output that is."""
-    if settings.prompt is not None and settings.template is not None:
+def refuse_idle(settings: Settings) -> None:
+    """Refuse what cannot be before a model is loaded."""
+    if settings.prompt and settings.template is not None:
         expected = "the prompt has a template of its own"
         raise bad_value("template", repr(settings.template), expected, "Give one of --prompt and --template.")
-    if settings.classify and settings.prompt is None:
-        raise bad_value("classify", True, "labels come with a prompt", "Add --prompt RUN.")
+    names = [folder.name for folder in settings.prompt]
+    if len(set(settings.prompt)) < len(names):
+        raise bad_value("prompt", " ".join(map(str, settings.prompt)), "one is named twice", "Name each once.")
+    models: dict[str, Path] = {}
+    for folder in settings.prompt:
+        models.setdefault(read_header(folder, "language")["backbone"]["fingerprint"], folder)
+    if len(models) > 1:
+        first, other = list(models.values())[:2]
+        expected = f"{first} and {other} are of two models, but one batch has one model"
+        raise bad_value("prompt", " ".join(map(str, settings.prompt)), expected, "Call it once for each model.")
+    if settings.chat:
+        for name, is_given in (("input", settings.input), ("out", settings.out), ("json", settings.json)):
+            if is_given:
+                raise bad_value(name, "given", "a chat reads and answers line by line", f"Leave --{name} out.")
+        if len(settings.prompt) > 1:
+            raise bad_value("prompt", " ".join(names), "a chat is with one prompt", "Give one.")
+        if settings.generation.n_beams > 1:
+            raise bad_value("n_beams", settings.generation.n_beams, "a chat is shown as it is written", "Use 1.")
     if settings.out is not None:
-        if settings.out.exists():
-            raise bad_file(settings.out, "is there already", "Give another --out, or remove it.")
         check_place(settings.out.parent)
-    if settings.prompt is not None:
-        read_header(settings.prompt, "language")
-    if len(settings.input) == 1 and settings.input[0].endswith(".jsonl"):
-        next(iter(read_objects(Path(settings.input[0]))), None)
     refuse_missing(settings.backbone or "")
 
 
-def read_prompt(settings: Settings) -> LanguagePredictor:
-    """Load the model with its prompt, with a template in words, or by itself."""
+def load_prompts(settings: Settings) -> dict[str, LanguagePredictor]:
+    """Load the model with its prompts by name, with a template in words, or by itself under the name ""."""
     from mmprompt.core.learned import Prompt
     from mmprompt.language.predictor import LanguagePredictor
     from mmprompt.language.templates.template import Template
 
-    if settings.prompt is not None:
-        prompted = settings.loading.model_and_prompts([settings.prompt], settings.backbone)[1][0]
+    if settings.prompt:
+        _, loaded = settings.loading.model_and_prompts(settings.prompt, settings.backbone)
+        names = [folder.name for folder in settings.prompt]
+        is_short = len(set(names)) == len(names)
+        prompts = {
+            folder.name if is_short else str(folder): one for folder, one in zip(settings.prompt, loaded, strict=True)
+        }
     else:
         template = Template.parse(settings.template or PLAIN)
         if template.groups:
             expected = "there are no vectors for its {soft}"
             raise bad_value("template", repr(settings.template), expected, "Take {soft} out, or give --prompt RUN.")
-        prompted = LanguagePredictor(settings.loading.model(settings.backbone or "tiny"), Prompt(template))
-    if settings.task and settings.task not in prompted.tasks:
-        raise unknown_name("task", settings.task, prompted.tasks, "" if prompted.tasks else "Leave --task out.")
-    return prompted
+        model = settings.loading.model(settings.backbone or "tiny")
+        if settings.chat and settings.template is None and getattr(model.tokenizer, "chat_template", None):
+            template = Template.parse(CHAT)
+        prompts = {"": LanguagePredictor(model, Prompt(template))}
+    for one in prompts.values():
+        if settings.task and settings.task not in one.tasks:
+            raise unknown_name("task", settings.task, one.tasks, "" if one.tasks else "Leave --task out.")
+    return prompts
 
 
-def read_input(given: Sequence[str], fields: Sequence[str], task: str) -> list[TextRow]:
-    """Read the rows to answer: a text, NAME=TEXT for each field, or a JSONL file, whose other fields are skipped."""
-    if len(given) == 1 and given[0].endswith(".jsonl"):
-        path, rows = Path(given[0]), []
-        for line, record in read_objects(path):
-            for name in fields:
-                if not isinstance(record.get(name), str):
-                    problem = f"has no text {name!r}, a field of the template"
-                    raise bad_file(path, problem, "Write it in every row.", line)
-            rows.append(TextRow({name: record[name] for name in fields}, task=str(record.get("task", task))))
-        if not rows:
-            raise bad_file(path, "holds no rows", "Write one JSON object on each line.")
-        return rows
-    pairs = [item.partition("=") for item in given]
-    named = {name: text for name, sign, text in pairs if sign and name in fields}
-    if len(fields) == 1 and len(given) == 1 and not named:
-        named = {fields[0]: given[0]}
-    if len(named) < len(given) or any(name not in named for name in fields):
-        names = " ".join(f'{name}="..."' for name in fields) if len(fields) > 1 else '"..."'
-        wanted = f"the template has {'the fields ' + ', '.join(fields) if fields else 'no field'}"
-        advice = f"Write --input {names}." if fields else "Leave it out."
-        raise bad_value("input", repr(" ".join(given)) if given else "empty", wanted, advice)
-    return [TextRow(named, task=task)]
+def assign(
+    given: Sequence[Record] | tuple[str, ...], prompts: Mapping[str, LanguagePredictor], settings: Settings
+) -> list[Asked]:
+    """Give every row to its prompt, or to each of them."""
+    if given and isinstance(given[0], Record):
+        asked = []
+        for record in given:
+            assert isinstance(record, Record), "all are records where the first is"
+            name = record.values.get("prompt") if len(prompts) > 1 else None
+            if name is not None and name not in prompts:
+                raise UserError(f"{record.file}, line {record.line}: {unknown_name('prompt', str(name), prompts)}")
+            for own, one in prompts.items() if name is None else [(name, prompts[name])]:
+                row = row_of(record, one.template.fields, settings.task)
+                asked.append(Asked(row, one, own if len(prompts) > 1 else ""))
+        return asked
+    words = tuple(map(str, given))
+    return [
+        Asked(typed_row(words, one.template.fields, settings.task), one, name if len(prompts) > 1 else "")
+        for name, one in prompts.items()
+    ]
 
 
-def answers_of(
-    prompted: LanguagePredictor, rows: Sequence[TextRow], settings: Settings, progress: ProgressDisplay
-) -> list[Answer]:
-    """Answer each row, JSON-ready."""
-    from mmprompt.language.predictor import generate_texts
+def say_cut(asked: Sequence[Asked], settings: Settings) -> None:
+    """Say how many texts each prompt cannot read whole."""
+    for one in {id(each.prompted): each.prompted for each in asked}.values():
+        rows = [each.row for each in asked if each.prompted is one]
+        n_answer = settings.generation.max_tokens if settings.as_text else one.longest_answer(settings.generation)
+        one.say_cut(rows, n_answer)
 
-    answers: list[Answer] = []
-    for start in range(0, len(rows), ROWS_AT_ONCE):
-        some = rows[start : start + ROWS_AT_ONCE]
-        if settings.classify:
-            told = prompted.classify(some)
-            found: list[Answer] = [{"label": one.label, "probabilities": dict(one.probabilities)} for one in told]
-        else:
-            written = generate_texts(prompted, some, settings.generation)
-            found = [{"answer": one.text, "n_tokens": one.n_tokens, "is_cut": one.is_cut} for one in written]
-        tasks = [{"task": row.task} if row.task else {} for row in some]
-        answers += [{**row.fields, **more, **one} for row, more, one in zip(some, tasks, found, strict=True)]
-        progress.show("answering", len(answers), len(rows))
+
+def answers_of(asked: Sequence[Asked], settings: Settings, progress: ProgressDisplay) -> list[Answer]:
+    """Answer each row, JSON-ready; with a file they are written there, and go on where an earlier call stopped.
+
+    While it is written the file is called `NAME.part`; a killed call goes on from its whole rows, by as many at once as
+    before, so that samples are the same. Every row names the hash of the settings, and rows of others are refused.
+    """
+    if settings.out is None:
+        return more_answers(asked, [], settings, progress, None)
+    part = settings.out.with_name(f"{settings.out.name}.part")
+    make_folder(settings.out.parent)
+    refusal = bad_file(settings.out, "is being written by another process", "Wait until it has ended.")
+    with locked(settings.out.with_name(f"{settings.out.name}.lock"), refusal):
+        known = known_answers(part if part.exists() else settings.out, asked, settings)
+        write_bytes(part, to_lines(known))
+        answers = more_answers(asked, known, settings, progress, part)
+        write_bytes(settings.out, to_lines(answers))
+        part.unlink()
     return answers
 
 
-def show(output: Output, answers: Sequence[Answer], is_classified: bool) -> None:
-    """Print answers, a line or a few each."""
-    if not is_classified:
-        for answer in answers:
-            output.say(answer["answer"])
-        return
-    labels = list(answers[0]["probabilities"])
-    if len(answers) == 1:
+def more_answers(
+    asked: Sequence[Asked], known: Sequence[Answer], settings: Settings, progress: ProgressDisplay, part: Path | None
+) -> list[Answer]:
+    """Answer the rows after those that are known, and add them to the file under way."""
+    from mmprompt.language.predictor import classify_texts, generate_texts
+
+    answers, made_by = list(known), settings_hash(settings, asked)
+    for start in range(len(known), len(asked), ROWS_AT_ONCE):
+        some = asked[start : start + ROWS_AT_ONCE]
+        found: dict[int, Answer] = {}
+        texts = [place for place, one in enumerate(some) if not one.has_label(settings)]
+        written = generate_texts([some[n].prompted for n in texts], [some[n].row for n in texts], settings.generation)
+        for place, text in zip(texts, written, strict=True):
+            found[place] = {"answer": text.text, "n_tokens": text.n_tokens, "is_cut": text.is_cut}
+        labels = [place for place, one in enumerate(some) if one.has_label(settings)]
+        told = classify_texts([some[n].prompted for n in labels], [some[n].row for n in labels])
+        for place, label in zip(labels, told, strict=True):
+            found[place] = {"label": label.label, "probabilities": dict(label.probabilities)}
+        new = [{**one.facts, **found[place]} for place, one in enumerate(some)]
+        if part is not None:
+            new = [row | {"settings": made_by} for row in new]
+            append_bytes(part, to_lines(new))
+        answers += new
+        progress.show("answering", len(answers), len(asked))
+    return answers
+
+
+def settings_hash(settings: Settings, asked: Sequence[Asked]) -> str:
+    """Return the hash of all that answers depend on but the rows; every row of a file names it."""
+    said = {"generation": asdict(settings.generation), "as_text": settings.as_text}
+    prompts = {
+        one.name: [one.prompted.template.text, one.prompted.model.fingerprint, *hashes(one.prompted)]
+        for one in {id(each.prompted): each for each in asked}.values()
+    }
+    return sha256_bytes(json.dumps([said, prompts], sort_keys=True).encode())[:12]
+
+
+def hashes(prompted: LanguagePredictor) -> list[str]:
+    """Return the hash of each tensor that was learned."""
+    state = prompted.prompt.state_dict()
+    return [sha256_bytes(state[name].cpu().float().numpy().tobytes()) for name in sorted(state)]
+
+
+def known_answers(path: Path, asked: Sequence[Asked], settings: Settings) -> list[Answer]:
+    """Read the answers that an earlier call left; refuse those to other rows or by other settings."""
+    if not path.exists():
+        return []
+    made_by, known = settings_hash(settings, asked), []
+    lines = read_bytes(path, MAX_TEXT_BYTES).split(b"\n")[:-1]  # what follows the last line end is torn, or nothing
+    for number, line in enumerate(lines, 1):
+        try:
+            row = parse_json(line.decode())
+            own = row["settings"]
+        except (ValueError, KeyError, TypeError):
+            raise bad_file(path, "is no row of answers", OTHER_OUT, number) from None
+        if own != made_by:
+            raise bad_file(path, "holds answers of other settings or another prompt", OTHER_OUT, number)
+        if number > len(asked) or any(row.get(key) != text for key, text in asked[number - 1].facts.items()):
+            raise bad_file(path, "holds an answer to another row than the input has there", OTHER_OUT, number)
+        known.append(row)
+    n_whole = len(known) if len(known) == len(asked) else len(known) // ROWS_AT_ONCE * ROWS_AT_ONCE
+    return known[:n_whole]
+
+
+def to_lines(rows: Iterable[Answer]) -> bytes:
+    """Return rows as JSONL."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def show(output: Output, answers: Sequence[Answer]) -> None:
+    """Print answers, a line or a few each; of one label how probable each is."""
+    if len(answers) == 1 and "label" in answers[0]:
         ranked = sorted(answers[0]["probabilities"].items(), key=lambda pair: -pair[1])
         output.table(["label", "probability"], [[label, percent(share)] for label, share in ranked], numbers=(1,))
         return
-    rows = [[row["label"], *(percent(row["probabilities"][label]) for label in labels)] for row in answers]
-    output.table(["label", *labels], rows, numbers=range(1, len(labels) + 1))
+    if all("label" in row for row in answers) and len({tuple(row["probabilities"]) for row in answers}) == 1:
+        labels = list(answers[0]["probabilities"])
+        names = [name for name in ("prompt",) if name in answers[0]]
+        rows = [
+            [*(row[name] for name in names), row["label"], *(percent(row["probabilities"][label]) for label in labels)]
+            for row in answers
+        ]
+        n_first = 1 + len(names)
+        output.table([*names, "label", *labels], rows, numbers=range(n_first, n_first + len(labels)))
+        return
+    for row in answers:
+        before = f"{row['prompt']}: " if "prompt" in row else ""
+        output.say(before + str(row["label"] if "label" in row else row["answer"]))
 
 
 def without_blanks(pieces: Iterable[str]) -> Iterator[str]:

@@ -26,7 +26,10 @@ DATA = "somebody"
 MOST_NOTES = 3
 Device = Annotated[str, tyro.conf.arg(metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")]
 MODEL_HELP = "The frozen model: `tiny`, `smollm2`, `hf:NAME`, or a model folder or GGUF file."
-DATA_HELP = "Rows of text: a JSONL file, or `somebody`, which is in the package."
+DATA_HELP = (
+    "Rows of text: a JSONL, CSV, TSV or Parquet file, a folder of some (train.csv, test.csv, or one that `datasets` "
+    "wrote), or `somebody`, which is in the package; see docs/language.md."
+)
 TEMPLATE_HELP = "What stands around a row: {soft}, {text}, {text:cut} and {answer}, last; see docs/language.md."
 
 

@@ -268,6 +268,18 @@ class BoundTemplate:
             raise UserError("the text before the answer has no tokens, but one at least is read. Add words to it.")
         return slots
 
+    def is_cut(self, row: Mapping[str, str], room: int, n_answer: int = 0) -> bool:
+        """Whether `encode` leaves out something of a row, with the same arguments."""
+        fields = [part for segment in self.segments for part in segment.parts if isinstance(part, Field)]
+        if not any(field.is_cut for field in fields) or any(
+            not isinstance(row.get(field.name), str) for field in fields
+        ):
+            return False  # all or nothing is read of it
+        if len(self._slots(row[field.name] for field in fields)) + n_answer > room:
+            return True
+        limits = {field.name: field.most for field in fields if field.most is not None}
+        return any(len(self.tokens.ends(row[name])) - 1 > most for name, most in limits.items())
+
     def _fitted(self, fields: Sequence[Field], texts: Sequence[str], room: int) -> tuple[int, ...]:
         """Return the slots with fields cut until they fit."""
         ends = [self.tokens.ends(text) if field.is_cut else [0] for field, text in zip(fields, texts, strict=True)]

@@ -5,13 +5,14 @@ Prompts of different lengths stand in one batch behind padding that the mask hid
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor, StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import StaticCache
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -56,8 +57,9 @@ def generate(
     settings: Generation,
     streamer: Any = None,
     inserts: Inserts | None = None,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> list[tuple[int, ...]]:
-    """Return the tokens of one answer to each text, without the end.
+    """Return the tokens of one answer to each text, without the end; one that is stopped ends with what stops it.
 
     Args:
         model: the frozen model.
@@ -65,6 +67,7 @@ def generate(
         settings: how answers are searched.
         streamer: transformers' own kind, for one text.
         inserts: of which those count here that change the model's weights, for all texts.
+        is_over: asked after each token whether to end all answers as they are.
     """
     if settings.static_cache and model.is_encoder_decoder:
         raise UserError(
@@ -78,10 +81,46 @@ def generate(
         torch.manual_seed(settings.seed)  # once, or equal texts in two batches would get equal samples
         for rows in batches_of(model, jobs, settings.max_tokens):
             inputs, n_given = decoder_inputs(model, [jobs[row] for row in rows], settings)
-            tokens = model.lm.generate(**inputs, **arguments, use_cache=True, streamer=streamer)
+            rules = search_rules(model, settings, n_given, is_over)
+            tokens = model.lm.generate(**inputs, **arguments, **rules, use_cache=True, streamer=streamer)
             for row, ids in zip(rows, tokens[:, n_given:].tolist(), strict=True):
-                answers[row] = tuple(ids[: ids.index(model.end_id)] if model.end_id in ids else ids)
+                ids = ids[: ids.index(model.end_id)] if model.end_id in ids else ids
+                while settings.stop and ids and ids[-1] == model.pad_id:  # behind what stopped it
+                    ids.pop()
+                answers[row] = tuple(ids)
     return [answers[row] for row in range(len(jobs))]
+
+
+def search_rules(
+    model: FrozenLanguageModel, settings: Generation, n_given: int, is_over: Callable[[], bool]
+) -> dict[str, Any]:
+    """Give what `generate` asks after each token; the answer alone counts, which begins at `n_given`."""
+    rules: dict[str, Any] = {"stopping_criteria": StoppingCriteriaList([Stops(model, settings.stop, n_given, is_over)])}
+    if settings.repetition_penalty != 1:
+        penalty = RepetitionPenaltyLogitsProcessor(float(settings.repetition_penalty), prompt_ignore_length=n_given)
+        rules["logits_processor"] = LogitsProcessorList([penalty])
+    return rules
+
+
+class Stops(StoppingCriteria):
+    """Ends an answer that holds one of some texts, and every answer where `is_over` says so."""
+
+    def __init__(
+        self, model: FrozenLanguageModel, texts: Sequence[str], n_given: int, is_over: Callable[[], bool]
+    ) -> None:
+        self.decode = model.tokenizer.decode if texts else None
+        self.texts, self.n_given, self.is_over = texts, n_given, is_over
+        self.n_last = max((len(text.encode()) for text in texts), default=0) + 4  # a token holds a byte or more
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **more: Any) -> Tensor:
+        """Return [N] bool, which rows are at their end."""
+        if self.is_over():
+            return torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        if self.decode is None:
+            return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        last = [self.decode(ids[-self.n_last :]) for ids in input_ids[:, self.n_given :].tolist()]
+        found = [any(text in piece for text in self.texts) for piece in last]
+        return torch.tensor(found, device=input_ids.device)
 
 
 def batches_of(model: FrozenLanguageModel, jobs: Sequence[Job], n_new: int) -> list[list[int]]:

@@ -29,6 +29,10 @@ class Generation:
     """Sample among the fewest best tokens that have this probability together."""
     seed: int = 1
     """Of the samples."""
+    stop: tuple[str, ...] = ()
+    """Texts before which an answer ends, such as a line break."""
+    repetition_penalty: Annotated[float, Gt(0)] = 1.0
+    """Above 1 makes tokens that the answer holds already less probable (Keskar et al. 2019, "CTRL", section 4.1)."""
     static_cache: bool = False
     """Keep keys and values in buffers of one size."""
 
@@ -37,6 +41,9 @@ class Generation:
         if self.min_tokens > self.max_tokens:
             expected = f"it must be at most max_tokens, {self.max_tokens}"
             raise bad_value("min_tokens", self.min_tokens, expected, "Use `min_tokens=1`.")
+        object.__setattr__(self, "stop", tuple(self.stop))
+        if "" in self.stop:
+            raise bad_value("stop", "''", "at least one character was expected", "Give another, or leave it out.")
         if self.temperature is None and (self.top_k is not None or self.top_p is not None):
             raise bad_value("temperature", None, "top_k and top_p are for sampling", "Give a temperature, such as 1.")
 
