@@ -28,8 +28,8 @@ CANDIDATES: Mapping[str, DecoderMethod] = {
     "prompt-tuning+prefix-tuning": PromptTuning() + PrefixTuning(),
     "lora": LoRA(),
 }
-FEWEST, SHARE = 5, 5
-"""Images that choose: the validation part if it has so many, else every so-manieth of the training part."""
+FEWEST, SHARE = 12, 5
+"""Images that choose: the validation part, and every so-manieth of the training part where those are fewer."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ def _divided(data: CaptionData, focus: str) -> tuple[tuple[CaptionItem, ...], tu
             f"{data.name} has {len(train)} image with captions of {focus} to learn from, but two are needed to choose "
             "a method. Give more, or name a --method."
         )
-    held_out = tuple(train[::SHARE])
-    return tuple(item for item in train if item not in held_out), held_out
+    taken = train[::SHARE]
+    return tuple(item for item in train if item not in taken), (*val, *taken)
 
 
 @torch.no_grad()

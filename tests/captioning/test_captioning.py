@@ -31,6 +31,7 @@ from mmprompt.captioning.task import (
     encode_captions,
     epochs_of,
     fit_mapper,
+    is_no_less,
     start_tokens,
     tokenize_captions,
 )
@@ -207,6 +208,14 @@ def test_a_prompt_is_held_against_captions_of_other_images_and_the_best_wording(
     assert "the best wording without a prompt reaches 100 %" in task._notices_on_others(predictor, 5)[0]
 
 
+def test_few_images_say_no_more_than_their_standard_error_lets_them():
+    some, others = torch.tensor([1.0, 1.0, 0.4, 0.4, 0.4]), torch.full((5,), 0.7)
+    assert is_no_less(some, others)  # 0.06 below, with a standard error of 0.15
+    assert not is_no_less(some.repeat(20), others.repeat(20))
+    assert is_no_less(torch.tensor([0.5]), torch.tensor([0.5]))
+    assert not is_no_less(torch.tensor([0.4]), torch.tensor([0.5]))
+
+
 def test_captions_that_are_cut_by_default_are_said_to_be(captioner, data):
     long = " ".join(str(2 + n % 30) for n in range(35))
     items = [replace(item, captions={"numbers": (long,)}) for item in data.items]
@@ -223,6 +232,7 @@ def test_low_rank_terms_change_what_is_said_and_nothing_of_the_captioner(caption
     saved = load_focus(tmp_path / "run", captioner)
     assert {site.part for site in saved.sites} >= {
         "lm_head",
+        "model.embed_tokens",
         "model.layers.0.self_attn.q_proj",
         "model.layers.1.mlp.up_proj",
     }
@@ -259,7 +269,7 @@ def test_the_method_is_the_one_that_makes_held_out_captions_most_probable(captio
     features = CaptionFeatures(captioner, None)
     task = data.focus("numbers", features)
     chosen = choice.choose_method(captioner, task, QUICK, progress=False)
-    held_out = data.train[::5]  # two of the validation part are too few
+    held_out = (*data.val, *data.train[::5])  # two of the validation part are too few
     assert chosen.n_images == len(held_out)
     part = replace(data, items=tuple(item for item in data.train if item not in held_out))
     losses = {}

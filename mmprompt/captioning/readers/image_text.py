@@ -218,8 +218,8 @@ def check_agreement(captioner: FrozenCaptioner, inputs: dict[str, Tensor], pixel
     if not error <= TOLERANCE.get(captioner.dtype, 0.1):
         raise UserError(
             f"{captioner.name} is a {model.config.model_type!r} model whose own logits differ by {error:.2g} of their "
-            "size from those of the general reading, but they were expected to agree. Use a model such as LLaVA, Qwen2-VL "
-            "or SmolVLM."
+            "size from those of the general reading, but they were expected to agree. Use a model such as LLaVA, "
+            "Qwen2-VL or SmolVLM."
         )
 
 
