@@ -1,4 +1,7 @@
-"""Which method a focus is learned by: the one whose prompt makes held-out captions most probable.
+"""Which method a focus is learned by: the one whose prompt gives the tokens of held-out captions the most probability.
+
+It is the mean of probabilities, not of their logarithms: a prompt that is sure of itself, and mostly right, would lose by
+the few tokens that it gets wrong.
 
 Which methods can work depends on how far the focus is from what the captioner says anyway: vectors bring out what a
 decoder knows, sentences it never saw take terms beside its layers.
@@ -34,23 +37,23 @@ FEWEST, SHARE = 12, 5
 
 @dataclass(frozen=True)
 class Choice:
-    """How methods compare on held-out captions: by name the cross entropy in nats a token, the lowest first.
+    """How methods compare on held-out captions: by name the mean probability of a token, 0..1, the highest first.
 
     `refused` are methods that the captioner cannot take, with the reason.
     """
 
-    losses: Mapping[str, float]
+    probabilities: Mapping[str, float]
     n_images: int
     refused: Mapping[str, str]
 
     @property
     def method(self) -> DecoderMethod:
         """The best of them."""
-        return CANDIDATES[next(iter(self.losses))]
+        return CANDIDATES[next(iter(self.probabilities))]
 
     def __str__(self) -> str:
-        losses = ", ".join(f"{name} {loss:.2f}" for name, loss in self.losses.items())
-        return f"Nats a token of the captions of {self.n_images} held-out images: {losses}."
+        found = ", ".join(f"{name} {100 * share:.0f} %" for name, share in self.probabilities.items())
+        return f"Mean probability of a token of the captions of {self.n_images} held-out images: {found}."
 
 
 def choose_method(
@@ -70,8 +73,8 @@ def choose_method(
     features = task.features = task.features or CaptionFeatures(captioner)
     learned_from, held_out = _divided(task.data, task.focus)
     part = FocusTask(replace(task.data, items=learned_from), task.focus, features)
-    loss_of = partial(_loss, captioner, features, held_out, task.focus)
-    losses, refused = {"no prompt": loss_of({})}, {}
+    score = partial(_probability, captioner, features, held_out, task.focus)
+    found, refused = {"no prompt": score({})}, {}
     for name, method in CANDIDATES.items():
         try:
             method_of(method, part)
@@ -79,11 +82,11 @@ def choose_method(
         except UserError as error:
             refused[name] = str(error)
             continue
-        losses[name] = loss_of(result.predictor.prompt.inserts())
-    bare = losses.pop("no prompt")
-    if not losses:
+        found[name] = score(result.predictor.prompt.inserts())
+    bare = found.pop("no prompt")
+    if not found:
         raise UserError(f"no method fits {captioner.name}: {next(iter(refused.values()))}")
-    ranked = dict(sorted(losses.items(), key=lambda pair: pair[1]))
+    ranked = dict(sorted(found.items(), key=lambda pair: -pair[1]))
     return Choice(ranked | {"no prompt": bare}, len(held_out), refused)
 
 
@@ -102,7 +105,7 @@ def _divided(data: CaptionData, focus: str) -> tuple[tuple[CaptionItem, ...], tu
 
 
 @torch.no_grad()
-def _loss(
+def _probability(
     captioner: FrozenCaptioner,
     features: CaptionFeatures,
     items: Sequence[CaptionItem],
@@ -115,4 +118,4 @@ def _loss(
     for start in range(0, len(items), 32):
         kv_cache = captioner.open(features.of([item.image for item in items[start : start + 32]]))
         log_probs.append(captioner.log_probs(kv_cache, inserts, captions.token_ids[start : start + 32]))
-    return -torch.cat(log_probs).mean().item()
+    return torch.cat(log_probs).exp().mean().item()

@@ -272,15 +272,15 @@ def test_the_method_is_the_one_that_makes_held_out_captions_most_probable(captio
     held_out = (*data.val, *data.train[::5])  # two of the validation part are too few
     assert chosen.n_images == len(held_out)
     part = replace(data, items=tuple(item for item in data.train if item not in held_out))
-    losses = {}
+    found = {}
     for name, method in choice.CANDIDATES.items():
         prompt = fit(method, captioner, part, features=features).predictor.prompt
         ids = [[(*captioner.tokenizer.encode(text), END) for text in item.of("numbers")] for item in held_out]
         seen = captioner.open(features.of([item.image for item in held_out]))
-        losses[name] = -captioner.log_probs(seen, prompt.inserts(), ids).mean().item()
-    assert {name: chosen.losses[name] for name in losses} == pytest.approx(losses, rel=1e-5)
-    best = min(losses, key=losses.get)
-    assert next(iter(chosen.losses)) == best
+        found[name] = captioner.log_probs(seen, prompt.inserts(), ids).exp().mean().item()
+    assert {name: chosen.probabilities[name] for name in found} == pytest.approx(found, rel=1e-5)
+    best = max(found, key=found.get)
+    assert next(iter(chosen.probabilities)) == best
     assert chosen.method is choice.CANDIDATES[best]
 
 
@@ -290,7 +290,7 @@ def test_a_method_that_the_captioner_cannot_take_is_left_out_of_the_choice(capti
         captioner, data.focus("numbers", CaptionFeatures(captioner, None)), QUICK, progress=False
     )
     assert "takes no keys and values" in chosen.refused["prefix-tuning"]
-    assert set(chosen.losses) == {"prompt-tuning", "lora", "no prompt"}
+    assert set(chosen.probabilities) == {"prompt-tuning", "lora", "no prompt"}
 
 
 def test_letters_that_the_captioner_cannot_write_are_refused(data):
