@@ -58,7 +58,8 @@ def retrieved(data: CaptionData, features: CaptionFeatures, k: int) -> dict[str,
 def main(
     data: Path,
     images: Path | None = None,
-    n_folds: int = 5,
+    n_folds: int = 4,
+    n_measured: int | None = None,
     seed: int = 1,
     json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
 ) -> None:
@@ -68,6 +69,7 @@ def main(
         data: photographs with captions; how the file divides them does not count.
         images: the folder of the photographs, if it is not that of the file.
         n_folds: parts, each of which is captioned once.
+        n_measured: stop after so many of them.
         seed: of the folds and the trainings.
         json_file: where the figures go.
     """
@@ -76,7 +78,7 @@ def main(
     features = CaptionFeatures(captioner)
     said: dict[str, dict[str, str]] = {"`photo`, as it ships": {}, "its mapper, learned on": {}}
     seconds = []
-    for fold in range(n_folds):
+    for fold in range(n_measured or n_folds):
         part = divided(whole, fold, n_folds, seed)
         seen = features.of([item.image for item in part.test])
         with tempfile.TemporaryDirectory() as temporary:
@@ -89,8 +91,9 @@ def main(
             said[name] |= {item.image_id: one.text for item, one in zip(part.test, captions, strict=True)}
         for k in NEIGHBOURS:
             said.setdefault(f"retrieval, {k} nearest", {}).update(retrieved(part, features, k))
-    references = {item.image_id: item.of(None) for item in whole.items}
+    references = {item.image_id: item.of(None) for item in whole.items if item.image_id in next(iter(said.values()))}
     found = {name: score_captions(some, references) for name, some in said.items()}
+    print(f"{len(references)} photographs, {len(part.train)} to learn from, {len(part.val)} to choose the epoch by")
     print(table(COLUMNS, [row_of(name, scores) for name, scores in found.items()]))
     print("seconds a training:", seconds)
     if json_file is not None:

@@ -2,18 +2,18 @@
 
     python scripts/measure_photo_focus.py --data captions.jsonl --texts captions_val2017.json --json FILE
 
-The captions are COCO's, chosen by `focus_sets`. What stands for their images is what `photo`'s text tower makes of the
-things that they name, so no photograph is learned from. The method and its strength are chosen on scenes that are kept
-for it, by the tagger that chose the captions. Then each prompt is measured on photographs that nothing was chosen on,
-by a lexicon, beside no prompt and beside the wording, of three, that keeps to its focus best on the very same
-photographs.
+The captions are COCO's, chosen by `focus_sets`, of the scenes among some that speak most of a focus. What stands for
+their images is what `photo`'s text tower makes of the things that they name, so no photograph is learned from. The
+method and its strength are chosen on scenes that are kept for it, by the tagger that chose the captions. Then each
+prompt is measured on photographs that nothing was chosen on, by a lexicon, beside no prompt and beside the wording, of
+three, that keeps to its focus best on the very same photographs.
 """
 
 import hashlib
 import json
 import random
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,13 +32,13 @@ from mmprompt.captioning.metrics.adherence import EVERYDAY, FocusScores, Lexicon
 from mmprompt.captioning.metrics.tokens import tokenize
 from mmprompt.captioning.predictor import Captioner, CaptionFeatures, Guidance, hard_prompt
 from mmprompt.captioning.task import FocusTask
-from mmprompt.core.soft import LoRA
 from mmprompt.files import make_folder, read_json
 from mmprompt.models.dual_encoder.interface import DualEncoder
 
-N_TRAIN, N_VAL = 600, 60
-METHODS = {"prompt-tuning": mp.PromptTuning(), "prefix-tuning": mp.PrefixTuning(), "lora": LoRA()}
-STRENGTHS = (1.0, 2.0)
+N_SCENES, N_TRAIN, N_VAL = 1500, 300, 60
+"""Scenes whose captions are looked at, those among them that speak most of a focus, and others to choose by."""
+METHODS = {"prompt-tuning": mp.PromptTuning(), "prefix-tuning": mp.PrefixTuning()}
+STRENGTHS = (1.0, 2.0, 3.0)
 NORM = 0.7
 """Of a stand-in; a feature of the image tower has 1, of which much is no thing that a caption names."""
 GAIN, LOSS = 0.20, 0.10
@@ -92,9 +92,9 @@ def scenes_of(texts: Path, seed: int) -> Scenes:
     for row in json.loads(texts.read_text("utf-8"))["annotations"]:
         by_scene[row["image_id"]].append(row["caption"].strip())
     some = [(scene, said) for scene, said in by_scene.items() if nouns(said[0])]
-    chosen = random.Random(seed).sample(some, N_TRAIN + N_VAL)
+    chosen = random.Random(seed).sample(some, N_SCENES + N_VAL)
     items = [
-        CaptionItem(Path(str(scene)), str(scene), {"": tuple(said)}, "train" if place < N_TRAIN else "val")
+        CaptionItem(Path(str(scene)), str(scene), {"": tuple(said)}, "train" if place < N_SCENES else "val")
         for place, (scene, said) in enumerate(chosen)
     ]
     return Scenes("coco-captions", Path(), tuple(items))
@@ -109,9 +109,16 @@ def kept_and_true(captions: list[str], items: tuple[CaptionItem, ...], focus: st
     return total / len(items)
 
 
+def most_of(data: Scenes, focus: str) -> CaptionData:
+    """Keep, of the scenes to learn from, those whose captions speak most of a focus."""
+    chosen = build_focus(data, focus)
+    own = sorted((i for i in chosen.train if i.of(focus)), key=lambda item: -share_of(item.of(focus)[0], focus))
+    return replace(chosen, items=(*own[:N_TRAIN], *chosen.val))
+
+
 def learn(captioner: Any, data: Scenes, focus: str, features: StandIns, seed: int) -> Learned:
     """Learn a prompt with each method; return that, and the strength, which does best on the scenes kept for it."""
-    task_data = build_focus(data, focus)
+    task_data = most_of(data, focus)
     seen, found, guidances = features.of([item.image for item in data.val]), {}, {}
     for name, method in METHODS.items():
         task = FocusTask(task_data, focus, features)  # type: ignore[arg-type]

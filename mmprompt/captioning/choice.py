@@ -1,7 +1,7 @@
 """Which method a focus is learned by: the one whose prompt gives the tokens of held-out captions the most probability.
 
-It is the mean of probabilities, not of their logarithms: a prompt that is sure of itself, and mostly right, would lose by
-the few tokens that it gets wrong.
+It is the mean of probabilities, not of their logarithms: by those a prompt that is sure of itself, and mostly right,
+loses for the few tokens that it gets wrong.
 
 Which methods can work depends on how far the focus is from what the captioner says anyway: vectors bring out what a
 decoder knows, sentences it never saw take terms beside its layers.
