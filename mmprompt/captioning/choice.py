@@ -16,9 +16,9 @@ from functools import partial
 import torch
 
 from mmprompt.captioning.data import CaptionData, CaptionItem
-from mmprompt.captioning.predictor import CaptionFeatures
+from mmprompt.captioning.predictor import Captioner, CaptionFeatures
 from mmprompt.captioning.readers.captioner import FrozenCaptioner
-from mmprompt.captioning.task import FocusTask, encode_captions, tokenize_captions
+from mmprompt.captioning.task import CaptionProblem, FocusTask, encode_captions, tokenize_captions
 from mmprompt.core.fit import fit, method_of
 from mmprompt.core.soft import DecoderMethod, LoRA, PrefixTuning, PromptTuning
 from mmprompt.errors import UserError
@@ -56,6 +56,13 @@ class Choice:
         return f"Mean probability of a token of the captions of {self.n_images} held-out images: {found}."
 
 
+class _Part(FocusTask):
+    """The task of a prompt that is thrown away after the comparison: nothing is said of it."""
+
+    def notices(self, problem: CaptionProblem, predictor: Captioner) -> list[str]:
+        return []
+
+
 def choose_method(
     captioner: FrozenCaptioner, task: FocusTask, recipe: Recipe | None = None, seed: int = 1, progress: bool = True
 ) -> Choice:
@@ -72,7 +79,7 @@ def choose_method(
     """
     features = task.features = task.features or CaptionFeatures(captioner)
     learned_from, held_out = _divided(task.data, task.focus)
-    part = FocusTask(replace(task.data, items=learned_from), task.focus, features)
+    part = _Part(replace(task.data, items=learned_from), task.focus, features)
     score = partial(_probability, captioner, features, held_out, task.focus)
     found, refused = {"no prompt": score({})}, {}
     for name, method in CANDIDATES.items():
