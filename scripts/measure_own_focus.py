@@ -180,8 +180,8 @@ def measure(focus: Focus, captioner: FrozenCaptioner, features: CaptionFeatures,
     wordings = [n_right(say(Guidance(((prompt, 1.0),) if prompt else ()))) for prompt in (None, *words)]
     said = say(result.predictor.guidance)
     return {
-        "chosen": next(iter(choice.losses)),
-        "losses": dict(choice.losses),
+        "chosen": next(iter(choice.probabilities)),
+        "probabilities": dict(choice.probabilities),
         "n_chosen_on": choice.n_images,
         "right": n_right(said),
         "wordings": wordings,

@@ -80,7 +80,8 @@ def prepare(work: Path, captions: Path) -> None:
     nouns = [noun for noun, count in counts.most_common() if count >= FEWEST and noun.isalpha()]
     (work / "nouns.json").write_text(json.dumps(nouns))
     wordnet = load_nouns(work)
-    *_, classifier, _ = image_weights(fetch("photo")).values()
+    (data,) = fetch("photo")
+    *_, classifier, _ = image_weights(data).values()
     projection, classes = directions_of(classifier)
     folder = fetch_minilm(work)
     model, tokenizer = (

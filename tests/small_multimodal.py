@@ -18,13 +18,28 @@ from transformers import (
     Gemma3Processor,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    LlavaOnevisionImageProcessor,
+    LlavaOnevisionProcessor,
+    LlavaOnevisionVideoProcessor,
     LlavaProcessor,
     OPTConfig,
     PaliGemmaConfig,
     PaliGemmaForConditionalGeneration,
     PaliGemmaProcessor,
     PreTrainedTokenizerFast,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
     SiglipImageProcessor,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
+    SmolVLMImageProcessor,
+    SmolVLMProcessor,
+    SmolVLMVideoProcessor,
     T5Config,
 )
 
@@ -202,3 +217,76 @@ def save_gemma3(folder: Path, **text: Any) -> Path:
         image_seq_length=4,
     )
     return save(Gemma3ForConditionalGeneration(config), folder, processor)
+
+
+def save_qwen2_vl(folder: Path, **text: Any) -> Path:
+    """Positions along three axes, as many tokens as an image's form and size ask for."""
+    tokenizer = build_tokenizer()
+    tokenizer.add_tokens(["<|video_pad|>"], special_tokens=True)
+    edges = {"shortest_edge": 32 * 32, "longest_edge": 48 * 48}
+    sizes: dict[str, Any] = {"patch_size": PATCH, "merge_size": 2, "size": edges}
+    config = Qwen2VLConfig(
+        vision_config={
+            "depth": LAYERS, "embed_dim": WIDTH, "hidden_size": WIDTH, "num_heads": HEADS, "patch_size": PATCH,
+        },
+        text_config=TEXT
+        | {"max_position_embeddings": 96, "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]}}
+        | {"vocab_size": len(tokenizer)}
+        | text,
+        image_token_id=IMAGE_ID,
+        video_token_id=len(tokenizer) - 1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    chat = CHAT.replace("image if", "'<image>' if")
+    parts = Qwen2VLImageProcessor(**sizes), tokenizer, Qwen2VLVideoProcessor(**sizes)
+    return save(Qwen2VLForConditionalGeneration(config), folder, Qwen2VLProcessor(*parts, chat_template=chat))
+
+
+def save_smolvlm(folder: Path, **text: Any) -> Path:
+    """An image is cut into tiles, whose tokens stand between those that say which tile it is."""
+    tokenizer = build_tokenizer()
+    tiles = [f"<row_{row}_col_{column}>" for row in (1, 2) for column in (1, 2)]
+    tokenizer.add_tokens(["<fake_token_around_image>", "<global-img>", "<video>", *tiles], special_tokens=True)
+    config = SmolVLMConfig(
+        vision_config=VISION,
+        text_config=TEXT | {"model_type": "llama", "vocab_size": len(tokenizer)} | text,
+        image_token_id=IMAGE_ID,
+        scale_factor=2,
+        pad_token_id=PAD,
+    )
+    torch.manual_seed(0)
+    sizes = {"size": {"longest_edge": 2 * IMAGE}, "max_image_size": {"longest_edge": IMAGE}}
+    processor = SmolVLMProcessor(
+        SmolVLMImageProcessor(**sizes),
+        tokenizer,
+        SmolVLMVideoProcessor(**sizes),
+        image_seq_len=(IMAGE // PATCH // 2) ** 2,
+        chat_template=CHAT.replace("image if", "'<image>' if"),
+    )
+    return save(SmolVLMForConditionalGeneration(config), folder, processor)
+
+
+def save_llava_onevision(folder: Path, **text: Any) -> Path:
+    """An image is seen whole and in tiles, with a learned token after each row of the tiles."""
+    tokenizer = build_tokenizer()
+    tokenizer.add_tokens(["<video>"], special_tokens=True)
+    pinpoints = [[IMAGE, IMAGE], [IMAGE, 2 * IMAGE], [2 * IMAGE, IMAGE]]
+    config = LlavaOnevisionConfig(
+        vision_config=VISION | {"model_type": "siglip_vision_model", "vision_use_head": False},
+        text_config=TEXT | {"model_type": "qwen2", "vocab_size": len(tokenizer)} | text,
+        image_token_index=IMAGE_ID,
+        video_token_index=len(tokenizer) - 1,
+        image_grid_pinpoints=pinpoints,
+        vision_aspect_ratio="anyres_max_9",
+    )
+    torch.manual_seed(0)
+    size = {"height": IMAGE, "width": IMAGE}
+    processor = LlavaOnevisionProcessor(
+        LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=pinpoints),
+        tokenizer,
+        LlavaOnevisionVideoProcessor(size=size),
+        num_image_tokens=(IMAGE // PATCH) ** 2,
+        vision_feature_select_strategy="full",
+        chat_template=CHAT.replace("image if", "'<image>' if"),
+    )
+    return save(LlavaOnevisionForConditionalGeneration(config), folder, processor)

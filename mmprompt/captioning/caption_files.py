@@ -13,6 +13,7 @@ import pickletools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,8 @@ EMOTIONS = "emotions"
 
 _REQUIRED = ("image", "captions")
 _KEYS = (*_REQUIRED, "image_id", "focus", "label", "split")
+_LIKE = 0.75
+"""Likeness (difflib's ratio) from which an unknown key is taken for an optional one that was misspelt."""
 _ARTEMIS = ("art_style", "painting", "emotion", "utterance")
 _FLICKR_LINE = re.compile(r"(?P<name>[^\t]+)#\d+\t(?P<caption>.*)")
 _STYLE_FILE = "*_train.txt"
@@ -35,7 +38,8 @@ class CaptionRow(NamedTuple):
 
     `place` is where the file has it, such as `line 3`; `image` the path as the file spells it, below the folder of
     images; `image_id` its name in the file, None for its path. `focus` is `""` for captions of no focus, `label` a
-    finer name within it, such as `positive`; `split` is None where the file divides nothing.
+    finer name within it, such as `positive`; `split` is None where the file divides nothing. `unread` are keys that
+    say nothing of a caption.
     """
 
     place: str
@@ -45,6 +49,7 @@ class CaptionRow(NamedTuple):
     focus: str = ""
     label: str = ""
     split: str | None = None
+    unread: tuple[str, ...] = ()
 
 
 Rows = Iterator[CaptionRow]
@@ -88,8 +93,9 @@ def _detect_json(content: Any, path: Path) -> str:
 def _read_jsonl(path: Path) -> Rows:
     """Read our own form, an object a line: `image`, `captions`, perhaps `image_id`, `focus`, `label`, `split`."""
     for line, record in read_objects(path):
-        for name in record:
-            if name not in _KEYS:
+        unread = tuple(name for name in record if name not in _KEYS)
+        for name in unread:
+            if get_close_matches(name, set(_KEYS) - set(_REQUIRED) - set(record), cutoff=_LIKE):
                 raise UserError(f"{path}, line {line}: {unknown_name('key', name, _KEYS)}")
         for name in _REQUIRED:
             if name not in record:
@@ -102,7 +108,7 @@ def _read_jsonl(path: Path) -> Rows:
                 raise bad_file(path, f"{name} is {record[name]!r}, but text was expected", "Write it as text.", line)
         texts = {name: record[name] for name in ("focus", "label", "split") if name in record}
         image_id = None if image_id is None else str(image_id)
-        yield CaptionRow(f"line {line}", record["image"], image_id, tuple(captions), **texts)
+        yield CaptionRow(f"line {line}", record["image"], image_id, tuple(captions), **texts, unread=unread)
 
 
 def _read_coco(path: Path) -> Rows:

@@ -206,6 +206,8 @@ def read_captions(
     rows, notes = without_images(rows) if format == "flickr" else (rows, ())
     if not rows:
         raise bad_file(path, "holds no captions", "Give a file that does.")
+    if unread := sorted({name for row in rows for name in row.unread}):
+        notes = (*notes, f"Passed over the keys {shortened(unread)}, which say nothing of a caption.")
     own_folder = path if path.is_dir() else path.parent
     root = (own_folder if images is None else Path(images)).resolve()
     if skip_missing:

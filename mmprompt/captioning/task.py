@@ -56,6 +56,8 @@ MAX_MEMORY_BYTES = 2**30
 LOOKED_AT = 64
 HELD_AGAINST = 32
 """Images of the validation part that captions of a new prompt are looked at on."""
+N_STRANGERS = 8
+"""Captions of other images that those of each image are held against."""
 N_WATCHED = 100
 """Validation images that a mapper's captions are judged on while it learns."""
 COLLAPSED = 0.1
@@ -279,26 +281,29 @@ class FocusTask:
         seen = self.features.of([item.image for item in items])
         decoding = Decoding(max_tokens=max(Decoding().max_tokens, longest))
 
-        def likeness(captions: Sequence[str]) -> float:
+        def likeness(captions: Sequence[str]) -> Tensor:
             pairs = zip(captions, items, strict=True)
-            return sum(max(alike(said, text) for text in item.of(self.focus)) for said, item in pairs) / len(items)
+            return torch.tensor([max(alike(said, text) for text in item.of(self.focus)) for said, item in pairs])
 
-        def say(guidance: Guidance) -> float:
+        def say(guidance: Guidance) -> Tensor:
             said = Captioner(predictor.backbone, guidance, decoding).caption_features(seen)
             return likeness([caption.text for caption in said])
 
         words = [hard_prompt(predictor.backbone, self.focus, words) for words in wordings_for(self.focus)]
-        wordings = max(say(Guidance(((prompt, 1.0),) if prompt else ())) for prompt in (None, *words))
+        wordings = max((say(Guidance(((prompt, 1.0),) if prompt else ())) for prompt in (None, *words)), key=torch.mean)
         strangers = [item for item in self.items if item not in items] or self.items[1:] or self.items
-        elsewhere = likeness([strangers[place % len(strangers)].of(self.focus)[0] for place in range(len(items))])
+        texts = [strangers[place % len(strangers)].of(self.focus)[0] for place in range(len(items) + N_STRANGERS)]
+        shifted = [likeness(texts[shift : shift + len(items)]) for shift in range(N_STRANGERS)]
+        elsewhere = torch.stack(shifted).mean(0)
         own = say(predictor.guidance)
-        if own >= max(wordings, elsewhere):
+        if all(is_no_less(own, other) for other in (wordings, elsewhere)):
             return []
         return [
             f"{self.focus} was not learned: of {len(items)} {'other ' if self.data.val else ''}images, captions with "
-            f"this prompt are {100 * own:.0f} % like those that were written, captions of other images in the data "
-            f"{100 * elsewhere:.0f} %, and the best wording without a prompt reaches {100 * wordings:.0f} %. "
-            "Try another --method, such as lora, give more pairs, or take another captioner."
+            f"this prompt are {100 * own.mean():.0f} % like those that were written, captions of other images in the "
+            f"data {100 * elsewhere.mean():.0f} %, and the best wording without a prompt reaches "
+            f"{100 * wordings.mean():.0f} %. Try another --method, such as lora, give more pairs, or take another "
+            "captioner."
         ]
 
     @property
@@ -312,6 +317,13 @@ class FocusTask:
 
         asked = tuple(replace(item, split="test") for item in items)
         return evaluate(predictor, replace(self.data, items=asked), self.features)
+
+
+def is_no_less(some: Tensor, others: Tensor) -> bool:
+    """Return whether numbers [N] are not below others by more than a standard error of the mean difference."""
+    difference = some - others
+    error = difference.std() / len(difference) ** 0.5 if len(difference) > 1 else torch.tensor(0.0)
+    return bool(difference.mean() + error >= 0)
 
 
 def alike(caption: str, other: str) -> float:

@@ -22,7 +22,7 @@ from mmprompt.training.recipe import Recipe
 if TYPE_CHECKING:
     from mmprompt.core.learned import Prompt
 
-ALL, ATTENTION, HEAD = "all", "attention", "head"
+ALL, ATTENTION, HEAD, EMBEDDINGS = "all", "attention", "head", "embeddings"
 VectorCount = Annotated[int, Ge(1), Le(1024)]
 """Vectors of one prompt; attention over more would leave no room for text."""
 RECIPE = Recipe(optimizer="adamw", lr=0.03, batch_size=16, weight_decay=0.0, warmup_epochs=0, augment="none")
@@ -200,9 +200,9 @@ class LoRA(WeightMethod):
     dropout: Annotated[float, Ge(0), Lt(1)] | None = None
     """Share of what enters a term that is dropped in training; 0 for a language model, 0.2 for a captioner."""
     targets: tuple[str, ...] | None = None
-    """all (every linear layer but the head), attention (those of attentions), head (of a captioner, where words that it
-    never says are to be said), or names of layers, such as q_proj; all for a language model, all and head for a
-    captioner."""
+    """all (every linear layer but the head), attention (those of attentions), head and embeddings (of a captioner,
+    where words that it never said are to be said and read), or names of layers, such as q_proj; all for a language
+    model; all, head and embeddings for a captioner."""
 
     kinds: ClassVar[tuple[str, ...]] = ("captioning", "language")
     recipe: ClassVar[Recipe] = replace(RECIPE, lr=2e-3)
@@ -224,28 +224,31 @@ class LoRA(WeightMethod):
         from mmprompt.models.decoder.weights import linear_layers
 
         targets = (ALL,) if self.targets is None else self.targets
-        head = head_of(backbone) if HEAD in targets else {}
-        inner = tuple(target for target in targets if target != HEAD)
-        layers = chosen_layers(backbone.name, linear_layers(backbone.lm), inner) | head
+        outer = [name for target in (HEAD, EMBEDDINGS) if target in targets for name in outer_layer(backbone, target)]
+        inner = tuple(target for target in targets if target not in (HEAD, EMBEDDINGS))
+        layers = chosen_layers(backbone.name, linear_layers(backbone.lm), inner) | dict(outer)
         places = {f"lm.part[{name}]": list(size) for name, size in layers.items()}
         terms = LowRankTerms(places, self.rank, self.alpha / self.rank, self.dropout or 0.0, self.unit(start))
         return Prompt(start.template, terms.start_from(start.generator)).to(backbone.device)
 
 
-def head_of(backbone: Any) -> dict[str, tuple[int, int]]:
-    """Find the head of a captioner's decoder: by name, how many numbers go in and come out.
+def outer_layer(backbone: Any, target: str) -> list[tuple[str, tuple[int, int]]]:
+    """Find the head of a captioner's decoder, or its table of embeddings: name, numbers that go in and come out.
 
     Raises:
         UserError: it is a language model, whose choices read rows of the head alone, or its head is no linear layer.
     """
-    from mmprompt.models.decoder.weights import linear_size
+    from mmprompt.models.decoder.weights import layer_size
 
     if not getattr(backbone, "adapts_head", False):
-        raise bad_value("targets", HEAD, "the head of a language model is not adapted", "Use `targets=('all',)`.")
-    head = backbone.lm.get_output_embeddings()
-    found = {name: linear_size(part) for name, part in backbone.lm.named_modules() if part is head}
-    if (0, 0) in found.values():
-        raise bad_value("targets", HEAD, f"the head of {backbone.name} is no linear layer", "Use `targets=('all',)`.")
+        raise bad_value(
+            "targets", target, f"the {target} of a language model is not adapted", "Use `targets=('all',)`."
+        )
+    lm = backbone.lm
+    layer = lm.get_output_embeddings() if target == HEAD else lm.get_input_embeddings()
+    found = [(name, layer_size(part)) for name, part in lm.named_modules() if part is layer]
+    if any(size == (0, 0) for _, size in found):
+        raise bad_value("targets", target, f"that of {backbone.name} is no linear layer", "Use `targets=('all',)`.")
     return found
 
 

@@ -140,7 +140,9 @@ class LowRank:
         return replace(self, a=tensors[0], b=tensors[1])
 
     def term(self, x: Tensor) -> Tensor:
-        """Compute scale B A x for x [..., D]: [..., D']."""
+        """Compute scale B A x for x [..., D]: [..., D']; of ids [...], columns of A are taken."""
+        if not x.is_floating_point():
+            return self.scale * F.linear(F.embedding(x, self.a.T), self.b)
         x = F.dropout(x, self.dropout, training=self.dropout > 0)
         return self.scale * F.linear(F.linear(x, self.a.to(x.dtype)), self.b.to(x.dtype))
 

@@ -141,6 +141,14 @@ def test_a_bad_line_is_refused_with_file_and_line(folder: Path, record: Any, sai
     assert said in refusal(jsonl(folder, {"image": "b.jpg", "captions": ["x"], "split": "train"}, record))
 
 
+def test_keys_that_say_nothing_of_a_caption_are_passed_over_with_a_note(folder: Path) -> None:
+    record = {"image": "a.jpg", "captions": ["x"], "split": "train"}
+    path = jsonl(folder, record | {"coco_id": 790, "licence": "by"}, record | {"image": "b.jpg", "coco_id": 791})
+    data = read_captions(path)
+    assert len(data.items) == 2
+    assert data.notes == ("Passed over the keys coco_id, licence, which say nothing of a caption.",)
+
+
 def test_a_longest_caption_is_taken(folder: Path) -> None:
     assert read_captions(jsonl(folder, {"image": "a.jpg", "captions": ["x" * MAX_CAPTION_CHARACTERS]})).items
 

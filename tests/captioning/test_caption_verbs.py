@@ -62,13 +62,13 @@ def test_the_method_for_data_of_ones_own_is_chosen_on_held_out_captions(scenes, 
     words = ["caption", "train", "--data", str(scenes / "scenes.jsonl"), "--focus", "actions", "--device", "cpu"]
     assert main([*words, "--out", str(tmp_path / "run"), "--epochs", "1"]) == 0
     said = capsys.readouterr().out
-    (line,) = re.findall(r"Nats a token of the captions of 6 held-out images: (.*)\.\n", said)
-    losses = {name: float(loss) for name, loss in (part.rsplit(" ", 1) for part in line.split(", "))}
-    bare = losses.pop("no prompt")
-    assert set(losses) == {"prompt-tuning", "prefix-tuning", "prompt-tuning+prefix-tuning", "lora"}
-    assert min(losses.values()) < bare
+    (line,) = re.findall(r"Mean probability of a token of the captions of \d+ held-out images: (.*)\.\n", said)
+    found = {name: int(share) for name, share in re.findall(r"([a-z][a-z+ -]+) (\d+) %", line)}
+    bare = found.pop("no prompt")
+    assert set(found) == {"prompt-tuning", "prefix-tuning", "prompt-tuning+prefix-tuning", "lora"}
+    assert max(found.values()) > bare
     run = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert losses[run["method"]["name"]] == min(losses.values())
+    assert found[run["method"]["name"]] == max(found.values())
     assert run["recipe"]["epochs"] == 1
 
 

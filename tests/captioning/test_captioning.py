@@ -31,6 +31,7 @@ from mmprompt.captioning.task import (
     encode_captions,
     epochs_of,
     fit_mapper,
+    is_no_less,
     start_tokens,
     tokenize_captions,
 )
@@ -207,6 +208,14 @@ def test_a_prompt_is_held_against_captions_of_other_images_and_the_best_wording(
     assert "the best wording without a prompt reaches 100 %" in task._notices_on_others(predictor, 5)[0]
 
 
+def test_few_images_say_no_more_than_their_standard_error_lets_them():
+    some, others = torch.tensor([1.0, 1.0, 0.4, 0.4, 0.4]), torch.full((5,), 0.7)
+    assert is_no_less(some, others)  # 0.06 below, with a standard error of 0.15
+    assert not is_no_less(some.repeat(20), others.repeat(20))
+    assert is_no_less(torch.tensor([0.5]), torch.tensor([0.5]))
+    assert not is_no_less(torch.tensor([0.4]), torch.tensor([0.5]))
+
+
 def test_captions_that_are_cut_by_default_are_said_to_be(captioner, data):
     long = " ".join(str(2 + n % 30) for n in range(35))
     items = [replace(item, captions={"numbers": (long,)}) for item in data.items]
@@ -223,6 +232,7 @@ def test_low_rank_terms_change_what_is_said_and_nothing_of_the_captioner(caption
     saved = load_focus(tmp_path / "run", captioner)
     assert {site.part for site in saved.sites} >= {
         "lm_head",
+        "model.embed_tokens",
         "model.layers.0.self_attn.q_proj",
         "model.layers.1.mlp.up_proj",
     }
@@ -259,18 +269,18 @@ def test_the_method_is_the_one_that_makes_held_out_captions_most_probable(captio
     features = CaptionFeatures(captioner, None)
     task = data.focus("numbers", features)
     chosen = choice.choose_method(captioner, task, QUICK, progress=False)
-    held_out = data.train[::5]  # two of the validation part are too few
+    held_out = (*data.val, *data.train[::5])  # two of the validation part are too few
     assert chosen.n_images == len(held_out)
     part = replace(data, items=tuple(item for item in data.train if item not in held_out))
-    losses = {}
+    found = {}
     for name, method in choice.CANDIDATES.items():
         prompt = fit(method, captioner, part, features=features).predictor.prompt
         ids = [[(*captioner.tokenizer.encode(text), END) for text in item.of("numbers")] for item in held_out]
         seen = captioner.open(features.of([item.image for item in held_out]))
-        losses[name] = -captioner.log_probs(seen, prompt.inserts(), ids).mean().item()
-    assert {name: chosen.losses[name] for name in losses} == pytest.approx(losses, rel=1e-5)
-    best = min(losses, key=losses.get)
-    assert next(iter(chosen.losses)) == best
+        found[name] = captioner.log_probs(seen, prompt.inserts(), ids).exp().mean().item()
+    assert {name: chosen.probabilities[name] for name in found} == pytest.approx(found, rel=1e-5)
+    best = max(found, key=found.get)
+    assert next(iter(chosen.probabilities)) == best
     assert chosen.method is choice.CANDIDATES[best]
 
 
@@ -280,7 +290,7 @@ def test_a_method_that_the_captioner_cannot_take_is_left_out_of_the_choice(capti
         captioner, data.focus("numbers", CaptionFeatures(captioner, None)), QUICK, progress=False
     )
     assert "takes no keys and values" in chosen.refused["prefix-tuning"]
-    assert set(chosen.losses) == {"prompt-tuning", "lora", "no prompt"}
+    assert set(chosen.probabilities) == {"prompt-tuning", "lora", "no prompt"}
 
 
 def test_letters_that_the_captioner_cannot_write_are_refused(data):

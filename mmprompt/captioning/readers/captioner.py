@@ -196,10 +196,11 @@ class FrozenCaptioner:
             assert kv_cache.states is not None, "an encoder's cache holds image features"
             kv_cache = self.decoder.open(kv_cache.states, soft)
         kv_cache = self._insert(kv_cache, vectors)
-        x = self.decoder.embed(torch.tensor([self.decoder.start_ids], device=self.device).expand(len(kv_cache), -1))
-        if soft is not None and self.decoder.slot == "decoder":
-            x = torch.cat([x, soft.to(x.dtype)], dim=1)
+        start_ids = torch.tensor([self.decoder.start_ids], device=self.device).expand(len(kv_cache), -1)
         with self._changed(changes):
+            x = self.decoder.embed(start_ids)
+            if soft is not None and self.decoder.slot == "decoder":
+                x = torch.cat([x, soft.to(x.dtype)], dim=1)
             hidden, kv_cache = self.decoder.run(kv_cache, x)
             return State(kv_cache, self.decoder.head(hidden[:, -1]), changes)
 

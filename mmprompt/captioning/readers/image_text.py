@@ -6,6 +6,10 @@ One row reads the opening up to its last token, learned keys and values, that la
 A prompt is read as the first words of the answer. So PaliGemma, whose image attends to the whole question, reads each
 image once for all prompts.
 
+Where a model makes as many tokens of an image as its size and form ask for (Qwen2-VL, SmolVLM, LLaVA-OneVision), every
+image is first resized to one square, which the model's own image processor then gets. So all images take the same
+places, and all positions in the text, of one axis or of three, are those of the opening.
+
 Vectors go in by one of two ways. A class whose `generate` takes `inputs_embeds` is run on vectors. Others (PaliGemma,
 Gemma 3) are run on token ids, and a hook on their embedding hands on the vectors instead. Both are exact where a class
 makes nothing of the ids of words but their embedding: a loaded model must give the logits of its own `generate`.
@@ -20,6 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -37,13 +42,15 @@ from mmprompt.errors import UserError
 from mmprompt.models.decoder.hf_cache import cache_argument, from_cache, to_cache
 from mmprompt.models.decoder.kv_cache import KVCache
 from mmprompt.models.dual_encoder.transformers_clip import hub_options, read_pixels
-from mmprompt.models.frozen import LoadOptions
+from mmprompt.models.frozen import LoadOptions, PixelTransform
 
 QUESTION = "Describe the picture."
 TASKS = {"paligemma": "<image>caption en"}
 """What models without a chat template were trained to be asked for a caption with."""
 TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
 READ = {"input_ids", "attention_mask", "pixel_values", "labels", *TOKEN_TYPES}
+SQUARE = 448
+"""Side of the square that images become where the image tower names no size of its own."""
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3}
 """Of logits, relative to the largest; some classes compute parts in float32 whatever their weights are."""
 
@@ -52,14 +59,15 @@ TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3}
 class Opening:
     """What every row reads before its caption, as the model's own processor writes it.
 
-    Token ids [S], the places [T] of the image among them, types [1, S] by the names that the forward takes them by, and
-    size, which is H = W of the pixels.
+    Token ids [S], the places [T] of the image among them, types [1, S] by the names that the forward takes them by,
+    size, which is H = W of the pixels, and positions [3, 1, S] where the model counts them along three axes.
     """
 
     token_ids: Tensor
     places: Tensor
     types: dict[str, Tensor]
     size: int
+    positions: Tensor | None = None
 
 
 def load_image_text(name: str, source: str, options: LoadOptions) -> FrozenCaptioner:
@@ -71,11 +79,27 @@ def load_image_text(name: str, source: str, options: LoadOptions) -> FrozenCapti
             "reads the image was expected. Use another captioner."
         )
     processor = AutoProcessor.from_pretrained(source, **hub_options(options))
-    opening = _read_opening(source, config, processor)
+    asked = [_ask(source, config, processor, _noise(*shape)) for shape in ((96, 64), (64, 96))]
+    is_square = not _is_fixed(*asked)
+    size = _square_of(config) if is_square else asked[0]["pixel_values"].shape[3]
+    inputs = _ask(source, config, processor, _noise(size, size))
     model = load_frozen(AutoModelForImageTextToText, source, options)
+    if not hasattr(model, "get_image_features"):
+        raise UserError(
+            f"{source} is a {config.model_type!r} model, whose class has no get_image_features to run its image tower "
+            "by itself. Use a model such as LLaVA, Qwen2-VL or SmolVLM."
+        )
+    taken = set(inspect.signature(model.get_image_features).parameters)
+    _refuse_unread(source, set(inputs) - READ - (taken if is_square else set()))
+    opening = _opening(model, config, inputs, size)
 
     def encode(pixels: Tensor) -> Tensor:
-        features = model.get_image_features(pixels).pooler_output
+        given: dict[str, Any] = {"pixel_values": pixels}
+        if is_square:
+            made = processor.image_processor(images=[_image_of(one) for one in pixels], return_tensors="pt")
+            given = {name: value.to(pixels.device) for name, value in made.items() if name in taken}
+            given["pixel_values"] = given["pixel_values"].to(pixels.dtype)
+        features = model.get_image_features(**given).pooler_output
         features = torch.stack(list(features))  # some classes give one tensor an image
         return features.reshape(len(pixels), -1, features.shape[-1])
 
@@ -85,31 +109,59 @@ def load_image_text(name: str, source: str, options: LoadOptions) -> FrozenCapti
     before = last + " " if last.endswith(":") else last  # a tokenizer cuts a word by what precedes it
     n_before = len(words.encode(last))
     tokenizer = CaptionTokenizer(lambda caption: words.encode(before + caption)[n_before:], words.decode)
-    pixels = read_pixels(processor.image_processor, opening.size)
+    pixels = square_pixels(size) if is_square else read_pixels(processor.image_processor, size)
     captioner = FrozenCaptioner(name, model, encode, decoder, tokenizer, pixels)
-    check_agreement(captioner, _ask(source, config, processor, _noise(opening.size, opening.size)))
+    check_agreement(captioner, inputs, captioner.preprocess(_noise(size, size))[None])
     return captioner
 
 
-def _read_opening(source: str, config: Any, processor: Any) -> Opening:
-    """Ask the processor what it writes for images of two shapes; refuse what is not the same for both."""
-    wide, high = (_ask(source, config, processor, _noise(*shape)) for shape in ((96, 64), (64, 96)))
-    unread = set(wide) - READ
+def _is_fixed(wide: dict[str, Tensor], high: dict[str, Tensor]) -> bool:
+    """Return whether the processor makes one square [1, 3, H, H] of images of any form, and nothing else of them."""
+    shape = wide["pixel_values"].shape
+    is_one = shape == high["pixel_values"].shape and len(shape) == 4 and shape[0] == 1 and shape[2] == shape[3]
+    return is_one and not set(wide) - READ
+
+
+def _square_of(config: Any) -> int:
+    """Return the side of the square that images become: the image tower's own size, where it has one."""
+    size = getattr(getattr(config, "vision_config", None), "image_size", None)
+    return int(size) if isinstance(size, int) and size > 0 else SQUARE
+
+
+def square_pixels(size: int) -> PixelTransform:
+    """Make the transform to a square of a size, in 0..255, for a model's own processor to go on with."""
+
+    def apply(image: Image.Image) -> Tensor:
+        small = image.resize((size, size), Image.Resampling.BICUBIC)
+        return torch.from_numpy(np.array(small)).permute(2, 0, 1).float()
+
+    return PixelTransform(apply, (0.0,) * 3, (1 / 255,) * 3, size, f"resize {size} {size} bicubic, own processor")
+
+
+def _image_of(pixels: Tensor) -> Image.Image:
+    """Return the image of `square_pixels`."""
+    return Image.fromarray(pixels.round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy())
+
+
+def _refuse_unread(source: str, unread: set[str]) -> None:
     if unread:
         raise UserError(
-            f"{source} needs {', '.join(sorted(unread))} beside the pixels of an image, but pixels of one size were "
-            "expected. Use a model whose images take a fixed number of tokens, such as LLaVA 1.5."
+            f"{source} needs {', '.join(sorted(unread))} beside the pixels of an image, but what its image tower takes "
+            "was expected alone. Use a model such as LLaVA, Qwen2-VL or SmolVLM."
         )
-    shape = wide["pixel_values"].shape
-    if shape != high["pixel_values"].shape or len(shape) != 4 or shape[0] != 1 or shape[2] != shape[3]:
-        raise UserError(
-            f"{source} turns a wide and a high image into pixels {tuple(shape)} and "
-            f"{tuple(high['pixel_values'].shape)}, but one square [1, 3, H, H] was expected. Use a model whose images "
-            "take a fixed number of tokens, such as LLaVA 1.5."
-        )
-    token_ids = wide["input_ids"][0]
+
+
+def _opening(model: Any, config: Any, inputs: dict[str, Tensor], size: int) -> Opening:
+    """Read the opening of what the processor made for an image of one size."""
+    token_ids = inputs["input_ids"][0]
     places = (token_ids == config.image_token_id).nonzero()[:, 0]
-    return Opening(token_ids, places, {key: wide[key] for key in TOKEN_TYPES if key in wide}, shape[3])
+    types = {key: inputs[key] for key in TOKEN_TYPES if key in inputs}
+    count = getattr(model.base_model, "get_rope_index", None)
+    if count is None:
+        return Opening(token_ids, places, types, size)
+    known = inspect.signature(count).parameters
+    positions, _ = count(**{name: value for name, value in inputs.items() if name in known})
+    return Opening(token_ids, places, types, size, positions)
 
 
 def _ask(source: str, config: Any, processor: Any, image: Image.Image) -> dict[str, Tensor]:
@@ -148,8 +200,10 @@ def _find_end(source: str, model: Any, processor: Any, n_opening: int) -> int:
     return next((int(token) for token in ids[n_opening:] if token in ends), ends[0])
 
 
-def check_agreement(captioner: FrozenCaptioner, inputs: dict[str, Tensor], n_new: int = 3) -> None:
-    """Refuse a loaded captioner whose logits are not those of the class's own `generate`."""
+def check_agreement(captioner: FrozenCaptioner, inputs: dict[str, Tensor], pixels: Tensor, n_new: int = 3) -> None:
+    """Refuse a loaded captioner whose logits of pixels [1, 3, H, H] are not those of `generate` on what they are made
+    into by the class's own processor.
+    """
     model: Any = captioner.model
     n_opening = inputs["input_ids"].shape[1]
     length = {"max_new_tokens": n_new, "min_new_tokens": n_new, "num_beams": 1}
@@ -157,14 +211,15 @@ def check_agreement(captioner: FrozenCaptioner, inputs: dict[str, Tensor], n_new
     inputs["pixel_values"] = inputs["pixel_values"].to(captioner.dtype)
     told = model.generate(**inputs, **length, do_sample=False, return_dict_in_generate=True, output_logits=True)
     theirs = torch.stack(told.logits, dim=1)
-    kv_cache = captioner.open(captioner.encode_image(inputs["pixel_values"]))
+    kv_cache = captioner.open(captioner.encode_image(pixels))
     with torch.no_grad():
         ours = captioner.logits(kv_cache, {}, told.sequences[:, n_opening:])
     error = ((ours - theirs).abs().max() / theirs.abs().max()).item()
     if not error <= TOLERANCE.get(captioner.dtype, 0.1):
         raise UserError(
             f"{captioner.name} is a {model.config.model_type!r} model whose own logits differ by {error:.2g} of their "
-            "size from those of the general reading, but they were expected to agree. Use a model of the kind of LLaVA."
+            "size from those of the general reading, but they were expected to agree. Use a model such as LLaVA, "
+            "Qwen2-VL or SmolVLM."
         )
 
 
@@ -223,12 +278,23 @@ class ImageTextDecoder(TextDecoder):
         base = self.model.base_model
         cache = to_cache(kv_cache.own)
         given = {"use_cache": True, **types, **cache_argument(base, cache)}
+        if self.opening.positions is not None:
+            given["position_ids"] = self._positions(kv_cache.n_read, *x.shape[:2]).to(x.device)
         if self.hooked:
             with self._lock, handing_on(self.model.get_input_embeddings(), x):
                 out = base(input_ids=token_ids, **given)
         else:
             out = base(inputs_embeds=x, **given)
         return out.last_hidden_state, KVCache(from_cache(cache), n_read=kv_cache.n_read + x.shape[1])
+
+    def _positions(self, n_read: int, n_rows: int, n_slots: int) -> Tensor:
+        """Return where slots stand along the three axes: [3, N, L]; behind the opening all axes go on alike."""
+        opening: Any = self.opening.positions
+        n_opening = opening.shape[2]
+        behind = torch.arange(n_opening, max(n_opening, n_read + n_slots), device=opening.device)
+        behind = behind - n_opening + opening.max() + 1
+        whole = torch.cat([opening, behind.expand(3, 1, -1)], dim=2)
+        return whole[:, :, n_read : n_read + n_slots].expand(-1, n_rows, -1)
 
 
 @contextmanager

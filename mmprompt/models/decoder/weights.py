@@ -45,6 +45,11 @@ def linear_size(part: nn.Module) -> tuple[int, int]:
     return 0, 0
 
 
+def layer_size(part: nn.Module) -> tuple[int, int]:
+    """Return the same of a table of embeddings too, into which goes one of as many numbers as there are rows."""
+    return (part.num_embeddings, part.embedding_dim) if isinstance(part, nn.Embedding) else linear_size(part)
+
+
 def block_names(lm: Any) -> list[str]:
     """Find the blocks of a model, of its encoder and its decoder alike; none where they are not known."""
     config = lm.config.get_text_config()
@@ -78,7 +83,7 @@ def check_changes(model: str, lm: nn.Module, changes: Mapping[Site, Change]) -> 
         if isinstance(change, Weight):
             own, given = tuple(weights[site.part].shape), tuple(change.values.shape)
         elif isinstance(change, LowRank):
-            own, given = linear_size(modules[site.part]), (change.a.shape[1], change.b.shape[0])
+            own, given = layer_size(modules[site.part]), (change.a.shape[1], change.b.shape[0])
         else:
             continue
         if own != given:

@@ -25,8 +25,9 @@ import textwrap
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, overload
 
 import torch
 
@@ -41,6 +42,11 @@ from mmprompt.settings import checked
 ASSETS = Path(__file__).parents[2] / "assets"
 TINY = ASSETS / "tiny"
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+LOADERS = {
+    "captioner": ("mmprompt.captioning.readers.load", "load_captioner"),
+    "language-model": ("mmprompt.models.decoder.load", "load_language_model"),
+}
+"""By kind of model, what loads it: each a room's own, imported when it is asked for."""
 FORMS = (
     "Use tiny, photo, photo-large, open_clip:ARCHITECTURE/TAG, open_clip:ARCHITECTURE//FILE, hf:NAME, timm:NAME or a "
     "folder."
@@ -64,6 +70,29 @@ class Source:
     place: Path | None = None
 
 
+@overload
+def load_backbone(
+    name: str | Path = ...,
+    device: str = ...,
+    dtype: str = ...,
+    cache_dir: str | Path | None = ...,
+    trust_remote_code: bool = ...,
+    kind: Literal["dual-encoder"] = ...,
+) -> DualEncoder: ...
+
+
+@overload
+def load_backbone(
+    name: str | Path = ...,
+    device: str = ...,
+    dtype: str = ...,
+    cache_dir: str | Path | None = ...,
+    trust_remote_code: bool = ...,
+    *,
+    kind: Literal["captioner", "language-model"],
+) -> Any: ...
+
+
 @checked
 def load_backbone(
     name: str | Path = "tiny",
@@ -71,7 +100,8 @@ def load_backbone(
     dtype: str = "auto",
     cache_dir: str | Path | None = None,
     trust_remote_code: bool = False,
-) -> DualEncoder:
+    kind: Literal["dual-encoder", "captioner", "language-model"] = "dual-encoder",
+) -> Any:
     """Load a frozen dual encoder, or an image tower alone: evaluation mode, no weight with a gradient.
 
     Args:
@@ -80,9 +110,13 @@ def load_backbone(
         dtype: `"auto"` is float32; `"float64"` everywhere but on mps; `"bfloat16"`, `"float16"` on accelerators.
         cache_dir: where downloads are kept, instead of the libraries' own folders.
         trust_remote_code: whether code that a model brings along may run.
+        kind: the others are what `load_captioner` and `load_language_model` load by the same settings.
     Raises:
         UserError: no such name, weights that are not there, or a model with parts that are not known.
     """
+    if kind in LOADERS:
+        module, function = LOADERS[kind]
+        return getattr(import_module(module), function)(name, device, dtype, cache_dir, trust_remote_code)
     name = str(name)
     source = find_source(name)
     options = read_options(device, dtype, cache_dir, trust_remote_code)

@@ -8,20 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import (
-    CLIPImageProcessor,
-    Florence2Config,
-    LlavaNextConfig,
-    LlavaNextForConditionalGeneration,
-    LlavaNextImageProcessor,
-    LlavaNextProcessor,
-)
+from PIL import Image
+from transformers import AutoProcessor, CLIPImageProcessor, Florence2Config, Qwen2VLForConditionalGeneration
 
 from mmprompt.captioning.readers.captioner import LM_INPUT, FrozenCaptioner
 from mmprompt.captioning.readers.image_text import ImageTextDecoder, check_agreement, handing_on, load_image_text
 from mmprompt.errors import UserError
 from mmprompt.models.frozen import LoadOptions
-from mmprompt.models.sites import Vectors
+from mmprompt.models.sites import Site, Vectors
 from tests import small_multimodal as small
 
 CPU = LoadOptions(torch.device("cpu"), torch.float32)
@@ -141,26 +135,93 @@ def test_the_images_id_may_have_no_embedding(tmp_path: Path) -> None:
     assert decoder.vocabulary_size == decoder.opening.token_ids.max() == last
 
 
-def test_images_with_sizes_are_refused(tmp_path: Path) -> None:
-    config = LlavaNextConfig(
-        vision_config=small.VISION | {"model_type": "clip_vision_model"},
-        text_config=small.TEXT | {"model_type": "llama", "vocab_size": small.VOCABULARY},
-        image_grid_pinpoints=[[32, 64], [64, 32]],
-        image_token_index=small.IMAGE_ID,
-    )
-    images = LlavaNextImageProcessor(
-        size={"shortest_edge": 32}, crop_size=32, image_grid_pinpoints=config.image_grid_pinpoints
-    )
-    chat = small.CHAT.replace("image if", "'<image>' if")
-    processor = LlavaNextProcessor(images, small.build_tokenizer(), 8, "default", chat, num_additional_image_tokens=1)
-    small.save(LlavaNextForConditionalGeneration(config), tmp_path, processor)
-    with pytest.raises(UserError, match="needs image_sizes beside the pixels of an image, but pixels of one size"):
-        load_image_text("it", str(tmp_path), CPU)
+SQUARED = {
+    "qwen2-vl": small.save_qwen2_vl,
+    "smolvlm": small.save_smolvlm,
+    "llava-onevision": small.save_llava_onevision,
+}
+"""Models that make as many tokens of an image as its form asks for."""
 
 
-def test_pixels_by_the_form_of_a_picture_are_refused(tmp_path: Path) -> None:
+@pytest.fixture(scope="module", params=SQUARED)
+def squared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> FrozenCaptioner:
+    if request.param == "smolvlm":
+        pytest.importorskip("num2words", reason="SmolVLM's own processor needs num2words")
+    folder = SQUARED[request.param](tmp_path_factory.mktemp(request.param))
+    return load_image_text(request.param, str(folder), LoadOptions(torch.device("cpu"), torch.float64))
+
+
+def scenes() -> list[Image.Image]:
+    """A wide image and a high one."""
+    return [
+        Image.effect_mandelbrot((96, 64), (-3, -2.5, 2, 2.5), 40).convert("RGB"),
+        Image.radial_gradient("L").resize((40, 90)).convert("RGB"),
+    ]
+
+
+def asked(captioner: FrozenCaptioner, image: Image.Image, behind: torch.Tensor) -> dict[str, Any]:
+    """What the model's own processor makes of an image on the square, with token ids [L] behind the opening."""
+    size = captioner.pixels.size
+    processor = AutoProcessor.from_pretrained(captioner.model.config.name_or_path)
+    square = image.resize((size, size), Image.Resampling.BICUBIC)
+    question = [{"type": "image", "image": square}, {"type": "text", "text": "Describe the picture."}]
+    inputs = dict(
+        processor.apply_chat_template(
+            [{"role": "user", "content": question}],
+            tokenize=True,
+            add_generation_prompt=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+    )
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], behind[None]], dim=1)
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    if "mm_token_type_ids" in inputs:
+        inputs["mm_token_type_ids"] = torch.nn.functional.pad(inputs["mm_token_type_ids"], (0, len(behind)))
+    return inputs | {"pixel_values": inputs["pixel_values"].to(captioner.dtype)}
+
+
+def test_images_of_any_form_are_read_as_the_librarys_own_processor_reads_them(squared: FrozenCaptioner) -> None:
+    prompt, caption = torch.tensor([45, 60, 51]), torch.tensor([70, 44, 81, 33])
+    model: Any = squared.model
+    features = squared.encode_image(torch.stack([squared.preprocess(image) for image in scenes()]))
+    soft = {LM_INPUT: Vectors(squared.decoder.embed(prompt))}
+    ours = squared.logits(squared.open(features), soft, caption.expand(2, -1))
+    for row, image in enumerate(scenes()):
+        whole = asked(squared, image, torch.cat([prompt, caption]))
+        theirs = model(**whole).logits[0, -len(caption) - 1 : -1]
+        torch.testing.assert_close(ours[row], theirs, rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(ours[0], ours[1])
+
+
+def test_keys_and_values_stand_where_tokens_would(squared: FrozenCaptioner) -> None:
+    decoder: Any = squared.decoder
+    kv_cache = squared.open(squared.encode_image(squared.preprocess(scenes()[0])[None]))
+    tokens, caption = torch.tensor([[45, 60]]), torch.tensor([[70, 44, 81]])
+    _, read = decoder.run(kv_cache, decoder.embed(tokens))
+    inserts = {
+        Site("lm.kv", layer): Vectors(torch.cat([part[0, :, -2:].transpose(0, 1).flatten(1) for part in pair], dim=-1))
+        for layer, pair in enumerate(read.own)
+    }
+    x = decoder.embed(torch.cat([torch.tensor([decoder.start_ids]), caption[:, :-1]], dim=1))
+    expected = decoder.head(decoder.run(read, x)[0])
+    torch.testing.assert_close(squared.logits(kv_cache, inserts, caption), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_images_by_their_form_are_squared(tmp_path: Path) -> None:
     small.save_llava(tmp_path, images=CLIPImageProcessor(size={"shortest_edge": 32}, do_center_crop=False))
-    with pytest.raises(UserError, match=r"pixels \(1, 3, 32, 48\) and \(1, 3, 48, 32\), but one square"):
+    captioner = load_image_text("it", str(tmp_path), CPU)  # it gives the logits of generate
+    assert captioner.pixels.text == "resize 32 32 bicubic, own processor"
+    assert captioner.preprocess(scenes()[0]).shape == (3, 32, 32)
+
+
+def test_what_an_image_tower_does_not_take_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small.save_qwen2_vl(tmp_path)
+    monkeypatch.setattr(Qwen2VLForConditionalGeneration, "get_image_features", lambda self, pixel_values: None)
+    with pytest.raises(UserError, match="needs image_grid_thw beside the pixels of an image"):
+        load_image_text("it", str(tmp_path), CPU)
+    monkeypatch.delattr(Qwen2VLForConditionalGeneration, "get_image_features")
+    with pytest.raises(UserError, match="is a 'qwen2_vl' model, whose class has no get_image_features"):
         load_image_text("it", str(tmp_path), CPU)
 
 
@@ -186,10 +247,11 @@ def test_a_model_whose_own_generate_gives_other_logits_is_refused(tmp_path: Path
 def test_the_comparison_with_generate_reads_the_image(llava: FrozenCaptioner) -> None:
     decoder: Any = llava.decoder
     ids = decoder.opening.token_ids[None]
-    inputs = {"input_ids": ids, "pixel_values": torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))}
-    check_agreement(llava, inputs)
+    pixels = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    inputs = {"input_ids": ids, "pixel_values": pixels}
+    check_agreement(llava, inputs, pixels)
     blind = FrozenCaptioner(
         "blind", llava.model, lambda x: 0 * llava.encode_image(x), decoder, llava.tokenizer, llava.pixels
     )
     with pytest.raises(UserError, match="blind is a 'llava' model"):
-        check_agreement(blind, inputs)
+        check_agreement(blind, inputs, pixels)

@@ -1,0 +1,233 @@
+"""The gate of caption prompts on photographs: objects, actions and attributes, learned from captions alone.
+
+    python scripts/measure_photo_focus.py --data captions.jsonl --texts captions_val2017.json --json FILE
+
+The captions are COCO's, chosen by `focus_sets`, of the scenes among some that speak most of a focus. What stands for
+their images is what `photo`'s text tower makes of the things that they name, so no photograph is learned from. The
+method and its strength are chosen on scenes that are kept for it, by the tagger that chose the captions. Then each
+prompt is measured on photographs that nothing was chosen on, by a lexicon, beside no prompt and beside the wording, of
+three, that keeps to its focus best on the very same photographs.
+"""
+
+import hashlib
+import json
+import random
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor
+
+import mmprompt as mp
+from markdown import gain, percent, table
+from mmprompt.captioning.data import CaptionData, CaptionItem
+from mmprompt.captioning.focus_sets import COUNTED, build_focus, nouns, share_of
+from mmprompt.captioning.measure import ANY_WORDS
+from mmprompt.captioning.metrics.adherence import EVERYDAY, FocusScores, LexiconJudge, lift, score_focus
+from mmprompt.captioning.metrics.tokens import tokenize
+from mmprompt.captioning.predictor import Captioner, CaptionFeatures, Guidance, hard_prompt
+from mmprompt.captioning.task import FocusTask
+from mmprompt.files import make_folder, read_json
+from mmprompt.models.dual_encoder.interface import DualEncoder
+
+N_SCENES, N_TRAIN, N_VAL = 1500, 300, 60
+"""Scenes whose captions are looked at, those among them that speak most of a focus, and others to choose by."""
+METHODS = {"prompt-tuning": mp.PromptTuning(), "prefix-tuning": mp.PrefixTuning()}
+STRENGTHS = (1.0, 2.0, 3.0)
+NORM = 0.7
+"""Of a stand-in; a feature of the image tower has 1, of which much is no thing that a caption names."""
+GAIN, LOSS = 0.20, 0.10
+
+
+class Scenes(CaptionData):
+    """Captions whose images are names alone."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 over ids and captions."""
+        return hashlib.sha256(json.dumps([[i.image_id, dict(i.captions)] for i in self.items]).encode()).hexdigest()
+
+
+class StandIns:
+    """Features of scenes by the things that their first captions name, in place of those of images."""
+
+    def __init__(self, scenes: Scenes, backbone: DualEncoder) -> None:
+        named = [sorted(set(nouns(item.of(None)[0]))) for item in scenes.items]
+        things = sorted({thing for some in named for thing in some})
+        texts = [backbone.tokenize(f"a photo of a {thing}.") for thing in things]
+        with torch.no_grad():
+            parts = [
+                backbone.encode_text(backbone.text_slots(texts[at : at + 256])) for at in range(0, len(texts), 256)
+            ]
+        vectors = torch.cat(parts)
+        vectors = vectors - vectors.mean(0)
+        model: Any = backbone.model
+        back = torch.linalg.pinv(model.visual.head.proj.weight.detach()).T  # from the joint space to image features
+        self.of_scene = {}
+        for item, some in zip(scenes.items, named, strict=True):
+            mean = vectors[[things.index(thing) for thing in some]].sum(0)
+            self.of_scene[item.image_id] = NORM * F.normalize(mean @ back, dim=0)
+
+    def of(self, paths: list[Path]) -> Tensor:
+        """Return [N, 1, D']."""
+        return torch.stack([self.of_scene[path.name] for path in paths])[:, None]
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A prompt and the strength that it is used with, and how each of the settings did on scenes that chose."""
+
+    guidance: Guidance
+    found: dict[str, float]
+
+
+def scenes_of(texts: Path, seed: int) -> Scenes:
+    """The captions of some scenes, a few of them to choose by."""
+    by_scene: dict[int, list[str]] = defaultdict(list)
+    for row in json.loads(texts.read_text("utf-8"))["annotations"]:
+        by_scene[row["image_id"]].append(row["caption"].strip())
+    some = [(scene, said) for scene, said in by_scene.items() if nouns(said[0])]
+    chosen = random.Random(seed).sample(some, N_SCENES + N_VAL)
+    items = [
+        CaptionItem(Path(str(scene)), str(scene), {"": tuple(said)}, "train" if place < N_SCENES else "val")
+        for place, (scene, said) in enumerate(chosen)
+    ]
+    return Scenes("coco-captions", Path(), tuple(items))
+
+
+def kept_and_true(captions: list[str], items: tuple[CaptionItem, ...], focus: str) -> float:
+    """Mean share of captions that belongs to a focus by the tagger, times that of their words that people used too."""
+    total = 0.0
+    for caption, item in zip(captions, items, strict=True):
+        said, known = set(tokenize(caption)), {word for text in item.of("") for word in tokenize(text)}
+        total += share_of(caption, focus) * len(said & known) / max(1, len(said))
+    return total / len(items)
+
+
+def most_of(data: Scenes, focus: str) -> CaptionData:
+    """Keep, of the scenes to learn from, those whose captions speak most of a focus."""
+    chosen = build_focus(data, focus)
+    own = sorted((i for i in chosen.train if i.of(focus)), key=lambda item: -share_of(item.of(focus)[0], focus))
+    return replace(chosen, items=(*own[:N_TRAIN], *chosen.val))
+
+
+def learn(captioner: Any, data: Scenes, focus: str, features: StandIns, seed: int) -> Learned:
+    """Learn a prompt with each method; return that, and the strength, which does best on the scenes kept for it."""
+    task_data = most_of(data, focus)
+    seen, found, guidances = features.of([item.image for item in data.val]), {}, {}
+    for name, method in METHODS.items():
+        task = FocusTask(task_data, focus, features)  # type: ignore[arg-type]
+        prompt = mp.fit(method, captioner, task, seed=seed, progress=False).predictor.prompt
+        for strength in STRENGTHS:
+            key = f"{name} at {strength:g}"
+            guidances[key] = Guidance(((prompt, 1.0),), strength)
+            said = [one.text for one in Captioner(captioner, guidances[key]).caption_features(seen)]
+            found[key] = kept_and_true(said, data.val, focus)
+            print(focus, key, round(found[key], 3), said[:2], flush=True)
+    return Learned(guidances[max(found, key=found.__getitem__)], found)
+
+
+def row_of(judged: dict[str, FocusScores]) -> dict[str, Any]:
+    """The figures of a focus: learned, no prompt, and the best of the wordings."""
+    none, learned = judged["none"], judged["learned"]
+    wording = max(
+        (name for name in judged if name not in ("none", "learned")), key=lambda name: adherence(judged[name])
+    )
+    words = judged[wording]
+    return {
+        "adherence": adherence(learned),
+        "no_prompt": adherence(none),
+        "words": adherence(words),
+        "wording": wording,
+        "over_none": list(lift(learned, none, "adherence").interval),
+        "over_words": list(lift(learned, words, "adherence").interval),
+        "grounded": learned.values["grounded_precision_all"],
+        "grounded_no_prompt": none.values["grounded_precision_all"],
+        "human": dict(learned.human),
+    }
+
+
+def adherence(scores: FocusScores) -> float:
+    """Mean share of what captions name that belongs to the focus; 0 where they name nothing."""
+    return scores.values["adherence"] or 0.0
+
+
+def passes(row: dict[str, Any]) -> bool:
+    """Whether a row is within the gate."""
+    gains = row["adherence"] - row["no_prompt"], row["adherence"] - row["words"]
+    is_clear = row["over_none"][0] > 0 and row["over_words"][0] > 0
+    return min(gains) >= GAIN and is_clear and row["grounded_no_prompt"] - row["grounded"] < LOSS
+
+
+def main(
+    data: Path,
+    texts: Path,
+    images: Path | None = None,
+    seed: int = 1,
+    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
+) -> None:
+    """Learn, measure, print the table, write the figures.
+
+    Args:
+        data: photographs with captions; the part `test` is measured.
+        texts: COCO's caption file, which is learned from.
+        images: the folder of the photographs, if it is not that of the file.
+        seed: of the scenes and the prompts.
+        json_file: where the figures go.
+    """
+    torch.set_num_threads(1)
+    captioner, scenes = mp.load_captioner("photo", device="cpu"), scenes_of(texts, seed)
+    stand_ins = StandIns(scenes, mp.load_backbone("photo", device="cpu"))
+    items = list(mp.load_captions(data, images).with_captions("test", None))
+    seen, judge, rows = (
+        CaptionFeatures(captioner).of([item.image for item in items]),
+        LexiconJudge(read_json(EVERYDAY)),
+        {},
+    )
+
+    def said_with(guidance: Guidance) -> dict[str, str]:
+        said = Captioner(captioner, guidance).caption_features(seen)
+        return {item.image_id: one.text for item, one in zip(items, said, strict=True)}
+
+    bare = said_with(Guidance())
+    for focus in COUNTED:
+        learned = learn(captioner, scenes, focus, stand_ins, seed)
+        speakers = {"none": bare, "learned": said_with(learned.guidance)}
+        for words in (wording.format(focus) for wording in ANY_WORDS):
+            speakers[words] = said_with(Guidance(((hard_prompt(captioner, focus, words), 1.0),)))
+        rows[focus] = row_of({name: score_focus(said, items, focus, judge) for name, said in speakers.items()})
+        rows[focus] |= {"found": learned.found, "captions": list(speakers["learned"].values())[:4]}
+        print(json.dumps({focus: rows[focus]}), flush=True)
+        if json_file is not None:
+            make_folder(json_file.parent)
+            json_file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    lines = []
+    for focus, row in rows.items():
+        gains = [
+            gain(row["adherence"] - row[rival], row[over])
+            for rival, over in (("no_prompt", "over_none"), ("words", "over_words"))
+        ]
+        shares = [percent(row[key]) for key in ("no_prompt", "words", "adherence")]
+        grounded = [percent(row[key]) for key in ("grounded_no_prompt", "grounded")]
+        lines.append([focus, *shares, *gains, *grounded, "yes" if passes(row) else "no"])
+    head = (
+        "focus",
+        "no prompt",
+        "best words",
+        "learned",
+        "over none",
+        "over words",
+        "grounded: none",
+        "learned",
+        "gate",
+    )
+    print(table(head, lines))
+
+
+if __name__ == "__main__":
+    tyro.cli(main, description=__doc__)
