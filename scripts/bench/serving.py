@@ -141,49 +141,51 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=20)
     args = parser.parse_args()
-    files = draw_images(16)
-    images = [base64.b64encode(data).decode() for data in files]
-    rows: dict[str, dict[str, float]] = {}
-    with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
-        root = Path(place)
-        write_prompts(root / "all", args.prompts)
-        names = sorted(path.name for path in (root / "all").iterdir())
-        backbone = mp.load_backbone("tiny", device="cpu")
-        expected = {}
-        for name in names:
-            table = mp.load(root / "all" / name, backbone).predict_proba(files)
-            expected |= {(name, image): row for image, row in enumerate(table)}
-        (root / "one").mkdir()
-        (root / "one" / names[0]).symlink_to(root / "all" / names[0])
-        with server(root / "one") as (pid, address):
-            ask(address, names[:1], images[0])
-            alone_mb = memory_mb([pid])
-        with server(root / "all") as (pid, address):
-            ask(address, names, images[0])
-            quiet_mb = memory_mb([pid])
-            rows["one call of all prompts"] = load_test([address], [names], images, expected, args)
-            rows["a call a prompt"] = load_test([address], [[name] for name in names], images, expected, args)
-            busy_mb = memory_mb([pid])
-        servers = []
-        for name in names[: args.processes]:
-            (root / f"only-{name}").mkdir()
-            (root / f"only-{name}" / name).symlink_to(root / "all" / name)
-            servers.append(stack.enter_context(server(root / f"only-{name}")))
-        each = [[name] for name in names[: args.processes]]
-        rows["a process a prompt"] = load_test([address for _, address in servers], each, images, expected, args)
-        processes_mb = memory_mb([pid for pid, _ in servers]) / args.processes
-        size_kb = sum(path.stat().st_size for path in (root / "all" / names[0]).iterdir()) / 1024
-    rows["one call of all prompts"]["memory_mb"] = rows["a call a prompt"]["memory_mb"] = busy_mb
-    rows["a process a prompt"]["memory_mb"] = processes_mb * args.prompts
+    with tempfile.TemporaryDirectory() as place:
+        result = measure(Path(place), args)
     print(f"\n{args.prompts} prompts, {args.clients} clients, {os.cpu_count()} cores, tiny, images of 96 pixels")
     print("| | memory, MB | answers/s | p50, ms | p99, ms | answers/s a GB |\n|---|---|---|---|---|---|")
-    for what, row in rows.items():
+    for what, row in result["rows"].items():
         row["answers_per_s_gb"] = row["answers_per_s"] / row["memory_mb"] * 1024
         numbers = [row[key] for key in ("memory_mb", "answers_per_s", "p50_ms", "p99_ms", "answers_per_s_gb")]
         print(f"| {what} | {' | '.join(f'{number:,.4g}' for number in numbers)} |")
+    print(f"a prompt more: {result['kb_a_prompt']:.0f} KB of memory, {result['kb_on_disk']:.0f} KB on disk")
+    print(json.dumps(result | {"settings": vars(args)}))
+
+
+def measure(root: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Start servers with one prompt, with all, and one for each of some, and ask."""
+    files = draw_images(16)
+    images = [base64.b64encode(data).decode() for data in files]
+    rows: dict[str, dict[str, float]] = {}
+    write_prompts(root / "all", args.prompts)
+    names = sorted(path.name for path in (root / "all").iterdir())
+    backbone = mp.load_backbone("tiny", device="cpu")
+    expected = {}
+    for name in names:
+        table = mp.load(root / "all" / name, backbone).predict_proba(files)
+        expected |= {(name, image): row for image, row in enumerate(table)}
+    for name in names[: args.processes]:
+        (root / f"only-{name}").mkdir()
+        (root / f"only-{name}" / name).symlink_to(root / "all" / name)
+    with server(root / f"only-{names[0]}") as (pid, address):
+        ask(address, names[:1], images[0])
+        alone_mb = memory_mb([pid])
+    with server(root / "all") as (pid, address):
+        ask(address, names, images[0])
+        quiet_mb = memory_mb([pid])
+        rows["one call of all prompts"] = load_test([address], [names], images, expected, args)
+        rows["a call a prompt"] = load_test([address], [[name] for name in names], images, expected, args)
+        rows["one call of all prompts"]["memory_mb"] = rows["a call a prompt"]["memory_mb"] = memory_mb([pid])
+    each = [[name] for name in names[: args.processes]]
+    with ExitStack() as stack:
+        servers = [stack.enter_context(server(root / f"only-{name}")) for name in names[: args.processes]]
+        rows["a process a prompt"] = load_test([address for _, address in servers], each, images, expected, args)
+        pids = [pid for pid, _ in servers]
+        rows["a process a prompt"]["memory_mb"] = memory_mb(pids) / args.processes * args.prompts
+    size_kb = sum(path.stat().st_size for path in (root / "all" / names[0]).iterdir()) / 1024
     more_kb = (quiet_mb - alone_mb) * 1024 / max(1, args.prompts - 1)
-    print(f"a prompt more: {more_kb:.0f} KB of memory, {size_kb:.0f} KB on disk")
-    print(json.dumps({"rows": rows, "kb_a_prompt": more_kb, "kb_on_disk": size_kb, "processes": args.processes}))
+    return {"rows": rows, "kb_a_prompt": more_kb, "kb_on_disk": size_kb}
 
 
 if __name__ == "__main__":
