@@ -162,6 +162,7 @@ def try_new_images(one: Visitor, folder: Path) -> None:
     one.page.click("#new-image button[aria-label='Remove Image']")
     one.page.click("#new-image button[aria-label='Capture from camera']")
     one.page.click("text=Click to Access Webcam")
+    one.page.wait_for_function("document.querySelector('#new-image video')?.videoWidth > 0", timeout=WAIT_MS)
     one.page.click("#new-image button[aria-label='capture photo']")
     one.shows("#named .answer")
 
@@ -176,8 +177,7 @@ def edit_words(one: Visitor) -> None:
     one.page.wait_for_function("before => document.querySelector('#named').innerText !== before", arg=before)
     one.page.keyboard.press("End")
     one.page.keyboard.type("{soft*2}")
-    one.shows("#reworded .refused")
-    assert "vectors, and 4 were learned" in one.page.inner_text("#reworded")
+    one.shows("#reworded .refused:has-text('6 vectors, and 4 were learned')")
     for _ in "{soft*2}":
         one.page.keyboard.press("Backspace")
     one.shows("#reworded .bars")

@@ -23,7 +23,8 @@ HINT = '<p class="hint">Change a word, and what it does to the test images stand
 def any_image(label: str, **how: Any) -> gr.Image:
     """Make a control for an image whose file is handed on unread: what is no image is then refused in our words."""
     image = gr.Image(label=label, sources=["upload", "webcam", "clipboard"], type="filepath", buttons=[], **how)
-    image.preprocess = lambda payload: None if payload is None else payload.path  # Gradio's own opens it
+    read = image.preprocess  # opens the file, but for one that the camera took
+    image.preprocess = lambda given: given.path if given is not None and given.path else read(given)
     return image
 
 
