@@ -214,7 +214,8 @@ class _Look:
         losses["no prompt"] = self.loss({})
         rows = [(name, " ".join(filter(None, ways.get(name, ()))), value) for name, value in losses.items()]
         soft, words, bare = (losses[name] for name in ("soft prompt", "best words near", "no prompt"))
-        said = f"As “{' '.join(filter(None, best))}” a token of the captions costs {words:.2f} nats, as vectors {soft:.2f} "
+        said = f"As “{' '.join(filter(None, best))}” a token of the captions costs {words:.2f} nats, as vectors "
+        said += f"{soft:.2f} "
         kept = (bare - words) / (bare - soft) if soft < bare else 0.0
         said += f"and without a prompt {bare:.2f}"
         said += (

@@ -265,8 +265,9 @@ class _Look:
         rows.sort(key=lambda row: row[1])
         closer, farther = (float(values.values.mean()) for values in near)
         said = f"The features of {counted(len(rows), 'class name')} lie at a cosine of "
-        said += f"{np.mean([row[1] for row in rows]):.2f} to where they were; a class lies at a cosine of {closer:.2f} to its nearest other before and "
-        said += f"{farther:.2f} after: they are {'farther apart' if farther < closer else 'no farther apart'}."
+        said += f"{np.mean([row[1] for row in rows]):.2f} to where they were; a class lies at a cosine of "
+        said += f"{closer:.2f} to its nearest other before and {farther:.2f} after: they are "
+        said += "farther apart." if farther < closer else "no farther apart."
         columns = {"class": "", "cosine to before": ".3f", "nearest before": "", "cosine before": ".3f"}
         columns |= {"nearest after": "", "cosine after": ".3f"}
         chart = partial(draw_moves, self.names, flat.transform(before.numpy()), flat.transform(after.numpy()))
@@ -375,7 +376,7 @@ def spelled(template: str, words: Sequence[str]) -> str:
 
 
 def evidence(classifier: Classifier, images: Tensor, labels: np.ndarray) -> Tensor:
-    """Map what speaks for a class: the logit of a label over the mean of the others, as `relevance` [B, G, G] has it."""
+    """Map what speaks for a class: the logit of a label over the mean of the others, as `relevance` has it."""
     wanted = torch.tensor(labels, device=classifier.backbone.device)
 
     def score(features: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import tyro
 from mmprompt.core.header import read_header
 from mmprompt.data.splits import SplitName
 from mmprompt.errors import UserError, bad_value
-from mmprompt.settings import Count
+from mmprompt.settings import Count, check_settings
 from mmprompt.terminal.output import JSON_HELP, Device, Output, check_folder, check_place
 from mmprompt.terminal.parser import parse
 
@@ -53,6 +53,9 @@ class Settings:
     """Write a classifier's prompt with its temperature, fitted on validation, to this new folder."""
     device: Device = "auto"
     json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 def run(arguments: Sequence[str], prog: str) -> None:

@@ -74,16 +74,22 @@ def described(header: Mapping[str, Any]) -> set[str]:
 
 
 def entry_rows(header: Mapping[str, Any]) -> list[list[str]]:
-    """Tabulate the entries of a header; what is not needed is written out whole, entry by entry."""
+    """Tabulate the entries of a header; what is not needed is written out whole, value by value."""
     rows = []
     for name, value in header.items():
         if name != "training":
             rows.append([name, "yes", shorten(json.dumps(value, ensure_ascii=False), LONGEST)])
             continue
-        for key, one in value.items():
-            text = json.dumps(one, ensure_ascii=False)
-            rows += [[f"{name}.{key}", "no", text[start : start + LONGEST]] for start in range(0, len(text), LONGEST)]
+        for place, text in leaves(name, value):
+            rows += [[place, "no", text[start : start + LONGEST]] for start in range(0, len(text), LONGEST)]
     return rows
+
+
+def leaves(place: str, value: Any) -> list[tuple[str, str]]:
+    """List what stands in nested mappings, each with its place, such as `training.data.name`."""
+    if isinstance(value, dict) and value:
+        return [leaf for key, one in value.items() for leaf in leaves(f"{place}.{key}", one)]
+    return [(place, json.dumps(value, ensure_ascii=False))]
 
 
 def tensor_rows(tensors: Mapping[str, Tensor], known: set[str]) -> list[list[str]]:

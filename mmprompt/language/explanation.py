@@ -188,7 +188,7 @@ def _heard(prompted: LanguagePredictor, rows: Sequence[TextRow], nats: float) ->
 
 
 def _in_words(prompted: LanguagePredictor, data: TextData, asked: Asked) -> Section:
-    """Exchange the words nearest to the vectors one by one, by the loss of training rows, and measure what they keep."""
+    """Exchange the words nearest to the vectors, by the loss of training rows, and measure what they keep."""
     title, vectors = "The prompt in words", prompted.vectors().get(LM_INPUT)
     if vectors is None or prompted.tasks or asked.folder is None:
         said = "Only a saved prompt with vectors among the tokens, the same for all tasks, can be put into words."
