@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from mmprompt.language.templates.verbalizer import Verbalizer
     from mmprompt.models.decoder.load import load_language_model
     from mmprompt.models.dual_encoder.load import list_backbones, load_backbone
+    from mmprompt.reports.explanation import Explanation, explain
     from mmprompt.training.callbacks import (
         Callback,
         CSVLogger,

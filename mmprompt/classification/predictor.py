@@ -6,6 +6,7 @@ optimiser.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -231,14 +232,22 @@ class Classifier(nn.Module):
         Raises:
             UserError: an image cannot be read.
         """
+        return self.probabilities_of(self.features_of(paths, features))
+
+    @torch.no_grad()
+    def features_of(self, paths: Sequence[Path], features: ImageFeatures | None = None) -> Tensor:
+        """Compute features [N, E] of image files as `outputs` takes them; arguments as of `probabilities`."""
         features = features or ImageFeatures(self.backbone)
         features.refuse_other(self.backbone)
         with self.in_use():
             inserts = self.prompt.inserts("vision")
-            if inserts:
-                encoded = encode_pictures(self.backbone, paths, inserts, raw=self.reads_raw)
-            else:
-                encoded = features.wide(paths) if self.reads_raw else features.of(paths)
+        if inserts:
+            return encode_pictures(self.backbone, paths, inserts, raw=self.reads_raw)
+        return features.wide(paths) if self.reads_raw else features.of(paths)
+
+    def probabilities_of(self, encoded: Tensor) -> np.ndarray:
+        """Compute class probabilities [N, C] float64 of `features_of` image files."""
+        with self.in_use():
             return self._table(encoded.split(PREDICT_BATCH) if self.prompt.needs_image else [encoded])
 
     def predict_proba(self, images: ImageLike | Iterable[ImageLike]) -> np.ndarray:
@@ -390,6 +399,10 @@ class Classifier(nn.Module):
 
 CLASSIFIERS: dict[str, Callable[..., Classifier]] = {"": Classifier}
 """The forms of classifiers that a prompt file may name; a class of your own is added here."""
+FURTHER_FORMS = {
+    "test-time": "mmprompt.classification.test_time",
+    "calibrated": "mmprompt.classification.calibrated",
+}
 
 
 def load(folder: Path, header: Mapping[str, Any], model: DualEncoder | str | None) -> Classifier:
@@ -402,8 +415,8 @@ def load(folder: Path, header: Mapping[str, Any], model: DualEncoder | str | Non
     Raises:
         UserError: files are edited or damaged, or for another backbone.
     """
-    if header["form"] == "test-time":
-        import mmprompt.classification.test_time  # noqa: F401 - adds itself to CLASSIFIERS
+    if header["form"] in FURTHER_FORMS:  # which adds itself to CLASSIFIERS
+        importlib.import_module(FURTHER_FORMS[header["form"]])
     form = CLASSIFIERS.get(header["form"])
     if form is None:
         advice = "Upgrade mmprompt, or import the module that adds it first."

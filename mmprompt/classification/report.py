@@ -275,13 +275,18 @@ def _load_examples(shown: Sequence[Shown], class_names: Sequence[str]) -> tuple[
         except UserError:
             n_missing += 1
             continue
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        square = image.crop((left, top, left + side, top + side))
-        small = square.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+        small = middle_square(image)
         names = (class_names[answer.label], class_names[answer.predicted])
         examples.append(Example(small, *names, f"{100 * answer.probability:.0f} %"))
     return examples, n_missing
+
+
+def middle_square(image: Image.Image) -> Image.Image:
+    """Return the middle square of an image, shrunk."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    square = image.crop((left, top, left + side, top + side))
+    return square.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
 
 
 def draw_sheets(right: Sequence[Example], wrong: Sequence[Example]) -> dict[str, bytes]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mmprompt.classification.predictor import Classifier
+from mmprompt.core.words import some_words
 from mmprompt.errors import UserError
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.sites import Site, vectors_of
@@ -49,6 +50,13 @@ def nearest_words(backbone: DualEncoder, vectors: Tensor, k: Count = 5) -> list[
     distances = torch.cat(pieces, dim=1).cpu()  # [M, V]
     order = distances.argsort(dim=1, stable=True)  # [M, V]
     return [_first_words(backbone, row, ids.tolist(), k) for row, ids in zip(distances, order, strict=True)]
+
+
+def word_gaps(backbone: DualEncoder, n_words: int = 200) -> list[float]:
+    """Return how far real words, evenly taken from all tokens, lie from their nearest other word."""
+    ids = some_words(backbone.vocabulary_size, lambda token: backbone.decode([token]), n_words)
+    vectors = backbone.token_vectors(torch.tensor(ids))
+    return [row[-1][1] for row in nearest_words(backbone, vectors, 2)]
 
 
 def context_words(classifier: Classifier, k: int = 5) -> list[dict[str, Any]]:

@@ -42,6 +42,7 @@ VERBS = {
     "eval": Verb("cli.run", "run_eval", "RUN", "measure a run of any kind beside the frozen model alone"),
     "predict": Verb("cli.predict", "run", "RUN INPUTS...", "label or caption images, or answer texts, with a run"),
     "inspect": Verb("cli.run", "run_inspect", "RUN", "what a prompt holds, and the words nearest to it"),
+    "explain": Verb("cli.explain", "run", "RUN", "what it learned: words, vectors, classes, where it looks, what next"),
     "report": Verb("cli.run", "run_report", "RUN", "write the report of a finished run anew"),
     "export": Verb("cli.export", "run", "RUN", "a finished run as ONNX, class weights, or what PEFT reads"),
     "compare": Verb("cli.compare", "run", "", "compare methods and baselines over data sets, shots and seeds"),
@@ -51,6 +52,9 @@ VERBS = {
     "protocol cross-dataset": Verb("cli.compare", "run_protocol", "", "learn one data set, test on others"),
     "protocol domain-generalisation": Verb("cli.compare", "run_protocol", "", "the same under a shift"),
     "prompt convert": Verb("classification.cli.convert", "run", "FILE", "a published checkpoint as a prompt of ours"),
+    "prompt inspect": Verb(
+        "cli.prompt_file", "run_inspect", "FILE", "all that a prompt file contains; --strip the needless"
+    ),
     "prompt diff": Verb("cli.prompt", "run_diff", "RUN RUN", "in what two prompts differ"),
     "prompt average": Verb("cli.prompt", "run_average", "RUN RUN...", "the average of several prompts as one"),
     "prompt interpolate": Verb("cli.prompt", "run_interpolate", "RUN RUN", "a prompt between two"),

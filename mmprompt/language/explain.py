@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmprompt.core.learned import rms
+from mmprompt.core.words import nearest_by_cosine
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextRow
 from mmprompt.language.predictor import LanguagePredictor, parts_by_task
@@ -27,12 +28,11 @@ from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.decoder.packing import Question
 from mmprompt.models.decoder.reader import CausalReader
 from mmprompt.models.decoder.vectors import LM_INPUT, keys_values
-from mmprompt.models.sites import vectors_of
+from mmprompt.models.sites import Insert, Site, Vectors, vectors_of
 from mmprompt.settings import Count, check
 from mmprompt.training.callbacks import Callback
 from mmprompt.training.problem import Run
 
-CHUNK = 8192
 VANISHED, BURST, OUTGROWN = 1e-7, 100.0, 5.0
 """A gradient norm, times the median so far, and times the size of token embeddings."""
 _log = logging.getLogger(__name__)
@@ -106,18 +106,13 @@ def nearest_tokens(model: FrozenLanguageModel, vectors: Tensor, k: int = 5) -> l
             f"the vectors have the shape {list(vectors.shape)}, but [P, {model.width}] was expected, the width of "
             f"{model.name}. Give the vectors of lm.input."
         )
-    query = F.normalize(vectors.detach().float(), dim=1)
-    tokens = torch.arange(model.vocabulary_size, device=model.device).split(CHUNK)
-    cosines = torch.cat([query @ F.normalize(model.embed(ids).float(), dim=1).T for ids in tokens], dim=1)
-    cosines[:, [i for i in model.tokenizer.all_special_ids if i < cosines.shape[1]]] = -1.0
-    best = cosines.topk(min(k, cosines.shape[1]), dim=1)
+    near = nearest_by_cosine(vectors, model.embed, model.vocabulary_size, k, model.tokenizer.all_special_ids)
 
     def named(token: int) -> str:
         text: str = model.tokenizer.decode([token])
         return text.strip() or repr(text)
 
-    tops = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    return [[(named(token), value) for token, value in zip(*top, strict=True)] for top in tops]
+    return [[(named(token), value) for token, value in row] for row in near]
 
 
 @dataclass(frozen=True)
@@ -142,39 +137,72 @@ def drift(model: FrozenLanguageModel, moments: Sequence[Tensor]) -> list[Drift]:
 
 @dataclass(frozen=True)
 class VectorAblation:
-    """By how much the mean cross entropy of the labels grows, in nats, and the accuracy falls, without one vector."""
+    """By how much the mean cross entropy grows, in nats, and the accuracy falls, without one vector.
+
+    Of labels it is a row's, of answers a token's, and there is no accuracy.
+    """
 
     loss: float
-    accuracy: float
+    accuracy: float | None
 
 
 @torch.no_grad()
 def ablate(prompted: LanguagePredictor, rows: Sequence[TextRow]) -> list[VectorAblation]:
-    """Measure what each vector among the tokens is worth, by the labels of some rows with its slot left out.
+    """Measure what each vector is worth, by the labels or answers of some rows with its slot left out.
+
+    Vectors among the tokens come first, then keys and values, each in all blocks at once.
 
     Raises:
-        UserError: the prompt has no labels, or a row has none.
+        UserError: a row has no label, where the prompt tells labels apart, or else no answer.
     """
-    verbalizer = prompted.verbalizer
-    if any(row.label is None for row in rows):
+    has_labels = prompted.label_words is not None
+    if any((row.label if has_labels else row.answer) is None for row in rows):
+        what = "label" if has_labels else "answer"
         raise UserError(
-            "some rows have no label, but what a vector is worth is measured on labels. Give labelled rows."
+            f"some rows have no {what}, but what a vector is worth is measured on {what}s. Give rows with {what}s."
         )
-    wanted = torch.tensor([verbalizer.labels.index(str(row.label)) for row in rows])
-    questions = [prompted.question(row.fields, prompted.answers) for row in rows]
-    parts = parts_by_task(prompted, rows)
+    loss, accuracy = _loss_and_accuracy(prompted, rows)
+    found = []
+    for place in range(prompted.bound.n_soft + prompted.n_prefix):
+        other, right = _loss_and_accuracy(prompted, rows, place)
+        falls = None if accuracy is None or right is None else accuracy - right
+        found.append(VectorAblation(other - loss, falls))
+    return found
 
-    def loss_and_accuracy(*left_out: int) -> tuple[float, float]:
-        scores = []
-        for start, end, inserts in parts:
-            shortened = [_without(question, left_out) for question in questions[start:end]]
-            scores.append(prompted.label_scores(inserts, shortened).cpu())
-        logits = torch.cat(scores)
-        return F.cross_entropy(logits, wanted).item(), (logits.argmax(1) == wanted).float().mean().item()
 
-    loss, accuracy = loss_and_accuracy()
-    without = [loss_and_accuracy(-1 - place) for place in range(prompted.bound.n_soft)]
-    return [VectorAblation(other - loss, accuracy - right) for other, right in without]
+def _loss_and_accuracy(
+    prompted: LanguagePredictor, rows: Sequence[TextRow], left_out: int | None = None
+) -> tuple[float, float | None]:
+    """Measure without one of the vectors, or with all."""
+    n_soft, labels = prompted.bound.n_soft, prompted.label_words
+    slots = () if left_out is None or left_out >= n_soft else (-1 - left_out,)
+    answers = [prompted.answers if labels else prompted.bound.answers((row.answer or "",)) for row in rows]
+    questions = [prompted.question(row.fields, some) for row, some in zip(rows, answers, strict=True)]
+    scores = []
+    for start, end, inserts in parts_by_task(prompted, rows):
+        shortened = [_without(question, slots) for question in questions[start:end]]
+        kept = inserts if left_out is None or left_out < n_soft else _shorter_prefix(inserts, left_out - n_soft)
+        if labels:
+            scores.append(prompted.label_scores(kept, shortened).cpu())
+        else:
+            scores.append(prompted.model.predict(kept, shortened).answer_log_probs().cpu())
+    logits = torch.cat(scores)
+    if not labels:
+        return -logits.sum().item() / sum(len(some[0]) for some in answers), None
+    wanted = torch.tensor([labels.labels.index(str(row.label)) for row in rows])
+    return F.cross_entropy(logits, wanted).item(), (logits.argmax(1) == wanted).float().mean().item()
+
+
+def _shorter_prefix(inserts: Mapping[Site, Insert], place: int) -> dict[Site, Insert]:
+    """Leave out the keys and values of one place in every block; none at all where there is one place."""
+    kept: dict[Site, Insert] = {}
+    for site, insert in inserts.items():
+        if not isinstance(insert, Vectors) or site.tower != "lm.kv":
+            kept[site] = insert
+        elif insert.n_vectors > 1:
+            others = [other for other in range(insert.n_vectors) if other != place]
+            kept[site] = Vectors(insert.values[..., others, :], insert.scope)
+    return kept
 
 
 def _without(question: Question, slots: Collection[int]) -> Question:

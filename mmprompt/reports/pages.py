@@ -48,9 +48,14 @@ def require_extra() -> None:
 
 @doing("drawing the report")
 def write_page(
-    folder: Path, template: str, charts: Mapping[str, Draw], images: Mapping[str, bytes], **values: Any
+    folder: Path,
+    template: str,
+    charts: Mapping[str, Draw],
+    images: Mapping[str, bytes],
+    file: str = "report.html",
+    **values: Any,
 ) -> Path:
-    """Write `report.html` and, beside it, every figure as a PNG file; return the path of the page.
+    """Write `report.html`, or a page of another name, and beside it every figure as a PNG file; return its path.
 
     The template, named without `.html.jinja`, finds the charts to show in `figures`, by their names, and the `values`
     as variables: shares are numbers, which the filters `percent`, `signed`, `interval` and others write out; every text
@@ -69,6 +74,7 @@ def write_page(
         "grouped": "{:,}".format,
         "shots": tables.in_shots,
         "png": png_text,
+        "zip": zip,
     }
     drawn = {name: (draw(LIGHT), draw(DARK)) for name, draw in charts.items()}
     figures: dict[str, dict[str, Any]] = {}
@@ -81,7 +87,7 @@ def write_page(
     make_folder(folder)
     for name, data in {**{name: light for name, (light, _) in drawn.items()}, **images}.items():
         write_bytes(folder / f"{name}.png", data)
-    path = folder / "report.html"
+    path = folder / file
     write_bytes(path, page.encode())
     return path
 

@@ -50,6 +50,16 @@ def in_shots(shots: int | None) -> str:
     return "all shots" if shots is None else "zero-shot" if shots == 0 else counted(shots, "shot")
 
 
+def plain_table(rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> list[str]:
+    """Return rows as aligned lines without frames, wraps or trailing blanks, for files and pipes."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = enumerate(zip(row, widths, strict=True))
+        lines.append("  ".join(text.rjust(n) if i in numbers else text.ljust(n) for i, (text, n) in cells).rstrip())
+    return lines
+
+
 @dataclass(frozen=True)
 class Table:
     """Rows under headers, all of them text; `n_names` columns of names, then numbers; notes are sentences below."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from mmprompt.data.images import IMAGE_SUFFIXES
 from mmprompt.errors import UserError, bad_file
+from mmprompt.training.run_files import place_of_data
 
 if TYPE_CHECKING:
     from mmprompt.data.splits import Dataset, Splits
@@ -47,6 +48,29 @@ class Images:
     def path(self) -> Path | None:
         """The user's own images, None where `data` is the name of a data set."""
         return None if self.data is None else own_path(self.data, self.datasets_dir)
+
+    def or_of_run(self, run: Path, training: Mapping[str, Any]) -> Images:
+        """Return these images, or where no `data` is named those that a run learned from.
+
+        Args:
+            run: its folder.
+            training: what its header says of that.
+        Raises:
+            UserError: the run does not say.
+        """
+        if self.data is not None:
+            return self
+        place = place_of_data(run, training)
+        root, folder = (Path(place[name]) if place.get(name) else None for name in ("root", "datasets_dir"))
+        return replace(
+            self,
+            data=place["data"],
+            root=self.root or root,
+            datasets_dir=self.datasets_dir or folder,
+            template=self.template or place.get("template"),
+            protocol=place.get("protocol", self.protocol),
+            skip_broken=(self.skip_broken or bool(place.get("skip_broken"))) and not self.strict,
+        )
 
     def load(self, shots: int | None, seed: int) -> Dataset:
         """Return the data set with its shots drawn: `shots` training images of each class, None for all."""

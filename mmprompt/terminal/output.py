@@ -23,6 +23,7 @@ from rich.text import Text
 from mmprompt.core.header import check_new
 from mmprompt.errors import bad_file, visible
 from mmprompt.progress import spoke
+from mmprompt.reports.tables import plain_table
 
 JSON_HELP = "Print one JSON document; everything for people goes to stderr."
 BACKBONE_HELP = "The same frozen model under the name that it has here; by default the one that the prompt names."
@@ -80,16 +81,6 @@ class Output:
         """Write the JSON document, if one was asked for."""
         if self.as_json:
             print(visible(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)))
-
-
-def plain_table(rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> list[str]:
-    """Return rows as aligned lines without frames, wraps or trailing blanks, for files and pipes."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = enumerate(zip(row, widths, strict=True))
-        lines.append("  ".join(text.rjust(n) if i in numbers else text.ljust(n) for i, (text, n) in cells).rstrip())
-    return lines
 
 
 def percent(share: float) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmprompt.errors import bad_file
+from mmprompt.errors import UserError, bad_file
 from mmprompt.files import locked, make_folder, parse_json, read_bytes, read_json, sha256_bytes, write_bytes
 from mmprompt.settings import validate
 from mmprompt.training.problem import RunFailed
@@ -153,6 +153,22 @@ def surroundings(model: Any) -> dict[str, Any]:
 def run_id_of(config: Mapping[str, Any]) -> str:
     """Return the hash of what makes two runs the same run, to which a resume is held: everything but the versions."""
     return sha256_bytes(repr(sorted((key, value) for key, value in config.items() if key != "versions")).encode())
+
+
+def place_of_data(folder: Path, training: Mapping[str, Any]) -> dict[str, Any]:
+    """Return where the data lies that a run learned from: `data`, a name or path, and what else its call said of it.
+
+    Args:
+        folder: of the run.
+        training: what its prompt file says of where it comes from.
+    Raises:
+        UserError: neither says.
+    """
+    place = read_run(folder).get("call", {}).get("pictures", {}) if (folder / RUN).is_file() else {}
+    place = place or {"data": training.get("data", {}).get("name")}
+    if not place.get("data"):
+        raise UserError(f"{folder} does not say what it learned from. Give --data.")
+    return dict(place)
 
 
 def provenance(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -38,6 +38,8 @@ REFUSED = [
     ["predict", "no-such-run", "a.png"],
     ["eval", "no-such-run"],
     ["inspect", "no-such-run"],
+    ["explain", "no-such-run"],
+    ["prompt", "inspect", "no-such-run"],
     ["prompt", "convert", "a.pt", "--from", "copo"],
     ["prompt", "convert", "no-such-file", *"--from coop --backbone tiny --classes a,b --out no-such-run".split()],
     ["report", "no-such-run"],

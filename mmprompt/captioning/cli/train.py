@@ -110,9 +110,16 @@ def run(arguments: Sequence[str], prog: str) -> None:
             choice = choose_method(captioner, task, recipe, settings.seed)
             output.say(str(choice))
             method = choice.method
-        call = {"command": command_of(arguments, prog)}
+        call = {"command": command_of(arguments, prog), "pictures": place_of(settings)}
         result = fit(method, captioner, task, folder, recipe, settings.seed, (), settings.resume, call=call)
     conclude_training(output, settings, result, folder)
+
+
+def place_of(settings: Settings) -> dict[str, Any]:
+    """Return where the captions and images are, so that they are found from any folder."""
+    data = settings.data if settings.data in EMBEDDED else str(Path(settings.data).resolve())
+    root = None if settings.images is None else str(settings.images.resolve())
+    return {"data": data, "root": root, "skip_broken": settings.skip_missing}
 
 
 def default_folder(name: str) -> Path:

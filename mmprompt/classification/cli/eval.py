@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -16,7 +16,6 @@ from mmprompt.errors import UserError
 from mmprompt.terminal.images import Images
 from mmprompt.terminal.output import JSON_HELP, Backbone, Output, result_table
 from mmprompt.terminal.parser import parse
-from mmprompt.training.run_files import RUN, read_run
 
 DESCRIPTION = "Measure a trained prompt beside zero-shot, on the images of its run or on others."
 
@@ -41,7 +40,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
     settings = parse(Settings, arguments, prog, DESCRIPTION)
     output = Output(settings.json)
     header = read_header(settings.run)
-    pictures = pictures_of(settings, header["training"])
+    pictures = settings.pictures.or_of_run(settings.run, header["training"])
     draw = header["training"].get("data", {})  # the same shots and seed, so that train and val are the same again
     data = pictures.load(draw.get("shots"), draw.get("seed") or 1)
     items = data.items(settings.split)
@@ -71,25 +70,3 @@ def run(arguments: Sequence[str], prog: str) -> None:
     output.say()
     result_table(output, metrics, data.template)
     output.document({"run": str(settings.run), "dataset": data.name, "split": settings.split, "metrics": metrics})
-
-
-def pictures_of(settings: Settings, training: dict[str, Any]) -> Images:
-    """Return the images that the command names, else those of the run."""
-    given = settings.pictures
-    if given.data is not None:
-        return given
-    place = read_run(settings.run).get("call", {}).get("pictures", {}) if (settings.run / RUN).is_file() else {}
-    if not place:
-        place = {"data": training.get("data", {}).get("name")}
-    if not place.get("data"):
-        raise UserError(f"{settings.run} does not say which images it learned from. Give --data.")
-    root, folder = (Path(place[name]) if place.get(name) else None for name in ("root", "datasets_dir"))
-    return replace(
-        given,
-        data=place["data"],
-        root=given.root or root,
-        datasets_dir=given.datasets_dir or folder,
-        template=given.template or place.get("template"),
-        protocol=place.get("protocol", given.protocol),
-        skip_broken=(given.skip_broken or bool(place.get("skip_broken"))) and not given.strict,
-    )

@@ -16,7 +16,7 @@ from mmprompt.core.method import measured_for, resolved_recipe
 from mmprompt.core.soft import DecoderMethod, refuse_same_settings
 from mmprompt.errors import bad_value, unknown_name
 from mmprompt.language.cli.options import MODEL_HELP, Learning, Loading, say_of_words, say_scores
-from mmprompt.language.data import load_texts
+from mmprompt.language.data import EMBEDDED, load_texts
 from mmprompt.language.methods import METHODS, SEARCHES, PromptInit
 from mmprompt.models.packaged import refuse_missing
 from mmprompt.progress import ProgressDisplay
@@ -83,7 +83,9 @@ def run(arguments: Sequence[str], prog: str) -> None:
         f"Learning a prompt ({settings.method}) for {settings.backbone} from {len(data.train):,} rows of {data.name}, "
         f"testing it on {len(data.test):,} others. Everything goes to {folder}."
     )
-    said = {"command": command_of(arguments, prog)}
+    name = call.rows.data
+    where = {"data": name if name in EMBEDDED else str(Path(name).resolve()), "shots": call.rows.shots}
+    said = {"command": command_of(arguments, prog), "pictures": where}
     result = fit(call.method, model, task, folder, call.recipe, call.rows.seed, (), settings.resume, call=said)
     say_of_words(output, result.predictor)
     output.say()

@@ -1,0 +1,389 @@
+"""What a classifier's prompt has learned, section by section; `reports.explanation.explain` calls it for a run.
+
+Everything is measured on images held out, but for three things that are said to be otherwise: the temperature is fitted
+on validation, words are chosen and labels doubted on the images that it learned from. Features of the frozen tower are
+computed once for all of it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmprompt.classification.label_errors import doubtful, out_of_fold
+from mmprompt.classification.left_out import without_vector
+from mmprompt.classification.predictor import Classifier
+from mmprompt.classification.report import middle_square
+from mmprompt.classification.task import BARE_NAME, zero_shot
+from mmprompt.classification.words import context_words, nearest_words, word_gaps
+from mmprompt.core.learned import Given
+from mmprompt.core.metrics import Evaluation, evaluate_probabilities
+from mmprompt.core.temperature import fit_temperature, log_loss
+from mmprompt.core.words import greedy_words
+from mmprompt.data.images import read_image
+from mmprompt.data.splits import Dataset, Item
+from mmprompt.errors import UserError, bad_value
+from mmprompt.models.dual_encoder.encoder import FrozenDualEncoder
+from mmprompt.models.dual_encoder.forward.relevance import relevance
+from mmprompt.models.image_features import ImageFeatures
+from mmprompt.models.sites import Site, Tower, Vectors, vectors_of
+from mmprompt.reports.explanation import Asked, Picture, Section, written
+from mmprompt.reports.explanation_figures import draw_maps, draw_moves
+from mmprompt.reports.sections import (
+    calibration_section,
+    changes_section,
+    kept_of,
+    next_section,
+    words_section,
+    worth_section,
+)
+from mmprompt.reports.tables import counted
+from mmprompt.terminal.images import Images
+
+N_ENCODED = 128
+"""Images that are encoded anew for every vector left out of the image tower."""
+N_CANDIDATES = 10
+"""Words near a vector that may stand for it."""
+N_EXAMPLES, N_MAPPED, N_DOUBTED = 4, 6, 8
+
+
+def data_for(folder: Path | None, training: Mapping[str, Any], data: Any) -> Dataset:
+    """Return a data set, that of a name or path, or the one that a run learned from, drawn as it was.
+
+    Raises:
+        UserError: nothing says which.
+    """
+    if isinstance(data, Dataset):
+        return data
+    if data is None and folder is None:
+        raise bad_value("data", None, "the classifier does not say which images to look at", "Give `data`.")
+    images = Images(data=None if data is None else str(data))
+    images = images if folder is None else images.or_of_run(folder, training)
+    draw = training.get("data", {})
+    loaded = images.load(draw.get("shots"), draw.get("seed") or 1)
+    return images.sound(loaded) if images.skip_broken else loaded
+
+
+def sections_of(classifier: Classifier, data: Dataset, asked: Asked) -> tuple[str, list[Section]]:
+    """Return the headline and all sections."""
+    if not data.items(asked.split):
+        raise UserError(f"the {asked.split} part of {data.name} is empty. Choose another `split`.")
+    if data.class_names != classifier.class_names:
+        classifier = classifier.with_class_names(data.class_names)
+    look = _Look(classifier, data, asked)
+    after = look.after
+    headline = f"Right in {written(after.accuracy, 'percent')} of {counted(after.n, 'image')} held out"
+    headline += f", zero-shot in {written(look.before.accuracy, 'percent')}." if look.before else "."
+    sections = [
+        look.words(),
+        look.worth(),
+        None if look.before is None else changes_section(look.before, after, "zero-shot", look.changed()),
+        look.maps(),
+        look.moves(),
+        calibration_section((look.table, look.labels), look.validation()),
+        look.in_words() if asked.to_words else None,
+        look.doubts(),
+        next_section(after, Counter(data.class_names[item.label] for item in data.train), "image", "Photograph"),
+    ]
+    return headline, [section for section in sections if section is not None]
+
+
+def temperature_of(classifier: Classifier, data: Dataset) -> float:
+    """Return the temperature that is best on the validation images.
+
+    Raises:
+        UserError: there are none.
+    """
+    if not data.val:
+        raise UserError(f"{data.name} has no validation images to fit a temperature on. Give data with a val part.")
+    probabilities = classifier.probabilities([item.path for item in data.val])
+    return fit_temperature(probabilities, np.array([item.label for item in data.val]))
+
+
+class _Look:
+    """A classifier, its data, and what is computed once for several sections."""
+
+    def __init__(self, classifier: Classifier, data: Dataset, asked: Asked) -> None:
+        self.classifier, self.data, self.asked, self.items = classifier, data, asked, data.items(asked.split)
+        self.backbone, self.names = classifier.backbone, classifier.class_names
+        self.features = ImageFeatures(self.backbone, progress=asked.count("encoding images"))
+        self.paths = [item.path for item in self.items]
+        self.labels = np.array([item.label for item in self.items])
+        self.table = classifier.probabilities(self.paths, self.features)
+        self.after = self._scored(self.table)
+        self.bare = zero_shot(self.backbone, self.names, data.template) if self.backbone.has_text else None
+        self.bare_table = None if self.bare is None else self.bare.probabilities(self.paths, self.features)
+        self.before = None if self.bare_table is None else self._scored(self.bare_table)
+
+    def _scored(self, table: np.ndarray) -> Evaluation:
+        return evaluate_probabilities(table, self.labels.tolist(), self.names)
+
+    def validation(self) -> tuple[np.ndarray, np.ndarray] | None:
+        items = self.data.val
+        if not items or self.asked.split == "val":
+            return None
+        table = self.classifier.probabilities([item.path for item in items], self.features)
+        return table, np.array([item.label for item in items])
+
+    def words(self) -> Section | None:
+        near = context_words(self.classifier, self.asked.k)
+        if not near:
+            return None
+        named = [(row["vector"], row["words"]) for row in near]
+        return words_section(named, word_gaps(self.backbone), is_distance=True)
+
+    def worth(self) -> Section | None:
+        """Leave each vector out; of those in the image tower on some of the images, which are encoded anew."""
+        names, losses, falls = [], [], []
+        is_encoded = any(site.tower == "vision" for site in self._vectors())
+        step = -(-len(self.paths) // N_ENCODED) if is_encoded else 1
+        paths, labels, whole = self.paths[::step], self.labels[::step], self.table[::step]
+        loss, right = log_loss(whole, labels), float((whole.argmax(1) == labels).mean())
+        places = [(tower, place) for tower, n in self._counts().items() for place in range(n)]
+        if self.classifier.form == "test-time" or not places:
+            return None
+        encoded = self.classifier.features_of(paths, self.features)
+        progress = self.asked.count("leaving vectors out")
+        for done, (tower, place) in enumerate(places, 1):
+            other = without_vector(self.classifier, tower, place)
+            table = other.probabilities_of(other.features_of(paths) if tower == "vision" else encoded)
+            names.append(f"{tower} vector {place + 1}")
+            losses.append(log_loss(table, labels) - loss)
+            falls.append(right - float((table.argmax(1) == labels).mean()))
+            progress(done, len(places))
+        return worth_section(names, losses, falls, f"of {counted(len(paths), 'image')} held out")
+
+    def _vectors(self) -> dict[Site, Vectors]:
+        if self.classifier.prompt.needs_image:  # for one image, which is as good as any
+            return vectors_of(self.classifier.prompt.inserts(given=Given(self._some_features())))
+        return vectors_of(self.classifier.prompt.inserts())
+
+    def _some_features(self) -> Tensor:
+        return self.classifier.features_of(self.paths[:1], self.features)[:, : self.backbone.embed_dim]
+
+    def _counts(self) -> dict[Tower, int]:
+        """Count the vectors of each tower; deeper layers take over the slots of the first."""
+        return {
+            site.tower: each.n_vectors for site, each in self._vectors().items() if site.tower in ("text", "vision")
+        }
+
+    def changed(self) -> list[Picture]:
+        """Show images that became right, then some that became wrong, one class after another."""
+        assert self.before is not None, "zero-shot was measured"
+        won, lost = self.after.correct & ~self.before.correct, self.before.correct & ~self.after.correct
+        shown: list[Picture] = []
+        for places, verb in ((won, "now"), (lost, "no longer")):
+            chosen = islice(self._readable(one_a_class(np.flatnonzero(places), self.labels)), N_EXAMPLES)
+            for place, image in chosen:
+                old, new = self.names[self.before.predictions[place]], self.names[self.after.predictions[place]]
+                true = self.names[self.labels[place]]
+                said = (f"{verb} {true}", f"before: {old}") if verb == "now" else (f"now {new}", f"really {true}")
+                shown.append(Picture(image, *said))
+        return shown
+
+    def _readable(self, places: Sequence[int]) -> Iterator[tuple[int, Any]]:
+        for place in places:
+            try:
+                yield place, middle_square(read_image(self.paths[place]))
+            except UserError:
+                continue
+
+    def maps(self) -> Section | None:
+        """Show where evidence for the true class lies, with and without the prompt."""
+        if not isinstance(self.backbone, FrozenDualEncoder) or self.classifier.form == "test-time":
+            return None
+        changed = np.zeros(len(self.labels), bool) if self.before is None else self.after.correct != self.before.correct
+        ranked = [
+            *one_a_class(np.flatnonzero(changed), self.labels),
+            *one_a_class(np.flatnonzero(~changed), self.labels),
+        ]
+        chosen = list(islice(self._readable(ranked), N_MAPPED))
+        if not chosen:
+            return None
+        places = [place for place, _ in chosen]
+        images = torch.stack([self.backbone.preprocess(read_image(self.paths[place])) for place in places])
+        ways = {} if self.bare is None else {"zero-shot": self.bare}
+        ways["learned"] = self.classifier
+        maps = [(name, evidence(one, images, self.labels[places]).numpy()) for name, one in ways.items()]
+        rows = []
+        for n, place in enumerate(places):
+            alike = None
+            if len(maps) == 2:
+                alike = float(np.corrcoef(maps[0][1][n].ravel(), maps[1][1][n].ravel())[0, 1])
+            probabilities = [
+                table[place, self.labels[place]] for table in (self.bare_table, self.table) if table is not None
+            ]
+            rows.append((self.paths[place].name, self.names[self.labels[place]], *map(float, probabilities), alike))
+        has_tokens = self.backbone.vision_layers > 0
+        how = "relevance through all attentions (Chefer et al. 2021)" if has_tokens else "gradient times input"
+        said = f"What speaks for the true class against the others, in {counted(len(places), 'image')}"
+        said += " (those whose answer changed first)." if changed.any() else "."
+        likeness = [row[-1] for row in rows if row[-1] is not None]
+        if likeness:
+            said += f" The two maps of an image correlate by {np.mean(likeness):.2f} on average: near 1, the prompt "
+            said += "looks at the same places as zero-shot does."
+        columns = (
+            {"image": "", "class": ""}
+            | dict.fromkeys([f"p, {name}" for name in ways], "percent")
+            | {"maps alike": ".2f"}
+        )
+        shown = [image for _, image in chosen]
+        captions = [self.names[self.labels[place]] for place in places]
+        chart = partial(draw_maps, shown, captions, maps)
+        note = f"Bright is much, each map by itself: {how}. A map shows what the score is sensitive to, not why."
+        return Section("maps", "Where it looks", said, note, columns, rows, {"Images with maps of relevance": chart})
+
+    def moves(self) -> Section | None:
+        """Show how far the features of the class names went."""
+        if self.bare is None or not self.classifier.prompt.has("text") or len(self.names) < 2:
+            return None
+        from sklearn.decomposition import PCA
+
+        encoded = self.classifier.features_of(self.paths[:N_ENCODED], self.features)
+        with torch.no_grad(), self.classifier.in_use():
+            each = self.classifier.class_features(encoded[:, : self.backbone.embed_dim])
+        after = F.normalize(each.reshape(-1, *each.shape[-2:]).mean(0), dim=-1).double().cpu()
+        before = self.bare.class_features().double().cpu()
+        flat = PCA(2).fit(torch.cat([before, after]).numpy())
+        near = [(table @ table.T).fill_diagonal_(-2.0).max(1) for table in (before, after)]
+        rows = [
+            (name, float(before[c] @ after[c]), self.names[int(near[0].indices[c])], float(near[0].values[c]),
+             self.names[int(near[1].indices[c])], float(near[1].values[c]))
+            for c, name in enumerate(self.names)
+        ]  # fmt: skip
+        rows.sort(key=lambda row: row[1])
+        closer, farther = (float(values.values.mean()) for values in near)
+        said = f"The features of {counted(len(rows), 'class name')} lie at a cosine of "
+        said += f"{np.mean([row[1] for row in rows]):.2f} to where they were; a class lies at a cosine of "
+        said += f"{closer:.2f} to its nearest other before and {farther:.2f} after: they are "
+        said += "farther apart." if farther < closer else "no farther apart."
+        columns = {"class": "", "cosine to before": ".3f", "nearest before": "", "cosine before": ".3f"}
+        columns |= {"nearest after": "", "cosine after": ".3f"}
+        chart = partial(draw_moves, self.names, flat.transform(before.numpy()), flat.transform(after.numpy()))
+        share = float(flat.explained_variance_ratio_.sum())
+        note = f"A map by two principal components, which hold {share:.0%} of the spread: distances on it are rough."
+        return Section(
+            "features", "Class features before and after", said, note, columns, rows, {"Class features": chart}
+        )
+
+    def in_words(self) -> Section:
+        """Put the context into words, chosen on the training images, and measure them on those held out."""
+        title, prompt = "The prompt in words", self.classifier.prompt
+        context = None if prompt.needs_image else vectors_of(prompt.inserts("text")).get(Site("text"))
+        if context is None or context.scope != "shared" or prompt.head is not None or not self.data.train:
+            said = "This prompt cannot be put into words: it has no context shared by all classes and images, has a "
+            return Section("in_words", title, f"{said}head, or there are no images to choose words on.")
+        near = nearest_words(self.backbone, context.values, N_CANDIDATES)
+        candidates = [[word for word, _ in row if not set(word) & set("{}\n")] + [""] for row in near]
+        encoded = self.features.of([item.path for item in self.data.train])
+        wanted = np.array([item.label for item in self.data.train])
+        pattern = self.classifier.prompt.template.text
+
+        def loss(words: tuple[str, ...]) -> float:
+            try:
+                classifier = zero_shot(self.backbone, self.names, spelled(pattern, words))
+            except UserError:  # too long for the tower
+                return float("inf")
+            return log_loss(classifier.probabilities_of(encoded), wanted)
+
+        best = greedy_words(candidates, loss, self.asked.count("putting it into words"))
+        texts = {
+            "nearest words": spelled(pattern, [row[0] for row in candidates]),
+            "best words near": spelled(pattern, best),
+            "hand-written": self.data.template,
+            "bare name": BARE_NAME,
+        }
+        held_out = self.features.of(self.paths)
+        tables = {
+            name: zero_shot(self.backbone, self.names, text).probabilities_of(held_out) for name, text in texts.items()
+        }
+        scores = {"soft prompt": self.after} | {name: self._scored(table) for name, table in tables.items()}
+        rows = [(name, texts.get(name, pattern), one.accuracy, *one.interval) for name, one in scores.items()]
+        soft, words, bare = (scores[name].accuracy for name in ("soft prompt", "best words near", "bare name"))
+        said = f"As “{texts['best words near']}” it is right in {written(words, 'percent')}, as vectors in "
+        said += f"{written(soft, 'percent')} and with the bare name in {written(bare, 'percent')}"
+        said += kept_of(words, soft, bare)
+        note = (
+            f"Words were chosen among the {N_CANDIDATES} nearest to each vector and none, one place after another, by "
+        )
+        note += "the loss of the images that it learned from; accuracies are of images held out."
+        columns = {"": "", "text": "", "right": "percent", "95 % from": "percent", "to": "percent"}
+        return Section("in_words", title, said, note, columns, rows)
+
+    def doubts(self) -> Section:
+        """Look for labels that the other images speak against (Northcutt et al. 2021, "Confident Learning")."""
+        title = "Labels that may be wrong"
+        counts = Counter(item.label for item in self.data.train)
+        items = [item for item in self.data.train if counts[item.label] > 1]
+        classes = sorted({item.label for item in items})
+        if importlib.util.find_spec("cleanlab") is None:
+            return Section("labels", title, 'Not looked for: pip install "mmprompt[explain]" brings what it takes.')
+        if len(classes) < 2:
+            return Section("labels", title, "Not looked for: it takes two classes with two training images or more.")
+        table = out_of_fold(self.features.of([item.path for item in items]), [classes.index(i.label) for i in items])
+        places = doubtful(table, [classes.index(item.label) for item in items])
+        rows: list[tuple[str, str, str, float]] = []
+        shown: list[Picture] = []
+        for place in places:
+            item, like = items[place], self.names[classes[int(table[place].argmax())]]
+            own = float(table[place, classes.index(item.label)])
+            rows.append((_relative(item, self.data.root), self.names[item.label], like, own))
+        for place, row in zip(places, rows, strict=True):
+            if len(shown) < N_DOUBTED:
+                try:
+                    image = middle_square(read_image(items[place].path))
+                except UserError:
+                    continue
+                shown.append(Picture(image, f"labelled {row[1]}", f"looks like {row[2]}"))
+        said = f"{len(rows)} of {counted(len(items), 'training image')} carry a label that the others speak against."
+        said += " Look at them; a prompt learns from every label it is given." if rows else ""
+        note = "Logistic regression on the frozen features, of each image by those fitted without it (cleanlab). "
+        note += "An unusual image of the right class is found too."
+        columns = {"image": "", "labelled": "", "looks like": "", "probability of its label": "percent"}
+        return Section("labels", title, said, note, columns, rows, pictures=shown)
+
+
+def _relative(item: Item, root: Path) -> str:
+    return item.path.relative_to(root).as_posix() if item.path.is_relative_to(root) else str(item.path)
+
+
+def one_a_class(places: np.ndarray, labels: np.ndarray) -> list[int]:
+    """Order some places so that the first of every class comes before the second of any."""
+    n_before: Counter[int] = Counter()
+    turns = []
+    for place in places.tolist():
+        turns.append((n_before[int(labels[place])], place))
+        n_before[int(labels[place])] += 1
+    return [place for _, place in sorted(turns)]
+
+
+def spelled(template: str, words: Sequence[str]) -> str:
+    """Write words in the places of a template's vectors; empty ones leave no blank."""
+    left = iter(words)
+    text = re.sub(r"\{soft\*(\d+)\}", lambda match: " ".join(filter(None, islice(left, int(match[1])))), template)
+    return re.sub(r" +", " ", text).strip()
+
+
+def evidence(classifier: Classifier, images: Tensor, labels: np.ndarray) -> Tensor:
+    """Map what speaks for a class: the logit of a label over the mean of the others, as `relevance` has it."""
+    wanted = torch.tensor(labels, device=classifier.backbone.device)
+
+    def score(features: Tensor) -> Tensor:
+        logits = classifier.outputs(features).logits.float()
+        own = logits.gather(1, wanted[:, None])[:, 0]
+        return own - (logits.sum(1) - own) / max(1, logits.shape[1] - 1)
+
+    backbone: Any = classifier.backbone
+    with classifier.in_use():
+        return relevance(backbone, images, score, classifier.prompt.inserts("vision"), classifier.reads_raw)

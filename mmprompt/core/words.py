@@ -1,0 +1,93 @@
+"""Words for a soft prompt: the tokens that its vectors point to, and of the words near each those that do best.
+
+It knows embeddings and losses, and no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CHUNK = 8192
+N_PASSES = 3
+Near = list[list[tuple[int, float]]]
+"""Of each vector tokens with their cosines, nearest first."""
+
+
+def nearest_by_cosine(
+    vectors: Tensor, embed: Callable[[Tensor], Tensor], n_tokens: int, k: int, left_out: Collection[int] = ()
+) -> Near:
+    """Find the k tokens whose embeddings point most nearly the way of each vector.
+
+    Args:
+        vectors: [P, D].
+        embed: from token ids [N] to embeddings [N, D].
+        n_tokens: V, all tokens there are.
+        k: of each vector, at least 1.
+        left_out: tokens that are never near.
+    """
+    query = F.normalize(vectors.detach().float(), dim=1)
+    with torch.no_grad():
+        tokens = torch.arange(n_tokens, device=vectors.device).split(CHUNK)
+        cosines = torch.cat([query @ F.normalize(embed(ids).float(), dim=1).T for ids in tokens], dim=1)
+    cosines[:, [token for token in left_out if token < n_tokens]] = -1.0
+    best = cosines.topk(min(k, n_tokens), dim=1)
+    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [list(zip(ids, values, strict=True)) for ids, values in pairs]
+
+
+def token_gaps(
+    embed: Callable[[Tensor], Tensor],
+    n_tokens: int,
+    device: torch.device,
+    decode: Callable[[int], str],
+    n_words: int = 200,
+) -> list[float]:
+    """Return the cosines of real words, evenly taken from all tokens, to their nearest other tokens; see above."""
+    ids = torch.tensor(some_words(n_tokens, decode, n_words), device=device)
+    with torch.no_grad():
+        return [row[-1][1] for row in nearest_by_cosine(embed(ids), embed, n_tokens, 2)]
+
+
+def some_words(n_tokens: int, decode: Callable[[int], str], n_words: int) -> list[int]:
+    """List tokens that are words of three letters or more, evenly taken from all; any tokens where none is."""
+    step = max(1, n_tokens // (4 * n_words))  # many tokens are no words
+    words = [token for token in range(0, n_tokens, step) if len(text := decode(token).strip()) > 2 and text.isalpha()]
+    return words[:n_words] or list(range(0, n_tokens, step))[:n_words]
+
+
+def greedy_words(
+    candidates: Sequence[Sequence[str]],
+    loss: Callable[[tuple[str, ...]], float],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[str, ...]:
+    """Exchange one word at a time for the one of lowest loss, place after place, until a pass changes nothing.
+
+    Args:
+        candidates: of each place, words to choose among, the first to start from; `""` leaves the place empty.
+        loss: of one word for each place; asked once for each choice.
+        progress: called with how many losses were asked for and how many there will be at most.
+    Returns:
+        the words, whose loss is no higher than that of the first candidates, nor than with all places empty.
+    """
+    starts = [tuple(words[0] for words in candidates), ("",) * len(candidates)]
+    known = {start: loss(start) for start in starts}
+    best = min(starts, key=lambda start: known[start])
+    most = 2 + N_PASSES * sum(len(words) - 1 for words in candidates)
+    for _ in range(N_PASSES):
+        before = best
+        for place, words in enumerate(candidates):
+            for word in words:
+                other = (*best[:place], word, *best[place + 1 :])
+                if other not in known:
+                    known[other] = loss(other)
+                    progress(len(known), most)
+                if known[other] < known[best]:
+                    best = other
+        if best == before:
+            break
+    progress(most, most)
+    return best
