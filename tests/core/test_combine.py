@@ -75,7 +75,7 @@ def test_a_prompt_differs_in_nothing_from_itself(two, capsys):
 REFUSED = {
     "another model": (lambda f, b: saved(f, b["hf"]), "was learned on"),
     "other shapes": (lambda f, b: saved(f, b["own"], n_ctx=3), "has other"),
-    "other sites": (lambda f, b: saved(f, b["own"], "deep-text", n_ctx=2, depth=2), "has other"),
+    "other sites": (lambda f, b: saved(f, b["own"], "deep-text"), "has other"),
     "other names": (lambda f, b: saved(f, b["own"], names=["cat", "fish"]), "has other class names"),
 }
 

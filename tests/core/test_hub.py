@@ -19,9 +19,14 @@ from tests.hub_stand_in import TOKEN, running_hub
 def hub(monkeypatch, tmp_path):
     """A Hub on this machine, with a token for it and a cache of its own."""
     with running_hub() as hub:
-        for name, value in (("ENDPOINT", hub.url), ("HF_HUB_OFFLINE", False), ("HF_HUB_CACHE", str(tmp_path / "hub"))):
+        values = {
+            "ENDPOINT": hub.url,  # read from HF_ENDPOINT when the client is imported, long before this
+            "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_CACHE": str(tmp_path / "hub"),
+        }
+        for name, value in values.items():
             monkeypatch.setattr(constants, name, value)
-        monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", hub.url)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield hub
 
