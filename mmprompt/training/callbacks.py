@@ -229,6 +229,8 @@ class TensorBoardLogger(Callback):
         UserError: at the start of training, if tensorboard is not installed.
     """
 
+    is_shown = True
+
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self._writer: Any = None
@@ -259,6 +261,8 @@ class WandbLogger(Callback):
     Raises:
         UserError: at the start of training, if wandb is not installed.
     """
+
+    is_shown = True
 
     def __init__(self, **settings: Any) -> None:
         self.settings = settings
@@ -293,6 +297,8 @@ class MLflowLogger(Callback):
     Raises:
         UserError: at the start of training, if mlflow is not installed.
     """
+
+    is_shown = True
 
     def __init__(self, tracking_uri: str | None = None, experiment: str | None = None, **settings: Any) -> None:
         self.tracking_uri, self.experiment, self.settings = tracking_uri, experiment, settings

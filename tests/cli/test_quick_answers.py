@@ -60,8 +60,24 @@ REFUSED = [
     ["backbones", "get", "nothing"],
     ["methods", "show", "nothing"],
     ["data", "shots", "no-such-set"],
+    ["train", "--data", "no/such"],
+    ["compare", "--data", "no/such"],
+    ["tune", "--data", "no/such"],
+    ["caption", "write", "no/such.png"],
+    ["caption", "train", "--data", "no-such.jsonl"],
+    ["caption", "eval", "--prompts", "no-such-run"],
+    ["llm", "train", "--data", "no-such.jsonl"],
+    ["llm", "eval", "--prompt", "no-such-run"],
+    ["llm", "generate", "--prompt", "no-such-run"],
 ]
-ANSWERED = [["backbones", "list"], ["methods", "list"], ["methods", "show", "coop"], ["data", "list"], ["--version"]]
+ANSWERED = [
+    ["backbones", "list"],
+    ["methods", "list"],
+    ["methods", "show", "coop"],
+    ["data", "list"],
+    ["data", "cache"],
+    ["--version"],
+]
 
 
 @pytest.mark.parametrize("words", REFUSED, ids=" ".join)

@@ -394,6 +394,12 @@ def test_the_report_is_one_page_with_tables_and_figures_beside(grid: Grid, tmp_p
     assert 'src="http' not in html
     assert "mmprompt compare --methods coop" in html
     assert "is right most often on colours:" in " ".join(html.split())
+    means = {label: comparison.average(label, comparison.tests, grid.shots[-1]) for label in comparison.labels}
+    first, second, *_ = sorted(means, key=lambda label: -(means[label] or 0))
+    lead = comparison.lead(first, second, grid.shots[-1])
+    assert lead is not None
+    assert lead[0] <= (means[first] or 0) - (means[second] or 0) <= lead[1]
+    assert ("That is no clear lead over" in html) == (lead[0] <= 0)
     names = {path.name for path in page.parent.iterdir()}
     assert {"report.html", "table.txt", "table.md", "table.csv", "table.tex", "comparison.json"} <= names
     assert {"curve_colours.png", "confusion.png", "calibration.png", "classes.png"} <= names
