@@ -28,6 +28,7 @@ ShowProgress = Callable[[str, int, int], None]
 
 
 _doing: list[tuple[str, float]] = []
+_waiting: list[bool] = []
 _spoken = 0.0
 
 
@@ -49,6 +50,17 @@ def doing(what: str) -> Iterator[None]:
 
 
 @contextmanager
+def waiting() -> Iterator[None]:
+    """Say nothing meanwhile: somebody is to type."""
+    _waiting.append(True)
+    try:
+        yield
+    finally:
+        _waiting.pop()
+        spoke()
+
+
+@contextmanager
 def never_silent(console: Console | None = None, patience: float | None = None) -> Iterator[None]:
     """Say what is being done whenever nothing was said for so many seconds, by default `PATIENCE_S`."""
     patience = PATIENCE_S if patience is None else patience
@@ -58,7 +70,7 @@ def never_silent(console: Console | None = None, patience: float | None = None) 
     def watch() -> None:
         while not is_over.wait(min(BEAT_S, patience / 2)):
             now = time.monotonic()
-            if now - _spoken >= patience:
+            if now - _spoken >= patience and not _waiting:
                 what, since = _doing[-1] if _doing else ("still at work", began)
                 console.print(f"{what}: {duration(now - since)} so far", markup=False, highlight=False, soft_wrap=True)
                 spoke()

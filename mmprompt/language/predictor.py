@@ -188,8 +188,8 @@ class LanguagePredictor:
             return ""
         are = "is" if n_cut == 1 else "are"
         said = (
-            f"{n_cut} of {len(rows)} {what} {are} too long and {are} cut at the end, to {self.model.budget} slots of "
-            f"{self.model.name} for prompt, text and answer, or to what the template allows."
+            f"{n_cut} of {len(rows)} {what} {are} too long and {are} cut at the end: {self.model.name} has "
+            f"{self.model.budget} slots for prompt, text and answer, and a template may allow less."
         )
         _log.warning("%s", said)
         return said

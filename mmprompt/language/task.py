@@ -104,9 +104,9 @@ class LanguageProblem:
 
 
 def said_of_cuts(prompted: LanguagePredictor, data: TextData) -> list[str]:
-    """Say of each part of some data how many rows are not read whole."""
+    """Say of each part that is learned from how many rows are not read whole."""
     said = []
-    for rows, what in ((data.train, "training rows"), (data.val, "validation rows"), (data.test, "test rows")):
+    for rows, what in ((data.train, "training rows"), (data.val, "validation rows")):
         sizes = [max(map(len, prompted.answers if row.answer is None else answers_of(row, prompted))) for row in rows]
         said.append(prompted.say_cut(rows, sizes, what))
     return [one for one in said if one]
@@ -384,7 +384,7 @@ def start_tokens(
 def field_tokens(model: FrozenLanguageModel, rows: Iterable[TextRow]) -> list[list[int]]:
     """Tokenise every field of some rows."""
     texts = (text for row in rows for text in row.fields.values())
-    return [model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    return [model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
 
 
 def commonest(texts: Sequence[Sequence[int]]) -> list[int]:

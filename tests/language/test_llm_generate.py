@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -177,7 +178,21 @@ def test_a_text_that_is_cut_is_counted(runs, tmp_path, capsys):
     assert (
         main(["llm", "generate", "--prompt", str(runs[0]), "--input", str(tmp_path / "in.txt"), "--device", "cpu"]) == 0
     )
-    assert "1 of 2 texts is too long and is cut at the end, to 256 slots of tiny" in capsys.readouterr().err
+    assert "1 of 2 texts is too long and is cut at the end: tiny has 256 slots" in capsys.readouterr().err
+
+
+def test_rows_that_are_cut_are_counted_where_they_are_learned_from(tmp_path, capsys):
+    rows = [f"{label},a {label} {n}" + " word" * 300 * (n == 0) for n in range(12) for label in ("rose", "dog")]
+    (tmp_path / "rows.csv").write_text("label,text\n" + "\n".join(rows))
+    words = ["llm", "train", "--data", str(tmp_path / "rows.csv"), "--n-soft", "2", "--epochs", "1", "--device", "cpu"]
+    assert main([*words, "--out", str(tmp_path / "run")]) == 0
+    notices = json.loads((tmp_path / "run" / "run.json").read_text())["notices"]
+    said = capsys.readouterr().err
+    counts = re.findall(r"(\d+) of \d+ (?:training rows|validation rows|test rows \(learned prompt\))", said)
+    assert sum(map(int, counts)) == 2
+    assert [one for one in notices if "training rows" in one] == [
+        line.removeprefix("mmprompt: note: ") for line in said.splitlines() if "training rows" in line
+    ]
 
 
 @pytest.mark.parametrize(

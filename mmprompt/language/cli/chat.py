@@ -13,6 +13,7 @@ from mmprompt.errors import UserError, bad_value
 from mmprompt.language.data import TextRow
 from mmprompt.language.predictor import LanguagePredictor, stream_text
 from mmprompt.language.templates.template import Template
+from mmprompt.progress import waiting
 from mmprompt.terminal.output import Output
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ def chat(output: Output, prompted: LanguagePredictor, settings: Settings) -> Non
     turns: list[Turn] = []
     while True:
         try:
-            text = input(ASK if is_typed else "")
+            with waiting():
+                text = input(ASK if is_typed else "")
         except KeyboardInterrupt:
             output.say()
             continue

@@ -10,6 +10,7 @@ from mmprompt.data.tables import SUFFIXES, Record, read_records
 from mmprompt.errors import bad_file, bad_value
 from mmprompt.files import parse_json, text_lines
 from mmprompt.language.data import TextRow
+from mmprompt.progress import waiting
 
 STDIN = "-"
 MOST_LETTERS = 256
@@ -24,7 +25,8 @@ def read_input(given: Sequence[str]) -> list[Record] | tuple[str, ...]:
     suffix = path.suffix.lower()
     is_place = len(given[0]) < MOST_LETTERS and (" " not in given[0] or path.exists())  # and no sentence
     if given[0] == STDIN:
-        lines = [line.rstrip("\r\n") for line in sys.stdin if line.strip()]
+        with waiting():
+            lines = [line.rstrip("\r\n") for line in sys.stdin if line.strip()]
         records = _lines_of(Path("standard input"), lines)
     elif is_place and suffix == ".txt":
         records = [Record(path, n, {"": line}) for n, line in enumerate(text_lines(path), 1) if line.strip()]
