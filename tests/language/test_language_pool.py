@@ -347,7 +347,11 @@ def test_only_what_goes_together_is_mixed() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_of_several_prompts_are_labelled_in_one_batch_as_alone(kind: str) -> None:
     long_words = Verbalizer({"both": ("red house",), "one": ("dog", "cat")})
-    shapes: list[tuple[int, Verbalizer, int, int]] = [(3, VERBALIZER, 3, 0), (4, long_words, 3, 0), (5, VERBALIZER, 2, 2)]
+    shapes: list[tuple[int, Verbalizer, int, int]] = [
+        (3, VERBALIZER, 3, 0),
+        (4, long_words, 3, 0),
+        (5, VERBALIZER, 2, 2),
+    ]
     prompts = [prompted_of(seed, kind, TEMPLATE, words, n, n_kv) for seed, words, n, n_kv in shapes]
     each = [prompts[row % 3] for row in range(len(ROWS) * 2)]
     found = classify_texts(each, ROWS * 2)
