@@ -77,10 +77,10 @@ def server(folder: Path) -> Iterator[tuple[int, str]]:
             process.wait(60)
 
 
-def memory_mb(pids: Sequence[int]) -> float:
-    """Proportional set size of some processes."""
+def memory_mb(pids: Sequence[int], what: str = "Pss") -> float:
+    """Proportional set size of some processes, or another line of the kernel's, such as what is no file's."""
     texts = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in pids]
-    return sum(int(re.search(r"^Pss:\s+(\d+)", text, re.MULTILINE)[1]) for text in texts) / 1024  # type: ignore[index]
+    return sum(int(re.search(rf"^{what}:\s+(\d+)", text, re.MULTILINE)[1]) for text in texts) / 1024  # type: ignore[index]
 
 
 def ask(address: str, prompts: Sequence[str], image: str) -> list[dict[str, Any]]:
@@ -170,10 +170,10 @@ def measure(root: Path, args: argparse.Namespace) -> dict[str, Any]:
         (root / f"only-{name}" / name).symlink_to(root / "all" / name)
     with server(root / f"only-{names[0]}") as (pid, address):
         ask(address, names[:1], images[0])
-        alone_mb = memory_mb([pid])
+        alone_mb = memory_mb([pid], "Anonymous")
     with server(root / "all") as (pid, address):
         ask(address, names, images[0])
-        quiet_mb = memory_mb([pid])
+        quiet_mb = memory_mb([pid], "Anonymous")
         rows["one call of all prompts"] = load_test([address], [names], images, expected, args)
         rows["a call a prompt"] = load_test([address], [[name] for name in names], images, expected, args)
         rows["one call of all prompts"]["memory_mb"] = rows["a call a prompt"]["memory_mb"] = memory_mb([pid])

@@ -240,4 +240,13 @@ def test_other_number_types_are_refused(dtype: type) -> None:
 
 
 def test_other_objects_are_refused() -> None:
-    assert "an image is a bytes, but a path" in refusal(b"\xff\xd8")
+    assert "an image is a float, but a path" in refusal(3.5)
+
+
+def test_the_bytes_of_a_file_are_an_image_too(tmp_path: Path) -> None:
+    Image.new("RGB", (5, 4), RED).save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    assert read_image(data).getpixel((0, 0)) == RED
+    assert "the image: is not an image" in refusal(b"no image")
+    with pytest.raises(UserError, match=r"^images\[3\]: has more than 1e-05 megapixels"):
+        read_image(data, max_pixels=10, name="images[3]")

@@ -15,7 +15,7 @@ from mmprompt.core.learned import Learned, Prompt, Source
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextRow
 from mmprompt.language.pool import HEADER, TENSORS, PromptPool, compose, load_pool, save_pool, text_features
-from mmprompt.language.predictor import LanguagePredictor, generate_texts
+from mmprompt.language.predictor import LanguagePredictor, classify_texts, generate_texts
 from mmprompt.language.sources import MultitaskVectors
 from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import Verbalizer
@@ -342,3 +342,20 @@ def test_only_what_goes_together_is_mixed() -> None:
         pool(prompted_of(9, n_kv=2)).mix(ROWS)
     with pytest.raises(UserError, match="Did you mean 'outputs'"):
         pool(prompted_of(9)).classify(ROWS, "output")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_of_several_prompts_are_labelled_in_one_batch_as_alone(kind: str) -> None:
+    long_words = Verbalizer({"both": ("red house",), "one": ("dog", "cat")})
+    shapes: list[tuple[int, Verbalizer, int, int]] = [
+        (3, VERBALIZER, 3, 0),
+        (4, long_words, 3, 0),
+        (5, VERBALIZER, 2, 2),
+    ]
+    prompts = [prompted_of(seed, kind, TEMPLATE, words, n, n_kv) for seed, words, n, n_kv in shapes]
+    each = [prompts[row % 3] for row in range(len(ROWS) * 2)]
+    found = classify_texts(each, ROWS * 2)
+    for one, row, prediction in zip(each, ROWS * 2, found, strict=True):
+        (alone,) = one.classify([row])
+        assert prediction.label == alone.label
+        assert prediction.probabilities == pytest.approx(alone.probabilities, rel=1e-5)
