@@ -219,7 +219,6 @@ def ask_language_model(one: Visitor) -> None:
     one.tab_to("#texts-start")
     one.page.keyboard.press("Enter")
     one.shows("#texts-curves svg")
-    one.page.click("#texts-stop")
     one.shows("#scores .bars")
     one.tab_to("#ask")
     one.page.keyboard.press("Enter")
@@ -229,8 +228,8 @@ def ask_language_model(one: Visitor) -> None:
 
 
 def survive_a_reload(one: Visitor) -> None:
-    before = one.page.get_by_role("tab", name="Images")
-    before.click()
+    one.page.get_by_role("tab", name="Images").click()
+    one.shows("#results .bars")
     results = one.page.inner_text("#results")
     one.page.reload()
     one.shows("#results .bars")
@@ -238,7 +237,7 @@ def survive_a_reload(one: Visitor) -> None:
 
 
 def bring_own_images(one: Visitor, folder: Path) -> None:
-    one.page.check("#source input[value='my own images']")
+    one.page.click("#source label:has-text('My own images')")
     one.shows("#class-name input, #class-name textarea")
     for name, colour in {"red mug": (200, 40, 40), "blue mug": (40, 60, 200)}.items():
         one.page.fill("#class-name textarea, #class-name input", name)
