@@ -127,9 +127,7 @@ def results(trained: Trained) -> str:
     """Return accuracy beside zero-shot, what is mixed up, and images that it gets wrong."""
     metrics, data = trained.metrics, trained.data
     if not metrics or data is None:
-        return say(
-            f"This prompt came from a file: {counted(len(trained.classifier.class_names), 'class')[:-5]}classes."
-        )
+        return say(f"This prompt came from a file. It tells {len(trained.classifier.class_names)} classes apart.")
     names = {"zero_shot_name": "class name alone", "zero_shot_template": f"“{data.template}”", "learned": "learned"}
     rows = [
         Bar(name, metrics[key]["accuracy"], metrics[key]["interval"], key == "learned")
