@@ -30,6 +30,7 @@ N_SHOWN = 8
 N_BARS = 5
 N_OF_CLASS = 4
 MOST_REFUSED = 3
+MOST_OF_CLASS = 2
 
 
 class Bar(NamedTuple):
@@ -127,9 +128,7 @@ def results(trained: Trained) -> str:
     """Return accuracy beside zero-shot, what is mixed up, and images that it gets wrong."""
     metrics, data = trained.metrics, trained.data
     if not metrics or data is None:
-        return say(
-            f"This prompt came from a file: {counted(len(trained.classifier.class_names), 'class')[:-5]}classes."
-        )
+        return say(f"This prompt came from a file. It tells {len(trained.classifier.class_names)} classes apart.")
     names = {"zero_shot_name": "class name alone", "zero_shot_template": f"“{data.template}”", "learned": "learned"}
     rows = [
         Bar(name, metrics[key]["accuracy"], metrics[key]["interval"], key == "learned")
@@ -156,9 +155,11 @@ def results(trained: Trained) -> str:
     if mixed:
         heads = "<tr><th scope=col>really</th><th scope=col>taken for</th><th scope=col>how often</th></tr>"
         parts.append(f"<h3>What is mixed up</h3><table><thead>{heads}</thead><tbody>{mixed}</tbody></table>")
-    wrong = sorted(
+    surest = sorted(
         (one for one in metrics["predictions"] if one["label"] != one["predicted"]), key=lambda one: -one["probability"]
-    )[:N_SHOWN]
+    )
+    labels = [one["label"] for one in surest]
+    wrong = [one for i, one in enumerate(surest) if labels[:i].count(one["label"]) < MOST_OF_CLASS][:N_SHOWN]
     if wrong:
         parts.append("<h3>Surest mistakes</h3>")
         parts.append(
