@@ -15,7 +15,7 @@ from mmprompt.core.header import read_header
 from mmprompt.data.splits import SplitName
 from mmprompt.errors import UserError, bad_value
 from mmprompt.settings import Count, check_settings
-from mmprompt.terminal.output import JSON_HELP, Device, Output, check_folder, check_place
+from mmprompt.terminal.output import JSON_HELP, Backbone, Device, Output, check_folder, check_place
 from mmprompt.terminal.parser import parse
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class Settings:
     """Where the page goes, with its figures and tables; without it there is no page."""
     calibrated: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Write a classifier's prompt with its temperature, fitted on validation, to this new folder."""
+    backbone: Backbone = None
     device: Device = "auto"
     json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
 
@@ -78,7 +79,8 @@ def run(arguments: Sequence[str], prog: str) -> None:
     from mmprompt.reports.explanation import explain
 
     module, name = LOADERS[header["kind"]]
-    model = getattr(importlib.import_module(module), name)(header["backbone"]["name"], device=settings.device)
+    load_model = getattr(importlib.import_module(module), name)
+    model = load_model(settings.backbone or header["backbone"]["name"], device=settings.device)
     with ProgressDisplay() as progress:
         what = (settings.split, settings.words, settings.to_words, progress.count)
         explanation = explain(settings.run, settings.data, model, *what)

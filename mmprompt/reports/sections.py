@@ -69,14 +69,15 @@ def worth_section(names: Sequence[str], loss: Sequence[float], accuracy: Sequenc
     if n_idle:
         whose = "vector is" if n_idle == 1 else "vectors are"
         said += f" {n_idle} {whose} of no use by this measure: the loss is no higher without."
+    measured = "mean cross entropy" + (" and accuracy" if accuracy is not None else "")
     columns = {"without": "", "loss grows by": "+.4f"} | ({} if accuracy is None else {"accuracy falls by": "signed"})
     rows = [(names[n], loss[n], *(() if accuracy is None else (accuracy[n],))) for n in order]
     return Section(
         "worth",
         "What each vector does",
         said,
-        f"Each vector left out alone, and all others kept: mean cross entropy and accuracy {on}. Vectors that do the "
-        "same thing look idle one by one.",
+        f"Each vector left out alone, and all others kept: {measured} {on}. Vectors that do the same thing look idle "
+        "one by one.",
         columns,
         rows,
         {"How the loss grows without each vector": partial(draw_worth, names, loss)},
