@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     )
     from mmprompt.classification.predictor import Classifier
     from mmprompt.classification.task import zero_shot
-    from mmprompt.core.combine import average_prompts, diff_prompts
     from mmprompt.core.file import load, save
     from mmprompt.core.fit import Result, evaluate, fit
     from mmprompt.core.hub import from_pretrained, push_to_hub

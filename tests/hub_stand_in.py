@@ -78,7 +78,7 @@ class Handler(BaseHTTPRequestHandler):
         is_new = repo not in self.hub.files
         if is_new:
             self.hub.files[repo] = {}
-            self.hub.private |= {repo} if wanted.get("private") else set()
+            self.hub.private |= {repo} if wanted.get("visibility") == "private" else set()
         self.answer(200 if is_new else 409, {"url": f"{self.hub.url}/{repo}", "name": repo})
 
     def commit(self, repo: str, body: bytes) -> None:

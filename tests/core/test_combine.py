@@ -10,6 +10,7 @@ import torch
 import mmprompt as mp
 from mmprompt.classification.methods import METHODS
 from mmprompt.cli.main import main
+from mmprompt.core.combine import average_prompts, diff_prompts
 
 NAMES = ["cat", "dog"]
 
@@ -66,7 +67,7 @@ def test_what_tells_two_prompts_apart_is_shown_without_a_model(two, capsys):
 
 
 def test_a_prompt_differs_in_nothing_from_itself(two, capsys):
-    found = mp.diff_prompts(two[0], two[0])
+    found = diff_prompts(two[0], two[0])
     assert found["facts"] == {}
     assert found["learned"][0]["distance"] == 0
     assert found["learned"][0]["cosine"] == pytest.approx(1)
@@ -96,7 +97,7 @@ def test_prompts_of_another_form_are_not_averaged(
 def test_products_are_not_averaged(tiny_clip_backbone, tmp_path):
     two = [saved(tmp_path / f"seed{seed}", tiny_clip_backbone, "clip-lora", seed) for seed in (1, 2)]
     with pytest.raises(mp.UserError, match="holds low-rank, of which an average of the numbers is no average"):
-        mp.average_prompts(two, model=tiny_clip_backbone)
+        average_prompts(two, model=tiny_clip_backbone)
 
 
 @pytest.mark.parametrize(
