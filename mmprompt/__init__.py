@@ -50,15 +50,7 @@ if TYPE_CHECKING:
     from mmprompt.models.decoder.load import load_language_model
     from mmprompt.models.dual_encoder.load import list_backbones, load_backbone
     from mmprompt.reports.explanation import Explanation, explain
-    from mmprompt.training.callbacks import (
-        Callback,
-        CSVLogger,
-        EarlyStopping,
-        MLflowLogger,
-        ProgressBar,
-        TensorBoardLogger,
-        WandbLogger,
-    )
+    from mmprompt.training.callbacks import Callback, EarlyStopping, ProgressBar
     from mmprompt.training.recipe import Recipe
 
 __getattr__, _names = lazy_names(__name__, "captioning", "classification", "language")
