@@ -33,6 +33,8 @@ STUDY_CHANGES += ("set_trial_intermediate_value", "set_trial_user_attr")
 UNSTABLE = {"study.db", "cell.lock"}
 """A database keeps its pages as they came, and `trials.csv` shows what is in it; a lock that is left is nobody's."""
 
+TEXTS = Path(small_models.__file__).parents[1] / "mmprompt" / "assets" / "language" / "somebody.jsonl"
+
 
 def lines_of(root: Path) -> dict[str, tuple[str, str]]:
     """Each command, and what is added to it when it is run again."""
@@ -48,6 +50,7 @@ def lines_of(root: Path) -> dict[str, tuple[str, str]]:
         "llm train": (f"llm train --n-soft 2 --shots 4 {QUICK}", "--resume"),
         "caption train": (f"caption train --data {own / 'captions.jsonl'} --focus plain {QUICK}", "--resume"),
         "caption write": (f"caption write {images} --out run/rows.jsonl --device cpu --max-tokens 4", ""),
+        "llm generate": (f"llm generate --input {TEXTS} --out run/answers.jsonl --device cpu --max-tokens 2", ""),
         "compare": (
             f"compare {place} --method coop --n-ctx 2 --shots 1 --seed 1 --epochs 2 --checkpoint-seconds 0 "
             "--device cpu --out run/report --results run/cells",

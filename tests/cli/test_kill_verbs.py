@@ -12,7 +12,16 @@ from typing import Any
 import pytest
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
-KILLS = {"train": 5, "train a head": 1, "llm train": 2, "caption train": 2, "caption write": 2, "compare": 2, "tune": 2}
+KILLS = {
+    "train": 5,
+    "train a head": 1,
+    "llm train": 2,
+    "llm generate": 1,
+    "caption train": 2,
+    "caption write": 2,
+    "compare": 2,
+    "tune": 2,
+}
 
 
 @pytest.fixture(scope="module")
