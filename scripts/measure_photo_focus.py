@@ -3,17 +3,16 @@
     python scripts/measure_photo_focus.py --data captions.jsonl --texts captions_val2017.json --json FILE
 
 The captions are COCO's, chosen by `focus_sets`, of the scenes among some that speak most of a focus. What stands for
-their images is what `photo`'s text tower makes of the things that they name, so no photograph is learned from. The
-method and its strength are chosen on scenes that are kept for it, by the tagger that chose the captions. Then each
-prompt is measured on photographs that nothing was chosen on, by a lexicon, beside no prompt and beside the wording, of
-three, that keeps to its focus best on the very same photographs.
+their images is what `photo`'s text tower makes of the things that they name, so no photograph is learned from. Each
+prompt is measured on photographs by a lexicon, beside no prompt and beside the wording, of three, that keeps to its
+focus best on the very same photographs.
 """
 
 import hashlib
 import json
 import random
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,7 +28,6 @@ from mmprompt.captioning.data import CaptionData, CaptionItem
 from mmprompt.captioning.focus_sets import COUNTED, build_focus, nouns, share_of
 from mmprompt.captioning.measure import ANY_WORDS
 from mmprompt.captioning.metrics.adherence import EVERYDAY, FocusScores, LexiconJudge, lift, score_focus
-from mmprompt.captioning.metrics.tokens import tokenize
 from mmprompt.captioning.predictor import Captioner, CaptionFeatures, Guidance, hard_prompt
 from mmprompt.captioning.task import FocusTask
 from mmprompt.core.soft import LoRA
@@ -37,10 +35,8 @@ from mmprompt.files import make_folder, read_json
 from mmprompt.models.dual_encoder.interface import DualEncoder
 
 N_SCENES, N_TRAIN, N_VAL = 800, 200, 60
-"""Scenes whose captions are looked at, those among them that speak most of a focus, and others to choose by."""
-METHODS = {"lora": LoRA()}
+"""Scenes whose captions are looked at, those among them that speak most of a focus, and others that are looked at."""
 N_STEPS = 200
-STRENGTHS = (1.0, 2.0)
 NORM = 0.7
 """Of a stand-in; a feature of the image tower has 1, of which much is no thing that a caption names."""
 GAIN, LOSS = 0.20, 0.10
@@ -80,14 +76,6 @@ class StandIns:
         return torch.stack([self.of_scene[path.name] for path in paths])[:, None]
 
 
-@dataclass(frozen=True)
-class Learned:
-    """A prompt and the strength that it is used with, and how each of the settings did on scenes that chose."""
-
-    guidance: Guidance
-    found: dict[str, tuple[float, float]]
-
-
 def scenes_of(texts: Path, seed: int) -> Scenes:
     """The captions of some scenes, a few of them to choose by."""
     by_scene: dict[int, list[str]] = defaultdict(list)
@@ -102,46 +90,11 @@ def scenes_of(texts: Path, seed: int) -> Scenes:
     return Scenes("coco-captions", Path(), tuple(items))
 
 
-def kept_and_true(captions: list[str], items: tuple[CaptionItem, ...], focus: str) -> tuple[float, float]:
-    """Mean share of captions that belongs to a focus by the tagger, and of their words that people used too."""
-    true = 0.0
-    for caption, item in zip(captions, items, strict=True):
-        said, known = set(tokenize(caption)), {word for text in item.of("") for word in tokenize(text)}
-        true += len(said & known) / max(1, len(said))
-    return sum(share_of(caption, focus) for caption in captions) / len(items), true / len(items)
-
-
 def most_of(data: Scenes, focus: str) -> CaptionData:
     """Keep, of the scenes to learn from, those whose captions speak most of a focus."""
     chosen = build_focus(data, focus)
     own = sorted((i for i in chosen.train if i.of(focus)), key=lambda item: -share_of(item.of(focus)[0], focus))
     return replace(chosen, items=(*own[:N_TRAIN], *chosen.val))
-
-
-def learn(captioner: Any, data: Scenes, focus: str, features: StandIns, seed: int) -> Learned:
-    """Learn a prompt with each method; return that, and the strength, which keeps to the focus best on the scenes kept
-    for it, of those that say no more than the gate's share less that is true than no prompt does.
-    """
-    task_data = most_of(data, focus)
-    seen = features.of([item.image for item in data.val])
-    found: dict[str, tuple[float, float]] = {}
-    guidances = {}
-
-    def judged(guidance: Guidance) -> tuple[float, float]:
-        said = Captioner(captioner, guidance).caption_features(seen)
-        return kept_and_true([one.text for one in said], data.val, focus)
-
-    for name, method in METHODS.items():
-        task = FocusTask(task_data, focus, features)  # type: ignore[arg-type]
-        prompt = mp.fit(method, captioner, task, seed=seed, progress=False, n_steps=N_STEPS).predictor.prompt
-        for strength in STRENGTHS:
-            key = f"{name} at {strength:g}"
-            guidances[key] = Guidance(((prompt, 1.0),), strength)
-            found[key] = judged(guidances[key])
-            print(focus, key, found[key], flush=True)
-    _, true = judged(Guidance())
-    kept = [key for key in found if found[key][1] > true - LOSS] or list(found)
-    return Learned(guidances[max(kept, key=lambda key: found[key][0])], found)
 
 
 def row_of(judged: dict[str, FocusScores]) -> dict[str, Any]:
@@ -207,12 +160,13 @@ def main(
     rows: dict[str, Any] = read_json(json_file) if json_file is not None and json_file.is_file() else {}
     bare = said_with(Guidance())
     for focus in focuses:
-        learned = learn(captioner, scenes, focus, stand_ins, seed)
+        task = FocusTask(most_of(scenes, focus), focus, stand_ins)  # type: ignore[arg-type]
+        learned = mp.fit(LoRA(), captioner, task, seed=seed, progress=False, n_steps=N_STEPS).predictor
         speakers = {"none": bare, "learned": said_with(learned.guidance)}
         for words in (wording.format(focus) for wording in ANY_WORDS):
             speakers[words] = said_with(Guidance(((hard_prompt(captioner, focus, words), 1.0),)))
         rows[focus] = row_of({name: score_focus(said, items, focus, judge) for name, said in speakers.items()})
-        rows[focus] |= {"found": learned.found, "captions": list(speakers["learned"].values())[:4]}
+        rows[focus] |= {"captions": list(speakers["learned"].values())[:4]}
         print(json.dumps({focus: rows[focus]}), flush=True)
         if json_file is not None:
             make_folder(json_file.parent)
