@@ -398,3 +398,10 @@ def test_the_list_names_what_is_published() -> None:
     assert names[:2] == ["tiny", "photo"]
     assert "open_clip:coca_ViT-L-14/mscoco_finetuned_laion2b_s13b_b90k" in names
     assert all(name.startswith("open_clip:coca_") for name in names[2:])
+
+
+def test_a_captioner_is_a_backbone_of_that_kind() -> None:
+    captioner = load_backbone("tiny", device="cpu", kind="captioner")
+    assert captioner.fingerprint == load_captioner("tiny", device="cpu").fingerprint
+    with pytest.raises(UserError, match="kind"):
+        load_backbone("tiny", device="cpu", kind="captain")  # type: ignore[call-overload]
