@@ -69,7 +69,7 @@ def fingerprint(model: nn.Module) -> str:
     digest = hashlib.sha256()
     state = model.state_dict()
     if any(tensor.is_meta for _, tensor in stored(state.items())):  # kept on the CPU's or the disk's side until read
-        from accelerate.utils import get_state_dict_offloaded_model
+        from accelerate.utils.modeling import get_state_dict_offloaded_model
 
         state = get_state_dict_offloaded_model(model)
     for name, tensor in sorted(stored(state.items()), key=itemgetter(0)):
