@@ -132,6 +132,8 @@ class LanguageFacts(HeaderFacts):
     """What that of a language model says."""
 
     verbalizer: VerbalizerFacts | None
+    dtype: str = "float32"
+    """In which the frozen model was read, whose numbers and fingerprint are others in another."""
 
 
 FACTS = {"classification": ClassifierFacts, "captioning": CaptionerFacts, "language": LanguageFacts}

@@ -235,11 +235,11 @@ def attention_mass(prompted: LanguagePredictor, rows: Sequence[TextRow]) -> Tens
     The P vectors are those among the tokens, or else the keys and values of a prefix.
 
     Raises:
-        UserError: the model has an encoder, or keeps its attention to itself.
+        UserError: the model has an encoder or no keys and values, or keeps its attention to itself.
     """
     model, reader, n_soft = prompted.model, prompted.model.reader, prompted.bound.n_soft
     if not isinstance(reader, CausalReader):
-        raise UserError("attention to a prompt is shown for decoder-only models. Use ablate for this one.")
+        raise UserError("attention to a prompt is shown for decoders with keys and values. Use ablate for this one.")
     masses = []
     before = model.lm.config._attn_implementation
     model.lm.set_attn_implementation("eager")  # the plain form, which alone gives its weights
@@ -251,9 +251,9 @@ def attention_mass(prompted: LanguagePredictor, rows: Sequence[TextRow]) -> Tens
             learned = keys_values(vectors, model.kv_shape, model.dtype)
             n_kept = learned[0][0].shape[2] if learned else 0
             x = reader.embed_slots(torch.tensor([slots], device=model.device), vectors.get(LM_INPUT))
-            cache = cache_argument(model.lm.base_model, to_cache(learned))
+            cache = cache_argument(reader.body, to_cache(learned))
             with model.changed(inserts):
-                out = model.lm.base_model(inputs_embeds=x, use_cache=True, output_attentions=True, **cache)
+                out = reader.body(inputs_embeds=x, use_cache=True, output_attentions=True, **cache)
             if not out.attentions or out.attentions[0] is None:
                 raise UserError(f"{model.name} keeps its attention to itself, so it cannot be shown. Use ablate.")
             last = torch.stack([block[0, :, -1].float().mean(0) for block in out.attentions]).cpu()  # [J, n_kept + L]

@@ -33,6 +33,7 @@ from mmprompt.language.templates.verbalizer import Verbalizer
 from mmprompt.models.decoder.encoder_decoder import EncoderDecoderReader
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
+from mmprompt.models.decoder.reader import body_of
 from mmprompt.models.sites import Site, Vectors
 from mmprompt.settings import validate
 
@@ -231,7 +232,7 @@ def text_features(model: FrozenLanguageModel, texts: Sequence[str]) -> Tensor:
             raise UserError(
                 f"the text {text[:40]!r} has no tokens, so nothing says which prompt it is for. Write some."
             )
-    read = model.lm.get_encoder() if is_encoded else model.lm.base_model
+    read = model.lm.get_encoder() if is_encoded else body_of(model.lm)
     features: list[Tensor] = []
     for start in range(0, len(ids), BATCH):
         rows = [[*before, *some, *behind] for some in ids[start : start + BATCH]]

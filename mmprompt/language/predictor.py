@@ -10,6 +10,7 @@ import logging
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from mmprompt.models.decoder.kv_cache import KVCache
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel, shared_start
 from mmprompt.models.decoder.packing import Question
+from mmprompt.models.decoder.reader import CausalReader
 from mmprompt.models.decoder.vectors import LM_INPUT
 from mmprompt.models.sites import Insert, Site, Vectors, vectors_of
 from mmprompt.settings import Share, checked
@@ -139,7 +141,7 @@ class LanguagePredictor:
     def header(self) -> dict[str, Any]:
         """Give what the prompt file keeps of a language model beside its prompt; see `core.file.Predictor`."""
         words = None if self.label_words is None else self.label_words.to_dict()
-        return {"verbalizer": words}
+        return {"verbalizer": words, "dtype": str(self.model.dtype).removeprefix("torch.")}
 
     def kept_tensors(self) -> dict[str, Tensor]:
         """Give nothing: a language model computes nothing ahead."""
@@ -416,10 +418,10 @@ def compiled_start(
 ) -> tuple[tuple[int, ...], KVCache] | None:
     """Read once what some texts begin with, up to the last vector of the prompt, for its keys and values.
 
-    None where an encoder reads the prompt, or a vector stands behind what differs between texts.
+    None where prompt and text are read together, or a vector stands behind what differs between texts.
     """
     model = prompted.model
-    if model.is_encoder_decoder:
+    if not isinstance(model.reader, CausalReader):
         return None
     shared = shared_start([Question(text, ()) for text in texts])
     if any(slot < 0 for text in texts for slot in text[len(shared) :]):
@@ -477,7 +479,8 @@ def stream_text(prompted: LanguagePredictor, row: TextRow, settings: Generation 
 
 def load(folder: Path, header: Mapping[str, Any], model: FrozenLanguageModel | str | None) -> LanguagePredictor:
     """Load a language model with a saved prompt, whose header was read; see `core.file.load`."""
-    frozen = model_of(folder, header, model, load_language_model)
+    load_named = partial(load_language_model, dtype=header.get("dtype", "auto"))
+    frozen = model_of(folder, header, model, load_named)
     refuse_other_backbone(folder, header, frozen)
     prompt, _ = read_prompt(folder, header, frozen.device, Template.parse(header["template"]))
     if header.get("lora") is not None:

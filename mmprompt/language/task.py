@@ -24,6 +24,7 @@ from mmprompt.language.templates.template import BoundTemplate, Template
 from mmprompt.language.templates.verbalizer import Verbalizer
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
+from mmprompt.models.decoder.whole_rows import WholeRowReader
 from mmprompt.models.sites import Insert, Site
 from mmprompt.settings import check, check_settings
 from mmprompt.training.callbacks import Callback
@@ -178,6 +179,7 @@ class LanguageTask:
             return start_vectors(model, self.init, bound, n, labels, texts, seed)
 
         def keys_values(n: int) -> list[tuple[Tensor, Tensor]]:
+            assert not isinstance(model.reader, WholeRowReader), "it has no shape of keys and values"
             pairs = model.reader.keys_values_of(values(n).to(model.device, model.dtype))
             return [with_unit(pair) for pair in pairs]
 

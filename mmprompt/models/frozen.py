@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any
 
 import torch
 from PIL import Image
@@ -21,12 +23,14 @@ class LoadOptions:
         device, dtype: where the towers live and compute.
         cache_dir: where downloads are kept; None for the library's own folder.
         trust_remote_code: whether code that a model brings along may run.
+        device_map: transformers' own, of a model that is spread over devices; None for one device.
     """
 
     device: torch.device
     dtype: torch.dtype
     cache_dir: str | None = None
     trust_remote_code: bool = False
+    device_map: Any = None
 
 
 def freeze(model: nn.Module, options: LoadOptions) -> None:
@@ -35,10 +39,23 @@ def freeze(model: nn.Module, options: LoadOptions) -> None:
     Raises:
         UserError: a weight is NaN or infinite.
     """
-    model.to(device=options.device, dtype=options.dtype).eval().requires_grad_(False)
-    for name, weight in model.named_parameters():
-        if not bool(weight.isfinite().all()):
+    if getattr(model, "hf_device_map", None) is None:  # else they are where they were loaded, and quantised perhaps
+        model.to(device=options.device, dtype=options.dtype)
+    model.eval().requires_grad_(False)
+    for name, weight in stored(model.named_parameters()):
+        if weight.is_floating_point() and not weight.is_meta and not bool(weight.isfinite().all()):
             raise UserError(f"the weights hold NaN or infinity in {name!r}. Get the checkpoint as it was published.")
+
+
+def stored(tensors: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Tensor]]:
+    """List the plain tensors of a model; torchao keeps the numbers and scales of a weight in one of its own kind."""
+    for name, tensor in tensors:
+        if not isinstance(tensor, Tensor):
+            continue
+        if type(tensor.data) is not Tensor and hasattr(tensor, "__tensor_flatten__"):
+            yield from stored((f"{name}.{part}", getattr(tensor, part)) for part in tensor.__tensor_flatten__()[0])
+        else:
+            yield name, tensor
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -48,7 +65,12 @@ def fingerprint(model: nn.Module) -> str:
     no weights, and they differ between releases.
     """
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    state = model.state_dict()
+    if any(tensor.is_meta for _, tensor in stored(state.items())):  # kept on the CPU's or the disk's side until read
+        from accelerate.utils.modeling import get_state_dict_offloaded_model
+
+        state = get_state_dict_offloaded_model(model)
+    for name, tensor in sorted(stored(state.items()), key=itemgetter(0)):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)  # in row order, not copied
     return digest.hexdigest()

@@ -161,7 +161,7 @@ def test_attention_mass_is_that_of_the_last_slot_read(kind: str) -> None:
 
 def test_models_with_an_encoder_show_no_attention_to_a_prompt() -> None:
     prompted = prompted_with(random_values(2, frozen_model("t5").width), "t5")
-    with pytest.raises(UserError, match="decoder-only"):
+    with pytest.raises(UserError, match="decoders with keys and values"):
         attention_mass(prompted, ROWS[:1])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -31,6 +31,8 @@ class Settings:
     lora writes low-rank terms without the vectors that were learned with them."""
     from_peft: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """A folder that PEFT wrote: prompt tuning, P-tuning, prefix tuning, multitask prompt tuning or LoRA."""
+    from_openprompt: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """A file of OpenPrompt's templates, one a line: shown as they are for --template."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """The new run folder."""
     backbone: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
@@ -48,6 +50,13 @@ def run(arguments: Sequence[str], prog: str) -> None:
     """Write the one form or the other."""
     settings = parse(Settings, arguments, prog, DESCRIPTION)
     output = Output(settings.json)
+    if settings.from_openprompt is not None:
+        if any(given is not None for given in (settings.prompt, settings.to_peft, settings.from_peft, settings.out)):
+            raise bad_value(
+                "from_openprompt", settings.from_openprompt, "it stands alone", "Leave the other paths out."
+            )
+        show_templates(output, settings.from_openprompt)
+        return
     if settings.prompt is not None and settings.to_peft is not None and settings.from_peft is None:
         written = settings.to_peft
         write_for_peft(settings, settings.prompt, written)
@@ -58,9 +67,29 @@ def run(arguments: Sequence[str], prog: str) -> None:
         output.say(f"The prompt is in {written}.")
         output.say(f"Next: mmprompt llm generate --prompt {shlex.quote(str(written))} --input TEXT")
     else:
-        ways = f"{prog} --prompt RUN --to-peft FOLDER, or {prog} --from-peft FOLDER --backbone NAME --out RUN"
-        raise UserError(f"it is not clear what is to be converted: one of two ways was expected. Write {ways}.")
+        ways = f"{prog} --prompt RUN --to-peft FOLDER, {prog} --from-peft FOLDER --backbone NAME --out RUN, "
+        ways += f"or {prog} --from-openprompt FILE"
+        raise UserError(f"it is not clear what is to be converted: one of three ways was expected. Write {ways}.")
     output.document({"written": str(written)})
+
+
+def show_templates(output: Output, path: Path) -> None:
+    """Print each line of a file of OpenPrompt's as a template of ours, or why it is none."""
+    from mmprompt.language.templates.openprompt import read_openprompt
+
+    found = read_openprompt(path)
+    for one in found:
+        if one.template is None:
+            output.say(f"Line {one.line}: {one.problem}", "dim")
+            continue
+        output.say(one.template)
+        for note in one.notes:
+            output.say(f"Line {one.line}: {note}", "dim")
+    n_read = sum(one.template is not None for one in found)
+    if not n_read:
+        raise bad_file(path, f"none of its {len(found)} lines can be converted", found[0].problem or "")
+    output.say(f"{n_read} of {len(found)} lines are converted.", "dim")
+    output.document({"templates": [asdict(one) for one in found]})
 
 
 def write_for_peft(settings: Settings, folder: Path, target: Path) -> None:

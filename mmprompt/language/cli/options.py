@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,14 +39,21 @@ class Loading:
     """How the model is loaded."""
 
     device: Device = "auto"
+    device_map: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """For a model larger than one device: auto, balanced or sequential, as accelerate spreads it."""
+    dtype: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
+    """What the model computes in: auto (that of the prompt, else float32), bfloat16, float16, float32 or float64."""
     trust_remote_code: bool = False
     """Run the code that a model brings along; read it first."""
 
-    def model(self, name: str) -> FrozenLanguageModel:
-        """Load the model of that name."""
+    def model(self, name: str, dtype: str = "auto") -> FrozenLanguageModel:
+        """Load the model of that name, in `dtype` where the user says no other."""
         from mmprompt.models.decoder.load import load_language_model
 
-        return load_language_model(name, self.device, trust_remote_code=self.trust_remote_code)
+        chosen = dtype if self.dtype == "auto" else self.dtype
+        return load_language_model(
+            name, self.device, chosen, trust_remote_code=self.trust_remote_code, device_map=self.device_map
+        )
 
     def model_and_prompts(
         self, folders: Sequence[Path], model: str | None
@@ -57,10 +65,10 @@ class Loading:
         from mmprompt.language.predictor import load_prompted
 
         headers = [read_header(folder, "language") for folder in folders]
-        if headers:
-            loaded = model_of(folders[0], headers[0], model, self.model)
-        else:
-            loaded = self.model(model or "tiny")
+        if not headers:
+            return self.model(model or "tiny"), []
+        load_named = partial(self.model, dtype=headers[0].get("dtype", "auto"))
+        loaded = model_of(folders[0], headers[0], model, load_named)
         return loaded, [load_prompted(folder, loaded) for folder in folders]
 
 

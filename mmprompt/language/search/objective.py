@@ -19,11 +19,13 @@ from mmprompt.language.data import TextRow
 from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.search.words import TokenIds, Words, place_words
 from mmprompt.language.task import Objective, answers_of
+from mmprompt.models.decoder.encoder_decoder import EncoderDecoderReader
 from mmprompt.models.decoder.kv_cache import KVCache
 from mmprompt.models.decoder.model import FrozenLanguageModel, Predicted, columns_of, shared_start
 from mmprompt.models.decoder.packing import Packed, Question, pack, share_rows
 from mmprompt.models.decoder.reader import CausalReader
 from mmprompt.models.decoder.vectors import LM_INPUT
+from mmprompt.models.decoder.whole_rows import WholeRowReader
 from mmprompt.models.sites import Vectors
 
 SLOTS_AT_ONCE = 2048
@@ -259,7 +261,7 @@ def prompt_log_probs(model: FrozenLanguageModel, slots: Sequence[int], soft: Ten
     Return [C, Q, V] log-probabilities in the Q places that something stands before, and which of the P prompt tokens
     stands in each; slots behind the last soft one are not read.
     """
-    if not isinstance(model.reader, CausalReader):
+    if isinstance(model.reader, EncoderDecoderReader):
         raise UserError(
             f"{model.name} reads a prompt with its encoder, which does not say how probable words are. "
             "Leave `fluency` out."
@@ -269,7 +271,11 @@ def prompt_log_probs(model: FrozenLanguageModel, slots: Sequence[int], soft: Ten
     if not places:
         return soft.new_zeros(len(soft), 0, model.vocabulary_size), []
     read = torch.tensor(slots[:last], device=model.device).expand(len(soft), -1)
-    hidden, _ = model.reader.run(KVCache(), model.reader.embed_slots(read, Vectors(soft, "sample")))
-    logits = model.reader.head(hidden[:, [place - 1 for place in places]])
+    x = model.reader.embed_slots(read, Vectors(soft, "sample"))
+    before = torch.tensor(places, device=model.device) - 1
+    if isinstance(model.reader, WholeRowReader):
+        logits = model.reader.logits(x, before)
+    else:
+        logits = model.reader.head(model.reader.run(KVCache(), x)[0].index_select(1, before))
     dtype = torch.promote_types(logits.dtype, torch.float32)
     return logits.to(dtype).log_softmax(-1), [-1 - slots[place] for place in places]

@@ -37,14 +37,17 @@ class Verbalizer:
             log-probabilities ("mean"), or the first word alone ("first").
         length_normalised: whether a word of several tokens is scored by the mean of its tokens' log-probabilities, not
             by their sum; the sum favours short words, the mean words whose end follows from their beginning.
+        log_priors: of each word that is scored, label after label, what is taken from its score: see
+            `knowledge.calibrate_words`; () for nothing.
     Raises:
         UserError: there are fewer than two labels, a label has no word, a word is empty, no text or there twice, or the
-            aggregation is unknown.
+            aggregation is unknown, or there are not as many priors as words.
     """
 
     words: Mapping[str, str | Sequence[str]]
     aggregation: Aggregation = "logsumexp"
     length_normalised: bool = False
+    log_priors: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -58,6 +61,9 @@ class Verbalizer:
         for label, words in listed.items():
             _check_words(label, words, owner)
         object.__setattr__(self, "words", listed)
+        if len(self.log_priors) not in (0, len(self.flat)):
+            expected = f"one for each of the {len(self.flat)} words is needed"
+            raise bad_value("the number of log_priors", len(self.log_priors), expected, "Leave them out.")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Verbalizer:
@@ -82,14 +88,21 @@ class Verbalizer:
         """Return the score of each label: [N, C] log-probabilities over the labels; see `label_masses`."""
         return self.label_masses(word_log_probs, n_tokens).log_softmax(-1)
 
+    def word_scores(self, word_log_probs: Tensor, n_tokens: Sequence[int]) -> Tensor:
+        """Return [N, W] of what `label_masses` is given, per token where words are scored so; without priors."""
+        scores = word_log_probs.reshape(-1, len(self.flat))
+        if self.length_normalised:
+            scores = scores / torch.tensor(n_tokens[: scores.shape[1]], dtype=scores.dtype, device=scores.device)
+        return scores
+
     def label_masses(self, word_log_probs: Tensor, n_tokens: Sequence[int]) -> Tensor:
         """Return how probable each label is among all answers: [N, C] log-probabilities that do not sum to 1.
 
         Given are [N, W] or [N W] sums of the log-probabilities of each word's tokens, and each word's number of tokens.
         """
-        scores = word_log_probs.reshape(-1, len(self.flat))
-        if self.length_normalised:
-            scores = scores / torch.tensor(n_tokens[: scores.shape[1]], dtype=scores.dtype, device=scores.device)
+        scores = self.word_scores(word_log_probs, n_tokens)
+        if self.log_priors:
+            scores = scores - torch.tensor(self.log_priors, dtype=scores.dtype, device=scores.device)
         masses, start = [], 0
         for _, words in self._pairs():
             of_label = scores[:, start : start + len(words)]

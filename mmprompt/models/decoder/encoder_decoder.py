@@ -17,7 +17,7 @@ from mmprompt.errors import UserError
 from mmprompt.models.decoder.hf_cache import cache_argument, from_cache, to_crossed_cache
 from mmprompt.models.decoder.kv_cache import KeyValues, map_parts
 from mmprompt.models.decoder.packing import Packed, Question
-from mmprompt.models.decoder.reader import UNLIMITED, embed_slots
+from mmprompt.models.decoder.reader import UNLIMITED, device_of, embed_slots
 from mmprompt.models.decoder.vectors import KvShape
 from mmprompt.models.sites import Vectors
 
@@ -34,8 +34,12 @@ class EncoderDecoderReader:
         self.lm, self.behind = lm, behind
         self.vocabulary_size, self.width = lm.get_input_embeddings().weight.shape
         self.n_positions: int = getattr(lm.config, "max_position_embeddings", None) or UNLIMITED
-        start = lm.generation_config.decoder_start_token_id
-        start = lm.config.decoder_start_token_id if start is None else start
+        named = [
+            (lm.generation_config, "decoder_start_token_id"),
+            (lm.config, "decoder_start_token_id"),
+            (lm.generation_config, "bos_token_id"),  # as transformers' own `generate` falls back, for T5Gemma
+        ]
+        start = next((found for place, key in named if (found := getattr(place, key, None)) is not None), None)
         if start is None:
             raise UserError(
                 f"the {type(lm).__name__} names no start token of its decoder. "
@@ -60,8 +64,8 @@ class EncoderDecoderReader:
         """
         whole = [[*text, *self.behind] for text in texts]
         length = max(map(len, whole))
-        slots = torch.tensor([[*text, *[0] * (length - len(text))] for text in whole], device=self.lm.device)
-        is_there = is_within(list(map(len, whole)), length, self.lm.device)
+        slots = torch.tensor([[*text, *[0] * (length - len(text))] for text in whole], device=device_of(self.lm))
+        is_there = is_within(list(map(len, whole)), length, device_of(self.lm))
         x = self.embed(slots.clamp(min=0))
         if isinstance(soft, Sequence):
             rows = zip(x.split(1), slots.split(1), soft, strict=True)
@@ -75,7 +79,7 @@ class EncoderDecoderReader:
 
         `soft` is as in `encode`; `learned` are keys and values of the decoder's blocks, [1 or N, H, M, D/H], or ().
         """
-        device = self.lm.device
+        device = device_of(self.lm)
         states, is_there = self.encode(soft, [question.slots for question in questions])
         owner = torch.tensor([n for n, question in enumerate(questions) for _ in question.answers], device=device)
         answers = [answer for question in questions for answer in question.answers]
@@ -109,7 +113,7 @@ class EncoderDecoderReader:
 
     def _measure(self) -> KvShape | None:
         """Measure the shape of the decoder's keys and values, from one token."""
-        own = self.keys_values_of(self.embed(torch.tensor([self.start_id], device=self.lm.device)))
+        own = self.keys_values_of(self.embed(torch.tensor([self.start_id], device=device_of(self.lm))))
         shapes = {(len(own), part.shape[1], part.shape[3]) for pair in own for part in pair}
         return shapes.pop() if len(shapes) == 1 else None
 

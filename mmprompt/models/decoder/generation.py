@@ -22,12 +22,16 @@ from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.models.decoder.hf_cache import cache_argument, to_cache, to_crossed_cache
 from mmprompt.models.decoder.kv_cache import KeyValues, KVCache, concatenate, learned_cache, map_parts
 from mmprompt.models.decoder.model import FrozenLanguageModel, Inserts, SiteVectors
-from mmprompt.models.decoder.reader import window_of
+from mmprompt.models.decoder.reader import NOT_READ, CausalReader, close_as, window_of
 from mmprompt.models.decoder.vectors import LM_INPUT, keys_values
+from mmprompt.models.decoder.whole_rows import WholeRowReader, WholeRows
 from mmprompt.models.sites import Vectors
 
 BATCH = 32
 """Texts that are answered at once."""
+STATIC_PROBE = 320
+"""Slots of the buffers that a model is tried with; GPT-Neo's windows, behind which it is wrong, have 256."""
+NO_STATIC = "Generate without a static cache."
 
 
 @dataclass(frozen=True)
@@ -69,11 +73,8 @@ def generate(
         inserts: of which those count here that change the model's weights, for all texts.
         is_over: asked after each token whether to end all answers as they are.
     """
-    if settings.static_cache and model.is_encoder_decoder:
-        raise UserError(
-            f"{model.name} reads texts in its encoder, and its decoder keeps no buffers of one size. "
-            "Generate without a static cache."
-        )
+    if settings.static_cache:
+        check_static(model)
     answers: dict[int, tuple[int, ...]] = {}
     arguments = settings.arguments() | {"pad_token_id": model.pad_id, "eos_token_id": model.end_id}
     devices = [model.device] if model.device.type == "cuda" else []
@@ -82,7 +83,7 @@ def generate(
         for rows in batches_of(model, jobs, settings.max_tokens):
             inputs, n_given = decoder_inputs(model, [jobs[row] for row in rows], settings)
             rules = search_rules(model, settings, n_given, is_over)
-            tokens = model.lm.generate(**inputs, **arguments, **rules, use_cache=True, streamer=streamer)
+            tokens = generator_of(model).generate(**inputs, **arguments, **rules, use_cache=True, streamer=streamer)
             for row, ids in zip(rows, tokens[:, n_given:].tolist(), strict=True):
                 ids = ids[: ids.index(model.end_id)] if model.end_id in ids else ids
                 while settings.stop and ids and ids[-1] == model.pad_id:  # behind what stopped it
@@ -123,6 +124,47 @@ class Stops(StoppingCriteria):
         return torch.tensor(found, device=input_ids.device)
 
 
+def generator_of(model: FrozenLanguageModel) -> Any:
+    """Return what generates: the model itself, but for the few whose own `generate` is wrong, as RWKV's is."""
+    return model.reader.generator if isinstance(model.reader, WholeRowReader) else model.lm
+
+
+def check_static(model: FrozenLanguageModel) -> None:
+    """Refuse buffers of one size where a model has none, or is seen to predict something else with them.
+
+    transformers' own GPT-Neo and Falcon with ALiBi do; it is looked at once for a model.
+    """
+    if not isinstance(model.reader, CausalReader):
+        where = "in its encoder, and its decoder" if model.is_encoder_decoder else "whole, and"
+        raise UserError(f"{model.name} reads texts {where} keeps no buffers of one size. {NO_STATIC}")
+    if model.is_static_exact is None:
+        model.is_static_exact = is_static_exact(model)
+    if not model.is_static_exact:
+        raise UserError(
+            f"{model.name}, a {type(model.lm).__name__}, is wrong with buffers of one size in this transformers, as "
+            f"its own forward shows. {NO_STATIC}"
+        )
+
+
+@torch.no_grad()
+def is_static_exact(model: FrozenLanguageModel) -> bool:
+    """Return whether buffers of one size, longer than most windows, are seen to change no logits."""
+    n_new = 3
+    settings = Generation(max_tokens=n_new, min_tokens=n_new)
+    job = job_of(model, {}, (model.vocabulary_size // 4, model.vocabulary_size // 2))
+    inputs, _ = decoder_inputs(model, [job], settings)
+    more = {"pad_token_id": model.pad_id, "output_logits": True, "return_dict_in_generate": True}
+    found = []
+    for n_slots in (None, min(model.budget, STATIC_PROBE)):
+        caches = {} if n_slots is None else cache_argument(model.lm, static_cache(model, (), n_slots))
+        try:
+            out = model.lm.generate(**inputs, **caches, **settings.arguments(), **more, use_cache=True)
+        except NOT_READ:
+            return False
+        found.append(torch.stack(out.logits))
+    return close_as(model.dtype, found[1], found[0])
+
+
 def batches_of(model: FrozenLanguageModel, jobs: Sequence[Job], n_new: int) -> list[list[int]]:
     """Group texts into batches of `BATCH` at most: any together, where what the mask hides counts for nothing."""
     longest = max(job.cache.n_read for job in jobs) + max(len(job.slots) for job in jobs) + n_new
@@ -155,11 +197,18 @@ def decoder_inputs(model: FrozenLanguageModel, jobs: Sequence[Job], settings: Ge
         inputs |= cache_argument(model.lm, cache)
     elif n_kept:
         inputs |= cache_argument(model.lm, to_cache(kept))
+    if isinstance(model.reader, WholeRowReader) and isinstance(generator_of(model), WholeRows):
+        read = slots.new_full(slots.shape, model.pad_id)  # stands for the embeddings
+        return inputs | {"input_ids": read, "start": embedded(model.reader, slots, jobs)}, length
     before = slots.new_full((len(jobs), n_kept), model.pad_id)  # stands for what the cache holds, and is never read
     if not bool((slots < 0).any()):
         return inputs | {"input_ids": torch.cat([before, slots], 1)}, n_kept + length
-    x = torch.cat([model.reader.embed_slots(row[None], job.soft) for row, job in zip(slots, jobs, strict=True)])
-    return inputs | {"inputs_embeds": torch.cat([model.embed(before), x], 1)}, 0
+    return inputs | {"inputs_embeds": torch.cat([model.embed(before), embedded(model.reader, slots, jobs)], 1)}, 0
+
+
+def embedded(reader: CausalReader | WholeRowReader, slots: Tensor, jobs: Sequence[Job]) -> Tensor:
+    """Return the embeddings [N, L, D] of each job's slots."""
+    return torch.cat([reader.embed_slots(row[None], job.soft) for row, job in zip(slots, jobs, strict=True)])
 
 
 def encoder_inputs(
@@ -174,9 +223,10 @@ def encoder_inputs(
         "attention_mask": is_there.long(),
         "decoder_input_ids": start.expand(-1, n_kept + 1),
     }
+    # An empty cache of ours grows with the blocks; transformers' own has too few for a T5 of a longer decoder.
+    inputs |= cache_argument(model.lm, to_crossed_cache(kept, ()))
     if n_kept:
         seen = torch.cat([is_kept, torch.ones_like(start, dtype=torch.bool)], 1)
-        inputs |= cache_argument(model.lm, to_crossed_cache(kept, ()))
         inputs["decoder_attention_mask"] = seen.long()
     return inputs
 

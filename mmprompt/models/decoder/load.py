@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 FORMS = "Use tiny, smollm2, hf:NAME, or the path of a model folder or a GGUF file."
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.spm")
 GGUF_START = b"GGUF"
+QUANTISERS = ("bitsandbytes", "torchao")
 GGUF_READERS = ("gguf", "accelerate")
 
 
@@ -46,21 +48,33 @@ def load_language_model(
     dtype: str = "auto",
     cache_dir: str | Path | None = None,
     trust_remote_code: bool = False,
+    device_map: str | Mapping[str, Any] | None = None,
 ) -> FrozenLanguageModel:
     """Load a frozen language model: evaluation mode, no weight with a gradient.
 
     Args:
         name: one of the forms at the top of this file.
         device: `"auto"` takes cuda, then mps, then cpu; else a torch device.
-        dtype: `"auto"` is float32; `"float64"` everywhere but on mps; `"bfloat16"`, `"float16"` on accelerators.
+        dtype: `"auto"` is float32; `"bfloat16"` halves the memory, and is fast on accelerators and processors that
+            compute in it; `"float64"` everywhere but on mps; `"float16"` on accelerators.
         cache_dir: where downloads are kept, instead of transformers' own folder.
         trust_remote_code: whether code that a model brings along may run.
+        device_map: for a model larger than one device, accelerate's: `"auto"`, or a device, `"cpu"` or `"disk"` for
+            each of its parts; `device` counts for nothing then.
     Raises:
         UserError: no such name, weights or a tokenizer that are not there, or a model that cannot be read.
     """
+    import torch
+
     from mmprompt.models.decoder.model import FrozenLanguageModel
 
-    lm, tokenizer = load_parts(str(name), read_options(device, dtype, cache_dir, trust_remote_code))
+    # On a CPU a half is slower as a rule, but a model of which there is room for one half alone is of use there too.
+    options = read_options(device, "auto" if dtype == "bfloat16" else dtype, cache_dir, trust_remote_code)
+    options = replace(options, dtype=torch.bfloat16) if dtype == "bfloat16" else options
+    if device_map is not None and find_spec("accelerate") is None:
+        raise UserError('a device_map needs accelerate. Install it: pip install "mmprompt[llm]".')
+    options = replace(options, device_map=device_map)
+    lm, tokenizer = load_parts(str(name), options)
     return FrozenLanguageModel(str(name), lm, tokenizer)
 
 
@@ -76,13 +90,23 @@ def load_parts(name: str, options: LoadOptions) -> tuple[Any, Any]:
     no_bar = contextlib.nullcontext() if source.weights is None else contextlib.redirect_stderr(io.StringIO())
     with doing(f"loading {name}"), one_line_errors(name, source, options.cache_dir), _only_known_code(name), no_bar:
         config = AutoConfig.from_pretrained(source.model, **hub)
+        quantised = None if source.weights else need_quantiser(name, config)
+        device_map = options.device_map or (None if quantised is None else {"": options.device})
         model_class = _auto_class(name, config)
         folder = source.place if source.weights is None else None  # else on the hub, or in the GGUF file
         # For some models transformers makes up a tokenizer where there is none.
         if folder is not None and not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
             raise bad_file(folder, "holds no tokenizer", "Put the model's own tokenizer.json beside its weights.")
         tokenizer = AutoTokenizer.from_pretrained(source.model, **hub)
-        lm = load_complete(model_class, source.model, options, gguf_file=source.weights, use_safetensors=True)
+        lm = load_complete(
+            model_class,
+            source.model,
+            options,
+            gguf_file=source.weights,
+            use_safetensors=True,
+            dtype=options.dtype,
+            device_map=device_map,
+        )
     freeze(lm, options)
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # as transformers makes one without its files
         raise UserError(
@@ -96,6 +120,25 @@ def load_parts(name: str, options: LoadOptions) -> tuple[Any, Any]:
             "Use the tokenizer that the model was trained with."
         )
     return lm, tokenizer
+
+
+def need_quantiser(name: str, config: Any) -> str | None:
+    """Return by which library the weights of a folder are quantised, None where they are plain.
+
+    Raises:
+        UserError: that library is not installed.
+    """
+    found = getattr(config, "quantization_config", None)
+    if found is None:
+        return None
+    method = found["quant_method"] if isinstance(found, dict) else found.quant_method
+    library = str(getattr(method, "value", method)).lower()
+    if library in QUANTISERS and find_spec(library) is None:
+        raise UserError(
+            f"the weights of {name} are quantised by {library}, which is not installed. Install it: pip install "
+            f"{library} accelerate."
+        )
+    return library
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ only where an answer's token is predicted.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -19,12 +20,15 @@ from mmprompt.errors import UserError
 from mmprompt.models.decoder.encoder_decoder import EncoderDecoderReader
 from mmprompt.models.decoder.kv_cache import KVCache, learned_cache
 from mmprompt.models.decoder.packing import Packed, Question, pack, share_rows
-from mmprompt.models.decoder.reader import CausalReader
+from mmprompt.models.decoder.reader import CausalReader, device_of
 from mmprompt.models.decoder.vectors import LM_INPUT, check_vectors, keys_values
 from mmprompt.models.decoder.weights import Change, changed, changes_of, check_changes
+from mmprompt.models.decoder.whole_rows import WholeRowReader
 from mmprompt.models.frozen import fingerprint
 from mmprompt.models.recompute import recomputed
 from mmprompt.models.sites import Insert, Site, Vectors, vectors_of, with_tensors
+
+_log = logging.getLogger(__name__)
 
 SiteVectors = Mapping[Site, Vectors]
 Inserts = Mapping[Site, Insert]
@@ -92,14 +96,13 @@ class FrozenLanguageModel:
         is_known = pad_id is not None and pad_id < lm.get_input_embeddings().weight.shape[0]
         self.pad_id: int = pad_id if is_known else self.end_id
         self.start_ids, behind = specials_of(tokenizer)
-        self.reader: CausalReader | EncoderDecoderReader = (
-            EncoderDecoderReader(lm, behind) if self.is_encoder_decoder else CausalReader(lm)
-        )
+        self.reader = EncoderDecoderReader(lm, behind) if self.is_encoder_decoder else causal_reader(name, lm)
         self.width, self.vocabulary_size = self.reader.width, self.reader.vocabulary_size
         self.kv_shape, self.budget = self.reader.kv_shape, self.reader.n_positions
         self.fingerprint = fingerprint(lm)
-        first = next(lm.parameters())
-        self.device, self.dtype = first.device, first.dtype
+        self.is_static_exact: bool | None = None  # not looked at yet; see `generation.check_static`
+        self.device = device_of(lm)
+        self.dtype = self.embed(torch.zeros(1, dtype=torch.int64, device=self.device)).dtype
 
     def __repr__(self) -> str:
         return f"<FrozenLanguageModel {self.name!r}: {self.device}, {self.dtype}>"
@@ -132,11 +135,10 @@ class FrozenLanguageModel:
         return changed(self.lm, changes_of(inserts))
 
     def check_recomputed(self) -> None:
-        """Refuse to read rows again for the gradient where an encoder reads them."""
-        if self.is_encoder_decoder:
-            raise UserError(
-                f"{self.name} reads texts in its encoder, which are not read again. Train without recomputing."
-            )
+        """Refuse to read rows again for the gradient where they are not read slot by slot."""
+        if not isinstance(self.reader, CausalReader):
+            where = "in its encoder" if self.is_encoder_decoder else "whole"
+            raise UserError(f"{self.name} reads texts {where}, which are not read again. Train without recomputing.")
 
     def predict(
         self,
@@ -171,7 +173,7 @@ class FrozenLanguageModel:
             assert is_each, "vectors are given for all questions, or for each"
         if is_recomputed:
             self.check_recomputed()
-        if isinstance(self.reader, EncoderDecoderReader):
+        if not isinstance(self.reader, CausalReader):
             learned = keys_values(vectors, self.kv_shape, self.dtype)
             with self.changed(changes):
                 logits, packed = self.reader.answer(vectors.get(LM_INPUT), learned, questions)
@@ -189,7 +191,7 @@ class FrozenLanguageModel:
         `inserts` are as in `predict`, and shared where there are slots, which are as in `Question`.
         """
         vectors = vectors_of(inserts)
-        assert isinstance(self.reader, CausalReader), "an encoder reads prompt and text together"
+        assert isinstance(self.reader, CausalReader), "others read prompt and text together"
         cache = learned_cache(keys_values(vectors, self.kv_shape, self.dtype))
         if not slots:
             return cache
@@ -227,6 +229,21 @@ class FrozenLanguageModel:
             return read_again(reader, cache, packed, soft, changes), packed
         with self.changed(changes):
             return reader.read(cache, packed, soft), packed
+
+
+def causal_reader(name: str, lm: Any) -> CausalReader | WholeRowReader:
+    """Read a causal model slot by slot where that gives its own logits, else in whole rows, which is said."""
+    try:
+        return CausalReader(lm)
+    except UserError:
+        reader = WholeRowReader(lm)
+    _log.warning(
+        "%s, a %s, does not give its own logits where it is read slot by slot, so each text is read whole, its prompt "
+        "too: slower, and without prefixes.",
+        name,
+        type(lm).__name__,
+    )
+    return reader
 
 
 def columns_of(tokens: Tensor, words: Tensor) -> Tensor:

@@ -44,25 +44,28 @@ class CausalReader:
         kv_shape: blocks, key/value heads and width of a head; None where blocks differ.
         packs: whether several texts can share a row.
     Raises:
-        UserError: the model scales its logits, keeps no keys and values, or takes embeddings of tokens alone.
+        UserError: reading slot by slot does not give the model's own logits: it keeps other states than keys and
+            values, makes its logits otherwise, or takes embeddings of tokens alone.
     """
 
     def __init__(self, lm: Any) -> None:
         config = lm.config.get_text_config()
-        self.lm = lm
+        self.lm, self.body = lm, body_of(lm)
         # OPT's embeddings can be narrower than its blocks: the width of a prompt is theirs, that of keys the blocks'.
         self.vocabulary_size, self.width = lm.get_input_embeddings().weight.shape
         most = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)  # MPT's name
         self.n_positions: int = most or UNLIMITED
         self._bound = getattr(config, "final_logit_softcapping", None)
-        self.takes_places = "position_ids" in inspect.signature(lm.base_model.forward).parameters
+        # Cohere multiplies its logits, Granite divides them.
+        self._scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+        self.takes_places = "position_ids" in inspect.signature(self.body.forward).parameters
         # Three tokens of their own: with one again and again, neither a mask nor a place that is ignored would show.
         probe = (self.vocabulary_size // 4, self.vocabulary_size // 2, 3 * self.vocabulary_size // 4)
         self.kv_shape: tuple[int, int, int] | None = self._measure(probe)
         # A sliding window counts slots, which are other texts' where a row is shared.
         self._reads_flat = False
         self.packs = self.takes_places and window_of(config) == float("inf") and self._can_pack(probe)
-        if self.packs and can_read_flat(lm.base_model):
+        if self.packs and can_read_flat(self.body):
             self._reads_flat = True
             self._reads_flat = self._can_pack(probe)
 
@@ -92,23 +95,26 @@ class CausalReader:
         inputs = {"position_ids": places} if self.takes_places else {}
         if visible is not None:
             inputs["attention_mask"] = additive(visible, cache.n_read, x.dtype)
-        out = self.lm.base_model(inputs_embeds=x, use_cache=True, **inputs, **cache_argument(self.lm.base_model, own))
-        return out.last_hidden_state, KVCache(from_cache(own), n_read=n_read)
+        out = self.body(inputs_embeds=x, use_cache=True, **inputs, **cache_argument(self.body, own))
+        return out.last_hidden_state.to(x.device), KVCache(from_cache(own), n_read=n_read)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Turn hidden states [..., D''] into logits [..., V]."""
-        return self._bounded(self.lm.get_output_embeddings()(hidden))
+        return self._bounded(self.lm.get_output_embeddings()(hidden).to(hidden.device))
 
     def head_of(self, words: Tensor, hidden: Tensor) -> Tensor:
         """Turn hidden states [..., D''] into the logits [..., W] of some tokens [W] alone: those rows of the head."""
         head = self.lm.get_output_embeddings()
+        is_plain = type(head.weight.data) is Tensor and head.weight.is_floating_point()
+        if not is_plain or head.weight.device != hidden.device:  # quantised, or elsewhere until it is read
+            return self.head(hidden).index_select(-1, words)
         bias = getattr(head, "bias", None)
         return self._bounded(F.linear(hidden, head.weight[words], None if bias is None else bias[words]))
 
     def _bounded(self, logits: Tensor) -> Tensor:
-        """Bound logits as Gemma bounds them, where the model does."""
-        bound = self._bound
-        return logits if bound is None else torch.tanh(logits / bound) * bound
+        """Scale and bound logits as Cohere, Granite and Gemma do, where the model does."""
+        logits = logits if self._scale == 1.0 else logits * self._scale
+        return logits if self._bound is None else torch.tanh(logits / self._bound) * self._bound
 
     @torch.no_grad()
     def keys_values_of(self, x: Tensor) -> KeyValues:
@@ -118,9 +124,9 @@ class CausalReader:
     def read(self, cache: KVCache, packed: Packed, soft: Vectors | None) -> Tensor:
         """Return the hidden states [S, D''] that questions in rows are answered from; the cache is of the same rows."""
         is_shared = soft is None or soft.scope == "shared"
-        if self._reads_flat and is_shared and not are_heard(self.lm.base_model.layers):
+        if self._reads_flat and is_shared and not are_heard(self.body.layers):
             x = self.embed_slots(packed.slots.flatten()[packed.used][None], soft)[0]
-            return read_flat(self.lm.base_model, cache, packed, x)
+            return read_flat(self.body, cache, packed, x)
         # the model's own forward, over all slots of all rows
         hidden, _ = self.run(cache, self.embed_slots(packed.slots, soft), packed.places, packed.visible)
         return hidden.flatten(0, 1).index_select(0, packed.read)
@@ -128,7 +134,7 @@ class CausalReader:
     @torch.no_grad()
     def _measure(self, probe: tuple[int, ...]) -> tuple[int, int, int] | None:
         """Measure the shape of keys and values, once reading slot by slot is seen to give the model's own logits."""
-        tokens = self.embed(torch.tensor([probe], device=self.lm.device))
+        tokens = self.embed(torch.tensor([probe], device=device_of(self.lm)))
         x = (tokens + tokens.roll(1, 1)) / 2  # no token's: some models look up which token an embedding is
         try:
             expected = self.lm(inputs_embeds=x, use_cache=False).logits
@@ -139,8 +145,9 @@ class CausalReader:
             is_same = False
         if not is_same:
             raise UserError(
-                f"the language model, a {type(self.lm).__name__}, cannot be read slot by slot, but a decoder with keys "
-                "and values was expected. Use a model such as hf:gpt2, or of the OPT or Llama families."
+                f"the language model, a {type(self.lm).__name__}, read slot by slot does not give its own logits, "
+                "but a decoder with keys and values was expected. Use a model such as hf:gpt2, or of the OPT or Llama "
+                "families."
             )
         shapes = {(len(cache.own), part.shape[1], part.shape[3]) for pair in cache.own for part in pair}
         return shapes.pop() if len(shapes) == 1 else None  # a prefix takes one shape for all blocks
@@ -149,19 +156,30 @@ class CausalReader:
     def _can_pack(self, probe: tuple[int, ...]) -> bool:
         """Return whether texts that share a row are seen to read what they read alone, after what was read before."""
         first, last = probe[0], probe[-1]
-        _, cache = self.run(KVCache(), self.embed(torch.tensor([[first, last]], device=self.lm.device)))
+        _, cache = self.run(KVCache(), self.embed(torch.tensor([[first, last]], device=device_of(self.lm))))
         questions = [Question((last, first), ((last, last), (first,))), Question((first,), ((last, first),))]
 
         alone = []  # the hidden states before the tokens of each answer, each answer read in a row of its own
         for question in questions:
             for answer in question.answers:
-                ids = torch.tensor([[*question.slots, *answer[:-1]]], device=self.lm.device)
+                ids = torch.tensor([[*question.slots, *answer[:-1]]], device=device_of(self.lm))
                 alone.append(self.run(cache, self.embed(ids))[0][0, len(question.slots) - 1 :])
         try:
-            packed = pack(questions, [[0, 1]], cache.n_read, self.lm.device)
+            packed = pack(questions, [[0, 1]], cache.n_read, device_of(self.lm))
             return close(self.read(cache, packed, None).index_select(0, packed.at), torch.cat(alone))
         except NOT_READ:
             return False
+
+
+def body_of(lm: Any) -> Any:
+    """Return a model without its head; of some classes, such as Llama 4's, `base_model` is the whole."""
+    return lm.model if lm.base_model is lm else lm.base_model
+
+
+def device_of(lm: Any) -> torch.device:
+    """Return where a model takes its input, also where accelerate keeps its weights elsewhere until they are read."""
+    table = lm.get_input_embeddings()
+    return torch.device(table._hf_hook.execution_device) if table.weight.is_meta else table.weight.device
 
 
 def can_read_flat(body: Any) -> bool:
@@ -283,3 +301,9 @@ def close(found: Tensor, expected: Tensor) -> bool:
     """Return whether two are equal up to what the order of sums changes in their dtype."""
     tolerance = {torch.float64: 1e-8, torch.float32: 1e-3}.get(found.dtype, 3e-2)
     return torch.allclose(found, expected, rtol=tolerance, atol=tolerance * expected.abs().max().item())
+
+
+def close_as(dtype: torch.dtype, found: Tensor, expected: Tensor) -> bool:
+    """Return the same of the logits that `generate` gives, in float32, of a model that computes in `dtype`."""
+    dtype = torch.float32 if dtype is torch.float64 else dtype
+    return close(found.to(dtype), expected.to(dtype))

@@ -66,8 +66,10 @@ def load_complete(
     unread: str | None = None,
     gguf_file: str | None = None,
     use_safetensors: bool | None = None,
+    dtype: torch.dtype = torch.float32,
+    device_map: Any = None,
 ) -> Any:
-    """Load a model of one of transformers' classes in float32, and refuse one whose files lack some of its weights.
+    """Load a model of one of transformers' classes, and refuse one whose files lack some of its weights.
 
     Args:
         model_class: with a `from_pretrained`.
@@ -75,6 +77,8 @@ def load_complete(
         options: cache folder, and whether remote code may run.
         unread: how the names of weights begin that nobody reads, so that files may lack them.
         gguf_file: the file of the folder that holds the weights, where they are in GGUF.
+        dtype: of the weights as they are read.
+        device_map: where weights are put as they are read, quantised ones too; None where they are moved afterwards.
         use_safetensors: True takes no weights in any other format; None takes weights-only checkpoints too.
     """
     if use_safetensors and Path(source).is_dir():
@@ -87,7 +91,8 @@ def load_complete(
     with no_progress_bar():
         model, report = model_class.from_pretrained(
             source,
-            dtype=torch.float32,
+            dtype=dtype,
+            device_map=device_map,
             output_loading_info=True,
             gguf_file=gguf_file,
             use_safetensors=use_safetensors,

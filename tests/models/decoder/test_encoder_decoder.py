@@ -95,6 +95,7 @@ def test_vectors_of_another_width_are_refused(model: FrozenLanguageModel) -> Non
 def test_a_decoder_without_a_start_token_is_refused() -> None:
     lm = family_model("t5", len(family_tokenizer("t5"))).eval().requires_grad_(False)
     lm.config.decoder_start_token_id = lm.generation_config.decoder_start_token_id = None
+    lm.generation_config.bos_token_id = None
     with pytest.raises(UserError) as caught:
         FrozenLanguageModel("t5", lm, family_tokenizer("t5"))
     assert str(caught.value) == (

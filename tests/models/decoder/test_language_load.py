@@ -14,9 +14,17 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, BertConfig, BertForMaskedLM
 
 from mmprompt.captioning.readers.load import load_pair
+from mmprompt.core.file import save
+from mmprompt.core.learned import Prompt
 from mmprompt.errors import UserError
+from mmprompt.language.predictor import LanguagePredictor, load_prompted
+from mmprompt.language.templates.template import Template
+from mmprompt.models.decoder.generation import generate, job_of
+from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.models.decoder.load import list_language_models, load_language_model, load_parts
+from mmprompt.models.decoder.packing import Question
 from mmprompt.models.frozen import LoadOptions
+from mmprompt.models.sites import Site, Vectors
 from tests.captioner_models import SHAPE
 from tests.small_language_models import (
     END,
@@ -100,7 +108,7 @@ def test_the_list_names_what_can_be_had_without_a_path() -> None:
 
 def test_precision_is_chosen(models: Path) -> None:
     assert load_language_model(str(models / "gpt2"), device="cpu", dtype="float64").dtype == torch.float64
-    assert "slower and less exact" in refusal(models / "gpt2", dtype="bfloat16")
+    assert "slower and less exact" in refusal(models / "gpt2", dtype="float16")
 
 
 @pytest.mark.parametrize("prefix", ["", "hf:"])
@@ -273,3 +281,78 @@ def test_code_that_a_model_brings_along_runs_only_when_allowed(
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     assert type(load_language_model(str(llama), "cpu", trust_remote_code=True).lm).__name__ == "MyModel"
     assert ran.exists()
+
+
+def test_bfloat16_is_read_and_said_by_the_prompt_file(models: Path, tmp_path: Path) -> None:
+    half = load_language_model(f"hf:{models / 'llama'}", "cpu", dtype="bfloat16")
+    plain = load_language_model(f"hf:{models / 'llama'}", "cpu")
+    assert half.dtype == torch.bfloat16
+    assert half.fingerprint != plain.fingerprint
+    questions = [Question((5, 6, 7), ((8, 9),))]
+    expected = plain.predict({}, questions).token_log_probs()
+    torch.testing.assert_close(half.predict({}, questions).token_log_probs(), expected, rtol=0.03, atol=0.03)
+    save(LanguagePredictor(half, Prompt(Template.parse("{text} {answer}"))), tmp_path / "run")
+    assert load_prompted(tmp_path / "run").model.dtype == torch.bfloat16
+    with pytest.raises(UserError, match="this prompt was learned on"):
+        load_prompted(tmp_path / "run", plain)
+
+
+@pytest.mark.parametrize("library", ["torchao", "bitsandbytes"])
+def test_quantised_weights_without_their_library_are_refused_in_one_line(
+    models: Path, tmp_path: Path, library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(models / "llama", tmp_path / "quantised")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": library}}))
+    monkeypatch.setattr("mmprompt.models.decoder.load.find_spec", lambda name: None)
+    with pytest.raises(UserError) as caught:
+        load_language_model(f"hf:{folder}", "cpu")
+    assert str(caught.value) == (
+        f"the weights of hf:{folder} are quantised by {library}, which is not installed. "
+        f"Install it: pip install {library} accelerate."
+    )
+
+
+def test_a_quantised_base_is_prompted(models: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torchao", reason="quantised weights need torchao")
+    from torchao.quantization import Int8WeightOnlyConfig
+    from transformers import AutoModelForCausalLM, TorchAoConfig
+
+    own = TorchAoConfig(Int8WeightOnlyConfig())
+    lm = AutoModelForCausalLM.from_pretrained(models / "llama", quantization_config=own, device_map="cpu")
+    lm.save_pretrained(tmp_path)
+    shutil.copy(models / "llama" / "tokenizer.json", tmp_path)
+    shutil.copy(models / "llama" / "tokenizer_config.json", tmp_path)
+    model = load_language_model(f"hf:{tmp_path}", "cpu")
+    assert model.fingerprint == load_language_model(f"hf:{tmp_path}", "cpu").fingerprint
+    assert model.fingerprint != load_language_model(f"hf:{models / 'llama'}", "cpu").fingerprint
+    soft = model.embed(torch.tensor([9, 10])).clone().requires_grad_()
+    questions = [Question((-1, -2, 5, 6), ((8,), (9,)))]
+    found = model.predict({Site("lm"): Vectors(soft)}, questions, torch.tensor([8, 9])).token_log_probs()
+    assert torch.autograd.grad(found[0], soft)[0].abs().max() > 0
+    expected = lm(torch.tensor([[9, 10, 5, 6]])).logits[0, -1, [8, 9]].log_softmax(-1)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("place", ["cpu", "disk"])
+def test_a_model_spread_over_places_is_the_model(models: Path, place: str) -> None:
+    plain = load_language_model(f"hf:{models / 'llama'}", "cpu")
+    parts = ("embed_tokens", "rotary_emb", "layers.0", "norm")
+    device_map = {"lm_head": "cpu", "model.layers.1": place} | {f"model.{part}": "cpu" for part in parts}
+    model = load_language_model(f"hf:{models / 'llama'}", device_map=device_map)
+    assert model.device == torch.device("cpu")
+    assert model.fingerprint == plain.fingerprint
+    assert any(weight.is_meta for weight in model.lm.parameters()) is (place == "disk")
+    soft = plain.embed(torch.tensor([9, 10])).clone().requires_grad_()
+    questions = [Question((-1, -2, 5, 6), ((8, 7), (9,)))]
+    found, expected = (one.predict({Site("lm"): Vectors(soft)}, questions).token_log_probs() for one in (model, plain))
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad(each.sum(), soft)[0] for each in (found, expected)]
+    torch.testing.assert_close(*gradients)
+    jobs = [job_of(one, {Site("lm"): Vectors(soft.detach())}, (-1, -2, 5)) for one in (model, plain)]
+    assert generate(model, jobs[:1], Generation(4)) == generate(plain, jobs[1:], Generation(4))
+
+
+def test_a_device_map_needs_accelerate(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmprompt.models.decoder.load.find_spec", lambda name: None)
+    assert refusal(models / "gpt2", device_map="auto").startswith("a device_map needs accelerate. Install it:")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import CohereConfig, CohereForCausalLM, GPTJConfig, GPTJForCausalLM, MambaConfig, MambaForCausalLM
+from transformers import GPTJConfig, GPTJForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention
 
 from mmprompt.errors import UserError
@@ -89,18 +89,6 @@ def refusal(lm: Any) -> str:
     return str(caught.value)
 
 
-def test_a_model_that_cannot_be_read_so_is_refused() -> None:
-    shape = {"vocab_size": 290, "hidden_size": 32, "num_hidden_layers": 2, "eos_token_id": 1, "pad_token_id": 1}
-    torch.manual_seed(0)
-    scaled = CohereForCausalLM(CohereConfig(**shape, num_attention_heads=4, intermediate_size=48, logit_scale=0.5))
-    scaled.model.embed_tokens.weight.data.normal_()
-    assert refusal(scaled) == (
-        "the language model, a CohereForCausalLM, cannot be read slot by slot, but a decoder with keys and values was "
-        "expected. Use a model such as hf:gpt2, or of the OPT or Llama families."
-    )
-    assert "a MambaForCausalLM, cannot be read slot by slot" in refusal(MambaForCausalLM(MambaConfig(**shape)))
-
-
 def test_a_model_that_takes_embeddings_of_tokens_alone_is_refused() -> None:
     lm = family_model("llama", len(family_tokenizer("llama")))
     forward, table = lm.model.forward, lm.get_input_embeddings().weight
@@ -112,7 +100,22 @@ def test_a_model_that_takes_embeddings_of_tokens_alone_is_refused() -> None:
         return forward(*args, inputs_embeds=inputs_embeds, **given)
 
     lm.model.forward = only_tokens
-    assert "a LlamaForCausalLM, cannot be read slot by slot" in refusal(lm)
+    assert refusal(lm) == (
+        "the language model, a LlamaForCausalLM, reads no vectors in place of tokens (these are no tokens). "
+        "Use a model such as hf:gpt2, or of the OPT or Llama families."
+    )
+
+
+def test_a_model_that_looks_ahead_is_refused() -> None:
+    lm = family_model("llama", len(family_tokenizer("llama")))
+    forward = lm.model.forward
+
+    @functools.wraps(forward)
+    def both_ways(*args: Any, inputs_embeds: torch.Tensor, **given: Any) -> Any:
+        return forward(*args, inputs_embeds=inputs_embeds + inputs_embeds.mean(1, keepdim=True), **given)
+
+    lm.model.forward = both_ways
+    assert refusal(lm).startswith("the language model, a LlamaForCausalLM, looks ahead, but a causal language model")
 
 
 @pytest.mark.parametrize("ignored", ["attention_mask", "position_ids"])
