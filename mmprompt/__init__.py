@@ -15,16 +15,12 @@ if TYPE_CHECKING:
     from mmprompt.classification.estimator import PromptClassifier
     from mmprompt.classification.methods import (
         METHODS,
-        TPT,
         VPT,
-        CLIPLoRA,
         CoCoOp,
         CoOp,
-        KgCoOp,
         LinearProbe,
         MaPLe,
         NearestClassMean,
-        ProGrad,
         PromptSRC,
         TextProbe,
         TipAdapter,

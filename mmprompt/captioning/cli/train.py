@@ -14,7 +14,7 @@ from mmprompt.captioning.data import DEFAULT_SET, EMBEDDED, CaptionData, load_ca
 from mmprompt.captioning.methods import MAPPER_RECIPE, METHODS
 from mmprompt.core.method import Method, measured_for, resolved_recipe
 from mmprompt.core.soft import PrefixTuning, PromptTuning
-from mmprompt.errors import bad_value, unknown_name
+from mmprompt.errors import bad_value, is_first_process, unknown_name
 from mmprompt.models.packaged import refuse_missing
 from mmprompt.progress import ProgressDisplay
 from mmprompt.settings import Count
@@ -75,7 +75,8 @@ def run(arguments: Sequence[str], prog: str) -> None:
     settings, recipe, method = read_train(arguments, prog)
     output = Output(settings.json)
     folder = settings.out or default_folder(MAPPER if settings.method == MAPPER else settings.focus)
-    check_folder(folder, settings.resume)
+    if is_first_process():
+        check_folder(folder, settings.resume)
     refuse_missing(settings.backbone)
     data = load_captions(settings.data, settings.images, settings.skip_missing)
 
@@ -112,7 +113,8 @@ def run(arguments: Sequence[str], prog: str) -> None:
             method = choice.method
         call = {"command": command_of(arguments, prog), "pictures": place_of(settings)}
         result = fit(method, captioner, task, folder, recipe, settings.seed, (), settings.resume, call=call)
-    conclude_training(output, settings, result, folder)
+    if is_first_process():
+        conclude_training(output, settings, result, folder)
 
 
 def place_of(settings: Settings) -> dict[str, Any]:

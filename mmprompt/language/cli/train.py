@@ -14,7 +14,7 @@ import tyro
 
 from mmprompt.core.method import measured_for, resolved_recipe
 from mmprompt.core.soft import DecoderMethod, refuse_same_settings
-from mmprompt.errors import bad_value, unknown_name
+from mmprompt.errors import bad_value, is_first_process, unknown_name
 from mmprompt.language.cli.options import MODEL_HELP, Learning, Loading, say_of_words, say_scores
 from mmprompt.language.data import EMBEDDED, load_texts
 from mmprompt.language.methods import METHODS, SEARCHES, PromptInit
@@ -70,7 +70,8 @@ def run(arguments: Sequence[str], prog: str) -> None:
     call = read_call(arguments, prog)
     settings, output = call.run, Output(call.run.json)
     folder = settings.out or Path("runs") / f"{Path(call.rows.data).stem}-{settings.method}"
-    check_folder(folder, settings.resume)
+    if is_first_process():
+        check_folder(folder, settings.resume)
     refuse_missing(settings.backbone)
     load_texts(call.rows.data)  # what cannot be read is refused before torch is loaded
 
@@ -87,6 +88,8 @@ def run(arguments: Sequence[str], prog: str) -> None:
     where = {"data": name if name in EMBEDDED else str(Path(name).resolve()), "shots": call.rows.shots}
     said = {"command": command_of(arguments, prog), "pictures": where}
     result = fit(call.method, model, task, folder, call.recipe, call.rows.seed, (), settings.resume, call=said)
+    if not is_first_process():
+        return
     say_of_words(output, result.predictor)
     output.say()
     test = test_labels(output, result.predictor, data) if data.labels else show_answers(output, result.predictor, data)
