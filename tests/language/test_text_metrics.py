@@ -14,7 +14,8 @@ LONG = "the cat sat on the mat by the door"
 
 def test_equal_texts_have_the_highest_scores():
     scores = score_texts([LONG, "Katze"], [LONG, "Katze"])
-    assert (scores.n, scores.exact_match, scores.interval) == (2, 1.0, (1.0, 1.0))
+    assert (scores.n, scores.exact_match) == (2, 1.0)
+    assert scores.interval == pytest.approx((0.342, 1.0), abs=1e-3)  # Wilson's: two are few
     assert (scores.bleu, scores.chrf, scores.rouge_l) == (pytest.approx(100), pytest.approx(100), pytest.approx(1))
 
 

@@ -141,6 +141,11 @@ class FrozenDualEncoder:
     def __deepcopy__(self, memo: dict[int, object]) -> FrozenDualEncoder:
         return self  # frozen: a copy could never differ, and scikit-learn's clone would double the memory
 
+    def __copy__(self) -> FrozenDualEncoder:
+        made = object.__new__(type(self))  # not as `__reduce__` has it, by reading the weights again
+        made.__dict__.update(self.__dict__)
+        return made
+
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, ...]]:
         """Pickle the name and what the weights hash to, not the weights, which are read again."""
         from mmprompt.models.dual_encoder.load import load_again

@@ -24,6 +24,8 @@ FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 THEME = gr.themes.Default(
     primary_hue="indigo", neutral_hue="slate", font=FONT, font_mono=["ui-monospace", "monospace"]
 ).set(
+    button_cancel_background_fill="#b91c1c",  # white words on it are read well
+    button_cancel_background_fill_hover="#991b1b",
     button_primary_background_fill="*primary_700",
     button_primary_background_fill_dark="*primary_700",
     body_text_color_subdued="*neutral_600",
