@@ -122,8 +122,9 @@ def joined(methods: Sequence[DecoderMethod]) -> DecoderMethod:
 
 def read_call(arguments: Sequence[str], prog: str) -> Call:
     """Read a command line of `llm train`, whose options depend on the method."""
-    kinds = method_types(peek(arguments, "method") or Settings.method)
-    own = {f"method{number}": kind for number, kind in enumerate(kinds)}
+    name = peek(arguments, "method") or Settings.method
+    kinds = method_types(name)
+    own = {part.strip().replace("-", "_"): kind for part, kind in zip(name.split("+"), kinds, strict=True)}
     parts: dict[str, Any] = {"run": Settings, "rows": Learning, **own, "start": PromptInit, "recipe": Recipe}
     form = make_dataclass("Train", [*parts.items(), ("loading", Loading)], frozen=True)
     places = (peek(arguments, "backbone") or Settings.backbone, "language")
@@ -133,10 +134,10 @@ def read_call(arguments: Sequence[str], prog: str) -> Call:
     read: Any = parse(form, arguments, prog, DESCRIPTION, defaults)
     method = joined([getattr(read, name) for name in own])
     call = Call(read.run, read.rows, method, read.start, read.recipe, read.loading)
-    for name, value in (("augment", "none"), ("views", Recipe.views)):
-        if getattr(call.recipe, name) != value:
-            given = getattr(call.recipe, name)
-            raise bad_value(name, given, "texts are learned from as they are", f"Leave --{name} out.")
+    for setting, value in (("augment", "none"), ("views", Recipe.views)):
+        if getattr(call.recipe, setting) != value:
+            given = getattr(call.recipe, setting)
+            raise bad_value(setting, given, "texts are learned from as they are", f"Leave --{setting} out.")
     return call
 
 
