@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from mmprompt import progress
-import mmprompt.progress
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.dual_encoder.load import load_backbone
 from tests import small_models
@@ -25,8 +24,6 @@ pytest_plugins = [
 ]
 
 progress.PATIENCE_S = float("inf")  # how busy the machine is must not be in what a command says
-mmprompt.progress.PATIENCE_S = 3600.0  # on a busy machine "loading ..." would stand among the lines that tests count
-
 # a busy machine is no failure; and the same examples in every run, as all randomness here
 hypothesis.settings.register_profile("seeded", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("seeded")
