@@ -300,6 +300,18 @@ def test_a_signal_during_the_last_step_still_ends_the_process(tmp_path: Path) ->
     assert checkpoint_folders(tmp_path / "checkpoint")[0].name == "epoch-000006"
 
 
+def test_an_interrupted_training_says_what_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(SignalAt(2, signal.SIGINT), RECIPE, 1, 5, tmp_path / "run", "run")
+    assert f"interrupted: 2 of 5 epochs are kept in {tmp_path / 'run'}" in caplog.text
+
+
+def test_an_interrupted_training_without_a_folder_says_that_nothing_is_kept(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(SignalAt(2, signal.SIGINT), RECIPE, 1, 5)
+    assert "interrupted: nothing is kept" in caplog.text
+
+
 def test_the_signal_handlers_are_put_back() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(KeyboardInterrupt):
