@@ -5,25 +5,73 @@ import shlex
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+import mmprompt as mp
 from mmprompt.classification.methods import METHODS
 from mmprompt.cli.main import VERBS, main
 
 ROOT = Path(__file__).parents[1]
 PAGES = [page for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if page.exists()]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+WITH_PHOTO = re.compile(r"^```python photo\n(.*?)^```", re.MULTILINE | re.DOTALL)
+WITH_A_HUB = re.compile(r"^```python hub\n(.*?)^```", re.MULTILINE | re.DOTALL)
 COMMANDS = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if BLOCK.search(p.read_text())], ids=lambda page: page.name)
-def test_code_on_the_page_runs(page, tmp_path, monkeypatch):
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Where a reader stands: with images of their own."""
+    draw = np.random.default_rng(0)
+    for place in ("my/pictures/lobster", "my/pictures/tree", "my/photos/lobster", "my/photos/tree"):
+        (tmp_path / place).mkdir(parents=True)
+        for number in range(12):
+            pixels = draw.integers(0, 128, (32, 32, 3)) + (127 if "tree" in place else 0)
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / place / f"{number}.png")
+    Image.fromarray(draw.integers(0, 128, (32, 32, 3)).astype(np.uint8)).save(tmp_path / "new.jpg")
     monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def pages_with(kind):
+    return pytest.mark.parametrize("page", [p for p in PAGES if kind.search(p.read_text())], ids=lambda page: page.name)
+
+
+def run_blocks(kind, page):
     namespace = {}
-    for block in BLOCK.findall(page.read_text()):
+    for block in kind.findall(page.read_text()):
         exec(compile(block, page.name, "exec"), namespace)
     assert namespace
+
+
+@pages_with(BLOCK)
+def test_code_on_the_page_runs(page, folder):
+    run_blocks(BLOCK, page)
+
+
+@pages_with(WITH_PHOTO)
+def test_code_that_needs_photo_runs(page, folder):
+    try:
+        mp.load_backbone("photo")
+    except mp.UserError as error:
+        pytest.skip(str(error))
+    run_blocks(WITH_PHOTO, page)
+
+
+@pages_with(WITH_A_HUB)
+def test_code_that_needs_a_hub_says_what_is_missing(page, folder):
+    for block in WITH_A_HUB.findall(page.read_text()):
+        for line in block.splitlines():
+            with pytest.raises(mp.UserError, match=r"\. "):
+                exec(line, {"mp": mp})
+
+
+def test_no_code_is_left_out():
+    kinds = {kind for page in PAGES for kind in re.findall(r"^```python ?(\w*)", page.read_text(), re.MULTILINE)}
+    assert kinds == {"", "photo", "hub"}
 
 
 def commands_on(page):
