@@ -1,0 +1,95 @@
+"""What a prompt gives away: whether an image was among those that it was learned from.
+
+The attack of Yeom et al. (2018, "Privacy Risk in Machine Learning", section 3): the image with the lower loss is taken
+for one that was learned from. AUC over the training images and as many test images of each class; 50 % is a guess.
+
+    python scripts/measure_membership.py --json docs/results/membership.json
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+from sklearn.metrics import roc_auc_score
+
+import mmprompt as mp
+from markdown import table
+from mmprompt.classification.methods import make_method
+from mmprompt.data.splits import Dataset, Item
+
+METHODS = {
+    "zero-shot": {},
+    "coop": {"n_ctx": 4},
+    "coop, one context a class": {"n_ctx": 4, "class_specific": True},
+    "linear-probe": {},
+    "text-probe": {},
+    "tip-adapter": {},
+    "clip-lora": {"rank": 2},
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is attacked."""
+
+    json: Path | None = None
+    data: str = "openart-large"
+    backbone: str = "tiny"
+    root: Path | None = None
+    shots: tuple[int, ...] = (1, 4, 16)
+    seeds: tuple[int, ...] = (1, 2, 3)
+    methods: tuple[str, ...] = tuple(name for name in METHODS if name != "clip-lora")
+    """clip-lora runs the towers in every step: minutes a run."""
+
+
+def losses(classifier: mp.Classifier, items: Sequence[Item]) -> np.ndarray:
+    """The cross entropy of each image."""
+    table_of = classifier.predict_proba([item.path for item in items])
+    return -np.log(np.maximum(table_of[np.arange(len(items)), [item.label for item in items]], 1e-12))
+
+
+def strangers(data: Dataset) -> list[Item]:
+    """As many test images of each class as there are training images, the first of each."""
+    left = np.bincount([item.label for item in data.train], minlength=len(data.class_names))
+    chosen = []
+    for item in data.test:
+        if left[item.label]:
+            chosen.append(item)
+            left[item.label] -= 1
+    return chosen
+
+
+def attack(name: str, backbone: object, data: Dataset, seed: int) -> dict[str, float]:
+    """Learn, and tell the images apart by their loss."""
+    method = make_method(name.split(",")[0], METHODS[name])
+    classifier = mp.fit(method, backbone, data, seed=seed, progress=False).predictor
+    others = strangers(data)
+    found = [losses(classifier, items) for items in (data.train, others)]
+    is_member = [1] * len(found[0]) + [0] * len(found[1])
+    auc = float(roc_auc_score(is_member, -np.concatenate(found)))
+    return {"auc": auc, "accuracy": mp.evaluate(classifier, data).accuracy}
+
+
+def main() -> None:
+    settings = tyro.cli(Settings, description=__doc__)
+    backbone = mp.load_backbone(settings.backbone)
+    rows = []
+    for name in settings.methods:
+        for shots in settings.shots:
+            sets = [mp.load_dataset(settings.data, settings.root, shots=shots, seed=seed) for seed in settings.seeds]
+            each = [attack(name, backbone, data, seed) for data, seed in zip(sets, settings.seeds, strict=True)]
+            means = {key: float(np.mean([one[key] for one in each])) for key in ("auc", "accuracy")}
+            rows.append({"method": name, "shots": shots, **means, "std": float(np.std([one["auc"] for one in each]))})
+            print(rows[-1], flush=True)
+    if settings.json is not None:
+        settings.json.write_text(json.dumps({"data": settings.data, "rows": rows}, indent=1) + "\n")
+    header = ["AUC in %", *(f"{shots} shots" for shots in settings.shots)]
+    of = {(row["method"], row["shots"]): f"{100 * row['auc']:.1f} ± {100 * row['std']:.1f}" for row in rows}
+    print(table(header, [[name, *(of[name, shots] for shots in settings.shots)] for name in settings.methods]))
+
+
+if __name__ == "__main__":
+    main()
