@@ -167,7 +167,7 @@ def place_of_data(folder: Path, training: Mapping[str, Any]) -> dict[str, Any]:
     place = read_run(folder).get("call", {}).get("pictures", {}) if (folder / RUN).is_file() else {}
     place = place or {"data": training.get("data", {}).get("name")}
     if not place.get("data"):
-        raise UserError(f"{folder} does not say what it learned from. Give its data.")
+        raise UserError(f"{folder} does not say what it learned from. Give `data=PATH`.")
     return dict(place)
 
 

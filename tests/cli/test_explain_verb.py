@@ -66,7 +66,7 @@ def test_what_cannot_be_is_refused_in_one_line(case: str, run_folder: Path, caps
 def test_a_run_of_python_without_its_data_says_what_to_give(run_folder: Path, tmp_path: Path, capsys: Capture) -> None:
     mp.save(mp.load(run_folder), tmp_path / "bare")
     assert main(["explain", str(tmp_path / "bare")]) == 2
-    assert "does not say what it learned from. Give --data." in capsys.readouterr().err
+    assert "does not say what it learned from. Give --data PATH." in capsys.readouterr().err
 
 
 def test_inspect_shows_everything_and_strip_keeps_what_prediction_needs(
