@@ -20,7 +20,7 @@ from tests import small_models
 
 pytest_plugins = [
     f"tests.fixtures.{name}"
-    for name in ("coloured_pictures", "plain_pictures", "cli_run", "written_run", "served_prompts")
+    for name in ("coloured_pictures", "plain_pictures", "cli_run", "written_run", "served_prompts", "browsers")
 ]
 
 progress.PATIENCE_S = float("inf")  # how busy the machine is must not be in what a command says

@@ -1,33 +1,14 @@
 """The documentation site: it builds without a warning, has every page, and asks nobody for anything."""
 
-import functools
-import http.server
-import shutil
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
 
+from tests.fixtures.browsers import CHROMIUM
+
 ROOT = Path(__file__).parents[1]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-@pytest.fixture
-def serve_folder():
-    """A function that serves a folder on this machine alone until the test ends, and returns its address."""
-    servers = []
-
-    def serve(folder):
-        handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
-        servers.append(http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler))
-        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
-        return f"http://127.0.0.1:{servers[-1].server_port}"
-
-    yield serve
-    for server in servers:
-        server.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from mmprompt.errors import UserError, bad_value
 from mmprompt.models.sites import Insert, Site, Vectors, vectors_of
 from mmprompt.reports.explanation import Asked, Picture, Section
 from mmprompt.reports.explanation_figures import draw_maps
-from mmprompt.reports.sections import words_section, worth_section
+from mmprompt.reports.sections import evenly, words_section, worth_section
 from mmprompt.reports.tables import counted
 from mmprompt.training.run_files import place_of_data
 
@@ -72,11 +72,6 @@ def sections_of(captioner: Captioner, data: CaptionData, asked: Asked) -> tuple[
         look.in_words() if asked.to_words else None,
     ]
     return headline, [section for section in sections if section is not None]
-
-
-def evenly(items: Sequence[CaptionItem], most: int) -> list[CaptionItem]:
-    """Return at most so many items, evenly taken."""
-    return list(items[:: -(-len(items) // most)])
 
 
 class _Look:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from mmprompt.core.header import HEADER, TENSORS, header_hash, read_header
-from mmprompt.files import make_folder, sha256_bytes, tensor_bytes, write_bytes, write_json
+from mmprompt.core.header import HEADER, TENSORS, read_header, write_header
+from mmprompt.files import make_folder, sha256_bytes, tensor_bytes, write_bytes
 from mmprompt.terminal.output import JSON_HELP, Output, check_folder, shorten
 from mmprompt.terminal.parser import parse
 
@@ -108,4 +108,4 @@ def strip(header: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Path
     kept = {**header, "training": {}, "tensors_sha256": sha256_bytes(data)}
     folder = make_folder(folder)
     write_bytes(folder / TENSORS, data)
-    write_json(folder / HEADER, kept | {"header_sha256": header_hash(kept)})
+    write_header(folder, kept)

@@ -16,12 +16,12 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from mmprompt.core.header import FACTS, FORMAT, HEADER, RESTORE, TENSORS, header_hash, read_header
+from mmprompt.core.header import FACTS, FORMAT, HEADER, RESTORE, TENSORS, read_header, write_header
 from mmprompt.core.heads import HEADS, Head
 from mmprompt.core.learned import Given, Learned, Prompt, Source, Template
 from mmprompt.core.sources import SOURCES
 from mmprompt.errors import UserError, bad_file
-from mmprompt.files import make_folder, read_bytes, read_tensors, sha256_bytes, tensor_bytes, write_bytes, write_json
+from mmprompt.files import make_folder, read_bytes, read_tensors, sha256_bytes, tensor_bytes, write_bytes
 from mmprompt.models.sites import Site, Vectors
 from mmprompt.settings import checked, validate
 from mmprompt.version import __version__
@@ -91,7 +91,7 @@ def save(predictor: Predictor, folder: Path | str, training: Mapping[str, Any] |
     validate(FACTS[predictor.kind], header, "what is to be saved", is_whole=False)
     folder = make_folder(Path(folder))
     write_bytes(folder / TENSORS, data)
-    write_json(folder / HEADER, header | {"header_sha256": header_hash(header)})
+    write_header(folder, header)
 
 
 def describe(predictor: Predictor, tensors: dict[str, Tensor]) -> dict[str, Any]:

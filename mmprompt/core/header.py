@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from annotated_types import MinLen
 
 from mmprompt.errors import UserError, bad_file
-from mmprompt.files import read_json, sha256_bytes
+from mmprompt.files import read_json, sha256_bytes, write_json
 from mmprompt.settings import validate
 from mmprompt.version import __version__
 
@@ -191,6 +191,11 @@ def public_name(name: str) -> str:
     prefix, colon, place = name.rpartition(":")
     is_path = place.startswith(("/", "~", ".")) or Path(place).expanduser().exists()
     return f"{prefix}{colon}{Path(place).name}" if is_path else name
+
+
+def write_header(folder: Path, header: Mapping[str, Any]) -> None:
+    """Write a header with its hash, last of the files of a prompt; the other half of `read_header`."""
+    write_json(folder / HEADER, {**header, "header_sha256": header_hash(header)})
 
 
 def header_hash(header: Mapping[str, Any]) -> str:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from mmprompt.core.file import load, save
-from mmprompt.core.header import HEADER, TENSORS, header_hash, public_name, read_header
+from mmprompt.core.header import HEADER, TENSORS, public_name, read_header, write_header
 from mmprompt.errors import UserError, bad_file, bad_value
-from mmprompt.files import make_folder, new_folder, read_bytes, read_json, write_bytes, write_json
+from mmprompt.files import make_folder, new_folder, read_bytes, read_json, write_bytes
 from mmprompt.settings import checked
 from mmprompt.version import __version__
 
@@ -158,7 +158,7 @@ def _copy_public(folder: Path, header: Mapping[str, Any], target: Path) -> None:
     public["training"] = _without_paths(header["training"])
     public["backbone"] = header["backbone"] | {"name": public_name(header["backbone"]["name"])}
     write_bytes(target / TENSORS, read_bytes(folder / TENSORS, 2**31))
-    write_json(target / HEADER, public | {"header_sha256": header_hash(public)})
+    write_header(target, public)
 
 
 def _without_paths(value: Any) -> Any:

@@ -29,6 +29,7 @@ from mmprompt.reports.explanation import Asked, Section
 from mmprompt.reports.sections import (
     calibration_section,
     changes_section,
+    evenly,
     kept_of,
     next_section,
     words_section,
@@ -67,7 +68,7 @@ def sections_of(prompted: LanguagePredictor, data: TextData, asked: Asked) -> tu
     held_out = data.rows(asked.split)
     if not held_out:
         raise UserError(f"the {asked.split} part of {data.name} is empty. Choose another `split`.")
-    rows = held_out[:: -(-len(held_out) // MOST_ROWS)]
+    rows = evenly(held_out, MOST_ROWS)
     seen = f"of {counted(len(rows), 'row')} held out"
     nats = prompt_effect_kl(prompted, rows[:LOOKED_AT]) if prompted.prompt.sites else 0.0
     sections = [

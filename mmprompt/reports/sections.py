@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,6 +20,12 @@ N_NEXT = 5
 """Classes that are asked for."""
 N_WORDS = 200
 """Real words that vectors are held against."""
+T = TypeVar("T")
+
+
+def evenly(items: Sequence[T], most: int) -> list[T]:
+    """Return at most so many of some items, one or more, evenly taken."""
+    return list(items[:: -(-len(items) // most)])
 
 
 def words_section(

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -14,21 +11,14 @@ from PIL import Image
 
 import mmprompt as mp
 from mmprompt.files import cache_folder
+from tests.fixtures.browsers import CHROMIUM
 
 PAGE = Path(__file__).parents[2] / "examples" / "browser" / "index.html"
 MODULES = cache_folder() / "browser" / "node_modules"
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-
-
-class Quiet(SimpleHTTPRequestHandler):
-    extensions_map = SimpleHTTPRequestHandler.extensions_map | {".mjs": "text/javascript", ".wasm": "application/wasm"}
-
-    def log_message(self, *_):
-        pass
 
 
 @pytest.fixture
-def site(tmp_path, tiny_clip_backbone):
+def site(tmp_path, tiny_clip_backbone, serve_folder):
     """The page with a classifier beside it, served on this machine alone: its address and the classifier."""
     if not (MODULES / "onnxruntime-web").is_dir():
         pytest.skip(f"no onnxruntime-web: npm install --prefix {MODULES.parent} onnxruntime-web")
@@ -38,11 +28,7 @@ def site(tmp_path, tiny_clip_backbone):
     shutil.copy(PAGE, tmp_path)
     (tmp_path / "node_modules").symlink_to(MODULES)
     mp.export(classifier, "onnx", tmp_path / "onnx")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/index.html", classifier
-    server.shutdown()
-    server.server_close()
+    return f"{serve_folder(tmp_path)}/index.html", classifier
 
 
 def test_the_page_gives_the_same_probabilities_and_asks_nobody_else(site, tmp_path):

@@ -6,7 +6,6 @@ No rule of axe is left out. To look at what the test saw, name a folder in `MMPR
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import zipfile
 from collections.abc import Iterator
@@ -18,7 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+from tests.fixtures.browsers import CHROMIUM
+
 pytest.importorskip("gradio", reason="the studio needs gradio")
 sync_api = pytest.importorskip("playwright.sync_api", reason="a browser is driven by playwright")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="accessibility is checked by axe")
