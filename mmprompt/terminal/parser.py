@@ -43,6 +43,9 @@ CONFIG_HELP = (
 RUN_KEYS = "format kind backbone data class_names method recipe seed device dtype versions notices call".split()
 """What a run.json holds."""
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+BLANK = "\0"
+NOTHING = re.compile(r"\(default:((?:[\s│]|\x1b\[[0-9;]*m)*)(None\)|False\)|\))")
+OR_NONE = re.compile(r"\{None\}\|((?:\x1b\[[0-9;]*m)*)(\S+)")
 SETTING = re.compile(r"`([a-z]\w*)(?:=([^`]*))?`")
 QUOTES = "\"'"
 OTHER_NAMES = {"model": "backbone", "dataset": "data", "datasets": "data", "learning_rate": "lr", "mode": "method"}
@@ -77,9 +80,9 @@ def parse(
     if _collected is not None:
         _collected.append(tyro.extras.get_parser(form, prog=prog, description=description, config=style, **chosen))
         raise SystemExit(0)
-    held_back = io.StringIO()
+    held_back, shown = io.StringIO(), _Shown()
     try:
-        with contextlib.redirect_stderr(held_back):
+        with contextlib.redirect_stderr(held_back), contextlib.redirect_stdout(shown):
             read = tyro.cli(form, args=list(arguments), prog=prog, description=description, config=style, **chosen)
         _refuse_endless(getattr(read, place))
         return getattr(read, place)
@@ -87,8 +90,26 @@ def parse(
         refusal = refusal_behind(end) or refusal_in(held_back.getvalue(), prog)
         if refusal is not None:
             raise refusal from None
+        sys.stdout.write(without_nothing(shown.getvalue()))
         sys.stderr.write(held_back.getvalue())
         raise
+
+
+class _Shown(io.StringIO):
+    """What tyro shows, in the colours and frames of the stream that it is held back from."""
+
+    encoding = property(lambda self: getattr(sys.__stdout__, "encoding", None))
+
+    def isatty(self) -> bool:
+        """Return whether a person looks at the stream."""
+        return sys.__stdout__ is not None and sys.__stdout__.isatty()
+
+
+def without_nothing(text: str) -> str:
+    """Blank out in a help text that an option is not given by default, which goes without saying."""
+    text = NOTHING.sub(lambda found: BLANK * 9 + found[1] + BLANK * len(found[2]), text)
+    lines = [line for line in text.splitlines(True) if BLANK not in line or COLOUR.sub("", line).strip(f"│ {BLANK}\n")]
+    return OR_NONE.sub(r"\1\2       ", "".join(lines).replace(BLANK, " "))
 
 
 def parser_of(run: Callable[[Sequence[str], str], None], prog: str) -> argparse.ArgumentParser:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -54,7 +55,15 @@ def test_every_verb_is_there() -> None:
 @pytest.mark.parametrize("name", VERBS)
 def test_every_verb_explains_itself(name: str, capsys: Capture) -> None:
     assert main([*name.split(), "--help"]) == 0
-    assert f"usage: mmprompt {name}" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"usage: mmprompt {name}" in shown
+    assert not re.search(r"default:[\s│]*(None|False)?\)|\{None\}|\0", shown)
+
+
+def test_help_says_a_default_where_there_is_one(capsys: Capture) -> None:
+    main(["train", "--method", "coop", "--help"])
+    shown = " ".join(line.strip("│ ") for line in capsys.readouterr().out.splitlines())
+    assert re.search(r"--n-ctx INT +Number of context vectors.*?\(default: +4\) +--ctx-init STR +Words", shown)
 
 
 @pytest.mark.parametrize(
