@@ -1,17 +1,20 @@
 """The one template language: from a text to its parts. Nothing in a template is ever evaluated.
 
-`{name}` is a field, `{name:cut}` one that may be shortened to fit, `{name:cut=64}` one of at most 64 tokens. `{soft}`
+`{name}` is a field, `{name:cut}` one that may be shortened to fit, `{name:cut=64}` one of at most 64 tokens;
+`{name:CHANGE}` and `{name:cut:CHANGE}` read it changed by one of `CHANGES`, such as `{name:rstrip=".!"}`. `{soft}`
 stands for all vectors of the method, `{soft*4}` for four more, `{soft*4:tone}` for four with a name and `{soft:tone}`
 for the same ones again, `{soft:"It was"}` for as many as these words have tokens. `{bos}` is where the text begins,
-with the start tokens of the tokenizer; where it is not written they stand before everything else. `{answer}` comes
-last. `{{` and `}}` are braces. A template that begins with `[[system]]`, `[[user]]` or `[[assistant]]` is a chat; each
-such mark at the start of a line begins a message, and the last message is the assistant's, with `{answer}`.
+with the start tokens of the tokenizer; where it is not written they stand before everything else. `{answer}` is where
+the answer stands, once or in several places. `{{` and `}}` are braces. A template that begins with `[[system]]`,
+`[[user]]` or `[[assistant]]` is a chat; each such mark at the start of a line begins a message, and the last message is
+the assistant's, with `{answer}`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+import string
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from mmprompt.errors import UserError, unknown_name
@@ -21,9 +24,16 @@ MAX_VECTORS = 1024
 MAX_TOKENS = 10**6
 """Most tokens of one `:cut=N`."""
 ROLES = ("system", "user", "assistant")
+CHANGES: dict[str, Callable[[str, str], str]] = {
+    "strip": lambda text, letters: text.strip(letters or string.punctuation),
+    "rstrip": lambda text, letters: text.rstrip(letters or string.punctuation),
+    "but-last": lambda text, _: text[:-1],
+    "first-lower": lambda text, _: text[:1].lower() + text[1:],
+}
+"""What may be done to a field's text, by name; of the first two the letters are those given, or ASCII punctuation."""
 
 _MARK = re.compile(r"^[ \t]*\[\[(\w+)\]\]", re.MULTILINE)
-_FIELD = re.compile(r"(\w[\w -]*)(:cut(?:=([0-9]+))?)?")
+_FIELD = re.compile(r'(\w[\w -]*)(:cut(?:=([0-9]+))?)?(?::([a-z]+(?:-[a-z]+)?)(?:="([^"]+)")?)?')
 _SOFT = re.compile(r'soft(?:\*([0-9]+)|:"([^"]*)")?(?::(\w[\w-]*))?')
 _BRACE_OR_QUOTE = re.compile(r'["{}]')
 
@@ -36,11 +46,30 @@ class Field:
         name: its name.
         is_cut: whether it may be shortened.
         most: most tokens of it, None for no limit of its own.
+        change: one of `CHANGES`, "" for none.
+        letters: what `change` takes away.
     """
 
     name: str
     is_cut: bool = False
     most: int | None = None
+    change: str = ""
+    letters: str = ""
+
+    @property
+    def text(self) -> str:
+        """As it is written."""
+        cut = "" if not self.is_cut else ":cut" if self.most is None else f":cut={self.most}"
+        letters = f'="{self.letters}"' if self.letters else ""
+        return f"{{{self.name}{cut}{':' if self.change else ''}{self.change}{letters}}}"
+
+    def read(self, text: str) -> str:
+        """Give what is read of a row's text."""
+        return CHANGES[self.change](text, self.letters) if self.change else text
+
+
+ANSWER = Field("answer")
+"""Where the answer stands once more, behind its first place."""
 
 
 @dataclass(frozen=True)
@@ -89,10 +118,12 @@ class Message:
     Args:
         role: `"system"`, `"user"` or `"assistant"`; None where there is no chat.
         parts: literal text, fields and soft vectors; those before `{answer}` where it stands here.
+        behind: those behind it, `ANSWER` among them where it stands again.
     """
 
     role: str | None
     parts: tuple[Part, ...]
+    behind: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -117,13 +148,18 @@ def parse(text: str) -> tuple[tuple[Message, ...], tuple[Group, ...]]:
     messages: list[Message] = []
     for role, found in scanned:
         tags = [part.body if isinstance(part, _Tag) else None for part in found]
-        found = found[: tags.index("answer")] if "answer" in tags else found
-        parts = [part if isinstance(part, str) else _part(text, part, group_at) for part in found]
+        n_before = tags.index("answer") if "answer" in tags else len(found)
+        parts, behind = (
+            [part if isinstance(part, str) else _part(text, part, group_at) for part in some]
+            for some in (found[:n_before], found[n_before + 1 :])
+        )
         if role and parts and isinstance(parts[0], str):  # a message has no blanks around it
             parts[0] = parts[0].lstrip()
         if role and parts and isinstance(parts[-1], str) and len(messages) < len(scanned) - 1:  # but before the answer
             parts[-1] = parts[-1].rstrip()
-        messages.append(Message(role, tuple(part for part in parts if part != "")))
+        if behind and isinstance(behind[-1], str):  # what ends a text is not read
+            behind[-1] = behind[-1].rstrip()
+        messages.append(Message(role, *(tuple(part for part in some if part != "") for some in (parts, behind))))
     return tuple(messages), tuple(groups)
 
 
@@ -207,23 +243,16 @@ def _close(text: str, start: int, end: int) -> int:
 
 
 def _check_answer(text: str, messages: list[list[str | _Tag]]) -> None:
-    """Refuse a template without exactly one `{answer}`, at the end of its last message."""
-    tags = [part for parts in messages for part in parts if isinstance(part, _Tag)]
-    answers = [tag for tag in tags if tag.body == "answer"]
+    """Refuse a template without an `{answer}`, and one whose answer stands in an earlier message than the last."""
+    answers = [part for parts in messages for part in parts if isinstance(part, _Tag) and part.body == "answer"]
     if not answers:
-        raise _bad(text, len(text.rstrip()), "there is no {answer}, but a template ends with it", "Add {answer}.")
-    if len(answers) > 1:
-        raise _bad(text, answers[1].at, "{answer} stands a second time", "Keep the last one only.")
+        raise _bad(text, len(text.rstrip()), "there is no {answer}, but a template has one", "Add {answer}.")
     if answers[0] not in messages[-1]:
         raise _bad(text, answers[0].at, "{answer} stands in an earlier message", "Move it to the end of the last one.")
-    for part in messages[-1][messages[-1].index(answers[0]) + 1 :]:
-        if isinstance(part, _Tag) or part.strip():
-            at = part.at if isinstance(part, _Tag) else answers[0].at + len("{answer}")
-            raise _bad(text, at, "something follows {answer}, but it comes last", "Move it before {answer}.")
 
 
 def _check_bos(text: str, messages: list[tuple[str | None, list[str | _Tag]]]) -> None:
-    """Refuse a second `{bos}`, and one in a chat."""
+    """Refuse a second `{bos}`, one in a chat and one behind the answer."""
     found = [
         (role, part) for role, parts in messages for part in parts if isinstance(part, _Tag) and part.body == "bos"
     ]
@@ -232,20 +261,31 @@ def _check_bos(text: str, messages: list[tuple[str | None, list[str | _Tag]]]) -
         raise _bad(text, found[0][1].at, problem, "Leave it out.")
     if len(found) > 1:
         raise _bad(text, found[1][1].at, "{bos} stands a second time, but a text begins once", "Keep the first only.")
+    tags = [part for part in messages[-1][1] if isinstance(part, _Tag)]
+    bodies = [tag.body for tag in tags]
+    if found and found[0][1] in tags[bodies.index("answer") :]:
+        raise _bad(text, found[0][1].at, "{bos} stands behind {answer}, but a text begins with it", "Move it there.")
 
 
 def _part(text: str, tag: _Tag, group_at: Mapping[int, int]) -> Part:
-    """A field, soft vectors or the beginning."""
+    """A field, soft vectors, the beginning, or the answer once more."""
     if tag.body == "bos":
         return Bos()
+    if tag.body == "answer":
+        return ANSWER
     if tag.at in group_at:
         return Soft(group_at[tag.at])
     match = _FIELD.fullmatch(tag.body)
     if match is None or match[1] == "answer" or match[1] != match[1].strip():
         problem = f"{{{tag.body[:40]}}} is no field"
         raise _bad(text, tag.at, problem, "Write {name}, {name:cut} or {name:cut=64}, or {{ for a brace.")
+    change, letters = match[4] or "", match[5] or ""
+    if change and change not in CHANGES:
+        raise _bad(text, tag.at, unknown_name("change of a field", change, ("cut", *CHANGES)))
+    if letters and "strip" not in change:
+        raise _bad(text, tag.at, f"{change} takes no letters", f"Write {{{match[1]}:{change}}}.")
     most = None if match[3] is None else _count(text, tag, match[3], "the number after cut=", MAX_TOKENS)
-    return Field(match[1], match[2] is not None, most)
+    return Field(match[1], match[2] is not None, most, change, letters)
 
 
 def _count(text: str, tag: _Tag, digits: str, what: str, most: int) -> int:

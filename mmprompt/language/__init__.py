@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from mmprompt.language.knowledge import calibrate_words
     from mmprompt.language.measure import compare_language, measure_language
     from mmprompt.language.meta import meta_init
-    from mmprompt.language.methods import METHODS, DeepPrompts, MultitaskPrompt, PromptInit
+    from mmprompt.language.methods import METHODS, DeepPrompts, MultitaskPrompt, PromptInit, SoftVerbalizer
     from mmprompt.language.peft import load_peft, save_peft
     from mmprompt.language.pool import PromptPool
     from mmprompt.language.predictor import generate_texts, stream_text

@@ -176,8 +176,7 @@ def _loss_and_accuracy(
     """Measure without one of the vectors, or with all."""
     n_soft, labels = prompted.bound.n_soft, prompted.label_words
     slots = () if left_out is None or left_out >= n_soft else (-1 - left_out,)
-    answers = [prompted.answers if labels else prompted.bound.answers((row.answer or "",)) for row in rows]
-    questions = [prompted.question(row.fields, some) for row, some in zip(rows, answers, strict=True)]
+    questions = [prompted.asked(row.fields, None if labels else (row.answer or "",)) for row in rows]
     scores = []
     for start, end, inserts in parts_by_task(prompted, rows):
         shortened = [_without(question, slots) for question in questions[start:end]]
@@ -188,7 +187,7 @@ def _loss_and_accuracy(
             scores.append(prompted.model.predict(kept, shortened).answer_log_probs().cpu())
     logits = torch.cat(scores)
     if not labels:
-        return -logits.sum().item() / sum(len(some[0]) for some in answers), None
+        return -logits.sum().item() / sum(len(question.answers[0]) for question in questions), None
     wanted = torch.tensor([labels.labels.index(str(row.label)) for row in rows])
     return F.cross_entropy(logits, wanted).item(), (logits.argmax(1) == wanted).float().mean().item()
 
@@ -206,7 +205,8 @@ def _shorter_prefix(inserts: Mapping[Site, Insert], place: int) -> dict[Site, In
 
 
 def _without(question: Question, slots: Collection[int]) -> Question:
-    return Question(tuple(slot for slot in question.slots if slot not in slots), question.answers)
+    kept = [tuple(slot for slot in some if slot not in slots) for some in (question.slots, *question.answers)]
+    return Question(kept[0], tuple(kept[1:]))
 
 
 @torch.no_grad()

@@ -36,6 +36,8 @@ def calibrate_words(
     Raises:
         UserError: there are no rows, or the prompt generates text.
     """
+    if prompted.label_rows is not None:
+        raise UserError("words are calibrated, but a soft verbalizer has learned rows in their place. Use it as it is.")
     if not rows:
         raise UserError("words are calibrated with texts, but there are none. Give some rows.")
     verbalizer, total = prompted.verbalizer, None

@@ -309,6 +309,8 @@ def _label_probabilities(
     prompted: LanguagePredictor, rows: Sequence[TextRow], is_calibrated: bool, progress: Progress
 ) -> np.ndarray:
     """Return [N, C] probabilities of the labels, perhaps without what is answered to texts that say nothing."""
+    if is_calibrated and prompted.label_rows is not None:
+        raise UserError("calibration is for words of labels, but this prompt has learned rows instead. Leave it out.")
     parts = []
     for start in range(0, len(rows), ROWS_AT_ONCE):
         some = rows[start : start + ROWS_AT_ONCE]
@@ -318,7 +320,7 @@ def _label_probabilities(
     tasks = [row.task if prompted.tasks else "" for row in rows]
     fields = prompted.template.fields
     for task in dict.fromkeys(tasks if is_calibrated else ()):
-        empty = [prompted.question(dict.fromkeys(fields, text), prompted.answers) for text in CONTENT_FREE]
+        empty = [prompted.asked(dict.fromkeys(fields, text)) for text in CONTENT_FREE]
         predicted = prompted.model.predict(prompted.inserts(task), empty)  # among all tokens, not the labels' alone
         masses = prompted.verbalizer.label_masses(predicted.answer_log_probs(), predicted.lengths)
         is_its = torch.tensor([name == task for name in tasks], device=log_probs.device)

@@ -124,6 +124,32 @@ class MultitaskPrompt(PromptTuning):
         return Prompt(start.template, source).to(backbone.device)
 
 
+@dataclass(frozen=True)
+class SoftVerbalizer(DecoderMethod):
+    """A learned row of the output layer for each label in place of its words (Hambardzumyan et al. 2021, "WARP");
+    prompt-tuning+soft-verbalizer learns both.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("language",)
+    group: ClassVar[str] = "heads"
+    recipe: ClassVar[Recipe] = replace(RECIPE, lr=0.01)
+
+    def prompt(self, backbone: Any, start: Start) -> Prompt:
+        """Make rows that start from the mean of the output rows of each label's first word.
+
+        Raises:
+            UserError: the data has no labels, or the model's output layer is not at hand.
+        """
+        from mmprompt.core.learned import Prompt
+        from mmprompt.language.sources import LabelRows
+
+        assert start.label_rows is not None, "a language model's task gives rows to start from"
+        rows = start.label_rows()
+        ratio = 1.0 if start.lr is None else self.recipe.lr / start.lr
+        head = LabelRows(*rows.shape).start_from(rows.cpu(), ratio)
+        return Prompt(start.template, head=head).to(backbone.device)
+
+
 def vectors_to_start_from(start: Start, n_vectors: int) -> tuple[Tensor, Tensor]:
     """Give the embeddings [P, D] that a decoder's task offers to start from, and their unit."""
     assert start.vectors is not None, "a decoder's task gives vectors to start from"
@@ -139,6 +165,7 @@ METHODS: dict[str, type[DecoderMethod]] = {
     "lora": LoRA,
     "adapter": Adapter,
     "full-tuning": FullTuning,
+    "soft-verbalizer": SoftVerbalizer,
     "hard": HardPrompt,
 }
 

@@ -333,8 +333,9 @@ def save_peft(
     sites, tasks = prompted.prompt.sites, prompted.tasks
     if task is not None and task not in tasks:
         raise unknown_name("task", task, tasks)
-    if not sites:
-        raise UserError("a prompt in words alone has no vectors, but PEFT's files are of vectors. Use save.")
+    if not sites or prompted.label_rows is not None:
+        what = "a soft verbalizer has output rows" if sites else "a prompt in words alone has no vectors"
+        raise UserError(f"{what}, but PEFT's files are of vectors. Use save.")
     holds: tuple[int, ...] = ()
     compiled: dict[str, Tensor] = {}
     is_part = kind == "lora" and not all(site.part for site in sites)

@@ -164,7 +164,7 @@ class PromptPool:
         for start in range(0, len(rows), BATCH):
             mixed = self._mixed_vectors(weights[start : start + BATCH])
             vectors = {site: Vectors(values, "sample") for site, values in mixed.items()}
-            questions = [first.question(row.fields, first.answers) for row in rows[start : start + BATCH]]
+            questions = [first.asked(row.fields) for row in rows[start : start + BATCH]]
             parts.append(first.label_scores(vectors, questions))
         return torch.cat(parts).log_softmax(-1)
 

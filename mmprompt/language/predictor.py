@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 import mmprompt.display as display
-import mmprompt.language.sources  # noqa: F401 - which a prompt file may name
 from mmprompt.core.file import load as load_predictor
 from mmprompt.core.file import model_of, read_prompt, refuse_other_backbone
 from mmprompt.core.header import RESTORE, read_header
 from mmprompt.core.learned import Given, Inserts, Prompt
 from mmprompt.errors import UserError, bad_file, bad_value
 from mmprompt.language.data import TextRow
+from mmprompt.language.sources import LabelRows
 from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import Verbalizer
 from mmprompt.models.decoder.generation import Job, generate, job_of
@@ -95,11 +95,19 @@ class LanguagePredictor:
                     f"the template has {self.bound.n_soft} soft slots, but the prompt has "
                     f"{vectors[LM_INPUT].n_vectors} vectors. Use the template that the prompt was learned in."
                 )
+        if label_words is None and (self.bound.behind or self.bound.n_answers > 1):
+            raise UserError(
+                "this template goes on behind {answer}, where words of labels are compared, but there are no labels. "
+                "End it with {answer} to have a text written."
+            )
         self.answers = self.bound.answers(() if label_words is None else label_words.flat)
-        if label_words is not None:
+        self.label_rows = label_rows_of(self)
+        if self.label_rows is not None:
+            self.answers = ((*self.bound.masks, model.end_id),)  # the last of which any label stands for
+        elif label_words is not None:
             label_words.check_distinct(self.answers)
         self.words: Tensor | None = None  # [W] answers that are all of one token: no other logits are needed
-        if self.answers and all(len(answer) == 1 for answer in self.answers):
+        if self.answers and not self.bound.behind and all(len(answer) == 1 for answer in self.answers):
             self.words = torch.tensor([answer[0] for answer in self.answers], device=model.device)
         self.compiled: dict[str, tuple[tuple[int, ...], KVCache]] = {}  # of each task what was last read of the prompt
 
@@ -135,8 +143,8 @@ class LanguagePredictor:
 
     @property
     def changes_weights(self) -> bool:
-        """Whether something was learned beside, behind or in place of the model's own layers."""
-        return any(site.part for site in self.prompt.sites)
+        """Whether something was learned beside, behind or in place of the model's own layers, its output among them."""
+        return any(site.part for site in self.prompt.sites) or self.label_rows is not None
 
     def header(self) -> dict[str, Any]:
         """Give what the prompt file keeps of a language model beside its prompt; see `core.file.Predictor`."""
@@ -214,15 +222,23 @@ class LanguagePredictor:
         return vectors[Site("lm.kv", 0)].n_vectors if Site("lm.kv", 0) in vectors else 0
 
     def question(self, fields: Mapping[str, str], answers: Sequence[tuple[int, ...]]) -> Question:
-        """Lay out a row as it is read, with the tokens of some answers."""
+        """Lay out a row up to its answer, with the tokens of some answers."""
         n_answer = max(map(len, answers))
         return Question(self.bound.encode(fields, self.model.budget - self.n_prefix, n_answer), tuple(answers))
 
+    def asked(self, fields: Mapping[str, str], words: Sequence[str] | None = None) -> Question:
+        """Lay out a row with some words as answers, by default those of the labels, and what stands behind them."""
+        if self.bound.behind:
+            given = self.verbalizer.flat if words is None else words
+            return Question(*self.bound.ask(fields, self.model.budget - self.n_prefix, given))
+        return self.question(fields, self.answers if words is None else self.bound.answers(words))
+
     @torch.no_grad()
     def answer_log_probs(self, rows: Sequence[TextRow], answers: Sequence[Sequence[str]]) -> list[Tensor]:
-        """Return the log-probabilities of given answers to each of N rows: sums over their tokens, without an end."""
-        pairs = zip(rows, answers, strict=True)
-        questions = [self.question(row.fields, self.bound.answers(some)) for row, some in pairs]
+        """Return the log-probabilities of given answers to each of N rows: sums over their tokens and those of what
+        stands behind them, without an end.
+        """
+        questions = [self.asked(row.fields, some) for row, some in zip(rows, answers, strict=True)]
         found: list[Tensor] = []
         for start, end, inserts in parts_by_task(self, rows):
             scores = self.model.predict(inserts, questions[start:end]).answer_log_probs()
@@ -233,7 +249,7 @@ class LanguagePredictor:
     def label_log_probs(self, rows: Sequence[TextRow]) -> Tensor:
         """Return [N, C] log-probabilities of the labels, which sum to 1 over the labels."""
         parts = [torch.zeros(0, len(self.verbalizer.labels), device=self.model.device)]
-        questions = [self.question(row.fields, self.answers) for row in rows]
+        questions = [self.asked(row.fields) for row in rows]
         for start, end, inserts in parts_by_task(self, rows):
             parts.append(self.label_scores(inserts, questions[start:end]))
         return torch.cat(parts).log_softmax(-1)
@@ -241,7 +257,12 @@ class LanguagePredictor:
     def label_scores(
         self, inserts: Mapping[Site, Insert], questions: Sequence[Question], is_recomputed: bool = False
     ) -> Tensor:
-        """Return [N, C] log-probabilities of the labels, for questions whose answers are the words of the labels."""
+        """Return [N, C] log-probabilities of the labels, for questions that `asked` lays out."""
+        if self.label_rows is not None:
+            rows = self.label_rows.rows
+            predicted = self.model.predict(inserts, questions, is_recomputed=is_recomputed, rows=rows)
+            logits = predicted.logits[predicted.at.reshape(len(questions), -1)[:, -1]]
+            return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
         predicted = self.model.predict(inserts, questions, self.words, is_recomputed)
         return self.verbalizer.label_scores(predicted.answer_log_probs(), predicted.lengths)
 
@@ -255,6 +276,29 @@ class LanguagePredictor:
         if self.label_words is None:
             raise UserError("this prompt generates text and has no labels to tell apart. Use generate.")
         return self.label_words
+
+
+def label_rows_of(prompted: LanguagePredictor) -> LabelRows | None:
+    """Return the learned output rows of a prompt's labels, None where it compares words.
+
+    Raises:
+        UserError: they are not of this model and these labels, or what stands behind an answer in words is to be read.
+    """
+    head, words = prompted.prompt.head, prompted.label_words
+    if head is None:
+        return None
+    width = prompted.model.lm.get_output_embeddings().weight.shape[1]
+    n_labels = 0 if words is None else len(words.labels)
+    if not isinstance(head, LabelRows) or head.values.shape != (n_labels, width):
+        found = f"a head of kind {getattr(head, 'kind', '?')!r}"
+        expected = f"output rows of {n_labels} labels, {width} wide"
+        raise UserError(f"the prompt has {found}, but {expected}, were expected. Train it on {prompted.model.name}.")
+    if prompted.bound.behind or prompted.bound.n_answers > 1:
+        raise UserError(
+            "the template goes on behind {answer}, where words of labels are read, but a soft verbalizer has none. "
+            "End it with {answer}."
+        )
+    return head
 
 
 def label_predictions(labels: Sequence[str], log_probs: Tensor) -> list[LabelPrediction]:
@@ -306,17 +350,18 @@ def _classify_alike(each: Sequence[LanguagePredictor], rows: Sequence[TextRow]) 
     first, *others = each
     if all(other is first for other in others):
         return first.classify(rows)
-    questions = [one.question(row.fields, one.answers) for one, row in zip(each, rows, strict=True)]
+    questions = [one.asked(row.fields) for one, row in zip(each, rows, strict=True)]
     vectors = {
         site: Vectors(torch.stack([one.vectors()[site].values for one in each]), "sample") for site in first.vectors()
     }
     each_words = [one.words for one in each if one.words is not None]
     words = torch.cat(each_words).unique() if len(each_words) == len(each) else None
     predicted = first.model.predict(vectors, questions, words)
-    log_probs = predicted.answer_log_probs().split([len(one.answers) for one in each])
+    sizes = [len(one.answers) for one in each]
+    pairs = zip(predicted.answer_log_probs().split(sizes), torch.tensor(predicted.lengths).split(sizes), strict=True)
     found = []
-    for one, scores in zip(each, log_probs, strict=True):
-        of_labels = one.verbalizer.label_scores(scores, [len(answer) for answer in one.answers])
+    for one, (scores, lengths) in zip(each, pairs, strict=True):
+        of_labels = one.verbalizer.label_scores(scores, lengths.tolist())
         found += label_predictions(one.verbalizer.labels, of_labels)
     return found
 
@@ -401,6 +446,8 @@ def jobs_of(each: Sequence[LanguagePredictor], rows: Sequence[TextRow], n_answer
     jobs: dict[int, Job] = {}
     for (_, task), places in groups.items():
         one = each[places[0]]
+        if one.bound.behind:
+            raise UserError("this template goes on behind {answer}, so labels are predicted and no text is written.")
         vectors = one.vectors(task)
         room = one.model.budget - one.n_prefix
         texts = [one.bound.encode(rows[place].fields, room, n_answer) for place in places]

@@ -1,4 +1,4 @@
-"""Sources for a language model alone: encoded vectors, those of several tasks, networks behind blocks.
+"""Sources for a language model alone: encoded vectors, those of several tasks, networks behind blocks; and its head.
 
 What is learned is in units of the model's own numbers, and starts where it is told to: an encoder's last layer is zero
 at first, so that a prompt of words is a prompt of words before the first step.
@@ -10,9 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmprompt.core.learned import LM_INPUT, Given, Inserts, Source
+from mmprompt.core.heads import HEADS, Head
+from mmprompt.core.learned import LM_INPUT, Given, Inserts, Source, rms
 from mmprompt.core.sources import SOURCES, zero_linear
 from mmprompt.errors import unknown_name
 from mmprompt.models.sites import Bottleneck, Site, Vectors
@@ -134,4 +136,43 @@ class Bottlenecks(Source):
         return {site: Bottleneck(*(part * self.unit for part in own)) for site, *own in parts}
 
 
+class LabelRows(Head):
+    """A row of the output layer for each label, in place of those of words (Hambardzumyan et al. 2021, "WARP", section
+    3.1).
+
+    Args:
+        n_labels: C.
+        width: D of the states that the output layer reads.
+    """
+
+    kind = "label-rows"
+    unit: Tensor
+
+    def __init__(self, n_labels: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("unit", torch.ones(()))
+        self.values = nn.Parameter(torch.zeros(n_labels, width))
+
+    @torch.no_grad()
+    def start_from(self, rows: Tensor, ratio: float) -> LabelRows:
+        """Start from rows [C, D], learned in units of their size times `ratio`."""
+        self.unit.copy_(rms(rows.float()) * ratio)
+        self.values.copy_(rows.float() / self.unit)
+        return self
+
+    def settings(self) -> dict[str, Any]:
+        """See `Head`."""
+        return {"n_labels": self.values.shape[0], "width": self.values.shape[1]}
+
+    @property
+    def rows(self) -> Tensor:
+        """The rows [C, D] in the model's own size."""
+        return self.values * self.unit
+
+    def forward(self, image_features: Tensor, class_features: Tensor) -> Tensor:
+        """Compute logits [B, C] of states [B, D] that stand where image features do; a language model takes `rows`."""
+        return F.linear(image_features, self.rows.to(image_features.dtype))
+
+
 SOURCES |= {"multitask": MultitaskVectors, "bottlenecks": Bottlenecks}
+HEADS[LabelRows.kind] = LabelRows

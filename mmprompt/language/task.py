@@ -24,6 +24,7 @@ from mmprompt.language.templates.template import BoundTemplate, Template
 from mmprompt.language.templates.verbalizer import Verbalizer
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
+from mmprompt.models.decoder.packing import Question
 from mmprompt.models.decoder.whole_rows import WholeRowReader
 from mmprompt.models.sites import Insert, Site
 from mmprompt.settings import check, check_settings
@@ -63,10 +64,7 @@ class LanguageProblem:
         self.noticed: list[str] = []  # said when it was seen
         if is_recomputed:
             prompted.model.check_recomputed()
-        is_choice = objective == "choices"
-        self.questions = [
-            prompted.question(row.fields, prompted.answers if is_choice else answers_of(row, prompted)) for row in rows
-        ]
+        self.questions = [question_of(row, prompted, objective) for row in rows]
 
     def step(self, indices: list[int], epoch: int) -> StepResult:
         """Compute the mean loss of rows: cross entropy in nats a token of the answers, or a row over the labels."""
@@ -113,13 +111,20 @@ def said_of_cuts(prompted: LanguagePredictor, data: TextData) -> list[str]:
     return [one for one in said if one]
 
 
-def answers_of(row: TextRow, prompted: LanguagePredictor) -> tuple[tuple[int, ...], ...]:
-    """Return the tokens of a row's answer, with an end where it is to be generated; of its label the first word's."""
+def question_of(row: TextRow, prompted: LanguagePredictor, objective: Objective) -> Question:
+    """Lay out a row with the words of all labels (choices), or with its answer, of a label the first word."""
+    if objective == "choices":
+        return prompted.asked(row.fields)
     if row.answer is not None:
-        (answer,) = prompted.bound.answers([row.answer])
-        return ((*answer, prompted.model.end_id),)
+        return prompted.question(row.fields, answers_of(row, prompted))
     assert row.label is not None, "data files hold one or the other"
-    return prompted.bound.answers([prompted.verbalizer.words[row.label][0]])
+    return prompted.asked(row.fields, [prompted.verbalizer.words[row.label][0]])
+
+
+def answers_of(row: TextRow, prompted: LanguagePredictor) -> tuple[tuple[int, ...]]:
+    """Return the tokens of a row's answer, with the end that is to be generated."""
+    (answer,) = prompted.bound.answers([row.answer or ""])
+    return ((*answer, prompted.model.end_id),)
 
 
 @dataclass
@@ -189,6 +194,7 @@ class LanguageTask:
             tasks=tuple(dict.fromkeys(row.task for row in self.data.train if row.task)),
             vectors=lambda n: (values(n), torch.tensor(model.embedding_rms, device=model.device)),
             keys_values=None if model.kv_shape is None else keys_values,
+            label_rows=lambda: label_rows(model, bound, verbalizer),
             lr=leading(method).recipe.lr,
         )
         with torch.random.fork_rng(devices=[]):
@@ -209,9 +215,8 @@ class LanguageTask:
         data, objective = self.data, self.objective_of(predictor)
         problem = LanguageProblem(predictor, predictor.prompt, data.train, data.val, objective, self.is_recomputed)
         for row in data.test:  # what is held out must fit too, with its answer
-            answers = predictor.answers if row.answer is None else answers_of(row, predictor)
             try:
-                predictor.question(row.fields, answers)
+                question_of(row, predictor, "choices" if row.answer is None else "answer")
             except UserError as error:
                 begin = " ".join(row.fields.values())[:40]
                 raise UserError(f"the test row that begins with {begin!r} cannot be read: {error}") from None
@@ -274,6 +279,15 @@ class LanguageTask:
         from mmprompt.language.measure import evaluate
 
         return evaluate(predictor, items)
+
+
+def label_rows(model: FrozenLanguageModel, bound: BoundTemplate, verbalizer: Verbalizer | None) -> Tensor:
+    """Return for each label the mean [C, D] of the output rows of its first word's tokens."""
+    if verbalizer is None:
+        raise UserError("a soft verbalizer tells labels apart, but these rows have answers. Use another method.")
+    first_words = bound.answers(words[0] for words in verbalizer.words.values())
+    tokens = ([token for token in ids if token not in bound.masks] for ids in first_words)
+    return torch.stack([model.output_rows(ids).mean(0) for ids in tokens])
 
 
 def with_unit(pair: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

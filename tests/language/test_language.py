@@ -25,6 +25,7 @@ from mmprompt.language.methods import (
     PromptInit,
     PromptTuning,
     PTuning,
+    SoftVerbalizer,
 )
 from mmprompt.language.predictor import LanguagePredictor, generate_texts, load_prompted
 from mmprompt.language.task import LanguageProblem, epochs_of
@@ -47,6 +48,8 @@ METHODS: dict[str, DecoderMethod] = {
     "flat-prefix": PrefixTuning(3, reparametrise=False),
     "deep-prompts": DeepPrompts(3),
     "multitask": MultitaskPrompt(4, rank=2),
+    "soft-verbalizer": SoftVerbalizer(),
+    "both": PromptTuning(4) + SoftVerbalizer(),
 }
 ANIMALS, THINGS = ("cat", "dog", "bird", "fish"), ("car", "tree", "house", "flower")
 

@@ -261,7 +261,9 @@ def test_every_method_says_how_many_vectors_it_asks_for() -> None:
 
     found = {}
     for name, kind in METHODS.items():
-        given = Start(torch.Generator(), Template.parse("{answer}"), keys_values=keys_values)
+        given = Start(
+            torch.Generator(), Template.parse("{answer}"), keys_values=keys_values, label_rows=lambda: WORDS[None]
+        )
         n_asked.clear()
         if not kind().n_vectors:
             kind().prompt(model_of("llama"), given)
@@ -276,6 +278,7 @@ def test_every_method_says_how_many_vectors_it_asks_for() -> None:
         "adapter": (0, 0),
         "full-tuning": (0, 0),
         "hard": (0, 0),
+        "soft-verbalizer": (0, 0),
     }
     assert all(kind.recipe.optimizer == "adamw" for kind in METHODS.values())
     assert asdict(HardPrompt()) == {"words": ""}

@@ -31,7 +31,7 @@ DATA_HELP = (
     "Rows of text: a JSONL, CSV, TSV or Parquet file, a folder of some (train.csv, test.csv, or one that `datasets` "
     "wrote), or `somebody`, which is in the package; see docs/language.md."
 )
-TEMPLATE_HELP = "What stands around a row: {soft}, {text}, {text:cut} and {answer}, last; see docs/language.md."
+TEMPLATE_HELP = "What stands around a row: {soft}, {text}, {text:cut} and {answer}; see docs/language.md."
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class Loading:
     device_map: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """For a model larger than one device: auto, balanced or sequential, as accelerate spreads it."""
     dtype: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
-    """What the model computes in: auto (that of the prompt, else float32), bfloat16, float16, float32 or float64."""
+    """What the model computes in: auto (that of the prompt, else float32), fast (bfloat16 where the device is faster in
+    it, else float32), bfloat16, float16, float32 or float64."""
     trust_remote_code: bool = False
     """Run the code that a model brings along; read it first."""
 
@@ -125,7 +126,7 @@ def read_verbalizer(given: Sequence[str], labels: Sequence[str]) -> Verbalizer |
 
 def say_of_words(output: Output, prompted: LanguagePredictor) -> None:
     """Say which words of the labels are several tokens, and what follows from that."""
-    if prompted.label_words is None:
+    if prompted.label_words is None or prompted.label_rows is not None:
         return
     notes = prompted.verbalizer.describe(prompted.answers, prompted.model.tokenizer)
     for note in notes[:MOST_NOTES]:

@@ -18,7 +18,7 @@ from mmprompt.errors import UserError
 from mmprompt.language.data import TextRow
 from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.search.words import TokenIds, Words, place_words
-from mmprompt.language.task import Objective, answers_of
+from mmprompt.language.task import Objective, question_of
 from mmprompt.models.decoder.encoder_decoder import EncoderDecoderReader
 from mmprompt.models.decoder.kv_cache import KVCache
 from mmprompt.models.decoder.model import FrozenLanguageModel, Predicted, columns_of, shared_start
@@ -76,14 +76,15 @@ class WordObjective:
         self.words = Words(prompted.bound, self.model.start_ids)
         self._labels: Tensor | None = None
         self._columns: Tensor | None = None
+        if any(segment.slots for segment in prompted.bound.behind):
+            raise UserError("words are searched before the answer, but {soft} stands behind it. Move it forward.")
+        self.questions = [question_of(row, prompted, objective) for row in rows]
         if objective == "choices":
             labels = prompted.verbalizer.labels
             self._labels = torch.tensor([labels.index(row.label) for row in rows], device=self.model.device)
             self._columns = prompted.words
-            self.questions = [prompted.question(row.fields, prompted.answers) for row in rows]
             self.counts = torch.ones(len(rows), dtype=torch.float64)
         else:
-            self.questions = [prompted.question(row.fields, answers_of(row, prompted)) for row in rows]
             counts = [len(question.answers[0]) for question in self.questions]
             self.counts = torch.tensor(counts, dtype=torch.float64)
 

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from mmprompt.core.template import Bos, Field, Part, Soft
 from mmprompt.errors import UserError
-from mmprompt.language.templates.template import ANCHOR, BoundTemplate, Template
+from mmprompt.language.templates.template import BoundTemplate, Template
+from mmprompt.language.templates.tokens import ANCHOR
 
 TokenIds = tuple[int, ...]
 N_TRIES = 64
@@ -52,7 +53,7 @@ class Words:
         for message in self.bound.template.messages:
             mark = "" if message.role is None else f"[[{message.role}]] "
             written.append(mark + _written(message.parts, texts))
-        return Template.parse("\n".join(written) + "{answer}")
+        return Template.parse("\n".join(written) + "{answer}" + _written(self.bound.template.behind, texts))
 
     def first_misread(
         self, ids: TokenIds, row: Mapping[str, str], slots: Sequence[int], room: int, answers: Mapping[str, TokenIds]
@@ -102,8 +103,7 @@ def _written(parts: Sequence[Part], texts: Sequence[str]) -> str:
         elif isinstance(part, Bos):
             written += "{bos}"
         elif isinstance(part, Field):
-            cut = "" if not part.is_cut else ":cut" if part.most is None else f":cut={part.most}"
-            written += f"{{{part.name}{cut}}}"
+            written += part.text
         else:
             written += _escaped(part)
     return written

@@ -1,7 +1,7 @@
 """Templates of OpenPrompt (Ding et al. 2022), a text line each, as templates of ours. What they hold is never run.
 
-A decoder reads from left to right, so what stands behind the mask has no say in what is predicted there: words are left
-away, which is noted, and a field there is refused. So are several masks, and code that does more than append a text.
+What stands behind the mask and several masks stay where they are. Of the code in them, a handful of expressions is
+known by its form, those of OpenPrompt's own templates, and becomes what ours may do to a field; all other is refused.
 """
 
 from __future__ import annotations
@@ -18,7 +18,17 @@ from mmprompt.files import read_bytes
 
 MAX_BYTES = 2**20
 _PIECE = re.compile(r" *(?:\{((?:[^{}\"']|\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*')*)\}|([^{]+))")
-KEYS = ("placeholder", "meta", "soft", "mask", "text", "shortenable", "post_processing", "duplicate", "same", "soft_id")
+PLACES = ("placeholder", "meta", "soft", "mask", "text", "special")
+KEYS = (*PLACES, "shortenable", "post_processing", "duplicate", "same", "soft_id")
+CODE = {
+    "x": "",
+    "x[:-1]": ":but-last",
+    "x[:1].lower() + x[1:]": ":first-lower",
+    "x[0].lower() + x[1:]": ":first-lower",
+    "x.strip(string.punctuation)": ":strip",
+    "x.rstrip(string.punctuation)": ":rstrip",
+}
+"""What a `post_processing` may compute of its text x, and what a field of ours says for it; see `_changed` for more."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +36,7 @@ class Converted:
     """A line of a file: what it says, and the template that it becomes or the reason why it becomes none.
 
     Args:
-        notes: what of the line is left away.
+        notes: what the data must bring, for rows of ours hold texts alone.
     """
 
     line: int
@@ -56,18 +66,17 @@ def read_openprompt(path: str | Path) -> list[Converted]:
 
 
 def convert_openprompt(line: str) -> tuple[str, tuple[str, ...]]:
-    """Turn a template of OpenPrompt into one of ours, and note what is left away.
+    """Turn a template of OpenPrompt into one of ours, with notes; see `Converted`.
 
     A placeholder becomes a field that may be cut, unless it says `shortenable: False`; `meta` one that may not; `soft`
-    becomes vectors, with their words, number (`duplicate`) and shared ones (`soft_id`).
+    becomes vectors, with their words, number (`duplicate`) and shared ones (`soft_id`); each mask an `{answer}`.
 
     Raises:
-        UserError: it has no mask or several, a field stands behind it, it holds code that does more than append a text,
-            or is no such template.
+        UserError: it has no mask, names a special token, holds code that is not known, or is no such template.
     """
     written: list[str] = []
-    behind: list[str] = []
-    n_masks, at = 0, 0
+    notes: list[str] = []
+    at = 0
     shared: dict[str, str] = {}
     while at < len(line.rstrip(" ")):
         match = _PIECE.match(line, at)
@@ -76,21 +85,10 @@ def convert_openprompt(line: str) -> tuple[str, tuple[str, ...]]:
         blank = " " if match[0].startswith(" ") or (at and line[at - 1] == " ") else ""
         at = match.end()
         said = {"text": match[2].rstrip(" ")} if match[1] is None else _read(match[1])
-        if "mask" in said:
-            n_masks += 1
-            piece = "{answer}"
-        else:
-            piece = _piece(said, shared)
-        if n_masks and "mask" not in said:
-            if "placeholder" in said or "meta" in said:
-                raise _refusal(f"{piece} stands behind the mask, where a decoder does not read it before it answers")
-            behind.append(blank + piece)
-        else:
-            written.append(blank + piece)
-    if n_masks != 1:
-        raise _refusal(f"it has {n_masks} masks, but one was expected")
-    note = (f"left away behind the answer: {''.join(behind)!r}",) if "".join(behind).strip() else ()
-    return "".join(written), note
+        written.append(blank + _piece(said, shared, notes))
+    if not any(piece.strip() == "{answer}" for piece in written):
+        raise _refusal("it has no mask")
+    return "".join(written), tuple(notes)
 
 
 def _read(body: str) -> dict[str, Any]:
@@ -115,17 +113,28 @@ def _read(body: str) -> dict[str, Any]:
     return said
 
 
-def _piece(said: Mapping[str, Any], shared: dict[str, str]) -> str:
-    """Write a text, a field or vectors as our templates do."""
-    if "soft" in said:
+def _piece(said: Mapping[str, Any], shared: dict[str, str], notes: list[str]) -> str:
+    """Write a text, a field, vectors or the answer as our templates do."""
+    kind = next((key for key in PLACES if key in said), None)
+    if kind not in ("placeholder", "meta") and said.get("post_processing") is not None:
+        raise _refusal(f"{kind} has a post_processing, but a field alone is changed")
+    if kind == "mask":
+        return "{answer}"
+    if kind == "soft":
         return _soft(said, shared)
-    if "text" in said:
-        return str(said["text"]).replace("{", "{{").replace("}", "}}")
-    kind = next((key for key in ("placeholder", "meta") if key in said), None)
+    if kind == "text":
+        return _escaped(str(said["text"]))
+    if kind == "special":
+        raise _refusal(f"{said['special']!r} stands for a token that each model has of its own; write yours")
     if kind is None:
         raise _refusal(f"{sorted(map(str, said))} name no place")
-    is_cut = said.get("shortenable", kind == "placeholder")
-    return f"{{{said[kind]}{':cut' if is_cut else ''}}}{_appended(said.get('post_processing'))}"
+    cut = ":cut" if said.get("shortenable", kind == "placeholder") else ""
+    change, behind = "", ""
+    if said.get("post_processing") is not None:
+        change, behind, joined_by = _changed(said["post_processing"])
+        if joined_by is not None:
+            notes.append(f"{said[kind]} is a list there; give a text of its parts, with {joined_by!r} between them")
+    return f"{{{said[kind]}{cut}{change}}}{behind}"
 
 
 def _soft(said: Mapping[str, Any], shared: dict[str, str]) -> str:
@@ -143,26 +152,41 @@ def _soft(said: Mapping[str, Any], shared: dict[str, str]) -> str:
     return f'{{soft:"{words}"{name}}}' if words else f"{{soft*{n_vectors}{name}}}"
 
 
-def _appended(code: Any) -> str:
-    """Return the text that a `post_processing` appends to its field; "" without one."""
-    if code is None:
-        return ""
+def _changed(code: Any) -> tuple[str, str, str | None]:
+    """Say what a `post_processing` makes of its field: the change, the text it appends, what it joins a list by."""
     if isinstance(code, str):
         try:
             code = ast.parse(code, mode="eval").body
-        except SyntaxError:
-            code = ast.Constant(None)
-    body = code.body if isinstance(code, ast.Lambda) else None
-    if (
-        isinstance(body, ast.BinOp)
-        and isinstance(body.op, ast.Add)
-        and isinstance(body.left, ast.Name)
-        and isinstance(body.right, ast.Constant)
-        and isinstance(body.right.value, str)
-        and [argument.arg for argument in code.args.args] == [body.left.id]
-    ):
-        return body.right.value.replace("{", "{{").replace("}", "}}")
-    raise _refusal(f"its post_processing is code, {ast.unparse(code)[:60]}, and only appending a text is known")
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            code = ast.Constant(code)
+    refusal = _refusal(f"its post_processing is code that is not known, {ast.unparse(code)[:60]}")
+    names = [node for node in ast.walk(code.body) if isinstance(node, ast.Name)] if isinstance(code, ast.Lambda) else []
+    if isinstance(code, ast.Lambda) and len(code.args.args) == 1:
+        (argument,) = code.args.args
+        if {node.id for node in names} - {"string"} != {argument.arg}:
+            raise refusal
+        for node in names:
+            node.id = "x" if node.id == argument.arg else node.id
+        match code.body:
+            case ast.BinOp(body, ast.Add(), ast.Constant(str(behind))) if (change := _change(body)) is not None:
+                return change, _escaped(behind), None
+            case ast.Call(ast.Attribute(ast.Constant(str(between)), "join"), [ast.Name("x")], []):
+                return "", "", between
+            case body if (change := _change(body)) is not None:
+                return change, "", None
+    raise refusal
+
+
+def _change(body: ast.expr) -> str | None:
+    """Write a known change of x as a field of ours says it, None of any other code."""
+    match body:
+        case ast.Call(ast.Attribute(ast.Name("x"), "strip" | "rstrip" as name), [ast.Constant(str(letters))], []):
+            return f':{name}="{letters}"' if letters and '"' not in letters else None
+    return CODE.get(ast.unparse(body))
+
+
+def _escaped(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")
 
 
 def _refusal(problem: str) -> UserError:

@@ -68,13 +68,14 @@ class JinjaTemplate:
     metrics: tuple[str, ...] = ()
     languages: tuple[str, ...] = ()
 
-    def apply(self, row: Mapping[str, Any], truncate: bool = True) -> Prompted | None:
+    def apply(self, row: Mapping[str, Any], truncate: bool = True, lenient: bool = True) -> Prompted | None:
         """Put a row into the template.
 
         Args:
             row: values by name: texts, numbers, true, false, None, lists and mappings.
             truncate: cut every value that the template writes to `CUT` characters, at a word, as PromptSource does, by
                 a filter behind each expression, which counts for the last operand of one without brackets.
+            lenient: read a value that the row lacks as empty, as PromptSource does; else it is refused by its name.
         Returns:
             input and target, without blanks around them; None where the template leaves one of them empty, as it does
             with rows that it is not for.
@@ -93,7 +94,7 @@ class JinjaTemplate:
             if len(source) > MAX_SOURCE:
                 raise self._refusal(f"it has {len(source)} characters, the limit is {MAX_SOURCE}")
         try:
-            request = json.dumps({"jinja": jinja, "choices": self.answer_choices, "row": dict(row)})
+            request = json.dumps({"jinja": jinja, "choices": self.answer_choices, "row": dict(row), "lenient": lenient})
         except (TypeError, ValueError) as error:
             raise UserError(
                 f"a row holds what is no plain value: {error}. Give texts, numbers, lists and mappings."
@@ -108,13 +109,16 @@ class JinjaTemplate:
             return None
         return Prompted(parts[0], parts[1], tuple(reply["choices"] or ()))
 
-    def to_texts(self, data: TextData, labels: Sequence[str] | None = None, truncate: bool = True) -> TextData:
+    def to_texts(
+        self, data: TextData, labels: Sequence[str] | None = None, truncate: bool = True, lenient: bool = True
+    ) -> TextData:
         """Put all rows into the template: the field `input`, and a label where all rows have the same choices.
 
         Args:
             data: rows of text; a template reads their fields, `label` as a number, and `answer`.
             labels: in the order in which the template counts them; by default the numbers that they are, or sorted.
             truncate: as in `apply`.
+            lenient: as in `apply`.
         Returns:
             the rows that the template is for, with `TEMPLATE` around them; the notes say how many there are.
         Raises:
@@ -133,7 +137,7 @@ class JinjaTemplate:
 
         prompted: dict[str, list[Prompted | None]] = {}
         for split in SPLITS:
-            prompted[split] = [self.apply(values(row), truncate) for row in data.rows(split)]
+            prompted[split] = [self.apply(values(row), truncate, lenient) for row in data.rows(split)]
         used = [item for items in prompted.values() for item in items if item is not None]
         choices = used[0].choices if used and len({item.choices for item in used}) == 1 else ()
         is_choice = len(choices) > 1 and {item.target for item in used} <= set(choices)

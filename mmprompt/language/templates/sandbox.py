@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from jinja2 import StrictUndefined, Undefined, pass_context
+from jinja2 import StrictUndefined, Template, Undefined, pass_context
 from jinja2.sandbox import SandboxedEnvironment, SecurityError, safe_range
 from jinja2.utils import Namespace
 
@@ -39,8 +39,8 @@ DIVIDER = "\U000f0000|||\U000f0001"
 class Sandbox(SandboxedEnvironment):
     """jinja as PromptSource sets it up; a template may change the lists and mappings of its row, which are copies."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, undefined: type[Undefined]) -> None:
+        super().__init__(undefined=undefined)
         self.globals = {"range": safe_range, "dict": dict, "namespace": Namespace, "zip": zip}
         self.filters |= {"choice": choice, "most_frequent": most_frequent, "highlight": str}
 
@@ -62,25 +62,32 @@ def most_frequent(values: Iterable[Any]) -> list[Any] | None:
     return [value for value, count in counts if count == counts[0][1]] if counts else None
 
 
-compiled = lru_cache(maxsize=64)(Sandbox().from_string)
+SANDBOXES = {True: Sandbox(Undefined), False: Sandbox(StrictUndefined)}
+"""By whether a value that a row lacks is empty, or refused."""
 
 
-def parts_of(source: str, values: dict[str, Any]) -> list[str]:
+@lru_cache(maxsize=64)
+def compiled(source: str, is_lenient: bool) -> Template:
+    """Compile a template, once."""
+    return SANDBOXES[is_lenient].from_string(source)
+
+
+def parts_of(source: str, values: dict[str, Any], is_lenient: bool) -> list[str]:
     """Render a template with some values, and split the text at its dividers, without spaces around the parts.
 
     `choice` and `random` draw as the values say, so that a row always gives the same text.
     """
     random.seed(int.from_bytes(hashlib.sha256(json.dumps(values, sort_keys=True).encode()).digest()[:8]))
-    text = compiled(source.replace("|||", DIVIDER)).render(values)
+    text = compiled(source.replace("|||", DIVIDER), is_lenient).render(values)
     return [part.strip() for part in text.split(DIVIDER)]
 
 
-def answer(jinja: str, choices: str | None, row: dict[str, Any]) -> dict[str, Any]:
+def answer(jinja: str, choices: str | None, row: dict[str, Any], lenient: bool) -> dict[str, Any]:
     """Render a row: its parts and the choices of its answers, or `{"error": ...}`."""
     try:
         # each template has values of its own, for it may change them
-        listed = None if choices is None else parts_of(choices, copy.deepcopy(row))
-        parts = parts_of(jinja, row | {"answer_choices": listed and [*listed]})
+        listed = None if choices is None else parts_of(choices, copy.deepcopy(row), lenient)
+        parts = parts_of(jinja, row | {"answer_choices": listed and [*listed]}, lenient)
     except MemoryError:
         return {"error": f"it takes more than {MEMORY // 2**20} MB"}
     except Exception as error:  # whatever its expressions raise
@@ -92,7 +99,9 @@ def answer(jinja: str, choices: str | None, row: dict[str, Any]) -> dict[str, An
 
 def main() -> None:
     """Answer requests until there are no more."""
-    answer("{{ 'a' | wordwrap | pprint }}{{ 1 / 0 }}", None, {})  # so that all is imported before no file can be opened
+    answer(
+        "{{ 'a' | wordwrap | pprint }}{{ 1 / 0 }}", None, {}, True
+    )  # so that all is imported before no file can be opened
     if resource is not None:
         for name, limit in (("RLIMIT_AS", MEMORY), ("RLIMIT_FSIZE", 0), ("RLIMIT_NOFILE", 3)):
             with contextlib.suppress(ValueError, OSError):  # a lower limit was set before

@@ -5,6 +5,9 @@ Nothing is known here of a model, of what the vectors are, or of what an answer 
 
 Text between soft vectors is tokenised as one string, so that merges are the model's own. What a user's field holds is
 text and never a special token, however it is written; the special tokens of the template itself are tokens.
+
+What stands behind the answer is read with each word of the labels in its place: by a decoder as a part of what it is to
+find probable, the answer and all that follows; by an encoder beside the mask that stands for the answer.
 """
 
 from __future__ import annotations
@@ -12,18 +15,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
 from typing import Any
 
-from mmprompt.core.template import Bos, Field, Group, Message, Part, Soft, bare_soft, parse
+from mmprompt.core.template import ANSWER, Bos, Field, Group, Message, Part, Soft, bare_soft, parse
 from mmprompt.errors import UserError, bad_value
+from mmprompt.language.templates.tokens import Piece, Tokens
 from mmprompt.settings import checked
 
-ANCHOR = "a"
-"""A word that stands before a text that begins with a blank, so that the blank is read as one within a text."""
+DIVIDER = "|"
+"""Stands between the words of one label where the answer stands in several places; without it all are alike."""
+SENTINEL = "<extra_id_{}>"
+"""What T5 and its kin were trained to find in place of a text, and to begin it with."""
 
-Piece = tuple[str, bool]
-"""A text, and whether it comes from a row."""
+TokenRows = tuple[tuple[int, ...], ...]
 _FIRST_MARK = 0xF0000  # private characters, which stand for fields and vectors while a chat is laid out
 _LAST_MARK = 0xFFFFD
 _CHAT_DATE = "26 Jul 2024"
@@ -59,8 +63,13 @@ class Template:
     @property
     def fields(self) -> tuple[str, ...]:
         """The names of the fields, in order of first appearance."""
-        parts = (part for message in self.messages for part in message.parts)
-        return tuple(dict.fromkeys(part.name for part in parts if isinstance(part, Field)))
+        parts = (part for message in self.messages for part in (*message.parts, *message.behind))
+        return tuple(dict.fromkeys(part.name for part in parts if isinstance(part, Field) and part != ANSWER))
+
+    @property
+    def behind(self) -> tuple[Part, ...]:
+        """What stands behind the answer, `ANSWER` where it stands again."""
+        return self.messages[-1].behind
 
     @property
     def is_chat(self) -> bool:
@@ -80,13 +89,20 @@ class Template:
             start_ids: what every text begins with; left out where the template's own text begins so, and in a chat,
                 whose template says all. They stand where the template has `{bos}`, else before everything.
             is_answer_apart: whether answers are texts of their own, as those of a decoder behind an encoder; then the
-                blank before `{answer}` falls away.
+                blank before `{answer}` falls away, and where something stands behind it, a mask stands in its place.
         Raises:
-            UserError: the tokenizer has no chat template or it refuses these messages, or words of a soft slot give
-                no tokens.
+            UserError: the tokenizer has no chat template or it refuses these messages, words of a soft slot give no
+                tokens, a text is to stand behind the answer where there is no mask, or a vector where it is never read.
         """
         tokens = Tokens(tokenizer)
-        parts = self._chat(tokenizer) if self.is_chat else self.messages[0].parts
+        before = self._chat(tokenizer) if self.is_chat else self.messages[0].parts
+        parts, behind = (*before, ANSWER, *self.behind), self.behind
+        n_answers = parts.count(ANSWER)
+        masks: tuple[int, ...] = ()
+        if is_answer_apart and behind:
+            texts, masks = _masks(tokenizer, n_answers)
+            rest = iter(texts)
+            before, behind = tuple(next(rest) if part == ANSWER else part for part in parts), ()
         vectors: list[tuple[int, ...]] = []
         starts: list[int | None] = []
         n_vectors = 0
@@ -96,10 +112,16 @@ class Template:
             vectors.append(tuple(-1 - place for place in range(n_vectors, n_vectors + size)))
             starts += words or [None] * size
             n_vectors += size
-        segments, answer_blank = _segments(parts, vectors, tuple(start_ids))
+        segments, answer_blank = _segments(before, vectors, tuple(start_ids))
         start = () if self.is_chat or Bos() in parts else tuple(start_ids)
         answer_blank = "" if is_answer_apart else answer_blank
-        return BoundTemplate(self, tokens, start, tuple(starts), segments, answer_blank, is_answer_apart)
+        after = _segments(behind, vectors, ())[0] if behind else ()
+        if after and not after[-1].parts:
+            if after[-1].slots:
+                raise UserError("vectors stand behind all else in the template, where none is read. Move them forward.")
+            after = ()  # of vectors alone, of which there are none
+        settled = (segments, after, n_answers, masks, answer_blank, is_answer_apart)
+        return BoundTemplate(self, tokens, start, tuple(starts), *settled)
 
     def _chat(self, tokenizer: Any) -> tuple[Part, ...]:
         """Return the parts of a chat as its tokenizer's template lays them out; no field is seen by that template."""
@@ -138,6 +160,24 @@ class Template:
             )
         parts = [piece if place % 2 == 0 else held[place // 2] for place, piece in enumerate(pieces)]
         return (*parts, *last.parts)
+
+
+def _masks(tokenizer: Any, n: int) -> tuple[list[str], tuple[int, ...]]:
+    """Return what stands for each of n answers in a text that is read both ways, and what such an answer begins with.
+
+    Raises:
+        UserError: the tokenizer has neither sentinels nor a mask.
+    """
+    known = tokenizer.get_vocab()
+    sentinels = [SENTINEL.format(place) for place in range(n)]
+    if all(name in known for name in sentinels):
+        return sentinels, tuple(known[name] for name in sentinels)
+    if getattr(tokenizer, "mask_token", None):
+        return [tokenizer.mask_token] * n, ()
+    raise UserError(
+        "the template goes on behind {answer}, where an encoder reads a mask in its place, but this model's tokenizer "
+        "has none. End the template with {answer}."
+    )
 
 
 def _word_ids(tokens: Tokens, words: str, parts: Sequence[Part], group: int) -> list[int]:
@@ -201,6 +241,9 @@ class BoundTemplate:
     Args:
         soft_starts: of each of the P vectors the token that it starts from, None where none was given.
         segments: soft vectors or start tokens and the text after them.
+        behind: the same of what stands behind the answer, which the first of them goes on from; () where it ends.
+        n_answers: in how many places the answer stands.
+        masks: what an answer begins with in each of them, for models that were trained so.
         answer_blank: what an answer begins with.
         is_answer_apart: whether an answer is a text of its own.
     """
@@ -210,6 +253,9 @@ class BoundTemplate:
     start_ids: tuple[int, ...]
     soft_starts: tuple[int | None, ...]
     segments: tuple[_Segment, ...]
+    behind: tuple[_Segment, ...]
+    n_answers: int
+    masks: tuple[int, ...]
     answer_blank: str
     is_answer_apart: bool
 
@@ -220,9 +266,11 @@ class BoundTemplate:
 
     @property
     def opening(self) -> tuple[int, ...] | None:
-        """The slots that every text begins with, up to its last vector; () without vectors, None where a field stands
-        before one.
+        """The slots that every text begins with, up to its last vector; () without vectors, None where a field or the
+        answer stands before one.
         """
+        if any(segment.slots for segment in self.behind):
+            return None
         last = max((n for n, segment in enumerate(self.segments) if segment.slots and segment.slots[0] < 0), default=-1)
         before = self.segments[: max(0, last)]
         if any(isinstance(part, Field) for segment in before for part in segment.parts):
@@ -245,7 +293,47 @@ class BoundTemplate:
         Raises:
             UserError: a field is missing or no text, or the row does not fit.
         """
-        fields = [part for segment in self.segments for part in segment.parts if isinstance(part, Field)]
+        return self._fitted(row, room, n_answer)[0]
+
+    def ask(self, row: Mapping[str, str], room: int, words: Sequence[str]) -> tuple[tuple[int, ...], TokenRows]:
+        """Encode a row with each of some words as its answer.
+
+        Returns:
+            What `encode` gives, and for each word the tokens of the answer and of all that stands behind it, soft
+            vectors among them as in `encode`.
+        Raises:
+            UserError: as `encode`, or a word has no tokens.
+        """
+        n_answer, excess = max(map(len, self.answers(words))), 0
+        while True:
+            slots, texts = self._fitted(row, room - excess, n_answer)
+            answers = tuple(self._with_behind(self._parts_of(word), texts) for word in words)
+            n_over = len(slots) + max(map(len, answers)) - room
+            if n_over <= 0:
+                return slots, answers
+            excess += n_over  # a word and what stands behind it merge to other tokens than they are alone
+
+    def is_cut(self, row: Mapping[str, str], room: int, n_answer: int = 0) -> bool:
+        """Whether `encode` leaves out something of a row, with the same arguments."""
+        if not any(field.is_cut for field in self._fields) or any(
+            not isinstance(row.get(field.name), str) for field in self._fields
+        ):
+            return False  # all or nothing is read of it
+        texts = [field.read(row[field.name]) for field in self._fields]
+        if len(self._slots(texts)) + self._size_behind(texts) + n_answer > room:
+            return True
+        limits = [(field.most, text) for field, text in zip(self._fields, texts, strict=True) if field.most is not None]
+        return any(len(self.tokens.ends(text)) - 1 > most for most, text in limits)
+
+    @property
+    def _fields(self) -> list[Field]:
+        """The fields, place by place."""
+        parts = (part for segment in (*self.segments, *self.behind) for part in segment.parts)
+        return [part for part in parts if isinstance(part, Field) and part != ANSWER]
+
+    def _fitted(self, row: Mapping[str, str], room: int, n_answer: int) -> tuple[tuple[int, ...], list[str]]:
+        """Return the slots before the answer and what is read of each field, cut until all fits."""
+        fields = self._fields
         for name in (field.name for field in fields):
             if name not in row:
                 given = ", ".join(map(repr, row)) or "none"
@@ -255,73 +343,103 @@ class BoundTemplate:
                 )
             if not isinstance(row[name], str):
                 raise bad_value(f"field {name!r}", repr(row[name])[:40], "a text was expected", "Write it as a text.")
-        texts = [row[field.name] for field in fields]
+        texts = [field.read(row[field.name]) for field in fields]
         if n_answer >= room:
             raise UserError(
                 f"an answer takes {n_answer} tokens, but there is room for {room} with its text. "
                 "Shorten it, or allow fewer tokens."
             )
         slots = self._slots(texts)
-        if len(slots) + n_answer > room or any(field.most is not None for field in fields):
-            slots = self._fitted(fields, texts, room - n_answer)
+        n_slots = len(slots) + self._size_behind(texts) + n_answer
+        if n_slots > room or any(field.most is not None for field in fields):
+            texts = self._cut(fields, texts, room - n_answer)
+            slots = self._slots(texts)
         if not slots:
             raise UserError("the text before the answer has no tokens, but one at least is read. Add words to it.")
-        return slots
+        return slots, texts
 
-    def is_cut(self, row: Mapping[str, str], room: int, n_answer: int = 0) -> bool:
-        """Whether `encode` leaves out something of a row, with the same arguments."""
-        fields = [part for segment in self.segments for part in segment.parts if isinstance(part, Field)]
-        if not any(field.is_cut for field in fields) or any(
-            not isinstance(row.get(field.name), str) for field in fields
-        ):
-            return False  # all or nothing is read of it
-        if len(self._slots(row[field.name] for field in fields)) + n_answer > room:
-            return True
-        limits = {field.name: field.most for field in fields if field.most is not None}
-        return any(len(self.tokens.ends(row[name])) - 1 > most for name, most in limits.items())
-
-    def _fitted(self, fields: Sequence[Field], texts: Sequence[str], room: int) -> tuple[int, ...]:
-        """Return the slots with fields cut until they fit."""
+    def _cut(self, fields: Sequence[Field], texts: Sequence[str], room: int) -> list[str]:
         ends = [self.tokens.ends(text) if field.is_cut else [0] for field, text in zip(fields, texts, strict=True)]
         keep = [len(places) - 1 for places in ends]
         keep = [n if field.most is None else min(n, field.most) for field, n in zip(fields, keep, strict=True)]
         while True:
-            slots = self._slots(
+            cut = [
                 text if n >= len(places) - 1 else text[: places[n]].rstrip()
                 for text, places, n in zip(texts, ends, keep, strict=True)
-            )
-            if len(slots) <= room:
-                return slots
+            ]
+            size = len(self._slots(cut)) + self._size_behind(cut)
+            if size <= room:
+                return cut
             if not any(keep):
                 is_cut = any(field.is_cut for field in fields)
                 gone = " with all gone that may be cut" if is_cut else ""
                 advice = "Shorten the template or use fewer vectors."
                 raise UserError(
-                    f"the row takes {len(slots)} tokens{gone}, {self.n_soft} soft vectors included, but there is room "
-                    f"for {room} before the answer. "
+                    f"the row takes {size} tokens{gone}, {self.n_soft} soft vectors included, but there is room "
+                    f"for {room} beside the answer. "
                     + (advice if is_cut else "Mark a field with :cut, as in {text:cut}.")
                 )
-            keep = longest_first(keep, len(slots) - room)
+            keep = longest_first(keep, size - room)
 
-    def answers(self, words: Iterable[str]) -> tuple[tuple[int, ...], ...]:
+    def answers(self, words: Iterable[str]) -> TokenRows:
         """Return the tokens of answers as they stand after the template's text, without an end token.
 
-        Blanks before an answer do not count where the template ends with one.
+        Blanks before an answer do not count where the template ends with one. Where the answer stands in several
+        places, a word of as many parts divided by `|` has one for each, and any other word stands in all of them.
+
+        Raises:
+            UserError: a word has no tokens, or another number of parts.
         """
         return tuple(self._answer(word) for word in words)
 
     def _answer(self, word: str) -> tuple[int, ...]:
-        text = self.answer_blank + (word.lstrip(" ") if self.answer_blank or self.is_answer_apart else word)
-        last = self.segments[-1].parts[-1:]
-        if self.is_answer_apart:
-            ids = self.tokens.ids([(text, True)], False)
-        elif last and isinstance(last[0], str):
-            ids = self.tokens.after(last[0], text)
-        else:
-            ids = self.tokens.ids([(text, True)], True)
-        if not ids or not word.strip():
+        first, *others = self._parts_of(word)
+        ids = [*self.masks[:1], *self._following([(first, True)])]
+        for place, part in enumerate(others, start=1):
+            text = part if self.is_answer_apart else f" {part}"
+            ids += [*self.masks[place : place + 1], *self.tokens.ids([(text, True)], not self.is_answer_apart)]
+        if not ids:
             raise UserError(f"the answer {word!r} has no tokens, but one at least is needed. Write a word.")
         return tuple(ids)
+
+    def _parts_of(self, word: str) -> list[str]:
+        """Return the text in each place of the answer; with the first one go the blanks before it."""
+        parts = word.split(DIVIDER) if self.n_answers > 1 and DIVIDER in word else [word] * self.n_answers
+        if len(parts) != self.n_answers:
+            raise UserError(
+                f"the answer {word!r} has {len(parts)} parts, but the template has {self.n_answers} places for it. "
+                f"Write one for each, divided by {DIVIDER}, or a single one."
+            )
+        if not all(part.strip() for part in parts):
+            raise UserError(f"the answer {word!r} has no tokens, but one at least is needed. Write a word.")
+        first, *others = parts
+        first = first.lstrip(" ") if self.answer_blank or self.is_answer_apart else first
+        return [self.answer_blank + first, *(other.strip(" ") for other in others)]
+
+    def _following(self, pieces: Sequence[Piece]) -> list[int]:
+        """Return the tokens of what begins with an answer, in its first place."""
+        last = self.segments[-1].parts[-1:]
+        if last and isinstance(last[0], str) and not self.is_answer_apart:
+            return self.tokens.after(last[0], pieces)
+        return self.tokens.ids(pieces, not self.is_answer_apart)
+
+    def _with_behind(self, words: Sequence[str], texts: Sequence[str]) -> tuple[int, ...]:
+        """Return the tokens of words in the places of the answer and of all else from the first of them on."""
+        n_before = sum(isinstance(part, Field) for segment in self.segments for part in segment.parts)
+        first, *others = words
+        again, rest = iter(others), iter(texts[n_before:])
+        ids: list[int] = []
+        for number, segment in enumerate(self.behind):
+            pieces: list[Piece] = [] if number else [(first, True)]
+            for part in segment.parts:
+                text = part if isinstance(part, str) else next(again if part == ANSWER else rest)
+                pieces.append((text, not isinstance(part, str)))
+            ids += [*segment.slots, *self.tokens.ids(pieces, True)] if number else self._following(pieces)
+        return tuple(ids)
+
+    def _size_behind(self, texts: Sequence[str]) -> int:
+        """Count the slots of what stands behind the answer, without the answer."""
+        return len(self._with_behind([""] * self.n_answers, texts)) if self.behind else 0
 
     def _slots(self, texts: Iterable[str]) -> tuple[int, ...]:
         rest = iter(texts)
@@ -339,78 +457,3 @@ def longest_first(lengths: Sequence[int], excess: int) -> list[int]:
     for _ in range(min(excess, sum(kept))):
         kept[len(kept) - 1 - kept[::-1].index(max(kept))] -= 1  # of equals the last
     return kept
-
-
-class Tokens:
-    """A tokenizer of transformers, fast or slow, as templates use it; it adds nothing before or after a text."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
-        known = tokenizer.added_tokens_decoder
-        self._special = {i for i, token in known.items() if token.special} | set(tokenizer.all_special_ids)
-        names = {known[i].content if i in known else tokenizer.convert_ids_to_tokens(i) for i in self._special}
-        self._names = re.compile("|".join(re.escape(name) for name in sorted(names, key=len, reverse=True)) or r"(?!)")
-        self._anchor = self._call(ANCHOR, False)
-        self._own: dict[str, list[int]] = {}  # special tokens of a literal text
-
-    def ids(self, pieces: Sequence[Piece], follows: bool) -> list[int]:
-        """Return the tokens of literal texts and texts of a row as one string, which follows another or does not."""
-        ids = self._encode("".join(text for text, _ in pieces), follows, False)
-        if not any(is_field for _, is_field in pieces):
-            return ids
-        wanted = [i for text, is_field in pieces if not is_field for i in self._specials_of(text)]
-        return ids if self._only_special(ids) == wanted else self._guarded(pieces, follows)
-
-    def after(self, before: str, text: str) -> list[int]:
-        """Return the tokens of a text of the user's that follows a literal one in the same string."""
-        first = self.ids([(before, False)], True)
-        both = self.ids([(before, False), (text, True)], True)
-        return both[len(first) :] if both[: len(first)] == first else self.ids([(text, True)], True)
-
-    def ends(self, text: str) -> list[int]:
-        """List where a text may be cut: the numbers of characters that its first 0, 1, 2, ... tokens hold whole."""
-        if not self.tokenizer.is_fast:
-            ids = self._call(text, True)
-            held = [self.tokenizer.decode(ids[:n], clean_up_tokenization_spaces=False) for n in range(len(ids))]
-            # what a slow tokenizer decodes is as long as the text that it was made of, or nearly
-            return [*accumulate((min(len(part), len(text)) for part in held), max), len(text)]
-        spans = self.tokenizer(
-            text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
-        )["offset_mapping"]
-        # a token may hold a part of a character; then the character is not held whole
-        inner = [min(end, following) for (_, end), (following, _) in pairwise(spans)]
-        return [0, *accumulate(inner, max), len(text)] if spans else [len(text)]
-
-    def _call(self, text: str, is_split: bool) -> list[int]:
-        found = self.tokenizer(text, add_special_tokens=False, split_special_tokens=is_split, verbose=False)
-        return list(found["input_ids"])
-
-    def _encode(self, text: str, follows: bool, is_split: bool) -> list[int]:
-        if not text:
-            return []
-        if follows and text[0].isspace():
-            both = self._call(ANCHOR + text, is_split)
-            if both[: len(self._anchor)] == self._anchor:
-                return both[len(self._anchor) :]
-        return self._call(text, is_split)
-
-    def _only_special(self, ids: Sequence[int]) -> list[int]:
-        return [i for i in ids if i in self._special]
-
-    def _specials_of(self, literal: str) -> list[int]:
-        if literal not in self._own:
-            self._own[literal] = self._only_special(self._call(literal, False))
-        return self._own[literal]
-
-    def _guarded(self, pieces: Sequence[Piece], follows: bool) -> list[int]:
-        """Do the same where a field reads like a special token: only those of the literal texts are taken for one."""
-        ids: list[int] = []
-        run = ""
-        for text, is_field in pieces:
-            at = 0
-            for match in () if is_field else self._names.finditer(text):
-                ids += self._encode(run + text[at : match.start()], follows and not ids, True)
-                ids.append(self.tokenizer.convert_tokens_to_ids(match[0]))
-                run, at = "", match.end()
-            run += text[at:]
-        return ids + self._encode(run, follows and not ids, True)

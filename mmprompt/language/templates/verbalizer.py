@@ -92,13 +92,15 @@ class Verbalizer:
         """Return [N, W] of what `label_masses` is given, per token where words are scored so; without priors."""
         scores = word_log_probs.reshape(-1, len(self.flat))
         if self.length_normalised:
-            scores = scores / torch.tensor(n_tokens[: scores.shape[1]], dtype=scores.dtype, device=scores.device)
+            sizes = torch.tensor(n_tokens, dtype=scores.dtype, device=scores.device)
+            scores = scores / sizes.reshape(-1, len(self.flat))
         return scores
 
     def label_masses(self, word_log_probs: Tensor, n_tokens: Sequence[int]) -> Tensor:
         """Return how probable each label is among all answers: [N, C] log-probabilities that do not sum to 1.
 
-        Given are [N, W] or [N W] sums of the log-probabilities of each word's tokens, and each word's number of tokens.
+        Given are [N, W] or [N W] sums of the log-probabilities of each word's tokens, and each word's number of tokens,
+        W or N W of them.
         """
         scores = self.word_scores(word_log_probs, n_tokens)
         if self.log_priors:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
@@ -27,12 +28,16 @@ from mmprompt.progress import doing
 from mmprompt.settings import checked
 
 if TYPE_CHECKING:
+    import torch
+
     from mmprompt.models.decoder.model import FrozenLanguageModel
 
 FORMS = "Use tiny, smollm2, hf:NAME, or the path of a model folder or a GGUF file."
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.spm")
 GGUF_START = b"GGUF"
 QUANTISERS = ("bitsandbytes", "torchao")
+FASTER = 1.5
+"""What a product of matrices must gain by bfloat16; less is lost again on what is converted."""
 GGUF_READERS = ("gguf", "accelerate")
 
 
@@ -55,8 +60,9 @@ def load_language_model(
     Args:
         name: one of the forms at the top of this file.
         device: `"auto"` takes cuda, then mps, then cpu; else a torch device.
-        dtype: `"auto"` is float32; `"bfloat16"` halves the memory, and is fast on accelerators and processors that
-            compute in it; `"float64"` everywhere but on mps; `"float16"` on accelerators.
+        dtype: `"auto"` is float32, the same numbers on every machine; `"bfloat16"` halves the memory; `"fast"` is
+            bfloat16 where the device computes faster in it, else float32; `"float64"` everywhere but on mps;
+            `"float16"` on accelerators.
         cache_dir: where downloads are kept, instead of transformers' own folder.
         trust_remote_code: whether code that a model brings along may run.
         device_map: for a model larger than one device, accelerate's: `"auto"`, or a device, `"cpu"` or `"disk"` for
@@ -69,13 +75,39 @@ def load_language_model(
     from mmprompt.models.decoder.model import FrozenLanguageModel
 
     # On a CPU a half is slower as a rule, but a model of which there is room for one half alone is of use there too.
-    options = read_options(device, "auto" if dtype == "bfloat16" else dtype, cache_dir, trust_remote_code)
-    options = replace(options, dtype=torch.bfloat16) if dtype == "bfloat16" else options
+    is_half = dtype in ("bfloat16", "fast")
+    options = read_options(device, "auto" if is_half else dtype, cache_dir, trust_remote_code)
+    if dtype == "bfloat16" or (dtype == "fast" and is_fast_in_bfloat16(options.device)):
+        options = replace(options, dtype=torch.bfloat16)
     if device_map is not None and find_spec("accelerate") is None:
         raise UserError('a device_map needs accelerate. Install it: pip install "mmprompt[llm]".')
     options = replace(options, device_map=device_map)
     lm, tokenizer = load_parts(str(name), options)
     return FrozenLanguageModel(str(name), lm, tokenizer)
+
+
+def is_fast_in_bfloat16(device: torch.device) -> bool:
+    """Return whether a device multiplies matrices in bfloat16 faster than in float32: known of CUDA (8.0 and later),
+    else timed.
+    """
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+
+    def seconds(dtype: torch.dtype) -> float:
+        a, b = torch.ones(256, 1024, dtype=dtype, device=device), torch.ones(1024, 1024, dtype=dtype, device=device)
+        found = []
+        for _ in range(5):
+            start = time.perf_counter()
+            (a @ b)[0, 0].item()
+            found.append(time.perf_counter() - start)
+        return min(found)
+
+    try:
+        return seconds(torch.float32) > FASTER * seconds(torch.bfloat16)
+    except RuntimeError:  # a device that has no bfloat16
+        return False
 
 
 def load_parts(name: str, options: LoadOptions) -> tuple[Any, Any]:

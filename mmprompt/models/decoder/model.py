@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmprompt.errors import UserError
@@ -22,7 +23,7 @@ from mmprompt.models.decoder.kv_cache import KVCache, learned_cache
 from mmprompt.models.decoder.packing import Packed, Question, pack, share_rows
 from mmprompt.models.decoder.reader import CausalReader, device_of
 from mmprompt.models.decoder.vectors import LM_INPUT, check_vectors, keys_values
-from mmprompt.models.decoder.weights import Change, changed, changes_of, check_changes
+from mmprompt.models.decoder.weights import Change, changed, changes_of, check_changes, replaced_output
 from mmprompt.models.decoder.whole_rows import WholeRowReader
 from mmprompt.models.frozen import fingerprint
 from mmprompt.models.recompute import recomputed
@@ -113,6 +114,18 @@ class FrozenLanguageModel:
         embedded = self.embed(torch.arange(self.vocabulary_size, device=self.device))
         return embedded.float().square().mean().sqrt().item()
 
+    def output_rows(self, tokens: Sequence[int]) -> Tensor:
+        """Return the rows [K, D] of the output layer of some tokens.
+
+        Raises:
+            UserError: its weights are quantised, or lie elsewhere until they are read.
+        """
+        weight = self.lm.get_output_embeddings().weight
+        if type(weight.data) is not Tensor or not weight.is_floating_point() or weight.is_meta:
+            problem = "is quantised, or on disk until it is read, but a soft verbalizer starts from its rows"
+            raise UserError(f"the output layer of {self.name} {problem}. Load the model whole.")
+        return weight[torch.tensor(tokens, device=weight.device)].detach()
+
     def compute_fingerprint(self) -> str:
         """Return the fingerprint of the weights as they are now, to compare with `fingerprint`."""
         return fingerprint(self.lm)
@@ -146,6 +159,7 @@ class FrozenLanguageModel:
         questions: Sequence[Question],
         words: Tensor | None = None,
         is_recomputed: bool = False,
+        rows: Tensor | None = None,
     ) -> Predicted:
         """Predict each token of the answers to some questions.
 
@@ -155,6 +169,7 @@ class FrozenLanguageModel:
             questions: what is read, and the answers.
             words: [W] int64, the only tokens whose logits are wanted, all answers' tokens among them; None for all.
             is_recomputed: keep no activations but the prompt's, and read rows again for the gradient.
+            rows: [W, D] in place of those of the output layer; the logits are then of these W.
         Raises:
             UserError: an insert does not fit, a question is longer than the model has room for, or an encoder is asked
                 to read rows again.
@@ -175,13 +190,16 @@ class FrozenLanguageModel:
             self.check_recomputed()
         if not isinstance(self.reader, CausalReader):
             learned = keys_values(vectors, self.kv_shape, self.dtype)
-            with self.changed(changes):
+            with self.changed(changes), replaced_output(self.lm, rows):
                 logits, packed = self.reader.answer(vectors.get(LM_INPUT), learned, questions)
             logits = logits if words is None else logits.index_select(-1, words)
         else:
             hidden, packed = self._read(self.reader, vectors, changes, questions, is_recomputed)
             with self.changed(changes):
-                logits = self.reader.head(hidden) if words is None else self.reader.head_of(words, hidden)
+                if rows is not None:
+                    logits = self.reader.bounded(F.linear(hidden, rows.to(hidden.dtype)))
+                else:
+                    logits = self.reader.head(hidden) if words is None else self.reader.head_of(words, hidden)
         tokens = packed.tokens if words is None else columns_of(packed.tokens, words)
         return Predicted(logits, packed.at, tokens, packed.lengths)
 

@@ -25,7 +25,8 @@ class Question:
 
     Args:
         slots: token ids; the m-th vector of `lm.input` is written as -1 - m. One or more.
-        answers: token ids of one or more answers, each of at least one token.
+        answers: token ids of one or more answers, each of at least one token; vectors among them are written as in
+            `slots`, are read like tokens, and are not predicted.
     """
 
     slots: tuple[int, ...]
@@ -49,7 +50,7 @@ class Packed:
         read: [S] int64, the slots (flat, row * L + column) that something is predicted after, each once.
         at: [K] int64, for each token of each answer in order the one of `read` that predicts it.
         tokens: [K] int64, these tokens.
-        lengths: of each answer in order, in tokens.
+        lengths: of each answer in order, in tokens that are predicted.
     """
 
     slots: Tensor
@@ -147,9 +148,10 @@ def pack(questions: Sequence[Question], rows: Sequence[Sequence[int]], start: in
     for number, (row, laid) in enumerate(zip(rows, built, strict=True)):
         for item, columns in zip(row, laid.before, strict=True):
             where[item] = [number * length + column for column in columns]
-    flat = list(chain.from_iterable(where))
-    read = {place: n for n, place in enumerate(dict.fromkeys(flat))}
     answers = [answer for question in questions for answer in question.answers]
+    pairs = zip(chain.from_iterable(where), chain.from_iterable(answers), strict=True)
+    asked = [(place, token) for place, token in pairs if token >= 0]
+    read = {place: n for n, place in enumerate(dict.fromkeys(place for place, _ in asked))}
 
     def padded(values: Sequence[tuple[int, ...]]) -> Tensor:
         return torch.tensor([row + (0,) * (length - len(row)) for row in values], device=device)
@@ -166,7 +168,7 @@ def pack(questions: Sequence[Question], rows: Sequence[Sequence[int]], start: in
         visible,
         torch.tensor([n * length + c for n, row in enumerate(built) for c in range(len(row.slots))], device=device),
         torch.tensor(list(read), device=device),
-        torch.tensor([read[place] for place in flat], device=device),
-        torch.tensor(list(chain.from_iterable(answers)), device=device),
-        tuple(map(len, answers)),
+        torch.tensor([read[place] for place, _ in asked], device=device),
+        torch.tensor([token for _, token in asked], device=device),
+        tuple(sum(token >= 0 for token in answer) for answer in answers),
     )

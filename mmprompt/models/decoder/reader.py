@@ -100,7 +100,7 @@ class CausalReader:
 
     def head(self, hidden: Tensor) -> Tensor:
         """Turn hidden states [..., D''] into logits [..., V]."""
-        return self._bounded(self.lm.get_output_embeddings()(hidden).to(hidden.device))
+        return self.bounded(self.lm.get_output_embeddings()(hidden).to(hidden.device))
 
     def head_of(self, words: Tensor, hidden: Tensor) -> Tensor:
         """Turn hidden states [..., D''] into the logits [..., W] of some tokens [W] alone: those rows of the head."""
@@ -109,9 +109,9 @@ class CausalReader:
         if not is_plain or head.weight.device != hidden.device:  # quantised, or elsewhere until it is read
             return self.head(hidden).index_select(-1, words)
         bias = getattr(head, "bias", None)
-        return self._bounded(F.linear(hidden, head.weight[words], None if bias is None else bias[words]))
+        return self.bounded(F.linear(hidden, head.weight[words], None if bias is None else bias[words]))
 
-    def _bounded(self, logits: Tensor) -> Tensor:
+    def bounded(self, logits: Tensor) -> Tensor:
         """Scale and bound logits as Cohere, Granite and Gemma do, where the model does."""
         logits = logits if self._scale == 1.0 else logits * self._scale
         return logits if self._bound is None else torch.tanh(logits / self._bound) * self._bound

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmprompt.errors import UserError, unknown_name
@@ -109,6 +110,27 @@ def changed(lm: nn.Module, changes: Mapping[Site, Change]) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextlib.contextmanager
+def replaced_output(lm: Any, rows: Tensor | None) -> Iterator[None]:
+    """Have a model's output layer give the logits of some rows [W, D] in place of its own, in this thread alone.
+
+    What the model does to its logits is done to these.
+    """
+    if rows is None:
+        yield
+        return
+    reading = threading.get_ident()
+
+    def instead(module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
+        return F.linear(given[0], rows.to(given[0].dtype)) if threading.get_ident() == reading else None
+
+    hook = lm.get_output_embeddings().register_forward_hook(instead)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _adding(change: LowRank | Bottleneck, reading: int) -> Callable[..., Any]:

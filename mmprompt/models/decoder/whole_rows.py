@@ -71,11 +71,14 @@ class WholeRowReader:
         rows: dict[tuple[int, tuple[int, ...]], int] = {}
         tokens: list[int] = []
         before: list[tuple[int, int]] = []  # of each answer's token, row and column of the slot before it
+        lengths: list[int] = []
         for owner, question in enumerate(questions):
             for answer in question.answers:
                 row = rows.setdefault((owner, (*question.slots, *answer[:-1])), len(rows))
-                before += [(row, len(question.slots) - 1 + place) for place in range(len(answer))]
-                tokens += answer
+                asked = [(place, token) for place, token in enumerate(answer, len(question.slots) - 1) if token >= 0]
+                before += [(row, place) for place, _ in asked]
+                tokens += [token for _, token in asked]
+                lengths.append(len(asked))
         length = max(len(slots) for _, slots in rows)
         # What stands behind a text changes nothing before it, so rows are filled up there.
         device = device_of(self.lm)
@@ -85,13 +88,12 @@ class WholeRowReader:
             soft = Vectors(soft.values.index_select(0, owners), soft.scope)
         columns = sorted({column for _, column in before})
         kept = self.logits(self.embed_slots(slots, soft), torch.tensor(columns, device=device))
-        asked = {place: number for number, place in enumerate(dict.fromkeys(before))}
-        read = torch.tensor([[row, columns.index(column)] for row, column in asked], device=device)
+        numbers = {place: number for number, place in enumerate(dict.fromkeys(before))}
+        read = torch.tensor([[row, columns.index(column)] for row, column in numbers], device=device)
         logits = kept[read[:, 0], read[:, 1]]
         empty = read[:0, 0]
-        at = torch.tensor([asked[place] for place in before], device=device)
-        lengths = tuple(len(answer) for question in questions for answer in question.answers)
-        return logits, Packed(empty, empty, None, empty, empty, at, torch.tensor(tokens, device=device), lengths)
+        at = torch.tensor([numbers[place] for place in before], device=device)
+        return logits, Packed(empty, empty, None, empty, empty, at, torch.tensor(tokens, device=device), tuple(lengths))
 
     @property
     def generator(self) -> Any:

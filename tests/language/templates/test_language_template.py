@@ -404,14 +404,14 @@ REFUSED = {
     "a } {answer}": "column 3: a } closes nothing. Write }} for a brace.",
     '{soft:"}{answer}': "column 1: a { is not closed. Close it with }, or write {{ for a brace.",
     "{a{b}}{answer}": "column 1: a { is not closed. Close it with }, or write {{ for a brace.",
-    "It was": "column 7: there is no {answer}, but a template ends with it. Add {answer}.",
-    "{answer} or {answer}": "column 13: {answer} stands a second time. Keep the last one only.",
-    "{answer}.": "column 9: something follows {answer}, but it comes last. Move it before {answer}.",
+    "It was": "column 7: there is no {answer}, but a template has one. Add {answer}.",
+    "{answer} {bos}": "column 10: {bos} stands behind {answer}, but a text begins with it. Move it there.",
+    "{text:rstripp} {answer}": ("column 1: there is no change of a field named 'rstripp'. Did you mean 'rstrip'?"),
+    '{text:but-last="."} {answer}': "column 1: but-last takes no letters. Write {text:but-last}.",
     "{bos}a {bos}{answer}": ("column 8: {bos} stands a second time, but a text begins once. Keep the first only."),
     "[[user]] {bos}a\n[[assistant]] {answer}": (
         "line 1, column 10: {bos} stands in a chat, which begins as the model's chat template says. Leave it out."
     ),
-    "a\n{answer}{text}": "line 2, column 9: something follows {answer}, but it comes last. Move it before {answer}.",
     "{soft*0}{answer}": f"column 1: the number of vectors is 0, but 1 to {MAX_VECTORS} was expected. Change it.",
     f"{{soft*{MAX_VECTORS + 1}}}{{answer}}": (
         f"column 1: the number of vectors is {MAX_VECTORS + 1}, but 1 to {MAX_VECTORS} was expected. Change it."
@@ -494,7 +494,7 @@ def test_every_text_is_a_template_or_refused_with_its_place(text: str) -> None:
             {"text": "It was great"},
             6,
             1,
-            "the row takes 7 tokens, 2 soft vectors included, but there is room for 5 before the answer. Mark a field "
+            "the row takes 7 tokens, 2 soft vectors included, but there is room for 5 beside the answer. Mark a field "
             "with :cut, as in {text:cut}.",
         ),
     ],
@@ -509,7 +509,7 @@ def test_a_row_that_does_not_fit_even_when_cut_is_refused() -> None:
     with pytest.raises(UserError) as raised:
         bind("{soft*2} {text:cut}. {answer}").encode({"text": "It was"}, 3, 1)
     assert str(raised.value) == (
-        "the row takes 4 tokens with all gone that may be cut, 2 soft vectors included, but there is room for 2 before "
+        "the row takes 4 tokens with all gone that may be cut, 2 soft vectors included, but there is room for 2 beside "
         "the answer. Shorten the template or use fewer vectors."
     )
 

@@ -196,6 +196,17 @@ def test_values_that_are_missing_are_empty() -> None:
     assert apply("{{ missing }} ||| b") is None
 
 
+def test_values_that_are_missing_may_be_refused_by_name() -> None:
+    template = JinjaTemplate("strict", "{{ text }}{{ mising }} ||| b")
+    assert template.apply({"text": "a"}) == Prompted("a", "b")
+    with pytest.raises(UserError, match="'mising' is undefined"):
+        template.apply({"text": "a"}, lenient=False)
+    data = TextData("small", *[(TextRow({"text": "a"}, answer="x"),)] * 3)
+    assert template.to_texts(data).train[0].fields == {"input": "a"}
+    with pytest.raises(UserError, match="'mising' is undefined"):
+        template.to_texts(data, lenient=False)
+
+
 @pytest.mark.parametrize("jinja", ["{{ text }}", "{{ text -}} ", "{% if {'a': {'b': 1}}['a'] %}{{ text }}{% endif %}"])
 def test_a_long_value_is_cut_at_a_word_unless_that_is_switched_off(jinja: str) -> None:
     text = "word " * 500

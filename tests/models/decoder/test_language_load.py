@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from mmprompt.core.learned import Prompt
 from mmprompt.errors import UserError
 from mmprompt.language.predictor import LanguagePredictor, load_prompted
 from mmprompt.language.templates.template import Template
+from mmprompt.models.decoder import load
 from mmprompt.models.decoder.generation import generate, job_of
 from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.models.decoder.load import list_language_models, load_language_model, load_parts
@@ -297,14 +299,25 @@ def test_bfloat16_is_read_and_said_by_the_prompt_file(models: Path, tmp_path: Pa
         load_prompted(tmp_path / "run", plain)
 
 
+@pytest.mark.parametrize("is_fast", [False, True])
+def test_fast_is_bfloat16_where_the_device_is_faster_in_it(
+    models: Path, is_fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(load.is_fast_in_bfloat16(torch.device("cpu")), bool)
+    monkeypatch.setattr(load, "is_fast_in_bfloat16", lambda device: is_fast)
+    model = load_language_model(f"hf:{models / 'llama'}", "cpu", dtype="fast")
+    assert model.dtype == (torch.bfloat16 if is_fast else torch.float32)
+
+
 @pytest.mark.parametrize("library", ["torchao", "bitsandbytes"])
 def test_quantised_weights_without_their_library_are_refused_in_one_line(
-    models: Path, tmp_path: Path, library: str, monkeypatch: pytest.MonkeyPatch
+    models: Path, tmp_path: Path, library: str
 ) -> None:
+    if find_spec(library) is not None:
+        pytest.skip(f"{library} is installed")
     folder = shutil.copytree(models / "llama", tmp_path / "quantised")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": library}}))
-    monkeypatch.setattr("mmprompt.models.decoder.load.find_spec", lambda name: None)
     with pytest.raises(UserError) as caught:
         load_language_model(f"hf:{folder}", "cpu")
     assert str(caught.value) == (
