@@ -261,7 +261,7 @@ def test_every_method_says_how_many_vectors_it_asks_for() -> None:
 
     found = {}
     for name, kind in METHODS.items():
-        given = Start(torch.Generator(), Template.parse("{answer}"), keys_values=keys_values)
+        given = Start(torch.Generator(), Template.parse("{answer}"), templates=["a {answer}"], keys_values=keys_values)
         n_asked.clear()
         if not kind().n_vectors:
             kind().prompt(model_of("llama"), given)
@@ -275,6 +275,8 @@ def test_every_method_says_how_many_vectors_it_asks_for() -> None:
         "lora": (0, 0),
         "adapter": (0, 0),
         "full-tuning": (0, 0),
+        "searched-words": (0, 0),
+        "instruction": (0, 0),
         "hard": (0, 0),
     }
     assert all(kind.recipe.optimizer == "adamw" for kind in METHODS.values())
