@@ -31,8 +31,7 @@ from mmprompt.core.learned import Prompt
 from mmprompt.core.soft import DecoderMethod
 from mmprompt.experiments.memory import forget_peak, peak_bytes
 from mmprompt.language.data import TextData, sample_shots
-from mmprompt.language.methods import Adapter, DeepPrompts, FullTuning, LoRA
-from mmprompt.language.search.task import search_words
+from mmprompt.language.methods import Adapter, DeepPrompts, FullTuning, LoRA, SearchedWords
 from mmprompt.language.task import verbalizer_of
 from mmprompt.models.decoder.model import FrozenLanguageModel
 
@@ -47,10 +46,6 @@ def learned(method: DecoderMethod, data: TextData, model: FrozenLanguageModel, s
     return prompted, sum(weight.numel() for weight in prompted.prompt.parameters())
 
 
-def by_search(data: TextData, model: FrozenLanguageModel, seed: int, out: Path) -> Fitted:
-    return search_words(data, model, out=out, seed=seed).prompted, 0
-
-
 def by_hand(data: TextData, model: FrozenLanguageModel, seed: int, out: Path) -> Fitted:
     """The best of the hand-written instructions on the training rows."""
     words = verbalizer_of(data)
@@ -62,7 +57,7 @@ def by_hand(data: TextData, model: FrozenLanguageModel, seed: int, out: Path) ->
 
 ROWS: dict[str, Fit] = {
     "hand-written instruction": by_hand,
-    "hard prompt, searched": by_search,
+    "hard prompt, searched": partial(learned, SearchedWords()),
     "prompt tuning": partial(learned, mp.PromptTuning()),
     "P-tuning (MLP)": partial(learned, mp.PTuning()),
     "prefix tuning (MLP)": partial(learned, mp.PrefixTuning()),

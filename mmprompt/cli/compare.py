@@ -1,5 +1,5 @@
-"""`mmprompt compare` and `mmprompt protocol`: a grid of methods, data sets, shots and seeds, computed once and shown as
-table and report; the papers' protocols have their data sets by default.
+"""`mmprompt compare` and `mmprompt protocol`: a grid of methods, data sets of images or of texts, shots and seeds,
+computed once and shown as table and report; the papers' protocols have their data sets by default.
 
 Settings of methods and of the recipe count only where they are given: everything else is left to each method,
 backbone and data set.
@@ -14,21 +14,26 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import tyro
 
-from mmprompt.classification.methods import METHODS, make_method, method_types
+import mmprompt.classification.methods as of_images
+import mmprompt.language.methods as of_texts
 from mmprompt.cli.methods import options_of
+from mmprompt.core.method import settled
 from mmprompt.errors import UserError, bad_file, bad_value
 from mmprompt.experiments.grid import (
     BASE_TO_NEW,
     CROSS_DATASET,
     DOMAIN,
     FEW_SHOT,
+    INSTRUCTION,
     SETS,
+    TEXTS,
     Contender,
     Origin,
     protocol_grid,
     without_broken,
 )
 from mmprompt.files import write_json
+from mmprompt.language.data import TextData, is_text, load_texts
 from mmprompt.models.packaged import refuse_missing
 from mmprompt.progress import ProgressDisplay
 from mmprompt.terminal.images import own_path
@@ -57,7 +62,10 @@ DESCRIPTIONS = {
     DOMAIN: "Learn from the first data set, test on shifted ones; by default ImageNet and its four variants.",
 }
 STDOUT = Path("-")
-ALL = "all"
+ALL, INSTRUCTIONS = "all", "instructions"
+OF_TEXTS = f"prompt-tuning,{INSTRUCTIONS}"
+FOR_IMAGES = ("root", "datasets_dir", "protocol", "skip_broken", "augment", "views")
+"""Options that mean nothing for texts."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +74,10 @@ class Compared:
 
     method: Annotated[str, tyro.conf.arg(metavar="NAMES")] = "coop,zero-shot"
     """Methods with commas between (`mmprompt methods list`), joined ones such as coop+vpt too; `all` for every method
-    that a backbone can carry."""
+    that a backbone can carry. Of texts by default prompt-tuning,instructions: all those of the data's card."""
     data: Annotated[str | None, tyro.conf.arg(metavar="NAMES|PATH")] = None
     """Data sets known by name, with commas between (`mmprompt data list`), or your own images: a folder of class
-    folders, a CSV or JSONL table, or a split file."""
+    folders, a CSV or JSONL table, or a split file. Or rows of text, files with commas between (docs/language.md)."""
     root: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """The folder that holds the named sets' folders; the openart sets need none."""
     datasets_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
@@ -81,7 +89,7 @@ class Compared:
     backbone: Annotated[str, tyro.conf.arg(metavar="NAMES")] = "tiny"
     """Frozen models with commas between."""
     shots: Annotated[str, tyro.conf.arg(metavar="NUMBERS")] = "1,2,4,8,16"
-    """Training images of each class, with commas between; `all` for all there are."""
+    """Training images or texts of each class, with commas between; `all` for all there are."""
     seed: Annotated[str, tyro.conf.arg(metavar="NUMBERS")] = "1,2,3"
     """Seeds of the shots and the start, with commas between."""
     out: Annotated[Path, tyro.conf.arg(metavar="PATH")] = Path("runs/compare")
@@ -97,15 +105,20 @@ class Compared:
 
 @dataclass(frozen=True)
 class Call:
-    """A command line, read: the options, methods on backbones, and the settings of the recipe that were given."""
+    """A command line, read: the options, methods on backbones, the settings of the recipe that were given, and the
+    texts that were named.
+    """
 
     compared: Compared
     contenders: tuple[Contender, ...]
     recipe: Mapping[str, Any]
+    texts: tuple[TextData, ...] = ()
 
     def origins(self, default: Sequence[str] = ()) -> tuple[Origin, ...]:
-        """Say where the images are; those of the data sets in `default` if none is named."""
+        """Say where the data is; the data sets of images in `default` if none is named."""
         given = self.compared
+        if self.texts:
+            return tuple(Origin(data.name, data) for data in self.texts)
         if given.data is None:
             names = tuple(default)
         else:
@@ -141,8 +154,9 @@ def show(call: Call, protocol: str, default_sets: Sequence[str], command: str) -
     for name in dict.fromkeys(one.backbone for one in call.contenders):
         refuse_missing(name)
     origins, shots, seeds = call.origins(default_sets), shots_in(given.shots), counts_in("seed", given.seed)
-    if given.method == ALL:
-        call = replace(call, contenders=carried(call.contenders, given))
+    if call.texts and protocol != FEW_SHOT:
+        raise UserError(f"{protocol} is a protocol for images, but {origins[0].name} is text. Use mmprompt compare.")
+    call = replace(call, contenders=carried(call))
     grid = protocol_grid(protocol, origins, call.contenders, shots, seeds, call.recipe)
 
     from mmprompt.experiments.compare import compare_grid
@@ -163,23 +177,30 @@ def show(call: Call, protocol: str, default_sets: Sequence[str], command: str) -
         if given.skip_broken:
             grid = without_broken(grid, given.device, progress.count("opened"))
         comparison = compare_grid(grid, given.results, given.workers, given.device, progress.show, begin)
-    conclude(output, given, comparison, protocol, command)
+    conclude(output, given, comparison, TEXTS if call.texts else protocol, command)
 
 
-def carried(contenders: Sequence[Contender], given: Compared) -> tuple[Contender, ...]:
-    """Return those methods that their backbone can carry, and say which it cannot."""
-    from mmprompt.models.dual_encoder.load import load_backbone
+def carried(call: Call) -> tuple[Contender, ...]:
+    """Return the methods without those that were not asked for by name and that a backbone cannot carry, and say so."""
+    given = call.compared
+    doubted = [one for one in call.contenders if given.method == ALL or one.name.startswith(f"{INSTRUCTION} ")]
+    if not doubted:
+        return call.contenders
 
-    output, kept = Output(given.json == STDOUT), []
-    for name in dict.fromkeys(one.backbone for one in contenders):
-        backbone = load_backbone(name, given.device)
-        for one in (one for one in contenders if one.backbone == name):
-            try:
-                one.method.build(backbone, ["cat", "dog"])  # type: ignore[attr-defined]
-                kept.append(one)
-            except UserError as error:
-                output.say(f"Left out: {one.name} on {name}. {error}", "dim")
-    return tuple(kept)
+    from mmprompt.experiments.compute import Bench
+
+    bench, output, left_out = Bench(given.device), Output(given.json == STDOUT), []
+    for one in doubted:
+        model = bench.take("language" if call.texts else "classification", one.backbone)
+        try:
+            if not call.texts:
+                one.method.build(model, ["cat", "dog"])  # type: ignore[attr-defined]
+            for data in call.texts:
+                data.task().predictor(settled(one.method, one.backbone, "language"), model, seed=0)
+        except UserError as error:
+            left_out.append(one)
+            output.say(f"Left out: {one.name} on {one.backbone}. {error}", "dim")
+    return tuple(one for one in call.contenders if one not in left_out)
 
 
 def conclude(output: Output, given: Compared, comparison: Comparison, protocol: str, command: str) -> None:
@@ -212,26 +233,61 @@ def conclude(output: Output, given: Compared, comparison: Comparison, protocol: 
 
 def read_call(arguments: Sequence[str], prog: str, description: str, defaults: Mapping[str, Any] | None = None) -> Call:
     """Read a command line of `compare` or a protocol; `defaults` win over those of `Compared`."""
-    names = names_in("method", peek(arguments, "method") or Compared.method)
+    texts = texts_in(peek(arguments, "data"))
+    for name in given_names(arguments, FOR_IMAGES) if texts else ():
+        raise UserError(f"--{name.replace('_', '-')} is for images, but {texts[0].name} is text. Leave it out.")
+    room: Any = of_texts if texts else of_images
+    usual = OF_TEXTS if texts else Compared.method
+    names = names_in("method", peek(arguments, "method") or usual)
     if names == (ALL,):
-        names = tuple(name for name, kind in METHODS.items() if kind.learns)
-    kinds = {name: method_types(name) for name in names}
+        names = tuple(name for name, kind in room.METHODS.items() if kind.learns and name != INSTRUCTION)
+        names += (INSTRUCTIONS,) if texts else ()
+    written = instructions_of(texts) if texts and INSTRUCTIONS in names else {}
+    names = tuple(name for name in names if not (texts and name == INSTRUCTIONS))
+    kinds = {name: room.method_types(name) for name in names}
     settings = merged_settings([kind for several in kinds.values() for kind in several])
     groups: dict[str, Any] = {"compared": Compared, "settings": settings, "recipe": Recipe}
     form = make_dataclass("Comparison", list(groups.items()), frozen=True)
     remember(form)
-    read: Any = parse(form, arguments, prog, description, filled(form, defaults or {}))
+    read: Any = parse(form, arguments, prog, description, filled(form, {"method": usual, **(defaults or {})}))
     chosen = given_values(read.settings, arguments)
     methods = {}
     for name in names:
         own = {one.name for kind in kinds[name] for one in fields(kind)}
-        methods[name] = make_method(name, {key: value for key, value in chosen.items() if key in own})
+        methods[name] = room.make_method(name, {key: value for key, value in chosen.items() if key in own})
     contenders = tuple(
         Contender(name, method, backbone)
         for backbone in names_in("backbone", read.compared.backbone)
-        for name, method in methods.items()
+        for name, method in {**written, **methods}.items()
     )
-    return Call(read.compared, contenders, given_values(read.recipe, arguments))
+    return Call(read.compared, contenders, given_values(read.recipe, arguments), texts)
+
+
+def instructions_of(texts: Sequence[TextData]) -> dict[str, of_texts.Instruction]:
+    """Return a method for each number that instructions of some data have.
+
+    Raises:
+        UserError: there are none.
+    """
+    n_most = max(len(data.instructions) for data in texts)
+    if not n_most:
+        raise UserError(f"{texts[0].name} has no card with instructions, which are to be compared. Give --method.")
+    return {f"{INSTRUCTION} {number}": of_texts.Instruction(number) for number in range(1, n_most + 1)}
+
+
+def texts_in(data: str | None) -> tuple[TextData, ...]:
+    """Read the rows of text that are named, with commas between; none where the data is images."""
+    if data is None:
+        return ()
+    names = (data,) if Path(data).expanduser().exists() else names_in("data", data)
+    found = [is_text(name) for name in names]
+    if any(found) and not all(found):
+        raise bad_value("data", data, "images or texts were expected, and not both", "Compare on one kind at a time.")
+    return (
+        tuple(load_texts(Path(name).expanduser() if Path(name).suffix else name) for name in names)
+        if any(found)
+        else ()
+    )
 
 
 def merged_settings(kinds: Sequence[type]) -> type:

@@ -31,7 +31,7 @@ class Start:
         generator: CPU generator of random starts.
         template: the data's words around what is asked; kept where a method learns none of its own.
         class_names: C names, of a classifier.
-        templates: the data's ensemble of hand-written templates, of a classifier.
+        templates: the data's hand-written templates: an ensemble of a classifier, instructions of a language model.
         tasks: names of the tasks of the data, of a language model.
         vectors: given n, embeddings [n, D] to start from and their unit, of a decoder; where the template has slots of
             its own, as many as it has.

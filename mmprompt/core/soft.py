@@ -35,10 +35,14 @@ class DecoderMethod(Method, Protocol):
         kinds: of tasks that it learns.
         n_vectors: how many vectors stand in the bare `{soft}` of a template; 0 for none.
         changes_weights: whether it learns beside, behind or in place of the model's layers.
+        stands_alone: whether it cannot be part of a combination.
+        reads: what else of the data decides what it computes, by the names of its attributes.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("captioning", "language")
     changes_weights: ClassVar[bool] = False
+    stands_alone: ClassVar[bool] = False
+    reads: ClassVar[tuple[str, ...]] = ()
 
     @property
     def n_vectors(self) -> int:
@@ -59,6 +63,9 @@ class DecoderCombination(Combined, DecoderMethod):
         parts = [part for one in self.methods for part in getattr(one, "methods", (one,))]
         object.__setattr__(self, "methods", tuple(sorted(parts, key=lambda part: part.changes_weights)))
         refuse_same_settings([type(part) for part in parts])
+        for part in parts:
+            if part.stands_alone:
+                raise UserError(f"{type(part).__name__} is not learned together with others. Use it alone.")
 
     @property
     def n_vectors(self) -> int:

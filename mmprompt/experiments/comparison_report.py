@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mmprompt.classification.report import Shown, choose_examples, draw_sheets, most_confused
 from mmprompt.core.confidence import reliability
+from mmprompt.experiments.grid import TEXTS
 from mmprompt.experiments.paper_tables import LAYOUTS, cost_table
 from mmprompt.experiments.summary import Comparison, Line
 from mmprompt.files import make_folder, write_json
@@ -19,6 +20,16 @@ from mmprompt.reports import figures
 from mmprompt.reports.figures import Curve
 from mmprompt.reports.pages import Draw, require_extra, write_page
 from mmprompt.reports.tables import write_tables
+
+NO_IMAGE = Path()
+MEASURES = {
+    "top5": "top 5",
+    "macro_f1": "macro F1",
+    "calibration_error": "calibration error",
+    "exact_match": "exact match",
+    "rouge_l": "ROUGE-L",
+}
+"""Shares that are shown beside accuracy."""
 
 
 def write_comparison(comparison: Comparison, folder: Path, protocol: str, command: str) -> Path:
@@ -37,17 +48,20 @@ def write_comparison(comparison: Comparison, folder: Path, protocol: str, comman
     write_json(folder / "comparison.json", comparison.to_json())
     shown = shown_line(comparison)
     names, answers = answers_of(comparison, shown)
-    confusion = confusion_matrix([a.label for a in answers], [a.predicted for a in answers], labels=range(len(names)))
-    bins = reliability([a.probability for a in answers], [a.label == a.predicted for a in answers])
     charts = shots_charts(comparison)
-    curve_names = list(charts)
-    charts["calibration"] = partial(figures.draw_reliability, bins)
-    charts["confusion"] = partial(figures.draw_confusion, confusion.tolist(), names)
-    before = comparison.zero_shot_beside(shown)
-    if before is not None:
+    curve_names, confused, error = list(charts), [], None
+    if answers:
+        true, found = [a.label for a in answers], [a.predicted for a in answers]
+        confusion = confusion_matrix(true, found, labels=range(len(names)))
+        bins = reliability([a.probability for a in answers], [a.label == a.predicted for a in answers])
+        charts["calibration"] = partial(figures.draw_reliability, bins)
+        charts["confusion"] = partial(figures.draw_confusion, confusion.tolist(), names)
+        confused, error = most_confused(confusion, names), bins.error
+    before = comparison.baseline_beside(shown)
+    if before is not None and shown.per_class:
         old = [before.per_class[name] for name in shown.per_class]
         charts["classes"] = partial(figures.draw_classes, list(shown.per_class), old, list(shown.per_class.values()))
-    right, wrong, n_missing = choose_examples(answers, names)
+    right, wrong, n_missing = choose_examples([one for one in answers if one.path != NO_IMAGE], names)
     last = comparison.grid.shots[-1]
     means = [(comparison.average(label, comparison.tests, last), label) for label in comparison.labels]
     ranking = sorted(((mean, label) for mean, label in means if mean is not None), key=lambda pair: -pair[0])
@@ -66,8 +80,13 @@ def write_comparison(comparison: Comparison, folder: Path, protocol: str, comman
         costs=costs,
         curve_names=curve_names,
         gains=[(line, gain) for line, gain in zip(comparison.lines, comparison.gains, strict=True) if gain is not None],
-        error=reliability(shown.scores[0].probabilities, shown.scores[0].correct).error,
-        confused=most_confused(confusion, names),
+        error=error,
+        confused=confused,
+        baseline="the best instruction" if protocol == TEXTS else "zero-shot",
+        items="texts" if protocol == TEXTS else "images",
+        measures={
+            name: what for name, what in MEASURES.items() if any(name in line.numbers for line in comparison.lines)
+        },
         right=right,
         wrong=wrong,
         n_missing=n_missing,
@@ -109,10 +128,16 @@ def shown_line(comparison: Comparison) -> Line:
 
 
 def answers_of(comparison: Comparison, line: Line) -> tuple[tuple[str, ...], list[Shown]]:
-    """Return the class names and test images of a line, with what the run of its first seed took them for."""
+    """Return the classes and test items of a line, with what the run of its first seed took them for.
+
+    Nothing where texts are generated.
+    """
     grid = comparison.grid
     source = next(origin for origin in grid.sources if origin.name == line.source)
     shots, seed = (grid.shots[0], 0) if line.shots == 0 else (line.shots, grid.seeds[0])
     test = grid.cell(line.contender, source, shots, seed).load()[1][line.target]
-    answers = zip(test.items, line.scores[0].predictions, line.scores[0].probabilities, strict=True)
-    return test.data.class_names, [Shown(item.path, item.label, int(p), float(q)) for item, p, q in answers]
+    answers = zip(test.items, line.scores[0].predictions, line.scores[0].probabilities, strict=False)
+    if source.kind != "language":
+        return test.data.class_names, [Shown(item.path, item.label, int(p), float(q)) for item, p, q in answers]
+    names = test.data.labels
+    return names, [Shown(NO_IMAGE, names.index(row.label), int(p), float(q)) for row, p, q in answers] if names else []

@@ -288,7 +288,7 @@ def score_texts(found: LanguageScore) -> Score:
         return score_labels(found.labels)
     assert found.texts is not None, "texts were generated where there are no labels"
     numbers = {name: getattr(found.texts, name) for name in ("exact_match", "bleu", "chrf", "rouge_l")}
-    return Score(found.right, found.answers, numbers=numbers)
+    return Score(found.degrees, found.answers, numbers=numbers)
 
 
 SCORES: Mapping[str, Callable[[Any], Score]] = {

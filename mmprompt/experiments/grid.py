@@ -38,6 +38,7 @@ ELEVEN = (
 )
 SHIFTED = ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r")
 FEW_SHOT, BASE_TO_NEW, CROSS_DATASET, DOMAIN = "few-shot", "base-to-new", "cross-dataset", "domain-generalisation"
+TEXTS, INSTRUCTION = "texts", "instruction"
 SETS = {FEW_SHOT: ELEVEN, BASE_TO_NEW: ELEVEN, CROSS_DATASET: ELEVEN, DOMAIN: (SOURCE, *SHIFTED)}
 
 
@@ -171,6 +172,7 @@ class Cell:
             **self.describe(source.task),
             "data": identity_of(source),
             "tests": {name: identity_of(test) for name, test in tests.items()},
+            **{name: getattr(source.data, name) for name in getattr(self.method, "reads", ())},
         }
         return sha256_bytes(json.dumps(identity, sort_keys=True, default=repr).encode())[:32]
 
@@ -195,7 +197,8 @@ def identity_of(part: Part) -> list[Any]:
         return [data.fingerprint, data.template, list(data.templates)]
     settings = {one.name: getattr(task, one.name) for one in fields(task) if one.name not in {"data", "features"}}
     said = {name: getattr(data, name, None) for name in ("template", "verbalizer", "lexicon", "chosen_by")}
-    return [data.fingerprint, said, settings]
+    metric = getattr(data, "metric", "exact")
+    return [data.fingerprint, said | ({} if metric == "exact" else {"metric": metric}), settings]
 
 
 def _test_part(data: Any) -> Any:

@@ -1,4 +1,5 @@
-"""Finished cells as lines of a comparison: over seeds, over data sets, with intervals and gains over zero-shot.
+"""Finished cells as lines of a comparison: over seeds, over data sets, with intervals and gains over a baseline, which
+is zero-shot for images, and for texts the best of the instructions.
 
 Numbers alone; how they are laid out is the business of `tables`, `curves` and the report.
 """
@@ -16,7 +17,7 @@ import numpy as np
 
 import mmprompt.display as display
 from mmprompt.core.metrics import paired_bootstrap
-from mmprompt.experiments.grid import Contender, Grid
+from mmprompt.experiments.grid import INSTRUCTION, Contender, Grid
 from mmprompt.experiments.results import Outcome, Score
 
 if TYPE_CHECKING:
@@ -108,10 +109,11 @@ class Line:
 
 @dataclass(frozen=True)
 class Gain:
-    """A difference of accuracies and its paired 95 % interval."""
+    """A difference of accuracies, its paired 95 % interval, and what it is over."""
 
     value: float
     interval: tuple[float, float]
+    over: str
 
 
 @dataclass(frozen=True)
@@ -202,25 +204,30 @@ class Comparison:
         first, second = (np.broadcast_to(one, (n_seeds, one.shape[1])) for one in correct)
         return paired_bootstrap(first, second)
 
-    def zero_shot_beside(self, line: Line) -> Line | None:
-        """Return zero-shot of the same backbone on the same images; None for itself or where it is missing."""
+    def baseline_beside(self, line: Line) -> Line | None:
+        """Return zero-shot of the same backbone on the same images, or of instructions the one that is best on the same
+        texts; None for a baseline itself or where there is none.
+        """
         place = (line.source, line.target, line.contender.backbone)
-        for other in self.lines:
-            if other.contender.name == ZERO_SHOT and place == (other.source, other.target, other.contender.backbone):
-                return None if other is line else other
-        return None
+        found = [
+            other
+            for other in self.lines
+            if other.contender.name.partition(" ")[0] in (ZERO_SHOT, INSTRUCTION)
+            and place == (other.source, other.target, other.contender.backbone)
+        ]
+        return None if line in found else max(found, key=lambda other: other.mean, default=None)
 
     @cached_property
     def gains(self) -> tuple[Gain | None, ...]:
-        """What each line gains over zero-shot of the same backbone on the same images; None without zero-shot."""
+        """What each line gains over its baseline, on the same items; None where there is none."""
         gains: list[Gain | None] = []
         for line in self.lines:
-            other = self.zero_shot_beside(line)
+            other = self.baseline_beside(line)
             if other is None:
                 gains.append(None)
                 continue
             before = np.broadcast_to(other.correct[:1], line.correct.shape)
-            gains.append(Gain(line.mean - other.mean, paired_bootstrap(line.correct, before)))
+            gains.append(Gain(line.mean - other.mean, paired_bootstrap(line.correct, before), other.contender.name))
         return tuple(gains)
 
     def __str__(self) -> str:
@@ -243,7 +250,7 @@ class Comparison:
                 "std": line.std,
                 "interval": list(line.interval),
                 "n_test": line.correct.shape[1],
-                "gain_over_zero_shot": gain and {"gain": gain.value, "interval": list(gain.interval)},
+                "gain": gain and {"over": gain.over, "gain": gain.value, "interval": list(gain.interval)},
                 **line.numbers,
                 "facts": {key: value for key, value in line.facts.items() if key != "nearest_words"},
             }

@@ -16,13 +16,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mmprompt.data.class_names import shortened
 from mmprompt.data.fewshot import MAX_VAL_SHOTS, draw_stream, sample_groups
+from mmprompt.data.images import IMAGE_SUFFIXES
 from mmprompt.data.splits import SPLITS, SplitName
 from mmprompt.data.strict_yaml import read_yaml
-from mmprompt.data.tables import Record, read_records
+from mmprompt.data.tables import SUFFIXES, Record, read_records
 from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
 from mmprompt.settings import checked, validate
 
@@ -33,6 +34,8 @@ TEST_SHARE, VAL_SHARE = 0.3, 0.1
 FOLDER = Path(__file__).parents[1] / "assets" / "language"
 EMBEDDED = ("somebody",)
 """The sets that are in the package."""
+
+Metric = Literal["exact", "rouge_l"]
 
 _TARGETS = ("label", "answer")
 _KEYS = (*_TARGETS, "split", "task")
@@ -71,6 +74,7 @@ class TextData:
         instructions: hand-written prompts, templates without soft slots.
         licence: of the texts.
         notes: what was decided on the user's behalf, one sentence each.
+        metric: how right a generated text is, in a comparison.
     """
 
     name: str
@@ -83,6 +87,7 @@ class TextData:
     instructions: tuple[str, ...] = ()
     licence: str = ""
     notes: tuple[str, ...] = ()
+    metric: Metric = "exact"
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{split} {len(self.rows(split))}" for split in SPLITS)
@@ -124,6 +129,7 @@ class TextCard:
             everything, by the names that it has.
         labels: a label as the table writes it, such as "1", to our name of it.
         parts: train, val and test to the part of the table that they are; by default as it names them.
+        metric: how right a generated text is, in a comparison: exact, or rouge_l for texts of many right wordings.
     """
 
     template: str | None = None
@@ -136,6 +142,20 @@ class TextCard:
     columns: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     parts: Mapping[SplitName, SplitName] = field(default_factory=dict)
+    metric: Metric = "exact"
+
+
+def is_text(name: str) -> bool:
+    """Return whether data is rows of text: an embedded set, or a table or a folder of tables that names no images."""
+    path = Path(name).expanduser()
+    if name in EMBEDDED or not path.exists() or not (path.is_dir() or path.suffix.lower() in SUFFIXES):
+        return name in EMBEDDED
+    try:
+        first = next(read_records(path), None)
+    except UserError:  # what reads images says what is wrong
+        return False
+    values = () if first is None else first.values.values()
+    return not any(Path(str(value)).suffix.lower() in IMAGE_SUFFIXES for value in values)
 
 
 @checked
@@ -177,7 +197,8 @@ def load_texts(path: str | Path) -> TextData:
     words = {label: (given,) if isinstance(given, str) else given for label, given in card.verbalizer.items()}
     _check_verbalizer(words, labels, card_path)
     about = (card.template, words or None, card.instructions, card.licence)
-    return TextData(path.stem, parts["train"], parts["val"], parts["test"], labels, *about, (*notes, *said))
+    said = (*notes, *said)
+    return TextData(path.stem, parts["train"], parts["val"], parts["test"], labels, *about, said, card.metric)
 
 
 def _card_of(path: Path) -> tuple[TextCard, Path, list[str]]:

@@ -20,7 +20,7 @@ from mmprompt.core.learned import Prompt
 from mmprompt.core.metrics import Evaluation, bootstrap_interval, evaluate_probabilities, paired_bootstrap
 from mmprompt.core.template import Group
 from mmprompt.errors import UserError, unknown_name
-from mmprompt.language.data import TextData, TextRow
+from mmprompt.language.data import Metric, TextData, TextRow
 from mmprompt.language.predictor import LanguagePredictor, generate_texts
 from mmprompt.language.task import default_template, verbalizer_of
 from mmprompt.language.templates.template import Template
@@ -43,7 +43,7 @@ class TextScores:
         is_exact: [N] whether each text is the expected one; `interval` is its 95 % bootstrap interval over texts.
         bleu, chrf: of the whole corpus, 0..100 (Papineni et al. 2002; Popović 2015). BLEU is 0 where no text has four
             words in a row, so read chrF of short answers.
-        rouge_l: mean F measure of the longest common subsequence of words, 0..1 (Lin 2004).
+        rouge_each: [N] F measures of the longest common subsequence of words, 0..1 (Lin 2004).
         signatures: how sacrebleu computed `bleu` and `chrf`, to be printed beside the numbers.
     """
 
@@ -51,7 +51,7 @@ class TextScores:
     interval: tuple[float, float]
     bleu: float
     chrf: float
-    rouge_l: float
+    rouge_each: tuple[float, ...]
     signatures: Mapping[str, str]
 
     @property
@@ -63,6 +63,11 @@ class TextScores:
     def exact_match(self) -> float:
         """Share of texts that are the expected ones, 0..1."""
         return sum(self.is_exact) / self.n
+
+    @property
+    def rouge_l(self) -> float:
+        """Mean of `rouge_each`."""
+        return sum(self.rouge_each) / self.n
 
 
 def score_texts(texts: Sequence[str], expected: Sequence[str]) -> TextScores:
@@ -88,14 +93,14 @@ def score_texts(texts: Sequence[str], expected: Sequence[str]) -> TextScores:
     is_exact = tuple(text == other for text, other in zip(written, wanted, strict=True))
     bleu, chrf = BLEU(), CHRF()
     rouge = RougeScorer(["rougeL"], tokenizer=_Words())
-    rouge_l = [rouge.score(other, text)["rougeL"].fmeasure for text, other in zip(written, wanted, strict=True)]
+    rouge_each = [rouge.score(other, text)["rougeL"].fmeasure for text, other in zip(written, wanted, strict=True)]
     bleu_score, chrf_score = (metric.corpus_score(written, [wanted]).score for metric in (bleu, chrf))
     return TextScores(
         is_exact,
         bootstrap_interval(np.array(is_exact)),
         float(bleu_score),
         float(chrf_score),
-        float(np.mean(rouge_l)),
+        tuple(map(float, rouge_each)),
         {"bleu": str(bleu.get_signature()), "chrf": str(chrf.get_signature())},
     )
 
@@ -118,6 +123,7 @@ class LanguageScore:
     answers: tuple[str, ...]
     labels: Evaluation | None = None
     texts: TextScores | None = None
+    metric: Metric = "exact"
 
     def __repr__(self) -> str:
         low, high = self.interval
@@ -137,6 +143,12 @@ class LanguageScore:
             return self.labels.correct
         assert self.texts is not None, "one of both is there"
         return np.array(self.texts.is_exact)
+
+    @property
+    def degrees(self) -> np.ndarray:
+        """[N] how right each answer is, 0..1, by the metric of the data."""
+        is_rouge = self.texts is not None and self.metric == "rouge_l"
+        return np.array(self.texts.rouge_each) if is_rouge else self.right  # type: ignore[union-attr]
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -301,7 +313,7 @@ def measure_language(
         progress(len(texts), len(rows))
     if not any("\n" in answer for answer in expected):
         texts = [text.partition("\n")[0].strip() for text in texts]
-    return LanguageScore(name, template, tuple(texts), texts=score_texts(texts, expected))
+    return LanguageScore(name, template, tuple(texts), texts=score_texts(texts, expected), metric=data.metric)
 
 
 @torch.no_grad()

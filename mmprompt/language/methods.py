@@ -7,15 +7,26 @@ another size are a bad start (Lester et al. 2021, section 3.2, and Vu et al. 202
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge
 
 from mmprompt.core.method import Start
-from mmprompt.core.soft import RECIPE, DecoderMethod, HardPrompt, LoRA, PrefixTuning, PromptTuning
-from mmprompt.errors import UserError, bad_value
+from mmprompt.core.soft import (
+    RECIPE,
+    DecoderMethod,
+    HardPrompt,
+    LoRA,
+    PrefixTuning,
+    PromptTuning,
+    refuse_same_settings,
+)
+from mmprompt.errors import UserError, bad_value, unknown_name
 from mmprompt.language.weights import Adapter, FullTuning
 from mmprompt.settings import Count, check_settings
 from mmprompt.training.recipe import Recipe
@@ -156,6 +167,64 @@ def vectors_to_start_from(start: Start, n_vectors: int) -> tuple[Tensor, Tensor]
     return start.vectors(n_vectors)
 
 
+@dataclass(frozen=True)
+class Instruction(DecoderMethod):
+    """One of the instructions in words that the card of the data has; nothing is learned."""
+
+    number: Count = 1
+    """Which of them, from 1."""
+
+    kinds: ClassVar[tuple[str, ...]] = ("language",)
+    stands_alone: ClassVar[bool] = True
+    group: ClassVar[str] = "nothing learned"
+    needs_shots: ClassVar[bool] = False
+    is_trained: ClassVar[bool] = False
+    recipe: ClassVar[Recipe] = RECIPE
+    reads: ClassVar[tuple[str, ...]] = ("instructions",)
+
+    def prompt(self, backbone: Any, start: Start) -> Prompt:
+        """Make a prompt of nothing but the instruction as its template.
+
+        Raises:
+            UserError: the data has no such instruction.
+        """
+        from mmprompt.core.learned import Prompt
+        from mmprompt.language.templates.template import Template
+
+        if self.number > len(start.templates):
+            has = f"the card of the data has {len(start.templates)} instructions"
+            raise bad_value("number", self.number, has, "Write more of them, or give a smaller number.")
+        return Prompt(Template.parse(start.templates[self.number - 1]))
+
+
+@dataclass(frozen=True)
+class SearchedWords(DecoderMethod):
+    """Words that a search finds in place of vectors; `mmprompt llm search` has all its options."""
+
+    search: Literal["coordinates", "projection"] = "coordinates"
+    """How: coordinates (Shin et al. 2020, "AutoPrompt") or projection (Wen et al. 2023, "PEZ")."""
+
+    kinds: ClassVar[tuple[str, ...]] = ("language",)
+    stands_alone: ClassVar[bool] = True
+    is_trained: ClassVar[bool] = False
+    recipe: ClassVar[Recipe] = RECIPE
+
+    def prompt(self, backbone: Any, start: Start) -> Prompt:
+        """Make a prompt without words, those come last."""
+        from mmprompt.core.learned import Prompt
+
+        return Prompt(start.template)
+
+    def finish(self, predictor: Any, data: Any) -> Sequence[str]:
+        """Search the words with the rows of a problem of a language model, and give the predictor their template."""
+        from mmprompt.language.search.task import search_words
+
+        found = search_words(data.task, predictor.model, search=SEARCHES[self.search](), seed=data.seed)
+        predictor.take(found.prompted.prompt)
+        data.noticed += found.notices  # which the search has said
+        return found.notices
+
+
 METHODS: dict[str, type[DecoderMethod]] = {
     "prompt-tuning": PromptTuning,
     "p-tuning": PTuning,
@@ -166,8 +235,32 @@ METHODS: dict[str, type[DecoderMethod]] = {
     "adapter": Adapter,
     "full-tuning": FullTuning,
     "soft-verbalizer": SoftVerbalizer,
+    "searched-words": SearchedWords,
+    "instruction": Instruction,
     "hard": HardPrompt,
 }
+
+
+def method_types(name: str) -> list[type[Any]]:
+    """Return the methods that a name such as `lora` or `prompt-tuning+lora` stands for.
+
+    Raises:
+        UserError: a part is not a method, or two have a setting of the same name.
+    """
+    names = [part.strip() for part in name.split("+")]
+    for part in names:
+        if part not in METHODS:
+            raise unknown_name("method", part, METHODS)
+    kinds = [METHODS[part] for part in names]
+    refuse_same_settings(kinds)
+    return kinds
+
+
+def make_method(name: str, settings: Mapping[str, Any]) -> DecoderMethod:
+    """Make a method from its name and the settings of all its parts together."""
+    kinds = method_types(name)
+    own = [{one.name: settings[one.name] for one in fields(kind) if one.name in settings} for kind in kinds]
+    return reduce(operator.add, [kind(**given) for kind, given in zip(kinds, own, strict=True)])
 
 
 @dataclass(frozen=True)

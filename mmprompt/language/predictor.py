@@ -84,7 +84,16 @@ class LanguagePredictor:
     @checked
     def __init__(self, model: FrozenLanguageModel, prompt: Prompt, label_words: Verbalizer | None = None) -> None:
         self.model = self.backbone = model
-        self.prompt, self.label_words = prompt, label_words
+        self.label_words = label_words
+        self.take(prompt)
+
+    def take(self, prompt: Prompt) -> None:
+        """Have the model prompted with another prompt, such as one that was found.
+
+        Raises:
+            UserError: the prompt does not fit the model.
+        """
+        model, label_words, self.prompt = self.model, self.label_words, prompt
         self.bound = self.template.bind(model.tokenizer, model.start_ids, model.is_encoder_decoder)
         for task in self.tasks or ("",):
             inserts = self.inserts(task)

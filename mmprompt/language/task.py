@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +62,15 @@ class LanguageProblem:
         self.objective, self.is_recomputed = objective, is_recomputed
         self.module, self.n_items = module, len(rows)
         self.noticed: list[str] = []  # said when it was seen
+        self.task: LanguageTask | None = None  # that it is of, with its seed, for methods that look at it
+        self.seed = 0
         if is_recomputed:
             prompted.model.check_recomputed()
         self.questions = [question_of(row, prompted, objective) for row in rows]
+
+    def features(self) -> LanguageProblem:
+        """Give what a method may look at when all is learned: the problem itself, for texts have no features."""
+        return self
 
     def step(self, indices: list[int], epoch: int) -> StepResult:
         """Compute the mean loss of rows: cross entropy in nats a token of the answers, or a row over the labels."""
@@ -191,6 +197,7 @@ class LanguageTask:
         start = Start(
             generator(seed, "start"),
             template,
+            templates=self.data.instructions,
             tasks=tuple(dict.fromkeys(row.task for row in self.data.train if row.task)),
             vectors=lambda n: (values(n), torch.tensor(model.embedding_rms, device=model.device)),
             keys_values=None if model.kv_shape is None else keys_values,
@@ -221,6 +228,7 @@ class LanguageTask:
                 begin = " ".join(row.fields.values())[:40]
                 raise UserError(f"the test row that begins with {begin!r} cannot be read: {error}") from None
         self._watch = VectorWatch(predictor)
+        problem.task, problem.seed = self, seed
         problem.noticed = said_of_cuts(predictor, data)
         return problem
 
@@ -278,7 +286,7 @@ class LanguageTask:
         """Measure the answers to rows; see `language.measure.evaluate`."""
         from mmprompt.language.measure import evaluate
 
-        return evaluate(predictor, items)
+        return evaluate(predictor, replace(self.data, test=tuple(items)))
 
 
 def label_rows(model: FrozenLanguageModel, bound: BoundTemplate, verbalizer: Verbalizer | None) -> Tensor:

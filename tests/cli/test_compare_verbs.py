@@ -99,7 +99,65 @@ def test_tune_writes_a_recipe_that_train_takes(words: list[str], capsys: Capture
     assert main(["train", "--config", "runs/tune/recipe.yaml", "--out", "new", "--device", "cpu"]) == 0
 
 
+@pytest.fixture
+def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        (f"a {colour} car {part} {n}", colour, part)
+        for colour in ("red", "blue")
+        for part in ("train", "test")
+        for n in "ab"
+    ]
+    lines = [json.dumps({"text": text, "label": label, "split": part}) for text, label, part in rows]
+    Path("colours.jsonl").write_text("\n".join(lines))
+    card = [
+        "instructions:",
+        '  - "{text} is {answer}"',
+        '  - "[[user]]{text}\\n[[assistant]]{answer}"',
+        '  - "what is {text} : {answer}"',
+    ]
+    Path("colours.yaml").write_text("\n".join(card))
+    return ["compare", "--data", "colours.jsonl", "--device", "cpu", "--shots", "2", "--seed", "1,2", "--epochs", "1"]
+
+
+def test_prompts_for_texts_are_compared_with_the_best_instruction(texts: list[str], capsys: Capture) -> None:
+    assert main([*texts, "--method", "instructions,prompt-tuning,lora+prompt-tuning", "--json", "all.json"]) == 0
+    shown = capsys.readouterr().out
+    assert "Left out: instruction 2 on tiny" in shown  # a chat, for which tiny has no template
+    assert "gain, points (95 %)" in shown
+    lines = {line["method"]: line for line in json.loads(Path("all.json").read_text())["lines"]}
+    assert list(lines) == ["instruction 1", "instruction 3", "prompt-tuning", "lora+prompt-tuning"]
+    best = max("instruction 1", "instruction 3", key=lambda name: lines[name]["mean"])
+    gain = lines["prompt-tuning"]["gain"]
+    assert gain["over"] == best
+    assert gain["gain"] == pytest.approx(lines["prompt-tuning"]["mean"] - lines[best]["mean"])
+    assert lines[best]["gain"] is None
+    page = Path("runs/compare/report.html").read_text()
+    assert "Gained over the best instruction" in page
+    assert "images" not in page
+
+
+def test_generated_texts_are_compared_by_the_metric_of_their_card(tmp_path: Path, monkeypatch, capsys: Capture) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {"text": f"car {part} {n}", "answer": "a red car", "split": part} for n in "ab" for part in ("train", "test")
+    ]
+    Path("told.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for metric in ("exact", "rouge_l"):
+        Path("told.yaml").write_text(f'metric: {metric}\ninstructions:\n  - "{{text}} a red {{answer}}"')
+        words = ["compare", "--data", "told.jsonl", "--method", "instructions", "--device", "cpu", "--json", "all.json"]
+        assert main(words) == 0
+        (line,) = json.loads(Path("all.json").read_text())["lines"]
+        assert line["mean"] == pytest.approx({"exact": line["exact_match"], "rouge_l": line["rouge_l"]}[metric])
+    assert len(list(Path("runs/cells").iterdir())) == 2
+    assert "ROUGE-L" in capsys.readouterr().out
+
+
 REFUSED = {
+    "compare --data somebody,openart-left": "images or texts were expected",
+    "compare --data somebody --method coop": "no method named 'coop'",
+    "compare --data somebody --root x": "--root is for images, but somebody is text",
+    "protocol base-to-new --data somebody": "base-to-new is a protocol for images",
     "compare --method copo --data openart-large": "Did you mean 'coop'",
     "compare --method coop,,vpt --data openart-large": "names with commas",
     "compare": "no data set was named",
@@ -186,7 +244,7 @@ def test_all_methods_are_those_that_stand_alone():
 def test_of_all_methods_those_that_a_backbone_cannot_carry_are_left_out_and_said(tiny_resnet_folder, capsys):
     words = ["--method", "all", "--n-ctx", "2", "--backbone", str(tiny_resnet_folder)]
     call = read_call(words, "mmprompt compare", COMPARE)
-    kept = [one.name for one in carried(call.contenders, call.compared)]
+    kept = [one.name for one in carried(call)]
     assert {"coop", "gda"} <= set(kept)
     assert "vpt" not in kept
     assert "Left out: vpt on" in capsys.readouterr().out

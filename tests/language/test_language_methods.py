@@ -262,7 +262,11 @@ def test_every_method_says_how_many_vectors_it_asks_for() -> None:
     found = {}
     for name, kind in METHODS.items():
         given = Start(
-            torch.Generator(), Template.parse("{answer}"), keys_values=keys_values, label_rows=lambda: WORDS[None]
+            torch.Generator(),
+            Template.parse("{answer}"),
+            templates=["a {answer}"],
+            keys_values=keys_values,
+            label_rows=lambda: WORDS[None],
         )
         n_asked.clear()
         if not kind().n_vectors:
@@ -277,6 +281,8 @@ def test_every_method_says_how_many_vectors_it_asks_for() -> None:
         "lora": (0, 0),
         "adapter": (0, 0),
         "full-tuning": (0, 0),
+        "searched-words": (0, 0),
+        "instruction": (0, 0),
         "hard": (0, 0),
         "soft-verbalizer": (0, 0),
     }

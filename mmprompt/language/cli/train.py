@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from mmprompt.core.method import measured_for, resolved_recipe
-from mmprompt.core.soft import DecoderMethod, refuse_same_settings
+from mmprompt.core.soft import DecoderMethod
 from mmprompt.errors import bad_value, is_first_process, unknown_name
 from mmprompt.language.cli.options import MODEL_HELP, Learning, Loading, say_of_words, say_scores
 from mmprompt.language.data import EMBEDDED, load_texts
-from mmprompt.language.methods import METHODS, SEARCHES, PromptInit
+from mmprompt.language.methods import METHODS, SEARCHES, PromptInit, method_types
 from mmprompt.models.packaged import refuse_missing
 from mmprompt.progress import ProgressDisplay
 from mmprompt.terminal.output import JSON_HELP, Output, check_folder, command_of, shorten
@@ -102,17 +102,6 @@ def run(arguments: Sequence[str], prog: str) -> None:
     output.say(f"Next: mmprompt llm eval --prompt {place} --data {shlex.quote(call.rows.data)}")
     output.say(f"      mmprompt llm generate --prompt {place} --input {shlex.join(named)}")
     output.document({"run": str(folder), "history": result.history, "notices": list(result.notices), "test": test})
-
-
-def method_types(name: str) -> list[Any]:
-    """Return the methods that a name such as `lora` or `prompt-tuning+lora` stands for."""
-    names = [part.strip() for part in name.split("+")]
-    for part in names:
-        if part not in METHODS:
-            raise unknown_name("method", part, METHODS)
-    kinds = [METHODS[part] for part in names]
-    refuse_same_settings(kinds)
-    return kinds
 
 
 def joined(methods: Sequence[DecoderMethod]) -> DecoderMethod:

@@ -13,10 +13,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from mmprompt.core.fit import fit
 from mmprompt.core.learned import Prompt
+from mmprompt.core.soft import LoRA
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextData, TextRow
-from mmprompt.language.methods import CoordinateSearch, Projection, PromptInit, WordSearch
+from mmprompt.language.methods import CoordinateSearch, Instruction, Projection, PromptInit, SearchedWords, WordSearch
 from mmprompt.language.predictor import LanguagePredictor, load_prompted
 from mmprompt.language.search.objective import WordObjective, best_of, row_order
 from mmprompt.language.search.task import exchange, prepare, project, search_words
@@ -563,3 +565,25 @@ def test_settings_out_of_range_are_refused(kind: type[WordSearch], setting: dict
     (name,) = setting
     with pytest.raises(UserError, match=f"^{name} is "):
         kind(**setting)
+
+
+def test_words_are_searched_by_the_fit_of_every_method(tmp_path: Path) -> None:
+    model = frozen_model("llama", torch.float32)
+    data = text_data(template="{soft} {text}\nIt is {answer}")
+    result = fit(SearchedWords(), model, data, tmp_path / "run", seed=3, progress=False)
+    template = search_words(data, model, seed=3).prompted.template.text
+    assert "{soft" not in template
+    assert [one.template.text for one in (result.predictor, load_prompted(tmp_path / "run", model))] == [template] * 2
+
+
+def test_an_instruction_is_one_of_the_card() -> None:
+    model = frozen_model("llama", torch.float32)
+    data = text_data(instructions=("{text} is {answer}", "Is {text} {answer}"))
+    assert fit(Instruction(2), model, data, progress=False).predictor.template.text == "Is {text} {answer}"
+    with pytest.raises(UserError, match="number is 3, but the card of the data has 2 instructions"):
+        fit(Instruction(3), model, data, progress=False)
+
+
+def test_what_is_searched_or_written_is_not_learned_together_with_others() -> None:
+    with pytest.raises(UserError, match="SearchedWords is not learned together with others"):
+        LoRA() + SearchedWords()
