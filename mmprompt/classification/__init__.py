@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from mmprompt.classification.meta import meta_init
     from mmprompt.classification.methods import (
         CLAP,
+        DPSGD,
         GDA,
         IVLP,
         TPT,

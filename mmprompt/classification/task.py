@@ -33,6 +33,7 @@ from mmprompt.models.dual_encoder.load import load_backbone
 from mmprompt.models.image_features import ImageFeatures, encode_pictures, encode_tensors
 from mmprompt.settings import check, checked
 from mmprompt.training.callbacks import Callback
+from mmprompt.training.loop import count_epochs
 from mmprompt.training.problem import StepResult
 from mmprompt.training.recipe import Recipe, epochs_for
 
@@ -96,6 +97,8 @@ class ClassificationProblem:
         self._pixels: dict[tuple[int, int | None], Tensor] = {}
         self.teacher = method.teacher(self.backbone, classifier.class_names, template)
         self._cosine = Cosine(self.backbone.logit_scale, self.backbone.logit_bias)
+        n_epochs = count_epochs(recipe, len(images), epochs_for(recipe, None))
+        self.gradient_rule = method.gradient_rule(n_epochs)
         if overrides(method, "begin"):
             method.begin(classifier, self.features())
         if any(parameter.requires_grad for parameter in self.module.parameters()):
@@ -125,7 +128,7 @@ class ClassificationProblem:
             frozen = Outputs(self._cosine(bare, self.teacher), labels, bare, self.teacher)
         outputs = self.classifier.outputs(image_features, labels, frozen)
         n_correct = int((outputs.logits.argmax(1) == labels).sum())
-        return StepResult(self.method.loss_terms(outputs), n_correct, self.method.gradient_rule)
+        return StepResult(self.method.loss_terms(outputs), n_correct, self.gradient_rule)
 
     def validate(self) -> float | None:
         """Compute the accuracy on the validation images, None if there are none."""

@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -53,15 +53,17 @@ class Predictor(Protocol):
         """See the class."""
         ...
 
-    @property
-    def backbone(self) -> Any:
-        """See the class."""
-        ...
+    if TYPE_CHECKING:  # from Python 3.12 on isinstance does not see the sub-modules of a torch module
 
-    @property
-    def prompt(self) -> Prompt:
-        """See the class."""
-        ...
+        @property
+        def backbone(self) -> Any:
+            """See the class."""
+            ...
+
+        @property
+        def prompt(self) -> Prompt:
+            """See the class."""
+            ...
 
     def header(self) -> dict[str, Any]:
         """Give what its kind alone keeps in the header, JSON-ready."""

@@ -351,8 +351,8 @@ class Prototypes(ScaledPerClass):
     def __init__(self, n_classes: int, width: int, scale: float, bias: float) -> None:
         super().__init__(n_classes, width, scale, bias)
         self.weight = nn.Parameter(torch.zeros(n_classes, width))
-        self.register_buffer("start", torch.zeros(n_classes, width))
-        self.register_buffer("trust", torch.zeros(n_classes))
+        self.register_buffer("start", torch.zeros(n_classes, width), persistent=False)  # for training alone
+        self.register_buffer("trust", torch.zeros(n_classes), persistent=False)
 
     def forward(self, image_features: Tensor, class_features: Tensor) -> Tensor:
         """Compute logits [B, C]; class features are not looked at."""

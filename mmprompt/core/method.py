@@ -118,10 +118,13 @@ class Method(Protocol):
         """Compute the named scalar terms whose sum is minimised."""
         return {"cross_entropy": cross_entropy(outputs)}
 
-    @property
-    def gradient_rule(self) -> GradientRule | None:
-        """What is made of the gradients of the loss terms; their sum where there is none."""
+    def gradient_rule(self, n_epochs: int) -> GradientRule | None:
+        """Give what is made of the gradients of the loss terms; their sum where there is none."""
         return None
+
+    def check_whole(self, whole: Method) -> None:
+        """Refuse to be a part of a method, such as one that undoes what it is there for."""
+        return
 
     def teacher(self, backbone: Any, class_names: Sequence[str], template: str) -> Tensor | None:
         """Give class features [C, E] of a frozen teacher, whose `Outputs` the loss terms then see as `frozen`.
@@ -178,12 +181,17 @@ class Combined(Method):
 
     def loss_terms(self, outputs: Outputs) -> Mapping[str, Tensor]:
         """Compute the loss terms of every method, each once."""
-        return {name: term for method in self.methods for name, term in method.loss_terms(outputs).items()}
+        parts_last = sorted(self.methods, key=lambda method: not method.learns)
+        return {name: term for method in parts_last for name, term in method.loss_terms(outputs).items()}
 
-    @property
-    def gradient_rule(self) -> GradientRule | None:
-        """That of the one method which has one."""
-        return self._only("gradient_rule", [method.gradient_rule for method in self.methods])
+    def gradient_rule(self, n_epochs: int) -> GradientRule | None:
+        """Give that of the one method which has one."""
+        return self._only("gradient_rule", [method.gradient_rule(n_epochs) for method in self.methods])
+
+    def check_whole(self, whole: Method) -> None:
+        """Ask every method."""
+        for method in self.methods:
+            method.check_whole(whole)
 
     def teacher(self, backbone: Any, class_names: Sequence[str], template: str) -> Tensor | None:
         """Give the teacher of the methods that have one, which must be the same for all of them."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mmprompt.training.recipe import Recipe
 
     GradientRule = Callable[[Mapping[str, Sequence[Tensor]]], Sequence[Tensor]]
-    """From the gradients of each loss, one a parameter, to those that the optimiser takes."""
+    """From the gradients of each loss, one a parameter, to those that the optimiser takes; of a loss [B], [B, ...]."""
 
 
 class RunFailed(Exception):  # noqa: N818 - named for what happened, as KeyboardInterrupt is
@@ -33,7 +33,8 @@ class StepResult:
     """What one batch came to.
 
     Attributes:
-        losses: scalar tensors by name, with their graph; the loop minimises their sum.
+        losses: scalar tensors by name, with their graph; the loop minimises their sum. One of each item, [B], where a
+            gradient rule wants the gradient of each.
         n_correct: items predicted correctly, 0 to the batch's size; None where right and wrong have no meaning.
         gradient_rule: what is made of the gradients of the losses; their sum where there is none.
         n_counted: over how many the losses are means, such as the tokens of the batch; its items where None.

@@ -54,10 +54,13 @@ class WeightUpdate:
         gradient under fp16 only lowers the loss scale, until that can go no lower. Of several processes each has
         losses of its `share` of the batch, and values and gradients are those of the whole.
         """
+        if any(value.dim() for value in losses.values()) and (self.ranks.size > 1 or self._scaler.is_enabled()):
+            raise UserError("the gradient of each item is taken by one process, in fp32 or bf16. Use one of these.")
         if self.ranks.size > 1:
             losses = {name: value * share for name, value in losses.items()}
-        total = sum(losses.values(), start=torch.zeros((), device=self.device))
-        own = [value.item() for value in losses.values()] + [total.item()]
+        means = [value.mean() for value in losses.values()]
+        total = sum(means, start=torch.zeros((), device=self.device))
+        own = [value.item() for value in [*means, total]]
         values = dict(zip([*losses, "loss"], self.ranks.sum(own, self.device), strict=True))
         for name, value in values.items():
             if not math.isfinite(value):
@@ -84,9 +87,12 @@ class WeightUpdate:
             if not loss.requires_grad:
                 gradients[name] = [torch.zeros_like(parameter) for parameter in learning]
                 continue
-            scaled = self._scaler.scale(loss)
-            gradients[name] = torch.autograd.grad(
-                scaled, learning, retain_graph=True, allow_unused=True, materialize_grads=True
+            each = [
+                torch.autograd.grad(one, learning, retain_graph=True, allow_unused=True, materialize_grads=True)
+                for one in self._scaler.scale(loss).reshape(-1)
+            ]
+            gradients[name] = (
+                each[0] if loss.dim() == 0 else [torch.stack(values) for values in zip(*each, strict=True)]
             )
             self.ranks.sum_gradients(gradients[name])
         for parameter, gradient in zip(learning, rule(gradients), strict=True):

@@ -146,7 +146,7 @@ def test_methods_show_has_the_recipe_and_where_it_is_from(
     assert all(f"--{key.replace('_', '-')}" in shown.err for key in settings)
 
 
-@pytest.mark.parametrize("name", ["knowledge-guided", "consistency", "aligned-gradient", "gaussian-average", "tpt"])
+@pytest.mark.parametrize("name", ["knowledge-guided", "consistency", "aligned-gradient", "dp-sgd", "tpt"])
 def test_methods_show_says_what_a_part_joins(name: str, capsys: Capture) -> None:
     assert main(["methods", "show", name, "--json"]) == 0
     shown = capsys.readouterr()

@@ -151,10 +151,10 @@ def test_one_method_alone_is_no_combination(tiny_clip_backbone):
 def test_a_combination_has_the_hooks_of_its_methods():
     combined = VPT() + ProGrad(n_ctx=8)
     own, general = torch.tensor([1.0, 0.0]), torch.tensor([-1.0, 1.0])
-    rule = combined.gradient_rule
+    rule = combined.gradient_rule(3)
     assert rule is not None
     assert rule({"cross_entropy": [own], "general": [general]})[0].tolist() == [0.5, 0.5]
-    assert (VPT() + CoOp()).gradient_rule is None
+    assert (VPT() + CoOp()).gradient_rule(3) is None
     assert len((PromptSRC() + CLIPLoRA()).callbacks(3)) == 1
     assert [type(callback).__name__ for callback in (VPT() + PromptSRC()).callbacks(3)] == ["WeightAverage"]
 
@@ -162,7 +162,7 @@ def test_a_combination_has_the_hooks_of_its_methods():
 @pytest.mark.parametrize(
     ("combined", "what"),
     [
-        (lambda one, other, backbone: (one + other).gradient_rule, "gradient_rule"),
+        (lambda one, other, backbone: (one + other).gradient_rule(3), "gradient_rule"),
         (lambda one, other, backbone: (one + Consistency()).teacher(backbone, ["cat", "dog"], "a {}"), "teacher"),
     ],
     ids=["rule", "teacher"],

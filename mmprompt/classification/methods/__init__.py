@@ -17,7 +17,7 @@ from mmprompt.classification.methods.independent import IVLP, DeepText, PromptSR
 from mmprompt.classification.methods.lora import CLIPLoRA
 from mmprompt.classification.methods.maple import MaPLe
 from mmprompt.classification.methods.norms import LayerNormTuning, TwoStage
-from mmprompt.classification.methods.parts import AlignedGradient, Consistency, GaussianAverage, KnowledgeGuided
+from mmprompt.classification.methods.parts import DPSGD, AlignedGradient, Consistency, GaussianAverage, KnowledgeGuided
 from mmprompt.classification.methods.pixels import PaddingPrompt, PatchPrompt
 from mmprompt.classification.methods.solved import (
     GDA,
@@ -69,6 +69,7 @@ METHODS: dict[str, type[Any]] = {
     "consistency": Consistency,
     "aligned-gradient": AlignedGradient,
     "gaussian-average": GaussianAverage,
+    "dp-sgd": DPSGD,
 }
 
 

@@ -70,6 +70,7 @@ def untrained(method: Method, backbone: DualEncoder, start: Start) -> Classifier
     from mmprompt.models.dual_encoder.interface import without_text
 
     check_class_names(start.class_names)
+    method.check_whole(method)
     prompt = method.prompt(backbone, start)
     if not backbone.has_text and (prompt.has("text") or overrides(method, "teacher")):
         raise without_text(backbone.name)

@@ -79,10 +79,9 @@ class ProGrad(CoOp):
         """Compute cross entropy and the general term."""
         return {**super().loss_terms(outputs), **self._alignment.loss_terms(outputs)}
 
-    @property
-    def gradient_rule(self) -> GradientRule:
+    def gradient_rule(self, n_epochs: int) -> GradientRule:
         """See `AlignedGradient`."""
-        return self._alignment.gradient_rule
+        return self._alignment.gradient_rule(n_epochs)
 
 
 def hint_first(template: str) -> str:

@@ -5,14 +5,17 @@ Those with a teacher compare with the frozen model that reads hand-written words
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 
 from mmprompt.classification.methods.base import Part
 from mmprompt.classification.methods.zero_shot import imagenet_templates
+from mmprompt.core.method import Combined, Method, overrides
+from mmprompt.errors import UserError, bad_value
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +30,8 @@ Epoch = Annotated[float, Ge(-1e6), Le(1e6)]
 Epochs = Annotated[float, Ge(1e-3), Le(1e6)]
 PROMPTSRC_TEMPLATES = 60
 GENERAL = "general"
+LOOKS = ("begin", "finish", "loss_terms", "predictor")
+"""The hooks through which a method looks at images; the cross entropy of each is what is made private."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +113,7 @@ class AlignedGradient(Part):
         general = (frozen_of(outputs).logits / self.temperature).softmax(1)
         return {GENERAL: -(self.temperature**2) * (general * own).sum(1).mean()}
 
-    @property
-    def gradient_rule(self) -> GradientRule:
+    def gradient_rule(self, n_epochs: int) -> GradientRule:
         """Take off, parameter by parameter, what runs against the general direction."""
         return self._aligned
 
@@ -121,6 +125,92 @@ class AlignedGradient(Part):
             along = (total * general).sum() / general.square().sum().clamp_min(1e-30)
             aligned.append(total - self.strength * along.clamp(max=0) * general)
         return aligned
+
+
+@dataclass(frozen=True)
+class DPSGD(Part):
+    """No image tells on itself (Abadi et al. 2016, "Deep Learning with Differential Privacy", section 3.1).
+
+    The gradient of each image is clipped, and noise is added to their sum. An epoch meets an image at most once, so
+    privacy is spent by the epoch, whatever the size of a batch; no amplification by sampling is counted. No seed gives
+    the noise, so a run cannot be repeated. Private is what is learned; the log, the report and notices are not.
+    """
+
+    epsilon: Annotated[float, Gt(0)] = 8.0
+    """With or without one image, no outcome is more than e^epsilon times as likely, but for `delta`."""
+    delta: Annotated[float, Gt(0), Lt(1)] = 1e-5
+    """Probability that more is told; it is to be well below one in as many as there are images."""
+    max_norm: Annotated[float, Gt(0)] = 1.0
+    """Norm to which the gradient of each image is clipped."""
+
+    def check_whole(self, whole: Method) -> None:
+        """Refuse what looks at images other than by the cross entropy of each.
+
+        Raises:
+            UserError: some other part of the method does.
+        """
+        for method in whole.methods if isinstance(whole, Combined) else ():
+            if isinstance(method, Combined):
+                self.check_whole(method)
+            elif not isinstance(method, DPSGD) and any(overrides(method, hook) for hook in LOOKS):
+                raise UserError(
+                    f"{type(method).__name__} looks at images in a way that dp-sgd does not make private. Join it to a "
+                    "method that learns by cross entropy alone, such as coop, vpt or clip-lora."
+                )
+
+    def loss_terms(self, outputs: Outputs) -> Mapping[str, Tensor]:
+        """Compute the cross entropy of each image, in place of the mean."""
+        import torch.nn.functional as F
+
+        assert outputs.labels is not None, "a loss is taken of labelled images"
+        return {"cross_entropy": F.cross_entropy(outputs.logits.float(), outputs.labels, reduction="none")}
+
+    def gradient_rule(self, n_epochs: int) -> GradientRule:
+        """Clip and add noise, by Opacus, whose accountant says how much of it a training needs.
+
+        Raises:
+            UserError: Opacus is not installed, or no noise is enough.
+        """
+        import torch
+
+        noise = self.noise_multiplier(n_epochs)
+        from opacus.optimizers import DPOptimizer
+
+        generator = torch.Generator()
+        generator.seed()  # of the operating system
+
+        def private(gradients: Mapping[str, Sequence[Tensor]]) -> list[Tensor]:
+            of_images = gradients["cross_entropy"]
+            places = [torch.nn.Parameter(torch.empty_like(each[0], device="cpu")) for each in of_images]
+            for place, each in zip(places, of_images, strict=True):
+                place.grad_sample = each.cpu()
+            optimizer = DPOptimizer(
+                torch.optim.SGD(places, lr=1.0),
+                noise_multiplier=noise,
+                max_grad_norm=self.max_norm,
+                expected_batch_size=len(of_images[0]),
+                generator=generator,
+                secure_mode=True,
+            )
+            optimizer.pre_step()
+            return [place.grad.to(each) for place, each in zip(places, of_images, strict=True)]
+
+        return private
+
+    def noise_multiplier(self, n_epochs: int) -> float:
+        """Compute the noise that some epochs need: its standard deviation as a multiple of `max_norm`."""
+        try:
+            from opacus.accountants.utils import get_noise_multiplier
+        except ImportError:
+            advice = 'Use pip install "mmprompt[private]".'
+            raise UserError(f"dp-sgd needs opacus, which is not installed. {advice}") from None
+        budget = {"target_epsilon": self.epsilon, "target_delta": self.delta}
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of orders that the search for the noise passes by
+                return float(get_noise_multiplier(**budget, sample_rate=1.0, steps=n_epochs))
+        except ValueError:
+            raise bad_value("epsilon", self.epsilon, "no noise is enough for so little", "Use `epsilon=1`.") from None
 
 
 @dataclass(frozen=True)

@@ -178,6 +178,10 @@ class WholeRows(PreTrainedModel, GenerationMixin):
         """Hand over what `forward` takes."""
         return {"input_ids": input_ids, "start": start}
 
+    def generate(self, **given: Any) -> Any:
+        """Search as transformers does, without a cache: some releases cannot count one of a model without attention."""
+        return super().generate(**given | {"use_cache": False})
+
     def forward(self, input_ids: Tensor, start: Tensor, **_: Any) -> CausalLMOutput:
         """Read rows that begin with the embeddings `start`."""
         (lm,) = self._lm
