@@ -16,6 +16,7 @@ import tyro
 
 from mmprompt.classification.methods import METHODS, make_method, method_types
 from mmprompt.cli.methods import options_of
+from mmprompt.cli.workers import WorkerSettings
 from mmprompt.errors import UserError, bad_file, bad_value
 from mmprompt.experiments.grid import (
     BASE_TO_NEW,
@@ -48,6 +49,7 @@ from mmprompt.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from mmprompt.experiments.summary import Comparison
+    from mmprompt.experiments.workers import Workers
 
 COMPARE = "Compare methods and baselines over data sets, shots and seeds. What was computed once is not again."
 DESCRIPTIONS = {
@@ -88,8 +90,6 @@ class Compared:
     """The folder for tables, figures and report.html."""
     results: Annotated[Path, tyro.conf.arg(metavar="PATH")] = Path("runs/cells")
     """The folder that keeps every cell as a run folder; share it between comparisons."""
-    workers: Annotated[int | None, tyro.conf.arg(metavar="INT|None")] = None
-    """Processes that compute cells; by default one a GPU, else one."""
     device: Device = "auto"
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Write all numbers to a JSON file, or to stdout with `-`."""
@@ -97,9 +97,10 @@ class Compared:
 
 @dataclass(frozen=True)
 class Call:
-    """A command line, read: the options, methods on backbones, and the settings of the recipe that were given."""
+    """A command line, read: options, who computes, methods on backbones, and settings of the recipe that were given."""
 
     compared: Compared
+    workers: Workers
     contenders: tuple[Contender, ...]
     recipe: Mapping[str, Any]
 
@@ -162,7 +163,7 @@ def show(call: Call, protocol: str, default_sets: Sequence[str], command: str) -
     with ProgressDisplay() as progress:
         if given.skip_broken:
             grid = without_broken(grid, given.device, progress.count("opened"))
-        comparison = compare_grid(grid, given.results, given.workers, given.device, progress.show, begin)
+        comparison = compare_grid(grid, given.results, call.workers, given.device, progress.show, begin)
     conclude(output, given, comparison, protocol, command)
 
 
@@ -217,7 +218,7 @@ def read_call(arguments: Sequence[str], prog: str, description: str, defaults: M
         names = tuple(name for name, kind in METHODS.items() if kind.learns)
     kinds = {name: method_types(name) for name in names}
     settings = merged_settings([kind for several in kinds.values() for kind in several])
-    groups: dict[str, Any] = {"compared": Compared, "settings": settings, "recipe": Recipe}
+    groups: dict[str, Any] = {"compared": Compared, "workers": WorkerSettings, "settings": settings, "recipe": Recipe}
     form = make_dataclass("Comparison", list(groups.items()), frozen=True)
     remember(form)
     read: Any = parse(form, arguments, prog, description, filled(form, defaults or {}))
@@ -231,7 +232,7 @@ def read_call(arguments: Sequence[str], prog: str, description: str, defaults: M
         for backbone in names_in("backbone", read.compared.backbone)
         for name, method in methods.items()
     )
-    return Call(read.compared, contenders, given_values(read.recipe, arguments))
+    return Call(read.compared, read.workers.chosen(), contenders, given_values(read.recipe, arguments))
 
 
 def merged_settings(kinds: Sequence[type]) -> type:
