@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -134,21 +135,27 @@ def _processes(remotes: Sequence[_Remote], options: Mapping[str, Any]) -> Iterat
     """Start processes of this machine; the pools of the standard library and of joblib end all when one dies."""
     context = multiprocessing.get_context("spawn")
     threads = max(1, (os.cpu_count() or 1) // len(remotes))
-    children, receivers = [], []
-    for remote in remotes:
-        receiver, sender = context.Pipe(duplex=False)
-        children.append(context.Process(target=_child, args=(threads, remote, sender), daemon=True))
-        receivers.append(receiver)
+    pipes = [context.Pipe(duplex=False) for _ in remotes]
+    children = [
+        context.Process(target=_child, args=(threads, remote, sender), daemon=True)
+        for remote, (_, sender) in zip(remotes, pipes, strict=True)
+    ]
 
     def ended() -> list[Outcome] | None:
         if any(child.is_alive() for child in children):
             return None
-        lost = [RunFailed(f"exit code {child.exitcode}") for child in children]
-        return [receiver.recv() if receiver.poll() else one for receiver, one in zip(receivers, lost, strict=True)]
+        return [outcome(child, receiver) for child, (receiver, _) in zip(children, pipes, strict=True)]
+
+    def outcome(child: BaseProcess, receiver: Connection) -> Outcome:
+        try:
+            return receiver.recv()
+        except EOFError:  # it died before it could say anything
+            return RunFailed(f"exit code {child.exitcode}")
 
     try:
-        for child in children:
+        for child, (_, sender) in zip(children, pipes, strict=True):
             child.start()
+            sender.close()  # the child has its own
         yield ended
     finally:
         for child in children:
