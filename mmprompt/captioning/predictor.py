@@ -356,6 +356,10 @@ class CaptionFeatures:
         """Return [N, T, D'] on the captioner's device."""
         return self._features.of(paths).unflatten(1, self._side.shape)
 
+    def stored(self, paths: Sequence[Path]) -> frozenset[Path]:
+        """Return the files whose features are known; see `ImageFeatures.stored`."""
+        return self._features.stored(paths)
+
 
 @checked
 def hard_prompt(captioner: FrozenCaptioner, focus: str, words: str) -> Prompt:

@@ -17,6 +17,7 @@ import tyro
 import mmprompt.classification.methods as of_images
 import mmprompt.language.methods as of_texts
 from mmprompt.cli.methods import options_of
+from mmprompt.cli.workers import WorkerSettings
 from mmprompt.core.method import settled
 from mmprompt.errors import UserError, bad_file, bad_value
 from mmprompt.experiments.grid import (
@@ -53,6 +54,7 @@ from mmprompt.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from mmprompt.experiments.summary import Comparison
+    from mmprompt.experiments.workers import Workers
 
 COMPARE = "Compare methods and baselines over data sets, shots and seeds. What was computed once is not again."
 DESCRIPTIONS = {
@@ -96,8 +98,6 @@ class Compared:
     """The folder for tables, figures and report.html."""
     results: Annotated[Path, tyro.conf.arg(metavar="PATH")] = Path("runs/cells")
     """The folder that keeps every cell as a run folder; share it between comparisons."""
-    workers: Annotated[int | None, tyro.conf.arg(metavar="INT|None")] = None
-    """Processes that compute cells; by default one a GPU, else one."""
     device: Device = "auto"
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Write all numbers to a JSON file, or to stdout with `-`."""
@@ -105,11 +105,12 @@ class Compared:
 
 @dataclass(frozen=True)
 class Call:
-    """A command line, read: the options, methods on backbones, the settings of the recipe that were given, and the
-    texts that were named.
+    """A command line, read: options, who computes, methods on backbones, the settings of the recipe that were given,
+    and the texts that were named.
     """
 
     compared: Compared
+    workers: Workers
     contenders: tuple[Contender, ...]
     recipe: Mapping[str, Any]
     texts: tuple[TextData, ...] = ()
@@ -176,7 +177,7 @@ def show(call: Call, protocol: str, default_sets: Sequence[str], command: str) -
     with ProgressDisplay() as progress:
         if given.skip_broken:
             grid = without_broken(grid, given.device, progress.count("opened"))
-        comparison = compare_grid(grid, given.results, given.workers, given.device, progress.show, begin)
+        comparison = compare_grid(grid, given.results, call.workers, given.device, progress.show, begin)
     conclude(output, given, comparison, TEXTS if call.texts else protocol, command)
 
 
@@ -246,7 +247,7 @@ def read_call(arguments: Sequence[str], prog: str, description: str, defaults: M
     names = tuple(name for name in names if not (texts and name == INSTRUCTIONS))
     kinds = {name: room.method_types(name) for name in names}
     settings = merged_settings([kind for several in kinds.values() for kind in several])
-    groups: dict[str, Any] = {"compared": Compared, "settings": settings, "recipe": Recipe}
+    groups: dict[str, Any] = {"compared": Compared, "workers": WorkerSettings, "settings": settings, "recipe": Recipe}
     form = make_dataclass("Comparison", list(groups.items()), frozen=True)
     remember(form)
     read: Any = parse(form, arguments, prog, description, filled(form, {"method": usual, **(defaults or {})}))
@@ -260,7 +261,7 @@ def read_call(arguments: Sequence[str], prog: str, description: str, defaults: M
         for backbone in names_in("backbone", read.compared.backbone)
         for name, method in {**written, **methods}.items()
     )
-    return Call(read.compared, contenders, given_values(read.recipe, arguments), texts)
+    return Call(read.compared, read.workers.chosen(), contenders, given_values(read.recipe, arguments), texts)
 
 
 def instructions_of(texts: Sequence[TextData]) -> dict[str, of_texts.Instruction]:

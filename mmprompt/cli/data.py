@@ -7,22 +7,25 @@ from __future__ import annotations
 import datetime
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, make_dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from mmprompt.captioning.data import EMBEDDED as CAPTION_SETS
+from mmprompt.cli.workers import WorkerSettings
 from mmprompt.data.catalog import list_datasets, read_card
 from mmprompt.data.check import check_dataset
 from mmprompt.data.layouts import Part, find_parts, given_root, set_folder
 from mmprompt.data.split_file import divide, write_split
 from mmprompt.data.splits import SPLITS
-from mmprompt.errors import UserError
+from mmprompt.errors import UserError, bad_value
 from mmprompt.language.data import EMBEDDED as TEXT_SETS
-from mmprompt.terminal.images import Images
-from mmprompt.terminal.output import JSON_HELP, Output, shorten
+from mmprompt.models.packaged import refuse_missing
+from mmprompt.progress import ProgressDisplay
+from mmprompt.terminal.images import Images, find_images
+from mmprompt.terminal.output import JSON_HELP, Device, Output, shorten
 from mmprompt.terminal.parser import parse
 
 Name = tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="NAME")]]
@@ -77,6 +80,18 @@ class SplitSettings:
     """Share of every class that is kept for testing."""
     seed: Annotated[int, tyro.conf.arg(metavar="INT")] = 1
     """Seed of the division."""
+    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+
+
+@dataclass(frozen=True)
+class EncodeSettings:
+    """Which images are encoded, and by what."""
+
+    images: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="IMAGES...")]]
+    """Image files, and folders that are searched to the bottom."""
+    backbone: Annotated[str, tyro.conf.arg(metavar="NAME")] = "tiny"
+    """The frozen model."""
+    device: Device = "auto"
     json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
 
 
@@ -184,6 +199,35 @@ def run_split(arguments: Sequence[str], prog: str) -> None:
     root = [] if path.resolve().parent == divided.root else ["--root", str(divided.root)]
     output.say(f"Use it: mmprompt train {shlex.join(['--data', str(path), *root])}")
     output.document({"split": str(path), "root": str(divided.root), "seed": settings.seed, "sizes": counts})
+
+
+def run_encode(arguments: Sequence[str], prog: str) -> None:
+    """Encode images into the store, so that no later command does."""
+    form = make_dataclass("Encode", [("images", EncodeSettings), ("workers", WorkerSettings)], frozen=True)
+    read: Any = parse(form, arguments, prog, "Encode many images now, so that no later command waits for it.")
+    given, workers = read.images, read.workers.chosen()
+    refuse_missing(given.backbone)
+    paths = [path.absolute() for _, path in find_images(given.images)]
+
+    from mmprompt.experiments.encode import encode_images
+    from mmprompt.models.dual_encoder.load import load_backbone
+    from mmprompt.models.feature_store import LIMIT_VARIABLE, features_folder, limit_bytes
+
+    output, model = Output(given.json), load_backbone(given.backbone, given.device)
+    size = 4 * len(paths) * (model.embed_dim + model.raw_width)
+    if size > limit_bytes():
+        raise bad_value(
+            LIMIT_VARIABLE,
+            f"{limit_bytes():,} bytes",
+            f"the features of {len(paths):,} images take {size:,}",
+            f"Set {LIMIT_VARIABLE}={-(-size // 10**9)}GB here and for the commands that use them.",
+        )
+    with ProgressDisplay() as display:
+        progress = display.count("images")
+        n_encoded = encode_images("classification", given.backbone, model, paths, workers, given.device, progress)
+    n_known = len(paths) - n_encoded
+    output.say(f"{n_encoded:,} images encoded by {given.backbone}, {n_known:,} known before, in {features_folder()}.")
+    output.document({"encoded": n_encoded, "known": n_known, "folder": str(features_folder())})
 
 
 def run_cache(arguments: Sequence[str], prog: str) -> None:

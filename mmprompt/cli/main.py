@@ -74,6 +74,7 @@ VERBS = {
     "data check": Verb("cli.data", "run_check", "NAME", "look a data set over before using it"),
     "data shots": Verb("cli.data", "run_shots", "NAME", "show which images a k-shot draw takes"),
     "data split": Verb("cli.data", "run_split", "FOLDER", "divide your own images once into train, val and test"),
+    "data encode": Verb("cli.data", "run_encode", "IMAGES...", "encode many images now, by workers, for later"),
     "data cache": Verb("cli.data", "run_cache", "", "the image features on disk, their size, and dropping them"),
     "backbones list": Verb("cli.backbones", "run_list", "", "the frozen models a prompt can be learned for"),
     "backbones get": Verb("cli.backbones", "run_get", "NAME", "fetch photo, for photographs, or smollm2, for text"),

@@ -12,6 +12,7 @@ import tyro
 from mmprompt.classification.cli.train import DATA
 from mmprompt.classification.methods import method_types
 from mmprompt.cli.compare import find_origin, given_values, merged_settings
+from mmprompt.cli.workers import WorkerSettings
 from mmprompt.errors import UserError
 from mmprompt.models.packaged import refuse_missing
 from mmprompt.progress import ProgressDisplay
@@ -52,9 +53,8 @@ class Settings:
     trials: Annotated[int, tyro.conf.arg(metavar="INT")] = 30
     """Trials that the study shall hold in the end."""
     storage: Annotated[str | None, tyro.conf.arg(metavar="URL")] = None
-    """Where trials are kept and shared, as an SQLAlchemy URL; by default sqlite in the folder of --out."""
-    workers: Annotated[int, tyro.conf.arg(metavar="INT")] = 1
-    """Processes; more may join from elsewhere with the same --storage."""
+    """Where trials are kept and shared, as an SQLAlchemy URL; by default sqlite in the folder of --out. Processes may
+    join from elsewhere."""
     out: Annotated[Path, tyro.conf.arg(metavar="PATH")] = Path("runs/tune")
     """The folder for recipe.yaml, trials.csv, the figure and report.html."""
     device: Device = "auto"
@@ -66,15 +66,16 @@ def run(arguments: Sequence[str], prog: str) -> None:
     """Search, and write the result."""
     name = peek(arguments, "method") or Settings.method
     settings = merged_settings(method_types(name))
-    form = make_dataclass("Tune", [("run", Settings), ("settings", settings), ("recipe", Recipe)], frozen=True)
-    read: Any = parse(form, arguments, prog, DESCRIPTION, form(Settings(), settings(), Recipe()))
+    groups = {"run": Settings, "workers": WorkerSettings, "settings": settings, "recipe": Recipe}
+    form = make_dataclass("Tune", groups.items(), frozen=True)
+    read: Any = parse(form, arguments, prog, DESCRIPTION, form(*(group() for group in groups.values())))
     given = read.run
     refuse_missing(given.backbone)
     origin, seeds = find_origin(given.data, given.root, given.datasets_dir), counts_in("seed", given.seed)
 
     from mmprompt.experiments.tune import tune, without_broken, write_search
 
-    search = search_of(read, arguments, origin, seeds)
+    search, workers = search_of(read, arguments, origin, seeds), read.workers.chosen()
     output = Output(given.json)
     check_place(given.out)
     storage = given.storage or f"sqlite:///{given.out / 'study.db'}"
@@ -86,7 +87,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
     with ProgressDisplay() as progress:
         if given.skip_broken:
             search = without_broken(search, given.device, progress.count("opened"))
-        result = tune(search, storage, given.trials, given.workers, given.device, progress.show, begin)
+        result = tune(search, storage, given.trials, workers, given.device, progress.show, begin)
     report = write_search(search, result, given.out, command_of(arguments, prog))
     conclude(output, search, result, given.out, report)
 

@@ -18,12 +18,13 @@ from mmprompt.experiments.compute import Bench, fill, plan, read_images
 from mmprompt.experiments.grid import Contender, Grid, Origin
 from mmprompt.experiments.results import read_failure, read_outcome
 from mmprompt.experiments.summary import Comparison, compare_cells
-from mmprompt.experiments.workers import default_workers
+from mmprompt.experiments.workers import Workers
 from mmprompt.progress import ProgressDisplay, ShowProgress
-from mmprompt.settings import Count, check, checked
+from mmprompt.settings import checked
 from mmprompt.training.recipe import Recipe
 
 RESULTS = "runs/cells"
+BY_DEVICE = Workers()
 
 
 @checked
@@ -36,6 +37,8 @@ def compare(
     recipe: Recipe | None = None,
     targets: Sequence[Any] | Mapping[str, Any] = (),
     workers: int | None = None,
+    engine: str = "local",
+    engine_options: Mapping[str, Any] | None = None,
     device: str = "auto",
     progress: bool = True,
     **settings: Any,
@@ -53,6 +56,8 @@ def compare(
         recipe: settings of optimiser and schedule, as for `fit`.
         targets: further data that each fit is tested on.
         workers: processes; by default one a GPU, else this one alone.
+        engine: who starts them: `local`, `ray` or `submitit`, which reach other machines; all see the folder `out`.
+        engine_options: of each worker, such as `{"num_gpus": 1}` for Ray, `{"slurm_partition": "gpu"}` for submitit.
         device: as for `load_backbone`.
         progress: show how far it is, on the error stream.
         settings: single settings of the recipe; they win over `recipe`.
@@ -71,7 +76,8 @@ def compare(
     given = (recipe.given if recipe else {}) | settings
     grid = Grid(origins, contenders, tuple(shots), tuple(seeds), given, others)
     with ProgressDisplay() as display:
-        return compare_grid(grid, out, workers, device, display.show if progress else None)
+        who = Workers(workers, engine, engine_options or {})
+        return compare_grid(grid, out, who, device, display.show if progress else None)
 
 
 def origins_of(tasks: Sequence[Any] | Mapping[str, Any]) -> tuple[Origin, ...]:
@@ -92,7 +98,7 @@ def origins_of(tasks: Sequence[Any] | Mapping[str, Any]) -> tuple[Origin, ...]:
 def compare_grid(
     grid: Grid,
     results: Path | str = RESULTS,
-    workers: int | None = None,
+    workers: Workers = BY_DEVICE,
     device: str = "auto",
     progress: ShowProgress | None = None,
     begin: Callable[[], None] = lambda: None,
@@ -103,16 +109,15 @@ def compare_grid(
     `cells`, how many are done and how many there are, and `begin` once nothing is refused any more. What cannot be is
     refused before anything is written.
     """
-    check("workers", workers, Count | None, "Use `workers=1`.")
     show = progress or (lambda name, n_done, n_all: None)
     bench, folder = Bench(device), Path(results)
     planned = plan(grid, bench)
     begin()
     missing = [one for one in planned if read_outcome(folder / one.key) is None]
-    read_images(missing, bench, partial(show, "images"))
+    read_images(missing, bench, workers, partial(show, "images"))
     if missing:
         cells = {one.key: one.cell for one in planned}
-        fill(folder, cells, workers or default_workers(device), bench, partial(show, "cells"))
+        fill(folder, cells, workers, bench, partial(show, "cells"))
     places = [folder / one.key for one in planned]
     data = [part.data for one in planned for part in (one.source, *one.tests.values())]
     official = frozenset(one.name for one in data if getattr(one, "is_official", False))

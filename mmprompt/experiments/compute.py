@@ -20,8 +20,6 @@ import numpy as np
 import torch
 
 from mmprompt.captioning.metrics.adherence import FocusScores
-from mmprompt.captioning.predictor import CaptionFeatures
-from mmprompt.captioning.readers.load import load_captioner
 from mmprompt.classification.words import context_words
 from mmprompt.core.confidence import auroc_of_new_classes
 from mmprompt.core.fit import Result, describe_method, fit
@@ -29,27 +27,21 @@ from mmprompt.core.header import HEADER, TENSORS
 from mmprompt.core.metrics import Evaluation
 from mmprompt.data.splits import SPLITS
 from mmprompt.errors import UserError
+from mmprompt.experiments.encode import FEATURES, LOADERS, encode_images
 from mmprompt.experiments.grid import BASE, NEW, Cell, Grid, Part
 from mmprompt.experiments.memory import forget_peak, peak_bytes
 from mmprompt.experiments.results import Outcome, Score, is_settled, reopen, settle
-from mmprompt.experiments.workers import PAUSE_S, device_of, in_processes
+from mmprompt.experiments.workers import PAUSE_S, Workers
 from mmprompt.files import write_bytes
 from mmprompt.language.measure import LanguageScore
-from mmprompt.models.decoder.load import load_language_model
-from mmprompt.models.dual_encoder.load import load_backbone
-from mmprompt.models.image_features import ImageFeatures
 from mmprompt.progress import CountProgress, doing
 from mmprompt.training.callbacks import Callback
 from mmprompt.training.problem import Run
 from mmprompt.training.recipe import Recipe
 from mmprompt.version import __version__
 
-LOADERS: Mapping[str, Callable[..., Any]] = {
-    "classification": load_backbone,
-    "captioning": load_captioner,
-    "language": load_language_model,
-}
-FEATURES: Mapping[str, Callable[..., Any]] = {"classification": ImageFeatures, "captioning": CaptionFeatures}
+BEGUN = "cell.json"
+"""What of a cell is written first."""
 
 
 class Bench:
@@ -111,7 +103,9 @@ def plan(grid: Grid, bench: Bench) -> list[Planned]:
     return planned
 
 
-def read_images(planned: Sequence[Planned], bench: Bench, progress: CountProgress | None = None) -> None:
+def read_images(
+    planned: Sequence[Planned], bench: Bench, workers: Workers, progress: CountProgress | None = None
+) -> None:
     """Encode the images of cells once, so that a broken one is met now and the workers find features in the store."""
     images: dict[tuple[str, str], dict[Path, None]] = {}
     for cell, _, source, tests in planned:
@@ -123,10 +117,10 @@ def read_images(planned: Sequence[Planned], bench: Bench, progress: CountProgres
                 paths |= dict.fromkeys(item.image for item in (*part.task.items, *part.items))
     for (kind, name), paths in images.items():
         if paths:
-            FEATURES[kind](bench.take(kind, name), progress=progress).of(list(paths))
+            encode_images(kind, name, bench.take(kind, name), list(paths), workers, bench.device, progress)
 
 
-def fill(folder: Path, cells: Mapping[str, Cell], workers: int, bench: Bench, progress: CountProgress) -> None:
+def fill(folder: Path, cells: Mapping[str, Cell], workers: Workers, bench: Bench, progress: CountProgress) -> None:
     """Compute all cells, by key, that are not finished; those that failed before are tried again."""
 
     def n_left() -> int:
@@ -136,20 +130,23 @@ def fill(folder: Path, cells: Mapping[str, Cell], workers: int, bench: Bench, pr
 
     for key in cells:
         reopen(folder / key)
-    if workers == 1:
+    if workers.is_this_process(bench.device):
         work(folder, cells, bench, n_left)
         return
     bench.clear()  # each process has its own
-    calls = [(folder, cells, Bench(device_of(index, bench.device))) for index in range(workers)]
-    in_processes(work, calls, n_left, f"{len(cells)} cells not computed")
+    calls = [(folder, cells, Bench(device)) for device in workers.devices(bench.device)]
+    workers.run(work, calls, n_left, f"{len(cells)} cells not computed")
 
 
 def work(folder: Path, cells: Mapping[str, Cell], bench: Bench, report: Callable[[], object] = lambda: None) -> None:
-    """Compute one cell after the other until all are settled, waiting for those that others compute."""
+    """Compute one cell after the other until all are settled, waiting for those that others compute.
+
+    A cell that was begun comes last: it may have cost a worker its life, and would the next.
+    """
     report()
     while waiting := [key for key in cells if not is_settled(folder / key)]:
         n_settled = 0
-        for key in waiting:
+        for key in sorted(waiting, key=lambda key: (folder / key / BEGUN).exists()):
             n_settled += settle(folder / key, partial(compute, cells[key], folder / key, bench))
             report()
         if not n_settled:
@@ -162,7 +159,7 @@ def compute(cell: Cell, folder: Path, bench: Bench) -> Outcome:
     model = bench.take(source.task.kind, cell.backbone)
     tasks = [bench.share(part.task) for part in (source, *tests.values())]
     described = cell.describe(tasks[0]) | {"name": cell.name, "source": cell.source.name, "tests": list(tests)}
-    write_bytes(folder / "cell.json", (json.dumps(described, indent=2, default=repr) + "\n").encode())
+    write_bytes(folder / BEGUN, (json.dumps(described, indent=2, default=repr) + "\n").encode())
     forget_peak(model.device)
     started = time.monotonic(), time.process_time()
     result = fit_in(folder, cell, model, tasks[0])

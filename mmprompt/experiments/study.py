@@ -21,6 +21,8 @@ from mmprompt.training.seeds import derive_seed
 
 ADVICE = "Write `search='lr=1e-3:0.5,n_ctx=1:16,epochs'`."
 INSTALL = 'pip install "mmprompt[tune]"'
+UNIQUE_NAMES = "CREATE UNIQUE INDEX IF NOT EXISTS ix_studies_study_name ON studies (study_name)"
+"""As Optuna makes it with a new table, and not for one that is there."""
 HEARTBEAT_S = 30
 BUSY_S = 60
 N_RANDOM = 8  # trials drawn at random before the sampler and the pruner trust what they have seen
@@ -105,7 +107,7 @@ def open_study(storage: str, name: str) -> Any:
     machines count as failed once nothing was heard of them.
     """
     import optuna
-    from sqlalchemy import make_url
+    from sqlalchemy import make_url, text
     from sqlalchemy.exc import SQLAlchemyError
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -122,6 +124,9 @@ def open_study(storage: str, name: str) -> Any:
                 engine_kwargs={"connect_args": {"timeout": BUSY_S}} if is_file else None,
                 heartbeat_interval=HEARTBEAT_S,
             )
+            if is_file:  # a kill between a table and its index left names that may be there twice
+                with store.engine.begin() as connection:
+                    connection.execute(text(UNIQUE_NAMES))
             study = optuna.create_study(
                 storage=store,
                 study_name=name,

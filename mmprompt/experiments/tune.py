@@ -21,9 +21,10 @@ from mmprompt.core.fit import fit
 from mmprompt.core.method import resolved_recipe
 from mmprompt.data.splits import Dataset
 from mmprompt.errors import UserError
+from mmprompt.experiments.encode import encode_images
 from mmprompt.experiments.grid import Origin
 from mmprompt.experiments.study import N_REPORTS, Range, open_study, require_optuna, take_trial
-from mmprompt.experiments.workers import device_of, in_processes
+from mmprompt.experiments.workers import Workers
 from mmprompt.files import make_folder, sha256_bytes, write_bytes
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.dual_encoder.load import load_backbone
@@ -39,6 +40,7 @@ from mmprompt.training.recipe import Recipe, epochs_for
 
 N_SHOWN = 10
 NEAR = 0.01
+ALONE = Workers(1)
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def tune(
     search: Search,
     storage: str,
     n_trials: int,
-    workers: int = 1,
+    workers: Workers = ALONE,
     device: str = "auto",
     progress: ShowProgress | None = None,
     begin: Callable[[], None] = lambda: None,
@@ -114,7 +116,6 @@ def tune(
     """
     require_optuna()
     check("trials", n_trials, Count, "Use `trials=1`.")
-    check("workers", workers, Count, "Use `workers=1`.")
     show = progress or (lambda name, n_done, n_all: None)
     backbone = load_backbone(search.backbone, device)
     data = [search.load(seed) for seed in search.seeds]
@@ -122,18 +123,19 @@ def tune(
     begin()
     # every image once: a broken one is met now, and the workers find features in the store
     paths = dict.fromkeys(item.path for part in data for item in (*part.train, *part.val))
-    ImageFeatures(backbone, progress=partial(show, "images")).of(list(paths))
+    place = ("classification", search.backbone, backbone)
+    encode_images(*place, list(paths), workers, device, partial(show, "images"))
     job = _Job(search, storage, study_name(search, backbone, data), n_trials)
     study = open_study(storage, job.study)
     first = default_values(search, data[0])
     if first is not None and not study.trials:
         study.enqueue_trial(first)
-    if workers == 1:
+    if workers.is_this_process(device):
         job.work(device, partial(show, "trials"))
     else:
-        calls = [(device_of(index, device),) for index in range(workers)]
+        calls = [(one,) for one in workers.devices(device)]
         n_left = partial(job.n_left, study, partial(show, "trials"))
-        in_processes(job.work, calls, n_left, f"{n_trials} trials not done")
+        workers.run(job.work, calls, n_left, f"{n_trials} trials not done")
     return result_of(open_study(storage, job.study), first)
 
 

@@ -119,20 +119,30 @@ def make_own(folder: Path) -> None:
     (folder / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def work(root: Path, kills: dict[str, int]) -> None:
-    """All trials, by verb how many kills."""
+def prepare(root: Path) -> dict[str, tuple[str, str]]:
+    """Stop the clock and make what the commands read; the commands, see `lines_of`."""
     os.environ |= {"MMPROMPT_CACHE_LIMIT": "0", "HF_HUB_OFFLINE": "1"}
     logging.disable(logging.WARNING)
     make_own(root / "own")
     time.monotonic = time.process_time = lambda: 0.0
     compute.peak_bytes = lambda device: 0
-    lines = lines_of(root)
+    return lines_of(root)
+
+
+def work(root: Path, kills: dict[str, int]) -> None:
+    """All trials, by verb how many kills."""
+    lines = prepare(root)
     watch_studies()
     trials = []
     for name, n_kills in (kills or dict.fromkeys(lines, 0)).items():
-        call(root / f"warm-{name.replace(' ', '-')}", lines[name][0])  # so that every fork has all modules
+        warm(root, name, lines[name][0])
         trials += trials_of(root, name, *lines[name], n_kills)
     sys.stdout.write(json.dumps(trials))
+
+
+def warm(root: Path, name: str, line: str) -> None:
+    """Run a command in this process once, so that every fork has all modules."""
+    call(root / f"warm-{name.replace(' ', '-')}", line)
 
 
 def watch_studies() -> None:

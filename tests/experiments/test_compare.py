@@ -27,6 +27,7 @@ from mmprompt.experiments.compute import Bench, plan
 from mmprompt.experiments.grid import Contender, Grid, Origin, without_broken
 from mmprompt.experiments.paper_tables import few_shot_table
 from mmprompt.experiments.summary import Comparison
+from mmprompt.experiments.workers import Workers
 from mmprompt.training.problem import RunFailed
 from tests.fixtures.cli_run import write_pictures
 
@@ -159,8 +160,8 @@ def test_a_refused_comparison_leaves_the_results_as_they_were(grid: Grid, parted
 
 @pytest.mark.slow
 def test_two_workers_find_the_same_as_one(grid: Grid, tmp_path: Path) -> None:
-    alone = compare_grid(grid, tmp_path / "one", workers=1, device="cpu")
-    assert values_of(compare_grid(grid, tmp_path / "two", workers=2, device="cpu")) == values_of(alone)
+    alone = compare_grid(grid, tmp_path / "one", workers=Workers(1), device="cpu")
+    assert values_of(compare_grid(grid, tmp_path / "two", workers=Workers(2), device="cpu")) == values_of(alone)
 
 
 RUN = """
@@ -412,4 +413,4 @@ def test_workers_that_all_die_are_told(grid: Grid, tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(workers, "_child", os.abort)
     with pytest.raises(RunFailed, match="fewer `workers`"):
-        compare_grid(grid, tmp_path / "cells", workers=2, device="cpu")
+        compare_grid(grid, tmp_path / "cells", workers=Workers(2), device="cpu")

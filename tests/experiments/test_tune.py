@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from mmprompt.experiments.tune import (
     without_broken,
     write_search,
 )
+from mmprompt.experiments.workers import Workers
 from mmprompt.models.dual_encoder.load import load_backbone
 from mmprompt.reports.figures import Trial
 from mmprompt.terminal.parser import read_settings
@@ -201,7 +203,15 @@ def test_trials_of_any_length_are_compared_at_the_same_share_of_their_training()
 def test_workers_that_die_are_told(tmp_path: Path, search: Search, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mmprompt.experiments.workers._child", os.abort)
     with pytest.raises(RunFailed, match="2 of 2 trials not done"):
-        tune(search, f"sqlite:///{tmp_path}/s.db", 2, workers=2, device="cpu")
+        tune(search, f"sqlite:///{tmp_path}/s.db", 2, workers=Workers(2), device="cpu")
+
+
+def test_a_study_whose_tables_were_made_when_a_kill_came_is_opened_again(tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path}/study.db"
+    open_study(storage, "other")
+    with sqlite3.connect(tmp_path / "study.db") as database:
+        database.execute("DROP INDEX ix_studies_study_name")
+    assert open_study(storage, "own").study_name == open_study(storage, "own").study_name
 
 
 def test_a_space_is_read_from_names_and_ranges() -> None:

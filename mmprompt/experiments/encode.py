@@ -1,0 +1,99 @@
+"""Many images encoded once, by several workers where that is worth it, into the store that all of them share.
+
+A row does not depend on what is encoded beside it, so that it does not matter who encodes which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mmprompt.captioning.predictor import CaptionFeatures
+from mmprompt.captioning.readers.load import load_captioner
+from mmprompt.errors import UserError
+from mmprompt.experiments.workers import Workers
+from mmprompt.models.decoder.load import load_language_model
+from mmprompt.models.dual_encoder.load import load_backbone
+from mmprompt.models.feature_store import FeatureStore, StoreError, features_folder, limit_bytes
+from mmprompt.models.image_features import ImageFeatures
+from mmprompt.progress import CountProgress
+
+LOADERS: Mapping[str, Callable[..., Any]] = {
+    "classification": load_backbone,
+    "captioning": load_captioner,
+    "language": load_language_model,
+}
+FEATURES: Mapping[str, Callable[..., Any]] = {"classification": ImageFeatures, "captioning": CaptionFeatures}
+WORTH_WORKERS = 1000  # images: below, they are encoded sooner than workers have started
+LEAST, MOST = 64, 4096
+"""Images of a block, whose features are in memory at once."""
+
+
+def encode_images(
+    kind: str,
+    name: str,
+    model: Any,
+    paths: Sequence[Path],
+    workers: Workers,
+    device: str = "auto",
+    progress: CountProgress | None = None,
+) -> int:
+    """Encode those images of a list whose features are not stored, and return how many that were.
+
+    Args:
+        kind: of the model.
+        name: of the model, as workers load it.
+        model: the same, loaded.
+        paths: image files.
+        workers: who encodes where there are a thousand or more.
+        device: as workers load it; see `load_backbone`.
+        progress: called with how many are encoded and how many there were to encode.
+    Raises:
+        UserError: an image cannot be read.
+        RunFailed: no worker came to the end.
+    """
+    show = progress or (lambda n_done, n_all: None)
+    paths = list(dict.fromkeys(paths))
+    missing: list[Path] = []
+    for start in range(0, len(paths), MOST):
+        block = paths[start : start + MOST]
+        known = FEATURES[kind](model).stored(block)
+        missing += [path for path in block if path not in known]
+    if len(missing) < WORTH_WORKERS or not limit_bytes() or workers.is_this_process(device):
+        for start in range(0, len(missing), MOST):
+            offset = partial(lambda start, n_done, _: show(start + n_done, len(missing)), start)
+            FEATURES[kind](model, progress=offset).of(missing[start : start + MOST])
+        return len(missing)
+    n_before = n_stored(model)
+
+    def n_left() -> int:
+        show(max(0, min(n_stored(model) - n_before, len(missing))), len(missing))
+        return 0
+
+    devices = workers.devices(device)
+    calls = [(kind, name, one, missing, index, len(devices)) for index, one in enumerate(devices)]
+    failures = [one for one in workers.run(encode_share, calls, n_left, "") if one is not None]
+    if len(failures) == len(devices):
+        raise min(failures, key=lambda one: not isinstance(one, UserError))
+    return len(missing)
+
+
+def encode_share(kind: str, name: str, device: str, paths: Sequence[Path], index: int, n: int) -> None:
+    """Encode blocks of images: every n-th first, then, from the end, what the other workers have not come to."""
+    model = LOADERS[kind](name, device)
+    size = min(MOST, max(LEAST, len(paths) // (8 * n)))
+    blocks = [paths[start : start + size] for start in range(0, len(paths), size)]
+    others = [block for place, block in enumerate(blocks) if place % n != index]
+    for block in (*blocks[index::n], *reversed(others)):
+        FEATURES[kind](model).of(block)
+
+
+def n_stored(model: Any) -> int:
+    """Count the stored rows of a model, on whatever device they were computed; 0 while the store cannot be read."""
+    try:
+        contents = FeatureStore(features_folder(), limit_bytes()).contents()
+    except StoreError:
+        return 0
+    return sum(one.rows for one in contents if one.fingerprint == model.fingerprint)
