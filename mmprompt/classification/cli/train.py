@@ -132,12 +132,12 @@ def read_call(arguments: Sequence[str], prog: str) -> Call:
 
 def first_values(arguments: Sequence[str], groups: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values that options start from: what suits the data set and the backbone."""
-    from mmprompt.data.catalog import read_card
+    from mmprompt.data.catalog import recipe_of
 
     name, folder = peek(arguments, "data") or DATA, peek(arguments, "datasets-dir")
     of_data: Mapping[str, Any] = {}
     if own_path(name, None if folder is None else Path(folder)) is None:
-        of_data = read_card(name, folder).recipe
+        of_data = recipe_of(name, folder)
     kinds = [kind for kind in groups.values() if hasattr(kind, "recipe")]
     places = (peek(arguments, "backbone") or Settings.backbone, "classification")
     leading = next((kind for kind in kinds if kind.learns), kinds[0])
