@@ -17,7 +17,7 @@ from mmprompt.data.folder import read_table
 from mmprompt.data.layouts import given_root, read_layout, set_folder
 from mmprompt.data.splits import SPLITS, Dataset, Splits, refuse_missing
 from mmprompt.data.strict_yaml import read_yaml
-from mmprompt.errors import bad_file, bad_value, unknown_name
+from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
 from mmprompt.files import unpack
 from mmprompt.settings import checked, validate
 
@@ -127,6 +127,8 @@ def _card_paths(datasets_dir: str | Path | None) -> dict[str, Path]:
 
 def _path_of(name: str, datasets_dir: str | Path | None) -> Path:
     paths = _card_paths(datasets_dir)
+    if name not in paths and "/" in name:
+        raise UserError(f"there is no dataset named {name!r}. A folder is read by ImageFolder, a table by ImageTable.")
     if name not in paths:
         raise unknown_name("dataset", name, paths, "A folder of your own is read by ImageFolder.")
     return paths[name]
