@@ -20,7 +20,15 @@ from tests import small_models
 
 pytest_plugins = [
     f"tests.fixtures.{name}"
-    for name in ("coloured_pictures", "plain_pictures", "cli_run", "written_run", "served_prompts", "browsers")
+    for name in (
+        "coloured_pictures",
+        "plain_pictures",
+        "cli_run",
+        "written_run",
+        "served_prompts",
+        "browsers",
+        "local_hub",
+    )
 ]
 
 progress.PATIENCE_S = float("inf")  # how busy the machine is must not be in what a command says

@@ -1,8 +1,6 @@
 """The Python in README and docs runs, page by page, from top to bottom."""
 
 import re
-import shlex
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +9,12 @@ from PIL import Image
 
 import mmprompt as mp
 from mmprompt.classification.methods import METHODS
-from mmprompt.cli.main import VERBS, main
 
 ROOT = Path(__file__).parents[1]
 PAGES = [page for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if page.exists()]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 WITH_PHOTO = re.compile(r"^```python photo\n(.*?)^```", re.MULTILINE | re.DOTALL)
 WITH_A_HUB = re.compile(r"^```python hub\n(.*?)^```", re.MULTILINE | re.DOTALL)
-COMMANDS = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 
 
@@ -72,49 +68,6 @@ def test_code_that_needs_a_hub_says_what_is_missing(page, folder):
 def test_no_code_is_left_out():
     kinds = {kind for page in PAGES for kind in re.findall(r"^```python ?(\w*)", page.read_text(), re.MULTILINE)}
     assert kinds == {"", "photo", "hub"}
-
-
-def commands_on(page):
-    """The words of every command line on a page, one line each."""
-    for block in COMMANDS.findall(page.read_text()):
-        for line in block.replace("\\\n", " ").splitlines():
-            words = shlex.split(line, comments=True)
-            if words[:2] == ["torchrun", "--standalone"] or words[:2] == ["accelerate", "launch"]:
-                words = words[words.index("-m") + 1 :]
-            yield [word for word in words if word not in ("$", "...")]
-
-
-def options_of(words):
-    return {word.split("=")[0] for word in words if re.match(r"--[a-z]", word)}
-
-
-@cache
-def help_of(verb, method):
-    """What `mmprompt VERB --help` says, with the options of a method."""
-    import contextlib
-    import io
-
-    text = io.StringIO()
-    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
-        main([*verb.split(), *(["--method", method] if method else []), "--help"])
-    return set(re.findall(r"--[a-z][a-z-]*", text.getvalue()))
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_on_the_page_are_known_with_their_options(page):
-    for words in commands_on(page):
-        if words[:1] == ["python"] and words[1:2] and words[1].endswith(".py"):
-            assert (ROOT / words[1]).is_file(), words
-            source = (ROOT / words[1]).read_text() + (ROOT / "scripts/bench/measure.py").read_text()
-            unknown = {
-                one for one in options_of(words) if one[2:].replace("-", "_") not in source and one not in source
-            }
-            assert unknown == set(), " ".join(words)
-        if words[:1] == ["mmprompt"] and words[1:2] and not words[1].startswith("-"):
-            verb = next((name for name in (" ".join(words[1:3]), words[1]) if name in VERBS), None)
-            assert verb, " ".join(words)
-            method = words[words.index("--method") + 1] if "--method" in words and "," not in " ".join(words) else ""
-            assert options_of(words) - help_of(verb, method) == set(), " ".join(words)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -8,7 +8,6 @@ computed once for all of it.
 from __future__ import annotations
 
 import importlib.util
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -26,7 +25,7 @@ from mmprompt.classification.left_out import without_vector
 from mmprompt.classification.predictor import Classifier
 from mmprompt.classification.report import middle_square
 from mmprompt.classification.task import BARE_NAME, zero_shot
-from mmprompt.classification.words import context_words, nearest_words, word_gaps
+from mmprompt.classification.words import context_words, nearest_words, spelled, word_gaps, words_by_gradient
 from mmprompt.core.learned import Given
 from mmprompt.core.metrics import Evaluation, evaluate_probabilities
 from mmprompt.core.temperature import fit_temperature, log_loss
@@ -55,6 +54,8 @@ N_ENCODED = 128
 """Images that are encoded anew for every vector left out of the image tower."""
 N_CANDIDATES = 10
 """Words near a vector that may stand for it."""
+N_SUGGESTED = 20
+"""Words that the gradient of the loss points to, tried in its place too."""
 N_EXAMPLES, N_MAPPED, N_DOUBTED = 4, 6, 8
 
 
@@ -297,10 +298,15 @@ class _Look:
                 return float("inf")
             return log_loss(classifier.probabilities_of(encoded), wanted)
 
-        best = greedy_words(candidates, loss, self.asked.count("putting it into words"))
+        def suggest(words: tuple[str, ...], place: int) -> list[str]:
+            labels = torch.from_numpy(wanted).to(encoded.device)
+            found = words_by_gradient(self.classifier, words, place, encoded, labels, N_SUGGESTED)
+            return [word for word in found if not set(word) & set("{}\n")]
+
+        best = greedy_words(candidates, loss, self.asked.count("putting it into words"), suggest)
         texts = {
             "nearest words": spelled(pattern, [row[0] for row in candidates]),
-            "best words near": spelled(pattern, best),
+            "best words": spelled(pattern, best),
             "hand-written": self.data.template,
             "bare name": BARE_NAME,
         }
@@ -310,14 +316,15 @@ class _Look:
         }
         scores = {"soft prompt": self.after} | {name: self._scored(table) for name, table in tables.items()}
         rows = [(name, texts.get(name, pattern), one.accuracy, *one.interval) for name, one in scores.items()]
-        soft, words, bare = (scores[name].accuracy for name in ("soft prompt", "best words near", "bare name"))
-        said = f"As “{texts['best words near']}” it is right in {written(words, 'percent')}, as vectors in "
+        soft, words, bare = (scores[name].accuracy for name in ("soft prompt", "best words", "bare name"))
+        said = f"As “{texts['best words']}” it is right in {written(words, 'percent')}, as vectors in "
         said += f"{written(soft, 'percent')} and with the bare name in {written(bare, 'percent')}"
         said += kept_of(words, soft, bare)
         note = (
-            f"Words were chosen among the {N_CANDIDATES} nearest to each vector and none, one place after another, by "
+            f"Words were chosen among the {N_CANDIDATES} nearest to each vector, {N_SUGGESTED} that the gradient "
+            "points to (Ebrahimi et al. 2018) and none, one place after another, by the loss of the images that it "
+            "learned from; accuracies are of images held out."
         )
-        note += "the loss of the images that it learned from; accuracies are of images held out."
         columns = {"": "", "text": "", "right": "percent", "95 % from": "percent", "to": "percent"}
         return Section("in_words", title, said, note, columns, rows)
 
@@ -366,13 +373,6 @@ def one_a_class(places: np.ndarray, labels: np.ndarray) -> list[int]:
         turns.append((n_before[int(labels[place])], place))
         n_before[int(labels[place])] += 1
     return [place for _, place in sorted(turns)]
-
-
-def spelled(template: str, words: Sequence[str]) -> str:
-    """Write words in the places of a template's vectors; empty ones leave no blank."""
-    left = iter(words)
-    text = re.sub(r"\{soft\*(\d+)\}", lambda match: " ".join(filter(None, islice(left, int(match[1])))), template)
-    return re.sub(r" +", " ", text).strip()
 
 
 def evidence(classifier: Classifier, images: Tensor, labels: np.ndarray) -> Tensor:

@@ -247,21 +247,21 @@ def read_call(arguments: Sequence[str], prog: str, description: str, defaults: M
     names = tuple(name for name in names if not (texts and name == INSTRUCTIONS))
     kinds = {name: room.method_types(name) for name in names}
     settings = merged_settings([kind for several in kinds.values() for kind in several])
-    groups: dict[str, Any] = {"compared": Compared, "workers": WorkerSettings, "settings": settings, "recipe": Recipe}
+    groups: dict[str, Any] = {"run": Compared, "workers": WorkerSettings, "method": settings, "recipe": Recipe}
     form = make_dataclass("Comparison", list(groups.items()), frozen=True)
     remember(form)
     read: Any = parse(form, arguments, prog, description, filled(form, {"method": usual, **(defaults or {})}))
-    chosen = given_values(read.settings, arguments)
+    chosen = given_values(read.method, arguments)
     methods = {}
     for name in names:
         own = {one.name for kind in kinds[name] for one in fields(kind)}
         methods[name] = room.make_method(name, {key: value for key, value in chosen.items() if key in own})
     contenders = tuple(
         Contender(name, method, backbone)
-        for backbone in names_in("backbone", read.compared.backbone)
+        for backbone in names_in("backbone", read.run.backbone)
         for name, method in {**written, **methods}.items()
     )
-    return Call(read.compared, read.workers.chosen(), contenders, given_values(read.recipe, arguments), texts)
+    return Call(read.run, read.workers.chosen(), contenders, given_values(read.recipe, arguments), texts)
 
 
 def instructions_of(texts: Sequence[TextData]) -> dict[str, of_texts.Instruction]:

@@ -66,7 +66,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
     """Search, and write the result."""
     name = peek(arguments, "method") or Settings.method
     settings = merged_settings(method_types(name))
-    groups = {"run": Settings, "workers": WorkerSettings, "settings": settings, "recipe": Recipe}
+    groups = {"run": Settings, "workers": WorkerSettings, "method": settings, "recipe": Recipe}
     form = make_dataclass("Tune", groups.items(), frozen=True)
     read: Any = parse(form, arguments, prog, DESCRIPTION, form(*(group() for group in groups.values())))
     given = read.run
@@ -98,8 +98,8 @@ def search_of(read: Any, arguments: Sequence[str], origin: Origin, seeds: tuple[
     from mmprompt.experiments.tune import Search
 
     given: Settings = read.run
-    space = read_space(names_in("search", given.search), [one.name for one in fields(read.settings)])
-    settings, recipe = (given_values(group, arguments) for group in (read.settings, read.recipe))
+    space = read_space(names_in("search", given.search), [one.name for one in fields(read.method)])
+    settings, recipe = (given_values(group, arguments) for group in (read.method, read.recipe))
     if typed(arguments, "search") is None:  # the ranges are ours, not asked for
         space = {name: limits for name, limits in space.items() if name not in (*settings, *recipe)} or space
     for name in (*settings, *recipe):

@@ -151,7 +151,8 @@ def read_header(folder: Path | str, kind: str | None = None) -> dict[str, Any]:
     folder = Path(folder)
     path = folder / HEADER
     if not path.is_file():
-        raise bad_file(folder, f"holds no {HEADER}, so it is no saved prompt", _advice_on(folder))
+        problem = f"holds no {HEADER}, so it is no saved prompt" if folder.exists() else "is not there"
+        raise bad_file(folder, problem, _advice_on(folder))
     header = read_json(path)
     if not isinstance(header, dict) or type(header.get("format")) is not int or header["format"] < 1:
         raise bad_file(path, "is not a prompt header", RESTORE)

@@ -63,30 +63,32 @@ def greedy_words(
     candidates: Sequence[Sequence[str]],
     loss: Callable[[tuple[str, ...]], float],
     progress: Callable[[int, int], None] = lambda done, total: None,
+    suggest: Callable[[tuple[str, ...], int], Sequence[str]] = lambda words, place: (),
 ) -> tuple[str, ...]:
     """Exchange one word at a time for the one of lowest loss, place after place, until a pass changes nothing.
 
     Args:
         candidates: of each place, words to choose among, the first to start from; `""` leaves the place empty.
         loss: of one word for each place; asked once for each choice.
-        progress: called with how many losses were asked for and how many there will be at most.
+        progress: called with how many places were looked at and how many there will be at most.
+        suggest: given the words so far and a place, further words for it.
     Returns:
         the words, whose loss is no higher than that of the first candidates, nor than with all places empty.
     """
     starts = [tuple(words[0] for words in candidates), ("",) * len(candidates)]
     known = {start: loss(start) for start in starts}
     best = min(starts, key=lambda start: known[start])
-    most = 2 + N_PASSES * sum(len(words) - 1 for words in candidates)
-    for _ in range(N_PASSES):
+    most = N_PASSES * len(candidates)
+    for number in range(N_PASSES):
         before = best
         for place, words in enumerate(candidates):
-            for word in words:
+            for word in (*words, *suggest(best, place)):
                 other = (*best[:place], word, *best[place + 1 :])
                 if other not in known:
                     known[other] = loss(other)
-                    progress(len(known), most)
                 if known[other] < known[best]:
                     best = other
+            progress(number * len(candidates) + place + 1, most)
         if best == before:
             break
     progress(most, most)

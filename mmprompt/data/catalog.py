@@ -6,7 +6,9 @@ disk in `layouts`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mmprompt.data.card import DatasetCard
 from mmprompt.data.class_names import expand_templates
@@ -15,7 +17,7 @@ from mmprompt.data.folder import read_table
 from mmprompt.data.layouts import given_root, read_layout, set_folder
 from mmprompt.data.splits import SPLITS, Dataset, Splits, refuse_missing
 from mmprompt.data.strict_yaml import read_yaml
-from mmprompt.errors import bad_file, bad_value, unknown_name
+from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
 from mmprompt.files import unpack
 from mmprompt.settings import checked, validate
 
@@ -83,10 +85,13 @@ def dataset_names(datasets_dir: str | Path | None = None) -> tuple[str, ...]:
 
 def read_card(name: str, datasets_dir: str | Path | None = None) -> DatasetCard:
     """Return the card of one dataset; refuse an unknown name and name the nearest."""
-    paths = _card_paths(datasets_dir)
-    if name not in paths:
-        raise unknown_name("dataset", name, paths, "A folder of your own is read by ImageFolder.")
-    return _read(paths[name])
+    return _read(_path_of(name, datasets_dir))
+
+
+def recipe_of(name: str, datasets_dir: str | Path | None = None) -> Mapping[str, Any]:
+    """Return the recipe that a card suggests, unchecked: options start from it, and reading the set checks the card."""
+    recipe = read_yaml(_path_of(name, datasets_dir)).get("recipe")
+    return recipe if isinstance(recipe, dict) else {}
 
 
 def read_splits(card: DatasetCard, root: str | Path | None = None) -> Splits:
@@ -118,6 +123,15 @@ def _card_paths(datasets_dir: str | Path | None) -> dict[str, Path]:
             raise bad_file(path, f"is a second dataset named {path.stem!r}", "Give it another name.")
         paths[path.stem] = path
     return paths
+
+
+def _path_of(name: str, datasets_dir: str | Path | None) -> Path:
+    paths = _card_paths(datasets_dir)
+    if name not in paths and "/" in name:
+        raise UserError(f"there is no dataset named {name!r}. A folder is read by ImageFolder, a table by ImageTable.")
+    if name not in paths:
+        raise unknown_name("dataset", name, paths, "A folder of your own is read by ImageFolder.")
+    return paths[name]
 
 
 def _read(path: Path) -> DatasetCard:

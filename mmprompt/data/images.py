@@ -173,6 +173,8 @@ def is_one(images: ImageLike | Iterable[ImageLike]) -> bool:
 
     if isinstance(images, str | Path | bytes | Image.Image):
         return True
+    if getattr(getattr(images, "dtype", None), "kind", "") in {"O", "U", "S"}:  # NumPy's array of paths, pandas' column
+        return False
     return hasattr(images, "ndim") and bool(images.ndim < 4)  # an array or a tensor
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
+from yaml.composer import Composer
 
 from mmprompt.errors import UserError, bad_file
 from mmprompt.files import read_bytes
@@ -40,7 +41,19 @@ def read_yaml(
     return content
 
 
-class StrictLoader(yaml.SafeLoader):
+if TYPE_CHECKING or not yaml.__with_libyaml__:
+    from yaml import SafeLoader
+else:
+
+    class SafeLoader(Composer, yaml.CSafeLoader):
+        """Reads with libyaml, ten times faster, and composes in Python, where nodes can be refused."""
+
+        def __init__(self, stream: str) -> None:
+            Composer.__init__(self)
+            yaml.CSafeLoader.__init__(self, stream)
+
+
+class StrictLoader(SafeLoader):
     """A SafeLoader that refuses anchors, aliases, repeated or non-text keys, and tags that no subclass knows."""
 
     tags: frozenset[str] = frozenset()

@@ -62,6 +62,11 @@ class Images:
             return self
         place = place_of_data(run, training)
         root, folder = (Path(place[name]) if place.get(name) else None for name in ("root", "datasets_dir"))
+        try:
+            own_path(place["data"], folder)
+        except UserError:
+            where = "which is neither a data set nor a folder here. Give `data=PATH`."
+            raise UserError(f"{run} was learned from {place['data']}, {where}") from None
         return replace(
             self,
             data=place["data"],

@@ -173,7 +173,8 @@ def refusal_in(box: str, prog: str) -> UserError | None:
         hint = f" Did you mean --{other}?" if other in _of_verb else hint
         if not word[1].startswith("-"):
             said = f"there is no place for {word[1]}"
-            hint = f" Did you mean --data {word[1]}?" if "data" in _of_verb else ""
+            places = ("prompt" if Path(word[1], "prompt.json").is_file() else "data", "data", "input")
+            hint = next((f" Did you mean --{name} {word[1]}?" for name in places if name in _of_verb), "")
     return UserError(f"{said.rstrip('.')}.{hint} See `{prog} --help`.")
 
 

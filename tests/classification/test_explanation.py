@@ -11,11 +11,12 @@ import torch
 
 import mmprompt as mp
 from mmprompt.classification.calibrated import Calibrated, calibrated
-from mmprompt.classification.explanation import data_for, one_a_class, spelled, temperature_of
+from mmprompt.classification.explanation import data_for, one_a_class, temperature_of
 from mmprompt.classification.label_errors import doubtful, out_of_fold
 from mmprompt.classification.left_out import without_vector
 from mmprompt.classification.predictor import Classifier
 from mmprompt.classification.template import ClassTemplate
+from mmprompt.classification.words import spelled
 from mmprompt.core.learned import Learned, Prompt
 from mmprompt.data.splits import Dataset
 from mmprompt.errors import UserError

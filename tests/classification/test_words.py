@@ -5,9 +5,14 @@ import torch
 
 from mmprompt.classification import words as module
 from mmprompt.classification.methods import VPT, CoOp
-from mmprompt.classification.words import context_words, nearest_words
+from mmprompt.classification.predictor import Classifier
+from mmprompt.classification.template import ClassTemplate
+from mmprompt.classification.words import context_words, nearest_words, words_by_gradient
+from mmprompt.core.learned import Learned, Prompt
+from mmprompt.core.method import cross_entropy
 from mmprompt.errors import UserError
 from mmprompt.models.dual_encoder.interface import DualEncoder
+from mmprompt.models.sites import Site
 
 WORDS = ("red", "cat", "photo")
 
@@ -77,3 +82,35 @@ def test_class_specific_rows_name_their_class_and_stop_at_five(tiny_clip_backbon
 
 def test_visual_prompts_have_no_words(tiny_clip_backbone: DualEncoder) -> None:
     assert context_words(VPT(n_visual=2).build(tiny_clip_backbone, ["cat", "dog"])) == []
+
+
+@pytest.mark.parametrize(("words", "place"), [(("red", "a"), 1), (("", "cat"), 0)])
+def test_suggested_words_are_those_along_which_the_loss_falls_fastest(
+    tiny_clip_backbone: DualEncoder, words: tuple[str, ...], place: int
+) -> None:
+    backbone, rng, step = tiny_clip_backbone, torch.Generator().manual_seed(0), 0.05
+    learned = torch.randn(2, backbone.text_width, generator=rng)
+
+    def made(values: torch.Tensor) -> Classifier:
+        return Classifier(backbone, Prompt(ClassTemplate.of_context(2), Learned(Site("text"), values)), ["cat", "dog"])
+
+    features = torch.nn.functional.normalize(torch.randn(6, backbone.embed_dim, generator=rng), dim=1)
+    labels = torch.tensor([0, 1, 1, 0, 0, 1])
+    here = [backbone.token_vectors(torch.tensor(backbone.tokenize(word)[:1]))[0] if word else learned[n]
+            for n, word in enumerate(words)]  # fmt: skip
+
+    @torch.no_grad()
+    def loss(move: torch.Tensor) -> float:
+        values = torch.stack([vector + move * (n == place) for n, vector in enumerate(here)])
+        return float(cross_entropy(made(values).outputs(features, labels)))
+
+    def slope(word: str) -> float:
+        ahead = backbone.token_vectors(torch.tensor(backbone.tokenize(word)[:1]))[0] * step
+        return (loss(ahead) - loss(-ahead)) / (2 * step)
+
+    found = words_by_gradient(made(learned), words, place, features, labels, 4)
+    slopes = [slope(word) for word in found]
+    assert len(found) == 4
+    assert slopes[0] < 0
+    assert all(slope(word) >= slopes[-1] - 1e-3 for word in WORDS)
+    assert slopes == pytest.approx(sorted(slopes), abs=1e-3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -199,10 +200,13 @@ def test_nothing_is_pinned_that_is_not_provoked(pinned: dict[str, str]) -> None:
     assert set(pinned) == set(CASES)
 
 
-def test_visual_prompts_on_a_resnet_are_refused(
+def test_visual_prompts_on_a_resnet_are_refused_before_any_image_is_opened(
     pictures: Path, tiny_resnet_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place = ["--data", str(pictures), "--backbone", str(tiny_resnet_folder), "--out", str(tmp_path / "new")]
+    own = shutil.copytree(pictures, tmp_path / "own")
+    for image in own.rglob("*.png"):
+        image.write_bytes(b"no image")
+    place = ["--data", str(own), "--backbone", str(tiny_resnet_folder), "--out", str(tmp_path / "new")]
     assert main(["train", *place, "--method", "vpt", "--shots", "2"]) == 2
     assert "(ModifiedResNet) has no image tokens that a prompt can join" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()

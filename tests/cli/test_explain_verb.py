@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -43,14 +44,14 @@ def test_a_page_goes_where_it_is_wanted_and_the_document_says_where(
 
 
 REFUSED = {
-    "a folder without a run": (["explain", "nothing"], "holds no prompt.json"),
+    "a folder without a run": (["explain", "."], "holds no prompt.json"),
     "no such part": (["explain", "RUN", "--split", "tset"], "--split is 'tset'"),
     "no words": (["explain", "RUN", "--words", "0"], "words is 0, but it must be a whole number, 1 or more"),
     "a run that is there already": (["explain", "RUN", "--calibrated", "RUN"], "already holds a finished run"),
     "a file for a folder": (["explain", "RUN", "--out", "RUN/run.json"], "is a file"),
     "no data of that name": (["explain", "RUN", "--data", "nothing"], "there is no data set"),
     "a strip into a run": (["prompt", "inspect", "RUN", "--strip", "RUN"], "already holds a finished run"),
-    "an inspection of nothing": (["prompt", "inspect", "nothing"], "holds no prompt.json"),
+    "an inspection of nothing": (["prompt", "inspect", "nothing"], "nothing: is not there"),
 }
 
 
@@ -67,6 +68,14 @@ def test_a_run_of_python_without_its_data_says_what_to_give(run_folder: Path, tm
     mp.save(mp.load(run_folder), tmp_path / "bare")
     assert main(["explain", str(tmp_path / "bare")]) == 2
     assert "does not say what it learned from. Give --data PATH." in capsys.readouterr().err
+
+
+def test_a_run_of_python_on_a_folder_says_what_to_give(run_folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    copied = shutil.copytree(run_folder, tmp_path / "run")
+    (copied / "run.json").unlink()  # where the command line says which folder it was
+    assert main(["explain", str(copied)]) == 2
+    said = f"{copied} was learned from colours, which is neither a data set nor a folder here. Give --data PATH."
+    assert said in capsys.readouterr().err
 
 
 def test_inspect_shows_everything_and_strip_keeps_what_prediction_needs(

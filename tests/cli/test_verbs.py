@@ -309,13 +309,18 @@ def test_a_run_is_gone_on_with_in_the_folder_of_its_run_json(run_folder: Path, c
         ("train my/pictures", "Did you mean --data my/pictures?"),
         ("train --model tiny", "Did you mean --backbone?"),
         ("compare --learning-rate 3", "Did you mean --lr?"),
-        ("llm generate hello", "there is no place for hello"),
+        ("llm generate hello", "there is no place for hello. Did you mean --input hello?"),
         ("predict a.png runs", "the folder of a run comes first"),
     ],
 )
 def test_what_options_are_called_elsewhere_is_understood(line: str, said: str, capsys: Capture) -> None:
     assert main(line.split()) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_run_in_the_place_of_no_run_is_understood(run_folder: Path, capsys: Capture) -> None:
+    assert main(["llm", "eval", str(run_folder)]) == 2
+    assert f"Did you mean --prompt {run_folder}?" in capsys.readouterr().err
 
 
 def test_a_method_that_does_not_fit_is_refused_before_anything_is_promised(

@@ -12,23 +12,6 @@ from huggingface_hub import constants
 
 import mmprompt as mp
 from mmprompt.cli.main import main
-from tests.hub_stand_in import TOKEN, running_hub
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """A Hub on this machine, with a token for it and a cache of its own."""
-    with running_hub() as hub:
-        values = {
-            "ENDPOINT": hub.url,  # read from HF_ENDPOINT when the client is imported, long before this
-            "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + "/{repo_id}/resolve/{revision}/{filename}",
-            "HF_HUB_OFFLINE": False,
-            "HF_HUB_CACHE": str(tmp_path / "hub"),
-        }
-        for name, value in values.items():
-            monkeypatch.setattr(constants, name, value)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        yield hub
 
 
 @pytest.fixture

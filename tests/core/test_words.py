@@ -50,3 +50,15 @@ def test_one_word_at_a_time_finds_the_best_where_places_do_not_depend_on_each_ot
 
 def test_words_are_never_worse_than_none() -> None:
     assert greedy_words([["a"], ["b"]], lambda words: sum(map(len, words))) == ("", "")
+
+
+def test_words_that_are_suggested_on_the_way_are_tried_in_their_place_alone() -> None:
+    price = {"a": 3.0, "b": 1.0, "": 4.0}
+    seen: list[tuple[tuple[str, ...], int]] = []
+
+    def suggest(words: tuple[str, ...], place: int) -> list[str]:
+        seen.append((words, place))
+        return ["b"] if place else []
+
+    assert greedy_words([["a"], ["a"]], lambda words: sum(map(price.__getitem__, words)), suggest=suggest) == ("a", "b")
+    assert seen == [(("a", "a"), 0), (("a", "a"), 1), (("a", "b"), 0), (("a", "b"), 1)]

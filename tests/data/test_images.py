@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmprompt.data.images import read_image
+from mmprompt.data.images import as_list, read_image
 from mmprompt.errors import UserError
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -250,3 +250,10 @@ def test_the_bytes_of_a_file_are_an_image_too(tmp_path: Path) -> None:
     assert "the image: is not an image" in refusal(b"no image")
     with pytest.raises(UserError, match=r"^images\[3\]: has more than 1e-05 megapixels"):
         read_image(data, max_pixels=10, name="images[3]")
+
+
+def test_an_array_or_a_column_of_paths_is_many_images() -> None:
+    paths = ["a.png", "b.png"]
+    for many in (np.array(paths), np.array(paths, dtype=object), iter(paths)):
+        assert as_list(many) == paths
+    assert len(as_list(np.zeros((4, 4, 3), np.uint8))) == 1

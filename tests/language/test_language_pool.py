@@ -262,7 +262,7 @@ DAMAGES: list[tuple[Callable[[Path], object], str]] = [
     (lambda folder: (folder / HEADER).write_text("[]"), "is not a header"),
     (lambda folder: edit(folder, format=2), "Upgrade mmprompt"),
     (lambda folder: edit(folder, names=["animals", "../things"]), "no name of a folder"),
-    (lambda folder: edit(folder, names=["animals", "missing"]), "holds no prompt.json"),
+    (lambda folder: edit(folder, names=["animals", "missing"]), "missing: is not there"),
     (lambda folder: edit(folder, names=["animals"]), "one key for each of 1 prompts"),
     (lambda folder: edit(folder, temperature=0.0), "temperature is 0.0"),
     (lambda folder: edit(folder, more=1), "more"),

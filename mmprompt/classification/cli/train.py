@@ -91,13 +91,13 @@ def run(arguments: Sequence[str], prog: str) -> None:
     output = Output(call.run.json)
     backbone = load_backbone(call.run.backbone, call.run.device)
     features = ImageFeatures(backbone)
-    recipe = ClassificationTask.of(data).complete(call.recipe)
+    task = ClassificationTask.of(data, features)
+    recipe, method = task.complete(call.recipe), settled(call.method, backbone.name, task.kind)
+    task.predictor(method, backbone, call.run.seed)  # what does not go together is refused before all work and promises
     with ProgressDisplay() as progress:
         known = features.stored([item.path for split in SPLITS for item in data.items(split)])
         data = call.pictures.sound(data, progress.count("checking images"), known)
     task = ClassificationTask.of(data, features)
-    settled_method = settled(call.method, backbone.name, task.kind)
-    task.predictor(settled_method, backbone, call.run.seed)  # what does not go together is refused before all promises
     said = {"command": command_of(arguments, prog), "pictures": kept_pictures(call.pictures)}
     announce(output, call, backbone, data, folder)
     with ProgressDisplay() as progress:
@@ -132,12 +132,12 @@ def read_call(arguments: Sequence[str], prog: str) -> Call:
 
 def first_values(arguments: Sequence[str], groups: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values that options start from: what suits the data set and the backbone."""
-    from mmprompt.data.catalog import read_card
+    from mmprompt.data.catalog import recipe_of
 
     name, folder = peek(arguments, "data") or DATA, peek(arguments, "datasets-dir")
     of_data: Mapping[str, Any] = {}
     if own_path(name, None if folder is None else Path(folder)) is None:
-        of_data = read_card(name, folder).recipe
+        of_data = recipe_of(name, folder)
     kinds = [kind for kind in groups.values() if hasattr(kind, "recipe")]
     places = (peek(arguments, "backbone") or Settings.backbone, "classification")
     leading = next((kind for kind in kinds if kind.learns), kinds[0])
@@ -205,8 +205,9 @@ def conclude(output: Output, metrics: dict[str, Any], data: Dataset, folder: Pat
     output.say(f"report      {report}" if report else f"report      {missing_extra()}")
     output.say()
     output.say("Try next:")
-    image = shlex.quote(str(EXAMPLE if EXAMPLE.is_file() and data.name == DATA else data.test[0].path))
-    for command in (f"predict {folder} {image}", f"eval {folder}", f"inspect {folder}"):
+    image = EXAMPLE if EXAMPLE.is_file() and data.name == DATA else data.test[0].path
+    image = image.relative_to(Path.cwd()) if image.is_relative_to(Path.cwd()) else image
+    for command in (f"predict {folder} {shlex.quote(str(image))}", f"eval {folder}", f"inspect {folder}"):
         output.say(f"  mmprompt {command}", "bold")
     shown = {key: metrics[key] for key in ("zero_shot_name", "zero_shot_template", "learned") if key in metrics}
     output.document({"folder": str(folder), "report": None if report is None else str(report), "metrics": shown})

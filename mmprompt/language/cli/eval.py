@@ -55,7 +55,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
         sets = {header["training"].get("data", {}).get("name") for header in headers} or {DATA}
         for name in sets - set(EMBEDDED):
             expected = f"{settings.prompt[0]} was learned from {name}" if name else "there is nothing to measure on"
-            raise bad_value("data", "empty", expected, f"Write {prog} --prompt RUN --data FILE.")
+            raise bad_value("data", "empty", expected, "Write mmprompt llm eval --prompt RUN --data FILE.")
         name = sets.pop()
     data = read_rows(output, name, None, 1)
     data.rows(settings.split)

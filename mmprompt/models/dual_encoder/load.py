@@ -212,7 +212,9 @@ def find_source(name: str) -> Source:
         raise bad_file(name, "is a file without an architecture", f"Use open_clip:ARCHITECTURE//{name}.")
     if re.fullmatch(r"[\w-]+/[\w.]+-[\w.-]+", name):  # OWNER/NAME, as on the hub
         raise UserError(f"there is no backbone or folder {name!r}. Did you mean 'hf:{name}'? {FORMS}")
-    raise UserError(f"there is no backbone or folder {name!r}. {nearest(name, list_backbones())} {FORMS}")
+    known, published = list_backbones(), f"open_clip:{name.replace('/', '-')}/openai"
+    hint = nearest(published if published in known else name, known)
+    raise UserError(f"there is no backbone or folder {name!r}. {hint} {FORMS}")
 
 
 def folder_source(folder: Path) -> Source:

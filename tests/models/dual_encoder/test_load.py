@@ -132,6 +132,7 @@ def test_loading_leaves_the_log_as_it_was(tiny_open_clip_folder: Path) -> None:
     ("name", "expected"),
     [
         ("ViT-B-16/openai", "Did you mean 'open_clip:ViT-B-16/openai'?"),
+        ("ViT-B/16", "Did you mean 'open_clip:ViT-B-16/openai'?"),
         ("tinny", "Did you mean 'tiny'?"),
         ("open_clip:ViT-B-61/openai", "open_clip has no architecture 'ViT-B-61'. Did you mean 'ViT-B-16'?"),
         ("open_clip:ViT-B-16/openia", "no pretrained tag of ViT-B-16 named 'openia'. Did you mean 'openai'?"),
