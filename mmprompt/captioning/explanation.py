@@ -9,7 +9,6 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,13 +23,12 @@ from mmprompt.captioning.readers.captioner import LM_INPUT, FrozenCaptioner
 from mmprompt.captioning.report import whole_in_square
 from mmprompt.core.words import greedy_words, nearest_by_cosine, token_gaps
 from mmprompt.data.images import read_image
-from mmprompt.errors import UserError, bad_value
-from mmprompt.models.sites import Insert, Site, Vectors, vectors_of
+from mmprompt.errors import UserError
+from mmprompt.models.sites import Insert, Site, vectors_of, without_vector
 from mmprompt.reports.explanation import Asked, Picture, Section
 from mmprompt.reports.explanation_figures import draw_maps
 from mmprompt.reports.sections import evenly, words_section, worth_section
 from mmprompt.reports.tables import counted
-from mmprompt.training.run_files import place_of_data
 
 MOST_IMAGES, MOST_CHOOSING = 96, 32
 """Images that are looked at, and that words are chosen on, evenly taken."""
@@ -39,19 +37,8 @@ N_CANDIDATES = 10
 Inserts = Mapping[Site, Insert]
 
 
-def data_for(folder: Path | None, training: Mapping[str, Any], data: Any) -> CaptionData:
-    """Return captions, those of a name or path, or those that a run learned from.
-
-    Raises:
-        UserError: nothing says which.
-    """
-    if isinstance(data, CaptionData):
-        return data
-    if data is not None:
-        return load_captions(data)
-    if folder is None:
-        raise bad_value("data", None, "the captioner does not say which images to look at", "Give `data`.")
-    place = place_of_data(folder, training)
+def data_at(place: Mapping[str, Any], training: Mapping[str, Any]) -> CaptionData:
+    """Load captions from where `place_of_data` says that they lie."""
     return load_captions(place["data"], place.get("root"), bool(place.get("skip_broken")))
 
 
@@ -127,7 +114,7 @@ class _Look:
         progress, names, losses = self.asked.count("leaving vectors out"), [], []
         for done, (tower, place) in enumerate(places, 1):
             names.append(f"{'vector' if tower == 'lm' else 'keys and values'} {place + 1}")
-            losses.append(self.loss(without(self.inserts, tower, place)) - learned)
+            losses.append(self.loss(without_vector(self.inserts, tower, place)) - learned)
             progress(done, len(places))
         return worth_section(names, losses, None, f"of the captions {self.seen}")
 
@@ -221,18 +208,6 @@ class _Look:
         note = f"Words were chosen among the {N_CANDIDATES} nearest to each vector and none, by the captions of "
         note += f"{counted(len(items), 'training image')}; the numbers are {self.seen}."
         return Section("in_words", title, said, note, {"": "", "words": "", "nats a token": ".3f"}, rows)
-
-
-def without(inserts: Inserts, tower: str, place: int) -> dict[Site, Insert]:
-    """Leave out one vector of all sites of a tower; the site itself where it is the only one."""
-    kept: dict[Site, Insert] = {}
-    for site, insert in inserts.items():
-        if not isinstance(insert, Vectors) or site.tower != tower:
-            kept[site] = insert
-        elif insert.n_vectors > 1:
-            others = [other for other in range(insert.n_vectors) if other != place]
-            kept[site] = Vectors(insert.values[..., others, :], insert.scope)
-    return kept
 
 
 def evidence(

@@ -385,9 +385,9 @@ def embed_words(captioner: FrozenCaptioner, words: str) -> Tensor:
     return captioner.decoder.embed(ids)
 
 
-def load(folder: Path, header: Mapping[str, Any], model: FrozenCaptioner | str | None) -> Captioner:
+def load(folder: Path, header: Mapping[str, Any], model: FrozenCaptioner | str | None, device: str) -> Captioner:
     """Load a captioner with the prompt of a folder; `model` is by default the one that the header names."""
-    captioner = model_of(folder, header, model, load_captioner)
+    captioner = model_of(folder, header, model, partial(load_captioner, device=device))
     refuse_other_backbone(folder, header, captioner)
     own = {word: tuple(map(tuple, ids)) for word, ids in header.get("own_words", {}).items()}
     template = CaptionTemplate(header["focus"], header["words"], own)

@@ -7,7 +7,6 @@ computed once for all of it.
 
 from __future__ import annotations
 
-import importlib.util
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -20,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmprompt.classification.label_errors import doubtful, out_of_fold
 from mmprompt.classification.left_out import without_vector
 from mmprompt.classification.predictor import Classifier
 from mmprompt.classification.report import middle_square
@@ -32,7 +30,7 @@ from mmprompt.core.temperature import fit_temperature, log_loss
 from mmprompt.core.words import greedy_words
 from mmprompt.data.images import read_image
 from mmprompt.data.splits import Dataset, Item
-from mmprompt.errors import UserError, bad_value
+from mmprompt.errors import UserError
 from mmprompt.models.dual_encoder.encoder import FrozenDualEncoder
 from mmprompt.models.dual_encoder.forward.relevance import relevance
 from mmprompt.models.image_features import ImageFeatures
@@ -43,7 +41,9 @@ from mmprompt.reports.sections import (
     calibration_section,
     changes_section,
     kept_of,
+    labels_section,
     next_section,
+    one_a_class,
     words_section,
     worth_section,
 )
@@ -56,24 +56,14 @@ N_CANDIDATES = 10
 """Words near a vector that may stand for it."""
 N_SUGGESTED = 20
 """Words that the gradient of the loss points to, tried in its place too."""
-N_EXAMPLES, N_MAPPED, N_DOUBTED = 4, 6, 8
+N_EXAMPLES, N_MAPPED = 4, 6
 
 
-def data_for(folder: Path | None, training: Mapping[str, Any], data: Any) -> Dataset:
-    """Return a data set, that of a name or path, or the one that a run learned from, drawn as it was.
-
-    Raises:
-        UserError: nothing says which.
-    """
-    if isinstance(data, Dataset):
-        return data
-    if data is None and folder is None:
-        raise bad_value("data", None, "the classifier does not say which images to look at", "Give `data`.")
-    images = Images(data=None if data is None else str(data))
-    images = images if folder is None else images.or_of_run(folder, training)
-    draw = training.get("data", {})
-    loaded = images.load(draw.get("shots"), draw.get("seed") or 1)
-    return images.sound(loaded) if images.skip_broken else loaded
+def data_at(place: Mapping[str, Any], training: Mapping[str, Any]) -> Dataset:
+    """Load images from where `place_of_data` says that they lie, drawn as they were."""
+    images, draw = Images().at(place), training.get("data", {})
+    data = images.load(draw.get("shots"), draw.get("seed") or 1)
+    return images.sound(data) if images.skip_broken else data
 
 
 def sections_of(classifier: Classifier, data: Dataset, asked: Asked) -> tuple[str, list[Section]]:
@@ -329,50 +319,21 @@ class _Look:
         return Section("in_words", title, said, note, columns, rows)
 
     def doubts(self) -> Section:
-        """Look for labels that the other images speak against (Northcutt et al. 2021, "Confident Learning")."""
-        title = "Labels that may be wrong"
-        counts = Counter(item.label for item in self.data.train)
-        items = [item for item in self.data.train if counts[item.label] > 1]
-        classes = sorted({item.label for item in items})
-        if importlib.util.find_spec("cleanlab") is None:
-            return Section("labels", title, 'Not looked for: pip install "mmprompt[explain]" brings what it takes.')
-        if len(classes) < 2:
-            return Section("labels", title, "Not looked for: it takes two classes with two training images or more.")
-        table = out_of_fold(self.features.of([item.path for item in items]), [classes.index(i.label) for i in items])
-        places = doubtful(table, [classes.index(item.label) for item in items])
-        rows: list[tuple[str, str, str, float]] = []
-        shown: list[Picture] = []
-        for place in places:
-            item, like = items[place], self.names[classes[int(table[place].argmax())]]
-            own = float(table[place, classes.index(item.label)])
-            rows.append((_relative(item, self.data.root), self.names[item.label], like, own))
-        for place, row in zip(places, rows, strict=True):
-            if len(shown) < N_DOUBTED:
-                try:
-                    image = middle_square(read_image(items[place].path))
-                except UserError:
-                    continue
-                shown.append(Picture(image, f"labelled {row[1]}", f"looks like {row[2]}"))
-        said = f"{len(rows)} of {counted(len(items), 'training image')} carry a label that the others speak against."
-        said += " Look at them; a prompt learns from every label it is given." if rows else ""
-        note = "Logistic regression on the frozen features, of each image by those fitted without it (cleanlab). "
-        note += "An unusual image of the right class is found too."
-        columns = {"image": "", "labelled": "", "looks like": "", "probability of its label": "percent"}
-        return Section("labels", title, said, note, columns, rows, pictures=shown)
+        """Look for labels that the other images speak against."""
+        items = self.data.train
+
+        def image(place: int) -> Any:
+            try:
+                return middle_square(read_image(items[place].path))
+            except UserError:
+                return None
+
+        named = [(_relative(item, self.data.root), self.names[item.label]) for item in items]
+        return labels_section(named, lambda some: self.features.of([items[n].path for n in some]), "image", image)
 
 
 def _relative(item: Item, root: Path) -> str:
     return item.path.relative_to(root).as_posix() if item.path.is_relative_to(root) else str(item.path)
-
-
-def one_a_class(places: np.ndarray, labels: np.ndarray) -> list[int]:
-    """Order some places so that the first of every class comes before the second of any."""
-    n_before: Counter[int] = Counter()
-    turns = []
-    for place in places.tolist():
-        turns.append((n_before[int(labels[place])], place))
-        n_before[int(labels[place])] += 1
-    return [place for _, place in sorted(turns)]
 
 
 def evidence(classifier: Classifier, images: Tensor, labels: np.ndarray) -> Tensor:

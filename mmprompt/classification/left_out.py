@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import mmprompt.models.sites as sites
 from mmprompt.classification.predictor import Classifier
 from mmprompt.classification.template import ClassTemplate
 from mmprompt.core.learned import Given, Inserts, Prompt, Source
 from mmprompt.models.dual_encoder.interface import DualEncoder
-from mmprompt.models.sites import Site, TextSlots, Tower, Vectors
+from mmprompt.models.sites import Site, TextSlots, Tower
 
 
 class _Without(Source):
@@ -21,14 +22,7 @@ class _Without(Source):
         self.sites, self.needs_image = source.sites, source.needs_image
 
     def forward(self, given: Given) -> Inserts:
-        inserts: Inserts = {}
-        for site, insert in self.source(given).items():
-            if not isinstance(insert, Vectors) or site.tower != self.tower:
-                inserts[site] = insert
-            elif insert.n_vectors > 1:
-                kept = [place for place in range(insert.n_vectors) if place != self.place]
-                inserts[site] = Vectors(insert.values[..., kept, :], insert.scope)
-        return inserts
+        return sites.without_vector(self.source(given), self.tower, self.place)
 
 
 class _ShorterTemplate:

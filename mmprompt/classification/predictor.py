@@ -10,6 +10,7 @@ import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -405,13 +406,14 @@ FURTHER_FORMS = {
 }
 
 
-def load(folder: Path, header: Mapping[str, Any], model: DualEncoder | str | None) -> Classifier:
+def load(folder: Path, header: Mapping[str, Any], model: DualEncoder | str | None, device: str) -> Classifier:
     """Load a saved classifier, in evaluation mode; no text is encoded, the class features are in the file.
 
     Args:
         folder: that holds the files.
         header: of `core.file.read_header`.
         model: the backbone or its name; by default the one that the file names.
+        device: as of `core.file.load`.
     Raises:
         UserError: files are edited or damaged, or for another backbone.
     """
@@ -421,7 +423,7 @@ def load(folder: Path, header: Mapping[str, Any], model: DualEncoder | str | Non
     if form is None:
         advice = "Upgrade mmprompt, or import the module that adds it first."
         raise bad_file(folder, f"holds a classifier of form {header['form']!r}, which is not known here", advice)
-    backbone = model_of(folder, header, model, load_backbone)
+    backbone = model_of(folder, header, model, partial(load_backbone, device=device))
     refuse_other_backbone(folder, header, backbone)
     template = ClassTemplate(header["template"])
     kept = () if any(facts["kind"] != "vectors" for facts in header["sources"]) else ("class_features",)

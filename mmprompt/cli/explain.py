@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,11 +23,6 @@ if TYPE_CHECKING:
 DESCRIPTION = (
     "Say what a run has learned: words, vectors, classes, where it looks, its confidence, and what to do next."
 )
-LOADERS = {
-    "classification": ("mmprompt.models.dual_encoder.load", "load_backbone"),
-    "captioning": ("mmprompt.captioning.readers.load", "load_captioner"),
-    "language": ("mmprompt.models.decoder.load", "load_language_model"),
-}
 MOST_ROWS = 12
 """Of a table on the terminal; the page has all."""
 
@@ -78,12 +72,9 @@ def run(arguments: Sequence[str], prog: str) -> None:
     from mmprompt.progress import ProgressDisplay
     from mmprompt.reports.explanation import explain
 
-    module, name = LOADERS[header["kind"]]
-    load_model = getattr(importlib.import_module(module), name)
-    model = load_model(settings.backbone or header["backbone"]["name"], device=settings.device)
     with ProgressDisplay() as progress:
-        what = (settings.split, settings.words, settings.to_words, progress.count)
-        explanation = explain(settings.run, settings.data, model, *what)
+        what = (settings.split, settings.words, settings.to_words, progress.count, settings.device)
+        explanation = explain(settings.run, settings.data, settings.backbone, *what)
         page = None if settings.out is None else explanation.save(settings.out)
     show(output, explanation, settings.to_words)
     if page is None:
@@ -93,7 +84,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
         output.say(f"\nThe page: {page}")
     document: dict[str, Any] = explanation.to_dict() | {"page": None if page is None else str(page)}
     if settings.calibrated is not None:
-        document |= {"temperature": write_calibrated(settings, header, model)}
+        document |= {"temperature": write_calibrated(settings, header)}
         output.say(f"The prompt with its temperature, {document['temperature']:.3f}: {settings.calibrated}")
     output.document(document)
 
@@ -112,14 +103,15 @@ def show(output: Output, explanation: Explanation, has_words: bool) -> None:
             output.say(f"... and {len(rows) - MOST_ROWS} more.", "dim")
 
 
-def write_calibrated(settings: Settings, header: dict[str, Any], model: Any) -> float:
+def write_calibrated(settings: Settings, header: dict[str, Any]) -> float:
     """Write a copy of a classifier with the temperature of the validation images, and return it."""
     from mmprompt.classification.calibrated import calibrated
-    from mmprompt.classification.explanation import data_for, temperature_of
+    from mmprompt.classification.explanation import temperature_of
     from mmprompt.core.file import load, save
+    from mmprompt.reports.explanation import data_of
 
-    data = data_for(settings.run, header["training"], settings.data)
-    classifier = load(settings.run, model)
+    data = data_of(header["kind"], settings.run, header["training"], settings.data)
+    classifier = load(settings.run, settings.backbone, settings.device)
     if data.class_names != classifier.class_names:
         classifier = classifier.with_class_names(data.class_names)
     temperature = temperature_of(classifier, data)

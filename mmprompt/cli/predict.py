@@ -6,7 +6,6 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -126,19 +125,16 @@ def describe_all(
     return said
 
 
-def load_on(settings: Settings, load_model: Callable[..., Any]) -> Any:
+def predictor_of(settings: Settings) -> Any:
     """Load the run on the frozen model that the command line names, else on the one that its file names."""
-    from mmprompt.core.file import load, model_of
+    from mmprompt.core.file import load
 
-    load_named = partial(load_model, device=settings.device)
-    return load(settings.run, model_of(settings.run, read_header(settings.run), settings.backbone, load_named))
+    return load(settings.run, settings.backbone, settings.device)
 
 
 def labels_of(settings: Settings) -> Describe:
     """Load a classifier; what it gives of images is the label and the most probable labels."""
-    from mmprompt.models.dual_encoder.load import load_backbone
-
-    classifier = load_on(settings, load_backbone)
+    classifier = predictor_of(settings)
     if settings.class_names is not None:
         classifier = classifier.with_class_names([part.strip() for part in settings.class_names.split(",")])
     return lambda images: [
@@ -149,17 +145,13 @@ def labels_of(settings: Settings) -> Describe:
 
 def captions_of(settings: Settings) -> Describe:
     """Load a captioner; what it gives of images is a caption."""
-    from mmprompt.captioning.readers.load import load_captioner
-
-    captioner = load_on(settings, load_captioner)
+    captioner = predictor_of(settings)
     return lambda images: [{"caption": each.text} for each in captioner.caption(images)]
 
 
 def answers_of(settings: Settings) -> Describe:
     """Load a language model; what it gives of texts is a label or an answer."""
-    from mmprompt.models.decoder.load import load_language_model
-
-    prompted = load_on(settings, load_language_model)
+    prompted = predictor_of(settings)
     if len(prompted.template.fields) != 1:
         fields = ", ".join(prompted.template.fields)
         advice = f"Use mmprompt llm generate --prompt {settings.run} --input FIELD=TEXT."

@@ -152,19 +152,20 @@ def describe_backbone(backbone: Frozen) -> dict[str, str]:
 
 
 @checked
-def load(folder: Path | str, model: Any = None) -> Any:
+def load(folder: Path | str, model: Any = None, device: str = "auto") -> Any:
     """Load what `fit` or `save` wrote: a classifier, a captioner or a language model with its prompt.
 
     Args:
         folder: a run folder, or any folder that `save` wrote.
         model: the frozen model or its name; by default the one that the file names.
+        device: where a model that is loaded goes; `"auto"` takes cuda, then mps, then cpu.
     Raises:
         UserError: files are missing, edited, damaged, of another format, or for another model.
     """
     folder = Path(folder)
     header = read_header(folder)
     room = importlib.import_module(f"mmprompt.{header['kind']}.predictor")
-    return room.load(folder, header, model)
+    return room.load(folder, header, model, device)
 
 
 def model_of(folder: Path, header: Mapping[str, Any], model: Any, load_named: Callable[[str], Any]) -> Any:

@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from mmprompt.core.file import Predictor, describe_backbone, load, model_of
+from mmprompt.core.file import Predictor, describe_backbone, load
 from mmprompt.core.header import public_name, read_header
 from mmprompt.errors import bad_value
 from mmprompt.exports.forms import FACTS, form_of, refuse_taken
@@ -39,7 +39,7 @@ def export(run: Any, to: str, path: Path | str | None = None, model: Any = None)
     target = Path(path) if path is not None else Path(str(folder)) / to
     refuse_taken(target)
     if header:
-        predictor = load(Path(run), _frozen(Path(run), header, model))
+        predictor = load(run, model, "cpu")
     if not isinstance(predictor, Predictor):
         expected = "a run folder, or what fit or load gave, was expected"
         raise bad_value("run", f"of type {type(run).__name__}", expected, "Give one.")
@@ -64,14 +64,3 @@ def facts_of(predictor: Predictor, to: str) -> dict[str, Any]:
         raise bad_value("model", there, "an export is of single precision on the CPU", "Give the run folder instead.")
     names = list(predictor.class_names)  # type: ignore[attr-defined]
     return facts | {"class_names": names, "image_size": backbone.image_size, "transform": backbone.transform}
-
-
-def _frozen(folder: Path, header: dict[str, Any], model: Any) -> Any:
-    """Load the frozen model of a run on the CPU, whatever devices there are."""
-    if header["kind"] == "language":
-        from mmprompt.models.decoder.load import load_language_model
-
-        return model_of(folder, header, model, lambda name: load_language_model(name, "cpu"))
-    from mmprompt.models.dual_encoder.load import load_backbone
-
-    return model_of(folder, header, model, lambda name: load_backbone(name, "cpu"))

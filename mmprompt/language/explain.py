@@ -26,9 +26,9 @@ from mmprompt.language.predictor import LanguagePredictor, parts_by_task
 from mmprompt.models.decoder.hf_cache import cache_argument, to_cache
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.decoder.packing import Question
-from mmprompt.models.decoder.reader import CausalReader
+from mmprompt.models.decoder.reader import CausalReader, embed_slots
 from mmprompt.models.decoder.vectors import LM_INPUT, keys_values
-from mmprompt.models.sites import Insert, Site, Vectors, vectors_of
+from mmprompt.models.sites import Vectors, vectors_of, without_vector
 from mmprompt.settings import Count, check
 from mmprompt.training.callbacks import Callback
 from mmprompt.training.problem import Run
@@ -110,7 +110,8 @@ def nearest_tokens(model: FrozenLanguageModel, vectors: Tensor, k: int = 5) -> l
 
     def named(token: int) -> str:
         text: str = model.tokenizer.decode([token])
-        return text.strip() or repr(text)
+        is_part = "\ufffd" in text  # of a letter
+        return str(model.tokenizer.convert_ids_to_tokens(token)) if is_part else text.strip() or repr(text)
 
     return [[(named(token), value) for token, value in row] for row in near]
 
@@ -180,7 +181,7 @@ def _loss_and_accuracy(
     scores = []
     for start, end, inserts in parts_by_task(prompted, rows):
         shortened = [_without(question, slots) for question in questions[start:end]]
-        kept = inserts if left_out is None or left_out < n_soft else _shorter_prefix(inserts, left_out - n_soft)
+        kept = inserts if left_out is None or left_out < n_soft else without_vector(inserts, "lm.kv", left_out - n_soft)
         if labels:
             scores.append(prompted.label_scores(kept, shortened).cpu())
         else:
@@ -192,21 +193,40 @@ def _loss_and_accuracy(
     return F.cross_entropy(logits, wanted).item(), (logits.argmax(1) == wanted).float().mean().item()
 
 
-def _shorter_prefix(inserts: Mapping[Site, Insert], place: int) -> dict[Site, Insert]:
-    """Leave out the keys and values of one place in every block; none at all where there is one place."""
-    kept: dict[Site, Insert] = {}
-    for site, insert in inserts.items():
-        if not isinstance(insert, Vectors) or site.tower != "lm.kv":
-            kept[site] = insert
-        elif insert.n_vectors > 1:
-            others = [other for other in range(insert.n_vectors) if other != place]
-            kept[site] = Vectors(insert.values[..., others, :], insert.scope)
-    return kept
-
-
 def _without(question: Question, slots: Collection[int]) -> Question:
     kept = [tuple(slot for slot in some if slot not in slots) for some in (question.slots, *question.answers)]
     return Question(kept[0], tuple(kept[1:]))
+
+
+def token_relevance(prompted: LanguagePredictor, row: TextRow) -> tuple[tuple[int, ...], Tensor]:
+    """Compute what each slot of a row adds to its label or answer: gradient times input, at first order what would go
+    with the slot's embedding.
+
+    What is scored is the log-probability of the label less the mean of the others', or that of the answer.
+
+    Args:
+        prompted: the frozen model and the prompt.
+        row: with a label, where the prompt tells labels apart, or else an answer.
+    Returns:
+        the L slots as in `Question`, and [L] float32, above 0 where a slot speaks for the label or answer.
+    """
+    own = 0 if prompted.label_words is None else prompted.label_words.labels.index(str(row.label))
+    answers = prompted.answers or prompted.bound.answers((row.answer or "",))
+    inserts = prompted.inserts(row.task if prompted.tasks else "")
+    slots = prompted.question(row.fields, answers).slots
+    ids = torch.tensor([slots], device=prompted.model.device)
+    x = embed_slots(prompted.model.embed(ids.clamp(min=0)), ids, vectors_of(inserts).get(LM_INPUT))[0]
+    x = x.detach().requires_grad_()
+    question = Question(tuple(-1 - place for place in range(len(slots))), answers)  # every slot is a vector of x
+    with torch.enable_grad():
+        inserts = {**inserts, LM_INPUT: Vectors(x)}
+        if prompted.label_words is None:
+            score = prompted.model.predict(inserts, [question]).answer_log_probs().sum()
+        else:
+            scores = prompted.label_scores(inserts, [question])[0]
+            score = scores[own] - (scores.sum() - scores[own]) / max(1, len(scores) - 1)
+        (gradient,) = torch.autograd.grad(score, x)
+    return slots, (gradient * x).detach().float().sum(-1).cpu()
 
 
 @torch.no_grad()

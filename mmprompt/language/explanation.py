@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from functools import partial
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -16,49 +17,47 @@ import torch
 from mmprompt.core.learned import Prompt
 from mmprompt.core.metrics import evaluate_probabilities
 from mmprompt.core.words import token_gaps
-from mmprompt.errors import UserError, bad_value
+from mmprompt.errors import UserError
 from mmprompt.language.data import TextData, TextRow, load_texts, sample_shots
-from mmprompt.language.explain import ablate, attention_mass, drift, nearest_tokens, prompt_effect_kl
-from mmprompt.language.measure import measure_language, plain_model
+from mmprompt.language.explain import ablate, attention_mass, drift, nearest_tokens, prompt_effect_kl, token_relevance
+from mmprompt.language.measure import NO_PROMPT, measure_language, plain_model
 from mmprompt.language.methods import METHODS, CoordinateSearch, PromptInit
+from mmprompt.language.pool import joined_fields, text_features
 from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.search.task import exchange, prepare
 from mmprompt.language.task import LanguageTask
 from mmprompt.models.decoder.vectors import LM_INPUT
 from mmprompt.reports.explanation import Asked, Section
+from mmprompt.reports.explanation_figures import draw_tokens
+from mmprompt.reports.figures import short
 from mmprompt.reports.sections import (
     calibration_section,
     changes_section,
     evenly,
     kept_of,
+    labels_section,
     next_section,
+    one_a_class,
     words_section,
     worth_section,
 )
-from mmprompt.reports.tables import counted
-from mmprompt.training.run_files import RUN, place_of_data, read_run
+from mmprompt.reports.tables import counted, percent
+from mmprompt.training.run_files import RUN, read_run
 
 MOST_ROWS = 256
 """Rows that are looked at, evenly taken."""
+N_MAPPED, N_SPEAKING = 6, 3
+"""Rows of which maps are shown, and tokens of a row that are named."""
+MOST_LETTERS = 64
+"""Of a row in a table."""
 LOOKED_AT = 32
 """Rows on which it is measured whether the prompt is heard."""
 IGNORED = 0.01
 """Nats: below, a prompt changes nothing."""
 
 
-def data_for(folder: Path | None, training: Mapping[str, Any], data: Any) -> TextData:
-    """Return rows, those of a name or path, or those that a run learned from, drawn as they were.
-
-    Raises:
-        UserError: nothing says which.
-    """
-    if isinstance(data, TextData):
-        return data
-    if data is not None:
-        return load_texts(data)
-    if folder is None:
-        raise bad_value("data", None, "the prompt does not say which rows to look at", "Give `data`.")
-    place = place_of_data(folder, training)
+def data_at(place: Mapping[str, Any], training: Mapping[str, Any]) -> TextData:
+    """Load rows from where `place_of_data` says that they lie, drawn as they were."""
     rows = load_texts(place["data"])
     return rows if place.get("shots") is None else sample_shots(rows, place["shots"], training.get("seed", 1))
 
@@ -77,25 +76,42 @@ def sections_of(prompted: LanguagePredictor, data: TextData, asked: Asked) -> tu
         _worth(prompted, rows, seen),
         _heard(prompted, rows[:LOOKED_AT], nats),
     ]
+    plain = plain_model(prompted.model, data, prompted)
     if prompted.label_words is None:
         headline = f"The prompt moves what {prompted.model.name} says next by {nats:.2f} nats."
+        sections.append(_maps({NO_PROMPT: plain, "learned": prompted}, rows[:N_MAPPED]))
     else:
-        plain = plain_model(prompted.model, data, prompted)
-        after, before = (_table(one, rows, asked) for one in (prompted, plain))
-        labels = np.array([prompted.verbalizer.labels.index(str(row.label)) for row in rows])
-        learned, bare = (
-            evaluate_probabilities(t, labels.tolist(), prompted.verbalizer.labels) for t in (after, before)
-        )
-        headline = f"Right in {100 * learned.accuracy:.1f} % {seen}, without a prompt in {100 * bare.accuracy:.1f} %."
-        n_trained = Counter(str(row.label) for row in data.train)
-        sections += [
-            changes_section(bare, learned, "no prompt"),
-            calibration_section((after, labels), _validation(prompted, data, asked)),
-            next_section(learned, n_trained, "row", "Collect"),
-        ]
+        headline, of_labels = _of_labels(prompted, plain, data, rows, asked)
+        sections += of_labels
     if asked.to_words:
         sections.append(_in_words(prompted, data, asked))
     return headline, [section for section in sections if section is not None]
+
+
+def _of_labels(
+    prompted: LanguagePredictor, plain: LanguagePredictor, data: TextData, rows: Sequence[TextRow], asked: Asked
+) -> tuple[str, list[Section]]:
+    names = prompted.verbalizer.labels
+    labels = np.array([names.index(str(row.label)) for row in rows])
+    after, before = (_table(one, rows, asked) for one in (prompted, plain))
+    learned, bare = (evaluate_probabilities(table, labels.tolist(), names) for table in (after, before))
+    is_changed = np.array(learned.predictions) != np.array(bare.predictions)
+    ranked = [place for some in (is_changed, ~is_changed) for place in one_a_class(np.flatnonzero(some), labels)]
+    shown = ranked[:N_MAPPED]
+    shares = [table[shown, labels[shown]] for table in (before, after)]
+    texts = joined_fields([prompted], data.train)
+    headline = f"Right in {100 * learned.accuracy:.1f} % of {counted(len(rows), 'row')} held out, without a prompt in "
+    return f"{headline}{100 * bare.accuracy:.1f} %.", [
+        changes_section(bare, learned, NO_PROMPT),
+        _maps({NO_PROMPT: plain, "learned": prompted}, [rows[place] for place in shown], shares),
+        calibration_section((after, labels), _validation(prompted, data, asked)),
+        labels_section(
+            [(short(text, MOST_LETTERS), str(row.label)) for text, row in zip(texts, data.train, strict=True)],
+            lambda some: text_features(prompted.model, [texts[place] for place in some]),
+            "row",
+        ),
+        next_section(learned, Counter(str(row.label) for row in data.train), "row", "Collect"),
+    ]
 
 
 def _table(prompted: LanguagePredictor, rows: Sequence[TextRow], asked: Asked) -> np.ndarray:
@@ -144,9 +160,7 @@ def _drift(prompted: LanguagePredictor, data: TextData, asked: Asked) -> Section
     moved = drift(prompted.model, [first.vectors()[LM_INPUT].values.detach(), vectors.values.detach()])
     rows = [(f"vector {place}", *each.words, each.cosine, each.size) for place, each in enumerate(moved, 1)]
     n_left = sum(each.words[0] != each.words[1] for each in moved)
-    said = (
-        f"{n_left} of {counted(len(moved), 'vector')} have another nearest word than they started from; they turned to "
-    )
+    said = f"{n_left} of {counted(len(moved), 'vector')} ended at another word than they started at; they turned to "
     said += f"a cosine of {np.mean([each.cosine for each in moved]):.2f} with their start."
     columns = {"vector": "", "started at": "", "ended at": "", "cosine": ".2f", "size": ".2f"}
     return Section(
@@ -186,6 +200,73 @@ def _heard(prompted: LanguagePredictor, rows: Sequence[TextRow], nats: float) ->
             cells = [(f"vector {n}", mean, most, block + 1) for n, (mean, most, block) in enumerate(each, 1)]
     note = f"On {counted(len(rows), 'row')}. Attention is no proof of use; leaving a vector out is."
     return Section("heard", "Whether it is heard", said, note, columns, cells)
+
+
+def _maps(
+    ways: Mapping[str, LanguagePredictor], rows: Sequence[TextRow], shares: Sequence[np.ndarray] | None = None
+) -> Section:
+    """Show which tokens speak for the label or answer.
+
+    Args:
+        ways: without the prompt and with it, by name.
+        rows: N of them, with labels or answers.
+        shares: [N] of each way, the probability of the label; None where there are no labels.
+    """
+    what, likeness = "answer" if shares is None else "label", []
+    cells: list[tuple[Any, ...]] = []
+    figures = []
+    for n, row in enumerate(rows):
+        wanted, maps, pieces = str(row.answer if shares is None else row.label), [], {}
+        for way, (name, prompted) in enumerate(ways.items()):
+            tokenizer = prompted.model.tokenizer
+            every, values = token_relevance(prompted, row)
+            kept = [place for place, slot in enumerate(every) if slot not in tokenizer.all_special_ids]
+            slots, found = [every[place] for place in kept], values[kept]
+            is_text = torch.tensor(slots) >= 0
+            maps.append(([slot for slot in slots if slot >= 0], found[is_text]))
+            scale = maps[-1][1].abs().max().clamp_min(1e-12)
+            pieces[name] = _pieces(tokenizer, slots, (found / scale).tolist())
+            best = sorted((one for one in pieces[name] if one[0].strip()), key=lambda one: -abs(one[1]))
+            spoken = [(text.strip(), number) for text, number in best[:N_SPEAKING]]
+            to_prompt = float(found[~is_text].abs().sum() / found.abs().sum().clamp_min(1e-12))
+            share = None if shares is None else float(shares[way][n])
+            text = short(" / ".join(row.fields.values()), MOST_LETTERS)
+            cells.append((text, wanted, name, share, spoken, to_prompt))
+        if maps[0][0] == maps[1][0] and len(maps[0][0]) > 2:  # the same tokens
+            likeness.append(float(torch.corrcoef(torch.stack([found for _, found in maps]))[0, 1]))
+        title = wanted if shares is None else f"{wanted}, {percent(shares[0][n])} → {percent(shares[1][n])}"
+        figures.append((title, pieces))
+    said = f"What speaks for the {what} in {counted(len(rows), 'row')}"
+    said += "." if shares is None else " (those whose answer changed first)."
+    if likeness:
+        said += f" The two maps of a row correlate by {np.mean(likeness):.2f} on average: near 1, the prompt lets the "
+        said += "model read the same words as without it."
+    note = "Gradient times input at the embedding of each token, each map by itself. Green speaks for the "
+    note += f"{what}, red against it; the prompt's share is what its vectors have of the whole, signs aside. It shows "
+    note += "what the score is sensitive to, not why."
+    columns = {"row": "", what: "", "read with": "", "probability": "percent", "speak most": ""}
+    columns |= {"the prompt's share": "percent"}
+    chart = {"Texts whose tokens are shaded by what they speak for": partial(draw_tokens, figures)}
+    return Section("maps", "What it reads", said, note, columns, cells, chart)
+
+
+def _pieces(tokenizer: Any, slots: Sequence[int], numbers: Sequence[float]) -> list[tuple[str, float]]:
+    """Spell tokens as they stand in the text, each with its number; vectors in a row are one, without a number."""
+    found: list[tuple[str, float]] = []
+    for is_soft, group in groupby(zip(slots, numbers, strict=True), key=lambda pair: pair[0] < 0):
+        pairs = list(group)
+        if is_soft:
+            found.append((f"[{counted(len(pairs), 'vector')}]", 0.0))
+            continue
+        ids: list[int] = []
+        before, total = "", 0.0
+        for slot, number in pairs:
+            ids, total = [*ids, slot], total + number
+            text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+            if not text.endswith("\ufffd"):  # else a part of a letter, whose rest follows
+                found.append((text[len(before) :].replace("\n", "↵"), total))
+                before, total = text, 0.0
+    return found
 
 
 def _in_words(prompted: LanguagePredictor, data: TextData, asked: Asked) -> Section:

@@ -10,7 +10,7 @@ chosen from by keys is of Wang et al. 2022 ("L2P").
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -90,7 +90,7 @@ class PromptPool:
         for name in prompts:
             if not rows.get(name):
                 raise UserError(f"the prompt {name!r} has no rows to be known by. Give it some of its training rows.")
-        keys = [text_features(model, _texts(prompts, rows[name])).mean(0) for name in prompts]
+        keys = [text_features(model, joined_fields(prompts.values(), rows[name])).mean(0) for name in prompts]
         return cls(prompts, torch.stack(keys), temperature)
 
     def weights(self, rows: Sequence[TextRow]) -> Tensor:
@@ -101,7 +101,7 @@ class PromptPool:
         Raises:
             UserError: a row has no field that a prompt of the pool reads, or no tokens in it.
         """
-        features = text_features(self.model, _texts(self.prompts, rows))
+        features = text_features(self.model, joined_fields(self.prompts.values(), rows))
         cosines = F.normalize(features, dim=1) @ F.normalize(self.keys, dim=1).T
         return (cosines / self.temperature).softmax(-1)
 
@@ -312,9 +312,9 @@ def _model_of(prompts: Mapping[str, LanguagePredictor]) -> FrozenLanguageModel:
     return next(iter(prompts.values())).model
 
 
-def _texts(prompts: Mapping[str, LanguagePredictor], rows: Sequence[TextRow]) -> list[str]:
+def joined_fields(prompts: Iterable[LanguagePredictor], rows: Sequence[TextRow]) -> list[str]:
     """Join the fields of each row that some prompt reads, in order."""
-    fields = tuple(dict.fromkeys(chain.from_iterable(one.template.fields for one in prompts.values())))
+    fields = tuple(dict.fromkeys(chain.from_iterable(one.template.fields for one in prompts)))
     texts = [[row.fields[name] for name in fields if name in row.fields] for row in rows]
     if not all(texts):
         known = ", ".join(map(repr, fields))

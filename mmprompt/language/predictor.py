@@ -533,9 +533,11 @@ def stream_text(prompted: LanguagePredictor, row: TextRow, settings: Generation 
         raise failures[0]
 
 
-def load(folder: Path, header: Mapping[str, Any], model: FrozenLanguageModel | str | None) -> LanguagePredictor:
+def load(
+    folder: Path, header: Mapping[str, Any], model: FrozenLanguageModel | str | None, device: str
+) -> LanguagePredictor:
     """Load a language model with a saved prompt, whose header was read; see `core.file.load`."""
-    load_named = partial(load_language_model, dtype=header.get("dtype", "auto"))
+    load_named = partial(load_language_model, device=device, dtype=header.get("dtype", "auto"))
     frozen = model_of(folder, header, model, load_named)
     refuse_other_backbone(folder, header, frozen)
     prompt, _ = read_prompt(folder, header, frozen.device, Template.parse(header["template"]))

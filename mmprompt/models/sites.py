@@ -241,6 +241,18 @@ def vectors_of(inserts: Mapping[Site, Insert]) -> dict[Site, Vectors]:
     return {site: insert for site, insert in inserts.items() if isinstance(insert, Vectors)}
 
 
+def without_vector(inserts: Mapping[Site, Insert], tower: str, place: int) -> dict[Site, Insert]:
+    """Leave out one vector of all sites of a tower; the site itself where it is the only one."""
+    kept: dict[Site, Insert] = {}
+    for site, insert in inserts.items():
+        if not isinstance(insert, Vectors) or site.tower != tower:
+            kept[site] = insert
+        elif insert.n_vectors > 1:
+            others = [other for other in range(insert.n_vectors) if other != place]
+            kept[site] = Vectors(insert.values[..., others, :], insert.scope)
+    return kept
+
+
 def low_rank_of(inserts: Mapping[Site, Insert]) -> dict[Site, LowRank]:
     """Select the inserts that are low-rank terms."""
     return {site: insert for site, insert in inserts.items() if isinstance(insert, LowRank)}

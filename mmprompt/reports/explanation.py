@@ -16,11 +16,12 @@ from PIL import Image
 from mmprompt.core.file import load
 from mmprompt.core.header import read_header
 from mmprompt.data.splits import SplitName
-from mmprompt.errors import UserError
+from mmprompt.errors import UserError, bad_value
 from mmprompt.files import make_folder, write_json
 from mmprompt.reports.pages import Draw, missing_extra, write_page
 from mmprompt.reports.tables import plain_table
 from mmprompt.settings import Count, checked
+from mmprompt.training.run_files import place_of_data
 
 PAGE, TABLES = "explanation.html", "explanation.json"
 Counter = Callable[[str], Callable[[int, int], None]]
@@ -169,6 +170,20 @@ class Explanation:
         return page
 
 
+def data_of(kind: str, folder: Path | None, training: Mapping[str, Any], data: Any) -> Any:
+    """Return the data that was given, that of a name or path, or the data that a run learned from, drawn as it was.
+
+    Raises:
+        UserError: nothing says which, or it cannot be loaded.
+    """
+    if data is None and folder is None:
+        raise bad_value("data", None, "a prompt in memory does not say what to look at", "Give `data`.")
+    if data is not None and not isinstance(data, str | Path):
+        return data
+    place = {"data": str(data)} if folder is None or data is not None else place_of_data(folder, training)
+    return importlib.import_module(f"mmprompt.{kind}.explanation").data_at(place, training)
+
+
 @checked
 def explain(
     run: Any,
@@ -178,6 +193,7 @@ def explain(
     k: Count = 5,
     to_words: bool = False,
     count: Counter = uncounted,
+    device: str = "auto",
 ) -> Explanation:
     """Say what a run has learned: words near its vectors, what each is worth, what changed, and what to do next.
 
@@ -190,6 +206,7 @@ def explain(
         k: words for each vector, 1 or more.
         to_words: put a soft prompt into words, and measure how much they keep.
         count: `ProgressDisplay.count`, to show how far it is.
+        device: where a model that is loaded goes, as of `load`.
     Returns:
         the explanation: `print` it, read its `tables`, or `save` it as a page.
     Raises:
@@ -198,8 +215,8 @@ def explain(
     folder = Path(run) if isinstance(run, Path | str) else None
     header = {"kind": run.kind, "training": {}} if folder is None else read_header(folder)
     room = importlib.import_module(f"mmprompt.{header['kind']}.explanation")
-    found = room.data_for(folder, header["training"], data)
-    predictor = run if folder is None else load(folder, model)
+    found = data_of(header["kind"], folder, header["training"], data)
+    predictor = run if folder is None else load(folder, model, device)
     asked = Asked(split, k, to_words, count, folder, header["training"])
     headline, sections = room.sections_of(predictor, found, asked)
     facts = f"{header['kind']} · {found.name} · on {predictor.backbone.name}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image
@@ -11,6 +11,10 @@ from mmprompt.reports.figures import HUES, Theme, drawing, png, prepare, short
 
 MOST_BARS = 32
 MOST_LABELS = 30
+LETTERS, MARGIN, MOST_LINES, MOST_PIECES = 84, 14, 3, 8
+"""Of a text in a figure: letters in a line and beside it, lines, and tokens of a word that is not broken."""
+MONO_WIDTH = 0.602 * 9 / 72
+"""Inches of a letter of 9 points in the font that comes with matplotlib."""
 SIDE = 1.15
 """Inches of an image in a row of maps."""
 
@@ -88,3 +92,53 @@ def draw_maps(
                 color=theme.soft,
             )
         return png(figure)
+
+
+def draw_tokens(texts: Sequence[tuple[str, Mapping[str, Sequence[tuple[str, float]]]]], theme: Theme) -> bytes:
+    """Draw texts with shaded tokens: in the accent what speaks for something, in red what speaks against it.
+
+    Each text has a title and, by name, one or more lists of its tokens with numbers in -1..1.
+    """
+    from matplotlib.patches import Rectangle
+
+    lines: list[tuple[str, Sequence[tuple[str, float | None]]]] = []
+    for title, ways in texts:
+        lines.append(("", [(short(title, LETTERS), None)]))
+        for name, tokens in ways.items():
+            rows = wrapped(tokens)
+            lines += zip([name] + [""] * (len(rows) - 1), rows, strict=True)
+        lines.append(("", []))
+    with drawing(theme, MONO_WIDTH * (LETTERS + MARGIN), 0.2 * len(lines)) as figure:
+        figure.set_layout_engine("none")  # the text lays itself out
+        axes = figure.add_axes((0, 0, 1, 1), xlim=(-MARGIN, LETTERS), ylim=(len(lines), 0))
+        axes.set_axis_off()
+        for top, (name, row) in enumerate(lines):
+            axes.text(-1.5, top + 0.5, name, ha="right", va="center", fontsize=8.5, color=theme.soft)
+            at = 0
+            for text, number in row:
+                colour = theme.soft if number is None else theme.ink
+                axes.text(at, top + 0.5, text, va="center", fontsize=9, family="DejaVu Sans Mono", color=colour)
+                if number:
+                    shade = theme.accent if number > 0 else HUES[5]
+                    axes.add_patch(
+                        Rectangle((at, top + 0.06), len(text), 0.88, color=shade, alpha=0.6 * abs(number), lw=0)
+                    )
+                at += len(text)
+        return png(figure)
+
+
+def wrapped(tokens: Sequence[tuple[str, float]]) -> list[list[tuple[str, float]]]:
+    """Lay tokens out in lines, broken between words; what is beyond the last line is left away."""
+    lines: list[list[tuple[str, float]]] = [[]]
+    word: list[tuple[str, float]] = []
+    for place, token in enumerate(tokens):
+        word.append(token)
+        is_last = place + 1 == len(tokens) or tokens[place + 1][0][:1].isspace() or len(word) > MOST_PIECES
+        if is_last:
+            if sum(len(text) for text, _ in lines[-1] + word) > LETTERS - 1 and lines[-1]:
+                lines.append([])
+            lines[-1] += word
+            word = []
+    if len(lines) > MOST_LINES:
+        lines = [*lines[: MOST_LINES - 1], [*lines[MOST_LINES - 1], ("…", 0.0)]]
+    return lines

@@ -11,7 +11,7 @@ import io
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -22,6 +22,9 @@ from mmprompt.progress import doing
 from mmprompt.reports import tables
 from mmprompt.reports.figures import DARK, LIGHT, Theme, draw_learning_curve
 from mmprompt.training.run_files import RUN, read_log, read_run
+
+if TYPE_CHECKING:
+    from jinja2 import BaseLoader, Environment
 
 EXTRA = ("matplotlib", "jinja2", "tabulate")
 INSTALL = 'pip install "mmprompt[report]"'
@@ -61,21 +64,9 @@ def write_page(
     as variables: shares are numbers, which the filters `percent`, `signed`, `interval` and others write out; every text
     is escaped. `images` are more PNG files, which the page does not show. Files of an earlier report are replaced.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from jinja2 import PackageLoader
 
-    loader = PackageLoader("mmprompt.reports", "templates")
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters |= {
-        "percent": tables.percent,
-        "signed": tables.signed,
-        "interval": tables.between,
-        "verdict": tables.verdict,
-        "counted": tables.counted,
-        "grouped": "{:,}".format,
-        "shots": tables.in_shots,
-        "png": png_text,
-        "zip": zip,
-    }
+    environment = environment_of(PackageLoader("mmprompt.reports", "templates"))
     drawn = {name: (draw(LIGHT), draw(DARK)) for name, draw in charts.items()}
     figures: dict[str, dict[str, Any]] = {}
     for name, (light, dark) in drawn.items():
@@ -90,6 +81,25 @@ def write_page(
     path = folder / file
     write_bytes(path, page.encode())
     return path
+
+
+def environment_of(loader: BaseLoader) -> Environment:
+    """Return what fills in templates: every text is escaped, and numbers are written by the filters of `tables`."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters |= {
+        "percent": tables.percent,
+        "signed": tables.signed,
+        "interval": tables.between,
+        "verdict": tables.verdict,
+        "counted": tables.counted,
+        "grouped": "{:,}".format,
+        "shots": tables.in_shots,
+        "png": png_text,
+        "zip": zip,
+    }
+    return environment
 
 
 def png_text(image: Image.Image) -> str:

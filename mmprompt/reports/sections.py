@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TypeVar
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from mmprompt.core.confidence import reliability
+from mmprompt.core.label_errors import doubtful, out_of_fold
 from mmprompt.core.metrics import Evaluation
 from mmprompt.core.temperature import fit_temperature, log_loss, scaled
 from mmprompt.reports.explanation import Picture, Section, written
@@ -16,6 +19,12 @@ from mmprompt.reports.explanation_figures import draw_worth
 from mmprompt.reports.figures import draw_classes, draw_reliability
 from mmprompt.reports.tables import counted
 
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+N_DOUBTED = 8
+"""Items of a doubtful label that are shown."""
 N_NEXT = 5
 """Classes that are asked for."""
 N_WORDS = 200
@@ -26,6 +35,16 @@ T = TypeVar("T")
 def evenly(items: Sequence[T], most: int) -> list[T]:
     """Return at most so many of some items, one or more, evenly taken."""
     return list(items[:: -(-len(items) // most)])
+
+
+def one_a_class(places: np.ndarray, labels: np.ndarray) -> list[int]:
+    """Order some places so that the first of every class comes before the second of any."""
+    n_before: Counter[int] = Counter()
+    turns = []
+    for place in places.tolist():
+        turns.append((n_before[int(labels[place])], place))
+        n_before[int(labels[place])] += 1
+    return [place for _, place in sorted(turns)]
 
 
 def words_section(
@@ -161,6 +180,47 @@ def calibration_section(
         [(name, t, bins[name].error, log_loss(table, labels)) for name, (t, table) in ways.items()],
         {f"Share right over the probability given, {name}": partial(draw_reliability, bins[name]) for name in ways},
     )
+
+
+def labels_section(
+    items: Sequence[tuple[str, str]],
+    features: Callable[[Sequence[int]], Tensor],
+    what: str,
+    image: Callable[[int], Image.Image | None] = lambda place: None,
+) -> Section:
+    """Look for labels that the other items speak against (Northcutt et al. 2021, "Confident Learning").
+
+    Args:
+        items: of the training data, each by a name or its text, with its label.
+        features: gives [n, E] of the frozen model for some of the items, by their places.
+        what: they are, such as "image".
+        image: shows an item; None where there is nothing to show.
+    """
+    name, title = "labels", "Labels that may be wrong"
+    n_of = Counter(label for _, label in items)
+    places = [place for place, (_, label) in enumerate(items) if n_of[label] > 1]
+    classes = sorted({items[place][1] for place in places})
+    if find_spec("cleanlab") is None:
+        return Section(name, title, 'Not looked for: pip install "mmprompt[explain]" brings what it takes.')
+    if len(classes) < 2:
+        return Section(name, title, f"Not looked for: it takes two classes with two training {what}s or more.")
+    labels = [classes.index(items[place][1]) for place in places]
+    table = out_of_fold(features(places), labels)
+    rows: list[tuple[str, str, str, float]] = []
+    pictures: list[Picture] = []
+    for row in doubtful(table, labels):
+        item, label = items[places[row]]
+        like = classes[int(table[row].argmax())]
+        rows.append((item, label, like, float(table[row, labels[row]])))
+        shown = image(places[row]) if len(pictures) < N_DOUBTED else None
+        if shown is not None:
+            pictures.append(Picture(shown, f"labelled {label}", f"looks like {like}"))
+    said = f"{len(rows)} of {counted(len(places), f'training {what}')} carry a label that the others speak against."
+    said += " Look at them; a prompt learns from every label it is given." if rows else ""
+    note = f"Logistic regression on the frozen features, of each {what} by those fitted without it (cleanlab). "
+    note += f"An unusual {what} of the right class is found too."
+    columns = {what: "", "labelled": "", "looks like": "", "probability of its label": "percent"}
+    return Section(name, title, said, note, columns, rows, pictures=pictures)
 
 
 def next_section(after: Evaluation, n_trained: Mapping[str, int], item: str, verb: str) -> Section:

@@ -8,23 +8,16 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmprompt.captioning.readers.load import load_captioner
 from mmprompt.core.file import load
 from mmprompt.core.header import HEADER, TENSORS, read_header
 from mmprompt.errors import UserError, bad_file
-from mmprompt.models.decoder.load import load_language_model
-from mmprompt.models.dual_encoder.load import load_backbone
 
-LOADERS: dict[str, Callable[..., Any]] = {
-    "classification": load_backbone,
-    "captioning": load_captioner,
-    "language": load_language_model,
-}
 Stamp = tuple[tuple[int, int, int], ...]
 _log = logging.getLogger(__name__)
 
@@ -106,10 +99,9 @@ class PromptFolder:
         folder = self.folder / name
         header = read_header(folder)
         kind = header["kind"]
-        if kind not in self.models:
-            self.models[kind] = LOADERS[kind](header["backbone"]["name"], device=self.device)
-        with self.in_use:
-            predictor = load(folder, self.models[kind])
+        with self.in_use if kind in self.models else nullcontext():  # of a new model nobody waits for the loading
+            predictor = load(folder, self.models.get(kind), self.device)
+        self.models.setdefault(kind, predictor.backbone)
         facts = {"name": name, "kind": kind, "backbone": header["backbone"]["name"], "template": header["template"]}
         if kind == "classification":
             facts["class_names"] = list(predictor.class_names)

@@ -58,9 +58,10 @@ class Images:
         Raises:
             UserError: the run does not say.
         """
-        if self.data is not None:
-            return self
-        place = place_of_data(run, training)
+        return self if self.data is not None else self.at(place_of_data(run, training))
+
+    def at(self, place: Mapping[str, Any]) -> Images:
+        """Return these images, with what `place_of_data` says where nothing else was said."""
         root, folder = (Path(place[name]) if place.get(name) else None for name in ("root", "datasets_dir"))
         try:
             own_path(place["data"], folder)

@@ -9,12 +9,12 @@ import torch
 
 import mmprompt as mp
 from mmprompt.captioning.data import CaptionData
-from mmprompt.captioning.explanation import evidence, without
+from mmprompt.captioning.explanation import evidence
 from mmprompt.captioning.predictor import CaptionFeatures, CaptionTemplate
 from mmprompt.captioning.readers.captioner import LM_INPUT, FrozenCaptioner
 from mmprompt.core.learned import Learned, Prompt
 from mmprompt.errors import UserError
-from mmprompt.models.sites import Site
+from mmprompt.models.sites import Site, without_vector
 from tests.small_captioners import small_captioner, small_captions
 
 
@@ -68,10 +68,10 @@ def test_a_page_of_captions_is_saved(told: mp.Explanation, tmp_path: Path) -> No
 def test_without_a_vector_are_all_others_and_keys_and_values_stay(captioner: FrozenCaptioner) -> None:
     values = vectors(captioner, 3)
     inserts = prompt_of(values).inserts() | Prompt(CaptionTemplate(""), Learned(Site("lm.kv"), values)).inserts()
-    found = without(inserts, "lm", 1)
+    found = without_vector(inserts, "lm", 1)
     assert torch.equal(found[LM_INPUT].tensors[0].float(), values[[0, 2]])
     assert torch.equal(found[Site("lm.kv")].tensors[0], values)
-    assert without(without(without(inserts, "lm", 0), "lm", 0), "lm", 0).keys() == {Site("lm.kv")}
+    assert without_vector(without_vector(without_vector(inserts, "lm", 0), "lm", 0), "lm", 0).keys() == {Site("lm.kv")}
 
 
 def test_evidence_is_the_gradient_times_the_input_by_small_steps(captioner: FrozenCaptioner, data: CaptionData) -> None:

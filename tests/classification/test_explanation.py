@@ -11,17 +11,18 @@ import torch
 
 import mmprompt as mp
 from mmprompt.classification.calibrated import Calibrated, calibrated
-from mmprompt.classification.explanation import data_for, one_a_class, temperature_of
-from mmprompt.classification.label_errors import doubtful, out_of_fold
+from mmprompt.classification.explanation import temperature_of
 from mmprompt.classification.left_out import without_vector
 from mmprompt.classification.predictor import Classifier
 from mmprompt.classification.template import ClassTemplate
 from mmprompt.classification.words import spelled
+from mmprompt.core.label_errors import doubtful, out_of_fold
 from mmprompt.core.learned import Learned, Prompt
 from mmprompt.data.splits import Dataset
 from mmprompt.errors import UserError
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.sites import Site
+from mmprompt.reports.sections import one_a_class
 
 NAMES = ("red car", "green tree", "blue house")
 
@@ -199,4 +200,3 @@ def test_what_cannot_be_looked_at_is_refused(
         temperature_of(result.predictor, replace(data, val=()))
     with pytest.raises(UserError, match="temperature is 0"):
         Calibrated(tiny_clip_backbone, result.predictor.prompt, NAMES, temperature=0.0)
-    assert data_for(None, {}, data) is data

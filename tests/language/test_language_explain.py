@@ -13,7 +13,15 @@ from torch import nn
 from mmprompt.core.learned import Learned, Prompt
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextRow
-from mmprompt.language.explain import VectorWatch, ablate, attention_mass, drift, nearest_tokens, prompt_effect_kl
+from mmprompt.language.explain import (
+    VectorWatch,
+    ablate,
+    attention_mass,
+    drift,
+    nearest_tokens,
+    prompt_effect_kl,
+    token_relevance,
+)
 from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.sources import MultitaskVectors
 from mmprompt.language.templates.template import Template
@@ -138,6 +146,56 @@ def test_keys_and_values_that_nothing_attends_to_are_not_heard() -> None:
     assert prompt_effect_kl(LanguagePredictor(model, prompt, WORDS), ROWS[:2]) > 1e-3
     empty = Prompt(Template.parse("{text} {answer}"))
     assert prompt_effect_kl(LanguagePredictor(model, empty, WORDS), ROWS[:2]) == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "t5"])
+def test_relevance_of_a_token_is_the_slope_along_its_embedding(kind: str) -> None:
+    prompted = prompted_with(random_values(2, frozen_model(kind).width), kind)
+    model = prompted.model
+    slots, found = token_relevance(prompted, ROWS[0])
+    values = prompted.vectors()[LM_INPUT].values
+    x = torch.stack([values[-1 - s] if s < 0 else model.embed(torch.tensor(s)) for s in slots]).detach()
+
+    @torch.no_grad()
+    def log_prob(x: torch.Tensor, answer: tuple[int, ...]) -> float:
+        if kind == "t5":
+            end = model.embed(torch.tensor(model.reader.behind))
+            ids = torch.tensor([[model.reader.start_id, *answer[:-1]]])
+            logits = model.lm(inputs_embeds=torch.cat([x, end])[None], decoder_input_ids=ids).logits[0]
+        else:
+            after = model.embed(torch.tensor(answer[:-1], dtype=torch.int64))
+            logits = model.lm(inputs_embeds=torch.cat([x, after])[None]).logits[0, len(x) - 1 :]
+        return logits.log_softmax(-1).gather(1, torch.tensor(answer)[:, None]).sum().item()
+
+    def score(x: torch.Tensor) -> float:
+        good, bad = (log_prob(x, answer) for answer in prompted.answers)
+        return good - bad if prompted.label_words.labels == ("good", "bad") else bad - good
+
+    assert prompted.label_words.flat == tuple(prompted.label_words.labels)
+    for place in range(len(slots)):
+        ends = []
+        for step in (1e-3, -1e-3):
+            moved = x.clone()
+            moved[place] *= 1 + step
+            ends.append(score(moved))
+        assert found[place].item() == pytest.approx((ends[0] - ends[1]) / 2e-3, rel=0.02, abs=5e-4), (
+            place
+        )  # norms in float32
+    assert found.abs().max() > 1e-3
+
+
+def test_relevance_with_keys_and_values_is_that_of_the_text_alone() -> None:
+    model = frozen_model("llama")
+    n_layers, n_heads, head = model.kv_shape
+    loud = [Learned(Site("lm.kv", layer), random_values(2, 2 * n_heads * head)) for layer in range(n_layers)]
+    template = Template.parse("{text} {answer}")
+    row = TextRow({"text": "a good film"}, answer="a long day")
+    with_prompt, without = (
+        token_relevance(LanguagePredictor(model, Prompt(template, *sources).double()), row) for sources in (loud, ())
+    )
+    assert with_prompt[0] == without[0]
+    assert all(slot >= 0 for slot in without[0])
+    assert not torch.allclose(with_prompt[1], without[1], rtol=1e-2)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "opt"])

@@ -34,7 +34,7 @@ def test_a_run_of_labels_is_explained_with_its_drift_and_in_words(data: TextData
     mp.fit(mp.PromptTuning(3), "tiny", data, out=tmp_path / "run", epochs=2, progress=False)
     told = mp.explain(tmp_path / "run", data, to_words=True)
     names = [section.name for section in told.sections]
-    assert names == "words drift worth heard changes calibration next in_words".split()
+    assert names == "words drift worth heard changes maps calibration labels next in_words".split()
     assert len(told.tables["words"]) == len(told.tables["drift"]) == len(told.tables["worth"]) == 3
     assert all(-1 <= row["cosine"] <= 1 for row in told.tables["drift"])
     right = mp.load(tmp_path / "run").label_log_probs(data.test).argmax(1)
@@ -82,7 +82,7 @@ def test_of_answers_a_vector_is_worth_what_a_token_costs_more_without() -> None:
     assert found[0].accuracy is None
     data = TextData("rows", tuple(rows), (), tuple(rows))
     told = mp.explain(pair[0], data)
-    assert [section.name for section in told.sections] == ["words", "worth", "heard"]
+    assert [section.name for section in told.sections] == ["words", "worth", "heard", "maps"]
     assert "nats" in told.headline
 
 
@@ -93,3 +93,22 @@ def test_an_empty_part_and_no_data_are_refused(data: TextData) -> None:
         mp.explain(prompted)
     with pytest.raises(UserError, match=r"the val part of .* is empty"):
         mp.explain(prompted, replace(data, val=()), split="val")
+
+
+def test_a_training_row_with_a_wrong_label_is_found_and_tokens_are_spelled_in_full(tmp_path: Path) -> None:
+    kinds = {"good": "a good film of a good day", "bad": "bad weather and bad food"}
+    rows = [TextRow({"text": f"{text} {n}"}, label) for n in range(12) for label, text in kinds.items()]
+    wrong = replace(rows[6], label="bad")
+    data = TextData("rows", (*rows[:6], wrong, *rows[7:]), (), tuple(rows[:4]), labels=("bad", "good"))
+    template = Template.parse("{soft*2} {text} {answer}")
+    model = frozen_model("llama")
+    values = torch.randn(2, model.width, generator=torch.Generator().manual_seed(3))
+    told = mp.explain(LanguagePredictor(model, Prompt(template, Learned(Site("lm"), values)).double(), WORDS), data)
+    (found,) = told.tables["labels"]
+    assert found["row"] == wrong.fields["text"]
+    assert (found["labelled"], found["looks like"]) == ("bad", "good")
+    without, learned = told.tables["maps"][:2]
+    assert (without["read with"], learned["read with"]) == ("no prompt", "learned")
+    assert without["the prompt's share"] == 0 < learned["the prompt's share"] < 1
+    assert all(word in rows[0].fields["text"] + rows[1].fields["text"] for word, _ in without["speak most"])
+    assert (told.save(tmp_path).parent / "maps_1.png").stat().st_size > 1000

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -48,13 +47,11 @@ def run(arguments: Sequence[str], prog: str) -> None:
         raise UserError(f"the {settings.split} part of {data.name} is empty. Choose another --split.")
 
     from mmprompt.classification.measure import measure
-    from mmprompt.core.file import load, model_of
-    from mmprompt.models.dual_encoder.load import load_backbone
+    from mmprompt.core.file import load
     from mmprompt.models.image_features import ImageFeatures
     from mmprompt.progress import ProgressDisplay
 
-    load_named = partial(load_backbone, device=settings.device)
-    classifier = load(settings.run, model_of(settings.run, header, settings.backbone, load_named))
+    classifier = load(settings.run, settings.backbone, settings.device)
     features = ImageFeatures(classifier.backbone)
     with ProgressDisplay() as progress:
         known = features.stored([item.path for item in items])

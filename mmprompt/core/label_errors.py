@@ -1,4 +1,4 @@
-"""Labels that the other images speak against, by what cross-validation on stored features gives them."""
+"""Labels that the other items speak against, by what cross-validation on frozen features gives them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ MOST_FOLDS = 5
 
 
 def out_of_fold(features: Tensor, labels: Sequence[int]) -> np.ndarray:
-    """Compute class probabilities [N, C] of images by a probe that was fitted without them.
+    """Compute class probabilities [N, C] of items by a probe that was fitted without them.
 
     Args:
-        features: [N, E] of the frozen tower.
+        features: [N, E] of the frozen model.
         labels: [N] in 0..C-1, each twice at least.
     """
     from sklearn.linear_model import LogisticRegression
