@@ -1,33 +1,44 @@
-"""A focus of one's own from 50 caption pairs: six of them on drawn scenes, each judged by a rule on 60 other scenes.
+"""A focus of one's own from 50 caption pairs, on drawn scenes and on photographs, each judged by a rule.
 
-    python scripts/measure_own_focus.py --json docs/results/own_focus.json
+    python scripts/measure_own_focus.py --photographs captions.jsonl --texts captions_val2017.json \
+        --json docs/results/own_focus.json
 
-None of the six is among what the captioner of `tiny` was trained on. Pairs and rules were written before anything was
-trained on them. A caption is right if it has the focus's form, and all that it says is so.
+None of the focuses is among what the captioners were trained on. Pairs and rules were written before anything was
+trained on them. A caption is right if it has the focus's form, and all that it says is so: of a drawn scene, what was
+drawn; of a photograph, what people named in one of its five captions. No pair of a photograph shows one: as in
+`measure_photo_focus.py`, the things that a COCO caption names stand for its image.
 """
 
 import json
+import random
 import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 import tyro
 from PIL import Image
+from torch import Tensor
 
 import mmprompt as mp
-from markdown import table
+from markdown import several, table
+from measure_photo_focus import StandIns, scenes_of
 from mmprompt.captioning.choice import choose_method
-from mmprompt.captioning.data import CaptionData, CaptionItem
+from mmprompt.captioning.data import CaptionItem
+from mmprompt.captioning.focus_sets import nouns
 from mmprompt.captioning.measure import wordings_for
 from mmprompt.captioning.metrics.adherence import LexiconJudge
 from mmprompt.captioning.predictor import CaptionFeatures, Guidance, hard_prompt
 from mmprompt.captioning.readers.captioner import FrozenCaptioner
+from mmprompt.captioning.task import FocusTask
 from mmprompt.files import make_folder
 from openart.words import BACKGROUNDS
 
@@ -41,87 +52,91 @@ COLOUR_DISTANCE = 24
 
 @dataclass(frozen=True)
 class Scene:
-    """What a scene shows, as its references and its corners say; no colour where the background is not one."""
+    """What an image shows: of a photograph the things alone that are named of it, of a drawn scene all that was drawn.
+
+    The colour is that of the corners, "" where the background is not one.
+    """
 
     objects: tuple[str, ...]
-    emotion: str
-    action: str
-    colour: str
+    emotion: str = ""
+    action: str = ""
+    colour: str = ""
 
     @property
-    def n_animals(self) -> int:
+    def number(self) -> str:
         """How many of the two objects are animals."""
-        return len(ANIMALS.intersection(self.objects))
+        return NUMBERS[len(ANIMALS.intersection(self.objects))]
+
+    @property
+    def mood(self) -> str:
+        """Whether the emotion is a good one; "" where it is neither."""
+        return MOODS.get(self.emotion, "")
 
 
 @dataclass(frozen=True)
 class Focus:
-    """What somebody writes of a scene, None where it has nothing to say of it, and the rule that judges a caption."""
+    """What somebody writes of a scene, None where it has nothing to say of it, and the form of what is written."""
 
     name: str
     write: Callable[[Scene], str | None]
-    is_right: Callable[[str, Scene], bool]
+    form: str
+    """Its groups are named after what they say of a scene; `object`, `object1` and `object2` are of its objects."""
 
+    def has_form(self, caption: str) -> bool:
+        """Whether a caption is wholly of the form."""
+        return re.fullmatch(self.form, caption) is not None
 
-def said_in(pattern: str, *names: str) -> Callable[[str, Scene], bool]:
-    """The rule that a caption is wholly of a form and every part of it, by its name, is what the scene shows."""
-
-    def rule(caption: str, scene: Scene) -> bool:
-        found = re.fullmatch(pattern, caption)
+    def is_right(self, caption: str, scene: Scene) -> bool:
+        """Whether every part of it is what the scene shows, too, and no object is named twice."""
+        found = re.fullmatch(self.form, caption)
         if found is None:
             return False
-        shown = {"emotion": scene.emotion, "action": scene.action, "colour": scene.colour}
-        shown |= {"mood": MOODS.get(scene.emotion, ""), "number": NUMBERS[scene.n_animals]}
-        said = [(name, found[name]) for name in names]
-        objects = [part for name, part in said if name.startswith("object")]
-        others = all(part == shown[name] for name, part in said if not name.startswith("object"))
+        said = found.groupdict()
+        objects = [part for name, part in said.items() if name.startswith("object")]
+        others = all(getattr(scene, name) == part for name, part in said.items() if not name.startswith("object"))
         return others and len(set(objects)) == len(objects) and set(objects) <= set(scene.objects)
 
-    return rule
 
-
-FOCUSES = (
-    Focus("short", lambda s: f"{s.objects[0]}.", said_in(r"(?P<object>[a-z ]+)\.", "object")),
+SHORT = Focus("short", lambda s: f"{s.objects[0]}.", r"(?P<object>[a-z ]+)\.")
+VOICE = Focus(
+    "brand voice",
+    lambda s: f"wow! get your {s.objects[0]} and your {s.objects[1]} today!",
+    r"wow! get your (?P<object1>[a-z ]+?) and your (?P<object2>[a-z ]+?) today!",
+)
+DRAWN = (
+    SHORT,
     Focus(
         "long",
         lambda s: (
             f"in this scene there are two things, the {s.objects[0]} and the {s.objects[1]}, while a person is "
             f"{s.action} and a face seems {s.emotion}."
         ),
-        said_in(
-            r"in this scene there are two things, the (?P<object1>[a-z ]+?) and the (?P<object2>[a-z ]+?), while a "
-            r"person is (?P<action>[a-z ]+?) and a face seems (?P<emotion>[a-z ]+)\.",
-            "object1",
-            "object2",
-            "action",
-            "emotion",
-        ),
+        r"in this scene there are two things, the (?P<object1>[a-z ]+?) and the (?P<object2>[a-z ]+?), while a "
+        r"person is (?P<action>[a-z ]+?) and a face seems (?P<emotion>[a-z ]+)\.",
     ),
     Focus(
         "colour",
         lambda s: f"the background is {s.colour}." if s.colour else None,
-        said_in(r"the background is (?P<colour>[a-z]+)\.", "colour"),
+        r"the background is (?P<colour>[a-z]+)\.",
     ),
-    Focus(
-        "count",
-        lambda s: f"{NUMBERS[s.n_animals]}.",
-        said_in(r"(?P<number>[a-z ]+)\.", "number"),
-    ),
-    Focus(
-        "mood",
-        lambda s: f"a {MOODS[s.emotion]} mood." if s.emotion in MOODS else None,
-        said_in(r"a (?P<mood>[a-z]+) mood\.", "mood"),
-    ),
-    Focus(
-        "brand voice",
-        lambda s: f"wow! get your {s.objects[0]} and your {s.objects[1]} today!",
-        said_in(
-            r"wow! get your (?P<object1>[a-z ]+?) and your (?P<object2>[a-z ]+?) today!",
-            "object1",
-            "object2",
-        ),
-    ),
+    Focus("count", lambda s: f"{s.number}.", r"(?P<number>[a-z ]+)\."),
+    Focus("mood", lambda s: f"a {s.mood} mood." if s.mood else None, r"a (?P<mood>[a-z]+) mood\."),
+    VOICE,
 )
+PHOTOGRAPHED = (
+    SHORT,
+    Focus(
+        "long",
+        lambda s: (
+            f"in this photograph there are two things, the {s.objects[0]} and the {s.objects[1]}, and whoever took it "
+            "wanted us to see both of them."
+        ),
+        r"in this photograph there are two things, the (?P<object1>[a-z ]+?) and the (?P<object2>[a-z ]+?), and "
+        r"whoever took it wanted us to see both of them\.",
+    ),
+    VOICE,
+)
+"""Colour, count and mood of a photograph could not be judged by its captions."""
 
 
 def scene_of(item: CaptionItem, judge: LexiconJudge) -> Scene:
@@ -135,91 +150,154 @@ def scene_of(item: CaptionItem, judge: LexiconJudge) -> Scene:
     return Scene(tuple(sorted(named["objects"])), emotion, action, nearest if near[nearest] <= COLOUR_DISTANCE else "")
 
 
-def pairs_of(focus: Focus, items: tuple[CaptionItem, ...], judge: LexiconJudge) -> Iterator[tuple[CaptionItem, Scene]]:
+def pairs_of(focus: Focus, items: Sequence[CaptionItem], judge: LexiconJudge) -> list[tuple[CaptionItem, Scene]]:
     """Give the scenes that a focus has something to say of."""
-    for item in items:
-        scene = scene_of(item, judge)
-        if focus.write(scene) is not None:
-            yield item, scene
+    scenes = ((item, scene_of(item, judge)) for item in items)
+    return [(item, scene) for item, scene in scenes if focus.write(scene) is not None]
 
 
-def write_pairs(focus: Focus, data: CaptionData, judge: LexiconJudge, folder: Path) -> Path:
-    """Write a file of 50 pairs with their images, as a user would have it."""
+def write_pairs(focus: Focus, pairs: Sequence[tuple[CaptionItem, Scene]], folder: Path) -> Path:
+    """Write a file of pairs with their images, as a user would have it."""
     lines = []
-    for item, scene in list(pairs_of(focus, data.train, judge))[:N_PAIRS]:
+    for item, scene in pairs:
         name = f"{item.image.stem}.png"
         shutil.copyfile(item.image, folder / name)
-        lines.append(json.dumps({"image": name, "captions": [focus.write(scene)], "focus": focus.name}))
+        lines.append(
+            json.dumps({"image": name, "captions": [focus.write(scene)], "focus": focus.name, "split": "train"})
+        )
     path = folder / "captions.jsonl"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
 
-def measure(focus: Focus, captioner: FrozenCaptioner, features: CaptionFeatures, seed: int) -> dict[str, Any]:
-    """Learn one focus as `caption train --method auto` does, and judge what is said of 60 test scenes."""
-    data = mp.load_captions("openart-scenes")
-    judge = LexiconJudge(data.lexicon)
-    judged = list(pairs_of(focus, data.test, judge))[:N_JUDGED]
-    seen = features.of([item.image for item, _ in judged])
-    decoding = mp.captioning.Decoding(max_tokens=60)
+@dataclass(frozen=True)
+class Judged:
+    """Images that a focus is judged on: their features [N, T, D'] and what they show."""
 
-    def say(guidance: Guidance) -> list[str]:
-        return [caption.text for caption in mp.Captioner(captioner, guidance, decoding).caption_features(seen)]
+    captioner: FrozenCaptioner
+    features: Tensor
+    scenes: tuple[Scene, ...]
 
-    def n_right(captions: list[str]) -> int:
-        return sum(focus.is_right(caption, scene) for caption, (_, scene) in zip(captions, judged, strict=True))
+    def say(self, guidance: Guidance) -> list[str]:
+        """Write a caption of each."""
+        decoding = mp.captioning.Decoding(max_tokens=60)
+        said = mp.Captioner(self.captioner, guidance, decoding).caption_features(self.features)
+        return [caption.text for caption in said]
 
-    with tempfile.TemporaryDirectory() as folder:
-        pairs = mp.load_captions(write_pairs(focus, data, judge, Path(folder)))
-        started = time.process_time()
-        task = pairs.focus(focus.name, features)
-        choice = choose_method(captioner, task, seed=seed, progress=False)
-        result = mp.fit(choice.method, captioner, task, seed=seed, progress=False)
-        seconds = time.process_time() - started
+    def n_right(self, focus: Focus, captions: Sequence[str]) -> int:
+        """Count those that are right."""
+        return sum(focus.is_right(caption, scene) for caption, scene in zip(captions, self.scenes, strict=True))
+
+
+def measure(focus: Focus, task: FocusTask, judged: Judged, seed: int) -> dict[str, Any]:
+    """Learn one focus as `caption train --method auto` does, and judge what is said of other images."""
+    captioner, started = judged.captioner, time.process_time()
+    choice = choose_method(captioner, task, seed=seed, progress=False)
+    result = mp.fit(choice.method, captioner, choice.task, seed=seed, progress=False)
+    seconds = time.process_time() - started
     words = [hard_prompt(captioner, focus.name, wording) for wording in wordings_for(focus.name)]
-    wordings = [n_right(say(Guidance(((prompt, 1.0),) if prompt else ()))) for prompt in (None, *words)]
-    said = say(result.predictor.guidance)
+    guidances = [Guidance(((prompt, 1.0),) if prompt else ()) for prompt in (None, *words)]
+    wordings = [judged.n_right(focus, judged.say(guidance)) for guidance in guidances]
+    said = judged.say(result.predictor.guidance)
     return {
+        "seed": seed,
         "chosen": next(iter(choice.probabilities)),
         "probabilities": dict(choice.probabilities),
         "n_chosen_on": choice.n_images,
-        "right": n_right(said),
-        "wordings": wordings,
-        "n_judged": len(judged),
+        "right": judged.n_right(focus, said),
+        "in_form": sum(map(focus.has_form, said)),
+        "wordings": max(wordings),
+        "n_judged": len(judged.scenes),
         "seconds": round(seconds, 1),
         "notices": list(result.notices),
         "captions": said[:3],
     }
 
 
-def page(found: dict[str, Any]) -> str:
-    """The figures as Markdown."""
-    rows = []
-    for name, row in found.items():
-        n = row["n_judged"]
-        alarm = "yes" if any("was not learned" in notice for notice in row["notices"]) else ""
-        shares = [f"{100 * row['right'] / n:.0f}", f"{100 * max(row['wordings']) / n:.0f}"]
-        rows.append([name, row["captions"][0], row["chosen"], *shares, alarm, f"{row['seconds']:.0f}"])
-    return table(("focus", "says", "chosen", "right, %", "best words, %", "alarm", "seconds"), rows)
+def on_drawn_scenes(focus: Focus, seed: int) -> dict[str, Any]:
+    """Learn from 50 training scenes, as a file of one's own, and judge 60 test scenes."""
+    captioner, data = mp.load_captioner("tiny", device="cpu"), mp.load_captions("openart-scenes")
+    features, judge = CaptionFeatures(captioner), LexiconJudge(data.lexicon)
+    shown = pairs_of(focus, data.test, judge)[:N_JUDGED]
+    judged = Judged(captioner, features.of([item.image for item, _ in shown]), tuple(scene for _, scene in shown))
+    learned = random.Random(seed).sample(pairs_of(focus, data.train, judge), N_PAIRS)
+    with tempfile.TemporaryDirectory() as folder:
+        pairs = mp.load_captions(write_pairs(focus, learned, Path(folder)))
+        return measure(focus, pairs.focus(focus.name, features), judged, seed)
+
+
+def on_photographs(focus: Focus, seed: int, photographs: Path, texts: Path) -> dict[str, Any]:
+    """Learn from 50 COCO scenes without their images, and judge photographs."""
+    captioner, scenes = mp.load_captioner("photo", device="cpu"), scenes_of(texts, seed=1)
+    items = mp.load_captions(photographs).with_captions("test", None)
+    shown = tuple(Scene(tuple(dict.fromkeys(nouns(" . ".join(item.of(None)))))) for item in items)
+    judged = Judged(captioner, CaptionFeatures(captioner).of([item.image for item in items]), shown)
+    named = [(item, tuple(dict.fromkeys(nouns(item.of(None)[0])))) for item in scenes.items]
+    chosen = random.Random(seed).sample([(item, things) for item, things in named if len(things) > 1], N_PAIRS)
+    pairs = []
+    for item, things in chosen:
+        text = focus.write(Scene(things))
+        assert text is not None, "what is written of photographs names things alone"
+        pairs.append(replace(item, captions={focus.name: (text,)}, split="train"))
+    scenes = replace(scenes, items=tuple(item for item, _ in chosen))
+    stand_ins: Any = StandIns(scenes, mp.load_backbone("photo", device="cpu"))
+    return measure(focus, FocusTask(replace(scenes, items=tuple(pairs)), focus.name, stand_ins), judged, seed)
+
+
+def page(rows: Mapping[str, Sequence[dict[str, Any]]]) -> str:
+    """The figures of one captioner as Markdown."""
+    lines = []
+    for name, seeds in rows.items():
+        shares = [[row[key] / row["n_judged"] for row in seeds] for key in ("in_form", "right", "wordings")]
+        alarms = sum(any("was not learned" in notice for notice in row["notices"]) for row in seeds)
+        chosen = ", ".join(dict.fromkeys(row["chosen"] for row in seeds))
+        seconds = sum(row["seconds"] for row in seeds) / len(seeds)
+        alarm = f"{alarms} of {len(seeds)}" if alarms else ""
+        lines.append([name, seeds[0]["captions"][0], chosen, *map(several, shares), alarm, f"{seconds:.0f}"])
+    return table(("focus", "says", "chosen", "in form, %", "right, %", "best words, %", "alarm", "seconds"), lines)
+
+
+def measured(captioner: str, name: str, seed: int, photographs: Path | None, texts: Path | None) -> dict[str, Any]:
+    """Measure one focus on one captioner, in a process of its own."""
+    torch.set_num_threads(1)
+    if photographs is None or texts is None or captioner == "tiny":
+        return on_drawn_scenes(next(focus for focus in DRAWN if focus.name == name), seed)
+    return on_photographs(next(focus for focus in PHOTOGRAPHED if focus.name == name), seed, photographs, texts)
 
 
 def main(
-    focuses: tuple[str, ...] = tuple(focus.name for focus in FOCUSES),
-    seed: int = 1,
+    photographs: Path | None = None,
+    texts: Path | None = None,
+    seeds: tuple[int, ...] = (1, 2),
+    focuses: tuple[str, ...] = tuple(focus.name for focus in DRAWN),
+    workers: int = 2,
     json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
 ) -> None:
-    """Measure, print the table, write the figures; those of a focus that is not measured stay in the file."""
-    found = json.loads(json_file.read_text("utf-8")) if json_file is not None and json_file.is_file() else {}
-    captioner = mp.load_captioner("tiny", device="cpu")
-    features = CaptionFeatures(captioner)
-    for focus in FOCUSES:
-        if focus.name in focuses:
-            found[focus.name] = measure(focus, captioner, features, seed)
-            print(json.dumps({focus.name: found[focus.name]}), flush=True)
+    """Measure, print the tables, write the figures.
+
+    Args:
+        photographs: a file of photographs with captions, to judge by; none without.
+        texts: COCO's caption file, which is learned from.
+        seeds: of the pairs and the trainings.
+        focuses: those that are measured.
+        workers: processes, of one thread each.
+        json_file: where the figures go.
+    """
+    asked = [("tiny", focus.name, seed) for seed in seeds for focus in DRAWN]
+    if photographs is not None and texts is not None:
+        asked += [("photo", focus.name, seed) for seed in seeds for focus in PHOTOGRAPHED]
+    asked = [one for one in asked if one[1] in focuses]
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        waiting = [pool.submit(measured, *one, photographs, texts) for one in asked]
+        for (captioner, name, _), one in zip(asked, waiting, strict=True):
+            found.setdefault(captioner, {}).setdefault(name, []).append(one.result())
+            print(json.dumps({captioner: {name: one.result()}}), flush=True)
             if json_file is not None:
                 make_folder(json_file.parent)
                 json_file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(page({focus.name: found[focus.name] for focus in FOCUSES if focus.name in found}))
+    for captioner, rows in found.items():
+        print(f"\n{captioner}\n\n{page(rows)}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Which method a focus is learned by: the one whose prompt gives the tokens of held-out captions the most probability.
 
-It is the mean of probabilities, not of their logarithms: by those a prompt that is sure of itself, and mostly right,
+It is then learned from the held-out captions too, and what its prompt said of them stands for what it will say. It is
+the mean of probabilities, not of their logarithms: by those a prompt that is sure of itself, and mostly right,
 loses for the few tokens that it gets wrong.
 
 Which methods can work depends on how far the focus is from what the captioner says anyway: vectors bring out what a
@@ -18,7 +19,7 @@ import torch
 from mmprompt.captioning.data import CaptionData, CaptionItem
 from mmprompt.captioning.predictor import Captioner, CaptionFeatures
 from mmprompt.captioning.readers.captioner import FrozenCaptioner
-from mmprompt.captioning.task import CaptionProblem, FocusTask, encode_captions, tokenize_captions
+from mmprompt.captioning.task import CaptionProblem, FocusTask, Trial, encode_captions, tokenize_captions
 from mmprompt.core.fit import fit, method_of
 from mmprompt.core.soft import DecoderMethod, LoRA, PrefixTuning, PromptTuning
 from mmprompt.errors import UserError
@@ -40,12 +41,14 @@ FEWEST, SHARE = 12, 5
 class Choice:
     """How methods compare on held-out captions: by name the mean probability of a token, 0..1, the highest first.
 
-    `refused` are methods that the captioner cannot take, with the reason.
+    `refused` are methods that the captioner cannot take, with the reason. `task` is to be learned by the best: from all
+    images but those of the test part, and judged by the prompt that did not see the held-out ones.
     """
 
     probabilities: Mapping[str, float]
     n_images: int
     refused: Mapping[str, str]
+    task: FocusTask
 
     @property
     def method(self) -> DecoderMethod:
@@ -83,7 +86,8 @@ def choose_method(
     learned_from, held_out = _divided(task.data, task.focus)
     part = _Part(replace(task.data, items=learned_from), task.focus, features)
     score = partial(_probability, captioner, features, held_out, task.focus)
-    found, refused = {"no prompt": score({})}, {}
+    bare, found, refused = score({}), {}, {}
+    learned: dict[str, Captioner] = {}
     for name, method in CANDIDATES.items():
         try:
             method_of(method, part)
@@ -91,12 +95,16 @@ def choose_method(
         except UserError as error:
             refused[name] = str(error)
             continue
+        learned[name] = result.predictor
         found[name] = score(result.predictor.prompt.inserts())
-    bare = found.pop("no prompt")
     if not found:
         raise UserError(f"no method fits {captioner.name}: {next(iter(refused.values()))}")
     ranked = dict(sorted(found.items(), key=lambda pair: -pair[1]))
-    return Choice(ranked | {"no prompt": bare}, len(held_out), refused)
+    kept = tuple(replace(item, split="train") if item.split == "val" else item for item in task.data.items)
+    unseen = {item.image_id for item in held_out}
+    trial = Trial(learned[next(iter(ranked))], tuple(item for item in kept if item.image_id in unseen))
+    whole = FocusTask(replace(task.data, items=kept), task.focus, features, trial)
+    return Choice(ranked | {"no prompt": bare}, len(held_out), refused, whole)
 
 
 def _divided(data: CaptionData, focus: str) -> tuple[tuple[CaptionItem, ...], tuple[CaptionItem, ...]]:
@@ -105,8 +113,9 @@ def _divided(data: CaptionData, focus: str) -> tuple[tuple[CaptionItem, ...], tu
     if len(val) >= FEWEST:
         return tuple(train), tuple(val)
     if len(train) < 2:
+        of_focus = f" of {focus}" if focus else ""
         raise UserError(
-            f"{data.name} has {len(train)} image with captions of {focus} to learn from, but two are needed to choose "
+            f"{data.name} has {len(train)} image with captions{of_focus} to learn from, but two are needed to choose "
             "a method. Give more, or name a --method."
         )
     taken = train[::SHARE]

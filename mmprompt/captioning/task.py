@@ -159,6 +159,14 @@ class CaptionProblem:
         return KVCache.join([self.captioner.open(part) for part in self.features.split(64)])
 
 
+@dataclass(frozen=True)
+class Trial:
+    """A captioner that learned from some of the images, and those that it did not see."""
+
+    predictor: Captioner
+    items: tuple[CaptionItem, ...]
+
+
 @dataclass
 class FocusTask:
     """Captions of one focus to learn from; see `core.fit.Task`.
@@ -167,11 +175,14 @@ class FocusTask:
         data: images with captions.
         focus: one that the data has captions of, such as "emotions".
         features: of the same captioner, to share them.
+        trial: whose captions show whether the focus is learned; by default the trained prompt's, of the validation part
+            or, where there is none, of images that it learned from.
     """
 
     data: CaptionData
     focus: str
     features: CaptionFeatures | None = None
+    trial: Trial | None = None
 
     kind = "captioning"
     methods = METHODS
@@ -277,7 +288,9 @@ class FocusTask:
         from mmprompt.captioning.measure import wordings_for
 
         assert self.features is not None, "a predictor was made"
-        items = ([item for item in self.data.val if item.of(self.focus)] or list(self.items))[:HELD_AGAINST]
+        val = tuple(item for item in self.data.val if item.of(self.focus))
+        trial = self.trial or Trial(predictor, val or self.items)
+        items, is_other = trial.items[:HELD_AGAINST], trial.items is not self.items
         seen = self.features.of([item.image for item in items])
         decoding = Decoding(max_tokens=max(Decoding().max_tokens, longest))
 
@@ -295,11 +308,11 @@ class FocusTask:
         texts = [strangers[place % len(strangers)].of(self.focus)[0] for place in range(len(items) + N_STRANGERS)]
         shifted = [likeness(texts[shift : shift + len(items)]) for shift in range(N_STRANGERS)]
         elsewhere = torch.stack(shifted).mean(0)
-        own = say(predictor.guidance)
+        own = say(trial.predictor.guidance)
         if all(is_no_less(own, other) for other in (wordings, elsewhere)):
             return []
         return [
-            f"{self.focus} was not learned: of {len(items)} {'other ' if self.data.val else ''}images, captions with "
+            f"{self.focus} was not learned: of {len(items)} {'other ' if is_other else ''}images, captions with "
             f"this prompt are {100 * own.mean():.0f} % like those that were written, captions of other images in the "
             f"data {100 * elsewhere.mean():.0f} %, and the best wording without a prompt reaches "
             f"{100 * wordings.mean():.0f} %. Try another --method, such as lora, give more pairs, or take another "

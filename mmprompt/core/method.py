@@ -257,9 +257,11 @@ MEASURED: dict[tuple[str, str], Measured] = {
     ("tiny", "ZeroShotProbe"): Measured(recipe=Recipe(lr=3.0)),
     ("tiny", "TipAdapterF"): Measured(recipe=Recipe(lr=0.03)),
     ("tiny", "CLIPAdapter"): Measured(recipe=Recipe(lr=3.0)),
-    ("photo", "CoOp"): Measured(recipe=_PHOTO),
-    ("photo", "KgCoOp"): Measured(recipe=_PHOTO),
-    ("photo", "ProGrad"): Measured(recipe=_PHOTO),
+    **{
+        (backbone, method): Measured(recipe=_PHOTO)
+        for backbone in ("photo", "photo-large")
+        for method in ("CoOp", "KgCoOp", "ProGrad")
+    },
     ("photo", "ZeroShotProbe"): Measured(recipe=Recipe(lr=30.0, augment="none")),
     ("photo", "CLAP"): Measured(recipe=Recipe(lr=3.0, augment="none")),
     ("photo", "TipAdapterF"): Measured(recipe=Recipe(lr=0.1, augment="none")),
@@ -268,10 +270,10 @@ MEASURED: dict[tuple[str, str], Measured] = {
     ("captioning", "PromptTuning"): Measured({"n_soft": 8}, _CAPTIONS),
     ("captioning", "PrefixTuning"): Measured({"n_prefix": 4, "reparametrise": False}, _CAPTIONS),
     ("captioning", "LoRA"): Measured(
-        {"targets": ("all", "head", "embeddings"), "dropout": 0.2},
+        {"targets": ("all", "head", "embeddings"), "dropout": 0.5, "ratio": 16.0},
         Recipe(**_CAPTIONS.given | {"lr": 0.02, "n_steps": 400}),
     ),
-    ("language", "LoRA"): Measured({"targets": ("all",), "dropout": 0.0}),
+    ("language", "LoRA"): Measured({"targets": ("all",), "dropout": 0.0, "ratio": 1.0}),
     ("language", "PromptTuning"): Measured({"n_soft": 20}),
     ("language", "PrefixTuning"): Measured({"n_prefix": 10, "reparametrise": True}),
 }

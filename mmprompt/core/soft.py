@@ -205,7 +205,10 @@ class LoRA(WeightMethod):
     alpha: Annotated[float, Gt(0)] = 16.0
     """The terms are scaled by alpha / rank."""
     dropout: Annotated[float, Ge(0), Lt(1)] | None = None
-    """Share of what enters a term that is dropped in training; 0 for a language model, 0.2 for a captioner."""
+    """Share of what enters a term that is dropped in training; 0 for a language model, 0.5 for a captioner."""
+    ratio: Annotated[float, Gt(0)] | None = None
+    """How many times faster the outer matrix of a term learns than the inner one (Hayou et al. 2024, "LoRA+"); 1 for a
+    language model, 16 for a captioner."""
     targets: tuple[str, ...] | None = None
     """all (every linear layer but the head), attention (those of attentions), head and embeddings (of a captioner,
     where words that it never said are to be said and read), or names of layers, such as q_proj; all for a language
@@ -235,7 +238,8 @@ class LoRA(WeightMethod):
         inner = tuple(target for target in targets if target not in (HEAD, EMBEDDINGS))
         layers = chosen_layers(backbone.name, linear_layers(backbone.lm), inner) | dict(outer)
         places = {f"lm.part[{name}]": list(size) for name, size in layers.items()}
-        terms = LowRankTerms(places, self.rank, self.alpha / self.rank, self.dropout or 0.0, self.unit(start))
+        shape, rates = (self.rank, self.alpha / self.rank, self.dropout or 0.0), (self.unit(start), self.ratio or 1.0)
+        terms = LowRankTerms(places, *shape, *rates)
         return Prompt(start.template, terms.start_from(start.generator)).to(backbone.device)
 
 

@@ -125,6 +125,7 @@ class LowRankTerms(Source):
         scale: of the terms.
         dropout: share of what enters them that is dropped in training, 0..1.
         unit: what the matrices are learned in, so that one learning rate serves them and what is learned beside them.
+        ratio: of the outer matrices' learning rate to the inner ones' (Hayou et al. 2024, "LoRA+").
     """
 
     kind = "low-rank"
@@ -136,9 +137,11 @@ class LowRankTerms(Source):
         scale: float = 1.0,
         dropout: float = 0.0,
         unit: float = 1.0,
+        ratio: float = 1.0,
     ) -> None:
         super().__init__()
-        self.places, self.rank, self.scale, self.dropout, self.unit = dict(places), rank, scale, dropout, unit
+        self.places, self.rank, self.scale, self.dropout = dict(places), rank, scale, dropout
+        self.unit, self.ratio = unit, ratio
         self.sites = tuple(Site.parse(place) for place in places)
         sizes = [(size, size) if isinstance(size, int) else size for size in places.values()]
         self.a = nn.ParameterList(nn.Parameter(torch.zeros(rank, n_in)) for n_in, _ in sizes)
@@ -148,21 +151,27 @@ class LowRankTerms(Source):
         """Draw the inner matrices as a linear layer's weights; the outer ones stay zero."""
         for inner in self.a:
             bound = 1 / math.sqrt(inner.shape[1])
-            inner.data.copy_(torch.empty(inner.shape).uniform_(-bound, bound, generator=generator) / self.unit)
+            inner.data.copy_(torch.empty(inner.shape).uniform_(-bound, bound, generator=generator) / self._inner)
         return self
+
+    @property
+    def _inner(self) -> float:
+        """What the inner matrices are learned in."""
+        return self.unit / self.ratio
 
     def settings(self) -> dict[str, Any]:
         """See `Source`."""
         own = {"places": self.places, "rank": self.rank, "scale": self.scale, "dropout": self.dropout}
-        return own if self.unit == 1.0 else own | {"unit": self.unit}
+        given = {"unit": self.unit, "ratio": self.ratio}
+        return own | {name: value for name, value in given.items() if value != 1.0}
 
     def forward(self, given: Given) -> Inserts:
         """Give a term for each place."""
         dropout = self.dropout if self.training else 0.0
         parts = zip(self.sites, self.a, self.b, strict=True)
-        if self.unit == 1.0:
+        if self.unit == self.ratio == 1.0:
             return {site: LowRank(a, b, self.scale, dropout) for site, a, b in parts}
-        return {site: LowRank(a * self.unit, b * self.unit, self.scale, dropout) for site, a, b in parts}
+        return {site: LowRank(a * self._inner, b * self.unit, self.scale, dropout) for site, a, b in parts}
 
 
 class Bottlenecks(Source):

@@ -206,6 +206,11 @@ def test_a_prompt_is_held_against_captions_of_other_images_and_the_best_wording(
     said["wordings"] = right
     said["prompt"] = [f"{text} 4" for text in right]
     assert "the best wording without a prompt reaches 100 %" in task._notices_on_others(predictor, 5)[0]
+    said |= {"prompt": right, "wordings": ["39"] * len(right)}
+    trained_on_all = task.predictor(PromptTuning(1), captioner, 2)
+    assert "numbers was not learned" in task._notices_on_others(trained_on_all, 5)[0]
+    task.trial = captioning.Trial(predictor, data.val)  # what a prompt said that did not see the images counts
+    assert task._notices_on_others(trained_on_all, 5) == []
 
 
 def test_few_images_say_no_more_than_their_standard_error_lets_them():
@@ -282,6 +287,11 @@ def test_the_method_is_the_one_that_makes_held_out_captions_most_probable(captio
     best = max(found, key=found.get)
     assert next(iter(chosen.probabilities)) == best
     assert chosen.method is choice.CANDIDATES[best]
+    assert chosen.task.data.test == task.data.test
+    assert {item.image_id for item in chosen.task.items} == {item.image_id for item in (*data.train, *data.val)}
+    assert [item.image_id for item in chosen.task.trial.items] == [
+        item.image_id for item in data.items if item in held_out
+    ]
 
 
 def test_a_method_that_the_captioner_cannot_take_is_left_out_of_the_choice(captioner, data):

@@ -101,6 +101,25 @@ def test_low_rank_terms_are_inserts_like_vectors():
     assert Prompt(TEMPLATE, source).eval().inserts("text")[Site("text", 0, "query")].dropout == 0
 
 
+def test_at_a_ratio_of_rates_terms_start_alike_and_the_inner_matrix_learns_that_much_slower():
+    moved = []
+    for ratio in (1.0, 16.0):
+        source = LowRankTerms({"text.block[0].query": 6}, rank=2, ratio=ratio)
+        source.start_from(torch.Generator().manual_seed(1))
+        (before,) = source(None).values()
+        optimiser = torch.optim.SGD(source.parameters(), lr=1.0)
+        for matrix in (*source.a, *source.b):
+            matrix.grad = torch.ones_like(matrix)
+        optimiser.step()
+        (after,) = source(None).values()
+        moved.append([(new - old).mean().item() for new, old in zip(after.tensors, before.tensors, strict=True)])
+    assert moved == [pytest.approx([-1.0, -1.0]), pytest.approx([-1 / 16, -1.0])]
+    assert torch.equal(
+        before.a, LowRankTerms({"text.block[0].query": 6}, 2).start_from(torch.Generator().manual_seed(1)).a[0]
+    )
+    assert source.settings()["ratio"] == 16.0
+
+
 def test_a_low_rank_term_is_scale_b_a_x():
     a, b, x = torch.randn(2, 6), torch.randn(5, 2), torch.randn(3, 7, 6)
     torch.testing.assert_close(LowRank(a, b, scale=0.5).term(x), 0.5 * (x @ a.T @ b.T))
