@@ -3,9 +3,9 @@
     pip install atheris
     python scripts/soak/fuzz.py prompt FOLDER --seconds 3600
 
-Whatever ends in anything but a value or a refusal of one line is kept in FOLDER/found, once for each place in the code,
-and shown; libFuzzer itself ends it at an input that takes ten seconds or two gigabytes. What was reached is kept in
-FOLDER/corpus, from which the next call goes on.
+Whatever ends in anything but a value or a refusal of one line, or does not end in ten seconds, is kept in FOLDER/found,
+once for each place in the code, and shown; libFuzzer itself ends it at an input that takes two gigabytes. What was
+reached is kept in FOLDER/corpus, from which the next call goes on.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ with atheris.instrument_imports(include=["mmprompt"]):
     from mmprompt.language.templates.promptsource import read_promptsource
     from mmprompt.language.templates.template import Template
 
+from tests.attacks.guard import MOST_SECONDS, TookTooLongError, limited
 from tests.attacks.mutators import mutate_bytes, mutate_json
 from tests.attacks.seeds import CAPTIONS, PROMPTSOURCE, SPLIT, SYNTAX, write_images
 from tests.fixtures.served_prompts import frozen, save_captioner, save_classifier, save_language
@@ -155,14 +156,15 @@ def fuzz(name: str, folder: Path, seconds: int, seed: int) -> None:
 
     def attempt(data: bytes) -> None:
         try:
-            reader(place, data.split(MARK))
+            with limited(MOST_SECONDS):
+                reader(place, data.split(MARK))
         except UserError as error:
             if not str(error) or set(str(error)) & set("\n\x1b\0"):
                 findings.add(error, data)
-        except Exception as error:
+        except (Exception, TookTooLongError) as error:
             findings.add(error, data)
 
-    limits = ["-timeout=10", "-rss_limit_mb=2048", "-max_len=65536", f"-max_total_time={seconds}", f"-seed={seed}"]
+    limits = ["-timeout=3600", "-rss_limit_mb=2048", "-max_len=65536", f"-max_total_time={seconds}", f"-seed={seed}"]
     options = [*limits, f"-artifact_prefix={folder}/", "-print_final_stats=1", str(corpus)]
     arguments: Any = [sys.argv[0], *options]
     atheris.Setup(arguments, attempt, custom_mutator=mutated)

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mmprompt.cli.main import main
 from mmprompt.experiments import compute
-from mmprompt.training.checkpoint import checkpoint_folders
 from mmprompt.training.run_files import run_lock
 from tests.cli.kill_verbs import content, lines_of, make_own
 from tests.kills import CHANGES, WRITING
@@ -36,6 +36,7 @@ FAULTS = {
     "no permission": (errno.EACCES, CHANGES | {"open"}),
 }
 QUICK = [("train", "no permission"), ("caption train", "full disk"), ("llm train", "read-only")]
+OFTEN = ("train", "llm train") if N_POINTS < 0 else VERBS
 EVERY = QUICK if N_POINTS < 0 else [(verb, kind) for verb in VERBS for kind in FAULTS]
 MONTH_S = 30 * 86400
 Capture = pytest.CaptureFixture[str]
@@ -184,16 +185,16 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(place)], check=True)
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", OFTEN)
 def test_a_disk_that_is_full(verb: str, lines: dict[str, str], whole: Any, small_disk: Path, capsys: Capture) -> None:
     expected, _ = whole(verb)
     os.chdir(small_disk)
-    for room_kb in (40, 8, 0):
+    for room_kb in (24, 4, 0):
         (small_disk / "filler").write_bytes(bytes(room_of(small_disk) - room_kb * 1024))
         assert "No space left on device" in refused(f"{lines[verb]} --resume", capsys)
         (small_disk / "filler").unlink()
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    assert "Read-only file system" in refused(f"{lines[verb]} --resume", capsys)
+    assert "run: may not be written to" in refused(f"{lines[verb]} --resume", capsys)
     subprocess.run(["mount", "-o", "remount,rw,size=100m", str(small_disk)], check=True)
     assert resumed(lines[verb]) == expected
 
@@ -208,7 +209,8 @@ def test_a_folder_that_may_not_be_written_to(verb: str, lines: dict[str, str], t
     os.chdir(tmp_path)
     (tmp_path / "run").mkdir(mode=0o555)
     with as_anybody():
-        assert "run: cannot be written to" in refused(lines[verb], capsys)
+        said = refused(lines[verb], capsys)
+    assert "may not be written to" in said or "Permission denied" in said  # of root the system says that it may
     assert list((tmp_path / "run").iterdir()) == []
 
 
@@ -230,16 +232,25 @@ def as_anybody() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_numbers_that_are_not_finite(verb: str, lines: dict[str, str], tmp_path: Path, capsys: Capture) -> None:
-    from mmprompt.files import read_tensors
-    from mmprompt.training.checkpoint import _read_manifest
-
+def test_numbers_that_are_not_finite(
+    verb: str, lines: dict[str, str], whole: Any, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, _ = whole(verb)
     os.chdir(tmp_path)
-    assert "Try a lower --lr" in refused(f"{lines[verb]} --lr 1e30", capsys)
+    backward, n_steps = torch.Tensor.backward, 0
+
+    def spoilt(loss: torch.Tensor, *more: Any, **options: Any) -> None:
+        nonlocal n_steps
+        n_steps += 1
+        backward(loss if n_steps < 3 else loss * torch.nan, *more, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.Tensor, "backward", spoilt)
+        said = refused(lines[verb], capsys)
+    assert "the gradient became nan or infinite in epoch" in said
+    assert "are from before" in said
     assert not (tmp_path / "run" / "prompt.json").exists()
-    for folder in checkpoint_folders(tmp_path / "run" / "checkpoint"):
-        _read_manifest(folder)
-        read_tensors(folder / "state.safetensors")
+    assert resumed(lines[verb]) == expected
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -252,7 +263,7 @@ def test_a_second_writer_of_a_folder(verb: str, lines: dict[str, str], tmp_path:
         assert sorted((tmp_path / "run").iterdir()) == before
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", OFTEN)
 def test_a_clock_that_goes_back(
     verb: str,
     lines: dict[str, str],
