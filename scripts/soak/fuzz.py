@@ -164,7 +164,7 @@ def fuzz(name: str, folder: Path, seconds: int, seed: int) -> None:
         except (Exception, TookTooLongError) as error:
             findings.add(error, data)
 
-    limits = ["-timeout=3600", "-rss_limit_mb=2048", "-max_len=65536", f"-max_total_time={seconds}", f"-seed={seed}"]
+    limits = ["-timeout=0", "-rss_limit_mb=2048", "-max_len=65536", f"-max_total_time={seconds}", f"-seed={seed}"]
     options = [*limits, f"-artifact_prefix={folder}/", "-print_final_stats=1", str(corpus)]
     arguments: Any = [sys.argv[0], *options]
     atheris.Setup(arguments, attempt, custom_mutator=mutated)
