@@ -66,7 +66,7 @@ def attack(n: int, attempt: Attack, folder: Path) -> None:
                 seen.clear()
             if problem:
                 wrong.append(f"seed {seed}: {problem}")
-    assert wrong == [], "\n".join([f"{len(wrong)} of {n}", *wrong[:12]])
+    assert wrong == [], "\n".join([f"{len(wrong)} of {len(seeds(n))}", *wrong[:12]])
 
 
 def peak_kb() -> int:
