@@ -16,6 +16,7 @@ import re
 import shutil
 import stat
 import tempfile
+import threading
 import warnings
 import zipfile
 import zlib
@@ -33,8 +34,10 @@ MAX_TEXT_BYTES = 2**30
 """Of a file of rows; the captions of COCO with Karpathy's split take 144 MB."""
 MAX_ZIP_FILES = 100_000
 MAX_ZIP_BYTES = 512 * 2**20
-BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, UnicodeDecodeError)
-"""What the library raises on an archive that is damaged, encrypted or of an unknown method."""
+BROKEN_ZIP = (
+    zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, UnicodeDecodeError, IndexError
+)  # fmt: skip
+"""What the library raises on an archive that is damaged, encrypted, of an unknown method, or with an empty name."""
 _INSTALL = "Install mmprompt again."
 
 
@@ -101,7 +104,7 @@ def _sweep(path: Path) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file so that a kill leaves the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}.tmp")
     try:
         _sweep(path)
         with temporary.open("wb") as handle:

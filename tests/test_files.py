@@ -3,13 +3,14 @@ from __future__ import annotations
 import stat
 import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from mmprompt import files
 from mmprompt.errors import UserError
-from mmprompt.files import SafeRoot, unpack
+from mmprompt.files import SafeRoot, unpack, write_bytes
 
 
 @pytest.fixture
@@ -155,6 +156,29 @@ def test_a_stop_half_way_leaves_nothing(archive: Path, cache: Path, monkeypatch:
     with pytest.raises(KeyboardInterrupt):
         unpack(archive)
     assert list(cache.iterdir()) == []
+
+
+def test_a_name_of_no_letter_is_a_damaged_archive(tmp_path: Path, cache: Path) -> None:
+    archive = make_zip(tmp_path / "bad.zip", {"good.png": b"", "a.png": b""})
+    archive.write_bytes(archive.read_bytes().replace(b"a.png", b"\0.png"))
+    assert "is a damaged archive" in refusal(archive)
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize("n_writers", [2, 4])
+def test_of_several_writers_of_a_file_one_wins_whole(n_writers: int, tmp_path: Path) -> None:
+    contents = [bytes([number]) * 10**6 for number in range(n_writers)]
+    together = threading.Barrier(n_writers)
+
+    def write(content: bytes) -> None:
+        for _ in range(5):
+            together.wait()
+            write_bytes(tmp_path / "a", content)
+            assert (tmp_path / "a").read_bytes() in contents
+
+    with ThreadPoolExecutor(n_writers) as pool:
+        list(pool.map(write, contents))
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 @pytest.mark.parametrize("name", ["../a.png", "/a.png", "left/../../a.png", "C:a.png", "left\\a.png"])

@@ -8,11 +8,14 @@ who only lists files needs neither.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
+import struct
 import warnings
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 from mmprompt.errors import UserError, bad_file, bad_value
 
@@ -93,8 +96,70 @@ def _read_opened(file: Path | io.BytesIO, place: str, max_pixels: int) -> Image.
         raise bad_file(place, "is not an image that can be read", _ADVICE) from None
     except Exception as error:  # PIL's format readers raise nearly anything on damaged headers
         raise bad_file(place, f"is a damaged image ({_first_line(error)})", _ADVICE) from None
+    if opened.format == "TIFF":
+        _silence_libtiff()
     with opened:
-        return _to_rgb(opened, place, max_pixels)
+        image = _to_rgb(opened, place, max_pixels)
+        if opened.format == "PNG" and _is_cut(opened, file):
+            raise bad_file(place, "is a damaged image (its data end before its last row)", _ADVICE)
+        return image
+
+
+@functools.cache
+def _silence_libtiff() -> None:
+    """Let libtiff print nothing by itself: what is wrong with a file is in what is raised."""
+    import ctypes
+
+    from PIL import _imaging
+
+    with contextlib.suppress(OSError, AttributeError):  # it is built in, where it cannot be asked
+        library = ctypes.CDLL(_imaging.__file__)
+        library.TIFFSetErrorHandler(None)
+        library.TIFFSetWarningHandler(None)
+
+
+def _is_cut(opened: Image.Image, file: Path | io.BytesIO) -> bool:
+    """Return whether the data of a PNG file end before its last row, which PIL then leaves empty without a word."""
+    is_empty = opened.crop((0, opened.height - 1, opened.width, opened.height)).getbbox() is None
+    if not is_empty and not opened.info.get("interlace"):
+        return False  # as nearly all, so that few files are unpacked twice
+    if isinstance(file, io.BytesIO):
+        return _lacks_rows(file)
+    with file.open("rb") as handle:
+        return _lacks_rows(handle)
+
+
+_PASSES = ((0, 8, 0, 8), (4, 8, 0, 8), (0, 4, 4, 8), (2, 4, 0, 4), (0, 2, 2, 4), (1, 2, 0, 2), (0, 1, 1, 2))
+"""First column and step, first row and step, of the passes of an interlaced PNG."""
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+"""Of a PNG, by its type of colour."""
+_PIECE = 2**20
+
+
+def _lacks_rows(file: BinaryIO) -> bool:
+    """Return whether a PNG holds fewer bytes of pixels than its header asks for."""
+    file.seek(8)
+    n_missing, unpacker = 0, zlib.decompressobj()
+    try:
+        for kind, data in _chunks(file):
+            if kind == b"IHDR":
+                width, height, bits, colour, _, _, is_interlaced = struct.unpack(">IIBBBBB", data)
+                for x, x_step, y, y_step in _PASSES if is_interlaced else ((0, 1, 0, 1),):
+                    columns, rows = -(-(width - x) // x_step), -(-(height - y) // y_step)
+                    n_missing += rows * (1 + -(-columns * bits * _CHANNELS[colour] // 8)) if columns > 0 else 0
+            elif kind == b"IDAT":
+                while data and n_missing > 0:
+                    n_missing -= len(unpacker.decompress(data, _PIECE))
+                    data = unpacker.unconsumed_tail
+    except zlib.error:  # where PIL has stopped as well
+        return True
+    return n_missing > 0
+
+
+def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
+    while len(head := file.read(8)) == 8:
+        n_bytes, kind = struct.unpack(">I4s", head)
+        yield kind, file.read(n_bytes + 4)[:n_bytes]
 
 
 def _too_large(place: str, max_pixels: int) -> UserError:

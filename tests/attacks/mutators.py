@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import io
 import random
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
 from typing import Any
 
 VALUES: tuple[Any, ...] = (
@@ -82,3 +84,13 @@ def _places(content: Any) -> Iterator[tuple[Any, Any]]:
         for key in list(content) if isinstance(content, dict) else range(len(content)):
             yield content, key
             yield from _places(content[key])
+
+
+def with_member(archive: bytes, suffix: str, change: Callable[[bytes], bytes]) -> bytes:
+    """A zip file that is whole, with another content of one of its files."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(archive)) as old, zipfile.ZipFile(made, "w") as new:
+        for name in old.namelist():
+            data = old.read(name)
+            new.writestr(name, change(data) if name.endswith(suffix) else data)
+    return made.getvalue()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,11 +17,10 @@ import schemathesis
 from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS, load_all_checks
 
+from tests.attacks.guard import MOST_KB, MOST_SECONDS, TIMES, peak_kb, seeds, watched
 from tests.attacks.mutators import mutate_bytes, mutate_json
 from tests.fixtures.served_prompts import TEXTS, as_base64
 
-TIMES = int(os.environ.get("MMPROMPT_ATTACKS", "1"))
-MOST_SECONDS = 10.0
 load_all_checks()
 HELD = [
     "not_a_server_error",
@@ -74,10 +73,20 @@ def attempts(rng: random.Random, image: str) -> tuple[str, bytes]:
     return path, mutate_bytes(json.dumps(asked).encode(), rng)
 
 
+@pytest.fixture
+def only_answers(tmp_path: Path) -> Iterator[None]:
+    """Nothing is written or run, and nothing but this machine reached, whatever is asked."""
+    with watched(tmp_path) as seen:
+        yield
+    assert [one for one in seen if "127.0.0.1" not in one] == []
+    assert peak_kb() < MOST_KB
+
+
+@pytest.mark.usefixtures("only_answers")
 def test_mutated_requests(address: str, served_pictures: list[Path]) -> None:
     image, wrong = as_base64(served_pictures[0]), []
     with httpx.Client(base_url=address, timeout=MOST_SECONDS, headers={"content-type": "application/json"}) as client:
-        for seed in range(200 * (TIMES > 1), 200 * max(TIMES, 1)):
+        for seed in seeds(200):
             path, body = attempts(random.Random(seed), image)
             response = client.post(path, content=body)
             content = response.json()
@@ -131,12 +140,13 @@ def test_no_name_of_a_prompt_touches_the_disk(address: str, served_pictures: lis
     assert [path for path in opened if any(path.endswith(name) for name in names)] == []
 
 
+@pytest.mark.usefixtures("only_answers")
 def test_images_of_strangers(address: str, served_pictures: list[Path]) -> None:
     import base64
 
     data = served_pictures[0].read_bytes()
     with httpx.Client(base_url=address, timeout=MOST_SECONDS) as client:
-        for seed in range(60 * TIMES):
+        for seed in seeds(60):
             spoilt = base64.b64encode(mutate_bytes(data, random.Random(seed))).decode()
             response = client.post("/images", json={"prompts": ["objects"], "images": [spoilt]})
             assert response.status_code in (200, 422), response.text

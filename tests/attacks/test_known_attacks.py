@@ -113,7 +113,11 @@ LONG = "x" * 300
 
 
 @pytest.mark.parametrize(
-    "words", [f"train --out {LONG}", f"train --data {LONG}", f"predict {LONG} a.png", f"eval {LONG * 20}"]
+    "words",
+    [
+        *(f"train --out {LONG}", f"train --data {LONG}", f"predict {LONG} a.png", f"eval {LONG * 20}"),
+        *("train --data a\udcff", "predict a\udcff a.png", "llm train --data a\udcff.jsonl", "eval a\udcff"),
+    ],
 )
 def test_a_name_that_no_file_system_takes_is_one_line(
     words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
@@ -320,6 +324,16 @@ def test_a_forged_run_file_is_one_line(verb: str, content: str, prompt: Path, ca
     (prompt / "metrics.json").write_text("{}")
     assert main([verb, str(prompt)]) == 2
     one_line(capsys)
+
+
+@pytest.mark.parametrize("content", ["null", "[]", '"x"', '{"call": 1}'])
+def test_a_forged_run_file_is_not_gone_on_with(
+    content: str, train_words: Callable[..., list[str]], tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "run.json").write_text(content)
+    assert main(train_words(tmp_path, "--resume")) == 2
+    one_line(capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
 def test_a_prompt_that_does_not_say_what_it_learned_from_is_evaluated_with_data_alone(

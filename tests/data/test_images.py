@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import struct
 import warnings
 import zlib
@@ -186,6 +187,55 @@ def test_a_truncated_picture_is_refused(tmp_path: Path, suffix: str) -> None:
     Image.fromarray(noise).save(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert f"a.{suffix}: is" in refusal(path)
+
+
+@pytest.mark.parametrize("is_interlaced", [False, True])
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "I;16"])
+def test_a_png_whose_data_end_in_order_but_early_is_refused(mode: str, is_interlaced: bool, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    whole = Image.new(mode, (13, 11), 0 if mode in ("1", "L", "P", "I;16") else (0,) * len(mode))
+    path.write_bytes(png_with_rows(whole, is_interlaced, 1.0))
+    assert read_image(path).size == (13, 11)  # its last row is as empty as one that is not there
+    for share in (0.0, 0.5, 0.95):
+        data = png_with_rows(whole, is_interlaced, share)
+        path.write_bytes(data)
+        for source in (path, data):
+            assert "is a damaged image" in refusal(source)
+
+
+def png_with_rows(image: Image.Image, is_interlaced: bool, share: float) -> bytes:
+    """A black PNG in whose data, sound in themselves, a share of the bytes is missing at the end."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    header = buffer.getvalue()[16:29]
+    starts = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+    sizes = [(len(range(x, 13, dx)), len(range(y, 11, dy))) for x, y, dx, dy in starts] if is_interlaced else [(13, 11)]
+    n_bits = header[8] * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[header[9]]
+    n_bytes = sum(rows * (1 + (columns * n_bits + 7) // 8) for columns, rows in sizes if columns)
+    chunks = {
+        b"IHDR": header[:12] + bytes([is_interlaced]),
+        b"PLTE": bytes(768),
+        b"IDAT": zlib.compress(bytes(round(n_bytes * share))),
+        b"IEND": b"",
+    }
+    if header[9] != 3:
+        del chunks[b"PLTE"]
+    parts = [
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks.items()
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def test_libtiff_prints_nothing_by_itself(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.tif"
+    pixels = np.random.default_rng(0).integers(0, 255, (20, 24, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, compression="tiff_lzw")
+    data = bytearray(path.read_bytes())
+    data[60:90] = b"\xff" * 30
+    path.write_bytes(data)
+    assert "is a damaged image" in refusal(path)
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("side", [10_001, 20_000, 60_000])
