@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -181,7 +181,7 @@ class DPSGD(Part):
 
         def private(gradients: Mapping[str, Sequence[Tensor]]) -> list[Tensor]:
             of_images = gradients["cross_entropy"]
-            places = [torch.nn.Parameter(torch.empty_like(each[0], device="cpu")) for each in of_images]
+            places: list[Any] = [torch.nn.Parameter(torch.empty_like(each[0], device="cpu")) for each in of_images]
             for place, each in zip(places, of_images, strict=True):
                 place.grad_sample = each.cpu()
             optimizer = DPOptimizer(
