@@ -101,6 +101,7 @@ STAND_INS = {
     "FILE": "file.json",
     "USER/NAME": "ada/first",
     "RUN": "runs/first",
+    "...": "--data my/pictures --out runs/own",
 }
 """What a reader puts in the place of a word."""
 
