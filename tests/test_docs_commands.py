@@ -40,7 +40,8 @@ SECONDS, MINUTES, HOURS = "seconds", "minutes", "hours"
 HOW_LONG = os.environ.get("MMPROMPT_DOCS", SECONDS)
 
 NOT_HERE = {
-    r"^(bash scripts/|pip install|npm install)": "installs, or is this suite",
+    r"^(PYTHON=\S+ )?(bash scripts/|pip install|npm install)": "installs, or is this suite",
+    r"--engine submitit": "asks for a cluster of Slurm's",
     r"^mmprompt completion bash": "writes into the reader's own home",
     r"^torchrun --nnodes 2": "asks for two machines",
     r"^python scripts/(pretrain_|train_photo_)": "made what the package ships, from artwork and texts of the network",
@@ -69,6 +70,8 @@ LONGER = {
     r"^python scripts/": (HOURS, "measures over tasks, shots and seeds"),
     r"backbones get": (MINUTES, "fetches once"),
     r"backbone (photo|smollm2)": (MINUTES, "needs what was fetched"),
+    r"--engine ray": (MINUTES, "starts a cluster of this machine alone"),
+    r"--method coop\+dp-sgd": (MINUTES, "needs the extra `private`"),
     r"^mmprompt llm convert --prompt": (MINUTES, "needs a model of PEFT's kind, which was fetched"),
     r"--avoid runs/objects": (MINUTES, "avoids a focus that is learned in full"),
     r"--to onnx": (MINUTES, "exports what the Python on the page exports too"),
@@ -107,10 +110,14 @@ STAND_INS = {
 
 
 def lines_of(page: Path) -> list[str]:
-    """The lines of all blocks of a page, continued ones joined, each once."""
-    blocks = COMMANDS.findall(page.read_text())
-    lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    return list(dict.fromkeys(filter(None, lines)))
+    """The lines of all blocks of a page, continued ones joined, each once; what one names by `NAME="..."` is put in."""
+    blocks, lines, named = COMMANDS.findall(page.read_text()), dict[str, None](), dict[str, str]()
+    for line in "".join(blocks).replace("\\\n", " ").splitlines():
+        if name := re.fullmatch(r'(\w+)="(.*)"', line):
+            named[name[1]] = name[2]
+        elif line.strip():
+            lines[re.sub(r"\$([A-Z]+)\b", lambda found: named.get(found[1], found[0]), line.strip())] = None
+    return list(lines)
 
 
 def words_of(line: str) -> list[str]:
