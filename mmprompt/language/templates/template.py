@@ -376,7 +376,7 @@ class BoundTemplate:
                 advice = "Shorten the template or use fewer vectors."
                 raise UserError(
                     f"the row takes {size} tokens{gone}, {self.n_soft} soft vectors included, but there is room "
-                    f"for {room} beside the answer. "
+                    f"for {room} {'beside' if self.behind else 'before'} the answer. "
                     + (advice if is_cut else "Mark a field with :cut, as in {text:cut}.")
                 )
             keep = longest_first(keep, size - room)

@@ -494,7 +494,7 @@ def test_every_text_is_a_template_or_refused_with_its_place(text: str) -> None:
             {"text": "It was great"},
             6,
             1,
-            "the row takes 7 tokens, 2 soft vectors included, but there is room for 5 beside the answer. Mark a field "
+            "the row takes 7 tokens, 2 soft vectors included, but there is room for 5 before the answer. Mark a field "
             "with :cut, as in {text:cut}.",
         ),
     ],
@@ -509,7 +509,7 @@ def test_a_row_that_does_not_fit_even_when_cut_is_refused() -> None:
     with pytest.raises(UserError) as raised:
         bind("{soft*2} {text:cut}. {answer}").encode({"text": "It was"}, 3, 1)
     assert str(raised.value) == (
-        "the row takes 4 tokens with all gone that may be cut, 2 soft vectors included, but there is room for 2 beside "
+        "the row takes 4 tokens with all gone that may be cut, 2 soft vectors included, but there is room for 2 before "
         "the answer. Shorten the template or use fewer vectors."
     )
 
