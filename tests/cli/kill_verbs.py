@@ -14,7 +14,6 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,6 @@ from tests.fixtures.cli_run import COLOURS, write_pictures
 from tests.kills import POINT, count_changes, fork, killed_at, wait
 
 QUICK = "--epochs 3 --checkpoint-seconds 0 --device cpu --out run"
-STUDY_CHANGES = ("create_new_study", "create_new_trial", "set_trial_param", "set_trial_state_values")
-STUDY_CHANGES += ("set_trial_intermediate_value", "set_trial_user_attr")
 UNSTABLE = {"study.db", "cell.lock"}
 """A database keeps its pages as they came, and `trials.csv` shows what is in it; a lock that is left is nobody's."""
 
@@ -146,18 +143,14 @@ def warm(root: Path, name: str, line: str) -> None:
 
 
 def watch_studies() -> None:
-    """Make every change to a study a point to be killed at."""
-    from optuna.storages import RDBStorage
+    """Make every statement that changes a study a point to be killed at."""
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
 
-    def announced(method: Callable[..., Any]) -> Callable[..., Any]:
-        def change(*arguments: Any, **more: Any) -> Any:
+    @event.listens_for(Engine, "before_cursor_execute")
+    def change(connection: Any, cursor: Any, statement: str, *more: Any) -> None:
+        if not statement.lstrip().startswith(("SELECT", "PRAGMA")):
             sys.audit(POINT, str(Path("run").absolute()))
-            return method(*arguments, **more)
-
-        return change
-
-    for name in STUDY_CHANGES:
-        setattr(RDBStorage, name, announced(getattr(RDBStorage, name)))
 
 
 if __name__ == "__main__":
