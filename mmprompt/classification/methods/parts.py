@@ -183,7 +183,7 @@ class DPSGD(Part):
             of_images = gradients["cross_entropy"]
             places: list[Any] = [torch.nn.Parameter(torch.empty_like(each[0], device="cpu")) for each in of_images]
             for place, each in zip(places, of_images, strict=True):
-                place.grad_sample = each.cpu()  # type: ignore[attr-defined]
+                place.grad_sample = each.cpu()
             optimizer = DPOptimizer(
                 torch.optim.SGD(places, lr=1.0),
                 noise_multiplier=noise,
@@ -193,7 +193,7 @@ class DPSGD(Part):
                 secure_mode=True,
             )
             optimizer.pre_step()
-            return [place.grad.to(each) for place, each in zip(places, of_images, strict=True)]  # type: ignore[union-attr]
+            return [place.grad.to(each) for place, each in zip(places, of_images, strict=True)]
 
         return private
 
