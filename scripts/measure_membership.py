@@ -20,7 +20,7 @@ from markdown import table
 from mmprompt.classification.methods import make_method
 from mmprompt.data.splits import Dataset, Item
 
-PRIVATE = {"ctx_init": "a large"}  # the words of the data's template
+PRIVATE = {"n_ctx": 4}
 METHODS = {
     "zero-shot": {},
     "coop": {"n_ctx": 4},
