@@ -1,5 +1,7 @@
+import inspect
 import json
 import re
+import typing
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from PIL import Image
 from mmprompt.classification.methods import TPT, VPT, CLIPLoRA, CoCoOp, CoOp, MaPLe, TipAdapter, make_method
 from mmprompt.classification.predictor import CLASSIFIERS, Classifier
 from mmprompt.classification.template import ClassTemplate
-from mmprompt.core.file import load, save
+from mmprompt.core.file import Predictor, load, save
 from mmprompt.core.header import HEADER, TENSORS, header_hash, read_header
 from mmprompt.core.heads import HEADS, Cache
 from mmprompt.core.learned import Prompt
@@ -62,6 +64,14 @@ def test_a_loaded_prompt_takes_other_class_names(saved, tiny_clip_backbone):
     loaded = load(saved, tiny_clip_backbone).with_class_names(["fish", "car"])
     fresh = CoOp(n_ctx=4).build(tiny_clip_backbone, ["fish", "car"])
     torch.testing.assert_close(loaded.class_features(), fresh.class_features())
+
+
+def test_a_classifier_is_a_predictor_for_python_312_too(tiny_clip_backbone):
+    """There isinstance looks members up statically, which finds no sub-module of a torch module."""
+    members = typing._get_protocol_attrs(Predictor)
+    assert members
+    classifier = CoOp(n_ctx=2).build(tiny_clip_backbone, ["cat", "dog"])
+    assert [name for name in members if inspect.getattr_static(classifier, name, None) is None] == []
 
 
 def test_file_is_kilobytes(saved):
