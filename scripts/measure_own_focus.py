@@ -283,10 +283,9 @@ def main(
         workers: processes, of one thread each.
         json_file: where the figures go.
     """
-    asked = [("tiny", focus.name, seed) for seed in seeds for focus in DRAWN]
-    if photographs is not None and texts is not None:
-        asked += [("photo", focus.name, seed) for seed in seeds for focus in PHOTOGRAPHED]
-    asked = [one for one in asked if one[1] in focuses]
+    sets = {"tiny": DRAWN} | ({} if photographs is None or texts is None else {"photo": PHOTOGRAPHED})
+    each = [(captioner, focus.name) for captioner, some in sets.items() for focus in some if focus.name in focuses]
+    asked = [(*one, seed) for seed in seeds for one in each]
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         waiting = [pool.submit(measured, *one, photographs, texts) for one in asked]

@@ -63,6 +63,8 @@ def detect_format(path: Path) -> str:
         raise bad_file(path, "is a folder without files of captions", "Give the file of captions itself.")
     text = read_text(path)
     first = text.lstrip().partition("\n")[0].strip()
+    if not first:
+        raise bad_file(path, "holds no captions", "Give a file that does.")
     if first.startswith(("{", "[")):
         try:
             record = parse_json(first)

@@ -144,9 +144,12 @@ class CaptionData:
         found = tuple(item for item in part if item.of(focus))
         if not found:
             known = sorted({name for item in part for name in item.captions} - {NEUTRAL})
+            what, advice = (
+                (", ".join(known), "Name one of these") if known else ("no focus, if any", 'Name "" for those')
+            )
             raise UserError(
                 f"there is no focus named {str(focus)!r} in the {split} part of {self.name}, which has captions of "
-                f"{', '.join(known) or 'none'}. Name one of these, or give data with captions of that focus."
+                f"{what}. {advice}, or give data with captions of that focus."
             )
         return found
 

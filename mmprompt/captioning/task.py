@@ -78,7 +78,8 @@ def tokenize_captions(captioner: FrozenCaptioner, captions: Sequence[Sequence[st
     """Return the token ids of each image's captions, without ends.
 
     Raises:
-        UserError: a letter is none that the captioner can write.
+        UserError: a letter is none that the captioner can write: that its tokenizer loses, or, where the vocabulary was
+            learned from English captions alone, that is in none of its words.
     """
     examples: dict[str, str] = {}  # a caption for each letter: these alone are read back
     for text in chain.from_iterable(captions):
@@ -86,7 +87,11 @@ def tokenize_captions(captioner: FrozenCaptioner, captions: Sequence[Sequence[st
     read_back = {
         text: fold(captioner.tokenizer.decode(captioner.tokenizer.encode(text))) for text in set(examples.values())
     }
-    lost = {letter: text for letter, text in examples.items() if letter not in read_back[text]}
+    lost = {
+        letter: text
+        for letter, text in examples.items()
+        if letter not in read_back[text] or (captioner.name in SHIPPED and not letter.isascii())
+    }
     if lost:
         letters, example = "".join(sorted(lost))[:12], lost[min(lost)]
         raise UserError(
@@ -311,8 +316,9 @@ class FocusTask:
         own = say(trial.predictor.guidance)
         if all(is_no_less(own, other) for other in (wordings, elsewhere)):
             return []
+        what = self.focus or "what the captions speak of"
         return [
-            f"{self.focus} was not learned: of {len(items)} {'other ' if is_other else ''}images, captions with "
+            f"{what} was not learned: of {len(items)} {'other ' if is_other else ''}images, captions with "
             f"this prompt are {100 * own.mean():.0f} % like those that were written, captions of other images in the "
             f"data {100 * elsewhere.mean():.0f} %, and the best wording without a prompt reaches "
             f"{100 * wordings.mean():.0f} %. Try another --method, such as lora, give more pairs, or take another "

@@ -171,7 +171,7 @@ def test_damaged_and_empty_files_are_refused(folder: Path) -> None:
     assert "line 2: is not valid JSON" in refusal(
         written(folder, '{"image": "a.jpg", "captions": ["x"]}\n{', "t.jsonl")
     )
-    assert "is in no form of captions that is known" in refusal(written(folder, "", "t.jsonl"))
+    assert "holds no captions" in refusal(written(folder, "", "t.jsonl"))
     assert "is in no form of captions that is known" in refusal(written(folder, "hello there", "t.txt"))
     assert "holds no captions" in refusal(written(folder, "\n", "t.jsonl"), format="jsonl")
     assert "cannot be read" in refusal(folder / "gone.jsonl")
