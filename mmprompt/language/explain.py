@@ -211,22 +211,23 @@ def token_relevance(prompted: LanguagePredictor, row: TextRow) -> tuple[tuple[in
         the L slots as in `Question`, and [L] float32, above 0 where a slot speaks for the label or answer.
     """
     own = 0 if prompted.label_words is None else prompted.label_words.labels.index(str(row.label))
-    answers = prompted.answers or prompted.bound.answers((row.answer or "",))
-    inserts = prompted.inserts(row.task if prompted.tasks else "")
-    slots = prompted.question(row.fields, answers).slots
-    ids = torch.tensor([slots], device=prompted.model.device)
-    x = embed_slots(prompted.model.embed(ids.clamp(min=0)), ids, vectors_of(inserts).get(LM_INPUT))[0]
-    x = x.detach().requires_grad_()
-    question = Question(tuple(-1 - place for place in range(len(slots))), answers)  # every slot is a vector of x
+    asked = prompted.asked(row.fields, None if prompted.label_words else (row.answer or "",))
+    inserts, n = prompted.inserts(row.task if prompted.tasks else ""), len(asked.slots)
+    soft, ids = vectors_of(inserts).get(LM_INPUT), torch.tensor([asked.slots], device=prompted.model.device)
+    x = embed_slots(prompted.model.embed(ids.clamp(min=0)), ids, soft)[0].detach().requires_grad_()
+    # every slot is a vector of x, and those of the prompt behind the answer come after them
+    answers = tuple(tuple(token - n if token < 0 else token for token in answer) for answer in asked.answers)
+    question = Question(tuple(-1 - place for place in range(n)), answers)
     with torch.enable_grad():
-        inserts = {**inserts, LM_INPUT: Vectors(x)}
+        values = x if soft is None or min(map(min, answers)) >= 0 else torch.cat([x, soft.values])
+        inserts = {**inserts, LM_INPUT: Vectors(values)}
         if prompted.label_words is None:
             score = prompted.model.predict(inserts, [question]).answer_log_probs().sum()
         else:
             scores = prompted.label_scores(inserts, [question])[0]
             score = scores[own] - (scores.sum() - scores[own]) / max(1, len(scores) - 1)
         (gradient,) = torch.autograd.grad(score, x)
-    return slots, (gradient * x).detach().float().sum(-1).cpu()
+    return asked.slots, (gradient * x).detach().float().sum(-1).cpu()
 
 
 @torch.no_grad()

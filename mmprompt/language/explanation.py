@@ -256,7 +256,7 @@ def _pieces(tokenizer: Any, slots: Sequence[int], numbers: Sequence[float]) -> l
     for is_soft, group in groupby(zip(slots, numbers, strict=True), key=lambda pair: pair[0] < 0):
         pairs = list(group)
         if is_soft:
-            found.append((f"[{counted(len(pairs), 'vector')}]", 0.0))
+            found.append((f"[{counted(len(pairs), 'vector')}] ", 0.0))
             continue
         ids: list[int] = []
         before, total = "", 0.0

@@ -266,8 +266,10 @@ def draw_shots(curves: Sequence[Curve], title: str, theme: Theme) -> bytes:
         return png(figure)
 
 
-def draw_classes(names: Sequence[str], before: Sequence[float], after: Sequence[float], theme: Theme) -> bytes:
-    """Draw accuracies [C] of the classes from zero-shot to learned, 0..1, the largest change first."""
+def draw_classes(
+    names: Sequence[str], before: Sequence[float], after: Sequence[float], theme: Theme, beside: str = "zero-shot"
+) -> bytes:
+    """Draw accuracies [C] of the classes from `beside` to learned, 0..1, the largest change first."""
     change = np.subtract(after, before)
     order = np.argsort(-change, kind="stable")
     if len(order) > MAX_CLASSES:  # both ends, where something happened
@@ -285,7 +287,7 @@ def draw_classes(names: Sequence[str], before: Sequence[float], after: Sequence[
         axes.set_yticks(range(len(order)), [short(names[c]) for c in reversed(order)], fontsize=8.5)
         axes.set(xlim=(-2, 102), ylim=(-0.7, len(order) - 0.3))
         mark_percent(axes.xaxis)
-        axes.set_title("zero-shot (open) to learned (filled)", loc="left", fontsize=9.5, color=theme.soft)
+        axes.set_title(f"{beside} (open) to learned (filled)", loc="left", fontsize=9.5, color=theme.soft)
         return png(figure)
 
 

@@ -137,7 +137,7 @@ def changes_section(before: Evaluation, after: Evaluation, beside: str, pictures
         [(name, n_of[name], old[name], new[name], new[name] - old[name]) for name in order],
         {
             "Accuracy of each class before and after": partial(
-                draw_classes, list(new), list(old.values()), list(new.values())
+                draw_classes, list(new), list(old.values()), list(new.values()), beside=beside
             )
         },
         pictures,

@@ -1,59 +1,56 @@
 """One person's captions: of drawn scenes and of an image of their own, steered by focus, strength and what to avoid.
 
-The focuses of the bundled scenes are learned once and shared by all; one from a prompt file is its person's own.
+The focuses of the bundled scenes are learned once for each captioner and shared by all; one from a prompt file is its
+person's own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mmprompt.captioning.data import DEFAULT_SET, load_captions
-from mmprompt.captioning.predictor import Captioner, Guidance, load_focus
+from mmprompt.captioning.predictor import Captioner, Guidance
 from mmprompt.core.fit import fit
 from mmprompt.core.header import HEADER, read_header
+from mmprompt.core.learned import Prompt
 from mmprompt.core.soft import PromptTuning
 from mmprompt.errors import UserError, unknown_name
+from mmprompt.files import sha256_bytes
 from mmprompt.studio.jobs import Job
 from mmprompt.studio.models import Models
-
-if TYPE_CHECKING:
-    from mmprompt.core.learned import Prompt
+from mmprompt.studio.prompt_files import newest_first
 
 FOCUSES = ("objects", "emotions", "actions")
 N_SOFT, EPOCHS = 8, 5
 N_SCENES = 4
-CAPTIONER = "tiny"
-
-
-@dataclass(frozen=True)
-class Captioned:
-    """An image with what the captioner says of it by itself, and steered."""
-
-    image: Path
-    plain: str
-    steered: str
+KIND = "captioning"
 
 
 class CaptionWork:
     """One person's focuses.
 
     Args:
-        shared: where the focuses that all share are, and will be.
+        folder: of this person.
         models: the studio's.
+        shared: where the focuses that all share are, and will be.
+
+    Attributes:
+        captioner: the name of the frozen model that is spoken with.
+        newest: the focus that was learned or brought last.
     """
 
-    def __init__(self, shared: Path, models: Models) -> None:
-        self.shared, self.models = shared, models
-        self.newest = ""
-        self._own: dict[str, Path] = {}
+    def __init__(self, folder: Path, models: Models, shared: Path) -> None:
+        self.shared, self.models, self.captioner, self.newest = shared, models, "tiny", ""
+        self._own: dict[str, tuple[Path, str]] = {}  # of each focus from a file its folder and captioner
         self._prompts: dict[Path, Prompt] = {}
+        for brought in reversed(newest_first(folder, KIND)):
+            self._take(brought)
 
     def learned(self) -> list[str]:
-        """Return the names of the focuses that are there."""
-        return [*(name for name in FOCUSES if (self.shared / name / HEADER).is_file()), *self._own]
+        """Return the names of the focuses that there are for this captioner."""
+        shared = (name for name in FOCUSES if (self.folder(name) / HEADER).is_file())
+        return [*shared, *(name for name, (_, captioner) in self._own.items() if captioner == self.captioner)]
 
     def learn(self, focus: str) -> Callable[[Job], None]:
         """Return the work that learns a focus of the bundled scenes.
@@ -63,41 +60,38 @@ class CaptionWork:
         """
         if focus not in FOCUSES:
             raise unknown_name("focus", focus, FOCUSES)
+        out, name = self.folder(focus), self.captioner
 
         def work(job: Job) -> None:
+            if not (out / HEADER).is_file():  # else somebody else was first
+                job.say(f"loading {name}")
+                captioner, task = self.models.get(KIND, name), load_captions(DEFAULT_SET).focus(focus)
+                fit(PromptTuning(N_SOFT), captioner, task, out, None, 1, [job], out.exists(), False, epochs=EPOCHS)
             self.newest = focus
-            if (self.shared / focus / HEADER).is_file():
-                return  # somebody else was first
-            job.doing = f"loading {CAPTIONER}"
-            captioner = self.models.captioner(CAPTIONER)
-            task = load_captions(DEFAULT_SET).focus(focus)
-            out, is_begun = self.shared / focus, (self.shared / focus).exists()
-            fit(PromptTuning(N_SOFT), captioner, task, out, None, 1, [job], is_begun, progress=False, epochs=EPOCHS)
 
         return work
 
-    def open_prompt(self, folder: Path) -> str:
-        """Take up a focus from a prompt file, and return its name.
+    def open_prompt(self, folder: Path) -> None:
+        """Take up a focus from a prompt file, and speak with its captioner.
 
         Raises:
             UserError: it is edited, damaged, of another kind, or of a captioner that is not offered.
         """
-        header = read_header(folder, "captioning")
-        captioner = self.models.of_prompt(header)
-        if captioner is not self.models.captioner(CAPTIONER):
-            raise UserError(
-                f"this focus was learned on {header['backbone']['name']}, but captions here are {CAPTIONER}'s. "
-                "Use `mmprompt caption write` for it."
-            )
-        self._prompts[folder] = load_focus(folder, captioner)
-        name = f"{header['focus']} (from a file)"
-        self._own[name], self.newest = folder, name
-        return name
+        self._prompts[folder] = self.models.load(folder, KIND).prompt
+        self.captioner = self._take(folder)
+
+    def _take(self, folder: Path) -> str:
+        """Offer a focus from a file, and return its captioner."""
+        header = read_header(folder, KIND)
+        captioner: str = header["backbone"]["name"]
+        self.newest = f"{header['focus']} (file {folder.name})"
+        self._own[self.newest] = (folder, captioner)
+        return captioner
 
     def write(
         self, image: Path | None, focuses: Sequence[str], strength: float, avoid: str | None, avoid_strength: float
-    ) -> list[Captioned]:
-        """Write captions of some bundled scenes, or of one image.
+    ) -> list[tuple[Path, str, str]]:
+        """Write captions of some bundled scenes, or of one image: each with what is said of it by itself, and steered.
 
         Args:
             image: of one's own; None for the scenes.
@@ -108,26 +102,22 @@ class CaptionWork:
         Raises:
             UserError: a focus is not there, or the image cannot be read.
         """
-        captioner = Captioner(self.models.captioner(CAPTIONER))
+        captioner = Captioner(self.models.get(KIND, self.captioner))
         prompts = tuple((self._prompt(name), 1.0) for name in focuses)
         guidance = Guidance(prompts, strength, None if avoid is None else self._prompt(avoid), avoid_strength)
-        images = scenes() if image is None else [image]
+        images = [item.image for item in load_captions(DEFAULT_SET).test[:N_SCENES]] if image is None else [image]
         plain, steered = captioner.caption(images), captioner.caption(images, guidance)
-        return [Captioned(*row) for row in zip(images, (c.text for c in plain), (c.text for c in steered), strict=True)]
+        return [(path, one.text, other.text) for path, one, other in zip(images, plain, steered, strict=True)]
 
     def folder(self, focus: str) -> Path:
-        """Return where the prompt of a focus lies."""
-        return self._own.get(focus, self.shared / focus)
+        """Return where the prompt of a focus lies, or will."""
+        own, of_captioner = self._own.get(focus), sha256_bytes(self.captioner.encode())[:12]
+        return self.shared / f"{focus}-{of_captioner}" if own is None else own[0]
 
     def _prompt(self, name: str) -> Prompt:
         if name not in self.learned():
             raise UserError(f"the focus {name!r} is not learned yet. Learn it first; it takes some seconds.")
         folder = self.folder(name)
         if folder not in self._prompts:
-            self._prompts[folder] = load_focus(folder, self.models.captioner(CAPTIONER))
+            self._prompts[folder] = self.models.load(folder, KIND).prompt
         return self._prompts[folder]
-
-
-def scenes() -> list[Path]:
-    """Return some test scenes of the bundled set."""
-    return [item.image for item in load_captions(DEFAULT_SET).test[:N_SCENES]]

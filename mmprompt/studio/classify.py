@@ -5,7 +5,6 @@ Everything is asked of the package's public calls; what is kept lies in the pers
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,19 +15,18 @@ import numpy as np
 from mmprompt.classification.measure import measure
 from mmprompt.classification.predictor import Classifier, Prediction
 from mmprompt.classification.task import ClassificationTask, evaluate, zero_shot
-from mmprompt.core.file import load
 from mmprompt.core.fit import fit
-from mmprompt.core.header import HEADER, read_header
 from mmprompt.core.metrics import Evaluation, paired_bootstrap
 from mmprompt.core.template import Soft, parse_line
 from mmprompt.data.catalog import load_dataset
-from mmprompt.data.splits import Dataset, Item
+from mmprompt.data.splits import Dataset
 from mmprompt.errors import UserError, bad_value, unknown_name
 from mmprompt.files import read_json, write_json
 from mmprompt.models.image_features import ImageFeatures
 from mmprompt.studio.images import TABLE, OwnImages
-from mmprompt.studio.jobs import Job, Stopped
+from mmprompt.studio.jobs import Job
 from mmprompt.studio.models import Models
+from mmprompt.studio.prompt_files import new_run, take_up
 from mmprompt.training.run_files import read_log
 
 OWN = "my own images"
@@ -38,22 +36,12 @@ METHODS = ("coop", "cocoop", "kgcoop", "prograd", "vpt", "maple", "promptsrc", "
 MOST_TESTED = 300
 """Test images of a bundled set that are looked at, evenly taken, so that the first training takes seconds."""
 SETTINGS = "studio.json"
-
-
-_log = logging.getLogger(__name__)
+KIND = "classification"
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a training is asked for.
-
-    Args:
-        data: the name of a bundled set, or `OWN`.
-        backbone: the name of a frozen model.
-        method: one of `METHODS`.
-        shots: training images a class.
-        epochs: at most.
-    """
+    """What a training is asked for: the name of a bundled set or `OWN`, training images a class, and epochs at most."""
 
     data: str = SETS[0]
     backbone: str = "tiny"
@@ -64,13 +52,13 @@ class Setting:
 
 @dataclass(frozen=True, repr=False)
 class Trained:
-    """A classifier with what is known of it.
+    """A classifier in the words that it was learned in, with what is known of it: nothing of one from a file.
 
     Args:
         folder: its run folder.
-        classifier: with the words that it was learned in.
-        data: what it was learned from; None for a prompt from a file.
-        metrics: of `classification.measure.measure`; empty for a prompt from a file.
+        classifier: itself.
+        data: what it was learned from.
+        metrics: of `classification.measure.measure`.
         history: a record an epoch.
     """
 
@@ -82,25 +70,15 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Changed:
-    """A test image that edited words make the classifier name otherwise."""
-
-    path: Path
-    label: str
-    before: str
-    after: str
-
-
-@dataclass(frozen=True)
 class Reworded:
-    """What edited words come to.
+    """What edited words come to; nothing is known beside the classifier where there are no test images.
 
     Args:
         classifier: the learned vectors among the edited words.
-        before, after: on the test images; None where there are none.
-        words_alone: the edited words without the vectors; None where there is nothing to compare.
+        before, after: on the test images.
+        words_alone: the edited words without the vectors; None where that is nothing else.
         gain: 95 % interval of the difference of after and before, paired over images.
-        changed: images that are named otherwise.
+        changed: images that are named otherwise: the file, its label, and what it was and is taken for.
     """
 
     classifier: Classifier
@@ -108,7 +86,7 @@ class Reworded:
     after: Evaluation | None = None
     words_alone: Evaluation | None = None
     gain: tuple[float, float] | None = None
-    changed: tuple[Changed, ...] = ()
+    changed: tuple[tuple[Path, str, str, str], ...] = ()
 
 
 class ImageWork:
@@ -121,15 +99,14 @@ class ImageWork:
 
     def __init__(self, folder: Path, models: Models) -> None:
         self.folder, self.models = folder, models
-        images = folder / "images"
-        self.own = OwnImages(images, read_json(images / "classes.json") if (images / "classes.json").is_file() else {})
+        self.own = OwnImages(folder / "images")
         self.trained: Trained | None = None
         self.edited: Classifier | None = None
         self.tried: Path | None = None
         self.setting = Setting()
         self._features: ImageFeatures | None = None
         self._before: Evaluation | None = None
-        self._take_up()
+        take_up(folder, KIND, self.open_prompt)
 
     def train(self, setting: Setting) -> Callable[[Job], None]:
         """Look a training over and return the work to be queued.
@@ -139,37 +116,42 @@ class ImageWork:
         """
         if setting.method not in METHODS:
             raise unknown_name("method", setting.method, METHODS)
-        folder = self.folder / "runs" / str(len(list((self.folder / "runs").glob("*"))) + 1)
-        table = self.folder / "tables" / f"{folder.name}-{TABLE}"
-        table.parent.mkdir(parents=True, exist_ok=True)
-        data = self._data(setting, table)
+        if setting.data == OWN:
+            self.own.check()
 
         def work(job: Job) -> None:
-            job.doing = f"loading {setting.backbone}"
-            backbone = self.models.dual_encoder(setting.backbone)
+            folder = new_run(self.folder)
+            data = self.own.data(folder / TABLE, setting.shots) if setting.data == OWN else bundled(setting)
+            job.say(f"loading {setting.backbone}")
+            backbone = self.models.get(KIND, setting.backbone)
             features = ImageFeatures(backbone, progress=job.count("looking at images"))
             features.of([item.path for item in (*data.train, *data.test)])
             task = ClassificationTask.of(data, features)
             result = fit(setting.method, backbone, task, folder, callbacks=[job], progress=False, epochs=setting.epochs)
-            if job.is_asked_to_stop and not job.history:
-                raise Stopped
-            job.doing = "testing"
+            job.say("testing")
             metrics = measure(result.predictor, data, folder, features)
-            write_json(folder / SETTINGS, {**vars(setting), "table": table.name})
-            trained = Trained(folder, result.predictor, data, metrics, tuple(result.history))
-            self.trained, self.edited, self._before = trained, None, None
-            self.setting, self._features = setting, features
+            write_json(folder / SETTINGS, vars(setting))
+            self._show(Trained(folder, result.predictor, data, metrics, tuple(result.history)), setting, features)
 
         return work
 
     def open_prompt(self, folder: Path) -> None:
-        """Take up a classifier from a prompt file.
+        """Take up a classifier from a folder: a training of this person's with all that came out, or a prompt alone.
 
         Raises:
             UserError: it is edited, damaged, of another kind, or of a model that is not offered.
         """
-        header = read_header(folder, "classification")
-        self.trained = Trained(folder, load(folder, self.models.of_prompt(header)))
+        classifier, setting = self.models.load(folder, KIND), self.setting
+        trained = Trained(folder, classifier)
+        if (folder / SETTINGS).is_file():
+            setting = Setting(**read_json(folder / SETTINGS))
+            data = self.own.read(folder / TABLE, setting.shots) if setting.data == OWN else bundled(setting)
+            history = tuple(read_log(folder / "log.jsonl")) if (folder / "log.jsonl").is_file() else ()
+            trained = Trained(folder, classifier, data, read_json(folder / "metrics.json"), history)
+        self._show(trained, setting, ImageFeatures(classifier.backbone))
+
+    def _show(self, trained: Trained, setting: Setting, features: ImageFeatures) -> None:
+        self.trained, self.setting, self._features = trained, setting, features
         self.edited = self._before = None
 
     def classifier(self) -> Classifier:
@@ -239,7 +221,7 @@ class ImageWork:
             alone = evaluate(zero_shot(learned.backbone, names, words_alone(template)), data.test, self._features)
         places = np.flatnonzero(np.asarray(before.predictions) != np.asarray(after.predictions))
         changed = tuple(
-            Changed(
+            (
                 data.test[at].path,
                 data.class_names[data.test[at].label],
                 learned.class_names[before.predictions[at]],
@@ -249,46 +231,13 @@ class ImageWork:
         )
         return Reworded(edited, before, after, alone, gain, changed)
 
-    def _data(self, setting: Setting, table: Path) -> Dataset:
-        if setting.data == OWN:
-            return self.own.data(table, setting.shots)
-        return bundled(setting)
-
-    def _take_up(self) -> None:
-        """Take up the last training that ended and can still be used, as it lies in the folder."""
-        for folder in newest_first(self.folder / "runs"):
-            if not ((folder / SETTINGS).is_file() and (folder / HEADER).is_file()):
-                continue
-            try:
-                self._take_up_run(folder)
-                return
-            except UserError as error:
-                _log.warning("%s is passed over: %s", folder, error)
-
-    def _take_up_run(self, folder: Path) -> None:
-        kept = read_json(folder / SETTINGS)
-        table = self.folder / "tables" / kept.pop("table")
-        setting = Setting(**kept)
-        data = self.own.read(table, setting.shots) if setting.data == OWN else bundled(setting)
-        log = folder / "log.jsonl"
-        history = tuple(read_log(log)) if log.is_file() else ()
-        classifier = load(folder, self.models.of_prompt(read_header(folder)))
-        self.trained = Trained(folder, classifier, data, read_json(folder / "metrics.json"), history)
-        self.setting, self._features = setting, ImageFeatures(classifier.backbone)
-
-
-def newest_first(runs: Path) -> list[Path]:
-    """Return the numbered folders of some runs, the last one first."""
-    return sorted(runs.glob("*"), key=lambda folder: int(folder.name), reverse=True)
-
 
 def bundled(setting: Setting) -> Dataset:
     """Return a bundled set with its shots drawn and an even part of its test images."""
     if setting.data not in SETS:
         raise unknown_name("bundled set", setting.data, SETS)
     data = load_dataset(setting.data, shots=setting.shots)
-    test: tuple[Item, ...] = data.test[:: -(-len(data.test) // MOST_TESTED)]
-    return replace(data, test=test)
+    return replace(data, test=data.test[:: -(-len(data.test) // MOST_TESTED)])
 
 
 def words_alone(template: str) -> str:

@@ -14,6 +14,7 @@ import tyro
 
 from mmprompt.errors import UserError, bad_value
 from mmprompt.reports.pages import require_extra
+from mmprompt.reports.tables import counted
 from mmprompt.terminal.output import Device, Output, check_place
 from mmprompt.terminal.parser import parse
 
@@ -34,6 +35,8 @@ class Settings:
     password."""
     backbone: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME...")] = ()
     """More frozen models for images to choose from, such as open_clip:ViT-B-16/openai."""
+    captioner: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME...")] = ()
+    """More frozen captioners to choose from, such as hf:Salesforce/blip-image-captioning-base or a folder."""
     language_model: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME...")] = ()
     """More frozen language models to choose from, such as hf:NAME or a folder."""
     device: Device = "auto"
@@ -54,11 +57,18 @@ def run(arguments: Sequence[str], prog: str) -> None:
 
     from mmprompt.studio.models import Models
     from mmprompt.studio.pages.page import serve
-    from mmprompt.studio.session import Studio
+    from mmprompt.studio.session import KEPT_DAYS, Studio
 
-    models = Models(settings.backbone, settings.language_model, settings.device)
-    page, address = serve(Studio(settings.out, models), settings.host, settings.port)
-    output.say(f"The studio is at {address} and keeps its work in {settings.out}. Ctrl-C ends it.")
+    models = Models(settings.backbone, settings.captioner, settings.language_model, settings.device)
+    studio = Studio(settings.out, models)
+    page, address = serve(studio, settings.host, settings.port)
+    output.say(f"The studio is at {address}. Ctrl-C ends it.")
+    forgotten = f" {counted(studio.n_forgotten, 'session')} was just deleted." if studio.n_forgotten else ""
+    output.say(
+        f"Each browser's work is a folder in {studio.sessions}; one that nobody opened for {KEPT_DAYS} days is deleted "
+        f"when a studio starts.{forgotten}",
+        "dim",
+    )
     if settings.host not in LOOPBACK:
         output.say("Note: whoever reaches this address can use it; there is no password.", "dim")
     try:

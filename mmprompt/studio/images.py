@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
@@ -18,13 +18,13 @@ from mmprompt.data.folder import ImageTable
 from mmprompt.data.images import read_image
 from mmprompt.data.splits import Dataset
 from mmprompt.errors import UserError, bad_value
-from mmprompt.files import make_folder, write_bytes, write_json
+from mmprompt.files import make_folder, read_json, write_bytes, write_json
 
 MOST_IMAGES = 1000
 """Of one person."""
 LONGEST_SIDE = 512
 """Pixels of what is kept of an image; no backbone here sees more."""
-TABLE = "images.jsonl"
+TABLE, INDEX = "images.jsonl", "classes.json"
 
 
 @dataclass(frozen=True)
@@ -36,22 +36,16 @@ class Added:
     refused: tuple[str, ...]
 
 
-@dataclass
 class OwnImages:
-    """Images by class.
+    """Images by class, in a folder that keeps them.
 
-    Args:
-        folder: where copies go.
+    Attributes:
         classes: file names by class name.
     """
 
-    folder: Path
-    classes: dict[str, list[str]] = field(default_factory=dict)
-
-    @property
-    def n_images(self) -> int:
-        """How many there are in all classes."""
-        return sum(map(len, self.classes.values()))
+    def __init__(self, folder: Path) -> None:
+        self.folder, index = folder, folder / INDEX
+        self.classes: dict[str, list[str]] = read_json(index) if index.is_file() else {}
 
     def add(
         self, class_name: str, paths: Sequence[Path], tell: Callable[[int, int], None] = lambda done, total: None
@@ -67,8 +61,9 @@ class OwnImages:
         """
         name = " ".join(class_name.split())
         check_class_names([name])
-        if self.n_images + len(paths) > MOST_IMAGES:
-            expected = f"a person has {MOST_IMAGES:,} at most, and {self.n_images:,} are here"
+        n_here = sum(map(len, self.classes.values()))
+        if n_here + len(paths) > MOST_IMAGES:
+            expected = f"a person has {MOST_IMAGES:,} at most, and {n_here:,} are here"
             raise bad_value("the number of images", f"{len(paths):,}", expected, "Give fewer.")
         new, known, refused = [], 0, []
         for place, path in enumerate(paths):
@@ -100,24 +95,24 @@ class OwnImages:
         """Return the images of a class."""
         return [self.folder / file for file in self.classes[class_name]]
 
-    def data(self, table: Path, shots: int | None, seed: int = 1) -> Dataset:
-        """Write down the images as they are now, so that a run finds them again, and return them as a data set.
-
-        Raises:
-            UserError: there are fewer than two classes, or none has two images.
-        """
+    def check(self) -> None:
+        """Refuse to learn from fewer than two classes, or where no class has two images."""
         if len(self.classes) < 2:
             have = "one class has" if self.classes else "no class has"
             raise UserError(f"{have} images, but two were expected. Name another class and drop images into it.")
         if all(len(files) == 1 for files in self.classes.values()):
             raise UserError("every class has one image, so none could be kept for testing. Add more images.")
+
+    def data(self, table: Path, shots: int | None) -> Dataset:
+        """Write down the images as they are now, so that a run finds them again, and return them as a data set."""
+        self.check()
         rows = [{"path": file, "label": name} for name, files in self.classes.items() for file in files]
         write_bytes(table, "".join(json.dumps(row) + "\n" for row in rows).encode())
-        return self.read(table, shots, seed)
+        return self.read(table, shots)
 
-    def read(self, table: Path, shots: int | None, seed: int = 1) -> Dataset:
+    def read(self, table: Path, shots: int | None) -> Dataset:
         """Return images that were written down as a data set."""
-        return ImageTable(table, self.folder, shots=shots, seed=seed)
+        return ImageTable(table, self.folder, shots=shots)
 
     def _keep(self, path: Path) -> str:
         image = read_image(path)
@@ -130,4 +125,4 @@ class OwnImages:
         return name
 
     def _write(self) -> None:
-        write_json(make_folder(self.folder) / "classes.json", self.classes)
+        write_json(make_folder(self.folder) / INDEX, self.classes)

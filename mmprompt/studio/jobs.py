@@ -66,15 +66,15 @@ class Job(Callback):
         if self.phase == "waiting":
             self.phase = "stopped"
 
+    def say(self, doing: str) -> None:
+        """Say what goes on, in a few words; a stop ends the work there, unless something was learned already."""
+        self.doing = doing
+        if self._stop.is_set() and not self.history:
+            raise Stopped
+
     def count(self, doing: str) -> CountProgress:
-        """Return what to call with how many are done and how many there are; a stop ends the work there."""
-
-        def tell(n_done: int, n_all: int) -> None:
-            self.doing = f"{doing}, {n_done:,} of {n_all:,}"
-            if self._stop.is_set() and not self.history:
-                raise Stopped
-
-        return tell
+        """Return what to call with how many are done and how many there are."""
+        return lambda n_done, n_all: self.say(f"{doing}, {n_done:,} of {n_all:,}")
 
     def on_train_begin(self, run: Run) -> None:
         """Take down how long it will be."""

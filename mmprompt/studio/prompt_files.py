@@ -1,17 +1,52 @@
-"""A prompt as one file that a browser can take and bring: a zip of `prompt.json` and `prompt.safetensors`."""
+"""A person's prompts: the folders that they lie in, and one as a file that a browser can take and bring."""
 
 from __future__ import annotations
 
+import logging
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-from mmprompt.core.header import HEADER, TENSORS
-from mmprompt.errors import bad_file
+from mmprompt.core.header import HEADER, TENSORS, read_header
+from mmprompt.errors import UserError, bad_file
 from mmprompt.files import BROKEN_ZIP, make_folder, write_bytes
 
+_log = logging.getLogger(__name__)
 MAX_BYTES = 64 * 2**20
 ADVICE = f"Give the zip file that a studio's download gave, or {HEADER} and {TENSORS} of a run folder."
+
+
+def new_run(folder: Path) -> Path:
+    """Make a person's next run folder, named by a number."""
+    runs = make_folder(folder / "runs")
+    number = len(list(runs.iterdir())) + 1
+    while True:
+        with suppress(FileExistsError):
+            (runs / str(number)).mkdir()
+            return runs / str(number)
+        number += 1
+
+
+def newest_first(folder: Path, kind: str) -> list[Path]:
+    """List a person's run folders that hold a sound prompt of a kind."""
+    found = []
+    for path in sorted(folder.glob(f"*/*/{HEADER}"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        with suppress(UserError):
+            read_header(path.parent, kind)
+            found.append(path.parent)
+    return found
+
+
+def take_up(folder: Path, kind: str, open_prompt: Callable[[Path], None]) -> None:
+    """Open a person's last prompt of a kind that can still be used."""
+    for run in newest_first(folder, kind):
+        try:
+            open_prompt(run)
+        except UserError as error:
+            _log.warning("%s is passed over: %s", run, error)
+        else:
+            return
 
 
 def pack(folder: Path, archive: Path) -> Path:
@@ -23,26 +58,24 @@ def pack(folder: Path, archive: Path) -> Path:
     return archive
 
 
-def unpack(given: Sequence[Path], folder: Path) -> Path:
-    """Put the two files of a prompt, from one zip file or as they are, into a new folder, which is returned.
+def unpack(given: Sequence[Path], folder: Path) -> None:
+    """Put the two files of a prompt, from one zip file or as they are, into a folder.
 
     Raises:
         UserError: they are not both there, too large, or the zip file is damaged.
     """
-    found = _in_zip(given[0]) if len(given) == 1 and zipfile.is_zipfile(given[0]) else _as_they_are(given)
+    found: dict[str, bytes] = {}
+    for path in given:
+        if len(given) == 1 and zipfile.is_zipfile(path):
+            found = _in_zip(path)
+        elif path.stat().st_size > MAX_BYTES:
+            raise bad_file(path.name, f"is larger than {MAX_BYTES // 2**20} MiB", ADVICE)
+        elif path.name in (HEADER, TENSORS):
+            found[path.name] = path.read_bytes()
     for name in (HEADER, TENSORS):
         if name not in found:
             raise bad_file(given[0].name if given else "nothing", f"holds no {name}", ADVICE)
-    for name, data in found.items():
-        write_bytes(make_folder(folder) / name, data)
-    return folder
-
-
-def _as_they_are(given: Sequence[Path]) -> dict[str, bytes]:
-    for path in given:
-        if path.stat().st_size > MAX_BYTES:
-            raise bad_file(path.name, f"is larger than {MAX_BYTES // 2**20} MiB", ADVICE)
-    return {path.name: path.read_bytes() for path in given if path.name in (HEADER, TENSORS)}
+        write_bytes(folder / name, found[name])
 
 
 def _in_zip(archive: Path) -> dict[str, bytes]:

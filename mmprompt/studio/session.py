@@ -2,63 +2,68 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
+import shutil
 import threading
+import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mmprompt.core.header import read_header
 from mmprompt.errors import UserError
 from mmprompt.files import make_folder
 from mmprompt.studio import prompt_files
+from mmprompt.studio.captions import CaptionWork
+from mmprompt.studio.classify import ImageWork
 from mmprompt.studio.jobs import Job, Jobs
 from mmprompt.studio.models import Models
-
-if TYPE_CHECKING:
-    from mmprompt.studio.captions import CaptionWork
-    from mmprompt.studio.classify import ImageWork
-    from mmprompt.studio.texts import TextWork
+from mmprompt.studio.texts import TextWork
 
 NAME = re.compile(r"[0-9a-f]{32}")
+KEPT_DAYS = 30
+"""A session that nobody looked at for longer is deleted when a studio starts."""
+PARTS = {"classification": "images", "captioning": "captions", "language": "texts"}
 
 
 class Session:
     """What one person has made; the parts are taken up from the folder when they are first looked at."""
 
     def __init__(self, name: str, folder: Path, shared: Path, models: Models, jobs: Jobs) -> None:
-        self.name, self.folder, self.shared, self.models, self._jobs = name, folder, shared, models, jobs
+        self.name, self.folder, self.jobs = name, folder, jobs
         self.job: Job | None = None
+        self._makers: dict[str, Callable[[], Any]] = {
+            "images": partial(ImageWork, folder, models),
+            "captions": partial(CaptionWork, folder, models, shared / "focuses"),
+            "texts": partial(TextWork, folder, models),
+        }
         self._parts: dict[str, Any] = {}
         self._lock = threading.Lock()
+
+    def part(self, name: str) -> Any:
+        """Return the work of a part of the studio."""
+        with self._lock:  # a page asks for several things at once when it opens
+            if name not in self._parts:
+                self._parts[name] = self._makers[name]()
+            return self._parts[name]
 
     @property
     def images(self) -> ImageWork:
         """Images and the classifier."""
-        from mmprompt.studio.classify import ImageWork
-
-        return self._part("images", lambda: ImageWork(self.folder, self.models))
+        return self.part("images")
 
     @property
     def captions(self) -> CaptionWork:
         """Focuses."""
-        from mmprompt.studio.captions import CaptionWork
-
-        return self._part("captions", lambda: CaptionWork(self.shared / "focuses", self.models))
+        return self.part("captions")
 
     @property
     def texts(self) -> TextWork:
         """The prompt of a language model."""
-        from mmprompt.studio.texts import TextWork
-
-        return self._part("texts", lambda: TextWork(self.folder, self.models))
-
-    def _part(self, name: str, make: Callable[[], Any]) -> Any:
-        with self._lock:  # a page asks for several things at once when it opens
-            if name not in self._parts:
-                self._parts[name] = make()
-            return self._parts[name]
+        return self.part("texts")
 
     def submit(self, place: str, work: Callable[[Job], None], keeps_part: bool = True) -> Job:
         """Put a training into the queue.
@@ -69,27 +74,27 @@ class Session:
         with self._lock:
             if self.job is not None and self.job.is_alive:
                 raise UserError("a training of yours is under way. Stop it first, or wait for it.")
-            self.job = self._jobs.add(Job(place, work, keeps_part))
+            self.job = self.jobs.add(Job(place, work, keeps_part))
         return self.job
 
     def job_of(self, place: str) -> Job | None:
         """Return the latest training, if it is of this part of the studio."""
         return self.job if self.job is not None and self.job.place == place else None
 
-    def n_ahead(self) -> int:
-        """Count the trainings that come before this person's."""
-        return 0 if self.job is None else self._jobs.n_ahead(self.job)
-
     def open_prompt(self, given: Sequence[Path]) -> str:
         """Take up a prompt that somebody brings, and return the part of the studio that it went to.
 
         Raises:
-            UserError: it is none, was edited, or is of a model that is not offered.
+            UserError: it is none, was edited, or is of a model that is not offered; nothing of it is kept then.
         """
-        folder = prompt_files.unpack(given, self.folder / "loaded" / secrets.token_hex(4))
-        kind: str = read_header(folder)["kind"]
-        part = {"classification": "images", "captioning": "captions", "language": "texts"}[kind]
-        getattr(self, part).open_prompt(folder)
+        folder = prompt_files.new_run(self.folder)
+        try:
+            prompt_files.unpack(given, folder)
+            part = PARTS[read_header(folder)["kind"]]
+            self.part(part).open_prompt(folder)
+        except UserError:
+            shutil.rmtree(folder)
+            raise
         return part
 
     def download(self, folder: Path, name: str) -> Path:
@@ -101,24 +106,35 @@ class Studio:
     """All sessions of one work folder.
 
     Args:
-        folder: where everything goes.
+        folder: where everything goes, each session below `sessions`.
         models: that are offered.
+
+    Attributes:
+        n_forgotten: sessions that were deleted, for nobody had looked at them for `KEPT_DAYS`.
     """
 
     def __init__(self, folder: Path, models: Models) -> None:
         self.folder, self.models, self.jobs = make_folder(folder).resolve(), models, Jobs()
         self._sessions: dict[str, Session] = {}
         self._lock = threading.Lock()
+        self.n_forgotten = 0
+        for old in self.sessions.iterdir():
+            if NAME.fullmatch(old.name) and time.time() - old.stat().st_mtime > KEPT_DAYS * 86400:
+                shutil.rmtree(old, ignore_errors=True)
+                self.n_forgotten += 1
+
+    @property
+    def sessions(self) -> Path:
+        """Where the folders of all sessions are."""
+        return make_folder(self.folder / "sessions")
 
     def session(self, name: object = "") -> Session:
         """Return the session of a name that a browser kept, or a new one where there is none of that name."""
         with self._lock:
-            if not isinstance(name, str) or not NAME.fullmatch(name) or not self._folder(name).is_dir():
+            if not isinstance(name, str) or not NAME.fullmatch(name) or not (self.sessions / name).is_dir():
                 name = secrets.token_hex(16)
+            folder = make_folder(self.sessions / name)
+            os.utime(folder)  # it is in use, also where another studio on this folder starts
             if name not in self._sessions:
-                folder = make_folder(self._folder(name))
                 self._sessions[name] = Session(name, folder, self.folder, self.models, self.jobs)
             return self._sessions[name]
-
-    def _folder(self, name: str) -> Path:
-        return self.folder / "sessions" / name

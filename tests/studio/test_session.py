@@ -1,20 +1,32 @@
 """The studio without a browser: what a session does, and what it refuses."""
 
 import json
+import os
 import threading
+import time
 import zipfile
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from mmprompt.core.file import load
+from mmprompt.captioning.predictor import Captioner, CaptionTemplate, Guidance
+from mmprompt.captioning.readers.captioner import LM_INPUT
+from mmprompt.captioning.readers.load import load_captioner
+from mmprompt.core.file import load, save
+from mmprompt.core.header import header_hash
+from mmprompt.core.learned import Learned, Prompt
 from mmprompt.errors import UserError
+from mmprompt.language.data import load_texts
 from mmprompt.studio.classify import OWN, Setting, words_alone
 from mmprompt.studio.images import MOST_IMAGES
 from mmprompt.studio.jobs import MOST_WAITING, Job, Jobs
-from mmprompt.studio.session import Studio
+from mmprompt.studio.models import Models
+from mmprompt.studio.session import KEPT_DAYS, Studio
+from mmprompt.studio.texts import rows_of, write_rows
+from tests.captioner_models import save_blip
 
 
 @pytest.fixture
@@ -43,6 +55,13 @@ def save_noise(folder, n, seed=0):
     for path in paths:
         Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(path)
     return paths
+
+
+def save_bad(folder):
+    text, huge = folder / "text.png", folder / "huge.png"
+    text.write_text("not an image")
+    Image.new("1", (20_000, 10_000)).save(huge)
+    return text, huge
 
 
 def test_own_images_become_a_classifier_beside_zero_shot(trained):
@@ -96,8 +115,8 @@ def test_words_alone_are_a_template_without_vectors():
     assert words_alone("a {soft*4} photo of {name}, {soft*2}.") == "a photo of {}, ."
 
 
-def test_work_survives_the_end_of_the_server(trained, models):
-    again = Studio(trained.shared, models).session(trained.name)
+def test_work_survives_the_end_of_the_server(trained, studio, models):
+    again = Studio(studio.folder, models).session(trained.name)
     before, after = trained.images, again.images
     assert after.trained.metrics == before.trained.metrics
     assert after.own.classes == before.own.classes
@@ -141,17 +160,24 @@ def test_a_prompt_that_was_edited_by_hand_is_refused(trained, tmp_path):
     assert trained.images.trained.folder == folder
 
 
-def test_a_prompt_of_a_model_that_is_not_offered_is_refused(trained, tmp_path):
-    from mmprompt.core.header import header_hash
-
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"name": "hf:somebody/else"}, "learned on hf:somebody/else, but this studio has tiny"),
+        ({"fingerprint": "0" * 64}, r"was learned on tiny \(000000000000\), not on tiny"),
+    ],
+)
+def test_a_prompt_of_another_backbone_is_refused_and_leaves_nothing(trained, tmp_path, changed, said):
     folder = trained.images.trained.folder
     header = json.loads((folder / "prompt.json").read_text())
     del header["header_sha256"]
-    header["backbone"]["name"] = "hf:somebody/else"
+    header["backbone"] |= changed
     path = tmp_path / "prompt.json"
     path.write_text(json.dumps(header | {"header_sha256": header_hash(header)}))
-    with pytest.raises(UserError, match="learned on hf:somebody/else, but this studio has tiny"):
+    with pytest.raises(UserError, match=said):
         trained.open_prompt([path, folder / "prompt.safetensors"])
+    assert [run.name for run in folder.parent.iterdir()] == [folder.name]
+    assert trained.images.trained.folder == folder
 
 
 def test_what_is_no_prompt_is_refused(session, tmp_path):
@@ -164,13 +190,21 @@ def test_what_is_no_prompt_is_refused(session, tmp_path):
 
 
 def test_bad_files_are_named_and_the_good_ones_taken(session, tmp_path):
-    good, text, huge = save_noise(tmp_path, 1)[0], tmp_path / "text.png", tmp_path / "huge.png"
-    text.write_text("not an image")
-    Image.new("1", (20_000, 10_000)).save(huge)
+    good, text, huge = save_noise(tmp_path, 1)[0], *save_bad(tmp_path)
     found = session.images.own.add("cat", [text, good, huge])
     assert (found.n_new, found.n_known) == (1, 0)
     assert found.refused[0].startswith("text.png: is not an image")
     assert "huge.png: has more than 100 megapixels" in found.refused[1]
+
+
+def test_a_text_file_and_two_hundred_megapixels_are_refused_wherever_an_image_is_asked_for(trained, tmp_path):
+    before = trained.images.name(trained.images.trained.data.test[0].path)
+    for bad, said in zip(save_bad(tmp_path), ("is not an image", "more than 100 megapixels"), strict=True):
+        with pytest.raises(UserError, match=said):
+            trained.images.name(bad)
+        with pytest.raises(UserError, match=said):
+            trained.captions.write(bad, [], 1.0, None, 10.0)
+    assert trained.images.name(trained.images.trained.data.test[0].path) == before
 
 
 def test_five_hundred_files_at_once_are_taken_and_too_many_refused(session, tmp_path):
@@ -282,11 +316,11 @@ def test_rows_that_cannot_be_are_refused(session, lines, said):
         session.texts.train("tiny", lines, 1)
 
 
-def test_rows_with_answers_that_come_back_are_labels(session):
+def test_rows_with_answers_that_come_back_are_labels(tmp_path):
     lines = "\n".join(f"text {i} => {'yes' if i % 2 else 'no'}" for i in range(40))
-    assert session.texts.data(lines, "1").labels == ("no", "yes")
+    assert load_texts(write_rows(rows_of(lines), tmp_path / "labels.jsonl")).labels == ("no", "yes")
     lines = "\n".join(f"text {i} => answer {i}" for i in range(40))
-    assert session.texts.data(lines, "2").labels == ()
+    assert load_texts(write_rows(rows_of(lines), tmp_path / "answers.jsonl")).labels == ()
 
 
 def test_a_focus_that_is_not_there_is_refused(session):
@@ -308,7 +342,7 @@ def test_a_prompt_of_texts_answers_beside_an_instruction(session, studio, models
     for written, learned in sides:
         assert {written.label, learned.label} <= {"animal", "person"}
     assert sides[-1][1].text.startswith(sides[0][1].text)
-    again = Studio(session.shared, models).session(session.name).texts
+    again = Studio(studio.folder, models).session(session.name).texts
     assert list(again.compare("a dog and a ball", "{text} is a {answer}"))[-1] == sides[-1]
 
 
@@ -325,7 +359,7 @@ def test_questions_that_cannot_be_are_refused(session, ended, text, instruction,
         list(session.texts.compare(text, instruction))
 
 
-def test_a_focus_is_learned_once_and_steers_captions(session, studio, ended, monkeypatch):
+def test_a_focus_is_learned_once_and_steers_captions(session, studio, models, ended, monkeypatch):
     monkeypatch.setattr("mmprompt.studio.captions.EPOCHS", 1)
     assert ended(session.submit("captions", session.captions.learn("objects"), keeps_part=False)).phase == "done"
     other = studio.session()
@@ -333,8 +367,46 @@ def test_a_focus_is_learned_once_and_steers_captions(session, studio, ended, mon
     again = ended(other.submit("captions", other.captions.learn("objects"), keeps_part=False))
     assert (again.phase, again.history) == ("done", [])
     by_itself, steered = (other.captions.write(None, ["objects"], strength, None, 10.0) for strength in (0.0, 1.0))
-    assert [row.plain for row in by_itself] == [row.steered for row in by_itself]
-    assert [row.plain for row in steered] != [row.steered for row in steered]
+    assert all(plain == said for _, plain, said in by_itself)
+    assert any(plain != said for _, plain, said in steered)
     archive = session.download(session.captions.folder("objects"), "focus")
     assert other.open_prompt([archive]) == "captions"
-    assert other.captions.learned() == ["objects", "objects (from a file)"]
+    assert other.captions.learned() == ["objects", "objects (file 1)"]
+    again = Studio(studio.folder, models).session(other.name)
+    assert again.captions.learned() == other.captions.learned()
+
+
+def test_a_focus_of_another_captioner_is_spoken_by_that_captioner(tmp_path, models):
+    save_blip(tmp_path / "blip")
+    captioner = load_captioner(str(tmp_path / "blip"), device="cpu")
+    vectors = torch.randn(2, captioner.decoder.width, generator=torch.Generator().manual_seed(1))
+    prompt = Prompt(CaptionTemplate("smells"), Learned(LM_INPUT, vectors))
+    save(Captioner(captioner, Guidance(((prompt, 1.0),))), tmp_path / "run")
+    given = [tmp_path / "run" / name for name in ("prompt.json", "prompt.safetensors")]
+    with pytest.raises(UserError, match="but this studio has tiny"):
+        Studio(tmp_path / "without", models).session().open_prompt(given)
+    work = Studio(tmp_path / "with", Models(captioners=(captioner.name,), device="cpu")).session()
+    assert work.open_prompt(given) == "captions"
+    assert work.captions.captioner == captioner.name
+    assert work.captions.learned() == ["smells (file 1)"]
+    image = save_noise(tmp_path / "noise", 1)[0]
+    ((path, plain, steered),) = work.captions.write(image, work.captions.learned(), 1.0, None, 10.0)
+    told = load(tmp_path / "run", captioner).predict(image).text
+    assert (path, plain, steered) == (image, Captioner(captioner).caption([image])[0].text, told)
+    work.captions.captioner = "tiny"
+    assert work.captions.learned() == []
+
+
+def test_sessions_that_nobody_opened_for_a_month_are_deleted_at_the_start(tmp_path, models):
+    first = Studio(tmp_path / "studio", models)
+    old, recent, in_use = (first.session() for _ in range(3))
+    other = first.sessions / "notes"
+    other.mkdir()
+    for folder, days in ((old.folder, KEPT_DAYS + 1), (recent.folder, KEPT_DAYS - 1), (in_use.folder, 99), (other, 99)):
+        then = time.time() - days * 86400
+        os.utime(folder, (then, then))
+    assert first.session(in_use.name) is in_use
+    again = Studio(tmp_path / "studio", models)
+    assert again.n_forgotten == 1
+    assert {path.name for path in again.sessions.iterdir()} == {recent.name, in_use.name, "notes"}
+    assert again.session(old.name).name != old.name

@@ -10,10 +10,10 @@ import gradio as gr
 from mmprompt.core.file import save
 from mmprompt.data.catalog import read_card
 from mmprompt.errors import UserError
-from mmprompt.studio.classify import METHODS, OWN, SETS, ImageWork, Setting, bundled
+from mmprompt.studio.classify import KIND, METHODS, OWN, SETS, ImageWork, Setting, bundled
 from mmprompt.studio.pages import fragments
-from mmprompt.studio.pages.parts import BUSY, QUIET, Part, Updates, Watch, answered
-from mmprompt.studio.session import Session, Studio
+from mmprompt.studio.pages.parts import QUIET, Updates, Watch, Wiring
+from mmprompt.studio.session import Session
 
 BUNDLED = "a bundled set"
 N_PREVIEW = 6
@@ -31,29 +31,35 @@ def any_image(label: str, **how: Any) -> gr.Image:
 class ImagePage:
     """The controls, and what happens when they are used."""
 
-    def __init__(self, studio: Studio, browser: gr.BrowserState) -> None:
-        self.studio, self.browser = studio, browser
+    def __init__(self, wiring: Wiring) -> None:
+        self.wiring = wiring
         self._lay_out_data()
         gr.Markdown("## 2 · Learn a prompt")
         with gr.Accordion("Settings", open=False):
             with gr.Row():
-                self.backbone = gr.Dropdown(list(studio.models.backbones), value="tiny", label="Frozen model")
-                self.method = gr.Dropdown(list(METHODS), value=METHODS[0], label="Method")
+                offered = list(wiring.studio.models.offered[KIND])
+                backbone = gr.Dropdown(offered, value="tiny", label="Frozen model")
+                method = gr.Dropdown(list(METHODS), value=METHODS[0], label="Method")
             with gr.Row():
-                self.shots = gr.Slider(1, 16, value=Setting.shots, step=1, label="Training images of each class")
-                self.epochs = gr.Slider(1, 100, value=Setting.epochs, step=1, label="Epochs")
-        self.watch = Watch(studio, browser, "images", "Train")
+                shots = gr.Slider(1, 16, value=Setting.shots, step=1, label="Training images of each class")
+                epochs = gr.Slider(1, 100, value=Setting.epochs, step=1, label="Epochs")
+        setting = [self.source, self.chosen, backbone, method, shots, epochs]
+        self.watch = Watch(wiring, "images", "Train", self.submit, setting, self.show_trained)
         with gr.Column(visible=False) as self.after:
             gr.Markdown("## 3 · What came out")
             self.results = gr.HTML(elem_id="results")
-            self._lay_out_new_image()
+            gr.Markdown("## 4 · Try a new image")
+            with gr.Row():
+                image = any_image("New image", elem_id="new-image", height=260)
+                self.named = gr.HTML(elem_id="named")
+            wiring.on(image.change, self.named, self.try_image, image, is_busy=True)
             self._lay_out_words()
             gr.Markdown("## 6 · Take it with you")
             with gr.Row(elem_classes="actions"):
                 self.download = gr.DownloadButton("Download the prompt", elem_id="download")
-        self._connect()
 
     def _lay_out_data(self) -> None:
+        on = self.wiring.on
         gr.Markdown("## 1 · Choose images")
         choices = [("A bundled set", BUNDLED), ("My own images", OWN)]
         self.source = gr.Radio(choices, value=BUNDLED, label="Images", elem_id="source")
@@ -62,7 +68,7 @@ class ImagePage:
             self.chosen = gr.Dropdown(titles, value=SETS[0], label="Set", elem_id="set")
             self.preview = gr.HTML()
         with gr.Column(visible=False) as self.of_own:
-            self.class_name = gr.Textbox(value="", label="Class name", placeholder="red mug", elem_id="class-name")
+            class_name = gr.Textbox(value="", label="Class name", placeholder="red mug", elem_id="class-name")
             self.drop = gr.File(
                 label="Images of this class", file_count="multiple", file_types=["image"], elem_id="drop", height=140
             )
@@ -70,7 +76,11 @@ class ImagePage:
             self.classes = gr.HTML(elem_id="classes")
             with gr.Row(elem_classes="actions"):
                 self.which = gr.Dropdown([], label="Class to remove", value=None)
-                self.remove = gr.Button("Remove the class", variant="secondary")
+                remove = gr.Button("Remove the class", variant="secondary")
+        on(self.source.change, self.added, self.choose, self.source)
+        self.chosen.change(preview, self.chosen, self.preview, **QUIET)
+        on(self.drop.upload, self.added, self.add, class_name, self.drop, is_busy=True)
+        on(remove.click, self.added, self.drop_class, self.which)
 
     def _lay_out_words(self) -> None:
         gr.Markdown(
@@ -84,48 +94,15 @@ class ImagePage:
                     value="", label="Class names, one a line", elem_id="names", lines=6, max_lines=12
                 )
                 with gr.Row(elem_classes="actions"):
-                    self.reset = gr.Button("As learned", variant="secondary")
-                    self.keep = gr.Button("Keep for the download", variant="secondary", elem_id="keep")
+                    reset = gr.Button("As learned", variant="secondary")
+                    keep = gr.Button("Keep for the download", variant="secondary", elem_id="keep")
             with gr.Column():
                 self.reworded = gr.HTML(HINT, elem_id="reworded")
-
-    def _lay_out_new_image(self) -> None:
-        gr.Markdown("## 4 · Try a new image")
-        with gr.Row():
-            self.image = any_image("New image", elem_id="new-image", height=260)
-            self.named = gr.HTML(elem_id="named")
-
-    def _connect(self) -> None:
-        studio, browser = self.studio, self.browser
-
-        def on(listen: Any, notice: gr.HTML, handle: Any, inputs: list[Any], outputs: list[Any], **how: Any) -> None:
-            listen(answered(studio, notice, handle), [browser, *inputs], [notice, *outputs], **(QUIET | how))
-
-        setting = [self.source, self.chosen, self.backbone, self.method, self.shots, self.epochs]
-        self.watch.connect(self.submit, setting, self.show_trained, self.of_trained)
-        on(self.source.change, self.added, self.choose, [self.source, self.chosen], [self.of_set, self.of_own])
-        self.chosen.change(preview, self.chosen, self.preview, **QUIET)
-        own = [self.classes, self.which, self.drop]
-        on(self.drop.upload, self.added, self.add, [self.class_name, self.drop], own, **BUSY)
-        on(self.remove.click, self.added, self.drop_class, [self.which], own)
-        words = [self.template, self.names]
+        on, words = self.wiring.on, [self.template, self.names]
         for box in words:
-            on(box.change, self.reworded, self.reword, words, [self.named], trigger_mode="always_last")
-        shown = [one for one in self.of_trained if one is not self.reworded]
-        on(self.reset.click, self.reworded, self.as_learned, [], shown)
-        on(self.keep.click, self.reworded, self.keep_words, words, [self.download])
-        on(self.image.change, self.named, self.try_image, [self.image], [], **BUSY)
-
-    @property
-    def of_trained(self) -> list[Any]:
-        """What a finished training shows."""
-        return [self.after, self.results, self.template, self.names, self.reworded, self.named, self.download]
-
-    @property
-    def part(self) -> Part:
-        """What shows this part as a session has it."""
-        own = [self.of_set, self.of_own, self.classes, self.which, self.preview, self.source, self.chosen]
-        return Part(self.show, [*self.watch.outputs, *self.of_trained, *own])
+            on(box.change, self.reworded, self.reword, *words, trigger_mode="always_last")
+        on(reset.click, self.reworded, self.as_learned)
+        on(keep.click, self.reworded, self.keep_words, *words)
 
     def show(self, session: Session) -> Updates:
         """Show everything as the session has it."""
@@ -134,13 +111,12 @@ class ImagePage:
         chosen = Setting.data if work.setting.data == OWN else work.setting.data
         return {
             **self.watch.show(session),
-            **(self.show_trained(session) if work.trained is not None else {}),
+            **self.show_trained(session),
             **self._show_classes(work),
             self.source: OWN if is_own else BUNDLED,
             self.chosen: chosen,
-            self.of_set: gr.update(visible=not is_own),
-            self.of_own: gr.update(visible=is_own),
             self.preview: preview(chosen),
+            **self.choose(session, OWN if is_own else BUNDLED),
         }
 
     def submit(
@@ -161,7 +137,7 @@ class ImagePage:
         shown = {self.after: gr.update(visible=True), self.results: fragments.results(trained)}
         return {**shown, **words, self.reworded: HINT, self.named: "", self.download: str(archive)}
 
-    def choose(self, session: Session, source: str, chosen: str) -> Updates:
+    def choose(self, session: Session, source: str) -> Updates:
         """Show the controls of bundled or of own images."""
         return {self.of_set: gr.update(visible=source == BUNDLED), self.of_own: gr.update(visible=source == OWN)}
 
@@ -170,13 +146,13 @@ class ImagePage:
         if not class_name.strip():
             return {
                 self.drop: None,
-                self.added: fragments.refuse("The class has no name. Write one, then drop images."),
+                self.added: fragments.html("refuse", "The class has no name. Write one, then drop images."),
             }
         given = [Path(file) for file in files or []]
         found = session.images.own.add(class_name, given)
         for path in given:
             path.unlink(missing_ok=True)
-        return {**self._show_classes(session.images), self.drop: None, self.added: fragments.added(found)}
+        return {**self._show_classes(session.images), self.drop: None, self.added: fragments.html("added", found)}
 
     def drop_class(self, session: Session, name: str | None) -> Updates:
         """Remove a class of own images."""
@@ -187,7 +163,7 @@ class ImagePage:
 
     def _show_classes(self, work: ImageWork) -> Updates:
         return {
-            self.classes: fragments.own_classes(work.own),
+            self.classes: fragments.html("own_classes", work.own),
             self.which: gr.update(choices=list(work.own.classes), value=None),
         }
 
@@ -212,7 +188,7 @@ class ImagePage:
         folder = session.folder / "kept"
         save(found.classifier, folder)
         archive = session.download(folder, f"prompt-{session.images.trained.folder.name}-edited")
-        return {self.download: str(archive), self.reworded: fragments.reworded(found) + fragments.say("Kept.")}
+        return {self.download: str(archive), self.reworded: fragments.reworded(found) + fragments.html("say", "Kept.")}
 
     def try_image(self, session: Session, image: str | None) -> Updates:
         """Say what is on a new image."""
@@ -231,7 +207,4 @@ def preview(name: str) -> str:
     """Return some training images of a bundled set, each of another class."""
     data = bundled(Setting(name, shots=1))
     some = data.train[:: max(1, len(data.train) // N_PREVIEW)][:N_PREVIEW]
-    names = [data.class_names[item.label] for item in some]
-    return fragments.cards(
-        (one.path, f"a training image of {name}", name) for one, name in zip(some, names, strict=True)
-    )
+    return fragments.html("examples", [(item.path, data.class_names[item.label]) for item in some])

@@ -8,15 +8,13 @@ from typing import Any
 import gradio as gr
 
 from mmprompt.errors import UserError
-from mmprompt.studio.pages import fragments
 from mmprompt.studio.pages.captions import CaptionPage
+from mmprompt.studio.pages.fragments import html
 from mmprompt.studio.pages.images import ImagePage
-from mmprompt.studio.pages.parts import BUSY, QUIET, Part, refusal
+from mmprompt.studio.pages.parts import QUIET, Wiring, refusal
 from mmprompt.studio.pages.texts import TextPage
-from mmprompt.studio.session import Studio
+from mmprompt.studio.session import Session, Studio
 
-KEY = "mmprompt-studio"
-"""Under which a browser keeps the name of its session; the name is the secret, no key could add to it."""
 MOST_BYTES = "25mb"
 TITLE = """<header><h1>mmprompt studio</h1>
 <p>Learn a few vectors that steer a frozen model. Nothing leaves this computer.</p></header>"""
@@ -40,51 +38,43 @@ THEME = gr.themes.Default(
 def build(studio: Studio) -> gr.Blocks:
     """Lay out the page."""
     with gr.Blocks(title="mmprompt studio", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
-        browser = gr.BrowserState("", storage_key=KEY, secret=KEY)
+        wiring = Wiring(studio)
         gr.HTML(TITLE)
+        parts: dict[str, ImagePage | CaptionPage | TextPage] = {}
         with gr.Tabs() as tabs:
             with gr.Tab("Images", id="images"):
-                images = ImagePage(studio, browser).part
+                parts["images"] = ImagePage(wiring)
             with gr.Tab("Captions", id="captions"):
-                captions = CaptionPage(studio, browser).part
+                parts["captions"] = CaptionPage(wiring)
             with gr.Tab("Language", id="texts"):
-                texts = TextPage(studio, browser).part
+                parts["texts"] = TextPage(wiring)
         with gr.Accordion("Load a prompt", open=False, elem_id="load"):
-            types = [".zip", ".json", ".safetensors"]
             given = gr.File(
                 label="A zip of a prompt, or prompt.json with prompt.safetensors",
                 file_count="multiple",
-                file_types=types,
+                file_types=[".zip", ".json", ".safetensors"],
                 height=120,
                 elem_id="load-file",
             )
             said = gr.HTML(elem_id="loaded")
-        parts = {"images": images, "captions": captions, "texts": texts}
-        _connect(studio, page, browser, parts, tabs, given, said)
+
+        def open_session(name: str) -> dict[Any, Any]:
+            session = studio.session(name)
+            shown = [part.show(session) for part in parts.values()]
+            return {wiring.browser: session.name} | {key: value for updates in shown for key, value in updates.items()}
+
+        def load_prompt(session: Session, files: list[str] | None) -> dict[Any, Any]:
+            try:
+                place = session.open_prompt([Path(file) for file in files or []])
+            except UserError as error:
+                return {said: refusal(error), given: None}
+            shown = {said: html("say", "Loaded."), given: None, tabs: gr.update(selected=place)}
+            return shown | parts[place].show(session)
+
+        wiring.on(given.upload, said, load_prompt, given, is_busy=True)
+        every = wiring.connect(page)
+        page.load(open_session, wiring.browser, [wiring.browser, *every], **QUIET)
     return page
-
-
-def _connect(
-    studio: Studio, page: gr.Blocks, browser: gr.BrowserState, parts: dict[str, Part], tabs: Any, given: Any, said: Any
-) -> None:
-    every = [component for part in parts.values() for component in part.outputs]
-
-    def open_session(name: str) -> dict[Any, Any]:
-        session = studio.session(name)
-        shown = [part.show(session) for part in parts.values()]
-        return {browser: session.name} | {key: value for updates in shown for key, value in updates.items()}
-
-    def load_prompt(name: str, files: list[str] | None) -> dict[Any, Any]:
-        session = studio.session(name)
-        try:
-            place = session.open_prompt([Path(file) for file in files or []])
-        except UserError as error:
-            return {said: refusal(error), given: None}
-        shown = {said: fragments.say("Loaded."), given: None, tabs: gr.update(selected=place)}
-        return shown | parts[place].show(session)
-
-    page.load(open_session, browser, [browser, *every], **QUIET)
-    given.upload(load_prompt, [browser, given], [said, given, tabs, *every], **BUSY)
 
 
 def serve(studio: Studio, host: str, port: int) -> tuple[gr.Blocks, str]:

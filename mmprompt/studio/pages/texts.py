@@ -9,39 +9,41 @@ import gradio as gr
 from mmprompt.errors import UserError
 from mmprompt.language.data import load_texts
 from mmprompt.studio.pages import fragments
-from mmprompt.studio.pages.parts import QUIET, Part, Updates, Watch, refusal
-from mmprompt.studio.session import Session, Studio
+from mmprompt.studio.pages.parts import QUIET, Updates, Watch, Wiring, refusal
+from mmprompt.studio.session import Session
 from mmprompt.studio.texts import ARROW, BUNDLED
 
 
 class TextPage:
     """The controls, and what happens when they are used."""
 
-    def __init__(self, studio: Studio, browser: gr.BrowserState) -> None:
-        self.studio = studio
+    def __init__(self, wiring: Wiring) -> None:
+        self.studio = wiring.studio
         data = load_texts(BUNDLED)
         example = data.test[0].fields["text"]
         gr.Markdown("## 1 · Learn from rows of text")
         with gr.Row():
-            self.model = gr.Dropdown(list(studio.models.language_models), value="tiny", label="Frozen language model")
-            self.epochs = gr.Slider(1, 30, value=6, step=1, label="Epochs")
-        self.lines = gr.Textbox(
+            offered = list(self.studio.models.offered["language"])
+            model = gr.Dropdown(offered, value="tiny", label="Frozen language model")
+            epochs = gr.Slider(1, 30, value=6, step=1, label="Epochs")
+        lines = gr.Textbox(
             label=f"Rows, one a line: text {ARROW} answer. Left empty, it is the bundled set: is somebody in it?",
             placeholder=f"{example} {ARROW} {data.test[0].label}",
             lines=3,
             max_lines=10,
             elem_id="rows",
         )
-        self.watch = Watch(studio, browser, "texts", "Learn the prompt")
+        inputs = [model, lines, epochs]
+        self.watch = Watch(wiring, "texts", "Learn the prompt", self.submit, inputs, self.show_learned)
         with gr.Column(visible=False) as self.after:
             self.scores = gr.HTML(elem_id="scores")
             gr.Markdown("## 2 · Prompt against instruction")
-            self.text = gr.Textbox(label="Text", value=example, elem_id="text")
-            self.instruction = gr.Textbox(
+            text = gr.Textbox(label="Text", value=example, elem_id="text")
+            instruction = gr.Textbox(
                 label="Instruction, in words", value=data.instructions[-1], elem_id="instruction", lines=2
             )
             with gr.Row(elem_classes="actions"):
-                self.ask = gr.Button("Answer with both", variant="primary", elem_id="ask")
+                ask = gr.Button("Answer with both", variant="primary", elem_id="ask")
                 self.download = gr.DownloadButton("Download the prompt")
             self.problem = gr.HTML()
             with gr.Row():
@@ -51,20 +53,9 @@ class TextPage:
                 with gr.Column():
                     gr.Markdown("### The learned prompt says")
                     self.learned = gr.HTML(elem_id="by-prompt")
-        self.watch.connect(self.submit, [self.model, self.lines, self.epochs], self.show_learned, self.of_learned)
-        asked, said = [browser, self.text, self.instruction], [self.problem, self.written, self.learned]
-        for listen in (self.ask.click, self.text.submit):
-            listen(self.answer, asked, said, **QUIET)
-
-    @property
-    def of_learned(self) -> list[object]:
-        """What a finished training shows."""
-        return [self.after, self.scores, self.download]
-
-    @property
-    def part(self) -> Part:
-        """What shows this part as a session has it."""
-        return Part(self.show, [*self.watch.outputs, *self.of_learned])
+        for listen in (ask.click, text.submit):
+            said = [self.problem, self.written, self.learned]
+            listen(self.answer, [wiring.browser, text, instruction], said, **QUIET)
 
     def show(self, session: Session) -> Updates:
         """Show everything as the session has it."""
@@ -77,7 +68,7 @@ class TextPage:
     def show_learned(self, session: Session) -> Updates:
         """Show what there is since the last training or loading."""
         work = session.texts
-        if work.prompted is None or work.run is None:
+        if work.run is None:
             return {}
         return {
             self.after: gr.update(visible=True),
@@ -89,7 +80,7 @@ class TextPage:
         """Answer a text with both, as the words come."""
         try:
             for written, learned in self.studio.session(name).texts.compare(text, instruction):
-                shown = {self.written: fragments.side(written), self.learned: fragments.side(learned)}
+                shown = {self.written: fragments.html("side", written), self.learned: fragments.html("side", learned)}
                 yield {self.problem: "", **shown}
         except UserError as error:
             yield {self.problem: refusal(error)}
