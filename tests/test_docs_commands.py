@@ -55,9 +55,8 @@ if REAL_DATA is None:
         "refuses a set that is not whole; MMPROMPT_REAL_DATA names a whole one"
     )
 LONGER = {
-    r"^python -m pytest": (HOURS, "tests that the suite has anyway"),
+    r"^(MMPROMPT_\w+=\d+ )?python -m pytest": (HOURS, "tests of the suite, some of them many times over"),
     r"kill_verbs": (HOURS, "kills every verb at every change that it makes"),
-    r"^MMPROMPT_ATTACKS=6": (HOURS, "six times the attacks of the suite"),
     r"^python -m http.server": (MINUTES, "serves until it is stopped; tests/exports/test_browser.py opens the page"),
     r"^python scripts/soak/": (MINUTES, "four minutes under load"),
     r"^python scripts/bench/(answers|table|captioning|serving|memory)": (MINUTES, "measures"),
