@@ -46,6 +46,7 @@ NOT_HERE = {
     r"^torchrun --nnodes 2": "asks for two machines",
     r"^python scripts/(pretrain_|train_photo_)": "made what the package ships, from artwork and texts of the network",
     r"captions_val2017|measure_own_photos": "asks for COCO's captioned photographs",
+    r"slurm\.yaml": "asks for Slurm",
     r"stories260K": "asks for a model that is not fetched by any command of ours",
 }
 """Lines that no test runs, by what they begin with or hold, and why."""
@@ -57,6 +58,8 @@ if REAL_DATA is None:
 LONGER = {
     r"^(MMPROMPT_\w+=\d+ )?python -m pytest": (HOURS, "tests of the suite, some of them many times over"),
     r"kill_verbs": (HOURS, "kills every verb at every change that it makes"),
+    r"soak/kills": (HOURS, "kills every verb 200 times"),
+    r"^mmprompt data encode": (MINUTES, "starts a cluster of Ray"),
     r"^python -m http.server": (MINUTES, "serves until it is stopped; tests/exports/test_browser.py opens the page"),
     r"^python scripts/soak/": (MINUTES, "four minutes under load"),
     r"^python scripts/bench/(answers|table|captioning|serving|memory)": (MINUTES, "measures"),

@@ -4,7 +4,7 @@ The verbs take turns, so that the figures are even whenever it is ended; they ar
 
     CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 python scripts/soak/kills.py --kills 200 --json docs/results/kills.json
 
-`tests/cli/kill_verbs.py` kills the same commands before each change that they make to their files.
+Needs Linux. `tests/cli/kill_verbs.py` kills the same commands before each change that they make to their files.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ VERBS = ("train", "train a head", "caption train", "llm train", "compare", "tune
 
 
 class Command(NamedTuple):
-    """A command, what is added when it is run again, its files when it is left alone, and how long it takes then."""
+    """A command, what is added when it is run again, and its files and CPU seconds when it is left alone."""
 
     line: str
     more: str
@@ -45,19 +45,28 @@ def left_alone(root: Path, name: str, line: str, more: str) -> Command:
     warm(root, name, line)
     found = []
     for index in range(2):
-        folder, started = root / f"whole-{name.replace(' ', '-')}-{index}", time.perf_counter()
-        assert wait(fork(partial(call, folder, line))) == 0, f"{name} failed when it was left alone"
+        folder = root / f"whole-{name.replace(' ', '-')}-{index}"
+        _, status, used = os.wait4(fork(partial(call, folder, line)), 0)
+        assert status == 0, f"{name} failed when it was left alone"
         found.append(content(folder))
-        seconds = time.perf_counter() - started
+        seconds = used.ru_utime + used.ru_stime
     assert found[0] == found[1], f"{name} does not repeat itself"
     return Command(line, more, found[0], seconds)
+
+
+def used_by(pid: int) -> float:
+    """The CPU seconds of a process so far; endless once it has ended."""
+    after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    state, ticks = after_name[0], int(after_name[11]) + int(after_name[12])
+    return float("inf") if state == "Z" else ticks / os.sysconf("SC_CLK_TCK")
 
 
 def kill_once(folder: Path, command: Command, moments: random.Random) -> tuple[str, list[str]]:
     """Kill a command and run it again: how far it had come, and the files that differ then."""
     while True:
-        pid = fork(partial(call, folder, command.line))
-        time.sleep(moments.uniform(0, command.seconds))
+        pid, moment = fork(partial(call, folder, command.line)), moments.uniform(0, command.seconds)
+        while used_by(pid) < moment:  # not by the clock, which a busy machine outruns
+            time.sleep(0.002)
         os.kill(pid, signal.SIGKILL)
         if wait(pid) == -signal.SIGKILL:
             break
