@@ -36,7 +36,7 @@ from mmprompt.models.dual_encoder.interface import DualEncoder
 
 N_SCENES, N_TRAIN, N_VAL = 800, 200, 60
 """Scenes whose captions are looked at, those among them that speak most of a focus, and others that are looked at."""
-N_STEPS = 200
+N_STEPS, SETTINGS = 200, LoRA(dropout=0.2, ratio=1.0)
 NORM = 0.7
 """Of a stand-in; a feature of the image tower has 1, of which much is no thing that a caption names."""
 GAIN, LOSS = 0.20, 0.10
@@ -161,7 +161,7 @@ def main(
     bare = said_with(Guidance())
     for focus in focuses:
         task = FocusTask(most_of(scenes, focus), focus, stand_ins)  # type: ignore[arg-type]
-        learned = mp.fit(LoRA(), captioner, task, seed=seed, progress=False, n_steps=N_STEPS).predictor
+        learned = mp.fit(SETTINGS, captioner, task, seed=seed, progress=False, n_steps=N_STEPS).predictor
         speakers = {"none": bare, "learned": said_with(learned.guidance)}
         for words in (wording.format(focus) for wording in ANY_WORDS):
             speakers[words] = said_with(Guidance(((hard_prompt(captioner, focus, words), 1.0),)))
