@@ -206,6 +206,12 @@ def labels_section(
         return Section(name, title, f"Not looked for: it takes two classes with two training {what}s or more.")
     labels = [classes.index(items[place][1]) for place in places]
     table = out_of_fold(features(places), labels)
+    agreed = float((table.argmax(1) == np.array(labels)).mean())
+    judge = f"Logistic regression on the frozen features, of each {what} by those fitted without it, agrees with "
+    judge += f"{written(agreed, 'percent')} of the labels"
+    guessed = max(map(labels.count, range(len(classes)))) / len(labels)
+    if agreed < (1 + guessed) / 2:  # nearer to the most frequent label for all than to what was given
+        return Section(name, title, f"Not looked for. {judge}, so its doubts would mean little.")
     rows: list[tuple[str, str, str, float]] = []
     pictures: list[Picture] = []
     for row in doubtful(table, labels):
@@ -217,8 +223,7 @@ def labels_section(
             pictures.append(Picture(shown, f"labelled {label}", f"looks like {like}"))
     said = f"{len(rows)} of {counted(len(places), f'training {what}')} carry a label that the others speak against."
     said += " Look at them; a prompt learns from every label it is given." if rows else ""
-    note = f"Logistic regression on the frozen features, of each {what} by those fitted without it (cleanlab). "
-    note += f"An unusual {what} of the right class is found too."
+    note = f"{judge}; cleanlab finds those that it speaks against. An unusual {what} of the right class is found too."
     columns = {what: "", "labelled": "", "looks like": "", "probability of its label": "percent"}
     return Section(name, title, said, note, columns, rows, pictures=pictures)
 

@@ -18,6 +18,7 @@ from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import Verbalizer
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.sites import Site
+from mmprompt.reports.sections import labels_section
 from tests.language_models import frozen_model
 
 WORDS = Verbalizer({"good": "good", "bad": "bad"})
@@ -112,3 +113,11 @@ def test_a_training_row_with_a_wrong_label_is_found_and_tokens_are_spelled_in_fu
     assert without["the prompt's share"] == 0 < learned["the prompt's share"] < 1
     assert all(word in rows[0].fields["text"] + rows[1].fields["text"] for word, _ in without["speak most"])
     assert (told.save(tmp_path).parent / "maps_1.png").stat().st_size > 1000
+
+
+def test_labels_that_features_tell_nothing_of_are_not_doubted() -> None:
+    generator = torch.Generator().manual_seed(0)
+    items = [(f"row {n}", "abcd"[n % 4]) for n in range(40)]
+    told = labels_section(items, lambda places: torch.randn(len(places), 8, generator=generator), "row")
+    assert told.said.startswith("Not looked for")
+    assert told.rows == ()
