@@ -38,6 +38,7 @@ FAULTS = {
 QUICK = [("train", "no permission"), ("caption train", "full disk"), ("llm train", "read-only")]
 OFTEN = ("train", "llm train") if N_POINTS < 0 else VERBS
 EVERY = QUICK if N_POINTS < 0 else [(verb, kind) for verb in VERBS for kind in FAULTS]
+LONGER = pytest.mark.skipif(N_POINTS < 0, reason="of the longer trial, which MMPROMPT_FAULTS=1 asks for")
 MONTH_S = 30 * 86400
 Capture = pytest.CaptureFixture[str]
 
@@ -185,6 +186,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(place)], check=True)
 
 
+@LONGER
 @pytest.mark.parametrize("verb", OFTEN)
 def test_a_disk_that_is_full(verb: str, lines: dict[str, str], whole: Any, small_disk: Path, capsys: Capture) -> None:
     expected, _ = whole(verb)
@@ -204,6 +206,7 @@ def room_of(place: Path) -> int:
     return found.f_bavail * found.f_frsize
 
 
+@LONGER
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_folder_that_may_not_be_written_to(verb: str, lines: dict[str, str], tmp_path: Path, capsys: Capture) -> None:
     os.chdir(tmp_path)
@@ -231,6 +234,7 @@ def as_anybody() -> Iterator[None]:
         assert libc.capset(header, had) == 0
 
 
+@LONGER
 @pytest.mark.parametrize("verb", VERBS)
 def test_numbers_that_are_not_finite(
     verb: str, lines: dict[str, str], whole: Any, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
