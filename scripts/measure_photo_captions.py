@@ -21,7 +21,7 @@ from mmprompt.captioning.metrics.caption_metrics import CaptionScores, score_cap
 from mmprompt.captioning.predictor import CaptionFeatures
 from mmprompt.files import make_folder
 from mmprompt.models.dual_encoder.interface import DualEncoder
-from mmprompt.models.image_features import encode_pictures
+from mmprompt.models.image_features import encode_images
 
 N_TEXTS, N_FIXED = 3000, 150
 SEEDS = (1, 2, 3)
@@ -76,7 +76,7 @@ def main(
         said[f"any caption, seed {seed}"] = random.Random(seed).sample(flat, len(items))
     said["one caption for all"] = [fixed_caption(flat, references)] * len(items)
     backbone = mp.load_backbone("photo", device="cpu")
-    pictures = encode_pictures(backbone, [item.image for item in items])
+    pictures = encode_images(backbone, [item.image for item in items])
     said["nearest caption"] = nearest_texts(backbone, pictures, random.Random(0).sample(flat, N_TEXTS))
     model = mp.load_captioner("photo", device="cpu")
     features = CaptionFeatures(model).of([item.image for item in items])

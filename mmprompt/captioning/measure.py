@@ -37,7 +37,7 @@ from mmprompt.captioning.readers.captioner import FrozenCaptioner
 from mmprompt.core.learned import Prompt
 from mmprompt.errors import UserError, bad_value
 from mmprompt.models.dual_encoder.interface import DualEncoder
-from mmprompt.models.image_features import Progress, encode_pictures
+from mmprompt.models.image_features import Progress, encode_images
 from mmprompt.progress import doing
 from mmprompt.settings import checked
 
@@ -206,7 +206,7 @@ def measure_captions(
     text = {one.name: score_captions(one.said, _references(items, one.focus or None)) for one in speakers}
     likeness = {}
     if encoder is not None:
-        images, used = encode_pictures(encoder, [item.image for item in items]), [captioner.encoder_fingerprint]
+        images, used = encode_images(encoder, [item.image for item in items]), [captioner.encoder_fingerprint]
         likeness = {one.name: clip_score(encoder, list(one.said.values()), images, used) for one in speakers}
     noted = [judge.notes, *(score.notes for score in text.values()), *(score.notes for score in likeness.values())]
     return CaptionMeasure(

@@ -30,7 +30,7 @@ from mmprompt.data.images import ImageLike, as_list, is_one, read_image
 from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
 from mmprompt.models.dual_encoder.interface import DualEncoder, without_text
 from mmprompt.models.dual_encoder.load import load_backbone
-from mmprompt.models.image_features import ImageFeatures, encode_pictures
+from mmprompt.models.image_features import ImageFeatures, encode_images
 from mmprompt.models.sites import TextSlots
 from mmprompt.settings import Share, check
 
@@ -243,7 +243,7 @@ class Classifier(nn.Module):
         with self.in_use():
             inserts = self.prompt.inserts("vision")
         if inserts:
-            return encode_pictures(self.backbone, paths, inserts, raw=self.reads_raw)
+            return encode_images(self.backbone, paths, inserts, raw=self.reads_raw)
         return features.wide(paths) if self.reads_raw else features.of(paths)
 
     def probabilities_of(self, encoded: Tensor) -> np.ndarray:

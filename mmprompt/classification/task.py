@@ -30,7 +30,7 @@ from mmprompt.data.transforms import augment_coop
 from mmprompt.errors import UserError
 from mmprompt.models.dual_encoder.interface import DualEncoder, without_text
 from mmprompt.models.dual_encoder.load import load_backbone
-from mmprompt.models.image_features import ImageFeatures, encode_pictures, encode_tensors
+from mmprompt.models.image_features import ImageFeatures, encode_images, encode_tensors
 from mmprompt.settings import check, checked
 from mmprompt.training.callbacks import Callback
 from mmprompt.training.loop import count_epochs
@@ -148,7 +148,7 @@ class ClassificationProblem:
         places = range(0, self.n_items, -(-self.n_items // MOST_IMAGES))
         images = [self.images[place] for place in places]
         paths = self._paths(images)
-        features = encode_pictures(self.backbone, images) if paths is None else self.stored.of(paths)
+        features = encode_images(self.backbone, images) if paths is None else self.stored.of(paths)
         classes = zero_shot(self.backbone, self.classifier.class_names, self.template).class_features()
         labels = self.labels[list(places)].cpu().numpy()
         named = (features @ classes.T).argmax(1).cpu().numpy()
@@ -160,7 +160,7 @@ class ClassificationProblem:
         if paths is None or self.classifier.prompt.has("vision"):
             with self.classifier.in_use():
                 inserts = self.classifier.prompt.inserts("vision")
-            return encode_pictures(self.backbone, images, inserts, raw=raw)
+            return encode_images(self.backbone, images, inserts, raw=raw)
         return self.stored.wide(paths) if raw else self.stored.of(paths)
 
     def _validation_features(self) -> tuple[Tensor, Tensor] | None:
@@ -196,7 +196,7 @@ class ClassificationProblem:
     def _encode_view(self, view: int | None) -> Tensor:
         paths = self._paths(self.images)
         if view is None:
-            return encode_pictures(self.backbone, self.images) if paths is None else self.stored.of(paths)
+            return encode_images(self.backbone, self.images) if paths is None else self.stored.of(paths)
         if paths is None or not self.recipe.views:  # a view of its own in every epoch never comes back
             return encode_tensors(self.backbone, (self._augmented(index, view) for index in range(self.n_items)))
         return self.stored.of_view(paths, self.seed, view)

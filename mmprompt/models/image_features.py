@@ -111,7 +111,7 @@ def encode_tensors(
     return torch.cat(each or [torch.empty(0, backbone.embed_dim, device=backbone.device, dtype=backbone.dtype)])
 
 
-def encode_pictures(
+def encode_images(
     backbone: DualEncoder,
     sources: Sequence[ImageLike],
     inserts: Mapping[Site, Insert] | None = None,

@@ -192,7 +192,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         command = content.get("call", {}).get("command", "its command")
         raise bad_file(path, f"is of a run for {content['kind']}, which no file of options repeats", f"Type {command}.")
     try:
-        place = content.get("call", {}).get("pictures") or {"data": content["data"]["name"]}
+        place = content.get("call", {}).get("data") or {"data": content["data"]["name"]}
         return {
             **{name: value for name, value in place.items() if value is not None},
             "backbone": content["backbone"]["name"],

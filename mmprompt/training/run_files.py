@@ -51,7 +51,7 @@ class _Place:
 @dataclass(frozen=True)
 class _Call:
     command: str = ""
-    pictures: _Place = _Place()
+    data: _Place = _Place()
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def place_of_data(folder: Path, training: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: neither says.
     """
-    place = read_run(folder).get("call", {}).get("pictures", {}) if (folder / RUN).is_file() else {}
+    place = read_run(folder).get("call", {}).get("data", {}) if (folder / RUN).is_file() else {}
     place = place or {"data": training.get("data", {}).get("name")}
     if not place.get("data"):
         raise UserError(f"{folder} does not say what it learned from. Give `data=PATH`.")

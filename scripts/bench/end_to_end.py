@@ -34,7 +34,7 @@ import mmprompt as mp
 from mmprompt.data.images import read_image
 from mmprompt.data.splits import Dataset, Item
 from mmprompt.models.dual_encoder.encoder import FrozenDualEncoder
-from mmprompt.models.image_features import encode_pictures
+from mmprompt.models.image_features import encode_images
 from mmprompt.training.recipe import Recipe, learning_rate
 from mmprompt.training.seeds import batches, epoch_order
 
@@ -152,7 +152,7 @@ def extrapolated(name: str, n_epochs: int) -> list[Row]:
         n_steps, more = N_FEW // recipe.batch_size, 4
         one, several = cpu_seconds(lambda: ours(1)), cpu_seconds(lambda: ours(1 + more))
         step = (several - one) / (more * n_steps)
-        image = cpu_seconds(lambda: encode_pictures(backbone, files)) / N_FEW
+        image = cpu_seconds(lambda: encode_images(backbone, files)) / N_FEW
         classes = cpu_seconds(mp.CoOp(n_ctx=N_CTX).build(backbone, data.class_names).class_features)
         plain_step = cpu_seconds(training.train) / n_steps
         with torch.no_grad():

@@ -40,7 +40,7 @@ from mmprompt.core.method import resolved_recipe, settled
 from mmprompt.data.images import read_image
 from mmprompt.errors import UserError
 from mmprompt.models.dual_encoder.load import TINY, load_backbone
-from mmprompt.models.image_features import CPU_BATCH, encode_pictures
+from mmprompt.models.image_features import CPU_BATCH, encode_images
 from mmprompt.models.sites import vectors_of
 from mmprompt.training.callbacks import Callback
 from mmprompt.training.recipe import Recipe
@@ -360,7 +360,7 @@ def test_at_least_one_vector_is_learned(make):
 def test_captions_are_ordered_by_likeness_too_and_keep_all_scores():
     ranker = load_backbone("tiny", device="cpu")
     image = load_captions("openart-scenes").test[0]
-    features = encode_pictures(ranker, [image.image])
+    features = encode_images(ranker, [image.image])
     texts = sorted(
         [image.of("emotions")[0], "an angry face."],
         key=lambda text: clip_score(ranker, [text], features).mean,

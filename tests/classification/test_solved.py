@@ -16,7 +16,7 @@ from mmprompt.core.fit import fit
 from mmprompt.core.method import Start
 from mmprompt.data.folder import ImageFolder
 from mmprompt.errors import UserError
-from mmprompt.models.image_features import ImageFeatures, encode_pictures
+from mmprompt.models.image_features import ImageFeatures, encode_images
 
 pytestmark = pytest.mark.usefixtures("feature_store")
 
@@ -90,11 +90,11 @@ def test_the_ensemble_is_the_sets_own_where_it_has_one(tiny_clip_backbone, whole
 
 
 def test_nearest_class_mean_picks_the_class_with_the_largest_cosine(tiny_clip_backbone, whole, features):
-    rows = encode_pictures(tiny_clip_backbone, paths(whole.train)).double().numpy()
+    rows = encode_images(tiny_clip_backbone, paths(whole.train)).double().numpy()
     labels = np.array([item.label for item in whole.train])
     means = np.stack([rows[labels == c].mean(0) for c in range(3)])
     means /= np.linalg.norm(means, axis=1, keepdims=True)
-    expected = (encode_pictures(tiny_clip_backbone, paths(whole.test)).double().numpy() @ means.T).argmax(1)
+    expected = (encode_images(tiny_clip_backbone, paths(whole.test)).double().numpy() @ means.T).argmax(1)
     assert np.array_equal(table(NearestClassMean(), tiny_clip_backbone, whole, features).argmax(1), expected)
 
 
@@ -102,7 +102,7 @@ def test_nearest_class_mean_picks_the_class_with_the_largest_cosine(tiny_clip_ba
 def test_a_linear_probe_with_the_strength_given_is_scikit_learns(n_classes, tiny_clip_backbone, whole, features):
     train, test = (tuple(i for i in part if i.label < n_classes) for part in (whole.train, whole.test))
     some = replace(whole, class_names=whole.class_names[:n_classes], train=train, test=test)
-    rows, held = (encode_pictures(tiny_clip_backbone, paths(p)).double().numpy() for p in (train, test))
+    rows, held = (encode_images(tiny_clip_backbone, paths(p)).double().numpy() for p in (train, test))
     model = LogisticRegression(C=2.0, max_iter=1000).fit(rows, [item.label for item in train])
     found = table(LinearProbe(inverse_strength=2.0), tiny_clip_backbone, some, features)
     assert found == pytest.approx(model.predict_proba(held), rel=1e-12)
@@ -134,7 +134,7 @@ def test_the_strength_stays_within_a_million():
 
 
 def test_without_validation_a_linear_probe_chooses_by_folds_of_its_training_images(tiny_clip_backbone, data, features):
-    rows = encode_pictures(tiny_clip_backbone, paths(data.train)).double().numpy()
+    rows = encode_images(tiny_clip_backbone, paths(data.train)).double().numpy()
     labels = np.array([item.label for item in data.train])
     folds = np.array([(labels[:place] == label).sum() for place, label in enumerate(labels)])  # four of four images
 

@@ -11,7 +11,7 @@ from mmprompt.classification.methods.solved import TextAndMeans, TextProbe
 from mmprompt.classification.task import zero_shot
 from mmprompt.core.fit import fit
 from mmprompt.errors import UserError
-from mmprompt.models.image_features import encode_pictures
+from mmprompt.models.image_features import encode_images
 
 pytestmark = pytest.mark.usefixtures("feature_store")
 
@@ -26,7 +26,7 @@ def names(data, items):
 
 def by_hand(backbone, text, data, items):
     """Class vectors straight from their definition."""
-    rows = encode_pictures(backbone, paths(items)).double()
+    rows = encode_images(backbone, paths(items)).double()
     sums = torch.stack([rows[[item.label == c for item in items]].sum(0) for c in range(len(data.class_names))])
     return F.normalize(text.double() + sums, dim=-1)
 
@@ -36,7 +36,7 @@ def test_a_class_is_the_direction_of_its_text_and_its_images(tiny_clip_backbone,
     text = classifier.class_features()
     classifier.update(paths(data.train), names(data, data.train))
     weight = by_hand(tiny_clip_backbone, text, data, data.train)
-    rows = encode_pictures(tiny_clip_backbone, paths(data.test)).double()
+    rows = encode_images(tiny_clip_backbone, paths(data.test)).double()
     expected = (tiny_clip_backbone.logit_scale * rows @ weight.T).softmax(1)
     assert classifier.predict_proba(paths(data.test)) == pytest.approx(expected.numpy(), abs=1e-5)
 
@@ -52,10 +52,10 @@ def test_one_by_one_in_any_order_is_all_at_once(tiny_clip_backbone, data):
 
 def test_a_class_that_was_told_nothing_keeps_its_text(tiny_clip_backbone, data):
     classifier = zero_shot(tiny_clip_backbone, data.class_names, data.template)
-    before = classifier.outputs(encode_pictures(tiny_clip_backbone, paths(data.test))).logits
+    before = classifier.outputs(encode_images(tiny_clip_backbone, paths(data.test))).logits
     first = next(item for item in data.train if item.label == 0)
     classifier.update(first.path, data.class_names[0])
-    after = classifier.outputs(encode_pictures(tiny_clip_backbone, paths(data.test))).logits
+    after = classifier.outputs(encode_images(tiny_clip_backbone, paths(data.test))).logits
     torch.testing.assert_close(after[:, 1:], before[:, 1:])
     assert not torch.allclose(after[:, 0], before[:, 0])
 
@@ -76,7 +76,7 @@ def test_what_is_fitted_is_what_updating_gives_but_for_the_scale(tiny_clip_backb
     fitted = fit(TextAndMeans(), tiny_clip_backbone, data, progress=False).predictor
     updated = zero_shot(tiny_clip_backbone, data.class_names, data.template)
     updated.update(paths(data.train), names(data, data.train))
-    rows = encode_pictures(tiny_clip_backbone, paths(data.test))
+    rows = encode_images(tiny_clip_backbone, paths(data.test))
     one, other = (each.outputs(rows).logits / each.prompt.head.scale for each in (fitted, updated))
     torch.testing.assert_close(one, other)
 

@@ -163,7 +163,7 @@ def test_without_options_it_is_the_run_of_the_readme() -> None:
     from mmprompt.classification.cli.train import default_folder, read_call
 
     call = read_call([], "mmprompt train")
-    assert (call.run.backbone, call.pictures.data, call.run.shots, call.run.seed) == ("tiny", "openart-large", 16, 1)
+    assert (call.run.backbone, call.images.data, call.run.shots, call.run.seed) == ("tiny", "openart-large", 16, 1)
     assert default_folder(call) == Path("runs/openart-large-coop-16shots-seed1")
 
 

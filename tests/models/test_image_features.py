@@ -22,7 +22,7 @@ from mmprompt.models import feature_store
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.dual_encoder.load import load_backbone
 from mmprompt.models.feature_store import FILE_HASHES, FeatureStore
-from mmprompt.models.image_features import ImageFeatures, Job, View, decode, encode_batches, encode_pictures
+from mmprompt.models.image_features import ImageFeatures, Job, View, decode, encode_batches, encode_images
 
 PROGRAM = """
 import multiprocessing, sys
@@ -103,15 +103,15 @@ def test_every_batch_has_the_same_shape(tiny_clip_backbone: DualEncoder) -> None
 
 def test_mixed_precision_around_it_changes_nothing(tiny_clip_backbone: DualEncoder, paths: list[Path]) -> None:
     with torch.autocast("cpu", torch.bfloat16):
-        inside = encode_pictures(tiny_clip_backbone, paths)
-    assert torch.equal(inside, encode_pictures(tiny_clip_backbone, paths))
+        inside = encode_images(tiny_clip_backbone, paths)
+    assert torch.equal(inside, encode_images(tiny_clip_backbone, paths))
 
 
 def test_stored_features_are_those_computed_now(
     tiny_clip_backbone: DualEncoder, paths: list[Path], folder: Path
 ) -> None:
     ImageFeatures(tiny_clip_backbone).of(paths)
-    expected = encode_pictures(tiny_clip_backbone, paths)
+    expected = encode_images(tiny_clip_backbone, paths)
     assert torch.equal(ImageFeatures(tiny_clip_backbone).of(paths[::-1]), expected.flip(0))
 
 
@@ -163,7 +163,7 @@ def test_another_transform_has_rows_of_its_own(
 ) -> None:
     ImageFeatures(tiny_clip_backbone).of(paths)
     changed = with_means(tiny_clip_backbone, "another", (0.5, 0.5, 0.5))
-    assert torch.equal(ImageFeatures(changed).of(paths), encode_pictures(changed, paths))
+    assert torch.equal(ImageFeatures(changed).of(paths), encode_images(changed, paths))
 
 
 def test_transforms_that_are_worded_alike_are_told_apart(
@@ -320,7 +320,7 @@ def test_a_full_disk_stops_no_run(
     if not is_settled:  # then no hash of a file is written, and features come first
         for path in paths:
             path.touch()
-    assert torch.equal(ImageFeatures(tiny_clip_backbone).of(paths), encode_pictures(tiny_clip_backbone, paths))
+    assert torch.equal(ImageFeatures(tiny_clip_backbone).of(paths), encode_images(tiny_clip_backbone, paths))
     assert caplog.text.count("kept in memory alone") == 1
 
 
@@ -329,7 +329,7 @@ def test_a_store_of_another_version_is_no_obstacle(
 ) -> None:
     folder.mkdir(parents=True)
     (folder / "index.sqlite").write_bytes(b"SQLite format 3\x00" + bytes(5000))
-    expected = encode_pictures(tiny_clip_backbone, paths)
+    expected = encode_images(tiny_clip_backbone, paths)
     for _ in ("cold", "warm"):
         assert torch.equal(ImageFeatures(tiny_clip_backbone).of(paths), expected)
 

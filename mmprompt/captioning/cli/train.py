@@ -111,7 +111,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
             choice = choose_method(captioner, task, recipe, settings.seed)
             output.say(str(choice))
             method, task = choice.method, choice.task
-        call = {"command": command_of(arguments, prog), "pictures": place_of(settings)}
+        call = {"command": command_of(arguments, prog), "data": place_of(settings)}
         result = fit(method, captioner, task, folder, recipe, settings.seed, (), settings.resume, call=call)
     if is_first_process():
         conclude_training(output, settings, result, folder)

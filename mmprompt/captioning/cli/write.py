@@ -162,7 +162,7 @@ def describe_images(captioner: Captioner, ranker: DualEncoder | None = None) -> 
     """Make what writes captions of image files, a broken one as its error; a ranker orders the n best, see `rank`."""
     import torch
 
-    from mmprompt.models.image_features import encode_pictures
+    from mmprompt.models.image_features import encode_images
 
     def describe(paths: Sequence[Path], numbers: Sequence[int]) -> list[Caption | UserError]:
         images: dict[int, Image.Image] = {}
@@ -177,7 +177,7 @@ def describe_images(captioner: Captioner, ranker: DualEncoder | None = None) -> 
             features = captioner.backbone.encode_image(pixels)
             captions = captioner.caption_features(features, numbers=list(images))
             if ranker is not None:
-                captions = rank(captions, encode_pictures(ranker, list(images.values())), ranker)
+                captions = rank(captions, encode_images(ranker, list(images.values())), ranker)
             described.update(zip(images, captions, strict=True))
         return [described[number] for number in numbers]
 

@@ -179,7 +179,7 @@ def clip_score(
 ) -> ClipScores:
     """Compute CLIPScore, 2.5 × max(cos(image, "A photo depicts " + caption), 0) (Hessel et al. 2021, section 3).
 
-    The image features [N, E] are of unit norm and of the same encoder, such as `encode_pictures` gives; `used_before`
+    The image features [N, E] are of unit norm and of the same encoder, such as `encode_images` gives; `used_before`
     holds the fingerprints of the dual encoders that wrote or ranked these captions.
     """
     if not captions or len(captions) != len(image_features):

@@ -31,7 +31,7 @@ class Settings:
     device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
     json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
-    pictures: Images = field(default_factory=Images)
+    images: Images = field(default_factory=Images)
 
 
 def run(arguments: Sequence[str], prog: str) -> None:
@@ -39,9 +39,9 @@ def run(arguments: Sequence[str], prog: str) -> None:
     settings = parse(Settings, arguments, prog, DESCRIPTION)
     output = Output(settings.json)
     header = read_header(settings.run)
-    pictures = settings.pictures.or_of_run(settings.run, header["training"])
+    images = settings.images.or_of_run(settings.run, header["training"])
     draw = header["training"].get("data", {})  # the same shots and seed, so that train and val are the same again
-    data = pictures.load(draw.get("shots"), draw.get("seed") or 1)
+    data = images.load(draw.get("shots"), draw.get("seed") or 1)
     items = data.items(settings.split)
     if not items:
         raise UserError(f"the {settings.split} part of {data.name} is empty. Choose another --split.")
@@ -55,7 +55,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
     features = ImageFeatures(classifier.backbone)
     with ProgressDisplay() as progress:
         known = features.stored([item.path for item in items])
-        tested = pictures.sound(replace(data, train=(), val=(), test=items), progress.count("checking images"), known)
+        tested = images.sound(replace(data, train=(), val=(), test=items), progress.count("checking images"), known)
     if data.class_names != classifier.class_names:
         classifier = classifier.with_class_names(data.class_names)
     with ProgressDisplay() as progress:

@@ -66,7 +66,7 @@ class Call:
     """A command line, read; the method is made of its own group of settings. `reason` is why, where none was named."""
 
     run: Settings
-    pictures: Images
+    images: Images
     recipe: Recipe
     method: ClassificationMethod
     reason: str = ""
@@ -79,7 +79,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
     if is_first_process():
         check_folder(folder, call.run.resume)
     refuse_missing(call.run.backbone)
-    data = call.pictures.load(call.run.shots, call.run.seed)
+    data = call.images.load(call.run.shots, call.run.seed)
 
     from mmprompt.classification.measure import measure
     from mmprompt.classification.task import ClassificationTask
@@ -96,9 +96,9 @@ def run(arguments: Sequence[str], prog: str) -> None:
     task.predictor(method, backbone, call.run.seed)  # what does not go together is refused before all work and promises
     with ProgressDisplay() as progress:
         known = features.stored([item.path for split in SPLITS for item in data.items(split)])
-        data = call.pictures.sound(data, progress.count("checking images"), known)
+        data = call.images.sound(data, progress.count("checking images"), known)
     task = ClassificationTask.of(data, features)
-    said = {"command": command_of(arguments, prog), "pictures": kept_pictures(call.pictures)}
+    said = {"command": command_of(arguments, prog), "data": kept_place(call.images)}
     announce(output, call, backbone, data, folder)
     with ProgressDisplay() as progress:
         features.progress = progress.count("encoding images")
@@ -120,14 +120,14 @@ def read_call(arguments: Sequence[str], prog: str) -> Call:
     name = named or default.method
     names = [part.strip().replace("-", "_") for part in name.split("+")]
     kinds = dict(zip(names, method_types(name), strict=True))
-    groups: dict[str, Any] = {"run": Settings, "pictures": Images, **kinds, "recipe": Recipe}
+    groups: dict[str, Any] = {"run": Settings, "images": Images, **kinds, "recipe": Recipe}
     form = make_dataclass("Train", list(groups.items()), frozen=True)
     remember(form)
     start = filled(form, first_values(arguments, groups) | {"method": name})
     read: Any = parse(form, arguments, prog, DESCRIPTION, start, saved)
     settings = {key: value for group in kinds for key, value in asdict(getattr(read, group)).items()}
-    pictures = read.pictures if read.pictures.data else replace(read.pictures, data=DATA)
-    return Call(read.run, pictures, read.recipe, make_method(name, settings), "" if named else default.reason)
+    images = read.images if read.images.data else replace(read.images, data=DATA)
+    return Call(read.run, images, read.recipe, make_method(name, settings), "" if named else default.reason)
 
 
 def first_values(arguments: Sequence[str], groups: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def first_values(arguments: Sequence[str], groups: Mapping[str, Any]) -> dict[st
 
 def default_folder(call: Call) -> Path:
     """Return `runs/DATASET-METHOD-16shots-seed1`."""
-    name = Path(str(call.pictures.data)).stem
+    name = Path(str(call.images.data)).stem
     shots = "all" if call.run.shots is None else f"{call.run.shots}shots"
     return Path("runs") / f"{name}-{call.run.method}-{shots}-seed{call.run.seed}"
 
@@ -172,14 +172,14 @@ def announce(output: Output, call: Call, backbone: DualEncoder, data: Dataset, f
         output.say(f"Note: {note}", "dim")
 
 
-def kept_pictures(given: Images) -> dict[str, Any]:
+def kept_place(given: Images) -> dict[str, Any]:
     """Return where the images are, so that they are found from any folder."""
-    pictures = asdict(given)
-    pictures["data"] = str(given.path.resolve()) if given.path else given.data
+    place = asdict(given)
+    place["data"] = str(given.path.resolve()) if given.path else given.data
     for name in ("root", "datasets_dir"):
-        if pictures[name] is not None:
-            pictures[name] = str(Path(str(pictures[name])).resolve())
-    return pictures
+        if place[name] is not None:
+            place[name] = str(Path(str(place[name])).resolve())
+    return place
 
 
 def finish(result: Result[Classifier], folder: Path) -> Path | None:

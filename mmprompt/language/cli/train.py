@@ -86,7 +86,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
     )
     name = call.rows.data
     where = {"data": name if name in EMBEDDED else str(Path(name).resolve()), "shots": call.rows.shots}
-    said = {"command": command_of(arguments, prog), "pictures": where}
+    said = {"command": command_of(arguments, prog), "data": where}
     result = fit(call.method, model, task, folder, call.recipe, call.rows.seed, (), settings.resume, call=said)
     if not is_first_process():
         return

@@ -7,7 +7,7 @@ from PIL import Image
 from mmprompt.captioning.metrics.caption_metrics import clip_score
 from mmprompt.errors import UserError
 from mmprompt.models.dual_encoder.interface import DualEncoder
-from mmprompt.models.image_features import encode_pictures
+from mmprompt.models.image_features import encode_images
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def test_scores_are_the_published_formula(tiny_clip_backbone: DualEncoder, featu
 
 def test_features_of_pictures_are_taken_as_they_are(tiny_clip_backbone: DualEncoder) -> None:
     images = [Image.new("RGB", (32, 32), colour) for colour in ("red", "green")]
-    scores = clip_score(tiny_clip_backbone, CAPTIONS[:2], encode_pictures(tiny_clip_backbone, images))
+    scores = clip_score(tiny_clip_backbone, CAPTIONS[:2], encode_images(tiny_clip_backbone, images))
     assert all(0 <= score <= 2.5 for score in scores.by_image)
 
 
