@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -110,21 +111,17 @@ def test_learning_and_answering_leave_a_model_as_it_was(kind: str, tmp_path: Pat
     model = frozen_model(kind, torch.float32)
     before, settings = state_of(model.lm), model.lm.generation_config.to_dict()
     rows = tuple(TextRow({"text": text}, answer="happy", task="one") for text in TEXTS)
+    labelled = tuple(TextRow(row.fields, label) for row, label in zip(rows, ("happy", "sad") * 9, strict=False))
     for name, method in LANGUAGE_METHODS.items():
-        template = "{soft} {text} {answer}" if method().n_vectors else "{text} {answer}"
-        if name == "soft-verbalizer":
-            labelled = tuple(TextRow(row.fields, label) for row, label in zip(rows, ("happy", "sad") * 9, strict=False))
-            fit(
-                method(),
-                model,
-                TextData("small", labelled, (), (), ("happy", "sad"), template),
-                epochs=1,
-                progress=False,
-            )
-            continue
-        data = TextData("small", rows, (), (), template=template)
+        template = "{soft} {text} {answer}" if method().n_vectors or name == "searched-words" else "{text} {answer}"
+        data = TextData("small", rows, (), (), template=template, instructions=("{text}: {answer}",))
+        if name in ("soft-verbalizer", "searched-words"):
+            data = replace(data, train=labelled, labels=("happy", "sad"))
         chosen = PrefixTuning(2, hidden=8) if name == "prefix-tuning" else method()
         result = fit(chosen, model, data, recipe=Recipe(epochs=1), progress=False)
+        if data.labels:
+            result.predictor.classify(labelled)
+            continue
         generate_texts(result.predictor, rows, Generation(3, n_beams=2))
         "".join(stream_text(result.predictor, rows[0], Generation(3)))
         result.predictor.answer_log_probs(rows, [["happy", "sad"]] * len(rows))

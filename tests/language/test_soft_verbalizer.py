@@ -49,12 +49,17 @@ def problem_of(method: DecoderMethod, kind: str = "llama", **options: object) ->
     return LanguageProblem(prompted, prompted.prompt, ROWS, (), "choices")
 
 
-@pytest.mark.parametrize("kind", ["llama", "opt", "opt_narrow", "gemma2", "t5", "bart", "RecurrentGemma"])
+@pytest.mark.parametrize("kind", ["llama", "opt", "opt_narrow", "gemma2", "t5", "RecurrentGemma"])
 def test_before_it_learns_it_says_what_the_words_say(kind: str) -> None:
     soft, words = (problem_of(method, kind).prompted for method in (METHOD, PromptTuning(3)))
     tolerance = 1e-4 if kind == "RecurrentGemma" else 1e-5  # learned numbers are kept in single precision
     found, expected = (one.label_log_probs(ROWS).double() for one in (soft, words))
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_a_model_with_a_bias_of_its_own_words_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^bart adds a bias to each word .* Use another method"):
+        problem_of(METHOD, "bart")
 
 
 def test_a_row_starts_as_the_mean_over_the_tokens_of_the_first_word() -> None:

@@ -118,8 +118,11 @@ class FrozenLanguageModel:
         """Return the rows [K, D] of the output layer of some tokens.
 
         Raises:
-            UserError: its weights are quantised, or lie elsewhere until they are read.
+            UserError: its weights are quantised, or lie elsewhere until they are read, or a bias of each word follows.
         """
+        if hasattr(self.lm, "final_logits_bias"):
+            problem = "adds a bias to each word of its vocabulary, which the rows of a soft verbalizer have not"
+            raise UserError(f"{self.name} {problem}. Use another method, or a model such as T5.")
         weight = self.lm.get_output_embeddings().weight
         if type(weight.data) is not Tensor or not weight.is_floating_point() or weight.is_meta:
             problem = "is quantised, or on disk until it is read, but a soft verbalizer starts from its rows"
