@@ -58,19 +58,18 @@ class Images:
         Raises:
             UserError: the run does not say.
         """
-        if self.data is not None:
-            return self
-        place = place_of_data(run, training)
-        try:
-            own_path(place["data"], Path(place["datasets_dir"]) if place.get("datasets_dir") else None)
-        except UserError:
-            where = "which is neither a data set nor a folder here. Give `data=PATH`."
-            raise UserError(f"{run} was learned from {place['data']}, {where}") from None
-        return self.at(place)
+        return self if self.data is not None else self.at(place_of_data(run, training))
 
     def at(self, place: Mapping[str, Any]) -> Images:
         """Return these images, with what `place_of_data` says where nothing else was said."""
         root, folder = (Path(place[name]) if place.get(name) else None for name in ("root", "datasets_dir"))
+        try:
+            own_path(place["data"], folder)
+        except UserError:
+            if "run" not in place:
+                raise
+            where = "which is neither a data set nor a folder here. Give `data=PATH`."
+            raise UserError(f"{place['run']} was learned from {place['data']}, {where}") from None
         return replace(
             self,
             data=place["data"],

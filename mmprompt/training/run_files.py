@@ -156,7 +156,7 @@ def run_id_of(config: Mapping[str, Any]) -> str:
 
 
 def place_of_data(folder: Path, training: Mapping[str, Any]) -> dict[str, Any]:
-    """Return where the data lies that a run learned from: `data`, a name or path, and what else its call said of it.
+    """Return where the data lies that a run learned from: `data`, a name or path, what else its call said of it, and `run`.
 
     Args:
         folder: of the run.
@@ -168,7 +168,7 @@ def place_of_data(folder: Path, training: Mapping[str, Any]) -> dict[str, Any]:
     place = place or {"data": training.get("data", {}).get("name")}
     if not place.get("data"):
         raise UserError(f"{folder} does not say what it learned from. Give `data=PATH`.")
-    return dict(place)
+    return {**place, "run": folder}
 
 
 def provenance(config: Mapping[str, Any]) -> dict[str, Any]:
