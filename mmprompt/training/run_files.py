@@ -156,7 +156,7 @@ def run_id_of(config: Mapping[str, Any]) -> str:
 
 
 def place_of_data(folder: Path, training: Mapping[str, Any]) -> dict[str, Any]:
-    """Return where the data lies that a run learned from: `data`, a name or path, what else its call said of it, and `run`.
+    """Return where the data lies that a run learned from: `data`, a name or path, what else its call said, and `run`.
 
     Args:
         folder: of the run.
