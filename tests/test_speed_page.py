@@ -17,7 +17,7 @@ ROWS = {
         *("coop", "cocoop", "kgcoop", "prograd", "ivlp", "maple", "promptsrc", "clip-lora", "tpt", "tip-adapter-f"),
         *("clip-adapter", "taskres", "clap", "gda", "lp-plus-plus", "linear-probe"),
     },
-    "end_to_end": {"end-to-end"},
+    "end_to_end": {"end-to-end", "photo", "photo, one view", "photo, stored"},
     "memory": {"memory-100", "memory-1000", "memory-21000"},
 }
 

@@ -92,7 +92,7 @@ def test_a_prompt_begins_at_any_that_was_trained(
 def test_a_prompt_that_is_no_start_is_refused(
     tmp_path: Path, data: Dataset, tiny_clip_backbone: DualEncoder, tiny_hf_clip_backbone: DualEncoder
 ) -> None:
-    with pytest.raises(UserError, match=r"holds no prompt\.json"):
+    with pytest.raises(UserError, match=r"is not there\. Give a folder"):
         started(CoOp(ctx_init=str(tmp_path / "none")), tiny_clip_backbone)
     for place, method in enumerate((CoOp(2, class_specific=True), CoCoOp(2, None), mp.VPT(1))):
         fit(method, tiny_clip_backbone, data, tmp_path / str(place), epochs=1, progress=False)

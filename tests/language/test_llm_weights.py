@@ -30,6 +30,7 @@ def test_both_are_in_one_file_with_their_settings(both: Path, capsys: pytest.Cap
         "n_soft": 4,
         "rank": 3,
         "alpha": 16.0,
+        "ratio": 1.0,
         "dropout": 0.0,
         "targets": ["q_proj", "v_proj"],
     }

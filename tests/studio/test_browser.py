@@ -232,8 +232,9 @@ def survive_a_reload(one: Visitor) -> None:
     one.shows("#results .bars")
     results = one.page.inner_text("#results")
     one.page.reload()
-    one.shows("#results .bars")
-    assert one.page.inner_text("#results") == results
+    one.page.wait_for_function(
+        "results => document.querySelector('#results')?.innerText === results", arg=results, timeout=WAIT_MS
+    )
 
 
 def bring_own_images(one: Visitor, folder: Path) -> None:
