@@ -270,7 +270,7 @@ MEASURED: dict[tuple[str, str], Measured] = {
     ("captioning", "PromptTuning"): Measured({"n_soft": 8}, _CAPTIONS),
     ("captioning", "PrefixTuning"): Measured({"n_prefix": 4, "reparametrise": False}, _CAPTIONS),
     ("captioning", "LoRA"): Measured(
-        {"targets": ("all", "head", "embeddings"), "dropout": 0.5, "ratio": 16.0},
+        {"targets": ("all", "head", "embeddings"), "dropout": 0.2, "ratio": 1.0},
         Recipe(**_CAPTIONS.given | {"lr": 0.02, "n_steps": 400}),
     ),
     ("language", "LoRA"): Measured({"targets": ("all",), "dropout": 0.0, "ratio": 1.0}),

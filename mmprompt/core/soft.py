@@ -205,10 +205,10 @@ class LoRA(WeightMethod):
     alpha: Annotated[float, Gt(0)] = 16.0
     """The terms are scaled by alpha / rank."""
     dropout: Annotated[float, Ge(0), Lt(1)] | None = None
-    """Share of what enters a term that is dropped in training; 0 for a language model, 0.5 for a captioner."""
+    """Share of what enters a term that is dropped in training; 0 for a language model, 0.2 for a captioner."""
     ratio: Annotated[float, Gt(0)] | None = None
-    """How many times faster the outer matrix of a term learns than the inner one (Hayou et al. 2024, "LoRA+"); 1 for a
-    language model, 16 for a captioner."""
+    """How many times faster the outer matrix of a term learns than the inner one (Hayou et al. 2024, "LoRA+"); 1 where
+    it is not given."""
     targets: tuple[str, ...] | None = None
     """all (every linear layer but the head), attention (those of attentions), head and embeddings (of a captioner,
     where words that it never said are to be said and read), or names of layers, such as q_proj; all for a language
