@@ -175,7 +175,7 @@ def read_train(arguments: Sequence[str], prog: str) -> tuple[Settings, Recipe, M
     parts: list[tuple[str, Any]] = [("run", Settings), ("recipe", Recipe)]
     given: list[Any] = [replace(Settings(), method=name), recipe]
     if name not in (AUTO, BOTH):
-        parts.insert(1, ("settings", kind))
+        parts.insert(1, ("method", kind))
         given.insert(1, kind(**measured_for(kind, *places).settings))
     form = make_dataclass("Train", parts, frozen=True)
     read: Any = parse(form, arguments, prog, DESCRIPTION, form(*given))
@@ -185,7 +185,7 @@ def read_train(arguments: Sequence[str], prog: str) -> tuple[Settings, Recipe, M
         expected = "captions have no validation accuracy to wait for"
         raise bad_value("patience", read.recipe.patience, expected, "Leave --patience out.")
     if name != AUTO:
-        return read.run, read.recipe, PromptTuning() + PrefixTuning() if name == BOTH else read.settings
+        return read.run, read.recipe, PromptTuning() + PrefixTuning() if name == BOTH else read.method
     changed = {field.name: getattr(read.recipe, field.name) for field in fields(Recipe)}
     changed = {option: value for option, value in changed.items() if value != getattr(recipe, option)}
     return read.run, Recipe(**changed), None  # each method keeps its own recipe but for what was given

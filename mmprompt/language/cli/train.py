@@ -179,7 +179,7 @@ def run_search(arguments: Sequence[str], prog: str) -> None:
     if name not in SEARCHES:
         raise unknown_name("search", name, SEARCHES)
     search = SEARCHES[name]
-    parts = {"run": SearchSettings, "rows": Learning, "words": search, "first": PromptInit, "loading": Loading}
+    parts = {"run": SearchSettings, "rows": Learning, "search": search, "start": PromptInit, "loading": Loading}
     form = make_dataclass("Search", list(parts.items()), frozen=True)
     call: Any = parse(form, arguments, prog, SEARCH_DESCRIPTION, form(*(part() for part in parts.values())))
     settings, rows = call.run, call.rows
@@ -195,7 +195,7 @@ def run_search(arguments: Sequence[str], prog: str) -> None:
     task = rows.task(output)
     model = call.loading.model(settings.backbone)
     bars = [ProgressBar()]
-    result = search_words(task, model, None, call.words, settings.n_tokens, call.first, folder, rows.seed, bars)
+    result = search_words(task, model, None, call.search, settings.n_tokens, call.start, folder, rows.seed, bars)
     say_of_words(output, result.prompted)
     lines = [["start", f"{result.start_loss:.3f}", result.start_text], ["found", f"{result.loss:.3f}", result.text]]
     output.table(["", "loss", "words"], lines, numbers=(1,))
