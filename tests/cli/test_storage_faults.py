@@ -38,7 +38,6 @@ FAULTS = {
 QUICK = [("train", "no permission"), ("caption train", "full disk"), ("llm train", "read-only")]
 OFTEN = ("train", "llm train") if N_POINTS < 0 else VERBS
 EVERY = QUICK if N_POINTS < 0 else [(verb, kind) for verb in VERBS for kind in FAULTS]
-LONGER = pytest.mark.skipif(N_POINTS < 0, reason="of the longer trial, which MMPROMPT_FAULTS=1 asks for")
 MONTH_S = 30 * 86400
 Capture = pytest.CaptureFixture[str]
 
@@ -186,7 +185,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(place)], check=True)
 
 
-@LONGER
 @pytest.mark.parametrize("verb", OFTEN)
 def test_a_disk_that_is_full(verb: str, lines: dict[str, str], whole: Any, small_disk: Path, capsys: Capture) -> None:
     expected, _ = whole(verb)
@@ -206,7 +204,6 @@ def room_of(place: Path) -> int:
     return found.f_bavail * found.f_frsize
 
 
-@LONGER
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_folder_that_may_not_be_written_to(verb: str, lines: dict[str, str], tmp_path: Path, capsys: Capture) -> None:
     os.chdir(tmp_path)
@@ -234,7 +231,6 @@ def as_anybody() -> Iterator[None]:
         assert libc.capset(header, had) == 0
 
 
-@LONGER
 @pytest.mark.parametrize("verb", VERBS)
 def test_numbers_that_are_not_finite(
     verb: str, lines: dict[str, str], whole: Any, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
@@ -252,7 +248,9 @@ def test_numbers_that_are_not_finite(
         patched.setattr(torch.Tensor, "backward", spoilt)
         said = refused(lines[verb], capsys)
     assert "the gradient became nan or infinite in epoch" in said
-    assert "are from before" in said
+    assert ("are from before" in said) == (
+        verb != "caption train"
+    )  # its third step chooses a method, and keeps nothing
     assert not (tmp_path / "run" / "prompt.json").exists()
     assert resumed(lines[verb]) == expected
 
