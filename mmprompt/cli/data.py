@@ -209,7 +209,7 @@ def run_encode(arguments: Sequence[str], prog: str) -> None:
     refuse_missing(given.backbone)
     paths = [path.absolute() for _, path in find_images(given.images)]
 
-    from mmprompt.experiments.encode import encode_images
+    from mmprompt.experiments.encode import store_features
     from mmprompt.models.dual_encoder.load import load_backbone
     from mmprompt.models.feature_store import LIMIT_VARIABLE, features_folder, limit_bytes
 
@@ -224,7 +224,7 @@ def run_encode(arguments: Sequence[str], prog: str) -> None:
         )
     with ProgressDisplay() as display:
         progress = display.count("images")
-        n_encoded = encode_images("classification", given.backbone, model, paths, workers, given.device, progress)
+        n_encoded = store_features("classification", given.backbone, model, paths, workers, given.device, progress)
     n_known = len(paths) - n_encoded
     output.say(f"{n_encoded:,} images encoded by {given.backbone}, {n_known:,} known before, in {features_folder()}.")
     output.document({"encoded": n_encoded, "known": n_known, "folder": str(features_folder())})

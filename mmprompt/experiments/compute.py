@@ -27,7 +27,7 @@ from mmprompt.core.header import HEADER, TENSORS
 from mmprompt.core.metrics import Evaluation
 from mmprompt.data.splits import SPLITS
 from mmprompt.errors import UserError
-from mmprompt.experiments.encode import FEATURES, LOADERS, encode_images
+from mmprompt.experiments.encode import FEATURES, LOADERS, store_features
 from mmprompt.experiments.grid import BASE, NEW, Cell, Grid, Part
 from mmprompt.experiments.memory import forget_peak, peak_bytes
 from mmprompt.experiments.results import Outcome, Score, is_settled, reopen, settle
@@ -117,7 +117,7 @@ def read_images(
                 paths |= dict.fromkeys(item.image for item in (*part.task.items, *part.items))
     for (kind, name), paths in images.items():
         if paths:
-            encode_images(kind, name, bench.take(kind, name), list(paths), workers, bench.device, progress)
+            store_features(kind, name, bench.take(kind, name), list(paths), workers, bench.device, progress)
 
 
 def fill(folder: Path, cells: Mapping[str, Cell], workers: Workers, bench: Bench, progress: CountProgress) -> None:

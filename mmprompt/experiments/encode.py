@@ -31,7 +31,7 @@ LEAST, MOST = 64, 4096
 """Images of a block, whose features are in memory at once."""
 
 
-def encode_images(
+def store_features(
     kind: str,
     name: str,
     model: Any,

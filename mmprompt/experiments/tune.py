@@ -21,7 +21,7 @@ from mmprompt.core.fit import fit
 from mmprompt.core.method import resolved_recipe
 from mmprompt.data.splits import Dataset
 from mmprompt.errors import UserError
-from mmprompt.experiments.encode import encode_images
+from mmprompt.experiments.encode import store_features
 from mmprompt.experiments.grid import Origin
 from mmprompt.experiments.study import N_REPORTS, Range, open_study, require_optuna, take_trial
 from mmprompt.experiments.workers import Workers
@@ -124,7 +124,7 @@ def tune(
     # every image once: a broken one is met now, and the workers find features in the store
     paths = dict.fromkeys(item.path for part in data for item in (*part.train, *part.val))
     place = ("classification", search.backbone, backbone)
-    encode_images(*place, list(paths), workers, device, partial(show, "images"))
+    store_features(*place, list(paths), workers, device, partial(show, "images"))
     job = _Job(search, storage, study_name(search, backbone, data), n_trials)
     study = open_study(storage, job.study)
     first = default_values(search, data[0])

@@ -19,7 +19,7 @@ from mmprompt.experiments import compute as computing
 from mmprompt.experiments import encode
 from mmprompt.experiments.compare import compare_grid
 from mmprompt.experiments.comparison_report import write_comparison
-from mmprompt.experiments.encode import encode_images, encode_share, n_stored
+from mmprompt.experiments.encode import encode_share, n_stored, store_features
 from mmprompt.experiments.grid import FEW_SHOT, Origin
 from mmprompt.experiments.results import settle
 from mmprompt.experiments.study import Range
@@ -151,13 +151,13 @@ def test_features_of_two_workers_are_those_of_one_process_bit_for_bit(
 ) -> None:
     shown: list[tuple[int, int]] = []
     ray = Workers(2, "ray")
-    assert encode_images("classification", model.name, model, images, ray, "cpu", lambda *n: shown.append(n)) == 140
+    assert store_features("classification", model.name, model, images, ray, "cpu", lambda *n: shown.append(n)) == 140
     assert shown[-1] == (N_IMAGES, N_IMAGES)
     assert n_stored(model) == N_IMAGES
     stored = ImageFeatures(model)
     assert stored.stored(images) == set(images)
     assert torch.equal(stored.of(images), ImageFeatures(model, store=None).of(images))
-    assert encode_images("classification", model.name, model, images, ray, "cpu") == 0
+    assert store_features("classification", model.name, model, images, ray, "cpu") == 0
 
 
 @pytest.mark.slow
@@ -165,7 +165,7 @@ def test_features_of_two_workers_are_those_of_one_process_bit_for_bit(
 def test_a_broken_image_is_named_by_workers_too(images: list[Path], model: DualEncoder) -> None:
     images[100].write_bytes(images[100].read_bytes()[:-40])
     with pytest.raises(UserError, match=images[100].name):
-        encode_images("classification", model.name, model, images, Workers(2, "ray"), "cpu")
+        store_features("classification", model.name, model, images, Workers(2, "ray"), "cpu")
 
 
 def test_one_worker_encodes_what_the_others_leave(images: list[Path], model: DualEncoder) -> None:
