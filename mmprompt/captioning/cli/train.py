@@ -19,8 +19,8 @@ from mmprompt.models.packaged import refuse_missing
 from mmprompt.progress import ProgressDisplay
 from mmprompt.settings import Count
 from mmprompt.terminal.output import JSON_HELP, Device, Output, check_folder, command_of
-from mmprompt.terminal.parser import parse, peek
-from mmprompt.training.recipe import Recipe
+from mmprompt.terminal.parser import given_names, parse, peek
+from mmprompt.training.recipe import LENGTHS, Recipe
 
 if TYPE_CHECKING:
     from mmprompt.captioning.predictor import Captioner
@@ -170,8 +170,8 @@ def read_train(arguments: Sequence[str], prog: str) -> tuple[Settings, Recipe, M
     kind: type[Any] = METHODS.get(name, PromptTuning)
     places = (peek(arguments, "backbone") or Settings.backbone, "captioning")
     recipe = MAPPER_RECIPE if name in (MAPPER, MAPPER_AND_SOFT) else resolved_recipe(kind, places, {}, None)
-    if peek(arguments, "epochs") is not None:  # in place of the steps that were measured
-        recipe = Recipe(**{option: value for option, value in recipe.given.items() if option != "n_steps"})
+    if given_names(arguments, LENGTHS):  # in place of the length that was measured
+        recipe = Recipe(**{option: value for option, value in recipe.given.items() if option not in LENGTHS})
     parts: list[tuple[str, Any]] = [("run", Settings), ("recipe", Recipe)]
     given: list[Any] = [replace(Settings(), method=name), recipe]
     if name not in (AUTO, BOTH):
