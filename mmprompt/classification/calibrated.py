@@ -55,8 +55,7 @@ class Calibrated(Classifier):
 def calibrated(classifier: Classifier, temperature: float) -> Calibrated:
     """Return a classifier of the same prompt with its logits divided by a temperature, on top of any before.
 
-    Raises:
-        UserError: it is a classifier of a form of its own.
+    One of a form of its own is refused.
     """
     if isinstance(classifier, Calibrated):
         temperature *= classifier.temperature

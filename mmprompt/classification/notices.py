@@ -35,13 +35,7 @@ class ZeroShotScore:
 
     @classmethod
     def of(cls, predictions: np.ndarray, labels: np.ndarray, n_classes: int) -> ZeroShotScore:
-        """Count what was named right.
-
-        Args:
-            predictions: [N] class indices.
-            labels: [N] class indices.
-            n_classes: C.
-        """
+        """Count the predictions [N] that are their labels [N], class indices both."""
         given, true = (np.bincount(each, minlength=n_classes) / len(labels) for each in (predictions, labels))
         return cls(int((predictions == labels).sum()), len(labels), float(given @ true))
 

@@ -129,16 +129,7 @@ class File:
         return value
 
     def take_layers(self, tower: Tower, name: str, first: int, *shape: int) -> list[Tensor]:
-        """Take what there is of the layers above a tower's input.
-
-        Args:
-            tower: whose.
-            name: of an entry, with {} for its number.
-            first: the number of the first one.
-            shape: of each.
-        Raises:
-            UserError: the tower has fewer layers, or one has another shape.
-        """
+        """Take what there is of the layers above a tower's input, from a first number on, which {} of the name is."""
         values: list[Tensor] = []
         while name.format(first + len(values)) in self.left:
             values.append(self.take(name.format(first + len(values)), *shape))
@@ -146,11 +137,7 @@ class File:
         return values
 
     def check_depth(self, tower: Tower, depth: int) -> None:
-        """Refuse vectors of more layers than a tower has.
-
-        Raises:
-            UserError: there are more.
-        """
+        """Refuse vectors of more layers than a tower has."""
         kind, n_layers = ("text", self.backbone.text_layers)
         if tower == "vision":
             kind, n_layers = ("image", self.backbone.vision_layers)
@@ -159,32 +146,20 @@ class File:
             raise self.refusal(problem)
 
     def check_classes(self, n_classes: int) -> None:
-        """Refuse what belongs to other classes than are named.
-
-        Raises:
-            UserError: their numbers differ.
-        """
+        """Refuse what belongs to other classes than are named."""
         if n_classes != len(self.class_names):
             names = len(self.class_names)
             raise self.refusal(f"was learned with {n_classes} classes, but {names} class names were given", NAMES)
 
     @property
     def vision_width(self) -> int:
-        """D of the image tower.
-
-        Raises:
-            UserError: it takes no vectors.
-        """
+        """D of the image tower, which must take vectors."""
         if self.backbone.vision_width is None:
             raise self.refusal(f"was learned in an image tower, but that of {self.backbone.name} has no image tokens")
         return self.backbone.vision_width
 
     def refuse_rest(self, dead: str) -> None:
-        """Refuse what no one took, but for what is known to be dead.
-
-        Raises:
-            UserError: names the first such entry.
-        """
+        """Refuse what no one took, but for what is known to be dead; the first such entry is named."""
         unknown = sorted(name for name in self.left if not re.fullmatch(dead, name))
         if unknown:
             others = f" and {len(unknown) - 1} more" if unknown[1:] else ""
@@ -249,11 +224,7 @@ def tokens(file: File) -> list[Tensor]:
 
 
 def plain_tokens(file: File) -> list[Tensor]:
-    """Take the tokens of a plain vision transformer's layers, as the code of Jia et al. keeps them.
-
-    Raises:
-        UserError: the tower has a norm before its blocks, which these tokens never went through.
-    """
+    """Take the tokens of a plain vision transformer's layers, as the code of Jia et al. keeps them."""
     view = getattr(file.backbone, "vision", None)
     if isinstance(view, VisionView) and not isinstance(view.pre_norm, nn.Identity):
         raise file.refusal(f"holds tokens of a plain ViT, but {file.backbone.name} has a norm before its blocks")
@@ -357,15 +328,13 @@ def template_of(
     """Return the vectors, the words that stay as they are after them, and the name.
 
     Args:
-        file: whose copies of embeddings are looked at.
+        file: whose copies of embeddings, named with `prefix`, are looked at.
         said: says where the name stands.
-        prefix: of the names of these copies.
+        prefix: see `file`.
         n_ctx: M.
-        words: that learning started from.
+        words: that learning started from; they must be cut between two of their tokens.
         n_learned: how many of their tokens learned.
         is_own: whether each class has its own vectors.
-    Raises:
-        UserError: the words cannot be cut there, or the copies are of another backbone, other words or other classes.
     """
     backbone, position = file.backbone, said.class_position or "end"
     ids = backbone.tokenize(words)[n_learned:] if words else []
@@ -495,11 +464,7 @@ def convert(
 
 
 def entries_of(path: Path, content: Any) -> dict[str, Any]:
-    """Return the entries of a checkpoint by name, those of what stands in another joined by dots.
-
-    Raises:
-        UserError: it has no names, or more than any checkpoint.
-    """
+    """Return the entries of a checkpoint by name, those of what stands in another joined by dots."""
     if not isinstance(content, Mapping):
         raise bad_file(path, "holds no entries with names", OTHER)
     state = content.get("state_dict")

@@ -86,11 +86,7 @@ class TestTimeClassifier(Classifier):
 
     @contextmanager
     def tuned_on(self, features: Tensor) -> Iterator[list[float]]:
-        """Tune what is learned in the text tower on the views of one image for a while, and give the loss of each step.
-
-        Args:
-            features: [V, E] of the views.
-        """
+        """Tune what is learned in the text tower on views [V, E] of an image for a while; give each step's loss."""
         tuned = [parameter for source in self.prompt.sources_of("text") for parameter in source.parameters()]
         before = [parameter.detach().clone() for parameter in tuned]
         needed = [parameter.requires_grad for parameter in tuned]

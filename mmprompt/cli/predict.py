@@ -100,11 +100,7 @@ def refuse_idle(settings: Settings, header: Mapping[str, Any]) -> None:
 def describe_all(
     describe: Describe, inputs: Sequence[tuple[str, Any]], is_text: bool, progress: CountProgress
 ) -> list[Said]:
-    """Describe all inputs by name, some at once; an image that cannot be read is an error of its own.
-
-    Raises:
-        UserError: none can be read.
-    """
+    """Describe all inputs by name, some at once; an image that cannot be read is an error of its own."""
     said: list[Said] = []
     progress(0, len(inputs))
     for start in range(0, len(inputs), AT_ONCE):

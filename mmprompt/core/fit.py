@@ -292,11 +292,7 @@ def evaluate(predictor: Any, data: Any, split: str = "test", **options: Any) -> 
 
 
 def task_of(data: Data[P] | str) -> Task[P]:
-    """Return the task of some data, or of the data set that a name means in the catalogue.
-
-    Raises:
-        UserError: it is neither data nor a name.
-    """
+    """Return the task of some data, or of the data set that a name means in the catalogue; refuse anything else."""
     if isinstance(data, str):
         from mmprompt.data.catalog import load_dataset
 
@@ -310,11 +306,7 @@ def task_of(data: Data[P] | str) -> Task[P]:
 
 
 def method_of(method: Method | str, task: Any) -> Method:
-    """Return a method that learns what a task asks for, or the one of that name.
-
-    Raises:
-        UserError: there is none of that name, or it is for tasks of another kind.
-    """
+    """Return a method that learns what a task asks for, or the one of that name; refuse one of another kind of task."""
     if isinstance(method, str):
         names = [part.strip() for part in method.split("+")]
         for name in names:
@@ -358,10 +350,6 @@ def describe_method(method: Any, names: dict[str, Any]) -> dict[str, Any]:
 
 
 def refuse_changed(model: Any) -> None:
-    """See that the frozen weights are what they were.
-
-    Raises:
-        RunFailed: they are not.
-    """
+    """Raise `RunFailed` where frozen weights are not what they were."""
     if model.compute_fingerprint() != model.fingerprint:
         raise RunFailed(f"weights of {model.name} changed while a prompt was trained, so nothing was saved")

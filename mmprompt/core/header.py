@@ -142,9 +142,6 @@ FACTS = {"classification": ClassifierFacts, "captioning": CaptionerFacts, "langu
 def read_header(folder: Path | str, kind: str | None = None) -> dict[str, Any]:
     """Read what a saved prompt says of itself: kind, backbone, sources, training.
 
-    Args:
-        folder: of the run.
-        kind: the one that is wanted, None for any.
     Raises:
         UserError: it is missing, edited, damaged, of another format, or of another kind than is wanted.
     """
@@ -205,10 +202,6 @@ def header_hash(header: Mapping[str, Any]) -> str:
 
 
 def check_new(folder: Path) -> None:
-    """Refuse to write where a finished prompt already is.
-
-    Raises:
-        UserError: the folder holds a saved prompt.
-    """
+    """Refuse to write where a finished prompt already is."""
     if (folder / HEADER).exists():
         raise UserError(f"{folder} already holds a finished run, and it is never overwritten. Give another `out`.")

@@ -5,6 +5,7 @@ A source may learn vectors directly, make them of others, or read the image. It 
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -17,6 +18,14 @@ from mmprompt.models.sites import Insert, Scope, Site, Tower, Vectors
 Inserts = dict[Site, Insert]
 LM_INPUT = Site("lm")
 LONGEST_SHOWN = 80
+
+
+def made_with(part: nn.Module) -> dict[str, Any]:
+    """Give the arguments that a source or head was made with, of each the attribute of its name."""
+    given = inspect.signature(type(part)).parameters.values()
+    return {
+        one.name: getattr(part, one.name) for one in given if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)
+    }
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,7 @@ class Source(nn.Module):
 
     def settings(self) -> dict[str, Any]:
         """Give the keyword arguments, JSON-ready, with which `SOURCES[kind]` makes a source of the same shapes."""
-        return {}
+        return made_with(self)
 
 
 class Learned(Source):
@@ -163,12 +172,7 @@ class Prompt(nn.Module):
         return {"template": shown, "learned at": sites, "head": head, "learned numbers": f"{n_learned:,}"}
 
     def inserts(self, tower: Tower | None = None, given: Given | None = None) -> Inserts:
-        """Give what enters all sites, or those of one tower.
-
-        Args:
-            tower: whose sites; None for all.
-            given: what sources may look at.
-        """
+        """Give what enters all sites, or those of one tower; `given` is what sources may look at."""
         given = given or Given()
         inserts: Inserts = {}
         for source in self.sources if tower is None else self.sources_of(tower):

@@ -283,12 +283,7 @@ docs/photographs.md, docs/methods.md and docs/captions.md say how."""
 
 @dataclass(frozen=True)
 class Default:
-    """The method of a backbone where the user names none.
-
-    Args:
-        method: its name.
-        reason: where that was found, in a few words.
-    """
+    """The name of a backbone's method where the user names none, and where that was found, in a few words."""
 
     method: str
     reason: str
@@ -333,12 +328,7 @@ def leading(method: Any) -> Any:
 
 
 def settled(method: Method, *places: str) -> Method:
-    """Fill in the settings that a method leaves None with what was measured in some places.
-
-    Args:
-        method: as the user made it.
-        places: as for `measured_for`.
-    """
+    """Fill in the settings that a method leaves None with what was measured in some places; see `measured_for`."""
     if isinstance(method, Combined):
         return replace(method, methods=tuple(settled(part, *places) for part in method.methods))
     joined = getattr(method, "losses", ())

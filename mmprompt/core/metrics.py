@@ -138,13 +138,7 @@ class Evaluation:
 
 
 def evaluate_probabilities(probabilities: np.ndarray, labels: Sequence[int], class_names: Sequence[str]) -> Evaluation:
-    """Score class probabilities.
-
-    Args:
-        probabilities: [N, C], N at least 1.
-        labels: [N] in 0..C-1.
-        class_names: C names.
-    """
+    """Score class probabilities [N, C], N at least 1, by labels [N] in 0..C-1."""
     predictions = probabilities.argmax(1)
     truth = np.asarray(labels)
     correct = predictions == truth
@@ -169,13 +163,9 @@ def _top5(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 
 def bootstrap_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of a mean over images (Efron 1979).
+    """95 % percentile bootstrap interval of the mean over images of numbers or booleans [N] (Efron 1979).
 
     Where all images are right, or all wrong, resampling finds nothing else, and the interval is Wilson's (1927).
-
-    Args:
-        values: [N] numbers or booleans, N at least 1.
-        seed: of the resampling.
     """
     if values.dtype == bool and values.all() == values.any():
         reach = Z_95**2 / (len(values) + Z_95**2)

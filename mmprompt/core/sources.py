@@ -56,6 +56,7 @@ class Conditioned(Source):
 
     def __init__(self, n_ctx: int, text_width: int, image_width: int) -> None:
         super().__init__()
+        self.n_ctx, self.text_width, self.image_width = n_ctx, text_width, image_width
         self.sites = (Site("text"),)
         self.context = nn.Parameter(torch.zeros(n_ctx, text_width))
         hidden = max(8, image_width // 16)
@@ -67,11 +68,6 @@ class Conditioned(Source):
         draw_linear(self.down, generator)
         draw_linear(self.up, generator)
         return self
-
-    def settings(self) -> dict[str, Any]:
-        """See `Source`."""
-        n_ctx, text_width = self.context.shape
-        return {"n_ctx": n_ctx, "text_width": text_width, "image_width": self.down.in_features}
 
     def forward(self, given: Given) -> Inserts:
         """Give a context [B, M, D] for each image."""
@@ -161,9 +157,8 @@ class LowRankTerms(Source):
 
     def settings(self) -> dict[str, Any]:
         """See `Source`."""
-        own = {"places": self.places, "rank": self.rank, "scale": self.scale, "dropout": self.dropout}
-        given = {"unit": self.unit, "ratio": self.ratio}
-        return own | {name: value for name, value in given.items() if value != 1.0}
+        made = super().settings()
+        return {name: value for name, value in made.items() if name not in ("unit", "ratio") or value != 1.0}
 
     def forward(self, given: Given) -> Inserts:
         """Give a term for each place."""
@@ -198,10 +193,6 @@ class Bottlenecks(Source):
             nn.init.zeros_(layer.bias)
         return self
 
-    def settings(self) -> dict[str, Any]:
-        """See `Source`."""
-        return {"places": self.places, "hidden": self.hidden}
-
     def forward(self, given: Given) -> Inserts:
         """Give the network of each place."""
         parts = zip(self.sites, self.down, self.up, strict=True)
@@ -224,10 +215,6 @@ class NormDeltas(Source):
         self.weights = nn.ParameterList(nn.Parameter(torch.zeros(width)) for width in places.values())
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(width)) for width in places.values())
 
-    def settings(self) -> dict[str, Any]:
-        """See `Source`."""
-        return {"places": self.places}
-
     def forward(self, given: Given) -> Inserts:
         """Give what is added to each norm."""
         parts = zip(self.sites, self.weights, self.biases, strict=True)
@@ -246,7 +233,8 @@ class Weights(Source):
 
     def __init__(self, shapes: Mapping[str, Sequence[int]], unit: float = 1.0) -> None:
         super().__init__()
-        self.unit, self.sites = unit, tuple(Site.parse(name) for name in shapes)
+        self.shapes, self.unit = {name: list(shape) for name, shape in shapes.items()}, unit
+        self.sites = tuple(Site.parse(name) for name in shapes)
         self.values = nn.ParameterList(nn.Parameter(torch.zeros(*shape)) for shape in shapes.values())
 
     def start_from(self, weights: Sequence[Tensor]) -> Weights:
@@ -254,11 +242,6 @@ class Weights(Source):
         for own, weight in zip(self.values, weights, strict=True):
             own.data.copy_(weight.detach().float() / self.unit)
         return self
-
-    def settings(self) -> dict[str, Any]:
-        """See `Source`."""
-        pairs = zip(self.sites, self.values, strict=True)
-        return {"shapes": {str(site): list(own.shape) for site, own in pairs}, "unit": self.unit}
 
     def forward(self, given: Given) -> Inserts:
         """Give the weights as they are now."""
@@ -284,10 +267,6 @@ class PixelFrame(Source):
         self.top, self.bottom = (nn.Parameter(torch.zeros(3, width, image_size)) for _ in range(2))
         self.left, self.right = (nn.Parameter(torch.zeros(3, inner, width)) for _ in range(2))
 
-    def settings(self) -> dict[str, Any]:
-        """See `Source`."""
-        return {"image_size": self.image_size, "width": self.width}
-
     def forward(self, given: Given) -> Inserts:
         """Give the frame as it is now, and nothing inside of it."""
         inner = self.left.new_zeros(3, self.left.shape[1], self.left.shape[1])
@@ -311,10 +290,6 @@ class PixelPatch(Source):
         super().__init__()
         self.image_size, self.width, self.is_random = image_size, width, is_random
         self.values = nn.Parameter(torch.zeros(3, width, width))
-
-    def settings(self) -> dict[str, Any]:
-        """See `Source`."""
-        return {"image_size": self.image_size, "width": self.width, "is_random": self.is_random}
 
     def forward(self, given: Given) -> Inserts:
         """Give the square where it stands now."""

@@ -74,11 +74,7 @@ ANSWER = Field("answer")
 
 @dataclass(frozen=True)
 class Soft:
-    """A place of soft vectors.
-
-    Args:
-        group: which of the template's groups of vectors stands there, in order of first appearance.
-    """
+    """A place of soft vectors; `group` is which of the template's, in order of first appearance."""
 
     group: int
 
@@ -133,11 +129,7 @@ class _Tag:
 
 
 def parse(text: str) -> tuple[tuple[Message, ...], tuple[Group, ...]]:
-    """The messages of a template and its groups of soft vectors.
-
-    Raises:
-        UserError: bad syntax, with its place.
-    """
+    """Read the messages of a template and its groups of soft vectors; refuse bad syntax, with its place."""
     for at, letter in enumerate(text):
         if "\ud800" <= letter <= "\udfff":
             raise _bad(text, at, "half a character (a lone surrogate) stands there", "Write it whole.")
@@ -164,13 +156,7 @@ def parse(text: str) -> tuple[tuple[Message, ...], tuple[Group, ...]]:
 
 
 def parse_line(text: str) -> tuple[list[Part], list[Group]]:
-    """Read a template of one line that ends in no answer, such as that around a class name.
-
-    Returns:
-        Its parts, and its groups of soft vectors.
-    Raises:
-        UserError: bad syntax, with its place.
-    """
+    """Read the parts and groups of a template of one line without an answer, such as that around a class name."""
     scanned = list(_scan(text, 0, len(text)))
     group_at, groups = _groups(text, [tag for tag in scanned if isinstance(tag, _Tag)])
     return [part if isinstance(part, str) else _part(text, part, group_at) for part in scanned], list(groups)

@@ -38,16 +38,7 @@ def augment_augmix(image: Image.Image, size: int, seed: int, epoch: int, index: 
     """Mix a crop as `augment_coop` draws it with changed copies of itself (Hendrycks et al. 2020, "AugMix", section 3).
 
     Three chains of one to three operations each, at severity 1 of 10, as Shu et al. 2022 ("TPT", released code) have
-    them.
-
-    Args:
-        image: RGB.
-        size: side of the result in pixels.
-        seed: of the run.
-        epoch: counted from 0.
-        index: of the image, counted from 0.
-    Returns:
-        [3, size, size] float32 in 0..1, not normalised.
+    them; arguments and result are those of `augment_coop`.
     """
     rng = random.Random(f"augmix {seed} {epoch} {index}")
     image = _crop_and_mirror(image, size, rng)

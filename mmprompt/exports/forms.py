@@ -44,11 +44,7 @@ FORMS = {
 
 
 def form_of(to: str, kind: str | None = None) -> Form:
-    """Return the form of that name, for a prompt of a kind if one is given.
-
-    Raises:
-        UserError: there is none, it is not for this kind, or a library that it needs is missing.
-    """
+    """Return the form of that name, for a prompt of a kind if one is given; refuse what cannot be."""
     if to == "torchscript":
         raise bad_value("to", to, "torch has replaced TorchScript by torch.export", "Use `to=pt2`.")
     if to not in FORMS:

@@ -68,11 +68,7 @@ def noise(classifier: Classifier, n_images: int) -> Tensor:
 
 
 def traced(classifier: Classifier) -> torch.export.ExportedProgram:
-    """Trace a classifier, for any number of images.
-
-    Raises:
-        UserError: see `PixelClassifier`, or its image tower cannot be traced.
-    """
+    """Trace a classifier, for any number of images; refuse an image tower that cannot be traced."""
     model = PixelClassifier(classifier).eval()
     if not classifier.prompt.needs_image:
         classifier.class_features()  # encoded now, so that the trace meets them as a constant

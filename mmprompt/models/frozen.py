@@ -34,11 +34,7 @@ class LoadOptions:
 
 
 def freeze(model: nn.Module, options: LoadOptions) -> None:
-    """Put a model in evaluation mode, on its device, with no weight that can learn.
-
-    Raises:
-        UserError: a weight is NaN or infinite.
-    """
+    """Put a model in evaluation mode, on its device, with no weight that can learn; refuse NaN and infinity."""
     if getattr(model, "hf_device_map", None) is None:  # else they are where they were loaded, and quantised perhaps
         model.to(device=options.device, dtype=options.dtype)
     model.eval().requires_grad_(False)

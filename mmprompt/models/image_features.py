@@ -57,11 +57,7 @@ class Job(NamedTuple):
 
 
 def decode(backbone: DualEncoder, jobs: Sequence[Job], n_workers: int | None = None) -> Iterator[Tensor]:
-    """Yield the input tensors [3, H, W] float32 of all views of all jobs, in order; `n_workers` as for `in_workers`.
-
-    Raises:
-        UserError: an image cannot be read; names the file.
-    """
+    """Yield the input tensors [3, H, W] float32 of all views of all jobs, in order; `n_workers` as for `in_workers`."""
     pixels = getattr(backbone, "pixels", None)  # so that workers are sent the transforms and not the weights
     if isinstance(pixels, PixelTransform):
         work = partial(_make_views, pixels.apply, pixels.normalize, pixels.size)
@@ -146,11 +142,7 @@ class ImageFeatures:
         self._rows: dict[Image, Tensor] = {}
 
     def of(self, paths: Sequence[Path]) -> Tensor:
-        """Return the features [N, E] of unit norm under the backbone's own test transform, on its device.
-
-        Raises:
-            UserError: an image cannot be read.
-        """
+        """Return the features [N, E] of unit norm under the backbone's own test transform, on its device."""
         return self._gather([(path, None) for path in paths])[:, : self.backbone.embed_dim]
 
     def wide(self, paths: Sequence[Path]) -> Tensor:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -88,7 +88,20 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Vectors:
+class _Insert:
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All tensors that a gradient may be wanted of."""
+        return tuple(value for value in vars(self).values() if isinstance(value, Tensor))
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Self:
+        """Return the same insert with other tensors, in the order of `tensors`."""
+        names = (name for name, value in vars(self).items() if isinstance(value, Tensor))
+        return replace(self, **dict(zip(names, tensors, strict=True)))
+
+
+@dataclass(frozen=True)
+class Vectors(_Insert):
     """Vectors for one site, with what they are shared over said and never guessed.
 
     Args:
@@ -104,18 +117,9 @@ class Vectors:
         """M, the number of vectors."""
         return self.values.shape[-2]
 
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All tensors that a gradient may be wanted of."""
-        return (self.values,)
-
-    def with_tensors(self, tensors: Sequence[Tensor]) -> Vectors:
-        """Return the same insert with other tensors, in the order of `tensors`."""
-        return replace(self, values=tensors[0])
-
 
 @dataclass(frozen=True)
-class LowRank:
+class LowRank(_Insert):
     """A low-rank term beside a projection (Hu et al. 2022, "LoRA", section 4.1): y + scale B A x.
 
     Args:
@@ -130,15 +134,6 @@ class LowRank:
     scale: float = 1.0
     dropout: float = 0.0
 
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All tensors that a gradient may be wanted of."""
-        return self.a, self.b
-
-    def with_tensors(self, tensors: Sequence[Tensor]) -> LowRank:
-        """Return the same insert with other tensors, in the order of `tensors`."""
-        return replace(self, a=tensors[0], b=tensors[1])
-
     def term(self, x: Tensor) -> Tensor:
         """Compute scale B A x for x [..., D]: [..., D']; of ids [...], columns of A are taken."""
         if not x.is_floating_point():
@@ -148,7 +143,7 @@ class LowRank:
 
 
 @dataclass(frozen=True)
-class NormDelta:
+class NormDelta(_Insert):
     """What is added to the weight and the bias of a layer norm (Farina et al. 2025, "Rethinking Few-Shot Adaptation").
 
     Args:
@@ -158,18 +153,9 @@ class NormDelta:
     weight: Tensor
     bias: Tensor
 
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All tensors that a gradient may be wanted of."""
-        return self.weight, self.bias
-
-    def with_tensors(self, tensors: Sequence[Tensor]) -> NormDelta:
-        """Return the same insert with other tensors, in the order of `tensors`."""
-        return replace(self, weight=tensors[0], bias=tensors[1])
-
 
 @dataclass(frozen=True)
-class PixelTerm:
+class PixelTerm(_Insert):
     """What is added to every normalised image (Bahng et al. 2022, "Exploring Visual Prompts", section 3.2).
 
     Args:
@@ -178,18 +164,9 @@ class PixelTerm:
 
     values: Tensor
 
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All tensors that a gradient may be wanted of."""
-        return (self.values,)
-
-    def with_tensors(self, tensors: Sequence[Tensor]) -> PixelTerm:
-        """Return the same insert with other tensors, in the order of `tensors`."""
-        return PixelTerm(*tensors)
-
 
 @dataclass(frozen=True)
-class Bottleneck:
+class Bottleneck(_Insert):
     """A small network behind a block or sublayer (Houlsby et al. 2019): y + W' gelu(W y + c) + c'.
 
     Args:
@@ -202,15 +179,6 @@ class Bottleneck:
     up: Tensor
     up_bias: Tensor
 
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All tensors that a gradient may be wanted of."""
-        return self.down, self.down_bias, self.up, self.up_bias
-
-    def with_tensors(self, tensors: Sequence[Tensor]) -> Bottleneck:
-        """Return the same insert with other tensors, in the order of `tensors`."""
-        return Bottleneck(*tensors)
-
     def term(self, y: Tensor) -> Tensor:
         """Compute what is added to y [..., D]."""
         down, down_bias, up, up_bias = (tensor.to(y.dtype) for tensor in self.tensors)
@@ -218,19 +186,10 @@ class Bottleneck:
 
 
 @dataclass(frozen=True)
-class Weight:
+class Weight(_Insert):
     """A weight that stands in place of the frozen one of its shape."""
 
     values: Tensor
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All tensors that a gradient may be wanted of."""
-        return (self.values,)
-
-    def with_tensors(self, tensors: Sequence[Tensor]) -> Weight:
-        """Return the same insert with other tensors, in the order of `tensors`."""
-        return Weight(*tensors)
 
 
 Insert = Vectors | LowRank | NormDelta | PixelTerm | Bottleneck | Weight

@@ -171,11 +171,7 @@ class Explanation:
 
 
 def data_of(kind: str, folder: Path | None, training: Mapping[str, Any], data: Any) -> Any:
-    """Return the data that was given, that of a name or path, or the data that a run learned from, drawn as it was.
-
-    Raises:
-        UserError: nothing says which, or it cannot be loaded.
-    """
+    """Return the data given, that of a name or path, or what a run learned from, drawn as it was."""
     if data is None and folder is None:
         raise bad_value("data", None, "a prompt in memory does not say what to look at", "Give `data`.")
     if data is not None and not isinstance(data, str | Path):

@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from mmprompt.core.confidence import reliability
-from mmprompt.core.label_errors import doubtful, out_of_fold
+from mmprompt.core.confidence import doubtful, fit_temperature, log_loss, out_of_fold, reliability, scaled
 from mmprompt.core.metrics import Evaluation
-from mmprompt.core.temperature import fit_temperature, log_loss, scaled
 from mmprompt.reports.explanation import Picture, Section, written
 from mmprompt.reports.explanation_figures import draw_worth
 from mmprompt.reports.figures import draw_classes, draw_reliability
@@ -82,11 +80,7 @@ def words_section(
 def worth_section(names: Sequence[str], loss: Sequence[float], accuracy: Sequence[float] | None, on: str) -> Section:
     """Say what each vector is worth: by how much the loss grows, in nats, and the accuracy falls, without it.
 
-    Args:
-        names: of the vectors.
-        loss: of each of them.
-        accuracy: of each of them, None where there is nothing to be right about.
-        on: what it was measured on, such as "of 120 images".
+    `accuracy` is None where there is nothing to be right about; `on` says of what it was measured, as "of 120 images".
     """
     order = np.argsort(-np.array(loss), kind="stable")
     best, n_idle = int(order[0]), sum(value <= 0 for value in loss)
@@ -111,14 +105,7 @@ def worth_section(names: Sequence[str], loss: Sequence[float], accuracy: Sequenc
 
 
 def changes_section(before: Evaluation, after: Evaluation, beside: str, pictures: Sequence[Picture] = ()) -> Section:
-    """Say which classes gained and lost.
-
-    Args:
-        before: without the prompt.
-        after: of the same items, with it.
-        beside: what `before` is called.
-        pictures: items whose answer changed.
-    """
+    """Say which classes gained and lost: `before` is without the prompt, and called `beside`, `after` with it."""
     old, new = before.per_class, after.per_class
     counts = np.bincount(after.labels, minlength=len(after.class_names))
     n_of = dict(zip(after.class_names, counts.tolist(), strict=True))
@@ -149,9 +136,7 @@ def calibration_section(
 ) -> Section:
     """Say what its probabilities are worth, and what one temperature, fitted on validation, makes of them.
 
-    Args:
-        held_out: class probabilities [N, C] and labels [N].
-        validation: the same, None where there is no such part.
+    Either part is class probabilities [N, C] and labels [N]; None where there is no validation.
     """
     probabilities, labels = held_out
     ways = {"as it is": (1.0, probabilities)}
@@ -229,14 +214,7 @@ def labels_section(
 
 
 def next_section(after: Evaluation, n_trained: Mapping[str, int], item: str, verb: str) -> Section:
-    """Say of which classes more should be collected.
-
-    Args:
-        after: what was measured with the prompt.
-        n_trained: of each class, how many it learned from.
-        item: such as "image".
-        verb: such as "Photograph".
-    """
+    """Say of which classes more should be collected: each an `item` such as "image", to "Photograph"."""
     counts = after.confusion
     rows = []
     for place, name in enumerate(after.class_names):

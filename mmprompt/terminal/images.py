@@ -50,14 +50,7 @@ class Images:
         return None if self.data is None else own_path(self.data, self.datasets_dir)
 
     def or_of_run(self, run: Path, training: Mapping[str, Any]) -> Images:
-        """Return these images, or where no `data` is named those that a run learned from.
-
-        Args:
-            run: its folder.
-            training: what its header says of that.
-        Raises:
-            UserError: the run does not say.
-        """
+        """Return these images, or where no `data` is named those that a run learned from, as its header says."""
         return self if self.data is not None else self.at(place_of_data(run, training))
 
     def at(self, place: Mapping[str, Any]) -> Images:

@@ -11,12 +11,11 @@ import torch
 
 import mmprompt as mp
 from mmprompt.classification.calibrated import Calibrated, calibrated
-from mmprompt.classification.explanation import temperature_of
-from mmprompt.classification.left_out import without_vector
+from mmprompt.classification.explanation import temperature_of, without_vector
 from mmprompt.classification.predictor import Classifier
 from mmprompt.classification.template import ClassTemplate
 from mmprompt.classification.words import spelled
-from mmprompt.core.label_errors import doubtful, out_of_fold
+from mmprompt.core.confidence import doubtful, out_of_fold
 from mmprompt.core.learned import Learned, Prompt
 from mmprompt.data.splits import Dataset
 from mmprompt.errors import UserError

@@ -51,11 +51,7 @@ class Settings:
 
 
 def run(arguments: Sequence[str], prog: str) -> None:
-    """Read the checkpoint and write the prompt.
-
-    Raises:
-        UserError: the checkpoint cannot be used, or the folder is taken; nothing is written then.
-    """
+    """Read the checkpoint and write the prompt; a call that is refused writes nothing."""
     settings = parse(Settings, arguments, prog, DESCRIPTION)
     output = Output(settings.json)
     check_folder(settings.out)
@@ -87,11 +83,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
 
 
 def names_in(given: str) -> list[str]:
-    """Return class names from a file of one a line, or as they are given, parted by commas.
-
-    Raises:
-        UserError: it is neither.
-    """
+    """Return class names from a file of one a line, or as they are given, parted by commas."""
     if "," not in given:
         path = Path(given)
         if not path.is_file():

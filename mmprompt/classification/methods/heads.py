@@ -36,11 +36,7 @@ class HeadMethod(ClassificationMethod):
     reads_text: ClassVar[bool] = True
 
     def prompt(self, backbone: DualEncoder, start: Start) -> Prompt:
-        """Make the template alone.
-
-        Raises:
-            UserError: it reads the text, and there is no text tower.
-        """
+        """Make the template alone; refuse an image tower alone where the text is read."""
         from mmprompt.core.learned import Prompt
 
         if self.reads_text:

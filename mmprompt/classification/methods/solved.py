@@ -246,14 +246,7 @@ class TextProbe(SolvedHead):
 
 
 def blend(predictor: Classifier, text_weight: Tensor, weight: Tensor, bias: Tensor | float) -> None:
-    """Give a classifier the head of weighted cosines and a linear map.
-
-    Args:
-        predictor: gets it.
-        text_weight: [C].
-        weight: [C, E].
-        bias: [C], or a number for all.
-    """
+    """Give a classifier the head of cosines weighted by class [C] and a linear map, of weight [C, E] and bias [C]."""
     from mmprompt.core.heads import Blend
 
     head = Blend(*weight.shape)
@@ -266,10 +259,7 @@ def blend(predictor: Classifier, text_weight: Tensor, weight: Tensor, bias: Tens
 def solve_gda(features: Tensor, labels: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:
     """Return weight [C, E] and bias [C] of Gaussian classes of one covariance, shrunk after Kubokawa and Srivastava.
 
-    Args:
-        features: [N, E].
-        labels: [N].
-        n_classes: C.
+    They are of features [N, E] with labels [N].
     """
     import torch
 
@@ -288,10 +278,7 @@ def solve_gda(features: Tensor, labels: Tensor, n_classes: int) -> tuple[Tensor,
 def left_out_temperature(head: Any, data: FrozenFeatures, text: Tensor) -> float:
     """Return the factor of the logits that suits the training images, each left out of its class; 1 at one shot.
 
-    Args:
-        head: with the sums of all training images.
-        data: the training images.
-        text: [C, E].
+    The head has the sums of all of them; the text is [C, E].
     """
     import torch
     import torch.nn.functional as F
@@ -385,9 +372,6 @@ def best_exponent(score: Callable[[float], float]) -> float:
     """Find the power of ten C with the best score, searched as Radford et al. 2021 describe.
 
     First -6, -4, ... 6; then, about the best so far, steps of half the width, down to eight a decade.
-
-    Args:
-        score: a function of C.
     """
     tried: dict[float, float] = {
         exponent: score(10**exponent) for exponent in range(-LARGEST_C, LARGEST_C + 1, COARSE_STEP)

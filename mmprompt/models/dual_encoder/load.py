@@ -135,11 +135,7 @@ def load_backbone(
 
 
 def load_again(name: str, fingerprint: str, device: str, dtype: str) -> DualEncoder:
-    """Load the frozen model of a pickle, which holds its name; the arguments are attributes of `DualEncoder`.
-
-    Raises:
-        UserError: it cannot be loaded, or has other weights.
-    """
+    """Load the frozen model of a pickle, which must have its weights; the arguments are attributes of `DualEncoder`."""
     backbone = load_backbone(name, device, dtype)
     if backbone.fingerprint != fingerprint:
         problem = f"has other weights ({backbone.fingerprint[:12]}) than were pickled with ({fingerprint[:12]})"
