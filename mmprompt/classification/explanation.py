@@ -27,7 +27,7 @@ from mmprompt.classification.template import ClassTemplate
 from mmprompt.classification.words import context_words, nearest_words, spelled, word_gaps, words_by_gradient
 from mmprompt.core.confidence import fit_temperature, log_loss
 from mmprompt.core.learned import Given, Inserts, Prompt, Source
-from mmprompt.core.metrics import Evaluation, evaluate_probabilities
+from mmprompt.core.metrics import Evaluation, evaluate_probabilities, one_a_class
 from mmprompt.core.words import greedy_words
 from mmprompt.data.images import read_image
 from mmprompt.data.splits import Dataset, Item
@@ -45,7 +45,6 @@ from mmprompt.reports.sections import (
     kept_of,
     labels_section,
     next_section,
-    one_a_class,
     words_section,
     worth_section,
 )

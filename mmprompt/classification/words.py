@@ -94,9 +94,9 @@ def spelled(template: str, words: Sequence[str]) -> str:
     return re.sub(r" +", " ", text).strip()
 
 
-def word_gaps(backbone: DualEncoder, n_words: int = 200) -> list[float]:
+def word_gaps(backbone: DualEncoder) -> list[float]:
     """Return how far real words, evenly taken from all tokens, lie from their nearest other word."""
-    ids = some_words(backbone.vocabulary_size, lambda token: backbone.decode([token]), n_words)
+    ids = some_words(backbone.vocabulary_size, lambda token: backbone.decode([token]))
     vectors = backbone.token_vectors(torch.tensor(ids))
     return [row[-1][1] for row in nearest_words(backbone, vectors, 2)]
 

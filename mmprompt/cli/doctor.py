@@ -130,12 +130,9 @@ def find_caches() -> Rows:
     places: dict[str, Path] = {"Hugging Face hub": Path(HF_HUB_CACHE)}
     if own.is_dir():
         places = {f"mmprompt {path.name}": path for path in sorted(own.iterdir()) if path.is_dir()} | places
-    return [{"cache": name, "size": size_text(path), "where": str(path)} for name, path in places.items()]
-
-
-def size_text(folder: Path) -> str:
-    """Return the size of a folder in words."""
-    if not folder.is_dir():
-        return "nothing"
-    size = sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() or path.is_symlink())
-    return f"{size / GIB:.1f} GB" if size >= GIB else f"{size / MIB:.1f} MB"
+    rows = []
+    for name, folder in places.items():
+        size = sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() or path.is_symlink())
+        said = f"{size / GIB:.1f} GB" if size >= GIB else f"{size / MIB:.1f} MB"
+        rows.append({"cache": name, "size": said if folder.is_dir() else "nothing", "where": str(folder)})
+    return rows

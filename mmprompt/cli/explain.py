@@ -105,8 +105,8 @@ def show(output: Output, explanation: Explanation, has_words: bool) -> None:
 
 def write_calibrated(settings: Settings, header: dict[str, Any]) -> float:
     """Write a copy of a classifier with the temperature of the validation images, and return it."""
-    from mmprompt.classification.calibrated import calibrated
     from mmprompt.classification.explanation import temperature_of
+    from mmprompt.classification.forms import calibrated
     from mmprompt.core.file import load, save
     from mmprompt.reports.explanation import data_of
 

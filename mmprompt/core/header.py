@@ -149,7 +149,10 @@ def read_header(folder: Path | str, kind: str | None = None) -> dict[str, Any]:
     path = folder / HEADER
     if not path.is_file():
         problem = f"holds no {HEADER}, so it is no saved prompt" if folder.exists() else "is not there"
-        raise bad_file(folder, problem, _advice_on(folder))
+        advice = "Give a folder that a training or `save` wrote."
+        if (folder / "checkpoint").is_dir():
+            advice = "Its training is not finished: run the same command with --resume, or fit(..., resume=True)."
+        raise bad_file(folder, problem, advice)
     header = read_json(path)
     if not isinstance(header, dict) or type(header.get("format")) is not int or header["format"] < 1:
         raise bad_file(path, "is not a prompt header", RESTORE)
@@ -167,13 +170,6 @@ def read_header(folder: Path | str, kind: str | None = None) -> dict[str, Any]:
         raise bad_file(folder, f"is a prompt for {header['kind']}, not for {kind}", f"Use {VERBS[header['kind']]}.")
     validate(FACTS[header["kind"]], header, path, RESTORE, is_whole=False)
     return header
-
-
-def _advice_on(folder: Path) -> str:
-    """Say how to go on where a training did not finish, else what is expected."""
-    if (folder / "checkpoint").is_dir():
-        return "Its training is not finished: run the same command with --resume, or fit(..., resume=True)."
-    return "Give a folder that a training or `save` wrote."
 
 
 def public_name(name: str) -> str:

@@ -13,6 +13,8 @@ from torch import Tensor
 
 CHUNK = 8192
 N_PASSES = 3
+N_WORDS = 200
+"""Real words that vectors are held against."""
 Near = list[list[tuple[int, float]]]
 """Of each vector tokens with their cosines, nearest first."""
 
@@ -40,23 +42,19 @@ def nearest_by_cosine(
 
 
 def token_gaps(
-    embed: Callable[[Tensor], Tensor],
-    n_tokens: int,
-    device: torch.device,
-    decode: Callable[[int], str],
-    n_words: int = 200,
+    embed: Callable[[Tensor], Tensor], n_tokens: int, device: torch.device, decode: Callable[[int], str]
 ) -> list[float]:
     """Return the cosines of real words, evenly taken from all tokens, to their nearest other tokens; see above."""
-    ids = torch.tensor(some_words(n_tokens, decode, n_words), device=device)
+    ids = torch.tensor(some_words(n_tokens, decode), device=device)
     with torch.no_grad():
         return [row[-1][1] for row in nearest_by_cosine(embed(ids), embed, n_tokens, 2)]
 
 
-def some_words(n_tokens: int, decode: Callable[[int], str], n_words: int) -> list[int]:
+def some_words(n_tokens: int, decode: Callable[[int], str]) -> list[int]:
     """List tokens that are words of three letters or more, evenly taken from all; any tokens where none is."""
-    step = max(1, n_tokens // (4 * n_words))  # many tokens are no words
+    step = max(1, n_tokens // (4 * N_WORDS))  # many tokens are no words
     words = [token for token in range(0, n_tokens, step) if len(text := decode(token).strip()) > 2 and text.isalpha()]
-    return words[:n_words] or list(range(0, n_tokens, step))[:n_words]
+    return words[:N_WORDS] or list(range(0, n_tokens, step))[:N_WORDS]
 
 
 def greedy_words(

@@ -10,13 +10,14 @@ produce `{Site: Insert}`; backbones consume it. Neither knows the other's class.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmprompt.errors import UserError
 
@@ -225,6 +226,34 @@ def weights_of(inserts: Mapping[Site, Insert]) -> dict[Site, Weight]:
 def with_tensors(inserts: Mapping[Site, Insert], tensors: Iterator[Tensor]) -> dict[Site, Insert]:
     """Return the same inserts with other tensors, taken from an iterator in the order of the inserts."""
     return {site: insert.with_tensors([next(tensors) for _ in insert.tensors]) for site, insert in inserts.items()}
+
+
+@contextlib.contextmanager
+def in_place(model: nn.Module, weights: Mapping[str, Weight]) -> Iterator[None]:
+    """Have a model compute with learned weights in place of its own, by name, of which none is written to or copied.
+
+    Tied ones are all replaced, and every thread sees them meanwhile.
+    """
+    places = list(_places_of(model, weights)) if weights else []
+    try:
+        for part, name, _, learned in places:
+            part._parameters[name] = learned  # type: ignore[assignment]
+        yield
+    finally:
+        for part, name, frozen, _ in places:
+            part._parameters[name] = frozen
+
+
+def _places_of(
+    model: nn.Module, weights: Mapping[str, Weight]
+) -> Iterator[tuple[nn.Module, str, nn.Parameter, Tensor]]:
+    """Find where weights stand, tied ones in several places: module, its name for it, the frozen one, the learned."""
+    own = dict(model.named_parameters())
+    learned = {id(own[name]): weight.values.to(own[name].dtype) for name, weight in weights.items()}
+    for part in model.modules():
+        for name, frozen in part._parameters.items():
+            if frozen is not None and id(frozen) in learned:
+                yield part, name, frozen, learned[id(frozen)]
 
 
 @dataclass(frozen=True)

@@ -25,24 +25,12 @@ N_DOUBTED = 8
 """Items of a doubtful label that are shown."""
 N_NEXT = 5
 """Classes that are asked for."""
-N_WORDS = 200
-"""Real words that vectors are held against."""
 T = TypeVar("T")
 
 
 def evenly(items: Sequence[T], most: int) -> list[T]:
     """Return at most so many of some items, one or more, evenly taken."""
     return list(items[:: -(-len(items) // most)])
-
-
-def one_a_class(places: np.ndarray, labels: np.ndarray) -> list[int]:
-    """Order some places so that the first of every class comes before the second of any."""
-    n_before: Counter[int] = Counter()
-    turns = []
-    for place in places.tolist():
-        turns.append((n_before[int(labels[place])], place))
-        n_before[int(labels[place])] += 1
-    return [place for _, place in sorted(turns)]
 
 
 def words_section(

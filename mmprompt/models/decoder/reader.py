@@ -30,7 +30,24 @@ NOT_READ = (AttributeError, KeyError, IndexError, TypeError, ValueError, Runtime
 """What a model raises that cannot be read in some way."""
 
 
-class CausalReader:
+class TokenReader:
+    """What all readers of a language model share: the embeddings of its tokens, V of them and D wide."""
+
+    def __init__(self, lm: Any) -> None:
+        self.lm = lm
+        # OPT's embeddings can be narrower than its blocks: the width of a prompt is theirs, that of keys the blocks'.
+        self.vocabulary_size, self.width = lm.get_input_embeddings().weight.shape
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Return token embeddings [..., D], as the model scales them."""
+        return self.lm.get_input_embeddings()(token_ids)
+
+    def embed_slots(self, slots: Tensor, soft: Vectors | None) -> Tensor:
+        """Return token embeddings [N, L, D] with vectors of a prompt where slots are negative; see `embed_slots`."""
+        return embed_slots(self.embed(slots.clamp(min=0)), slots, soft)
+
+
+class CausalReader(TokenReader):
     """transformers' causal language model.
 
     Args:
@@ -49,10 +66,8 @@ class CausalReader:
     """
 
     def __init__(self, lm: Any) -> None:
-        config = lm.config.get_text_config()
-        self.lm, self.body = lm, body_of(lm)
-        # OPT's embeddings can be narrower than its blocks: the width of a prompt is theirs, that of keys the blocks'.
-        self.vocabulary_size, self.width = lm.get_input_embeddings().weight.shape
+        super().__init__(lm)
+        config, self.body = lm.config.get_text_config(), body_of(lm)
         most = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)  # MPT's name
         self.n_positions: int = most or UNLIMITED
         self._bound = getattr(config, "final_logit_softcapping", None)
@@ -68,14 +83,6 @@ class CausalReader:
         if self.packs and can_read_flat(self.body):
             self._reads_flat = True
             self._reads_flat = self._can_pack(probe)
-
-    def embed(self, token_ids: Tensor) -> Tensor:
-        """Return token embeddings [..., D], as the model scales them."""
-        return self.lm.get_input_embeddings()(token_ids)
-
-    def embed_slots(self, slots: Tensor, soft: Vectors | None) -> Tensor:
-        """Return token embeddings [N, L, D] with vectors of a prompt where slots are negative; see `embed_slots`."""
-        return embed_slots(self.embed(slots.clamp(min=0)), slots, soft)
 
     def run(
         self, cache: KVCache, x: Tensor, places: Tensor | None = None, visible: Tensor | None = None

@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmprompt.errors import UserError, unknown_name
-from mmprompt.models.sites import Bottleneck, Insert, LowRank, Site, Weight
-from mmprompt.models.weights import in_place
+from mmprompt.models.sites import Bottleneck, Insert, LowRank, Site, Weight, in_place
 
 Change = LowRank | Bottleneck | Weight
 OTHER_MODEL = "Build it for this model."

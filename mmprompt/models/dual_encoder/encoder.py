@@ -25,8 +25,7 @@ from mmprompt.models.dual_encoder.forward.views import Frame, TextView, VisionVi
 from mmprompt.models.dual_encoder.forward.vision import OpaqueTower, encode_image_tokens, encode_images
 from mmprompt.models.dual_encoder.interface import without_text
 from mmprompt.models.frozen import PixelTransform, fingerprint
-from mmprompt.models.sites import Insert, PixelTerm, Site, TextSlots, Tower, Weight, vectors_of, weights_of
-from mmprompt.models.weights import in_place
+from mmprompt.models.sites import Insert, PixelTerm, Site, TextSlots, Tower, Weight, in_place, vectors_of, weights_of
 
 MEMORY_VARIABLE = "MMPROMPT_MEMORY_LIMIT"
 DEFAULT_MEMORY_BYTES = 2**30

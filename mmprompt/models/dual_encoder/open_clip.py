@@ -157,12 +157,14 @@ def read_text(model: nn.Module, tokenizer: WordTokenizer) -> TextView:
         pool_type, end_id = tower.pool_type, tower.eos_id
     else:
         raise unknown_part(model, "a CLIP or CustomTextCLIP")
-    frame = tokenizer.frame()
+    frame, blocks = tokenizer.frame(), tower.transformer.resblocks
     _check_pooling(pool_type, end_id, frame, tokenizer.size)
+    # All are opaque, with the tower's own mask, if one is of another kind.
+    read = read_block if all(map(is_known, blocks)) else lambda block: OpaqueBlock(partial(_run_masked, tower, block))
     return TextView(
         token_embedding=tower.token_embedding,
         read_position=lambda: tower.positional_embedding,
-        blocks=read_text_blocks(tower),
+        blocks=tuple(map(read, blocks)),
         final_norm=tower.ln_final,
         project=read_projection(tower),
         is_causal=tower.attn_mask is not None,
@@ -235,14 +237,6 @@ def _pool_slots(visual: VisionTransformer, final_norm: TensorMap, x: Tensor) -> 
     if visual.final_ln_after_pool:
         x = final_norm(x)
     return x if visual.proj is None else x @ visual.proj
-
-
-def read_text_blocks(tower: Any) -> tuple[BlockView | OpaqueBlock, ...]:
-    """Read the blocks of a text tower; all are opaque, with the tower's own mask, if one is of another kind."""
-    blocks = tower.transformer.resblocks
-    if all(is_known(block) for block in blocks):
-        return tuple(read_block(block) for block in blocks)
-    return tuple(OpaqueBlock(partial(_run_masked, tower, block)) for block in blocks)
 
 
 def _run_masked(tower: Any, block: nn.Module, x: Tensor) -> Tensor:
