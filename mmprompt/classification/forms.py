@@ -27,13 +27,9 @@ Temperature = Annotated[float, Gt(0), Lt(1e6)]
 
 
 class Calibrated(Classifier):
-    """A classifier with its logits divided by a temperature (Guo et al. 2017, section 4.2).
+    """A classifier with its logits divided by a temperature above 0 (Guo et al. 2017, section 4.2).
 
-    Args:
-        backbone, prompt, class_names, class_features: see `Classifier`.
-        temperature: above 0; above 1 makes it less sure.
-    Raises:
-        UserError: the temperature is not a number above 0, or as of `Classifier`.
+    Above 1 it is less sure.
     """
 
     form: ClassVar[str] = "calibrated"

@@ -24,9 +24,7 @@ _log = logging.getLogger(__name__)
 class ZeroShotScore:
     """How many training images the class names alone name right.
 
-    Args:
-        n_right, n_images: counts.
-        chance: the share that would be right if names were given without looking, as often as they were given.
+    `chance` is the share that would be right if names were given without looking, as often as they were given.
     """
 
     n_right: int

@@ -82,14 +82,7 @@ class Said:
 
 @dataclass(frozen=True)
 class File:
-    """The entries of a checkpoint that no one has taken yet, and what they are held to.
-
-    Args:
-        path: of the file.
-        left: entries by name; `take` takes them out.
-        backbone: whose widths and depths count.
-        class_names: C names.
-    """
+    """The entries of a checkpoint that no one has taken yet, and the backbone and class names they are held to."""
 
     path: Path
     left: dict[str, Any]
@@ -101,13 +94,9 @@ class File:
         return bad_file(self.path, problem, advice)
 
     def take(self, name: str, *shape: int | str) -> Tensor:
-        """Take an entry out, in float32.
+        """Take an entry out, in float32; refuse one that is not there, no tensor of numbers, or of another shape.
 
-        Args:
-            name: of the entry.
-            shape: a number for each axis, or a letter where any number will do.
-        Raises:
-            UserError: it is not there, no tensor of numbers, or of another shape.
+        A letter in the shape stands for an axis of any number.
         """
         if name not in self.left:
             raise self.refusal(f"holds no {name}", OTHER)
@@ -325,16 +314,10 @@ def cut_template(file: File, said: Said, n_ctx: int) -> ClassTemplate:
 def template_of(
     file: File, said: Said, prefix: str, n_ctx: int, words: str, n_learned: int, is_own: bool = False
 ) -> ClassTemplate:
-    """Return the vectors, the words that stay as they are after them, and the name.
+    """Return the vectors, the words that stay as they are after them, and the name, which stands where it is said.
 
-    Args:
-        file: whose copies of embeddings, named with `prefix`, are looked at.
-        said: says where the name stands.
-        prefix: see `file`.
-        n_ctx: M.
-        words: that learning started from; they must be cut between two of their tokens.
-        n_learned: how many of their tokens learned.
-        is_own: whether each class has its own vectors.
+    Learning started from the words and took `n_learned` of their tokens, which must not end within one. The file's
+    copies of embeddings, named with the prefix, are looked at; `is_own` are vectors of each class.
     """
     backbone, position = file.backbone, said.class_position or "end"
     ids = backbone.tokenize(words)[n_learned:] if words else []
@@ -377,13 +360,7 @@ def check_copies(file: File, prefix: str, rest: str, is_own: bool) -> None:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a file is read.
-
-    Args:
-        read: takes out what it knows.
-        takes: what is to be said of it.
-        dead: entries that nothing depends on.
-    """
+    """How a file is read: what takes out all it knows, what is to be said of that, and entries nothing depends on."""
 
     read: Callable[[File, Said], Prompt]
     takes: tuple[str, ...]

@@ -11,7 +11,7 @@ import tyro
 
 from mmprompt.errors import UserError, unknown_name
 from mmprompt.models.packaged import PACKAGED, PHOTOS, get_command, get_photo, get_smollm2, is_fetched
-from mmprompt.terminal.output import JSON_HELP, Output
+from mmprompt.terminal.output import Json, Output
 from mmprompt.terminal.parser import parse
 
 
@@ -23,7 +23,7 @@ class Settings:
     """Only names that hold this text, among open_clip's published models too."""
     all: bool = False
     """open_clip's published models too, which takes some seconds to ask for."""
-    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+    json: Json = False
 
 
 def run_list(arguments: Sequence[str], prog: str) -> None:
@@ -81,7 +81,7 @@ class GetSettings:
     """The packages that hold it, if you downloaded them by other means."""
     force: bool = False
     """Fetch and unpack anew, whatever is there."""
-    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+    json: Json = False
 
 
 def run_get(arguments: Sequence[str], prog: str) -> None:

@@ -25,7 +25,7 @@ from mmprompt.language.data import EMBEDDED as TEXT_SETS
 from mmprompt.models.packaged import refuse_missing
 from mmprompt.progress import ProgressDisplay
 from mmprompt.terminal.images import Images, find_images
-from mmprompt.terminal.output import JSON_HELP, Device, Output, shorten
+from mmprompt.terminal.output import Device, Json, Output, shorten
 from mmprompt.terminal.parser import parse
 
 Name = tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="NAME")]]
@@ -37,7 +37,7 @@ class ListSettings:
 
     datasets_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """A folder with YAML files of more data sets."""
-    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+    json: Json = False
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class CheckSettings:
     """A data set known by name; or give --data."""
     sample: Annotated[int | None, tyro.conf.arg(metavar="INT|None")] = 200
     """How many images to open; None for all."""
-    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+    json: Json = False
     images: Images = field(default_factory=Images)
 
 
@@ -62,7 +62,7 @@ class ShotsSettings:
     """Training images of each class."""
     seed: Annotated[int, tyro.conf.arg(metavar="INT")] = 1
     """Seed of the draw."""
-    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+    json: Json = False
     images: Images = field(default_factory=Images)
 
 
@@ -80,7 +80,7 @@ class SplitSettings:
     """Share of every class that is kept for testing."""
     seed: Annotated[int, tyro.conf.arg(metavar="INT")] = 1
     """Seed of the division."""
-    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+    json: Json = False
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class EncodeSettings:
     backbone: Annotated[str, tyro.conf.arg(metavar="NAME")] = "tiny"
     """The frozen model."""
     device: Device = "auto"
-    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+    json: Json = False
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class CacheSettings:
 
     clear: bool = False
     """Drop all of them. Nothing is asked and nothing is lost but time: they are computed again when needed."""
-    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+    json: Json = False
 
 
 def named(name: str | None, images: Images, prog: str) -> Images:

@@ -6,18 +6,14 @@ import os
 import platform
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from mmprompt.cli.backbones import origin
 from mmprompt.files import cache_folder
 from mmprompt.models.packaged import PACKAGED
 from mmprompt.progress import doing
-from mmprompt.terminal.output import JSON_HELP, Output
+from mmprompt.terminal.output import OnlyJson, Output
 from mmprompt.terminal.parser import parse
 from mmprompt.version import __version__
 
@@ -27,16 +23,9 @@ MIB, GIB = 2**20, 2**30
 Rows = list[dict[str, str]]
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How it is told."""
-
-    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
-
-
 def run(arguments: Sequence[str], prog: str) -> None:
     """Look around and tell; nothing is loaded but torch, and nothing is fetched."""
-    output = Output(parse(Settings, arguments, prog, DESCRIPTION).json)
+    output = Output(parse(OnlyJson, arguments, prog, DESCRIPTION).json)
     with doing("looking for devices"):
         devices, default, precision = find_devices()
     with doing("measuring caches"):

@@ -16,7 +16,7 @@ from mmprompt.cli.run import Run
 from mmprompt.core.header import HEADER, TENSORS, read_header, write_header
 from mmprompt.errors import bad_value
 from mmprompt.files import make_folder, sha256_bytes, tensor_bytes, write_bytes
-from mmprompt.terminal.output import JSON_HELP, Backbone, Output, check_folder, shorten
+from mmprompt.terminal.output import Backbone, Json, Output, check_folder, shorten
 from mmprompt.terminal.parser import parse
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class InspectSettings:
     """The prompt: its folder, or a file in it."""
     strip: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Write to this new folder what prediction needs, and nothing else."""
-    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+    json: Json = False
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class DiffSettings:
 
     a: Run
     b: Run
-    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+    json: Json = False
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class AverageSettings:
     shares: Annotated[str | None, tyro.conf.arg(metavar="FLOAT,FLOAT")] = None
     """What each counts, in all 1; the same by default."""
     backbone: Backbone = None
-    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+    json: Json = False
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class InterpolateSettings:
     out: Folder
     """The new prompt folder."""
     backbone: Backbone = None
-    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+    json: Json = False
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class PushSettings:
     private: bool = False
     """Make a new repository private."""
     revision: Revision = None
-    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+    json: Json = False
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class PullSettings:
     out: Folder
     """The new prompt folder."""
     revision: Revision = None
-    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+    json: Json = False
 
 
 def run_inspect(arguments: Sequence[str], prog: str) -> None:

@@ -15,7 +15,7 @@ from mmprompt.core.header import read_header
 from mmprompt.errors import UserError, bad_value
 from mmprompt.exports.export import FACTS, export, form_of, refuse_taken
 from mmprompt.files import read_json
-from mmprompt.terminal.output import JSON_HELP, Backbone, Output, check_place, shorten
+from mmprompt.terminal.output import Backbone, Json, Output, check_place, shorten
 from mmprompt.terminal.parser import parse
 
 EXPORT = "Write a finished run in a form that needs none of this package."
@@ -36,7 +36,7 @@ class InspectSettings:
     words: Annotated[int, tyro.conf.arg(metavar="INT")] = 5
     """How many of the nearest words to show for each vector; 0 for none, which loads no model."""
     backbone: Backbone = None
-    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+    json: Json = False
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class ReportSettings:
     """Of which run."""
 
     run: Run
-    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+    json: Json = False
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class ExportSettings:
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Where an earlier export is replaced; by default a folder of the form's name in RUN."""
     backbone: Backbone = None
-    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+    json: Json = False
 
 
 def run_eval(arguments: Sequence[str], prog: str) -> None:

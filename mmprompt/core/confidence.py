@@ -26,13 +26,7 @@ MOST_FOLDS = 5
 
 @dataclass(frozen=True)
 class Reliability:
-    """Confidence against accuracy, in bins of equal width that hold at least one prediction.
-
-    Args:
-        confidence: [K] mean probability of the predictions of each bin, 0..1.
-        accuracy: [K] share of them that is right, 0..1.
-        counts: [K] predictions in each bin.
-    """
+    """Confidence against accuracy: [K] means and shares, 0..1, and counts of K equal bins that hold a prediction."""
 
     confidence: tuple[float, ...]
     accuracy: tuple[float, ...]
@@ -46,12 +40,7 @@ class Reliability:
 
 
 def reliability(probabilities: Sequence[float] | np.ndarray, correct: Sequence[bool] | np.ndarray) -> Reliability:
-    """The reliability diagram of the predicted classes, 15 bins (Guo et al. 2017, section 2).
-
-    Args:
-        probabilities: [N] the probability given to each prediction, 0..1; N at least 1.
-        correct: [N] whether it was right.
-    """
+    """Return the reliability diagram of N predictions, 15 bins (Guo et al. 2017, section 2)."""
     from sklearn.calibration import calibration_curve
 
     confidence = np.clip(np.asarray(probabilities, dtype=float), 0.0, 1.0)  # a sum of floats may exceed 1 by an ulp
@@ -63,15 +52,10 @@ def reliability(probabilities: Sequence[float] | np.ndarray, correct: Sequence[b
 
 
 def auroc_of_new_classes(known: np.ndarray, new: np.ndarray) -> float:
-    """How well the largest probability tells pictures of known classes from those of new ones.
+    """Return how well the largest probability tells pictures of known classes [N, C] from those of new ones [M, C].
 
-    The score is the maximum softmax probability (Hendrycks and Gimpel 2017).
-
-    Args:
-        known: [N, C] class probabilities of pictures of the C classes; N at least 1.
-        new: [M, C] the same of pictures of other classes; M at least 1.
-    Returns:
-        The area under the ROC curve: 1 where every known picture has the larger maximum, 0.5 where it says nothing.
+    That is the area under the ROC curve of the maximum softmax probability (Hendrycks and Gimpel 2017): 1 where every
+    known picture has the larger maximum, 0.5 where it says nothing.
     """
     from sklearn.metrics import roc_auc_score
 
@@ -80,11 +64,7 @@ def auroc_of_new_classes(known: np.ndarray, new: np.ndarray) -> float:
 
 
 def scaled(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """Divide the logits of class probabilities [N, C] by a temperature (Guo et al. 2017, section 4.2).
-
-    Returns:
-        [N, C], rows sum to 1; the largest of a row stays the largest.
-    """
+    """Divide the logits of probabilities [N, C] by a temperature (Guo et al. 2017, section 4.2); the order stays."""
     from scipy.special import softmax
 
     return np.asarray(softmax(np.log(np.maximum(probabilities, SMALLEST)) / temperature, axis=1))
@@ -97,13 +77,9 @@ def log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 
 def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Find the temperature of least cross entropy on held-out labels (Guo et al. 2017, section 4.2).
+    """Find the temperature, 0.02 to 50, of least cross entropy on held-out labels [N] (Guo et al. 2017, section 4.2).
 
-    Args:
-        probabilities: [N, C], N at least 1.
-        labels: [N] in 0..C-1.
-    Returns:
-        a number between 0.02 and 50; above 1 where the probabilities were surer than right.
+    It is above 1 where the probabilities [N, C] were surer than right.
     """
     from scipy.optimize import minimize_scalar
 
@@ -115,12 +91,7 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 
 def out_of_fold(features: Tensor, labels: Sequence[int]) -> np.ndarray:
-    """Compute class probabilities [N, C] of items by a probe that was fitted without them.
-
-    Args:
-        features: [N, E] of the frozen model.
-        labels: [N] in 0..C-1, each twice at least.
-    """
+    """Compute probabilities [N, C] of items by a probe fitted without them; each label is there at least twice."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline

@@ -40,13 +40,7 @@ class Frozen(Protocol):
 
 @runtime_checkable
 class Predictor(Protocol):
-    """A frozen model with a prompt.
-
-    Attributes:
-        kind: one of `KINDS`.
-        backbone: the frozen model.
-        prompt: all that was learned.
-    """
+    """A frozen model, the `backbone`, with all that was learned, the `prompt`; `kind` is one of `KINDS`."""
 
     @property
     def kind(self) -> str:

@@ -38,22 +38,12 @@ class Head(nn.Module):
         return made_with(self)
 
     def for_class_names(self, own: Sequence[str], wanted: Sequence[str]) -> Head:
-        """Give the head for other class names; the same one where it knows no classes.
-
-        Args:
-            own: the names that this head is for.
-            wanted: those that the other one is for.
-        """
+        """Give the head for the `wanted` class names in place of its `own`; the same one where it knows no classes."""
         return self
 
 
 class Scaled(Head):
-    """A head whose logits are a scaled cosine.
-
-    Args:
-        scale: linear multiplier, about 100 for CLIP.
-        bias: added to the logits (SigLIP).
-    """
+    """A head whose logits are a scaled cosine: a linear `scale`, about 100 for CLIP, and a `bias` (SigLIP)."""
 
     def __init__(self, scale: float, bias: float = 0.0) -> None:
         super().__init__()
@@ -67,13 +57,7 @@ class Scaled(Head):
 
 
 class ScaledPerClass(Scaled):
-    """A scaled cosine with something kept for each class.
-
-    Args:
-        n_classes: C.
-        width: E.
-        scale, bias: as of the cosine.
-    """
+    """A scaled cosine with something kept for each of `n_classes` C, of width E."""
 
     def __init__(self, n_classes: int, width: int, scale: float, bias: float) -> None:
         super().__init__(scale, bias)
@@ -165,12 +149,9 @@ class TextProbe(Head):
 
 
 class Linear(Head):
-    """A linear map of image features, in double precision as its solver has it, or learned by steps.
+    """A linear map of image features of width E to C classes.
 
-    Args:
-        n_classes: C.
-        width: E.
-        is_trained: whether an optimiser trains it, in single precision.
+    It is in double precision as its solver has it, or, `is_trained`, learned by steps in single precision.
     """
 
     kind = "linear"
@@ -249,10 +230,7 @@ class Cache(ScaledPerClass):
 class FeatureAdapter(Scaled):
     """The scaled cosine of image features that a small network has changed (Gao et al. 2021, "CLIP-Adapter").
 
-    Args:
-        width: E; the hidden layer is a quarter as wide.
-        scale, bias: as of the cosine.
-        ratio: how much of the changed feature there is, 0..1.
+    The hidden layer is a quarter as wide; `ratio` says how much of the changed feature there is, 0..1.
     """
 
     kind = "feature-adapter"
@@ -274,9 +252,7 @@ class FeatureAdapter(Scaled):
 class Residual(ScaledPerClass):
     """The scaled cosine with class features to which something learned is added (Yu et al. 2023, "TaskRes").
 
-    Args:
-        n_classes, width, scale, bias: see `ScaledPerClass`.
-        share: alpha, by which what is learned is multiplied.
+    `share` is alpha, by which what is learned is multiplied.
     """
 
     kind = "residual"

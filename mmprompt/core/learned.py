@@ -30,11 +30,10 @@ def made_with(part: nn.Module) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Given:
-    """What a source may look at.
+    """What a source may look at, None for what is not there.
 
-    Args:
-        image_features: [B, E] of unit norm, by the image tower with what is learned in it; None where none are there.
-        task: the name of a task, for sources that hold one prompt a task.
+    Image features [B, E] are of unit norm, by the image tower with what is learned in it; a task is named for sources
+    that hold one prompt a task.
     """
 
     image_features: Tensor | None = None
@@ -212,13 +211,7 @@ class Prompt(nn.Module):
 
 
 def random_vectors(shape: tuple[int, ...], generator: torch.Generator, std: float = 0.02) -> Tensor:
-    """Draw the published random start N(0, 0.02) on the CPU, so that every device starts from the same bytes.
-
-    Args:
-        shape: `(M, D)` or `(C, M, D)`.
-        generator: a CPU generator.
-        std: the standard deviation; 0.02 in Zhou et al. 2022, section 4.1.
-    """
+    """Draw the published random start N(0, 0.02) on the CPU, so that every device starts from the same bytes."""
     return torch.empty(shape).normal_(0.0, std, generator=generator)
 
 

@@ -25,14 +25,9 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Rounds:
-    """How often and how far a start is moved.
+    """How often and how far a start is moved: `n_rounds` tasks in turn, each equally often, with `n_inner` steps each.
 
-    Args:
-        n_rounds: tasks that are trained on one after another; each comes equally often.
-        n_inner: steps in a round.
-        rate: the share of the way to a task's vectors that the start moves, falling to zero with the last round.
-    Raises:
-        UserError: a value is out of range, or there are fewer than two tasks.
+    `rate` is the share of the way to a task's vectors that the start moves, falling to zero with the last round.
     """
 
     n_rounds: int

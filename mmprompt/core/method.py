@@ -162,11 +162,7 @@ class Method(Protocol):
 
 @dataclass(frozen=True)
 class Combined(Method):
-    """Several methods that learn at different sites, trained as one prompt by the first one's recipe.
-
-    Args:
-        methods: two or more; no two may learn at the same site.
-    """
+    """Several methods that learn at different sites, trained as one prompt by the first one's recipe."""
 
     methods: tuple[Method, ...]
 
@@ -235,12 +231,7 @@ def overrides(method: Any, hook: str) -> bool:
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured to suit a method in one place better than its paper's settings.
-
-    Args:
-        settings: of the method, where the user leaves them None.
-        recipe: those settings of it that differ.
-    """
+    """What was measured to suit a method in one place better: settings that the user leaves None, and of the recipe."""
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     recipe: Recipe = field(default_factory=Recipe)

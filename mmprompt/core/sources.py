@@ -17,10 +17,7 @@ from mmprompt.models.sites import Bottleneck, LowRank, NormDelta, PixelTerm, Sit
 class MadePrefix(Source):
     """Keys and values of all blocks that one MLP makes (Li and Liang 2021, "Prefix-Tuning", section 4.3).
 
-    Args:
-        start: [M, 2 H D/H] of each block, where learning starts.
-        units: [2 H D/H] or a scalar of each block, the size of these numbers.
-        hidden: width of the MLP.
+    Of each block there is a `start` [M, 2 H D/H] and the size of these numbers; `hidden` is the MLP's width.
     """
 
     start: Tensor
@@ -172,9 +169,7 @@ class LowRankTerms(Source):
 class Bottlenecks(Source):
     """Small networks behind sublayers (Houlsby et al. 2019, "Parameter-Efficient Transfer Learning", section 2.1).
 
-    Args:
-        places: names of sites, and the width of each sublayer.
-        hidden: R, the width of each network.
+    `places` are names of sites and the width of each sublayer, `hidden` is R.
     """
 
     kind = "adapters"
@@ -200,11 +195,7 @@ class Bottlenecks(Source):
 
 
 class NormDeltas(Source):
-    """What is added to the weights and biases of layer norms; it starts as nothing.
-
-    Args:
-        places: names of sites, and the width of each norm.
-    """
+    """What is added to the weights and biases of layer norms, by site and width; it starts as nothing."""
 
     kind = "layer-norms"
 
@@ -222,12 +213,7 @@ class NormDeltas(Source):
 
 
 class Weights(Source):
-    """Weights that stand in place of a model's own.
-
-    Args:
-        shapes: names of sites, and the shape of each weight.
-        unit: what their numbers are learned in; see `LowRankTerms`.
-    """
+    """Weights that stand in place of a model's own, by site and shape; `unit` is what their numbers are learned in."""
 
     kind = "weights"
 
@@ -250,12 +236,7 @@ class Weights(Source):
 
 
 class PixelFrame(Source):
-    """Pixels around the edge of every image (Bahng et al. 2022, "Exploring Visual Prompts", section 3.2, "padding").
-
-    Args:
-        image_size: H = W of the backbone's input.
-        width: of the frame, in pixels.
-    """
+    """Pixels around the edge of every image (Bahng et al. 2022, "Exploring Visual Prompts", section 3.2, "padding")."""
 
     kind = "pixel-frame"
     sites = (Site("vision", part="pixels"),)

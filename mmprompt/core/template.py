@@ -81,12 +81,9 @@ class Soft:
 
 @dataclass(frozen=True)
 class Group:
-    """Soft vectors that stand together; all those of the method where neither a number nor words are given.
+    """Soft vectors that stand together: a number of them, or as many as the tokens of the words that they start from.
 
-    Args:
-        n_vectors: how many.
-        words: whose tokens say how many, and what they start from.
-        name: under which they may stand in several places.
+    All those of the method where neither is given. Under one name they may stand in several places.
     """
 
     n_vectors: int | None = None
@@ -109,12 +106,10 @@ Part = str | Field | Soft | Bos
 
 @dataclass(frozen=True)
 class Message:
-    """What one side of a chat says, or the whole of a template that is none.
+    """What one side of a chat says, or, without a role, the whole of a template that is none.
 
-    Args:
-        role: `"system"`, `"user"` or `"assistant"`; None where there is no chat.
-        parts: literal text, fields and soft vectors; those before `{answer}` where it stands here.
-        behind: those behind it, `ANSWER` among them where it stands again.
+    `parts` are literal text, fields and soft vectors before `{answer}`, `behind` those behind it, `ANSWER` among them
+    where it stands again.
     """
 
     role: str | None

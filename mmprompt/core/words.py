@@ -22,14 +22,9 @@ Near = list[list[tuple[int, float]]]
 def nearest_by_cosine(
     vectors: Tensor, embed: Callable[[Tensor], Tensor], n_tokens: int, k: int, left_out: Collection[int] = ()
 ) -> Near:
-    """Find the k tokens whose embeddings point most nearly the way of each vector.
+    """Find the `k` tokens whose embeddings point most nearly the way of each vector [P, D].
 
-    Args:
-        vectors: [P, D].
-        embed: from token ids [N] to embeddings [N, D].
-        n_tokens: V, all tokens there are.
-        k: of each vector, at least 1.
-        left_out: tokens that are never near.
+    `embed` takes token ids [N] to embeddings [N, D]; tokens that are `left_out` are never near.
     """
     query = F.normalize(vectors.detach().float(), dim=1)
     with torch.no_grad():
@@ -65,13 +60,10 @@ def greedy_words(
 ) -> tuple[str, ...]:
     """Exchange one word at a time for the one of lowest loss, place after place, until a pass changes nothing.
 
-    Args:
-        candidates: of each place, words to choose among, the first to start from; `""` leaves the place empty.
-        loss: of one word for each place; asked once for each choice.
-        progress: called with how many places were looked at and how many there will be at most.
-        suggest: given the words so far and a place, further words for it.
-    Returns:
-        the words, whose loss is no higher than that of the first candidates, nor than with all places empty.
+    Every place has candidates, the first to start from; `""` leaves it empty, and `suggest` gives further ones for a
+    place beside the words so far. The loss of the words that are returned is no higher than that of the first
+    candidates, nor than with all places empty. `progress` is called with how many places were looked at and will be at
+    most.
     """
     starts = [tuple(words[0] for words in candidates), ("",) * len(candidates)]
     known = {start: loss(start) for start in starts}

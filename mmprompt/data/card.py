@@ -51,12 +51,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Place:
-    """Another place below the root where a set may lie.
-
-    Args:
-        folder: the set's folder below the root; empty for the root itself.
-        images: the folder of images below that one; empty for that one itself.
-    """
+    """Another place where a set may lie: its folder below the root, and below that the one of its images."""
 
     folder: str
     images: str

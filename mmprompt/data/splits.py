@@ -73,14 +73,10 @@ def _sizes(parts: Splits | Dataset) -> str:
 
 @dataclass(frozen=True, repr=False)
 class Splits:
-    """All images of a dataset.
+    """All images of a dataset, with paths below its root and names by label; val may be empty.
 
-    Args:
-        root: the folder below which all paths lie.
-        class_names: names by label.
-        train, val, test: the parts, in the order of their source; val may be empty.
-        notes: what was decided on the user's behalf, one sentence each.
-        is_official: divided as the set's makers did, not as the papers on prompts do.
+    The parts are in the order of their source. The notes say what was decided on the user's behalf, one sentence each;
+    `is_official` is a set divided as its makers did, not as the papers on prompts do.
     """
 
     root: Path
@@ -168,11 +164,7 @@ class Dataset:
                 yield self.class_names[label], read_image(firsts[label].path)
 
     def to_frame(self) -> DataFrame:
-        """Return a row for each image: path, label, class, split and novel, as a pandas DataFrame.
-
-        Raises:
-            UserError: pandas is not installed.
-        """
+        """Return a row an image: path, label, class, split and novel, as a DataFrame; pandas must be installed."""
         items = [(split, item) for split in SPLITS for item in self.items(split)]
         return display.frame(
             {

@@ -27,13 +27,9 @@ FACTS = "export.json"
 
 @dataclass(frozen=True)
 class Form:
-    """A form of an export.
+    """A form of an export of one kind of prompts; `needs` are libraries that come with `mmprompt[export]` alone.
 
-    Args:
-        kind: of the prompts that have it.
-        writer: the module, and its function of a predictor, a folder and facts that gives further facts.
-        summary: what it is.
-        needs: libraries that come with `mmprompt[export]` alone.
+    `writer` is the module, and its function of a predictor, a folder and facts that gives further facts.
     """
 
     kind: str

@@ -74,13 +74,10 @@ def fingerprint(model: nn.Module) -> str:
 
 @dataclass(frozen=True)
 class PixelTransform:
-    """From an image, or from pixels already cut to size, to the normalised input of an image tower.
+    """From an image, or from pixels already cut to size H = W, to the normalised input of an image tower.
 
-    Args:
-        apply: the library's transform of one RGB image, to [3, H, W].
-        mean, std: per colour, for pixels in 0..1.
-        size: H = W.
-        text: what `apply` does, in one line.
+    `apply` is the library's transform of one RGB image and `text` what it does, in one line; `mean` and `std` are per
+    colour, for pixels in 0..1.
     """
 
     apply: Callable[[Image.Image], Tensor]

@@ -82,13 +82,9 @@ def encode_batches(
     """Yield features of images that are already tensors, batch by batch: [B, E] of unit norm, on the backbone's device.
 
     The last batch is filled up to the size of the others, and mixed precision is off: a matrix product may round
-    otherwise for another shape (measured: for batches of 1 to 3 on a CPU), and features must not depend on that.
-
-    Args:
-        backbone: the frozen model.
-        images: N normalised [3, H, W], taken one batch at a time.
-        inserts: at the vision sites, if something learned is in the image tower.
-        raw: yield [B, E + W]; see `DualEncoder.encode_image`.
+    otherwise for another shape (measured: for batches of 1 to 3 on a CPU), and features must not depend on that. Images
+    are taken one batch at a time; the inserts are those at the vision sites, and `raw` is as in
+    `DualEncoder.encode_image`.
     """
     size = CPU_BATCH if backbone.device.type == "cpu" else DEVICE_BATCH
     remaining = iter(images)

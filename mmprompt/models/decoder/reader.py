@@ -87,13 +87,11 @@ class CausalReader(TokenReader):
     def run(
         self, cache: KVCache, x: Tensor, places: Tensor | None = None, visible: Tensor | None = None
     ) -> tuple[Tensor, KVCache]:
-        """Read further slots: their hidden states [N, L, D''], and the cache with these slots.
+        """Read further slots after those of the cache: their hidden states [N, L, D''], and the cache with these slots.
 
-        Args:
-            cache: what was read before; left as it is.
-            x: [N, L, D] embeddings without positions; left as they are.
-            places: [N, L] int64 positions; those that follow by default.
-            visible: [N, L, L] bool, which of the new slots each new slot sees; those up to itself by default.
+        `x` are embeddings [N, L, D] without positions, which are `places` [N, L] or those that follow. `visible` [N, L,
+        L] says which of the new slots each new slot sees, by default those up to itself. Cache and embeddings are left
+        as they are.
         """
         n_read = cache.n_read + x.shape[1]
         if places is None:
@@ -208,14 +206,9 @@ def are_heard(layers: Any) -> bool:
 def read_flat(body: Any, cache: KVCache, packed: Packed, x: Tensor) -> Tensor:
     """Return the hidden states [S, D] after the slots that something is predicted after.
 
-    Rows are padded in the attention alone: all products with weights see one flat list of the slots that are there, in
-    the last block of those that are asked for.
-
-    Args:
-        body: a Llama, Qwen2, Qwen3 or Mistral without its head, or what is built like them.
-        cache: what was read before, of the same rows.
-        packed: the questions in rows; T slots are there.
-        x: [T, D] embeddings of these slots.
+    Rows are padded in the attention alone: all products with weights see one flat list of the T slots that are there,
+    with embeddings `x` [T, D], in the last block of those that are asked for. The body is a Llama, Qwen2, Qwen3 or
+    Mistral without its head, or what is built like them.
     """
     n_rows, length = packed.slots.shape
     cos, sin = body.rotary_emb(x, packed.places.flatten()[packed.used][None])

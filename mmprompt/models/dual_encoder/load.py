@@ -57,11 +57,8 @@ FORMS = (
 class Source:
     """Where a backbone comes from, in the words of the library that loads it.
 
-    Args:
-        library: which one.
-        model: architecture, folder or hub name.
-        weights: pretrained tag or checkpoint file; None where `model` brings its own.
-        place: a local file or folder that holds the weights, None where they come from the hub.
+    `model` is an architecture, folder or hub name and `weights` a tag or file, None where the model brings its own.
+    `place` is the local file or folder that holds the weights, None where they come from the hub.
     """
 
     library: Literal["open_clip", "transformers", "timm"]

@@ -51,13 +51,9 @@ WEIGHTS = "open_clip_model.safetensors"
 
 
 def load_open_clip(name: str, architecture: str, weights: str | None, options: LoadOptions) -> FrozenDualEncoder:
-    """Load a model with open_clip's own functions.
+    """Load a model with open_clip's own functions: an architecture, `local-dir:FOLDER` or `hf-hub:OWNER/NAME`.
 
-    Args:
-        name: what the backbone calls itself.
-        architecture: a name of open_clip, or `local-dir:FOLDER`, or `hf-hub:OWNER/NAME`.
-        weights: a pretrained tag or a checkpoint file; None where the architecture brings its own.
-        options: device, dtype, cache folder, and whether remote code may run.
+    `weights` are a pretrained tag or a checkpoint file, None where the architecture brings its own.
     """
     model, preprocess = create_frozen(architecture, weights, options)
     tokenizer = read_tokenizer(architecture, options)
