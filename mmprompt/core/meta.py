@@ -47,13 +47,9 @@ class Rounds:
     ) -> list[dict[str, Any]]:
         """Move the start, whatever the modules of all problems share, in place.
 
-        Args:
-            names: of the tasks.
-            problem_of: from the place of a task and a seed to a problem of `n_inner` batches.
-            recipe: of the steps on a task; they begin anew in every round, and the rate stays as it is.
-            seed: of the order of tasks and items and of what is drawn.
-        Returns:
-            Of each round `round`, `task` and `loss`, the mean over its steps.
+        `problem_of` takes the place of a task and a seed to a problem of `n_inner` batches. The recipe's steps begin
+        anew in every round, and its rate stays as it is; the seed is that of the order of tasks and items and of what
+        is drawn. Of each round `round`, `task` and `loss`, the mean over its steps, are returned.
         """
         history = []
         for number in range(self.n_rounds):

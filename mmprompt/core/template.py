@@ -40,14 +40,9 @@ _BRACE_OR_QUOTE = re.compile(r'["{}]')
 
 @dataclass(frozen=True)
 class Field:
-    """A field of the row.
+    """A field of the row: whether it may be shortened, and to `most` tokens where it has a limit of its own.
 
-    Args:
-        name: its name.
-        is_cut: whether it may be shortened.
-        most: most tokens of it, None for no limit of its own.
-        change: one of `CHANGES`, "" for none.
-        letters: what `change` takes away.
+    `change` is one of `CHANGES`, "" for none, and takes `letters` away.
     """
 
     name: str

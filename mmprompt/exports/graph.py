@@ -89,15 +89,8 @@ def traced(classifier: Classifier) -> torch.export.ExportedProgram:
 def write_onnx(classifier: Classifier, folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Write `classifier.onnx`; weights of 2 GB and more lie beside it in `classifier.onnx.data`.
 
-    Args:
-        classifier: what is written.
-        folder: where to.
-        facts: kept in the metadata, lists as JSON.
-    Returns:
-        input, output, the opset, and the largest difference of a probability on images of noise.
-    Raises:
-        UserError: see `traced`.
-        RunFailed: onnxruntime computes something else.
+    The facts are kept in the metadata, lists as JSON. Input, output, the opset, and the largest difference of a
+    probability on images of noise are returned; `RunFailed` is raised where onnxruntime computes something else.
     """
     import onnxruntime
 

@@ -19,11 +19,7 @@ from mmprompt.errors import UserError
 class LoadOptions:
     """How a reader loads a model, whatever the library.
 
-    Args:
-        device, dtype: where the towers live and compute.
-        cache_dir: where downloads are kept; None for the library's own folder.
-        trust_remote_code: whether code that a model brings along may run.
-        device_map: transformers' own, of a model that is spread over devices; None for one device.
+    A `cache_dir` of None is the library's own folder; `device_map` is transformers' own, and None is one device.
     """
 
     device: torch.device

@@ -35,12 +35,10 @@ PROBE_SLOTS = 16
 
 @dataclass(frozen=True)
 class WordTokenizer:
-    """Text to ids and back, by a library's own tokenizer.
+    """Text to ids and back, by a library's own tokenizer, which can give `size` ids.
 
-    Args:
-        padded_ids: a text and a number of slots, to that many ids as the library frames and pads them.
-        ids_to_text: ids to text, as the library decodes them.
-        size: V, the number of ids it can give.
+    `padded_ids` takes a text and a number of slots to that many ids as the library frames and pads them, and
+    `ids_to_text` takes ids to text as it decodes them.
     """
 
     padded_ids: Callable[[str, int], list[int]]
