@@ -17,6 +17,7 @@ from mmprompt.captioning.data import EMBEDDED as CAPTION_SETS
 from mmprompt.cli.workers import WorkerSettings
 from mmprompt.data.catalog import list_datasets, read_card
 from mmprompt.data.check import check_dataset
+from mmprompt.data.images import find_images
 from mmprompt.data.layouts import Part, find_parts, given_root, set_folder
 from mmprompt.data.split_file import divide, write_split
 from mmprompt.data.splits import SPLITS
@@ -24,7 +25,7 @@ from mmprompt.errors import UserError, bad_value
 from mmprompt.language.data import EMBEDDED as TEXT_SETS
 from mmprompt.models.packaged import refuse_missing
 from mmprompt.progress import ProgressDisplay
-from mmprompt.terminal.images import Images, find_images
+from mmprompt.terminal.images import Images
 from mmprompt.terminal.output import Device, Json, Output, shorten
 from mmprompt.terminal.parser import parse
 

@@ -14,12 +14,11 @@ import tyro
 
 from mmprompt.cli.run import Run
 from mmprompt.core.header import read_header
-from mmprompt.data.images import IMAGE_SUFFIXES, read_image
+from mmprompt.data.images import IMAGE_SUFFIXES, find_images, read_image
 from mmprompt.errors import UserError, bad_file, bad_value
 from mmprompt.files import write_bytes
 from mmprompt.models.packaged import refuse_missing
 from mmprompt.progress import CountProgress, ProgressDisplay
-from mmprompt.terminal.images import find_images
 from mmprompt.terminal.output import Backbone, Device, Json, Output, check_place, percent, shorten
 from mmprompt.terminal.parser import parse
 
