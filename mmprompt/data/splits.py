@@ -246,13 +246,11 @@ def _size_notes(splits: Splits) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def hold_out_test(splits: Splits, fraction: float = TEST_FRACTION) -> Splits:
-    """Move a part of train to test: the same share of every class, at least one image.
+def hold_out_test(splits: Splits) -> Splits:
+    """Move a fifth of train to test: the same share of every class, at least one image.
 
     The choice follows from the hashes of the relative paths. It is the same for every seed, so that no
     run is measured on what another was trained on, and images added later do not reshuffle it.
-
-    `fraction` is the share of each class that is held out, between 0 and 1.
     """
 
     def path_hash(item: Item) -> str:
@@ -265,7 +263,7 @@ def hold_out_test(splits: Splits, fraction: float = TEST_FRACTION) -> Splits:
         if len(items) == 1:
             single.append(splits.class_names[label])
         else:
-            n_held = max(1, round(fraction * len(items)))
+            n_held = max(1, round(TEST_FRACTION * len(items)))
             held.update(item.path for item in sorted(items, key=path_hash)[:n_held])
     train = tuple(item for item in splits.train if item.path not in held)
     test = tuple(item for item in splits.train if item.path in held)
