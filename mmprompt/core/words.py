@@ -45,11 +45,11 @@ def token_gaps(
         return [row[-1][1] for row in nearest_by_cosine(embed(ids), embed, n_tokens, 2)]
 
 
-def some_words(n_tokens: int, decode: Callable[[int], str]) -> list[int]:
+def some_words(n_tokens: int, decode: Callable[[int], str], n_words: int = N_WORDS) -> list[int]:
     """List tokens that are words of three letters or more, evenly taken from all; any tokens where none is."""
-    step = max(1, n_tokens // (4 * N_WORDS))  # many tokens are no words
+    step = max(1, n_tokens // (4 * n_words))  # many tokens are no words
     words = [token for token in range(0, n_tokens, step) if len(text := decode(token).strip()) > 2 and text.isalpha()]
-    return words[:N_WORDS] or list(range(0, n_tokens, step))[:N_WORDS]
+    return words[:n_words] or list(range(0, n_tokens, step))[:n_words]
 
 
 def greedy_words(
