@@ -221,12 +221,12 @@ def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | No
     return save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, more)
 
 
-def read_tensors(path: Path, max_bytes: int = 2**31) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file; refuse one that is damaged or holds NaN or infinity."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    data = read_bytes(path, max_bytes)
+    data = read_bytes(path, 2**31)
     try:
         tensors = load(data)
     except (SafetensorError, ValueError, KeyError) as error:
@@ -262,7 +262,7 @@ UNREAD = (
 """Dassl keeps the state of a warm-up, and in it the scheduler that follows and the whole optimiser, as objects."""
 
 
-def read_checkpoint(path: Path, max_bytes: int = 2**32) -> Any:
+def read_checkpoint(path: Path) -> Any:
     """Read what `torch.save` wrote: tensors and arrays in plain containers; no object is ever made of it.
 
     Raises:
@@ -279,7 +279,7 @@ def read_checkpoint(path: Path, max_bytes: int = 2**32) -> Any:
     def empty_dict(*args: object) -> dict[Any, Any]:
         return {}
 
-    data = read_bytes(path, max_bytes)
+    data = read_bytes(path, 2**32)
     made: list[Any] = [(empty_dict, "collections.defaultdict"), (empty_dict, "builtins.dict")]
     made += [(empty_array, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
     dtypes = [type(np.dtype(name)) for name in ("float16", "float32", "float64", "int64")]

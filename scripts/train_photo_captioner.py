@@ -30,8 +30,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BertModel, LlamaCo
 
 from mmprompt.captioning.readers.load import MapperSettings, new_mapper
 from mmprompt.files import sha256_file
-from mmprompt.models.dual_encoder.photo import image_weights
-from mmprompt.models.packaged import fetch, find_packaged
+from mmprompt.models.packaged import fetch, find_packaged, image_weights
 from openart.export import export_captioner
 from openart.state import State, load_state, save_state
 from openart.tokenizer import END, START, Encoder, learn_merges, read_encoder, write_tokenizer

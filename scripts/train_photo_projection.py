@@ -28,8 +28,7 @@ from transformers import BertConfig, BertModel
 
 from mmprompt.files import read_checkpoint
 from mmprompt.models.dual_encoder.bert import SoftmaxProjection
-from mmprompt.models.dual_encoder.photo import image_weights, text_weights
-from mmprompt.models.packaged import ASSETS, fetch
+from mmprompt.models.packaged import ASSETS, fetch, image_weights, text_weights
 from openart.training import write_line
 from photo_text.sources import Nouns, WordVectors, imagenet_offsets, load_nouns, load_word_vectors
 from photo_text.teacher import Teacher, Weights, class_targets

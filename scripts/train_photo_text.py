@@ -18,8 +18,7 @@ import torch
 import tyro
 from safetensors.torch import load_file, save_file
 
-from mmprompt.models.dual_encoder.photo import image_weights
-from mmprompt.models.packaged import fetch
+from mmprompt.models.packaged import fetch, image_weights
 from openart.artwork import new_folder
 from openart.export import copy_tokenizer, write_configuration
 from openart.state import load_state

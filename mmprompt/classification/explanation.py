@@ -19,22 +19,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmprompt.classification.left_out import without_vector
+import mmprompt.models.sites as sites
 from mmprompt.classification.predictor import Classifier
 from mmprompt.classification.report import middle_square
 from mmprompt.classification.task import BARE_NAME, zero_shot
+from mmprompt.classification.template import ClassTemplate
 from mmprompt.classification.words import context_words, nearest_words, spelled, word_gaps, words_by_gradient
-from mmprompt.core.learned import Given
-from mmprompt.core.metrics import Evaluation, evaluate_probabilities
-from mmprompt.core.temperature import fit_temperature, log_loss
+from mmprompt.core.confidence import fit_temperature, log_loss
+from mmprompt.core.learned import Given, Inserts, Prompt, Source
+from mmprompt.core.metrics import Evaluation, evaluate_probabilities, one_a_class
 from mmprompt.core.words import greedy_words
 from mmprompt.data.images import read_image
 from mmprompt.data.splits import Dataset, Item
 from mmprompt.errors import UserError
 from mmprompt.models.dual_encoder.encoder import FrozenDualEncoder
 from mmprompt.models.dual_encoder.forward.relevance import relevance
+from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.image_features import ImageFeatures
-from mmprompt.models.sites import Site, Tower, Vectors, vectors_of
+from mmprompt.models.sites import Site, TextSlots, Tower, Vectors, vectors_of
 from mmprompt.reports.explanation import Asked, Picture, Section, written
 from mmprompt.reports.explanation_figures import draw_maps, draw_moves
 from mmprompt.reports.sections import (
@@ -43,7 +45,6 @@ from mmprompt.reports.sections import (
     kept_of,
     labels_section,
     next_section,
-    one_a_class,
     words_section,
     worth_section,
 )
@@ -91,11 +92,7 @@ def sections_of(classifier: Classifier, data: Dataset, asked: Asked) -> tuple[st
 
 
 def temperature_of(classifier: Classifier, data: Dataset) -> float:
-    """Return the temperature that is best on the validation images.
-
-    Raises:
-        UserError: there are none.
-    """
+    """Return the temperature that is best on the validation images."""
     if not data.val:
         raise UserError(f"{data.name} has no validation images to fit a temperature on. Give data with a val part.")
     probabilities = classifier.probabilities([item.path for item in data.val])
@@ -334,6 +331,44 @@ class _Look:
 
 def _relative(item: Item, root: Path) -> str:
     return item.path.relative_to(root).as_posix() if item.path.is_relative_to(root) else str(item.path)
+
+
+class _Without(Source):
+    """A source without one of the vectors that it gives to a tower."""
+
+    def __init__(self, source: Source, tower: Tower, place: int) -> None:
+        super().__init__()
+        self.source, self.tower, self.place = source, tower, place
+        self.sites, self.needs_image = source.sites, source.needs_image
+
+    def forward(self, given: Given) -> Inserts:
+        return sites.without_vector(self.source(given), self.tower, self.place)
+
+
+class _ShorterTemplate:
+    """A template with the slot of one vector left out of every line."""
+
+    def __init__(self, template: ClassTemplate, place: int) -> None:
+        self.text, self._whole, self._place = template.text, template, place
+
+    @property
+    def lines(self) -> tuple[Any, ...]:
+        return tuple(_ShorterTemplate(line, self._place) for line in self._whole.lines)
+
+    def slots(self, backbone: DualEncoder, class_names: Sequence[str]) -> TextSlots:
+        gone = -1 - self._place
+        rows = [self._whole.row(backbone, name) for name in class_names]
+        return backbone.text_slots([[slot + (slot < gone) for slot in row if slot != gone] for row in rows])
+
+
+def without_vector(classifier: Classifier, tower: Tower, place: int) -> Classifier:
+    """Return a classifier with the slot of one vector, from 0, left out of all layers of a tower that have it."""
+    prompt = classifier.prompt
+    template: Any = prompt.template
+    if tower == "text" and any(site == Site("text") for site in prompt.sites):
+        template = _ShorterTemplate(template, place)
+    sources = [_Without(source, tower, place) for source in prompt.sources]
+    return Classifier(classifier.backbone, Prompt(template, *sources, head=prompt.head).eval(), classifier.class_names)
 
 
 def evidence(classifier: Classifier, images: Tensor, labels: np.ndarray) -> Tensor:

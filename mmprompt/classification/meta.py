@@ -34,12 +34,10 @@ from mmprompt.training.run_files import run_lock, surroundings
 
 @dataclass(frozen=True)
 class MetaResult:
-    """A start that was learned.
+    """A start that was learned: the backbone with it, over the class names of all data sets.
 
-    Args:
-        predictor: the backbone with it, over the class names of all data sets.
-        history: of each round `round`, `task` and `loss`, the mean over its steps.
-        folder: the prompt folder, None if nothing was written.
+    `history` holds of each round `round`, `task` and `loss`; `folder` is the prompt folder, None if nothing was
+    written.
     """
 
     predictor: Classifier

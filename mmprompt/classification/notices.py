@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -24,9 +24,7 @@ _log = logging.getLogger(__name__)
 class ZeroShotScore:
     """How many training images the class names alone name right.
 
-    Args:
-        n_right, n_images: counts.
-        chance: the share that would be right if names were given without looking, as often as they were given.
+    `chance` is the share that would be right if names were given without looking, as often as they were given.
     """
 
     n_right: int
@@ -35,13 +33,7 @@ class ZeroShotScore:
 
     @classmethod
     def of(cls, predictions: np.ndarray, labels: np.ndarray, n_classes: int) -> ZeroShotScore:
-        """Count what was named right.
-
-        Args:
-            predictions: [N] class indices.
-            labels: [N] class indices.
-            n_classes: C.
-        """
+        """Count the predictions [N] that are their labels [N], class indices both."""
         given, true = (np.bincount(each, minlength=n_classes) / len(labels) for each in (predictions, labels))
         return cls(int((predictions == labels).sum()), len(labels), float(given @ true))
 
@@ -57,23 +49,9 @@ class ZeroShotScore:
         return min(1.0, math.fsum(math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(self.n_right, n + 1)))
 
 
-class Watched(Protocol):
-    """A problem whose training images zero-shot can name."""
-
-    noticed: list[str]
-
-    @property
-    def zero_shot_score(self) -> ZeroShotScore:
-        """Let the template alone name the training images, or some of them."""
-        ...
-
-
-def at_chance(problem: Watched, n_images: int) -> list[str]:
+def at_chance(problem: Any, n_images: int) -> list[str]:
     """Say so where zero-shot on the training images is not surely above chance."""
-    if n_images < FEWEST_IMAGES:
-        return []
-    score = problem.zero_shot_score
-    if score.p_value < SURE_BELOW:
+    if n_images < FEWEST_IMAGES or (score := problem.zero_shot_score).p_value < SURE_BELOW:
         return []
     return [
         f"zero-shot names {score.n_right} of {score.n_images} training images right, where chance gives "

@@ -66,11 +66,7 @@ class Prediction:
         return display.section(said, display.bars(dict(islice(self.probabilities.items(), N_SHOWN))))
 
     def to_frame(self) -> DataFrame:
-        """Return the classes with their probabilities, the most probable first, as a pandas DataFrame.
-
-        Raises:
-            UserError: pandas is not installed.
-        """
+        """Return the classes with their probabilities, greatest first, as a DataFrame; pandas must be installed."""
         return display.frame({"class": [*self.probabilities], "probability": [*self.probabilities.values()]})
 
 
@@ -400,10 +396,6 @@ class Classifier(nn.Module):
 
 CLASSIFIERS: dict[str, Callable[..., Classifier]] = {"": Classifier}
 """The forms of classifiers that a prompt file may name; a class of your own is added here."""
-FURTHER_FORMS = {
-    "test-time": "mmprompt.classification.test_time",
-    "calibrated": "mmprompt.classification.calibrated",
-}
 
 
 def load(folder: Path, header: Mapping[str, Any], model: DualEncoder | str | None, device: str) -> Classifier:
@@ -417,8 +409,8 @@ def load(folder: Path, header: Mapping[str, Any], model: DualEncoder | str | Non
     Raises:
         UserError: files are edited or damaged, or for another backbone.
     """
-    if header["form"] in FURTHER_FORMS:  # which adds itself to CLASSIFIERS
-        importlib.import_module(FURTHER_FORMS[header["form"]])
+    if header["form"] not in CLASSIFIERS:  # to which those that are seldom used add themselves
+        importlib.import_module("mmprompt.classification.forms")
     form = CLASSIFIERS.get(header["form"])
     if form is None:
         advice = "Upgrade mmprompt, or import the module that adds it first."

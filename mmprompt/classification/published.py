@@ -82,14 +82,7 @@ class Said:
 
 @dataclass(frozen=True)
 class File:
-    """The entries of a checkpoint that no one has taken yet, and what they are held to.
-
-    Args:
-        path: of the file.
-        left: entries by name; `take` takes them out.
-        backbone: whose widths and depths count.
-        class_names: C names.
-    """
+    """The entries of a checkpoint that no one has taken yet, and the backbone and class names they are held to."""
 
     path: Path
     left: dict[str, Any]
@@ -101,13 +94,9 @@ class File:
         return bad_file(self.path, problem, advice)
 
     def take(self, name: str, *shape: int | str) -> Tensor:
-        """Take an entry out, in float32.
+        """Take an entry out, in float32; refuse one that is not there, no tensor of numbers, or of another shape.
 
-        Args:
-            name: of the entry.
-            shape: a number for each axis, or a letter where any number will do.
-        Raises:
-            UserError: it is not there, no tensor of numbers, or of another shape.
+        A letter in the shape stands for an axis of any number.
         """
         if name not in self.left:
             raise self.refusal(f"holds no {name}", OTHER)
@@ -129,16 +118,7 @@ class File:
         return value
 
     def take_layers(self, tower: Tower, name: str, first: int, *shape: int) -> list[Tensor]:
-        """Take what there is of the layers above a tower's input.
-
-        Args:
-            tower: whose.
-            name: of an entry, with {} for its number.
-            first: the number of the first one.
-            shape: of each.
-        Raises:
-            UserError: the tower has fewer layers, or one has another shape.
-        """
+        """Take what there is of the layers above a tower's input, from a first number on, which {} of the name is."""
         values: list[Tensor] = []
         while name.format(first + len(values)) in self.left:
             values.append(self.take(name.format(first + len(values)), *shape))
@@ -146,11 +126,7 @@ class File:
         return values
 
     def check_depth(self, tower: Tower, depth: int) -> None:
-        """Refuse vectors of more layers than a tower has.
-
-        Raises:
-            UserError: there are more.
-        """
+        """Refuse vectors of more layers than a tower has."""
         kind, n_layers = ("text", self.backbone.text_layers)
         if tower == "vision":
             kind, n_layers = ("image", self.backbone.vision_layers)
@@ -159,32 +135,20 @@ class File:
             raise self.refusal(problem)
 
     def check_classes(self, n_classes: int) -> None:
-        """Refuse what belongs to other classes than are named.
-
-        Raises:
-            UserError: their numbers differ.
-        """
+        """Refuse what belongs to other classes than are named."""
         if n_classes != len(self.class_names):
             names = len(self.class_names)
             raise self.refusal(f"was learned with {n_classes} classes, but {names} class names were given", NAMES)
 
     @property
     def vision_width(self) -> int:
-        """D of the image tower.
-
-        Raises:
-            UserError: it takes no vectors.
-        """
+        """D of the image tower, which must take vectors."""
         if self.backbone.vision_width is None:
             raise self.refusal(f"was learned in an image tower, but that of {self.backbone.name} has no image tokens")
         return self.backbone.vision_width
 
     def refuse_rest(self, dead: str) -> None:
-        """Refuse what no one took, but for what is known to be dead.
-
-        Raises:
-            UserError: names the first such entry.
-        """
+        """Refuse what no one took, but for what is known to be dead; the first such entry is named."""
         unknown = sorted(name for name in self.left if not re.fullmatch(dead, name))
         if unknown:
             others = f" and {len(unknown) - 1} more" if unknown[1:] else ""
@@ -249,11 +213,7 @@ def tokens(file: File) -> list[Tensor]:
 
 
 def plain_tokens(file: File) -> list[Tensor]:
-    """Take the tokens of a plain vision transformer's layers, as the code of Jia et al. keeps them.
-
-    Raises:
-        UserError: the tower has a norm before its blocks, which these tokens never went through.
-    """
+    """Take the tokens of a plain vision transformer's layers, as the code of Jia et al. keeps them."""
     view = getattr(file.backbone, "vision", None)
     if isinstance(view, VisionView) and not isinstance(view.pre_norm, nn.Identity):
         raise file.refusal(f"holds tokens of a plain ViT, but {file.backbone.name} has a norm before its blocks")
@@ -354,18 +314,10 @@ def cut_template(file: File, said: Said, n_ctx: int) -> ClassTemplate:
 def template_of(
     file: File, said: Said, prefix: str, n_ctx: int, words: str, n_learned: int, is_own: bool = False
 ) -> ClassTemplate:
-    """Return the vectors, the words that stay as they are after them, and the name.
+    """Return the vectors, the words that stay as they are after them, and the name, which stands where it is said.
 
-    Args:
-        file: whose copies of embeddings are looked at.
-        said: says where the name stands.
-        prefix: of the names of these copies.
-        n_ctx: M.
-        words: that learning started from.
-        n_learned: how many of their tokens learned.
-        is_own: whether each class has its own vectors.
-    Raises:
-        UserError: the words cannot be cut there, or the copies are of another backbone, other words or other classes.
+    Learning started from the words and took `n_learned` of their tokens, which must not end within one. The file's
+    copies of embeddings, named with the prefix, are looked at; `is_own` are vectors of each class.
     """
     backbone, position = file.backbone, said.class_position or "end"
     ids = backbone.tokenize(words)[n_learned:] if words else []
@@ -408,13 +360,7 @@ def check_copies(file: File, prefix: str, rest: str, is_own: bool) -> None:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a file is read.
-
-    Args:
-        read: takes out what it knows.
-        takes: what is to be said of it.
-        dead: entries that nothing depends on.
-    """
+    """How a file is read: what takes out all it knows, what is to be said of that, and entries nothing depends on."""
 
     read: Callable[[File, Said], Prompt]
     takes: tuple[str, ...]
@@ -495,11 +441,7 @@ def convert(
 
 
 def entries_of(path: Path, content: Any) -> dict[str, Any]:
-    """Return the entries of a checkpoint by name, those of what stands in another joined by dots.
-
-    Raises:
-        UserError: it has no names, or more than any checkpoint.
-    """
+    """Return the entries of a checkpoint by name, those of what stands in another joined by dots."""
     if not isinstance(content, Mapping):
         raise bad_file(path, "holds no entries with names", OTHER)
     state = content.get("state_dict")

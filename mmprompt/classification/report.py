@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 import shlex
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -20,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from mmprompt.core.confidence import Reliability, reliability
+from mmprompt.core.metrics import most_confused, one_a_class
 from mmprompt.data.images import read_image
 from mmprompt.errors import UserError, bad_file
 from mmprompt.files import read_json
@@ -208,7 +208,7 @@ def write_report(folder: Path | str) -> Path:
         changes=list(changes.values()),
         most_gained=max(changes.items(), key=lambda change: change[1], default=None),
         most_lost=min(changes.items(), key=lambda change: change[1], default=None),
-        confused=most_confused(record.confusion(), record.class_names),
+        confused=most_confused(record.confusion(), record.class_names)[:N_CONFUSED],
         is_surer=sum(n * (c - a) for n, c, a in zip(bins.counts, bins.confidence, bins.accuracy, strict=True)) > 0,
         seconds=sum(float(entry.get("seconds") or 0) for entry in record.log),
         right=right,
@@ -245,22 +245,13 @@ def _charts_of(
 def choose_examples(shown: Sequence[Shown], class_names: Sequence[str]) -> tuple[list[Example], list[Example], int]:
     """Return images it got right (random, class after class) and wrong (surest first), and how many files were gone."""
     shuffled = random.Random(0).sample(shown, len(shown))
-    right = one_class_after_another([s for s in shuffled if s.label == s.predicted])
+    hits = [s for s in shuffled if s.label == s.predicted]
+    right = [hits[place] for place in one_a_class(range(len(hits)), [s.label for s in hits])]
     surest = sorted((s for s in shown if s.label != s.predicted), key=lambda s: -s.probability)
     wrong = [s for i, s in enumerate(surest) if sum(o.label == s.label for o in surest[:i]) < 2]
     chosen_right, gone_right = _load_examples(right, class_names)
     chosen_wrong, gone_wrong = _load_examples(wrong, class_names)
     return chosen_right, chosen_wrong, gone_right + gone_wrong
-
-
-def one_class_after_another(shown: Sequence[Shown]) -> list[Shown]:
-    """Return the same images, the first of every class before the second of any."""
-    n_before: Counter[int] = Counter()
-    turns = []
-    for image in shown:
-        turns.append(n_before[image.label])
-        n_before[image.label] += 1
-    return [image for _, image in sorted(zip(turns, shown, strict=True), key=lambda pair: pair[0])]
 
 
 def _load_examples(shown: Sequence[Shown], class_names: Sequence[str]) -> tuple[list[Example], int]:
@@ -300,19 +291,3 @@ def draw_sheets(right: Sequence[Example], wrong: Sequence[Example]) -> dict[str,
         if examples:
             sheets[name] = figures.draw_examples([e.image for e in examples], captions, LIGHT)
     return sheets
-
-
-def most_confused(confusion: np.ndarray, class_names: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the most frequent mistakes, as rows of a table, from [C, C] counts, true class by predicted class."""
-    counts = confusion * (1 - np.eye(len(class_names), dtype=int))
-    totals = confusion.sum(axis=1)
-    pairs = sorted(np.argwhere(counts > 0).tolist(), key=lambda p: (-counts[p[0], p[1]], p))
-    return [
-        {
-            "label": class_names[true],
-            "predicted": class_names[predicted],
-            "count": int(counts[true, predicted]),
-            "share": f"{100 * counts[true, predicted] / totals[true]:.0f} %",
-        }
-        for true, predicted in pairs[:N_CONFUSED]
-    ]

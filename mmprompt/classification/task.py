@@ -61,18 +61,11 @@ def zero_shot(backbone: DualEncoder, class_names: Sequence[str], template: str =
 
 
 class ClassificationProblem:
-    """What the loop trains: all that is learned of a classifier, on labelled images.
+    """What the loop trains: all that is learned of a classifier, on labelled images, by the losses of a method.
 
-    Args:
-        method: gives the losses.
-        classifier: whose prompt learns.
-        images: N images.
-        labels: N class indices.
-        recipe: says how images are augmented.
-        seed: of the augmentation.
-        validation: held-out images and labels for methods and listeners; encoded only if one looks at them.
-        stored: shared features of image files, if some are already there.
-        template: the data's hand-written template, for methods with a teacher.
+    The recipe says how images are augmented, by the seed. Held-out images and labels are for methods and listeners, and
+    encoded only if one looks at them; `stored` are shared features of image files, if some are already there, and the
+    template is the data's hand-written one, for methods with a teacher.
     """
 
     def __init__(

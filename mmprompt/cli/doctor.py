@@ -6,18 +6,14 @@ import os
 import platform
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from mmprompt.cli.backbones import origin
 from mmprompt.files import cache_folder
 from mmprompt.models.packaged import PACKAGED
 from mmprompt.progress import doing
-from mmprompt.terminal.output import JSON_HELP, Output
+from mmprompt.terminal.output import OnlyJson, Output
 from mmprompt.terminal.parser import parse
 from mmprompt.version import __version__
 
@@ -27,16 +23,9 @@ MIB, GIB = 2**20, 2**30
 Rows = list[dict[str, str]]
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How it is told."""
-
-    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
-
-
 def run(arguments: Sequence[str], prog: str) -> None:
     """Look around and tell; nothing is loaded but torch, and nothing is fetched."""
-    output = Output(parse(Settings, arguments, prog, DESCRIPTION).json)
+    output = Output(parse(OnlyJson, arguments, prog, DESCRIPTION).json)
     with doing("looking for devices"):
         devices, default, precision = find_devices()
     with doing("measuring caches"):
@@ -130,12 +119,9 @@ def find_caches() -> Rows:
     places: dict[str, Path] = {"Hugging Face hub": Path(HF_HUB_CACHE)}
     if own.is_dir():
         places = {f"mmprompt {path.name}": path for path in sorted(own.iterdir()) if path.is_dir()} | places
-    return [{"cache": name, "size": size_text(path), "where": str(path)} for name, path in places.items()]
-
-
-def size_text(folder: Path) -> str:
-    """Return the size of a folder in words."""
-    if not folder.is_dir():
-        return "nothing"
-    size = sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() or path.is_symlink())
-    return f"{size / GIB:.1f} GB" if size >= GIB else f"{size / MIB:.1f} MB"
+    rows = []
+    for name, folder in places.items():
+        size = sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() or path.is_symlink())
+        said = f"{size / GIB:.1f} GB" if size >= GIB else f"{size / MIB:.1f} MB"
+        rows.append({"cache": name, "size": said if folder.is_dir() else "nothing", "where": str(folder)})
+    return rows

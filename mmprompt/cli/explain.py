@@ -14,7 +14,7 @@ from mmprompt.core.header import read_header
 from mmprompt.data.splits import SplitName
 from mmprompt.errors import UserError, bad_value
 from mmprompt.settings import Count, check_settings
-from mmprompt.terminal.output import JSON_HELP, Backbone, Device, Output, check_folder, check_place
+from mmprompt.terminal.output import Backbone, Device, Json, Output, check_folder, check_place
 from mmprompt.terminal.parser import parse
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Settings:
     """Write a classifier's prompt with its temperature, fitted on validation, to this new folder."""
     backbone: Backbone = None
     device: Device = "auto"
-    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+    json: Json = False
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -105,8 +105,8 @@ def show(output: Output, explanation: Explanation, has_words: bool) -> None:
 
 def write_calibrated(settings: Settings, header: dict[str, Any]) -> float:
     """Write a copy of a classifier with the temperature of the validation images, and return it."""
-    from mmprompt.classification.calibrated import calibrated
     from mmprompt.classification.explanation import temperature_of
+    from mmprompt.classification.forms import calibrated
     from mmprompt.core.file import load, save
     from mmprompt.reports.explanation import data_of
 

@@ -44,7 +44,7 @@ VERBS = {
     "inspect": Verb("cli.run", "run_inspect", "RUN", "what a prompt holds, and the words nearest to it"),
     "explain": Verb("cli.explain", "run", "RUN", "what it learned: words, vectors, classes, where it looks, what next"),
     "report": Verb("cli.run", "run_report", "RUN", "write the report of a finished run anew"),
-    "export": Verb("cli.export", "run", "RUN", "a finished run as ONNX, class weights, or what PEFT reads"),
+    "export": Verb("cli.run", "run_export", "RUN", "a finished run as ONNX, class weights, or what PEFT reads"),
     "compare": Verb("cli.compare", "run", "", "compare methods and baselines over data sets, shots and seeds"),
     "tune": Verb("cli.tune", "run", "", "search for the settings that do best on validation"),
     "protocol few-shot": Verb("cli.compare", "run_protocol", "", "the papers' accuracy by shots"),
@@ -53,7 +53,7 @@ VERBS = {
     "protocol domain-generalisation": Verb("cli.compare", "run_protocol", "", "the same under a shift"),
     "prompt convert": Verb("classification.cli.convert", "run", "FILE", "a published checkpoint as a prompt of ours"),
     "prompt inspect": Verb(
-        "cli.prompt_file", "run_inspect", "FILE", "all that a prompt file contains; --strip the needless"
+        "cli.prompt", "run_inspect", "FILE", "all that a prompt file contains; --strip the needless"
     ),
     "prompt diff": Verb("cli.prompt", "run_diff", "RUN RUN", "in what two prompts differ"),
     "prompt average": Verb("cli.prompt", "run_average", "RUN RUN...", "the average of several prompts as one"),

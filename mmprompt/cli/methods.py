@@ -17,7 +17,7 @@ from mmprompt.captioning.methods import METHODS as OF_CAPTIONERS
 from mmprompt.classification.methods import METHODS as OF_CLASSIFIERS
 from mmprompt.errors import unknown_name
 from mmprompt.language.methods import METHODS as OF_LANGUAGE_MODELS
-from mmprompt.terminal.output import JSON_HELP, Output
+from mmprompt.terminal.output import Json, OnlyJson, Output
 from mmprompt.terminal.parser import parse
 from mmprompt.training.recipe import Recipe
 
@@ -30,24 +30,17 @@ PUBLISHED = ("optimizer", "lr", "batch_size", "epochs", "momentum", "weight_deca
 
 
 @dataclass(frozen=True)
-class ListSettings:
-    """How the list is printed."""
-
-    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
-
-
-@dataclass(frozen=True)
 class ShowSettings:
     """Which method is shown."""
 
     name: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="NAME")]]
     """A method, or several joined by +."""
-    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+    json: Json = False
 
 
 def run_list(arguments: Sequence[str], prog: str) -> None:
     """Print every method with its one-line description, those that learn the same kind of thing together."""
-    settings = parse(ListSettings, arguments, prog, "The ways to learn a prompt.")
+    settings = parse(OnlyJson, arguments, prog, "The ways to learn a prompt.")
     output = Output(settings.json)
     listed = []
     for name, kind in sorted(METHODS, key=lambda method: GROUPS.index(method[1].group)):

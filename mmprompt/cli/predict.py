@@ -14,13 +14,12 @@ import tyro
 
 from mmprompt.cli.run import Run
 from mmprompt.core.header import read_header
-from mmprompt.data.images import IMAGE_SUFFIXES, read_image
+from mmprompt.data.images import IMAGE_SUFFIXES, find_images, read_image
 from mmprompt.errors import UserError, bad_file, bad_value
 from mmprompt.files import write_bytes
 from mmprompt.models.packaged import refuse_missing
 from mmprompt.progress import CountProgress, ProgressDisplay
-from mmprompt.terminal.images import find_images
-from mmprompt.terminal.output import JSON_HELP, Backbone, Device, Output, check_place, percent, shorten
+from mmprompt.terminal.output import Backbone, Device, Json, Output, check_place, percent, shorten
 from mmprompt.terminal.parser import parse
 
 DESCRIPTION = "Label images, caption them, or answer texts, as the run is of one kind or another."
@@ -48,7 +47,7 @@ class Settings:
     csv: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Write a new CSV file, a row each, in place of the table."""
     device: Device = "auto"
-    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+    json: Json = False
 
 
 def run(arguments: Sequence[str], prog: str) -> None:
@@ -66,9 +65,12 @@ def run(arguments: Sequence[str], prog: str) -> None:
     inputs = [(text, text) for text in settings.inputs] if is_text else find_images(list(map(Path, settings.inputs)))
     refuse_missing(settings.backbone or header["backbone"]["name"])
     output = Output(settings.json)
-    describe = {"classification": labels_of, "captioning": captions_of, "language": answers_of}[header["kind"]]
+    from mmprompt.core.file import load
+
+    described_by = {"classification": labels_of, "captioning": captions_of, "language": answers_of}[header["kind"]]
     with ProgressDisplay() as progress:
-        said = describe_all(describe(settings), inputs, is_text, progress.count("predicting"))
+        describe = described_by(load(settings.run, settings.backbone, settings.device), settings)
+        said = describe_all(describe, inputs, is_text, progress.count("predicting"))
     if settings.csv is not None:
         write_csv(settings.csv, said)
         output.say(f"{len(said)} rows in {settings.csv}.")
@@ -100,11 +102,7 @@ def refuse_idle(settings: Settings, header: Mapping[str, Any]) -> None:
 def describe_all(
     describe: Describe, inputs: Sequence[tuple[str, Any]], is_text: bool, progress: CountProgress
 ) -> list[Said]:
-    """Describe all inputs by name, some at once; an image that cannot be read is an error of its own.
-
-    Raises:
-        UserError: none can be read.
-    """
+    """Describe all inputs by name, some at once; an image that cannot be read is an error of its own."""
     said: list[Said] = []
     progress(0, len(inputs))
     for start in range(0, len(inputs), AT_ONCE):
@@ -125,16 +123,8 @@ def describe_all(
     return said
 
 
-def predictor_of(settings: Settings) -> Any:
-    """Load the run on the frozen model that the command line names, else on the one that its file names."""
-    from mmprompt.core.file import load
-
-    return load(settings.run, settings.backbone, settings.device)
-
-
-def labels_of(settings: Settings) -> Describe:
-    """Load a classifier; what it gives of images is the label and the most probable labels."""
-    classifier = predictor_of(settings)
+def labels_of(classifier: Any, settings: Settings) -> Describe:
+    """Give of images the label and the most probable labels."""
     if settings.class_names is not None:
         classifier = classifier.with_class_names([part.strip() for part in settings.class_names.split(",")])
     return lambda images: [
@@ -143,15 +133,13 @@ def labels_of(settings: Settings) -> Describe:
     ]
 
 
-def captions_of(settings: Settings) -> Describe:
-    """Load a captioner; what it gives of images is a caption."""
-    captioner = predictor_of(settings)
+def captions_of(captioner: Any, settings: Settings) -> Describe:
+    """Give of images a caption."""
     return lambda images: [{"caption": each.text} for each in captioner.caption(images)]
 
 
-def answers_of(settings: Settings) -> Describe:
-    """Load a language model; what it gives of texts is a label or an answer."""
-    prompted = predictor_of(settings)
+def answers_of(prompted: Any, settings: Settings) -> Describe:
+    """Give of texts a label or an answer."""
     if len(prompted.template.fields) != 1:
         fields = ", ".join(prompted.template.fields)
         advice = f"Use mmprompt llm generate --prompt {settings.run} --input FIELD=TEXT."

@@ -1,4 +1,4 @@
-"""`mmprompt eval`, `inspect` and `report`: what is done with a finished run, of whatever kind it is."""
+"""`mmprompt eval`, `inspect`, `report` and `export`: what is done with a finished run, of whatever kind it is."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ import tyro
 
 from mmprompt.core.header import read_header
 from mmprompt.errors import UserError, bad_value
-from mmprompt.terminal.output import JSON_HELP, Backbone, Output, shorten
+from mmprompt.exports.export import FACTS, export, form_of, refuse_taken
+from mmprompt.files import read_json
+from mmprompt.terminal.output import Backbone, Json, Output, check_place, shorten
 from mmprompt.terminal.parser import parse
 
+EXPORT = "Write a finished run in a form that needs none of this package."
 REPORT = "Write the report of a finished run: one HTML file, and its figures."
 OPTION_OF_RUN = {"captioning": "--prompts", "language": "--prompt"}
 """What the verbs that measure several prompts at once call a run."""
@@ -33,7 +36,7 @@ class InspectSettings:
     words: Annotated[int, tyro.conf.arg(metavar="INT")] = 5
     """How many of the nearest words to show for each vector; 0 for none, which loads no model."""
     backbone: Backbone = None
-    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+    json: Json = False
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,20 @@ class ReportSettings:
     """Of which run."""
 
     run: Run
-    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+    json: Json = False
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """What is written, and where to."""
+
+    run: Run
+    to: Annotated[str, tyro.conf.arg(metavar="FORM")]
+    """onnx, pt2 (torch.export), npy or open_clip of a classifier; peft of a language model's prompt."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Where an earlier export is replaced; by default a folder of the form's name in RUN."""
+    backbone: Backbone = None
+    json: Json = False
 
 
 def run_eval(arguments: Sequence[str], prog: str) -> None:
@@ -62,6 +78,23 @@ def run_report(arguments: Sequence[str], prog: str) -> None:
     path, output = page.write_report(settings.run), Output(settings.json)
     output.say(f"report  {path}")
     output.document({"run": str(settings.run), "report": str(path)})
+
+
+def run_export(arguments: Sequence[str], prog: str) -> None:
+    """Write the export and say what is in it; what cannot be is refused before a model is loaded."""
+    settings = parse(ExportSettings, arguments, prog, EXPORT)
+    output, form = Output(settings.json), form_of(settings.to, read_header(settings.run)["kind"])
+    target = settings.out or settings.run / settings.to
+    refuse_taken(target)
+    check_place(target)
+    output.say(f"Writing {form.summary} ...", "dim")
+    export(settings.run, settings.to, target, settings.backbone)
+    files = {path.name: path.stat().st_size for path in sorted(target.iterdir()) if path.is_file()}
+    output.table(["file", "bytes"], [[str(target / name), f"{size:,}"] for name, size in files.items()], numbers=(1,))
+    facts = read_json(target / FACTS)
+    if "use" in facts:
+        output.say(f"Use: {facts['use']}")
+    output.document({"folder": str(target), "files": files} | facts)
 
 
 def run_inspect(arguments: Sequence[str], prog: str) -> None:

@@ -16,7 +16,7 @@ from mmprompt.cli.workers import WorkerSettings
 from mmprompt.errors import UserError
 from mmprompt.models.packaged import refuse_missing
 from mmprompt.progress import ProgressDisplay
-from mmprompt.terminal.output import Device, Output, check_place, command_of, percent
+from mmprompt.terminal.output import Device, Json, Output, check_place, command_of, percent
 from mmprompt.terminal.parser import counts_in, names_in, parse, peek, typed
 from mmprompt.training.recipe import Recipe
 
@@ -58,8 +58,7 @@ class Settings:
     out: Annotated[Path, tyro.conf.arg(metavar="PATH")] = Path("runs/tune")
     """The folder for recipe.yaml, trials.csv, the figure and report.html."""
     device: Device = "auto"
-    json: bool = False
-    """Print one JSON document; everything for people goes to stderr."""
+    json: Json = False
 
 
 def run(arguments: Sequence[str], prog: str) -> None:

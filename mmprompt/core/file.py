@@ -40,13 +40,7 @@ class Frozen(Protocol):
 
 @runtime_checkable
 class Predictor(Protocol):
-    """A frozen model with a prompt.
-
-    Attributes:
-        kind: one of `KINDS`.
-        backbone: the frozen model.
-        prompt: all that was learned.
-    """
+    """A frozen model, the `backbone`, with all that was learned, the `prompt`; `kind` is one of `KINDS`."""
 
     @property
     def kind(self) -> str:
@@ -169,13 +163,8 @@ def load(folder: Path | str, model: Any = None, device: str = "auto") -> Any:
 
 
 def model_of(folder: Path, header: Mapping[str, Any], model: Any, load_named: Callable[[str], Any]) -> Any:
-    """Return the frozen model that a prompt is to be used on.
+    """Return the frozen model to use a prompt on: the one given, or that of a name, by default the one in its header.
 
-    Args:
-        folder: of the prompt.
-        header: of `read_header`.
-        model: the model, its name, or None for the one that the file names.
-        load_named: loads a model by its name.
     Raises:
         UserError: it cannot be loaded; where it was the file that named it, how to name another place is said.
     """
@@ -189,11 +178,7 @@ def model_of(folder: Path, header: Mapping[str, Any], model: Any, load_named: Ca
 
 
 def refuse_other_backbone(folder: Path, header: Mapping[str, Any], backbone: Frozen) -> None:
-    """Refuse a prompt on weights that it was not learned on.
-
-    Raises:
-        UserError: the fingerprints differ.
-    """
+    """Refuse a prompt on weights that it was not learned on."""
     if backbone.fingerprint != header["backbone"]["fingerprint"]:
         raise bad_file(
             folder,
@@ -206,18 +191,10 @@ def refuse_other_backbone(folder: Path, header: Mapping[str, Any], backbone: Fro
 def read_prompt(
     folder: Path, header: Mapping[str, Any], device: torch.device, template: Template, *kept: str
 ) -> tuple[Prompt, dict[str, Tensor]]:
-    """Read the learned parts that a header describes.
+    """Read the learned parts that a header describes, whose parameters may learn on, and all tensors of the file.
 
-    Args:
-        folder: that holds the files.
-        header: of `read_header`.
-        device: where to put them.
-        template: made of the header's by the room that knows how.
-        kept: names of tensors that must stand beside the learned ones.
-    Returns:
-        The prompt, with parameters that may learn on, and all tensors of the file.
-    Raises:
-        UserError: the file is missing, was changed, or holds something else.
+    The template is made of the header's by the room that knows how; tensors named in `kept` must stand beside those
+    that were learned. A file that is missing, was changed, or holds something else is refused.
     """
     path = folder / TENSORS
     tensors = read_sealed(path, header["tensors_sha256"])
@@ -237,11 +214,7 @@ def read_prompt(
 
 
 def read_sealed(path: Path, sha256: str, advice: str = RESTORE) -> dict[str, Tensor]:
-    """Read a tensor file, which must have the hash that was kept of it.
-
-    Raises:
-        UserError: it is missing, or was changed.
-    """
+    """Read a tensor file; refuse one whose hash is not the one that was kept of it."""
     if sha256_bytes(read_bytes(path, 2**31)) != sha256:
         raise bad_file(path, "was changed after it was saved (its hash does not match)", advice)
     return read_tensors(path)

@@ -153,11 +153,7 @@ class Result(Generic[P]):
         )
 
     def to_frame(self) -> DataFrame:
-        """Return the history, a row an epoch, as a pandas DataFrame.
-
-        Raises:
-            UserError: pandas is not installed.
-        """
+        """Return the history, a row an epoch, as a DataFrame; pandas must be installed."""
         names = dict.fromkeys(name for record in self.history for name in record)
         return display.frame({name: [record.get(name) for record in self.history] for name in names})
 
@@ -202,13 +198,9 @@ def fit(
             raise unknown_name("setting of a recipe", name, Recipe.__dataclass_fields__)
     task = task_of(data)
     method, model = method_of(method, task), task.load_model(model)
-    places = (model.name, task.kind)
-    method = settled(method, *places)
+    method = settled(method, model.name, task.kind)
     user = Recipe(**((recipe.given if recipe else {}) | settings)) if recipe or settings else None
-    recipe = task.complete(resolved_recipe(method, places, task.recipe, user))
-    if recipe.steps_per_shot is not None:
-        advice = "Give `n_steps` or `epochs`."
-        raise bad_value("steps_per_shot", recipe.steps_per_shot, f"data of {task.kind} has no shots", advice)
+    recipe = _complete(resolved_recipe(method, (model.name, task.kind), task.recipe, user), task)
     predictor = task.predictor(method, model, seed)
     folder = None if out is None else Path(out)
     ranks = Ranks()
@@ -227,22 +219,31 @@ def fit(
             listeners = [one for one in every if ranks.is_first or not one.is_shown]
             history = train(problem, recipe, seed, n_epochs, folder, run_id_of(config), listeners, resume)
             predictor.prompt.requires_grad_(False)
-        predictor.prompt.eval()
-        said_by_method = method.finish(predictor, problem.features()) if overrides(method, "finish") else None  # type: ignore[attr-defined]
-        refuse_changed(model)
-        notices = (*(said_by_method or ()), *task.notices(problem, predictor))
+        notices = _finish(method, predictor, task, problem)
         if ranks.is_first:
-            _say(notices, problem)
+            for notice in notices:
+                if notice not in getattr(problem, "noticed", ()):  # else it was said as it came up
+                    _log.warning("%s", notice)
         if folder is not None and ranks.is_first:
             _write(predictor, folder, config, kept, notices)
     return Result(predictor, history, task, folder, notices)
 
 
-def _say(notices: Sequence[str], problem: Any) -> None:
-    """Say what has not been said as it came up."""
-    for notice in notices:
-        if notice not in getattr(problem, "noticed", ()):
-            _log.warning("%s", notice)
+def _complete(recipe: Recipe, task: Any) -> Recipe:
+    """Fill in what a recipe leaves to the data; refuse one that asks for shots of data that has none."""
+    recipe = task.complete(recipe)
+    if recipe.steps_per_shot is not None:
+        advice = "Give `n_steps` or `epochs`."
+        raise bad_value("steps_per_shot", recipe.steps_per_shot, f"data of {task.kind} has no shots", advice)
+    return recipe
+
+
+def _finish(method: Method, predictor: Predictor, task: Any, problem: Any) -> tuple[str, ...]:
+    """Let a method finish what was trained, refuse a changed model, and return what is to be said of it all."""
+    predictor.prompt.eval()
+    said_by_method = method.finish(predictor, problem.features()) if overrides(method, "finish") else None
+    refuse_changed(predictor.backbone)
+    return (*(said_by_method or ()), *task.notices(problem, predictor))
 
 
 def _write(
@@ -292,11 +293,7 @@ def evaluate(predictor: Any, data: Any, split: str = "test", **options: Any) -> 
 
 
 def task_of(data: Data[P] | str) -> Task[P]:
-    """Return the task of some data, or of the data set that a name means in the catalogue.
-
-    Raises:
-        UserError: it is neither data nor a name.
-    """
+    """Return the task of some data, or of the data set that a name means in the catalogue; refuse anything else."""
     if isinstance(data, str):
         from mmprompt.data.catalog import load_dataset
 
@@ -310,11 +307,7 @@ def task_of(data: Data[P] | str) -> Task[P]:
 
 
 def method_of(method: Method | str, task: Any) -> Method:
-    """Return a method that learns what a task asks for, or the one of that name.
-
-    Raises:
-        UserError: there is none of that name, or it is for tasks of another kind.
-    """
+    """Return a method that learns what a task asks for, or the one of that name; refuse one of another kind of task."""
     if isinstance(method, str):
         names = [part.strip() for part in method.split("+")]
         for name in names:
@@ -358,10 +351,6 @@ def describe_method(method: Any, names: dict[str, Any]) -> dict[str, Any]:
 
 
 def refuse_changed(model: Any) -> None:
-    """See that the frozen weights are what they were.
-
-    Raises:
-        RunFailed: they are not.
-    """
+    """Raise `RunFailed` where frozen weights are not what they were."""
     if model.compute_fingerprint() != model.fingerprint:
         raise RunFailed(f"weights of {model.name} changed while a prompt was trained, so nothing was saved")

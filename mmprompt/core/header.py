@@ -142,9 +142,6 @@ FACTS = {"classification": ClassifierFacts, "captioning": CaptionerFacts, "langu
 def read_header(folder: Path | str, kind: str | None = None) -> dict[str, Any]:
     """Read what a saved prompt says of itself: kind, backbone, sources, training.
 
-    Args:
-        folder: of the run.
-        kind: the one that is wanted, None for any.
     Raises:
         UserError: it is missing, edited, damaged, of another format, or of another kind than is wanted.
     """
@@ -152,7 +149,10 @@ def read_header(folder: Path | str, kind: str | None = None) -> dict[str, Any]:
     path = folder / HEADER
     if not path.is_file():
         problem = f"holds no {HEADER}, so it is no saved prompt" if folder.exists() else "is not there"
-        raise bad_file(folder, problem, _advice_on(folder))
+        advice = "Give a folder that a training or `save` wrote."
+        if (folder / "checkpoint").is_dir():
+            advice = "Its training is not finished: run the same command with --resume, or fit(..., resume=True)."
+        raise bad_file(folder, problem, advice)
     header = read_json(path)
     if not isinstance(header, dict) or type(header.get("format")) is not int or header["format"] < 1:
         raise bad_file(path, "is not a prompt header", RESTORE)
@@ -170,13 +170,6 @@ def read_header(folder: Path | str, kind: str | None = None) -> dict[str, Any]:
         raise bad_file(folder, f"is a prompt for {header['kind']}, not for {kind}", f"Use {VERBS[header['kind']]}.")
     validate(FACTS[header["kind"]], header, path, RESTORE, is_whole=False)
     return header
-
-
-def _advice_on(folder: Path) -> str:
-    """Say how to go on where a training did not finish, else what is expected."""
-    if (folder / "checkpoint").is_dir():
-        return "Its training is not finished: run the same command with --resume, or fit(..., resume=True)."
-    return "Give a folder that a training or `save` wrote."
 
 
 def public_name(name: str) -> str:
@@ -205,10 +198,6 @@ def header_hash(header: Mapping[str, Any]) -> str:
 
 
 def check_new(folder: Path) -> None:
-    """Refuse to write where a finished prompt already is.
-
-    Raises:
-        UserError: the folder holds a saved prompt.
-    """
+    """Refuse to write where a finished prompt already is."""
     if (folder / HEADER).exists():
         raise UserError(f"{folder} already holds a finished run, and it is never overwritten. Give another `out`.")

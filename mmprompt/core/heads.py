@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmprompt.core.learned import made_with
+
 
 class Head(nn.Module):
     """A module from image features [B, E] and class features, both of unit norm, to logits [B, C].
@@ -33,25 +35,15 @@ class Head(nn.Module):
 
     def settings(self) -> dict[str, Any]:
         """Give the keyword arguments, JSON-ready, with which `HEADS[kind]` makes a head of the same shapes."""
-        return {}
+        return made_with(self)
 
     def for_class_names(self, own: Sequence[str], wanted: Sequence[str]) -> Head:
-        """Give the head for other class names; the same one where it knows no classes.
-
-        Args:
-            own: the names that this head is for.
-            wanted: those that the other one is for.
-        """
+        """Give the head for the `wanted` class names in place of its `own`; the same one where it knows no classes."""
         return self
 
 
 class Scaled(Head):
-    """A head whose logits are a scaled cosine.
-
-    Args:
-        scale: linear multiplier, about 100 for CLIP.
-        bias: added to the logits (SigLIP).
-    """
+    """A head whose logits are a scaled cosine: a linear `scale`, about 100 for CLIP, and a `bias` (SigLIP)."""
 
     def __init__(self, scale: float, bias: float = 0.0) -> None:
         super().__init__()
@@ -65,29 +57,15 @@ class Scaled(Head):
 
 
 class ScaledPerClass(Scaled):
-    """A scaled cosine with something kept for each class.
-
-    Args:
-        n_classes: C.
-        width: E.
-        scale, bias: as of the cosine.
-    """
+    """A scaled cosine with something kept for each of `n_classes` C, of width E."""
 
     def __init__(self, n_classes: int, width: int, scale: float, bias: float) -> None:
         super().__init__(scale, bias)
         self.n_classes, self.width = n_classes, width
 
-    def settings(self) -> dict[str, Any]:
-        """See `Head`."""
-        return {name: getattr(self, name) for name in ("n_classes", "width", "scale", "bias")}
-
 
 class Cosine(Scaled):
-    """The scaled cosine (Radford et al. 2021, "Learning Transferable Visual Models", section 2.3); it learns nothing.
-
-    Args:
-        scale, bias: see `Scaled`.
-    """
+    """The scaled cosine (Radford et al. 2021, "Learning Transferable Visual Models", section 2.3), nothing learned."""
 
     is_class_specific = False
 
@@ -97,13 +75,7 @@ class Cosine(Scaled):
 
 
 class ClassMeans(ScaledPerClass):
-    """The scaled cosine to a vector of each class.
-
-    Args:
-        n_classes: C.
-        width: E.
-        scale, bias: as of the cosine.
-    """
+    """The scaled cosine to a vector of each class."""
 
     kind = "class-means"
     reads_text = False
@@ -118,13 +90,7 @@ class ClassMeans(ScaledPerClass):
 
 
 class TextAndMeans(ScaledPerClass):
-    """The scaled cosine to the text and the labelled images of each class together: `unit(text + sum of images)`.
-
-    Args:
-        n_classes: C.
-        width: E.
-        scale, bias: as of the cosine.
-    """
+    """The scaled cosine to the text and the labelled images of each class together: `unit(text + sum of images)`."""
 
     kind = "text-and-means"
 
@@ -183,12 +149,9 @@ class TextProbe(Head):
 
 
 class Linear(Head):
-    """A linear map of image features, in double precision as its solver has it, or learned by steps.
+    """A linear map of image features of width E to C classes.
 
-    Args:
-        n_classes: C.
-        width: E.
-        is_trained: whether an optimiser trains it, in single precision.
+    It is in double precision as its solver has it, or, `is_trained`, learned by steps in single precision.
     """
 
     kind = "linear"
@@ -196,20 +159,19 @@ class Linear(Head):
 
     def __init__(self, n_classes: int, width: int, is_trained: bool = False) -> None:
         super().__init__()
-        self.is_trained, dtype = is_trained, torch.float32 if is_trained else torch.float64
+        self.n_classes, self.width, self.is_trained = n_classes, width, is_trained
+        dtype = torch.float32 if is_trained else torch.float64
         self.weight = nn.Parameter(torch.zeros(n_classes, width, dtype=dtype), requires_grad=is_trained)
         self.bias = nn.Parameter(torch.zeros(n_classes, dtype=dtype), requires_grad=is_trained)
 
     def start_from(self, generator: torch.Generator) -> Linear:
         """Draw the weights from N(0, 2/C), as the released code of Jia et al. 2022 does; the bias stays zero."""
-        n_classes = len(self.weight)
-        self.weight.data.normal_(0.0, math.sqrt(2 / n_classes), generator=generator)
+        self.weight.data.normal_(0.0, math.sqrt(2 / self.n_classes), generator=generator)
         return self
 
     def settings(self) -> dict[str, Any]:
         """See `Head`."""
-        sizes: dict[str, Any] = {"n_classes": self.weight.shape[0], "width": self.weight.shape[1]}
-        return sizes | ({"is_trained": True} if self.is_trained else {})
+        return {name: value for name, value in super().settings().items() if value is not False}
 
     def forward(self, image_features: Tensor, class_features: Tensor) -> Tensor:
         """Compute logits [B, C]; class features are not looked at."""
@@ -217,24 +179,16 @@ class Linear(Head):
 
 
 class Blend(Head):
-    """The cosine with the text, weighted class by class, plus a linear map of the image features.
-
-    Args:
-        n_classes: C.
-        width: E.
-    """
+    """The cosine with the text, weighted class by class, plus a linear map of the image features [B, E]."""
 
     kind = "blend"
 
     def __init__(self, n_classes: int, width: int) -> None:
         super().__init__()
+        self.n_classes, self.width = n_classes, width
         self.text_weight = nn.Parameter(torch.zeros(n_classes), requires_grad=False)
         self.weight = nn.Parameter(torch.zeros(n_classes, width), requires_grad=False)
         self.bias = nn.Parameter(torch.zeros(n_classes), requires_grad=False)
-
-    def settings(self) -> dict[str, Any]:
-        """See `Head`."""
-        return {"n_classes": self.weight.shape[0], "width": self.weight.shape[1]}
 
     def forward(self, image_features: Tensor, class_features: Tensor) -> Tensor:
         """Compute logits [B, C]."""
@@ -243,7 +197,7 @@ class Blend(Head):
         return text + F.linear(image_features, self.weight.to(dtype), self.bias.to(dtype))
 
 
-class Cache(Head):
+class Cache(ScaledPerClass):
     """The scaled cosine, and votes of labelled images by their likeness (Zhang et al. 2022, "Tip-Adapter").
 
     Args:
@@ -261,61 +215,44 @@ class Cache(Head):
     def __init__(
         self, n_keys: int, width: int, n_classes: int, scale: float, bias: float, weight: float, sharpness: float
     ) -> None:
-        super().__init__()
-        self.scale, self.bias, self.weight, self.sharpness = scale, bias, weight, sharpness
+        super().__init__(n_classes, width, scale, bias)
+        self.n_keys, self.weight, self.sharpness = n_keys, weight, sharpness
         self.keys = nn.Parameter(torch.zeros(n_keys, width))
         self.register_buffer("values", torch.zeros(n_keys, n_classes))
-
-    def settings(self) -> dict[str, Any]:
-        """See `Head`."""
-        n_keys, width = self.keys.shape
-        made = {"n_keys": n_keys, "width": width, "n_classes": self.values.shape[1]}
-        return made | {name: getattr(self, name) for name in ("scale", "bias", "weight", "sharpness")}
 
     def forward(self, image_features: Tensor, class_features: Tensor) -> Tensor:
         """Compute logits [B, C]."""
         likeness = image_features @ self.keys.to(image_features.dtype).T  # [B, N]
         votes = (self.sharpness * (likeness - 1)).exp() @ self.values.to(image_features.dtype)
-        return self.scale * image_features @ class_features.T + self.bias + self.weight * votes
+        return self.cosine(image_features, class_features) + self.weight * votes
 
 
-class FeatureAdapter(Head):
+class FeatureAdapter(Scaled):
     """The scaled cosine of image features that a small network has changed (Gao et al. 2021, "CLIP-Adapter").
 
-    Args:
-        width: E; the hidden layer is a quarter as wide.
-        scale, bias: as of the cosine.
-        ratio: how much of the changed feature there is, 0..1.
+    The hidden layer is a quarter as wide; `ratio` says how much of the changed feature there is, 0..1.
     """
 
     kind = "feature-adapter"
     is_class_specific = False
 
     def __init__(self, width: int, scale: float, bias: float, ratio: float) -> None:
-        super().__init__()
-        self.width, self.scale, self.bias, self.ratio = width, scale, bias, ratio
+        super().__init__(scale, bias)
+        self.width, self.ratio = width, ratio
         hidden = max(1, width // 4)
         self.down, self.up = nn.Linear(width, hidden, bias=False), nn.Linear(hidden, width, bias=False)
-
-    def settings(self) -> dict[str, Any]:
-        """See `Head`."""
-        return {name: getattr(self, name) for name in ("width", "scale", "bias", "ratio")}
 
     def forward(self, image_features: Tensor, class_features: Tensor) -> Tensor:
         """Compute logits [B, C]."""
         changed = self.up(self.down(image_features.to(self.down.weight.dtype)).relu()).relu().to(image_features.dtype)
         mixed = F.normalize(self.ratio * changed + (1 - self.ratio) * image_features, dim=-1)
-        return self.scale * mixed @ class_features.T + self.bias
+        return self.cosine(mixed, class_features)
 
 
 class Residual(ScaledPerClass):
     """The scaled cosine with class features to which something learned is added (Yu et al. 2023, "TaskRes").
 
-    Args:
-        n_classes: C.
-        width: E.
-        scale, bias: as of the cosine.
-        share: alpha, by which what is learned is multiplied.
+    `share` is alpha, by which what is learned is multiplied.
     """
 
     kind = "residual"
@@ -325,10 +262,6 @@ class Residual(ScaledPerClass):
         self.share = share
         self.residual = nn.Parameter(torch.zeros(n_classes, width))
 
-    def settings(self) -> dict[str, Any]:
-        """See `Head`."""
-        return super().settings() | {"share": self.share}
-
     def forward(self, image_features: Tensor, class_features: Tensor) -> Tensor:
         """Compute logits [B, C]."""
         moved = F.normalize(class_features + self.share * self.residual.to(class_features.dtype), dim=-1)
@@ -336,13 +269,7 @@ class Residual(ScaledPerClass):
 
 
 class Prototypes(ScaledPerClass):
-    """The scaled cosine with a learned vector of each class, which stays near where it began (CLAP).
-
-    Args:
-        n_classes: C.
-        width: E.
-        scale, bias: as of the cosine.
-    """
+    """The scaled cosine with a learned vector of each class, which stays near where it began (CLAP)."""
 
     kind = "prototypes"
     start: Tensor
@@ -363,15 +290,10 @@ class Prototypes(ScaledPerClass):
         return (self.trust * (self.weight - self.start).square().sum(-1)).mean()
 
 
-class TextStarted(Head):
+class TextStarted(ScaledPerClass):
     """The scaled cosine with a vector of each class that starts from its text (Farina et al. 2025, section 4, "2SFS").
 
     Before it starts, and for class names that it did not learn, the text stands in its place.
-
-    Args:
-        n_classes: C.
-        width: E.
-        scale, bias: as of the cosine.
     """
 
     kind = "text-started"
@@ -379,15 +301,9 @@ class TextStarted(Head):
     is_learned: Tensor
 
     def __init__(self, n_classes: int, width: int, scale: float, bias: float) -> None:
-        super().__init__()
-        self.scale, self.bias = scale, bias
+        super().__init__(n_classes, width, scale, bias)
         self.weight = nn.Parameter(torch.zeros(n_classes, width))
         self.register_buffer("is_learned", torch.zeros(n_classes, dtype=torch.bool))
-
-    def settings(self) -> dict[str, Any]:
-        """See `Head`."""
-        n_classes, width = self.weight.shape
-        return {"n_classes": n_classes, "width": width, "scale": self.scale, "bias": self.bias}
 
     @torch.no_grad()
     def start_from(self, class_features: Tensor) -> None:
@@ -397,7 +313,7 @@ class TextStarted(Head):
 
     def for_class_names(self, own: Sequence[str], wanted: Sequence[str]) -> TextStarted:
         """Keep what was learned of the names that both have; see `Head`."""
-        head = TextStarted(len(wanted), self.weight.shape[1], self.scale, self.bias).to(self.weight.device)
+        head = TextStarted(len(wanted), self.width, self.scale, self.bias).to(self.weight.device)
         rows = {name: row for row, name in enumerate(own)}
         for place, name in enumerate(wanted):
             if name in rows:
@@ -410,7 +326,7 @@ class TextStarted(Head):
         if self.is_learned.any():  # else no graph of the weights, so that an optimiser leaves them as they are
             learned = F.normalize(self.weight, dim=-1).to(class_features.dtype)
             class_features = torch.where(self.is_learned[:, None], learned, class_features)
-        return Cosine(self.scale, self.bias)(image_features, class_features)
+        return self.cosine(image_features, class_features)
 
 
 _KINDS = (ClassMeans, TextAndMeans, TextProbe, Linear, Blend, Cache, FeatureAdapter, Residual, Prototypes, TextStarted)

@@ -96,11 +96,7 @@ def from_pretrained(
 
 @checked
 def pull(repo_id: str, folder: Path | str, revision: str | None = None, token: str | None = None) -> None:
-    """Download a prompt and its card into a new folder; arguments and refusals are those of `from_pretrained`.
-
-    Raises:
-        UserError: the folder is there already.
-    """
+    """Download a prompt and its card into a new folder; arguments and refusals are those of `from_pretrained`."""
     folder = Path(folder)
     if folder.exists():
         raise bad_file(folder, "is there already", "Give another `out`.")
@@ -171,13 +167,7 @@ def _without_paths(value: Any) -> Any:
 
 
 def model_card(repo_id: str, header: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
-    """Write the model card of a prompt, from what its file and its run say.
-
-    Args:
-        repo_id: `"USER/NAME"`.
-        header: of `read_header`.
-        metrics: the content of the run's `metrics.json`; {} where there is none.
-    """
+    """Write the model card of a prompt, from its header and its run's `metrics.json`, {} where there is none."""
     from huggingface_hub import EvalResult, ModelCardData
 
     training, backbone = header["training"], header["backbone"]

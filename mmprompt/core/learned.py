@@ -5,6 +5,7 @@ A source may learn vectors directly, make them of others, or read the image. It 
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -19,13 +20,20 @@ LM_INPUT = Site("lm")
 LONGEST_SHOWN = 80
 
 
+def made_with(part: nn.Module) -> dict[str, Any]:
+    """Give the arguments that a source or head was made with, of each the attribute of its name."""
+    given = inspect.signature(type(part)).parameters.values()
+    return {
+        one.name: getattr(part, one.name) for one in given if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)
+    }
+
+
 @dataclass(frozen=True)
 class Given:
-    """What a source may look at.
+    """What a source may look at, None for what is not there.
 
-    Args:
-        image_features: [B, E] of unit norm, by the image tower with what is learned in it; None where none are there.
-        task: the name of a task, for sources that hold one prompt a task.
+    Image features [B, E] are of unit norm, by the image tower with what is learned in it; a task is named for sources
+    that hold one prompt a task.
     """
 
     image_features: Tensor | None = None
@@ -54,7 +62,7 @@ class Source(nn.Module):
 
     def settings(self) -> dict[str, Any]:
         """Give the keyword arguments, JSON-ready, with which `SOURCES[kind]` makes a source of the same shapes."""
-        return {}
+        return made_with(self)
 
 
 class Learned(Source):
@@ -163,12 +171,7 @@ class Prompt(nn.Module):
         return {"template": shown, "learned at": sites, "head": head, "learned numbers": f"{n_learned:,}"}
 
     def inserts(self, tower: Tower | None = None, given: Given | None = None) -> Inserts:
-        """Give what enters all sites, or those of one tower.
-
-        Args:
-            tower: whose sites; None for all.
-            given: what sources may look at.
-        """
+        """Give what enters all sites, or those of one tower; `given` is what sources may look at."""
         given = given or Given()
         inserts: Inserts = {}
         for source in self.sources if tower is None else self.sources_of(tower):
@@ -208,13 +211,7 @@ class Prompt(nn.Module):
 
 
 def random_vectors(shape: tuple[int, ...], generator: torch.Generator, std: float = 0.02) -> Tensor:
-    """Draw the published random start N(0, 0.02) on the CPU, so that every device starts from the same bytes.
-
-    Args:
-        shape: `(M, D)` or `(C, M, D)`.
-        generator: a CPU generator.
-        std: the standard deviation; 0.02 in Zhou et al. 2022, section 4.1.
-    """
+    """Draw the published random start N(0, 0.02) on the CPU, so that every device starts from the same bytes."""
     return torch.empty(shape).normal_(0.0, std, generator=generator)
 
 

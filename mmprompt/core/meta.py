@@ -25,14 +25,9 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Rounds:
-    """How often and how far a start is moved.
+    """How often and how far a start is moved: `n_rounds` tasks in turn, each equally often, with `n_inner` steps each.
 
-    Args:
-        n_rounds: tasks that are trained on one after another; each comes equally often.
-        n_inner: steps in a round.
-        rate: the share of the way to a task's vectors that the start moves, falling to zero with the last round.
-    Raises:
-        UserError: a value is out of range, or there are fewer than two tasks.
+    `rate` is the share of the way to a task's vectors that the start moves, falling to zero with the last round.
     """
 
     n_rounds: int
@@ -52,13 +47,9 @@ class Rounds:
     ) -> list[dict[str, Any]]:
         """Move the start, whatever the modules of all problems share, in place.
 
-        Args:
-            names: of the tasks.
-            problem_of: from the place of a task and a seed to a problem of `n_inner` batches.
-            recipe: of the steps on a task; they begin anew in every round, and the rate stays as it is.
-            seed: of the order of tasks and items and of what is drawn.
-        Returns:
-            Of each round `round`, `task` and `loss`, the mean over its steps.
+        `problem_of` takes the place of a task and a seed to a problem of `n_inner` batches. The recipe's steps begin
+        anew in every round, and its rate stays as it is; the seed is that of the order of tasks and items and of what
+        is drawn. Of each round `round`, `task` and `loss`, the mean over its steps, are returned.
         """
         history = []
         for number in range(self.n_rounds):

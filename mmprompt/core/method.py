@@ -162,11 +162,7 @@ class Method(Protocol):
 
 @dataclass(frozen=True)
 class Combined(Method):
-    """Several methods that learn at different sites, trained as one prompt by the first one's recipe.
-
-    Args:
-        methods: two or more; no two may learn at the same site.
-    """
+    """Several methods that learn at different sites, trained as one prompt by the first one's recipe."""
 
     methods: tuple[Method, ...]
 
@@ -235,12 +231,7 @@ def overrides(method: Any, hook: str) -> bool:
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured to suit a method in one place better than its paper's settings.
-
-    Args:
-        settings: of the method, where the user leaves them None.
-        recipe: those settings of it that differ.
-    """
+    """What was measured to suit a method in one place better: settings that the user leaves None, and of the recipe."""
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     recipe: Recipe = field(default_factory=Recipe)
@@ -283,12 +274,7 @@ docs/photographs.md, docs/methods.md and docs/captions.md say how."""
 
 @dataclass(frozen=True)
 class Default:
-    """The method of a backbone where the user names none.
-
-    Args:
-        method: its name.
-        reason: where that was found, in a few words.
-    """
+    """The name of a backbone's method where the user names none, and where that was found, in a few words."""
 
     method: str
     reason: str
@@ -333,12 +319,7 @@ def leading(method: Any) -> Any:
 
 
 def settled(method: Method, *places: str) -> Method:
-    """Fill in the settings that a method leaves None with what was measured in some places.
-
-    Args:
-        method: as the user made it.
-        places: as for `measured_for`.
-    """
+    """Fill in the settings that a method leaves None with what was measured in some places; see `measured_for`."""
     if isinstance(method, Combined):
         return replace(method, methods=tuple(settled(part, *places) for part in method.methods))
     joined = getattr(method, "losses", ())

@@ -5,9 +5,10 @@ scikit-learn computes what it has. Nothing here chooses a model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -57,20 +58,14 @@ class Evaluation:
             "among the five most probable": f"{self.top5:.1%}",
             "calibration error": f"{self.calibration_error:.1%}",
         }
-        confused = [(self.class_names[true], self.class_names[said], n) for true, said, n in self._confused()]
+        rows = most_confused(self.confusion, self.class_names)[:N_CONFUSED]
+        confused = [(row["label"], row["predicted"], row["count"]) for row in rows]
         return display.section(
             f"accuracy {self.accuracy:.1%} (95 % {low:.1%} to {high:.1%}) of {self.n:,} images",
             display.facts(measures),
             display.bars(dict(sorted(self.per_class.items(), key=lambda pair: pair[1]))),
             display.table(("is", "taken for", "times"), confused) if confused else "",
         )
-
-    def _confused(self) -> list[tuple[int, int, int]]:
-        """Return the classes that are taken for others most often."""
-        counts = self.confusion * ~np.eye(len(self.class_names), dtype=bool)
-        order = np.argsort(-counts, axis=None, kind="stable")[:N_CONFUSED]
-        places = [divmod(int(place), len(self.class_names)) for place in order]
-        return [(true, said, int(counts[true, said])) for true, said in places if counts[true, said]]
 
     def answered(self, threshold: float) -> tuple[float, float | None]:
         """What a threshold for "I don't know" costs and gains; choose one on validation images.
@@ -85,11 +80,7 @@ class Evaluation:
         return float(sure.mean()), float(self.correct[sure].mean()) if sure.any() else None
 
     def to_frame(self) -> DataFrame:
-        """Return a row for each image: class, predicted, probability and correct, as a pandas DataFrame.
-
-        Raises:
-            UserError: pandas is not installed.
-        """
+        """Return a row an image: class, predicted, probability, correct, as a DataFrame; pandas must be installed."""
         return display.frame(
             {
                 "class": [self.class_names[label] for label in self.labels],
@@ -138,16 +129,13 @@ class Evaluation:
 
 
 def evaluate_probabilities(probabilities: np.ndarray, labels: Sequence[int], class_names: Sequence[str]) -> Evaluation:
-    """Score class probabilities.
+    """Score class probabilities [N, C], N at least 1, by labels [N] in 0..C-1."""
+    from sklearn.metrics import top_k_accuracy_score
 
-    Args:
-        probabilities: [N, C], N at least 1.
-        labels: [N] in 0..C-1.
-        class_names: C names.
-    """
-    predictions = probabilities.argmax(1)
-    truth = np.asarray(labels)
-    correct = predictions == truth
+    predictions, n_classes = probabilities.argmax(1), probabilities.shape[1]
+    correct = predictions == np.asarray(labels)
+    all_five = {"k": TOP, "labels": np.arange(n_classes)}
+    top5 = 1.0 if n_classes <= TOP else top_k_accuracy_score(labels, probabilities, **all_five)
     return Evaluation(
         tuple(class_names),
         tuple(int(label) for label in labels),
@@ -155,27 +143,40 @@ def evaluate_probabilities(probabilities: np.ndarray, labels: Sequence[int], cla
         tuple(float(p) for p in probabilities.max(1)),
         float(correct.mean()),
         bootstrap_interval(correct),
-        _top5(probabilities, truth),
+        float(top5),
     )
 
 
-def _top5(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    from sklearn.metrics import top_k_accuracy_score
+def most_confused(confusion: np.ndarray, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the most frequent mistakes, as rows of a table, from [C, C] counts, true class by predicted class."""
+    counts = confusion * (1 - np.eye(len(class_names), dtype=int))
+    totals = confusion.sum(axis=1)
+    pairs = sorted(np.argwhere(counts > 0).tolist(), key=lambda p: (-counts[p[0], p[1]], p))
+    return [
+        {
+            "label": class_names[true],
+            "predicted": class_names[predicted],
+            "count": int(counts[true, predicted]),
+            "share": f"{100 * counts[true, predicted] / totals[true]:.0f} %",
+        }
+        for true, predicted in pairs
+    ]
 
-    n_classes = probabilities.shape[1]
-    if n_classes <= TOP:
-        return 1.0
-    return float(top_k_accuracy_score(labels, probabilities, k=TOP, labels=np.arange(n_classes)))
+
+def one_a_class(places: Iterable[int], labels: Sequence[int] | np.ndarray) -> list[int]:
+    """Order some places so that the first of every class comes before the second of any."""
+    n_before: Counter[int] = Counter()
+    turns = []
+    for place in map(int, places):
+        turns.append((n_before[int(labels[place])], place))
+        n_before[int(labels[place])] += 1
+    return [place for _, place in sorted(turns)]
 
 
 def bootstrap_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of a mean over images (Efron 1979).
+    """95 % percentile bootstrap interval of the mean over images of numbers or booleans [N] (Efron 1979).
 
     Where all images are right, or all wrong, resampling finds nothing else, and the interval is Wilson's (1927).
-
-    Args:
-        values: [N] numbers or booleans, N at least 1.
-        seed: of the resampling.
     """
     if values.dtype == bool and values.all() == values.any():
         reach = Z_95**2 / (len(values) + Z_95**2)

@@ -74,11 +74,7 @@ class DecoderCombination(Combined, DecoderMethod):
 
 
 def refuse_same_settings(kinds: Sequence[type[Any]]) -> None:
-    """Refuse to combine two methods that call a setting alike, of which a run could name one alone.
-
-    Raises:
-        UserError: there are two such.
-    """
+    """Refuse to combine two methods that call a setting alike, of which a run could name one alone."""
     owners: dict[str, type[Any]] = {}
     for kind in kinds:
         for name in (one.name for one in fields(kind)):
@@ -266,14 +262,9 @@ def outer_layer(backbone: Any, target: str) -> list[tuple[str, tuple[int, int]]]
 def chosen_layers(
     model: str, layers: Mapping[str, tuple[int, int]], targets: tuple[str, ...]
 ) -> dict[str, tuple[int, int]]:
-    """Select the linear layers that targets mean, in the model's order.
+    """Select the linear layers that targets mean, in the model's order; refuse a target that means none.
 
-    Args:
-        model: its name, for the error message.
-        layers: by name, their sizes.
-        targets: as of `LoRA`; a name is a layer's own, or the last parts of it.
-    Raises:
-        UserError: a target means no layer.
+    A target is one of `LoRA`'s, a layer's name or the last parts of it; `model` is a name for the message.
     """
     from mmprompt.models.decoder.weights import in_attention
 

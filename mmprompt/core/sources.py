@@ -17,10 +17,7 @@ from mmprompt.models.sites import Bottleneck, LowRank, NormDelta, PixelTerm, Sit
 class MadePrefix(Source):
     """Keys and values of all blocks that one MLP makes (Li and Liang 2021, "Prefix-Tuning", section 4.3).
 
-    Args:
-        start: [M, 2 H D/H] of each block, where learning starts.
-        units: [2 H D/H] or a scalar of each block, the size of these numbers.
-        hidden: width of the MLP.
+    Of each block there is a `start` [M, 2 H D/H] and the size of these numbers; `hidden` is the MLP's width.
     """
 
     start: Tensor
@@ -56,6 +53,7 @@ class Conditioned(Source):
 
     def __init__(self, n_ctx: int, text_width: int, image_width: int) -> None:
         super().__init__()
+        self.n_ctx, self.text_width, self.image_width = n_ctx, text_width, image_width
         self.sites = (Site("text"),)
         self.context = nn.Parameter(torch.zeros(n_ctx, text_width))
         hidden = max(8, image_width // 16)
@@ -67,11 +65,6 @@ class Conditioned(Source):
         draw_linear(self.down, generator)
         draw_linear(self.up, generator)
         return self
-
-    def settings(self) -> dict[str, Any]:
-        """See `Source`."""
-        n_ctx, text_width = self.context.shape
-        return {"n_ctx": n_ctx, "text_width": text_width, "image_width": self.down.in_features}
 
     def forward(self, given: Given) -> Inserts:
         """Give a context [B, M, D] for each image."""
@@ -161,9 +154,8 @@ class LowRankTerms(Source):
 
     def settings(self) -> dict[str, Any]:
         """See `Source`."""
-        own = {"places": self.places, "rank": self.rank, "scale": self.scale, "dropout": self.dropout}
-        given = {"unit": self.unit, "ratio": self.ratio}
-        return own | {name: value for name, value in given.items() if value != 1.0}
+        made = super().settings()
+        return {name: value for name, value in made.items() if name not in ("unit", "ratio") or value != 1.0}
 
     def forward(self, given: Given) -> Inserts:
         """Give a term for each place."""
@@ -177,9 +169,7 @@ class LowRankTerms(Source):
 class Bottlenecks(Source):
     """Small networks behind sublayers (Houlsby et al. 2019, "Parameter-Efficient Transfer Learning", section 2.1).
 
-    Args:
-        places: names of sites, and the width of each sublayer.
-        hidden: R, the width of each network.
+    `places` are names of sites and the width of each sublayer, `hidden` is R.
     """
 
     kind = "adapters"
@@ -198,10 +188,6 @@ class Bottlenecks(Source):
             nn.init.zeros_(layer.bias)
         return self
 
-    def settings(self) -> dict[str, Any]:
-        """See `Source`."""
-        return {"places": self.places, "hidden": self.hidden}
-
     def forward(self, given: Given) -> Inserts:
         """Give the network of each place."""
         parts = zip(self.sites, self.down, self.up, strict=True)
@@ -209,11 +195,7 @@ class Bottlenecks(Source):
 
 
 class NormDeltas(Source):
-    """What is added to the weights and biases of layer norms; it starts as nothing.
-
-    Args:
-        places: names of sites, and the width of each norm.
-    """
+    """What is added to the weights and biases of layer norms, by site and width; it starts as nothing."""
 
     kind = "layer-norms"
 
@@ -224,10 +206,6 @@ class NormDeltas(Source):
         self.weights = nn.ParameterList(nn.Parameter(torch.zeros(width)) for width in places.values())
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(width)) for width in places.values())
 
-    def settings(self) -> dict[str, Any]:
-        """See `Source`."""
-        return {"places": self.places}
-
     def forward(self, given: Given) -> Inserts:
         """Give what is added to each norm."""
         parts = zip(self.sites, self.weights, self.biases, strict=True)
@@ -235,18 +213,14 @@ class NormDeltas(Source):
 
 
 class Weights(Source):
-    """Weights that stand in place of a model's own.
-
-    Args:
-        shapes: names of sites, and the shape of each weight.
-        unit: what their numbers are learned in; see `LowRankTerms`.
-    """
+    """Weights that stand in place of a model's own, by site and shape; `unit` is what their numbers are learned in."""
 
     kind = "weights"
 
     def __init__(self, shapes: Mapping[str, Sequence[int]], unit: float = 1.0) -> None:
         super().__init__()
-        self.unit, self.sites = unit, tuple(Site.parse(name) for name in shapes)
+        self.shapes, self.unit = {name: list(shape) for name, shape in shapes.items()}, unit
+        self.sites = tuple(Site.parse(name) for name in shapes)
         self.values = nn.ParameterList(nn.Parameter(torch.zeros(*shape)) for shape in shapes.values())
 
     def start_from(self, weights: Sequence[Tensor]) -> Weights:
@@ -255,11 +229,6 @@ class Weights(Source):
             own.data.copy_(weight.detach().float() / self.unit)
         return self
 
-    def settings(self) -> dict[str, Any]:
-        """See `Source`."""
-        pairs = zip(self.sites, self.values, strict=True)
-        return {"shapes": {str(site): list(own.shape) for site, own in pairs}, "unit": self.unit}
-
     def forward(self, given: Given) -> Inserts:
         """Give the weights as they are now."""
         pairs = zip(self.sites, self.values, strict=True)
@@ -267,12 +236,7 @@ class Weights(Source):
 
 
 class PixelFrame(Source):
-    """Pixels around the edge of every image (Bahng et al. 2022, "Exploring Visual Prompts", section 3.2, "padding").
-
-    Args:
-        image_size: H = W of the backbone's input.
-        width: of the frame, in pixels.
-    """
+    """Pixels around the edge of every image (Bahng et al. 2022, "Exploring Visual Prompts", section 3.2, "padding")."""
 
     kind = "pixel-frame"
     sites = (Site("vision", part="pixels"),)
@@ -283,10 +247,6 @@ class PixelFrame(Source):
         inner = image_size - 2 * width
         self.top, self.bottom = (nn.Parameter(torch.zeros(3, width, image_size)) for _ in range(2))
         self.left, self.right = (nn.Parameter(torch.zeros(3, inner, width)) for _ in range(2))
-
-    def settings(self) -> dict[str, Any]:
-        """See `Source`."""
-        return {"image_size": self.image_size, "width": self.width}
 
     def forward(self, given: Given) -> Inserts:
         """Give the frame as it is now, and nothing inside of it."""
@@ -311,10 +271,6 @@ class PixelPatch(Source):
         super().__init__()
         self.image_size, self.width, self.is_random = image_size, width, is_random
         self.values = nn.Parameter(torch.zeros(3, width, width))
-
-    def settings(self) -> dict[str, Any]:
-        """See `Source`."""
-        return {"image_size": self.image_size, "width": self.width, "is_random": self.is_random}
 
     def forward(self, given: Given) -> Inserts:
         """Give the square where it stands now."""

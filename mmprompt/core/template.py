@@ -40,14 +40,9 @@ _BRACE_OR_QUOTE = re.compile(r'["{}]')
 
 @dataclass(frozen=True)
 class Field:
-    """A field of the row.
+    """A field of the row: whether it may be shortened, and to `most` tokens where it has a limit of its own.
 
-    Args:
-        name: its name.
-        is_cut: whether it may be shortened.
-        most: most tokens of it, None for no limit of its own.
-        change: one of `CHANGES`, "" for none.
-        letters: what `change` takes away.
+    `change` is one of `CHANGES`, "" for none, and takes `letters` away.
     """
 
     name: str
@@ -74,23 +69,16 @@ ANSWER = Field("answer")
 
 @dataclass(frozen=True)
 class Soft:
-    """A place of soft vectors.
-
-    Args:
-        group: which of the template's groups of vectors stands there, in order of first appearance.
-    """
+    """A place of soft vectors; `group` is which of the template's, in order of first appearance."""
 
     group: int
 
 
 @dataclass(frozen=True)
 class Group:
-    """Soft vectors that stand together; all those of the method where neither a number nor words are given.
+    """Soft vectors that stand together: a number of them, or as many as the tokens of the words that they start from.
 
-    Args:
-        n_vectors: how many.
-        words: whose tokens say how many, and what they start from.
-        name: under which they may stand in several places.
+    All those of the method where neither is given. Under one name they may stand in several places.
     """
 
     n_vectors: int | None = None
@@ -113,12 +101,10 @@ Part = str | Field | Soft | Bos
 
 @dataclass(frozen=True)
 class Message:
-    """What one side of a chat says, or the whole of a template that is none.
+    """What one side of a chat says, or, without a role, the whole of a template that is none.
 
-    Args:
-        role: `"system"`, `"user"` or `"assistant"`; None where there is no chat.
-        parts: literal text, fields and soft vectors; those before `{answer}` where it stands here.
-        behind: those behind it, `ANSWER` among them where it stands again.
+    `parts` are literal text, fields and soft vectors before `{answer}`, `behind` those behind it, `ANSWER` among them
+    where it stands again.
     """
 
     role: str | None
@@ -133,11 +119,7 @@ class _Tag:
 
 
 def parse(text: str) -> tuple[tuple[Message, ...], tuple[Group, ...]]:
-    """The messages of a template and its groups of soft vectors.
-
-    Raises:
-        UserError: bad syntax, with its place.
-    """
+    """Read the messages of a template and its groups of soft vectors; refuse bad syntax, with its place."""
     for at, letter in enumerate(text):
         if "\ud800" <= letter <= "\udfff":
             raise _bad(text, at, "half a character (a lone surrogate) stands there", "Write it whole.")
@@ -164,13 +146,7 @@ def parse(text: str) -> tuple[tuple[Message, ...], tuple[Group, ...]]:
 
 
 def parse_line(text: str) -> tuple[list[Part], list[Group]]:
-    """Read a template of one line that ends in no answer, such as that around a class name.
-
-    Returns:
-        Its parts, and its groups of soft vectors.
-    Raises:
-        UserError: bad syntax, with its place.
-    """
+    """Read the parts and groups of a template of one line without an answer, such as that around a class name."""
     scanned = list(_scan(text, 0, len(text)))
     group_at, groups = _groups(text, [tag for tag in scanned if isinstance(tag, _Tag)])
     return [part if isinstance(part, str) else _part(text, part, group_at) for part in scanned], list(groups)

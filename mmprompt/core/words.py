@@ -13,6 +13,8 @@ from torch import Tensor
 
 CHUNK = 8192
 N_PASSES = 3
+N_WORDS = 200
+"""Real words that vectors are held against."""
 Near = list[list[tuple[int, float]]]
 """Of each vector tokens with their cosines, nearest first."""
 
@@ -20,14 +22,9 @@ Near = list[list[tuple[int, float]]]
 def nearest_by_cosine(
     vectors: Tensor, embed: Callable[[Tensor], Tensor], n_tokens: int, k: int, left_out: Collection[int] = ()
 ) -> Near:
-    """Find the k tokens whose embeddings point most nearly the way of each vector.
+    """Find the `k` tokens whose embeddings point most nearly the way of each vector [P, D].
 
-    Args:
-        vectors: [P, D].
-        embed: from token ids [N] to embeddings [N, D].
-        n_tokens: V, all tokens there are.
-        k: of each vector, at least 1.
-        left_out: tokens that are never near.
+    `embed` takes token ids [N] to embeddings [N, D]; tokens that are `left_out` are never near.
     """
     query = F.normalize(vectors.detach().float(), dim=1)
     with torch.no_grad():
@@ -40,19 +37,15 @@ def nearest_by_cosine(
 
 
 def token_gaps(
-    embed: Callable[[Tensor], Tensor],
-    n_tokens: int,
-    device: torch.device,
-    decode: Callable[[int], str],
-    n_words: int = 200,
+    embed: Callable[[Tensor], Tensor], n_tokens: int, device: torch.device, decode: Callable[[int], str]
 ) -> list[float]:
     """Return the cosines of real words, evenly taken from all tokens, to their nearest other tokens; see above."""
-    ids = torch.tensor(some_words(n_tokens, decode, n_words), device=device)
+    ids = torch.tensor(some_words(n_tokens, decode), device=device)
     with torch.no_grad():
         return [row[-1][1] for row in nearest_by_cosine(embed(ids), embed, n_tokens, 2)]
 
 
-def some_words(n_tokens: int, decode: Callable[[int], str], n_words: int) -> list[int]:
+def some_words(n_tokens: int, decode: Callable[[int], str], n_words: int = N_WORDS) -> list[int]:
     """List tokens that are words of three letters or more, evenly taken from all; any tokens where none is."""
     step = max(1, n_tokens // (4 * n_words))  # many tokens are no words
     words = [token for token in range(0, n_tokens, step) if len(text := decode(token).strip()) > 2 and text.isalpha()]
@@ -67,13 +60,10 @@ def greedy_words(
 ) -> tuple[str, ...]:
     """Exchange one word at a time for the one of lowest loss, place after place, until a pass changes nothing.
 
-    Args:
-        candidates: of each place, words to choose among, the first to start from; `""` leaves the place empty.
-        loss: of one word for each place; asked once for each choice.
-        progress: called with how many places were looked at and how many there will be at most.
-        suggest: given the words so far and a place, further words for it.
-    Returns:
-        the words, whose loss is no higher than that of the first candidates, nor than with all places empty.
+    Every place has candidates, the first to start from; `""` leaves it empty, and `suggest` gives further ones for a
+    place beside the words so far. The loss of the words that are returned is no higher than that of the first
+    candidates, nor than with all places empty. `progress` is called with how many places were looked at and will be at
+    most.
     """
     starts = [tuple(words[0] for words in candidates), ("",) * len(candidates)]
     known = {start: loss(start) for start in starts}

@@ -23,15 +23,11 @@ Protocol = Literal["few-shot", "base-to-new", "cross-dataset", "domain-generalis
 
 @dataclass(frozen=True)
 class Reference:
-    """Published numbers of one method on one dataset, to print beside one's own.
+    """Published numbers of one method, named as in its paper, on one dataset, to print beside one's own.
 
-    Args:
-        method: as its paper writes it.
-        backbone: what it stood on, such as `ViT-B/16`.
-        protocol: how it was measured.
-        shots: training images a class, None where there are none.
-        values: percent by name: `accuracy`, or `base`, `new` and `harmonic_mean`.
-        source: where the numbers were read.
+    The backbone is what it stood on, such as `ViT-B/16`, and the source where the numbers were read. `shots` are
+    training images a class, None where there are none; `values` are percent by name: `accuracy`, or `base`, `new` and
+    `harmonic_mean`.
     """
 
     method: str
@@ -51,12 +47,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Place:
-    """Another place below the root where a set may lie.
-
-    Args:
-        folder: the set's folder below the root; empty for the root itself.
-        images: the folder of images below that one; empty for that one itself.
-    """
+    """Another place where a set may lie: its folder below the root, and below that the one of its images."""
 
     folder: str
     images: str

@@ -35,11 +35,9 @@ def find_broken(
 ) -> tuple[Broken, ...]:
     """Open every image and return those that cannot be read, in the order of the items.
 
-    Args:
-        items: the images that will be used, or a dataset for all that it holds. A repeated one is opened once.
-        workers: processes, 0 for this one; None chooses by the number of images and cores.
-        progress: called with the number of images done and in all.
-        known: images that were decoded before as they are now, which are not opened again.
+    A repeated one is opened once, and one that is `known`, as it was decoded before as it is now, is not opened. None
+    workers are chosen by the number of images and cores, 0 is this process; `progress` is called with the number of
+    images done and in all.
     """
     if isinstance(items, Dataset):
         items = [item for split in SPLITS for item in items.items(split)]
@@ -140,14 +138,9 @@ def check_dataset(
     sample: int | None = 200,
     seed: int = 0,
 ) -> CheckReport:
-    """Count, look for missing, broken and repeated images.
+    """Count, look for missing, broken and repeated images; decode a `sample` of them, None for all.
 
-    Args:
-        splits: all images, as `read_splits`, `read_folder` or `read_table` give them.
-        n_classes: how many the dataset's card expects.
-        sizes: images in each split that it expects.
-        sample: how many images to decode, None for all.
-        seed: of the sample.
+    `n_classes` and the `sizes` of splits are what the dataset's card expects.
     """
     names = splits.class_names
     paths = {split: [item.path for item in splits.items(split)] for split in SPLITS}

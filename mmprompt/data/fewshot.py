@@ -79,14 +79,10 @@ def draw_dataset(
 
 
 def draw_shots(splits: Splits, shots: int, seed: int, rule: str = "coop", published: Path | None = None) -> Picks:
-    """Draw the few-shot train and val parts by one of the rules of this file.
+    """Draw the few-shot train and val parts, `shots` images a class, by one of the rules of this file.
 
-    Args:
-        splits: all images, in the order of the split file, which decides what a seed picks.
-        shots: images a class, at least 1.
-        seed: of the one stream of random numbers, 0 or more; the papers use 1, 2 and 3, Tip-Adapter 1 alone.
-        rule: `"coop"`, `"clip-lora"`, `"tip-adapter"` or `"jsonl"`.
-        published: the folder with published lists, for rule jsonl.
+    The order of the splits decides what a seed picks; the papers use seeds 1, 2 and 3, Tip-Adapter 1 alone. `published`
+    is the folder with published lists, for rule jsonl.
     """
     if rule not in RULES:
         raise unknown_name("protocol", rule, RULES)
@@ -125,11 +121,8 @@ def draw_stream(seed: int) -> random.Random:
 def sample_groups(groups: Iterable[Sequence[T]], shots: int, rng: random.Random, repeat: bool = False) -> tuple[T, ...]:
     """Draw some members of every group (Zhou et al. 2022, the sampling of CoOp's released code), group after group.
 
-    Args:
-        groups: their order and that of their members decide what a seed picks.
-        shots: at least 1; a smaller group is taken whole and uses no random number.
-        rng: advanced by the draw.
-        repeat: draw a smaller group with repetition instead, as CLIP-LoRA's released code does.
+    The order of the groups and of their members decides what a seed picks. A group smaller than `shots` is taken whole
+    and uses no random number; or, by `repeat`, drawn with repetition as CLIP-LoRA's released code does.
     """
     picks: list[T] = []
     for group in groups:
@@ -192,15 +185,10 @@ def _short_classes(splits: Splits, shots: int, rule: str) -> tuple[str, ...]:
 
 
 def base_new(dataset: Dataset) -> tuple[Dataset, Dataset]:
-    """Divide a dataset by class into base and new (Zhou et al. 2022, CoCoOp's base-to-new protocol).
+    """Divide a dataset of four classes or more into base and new (Zhou et al. 2022, CoCoOp's base-to-new protocol).
 
     The first half of the labels, rounded up, is base, the rest is new, and both count their labels from 0. The shots
     must have been drawn before, from all classes: drawing afterwards picks other images.
-
-    Args:
-        dataset: with its shots drawn; four classes or more, so that there is something to choose on both sides.
-    Returns:
-        Base and new, each with its own class names and its own part of train, val and test.
     """
     n_classes = len(dataset.class_names)
     if n_classes < 4:

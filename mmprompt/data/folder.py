@@ -193,13 +193,9 @@ def read_table(path: str | Path, root: str | Path | None = None, hold_out: bool 
 
 
 def table_rows(path: Path, folder: Path, image: str, optional: Sequence[str] | None = None) -> list[Row]:
-    """Read the rows of a CSV or JSONL file of images and labels.
+    """Read the rows of a CSV or JSONL file of images and labels, whose paths may not leave the resolved `folder`.
 
-    Args:
-        path: the file.
-        folder: what its paths are relative to, resolved; they may not leave it.
-        image: the name of the column of paths; that of classes is `label`.
-        optional: names of other columns that may be there; None for any, which mean nothing.
+    `image` names the column of paths; other columns are those of `optional`, None for any, which mean nothing.
     """
 
     def check(columns: list[str], line: int) -> None:

@@ -1,4 +1,4 @@
-"""Images in: from a path, a PIL image, an array or a tensor to one upright RGB image.
+"""Images in: from a path, a PIL image, an array or a tensor to one upright RGB image; and the files of folders.
 
 Everything odd about image files ends here: rotation flags, palettes, grey, 16 bits, CMYK, transparency, animation,
 damage and bombs. This file knows no backbone and resizes nothing. NumPy and PIL are imported with the first image:
@@ -13,7 +13,7 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
@@ -251,3 +251,24 @@ def as_list(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
         kind = type(images).__name__
         raise bad_value("images", kind, "it must be an image or a list of images", "Give paths or PIL images.")
     return list(images)
+
+
+def find_images(places: Sequence[Path]) -> list[tuple[str, Path]]:
+    """Find image files, with their names in the output: relative to a folder that is given alone, else as given.
+
+    Folders are searched to the bottom, in order of names.
+    """
+    advice = "Give image files or a folder of images."
+    named: dict[str, Path] = {}
+    for place in places:
+        if place.is_dir():
+            for path in sorted(path for path in place.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES):
+                named[(path.relative_to(place) if len(places) == 1 else path).as_posix()] = path
+        elif place.is_file():
+            named[str(place)] = place
+        else:
+            raise bad_file(place, "is not there", advice)
+    if not named:
+        names = ", ".join(str(place) for place in places) or "nothing"
+        raise UserError(f"there is no image in {names}. {advice}")
+    return list(named.items())

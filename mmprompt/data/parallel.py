@@ -24,13 +24,10 @@ _log = logging.getLogger(__name__)
 
 
 def in_workers(work: Callable[[Task], Result], tasks: Sequence[Task], n_workers: int | None = None) -> Iterator[Result]:
-    """Yield the result of every task, in order.
+    """Yield the result of every task, in order; it holds no tensors, which would fill the shared memory.
 
-    Args:
-        work: does one task. Its result holds no tensors: those would fill the shared memory.
-        tasks: any number.
-        n_workers: processes; None for one a processor (at most 8) where there are 256 tasks or more. 0 works in this
-            process, as is done where no other can be started or one has died.
+    None workers are one a processor (at most 8) where there are 256 tasks or more. 0 works in this process, as is done
+    where no other can be started or one has died.
     """
     n_workers = choose_workers(len(tasks)) if n_workers is None else n_workers
     n_done = 0

@@ -33,11 +33,8 @@ def read_coop_split(
 ) -> Splits:
     """Read a split file of the CoOp layout (`split_zhou_*.json`), or one that `mmprompt data split` wrote.
 
-    Args:
-        path: the JSON file.
-        images: the folder that its paths are relative to. Whether they exist is not looked at.
-        rename: class names to replace, as the file spells them.
-        rewrite: the rule for all other class names, as for `readable_name`.
+    Its paths are relative to the folder `images`; whether they exist is not looked at. Names are changed as by
+    `readable_name`.
     """
     content = read_json(path)
     if not isinstance(content, dict) or set(content) - {MADE_BY} != set(SPLITS):
@@ -88,13 +85,8 @@ def _items(records: Any, inside: SafeRoot, place: str, raw_names: dict[int, str]
 def divide(splits: Splits, val: float = 0.1, test: float = 0.2, seed: int = 1) -> Splits:
     """Divide images into train, val and test, the same shares of every class; a part that is there already is kept.
 
-    The division depends on the relative paths, the shares and the seed alone.
-
-    Args:
-        splits: as `read_folder` or `read_table` give them without holding out.
-        val: share of each class, 0 or more, that goes to val; only of classes with three images or more.
-        test: likewise for test, at least one image of a class with two or more.
-        seed: of the division.
+    The division depends on the relative paths, the shares and the seed alone. `val` takes of classes with three images
+    or more, `test` at least one image of a class with two or more.
     """
     for name, share in (("val", val), ("test", test)):
         check(name, share, Annotated[float, Ge(0), Lt(1)], "Use `val=0.1` and `test=0.2`.")

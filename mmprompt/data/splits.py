@@ -73,14 +73,10 @@ def _sizes(parts: Splits | Dataset) -> str:
 
 @dataclass(frozen=True, repr=False)
 class Splits:
-    """All images of a dataset.
+    """All images of a dataset, with paths below its root and names by label; val may be empty.
 
-    Args:
-        root: the folder below which all paths lie.
-        class_names: names by label.
-        train, val, test: the parts, in the order of their source; val may be empty.
-        notes: what was decided on the user's behalf, one sentence each.
-        is_official: divided as the set's makers did, not as the papers on prompts do.
+    The parts are in the order of their source. The notes say what was decided on the user's behalf, one sentence each;
+    `is_official` is a set divided as its makers did, not as the papers on prompts do.
     """
 
     root: Path
@@ -168,11 +164,7 @@ class Dataset:
                 yield self.class_names[label], read_image(firsts[label].path)
 
     def to_frame(self) -> DataFrame:
-        """Return a row for each image: path, label, class, split and novel, as a pandas DataFrame.
-
-        Raises:
-            UserError: pandas is not installed.
-        """
+        """Return a row an image: path, label, class, split and novel, as a DataFrame; pandas must be installed."""
         items = [(split, item) for split in SPLITS for item in self.items(split)]
         return display.frame(
             {
@@ -254,13 +246,11 @@ def _size_notes(splits: Splits) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def hold_out_test(splits: Splits, fraction: float = TEST_FRACTION) -> Splits:
-    """Move a part of train to test: the same share of every class, at least one image.
+def hold_out_test(splits: Splits) -> Splits:
+    """Move a fifth of train to test: the same share of every class, at least one image.
 
     The choice follows from the hashes of the relative paths. It is the same for every seed, so that no
     run is measured on what another was trained on, and images added later do not reshuffle it.
-
-    `fraction` is the share of each class that is held out, between 0 and 1.
     """
 
     def path_hash(item: Item) -> str:
@@ -273,7 +263,7 @@ def hold_out_test(splits: Splits, fraction: float = TEST_FRACTION) -> Splits:
         if len(items) == 1:
             single.append(splits.class_names[label])
         else:
-            n_held = max(1, round(fraction * len(items)))
+            n_held = max(1, round(TEST_FRACTION * len(items)))
             held.update(item.path for item in sorted(items, key=path_hash)[:n_held])
     train = tuple(item for item in splits.train if item.path not in held)
     test = tuple(item for item in splits.train if item.path in held)

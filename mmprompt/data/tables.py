@@ -83,12 +83,10 @@ def _of_file(path: Path, header: Sequence[str]) -> Iterator[tuple[int, dict[str,
 def csv_records(
     path: Path, header: Sequence[str] = (), check: Callable[[list[str]], None] = lambda names: None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the rows by the names of the header, each with its line.
+    """Yield the rows of a file by the names of the header, each with its line; `check` refuses wrong names.
 
-    Args:
-        path: a file with commas, semicolons or tabulators between; a `.tsv` file quotes nothing but whole cells.
-        header: names of the columns where the file has no line of them.
-        check: refuses wrong names.
+    Between cells stand commas, semicolons or tabulators; a `.tsv` file quotes nothing but whole cells. `header` names
+    the columns where the file has no line of them.
     """
     text = read_text(path)
     first = text.partition("\n")[0]

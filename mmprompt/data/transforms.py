@@ -19,16 +19,9 @@ _RATIO = (3 / 4, 4 / 3)
 def augment_coop(image: Image.Image, size: int, seed: int, epoch: int, index: int) -> Tensor:
     """Resize a random crop to a square and perhaps mirror it (the training transform of Zhou et al. 2022).
 
-    The crop covers 8 % to 100 % of the area with sides between 3:4 and 4:3, as `RandomResizedCrop` draws it.
-
-    Args:
-        image: RGB.
-        size: side of the result in pixels.
-        seed: of the run.
-        epoch: counted from 0.
-        index: of the image in the training set, counted from 0.
-    Returns:
-        [3, size, size] float32 in 0..1, not normalised.
+    The crop covers 8 % to 100 % of the area with sides between 3:4 and 4:3, as `RandomResizedCrop` draws it, by the
+    run's seed, the epoch and the image's place in the training set. The result [3, size, size] is in 0..1, not
+    normalised.
     """
     rng = random.Random(f"augment {seed} {epoch} {index}")  # text, so that no two triples meet by addition
     return to_tensor(_crop_and_mirror(image, size, rng))
@@ -38,16 +31,7 @@ def augment_augmix(image: Image.Image, size: int, seed: int, epoch: int, index: 
     """Mix a crop as `augment_coop` draws it with changed copies of itself (Hendrycks et al. 2020, "AugMix", section 3).
 
     Three chains of one to three operations each, at severity 1 of 10, as Shu et al. 2022 ("TPT", released code) have
-    them.
-
-    Args:
-        image: RGB.
-        size: side of the result in pixels.
-        seed: of the run.
-        epoch: counted from 0.
-        index: of the image, counted from 0.
-    Returns:
-        [3, size, size] float32 in 0..1, not normalised.
+    them; arguments and result are those of `augment_coop`.
     """
     rng = random.Random(f"augmix {seed} {epoch} {index}")
     image = _crop_and_mirror(image, size, rng)

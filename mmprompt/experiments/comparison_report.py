@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from mmprompt.classification.report import Shown, choose_examples, draw_sheets, most_confused
+from mmprompt.classification.report import N_CONFUSED, Shown, choose_examples, draw_sheets
 from mmprompt.core.confidence import reliability
+from mmprompt.core.metrics import most_confused
 from mmprompt.experiments.grid import TEXTS
 from mmprompt.experiments.paper_tables import LAYOUTS, cost_table
 from mmprompt.experiments.summary import Comparison, Line
@@ -56,7 +57,7 @@ def write_comparison(comparison: Comparison, folder: Path, protocol: str, comman
         bins = reliability([a.probability for a in answers], [a.label == a.predicted for a in answers])
         charts["calibration"] = partial(figures.draw_reliability, bins)
         charts["confusion"] = partial(figures.draw_confusion, confusion.tolist(), names)
-        confused, error = most_confused(confusion, names), bins.error
+        confused, error = most_confused(confusion, names)[:N_CONFUSED], bins.error
     before = comparison.baseline_beside(shown)
     if before is not None and shown.per_class:
         old = [before.per_class[name] for name in shown.per_class]

@@ -42,17 +42,8 @@ def store_features(
 ) -> int:
     """Encode those images of a list whose features are not stored, and return how many that were.
 
-    Args:
-        kind: of the model.
-        name: of the model, as workers load it.
-        model: the same, loaded.
-        paths: image files.
-        workers: who encodes where there are a thousand or more.
-        device: as workers load it; see `load_backbone`.
-        progress: called with how many are encoded and how many there were to encode.
-    Raises:
-        UserError: an image cannot be read.
-        RunFailed: no worker came to the end.
+    A thousand or more are shared out to `workers`, who load the model by its name, on the device of `load_backbone`.
+    `progress` is called with how many are encoded and how many there were to encode.
     """
     show = progress or (lambda n_done, n_all: None)
     paths = list(dict.fromkeys(paths))

@@ -31,15 +31,10 @@ COSTS = ("seconds", "cpu_seconds", "peak_bytes")
 
 @dataclass(frozen=True)
 class Line:
-    """One method on one data set at one number of shots, over the seeds.
+    """One method on one data set, or on its `base` or `new` classes, at one number of shots, over the seeds.
 
-    Args:
-        contender: what was compared.
-        label: its name, with the backbone where several are compared.
-        source: what it learned from.
-        target: what it was tested on: a data set, or `base` or `new`.
-        shots: training items a class; None for all, 0 where nothing was learned from.
-        cells: one a seed; their folders are run folders, which `load` takes.
+    The label names the backbone too where several are compared. `shots` is None for all, 0 where nothing was learned
+    from. There is a cell a seed; their folders are run folders, which `load` takes.
     """
 
     contender: Contender
@@ -118,13 +113,9 @@ class Gain:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A grid with what came out.
+    """A grid with what came out: lines in its order, and why cells failed, which have no line, by what they were.
 
-    Args:
-        grid: what was asked for.
-        lines: in the order of the grid; cells that failed or are missing are left out.
-        failures: why cells failed, by what they were.
-        official: names of the data sets that are divided as their makers did, not as the papers on prompts do.
+    `official` names the data sets that are divided as their makers did, not as the papers on prompts do.
     """
 
     grid: Grid
@@ -150,11 +141,7 @@ class Comparison:
         return display.section("comparison", display.table(("", "on", "shots", "accuracy", "95 %", "seeds"), rows))
 
     def to_frame(self) -> DataFrame:
-        """Return a row for each method, data set and number of shots, as a pandas DataFrame.
-
-        Raises:
-            UserError: pandas is not installed.
-        """
+        """Return a row for each method, data set and number of shots, as a DataFrame; pandas must be installed."""
         lines = self.lines
         return display.frame(
             {

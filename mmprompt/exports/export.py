@@ -1,18 +1,79 @@
-"""A finished run in a form that needs none of this package."""
+"""A finished run in a form that needs none of this package: which forms there are, for which runs, and writing one.
+
+Nothing here imports torch before something is written.
+"""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mmprompt.core.file import Predictor, describe_backbone, load
 from mmprompt.core.header import public_name, read_header
-from mmprompt.errors import bad_value
-from mmprompt.exports.forms import FACTS, form_of, refuse_taken
+from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
 from mmprompt.files import new_folder, write_json
 from mmprompt.settings import checked
 from mmprompt.version import __version__
+
+if TYPE_CHECKING:
+    from mmprompt.core.file import Predictor
+
+INSTALL = 'pip install "mmprompt[export]"'
+FACTS = "export.json"
+"""What an export says of itself; a folder that holds one may be replaced by another."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form of an export of one kind of prompts; `needs` are libraries that come with `mmprompt[export]` alone.
+
+    `writer` is the module, and its function of a predictor, a folder and facts that gives further facts.
+    """
+
+    kind: str
+    writer: tuple[str, str]
+    summary: str
+    needs: tuple[str, ...] = ()
+
+
+OF_GRAPH = "the whole classifier, from pixels to probabilities, for"
+FORMS = {
+    "onnx": Form("classification", ("graph", "write_onnx"), f"{OF_GRAPH} onnxruntime", ("onnxscript", "onnxruntime")),
+    "pt2": Form("classification", ("graph", "write_pt2"), f"{OF_GRAPH} torch.export.load"),
+    "npy": Form("classification", ("weights", "write_npy"), "class weights, for image features of any origin"),
+    "open_clip": Form(
+        "classification", ("weights", "write_open_clip"), "class weights as open_clip's zero-shot has them"
+    ),
+    "peft": Form("language", ("peft", "write_peft"), "the prompt of a language model as PEFT reads it"),
+}
+"""The forms there are, by name."""
+
+
+def form_of(to: str, kind: str | None = None) -> Form:
+    """Return the form of that name, for a prompt of a kind if one is given; refuse what cannot be."""
+    if to == "torchscript":
+        raise bad_value("to", to, "torch has replaced TorchScript by torch.export", "Use `to=pt2`.")
+    if to not in FORMS:
+        raise unknown_name("form", to, FORMS)
+    form = FORMS[to]
+    if kind is not None and kind != form.kind:
+        own = [name for name, each in FORMS.items() if each.kind == kind]
+        advice = f"Use `to={own[0]}`." if own else "Share the run folder as it is, or push it to the Hub."
+        raise bad_value("to", to, f"it is {form.summary}, and this is a prompt for {kind}", advice)
+    for library in form.needs:
+        if importlib.util.find_spec(library) is None:
+            raise UserError(f"an export to {to} is made with {library}, which is not installed. Run {INSTALL}.")
+    return form
+
+
+def refuse_taken(folder: Path) -> None:
+    """Refuse to write over anything but an earlier export."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / FACTS).is_file():
+        raise bad_file(folder, "holds something that is no export", "Give another folder as `out`.")
+    if folder.is_file():
+        raise bad_file(folder, "is a file, but an export is a folder", "Give another name as `out`.")
 
 
 @checked
@@ -30,6 +91,8 @@ def export(run: Any, to: str, path: Path | str | None = None, model: Any = None)
         UserError: there is no such form of this run, a library is missing, or the folder holds something else.
         RunFailed: what was written computes something else than the classifier; nothing is kept.
     """
+    from mmprompt.core.file import Predictor, load
+
     predictor = getattr(run, "predictor", run)
     folder = Path(run) if isinstance(run, Path | str) else getattr(run, "folder", None)
     header = read_header(run) if isinstance(run, Path | str) else {}
@@ -53,6 +116,8 @@ def export(run: Any, to: str, path: Path | str | None = None, model: Any = None)
 
 def facts_of(predictor: Predictor, to: str) -> dict[str, Any]:
     """Give what every export says of itself, JSON-ready."""
+    from mmprompt.core.file import describe_backbone
+
     backbone = predictor.backbone
     frozen = describe_backbone(backbone)
     frozen["name"] = public_name(frozen["name"])

@@ -68,11 +68,7 @@ def noise(classifier: Classifier, n_images: int) -> Tensor:
 
 
 def traced(classifier: Classifier) -> torch.export.ExportedProgram:
-    """Trace a classifier, for any number of images.
-
-    Raises:
-        UserError: see `PixelClassifier`, or its image tower cannot be traced.
-    """
+    """Trace a classifier, for any number of images; refuse an image tower that cannot be traced."""
     model = PixelClassifier(classifier).eval()
     if not classifier.prompt.needs_image:
         classifier.class_features()  # encoded now, so that the trace meets them as a constant
@@ -93,15 +89,8 @@ def traced(classifier: Classifier) -> torch.export.ExportedProgram:
 def write_onnx(classifier: Classifier, folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Write `classifier.onnx`; weights of 2 GB and more lie beside it in `classifier.onnx.data`.
 
-    Args:
-        classifier: what is written.
-        folder: where to.
-        facts: kept in the metadata, lists as JSON.
-    Returns:
-        input, output, the opset, and the largest difference of a probability on images of noise.
-    Raises:
-        UserError: see `traced`.
-        RunFailed: onnxruntime computes something else.
+    The facts are kept in the metadata, lists as JSON. Input, output, the opset, and the largest difference of a
+    probability on images of noise are returned; `RunFailed` is raised where onnxruntime computes something else.
     """
     import onnxruntime
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from mmprompt.core.learned import Prompt
-from mmprompt.core.metrics import evaluate_probabilities
+from mmprompt.core.metrics import evaluate_probabilities, one_a_class
 from mmprompt.core.words import token_gaps
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextData, TextRow, load_texts, sample_shots
@@ -37,7 +37,6 @@ from mmprompt.reports.sections import (
     kept_of,
     labels_section,
     next_section,
-    one_a_class,
     words_section,
     worth_section,
 )

@@ -52,12 +52,8 @@ class StoreError(UserError):
 class Space:
     """What all rows of one folder have in common; rows that differ in any of it never meet.
 
-    Args:
-        backbone: its name, for people; not part of the key.
-        fingerprint: of its weights.
-        transform: what was done to the images first.
-        computed_by: device, precision and libraries, which decide the last bits.
-        width: numbers in a row.
+    The backbone's name is for people, and no part of the key. `computed_by` are device, precision and libraries, which
+    decide the last bits; a row is `width` numbers.
     """
 
     backbone: str

@@ -19,11 +19,7 @@ from mmprompt.errors import UserError
 class LoadOptions:
     """How a reader loads a model, whatever the library.
 
-    Args:
-        device, dtype: where the towers live and compute.
-        cache_dir: where downloads are kept; None for the library's own folder.
-        trust_remote_code: whether code that a model brings along may run.
-        device_map: transformers' own, of a model that is spread over devices; None for one device.
+    A `cache_dir` of None is the library's own folder; `device_map` is transformers' own, and None is one device.
     """
 
     device: torch.device
@@ -34,11 +30,7 @@ class LoadOptions:
 
 
 def freeze(model: nn.Module, options: LoadOptions) -> None:
-    """Put a model in evaluation mode, on its device, with no weight that can learn.
-
-    Raises:
-        UserError: a weight is NaN or infinite.
-    """
+    """Put a model in evaluation mode, on its device, with no weight that can learn; refuse NaN and infinity."""
     if getattr(model, "hf_device_map", None) is None:  # else they are where they were loaded, and quantised perhaps
         model.to(device=options.device, dtype=options.dtype)
     model.eval().requires_grad_(False)
@@ -78,13 +70,10 @@ def fingerprint(model: nn.Module) -> str:
 
 @dataclass(frozen=True)
 class PixelTransform:
-    """From an image, or from pixels already cut to size, to the normalised input of an image tower.
+    """From an image, or from pixels already cut to size H = W, to the normalised input of an image tower.
 
-    Args:
-        apply: the library's transform of one RGB image, to [3, H, W].
-        mean, std: per colour, for pixels in 0..1.
-        size: H = W.
-        text: what `apply` does, in one line.
+    `apply` is the library's transform of one RGB image and `text` what it does, in one line; `mean` and `std` are per
+    colour, for pixels in 0..1.
     """
 
     apply: Callable[[Image.Image], Tensor]

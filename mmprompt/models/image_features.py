@@ -57,11 +57,7 @@ class Job(NamedTuple):
 
 
 def decode(backbone: DualEncoder, jobs: Sequence[Job], n_workers: int | None = None) -> Iterator[Tensor]:
-    """Yield the input tensors [3, H, W] float32 of all views of all jobs, in order; `n_workers` as for `in_workers`.
-
-    Raises:
-        UserError: an image cannot be read; names the file.
-    """
+    """Yield the input tensors [3, H, W] float32 of all views of all jobs, in order; `n_workers` as for `in_workers`."""
     pixels = getattr(backbone, "pixels", None)  # so that workers are sent the transforms and not the weights
     if isinstance(pixels, PixelTransform):
         work = partial(_make_views, pixels.apply, pixels.normalize, pixels.size)
@@ -86,13 +82,9 @@ def encode_batches(
     """Yield features of images that are already tensors, batch by batch: [B, E] of unit norm, on the backbone's device.
 
     The last batch is filled up to the size of the others, and mixed precision is off: a matrix product may round
-    otherwise for another shape (measured: for batches of 1 to 3 on a CPU), and features must not depend on that.
-
-    Args:
-        backbone: the frozen model.
-        images: N normalised [3, H, W], taken one batch at a time.
-        inserts: at the vision sites, if something learned is in the image tower.
-        raw: yield [B, E + W]; see `DualEncoder.encode_image`.
+    otherwise for another shape (measured: for batches of 1 to 3 on a CPU), and features must not depend on that. Images
+    are taken one batch at a time; the inserts are those at the vision sites, and `raw` is as in
+    `DualEncoder.encode_image`.
     """
     size = CPU_BATCH if backbone.device.type == "cpu" else DEVICE_BATCH
     remaining = iter(images)
@@ -146,11 +138,7 @@ class ImageFeatures:
         self._rows: dict[Image, Tensor] = {}
 
     def of(self, paths: Sequence[Path]) -> Tensor:
-        """Return the features [N, E] of unit norm under the backbone's own test transform, on its device.
-
-        Raises:
-            UserError: an image cannot be read.
-        """
+        """Return the features [N, E] of unit norm under the backbone's own test transform, on its device."""
         return self._gather([(path, None) for path in paths])[:, : self.backbone.embed_dim]
 
     def wide(self, paths: Sequence[Path]) -> Tensor:

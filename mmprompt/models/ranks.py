@@ -27,7 +27,8 @@ class Ranks:
     """The processes of one job, this one being `rank` of `size`; a lone process is 0 of 1."""
 
     def __init__(self) -> None:
-        if _is_launched() and not dist.is_initialized():
+        is_launched = int(os.environ.get("WORLD_SIZE", "1")) > 1 and "MASTER_ADDR" in os.environ
+        if is_launched and not dist.is_initialized():
             dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         together = dist.is_available() and dist.is_initialized()
         self.size = dist.get_world_size() if together else 1
@@ -47,7 +48,8 @@ class Ranks:
         """Return the sums of some numbers over all processes."""
         if self.size == 1:
             return list(values)
-        return _summed(torch.tensor(values, dtype=torch.float64, device=_sendable(device))).tolist()
+        sendable = device if dist.get_backend() == "nccl" else torch.device("cpu")
+        return _summed(torch.tensor(values, dtype=torch.float64, device=sendable)).tolist()
 
     def sum_gradients(self, gradients: Sequence[Tensor]) -> None:
         """Sum gradients over all processes, in place and in one message a dtype."""
@@ -133,12 +135,3 @@ def _peers_watched() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise PeerLostError(str(error).splitlines()[0]) from None
-
-
-def _sendable(device: torch.device) -> torch.device:
-    return device if dist.get_backend() == "nccl" else torch.device("cpu")
-
-
-def _is_launched() -> bool:
-    """Return whether a launcher started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "MASTER_ADDR" in os.environ

@@ -57,10 +57,8 @@ def _set_random_state(device: torch.device, state: Tensor) -> None:
 
 
 def recomputed(run: Piece, tensors: Sequence[Tensor]) -> Tensor:
-    """Compute `run(tensors)`, keeping the tensors alone for the backward pass.
+    """Compute `run(tensors)`, a pure function of them, keeping the tensors alone for the backward pass.
 
-    Args:
-        run: a pure function of the tensors; others that it uses get no gradient.
-        tensors: all that may need a gradient.
+    Other tensors that it uses get no gradient.
     """
     return _Recomputed.apply(run, *tensors) if tensors else run(tensors)

@@ -10,13 +10,14 @@ produce `{Site: Insert}`; backbones consume it. Neither knows the other's class.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmprompt.errors import UserError
 
@@ -88,12 +89,23 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Vectors:
+class _Insert:
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All tensors that a gradient may be wanted of."""
+        return tuple(value for value in vars(self).values() if isinstance(value, Tensor))
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Self:
+        """Return the same insert with other tensors, in the order of `tensors`."""
+        names = (name for name, value in vars(self).items() if isinstance(value, Tensor))
+        return replace(self, **dict(zip(names, tensors, strict=True)))
+
+
+@dataclass(frozen=True)
+class Vectors(_Insert):
     """Vectors for one site, with what they are shared over said and never guessed.
 
-    Args:
-        values: `"shared"` [M, D], `"class"` [C, M, D], `"sample"` [B, M, D].
-        scope: one of the three.
+    Those of scope `"shared"` are [M, D], of `"class"` [C, M, D] and of `"sample"` [B, M, D].
     """
 
     values: Tensor
@@ -104,18 +116,9 @@ class Vectors:
         """M, the number of vectors."""
         return self.values.shape[-2]
 
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All tensors that a gradient may be wanted of."""
-        return (self.values,)
-
-    def with_tensors(self, tensors: Sequence[Tensor]) -> Vectors:
-        """Return the same insert with other tensors, in the order of `tensors`."""
-        return replace(self, values=tensors[0])
-
 
 @dataclass(frozen=True)
-class LowRank:
+class LowRank(_Insert):
     """A low-rank term beside a projection (Hu et al. 2022, "LoRA", section 4.1): y + scale B A x.
 
     Args:
@@ -130,15 +133,6 @@ class LowRank:
     scale: float = 1.0
     dropout: float = 0.0
 
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All tensors that a gradient may be wanted of."""
-        return self.a, self.b
-
-    def with_tensors(self, tensors: Sequence[Tensor]) -> LowRank:
-        """Return the same insert with other tensors, in the order of `tensors`."""
-        return replace(self, a=tensors[0], b=tensors[1])
-
     def term(self, x: Tensor) -> Tensor:
         """Compute scale B A x for x [..., D]: [..., D']; of ids [...], columns of A are taken."""
         if not x.is_floating_point():
@@ -148,68 +142,28 @@ class LowRank:
 
 
 @dataclass(frozen=True)
-class NormDelta:
-    """What is added to the weight and the bias of a layer norm (Farina et al. 2025, "Rethinking Few-Shot Adaptation").
-
-    Args:
-        weight, bias: [D].
-    """
+class NormDelta(_Insert):
+    """What is added to weight and bias [D] of a layer norm (Farina et al. 2025, "Rethinking Few-Shot Adaptation")."""
 
     weight: Tensor
     bias: Tensor
 
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All tensors that a gradient may be wanted of."""
-        return self.weight, self.bias
-
-    def with_tensors(self, tensors: Sequence[Tensor]) -> NormDelta:
-        """Return the same insert with other tensors, in the order of `tensors`."""
-        return replace(self, weight=tensors[0], bias=tensors[1])
-
 
 @dataclass(frozen=True)
-class PixelTerm:
-    """What is added to every normalised image (Bahng et al. 2022, "Exploring Visual Prompts", section 3.2).
-
-    Args:
-        values: [3, H, W].
-    """
+class PixelTerm(_Insert):
+    """What is added to every normalised image (Bahng et al. 2022, "Exploring Visual Prompts", 3.2), [3, H, W]."""
 
     values: Tensor
 
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All tensors that a gradient may be wanted of."""
-        return (self.values,)
-
-    def with_tensors(self, tensors: Sequence[Tensor]) -> PixelTerm:
-        """Return the same insert with other tensors, in the order of `tensors`."""
-        return PixelTerm(*tensors)
-
 
 @dataclass(frozen=True)
-class Bottleneck:
-    """A small network behind a block or sublayer (Houlsby et al. 2019): y + W' gelu(W y + c) + c'.
-
-    Args:
-        down, down_bias: [R, D], [R].
-        up, up_bias: [D, R], [D].
-    """
+class Bottleneck(_Insert):
+    """A network behind a block or sublayer (Houlsby et al. 2019): y + W' gelu(W y + c) + c'; W [R, D], W' [D, R]."""
 
     down: Tensor
     down_bias: Tensor
     up: Tensor
     up_bias: Tensor
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All tensors that a gradient may be wanted of."""
-        return self.down, self.down_bias, self.up, self.up_bias
-
-    def with_tensors(self, tensors: Sequence[Tensor]) -> Bottleneck:
-        """Return the same insert with other tensors, in the order of `tensors`."""
-        return Bottleneck(*tensors)
 
     def term(self, y: Tensor) -> Tensor:
         """Compute what is added to y [..., D]."""
@@ -218,19 +172,10 @@ class Bottleneck:
 
 
 @dataclass(frozen=True)
-class Weight:
+class Weight(_Insert):
     """A weight that stands in place of the frozen one of its shape."""
 
     values: Tensor
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All tensors that a gradient may be wanted of."""
-        return (self.values,)
-
-    def with_tensors(self, tensors: Sequence[Tensor]) -> Weight:
-        """Return the same insert with other tensors, in the order of `tensors`."""
-        return Weight(*tensors)
 
 
 Insert = Vectors | LowRank | NormDelta | PixelTerm | Bottleneck | Weight
@@ -266,6 +211,34 @@ def weights_of(inserts: Mapping[Site, Insert]) -> dict[Site, Weight]:
 def with_tensors(inserts: Mapping[Site, Insert], tensors: Iterator[Tensor]) -> dict[Site, Insert]:
     """Return the same inserts with other tensors, taken from an iterator in the order of the inserts."""
     return {site: insert.with_tensors([next(tensors) for _ in insert.tensors]) for site, insert in inserts.items()}
+
+
+@contextlib.contextmanager
+def in_place(model: nn.Module, weights: Mapping[str, Weight]) -> Iterator[None]:
+    """Have a model compute with learned weights in place of its own, by name, of which none is written to or copied.
+
+    Tied ones are all replaced, and every thread sees them meanwhile.
+    """
+    places = list(_places_of(model, weights)) if weights else []
+    try:
+        for part, name, _, learned in places:
+            part._parameters[name] = learned  # type: ignore[assignment]
+        yield
+    finally:
+        for part, name, frozen, _ in places:
+            part._parameters[name] = frozen
+
+
+def _places_of(
+    model: nn.Module, weights: Mapping[str, Weight]
+) -> Iterator[tuple[nn.Module, str, nn.Parameter, Tensor]]:
+    """Find where weights stand, tied ones in several places: module, its name for it, the frozen one, the learned."""
+    own = dict(model.named_parameters())
+    learned = {id(own[name]): weight.values.to(own[name].dtype) for name, weight in weights.items()}
+    for part in model.modules():
+        for name, frozen in part._parameters.items():
+            if frozen is not None and id(frozen) in learned:
+                yield part, name, frozen, learned[id(frozen)]
 
 
 @dataclass(frozen=True)

@@ -59,17 +59,11 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """One answer.
+    """One answer: what was found, in sentences, how to read it, a table, figures and images.
 
-    Args:
-        name: of its table and, with a number behind, of its figures.
-        title: as people read it.
-        said: what was found, in sentences.
-        note: how to read it.
-        columns: of the table, by name: how numbers are written, `""` for texts and pairs of a word and a number.
-        rows: of plain values; a list holds pairs.
-        charts: how its figures are drawn, by what they show.
-        pictures: images to show.
+    The name is that of its table and, with a number behind, of its figures, which `charts` draw by what they show. Of
+    each column `columns` say how its numbers are written, `""` for texts and pairs of a word and a number; rows are
+    plain values, and a list in them holds pairs.
     """
 
     name: str
@@ -171,11 +165,7 @@ class Explanation:
 
 
 def data_of(kind: str, folder: Path | None, training: Mapping[str, Any], data: Any) -> Any:
-    """Return the data that was given, that of a name or path, or the data that a run learned from, drawn as it was.
-
-    Raises:
-        UserError: nothing says which, or it cannot be loaded.
-    """
+    """Return the data given, that of a name or path, or what a run learned from, drawn as it was."""
     if data is None and folder is None:
         raise bad_value("data", None, "a prompt in memory does not say what to look at", "Give `data`.")
     if data is not None and not isinstance(data, str | Path):

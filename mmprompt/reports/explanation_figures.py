@@ -27,9 +27,7 @@ def draw_worth(names: Sequence[str], loss: Sequence[float], theme: Theme) -> byt
         places = np.sort(np.concatenate([order[: MOST_BARS // 2], order[-MOST_BARS // 2 :]]))
     with drawing(theme, 7.6, 0.7 + 0.22 * len(places)) as figure:
         axes = figure.add_subplot()
-        prepare(axes, theme)
-        axes.yaxis.grid(visible=False)
-        axes.xaxis.grid(visible=True, color=theme.line, linewidth=0.6)
+        prepare(axes, theme, "x")
         for height, place in enumerate(reversed(places)):
             colour = theme.accent if loss[place] > 0 else HUES[0]
             axes.barh(height, loss[place], height=0.6, color=colour, alpha=0.85)
@@ -44,8 +42,7 @@ def draw_moves(names: Sequence[str], before: np.ndarray, after: np.ndarray, them
     """Draw where class features went on a map: from open to filled, [C, 2] each."""
     with drawing(theme, 7.6, 5.6) as figure:
         axes = figure.add_subplot()
-        prepare(axes, theme)
-        axes.xaxis.grid(visible=True, color=theme.line, linewidth=0.6)
+        prepare(axes, theme, "both")
         for start, end in zip(before, after, strict=True):
             axes.plot(*zip(start, end, strict=True), color=theme.accent, linewidth=1.1, alpha=0.45, zorder=1)
         axes.scatter(*before.T, s=22, facecolors=theme.paper, edgecolors=theme.soft, linewidths=1.0, zorder=2)

@@ -90,10 +90,10 @@ def png(figure: Any, dpi: int = DPI) -> bytes:
     return buffer.getvalue()
 
 
-def prepare(axes: Any, theme: Theme) -> None:
-    """Give axes the look of all curves: hairlines across, no ticks, no line at the left."""
+def prepare(axes: Any, theme: Theme, hairlines: str = "y") -> None:
+    """Give axes the look of all curves: hairlines across an axis or both, no ticks, no line at the left."""
     axes.set_facecolor(theme.paper)
-    axes.yaxis.grid(visible=True, color=theme.line, linewidth=0.6)
+    axes.grid(axis=hairlines, color=theme.line, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(length=0, which="both")
     axes.spines["left"].set_visible(False)
@@ -276,9 +276,7 @@ def draw_classes(
         order = np.concatenate([order[: MAX_CLASSES // 2], order[-(MAX_CLASSES // 2) :]])
     with drawing(theme, 7.6, 1.0 + 0.24 * len(order)) as figure:
         axes = figure.add_subplot()
-        prepare(axes, theme)
-        axes.yaxis.grid(visible=False)
-        axes.xaxis.grid(visible=True, color=theme.line, linewidth=0.6)
+        prepare(axes, theme, "x")
         for height, c in enumerate(reversed(order)):
             colour = theme.accent if change[c] >= 0 else HUES[0]
             axes.plot([100 * before[c], 100 * after[c]], [height, height], color=colour, linewidth=2, alpha=0.6)

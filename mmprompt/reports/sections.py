@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from mmprompt.core.confidence import reliability
-from mmprompt.core.label_errors import doubtful, out_of_fold
+from mmprompt.core.confidence import doubtful, fit_temperature, log_loss, out_of_fold, reliability, scaled
 from mmprompt.core.metrics import Evaluation
-from mmprompt.core.temperature import fit_temperature, log_loss, scaled
 from mmprompt.reports.explanation import Picture, Section, written
 from mmprompt.reports.explanation_figures import draw_worth
 from mmprompt.reports.figures import draw_classes, draw_reliability
@@ -27,8 +25,6 @@ N_DOUBTED = 8
 """Items of a doubtful label that are shown."""
 N_NEXT = 5
 """Classes that are asked for."""
-N_WORDS = 200
-"""Real words that vectors are held against."""
 T = TypeVar("T")
 
 
@@ -37,25 +33,12 @@ def evenly(items: Sequence[T], most: int) -> list[T]:
     return list(items[:: -(-len(items) // most)])
 
 
-def one_a_class(places: np.ndarray, labels: np.ndarray) -> list[int]:
-    """Order some places so that the first of every class comes before the second of any."""
-    n_before: Counter[int] = Counter()
-    turns = []
-    for place in places.tolist():
-        turns.append((n_before[int(labels[place])], place))
-        n_before[int(labels[place])] += 1
-    return [place for _, place in sorted(turns)]
-
-
 def words_section(
     near: Sequence[tuple[str, Sequence[tuple[str, float]]]], real: Sequence[float], is_distance: bool
 ) -> Section:
-    """Say which words lie near each vector, and whether nearer than real words lie to each other.
+    """Say which words lie near each vector, nearest first, and whether nearer than real words lie to each other.
 
-    Args:
-        near: of each vector its name, and words with distances, or else cosines, nearest first.
-        real: of some real words the same number for the nearest other word.
-        is_distance: which of the two it is.
+    `real` are the distances, or else cosines, of some real words to the nearest other word.
     """
     measure = "distance" if is_distance else "cosine"
     low, middle, high = np.percentile(real, [5, 50, 95])
@@ -82,11 +65,7 @@ def words_section(
 def worth_section(names: Sequence[str], loss: Sequence[float], accuracy: Sequence[float] | None, on: str) -> Section:
     """Say what each vector is worth: by how much the loss grows, in nats, and the accuracy falls, without it.
 
-    Args:
-        names: of the vectors.
-        loss: of each of them.
-        accuracy: of each of them, None where there is nothing to be right about.
-        on: what it was measured on, such as "of 120 images".
+    `accuracy` is None where there is nothing to be right about; `on` says of what it was measured, as "of 120 images".
     """
     order = np.argsort(-np.array(loss), kind="stable")
     best, n_idle = int(order[0]), sum(value <= 0 for value in loss)
@@ -111,14 +90,7 @@ def worth_section(names: Sequence[str], loss: Sequence[float], accuracy: Sequenc
 
 
 def changes_section(before: Evaluation, after: Evaluation, beside: str, pictures: Sequence[Picture] = ()) -> Section:
-    """Say which classes gained and lost.
-
-    Args:
-        before: without the prompt.
-        after: of the same items, with it.
-        beside: what `before` is called.
-        pictures: items whose answer changed.
-    """
+    """Say which classes gained and lost: `before` is without the prompt, and called `beside`, `after` with it."""
     old, new = before.per_class, after.per_class
     counts = np.bincount(after.labels, minlength=len(after.class_names))
     n_of = dict(zip(after.class_names, counts.tolist(), strict=True))
@@ -149,9 +121,7 @@ def calibration_section(
 ) -> Section:
     """Say what its probabilities are worth, and what one temperature, fitted on validation, makes of them.
 
-    Args:
-        held_out: class probabilities [N, C] and labels [N].
-        validation: the same, None where there is no such part.
+    Either part is class probabilities [N, C] and labels [N]; None where there is no validation.
     """
     probabilities, labels = held_out
     ways = {"as it is": (1.0, probabilities)}
@@ -190,11 +160,8 @@ def labels_section(
 ) -> Section:
     """Look for labels that the other items speak against (Northcutt et al. 2021, "Confident Learning").
 
-    Args:
-        items: of the training data, each by a name or its text, with its label.
-        features: gives [n, E] of the frozen model for some of the items, by their places.
-        what: they are, such as "image".
-        image: shows an item; None where there is nothing to show.
+    `features` gives [n, E] of the frozen model for some items, by their places; `what` they are is such as "image", and
+    `image` shows one, None where there is nothing to show.
     """
     name, title = "labels", "Labels that may be wrong"
     n_of = Counter(label for _, label in items)
@@ -229,14 +196,7 @@ def labels_section(
 
 
 def next_section(after: Evaluation, n_trained: Mapping[str, int], item: str, verb: str) -> Section:
-    """Say of which classes more should be collected.
-
-    Args:
-        after: what was measured with the prompt.
-        n_trained: of each class, how many it learned from.
-        item: such as "image".
-        verb: such as "Photograph".
-    """
+    """Say of which classes more should be collected: each an `item` such as "image", to "Photograph"."""
     counts = after.confusion
     rows = []
     for place, name in enumerate(after.class_names):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from mmprompt.data.images import IMAGE_SUFFIXES
-from mmprompt.errors import UserError, bad_file
+from mmprompt.errors import UserError
 from mmprompt.training.run_files import place_of_data
 
 if TYPE_CHECKING:
@@ -50,14 +49,7 @@ class Images:
         return None if self.data is None else own_path(self.data, self.datasets_dir)
 
     def or_of_run(self, run: Path, training: Mapping[str, Any]) -> Images:
-        """Return these images, or where no `data` is named those that a run learned from.
-
-        Args:
-            run: its folder.
-            training: what its header says of that.
-        Raises:
-            UserError: the run does not say.
-        """
+        """Return these images, or where no `data` is named those that a run learned from, as its header says."""
         return self if self.data is not None else self.at(place_of_data(run, training))
 
     def at(self, place: Mapping[str, Any]) -> Images:
@@ -123,27 +115,6 @@ class Images:
         if path is not None:
             return read_table(path, self.root, hold_out) if self.is_table else read_folder(path, hold_out)
         return read_splits(read_card(str(self.data), self.datasets_dir), self.root)
-
-
-def find_images(places: Sequence[Path]) -> list[tuple[str, Path]]:
-    """Find image files, with their names in the output: relative to a folder that is given alone, else as given.
-
-    Folders are searched to the bottom, in order of names.
-    """
-    advice = "Give image files or a folder of images."
-    named: dict[str, Path] = {}
-    for place in places:
-        if place.is_dir():
-            for path in sorted(path for path in place.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES):
-                named[(path.relative_to(place) if len(places) == 1 else path).as_posix()] = path
-        elif place.is_file():
-            named[str(place)] = place
-        else:
-            raise bad_file(place, "is not there", advice)
-    if not named:
-        names = ", ".join(str(place) for place in places) or "nothing"
-        raise UserError(f"there is no image in {names}. {advice}")
-    return list(named.items())
 
 
 def own_path(data: str, datasets_dir: Path | None = None) -> Path | None:

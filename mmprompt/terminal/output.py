@@ -11,6 +11,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,6 +30,14 @@ JSON_HELP = "Print one JSON document; everything for people goes to stderr."
 BACKBONE_HELP = "The same frozen model under the name that it has here; by default the one that the prompt names."
 Device = Annotated[str, tyro.conf.arg(metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")]
 Backbone = Annotated[str | None, tyro.conf.arg(metavar="NAME", help=BACKBONE_HELP)]
+Json = Annotated[bool, tyro.conf.arg(help=JSON_HELP)]
+
+
+@dataclass(frozen=True)
+class OnlyJson:
+    """The settings of a verb that has no other."""
+
+    json: Json = False
 
 
 class _Console(Console):

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
+from mmprompt.training.run_files import RUN
 
 Settings = TypeVar("Settings")
 
@@ -50,7 +51,6 @@ SETTING = re.compile(r"`([a-z]\w*)(?:=([^`]*))?`")
 QUOTES = "\"'"
 OTHER_NAMES = {"model": "backbone", "dataset": "data", "datasets": "data", "learning_rate": "lr", "mode": "method"}
 """What options are called elsewhere, and here."""
-RUN = "run.json"
 _of_verb: set[str] = set()
 _collected: list[Any] | None = None
 
@@ -70,7 +70,7 @@ def parse(
     """
     import tyro
 
-    form, place = _form(settings)
+    form = _form(settings)
     remember(form)
     saved = saved_settings(arguments) if saved is None else saved
     if saved:
@@ -84,8 +84,8 @@ def parse(
     try:
         with contextlib.redirect_stderr(held_back), contextlib.redirect_stdout(shown):
             read = tyro.cli(form, args=list(arguments), prog=prog, description=description, config=style, **chosen)
-        _refuse_endless(getattr(read, place))
-        return getattr(read, place)
+        _refuse_endless(read.settings)
+        return read.settings
     except SystemExit as end:
         refusal = refusal_behind(end) or refusal_in(held_back.getvalue(), prog)
         if refusal is not None:
@@ -125,14 +125,14 @@ def parser_of(run: Callable[[Sequence[str], str], None], prog: str) -> argparse.
     return parser
 
 
-def _form(settings: type) -> tuple[Any, str]:
-    """Return a dataclass of the settings and the option --config, and the field of the settings."""
+def _form(settings: type) -> Any:
+    """Return a dataclass of the settings and the option --config."""
     import tyro
 
     unnamed = tyro.conf.arg(name="")  # no title of its own in the help
     config = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help=CONFIG_HELP)]
     members: list[Any] = [("settings", Annotated[settings, unnamed]), ("config", config, field(default=None))]
-    return make_dataclass("Form", members, frozen=True), "settings"
+    return make_dataclass("Form", members, frozen=True)
 
 
 def _refuse_endless(settings: Any) -> None:
@@ -275,16 +275,11 @@ def _worded(value: Any) -> Any:
 def remember(settings: type | None) -> None:
     """Take the fields of a dataclass, and of those within it, for the options there are; None for no options."""
     _of_verb.clear()
-    _of_verb.update(_names(settings))
-
-
-def _names(kind: Any) -> Iterator[str]:
-    """Yield the names of the fields of a dataclass and of the dataclasses in it, also of a union of some."""
-    yield from (name for name, _ in _leaves(kind))
+    _of_verb.update(name for name, _ in _leaves(settings))
 
 
 def _leaves(kind: Any) -> Iterator[tuple[str, Any]]:
-    """Yield names and annotations of the fields that are no dataclasses themselves."""
+    """Yield names and annotations of all fields of a dataclass and of those in it, also of a union of some."""
     for part in get_args(kind)[: 1 if get_origin(kind) is Annotated else None]:
         yield from _leaves(part)
     if is_dataclass(kind):

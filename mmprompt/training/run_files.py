@@ -87,11 +87,7 @@ def run_lock(folder: Path) -> Iterator[None]:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """Read the `run.json` of a folder, which may be a stranger's.
-
-    Raises:
-        UserError: it is not what a run writes.
-    """
+    """Read the `run.json` of a folder, which may be a stranger's, and refuse what no run writes."""
     content = read_json(folder / RUN)
     if not isinstance(content, dict):
         raise bad_file(folder / RUN, "is no JSON object", RESTORE)
@@ -158,11 +154,7 @@ def run_id_of(config: Mapping[str, Any]) -> str:
 def place_of_data(folder: Path, training: Mapping[str, Any]) -> dict[str, Any]:
     """Return where the data lies that a run learned from: `data`, a name or path, what else its call said, and `run`.
 
-    Args:
-        folder: of the run.
-        training: what its prompt file says of where it comes from.
-    Raises:
-        UserError: neither says.
+    `training` is what its prompt file says of where it comes from; where that does not say either, it is refused.
     """
     place = read_run(folder).get("call", {}).get("data", {}) if (folder / RUN).is_file() else {}
     place = place or {"data": training.get("data", {}).get("name")}

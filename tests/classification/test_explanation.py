@@ -10,19 +10,18 @@ import pytest
 import torch
 
 import mmprompt as mp
-from mmprompt.classification.calibrated import Calibrated, calibrated
-from mmprompt.classification.explanation import temperature_of
-from mmprompt.classification.left_out import without_vector
+from mmprompt.classification.explanation import temperature_of, without_vector
+from mmprompt.classification.forms import Calibrated, calibrated
 from mmprompt.classification.predictor import Classifier
 from mmprompt.classification.template import ClassTemplate
 from mmprompt.classification.words import spelled
-from mmprompt.core.label_errors import doubtful, out_of_fold
+from mmprompt.core.confidence import doubtful, out_of_fold
 from mmprompt.core.learned import Learned, Prompt
+from mmprompt.core.metrics import one_a_class
 from mmprompt.data.splits import Dataset
 from mmprompt.errors import UserError
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.sites import Site
-from mmprompt.reports.sections import one_a_class
 
 NAMES = ("red car", "green tree", "blue house")
 

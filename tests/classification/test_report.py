@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmprompt.classification.report import choose_examples, one_class_after_another, read_record, write_report
+from mmprompt.classification.report import choose_examples, read_record, write_report
+from mmprompt.core.metrics import one_a_class
 from mmprompt.errors import UserError
 from mmprompt.files import read_json, write_json
 from mmprompt.reports import figures, pages, tables
@@ -168,7 +169,7 @@ def test_wrong_examples_are_the_surest_and_at_most_two_of_a_class(make_run: Make
 
 def test_turns_keep_the_order_within_a_class(make_run: MakeRun) -> None:
     shown = read_record(make_run(NAMES)).shown
-    turned = one_class_after_another(shown)
+    turned = [shown[place] for place in one_a_class(range(len(shown)), [one.label for one in shown])]
     assert [s for s in turned if s.label == 0] == [s for s in shown if s.label == 0]
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 import mmprompt as mp
+from mmprompt.classification.forms import TestTimeClassifier
 from mmprompt.classification.methods import TPT, CoOp
-from mmprompt.classification.test_time import TestTimeClassifier
 from mmprompt.data.transforms import augment_augmix, augment_coop
 from mmprompt.models.dual_encoder.encoder import FrozenDualEncoder
 from mmprompt.models.dual_encoder.load import load_backbone

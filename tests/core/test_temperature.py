@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from mmprompt.core.temperature import fit_temperature, log_loss, scaled
+from mmprompt.core.confidence import fit_temperature, log_loss, scaled
 
 
 def drawn(temperature: float, n: int = 300, n_classes: int = 4) -> tuple[np.ndarray, np.ndarray]:

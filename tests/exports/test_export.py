@@ -20,7 +20,7 @@ from mmprompt.cli.main import main
 from mmprompt.core import heads
 from mmprompt.core.learned import LM_INPUT, Learned, Prompt
 from mmprompt.exports import graph
-from mmprompt.exports.forms import FORMS
+from mmprompt.exports.export import FORMS
 from mmprompt.language.peft import load_peft
 from mmprompt.training.problem import RunFailed
 from tests import small_models

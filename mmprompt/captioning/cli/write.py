@@ -17,7 +17,7 @@ import tyro
 from mmprompt.captioning.data import DEFAULT_SET, load_captions
 from mmprompt.captioning.decoding import Decoding
 from mmprompt.core.header import read_header
-from mmprompt.data.images import IMAGE_SUFFIXES, read_image
+from mmprompt.data.images import IMAGE_SUFFIXES, find_images, read_image
 from mmprompt.errors import UserError, bad_file, bad_value
 from mmprompt.files import (
     append_bytes,
@@ -32,7 +32,6 @@ from mmprompt.files import (
 )
 from mmprompt.models.packaged import refuse_missing
 from mmprompt.progress import ProgressDisplay
-from mmprompt.terminal.images import find_images
 from mmprompt.terminal.output import JSON_HELP, Device, Output
 from mmprompt.terminal.parser import parse
 

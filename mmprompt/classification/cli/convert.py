@@ -12,7 +12,7 @@ import tyro
 
 from mmprompt.errors import bad_file, bad_value
 from mmprompt.files import read_text, sha256_file
-from mmprompt.terminal.output import JSON_HELP, Output, check_folder
+from mmprompt.terminal.output import Json, Output, check_folder
 from mmprompt.terminal.parser import parse
 
 DESCRIPTION = "Write a checkpoint of published code as a prompt folder; nothing is learned, and only tensors are read."
@@ -47,15 +47,11 @@ class Settings:
     """Of tip-adapter: the weight of the votes."""
     beta: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
     """Of tip-adapter: the sharpness of the votes."""
-    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+    json: Json = False
 
 
 def run(arguments: Sequence[str], prog: str) -> None:
-    """Read the checkpoint and write the prompt.
-
-    Raises:
-        UserError: the checkpoint cannot be used, or the folder is taken; nothing is written then.
-    """
+    """Read the checkpoint and write the prompt; a call that is refused writes nothing."""
     settings = parse(Settings, arguments, prog, DESCRIPTION)
     output = Output(settings.json)
     check_folder(settings.out)
@@ -87,11 +83,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
 
 
 def names_in(given: str) -> list[str]:
-    """Return class names from a file of one a line, or as they are given, parted by commas.
-
-    Raises:
-        UserError: it is neither.
-    """
+    """Return class names from a file of one a line, or as they are given, parted by commas."""
     if "," not in given:
         path = Path(given)
         if not path.is_file():

@@ -13,7 +13,7 @@ from mmprompt.core.header import read_header
 from mmprompt.data.splits import SplitName
 from mmprompt.errors import UserError
 from mmprompt.terminal.images import Images
-from mmprompt.terminal.output import JSON_HELP, Backbone, Output, result_table
+from mmprompt.terminal.output import Backbone, Json, Output, result_table
 from mmprompt.terminal.parser import parse
 
 DESCRIPTION = "Measure a trained prompt beside zero-shot, on the images of its run or on others."
@@ -30,7 +30,7 @@ class Settings:
     backbone: Backbone = None
     device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
-    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+    json: Json = False
     images: Images = field(default_factory=Images)
 
 

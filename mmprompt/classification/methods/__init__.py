@@ -5,18 +5,11 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from mmprompt.classification.methods.adapters import Adapters
 from mmprompt.classification.methods.auto import Auto
 from mmprompt.classification.methods.base import ClassificationMethod, Combination
-from mmprompt.classification.methods.cocoop import CoCoOp
-from mmprompt.classification.methods.coop import CoOp
-from mmprompt.classification.methods.full import FullTuning
-from mmprompt.classification.methods.guided import KgCoOp, ProGrad
+from mmprompt.classification.methods.coop import CoCoOp, CoOp, KgCoOp, ProGrad
+from mmprompt.classification.methods.deep import IVLP, VPT, DeepText, MaPLe, PromptSRC
 from mmprompt.classification.methods.heads import CLAP, CLIPAdapter, TaskRes, TipAdapter, TipAdapterF, ZeroShotProbe
-from mmprompt.classification.methods.independent import IVLP, DeepText, PromptSRC
-from mmprompt.classification.methods.lora import CLIPLoRA
-from mmprompt.classification.methods.maple import MaPLe
-from mmprompt.classification.methods.norms import LayerNormTuning, TwoStage
 from mmprompt.classification.methods.parts import DPSGD, AlignedGradient, Consistency, GaussianAverage, KnowledgeGuided
 from mmprompt.classification.methods.pixels import PaddingPrompt, PatchPrompt
 from mmprompt.classification.methods.solved import (
@@ -28,7 +21,7 @@ from mmprompt.classification.methods.solved import (
     TextProbe,
 )
 from mmprompt.classification.methods.tpt import TPT
-from mmprompt.classification.methods.vpt import VPT
+from mmprompt.classification.methods.weights import Adapters, CLIPLoRA, FullTuning, LayerNormTuning, TwoStage
 from mmprompt.classification.methods.zero_shot import ZeroShot, ZeroShotEnsemble
 from mmprompt.errors import unknown_name
 
@@ -74,11 +67,7 @@ METHODS: dict[str, type[Any]] = {
 
 
 def method_types(name: str) -> list[type[Any]]:
-    """The methods that a name such as `coop` or `coop+vpt` stands for.
-
-    Raises:
-        UserError: a part is not a method.
-    """
+    """The methods that a name such as `coop` or `coop+vpt` stands for."""
     parts = [part.strip() for part in name.split("+")]
     for part in parts:
         if part not in METHODS:
@@ -87,14 +76,7 @@ def method_types(name: str) -> list[type[Any]]:
 
 
 def make_method(name: str, settings: dict[str, Any] | None = None) -> ClassificationMethod:
-    """A method from its name and settings, as `describe` gives them.
-
-    Args:
-        name: `coop`, or several joined by `+`.
-        settings: field values of all the methods together.
-    Raises:
-        UserError: a name or a setting is unknown, or a value is out of range.
-    """
+    """Make a method of its name, `coop` or several joined by `+`, and the settings of all together."""
     types, given = method_types(name), dict(settings or {})
     made: list[ClassificationMethod] = []
     for kind in types:

@@ -51,17 +51,10 @@ class ClassificationMethod(Method, Protocol):
 
 
 def untrained(method: Method, backbone: DualEncoder, start: Start) -> Classifier:
-    """Make the classifier that a method trains.
+    """Make the classifier that a method trains; refuse class names and settings that cannot be used with the backbone.
 
     On an image tower alone the class weights are a linear classifier, which learns with the prompt (Jia et al. 2022,
     "Visual Prompt Tuning", section 3).
-
-    Args:
-        method: makes the prompt.
-        backbone: the frozen model.
-        start: what to make it of.
-    Raises:
-        UserError: a class name or a setting cannot be used with this backbone.
     """
     from mmprompt.classification.predictor import Classifier
     from mmprompt.classification.template import check_class_names
@@ -121,16 +114,9 @@ class PromptMethod(ClassificationMethod):
 def image_layers(
     backbone: DualEncoder, depth: int | None, paper: int, name: str = "depth", use: str = "`padding-prompt` or `coop`"
 ) -> int:
-    """Return how many layers of the image tower learn; the paper's number, or all there are, where None.
+    """Return how many layers of the image tower learn: as the user says, else the paper's number, or all where fewer.
 
-    Args:
-        backbone: the frozen model.
-        depth: as the user gives it.
-        paper: the published number.
-        name: of the setting.
-        use: what to use where the tower has none.
-    Raises:
-        UserError: the tower takes no tokens, or has fewer layers.
+    A tower with fewer, or without tokens, is refused by the `name` of the setting; `use` says what to use instead.
     """
     if backbone.vision_width is None:
         use = use if backbone.has_text else "`padding-prompt` or `linear-probe`"
@@ -159,15 +145,7 @@ def towers_of(
 def tower_shapes(
     backbone: DualEncoder, towers: Literal["both", "text", "vision"], option: str
 ) -> dict[Tower, tuple[int, int]]:
-    """Return the number of blocks and the width of each tower whose weights are adapted.
-
-    Args:
-        backbone: the frozen model.
-        towers: which of the two.
-        option: the setting that says so.
-    Raises:
-        UserError: it has no such tower, or the image tower has no blocks that are known.
-    """
+    """Return the number of blocks and the width of each tower that is adapted; `option` is the setting that says so."""
     shapes: dict[Tower, tuple[int, int]] = {}
     if "text" in towers_of(backbone, towers, option):
         shapes["text"] = (backbone.text_layers, backbone.text_width)

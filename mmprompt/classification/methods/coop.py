@@ -1,21 +1,27 @@
-"""CoOp: context vectors around the class name, learned by cross entropy (Zhou et al. 2022)."""
+"""CoOp: context vectors around the class name, learned by cross entropy (Zhou et al. 2022); and what is CoOp with one
+thing more: CoCoOp shifts them for each image, KgCoOp and ProGrad hold them to what the frozen model knows.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from mmprompt.classification.methods.base import PromptMethod
+from mmprompt.classification.methods.parts import AlignedGradient, KnowledgeGuided, Weight
 from mmprompt.core.method import Start
 from mmprompt.errors import UserError, bad_file, bad_value
 from mmprompt.settings import Count
+from mmprompt.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mmprompt.core.learned import Prompt
+    from mmprompt.core.learned import Outputs, Prompt
     from mmprompt.models.dual_encoder.interface import DualEncoder
+    from mmprompt.training.problem import GradientRule
 
 ClassPosition = Literal["end", "middle", "front"]
 
@@ -65,12 +71,110 @@ class CoOp(PromptMethod):
         return values
 
 
-def random_context(backbone: DualEncoder, n_ctx: int, start: Start, n_names: int | None = None) -> Tensor:
-    """Draw context vectors [M, D], or [C, M, D], from N(0, 0.02).
+@dataclass(frozen=True)
+class CoCoOp(CoOp):
+    """Conditional Context Optimization (Zhou et al. 2022, "Conditional Prompt Learning", section 3.2).
 
-    Raises:
-        UserError: there are more than the text tower has slots.
+    The released code takes one image a step; here a step takes as many as `batch_size` says, each with its own
+    context, and its loss and gradient are those of the single images.
     """
+
+    ctx_init: str | None = "a photo of a"
+    """Words to start from; random N(0, 0.02) where None."""
+
+    recipe: ClassVar[Recipe] = Recipe(batch_size=1, epochs=10)
+
+    def prompt(self, backbone: DualEncoder, start: Start) -> Prompt:
+        """Make the context of CoOp and a network of one hidden layer, 1/16 as wide as the image features.
+
+        Raises:
+            UserError: one context per class was asked for.
+        """
+        from mmprompt.classification.template import ClassTemplate
+        from mmprompt.core.learned import Prompt
+        from mmprompt.core.sources import Conditioned
+
+        if self.class_specific:
+            raise UserError("CoCoOp learns one context for all classes. Leave out `class_specific`, or use CoOp.")
+        values = self.start_vectors(backbone, start)
+        source = Conditioned(len(values), backbone.text_width, backbone.embed_dim).start_from(values, start.generator)
+        return Prompt(ClassTemplate.of_context(len(values), self.class_position), source).to(backbone.device)
+
+
+@dataclass(frozen=True)
+class KgCoOp(CoOp):
+    """CoOp near the hand-written template (Yao et al. 2023, "Knowledge-guided Context Optimization", section 3.2)."""
+
+    ctx_init: str | None = "a photo of a"
+    """Words to start from; random N(0, 0.02) where None."""
+    knowledge_weight: Weight = 8.0
+    """Weight of one minus the mean cosine between the learned class features and the template's."""
+
+    recipe: ClassVar[Recipe] = Recipe(batch_size=128, epochs=100)
+
+    @property
+    def _guidance(self) -> KnowledgeGuided:
+        return KnowledgeGuided(self.knowledge_weight)
+
+    def teacher(self, backbone: DualEncoder, class_names: Sequence[str], template: str) -> Tensor:
+        """See `KnowledgeGuided`."""
+        return self._guidance.teacher(backbone, class_names, template)
+
+    def loss_terms(self, outputs: Outputs) -> Mapping[str, Tensor]:
+        """Compute cross entropy and the distance from the template."""
+        return {**super().loss_terms(outputs), **self._guidance.loss_terms(outputs)}
+
+
+@dataclass(frozen=True)
+class ProGrad(CoOp):
+    """CoOp that never steps against the frozen model (Zhu et al. 2023, "Prompt-aligned Gradient", section 3.2).
+
+    It starts from zeros and, at their end, the words of the data's template, a hint such as "a type of pet" first, as
+    the released code does. There only as many tokens learn as the words have spaces between them; here all do.
+    """
+
+    strength: Weight = 1.0
+    """How much of the conflicting part of the gradient is taken off; 1 for all of it."""
+
+    @property
+    def _alignment(self) -> AlignedGradient:
+        return AlignedGradient(self.strength)
+
+    def start_vectors(self, backbone: DualEncoder, start: Start) -> Tensor:
+        """Make vectors [M, D] that end in the words of the template, or in `ctx_init`."""
+        import torch.nn.functional as F
+
+        words = hint_first(start.template.text).split("{}")[0] if self.ctx_init is None else self.ctx_init
+        values = word_vectors(backbone, words or "a photo of a")
+        n_ctx = max(16, len(values)) if self.n_ctx is None else self.n_ctx
+        if n_ctx < len(values):
+            expected = f"the words {words.strip()!r} are {len(values)} tokens"
+            raise bad_value("n_ctx", n_ctx, expected, f"Use `n_ctx={len(values)}` or more.")
+        return F.pad(values, (0, 0, n_ctx - len(values), 0))
+
+    def teacher(self, backbone: DualEncoder, class_names: Sequence[str], template: str) -> Tensor:
+        """Read the data's template, a hint first."""
+        return self._alignment.teacher(backbone, class_names, hint_first(template))
+
+    def loss_terms(self, outputs: Outputs) -> Mapping[str, Tensor]:
+        """Compute cross entropy and the general term."""
+        return {**super().loss_terms(outputs), **self._alignment.loss_terms(outputs)}
+
+    def gradient_rule(self, n_epochs: int) -> GradientRule:
+        """See `AlignedGradient`."""
+        return self._alignment.gradient_rule(n_epochs)
+
+
+def hint_first(template: str) -> str:
+    """Write "a photo of a {}, a type of pet." as "a type of pet, a photo of a {}."; others stay as they are."""
+    template = template.splitlines()[0].replace("{name}", "{}")
+    before, after = template.split("{}")
+    hint = after.strip().removesuffix(".")
+    return f"{hint[1:].strip()}, {before}{{}}." if hint.startswith(",") else template
+
+
+def random_context(backbone: DualEncoder, n_ctx: int, start: Start, n_names: int | None = None) -> Tensor:
+    """Draw context vectors [M, D], or [C, M, D], from N(0, 0.02); refuse more than the tower has slots."""
     from mmprompt.classification.template import check_room
     from mmprompt.core.learned import random_vectors
 
@@ -80,11 +184,7 @@ def random_context(backbone: DualEncoder, n_ctx: int, start: Start, n_names: int
 
 
 def word_vectors(backbone: DualEncoder, words: str) -> Tensor:
-    """Return the embeddings [M, D] of words, on the CPU; an underscore is a space.
-
-    Raises:
-        UserError: there are none.
-    """
+    """Return the embeddings [M, D] of one word or more, on the CPU; an underscore is a space."""
     import torch
 
     ids = backbone.tokenize(words.replace("_", " "))
@@ -94,11 +194,7 @@ def word_vectors(backbone: DualEncoder, words: str) -> Tensor:
 
 
 def saved_context(backbone: DualEncoder, folder: str) -> Tensor:
-    """Return the context vectors [M, D] of a saved prompt, on the CPU.
-
-    Raises:
-        UserError: the folder holds no prompt for this backbone, or none with vectors that all classes share.
-    """
+    """Return the context vectors [M, D] of a saved prompt, on the CPU; all classes must share them."""
     from mmprompt.core.file import load
     from mmprompt.core.header import read_header
     from mmprompt.core.learned import Learned
@@ -116,12 +212,6 @@ def first_words(backbone: DualEncoder, words: str | None, n_ctx: int, start: Sta
 
     As in MaPLe's released code the first `n_ctx` tokens of the words learn and the others stay; with more vectors than
     tokens, or without words, the start is drawn at random.
-
-    Args:
-        backbone: the frozen model.
-        words: to start from, or None.
-        n_ctx: M.
-        start: gives the generator.
     """
     ids = [] if words is None else backbone.tokenize(words.replace("_", " "))
     if len(ids) < n_ctx:

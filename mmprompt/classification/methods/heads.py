@@ -28,19 +28,14 @@ SHARPNESSES = (1.0, 2.0, 4.0, 8.0)
 class HeadMethod(ClassificationMethod):
     """A method that gives the classifier a head; its text is the data's template, or that of a method joined to it.
 
-    Attributes:
-        reads_text: whether its head looks at the text, so that it needs a text tower.
+    `reads_text` says whether the head looks at the text, so that it needs a text tower.
     """
 
     group: ClassVar[str] = "heads"
     reads_text: ClassVar[bool] = True
 
     def prompt(self, backbone: DualEncoder, start: Start) -> Prompt:
-        """Make the template alone.
-
-        Raises:
-            UserError: it reads the text, and there is no text tower.
-        """
+        """Make the template alone; refuse an image tower alone where the text is read."""
         from mmprompt.core.learned import Prompt
 
         if self.reads_text:

@@ -33,11 +33,7 @@ class PaddingPrompt(PromptMethod):
     recipe: ClassVar[Recipe] = PUBLISHED
 
     def prompt(self, backbone: DualEncoder, start: Start) -> Prompt:
-        """Make the frame.
-
-        Raises:
-            UserError: it is too wide for the image.
-        """
+        """Make the frame; refuse one that is too wide for the image."""
         from mmprompt.core.sources import PixelFrame
 
         width = pixels_of(backbone, self.pad_size)
@@ -63,11 +59,7 @@ class PatchPrompt(PromptMethod):
     recipe: ClassVar[Recipe] = PUBLISHED
 
     def prompt(self, backbone: DualEncoder, start: Start) -> Prompt:
-        """Make the square.
-
-        Raises:
-            UserError: it is larger than the image.
-        """
+        """Make the square; refuse one that is larger than the image."""
         from mmprompt.core.sources import PixelPatch
 
         width = pixels_of(backbone, self.patch_size)

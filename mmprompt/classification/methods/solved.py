@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -19,7 +19,6 @@ from mmprompt.core.method import FrozenFeatures
 from mmprompt.settings import Count
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
 
     from mmprompt.classification.predictor import Classifier
@@ -99,17 +98,28 @@ class LinearProbe(SolvedHead):
         """Fit one logistic regression with C as given or as held-out images say, and take it as the head."""
         from mmprompt.core.heads import Linear
 
-        strength = self.inverse_strength
-        if strength is None:
-            splits = list(held_out(data))
-            if splits:
-                fitted = _Fitted(self.max_iter)
-                strength = 10 ** best_exponent(lambda c: -mean_log_loss(splits, lambda *some: fitted.logits(c, *some)))
-        weight, bias = _Fitted(self.max_iter).solve(strength or DEFAULT_C, data.image_features, data.labels)
+        strength = self._strength(data) if self.inverse_strength is None else self.inverse_strength
+        weight, bias = solve_logistic(strength, self.max_iter, data.image_features, data.labels)
         head = Linear(*weight.shape)
         head.weight.copy_(weight)
         head.bias.copy_(bias)
         put(predictor, head)
+
+    def _strength(self, data: FrozenFeatures) -> float:
+        """Choose C by the mean log-loss of images held out, a default where there are none."""
+        import torch.nn.functional as F
+
+        splits = list(held_out(data))
+        n_held_out = sum(len(truth) for *_, truth in splits)
+
+        def score(strength: float) -> float:
+            losses = []
+            for features, labels, others, truth in splits:
+                weight, bias = solve_logistic(strength, self.max_iter, features, labels)
+                losses.append(F.cross_entropy((others @ weight.T + bias).double(), truth, reduction="sum").item())
+            return -sum(losses) / n_held_out
+
+        return 10 ** best_exponent(score) if splits else DEFAULT_C
 
 
 @dataclass(frozen=True)
@@ -239,21 +249,15 @@ class TextProbe(SolvedHead):
         head = Head(n_classes, width, raw.shape[1], *scale_of(predictor), share).to(wide.device)
         head.beside.add(wide[:, :width], labels)
         head.centre.copy_(raw.mean(0))
-        weight, bias = _Fitted(self.max_iter).solve(self.probe_strength, F.normalize(raw - head.centre, dim=-1), labels)
+        centred = F.normalize(raw - head.centre, dim=-1)
+        weight, bias = solve_logistic(self.probe_strength, self.max_iter, centred, labels)
         head.probe.weight.copy_(weight)
         head.probe.bias.copy_(bias)
         return head
 
 
 def blend(predictor: Classifier, text_weight: Tensor, weight: Tensor, bias: Tensor | float) -> None:
-    """Give a classifier the head of weighted cosines and a linear map.
-
-    Args:
-        predictor: gets it.
-        text_weight: [C].
-        weight: [C, E].
-        bias: [C], or a number for all.
-    """
+    """Give a classifier the head of cosines weighted by class [C] and a linear map, of weight [C, E] and bias [C]."""
     from mmprompt.core.heads import Blend
 
     head = Blend(*weight.shape)
@@ -266,10 +270,7 @@ def blend(predictor: Classifier, text_weight: Tensor, weight: Tensor, bias: Tens
 def solve_gda(features: Tensor, labels: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:
     """Return weight [C, E] and bias [C] of Gaussian classes of one covariance, shrunk after Kubokawa and Srivastava.
 
-    Args:
-        features: [N, E].
-        labels: [N].
-        n_classes: C.
+    They are of features [N, E] with labels [N].
     """
     import torch
 
@@ -288,10 +289,7 @@ def solve_gda(features: Tensor, labels: Tensor, n_classes: int) -> tuple[Tensor,
 def left_out_temperature(head: Any, data: FrozenFeatures, text: Tensor) -> float:
     """Return the factor of the logits that suits the training images, each left out of its class; 1 at one shot.
 
-    Args:
-        head: with the sums of all training images.
-        data: the training images.
-        text: [C, E].
+    The head has the sums of all of them; the text is [C, E].
     """
     import torch
     import torch.nn.functional as F
@@ -336,58 +334,26 @@ def folds_of(labels: Tensor) -> Iterator[Tensor]:
         yield places % n_folds == fold
 
 
-Logits = Callable[["Tensor", "Tensor", "Tensor"], "Tensor"]
-"""From features and labels to fit on, and other features, to the logits of these."""
+def solve_logistic(strength: float, max_iter: int, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return weight [C, E] and bias [C] of scikit-learn's logistic regression."""
+    import torch
+    from sklearn.linear_model import LogisticRegression
 
-
-def mean_log_loss(splits: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]], logits: Logits) -> float:
-    """Return the mean log-loss over all images held out."""
-    import torch.nn.functional as F
-
-    losses = [
-        F.cross_entropy(logits(features, labels, others).double(), truth, reduction="sum").item()
-        for features, labels, others, truth in splits
-    ]
-    return sum(losses) / max(1, sum(len(truth) for *_, truth in splits))
-
-
-@dataclass(frozen=True)
-class _Fitted:
-    """Logistic regressions by scikit-learn."""
-
-    max_iter: int
-
-    def solve(self, strength: float, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return weight [C, E] and bias [C]."""
-        import torch
-
-        model = self._model(strength, features.double().cpu().numpy(), labels.cpu().numpy())
-        weight, bias = torch.from_numpy(model.coef_), torch.from_numpy(model.intercept_)
-        if len(weight) == 1:  # of two classes scikit-learn fits the second against the first
-            weight, bias = torch.cat([torch.zeros_like(weight), weight]), torch.cat([torch.zeros_like(bias), bias])
-        return weight.to(features.device), bias.to(features.device)
-
-    def logits(self, strength: float, features: Tensor, labels: Tensor, others: Tensor) -> Tensor:
-        """Return the logits of other features."""
-        weight, bias = self.solve(strength, features, labels)
-        return others @ weight.T + bias
-
-    def _model(self, strength: float, rows: np.ndarray, labels: np.ndarray) -> Any:
-        from sklearn.linear_model import LogisticRegression
-
-        with warnings.catch_warnings():
-            # One image a class is what a 1-shot probe is; scikit-learn takes it for a regression.
-            warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
-            return LogisticRegression(C=strength, max_iter=self.max_iter).fit(rows, labels)
+    with warnings.catch_warnings():
+        # One image a class is what a 1-shot probe is; scikit-learn takes it for a regression.
+        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
+        model = LogisticRegression(C=strength, max_iter=max_iter)
+        model.fit(features.double().cpu().numpy(), labels.cpu().numpy())
+    weight, bias = torch.from_numpy(model.coef_), torch.from_numpy(model.intercept_)
+    if len(weight) == 1:  # of two classes scikit-learn fits the second against the first
+        weight, bias = torch.cat([torch.zeros_like(weight), weight]), torch.cat([torch.zeros_like(bias), bias])
+    return weight.to(features.device), bias.to(features.device)
 
 
 def best_exponent(score: Callable[[float], float]) -> float:
     """Find the power of ten C with the best score, searched as Radford et al. 2021 describe.
 
     First -6, -4, ... 6; then, about the best so far, steps of half the width, down to eight a decade.
-
-    Args:
-        score: a function of C.
     """
     tried: dict[float, float] = {
         exponent: score(10**exponent) for exponent in range(-LARGEST_C, LARGEST_C + 1, COARSE_STEP)

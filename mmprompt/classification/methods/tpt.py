@@ -50,7 +50,7 @@ class TPT(Part):
 
     def predictor(self, backbone: DualEncoder, prompt: Prompt, class_names: Sequence[str]) -> Classifier:
         """Make a classifier that tunes its prompt on each image."""
-        from mmprompt.classification.test_time import TestTimeClassifier
+        from mmprompt.classification.forms import TestTimeClassifier
         from mmprompt.errors import UserError
 
         if not prompt.has("text"):

@@ -13,10 +13,6 @@ if TYPE_CHECKING:
     from mmprompt.core.learned import Prompt
     from mmprompt.models.dual_encoder.interface import DualEncoder
 
-COARSE_STEP = 2  # decades between the values of C tried first
-FINE_STEP = 1 / 8
-LARGEST_C = 6
-
 
 @dataclass(frozen=True)
 class ZeroShot(ClassificationMethod):

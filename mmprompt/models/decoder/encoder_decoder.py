@@ -17,12 +17,12 @@ from mmprompt.errors import UserError
 from mmprompt.models.decoder.hf_cache import cache_argument, from_cache, to_crossed_cache
 from mmprompt.models.decoder.kv_cache import KeyValues, map_parts
 from mmprompt.models.decoder.packing import Packed, Question
-from mmprompt.models.decoder.reader import UNLIMITED, device_of, embed_slots
+from mmprompt.models.decoder.reader import UNLIMITED, TokenReader, device_of, embed_slots
 from mmprompt.models.decoder.vectors import KvShape
 from mmprompt.models.sites import Vectors
 
 
-class EncoderDecoderReader:
+class EncoderDecoderReader(TokenReader):
     """transformers' sequence-to-sequence model; attributes as for `CausalReader`, `kv_shape` is the decoder's.
 
     Args:
@@ -31,8 +31,8 @@ class EncoderDecoderReader:
     """
 
     def __init__(self, lm: Any, behind: tuple[int, ...]) -> None:
-        self.lm, self.behind = lm, behind
-        self.vocabulary_size, self.width = lm.get_input_embeddings().weight.shape
+        super().__init__(lm)
+        self.behind = behind
         self.n_positions: int = getattr(lm.config, "max_position_embeddings", None) or UNLIMITED
         named = [
             (lm.generation_config, "decoder_start_token_id"),
@@ -47,10 +47,6 @@ class EncoderDecoderReader:
             )
         self.start_id: int = start
         self.kv_shape = self._measure()
-
-    def embed(self, token_ids: Tensor) -> Tensor:
-        """Return token embeddings [..., D], as the model scales them."""
-        return self.lm.get_input_embeddings()(token_ids)
 
     def encode(
         self, soft: Vectors | Sequence[Vectors | None] | None, texts: Sequence[Sequence[int]]

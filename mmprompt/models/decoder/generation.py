@@ -36,12 +36,9 @@ NO_STATIC = "Generate without a static cache."
 
 @dataclass(frozen=True)
 class Job:
-    """One text to answer.
+    """One text to answer: a `cache` of one row that was read or learned, and the slots after it, as in `Question`.
 
-    Args:
-        cache: of one row: a prompt that was read, or learned keys and values; empty for none.
-        slots: what is read after it, as in `Question`; one or more.
-        soft: shared vectors for negative slots, None where there are none.
+    `soft` are shared vectors for negative slots, None where there are none.
     """
 
     cache: KVCache
@@ -65,13 +62,9 @@ def generate(
 ) -> list[tuple[int, ...]]:
     """Return the tokens of one answer to each text, without the end; one that is stopped ends with what stops it.
 
-    Args:
-        model: the frozen model.
-        jobs: one or more texts, each with its own prompt; of any lengths.
-        settings: how answers are searched.
-        streamer: transformers' own kind, for one text.
-        inserts: of which those count here that change the model's weights, for all texts.
-        is_over: asked after each token whether to end all answers as they are.
+    The jobs are of any lengths, each with its own prompt; of the inserts those count, for all texts, that change the
+    model's weights. `streamer` is transformers' own, for one text; `is_over` is asked after each token whether to end
+    all answers as they are.
     """
     if settings.static_cache:
         check_static(model)

@@ -155,11 +155,7 @@ def load_parts(name: str, options: LoadOptions) -> tuple[Any, Any]:
 
 
 def need_quantiser(name: str, config: Any) -> str | None:
-    """Return by which library the weights of a folder are quantised, None where they are plain.
-
-    Raises:
-        UserError: that library is not installed.
-    """
+    """Return the library, which must be there, that quantised the weights of a folder; None where they are plain."""
     found = getattr(config, "quantization_config", None)
     if found is None:
         return None

@@ -30,7 +30,24 @@ NOT_READ = (AttributeError, KeyError, IndexError, TypeError, ValueError, Runtime
 """What a model raises that cannot be read in some way."""
 
 
-class CausalReader:
+class TokenReader:
+    """What all readers of a language model share: the embeddings of its tokens, V of them and D wide."""
+
+    def __init__(self, lm: Any) -> None:
+        self.lm = lm
+        # OPT's embeddings can be narrower than its blocks: the width of a prompt is theirs, that of keys the blocks'.
+        self.vocabulary_size, self.width = lm.get_input_embeddings().weight.shape
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Return token embeddings [..., D], as the model scales them."""
+        return self.lm.get_input_embeddings()(token_ids)
+
+    def embed_slots(self, slots: Tensor, soft: Vectors | None) -> Tensor:
+        """Return token embeddings [N, L, D] with vectors of a prompt where slots are negative; see `embed_slots`."""
+        return embed_slots(self.embed(slots.clamp(min=0)), slots, soft)
+
+
+class CausalReader(TokenReader):
     """transformers' causal language model.
 
     Args:
@@ -49,10 +66,8 @@ class CausalReader:
     """
 
     def __init__(self, lm: Any) -> None:
-        config = lm.config.get_text_config()
-        self.lm, self.body = lm, body_of(lm)
-        # OPT's embeddings can be narrower than its blocks: the width of a prompt is theirs, that of keys the blocks'.
-        self.vocabulary_size, self.width = lm.get_input_embeddings().weight.shape
+        super().__init__(lm)
+        config, self.body = lm.config.get_text_config(), body_of(lm)
         most = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)  # MPT's name
         self.n_positions: int = most or UNLIMITED
         self._bound = getattr(config, "final_logit_softcapping", None)
@@ -69,24 +84,14 @@ class CausalReader:
             self._reads_flat = True
             self._reads_flat = self._can_pack(probe)
 
-    def embed(self, token_ids: Tensor) -> Tensor:
-        """Return token embeddings [..., D], as the model scales them."""
-        return self.lm.get_input_embeddings()(token_ids)
-
-    def embed_slots(self, slots: Tensor, soft: Vectors | None) -> Tensor:
-        """Return token embeddings [N, L, D] with vectors of a prompt where slots are negative; see `embed_slots`."""
-        return embed_slots(self.embed(slots.clamp(min=0)), slots, soft)
-
     def run(
         self, cache: KVCache, x: Tensor, places: Tensor | None = None, visible: Tensor | None = None
     ) -> tuple[Tensor, KVCache]:
-        """Read further slots: their hidden states [N, L, D''], and the cache with these slots.
+        """Read further slots after those of the cache: their hidden states [N, L, D''], and the cache with these slots.
 
-        Args:
-            cache: what was read before; left as it is.
-            x: [N, L, D] embeddings without positions; left as they are.
-            places: [N, L] int64 positions; those that follow by default.
-            visible: [N, L, L] bool, which of the new slots each new slot sees; those up to itself by default.
+        `x` are embeddings [N, L, D] without positions, which are `places` [N, L] or those that follow. `visible` [N, L,
+        L] says which of the new slots each new slot sees, by default those up to itself. Cache and embeddings are left
+        as they are.
         """
         n_read = cache.n_read + x.shape[1]
         if places is None:
@@ -201,14 +206,9 @@ def are_heard(layers: Any) -> bool:
 def read_flat(body: Any, cache: KVCache, packed: Packed, x: Tensor) -> Tensor:
     """Return the hidden states [S, D] after the slots that something is predicted after.
 
-    Rows are padded in the attention alone: all products with weights see one flat list of the slots that are there, in
-    the last block of those that are asked for.
-
-    Args:
-        body: a Llama, Qwen2, Qwen3 or Mistral without its head, or what is built like them.
-        cache: what was read before, of the same rows.
-        packed: the questions in rows; T slots are there.
-        x: [T, D] embeddings of these slots.
+    Rows are padded in the attention alone: all products with weights see one flat list of the T slots that are there,
+    with embeddings `x` [T, D], in the last block of those that are asked for. The body is a Llama, Qwen2, Qwen3 or
+    Mistral without its head, or what is built like them.
     """
     n_rows, length = packed.slots.shape
     cos, sin = body.rotary_emb(x, packed.places.flatten()[packed.used][None])

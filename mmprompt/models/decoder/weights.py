@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmprompt.errors import UserError, unknown_name
-from mmprompt.models.sites import Bottleneck, Insert, LowRank, Site, Weight
-from mmprompt.models.weights import in_place
+from mmprompt.models.sites import Bottleneck, Insert, LowRank, Site, Weight, in_place
 
 Change = LowRank | Bottleneck | Weight
 OTHER_MODEL = "Build it for this model."
@@ -69,11 +68,7 @@ def in_attention(name: str) -> bool:
 
 
 def check_changes(model: str, lm: nn.Module, changes: Mapping[Site, Change]) -> None:
-    """Refuse changes that a language model of that name cannot take.
-
-    Raises:
-        UserError: it has no such part, or one of another size.
-    """
+    """Refuse changes of parts that a language model of that name has not, or has in another size."""
     modules, weights = dict(lm.named_modules()), dict(lm.named_parameters())
     for site, change in changes.items():
         known: Mapping[str, Any] = weights if isinstance(change, Weight) else modules
@@ -93,12 +88,7 @@ def check_changes(model: str, lm: nn.Module, changes: Mapping[Site, Change]) -> 
 
 @contextlib.contextmanager
 def changed(lm: nn.Module, changes: Mapping[Site, Change]) -> Iterator[None]:
-    """Have a model read with some changes; what other threads read meanwhile goes without terms and networks.
-
-    Args:
-        lm: the frozen model.
-        changes: checked by `check_changes`.
-    """
+    """Have a model read with checked changes; what other threads read meanwhile goes without terms and networks."""
     weights = {site.part: change for site, change in changes.items() if isinstance(change, Weight)}
     hooks = []
     try:

@@ -19,11 +19,11 @@ from transformers.modeling_outputs import CausalLMOutput
 from mmprompt.errors import UserError
 from mmprompt.models.decoder.kv_cache import KeyValues
 from mmprompt.models.decoder.packing import Packed, Question
-from mmprompt.models.decoder.reader import NOT_READ, UNLIMITED, close, close_as, device_of, embed_slots
+from mmprompt.models.decoder.reader import NOT_READ, UNLIMITED, TokenReader, close, close_as, device_of
 from mmprompt.models.sites import Vectors
 
 
-class WholeRowReader:
+class WholeRowReader(TokenReader):
     """transformers' causal language model; attributes as for `CausalReader`, and no keys and values to insert.
 
     Args:
@@ -38,21 +38,12 @@ class WholeRowReader:
     kv_shape = None
 
     def __init__(self, lm: Any) -> None:
-        self.lm = lm
-        self.vocabulary_size, self.width = lm.get_input_embeddings().weight.shape
+        super().__init__(lm)
         config = lm.config.get_text_config()
         self.n_positions: int = getattr(config, "max_position_embeddings", None) or UNLIMITED
         self._keeps = "logits_to_keep" in inspect.signature(lm.forward).parameters
         self._check()
         self._is_own: bool | None = None  # whether its own `generate` may be used, looked at when it is first asked
-
-    def embed(self, token_ids: Tensor) -> Tensor:
-        """Return token embeddings [..., D], as the model scales them."""
-        return self.lm.get_input_embeddings()(token_ids)
-
-    def embed_slots(self, slots: Tensor, soft: Vectors | None) -> Tensor:
-        """Return token embeddings [N, L, D] with vectors of a prompt where slots are negative; see `embed_slots`."""
-        return embed_slots(self.embed(slots.clamp(min=0)), slots, soft)
 
     def logits(self, x: Tensor, columns: Tensor | None = None) -> Tensor:
         """Return the logits [N, L, V] after embeddings [N, L, D], or after some columns alone."""

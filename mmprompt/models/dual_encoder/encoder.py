@@ -25,8 +25,7 @@ from mmprompt.models.dual_encoder.forward.views import Frame, TextView, VisionVi
 from mmprompt.models.dual_encoder.forward.vision import OpaqueTower, encode_image_tokens, encode_images
 from mmprompt.models.dual_encoder.interface import without_text
 from mmprompt.models.frozen import PixelTransform, fingerprint
-from mmprompt.models.sites import Insert, PixelTerm, Site, TextSlots, Tower, Weight, vectors_of, weights_of
-from mmprompt.models.weights import in_place
+from mmprompt.models.sites import Insert, PixelTerm, Site, TextSlots, Tower, Weight, in_place, vectors_of, weights_of
 
 MEMORY_VARIABLE = "MMPROMPT_MEMORY_LIMIT"
 DEFAULT_MEMORY_BYTES = 2**30
@@ -36,12 +35,10 @@ PROBE_SLOTS = 16
 
 @dataclass(frozen=True)
 class WordTokenizer:
-    """Text to ids and back, by a library's own tokenizer.
+    """Text to ids and back, by a library's own tokenizer, which can give `size` ids.
 
-    Args:
-        padded_ids: a text and a number of slots, to that many ids as the library frames and pads them.
-        ids_to_text: ids to text, as the library decodes them.
-        size: V, the number of ids it can give.
+    `padded_ids` takes a text and a number of slots to that many ids as the library frames and pads them, and
+    `ids_to_text` takes ids to text as it decodes them.
     """
 
     padded_ids: Callable[[str, int], list[int]]
@@ -154,11 +151,7 @@ class FrozenDualEncoder:
 
     @property
     def text(self) -> TextView:
-        """The view of the text tower.
-
-        Raises:
-            UserError: there is none.
-        """
+        """The view of the text tower; refused where there is none."""
         if self._text is None:
             raise without_text(self.name)
         return self._text
@@ -168,11 +161,11 @@ class FrozenDualEncoder:
         self._text = view
 
     def preprocess(self, image: Image.Image) -> Tensor:
-        """Apply the backbone's own test transform to one RGB image: [3, H, W] float32."""
+        """See `DualEncoder`."""
         return self.pixels.apply(image)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Turn pixels [B, 3, H, W] in 0..1 at the backbone's size into its normalised input."""
+        """See `DualEncoder`."""
         return self.pixels.normalize(images)
 
     def tokenize(self, text: str) -> list[int]:
@@ -211,16 +204,7 @@ class FrozenDualEncoder:
     def encode_text(
         self, slots: TextSlots, inserts: Mapping[Site, Insert] | None = None, normalise: bool = True
     ) -> Tensor:
-        """Return class features [C, E] or [B, C, E], with what is learned at the text sites put in.
-
-        Args:
-            slots: what stands where, from `text_slots`.
-            inserts: by site; those of vision sites are left alone. If some vectors are of scope `"sample"`
-                [B, M, D], the features are [B, C, E].
-            normalise: give features unit norm, which the cosine needs; some methods average them before.
-        Raises:
-            UserError: the vectors do not fit this tower or these classes.
-        """
+        """See `DualEncoder`."""
         given = _of_tower("text", inserts)
         check_text_vectors(self.text, slots, vectors_of(given))
         weights = self._take_weights("text", given)
@@ -231,15 +215,7 @@ class FrozenDualEncoder:
         return F.normalize(features, dim=-1) if normalise else features
 
     def encode_image(self, images: Tensor, inserts: Mapping[Site, Insert] | None = None, raw: bool = False) -> Tensor:
-        """Return image features [B, E], with what is learned at the vision sites put in; see `DualEncoder`.
-
-        Args:
-            images: [B, 3, H, W], normalised, of the backbone's size.
-            inserts: by site; those of text sites are left alone.
-            raw: return [B, E + W]: after the features, those before the projection, of unit norm too.
-        Raises:
-            UserError: the images have another size, or what is put in does not fit this tower.
-        """
+        """See `DualEncoder`."""
         own = _of_tower("vision", inserts)
         images = self._with_term(self._checked(images), own.pop(Site("vision", part="pixels"), None))
         weights = self._take_weights("vision", own)

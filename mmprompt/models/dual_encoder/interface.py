@@ -105,18 +105,30 @@ class DualEncoder(Protocol):
     def encode_text(
         self, slots: TextSlots, inserts: Mapping[Site, Insert] | None = None, normalise: bool = True
     ) -> Tensor:
-        """Return class features, of unit norm unless told otherwise, with what is learned at the text sites put in.
+        """Return class features [C, E] or [B, C, E], with what is learned at the text sites put in.
 
-        They are [C, E], or [B, C, E] if some vectors are of scope `"sample"`.
+        Args:
+            slots: what stands where, from `text_slots`.
+            inserts: by site; those of vision sites are left alone. If some vectors are of scope `"sample"`
+                [B, M, D], the features are [B, C, E].
+            normalise: give features unit norm, which the cosine needs; some methods average them before.
+        Raises:
+            UserError: the vectors do not fit this tower or these classes.
         """
         ...
 
     def encode_image(self, images: Tensor, inserts: Mapping[Site, Insert] | None = None, raw: bool = False) -> Tensor:
         """Return image features [B, E], with what is learned at the vision sites put in.
 
-        They are of unit norm where there is a text tower to compare them with, else as the image tower gives them. With
-        `raw`, [B, E + W]: those before the projection stand after them, of unit norm too; W is 0 where something is
-        learned in the tower.
+        They are of unit norm where there is a text tower to compare them with, else as the image tower gives them.
+
+        Args:
+            images: [B, 3, H, W], normalised, of the backbone's size.
+            inserts: by site; those of text sites are left alone.
+            raw: return [B, E + W]: those before the projection stand after the features, of unit norm too; W is 0 where
+                something is learned in the tower.
+        Raises:
+            UserError: the images have another size, or what is put in does not fit this tower.
         """
         ...
 
@@ -126,11 +138,7 @@ class DualEncoder(Protocol):
 
 
 def without_text(name: str) -> UserError:
-    """Word the refusal of what reads text on an image tower alone.
-
-    Args:
-        name: of the backbone.
-    """
+    """Word the refusal of what reads text on an image tower alone, by its name."""
     return UserError(
         f"{name} has no text tower, but this needs one. Use vpt, padding-prompt or linear-probe, which then learn a "
         "classifier of their own, or a dual encoder such as open_clip:ViT-B-16/openai."

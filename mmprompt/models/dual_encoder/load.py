@@ -57,11 +57,8 @@ FORMS = (
 class Source:
     """Where a backbone comes from, in the words of the library that loads it.
 
-    Args:
-        library: which one.
-        model: architecture, folder or hub name.
-        weights: pretrained tag or checkpoint file; None where `model` brings its own.
-        place: a local file or folder that holds the weights, None where they come from the hub.
+    `model` is an architecture, folder or hub name and `weights` a tag or file, None where the model brings its own.
+    `place` is the local file or folder that holds the weights, None where they come from the hub.
     """
 
     library: Literal["open_clip", "transformers", "timm"]
@@ -135,11 +132,7 @@ def load_backbone(
 
 
 def load_again(name: str, fingerprint: str, device: str, dtype: str) -> DualEncoder:
-    """Load the frozen model of a pickle, which holds its name; the arguments are attributes of `DualEncoder`.
-
-    Raises:
-        UserError: it cannot be loaded, or has other weights.
-    """
+    """Load the frozen model of a pickle, which must have its weights; the arguments are attributes of `DualEncoder`."""
     backbone = load_backbone(name, device, dtype)
     if backbone.fingerprint != fingerprint:
         problem = f"has other weights ({backbone.fingerprint[:12]}) than were pickled with ({fingerprint[:12]})"

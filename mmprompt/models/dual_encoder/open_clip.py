@@ -51,13 +51,9 @@ WEIGHTS = "open_clip_model.safetensors"
 
 
 def load_open_clip(name: str, architecture: str, weights: str | None, options: LoadOptions) -> FrozenDualEncoder:
-    """Load a model with open_clip's own functions.
+    """Load a model with open_clip's own functions: an architecture, `local-dir:FOLDER` or `hf-hub:OWNER/NAME`.
 
-    Args:
-        name: what the backbone calls itself.
-        architecture: a name of open_clip, or `local-dir:FOLDER`, or `hf-hub:OWNER/NAME`.
-        weights: a pretrained tag or a checkpoint file; None where the architecture brings its own.
-        options: device, dtype, cache folder, and whether remote code may run.
+    `weights` are a pretrained tag or a checkpoint file, None where the architecture brings its own.
     """
     model, preprocess = create_frozen(architecture, weights, options)
     tokenizer = read_tokenizer(architecture, options)
@@ -157,12 +153,14 @@ def read_text(model: nn.Module, tokenizer: WordTokenizer) -> TextView:
         pool_type, end_id = tower.pool_type, tower.eos_id
     else:
         raise unknown_part(model, "a CLIP or CustomTextCLIP")
-    frame = tokenizer.frame()
+    frame, blocks = tokenizer.frame(), tower.transformer.resblocks
     _check_pooling(pool_type, end_id, frame, tokenizer.size)
+    # All are opaque, with the tower's own mask, if one is of another kind.
+    read = read_block if all(map(is_known, blocks)) else lambda block: OpaqueBlock(partial(_run_masked, tower, block))
     return TextView(
         token_embedding=tower.token_embedding,
         read_position=lambda: tower.positional_embedding,
-        blocks=read_text_blocks(tower),
+        blocks=tuple(map(read, blocks)),
         final_norm=tower.ln_final,
         project=read_projection(tower),
         is_causal=tower.attn_mask is not None,
@@ -235,14 +233,6 @@ def _pool_slots(visual: VisionTransformer, final_norm: TensorMap, x: Tensor) -> 
     if visual.final_ln_after_pool:
         x = final_norm(x)
     return x if visual.proj is None else x @ visual.proj
-
-
-def read_text_blocks(tower: Any) -> tuple[BlockView | OpaqueBlock, ...]:
-    """Read the blocks of a text tower; all are opaque, with the tower's own mask, if one is of another kind."""
-    blocks = tower.transformer.resblocks
-    if all(is_known(block) for block in blocks):
-        return tuple(read_block(block) for block in blocks)
-    return tuple(OpaqueBlock(partial(_run_masked, tower, block)) for block in blocks)
 
 
 def _run_masked(tower: Any, block: nn.Module, x: Tensor) -> Tensor:

@@ -27,11 +27,8 @@ from mmprompt.models.frozen import LoadOptions, PixelTransform, describe, freeze
 def load_timm(name: str, architecture: str, weights: str | None, options: LoadOptions) -> FrozenDualEncoder:
     """Load an image tower with timm's own functions, its classifier taken off.
 
-    Args:
-        name: what the backbone calls itself.
-        architecture: a name of timm, with or without a tag, or `local-dir:FOLDER`, or `hf-hub:OWNER/NAME`.
-        weights: a checkpoint file; None where the architecture brings its own.
-        options: device, dtype and cache folder.
+    The architecture is a name of timm, `local-dir:FOLDER` or `hf-hub:OWNER/NAME`; `weights` are a checkpoint file, None
+    where it brings its own.
     """
     model = create_complete(architecture, weights, options)
     model.reset_classifier(0)

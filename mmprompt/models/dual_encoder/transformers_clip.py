@@ -69,17 +69,12 @@ def load_complete(
     dtype: torch.dtype = torch.float32,
     device_map: Any = None,
 ) -> Any:
-    """Load a model of one of transformers' classes, and refuse one whose files lack some of its weights.
+    """Load a model of one of transformers' classes, from a folder or the hub; refuse one that lacks some weights.
 
-    Args:
-        model_class: with a `from_pretrained`.
-        source: a folder, or a name on the hub.
-        options: cache folder, and whether remote code may run.
-        unread: how the names of weights begin that nobody reads, so that files may lack them.
-        gguf_file: the file of the folder that holds the weights, where they are in GGUF.
-        dtype: of the weights as they are read.
-        device_map: where weights are put as they are read, quantised ones too; None where they are moved afterwards.
-        use_safetensors: True takes no weights in any other format; None takes weights-only checkpoints too.
+    `unread` are how the names of weights begin that nobody reads, so that files may lack them; `gguf_file` of the
+    folder holds the weights, where they are in GGUF. With a `device_map` weights are put where it says as they are
+    read, quantised ones too, else they are moved afterwards. `use_safetensors` True takes no weights in any other
+    format, None takes weights-only checkpoints too.
     """
     if use_safetensors and Path(source).is_dir():
         for path in Path(source).glob("*.index.json"):

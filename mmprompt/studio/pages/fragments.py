@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from jinja2 import PackageLoader
 
-from mmprompt.classification.report import most_confused
+from mmprompt.core.metrics import most_confused
 from mmprompt.data.images import read_image
 from mmprompt.errors import UserError
 from mmprompt.reports.pages import base64_text, environment_of

@@ -14,7 +14,7 @@ from mmprompt.captioning.readers.load import SHIPPED, load_captioner, reopened, 
 from mmprompt.cli.main import main
 from mmprompt.errors import UserError
 from mmprompt.models.decoder.vectors import LM_INPUT
-from mmprompt.models.dual_encoder.photo import get_photo
+from mmprompt.models.packaged import get_photo
 from mmprompt.models.sites import Vectors
 from tests.models.dual_encoder.test_photo import weights, wheel  # noqa: F401 - fixtures
 

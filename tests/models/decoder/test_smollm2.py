@@ -16,9 +16,8 @@ from safetensors.torch import load_file
 from mmprompt.cli.main import main
 from mmprompt.errors import UserError
 from mmprompt.models.decoder.load import load_language_model, load_parts
-from mmprompt.models.decoder.smollm2 import get_smollm2
 from mmprompt.models.frozen import LoadOptions
-from mmprompt.models.packaged import PACKAGED, find_packaged, get_command, is_fetched, packaged_folder
+from mmprompt.models.packaged import PACKAGED, find_packaged, get_command, get_smollm2, is_fetched, packaged_folder
 from tests.small_language_models import CHAT_TEMPLATE, byte_tokenizer, new_language_model, write_gguf
 
 SMOLLM2 = PACKAGED["smollm2"]

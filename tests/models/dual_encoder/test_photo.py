@@ -25,8 +25,7 @@ from mmprompt.core.method import MEASURED, resolved_recipe, settled
 from mmprompt.errors import UserError
 from mmprompt.files import read_tensors
 from mmprompt.models.dual_encoder.load import list_backbones, load_backbone
-from mmprompt.models.dual_encoder.photo import get_photo
-from mmprompt.models.packaged import ASSETS, PACKAGED, PackagedFile, find_packaged, packaged_folder
+from mmprompt.models.packaged import ASSETS, PACKAGED, PackagedFile, find_packaged, get_photo, packaged_folder
 
 PHOTO, LARGE = PACKAGED["photo"], PACKAGED["photo-large"]
 IMAGE_TOWER, BERT, TOKENIZER = LARGE.files

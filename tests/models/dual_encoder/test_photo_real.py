@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from mmprompt import PromptClassifier, load_backbone
 from mmprompt.errors import UserError
 from mmprompt.models.dual_encoder.interface import DualEncoder
-from mmprompt.models.dual_encoder.photo import get_photo
+from mmprompt.models.packaged import get_photo
 
 SIDE, PER_CLASS = 96, 12
 NAMES = ("red disc", "striped cloth", "blue window")

@@ -1,25 +1,78 @@
-"""Deep prompts of the text tower, alone or beside the image tower's; PromptSRC holds both to the frozen model."""
+"""Vectors in one layer or several, of the image tower (VPT), the text tower, or both; PromptSRC holds both to the
+frozen model, and in MaPLe those of the image tower are made of the text tower's.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from annotated_types import Ge, Le
 
 from mmprompt.classification.methods.base import PromptMethod, image_layers, text_layers
 from mmprompt.classification.methods.coop import first_words
 from mmprompt.classification.methods.parts import Consistency, Epoch, Epochs, GaussianAverage, Weight
-from mmprompt.classification.methods.vpt import VPT
 from mmprompt.core.method import Start
 from mmprompt.settings import Count
 from mmprompt.training.recipe import Recipe
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from mmprompt.core.learned import Outputs, Prompt
     from mmprompt.models.dual_encoder.interface import DualEncoder
     from mmprompt.training.callbacks import Callback
+
+
+@dataclass(frozen=True)
+class VPT(PromptMethod):
+    """Visual Prompt Tuning, shallow or deep (Jia et al. 2022, "Visual Prompt Tuning", section 3.2).
+
+    On a dual encoder it is by default the form of MaPLe's released code (Khattak et al. 2023): tokens enter before
+    CLIP's `ln_pre` and start from N(0, 0.02), and the text gives the class weights. With `form="jia"` they enter after
+    it and start from a uniform distribution, as Jia et al. have it. On an image tower alone (`timm:NAME`) that is the
+    default, and a linear classifier of its features learns with the tokens. The paper searches learning rate and weight
+    decay for each data set, so the recipe here is CoOp's, and best searched too.
+    """
+
+    n_visual: Annotated[int, Ge(1), Le(10_000)] = 8
+    """Number of visual prompt tokens in each prompted layer, 1 or more."""
+    depth: Count = 1
+    """Layers that receive tokens of their own, input included: 1 is VPT-Shallow, all layers is VPT-Deep."""
+    form: Literal["clip", "jia"] | None = None
+    """Where the first tokens enter: before the tower's first norm (clip, as in MaPLe's code) or after it (jia); by
+    default clip on a dual encoder and jia on an image tower alone."""
+    init: Literal["normal", "uniform"] | None = None
+    """Random start, N(0, 0.02) or Jia et al.'s uniform one; normal for the form clip, uniform for jia by default."""
+
+    def prompt(self, backbone: DualEncoder, start: Start) -> Prompt:
+        """Make free vectors at the input and at the inputs of the first `depth - 1` further layers."""
+        from mmprompt.core.learned import Learned, Prompt
+        from mmprompt.models.sites import Site
+
+        depth = image_layers(backbone, self.depth, 1)
+        first = Site("vision") if self._form(backbone) == "clip" else Site("vision", 0, "normed")
+        sites = [first, *(Site("vision", layer) for layer in range(1, depth))][:depth]
+        tokens = [Learned(site, self._start(backbone, start.generator)) for site in sites]
+        return Prompt(start.template, *tokens).to(backbone.device)
+
+    def _form(self, backbone: DualEncoder) -> str:
+        return self.form or ("clip" if backbone.has_text else "jia")
+
+    def _start(self, backbone: DualEncoder, generator: torch.Generator) -> Tensor:
+        import torch
+
+        from mmprompt.core.learned import random_vectors
+
+        width = backbone.vision_width or 0
+        if self.init == "normal" or (self.init is None and self._form(backbone) == "clip"):
+            return random_vectors((self.n_visual, width), generator)
+        patch = backbone.find_patch_size() or 0
+        bound = math.sqrt(6 / (3 * patch**2 + width))  # as for a map from a patch to a token (Jia, released code)
+        return torch.empty(self.n_visual, width).uniform_(-bound, bound, generator=generator)
 
 
 @dataclass(frozen=True)
@@ -112,3 +165,36 @@ class PromptSRC(IVLP):
     def callbacks(self, n_epochs: int) -> Sequence[Callback]:
         """Average the weights over epochs."""
         return GaussianAverage(self.gpa_mean, self.gpa_std).callbacks(n_epochs)
+
+
+@dataclass(frozen=True)
+class MaPLe(PromptMethod):
+    """Multi-modal Prompt Learning (Khattak et al. 2023, "MaPLe", section 3.2), from base classes to new ones.
+
+    The first `n_ctx` tokens of the words learn and the others stay, as in the released code, where "a photo" learns and
+    "of a" stays. Across data sets the paper takes lr 0.0026, depth 3 and 2 epochs.
+    """
+
+    n_ctx: Count = 2
+    """Number of context vectors in each prompted layer of both towers, 1 or more."""
+    ctx_init: str | None = "a photo of a"
+    """Words to start from; random N(0, 0.02) where None, or where they are fewer tokens than `n_ctx`."""
+    depth: Count | None = None
+    """Layers of both towers that receive vectors of their own, input included; 9 by default, or all where fewer."""
+
+    recipe: ClassVar[Recipe] = Recipe(lr=0.0035, batch_size=4, epochs=5)
+
+    def prompt(self, backbone: DualEncoder, start: Start) -> Prompt:
+        """Make vectors for the text tower and a linear map of each layer's to the image tower."""
+        from mmprompt.classification.template import ClassTemplate
+        from mmprompt.core.learned import Prompt
+        from mmprompt.core.sources import Coupled
+
+        depth = min(image_layers(backbone, self.depth, 9), text_layers(backbone, self.depth, 9))
+        values, rest = first_words(backbone, self.ctx_init, self.n_ctx, start)
+        assert backbone.vision_width is not None, "image_layers refuses towers without tokens"
+        source = Coupled(self.n_ctx, backbone.text_width, backbone.vision_width, depth).start_from(
+            values, start.generator
+        )
+        template = ClassTemplate(f"{{soft*{self.n_ctx}}} {rest} {{name}}.".replace("  ", " "))
+        return Prompt(template, source).to(backbone.device)

@@ -1,23 +1,72 @@
-"""A classifier that tunes its prompt on each image, without a label, and puts it back."""
+"""Classifiers of a form of their own: one divides its logits by a temperature, one tunes its prompt on each image."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
+from annotated_types import Gt, Lt
 from torch import Tensor, nn
 
 from mmprompt.classification.predictor import CLASSIFIERS, Classifier
 from mmprompt.classification.template import refuse_single_class
-from mmprompt.core.learned import Prompt
+from mmprompt.core.learned import Outputs, Prompt
 from mmprompt.data.images import ImageLike, as_list, read_image
 from mmprompt.data.transforms import augment_augmix, augment_coop
+from mmprompt.errors import UserError
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.image_features import ImageFeatures
+from mmprompt.settings import check
+
+Temperature = Annotated[float, Gt(0), Lt(1e6)]
+
+
+class Calibrated(Classifier):
+    """A classifier with its logits divided by a temperature above 0 (Guo et al. 2017, section 4.2).
+
+    Above 1 it is less sure.
+    """
+
+    form: ClassVar[str] = "calibrated"
+
+    def __init__(
+        self,
+        backbone: DualEncoder,
+        prompt: Prompt,
+        class_names: Sequence[str],
+        class_features: Tensor | None = None,
+        temperature: float = 1.0,
+    ) -> None:
+        check("temperature", temperature, Temperature, "Use `temperature=1.0`.")
+        self.temperature = temperature
+        super().__init__(backbone, prompt, class_names, class_features)
+
+    def outputs(self, image_features: Tensor, labels: Tensor | None = None, frozen: Outputs | None = None) -> Outputs:
+        """See `Classifier`."""
+        outputs = super().outputs(image_features, labels, frozen)
+        return replace(outputs, logits=outputs.logits / self.temperature)
+
+    def form_settings(self) -> dict[str, Any]:
+        """Give the temperature."""
+        return {"temperature": self.temperature}
+
+
+def calibrated(classifier: Classifier, temperature: float) -> Calibrated:
+    """Return a classifier of the same prompt with its logits divided by a temperature, on top of any before.
+
+    One of a form of its own is refused.
+    """
+    if isinstance(classifier, Calibrated):
+        temperature *= classifier.temperature
+    elif classifier.form:
+        raise UserError(f"a {classifier.form} classifier cannot be calibrated. Use a prompt of another method.")
+    features = classifier.kept_tensors().get("class_features")
+    return Calibrated(classifier.backbone, classifier.prompt, classifier.class_names, features, temperature)
 
 
 class TestTimeClassifier(Classifier):
@@ -86,11 +135,7 @@ class TestTimeClassifier(Classifier):
 
     @contextmanager
     def tuned_on(self, features: Tensor) -> Iterator[list[float]]:
-        """Tune what is learned in the text tower on the views of one image for a while, and give the loss of each step.
-
-        Args:
-            features: [V, E] of the views.
-        """
+        """Tune what is learned in the text tower on views [V, E] of an image for a while; give each step's loss."""
         tuned = [parameter for source in self.prompt.sources_of("text") for parameter in source.parameters()]
         before = [parameter.detach().clone() for parameter in tuned]
         needed = [parameter.requires_grad for parameter in tuned]
@@ -129,4 +174,4 @@ def entropy_of_mean(logits: Tensor) -> Tensor:
     return -(log_mean.exp() * log_mean).sum()
 
 
-CLASSIFIERS[TestTimeClassifier.form] = TestTimeClassifier
+CLASSIFIERS |= {kind.form: kind for kind in (Calibrated, TestTimeClassifier)}
