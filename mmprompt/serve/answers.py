@@ -32,14 +32,8 @@ class Picture:
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """What one prompt is asked of one input.
-
-    Args:
-        served: the prompt.
-        number: which input of the request this is, from 0.
-        asked: an image, or the row of a text.
-        top_k: how many labels are named.
-        max_tokens: of a generated text.
+    """What one prompt is asked of input `number` of a request, an image or the row of a text: for `top_k` labels, or a
+    text of at most `max_tokens`.
     """
 
     served: Served
@@ -61,11 +55,7 @@ class Answerer:
 
     @torch.no_grad()
     def __call__(self, questions: Sequence[Question]) -> list[Answer]:
-        """Return the answer to each question.
-
-        Raises:
-            UserError: one of them cannot be answered.
-        """
+        """Return the answer to each question."""
         ways: dict[Callable[[list[Question]], Answers], list[Question]] = {}
         for question in questions:
             ways.setdefault(self._way(question.served), []).append(question)

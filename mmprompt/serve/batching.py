@@ -33,11 +33,8 @@ class _Request(Generic[Asked]):
 class Batcher(Generic[Asked]):
     """A thread that answers the questions of several requests together.
 
-    Args:
-        answer: takes questions and returns as many answers; called by one thread alone.
-        max_batch: questions in a batch, and in a request.
-        max_waiting: questions that may wait.
-        measure: told how many questions each batch has.
+    `answer` is called by that thread alone; `max_batch` limits a batch and a request, `max_waiting` all that wait;
+    `measure` is told how many questions each batch has.
     """
 
     def __init__(
@@ -60,7 +57,6 @@ class Batcher(Generic[Asked]):
 
         Raises:
             BusyError: too many are waiting.
-            UserError: one of them cannot be answered.
         """
         request = _Request(questions)
         with self._lock:

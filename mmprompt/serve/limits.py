@@ -54,14 +54,7 @@ class GoneError(Exception):
 
 
 class Gate:
-    """ASGI middleware that holds requests to limits.
-
-    Args:
-        app: what is behind it.
-        limits: what a request may take.
-        api_key: what `Authorization: Bearer` must say; None for nothing.
-        metrics: told of each request.
-    """
+    """ASGI middleware that holds requests to limits, and to an API key where there is one."""
 
     def __init__(self, app: ASGIApp, limits: Limits, api_key: str | None, metrics: Metrics) -> None:
         self.app, self.limits, self.metrics = app, limits, metrics

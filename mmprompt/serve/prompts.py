@@ -24,13 +24,8 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Served:
-    """A prompt that is in use.
-
-    Attributes:
-        name: of its folder.
-        kind: see `core.header.KINDS`.
-        predictor: a `Classifier`, `Captioner` or `LanguagePredictor`.
-        facts: what it says of itself, JSON-ready.
+    """A prompt that is in use: the name of its folder, its kind, what predicts with it, and what it says of itself,
+    JSON-ready.
     """
 
     name: str
@@ -44,17 +39,11 @@ class PromptFolder:
 
     The frozen model of a kind is that of its first prompt; prompts that were learned on other weights are refused.
 
-    Args:
-        folder: holds run folders, or whatever `save` wrote.
-        device: where the frozen models live; `"auto"` takes cuda, then mps, then cpu.
-
     Attributes:
         prompts: those in use. Never changed in place, so that who looks at it sees one state.
         refused: by name, why a prompt is not used as its files are now.
         models: the frozen model of each kind.
         in_use: held while prompts compute, and while one is made.
-    Raises:
-        UserError: there is no such folder.
     """
 
     def __init__(self, folder: Path | str, device: str = "auto") -> None:

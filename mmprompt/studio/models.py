@@ -20,11 +20,8 @@ WHAT: dict[str, Any] = {"classification": "dual-encoder", "captioning": "caption
 
 
 class Models:
-    """Which models there are, by the kind of the prompts that are learned on them, and the models themselves.
-
-    Args:
-        backbones, captioners, language_models: offered beside `tiny` and those that were fetched.
-        device: of all of them.
+    """The frozen models that are offered, by the kind of the prompts that are learned on them: `tiny`, those that were
+    fetched, and those that are named.
     """
 
     def __init__(
@@ -53,13 +50,10 @@ class Models:
             return self._loaded[kind, name]
 
     def load(self, folder: Path, kind: str) -> Any:
-        """Load a prompt on the shared model that it names.
+        """Load a prompt on the shared model that it names, which must be one that is offered.
 
         One that puts other weights in place while a model reads gets a model of its own: others read with the shared
         one meanwhile.
-
-        Raises:
-            UserError: it is edited, damaged, of another kind, or of a model that is not offered.
         """
         header = read_header(folder, kind)
         name = header["backbone"]["name"]

@@ -59,11 +59,7 @@ def pack(folder: Path, archive: Path) -> Path:
 
 
 def unpack(given: Sequence[Path], folder: Path) -> None:
-    """Put the two files of a prompt, from one zip file or as they are, into a folder.
-
-    Raises:
-        UserError: they are not both there, too large, or the zip file is damaged.
-    """
+    """Put the two files of a prompt, from one sound zip file or as they are, into a folder."""
     found: dict[str, bytes] = {}
     for path in given:
         if len(given) == 1 and zipfile.is_zipfile(path):

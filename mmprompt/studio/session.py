@@ -66,11 +66,7 @@ class Session:
         return self.part("texts")
 
     def submit(self, place: str, work: Callable[[Job], None], keeps_part: bool = True) -> Job:
-        """Put a training into the queue.
-
-        Raises:
-            UserError: this person has one there already, or the queue is full.
-        """
+        """Put a training into the queue, where there is room and this person has none under way."""
         with self._lock:
             if self.job is not None and self.job.is_alive:
                 raise UserError("a training of yours is under way. Stop it first, or wait for it.")
@@ -82,10 +78,8 @@ class Session:
         return self.job if self.job is not None and self.job.place == place else None
 
     def open_prompt(self, given: Sequence[Path]) -> str:
-        """Take up a prompt that somebody brings, and return the part of the studio that it went to.
-
-        Raises:
-            UserError: it is none, was edited, or is of a model that is not offered; nothing of it is kept then.
+        """Take up a prompt that somebody brings, and return the part of the studio that it went to; nothing of a
+        refused one is kept.
         """
         folder = prompt_files.new_run(self.folder)
         try:
@@ -103,15 +97,7 @@ class Session:
 
 
 class Studio:
-    """All sessions of one work folder.
-
-    Args:
-        folder: where everything goes, each session below `sessions`.
-        models: that are offered.
-
-    Attributes:
-        n_forgotten: sessions that were deleted, for nobody had looked at them for `KEPT_DAYS`.
-    """
+    """All sessions of one work folder; `n_forgotten` were deleted, for nobody had looked at them for `KEPT_DAYS`."""
 
     def __init__(self, folder: Path, models: Models) -> None:
         self.folder, self.models, self.jobs = make_folder(folder).resolve(), models, Jobs()
