@@ -215,11 +215,7 @@ def evidence(
 ) -> Tensor:
     """Compute what each image token adds to the log-probability of a caption: |gradient times input|, [N, T] float32.
 
-    Args:
-        captioner: the frozen model, whose decoder reads images alone.
-        features: [N, T, D'], of `encode_image`.
-        inserts: of the prompt; {} for none.
-        captions: N rows of token ids, ends included.
+    Of N captions with their ends, for features [N, T, D'] of `encode_image` that the decoder reads alone.
     """
     found = []
     for row, ids in enumerate(captions):

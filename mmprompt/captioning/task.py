@@ -77,9 +77,8 @@ class Encoded:
 def tokenize_captions(captioner: FrozenCaptioner, captions: Sequence[Sequence[str]]) -> list[list[list[int]]]:
     """Return the token ids of each image's captions, without ends.
 
-    Raises:
-        UserError: a letter is none that the captioner can write: that its tokenizer loses, or, where the vocabulary was
-            learned from English captions alone, that is in none of its words.
+    A letter is refused that the tokenizer loses or, where the vocabulary was learned from English captions alone, that
+    is in none of its words.
     """
     examples: dict[str, str] = {}  # a caption for each letter: these alone are read back
     for text in chain.from_iterable(captions):

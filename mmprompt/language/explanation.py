@@ -205,12 +205,9 @@ def _heard(prompted: LanguagePredictor, rows: Sequence[TextRow], nats: float) ->
 def _maps(
     ways: Mapping[str, LanguagePredictor], rows: Sequence[TextRow], shares: Sequence[np.ndarray] | None = None
 ) -> Section:
-    """Show which tokens speak for the label or answer.
+    """Show which tokens speak for the label or answer of some rows, without the prompt and with it, by name.
 
-    Args:
-        ways: without the prompt and with it, by name.
-        rows: N of them, with labels or answers.
-        shares: [N] of each way, the probability of the label; None where there are no labels.
+    Of each way `shares` [N] has the probability of the label; None where there are no labels.
     """
     what, likeness = "answer" if shares is None else "label", []
     cells: list[tuple[Any, ...]] = []

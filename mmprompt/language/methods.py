@@ -113,11 +113,7 @@ class MultitaskPrompt(PromptTuning):
     """Rank of a task's matrix."""
 
     def prompt(self, backbone: Any, start: Start) -> Prompt:
-        """Make a prompt that is the start for every task.
-
-        Raises:
-            UserError: the data names no tasks.
-        """
+        """Make a prompt that is the start for every task that the data names."""
         import torch
 
         from mmprompt.core.learned import Prompt
@@ -146,11 +142,7 @@ class SoftVerbalizer(DecoderMethod):
     recipe: ClassVar[Recipe] = replace(RECIPE, lr=0.01)
 
     def prompt(self, backbone: Any, start: Start) -> Prompt:
-        """Make rows that start from the mean of the output rows of each label's first word.
-
-        Raises:
-            UserError: the data has no labels, or the model's output layer is not at hand.
-        """
+        """Make rows that start from the mean of the output rows of each label's first word."""
         from mmprompt.core.learned import Prompt
         from mmprompt.language.sources import LabelRows
 
@@ -183,11 +175,7 @@ class Instruction(DecoderMethod):
     reads: ClassVar[tuple[str, ...]] = ("instructions",)
 
     def prompt(self, backbone: Any, start: Start) -> Prompt:
-        """Make a prompt of nothing but the instruction as its template.
-
-        Raises:
-            UserError: the data has no such instruction.
-        """
+        """Make a prompt of nothing but the instruction as its template."""
         from mmprompt.core.learned import Prompt
         from mmprompt.language.templates.template import Template
 
@@ -242,11 +230,7 @@ METHODS: dict[str, type[DecoderMethod]] = {
 
 
 def method_types(name: str) -> list[type[Any]]:
-    """Return the methods that a name such as `lora` or `prompt-tuning+lora` stands for.
-
-    Raises:
-        UserError: a part is not a method, or two have a setting of the same name.
-    """
+    """Return the methods that a name such as `lora` or `prompt-tuning+lora` stands for."""
     names = [part.strip() for part in name.split("+")]
     for part in names:
         if part not in METHODS:

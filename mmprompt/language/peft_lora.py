@@ -44,11 +44,7 @@ NOT_READ = (
 
 
 def check_lora(path: Path, config: Mapping[str, Any]) -> None:
-    """Refuse a configuration of terms that are not plain ones.
-
-    Raises:
-        UserError: rank or alpha are missing, or it has a setting that is not read.
-    """
+    """Refuse a configuration of terms that are not plain ones, or without rank or alpha."""
     for name, kind, expected in (
         ("r", Count, "a whole number of 1 or more"),
         ("lora_alpha", Alpha, "a number above 0"),
@@ -68,16 +64,7 @@ Alpha = Annotated[float, Gt(0)]
 def read_terms(
     path: Path, model: FrozenLanguageModel, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> LowRankTerms:
-    """Make low-rank terms of PEFT's tensors.
-
-    Args:
-        path: of their file, for the error message.
-        model: what they stand in.
-        config: as `check_lora` passed it.
-        tensors: as PEFT names them.
-    Raises:
-        UserError: they are no terms, or of another model.
-    """
+    """Make low-rank terms of PEFT's tensors, which must be those of this model; `path` is that of their file."""
     rank, layers = config["r"], linear_layers(model.lm)
     parts: dict[str, dict[str, Tensor]] = {}
     for name, value in sorted(tensors.items()):
@@ -105,11 +92,7 @@ def read_terms(
 
 
 def terms_of(prompt: Prompt) -> dict[str, LowRank]:
-    """Return a prompt's terms by the name of the layer that each stands beside.
-
-    Raises:
-        UserError: it has none, or changes weights in other ways too, or its terms differ in rank or scale.
-    """
+    """Return a prompt's terms, of one rank and scale, by the name of the layer that each stands beside."""
     inserts = prompt.inserts()
     terms = {site.part: term for site, term in low_rank_of(inserts).items()}
     if not terms or any(site.part and site.part not in terms for site in inserts):

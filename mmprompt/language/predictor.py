@@ -88,11 +88,7 @@ class LanguagePredictor:
         self.take(prompt)
 
     def take(self, prompt: Prompt) -> None:
-        """Have the model prompted with another prompt, such as one that was found.
-
-        Raises:
-            UserError: the prompt does not fit the model.
-        """
+        """Have the model prompted with another prompt that fits it, such as one that was found."""
         model, label_words, self.prompt = self.model, self.label_words, prompt
         self.bound = self.template.bind(model.tokenizer, model.start_ids, model.is_encoder_decoder)
         for task in self.tasks or ("",):
@@ -190,12 +186,7 @@ class LanguagePredictor:
         return max(map(len, self.answers)) if self.label_words is not None else settings.max_tokens
 
     def n_cut(self, rows: Sequence[TextRow], n_answer: int | Sequence[int]) -> int:
-        """Count the rows that are not read whole, for fields marked `:cut` are too long.
-
-        Args:
-            rows: N of them.
-            n_answer: tokens of an answer, or of that to each row.
-        """
+        """Count the rows that are cut, for fields marked `:cut` are too long beside answers of some tokens."""
         room = self.model.budget - self.n_prefix
         sizes = [n_answer] * len(rows) if isinstance(n_answer, int) else n_answer
         return sum(self.bound.is_cut(row.fields, room, size) for row, size in zip(rows, sizes, strict=True))
@@ -288,11 +279,7 @@ class LanguagePredictor:
 
 
 def label_rows_of(prompted: LanguagePredictor) -> LabelRows | None:
-    """Return the learned output rows of a prompt's labels, None where it compares words.
-
-    Raises:
-        UserError: they are not of this model and these labels, or what stands behind an answer in words is to be read.
-    """
+    """Return the learned output rows of a prompt's labels, None where it compares words."""
     head, words = prompted.prompt.head, prompted.label_words
     if head is None:
         return None
@@ -335,11 +322,7 @@ def parts_by_task(prompted: LanguagePredictor, rows: Sequence[TextRow]) -> list[
 def classify_texts(prompted: Sequence[LanguagePredictor], rows: Sequence[TextRow]) -> list[LabelPrediction]:
     """Return the label of each row by a prompt of its own; prompts of equally many vectors are read in one batch.
 
-    Args:
-        prompted: one for each row, all with the same frozen model and with labels.
-        rows: N rows; their own labels are not looked at.
-    Raises:
-        UserError: a prompt generates texts, or a row does not fit.
+    All prompts are of one frozen model and have labels; those of the rows are not looked at.
     """
     groups: dict[object, list[int]] = {}
     for place, one in enumerate(prompted):

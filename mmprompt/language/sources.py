@@ -98,12 +98,9 @@ class MultitaskVectors(Source):
 
 
 class Bottlenecks(Source):
-    """Networks of one hidden layer behind blocks (Houlsby et al. 2019); they start as nothing.
+    """Networks of `hidden` units behind blocks, given by sites and widths (Houlsby et al. 2019); they start as nothing.
 
-    Args:
-        places: names of sites, and the width D of each block.
-        hidden: R.
-        unit: what their numbers are learned in; see `LowRankTerms`.
+    Their numbers are learned in a unit, as those of `LowRankTerms`.
     """
 
     kind = "bottlenecks"
@@ -137,12 +134,8 @@ class Bottlenecks(Source):
 
 
 class LabelRows(Head):
-    """A row of the output layer for each label, in place of those of words (Hambardzumyan et al. 2021, "WARP", section
-    3.1).
-
-    Args:
-        n_labels: C.
-        width: D of the states that the output layer reads.
+    """A row of the output layer, which reads states of a width, for each label, in place of those of words
+    (Hambardzumyan et al. 2021, "WARP", section 3.1).
     """
 
     kind = "label-rows"

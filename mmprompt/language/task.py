@@ -44,9 +44,8 @@ MOST_USED = 5000
 class LanguageProblem:
     """What the loop trains: what `module` learns makes the answers of given rows probable.
 
-    Args:
-        objective: the probability of the answer's tokens among all (answer), or of the label among labels (choices).
-        is_recomputed: keep less for the gradient and read rows again.
+    Among all tokens (answer), or as labels among labels (choices). With `is_recomputed` less is kept for the gradient
+    and rows are read again.
     """
 
     def __init__(

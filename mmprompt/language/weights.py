@@ -29,11 +29,7 @@ class Adapter(WeightMethod):
     recipe: ClassVar[Recipe] = replace(RECIPE, lr=2e-3)
 
     def prompt(self, backbone: Any, start: Start) -> Prompt:
-        """Make the networks; they add nothing before the first step.
-
-        Raises:
-            UserError: the model's blocks are not found.
-        """
+        """Make the networks; they add nothing before the first step."""
         from mmprompt.core.learned import Prompt
         from mmprompt.language.sources import Bottlenecks
         from mmprompt.models.decoder.weights import block_names

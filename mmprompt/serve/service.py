@@ -29,7 +29,7 @@ WAITING = 16
 
 
 class Service:
-    """The prompts of a folder, looked at again every `reload_s` seconds, and the threads that read images and compute."""
+    """The prompts of a folder, looked at again and again, and the threads that read images and compute."""
 
     def __init__(self, prompts: PromptFolder, limits: Limits, reload_s: float) -> None:
         self.prompts, self.limits, self.reload_s = prompts, limits, reload_s

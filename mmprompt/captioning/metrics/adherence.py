@@ -128,10 +128,7 @@ class ClassifierJudge:
     """Tells whether a caption is of a focus: one item, the focus itself, in a caption that is.
 
     For each focus a logistic regression on the TF-IDF of words and pairs of words (scikit-learn's), learned from
-    captions with the focus and from others.
-
-    Args:
-        captions: by focus, captions with it and captions without it, one or more of both.
+    captions with the focus and from others, one or more of both.
     """
 
     name = "classifier"
@@ -174,14 +171,9 @@ def judge_for(
     """Choose the judge of a set of captions: its own lexicon if it brings one, else the tagger, else a classifier.
 
     Where the tagger chose captions, a lexicon of everyday words judges, which was written by hand without it; words of
-    feeling fit the neutral captions.
-
-    Args:
-        data: the captions.
-        focuses: that are to be judged; those that neither lexicon nor tagger knows need the classifier.
-        without: gives captions of no focus where the data has none, such as a captioner's without a prompt.
-    Raises:
-        UserError: a focus is in no lexicon, and the data has no caption of it to learn from.
+    feeling fit the neutral captions. Focuses that neither lexicon nor tagger knows need the classifier, and with it
+    captions to learn from: `without` gives some of no focus where the data has none, such as a captioner's without a
+    prompt.
     """
     if data.lexicon and set(focuses) <= set(data.lexicon):
         return LexiconJudge(data.lexicon, f"lexicon of {data.name}")

@@ -215,10 +215,8 @@ class FrozenCaptioner:
 
     @property
     def lm(self) -> Any:
-        """The causal language model that is the decoder, for what changes its layers.
-
-        Raises:
-            UserError: the decoder is of another kind.
+        """The causal language model that is the decoder, for what changes its layers; a decoder of another kind is
+        refused.
         """
         if isinstance(self.decoder, CausalReader):
             return self.decoder.lm
@@ -296,16 +294,11 @@ class FrozenCaptioner:
 
 
 class PrefixDecoder(CausalReader):
-    """transformers' causal language model behind a mapper from image features to its embeddings.
+    """transformers' causal language model behind a mapper from image features [N, T, D'] to its embeddings [N, T', D].
 
     It reads image vectors as a prefix (Mokady et al. 2021, "ClipCap"; Liu et al. 2023, "Visual Instruction Tuning"),
-    then the start token, a prompt and the caption.
-
-    Args:
-        lm: any `...ForCausalLM` that keeps keys and values.
-        mapper: [N, T, D'] to [N, T', D].
-        start_id, end_id: the tokens around a caption.
-        n_image: T', the slots of an image.
+    then the start token, a prompt and the caption. Any `...ForCausalLM` does that keeps keys and values; T' is
+    `n_image`.
     """
 
     slot: Literal["decoder", "encoder"] = "decoder"

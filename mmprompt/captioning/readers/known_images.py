@@ -18,14 +18,11 @@ MARGIN = 1.2
 
 @dataclass(frozen=True)
 class KnownImages:
-    """Mean and covariance of image features, averaged over tokens, and the distance from which images are strangers.
+    """Mean [D'] and covariance of image features, averaged over tokens, and the distance from which images are
+    strangers.
 
-    Distances are Mahalanobis (Lee et al. 2018, "A Simple Unified Framework for Detecting Out-of-Distribution Samples").
-
-    Args:
-        mean: [D'].
-        whitening: [D', D'], with which a difference from the mean has the distance for its length.
-        limit: one element.
+    Distances are Mahalanobis (Lee et al. 2018, "A Simple Unified Framework for Detecting Out-of-Distribution Samples"):
+    the length of a difference from the mean times `whitening` [D', D'].
     """
 
     mean: Tensor

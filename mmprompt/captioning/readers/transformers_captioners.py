@@ -114,14 +114,10 @@ def load_encoder_decoder(name: str, source: str, options: LoadOptions) -> Frozen
 
 
 class CrossDecoder(TextDecoder):
-    """A decoder with cross-attention in every block, in the form of transformers' classes.
+    """A decoder with cross-attention in every block, in the form of transformers' classes; `ends` are the tokens around
+    a caption.
 
-    Args:
-        model: the library's decoder.
-        body: of it; takes `inputs_embeds`, `position_ids`, `encoder_hidden_states` and a cache.
-        head: last hidden states to logits.
-        n_positions, kv_shape, ends: slots there are positions for; see `TextDecoder`; the tokens around a caption.
-        options: further keywords of `body`.
+    Its `body` takes `inputs_embeds`, `position_ids`, `encoder_hidden_states`, a cache and the further options.
     """
 
     def __init__(

@@ -33,10 +33,8 @@ CODE = {
 
 @dataclass(frozen=True)
 class Converted:
-    """A line of a file: what it says, and the template that it becomes or the reason why it becomes none.
-
-    Args:
-        notes: what the data must bring, for rows of ours hold texts alone.
+    """A line of a file: what it says, and the template that it becomes, with notes on what the data must bring, or the
+    reason why it becomes none.
     """
 
     line: int
@@ -70,9 +68,6 @@ def convert_openprompt(line: str) -> tuple[str, tuple[str, ...]]:
 
     A placeholder becomes a field that may be cut, unless it says `shortenable: False`; `meta` one that may not; `soft`
     becomes vectors, with their words, number (`duplicate`) and shared ones (`soft_id`); each mask an `{answer}`.
-
-    Raises:
-        UserError: it has no mask, names a special token, holds code that is not known, or is no such template.
     """
     written: list[str] = []
     notes: list[str] = []

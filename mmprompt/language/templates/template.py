@@ -82,7 +82,8 @@ class Template:
         return any(group.is_bare for group in self.groups)
 
     def bind(self, tokenizer: Any, start_ids: Sequence[int] = (), is_answer_apart: bool = False) -> BoundTemplate:
-        """Settle the template for a model; a bare `{soft}` holds no vectors, and one blank after it goes too.
+        """Settle the template for a model's tokenizer; a bare `{soft}` holds no vectors, and one blank after it goes
+        too.
 
         Args:
             tokenizer: of transformers, fast or slow.
@@ -90,9 +91,6 @@ class Template:
                 whose template says all. They stand where the template has `{bos}`, else before everything.
             is_answer_apart: whether answers are texts of their own, as those of a decoder behind an encoder; then the
                 blank before `{answer}` falls away, and where something stands behind it, a mask stands in its place.
-        Raises:
-            UserError: the tokenizer has no chat template or it refuses these messages, words of a soft slot give no
-                tokens, a text is to stand behind the answer where there is no mask, or a vector where it is never read.
         """
         tokens = Tokens(tokenizer)
         before = self._chat(tokenizer) if self.is_chat else self.messages[0].parts
@@ -163,11 +161,7 @@ class Template:
 
 
 def _masks(tokenizer: Any, n: int) -> tuple[list[str], tuple[int, ...]]:
-    """Return what stands for each of n answers in a text that is read both ways, and what such an answer begins with.
-
-    Raises:
-        UserError: the tokenizer has neither sentinels nor a mask.
-    """
+    """Return what stands for n answers in a text that is read both ways, and what such an answer begins with."""
     known = tokenizer.get_vocab()
     sentinels = [SENTINEL.format(place) for place in range(n)]
     if all(name in known for name in sentinels):
@@ -282,16 +276,11 @@ class BoundTemplate:
         """Encode a row up to its answer: token ids, those at the start of every text included, or -1 - m for vector m.
 
         As words carry the blank before them, so do soft slots: one blank before a slot has no token, and one after it
-        is a part of the text that follows. The blanks before `{answer}` belong to the answer. Fields marked `:cut`
-        lose tokens at their end where the row does not fit, the longest first, with the blanks at the cut. What reads
-        like a special token in a field stays text.
+        is a part of the text that follows. The blanks before `{answer}` belong to the answer. Fields marked `:cut` lose
+        tokens at their end where the row does not fit, the longest first, with the blanks at the cut. What reads like a
+        special token in a field stays text.
 
-        Args:
-            row: text by name of field.
-            room: slots for text, vectors and answer together.
-            n_answer: tokens of the longest answer that follows.
-        Raises:
-            UserError: a field is missing or no text, or the row does not fit.
+        There is room for so many slots of text, vectors and answer together, whose longest has `n_answer` tokens.
         """
         return self._fitted(row, room, n_answer)[0]
 
@@ -301,8 +290,6 @@ class BoundTemplate:
         Returns:
             What `encode` gives, and for each word the tokens of the answer and of all that stands behind it, soft
             vectors among them as in `encode`.
-        Raises:
-            UserError: as `encode`, or a word has no tokens.
         """
         n_answer, excess = max(map(len, self.answers(words))), 0
         while True:
@@ -386,9 +373,6 @@ class BoundTemplate:
 
         Blanks before an answer do not count where the template ends with one. Where the answer stands in several
         places, a word of as many parts divided by `|` has one for each, and any other word stands in all of them.
-
-        Raises:
-            UserError: a word has no tokens, or another number of parts.
         """
         return tuple(self._answer(word) for word in words)
 
