@@ -24,10 +24,10 @@ from mmprompt.core.soft import (
     LoRA,
     PrefixTuning,
     PromptTuning,
+    WeightMethod,
     refuse_same_settings,
 )
 from mmprompt.errors import UserError, bad_value, unknown_name
-from mmprompt.language.weights import Adapter, FullTuning
 from mmprompt.settings import Count, check_settings
 from mmprompt.training.recipe import Recipe
 
@@ -151,6 +151,45 @@ class SoftVerbalizer(DecoderMethod):
         ratio = 1.0 if start.lr is None else self.recipe.lr / start.lr
         head = LabelRows(*rows.shape).start_from(rows.cpu(), ratio)
         return Prompt(start.template, head=head).to(backbone.device)
+
+
+@dataclass(frozen=True)
+class Adapter(WeightMethod):
+    """A network of one small hidden layer behind every block (Houlsby et al. 2019; one as Pfeiffer et al. 2021)."""
+
+    width: Count = 16
+    """Width of the hidden layer."""
+
+    recipe: ClassVar[Recipe] = replace(RECIPE, lr=2e-3)
+
+    def prompt(self, backbone: Any, start: Start) -> Prompt:
+        """Make the networks; they add nothing before the first step."""
+        from mmprompt.core.learned import Prompt
+        from mmprompt.language.sources import Bottlenecks
+        from mmprompt.models.decoder.weights import block_names
+
+        names = block_names(backbone.lm)
+        if not names:
+            raise UserError(f"the blocks of {backbone.name} are not found, so it takes no adapters. Use lora.")
+        width = backbone.lm.config.get_text_config().hidden_size
+        networks = Bottlenecks({f"lm.part[{name}]": width for name in names}, self.width, self.unit(start))
+        return Prompt(start.template, networks.start_from(start.generator)).to(backbone.device)
+
+
+@dataclass(frozen=True)
+class FullTuning(WeightMethod):
+    """Weights of its own in place of all of the model's; as large as the model."""
+
+    recipe: ClassVar[Recipe] = replace(RECIPE, lr=3e-5)
+
+    def prompt(self, backbone: Any, start: Start) -> Prompt:
+        """Make weights that start as the model's own."""
+        from mmprompt.core.learned import Prompt
+        from mmprompt.core.sources import Weights
+
+        own = dict(backbone.lm.named_parameters())
+        weights = Weights({f"lm.part[{name}]": list(value.shape) for name, value in own.items()}, self.unit(start))
+        return Prompt(start.template, weights.start_from(list(own.values()))).to(backbone.device)
 
 
 def vectors_to_start_from(start: Start, n_vectors: int) -> tuple[Tensor, Tensor]:

@@ -62,8 +62,9 @@ class PromptFolder:
     def refresh(self) -> None:
         """Look at the folder, and take in what is new in it; a folder that cannot be read leaves all as it was."""
         try:
-            found = {path.name: path for path in sorted(self.folder.iterdir()) if _is_shown(path.name)}
-            stamps = {name: stamp for name, path in found.items() if (stamp := _stamp_of(path))}
+            shown = [path for path in sorted(self.folder.iterdir()) if path.name.isprintable()]
+            found = [path for path in shown if not path.name.startswith(".")]  # hidden ones are half written
+            stamps = {path.name: stamp for path in found if (stamp := _stamp_of(path))}
         except OSError as error:
             _log.warning("%s cannot be read (%s). The prompts stay as they are.", self.folder, error.strerror)
             return
@@ -101,11 +102,6 @@ class PromptFolder:
             facts |= {"fields": list(predictor.template.fields), "tasks": list(predictor.tasks)}
             facts |= {"labels": None if words is None else list(words.labels)}
         return Served(name, kind, predictor, facts)
-
-
-def _is_shown(name: str) -> bool:
-    """Return whether a name can be asked for: hidden folders are half-written ones."""
-    return not name.startswith(".") and name.isprintable()
 
 
 def _stamp_of(folder: Path) -> Stamp | None:

@@ -10,13 +10,11 @@ from typing import Any
 from mmprompt.core.file import load
 from mmprompt.core.header import read_header
 from mmprompt.errors import UserError, unknown_name
-from mmprompt.models.dual_encoder.load import load_backbone
+from mmprompt.models.dual_encoder.load import MODEL_OF, load_backbone
 from mmprompt.models.packaged import PHOTOS, is_fetched
 
 IN_PLACE = ("weights", "layer-norms")
 """Sources that change a model's own weights while it reads."""
-WHAT: dict[str, Any] = {"classification": "dual-encoder", "captioning": "captioner", "language": "language-model"}
-"""What a prompt of each kind is learned on."""
 
 
 class Models:
@@ -46,7 +44,7 @@ class Models:
             raise unknown_name("frozen model", name, self.offered[kind])
         with self._lock:
             if (kind, name) not in self._loaded:
-                self._loaded[kind, name] = load_backbone(name, self.device, kind=WHAT[kind])
+                self._loaded[kind, name] = load_backbone(name, self.device, kind=MODEL_OF[kind])
             return self._loaded[kind, name]
 
     def load(self, folder: Path, kind: str) -> Any:

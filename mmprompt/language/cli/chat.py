@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mmprompt.core.learned import Prompt
+from mmprompt.core.template import MARK
 from mmprompt.errors import UserError, bad_value
 from mmprompt.language.data import TextRow
 from mmprompt.language.predictor import LanguagePredictor, stream_text
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from mmprompt.language.cli.generate import Settings
 
 ASK = "> "
-MESSAGE = re.compile(r"^[ \t]*\[\[(user|assistant)\]\]", re.MULTILINE)
 _log = logging.getLogger(__name__)
 Turn = tuple[str, str]
 """What was asked and what was answered."""
@@ -97,14 +96,12 @@ def with_history(
 ) -> tuple[LanguagePredictor, TextRow]:
     """Put earlier turns before a text: as messages of a chat, which stand before that with the field, else as lines."""
     (name,) = prompted.template.fields
-    if not prompted.template.is_chat:
+    if not (turns and prompted.template.is_chat):
         said = "".join(f"{asked}\n{answer}\n" for asked, answer in turns)
         return prompted, TextRow({name: said + text}, task=task)
-    if not turns:
-        return prompted, TextRow({name: text}, task=task)
     fields = {f"{role} {n}": said for n, turn in enumerate(turns) for role, said in zip("qa", turn, strict=True)}
     before = "".join(f"[[user]]{{q {n}}}\n[[assistant]]{{a {n}}}\n" for n in range(len(turns)))
-    marks = {mark[1]: mark.start() for mark in MESSAGE.finditer(prompted.template.text)}  # the last of each
+    marks = {mark[1]: mark.start() for mark in MARK.finditer(prompted.template.text)}  # the last of each
     at = marks.get("user", marks["assistant"])
     whole = Template.parse(prompted.template.text[:at] + before + prompted.template.text[at:])
     one = LanguagePredictor(prompted.model, Prompt(whole, *prompted.prompt.sources), prompted.label_words)
