@@ -35,7 +35,7 @@ from mmprompt.captioning.predictor import (
 from mmprompt.captioning.readers.captioner import FrozenCaptioner
 from mmprompt.captioning.readers.load import SHIPPED, load_captioner, reopened, save_mapped
 from mmprompt.captioning.search import prompt_slots
-from mmprompt.core.fit import refuse_changed
+from mmprompt.core.fit import Task, refuse_changed
 from mmprompt.core.learned import Prompt, rms
 from mmprompt.core.method import Method, Start, resolved_recipe
 from mmprompt.errors import UserError
@@ -172,7 +172,7 @@ class Trial:
 
 
 @dataclass
-class FocusTask:
+class FocusTask(Task[Captioner]):
     """Captions of one focus to learn from; see `core.fit.Task`.
 
     Args:
@@ -194,10 +194,6 @@ class FocusTask:
     def __post_init__(self) -> None:
         self.items = self.data.with_captions("train", self.focus)
         self.recipe: dict[str, Any] = {}
-
-    def task(self) -> FocusTask:
-        """Return the task itself."""
-        return self
 
     def load_model(self, model: FrozenCaptioner | str) -> FrozenCaptioner:
         """Return a captioner's model, or load the one of that name."""
@@ -242,10 +238,6 @@ class FocusTask:
         others = others or [said.text for said in Captioner(model).caption_features(self.image_features[:LOOKED_AT])]
         return token_beginnings(model.tokenizer, own_words(captions, others), (*captions, *others))
 
-    def complete(self, recipe: Recipe) -> Recipe:
-        """Leave the recipe as it is."""
-        return recipe
-
     def n_epochs(self, recipe: Recipe) -> int:
         """Return the recipe's epochs; see `epochs_of`."""
         return epochs_of(recipe, len(self.items))
@@ -255,10 +247,6 @@ class FocusTask:
         model, prompt = predictor.backbone, predictor.prompt
         captions = encode_captions(model, self.words, model.decoder.budget - prompt_slots(prompt.inserts()))
         return CaptionProblem(model, prompt, prompt.inserts, self.image_features, captions)
-
-    def callbacks(self, predictor: Any) -> list[Callback]:
-        """Return nothing: no callback is needed."""
-        return []
 
     def describe(self, predictor: Captioner) -> dict[str, Any]:
         """Return its part of `run.json`."""

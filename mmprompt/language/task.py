@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmprompt.core.fit import describe_method
+from mmprompt.core.fit import Task, describe_method
 from mmprompt.core.learned import LM_INPUT, rms
 from mmprompt.core.method import Method, Start, leading
 from mmprompt.errors import UserError, bad_value, unknown_name
@@ -133,7 +133,7 @@ def answers_of(row: TextRow, prompted: LanguagePredictor) -> tuple[tuple[int, ..
 
 
 @dataclass
-class LanguageTask:
+class LanguageTask(Task[LanguagePredictor]):
     """Rows of text to learn from, and how a model is asked; see `core.fit.Task`.
 
     Args:
@@ -160,10 +160,6 @@ class LanguageTask:
     def __post_init__(self) -> None:
         check_settings(self)
         self.recipe: dict[str, Any] = {}
-
-    def task(self) -> LanguageTask:
-        """Return the task itself."""
-        return self
 
     def load_model(self, model: FrozenLanguageModel | str) -> FrozenLanguageModel:
         """Return a language model, or load the one of that name."""
@@ -207,10 +203,6 @@ class LanguageTask:
             torch.manual_seed(derive_seed(seed, "sources"))
             prompt = method.prompt(model, start)
         return LanguagePredictor(model, prompt, verbalizer)
-
-    def complete(self, recipe: Recipe) -> Recipe:
-        """Leave the recipe as it is."""
-        return recipe
 
     def n_epochs(self, recipe: Recipe) -> int:
         """Give the recipe's epochs, or as many as `N_STEPS` take, but 4 at least."""
