@@ -265,21 +265,16 @@ class Captioner:
         return [given] * n_images if isinstance(given, Guidance) else list(given)
 
     def _caption(self, *turns: Sequence[Found]) -> Caption:
-        """Make the caption of an image of what was found for each of its parts, best first."""
-        best, *others = (self._joined(parts) for parts in zip(*turns, strict=True))
-        return replace(best, others=tuple(others))
-
-    def _joined(self, parts: Sequence[Found]) -> Caption:
-        """Make a caption of its parts, each a sentence of its own where there are several."""
-        texts = [self.backbone.tokenizer.decode(part.token_ids) for part in parts]
-        ended = [text if not text[-1:].isalnum() else f"{text}." for text in texts]
-        return Caption(
-            " ".join(ended) if len(parts) > 1 else texts[0],
-            sum(part.log_prob for part in parts),
-            sum(part.score for part in parts) / len(parts),
-            sum(len(part.token_ids) for part in parts),
-            any(part.is_cut for part in parts),
-        )
+        """Make the caption of an image of what was found for each of its parts, best first; each is a sentence."""
+        captions = []
+        for parts in zip(*turns, strict=True):
+            texts = [self.backbone.tokenizer.decode(part.token_ids) for part in parts]
+            ended = [text if not text[-1:].isalnum() else f"{text}." for text in texts]
+            text = " ".join(ended) if len(parts) > 1 else texts[0]
+            log_prob, score = sum(part.log_prob for part in parts), sum(part.score for part in parts) / len(parts)
+            n_tokens = sum(len(part.token_ids) for part in parts)
+            captions.append(Caption(text, log_prob, score, n_tokens, any(part.is_cut for part in parts)))
+        return replace(captions[0], others=tuple(captions[1:]))
 
 
 def _shapes_of(guidance: Guidance) -> tuple[tuple[Site, torch.Size], ...]:

@@ -11,7 +11,7 @@ import contextlib
 import importlib
 import logging
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial, reduce
 from pathlib import Path
@@ -98,6 +98,17 @@ class Task(Protocol[P]):
     def notices(self, problem: Any, predictor: P) -> list[str]:
         """Say what a careful reader should know of what was learned, one sentence each."""
         ...
+
+
+@contextlib.contextmanager
+def new_run(out: Path | str | None) -> Iterator[Path | None]:
+    """Hold the folder of a run that is new, so that nothing is overwritten; None where nothing is written."""
+    if out is None:
+        yield None
+        return
+    with run_lock(Path(out)):
+        check_new(Path(out))
+        yield Path(out)
 
 
 class Data(Protocol[P]):

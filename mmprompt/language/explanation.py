@@ -99,12 +99,14 @@ def _of_labels(
     ranked = [place for some in (is_changed, ~is_changed) for place in one_a_class(np.flatnonzero(some), labels)]
     shown = ranked[:N_MAPPED]
     shares = [table[shown, labels[shown]] for table in (before, after)]
-    texts = joined_fields([prompted], data.train)
+    texts, val, validation = joined_fields([prompted], data.train), data.val[:MOST_ROWS], None
+    if val and asked.split != "val":
+        validation = _table(prompted, val, asked), np.array([names.index(str(row.label)) for row in val])
     headline = f"Right in {100 * learned.accuracy:.1f} % of {counted(len(rows), 'row')} held out, without a prompt in "
     return f"{headline}{100 * bare.accuracy:.1f} %.", [
         changes_section(bare, learned, NO_PROMPT),
         _maps({NO_PROMPT: plain, "learned": prompted}, [rows[place] for place in shown], shares),
-        calibration_section((after, labels), _validation(prompted, data, asked)),
+        calibration_section((after, labels), validation),
         labels_section(
             [(short(text, MOST_LETTERS), str(row.label)) for text, row in zip(texts, data.train, strict=True)],
             lambda some: text_features(prompted.model, [texts[place] for place in some]),
@@ -121,13 +123,6 @@ def _table(prompted: LanguagePredictor, rows: Sequence[TextRow], asked: Asked) -
         parts.append(prompted.label_log_probs(rows[start : start + LOOKED_AT]))
         progress(min(start + LOOKED_AT, len(rows)), len(rows))
     return torch.cat(parts).exp().double().cpu().numpy()
-
-
-def _validation(prompted: LanguagePredictor, data: TextData, asked: Asked) -> tuple[np.ndarray, np.ndarray] | None:
-    if not data.val or asked.split == "val":
-        return None
-    labels = [prompted.verbalizer.labels.index(str(row.label)) for row in data.val[:MOST_ROWS]]
-    return _table(prompted, data.val[:MOST_ROWS], asked), np.array(labels)
 
 
 def _words(prompted: LanguagePredictor, k: int) -> Section | None:

@@ -107,15 +107,6 @@ class LanguageProblem:
         return F.cross_entropy(scores, labels, reduction="sum"), len(indices), n_correct
 
 
-def said_of_cuts(prompted: LanguagePredictor, data: TextData) -> list[str]:
-    """Say of each part that is learned from how many rows are not read whole."""
-    said = []
-    for rows, what in ((data.train, "training rows"), (data.val, "validation rows")):
-        sizes = [max(map(len, prompted.answers if row.answer is None else answers_of(row, prompted))) for row in rows]
-        said.append(prompted.say_cut(rows, sizes, what))
-    return [one for one in said if one]
-
-
 def question_of(row: TextRow, prompted: LanguagePredictor, objective: Objective) -> Question:
     """Lay out a row with the words of all labels (choices), or with its answer, of a label the first word."""
     if objective == "choices":
@@ -220,7 +211,10 @@ class LanguageTask(Task[LanguagePredictor]):
                 raise UserError(f"the test row that begins with {begin!r} cannot be read: {error}") from None
         self._watch = VectorWatch(predictor)
         problem.task, problem.seed = self, seed
-        problem.noticed = said_of_cuts(predictor, data)
+        for rows, what in ((data.train, "training rows"), (data.val, "validation rows")):
+            each = (predictor.answers if row.answer is None else answers_of(row, predictor) for row in rows)
+            said = predictor.say_cut(rows, [max(map(len, answers)) for answers in each], what)
+            problem.noticed += [said] if said else []
         return problem
 
     def callbacks(self, predictor: LanguagePredictor) -> list[Callback]:

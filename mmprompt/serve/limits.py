@@ -43,11 +43,6 @@ class Limits:
     def __post_init__(self) -> None:
         check_settings(self)
 
-    @property
-    def max_body_bytes(self) -> int:
-        """The same in bytes."""
-        return int(self.max_body_mb * 2**20)
-
 
 class GoneError(Exception):
     """The client went away."""
@@ -109,7 +104,7 @@ class Gate:
             self.n_held -= len(body)
 
     async def _read(self, announced: bytes, receive: Receive, body: bytearray) -> None:
-        limit, n_read, has_more = self.limits.max_body_bytes, 0, True
+        limit, n_read, has_more = int(self.limits.max_body_mb * 2**20), 0, True
         too_long = HTTPException(
             413, f"the body has more than {self.limits.max_body_mb:g} MiB, which is the limit. Split it."
         )

@@ -81,7 +81,9 @@ def load_image_text(name: str, source: str, options: LoadOptions) -> FrozenCapti
     processor = AutoProcessor.from_pretrained(source, **hub_options(options))
     asked = [_ask(source, config, processor, _noise(*shape)) for shape in ((96, 64), (64, 96))]
     is_square = not _is_fixed(*asked)
-    size = _square_of(config) if is_square else asked[0]["pixel_values"].shape[3]
+    own = getattr(getattr(config, "vision_config", None), "image_size", None)  # of the image tower
+    square = own if isinstance(own, int) and own > 0 else SQUARE
+    size = square if is_square else asked[0]["pixel_values"].shape[3]
     inputs = _ask(source, config, processor, _noise(size, size))
     model = load_frozen(AutoModelForImageTextToText, source, options)
     if not hasattr(model, "get_image_features"):
@@ -90,13 +92,19 @@ def load_image_text(name: str, source: str, options: LoadOptions) -> FrozenCapti
             "by itself. Use a model such as LLaVA, Qwen2-VL or SmolVLM."
         )
     taken = set(inspect.signature(model.get_image_features).parameters)
-    _refuse_unread(source, set(inputs) - READ - (taken if is_square else set()))
+    unread = set(inputs) - READ - (taken if is_square else set())
+    if unread:
+        raise UserError(
+            f"{source} needs {', '.join(sorted(unread))} beside the pixels of an image, but what its image tower takes "
+            "was expected alone. Use a model such as LLaVA, Qwen2-VL or SmolVLM."
+        )
     opening = _opening(model, config, inputs, size)
 
     def encode(pixels: Tensor) -> Tensor:
         given: dict[str, Any] = {"pixel_values": pixels}
         if is_square:
-            made = processor.image_processor(images=[_image_of(one) for one in pixels], return_tensors="pt")
+            squares = pixels.round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()  # of `square_pixels`
+            made = processor.image_processor(images=list(map(Image.fromarray, squares)), return_tensors="pt")
             given = {name: value.to(pixels.device) for name, value in made.items() if name in taken}
             given["pixel_values"] = given["pixel_values"].to(pixels.dtype)
         features = model.get_image_features(**given).pooler_output
@@ -122,12 +130,6 @@ def _is_fixed(wide: dict[str, Tensor], high: dict[str, Tensor]) -> bool:
     return is_one and not set(wide) - READ
 
 
-def _square_of(config: Any) -> int:
-    """Return the side of the square that images become: the image tower's own size, where it has one."""
-    size = getattr(getattr(config, "vision_config", None), "image_size", None)
-    return int(size) if isinstance(size, int) and size > 0 else SQUARE
-
-
 def square_pixels(size: int) -> PixelTransform:
     """Make the transform to a square of a size, in 0..255, for a model's own processor to go on with."""
 
@@ -136,19 +138,6 @@ def square_pixels(size: int) -> PixelTransform:
         return torch.from_numpy(np.array(small)).permute(2, 0, 1).float()
 
     return PixelTransform(apply, (0.0,) * 3, (1 / 255,) * 3, size, f"resize {size} {size} bicubic, own processor")
-
-
-def _image_of(pixels: Tensor) -> Image.Image:
-    """Return the image of `square_pixels`."""
-    return Image.fromarray(pixels.round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy())
-
-
-def _refuse_unread(source: str, unread: set[str]) -> None:
-    if unread:
-        raise UserError(
-            f"{source} needs {', '.join(sorted(unread))} beside the pixels of an image, but what its image tower takes "
-            "was expected alone. Use a model such as LLaVA, Qwen2-VL or SmolVLM."
-        )
 
 
 def _opening(model: Any, config: Any, inputs: dict[str, Tensor], size: int) -> Opening:

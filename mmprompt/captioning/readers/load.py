@@ -28,8 +28,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmprompt.captioning.readers.captioner import FrozenCaptioner, PrefixDecoder, caption_tokenizer, first_id
-from mmprompt.captioning.readers.known_images import KnownImages
+from mmprompt.captioning.readers.captioner import (
+    FrozenCaptioner,
+    KnownImages,
+    PrefixDecoder,
+    caption_tokenizer,
+    first_id,
+)
 from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
 from mmprompt.files import new_folder, read_json, read_tensors, tensor_bytes, write_bytes, write_json
 from mmprompt.models.decoder.load import load_parts
