@@ -357,9 +357,7 @@ def as_long_as(prompted: LanguagePredictor, answers: Sequence[str]) -> Generatio
 def plain_model(
     model: FrozenLanguageModel, data: TextData, prompted: LanguagePredictor | None = None
 ) -> LanguagePredictor:
-    """Return the model without a prompt: with nothing in the soft slots of a learned prompt's template, or the data's
-    own.
-    """
+    """Return the model without a prompt: with nothing in a learned template's soft slots, or with the data's own."""
     has_vectors = prompted is not None and bool(prompted.prompt.sites)
     if prompted is not None and has_vectors:
         template, verbalizer = prompted.template, prompted.label_words

@@ -434,9 +434,7 @@ def _compiled_slots(prompted: LanguagePredictor, kind: PeftKind | None) -> tuple
 
 
 def _as_prefix(model: FrozenLanguageModel, vectors: Mapping[Site, Vectors], holds: tuple[int, ...]) -> Content:
-    """Lay out keys and values of all blocks side by side; behind an encoder, where PEFT reads every other one, spaced
-    out.
-    """
+    """Lay out keys and values of all blocks side by side; behind an encoder PEFT reads every other one."""
     assert model.kv_shape is not None, "prompts without a place are not made"
     n_layers, n_heads, width = model.kv_shape
     if holds:
@@ -455,9 +453,7 @@ def _as_prefix(model: FrozenLanguageModel, vectors: Mapping[Site, Vectors], hold
 def _config(
     kind: str, model: FrozenLanguageModel, n_vectors: int, shape: tuple[int, int, int], extra: Mapping[str, Any] = {}
 ) -> dict[str, Any]:
-    """Describe a prompt of n vectors as PEFT's `adapter_config.json` does: `shape` is layers, heads and width of a
-    vector.
-    """
+    """Describe n vectors as `adapter_config.json` does: `shape` is layers, heads and width of a vector."""
     is_prefix = kind == PREFIX
     if is_prefix:
         extra = {"encoder_hidden_size": shape[2], "init_weights": None, "prefix_projection": False}

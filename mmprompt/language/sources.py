@@ -65,9 +65,7 @@ class MultitaskVectors(Source):
     def of(
         cls, tasks: Sequence[str], shared: Tensor, columns: Tensor, rows: Tensor, unit: Tensor | None = None
     ) -> MultitaskVectors:
-        """Make one of the shared prompt [P, D], columns [T, P, R], rows [T, R, D], and the size of a step of the shared
-        prompt.
-        """
+        """Make one of the shared prompt [P, D], columns [T, P, R], rows [T, R, D], and the size of a step."""
         source = cls(tasks, shared.shape[0], shared.shape[1], columns.shape[-1])
         with torch.no_grad():
             if unit is not None:

@@ -32,9 +32,7 @@ class Picture:
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """What one prompt is asked of input `number` of a request, an image or the row of a text: for `top_k` labels, or a
-    text of at most `max_tokens`.
-    """
+    """What one prompt is asked of an image or a row of text: `top_k` labels, or a text of `max_tokens`."""
 
     served: Served
     number: int

@@ -53,10 +53,8 @@ class Batcher(Generic[Asked]):
         self._thread.start()
 
     async def ask(self, questions: Sequence[Asked]) -> list[Any]:
-        """Return the answers to some questions; who is cancelled before they are begun costs nothing.
-
-        Raises:
-            BusyError: too many are waiting.
+        """Return the answers to some questions, unless too many wait; who is cancelled before they are begun costs
+        nothing.
         """
         request = _Request(questions)
         with self._lock:

@@ -24,9 +24,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Served:
-    """A prompt that is in use: the name of its folder, its kind, what predicts with it, and what it says of itself,
-    JSON-ready.
-    """
+    """A prompt in use: its folder's name, its kind, what predicts with it, and its facts, JSON-ready."""
 
     name: str
     kind: str

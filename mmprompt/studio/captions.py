@@ -30,8 +30,7 @@ KIND = "captioning"
 class CaptionWork:
     """One person's focuses; those of the bundled scenes lie in `shared`, for all.
 
-    `captioner` is the name of the frozen model that is spoken with, `newest` the focus that was learned or brought
-    last.
+    `captioner` is the name of the frozen model that speaks, `newest` the focus that was learned or brought last.
     """
 
     def __init__(self, folder: Path, models: Models, shared: Path) -> None:

@@ -160,8 +160,7 @@ class ImageWork:
     def reword(self, template: str, class_names: list[str]) -> Reworded:
         """Put the learned vectors among other words, and say what that changes on the test images.
 
-        The template has as many vectors as were learned; names are those of the classes in their order, and perhaps
-        more.
+        The template has as many vectors as were learned; names are those of the classes, in order, and perhaps more.
         """
         self.classifier()
         assert self.trained is not None, "there is a classifier"

@@ -18,9 +18,7 @@ IN_PLACE = ("weights", "layer-norms")
 
 
 class Models:
-    """The frozen models that are offered, by the kind of the prompts that are learned on them: `tiny`, those that were
-    fetched, and those that are named.
-    """
+    """The frozen models that are offered, by kind of prompt: `tiny`, those that were fetched and those named."""
 
     def __init__(
         self,

@@ -78,9 +78,7 @@ class Session:
         return self.job if self.job is not None and self.job.place == place else None
 
     def open_prompt(self, given: Sequence[Path]) -> str:
-        """Take up a prompt that somebody brings, and return the part of the studio that it went to; nothing of a
-        refused one is kept.
-        """
+        """Take up a prompt that somebody brings, and say where it went; nothing of a refused one is kept."""
         folder = prompt_files.new_run(self.folder)
         try:
             prompt_files.unpack(given, folder)

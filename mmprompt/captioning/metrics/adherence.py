@@ -172,8 +172,7 @@ def judge_for(
 
     Where the tagger chose captions, a lexicon of everyday words judges, which was written by hand without it; words of
     feeling fit the neutral captions. Focuses that neither lexicon nor tagger knows need the classifier, and with it
-    captions to learn from: `without` gives some of no focus where the data has none, such as a captioner's without a
-    prompt.
+    captions to learn from: `without` gives some of no focus, where the data has none.
     """
     if data.lexicon and set(focuses) <= set(data.lexicon):
         return LexiconJudge(data.lexicon, f"lexicon of {data.name}")

@@ -113,8 +113,7 @@ def first_id(name: str, what: str, *values: int | Sequence[int] | None) -> int:
 
 @dataclass(frozen=True)
 class KnownImages:
-    """Mean [D'] and covariance of image features, averaged over tokens, and the distance from which images are
-    strangers.
+    """Mean [D'] and covariance of image features, averaged over tokens, and the distance that makes a stranger.
 
     Distances are Mahalanobis (Lee et al. 2018, "A Simple Unified Framework for Detecting Out-of-Distribution Samples"):
     the length of a difference from the mean times `whitening` [D', D'].
@@ -264,9 +263,7 @@ class FrozenCaptioner:
 
     @property
     def lm(self) -> Any:
-        """The causal language model that is the decoder, for what changes its layers; a decoder of another kind is
-        refused.
-        """
+        """The causal language model that is the decoder, for what changes its layers; no other kind has one."""
         if isinstance(self.decoder, CausalReader):
             return self.decoder.lm
         raise UserError(
@@ -346,8 +343,7 @@ class PrefixDecoder(CausalReader):
     """transformers' causal language model behind a mapper from image features [N, T, D'] to its embeddings [N, T', D].
 
     It reads image vectors as a prefix (Mokady et al. 2021, "ClipCap"; Liu et al. 2023, "Visual Instruction Tuning"),
-    then the start token, a prompt and the caption. Any `...ForCausalLM` does that keeps keys and values; T' is
-    `n_image`.
+    then the start token, a prompt and the caption. Any `...ForCausalLM` that keeps keys and values will do.
     """
 
     slot: Literal["decoder", "encoder"] = "decoder"

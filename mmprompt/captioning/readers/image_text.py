@@ -190,9 +190,7 @@ def _find_end(source: str, model: Any, processor: Any, n_opening: int) -> int:
 
 
 def check_agreement(captioner: FrozenCaptioner, inputs: dict[str, Tensor], pixels: Tensor, n_new: int = 3) -> None:
-    """Refuse a loaded captioner whose logits of pixels [1, 3, H, H] are not those of `generate` on what they are made
-    into by the class's own processor.
-    """
+    """Refuse a captioner whose logits of pixels [1, 3, H, H] are not those of its own processor and `generate`."""
     model: Any = captioner.model
     n_opening = inputs["input_ids"].shape[1]
     length = {"max_new_tokens": n_new, "min_new_tokens": n_new, "num_beams": 1}

@@ -114,10 +114,10 @@ def load_encoder_decoder(name: str, source: str, options: LoadOptions) -> Frozen
 
 
 class CrossDecoder(TextDecoder):
-    """A decoder with cross-attention in every block, in the form of transformers' classes; `ends` are the tokens around
-    a caption.
+    """A decoder with cross-attention in every block, in the form of transformers' classes.
 
-    Its `body` takes `inputs_embeds`, `position_ids`, `encoder_hidden_states`, a cache and the further options.
+    Its `body` takes `inputs_embeds`, `position_ids`, `encoder_hidden_states`, a cache and the further options; `ends`
+    are the tokens around a caption.
     """
 
     def __init__(

@@ -26,9 +26,7 @@ Turn = tuple[str, str]
 
 
 def chat(output: Output, prompted: LanguagePredictor, settings: Settings) -> None:
-    """Ask for a text and answer it, until the input ends; not where labels are told apart, or a template has not one
-    field.
-    """
+    """Ask for a text and answer it, until the input ends; labels, and templates of several fields, are refused."""
     if prompted.label_words is not None and not settings.as_text:
         raise bad_value("chat", True, "this prompt tells labels apart", "Add --as-text, or leave --chat out.")
     if len(prompted.template.fields) != 1:

@@ -58,9 +58,7 @@ class Loading:
     def model_and_prompts(
         self, folders: Sequence[Path], model: str | None
     ) -> tuple[FrozenLanguageModel, list[LanguagePredictor]]:
-        """Load a model and the prompts of some run folders on it; by default the model that the first names, else
-        `tiny`.
-        """
+        """Load the prompts of some run folders on a model, by default that of the first; `tiny` for none."""
         from mmprompt.core.file import model_of
         from mmprompt.language.predictor import load_prompted
 

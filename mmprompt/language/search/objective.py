@@ -89,9 +89,7 @@ class WordObjective:
             self.counts = torch.tensor(counts, dtype=torch.float64)
 
     def losses(self, prompts: Sequence[TokenIds], which: Sequence[int]) -> Tensor:
-        """Return [C, n] float64, the loss of each of n rows with each of C prompts: sums in nats, as the model reads
-        the words.
-        """
+        """Return [C, n] float64, the loss in nats of each of n rows with each of C prompts, as the model reads them."""
         questions = [self.questions[row] for row in which]
         predicted = predict_in_words(self.model, prompts, questions, self._columns)
         return torch.stack([self._row_losses(one, which) for one in predicted]).double().cpu()

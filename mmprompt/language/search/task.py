@@ -136,9 +136,7 @@ def search_words(
 
 @dataclass(frozen=True)
 class Setting:
-    """What a search moves in: what counts, the tokens that a prompt may hold, and the vectors [P, D] and words to start
-    from.
-    """
+    """What a search moves in: the loss, tokens that a prompt may hold, and vectors [P, D] and words to start from."""
 
     objective: WordObjective
     vocabulary: Vocabulary

@@ -33,9 +33,7 @@ CODE = {
 
 @dataclass(frozen=True)
 class Converted:
-    """A line of a file: what it says, and the template that it becomes, with notes on what the data must bring, or the
-    reason why it becomes none.
-    """
+    """A line of a file, and the template that it becomes, with notes on what data must bring, or why it is none."""
 
     line: int
     source: str

@@ -82,8 +82,7 @@ class Template:
         return any(group.is_bare for group in self.groups)
 
     def bind(self, tokenizer: Any, start_ids: Sequence[int] = (), is_answer_apart: bool = False) -> BoundTemplate:
-        """Settle the template for a model's tokenizer; a bare `{soft}` holds no vectors, and one blank after it goes
-        too.
+        """Settle the template for a model; a bare `{soft}` holds no vectors, and one blank after it goes too.
 
         Args:
             tokenizer: of transformers, fast or slow.
