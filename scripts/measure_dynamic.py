@@ -31,7 +31,7 @@ from torch import Tensor
 
 import mmprompt as mp
 from markdown import percent, several, table
-from mmprompt.core.learned import LM_INPUT, Given, Inserts, Learned, Prompt, Source
+from mmprompt.core.learned import Given, Inserts, Learned, Prompt, Source
 from mmprompt.core.soft import DecoderMethod
 from mmprompt.language.data import TextData, TextRow, sample_shots
 from mmprompt.language.measure import score_texts
@@ -41,7 +41,7 @@ from mmprompt.language.pool import PromptPool, compose, load_pool, save_pool, te
 from mmprompt.language.predictor import generate_texts, load_prompted
 from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.models.decoder.model import FrozenLanguageModel
-from mmprompt.models.sites import Vectors
+from mmprompt.models.sites import LM_INPUT, Vectors
 from mmprompt.training.seeds import batches
 
 DATA = Path("examples/data")

@@ -23,12 +23,12 @@ from mmprompt.core.words import nearest_by_cosine
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextRow
 from mmprompt.language.predictor import LanguagePredictor, parts_by_task
-from mmprompt.models.decoder.hf_cache import cache_argument, to_cache
+from mmprompt.models.decoder.inserts import keys_values
+from mmprompt.models.decoder.kv_cache import cache_argument, to_cache
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.decoder.packing import Question
 from mmprompt.models.decoder.reader import CausalReader, embed_slots
-from mmprompt.models.decoder.vectors import LM_INPUT, keys_values
-from mmprompt.models.sites import Vectors, vectors_of, without_vector
+from mmprompt.models.sites import LM_INPUT, Vectors, vectors_of, without_vector
 from mmprompt.settings import Count, check
 from mmprompt.training.callbacks import Callback
 from mmprompt.training.problem import Run

@@ -26,7 +26,7 @@ from mmprompt.language.pool import joined_fields, text_features
 from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.search.task import exchange, prepare
 from mmprompt.language.task import LanguageTask
-from mmprompt.models.decoder.vectors import LM_INPUT
+from mmprompt.models.sites import LM_INPUT
 from mmprompt.reports.explanation import Asked, Section
 from mmprompt.reports.explanation_figures import draw_tokens
 from mmprompt.reports.figures import short

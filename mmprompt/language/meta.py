@@ -29,7 +29,7 @@ from mmprompt.language.task import LanguageProblem, LanguageTask, field_tokens, 
 from mmprompt.language.templates.template import Template
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
-from mmprompt.models.decoder.vectors import LM_INPUT
+from mmprompt.models.sites import LM_INPUT
 from mmprompt.training.recipe import Recipe
 from mmprompt.training.run_files import surroundings
 from mmprompt.training.seeds import derive_seed, generator

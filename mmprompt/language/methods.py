@@ -166,7 +166,7 @@ class Adapter(WeightMethod):
         """Make the networks; they add nothing before the first step."""
         from mmprompt.core.learned import Prompt
         from mmprompt.language.sources import Bottlenecks
-        from mmprompt.models.decoder.weights import block_names
+        from mmprompt.models.decoder.inserts import block_names
 
         names = block_names(backbone.lm)
         if not names:

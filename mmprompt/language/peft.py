@@ -36,8 +36,7 @@ from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import Verbalizer
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
-from mmprompt.models.decoder.vectors import LM_INPUT
-from mmprompt.models.sites import Site, Vectors, vectors_of
+from mmprompt.models.sites import LM_INPUT, Site, Vectors, vectors_of
 from mmprompt.settings import Count, checked, holds, validate
 from mmprompt.version import __version__
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from mmprompt.core.learned import Prompt
 from mmprompt.core.sources import LowRankTerms
 from mmprompt.errors import UserError, bad_file
+from mmprompt.models.decoder.inserts import linear_layers
 from mmprompt.models.decoder.model import FrozenLanguageModel
-from mmprompt.models.decoder.weights import linear_layers
 from mmprompt.models.sites import LowRank, low_rank_of
 from mmprompt.settings import Count, holds
 

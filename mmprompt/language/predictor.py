@@ -35,8 +35,7 @@ from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel, shared_start
 from mmprompt.models.decoder.packing import Question
 from mmprompt.models.decoder.reader import CausalReader
-from mmprompt.models.decoder.vectors import LM_INPUT
-from mmprompt.models.sites import Insert, Site, Vectors, vectors_of
+from mmprompt.models.sites import LM_INPUT, Insert, Site, Vectors, vectors_of
 from mmprompt.settings import Share, checked
 
 BATCH = 32

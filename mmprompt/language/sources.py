@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmprompt.core.heads import HEADS, Head
-from mmprompt.core.learned import LM_INPUT, Given, Inserts, Source, rms
+from mmprompt.core.learned import Given, Inserts, Source, rms
 from mmprompt.core.sources import SOURCES, zero_linear
 from mmprompt.errors import unknown_name
-from mmprompt.models.sites import Bottleneck, Site, Vectors
+from mmprompt.models.sites import LM_INPUT, Bottleneck, Site, Vectors
 
 
 class EncodedVectors(Source):

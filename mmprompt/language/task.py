@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmprompt.core.fit import Task, describe_method
-from mmprompt.core.learned import LM_INPUT, rms
+from mmprompt.core.learned import rms
 from mmprompt.core.method import Method, Start, leading
 from mmprompt.errors import UserError, bad_value, unknown_name
 from mmprompt.language.data import TextData, TextRow
@@ -26,7 +26,7 @@ from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.decoder.packing import Question
 from mmprompt.models.decoder.whole_rows import WholeRowReader
-from mmprompt.models.sites import Insert, Site
+from mmprompt.models.sites import LM_INPUT, Insert, Site
 from mmprompt.settings import check, check_settings
 from mmprompt.training.callbacks import Callback
 from mmprompt.training.problem import StepResult

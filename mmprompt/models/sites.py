@@ -87,6 +87,9 @@ class Site:
         raise UserError(f"{text!r} is not a site. A site is {known}.")
 
 
+LM_INPUT = Site("lm")
+
+
 @dataclass(frozen=True)
 class Vectors:
     """Vectors for one site, with what they are shared over said and never guessed.

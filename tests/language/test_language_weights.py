@@ -26,9 +26,9 @@ from mmprompt.language.pool import PromptPool, compose
 from mmprompt.language.predictor import LanguagePredictor, generate_texts, stream_text
 from mmprompt.language.task import LanguageTask
 from mmprompt.models.decoder.generation_config import Generation
+from mmprompt.models.decoder.inserts import linear_layers
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.decoder.packing import Question
-from mmprompt.models.decoder.weights import linear_layers
 from mmprompt.training.callbacks import Callback
 from mmprompt.training.problem import Run
 from tests.language_models import frozen_model

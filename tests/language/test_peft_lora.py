@@ -23,9 +23,9 @@ from mmprompt.language.peft import load_peft, save_peft
 from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.task import LanguageTask
 from mmprompt.language.templates.template import Template
+from mmprompt.models.decoder.inserts import linear_layers
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.decoder.packing import Question
-from mmprompt.models.decoder.weights import linear_layers
 from tests.language_models import CAUSAL, ENCODED, OTHER_CAUSAL, frozen_model, tolerance_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT warns of what it does itself

@@ -23,13 +23,12 @@ from torch import Tensor, nn
 
 from mmprompt.errors import UserError
 from mmprompt.files import read_tensors, tensor_bytes, write_bytes
+from mmprompt.models.decoder.inserts import Change, changed, changes_of, check_changes, check_vectors, keys_values
 from mmprompt.models.decoder.kv_cache import KVCache
 from mmprompt.models.decoder.packing import Question, pack
 from mmprompt.models.decoder.reader import CausalReader
-from mmprompt.models.decoder.vectors import LM_INPUT, check_vectors, keys_values
-from mmprompt.models.decoder.weights import Change, changed, changes_of, check_changes
 from mmprompt.models.frozen import PixelTransform, fingerprint
-from mmprompt.models.sites import Insert, Site, Vectors, vectors_of
+from mmprompt.models.sites import LM_INPUT, Insert, Site, Vectors, vectors_of
 
 SHRINKAGE = 0.05
 """Of the covariance to a multiple of the identity: some directions hardly vary among a few hundred images."""
@@ -332,7 +331,7 @@ class FrozenCaptioner:
         return kv_cache.insert(given) if given else kv_cache
 
     def check_inserts(self, inserts: Mapping[Site, Insert]) -> None:
-        """Refuse what this captioner cannot take; see `models.decoder.vectors` and `models.decoder.weights`."""
+        """Refuse what this captioner cannot take; see `models.decoder.inserts`."""
         check_vectors(self.name, self.decoder, vectors_of(inserts))
         changes = changes_of(inserts)
         if changes:

@@ -39,8 +39,7 @@ from mmprompt.captioning.readers.captioner import (
 )
 from mmprompt.captioning.readers.transformers_captioners import load_frozen
 from mmprompt.errors import UserError
-from mmprompt.models.decoder.hf_cache import cache_argument, from_cache, to_cache
-from mmprompt.models.decoder.kv_cache import KVCache
+from mmprompt.models.decoder.kv_cache import KVCache, cache_argument, from_cache, to_cache
 from mmprompt.models.dual_encoder.transformers_clip import hub_options, read_pixels
 from mmprompt.models.frozen import LoadOptions, PixelTransform
 

@@ -28,8 +28,14 @@ from mmprompt.captioning.readers.captioner import (
     first_id,
 )
 from mmprompt.errors import UserError
-from mmprompt.models.decoder.hf_cache import cache_argument, from_cache, to_cache, to_crossed_cache
-from mmprompt.models.decoder.kv_cache import KVCache, causal_mask
+from mmprompt.models.decoder.kv_cache import (
+    KVCache,
+    cache_argument,
+    causal_mask,
+    from_cache,
+    to_cache,
+    to_crossed_cache,
+)
 from mmprompt.models.dual_encoder.transformers_clip import hub_options, load_complete, read_pixels
 from mmprompt.models.frozen import LoadOptions, freeze
 

@@ -24,9 +24,8 @@ from mmprompt.models.decoder.kv_cache import KVCache
 from mmprompt.models.decoder.model import FrozenLanguageModel, Predicted, columns_of, shared_start
 from mmprompt.models.decoder.packing import Packed, Question, pack, share_rows
 from mmprompt.models.decoder.reader import CausalReader
-from mmprompt.models.decoder.vectors import LM_INPUT
 from mmprompt.models.decoder.whole_rows import WholeRowReader
-from mmprompt.models.sites import Vectors
+from mmprompt.models.sites import LM_INPUT, Vectors
 
 SLOTS_AT_ONCE = 2048
 """Slots that are read in one go; more are no faster, and their keys and values take memory."""

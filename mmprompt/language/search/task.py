@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mmprompt.core.file import save
 from mmprompt.core.fit import describe_method, new_run, refuse_changed, run_config
-from mmprompt.core.learned import LM_INPUT, Learned, Prompt
+from mmprompt.core.learned import Learned, Prompt
 from mmprompt.core.soft import HardPrompt
 from mmprompt.errors import UserError, bad_file, bad_value
 from mmprompt.language.data import TextData, load_texts
@@ -30,6 +30,7 @@ from mmprompt.language.task import LanguageProblem, LanguageTask, field_tokens, 
 from mmprompt.language.templates.template import Template
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
+from mmprompt.models.sites import LM_INPUT
 from mmprompt.settings import Count, check
 from mmprompt.training.callbacks import Callback, WriteConfig
 from mmprompt.training.checkpoint import checkpoint_folders
