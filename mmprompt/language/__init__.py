@@ -19,7 +19,8 @@ if TYPE_CHECKING:
         PromptInit,
         SoftVerbalizer,
     )
-    from mmprompt.language.peft import load_peft, save_peft
+    from mmprompt.language.peft import load_peft
+    from mmprompt.language.peft_save import save_peft
     from mmprompt.language.pool import PromptPool
     from mmprompt.language.predictor import generate_texts, stream_text
     from mmprompt.language.search.task import search_words

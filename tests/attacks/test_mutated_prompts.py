@@ -24,7 +24,8 @@ from mmprompt.core.header import header_hash
 from mmprompt.core.learned import Learned, Prompt
 from mmprompt.data.images import read_image
 from mmprompt.files import read_checkpoint, sha256_bytes
-from mmprompt.language.peft import load_peft, save_peft
+from mmprompt.language.peft import load_peft
+from mmprompt.language.peft_save import save_peft
 from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import Verbalizer

@@ -19,7 +19,8 @@ from mmprompt.core.soft import LoRA, PromptTuning
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextData, TextRow
 from mmprompt.language.methods import Adapter
-from mmprompt.language.peft import load_peft, save_peft
+from mmprompt.language.peft import load_peft
+from mmprompt.language.peft_save import save_peft
 from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.task import LanguageTask
 from mmprompt.language.templates.template import Template
