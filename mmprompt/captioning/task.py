@@ -36,7 +36,7 @@ from mmprompt.captioning.readers.captioner import FrozenCaptioner
 from mmprompt.captioning.readers.load import SHIPPED, load_captioner, reopened, save_mapped
 from mmprompt.captioning.search import prompt_slots
 from mmprompt.core.fit import Task, refuse_changed
-from mmprompt.core.learned import Prompt, rms
+from mmprompt.core.learned import rms
 from mmprompt.core.method import Method, Start, resolved_recipe
 from mmprompt.errors import UserError
 from mmprompt.models.decoder.kv_cache import KVCache
@@ -263,7 +263,20 @@ class FocusTask(Task[Captioner]):
 
     def notices(self, problem: CaptionProblem, predictor: Captioner) -> list[str]:
         """Say what a careful reader should know of a trained prompt."""
-        notices = notices_of(problem, predictor.prompt, self.image_features[:LOOKED_AT])
+        captions, features, notices = problem.captions, self.image_features[:LOOKED_AT], []
+        if captions.n_cut:
+            n_captions = sum(map(len, captions.token_ids))
+            notices.append(
+                f"{captions.n_cut} of {n_captions} captions were longer than the decoder has room for and were "
+                "cut: shorten them, or use fewer vectors."
+            )
+        said = {caption.text for caption in predictor.caption_features(features)}
+        texts = {ids for some in captions.token_ids[: len(features)] for ids in some}
+        if len(said) < COLLAPSED * min(len(texts), len(features)):
+            notices.append(
+                f"The captioner says {len(said)} different captions of {len(features)} images, whose own captions are "
+                f"{len(texts)}: it has collapsed. Train for fewer epochs, with a lower lr or with fewer vectors."
+            )
         longest = 1 + max(len(ids) for some in self.words for ids in some)
         if longest > Decoding().max_tokens:
             notices.append(
@@ -408,8 +421,16 @@ def fit_mapper(
         features, seen = encoded[: len(items)], encoded[len(items) :]
         texts = tokenize_captions(captioner, [item.of(focus) for item in items])
         captions = encode_captions(captioner, texts, captioner.decoder.budget)
-        validate = partial(cider_d_of, captioner, watched, seen, focus) if watched else None
-        problem = CaptionProblem(captioner, mapper.requires_grad_(True), dict, features, captions, False, validate)
+
+        def cider_d() -> float:
+            from mmprompt.captioning.metrics.caption_metrics import score_captions
+
+            said = zip(watched, Captioner(captioner).caption_features(seen), strict=True)
+            written = {item.image_id: item.of(focus) for item in watched}
+            return score_captions({item.image_id: caption.text for item, caption in said}, written).cider_d
+
+        watch = cider_d if watched else None
+        problem = CaptionProblem(captioner, mapper.requires_grad_(True), dict, features, captions, False, watch)
         config = {"data": data.fingerprint, "recipe": asdict(recipe), "seed": seed, "backbone": captioner.fingerprint}
         n_epochs = epochs_of(recipe, problem.n_items)
         if watched:
@@ -422,36 +443,7 @@ def fit_mapper(
     return history
 
 
-def cider_d_of(captioner: FrozenCaptioner, items: Sequence[CaptionItem], features: Tensor, focus: str | None) -> float:
-    """Return the CIDEr-D of what a captioner says, without a prompt, of some images with features [N, T, D']."""
-    from mmprompt.captioning.metrics.caption_metrics import score_captions
-
-    said = Captioner(captioner).caption_features(features)
-    captions = {item.image_id: caption.text for item, caption in zip(items, said, strict=True)}
-    return score_captions(captions, {item.image_id: item.of(focus) for item in items}).cider_d
-
-
 def epochs_of(recipe: Recipe, n_images: int) -> int:
     """Return the recipe's epochs, or as many as `N_STEPS` take, but 8 at least."""
     n_steps = len(batches(list(range(n_images)), recipe.batch_size))
     return recipe.epochs or max(8, -(-N_STEPS // n_steps))
-
-
-def notices_of(problem: CaptionProblem, prompt: Prompt, features: Tensor) -> list[str]:
-    """Say what a careful reader should know of a trained prompt, seeing features [B, T, D'] of some images."""
-    captioner, captions = problem.captioner, problem.captions
-    notices = []
-    if captions.n_cut:
-        n_captions = sum(map(len, captions.token_ids))
-        notices.append(
-            f"{captions.n_cut} of {n_captions} captions were longer than the decoder has room for and were "
-            "cut: shorten them, or use fewer vectors."
-        )
-    said = {caption.text for caption in Captioner(captioner, Guidance(((prompt, 1.0),))).caption_features(features)}
-    texts = {ids for some in captions.token_ids[: len(features)] for ids in some}
-    if len(said) < COLLAPSED * min(len(texts), len(features)):
-        notices.append(
-            f"The captioner says {len(said)} different captions of {len(features)} images, whose own captions are "
-            f"{len(texts)}: it has collapsed. Train for fewer epochs, with a lower lr or with fewer vectors."
-        )
-    return notices

@@ -188,11 +188,11 @@ def _find_end(source: str, model: Any, processor: Any, n_opening: int) -> int:
     return next((int(token) for token in ids[n_opening:] if token in ends), ends[0])
 
 
-def check_agreement(captioner: FrozenCaptioner, inputs: dict[str, Tensor], pixels: Tensor, n_new: int = 3) -> None:
+def check_agreement(captioner: FrozenCaptioner, inputs: dict[str, Tensor], pixels: Tensor) -> None:
     """Refuse a captioner whose logits of pixels [1, 3, H, H] are not those of its own processor and `generate`."""
     model: Any = captioner.model
     n_opening = inputs["input_ids"].shape[1]
-    length = {"max_new_tokens": n_new, "min_new_tokens": n_new, "num_beams": 1}
+    length = {"max_new_tokens": 3, "min_new_tokens": 3, "num_beams": 1}
     inputs = {key: value.to(model.device) for key, value in inputs.items() if key != "labels"}
     inputs["pixel_values"] = inputs["pixel_values"].to(captioner.dtype)
     told = model.generate(**inputs, **length, do_sample=False, return_dict_in_generate=True, output_logits=True)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -181,23 +181,17 @@ def load_prompts(settings: Settings) -> dict[str, LanguagePredictor]:
 def assign(
     given: Sequence[Record] | tuple[str, ...], prompts: Mapping[str, LanguagePredictor], settings: Settings
 ) -> list[Asked]:
-    """Give every row to its prompt, or to each of them."""
-    if given and isinstance(given[0], Record):
-        asked = []
-        for record in given:
-            assert isinstance(record, Record), "all are records where the first is"
-            name = record.values.get("prompt") if len(prompts) > 1 else None
-            if name is not None and name not in prompts:
-                raise UserError(f"{record.file}, line {record.line}: {unknown_name('prompt', str(name), prompts)}")
-            for own, one in prompts.items() if name is None else [(name, prompts[name])]:
-                row = row_of(record, one.template.fields, settings.task)
-                asked.append(Asked(row, one, own if len(prompts) > 1 else ""))
-        return asked
-    words = tuple(map(str, given))
-    return [
-        Asked(typed_row(words, one.template.fields, settings.task), one, name if len(prompts) > 1 else "")
-        for name, one in prompts.items()
-    ]
+    """Give every row, of a record or of words of the command line, to its prompt, or to each of them."""
+    asked, is_one = [], len(prompts) == 1
+    for item in [given] if isinstance(given, tuple) else given:
+        name = item.values.get("prompt") if isinstance(item, Record) and not is_one else None
+        if name is not None and name not in prompts:
+            assert isinstance(item, Record), "it has a column"
+            raise UserError(f"{item.file}, line {item.line}: {unknown_name('prompt', str(name), prompts)}")
+        for own, one in prompts.items() if name is None else [(name, prompts[name])]:
+            read: Any = row_of if isinstance(item, Record) else typed_row
+            asked.append(Asked(read(item, one.template.fields, settings.task), one, "" if is_one else own))
+    return asked
 
 
 def read_input(given: Sequence[str]) -> list[Record] | tuple[str, ...]:
