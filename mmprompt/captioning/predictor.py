@@ -20,10 +20,9 @@ from torch import Tensor
 
 import mmprompt.display as display
 from mmprompt.captioning.decoding import Decoding
-from mmprompt.captioning.own_words import TokenIds
 from mmprompt.captioning.readers.captioner import LM_INPUT, FrozenCaptioner
 from mmprompt.captioning.readers.load import load_captioner
-from mmprompt.captioning.search import Branch, Found, mixture, search
+from mmprompt.captioning.search import Branch, Found, TokenIds, mixture, search
 from mmprompt.core.file import load as load_predictor
 from mmprompt.core.file import model_of, read_prompt, refuse_other_backbone
 from mmprompt.core.header import read_header

@@ -20,6 +20,7 @@ from mmprompt.models.decoder.kv_cache import KVCache
 from mmprompt.models.sites import Insert, Site, vectors_of
 
 Inserts = Mapping[Site, Insert]
+TokenIds = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def mixture(inserts: Inserts, strength: float) -> list[Branch]:
 
 PLAUSIBLE = 0.1
 """Tokens below this share of the best one's probability under the prompt are never taken above strength 1."""
-Costs = Mapping[tuple[int, ...], float]
+Costs = Mapping[TokenIds, float]
 """What the last of some tokens in a row costs, in nats."""
 
 

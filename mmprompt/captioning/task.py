@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from mmprompt.captioning.data import NEUTRAL, CaptionData, CaptionItem, load_captions
 from mmprompt.captioning.decoding import Decoding
+from mmprompt.captioning.focus_sets import own_words, token_beginnings
 from mmprompt.captioning.methods import MAPPER_RECIPE, METHODS
 from mmprompt.captioning.metrics.tokens import tokenize
-from mmprompt.captioning.own_words import TokenIds, own_words, token_beginnings
 from mmprompt.captioning.predictor import (
     Captioner,
     CaptionFeatures,
@@ -34,7 +34,7 @@ from mmprompt.captioning.predictor import (
 )
 from mmprompt.captioning.readers.captioner import FrozenCaptioner
 from mmprompt.captioning.readers.load import SHIPPED, load_captioner, reopened, save_mapped
-from mmprompt.captioning.search import prompt_slots
+from mmprompt.captioning.search import TokenIds, prompt_slots
 from mmprompt.core.fit import Task, refuse_changed
 from mmprompt.core.learned import rms
 from mmprompt.core.method import Method, Start, resolved_recipe

@@ -18,8 +18,7 @@ from mmprompt.core.soft import PromptTuning
 from mmprompt.errors import UserError, unknown_name
 from mmprompt.files import sha256_bytes
 from mmprompt.studio.jobs import Job
-from mmprompt.studio.models import Models
-from mmprompt.studio.prompt_files import newest_first
+from mmprompt.studio.prompts import Models, newest_first
 
 FOCUSES = ("objects", "emotions", "actions")
 N_SOFT, EPOCHS = 8, 5

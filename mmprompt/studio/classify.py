@@ -25,8 +25,7 @@ from mmprompt.files import read_json, write_json
 from mmprompt.models.image_features import ImageFeatures
 from mmprompt.studio.images import TABLE, OwnImages
 from mmprompt.studio.jobs import Job
-from mmprompt.studio.models import Models
-from mmprompt.studio.prompt_files import new_run, take_up
+from mmprompt.studio.prompts import Models, new_run, take_up
 from mmprompt.training.run_files import read_log
 
 OWN = "my own images"

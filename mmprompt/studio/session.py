@@ -16,11 +16,11 @@ from typing import Any
 from mmprompt.core.header import read_header
 from mmprompt.errors import UserError
 from mmprompt.files import make_folder
-from mmprompt.studio import prompt_files
+from mmprompt.studio import prompts
 from mmprompt.studio.captions import CaptionWork
 from mmprompt.studio.classify import ImageWork
 from mmprompt.studio.jobs import Job, Jobs
-from mmprompt.studio.models import Models
+from mmprompt.studio.prompts import Models
 from mmprompt.studio.texts import TextWork
 
 NAME = re.compile(r"[0-9a-f]{32}")
@@ -79,9 +79,9 @@ class Session:
 
     def open_prompt(self, given: Sequence[Path]) -> str:
         """Take up a prompt that somebody brings, and say where it went; nothing of a refused one is kept."""
-        folder = prompt_files.new_run(self.folder)
+        folder = prompts.new_run(self.folder)
         try:
-            prompt_files.unpack(given, folder)
+            prompts.unpack(given, folder)
             part = PARTS[read_header(folder)["kind"]]
             self.part(part).open_prompt(folder)
         except UserError:
@@ -91,7 +91,7 @@ class Session:
 
     def download(self, folder: Path, name: str) -> Path:
         """Return a zip file of the prompt of a run folder, to be taken along."""
-        return prompt_files.pack(folder, self.folder / "downloads" / f"{name}.zip")
+        return prompts.pack(folder, self.folder / "downloads" / f"{name}.zip")
 
 
 class Studio:

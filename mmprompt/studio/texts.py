@@ -19,8 +19,7 @@ from mmprompt.language.predictor import LanguagePredictor, stream_text
 from mmprompt.language.templates.template import Template
 from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.studio.jobs import Job
-from mmprompt.studio.models import Models
-from mmprompt.studio.prompt_files import new_run, take_up
+from mmprompt.studio.prompts import Models, new_run, take_up
 
 BUNDLED = "somebody"
 ARROW = "=>"

@@ -10,13 +10,13 @@ import pytest
 from mmprompt.captioning.data import CaptionData, CaptionItem
 from mmprompt.captioning.focus_sets import build_focus
 from mmprompt.captioning.metrics import adherence
-from mmprompt.captioning.metrics.adherence import (
+from mmprompt.captioning.metrics.adherence import score_focus
+from mmprompt.captioning.metrics.judges import (
     LexiconJudge,
     TaggerJudge,
     emotion_words,
     frequent_emotion_words,
     judge_for,
-    score_focus,
 )
 from mmprompt.errors import UserError
 
