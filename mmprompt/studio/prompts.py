@@ -1,4 +1,4 @@
-"""The frozen models of a studio, each loaded once and shared by all; the folders that a person's prompts lie in, and one
+"""The frozen models of a studio, each loaded once and shared by all; the folders that a person's prompts lie in, and a
 prompt as a file that a browser can take and bring.
 """
 
