@@ -21,7 +21,8 @@ from mmprompt.core.metrics import Evaluation, bootstrap_interval, evaluate_proba
 from mmprompt.core.template import Group
 from mmprompt.errors import UserError, unknown_name
 from mmprompt.language.data import Metric, TextData, TextRow
-from mmprompt.language.predictor import LanguagePredictor, generate_texts
+from mmprompt.language.generation import generate_texts
+from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.task import default_template, verbalizer_of
 from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import CONTENT_FREE, calibrate

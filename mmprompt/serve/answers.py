@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from mmprompt.language.data import TextRow
-from mmprompt.language.predictor import LanguagePredictor, classify_texts, generate_texts
+from mmprompt.language.generation import generate_texts
+from mmprompt.language.predictor import LanguagePredictor, classify_texts
 from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.serve.prompts import Served
 

@@ -14,8 +14,9 @@ from mmprompt.core.soft import PromptTuning
 from mmprompt.errors import UserError, bad_value
 from mmprompt.files import write_bytes
 from mmprompt.language.data import TextRow, load_texts
+from mmprompt.language.generation import stream_text
 from mmprompt.language.measure import LanguageMeasure, compare_language
-from mmprompt.language.predictor import LanguagePredictor, stream_text
+from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.templates.template import Template
 from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.studio.jobs import Job

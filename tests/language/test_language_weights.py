@@ -20,10 +20,11 @@ from mmprompt.core.soft import DecoderMethod, LoRA, PrefixTuning, PromptTuning
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextData, TextRow
 from mmprompt.language.explain import prompt_effect_kl
+from mmprompt.language.generation import generate_texts, stream_text
 from mmprompt.language.meta import meta_init
 from mmprompt.language.methods import Adapter, FullTuning, HardPrompt, MultitaskPrompt, PTuning
 from mmprompt.language.pool import PromptPool, compose
-from mmprompt.language.predictor import LanguagePredictor, generate_texts, stream_text
+from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.task import LanguageTask
 from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.models.decoder.inserts import linear_layers

@@ -11,7 +11,8 @@ from mmprompt.core.learned import Prompt
 from mmprompt.core.template import MARK
 from mmprompt.errors import UserError, bad_value
 from mmprompt.language.data import TextRow
-from mmprompt.language.predictor import LanguagePredictor, stream_text
+from mmprompt.language.generation import stream_text
+from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.templates.template import Template
 from mmprompt.progress import waiting
 from mmprompt.terminal.output import Output

@@ -109,7 +109,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
     one = asked[0]
     is_streamed = settings.out is None and not settings.json and len(asked) == 1 and not one.has_label(settings)
     if is_streamed and settings.generation.n_beams == 1:
-        from mmprompt.language.predictor import stream_text
+        from mmprompt.language.generation import stream_text
 
         output.stream(without_blanks(stream_text(one.prompted, one.row, settings.generation)))
         return
@@ -293,7 +293,8 @@ def more_answers(
     asked: Sequence[Asked], known: Sequence[Row], settings: Settings, progress: ProgressDisplay, part: Path | None
 ) -> list[Row]:
     """Answer the rows after those that are known, and add them to the file under way."""
-    from mmprompt.language.predictor import classify_texts, generate_texts
+    from mmprompt.language.generation import generate_texts
+    from mmprompt.language.predictor import classify_texts
 
     answers, made_by = list(known), settings_hash(settings, asked)
     for start in range(len(known), len(asked), ROWS_AT_ONCE):
