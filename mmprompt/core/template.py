@@ -177,6 +177,11 @@ def parse_line(text: str) -> tuple[list[Part], list[Group]]:
     return [part if isinstance(part, str) else _part(text, part, group_at) for part in scanned], list(groups)
 
 
+def escaped(text: str) -> str:
+    """Write a text so that its braces are read as braces."""
+    return text.replace("{", "{{").replace("}", "}}")
+
+
 def bare_soft(text: str) -> int | None:
     """Find where the bare `{soft}` of a template begins, None if there is none."""
     tags = (tag for _, start, end in _messages(text) for tag in _scan(text, start, end) if isinstance(tag, _Tag))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +19,8 @@ from mmprompt.language.data import TextData, TextRow
 from mmprompt.language.explain import VectorWatch, prompt_effect_kl
 from mmprompt.language.methods import METHODS, Objective, PromptInit, StartKind
 from mmprompt.language.predictor import LanguagePredictor, load_prompted
-from mmprompt.language.templates.template import BoundTemplate, Template
+from mmprompt.language.templates.bound import BoundTemplate
+from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import Verbalizer
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
@@ -353,7 +353,14 @@ def start_vectors(
         values = (drawn * model.embedding_rms).to(model.device)
     else:
         if kind == "prompt":
-            values = prompt_vectors(init.from_prompt, model)
+            assert init.from_prompt is not None, "`PromptInit` has seen to it"
+            saved = load_prompted(init.from_prompt, model).vectors()
+            if LM_INPUT not in saved:
+                raise UserError(
+                    f"{init.from_prompt} holds no vectors among the tokens, but such are started from. "
+                    "Use a prompt of prompt-tuning or p-tuning."
+                )
+            values = saved[LM_INPUT].values.detach().float()
         else:
             tokens = start_tokens(model, kind, init.words, n_vectors, labels, texts, seed)
             values = model.embed(torch.tensor(tokens[:n_vectors], device=model.device)).float()
@@ -400,15 +407,3 @@ def commonest(texts: Sequence[Sequence[int]]) -> list[int]:
     """List the tokens of some texts, commonest first; ties go to the smaller id."""
     counts = Counter(token for text in texts for token in text)
     return sorted(counts, key=lambda token: (-counts[token], token))
-
-
-def prompt_vectors(folder: Path | None, model: FrozenLanguageModel) -> Tensor:
-    """Read the vectors among the tokens of a saved prompt of the same model."""
-    assert folder is not None, "`PromptInit` has seen to it"
-    vectors = load_prompted(folder, model).vectors()
-    if LM_INPUT not in vectors:
-        raise UserError(
-            f"{folder} holds no vectors among the tokens, but such are started from. "
-            "Use a prompt of prompt-tuning or p-tuning."
-        )
-    return vectors[LM_INPUT].values.detach().float()

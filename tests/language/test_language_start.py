@@ -16,7 +16,8 @@ from mmprompt.errors import UserError
 from mmprompt.language.methods import MultitaskPrompt, PromptInit, PTuning
 from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.task import MOST_USED, commonest, start_vectors
-from mmprompt.language.templates.template import BoundTemplate, Template
+from mmprompt.language.templates.bound import BoundTemplate
+from mmprompt.language.templates.template import Template
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.sites import Site, vectors_of
 from tests.language_models import frozen_model, prompt_from
