@@ -47,7 +47,7 @@ class Service:
     async def stop(self) -> None:
         """Answer what waits, and end the threads."""
         self._watching.cancel()
-        await asyncio.to_thread(self._batcher.close)
+        await self._batcher.close()
         self._readers.shutdown(cancel_futures=True)
 
     async def _look_again(self) -> None:
