@@ -74,7 +74,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
     """Learn a focus, or a mapper, or one after the other, and show what it says."""
     settings, recipe, method = read_train(arguments, prog)
     output = Output(settings.json)
-    folder = settings.out or default_folder(MAPPER if settings.method == MAPPER else settings.focus)
+    folder = settings.out or Path("runs") / (MAPPER if settings.method == MAPPER else settings.focus)
     if is_first_process():
         check_folder(folder, settings.resume)
     refuse_missing(settings.backbone)
@@ -122,11 +122,6 @@ def place_of(settings: Settings) -> dict[str, Any]:
     data = settings.data if settings.data in EMBEDDED else str(Path(settings.data).resolve())
     root = None if settings.images is None else str(settings.images.resolve())
     return {"data": data, "root": root, "skip_broken": settings.skip_missing}
-
-
-def default_folder(name: str) -> Path:
-    """Return where the prompt of a focus goes, or a mapper."""
-    return Path("runs") / name
 
 
 def train_mapper(settings: Settings, data: CaptionData, folder: Path, recipe: Recipe) -> list[dict[str, Any]]:
