@@ -19,8 +19,7 @@ from mmprompt.errors import UserError
 from mmprompt.language.data import TextRow
 from mmprompt.serve.answers import Answer, Answerer, Picture, Question
 from mmprompt.serve.batching import Batcher
-from mmprompt.serve.limits import Limits
-from mmprompt.serve.metrics import Metrics
+from mmprompt.serve.limits import Limits, Metrics
 from mmprompt.serve.prompts import PromptFolder, Served
 from mmprompt.serve.schemas import ImagesAsked, TextsAsked
 

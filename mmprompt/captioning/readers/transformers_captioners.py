@@ -83,7 +83,7 @@ def load_blip(name: str, source: str, options: LoadOptions) -> FrozenCaptioner:
     text, config = model.text_decoder, model.config.text_config
     shape = (config.num_hidden_layers, config.num_attention_heads, config.hidden_size // config.num_attention_heads)
     ends = config.bos_token_id, config.sep_token_id
-    decoder = CrossDecoder(text, text.bert, text.cls, config.max_position_embeddings, shape, ends, is_decoder=True)
+    decoder = _CrossDecoder(text, text.bert, text.cls, config.max_position_embeddings, shape, ends, is_decoder=True)
 
     def encode(images: Tensor) -> Tensor:
         return model.vision_model(pixel_values=images).last_hidden_state
@@ -106,7 +106,7 @@ def load_encoder_decoder(name: str, source: str, options: LoadOptions) -> Frozen
     start_id = first_id(name, "start", *starts)
     ends = start_id, first_id(name, "end", generation.eos_token_id, config.eos_token_id)
     shape = (config.n_layer, config.n_head, config.n_embd // config.n_head)
-    decoder = CrossDecoder(
+    decoder = _CrossDecoder(
         model.decoder, model.decoder.transformer, model.decoder.lm_head, config.n_positions, shape, ends
     )
     is_projected = model.encoder.config.hidden_size != config.hidden_size
@@ -119,7 +119,7 @@ def load_encoder_decoder(name: str, source: str, options: LoadOptions) -> Frozen
     return build_captioner(name, source, options, model, encode, decoder, size if isinstance(size, int) else size[0])
 
 
-class CrossDecoder(TextDecoder):
+class _CrossDecoder(TextDecoder):
     """A decoder with cross-attention in every block, in the form of transformers' classes.
 
     Its `body` takes `inputs_embeds`, `position_ids`, `encoder_hidden_states`, a cache and the further options; `ends`
@@ -143,7 +143,6 @@ class CrossDecoder(TextDecoder):
         self.project: Callable[[Tensor], Tensor] = lambda features: features
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """Embed tokens."""
         return self.embedding(token_ids)
 
     def open(self, features: Tensor, soft: Tensor | None) -> KVCache:
@@ -154,13 +153,11 @@ class CrossDecoder(TextDecoder):
         return KVCache(states=states, crossed=read.crossed)
 
     def run(self, kv_cache: KVCache, x: Tensor, /) -> tuple[Tensor, KVCache]:
-        """Read further slots."""
         places = torch.arange(kv_cache.n_read, kv_cache.n_read + x.shape[1], device=x.device).expand(x.shape[0], -1)
         # BLIP adds positions in place
         return run_crossed(self._body, kv_cache, x.clone(), position_ids=places, **self._options)
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Turn hidden states into logits."""
         return self._head(hidden)
 
 
@@ -172,10 +169,10 @@ def load_git(name: str, source: str, options: LoadOptions) -> FrozenCaptioner:
         return model.git.image_encoder(images).last_hidden_state
 
     size = model.config.vision_config.image_size
-    return build_captioner(name, source, options, model, encode, GitDecoder(name, model), size)
+    return build_captioner(name, source, options, model, encode, _GitDecoder(name, model), size)
 
 
-class GitDecoder(TextDecoder):
+class _GitDecoder(TextDecoder):
     """GIT: image tokens and words in one decoder, the image seen whole, the words from left to right.
 
     Positions count words alone. The library's own loss was one token off for years, so captioners compute theirs.
@@ -192,7 +189,6 @@ class GitDecoder(TextDecoder):
         self.kv_shape = (config.num_hidden_layers, n_heads, config.hidden_size // n_heads)
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """Embed tokens."""
         return self.git.embeddings.word_embeddings(token_ids)
 
     def open(self, features: Tensor, soft: Tensor | None) -> KVCache:
@@ -200,7 +196,6 @@ class GitDecoder(TextDecoder):
         return KVCache(self._read(KVCache(), self.git.visual_projection(features), None)[1].own)
 
     def run(self, kv_cache: KVCache, x: Tensor, /) -> tuple[Tensor, KVCache]:
-        """Read further slots."""
         places = torch.arange(kv_cache.n_read, kv_cache.n_read + x.shape[1], device=x.device)
         x = self.git.embeddings(inputs_embeds=x.clone(), position_ids=places[None])  # it adds positions in place
         return self._read(kv_cache, x, causal_mask(kv_cache.own[0][0].shape[2], x))
@@ -211,7 +206,6 @@ class GitDecoder(TextDecoder):
         return out.last_hidden_state, KVCache(from_cache(cache), n_read=kv_cache.n_read + x.shape[1])
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Turn hidden states into logits."""
         return self.output(hidden)
 
 
@@ -238,7 +232,7 @@ def load_blip2(name: str, source: str, options: LoadOptions) -> FrozenCaptioner:
         start, end = first_id(source, "start", text.bos_token_id), first_id(source, "end", text.eos_token_id)
         decoder = PrefixDecoder(lm, nn.Identity(), start, end, config.num_query_tokens)
     elif text.model_type == "t5":
-        decoder = T5Decoder(lm)
+        decoder = _T5Decoder(lm)
     else:
         raise UserError(
             f"{source} has a language model of type {text.model_type!r}, but 't5' or a decoder-only one such as 'opt' "
@@ -247,7 +241,7 @@ def load_blip2(name: str, source: str, options: LoadOptions) -> FrozenCaptioner:
     return build_captioner(name, source, options, model, encode, decoder, config.vision_config.image_size)
 
 
-class T5Decoder(TextDecoder):
+class _T5Decoder(TextDecoder):
     """A `T5ForConditionalGeneration`, whose encoder reads image vectors, a prompt and the end token.
 
     Learned keys and values come before the start token in the decoder's self-attention; T5's positions are distances,
@@ -276,9 +270,7 @@ class T5Decoder(TextDecoder):
         return KVCache(states=self.lm.encoder(inputs_embeds=torch.cat(parts, dim=1)).last_hidden_state)
 
     def run(self, kv_cache: KVCache, x: Tensor, /) -> tuple[Tensor, KVCache]:
-        """Read further slots."""
         return run_crossed(self.lm.decoder, kv_cache, x)
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Turn hidden states into logits."""
         return self.lm.lm_head(hidden if self._scale is None else hidden * self._scale)
