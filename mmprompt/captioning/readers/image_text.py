@@ -40,8 +40,8 @@ from mmprompt.captioning.readers.captioner import (
 from mmprompt.captioning.readers.transformers_captioners import load_frozen
 from mmprompt.errors import UserError
 from mmprompt.models.decoder.kv_cache import KVCache, cache_argument, from_cache, to_cache
-from mmprompt.models.dual_encoder.transformers_clip import hub_options, read_pixels
-from mmprompt.models.frozen import LoadOptions, PixelTransform
+from mmprompt.models.dual_encoder.transformers_clip import read_pixels
+from mmprompt.models.frozen import LoadOptions, PixelTransform, hub_options
 
 QUESTION = "Describe the picture."
 TASKS = {"paligemma": "<image>caption en"}

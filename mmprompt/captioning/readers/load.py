@@ -135,7 +135,7 @@ def _find_reader(name: str, model: str, options: LoadOptions) -> str:
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     )
 
-    from mmprompt.models.dual_encoder.transformers_clip import hub_options
+    from mmprompt.models.frozen import hub_options
 
     config = AutoConfig.from_pretrained(model, **hub_options(options))
     kind = config.model_type

@@ -36,8 +36,8 @@ from mmprompt.models.decoder.kv_cache import (
     to_cache,
     to_crossed_cache,
 )
-from mmprompt.models.dual_encoder.transformers_clip import hub_options, load_complete, read_pixels
-from mmprompt.models.frozen import LoadOptions, freeze
+from mmprompt.models.dual_encoder.transformers_clip import read_pixels
+from mmprompt.models.frozen import LoadOptions, freeze, hub_options, load_complete
 
 T5_LENGTH = 512
 """Tokens of T5's training texts. Its positions are relative, so that there is no other limit."""
