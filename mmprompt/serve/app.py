@@ -46,13 +46,9 @@ KEEP_ALIVE_S = 5
 def make_app(
     prompts: PromptFolder, limits: Limits | None = None, api_key: str | None = None, reload_s: float = 1.0
 ) -> FastAPI:
-    """Make the ASGI application that answers with the prompts of a folder.
+    """Make the ASGI application that answers with the prompts of a folder, looked at every `reload_s` seconds.
 
-    Args:
-        prompts: looked at before the first request, and then again and again.
-        limits: what a request may take.
-        api_key: what `Authorization: Bearer` must say everywhere but at `/health`; None for nothing.
-        reload_s: seconds between two looks at the folder.
+    With an `api_key`, `Authorization: Bearer` must say it everywhere but at `/health`.
     """
     service = Service(prompts, limits or Limits(), reload_s)
 

@@ -62,9 +62,8 @@ class Gradient:
 class WordObjective:
     """What a prompt in words is to lower: the loss of `LanguageProblem`, and perhaps its own improbability.
 
-    Args:
-        prompted: the frozen model and the template, with soft slots that no vectors fill.
-        fluency: weight of the prompt's mean improbability in nats a token.
+    The template of `prompted` has soft slots that no vectors fill; `fluency` is the weight of the mean improbability,
+    in nats a token.
     """
 
     def __init__(
