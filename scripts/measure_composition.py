@@ -28,7 +28,7 @@ from mmprompt.core.learned import Given, Inserts, Learned, Prompt, Source
 from mmprompt.core.soft import DecoderMethod
 from mmprompt.language.data import TextData, TextRow
 from mmprompt.language.methods import DeepPrompts, PromptInit, PromptTuning
-from mmprompt.language.task import MOST_USED
+from mmprompt.language.start import MOST_USED
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.sites import LM_INPUT, Vectors
 from mmprompt.training.seeds import batches, generator

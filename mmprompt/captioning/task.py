@@ -9,20 +9,19 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmprompt.captioning.data import NEUTRAL, CaptionData, CaptionItem, load_captions
+from mmprompt.captioning.data import CaptionData, CaptionItem
 from mmprompt.captioning.decoding import Decoding
 from mmprompt.captioning.focus_sets import own_words, token_beginnings
-from mmprompt.captioning.methods import MAPPER_RECIPE, METHODS
+from mmprompt.captioning.methods import METHODS
 from mmprompt.captioning.metrics.tokens import tokenize
 from mmprompt.captioning.predictor import (
     Captioner,
@@ -33,21 +32,17 @@ from mmprompt.captioning.predictor import (
     hard_prompt,
 )
 from mmprompt.captioning.readers.captioner import FrozenCaptioner
-from mmprompt.captioning.readers.load import SHIPPED, load_captioner, reopened, save_mapped
+from mmprompt.captioning.readers.load import SHIPPED, load_captioner
 from mmprompt.captioning.search import TokenIds, prompt_slots
-from mmprompt.core.fit import Task, refuse_changed
+from mmprompt.core.fit import Task
 from mmprompt.core.learned import rms
 from mmprompt.core.method import Method, Start, resolved_recipe
 from mmprompt.errors import UserError
 from mmprompt.models.decoder.kv_cache import KVCache
-from mmprompt.models.image_features import Progress
 from mmprompt.models.sites import Insert, Site
 from mmprompt.settings import check
-from mmprompt.training.callbacks import Callback, EarlyStopping
-from mmprompt.training.loop import train
 from mmprompt.training.problem import StepResult
 from mmprompt.training.recipe import Recipe
-from mmprompt.training.run_files import run_id_of, run_lock
 from mmprompt.training.seeds import batches, derive_seed
 
 N_STEPS = 160
@@ -58,8 +53,6 @@ HELD_AGAINST = 32
 """Images of the validation part that captions of a new prompt are looked at on."""
 N_STRANGERS = 8
 """Captions of other images that those of each image are held against."""
-N_WATCHED = 100
-"""Validation images that a mapper's captions are judged on while it learns."""
 COLLAPSED = 0.1
 
 
@@ -367,80 +360,6 @@ def keys_values_of(captioner: FrozenCaptioner, tokens: Tensor, features: Tensor)
         torch.cat([part[:, :, -n_tokens:].mean(0).transpose(0, 1).flatten(1) for part in pair], dim=1).float()
         for pair in kv_cache.own
     ]
-
-
-def fit_mapper(
-    captioner: FrozenCaptioner,
-    data: CaptionData | str,
-    out: Path | str,
-    recipe: Recipe | None = None,
-    seed: int = 1,
-    callbacks: Sequence[Callback] = (),
-    resume: bool = False,
-    progress: Progress | None = None,
-) -> list[dict[str, Any]]:
-    """Learn the mapper between a frozen image encoder and a frozen language model (Mokady et al. 2021, "ClipCap").
-
-    It is learned once, from captions of no focus where the data has some; prompts are then learned on top of it. Of the
-    epochs, the one is kept whose captions of the validation part, or of its first 100 images, have the best CIDEr-D.
-
-    Args:
-        captioner: of `load_captioner("ENCODER + LM")`; its mapper is trained in place. Or `photo` or `tiny`, which
-            stay as they are: a copy of their mapper learns on.
-        data: captions, or the name of an embedded set or a file.
-        out: a new folder, which `load_captioner` takes afterwards; the log and checkpoints go to `OUT-training`.
-        recipe: `MAPPER_RECIPE` by default; its `patience` ends the training early.
-        seed: of the order of the images.
-        callbacks: called as training goes.
-        resume: go on from the newest checkpoint in `OUT-training`.
-        progress: called with how many images are encoded and how many there are.
-    Returns:
-        One dict per epoch.
-    Raises:
-        UserError: this captioner has no mapper to train, the folder is there already, or pycocoevalcap is not installed
-            and there are images to validate on.
-        RunFailed: the loss stopped being finite, or weights of encoder or language model changed.
-    """
-    data = load_captions(data) if isinstance(data, str) else data
-    recipe = MAPPER_RECIPE if recipe is None else recipe
-    folder = Path(out)
-    if folder.exists():
-        raise UserError(f"{folder} is there already, and a mapper is never written over. Give another `out`.")
-    captioner = reopened(captioner) if captioner.name in SHIPPED else captioner
-    mapper = getattr(captioner.decoder, "mapper", None)
-    if mapper is None or not ("+" in captioner.name or captioner.name in SHIPPED):
-        raise UserError(
-            f"{captioner.name} has no mapper to train: method mapper is for an image encoder and a language model. "
-            "Use `backbone='ENCODER + LM'`, or `method='prompt-tuning'`."
-        )
-    focus = NEUTRAL if any(item.of(NEUTRAL) for item in data.train) else None
-    items, watched = data.with_captions("train", focus), [item for item in data.val if item.of(focus)][:N_WATCHED]
-    training = folder.with_name(f"{folder.name}-training")
-    with run_lock(training):
-        encoded = CaptionFeatures(captioner, progress=progress).of([item.image for item in [*items, *watched]])
-        features, seen = encoded[: len(items)], encoded[len(items) :]
-        texts = tokenize_captions(captioner, [item.of(focus) for item in items])
-        captions = encode_captions(captioner, texts, captioner.decoder.budget)
-
-        def cider_d() -> float:
-            from mmprompt.captioning.metrics.caption_metrics import score_captions
-
-            said = zip(watched, Captioner(captioner).caption_features(seen), strict=True)
-            written = {item.image_id: item.of(focus) for item in watched}
-            return score_captions({item.image_id: caption.text for item, caption in said}, written).cider_d
-
-        watch = cider_d if watched else None
-        problem = CaptionProblem(captioner, mapper.requires_grad_(True), dict, features, captions, False, watch)
-        config = {"data": data.fingerprint, "recipe": asdict(recipe), "seed": seed, "backbone": captioner.fingerprint}
-        n_epochs = epochs_of(recipe, problem.n_items)
-        if watched:
-            callbacks = (EarlyStopping(recipe.patience or n_epochs, name="cider_d"), *callbacks)
-            recipe = replace(recipe, patience=None)  # the loop's own would call it an accuracy
-        history = train(problem, recipe, seed, n_epochs, training, run_id_of(config), callbacks, resume)
-        mapper.requires_grad_(False)
-        refuse_changed(captioner)
-        save_mapped(captioner, folder)
-    return history
 
 
 def epochs_of(recipe: Recipe, n_images: int) -> int:

@@ -25,7 +25,8 @@ from mmprompt.errors import UserError
 from mmprompt.language.data import TextData, load_texts
 from mmprompt.language.methods import METHODS, MultitaskPrompt, PromptInit
 from mmprompt.language.predictor import LanguagePredictor
-from mmprompt.language.task import LanguageProblem, LanguageTask, field_tokens, start_vectors
+from mmprompt.language.start import field_tokens, start_vectors
+from mmprompt.language.task import LanguageProblem, LanguageTask
 from mmprompt.language.templates.template import Template
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel

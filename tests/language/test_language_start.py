@@ -15,7 +15,7 @@ from mmprompt.core.learned import Learned, Prompt
 from mmprompt.errors import UserError
 from mmprompt.language.methods import MultitaskPrompt, PromptInit, PTuning
 from mmprompt.language.predictor import LanguagePredictor
-from mmprompt.language.task import MOST_USED, commonest, start_vectors
+from mmprompt.language.start import MOST_USED, commonest, start_vectors
 from mmprompt.language.templates.bound import BoundTemplate
 from mmprompt.language.templates.template import Template
 from mmprompt.models.decoder.model import FrozenLanguageModel

@@ -126,8 +126,8 @@ def place_of(settings: Settings) -> dict[str, Any]:
 
 def train_mapper(settings: Settings, data: CaptionData, folder: Path, recipe: Recipe) -> list[dict[str, Any]]:
     """Train a mapper unless an earlier call of the same command did; return its history."""
+    from mmprompt.captioning.mapper import fit_mapper
     from mmprompt.captioning.readers.load import load_captioner
-    from mmprompt.captioning.task import fit_mapper
     from mmprompt.training.callbacks import ProgressBar
 
     if settings.resume and folder.exists():

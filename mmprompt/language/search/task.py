@@ -26,7 +26,8 @@ from mmprompt.language.methods import SEARCHES, CoordinateSearch, Projection, Pr
 from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.search.objective import Scored, WordObjective, best_of, row_order
 from mmprompt.language.search.words import TokenIds, Vocabulary, allowed_tokens, readable, start_words
-from mmprompt.language.task import LanguageProblem, LanguageTask, field_tokens, start_vectors, verbalizer_of
+from mmprompt.language.start import field_tokens, start_vectors
+from mmprompt.language.task import LanguageProblem, LanguageTask, verbalizer_of
 from mmprompt.language.templates.template import Template
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel

@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from mmprompt.captioning.mapper import reopened, save_mapped
 from mmprompt.captioning.predictor import Captioner
-from mmprompt.captioning.readers.load import SHIPPED, load_captioner, reopened, save_mapped
+from mmprompt.captioning.readers.load import SHIPPED, load_captioner
 from mmprompt.cli.main import main
 from mmprompt.errors import UserError
 from mmprompt.models.dual_encoder.photo import get_photo
