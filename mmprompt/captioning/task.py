@@ -7,7 +7,6 @@ too, so a training step runs the prompt and the words alone.
 from __future__ import annotations
 
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
@@ -37,6 +36,7 @@ from mmprompt.captioning.search import TokenIds, prompt_slots
 from mmprompt.core.fit import Task
 from mmprompt.core.learned import rms
 from mmprompt.core.method import Method, Start, resolved_recipe
+from mmprompt.core.words import commonest
 from mmprompt.errors import UserError
 from mmprompt.models.decoder.kv_cache import KVCache
 from mmprompt.models.sites import Insert, Site
@@ -345,8 +345,7 @@ def alike(caption: str, other: str) -> float:
 
 def start_tokens(captions: Iterable[Sequence[int]], n: int, device: torch.device) -> Tensor:
     """Return the n commonest tokens [n] of some captions, repeated where there are fewer; ties go to the smaller id."""
-    counts = Counter(token for caption in captions for token in caption)
-    ranked = sorted(counts, key=lambda token: (-counts[token], token))
+    ranked = commonest(captions)
     return torch.tensor([ranked[place % len(ranked)] for place in range(n)], device=device)
 
 

@@ -35,6 +35,8 @@ from mmprompt.training.problem import Run
 
 VANISHED, BURST, OUTGROWN = 1e-7, 100.0, 5.0
 """A gradient norm, times the median so far, and times the size of token embeddings."""
+IGNORED = 0.01
+"""Nats: prompts that change what the model says next by less are called ignored."""
 _log = logging.getLogger(__name__)
 
 

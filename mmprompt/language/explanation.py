@@ -19,7 +19,15 @@ from mmprompt.core.metrics import evaluate_probabilities
 from mmprompt.core.words import token_gaps
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextData, TextRow, load_texts, sample_shots
-from mmprompt.language.explain import ablate, attention_mass, drift, nearest_tokens, prompt_effect_kl, token_relevance
+from mmprompt.language.explain import (
+    IGNORED,
+    ablate,
+    attention_mass,
+    drift,
+    nearest_tokens,
+    prompt_effect_kl,
+    token_relevance,
+)
 from mmprompt.language.measure import NO_PROMPT, measure_language, plain_model
 from mmprompt.language.methods import METHODS, CoordinateSearch, PromptInit
 from mmprompt.language.pool import joined_fields, text_features
@@ -52,8 +60,6 @@ MOST_LETTERS = 64
 """Of a row in a table."""
 LOOKED_AT = 32
 """Rows on which it is measured whether the prompt is heard."""
-IGNORED = 0.01
-"""Nats: below, a prompt changes nothing."""
 
 
 def data_at(place: Mapping[str, Any], training: Mapping[str, Any]) -> TextData:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from mmprompt.core.learned import rms
+from mmprompt.core.words import commonest
 from mmprompt.errors import UserError, bad_value
 from mmprompt.language.data import TextRow
 from mmprompt.language.methods import PromptInit, StartKind
@@ -94,12 +94,6 @@ def field_tokens(model: FrozenLanguageModel, rows: Iterable[TextRow]) -> list[li
     """Tokenise every field of some rows."""
     texts = (text for row in rows for text in row.fields.values())
     return [model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
-
-
-def commonest(texts: Sequence[Sequence[int]]) -> list[int]:
-    """List the tokens of some texts, commonest first; ties go to the smaller id."""
-    counts = Counter(token for text in texts for token in text)
-    return sorted(counts, key=lambda token: (-counts[token], token))
 
 
 def label_rows(model: FrozenLanguageModel, bound: BoundTemplate, verbalizer: Verbalizer | None) -> Tensor:

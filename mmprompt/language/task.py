@@ -14,7 +14,7 @@ from mmprompt.core.fit import Task, describe_method
 from mmprompt.core.method import Method, Start, leading
 from mmprompt.errors import UserError, unknown_name
 from mmprompt.language.data import TextData, TextRow
-from mmprompt.language.explain import VectorWatch, prompt_effect_kl
+from mmprompt.language.explain import IGNORED, VectorWatch, prompt_effect_kl
 from mmprompt.language.methods import METHODS, Objective, PromptInit
 from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.start import field_tokens, label_rows, start_vectors, with_unit
@@ -34,8 +34,8 @@ from mmprompt.training.seeds import batches, derive_seed, generator
 
 N_STEPS = 80
 """Steps that a prompt is trained for at least where the recipe names no epochs, however few rows there are."""
-IGNORED, LOOKED_AT = 0.01, 8
-"""Nats: prompts that change what the model says next by less are called ignored; rows that this is looked at on."""
+LOOKED_AT = 8
+"""Rows on which it is looked at whether a prompt is ignored."""
 
 
 class LanguageProblem:
