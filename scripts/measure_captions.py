@@ -22,7 +22,8 @@ import tyro
 import mmprompt as mp
 from markdown import percent, table
 from mmprompt.captioning.measure import NO_PROMPT, CaptionMeasure, measure_captions
-from mmprompt.captioning.metrics.adherence import judge_for, score_focus
+from mmprompt.captioning.metrics.adherence import score_focus
+from mmprompt.captioning.metrics.judges import judge_for
 from mmprompt.captioning.predictor import CaptionFeatures, Guidance, focus_of
 from mmprompt.captioning.readers.captioner import FrozenCaptioner
 from mmprompt.core.learned import Prompt

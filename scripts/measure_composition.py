@@ -24,13 +24,13 @@ from torch import Tensor
 import mmprompt as mp
 from markdown import percent, table
 from measure_dynamic import DATA, FORMS, N_NAMES, N_SOFT, N_STEPS_LANGUAGE, Cells, Judge, fitted, of_language
-from mmprompt.core.learned import LM_INPUT, Given, Inserts, Learned, Prompt, Source
+from mmprompt.core.learned import Given, Inserts, Learned, Prompt, Source
 from mmprompt.core.soft import DecoderMethod
 from mmprompt.language.data import TextData, TextRow
 from mmprompt.language.methods import DeepPrompts, PromptInit, PromptTuning
-from mmprompt.language.task import MOST_USED
+from mmprompt.language.start import MOST_USED
 from mmprompt.models.decoder.model import FrozenLanguageModel
-from mmprompt.models.sites import Vectors
+from mmprompt.models.sites import LM_INPUT, Vectors
 from mmprompt.training.seeds import batches, generator
 
 PARTNERS, OTHERS = ("de", "es", "fr"), ("it",)

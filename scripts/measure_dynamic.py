@@ -31,17 +31,18 @@ from torch import Tensor
 
 import mmprompt as mp
 from markdown import percent, several, table
-from mmprompt.core.learned import LM_INPUT, Given, Inserts, Learned, Prompt, Source
+from mmprompt.core.learned import Given, Inserts, Learned, Prompt, Source
 from mmprompt.core.soft import DecoderMethod
 from mmprompt.language.data import TextData, TextRow, sample_shots
+from mmprompt.language.generation import generate_texts
 from mmprompt.language.measure import score_texts
 from mmprompt.language.meta import few_steps, meta_init
 from mmprompt.language.methods import DeepPrompts, PromptInit, PromptTuning
 from mmprompt.language.pool import PromptPool, compose, load_pool, save_pool, text_features
-from mmprompt.language.predictor import generate_texts, load_prompted
+from mmprompt.language.predictor import load_prompted
 from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.models.decoder.model import FrozenLanguageModel
-from mmprompt.models.sites import Vectors
+from mmprompt.models.sites import LM_INPUT, Vectors
 from mmprompt.training.seeds import batches
 
 DATA = Path("examples/data")

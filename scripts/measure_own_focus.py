@@ -35,7 +35,7 @@ from mmprompt.captioning.choice import choose_method
 from mmprompt.captioning.data import CaptionItem
 from mmprompt.captioning.focus_sets import nouns
 from mmprompt.captioning.measure import wordings_for
-from mmprompt.captioning.metrics.adherence import LexiconJudge
+from mmprompt.captioning.metrics.judges import LexiconJudge
 from mmprompt.captioning.predictor import CaptionFeatures, Guidance, hard_prompt
 from mmprompt.captioning.readers.captioner import FrozenCaptioner
 from mmprompt.captioning.task import FocusTask

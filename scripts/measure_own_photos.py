@@ -23,9 +23,9 @@ import mmprompt as mp
 from markdown import table
 from measure_photo_captions import COLUMNS, row_of
 from mmprompt.captioning.data import CaptionData
+from mmprompt.captioning.mapper import fit_mapper
 from mmprompt.captioning.metrics.caption_metrics import score_captions
 from mmprompt.captioning.predictor import CaptionFeatures
-from mmprompt.captioning.task import fit_mapper
 from mmprompt.files import make_folder
 
 NEIGHBOURS = (1, 5, 15)

@@ -27,7 +27,8 @@ from markdown import gain, percent, table
 from mmprompt.captioning.data import CaptionData, CaptionItem
 from mmprompt.captioning.focus_sets import COUNTED, build_focus, nouns, share_of
 from mmprompt.captioning.measure import ANY_WORDS
-from mmprompt.captioning.metrics.adherence import EVERYDAY, FocusScores, LexiconJudge, lift, score_focus
+from mmprompt.captioning.metrics.adherence import FocusScores, lift, score_focus
+from mmprompt.captioning.metrics.judges import EVERYDAY, LexiconJudge
 from mmprompt.captioning.predictor import Captioner, CaptionFeatures, Guidance, hard_prompt
 from mmprompt.captioning.task import FocusTask
 from mmprompt.core.soft import LoRA

@@ -25,7 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import mmprompt as mp
 from mmprompt.captioning.predictor import CaptionFeatures
-from mmprompt.captioning.readers.known_images import KnownImages
+from mmprompt.captioning.readers.captioner import KnownImages
 from mmprompt.captioning.readers.load import KNOWN_IMAGES_FILE
 from openart.batches import Composer
 from openart.captions import SceneMaker, mix_at

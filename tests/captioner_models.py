@@ -30,7 +30,8 @@ from transformers import (
     ViTModel,
 )
 
-from mmprompt.captioning.readers.load import load_pair, save_mapped
+from mmprompt.captioning.mapper import save_mapped
+from mmprompt.captioning.readers.load import load_pair
 from mmprompt.models.frozen import LoadOptions
 from tests.small_models import (
     HEADS,

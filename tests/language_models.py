@@ -36,7 +36,7 @@ from transformers import (
 from mmprompt.core.learned import Prompt
 from mmprompt.core.method import Start
 from mmprompt.core.soft import DecoderMethod
-from mmprompt.language.task import with_unit
+from mmprompt.language.start import with_unit
 from mmprompt.language.templates.template import Template
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from tests.captioner_models import POSITIONS, SHAPE

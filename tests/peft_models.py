@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from mmprompt.language.data import TextRow
+from mmprompt.language.generation import jobs_of
 from mmprompt.language.methods import MultitaskPrompt, PrefixTuning, PromptTuning, PTuning
-from mmprompt.language.predictor import LanguagePredictor, jobs_of
+from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.templates.verbalizer import Verbalizer
 from mmprompt.models.decoder.generation import generate
 from mmprompt.models.decoder.generation_config import Generation

@@ -388,5 +388,9 @@ def test_the_commands_run_as_they_are_typed(page: Path, here: Path, hub: Hub) ->
 
 def test_every_reason_is_that_of_a_line() -> None:
     lines = [line for page in PAGES for line in lines_of(page)]
-    unused = [pattern for pattern in NOT_HERE | LONGER | LONGER_AS_TYPED | SMALLER if not any(re.search(pattern, line) for line in lines)]
+    unused = [
+        pattern
+        for pattern in NOT_HERE | LONGER | LONGER_AS_TYPED | SMALLER
+        if not any(re.search(pattern, line) for line in lines)
+    ]
     assert unused == []

@@ -73,14 +73,7 @@ def choose_method(
 ) -> Choice:
     """Learn a focus by every method on a part of the training images, and compare them on others.
 
-    Args:
-        captioner: the frozen model.
-        task: captions of one focus; its test part is not looked at.
-        recipe: settings that are to hold for every method.
-        seed: of every training.
-        progress: show how far each training is.
-    Raises:
-        UserError: there are fewer than two images to learn from, or no method fits the captioner.
+    The test part is not looked at; what `recipe` gives holds for every method. Two images or more are needed.
     """
     features = task.features = task.features or CaptionFeatures(captioner)
     learned_from, held_out = _divided(task.data, task.focus)

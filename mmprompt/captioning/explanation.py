@@ -27,7 +27,7 @@ from mmprompt.errors import UserError
 from mmprompt.models.sites import Insert, Site, vectors_of, without_vector
 from mmprompt.reports.explanation import Asked, Picture, Section
 from mmprompt.reports.explanation_figures import draw_maps
-from mmprompt.reports.sections import evenly, words_section, worth_section
+from mmprompt.reports.sections import evenly, kept_of, words_section, worth_section
 from mmprompt.reports.tables import counted
 
 MOST_IMAGES, MOST_CHOOSING = 96, 32
@@ -198,13 +198,7 @@ class _Look:
         soft, words, bare = (losses[name] for name in ("soft prompt", "best words near", "no prompt"))
         said = f"As “{' '.join(filter(None, best))}” a token of the captions costs {words:.2f} nats, as vectors "
         said += f"{soft:.2f} "
-        kept = (bare - words) / (bare - soft) if soft < bare else 0.0
-        said += f"and without a prompt {bare:.2f}"
-        said += (
-            f": the words keep {100 * kept:.0f} % of what was gained."
-            if kept > 0
-            else ": the words keep nothing of it."
-        )
+        said += f"and without a prompt {bare:.2f}" + kept_of(-words, -soft, -bare)
         note = f"Words were chosen among the {N_CANDIDATES} nearest to each vector and none, by the captions of "
         note += f"{counted(len(items), 'training image')}; the numbers are {self.seen}."
         return Section("in_words", title, said, note, {"": "", "words": "", "nats a token": ".3f"}, rows)
@@ -215,11 +209,7 @@ def evidence(
 ) -> Tensor:
     """Compute what each image token adds to the log-probability of a caption: |gradient times input|, [N, T] float32.
 
-    Args:
-        captioner: the frozen model, whose decoder reads images alone.
-        features: [N, T, D'], of `encode_image`.
-        inserts: of the prompt; {} for none.
-        captions: N rows of token ids, ends included.
+    Of N captions with their ends, for features [N, T, D'] of `encode_image` that the decoder reads alone.
     """
     found = []
     for row, ids in enumerate(captions):

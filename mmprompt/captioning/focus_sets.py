@@ -1,25 +1,35 @@
-"""Focus sets from neutral captions: of several references of one image, the one that speaks most of a focus alone.
+"""Focus sets from neutral captions: of several references of one image, the one that speaks most of a focus alone; and
+the words that captions of a focus have for their own, with the tokens by which a captioner would say them.
 
 It works for objects, actions and attributes. It does not for emotions, which neutral captions hardly name;
 `build_focus` says so. How much a caption speaks of a focus is the share of its nouns, verbs and adjectives that belong
 to it.
 
 Nouns, verbs and adjectives are found by the Pattern tagger that TextBlob ships (De Smedt and Daelemans 2012). It slips
-at times: it takes `rides` for a noun and `bear` for a verb. What it chose should be judged by something else.
+at times: it takes `rides` for a noun and `bear` for a verb. What it chose should be judged by something else. A focus's
+own words are counted in captions, never taken from a lexicon, so that one may judge what comes of avoiding them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 
 from mmprompt.captioning.data import NEUTRAL, CaptionData
+from mmprompt.captioning.metrics.tokens import tokenize
+from mmprompt.captioning.readers.captioner import CaptionTokenizer
+from mmprompt.captioning.search import TokenIds
 from mmprompt.errors import UserError, unknown_name
 
 TAGGER = "tagger"
 """How a `chosen_by` begins where TextBlob's Pattern tagger chose."""
+RATE = 3.0
+"""How many times as often a word must stand in captions of the focus as in others to be its own."""
+MOST = 500
+"""Words of a focus, the commonest first: more would make a prompt's file large."""
 
 _AUXILIARIES = frozenset(
     "be am is are was were been being have has had having do does did doing done 's 're 'm 've 'd 'll".split()
@@ -115,3 +125,51 @@ def build_focus(data: CaptionData, focus: str) -> CaptionData:
         f"images ({len(several)} have more than one to choose among), found by a tagger."
     )
     return replace(data, items=tuple(items), chosen_by={**data.chosen_by, focus: how}, notes=(*data.notes, note))
+
+
+def own_words(captions: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
+    """Find the words that captions of a focus use far more often than other captions, the commonest first.
+
+    Rates are of all words, with half a word added to each count; English stop words (scikit-learn's) are no focus's.
+    """
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
+    counts, elsewhere = (Counter(word for text in some for word in tokenize(text)) for some in (captions, others))
+    n_own, n_elsewhere = counts.total(), max(1, elsewhere.total())
+
+    def is_own(word: str) -> bool:
+        rate, rate_elsewhere = (counts[word] + 0.5) / n_own, (elsewhere[word] + 0.5) / n_elsewhere
+        return rate >= RATE * rate_elsewhere and word not in ENGLISH_STOP_WORDS
+
+    return tuple(sorted(filter(is_own, counts), key=lambda word: (-counts[word], word))[:MOST])
+
+
+def token_beginnings(
+    tokenizer: CaptionTokenizer, words: Iterable[str], texts: Iterable[str]
+) -> dict[str, tuple[TokenIds, ...]]:
+    """Find by word the shortest beginnings of its tokens that are in no other word of some texts.
+
+    A captioner that is kept from these says neither the word nor half of it. Where all of a word is in another one, it
+    is the whole word.
+    """
+    spelled = {word: _spellings(tokenizer, word) for word in words}
+    others = {word for text in texts for word in tokenize(text)} - set(spelled)
+    taken = {
+        ids[start:end]
+        for word in others
+        for ids in _spellings(tokenizer, word)
+        for start in range(len(ids))
+        for end in range(start + 1, len(ids) + 1)
+    }
+
+    def beginning(ids: TokenIds) -> TokenIds:
+        return next((ids[:n] for n in range(1, len(ids)) if ids[:n] not in taken), ids)
+
+    return {word: tuple(sorted({beginning(ids) for ids in some})) for word, some in spelled.items()}
+
+
+def _spellings(tokenizer: CaptionTokenizer, word: str) -> set[TokenIds]:
+    """Return the token ids of a word at the start of a text, behind another word, and with a capital letter."""
+    alone, twice = tokenizer.encode(word), tokenizer.encode(f"{word} {word}")
+    inside = twice[len(alone) :] if twice[: len(alone)] == alone else []
+    return {tuple(ids) for ids in (alone, inside, tokenizer.encode(word.capitalize())) if ids}

@@ -15,16 +15,7 @@ from torch import Tensor
 
 from mmprompt.captioning.data import CaptionData, CaptionItem
 from mmprompt.captioning.decoding import Decoding
-from mmprompt.captioning.metrics.adherence import (
-    Confusion,
-    FocusScores,
-    Judge,
-    Lift,
-    confusion,
-    judge_for,
-    lift,
-    score_focus,
-)
+from mmprompt.captioning.metrics.adherence import Confusion, FocusScores, Lift, confusion, lift, score_focus
 from mmprompt.captioning.metrics.caption_metrics import (
     CaptionScores,
     ClipScores,
@@ -32,6 +23,7 @@ from mmprompt.captioning.metrics.caption_metrics import (
     coco_module,
     score_captions,
 )
+from mmprompt.captioning.metrics.judges import Judge, judge_for
 from mmprompt.captioning.predictor import Captioner, CaptionFeatures, Guidance, focus_of, hard_prompt
 from mmprompt.captioning.readers.captioner import FrozenCaptioner
 from mmprompt.core.learned import Prompt

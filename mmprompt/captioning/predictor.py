@@ -20,10 +20,9 @@ from torch import Tensor
 
 import mmprompt.display as display
 from mmprompt.captioning.decoding import Decoding
-from mmprompt.captioning.own_words import TokenIds
 from mmprompt.captioning.readers.captioner import LM_INPUT, FrozenCaptioner
 from mmprompt.captioning.readers.load import load_captioner
-from mmprompt.captioning.search import Branch, Found, mixture, search
+from mmprompt.captioning.search import Branch, Found, TokenIds, mixture, search
 from mmprompt.core.file import load as load_predictor
 from mmprompt.core.file import model_of, read_prompt, refuse_other_backbone
 from mmprompt.core.header import read_header
@@ -193,11 +192,7 @@ class Captioner:
         return {}
 
     def predict(self, images: ImageLike | Iterable[ImageLike]) -> Caption | list[Caption]:
-        """Say what is on one image or on many; `caption` takes other prompts and ways of search.
-
-        Raises:
-            UserError: an image cannot be read.
-        """
+        """Say what is on one image or on many; `caption` takes other prompts and ways of search."""
         captions = self.caption(images)
         return captions[0] if is_one(images) else captions
 
@@ -269,21 +264,16 @@ class Captioner:
         return [given] * n_images if isinstance(given, Guidance) else list(given)
 
     def _caption(self, *turns: Sequence[Found]) -> Caption:
-        """Make the caption of an image of what was found for each of its parts, best first."""
-        best, *others = (self._joined(parts) for parts in zip(*turns, strict=True))
-        return replace(best, others=tuple(others))
-
-    def _joined(self, parts: Sequence[Found]) -> Caption:
-        """Make a caption of its parts, each a sentence of its own where there are several."""
-        texts = [self.backbone.tokenizer.decode(part.token_ids) for part in parts]
-        ended = [text if not text[-1:].isalnum() else f"{text}." for text in texts]
-        return Caption(
-            " ".join(ended) if len(parts) > 1 else texts[0],
-            sum(part.log_prob for part in parts),
-            sum(part.score for part in parts) / len(parts),
-            sum(len(part.token_ids) for part in parts),
-            any(part.is_cut for part in parts),
-        )
+        """Make the caption of an image of what was found for each of its parts, best first; each is a sentence."""
+        captions = []
+        for parts in zip(*turns, strict=True):
+            texts = [self.backbone.tokenizer.decode(part.token_ids) for part in parts]
+            ended = [text if not text[-1:].isalnum() else f"{text}." for text in texts]
+            text = " ".join(ended) if len(parts) > 1 else texts[0]
+            log_prob, score = sum(part.log_prob for part in parts), sum(part.score for part in parts) / len(parts)
+            n_tokens = sum(len(part.token_ids) for part in parts)
+            captions.append(Caption(text, log_prob, score, n_tokens, any(part.is_cut for part in parts)))
+        return replace(captions[0], others=tuple(captions[1:]))
 
 
 def _shapes_of(guidance: Guidance) -> tuple[tuple[Site, torch.Size], ...]:

@@ -216,16 +216,14 @@ def draw_strength(points: Sequence[Point], focus: str, theme: Theme) -> bytes:
         adherence = [100 * point.adherence for point in points]
         upper.plot(strengths, adherence, color=theme.accent, marker="o", markersize=5, label="adherence")
         upper.plot(strengths, 100 * np.array(grounded), color=HUES[1], marker="s", markersize=4, label="grounded")
-        upper.set_ylim(-3, 105)
-        upper.set_ylabel("%")
+        upper.set(ylim=(-3, 105), ylabel="%")
         upper.set_title(short(focus), loc="left", fontsize=11, color=theme.ink)
         place = {"loc": "lower right", "bbox_to_anchor": (1.01, 0.98), "ncols": 2}  # above, where no curve runs
         upper.legend(**place, frameon=False, fontsize=9, labelcolor=theme.ink, columnspacing=1.2)
         cider = [100 * point.cider_d for point in points]
         lower.plot(strengths, cider, color=HUES[0], marker="D", markersize=4)
-        lower.set_ylim(0, 1.12 * max(max(cider), 1))
-        lower.set_ylabel("CIDEr-D")
-        lower.set_xlabel("strength; 0 is no prompt, 1 the plain prompt")
+        xlabel = "strength; 0 is no prompt, 1 the plain prompt"
+        lower.set(ylim=(0, 1.12 * max(max(cider), 1)), ylabel="CIDEr-D", xlabel=xlabel)
         lower.set_xticks(strengths, [f"{strength:g}" for strength in strengths])
         return png(figure)
 

@@ -20,6 +20,7 @@ from mmprompt.models.decoder.kv_cache import KVCache
 from mmprompt.models.sites import Insert, Site, vectors_of
 
 Inserts = Mapping[Site, Insert]
+TokenIds = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def mixture(inserts: Inserts, strength: float) -> list[Branch]:
 
 PLAUSIBLE = 0.1
 """Tokens below this share of the best one's probability under the prompt are never taken above strength 1."""
-Costs = Mapping[tuple[int, ...], float]
+Costs = Mapping[TokenIds, float]
 """What the last of some tokens in a row costs, in nats."""
 
 
@@ -118,7 +119,12 @@ def search(
     n_tokens, n_best = min(decoding.max_tokens, room), decoding.n_best
     states = [captioner.prefill(kv_cache, branch.inserts) for branch in branches]
     nothing = torch.zeros(len(kv_cache), 0, dtype=torch.long, device=captioner.device)
-    mixed = Mixed(captioner, branches, states, nothing, _charge(costs) if costs else None)
+    charge: Callable[[Tensor, Tensor], Tensor] | None = None
+    if costs:
+        from transformers import SequenceBiasLogitsProcessor
+
+        charge = SequenceBiasLogitsProcessor({ids: -cost for ids, cost in costs.items()})
+    mixed = Mixed(captioner, branches, states, nothing, charge)
     if decoding.n_beams > 1:
         return _search_beams(mixed, len(kv_cache), n_tokens, decoding)
     if decoding.temperature is None:
@@ -132,16 +138,6 @@ def search(
     flat = _search_rows(mixed.select(rows), n_tokens, torch.stack(uniform).to(captioner.device), decoding)
     captions = [flat[start : start + n_best] for start in range(0, len(flat), n_best)]
     return [sorted(samples, key=lambda caption: -caption.score) for samples in captions]
-
-
-def _charge(costs: Costs) -> Callable[[Tensor, Tensor], Tensor]:
-    """Make what takes costs from the log-probabilities [N, V] of the tokens that follow rows of tokens [N, L]."""
-    from transformers import SequenceBiasLogitsProcessor
-
-    charge: Callable[[Tensor, Tensor], Tensor] = SequenceBiasLogitsProcessor(
-        {ids: -cost for ids, cost in costs.items()}
-    )
-    return charge
 
 
 def prompt_slots(inserts: Inserts) -> int:

@@ -7,23 +7,21 @@ too, so a training step runs the prompt and the words alone.
 from __future__ import annotations
 
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmprompt.captioning.data import NEUTRAL, CaptionData, CaptionItem, load_captions
+from mmprompt.captioning.data import CaptionData, CaptionItem
 from mmprompt.captioning.decoding import Decoding
-from mmprompt.captioning.methods import MAPPER_RECIPE, METHODS
+from mmprompt.captioning.focus_sets import own_words, token_beginnings
+from mmprompt.captioning.methods import METHODS
 from mmprompt.captioning.metrics.tokens import tokenize
-from mmprompt.captioning.own_words import TokenIds, own_words, token_beginnings
 from mmprompt.captioning.predictor import (
     Captioner,
     CaptionFeatures,
@@ -33,21 +31,18 @@ from mmprompt.captioning.predictor import (
     hard_prompt,
 )
 from mmprompt.captioning.readers.captioner import FrozenCaptioner
-from mmprompt.captioning.readers.load import SHIPPED, load_captioner, reopened, save_mapped
-from mmprompt.captioning.search import prompt_slots
-from mmprompt.core.fit import refuse_changed
-from mmprompt.core.learned import Prompt, rms
+from mmprompt.captioning.readers.load import SHIPPED, load_captioner
+from mmprompt.captioning.search import TokenIds, prompt_slots
+from mmprompt.core.fit import Task
+from mmprompt.core.learned import rms
 from mmprompt.core.method import Method, Start, resolved_recipe
+from mmprompt.core.words import commonest
 from mmprompt.errors import UserError
 from mmprompt.models.decoder.kv_cache import KVCache
-from mmprompt.models.image_features import Progress
 from mmprompt.models.sites import Insert, Site
 from mmprompt.settings import check
-from mmprompt.training.callbacks import Callback, EarlyStopping
-from mmprompt.training.loop import train
 from mmprompt.training.problem import StepResult
 from mmprompt.training.recipe import Recipe
-from mmprompt.training.run_files import run_id_of, run_lock
 from mmprompt.training.seeds import batches, derive_seed
 
 N_STEPS = 160
@@ -58,8 +53,6 @@ HELD_AGAINST = 32
 """Images of the validation part that captions of a new prompt are looked at on."""
 N_STRANGERS = 8
 """Captions of other images that those of each image are held against."""
-N_WATCHED = 100
-"""Validation images that a mapper's captions are judged on while it learns."""
 COLLAPSED = 0.1
 
 
@@ -77,9 +70,8 @@ class Encoded:
 def tokenize_captions(captioner: FrozenCaptioner, captions: Sequence[Sequence[str]]) -> list[list[list[int]]]:
     """Return the token ids of each image's captions, without ends.
 
-    Raises:
-        UserError: a letter is none that the captioner can write: that its tokenizer loses, or, where the vocabulary was
-            learned from English captions alone, that is in none of its words.
+    A letter is refused that the tokenizer loses or, where the vocabulary was learned from English captions alone, that
+    is in none of its words.
     """
     examples: dict[str, str] = {}  # a caption for each letter: these alone are read back
     for text in chain.from_iterable(captions):
@@ -173,7 +165,7 @@ class Trial:
 
 
 @dataclass
-class FocusTask:
+class FocusTask(Task[Captioner]):
     """Captions of one focus to learn from; see `core.fit.Task`.
 
     Args:
@@ -195,10 +187,6 @@ class FocusTask:
     def __post_init__(self) -> None:
         self.items = self.data.with_captions("train", self.focus)
         self.recipe: dict[str, Any] = {}
-
-    def task(self) -> FocusTask:
-        """Return the task itself."""
-        return self
 
     def load_model(self, model: FrozenCaptioner | str) -> FrozenCaptioner:
         """Return a captioner's model, or load the one of that name."""
@@ -243,10 +231,6 @@ class FocusTask:
         others = others or [said.text for said in Captioner(model).caption_features(self.image_features[:LOOKED_AT])]
         return token_beginnings(model.tokenizer, own_words(captions, others), (*captions, *others))
 
-    def complete(self, recipe: Recipe) -> Recipe:
-        """Leave the recipe as it is."""
-        return recipe
-
     def n_epochs(self, recipe: Recipe) -> int:
         """Return the recipe's epochs; see `epochs_of`."""
         return epochs_of(recipe, len(self.items))
@@ -256,10 +240,6 @@ class FocusTask:
         model, prompt = predictor.backbone, predictor.prompt
         captions = encode_captions(model, self.words, model.decoder.budget - prompt_slots(prompt.inserts()))
         return CaptionProblem(model, prompt, prompt.inserts, self.image_features, captions)
-
-    def callbacks(self, predictor: Any) -> list[Callback]:
-        """Return nothing: no callback is needed."""
-        return []
 
     def describe(self, predictor: Captioner) -> dict[str, Any]:
         """Return its part of `run.json`."""
@@ -276,7 +256,20 @@ class FocusTask:
 
     def notices(self, problem: CaptionProblem, predictor: Captioner) -> list[str]:
         """Say what a careful reader should know of a trained prompt."""
-        notices = notices_of(problem, predictor.prompt, self.image_features[:LOOKED_AT])
+        captions, features, notices = problem.captions, self.image_features[:LOOKED_AT], []
+        if captions.n_cut:
+            n_captions = sum(map(len, captions.token_ids))
+            notices.append(
+                f"{captions.n_cut} of {n_captions} captions were longer than the decoder has room for and were "
+                "cut: shorten them, or use fewer vectors."
+            )
+        said = {caption.text for caption in predictor.caption_features(features)}
+        texts = {ids for some in captions.token_ids[: len(features)] for ids in some}
+        if len(said) < COLLAPSED * min(len(texts), len(features)):
+            notices.append(
+                f"The captioner says {len(said)} different captions of {len(features)} images, whose own captions are "
+                f"{len(texts)}: it has collapsed. Train for fewer epochs, with a lower lr or with fewer vectors."
+            )
         longest = 1 + max(len(ids) for some in self.words for ids in some)
         if longest > Decoding().max_tokens:
             notices.append(
@@ -352,8 +345,7 @@ def alike(caption: str, other: str) -> float:
 
 def start_tokens(captions: Iterable[Sequence[int]], n: int, device: torch.device) -> Tensor:
     """Return the n commonest tokens [n] of some captions, repeated where there are fewer; ties go to the smaller id."""
-    counts = Counter(token for caption in captions for token in caption)
-    ranked = sorted(counts, key=lambda token: (-counts[token], token))
+    ranked = commonest(captions)
     return torch.tensor([ranked[place % len(ranked)] for place in range(n)], device=device)
 
 
@@ -369,102 +361,7 @@ def keys_values_of(captioner: FrozenCaptioner, tokens: Tensor, features: Tensor)
     ]
 
 
-def fit_mapper(
-    captioner: FrozenCaptioner,
-    data: CaptionData | str,
-    out: Path | str,
-    recipe: Recipe | None = None,
-    seed: int = 1,
-    callbacks: Sequence[Callback] = (),
-    resume: bool = False,
-    progress: Progress | None = None,
-) -> list[dict[str, Any]]:
-    """Learn the mapper between a frozen image encoder and a frozen language model (Mokady et al. 2021, "ClipCap").
-
-    It is learned once, from captions of no focus where the data has some; prompts are then learned on top of it. Of the
-    epochs, the one is kept whose captions of the validation part, or of its first 100 images, have the best CIDEr-D.
-
-    Args:
-        captioner: of `load_captioner("ENCODER + LM")`; its mapper is trained in place. Or `photo` or `tiny`, which
-            stay as they are: a copy of their mapper learns on.
-        data: captions, or the name of an embedded set or a file.
-        out: a new folder, which `load_captioner` takes afterwards; the log and checkpoints go to `OUT-training`.
-        recipe: `MAPPER_RECIPE` by default; its `patience` ends the training early.
-        seed: of the order of the images.
-        callbacks: called as training goes.
-        resume: go on from the newest checkpoint in `OUT-training`.
-        progress: called with how many images are encoded and how many there are.
-    Returns:
-        One dict per epoch.
-    Raises:
-        UserError: this captioner has no mapper to train, the folder is there already, or pycocoevalcap is not installed
-            and there are images to validate on.
-        RunFailed: the loss stopped being finite, or weights of encoder or language model changed.
-    """
-    data = load_captions(data) if isinstance(data, str) else data
-    recipe = MAPPER_RECIPE if recipe is None else recipe
-    folder = Path(out)
-    if folder.exists():
-        raise UserError(f"{folder} is there already, and a mapper is never written over. Give another `out`.")
-    captioner = reopened(captioner) if captioner.name in SHIPPED else captioner
-    mapper = getattr(captioner.decoder, "mapper", None)
-    if mapper is None or not ("+" in captioner.name or captioner.name in SHIPPED):
-        raise UserError(
-            f"{captioner.name} has no mapper to train: method mapper is for an image encoder and a language model. "
-            "Use `backbone='ENCODER + LM'`, or `method='prompt-tuning'`."
-        )
-    focus = NEUTRAL if any(item.of(NEUTRAL) for item in data.train) else None
-    items, watched = data.with_captions("train", focus), [item for item in data.val if item.of(focus)][:N_WATCHED]
-    training = folder.with_name(f"{folder.name}-training")
-    with run_lock(training):
-        encoded = CaptionFeatures(captioner, progress=progress).of([item.image for item in [*items, *watched]])
-        features, seen = encoded[: len(items)], encoded[len(items) :]
-        texts = tokenize_captions(captioner, [item.of(focus) for item in items])
-        captions = encode_captions(captioner, texts, captioner.decoder.budget)
-        validate = partial(cider_d_of, captioner, watched, seen, focus) if watched else None
-        problem = CaptionProblem(captioner, mapper.requires_grad_(True), dict, features, captions, False, validate)
-        config = {"data": data.fingerprint, "recipe": asdict(recipe), "seed": seed, "backbone": captioner.fingerprint}
-        n_epochs = epochs_of(recipe, problem.n_items)
-        if watched:
-            callbacks = (EarlyStopping(recipe.patience or n_epochs, name="cider_d"), *callbacks)
-            recipe = replace(recipe, patience=None)  # the loop's own would call it an accuracy
-        history = train(problem, recipe, seed, n_epochs, training, run_id_of(config), callbacks, resume)
-        mapper.requires_grad_(False)
-        refuse_changed(captioner)
-        save_mapped(captioner, folder)
-    return history
-
-
-def cider_d_of(captioner: FrozenCaptioner, items: Sequence[CaptionItem], features: Tensor, focus: str | None) -> float:
-    """Return the CIDEr-D of what a captioner says, without a prompt, of some images with features [N, T, D']."""
-    from mmprompt.captioning.metrics.caption_metrics import score_captions
-
-    said = Captioner(captioner).caption_features(features)
-    captions = {item.image_id: caption.text for item, caption in zip(items, said, strict=True)}
-    return score_captions(captions, {item.image_id: item.of(focus) for item in items}).cider_d
-
-
 def epochs_of(recipe: Recipe, n_images: int) -> int:
     """Return the recipe's epochs, or as many as `N_STEPS` take, but 8 at least."""
     n_steps = len(batches(list(range(n_images)), recipe.batch_size))
     return recipe.epochs or max(8, -(-N_STEPS // n_steps))
-
-
-def notices_of(problem: CaptionProblem, prompt: Prompt, features: Tensor) -> list[str]:
-    """Say what a careful reader should know of a trained prompt, seeing features [B, T, D'] of some images."""
-    captioner, captions = problem.captioner, problem.captions
-    notices = []
-    if captions.n_cut:
-        n_captions = sum(map(len, captions.token_ids))
-        notices.append(
-            f"{captions.n_cut} of {n_captions} captions were longer than the decoder has room for and were "
-            "cut: shorten them, or use fewer vectors."
-        )
-    said = {caption.text for caption in Captioner(captioner, Guidance(((prompt, 1.0),))).caption_features(features)}
-    texts = {ids for some in captions.token_ids[: len(features)] for ids in some}
-    if len(said) < COLLAPSED * min(len(texts), len(features)):
-        notices.append(
-            f"The captioner says {len(said)} different captions of {len(features)} images, whose own captions are "
-            f"{len(texts)}: it has collapsed. Train for fewer epochs, with a lower lr or with fewer vectors."
-        )
-    return notices

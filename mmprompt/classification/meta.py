@@ -5,7 +5,6 @@ Each data set keeps its own class names and images; the vectors alone are shared
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,8 +18,7 @@ from mmprompt.classification.predictor import Classifier
 from mmprompt.classification.task import ClassificationProblem
 from mmprompt.classification.template import ClassTemplate
 from mmprompt.core.file import save
-from mmprompt.core.fit import describe_method, refuse_changed
-from mmprompt.core.header import check_new
+from mmprompt.core.fit import describe_method, new_run, refuse_changed
 from mmprompt.core.meta import Rounds, drawn, of_rounds
 from mmprompt.core.method import Method, Start, resolved_recipe, settled
 from mmprompt.data.splits import Dataset
@@ -29,7 +27,7 @@ from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.dual_encoder.load import load_backbone
 from mmprompt.models.image_features import ImageFeatures
 from mmprompt.training.recipe import Recipe
-from mmprompt.training.run_files import run_lock, surroundings
+from mmprompt.training.run_files import surroundings
 
 
 @dataclass(frozen=True)
@@ -86,10 +84,7 @@ def meta_init(
     each = _with_one_prompt(backbone, datas, learner, seed)
     steps = replace(of_rounds(resolved_recipe(learner, places, {}, recipe)), augment="none")
     stored = features or ImageFeatures(backbone)
-    folder = None if out is None else Path(out)
-    with contextlib.nullcontext() if folder is None else run_lock(folder):
-        if folder is not None:
-            check_new(folder)
+    with new_run(out) as folder:
 
         def problem_of(place: int, images_seed: int) -> ClassificationProblem:
             items = drawn(datas[place].train, n_inner * steps.batch_size, images_seed)

@@ -21,6 +21,7 @@ from mmprompt.classification.methods.base import untrained
 from mmprompt.classification.notices import MOST_IMAGES, BelowZeroShot, ZeroShotScore, at_chance
 from mmprompt.classification.predictor import Classifier
 from mmprompt.classification.template import ClassTemplate, refuse_single_class
+from mmprompt.core.fit import Task
 from mmprompt.core.heads import Cosine
 from mmprompt.core.learned import Outputs, Prompt
 from mmprompt.core.method import FrozenFeatures, Method, Start, overrides
@@ -218,7 +219,7 @@ class ClassificationProblem:
 
 
 @dataclass
-class ClassificationTask:
+class ClassificationTask(Task[Classifier]):
     """Labelled images to learn from; see `core.fit.Task`.
 
     Args:
@@ -284,10 +285,6 @@ class ClassificationTask:
             features,
             data.test,
         )
-
-    def task(self) -> ClassificationTask:
-        """Return the task itself."""
-        return self
 
     def load_model(self, model: DualEncoder | str) -> DualEncoder:
         """Return a backbone, or load the one of that name."""

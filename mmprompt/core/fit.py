@@ -11,11 +11,11 @@ import contextlib
 import importlib
 import logging
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial, reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
 import mmprompt.display as display
 from mmprompt.core.file import Predictor, describe, describe_backbone, load, save
@@ -51,9 +51,9 @@ class Task(Protocol[P]):
     kind: str
     recipe: dict[str, Any]
 
-    def task(self) -> Task[P]:
+    def task(self) -> Self:
         """Return the task itself, so that `fit` takes tasks and data alike."""
-        ...
+        return self
 
     def load_model(self, model: Any) -> Any:
         """Return a frozen model, or load the one that a name means for this kind of task.
@@ -72,12 +72,12 @@ class Task(Protocol[P]):
         ...
 
     def complete(self, recipe: Recipe) -> Recipe:
-        """Fill in what a recipe leaves to the data.
+        """Fill in what a recipe leaves to the data; by default it leaves nothing.
 
         Raises:
             UserError: there is nothing to learn from, or what the recipe asks for is not there.
         """
-        ...
+        return recipe
 
     def problem(self, method: Method, predictor: P, recipe: Recipe, seed: int) -> Problem:
         """Make what the loop trains; whatever cannot be read is refused here."""
@@ -88,8 +88,8 @@ class Task(Protocol[P]):
         ...
 
     def callbacks(self, predictor: P) -> Sequence[Callback]:
-        """Give what listens to every training of this kind, such as a watch over the vectors."""
-        ...
+        """Give what listens to every training of this kind, such as a watch over the vectors; by default nothing."""
+        return ()
 
     def describe(self, predictor: P) -> dict[str, Any]:
         """Give its part of `run.json`, JSON-ready: `data` at least."""
@@ -98,6 +98,17 @@ class Task(Protocol[P]):
     def notices(self, problem: Any, predictor: P) -> list[str]:
         """Say what a careful reader should know of what was learned, one sentence each."""
         ...
+
+
+@contextlib.contextmanager
+def new_run(out: Path | str | None) -> Iterator[Path | None]:
+    """Hold the folder of a run that is new, so that nothing is overwritten; None where nothing is written."""
+    if out is None:
+        yield None
+        return
+    with run_lock(Path(out)):
+        check_new(Path(out))
+        yield Path(out)
 
 
 class Data(Protocol[P]):

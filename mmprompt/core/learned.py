@@ -16,7 +16,6 @@ from mmprompt.errors import UserError
 from mmprompt.models.sites import Insert, Scope, Site, Tower, Vectors
 
 Inserts = dict[Site, Insert]
-LM_INPUT = Site("lm")
 LONGEST_SHOWN = 80
 
 

@@ -102,7 +102,8 @@ class PromptTuning(DecoderMethod):
 
     def prompt(self, backbone: Any, start: Start) -> Prompt:
         """Make vectors at `lm.input` that are learned directly."""
-        from mmprompt.core.learned import LM_INPUT, Learned, Prompt
+        from mmprompt.core.learned import Learned, Prompt
+        from mmprompt.models.sites import LM_INPUT
 
         assert start.vectors is not None, "a decoder's task gives vectors to start from"
         values, unit = start.vectors(self.n_vectors)
@@ -166,7 +167,8 @@ class HardPrompt(DecoderMethod):
         Raises:
             UserError: there are words and a template for them, or neither.
         """
-        from mmprompt.core.learned import LM_INPUT, Learned, Prompt
+        from mmprompt.core.learned import Learned, Prompt
+        from mmprompt.models.sites import LM_INPUT
 
         if start.embed is None:
             if self.words:
@@ -227,7 +229,7 @@ class LoRA(WeightMethod):
         """
         from mmprompt.core.learned import Prompt
         from mmprompt.core.sources import LowRankTerms
-        from mmprompt.models.decoder.weights import linear_layers
+        from mmprompt.models.decoder.inserts import linear_layers
 
         targets = (ALL,) if self.targets is None else self.targets
         outer = [name for target in (HEAD, EMBEDDINGS) if target in targets for name in outer_layer(backbone, target)]
@@ -245,7 +247,7 @@ def outer_layer(backbone: Any, target: str) -> list[tuple[str, tuple[int, int]]]
     Raises:
         UserError: it is a language model, whose choices read rows of the head alone, or its head is no linear layer.
     """
-    from mmprompt.models.decoder.weights import layer_size
+    from mmprompt.models.decoder.inserts import layer_size
 
     if not getattr(backbone, "adapts_head", False):
         raise bad_value(
@@ -266,7 +268,7 @@ def chosen_layers(
 
     A target is one of `LoRA`'s, a layer's name or the last parts of it; `model` is a name for the message.
     """
-    from mmprompt.models.decoder.weights import in_attention
+    from mmprompt.models.decoder.inserts import in_attention
 
     chosen: set[str] = set()
     last = {name.rpartition(".")[2] for name in layers}

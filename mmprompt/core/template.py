@@ -32,7 +32,8 @@ CHANGES: dict[str, Callable[[str, str], str]] = {
 }
 """What may be done to a field's text, by name; of the first two the letters are those given, or ASCII punctuation."""
 
-_MARK = re.compile(r"^[ \t]*\[\[(\w+)\]\]", re.MULTILINE)
+MARK = re.compile(r"^[ \t]*\[\[(\w+)\]\]", re.MULTILINE)
+"""What a message of a chat begins with."""
 _FIELD = re.compile(r'(\w[\w -]*)(:cut(?:=([0-9]+))?)?(?::([a-z]+(?:-[a-z]+)?)(?:="([^"]+)")?)?')
 _SOFT = re.compile(r'soft(?:\*([0-9]+)|:"([^"]*)")?(?::(\w[\w-]*))?')
 _BRACE_OR_QUOTE = re.compile(r'["{}]')
@@ -152,6 +153,11 @@ def parse_line(text: str) -> tuple[list[Part], list[Group]]:
     return [part if isinstance(part, str) else _part(text, part, group_at) for part in scanned], list(groups)
 
 
+def escaped(text: str) -> str:
+    """Write a text so that its braces are read as braces."""
+    return text.replace("{", "{{").replace("}", "}}")
+
+
 def bare_soft(text: str) -> int | None:
     """Find where the bare `{soft}` of a template begins, None if there is none."""
     tags = (tag for _, start, end in _messages(text) for tag in _scan(text, start, end) if isinstance(tag, _Tag))
@@ -167,7 +173,7 @@ def _bad(text: str, at: int, problem: str | UserError, advice: str = "") -> User
 
 def _messages(text: str) -> Iterator[tuple[str | None, int, int]]:
     """The role, start and end of each message; one without a role where there is no chat."""
-    marks = list(_MARK.finditer(text))
+    marks = list(MARK.finditer(text))
     if not marks or text[: marks[0].start()].strip():
         yield None, 0, len(text)
         return

@@ -5,7 +5,8 @@ It knows embeddings and losses, and no model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,12 @@ N_WORDS = 200
 """Real words that vectors are held against."""
 Near = list[list[tuple[int, float]]]
 """Of each vector tokens with their cosines, nearest first."""
+
+
+def commonest(texts: Iterable[Sequence[int]]) -> list[int]:
+    """List the tokens of some texts, commonest first; ties go to the smaller id."""
+    counts = Counter(token for text in texts for token in text)
+    return sorted(counts, key=lambda token: (-counts[token], token))
 
 
 def nearest_by_cosine(

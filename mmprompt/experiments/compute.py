@@ -27,13 +27,14 @@ from mmprompt.core.header import HEADER, TENSORS
 from mmprompt.core.metrics import Evaluation
 from mmprompt.data.splits import SPLITS
 from mmprompt.errors import UserError
-from mmprompt.experiments.encode import FEATURES, LOADERS, store_features
+from mmprompt.experiments.encode import FEATURES, store_features
 from mmprompt.experiments.grid import BASE, NEW, Cell, Grid, Part
 from mmprompt.experiments.memory import forget_peak, peak_bytes
 from mmprompt.experiments.results import Outcome, Score, is_settled, reopen, settle
 from mmprompt.experiments.workers import PAUSE_S, Workers
 from mmprompt.files import write_bytes
 from mmprompt.language.measure import LanguageScore
+from mmprompt.models.dual_encoder.load import MODEL_OF, load_backbone
 from mmprompt.progress import CountProgress, doing
 from mmprompt.training.callbacks import Callback
 from mmprompt.training.problem import Run
@@ -61,7 +62,7 @@ class Bench:
         """Return the frozen model of that name for a kind of task."""
         if self._in_use != (kind, name):
             self.clear()  # the old model goes before the new one comes
-            self.model = LOADERS[kind](name, self.device)
+            self.model = load_backbone(name, self.device, kind=MODEL_OF[kind])
             self.features = FEATURES[kind](self.model) if kind in FEATURES else None
             self._in_use = kind, name
         return self.model

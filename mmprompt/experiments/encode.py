@@ -11,20 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from mmprompt.captioning.predictor import CaptionFeatures
-from mmprompt.captioning.readers.load import load_captioner
 from mmprompt.errors import UserError
 from mmprompt.experiments.workers import Workers
-from mmprompt.models.decoder.load import load_language_model
-from mmprompt.models.dual_encoder.load import load_backbone
+from mmprompt.models.dual_encoder.load import MODEL_OF, load_backbone
 from mmprompt.models.feature_store import FeatureStore, StoreError, features_folder, limit_bytes
 from mmprompt.models.image_features import ImageFeatures
 from mmprompt.progress import CountProgress
 
-LOADERS: Mapping[str, Callable[..., Any]] = {
-    "classification": load_backbone,
-    "captioning": load_captioner,
-    "language": load_language_model,
-}
 FEATURES: Mapping[str, Callable[..., Any]] = {"classification": ImageFeatures, "captioning": CaptionFeatures}
 WORTH_WORKERS = 1000  # images: below, they are encoded sooner than workers have started
 LEAST, MOST = 64, 4096
@@ -73,7 +66,7 @@ def store_features(
 
 def encode_share(kind: str, name: str, device: str, paths: Sequence[Path], index: int, n: int) -> None:
     """Encode blocks of images: every n-th first, then, from the end, what the other workers have not come to."""
-    model = LOADERS[kind](name, device)
+    model = load_backbone(name, device, kind=MODEL_OF[kind])
     size = min(MOST, max(LEAST, len(paths) // (8 * n)))
     blocks = [paths[start : start + size] for start in range(0, len(paths), size)]
     others = [block for place, block in enumerate(blocks) if place % n != index]

@@ -9,7 +9,8 @@ from typing import Any
 
 from mmprompt.errors import UserError
 from mmprompt.files import read_json
-from mmprompt.language.peft import CONFIG, save_peft
+from mmprompt.language.peft import CONFIG
+from mmprompt.language.peft_save import save_peft
 from mmprompt.language.predictor import LanguagePredictor
 
 

@@ -94,11 +94,7 @@ class TextData:
         return f"<TextData {self.name!r}: {len(self.labels)} labels, {sizes}>"
 
     def task(self, **options: Any) -> LanguageTask:
-        """Give what `fit` learns from these rows.
-
-        Args:
-            options: of `LanguageTask`: template, verbalizer, objective, init, is_recomputed.
-        """
+        """Give what `fit` learns from these rows; the options are those of `LanguageTask`."""
         task: LanguageTask = importlib.import_module("mmprompt.language.task").LanguageTask(self, **options)
         return task
 
@@ -304,8 +300,7 @@ def sample_shots(data: TextData, shots: int, seed: int) -> TextData:
 
 def _check_record(record: Record, first: Mapping[str, Any], card_path: Path) -> None:
     """Refuse a row that is not like the first or is no text."""
-    path, line, _, _ = record
-    values = record.values
+    path, line, values, _ = record
     if len(values.keys() & set(_TARGETS)) != 1:
         problem = "has both 'label' and 'answer'" if "label" in values else "lacks 'label' or 'answer'"
         advice = "Write label to tell classes apart, or answer to generate text"

@@ -23,18 +23,20 @@ from mmprompt.core.words import nearest_by_cosine
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextRow
 from mmprompt.language.predictor import LanguagePredictor, parts_by_task
-from mmprompt.models.decoder.hf_cache import cache_argument, to_cache
+from mmprompt.models.decoder.inserts import keys_values
+from mmprompt.models.decoder.kv_cache import cache_argument, to_cache
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.decoder.packing import Question
 from mmprompt.models.decoder.reader import CausalReader, embed_slots
-from mmprompt.models.decoder.vectors import LM_INPUT, keys_values
-from mmprompt.models.sites import Vectors, vectors_of, without_vector
+from mmprompt.models.sites import LM_INPUT, Vectors, vectors_of, without_vector
 from mmprompt.settings import Count, check
 from mmprompt.training.callbacks import Callback
 from mmprompt.training.problem import Run
 
 VANISHED, BURST, OUTGROWN = 1e-7, 100.0, 5.0
 """A gradient norm, times the median so far, and times the size of token embeddings."""
+IGNORED = 0.01
+"""Nats: prompts that change what the model says next by less are called ignored."""
 _log = logging.getLogger(__name__)
 
 
@@ -97,8 +99,6 @@ def nearest_tokens(model: FrozenLanguageModel, vectors: Tensor, k: int = 5) -> l
 
     Returns:
         P lists of (token, cosine), nearest first; special tokens are left out.
-    Raises:
-        UserError: the vectors are not [P, D], or k is below 1.
     """
     check("k", k, Count, "Use `k=5`.")
     if vectors.dim() != 2 or vectors.shape[1] != model.width:
@@ -152,9 +152,6 @@ def ablate(prompted: LanguagePredictor, rows: Sequence[TextRow]) -> list[VectorA
     """Measure what each vector is worth, by the labels or answers of some rows with its slot left out.
 
     Vectors among the tokens come first, then keys and values, each in all blocks at once.
-
-    Raises:
-        UserError: a row has no label, where the prompt tells labels apart, or else no answer.
     """
     has_labels = prompted.label_words is not None
     if any((row.label if has_labels else row.answer) is None for row in rows):
@@ -204,9 +201,6 @@ def token_relevance(prompted: LanguagePredictor, row: TextRow) -> tuple[tuple[in
 
     What is scored is the log-probability of the label less the mean of the others', or that of the answer.
 
-    Args:
-        prompted: the frozen model and the prompt.
-        row: with a label, where the prompt tells labels apart, or else an answer.
     Returns:
         the L slots as in `Question`, and [L] float32, above 0 where a slot speaks for the label or answer.
     """
@@ -253,10 +247,8 @@ def prompt_effect_kl(prompted: LanguagePredictor, rows: Sequence[TextRow]) -> fl
 def attention_mass(prompted: LanguagePredictor, rows: Sequence[TextRow]) -> Tensor:
     """Measure the attention to each vector where the answer is predicted: [blocks, P], means over heads and rows.
 
-    The P vectors are those among the tokens, or else the keys and values of a prefix.
-
-    Raises:
-        UserError: the model has an encoder or no keys and values, or keeps its attention to itself.
+    The P vectors are those among the tokens, or else the keys and values of a prefix. A model with an encoder, or one
+    that keeps its attention to itself, is refused.
     """
     model, reader, n_soft = prompted.model, prompted.model.reader, prompted.bound.n_soft
     if not isinstance(reader, CausalReader):

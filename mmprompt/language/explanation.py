@@ -19,14 +19,22 @@ from mmprompt.core.metrics import evaluate_probabilities, one_a_class
 from mmprompt.core.words import token_gaps
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextData, TextRow, load_texts, sample_shots
-from mmprompt.language.explain import ablate, attention_mass, drift, nearest_tokens, prompt_effect_kl, token_relevance
+from mmprompt.language.explain import (
+    IGNORED,
+    ablate,
+    attention_mass,
+    drift,
+    nearest_tokens,
+    prompt_effect_kl,
+    token_relevance,
+)
 from mmprompt.language.measure import NO_PROMPT, measure_language, plain_model
 from mmprompt.language.methods import METHODS, CoordinateSearch, PromptInit
 from mmprompt.language.pool import joined_fields, text_features
 from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.search.task import exchange, prepare
 from mmprompt.language.task import LanguageTask
-from mmprompt.models.decoder.vectors import LM_INPUT
+from mmprompt.models.sites import LM_INPUT
 from mmprompt.reports.explanation import Asked, Section
 from mmprompt.reports.explanation_figures import draw_tokens
 from mmprompt.reports.figures import short
@@ -51,8 +59,6 @@ MOST_LETTERS = 64
 """Of a row in a table."""
 LOOKED_AT = 32
 """Rows on which it is measured whether the prompt is heard."""
-IGNORED = 0.01
-"""Nats: below, a prompt changes nothing."""
 
 
 def data_at(place: Mapping[str, Any], training: Mapping[str, Any]) -> TextData:
@@ -98,12 +104,14 @@ def _of_labels(
     ranked = [place for some in (is_changed, ~is_changed) for place in one_a_class(np.flatnonzero(some), labels)]
     shown = ranked[:N_MAPPED]
     shares = [table[shown, labels[shown]] for table in (before, after)]
-    texts = joined_fields([prompted], data.train)
+    texts, val, validation = joined_fields([prompted], data.train), data.val[:MOST_ROWS], None
+    if val and asked.split != "val":
+        validation = _table(prompted, val, asked), np.array([names.index(str(row.label)) for row in val])
     headline = f"Right in {100 * learned.accuracy:.1f} % of {counted(len(rows), 'row')} held out, without a prompt in "
     return f"{headline}{100 * bare.accuracy:.1f} %.", [
         changes_section(bare, learned, NO_PROMPT),
         _maps({NO_PROMPT: plain, "learned": prompted}, [rows[place] for place in shown], shares),
-        calibration_section((after, labels), _validation(prompted, data, asked)),
+        calibration_section((after, labels), validation),
         labels_section(
             [(short(text, MOST_LETTERS), str(row.label)) for text, row in zip(texts, data.train, strict=True)],
             lambda some: text_features(prompted.model, [texts[place] for place in some]),
@@ -120,13 +128,6 @@ def _table(prompted: LanguagePredictor, rows: Sequence[TextRow], asked: Asked) -
         parts.append(prompted.label_log_probs(rows[start : start + LOOKED_AT]))
         progress(min(start + LOOKED_AT, len(rows)), len(rows))
     return torch.cat(parts).exp().double().cpu().numpy()
-
-
-def _validation(prompted: LanguagePredictor, data: TextData, asked: Asked) -> tuple[np.ndarray, np.ndarray] | None:
-    if not data.val or asked.split == "val":
-        return None
-    labels = [prompted.verbalizer.labels.index(str(row.label)) for row in data.val[:MOST_ROWS]]
-    return _table(prompted, data.val[:MOST_ROWS], asked), np.array(labels)
 
 
 def _words(prompted: LanguagePredictor, k: int) -> Section | None:
@@ -204,12 +205,9 @@ def _heard(prompted: LanguagePredictor, rows: Sequence[TextRow], nats: float) ->
 def _maps(
     ways: Mapping[str, LanguagePredictor], rows: Sequence[TextRow], shares: Sequence[np.ndarray] | None = None
 ) -> Section:
-    """Show which tokens speak for the label or answer.
+    """Show which tokens speak for the label or answer of some rows, without the prompt and with it, by name.
 
-    Args:
-        ways: without the prompt and with it, by name.
-        rows: N of them, with labels or answers.
-        shares: [N] of each way, the probability of the label; None where there are no labels.
+    Of each way `shares` [N] has the probability of the label; None where there are no labels.
     """
     what, likeness = "answer" if shares is None else "label", []
     cells: list[tuple[Any, ...]] = []

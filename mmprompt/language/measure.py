@@ -21,7 +21,8 @@ from mmprompt.core.metrics import Evaluation, bootstrap_interval, evaluate_proba
 from mmprompt.core.template import Group
 from mmprompt.errors import UserError, unknown_name
 from mmprompt.language.data import Metric, TextData, TextRow
-from mmprompt.language.predictor import LanguagePredictor, generate_texts
+from mmprompt.language.generation import generate_texts
+from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.task import default_template, verbalizer_of
 from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import CONTENT_FREE, calibrate
@@ -357,9 +358,7 @@ def as_long_as(prompted: LanguagePredictor, answers: Sequence[str]) -> Generatio
 def plain_model(
     model: FrozenLanguageModel, data: TextData, prompted: LanguagePredictor | None = None
 ) -> LanguagePredictor:
-    """Return the model without a prompt: with nothing in the soft slots of a learned prompt's template, or the data's
-    own.
-    """
+    """Return the model without a prompt: with nothing in a learned template's soft slots, or with the data's own."""
     has_vectors = prompted is not None and bool(prompted.prompt.sites)
     if prompted is not None and has_vectors:
         template, verbalizer = prompted.template, prompted.label_words

@@ -7,7 +7,6 @@ own template and words of its labels; the vectors alone are shared.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,8 +16,7 @@ import torch
 from torch import Tensor
 
 from mmprompt.core.file import save
-from mmprompt.core.fit import describe_method, refuse_changed
-from mmprompt.core.header import check_new
+from mmprompt.core.fit import describe_method, new_run, refuse_changed
 from mmprompt.core.learned import Learned, Prompt
 from mmprompt.core.meta import Rounds, drawn, of_rounds
 from mmprompt.core.method import Start
@@ -27,13 +25,14 @@ from mmprompt.errors import UserError
 from mmprompt.language.data import TextData, load_texts
 from mmprompt.language.methods import METHODS, MultitaskPrompt, PromptInit
 from mmprompt.language.predictor import LanguagePredictor
-from mmprompt.language.task import LanguageProblem, LanguageTask, field_tokens, start_vectors
+from mmprompt.language.start import field_tokens, start_vectors
+from mmprompt.language.task import LanguageProblem, LanguageTask
 from mmprompt.language.templates.template import Template
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
-from mmprompt.models.decoder.vectors import LM_INPUT
+from mmprompt.models.sites import LM_INPUT
 from mmprompt.training.recipe import Recipe
-from mmprompt.training.run_files import run_lock, surroundings
+from mmprompt.training.run_files import surroundings
 from mmprompt.training.seeds import derive_seed, generator
 
 TEMPLATE = "{soft} {answer}"
@@ -90,10 +89,7 @@ def meta_init(
     if not method.n_vectors or isinstance(method, MultitaskPrompt | DecoderCombination):
         raise UserError("a start is learned for vectors among the tokens that all tasks share. Use prompt-tuning.")
     rounds.check(len(tasks))
-    folder = None if out is None else Path(out)
-    with contextlib.nullcontext() if folder is None else run_lock(folder):
-        if folder is not None:
-            check_new(folder)
+    with new_run(out) as folder:
         each = _with_one_prompt(model, tasks, method, start or PromptInit(), seed)
         prompt = each[0].prompt
 

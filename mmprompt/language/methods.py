@@ -24,10 +24,10 @@ from mmprompt.core.soft import (
     LoRA,
     PrefixTuning,
     PromptTuning,
+    WeightMethod,
     refuse_same_settings,
 )
 from mmprompt.errors import UserError, bad_value, unknown_name
-from mmprompt.language.weights import Adapter, FullTuning
 from mmprompt.settings import Count, check_settings
 from mmprompt.training.recipe import Recipe
 
@@ -113,11 +113,7 @@ class MultitaskPrompt(PromptTuning):
     """Rank of a task's matrix."""
 
     def prompt(self, backbone: Any, start: Start) -> Prompt:
-        """Make a prompt that is the start for every task.
-
-        Raises:
-            UserError: the data names no tasks.
-        """
+        """Make a prompt that is the start for every task that the data names."""
         import torch
 
         from mmprompt.core.learned import Prompt
@@ -146,11 +142,7 @@ class SoftVerbalizer(DecoderMethod):
     recipe: ClassVar[Recipe] = replace(RECIPE, lr=0.01)
 
     def prompt(self, backbone: Any, start: Start) -> Prompt:
-        """Make rows that start from the mean of the output rows of each label's first word.
-
-        Raises:
-            UserError: the data has no labels, or the model's output layer is not at hand.
-        """
+        """Make rows that start from the mean of the output rows of each label's first word."""
         from mmprompt.core.learned import Prompt
         from mmprompt.language.sources import LabelRows
 
@@ -159,6 +151,45 @@ class SoftVerbalizer(DecoderMethod):
         ratio = 1.0 if start.lr is None else self.recipe.lr / start.lr
         head = LabelRows(*rows.shape).start_from(rows.cpu(), ratio)
         return Prompt(start.template, head=head).to(backbone.device)
+
+
+@dataclass(frozen=True)
+class Adapter(WeightMethod):
+    """A network of one small hidden layer behind every block (Houlsby et al. 2019; one as Pfeiffer et al. 2021)."""
+
+    width: Count = 16
+    """Width of the hidden layer."""
+
+    recipe: ClassVar[Recipe] = replace(RECIPE, lr=2e-3)
+
+    def prompt(self, backbone: Any, start: Start) -> Prompt:
+        """Make the networks; they add nothing before the first step."""
+        from mmprompt.core.learned import Prompt
+        from mmprompt.language.sources import Bottlenecks
+        from mmprompt.models.decoder.inserts import block_names
+
+        names = block_names(backbone.lm)
+        if not names:
+            raise UserError(f"the blocks of {backbone.name} are not found, so it takes no adapters. Use lora.")
+        width = backbone.lm.config.get_text_config().hidden_size
+        networks = Bottlenecks({f"lm.part[{name}]": width for name in names}, self.width, self.unit(start))
+        return Prompt(start.template, networks.start_from(start.generator)).to(backbone.device)
+
+
+@dataclass(frozen=True)
+class FullTuning(WeightMethod):
+    """Weights of its own in place of all of the model's; as large as the model."""
+
+    recipe: ClassVar[Recipe] = replace(RECIPE, lr=3e-5)
+
+    def prompt(self, backbone: Any, start: Start) -> Prompt:
+        """Make weights that start as the model's own."""
+        from mmprompt.core.learned import Prompt
+        from mmprompt.core.sources import Weights
+
+        own = dict(backbone.lm.named_parameters())
+        weights = Weights({f"lm.part[{name}]": list(value.shape) for name, value in own.items()}, self.unit(start))
+        return Prompt(start.template, weights.start_from(list(own.values()))).to(backbone.device)
 
 
 def vectors_to_start_from(start: Start, n_vectors: int) -> tuple[Tensor, Tensor]:
@@ -183,11 +214,7 @@ class Instruction(DecoderMethod):
     reads: ClassVar[tuple[str, ...]] = ("instructions",)
 
     def prompt(self, backbone: Any, start: Start) -> Prompt:
-        """Make a prompt of nothing but the instruction as its template.
-
-        Raises:
-            UserError: the data has no such instruction.
-        """
+        """Make a prompt of nothing but the instruction as its template."""
         from mmprompt.core.learned import Prompt
         from mmprompt.language.templates.template import Template
 
@@ -242,11 +269,7 @@ METHODS: dict[str, type[DecoderMethod]] = {
 
 
 def method_types(name: str) -> list[type[Any]]:
-    """Return the methods that a name such as `lora` or `prompt-tuning+lora` stands for.
-
-    Raises:
-        UserError: a part is not a method, or two have a setting of the same name.
-    """
+    """Return the methods that a name such as `lora` or `prompt-tuning+lora` stands for."""
     names = [part.strip() for part in name.split("+")]
     for part in names:
         if part not in METHODS:

@@ -1,4 +1,4 @@
-"""Prompts in PEFT's two files, read and written; PEFT itself is not needed, and no pickle is read.
+"""Prompts in PEFT's two files, read; PEFT itself is not needed, and no pickle is read.
 
 PEFT puts its vectors before everything, the start token of the text too; that is what `TEMPLATE` says. What `save_peft`
 writes beside its files, template and words of labels, is read too.
@@ -7,37 +7,31 @@ writes beside its files, template and words of labels, is read too.
 from __future__ import annotations
 
 import logging
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Gt
 from torch import Tensor
 
-from mmprompt.core.file import describe_backbone, read_sealed, refuse_other_backbone
+from mmprompt.core.file import read_sealed, refuse_other_backbone
 from mmprompt.core.header import RESTORE, BackboneFacts
 from mmprompt.core.learned import Given, Learned, Prompt, Source
-from mmprompt.errors import UserError, bad_file, unknown_name
-from mmprompt.files import (
-    make_folder,
-    read_bytes,
-    read_json,
-    read_tensors,
-    sha256_bytes,
-    tensor_bytes,
-    write_bytes,
-    write_json,
-)
-from mmprompt.language.peft_lora import LORA, OTHER_MODEL, SAVE_AGAIN, check_lora, lora_content, read_terms
+from mmprompt.core.sources import LowRankTerms
+from mmprompt.errors import bad_file
+from mmprompt.files import read_bytes, read_json, read_tensors, sha256_bytes
 from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.sources import MultitaskVectors
 from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import Verbalizer
+from mmprompt.models.decoder.inserts import linear_layers
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
-from mmprompt.models.decoder.vectors import LM_INPUT
-from mmprompt.models.sites import Site, Vectors, vectors_of
+from mmprompt.models.sites import LM_INPUT, Site, vectors_of
 from mmprompt.settings import Count, checked, holds, validate
 from mmprompt.version import __version__
 
@@ -45,6 +39,7 @@ CONFIG, TENSORS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "a
 SIDE, COMPILED = "mmprompt.json", "mmprompt.safetensors"
 VECTORS, COLUMNS, ROWS = "prompt_embeddings", "prefix_task_cols", "prefix_task_rows"
 PROMPT, P_TUNING, PREFIX, MULTITASK = "PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "MULTITASK_PROMPT_TUNING"
+LORA = "LORA"
 KINDS = (PROMPT, P_TUNING, PREFIX, MULTITASK, LORA)
 CAUSAL, ENCODED = "CAUSAL_LM", "SEQ_2_SEQ_LM"
 FORMAT = 1
@@ -52,10 +47,26 @@ MAX_BYTES = 2**31
 
 TEMPLATE = "{soft}{bos}{text}{answer}"
 """What PEFT does with a text: vectors, then the text as the tokenizer frames it. Of a prefix, `{soft}` is nothing."""
-TRAIN_IN_FRONT = "Train it with a template that begins with {soft}{bos}."
-PeftKind = Literal["prefix", "lora"]
-Content = tuple[dict[str, Any], dict[str, Tensor]]
-"""A configuration, and the tensors in PEFT's layout."""
+SAVE_AGAIN = "Save it again with PEFT's save_pretrained."
+OTHER_MODEL = "Load it with the model that it was trained on."
+NAME = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<side>[AB])\.weight")
+NOT_READ = (
+    "alora_invocation_tokens",
+    "alpha_pattern",
+    "arrow_config",
+    "kasa_config",
+    "layer_replication",
+    "lora_bias",
+    "monteclora_config",
+    "rank_pattern",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_dora",
+    "use_qalora",
+    "velora_config",
+)
+"""Settings by which PEFT's terms are more than plain ones of one rank."""
 _log = logging.getLogger(__name__)
 
 
@@ -170,6 +181,21 @@ def read_config(folder: Path) -> dict[str, Any]:
         if not holds(config.get(name), kind_of_number):
             raise bad_file(path, f"{name} is {str(config.get(name))[:40]}, but {expected} was expected", SAVE_AGAIN)
     return config
+
+
+def check_lora(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a configuration of terms that are not plain ones, or without rank or alpha."""
+    for name, kind, expected in (
+        ("r", Count, "a whole number of 1 or more"),
+        ("lora_alpha", Annotated[float, Gt(0)], "a number above 0"),
+    ):
+        if not holds(config.get(name), kind):
+            raise bad_file(path, f"{name} is {str(config.get(name))[:40]}, but {expected} was expected", SAVE_AGAIN)
+    more = [name for name in NOT_READ if config.get(name)]
+    more += ["bias"] if config.get("bias") not in (None, "none") else []
+    for name in more:
+        problem = f"{name} is {str(config[name])[:80]}, but only plain low-rank terms of one rank are read"
+        raise bad_file(path, problem, "Train it without.")
 
 
 def read_adapter(folder: Path, config: dict[str, Any]) -> dict[str, Tensor]:
@@ -297,6 +323,36 @@ def _keys_values(folder: Path, model: FrozenLanguageModel, config: dict[str, Any
     return [Learned(Site("lm.kv", layer), blocks[step * layer % len(blocks)]) for layer in range(n_layers)]
 
 
+def read_terms(
+    path: Path, model: FrozenLanguageModel, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> LowRankTerms:
+    """Make low-rank terms of PEFT's tensors, which must be those of this model; `path` is that of their file."""
+    rank, layers = config["r"], linear_layers(model.lm)
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, value in sorted(tensors.items()):
+        match = NAME.fullmatch(name)
+        if match is None:
+            raise bad_file(path, f"holds {name}, which no plain LoRA has", "Give a folder of low-rank terms alone.")
+        parts.setdefault(match["layer"], {})[match["side"]] = value
+    for layer, pair in parts.items():
+        if layer not in layers:
+            raise bad_file(path, f"holds terms of {layer}, which is no linear layer of {model.name}", OTHER_MODEL)
+        n_in, n_out = layers[layer]
+        found = {side: list(value.shape) for side, value in pair.items()}
+        if found != {"A": [rank, n_in], "B": [n_out, rank]}:
+            expected = f"A of [{rank}, {n_in}] and B of [{n_out}, {rank}]"
+            raise bad_file(path, f"holds for {layer} {found}, but {model.name} takes {expected}", OTHER_MODEL)
+    if not parts:
+        raise bad_file(path, "holds no low-rank terms", SAVE_AGAIN)
+    scale = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    terms = LowRankTerms({f"lm.part[{name}]": list(layers[name]) for name in parts}, rank, scale)
+    with torch.no_grad():
+        for a, b, pair in zip(terms.a, terms.b, parts.values(), strict=True):
+            a.copy_(pair["A"])
+            b.copy_(pair["B"])
+    return terms
+
+
 def _n_bare(folder: Path, template: Template, n_vectors: int, model: FrozenLanguageModel) -> int:
     """Count the vectors of a bare `{soft}`, so that the template takes all."""
     n_fixed = template.bind(model.tokenizer, model.start_ids, model.is_encoder_decoder).n_soft
@@ -308,173 +364,3 @@ def _n_bare(folder: Path, template: Template, n_vectors: int, model: FrozenLangu
             "Write {soft} for all of them." if n_vectors else "Write it without.",
         )
     return n_bare
-
-
-@checked
-def save_peft(
-    prompted: LanguagePredictor, folder: Path | str, kind: PeftKind | None = None, task: str | None = None
-) -> None:
-    """Write a prompt as PEFT reads it: float32, and beside PEFT's two files what `load_peft` needs to give it back.
-
-    Vectors among the tokens become PROMPT_TUNING, keys and values PREFIX_TUNING, the vectors of several tasks
-    MULTITASK_PROMPT_TUNING, low-rank terms LORA. PEFT is then to be given the text that the template makes of a row, as
-    the tokenizer frames it. A compiled prompt stands for all that the text begins with up to its last vector, words and
-    start token among it: PEFT is to be given what follows, without a start token.
-
-    Args:
-        prompted: the frozen model and the prompt.
-        folder: made if missing; files of an earlier prompt in it are replaced.
-        kind: "prefix" compiles vectors to keys and values; "lora" writes low-rank terms without the vectors that were
-            learned with them, and only PEFT's two files.
-        task: of a prompt of several tasks the one to write; by default all.
-    Raises:
-        UserError: PEFT has no such prompt, or the folder cannot be written.
-    """
-    sites, tasks = prompted.prompt.sites, prompted.tasks
-    if task is not None and task not in tasks:
-        raise unknown_name("task", task, tasks)
-    if not sites or prompted.label_rows is not None:
-        what = "a soft verbalizer has output rows" if sites else "a prompt in words alone has no vectors"
-        raise UserError(f"{what}, but PEFT's files are of vectors. Use save.")
-    holds: tuple[int, ...] = ()
-    compiled: dict[str, Tensor] = {}
-    is_part = kind == "lora" and not all(site.part for site in sites)
-    if prompted.changes_weights and kind != "lora" and not all(site.part for site in sites):
-        raise UserError(
-            "this prompt has vectors and changes of weights, but a folder of PEFT's has one or the other. "
-            'Use kind="lora", which writes low-rank terms alone.'
-        )
-    with torch.no_grad():
-        if kind == "lora" or prompted.changes_weights:
-            config, tensors = lora_content(prompted.prompt, prompted.model)
-        elif kind == "prefix" or any(site.tower == "lm.kv" for site in sites):
-            if tasks and task is None:
-                raise UserError(f"a prefix is of one task, but this prompt has {len(tasks)}. Give the task.")
-            vectors = prompted.vectors(task or "")
-            if LM_INPUT in vectors:
-                holds = _compiled_slots(prompted, kind)
-                compiled = {str(site): each.values.float() for site, each in vectors.items()}
-            config, tensors = _as_prefix(prompted.model, vectors, holds)
-        else:
-            config, tensors = _as_vectors(prompted, task)
-    folder = make_folder(Path(folder))
-    adapter = tensor_bytes({name: value.float() for name, value in tensors.items()}, {"format": "pt"})
-    write_bytes(folder / TENSORS, adapter)
-    if is_part:  # its template is that of the vectors
-        (folder / SIDE).unlink(missing_ok=True)
-        (folder / COMPILED).unlink(missing_ok=True)
-        write_json(folder / CONFIG, config)
-        return
-    data = tensor_bytes(compiled)
-    if compiled:
-        write_bytes(folder / COMPILED, data)
-    else:
-        (folder / COMPILED).unlink(missing_ok=True)
-    side = Side(
-        format=FORMAT,
-        mmprompt=__version__,
-        backbone=BackboneFacts(**describe_backbone(prompted.model)),
-        template=prompted.template.text,
-        verbalizer=None if prompted.label_words is None else prompted.label_words.to_dict(),
-        tasks=[] if task is not None else list(tasks),
-        holds=list(holds),
-        adapter_sha256=sha256_bytes(adapter),
-        compiled_sha256=sha256_bytes(data) if compiled else None,
-    )
-    write_json(folder / SIDE, asdict(side))
-    write_json(folder / CONFIG, config)
-
-
-def _as_vectors(prompted: LanguagePredictor, task: str | None) -> Content:
-    """Lay out vectors that stand before everything."""
-    model = prompted.model
-    opening, n_vectors = prompted.bound.opening, prompted.vectors()[LM_INPUT].n_vectors
-    if opening != tuple(range(-1, -1 - n_vectors, -1)):
-        tokens = [slot for slot in opening or () if slot >= 0]
-        before = f"{model.tokenizer.decode(tokens)[:40]!r} stands before some" if tokens else "some stand twice"
-        before = "a field stands before some" if opening is None else before
-        can_compile = opening is not None and not model.is_encoder_decoder
-        raise UserError(
-            "PEFT puts the vectors of a prompt before everything, each once, but in this template "
-            f"{before}. " + ('Use kind="prefix", which compiles what stands there.' if can_compile else TRAIN_IN_FRONT)
-        )
-    config = model.lm.config.get_text_config()
-    shape = (config.num_hidden_layers, config.num_attention_heads, model.width)
-    multitask = next((one for one in prompted.prompt.sources if isinstance(one, MultitaskVectors)), None)
-    if multitask is None or task is not None:
-        values = prompted.vectors(task or "")[LM_INPUT].values
-        return _config(PROMPT, model, n_vectors, shape), {VECTORS: values}
-    columns, rows = multitask.columns.detach(), multitask.rows.detach()
-    extra = {
-        "num_ranks": rows.shape[1],
-        "num_tasks": len(rows),
-        "prompt_tuning_init_state_dict_path": None,
-        "prompt_tuning_init_task": 0,
-    }
-    written = {VECTORS: multitask.shared.detach(), COLUMNS: columns, ROWS: rows}
-    return _config(MULTITASK, model, n_vectors, shape, extra), written
-
-
-def _compiled_slots(prompted: LanguagePredictor, kind: PeftKind | None) -> tuple[int, ...]:
-    """Return the slots that become keys and values."""
-    model, opening = prompted.model, prompted.bound.opening
-    if kind is None:
-        problem = "has vectors among the tokens beside keys and values, but PEFT has one or the other"
-        raise UserError(f'this prompt {problem}. Use kind="prefix", which compiles all of it.')
-    if model.is_encoder_decoder:
-        problem = "reads vectors and text in both directions, so that vectors alone have no keys and values"
-        raise UserError(f"the encoder of {model.name} {problem}. Leave kind out.")
-    if opening is None:
-        raise UserError(
-            f"vectors are compiled before a text is known, but a field stands before some. {TRAIN_IN_FRONT}"
-        )
-    if model.kv_shape is None:
-        raise UserError(f"{model.name} has blocks of different shapes, which take no prefix. Leave kind out.")
-    return opening
-
-
-def _as_prefix(model: FrozenLanguageModel, vectors: Mapping[Site, Vectors], holds: tuple[int, ...]) -> Content:
-    """Lay out keys and values of all blocks side by side; behind an encoder, where PEFT reads every other one, spaced
-    out.
-    """
-    assert model.kv_shape is not None, "prompts without a place are not made"
-    n_layers, n_heads, width = model.kv_shape
-    if holds:
-        # [2, H, M, D/H] of each block to [M, 2 H D/H]
-        pairs = (torch.stack([key[0], value[0]]) for key, value in model.read_shared(vectors, holds).own)
-        blocks = [pair.permute(2, 0, 1, 3).flatten(1) for pair in pairs]
-    else:
-        blocks = [vectors[Site("lm.kv", layer)].values for layer in range(n_layers)]
-    if model.is_encoder_decoder:
-        blocks = [part for block in blocks for part in (block, torch.zeros_like(block))]
-    values = torch.cat(blocks, dim=1)
-    config = _config(PREFIX, model, len(values), (len(blocks), n_heads, n_heads * width))
-    return config, {VECTORS: values}
-
-
-def _config(
-    kind: str, model: FrozenLanguageModel, n_vectors: int, shape: tuple[int, int, int], extra: Mapping[str, Any] = {}
-) -> dict[str, Any]:
-    """Describe a prompt of n vectors as PEFT's `adapter_config.json` does: `shape` is layers, heads and width of a
-    vector.
-    """
-    is_prefix = kind == PREFIX
-    if is_prefix:
-        extra = {"encoder_hidden_size": shape[2], "init_weights": None, "prefix_projection": False}
-    else:
-        names = ("prompt_tuning_init_text", "tokenizer_kwargs", "tokenizer_name_or_path")
-        extra = {"prompt_tuning_init": "RANDOM", **dict.fromkeys(names), **extra}
-    config = {
-        **dict.fromkeys(("auto_mapping", "modules_to_save", "peft_version", "revision")),
-        "base_model_name_or_path": model.lm.name_or_path or None,
-        "inference_mode": True,
-        "num_attention_heads": shape[1],
-        "num_layers": shape[0],
-        # One copy of the vectors, which PEFT reads as well as two; but its prefixes need an encoder to be named.
-        "num_transformer_submodules": 2 if is_prefix and model.is_encoder_decoder else 1,
-        "num_virtual_tokens": n_vectors,
-        "peft_type": kind,
-        "task_type": ENCODED if model.is_encoder_decoder else CAUSAL,
-        "token_dim": shape[2],
-    }
-    return dict(sorted((config | extra).items()))

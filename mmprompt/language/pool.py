@@ -23,7 +23,7 @@ from torch import Tensor
 from mmprompt.core.file import read_sealed
 from mmprompt.core.file import save as save_prompt
 from mmprompt.core.header import read_header
-from mmprompt.core.learned import LM_INPUT, Learned, Prompt
+from mmprompt.core.learned import Learned, Prompt
 from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
 from mmprompt.files import make_folder, read_json, sha256_bytes, tensor_bytes, write_bytes, write_json
 from mmprompt.language.data import TextRow
@@ -34,7 +34,7 @@ from mmprompt.models.decoder.encoder_decoder import EncoderDecoderReader
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.decoder.reader import body_of
-from mmprompt.models.sites import Site, Vectors
+from mmprompt.models.sites import LM_INPUT, Site, Vectors
 from mmprompt.settings import validate
 
 TEMPERATURE = 0.01
@@ -94,13 +94,7 @@ class PromptPool:
         return cls(prompts, torch.stack(keys), temperature)
 
     def weights(self, rows: Sequence[TextRow]) -> Tensor:
-        """Return [N, K] float32, how much each prompt counts for each row: sums to 1 over the prompts.
-
-        Args:
-            rows: N rows; their task, label and answer are not looked at.
-        Raises:
-            UserError: a row has no field that a prompt of the pool reads, or no tokens in it.
-        """
+        """Return [N, K] float32, how much each prompt counts for each row: sums to 1 over the prompts."""
         features = text_features(self.model, joined_fields(self.prompts.values(), rows))
         cosines = F.normalize(features, dim=1) @ F.normalize(self.keys, dim=1).T
         return (cosines / self.temperature).softmax(-1)

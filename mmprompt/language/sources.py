@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmprompt.core.heads import HEADS, Head
-from mmprompt.core.learned import LM_INPUT, Given, Inserts, Source, rms
+from mmprompt.core.learned import Given, Inserts, Source, rms
 from mmprompt.core.sources import SOURCES, zero_linear
 from mmprompt.errors import unknown_name
-from mmprompt.models.sites import Bottleneck, Site, Vectors
+from mmprompt.models.sites import LM_INPUT, Bottleneck, Site, Vectors
 
 
 class EncodedVectors(Source):
@@ -65,9 +65,7 @@ class MultitaskVectors(Source):
     def of(
         cls, tasks: Sequence[str], shared: Tensor, columns: Tensor, rows: Tensor, unit: Tensor | None = None
     ) -> MultitaskVectors:
-        """Make one of the shared prompt [P, D], columns [T, P, R], rows [T, R, D], and the size of a step of the shared
-        prompt.
-        """
+        """Make one of the shared prompt [P, D], columns [T, P, R], rows [T, R, D], and the size of a step."""
         source = cls(tasks, shared.shape[0], shared.shape[1], columns.shape[-1])
         with torch.no_grad():
             if unit is not None:
@@ -98,12 +96,9 @@ class MultitaskVectors(Source):
 
 
 class Bottlenecks(Source):
-    """Networks of one hidden layer behind blocks (Houlsby et al. 2019); they start as nothing.
+    """Networks of `hidden` units behind blocks, given by sites and widths (Houlsby et al. 2019); they start as nothing.
 
-    Args:
-        places: names of sites, and the width D of each block.
-        hidden: R.
-        unit: what their numbers are learned in; see `LowRankTerms`.
+    Their numbers are learned in a unit, as those of `LowRankTerms`.
     """
 
     kind = "bottlenecks"
@@ -137,12 +132,8 @@ class Bottlenecks(Source):
 
 
 class LabelRows(Head):
-    """A row of the output layer for each label, in place of those of words (Hambardzumyan et al. 2021, "WARP", section
-    3.1).
-
-    Args:
-        n_labels: C.
-        width: D of the states that the output layer reads.
+    """A row of the output layer, which reads states of a width, for each label, in place of those of words
+    (Hambardzumyan et al. 2021, "WARP", section 3.1).
     """
 
     kind = "label-rows"

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmprompt.core.fit import describe_method
-from mmprompt.core.learned import LM_INPUT, rms
+from mmprompt.core.fit import Task, describe_method
 from mmprompt.core.method import Method, Start, leading
-from mmprompt.errors import UserError, bad_value, unknown_name
+from mmprompt.errors import UserError, unknown_name
 from mmprompt.language.data import TextData, TextRow
-from mmprompt.language.explain import VectorWatch, prompt_effect_kl
-from mmprompt.language.methods import METHODS, Objective, PromptInit, StartKind
-from mmprompt.language.predictor import LanguagePredictor, load_prompted
-from mmprompt.language.templates.template import BoundTemplate, Template
+from mmprompt.language.explain import IGNORED, VectorWatch, prompt_effect_kl
+from mmprompt.language.methods import METHODS, Objective, PromptInit
+from mmprompt.language.predictor import LanguagePredictor
+from mmprompt.language.start import field_tokens, label_rows, start_vectors, with_unit
+from mmprompt.language.templates.bound import BoundTemplate
+from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import Verbalizer
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
@@ -35,18 +34,15 @@ from mmprompt.training.seeds import batches, derive_seed, generator
 
 N_STEPS = 80
 """Steps that a prompt is trained for at least where the recipe names no epochs, however few rows there are."""
-IGNORED, LOOKED_AT = 0.01, 8
-"""Nats: prompts that change what the model says next by less are called ignored; rows that this is looked at on."""
-MOST_USED = 5000
-"""Tokens that vocabulary is drawn from: the first ones after single bytes are the commonest in BPE vocabularies."""
+LOOKED_AT = 8
+"""Rows on which it is looked at whether a prompt is ignored."""
 
 
 class LanguageProblem:
     """What the loop trains: what `module` learns makes the answers of given rows probable.
 
-    Args:
-        objective: the probability of the answer's tokens among all (answer), or of the label among labels (choices).
-        is_recomputed: keep less for the gradient and read rows again.
+    Among all tokens (answer), or as labels among labels (choices). With `is_recomputed` less is kept for the gradient
+    and rows are read again.
     """
 
     def __init__(
@@ -108,15 +104,6 @@ class LanguageProblem:
         return F.cross_entropy(scores, labels, reduction="sum"), len(indices), n_correct
 
 
-def said_of_cuts(prompted: LanguagePredictor, data: TextData) -> list[str]:
-    """Say of each part that is learned from how many rows are not read whole."""
-    said = []
-    for rows, what in ((data.train, "training rows"), (data.val, "validation rows")):
-        sizes = [max(map(len, prompted.answers if row.answer is None else answers_of(row, prompted))) for row in rows]
-        said.append(prompted.say_cut(rows, sizes, what))
-    return [one for one in said if one]
-
-
 def question_of(row: TextRow, prompted: LanguagePredictor, objective: Objective) -> Question:
     """Lay out a row with the words of all labels (choices), or with its answer, of a label the first word."""
     if objective == "choices":
@@ -134,7 +121,7 @@ def answers_of(row: TextRow, prompted: LanguagePredictor) -> tuple[tuple[int, ..
 
 
 @dataclass
-class LanguageTask:
+class LanguageTask(Task[LanguagePredictor]):
     """Rows of text to learn from, and how a model is asked; see `core.fit.Task`.
 
     Args:
@@ -161,10 +148,6 @@ class LanguageTask:
     def __post_init__(self) -> None:
         check_settings(self)
         self.recipe: dict[str, Any] = {}
-
-    def task(self) -> LanguageTask:
-        """Return the task itself."""
-        return self
 
     def load_model(self, model: FrozenLanguageModel | str) -> FrozenLanguageModel:
         """Return a language model, or load the one of that name."""
@@ -209,10 +192,6 @@ class LanguageTask:
             prompt = method.prompt(model, start)
         return LanguagePredictor(model, prompt, verbalizer)
 
-    def complete(self, recipe: Recipe) -> Recipe:
-        """Leave the recipe as it is."""
-        return recipe
-
     def n_epochs(self, recipe: Recipe) -> int:
         """Give the recipe's epochs, or as many as `N_STEPS` take, but 4 at least."""
         return epochs_of(recipe, len(self.data.train))
@@ -229,7 +208,10 @@ class LanguageTask:
                 raise UserError(f"the test row that begins with {begin!r} cannot be read: {error}") from None
         self._watch = VectorWatch(predictor)
         problem.task, problem.seed = self, seed
-        problem.noticed = said_of_cuts(predictor, data)
+        for rows, what in ((data.train, "training rows"), (data.val, "validation rows")):
+            each = (predictor.answers if row.answer is None else answers_of(row, predictor) for row in rows)
+            said = predictor.say_cut(rows, [max(map(len, answers)) for answers in each], what)
+            problem.noticed += [said] if said else []
         return problem
 
     def callbacks(self, predictor: LanguagePredictor) -> list[Callback]:
@@ -289,21 +271,6 @@ class LanguageTask:
         return evaluate(predictor, replace(self.data, test=tuple(items)))
 
 
-def label_rows(model: FrozenLanguageModel, bound: BoundTemplate, verbalizer: Verbalizer | None) -> Tensor:
-    """Return for each label the mean [C, D] of the output rows of its first word's tokens."""
-    if verbalizer is None:
-        raise UserError("a soft verbalizer tells labels apart, but these rows have answers. Use another method.")
-    first_words = bound.answers(words[0] for words in verbalizer.words.values())
-    tokens = ([token for token in ids if token not in bound.masks] for ids in first_words)
-    return torch.stack([model.output_rows(ids).mean(0) for ids in tokens])
-
-
-def with_unit(pair: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Put keys and values [1, H, M, D/H] of a block side by side, [M, 2 H D/H], and give the size of their numbers."""
-    parts = [part[0].transpose(0, 1).flatten(1).float() for part in pair]
-    return torch.cat(parts, dim=1), torch.cat([rms(part).expand(part.shape[1]) for part in parts])
-
-
 def default_template(data: TextData) -> str:
     """Write soft vectors, the fields one after another, and the answer."""
     fields = "\n".join(f"{{{name}:cut}}" for name in data.train[0].fields)
@@ -343,87 +310,3 @@ def epochs_of(recipe: Recipe, n_rows: int) -> int:
     """Return the recipe's epochs, or as many as `N_STEPS` take, but 4 at least."""
     n_steps = len(batches(list(range(n_rows)), recipe.batch_size))
     return recipe.epochs or max(4, -(-N_STEPS // n_steps))
-
-
-def start_vectors(
-    model: FrozenLanguageModel,
-    init: PromptInit,
-    bound: BoundTemplate,
-    n_more: int,
-    labels: Sequence[Sequence[int]],
-    texts: Sequence[Sequence[int]],
-    seed: int,
-) -> Tensor:
-    """Return the embeddings [P or `n_more`, D] that learning starts from, in the model's own size.
-
-    The words of the template's own slots go before what `init` asks for; `n_more` is for templates without soft slots.
-    """
-    n_vectors = bound.n_soft or n_more
-    if n_vectors == 0:
-        return torch.zeros(0, model.width, device=model.device)
-    auto: StartKind = "prompt" if init.from_prompt else "words" if init.words else "labels" if labels else "texts"
-    kind = auto if init.start == "auto" else init.start
-    if kind == "random":
-        drawn = torch.randn(n_vectors, model.width, generator=generator(seed, "start"))
-        values = (drawn * model.embedding_rms).to(model.device)
-    else:
-        if kind == "prompt":
-            values = prompt_vectors(init.from_prompt, model)
-        else:
-            tokens = start_tokens(model, kind, init.words, n_vectors, labels, texts, seed)
-            values = model.embed(torch.tensor(tokens[:n_vectors], device=model.device)).float()
-        values = values[torch.arange(n_vectors, device=values.device) % len(values)].clone()  # repeated, or left out
-    for place, token in enumerate(bound.soft_starts):
-        if token is not None:
-            values[place] = model.embed(torch.tensor(token, device=model.device)).float()
-    return values
-
-
-def start_tokens(
-    model: FrozenLanguageModel,
-    kind: StartKind,
-    words: str,
-    n_vectors: int,
-    labels: Sequence[Sequence[int]],
-    texts: Sequence[Sequence[int]],
-    seed: int,
-) -> Sequence[int]:
-    """List the tokens that vectors start from, best first; perhaps fewer or more than `n_vectors`."""
-    if kind == "words":
-        tokens: list[int] = model.tokenizer(words, add_special_tokens=False)["input_ids"]
-        if not tokens:
-            raise bad_value("words", repr(words), "they must have at least one token", "Use other words.")
-        return tokens
-    if kind == "vocabulary":
-        specials = set(model.tokenizer.all_special_ids)
-        known = [token for token in range(min(MOST_USED, model.vocabulary_size)) if token not in specials]
-        drawn = torch.randperm(len(known), generator=generator(seed, "start"))[:n_vectors]
-        return [known[place] for place in drawn.tolist()]
-    if kind == "labels" and not labels:
-        raise bad_value("start", kind, "the data has no classes", "Use `start='texts'`.")
-    own = [token for label in labels for token in label] if kind == "labels" else []
-    return list(dict.fromkeys([*own, *commonest(texts)]))
-
-
-def field_tokens(model: FrozenLanguageModel, rows: Iterable[TextRow]) -> list[list[int]]:
-    """Tokenise every field of some rows."""
-    texts = (text for row in rows for text in row.fields.values())
-    return [model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
-
-
-def commonest(texts: Sequence[Sequence[int]]) -> list[int]:
-    """List the tokens of some texts, commonest first; ties go to the smaller id."""
-    counts = Counter(token for text in texts for token in text)
-    return sorted(counts, key=lambda token: (-counts[token], token))
-
-
-def prompt_vectors(folder: Path | None, model: FrozenLanguageModel) -> Tensor:
-    """Read the vectors among the tokens of a saved prompt of the same model."""
-    assert folder is not None, "`PromptInit` has seen to it"
-    vectors = load_prompted(folder, model).vectors()
-    if LM_INPUT not in vectors:
-        raise UserError(
-            f"{folder} holds no vectors among the tokens, but such are started from. "
-            "Use a prompt of prompt-tuning or p-tuning."
-        )
-    return vectors[LM_INPUT].values.detach().float()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from mmprompt.errors import UserError
+from mmprompt.errors import UserError, bad_file
+from mmprompt.files import read_json
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,73 @@ class LoadOptions:
     cache_dir: str | None = None
     trust_remote_code: bool = False
     device_map: Any = None
+
+
+def hub_options(options: LoadOptions) -> dict[str, Any]:
+    """Return the keywords that transformers' loaders take from the user."""
+    return {"cache_dir": options.cache_dir, "trust_remote_code": options.trust_remote_code}
+
+
+def load_complete(
+    model_class: Any,
+    source: str,
+    options: LoadOptions,
+    unread: str | None = None,
+    gguf_file: str | None = None,
+    use_safetensors: bool | None = None,
+    dtype: torch.dtype = torch.float32,
+    device_map: Any = None,
+) -> Any:
+    """Load a model of one of transformers' classes, and refuse one whose files lack some of its weights.
+
+    Args:
+        model_class: with a `from_pretrained`.
+        source: a folder, or a name on the hub.
+        options: cache folder, and whether remote code may run.
+        unread: how the names of weights begin that nobody reads, so that files may lack them.
+        gguf_file: the file of the folder that holds the weights, where they are in GGUF.
+        dtype: of the weights as they are read.
+        device_map: where weights are put as they are read, quantised ones too; None where they are moved afterwards.
+        use_safetensors: True takes no weights in any other format; None takes weights-only checkpoints too.
+    """
+    if use_safetensors and Path(source).is_dir():
+        for path in Path(source).glob("*.index.json"):
+            listed = read_json(path)
+            parts = listed.get("weight_map", {}) if isinstance(listed, dict) else {}
+            others = sorted({str(name) for name in parts.values() if not str(name).endswith(".safetensors")})
+            if others:
+                raise bad_file(path, f"names {others[0]}, but only safetensors are read", "Save the model as such.")
+    with no_progress_bar():
+        model, report = model_class.from_pretrained(
+            source,
+            dtype=dtype,
+            device_map=device_map,
+            output_loading_info=True,
+            gguf_file=gguf_file,
+            use_safetensors=use_safetensors,
+            **hub_options(options),
+        )
+    missing = [key for key in report["missing_keys"] if unread is None or not key.startswith(unread)]
+    if missing:
+        raise UserError(
+            f"{source} lacks {len(missing)} weights of its model, {min(missing)!r} among "
+            "them, but all were expected. Get the complete checkpoint."
+        )
+    return model
+
+
+@contextlib.contextmanager
+def no_progress_bar() -> Iterator[None]:
+    """Hold back transformers' bar over weights that are read in a moment; the hub's own bars for downloads stay."""
+    from transformers.utils import logging as transformers_logging
+
+    was_enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            transformers_logging.enable_progress_bar()
 
 
 def freeze(model: nn.Module, options: LoadOptions) -> None:

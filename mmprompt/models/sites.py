@@ -88,6 +88,9 @@ class Site:
         raise UserError(f"{text!r} is not a site. A site is {known}.")
 
 
+LM_INPUT = Site("lm")
+
+
 @dataclass(frozen=True)
 class _Insert:
     @property

@@ -230,7 +230,7 @@ def next_section(after: Evaluation, n_trained: Mapping[str, int], item: str, ver
 
 
 def kept_of(words: float, soft: float, bare: float) -> str:
-    """Say how much of a soft prompt's gain over none its words keep; all are shares that are right."""
+    """Say how much of a soft prompt's gain over none its words keep; of all more is better."""
     if soft <= bare:
         return ": there was no gain to keep."
     kept = (words - bare) / (soft - bare)

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmprompt.language.data import TextRow
-from mmprompt.language.predictor import LanguagePredictor, classify_texts, generate_texts
+from mmprompt.language.generation import generate_texts
+from mmprompt.language.predictor import LanguagePredictor, classify_texts
 from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.serve.prompts import Served
 
@@ -32,19 +32,11 @@ class Picture:
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """What one prompt is asked of one input.
-
-    Args:
-        served: the prompt.
-        number: which input of the request this is, from 0.
-        asked: an image, or the row of a text.
-        top_k: how many labels are named.
-        max_tokens: of a generated text.
-    """
+    """What one prompt is asked of a `Picture` or a `TextRow`: `top_k` labels, or a text of `max_tokens`."""
 
     served: Served
     number: int
-    asked: Picture | TextRow
+    asked: Any
     top_k: int = 5
     max_tokens: int = 64
 
@@ -61,11 +53,7 @@ class Answerer:
 
     @torch.no_grad()
     def __call__(self, questions: Sequence[Question]) -> list[Answer]:
-        """Return the answer to each question.
-
-        Raises:
-            UserError: one of them cannot be answered.
-        """
+        """Return the answer to each question."""
         ways: dict[Callable[[list[Question]], Answers], list[Question]] = {}
         for question in questions:
             ways.setdefault(self._way(question.served), []).append(question)
@@ -89,7 +77,7 @@ class Answerer:
         for max_tokens in {question.max_tokens for question in questions}:
             some = [question for question in questions if question.max_tokens == max_tokens]
             each = [question.served.predictor for question in some]
-            texts = generate_texts(each, _rows(some), Generation(max_tokens=max_tokens))
+            texts = generate_texts(each, [q.asked for q in some], Generation(max_tokens=max_tokens))
             answers |= {q: {"text": one.text, "is_cut": one.is_cut} for q, one in zip(some, texts, strict=True)}
             for one in each:
                 self._recent.pop(one, None)
@@ -98,10 +86,6 @@ class Answerer:
             del self._recent[one]
             one.compiled.clear()
         return answers
-
-
-def _rows(questions: Sequence[Question]) -> list[TextRow]:
-    return [question.asked for question in questions if isinstance(question.asked, TextRow)]
 
 
 def _by_prompt(questions: Sequence[Question]) -> dict[Served, list[Question]]:
@@ -113,7 +97,7 @@ def _by_prompt(questions: Sequence[Question]) -> dict[Served, list[Question]]:
 
 def _pictures(questions: Sequence[Question]) -> tuple[list[Picture], Tensor]:
     """Return the pictures that questions are about, each once, and their pixels [B, 3, H, W]."""
-    pictures = list(dict.fromkeys(q.asked for q in questions if isinstance(q.asked, Picture)))
+    pictures = list(dict.fromkeys(question.asked for question in questions))
     return pictures, torch.stack([picture.pixels[questions[0].served.kind] for picture in pictures])
 
 
@@ -135,7 +119,7 @@ def _classify_images(questions: list[Question]) -> Answers:
     answers: Answers = {}
     for served, some in groups.items():
         width = None if served.predictor.reads_raw else backbone.embed_dim
-        own = features[[row_of[q.asked] for q in some if isinstance(q.asked, Picture)], :width]
+        own = features[[row_of[question.asked] for question in some], :width]
         answers |= _labels(served, some, served.predictor.outputs(own).logits.double().softmax(-1).tolist())
     return answers
 
@@ -150,8 +134,7 @@ def _classify_alone(questions: list[Question]) -> Answers:
     for served, some in _by_prompt(questions).items():
         classifier = served.predictor
         if classifier.form:
-            images = [question.asked.data for question in some if isinstance(question.asked, Picture)]
-            rows = classifier.predict_proba(images).tolist()
+            rows = classifier.predict_proba([question.asked.data for question in some]).tolist()
         else:
             _, pixels = _pictures(some)
             parts = pixels.to(classifier.backbone.dtype).split(IMAGES)
@@ -165,13 +148,13 @@ def _caption(questions: list[Question]) -> Answers:
     first = questions[0].served.predictor
     features = torch.cat([first.backbone.encode_image(part) for part in pixels.split(IMAGES)])
     row_of = {picture: row for row, picture in enumerate(pictures)}
-    rows = [row_of[question.asked] for question in questions if isinstance(question.asked, Picture)]
+    rows = [row_of[question.asked] for question in questions]
     captions = first.caption_features(features[rows], [question.served.predictor.guidance for question in questions])
     return {q: {"text": one.text, "is_cut": one.is_cut} for q, one in zip(questions, captions, strict=True)}
 
 
 def _classify_texts(questions: list[Question]) -> Answers:
-    found = classify_texts([question.served.predictor for question in questions], _rows(questions))
+    found = classify_texts([q.served.predictor for q in questions], [q.asked for q in questions])
     return {
         question: _ranked(list(one.probabilities), list(one.probabilities.values()), question.top_k)
         for question, one in zip(questions, found, strict=True)

@@ -1,18 +1,24 @@
-"""The server as an ASGI application: what can be asked over HTTP, and how a refusal is worded.
+"""The server: what can be asked over HTTP, how a refusal is worded, and uvicorn with the one limit that it lacks, on a
+connection that never finishes to ask.
 
 Images and texts come in JSON, images as base64.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Any
 
+import uvicorn
 from fastapi import FastAPI, Request, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.security import HTTPBearer
 from prometheus_client import generate_latest
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mmprompt.errors import UserError, visible
 from mmprompt.serve.batching import BusyError
@@ -32,17 +38,17 @@ from mmprompt.serve.schemas import (
 from mmprompt.serve.service import Service
 from mmprompt.version import __version__
 
+CONNECTIONS = 1000
+"""At once; those beyond are turned away with status 503."""
+KEEP_ALIVE_S = 5
+
 
 def make_app(
     prompts: PromptFolder, limits: Limits | None = None, api_key: str | None = None, reload_s: float = 1.0
 ) -> FastAPI:
-    """Make the ASGI application that answers with the prompts of a folder.
+    """Make the ASGI application that answers with the prompts of a folder, looked at every `reload_s` seconds.
 
-    Args:
-        prompts: looked at before the first request, and then again and again.
-        limits: what a request may take.
-        api_key: what `Authorization: Bearer` must say everywhere but at `/health`; None for nothing.
-        reload_s: seconds between two looks at the folder.
+    With an `api_key`, `Authorization: Bearer` must say it everywhere but at `/health`.
     """
     service = Service(prompts, limits or Limits(), reload_s)
 
@@ -130,3 +136,49 @@ def _refuse_in_one_line(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def failed(_: Request, error: Exception) -> JSONResponse:
         return say(500, f"the answer failed ({type(error).__name__}). The server's log says where.")
+
+
+def make_server(app: ASGIApp, limits: Limits) -> uvicorn.Server:
+    """Make a server that ends with what is under way answered."""
+
+    class Protocol(H11Protocol):
+        """Closes a connection that has no request under way for as long as a request may take."""
+
+        deadline: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self.watch()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self.watch()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            self.unwatch()
+
+        def watch(self) -> None:
+            if self.cycle is not None and not self.cycle.response_complete:
+                self.unwatch()
+            elif self.deadline is None:
+                self.deadline = self.loop.call_later(limits.timeout_s, self.transport.close)
+
+        def unwatch(self) -> None:
+            if self.deadline is not None:
+                self.deadline.cancel()
+                self.deadline = None
+
+    config = uvicorn.Config(
+        app,
+        http=Protocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        limit_concurrency=CONNECTIONS,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=int(limits.timeout_s) + 1,
+    )
+    return uvicorn.Server(config)

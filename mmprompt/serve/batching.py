@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import queue
-import threading
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from mmprompt.errors import UserError
 
@@ -24,20 +22,16 @@ class BusyError(Exception):
     """Too much is waiting already."""
 
 
-@dataclass(frozen=True)
-class _Request(Generic[Asked]):
+class _Request(NamedTuple, Generic[Asked]):
     questions: Sequence[Asked]
-    answers: Future[list[Any]] = field(default_factory=Future)
+    answers: asyncio.Future[list[Any]]
 
 
 class Batcher(Generic[Asked]):
-    """A thread that answers the questions of several requests together.
+    """A thread that answers the questions of several requests together; made where an event loop runs.
 
-    Args:
-        answer: takes questions and returns as many answers; called by one thread alone.
-        max_batch: questions in a batch, and in a request.
-        max_waiting: questions that may wait.
-        measure: told how many questions each batch has.
+    `answer` is called by that thread alone; `max_batch` limits a batch and a request, `max_waiting` all that wait;
+    `measure` is told how many questions each batch has.
     """
 
     def __init__(
@@ -48,73 +42,55 @@ class Batcher(Generic[Asked]):
         measure: Callable[[int], None] = lambda n_questions: None,
     ) -> None:
         self._answer, self._max_batch, self._max_waiting, self._measure = answer, max_batch, max_waiting, measure
-        self._requests: queue.SimpleQueue[_Request[Asked] | None] = queue.SimpleQueue()
-        self._kept: _Request[Asked] | None = None  # taken from the queue, but too large for the batch before it
-        self._lock = threading.Lock()
-        self.n_waiting = 0
-        self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
-        self._thread.start()
+        self._waiting: deque[_Request[Asked]] = deque()
+        self._thread = ThreadPoolExecutor(1, "batches")
+        self._work: asyncio.Task[None] | None = None
 
     async def ask(self, questions: Sequence[Asked]) -> list[Any]:
-        """Return the answers to some questions; who is cancelled before they are begun costs nothing.
+        """Return the answers to some questions, unless too many wait; who is cancelled in time costs nothing."""
+        if sum(len(request.questions) for request in self._waiting) + len(questions) > self._max_waiting:
+            raise BusyError
+        request = _Request(questions, asyncio.get_running_loop().create_future())
+        self._waiting.append(request)
+        if self._work is None or self._work.done():
+            self._work = asyncio.create_task(self._answer_all())
+        return await request.answers
 
-        Raises:
-            BusyError: too many are waiting.
-            UserError: one of them cannot be answered.
-        """
-        request = _Request(questions)
-        with self._lock:
-            if self.n_waiting + len(questions) > self._max_waiting:
-                raise BusyError
-            self.n_waiting += len(questions)
-        self._requests.put(request)
-        return await asyncio.wrap_future(request.answers)
-
-    def close(self) -> None:
+    async def close(self) -> None:
         """Answer what waits, and end the thread."""
-        self._requests.put(None)
-        self._thread.join()
+        if self._work is not None:
+            await self._work
+        self._thread.shutdown()
 
-    def _work(self) -> None:
-        while batch := self._next_batch():
-            running = [request for request in batch if request.answers.set_running_or_notify_cancel()]
-            with self._lock:
-                self.n_waiting -= sum(len(request.questions) for request in batch)
-            if running:
-                self._measure(sum(len(request.questions) for request in running))
-                self._answer_all(running)
+    async def _answer_all(self) -> None:
+        while self._waiting:
+            batch: list[_Request[Asked]] = []
+            room = self._max_batch
+            while self._waiting and (not batch or len(self._waiting[0].questions) <= room):
+                request = self._waiting.popleft()
+                if not request.answers.cancelled():
+                    batch.append(request)
+                    room -= len(request.questions)
+            if batch:
+                self._measure(self._max_batch - room)
+                await self._answer_together(batch)
 
-    def _next_batch(self) -> list[_Request[Asked]]:
-        """Wait for a request and take it with all that have come since; [] at the end."""
-        request = self._kept or self._requests.get()
-        self._kept, n_questions = None, 0
-        batch: list[_Request[Asked]] = []
-        while request is not None:
-            n_questions += len(request.questions)
-            if batch and n_questions > self._max_batch:
-                self._kept = request
-                return batch
-            batch.append(request)
-            try:
-                request = self._requests.get_nowait()
-            except queue.Empty:
-                return batch
-        if batch:
-            self._requests.put(None)  # the end is met again, after this batch
-        return batch
-
-    def _answer_all(self, batch: Sequence[_Request[Asked]]) -> None:
+    async def _answer_together(self, batch: Sequence[_Request[Asked]]) -> None:
         """Answer the requests of a batch together, and one by one where that fails: one bad text is its sender's."""
+        questions = [question for request in batch for question in request.questions]
         try:
-            answers = iter(self._answer([question for request in batch for question in request.questions]))
+            found = iter(await asyncio.get_running_loop().run_in_executor(self._thread, self._answer, questions))
         except Exception as error:
             if len(batch) > 1:
                 for request in batch:
-                    self._answer_all([request])
+                    await self._answer_together([request])
                 return
             if not isinstance(error, UserError):
                 _log.exception("a request failed")
-            batch[0].answers.set_exception(error)
+            if not batch[0].answers.cancelled():
+                batch[0].answers.set_exception(error)
             return
         for request in batch:
-            request.answers.set_result([next(answers) for _ in request.questions])
+            answers = [next(found) for _ in request.questions]
+            if not request.answers.cancelled():
+                request.answers.set_result(answers)

@@ -90,10 +90,9 @@ def _listen(host: str, port: int) -> socket.socket:
 def _serve(settings: ServeSettings, api_key: str | None, listening: socket.socket) -> None:
     output = Output(as_json=False)
     output.say(f"loading   {settings.folder}")
-    from mmprompt.serve.app import make_app
+    from mmprompt.serve.app import make_app, make_server
     from mmprompt.serve.limits import Limits
     from mmprompt.serve.prompts import PromptFolder
-    from mmprompt.serve.server import make_server
 
     limits = Limits(settings.max_body_mb, settings.max_megapixels, settings.max_batch, settings.timeout_s)
     prompts = PromptFolder(settings.folder, settings.device)

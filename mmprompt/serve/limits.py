@@ -1,4 +1,5 @@
-"""What a server takes of a stranger: who may ask, how much, and how long. Beyond that, a refusal in one line.
+"""What a server takes of a stranger: who may ask, how much, and how long. Beyond that, a refusal in one line. What was
+asked is counted for Prometheus.
 
 It stands in front of the application and reads bodies itself, so that none is longer or slower than it may be.
 """
@@ -8,15 +9,18 @@ from __future__ import annotations
 import asyncio
 import hmac
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from annotated_types import Gt, Le
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.core import GaugeMetricFamily
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mmprompt.serve.metrics import Metrics
+from mmprompt.serve.prompts import PromptFolder
 from mmprompt.settings import Count, check_settings
 
 OPEN = "/health"
@@ -25,6 +29,7 @@ DRAINED = 4
 """Times the limit that is read of a long body before its sender is cut off: who is told early does not listen."""
 HELD = 16
 """Times the limit that all bodies under way may take together."""
+PATHS = frozenset({"/health", "/metrics", "/openapi.json", "/prompts", "/images", "/texts"})
 
 
 @dataclass(frozen=True)
@@ -43,10 +48,34 @@ class Limits:
     def __post_init__(self) -> None:
         check_settings(self)
 
-    @property
-    def max_body_bytes(self) -> int:
-        """The same in bytes."""
-        return int(self.max_body_mb * 2**20)
+
+class Metrics:
+    """Counters and times of requests, and what the folder of prompts holds now."""
+
+    def __init__(self, prompts: PromptFolder) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.prompts = prompts
+        ProcessCollector(registry=registry)
+        registry.register(self)
+        labels = ("method", "path")
+        self.requests = Counter("mmprompt_requests", "Requests.", (*labels, "status"), registry=registry)
+        self.seconds = Histogram("mmprompt_request_seconds", "From the first byte on.", labels, registry=registry)
+        self.under_way = Gauge("mmprompt_requests_under_way", "Requests not answered yet.", registry=registry)
+        sizes = tuple(2**power for power in range(11))
+        self.batches = Histogram("mmprompt_batch_size", "Questions.", buckets=sizes, registry=registry)
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        """See `CollectorRegistry`."""
+        yield GaugeMetricFamily("mmprompt_prompts", "Prompts in use.", len(self.prompts.prompts))
+        yield GaugeMetricFamily("mmprompt_prompts_refused", "Prompts that are not.", len(self.prompts.refused))
+
+    def measure(self, method: str, path: str, status: int, seconds: float) -> None:
+        """Count a request; what strangers make up gets no label of its own."""
+        if path not in PATHS:
+            path = "/prompts/{name}" if path.startswith("/prompts/") else "other"
+        known = method if method in ("GET", "POST") else "other"
+        self.requests.labels(known, path, status).inc()
+        self.seconds.labels(known, path).observe(seconds)
 
 
 class GoneError(Exception):
@@ -54,14 +83,7 @@ class GoneError(Exception):
 
 
 class Gate:
-    """ASGI middleware that holds requests to limits.
-
-    Args:
-        app: what is behind it.
-        limits: what a request may take.
-        api_key: what `Authorization: Bearer` must say; None for nothing.
-        metrics: told of each request.
-    """
+    """ASGI middleware that holds requests to limits, and to an API key where there is one."""
 
     def __init__(self, app: ASGIApp, limits: Limits, api_key: str | None, metrics: Metrics) -> None:
         self.app, self.limits, self.metrics = app, limits, metrics
@@ -116,7 +138,7 @@ class Gate:
             self.n_held -= len(body)
 
     async def _read(self, announced: bytes, receive: Receive, body: bytearray) -> None:
-        limit, n_read, has_more = self.limits.max_body_bytes, 0, True
+        limit, n_read, has_more = int(self.limits.max_body_mb * 2**20), 0, True
         too_long = HTTPException(
             413, f"the body has more than {self.limits.max_body_mb:g} MiB, which is the limit. Split it."
         )

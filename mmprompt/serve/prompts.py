@@ -24,14 +24,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Served:
-    """A prompt that is in use.
-
-    Attributes:
-        name: of its folder.
-        kind: see `core.header.KINDS`.
-        predictor: a `Classifier`, `Captioner` or `LanguagePredictor`.
-        facts: what it says of itself, JSON-ready.
-    """
+    """A prompt in use: its folder's name, its kind, what predicts with it, and its facts, JSON-ready."""
 
     name: str
     kind: str
@@ -44,17 +37,11 @@ class PromptFolder:
 
     The frozen model of a kind is that of its first prompt; prompts that were learned on other weights are refused.
 
-    Args:
-        folder: holds run folders, or whatever `save` wrote.
-        device: where the frozen models live; `"auto"` takes cuda, then mps, then cpu.
-
     Attributes:
         prompts: those in use. Never changed in place, so that who looks at it sees one state.
         refused: by name, why a prompt is not used as its files are now.
         models: the frozen model of each kind.
         in_use: held while prompts compute, and while one is made.
-    Raises:
-        UserError: there is no such folder.
     """
 
     def __init__(self, folder: Path | str, device: str = "auto") -> None:
@@ -73,8 +60,9 @@ class PromptFolder:
     def refresh(self) -> None:
         """Look at the folder, and take in what is new in it; a folder that cannot be read leaves all as it was."""
         try:
-            found = {path.name: path for path in sorted(self.folder.iterdir()) if _is_shown(path.name)}
-            stamps = {name: stamp for name, path in found.items() if (stamp := _stamp_of(path))}
+            shown = [path for path in sorted(self.folder.iterdir()) if path.name.isprintable()]
+            found = [path for path in shown if not path.name.startswith(".")]  # hidden ones are half written
+            stamps = {path.name: stamp for path in found if (stamp := _stamp_of(path))}
         except OSError as error:
             _log.warning("%s cannot be read (%s). The prompts stay as they are.", self.folder, error.strerror)
             return
@@ -112,11 +100,6 @@ class PromptFolder:
             facts |= {"fields": list(predictor.template.fields), "tasks": list(predictor.tasks)}
             facts |= {"labels": None if words is None else list(words.labels)}
         return Served(name, kind, predictor, facts)
-
-
-def _is_shown(name: str) -> bool:
-    """Return whether a name can be asked for: hidden folders are half-written ones."""
-    return not name.startswith(".") and name.isprintable()
 
 
 def _stamp_of(folder: Path) -> Stamp | None:

@@ -19,8 +19,7 @@ from mmprompt.errors import UserError
 from mmprompt.language.data import TextRow
 from mmprompt.serve.answers import Answer, Answerer, Picture, Question
 from mmprompt.serve.batching import Batcher
-from mmprompt.serve.limits import Limits
-from mmprompt.serve.metrics import Metrics
+from mmprompt.serve.limits import Limits, Metrics
 from mmprompt.serve.prompts import PromptFolder, Served
 from mmprompt.serve.schemas import ImagesAsked, TextsAsked
 
@@ -29,13 +28,7 @@ WAITING = 16
 
 
 class Service:
-    """The prompts of a folder, and the threads that read images and compute.
-
-    Args:
-        prompts: looked at again and again while the service runs.
-        limits: what a request may take.
-        reload_s: seconds between two looks at the folder.
-    """
+    """The prompts of a folder, looked at again and again, and the threads that read images and compute."""
 
     def __init__(self, prompts: PromptFolder, limits: Limits, reload_s: float) -> None:
         self.prompts, self.limits, self.reload_s = prompts, limits, reload_s
@@ -53,7 +46,7 @@ class Service:
     async def stop(self) -> None:
         """Answer what waits, and end the threads."""
         self._watching.cancel()
-        await asyncio.to_thread(self._batcher.close)
+        await self._batcher.close()
         self._readers.shutdown(cancel_futures=True)
 
     async def _look_again(self) -> None:

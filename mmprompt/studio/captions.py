@@ -18,8 +18,7 @@ from mmprompt.core.soft import PromptTuning
 from mmprompt.errors import UserError, unknown_name
 from mmprompt.files import sha256_bytes
 from mmprompt.studio.jobs import Job
-from mmprompt.studio.models import Models
-from mmprompt.studio.prompt_files import newest_first
+from mmprompt.studio.prompts import Models, newest_first
 
 FOCUSES = ("objects", "emotions", "actions")
 N_SOFT, EPOCHS = 8, 5
@@ -28,16 +27,9 @@ KIND = "captioning"
 
 
 class CaptionWork:
-    """One person's focuses.
+    """One person's focuses; those of the bundled scenes lie in `shared`, for all.
 
-    Args:
-        folder: of this person.
-        models: the studio's.
-        shared: where the focuses that all share are, and will be.
-
-    Attributes:
-        captioner: the name of the frozen model that is spoken with.
-        newest: the focus that was learned or brought last.
+    `captioner` is the name of the frozen model that speaks, `newest` the focus that was learned or brought last.
     """
 
     def __init__(self, folder: Path, models: Models, shared: Path) -> None:
@@ -53,11 +45,7 @@ class CaptionWork:
         return [*shared, *(name for name, (_, captioner) in self._own.items() if captioner == self.captioner)]
 
     def learn(self, focus: str) -> Callable[[Job], None]:
-        """Return the work that learns a focus of the bundled scenes.
-
-        Raises:
-            UserError: there is none of that name.
-        """
+        """Return the work that learns a focus of the bundled scenes."""
         if focus not in FOCUSES:
             raise unknown_name("focus", focus, FOCUSES)
         out, name = self.folder(focus), self.captioner
@@ -72,11 +60,7 @@ class CaptionWork:
         return work
 
     def open_prompt(self, folder: Path) -> None:
-        """Take up a focus from a prompt file, and speak with its captioner.
-
-        Raises:
-            UserError: it is edited, damaged, of another kind, or of a captioner that is not offered.
-        """
+        """Take up a focus from a prompt file, and speak with its captioner."""
         self._prompts[folder] = self.models.load(folder, KIND).prompt
         self.captioner = self._take(folder)
 
@@ -93,14 +77,8 @@ class CaptionWork:
     ) -> list[tuple[Path, str, str]]:
         """Write captions of some bundled scenes, or of one image: each with what is said of it by itself, and steered.
 
-        Args:
-            image: of one's own; None for the scenes.
-            focuses: that speak one after the other; none for the captioner by itself.
-            strength: of them, 0 to 3.
-            avoid: the focus whose own words are not to be said.
-            avoid_strength: what each of them costs, in nats.
-        Raises:
-            UserError: a focus is not there, or the image cannot be read.
+        Focuses speak one after the other, at a strength of 0 to 3; none is the captioner by itself. Of the one to
+        avoid, each own word costs `avoid_strength` nats.
         """
         captioner = Captioner(self.models.get(KIND, self.captioner))
         prompts = tuple((self._prompt(name), 1.0) for name in focuses)

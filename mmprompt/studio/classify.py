@@ -25,8 +25,7 @@ from mmprompt.files import read_json, write_json
 from mmprompt.models.image_features import ImageFeatures
 from mmprompt.studio.images import TABLE, OwnImages
 from mmprompt.studio.jobs import Job
-from mmprompt.studio.models import Models
-from mmprompt.studio.prompt_files import new_run, take_up
+from mmprompt.studio.prompts import Models, new_run, take_up
 from mmprompt.training.run_files import read_log
 
 OWN = "my own images"
@@ -54,12 +53,7 @@ class Setting:
 class Trained:
     """A classifier in the words that it was learned in, with what is known of it: nothing of one from a file.
 
-    Args:
-        folder: its run folder.
-        classifier: itself.
-        data: what it was learned from.
-        metrics: of `classification.measure.measure`.
-        history: a record an epoch.
+    `metrics` are those of `classification.measure.measure`, `history` has a record an epoch.
     """
 
     folder: Path
@@ -73,12 +67,9 @@ class Trained:
 class Reworded:
     """What edited words come to; nothing is known beside the classifier where there are no test images.
 
-    Args:
-        classifier: the learned vectors among the edited words.
-        before, after: on the test images.
-        words_alone: the edited words without the vectors; None where that is nothing else.
-        gain: 95 % interval of the difference of after and before, paired over images.
-        changed: images that are named otherwise: the file, its label, and what it was and is taken for.
+    `words_alone` is without the vectors, None where that is nothing else; `gain` is the 95 % interval of the difference
+    of after and before, paired over images; of each image that is named otherwise `changed` has the file, its label,
+    and what it was and is taken for.
     """
 
     classifier: Classifier
@@ -90,12 +81,7 @@ class Reworded:
 
 
 class ImageWork:
-    """One person's images and classifier.
-
-    Args:
-        folder: of this person; what is found there is taken up again.
-        models: the studio's.
-    """
+    """One person's images and classifier; what is found in the folder is taken up again."""
 
     def __init__(self, folder: Path, models: Models) -> None:
         self.folder, self.models = folder, models
@@ -109,11 +95,7 @@ class ImageWork:
         take_up(folder, KIND, self.open_prompt)
 
     def train(self, setting: Setting) -> Callable[[Job], None]:
-        """Look a training over and return the work to be queued.
-
-        Raises:
-            UserError: something in it cannot be.
-        """
+        """Look a training over, refuse what cannot be, and return the work to be queued."""
         if setting.method not in METHODS:
             raise unknown_name("method", setting.method, METHODS)
         if setting.data == OWN:
@@ -136,11 +118,7 @@ class ImageWork:
         return work
 
     def open_prompt(self, folder: Path) -> None:
-        """Take up a classifier from a folder: a training of this person's with all that came out, or a prompt alone.
-
-        Raises:
-            UserError: it is edited, damaged, of another kind, or of a model that is not offered.
-        """
+        """Take up a classifier from a folder: a training of this person's with all that came out, or a prompt alone."""
         classifier, setting = self.models.load(folder, KIND), self.setting
         trained = Trained(folder, classifier)
         if (folder / SETTINGS).is_file():
@@ -155,11 +133,7 @@ class ImageWork:
         self.edited = self._before = None
 
     def classifier(self) -> Classifier:
-        """Return the classifier with the words as they were last edited.
-
-        Raises:
-            UserError: there is none.
-        """
+        """Return the classifier with the words as they were last edited; refuse where there is none."""
         if self.trained is None:
             raise UserError("there is no prompt yet. Train one, or load one from a file.")
         return self.edited or self.trained.classifier
@@ -185,11 +159,7 @@ class ImageWork:
     def reword(self, template: str, class_names: list[str]) -> Reworded:
         """Put the learned vectors among other words, and say what that changes on the test images.
 
-        Args:
-            template: with as many vectors as were learned.
-            class_names: those of the classes in their order, and perhaps further ones.
-        Raises:
-            UserError: words or names cannot be, or what was learned belongs to single classes.
+        The template has as many vectors as were learned; names are those of the classes, in order, and perhaps more.
         """
         self.classifier()
         assert self.trained is not None, "there is a classifier"

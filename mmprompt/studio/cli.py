@@ -55,8 +55,8 @@ def run(arguments: Sequence[str], prog: str) -> None:
     output.say("Opening the studio ...")
     prepare(settings.out)
 
-    from mmprompt.studio.models import Models
     from mmprompt.studio.pages.page import serve
+    from mmprompt.studio.prompts import Models
     from mmprompt.studio.session import KEPT_DAYS, Studio
 
     models = Models(settings.backbone, settings.captioner, settings.language_model, settings.device)

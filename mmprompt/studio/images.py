@@ -37,11 +37,7 @@ class Added:
 
 
 class OwnImages:
-    """Images by class, in a folder that keeps them.
-
-    Attributes:
-        classes: file names by class name.
-    """
+    """Images by class, in a folder that keeps them; `classes` has the file names of each."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, index = folder, folder / INDEX
@@ -50,14 +46,10 @@ class OwnImages:
     def add(
         self, class_name: str, paths: Sequence[Path], tell: Callable[[int, int], None] = lambda done, total: None
     ) -> Added:
-        """Take images into a class, which is made if need be; an image of another class moves.
+        """Take image files into a class, which is made if need be; an image of another class moves.
 
-        Args:
-            class_name: as the frozen model is to read it.
-            paths: image files.
-            tell: called with how many were looked at and how many there are.
-        Raises:
-            UserError: the name is none, or there are more images than are kept; nothing is taken then.
+        Nothing is taken where the name is none, or there would be more images than are kept. `tell` is called with how
+        many were looked at and how many there are.
         """
         name = " ".join(class_name.split())
         check_class_names([name])

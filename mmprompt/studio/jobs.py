@@ -27,19 +27,10 @@ class Stopped(Exception):  # noqa: N818 - it is asked for, no error
 
 
 class Job(Callback):
-    """One training and how far it is.
+    """One training and how far it is: its phase, the records of its epochs so far, and in a few words what goes on.
 
-    Args:
-        place: the part of the studio that it is of.
-        work: does it; is given the job, to report to and as a callback.
-        keeps_part: whether a training that is stopped keeps what it has learned so far.
-
-    Attributes:
-        phase: where it is.
-        history: the records of the epochs so far.
-        n_epochs: of the whole training, 0 where that is not known yet.
-        doing: what goes on, in a few words.
-        problem: why it failed.
+    `work` does it, and is given the job to report to and as a callback; `keeps_part` says whether a training that is
+    stopped keeps what it has learned so far. `n_epochs` is 0 where that is not known yet, `problem` why it failed.
     """
 
     def __init__(self, place: str, work: Callable[[Job], None], keeps_part: bool = True) -> None:
@@ -118,11 +109,7 @@ class Jobs:
         threading.Thread(target=self._work, daemon=True, name="studio trainings").start()
 
     def add(self, job: Job) -> Job:
-        """Put a job at the end.
-
-        Raises:
-            UserError: as many wait as may.
-        """
+        """Put a job at the end, unless as many wait as may."""
         with self._lock:
             self._known = [one for one in self._known if one.is_alive]
             if sum(one.phase == "waiting" for one in self._known) >= MOST_WAITING:

@@ -16,11 +16,11 @@ from typing import Any
 from mmprompt.core.header import read_header
 from mmprompt.errors import UserError
 from mmprompt.files import make_folder
-from mmprompt.studio import prompt_files
+from mmprompt.studio import prompts
 from mmprompt.studio.captions import CaptionWork
 from mmprompt.studio.classify import ImageWork
 from mmprompt.studio.jobs import Job, Jobs
-from mmprompt.studio.models import Models
+from mmprompt.studio.prompts import Models
 from mmprompt.studio.texts import TextWork
 
 NAME = re.compile(r"[0-9a-f]{32}")
@@ -66,11 +66,7 @@ class Session:
         return self.part("texts")
 
     def submit(self, place: str, work: Callable[[Job], None], keeps_part: bool = True) -> Job:
-        """Put a training into the queue.
-
-        Raises:
-            UserError: this person has one there already, or the queue is full.
-        """
+        """Put a training into the queue, where there is room and this person has none under way."""
         with self._lock:
             if self.job is not None and self.job.is_alive:
                 raise UserError("a training of yours is under way. Stop it first, or wait for it.")
@@ -82,14 +78,10 @@ class Session:
         return self.job if self.job is not None and self.job.place == place else None
 
     def open_prompt(self, given: Sequence[Path]) -> str:
-        """Take up a prompt that somebody brings, and return the part of the studio that it went to.
-
-        Raises:
-            UserError: it is none, was edited, or is of a model that is not offered; nothing of it is kept then.
-        """
-        folder = prompt_files.new_run(self.folder)
+        """Take up a prompt that somebody brings, and say where it went; nothing of a refused one is kept."""
+        folder = prompts.new_run(self.folder)
         try:
-            prompt_files.unpack(given, folder)
+            prompts.unpack(given, folder)
             part = PARTS[read_header(folder)["kind"]]
             self.part(part).open_prompt(folder)
         except UserError:
@@ -99,19 +91,11 @@ class Session:
 
     def download(self, folder: Path, name: str) -> Path:
         """Return a zip file of the prompt of a run folder, to be taken along."""
-        return prompt_files.pack(folder, self.folder / "downloads" / f"{name}.zip")
+        return prompts.pack(folder, self.folder / "downloads" / f"{name}.zip")
 
 
 class Studio:
-    """All sessions of one work folder.
-
-    Args:
-        folder: where everything goes, each session below `sessions`.
-        models: that are offered.
-
-    Attributes:
-        n_forgotten: sessions that were deleted, for nobody had looked at them for `KEPT_DAYS`.
-    """
+    """All sessions of one work folder; `n_forgotten` were deleted, for nobody had looked at them for `KEPT_DAYS`."""
 
     def __init__(self, folder: Path, models: Models) -> None:
         self.folder, self.models, self.jobs = make_folder(folder).resolve(), models, Jobs()

@@ -14,13 +14,13 @@ from mmprompt.core.soft import PromptTuning
 from mmprompt.errors import UserError, bad_value
 from mmprompt.files import write_bytes
 from mmprompt.language.data import TextRow, load_texts
+from mmprompt.language.generation import stream_text
 from mmprompt.language.measure import LanguageMeasure, compare_language
-from mmprompt.language.predictor import LanguagePredictor, stream_text
+from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.templates.template import Template
 from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.studio.jobs import Job
-from mmprompt.studio.models import Models
-from mmprompt.studio.prompt_files import new_run, take_up
+from mmprompt.studio.prompts import Models, new_run, take_up
 
 BUNDLED = "somebody"
 ARROW = "=>"
@@ -41,12 +41,7 @@ class Side:
 
 
 class TextWork:
-    """One person's prompt for texts.
-
-    Args:
-        folder: of this person; what is found there is taken up again.
-        models: the studio's.
-    """
+    """One person's prompt for texts; what is found in the folder is taken up again."""
 
     def __init__(self, folder: Path, models: Models) -> None:
         self.folder, self.models = folder, models
@@ -58,12 +53,7 @@ class TextWork:
     def train(self, model_name: str, lines: str, epochs: int) -> Callable[[Job], None]:
         """Look the rows over and return the work that learns from them.
 
-        Args:
-            model_name: of a frozen language model.
-            lines: `text => label or answer`, a row a line; empty for the bundled set.
-            epochs: at least 1.
-        Raises:
-            UserError: a line or the rows cannot be.
+        Lines are `text => label or answer`; without any it is the bundled set.
         """
         rows = rows_of(lines) if lines.strip() else None
 
@@ -80,11 +70,7 @@ class TextWork:
         return work
 
     def open_prompt(self, folder: Path) -> None:
-        """Take up a prompt from a file.
-
-        Raises:
-            UserError: it is edited, damaged, of another kind, or of a model that is not offered.
-        """
+        """Take up a prompt from a file."""
         prompted: LanguagePredictor = self.models.load(folder, KIND)
         if len(prompted.template.fields) != 1:
             fields = ", ".join(prompted.template.fields)
@@ -96,11 +82,7 @@ class TextWork:
     def compare(self, text: str, instruction: str) -> Iterator[tuple[Side, Side]]:
         """Answer a text with an instruction and with the learned prompt, side by side, as the words come.
 
-        Args:
-            text: what is answered.
-            instruction: a template in words with the prompt's field and `{answer}`.
-        Raises:
-            UserError: there is no prompt, the text is empty, or the instruction is no template.
+        The instruction is a template in words with the prompt's field and `{answer}`.
         """
         learned = self.prompted
         if learned is None:

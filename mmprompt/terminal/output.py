@@ -1,5 +1,5 @@
-"""Where a command writes: lines and tables for people, one JSON document for machines, and folders, checked before any
-work.
+"""Where a command writes: lines and tables for people, one JSON document for machines, rows into a file that survives a
+kill, and folders, checked before any work.
 
 With `--json` everything meant for people goes to stderr and stdout carries the document alone.
 """
@@ -10,7 +10,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,14 +23,18 @@ from rich.text import Text
 
 from mmprompt.core.header import check_new
 from mmprompt.errors import bad_file, visible
+from mmprompt.files import locked, make_folder, parse_json, read_bytes, sha256_bytes, sync_folder, write_bytes
 from mmprompt.progress import spoke
 from mmprompt.reports.tables import plain_table
 
 JSON_HELP = "Print one JSON document; everything for people goes to stderr."
 BACKBONE_HELP = "The same frozen model under the name that it has here; by default the one that the prompt names."
 Device = Annotated[str, tyro.conf.arg(metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")]
-Backbone = Annotated[str | None, tyro.conf.arg(metavar="NAME", help=BACKBONE_HELP)]
 Json = Annotated[bool, tyro.conf.arg(help=JSON_HELP)]
+Backbone = Annotated[str | None, tyro.conf.arg(metavar="NAME", help=BACKBONE_HELP)]
+MAX_FILE_BYTES = 2**31
+OTHER_OUT = "Give another `out`, or remove it."
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -145,3 +149,51 @@ def check_place(folder: Path) -> None:
 def command_of(arguments: Sequence[str], prog: str) -> str:
     """Return the command line as it can be typed again, the same for a run that was gone on with."""
     return shlex.join([*prog.split(), *(word for word in arguments if word != "--resume")])
+
+
+def write_rows(
+    out: Path, known: Callable[[Path], Sequence[Row]], more: Callable[[Sequence[Row], Path], list[Row]]
+) -> list[Row]:
+    """Write rows of JSON: those that `known` finds of an earlier call, and those that `more` adds to the file given to
+    it.
+
+    While it is written the file is called `NAME.part`; a killed call goes on from its whole rows, and NAME itself is
+    always complete.
+    """
+    part = out.with_name(f"{out.name}.part")
+    make_folder(out.parent)
+    refusal = bad_file(out, "is being written by another process", "Wait until it has ended, or give another `out`.")
+    with locked(out.with_name(f"{out.name}.lock"), refusal):
+        found = known(part)
+        write_bytes(part, to_lines(found))
+        rows = more(found, part)
+        write_bytes(out, to_lines(rows))
+        part.unlink()
+        sync_folder(out.parent)
+    return rows
+
+
+def to_lines(rows: Iterable[Row]) -> bytes:
+    """Return rows as JSONL."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def whole_rows(path: Path, what: str, *needed: str) -> Iterator[tuple[int, Row]]:
+    """Yield the rows, with their lines, of a file that may end in the middle of one; none where there is no file.
+
+    Each must have the keys that are needed, and the hash of the settings it was made by.
+    """
+    lines = read_bytes(path, MAX_FILE_BYTES).split(b"\n")[:-1] if path.exists() else []  # the last is torn, or nothing
+    for number, line in enumerate(lines, 1):
+        try:
+            row = parse_json(line.decode())
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or not row.keys() >= {"settings", *needed}:
+            raise bad_file(path, f"is no row of {what}", OTHER_OUT, number)
+        yield number, row
+
+
+def hash_of(settings: object) -> str:
+    """Return what every row names of all that it depends on."""
+    return sha256_bytes(json.dumps(settings, sort_keys=True).encode())[:12]

@@ -35,8 +35,7 @@ from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.models.decoder.kv_cache import KVCache
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.decoder.packing import Question
-from mmprompt.models.decoder.vectors import LM_INPUT
-from mmprompt.models.sites import Vectors
+from mmprompt.models.sites import LM_INPUT, Vectors
 
 WIDTH, N_LAYERS, VOCABULARY, N_TEXTS, REPEATS, N_NEW = 512, 6, 50_000, 16, 5, 64
 N_PROMPTS, N_MIXED_NEW = 32, 16

@@ -62,7 +62,7 @@ def said(one: Any) -> Answer:
 def offline(folder: Path, images: list[Path]) -> list[Answer]:
     """What a prompt says of each input without a server."""
     from mmprompt.core.header import read_header
-    from mmprompt.language.predictor import generate_texts
+    from mmprompt.language.generation import generate_texts
     from mmprompt.models.decoder.generation_config import Generation
 
     kind = read_header(folder)["kind"]

@@ -22,7 +22,7 @@ from mmprompt.cli.main import main
 from mmprompt.core.file import load, save
 from mmprompt.core.header import header_hash
 from mmprompt.core.heads import Linear
-from mmprompt.core.learned import LM_INPUT, Learned, Prompt
+from mmprompt.core.learned import Learned, Prompt
 from mmprompt.data.split_file import read_coop_split
 from mmprompt.errors import UserError
 from mmprompt.experiments.results import read_failure
@@ -34,6 +34,7 @@ from mmprompt.models import packaged
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.dual_encoder.load import load_backbone
+from mmprompt.models.sites import LM_INPUT
 from mmprompt.reports.figures import LIGHT, Row, draw_accuracy
 from mmprompt.reports.tables import Table, render
 from mmprompt.training.checkpoint import Checkpoint, read_newest, write_checkpoint

@@ -14,7 +14,7 @@ import pytest
 from mmprompt.cli.main import main
 from mmprompt.files import sha256_bytes, unpack, write_bytes
 from mmprompt.models import packaged
-from mmprompt.studio.prompt_files import unpack as unpack_prompt
+from mmprompt.studio.prompts import unpack as unpack_prompt
 from tests.attacks.guard import attack
 from tests.attacks.mutators import mutate_bytes, with_member
 

@@ -21,15 +21,17 @@ from mmprompt.classification.published import convert
 from mmprompt.classification.report import read_record
 from mmprompt.core.file import load, save
 from mmprompt.core.header import header_hash
-from mmprompt.core.learned import LM_INPUT, Learned, Prompt
+from mmprompt.core.learned import Learned, Prompt
 from mmprompt.data.images import read_image
 from mmprompt.files import read_checkpoint, sha256_bytes
-from mmprompt.language.peft import load_peft, save_peft
+from mmprompt.language.peft import load_peft
+from mmprompt.language.peft_save import save_peft
 from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import Verbalizer
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.feature_store import FeatureStore, Space
+from mmprompt.models.sites import LM_INPUT
 from mmprompt.training.checkpoint import Checkpoint, _own_hash, read_newest, write_checkpoint
 from tests.attacks.guard import attack
 from tests.attacks.mutators import mutate_bytes, mutate_json, with_member

@@ -10,7 +10,8 @@ import torch
 from mmprompt.captioning import measure as caption_measure
 from mmprompt.captioning.decoding import Decoding
 from mmprompt.captioning.measure import NO_PROMPT, measure_captions
-from mmprompt.captioning.metrics.adherence import LexiconJudge, judge_for, score_focus
+from mmprompt.captioning.metrics.adherence import score_focus
+from mmprompt.captioning.metrics.judges import LexiconJudge, judge_for
 from mmprompt.captioning.predictor import Captioner, CaptionFeatures, CaptionTemplate, Guidance, hard_prompt
 from mmprompt.captioning.readers.captioner import LM_INPUT
 from mmprompt.core.learned import Learned, Prompt

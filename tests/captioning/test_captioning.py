@@ -14,6 +14,7 @@ from mmprompt.captioning import choice
 from mmprompt.captioning import task as captioning
 from mmprompt.captioning.cli.write import rank
 from mmprompt.captioning.data import NEUTRAL, load_captions
+from mmprompt.captioning.mapper import fit_mapper
 from mmprompt.captioning.methods import MAPPER_RECIPE, HardPrompt, LoRA, PrefixTuning, PromptTuning
 from mmprompt.captioning.metrics.caption_metrics import clip_score, score_captions
 from mmprompt.captioning.predictor import (
@@ -30,7 +31,6 @@ from mmprompt.captioning.task import (
     CaptionProblem,
     encode_captions,
     epochs_of,
-    fit_mapper,
     is_no_less,
     start_tokens,
     tokenize_captions,

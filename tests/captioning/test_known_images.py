@@ -11,8 +11,7 @@ from PIL import Image, ImageFilter
 
 from mmprompt.captioning.data import load_captions
 from mmprompt.captioning.predictor import Captioner
-from mmprompt.captioning.readers.captioner import FrozenCaptioner
-from mmprompt.captioning.readers.known_images import KnownImages
+from mmprompt.captioning.readers.captioner import FrozenCaptioner, KnownImages
 from mmprompt.captioning.readers.load import load_captioner
 from tests.small_captioners import small_captioner
 

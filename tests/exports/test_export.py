@@ -18,10 +18,11 @@ import mmprompt as mp
 from mmprompt.classification.methods import METHODS
 from mmprompt.cli.main import main
 from mmprompt.core import heads
-from mmprompt.core.learned import LM_INPUT, Learned, Prompt
+from mmprompt.core.learned import Learned, Prompt
 from mmprompt.exports import graph
 from mmprompt.exports.export import FORMS
 from mmprompt.language.peft import load_peft
+from mmprompt.models.sites import LM_INPUT
 from mmprompt.training.problem import RunFailed
 from tests import small_models
 from tests.language.test_peft_lora import frozen_model

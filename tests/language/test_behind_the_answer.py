@@ -17,9 +17,10 @@ from mmprompt.core.soft import PromptTuning
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextData, TextRow
 from mmprompt.language.explain import ablate
+from mmprompt.language.generation import generate_texts
 from mmprompt.language.knowledge import calibrate_words
 from mmprompt.language.measure import measure_language
-from mmprompt.language.predictor import LanguagePredictor, classify_texts, generate_texts, load_prompted
+from mmprompt.language.predictor import LanguagePredictor, classify_texts, load_prompted
 from mmprompt.language.task import LanguageProblem
 from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import Verbalizer

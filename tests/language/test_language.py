@@ -17,6 +17,7 @@ from mmprompt.core import fit as core
 from mmprompt.core.soft import DecoderMethod
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextData, TextRow, load_texts
+from mmprompt.language.generation import generate_texts
 from mmprompt.language.methods import (
     DeepPrompts,
     HardPrompt,
@@ -27,7 +28,7 @@ from mmprompt.language.methods import (
     PTuning,
     SoftVerbalizer,
 )
-from mmprompt.language.predictor import LanguagePredictor, generate_texts, load_prompted
+from mmprompt.language.predictor import LanguagePredictor, load_prompted
 from mmprompt.language.task import LanguageProblem, epochs_of
 from mmprompt.language.templates.verbalizer import Verbalizer
 from mmprompt.models.decoder.generation_config import Generation

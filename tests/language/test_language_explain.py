@@ -26,8 +26,7 @@ from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.sources import MultitaskVectors
 from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import Verbalizer
-from mmprompt.models.decoder.vectors import LM_INPUT
-from mmprompt.models.sites import Site
+from mmprompt.models.sites import LM_INPUT, Site
 from mmprompt.training.loop import train
 from mmprompt.training.problem import StepResult
 from mmprompt.training.recipe import Recipe

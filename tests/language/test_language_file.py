@@ -20,8 +20,9 @@ from mmprompt.core.learned import Learned, Prompt
 from mmprompt.core.soft import DecoderMethod
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextRow
+from mmprompt.language.generation import generate_texts
 from mmprompt.language.methods import DeepPrompts, HardPrompt, MultitaskPrompt, PrefixTuning, PromptTuning, PTuning
-from mmprompt.language.predictor import LanguagePredictor, generate_texts, load_prompted
+from mmprompt.language.predictor import LanguagePredictor, load_prompted
 from mmprompt.language.templates.verbalizer import Verbalizer
 from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.models.decoder.load import load_language_model

@@ -10,7 +10,8 @@ import torch
 from mmprompt.core.learned import Learned, Prompt, Source
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextRow
-from mmprompt.language.predictor import Generated, LanguagePredictor, generate_texts, stream_text
+from mmprompt.language.generation import Generated, generate_texts, stream_text
+from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.sources import MultitaskVectors
 from mmprompt.language.templates.template import Template
 from mmprompt.models.decoder.generation_config import Generation

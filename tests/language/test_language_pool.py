@@ -14,8 +14,9 @@ from torch import Tensor
 from mmprompt.core.learned import Learned, Prompt, Source
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextRow
+from mmprompt.language.generation import generate_texts
 from mmprompt.language.pool import HEADER, TENSORS, PromptPool, compose, load_pool, save_pool, text_features
-from mmprompt.language.predictor import LanguagePredictor, classify_texts, generate_texts
+from mmprompt.language.predictor import LanguagePredictor, classify_texts
 from mmprompt.language.sources import MultitaskVectors
 from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import Verbalizer

@@ -13,9 +13,10 @@ import torch
 from mmprompt.core.fit import fit
 from mmprompt.core.learned import Prompt
 from mmprompt.language.data import TextData, TextRow
+from mmprompt.language.generation import generate_texts, stream_text
 from mmprompt.language.methods import METHODS as LANGUAGE_METHODS
 from mmprompt.language.methods import PrefixTuning, PTuning
-from mmprompt.language.predictor import LanguagePredictor, generate_texts, stream_text
+from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.templates.template import Template
 from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.models.decoder.model import FrozenLanguageModel

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from mmprompt.core.file import save
 from mmprompt.core.learned import Learned, Prompt
+from mmprompt.core.words import commonest
 from mmprompt.errors import UserError
 from mmprompt.language.methods import MultitaskPrompt, PromptInit, PTuning
 from mmprompt.language.predictor import LanguagePredictor
-from mmprompt.language.task import MOST_USED, commonest, start_vectors
-from mmprompt.language.templates.template import BoundTemplate, Template
+from mmprompt.language.start import MOST_USED, start_vectors
+from mmprompt.language.templates.bound import BoundTemplate
+from mmprompt.language.templates.template import Template
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.sites import Site, vectors_of
 from tests.language_models import frozen_model, prompt_from

@@ -20,16 +20,16 @@ from mmprompt.core.soft import DecoderMethod, LoRA, PrefixTuning, PromptTuning
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextData, TextRow
 from mmprompt.language.explain import prompt_effect_kl
+from mmprompt.language.generation import generate_texts, stream_text
 from mmprompt.language.meta import meta_init
-from mmprompt.language.methods import HardPrompt, MultitaskPrompt, PTuning
+from mmprompt.language.methods import Adapter, FullTuning, HardPrompt, MultitaskPrompt, PTuning
 from mmprompt.language.pool import PromptPool, compose
-from mmprompt.language.predictor import LanguagePredictor, generate_texts, stream_text
+from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.task import LanguageTask
-from mmprompt.language.weights import Adapter, FullTuning
 from mmprompt.models.decoder.generation_config import Generation
+from mmprompt.models.decoder.inserts import linear_layers
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.decoder.packing import Question
-from mmprompt.models.decoder.weights import linear_layers
 from mmprompt.training.callbacks import Callback
 from mmprompt.training.problem import Run
 from tests.language_models import frozen_model

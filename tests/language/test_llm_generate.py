@@ -14,12 +14,13 @@ import torch
 
 import mmprompt as mp
 from mmprompt.cli.main import main
-from mmprompt.core.learned import LM_INPUT, Learned, Prompt
+from mmprompt.core.learned import Learned, Prompt
 from mmprompt.language.cli import chat
 from mmprompt.language.cli import generate as verb
 from mmprompt.language.data import TextRow, load_texts, sample_shots
-from mmprompt.language.predictor import generate_texts, stream_text
+from mmprompt.language.generation import generate_texts, stream_text
 from mmprompt.models.decoder.generation_config import Generation
+from mmprompt.models.sites import LM_INPUT
 from tests.language_models import frozen_model
 from tests.small_language_models import CHAT_TEMPLATE, save_language_model
 

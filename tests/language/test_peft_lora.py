@@ -18,14 +18,15 @@ from mmprompt.core.learned import Prompt
 from mmprompt.core.soft import LoRA, PromptTuning
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextData, TextRow
-from mmprompt.language.peft import load_peft, save_peft
+from mmprompt.language.methods import Adapter
+from mmprompt.language.peft import load_peft
+from mmprompt.language.peft_save import save_peft
 from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.task import LanguageTask
 from mmprompt.language.templates.template import Template
-from mmprompt.language.weights import Adapter
+from mmprompt.models.decoder.inserts import linear_layers
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.decoder.packing import Question
-from mmprompt.models.decoder.weights import linear_layers
 from tests.language_models import CAUSAL, ENCODED, OTHER_CAUSAL, frozen_model, tolerance_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT warns of what it does itself

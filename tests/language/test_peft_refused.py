@@ -13,7 +13,8 @@ from torch import Tensor
 
 from mmprompt.core.learned import Prompt
 from mmprompt.errors import UserError
-from mmprompt.language.peft import load_peft, save_peft
+from mmprompt.language.peft import load_peft
+from mmprompt.language.peft_save import save_peft
 from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.templates.template import Template
 from mmprompt.models.decoder.model import FrozenLanguageModel

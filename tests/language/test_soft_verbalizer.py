@@ -18,7 +18,7 @@ from mmprompt.language.data import TextData, TextRow
 from mmprompt.language.knowledge import calibrate_words
 from mmprompt.language.measure import measure_language
 from mmprompt.language.methods import SoftVerbalizer
-from mmprompt.language.peft import save_peft
+from mmprompt.language.peft_save import save_peft
 from mmprompt.language.predictor import LanguagePredictor, classify_texts, load_prompted
 from mmprompt.language.task import LanguageProblem
 from mmprompt.language.templates.template import Template

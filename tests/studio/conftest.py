@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mmprompt.studio.jobs import Job
-from mmprompt.studio.models import Models
+from mmprompt.studio.prompts import Models
 from mmprompt.studio.session import Session, Studio
 
 

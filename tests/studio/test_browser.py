@@ -43,8 +43,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         patch.setattr(captions, "EPOCHS", 1)
         prepare(folder)
 
-        from mmprompt.studio.models import Models
         from mmprompt.studio.pages.page import serve
+        from mmprompt.studio.prompts import Models
         from mmprompt.studio.session import Studio
 
         with socket.socket() as free:

@@ -23,7 +23,7 @@ from mmprompt.language.data import load_texts
 from mmprompt.studio.classify import OWN, Setting, words_alone
 from mmprompt.studio.images import MOST_IMAGES
 from mmprompt.studio.jobs import MOST_WAITING, Job, Jobs
-from mmprompt.studio.models import Models
+from mmprompt.studio.prompts import Models
 from mmprompt.studio.session import KEPT_DAYS, Studio
 from mmprompt.studio.texts import rows_of, write_rows
 from tests.captioner_models import save_blip

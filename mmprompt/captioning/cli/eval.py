@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from mmprompt.captioning.cli.train import default_folder
 from mmprompt.captioning.data import DEFAULT_SET, EMBEDDED, CaptionData, load_captions, read_lexicon
 from mmprompt.captioning.decoding import Decoding
 from mmprompt.core.header import HEADER, read_header
@@ -105,7 +104,7 @@ def own_prompts(output: Output, captioner: FrozenCaptioner, features: CaptionFea
     from mmprompt.core.fit import fit
 
     data = load_captions(DEFAULT_SET)
-    folders = {focus: default_folder(focus) for focus in data.focuses}
+    folders = {focus: Path("runs") / focus for focus in data.focuses}
     prompts = {}
     for focus, folder in folders.items():
         if (folder / HEADER).exists():

@@ -74,7 +74,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
     """Learn a focus, or a mapper, or one after the other, and show what it says."""
     settings, recipe, method = read_train(arguments, prog)
     output = Output(settings.json)
-    folder = settings.out or default_folder(MAPPER if settings.method == MAPPER else settings.focus)
+    folder = settings.out or Path("runs") / (MAPPER if settings.method == MAPPER else settings.focus)
     if is_first_process():
         check_folder(folder, settings.resume)
     refuse_missing(settings.backbone)
@@ -124,15 +124,10 @@ def place_of(settings: Settings) -> dict[str, Any]:
     return {"data": data, "root": root, "skip_broken": settings.skip_missing}
 
 
-def default_folder(name: str) -> Path:
-    """Return where the prompt of a focus goes, or a mapper."""
-    return Path("runs") / name
-
-
 def train_mapper(settings: Settings, data: CaptionData, folder: Path, recipe: Recipe) -> list[dict[str, Any]]:
     """Train a mapper unless an earlier call of the same command did; return its history."""
+    from mmprompt.captioning.mapper import fit_mapper
     from mmprompt.captioning.readers.load import load_captioner
-    from mmprompt.captioning.task import fit_mapper
     from mmprompt.training.callbacks import ProgressBar
 
     if settings.resume and folder.exists():

@@ -5,8 +5,7 @@ They may go into a JSONL file: a row an image, in order, broken images as error 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -19,20 +18,20 @@ from mmprompt.captioning.decoding import Decoding
 from mmprompt.core.header import read_header
 from mmprompt.data.images import IMAGE_SUFFIXES, find_images, read_image
 from mmprompt.errors import UserError, bad_file, bad_value
-from mmprompt.files import (
-    append_bytes,
-    locked,
-    make_folder,
-    parse_json,
-    read_bytes,
-    sha256_bytes,
-    sha256_file,
-    sync_folder,
-    write_bytes,
-)
+from mmprompt.files import append_bytes, sha256_file
 from mmprompt.models.packaged import refuse_missing
 from mmprompt.progress import ProgressDisplay
-from mmprompt.terminal.output import JSON_HELP, Device, Output
+from mmprompt.terminal.output import (
+    JSON_HELP,
+    OTHER_OUT,
+    Device,
+    Output,
+    Row,
+    hash_of,
+    to_lines,
+    whole_rows,
+    write_rows,
+)
 from mmprompt.terminal.parser import parse
 
 if TYPE_CHECKING:
@@ -47,11 +46,8 @@ if TYPE_CHECKING:
 
 
 ROWS_AT_ONCE = 32
-MAX_FILE_BYTES = 2**31
-OTHER_OUT = "Give another `out`, or remove it."
 Describe = Callable[[Sequence[Path], Sequence[int]], Sequence["Caption | UserError"]]
 """Writes captions of images with their numbers; an error stands for an image that cannot be read."""
-Row = dict[str, Any]
 SHOWN = 8
 DESCRIPTION = (
     f"Write captions of images, with a learned prompt, several, or none. Without images: of {SHOWN} drawn scenes."
@@ -212,37 +208,30 @@ def caption_rows(
 ) -> list[Row]:
     """Return a row for every image; with a file they are written there, and go on where an earlier run stopped.
 
-    While it is written the file is called `NAME.part`; a killed run goes on from its whole rows, and NAME itself is
-    always complete. A row holds `image`, `settings`, and either `caption` with its numbers and the image's `content`,
-    so that it stands for no other image of that name, or `error`; such images are looked at again by the next run. The
-    settings are all that captions depend on: every row names their hash, and rows of others are refused.
+    A row holds `image`, `settings`, and either `caption` with its numbers and the image's `content`, so that it stands
+    for no other image of that name, or `error`; such images are looked at again by the next run. The settings are all
+    that captions depend on: every row names their hash, and rows of others are refused.
     """
-    name = sha256_bytes(json.dumps(settings, sort_keys=True).encode())[:12]
+    name = hash_of(settings)
     if out is None:
-        return _describe_missing(describe, images, {}, name, None, progress)
-    part = out.with_name(f"{out.name}.part")
-    make_folder(out.parent)
-    refusal = bad_file(out, "is being written by another process", "Wait until it has ended, or give another `out`.")
-    with locked(out.with_name(f"{out.name}.lock"), refusal):
-        known = _known_rows((out, part), dict(images), name)
-        write_bytes(part, _to_lines(known.values()))
-        rows = _describe_missing(describe, images, known, name, part, progress)
-        write_bytes(out, _to_lines(rows))
-        part.unlink()
-        sync_folder(out.parent)
-    return rows
+        return _describe_missing(describe, images, (), name, None, progress)
+    return write_rows(
+        out,
+        lambda part: _known_rows((out, part), dict(images), name),
+        lambda known, part: _describe_missing(describe, images, known, name, part, progress),
+    )
 
 
 def _describe_missing(
     describe: Describe,
     images: Sequence[tuple[str, Path]],
-    known: Mapping[str, Row],
+    known: Sequence[Row],
     settings: str,
     part: Path | None,
     progress: Progress | None,
 ) -> list[Row]:
     """Return the rows of all images in order; make those that are not known, and add them to the file under way."""
-    rows = dict(known)
+    rows = {row["image"]: row for row in known}
     missing = [(number, *image) for number, image in enumerate(images) if image[0] not in rows]
     for start in range(0, len(missing), ROWS_AT_ONCE):
         batch = missing[start : start + ROWS_AT_ONCE]
@@ -257,47 +246,31 @@ def _describe_missing(
                 row |= {"content": _content_of(path), "caption": numbers.pop("text"), **numbers}
             new.append(row)
         if part is not None:
-            append_bytes(part, _to_lines(new))
+            append_bytes(part, to_lines(new))
         rows.update((row["image"], row) for row in new)
         if progress is not None:
             progress(len(rows), len(images))
     return [rows[image] for image, _ in images]
 
 
-def _known_rows(paths: Iterable[Path], files: Mapping[str, Path], settings: str) -> dict[str, Row]:
+def _known_rows(paths: Iterable[Path], files: Mapping[str, Path], settings: str) -> list[Row]:
     """Read the captions that earlier runs left; refuse those of images that are gone or have changed."""
     content = cache(_content_of)  # a row may be in both files
     known: dict[str, Row] = {}
     for path in paths:
-        for row in _read_rows(path, settings):
+        for number, row in whole_rows(path, "captions", "image"):
             image = row["image"]
+            if "error" not in row and "content" not in row:
+                raise bad_file(path, "is no row of captions", OTHER_OUT, number)
+            if row["settings"] != settings:
+                advice = "Give another `out`, or write with the settings it was begun with."
+                raise bad_file(path, f"holds captions of other settings ({image})", advice)
             if "error" not in row and (image not in files or content(files[image]) != row["content"]):
                 raise bad_file(path, f"holds a caption of {image}, which is gone or another image now", OTHER_OUT)
             known[image] = row
-    return {image: known[image] for image in files if image in known and "error" not in known[image]}
-
-
-def _read_rows(path: Path, settings: str) -> Iterator[Row]:
-    """Read the whole rows of a file that may end in the middle of one; none if it is not there."""
-    if not path.exists():
-        return
-    lines = read_bytes(path, MAX_FILE_BYTES).split(b"\n")[:-1]  # what follows the last line end is torn, or nothing
-    for number, line in enumerate(lines, 1):
-        try:
-            row = parse_json(line.decode())
-            image, made_by, _ = row["image"], row["settings"], row["error" if "error" in row else "content"]
-        except (ValueError, KeyError, TypeError):
-            raise bad_file(path, "is no row of captions", OTHER_OUT, line=number) from None
-        if made_by != settings:
-            advice = "Give another `out`, or write with the settings it was begun with."
-            raise bad_file(path, f"holds captions of other settings ({image})", advice)
-        yield row
+    return [known[image] for image in files if image in known and "error" not in known[image]]
 
 
 def _content_of(image: Path) -> str:
     """Return the first 12 digits of the hash of an image file, "" if it is not there."""
     return sha256_file(image)[:12] if image.is_file() else ""
-
-
-def _to_lines(rows: Iterable[Row]) -> bytes:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()

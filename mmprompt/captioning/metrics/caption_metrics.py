@@ -102,16 +102,9 @@ def score_captions(captions: Mapping[str, str], references: Mapping[str, Sequenc
 
 
 def java_score(metric: str, captions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> float:
-    """Compute the mean METEOR (Denkowski and Lavie 2014) or SPICE (Anderson et al. 2016) of captions, in Java.
+    """Compute the mean METEOR (Denkowski and Lavie 2014) or SPICE (Anderson et al. 2016) of captions, in Java: 0..1.
 
-    Args:
-        metric: `meteor` or `spice`. At its first use SPICE downloads its parser; it needs Java 8 and 8 GB.
-        captions: one of each image, by its id.
-        references: one or more of each of these images.
-    Returns:
-        A number in 0..1.
-    Raises:
-        UserError: pycocoevalcap or Java is missing, or Java failed.
+    At its first use SPICE downloads its parser; it needs Java 8 and 8 GB.
     """
     if metric not in JAVA_METRICS:
         raise unknown_name("metric in Java", metric, JAVA_METRICS)

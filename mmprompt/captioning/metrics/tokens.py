@@ -71,13 +71,10 @@ _TOKEN = re.compile(
 
 
 def tokenize(caption: str) -> list[str]:
-    """Split a caption into lower-case words without punctuation; brackets count as words, as in the COCO evaluation.
+    """Split a caption, one line of English, into lower-case words without punctuation; brackets count as words.
 
-    The 40,460 captions of Flickr8k and 1,000 of COCO all give the tokens of the Java tokenizer. What still differs is
-    written in docs/captions.md.
-
-    Args:
-        caption: one line of English.
+    The 40,460 captions of Flickr8k and 1,000 of COCO all give the tokens of the COCO evaluation's Java tokenizer. What
+    still differs is written in docs/captions.md.
     """
     text = _CLITIC.sub("'", _UNKNOWN.sub(" ", html.unescape(caption).translate(_WRITTEN)))
     text = _JOINED.sub(lambda match: " ".join(filter(None, match.groups())), text)

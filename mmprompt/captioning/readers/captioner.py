@@ -14,21 +14,26 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from mmprompt.captioning.readers.known_images import KnownImages
 from mmprompt.errors import UserError
+from mmprompt.files import read_tensors, tensor_bytes, write_bytes
+from mmprompt.models.decoder.inserts import Change, changed, changes_of, check_changes, check_vectors, keys_values
 from mmprompt.models.decoder.kv_cache import KVCache
 from mmprompt.models.decoder.packing import Question, pack
 from mmprompt.models.decoder.reader import CausalReader
-from mmprompt.models.decoder.vectors import LM_INPUT, check_vectors, keys_values
-from mmprompt.models.decoder.weights import Change, changed, changes_of, check_changes
 from mmprompt.models.frozen import PixelTransform, fingerprint
-from mmprompt.models.sites import Insert, Site, Vectors, vectors_of
+from mmprompt.models.sites import LM_INPUT, Insert, Site, Vectors, vectors_of
+
+SHRINKAGE = 0.05
+"""Of the covariance to a multiple of the identity: some directions hardly vary among a few hundred images."""
+MARGIN = 1.2
+"""How much farther than the farthest image that was held out an image must be to be a stranger."""
 
 
 class TextDecoder(Protocol):
@@ -103,6 +108,48 @@ def first_id(name: str, what: str, *values: int | Sequence[int] | None) -> int:
         f"{name} names no {what} token in its configuration, but captions need one. "
         f"Write its id into generation_config.json or config.json."
     )
+
+
+@dataclass(frozen=True)
+class KnownImages:
+    """Mean [D'] and covariance of image features, averaged over tokens, and the distance that makes a stranger.
+
+    Distances are Mahalanobis (Lee et al. 2018, "A Simple Unified Framework for Detecting Out-of-Distribution Samples"):
+    the length of a difference from the mean times `whitening` [D', D'].
+    """
+
+    mean: Tensor
+    whitening: Tensor
+    limit: Tensor
+
+    @classmethod
+    def fit(cls, features: Tensor, held_out: Tensor) -> KnownImages:
+        """Fit image features [N, T, D'], and set the limit by others [N', T, D'] of the same kind."""
+        pooled = features.mean(1).double()
+        covariance = torch.cov(pooled.T)
+        size = len(covariance)
+        shrunk = covariance + SHRINKAGE * covariance.diagonal().mean() * torch.eye(size, dtype=torch.float64)
+        whitening = torch.linalg.inv(torch.linalg.cholesky(shrunk))
+        known = cls(pooled.mean(0).float(), whitening.float(), torch.tensor([float("inf")]))
+        return cls(known.mean, known.whitening, MARGIN * known.distances(held_out).max()[None])
+
+    def distances(self, features: Tensor) -> Tensor:
+        """Return the distance [B] of images with features [B, T, D']."""
+        difference = features.mean(1).float().cpu() - self.mean
+        return (difference @ self.whitening.T).norm(dim=1)
+
+    def strangers(self, features: Tensor) -> Tensor:
+        """Return which images of features [B, T, D'] are unlike those that were learned from: [B] bool."""
+        return self.distances(features) > self.limit
+
+    def save(self, path: Path) -> None:
+        """Write it to a file of half precision."""
+        write_bytes(path, tensor_bytes({name: value.half() for name, value in vars(self).items()}))
+
+    @classmethod
+    def load(cls, path: Path) -> KnownImages:
+        """Read what `save` wrote."""
+        return cls(**{name: value.float() for name, value in read_tensors(path).items()})
 
 
 @dataclass(frozen=True)
@@ -215,11 +262,7 @@ class FrozenCaptioner:
 
     @property
     def lm(self) -> Any:
-        """The causal language model that is the decoder, for what changes its layers.
-
-        Raises:
-            UserError: the decoder is of another kind.
-        """
+        """The causal language model that is the decoder, for what changes its layers; no other kind has one."""
         if isinstance(self.decoder, CausalReader):
             return self.decoder.lm
         raise UserError(
@@ -288,7 +331,7 @@ class FrozenCaptioner:
         return kv_cache.insert(given) if given else kv_cache
 
     def check_inserts(self, inserts: Mapping[Site, Insert]) -> None:
-        """Refuse what this captioner cannot take; see `models.decoder.vectors` and `models.decoder.weights`."""
+        """Refuse what this captioner cannot take; see `models.decoder.inserts`."""
         check_vectors(self.name, self.decoder, vectors_of(inserts))
         changes = changes_of(inserts)
         if changes:
@@ -296,16 +339,10 @@ class FrozenCaptioner:
 
 
 class PrefixDecoder(CausalReader):
-    """transformers' causal language model behind a mapper from image features to its embeddings.
+    """transformers' causal language model behind a mapper from image features [N, T, D'] to its embeddings [N, T', D].
 
     It reads image vectors as a prefix (Mokady et al. 2021, "ClipCap"; Liu et al. 2023, "Visual Instruction Tuning"),
-    then the start token, a prompt and the caption.
-
-    Args:
-        lm: any `...ForCausalLM` that keeps keys and values.
-        mapper: [N, T, D'] to [N, T', D].
-        start_id, end_id: the tokens around a caption.
-        n_image: T', the slots of an image.
+    then the start token, a prompt and the caption. Any `...ForCausalLM` that keeps keys and values will do.
     """
 
     slot: Literal["decoder", "encoder"] = "decoder"

@@ -50,13 +50,13 @@ def load_coca(name: str, architecture: str, weights: str | None, options: LoadOp
         name=name,
         model=model,
         encode=lambda images: model.visual(images)[1],
-        decoder=CocaDecoder(model, frame.start_id, frame.end_id),
+        decoder=_CocaDecoder(model, frame.start_id, frame.end_id),
         tokenizer=CaptionTokenizer(lambda text: words.words(text, frame), decode),
         pixels=read_pixels(model, preprocess),
     )
 
 
-class CocaDecoder(TextDecoder):
+class _CocaDecoder(TextDecoder):
     """Both text towers of a CoCa, whose parts must be known; the two ids are the tokens around a caption."""
 
     def __init__(self, model: open_clip.CoCa, start_id: int, end_id: int) -> None:
@@ -80,7 +80,6 @@ class CocaDecoder(TextDecoder):
         self.kv_shape = None if heads else (len(blocks), n_heads, self.width // n_heads)
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """Embed tokens."""
         return self.text.token_embedding(token_ids)
 
     def open(self, features: Tensor, soft: Tensor | None) -> KVCache:
@@ -92,7 +91,6 @@ class CocaDecoder(TextDecoder):
         return KVCache(states=features, crossed=tuple(crossed))
 
     def run(self, kv_cache: KVCache, x: Tensor, /) -> tuple[Tensor, KVCache]:
-        """Read further slots."""
         n_read = kv_cache.n_read + x.shape[1]
         x = x + self.text.positional_embedding[kv_cache.n_read : n_read]
         mask = causal_mask(kv_cache.n_read, x)
@@ -112,5 +110,4 @@ class CocaDecoder(TextDecoder):
         return x, KVCache(tuple(own), kv_cache.states, kv_cache.crossed, n_read)
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Turn hidden states into logits."""
         return self.decoder.ln_final(hidden) @ self.decoder.text_projection

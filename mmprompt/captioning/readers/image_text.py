@@ -39,10 +39,9 @@ from mmprompt.captioning.readers.captioner import (
 )
 from mmprompt.captioning.readers.transformers_captioners import load_frozen
 from mmprompt.errors import UserError
-from mmprompt.models.decoder.hf_cache import cache_argument, from_cache, to_cache
-from mmprompt.models.decoder.kv_cache import KVCache
-from mmprompt.models.dual_encoder.transformers_clip import hub_options, read_pixels
-from mmprompt.models.frozen import LoadOptions, PixelTransform
+from mmprompt.models.decoder.kv_cache import KVCache, cache_argument, from_cache, to_cache
+from mmprompt.models.dual_encoder.transformers_clip import read_pixels
+from mmprompt.models.frozen import LoadOptions, PixelTransform, hub_options
 
 QUESTION = "Describe the picture."
 TASKS = {"paligemma": "<image>caption en"}
@@ -81,7 +80,9 @@ def load_image_text(name: str, source: str, options: LoadOptions) -> FrozenCapti
     processor = AutoProcessor.from_pretrained(source, **hub_options(options))
     asked = [_ask(source, config, processor, _noise(*shape)) for shape in ((96, 64), (64, 96))]
     is_square = not _is_fixed(*asked)
-    size = _square_of(config) if is_square else asked[0]["pixel_values"].shape[3]
+    own = getattr(getattr(config, "vision_config", None), "image_size", None)  # of the image tower
+    square = own if isinstance(own, int) and own > 0 else SQUARE
+    size = square if is_square else asked[0]["pixel_values"].shape[3]
     inputs = _ask(source, config, processor, _noise(size, size))
     model = load_frozen(AutoModelForImageTextToText, source, options)
     if not hasattr(model, "get_image_features"):
@@ -90,13 +91,19 @@ def load_image_text(name: str, source: str, options: LoadOptions) -> FrozenCapti
             "by itself. Use a model such as LLaVA, Qwen2-VL or SmolVLM."
         )
     taken = set(inspect.signature(model.get_image_features).parameters)
-    _refuse_unread(source, set(inputs) - READ - (taken if is_square else set()))
+    unread = set(inputs) - READ - (taken if is_square else set())
+    if unread:
+        raise UserError(
+            f"{source} needs {', '.join(sorted(unread))} beside the pixels of an image, but what its image tower takes "
+            "was expected alone. Use a model such as LLaVA, Qwen2-VL or SmolVLM."
+        )
     opening = _opening(model, config, inputs, size)
 
     def encode(pixels: Tensor) -> Tensor:
         given: dict[str, Any] = {"pixel_values": pixels}
         if is_square:
-            made = processor.image_processor(images=[_image_of(one) for one in pixels], return_tensors="pt")
+            squares = pixels.round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()  # of `square_pixels`
+            made = processor.image_processor(images=list(map(Image.fromarray, squares)), return_tensors="pt")
             given = {name: value.to(pixels.device) for name, value in made.items() if name in taken}
             given["pixel_values"] = given["pixel_values"].to(pixels.dtype)
         features = model.get_image_features(**given).pooler_output
@@ -122,12 +129,6 @@ def _is_fixed(wide: dict[str, Tensor], high: dict[str, Tensor]) -> bool:
     return is_one and not set(wide) - READ
 
 
-def _square_of(config: Any) -> int:
-    """Return the side of the square that images become: the image tower's own size, where it has one."""
-    size = getattr(getattr(config, "vision_config", None), "image_size", None)
-    return int(size) if isinstance(size, int) and size > 0 else SQUARE
-
-
 def square_pixels(size: int) -> PixelTransform:
     """Make the transform to a square of a size, in 0..255, for a model's own processor to go on with."""
 
@@ -136,19 +137,6 @@ def square_pixels(size: int) -> PixelTransform:
         return torch.from_numpy(np.array(small)).permute(2, 0, 1).float()
 
     return PixelTransform(apply, (0.0,) * 3, (1 / 255,) * 3, size, f"resize {size} {size} bicubic, own processor")
-
-
-def _image_of(pixels: Tensor) -> Image.Image:
-    """Return the image of `square_pixels`."""
-    return Image.fromarray(pixels.round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy())
-
-
-def _refuse_unread(source: str, unread: set[str]) -> None:
-    if unread:
-        raise UserError(
-            f"{source} needs {', '.join(sorted(unread))} beside the pixels of an image, but what its image tower takes "
-            "was expected alone. Use a model such as LLaVA, Qwen2-VL or SmolVLM."
-        )
 
 
 def _opening(model: Any, config: Any, inputs: dict[str, Tensor], size: int) -> Opening:
@@ -200,13 +188,11 @@ def _find_end(source: str, model: Any, processor: Any, n_opening: int) -> int:
     return next((int(token) for token in ids[n_opening:] if token in ends), ends[0])
 
 
-def check_agreement(captioner: FrozenCaptioner, inputs: dict[str, Tensor], pixels: Tensor, n_new: int = 3) -> None:
-    """Refuse a loaded captioner whose logits of pixels [1, 3, H, H] are not those of `generate` on what they are made
-    into by the class's own processor.
-    """
+def check_agreement(captioner: FrozenCaptioner, inputs: dict[str, Tensor], pixels: Tensor) -> None:
+    """Refuse a captioner whose logits of pixels [1, 3, H, H] are not those of its own processor and `generate`."""
     model: Any = captioner.model
     n_opening = inputs["input_ids"].shape[1]
-    length = {"max_new_tokens": n_new, "min_new_tokens": n_new, "num_beams": 1}
+    length = {"max_new_tokens": 3, "min_new_tokens": 3, "num_beams": 1}
     inputs = {key: value.to(model.device) for key, value in inputs.items() if key != "labels"}
     inputs["pixel_values"] = inputs["pixel_values"].to(captioner.dtype)
     told = model.generate(**inputs, **length, do_sample=False, return_dict_in_generate=True, output_logits=True)

@@ -16,9 +16,7 @@ model, and `mapper.safetensors`.
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from importlib import import_module
@@ -28,10 +26,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmprompt.captioning.readers.captioner import FrozenCaptioner, PrefixDecoder, caption_tokenizer, first_id
-from mmprompt.captioning.readers.known_images import KnownImages
+from mmprompt.captioning.readers.captioner import (
+    FrozenCaptioner,
+    KnownImages,
+    PrefixDecoder,
+    caption_tokenizer,
+    first_id,
+)
 from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
-from mmprompt.files import new_folder, read_json, read_tensors, tensor_bytes, write_bytes, write_json
+from mmprompt.files import read_json, read_tensors
 from mmprompt.models.decoder.load import load_parts
 from mmprompt.models.dual_encoder.encoder import FrozenDualEncoder
 from mmprompt.models.dual_encoder.load import (
@@ -130,7 +133,7 @@ def _find_reader(name: str, model: str, options: LoadOptions) -> str:
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     )
 
-    from mmprompt.models.dual_encoder.transformers_clip import hub_options
+    from mmprompt.models.frozen import hub_options
 
     config = AutoConfig.from_pretrained(model, **hub_options(options))
     kind = config.model_type
@@ -143,7 +146,7 @@ def _find_reader(name: str, model: str, options: LoadOptions) -> str:
     raise UserError(f"{name} is a {kind!r} model, but one that writes captions of images was expected. {advice}")
 
 
-def _split_pair(name: str) -> tuple[str, str]:
+def split_pair(name: str) -> tuple[str, str]:
     """Read the names of encoder and language model in `ENCODER + LM`."""
     encoder, _, lm = (part.strip() for part in name.partition("+"))
     if not encoder or not lm or "+" in lm:
@@ -162,7 +165,7 @@ def load_pair(name: str, options: LoadOptions, kind: str = "mlp", n_prefix: int 
     if kind not in MAPPERS:
         raise unknown_name("kind of mapper", kind, MAPPERS)
     n_prefix = N_PREFIX if n_prefix is None and kind != "linear" else n_prefix
-    pair = Pair.load(*_split_pair(name), options)
+    pair = Pair.load(*split_pair(name), options)
     width = pair.lm.get_input_embeddings().weight.shape[1]
     image_width = pair.image_shape(kind == "linear", bool(pair.encoder.raw_width))[1]
     n_concepts = N_CONCEPTS if kind == "concepts" else None
@@ -175,7 +178,7 @@ def _load_mapped(name: str, folder: Path, options: LoadOptions) -> FrozenCaption
     mapper, parts = read_mapper(folder)
     pair = Pair.load(parts.encoder or "tiny", f"hf:{folder}" if parts.lm is None else parts.lm, options)
     captioner = _join(name, pair, mapper, options)
-    is_comparable = parts.frozen is not None and parts.dtype == _name_of(options.dtype)
+    is_comparable = parts.frozen is not None and parts.dtype == dtype_name(options.dtype)
     if is_comparable and parts.frozen != fingerprint(nn.ModuleDict(pair.models)):
         raise bad_file(
             folder / SETTINGS_FILE,
@@ -185,35 +188,6 @@ def _load_mapped(name: str, folder: Path, options: LoadOptions) -> FrozenCaption
     if name == "tiny":
         captioner.known_images = KnownImages.load(ASSETS / name / KNOWN_IMAGES_FILE)
     return captioner
-
-
-def reopened(captioner: FrozenCaptioner) -> FrozenCaptioner:
-    """Return a captioner of `SHIPPED` whose mapper, a copy, is no part of the fingerprint and may learn on."""
-    decoder: Any = captioner.decoder
-    models: Any = captioner.model
-    frozen = nn.ModuleDict({name: model for name, model in models.items() if name != "mapper"})
-    own = PrefixDecoder(decoder.lm, deepcopy(decoder.mapper), decoder.start_ids[0], decoder.end_id, decoder.n_image)
-    again = FrozenCaptioner(captioner.name, frozen, captioner.encode_image, own, captioner.tokenizer, captioner.pixels)
-    again.encoder_fingerprint = captioner.encoder_fingerprint
-    return again
-
-
-def save_mapped(captioner: FrozenCaptioner, folder: Path) -> None:
-    """Write the mapper of `load_pair` or `reopened`, after its training, as a new folder that `load_captioner` takes.
-
-    The language model of a captioner that ships has no name of its own; its files go with the mapper.
-    """
-    if folder.exists():
-        raise bad_file(folder, "is there already", "Give a new folder.")
-    decoder: Any = captioner.decoder
-    shipped = SHIPPED.get(captioner.name)
-    encoder, lm = _split_pair(captioner.name) if shipped is None else (captioner.name, None)
-    parts = MapperParts(encoder, lm, captioner.fingerprint, _name_of(captioner.dtype))
-    with new_folder(folder) as place:
-        for path in () if shipped is None else shipped.iterdir():
-            shutil.copyfile(path, place / path.name)
-        write_json(place / SETTINGS_FILE, asdict(decoder.mapper.settings) | asdict(parts))
-        write_bytes(place / WEIGHTS_FILE, tensor_bytes(decoder.mapper.state_dict(), {"format": "pt"}))
 
 
 @dataclass(frozen=True)
@@ -227,7 +201,7 @@ class Pair:
     @classmethod
     def load(cls, encoder_name: str, lm_name: str, options: LoadOptions) -> Pair:
         """Load both by name."""
-        where = str(options.device), _name_of(options.dtype), options.cache_dir
+        where = str(options.device), dtype_name(options.dtype), options.cache_dir
         encoder: Any = load_backbone(encoder_name, *where, options.trust_remote_code)
         lm, tokenizer = load_parts(lm_name, options)
         if lm.config.is_encoder_decoder:
@@ -283,7 +257,7 @@ def _join(name: str, pair: Pair, mapper: nn.Module, options: LoadOptions, is_tra
     return captioner
 
 
-def _name_of(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
     """Return what the user calls a dtype."""
     return str(dtype).removeprefix("torch.")
 

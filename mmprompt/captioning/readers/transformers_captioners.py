@@ -28,10 +28,16 @@ from mmprompt.captioning.readers.captioner import (
     first_id,
 )
 from mmprompt.errors import UserError
-from mmprompt.models.decoder.hf_cache import cache_argument, from_cache, to_cache, to_crossed_cache
-from mmprompt.models.decoder.kv_cache import KVCache, causal_mask
-from mmprompt.models.dual_encoder.transformers_clip import hub_options, load_complete, read_pixels
-from mmprompt.models.frozen import LoadOptions, freeze
+from mmprompt.models.decoder.kv_cache import (
+    KVCache,
+    cache_argument,
+    causal_mask,
+    from_cache,
+    to_cache,
+    to_crossed_cache,
+)
+from mmprompt.models.dual_encoder.transformers_clip import read_pixels
+from mmprompt.models.frozen import LoadOptions, freeze, hub_options, load_complete
 
 T5_LENGTH = 512
 """Tokens of T5's training texts. Its positions are relative, so that there is no other limit."""
@@ -77,7 +83,7 @@ def load_blip(name: str, source: str, options: LoadOptions) -> FrozenCaptioner:
     text, config = model.text_decoder, model.config.text_config
     shape = (config.num_hidden_layers, config.num_attention_heads, config.hidden_size // config.num_attention_heads)
     ends = config.bos_token_id, config.sep_token_id
-    decoder = CrossDecoder(text, text.bert, text.cls, config.max_position_embeddings, shape, ends, is_decoder=True)
+    decoder = _CrossDecoder(text, text.bert, text.cls, config.max_position_embeddings, shape, ends, is_decoder=True)
 
     def encode(images: Tensor) -> Tensor:
         return model.vision_model(pixel_values=images).last_hidden_state
@@ -100,7 +106,7 @@ def load_encoder_decoder(name: str, source: str, options: LoadOptions) -> Frozen
     start_id = first_id(name, "start", *starts)
     ends = start_id, first_id(name, "end", generation.eos_token_id, config.eos_token_id)
     shape = (config.n_layer, config.n_head, config.n_embd // config.n_head)
-    decoder = CrossDecoder(
+    decoder = _CrossDecoder(
         model.decoder, model.decoder.transformer, model.decoder.lm_head, config.n_positions, shape, ends
     )
     is_projected = model.encoder.config.hidden_size != config.hidden_size
@@ -113,15 +119,11 @@ def load_encoder_decoder(name: str, source: str, options: LoadOptions) -> Frozen
     return build_captioner(name, source, options, model, encode, decoder, size if isinstance(size, int) else size[0])
 
 
-class CrossDecoder(TextDecoder):
+class _CrossDecoder(TextDecoder):
     """A decoder with cross-attention in every block, in the form of transformers' classes.
 
-    Args:
-        model: the library's decoder.
-        body: of it; takes `inputs_embeds`, `position_ids`, `encoder_hidden_states` and a cache.
-        head: last hidden states to logits.
-        n_positions, kv_shape, ends: slots there are positions for; see `TextDecoder`; the tokens around a caption.
-        options: further keywords of `body`.
+    Its `body` takes `inputs_embeds`, `position_ids`, `encoder_hidden_states`, a cache and the further options; `ends`
+    are the tokens around a caption.
     """
 
     def __init__(
@@ -141,7 +143,6 @@ class CrossDecoder(TextDecoder):
         self.project: Callable[[Tensor], Tensor] = lambda features: features
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """Embed tokens."""
         return self.embedding(token_ids)
 
     def open(self, features: Tensor, soft: Tensor | None) -> KVCache:
@@ -152,13 +153,11 @@ class CrossDecoder(TextDecoder):
         return KVCache(states=states, crossed=read.crossed)
 
     def run(self, kv_cache: KVCache, x: Tensor, /) -> tuple[Tensor, KVCache]:
-        """Read further slots."""
         places = torch.arange(kv_cache.n_read, kv_cache.n_read + x.shape[1], device=x.device).expand(x.shape[0], -1)
         # BLIP adds positions in place
         return run_crossed(self._body, kv_cache, x.clone(), position_ids=places, **self._options)
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Turn hidden states into logits."""
         return self._head(hidden)
 
 
@@ -170,10 +169,10 @@ def load_git(name: str, source: str, options: LoadOptions) -> FrozenCaptioner:
         return model.git.image_encoder(images).last_hidden_state
 
     size = model.config.vision_config.image_size
-    return build_captioner(name, source, options, model, encode, GitDecoder(name, model), size)
+    return build_captioner(name, source, options, model, encode, _GitDecoder(name, model), size)
 
 
-class GitDecoder(TextDecoder):
+class _GitDecoder(TextDecoder):
     """GIT: image tokens and words in one decoder, the image seen whole, the words from left to right.
 
     Positions count words alone. The library's own loss was one token off for years, so captioners compute theirs.
@@ -190,7 +189,6 @@ class GitDecoder(TextDecoder):
         self.kv_shape = (config.num_hidden_layers, n_heads, config.hidden_size // n_heads)
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """Embed tokens."""
         return self.git.embeddings.word_embeddings(token_ids)
 
     def open(self, features: Tensor, soft: Tensor | None) -> KVCache:
@@ -198,7 +196,6 @@ class GitDecoder(TextDecoder):
         return KVCache(self._read(KVCache(), self.git.visual_projection(features), None)[1].own)
 
     def run(self, kv_cache: KVCache, x: Tensor, /) -> tuple[Tensor, KVCache]:
-        """Read further slots."""
         places = torch.arange(kv_cache.n_read, kv_cache.n_read + x.shape[1], device=x.device)
         x = self.git.embeddings(inputs_embeds=x.clone(), position_ids=places[None])  # it adds positions in place
         return self._read(kv_cache, x, causal_mask(kv_cache.own[0][0].shape[2], x))
@@ -209,7 +206,6 @@ class GitDecoder(TextDecoder):
         return out.last_hidden_state, KVCache(from_cache(cache), n_read=kv_cache.n_read + x.shape[1])
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Turn hidden states into logits."""
         return self.output(hidden)
 
 
@@ -236,7 +232,7 @@ def load_blip2(name: str, source: str, options: LoadOptions) -> FrozenCaptioner:
         start, end = first_id(source, "start", text.bos_token_id), first_id(source, "end", text.eos_token_id)
         decoder = PrefixDecoder(lm, nn.Identity(), start, end, config.num_query_tokens)
     elif text.model_type == "t5":
-        decoder = T5Decoder(lm)
+        decoder = _T5Decoder(lm)
     else:
         raise UserError(
             f"{source} has a language model of type {text.model_type!r}, but 't5' or a decoder-only one such as 'opt' "
@@ -245,7 +241,7 @@ def load_blip2(name: str, source: str, options: LoadOptions) -> FrozenCaptioner:
     return build_captioner(name, source, options, model, encode, decoder, config.vision_config.image_size)
 
 
-class T5Decoder(TextDecoder):
+class _T5Decoder(TextDecoder):
     """A `T5ForConditionalGeneration`, whose encoder reads image vectors, a prompt and the end token.
 
     Learned keys and values come before the start token in the decoder's self-attention; T5's positions are distances,
@@ -274,9 +270,7 @@ class T5Decoder(TextDecoder):
         return KVCache(states=self.lm.encoder(inputs_embeds=torch.cat(parts, dim=1)).last_hidden_state)
 
     def run(self, kv_cache: KVCache, x: Tensor, /) -> tuple[Tensor, KVCache]:
-        """Read further slots."""
         return run_crossed(self.lm.decoder, kv_cache, x)
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Turn hidden states into logits."""
         return self.lm.lm_head(hidden if self._scale is None else hidden * self._scale)

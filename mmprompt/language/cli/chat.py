@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mmprompt.core.learned import Prompt
+from mmprompt.core.template import MARK
 from mmprompt.errors import UserError, bad_value
 from mmprompt.language.data import TextRow
-from mmprompt.language.predictor import LanguagePredictor, stream_text
+from mmprompt.language.generation import stream_text
+from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.templates.template import Template
 from mmprompt.progress import waiting
 from mmprompt.terminal.output import Output
@@ -20,18 +21,13 @@ if TYPE_CHECKING:
     from mmprompt.language.cli.generate import Settings
 
 ASK = "> "
-MESSAGE = re.compile(r"^[ \t]*\[\[(user|assistant)\]\]", re.MULTILINE)
 _log = logging.getLogger(__name__)
 Turn = tuple[str, str]
 """What was asked and what was answered."""
 
 
 def chat(output: Output, prompted: LanguagePredictor, settings: Settings) -> None:
-    """Ask for a text and answer it, until the input ends.
-
-    Raises:
-        UserError: the prompt tells labels apart, or its template has not one field.
-    """
+    """Ask for a text and answer it, until the input ends; labels, and templates of several fields, are refused."""
     if prompted.label_words is not None and not settings.as_text:
         raise bad_value("chat", True, "this prompt tells labels apart", "Add --as-text, or leave --chat out.")
     if len(prompted.template.fields) != 1:
@@ -99,14 +95,12 @@ def with_history(
 ) -> tuple[LanguagePredictor, TextRow]:
     """Put earlier turns before a text: as messages of a chat, which stand before that with the field, else as lines."""
     (name,) = prompted.template.fields
-    if not prompted.template.is_chat:
+    if not (turns and prompted.template.is_chat):
         said = "".join(f"{asked}\n{answer}\n" for asked, answer in turns)
         return prompted, TextRow({name: said + text}, task=task)
-    if not turns:
-        return prompted, TextRow({name: text}, task=task)
     fields = {f"{role} {n}": said for n, turn in enumerate(turns) for role, said in zip("qa", turn, strict=True)}
     before = "".join(f"[[user]]{{q {n}}}\n[[assistant]]{{a {n}}}\n" for n in range(len(turns)))
-    marks = {mark[1]: mark.start() for mark in MESSAGE.finditer(prompted.template.text)}  # the last of each
+    marks = {mark[1]: mark.start() for mark in MARK.finditer(prompted.template.text)}  # the last of each
     at = marks.get("user", marks["assistant"])
     whole = Template.parse(prompted.template.text[:at] + before + prompted.template.text[at:])
     one = LanguagePredictor(prompted.model, Prompt(whole, *prompted.prompt.sources), prompted.label_words)

@@ -94,7 +94,8 @@ def show_templates(output: Output, path: Path) -> None:
 
 def write_for_peft(settings: Settings, folder: Path, target: Path) -> None:
     """Write a run's prompt into a folder for PEFT."""
-    from mmprompt.language.peft import CONFIG, save_peft
+    from mmprompt.language.peft import CONFIG
+    from mmprompt.language.peft_save import save_peft
 
     for name, given in (("template", settings.template), ("verbalizer", settings.verbalizer), ("out", settings.out)):
         if given:

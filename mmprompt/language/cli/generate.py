@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,25 +11,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from mmprompt.core.header import read_header
-from mmprompt.data.tables import Record
+from mmprompt.data.tables import SUFFIXES, Record, read_records
 from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
-from mmprompt.files import (
-    MAX_TEXT_BYTES,
-    append_bytes,
-    locked,
-    make_folder,
-    parse_json,
-    read_bytes,
-    sha256_bytes,
-    write_bytes,
-)
-from mmprompt.language.cli.inputs import read_input, row_of, typed_row
+from mmprompt.files import append_bytes, parse_json, sha256_bytes, text_lines
 from mmprompt.language.cli.options import TEMPLATE_HELP, Loading
 from mmprompt.language.data import TextRow
 from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.models.packaged import refuse_missing
-from mmprompt.progress import ProgressDisplay
-from mmprompt.terminal.output import JSON_HELP, Output, check_place, percent
+from mmprompt.progress import ProgressDisplay, waiting
+from mmprompt.terminal.output import (
+    JSON_HELP,
+    OTHER_OUT,
+    Output,
+    Row,
+    check_place,
+    hash_of,
+    percent,
+    to_lines,
+    whole_rows,
+    write_rows,
+)
 from mmprompt.terminal.parser import parse
 
 if TYPE_CHECKING:
@@ -39,9 +40,10 @@ if TYPE_CHECKING:
 PLAIN = "{text}{answer}"
 CHAT = "[[user]]{text}\n[[assistant]]{answer}"
 ROWS_AT_ONCE = 64
-OTHER_OUT = "Give another `out`, or remove it."
+STDIN = "-"
+MOST_LETTERS = 256
+"""Of a word of the command line that may be a path."""
 DESCRIPTION = "Write what a language model says with a prompt, piece by piece; without one what it says by itself."
-Answer = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Asked:
     name: str = ""
 
     @property
-    def facts(self) -> Answer:
+    def facts(self) -> Row:
         """What an answer is written beside."""
         more = {"task": self.row.task, "prompt": self.name}
         return {**self.row.fields, **{key: text for key, text in more.items() if text}}
@@ -107,7 +109,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
     one = asked[0]
     is_streamed = settings.out is None and not settings.json and len(asked) == 1 and not one.has_label(settings)
     if is_streamed and settings.generation.n_beams == 1:
-        from mmprompt.language.predictor import stream_text
+        from mmprompt.language.generation import stream_text
 
         output.stream(without_blanks(stream_text(one.prompted, one.row, settings.generation)))
         return
@@ -179,23 +181,89 @@ def load_prompts(settings: Settings) -> dict[str, LanguagePredictor]:
 def assign(
     given: Sequence[Record] | tuple[str, ...], prompts: Mapping[str, LanguagePredictor], settings: Settings
 ) -> list[Asked]:
-    """Give every row to its prompt, or to each of them."""
-    if given and isinstance(given[0], Record):
-        asked = []
-        for record in given:
-            assert isinstance(record, Record), "all are records where the first is"
-            name = record.values.get("prompt") if len(prompts) > 1 else None
-            if name is not None and name not in prompts:
-                raise UserError(f"{record.file}, line {record.line}: {unknown_name('prompt', str(name), prompts)}")
-            for own, one in prompts.items() if name is None else [(name, prompts[name])]:
-                row = row_of(record, one.template.fields, settings.task)
-                asked.append(Asked(row, one, own if len(prompts) > 1 else ""))
-        return asked
-    words = tuple(map(str, given))
-    return [
-        Asked(typed_row(words, one.template.fields, settings.task), one, name if len(prompts) > 1 else "")
-        for name, one in prompts.items()
-    ]
+    """Give every row, of a record or of words of the command line, to its prompt, or to each of them."""
+    asked, is_one = [], len(prompts) == 1
+    for item in [given] if isinstance(given, tuple) else given:
+        name = item.values.get("prompt") if isinstance(item, Record) and not is_one else None
+        if name is not None and name not in prompts:
+            assert isinstance(item, Record), "it has a column"
+            raise UserError(f"{item.file}, line {item.line}: {unknown_name('prompt', str(name), prompts)}")
+        for own, one in prompts.items() if name is None else [(name, prompts[name])]:
+            read: Any = row_of if isinstance(item, Record) else typed_row
+            asked.append(Asked(read(item, one.template.fields, settings.task), one, "" if is_one else own))
+    return asked
+
+
+def read_input(given: Sequence[str]) -> list[Record] | tuple[str, ...]:
+    """Read the records of a file, a folder or the standard input; other words are returned as they are."""
+    if len(given) != 1:
+        return tuple(given)
+    path = Path(given[0])
+    suffix = path.suffix.lower()
+    is_place = len(given[0]) < MOST_LETTERS and (" " not in given[0] or path.exists())  # and no sentence
+    if given[0] == STDIN:
+        with waiting():
+            lines = [line.rstrip("\r\n") for line in sys.stdin if line.strip()]
+        records = lines_of(Path("standard input"), lines)
+    elif is_place and suffix == ".txt":
+        records = [Record(path, n, {"": line}) for n, line in enumerate(text_lines(path), 1) if line.strip()]
+    elif is_place and (suffix in SUFFIXES or ("/" in given[0] and path.is_dir())):
+        records = list(read_records(path))
+    else:
+        return tuple(given)
+    if not records:
+        raise bad_file(path if given[0] != STDIN else "standard input", "holds no rows", "Write a text on each line.")
+    return records
+
+
+def lines_of(place: Path, lines: Sequence[str]) -> list[Record]:
+    """Make records of lines: rows of JSON where the first line is one, else a text each."""
+    try:
+        is_json = isinstance(parse_json(lines[0]), dict)
+    except (ValueError, IndexError):
+        is_json = False
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            values = parse_json(line) if is_json else {"": line}
+        except ValueError:
+            raise bad_file(
+                place, "is not valid JSON, as the first line is", "Write one object a line.", number
+            ) from None
+        if not isinstance(values, dict):
+            raise bad_file(place, "is not a JSON object", "Write one object a line.", number)
+        records.append(Record(place, number, values))
+    return records
+
+
+def row_of(record: Record, fields: Sequence[str], task: str) -> TextRow:
+    """Make the row of a record, whose other columns are passed over."""
+    values = record.values
+    if "" in values:  # a line of text
+        if len(fields) != 1:
+            problem = f"is a text, but the template has the fields {', '.join(fields)}"
+            raise bad_file(record.file, problem, "Give a table with these columns.", record.line)
+        return TextRow({fields[0]: values[""]}, task=task)
+    for name in fields:
+        if not isinstance(values.get(name), str):
+            has = ", ".join(map(repr, values))
+            problem = f"has no text {name!r}, a field of the template" + ("" if name in values else f"; it has {has}")
+            raise bad_file(record.file, problem, "Write it in every row.", record.line)
+    return TextRow({name: values[name] for name in fields}, task=str(values.get("task", task)))
+
+
+def typed_row(given: Sequence[str], fields: Sequence[str], task: str) -> TextRow:
+    """Make the row of a text, or of NAME=TEXT for each field."""
+    pairs = [item.partition("=") for item in given]
+    named = {name: text for name, sign, text in pairs if sign and name in fields}
+    if len(fields) == 1 and len(given) == 1 and not named:
+        named = {fields[0]: given[0]}
+    if len(named) < len(given) or any(name not in named for name in fields):
+        names = " ".join(f'{name}="..."' for name in fields) if len(fields) > 1 else '"..."'
+        wanted = f"the template has {'the fields ' + ', '.join(fields) if fields else 'no field'}"
+        advice = f"Write --input {names}." if fields else "Leave it out."
+        raise bad_value("input", repr(" ".join(given)) if given else "empty", wanted, advice)
+    return TextRow(named, task=task)
 
 
 def say_cut(asked: Sequence[Asked], settings: Settings) -> None:
@@ -206,36 +274,32 @@ def say_cut(asked: Sequence[Asked], settings: Settings) -> None:
         one.say_cut(rows, n_answer)
 
 
-def answers_of(asked: Sequence[Asked], settings: Settings, progress: ProgressDisplay) -> list[Answer]:
+def answers_of(asked: Sequence[Asked], settings: Settings, progress: ProgressDisplay) -> list[Row]:
     """Answer each row, JSON-ready; with a file they are written there, and go on where an earlier call stopped.
 
-    While it is written the file is called `NAME.part`; a killed call goes on from its whole rows, by as many at once as
-    before, so that samples are the same. Every row names the hash of the settings, and rows of others are refused.
+    A killed call goes on by as many rows at once as before, so that samples are the same.
     """
     if settings.out is None:
         return more_answers(asked, [], settings, progress, None)
-    part = settings.out.with_name(f"{settings.out.name}.part")
-    make_folder(settings.out.parent)
-    refusal = bad_file(settings.out, "is being written by another process", "Wait until it has ended.")
-    with locked(settings.out.with_name(f"{settings.out.name}.lock"), refusal):
-        known = known_answers(part if part.exists() else settings.out, asked, settings)
-        write_bytes(part, to_lines(known))
-        answers = more_answers(asked, known, settings, progress, part)
-        write_bytes(settings.out, to_lines(answers))
-        part.unlink()
-    return answers
+    out = settings.out
+    return write_rows(
+        out,
+        lambda part: known_answers(part if part.exists() else out, asked, settings),
+        lambda known, part: more_answers(asked, known, settings, progress, part),
+    )
 
 
 def more_answers(
-    asked: Sequence[Asked], known: Sequence[Answer], settings: Settings, progress: ProgressDisplay, part: Path | None
-) -> list[Answer]:
+    asked: Sequence[Asked], known: Sequence[Row], settings: Settings, progress: ProgressDisplay, part: Path | None
+) -> list[Row]:
     """Answer the rows after those that are known, and add them to the file under way."""
-    from mmprompt.language.predictor import classify_texts, generate_texts
+    from mmprompt.language.generation import generate_texts
+    from mmprompt.language.predictor import classify_texts
 
     answers, made_by = list(known), settings_hash(settings, asked)
     for start in range(len(known), len(asked), ROWS_AT_ONCE):
         some = asked[start : start + ROWS_AT_ONCE]
-        found: dict[int, Answer] = {}
+        found: dict[int, Row] = {}
         texts = [place for place, one in enumerate(some) if not one.has_label(settings)]
         written = generate_texts([some[n].prompted for n in texts], [some[n].row for n in texts], settings.generation)
         for place, text in zip(texts, written, strict=True):
@@ -254,34 +318,20 @@ def more_answers(
 
 
 def settings_hash(settings: Settings, asked: Sequence[Asked]) -> str:
-    """Return the hash of all that answers depend on but the rows; every row of a file names it."""
-    said = {"generation": asdict(settings.generation), "as_text": settings.as_text}
-    prompts = {
-        one.name: [one.prompted.template.text, one.prompted.model.fingerprint, *hashes(one.prompted)]
-        for one in {id(each.prompted): each for each in asked}.values()
-    }
-    return sha256_bytes(json.dumps([said, prompts], sort_keys=True).encode())[:12]
+    """Return the hash of all that answers depend on but the rows: the learned tensors too."""
+    prompts = {}
+    for one in {id(each.prompted): each for each in asked}.values():
+        prompted, state = one.prompted, one.prompted.prompt.state_dict()
+        tensors = [sha256_bytes(state[name].cpu().float().numpy().tobytes()) for name in sorted(state)]
+        prompts[one.name] = [prompted.template.text, prompted.model.fingerprint, *tensors]
+    return hash_of([{"generation": asdict(settings.generation), "as_text": settings.as_text}, prompts])
 
 
-def hashes(prompted: LanguagePredictor) -> list[str]:
-    """Return the hash of each tensor that was learned."""
-    state = prompted.prompt.state_dict()
-    return [sha256_bytes(state[name].cpu().float().numpy().tobytes()) for name in sorted(state)]
-
-
-def known_answers(path: Path, asked: Sequence[Asked], settings: Settings) -> list[Answer]:
+def known_answers(path: Path, asked: Sequence[Asked], settings: Settings) -> list[Row]:
     """Read the answers that an earlier call left; refuse those to other rows or by other settings."""
-    if not path.exists():
-        return []
     made_by, known = settings_hash(settings, asked), []
-    lines = read_bytes(path, MAX_TEXT_BYTES).split(b"\n")[:-1]  # what follows the last line end is torn, or nothing
-    for number, line in enumerate(lines, 1):
-        try:
-            row = parse_json(line.decode())
-            own = row["settings"]
-        except (ValueError, KeyError, TypeError):
-            raise bad_file(path, "is no row of answers", OTHER_OUT, number) from None
-        if own != made_by:
+    for number, row in whole_rows(path, "answers"):
+        if row["settings"] != made_by:
             raise bad_file(path, "holds answers of other settings or another prompt", OTHER_OUT, number)
         if number > len(asked) or any(row.get(key) != text for key, text in asked[number - 1].facts.items()):
             raise bad_file(path, "holds an answer to another row than the input has there", OTHER_OUT, number)
@@ -290,12 +340,7 @@ def known_answers(path: Path, asked: Sequence[Asked], settings: Settings) -> lis
     return known[:n_whole]
 
 
-def to_lines(rows: Iterable[Answer]) -> bytes:
-    """Return rows as JSONL."""
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-
-
-def show(output: Output, answers: Sequence[Answer]) -> None:
+def show(output: Output, answers: Sequence[Row]) -> None:
     """Print answers, a line or a few each; of one label how probable each is."""
     if len(answers) == 1 and "label" in answers[0]:
         ranked = sorted(answers[0]["probabilities"].items(), key=lambda pair: -pair[1])

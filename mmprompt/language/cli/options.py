@@ -14,7 +14,7 @@ from mmprompt.core.header import read_header
 from mmprompt.errors import bad_value, unknown_name
 from mmprompt.language.data import TextData, load_texts, sample_shots
 from mmprompt.language.methods import Objective
-from mmprompt.terminal.output import Output, between, percent
+from mmprompt.terminal.output import Device, Output, between, percent
 
 if TYPE_CHECKING:
     from mmprompt.language.measure import LanguageScore
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 DATA = "somebody"
 MOST_NOTES = 3
-Device = Annotated[str, tyro.conf.arg(metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")]
 MODEL_HELP = "The frozen model: `tiny`, `smollm2`, `hf:NAME`, or a model folder or GGUF file."
 DATA_HELP = (
     "Rows of text: a JSONL, CSV, TSV or Parquet file, a folder of some (train.csv, test.csv, or one that `datasets` "
@@ -59,9 +58,7 @@ class Loading:
     def model_and_prompts(
         self, folders: Sequence[Path], model: str | None
     ) -> tuple[FrozenLanguageModel, list[LanguagePredictor]]:
-        """Load a model and the prompts of some run folders on it; by default the model that the first names, else
-        `tiny`.
-        """
+        """Load the prompts of some run folders on a model, by default that of the first; `tiny` for none."""
         from mmprompt.core.file import model_of
         from mmprompt.language.predictor import load_prompted
 

@@ -145,8 +145,8 @@ def test_labels(output: Output, prompted: LanguagePredictor, data: TextData) -> 
 
 def show_answers(output: Output, prompted: LanguagePredictor, data: TextData) -> list[dict[str, str]]:
     """Show a few test rows with what the model answers without and with the prompt."""
+    from mmprompt.language.generation import generate_texts
     from mmprompt.language.measure import NO_PROMPT, as_long_as, plain_model
-    from mmprompt.language.predictor import generate_texts
 
     rows = data.test[:SHOWN]
     generation = as_long_as(prompted, [row.answer or "" for row in rows])

@@ -24,9 +24,8 @@ from mmprompt.models.decoder.kv_cache import KVCache
 from mmprompt.models.decoder.model import FrozenLanguageModel, Predicted, columns_of, shared_start
 from mmprompt.models.decoder.packing import Packed, Question, pack, share_rows
 from mmprompt.models.decoder.reader import CausalReader
-from mmprompt.models.decoder.vectors import LM_INPUT
 from mmprompt.models.decoder.whole_rows import WholeRowReader
-from mmprompt.models.sites import Vectors
+from mmprompt.models.sites import LM_INPUT, Vectors
 
 SLOTS_AT_ONCE = 2048
 """Slots that are read in one go; more are no faster, and their keys and values take memory."""
@@ -63,9 +62,8 @@ class Gradient:
 class WordObjective:
     """What a prompt in words is to lower: the loss of `LanguageProblem`, and perhaps its own improbability.
 
-    Args:
-        prompted: the frozen model and the template, with soft slots that no vectors fill.
-        fluency: weight of the prompt's mean improbability in nats a token.
+    The template of `prompted` has soft slots that no vectors fill; `fluency` is the weight of the mean improbability,
+    in nats a token.
     """
 
     def __init__(
@@ -89,9 +87,7 @@ class WordObjective:
             self.counts = torch.tensor(counts, dtype=torch.float64)
 
     def losses(self, prompts: Sequence[TokenIds], which: Sequence[int]) -> Tensor:
-        """Return [C, n] float64, the loss of each of n rows with each of C prompts: sums in nats, as the model reads
-        the words.
-        """
+        """Return [C, n] float64, the loss in nats of each of n rows with each of C prompts, as the model reads them."""
         questions = [self.questions[row] for row in which]
         predicted = predict_in_words(self.model, prompts, questions, self._columns)
         return torch.stack([self._row_losses(one, which) for one in predicted]).double().cpu()

@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from mmprompt.core.file import save
-from mmprompt.core.fit import describe_method, refuse_changed, run_config
-from mmprompt.core.header import check_new
-from mmprompt.core.learned import LM_INPUT, Learned, Prompt
+from mmprompt.core.fit import describe_method, new_run, refuse_changed, run_config
+from mmprompt.core.learned import Learned, Prompt
 from mmprompt.core.soft import HardPrompt
 from mmprompt.errors import UserError, bad_file, bad_value
 from mmprompt.language.data import TextData, load_texts
@@ -27,15 +26,17 @@ from mmprompt.language.methods import SEARCHES, CoordinateSearch, Projection, Pr
 from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.search.objective import Scored, WordObjective, best_of, row_order
 from mmprompt.language.search.words import TokenIds, Vocabulary, allowed_tokens, readable, start_words
-from mmprompt.language.task import LanguageProblem, LanguageTask, field_tokens, start_vectors, verbalizer_of
+from mmprompt.language.start import field_tokens, start_vectors
+from mmprompt.language.task import LanguageProblem, LanguageTask, verbalizer_of
 from mmprompt.language.templates.template import Template
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
+from mmprompt.models.sites import LM_INPUT
 from mmprompt.settings import Count, check
 from mmprompt.training.callbacks import Callback, WriteConfig
 from mmprompt.training.checkpoint import checkpoint_folders
 from mmprompt.training.problem import Run
-from mmprompt.training.run_files import append_log, provenance, run_lock, write_log
+from mmprompt.training.run_files import append_log, provenance, write_log
 from mmprompt.training.seeds import generator
 
 N_TOKENS = 10
@@ -108,12 +109,9 @@ def search_words(
     data = task.data
     model = load_language_model(model) if isinstance(model, str) else model
     search, start = search or CoordinateSearch(), start or PromptInit()
-    folder = None if out is None else Path(out)
-    with contextlib.nullcontext() if folder is None else run_lock(folder):
-        if folder is not None:
-            check_new(folder)
-            if checkpoint_folders(folder / "checkpoint"):
-                raise bad_file(folder, "holds the checkpoints of a training", "Give another output folder.")
+    with new_run(out) as folder:
+        if folder is not None and checkpoint_folders(folder / "checkpoint"):
+            raise bad_file(folder, "holds the checkpoints of a training", "Give another output folder.")
         setting = prepare(model, search, task, start, n_tokens, seed)
         objective, first = setting.objective, setting.start
         config = run_config(task, HardPrompt(), objective.prompted, search.recipe, seed)
@@ -140,9 +138,7 @@ def search_words(
 
 @dataclass(frozen=True)
 class Setting:
-    """What a search moves in: what counts, the tokens that a prompt may hold, and the vectors [P, D] and words to start
-    from.
-    """
+    """What a search moves in: the loss, tokens that a prompt may hold, and vectors [P, D] and words to start from."""
 
     objective: WordObjective
     vocabulary: Vocabulary

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmprompt.core.template import Bos, Field, Part, Soft
+from mmprompt.core.template import Bos, Field, Part, Soft, escaped
 from mmprompt.errors import UserError
-from mmprompt.language.templates.template import BoundTemplate, Template
-from mmprompt.language.templates.tokens import ANCHOR
+from mmprompt.language.templates.bound import ANCHOR, BoundTemplate
+from mmprompt.language.templates.template import Template
 
 TokenIds = tuple[int, ...]
 N_TRIES = 64
@@ -99,18 +99,14 @@ def _written(parts: Sequence[Part], texts: Sequence[str]) -> str:
     written = ""
     for part in parts:
         if isinstance(part, Soft):
-            written = written.removesuffix(" ") + _escaped(texts[part.group])
+            written = written.removesuffix(" ") + escaped(texts[part.group])
         elif isinstance(part, Bos):
             written += "{bos}"
         elif isinstance(part, Field):
             written += part.text
         else:
-            written += _escaped(part)
+            written += escaped(part)
     return written
-
-
-def _escaped(text: str) -> str:
-    return text.replace("{", "{{").replace("}", "}}")
 
 
 def start_words(template: Template, words: str) -> Template:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmprompt.core.template import escaped
 from mmprompt.errors import UserError, bad_file
 from mmprompt.files import read_bytes
 
@@ -33,11 +34,7 @@ CODE = {
 
 @dataclass(frozen=True)
 class Converted:
-    """A line of a file: what it says, and the template that it becomes or the reason why it becomes none.
-
-    Args:
-        notes: what the data must bring, for rows of ours hold texts alone.
-    """
+    """A line of a file, and the template that it becomes, with notes on what data must bring, or why it is none."""
 
     line: int
     source: str
@@ -70,9 +67,6 @@ def convert_openprompt(line: str) -> tuple[str, tuple[str, ...]]:
 
     A placeholder becomes a field that may be cut, unless it says `shortenable: False`; `meta` one that may not; `soft`
     becomes vectors, with their words, number (`duplicate`) and shared ones (`soft_id`); each mask an `{answer}`.
-
-    Raises:
-        UserError: it has no mask, names a special token, holds code that is not known, or is no such template.
     """
     written: list[str] = []
     notes: list[str] = []
@@ -123,7 +117,7 @@ def _piece(said: Mapping[str, Any], shared: dict[str, str], notes: list[str]) ->
     if kind == "soft":
         return _soft(said, shared)
     if kind == "text":
-        return _escaped(str(said["text"]))
+        return escaped(str(said["text"]))
     if kind == "special":
         raise _refusal(f"{said['special']!r} stands for a token that each model has of its own; write yours")
     if kind is None:
@@ -169,7 +163,7 @@ def _changed(code: Any) -> tuple[str, str, str | None]:
             node.id = "x" if node.id == argument.arg else node.id
         match code.body:
             case ast.BinOp(body, ast.Add(), ast.Constant(str(behind))) if (change := _change(body)) is not None:
-                return change, _escaped(behind), None
+                return change, escaped(behind), None
             case ast.Call(ast.Attribute(ast.Constant(str(between)), "join"), [ast.Name("x")], []):
                 return "", "", between
             case body if (change := _change(body)) is not None:
@@ -183,10 +177,6 @@ def _change(body: ast.expr) -> str | None:
         case ast.Call(ast.Attribute(ast.Name("x"), "strip" | "rstrip" as name), [ast.Constant(str(letters))], []):
             return f':{name}="{letters}"' if letters and '"' not in letters else None
     return CODE.get(ast.unparse(body))
-
-
-def _escaped(text: str) -> str:
-    return text.replace("{", "{{").replace("}", "}}")
 
 
 def _refusal(problem: str) -> UserError:

@@ -235,12 +235,8 @@ class _Loader(StrictLoader):
         return super().compose_node(parent, index)
 
 
-def _mapping(loader: _Loader, node: Any) -> dict[Any, Any]:
-    return loader.construct_mapping(node, deep=True)
-
-
 for _tag in _Loader.tags:
-    _Loader.add_constructor(_tag, _mapping)
+    _Loader.add_constructor(_tag, functools.partial(_Loader.construct_mapping, deep=True))
 
 
 @checked

@@ -169,14 +169,7 @@ def calibrate(log_probs: Tensor, content_free_masses: Tensor) -> Tensor:
     counts for little. The quotients are normalised here, which keeps their order. Domain-conditional PMI (Holtzman et
     al. 2021) is the same quotient with another reference: the answers after the end of the template alone.
 
-    Args:
-        log_probs: [N, C].
-        content_free_masses: [K, C] of K texts, such as `CONTENT_FREE`, in the same template, as
-            `Verbalizer.label_masses` gives them.
-    Returns:
-        [N, C] log-probabilities.
-    Raises:
-        UserError: there are no content-free texts.
+    Of [N, C] log-probabilities, and the `label_masses` [K, C] of K texts such as `CONTENT_FREE` in the same template.
     """
     if len(content_free_masses) == 0:
         raise UserError('there are no content-free texts, but calibration needs one. Give one such as "N/A".')
@@ -185,17 +178,11 @@ def calibrate(log_probs: Tensor, content_free_masses: Tensor) -> Tensor:
 
 
 def ensemble(log_probs: Sequence[Tensor], weights: Sequence[float] | None = None, how: Ensemble = "mean-log") -> Tensor:
-    """Join what several templates say of the same rows.
+    """Join what several templates say of the same rows, [N, C] log-probabilities of each: the same of all together.
 
-    Args:
-        log_probs: of each template [N, C].
-        weights: of each template, 0 or more and not all 0; equal by default.
-        how: the mean of log-probabilities ("mean-log"), of probabilities ("mean-prob"), or the share of templates whose
-            first choice a label is ("vote"; equal shares are parted by the mean probability).
-    Returns:
-        [N, C] log-probabilities.
-    Raises:
-        UserError: there are no templates, weights do not fit, or the way is unknown.
+    Weights are 0 or more and not all 0, equal by default. It is the mean of log-probabilities ("mean-log"), of
+    probabilities ("mean-prob"), or the share of templates whose first choice a label is ("vote"; equal shares are
+    parted by the mean probability).
     """
     if how not in get_args(Ensemble):
         raise unknown_name("way to join templates", str(how), get_args(Ensemble))

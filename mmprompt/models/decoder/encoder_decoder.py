@@ -14,11 +14,10 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
 from mmprompt.errors import UserError
-from mmprompt.models.decoder.hf_cache import cache_argument, from_cache, to_crossed_cache
-from mmprompt.models.decoder.kv_cache import KeyValues, map_parts
+from mmprompt.models.decoder.inserts import KvShape
+from mmprompt.models.decoder.kv_cache import KeyValues, cache_argument, from_cache, map_parts, to_crossed_cache
 from mmprompt.models.decoder.packing import Packed, Question
 from mmprompt.models.decoder.reader import UNLIMITED, TokenReader, device_of, embed_slots
-from mmprompt.models.decoder.vectors import KvShape
 from mmprompt.models.sites import Vectors
 
 

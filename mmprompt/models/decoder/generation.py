@@ -19,13 +19,21 @@ from transformers.modeling_outputs import BaseModelOutput
 from mmprompt.errors import UserError
 from mmprompt.models.decoder.encoder_decoder import EncoderDecoderReader
 from mmprompt.models.decoder.generation_config import Generation
-from mmprompt.models.decoder.hf_cache import cache_argument, to_cache, to_crossed_cache
-from mmprompt.models.decoder.kv_cache import KeyValues, KVCache, concatenate, learned_cache, map_parts
+from mmprompt.models.decoder.inserts import keys_values
+from mmprompt.models.decoder.kv_cache import (
+    KeyValues,
+    KVCache,
+    cache_argument,
+    concatenate,
+    learned_cache,
+    map_parts,
+    to_cache,
+    to_crossed_cache,
+)
 from mmprompt.models.decoder.model import FrozenLanguageModel, Inserts, SiteVectors
 from mmprompt.models.decoder.reader import NOT_READ, CausalReader, close_as, window_of
-from mmprompt.models.decoder.vectors import LM_INPUT, keys_values
 from mmprompt.models.decoder.whole_rows import WholeRowReader, WholeRows
-from mmprompt.models.sites import Vectors
+from mmprompt.models.sites import LM_INPUT, Vectors
 
 BATCH = 32
 """Texts that are answered at once."""

@@ -1,16 +1,20 @@
-"""What a text decoder has read so far, as plain tensors that are never changed in place.
+"""What a text decoder has read so far, as plain tensors that are never changed in place, and as transformers' caches.
 
 Rows can be picked, repeated and put in another order at no more than the cost of an index, which is what beams, mixed
-batches and images with many captions need. It knows no library; `hf_cache` turns it into transformers' caches.
+batches and images with many captions need.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache, DynamicLayer, EncoderDecoderCache
 
 KeyValues = tuple[tuple[Tensor, Tensor], ...]
 """Keys and values of every block: [N, H, S, D/H] each."""
@@ -108,3 +112,35 @@ def causal_mask(n_before: int, x: Tensor) -> Tensor | None:
         return None
     hidden = torch.full((n_new, n_before + n_new), float("-inf"), dtype=x.dtype, device=x.device)
     return hidden.triu(n_before + 1)
+
+
+def to_cache(keys_values: KeyValues) -> DynamicCache:
+    """Make a cache that a decoder may append to; the given tensors are in it, and stay as they are."""
+    cache = DynamicCache()
+    for key, value in keys_values:
+        layer = DynamicLayer()
+        layer.lazy_initialization(key, value)
+        layer.keys, layer.values = key, value  # put in place: the constructor's own way copies them
+        cache.layers.append(layer)
+    return cache
+
+
+def to_crossed_cache(own: KeyValues, crossed: KeyValues) -> EncoderDecoderCache:
+    """The same for a decoder that reads an encoder too; it fills the second part where that is empty."""
+    return EncoderDecoderCache(to_cache(own), to_cache(crossed))
+
+
+def from_cache(cache: DynamicCache) -> KeyValues:
+    """Keys and values of every block."""
+    return tuple((layer.keys, layer.values) for layer in cache.layers)
+
+
+def cache_argument(module: nn.Module, cache: Any) -> dict[str, Any]:
+    """The keyword by which a decoder takes its cache; transformers renamed it in 5.2x."""
+    return {cache_name(type(module).forward): cache}
+
+
+@functools.cache
+def cache_name(forward: Callable[..., Any]) -> str:
+    """Look up how the forward of a class names its cache; once, since decoding asks at every step."""
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"

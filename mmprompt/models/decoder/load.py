@@ -114,7 +114,7 @@ def load_parts(name: str, options: LoadOptions) -> tuple[Any, Any]:
     """Load a frozen language model and its tokenizer, both transformers' own; errors as for `load_language_model`."""
     from transformers import AutoConfig, AutoTokenizer
 
-    from mmprompt.models.dual_encoder.transformers_clip import hub_options, load_complete
+    from mmprompt.models.frozen import hub_options, load_complete
 
     source = _find(name)
     hub = hub_options(options) | {"gguf_file": source.weights}

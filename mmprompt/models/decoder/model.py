@@ -19,15 +19,22 @@ from torch import Tensor
 
 from mmprompt.errors import UserError
 from mmprompt.models.decoder.encoder_decoder import EncoderDecoderReader
+from mmprompt.models.decoder.inserts import (
+    Change,
+    changed,
+    changes_of,
+    check_changes,
+    check_vectors,
+    keys_values,
+    replaced_output,
+)
 from mmprompt.models.decoder.kv_cache import KVCache, learned_cache
 from mmprompt.models.decoder.packing import Packed, Question, pack, share_rows
 from mmprompt.models.decoder.reader import CausalReader, device_of
-from mmprompt.models.decoder.vectors import LM_INPUT, check_vectors, keys_values
-from mmprompt.models.decoder.weights import Change, changed, changes_of, check_changes, replaced_output
 from mmprompt.models.decoder.whole_rows import WholeRowReader
 from mmprompt.models.frozen import fingerprint
 from mmprompt.models.recompute import recomputed
-from mmprompt.models.sites import Insert, Site, Vectors, vectors_of, with_tensors
+from mmprompt.models.sites import LM_INPUT, Insert, Site, Vectors, vectors_of, with_tensors
 
 _log = logging.getLogger(__name__)
 

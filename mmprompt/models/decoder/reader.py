@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmprompt.errors import UserError
-from mmprompt.models.decoder.hf_cache import cache_argument, from_cache, to_cache
-from mmprompt.models.decoder.kv_cache import KeyValues, KVCache, causal_mask
+from mmprompt.models.decoder.kv_cache import KeyValues, KVCache, cache_argument, causal_mask, from_cache, to_cache
 from mmprompt.models.decoder.packing import Packed, Question, pack
 from mmprompt.models.sites import Vectors
 

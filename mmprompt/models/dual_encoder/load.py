@@ -47,6 +47,8 @@ LOADERS = {
     "language-model": ("mmprompt.models.decoder.load", "load_language_model"),
 }
 """By kind of model, what loads it: each a room's own, imported when it is asked for."""
+MODEL_OF: dict[str, Any] = {"classification": "dual-encoder", "captioning": "captioner", "language": "language-model"}
+"""By kind of run, the kind of model that it is learned on."""
 FORMS = (
     "Use tiny, photo, photo-large, open_clip:ARCHITECTURE/TAG, open_clip:ARCHITECTURE//FILE, hf:NAME, timm:NAME or a "
     "folder."

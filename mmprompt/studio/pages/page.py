@@ -78,11 +78,7 @@ def build(studio: Studio) -> gr.Blocks:
 
 
 def serve(studio: Studio, host: str, port: int) -> tuple[gr.Blocks, str]:
-    """Show the page in a thread of its own; return it with its address.
-
-    Raises:
-        UserError: the port is taken.
-    """
+    """Show the page in a thread of its own, at a port that must be free; return it with its address."""
     page = build(studio)
     try:
         _, address, _ = page.queue(max_size=200).launch(

@@ -23,11 +23,7 @@ Show = Callable[[Session], Updates]
 
 
 class Wiring:
-    """What happens when controls are used; a handler takes its session and may update whatever is on the page.
-
-    Args:
-        studio: whose sessions they are.
-    """
+    """What happens when controls are used; a handler takes its session and may update whatever is on the page."""
 
     def __init__(self, studio: Studio) -> None:
         self.studio, self.browser = studio, gr.BrowserState("", storage_key=KEY, secret=KEY)
@@ -73,13 +69,8 @@ def refusal(error: UserError) -> str:
 class Watch:
     """The controls of one kind of training: start, stop, how far it is, curves.
 
-    Args:
-        wiring: of the page.
-        place: of the jobs that are watched.
-        start: what the button that starts says.
-        submit: starts a training, given a session and the `inputs`.
-        inputs: its settings.
-        done: shows what a training that has ended came to.
+    `submit` starts a training, given a session and the `inputs`, which are its settings; `done` shows what one that has
+    ended came to.
     """
 
     def __init__(

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmprompt.captioning.data import CaptionItem
-from mmprompt.captioning.metrics.adherence import MEASURES, FocusScores, LexiconJudge, confusion, lift, score_focus
+from mmprompt.captioning.metrics.adherence import MEASURES, FocusScores, confusion, lift, score_focus
+from mmprompt.captioning.metrics.judges import LexiconJudge
 from mmprompt.core.metrics import paired_bootstrap
 from mmprompt.errors import UserError
 

@@ -9,14 +9,14 @@ import pytest
 
 from mmprompt.captioning.data import CaptionData, CaptionItem
 from mmprompt.captioning.focus_sets import build_focus
-from mmprompt.captioning.metrics import adherence
-from mmprompt.captioning.metrics.adherence import (
+from mmprompt.captioning.metrics import judges
+from mmprompt.captioning.metrics.adherence import score_focus
+from mmprompt.captioning.metrics.judges import (
     LexiconJudge,
     TaggerJudge,
     emotion_words,
     frequent_emotion_words,
     judge_for,
-    score_focus,
 )
 from mmprompt.errors import UserError
 
@@ -109,16 +109,16 @@ def test_what_the_tagger_chose_is_judged_by_a_lexicon_of_everyday_words() -> Non
 
 def test_without_vader_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vaderSentiment.vaderSentiment", None)
-    adherence._vader_lexicon.cache_clear()
+    judges._vader_lexicon.cache_clear()
     with pytest.raises(UserError, match=r"vaderSentiment, which is not installed.*mmprompt\[captions\]"):
         emotion_words("x")
-    adherence._vader_lexicon.cache_clear()
+    judges._vader_lexicon.cache_clear()
 
 
 def test_a_lexicon_needs_neither_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("vaderSentiment.vaderSentiment", "textblob.en.taggers"):
         monkeypatch.setitem(sys.modules, module, None)
-    adherence._vader_lexicon.cache_clear()
+    judges._vader_lexicon.cache_clear()
     assert named(judge_for(data(LEXICON)), "a dog") == {"objects": {"dog"}}  # type: ignore[arg-type]
 
 

@@ -22,6 +22,7 @@ from transformers import (
     ViTModel,
 )
 
+from mmprompt.captioning.mapper import save_mapped
 from mmprompt.captioning.readers.load import (
     MapperSettings,
     find_captioner,
@@ -29,7 +30,6 @@ from mmprompt.captioning.readers.load import (
     load_captioner,
     load_pair,
     new_mapper,
-    save_mapped,
 )
 from mmprompt.errors import UserError
 from mmprompt.models.dual_encoder.load import load_backbone

@@ -9,13 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
+from mmprompt.captioning.mapper import reopened, save_mapped
 from mmprompt.captioning.predictor import Captioner
-from mmprompt.captioning.readers.load import SHIPPED, load_captioner, reopened, save_mapped
+from mmprompt.captioning.readers.load import SHIPPED, load_captioner
 from mmprompt.cli.main import main
 from mmprompt.errors import UserError
-from mmprompt.models.decoder.vectors import LM_INPUT
 from mmprompt.models.packaged import get_photo
-from mmprompt.models.sites import Vectors
+from mmprompt.models.sites import LM_INPUT, Vectors
 from tests.models.dual_encoder.test_photo import weights, wheel  # noqa: F401 - fixtures
 
 MOST_BYTES = 8_000_000

@@ -12,7 +12,8 @@ from transformers import AutoTokenizer
 
 from mmprompt.core.template import MAX_TOKENS, MAX_VECTORS, Field, Group, Soft
 from mmprompt.errors import UserError
-from mmprompt.language.templates.template import BoundTemplate, Template, longest_first
+from mmprompt.language.templates.bound import BoundTemplate, longest_first
+from mmprompt.language.templates.template import Template
 from mmprompt.models.packaged import is_fetched, packaged_folder
 from tests.text_tokenizers import CHAT, byte_level, crossing, of_bytes, sentence_piece
 

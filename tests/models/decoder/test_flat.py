@@ -7,8 +7,7 @@ import torch
 
 from mmprompt.models.decoder.packing import Question
 from mmprompt.models.decoder.reader import CausalReader, can_read_flat
-from mmprompt.models.decoder.vectors import LM_INPUT
-from mmprompt.models.sites import Bottleneck, LowRank, Site, Vectors
+from mmprompt.models.sites import LM_INPUT, Bottleneck, LowRank, Site, Vectors
 from tests.language_models import frozen_model
 
 LIKE_LLAMA, OTHERS = ("llama", "qwen2", "qwen3"), ("gpt2", "opt", "gpt_neox", "bloom", "mistral")

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from mmprompt.errors import UserError
+from mmprompt.models.decoder.inserts import block_names, in_attention, linear_layers
 from mmprompt.models.decoder.packing import Question
-from mmprompt.models.decoder.weights import block_names, in_attention, linear_layers
 from mmprompt.models.sites import Bottleneck, Insert, LowRank, Site, Vectors, Weight
 from tests.language_models import CAUSAL, ENCODED, OTHER_CAUSAL, frozen_model
 
