@@ -14,12 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
-from mmprompt.captioning.metrics.adherence import FocusScores
 from mmprompt.classification.words import context_words
 from mmprompt.core.confidence import auroc_of_new_classes
 from mmprompt.core.fit import Result, describe_method, fit
@@ -27,19 +26,22 @@ from mmprompt.core.header import HEADER, TENSORS
 from mmprompt.core.metrics import Evaluation
 from mmprompt.data.splits import SPLITS
 from mmprompt.errors import UserError
-from mmprompt.experiments.encode import FEATURES, store_features
+from mmprompt.experiments.encode import features_of, store_features
 from mmprompt.experiments.grid import BASE, NEW, Cell, Grid, Part
 from mmprompt.experiments.memory import forget_peak, peak_bytes
 from mmprompt.experiments.results import Outcome, Score, is_settled, reopen, settle
 from mmprompt.experiments.workers import PAUSE_S, Workers
 from mmprompt.files import write_bytes
-from mmprompt.language.measure import LanguageScore
 from mmprompt.models.dual_encoder.load import MODEL_OF, load_backbone
 from mmprompt.progress import CountProgress, doing
 from mmprompt.training.callbacks import Callback
 from mmprompt.training.problem import Run
 from mmprompt.training.recipe import Recipe
 from mmprompt.version import __version__
+
+if TYPE_CHECKING:
+    from mmprompt.captioning.metrics.adherence import FocusScores
+    from mmprompt.language.measure import LanguageScore
 
 BEGUN = "cell.json"
 """What of a cell is written first."""
@@ -63,7 +65,7 @@ class Bench:
         if self._in_use != (kind, name):
             self.clear()  # the old model goes before the new one comes
             self.model = load_backbone(name, self.device, kind=MODEL_OF[kind])
-            self.features = FEATURES[kind](self.model) if kind in FEATURES else None
+            self.features = features_of(kind, self.model)
             self._in_use = kind, name
         return self.model
 

@@ -5,12 +5,11 @@ A row does not depend on what is encoded beside it, so that it does not matter w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mmprompt.captioning.predictor import CaptionFeatures
 from mmprompt.errors import UserError
 from mmprompt.experiments.workers import Workers
 from mmprompt.models.dual_encoder.load import MODEL_OF, load_backbone
@@ -18,10 +17,20 @@ from mmprompt.models.feature_store import FeatureStore, StoreError, features_fol
 from mmprompt.models.image_features import ImageFeatures
 from mmprompt.progress import CountProgress
 
-FEATURES: Mapping[str, Callable[..., Any]] = {"classification": ImageFeatures, "captioning": CaptionFeatures}
 WORTH_WORKERS = 1000  # images: below, they are encoded sooner than workers have started
 LEAST, MOST = 64, 4096
 """Images of a block, whose features are in memory at once."""
+
+
+def features_of(kind: str, model: Any, progress: CountProgress | None = None) -> Any:
+    """Return the features that a kind of task keeps of image files; None of language, which has none."""
+    if kind == "classification":
+        return ImageFeatures(model, progress=progress)
+    if kind == "captioning":
+        from mmprompt.captioning.predictor import CaptionFeatures
+
+        return CaptionFeatures(model, progress=progress)
+    return None
 
 
 def store_features(
@@ -43,12 +52,12 @@ def store_features(
     missing: list[Path] = []
     for start in range(0, len(paths), MOST):
         block = paths[start : start + MOST]
-        known = FEATURES[kind](model).stored(block)
+        known = features_of(kind, model).stored(block)
         missing += [path for path in block if path not in known]
     if len(missing) < WORTH_WORKERS or not limit_bytes() or workers.is_this_process(device):
         for start in range(0, len(missing), MOST):
             offset = partial(lambda start, n_done, _: show(start + n_done, len(missing)), start)
-            FEATURES[kind](model, progress=offset).of(missing[start : start + MOST])
+            features_of(kind, model, offset).of(missing[start : start + MOST])
         return len(missing)
     n_before = n_stored(model)
 
@@ -71,7 +80,7 @@ def encode_share(kind: str, name: str, device: str, paths: Sequence[Path], index
     blocks = [paths[start : start + size] for start in range(0, len(paths), size)]
     others = [block for place, block in enumerate(blocks) if place % n != index]
     for block in (*blocks[index::n], *reversed(others)):
-        FEATURES[kind](model).of(block)
+        features_of(kind, model).of(block)
 
 
 def n_stored(model: Any) -> int:
