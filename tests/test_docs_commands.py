@@ -59,6 +59,7 @@ LONGER = {
     r"^(MMPROMPT_\w+=\d+ )?python -m pytest": (HOURS, "tests of the suite, some of them many times over"),
     r"kill_verbs": (HOURS, "kills every verb at every change that it makes"),
     r"soak/kills": (HOURS, "kills every verb 200 times"),
+    r"soak/fuzz": (HOURS, "an hour of inputs"),
     r"^mmprompt data encode": (MINUTES, "starts a cluster of Ray"),
     r"^python -m http.server": (MINUTES, "serves until it is stopped; tests/exports/test_browser.py opens the page"),
     r"^python scripts/soak/": (MINUTES, "four minutes under load"),
