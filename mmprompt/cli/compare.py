@@ -65,6 +65,7 @@ DESCRIPTIONS = {
 }
 STDOUT = Path("-")
 ALL, INSTRUCTIONS = "all", "instructions"
+NOT_THERE = "Give a folder that holds a folder of images for each class, a table of images, or rows of text."
 OF_TEXTS = f"prompt-tuning,{INSTRUCTIONS}"
 FOR_IMAGES = ("root", "datasets_dir", "protocol", "skip_broken", "augment", "views")
 """Options that mean nothing for texts."""
@@ -277,6 +278,9 @@ def texts_in(data: str | None) -> tuple[TextData, ...]:
     if data is None:
         return ()
     names = (data,) if Path(data).expanduser().exists() else names_in("data", data)
+    for path in (Path(name).expanduser() for name in names):
+        if path.suffix and not path.exists():
+            raise bad_file(path, "is not there", NOT_THERE)
     found = [is_text(name) for name in names]
     if any(found) and not all(found):
         raise bad_value("data", data, "images or texts were expected, and not both", "Compare on one kind at a time.")
@@ -312,7 +316,7 @@ def find_origin(data: str, root: Path | None, datasets_dir: Path | None, rule: s
     path = own_path(data, datasets_dir)
     root_text, cards = (None if place is None else str(place.resolve()) for place in (root, datasets_dir))
     if path is not None and not path.exists():
-        raise bad_file(path, "is not there", "Give a folder that holds a folder of images for each class, or a table.")
+        raise bad_file(path, "is not there", NOT_THERE)
     if path is not None:
         return Origin(path.stem, str(path.resolve()), root_text, rule=rule)
     return Origin(data, None, root_text, cards, rule)

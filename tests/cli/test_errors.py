@@ -118,6 +118,7 @@ CASES = {
     "no such method in a combination": "train --method coop+vtp",
     "no such data set": "train --data openart-lef",
     "no such folder": "train --data nowhere",
+    "no such texts to compare on": "compare --data nowhere.jsonl --method prompt-tuning",
     "an empty folder": "train --data empty",
     "one class only": "train --data one_class",
     "an empty class name": "train --data empty_name.csv",
