@@ -116,8 +116,8 @@ class LanguagePredictor:
         unknown = getattr(self.model.tokenizer, "unk_token_id", None)
         for word, ids in zip(label_words.flat, self.answers, strict=True):
             if unknown is not None and unknown in ids:
-                problem = f"the tokenizer of {self.model.name} does not know all of the word {word!r} of a label"
-                raise UserError(f"{problem}, so no answer is like it. Give another word.")
+                problem = f"does not know all of {word!r}, a word of a label"
+                raise UserError(f"the tokenizer of {self.model.name} {problem}. Choose another word.")
         label_words.check_distinct(self.answers)
 
     def __repr__(self) -> str:
