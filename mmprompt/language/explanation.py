@@ -34,6 +34,7 @@ from mmprompt.language.pool import joined_fields, text_features
 from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.search.task import exchange, prepare
 from mmprompt.language.task import LanguageTask
+from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.models.sites import LM_INPUT
 from mmprompt.reports.explanation import Asked, Section
 from mmprompt.reports.explanation_figures import draw_tokens
@@ -74,6 +75,8 @@ def sections_of(prompted: LanguagePredictor, data: TextData, asked: Asked) -> tu
         raise UserError(f"the {asked.split} part of {data.name} is empty. Choose another `split`.")
     rows = evenly(held_out, MOST_ROWS)
     seen = f"of {counted(len(rows), 'row')} held out"
+    if prompted.label_words is not None:
+        prompted.say_cut(rows, prompted.longest_answer(Generation()), f"{asked.split} rows")
     nats = prompt_effect_kl(prompted, rows[:LOOKED_AT]) if prompted.prompt.sites else 0.0
     sections = [
         _words(prompted, asked.k),

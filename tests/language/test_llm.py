@@ -164,6 +164,18 @@ def test_answers_are_learned_shown_and_measured(answers, gpt2, tmp_path, capsys)
     assert "calibration is for labels" in capsys.readouterr().err
 
 
+def test_a_prompt_in_words_is_saved_and_measured_as_a_learned_one(gpt2, tmp_path, capsys):
+    words = ["llm", "train", "--method", "hard", "--backbone", f"hf:{gpt2}", "--shots", "1"]
+    words += ["--template", "{text:cut=8} is {answer}", "--device", "cpu"]
+    assert main([*words, "--out", str(tmp_path / "run")]) == 0
+    header = json.loads((tmp_path / "run" / "prompt.json").read_text())
+    assert header["template"] == "{text:cut=8} is {answer}"
+    assert header["sources"] == []
+    capsys.readouterr()
+    assert main([*words, "--words", "it is", "--out", str(tmp_path / "other")]) == 2
+    assert "words is 'it is', but those of a language model stand in its template" in capsys.readouterr().err
+
+
 def test_a_run_that_lost_its_end_is_resumed_to_the_same_bytes(tmp_path, capsys):
     folder = tmp_path / "run"
     words = ["llm", "train", "--n-soft", "2", "--shots", "4", "--epochs", "3", "--checkpoint-seconds", "0"]

@@ -148,7 +148,7 @@ def load_parts(name: str, options: LoadOptions) -> tuple[Any, Any]:
                 raise
             problem = f"quantised by {quantised}, and what reads them is not installed"
             reason = " ".join(str(error).split())[:200].rstrip(".")
-            raise UserError(f"the weights of {name} are {problem}. Install it: {reason}.") from None
+            raise UserError(f"the weights of {name} are {problem}: {reason}. Install it.") from None
     freeze(lm, options)
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # as transformers makes one without its files
         raise UserError(
