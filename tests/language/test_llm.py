@@ -242,6 +242,14 @@ def test_a_prompt_goes_to_peft_and_back(run_folder, tmp_path, capsys):
     assert said[0][0]["probabilities"] == pytest.approx(said[1][0]["probabilities"], abs=1e-5)
 
 
+def test_a_file_of_texts_is_not_taken_for_a_text(run_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("in.txt").write_text(TEXT)
+    assert main(["predict", str(run_folder), "a rose.", "in.txt"]) == 2
+    err = capsys.readouterr().err
+    assert "in.txt: is a file, but texts themselves are labelled here. Use mmprompt llm generate --prompt" in err
+
+
 def test_inspect_shows_template_words_of_labels_and_near_words(run_folder, capsys):
     assert main(["inspect", str(run_folder), "--words", "2"]) == 0
     said = capsys.readouterr().out
