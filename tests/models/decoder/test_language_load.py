@@ -340,12 +340,17 @@ def test_of_any_other_quantised_weights_is_said_what_is_missing(models: Path, tm
             load_language_model(f"hf:{folder}", "cpu")
 
 
-def test_a_quantised_base_is_prompted(models: Path, tmp_path: Path) -> None:
-    pytest.importorskip("torchao", reason="quantised weights need torchao")
-    from torchao.quantization import Int8WeightOnlyConfig
-    from transformers import AutoModelForCausalLM, TorchAoConfig
+@pytest.mark.parametrize("library", ["torchao", "bitsandbytes"])
+def test_a_quantised_base_is_prompted(models: Path, tmp_path: Path, library: str) -> None:
+    pytest.importorskip(library, reason=f"weights that {library} quantises need it")
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
 
-    own = TorchAoConfig(Int8WeightOnlyConfig())
+    if library == "torchao":
+        from torchao.quantization import Int8WeightOnlyConfig
+
+        own: Any = TorchAoConfig(Int8WeightOnlyConfig())
+    else:
+        own = BitsAndBytesConfig(load_in_8bit=True)
     lm = AutoModelForCausalLM.from_pretrained(models / "llama", quantization_config=own, device_map="cpu")
     lm.save_pretrained(tmp_path)
     shutil.copy(models / "llama" / "tokenizer.json", tmp_path)
