@@ -125,7 +125,7 @@ def load_parts(name: str, options: LoadOptions) -> tuple[Any, Any]:
     no_bar = contextlib.nullcontext() if source.weights is None else contextlib.redirect_stderr(io.StringIO())
     with doing(f"loading {name}"), one_line_errors(name, source, options.cache_dir), _only_known_code(name), no_bar:
         config = AutoConfig.from_pretrained(source.model, **hub)
-        quantised = None if source.weights else need_quantiser(name, config)
+        quantised = None if source.weights else need_quantiser(name, config, options.device)
         device_map = options.device_map or (None if quantised is None else {"": options.device})
         model_class = _auto_class(name, config)
         folder = source.place if source.weights is None else None  # else on the hub, or in the GGUF file
@@ -164,14 +164,20 @@ def load_parts(name: str, options: LoadOptions) -> tuple[Any, Any]:
     return lm, tokenizer
 
 
-def need_quantiser(name: str, config: Any) -> str | None:
-    """Return the library, which must be there, that quantised the weights of a folder; None where they are plain."""
+def need_quantiser(name: str, config: Any, device: torch.device) -> str | None:
+    """Return the library, which must be there, that quantised the weights of a folder; None where they are plain.
+
+    Once bitsandbytes has packed 4-bit weights anew for a CPU, as it does when it reads, it gives no gradient.
+    """
     found = getattr(config, "quantization_config", None)
     if found is None:
         return None
     bnb = "bitsandbytes"  # whose earlier folders do not name it
     method = found.get("quant_method", bnb) if isinstance(found, dict) else found.quant_method
     library = str(getattr(method, "value", method)).lower()
+    if library == bnb and isinstance(found, dict) and found.get("load_in_4bit") and device.type == "cpu":
+        problem = f"{name} has 4-bit weights of bitsandbytes, which changes them as a CPU reads them"
+        raise UserError(f"{problem}. Use a GPU, or 8-bit weights.")
     if library in QUANTISERS and find_spec(library) is None:
         raise UserError(
             f"the weights of {name} are quantised by {library}, which is not installed. Install it: pip install "

@@ -338,6 +338,9 @@ def test_of_any_other_quantised_weights_is_said_what_is_missing(models: Path, tm
     if find_spec("bitsandbytes") is None:
         with pytest.raises(UserError, match="are quantised by bitsandbytes, which is not installed"):
             load_language_model(f"hf:{folder}", "cpu")
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"load_in_4bit": True}}))
+    with pytest.raises(UserError, match=r"has 4-bit weights of bitsandbytes, .* Use a GPU, or 8-bit weights"):
+        load_language_model(f"hf:{folder}", "cpu")
 
 
 @pytest.mark.parametrize("library", ["torchao", "bitsandbytes"])
