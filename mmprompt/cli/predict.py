@@ -62,7 +62,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
     header = read_header(settings.run)
     refuse_idle(settings, header)
     is_text = header["kind"] == "language"
-    inputs = [(text, text) for text in settings.inputs] if is_text else find_images(list(map(Path, settings.inputs)))
+    inputs = texts_of(settings) if is_text else find_images(list(map(Path, settings.inputs)))
     refuse_missing(settings.backbone or header["backbone"]["name"])
     output = Output(settings.json)
     from mmprompt.core.file import load
@@ -80,6 +80,16 @@ def run(arguments: Sequence[str], prog: str) -> None:
     if n_broken:
         output.say(f"{n_broken} of {len(said)} images could not be read.")
     output.document({"run": str(settings.run), "predictions": said})
+
+
+def texts_of(settings: Settings) -> list[tuple[str, str]]:
+    """Return the texts, each beside itself; the name of a file is none."""
+    for text in settings.inputs:
+        path = Path(text)
+        if len(text) <= LONGEST and path.suffix and path.is_file():
+            advice = f"Use mmprompt llm generate --prompt {settings.run} --input {text}."
+            raise bad_file(path, "is a file, but texts themselves are labelled here", advice)
+    return [(text, text) for text in settings.inputs]
 
 
 def refuse_idle(settings: Settings, header: Mapping[str, Any]) -> None:

@@ -37,7 +37,8 @@ class Start:
             its own, as many as it has.
         keys_values: given n, keys and values [n, 2 H D/H] of every block to start from and their units, of a decoder.
         embed: given words, their embeddings [n, D], of a decoder whose template has no place for words.
-        label_rows: gives the output layer's rows [C, D] that labels start from, of a language model.
+        label_rows: gives the output layer's rows [C, D] that labels start from, [C, D + 1] with biases, and their unit,
+            of a language model.
         lr: the learning rate of the recipe that all of a combination is trained by, of a decoder.
     """
 
@@ -49,7 +50,7 @@ class Start:
     vectors: Callable[[int], tuple[Tensor, Tensor]] | None = None
     keys_values: Callable[[int], list[tuple[Tensor, Tensor]]] | None = None
     embed: Callable[[str], Tensor] | None = None
-    label_rows: Callable[[], Tensor] | None = None
+    label_rows: Callable[[], tuple[Tensor, Tensor]] | None = None
     lr: float | None = None
 
 

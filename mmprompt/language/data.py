@@ -234,7 +234,7 @@ def _known_records(path: Path, card: TextCard, card_path: Path, notes: list[str]
             values["label"] = str(values["label"])
         kept.append(record._replace(values=values))
     for record in kept:
-        _check_record(record, kept[0].values, card_path)
+        _check_record(record, kept[0].values, card_path, numbers)
     return kept
 
 
@@ -298,14 +298,14 @@ def sample_shots(data: TextData, shots: int, seed: int) -> TextData:
     return replace(data, train=train, val=val, notes=(*data.notes, note) if short else data.notes)
 
 
-def _check_record(record: Record, first: Mapping[str, Any], card_path: Path) -> None:
-    """Refuse a row that is not like the first or is no text."""
+def _check_record(record: Record, first: Mapping[str, Any], card_path: Path, left_out: Sequence[str]) -> None:
+    """Refuse a row that is not like the first or is no text; columns that were left out are named where one lacks."""
     path, line, values, _ = record
     if len(values.keys() & set(_TARGETS)) != 1:
         problem = "has both 'label' and 'answer'" if "label" in values else "lacks 'label' or 'answer'"
         advice = "Write label to tell classes apart, or answer to generate text"
         if path.suffix.lower() != ".jsonl":
-            problem += f", its columns are {shortened(list(values))}"
+            problem += f", its columns are {shortened([*values, *left_out])}"
             advice += f", or name the column in {card_path.name}: columns: {{label: THEIRS, text: THEIRS}}"
         raise bad_file(path, problem, f"{advice}.", line)
     for name in first.keys() - values.keys():

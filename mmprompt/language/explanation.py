@@ -29,11 +29,12 @@ from mmprompt.language.explain import (
     token_relevance,
 )
 from mmprompt.language.measure import NO_PROMPT, measure_language, plain_model
-from mmprompt.language.methods import METHODS, CoordinateSearch, PromptInit
+from mmprompt.language.methods import CoordinateSearch, PromptInit, make_method
 from mmprompt.language.pool import joined_fields, text_features
 from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.search.task import exchange, prepare
 from mmprompt.language.task import LanguageTask
+from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.models.sites import LM_INPUT
 from mmprompt.reports.explanation import Asked, Section
 from mmprompt.reports.explanation_figures import draw_tokens
@@ -74,6 +75,8 @@ def sections_of(prompted: LanguagePredictor, data: TextData, asked: Asked) -> tu
         raise UserError(f"the {asked.split} part of {data.name} is empty. Choose another `split`.")
     rows = evenly(held_out, MOST_ROWS)
     seen = f"of {counted(len(rows), 'row')} held out"
+    if prompted.label_words is not None:
+        prompted.say_cut(rows, prompted.longest_answer(Generation()), f"{asked.split} rows")
     nats = prompt_effect_kl(prompted, rows[:LOOKED_AT]) if prompted.prompt.sites else 0.0
     sections = [
         _words(prompted, asked.k),
@@ -146,15 +149,15 @@ def _words(prompted: LanguagePredictor, k: int) -> Section | None:
 def _drift(prompted: LanguagePredictor, data: TextData, asked: Asked) -> Section | None:
     """Make the start again, and say how far the vectors went from there."""
     vectors, method = prompted.vectors().get(LM_INPUT), asked.training.get("method", {})
-    is_known = asked.folder is not None and (asked.folder / RUN).is_file() and method.get("name") in METHODS
-    if vectors is None or prompted.tasks or not is_known or not asked.training["method"]["settings"]:
+    is_known = asked.folder is not None and (asked.folder / RUN).is_file() and method.get("settings")
+    if vectors is None or prompted.tasks or asked.folder is None or not is_known:
         return None
-    assert asked.folder is not None, "it was looked at"
     kept = read_run(asked.folder).get("init", {})
     template = prompted.template.text
     try:
         task = LanguageTask(data, template, prompted.label_words, init=PromptInit(**kept))
-        first = task.predictor(METHODS[method["name"]](**method["settings"]), prompted.model, asked.training["seed"])
+        own = make_method(method["name"], method["settings"])
+        first = task.predictor(own, prompted.model, asked.training["seed"])
     except (UserError, TypeError):  # of other data, or of an earlier version
         return None
     moved = drift(prompted.model, [first.vectors()[LM_INPUT].values.detach(), vectors.values.detach()])

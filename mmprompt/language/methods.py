@@ -147,9 +147,9 @@ class SoftVerbalizer(DecoderMethod):
         from mmprompt.language.sources import LabelRows
 
         assert start.label_rows is not None, "a language model's task gives rows to start from"
-        rows = start.label_rows()
+        rows, unit = start.label_rows()
         ratio = 1.0 if start.lr is None else self.recipe.lr / start.lr
-        head = LabelRows(*rows.shape).start_from(rows.cpu(), ratio)
+        head = LabelRows(*rows.shape).start_from(rows.cpu(), unit.cpu() * ratio)
         return Prompt(start.template, head=head).to(backbone.device)
 
 

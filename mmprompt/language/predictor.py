@@ -105,11 +105,20 @@ class LanguagePredictor:
         if self.label_rows is not None:
             self.answers = ((*self.bound.masks, model.end_id),)  # the last of which any label stands for
         elif label_words is not None:
-            label_words.check_distinct(self.answers)
+            self._check_words(label_words)
         self.words: Tensor | None = None  # [W] answers that are all of one token: no other logits are needed
         if self.answers and not self.bound.behind and all(len(answer) == 1 for answer in self.answers):
             self.words = torch.tensor([answer[0] for answer in self.answers], device=model.device)
         self.compiled: dict[str, tuple[tuple[int, ...], KVCache]] = {}  # of each task what was last read of the prompt
+
+    def _check_words(self, label_words: Verbalizer) -> None:
+        """Refuse words that the tokenizer does not know, or that it cannot tell apart."""
+        unknown = getattr(self.model.tokenizer, "unk_token_id", None)
+        for word, ids in zip(label_words.flat, self.answers, strict=True):
+            if unknown is not None and unknown in ids:
+                problem = f"does not know all of {word!r}, a word of a label"
+                raise UserError(f"the tokenizer of {self.model.name} {problem}. Choose another word.")
+        label_words.check_distinct(self.answers)
 
     def __repr__(self) -> str:
         text = self.template.text
@@ -282,7 +291,7 @@ def label_rows_of(prompted: LanguagePredictor) -> LabelRows | None:
         return None
     width = prompted.model.lm.get_output_embeddings().weight.shape[1]
     n_labels = 0 if words is None else len(words.labels)
-    if not isinstance(head, LabelRows) or head.values.shape != (n_labels, width):
+    if not isinstance(head, LabelRows) or head.values.shape not in ((n_labels, width), (n_labels, width + 1)):
         found = f"a head of kind {getattr(head, 'kind', '?')!r}"
         expected = f"output rows of {n_labels} labels, {width} wide"
         raise UserError(f"the prompt has {found}, but {expected}, were expected. Train it on {prompted.model.name}.")

@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmprompt.core.heads import HEADS, Head
-from mmprompt.core.learned import Given, Inserts, Source, rms
+from mmprompt.core.learned import Given, Inserts, Source
 from mmprompt.core.sources import SOURCES, zero_linear
 from mmprompt.errors import unknown_name
+from mmprompt.models.decoder.inserts import output_of
 from mmprompt.models.sites import LM_INPUT, Bottleneck, Site, Vectors
 
 
@@ -133,7 +133,7 @@ class Bottlenecks(Source):
 
 class LabelRows(Head):
     """A row of the output layer, which reads states of a width, for each label, in place of those of words
-    (Hambardzumyan et al. 2021, "WARP", section 3.1).
+    (Hambardzumyan et al. 2021, "WARP", section 3.1); one number wider where a bias stands last, as in their code.
     """
 
     kind = "label-rows"
@@ -145,9 +145,9 @@ class LabelRows(Head):
         self.values = nn.Parameter(torch.zeros(n_labels, width))
 
     @torch.no_grad()
-    def start_from(self, rows: Tensor, ratio: float) -> LabelRows:
-        """Start from rows [C, D], learned in units of their size times `ratio`."""
-        self.unit.copy_(rms(rows.float()) * ratio)
+    def start_from(self, rows: Tensor, unit: Tensor) -> LabelRows:
+        """Start from rows [C, D or D + 1], learned in a unit."""
+        self.unit.copy_(unit)
         self.values.copy_(rows.float() / self.unit)
         return self
 
@@ -157,12 +157,12 @@ class LabelRows(Head):
 
     @property
     def rows(self) -> Tensor:
-        """The rows [C, D] in the model's own size."""
+        """The rows [C, D or D + 1] in the model's own size."""
         return self.values * self.unit
 
     def forward(self, image_features: Tensor, class_features: Tensor) -> Tensor:
         """Compute logits [B, C] of states [B, D] that stand where image features do; a language model takes `rows`."""
-        return F.linear(image_features, self.rows.to(image_features.dtype))
+        return output_of(self.rows, image_features)
 
 
 SOURCES |= {"multitask": MultitaskVectors, "bottlenecks": Bottlenecks}

@@ -96,13 +96,16 @@ def field_tokens(model: FrozenLanguageModel, rows: Iterable[TextRow]) -> list[li
     return [model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
 
 
-def label_rows(model: FrozenLanguageModel, bound: BoundTemplate, verbalizer: Verbalizer | None) -> Tensor:
-    """Return for each label the mean [C, D] of the output rows of its first word's tokens."""
+def label_rows(
+    model: FrozenLanguageModel, bound: BoundTemplate, verbalizer: Verbalizer | None
+) -> tuple[Tensor, Tensor]:
+    """Return for each label the mean of the output rows of its first word's tokens, and their size without biases."""
     if verbalizer is None:
         raise UserError("a soft verbalizer tells labels apart, but these rows have answers. Use another method.")
     first_words = bound.answers(words[0] for words in verbalizer.words.values())
     tokens = ([token for token in ids if token not in bound.masks] for ids in first_words)
-    return torch.stack([model.output_rows(ids).mean(0) for ids in tokens])
+    rows = torch.stack([model.output_rows(ids).mean(0) for ids in tokens])
+    return rows, rms(rows[:, : model.lm.get_output_embeddings().weight.shape[1]].float())
 
 
 def with_unit(pair: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -101,7 +101,7 @@ def no_progress_bar() -> Iterator[None]:
 
 def freeze(model: nn.Module, options: LoadOptions) -> None:
     """Put a model in evaluation mode, on its device, with no weight that can learn; refuse NaN and infinity."""
-    if getattr(model, "hf_device_map", None) is None:  # else they are where they were loaded, and quantised perhaps
+    if all(getattr(model, name, None) is None for name in ("hf_device_map", "hf_quantizer")):  # else it is as it loaded
         model.to(device=options.device, dtype=options.dtype)
     model.eval().requires_grad_(False)
     for name, weight in stored(model.named_parameters()):

@@ -71,7 +71,9 @@ def worth_section(names: Sequence[str], loss: Sequence[float], accuracy: Sequenc
     best, n_idle = int(order[0]), sum(value <= 0 for value in loss)
     said = f"Without {names[best]} the loss grows most, by {loss[best]:.3f} nats"
     said += f", and {100 * accuracy[best]:.1f} points of accuracy go." if accuracy is not None else "."
-    if n_idle:
+    if n_idle == len(loss):
+        said = "No vector is of use by this measure: without any one of them the loss is no higher."
+    elif n_idle:
         whose = "vector is" if n_idle == 1 else "vectors are"
         said += f" {n_idle} {whose} of no use by this measure: the loss is no higher without."
     measured = "mean cross entropy" + (" and accuracy" if accuracy is not None else "")

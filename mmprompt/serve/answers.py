@@ -78,7 +78,8 @@ class Answerer:
             some = [question for question in questions if question.max_tokens == max_tokens]
             each = [question.served.predictor for question in some]
             texts = generate_texts(each, [q.asked for q in some], Generation(max_tokens=max_tokens))
-            answers |= {q: {"text": one.text, "is_cut": one.is_cut} for q, one in zip(some, texts, strict=True)}
+            pairs = zip(some, texts, strict=True)
+            answers |= {q: {"text": one.text, "is_cut": one.is_cut} | _input_cut(q, max_tokens) for q, one in pairs}
             for one in each:
                 self._recent.pop(one, None)
                 self._recent[one] = None
@@ -157,5 +158,11 @@ def _classify_texts(questions: list[Question]) -> Answers:
     found = classify_texts([q.served.predictor for q in questions], [q.asked for q in questions])
     return {
         question: _ranked(list(one.probabilities), list(one.probabilities.values()), question.top_k)
+        | _input_cut(question, question.served.predictor.longest_answer(Generation()))
         for question, one in zip(questions, found, strict=True)
     }
+
+
+def _input_cut(question: Question, n_answer: int) -> Answer:
+    """Say of a text whose end was not read that it is so."""
+    return {"is_input_cut": True} if question.served.predictor.n_cut([question.asked], n_answer) else {}

@@ -43,6 +43,7 @@ class Said(BaseModel):
     probabilities: dict[str, float] | None = None
     text: str | None = None
     is_cut: Annotated[bool | None, Field(description="Whether the text stopped for want of room.")] = None
+    is_input_cut: Annotated[bool | None, Field(description="Whether the end of a long input was not read.")] = None
 
 
 class Answers(BaseModel):

@@ -78,6 +78,12 @@ def test_a_table_without_labels_is_refused_with_its_columns_and_the_way_to_name_
         load_texts(path)
 
 
+def test_of_a_table_without_labels_columns_of_numbers_are_named_too(tmp_path):
+    path = write_csv(tmp_path / "stars.csv", "stars,review,n", ["1,a,2", "5,b,3"])
+    with pytest.raises(UserError, match=r"lacks 'label' or 'answer', its columns are review, stars, n. Write label"):
+        load_texts(path)
+
+
 def test_published_sets_are_read_by_the_cards_of_the_package(tmp_path):
     news = tmp_path / "ag_news"
     rows = [f'"{1 + n % 4}","Title {n}","What it is, {n}."' for n in range(16)]

@@ -50,6 +50,13 @@ def test_a_run_of_labels_is_explained_with_its_drift_and_in_words(data: TextData
     assert mp.explain(tmp_path / "run").tables["drift"]  # the data that the run names
 
 
+def test_vectors_beside_terms_have_their_drift_too(data: TextData, tmp_path: Path) -> None:
+    data = replace(data, train=data.train[:4], val=(), test=data.test[:2])
+    mp.fit(mp.PromptTuning(2) + mp.language.LoRA(rank=1), "tiny", data, out=tmp_path, epochs=1, progress=False)
+    told = mp.explain(tmp_path, data)
+    assert len(told.tables["drift"]) == len(told.tables["words"]) == 2
+
+
 def prefixed(model: FrozenLanguageModel, values: torch.Tensor) -> LanguagePredictor:
     sources = [Learned(Site("lm.kv", layer), each) for layer, each in enumerate(values)]
     return LanguagePredictor(model, Prompt(Template.parse("{text} {answer}"), *sources).double(), WORDS)

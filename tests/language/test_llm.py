@@ -164,6 +164,18 @@ def test_answers_are_learned_shown_and_measured(answers, gpt2, tmp_path, capsys)
     assert "calibration is for labels" in capsys.readouterr().err
 
 
+def test_a_prompt_in_words_is_saved_and_measured_as_a_learned_one(gpt2, tmp_path, capsys):
+    words = ["llm", "train", "--method", "hard", "--backbone", f"hf:{gpt2}", "--shots", "1"]
+    words += ["--template", "{text:cut=8} is {answer}", "--device", "cpu"]
+    assert main([*words, "--out", str(tmp_path / "run")]) == 0
+    header = json.loads((tmp_path / "run" / "prompt.json").read_text())
+    assert header["template"] == "{text:cut=8} is {answer}"
+    assert header["sources"] == []
+    capsys.readouterr()
+    assert main([*words, "--words", "it is", "--out", str(tmp_path / "other")]) == 2
+    assert "words is 'it is', but those of a language model stand in its template" in capsys.readouterr().err
+
+
 def test_a_run_that_lost_its_end_is_resumed_to_the_same_bytes(tmp_path, capsys):
     folder = tmp_path / "run"
     words = ["llm", "train", "--n-soft", "2", "--shots", "4", "--epochs", "3", "--checkpoint-seconds", "0"]
@@ -228,6 +240,14 @@ def test_a_prompt_goes_to_peft_and_back(run_folder, tmp_path, capsys):
         for run in (run_folder, back)
     ]
     assert said[0][0]["probabilities"] == pytest.approx(said[1][0]["probabilities"], abs=1e-5)
+
+
+def test_a_file_of_texts_is_not_taken_for_a_text(run_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("in.txt").write_text(TEXT)
+    assert main(["predict", str(run_folder), "a rose.", "in.txt"]) == 2
+    err = capsys.readouterr().err
+    assert "in.txt: is a file, but texts themselves are labelled here. Use mmprompt llm generate --prompt" in err
 
 
 def test_inspect_shows_template_words_of_labels_and_near_words(run_folder, capsys):

@@ -201,6 +201,7 @@ def test_rows_that_are_cut_are_counted_where_they_are_learned_from(tmp_path, cap
     [
         (["--input", "missing.txt"], "missing.txt: cannot be read"),
         (["--input", "table.csv"], "table.csv, line 2: has no text 'text', a field of the template; it has 'a', 'b'."),
+        (["--input", "notes.md"], "notes.md: is a file of a kind that is not read. Name it .txt, or .jsonl, .csv,"),
         (["--input", "a", "--stop", ""], "stop is '', but at least one character was expected."),
         (["--input", "a", "--repetition-penalty", "0"], "repetition_penalty is 0.0, but"),
         (["--chat", "--input", "a"], "Leave --input out."),
@@ -209,6 +210,7 @@ def test_rows_that_are_cut_are_counted_where_they_are_learned_from(tmp_path, cap
 def test_what_cannot_be_is_refused_in_one_line(words, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "table.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "notes.md").write_text("a text\n")
     assert message in refusal(words, capsys)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from mmprompt.core.file import save
 from mmprompt.core.learned import Given, Inserts, Learned, Prompt, Source
@@ -21,6 +22,7 @@ from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import Verbalizer
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.sites import Site, Vectors
+from tests.captioner_models import save_word_tokenizer
 from tests.language_models import frozen_model
 from tests.reference import plain_language
 
@@ -254,6 +256,15 @@ def test_vectors_that_a_template_or_a_model_has_no_place_for_are_refused() -> No
     )
     with pytest.raises(UserError, match=r"the vectors of lm\.input are 32 wide, but opt_narrow takes 16"):
         prompted_of(kind="opt_narrow")
+
+
+def test_a_word_that_a_tokenizer_does_not_know_is_refused(tmp_path: Path) -> None:
+    save_word_tokenizer(tmp_path)
+    model = FrozenLanguageModel("gpt2", frozen_model("gpt2").lm, AutoTokenizer.from_pretrained(tmp_path))
+    prompt = Prompt(Template.parse("{text} {answer}"))
+    assert LanguagePredictor(model, prompt, Verbalizer({"a": "dog", "b": "cat"})).answers
+    with pytest.raises(UserError, match=r"^the tokenizer of gpt2 does not know all of 'dog naïve', a word of a label"):
+        LanguagePredictor(model, prompt, Verbalizer({"a": "dog naïve", "b": "cat"}))
 
 
 def test_words_that_are_the_same_tokens_to_a_model_are_refused() -> None:

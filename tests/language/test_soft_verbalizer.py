@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers as hf
 from torch import Tensor
 
 from mmprompt.core.fit import fit
@@ -25,9 +26,11 @@ from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import Verbalizer
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.sites import Site
-from tests.language_models import frozen_model
+from tests.captioner_models import SHAPE
+from tests.language_models import family_tokenizer, frozen_model
 from tests.models.decoder.test_whole_rows import model_of as whole_row_model
 from tests.reference import plain_language
+from tests.small_models import randomise
 
 ROWS = tuple(
     TextRow({"text": text}, label)
@@ -40,6 +43,11 @@ METHOD = PromptTuning(3) + SoftVerbalizer()
 
 @cache
 def model_of(kind: str, dtype: torch.dtype = torch.float64) -> FrozenLanguageModel:
+    if kind == "phi":
+        tokenizer, shape = family_tokenizer("gpt2"), SHAPE | {"num_key_value_heads": 4}
+        lm = hf.PhiForCausalLM(hf.PhiConfig(vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=1, **shape))
+        randomise(lm, 1)
+        return FrozenLanguageModel(kind, lm.to(dtype).eval().requires_grad_(False), tokenizer)
     return whole_row_model(kind) if kind in ("Mamba", "RecurrentGemma") else frozen_model(kind, dtype)
 
 
@@ -49,17 +57,12 @@ def problem_of(method: DecoderMethod, kind: str = "llama", **options: object) ->
     return LanguageProblem(prompted, prompted.prompt, ROWS, (), "choices")
 
 
-@pytest.mark.parametrize("kind", ["llama", "opt", "opt_narrow", "gemma2", "t5", "RecurrentGemma"])
+@pytest.mark.parametrize("kind", ["llama", "opt", "opt_narrow", "gemma2", "t5", "RecurrentGemma", "bart", "phi"])
 def test_before_it_learns_it_says_what_the_words_say(kind: str) -> None:
     soft, words = (problem_of(method, kind).prompted for method in (METHOD, PromptTuning(3)))
     tolerance = 1e-4 if kind == "RecurrentGemma" else 1e-5  # learned numbers are kept in single precision
     found, expected = (one.label_log_probs(ROWS).double() for one in (soft, words))
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
-
-
-def test_a_model_with_a_bias_of_its_own_words_is_refused() -> None:
-    with pytest.raises(UserError, match=r"^bart adds a bias to each word .* Use another method"):
-        problem_of(METHOD, "bart")
 
 
 def test_a_row_starts_as_the_mean_over_the_tokens_of_the_first_word() -> None:
@@ -75,22 +78,28 @@ def test_a_row_starts_as_the_mean_over_the_tokens_of_the_first_word() -> None:
 
 def plain_loss(prompted: LanguagePredictor, soft: Tensor, rows: Tensor) -> Tensor:
     """Each row read alone by the model's own forward, its last state by the learned rows, cross entropy."""
-    losses = []
+    lm, losses, states = prompted.model.lm, [], []
+    behind = prompted.model.reader.behind if prompted.model.is_encoder_decoder else ()
+    head = lm.get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda _, given: states.append(given[0][0]))
     for row in ROWS:
         slots = prompted.bound.encode(row.fields, 200)
-        out = prompted.model.lm(
-            inputs_embeds=plain_language.embedded(prompted.model.lm, slots, soft), output_hidden_states=True
-        )
-        logits = out.hidden_states[-1][0, -1] @ rows.T
+        plain_language.answer_logits(lm, slots, [0], soft=soft, behind=behind)
+        state = states[-1][0 if prompted.model.is_encoder_decoder else len(slots) - 1]
+        width = len(state)
+        logits = torch.stack([(state * one[:width]).sum() + one[width:].sum() for one in rows])  # a bias stands last
         losses.append(F.cross_entropy(logits[None], torch.tensor(["xy".index(row.label or "")])))
+    hook.remove()
     return torch.stack(losses).mean()
 
 
-def test_loss_gradient_and_ten_steps_are_those_of_a_plain_implementation() -> None:
-    problem = problem_of(METHOD, "gpt2")
+@pytest.mark.parametrize(("kind", "width"), [("gpt2", 32), ("phi", 33), ("bart", 33)])
+def test_loss_gradient_and_ten_steps_are_those_of_a_plain_implementation(kind: str, width: int) -> None:
+    problem = problem_of(METHOD, kind)
     prompted = problem.prompted
     source, head = prompted.prompt.sources[0], prompted.label_rows
     assert head is not None
+    assert head.values.shape == (2, width)
     units = source.unit.double(), head.unit.double()  # type: ignore[union-attr, operator]
     ours = [source.values, head.values]
     plain = [value.detach().clone().requires_grad_() for value in ours]
@@ -111,7 +120,7 @@ def test_loss_gradient_and_ten_steps_are_those_of_a_plain_implementation() -> No
         torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-8)  # Adam divides by gradients near zero
 
 
-@pytest.mark.parametrize("kind", ["llama", "t5"])
+@pytest.mark.parametrize("kind", ["llama", "t5", "bart"])
 @pytest.mark.parametrize(
     "method", [METHOD, SoftVerbalizer(), PrefixTuning(2, hidden=8) + SoftVerbalizer()], ids=["soft", "alone", "prefix"]
 )

@@ -58,6 +58,12 @@ def test_one_request_is_answered_by_every_prompt_as_offline(
     same(answers, expected)
 
 
+def test_a_text_whose_end_is_not_read_says_so(address: str) -> None:
+    asked = {"prompts": ["times", "stories"], "texts": ["a happy dog", "dog " * 400], "max_tokens": 2}
+    answers = httpx.post(f"{address}/texts", json=asked, timeout=30).json()["answers"]
+    assert [one.get("is_input_cut") for one in answers] == [None, None, True, True]
+
+
 def test_requests_of_many_clients_are_batched_and_each_gets_its_own(
     address: str, expected: Expected, served_pictures: list[Path]
 ) -> None:

@@ -209,6 +209,8 @@ def read_input(given: Sequence[str]) -> list[Record] | tuple[str, ...]:
         records = [Record(path, n, {"": line}) for n, line in enumerate(text_lines(path), 1) if line.strip()]
     elif is_place and (suffix in SUFFIXES or ("/" in given[0] and path.is_dir())):
         records = list(read_records(path))
+    elif is_place and suffix and path.is_file():
+        raise bad_file(path, "is a file of a kind that is not read", f"Name it .txt, or {', '.join(SUFFIXES)}.")
     else:
         return tuple(given)
     if not records:

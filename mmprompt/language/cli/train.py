@@ -114,15 +114,16 @@ def read_call(arguments: Sequence[str], prog: str) -> Call:
     name = peek(arguments, "method") or Settings.method
     kinds = method_types(name)
     own = {part.strip().replace("-", "_"): kind for part, kind in zip(name.split("+"), kinds, strict=True)}
-    parts: dict[str, Any] = {"run": Settings, "rows": Learning, **own, "start": PromptInit, "recipe": Recipe}
+    starts = {"start": PromptInit} if all(kind.is_trained for kind in kinds) else {}  # else nothing starts
+    parts: dict[str, Any] = {"run": Settings, "rows": Learning, **own, **starts, "recipe": Recipe}
     form = make_dataclass("Train", [*parts.items(), ("loading", Loading)], frozen=True)
     places = (peek(arguments, "backbone") or Settings.backbone, "language")
     chosen = [kind(**measured_for(kind, *places).settings) for kind in kinds]
     recipe = resolved_recipe(joined(chosen), places, {}, None)
-    defaults = form(Settings(), Learning(), *chosen, PromptInit(), recipe, Loading())
+    defaults = form(Settings(), Learning(), *chosen, *(kind() for kind in starts.values()), recipe, Loading())
     read: Any = parse(form, arguments, prog, DESCRIPTION, defaults)
     method = joined([getattr(read, name) for name in own])
-    call = Call(read.run, read.rows, method, read.start, read.recipe, read.loading)
+    call = Call(read.run, read.rows, method, getattr(read, "start", PromptInit()), read.recipe, read.loading)
     for setting, value in (("augment", "none"), ("views", Recipe.views)):
         if getattr(call.recipe, setting) != value:
             given = getattr(call.recipe, setting)

@@ -177,23 +177,33 @@ def changed(lm: nn.Module, changes: Mapping[Site, Change]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replaced_output(lm: Any, rows: Tensor | None) -> Iterator[None]:
-    """Have a model's output layer give the logits of some rows [W, D] in place of its own, in this thread alone.
+    """Have a model's output layer give the logits of some rows in place of its own, in this thread alone.
 
-    What the model does to its logits is done to these.
+    What the model does to its logits is done to these, but the bias that BART adds to each word; zeros may follow them.
     """
     if rows is None:
         yield
         return
-    reading = threading.get_ident()
+    reading, bias = threading.get_ident(), getattr(lm, "final_logits_bias", None)
 
     def instead(module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
-        return F.linear(given[0], rows.to(given[0].dtype)) if threading.get_ident() == reading else None
+        if threading.get_ident() != reading:
+            return None
+        logits = output_of(rows, given[0])
+        return logits if bias is None else F.pad(logits - bias[:, : len(rows)], (0, bias.shape[1] - len(rows)))
 
     hook = lm.get_output_embeddings().register_forward_hook(instead)
     try:
         yield
     finally:
         hook.remove()
+
+
+def output_of(rows: Tensor, hidden: Tensor) -> Tensor:
+    """Return the logits [..., W] of states [..., D] by rows [W, D], or [W, D + 1] with a bias last."""
+    width = hidden.shape[-1]
+    weight, bias = rows.to(hidden.dtype).split([width, rows.shape[1] - width], 1)
+    return F.linear(hidden, weight, bias[:, 0] if bias.shape[1] else None)
 
 
 def _adding(change: LowRank | Bottleneck, reading: int) -> Callable[..., Any]:

@@ -36,6 +36,7 @@ FORMS = "Use tiny, smollm2, hf:NAME, or the path of a model folder or a GGUF fil
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.spm")
 GGUF_START = b"GGUF"
 QUANTISERS = ("bitsandbytes", "torchao")
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 FASTER = 1.5
 """What a product of matrices must gain by bfloat16; less is lost again on what is converted."""
 GGUF_READERS = ("gguf", "accelerate")
@@ -65,8 +66,8 @@ def load_language_model(
             `"float16"` on accelerators.
         cache_dir: where downloads are kept, instead of transformers' own folder.
         trust_remote_code: whether code that a model brings along may run.
-        device_map: for a model larger than one device, accelerate's: `"auto"`, or a device, `"cpu"` or `"disk"` for
-            each of its parts; `device` counts for nothing then.
+        device_map: for a model larger than one device, accelerate's: one of `DEVICE_MAPS`, or a device, `"cpu"` or
+            `"disk"` for each of its parts; `device` counts for nothing then.
     Raises:
         UserError: no such name, weights or a tokenizer that are not there, or a model that cannot be read.
     """
@@ -79,6 +80,8 @@ def load_language_model(
     options = read_options(device, "auto" if is_half else dtype, cache_dir, trust_remote_code)
     if dtype == "bfloat16" or (dtype == "fast" and is_fast_in_bfloat16(options.device)):
         options = replace(options, dtype=torch.bfloat16)
+    if isinstance(device_map, str) and device_map not in DEVICE_MAPS:
+        raise unknown_name("device_map", device_map, DEVICE_MAPS)
     if device_map is not None and find_spec("accelerate") is None:
         raise UserError('a device_map needs accelerate. Install it: pip install "mmprompt[llm]".')
     options = replace(options, device_map=device_map)
@@ -122,7 +125,7 @@ def load_parts(name: str, options: LoadOptions) -> tuple[Any, Any]:
     no_bar = contextlib.nullcontext() if source.weights is None else contextlib.redirect_stderr(io.StringIO())
     with doing(f"loading {name}"), one_line_errors(name, source, options.cache_dir), _only_known_code(name), no_bar:
         config = AutoConfig.from_pretrained(source.model, **hub)
-        quantised = None if source.weights else need_quantiser(name, config)
+        quantised = None if source.weights else need_quantiser(name, config, options.device)
         device_map = options.device_map or (None if quantised is None else {"": options.device})
         model_class = _auto_class(name, config)
         folder = source.place if source.weights is None else None  # else on the hub, or in the GGUF file
@@ -130,15 +133,22 @@ def load_parts(name: str, options: LoadOptions) -> tuple[Any, Any]:
         if folder is not None and not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
             raise bad_file(folder, "holds no tokenizer", "Put the model's own tokenizer.json beside its weights.")
         tokenizer = AutoTokenizer.from_pretrained(source.model, **hub)
-        lm = load_complete(
-            model_class,
-            source.model,
-            options,
-            gguf_file=source.weights,
-            use_safetensors=True,
-            dtype=options.dtype,
-            device_map=device_map,
-        )
+        try:
+            lm = load_complete(
+                model_class,
+                source.model,
+                options,
+                gguf_file=source.weights,
+                use_safetensors=True,
+                dtype=options.dtype,
+                device_map=device_map,
+            )
+        except ImportError as error:
+            if quantised is None:
+                raise
+            problem = f"quantised by {quantised}, and what reads them is not installed"
+            reason = " ".join(str(error).split())[:200].rstrip(".")
+            raise UserError(f"the weights of {name} are {problem}: {reason}. Install it.") from None
     freeze(lm, options)
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # as transformers makes one without its files
         raise UserError(
@@ -154,13 +164,20 @@ def load_parts(name: str, options: LoadOptions) -> tuple[Any, Any]:
     return lm, tokenizer
 
 
-def need_quantiser(name: str, config: Any) -> str | None:
-    """Return the library, which must be there, that quantised the weights of a folder; None where they are plain."""
+def need_quantiser(name: str, config: Any, device: torch.device) -> str | None:
+    """Return the library, which must be there, that quantised the weights of a folder; None where they are plain.
+
+    Once bitsandbytes has packed 4-bit weights anew for a CPU, as it does when it reads, it gives no gradient.
+    """
     found = getattr(config, "quantization_config", None)
     if found is None:
         return None
-    method = found["quant_method"] if isinstance(found, dict) else found.quant_method
+    bnb = "bitsandbytes"  # whose earlier folders do not name it
+    method = found.get("quant_method", bnb) if isinstance(found, dict) else found.quant_method
     library = str(getattr(method, "value", method)).lower()
+    if library == bnb and isinstance(found, dict) and found.get("load_in_4bit") and device.type == "cpu":
+        problem = f"{name} has 4-bit weights of bitsandbytes, which changes them as a CPU reads them"
+        raise UserError(f"{problem}. Use a GPU, or 8-bit weights.")
     if library in QUANTISERS and find_spec(library) is None:
         raise UserError(
             f"the weights of {name} are quantised by {library}, which is not installed. Install it: pip install "

@@ -14,7 +14,6 @@ from functools import cached_property
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mmprompt.errors import UserError
@@ -26,6 +25,7 @@ from mmprompt.models.decoder.inserts import (
     check_changes,
     check_vectors,
     keys_values,
+    output_of,
     replaced_output,
 )
 from mmprompt.models.decoder.kv_cache import KVCache, learned_cache
@@ -122,19 +122,20 @@ class FrozenLanguageModel:
         return embedded.float().square().mean().sqrt().item()
 
     def output_rows(self, tokens: Sequence[int]) -> Tensor:
-        """Return the rows [K, D] of the output layer of some tokens.
+        """Return the rows [K, D] of the output layer of some tokens; [K, D + 1] with a bias last where each has one.
 
         Raises:
-            UserError: its weights are quantised, or lie elsewhere until they are read, or a bias of each word follows.
+            UserError: its weights are quantised, or lie elsewhere until they are read.
         """
-        if hasattr(self.lm, "final_logits_bias"):
-            problem = "adds a bias to each word of its vocabulary, which the rows of a soft verbalizer have not"
-            raise UserError(f"{self.name} {problem}. Use another method, or a model such as T5.")
-        weight = self.lm.get_output_embeddings().weight
+        head = self.lm.get_output_embeddings()
+        weight = head.weight
         if type(weight.data) is not Tensor or not weight.is_floating_point() or weight.is_meta:
             problem = "is quantised, or on disk until it is read, but a soft verbalizer starts from its rows"
             raise UserError(f"the output layer of {self.name} {problem}. Load the model whole.")
-        return weight[torch.tensor(tokens, device=weight.device)].detach()
+        ids = torch.tensor(tokens, device=weight.device)
+        biases = (getattr(head, "bias", None), getattr(self.lm, "final_logits_bias", None))  # the latter BART's
+        parts = [bias.flatten()[ids, None] for bias in biases if bias is not None]
+        return torch.cat([weight[ids], *parts], 1).detach()
 
     def compute_fingerprint(self) -> str:
         """Return the fingerprint of the weights as they are now, to compare with `fingerprint`."""
@@ -179,7 +180,7 @@ class FrozenLanguageModel:
             questions: what is read, and the answers.
             words: [W] int64, the only tokens whose logits are wanted, all answers' tokens among them; None for all.
             is_recomputed: keep no activations but the prompt's, and read rows again for the gradient.
-            rows: [W, D] in place of those of the output layer; the logits are then of these W.
+            rows: [W, D] in place of those of the output layer, [W, D + 1] with biases; the logits are then of these W.
         Raises:
             UserError: an insert does not fit, a question is longer than the model has room for, or an encoder is asked
                 to read rows again.
@@ -203,11 +204,12 @@ class FrozenLanguageModel:
             with self.changed(changes), replaced_output(self.lm, rows):
                 logits, packed = self.reader.answer(vectors.get(LM_INPUT), learned, questions)
             logits = logits if words is None else logits.index_select(-1, words)
+            logits = logits if rows is None else logits[..., : len(rows)]
         else:
             hidden, packed = self._read(self.reader, vectors, changes, questions, is_recomputed)
             with self.changed(changes):
                 if rows is not None:
-                    logits = self.reader.bounded(F.linear(hidden, rows.to(hidden.dtype)))
+                    logits = self.reader.bounded(output_of(rows, hidden))
                 else:
                     logits = self.reader.head(hidden) if words is None else self.reader.head_of(words, hidden)
         tokens = packed.tokens if words is None else columns_of(packed.tokens, words)

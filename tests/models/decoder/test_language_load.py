@@ -326,12 +326,34 @@ def test_quantised_weights_without_their_library_are_refused_in_one_line(
     )
 
 
-def test_a_quantised_base_is_prompted(models: Path, tmp_path: Path) -> None:
-    pytest.importorskip("torchao", reason="quantised weights need torchao")
-    from torchao.quantization import Int8WeightOnlyConfig
-    from transformers import AutoModelForCausalLM, TorchAoConfig
+def test_of_any_other_quantised_weights_is_said_what_is_missing(models: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(models / "llama", tmp_path / "quantised")
+    config = json.loads((folder / "config.json").read_text())
+    own = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    (folder / "config.json").write_text(json.dumps(config | own))
+    start = rf"^the weights of hf:{folder} are quantised by gptq, and what reads them is not installed: .*Install it"
+    with pytest.raises(UserError, match=start):
+        load_language_model(f"hf:{folder}", "cpu")
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"load_in_8bit": True}}))
+    if find_spec("bitsandbytes") is None:
+        with pytest.raises(UserError, match="are quantised by bitsandbytes, which is not installed"):
+            load_language_model(f"hf:{folder}", "cpu")
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"load_in_4bit": True}}))
+    with pytest.raises(UserError, match=r"has 4-bit weights of bitsandbytes, .* Use a GPU, or 8-bit weights"):
+        load_language_model(f"hf:{folder}", "cpu")
 
-    own = TorchAoConfig(Int8WeightOnlyConfig())
+
+@pytest.mark.parametrize("library", ["torchao", "bitsandbytes"])
+def test_a_quantised_base_is_prompted(models: Path, tmp_path: Path, library: str) -> None:
+    pytest.importorskip(library, reason=f"weights that {library} quantises need it")
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
+
+    if library == "torchao":
+        from torchao.quantization import Int8WeightOnlyConfig
+
+        own: Any = TorchAoConfig(Int8WeightOnlyConfig())
+    else:
+        own = BitsAndBytesConfig(load_in_8bit=True)
     lm = AutoModelForCausalLM.from_pretrained(models / "llama", quantization_config=own, device_map="cpu")
     lm.save_pretrained(tmp_path)
     shutil.copy(models / "llama" / "tokenizer.json", tmp_path)
@@ -364,6 +386,10 @@ def test_a_model_spread_over_places_is_the_model(models: Path, place: str) -> No
     torch.testing.assert_close(*gradients)
     jobs = [job_of(one, {Site("lm"): Vectors(soft.detach())}, (-1, -2, 5)) for one in (model, plain)]
     assert generate(model, jobs[:1], Generation(4)) == generate(plain, jobs[1:], Generation(4))
+
+
+def test_an_unknown_device_map_is_refused(models: Path) -> None:
+    assert refusal(models / "gpt2", device_map="balance").startswith("there is no device_map named 'balance'. Did")
 
 
 def test_a_device_map_needs_accelerate(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
