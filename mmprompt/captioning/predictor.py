@@ -192,7 +192,11 @@ class Captioner:
         return {}
 
     def predict(self, images: ImageLike | Iterable[ImageLike]) -> Caption | list[Caption]:
-        """Say what is on one image or on many; `caption` takes other prompts and ways of search."""
+        """Say what is on one image or on many; `caption` takes other prompts and ways of search.
+
+        Raises:
+            UserError: an image cannot be read.
+        """
         captions = self.caption(images)
         return captions[0] if is_one(images) else captions
 

@@ -66,7 +66,11 @@ class Prediction:
         return display.section(said, display.bars(dict(islice(self.probabilities.items(), N_SHOWN))))
 
     def to_frame(self) -> DataFrame:
-        """Return the classes with their probabilities, greatest first, as a DataFrame; pandas must be installed."""
+        """Return the classes with their probabilities, the most probable first, as a pandas DataFrame.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
         return display.frame({"class": [*self.probabilities], "probability": [*self.probabilities.values()]})
 
 

@@ -164,7 +164,11 @@ class Result(Generic[P]):
         )
 
     def to_frame(self) -> DataFrame:
-        """Return the history, a row an epoch, as a DataFrame; pandas must be installed."""
+        """Return the history, a row an epoch, as a pandas DataFrame.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
         names = dict.fromkeys(name for record in self.history for name in record)
         return display.frame({name: [record.get(name) for record in self.history] for name in names})
 

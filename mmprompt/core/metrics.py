@@ -80,7 +80,11 @@ class Evaluation:
         return float(sure.mean()), float(self.correct[sure].mean()) if sure.any() else None
 
     def to_frame(self) -> DataFrame:
-        """Return a row an image: class, predicted, probability, correct, as a DataFrame; pandas must be installed."""
+        """Return a row for each image: class, predicted, probability and correct, as a pandas DataFrame.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
         return display.frame(
             {
                 "class": [self.class_names[label] for label in self.labels],

@@ -164,7 +164,11 @@ class Dataset:
                 yield self.class_names[label], read_image(firsts[label].path)
 
     def to_frame(self) -> DataFrame:
-        """Return a row an image: path, label, class, split and novel, as a DataFrame; pandas must be installed."""
+        """Return a row for each image: path, label, class, split and novel, as a pandas DataFrame.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
         items = [(split, item) for split in SPLITS for item in self.items(split)]
         return display.frame(
             {

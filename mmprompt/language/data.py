@@ -94,7 +94,11 @@ class TextData:
         return f"<TextData {self.name!r}: {len(self.labels)} labels, {sizes}>"
 
     def task(self, **options: Any) -> LanguageTask:
-        """Give what `fit` learns from these rows; the options are those of `LanguageTask`."""
+        """Give what `fit` learns from these rows.
+
+        Args:
+            options: of `LanguageTask`: template, verbalizer, objective, init, is_recomputed.
+        """
         task: LanguageTask = importlib.import_module("mmprompt.language.task").LanguageTask(self, **options)
         return task
 

@@ -113,7 +113,11 @@ class MultitaskPrompt(PromptTuning):
     """Rank of a task's matrix."""
 
     def prompt(self, backbone: Any, start: Start) -> Prompt:
-        """Make a prompt that is the start for every task that the data names."""
+        """Make a prompt that is the start for every task.
+
+        Raises:
+            UserError: the data names no tasks.
+        """
         import torch
 
         from mmprompt.core.learned import Prompt
@@ -142,7 +146,11 @@ class SoftVerbalizer(DecoderMethod):
     recipe: ClassVar[Recipe] = replace(RECIPE, lr=0.01)
 
     def prompt(self, backbone: Any, start: Start) -> Prompt:
-        """Make rows that start from the mean of the output rows of each label's first word."""
+        """Make rows that start from the mean of the output rows of each label's first word.
+
+        Raises:
+            UserError: the data has no labels, or the model's output layer is not at hand.
+        """
         from mmprompt.core.learned import Prompt
         from mmprompt.language.sources import LabelRows
 
@@ -163,7 +171,11 @@ class Adapter(WeightMethod):
     recipe: ClassVar[Recipe] = replace(RECIPE, lr=2e-3)
 
     def prompt(self, backbone: Any, start: Start) -> Prompt:
-        """Make the networks; they add nothing before the first step."""
+        """Make the networks; they add nothing before the first step.
+
+        Raises:
+            UserError: the model's blocks are not found.
+        """
         from mmprompt.core.learned import Prompt
         from mmprompt.language.sources import Bottlenecks
         from mmprompt.models.decoder.inserts import block_names

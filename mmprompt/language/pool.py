@@ -94,7 +94,13 @@ class PromptPool:
         return cls(prompts, torch.stack(keys), temperature)
 
     def weights(self, rows: Sequence[TextRow]) -> Tensor:
-        """Return [N, K] float32, how much each prompt counts for each row: sums to 1 over the prompts."""
+        """Return [N, K] float32, how much each prompt counts for each row: sums to 1 over the prompts.
+
+        Args:
+            rows: N rows; their task, label and answer are not looked at.
+        Raises:
+            UserError: a row has no field that a prompt of the pool reads, or no tokens in it.
+        """
         features = text_features(self.model, joined_fields(self.prompts.values(), rows))
         cosines = F.normalize(features, dim=1) @ F.normalize(self.keys, dim=1).T
         return (cosines / self.temperature).softmax(-1)

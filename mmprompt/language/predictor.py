@@ -83,7 +83,11 @@ class LanguagePredictor:
         self.take(prompt)
 
     def take(self, prompt: Prompt) -> None:
-        """Have the model prompted with another prompt that fits it, such as one that was found."""
+        """Have the model prompted with another prompt, such as one that was found.
+
+        Raises:
+            UserError: the prompt does not fit the model.
+        """
         model, label_words, self.prompt = self.model, self.label_words, prompt
         self.bound = self.template.bind(model.tokenizer, model.start_ids, model.is_encoder_decoder)
         for task in self.tasks or ("",):
@@ -192,7 +196,12 @@ class LanguagePredictor:
         return max(map(len, self.answers)) if self.label_words is not None else settings.max_tokens
 
     def n_cut(self, rows: Sequence[TextRow], n_answer: int | Sequence[int]) -> int:
-        """Count the rows that are cut, for fields marked `:cut` are too long beside answers of some tokens."""
+        """Count the rows that are not read whole, for fields marked `:cut` are too long.
+
+        Args:
+            rows: N of them.
+            n_answer: tokens of an answer, or of that to each row.
+        """
         room = self.model.budget - self.n_prefix
         sizes = [n_answer] * len(rows) if isinstance(n_answer, int) else n_answer
         return sum(self.bound.is_cut(row.fields, room, size) for row, size in zip(rows, sizes, strict=True))

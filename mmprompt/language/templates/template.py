@@ -87,6 +87,9 @@ class Template:
                 whose template says all. They stand where the template has `{bos}`, else before everything.
             is_answer_apart: whether answers are texts of their own, as those of a decoder behind an encoder; then the
                 blank before `{answer}` falls away, and where something stands behind it, a mask stands in its place.
+        Raises:
+            UserError: the tokenizer has no chat template or it refuses these messages, words of a soft slot give no
+                tokens, a text is to stand behind the answer where there is no mask, or a vector where it is never read.
         """
         tokens = Tokens(tokenizer)
         before = self._chat(tokenizer) if self.is_chat else self.messages[0].parts
