@@ -266,7 +266,7 @@ def test_every_method_says_how_many_vectors_it_asks_for() -> None:
             Template.parse("{answer}"),
             templates=["a {answer}"],
             keys_values=keys_values,
-            label_rows=lambda: WORDS[None],
+            label_rows=lambda: (WORDS[None], torch.tensor(1.0)),
         )
         n_asked.clear()
         if not kind().n_vectors:

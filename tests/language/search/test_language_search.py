@@ -64,7 +64,7 @@ def word_objective(
     model: FrozenLanguageModel, template: str, objective: Objective = "choices", n_soft: int = 3, fluency: float = 0.0
 ) -> WordObjective:
     data = text_data() if objective == "choices" else written_data()
-    verbalizer = Verbalizer({"blue": "blue", "red": ("red", "a red one")}) if objective == "choices" else None
+    verbalizer = Verbalizer({"blue": "blue", "red": ("red", "a red flower")}) if objective == "choices" else None
     prompt = Prompt(Template.parse(template).with_soft(n_soft))
     return WordObjective(LanguagePredictor(model, prompt, verbalizer), data.train, objective, fluency)
 
