@@ -19,6 +19,7 @@ import mmprompt.language.methods as of_texts
 from mmprompt.cli.methods import options_of
 from mmprompt.cli.workers import WorkerSettings
 from mmprompt.core.method import settled
+from mmprompt.data.tables import SUFFIXES
 from mmprompt.errors import UserError, bad_file, bad_value
 from mmprompt.experiments.grid import (
     BASE_TO_NEW,
@@ -65,7 +66,6 @@ DESCRIPTIONS = {
 }
 STDOUT = Path("-")
 ALL, INSTRUCTIONS = "all", "instructions"
-NOT_THERE = "Give a folder that holds a folder of images for each class, a table of images, or rows of text."
 OF_TEXTS = f"prompt-tuning,{INSTRUCTIONS}"
 FOR_IMAGES = ("root", "datasets_dir", "protocol", "skip_broken", "augment", "views")
 """Options that mean nothing for texts."""
@@ -279,8 +279,8 @@ def texts_in(data: str | None) -> tuple[TextData, ...]:
         return ()
     names = (data,) if Path(data).expanduser().exists() else names_in("data", data)
     for path in (Path(name).expanduser() for name in names):
-        if path.suffix and not path.exists():
-            raise bad_file(path, "is not there", NOT_THERE)
+        if path.suffix.lower() in SUFFIXES and not path.exists():
+            raise bad_file(path, "is not there", "Give a table of images, or rows of text.")
     found = [is_text(name) for name in names]
     if any(found) and not all(found):
         raise bad_value("data", data, "images or texts were expected, and not both", "Compare on one kind at a time.")
@@ -316,7 +316,7 @@ def find_origin(data: str, root: Path | None, datasets_dir: Path | None, rule: s
     path = own_path(data, datasets_dir)
     root_text, cards = (None if place is None else str(place.resolve()) for place in (root, datasets_dir))
     if path is not None and not path.exists():
-        raise bad_file(path, "is not there", NOT_THERE)
+        raise bad_file(path, "is not there", "Give a folder that holds a folder of images for each class, or a table.")
     if path is not None:
         return Origin(path.stem, str(path.resolve()), root_text, rule=rule)
     return Origin(data, None, root_text, cards, rule)
