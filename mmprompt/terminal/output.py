@@ -23,8 +23,17 @@ from rich.text import Text
 
 from mmprompt.core.header import check_new
 from mmprompt.errors import bad_file, visible
-from mmprompt.files import locked, make_folder, parse_json, read_bytes, sha256_bytes, sync_folder, write_bytes
-from mmprompt.progress import spoke
+from mmprompt.files import (
+    append_bytes,
+    locked,
+    make_folder,
+    parse_json,
+    read_bytes,
+    sha256_bytes,
+    sync_folder,
+    write_bytes,
+)
+from mmprompt.progress import CountProgress, spoke
 from mmprompt.reports.tables import plain_table
 
 JSON_HELP = "Print one JSON document; everything for people goes to stderr."
@@ -152,21 +161,41 @@ def command_of(arguments: Sequence[str], prog: str) -> str:
 
 
 def write_rows(
-    out: Path, known: Callable[[Path], Sequence[Row]], more: Callable[[Sequence[Row], Path], list[Row]]
+    out: Path | None,
+    n_rows: int,
+    at_once: int,
+    known: Callable[[Path, Path], Mapping[int, Row]],
+    make: Callable[[list[int]], list[Row]],
+    progress: CountProgress | None = None,
 ) -> list[Row]:
-    """Write rows of JSON: those that `known` finds of an earlier call, and those that `more` adds to the file given to
-    it.
+    """Return rows of JSON, in order, and write them to a file, if one is named.
 
-    While it is written the file is called `NAME.part`; a killed call goes on from its whole rows, and NAME itself is
-    always complete.
+    `make` makes those of some places; `known` finds by their places those of an earlier call, in the file and in the
+    one under way. While it is written the file is called `NAME.part`; a killed call goes on from its whole rows, and
+    NAME itself is always complete.
     """
+
+    def filled(rows: dict[int, Row], part: Path | None) -> list[Row]:
+        missing = [place for place in range(n_rows) if place not in rows]
+        for start in range(0, len(missing), at_once):
+            places = missing[start : start + at_once]
+            new = make(places)
+            if part is not None:
+                append_bytes(part, to_lines(new))
+            rows.update(zip(places, new, strict=True))
+            if progress is not None:
+                progress(len(rows), n_rows)
+        return [rows[place] for place in range(n_rows)]
+
+    if out is None:
+        return filled({}, None)
     part = out.with_name(f"{out.name}.part")
     make_folder(out.parent)
     refusal = bad_file(out, "is being written by another process", "Wait until it has ended, or give another `out`.")
     with locked(out.with_name(f"{out.name}.lock"), refusal):
-        found = known(part)
-        write_bytes(part, to_lines(found))
-        rows = more(found, part)
+        found = dict(known(out, part))
+        write_bytes(part, to_lines(found.values()))
+        rows = filled(found, part)
         write_bytes(out, to_lines(rows))
         part.unlink()
         sync_folder(out.parent)

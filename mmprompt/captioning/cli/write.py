@@ -18,7 +18,7 @@ from mmprompt.captioning.decoding import Decoding
 from mmprompt.core.header import read_header
 from mmprompt.data.images import IMAGE_SUFFIXES, find_images, read_image
 from mmprompt.errors import UserError, bad_file, bad_value
-from mmprompt.files import append_bytes, sha256_file
+from mmprompt.files import sha256_file
 from mmprompt.models.packaged import refuse_missing
 from mmprompt.progress import ProgressDisplay
 from mmprompt.terminal.output import (
@@ -28,7 +28,6 @@ from mmprompt.terminal.output import (
     Output,
     Row,
     hash_of,
-    to_lines,
     whole_rows,
     write_rows,
 )
@@ -212,45 +211,25 @@ def caption_rows(
     for no other image of that name, or `error`; such images are looked at again by the next run. The settings are all
     that captions depend on: every row names their hash, and rows of others are refused.
     """
-    name = hash_of(settings)
-    if out is None:
-        return _describe_missing(describe, images, (), name, None, progress)
-    return write_rows(
-        out,
-        lambda part: _known_rows((out, part), dict(images), name),
-        lambda known, part: _describe_missing(describe, images, known, name, part, progress),
-    )
+    name, place_of = hash_of(settings), {image: place for place, (image, _) in enumerate(images)}
 
+    def known(*paths: Path) -> dict[int, Row]:
+        return {place_of[row["image"]]: row for row in _known_rows(paths, dict(images), name)}
 
-def _describe_missing(
-    describe: Describe,
-    images: Sequence[tuple[str, Path]],
-    known: Sequence[Row],
-    settings: str,
-    part: Path | None,
-    progress: Progress | None,
-) -> list[Row]:
-    """Return the rows of all images in order; make those that are not known, and add them to the file under way."""
-    rows = {row["image"]: row for row in known}
-    missing = [(number, *image) for number, image in enumerate(images) if image[0] not in rows]
-    for start in range(0, len(missing), ROWS_AT_ONCE):
-        batch = missing[start : start + ROWS_AT_ONCE]
-        described = describe([path for _, _, path in batch], [number for number, _, _ in batch])
-        new: list[Row] = []
-        for (_, image, path), caption in zip(batch, described, strict=True):
-            row: Row = {"image": image, "settings": settings}
+    def make(places: list[int]) -> list[Row]:
+        rows: list[Row] = []
+        for place, caption in zip(places, describe([images[place][1] for place in places], places), strict=True):
+            image, path = images[place]
+            row: Row = {"image": image, "settings": name}
             if isinstance(caption, UserError):
                 row["error"] = str(caption)
             else:
                 numbers = caption.to_dict()
                 row |= {"content": _content_of(path), "caption": numbers.pop("text"), **numbers}
-            new.append(row)
-        if part is not None:
-            append_bytes(part, to_lines(new))
-        rows.update((row["image"], row) for row in new)
-        if progress is not None:
-            progress(len(rows), len(images))
-    return [rows[image] for image, _ in images]
+            rows.append(row)
+        return rows
+
+    return write_rows(out, len(images), ROWS_AT_ONCE, known, make, progress)
 
 
 def _known_rows(paths: Iterable[Path], files: Mapping[str, Path], settings: str) -> list[Row]:

@@ -13,7 +13,7 @@ import tyro
 from mmprompt.core.header import read_header
 from mmprompt.data.tables import SUFFIXES, Record, read_records
 from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
-from mmprompt.files import append_bytes, parse_json, sha256_bytes, text_lines
+from mmprompt.files import parse_json, sha256_bytes, text_lines
 from mmprompt.language.cli.options import TEMPLATE_HELP, Loading
 from mmprompt.language.data import TextRow
 from mmprompt.models.decoder.generation_config import Generation
@@ -27,7 +27,6 @@ from mmprompt.terminal.output import (
     check_place,
     hash_of,
     percent,
-    to_lines,
     whole_rows,
     write_rows,
 )
@@ -281,42 +280,26 @@ def answers_of(asked: Sequence[Asked], settings: Settings, progress: ProgressDis
 
     A killed call goes on by as many rows at once as before, so that samples are the same.
     """
-    if settings.out is None:
-        return more_answers(asked, [], settings, progress, None)
-    out = settings.out
-    return write_rows(
-        out,
-        lambda part: known_answers(part if part.exists() else out, asked, settings),
-        lambda known, part: more_answers(asked, known, settings, progress, part),
-    )
-
-
-def more_answers(
-    asked: Sequence[Asked], known: Sequence[Row], settings: Settings, progress: ProgressDisplay, part: Path | None
-) -> list[Row]:
-    """Answer the rows after those that are known, and add them to the file under way."""
     from mmprompt.language.generation import generate_texts
     from mmprompt.language.predictor import classify_texts
 
-    answers, made_by = list(known), settings_hash(settings, asked)
-    for start in range(len(known), len(asked), ROWS_AT_ONCE):
-        some = asked[start : start + ROWS_AT_ONCE]
+    named = {} if settings.out is None else {"settings": settings_hash(settings, asked)}
+
+    def make(places: list[int]) -> list[Row]:
         found: dict[int, Row] = {}
-        texts = [place for place, one in enumerate(some) if not one.has_label(settings)]
-        written = generate_texts([some[n].prompted for n in texts], [some[n].row for n in texts], settings.generation)
-        for place, text in zip(texts, written, strict=True):
-            found[place] = {"answer": text.text, "n_tokens": text.n_tokens, "is_cut": text.is_cut}
-        labels = [place for place, one in enumerate(some) if one.has_label(settings)]
-        told = classify_texts([some[n].prompted for n in labels], [some[n].row for n in labels])
-        for place, label in zip(labels, told, strict=True):
-            found[place] = {"label": label.label, "probabilities": dict(label.probabilities)}
-        new = [{**one.facts, **found[place]} for place, one in enumerate(some)]
-        if part is not None:
-            new = [row | {"settings": made_by} for row in new]
-            append_bytes(part, to_lines(new))
-        answers += new
-        progress.show("answering", len(answers), len(asked))
-    return answers
+        texts, labels = ([n for n in places if asked[n].has_label(settings) == is_label] for is_label in (False, True))
+        each = [[asked[n].prompted for n in some] for some in (texts, labels)]
+        written = generate_texts(each[0], [asked[n].row for n in texts], settings.generation)
+        for n, text in zip(texts, written, strict=True):
+            found[n] = {"answer": text.text, "n_tokens": text.n_tokens, "is_cut": text.is_cut}
+        for n, label in zip(labels, classify_texts(each[1], [asked[n].row for n in labels]), strict=True):
+            found[n] = {"label": label.label, "probabilities": dict(label.probabilities)}
+        return [{**asked[n].facts, **found[n], **named} for n in places]
+
+    def known(out: Path, part: Path) -> dict[int, Row]:
+        return dict(enumerate(known_answers(part if part.exists() else out, asked, named["settings"])))
+
+    return write_rows(settings.out, len(asked), ROWS_AT_ONCE, known, make, progress.count("answering"))
 
 
 def settings_hash(settings: Settings, asked: Sequence[Asked]) -> str:
@@ -329,9 +312,9 @@ def settings_hash(settings: Settings, asked: Sequence[Asked]) -> str:
     return hash_of([{"generation": asdict(settings.generation), "as_text": settings.as_text}, prompts])
 
 
-def known_answers(path: Path, asked: Sequence[Asked], settings: Settings) -> list[Row]:
-    """Read the answers that an earlier call left; refuse those to other rows or by other settings."""
-    made_by, known = settings_hash(settings, asked), []
+def known_answers(path: Path, asked: Sequence[Asked], made_by: str) -> list[Row]:
+    """Read the answers that an earlier call left; refuse those to other rows or by settings of another hash."""
+    known = []
     for number, row in whole_rows(path, "answers"):
         if row["settings"] != made_by:
             raise bad_file(path, "holds answers of other settings or another prompt", OTHER_OUT, number)
