@@ -27,6 +27,7 @@ import mmprompt as mp
 from mmprompt.captioning.predictor import CaptionFeatures
 from mmprompt.captioning.readers.captioner import KnownImages
 from mmprompt.captioning.readers.load import KNOWN_IMAGES_FILE
+from mmprompt.files import tensor_bytes, write_bytes
 from openart.batches import Composer
 from openart.captions import SceneMaker, mix_at
 from openart.export import export_captioner, export_scenes
@@ -38,6 +39,10 @@ from openart.training import write_line
 IMAGE_SIZE = 72
 WIDTH, LAYERS, HEADS, HIDDEN = 128, 4, 4, 352
 IGNORED = -100
+SHRINKAGE = 0.05
+"""Of the covariance to a multiple of the identity: some directions hardly vary among a few hundred images."""
+MARGIN = 1.2
+"""How much farther than the farthest image that was held out an image must be to be a stranger."""
 
 
 class Captioner(nn.Module):
@@ -185,6 +190,22 @@ def export(settings: Settings, assets: Path) -> None:
     export_scenes(training.maker, assets, sources(settings.work))
 
 
+def known_images(features: Tensor, held_out: Tensor) -> KnownImages:
+    """Fit image features [N, T, D'], and set the limit by others [N', T, D'] of the same kind."""
+    pooled = features.mean(1).double()
+    covariance = torch.cov(pooled.T)
+    size = len(covariance)
+    shrunk = covariance + SHRINKAGE * covariance.diagonal().mean() * torch.eye(size, dtype=torch.float64)
+    whitening = torch.linalg.inv(torch.linalg.cholesky(shrunk))
+    found = KnownImages(pooled.mean(0).float(), whitening.float(), torch.tensor([float("inf")]))
+    return KnownImages(found.mean, found.whitening, MARGIN * found.distances(held_out).max()[None])
+
+
+def save_known(found: KnownImages, path: Path) -> None:
+    """Write it to a file of half precision."""
+    write_bytes(path, tensor_bytes({name: value.half() for name, value in vars(found).items()}))
+
+
 def known(assets: Path, photographs: Path | None = None) -> None:
     """Write what tells drawn scenes from other images: of the training scenes, with a limit by the validation scenes.
 
@@ -197,8 +218,8 @@ def known(assets: Path, photographs: Path | None = None) -> None:
     captioner, data = mp.load_captioner("tiny", device="cpu"), mp.load_captions("openart-scenes")
     features = CaptionFeatures(captioner)
     train, held_out, test = (features.of([item.image for item in part]) for part in (data.train, data.val, data.test))
-    found = KnownImages.fit(train, held_out)
-    found.save(assets / "tiny" / KNOWN_IMAGES_FILE)
+    found = known_images(train, held_out)
+    save_known(found, assets / "tiny" / KNOWN_IMAGES_FILE)
     others = {"test scenes": test}
     others["scenes in a new style"] = features.of([i.image for i in mp.load_captions("openart-scenes-new-style").test])
     if photographs is not None:

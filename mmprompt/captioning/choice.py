@@ -14,8 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-import torch
-
 from mmprompt.captioning.data import CaptionData, CaptionItem
 from mmprompt.captioning.predictor import Captioner, CaptionFeatures
 from mmprompt.captioning.readers.captioner import FrozenCaptioner
@@ -78,7 +76,7 @@ def choose_method(
     features = task.features = task.features or CaptionFeatures(captioner)
     learned_from, held_out = _divided(task.data, task.focus)
     part = _Part(replace(task.data, items=learned_from), task.focus, features)
-    score = partial(_probability, captioner, features, held_out, task.focus)
+    score = partial(_probability, features, held_out, task.focus)
     bare, found, refused = score({}), {}, {}
     learned: dict[str, Captioner] = {}
     for name, method in CANDIDATES.items():
@@ -115,18 +113,10 @@ def _divided(data: CaptionData, focus: str) -> tuple[tuple[CaptionItem, ...], tu
     return tuple(item for item in train if item not in taken), (*val, *taken)
 
 
-@torch.no_grad()
 def _probability(
-    captioner: FrozenCaptioner,
-    features: CaptionFeatures,
-    items: Sequence[CaptionItem],
-    focus: str,
-    inserts: Mapping[Site, Insert],
+    features: CaptionFeatures, items: Sequence[CaptionItem], focus: str, inserts: Mapping[Site, Insert]
 ) -> float:
+    captioner = features.captioner
     words = tokenize_captions(captioner, [item.of(focus) for item in items])
     captions = encode_captions(captioner, words, captioner.decoder.budget // 2)  # the same, whatever a prompt takes
-    log_probs = []
-    for start in range(0, len(items), 32):
-        kv_cache = captioner.open(features.of([item.image for item in items[start : start + 32]]))
-        log_probs.append(captioner.log_probs(kv_cache, inserts, captions.token_ids[start : start + 32]))
-    return torch.cat(log_probs).exp().mean().item()
+    return features.log_probs([item.image for item in items], captions.token_ids, inserts).exp().mean().item()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mmprompt.captioning.data import CaptionData, CaptionItem, load_captions
-from mmprompt.captioning.measure import wordings_for
+from mmprompt.captioning.measure import focus_loss, wordings_for
 from mmprompt.captioning.metrics.tokens import tokenize
 from mmprompt.captioning.predictor import Captioner, CaptionFeatures, Guidance, focus_of, hard_prompt
 from mmprompt.captioning.readers.captioner import LM_INPUT, FrozenCaptioner
@@ -72,15 +72,9 @@ class _Look:
         self.encoded = self.features.of([item.image for item in items])
         self.seen = f"of {counted(len(items), 'image')} held out"
 
-    @torch.no_grad()
-    def loss(self, inserts: Inserts, items: list[CaptionItem] | None = None, encoded: Tensor | None = None) -> float:
+    def loss(self, inserts: Inserts, items: list[CaptionItem] | None = None) -> float:
         """Return the cross entropy of the focus's captions, in nats a token."""
-        items, encoded = items or self.items, self.encoded if encoded is None else encoded
-        ids = [[self._ids(text) for text in item.of(self.focus)] for item in items]
-        return -self.backbone.log_probs(self.backbone.open(encoded), inserts, ids).mean().item()
-
-    def _ids(self, text: str) -> tuple[int, ...]:
-        return (*self.backbone.tokenizer.encode(text), self.backbone.decoder.end_id)
+        return focus_loss(self.features, items or self.items, self.focus, inserts)
 
     @property
     def context(self) -> Tensor | None:
@@ -153,9 +147,10 @@ class _Look:
             return None
         items, encoded = self.items[:N_MAPPED], self.encoded[:N_MAPPED]
         texts = [item.of(self.focus)[0] for item in items]
-        maps = []
+        maps, end = [], self.backbone.decoder.end_id
+        ids = [(*self.backbone.tokenizer.encode(text), end) for text in texts]
         for name, inserts in (("without", {}), ("learned", self.inserts)):
-            found = evidence(self.backbone, encoded, inserts, [self._ids(text) for text in texts])
+            found = evidence(self.backbone, encoded, inserts, ids)
             maps.append((name, found[:, -(side**2) :].unflatten(1, (side, side)).numpy()))
         alike = [float(np.corrcoef(*(each[n].ravel() for _, each in maps))[0, 1]) for n in range(len(items))]
         images = [whole_in_square(read_image(item.image)) for item in items]
@@ -179,7 +174,6 @@ class _Look:
                 "It cannot be put into words: there are no vectors among the tokens, or no images to choose words on."
             )
             return Section("in_words", title, said)
-        encoded = self.features.of([item.image for item in items])
 
         def spoken(words: Sequence[str]) -> Inserts:
             text = " ".join(filter(None, words))
@@ -187,7 +181,7 @@ class _Look:
 
         candidates = [[word for word, _ in row] + [""] for row in self._near(N_CANDIDATES)]
         count = self.asked.count("putting it into words")
-        best = greedy_words(candidates, lambda words: self.loss(spoken(words), items, encoded), count)
+        best = greedy_words(candidates, lambda words: self.loss(spoken(words), items), count)
         ways = {"nearest words": [row[0] for row in candidates], "best words near": best}
         ways |= {f"hand-written {n}": [words] for n, words in enumerate(wordings_for(self.focus), 1)}
         losses = {"soft prompt": self.loss(self.inserts)} | {

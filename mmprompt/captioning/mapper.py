@@ -6,12 +6,13 @@ import shutil
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from mmprompt.captioning.data import NEUTRAL, CaptionData, load_captions
+from mmprompt.captioning.data import NEUTRAL, CaptionData, CaptionItem, load_captions
 from mmprompt.captioning.methods import MAPPER_RECIPE
 from mmprompt.captioning.predictor import Captioner, CaptionFeatures
 from mmprompt.captioning.readers.captioner import FrozenCaptioner, PrefixDecoder
@@ -74,13 +75,7 @@ def fit_mapper(
     folder = Path(out)
     if folder.exists():
         raise UserError(f"{folder} is there already, and a mapper is never written over. Give another `out`.")
-    captioner = reopened(captioner) if captioner.name in SHIPPED else captioner
-    mapper = getattr(captioner.decoder, "mapper", None)
-    if mapper is None or not ("+" in captioner.name or captioner.name in SHIPPED):
-        raise UserError(
-            f"{captioner.name} has no mapper to train: method mapper is for an image encoder and a language model. "
-            "Use `backbone='ENCODER + LM'`, or `method='prompt-tuning'`."
-        )
+    captioner, mapper = _trainable(captioner)
     focus = NEUTRAL if any(item.of(NEUTRAL) for item in data.train) else None
     items, watched = data.with_captions("train", focus), [item for item in data.val if item.of(focus)][:N_WATCHED]
     training = folder.with_name(f"{folder.name}-training")
@@ -89,15 +84,7 @@ def fit_mapper(
         features, seen = encoded[: len(items)], encoded[len(items) :]
         texts = tokenize_captions(captioner, [item.of(focus) for item in items])
         captions = encode_captions(captioner, texts, captioner.decoder.budget)
-
-        def cider_d() -> float:
-            from mmprompt.captioning.metrics.caption_metrics import score_captions
-
-            said = zip(watched, Captioner(captioner).caption_features(seen), strict=True)
-            written = {item.image_id: item.of(focus) for item in watched}
-            return score_captions({item.image_id: caption.text for item, caption in said}, written).cider_d
-
-        watch = cider_d if watched else None
+        watch = partial(_cider_d, captioner, watched, seen, focus) if watched else None
         problem = CaptionProblem(captioner, mapper.requires_grad_(True), dict, features, captions, False, watch)
         config = {"data": data.fingerprint, "recipe": asdict(recipe), "seed": seed, "backbone": captioner.fingerprint}
         n_epochs = epochs_of(recipe, problem.n_items)
@@ -109,6 +96,27 @@ def fit_mapper(
         refuse_changed(captioner)
         save_mapped(captioner, folder)
     return history
+
+
+def _trainable(captioner: FrozenCaptioner) -> tuple[FrozenCaptioner, nn.Module]:
+    """Return a captioner whose mapper may learn, and the mapper; refuse one that has none."""
+    captioner = reopened(captioner) if captioner.name in SHIPPED else captioner
+    mapper = getattr(captioner.decoder, "mapper", None)
+    if mapper is None or not ("+" in captioner.name or captioner.name in SHIPPED):
+        raise UserError(
+            f"{captioner.name} has no mapper to train: method mapper is for an image encoder and a language model. "
+            "Use `backbone='ENCODER + LM'`, or `method='prompt-tuning'`."
+        )
+    return captioner, mapper
+
+
+def _cider_d(captioner: FrozenCaptioner, items: Sequence[CaptionItem], features: Tensor, focus: str | None) -> float:
+    """Measure the captions of images that a mapper is watched on, of features [N, T, D']."""
+    from mmprompt.captioning.metrics.caption_metrics import score_captions
+
+    said = zip(items, Captioner(captioner).caption_features(features), strict=True)
+    written = {item.image_id: item.of(focus) for item in items}
+    return score_captions({item.image_id: caption.text for item, caption in said}, written).cider_d
 
 
 def reopened(captioner: FrozenCaptioner) -> FrozenCaptioner:

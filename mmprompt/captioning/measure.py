@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mmprompt.captioning.data import CaptionData, CaptionItem
@@ -30,6 +29,7 @@ from mmprompt.core.learned import Prompt
 from mmprompt.errors import UserError, bad_value
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.image_features import Progress, encode_images
+from mmprompt.models.sites import Insert, Site
 from mmprompt.progress import doing
 from mmprompt.settings import checked
 
@@ -185,13 +185,13 @@ def measure_captions(
     speakers = [Speaker(NO_PROMPT, "", stage.say(items, Guidance()))]
     losses: dict[str, dict[str, float]] = {}
     for focus, prompt in by_focus.items():
-        own = any(item.of(focus) for item in items)
+        own = [item for item in items if item.of(focus)]
         wording = (words or {}).get(focus) or stage.best_words(data, focus)
         hard = hard_prompt(captioner, focus, wording)
         speakers.append(Speaker(f"words: {focus}", focus, stage.say(items, Guidance(((hard, 1.0),))), wording))
         speakers.append(Speaker(focus, focus, stage.say(items, Guidance(((prompt, 1.0),)))))
-        spoken = {NO_PROMPT: None, f"words: {focus}": hard, focus: prompt}
-        losses[focus] = {name: stage.loss(items, focus, one) for name, one in spoken.items()} if own else {}
+        spoken = {NO_PROMPT: {}, f"words: {focus}": hard.inserts(), focus: prompt.inserts()} if own else {}
+        losses[focus] = {name: focus_loss(stage.features, own, focus, inserts) for name, inserts in spoken.items()}
         if progress is not None:
             progress(len(speakers), 2 * len(prompts) + 1)
     scores = {one.name: {f: score_focus(one.said, items, f, judge) for f in judge.focuses} for one in speakers}
@@ -225,6 +225,15 @@ def evaluate(captioner: Captioner, data: CaptionData, features: CaptionFeatures 
     stage = _Stage.set(captioner.backbone, data, (focus,), captioner.decoding, features)
     items = data.with_captions("test", None)
     return score_focus(stage.say(items, captioner.guidance), items, focus, stage.judge)
+
+
+def focus_loss(
+    features: CaptionFeatures, items: Sequence[CaptionItem], focus: str, inserts: Mapping[Site, Insert]
+) -> float:
+    """Return the cross entropy, in nats a token, of all captions of a focus that some images have."""
+    encode, end = features.captioner.tokenizer.encode, features.captioner.decoder.end_id
+    captions = [[(*encode(text), end) for text in item.of(focus)] for item in items]
+    return -features.log_probs([item.image for item in items], captions, inserts).mean().item()
 
 
 def _lifts_of(focus: str, scores: Mapping[str, Mapping[str, FocusScores]]) -> dict[str, Lift]:
@@ -268,19 +277,6 @@ class _Stage:
             return [caption.text for caption in Captioner(captioner).caption_features(seen)]
 
         return cls(captioner, decoding or Decoding(), features, judge_for(data, focuses, without))
-
-    @torch.no_grad()
-    def loss(self, items: Sequence[CaptionItem], focus: str, prompt: Prompt | None) -> float:
-        """Return the cross entropy of the captions of a focus with a prompt, in nats a token."""
-        encode, end = self.captioner.tokenizer.encode, self.captioner.decoder.end_id
-        log_probs = []
-        own = [item for item in items if item.of(focus)]
-        for start in range(0, len(own), 64):
-            batch = own[start : start + 64]
-            ids = [[(*encode(text), end) for text in item.of(focus)] for item in batch]
-            kv_cache = self.captioner.open(self.features.of([item.image for item in batch]))
-            log_probs.append(self.captioner.log_probs(kv_cache, {} if prompt is None else prompt.inserts(), ids))
-        return -torch.cat(log_probs).mean().item()
 
     def say(self, items: Sequence[CaptionItem], guidance: Guidance) -> dict[str, str]:
         """Write a caption of each image, by its id."""

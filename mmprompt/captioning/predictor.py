@@ -7,15 +7,16 @@ a classifier's prompt has.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge, Gt
-from PIL import Image
 from torch import Tensor
 
 import mmprompt.display as display
@@ -315,44 +316,36 @@ def warn_of_strangers(captioner: FrozenCaptioner, features: Tensor) -> None:
         )
 
 
-class _ImageSide:
-    """The image encoder of a captioner with its features laid flat, as the feature store keeps them."""
-
-    def __init__(self, captioner: FrozenCaptioner) -> None:
-        self.captioner = captioner
-        self.name, self.fingerprint = captioner.name, captioner.fingerprint
-        self.transform, self.pixels = captioner.transform, captioner.pixels
-        self.device, self.dtype = captioner.device, captioner.dtype
-        self.image_size = captioner.pixels.size
-        self.shape = captioner.image_shape
-        self.embed_dim, self.raw_width = self.shape[0] * self.shape[1], 0
-
-    def preprocess(self, image: Image.Image) -> Tensor:
-        return self.captioner.preprocess(image)
-
-    def normalize(self, images: Tensor) -> Tensor:
-        return self.captioner.pixels.normalize(images)
-
-    def encode_image(self, images: Tensor, inserts: Mapping[Site, Insert] | None = None, raw: bool = False) -> Tensor:
-        return self.captioner.encode_image(images).flatten(1)
-
-
-class CaptionFeatures:
-    """Features of image files for one captioner, computed once and kept; see `ImageFeatures`."""
+class CaptionFeatures(ImageFeatures):
+    """Features of image files for one captioner, computed once and kept, flat in the store; see `ImageFeatures`."""
 
     def __init__(
         self, captioner: FrozenCaptioner, store: Path | str | None = "auto", progress: Progress | None = None
     ) -> None:
-        self._side = _ImageSide(captioner)
-        self._features = ImageFeatures(self._side, store, progress=progress)  # type: ignore[arg-type]
+        names = ("name", "fingerprint", "transform", "pixels", "device", "dtype", "preprocess")
+        side: Any = SimpleNamespace(**{name: getattr(captioner, name) for name in names}, raw_width=0)
+        side.encode_image, side.embed_dim = partial(_flat_features, captioner), math.prod(captioner.image_shape)
+        super().__init__(side, store, progress=progress)
+        self.captioner, self._shape = captioner, captioner.image_shape
 
     def of(self, paths: Sequence[Path]) -> Tensor:
         """Return [N, T, D'] on the captioner's device."""
-        return self._features.of(paths).unflatten(1, self._side.shape)
+        return super().of(paths).unflatten(1, self._shape)
 
-    def stored(self, paths: Sequence[Path]) -> frozenset[Path]:
-        """Return the files whose features are known; see `ImageFeatures.stored`."""
-        return self._features.stored(paths)
+    @torch.no_grad()
+    def log_probs(
+        self, paths: Sequence[Path], captions: Sequence[Sequence[TokenIds]], inserts: Mapping[Site, Insert]
+    ) -> Tensor:
+        """Compute the log-probability [K] of each token of given captions, some with their ends of each image."""
+        parts = []
+        for start in range(0, len(paths), BATCH):
+            kv_cache = self.captioner.open(self.of(paths[start : start + BATCH]))
+            parts.append(self.captioner.log_probs(kv_cache, inserts, captions[start : start + BATCH]))
+        return torch.cat(parts)
+
+
+def _flat_features(captioner: FrozenCaptioner, images: Tensor, inserts: object, raw: bool) -> Tensor:
+    return captioner.encode_image(images).flatten(1)
 
 
 @checked

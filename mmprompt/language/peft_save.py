@@ -71,35 +71,17 @@ def save_peft(
     if not sites or prompted.label_rows is not None:
         what = "a soft verbalizer has output rows" if sites else "a prompt in words alone has no vectors"
         raise UserError(f"{what}, but PEFT's files are of vectors. Use save.")
-    holds: tuple[int, ...] = ()
-    compiled: dict[str, Tensor] = {}
-    is_part = kind == "lora" and not all(site.part for site in sites)
-    if prompted.changes_weights and kind != "lora" and not all(site.part for site in sites):
+    is_whole = all(site.part for site in sites) or not prompted.changes_weights
+    if kind != "lora" and not is_whole:
         raise UserError(
             "this prompt has vectors and changes of weights, but a folder of PEFT's has one or the other. "
             'Use kind="lora", which writes low-rank terms alone.'
         )
     with torch.no_grad():
-        if kind == "lora" or prompted.changes_weights:
-            config, tensors = _as_terms(prompted.prompt, prompted.model)
-        elif kind == "prefix" or any(site.tower == "lm.kv" for site in sites):
-            if tasks and task is None:
-                raise UserError(f"a prefix is of one task, but this prompt has {len(tasks)}. Give the task.")
-            vectors = prompted.vectors(task or "")
-            if LM_INPUT in vectors:
-                holds = _compiled_slots(prompted, kind)
-                compiled = {str(site): each.values.float() for site, each in vectors.items()}
-            config, tensors = _as_prefix(prompted.model, vectors, holds)
-        else:
-            config, tensors = _as_vectors(prompted, task)
+        config, tensors, holds, compiled = _content(prompted, kind, task)
     folder = make_folder(Path(folder))
     adapter = tensor_bytes({name: value.float() for name, value in tensors.items()}, {"format": "pt"})
     write_bytes(folder / TENSORS, adapter)
-    if is_part:  # its template is that of the vectors
-        (folder / SIDE).unlink(missing_ok=True)
-        (folder / COMPILED).unlink(missing_ok=True)
-        write_json(folder / CONFIG, config)
-        return
     data = tensor_bytes(compiled)
     if compiled:
         write_bytes(folder / COMPILED, data)
@@ -116,8 +98,29 @@ def save_peft(
         adapter_sha256=sha256_bytes(adapter),
         compiled_sha256=sha256_bytes(data) if compiled else None,
     )
-    write_json(folder / SIDE, asdict(side))
+    if is_whole:
+        write_json(folder / SIDE, asdict(side))
+    else:  # its template is that of the vectors
+        (folder / SIDE).unlink(missing_ok=True)
     write_json(folder / CONFIG, config)
+
+
+def _content(
+    prompted: LanguagePredictor, kind: PeftKind | None, task: str | None
+) -> tuple[dict[str, Any], dict[str, Tensor], tuple[int, ...], dict[str, Tensor]]:
+    """Lay out a prompt: configuration and tensors, and of a compiled one the slots it holds and its vectors."""
+    if kind == "lora" or prompted.changes_weights:
+        return *_as_terms(prompted.prompt, prompted.model), (), {}
+    if kind is None and not any(site.tower == "lm.kv" for site in prompted.prompt.sites):
+        return *_as_vectors(prompted, task), (), {}
+    if prompted.tasks and task is None:
+        raise UserError(f"a prefix is of one task, but this prompt has {len(prompted.tasks)}. Give the task.")
+    vectors = prompted.vectors(task or "")
+    if LM_INPUT not in vectors:
+        return *_as_prefix(prompted.model, vectors, ()), (), {}
+    holds = _compiled_slots(prompted, kind)
+    compiled = {str(site): each.values.float() for site, each in vectors.items()}
+    return *_as_prefix(prompted.model, vectors, holds), holds, compiled
 
 
 def _as_vectors(prompted: LanguagePredictor, task: str | None) -> Content:

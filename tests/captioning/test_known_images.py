@@ -13,6 +13,7 @@ from mmprompt.captioning.data import load_captions
 from mmprompt.captioning.predictor import Captioner
 from mmprompt.captioning.readers.captioner import FrozenCaptioner, KnownImages
 from mmprompt.captioning.readers.load import load_captioner
+from pretrain_tiny_captioner import known_images, save_known
 from tests.small_captioners import small_captioner
 
 WARNING = "unlike any that tiny was trained on: this captioner was trained on drawn scenes; for photographs: "
@@ -62,7 +63,7 @@ def test_a_captioner_that_knows_nothing_of_its_images_says_nothing(caplog):
 def test_distances_are_those_of_mahalanobis_and_a_file_keeps_them(tmp_path: Path):
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(200, 3, 4, generator=generator) @ torch.randn(4, 4, generator=generator)
-    known = KnownImages.fit(features, features[:50])
+    known = known_images(features, features[:50])
     pooled = features.mean(1).double().numpy()
     covariance = np.cov(pooled.T)
     inverse = np.linalg.inv(covariance + 0.05 * np.diag(covariance).mean() * np.eye(4))
@@ -70,6 +71,6 @@ def test_distances_are_those_of_mahalanobis_and_a_file_keeps_them(tmp_path: Path
     expected = np.sqrt(np.einsum("ni,ij,nj->n", difference, inverse, difference))
     assert known.distances(features).numpy() == pytest.approx(expected, rel=1e-4)
     assert known.limit.item() == pytest.approx(1.2 * expected[:50].max(), rel=1e-4)
-    known.save(tmp_path / "known.safetensors")
+    save_known(known, tmp_path / "known.safetensors")
     again = KnownImages.load(tmp_path / "known.safetensors")
     assert again.distances(features).numpy() == pytest.approx(expected, rel=1e-2)

@@ -82,7 +82,7 @@ def test_vectors_among_the_tokens_start_where_they_are_told_to(method: DecoderMe
     for task in tasks_of(prompt):
         (vectors,) = given_by(prompt, task).values()
         torch.testing.assert_close(vectors.values, start, rtol=1e-6, atol=1e-7)
-        model_of(kind).check_vectors(given_by(prompt, task))
+        model_of(kind).check_inserts(given_by(prompt, task))
     if isinstance(method, PTuning):
         assert torch.equal(given_by(prompt)[LM_INPUT].values, start)
 

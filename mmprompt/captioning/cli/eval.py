@@ -15,7 +15,7 @@ from mmprompt.core.header import HEADER, read_header
 from mmprompt.core.soft import PromptTuning
 from mmprompt.errors import bad_file, bad_value
 from mmprompt.progress import ProgressDisplay
-from mmprompt.terminal.output import JSON_HELP, Backbone, Device, Output, check_place, command_of
+from mmprompt.terminal.output import Backbone, Device, Json, Output, check_place, command_of
 from mmprompt.terminal.parser import parse
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Settings:
     """A folder for report.html, its figures and metrics.json."""
     backbone: Backbone = None
     device: Device = "auto"
-    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+    json: Json = False
     decoding: Decoding = field(default_factory=Decoding)
 
 

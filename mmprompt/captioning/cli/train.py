@@ -18,7 +18,7 @@ from mmprompt.errors import bad_value, is_first_process, unknown_name
 from mmprompt.models.packaged import refuse_missing
 from mmprompt.progress import ProgressDisplay
 from mmprompt.settings import Count
-from mmprompt.terminal.output import JSON_HELP, Device, Output, check_folder, command_of
+from mmprompt.terminal.output import Device, Json, Output, check_folder, command_of
 from mmprompt.terminal.parser import given_names, parse, peek
 from mmprompt.training.recipe import LENGTHS, Recipe
 
@@ -67,7 +67,7 @@ class Settings:
     resume: bool = False
     """Go on from the newest checkpoint in the run folder."""
     device: Device = "auto"
-    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+    json: Json = False
 
 
 def run(arguments: Sequence[str], prog: str) -> None:

@@ -22,9 +22,9 @@ from mmprompt.files import sha256_file
 from mmprompt.models.packaged import refuse_missing
 from mmprompt.progress import ProgressDisplay
 from mmprompt.terminal.output import (
-    JSON_HELP,
     OTHER_OUT,
     Device,
+    Json,
     Output,
     Row,
     hash_of,
@@ -79,7 +79,7 @@ class Settings:
     rerank: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """A dual encoder that orders the n best captions of an image by likeness too; needs --n-best."""
     device: Device = "auto"
-    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+    json: Json = False
     decoding: Decoding = field(default_factory=Decoding)
 
 

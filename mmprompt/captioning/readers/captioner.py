@@ -22,18 +22,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mmprompt.errors import UserError
-from mmprompt.files import read_tensors, tensor_bytes, write_bytes
+from mmprompt.files import read_tensors
 from mmprompt.models.decoder.inserts import Change, changed, changes_of, check_changes, check_vectors, keys_values
 from mmprompt.models.decoder.kv_cache import KVCache
 from mmprompt.models.decoder.packing import Question, pack
 from mmprompt.models.decoder.reader import CausalReader
 from mmprompt.models.frozen import PixelTransform, fingerprint
 from mmprompt.models.sites import LM_INPUT, Insert, Site, Vectors, vectors_of
-
-SHRINKAGE = 0.05
-"""Of the covariance to a multiple of the identity: some directions hardly vary among a few hundred images."""
-MARGIN = 1.2
-"""How much farther than the farthest image that was held out an image must be to be a stranger."""
 
 
 class TextDecoder(Protocol):
@@ -122,17 +117,6 @@ class KnownImages:
     whitening: Tensor
     limit: Tensor
 
-    @classmethod
-    def fit(cls, features: Tensor, held_out: Tensor) -> KnownImages:
-        """Fit image features [N, T, D'], and set the limit by others [N', T, D'] of the same kind."""
-        pooled = features.mean(1).double()
-        covariance = torch.cov(pooled.T)
-        size = len(covariance)
-        shrunk = covariance + SHRINKAGE * covariance.diagonal().mean() * torch.eye(size, dtype=torch.float64)
-        whitening = torch.linalg.inv(torch.linalg.cholesky(shrunk))
-        known = cls(pooled.mean(0).float(), whitening.float(), torch.tensor([float("inf")]))
-        return cls(known.mean, known.whitening, MARGIN * known.distances(held_out).max()[None])
-
     def distances(self, features: Tensor) -> Tensor:
         """Return the distance [B] of images with features [B, T, D']."""
         difference = features.mean(1).float().cpu() - self.mean
@@ -142,13 +126,9 @@ class KnownImages:
         """Return which images of features [B, T, D'] are unlike those that were learned from: [B] bool."""
         return self.distances(features) > self.limit
 
-    def save(self, path: Path) -> None:
-        """Write it to a file of half precision."""
-        write_bytes(path, tensor_bytes({name: value.half() for name, value in vars(self).items()}))
-
     @classmethod
     def load(cls, path: Path) -> KnownImages:
-        """Read what `save` wrote."""
+        """Read a file of the three tensors, as scripts/pretrain_tiny_captioner.py writes it."""
         return cls(**{name: value.float() for name, value in read_tensors(path).items()})
 
 

@@ -12,7 +12,7 @@ import tyro
 
 from mmprompt.errors import UserError, bad_file, bad_value
 from mmprompt.language.cli.options import TEMPLATE_HELP, Loading, read_verbalizer
-from mmprompt.terminal.output import JSON_HELP, Output, check_folder, check_place
+from mmprompt.terminal.output import Json, Output, check_folder, check_place
 from mmprompt.terminal.parser import parse
 
 DESCRIPTION = "Write a prompt as PEFT reads it, or read one that PEFT wrote; nothing is learned."
@@ -42,7 +42,7 @@ class Settings:
     """The words of each label, for a prompt of PEFT's that tells labels apart."""
     task: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """Which task of a prompt of several; by default all."""
-    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+    json: Json = False
     loading: Loading = field(default_factory=Loading)
 
 

@@ -14,7 +14,7 @@ from mmprompt.errors import bad_value
 from mmprompt.language.cli.options import DATA, DATA_HELP, Loading, read_rows, say_of_words, say_scores
 from mmprompt.language.data import EMBEDDED
 from mmprompt.progress import ProgressDisplay
-from mmprompt.terminal.output import JSON_HELP, Output, between, shorten
+from mmprompt.terminal.output import Json, Output, between, shorten
 from mmprompt.terminal.parser import parse
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Settings:
     """Divide out what the model answers to texts that say nothing, of every prompt."""
     backbone: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """The frozen model, if it is not the one that the prompt names; `tiny` without a prompt."""
-    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+    json: Json = False
     loading: Loading = field(default_factory=Loading)
 
 

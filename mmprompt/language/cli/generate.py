@@ -20,8 +20,8 @@ from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.models.packaged import refuse_missing
 from mmprompt.progress import ProgressDisplay, waiting
 from mmprompt.terminal.output import (
-    JSON_HELP,
     OTHER_OUT,
+    Json,
     Output,
     Row,
     check_place,
@@ -66,7 +66,7 @@ class Settings:
     """A JSONL file of answers, a row each; run again, it goes on where it stopped."""
     backbone: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """The frozen model, if it is not the one that the prompt names; `tiny` without a prompt."""
-    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+    json: Json = False
     generation: Generation = field(default_factory=Generation)
     loading: Loading = field(default_factory=Loading)
 

@@ -20,7 +20,7 @@ from mmprompt.language.data import EMBEDDED, load_texts
 from mmprompt.language.methods import METHODS, SEARCHES, PromptInit, method_types
 from mmprompt.models.packaged import refuse_missing
 from mmprompt.progress import ProgressDisplay
-from mmprompt.terminal.output import JSON_HELP, Output, check_folder, command_of, shorten
+from mmprompt.terminal.output import Json, Output, check_folder, command_of, shorten
 from mmprompt.terminal.parser import parse, peek
 from mmprompt.training.recipe import Recipe
 
@@ -50,7 +50,7 @@ class Settings:
     """The new run folder; by default runs/DATA-METHOD."""
     resume: bool = False
     """Go on from the newest checkpoint in the run folder."""
-    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+    json: Json = False
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class SearchSettings:
     """Tokens of the words; None for as many as those that the search starts from, or 10."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """The new run folder; by default runs/DATA-words."""
-    json: Annotated[bool, tyro.conf.arg(help=JSON_HELP)] = False
+    json: Json = False
 
 
 def run_search(arguments: Sequence[str], prog: str) -> None:

@@ -145,13 +145,9 @@ class FrozenLanguageModel:
         """Return token embeddings [..., D] of ids [...], as the model scales them."""
         return self.reader.embed(token_ids)
 
-    def check_vectors(self, vectors: SiteVectors) -> None:
-        """Refuse vectors that this model cannot take; see `vectors.check_vectors`."""
-        check_vectors(self.name, self, vectors)
-
     def check_inserts(self, inserts: Inserts) -> None:
         """Refuse vectors and changes of weights that this model cannot take."""
-        self.check_vectors(vectors_of(inserts))
+        check_vectors(self.name, self, vectors_of(inserts))
         check_changes(self.name, self.lm, changes_of(inserts))
 
     def changed(self, inserts: Inserts) -> AbstractContextManager[None]:

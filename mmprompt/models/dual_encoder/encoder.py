@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from mmprompt.errors import UserError
 from mmprompt.files import size_from_environment
 from mmprompt.models.dual_encoder.forward.text import check_text_vectors, encode_slots
-from mmprompt.models.dual_encoder.forward.views import Frame, TextView, VisionView
+from mmprompt.models.dual_encoder.forward.views import Frame, TextView, VisionView, norm_sites
 from mmprompt.models.dual_encoder.forward.vision import OpaqueTower, encode_image_tokens, encode_images
 from mmprompt.models.dual_encoder.interface import without_text
 from mmprompt.models.frozen import PixelTransform, fingerprint
@@ -262,8 +262,8 @@ class FrozenDualEncoder:
     @property
     def norm_sites(self) -> tuple[Site, ...]:
         """The layer norms of both towers that can be moved; none of an image tower without known blocks."""
-        of_text = self.text.norm_sites if self.has_text else ()
-        return (*of_text, *(self.vision.norm_sites if isinstance(self.vision, VisionView) else ()))
+        of_text = norm_sites("text", self.text) if self.has_text else []
+        return (*of_text, *(norm_sites("vision", self.vision) if isinstance(self.vision, VisionView) else []))
 
     @property
     def raw_width(self) -> int:

@@ -6,7 +6,7 @@ weights came from, is known to the readers (`open_clip.py`, `transformers_clip.p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal, TypeVar
@@ -210,14 +210,6 @@ class TextView:
         return tuple(block for block in self.blocks if isinstance(block, BlockView))
 
     @property
-    def norm_sites(self) -> tuple[Site, ...]:
-        """The norms that can be moved, in the order in which they are computed."""
-        inside = [Site("text", layer, part) for layer, part in norm_parts(self.blocks)]
-        first = [Site("text", part="pre_norm")] if isinstance(self.pre_norm, nn.LayerNorm) else []
-        last = [Site("text", part="final_norm")] if isinstance(self.final_norm, nn.LayerNorm) else []
-        return (*first, *inside, *last)
-
-    @property
     def stops_at_end(self) -> bool:
         """Whether nothing after the end token has an influence, so that slots may stop there."""
         return self.pooling == "mean" or (self.is_causal and self.pooling == "eos" and len(self.block_views) > 0)
@@ -243,14 +235,6 @@ class VisionView:
     pool: Callable[[TensorMap, Tensor], Tensor]
     width: int
     final_norm: TensorMap = unchanged
-
-    @property
-    def norm_sites(self) -> tuple[Site, ...]:
-        """The norms that can be moved, in the order in which they are computed."""
-        inside = [Site("vision", layer, part) for layer, part in norm_parts(self.blocks)]
-        first = [Site("vision", part="pre_norm")] if isinstance(self.pre_norm, nn.LayerNorm) else []
-        last = [Site("vision", part="final_norm")] if isinstance(self.final_norm, nn.LayerNorm) else []
-        return (*first, *inside, *last)
 
 
 Block = TypeVar("Block", bound=BlockView | OpaqueBlock)
@@ -335,8 +319,12 @@ def run_moved(norm: nn.LayerNorm, weight: Tensor, bias: Tensor, x: Tensor) -> Te
     return F.layer_norm(x.to(precise), norm.normalized_shape, weight, bias, norm.eps).to(x.dtype)
 
 
-def norm_parts(blocks: Sequence[BlockView | OpaqueBlock]) -> Iterator[tuple[int, str]]:
-    """Yield the layer and part of every norm of some blocks that can be moved."""
-    for layer, block in enumerate(blocks):
-        norms = (block.norm1, block.norm2) if isinstance(block, BlockView) else ()
-        yield from ((layer, part) for norm, part in zip(norms, NORMS, strict=False) if isinstance(norm, nn.LayerNorm))
+def norm_sites(tower: Tower, view: TextView | VisionView) -> list[Site]:
+    """List the norms of a tower that can be moved, in the order in which they are computed."""
+    norms: list[tuple[Site, object]] = [(Site(tower, part="pre_norm"), view.pre_norm)]
+    for layer, block in enumerate(view.blocks):
+        if isinstance(block, BlockView):
+            own = zip(NORMS, (block.norm1, block.norm2), strict=True)
+            norms += [(Site(tower, layer, part), norm) for part, norm in own]
+    norms.append((Site(tower, part="final_norm"), view.final_norm))
+    return [site for site, norm in norms if isinstance(norm, nn.LayerNorm)]
