@@ -23,6 +23,7 @@ pytest_plugins = [
     for name in (
         "coloured_pictures",
         "plain_pictures",
+        "kept_features",
         "cli_run",
         "written_run",
         "served_prompts",
