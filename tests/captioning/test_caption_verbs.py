@@ -14,6 +14,7 @@ import pytest
 from mmprompt.captioning.data import load_captions
 from mmprompt.cli.main import main
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
 FOCUSES = ("objects", "emotions", "actions")
 
 
