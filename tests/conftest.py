@@ -23,6 +23,8 @@ pytest_plugins = [
     for name in (
         "coloured_pictures",
         "plain_pictures",
+        "blank_figures",
+        "kept_features",
         "cli_run",
         "written_run",
         "served_prompts",

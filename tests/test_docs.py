@@ -43,6 +43,7 @@ def run_blocks(kind, page):
     assert namespace
 
 
+@pytest.mark.usefixtures("kept_features", "blank_figures")
 @pages_with(BLOCK)
 def test_code_on_the_page_runs(page, folder):
     run_blocks(BLOCK, page)

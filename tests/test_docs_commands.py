@@ -332,6 +332,7 @@ def with_commands(pages: list[Path]) -> list[Path]:
 
 
 @pytest.mark.skipif(HOW_LONG != SECONDS, reason="the lines are run as they are typed")
+@pytest.mark.usefixtures("kept_features", "blank_figures")
 @pytest.mark.parametrize("page", with_commands(PAGES), ids=lambda page: page.name)
 def test_the_commands_of_seconds_run(page: Path, here: Path, hub: Hub) -> None:
     for line in lines_of(page):

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.processes import run_fresh, run_program
 
 FOLDER = Path(__file__).parents[1] / "examples"
 PROGRAMS = sorted(FOLDER.glob("*.py"))
 
 
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
+@pytest.mark.usefixtures("kept_features")
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.stem)
-def test_the_program_runs_and_says_what_came_out(program: Path, cache: Path, tmp_path: Path) -> None:
-    environment = os.environ | {"MMPROMPT_CACHE": str(cache), "PYTHONPATH": str(FOLDER.parent), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, str(program)]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+def test_the_program_runs_and_says_what_came_out(program: Path, tmp_path: Path) -> None:
+    done = (run_fresh if program.stem == "few_shot" else run_program)(program, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
 

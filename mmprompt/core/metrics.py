@@ -202,7 +202,11 @@ def paired_bootstrap(a: np.ndarray, b: np.ndarray, seed: int = 0) -> tuple[float
     n_runs, n_pictures = difference.shape
     rng = np.random.default_rng(seed)
     means = np.empty(N_RESAMPLES)
-    for i in range(N_RESAMPLES):
+    n_at_once = max(1, 2**18 // n_pictures)
+    for i in range(0, N_RESAMPLES if n_runs == 1 else 0, n_at_once):  # the same draws as below, many at once
+        some = means[i : i + n_at_once]
+        some[:] = difference[0, rng.integers(n_pictures, size=(len(some), n_pictures))].mean(axis=1)
+    for i in range(N_RESAMPLES if n_runs > 1 else 0):
         runs = np.bincount(rng.integers(n_runs, size=n_runs), minlength=n_runs)  # how often each was drawn
         pictures = np.bincount(rng.integers(n_pictures, size=n_pictures), minlength=n_pictures)
         means[i] = runs @ (difference @ pictures) / (n_runs * n_pictures)

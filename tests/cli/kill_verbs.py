@@ -20,9 +20,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from matplotlib.figure import Figure
+
 from mmprompt.cli.main import main
 from mmprompt.experiments import compute
 from tests import small_models
+from tests.fixtures.blank_figures import paint_nothing
 from tests.fixtures.cli_run import COLOURS, write_pictures
 from tests.kills import POINT, count_changes, fork, killed_at, wait
 
@@ -129,6 +132,7 @@ def prepare(root: Path) -> dict[str, tuple[str, str]]:
 def work(root: Path, kills: dict[str, int]) -> None:
     """All trials, by verb how many kills."""
     lines = prepare(root)
+    Figure.savefig = paint_nothing
     watch_studies()
     trials = []
     for name, n_kills in (kills or dict.fromkeys(lines, 0)).items():

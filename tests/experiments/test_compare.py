@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ from mmprompt.experiments.summary import Comparison
 from mmprompt.experiments.workers import Workers
 from mmprompt.training.problem import RunFailed
 from tests.fixtures.cli_run import write_pictures
+from tests.processes import context
 
 COLOURS = {"red": (200, 40, 40), "green": (40, 180, 60), "blue": (40, 60, 200), "grey": (120, 120, 120)}
 FAST = {"epochs": 2, "augment": "none"}
@@ -164,54 +166,61 @@ def test_two_workers_find_the_same_as_one(grid: Grid, tmp_path: Path) -> None:
     assert values_of(compare_grid(grid, tmp_path / "two", workers=Workers(2), device="cpu")) == values_of(alone)
 
 
-RUN = """
-import sys
-from mmprompt.experiments import compute as computing
-from tests.experiments.test_compare import grid_of
-from pathlib import Path
-from mmprompt.experiments.compare import compare_grid
-compute = computing.compute
-def told(cell, folder, bench):
-    print(folder.name, flush=True)
-    return compute(cell, folder, bench)
-computing.compute = told
-if __name__ == "__main__":
-    parted, model, results = map(Path, sys.argv[1:])
+Started = tuple[BaseProcess, Connection]
+
+
+def fill(parted: Path, model: Path, results: Path, said: Connection) -> None:
+    """Fill a grid and tell the keys of the cells that are computed here, and the end."""
+    compute = computing.compute
+
+    def told(cell: Any, folder: Path, bench: Any) -> Any:
+        said.send(folder.name)
+        return compute(cell, folder, bench)
+
+    computing.compute = told
     compare_grid(grid_of(parted, model), results, device="cpu")
-    print("finished", flush=True)
-"""
+    said.send("finished")
+
+
+def words_of(started: Started) -> list[str]:
+    """What a process says until it ends."""
+    words: list[str] = []
+    with contextlib.suppress(EOFError):
+        while True:
+            words.append(started[1].recv())
+    return words
 
 
 @pytest.fixture
-def start(parted: Path, tiny_open_clip_folder: Path, tmp_path: Path) -> Iterator[list[subprocess.Popen[str]]]:
-    """Two processes that fill the same grid and print the keys of the cells that they compute."""
-    words = [sys.executable, "-c", RUN, str(parted), str(tiny_open_clip_folder), str(tmp_path / "cells")]
-    processes = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    yield processes
-    for process in processes:
+def start(parted: Path, tiny_open_clip_folder: Path, tmp_path: Path) -> Iterator[list[Started]]:
+    """Two processes that fill the same grid."""
+    started = []
+    for _ in range(2):
+        receiver, sender = context().Pipe(duplex=False)
+        arguments = (parted, tiny_open_clip_folder, tmp_path / "cells", sender)
+        started.append((context().Process(target=fill, args=arguments, daemon=True), receiver))
+        started[-1][0].start()
+        sender.close()
+    yield started
+    for process, receiver in started:
         process.kill()
-        process.wait()
-        process.stdout.close()  # type: ignore[union-attr]
+        process.join()
+        receiver.close()
 
 
 @pytest.mark.slow
-def test_two_processes_never_compute_a_cell_twice(
-    start: list[subprocess.Popen[str]], grid: Grid, tmp_path: Path
-) -> None:
-    said = [process.communicate()[0].split() for process in start]
+def test_two_processes_never_compute_a_cell_twice(start: list[Started], grid: Grid) -> None:
+    said = [words_of(one) for one in start]
     assert [words.pop() for words in said] == ["finished", "finished"]
     assert sorted([*said[0], *said[1]]) == sorted(keys_of(grid))
 
 
 @pytest.mark.slow
-def test_the_cell_of_a_killed_process_is_finished_by_another(
-    start: list[subprocess.Popen[str]], grid: Grid, tmp_path: Path
-) -> None:
-    first, second = start
-    assert first.stdout is not None
-    left = first.stdout.readline().strip()
-    os.kill(first.pid, signal.SIGKILL)
-    said = second.communicate()[0].split()
+def test_the_cell_of_a_killed_process_is_finished_by_another(start: list[Started], grid: Grid, tmp_path: Path) -> None:
+    (first, said_first), second = start
+    left = said_first.recv()
+    first.kill()
+    said = words_of(second)
     assert said[-1] == "finished"
     assert left in said or left in finished_in(tmp_path / "cells")
     assert sorted(finished_in(tmp_path / "cells")) == sorted(keys_of(grid))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from mmprompt.experiments.compute import Bench, plan
 from mmprompt.experiments.grid import Contender, Grid
 from mmprompt.language.data import TextData
 from mmprompt.language.methods import PromptInit
+from tests.processes import context
 
 QUICK: dict[str, Any] = {"epochs": 1, "device": "cpu", "progress": False}
 
@@ -102,7 +104,8 @@ def test_the_key_depends_on_the_focus(captions: CaptionData) -> None:
     assert one != other
 
 
-def test_several_processes_take_tasks_at_hand(texts: TextData, tmp_path: Path) -> None:
+def test_several_processes_take_tasks_at_hand(texts: TextData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: context())
     methods = {"words": (mp.HardPrompt(), "tiny")}
     tasks = {words: texts.task(template=f"{{text}} {words} {{answer}}") for words in ("is", "says")}
     comparison = mp.compare(methods, tasks, workers=2, out=tmp_path, **QUICK)

@@ -1,8 +1,10 @@
 """Several processes learn the prompt of one: shares of the batch, shares of the classes, and a process that dies."""
 
 import os
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import torch
 from mmprompt.files import read_tensors
 from mmprompt.models import ranks
 from tests import small_models
+from tests.processes import run_program
 from tests.training.rank_driver import SETTINGS
 
 ROOT = Path(__file__).parents[2]
@@ -19,8 +22,22 @@ DRIVER = Path(__file__).with_name("rank_driver.py")
 
 
 def launch(n_processes, *arguments, **environment):
+    """Run a job as `torchrun` does, in processes that it might have started."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    job = {"WORLD_SIZE": str(n_processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} | environment
+
+    def rank(number):
+        own = {"RANK": str(number), "LOCAL_RANK": str(number)}
+        return run_program(DRIVER, *map(str, arguments), folder=ROOT, **job, **own)
+
+    with ThreadPoolExecutor(n_processes) as pool:
+        return list(pool.map(rank, range(n_processes)))
+
+
+def torchrun(n_processes, *arguments, **environment):
     several = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n_processes}"]
-    command = [sys.executable, *(several if n_processes > 1 else []), str(DRIVER), *map(str, arguments)]
+    command = [sys.executable, *several, str(DRIVER), *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
@@ -33,8 +50,8 @@ def folder(tmp_path_factory):
 def learned(n_processes, folder, out, names, **environment):
     """What some processes learn, by method."""
     out.mkdir(exist_ok=True)
-    done = launch(n_processes, folder, out, ",".join(names), **environment)
-    assert done.returncode == 0, done.stderr
+    for done in launch(n_processes, folder, out, ",".join(names), **environment):
+        assert done.returncode == 0, done.stderr
     return {name: read_tensors(out / f"{name}.safetensors") for name in names}
 
 
@@ -54,7 +71,7 @@ def test_several_processes_learn_the_prompt_of_one(folder, tmp_path):
 
 
 def test_a_process_that_dies_ends_the_job_and_one_alone_goes_on(folder, tmp_path):
-    done = launch(2, folder, tmp_path, "coop", EPOCH="2")
+    done = torchrun(2, folder, tmp_path, "coop", EPOCH="2")
     assert done.returncode != 0
     assert (tmp_path / "run" / "checkpoint").is_dir()
     assert not (tmp_path / "coop.safetensors").exists()
