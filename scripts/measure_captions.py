@@ -155,13 +155,14 @@ def steered_page(found: dict[str, Any]) -> str:
 
 
 def _named(row: dict[str, float]) -> list[str]:
-    shares = [f"{100 * row[name]:.0f}" for name in (*FOCUSES, "grounded")]
+    shares = ["" if row[name] is None else f"{100 * row[name]:.0f}" for name in (*FOCUSES, "grounded")]
     return [*shares, f"{row['words']:.1f}", f"{row['perplexity']:.2f}"]
 
 
 def mean_of(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Means over seeds of all that is a number."""
-    return {key: float(np.mean([row[key] for row in rows])) for key, one in rows[0].items() if isinstance(one, float)}
+    """Means over seeds of all that is a number, not a number where nothing was named in one of them."""
+    keys = [key for key, one in rows[0].items() if one is None or isinstance(one, float)]
+    return {key: float(np.mean([row[key] for row in rows], dtype=float)) for key in keys}
 
 
 def gate(runs: list[dict[str, Any]]) -> dict[str, Any]:

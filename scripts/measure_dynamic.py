@@ -52,7 +52,7 @@ N_STEPS_LANGUAGE = {"tiny": 320, "smollm2": 80}
 POOL, N_ROUTED, DRAWS = ("emoji_kinds", "intent", "languages", "questions", "sentiment"), 40, (1, 2, 3)
 META, HELD_OUT, OTHER = ("emoji_kinds", "intent", "questions", "sentiment"), ("emoji_kinds", "questions"), "intent"
 N_ADAPTED, ADAPT_SEEDS, RATES = 120, (1, 2), (0.03, 0.1)
-META_BATCH = 8
+META_BATCH, N_ROUNDS, N_INNER = 8, 21, 10
 LANGUAGES = {"de": "German", "es": "Spanish", "fr": "French", "it": "Italian", "nl": "Dutch", "pt": "Portuguese"}
 N_NAMES, LONGEST = 64, 16
 COMPOSED = ("de", "es", "fr")
@@ -209,7 +209,7 @@ def learn_start(model: FrozenLanguageModel, held: str, folder: Path) -> dict[str
     datas = [few_shot(name) for name in META if name != held]
     if not (folder / "prompt.json").exists():
         recipe = replace(PromptTuning.recipe, batch_size=META_BATCH)
-        meta_init(datas, model, PromptTuning(N_SOFT), recipe, out=folder, n_rounds=21, n_inner=10)
+        meta_init(datas, model, PromptTuning(N_SOFT), recipe, out=folder, n_rounds=N_ROUNDS, n_inner=N_INNER)
     return {"tasks": [data.name for data in datas]}
 
 

@@ -82,7 +82,9 @@ LONGER = {
     r"^mmprompt caption (eval  --out|train --focus emotions)": (MINUTES, "learns the other focuses in full"),
     r"^(torchrun|accelerate)": (MINUTES, "starts processes that load all again"),
 }
-"""Lines that take longer than the suite has even when they are cut short, how long, and why; the first that fits."""
+"""Lines that take longer than the suite has even when they are cut short, how long, and why; the first that fits. The
+scripts of hours run in tests/test_docs_scripts.py, for their first figures alone.
+"""
 LONGER_AS_TYPED = {
     r"^mmprompt compare --shots 1,4,16 --seed 1,2,3,4,5": HOURS,
     r"^mmprompt compare (--data openart-left|.*--backbone smollm2)": HOURS,
