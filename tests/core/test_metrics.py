@@ -83,3 +83,12 @@ def test_calibration_error_is_the_gap_between_probability_and_accuracy():
 def test_six_right_of_six_are_no_certainty() -> None:
     assert bootstrap_interval(np.ones(6, dtype=bool)) == (pytest.approx(0.6097, abs=1e-4), 1.0)  # Wilson 1927
     assert bootstrap_interval(np.zeros(6, dtype=bool)) == (0.0, pytest.approx(0.3903, abs=1e-4))
+
+
+def test_many_draws_at_once_are_those_drawn_one_by_one(monkeypatch):
+    monkeypatch.setattr("mmprompt.core.metrics.N_RESAMPLES", 7)
+    right = np.arange(2**17) % 3 == 0  # two at once, and one is left
+    draw = np.random.default_rng(0)
+    means = [right[draw.integers(len(right), size=len(right))].mean() for _ in range(7)]
+    expected = tuple(np.percentile(means, [2.5, 97.5]))
+    assert paired_bootstrap(right[None], np.zeros((1, len(right)))) == pytest.approx(expected, rel=1e-12)
