@@ -74,7 +74,8 @@ def late() -> None:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(guard, "MOST_SECONDS", 0.3)
-    monkeypatch.setattr(guard, "MOST_KB", guard.peak_kb() + BIG_KB)
+    most = guard.peak_kb() + BIG_KB
+    monkeypatch.setattr(guard, "most_kb", lambda: most)
     (tmp_path / "there").touch()
     (tmp_path / "full" / "one").mkdir(parents=True)
     (tmp_path / "here").mkdir()
