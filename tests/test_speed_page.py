@@ -17,7 +17,10 @@ ROWS = {
         *("coop", "cocoop", "kgcoop", "prograd", "ivlp", "maple", "promptsrc", "clip-lora", "tpt", "tip-adapter-f"),
         *("clip-adapter", "taskres", "clap", "gda", "lp-plus-plus", "linear-probe"),
     },
-    "end_to_end": {"end-to-end", "photo", "photo, one view", "photo, stored"},
+    "end_to_end": {
+        *("end-to-end", "photo", "photo, one view", "photo, stored"),
+        *("vit-b-16", "vit-b-16, one view", "vit-b-16, stored"),
+    },
     "memory": {"memory-100", "memory-1000", "memory-21000"},
 }
 
