@@ -230,10 +230,11 @@ def _known_records(path: Path, card: TextCard, card_path: Path, notes: list[str]
     for record in records:
         values = {name: value for name, value in record.values.items() if name not in numbers}
         part = values.get("split", record.part)
-        if part_of and part not in part_of:
-            continue
-        if part is not None:
-            values["split"] = part_of.get(part, part)
+        if part is None or isinstance(part, str):  # else it is refused below
+            if part_of and part not in part_of:
+                continue
+            if part is not None:
+                values["split"] = part_of.get(part, part)
         if isinstance(values.get("label"), int):
             values["label"] = str(values["label"])
         kept.append(record._replace(values=values))

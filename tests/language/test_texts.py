@@ -166,6 +166,7 @@ ROW = {"text": "fine", "label": "good", "split": "train"}
         ('{"text": ', "is not valid JSON"),
         ("[1]", "is not a JSON object"),
         ({"text": "a", "split": "train"}, "lacks 'label' or 'answer'"),
+        ({**ROW, "split": {"a": 1}}, "split is {'a': 1}, but text was expected"),
         ({**ROW, "answer": "a"}, "has both 'label' and 'answer'"),
         ({"label": "good", "split": "train"}, "lacks 'text', which the first row has"),
         ({"text": "a", "label": "good"}, "lacks 'split', which the first row has"),
