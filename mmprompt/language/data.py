@@ -225,7 +225,7 @@ def _known_records(path: Path, card: TextCard, card_path: Path, notes: list[str]
     ]
     if numbers:
         notes.append(f"Left out, for they hold no text: {shortened(numbers)}.")
-    part_of = {theirs: ours for ours, theirs in card.parts.items()}
+    part_of: dict[str, str] = {theirs: ours for ours, theirs in card.parts.items()}
     kept = []
     for record in records:
         values = {name: value for name, value in record.values.items() if name not in numbers}
