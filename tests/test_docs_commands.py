@@ -47,7 +47,6 @@ NOT_HERE = {
     r"^python scripts/(pretrain_|train_photo_)": "made what the package ships, from artwork and texts of the network",
     r"captions_val2017|measure_own_photos": "asks for COCO's captioned photographs",
     r"slurm\.yaml": "asks for Slurm",
-    r"stories260K": "asks for a model that is not fetched by any command of ours",
 }
 """Lines that no test runs, by what they begin with or hold, and why."""
 REAL_DATA = os.environ.get("MMPROMPT_REAL_DATA")
@@ -83,7 +82,7 @@ LONGER = {
     r"^(torchrun|accelerate)": (MINUTES, "starts processes that load all again"),
 }
 """Lines that take longer than the suite has even when they are cut short, how long, and why; the first that fits. The
-scripts of hours run in tests/test_docs_scripts.py, for their first figures alone.
+scripts among them run in tests/test_docs_scripts.py, for their first figures alone.
 """
 LONGER_AS_TYPED = {
     r"^mmprompt compare --shots 1,4,16 --seed 1,2,3,4,5": HOURS,
@@ -121,6 +120,7 @@ STAND_INS = {
     "open_clip:RN50/openai": "resnet",
     "timm:vit_base_patch16_224.augreg_in21k": "timm",
     "hf:FOLDER": "hf:lm",
+    "PATH/stories260K-hf": "lm",
     "DATA": REAL_DATA or "data",
     "DIR": REAL_DATA or "data",
     "FILE": "file.json",

@@ -1,15 +1,19 @@
-"""The lines of hours in README and docs: the same script with the options that the page gives, cut down to a few steps
-of a small model, so that its first figures come in seconds.
+"""The scripts in README and docs that take minutes or hours, with the options that the page gives: cut down to a few
+steps of a small model, so that first figures come in seconds.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import inspect
+import json
+import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from itertools import groupby, islice
@@ -20,10 +24,11 @@ import pytest
 import tyro
 
 import mmprompt as mp
+from mmprompt.core.method import resolved_recipe
 from mmprompt.data import catalog
 from tests.small_language_models import CHAT_TEMPLATE
 from tests.test_docs import ROOT
-from tests.test_docs_commands import HOURS, PAGES, as_reader, length_of, lines_of, reader  # noqa: F401
+from tests.test_docs_commands import NOT_HERE, PAGES, as_reader, lay_out, length_of, lines_of, reader  # noqa: F401
 
 SMALL_VIT = {"MODELS": ("vit-b-16",), "N_FEW": 32, "load": lambda name, folder: mp.load_backbone("clip")}
 POOL = {
@@ -33,14 +38,19 @@ POOL = {
     "SHOTS": 1,
 }
 FEW = {"DRAWS": (1, 2), "N_ROUTED": 4, "N_ADAPTED": 4, "ADAPT_SEEDS": (1,), "RATES": (0.03,), "N_STEPS": 1}
+AN_EPOCH = resolved_recipe(mp.PromptTuning(), ("tiny", "captioning"), {"epochs": 1}, None)
 CUT: dict[str, tuple[str, dict[str, Any]]] = {
+    "bench/captioning": ("", {"N_TOKENS": 2, "N_WRITTEN": 2, "RECIPE": AN_EPOCH}),
     "bench/end_to_end": ("--rows vit-b-16", SMALL_VIT),
     "bench/language": (
         "--rows mixed",
         {"N_LAYERS": 1, "WIDTH": 64, "VOCABULARY": 1000, "REPEATS": 1, "N_MIXED_NEW": 2},
     ),
+    "bench/memory": ("--one 100", {"vit_b_16": lambda with_image_tower: mp.load_backbone("clip")}),
     "bench/methods": ("--quick --repeats 1 --rows coop", {}),
     "bench/scale": ("--one images 1000", {}),
+    "bench/serving": ("--prompts 2 --processes 1 --clients 2 --seconds 0.5", {}),
+    "bench/table": ("", {}),
     "bench/text_step": ("--rows text-100-m4 --repeats 1", {"vit_b_16": lambda: mp.load_backbone("clip")}),
     "compare_language": ("--model tiny --one 'prompt tuning' 1", {"SHOTS": 1}),
     "measure_captions": ("--seeds 1", {"SETS": ("openart-scenes",) * 2, "N_STEERED": 4}),
@@ -61,9 +71,15 @@ CUT: dict[str, tuple[str, dict[str, Any]]] = {
         POOL | FEW | {"OTHER": "intent", "N_ROUNDS": 1, "N_INNER": 1, "N_STEPS_LANGUAGE": {"tiny": 1}},
     ),
     "measure_ensembles": ("--tasks openart-left --shots 1 --draws 1", {}),
+    "measure_export": ("--architecture ViT-S-16-alt --forms npy", {}),
     "measure_language": ("--model hf:lm", {"TASKS": ("questions",), "SEEDS": (1,), "SHOTS": 1}),
     "measure_membership": ("--seeds 1 --shots 1 --methods coop", {}),
     "measure_openart": ("--tasks openart-left --shots 1", {"SEEDS": (1, 2)}),
+    "draw_captions": ("--n-images 2", {}),
+    "soak/serving": (
+        "--minutes 0.05 --clients 2 --crowd 2",
+        {"CROWD_SECONDS": 1, "N_SLOW": 0, "SAMPLE_SECONDS": 0.5, "MOST_GROWTH": 2.0},
+    ),
     "sweep_language": (
         "--models tiny --methods p-tuning",
         {"SHOTS": 1, "N_JUDGED": 4, "RATES": {"p-tuning": (0.001,)}},
@@ -73,14 +89,20 @@ CUT: dict[str, tuple[str, dict[str, Any]]] = {
 """What is added to a script's line, and constants of it that are made smaller."""
 
 
-TOO_LONG = re.compile("measure_captions.py --json")
-"""The gate of the captions decodes with every wording, so that its first figures take longer than a suite has."""
+NOT_CUT = {
+    "soak/kills": "stops the clock of its process",
+    "soak/fuzz": "is run by atheris, which ends its own process",
+    "make_text_sets": "makes sets of packages that are fetched",
+}
 NEEDS_LINGUA = re.compile("measure_composition|--part languages")
+KEPT = re.compile(r"--table|bench/table|draw_")
+"""Lines that show what is there already."""
 
 
-def lines_of_hours() -> list[str]:
-    found = {line: None for page in PAGES for line in lines_of(page) if length_of(line)[0] == HOURS}
-    return [line for line in found if re.match("python scripts/(?!soak)", line) and not TOO_LONG.search(line)]
+def script_lines() -> list[str]:
+    lines = {re.sub(r"^([A-Z_]+=\S* )+", "", line): None for page in PAGES for line in lines_of(page)}
+    not_run = "|".join([*NOT_HERE, *NOT_CUT])
+    return [line for line in lines if line.startswith("python scripts/") and not re.search(not_run, line)]
 
 
 @pytest.fixture(scope="module")
@@ -128,12 +150,15 @@ SHORTER = {
 """What takes the place of functions of the package, and calls them for less."""
 
 
-@pytest.mark.parametrize("line", lines_of_hours())
-def test_the_lines_of_hours_run_cut_down(line: str, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("line", script_lines(), ids=str)
+def test_scripts_on_the_pages_run_cut_down(line: str, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if NEEDS_LINGUA.search(line):
         pytest.importorskip("lingua", reason="tells languages apart")
     monkeypatch.chdir(desk)
     words = shlex.split(as_reader(line))[1:]
+    if KEPT.search(line):
+        shutil.copytree(ROOT / "docs/results", "docs/results", dirs_exist_ok=True)
+        lay_out(words)
     path = ROOT / words[0]
     more, smaller = CUT[str(path.relative_to(ROOT / "scripts").with_suffix(""))]
     monkeypatch.syspath_prepend(str(path.parent))
@@ -141,12 +166,20 @@ def test_the_lines_of_hours_run_cut_down(line: str, desk: Path, monkeypatch: pyt
     for name, shorter in SHORTER.items():
         monkeypatch.setattr(mp, name, functools.partial(shorter, getattr(mp, name)))
     monkeypatch.setattr(catalog, "read_splits", functools.partial(few_images, catalog.read_splits))
+    monkeypatch.delitem(sys.modules, path.stem, raising=False)  # one name may stand in two folders
     script = importlib.import_module(path.stem)
     for name, value in smaller.items():
         monkeypatch.setattr(script, name, value)
-    if inspect.signature(script.main).parameters:
-        tyro.cli(script.main)
-    else:
-        script.main()
-    if "--one" not in more:
-        assert Path(words[words.index("--json") + 1]).is_file()
+    call = functools.partial(tyro.cli, script.main) if inspect.signature(script.main).parameters else script.main
+    with pytest.raises(SystemExit, match=r"^0$") if "soak/" in line else contextlib.nullcontext():
+        call()
+    if "--json" in words and "--one" not in more:
+        assert (desk / words[words.index("--json") + 1]).is_file()
+
+
+def test_the_line_of_kills_runs_for_one(desk: Path) -> None:
+    (line,) = [line for line in lines_of(ROOT / "docs/reliability.md") if "soak/kills" in line]
+    command = f"{line} --kills 1 --verbs train".replace("python", shlex.quote(sys.executable), 1)
+    subprocess.run(["bash", "-c", command], cwd=desk, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
+    (row,) = json.loads((desk / "docs/results/kills.json").read_text())["rows"]
+    assert (row["verb"], row["kills"], row["same"]) == ("train", 1, 1)

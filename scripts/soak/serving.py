@@ -40,6 +40,9 @@ TOLERANCE = 1e-5
 FIXED = ("objects", "moods", "visual", "feelings", "places", "animals", "times", "answers")
 CHANGING = "changing"
 MAX_TOKENS = 8
+N_SLOW, CROWD_SECONDS, SAMPLE_SECONDS = 2, 59, 2
+MOST_GROWTH = 1.05
+"""Of the server's memory, from the second quarter to the last."""
 Answer = dict[str, Any]
 
 
@@ -95,9 +98,9 @@ class Soak:
         self.is_over = False
 
     def run(self, n_clients: int, seconds: float) -> None:
-        """Ask with so many clients, two of them slow, for so long."""
+        """Ask with so many clients, `N_SLOW` of them slow, for so long."""
         self.is_over = False
-        works: list[Callable[[random.Random], None]] = [self.ask] * (n_clients - 2) + [self.drip] * 2
+        works: list[Callable[[random.Random], None]] = [self.ask] * (n_clients - N_SLOW) + [self.drip] * N_SLOW
         threads = [threading.Thread(target=self.client, args=(work, n)) for n, work in enumerate(works)]
         for thread in threads:
             thread.start()
@@ -296,7 +299,7 @@ def measure(
     changing.start()
 
     def sample() -> None:
-        while not over.wait(2):
+        while not over.wait(SAMPLE_SECONDS):
             samples.append(memory_mb(server.pid))
 
     sampling = threading.Thread(target=sample)
@@ -312,7 +315,7 @@ def measure(
     result["memory_mb"] = {"second quarter": early, "last quarter": late, "most": max(samples)}
     crowd = Soak(soak.port, soak.images, soak.expected)
     started = time.perf_counter()
-    crowd.run(args.crowd, 59)
+    crowd.run(args.crowd, CROWD_SECONDS)
     result["crowd"] = summary(crowd, time.perf_counter() - started)
     last = Soak(soak.port, soak.images, soak.expected)
     ending = threading.Timer(2, server.send_signal, [signal.SIGTERM])  # with requests under way
@@ -322,7 +325,7 @@ def measure(
     cut = [line for line in last.wrong if not line.startswith("ConnectionRefusedError")]
     result["end"] = {"answered": last.counts["answered"], "cut": cut[:5]}
     wrong = soak.wrong + crowd.wrong
-    result["is_fine"] = not wrong and late < 1.05 * early and result["exit code"] == 0
+    result["is_fine"] = not wrong and late < MOST_GROWTH * early and result["exit code"] == 0
     result["first wrong"] = wrong[:5]
     return result
 
