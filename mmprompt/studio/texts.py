@@ -33,11 +33,15 @@ KIND, ROWS = "language", "rows.jsonl"
 
 @dataclass(frozen=True)
 class Side:
-    """What one of two prompts says: the label, where it tells labels apart, and the text as far as it is written."""
+    """What one of two prompts says: the label, where it tells labels apart, and the text as far as it is written.
+
+    `notice` says of a text that was cut.
+    """
 
     label: str = ""
     probability: float = 0.0
     text: str = ""
+    notice: str = ""
 
 
 class TextWork:
@@ -97,19 +101,20 @@ class TextWork:
             raise UserError(f"the instruction must hold {{{field}}} once and no other field. Write {{{field}}} in it.")
         written = LanguagePredictor(learned.model, Prompt(template), learned.label_words)
         row = TextRow({field: text.strip()})
-        sides = [label_of(one, row) for one in (written, learned)]
+        sides = [begun(one, row) for one in (written, learned)]
         generation = Generation(max_tokens=MOST_TOKENS)
         for pieces in zip_longest(*(stream_text(one, row, generation) for one in (written, learned)), fillvalue=""):
             sides = [replace(side, text=side.text + piece) for side, piece in zip(sides, pieces, strict=True)]
             yield sides[0], sides[1]
 
 
-def label_of(prompted: LanguagePredictor, row: TextRow) -> Side:
-    """Return the label of a text, where labels are told apart."""
+def begun(prompted: LanguagePredictor, row: TextRow) -> Side:
+    """Return what is known of an answer before it is written."""
+    notice = prompted.say_cut([row], max(MOST_TOKENS, prompted.longest_answer(Generation(max_tokens=MOST_TOKENS))))
     if prompted.label_words is None:
-        return Side()
+        return Side(notice=notice)
     (found,) = prompted.classify([row])
-    return Side(str(found.label), found.probability)
+    return Side(str(found.label), found.probability, notice=notice)
 
 
 def rows_of(lines: str) -> list[tuple[str, str]]:

@@ -23,6 +23,7 @@ from mmprompt.language.data import load_texts
 from mmprompt.studio.classify import OWN, Setting, words_alone
 from mmprompt.studio.images import MOST_IMAGES
 from mmprompt.studio.jobs import MOST_WAITING, Job, Jobs
+from mmprompt.studio.pages import fragments
 from mmprompt.studio.prompts import Models
 from mmprompt.studio.session import KEPT_DAYS, Studio
 from mmprompt.studio.texts import rows_of, write_rows
@@ -344,6 +345,11 @@ def test_a_prompt_of_texts_answers_beside_an_instruction(session, studio, models
     assert sides[-1][1].text.startswith(sides[0][1].text)
     again = Studio(studio.folder, models).session(session.name).texts
     assert list(again.compare("a dog and a ball", "{text} is a {answer}"))[-1] == sides[-1]
+    assert {side.notice for pair in sides for side in pair} == {""}
+    for pair in session.texts.compare("a dog and a ball " * 200, "{text:cut} is a {answer}"):
+        for side in pair:
+            assert "too long" in side.notice
+            assert "too long" in fragments.html("side", side)
 
 
 @pytest.mark.parametrize(
