@@ -1,8 +1,8 @@
 """Kill commands before any change they make to their files, run them again, and print what came of each as JSON.
 
-Run as `python kill_verbs.py WORK [VERB=KILLS...]` with CUDA hidden, such as `train=6`: so many kills spread evenly over
-the changes that the verb makes, 0 for one at each; by default 0 for all verbs. Seconds and memory stand still, since
-they are all in which two runs differ.
+Run as `python kill_verbs.py WORK [--blank-figures] [VERB=KILLS...]` with CUDA hidden, such as `train=6`: so many kills
+spread evenly over the changes that the verb makes, 0 for one at each; by default 0 for all verbs. Seconds and memory
+stand still, since they are all in which two runs differ. Blank figures are drawn in no time.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from tests.fixtures.blank_figures import paint_nothing
 from tests.fixtures.cli_run import COLOURS, write_pictures
 from tests.kills import POINT, count_changes, fork, killed_at, wait
 
+BLANK = "--blank-figures"
 QUICK = "--epochs 3 --checkpoint-seconds 0 --device cpu --out run"
 UNSTABLE = {"study.db", "cell.lock"}
 """A database keeps its pages as they came, and `trials.csv` shows what is in it; a lock that is left is nobody's."""
@@ -132,7 +133,6 @@ def prepare(root: Path) -> dict[str, tuple[str, str]]:
 def work(root: Path, kills: dict[str, int]) -> None:
     """All trials, by verb how many kills."""
     lines = prepare(root)
-    Figure.savefig = paint_nothing
     watch_studies()
     trials = []
     for name, n_kills in (kills or dict.fromkeys(lines, 0)).items():
@@ -158,5 +158,8 @@ def watch_studies() -> None:
 
 
 if __name__ == "__main__":
+    if BLANK in sys.argv:
+        sys.argv.remove(BLANK)
+        Figure.savefig = paint_nothing
     given = [argument.split("=") for argument in sys.argv[2:]]
     work(Path(sys.argv[1]), {name: int(n_kills) for name, n_kills in given})

@@ -27,7 +27,13 @@ KILLS = {
 @pytest.fixture(scope="module")
 def trials(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     driver, folder = Path(__file__).with_name("kill_verbs.py"), tmp_path_factory.mktemp("kills")
-    command = [sys.executable, str(driver), str(folder), *(f"{name}={n}" for name, n in KILLS.items())]
+    command = [
+        sys.executable,
+        str(driver),
+        str(folder),
+        "--blank-figures",
+        *(f"{name}={n}" for name, n in KILLS.items()),
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
     assert result.returncode == 0, result.stderr
