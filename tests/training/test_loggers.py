@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,28 +62,33 @@ def test_wandb_writes_an_offline_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     logger = WandbLogger(project="toys", mode="offline", dir=str(tmp_path))
     history = train(Toy(), RECIPE, 1, 3, callbacks=[logger])
     (path,) = tmp_path.rglob("*.wandb")
-    losses: list[float] = []
-    config: dict[str, str] = {}
-    for data in records_in(path.read_bytes()):
-        record = Record()
-        record.ParseFromString(data)
-        if record.WhichOneof("record_type") == "history":
+    losses, config, deadline = list[float](), dict[str, str](), time.monotonic() + 60
+    while True:  # W&B's own process writes on after the run has ended here
+        records = [Record.FromString(data) for data in records_in(path.read_bytes())]
+        kinds = [record.WhichOneof("record_type") for record in records]
+        if "exit" in kinds or time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    for record, kind in zip(records, kinds, strict=True):
+        if kind == "history":
             items = {item.key or item.nested_key[0]: item.value_json for item in record.history.item}
             losses.append(json.loads(items["loss"]))
-        if record.WhichOneof("record_type") == "run":
+        if kind == "run":
             config |= {item.key: item.value_json for item in record.run.config.update}
     assert losses == pytest.approx([record["loss"] for record in history])
     assert json.loads(config["lr"]) == 0.05
 
 
 def records_in(log: bytes) -> Iterator[bytes]:
-    """The records of a LevelDB log with W&B's seven bytes before it."""
+    """The whole records of a LevelDB log with W&B's seven bytes before it."""
     place, record = 7, b""
     while place < len(log):
         if 32768 - place % 32768 < 7:  # too little for a header: the next block
             place += 32768 - place % 32768
             continue
         length, kind = int.from_bytes(log[place + 4 : place + 6], "little"), log[place + 6]
+        if place + 7 + length > len(log):
+            return
         record += log[place + 7 : place + 7 + length]
         place += 7 + length
         if kind in (1, 4):  # whole, or the last part
