@@ -66,12 +66,13 @@ def cluster() -> Iterator[None]:
 
 
 @pytest.fixture(params=["ray", "submitit"])
-def workers(request: pytest.FixtureRequest, tmp_path: Path) -> Workers:
+def workers(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workers:
     """Two of each engine; processes of this machine are tried with the grids."""
     if request.param == "ray":
         request.getfixturevalue("cluster")
         return Workers(2, "ray")
-    pytest.importorskip("submitit", reason="submitit is not installed")
+    core = pytest.importorskip("submitit.core.core", reason="submitit is not installed")
+    monkeypatch.setattr(core.Job, "_results_timeout_s", 1)  # it waits for a slow file system when a job has died
     return Workers(2, "submitit", {"cluster": "local", "folder": str(tmp_path / "jobs")})
 
 
