@@ -39,7 +39,7 @@ from mmprompt.core.method import Method, Start, resolved_recipe
 from mmprompt.core.words import commonest
 from mmprompt.errors import UserError
 from mmprompt.models.decoder.kv_cache import KVCache
-from mmprompt.models.sites import Insert, Site
+from mmprompt.models.sites import Insert, Site, low_rank_of
 from mmprompt.settings import check
 from mmprompt.training.problem import StepResult
 from mmprompt.training.recipe import Recipe
@@ -310,11 +310,12 @@ class FocusTask(Task[Captioner]):
         if all(is_no_less(own, other) for other in (wordings, elsewhere)):
             return []
         what = self.focus or "what the captions speak of"
+        such = "" if low_rank_of(predictor.prompt.inserts()) else ", such as lora"
         return [
             f"{what} was not learned: of {len(items)} {'other ' if is_other else ''}images, captions with "
             f"this prompt are {100 * own.mean():.0f} % like those that were written, captions of other images in the "
             f"data {100 * elsewhere.mean():.0f} %, and the best wording without a prompt reaches "
-            f"{100 * wordings.mean():.0f} %. Try another --method, such as lora, give more pairs, or take another "
+            f"{100 * wordings.mean():.0f} %. Try another --method{such}, give more pairs, or take another "
             "captioner."
         ]
 

@@ -181,9 +181,12 @@ def test_a_prompt_that_learned_nothing_of_other_images_is_said_to(captioner, dat
     assert re.match(
         r"numbers was not learned: of 2 other images, captions with this prompt are \d+ % like those that were "
         r"written, "
-        r"captions of other images in the data \d+ %, and the best wording without a prompt reaches \d+ %\. Try",
+        r"captions of other images in the data \d+ %, and the best wording without a prompt reaches \d+ %\. "
+        r"Try another --method, such as lora, give",
         notice,
     )
+    low_rank = fit("lora", captioner, data, epochs=1, lr=1e-6)
+    assert any("Try another --method, give more pairs" in notice for notice in low_rank.notices)
 
 
 def test_a_prompt_is_held_against_captions_of_other_images_and_the_best_wording(captioner, data, monkeypatch):
