@@ -33,6 +33,7 @@ pytest_plugins = [
     )
 ]
 
+os.fsync = lambda descriptor: None  # a disk takes milliseconds for each, and no test pulls the plug
 progress.PATIENCE_S = float("inf")  # how busy the machine is must not be in what a command says
 # a busy machine is no failure; and the same examples in every run, as all randomness here
 hypothesis.settings.register_profile("seeded", deadline=None, derandomize=True)
