@@ -48,7 +48,7 @@ class Settings:
     shots: tuple[int, ...] = (1, 4, 16)
     seeds: tuple[int, ...] = (1, 2, 3)
     methods: tuple[str, ...] = tuple(METHODS)
-    """Rows of others that the JSON file already has stay in it; clip-lora takes a minute to half an hour a run."""
+    """Rows of others that the JSON file already has stay in it; clip-lora takes a minute to an hour a run."""
 
 
 def losses(classifier: mp.Classifier, items: Sequence[Item]) -> np.ndarray:
