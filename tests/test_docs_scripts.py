@@ -28,7 +28,7 @@ from mmprompt.core.method import resolved_recipe
 from mmprompt.data import catalog
 from tests.small_language_models import CHAT_TEMPLATE
 from tests.test_docs import ROOT
-from tests.test_docs_commands import NOT_HERE, PAGES, as_reader, lay_out, length_of, lines_of, reader  # noqa: F401
+from tests.test_docs_commands import NOT_HERE, PAGES, as_reader, lay_out, lines_of, reader  # noqa: F401
 
 SMALL_VIT = {"MODELS": ("vit-b-16",), "N_FEW": 32, "load": lambda name, folder: mp.load_backbone("clip")}
 POOL = {
@@ -53,6 +53,7 @@ CUT: dict[str, tuple[str, dict[str, Any]]] = {
     "bench/table": ("", {}),
     "bench/text_step": ("--rows text-100-m4 --repeats 1", {"vit_b_16": lambda: mp.load_backbone("clip")}),
     "compare_language": ("--model tiny --one 'prompt tuning' 1", {"SHOTS": 1}),
+    "draw_captions": ("--n-images 2", {}),
     "measure_captions": ("--seeds 1", {"SETS": ("openart-scenes",) * 2, "N_STEERED": 4}),
     "measure_composition": ("--model tiny --ways orthogonal", {"N_STEPS_LANGUAGE": {"tiny": 1}}),
     "measure_context_start": (
@@ -75,7 +76,6 @@ CUT: dict[str, tuple[str, dict[str, Any]]] = {
     "measure_language": ("--model hf:lm", {"TASKS": ("questions",), "SEEDS": (1,), "SHOTS": 1}),
     "measure_membership": ("--seeds 1 --shots 1 --methods coop", {}),
     "measure_openart": ("--tasks openart-left --shots 1", {"SEEDS": (1, 2)}),
-    "draw_captions": ("--n-images 2", {}),
     "soak/serving": (
         "--minutes 0.05 --clients 2 --crowd 2",
         {"CROWD_SECONDS": 1, "N_SLOW": 0, "SAMPLE_SECONDS": 0.5, "MOST_GROWTH": 2.0},
