@@ -123,10 +123,7 @@ def test_an_unknown_metric_is_refused() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("java") is None, reason="METEOR runs in Java, which is not here")
-def test_meteor_prefers_the_better_captions() -> None:
-    captions, references = (
-        {"1": "a red dog", "2": "a cat sits on a mat"},
-        {"1": ["the red dog"], "2": ["a cat on a mat"]},
-    )
-    same = java_score("meteor", {key: texts[0] for key, texts in references.items()}, references)
-    assert 0 < java_score("meteor", captions, references) < same <= 1
+def test_meteor_is_between_that_of_a_copy_and_none_where_one_caption_differs() -> None:
+    captions = {"1": "a red dog", "2": "a cat on a mat"}
+    references = {"1": ["the green dog"], "2": ["a cat on a mat"]}
+    assert 0.2 < java_score("meteor", captions, references) < 0.8  # a copy alone has 1, other words alone 0
