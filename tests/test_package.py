@@ -2,6 +2,8 @@
 
 import ast
 import importlib
+import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +65,13 @@ def test_a_predictor_needs_no_method_and_no_training(room):
     modules = loaded_after(f"import mmprompt.{room}.predictor")
     unneeded = (f"mmprompt.{room}.methods", f"mmprompt.{room}.task", "mmprompt.core.method", "mmprompt.training")
     assert not {m for m in modules if m.startswith(unneeded)}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_every_name_that_a_text_gives_in_full_is_found(path):
+    files = ("mmprompt.json", "mmprompt.safetensors")
+    for name in set(re.findall(r"\bmmprompt(?:\.[a-zA-Z_]\w*)+", path.read_text())) - set(files):
+        assert pkgutil.resolve_name(name) is not None
 
 
 @pytest.mark.parametrize("name", mmprompt.__all__)

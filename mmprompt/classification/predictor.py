@@ -407,7 +407,7 @@ def load(folder: Path, header: Mapping[str, Any], model: DualEncoder | str | Non
 
     Args:
         folder: that holds the files.
-        header: of `core.file.read_header`.
+        header: of `core.header.read_header`.
         model: the backbone or its name; by default the one that the file names.
         device: as of `core.file.load`.
     Raises:

@@ -119,7 +119,7 @@ def _describe(part: Source | nn.Module, place: str, tensors: dict[str, Tensor]) 
             name = type(part).__name__
             raise UserError(
                 f"{name} gives more than vectors of its own, so its vectors alone cannot be kept. Give the class a "
-                "`kind` and `settings`, and add it to mmprompt.core.learned.SOURCES."
+                "`kind` and `settings`, and add it to mmprompt.core.sources.SOURCES."
             )
         vectors = {site: insert for site, insert in inserts.items() if isinstance(insert, Vectors)}
         tensors |= {str(site): one.values.detach() for site, one in vectors.items()}
@@ -129,7 +129,7 @@ def _describe(part: Source | nn.Module, place: str, tensors: dict[str, Tensor]) 
     if kind not in known:
         raise UserError(
             f"{type(part).__name__} has the kind {kind!r}, which no file could be read with. "
-            "Add it to mmprompt.core.learned.SOURCES or mmprompt.core.learned.HEADS."
+            "Add it to mmprompt.core.sources.SOURCES or mmprompt.core.heads.HEADS."
         )
     state = part.state_dict()
     tensors |= {f"{place}.{name}": value.detach() for name, value in state.items()}
