@@ -66,7 +66,8 @@ def calibrated(classifier: Classifier, temperature: float) -> Calibrated:
     elif classifier.form:
         raise UserError(f"a {classifier.form} classifier cannot be calibrated. Use a prompt of another method.")
     features = classifier.kept_tensors().get("class_features")
-    return Calibrated(classifier.backbone, classifier.prompt, classifier.class_names, features, temperature)
+    prompt = classifier.prompt.sharing_sources(classifier.prompt.template, classifier.prompt.head)
+    return Calibrated(classifier.backbone, prompt, classifier.class_names, features, temperature)
 
 
 class TestTimeClassifier(Classifier):

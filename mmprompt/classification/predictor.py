@@ -335,7 +335,7 @@ class Classifier(nn.Module):
         Raises:
             UserError: context or head belong to single classes, or a name is empty, repeated or too long.
         """
-        prompt, head = self.prompt, self.prompt.head
+        head = self.prompt.head
         if self.prompt.is_class_specific:
             raise UserError(
                 "this prompt has a context or a head for each class, so it cannot take other class names. "
@@ -343,7 +343,7 @@ class Classifier(nn.Module):
             )
         if isinstance(head, Head):
             head = head.for_class_names(self.class_names, class_names)
-            prompt = Prompt(prompt.template, *prompt.sources, head=head).train(prompt.training)
+        prompt = self.prompt.sharing_sources(self.prompt.template, head)
         return type(self)(self.backbone, prompt, class_names, **self.form_settings())
 
     def with_template(self, template: str) -> Classifier:
@@ -360,7 +360,7 @@ class Classifier(nn.Module):
             found = " and ".join(str(n) for n in sorted({line.n_ctx for line in words.lines}))
             advice = f"Write {{soft*{n_learned}}} among the words." if n_learned else "Leave {soft} out."
             raise bad_value("template", repr(template), f"it has {found} vectors, and {n_learned} were learned", advice)
-        prompt = Prompt(words, *prompt.sources, head=prompt.head).train(prompt.training)
+        prompt = prompt.sharing_sources(words, prompt.head)
         return type(self)(self.backbone, prompt, self.class_names, **self.form_settings())
 
     def header(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ A source may learn vectors directly, make them of others, or read the image. It 
 
 from __future__ import annotations
 
+import copy
 import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -197,16 +198,19 @@ class Prompt(nn.Module):
             getattr(self.head, "is_class_specific", False)
         )
 
+    def sharing_sources(self, template: Template, head: nn.Module | None) -> Prompt:
+        """Return a prompt of the same sources with another template, and a copy of a head that learns on its own."""
+        return Prompt(template, *self.sources, head=copy.deepcopy(head)).train(self.training)
+
     def join(self, other: Prompt) -> Prompt:
-        """Return one prompt that holds the sources of both, with the template of the one whose vectors stand in it.
+        """Return one prompt that holds the sources of both, among the words of this one.
 
         Raises:
             UserError: both learn at the same site, or both have a head.
         """
         if self.head is not None and other.head is not None:
             raise UserError("two methods both learn a head, but a classifier has one. Leave one of them out.")
-        template = other.template if Site("text") in other.sites else self.template
-        return Prompt(template, *self.sources, *other.sources, head=self.head or other.head)
+        return Prompt(self.template, *self.sources, *other.sources, head=self.head or other.head)
 
 
 def random_vectors(shape: tuple[int, ...], generator: torch.Generator, std: float = 0.02) -> Tensor:

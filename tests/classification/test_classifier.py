@@ -92,7 +92,7 @@ def test_predicting_with_one_class_is_refused(classifier, picture):
 
 def test_other_class_names_use_the_same_vectors(classifier):
     other = classifier.with_class_names(["red car", "fish"])
-    assert other.prompt is classifier.prompt
+    assert other.prompt.sources[0] is classifier.prompt.sources[0]
     assert other.class_features().shape[0] == 2
 
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 import mmprompt as mp
+from mmprompt.classification.forms import calibrated
 from mmprompt.classification.methods import CoOp, NearestClassMean
 from mmprompt.classification.methods.solved import TextAndMeans, TextProbe
 from mmprompt.classification.task import zero_shot
@@ -109,3 +110,20 @@ def test_a_head_that_needs_all_its_images_is_refused(tiny_clip_backbone, data):
     classifier = fit(NearestClassMean(), tiny_clip_backbone, data, progress=False).predictor
     with pytest.raises(UserError, match="a head of kind 'class-means', which learns from all"):
         classifier.update(data.train[0].path, data.class_names[0])
+
+
+def test_one_with_other_names_learns_alone(tiny_clip_backbone, data):
+    classifier = zero_shot(tiny_clip_backbone, data.class_names, data.template)
+    classifier.with_class_names(["cat", "car"]).update(data.test[0].path, "car")
+    assert classifier.prompt.head is None
+
+
+@pytest.mark.parametrize(
+    "derive", [lambda one: one.with_template("the {}."), lambda one: calibrated(one, 2.0)], ids=["words", "temperature"]
+)
+def test_one_among_other_words_or_at_another_temperature_learns_alone(derive, tiny_clip_backbone, data):
+    classifier = zero_shot(tiny_clip_backbone, data.class_names, data.template)
+    classifier.update(data.train[0].path, data.class_names[0])
+    before = classifier.predict_proba(paths(data.test))
+    derive(classifier).update(data.test[0].path, data.class_names[1])
+    np.testing.assert_array_equal(classifier.predict_proba(paths(data.test)), before)
