@@ -62,8 +62,8 @@ N_EXAMPLES, N_MAPPED = 4, 6
 
 def data_at(place: Mapping[str, Any], training: Mapping[str, Any]) -> Dataset:
     """Load images from where `place_of_data` says that they lie, drawn as they were."""
-    images, draw = Images().at(place), training.get("data", {})
-    data = images.load(draw.get("shots"), draw.get("seed") or 1)
+    images = Images().at(place)
+    data = images.load_as_drawn(training)
     return images.sound(data) if images.skip_broken else data
 
 

@@ -87,6 +87,12 @@ class Images:
         loaded = load_dataset(str(self.data), self.root, shots, seed, self.datasets_dir, self.protocol)
         return loaded if self.template is None else replace(loaded, template=check_template(self.template))
 
+    def load_as_drawn(self, training: Mapping[str, Any]) -> Dataset:
+        """Return the data set with the shots and seed that a training says of itself."""
+        drawn = training.get("data", {})
+        seed = drawn.get("seed")
+        return self.load(drawn.get("shots"), 1 if seed is None else seed)
+
     @property
     def is_table(self) -> bool:
         """Whether the user's own images are listed in a file."""

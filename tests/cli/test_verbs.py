@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from mmprompt.classification.cli.train import read_call
 from mmprompt.classification.methods import CoOp, TextProbe
 from mmprompt.cli.main import main
 from mmprompt.files import read_json
+from mmprompt.terminal.images import Images
 
 Capture = pytest.CaptureFixture[str]
 Words = Callable[..., list[str]]
@@ -177,6 +179,11 @@ def test_eval_repeats_the_numbers_of_the_run(run_folder: Path, capsys: Capture) 
 def test_eval_of_the_training_part_takes_the_shots_of_the_run(run_folder: Path, capsys: Capture) -> None:
     assert main(["eval", str(run_folder), "--split", "train", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["metrics"]["learned"]["n"] == 6
+
+
+@pytest.mark.parametrize(("drawn", "seed"), [({"seed": 0}, 0), ({"seed": None}, 1), ({}, 1)])
+def test_images_are_drawn_again_by_the_seed_of_their_run(drawn: dict[str, Any], seed: int, pictures: Path) -> None:
+    assert Images(data=str(pictures)).load_as_drawn({"data": {"shots": 2} | drawn}).seed == seed
 
 
 def test_eval_takes_other_pictures_with_other_class_names(run_folder: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -40,8 +40,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
     output = Output(settings.json)
     header = read_header(settings.run)
     images = settings.images.or_of_run(settings.run, header["training"])
-    draw = header["training"].get("data", {})  # the same shots and seed, so that train and val are the same again
-    data = images.load(draw.get("shots"), draw.get("seed") or 1)
+    data = images.load_as_drawn(header["training"])  # so that train and val are the same again
     items = data.items(settings.split)
     if not items:
         raise UserError(f"the {settings.split} part of {data.name} is empty. Choose another --split.")
