@@ -23,8 +23,15 @@ from mmprompt.settings import checked
 def evaluate(
     classifier: Classifier, data: Dataset | Sequence[Item], split: str = "test", features: ImageFeatures | None = None
 ) -> Evaluation:
-    """Score a classifier on a part of a data set, or on items labelled as its class names; see `core.fit.evaluate`."""
-    return score_items(classifier, data if isinstance(data, Sequence) else data.items(split), features)
+    """Score a classifier on a part of a data set, or on items labelled as its class names; see `core.fit.evaluate`.
+
+    Where the names of a data set are others, or in another order, the same prompt tells those apart.
+    """
+    if isinstance(data, Sequence):
+        return score_items(classifier, data, features)
+    if data.class_names != classifier.class_names:
+        classifier = classifier.with_class_names(data.class_names)
+    return score_items(classifier, data.items(split), features)
 
 
 @checked

@@ -24,11 +24,11 @@ from mmprompt.classification.template import ClassTemplate, refuse_single_class
 from mmprompt.core.fit import Task
 from mmprompt.core.heads import Cosine
 from mmprompt.core.learned import Outputs, Prompt
-from mmprompt.core.method import FrozenFeatures, Method, Start, overrides
+from mmprompt.core.method import FrozenFeatures, Method, Start, overrides, parts_of
 from mmprompt.core.metrics import Evaluation, evaluate_probabilities
 from mmprompt.data.images import ImageLike, read_image
 from mmprompt.data.transforms import augment_coop
-from mmprompt.errors import UserError
+from mmprompt.errors import UserError, bad_value
 from mmprompt.models.dual_encoder.interface import DualEncoder, without_text
 from mmprompt.models.dual_encoder.load import load_backbone
 from mmprompt.models.image_features import ImageFeatures, encode_images, encode_tensors
@@ -91,6 +91,10 @@ class ClassificationProblem:
         self._pixels: dict[tuple[int, int | None], Tensor] = {}
         self.teacher = method.teacher(self.backbone, classifier.class_names, template)
         self._cosine = Cosine(self.backbone.logit_scale, self.backbone.logit_bias)
+        paths = [image for image in images if isinstance(image, Path)]
+        if len(set(paths)) < len(paths) and any(part.meets_images_once for part in parts_of(method)):
+            advice = "Draw the shots by another protocol, which repeats none."
+            raise UserError(f"an image is there more than once, but what is learned must meet each once. {advice}")
         n_epochs = count_epochs(recipe, len(images), epochs_for(recipe, None))
         self.gradient_rule = method.gradient_rule(n_epochs)
         if overrides(method, "begin"):
@@ -255,6 +259,15 @@ class ClassificationTask(Task[Classifier]):
 
     kind = "classification"
     methods = METHODS
+
+    def __post_init__(self) -> None:
+        if len(self.labels) != len(self.images):
+            advice = "Give one for each image."
+            raise bad_value("labels", len(self.labels), f"there are {len(self.images)} images", advice)
+        for label in self.labels:
+            if self.class_names and not 0 <= label < len(self.class_names):
+                expected = f"there are {len(self.class_names)} class names, whose numbers begin at 0"
+                raise bad_value("label", label, expected, "Number the labels as the names are ordered.")
 
     @classmethod
     def of(cls, data: Dataset, features: ImageFeatures | None = None) -> ClassificationTask:

@@ -9,7 +9,7 @@ import torch
 
 import mmprompt as mp
 from mmprompt.classification.measure import measure
-from mmprompt.classification.task import evaluate, zero_shot
+from mmprompt.classification.task import ClassificationTask, evaluate, zero_shot
 from mmprompt.core.file import load
 from mmprompt.core.fit import fit
 from mmprompt.data.folder import ImageFolder
@@ -170,6 +170,21 @@ def test_evaluation_counts_what_predict_says(tiny_clip_backbone, data):
     assert score.accuracy == np.mean(
         [a == data.class_names[item.label] for a, item in zip(said, data.test, strict=True)]
     )
+
+
+def test_evaluation_on_names_in_another_order_is_of_those_names(tiny_clip_backbone, data):
+    own = zero_shot(tiny_clip_backbone, data.class_names)
+    turned = zero_shot(tiny_clip_backbone, data.class_names[::-1])
+    assert mp.evaluate(turned, data).accuracy == mp.evaluate(own, data).accuracy
+
+
+@pytest.mark.parametrize(
+    ("labels", "text"), [([0, 7], "label is 7, but there are 2 class names"), ([0], "labels is 1, but there are 2")]
+)
+def test_labels_that_do_not_fit_are_refused(labels, text):
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    with pytest.raises(UserError, match=text):
+        ClassificationTask("x", ["a", "b"], images, labels)
 
 
 def test_evaluating_on_nothing_is_refused(tiny_clip_backbone, data):
