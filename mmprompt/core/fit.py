@@ -355,11 +355,17 @@ def run_config(task: Any, method: Method, predictor: Any, recipe: Recipe, seed: 
 
 
 def describe_method(method: Any, names: dict[str, Any]) -> dict[str, Any]:
-    """Give a method's name and settings, JSON-ready; one that has no name goes by that of its class."""
+    """Give a method's name and settings, JSON-ready; one that has no name goes by that of its class.
+
+    Of several methods that have a setting in common, but not its value, the later ones' go by name and setting.
+    """
     parts = getattr(method, "methods", None)
     if parts is not None:
         described = [describe_method(part, names) for part in parts]
-        settings = {key: value for part in described for key, value in part["settings"].items()}
+        settings: dict[str, Any] = {}
+        for part in described:
+            for key, value in part["settings"].items():
+                settings[key if settings.get(key, value) == value else f"{part['name']}.{key}"] = value
         return {"name": "+".join(part["name"] for part in described), "settings": settings}
     own = next((name for name, kind in names.items() if type(method) is kind), type(method).__name__)
     return {"name": own, "settings": {name: value for name, value in asdict(method).items() if name != "losses"}}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from mmprompt.errors import UserError
@@ -171,15 +172,25 @@ class Combined(Method):
         """Join the sources of all methods in one prompt."""
         if len(self.methods) < 2 or not any(method.learns for method in self.methods):
             raise UserError("a combination needs two methods, one of which learns. Write CoOp(...) + VPT(...).")
-        joined, *rest = (method.prompt(backbone, start) for method in self.methods if method.learns)
-        for prompt in rest:
-            joined = joined.join(prompt)
+        prompts = [method.prompt(backbone, start) for method in self.methods if method.learns]
+        joined = reduce(lambda one, other: one.join(other), prompts)
+        templates = [prompt.template for prompt in prompts if prompt.template.text != start.template.text]
+        words = dict.fromkeys(template.text for template in templates)
+        if len(words) > 1:
+            raise UserError(f"two methods bring words of their own, {' and '.join(map(repr, words))}. Leave one out.")
+        joined.template = templates[0] if templates else start.template
         return joined
 
     def loss_terms(self, outputs: Outputs) -> Mapping[str, Tensor]:
-        """Compute the loss terms of every method, each once."""
-        parts_last = sorted(self.methods, key=lambda method: not method.learns)
-        return {name: term for method in parts_last for name, term in method.loss_terms(outputs).items()}
+        """Compute the loss terms of every method, the cross entropy once."""
+        terms: dict[str, Tensor] = {}
+        for method in sorted(self.methods, key=lambda method: not method.learns):
+            own = method.loss_terms(outputs)
+            twice = sorted((own.keys() & terms.keys()) - {"cross_entropy"})
+            if twice:
+                raise UserError(f"two methods both bring the loss {twice[0]!r}. Leave one of them out.")
+            terms |= own
+        return terms
 
     def gradient_rule(self, n_epochs: int) -> GradientRule | None:
         """Give that of the one method which has one."""
@@ -223,11 +234,14 @@ class Combined(Method):
         return own[0] if own else None
 
 
+def parts_of(method: Any) -> list[Any]:
+    """List the methods of a combination, however they were joined; of any other the method itself."""
+    return [part for one in method.methods for part in parts_of(one)] if isinstance(method, Combined) else [method]
+
+
 def overrides(method: Any, hook: str) -> bool:
     """Whether a method, or one of a combination, has a hook of its own, such as `begin`."""
-    if isinstance(method, Combined):
-        return any(overrides(part, hook) for part in method.methods)
-    return getattr(type(method), hook) is not getattr(Method, hook)
+    return any(getattr(type(part), hook) is not getattr(Method, hook) for part in parts_of(method))
 
 
 @dataclass(frozen=True)
@@ -306,7 +320,7 @@ def measured_for(method: Method | type[Method], *places: str) -> Measured:
     kind = method if isinstance(method, type) else type(leading(method))
     for ancestor in kind.__mro__:
         for place in places:
-            if (place, ancestor.__name__) in MEASURED:
+            if (place, ancestor.__name__) in MEASURED and ancestor.__module__.startswith("mmprompt."):
                 found = MEASURED[place, ancestor.__name__]
                 return found if ancestor is kind else Measured(found.settings)
     return Measured()
@@ -314,9 +328,8 @@ def measured_for(method: Method | type[Method], *places: str) -> Measured:
 
 def leading(method: Any) -> Any:
     """The method whose recipe a combination is trained by, its first that learns; else the method itself."""
-    if not isinstance(method, Combined):
-        return method
-    return leading(next((part for part in method.methods if part.learns), method.methods[0]))
+    parts = parts_of(method)
+    return next((part for part in parts if part.learns), parts[0])
 
 
 def settled(method: Method, *places: str) -> Method:

@@ -25,7 +25,7 @@ from mmprompt.errors import UserError, bad_file
 from mmprompt.files import make_folder
 from mmprompt.models.ranks import PeerLostError, Ranks
 from mmprompt.settings import validate
-from mmprompt.training.callbacks import Callback, EarlyStopping
+from mmprompt.training.callbacks import Callback, EarlyStopping, WeightAverage
 from mmprompt.training.checkpoint import Checkpoint, checkpoint_folders, clean, read_newest, write_checkpoint
 from mmprompt.training.problem import Problem, Run, RunFailed
 from mmprompt.training.recipe import Recipe, learning_rate
@@ -59,12 +59,18 @@ def train(
         A record per epoch: `epoch` (finished ones, from 1), `lr`, `loss`, each loss by name (means over
         items), `accuracy` (0..1, if the problem counts it), `seconds`, and what callbacks added.
     Raises:
+        UserError: there is nothing to train on, or the best weights and an average are both to be kept.
         RunFailed: a loss, gradient or weight became NaN or infinite, or the disk is full.
     """
     if problem.n_items < 1:
         raise UserError("there are no training items. Give data with a train split of one item or more.")
     if recipe.patience is not None:
         callbacks = (EarlyStopping(recipe.patience), *callbacks)
+    if all(any(isinstance(one, kind) for one in callbacks) for kind in (EarlyStopping, WeightAverage)):
+        raise UserError(
+            "the weights of the best epoch and an average over all epochs cannot both be kept. Leave out `patience`, "
+            "or the average."
+        )
     n_epochs = count_epochs(recipe, problem.n_items, n_epochs)
     run = Run(problem, recipe, n_epochs, count_steps(recipe, problem.n_items))
     session = _Session(run, seed, callbacks, run_id, folder)

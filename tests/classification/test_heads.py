@@ -9,11 +9,15 @@ import torch
 import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 
+from mmprompt.classification.methods import VPT, CoOp, make_method
 from mmprompt.classification.methods.heads import CLAP, CLIPAdapter, TaskRes, TipAdapter, TipAdapterF, ZeroShotProbe
-from mmprompt.classification.methods.solved import GDA, LPPlusPlus, TextProbe, solve_gda
+from mmprompt.classification.methods.solved import GDA, LinearProbe, LPPlusPlus, TextProbe, solve_gda
 from mmprompt.classification.task import zero_shot
+from mmprompt.core.fit import fit
 from mmprompt.core.learned import Outputs
 from mmprompt.core.method import FrozenFeatures
+from mmprompt.data.folder import ImageFolder
+from mmprompt.errors import UserError
 from mmprompt.training.recipe import Recipe, learning_rate
 from mmprompt.training.update import WeightUpdate
 
@@ -59,7 +63,7 @@ def cross_entropy(logits, labels):
 
 def plain_logits(method, start, text, base, labels, scale):
     """The logits of a batch as a function of what learns, from the paper's formula."""
-    if isinstance(method, TipAdapter):
+    if isinstance(method, TipAdapterF):
         hot = F.one_hot(labels, len(text)).double()
         return lambda x, keys: scale * x @ text.T + torch.exp(-1.0 * (1.0 - x @ keys.T)) @ hot
     if isinstance(method, CLIPAdapter):
@@ -128,7 +132,7 @@ def test_a_trained_head_takes_the_steps_of_its_paper(method, classifier, data, s
 
 
 def test_a_cache_holds_the_labelled_images_and_learns_nothing(classifier, data, scale):
-    TipAdapter(cache_weight=3.0, sharpness=5.5).begin(classifier, data)
+    TipAdapter(cache_weight=3.0, sharpness=5.5).finish(classifier, data)
     head, text = classifier.prompt.head.double(), classifier.class_features().double()
     assert not [value for value in head.parameters() if value.requires_grad]
     batch = data.validation()[0]
@@ -139,7 +143,7 @@ def test_a_cache_holds_the_labelled_images_and_learns_nothing(classifier, data, 
 
 
 def test_a_cache_is_weighed_by_the_log_loss_of_images_held_out(classifier, data, scale):
-    TipAdapter().begin(classifier, data)
+    TipAdapter().finish(classifier, data)
     others, truth = data.validation()
     text, hot = classifier.class_features().double(), F.one_hot(data.labels, len(NAMES)).double()
     losses = {
@@ -258,3 +262,44 @@ def test_a_text_probe_chooses_its_share_by_folds_of_the_training_images_and_read
             total += F.cross_entropy(logits, labels[held], reduction="sum").item()
         losses[share] = total
     assert classifier.prompt.head.text_share == min(losses, key=losses.get)
+
+
+def test_a_weight_of_nothing_is_a_weight(classifier, data):
+    TipAdapterF(cache_weight=0.0).begin(classifier, data)
+    assert classifier.prompt.head.weight == 0.0
+    TipAdapter(cache_weight=0.0).finish(classifier, without_validation(data))
+    assert classifier.prompt.head.weight == 0.0
+
+
+@pytest.mark.usefixtures("feature_store")
+def test_a_cache_beside_what_learns_is_of_the_images_as_it_sees_them(picture_folder, tiny_clip_backbone):
+    colours = ImageFolder(picture_folder, shots=4, seed=1, augment="none")
+    method = VPT(n_visual=2) + TipAdapter(1.0, 1.0)
+    classifier = fit(method, tiny_clip_backbone, colours, epochs=1, lr=0.5, warmup_epochs=0, progress=False).predictor
+    seen = classifier.features_of([item.path for item in colours.train])
+    torch.testing.assert_close(classifier.prompt.head.keys, seen)
+
+
+@pytest.mark.parametrize("name", ["gda+linear-probe", "auto+gda", "tip-adapter-f+taskres", "two-stage+gda"])
+def test_two_heads_are_refused(name, tiny_clip_backbone):
+    with pytest.raises(UserError, match="both make the head, but a classifier has one"):
+        make_method(name).build(tiny_clip_backbone, NAMES)
+
+
+@pytest.mark.parametrize("method", [ZeroShotProbe(), CLAP()])
+def test_nothing_learns_in_a_text_that_is_read_once(method, tiny_clip_backbone, data):
+    joined = CoOp(n_ctx=2) + method
+    with pytest.raises(UserError, match="reads the text once, before anything is learned"):
+        joined.begin(joined.build(tiny_clip_backbone, NAMES), data)
+
+
+@pytest.mark.parametrize("method", [LinearProbe(1.0), TextProbe()])
+def test_a_probe_needs_images_of_each_class_and_lp_plus_plus_does_not(method, classifier, data):
+    some = data.labels != 1
+    without = FrozenFeatures(
+        data.image_features[some], data.labels[some], lambda: None, data.generator, lambda: data.image_features[some]
+    )
+    with pytest.raises(UserError, match="3 of 4 classes have training images"):
+        method.finish(classifier, without)
+    LPPlusPlus(lp_steps=2).finish(classifier, without)
+    assert classifier.prompt.head.weight.isfinite().all()

@@ -125,3 +125,10 @@ def test_what_cannot_be_is_refused_before_a_run_begins(
     monkeypatch.setitem(sys.modules, "opacus.accountants.utils", None)
     asked = "dp-sgd needs opacus, which is not installed. Use pip install"
     assert refusal(CoOp(n_ctx=2) + DPSGD()).startswith(asked)
+
+
+def test_a_draw_that_repeats_images_is_refused(tiny_clip_backbone: DualEncoder, picture_folder: Path) -> None:
+    image = next(picture_folder.rglob("*.png"))
+    task = ClassificationTask("twice", NAMES, [image, image, image], [0, 1, 2])
+    with pytest.raises(UserError, match="an image is there more than once"):
+        fit(CoOp(n_ctx=2) + DPSGD(), tiny_clip_backbone, task, **QUICK)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mmprompt as mp
-from mmprompt.classification.methods import TwoStage
+from mmprompt.classification.methods import CoCoOp, CoOp, TwoStage
 from mmprompt.core.heads import TextStarted
 from mmprompt.data.images import read_image
 from mmprompt.data.splits import Dataset
@@ -130,3 +130,14 @@ def test_towers_without_layer_norms_are_refused_with_what_to_use(tiny_resnet_bac
         TwoStage().build(tiny_resnet_backbone, ["cat", "dog"])
     prompt = TwoStage(norm_towers="text").build(tiny_resnet_backbone, ["cat", "dog"]).prompt
     assert not prompt.has("vision")
+
+
+def test_its_recipe_has_to_lead(exact: FrozenDualEncoder) -> None:
+    with pytest.raises(UserError, match="Name it first, as in two-stage\\+coop"):
+        (CoOp(n_ctx=2) + TwoStage()).build(exact, ["cat", "dog"])
+    assert (TwoStage() + CoOp(n_ctx=2)).build(exact, ["cat", "dog"]).prompt.has("text")
+
+
+def test_a_text_that_is_another_for_each_image_is_refused(exact: FrozenDualEncoder) -> None:
+    with pytest.raises(UserError, match="this head needs one text"):
+        (TwoStage() + CoCoOp()).build(exact, ["cat", "dog"])

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mmprompt.classification.methods import (
+    GDA,
     METHODS,
     TPT,
     VPT,
@@ -17,11 +18,13 @@ from mmprompt.classification.methods import (
     LinearProbe,
     ProGrad,
     PromptSRC,
-    TipAdapter,
+    TipAdapterF,
+    ZeroShot,
 )
-from mmprompt.classification.methods.base import Combination
+from mmprompt.classification.methods.base import Combination, Part
 from mmprompt.core import method as module
 from mmprompt.core.fit import describe_method
+from mmprompt.core.learned import Outputs
 from mmprompt.core.method import Measured, measured_for, overrides, resolved_recipe, settled
 from mmprompt.errors import UserError
 from mmprompt.training.recipe import LENGTHS, Recipe
@@ -32,6 +35,8 @@ PLACES = ("tiny", "classification")
 @dataclass(frozen=True)
 class Paper(CoOp):
     """CoOp by another paper's recipe."""
+
+    __module__ = CoOp.__module__  # as if it were one of the package
 
     recipe: ClassVar[Recipe] = Recipe(lr=1.0, batch_size=11, warmup_epochs=3, min_lr=0.5)
 
@@ -177,11 +182,56 @@ def test_two_classifiers_of_their_own_are_refused(tiny_clip_backbone):
         (CoOp(n_ctx=2) + TPT() + TPT()).build(tiny_clip_backbone, ["cat", "dog"])
 
 
+@dataclass(frozen=True)
+class Term(Part):
+    """A loss term."""
+
+    weight: float = 1.0
+
+    def loss_terms(self, outputs):
+        return {"term": self.weight * outputs.logits.square().mean()}
+
+
+@dataclass(frozen=True)
+class OtherTerm(Term):
+    """Another one, with the same setting."""
+
+
+def test_settings_of_one_name_are_all_described():
+    joined = [CoOp(n_ctx=2) + Term(weight) + OtherTerm(2.0) for weight in (1.0, 50.0)]
+    one, other = (describe_method(method, METHODS)["settings"] for method in joined)
+    assert (one["weight"], one["OtherTerm.weight"], other["weight"]) == (1.0, 2.0, 50.0)
+
+
+def test_a_loss_of_one_name_is_refused_twice():
+    outputs = Outputs(torch.zeros(2, 3), torch.tensor([0, 1]), torch.zeros(2, 4), torch.zeros(3, 4))
+    assert set((CoOp() + VPT() + Term()).loss_terms(outputs)) == {"cross_entropy", "term"}
+    with pytest.raises(UserError, match="two methods both bring the loss 'term'"):
+        (CoOp() + Term() + OtherTerm()).loss_terms(outputs)
+
+
+@pytest.mark.parametrize("in_order", [1, -1])
+def test_words_of_ones_own_are_kept_in_any_order_and_refused_twice(in_order, tiny_clip_backbone):
+    words, names = ZeroShot(words="the {}."), ["cat", "dog"]
+    one, other = (words, GDA())[::in_order]
+    assert (one + other).build(tiny_clip_backbone, names).prompt.template.text == "the {}."
+    one, other = (words, CoOp(n_ctx=2))[::in_order]
+    with pytest.raises(UserError, match="two methods bring words of their own"):
+        (one + other).build(tiny_clip_backbone, names)
+
+
+def test_a_method_from_elsewhere_that_has_the_name_of_one_of_ours_is_another():
+    class CoOp:
+        pass
+
+    assert measured_for(CoOp, "tiny") == Measured()
+
+
 def test_coop_needs_no_hook_but_its_prompt():
     hooks = ("loss_terms", "gradient_rule", "teacher", "begin", "callbacks", "predictor")
     assert not [hook for hook in hooks if hook in vars(CoOp)]
     assert not overrides(CoOp(), "begin")
-    assert overrides(TipAdapter(), "begin")
+    assert overrides(TipAdapterF(), "begin")
 
 
 def test_losses_of_a_combination_are_each_counted_once(tiny_clip_backbone, pixels):

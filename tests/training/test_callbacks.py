@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from mmprompt.errors import UserError
-from mmprompt.training.callbacks import Callback, CSVLogger, EarlyStopping, ProgressBar
+from mmprompt.training.callbacks import Callback, CSVLogger, EarlyStopping, ProgressBar, WeightAverage
 from mmprompt.training.loop import train
 from mmprompt.training.problem import Run
 from mmprompt.training.recipe import Recipe
@@ -99,6 +99,11 @@ def test_the_best_weights_come_back_when_the_epochs_run_out_too() -> None:
 def test_the_recipes_patience_is_early_stopping() -> None:
     problem = Toy(validation=[0.5, 0.4, 0.9])
     assert len(train(problem, Recipe(batch_size=5, patience=1), 1, 3)) == 2
+
+
+def test_the_best_epoch_and_an_average_of_all_are_not_both_kept() -> None:
+    with pytest.raises(UserError, match="cannot both be kept"):
+        train(Toy(), Recipe(batch_size=5, patience=1), 1, 3, callbacks=[WeightAverage(1.0, 1.0)])
 
 
 def test_without_patience_the_validation_part_is_never_looked_at() -> None:

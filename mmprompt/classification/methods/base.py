@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
-from mmprompt.core.method import Combined, Method, Start, overrides, settled
+from mmprompt.core.method import Combined, Method, Start, overrides, parts_of, settled
 from mmprompt.errors import UserError, bad_value
 
 if TYPE_CHECKING:
@@ -19,9 +19,16 @@ if TYPE_CHECKING:
 
 
 class ClassificationMethod(Method, Protocol):
-    """A method whose prompt makes a classifier of a dual encoder."""
+    """A method whose prompt makes a classifier of a dual encoder.
+
+    Attributes:
+        makes_head: whether the classifier has its head from this method.
+        meets_images_once: whether an epoch must not meet an image twice, as draws that repeat images do.
+    """
 
     kinds: ClassVar[tuple[str, ...]] = ("classification",)
+    makes_head: ClassVar[bool] = False
+    meets_images_once: ClassVar[bool] = False
 
     def build(
         self, backbone: DualEncoder, class_names: Sequence[str], seed: int = 1, template: str = "a photo of a {}."
@@ -70,10 +77,10 @@ def untrained(method: Method, backbone: DualEncoder, start: Start) -> Classifier
     if not backbone.has_text and prompt.head is None and method.is_trained:
         head = Linear(len(start.class_names), backbone.embed_dim, is_trained=True).start_from(start.generator)
         prompt = Prompt(prompt.template, *prompt.sources, head=head).to(backbone.device)
-    if prompt.needs_image and overrides(method, "finish"):
+    if prompt.needs_image and (overrides(method, "finish") or prompt.head is not None):
         raise UserError(
-            "the text of this prompt is another for each image, but a solved head needs one text. Join the head to "
-            "coop, or leave it out."
+            "the text of this prompt is another for each image, but this head needs one text. Join the head to coop, "
+            "or leave it out."
         )
     names = start.class_names
     return method.predictor(backbone, prompt, names) or Classifier(backbone, prompt, names)
@@ -82,6 +89,13 @@ def untrained(method: Method, backbone: DualEncoder, start: Start) -> Classifier
 @dataclass(frozen=True)
 class Combination(Combined, ClassificationMethod):
     """Several methods of classification, trained as one prompt."""
+
+    def check_whole(self, whole: Method) -> None:
+        """Refuse a second head, and ask every method."""
+        heads = [type(part).__name__ for part in parts_of(self) if part.makes_head]
+        if len(heads) > 1:
+            raise UserError(f"{' and '.join(heads)} both make the head, but a classifier has one. Leave one out.")
+        super().check_whole(whole)
 
 
 @dataclass(frozen=True)

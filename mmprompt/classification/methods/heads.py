@@ -10,6 +10,7 @@ from annotated_types import Ge, Gt, Le
 
 from mmprompt.classification.methods.base import ClassificationMethod, need_text
 from mmprompt.core.method import FrozenFeatures, Start
+from mmprompt.errors import UserError
 from mmprompt.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class HeadMethod(ClassificationMethod):
     """
 
     group: ClassVar[str] = "heads"
+    makes_head: ClassVar[bool] = True
     reads_text: ClassVar[bool] = True
 
     def prompt(self, backbone: DualEncoder, start: Start) -> Prompt:
@@ -57,18 +59,9 @@ class TipAdapter(HeadMethod):
     """Beta, how fast a vote falls with the distance; by default the best of 1 to 8 on images held out, or 1."""
     is_trained: ClassVar[bool] = False
 
-    def begin(self, predictor: Classifier, data: FrozenFeatures) -> None:
-        """Make the cache of all training images."""
-        import torch.nn.functional as F
-
-        from mmprompt.core.heads import Cache
-
-        weight, sharpness = self._chosen(predictor, data)
-        n_classes, (n_keys, width) = len(predictor.class_names), data.image_features.shape
-        head = Cache(n_keys, width, n_classes, *scale_of(predictor), weight, sharpness)
-        head.keys.data.copy_(data.image_features)
-        head.values.copy_(F.one_hot(data.labels, n_classes))
-        put(predictor, head.requires_grad_(self.is_trained))
+    def finish(self, predictor: Classifier, data: FrozenFeatures) -> None:
+        """Make the cache of all training images, as what was learned beside it sees them."""
+        put(predictor, cache_of(predictor, data, *self._chosen(predictor, data)))
 
     def _chosen(self, predictor: Classifier, data: FrozenFeatures) -> tuple[float, float]:
         """Return weight and sharpness as given, or with the least log-loss on images held out."""
@@ -90,19 +83,21 @@ class TipAdapter(HeadMethod):
                     loss = F.cross_entropy(by_text + weight * votes, truth, reduction="sum")
                     losses[weight, sharpness] += loss.item()
         if not splits:
-            return self.cache_weight or 1.0, self.sharpness or 1.0
+            return or_one(self.cache_weight), or_one(self.sharpness)
         return min(losses, key=lambda pair: losses[pair])
 
 
 @dataclass(frozen=True)
-class TipAdapterF(TipAdapter):
+class TipAdapterF(HeadMethod):
     """Tip-Adapter whose keys learn (Zhang et al. 2022, "Tip-Adapter", section 3.2, "Tip-Adapter-F").
 
-    The weights of the last epoch are kept; the released code keeps those that did best on test. Weight and sharpness
-    are 1 where not given: keys that learn make their own.
+    The weights of the last epoch are kept; the released code keeps those that did best on test.
     """
 
-    is_trained: ClassVar[bool] = True
+    cache_weight: Annotated[float, Ge(0)] | None = None
+    """Alpha, the weight of the cache's votes; by default 1, for keys that learn make their own."""
+    sharpness: Annotated[float, Gt(0)] | None = None
+    """Beta, how fast a vote falls with the distance; by default 1."""
     recipe: ClassVar[Recipe] = Recipe(
         optimizer="adamw",
         lr=1e-3,
@@ -114,8 +109,10 @@ class TipAdapterF(TipAdapter):
         warmup_epochs=0,
     )
 
-    def _chosen(self, predictor: Classifier, data: FrozenFeatures) -> tuple[float, float]:
-        return self.cache_weight or 1.0, self.sharpness or 1.0
+    def begin(self, predictor: Classifier, data: FrozenFeatures) -> None:
+        """Make the cache of all training images, whose keys learn."""
+        cache = cache_of(predictor, data, or_one(self.cache_weight), or_one(self.sharpness))
+        put(predictor, cache.requires_grad_(True))
 
 
 @dataclass(frozen=True)
@@ -163,11 +160,20 @@ class ZeroShotProbe(HeadMethod):
     recipe: ClassVar[Recipe] = Recipe(lr=0.1, weight_decay=0.0, batch_size=256, epochs=300)
 
     def begin(self, predictor: Classifier, data: FrozenFeatures) -> None:
-        """Start from the class features, before they are scaled to unit norm."""
+        """Start from the class features, before they are scaled to unit norm.
+
+        Raises:
+            UserError: something joined to it learns in the text, which nothing reads any more.
+        """
         import torch
 
         from mmprompt.core.heads import Prototypes
 
+        if predictor.prompt.has("text"):
+            raise UserError(
+                f"{type(self).__name__} reads the text once, before anything is learned, so what learns in the text "
+                "would learn nothing. Join it to a method of the image tower, or take another head."
+            )
         start = predictor.unscaled_class_features()
         (n_classes, width), (scale, bias) = start.shape, scale_of(predictor)
         head = Prototypes(n_classes, width, scale, bias)
@@ -199,6 +205,24 @@ class CLAP(ZeroShotProbe):
 def scale_of(predictor: Classifier) -> tuple[float, float]:
     """Return the scale and bias of the cosine."""
     return predictor.backbone.logit_scale, predictor.backbone.logit_bias
+
+
+def or_one(value: float | None) -> float:
+    """Return a setting, 1 where it was not given."""
+    return 1.0 if value is None else value
+
+
+def cache_of(predictor: Classifier, data: FrozenFeatures, weight: float, sharpness: float) -> Head:
+    """Make a cache of all training images that does not learn."""
+    import torch.nn.functional as F
+
+    from mmprompt.core.heads import Cache
+
+    n_classes, (n_keys, width) = len(predictor.class_names), data.image_features.shape
+    head = Cache(n_keys, width, n_classes, *scale_of(predictor), weight, sharpness)
+    head.keys.data.copy_(data.image_features)
+    head.values.copy_(F.one_hot(data.labels, n_classes))
+    return head.requires_grad_(False)
 
 
 def put(predictor: Classifier, head: Head) -> None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import Ge, Gt, Le, Lt
 
 from mmprompt.classification.methods.base import Part
 from mmprompt.classification.methods.zero_shot import imagenet_templates
-from mmprompt.core.method import Combined, Method, overrides
+from mmprompt.core.method import Method, overrides, parts_of
 from mmprompt.errors import UserError, bad_value
 
 if TYPE_CHECKING:
@@ -142,6 +142,7 @@ class DPSGD(Part):
     """Probability that more is told; it is to be well below one in as many as there are images."""
     max_norm: Annotated[float, Gt(0)] = 1.0
     """Norm to which the gradient of each image is clipped."""
+    meets_images_once: ClassVar[bool] = True
 
     def check_whole(self, whole: Method) -> None:
         """Refuse what looks at images other than by the cross entropy of each.
@@ -149,10 +150,8 @@ class DPSGD(Part):
         Raises:
             UserError: some other part of the method does.
         """
-        for method in whole.methods if isinstance(whole, Combined) else ():
-            if isinstance(method, Combined):
-                self.check_whole(method)
-            elif not isinstance(method, DPSGD) and any(overrides(method, hook) for hook in LOOKS):
+        for method in parts_of(whole):
+            if not isinstance(method, DPSGD) and any(overrides(method, hook) for hook in LOOKS):
                 raise UserError(
                     f"{type(method).__name__} looks at images in a way that dp-sgd does not make private. Join it to a "
                     "method that learns by cross entropy alone, such as coop, vpt or clip-lora."

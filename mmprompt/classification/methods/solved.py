@@ -16,6 +16,7 @@ from annotated_types import Ge, Gt
 
 from mmprompt.classification.methods.heads import HeadMethod, put, scale_of
 from mmprompt.core.method import FrozenFeatures
+from mmprompt.errors import UserError
 from mmprompt.settings import Count
 
 if TYPE_CHECKING:
@@ -98,14 +99,17 @@ class LinearProbe(SolvedHead):
         """Fit one logistic regression with C as given or as held-out images say, and take it as the head."""
         from mmprompt.core.heads import Linear
 
-        strength = self._strength(data) if self.inverse_strength is None else self.inverse_strength
-        weight, bias = solve_logistic(strength, self.max_iter, data.image_features, data.labels)
+        strength = self.inverse_strength
+        if strength is None:
+            strength = self._strength(data, len(predictor.class_names))
+        n_classes = len(predictor.class_names)
+        weight, bias = solve_logistic(strength, self.max_iter, data.image_features, data.labels, n_classes)
         head = Linear(*weight.shape)
         head.weight.copy_(weight)
         head.bias.copy_(bias)
         put(predictor, head)
 
-    def _strength(self, data: FrozenFeatures) -> float:
+    def _strength(self, data: FrozenFeatures, n_classes: int) -> float:
         """Choose C by the mean log-loss of images held out, a default where there are none."""
         import torch.nn.functional as F
 
@@ -115,7 +119,7 @@ class LinearProbe(SolvedHead):
         def score(strength: float) -> float:
             losses = []
             for features, labels, others, truth in splits:
-                weight, bias = solve_logistic(strength, self.max_iter, features, labels)
+                weight, bias = solve_logistic(strength, self.max_iter, features, labels, n_classes)
                 losses.append(F.cross_entropy((others @ weight.T + bias).double(), truth, reduction="sum").item())
             return -sum(losses) / n_held_out
 
@@ -177,7 +181,7 @@ class LPPlusPlus(SolvedHead):
         cosines, hot = features @ text.T, F.one_hot(labels, len(text)).double()
         weight = (hot.T @ features).requires_grad_(True)  # [C, E]
         bias = torch.zeros(len(text), dtype=torch.float64, device=text.device, requires_grad=True)
-        start = 250 * ((hot * cosines).sum(0) / hot.sum(0)).mean()
+        start = 250 * ((hot * cosines).sum(0) / hot.sum(0).clamp_min(1)).mean()
         alpha = torch.full((len(text),), float(start), dtype=torch.float64, device=text.device, requires_grad=True)
         lr = 4 * len(features) / float(torch.linalg.eigvalsh(features.T @ features)[-1])
         alpha_lr = len(features) / float(4 * cosines.square().sum(0).max())
@@ -250,7 +254,7 @@ class TextProbe(SolvedHead):
         head.beside.add(wide[:, :width], labels)
         head.centre.copy_(raw.mean(0))
         centred = F.normalize(raw - head.centre, dim=-1)
-        weight, bias = solve_logistic(self.probe_strength, self.max_iter, centred, labels)
+        weight, bias = solve_logistic(self.probe_strength, self.max_iter, centred, labels, n_classes)
         head.probe.weight.copy_(weight)
         head.probe.bias.copy_(bias)
         return head
@@ -334,11 +338,19 @@ def folds_of(labels: Tensor) -> Iterator[Tensor]:
         yield places % n_folds == fold
 
 
-def solve_logistic(strength: float, max_iter: int, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return weight [C, E] and bias [C] of scikit-learn's logistic regression."""
+def solve_logistic(
+    strength: float, max_iter: int, features: Tensor, labels: Tensor, n_classes: int
+) -> tuple[Tensor, Tensor]:
+    """Return weight [C, E] and bias [C] of scikit-learn's logistic regression; refuse a class without images."""
     import torch
     from sklearn.linear_model import LogisticRegression
 
+    n_seen = len(torch.unique(labels))
+    if n_seen < n_classes:
+        raise UserError(
+            f"{n_seen} of {n_classes} classes have training images, but a linear probe needs some of each. Add some, "
+            "or use a head that reads the text too, such as gda."
+        )
     with warnings.catch_warnings():
         # One image a class is what a 1-shot probe is; scikit-learn takes it for a regression.
         warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
