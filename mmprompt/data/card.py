@@ -81,7 +81,7 @@ class DatasetCard:
         csv: the table, beside the archive or below the set's folder.
         n_classes: how many there should be.
         sizes: images in train, val and test.
-        rename: class names to replace, as folders and split files spell them.
+        rename: class names to replace, as folders, tables and split files spell them.
         rewrite: the rule by which all other class names become readable, as in `readable_name`.
         templates: the ensemble: sentences, or names such as `open_clip:OPENAI_IMAGENET_TEMPLATES`.
         augment: what suits these images in training; mirrored images would not know left from right.
@@ -125,6 +125,8 @@ class DatasetCard:
         _check_below(self, "folder", "images", "split", "csv", "train_images", "test_images")
         if self.archive and self.layout != "csv":
             raise bad_value("archive", self.archive, f"the layout {self.layout} cannot have one", "Use layout: csv.")
+        if self.rewrite != "none" and self.layout == "imagenet":
+            raise bad_value("rewrite", self.rewrite, "the layout imagenet has a list of readable names", "Use rename.")
 
 
 def _check_below(card: Place | DatasetCard, *keys: str) -> None:

@@ -103,7 +103,8 @@ def read_splits(card: DatasetCard, root: str | Path | None = None) -> Splits:
         return read_layout(card, given_root(card, root))
     if root is not None:
         raise bad_value("root", root, f"the images of {card.name} are in the package", "Leave `root` out.")
-    return read_table(_PACKAGE / "assets" / card.csv, unpack(_PACKAGE / "assets" / card.archive))
+    table, images = _PACKAGE / "assets" / card.csv, unpack(_PACKAGE / "assets" / card.archive)
+    return read_table(table, images, rename=card.rename, rewrite=card.rewrite)
 
 
 def cards_folder() -> Path:

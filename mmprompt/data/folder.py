@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from mmprompt.data.class_names import shortened
+from mmprompt.data.class_names import Rewrite, shortened
 from mmprompt.data.fewshot import draw_dataset
 from mmprompt.data.images import IMAGE_SUFFIXES
 from mmprompt.data.split_file import read_coop_split
@@ -77,10 +77,13 @@ def ImageTable(  # noqa: N802  the sister of ImageFolder
     return draw_dataset(splits, Path(path).stem, shots, seed, template, protocol="folder", augment=augment, rule=rule)
 
 
-def read_folder(root: str | Path, hold_out: bool = True) -> Splits:
+def read_folder(
+    root: str | Path, hold_out: bool = True, rename: Mapping[str, str] | None = None, rewrite: Rewrite = "none"
+) -> Splits:
     """Read all images below a folder as `ImageFolder` takes it, classes sorted by name, images by path.
 
-    Hidden files and other suffixes are passed over; `hold_out` holds out a test part where there is none.
+    Hidden files and other suffixes are passed over; `hold_out` holds out a test part where there is none. Names are
+    changed as by `readable_name`.
     """
     root = Path(root)
     if root.is_file():
@@ -91,7 +94,7 @@ def read_folder(root: str | Path, hold_out: bool = True) -> Splits:
     root = root.resolve()
     rows = _metadata_rows(root)
     if rows is not None:
-        return assemble(root, _in_parts(rows, root), str(root), hold_out)
+        return assemble(root, _in_parts(rows, root), str(root), hold_out, rename, rewrite)
     inside = SafeRoot(root)
     folders = _visible_folders(root)
     if not folders:
@@ -106,7 +109,7 @@ def read_folder(root: str | Path, hold_out: bool = True) -> Splits:
         raise bad_file(root, problem, "Move what is not a part elsewhere.")
     else:
         rows = list(_class_rows(root, "train", inside))
-    splits = assemble(root, rows, str(root), hold_out)
+    splits = assemble(root, rows, str(root), hold_out, rename, rewrite)
     return replace(splits, notes=(*splits.notes, *_passed_over(folders)))
 
 
@@ -170,7 +173,13 @@ def _is_visible(path: Path, folder: Path) -> bool:
     return not any(part.startswith((".", "__MACOSX")) for part in path.relative_to(folder).parts)
 
 
-def read_table(path: str | Path, root: str | Path | None = None, hold_out: bool = True) -> Splits:
+def read_table(
+    path: str | Path,
+    root: str | Path | None = None,
+    hold_out: bool = True,
+    rename: Mapping[str, str] | None = None,
+    rewrite: Rewrite = "none",
+) -> Splits:
     """Read all images of a CSV or JSONL file or a split file, classes sorted by name, images in the order of the rows.
 
     Whether the images exist is not looked at.
@@ -181,15 +190,17 @@ def read_table(path: str | Path, root: str | Path | None = None, hold_out: bool 
             held out. Or a `.json` split file as `mmprompt data split` writes it.
         root: what the paths are relative to; the file's own folder by default.
         hold_out: whether a test part is held out where there is none.
+        rename: as for `readable_name`.
+        rewrite: as for `readable_name`.
     """
     path = Path(path)
     folder = (path.parent if root is None else Path(root)).resolve()
     kind = path.suffix.lower()
     if kind == ".json":
-        return read_coop_split(path, folder)
+        return read_coop_split(path, folder, rename, rewrite)
     if kind not in (".csv", ".jsonl"):
         raise bad_file(path, "is neither .csv nor .jsonl nor .json", "Give a table or a split file in one of these.")
-    return assemble(folder, table_rows(path, folder, "path", ("split", "novel")), str(path), hold_out)
+    return assemble(folder, table_rows(path, folder, "path", ("split", "novel")), str(path), hold_out, rename, rewrite)
 
 
 def table_rows(path: Path, folder: Path, image: str, optional: Sequence[str] | None = None) -> list[Row]:

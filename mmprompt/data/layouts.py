@@ -71,12 +71,13 @@ def read_layout(card: DatasetCard, root: Path) -> Splits:
         problem = "is not there, and is never made up" if missing[0].path.suffix else "is not there"
         raise bad_file(missing[0].path, problem, f"Get it: {missing[0].get}")
     if card.layout == "csv":
-        return read_table(folder / card.csv)
+        return read_table(folder / card.csv, rename=card.rename, rewrite=card.rewrite)
     if card.layout == "folder":
-        return read_folder(folder)
+        return read_folder(folder, rename=card.rename, rewrite=card.rewrite)
     if card.layout == "coop":
         return read_coop_split(folder / card.split, images, card.rename, card.rewrite)
-    return _read_aircraft(folder, images) if card.layout == "aircraft" else _read_imagenet(card, folder, images)
+    read = _read_aircraft if card.layout == "aircraft" else _read_imagenet
+    return read(card, folder, images)
 
 
 def find_parts(card: DatasetCard, root: Path) -> tuple[Part, ...]:
@@ -133,7 +134,7 @@ def _parts(card: DatasetCard, root: Path, place: Place) -> tuple[Part, ...]:
     )
 
 
-def _read_aircraft(folder: Path, images: Path) -> Splits:
+def _read_aircraft(card: DatasetCard, folder: Path, images: Path) -> Splits:
     """Read FGVC-Aircraft: `variants.txt` gives the labels by line, `images_variant_*.txt` the official parts."""
     raw_names = [line.strip() for line in text_lines(folder / VARIANTS) if line.strip()]
     if len(set(raw_names)) < len(raw_names):
@@ -151,7 +152,8 @@ def _read_aircraft(folder: Path, images: Path) -> Splits:
             if image:
                 items.append(Item(inside.join(f"{image}.jpg"), label_of[variant]))
     train, val, test = map(tuple, parts.values())
-    return Splits(inside.root, readable_names(raw_names, str(folder / VARIANTS)), train, val, test)
+    class_names = readable_names(raw_names, str(folder / VARIANTS), card.rename, card.rewrite)
+    return Splits(inside.root, class_names, train, val, test)
 
 
 def _read_imagenet(card: DatasetCard, folder: Path, images: Path) -> Splits:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import mmprompt.display as display
-from mmprompt.data.class_names import readable_names, shortened
+from mmprompt.data.class_names import Rewrite, readable_names, shortened
 from mmprompt.errors import UserError, bad_file, unknown_name
 
 if TYPE_CHECKING:
@@ -201,14 +201,21 @@ class Dataset:
         return digest.hexdigest()
 
 
-def assemble(root: Path, rows: Sequence[Row], place: str, hold_out: bool = True) -> Splits:
+def assemble(
+    root: Path,
+    rows: Sequence[Row],
+    place: str,
+    hold_out: bool = True,
+    rename: Mapping[str, str] | None = None,
+    rewrite: Rewrite = "none",
+) -> Splits:
     """Number the labels by sorted class name and, to `hold_out`, make a test part where none is given.
 
     The train part must have an image of every class, unless there are test images alone. `place` is the file or folder,
-    for error messages.
+    for error messages. Names are changed as by `readable_name`.
     """
     labels = list(dict.fromkeys(row.label for row in rows))
-    name_of = dict(zip(labels, readable_names(labels, place), strict=True))
+    name_of = dict(zip(labels, readable_names(labels, place, rename, rewrite), strict=True))
     class_names = tuple(sorted(name_of.values()))
     untrained = sorted(set(class_names) - {name_of[row.label] for row in rows if row.split == "train"})
     if untrained and any(row.split != "test" for row in rows):

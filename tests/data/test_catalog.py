@@ -145,6 +145,25 @@ def test_a_table_below_the_root_needs_no_archive(tmp_path: Path, cards: Path, cl
     assert len(load_dataset("toy", tmp_path, datasets_dir=cards).test) == 2
 
 
+@pytest.mark.parametrize("layout", ["folder", "csv\ncsv: all.csv"])
+def test_a_card_renames_and_rewrites_the_classes_of_folders_and_tables(
+    tmp_path: Path, cards: Path, class_folder: Make, layout: str
+) -> None:
+    pictures = class_folder({"Feline": 4, "Audi TT 2011": 4})
+    rows = [f"{path.relative_to(pictures)},{path.parent.name}" for path in sorted(pictures.rglob("*.png"))]
+    (pictures / "all.csv").write_text("\n".join(["path,label", *rows]))
+    text = TOY.replace("layout: coop", f"layout: {layout}\nrewrite: year-first").replace(
+        "folder: toy", "folder: pictures"
+    )
+    (cards / "toy.yaml").write_text(text)
+    data = load_dataset("toy", tmp_path, datasets_dir=cards)
+    assert data.class_names == ("2011 Audi TT", "cat")
+    assert {(item.path.parent.name, data.class_names[item.label]) for item in data.train} == {
+        ("Audi TT 2011", "2011 Audi TT"),
+        ("Feline", "cat"),
+    }
+
+
 def test_a_wrong_name_is_refused_with_the_nearest() -> None:
     assert "there is no dataset named 'caltech1O1'. Did you mean 'caltech101'?" in refusal(load_dataset, "caltech1O1")
 
@@ -204,6 +223,7 @@ def test_a_missing_datasets_folder_is_refused(tmp_path: Path) -> None:
         ("a photo of a {}.", "a photo", "exactly one {} is needed"),
         ("split: split.json\n", "", "split is empty, but the layout coop needs it"),
         ("title: Two kinds", "title: Two kinds\narchive: a.zip", "the layout coop cannot have one"),
+        ("layout: coop", "layout: imagenet\nrewrite: camel-case", "the layout imagenet has a list of readable names"),
         ("title: Two kinds", "title: Two kinds\nsizes: {tran: 1}", "sizes"),
         ("title: Two kinds", "title: Two kinds\ntitle: x", "line 4: repeats the key 'title'"),
     ],

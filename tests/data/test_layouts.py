@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,11 @@ def test_aircraft_are_labelled_by_the_line_of_their_variant(aircraft: Path, tmp_
     assert splits.class_names == ("707-320", "F/A-18")
     assert listed(splits, "train") == [("0001.jpg", "F/A-18"), ("0011.jpg", "707-320")]
     assert [item.label for item in splits.train] == [1, 0]
+
+
+def test_aircraft_are_renamed_and_rewritten_as_the_card_says(aircraft: Path, tmp_path: Path) -> None:
+    card = replace(read_card("fgvc_aircraft"), rename={"707-320": "Boeing 707"}, rewrite="lower-case")
+    assert read_splits(card, tmp_path).class_names == ("Boeing 707", "f/a-18")
 
 
 def test_an_unknown_variant_is_refused_with_its_line(aircraft: Path, tmp_path: Path) -> None:
