@@ -28,7 +28,7 @@ from mmprompt.settings import check, checked
 from mmprompt.training.callbacks import Callback, ProgressBar, WriteConfig
 from mmprompt.training.loop import count_epochs, train
 from mmprompt.training.problem import RunFailed
-from mmprompt.training.recipe import Recipe
+from mmprompt.training.recipe import Recipe, check_names
 from mmprompt.training.run_files import RUN, provenance, read_log, refuse_other_run, run_id_of, run_lock, surroundings
 
 if TYPE_CHECKING:
@@ -208,9 +208,7 @@ def fit(
         UserError: something in the input cannot be, or another process trains in `out`; nothing is written then.
         RunFailed: the loss stopped being finite, or weights of the model changed.
     """
-    for name in settings:
-        if name not in Recipe.__dataclass_fields__:
-            raise unknown_name("setting of a recipe", name, Recipe.__dataclass_fields__)
+    check_names(settings)
     task = task_of(data)
     method, model = method_of(method, task), task.load_model(model)
     method = settled(method, model.name, task.kind)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from mmprompt.errors import UserError
 from mmprompt.settings import check_settings
-from mmprompt.training.recipe import LENGTHS, Recipe
+from mmprompt.training.recipe import LENGTHS, Recipe, check_names
 
 if TYPE_CHECKING:
     import torch
@@ -360,7 +360,10 @@ def resolved_recipe(
         places: as for `measured_for`.
         data: what the data set says of the recipe.
         user: those settings of it count that it was given.
+    Raises:
+        UserError: the data set names a setting that no recipe has.
     """
+    check_names(data, "Correct the recipe of the data set.")
     paper, measured = leading(method).recipe.given, measured_for(method, *places).recipe.given
     lengths = set(LENGTHS)
     fixed = paper.keys() | (measured.keys() - lengths) | (lengths if lengths & paper.keys() else set())

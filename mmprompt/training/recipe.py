@@ -7,12 +7,13 @@ torch, so that `mmprompt --help` stays quick, and nothing here knows what is tra
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from mmprompt.errors import bad_value
+from mmprompt.errors import bad_value, unknown_name
 from mmprompt.settings import Count, check_settings
 
 OptimizerName = Literal["sgd", "adam", "adamw"]
@@ -116,6 +117,14 @@ class Recipe:
         if len(lengths) > 1:
             (other, epochs), (name, value) = list(lengths.items())[:2]
             raise bad_value(name, value, f"{other} is given too ({epochs})", "Leave one of them out.")
+
+
+def check_names(settings: Iterable[str], advice: str = "") -> None:
+    """Refuse the name of a setting that no recipe has."""
+    known = [field.name for field in fields(Recipe)]
+    for name in settings:
+        if name not in known:
+            raise unknown_name("setting of a recipe", name, known, advice)
 
 
 def epochs_for(recipe: Recipe, shots: int | None) -> int:

@@ -38,6 +38,9 @@ def work(
         path.write_bytes(path.read_bytes()[:200])
     (tmp_path / "empty_name.csv").write_text("path,label\none_class/red/0.png,red\none_class/red/1.png,\n")
     (tmp_path / "misspelt.yaml").write_text("n_ctxx: 3\n")
+    (tmp_path / "cards").mkdir()
+    card = "name: own\ntitle: own\nlayout: folder\ntemplate: '{}'\nlicence: none\nsource: none\nrecipe: {epoch: 3}\n"
+    (tmp_path / "cards" / "own.yaml").write_text(card)
     (tmp_path / "repeated.yaml").write_text("seed: 1\nseed: 2\n")
     (tmp_path / "repeated.json").write_text('{"seed": 1, "seed": 2}')
     (tmp_path / "no_number.yaml").write_text("seed: soon\n")
@@ -138,6 +141,7 @@ CASES = {
     "a finished run in the way": f"{TRAIN} --out RUN",
     "a file in the way": f"{TRAIN} --out file.txt/run",
     "a misspelt key": f"{TRAIN} --config misspelt.yaml",
+    "a misspelt setting in the recipe of a card": "train --data own --datasets-dir cards --root OWN",
     "a repeated key": f"{TRAIN} --config repeated.yaml",
     "a repeated key in JSON": f"{TRAIN} --config repeated.json",
     "a value of the wrong kind": f"{TRAIN} --config no_number.yaml",

@@ -123,6 +123,13 @@ def test_steps_and_epochs_take_each_others_place(data, user, expected):
     assert (recipe.n_steps, recipe.epochs) == expected
 
 
+def test_a_setting_that_no_recipe_has_is_refused_in_what_the_data_set_says():
+    with pytest.raises(
+        UserError, match=r"named 'epoch'\. Did you mean 'epochs'\? Correct the recipe of the data set\."
+    ):
+        resolved_recipe(CoOp(), (), {"epoch": 3}, None)
+
+
 def test_a_combination_is_trained_by_the_recipe_of_its_first_method():
     assert resolved_recipe(CLIPLoRA() + CoOp(), (), {}, None).given == CLIPLoRA.recipe.given
     assert resolved_recipe(CoOp() + CLIPLoRA(), (), {}, None).given == {}
