@@ -11,8 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mmprompt.core.fit import task_of
+from mmprompt.classification.task import ClassificationTask
+from mmprompt.core.fit import method_of, task_of
 from mmprompt.core.method import Method
+from mmprompt.data.splits import Dataset
 from mmprompt.errors import bad_value
 from mmprompt.experiments.compute import Bench, fill, plan, read_images
 from mmprompt.experiments.grid import Contender, Grid, Origin
@@ -20,8 +22,8 @@ from mmprompt.experiments.results import read_failure, read_outcome
 from mmprompt.experiments.summary import Comparison, compare_cells
 from mmprompt.experiments.workers import Workers
 from mmprompt.progress import ProgressDisplay, ShowProgress
-from mmprompt.settings import checked
-from mmprompt.training.recipe import Recipe
+from mmprompt.settings import Count, check, checked
+from mmprompt.training.recipe import Recipe, check_names
 
 RESULTS = "runs/cells"
 BY_DEVICE = Workers()
@@ -29,7 +31,7 @@ BY_DEVICE = Workers()
 
 @checked
 def compare(
-    methods: Mapping[str, tuple[Method, str]],
+    methods: Mapping[str, tuple[Method | str, str]],
     tasks: Sequence[Any] | Mapping[str, Any],
     shots: Sequence[int | None] = (None,),
     seeds: Sequence[int] = (1, 2, 3),
@@ -46,8 +48,8 @@ def compare(
     """Fit and test every method on every task, over shots and seeds; what was computed once is not again.
 
     Args:
-        methods: by name a method and the name of a frozen model, such as `{"coop": (CoOp(), "tiny")}`. The one named
-            `zero-shot` is what gains are measured from.
+        methods: by name a method, or the name of one, and the name of a frozen model, such as
+            `{"coop": (CoOp(), "tiny")}`. The one named `zero-shot` is what gains are measured from.
         tasks: data sets of images or their names in the catalogue, captions of a focus, or rows of text; in a mapping,
             by names of your own, also folders and tables of images.
         shots: training items a class, drawn of named data sets and of rows of text; None for all there are.
@@ -65,8 +67,11 @@ def compare(
         UserError: something in the call or the data cannot be; nothing is computed then.
         RunFailed: the worker processes died.
     """
-    contenders = tuple(Contender(name, method, backbone) for name, (method, backbone) in methods.items())
+    check_names(settings)
+    for each in shots:
+        check("shots", each, Count | None, "Baselines without shots need none.")
     origins, others = origins_of(tasks), origins_of(targets)
+    contenders = contenders_of(methods, origins)
     for origin in origins:
         is_drawn = origin.is_place or origin.kind == "language"
         if tuple(shots) != (None,) and not is_drawn:
@@ -80,6 +85,24 @@ def compare(
         return compare_grid(grid, out, who, device, display.show if progress else None)
 
 
+def contenders_of(methods: Mapping[str, Any], origins: Sequence[Origin]) -> tuple[Contender, ...]:
+    """Name what is compared; refuse what is no method for the data, or no name of a frozen model beside it."""
+    tasks = [ClassificationTask if origin.is_place else task_of(origin.data) for origin in origins]
+    contenders = []
+    for name, pair in methods.items():
+        match pair:
+            case [method, str(backbone)]:
+                pass
+            case _:
+                expected = "a pair of a method and the name of a frozen model was expected"
+                advice = 'Write {"coop": (CoOp(), "tiny")}.'
+                raise bad_value(f"methods[{name!r}]", f"of type {type(pair).__name__}", expected, advice)
+        for task in tasks:
+            method = method_of(method, task)
+        contenders.append(Contender(name, method, backbone))
+    return tuple(contenders)
+
+
 def origins_of(tasks: Sequence[Any] | Mapping[str, Any]) -> tuple[Origin, ...]:
     """Say where each data set is, or that it is at hand."""
     origins = []
@@ -90,6 +113,9 @@ def origins_of(tasks: Sequence[Any] | Mapping[str, Any]) -> tuple[Origin, ...]:
             origins.append(Origin(name or data, None if data == (name or data) else data))
         else:
             task: Any = task_of(data)
+            if not isinstance(data, Dataset) and not hasattr(task, "data"):
+                expected = "a comparison takes the data set itself, captions of one focus or rows of text"
+                raise bad_value("data", f"of type {type(data).__name__}", expected, "Give the data set, or its name.")
             own, focus = getattr(task, "name", "") or task.data.name, getattr(task, "focus", "")
             origins.append(Origin(name or (f"{own}: {focus}" if focus else own), data))
     return tuple(origins)

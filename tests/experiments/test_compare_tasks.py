@@ -73,6 +73,12 @@ def test_focuses_of_a_captioner_are_compared_with_words(captions: CaptionData, t
     assert line.numbers["mean_length"] == scores.values["mean_length"]
 
 
+def test_a_method_may_be_named_as_for_fit(texts: TextData, tmp_path: Path) -> None:
+    both = {"named": ("hard", "tiny"), "made": (mp.HardPrompt(), "tiny")}
+    named, made = mp.compare(both, [texts], out=tmp_path, **QUICK).lines
+    assert named.cells == made.cells
+
+
 def test_images_lie_in_a_folder_or_are_at_hand(pictures: Path, tiny_open_clip_folder: Path, tmp_path: Path) -> None:
     zero_shot, model = mp.METHODS["zero-shot"], str(tiny_open_clip_folder)
     methods = {"bare name": (zero_shot("{}"), model), "zero-shot": (zero_shot(), model)}
@@ -113,18 +119,47 @@ def test_several_processes_take_tasks_at_hand(texts: TextData, tmp_path: Path, m
 
 
 @pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        (
+            {"a": mp.CoOp()},
+            r"methods\['a'\] is of type CoOp, but a pair of a method and the name of a frozen model was expected",
+        ),
+        ({"a": (mp.CoOp(), "tiny", 3)}, r"methods\['a'\] is of type tuple, but a pair of"),
+        ({"a": (mp.CoOp(), 3)}, r"methods\['a'\] is of type tuple, but a pair of"),
+        ({"a": (mp.CoOp, "tiny")}, "method is CoOp, but a method or the name of one was expected"),
+        ({"a": ("copo", "tiny")}, "no method named 'copo'. Did you mean 'coop'"),
+        ({"a": (mp.PromptTuning(2), "tiny")}, "method is PromptTuning, but it is for captioning and language"),
+    ],
+)
+def test_what_is_no_method_for_the_data_on_a_model_is_refused(methods: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        mp.compare(methods, ["openart-left"], out=tmp_path / "cells", **QUICK)
+    assert not (tmp_path / "cells").exists()
+
+
+def test_a_setting_that_no_recipe_has_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no setting of a recipe named 'epoch'\. Did you mean 'epochs'"):
+        mp.compare({"coop": ("coop", "tiny")}, ["openart-left"], out=tmp_path / "cells", epoch=3)
+    assert not (tmp_path / "cells").exists()
+
+
+@pytest.mark.parametrize(
     ("tasks", "shots", "message"),
     [
         ("openart-left", (None,), "tasks is 'openart-left', but it must be a list or a mapping"),
         ([3], (None,), "data is of type int"),
         ([], (None,), "sources is empty"),
         ("at hand", (2,), "the shots of openart-left, which is at hand, were drawn before"),
+        ("task", (None,), "data is of type ClassificationTask, but a comparison takes the data set itself"),
+        (["openart-left"], (0,), "shots is 0, but it must be a whole number, 1 or more"),
     ],
 )
 def test_what_is_no_comparison_is_refused(
     tasks: Any, shots: tuple[int | None, ...], message: str, tmp_path: Path
 ) -> None:
-    tasks = [mp.load_dataset("openart-left")] if tasks == "at hand" else tasks
+    at_hand = mp.load_dataset("openart-left")
+    tasks = {"at hand": [at_hand], "task": [at_hand.task()]}.get(tasks, tasks) if isinstance(tasks, str) else tasks
     with pytest.raises(UserError, match=message):
         mp.compare({"coop": (mp.CoOp(), "tiny")}, tasks, shots=shots, out=tmp_path / "cells", **QUICK)
     assert not (tmp_path / "cells").exists()
