@@ -305,7 +305,7 @@ def write_search(search: Search, result: SearchResult, folder: Path, command: st
 
 
 def recipe_yaml(search: Search, result: SearchResult) -> str:
-    """Return the chosen settings, with all else that a training needs to be the same."""
+    """Return the chosen settings, with all else that a training needs to be the same; the seed if there was one."""
     place: dict[str, Any] = {"data": search.origin.data or search.origin.name}
     place |= {"root": search.origin.root, "datasets_dir": search.origin.datasets_dir}
     settings = {
@@ -313,6 +313,8 @@ def recipe_yaml(search: Search, result: SearchResult) -> str:
         "backbone": search.backbone,
         "method": search.method,
         "shots": search.shots,
+        **({"seed": search.seeds[0]} if len(search.seeds) == 1 else {}),
+        **({"skip_broken": True} if search.origin.broken else {}),
         **search.settings,
         **search.recipe,
         **result.best.settings,

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from mmprompt.errors import UserError
 from mmprompt.experiments.grid import Origin
@@ -19,6 +20,7 @@ from mmprompt.experiments.tune import (
     Search,
     SearchResult,
     check_ends,
+    recipe_yaml,
     tune,
     without_broken,
     write_search,
@@ -138,6 +140,17 @@ def test_the_recipe_is_one_that_train_reads(tmp_path: Path, search: Search) -> N
     assert settings["method"] == "coop"
     assert page is not None
     assert {"recipe.yaml", "trials.csv", "sensitivity.png", "report.html"} <= {p.name for p in page.parent.iterdir()}
+
+
+def test_the_recipe_keeps_the_one_seed_and_that_broken_pictures_are_left_out(search: Search) -> None:
+    def recipe(**changes: object) -> dict[str, object]:
+        return yaml.safe_load(recipe_yaml(replace(search, **changes), found))
+
+    best = Trial({"lr": 0.01}, 0.5, False)
+    found = SearchResult((best,), best, None, 0)
+    broken = replace(search.origin, broken=("val/red/0.png",))
+    assert {"seed": 3, "skip_broken": True}.items() <= recipe(seeds=(3,), origin=broken).items()
+    assert not {"seed", "skip_broken"} & recipe(seeds=(1, 2)).keys()
 
 
 def test_the_page_names_the_range_that_comes_within_a_point_and_the_gain_over_the_start(
