@@ -18,7 +18,7 @@ from mmprompt.models.packaged import refuse_missing
 from mmprompt.progress import ProgressDisplay
 from mmprompt.terminal.output import Device, Json, Output, check_place, command_of, percent
 from mmprompt.terminal.parser import counts_in, names_in, parse, peek, typed
-from mmprompt.training.recipe import Recipe
+from mmprompt.training.recipe import LENGTHS, Recipe
 
 if TYPE_CHECKING:
     from mmprompt.experiments.grid import Origin
@@ -99,11 +99,15 @@ def search_of(read: Any, arguments: Sequence[str], origin: Origin, seeds: tuple[
     given: Settings = read.run
     space = read_space(names_in("search", given.search), [one.name for one in fields(read.method)])
     settings, recipe = (given_values(group, arguments) for group in (read.method, read.recipe))
+    fixed_by = {name: name for name in (*settings, *recipe)}
+    for name in recipe.keys() & set(LENGTHS):
+        fixed_by["epochs"] = name
     if typed(arguments, "search") is None:  # the ranges are ours, not asked for
-        space = {name: limits for name, limits in space.items() if name not in (*settings, *recipe)} or space
-    for name in (*settings, *recipe):
-        if name in space:
-            raise UserError(f"{name} is fixed and searched at once. Leave it out of --search, or do not give it.")
+        space = {name: limits for name, limits in space.items() if name not in fixed_by} or space
+    for name in space:
+        if name in fixed_by:
+            option = f"--{fixed_by[name].replace('_', '-')}"
+            raise UserError(f"{name} is fixed and searched at once. Leave it out of --search, or do not give {option}.")
     return Search(origin, given.backbone, given.method, settings, recipe, space, given.shots, seeds)
 
 

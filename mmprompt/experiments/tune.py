@@ -178,7 +178,8 @@ def default_values(search: Search, data: Dataset) -> dict[str, Any] | None:
     if "n_ctx" in known:
         known["n_ctx"] = known["n_ctx"] or 16
     values = {name: known[name] for name in search.space}
-    return values if all(limits.holds(values[name]) for name, limits in search.space.items()) else None
+    is_inside = all(values[name] is not None and limits.holds(values[name]) for name, limits in search.space.items())
+    return values if is_inside else None
 
 
 def result_of(study: Any, default: Mapping[str, Any] | None) -> SearchResult:

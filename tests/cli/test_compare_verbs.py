@@ -99,6 +99,12 @@ def test_tune_writes_a_recipe_that_train_takes(words: list[str], capsys: Capture
     assert main(["train", "--config", "runs/tune/recipe.yaml", "--out", "new", "--device", "cpu"]) == 0
 
 
+def test_tune_searches_what_the_published_settings_leave_open(words: list[str]) -> None:
+    place = [*words[:4], "--method", "maple", "--search", "depth=1:2", "--n-ctx", "2"]
+    quick = ["--trials", "1", "--shots", "1", "--epochs", "1", "--device", "cpu"]
+    assert main(["tune", *place, *quick]) == 0
+
+
 @pytest.fixture
 def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.chdir(tmp_path)
@@ -175,6 +181,7 @@ REFUSED = {
     "tune --search lr=1": "low:high",
     "tune --trials 0": "--trials 1",
     "tune --method copo": "coop",
+    "tune --search epochs --n-steps 5": "epochs is fixed and searched at once. Leave it out of --search",
     "tune --data openart-large-novel": "no training images",
 }
 
@@ -213,10 +220,10 @@ def test_the_small_model_gets_few_context_vectors_unless_told() -> None:
 
 
 def test_a_recipe_file_of_tune_serves_a_comparison(tmp_path: Path) -> None:
-    (tmp_path / "recipe.yaml").write_text("data: openart-left\nmethod: coop\nshots: 4\nn_ctx: 2\nlr: 0.05\n")
+    (tmp_path / "recipe.yaml").write_text("data: openart-left\nmethod: coop\nshots: 4\nseed: 3\nn_ctx: 2\nlr: 0.05\n")
     call = read_call(["--config", str(tmp_path / "recipe.yaml")], "p", "")
     assert call.compared.data == "openart-left"
-    assert call.compared.shots == "4"
+    assert (call.compared.shots, call.compared.seed) == ("4", "3")
     assert call.contenders == (Contender("coop", CoOp(2), "tiny"),)
     assert call.recipe == {"lr": 0.05}
 
@@ -250,6 +257,13 @@ def test_of_all_methods_those_that_a_backbone_cannot_carry_are_left_out_and_said
     assert "Left out: vpt on" in capsys.readouterr().out
 
 
-def test_a_setting_that_is_fixed_leaves_the_default_ranges_of_tune(capsys: Capture) -> None:
+@pytest.mark.parametrize("length", ["--epochs", "--n-steps", "--steps-per-shot"])
+def test_a_setting_that_is_fixed_leaves_the_default_ranges_of_tune(length: str, words: list[str]) -> None:
+    one = ["--n-ctx", "2", "--trials", "1", "--shots", "1", "--device", "cpu"]
+    assert main(["tune", length, "3", *one, *words[:4]]) == 0
+    assert Path("runs/tune/trials.csv").read_text().startswith("lr,validation_accuracy")
+
+
+def test_data_without_training_images_is_refused_by_tune(capsys: Capture) -> None:
     assert main(["tune", "--epochs", "3", "--data", "openart-large-novel"]) == 2
     assert "no training images" in capsys.readouterr().err
