@@ -16,7 +16,7 @@ from mmprompt.core.method import Method
 from mmprompt.data.images import ImageLike, as_list
 from mmprompt.errors import UserError, bad_value
 from mmprompt.models.dual_encoder.interface import DualEncoder
-from mmprompt.settings import checked
+from mmprompt.settings import check, checked
 from mmprompt.training.recipe import Recipe
 
 
@@ -57,17 +57,26 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
             X: N images: paths, PIL images, arrays or tensors.
             y: N labels.
         Raises:
-            UserError: the lengths differ, fewer than two classes are given, or an image cannot be read.
+            UserError: the lengths differ, labels are not in one row or not of one kind, fewer than two classes are
+                given, or an image cannot be read.
         """
+        check("class_names", self.class_names, Mapping[Any, str] | None, 'Write {0: "cat", 1: "dog"}.')
         images = as_list(X)
-        if len(images) != len(y):
-            raise bad_value("y", f"{len(y)} labels long", f"there are {len(images)} images", "Give one label each.")
-        self.classes_, labels = np.unique(np.asarray(y), return_inverse=True)
-        if len(self.classes_) < 2:
-            raise UserError(f"y holds {len(self.classes_)} class, but at least two are needed. Add images of another.")
-        task = ClassificationTask("images", [self._word(label) for label in self.classes_], images, labels)
+        try:
+            given = np.asarray(y)
+            classes, labels = np.unique(given, return_inverse=True)
+        except (TypeError, ValueError):
+            advice = "Give every image a label of one kind."
+            raise UserError(f"y holds labels that cannot be sorted, such as None beside text. {advice}") from None
+        if given.ndim != 1:
+            raise bad_value("y", f"of shape {given.shape}", "one label an image was expected", "Give y.ravel().")
+        if len(images) != len(given):
+            raise bad_value("y", f"{len(given)} labels long", f"there are {len(images)} images", "Give one label each.")
+        if len(classes) < 2:
+            raise UserError(f"y holds {len(classes)} class, but at least two are needed. Add images of another.")
+        task = ClassificationTask("images", [self._word(label) for label in classes], images, labels)
         result = fit(self.method or CoOp(), self.backbone, task, recipe=self.recipe, seed=self.seed, progress=False)
-        self.classifier_ = result.predictor
+        self.classes_, self.classifier_ = classes, result.predictor
         return self
 
     def _word(self, label: Any) -> str:

@@ -85,11 +85,23 @@ def test_pictures_may_be_pil_images(estimator, pictures):
 
 @pytest.mark.parametrize(
     ("n", "labels", "message"),
-    [(4, ["a"] * 3, "y is 3 labels long, but there are 4 images"), (4, ["a"] * 4, "y holds 1 class")],
+    [
+        (4, ["a"] * 3, "y is 3 labels long, but there are 4 images"),
+        (4, ["a"] * 4, "y holds 1 class"),
+        (4, [["a"], ["b"], ["a"], ["b"]], r"y is of shape \(4, 1\), but one label an image was expected"),
+        (4, ["a", None, "b", "a"], "y holds labels that cannot be sorted"),
+        (4, [["a"], ["b", "c"], ["a"], ["b"]], "y holds labels that cannot be sorted"),
+    ],
 )
 def test_labels_that_cannot_be_learned_are_refused(estimator, pictures, n, labels, message):
     with pytest.raises(UserError, match=message):
         estimator.fit(pictures[0][:n], labels)
+
+
+def test_words_that_are_no_mapping_are_refused(tiny_clip_backbone, pictures):
+    estimator = PromptClassifier(tiny_clip_backbone, CoOp(n_ctx=2), RECIPE, "cat")
+    with pytest.raises(UserError, match="class_names is 'cat', but it must be a mapping"):
+        estimator.fit(pictures[0][:2], [0, 1])
 
 
 def test_label_without_a_word_is_refused(tiny_clip_backbone, pictures):
