@@ -20,7 +20,7 @@ from mmprompt.core.header import FACTS, FORMAT, HEADER, RESTORE, TENSORS, read_h
 from mmprompt.core.heads import HEADS, Head
 from mmprompt.core.learned import Given, Learned, Prompt, Source, Template
 from mmprompt.core.sources import SOURCES
-from mmprompt.errors import UserError, bad_file
+from mmprompt.errors import UserError, bad_file, bad_value
 from mmprompt.files import make_folder, read_bytes, read_tensors, sha256_bytes, tensor_bytes, write_bytes
 from mmprompt.models.sites import Site, Vectors
 from mmprompt.settings import checked, validate
@@ -166,10 +166,16 @@ def model_of(folder: Path, header: Mapping[str, Any], model: Any, load_named: Ca
     """Return the frozen model to use a prompt on: the one given, or that of a name, by default the one in its header.
 
     Raises:
-        UserError: it cannot be loaded; where it was the file that named it, how to name another place is said.
+        UserError: it is no model, or cannot be loaded; where it was the file that named it, how to name another place
+            is said.
     """
+    if isinstance(model, str):
+        return load_named(model)
     if model is not None:
-        return load_named(model) if isinstance(model, str) else model
+        if not hasattr(model, "fingerprint"):
+            expected = "a frozen model or the name of one was expected"
+            raise bad_value("model", f"of type {type(model).__name__}", expected, "Leave it out for the file's own.")
+        return model
     try:
         return load_named(header["backbone"]["name"])
     except UserError as error:

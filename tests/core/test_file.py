@@ -128,6 +128,11 @@ def test_another_backbone_is_refused(saved, tiny_hf_clip_backbone):
         load(saved, tiny_hf_clip_backbone)
 
 
+def test_what_is_no_model_is_refused(saved):
+    with pytest.raises(UserError, match="model is of type int, but a frozen model or the name of one was expected"):
+        load(saved, 5)
+
+
 def test_truncated_header_is_refused(saved, tiny_clip_backbone):
     path = saved / HEADER
     path.write_bytes(path.read_bytes()[:100])
