@@ -116,7 +116,11 @@ def check_room(n_ctx: int, backbone: DualEncoder) -> None:
 
 
 def check_class_names(class_names: Sequence[str]) -> None:
-    """Refuse class names that say nothing or cannot be told apart; an underscore reads as a space."""
+    """Refuse class names that say nothing or cannot be told apart.
+
+    Names are the same where their words are, with spaces or underscores around them. Case counts, though many text
+    towers read small letters alone.
+    """
     if isinstance(class_names, str) or not hasattr(class_names, "__getitem__"):
         raise bad_value("class_names", repr(class_names), "a list of names was expected", 'Write ["cat", "dog"].')
     if len(class_names) == 0:
@@ -132,9 +136,10 @@ def check_class_names(class_names: Sequence[str]) -> None:
             raise UserError("a class name is empty, but each must hold a word. Name every class.")
         if all(category(sign)[0] in "CPZ" or sign in string.punctuation for sign in name):
             raise UserError(f"class name {name!r} is only punctuation, but it must hold a word. Write it in words.")
-        if name.replace("_", " ") in seen:
+        words = " ".join(name.replace("_", " ").split())
+        if words in seen:
             raise UserError(f"class name {name!r} stands twice, but names must differ. Rename or merge the classes.")
-        seen.add(name.replace("_", " "))
+        seen.add(words)
 
 
 def refuse_single_class(class_names: Sequence[str]) -> None:

@@ -106,6 +106,8 @@ def test_name_that_just_fits_is_taken(tiny_clip_backbone):
         ([], "no class names"),
         (["cat", " "], "is empty"),
         (["cat", "dog", "cat"], "'cat' stands twice"),
+        (["cat ", "dog", " cat"], "' cat' stands twice"),
+        (["red car", "red _car"], "'red _car' stands twice"),
         (["cat", 7], "class name 7 is of type int"),
         (["cat", None], "class name None is of type NoneType"),
         ("lynx", r"class_names is 'lynx', but a list of names was expected"),
@@ -120,6 +122,10 @@ def test_name_that_just_fits_is_taken(tiny_clip_backbone):
 def test_names_that_say_nothing_or_cannot_be_told_apart_are_refused(names, message):
     with pytest.raises(UserError, match=message):
         check_class_names(names)
+
+
+def test_names_that_differ_in_case_alone_are_taken():
+    check_class_names(["Turkey", "turkey"])
 
 
 @pytest.mark.parametrize("name", ["C++", "7", "kött", "猫", "😀", "rock 'n' roll"])
