@@ -7,7 +7,8 @@ chosen on the validation part. Nothing else is chosen here, and no prompt is tra
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -25,6 +26,7 @@ from mmprompt.captioning.metrics.caption_metrics import (
 from mmprompt.captioning.metrics.judges import Judge, judge_for
 from mmprompt.captioning.predictor import Captioner, CaptionFeatures, Guidance, focus_of, hard_prompt
 from mmprompt.captioning.readers.captioner import FrozenCaptioner
+from mmprompt.captioning.task import FocusTask
 from mmprompt.core.learned import Prompt
 from mmprompt.errors import UserError, bad_value
 from mmprompt.models.dual_encoder.interface import DualEncoder
@@ -219,11 +221,25 @@ def measure_captions(
     )
 
 
-def evaluate(captioner: Captioner, data: CaptionData, features: CaptionFeatures | None = None) -> FocusScores:
-    """Measure how well a captioner keeps to the focus of its one prompt, on the test part."""
+@checked
+def evaluate(
+    captioner: Captioner,
+    data: CaptionData | FocusTask | Sequence[CaptionItem],
+    split: str = "test",
+    features: CaptionFeatures | None = None,
+) -> FocusScores:
+    """Measure how well a captioner keeps to the focus of its one prompt, on one part of the data or on single items.
+
+    See `core.fit.evaluate`.
+    """
     focus = focus_of(captioner.prompt)
+    if isinstance(data, FocusTask):
+        data = data.data
+    if not isinstance(data, CaptionData):
+        items = tuple(replace(item, split="test") for item in data)
+        data, split = CaptionData("items", Path(), items), "test"
     stage = _Stage.set(captioner.backbone, data, (focus,), captioner.decoding, features)
-    items = data.with_captions("test", None)
+    items = data.with_captions(split, None)
     return score_focus(stage.say(items, captioner.guidance), items, focus, stage.judge)
 
 

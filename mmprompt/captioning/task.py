@@ -329,7 +329,7 @@ class FocusTask(Task[Captioner]):
         from mmprompt.captioning.measure import evaluate
 
         asked = tuple(replace(item, split="test") for item in items)
-        return evaluate(predictor, replace(self.data, items=asked), self.features)
+        return evaluate(predictor, replace(self.data, items=(*self.data.train, *asked)), features=self.features)
 
 
 def is_no_less(some: Tensor, others: Tensor) -> bool:

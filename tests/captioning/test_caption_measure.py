@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import mmprompt as mp
 from mmprompt.captioning import measure as caption_measure
 from mmprompt.captioning.decoding import Decoding
 from mmprompt.captioning.measure import NO_PROMPT, measure_captions
@@ -159,3 +160,29 @@ def test_one_picture_makes_no_curve(captioner, data):
     one = replace(data, items=(*data.train, data.test[0]))
     with pytest.raises(UserError, match="two"):
         measured(captioner, one)
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_a_captioner_is_evaluated_on_the_part_that_is_asked_for(captioner, data, split):
+    steered = Captioner(captioner, Guidance(((prompt_of(captioner, 1), 1.0),)), QUICK)
+    items = data.with_captions(split, None)
+    expected = score_focus(said_by(captioner, items, steered.guidance), items, "numbers", judge_for(data, ["numbers"]))
+    assert mp.evaluate(steered, data, split).values == expected.values
+    assert mp.evaluate(steered, data.focus("numbers"), split).values == expected.values
+    assert mp.evaluate(steered, data, split).image_ids == tuple(item.image_id for item in items)
+
+
+def test_what_is_no_captions_is_refused_and_single_items_need_a_judge(captioner, data):
+    steered = Captioner(captioner, Guidance(((prompt_of(captioner, 1), 1.0),)), QUICK)
+    with pytest.raises(UserError, match="data is 'emotions', but it must be"):
+        mp.evaluate(steered, "emotions")
+    with pytest.raises(UserError, match="no training captions of 'numbers'"):
+        mp.evaluate(steered, data.test)
+
+
+def test_a_result_is_evaluated_by_what_its_training_part_teaches_the_judge(captioner, data):
+    data = replace(data, lexicon={})
+    result = mp.fit("prompt-tuning", captioner, data.focus("numbers"), epochs=1, batch_size=4, progress=False)
+    for found, items in ((result.evaluate(), data.test), (result.evaluate(data.val), data.val)):
+        assert found.image_ids == tuple(item.image_id for item in items)
+    assert result.evaluate().values == mp.evaluate(result.predictor, data).values
