@@ -52,7 +52,7 @@ def mixture(inserts: Inserts, strength: float) -> list[Branch]:
 
 
 PLAUSIBLE = 0.1
-"""Tokens below this share of the best one's probability under the prompt are never taken above strength 1."""
+"""Tokens below this share of the best allowed one's probability under the prompt are never taken above strength 1."""
 Costs = Mapping[TokenIds, float]
 """What the last of some tokens in a row costs, in nats."""
 
@@ -77,20 +77,19 @@ class Mixed:
         before. An end that may not come yet has -inf.
         """
         parts = [state.logits.float().log_softmax(-1) for state in self.states]
+        end_id = torch.tensor([self.captioner.decoder.end_id], device=parts[0].device)
         mixed = parts[0]  # its weight is 1 where it is the only one
         if len(parts) > 1:
             weights = [branch.weight for branch in self.branches]
             mixed = sum((weight * part for weight, part in zip(weights, parts, strict=True)), torch.zeros_like(mixed))
             if min(weights) < 0:
-                least = parts[0].max(-1, keepdim=True).values + math.log(PLAUSIBLE)
+                allowed = parts[0] if may_end else parts[0].index_fill(1, end_id, float("-inf"))
+                least = allowed.max(-1, keepdim=True).values + math.log(PLAUSIBLE)
                 mixed = mixed.masked_fill(parts[0] < least, float("-inf"))
             mixed = mixed.log_softmax(-1)
         if self.charge is not None:
             mixed = self.charge(self.token_ids, mixed)
-        if may_end:
-            return mixed
-        end_id = torch.tensor([self.captioner.decoder.end_id], device=mixed.device)
-        return mixed.index_fill(1, end_id, float("-inf"))
+        return mixed if may_end else mixed.index_fill(1, end_id, float("-inf"))
 
     def select(self, rows: Tensor) -> Mixed:
         """Return the given rows, each as often as it is named."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from mmprompt.captioning.decoding import Decoding
 from mmprompt.captioning.readers.captioner import LM_INPUT, FrozenCaptioner
-from mmprompt.captioning.search import Branch, mixture, search
+from mmprompt.captioning.search import PLAUSIBLE, Branch, mixture, search
 from mmprompt.errors import UserError
 from mmprompt.models.sites import Site, Vectors
 from tests.small_captioners import END, N_IMAGE, START, WORDS, small_captioner
@@ -144,6 +145,21 @@ def test_a_caption_is_not_empty_unless_that_is_allowed(captioner, features, n_be
         captioner.decoder = kept
     assert all(len(some[0].token_ids) == 1 for some in said)
     assert all(some[0].token_ids == () for some in unsaid)
+
+
+@pytest.mark.parametrize("settings", [{}, {"n_beams": 3}, {"temperature": 1.0}])
+def test_a_pushed_prompt_that_would_end_says_what_is_plausible_beside_the_end(
+    captioner, features, settings, monkeypatch
+):
+    bias = torch.zeros(WORDS, dtype=torch.float64)
+    bias[END] = 100.0
+    kv_cache, branches = captioner.open(features), mixture(soft(captioner, 5), 1.5)
+    monkeypatch.setattr(captioner, "decoder", Silent(captioner.decoder, bias))
+    pushed = search(captioner, kv_cache, branches, Decoding(max_tokens=4, min_tokens=3, **settings))
+    assert all(math.isfinite(some[0].log_prob) and len(some[0].token_ids) == 3 for some in pushed)
+    first = captioner.prefill(kv_cache, branches[0].inserts).logits.index_fill(1, torch.tensor([END]), -torch.inf)
+    said = first.gather(1, torch.tensor([some[0].token_ids[:1] for some in pushed]))[:, 0]
+    assert (said >= first.max(-1).values + math.log(PLAUSIBLE)).all()
 
 
 class Silent:
