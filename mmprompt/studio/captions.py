@@ -37,7 +37,9 @@ class CaptionWork:
         self._own: dict[str, tuple[Path, str]] = {}  # of each focus from a file its folder and captioner
         self._prompts: dict[Path, Prompt] = {}
         for brought in reversed(newest_first(folder, KIND)):
-            self._take(brought)
+            captioner = self._take(brought)
+            if captioner in models.offered[KIND]:
+                self.captioner = captioner
 
     def learned(self) -> list[str]:
         """Return the names of the focuses that there are for this captioner."""

@@ -24,6 +24,9 @@ from mmprompt.studio.prompts import Models
 from mmprompt.studio.texts import TextWork
 
 NAME = re.compile(r"[0-9a-f]{32}")
+NO_FILE_NAME = re.compile(r"[^\w.-]")
+MOST_LETTERS = 50
+"""Of the name of a download, which may come from a stranger."""
 KEPT_DAYS = 30
 """A session that nobody looked at for longer is deleted when a studio starts."""
 PARTS = {"classification": "images", "captioning": "captions", "language": "texts"}
@@ -90,8 +93,8 @@ class Session:
         return part
 
     def download(self, folder: Path, name: str) -> Path:
-        """Return a zip file of the prompt of a run folder, to be taken along."""
-        return prompts.pack(folder, self.folder / "downloads" / f"{name}.zip")
+        """Return a zip file of the prompt of a run folder, to be taken along; what is no name of a file is left out."""
+        return prompts.pack(folder, self.folder / "downloads" / f"{NO_FILE_NAME.sub('_', name)[:MOST_LETTERS]}.zip")
 
 
 class Studio:

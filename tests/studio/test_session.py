@@ -399,8 +399,24 @@ def test_a_focus_of_another_captioner_is_spoken_by_that_captioner(tmp_path, mode
     ((path, plain, steered),) = work.captions.write(image, work.captions.learned(), 1.0, None, 10.0)
     told = load(tmp_path / "run", captioner).predict(image).text
     assert (path, plain, steered) == (image, Captioner(captioner).caption([image])[0].text, told)
+    again = Studio(tmp_path / "with", work.captions.models).session(work.name).captions
+    assert (again.captioner, again.learned(), again.newest) == (captioner.name, ["smells (file 1)"], "smells (file 1)")
+    elsewhere = Studio(tmp_path / "with", models).session(work.name).captions
+    assert (elsewhere.captioner, elsewhere.learned()) == ("tiny", [])
     work.captions.captioner = "tiny"
     assert work.captions.learned() == []
+
+
+@pytest.mark.parametrize("focus", ["/../../../../../../escaped", "..", "smells" * 100, "\N{GRINNING FACE}"])
+def test_a_download_stays_in_the_folder_of_its_session_whatever_a_file_calls_its_focus(session, focus, tmp_path):
+    captioner = load_captioner("tiny", device="cpu")
+    prompt = Prompt(CaptionTemplate(focus), Learned(LM_INPUT, torch.zeros(2, captioner.decoder.width)))
+    save(Captioner(captioner, Guidance(((prompt, 1.0),))), tmp_path / "run")
+    session.open_prompt([tmp_path / "run" / name for name in ("prompt.json", "prompt.safetensors")])
+    name = session.captions.newest
+    archive = session.download(session.captions.folder(name), f"focus-{name.split()[0]}")
+    assert archive.resolve().parent == session.folder / "downloads"
+    assert zipfile.is_zipfile(archive)
 
 
 def test_sessions_that_nobody_opened_for_a_month_are_deleted_at_the_start(tmp_path, models):
