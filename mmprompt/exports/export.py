@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmprompt.core.header import public_name, read_header
 from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
-from mmprompt.files import new_folder, write_json
+from mmprompt.files import new_folder, read_json, write_json
 from mmprompt.settings import checked
 from mmprompt.version import __version__
 
@@ -22,31 +22,52 @@ if TYPE_CHECKING:
 
 INSTALL = 'pip install "mmprompt[export]"'
 FACTS = "export.json"
-"""What an export says of itself; a folder that holds one may be replaced by another."""
+"""What an export says of itself."""
 
 
 @dataclass(frozen=True)
 class Form:
     """A form of an export of one kind of prompts; `needs` are libraries that come with `mmprompt[export]` alone.
 
-    `writer` is the module, and its function of a predictor, a folder and facts that gives further facts.
+    `writer` is the module, and its function of a predictor, a folder and facts that gives further facts. It writes
+    some or all of `files`, which another export may replace.
     """
 
     kind: str
     writer: tuple[str, str]
+    files: tuple[str, ...]
     summary: str
     needs: tuple[str, ...] = ()
 
 
 OF_GRAPH = "the whole classifier, from pixels to probabilities, for"
 FORMS = {
-    "onnx": Form("classification", ("graph", "write_onnx"), f"{OF_GRAPH} onnxruntime", ("onnxscript", "onnxruntime")),
-    "pt2": Form("classification", ("graph", "write_pt2"), f"{OF_GRAPH} torch.export.load"),
-    "npy": Form("classification", ("weights", "write_npy"), "class weights, for image features of any origin"),
-    "open_clip": Form(
-        "classification", ("weights", "write_open_clip"), "class weights as open_clip's zero-shot has them"
+    "onnx": Form(
+        "classification",
+        ("graph", "write_onnx"),
+        ("classifier.onnx", "classifier.onnx.data"),
+        f"{OF_GRAPH} onnxruntime",
+        ("onnxscript", "onnxruntime"),
     ),
-    "peft": Form("language", ("peft", "write_peft"), "the prompt of a language model as PEFT reads it"),
+    "pt2": Form("classification", ("graph", "write_pt2"), ("classifier.pt2",), f"{OF_GRAPH} torch.export.load"),
+    "npy": Form(
+        "classification",
+        ("weights", "write_npy"),
+        ("class_weights.npy",),
+        "class weights, for image features of any origin",
+    ),
+    "open_clip": Form(
+        "classification",
+        ("weights", "write_open_clip"),
+        ("zero_shot_classifier.safetensors",),
+        "class weights as open_clip's zero-shot has them",
+    ),
+    "peft": Form(
+        "language",
+        ("peft", "write_peft"),
+        ("adapter_config.json", "adapter_model.safetensors", "mmprompt.json", "mmprompt.safetensors"),
+        "the prompt of a language model as PEFT reads it",
+    ),
 }
 """The forms there are, by name."""
 
@@ -70,10 +91,17 @@ def form_of(to: str, kind: str | None = None) -> Form:
 
 def refuse_taken(folder: Path) -> None:
     """Refuse to write over anything but an earlier export."""
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / FACTS).is_file():
+    if folder.is_dir() and any(folder.iterdir()) and not _is_export(folder):
         raise bad_file(folder, "holds something that is no export", "Give another folder as `out`.")
     if folder.is_file():
         raise bad_file(folder, "is a file, but an export is a folder", "Give another name as `out`.")
+
+
+def _is_export(folder: Path) -> bool:
+    """Return whether a folder holds an export and nothing else."""
+    facts = read_json(folder / FACTS) if (folder / FACTS).is_file() else None
+    form = FORMS.get(str(facts.get("form"))) if isinstance(facts, dict) else None
+    return form is not None and all(path.is_file() and path.name in (FACTS, *form.files) for path in folder.iterdir())
 
 
 @checked
