@@ -323,7 +323,9 @@ class TextStarted(ScaledPerClass):
 
     def forward(self, image_features: Tensor, class_features: Tensor) -> Tensor:
         """Compute logits [B, C]."""
-        if self.is_learned.any():  # else no graph of the weights, so that an optimiser leaves them as they are
+        # In a training that starts later no graph of the weights, so that an optimiser leaves them as they are; a trace
+        # of a finished one cannot decide by values.
+        if not torch.is_grad_enabled() or self.is_learned.any():
             learned = F.normalize(self.weight, dim=-1).to(class_features.dtype)
             class_features = torch.where(self.is_learned[:, None], learned, class_features)
         return self.cosine(image_features, class_features)

@@ -38,13 +38,7 @@ class PixelClassifier(nn.Module):
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
-        instead = "Serve it with this package, or train coop instead."
-        if classifier.prompt.needs_image:
-            problem = "are made anew for each image, but a graph holds them as constants"
-            raise UserError(f"the class features of this prompt {problem}. {instead}")
-        if type(classifier).predict_proba is not Classifier.predict_proba:
-            problem = "learns anew on each image, which no graph does"
-            raise UserError(f"a {classifier.form} classifier {problem}. {instead}")
+        refuse_anew(classifier)
         self.classifier = classifier
         backbone: Any = classifier.backbone
         parts = sorted({name.partition(".")[0] for name in backbone.weights_of("vision")})
@@ -58,6 +52,17 @@ class PixelClassifier(nn.Module):
         pixels = backbone.normalize(images.to(backbone.dtype) / 255)
         logits = self.classifier.outputs(self.classifier.image_features(pixels)).logits
         return logits.softmax(-1).float()
+
+
+def refuse_anew(classifier: Classifier) -> None:
+    """Refuse a classifier that makes or learns something for each image, for which no export has a place."""
+    instead = "Serve it with this package, or train coop instead."
+    if classifier.prompt.needs_image:
+        problem = "are made anew for each image, but an export holds them as constants"
+        raise UserError(f"the class features of this prompt {problem}. {instead}")
+    if type(classifier).predict_proba is not Classifier.predict_proba:
+        problem = "learns anew on each image, which no export does"
+        raise UserError(f"a {classifier.form} classifier {problem}. {instead}")
 
 
 def noise(classifier: Classifier, n_images: int) -> Tensor:

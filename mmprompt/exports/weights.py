@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mmprompt.classification.predictor import Classifier
 from mmprompt.errors import UserError
+from mmprompt.exports.graph import refuse_anew
 from mmprompt.files import tensor_bytes, write_bytes
 
 N_TRIED = 64
@@ -28,14 +29,15 @@ def class_weights(classifier: Classifier) -> tuple[Tensor, Tensor]:
         weights [C, E] and biases [C], float32: logits are `logit_scale * features @ weights.T + biases`. Those of a
         classifier without a head are its class features.
     Raises:
-        UserError: its logits are no such product, or something is learned in the image tower.
+        UserError: its logits are no such product, or something is learned in the image tower, or on each image.
     """
     backbone = classifier.backbone
+    refuse_anew(classifier)
     if classifier.prompt.has("vision"):
         site = next(site for site in classifier.prompt.sites if site.tower == "vision")
         problem = "so the features of the frozen model are not what it reads"
         raise UserError(f"this prompt learned in the image tower, at {site}, {problem}. {INSTEAD}")
-    if classifier.prompt.needs_image or classifier.reads_raw:
+    if classifier.reads_raw:
         raise UserError(f"this classifier is no product of image features and class weights. {INSTEAD}")
     width = backbone.embed_dim
     tried = torch.randn(N_TRIED, width, generator=torch.Generator().manual_seed(0))

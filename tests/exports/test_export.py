@@ -46,6 +46,7 @@ HEADS = {
     "residual": lambda width: heads.Residual(3, width, 20.0, 0.0, 0.5),
     "text-and-means": lambda width: heads.TextAndMeans(3, width, 20.0, 0.0),
     "blend": lambda width: heads.Blend(3, width),
+    "text-started": lambda width: heads.TextStarted(3, width, 20.0, 0.0),
     "feature-adapter": lambda width: heads.FeatureAdapter(width, 20.0, 0.0, 0.5),
 }
 
@@ -60,6 +61,8 @@ def learned(method: str, backbone, seed: int = 3):
     with torch.no_grad():
         for parameter in classifier.prompt.parameters():
             parameter += 0.3 * torch.randn(parameter.shape, generator=generator).to(parameter)
+    if method == "text-started":
+        classifier.prompt.head.is_learned[1:] = True
     return classifier.requires_grad_(False).eval()
 
 
@@ -100,6 +103,7 @@ def test_an_export_says_what_goes_in_and_what_comes_out(exported):
 
 
 GRAPHS = [
+    ("text-started", "tiny_clip_backbone"),
     ("clip-lora", "tiny_hf_clip_backbone"),
     ("vpt", "tiny_siglip_backbone"),
     ("vpt", "tiny_timm_backbone"),
@@ -159,7 +163,10 @@ def test_open_clip_multiplies_with_its_zero_shot_classifier(tiny_open_clip_folde
 
 REFUSED = [
     ("cocoop", "tiny_clip_backbone", "onnx", "made anew for each image"),
+    ("cocoop", "tiny_clip_backbone", "npy", r"made anew for each image.*Serve it with this package"),
     ("tpt", "tiny_clip_backbone", "pt2", "learns anew on each image"),
+    ("tpt", "tiny_clip_backbone", "npy", r"learns anew on each image.*Serve it with this package"),
+    ("tpt", "tiny_clip_backbone", "open_clip", "learns anew on each image"),
     ("vpt", "tiny_clip_backbone", "npy", r"learned in the image tower, at vision\.input"),
     ("feature-adapter", "tiny_clip_backbone", "npy", r"\(feature-adapter\) are not linear"),
     ("coop", "tiny_hf_clip_backbone", "open_clip", "is no model of open_clip's"),
@@ -183,6 +190,23 @@ def test_an_export_never_replaces_anything_else(tiny_clip_backbone, tmp_path):
     with pytest.raises(mp.UserError, match="holds something that is no export"):
         mp.export(learned("coop", tiny_clip_backbone), "npy", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("facts", [{"mine": 1}, {"form": "npy"}, {"form": ["npy"]}, ["npy"]])
+def test_a_folder_with_anything_beside_an_export_is_no_export(facts, tiny_clip_backbone, tmp_path):
+    classifier = learned("coop", tiny_clip_backbone)
+    for name in ("export.json", "notes.txt"):
+        (tmp_path / name).write_text(json.dumps(facts))
+    with pytest.raises(mp.UserError, match="holds something that is no export"):
+        mp.export(classifier, "npy", tmp_path)
+    assert {path.read_text() for path in tmp_path.iterdir()} == {json.dumps(facts)}
+
+
+def test_an_export_of_one_form_is_replaced_by_one_of_another(tiny_clip_backbone, tmp_path):
+    classifier = learned("coop", tiny_clip_backbone)
+    for to in ("npy", "open_clip", "npy"):
+        folder = mp.export(classifier, to, tmp_path / "one")
+        assert {path.name for path in folder.iterdir()} == {"export.json", *FORMS[to].files}
 
 
 def test_a_missing_library_is_said_before_the_work(run_folder, monkeypatch, capsys):
@@ -210,6 +234,7 @@ def test_peft_reads_the_prompt_of_a_language_model(template, form, tmp_path):
     prompted = mp.LanguagePredictor(model, prompt.requires_grad_(False))
     folder = mp.export(prompted, "peft", tmp_path / "peft")
     assert json.loads((folder / "adapter_config.json").read_text())["peft_type"] == form
+    assert {path.name for path in folder.iterdir()} <= {"export.json", *FORMS["peft"].files}
     assert load_peft(folder, model).prompt.sites == prompted.prompt.sites or form == "PREFIX_TUNING"
     with pytest.raises(mp.UserError, match=r"this is a prompt for language\. Use `to=peft`"):
         mp.export(prompted, "onnx", tmp_path / "none")
