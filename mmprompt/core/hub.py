@@ -158,9 +158,9 @@ def _copy_public(folder: Path, header: Mapping[str, Any], target: Path) -> None:
 
 
 def _without_paths(value: Any) -> Any:
-    """Leave of every path from the root or home its last part."""
+    """Leave of every path from the root or home its last part, and no notes on data, which may name folders too."""
     if isinstance(value, dict):
-        return {key: _without_paths(each) for key, each in value.items()}
+        return {key: _without_paths(each) for key, each in value.items() if key != "notes"}
     if isinstance(value, list):
         return [_without_paths(each) for each in value]
     return Path(value).name if isinstance(value, str) and value.startswith(("/", "~")) else value

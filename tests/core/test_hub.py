@@ -12,6 +12,7 @@ from huggingface_hub import constants
 
 import mmprompt as mp
 from mmprompt.cli.main import main
+from mmprompt.core.file import save
 
 
 @pytest.fixture
@@ -39,6 +40,16 @@ def test_only_the_prompt_and_its_card_leave_the_machine(pushed, run_folder, tiny
     told = b"".join(pushed.values())
     assert str(tiny_open_clip_folder.parent).encode() not in told
     assert json.loads(pushed["prompt.json"])["backbone"]["name"] == tiny_open_clip_folder.name
+
+
+def test_folders_in_the_notes_on_the_data_do_not_leave_the_machine(hub, tiny_clip_backbone, tmp_path):
+    classifier = mp.CoOp(n_ctx=2).build(tiny_clip_backbone, ["cat", "dog"])
+    data = {"name": "pets", "root": "/home/ada/pets", "notes": ["Passed over 1 image that is not in /home/ada/pets."]}
+    save(classifier, tmp_path / "run", {"data": data})
+    mp.push_to_hub(tmp_path / "run", "ada/pets")
+    pushed = hub.files["ada/pets"]
+    assert b"/home/ada" not in b"".join(pushed.values())
+    assert json.loads(pushed["prompt.json"])["training"]["data"] == {"name": "pets", "root": "pets"}
 
 
 def test_the_card_is_made_of_the_run(pushed, run_folder):
