@@ -285,8 +285,10 @@ def _with_images(rows: Sequence[CaptionRow], root: Path, path: Path) -> tuple[li
     kept = [row for row in rows if there[row.image] and row.captions]
     missing = [row for row in rows if not there[row.image]]
     bare = sum(there[row.image] and not row.captions for row in rows)
+    if not any(there.values()):
+        raise bad_file(path, f"none of its {len(there)} images is in {root}", "Give their folder as `images`.")
     if not kept:
-        raise bad_file(path, f"none of its {len(there)} images is in {root}", "Give their folder with --images.")
+        raise bad_file(path, f"holds no caption of the images that are in {root}", "Give a file that does.")
     notes = []
     if missing:
         n_captions, names = sum(len(row.captions) for row in missing), [name for name in there if not there[name]]
@@ -314,7 +316,7 @@ def _find_image(row: CaptionRow, inside: SafeRoot, place: str) -> Path:
     except (UserError, ValueError, OSError) as error:
         raise UserError(f"{place}: {error}") from None
     if not is_there:
-        advice = "Give the folder of the images with --images, or pass over such captions with --skip-missing."
+        advice = "Give the folder of the images as `images`, or pass over such captions with `skip_missing=True`."
         raise bad_file(place, f"{row.image} is not in {inside.root}", advice)
     return image
 
@@ -322,7 +324,7 @@ def _find_image(row: CaptionRow, inside: SafeRoot, place: str) -> Path:
 def _clean(row: CaptionRow, place: str) -> list[str]:
     """Return the captions of a row, runs of white space made one space; refuse what is no caption."""
     if not row.captions:
-        raise bad_file(place, f"{row.image} has no caption", "Write one, or pass over it with --skip-missing.")
+        raise bad_file(place, f"{row.image} has no caption", "Write one, or pass over it with `skip_missing=True`.")
     cleaned = []
     for caption in row.captions:
         if not isinstance(caption, str):

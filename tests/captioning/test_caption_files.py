@@ -274,7 +274,7 @@ def test_a_flickr_token_file_works_with_half_of_its_pictures(folder: Path) -> No
     path = written(folder, "\n".join(lines), "tokens.txt")
     assert ", line 3: x.jpg is not in" in (message := refusal(path))
     assert message.endswith(
-        "Give the folder of the images with --images, or pass over such captions with --skip-missing."
+        "Give the folder of the images as `images`, or pass over such captions with `skip_missing=True`."
     )
     data = load_captions(path, skip_missing=True)
     assert by_id(data) == {f"{name}.jpg": {"": (f"caption 0 of {name}", f"caption 1 of {name}")} for name in "abc"}
@@ -287,15 +287,18 @@ def test_images_without_captions_are_passed_over_and_counted(folder: Path) -> No
     records = {"images": [{"id": n, "file_name": f"{name}.jpg"} for n, name in enumerate("abc")]}
     records["annotations"] = [{"image_id": 1, "caption": "a dog"}]
     path = written(folder, records, "coco.json")
-    assert "a.jpg has no caption. Write one, or pass over it with --skip-missing." in refusal(path)
+    assert "a.jpg has no caption. Write one, or pass over it with `skip_missing=True`." in refusal(path)
     data = load_captions(path, skip_missing=True)
     assert by_id(data) == {"1": {"": ("a dog",)}}
     assert "Passed over 2 images without a caption." in data.notes
+    bare = jsonl(folder, {"image": "a.jpg", "captions": []}, {"image": "x.jpg", "captions": ["a"]})
+    said = f": holds no caption of the images that are in {folder.resolve()}. Give a file that does."
+    assert refusal(bare, skip_missing=True) == said
 
 
 def test_no_image_at_all_is_no_data_and_what_is_wrong_stays_wrong(folder: Path) -> None:
     path = jsonl(folder, {"image": "x.jpg", "captions": ["a"]}, {"image": "y.jpg", "captions": ["b"]})
-    message = f": none of its 2 images is in {folder.resolve()}. Give their folder with --images."
+    message = f": none of its 2 images is in {folder.resolve()}. Give their folder as `images`."
     assert refusal(path, skip_missing=True) == message
     path = jsonl(folder, {"image": "../a.jpg", "captions": ["a"]}, {"image": "a.jpg", "captions": ["b"]})
     assert "line 1: " in refusal(path, skip_missing=True)
