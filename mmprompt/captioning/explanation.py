@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mmprompt.captioning.data import CaptionData, CaptionItem, load_captions
+from mmprompt.captioning.focus_sets import build_focus
 from mmprompt.captioning.measure import focus_loss, wordings_for
 from mmprompt.captioning.metrics.tokens import tokenize
 from mmprompt.captioning.predictor import Captioner, CaptionFeatures, Guidance, focus_of, hard_prompt
@@ -38,8 +39,9 @@ Inserts = Mapping[Site, Insert]
 
 
 def data_at(place: Mapping[str, Any], training: Mapping[str, Any]) -> CaptionData:
-    """Load captions from where `place_of_data` says that they lie."""
-    return load_captions(place["data"], place.get("root"), bool(place.get("skip_broken")))
+    """Load captions from where `place_of_data` says that they lie, those of the focus chosen as they were."""
+    data = load_captions(place["data"], place.get("root"), bool(place.get("skip_broken")))
+    return build_focus(data, training.get("data", {}).get("focus", "")) if place.get("choose") else data
 
 
 def sections_of(captioner: Captioner, data: CaptionData, asked: Asked) -> tuple[str, list[Section]]:

@@ -28,7 +28,7 @@ from mmprompt.captioning.predictor import Captioner, CaptionFeatures, Guidance, 
 from mmprompt.captioning.readers.captioner import FrozenCaptioner
 from mmprompt.captioning.task import FocusTask
 from mmprompt.core.learned import Prompt
-from mmprompt.errors import UserError, bad_value
+from mmprompt.errors import UserError, bad_value, unknown_name
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.image_features import Progress, encode_images
 from mmprompt.models.sites import Insert, Site
@@ -174,13 +174,16 @@ def measure_captions(
         features: of the same captioner, to share them.
         progress: called with how many speakers are done and how many there are.
     Raises:
-        UserError: there is no prompt, two have one focus, nothing is there to tell one by (no word list, no training
-            captions), the part is empty, or pycocoevalcap is not installed.
+        UserError: there is no prompt, two have one focus, `words` are for another one, nothing is there to tell one by
+            (no word list, no training captions), the part is empty, or pycocoevalcap is not installed.
     """
     by_focus = {focus_of(prompt): prompt for prompt in prompts}
     if not prompts or len(by_focus) < len(prompts):
         given, advice = ", ".join(map(focus_of, prompts)) or "empty", "Give `prompts`, each of another focus."
         raise bad_value("prompts", given, "one prompt a focus is needed", advice)
+    for focus in words or ():
+        if focus not in by_focus:
+            raise unknown_name("prompt for the focus", focus, by_focus)
     coco_module("cider.cider")  # missed now, not after the captions are written
     stage = _Stage.set(captioner, data, tuple(by_focus), decoding, features)
     judge, items = stage.judge, data.with_captions(split, None)

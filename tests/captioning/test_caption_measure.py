@@ -89,6 +89,11 @@ def test_a_wording_may_be_given_and_is_the_first_one_where_nothing_can_choose(ca
     assert measured(captioner, test_only).speakers[1].words == WORDINGS[0]
 
 
+def test_words_for_a_focus_that_has_no_prompt_are_refused(captioner, data):
+    with pytest.raises(UserError, match=r"no prompt for the focus named 'number'\. Did you mean 'numbers'"):
+        measured(captioner, data, words={"number": "7 8"})
+
+
 def test_lifts_and_confusion_are_differences_of_the_scores(captioner, data):
     measure = measured(captioner, data, split="train")
     values = {name: scores["numbers"].values["adherence"] for name, scores in measure.focus_scores.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import sys
 from dataclasses import replace
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from mmprompt.captioning.cli.train import read_train
 from mmprompt.captioning.data import load_captions
 from mmprompt.cli.main import main
 
@@ -87,6 +89,62 @@ def test_a_token_file_with_half_of_its_images_is_learned_from(scenes, tmp_path, 
     assert not (tmp_path / "run").exists()
     assert main([*words, "--skip-missing"]) == 0
     assert "Passed over 8 captions of 8 images that are not in" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def neutral(scenes: Path) -> Path:
+    """The scenes with several captions of no focus each, one image gone."""
+    rows = {}
+    for row in rows_of(scenes / "scenes.jsonl"):
+        rows.setdefault(row["image"], row | {"captions": [], "focus": ""})["captions"] += row["captions"][:1]
+    gone = {"image": "gone.png", "captions": ["a rose."], "split": "train"}
+    path = scenes.parent / f"{scenes.name}-neutral.jsonl"
+    path.write_text("\n".join(map(json.dumps, [*rows.values(), gone])) + "\n")
+    return path
+
+
+def test_what_is_to_be_done_next_finds_the_same_captions_and_a_chosen_focus_is_judged_by_a_lexicon(
+    scenes, neutral, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    words = ["caption", "train", "--data", str(neutral), "--images", str(scenes), "--skip-missing", "--choose"]
+    words += ["--focus", "actions", "--out", "run", "--method", "prompt-tuning", "--epochs", "1", "--device", "cpu"]
+    assert main(words) == 0
+    (line,) = re.findall("mmprompt (caption eval .*)\n", capsys.readouterr().out)
+    assert main([*shlex.split(line), "--max-tokens", "4", "--device", "cpu"]) == 0
+    assert "judged by the lexicon of everyday words" in capsys.readouterr().out
+    assert main(["explain", "run", "--device", "cpu"]) == 0
+    assert "A token of the captions of actions costs" in capsys.readouterr().out
+
+
+def test_captions_of_no_focus_are_learned_in_a_folder_of_their_own(scenes, neutral, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["caption", "train", "--data", str(neutral), "--images", str(scenes), "--skip-missing", "--focus", ""]
+    assert main([*words, "--method", "prompt-tuning", "--epochs", "1", "--device", "cpu"]) == 0
+    assert "The prompt is in runs/neutral." in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["neutral"]
+
+
+def test_a_setting_that_was_typed_holds_for_every_method_also_where_it_is_the_default_of_one(tmp_path):
+    words = ["--data", "my.jsonl", "--focus", "mood"]
+    assert read_train([*words, "--lr", "0.1"], "train")[1].given == {"lr": 0.1}
+    (tmp_path / "settings.yaml").write_text("lr: 0.1\n")
+    assert read_train([*words, "--config", str(tmp_path / "settings.yaml")], "train")[1].given == {"lr": 0.1}
+    assert read_train(words, "train")[1].given == {}
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (["--mapper", "linear"], "mapper is linear, but prompt-tuning learns no mapper. Add --method mapper, or leave"),
+        (["--n-prefix", "4"], "n_prefix is 4, but prompt-tuning learns no mapper. Add --method mapper, or leave --n-p"),
+    ],
+)
+def test_options_of_a_mapper_are_refused_where_none_is_learned(option, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["caption", "train", *option]) == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_focus_is_written_for_a_folder_with_a_broken_picture(scenes, runs, tmp_path, capsys):
@@ -186,6 +244,16 @@ def test_a_focus_of_ones_own_is_measured_by_a_classifier_or_by_a_word_list(scene
     assert found["judge"] == "lexicon of own"
     column = found["confusion"]["focuses"].index("my moods")
     assert found["confusion"]["adherence"][-1][column] > 0.5
+
+
+def test_what_a_measure_would_pass_over_is_refused(scenes, runs, tmp_path, capsys):
+    words = ["caption", "eval", "--data", str(scenes / "scenes.jsonl"), "--prompts", str(runs / "emotions")]
+    lexicon = tmp_path / "words.json"
+    lexicon.write_text(json.dumps({"emotion": ["joy"]}))
+    assert main([*words, "--lexicon", str(lexicon)]) == 2
+    assert "words.json: has no words of 'emotions'. Add them." in capsys.readouterr().err
+    assert main([*words, "--n-beams", "2", "--n-best", "2"]) == 2
+    assert "n_best is 2, but one caption an image is measured. Leave --n-best out." in capsys.readouterr().err
 
 
 def test_the_tables_have_people_beside_every_number_of_a_focus(scenes, runs, capsys):

@@ -41,6 +41,8 @@ class Settings:
     """The folder of the images, if it is not that of the file."""
     skip_missing: bool = False
     """Pass over captions of images that are not there, and images without captions."""
+    choose: bool = False
+    """Choose captions of the prompts' focuses among neutral ones, as `caption train --choose` did."""
     prompts: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN...")] = ()
     """Run folders of prompts, one a focus."""
     split: Annotated[str, tyro.conf.arg(metavar="NAME")] = "test"
@@ -66,15 +68,20 @@ def run(arguments: Sequence[str], prog: str) -> None:
         whose = "after it" if "--prompts" in arguments else "for data of one's own"
         expected = f"one or more run folders are needed {whose}"
         raise bad_value("prompts", "empty", expected, f"Write {prog} --prompts RUN.")
-    for folder in settings.prompts:
-        read_header(folder, "captioning")
+    focuses = [read_header(folder, "captioning")["focus"] for folder in settings.prompts]
+    if settings.decoding.n_best > 1:
+        raise bad_value("n_best", settings.decoding.n_best, "one caption an image is measured", "Leave --n-best out.")
     if settings.out is not None:
         check_place(settings.out)
     data = load_captions(settings.data, settings.images, settings.skip_missing)
     if settings.lexicon is not None:
         data = replace(data, lexicon=read_lexicon(settings.lexicon))
+        for focus in focuses or data.focuses:
+            if focus not in data.lexicon:
+                raise bad_file(settings.lexicon, f"has no words of {focus!r}", "Add them.")
     data.with_captions(settings.split, None)
 
+    from mmprompt.captioning.focus_sets import build_focus
     from mmprompt.captioning.measure import measure_captions
     from mmprompt.captioning.metrics.caption_metrics import coco_module
     from mmprompt.captioning.predictor import CaptionFeatures, load_captioner_of, load_focus
@@ -83,6 +90,8 @@ def run(arguments: Sequence[str], prog: str) -> None:
     from mmprompt.reports.pages import missing_extra
 
     coco_module("cider.cider")  # missed now, not after prompts are learned
+    for focus in (focuses or data.focuses) if settings.choose else ():
+        data = build_focus(data, focus)
     captioner = load_captioner_of(settings.prompts, settings.backbone, settings.device)
     encoder = None if settings.clip is None else load_backbone(settings.clip, settings.device)
     with ProgressDisplay() as progress:

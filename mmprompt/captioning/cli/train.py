@@ -63,7 +63,7 @@ class Settings:
     seed: Annotated[int, tyro.conf.arg(metavar="INT")] = 1
     """Seed of the order of the captions."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
-    """The new run folder; by default runs/FOCUS."""
+    """The new run folder; by default runs/FOCUS, runs/neutral for captions of no focus."""
     resume: bool = False
     """Go on from the newest checkpoint in the run folder."""
     device: Device = "auto"
@@ -74,7 +74,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
     """Learn a focus, or a mapper, or one after the other, and show what it says."""
     settings, recipe, method = read_train(arguments, prog)
     output = Output(settings.json)
-    folder = settings.out or Path("runs") / (MAPPER if settings.method == MAPPER else settings.focus)
+    folder = settings.out or Path("runs") / (MAPPER if settings.method == MAPPER else settings.focus or "neutral")
     if is_first_process():
         check_folder(folder, settings.resume)
     refuse_missing(settings.backbone)
@@ -121,7 +121,15 @@ def place_of(settings: Settings) -> dict[str, Any]:
     """Return where the captions and images are, so that they are found from any folder."""
     data = settings.data if settings.data in EMBEDDED else str(Path(settings.data).resolve())
     root = None if settings.images is None else str(settings.images.resolve())
-    return {"data": data, "root": root, "skip_broken": settings.skip_missing}
+    return {"data": data, "root": root, "skip_broken": settings.skip_missing, "choose": settings.choose}
+
+
+def options_of(settings: Settings) -> str:
+    """Return the options by which another verb finds the same captions."""
+    images = [] if settings.images is None else ["--images", str(settings.images)]
+    options = {"--skip-missing": settings.skip_missing, "--choose": settings.choose}
+    flags = [option for option, is_given in options.items() if is_given]
+    return shlex.join(["--data", settings.data, *images, *flags])
 
 
 def train_mapper(settings: Settings, data: CaptionData, folder: Path, recipe: Recipe) -> list[dict[str, Any]]:
@@ -151,7 +159,7 @@ def conclude_training(output: Output, settings: Settings, result: Result[Caption
     output.table(["image", "without a prompt", settings.focus], rows)
     output.say(f"\nThe prompt is in {folder}. The weights of {captioner.name} are what they were before.")
     output.say(f"Next: mmprompt caption write IMAGES --prompt {shlex.quote(str(folder))}")
-    output.say(f"      mmprompt caption eval --data {shlex.quote(settings.data)} --prompts {shlex.quote(str(folder))}")
+    output.say(f"      mmprompt caption eval {options_of(settings)} --prompts {shlex.quote(str(folder))}")
     output.document({"run": str(folder), "history": result.history, "notices": list(result.notices)})
 
 
@@ -179,8 +187,12 @@ def read_train(arguments: Sequence[str], prog: str) -> tuple[Settings, Recipe, M
     if read.recipe.patience is not None and name != MAPPER:
         expected = "captions have no validation accuracy to wait for"
         raise bad_value("patience", read.recipe.patience, expected, "Leave --patience out.")
+    for option in ("mapper", "n_prefix"):
+        if name not in (MAPPER, MAPPER_AND_SOFT) and getattr(read.run, option) is not None:
+            advice = f"Add --method {MAPPER}, or leave --{option.replace('_', '-')} out."
+            raise bad_value(option, getattr(read.run, option), f"{name} learns no mapper", advice)
     if name != AUTO:
         return read.run, read.recipe, PromptTuning() + PrefixTuning() if name == BOTH else read.method
-    changed = {field.name: getattr(read.recipe, field.name) for field in fields(Recipe)}
-    changed = {option: value for option, value in changed.items() if value != getattr(recipe, option)}
-    return read.run, Recipe(**changed), None  # each method keeps its own recipe but for what was given
+    typed = given_names(arguments, [field.name for field in fields(Recipe)])
+    # each method keeps its own recipe but for what was given
+    return read.run, Recipe(**{option: getattr(read.recipe, option) for option in typed}), None
