@@ -23,9 +23,9 @@ class Decoding:
     """Beams; 1 is greedy, or sampling if a temperature is given."""
     n_best: Count = 1
     """Captions per image: the best of the beams, or so many samples."""
-    length_penalty: float = 1.0
+    length_penalty: Annotated[float, Ge(-10), Le(10)] = 1.0
     """Scores of beams are divided by the length to this power."""
-    temperature: Annotated[float, Gt(0)] | None = None
+    temperature: Annotated[float, Ge(0.001)] | None = None
     """Sample at this temperature instead of taking the best token."""
     top_k: Count | None = None
     """Sample among so many of the best tokens."""

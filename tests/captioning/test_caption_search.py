@@ -190,6 +190,10 @@ def test_a_caption_that_does_not_fit_is_said_to_be_cut(captioner, features):
         {"top_k": 3},
         {"n_beams": 0},
         {"top_p": 2.0},
+        {"temperature": 1e-320},
+        {"length_penalty": 1000.0},
+        {"length_penalty": -1000.0},
+        {"length_penalty": float("nan")},
     ],
 )
 def test_settings_that_mean_nothing_are_refused(settings):
