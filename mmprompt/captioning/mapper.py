@@ -29,6 +29,7 @@ from mmprompt.core.fit import refuse_changed
 from mmprompt.errors import UserError, bad_file
 from mmprompt.files import new_folder, tensor_bytes, write_bytes, write_json
 from mmprompt.models.image_features import Progress
+from mmprompt.settings import checked
 from mmprompt.training.callbacks import Callback, EarlyStopping
 from mmprompt.training.loop import train
 from mmprompt.training.recipe import Recipe
@@ -38,9 +39,10 @@ N_WATCHED = 100
 """Validation images that a mapper's captions are judged on while it learns."""
 
 
+@checked
 def fit_mapper(
     captioner: FrozenCaptioner,
-    data: CaptionData | str,
+    data: CaptionData | Path | str,
     out: Path | str,
     recipe: Recipe | None = None,
     seed: int = 1,
@@ -70,7 +72,7 @@ def fit_mapper(
             and there are images to validate on.
         RunFailed: the loss stopped being finite, or weights of encoder or language model changed.
     """
-    data = load_captions(data) if isinstance(data, str) else data
+    data = data if isinstance(data, CaptionData) else load_captions(data)
     recipe = MAPPER_RECIPE if recipe is None else recipe
     folder = Path(out)
     if folder.exists():

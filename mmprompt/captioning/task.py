@@ -40,7 +40,7 @@ from mmprompt.core.words import commonest
 from mmprompt.errors import UserError
 from mmprompt.models.decoder.kv_cache import KVCache
 from mmprompt.models.sites import Insert, Site, low_rank_of
-from mmprompt.settings import check
+from mmprompt.settings import check, check_settings
 from mmprompt.training.problem import StepResult
 from mmprompt.training.recipe import Recipe
 from mmprompt.training.seeds import batches, derive_seed
@@ -185,6 +185,7 @@ class FocusTask(Task[Captioner]):
     methods = METHODS
 
     def __post_init__(self) -> None:
+        check_settings(self)
         self.items = self.data.with_captions("train", self.focus)
         self.recipe: dict[str, Any] = {}
 

@@ -421,6 +421,19 @@ def test_a_captioner_without_a_mapper_has_none_to_train(captioner, data, tmp_pat
     assert not (tmp_path / "mapper").exists()
 
 
+def test_arguments_of_another_kind_are_refused_before_anything_is_learned(data, tmp_path):
+    captioner = load_captioner("tiny", device="cpu")
+    for wrong in ({"name": None}, {"name": "numbers", "features": "x"}):
+        with pytest.raises(UserError, match="but it must be"):
+            data.focus(**wrong)
+    for more in ({"data": data.focus("numbers")}, {"data": data, "recipe": {"epochs": 1}}):
+        with pytest.raises(UserError, match="but it must be"):
+            fit_mapper(captioner, out=tmp_path / "mapper", **more)
+    with pytest.raises(UserError, match="no set of captions named"):
+        fit_mapper(captioner, tmp_path / "gone.jsonl", tmp_path / "mapper")
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
 def test_a_focus_in_words_is_saved_without_training(captioner, data, tmp_path):
     result = fit(HardPrompt("5 9"), captioner, data, tmp_path / "run")
     saved = load_focus(tmp_path / "run", captioner)
