@@ -100,7 +100,8 @@ class Guidance:
         avoid: the prompt of a focus whose own words are not to be said.
         avoid_strength: what each of them costs, in nats; 0 is not at all, and at 10 there is hardly one left.
     Raises:
-        UserError: a number is out of range or no number, or the focus to avoid has no words of its own.
+        UserError: a number is out of range or no number, a prompt is no captioner's, or the focus to avoid has no words
+            of its own.
     """
 
     prompts: tuple[tuple[Prompt, float], ...] = ()
@@ -110,9 +111,12 @@ class Guidance:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        object.__setattr__(self, "prompts", tuple(self.prompts))
+        check_settings(self)  # what can be read once is looked at now
         for prompt, weight in self.prompts:
+            focus = focus_of(prompt)
             if not holds(weight, Annotated[float, Gt(0)]):
-                raise bad_value(f"weight of {focus_of(prompt)}", weight, "it must be a number, above 0", "Use 1.")
+                raise bad_value(f"weight of {focus}", weight, "it must be a number, above 0", "Use 1.")
         if self.avoid is not None and not template_of(self.avoid).own_words:
             raise UserError(
                 f"the prompt of {focus_of(self.avoid)} names no words of its own that could be avoided. "
@@ -136,8 +140,10 @@ class Guidance:
 
 
 def template_of(prompt: Prompt) -> CaptionTemplate:
-    """Return what stands around the vectors of a captioner's prompt."""
-    assert isinstance(prompt.template, CaptionTemplate), "a captioner's prompt has its template"
+    """Return what stands around the vectors of a captioner's prompt; refuse another's."""
+    if not isinstance(prompt.template, CaptionTemplate):
+        expected = "a prompt for captions was expected"
+        raise bad_value("prompt", f"of {prompt.template.text!r}", expected, "Give one that load_focus or fit gave.")
     return prompt.template
 
 
@@ -185,8 +191,18 @@ class Captioner:
         return self.guidance.prompts[0][0]
 
     def header(self) -> dict[str, Any]:
-        """Return what the prompt file keeps of a captioner beside its prompt; see `core.file.Predictor`."""
-        return asdict(template_of(self.prompt))
+        """Return what the prompt file keeps of a captioner beside its prompt; see `core.file.Predictor`.
+
+        Raises:
+            UserError: there is more to it than one prompt, as it was learned, and none of that is kept.
+        """
+        prompt, guidance = self.prompt, self.guidance
+        if guidance.strength != 1 or guidance.avoid is not None or self.decoding != Decoding():
+            raise UserError(
+                "a prompt file keeps the prompt alone, not its strength, what is avoided or how captions are searched. "
+                "Save Captioner(backbone, Guidance(((prompt, 1.0),)))."
+            )
+        return asdict(template_of(prompt))
 
     def kept_tensors(self) -> dict[str, Tensor]:
         """Return nothing: a captioner computes nothing ahead."""

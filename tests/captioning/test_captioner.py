@@ -8,8 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+import mmprompt as mp
 from mmprompt.captioning import predictor as module
 from mmprompt.captioning.decoding import Decoding
+from mmprompt.captioning.measure import measure_captions
 from mmprompt.captioning.predictor import Captioner, CaptionTemplate, Guidance, focus_of, hard_prompt, load_focus
 from mmprompt.captioning.readers.captioner import LM_INPUT
 from mmprompt.core.file import load, save
@@ -41,6 +43,10 @@ def learned_kv(captioner, seed):
     values = [torch.randn(2, 2 * n_heads * width, generator=rng) for _ in range(n_layers)]
     sources = [Learned(Site("lm.kv", layer), value) for layer, value in enumerate(values)]
     return Prompt(CaptionTemplate("numbers"), *sources).double()
+
+
+def as_learned(captioner, prompt):
+    return Captioner(captioner, Guidance(((prompt, 1.0),)))
 
 
 def with_prompt(captioner, prompt):
@@ -110,7 +116,7 @@ def test_a_focus_without_words_of_its_own_cannot_be_avoided(captioner):
 
 def test_own_words_are_kept_in_the_file_and_files_without_them_are_read(captioner, tmp_path):
     own = {"7": ((7,), (5, 7))}
-    save(with_prompt(captioner, learned(captioner, 4, own_words=own)), tmp_path / "run")
+    save(as_learned(captioner, learned(captioner, 4, own_words=own)), tmp_path / "run")
     assert load_focus(tmp_path / "run", captioner).template == CaptionTemplate("numbers", "", own)
     header = read_header(tmp_path / "run")
     del header["own_words"]
@@ -136,7 +142,7 @@ def test_a_prompt_of_words_says_what_their_tokens_give(captioner, images):
 @pytest.mark.parametrize("make", [learned, learned_kv])
 def test_a_saved_prompt_says_the_same_and_takes_kilobytes(captioner, images, tmp_path, make):
     prompt = make(captioner, 4)
-    save(with_prompt(captioner, prompt), tmp_path / "run", {"seed": 1})
+    save(as_learned(captioner, prompt), tmp_path / "run", {"seed": 1})
     again = load_focus(tmp_path / "run", captioner)
     before, after = (with_prompt(captioner, one).caption(images) for one in (prompt, again))
     assert texts(before) == texts(after)
@@ -146,7 +152,7 @@ def test_a_saved_prompt_says_the_same_and_takes_kilobytes(captioner, images, tmp
 
 
 def test_a_prompt_of_another_captioner_is_refused(captioner, tmp_path):
-    save(with_prompt(captioner, learned(captioner, 4)), tmp_path / "run")
+    save(as_learned(captioner, learned(captioner, 4)), tmp_path / "run")
     other = small_captioner(scale=5.0)
     for loaded_by in (load_focus, load):
         with pytest.raises(UserError, match="this prompt was learned on small"):
@@ -154,7 +160,7 @@ def test_a_prompt_of_another_captioner_is_refused(captioner, tmp_path):
 
 
 def test_prompts_of_captioners_and_classifiers_are_told_apart(captioner, tmp_path):
-    save(with_prompt(captioner, learned(captioner, 4)), tmp_path / "run")
+    save(as_learned(captioner, learned(captioner, 4)), tmp_path / "run")
     header = read_header(tmp_path / "run") | {"kind": "classification"}
     seal(tmp_path / "run", header)
     with pytest.raises(UserError, match=r"is a prompt for classification, not for captioning\. Use mmprompt predict"):
@@ -191,6 +197,33 @@ def test_a_strength_is_a_number_from_0(strength):
 def test_a_weight_is_above_0(captioner):
     with pytest.raises(UserError, match="weight of numbers is 0, but it must be a number, above 0"):
         Guidance(((learned(captioner, 1), 0),))
+
+
+def test_pairs_of_prompts_and_weights_may_be_read_once(captioner, images):
+    prompts = [learned(captioner, 1), learned(captioner, 2)]
+    once = Guidance(zip(prompts, [1.0, 2.0], strict=True))
+    assert once == Guidance(tuple(zip(prompts, [1.0, 2.0], strict=True)))
+    with pytest.raises(UserError, match="prompts is of type tuple, but it must be a list"):
+        Guidance(zip([1], [1.0], strict=True))
+
+
+def test_a_prompt_of_a_classifier_steers_no_captions(captioner):
+    prompt = mp.zero_shot(mp.load_backbone("tiny"), ["dog", "cat"], "a large {}").prompt
+    for steer in ({"prompts": ((prompt, 1.0),)}, {"avoid": prompt}):
+        with pytest.raises(UserError, match="prompt is of 'a large {}', but a prompt for captions was expected"):
+            Guidance(**steer)
+    with pytest.raises(UserError, match="but a prompt for captions was expected"):
+        measure_captions(captioner, mp.load_captions("openart-scenes"), [prompt])
+
+
+@pytest.mark.parametrize("more", [{"strength": 2.0}, {"avoid": True}, {"decoding": Decoding(max_tokens=8)}])
+def test_what_a_prompt_file_does_not_keep_is_not_saved(captioner, more, tmp_path):
+    prompt = learned(captioner, 4, own_words={"7": ((7,),)})
+    avoid, decoding = prompt if "avoid" in more else None, more.get("decoding", Decoding())
+    steered = Captioner(captioner, Guidance(((prompt, 1.0),), more.get("strength", 1.0), avoid), decoding)
+    with pytest.raises(UserError, match=r"a prompt file keeps the prompt alone.* Save Captioner\(backbone, Guidance"):
+        mp.save(steered, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_there_is_one_prompt_a_picture(captioner, images):
