@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import ipaddress
 import logging
@@ -21,6 +22,8 @@ from mmprompt.terminal.output import Device, Output
 from mmprompt.terminal.parser import parse
 
 KEY = "MMPROMPT_API_KEY"
+NO_ADDRESS = {errno.EADDRNOTAVAIL, socket.EAI_NONAME, socket.EAI_AGAIN}
+"""What the system says of a host that is none of this computer's."""
 INSTALL = 'pip install "mmprompt[serve]"'
 SERVE = "Answer over HTTP with every prompt of a folder, on one frozen model of each kind."
 
@@ -84,6 +87,8 @@ def _listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no port"
         advice = "Choose another --port, or 0 for a free one."
+        if getattr(error, "errno", None) in NO_ADDRESS:
+            advice = "Give an address of this computer as --host."
         raise UserError(f"{host}:{port} cannot be listened at ({reason}). {advice}") from None
 
 

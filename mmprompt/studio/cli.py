@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import socket
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,6 +48,9 @@ def run(arguments: Sequence[str], prog: str) -> None:
     settings = parse(Settings, arguments, prog, DESCRIPTION)
     if not 1 <= settings.port <= 65535:
         raise bad_value("port", settings.port, "1 to 65535 was expected", "Use --port 7860.")
+    if not _is_own(settings.host):
+        advice = f"Use --host {LOOPBACK[0]}."
+        raise bad_value("host", settings.host, "an address of this computer was expected", advice)
     if importlib.util.find_spec("gradio") is None:
         raise UserError('the studio needs gradio, which is not installed. Run `pip install "mmprompt[studio]"`.')
     require_extra()
@@ -75,6 +79,15 @@ def run(arguments: Sequence[str], prog: str) -> None:
         threading.Event().wait()
     finally:
         page.close()
+
+
+def _is_own(host: str) -> bool:
+    """Return whether a server can listen at an address, whatever the port."""
+    try:
+        socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError:
+        return False
+    return True
 
 
 def prepare(folder: Path) -> None:

@@ -106,6 +106,7 @@ CASES = {
     "no such part of captions": "caption eval --split tset",
     "a file in the way of a report": "caption eval --out file.txt/report",
     "a classifier to measure": "caption eval --prompts RUN",
+    "a page of another computer": "studio --host 192.0.2.1 --out new",
     "a misspelt option": "train --shtos 3",
     "an option that nothing is like": "caption write OWN --zzz",
     "an option without a value": "train --shots",
