@@ -67,6 +67,8 @@ NOT_READ = (
     "velora_config",
 )
 """Settings by which PEFT's terms are more than plain ones of one rank."""
+CHANGES_WEIGHTS = ("corda", "loftq", "lora_ga", "olora", "pissa")
+"""What initialisations begin with that change the model's own weights: terms so begun belong to the changed ones."""
 _log = logging.getLogger(__name__)
 
 
@@ -196,6 +198,11 @@ def check_lora(path: Path, config: Mapping[str, Any]) -> None:
     for name in more:
         problem = f"{name} is {str(config[name])[:80]}, but only plain low-rank terms of one rank are read"
         raise bad_file(path, problem, "Train it without.")
+    start = str(config.get("init_lora_weights"))
+    if start.lower().startswith(CHANGES_WEIGHTS):
+        problem = f"init_lora_weights is {start[:40]}, which changed the model's own weights before these terms learned"
+        advice = "Save it with PEFT's path_initial_model_for_weight_conversion, or train it with another."
+        raise bad_file(path, problem, advice)
 
 
 def read_adapter(folder: Path, config: dict[str, Any]) -> dict[str, Tensor]:

@@ -132,6 +132,41 @@ def test_what_peft_learned_is_read_here_and_kept(family: str, use_rslora: bool, 
     assert torch.equal(our_logits(load(tmp_path / "run", model)), our_logits(prompted))
 
 
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_2", "olora"])
+def test_terms_beside_weights_that_peft_changed_are_read_once_they_are_saved_for_plain_ones(
+    start: str, tmp_path: Path
+) -> None:
+    model = frozen_model("llama", torch.float32)
+    layers = list(linear_layers(model.lm))[::2]
+    config = peft.LoraConfig(r=3, lora_alpha=7, target_modules=layers, task_type="CAUSAL_LM", init_lora_weights=start)
+    theirs = peft.get_peft_model(as_transformers(model), config).eval()
+    theirs.peft_config["default"].init_lora_weights = True
+    theirs.save_pretrained(tmp_path / "start")
+    theirs.peft_config["default"].init_lora_weights = start
+    torch.manual_seed(2)
+    for name, parameter in theirs.named_parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter) if "lora_" in name else 0.0
+    theirs.save_pretrained(tmp_path / "peft")
+    with pytest.raises(UserError) as caught:
+        load_peft(tmp_path / "peft", model)
+    assert str(caught.value) == (
+        f"{tmp_path / 'peft' / 'adapter_config.json'}: init_lora_weights is {start}, which changed the model's own "
+        "weights before these terms learned. Save it with PEFT's path_initial_model_for_weight_conversion, or train it "
+        "with another."
+    )
+    theirs.save_pretrained(tmp_path / "plain", path_initial_model_for_weight_conversion=str(tmp_path / "start"))
+    prompted = load_peft(tmp_path / "plain", model)
+    torch.testing.assert_close(our_logits(prompted), peft_logits(theirs, model), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("start", ["gaussian", "orthogonal", "eva", "mica", False])
+def test_terms_beside_weights_that_stayed_are_read_however_they_started(start: Any, tmp_path: Path) -> None:
+    model = frozen_model("llama", torch.float32)
+    save_peft(ours(model, LoRA(rank=2)), tmp_path)
+    spoil_config(init_lora_weights=start)(tmp_path)
+    assert load_peft(tmp_path, model).changes_weights
+
+
 def test_the_terms_of_a_combination_are_written_alone(tmp_path: Path) -> None:
     model = frozen_model("llama", torch.float32)
     prompted = ours(model, PromptTuning(2) + LoRA(rank=2))
