@@ -22,9 +22,15 @@ DIVIDER = "|"
 TokenRows = tuple[tuple[int, ...], ...]
 ANCHOR = "a"
 """A word that stands before a text that begins with a blank, so that the blank is read as one within a text."""
+HALF = re.compile("[\ud800-\udfff]")
 
 Piece = tuple[str, bool]
 """A text, and whether it comes from a row."""
+
+
+def is_text(value: object) -> bool:
+    """Return whether something is a text of whole characters, which a tokenizer reads."""
+    return isinstance(value, str) and HALF.search(value) is None
 
 
 class Tokens:
@@ -220,7 +226,7 @@ class BoundTemplate:
     def is_cut(self, row: Mapping[str, str], room: int, n_answer: int = 0) -> bool:
         """Whether `encode` leaves out something of a row, with the same arguments."""
         if not any(field.is_cut for field in self._fields) or any(
-            not isinstance(row.get(field.name), str) for field in self._fields
+            not is_text(row.get(field.name)) for field in self._fields
         ):
             return False  # all or nothing is read of it
         texts = [field.read(row[field.name]) for field in self._fields]
@@ -247,6 +253,9 @@ class BoundTemplate:
                 )
             if not isinstance(row[name], str):
                 raise bad_value(f"field {name!r}", repr(row[name])[:40], "a text was expected", "Write it as a text.")
+            if not is_text(row[name]):
+                half = "half a character (a lone surrogate) stands in it"
+                raise bad_value(f"field {name!r}", repr(row[name])[:40], half, "Write it whole.")
         texts = [field.read(row[field.name]) for field in fields]
         if n_answer >= room:
             raise UserError(

@@ -486,6 +486,12 @@ def test_every_text_is_a_template_or_refused_with_its_place(text: str) -> None:
         ),
         ({"text": 3}, ROOM, 1, "field 'text' is 3, but a text was expected. Write it as a text."),
         (
+            {"text": "a \ud800 b"},
+            ROOM,
+            1,
+            r"field 'text' is 'a \ud800 b', but half a character (a lone surrogate) stands in it. Write it whole.",
+        ),
+        (
             {"text": "It was great"},
             4,
             4,
