@@ -121,6 +121,22 @@ def test_a_killed_file_goes_on_with_the_same_samples(tmp_path, monkeypatch, caps
     assert len((tmp_path / "killed.jsonl").read_bytes().splitlines()) == 10
 
 
+def test_answers_of_other_words_of_labels_are_not_taken_for_these(tmp_path, capsys):
+    rows = [
+        {"text": f"a {word} {n}", "label": label} for label, word in (("a", "rose"), ("b", "face")) for n in "12345"
+    ]
+    (tmp_path / "ab.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "in.txt").write_text("\n".join(TEXTS))
+    train = ["llm", "train", "--data", str(tmp_path / "ab.jsonl"), "--method", "hard", "--template"]
+    train += ["{text:cut} {answer}", "--device", "cpu", "--verbalizer"]
+    assert main([*train, "a=red", "b=blue", "--out", str(tmp_path / "one")]) == 0
+    assert main([*train, "a=blue", "b=red", "--out", str(tmp_path / "other")]) == 0
+    answer = ["--input", str(tmp_path / "in.txt"), "--out", str(tmp_path / "out.jsonl"), "--prompt"]
+    assert main(["llm", "generate", *answer, str(tmp_path / "one"), "--device", "cpu"]) == 0
+    said = refusal([*answer, str(tmp_path / "other")], capsys)
+    assert "out.jsonl, line 1: holds answers of other settings or another prompt." in said
+
+
 def test_an_answer_ends_before_a_stop_wherever_its_batch_goes_on():
     model = mp.load_language_model("tiny", device="cpu")
     plain = mp.LanguagePredictor(model, Prompt(mp.Template.parse("{text}{answer}")))

@@ -308,7 +308,7 @@ def settings_hash(settings: Settings, asked: Sequence[Asked]) -> str:
     for one in {id(each.prompted): each for each in asked}.values():
         prompted, state = one.prompted, one.prompted.prompt.state_dict()
         tensors = [sha256_bytes(state[name].cpu().float().numpy().tobytes()) for name in sorted(state)]
-        prompts[one.name] = [prompted.template.text, prompted.model.fingerprint, *tensors]
+        prompts[one.name] = [prompted.template.text, prompted.model.fingerprint, prompted.header(), *tensors]
     return hash_of([{"generation": asdict(settings.generation), "as_text": settings.as_text}, prompts])
 
 
