@@ -90,6 +90,9 @@ def test_several_prompts_answer_every_row_or_each_its_own(runs, tmp_path, capsys
     assert [(row["prompt"], set(row["probabilities"])) for row in labels] == [
         (name, {"somebody", "nobody"}) for name in ("second", "first")
     ]
+    rows = tmp_path / "in.jsonl"
+    rows.write_text('{"text": "a", "prompt": ["first"]}\n')
+    assert "line 1: there is no prompt named \"['first']\"." in refusal([*both, "--input", str(rows)], capsys)
     table.write_text("prompt,text\nthird,a\n")
     assert "line 2: there is no prompt named 'third'. Known: first, second." in refusal(
         [*both, "--input", str(table)], capsys

@@ -184,7 +184,7 @@ def assign(
     asked, is_one = [], len(prompts) == 1
     for item in [given] if isinstance(given, tuple) else given:
         name = item.values.get("prompt") if isinstance(item, Record) and not is_one else None
-        if name is not None and name not in prompts:
+        if name is not None and (not isinstance(name, str) or name not in prompts):
             assert isinstance(item, Record), "it has a column"
             raise UserError(f"{item.file}, line {item.line}: {unknown_name('prompt', str(name), prompts)}")
         for own, one in prompts.items() if name is None else [(name, prompts[name])]:
