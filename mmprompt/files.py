@@ -158,7 +158,11 @@ def read_bytes(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
 
 def read_text(path: Path) -> str:
     """Return the text of a UTF-8 file of at most 1 GiB, without a byte order mark."""
-    data = read_bytes(path, MAX_TEXT_BYTES)
+    return utf8_text(path, read_bytes(path, MAX_TEXT_BYTES))
+
+
+def utf8_text(path: Path, data: bytes) -> str:
+    """Return what the bytes of a file say in UTF-8, without a byte order mark."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -66,9 +66,36 @@ def test_lines_and_tables_are_answered_as_the_texts_in_them(tmp_path, monkeypatc
     for place in (lines, table, tabs):
         answers = written(["--input", str(place)], capsys)
         assert [(row["text"], row["answer"]) for row in answers] == list(zip(TEXTS, wanted, strict=True))
-    for given in ("\n".join(TEXTS), "\n".join(json.dumps({"text": text}) for text in TEXTS)):
-        monkeypatch.setattr("sys.stdin", io.StringIO(given))
-        assert [row["answer"] for row in written(["--input", "-"], capsys)] == wanted
+    rows = "\n".join(json.dumps({"text": text}) for text in TEXTS)
+    for given in ("\n".join(TEXTS), rows, f"\ufeff{rows}\r\n"):
+        type_in(given.encode(), monkeypatch)
+        answers = written(["--input", "-"], capsys)
+        assert [(row["text"], row["answer"]) for row in answers] == list(zip(TEXTS, wanted, strict=True))
+
+
+def type_in(given: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(given), "utf-8"))
+
+
+def test_the_column_that_pandas_counts_rows_in_is_no_text(tmp_path, capsys):
+    (tmp_path / "in.csv").write_text(",text\n" + "".join(f"{n},{text}\n" for n, text in enumerate(TEXTS)))
+    assert [row["text"] for row in written(["--input", str(tmp_path / "in.csv")], capsys)] == TEXTS
+
+
+@pytest.mark.parametrize("text", ["Собака бежит " * 12, "一只狗在跑。" * 20, "a/" + "ы" * 200])
+def test_a_text_of_any_letters_is_not_taken_for_a_path(text, capsys):
+    (answer,) = written(["--input", text, "--template", "{text:cut}{answer}"], capsys)
+    assert answer["text"] == text
+
+
+def test_bytes_and_letters_that_are_no_text_are_refused_in_one_line(monkeypatch, capsys):
+    type_in(b"a dog\n\na \xff dog\n", monkeypatch)
+    said = "standard input, line 3: is not UTF-8 text. Save it as UTF-8."
+    assert refusal(["--input", "-"], capsys) == f"mmprompt: error: {said}\n"
+    said = "field 'text' is 'a \\udcff dog', but half a character (a lone surrogate) stands in it. Write it whole."
+    assert refusal(["--input", "a \udcff dog"], capsys) == f"mmprompt: error: {said}\n"
+    type_in(b'{"text": "a"}\n\n{"text":\n', monkeypatch)
+    assert "standard input, line 3: is not valid JSON, as the first line is." in refusal(["--input", "-"], capsys)
 
 
 def test_several_prompts_answer_every_row_or_each_its_own(runs, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,7 +14,7 @@ import tyro
 from mmprompt.core.header import read_header
 from mmprompt.data.tables import SUFFIXES, Record, read_records
 from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
-from mmprompt.files import parse_json, sha256_bytes, text_lines
+from mmprompt.files import parse_json, sha256_bytes, text_lines, utf8_text
 from mmprompt.language.cli.options import TEMPLATE_HELP, Loading
 from mmprompt.language.data import TextRow
 from mmprompt.models.decoder.generation_config import Generation
@@ -40,8 +41,6 @@ PLAIN = "{text}{answer}"
 CHAT = "[[user]]{text}\n[[assistant]]{answer}"
 ROWS_AT_ONCE = 64
 STDIN = "-"
-MOST_LETTERS = 256
-"""Of a word of the command line that may be a path."""
 DESCRIPTION = "Write what a language model says with a prompt, piece by piece; without one what it says by itself."
 
 
@@ -69,6 +68,10 @@ class Settings:
     json: Json = False
     generation: Generation = field(default_factory=Generation)
     loading: Loading = field(default_factory=Loading)
+
+
+class Line(Record):
+    """A line of text, under the name ""."""
 
 
 @dataclass(frozen=True)
@@ -199,16 +202,20 @@ def read_input(given: Sequence[str]) -> list[Record] | tuple[str, ...]:
         return tuple(given)
     path = Path(given[0])
     suffix = path.suffix.lower()
-    is_place = len(given[0]) < MOST_LETTERS and (" " not in given[0] or path.exists())  # and no sentence
+    try:
+        is_there = path.exists()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        is_there = False
+    is_place = is_there or " " not in given[0]  # and no sentence
     if given[0] == STDIN:
-        with waiting():
-            lines = [line.rstrip("\r\n") for line in sys.stdin if line.strip()]
-        records = lines_of(Path("standard input"), lines)
+        records = read_stdin()
     elif is_place and suffix == ".txt":
-        records = [Record(path, n, {"": line}) for n, line in enumerate(text_lines(path), 1) if line.strip()]
-    elif is_place and (suffix in SUFFIXES or ("/" in given[0] and path.is_dir())):
+        records = [Line(path, n, {"": line}) for n, line in enumerate(text_lines(path), 1) if line.strip()]
+    elif is_place and (suffix in SUFFIXES or ("/" in given[0] and is_there and path.is_dir())):
         records = list(read_records(path))
-    elif is_place and suffix and path.is_file():
+    elif suffix and is_there and path.is_file():
         raise bad_file(path, "is a file of a kind that is not read", f"Name it .txt, or {', '.join(SUFFIXES)}.")
     else:
         return tuple(given)
@@ -217,16 +224,22 @@ def read_input(given: Sequence[str]) -> list[Record] | tuple[str, ...]:
     return records
 
 
-def lines_of(place: Path, lines: Sequence[str]) -> list[Record]:
-    """Make records of lines: rows of JSON where the first line is one, else a text each."""
+def read_stdin() -> list[Record]:
+    """Make records of the lines of the standard input: rows of JSON where the first line is one, else a text each."""
+    place = Path("standard input")
+    with waiting():
+        typed = utf8_text(place, sys.stdin.buffer.read()).split("\n")
+    lines = [(number, line.removesuffix("\r")) for number, line in enumerate(typed, 1) if line.strip()]
     try:
-        is_json = isinstance(parse_json(lines[0]), dict)
+        is_json = isinstance(parse_json(lines[0][1]), dict)
     except (ValueError, IndexError):
         is_json = False
+    if not is_json:
+        return [Line(place, number, {"": line}) for number, line in lines]
     records = []
-    for number, line in enumerate(lines, 1):
+    for number, line in lines:
         try:
-            values = parse_json(line) if is_json else {"": line}
+            values = parse_json(line)
         except ValueError:
             raise bad_file(
                 place, "is not valid JSON, as the first line is", "Write one object a line.", number
@@ -240,7 +253,7 @@ def lines_of(place: Path, lines: Sequence[str]) -> list[Record]:
 def row_of(record: Record, fields: Sequence[str], task: str) -> TextRow:
     """Make the row of a record, whose other columns are passed over."""
     values = record.values
-    if "" in values:  # a line of text
+    if isinstance(record, Line):
         if len(fields) != 1:
             problem = f"is a text, but the template has the fields {', '.join(fields)}"
             raise bad_file(record.file, problem, "Give a table with these columns.", record.line)
