@@ -90,9 +90,10 @@ def csv_records(
     """
     text = read_text(path)
     first = text.partition("\n")[0]
-    mark = "\t" if path.suffix.lower() == ".tsv" else next((sign for sign in ",;\t" if sign in first), ",")
-    if path.suffix.lower() == ".tsv":
-        lines = csv.reader(text.splitlines(), delimiter=mark, quoting=csv.QUOTE_NONE)
+    is_tsv = path.suffix.lower() == ".tsv"
+    mark = "\t" if is_tsv else next((sign for sign in ",;\t" if sign in first), ",")
+    if is_tsv:
+        lines = csv.reader(io.StringIO(text, newline=None), delimiter=mark, quoting=csv.QUOTE_NONE)
     else:
         lines = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=mark)
     try:
@@ -103,7 +104,8 @@ def csv_records(
         for cells in lines:
             if cells and len(cells) != len(names):
                 problem = f"has {len(cells)} cells, but the header has {len(names)}"
-                raise bad_file(path, problem, "Quote cells that hold a comma.", lines.line_num)
+                advice = "Take tabulators out of its cells." if is_tsv else "Quote cells that hold a comma."
+                raise bad_file(path, problem, advice, lines.line_num)
             if cells:
                 yield lines.line_num, dict(zip(names, map(_unquoted, cells) if mark == "\t" else cells, strict=True))
     except csv.Error as error:

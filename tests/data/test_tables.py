@@ -42,6 +42,25 @@ def test_every_kind_of_table_gives_the_same_records(tmp_path):
         assert [(one["text"], one["label"]) for one in found] == ROWS, kind
 
 
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
+def test_a_row_of_a_tsv_file_ends_at_the_end_of_its_line_alone(ending, tmp_path):
+    texts = [f"first{mark}second" for mark in "\u2028\u2029\x85\x0b\x0c\x1c"]
+    lines = ["text\tlabel", *(f"{text}\tgood" for text in texts)]
+    (tmp_path / "a.tsv").write_bytes(ending.join(lines).encode())
+    found = list(read_records(tmp_path / "a.tsv"))
+    assert [record.values for record in found] == [{"text": text, "label": "good"} for text in texts]
+    assert [record.line for record in found] == [2, 3, 4, 5, 6, 7]
+
+
+def test_a_cell_too_many_is_refused_with_what_divides_cells(tmp_path):
+    write_csv(tmp_path / "a.tsv", "text\tlabel", ["so\tit is\tgood"])
+    with pytest.raises(UserError, match=r"line 2: has 3 cells, but the header has 2. Take tabulators out of its cells"):
+        list(read_records(tmp_path / "a.tsv"))
+    write_csv(tmp_path / "a.csv", "text,label", ["so, it is,good"])
+    with pytest.raises(UserError, match=r"line 2: has 3 cells, but the header has 2. Quote cells that hold a comma"):
+        list(read_records(tmp_path / "a.csv"))
+
+
 def test_a_folder_of_parts_is_read_with_what_each_is(tmp_path):
     folder = tmp_path / "reviews"
     rows = [f"{n} {text.replace(',', '')},{label},{n}" for n, (text, label) in enumerate(ROWS)]
