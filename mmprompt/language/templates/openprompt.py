@@ -13,13 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmprompt.core.template import escaped
+from mmprompt.core.template import MAX_VECTORS, escaped, parse
 from mmprompt.errors import UserError, bad_file
 from mmprompt.files import read_bytes
+from mmprompt.settings import Count, holds
 
 MAX_BYTES = 2**20
 _PIECE = re.compile(r" *(?:\{((?:[^{}\"']|\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*')*)\}|([^{]+))")
 PLACES = ("placeholder", "meta", "soft", "mask", "text", "special")
+TAKEN = ("answer", "bos", "soft")
+"""What no field of ours is named."""
 KEYS = (*PLACES, "shortenable", "post_processing", "duplicate", "same", "soft_id")
 CODE = {
     "x": "",
@@ -82,7 +85,12 @@ def convert_openprompt(line: str) -> tuple[str, tuple[str, ...]]:
         written.append(blank + _piece(said, shared, notes))
     if not any(piece.strip() == "{answer}" for piece in written):
         raise _refusal("it has no mask")
-    return "".join(written), tuple(notes)
+    template = "".join(written)
+    try:
+        parse(template)
+    except UserError as error:
+        raise _refusal(str(error).removesuffix(".")) from None
+    return template, tuple(notes)
 
 
 def _read(body: str) -> dict[str, Any]:
@@ -122,6 +130,8 @@ def _piece(said: Mapping[str, Any], shared: dict[str, str], notes: list[str]) ->
         raise _refusal(f"{said['special']!r} stands for a token that each model has of its own; write yours")
     if kind is None:
         raise _refusal(f"{sorted(map(str, said))} name no place")
+    if said[kind] in TAKEN:
+        raise _refusal(f"its field {said[kind]!r} has a name that means something else here; rename it")
     cut = ":cut" if said.get("shortenable", kind == "placeholder") else ""
     change, behind = "", ""
     if said.get("post_processing") is not None:
@@ -133,6 +143,8 @@ def _piece(said: Mapping[str, Any], shared: dict[str, str], notes: list[str]) ->
 
 def _soft(said: Mapping[str, Any], shared: dict[str, str]) -> str:
     words, n_vectors, number = said["soft"], said.get("duplicate", 1), said.get("soft_id")
+    if not holds(n_vectors, Count) or n_vectors > MAX_VECTORS:
+        raise _refusal(f"duplicate is {n_vectors!r}, but a whole number from 1 to {MAX_VECTORS} was expected")
     if said.get("same") and n_vectors > 1:
         name = f"same{len(shared) + 1}"
         shared[name] = name

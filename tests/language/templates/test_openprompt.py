@@ -82,12 +82,27 @@ def test_a_list_that_is_joined_is_said_to_be_the_datas_to_join() -> None:
         ('{"special": "<sep>"} {"mask"}', "'<sep>' stands for a token that each model has of its own"),
         ('{"colour": "red"} {"mask"}', "'colour' is not known"),
         ('{"placeholder": "a" {"mask"}', "the { at character 1 is not closed"),
+        (
+            '{"soft": "", "same": True, "duplicate": "4"} {"mask"}',
+            "duplicate is '4', but a whole number from 1 to 1024",
+        ),
+        ('{"soft", "duplicate", "same"} {"mask"}', "duplicate is None, but a whole number from 1 to 1024"),
+        ('{"soft": None, "duplicate": 0} {"mask"}', "duplicate is 0, but a whole number from 1 to 1024"),
+        ('{"soft": None, "duplicate": 10**9, "same": True} {"mask"}', "is none of OpenPrompt's"),
+        ('{"soft": None, "duplicate": 999999999, "same": True} {"mask"}', "duplicate is 999999999, but a whole number"),
+        ('{"soft": "He said \\"x\\""} {"mask"}', "is no soft slot. Write {soft}"),
+        ('{"soft": None, "soft_id": "a b"} {"mask"}', "{soft*1:ida b} is no soft slot"),
+        ('{"placeholder": ["text_a"]} {"mask"}', "{['text_a']:cut} is no field. Write {name}"),
+        ('{"meta": "answer"} {"mask"}', "its field 'answer' has a name that means something else here"),
+        ('{"placeholder": "soft", "shortenable": False} {"mask"}', "its field 'soft' has a name that means something"),
     ],
 )
 def test_a_line_that_cannot_be_ours_says_why(line: str, problem: str) -> None:
     with pytest.raises(UserError) as caught:
         convert_openprompt(line)
     assert problem in str(caught.value)
+    assert str(caught.value).endswith("docs/language.md says.")
+    assert ".." not in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
