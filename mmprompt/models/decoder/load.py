@@ -207,8 +207,13 @@ def _find(name: str) -> Source:
     if name == "smollm2":
         return folder_source(find_packaged("smollm2"))
     model = name.removeprefix("hf:")
-    path = Path(model).expanduser()
-    if path.suffix == ".gguf" or path.is_file():
+    try:
+        path = Path(model).expanduser()
+        is_file = path.is_file()
+    except (OSError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "nobody has that home"
+        raise bad_file(model[:60], f"cannot be read ({reason})", FORMS) from None
+    if path.suffix == ".gguf" or is_file:
         return _gguf_source(path)
     if model and path.is_dir():
         advice = "Give a folder as transformers saves a model, with config.json and model.safetensors."
