@@ -21,7 +21,7 @@ class Generation:
     """Tokens before an answer may end."""
     n_beams: Annotated[int, Ge(1), Le(256)] = 1
     """Beams; 1 is greedy, or sampling if a temperature is given."""
-    temperature: Annotated[float, Gt(0)] | None = None
+    temperature: Annotated[float, Ge(0.001)] | None = None
     """Sample at this temperature instead of taking the best token."""
     top_k: Count | None = None
     """Sample among so many of the best tokens."""

@@ -167,6 +167,7 @@ def test_samples_among_one_token_are_the_best() -> None:
     best = expected_of(model, (5, 6), {})
     assert generate(model, [job], Generation(6, temperature=5.0, top_k=1)) == [best]
     assert generate(model, [job], Generation(6, temperature=1.0, top_p=1e-6)) == [best]
+    assert generate(model, [job], Generation(6, temperature=0.001)) == [best]
     assert generate(model, [job], Generation(6, temperature=5.0)) != [best]
 
 
@@ -207,10 +208,11 @@ def test_an_answer_is_no_longer_than_it_may_be(n_tokens: int) -> None:
         ({"min_tokens": -1}, "min_tokens is -1, but it must be a whole number, 0 or more."),
         (
             {"temperature": 0.0},
-            "temperature is 0.0, but it must be a number, above 0. Leave `temperature` out for the default.",
+            "temperature is 0.0, but it must be a number, 0.001 or more. Leave `temperature` out for the default.",
         ),
-        ({"temperature": float("nan")}, "temperature is nan, but it must be a number, above 0."),
-        ({"temperature": float("inf")}, "temperature is inf, but it must be a number, above 0."),
+        ({"temperature": 1e-40}, "temperature is 1e-40, but it must be a number, 0.001 or more."),
+        ({"temperature": float("nan")}, "temperature is nan, but it must be a number, 0.001 or more."),
+        ({"temperature": float("inf")}, "temperature is inf, but it must be a number, 0.001 or more."),
         ({"top_k": 5}, "temperature is None, but top_k and top_p are for sampling. Give a temperature, such as 1."),
         ({"top_p": 0.5}, "temperature is None, but top_k and top_p are for sampling"),
         ({"temperature": 1.0, "top_k": 0}, "top_k is 0, but it must be a whole number, 1 or more."),
