@@ -95,9 +95,10 @@ class JinjaTemplate:
                 raise self._refusal(f"it has {len(source)} characters, the limit is {MAX_SOURCE}")
         try:
             request = json.dumps({"jinja": jinja, "choices": self.answer_choices, "row": dict(row), "lenient": lenient})
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
+            reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
             raise UserError(
-                f"a row holds what is no plain value: {error}. Give texts, numbers, lists and mappings."
+                f"a row holds what is no plain value: {reason}. Give texts, numbers, lists and mappings."
             ) from None
         reply = _child(os.getpid()).ask(request)
         if "error" in reply:

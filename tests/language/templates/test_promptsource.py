@@ -354,6 +354,11 @@ def test_every_text_is_a_template_or_refused(text: str) -> None:
 def test_a_row_of_other_things_is_refused() -> None:
     with pytest.raises(UserError, match=r"^a row holds what is no plain value: .* is not JSON serializable\."):
         apply("a ||| b", {"x": object()})
+    deep: list[Any] = []
+    for _ in range(3000):
+        deep = [deep]
+    with pytest.raises(UserError, match=r"^a row holds what is no plain value: it is nested too deeply\. Give texts"):
+        apply("a ||| b", {"x": deep})
     with pytest.raises(UserError, match="the row has a field answer_choices, which is the name of the template's own"):
         apply("a ||| b", {"answer_choices": "x"})
 
