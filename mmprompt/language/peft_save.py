@@ -13,7 +13,7 @@ from torch import Tensor
 from mmprompt.core.file import describe_backbone
 from mmprompt.core.header import BackboneFacts
 from mmprompt.core.learned import Prompt
-from mmprompt.errors import UserError, unknown_name
+from mmprompt.errors import UserError, bad_value, unknown_name
 from mmprompt.files import make_folder, sha256_bytes, tensor_bytes, write_bytes, write_json
 from mmprompt.language.peft import (
     CAUSAL,
@@ -109,6 +109,9 @@ def _content(
     prompted: LanguagePredictor, kind: PeftKind | None, task: str | None
 ) -> tuple[dict[str, Any], dict[str, Tensor], tuple[int, ...], dict[str, Tensor]]:
     """Lay out a prompt: configuration and tensors, and of a compiled one the slots it holds and its vectors."""
+    if kind == "prefix" and prompted.changes_weights:
+        expected = "this prompt changes weights and has no vectors to compile"
+        raise bad_value("kind", kind, expected, "Leave kind out.")
     if kind == "lora" or prompted.changes_weights:
         return *_as_terms(prompted.prompt, prompted.model), (), {}
     if kind is None and not any(site.tower == "lm.kv" for site in prompted.prompt.sites):

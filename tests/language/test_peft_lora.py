@@ -191,6 +191,17 @@ def test_what_is_no_lora_is_not_written_as_one(kind: Any, tmp_path: Path) -> Non
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("method", [LoRA(rank=2), Adapter(4)], ids=["terms", "adapter"])
+def test_changes_of_weights_are_not_written_as_a_prefix(method: Any, tmp_path: Path) -> None:
+    prompted = ours(frozen_model("llama", torch.float32), method)
+    with pytest.raises(UserError) as caught:
+        save_peft(prompted, tmp_path / "new", "prefix")
+    assert str(caught.value) == (
+        "kind is prefix, but this prompt changes weights and has no vectors to compile. Leave kind out."
+    )
+    assert not (tmp_path / "new").exists()
+
+
 def spoil_config(**changes: Any) -> Any:
     def spoil(folder: Path) -> None:
         path = folder / "adapter_config.json"
