@@ -203,6 +203,13 @@ def test_words_of_labels_are_given_on_the_line_and_words_of_several_tokens_are_s
     assert header["verbalizer"]["words"] == {"nobody": ["nothing at all"], "somebody": ["person", "somebody"]}
 
 
+def test_a_label_that_is_given_words_twice_is_refused(tmp_path, capsys):
+    words = ["llm", "train", "--shots", "2", "--device", "cpu", "--out", str(tmp_path / "run"), "--verbalizer"]
+    assert main([*words, "somebody=person", "somebody=face", "nobody=object"]) == 2
+    said = "verbalizer is 'somebody=person somebody=face nobody=object', but it gives 'somebody' words twice. "
+    assert said + "Write --verbalizer LABEL=WORD,WORD." in capsys.readouterr().err
+
+
 def test_a_tokenizer_without_a_padding_token_is_no_hindrance(tmp_path, capsys):
     folder = save_language_model("qwen2", tmp_path / "model")
     tokenizer = byte_tokenizer()

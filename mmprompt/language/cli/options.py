@@ -113,6 +113,9 @@ def read_verbalizer(given: Sequence[str], labels: Sequence[str]) -> Verbalizer |
             raise bad_value("verbalizer", repr(item), expected, "Write --verbalizer LABEL=WORD,WORD.")
         if label not in labels:
             raise unknown_name("label", label, labels)
+        if label in words:
+            expected = f"it gives {label!r} words twice"
+            raise bad_value("verbalizer", repr(" ".join(given)), expected, "Write --verbalizer LABEL=WORD,WORD.")
         words[label] = tuple(word.strip() for word in rest.split(","))
     missing = [label for label in labels if label not in words]
     if words and missing:
