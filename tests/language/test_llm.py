@@ -249,6 +249,28 @@ def test_a_prompt_goes_to_peft_and_back(run_folder, tmp_path, capsys):
     assert said[0][0]["probabilities"] == pytest.approx(said[1][0]["probabilities"], abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--prompt a --from-peft b --backbone tiny --out c", "it is not clear what is to be converted"),
+        ("--prompt a --to-peft b --from-peft c", "it is not clear what is to be converted"),
+        ("--from-openprompt d.txt --prompt a", "from_openprompt is d.txt, but it stands alone. Leave all else out."),
+        ("--from-openprompt d.txt --kind lora", "Leave all else out."),
+        ("--from-openprompt d.txt --task zzz", "Leave all else out."),
+        ("--from-openprompt d.txt --backbone none", "Leave all else out."),
+        ("--from-openprompt d.txt --template {nope", "Leave all else out."),
+        ("--from-openprompt d.txt --verbalizer a=b", "Leave all else out."),
+    ],
+)
+def test_what_a_conversion_would_pass_over_is_refused(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "d.txt").write_text('{"placeholder": "text"} {"mask"}\n')
+    assert main(["llm", "convert", *words.split()]) == 2
+    out, err = capsys.readouterr()
+    assert message in err
+    assert (out, err.count("\n")) == ("", 1)
+
+
 def test_a_file_of_texts_is_not_taken_for_a_text(run_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("in.txt").write_text(TEXT)

@@ -51,17 +51,16 @@ def run(arguments: Sequence[str], prog: str) -> None:
     settings = parse(Settings, arguments, prog, DESCRIPTION)
     output = Output(settings.json)
     if settings.from_openprompt is not None:
-        if any(given is not None for given in (settings.prompt, settings.to_peft, settings.from_peft, settings.out)):
-            raise bad_value(
-                "from_openprompt", settings.from_openprompt, "it stands alone", "Leave the other paths out."
-            )
+        alone = Settings(from_openprompt=settings.from_openprompt, json=settings.json, loading=settings.loading)
+        if settings != alone:
+            raise bad_value("from_openprompt", settings.from_openprompt, "it stands alone", "Leave all else out.")
         show_templates(output, settings.from_openprompt)
         return
     if settings.prompt is not None and settings.to_peft is not None and settings.from_peft is None:
         written = settings.to_peft
         write_for_peft(settings, settings.prompt, written)
         output.say(f"PEFT reads {written}: PeftModel.from_pretrained(model, {str(written)!r})")
-    elif settings.from_peft is not None and settings.out is not None and settings.to_peft is None:
+    elif settings.from_peft is not None and settings.out is not None and not (settings.prompt or settings.to_peft):
         written = settings.out
         read_from_peft(settings, settings.from_peft, written)
         output.say(f"The prompt is in {written}.")
