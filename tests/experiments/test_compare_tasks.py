@@ -111,7 +111,8 @@ def test_the_key_depends_on_the_focus(captions: CaptionData) -> None:
 
 
 def test_several_processes_take_tasks_at_hand(texts: TextData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(multiprocessing, "get_context", lambda _: context())
+    beginning = context()  # which asks for it itself, the first time
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: beginning)
     methods = {"words": (mp.HardPrompt(), "tiny")}
     tasks = {words: texts.task(template=f"{{text}} {words} {{answer}}") for words in ("is", "says")}
     comparison = mp.compare(methods, tasks, workers=2, out=tmp_path, **QUICK)
