@@ -75,6 +75,8 @@ class TextData:
         licence: of the texts.
         notes: what was decided on the user's behalf, one sentence each.
         metric: how right a generated text is, in a comparison.
+    Raises:
+        UserError: a row's label is none of the labels, or there are none and it has no answer.
     """
 
     name: str
@@ -88,6 +90,17 @@ class TextData:
     licence: str = ""
     notes: tuple[str, ...] = ()
     metric: Metric = "exact"
+
+    def __post_init__(self) -> None:
+        for row in (row for split in SPLITS for row in self.rows(split)):
+            if (row.label if self.labels else row.answer) is None:
+                begin, what = " ".join(row.fields.values())[:40], "label" if self.labels else "answer"
+                raise UserError(
+                    f"the row that begins with {begin!r} has no {what}, but all rows have answers, or all have one of "
+                    "`labels`. Write it, or leave the row out."
+                )
+            if row.label is not None and row.label not in self.labels:
+                raise unknown_name("label", row.label, self.labels, "Name it in `labels`, or leave its rows out.")
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{split} {len(self.rows(split))}" for split in SPLITS)
@@ -176,9 +189,7 @@ def load_texts(path: str | Path) -> TextData:
     Raises:
         UserError: a file cannot be read, a row or the card is bad (its line), or there is nothing to train or test on.
     """
-    if str(path) not in EMBEDDED and not Path(path).exists() and not Path(path).suffix:
-        raise unknown_name("set of texts or file", str(path), EMBEDDED, "Give the path of a table of texts.")
-    path = FOLDER / f"{path}.jsonl" if str(path) in EMBEDDED else Path(path)
+    path = _place_of(str(path))
     card, card_path, notes = _card_of(path)
     rows = [_row_of(record, card, card_path) for record in _known_records(path, card, card_path, notes)]
     if not rows:
@@ -188,7 +199,8 @@ def load_texts(path: str | Path) -> TextData:
     labels = tuple(sorted({row.label for row, _ in rows if row.label is not None}))
     for split in ("train", "test"):
         if not parts[split]:
-            raise bad_file(path, f"has no {split} rows", "Add some, or leave split out of every row.")
+            advice = "Add some, or leave split out of every row." if has_parts else "Write a second text of a label."
+            raise bad_file(path, f"has no {split} rows", advice)
     if len(labels) == 1:
         raise bad_file(path, f"has one label only, {labels[0]!r}", "Add rows of another label.")
     untrained = sorted(set(labels) - {row.label for row in parts["train"] if row.label is not None})
@@ -201,11 +213,25 @@ def load_texts(path: str | Path) -> TextData:
     return TextData(path.stem, parts["train"], parts["val"], parts["test"], labels, *about, said, card.metric)
 
 
+def _place_of(name: str) -> Path:
+    """Return where the table or folder of that name lies, with a name of its own, unlike `.`."""
+    if name in EMBEDDED:
+        return FOLDER / f"{name}.jsonl"
+    path = Path(name)
+    try:
+        is_there = bool(name) and path.exists()
+    except OSError:
+        raise bad_file(f"{name[:60]}...", "is no path that the file system takes", "Give another.") from None
+    if not is_there and not path.suffix:
+        raise unknown_name("set of texts or file", name, EMBEDDED, "Give the path of a table of texts.")
+    return path.resolve() if path.name in ("", "..") else path
+
+
 def _card_of(path: Path) -> tuple[TextCard, Path, list[str]]:
     """Read the card beside a file or folder, or that of the package, with its path; a note says so of the latter."""
     from mmprompt.data.catalog import cards_folder
 
-    beside = path.with_name(f"{path.name}.yaml") if path.is_dir() else path.with_suffix(".yaml")
+    beside = path.parent / f"{path.name}.yaml" if path.is_dir() else path.with_suffix(".yaml")
     of_package = cards_folder() / "texts" / beside.name
     card_path = of_package if of_package.exists() and not beside.exists() else beside
     card = validate(TextCard, read_yaml(card_path), card_path) if card_path.exists() else TextCard()
@@ -271,7 +297,7 @@ def _row_of(record: Record, card: TextCard, card_path: Path) -> tuple[TextRow, s
     label = values.get("label")
     if label is not None and card.labels and label not in card.labels and label not in card.labels.values():
         known = ", ".join(card.labels)
-        problem = f"has the label {label!r}, but {card_path} knows {known}"
+        problem = f"has the label {repr(label)[:60]}, but {card_path} knows {known}"
         raise bad_file(record.file, problem, "Correct one of them.", record.line)
     fields = {name: text for name, text in values.items() if name not in _KEYS}
     label = card.labels.get(label, label) if label is not None else None
@@ -318,16 +344,20 @@ def _check_record(record: Record, first: Mapping[str, Any], card_path: Path, lef
     for name in values.keys() - first.keys():
         raise bad_file(path, f"has {name!r}, which the first row lacks", "Write it in every row or in none.", line)
     if values.keys() <= set(_KEYS):
-        raise bad_file(path, "has no field of text", 'Write one, such as "text".', line)
+        problem, advice = "has no field of text", 'Write one, such as "text".'
+        if left_out:
+            problem += f", for numbers alone stand in {shortened(left_out)}"
+            advice = "Write the rows as JSONL, where numbers in quotes are text."
+        raise bad_file(path, problem, advice, line)
     if _TAKEN in values:
         raise bad_file(path, f"has a field named {_TAKEN!r}, the name of soft slots", "Name it otherwise.", line)
     for name, value in values.items():
         if not isinstance(value, str):
-            raise bad_file(path, f"{name} is {value!r}, but text was expected", "Write it as text.", line)
+            raise bad_file(path, f"{name} is {repr(value)[:60]}, but text was expected", "Write it as text.", line)
         if not value.strip():
             raise bad_file(path, f"{name} is empty", "Write the text, or remove the row.", line)
     if values.get("split", "test") not in SPLITS:
-        raise UserError(f"{path}, line {line}: {unknown_name('split', values['split'], SPLITS)}")
+        raise UserError(f"{path}, line {line}: {unknown_name('split', values['split'][:60], SPLITS)}")
 
 
 Parts = dict[str, tuple[TextRow, ...]]

@@ -220,6 +220,52 @@ def test_data_with_nothing_to_learn_or_test_is_refused(write, rows, message):
         load_texts(write(rows))
 
 
+def test_texts_without_a_second_one_of_a_label_are_not_told_to_leave_out_what_they_lack(write):
+    with pytest.raises(UserError, match=r"has no test rows\. Write a second text of a label\.$"):
+        load_texts(write([{"text": "a", "label": "good"}, {"text": "b", "label": "bad"}]))
+
+
+def test_a_value_that_is_no_text_is_shown_in_short(write):
+    with pytest.raises(UserError) as caught:
+        load_texts(write([{**ROW, "text": list(range(3000))}]))
+    assert len(str(caught.value)) < 300
+
+
+def test_rows_and_labels_that_do_not_agree_are_refused():
+    rows = (TextRow({"text": "a"}, "x"), TextRow({"text": "b"}, "y"))
+    for more, labels, message in (
+        (TextRow({"text": "c"}, "z"), ("x", "y"), "there is no label named 'z'"),
+        (TextRow({"text": "c"}), ("x", "y"), "the row that begins with 'c' has no label"),
+        (TextRow({"text": "c"}, answer="d"), ("x", "y"), "the row that begins with 'c' has no label"),
+        (TextRow({"text": "c"}, "x"), (), "the row that begins with 'a' has no answer"),
+    ):
+        with pytest.raises(UserError, match=message):
+            TextData("d", (*rows, more), (), (), labels)
+
+
+def test_the_current_folder_is_data_by_its_own_name(tmp_path, monkeypatch):
+    folder = tmp_path / "mood"
+    folder.mkdir()
+    for part in SPLITS:
+        (folder / f"{part}.csv").write_text("text,label\n" + "".join(f"{part} {label},{label}\n" for label in "ab"))
+    (tmp_path / "mood.yaml").write_text('template: "{text}: {answer}"\n')
+    monkeypatch.chdir(folder)
+    data = load_texts(".")
+    assert (data.name, data.template) == ("mood", "{text}: {answer}")
+    (folder / "inner").mkdir()
+    monkeypatch.chdir(folder / "inner")
+    assert load_texts("..") == data
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("", "no set of texts or file named ''"), ("/", "/: holds no table"), ("x" * 300, "no path that the file system")],
+)
+def test_what_is_no_place_of_texts_is_refused(name, message):
+    with pytest.raises(UserError, match=message):
+        load_texts(name)
+
+
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"none\.jsonl: cannot be read"):
         load_texts(tmp_path / "none.jsonl")
