@@ -54,7 +54,8 @@ class PromptPool:
         keys: [K, D] what the training texts of each prompt are like, as `PromptPool.of` finds it.
         temperature: of the cosines between a text and the keys, above 0; smaller is more certain.
     Raises:
-        UserError: the prompts are fewer than two, of several models, or of several tasks, or a value is out of range.
+        UserError: the prompts are fewer than two, of several models, or of several tasks, a value is out of range, or
+            the keys are not one for each prompt, as wide as the model.
     """
 
     def __init__(
@@ -64,6 +65,10 @@ class PromptPool:
         if not 0 < temperature < float("inf"):
             advice = f"Use {TEMPERATURE}, or less to be more certain."
             raise bad_value("temperature", temperature, "it must be above 0 and finite", advice)
+        expected = [len(prompts), self.model.lm.config.get_text_config().hidden_size]
+        if list(keys.shape) != expected:
+            advice = "Make them with PromptPool.of."
+            raise bad_value("the shape of the keys", list(keys.shape), f"{expected} was expected", advice)
         self.prompts, self.names = dict(prompts), tuple(prompts)
         self.keys, self.temperature = keys.to(self.model.device), temperature
 

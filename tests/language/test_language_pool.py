@@ -317,6 +317,12 @@ def test_prompts_that_cannot_be_chosen_from_are_refused() -> None:
         PromptPool.of({"a": prompted_of(), "b": prompted_of()}, {"a": ANIMALS, "b": THINGS, "c": THINGS})
 
 
+@pytest.mark.parametrize("shape", [(1, 32), (3, 32), (2, 7), (64,)], ids=str)
+def test_keys_are_one_for_each_prompt_as_wide_as_the_model(shape: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match=r"^the shape of the keys is .*, but \[2, 32\] was expected"):
+        PromptPool({"a": prompted_of(), "b": prompted_of()}, torch.ones(shape))
+
+
 def test_texts_that_say_nothing_are_refused() -> None:
     with pytest.raises(UserError, match="has no tokens"):
         text_features(model_of("llama"), ["cat", ""])
