@@ -176,6 +176,16 @@ def test_a_streamed_answer_is_the_answer_in_pieces(kind: str, settings: Generati
     assert "".join(pieces).strip() == whole.text
 
 
+def test_a_greedy_stream_leaves_what_others_draw_as_it_is() -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    pieces = stream_text(prompted_of(), ROWS[1], Generation(20))
+    next(pieces)
+    torch.manual_seed(0)
+    list(pieces)
+    assert torch.rand(1) == expected
+
+
 def test_pieces_come_word_by_word() -> None:
     settings = Generation(20, temperature=1.0)
     assert len(list(stream_text(prompted_of(), ROWS[1], settings))) > 1

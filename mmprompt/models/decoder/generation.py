@@ -5,7 +5,8 @@ Prompts of different lengths stand in one batch behind padding that the mask hid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,9 +79,7 @@ def generate(
         check_static(model)
     answers: dict[int, tuple[int, ...]] = {}
     arguments = settings.arguments() | {"pad_token_id": model.pad_id, "eos_token_id": model.end_id}
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), model.changed(inserts or {}):
-        torch.manual_seed(settings.seed)  # once, or equal texts in two batches would get equal samples
+    with seeded(model, settings), model.changed(inserts or {}):
         for rows in batches_of(model, jobs, settings.max_tokens):
             inputs, n_given = decoder_inputs(model, [jobs[row] for row in rows], settings)
             rules = search_rules(model, settings, n_given, is_over)
@@ -91,6 +90,18 @@ def generate(
                     ids.pop()
                 answers[row] = tuple(ids)
     return [answers[row] for row in range(len(jobs))]
+
+
+@contextlib.contextmanager
+def seeded(model: FrozenLanguageModel, settings: Generation) -> Iterator[None]:
+    """Draw by the seed of the settings, and leave what others draw as it was; where nothing is drawn, touch nothing."""
+    if settings.temperature is None:
+        yield
+        return
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(settings.seed)  # once, or equal texts in two batches would get equal samples
+        yield
 
 
 def search_rules(
