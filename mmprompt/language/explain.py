@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from math import nan
 from statistics import fmean, median
 from typing import Any
 
@@ -73,7 +74,7 @@ class VectorWatch(Callback):
                 f"The gradient has vanished (norm {norm:.1e} in epoch {epoch + 1}): the prompt no longer learns. "
                 "Use another start or a higher lr.",
             )
-        if before and norm > BURST * median(before):
+        if before and norm > BURST * median(before) > 0:
             times = f"{norm / median(before):.0f} times its median so far"
             self._sound("burst", f"The gradient burst in epoch {epoch + 1} (norm {norm:.1e}, {times}). Use a lower lr.")
         vectors = self.prompted.vectors().get(LM_INPUT)
@@ -151,7 +152,8 @@ class VectorAblation:
 def ablate(prompted: LanguagePredictor, rows: Sequence[TextRow]) -> list[VectorAblation]:
     """Measure what each vector is worth, by the labels or answers of some rows with its slot left out.
 
-    Vectors among the tokens come first, then keys and values, each in all blocks at once.
+    Vectors among the tokens come first, then keys and values, each in all blocks at once. Rows that hold nothing but
+    one vector are passed over.
     """
     has_labels = prompted.label_words is not None
     if any((row.label if has_labels else row.answer) is None for row in rows):
@@ -159,6 +161,10 @@ def ablate(prompted: LanguagePredictor, rows: Sequence[TextRow]) -> list[VectorA
         raise UserError(
             f"some rows have no {what}, but what a vector is worth is measured on {what}s. Give rows with {what}s."
         )
+    slots = [set(prompted.asked(row.fields, None if has_labels else (row.answer or "",)).slots) for row in rows]
+    rows = [row for row, some in zip(rows, slots, strict=True) if len(some) > 1 or min(some, default=0) >= 0]
+    if not rows:
+        raise UserError("the rows hold nothing but one vector, so nothing is read without it. Give longer texts.")
     loss, accuracy = _loss_and_accuracy(prompted, rows)
     found = []
     for place in range(prompted.bound.n_soft + prompted.n_prefix):
@@ -229,18 +235,21 @@ def prompt_effect_kl(prompted: LanguagePredictor, rows: Sequence[TextRow]) -> fl
     """Measure how much a prompt changes what the model says next: the mean KL divergence over rows, in nats.
 
     Of the distribution over all tokens at the answer's first place, with the prompt from without it (its slots and its
-    keys and values left out). Near zero, the prompt is ignored.
+    keys and values left out). Near zero, the prompt is ignored. Rows that hold nothing beside it tell nothing; NaN
+    where all are such.
     """
     end = ((prompted.model.end_id,),)
     soft = frozenset(-1 - place for place in range(prompted.bound.n_soft))
-    total = 0.0
+    found = []
     for row in rows:
         question = prompted.question(row.fields, end)
+        if not _without(question, soft).slots:
+            continue
         inserts = prompted.inserts(row.task if prompted.tasks else "")
         learned = prompted.model.predict(inserts, [question]).logits[0].float().log_softmax(-1)
         bare = prompted.model.predict({}, [_without(question, soft)]).logits[0].float().log_softmax(-1)
-        total += F.kl_div(bare, learned, log_target=True, reduction="sum").item()
-    return total / len(rows)
+        found.append(F.kl_div(bare, learned, log_target=True, reduction="sum").item())
+    return fmean(found) if found else nan
 
 
 @torch.no_grad()

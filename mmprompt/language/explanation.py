@@ -28,7 +28,7 @@ from mmprompt.language.explain import (
     prompt_effect_kl,
     token_relevance,
 )
-from mmprompt.language.measure import NO_PROMPT, measure_language, plain_model
+from mmprompt.language.measure import NO_PROMPT, measure_language, plain_model, refuse_other_rows
 from mmprompt.language.methods import CoordinateSearch, PromptInit, make_method
 from mmprompt.language.pool import joined_fields, text_features
 from mmprompt.language.predictor import LanguagePredictor
@@ -73,6 +73,7 @@ def sections_of(prompted: LanguagePredictor, data: TextData, asked: Asked) -> tu
     held_out = data.rows(asked.split)
     if not held_out:
         raise UserError(f"the {asked.split} part of {data.name} is empty. Choose another `split`.")
+    refuse_other_rows(prompted, data)
     rows = evenly(held_out, MOST_ROWS)
     seen = f"of {counted(len(rows), 'row')} held out"
     if prompted.label_words is not None:
@@ -224,7 +225,7 @@ def _maps(
             slots, found = [every[place] for place in kept], values[kept]
             is_text = torch.tensor(slots) >= 0
             maps.append(([slot for slot in slots if slot >= 0], found[is_text]))
-            scale = maps[-1][1].abs().max().clamp_min(1e-12)
+            scale = max([*maps[-1][1].abs().tolist(), 1e-12])
             pieces[name] = _pieces(tokenizer, slots, (found / scale).tolist())
             best = sorted((one for one in pieces[name] if one[0].strip()), key=lambda one: -abs(one[1]))
             spoken = [(text.strip(), number) for text, number in best[:N_SPEAKING]]

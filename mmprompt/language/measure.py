@@ -290,19 +290,14 @@ def measure_language(
     rows, template = data.rows(split), prompted.template.text
     if not rows:
         raise UserError(f"{data.name} has no {split} rows to measure on. Use another `split`.")
+    refuse_other_rows(prompted, data)
     progress = progress or (lambda done, total: None)
     if data.labels:
         labels = prompted.verbalizer.labels
-        for label in data.labels:
-            if label not in labels:
-                advice = "Use the `data` that the prompt was learned from."
-                raise unknown_name("label of this prompt", label, labels, advice)
         prompted.say_cut(rows, max(map(len, prompted.answers)), f"{split} rows ({name})")
         probabilities = _label_probabilities(prompted, rows, is_calibrated, progress)
         measured = evaluate_probabilities(probabilities, [labels.index(row.label or "") for row in rows], labels)
         return LanguageScore(name, template, tuple(labels[place] for place in measured.predictions), labels=measured)
-    if prompted.label_words is not None:
-        raise UserError(f"this prompt tells labels apart, but the rows of {data.name} have answers. Use other `data`.")
     if is_calibrated:
         raise UserError("calibration is for labels, but these rows have answers. Leave it out.")
     expected = [row.answer or "" for row in rows]
@@ -315,6 +310,16 @@ def measure_language(
     if not any("\n" in answer for answer in expected):
         texts = [text.partition("\n")[0].strip() for text in texts]
     return LanguageScore(name, template, tuple(texts), texts=score_texts(texts, expected), metric=data.metric)
+
+
+def refuse_other_rows(prompted: LanguagePredictor, data: TextData) -> None:
+    """Refuse rows with other labels than those of a prompt, or with answers where it tells labels apart."""
+    for label in data.labels:
+        if label not in prompted.verbalizer.labels:
+            advice = "Use the `data` that the prompt was learned from."
+            raise unknown_name("label of this prompt", label, prompted.verbalizer.labels, advice)
+    if not data.labels and prompted.label_words is not None:
+        raise UserError(f"this prompt tells labels apart, but the rows of {data.name} have answers. Use other `data`.")
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from math import isnan
 
 import pytest
 import torch
@@ -135,6 +136,17 @@ def test_a_prompt_is_heard_as_far_as_it_changes_the_next_token() -> None:
     assert tokenizer is not None
     assert prompt_effect_kl(prompted, ROWS[:2]) == pytest.approx(expected, rel=1e-4)
     assert expected > 1e-3
+
+
+def test_rows_that_hold_nothing_beside_the_vectors_tell_nothing() -> None:
+    prompted = prompted_with(random_values(1, frozen_model("gpt2").width), "gpt2", "{soft}{text:cut:rstrip}{answer}")
+    assert prompted.model.start_ids == ()
+    empty = TextRow({"text": "?!"}, "good")
+    assert prompt_effect_kl(prompted, [*ROWS, empty]) == prompt_effect_kl(prompted, ROWS)
+    assert ablate(prompted, [*ROWS, empty]) == ablate(prompted, ROWS)
+    assert isnan(prompt_effect_kl(prompted, [empty]))
+    with pytest.raises(UserError, match="the rows hold nothing but one vector"):
+        ablate(prompted, [empty])
 
 
 def test_keys_and_values_that_nothing_attends_to_are_not_heard() -> None:
@@ -273,6 +285,11 @@ def test_a_gradient_that_bursts_is_said() -> None:
     assert list(watch.alarms) == ["burst"]
     assert "epoch 3" in watch.alarms["burst"]
     assert "500 times" in watch.alarms["burst"]
+
+
+def test_a_gradient_after_none_at_all_is_no_burst() -> None:
+    watch, _ = watched((0.0, 0.0, 1.0, 1.0))
+    assert list(watch.alarms) == ["vanished"]
 
 
 def test_vectors_that_outgrow_the_model_are_said() -> None:

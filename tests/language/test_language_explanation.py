@@ -103,6 +103,25 @@ def test_an_empty_part_and_no_data_are_refused(data: TextData) -> None:
         mp.explain(prompted, replace(data, val=()), split="val")
 
 
+def test_rows_with_other_labels_or_with_answers_are_refused() -> None:
+    model = frozen_model("llama")
+    prompted = LanguagePredictor(model, Prompt(Template.parse("{text} {answer}")), WORDS)
+    for label, answer, message in (("q", None, "no label of this prompt named 'q'"), (None, "a", "have answers")):
+        rows = (TextRow({"text": "a good film"}, label, answer),)
+        with pytest.raises(UserError, match=message):
+            mp.explain(prompted, TextData("other", rows, (), rows, () if label is None else (label, "r")))
+
+
+def test_a_row_without_any_tokens_is_explained_too(tmp_path: Path) -> None:
+    model = frozen_model("llama")
+    rows = (TextRow({"text": "?!"}, "good"), *ROWS)
+    template = Template.parse("{soft*2}{text:cut:rstrip}{answer}")
+    prompt = Prompt(template, Learned(Site("lm"), torch.ones(2, model.width))).double()
+    told = mp.explain(LanguagePredictor(model, prompt, WORDS), TextData("rows", rows, (), rows, ("bad", "good")))
+    assert told.tables["maps"]
+    assert told.save(tmp_path).exists()
+
+
 def test_a_training_row_with_a_wrong_label_is_found_and_tokens_are_spelled_in_full(tmp_path: Path) -> None:
     kinds = {"good": "a good film of a good day", "bad": "bad weather and bad food"}
     rows = [TextRow({"text": f"{text} {n}"}, label) for n in range(12) for label, text in kinds.items()]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from mmprompt.core.learned import Prompt
+from mmprompt.errors import UserError
 from mmprompt.language.data import TextData, TextRow
-from mmprompt.language.measure import measure_language
+from mmprompt.language.measure import compare_language, evaluate, measure_language
 from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.templates.template import Template
 from mmprompt.language.templates.verbalizer import CONTENT_FREE, Verbalizer
@@ -45,3 +47,16 @@ def test_calibration_is_that_of_the_published_code() -> None:
     probabilities = quotients / quotients.sum(1, keepdims=True)
     assert found.predictions == tuple(probabilities.argmax(1))
     np.testing.assert_allclose(found.probabilities, probabilities.max(1), rtol=1e-9)
+
+
+def test_rows_that_nothing_is_learned_from_are_measured_too() -> None:
+    model = frozen_model("llama")
+    rows = (TextRow({"text": "a red car"}, "one"), TextRow({"text": "fish"}, "other"))
+    found = compare_language(model, {}, TextData("d", (), (), rows, ("one", "other")))
+    assert [score.template for score in found.scores] == ["{soft} {text:cut}\n{answer}"]
+
+
+def test_single_rows_some_of_which_have_no_label_are_refused() -> None:
+    prompted = LanguagePredictor(frozen_model("llama"), Prompt(Template.parse("{text}: {answer}")), Verbalizer(WORDS))
+    with pytest.raises(UserError, match="the row that begins with 'b' has no label"):
+        evaluate(prompted, [TextRow({"text": "a"}, "one"), TextRow({"text": "b"})])
