@@ -364,8 +364,7 @@ def plain_model(
     model: FrozenLanguageModel, data: TextData, prompted: LanguagePredictor | None = None
 ) -> LanguagePredictor:
     """Return the model without a prompt: with nothing in a learned template's soft slots, or with the data's own."""
-    has_vectors = prompted is not None and bool(prompted.prompt.sites)
-    if prompted is not None and has_vectors:
+    if prompted is not None and (prompted.prompt.sites or prompted.label_rows is not None):
         template, verbalizer = prompted.template, prompted.label_words
     else:
         template, verbalizer = Template.parse(data.template or default_template(data)), verbalizer_of(data)

@@ -233,6 +233,10 @@ class LanguageTask(Task[LanguagePredictor]):
         """Give its part of `run.json`."""
         data, words = self.data, predictor.label_words
         return {
+        if self.objective == "answer" and prompted.label_rows is not None:
+            raise UserError(
+                "a soft verbalizer tells labels apart, but the objective is answer. Use `objective='choices'`."
+            )
             "data": {
                 "name": data.name,
                 "fingerprint": data.fingerprint,

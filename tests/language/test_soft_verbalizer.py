@@ -17,7 +17,7 @@ from mmprompt.core.soft import DecoderMethod, PrefixTuning, PromptTuning
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextData, TextRow
 from mmprompt.language.knowledge import calibrate_words
-from mmprompt.language.measure import measure_language
+from mmprompt.language.measure import measure_language, plain_model
 from mmprompt.language.methods import SoftVerbalizer
 from mmprompt.language.peft_save import save_peft
 from mmprompt.language.predictor import LanguagePredictor, classify_texts, load_prompted
@@ -150,10 +150,26 @@ def test_what_needs_words_or_their_text_is_refused(tmp_path: Path) -> None:
         save_peft(result.predictor, tmp_path / "peft")
     with pytest.raises(UserError, match=r"a soft verbalizer has none\. End it with"):
         fit(METHOD, model, DATA.task(template="{soft} {text} is {answer} ."), progress=False)
-    answers = TextData("a", tuple(TextRow(row.fields, answer="yes") for row in ROWS), (), ROWS)
+    answers = TextData("a", tuple(TextRow(row.fields, answer="yes") for row in ROWS), (), ())
     with pytest.raises(UserError, match="a soft verbalizer tells labels apart, but these rows have answers"):
         fit(METHOD, model, answers, progress=False)
     prompt = result.predictor.prompt
     with pytest.raises(UserError, match="but output rows of 3 labels, 32 wide, were expected"):
         LanguagePredictor(model, prompt, Verbalizer({"x": "a", "y": "e", "z": "o"}))
     assert Site("lm") in prompt.sites
+
+
+@pytest.mark.parametrize("method", [METHOD, SoftVerbalizer()], ids=["beside vectors", "alone"])
+def test_rows_of_labels_are_not_learned_by_the_loss_of_answers(method: DecoderMethod) -> None:
+    template = DATA.template if method == METHOD else "{text}:{answer}"
+    with pytest.raises(UserError, match="tells labels apart, but the objective is answer"):
+        fit(method, model_of("llama"), DATA.task(template=template, objective="answer"), progress=False)
+
+
+def test_no_prompt_beside_learned_rows_is_asked_as_they_are() -> None:
+    words = Verbalizer({"x": "red", "y": "house"})
+    prompted = DATA.task(template="{text} is {answer}", verbalizer=words).predictor(
+        SoftVerbalizer(), model_of("llama"), 1
+    )
+    plain = plain_model(prompted.model, DATA, prompted)
+    assert (plain.template.text, plain.label_words) == ("{text} is {answer}", words)
