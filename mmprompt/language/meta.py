@@ -31,6 +31,7 @@ from mmprompt.language.templates.template import Template
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.sites import LM_INPUT
+from mmprompt.settings import checked
 from mmprompt.training.recipe import Recipe
 from mmprompt.training.run_files import surroundings
 from mmprompt.training.seeds import derive_seed, generator
@@ -51,6 +52,7 @@ class MetaResult:
     folder: Path | None
 
 
+@checked
 def meta_init(
     datas: Sequence[TextData | Path | str],
     model: FrozenLanguageModel | str = "tiny",

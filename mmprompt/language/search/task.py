@@ -32,7 +32,7 @@ from mmprompt.language.templates.template import Template
 from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.sites import LM_INPUT
-from mmprompt.settings import Count, check
+from mmprompt.settings import Count, check, checked
 from mmprompt.training.callbacks import Callback, WriteConfig
 from mmprompt.training.checkpoint import checkpoint_folders
 from mmprompt.training.problem import Run
@@ -75,6 +75,7 @@ class SearchResult:
     notices: tuple[str, ...] = ()
 
 
+@checked
 def search_words(
     data: TextData | LanguageTask | Path | str,
     model: FrozenLanguageModel | str = "tiny",

@@ -16,7 +16,7 @@ from typing import Any
 from mmprompt.core.template import MAX_VECTORS, escaped, parse
 from mmprompt.errors import UserError, bad_file
 from mmprompt.files import read_bytes
-from mmprompt.settings import Count, holds
+from mmprompt.settings import Count, checked, holds
 
 MAX_BYTES = 2**20
 _PIECE = re.compile(r" *(?:\{((?:[^{}\"']|\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*')*)\}|([^{]+))")
@@ -46,6 +46,7 @@ class Converted:
     problem: str | None = None
 
 
+@checked
 def read_openprompt(path: str | Path) -> list[Converted]:
     """Read a file of OpenPrompt's templates, one a line; empty lines are skipped.
 
