@@ -157,7 +157,8 @@ def _drift(prompted: LanguagePredictor, data: TextData, asked: Asked) -> Section
     template = prompted.template.text
     try:
         task = LanguageTask(data, template, prompted.label_words, init=PromptInit(**kept))
-        own = make_method(method["name"], method["settings"])
+        settings = {name: value for name, value in method["settings"].items() if name != "n_soft"}  # the template says
+        own = make_method(method["name"], settings)
         first = task.predictor(own, prompted.model, asked.training["seed"])
     except (UserError, TypeError):  # of other data, or of an earlier version
         return None
@@ -278,8 +279,9 @@ def _in_words(prompted: LanguagePredictor, data: TextData, asked: Asked) -> Sect
         return Section("in_words", title, said)
     search, progress = CoordinateSearch(), asked.count("putting it into words")
     try:
-        task = LanguageTask(data, prompted.template.text, prompted.label_words)
-        setting = prepare(prompted.model, search, task, PromptInit(from_prompt=asked.folder), None, 1)
+        start = PromptInit(from_prompt=asked.folder)
+        task = LanguageTask(data, prompted.template.text, prompted.label_words, init=start)
+        setting = prepare(prompted.model, search, task, None, 1)
     except UserError as error:
         return Section("in_words", title, f"It cannot be put into words: {error}")
     best = setting.start

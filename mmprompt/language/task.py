@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from mmprompt.core.fit import Task, describe_method
 from mmprompt.core.method import Method, Start, leading
-from mmprompt.errors import UserError, unknown_name
+from mmprompt.core.soft import PromptTuning
+from mmprompt.data.splits import SPLITS
+from mmprompt.errors import UserError, bad_value, unknown_name
 from mmprompt.language.data import TextData, TextRow
 from mmprompt.language.explain import IGNORED, VectorWatch, prompt_effect_kl
-from mmprompt.language.methods import METHODS, Objective, PromptInit
+from mmprompt.language.methods import METHODS, Instruction, Objective, PromptInit, SearchedWords
 from mmprompt.language.predictor import LanguagePredictor
 from mmprompt.language.start import field_tokens, label_rows, start_vectors, with_unit
 from mmprompt.language.templates.bound import BoundTemplate
@@ -132,7 +134,7 @@ class LanguageTask(Task[LanguagePredictor]):
         is_recomputed: keep less for the gradient and read rows again.
         init: where the vectors start.
     Raises:
-        UserError: the objective is unknown.
+        UserError: the objective is unknown, or there are no rows to learn from.
     """
 
     data: TextData
@@ -147,6 +149,8 @@ class LanguageTask(Task[LanguagePredictor]):
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if not self.data.train:
+            raise UserError(f"{self.data.name} has no train rows, but a prompt is learned from some. Add some.")
         self.recipe: dict[str, Any] = {}
 
     def load_model(self, model: FrozenLanguageModel | str) -> FrozenLanguageModel:
@@ -161,15 +165,16 @@ class LanguageTask(Task[LanguagePredictor]):
 
     def predictor(self, method: Method, model: FrozenLanguageModel, seed: int) -> LanguagePredictor:
         """Make the model with a prompt as learning starts."""
-        n_vectors = getattr(method, "n_vectors", 0)
-        template = Template.parse(self.template_text).with_soft(n_vectors)
+        template = Template.parse(self.template_text).with_soft(getattr(method, "n_vectors", 0))
         bound = template.bind(model.tokenizer, model.start_ids, model.is_encoder_decoder)
-        refuse_method(bound, method, n_vectors)
+        refuse_method(self, bound, method)
         verbalizer = verbalizer_of(self.data, self.verbalizer)
         labels = () if verbalizer is None else bound.answers(verbalizer.flat)
         texts = field_tokens(model, self.data.train)
+        asked: list[int] = []  # how many vectors to start from
 
         def values(n: int) -> Tensor:
+            asked.append(n)
             return start_vectors(model, self.init, bound, n, labels, texts, seed)
 
         def keys_values(n: int) -> list[tuple[Tensor, Tensor]]:
@@ -190,6 +195,9 @@ class LanguageTask(Task[LanguagePredictor]):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "sources"))
             prompt = method.prompt(model, start)
+        if self.init != PromptInit() and not asked and not isinstance(method, SearchedWords):
+            name = describe_method(method, METHODS)["name"]
+            raise UserError(f"{name} starts from no vectors, but `init` says where they start. Leave it out.")
         return LanguagePredictor(model, prompt, verbalizer)
 
     def n_epochs(self, recipe: Recipe) -> int:
@@ -225,6 +233,10 @@ class LanguageTask(Task[LanguagePredictor]):
             raise UserError(
                 "the objective choices needs labels, but these rows have answers. Use `objective='answer'`."
             )
+        if self.objective == "answer" and prompted.label_rows is not None:
+            raise UserError(
+                "a soft verbalizer tells labels apart, but the objective is answer. Use `objective='choices'`."
+            )
         if self.objective == "auto":
             return "choices" if has_labels else "answer"
         return self.objective
@@ -233,10 +245,6 @@ class LanguageTask(Task[LanguagePredictor]):
         """Give its part of `run.json`."""
         data, words = self.data, predictor.label_words
         return {
-        if self.objective == "answer" and prompted.label_rows is not None:
-            raise UserError(
-                "a soft verbalizer tells labels apart, but the objective is answer. Use `objective='choices'`."
-            )
             "data": {
                 "name": data.name,
                 "fingerprint": data.fingerprint,
@@ -277,8 +285,23 @@ class LanguageTask(Task[LanguagePredictor]):
 
 def default_template(data: TextData) -> str:
     """Write soft vectors, the fields one after another, and the answer."""
-    fields = "\n".join(f"{{{name}:cut}}" for name in data.train[0].fields)
+    names: Iterable[str] = next((row.fields for split in SPLITS for row in data.rows(split)), ())
+    for name in names:
+        if not is_field(name):
+            raise UserError(
+                f"the field {name!r} cannot stand in a template, where names are letters, digits, blanks, - and _. "
+                f"Name it otherwise, in {data.name}.yaml perhaps: columns: {{label: THEIRS, text: {name!r}}}."
+            )
+    fields = "\n".join(f"{{{name}:cut}}" for name in names)
     return f"{{soft}} {fields}\n{{answer}}"
+
+
+def is_field(name: str) -> bool:
+    """Return whether a template can name a field so."""
+    try:
+        return Template.parse(f"{{{name}:cut}}{{answer}}").fields == (name,)
+    except UserError:
+        return False
 
 
 def verbalizer_of(data: TextData, given: Verbalizer | None = None) -> Verbalizer | None:
@@ -296,18 +319,31 @@ def verbalizer_of(data: TextData, given: Verbalizer | None = None) -> Verbalizer
     return given
 
 
-def refuse_method(bound: BoundTemplate, method: Method, n_vectors: int) -> None:
-    """Refuse a template whose soft slots are not what the method fills."""
-    name = describe_method(method, METHODS)["name"]
+def refuse_method(task: LanguageTask, bound: BoundTemplate, method: Method) -> None:
+    """Refuse a template that the method does not read, or whose soft slots are not what it fills."""
+    name, n_vectors = describe_method(method, METHODS)["name"], getattr(method, "n_vectors", 0)
+    if isinstance(method, Instruction):
+        if task.template is not None:
+            raise UserError(
+                "an instruction is a template of the card of the data, but another one was given. Leave `template` "
+                "out, or use hard."
+            )
+        return
     if n_vectors and not bound.n_soft:
         raise UserError(
             f"{name} learns vectors among the tokens, but the template has no {{soft}}. Add {{soft}} to it."
         )
-    if not n_vectors and bound.n_soft:
+    if not n_vectors and bound.n_soft and not isinstance(method, SearchedWords):
         raise UserError(
             f"the template has {bound.n_soft} soft slots, but {name} learns no vectors among the tokens. "
             "Take them out, or use prompt-tuning."
         )
+    parts = getattr(method, "methods", (method,))
+    n_soft = next((part.n_soft for part in parts if isinstance(part, PromptTuning)), None)
+    taken = (None, PromptTuning().n_vectors, bound.n_soft)  # the default gives way to the template
+    if n_soft not in taken and not Template.parse(task.template_text).has_bare_soft:
+        expected = f"the template has {bound.n_soft} soft slots of its own"
+        raise bad_value("n_soft", n_soft, expected, "Leave `n_soft` out, or write {soft} in the template.")
 
 
 def epochs_of(recipe: Recipe, n_rows: int) -> int:

@@ -131,5 +131,5 @@ def test_pyarrow_is_named_where_it_is_missing(tmp_path, monkeypatch):
 
 def test_a_column_of_numbers_that_was_left_out_is_named_where_no_text_is_left(tmp_path):
     path = write_csv(tmp_path / "a.csv", "text,label", [f"{n},{'xy'[n % 2]}" for n in range(8)])
-    with pytest.raises(UserError, match="has no field of text, for numbers alone stand in text. Write the rows as JSON"):
+    with pytest.raises(UserError, match=r"has no field of text, for numbers alone stand in text\. Write the "):
         load_texts(path)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mmprompt.core import fit as core
-from mmprompt.core.soft import DecoderMethod
+from mmprompt.core.soft import DecoderMethod, LoRA
 from mmprompt.errors import UserError
 from mmprompt.language.data import TextData, TextRow, load_texts
 from mmprompt.language.generation import generate_texts
@@ -384,6 +384,12 @@ def test_early_stopping_looks_at_the_validation_rows() -> None:
         fit(PromptTuning(4), data=data_of(answers=True), changes={"patience": 1})
 
 
+def test_slots_of_a_template_s_own_are_filled_by_default() -> None:
+    for method in (PromptTuning(), PromptTuning(3)):
+        prompted = fit(method, template="{soft*3} {text} {answer}", changes={"epochs": 1}).predictor
+        assert len(prompted.vectors()[Site("lm")].values) == 3
+
+
 def test_few_rows_are_gone_through_often_enough() -> None:
     recipe = PromptTuning.recipe
     assert recipe.batch_size == 16
@@ -464,6 +470,23 @@ REFUSED: dict[str, tuple[Make[[Path], Any], str]] = {
     "a start from labels without any": (
         lambda out: fit(PromptTuning(2), out, data_of(answers=True), init=PromptInit("labels")),
         "start is labels, but the data has no classes. Use `start='texts'`.",
+    ),
+    "a start of what starts from no vectors": (
+        lambda out: fit(LoRA(2), out, template="{text} {answer}", init=PromptInit(words="a photo")),
+        "lora starts from no vectors, but `init` says where they start. Leave it out.",
+    ),
+    "vectors for fewer slots": (
+        lambda out: fit(PromptTuning(7), out, template="{soft*3} {text} {answer}"),
+        "n_soft is 7, but the template has 3 soft slots of its own. Leave `n_soft` out, or write {soft} in the ",
+    ),
+    "nothing to learn from": (
+        lambda out: fit(PromptTuning(2), out, replace(data_of(), train=())),
+        "small has no train rows, but a prompt is learned from some. Add some.",
+    ),
+    "a field that no template can name": (
+        lambda out: fit(PromptTuning(2), out, TextData("odd", (TextRow({"text (en)": "a"}, None, "b"),), (), (), ())),
+        "the field 'text (en)' cannot stand in a template, where names are letters, digits, blanks, - and _. "
+        "Name it otherwise, in odd.yaml perhaps: columns: {label: THEIRS, text: 'text (en)'}.",
     ),
     "no such data": (
         lambda out: fit(PromptTuning(2), out, load_texts(out.parent / "none.jsonl")),

@@ -176,6 +176,28 @@ def test_a_prompt_in_words_is_saved_and_measured_as_a_learned_one(gpt2, tmp_path
     assert "words is 'it is', but those of a language model stand in its template" in capsys.readouterr().err
 
 
+def test_only_methods_that_start_from_vectors_are_told_where(tmp_path, capsys):
+    words = ["llm", "train", "--shots", "1", "--epochs", "1", "--device", "cpu", "--out", str(tmp_path / "run")]
+    for method in ("lora", "adapter", "full-tuning", "soft-verbalizer", "hard", "instruction"):
+        assert main([*words, "--method", method, "--from-prompt", "/nonexistent"]) == 2
+        assert "--from-prompt" in capsys.readouterr().err
+    for method in ("prompt-tuning+lora", "deep-prompts", "searched-words"):
+        assert main([*words, "--method", method, "--from-prompt", "/nonexistent"]) == 2
+        assert "/nonexistent" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_current_folder_is_learned_from_and_names_the_run(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "mood"
+    folder.mkdir()
+    for part in ("train", "test"):
+        (folder / f"{part}.csv").write_text(f"text,label\n{part} a,good\n{part} b,bad\n")
+    monkeypatch.chdir(folder)
+    assert main(["llm", "train", "--data", ".", "--epochs", "1", "--device", "cpu"]) == 0
+    assert "rows of mood" in capsys.readouterr().out
+    assert (folder / "runs/mood-prompt-tuning/prompt.json").is_file()
+
+
 def test_a_run_that_lost_its_end_is_resumed_to_the_same_bytes(tmp_path, capsys):
     folder = tmp_path / "run"
     words = ["llm", "train", "--n-soft", "2", "--shots", "4", "--epochs", "3", "--checkpoint-seconds", "0"]

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from mmprompt.core.method import measured_for, resolved_recipe
-from mmprompt.core.soft import DecoderMethod
+from mmprompt.core.soft import DecoderMethod, PrefixTuning, PromptTuning
 from mmprompt.errors import bad_value, is_first_process, unknown_name
 from mmprompt.language.cli.options import MODEL_HELP, Learning, Loading, say_of_words, say_scores
 from mmprompt.language.data import EMBEDDED, load_texts
-from mmprompt.language.methods import METHODS, SEARCHES, PromptInit, method_types
+from mmprompt.language.methods import METHODS, SEARCHES, PromptInit, SearchedWords, method_types
 from mmprompt.models.packaged import refuse_missing
 from mmprompt.progress import ProgressDisplay
 from mmprompt.terminal.output import Json, Output, check_folder, command_of, shorten
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from mmprompt.language.predictor import LanguagePredictor
 
 SHOWN = 4
+STARTING = (PromptTuning, PrefixTuning, SearchedWords)
+"""Methods that start where `PromptInit` says, and those that inherit from them."""
 DESCRIPTION = (
     "Learn a prompt for a frozen language model. Without options: whether a sentence has somebody in it, on `tiny`."
 )
@@ -69,7 +71,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
     """Learn a prompt, test it beside the model without one, and say what to do next."""
     call = read_call(arguments, prog)
     settings, output = call.run, Output(call.run.json)
-    folder = settings.out or Path("runs") / f"{Path(call.rows.data).stem}-{settings.method}"
+    folder = settings.out or Path("runs") / f"{Path(call.rows.data).resolve().stem}-{settings.method}"
     if is_first_process():
         check_folder(folder, settings.resume)
     refuse_missing(settings.backbone)
@@ -114,7 +116,7 @@ def read_call(arguments: Sequence[str], prog: str) -> Call:
     name = peek(arguments, "method") or Settings.method
     kinds = method_types(name)
     own = {part.strip().replace("-", "_"): kind for part, kind in zip(name.split("+"), kinds, strict=True)}
-    starts = {"start": PromptInit} if all(kind.is_trained for kind in kinds) else {}  # else nothing starts
+    starts = {"start": PromptInit} if any(issubclass(kind, STARTING) for kind in kinds) else {}
     parts: dict[str, Any] = {"run": Settings, "rows": Learning, **own, **starts, "recipe": Recipe}
     form = make_dataclass("Train", [*parts.items(), ("loading", Loading)], frozen=True)
     places = (peek(arguments, "backbone") or Settings.backbone, "language")
@@ -185,7 +187,7 @@ def run_search(arguments: Sequence[str], prog: str) -> None:
     call: Any = parse(form, arguments, prog, SEARCH_DESCRIPTION, form(*(part() for part in parts.values())))
     settings, rows = call.run, call.rows
     output = Output(settings.json)
-    folder = settings.out or Path("runs") / f"{Path(rows.data).stem}-words"
+    folder = settings.out or Path("runs") / f"{Path(rows.data).resolve().stem}-words"
     check_folder(folder)
     refuse_missing(settings.backbone)
     load_texts(rows.data)  # what cannot be read is refused before torch is loaded

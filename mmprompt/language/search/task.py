@@ -95,7 +95,7 @@ def search_words(
         template: whose soft slots become words; by default that of the task, or the data's own.
         search: `CoordinateSearch()` by default, or `Projection()`.
         n_tokens: of the template's bare `{soft}`; by default as many as the words that the search starts from, or 10.
-        start: words, or vectors whose nearest tokens the search starts from.
+        start: words, or vectors whose nearest tokens the search starts from; by default that of the task.
         out: a new run folder; nothing is written without.
         seed: of what is drawn.
         callbacks: told of each step as of an epoch.
@@ -107,13 +107,14 @@ def search_words(
     """
     task = (load_texts(data) if isinstance(data, Path | str) else data).task()
     task = task if template is None else replace(task, template=template)
+    task = task if start is None else replace(task, init=start)
     data = task.data
     model = load_language_model(model) if isinstance(model, str) else model
-    search, start = search or CoordinateSearch(), start or PromptInit()
+    search = search or CoordinateSearch()
     with new_run(out) as folder:
         if folder is not None and checkpoint_folders(folder / "checkpoint"):
             raise bad_file(folder, "holds the checkpoints of a training", "Give another output folder.")
-        setting = prepare(model, search, task, start, n_tokens, seed)
+        setting = prepare(model, search, task, n_tokens, seed)
         objective, first = setting.objective, setting.start
         config = run_config(task, HardPrompt(), objective.prompted, search.recipe, seed)
         config |= {"method": describe_method(search, SEARCHES), "n_tokens": objective.prompted.bound.n_soft}
@@ -155,26 +156,28 @@ def prepare(
     model: FrozenLanguageModel,
     search: WordSearch,
     task: LanguageTask,
-    start: PromptInit,
     n_tokens: int | None,
     seed: int,
 ) -> Setting:
     """Bring template, rows and tokens together, and score the words that the search starts from."""
-    template = Template.parse(task.template_text)
     check("n_tokens", n_tokens, Count | None, "Leave `n_tokens` out for the default.")
-    template = start_words(template, start.words) if start.words else template.with_soft(n_tokens or N_TOKENS)
+    given, words = Template.parse(task.template_text), task.init.words
+    template = start_words(given, words) if words else given.with_soft(n_tokens or N_TOKENS)
     prompted = LanguagePredictor(model, Prompt(template), verbalizer_of(task.data, task.verbalizer))
     if not prompted.bound.n_soft:
         raise UserError("a search puts words in the places of soft vectors, but the template has no {soft}. Add it.")
-    if start.words and n_tokens not in (None, prompted.bound.n_soft):
-        expected = f"the words to start from have {prompted.bound.n_soft}"
-        raise bad_value("n_tokens", n_tokens, expected, "Leave `n_tokens` out, or give other `words`.")
+    if n_tokens not in (None, prompted.bound.n_soft) and (words or not given.has_bare_soft):
+        n_soft, advice = prompted.bound.n_soft, "give other `words`" if words else "write {soft} in the template"
+        expected = (
+            f"the words to start from have {n_soft}" if words else f"the template has {n_soft} soft slots of its own"
+        )
+        raise bad_value("n_tokens", n_tokens, expected, f"Leave `n_tokens` out, or {advice}.")
     kept = sorted(row_order(task.data.train, generator(seed, "rows"))[: search.n_rows])
     rows = [task.data.train[row] for row in kept]
     objective = WordObjective(prompted, rows, task.objective_of(prompted), search.fluency)
     allowed = allowed_tokens(model.tokenizer, model.vocabulary_size, search.ascii_only).to(model.device)
     vocabulary = Vocabulary(objective.embeddings, allowed)
-    vectors = start_vectors(model, start, prompted.bound, 0, prompted.answers, field_tokens(model, rows), seed)
+    vectors = start_vectors(model, task.init, prompted.bound, 0, prompted.answers, field_tokens(model, rows), seed)
     nearest = vocabulary.nearest(vectors, N_NEAREST).tolist()
     pairs = zip(nearest, prompted.bound.soft_starts, strict=True)  # words that the user gave are left as they are
     ids = readable([some if token is None else [token] for some, token in pairs], objective.first_misread)

@@ -203,8 +203,8 @@ def word_model() -> FrozenLanguageModel:
 def test_projection_follows_the_gradient_at_the_nearest_words() -> None:
     model, data = word_model(), text_data()
     search = Projection(n_steps=12, batch_size=4, lr=0.4, weight_decay=0.5)
-    task = data.task(template="{soft} {text} is {answer}")
-    setting = prepare(model, search, task, PromptInit("random"), 4, seed=3)
+    task = data.task(template="{soft} {text} is {answer}", init=PromptInit("random"))
+    setting = prepare(model, search, task, 4, seed=3)
     objective = setting.objective
     unit = model.embedding_rms
     soft = torch.nn.Parameter(setting.vectors / unit)
@@ -317,7 +317,7 @@ def test_no_prompt_is_scored_twice(monkeypatch: pytest.MonkeyPatch) -> None:
         scored.extend(prompts)
 
     search = CoordinateSearch(n_steps=6, n_candidates=9, top_k=5, patience=6)
-    setting = prepare(word_model(), search, text_data().task(), PromptInit(), 2, 1)
+    setting = prepare(word_model(), search, text_data().task(), 2, 1)
     monkeypatch.setattr("mmprompt.language.search.task.best_of", look)
     steps = list(exchange(setting, search, 1))
     assert len(steps) == 6
@@ -431,6 +431,12 @@ def test_a_search_starts_from_given_words() -> None:
     assert (same.token_ids, same.loss) == (found.token_ids, found.loss)
 
 
+def test_a_search_starts_where_its_task_says() -> None:
+    task = text_data().task(init=PromptInit(words="the blue"))
+    found = search_words(task, frozen_model("llama"), search=QUICK["coordinates"])
+    assert found.start_text == "the blue"
+
+
 def test_fluent_words_are_more_probable() -> None:
     model = frozen_model("llama")
 
@@ -454,7 +460,7 @@ def test_no_more_rows_are_looked_at_than_were_asked_for() -> None:
     search = CoordinateSearch(n_steps=2, n_candidates=3, n_rows=4)
     found = search_words(text_data(), frozen_model("llama"), search=search, n_tokens=3)
     assert "Prompts were scored on 4 of 6 training rows." in found.notices
-    setting = prepare(frozen_model("llama"), search, text_data().task(), PromptInit(), 3, 1)
+    setting = prepare(frozen_model("llama"), search, text_data().task(), 3, 1)
     assert sorted(row.label or "" for row in setting.objective.rows) == ["blue", "blue", "red", "red"]
 
 
@@ -523,6 +529,10 @@ def test_the_checkpoints_of_a_training_are_not_mixed_with_a_search(tmp_path: Pat
     [
         ({"template": "{text} {answer}"}, "the template has no {soft}. Add it."),
         ({"start": PromptInit(words="the cat"), "n_tokens": 9}, "n_tokens is 9, but the words to start from have "),
+        (
+            {"template": "{soft*3} {text} {answer}", "n_tokens": 7},
+            "n_tokens is 7, but the template has 3 soft slots of its own. Leave `n_tokens` out, or write {soft} in ",
+        ),
         ({"start": PromptInit(words="a"), "template": "{soft*3} {text} {answer}"}, "but the template has no {soft}"),
         (
             {"start": PromptInit(words="sa"), "template": "a {soft}d {text} {answer}"},
@@ -582,6 +592,26 @@ def test_an_instruction_is_one_of_the_card() -> None:
     assert fit(Instruction(2), model, data, progress=False).predictor.template.text == "Is {text} {answer}"
     with pytest.raises(UserError, match="number is 3, but the card of the data has 2 instructions"):
         fit(Instruction(3), model, data, progress=False)
+
+
+def test_an_instruction_reads_no_other_template() -> None:
+    model = frozen_model("llama", torch.float32)
+    data = text_data(instructions=("Is {text} {answer}",), template="{soft*4} {text} {answer}")
+    assert fit(Instruction(), model, data, progress=False).predictor.template.text == "Is {text} {answer}"
+    with pytest.raises(UserError, match="another one was given"):
+        fit(Instruction(), model, data.task(template="{text} MY OWN {answer}"), progress=False)
+
+
+def test_words_are_searched_for_slots_of_the_template_and_from_the_task_s_start() -> None:
+    model = frozen_model("llama", torch.float32)
+    for template, start in (
+        ("{soft*3} {text} {answer}", PromptInit()),
+        ("{soft} {text} {answer}", PromptInit("texts")),
+    ):
+        task = text_data().task(template=template, init=start)
+        found = fit(SearchedWords(), model, task, progress=False).predictor.template.text
+        assert found == search_words(text_data(), model, template, start=start).prompted.template.text
+        assert "{soft" not in found
 
 
 def test_what_is_searched_or_written_is_not_learned_together_with_others() -> None:
