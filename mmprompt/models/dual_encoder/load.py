@@ -270,7 +270,8 @@ def _open_clip_source(model: str) -> Source:
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if weights in tags:
         return Source("open_clip", architecture, weights)
-    for path in (Path(weights).expanduser(), Path(weights.lstrip("/"))):  # ARCH//abs/file, and ARCH//file beside us
+    for file in (weights, weights.lstrip("/")):  # ARCH//abs/file, and ARCH//file beside us
+        path = Path(file).expanduser()
         if path.is_file():
             return Source("open_clip", architecture, str(path), place=path)
     if "/" in weights or Path(weights).suffix in (".safetensors", ".pt", ".pth", ".bin"):

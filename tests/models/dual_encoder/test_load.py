@@ -58,6 +58,15 @@ def test_a_relative_checkpoint_path_works_after_two_slashes(
     assert find_source(f"open_clip:{architecture}//weights.pt").weights == "weights.pt"
 
 
+def test_a_tilde_is_the_home_folder_after_one_slash_and_after_two(
+    architecture: str, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(model_folder))
+    for slashes in ("/", "//"):
+        source = find_source(f"open_clip:{architecture}{slashes}~/weights.pt")
+        assert source.weights == str(model_folder / "weights.pt")
+
+
 def test_the_same_weights_have_the_same_fingerprint_from_any_file(architecture: str, model_folder: Path) -> None:
     names = [f"open_clip:{architecture}/{model_folder / file}" for file in ("weights.safetensors", "weights.pt")]
     first, second = (load_backbone(name, device="cpu").fingerprint for name in names)
