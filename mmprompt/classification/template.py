@@ -8,6 +8,7 @@ it; one after it belongs to the text. Several lines are an ensemble, whose class
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,8 +20,9 @@ from mmprompt.models.dual_encoder.interface import DualEncoder, without_text
 from mmprompt.models.sites import TextSlots
 from mmprompt.settings import check
 
-NAME = "{}"
+NAME = Field("name")
 """Where the class name stands among the parts of a template."""
+_BRACES = re.compile(r"\{\{|\}\}|(\{\})")
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class ClassTemplate:
     text: str
     n_ctx: int = field(init=False)
     lines: tuple[ClassTemplate, ...] = field(init=False, repr=False, compare=False)
-    _parts: tuple[str | int, ...] = field(init=False, repr=False, compare=False)
+    _parts: tuple[str | int | Field, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check("template", self.text, str, 'Write "a photo of a {}."')
@@ -48,16 +50,15 @@ class ClassTemplate:
             object.__setattr__(self, "lines", lines)
             object.__setattr__(self, "n_ctx", lines[0].n_ctx)
             return
-        parts, groups = parse_line(self.text.replace("{}", "{name}"))
-        fields = [part for part in parts if isinstance(part, Field)]
-        if fields != [Field("name")]:
+        parts, groups = parse_line(_BRACES.sub(lambda found: NAME.text if found[1] else found[0], self.text))
+        if [part for part in parts if isinstance(part, Field)] != [NAME]:
             raise self._refusal("it must hold {} exactly once, and no other field")
         if any(group.n_vectors is None or group.name for group in groups):
             raise self._refusal("vectors in it are written {soft*4}, with their number")
         sizes = [group.n_vectors or 0 for group in groups]
         slots = [sizes[part.group] if isinstance(part, Soft) else part for part in parts]
         object.__setattr__(self, "lines", (self,))
-        object.__setattr__(self, "_parts", tuple(NAME if isinstance(slot, Field) else slot for slot in slots))
+        object.__setattr__(self, "_parts", tuple(slots))
         object.__setattr__(self, "n_ctx", sum(sizes))
 
     def _refusal(self, problem: str) -> UserError:
@@ -70,6 +71,14 @@ class ClassTemplate:
         soft = [f"{{soft*{n}}}" if n else "" for n in (before, n_ctx - before)]
         return cls(f"{soft[0]} {{name}} {soft[1]}".strip() + ".")
 
+    @property
+    def words(self) -> tuple[str, str]:
+        """What is written before the class name and after it, in the first line."""
+        parts = self.lines[0]._parts
+        at = parts.index(NAME)
+        before, after = ("".join(part for part in some if isinstance(part, str)) for some in (parts[:at], parts[at:]))
+        return before, after
+
     def row(self, backbone: DualEncoder, class_name: str) -> list[int]:
         """Give the slots of one class between start and end: token ids, and -1 - m for context vector m."""
         words, stops = "", []  # the text without vectors, and how long it is where each run of them stands
@@ -78,7 +87,7 @@ class ClassTemplate:
                 words = words.rstrip()
                 stops.append((len(words), part))
             else:
-                part = class_name.replace("_", " ") if part == NAME else part
+                part = class_name.replace("_", " ") if isinstance(part, Field) else part
                 words += part if words else part.lstrip()
         ids = backbone.tokenize(words)
         row: list[int] = []

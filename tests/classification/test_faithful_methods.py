@@ -258,6 +258,12 @@ def test_prograd_starts_from_zeros_and_the_template_s_words_with_the_hint_first(
     torch.testing.assert_close(values[16 - len(words) :], words)
 
 
+def test_prograd_takes_braces_of_the_template_for_braces(backbone: Any) -> None:
+    classifier = ProGrad().build(backbone, NAMES, template="a {{}} {}, a {{kind}}.")
+    words = embedded(backbone, "a {kind}, a {}").float()
+    torch.testing.assert_close(classifier.prompt.sources[0].vectors[-len(words) :], words)
+
+
 @pytest.mark.parametrize("name", ["deep-text", "ivlp", "maple", "promptsrc"])
 def test_deeper_and_visual_vectors_start_small(name: str, backbone: Any, task: ClassificationTask) -> None:
     drawn = start_of(TRAINED[name], backbone, task)[1 : 2 if name == "maple" else None]

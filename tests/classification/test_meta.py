@@ -12,7 +12,7 @@ from torch import Tensor
 
 import mmprompt as mp
 from mmprompt.classification.meta import MetaResult, meta_init
-from mmprompt.classification.methods import CoCoOp, CoOp, KgCoOp
+from mmprompt.classification.methods import CoCoOp, CoOp, KgCoOp, ProGrad
 from mmprompt.core.fit import fit
 from mmprompt.data.splits import Dataset
 from mmprompt.errors import UserError
@@ -69,8 +69,8 @@ def test_the_same_seed_gives_the_same_start(learn: Any) -> None:
 
 def test_prompts_begin_at_the_saved_start(learn: Any, tmp_path: Path, tiny_clip_backbone: DualEncoder) -> None:
     result = learn(out=tmp_path / "start")
-    for method in (CoOp(ctx_init=str(tmp_path / "start")), KgCoOp(ctx_init=str(tmp_path / "start"))):
-        assert started(method, tiny_clip_backbone).equal(vectors_of(result.predictor))
+    for kind in (CoOp, KgCoOp, ProGrad):
+        assert started(kind(ctx_init=str(tmp_path / "start")), tiny_clip_backbone).equal(vectors_of(result.predictor))
     conditioned = CoCoOp(ctx_init=str(tmp_path / "start")).build(tiny_clip_backbone, ["cat", "dog"])
     assert conditioned.prompt.sources[0].context.equal(vectors_of(result.predictor))  # type: ignore[operator]
     meta = read_json(tmp_path / "start" / "prompt.json")["training"]["meta"]

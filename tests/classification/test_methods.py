@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from mmprompt.classification.methods import METHODS, VPT, CoOp, make_method
+from mmprompt.classification.methods import METHODS, TPT, VPT, CoOp, DeepText, MaPLe, ProGrad, make_method
 from mmprompt.classification.task import zero_shot
 from mmprompt.core.file import load, save
 from mmprompt.core.fit import describe_method
+from mmprompt.core.template import escaped
 from mmprompt.errors import UserError
 from mmprompt.models.sites import Site
 
@@ -138,6 +139,25 @@ def test_random_start_has_the_published_spread(tiny_clip_backbone):
 def test_n_ctx_that_contradicts_the_words_is_refused(tiny_clip_backbone):
     with pytest.raises(UserError, match="n_ctx is 3, but the words 'a photo of a' are 4 tokens"):
         CoOp(n_ctx=3, ctx_init="a photo of a").build(tiny_clip_backbone, NAMES)
+
+
+@pytest.mark.parametrize("method", [CoOp(ctx_init=""), ProGrad(ctx_init=" "), TPT(tpt_init="")])
+def test_no_words_to_start_from_are_refused(method, tiny_clip_backbone):
+    with pytest.raises(UserError, match=r"^the words to start from are ' ?', but one at least was expected"):
+        method.build(tiny_clip_backbone, NAMES)
+
+
+@pytest.mark.parametrize("words", ["a photo {of} a", "a photo {} a", "a photo }} {"])
+def test_braces_in_the_words_that_stay_are_braces(words, tiny_clip_backbone):
+    learned = MaPLe(n_ctx=2, ctx_init=words, depth=1).build(tiny_clip_backbone, NAMES)
+    written = zero_shot(tiny_clip_backbone, NAMES, f"{escaped(words)} {{}}.")
+    torch.testing.assert_close(learned.class_features().detach(), written.class_features())
+
+
+@pytest.mark.parametrize("kind", [DeepText, MaPLe])
+def test_words_that_would_be_cut_within_a_character_are_refused(kind, tiny_clip_backbone):
+    with pytest.raises(UserError, match=r"^ctx_init is 'a 😀 photo', but it cannot be cut behind its first 2 tokens"):
+        kind(n_ctx=2, ctx_init="a 😀 photo").build(tiny_clip_backbone, NAMES)
 
 
 def test_deep_visual_prompts_have_vectors_of_their_own_in_each_layer(tiny_clip_backbone):

@@ -53,6 +53,13 @@ def test_vectors_may_stand_between_words(tiny_clip_backbone):
     assert spelled(tiny_clip_backbone, template, "cat") == ["a", "<0>", "<1>", "photo", "of", "the", "cat", ",", "<2>"]
 
 
+@pytest.mark.parametrize(
+    ("text", "written"), [("a {{}} {}.", "a {} cat."), ("a {{}} {name}.", "a {} cat."), ("{{}}{}", "{}cat")]
+)
+def test_doubled_braces_with_nothing_between_are_braces(text, written, tiny_clip_backbone):
+    assert ClassTemplate(text).row(tiny_clip_backbone, "cat") == tiny_clip_backbone.tokenize(written)
+
+
 def test_both_spellings_of_the_class_name_are_one(tiny_clip_backbone):
     written = ClassTemplate("a photo of a {}."), ClassTemplate("a photo of a {name}.")
     assert len({tuple(template.row(tiny_clip_backbone, "cat")) for template in written}) == 1

@@ -37,8 +37,8 @@ class CoOp(PromptMethod):
     n_ctx: Count | None = None
     """Number of context vectors, 1 or more; 16 if no words are given (4 on tiny), else the tokens of the words."""
     ctx_init: str | None = None
-    """Words to start from, such as "a photo of a", or the folder of a prompt with context vectors on the same backbone;
-    random N(0, 0.02) without. An underscore is a space."""
+    """Words to start from, such as "a photo of a", or the folder of a prompt with context vectors on the same backbone:
+    what holds a / or names a folder that is there. Random N(0, 0.02) without. An underscore in words is a space."""
     class_position: ClassPosition = "end"
     """Where the class name stands among the context vectors: end, middle or front."""
     class_specific: bool = False
@@ -62,7 +62,7 @@ class CoOp(PromptMethod):
         if self.ctx_init is None:
             n_names = len(start.class_names) if self.class_specific else None
             return random_context(backbone, 16 if self.n_ctx is None else self.n_ctx, start, n_names)
-        is_folder = "/" in self.ctx_init or Path(self.ctx_init).is_dir()
+        is_folder = names_folder(self.ctx_init)
         values = (saved_context if is_folder else word_vectors)(backbone, self.ctx_init)
         if self.n_ctx not in (None, len(values)):
             of_words = f"the words {self.ctx_init!r} are {len(values)} tokens"
@@ -80,7 +80,7 @@ class CoCoOp(CoOp):
     """
 
     ctx_init: str | None = "a photo of a"
-    """Words to start from; random N(0, 0.02) where None."""
+    """Words, or the folder of a prompt, to start from, as of coop; random N(0, 0.02) where None."""
 
     recipe: ClassVar[Recipe] = Recipe(batch_size=1, epochs=10)
 
@@ -106,7 +106,7 @@ class KgCoOp(CoOp):
     """CoOp near the hand-written template (Yao et al. 2023, "Knowledge-guided Context Optimization", section 3.2)."""
 
     ctx_init: str | None = "a photo of a"
-    """Words to start from; random N(0, 0.02) where None."""
+    """Words, or the folder of a prompt, to start from, as of coop; random N(0, 0.02) where None."""
     knowledge_weight: Weight = 8.0
     """Weight of one minus the mean cosine between the learned class features and the template's."""
 
@@ -133,6 +133,8 @@ class ProGrad(CoOp):
     the released code does. There only as many tokens learn as the words have spaces between them; here all do.
     """
 
+    ctx_init: str | None = None
+    """Words in place of the template's, or the folder of a prompt, as of coop, whose vectors alone are the start."""
     strength: Weight = 1.0
     """How much of the conflicting part of the gradient is taken off; 1 for all of it."""
 
@@ -141,14 +143,19 @@ class ProGrad(CoOp):
         return AlignedGradient(self.strength)
 
     def start_vectors(self, backbone: DualEncoder, start: Start) -> Tensor:
-        """Make vectors [M, D] that end in the words of the template, or in `ctx_init`."""
+        """Make vectors [M, D] that end in the words of the template, or in those of `ctx_init`; or a saved context."""
         import torch.nn.functional as F
 
-        words = hint_first(start.template.text).split("{}")[0] if self.ctx_init is None else self.ctx_init
-        values = word_vectors(backbone, words or "a photo of a")
+        from mmprompt.classification.template import ClassTemplate
+
+        if self.ctx_init is not None and names_folder(self.ctx_init):
+            return super().start_vectors(backbone, start)
+        own_words = ClassTemplate(hint_first(start.template.text)).words[0].strip() or "a photo of a"
+        words = own_words if self.ctx_init is None else self.ctx_init
+        values = word_vectors(backbone, words)
         n_ctx = max(16, len(values)) if self.n_ctx is None else self.n_ctx
         if n_ctx < len(values):
-            expected = f"the words {words.strip()!r} are {len(values)} tokens"
+            expected = f"the words {words!r} are {len(values)} tokens"
             raise bad_value("n_ctx", n_ctx, expected, f"Use `n_ctx={len(values)}` or more.")
         return F.pad(values, (0, 0, n_ctx - len(values), 0))
 
@@ -167,10 +174,18 @@ class ProGrad(CoOp):
 
 def hint_first(template: str) -> str:
     """Write "a photo of a {}, a type of pet." as "a type of pet, a photo of a {}."; others stay as they are."""
-    template = template.splitlines()[0].replace("{name}", "{}")
-    before, after = template.split("{}")
+    from mmprompt.classification.template import ClassTemplate
+    from mmprompt.core.template import escaped
+
+    written = ClassTemplate(template)
+    before, after = (escaped(words) for words in written.words)
     hint = after.strip().removesuffix(".")
-    return f"{hint[1:].strip()}, {before}{{}}." if hint.startswith(",") else template
+    return f"{hint[1:].strip()}, {before}{{}}." if hint.startswith(",") else written.lines[0].text
+
+
+def names_folder(start: str) -> bool:
+    """Return whether what a context starts from is the folder of a prompt, and not words."""
+    return "/" in start or (bool(start) and Path(start).is_dir())
 
 
 def random_context(backbone: DualEncoder, n_ctx: int, start: Start, n_names: int | None = None) -> Tensor:
@@ -189,7 +204,7 @@ def word_vectors(backbone: DualEncoder, words: str) -> Tensor:
 
     ids = backbone.tokenize(words.replace("_", " "))
     if not ids:
-        raise UserError(f"ctx_init is {words!r}, but it must hold at least one word. Write words or drop it.")
+        raise UserError(f"the words to start from are {words!r}, but one at least was expected. Write some.")
     return backbone.token_vectors(torch.tensor(ids, device=backbone.device)).float().cpu()
 
 
@@ -211,11 +226,15 @@ def first_words(backbone: DualEncoder, words: str | None, n_ctx: int, start: Sta
     """Return vectors [M, D] to start from and the words that stay as they are after them.
 
     As in MaPLe's released code the first `n_ctx` tokens of the words learn and the others stay; with more vectors than
-    tokens, or without words, the start is drawn at random.
+    tokens, or without words, the start is drawn at random. The words that stay are those of a template.
     """
+    from mmprompt.core.template import escaped
+
     ids = [] if words is None else backbone.tokenize(words.replace("_", " "))
     if len(ids) < n_ctx:
         return random_context(backbone, n_ctx, start), ""
     rest = backbone.decode(ids[n_ctx:]).strip()
-    assert backbone.tokenize(rest) == ids[n_ctx:], "words can be cut between tokens"
-    return word_vectors(backbone, words or "")[:n_ctx], rest
+    if backbone.tokenize(rest) != ids[n_ctx:]:
+        expected = f"it cannot be cut behind its first {n_ctx} tokens, which alone learn"
+        raise bad_value("ctx_init", repr(words), expected, "Use other words or another `n_ctx`.")
+    return word_vectors(backbone, words or "")[:n_ctx], escaped(rest)
