@@ -7,7 +7,7 @@ they make something, not before, so that a command line is read at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import reduce
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -232,6 +232,21 @@ class Combined(Method):
                 f"{len(own)} of the methods bring a {what} of their own, but one can be used. Combine others."
             )
         return own[0] if own else None
+
+
+def refuse_same_settings(kinds: Sequence[type[Any]]) -> None:
+    """Refuse to combine a method with itself, or two that call a setting alike, of which a run could name one alone."""
+    owners: dict[str, type[Any]] = {}
+    for kind in kinds:
+        if kinds.count(kind) > 1:
+            raise UserError(f"{kind.__name__} stands twice, but a combination has one of each. Combine others.")
+        for name in (one.name for one in fields(kind) if one.name != "losses"):
+            if name in owners:
+                raise UserError(
+                    f"{owners[name].__name__} and {kind.__name__} both have a setting named {name}, but a combination "
+                    "has one of each. Combine others."
+                )
+            owners[name] = kind
 
 
 def parts_of(method: Any) -> list[Any]:

@@ -8,13 +8,13 @@ learning rate serves models of any scale.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from mmprompt.core.method import Combined, Method, Start
+from mmprompt.core.method import Combined, Method, Start, refuse_same_settings
 from mmprompt.errors import UserError, bad_value, unknown_name
 from mmprompt.settings import Count
 from mmprompt.training.recipe import Recipe
@@ -71,19 +71,6 @@ class DecoderCombination(Combined, DecoderMethod):
     def n_vectors(self) -> int:
         """Those of the one method that learns some."""
         return max(part.n_vectors for part in self.methods)
-
-
-def refuse_same_settings(kinds: Sequence[type[Any]]) -> None:
-    """Refuse to combine two methods that call a setting alike, of which a run could name one alone."""
-    owners: dict[str, type[Any]] = {}
-    for kind in kinds:
-        for name in (one.name for one in fields(kind)):
-            if name in owners:
-                raise UserError(
-                    f"{owners[name].__name__} and {kind.__name__} both have a setting named {name}, but a combination "
-                    "has one of each. Combine others."
-                )
-            owners[name] = kind
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge
 
-from mmprompt.core.method import Start
+from mmprompt.core.method import Start, refuse_same_settings
 from mmprompt.core.soft import (
     RECIPE,
     DecoderMethod,
@@ -25,7 +25,6 @@ from mmprompt.core.soft import (
     PrefixTuning,
     PromptTuning,
     WeightMethod,
-    refuse_same_settings,
 )
 from mmprompt.errors import UserError, bad_value, unknown_name
 from mmprompt.settings import Count, check_settings

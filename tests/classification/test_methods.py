@@ -212,6 +212,10 @@ def test_two_methods_at_the_same_site_are_refused(tiny_clip_backbone):
         ("coop", {"class_position": "left"}, "no class_position named 'left'. Known: end, front, middle"),
         ("vpt", {"n_visual": 0}, "n_visual is 0"),
         ("vpt", {"depth": 0}, "depth is 0"),
+        ("coop+kgcoop", {}, "CoOp and KgCoOp both have a setting named n_ctx, but a combination has one of each"),
+        ("coop+maple+vpt", {"depth": 3}, "CoOp and MaPLe both have a setting named n_ctx"),
+        ("zero-shot+zero-shot", {}, "ZeroShot stands twice"),
+        ("maple+vpt", {}, "MaPLe and VPT both have a setting named depth"),
     ],
 )
 def test_settings_out_of_range_are_refused(name, settings, message):

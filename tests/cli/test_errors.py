@@ -120,6 +120,7 @@ CASES = {
     "half a verb": "data",
     "no such method": "train --method copo",
     "no such method in a combination": "train --method coop+vtp",
+    "methods with a setting in common": "train --method kgcoop+knowledge-guided --out new",
     "no such data set": "train --data openart-lef",
     "no such folder": "train --data nowhere",
     "no such texts to compare on": "compare --data nowhere.jsonl --method prompt-tuning",

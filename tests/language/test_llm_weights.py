@@ -79,7 +79,9 @@ def test_its_terms_are_written_for_peft(both: Path, tmp_path: Path, capsys: pyte
             "there is no linear layer of tiny named 'q_pro'. Did you mean 'q_pro",
         ),
         (["--method", "prompt-tuning+lore"], "there is no method named 'lore'. Did you mean 'lora'?"),
-        (["--method", "prompt-tuning+prompt-tuning"], "PromptTuning and PromptTuning both have a setting named n_soft"),
+        (["--method", "prompt-tuning+prompt-tuning"], "PromptTuning stands twice, but a combination has one"),
+        (["--method", "full-tuning+full-tuning"], "FullTuning stands twice, but a combination has one of each"),
+        (["--method", "multitask+lora"], "MultitaskPrompt and LoRA both have a setting named rank"),
         (["--method", "prompt-tuning", "--rank", "2"], "--rank"),
     ],
 )

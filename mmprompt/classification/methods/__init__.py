@@ -23,6 +23,7 @@ from mmprompt.classification.methods.solved import (
 from mmprompt.classification.methods.tpt import TPT
 from mmprompt.classification.methods.weights import Adapters, CLIPLoRA, FullTuning, LayerNormTuning, TwoStage
 from mmprompt.classification.methods.zero_shot import ZeroShot, ZeroShotEnsemble
+from mmprompt.core.method import refuse_same_settings
 from mmprompt.errors import unknown_name
 
 METHODS: dict[str, type[Any]] = {
@@ -67,12 +68,14 @@ METHODS: dict[str, type[Any]] = {
 
 
 def method_types(name: str) -> list[type[Any]]:
-    """The methods that a name such as `coop` or `coop+vpt` stands for."""
+    """Return the methods that a name such as `coop` or `coop+vpt` stands for."""
     parts = [part.strip() for part in name.split("+")]
     for part in parts:
         if part not in METHODS:
             raise unknown_name("method", part, METHODS)
-    return [METHODS[part] for part in parts]
+    kinds = [METHODS[part] for part in parts]
+    refuse_same_settings(kinds)
+    return kinds
 
 
 def make_method(name: str, settings: dict[str, Any] | None = None) -> ClassificationMethod:
