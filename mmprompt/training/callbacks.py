@@ -41,7 +41,7 @@ class Callback:
     """The hooks, with Keras's names; inherit and override those you need.
 
     `logs` is the record under way: on a step `loss`, each loss by name, `accuracy` and `lr`; at an
-    epoch's end what goes into the log. A callback may add numbers to an epoch's record.
+    epoch's end what goes into the log. A callback may add finite numbers to an epoch's record.
     Epochs and steps count from 0.
 
     Attributes:

@@ -7,7 +7,9 @@ that was killed and resumed ends in the same bytes as one that was not.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 import signal
 import threading
 import time
@@ -60,7 +62,8 @@ def train(
         items), `accuracy` (0..1, if the problem counts it), `seconds`, and what callbacks added.
     Raises:
         UserError: there is nothing to train on, or the best weights and an average are both to be kept.
-        RunFailed: a loss, gradient or weight became NaN or infinite, or the disk is full.
+        RunFailed: a loss, gradient or weight became NaN or infinite, a callback added what is no finite number, or the
+            disk is full.
     """
     if problem.n_items < 1:
         raise UserError("there are no training items. Give data with a train split of one item or more.")
@@ -215,6 +218,7 @@ class _Session:
         """Tell the callbacks, log the record, and write a checkpoint if it is time for one."""
         for callback in self.callbacks:
             callback.on_epoch_end(self.run, epoch, record)
+        record = {name: self._number(name, value, epoch) for name, value in record.items()}
         self.run.history.append(record)
         checkpoint = self._checkpoint()
         for name, value in checkpoint.tensors.items():
@@ -228,6 +232,15 @@ class _Session:
         if is_due and (epoch + 1) % self.run.recipe.checkpoint_every == 0:
             self._save()
 
+    def _number(self, name: str, value: Any, epoch: int) -> float:
+        """Take what a record holds as a number of Python's; refuse what is no finite one."""
+        with contextlib.suppress(TypeError, ValueError, RuntimeError, OverflowError):  # none, too many, or too large
+            number = value if isinstance(value, int) else float(value)
+            if math.isfinite(number):
+                return number
+        what = f"{name} in the record of epoch {epoch + 1} is {str(value)[:60]}, but a finite number was expected"
+        raise self._failure(what, "Let the callback that adds it give one, or leave it out.")
+
     def _interrupt(self) -> None:
         self._save()
         n_done = len(self.run.history)
@@ -235,9 +248,10 @@ class _Session:
         _log.warning("interrupted: %s.", kept if self.folder and n_done else "nothing is kept")
         raise self.interrupts.stop()
 
-    def _failure(self, what: str) -> RunFailed:
+    def _failure(self, what: str, advice: str = "") -> RunFailed:
+        advice = advice or f"Try a lower `lr` (it is {self.run.recipe.lr:g}) or `precision='fp32'`."
         kept = f" The checkpoints in {self.folder / 'checkpoint'} are from before." if self.folder else ""
-        return RunFailed(f"{what}. Try a lower `lr` (it is {self.run.recipe.lr:g}) or `precision='fp32'`.{kept}")
+        return RunFailed(f"{what}. {advice}{kept}")
 
     def _save(self) -> None:
         if self.folder is None or self.unsaved is None:

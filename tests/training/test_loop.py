@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -141,6 +142,38 @@ def test_a_problem_that_counts_nothing_right_has_no_accuracy() -> None:
 def test_the_log_on_disk_is_the_history_that_is_returned(tmp_path: Path) -> None:
     history = train(Toy(), RECIPE, 1, 3, tmp_path / "run")
     assert read_log(tmp_path / "run" / "log.jsonl") == history
+
+
+class Adds(Callback):
+    """Adds one value to the record of an epoch."""
+
+    def __init__(self, value: Any, epoch: int = 0) -> None:
+        self.value, self.epoch = value, epoch
+
+    def on_epoch_end(self, run: Run, epoch: int, logs: dict[str, Any]) -> None:
+        if epoch == self.epoch:
+            logs["own"] = self.value
+
+
+@pytest.mark.parametrize("value", [np.float32(0.5), torch.tensor(0.5), torch.tensor([0.5]), 0.5])
+def test_what_a_callback_adds_is_a_number_with_and_without_a_folder(value: Any, tmp_path: Path) -> None:
+    for folder in (None, tmp_path / "run"):
+        (record,) = train(Toy(), RECIPE, 1, 1, folder, callbacks=[Adds(value)])
+        assert (record["own"], type(record["own"])) == (0.5, float)
+    assert read_log(tmp_path / "run" / "log.jsonl") == [record]
+
+
+@pytest.mark.parametrize("value", [math.nan, torch.zeros(2), "high", None])
+def test_what_a_callback_adds_and_is_no_finite_number_ends_the_run_with_its_checkpoints(
+    value: Any, tmp_path: Path
+) -> None:
+    for folder in (None, tmp_path / "run"):
+        with pytest.raises(RunFailed, match=r"^own in the record of epoch 2 is .*, but a finite number was expected"):
+            train(Toy(), RECIPE, 1, 3, folder, "id", [Adds(value, epoch=1)])
+    resumed, whole = Toy(), Toy()
+    assert len(train(resumed, RECIPE, 1, 3, tmp_path / "run", "id", resume=True)) == 3
+    train(whole, RECIPE, 1, 3)
+    assert same(weights(resumed), weights(whole))
 
 
 def test_writing_checkpoints_does_not_change_what_is_learned(tmp_path: Path) -> None:
