@@ -303,24 +303,27 @@ class Classifier(nn.Module):
         the probe of a `text-probe` stays as it is.
 
         Args:
-            images: as for `predict_proba`.
+            images: as for `predict_proba`; of none nothing is learned.
             labels: the class name of each; one for one image.
         Raises:
             UserError: a label is not a class name, there is not one for each image, or this classifier has a head of
                 another kind.
         """
+        check("labels", labels, str | Sequence[str], "Give the class name of each image.")
         sources, names = as_list(images), [labels] if isinstance(labels, str) else list(labels)
         if len(sources) != len(names):
             raise bad_value("labels", len(names), f"there are {len(sources)} images", "Give one for each image.")
         for name in names:
             if name not in self.class_names:
-                raise unknown_name("label", name, self.class_names)
+                raise unknown_name("label", str(name), self.class_names)
         head = self.prompt.head.beside if isinstance(self.prompt.head, TextProbe) else self.prompt.head
         if not isinstance(head, TextAndMeans | None):
             raise UserError(
                 f"this classifier has a head of kind {getattr(self.prompt.head, 'kind', '?')!r}, which learns from all "
                 "its images at once. Use `text-and-means`, or a prompt without a head."
             )
+        if not sources:
+            return
         with self.in_use():
             features = self._encode(sources)[:, : self.backbone.embed_dim]
         if head is None:

@@ -97,12 +97,21 @@ def test_beside_a_probe_text_and_images_learn_on(tiny_clip_backbone, data):
     [
         (1, ["red", "blue"], "labels is 2, but there are 1 images"),
         (1, ["gren"], "no label named 'gren'"),
+        (1, 5, "labels is 5, but it must be text or a list, each text"),
+        (1, [0], "labels is of type list, but it must be text or a list, each text"),
+        (1, np.array([0]), "no label named '0'"),
     ],
 )
 def test_wrong_feedback_is_refused_and_changes_nothing(images, labels, text, tiny_clip_backbone, data):
     classifier = zero_shot(tiny_clip_backbone, data.class_names, data.template)
     with pytest.raises(UserError, match=text):
         classifier.update(paths(data.train)[:images], labels)
+    assert classifier.prompt.head is None
+
+
+def test_of_no_images_nothing_is_learned(tiny_clip_backbone, data):
+    classifier = zero_shot(tiny_clip_backbone, data.class_names, data.template)
+    classifier.update([], [])
     assert classifier.prompt.head is None
 
 
