@@ -24,7 +24,7 @@ from mmprompt.classification.template import ClassTemplate, refuse_single_class
 from mmprompt.core.fit import Task
 from mmprompt.core.heads import Cosine
 from mmprompt.core.learned import Outputs, Prompt
-from mmprompt.core.method import FrozenFeatures, Method, Start, overrides, parts_of
+from mmprompt.core.method import FrozenFeatures, Method, Start, named_losses, overrides, parts_of
 from mmprompt.core.metrics import Evaluation, evaluate_probabilities
 from mmprompt.data.images import ImageLike, read_image
 from mmprompt.data.transforms import augment_coop
@@ -126,7 +126,7 @@ class ClassificationProblem:
             frozen = Outputs(self._cosine(bare, self.teacher), labels, bare, self.teacher)
         outputs = self.classifier.outputs(image_features, labels, frozen)
         n_correct = int((outputs.logits.argmax(1) == labels).sum())
-        return StepResult(self.method.loss_terms(outputs), n_correct, self.gradient_rule)
+        return StepResult(named_losses(self.method, outputs), n_correct, self.gradient_rule)
 
     def validate(self) -> float | None:
         """Compute the accuracy on the validation images, None if there are none."""
@@ -365,7 +365,9 @@ class ClassificationTask(Task[Classifier]):
 
     def evaluate(self, predictor: Classifier, items: Sequence[Item]) -> Evaluation:
         """Score a classifier on labelled images, with the features that the training shared."""
-        return evaluate(predictor, items, self.shared(predictor.backbone))
+        from mmprompt.classification.measure import evaluate
+
+        return evaluate(predictor, items, features=self.shared(predictor.backbone))
 
     def shared(self, backbone: DualEncoder) -> ImageFeatures:
         """Give the features of image files that were given, else some that are kept while the backbone is the same."""

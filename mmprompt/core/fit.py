@@ -12,7 +12,7 @@ import importlib
 import logging
 import operator
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from functools import partial, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
@@ -137,9 +137,19 @@ class Result(Generic[P]):
     folder: Path | None
     notices: tuple[str, ...] = ()
 
-    def evaluate(self, items: Sequence[Any] | None = None) -> Any:
-        """Score the predictor on labelled items, by default the test part of what it was trained on."""
-        return self.task.evaluate(self.predictor, self.task.test if items is None else items)
+    def evaluate(self, data: Any = None, split: str = "test") -> Any:
+        """Score the predictor on data or labelled items, by default the test part of what it was trained on.
+
+        Args:
+            data: as for `mmprompt.evaluate`.
+            split: which part of a data set.
+        Raises:
+            UserError: as of `mmprompt.evaluate`.
+        """
+        data = self.task.test if data is None else data
+        if isinstance(data, Sequence) and not isinstance(data, str):
+            return self.task.evaluate(self.predictor, data)
+        return evaluate(self.predictor, data, split)
 
     def push_to_hub(self, repo_id: str, private: bool | None = None, token: str | None = None) -> str:
         """Upload the prompt to the Hugging Face Hub, with a card of what was measured; see `core.hub.push_to_hub`."""
@@ -206,7 +216,7 @@ def fit(
         settings: single settings of the recipe, such as `epochs=30`; they win over `recipe`.
     Raises:
         UserError: something in the input cannot be, or another process trains in `out`; nothing is written then.
-        RunFailed: the loss stopped being finite, or weights of the model changed.
+        RunFailed: the loss, or what a callback adds to a record, is not finite, or weights of the model changed.
     """
     check_names(settings)
     task = task_of(data)
@@ -331,6 +341,11 @@ def method_of(method: Method | str, task: Any) -> Method:
         shown = method.__name__ if isinstance(method, type) else f"of type {type(method).__name__}"
         raise bad_value("method", shown, "a method or the name of one was expected", "Write CoOp(), for one.")
     for part in (method, *getattr(method, "methods", ())):
+        if not is_dataclass(part):
+            expected = "a method is a frozen dataclass of its settings"
+            raise bad_value(
+                "method", f"of type {type(part).__name__}", expected, "Write @dataclass(frozen=True) above it."
+            )
         kinds = getattr(part, "kinds", (task.kind,))
         if task.kind not in kinds:
             advice = f"Use one of {', '.join(task.methods)}."

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import reduce
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from mmprompt.errors import UserError
+from mmprompt.errors import UserError, bad_value
 from mmprompt.settings import check_settings
 from mmprompt.training.recipe import LENGTHS, Recipe, check_names
 
@@ -83,6 +83,17 @@ def cross_entropy(outputs: Outputs) -> Tensor:
     assert outputs.labels is not None, "a loss is taken of labelled images"
     logits = outputs.logits
     return F.cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), outputs.labels)
+
+
+def named_losses(method: Method, outputs: Outputs) -> Mapping[str, Tensor]:
+    """Take the loss terms of a method; refuse what are no tensors by name."""
+    from torch import Tensor
+
+    terms = method.loss_terms(outputs)
+    if not isinstance(terms, Mapping) or not all(isinstance(term, Tensor) for term in terms.values()):
+        given, shown = f"what {type(method).__name__}.loss_terms gives", f"of type {type(terms).__name__}"
+        raise bad_value(given, shown, "tensors by name were expected", 'Return {"my_loss": loss}, for one.')
+    return terms
 
 
 class Method(Protocol):
@@ -185,7 +196,7 @@ class Combined(Method):
         """Compute the loss terms of every method, the cross entropy once."""
         terms: dict[str, Tensor] = {}
         for method in sorted(self.methods, key=lambda method: not method.learns):
-            own = method.loss_terms(outputs)
+            own = named_losses(method, outputs)
             twice = sorted((own.keys() & terms.keys()) - {"cross_entropy"})
             if twice:
                 raise UserError(f"two methods both bring the loss {twice[0]!r}. Leave one of them out.")

@@ -210,7 +210,7 @@ def test_pairs_of_prompts_and_weights_may_be_read_once(captioner, images):
 def test_a_prompt_of_a_classifier_steers_no_captions(captioner):
     prompt = mp.zero_shot(mp.load_backbone("tiny"), ["dog", "cat"], "a large {}").prompt
     for steer in ({"prompts": ((prompt, 1.0),)}, {"avoid": prompt}):
-        with pytest.raises(UserError, match="prompt is of 'a large {}', but a prompt for captions was expected"):
+        with pytest.raises(UserError, match=r"prompt is of 'a large \{\}', but a prompt for captions was expected"):
             Guidance(**steer)
     with pytest.raises(UserError, match="but a prompt for captions was expected"):
         measure_captions(captioner, mp.load_captions("openart-scenes"), [prompt])

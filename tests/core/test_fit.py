@@ -1,7 +1,7 @@
 """The one `fit`: what it learns through any door, when it runs no loop, what it refuses, and the hooks it calls."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ import torch
 import mmprompt as mp
 from mmprompt.classification.methods import (
     TPT,
+    VPT,
     CLIPLoRA,
     CoCoOp,
     CoOp,
@@ -21,6 +22,7 @@ from mmprompt.classification.methods import (
     TipAdapterF,
     ZeroShot,
 )
+from mmprompt.classification.methods.base import ClassificationMethod
 from mmprompt.classification.task import ClassificationProblem, ClassificationTask
 from mmprompt.cli.main import main
 from mmprompt.core.fit import fit
@@ -120,6 +122,38 @@ def test_a_task_serves_one_backbone_after_another(tiny_clip_backbone, tiny_hf_cl
     for backbone in (tiny_clip_backbone, tiny_hf_clip_backbone):
         result = fit(NearestClassMean(), backbone, task)
         assert result.evaluate(data.test).n == len(data.test)
+
+
+def test_a_result_is_scored_on_what_evaluate_takes(tiny_clip_backbone, data):
+    result = fit(ZeroShot(), tiny_clip_backbone, data)
+    assert result.evaluate(data) == result.evaluate() == result.evaluate(data.test)
+    assert result.evaluate(data, "train") == mp.evaluate(result.predictor, data, "train")
+    for wrong in ("val", 5, [data.test[0].path]):
+        with pytest.raises(UserError, match=r"must be .*a list, each an Item"):
+            result.evaluate(wrong)
+
+
+def test_a_method_that_is_no_dataclass_is_refused(tiny_clip_backbone, data, tmp_path):
+    class Plain(ClassificationMethod):
+        def prompt(self, backbone, start):
+            return CoOp(n_ctx=2).prompt(backbone, start)
+
+    for method in (Plain(), VPT() + Plain()):
+        with pytest.raises(UserError, match=r"^method is of type Plain, but a method is a frozen dataclass"):
+            fit(method, tiny_clip_backbone, data, tmp_path / "run", **FAST)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("give", [lambda loss: loss, lambda loss: {"loss": loss.item()}], ids=["bare", "a float"])
+def test_losses_that_are_no_tensors_by_name_are_refused(give, tiny_clip_backbone, data):
+    @dataclass(frozen=True)
+    class Own(CoOp):
+        def loss_terms(self, outputs):
+            return give(super().loss_terms(outputs)["cross_entropy"])
+
+    for method in (Own(n_ctx=2), VPT() + Own(n_ctx=2)):
+        with pytest.raises(UserError, match=r"^what Own.loss_terms gives is of type \w+, but tensors by name were"):
+            fit(method, tiny_clip_backbone, data, **FAST)
 
 
 def test_dropout_is_for_training_and_what_is_fitted_is_ready_for_use(tiny_clip_backbone, data, pixels):
