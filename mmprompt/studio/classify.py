@@ -15,9 +15,10 @@ import numpy as np
 from mmprompt.classification.measure import measure
 from mmprompt.classification.predictor import Classifier, Prediction
 from mmprompt.classification.task import ClassificationTask, evaluate, zero_shot
+from mmprompt.classification.template import ClassTemplate
 from mmprompt.core.fit import fit
 from mmprompt.core.metrics import Evaluation, paired_bootstrap
-from mmprompt.core.template import Soft, parse_line
+from mmprompt.core.template import escaped
 from mmprompt.data.catalog import load_dataset
 from mmprompt.data.splits import Dataset
 from mmprompt.errors import UserError, bad_value, unknown_name
@@ -212,6 +213,5 @@ def bundled(setting: Setting) -> Dataset:
 
 def words_alone(template: str) -> str:
     """Return a template without its vectors."""
-    parts, _ = parse_line(template.replace("{}", "{name}"))
-    text = "".join("" if isinstance(part, Soft) else part if isinstance(part, str) else "{}" for part in parts)
-    return " ".join(text.split())
+    each = (map(escaped, line.words) for line in ClassTemplate(template).lines)
+    return "\n".join(" ".join(f"{before}{{}}{after}".split()) for before, after in each)

@@ -114,6 +114,7 @@ def test_words_that_cannot_be_are_refused_and_change_nothing(trained, template, 
 
 def test_words_alone_are_a_template_without_vectors():
     assert words_alone("a {soft*4} photo of {name}, {soft*2}.") == "a photo of {}, ."
+    assert words_alone("{soft*2} {{}} {{of}} {}.\nthe {soft*2} {}") == "{{}} {{of}} {}.\nthe {}"
 
 
 def test_work_survives_the_end_of_the_server(trained, studio, models):
