@@ -218,7 +218,7 @@ class _Session:
         """Tell the callbacks, log the record, and write a checkpoint if it is time for one."""
         for callback in self.callbacks:
             callback.on_epoch_end(self.run, epoch, record)
-        record = {name: self._number(name, value, epoch) for name, value in record.items()}
+        record = {name: self._entry(name, value, epoch) for name, value in record.items()}
         self.run.history.append(record)
         checkpoint = self._checkpoint()
         for name, value in checkpoint.tensors.items():
@@ -232,8 +232,10 @@ class _Session:
         if is_due and (epoch + 1) % self.run.recipe.checkpoint_every == 0:
             self._save()
 
-    def _number(self, name: str, value: Any, epoch: int) -> float:
-        """Take what a record holds as a number of Python's; refuse what is no finite one."""
+    def _entry(self, name: str, value: Any, epoch: int) -> float | str:
+        """Take what a record holds as a number of Python's, or a text; refuse what is neither, or not finite."""
+        if isinstance(value, str):
+            return value
         with contextlib.suppress(TypeError, ValueError, RuntimeError, OverflowError):  # none, too many, or too large
             number = value if isinstance(value, int) else float(value)
             if math.isfinite(number):
