@@ -44,7 +44,15 @@ _INSTALL = "Install mmprompt again."
 def cache_folder() -> Path:
     """Return where unpacked images and features go: `$MMPROMPT_CACHE`, else `~/.cache/mmprompt`."""
     chosen = os.environ.get("MMPROMPT_CACHE")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "mmprompt"
+    return expanded(chosen) if chosen else Path.home() / ".cache" / "mmprompt"
+
+
+def expanded(name: str | Path) -> Path:
+    """Return a path with the home folder in the place of `~`; refuse that of nobody."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        raise bad_file(str(name), "is below the home folder of nobody here", "Give another path.") from None
 
 
 def sha256_bytes(data: bytes) -> str:

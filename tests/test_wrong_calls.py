@@ -160,7 +160,9 @@ CALLS: dict[str, Callable[[Given], Any]] = {
     "evaluate(classifier, [path])": lambda g: mp.evaluate(g.classifier, [str(g.image)]),
     "evaluate(classifier, split='tset')": lambda g: mp.evaluate(g.classifier, g.data, "tset"),
     "evaluate(classifier, texts)": lambda g: mp.evaluate(g.classifier, g.texts),
-    "evaluate(classifier, labels beyond)": lambda g: mp.evaluate(g.classifier.with_class_names(["a", "b"]), g.data),
+    "evaluate(classifier, labels beyond)": lambda g: mp.evaluate(
+        g.classifier.with_class_names(["a", "b"]), g.data.test
+    ),
     "evaluate(captioner, data)": lambda g: mp.evaluate(g.captioner, g.data),
     "evaluate(language, data)": lambda g: mp.evaluate(g.labelled, g.data),
     "evaluate(language, ['a text'])": lambda g: mp.evaluate(g.labelled, ["a text"]),

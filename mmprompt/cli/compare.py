@@ -34,7 +34,7 @@ from mmprompt.experiments.grid import (
     protocol_grid,
     without_broken,
 )
-from mmprompt.files import write_json
+from mmprompt.files import expanded, write_json
 from mmprompt.language.data import TextData, is_text, load_texts
 from mmprompt.models.packaged import refuse_missing
 from mmprompt.progress import ProgressDisplay
@@ -277,18 +277,14 @@ def texts_in(data: str | None) -> tuple[TextData, ...]:
     """Read the rows of text that are named, with commas between; none where the data is images."""
     if data is None:
         return ()
-    names = (data,) if Path(data).expanduser().exists() else names_in("data", data)
-    for path in (Path(name).expanduser() for name in names):
+    names = (data,) if expanded(data).exists() else names_in("data", data)
+    for path in (expanded(name) for name in names):
         if path.suffix.lower() in SUFFIXES and not path.exists():
             raise bad_file(path, "is not there", "Give a table of images, or rows of text.")
     found = [is_text(name) for name in names]
     if any(found) and not all(found):
         raise bad_value("data", data, "images or texts were expected, and not both", "Compare on one kind at a time.")
-    return (
-        tuple(load_texts(Path(name).expanduser() if Path(name).suffix else name) for name in names)
-        if any(found)
-        else ()
-    )
+    return tuple(load_texts(expanded(name) if Path(name).suffix else name) for name in names) if any(found) else ()
 
 
 def merged_settings(kinds: Sequence[type]) -> type:

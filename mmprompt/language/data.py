@@ -25,6 +25,7 @@ from mmprompt.data.splits import SPLITS, SplitName
 from mmprompt.data.strict_yaml import read_yaml
 from mmprompt.data.tables import SUFFIXES, Record, read_records
 from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
+from mmprompt.files import expanded
 from mmprompt.settings import checked, validate
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ class TextCard:
 
 def is_text(name: str) -> bool:
     """Return whether data is rows of text: an embedded set, or a table or a folder of tables that names no images."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     if name in EMBEDDED or not path.exists() or not (path.is_dir() or path.suffix.lower() in SUFFIXES):
         return name in EMBEDDED
     try:

@@ -25,7 +25,7 @@ from mmprompt.data.images import ImageLike, read_image
 from mmprompt.data.parallel import in_workers
 from mmprompt.data.transforms import augment_coop
 from mmprompt.errors import UserError
-from mmprompt.files import make_folder, sha256_bytes
+from mmprompt.files import expanded, make_folder, sha256_bytes
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.feature_store import FeatureStore, Space, StoreError, features_folder, limit_bytes
 from mmprompt.models.frozen import PixelTransform
@@ -236,7 +236,7 @@ class ImageFeatures:
         limit = limit_bytes()
         if self._place is None or limit == 0:
             return None
-        folder = features_folder() if self._place == "auto" else Path(self._place).expanduser()
+        folder = features_folder() if self._place == "auto" else expanded(self._place)
         try:
             return FeatureStore(make_folder(folder), limit)
         except UserError as error:

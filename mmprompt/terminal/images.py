@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from mmprompt.errors import UserError
+from mmprompt.files import expanded
 from mmprompt.training.run_files import place_of_data
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def own_path(data: str, datasets_dir: Path | None = None) -> Path | None:
     names = dataset_names(datasets_dir)
     if data in names:
         return None
-    path = Path(data).expanduser()
+    path = expanded(data)
     if path.exists() or path.suffix or len(path.parts) > 1:
         return path
     raise unknown_name("data set or folder", data, names, "Or give the path of a folder with a folder for each class.")

@@ -34,7 +34,7 @@ from mmprompt.captioning.readers.captioner import (
     first_id,
 )
 from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
-from mmprompt.files import read_json, read_tensors
+from mmprompt.files import expanded, read_json, read_tensors
 from mmprompt.models.decoder.load import load_parts
 from mmprompt.models.dual_encoder.encoder import FrozenDualEncoder
 from mmprompt.models.dual_encoder.load import (
@@ -91,7 +91,7 @@ def load_captioner(
         UserError: no such name, weights that are not there, or a model with parts that are not known.
     """
     name, options = str(name), read_options(device, dtype, cache_dir, trust_remote_code)
-    folder = SHIPPED.get(name) or Path(name).expanduser()
+    folder = SHIPPED.get(name) or expanded(name)
     is_mapped = (folder / SETTINGS_FILE).is_file()
     if not is_mapped and "+" in name and not folder.exists():
         return load_pair(name, options, mapper or "mlp", n_prefix)
@@ -112,7 +112,7 @@ def load_captioner(
 
 def find_captioner(name: str) -> Source:
     """Read the name of a captioner that is one model, which is there."""
-    if name.startswith(("hf:", "open_clip:")) or Path(name).expanduser().exists():
+    if name.startswith(("hf:", "open_clip:")) or expanded(name).exists():
         return find_source(name)
     raise UserError(f"there is no captioner or folder {name!r}. {nearest(name, list_captioners())} {FORMS}")
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmprompt.errors import UserError, bad_file, unknown_name
+from mmprompt.files import expanded
 from mmprompt.models.dual_encoder.load import TINY, Source, folder_source, one_line_errors, read_options
 from mmprompt.models.frozen import LoadOptions, freeze
 from mmprompt.models.packaged import find_packaged
@@ -208,11 +209,10 @@ def _find(name: str) -> Source:
         return folder_source(find_packaged("smollm2"))
     model = name.removeprefix("hf:")
     try:
-        path = Path(model).expanduser()
+        path = expanded(model)
         is_file = path.is_file()
-    except (OSError, RuntimeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "nobody has that home"
-        raise bad_file(model[:60], f"cannot be read ({reason})", FORMS) from None
+    except OSError as error:
+        raise bad_file(model[:60], f"cannot be read ({error.strerror})", FORMS) from None
     if path.suffix == ".gguf" or is_file:
         return _gguf_source(path)
     if model and path.is_dir():

@@ -32,7 +32,7 @@ from typing import Any, Literal, overload
 import torch
 
 from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
-from mmprompt.files import read_json
+from mmprompt.files import expanded, read_json
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.frozen import LoadOptions
 from mmprompt.models.packaged import PHOTOS, find_packaged
@@ -198,7 +198,7 @@ def find_source(name: str) -> Source:
     if name.startswith("timm:"):
         return _timm_source(name.removeprefix("timm:"))
     model = name.removeprefix("hf:")
-    folder = Path(model).expanduser()
+    folder = expanded(model)
     if folder.is_dir():
         return folder_source(folder)
     if model != name:
@@ -234,8 +234,8 @@ def _timm_source(model: str) -> Source:
 
     if model.startswith("hf-hub:"):
         return Source("timm", model)
-    if Path(model).expanduser().is_dir():
-        return folder_source(Path(model).expanduser())
+    if expanded(model).is_dir():
+        return folder_source(expanded(model))
     name, _, file = model.partition("//")
     if "/" in name:
         raise bad_file(name, "is not there", "Give a folder as timm saves one; for the hub, timm:hf-hub:OWNER/NAME.")
@@ -244,7 +244,7 @@ def _timm_source(model: str) -> Source:
         near = nearest(architecture, timm.list_models(), "timm.list_models() names them.")
         raise UserError(f"timm has no model {architecture!r}. {near}")
     if file:
-        for path in (Path(file).expanduser(), Path("/", file)):  # NAME//file beside us, and NAME//abs/file
+        for path in (expanded(file), Path("/", file)):  # NAME//file beside us, and NAME//abs/file
             if path.is_file():
                 return Source("timm", name, str(path), place=path)
         raise bad_file(file, "is not there", "Give the path of a safetensors or weights-only checkpoint.")
@@ -271,7 +271,7 @@ def _open_clip_source(model: str) -> Source:
     if weights in tags:
         return Source("open_clip", architecture, weights)
     for file in (weights, weights.lstrip("/")):  # ARCH//abs/file, and ARCH//file beside us
-        path = Path(file).expanduser()
+        path = expanded(file)
         if path.is_file():
             return Source("open_clip", architecture, str(path), place=path)
     if "/" in weights or Path(weights).suffix in (".safetensors", ".pt", ".pth", ".bin"):

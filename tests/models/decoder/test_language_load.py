@@ -161,7 +161,7 @@ def test_what_is_no_gguf_file_is_refused(gguf_file: Path, models: Path, tmp_path
         ("hf:", "there is no language model or folder named 'hf:'."),
         ("hf:./nowhere", "nowhere: is not there."),
         ("hf:~/nowhere", "nowhere: is not there."),
-        ("hf:~nobodyxyz/m", "~nobodyxyz/m: cannot be read (nobody has that home). Use tiny, smollm2,"),
+        ("hf:~nobodyxyz/m", "~nobodyxyz/m: is below the home folder of nobody here. Give another path."),
         ("hf:" + "x" * 300, f"{'x' * 60}: cannot be read (File name too long). Use tiny, smollm2,"),
     ],
 )
