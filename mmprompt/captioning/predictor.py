@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Annotated, Any
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 import mmprompt.display as display
@@ -96,18 +96,18 @@ class Guidance:
         prompts: with weights; the template of each is a `CaptionTemplate`. Several speak one after the other in one
             caption, the heaviest first, each as it would alone; a lighter one at that much less of the strength.
         strength: 0 is the captioner without a prompt, 1 the plain prompt, more pushes harder (classifier-free guidance,
-            Ho and Salimans 2022).
+            Ho and Salimans 2022), up to 100.
         avoid: the prompt of a focus whose own words are not to be said.
-        avoid_strength: what each of them costs, in nats; 0 is not at all, and at 10 there is hardly one left.
+        avoid_strength: what each of them costs, in nats, 0 to 1000; at 10 there is hardly one left, 0 is not at all.
     Raises:
         UserError: a number is out of range or no number, a prompt is no captioner's, or the focus to avoid has no words
             of its own.
     """
 
     prompts: tuple[tuple[Prompt, float], ...] = ()
-    strength: Annotated[float, Ge(0)] = 1.0
+    strength: Annotated[float, Ge(0), Le(100)] = 1.0
     avoid: Prompt | None = None
-    avoid_strength: Annotated[float, Ge(0)] = 10.0
+    avoid_strength: Annotated[float, Ge(0), Le(1000)] = 10.0
 
     def __post_init__(self) -> None:
         check_settings(self)

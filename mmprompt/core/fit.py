@@ -142,10 +142,12 @@ class Result(Generic[P]):
 
         Args:
             data: as for `mmprompt.evaluate`.
-            split: which part of a data set.
+            split: which part of a data set that is given.
         Raises:
             UserError: as of `mmprompt.evaluate`.
         """
+        if data is None and split != "test":
+            raise bad_value("split", split, "the test part alone is at hand", "Give the data too.")
         data = self.task.test if data is None else data
         if isinstance(data, Sequence) and not isinstance(data, str):
             return self.task.evaluate(self.predictor, data)

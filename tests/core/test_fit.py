@@ -128,6 +128,8 @@ def test_a_result_is_scored_on_what_evaluate_takes(tiny_clip_backbone, data):
     result = fit(ZeroShot(), tiny_clip_backbone, data)
     assert result.evaluate(data) == result.evaluate() == result.evaluate(data.test)
     assert result.evaluate(data, "train") == mp.evaluate(result.predictor, data, "train")
+    with pytest.raises(UserError, match="the test part alone is at hand"):
+        result.evaluate(split="train")
     for wrong in ("val", 5, [data.test[0].path]):
         with pytest.raises(UserError, match=r"must be .*a list, each an Item"):
             result.evaluate(wrong)

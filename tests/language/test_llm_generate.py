@@ -260,6 +260,12 @@ def test_what_cannot_be_is_refused_in_one_line(words, message, tmp_path, monkeyp
     assert message in refusal(words, capsys)
 
 
+def test_a_chat_that_is_not_utf_8_is_refused_in_one_line(monkeypatch, capsys):
+    type_in(b"a \xff dog\n", monkeypatch)
+    assert main(["llm", "generate", "--chat", "--max-tokens", "3", "--device", "cpu"]) == 2
+    assert "standard input: is not UTF-8 text" in capsys.readouterr().err
+
+
 def test_control_c_ends_an_answer_and_not_the_chat(monkeypatch, capsys):
     real = chat.stream_text
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mmprompt.core.learned import Prompt
 from mmprompt.core.template import MARK
-from mmprompt.errors import UserError, bad_value
+from mmprompt.errors import UserError, bad_file, bad_value
 from mmprompt.language.data import TextRow
 from mmprompt.language.generation import stream_text
 from mmprompt.language.predictor import LanguagePredictor
@@ -46,6 +46,8 @@ def chat(output: Output, prompted: LanguagePredictor, settings: Settings) -> Non
             continue
         except EOFError:
             return
+        except UnicodeDecodeError:
+            raise bad_file("standard input", "is not UTF-8 text", "Save it as UTF-8.") from None
         if not text.strip():
             continue
         pieces: list[str] = []
