@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 import mmprompt.display as display
 from mmprompt.core.file import Predictor, describe, describe_backbone, load, save
 from mmprompt.core.header import HEADER, check_new, read_header
-from mmprompt.core.method import Method, overrides, resolved_recipe, settled
+from mmprompt.core.method import Method, overrides, parts_of, resolved_recipe, settled
 from mmprompt.errors import UserError, bad_value, unknown_name
 from mmprompt.files import make_folder, write_json
 from mmprompt.models.ranks import Ranks
@@ -342,7 +342,7 @@ def method_of(method: Method | str, task: Any) -> Method:
     if isinstance(method, type) or not callable(getattr(method, "prompt", None)):
         shown = method.__name__ if isinstance(method, type) else f"of type {type(method).__name__}"
         raise bad_value("method", shown, "a method or the name of one was expected", "Write CoOp(), for one.")
-    for part in (method, *getattr(method, "methods", ())):
+    for part in (method, *parts_of(method)):
         if not is_dataclass(part):
             expected = "a method is a frozen dataclass of its settings"
             raise bad_value(
@@ -351,7 +351,7 @@ def method_of(method: Method | str, task: Any) -> Method:
         kinds = getattr(part, "kinds", (task.kind,))
         if task.kind not in kinds:
             advice = f"Use one of {', '.join(task.methods)}."
-            shown = " + ".join(type(one).__name__ for one in getattr(part, "methods", (part,)))
+            shown = " + ".join(type(one).__name__ for one in parts_of(part))
             raise bad_value("method", shown, f"it is for {' and '.join(kinds)}", advice)
     return method
 

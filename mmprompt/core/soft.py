@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from mmprompt.core.method import Combined, Method, Start, refuse_same_settings
+from mmprompt.core.method import Combined, Method, Start, parts_of, refuse_same_settings
 from mmprompt.errors import UserError, bad_value, unknown_name
 from mmprompt.settings import Count
 from mmprompt.training.recipe import Recipe
@@ -60,7 +60,7 @@ class DecoderCombination(Combined, DecoderMethod):
     methods: tuple[DecoderMethod, ...]
 
     def __post_init__(self) -> None:
-        parts = [part for one in self.methods for part in getattr(one, "methods", (one,))]
+        parts = parts_of(self)
         object.__setattr__(self, "methods", tuple(sorted(parts, key=lambda part: part.changes_weights)))
         refuse_same_settings([type(part) for part in parts])
         for part in parts:

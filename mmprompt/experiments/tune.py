@@ -18,7 +18,7 @@ import yaml
 from mmprompt.classification.methods import make_method
 from mmprompt.classification.task import ClassificationTask
 from mmprompt.core.fit import fit
-from mmprompt.core.method import resolved_recipe
+from mmprompt.core.method import parts_of, resolved_recipe
 from mmprompt.data.splits import Dataset
 from mmprompt.errors import UserError
 from mmprompt.experiments.encode import store_features
@@ -170,9 +170,7 @@ def default_values(search: Search, data: Dataset) -> dict[str, Any] | None:
     """Return the values of the published settings and the data set's own; None if one is open or out of its range."""
     method, recipe = search.parts({}, data)
     known: dict[str, Any] = {
-        field.name: getattr(part, field.name)
-        for part in (*getattr(method, "methods", (method,)), recipe)
-        for field in fields(part)
+        field.name: getattr(part, field.name) for part in (*parts_of(method), recipe) for field in fields(part)
     }
     known["epochs"] = epochs_for(recipe, data.shots)
     if "n_ctx" in known:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmprompt.core.fit import Task, describe_method
-from mmprompt.core.method import Method, Start, leading
+from mmprompt.core.method import Method, Start, leading, parts_of
 from mmprompt.core.soft import PromptTuning
 from mmprompt.data.splits import SPLITS
 from mmprompt.errors import UserError, bad_value, unknown_name
@@ -338,8 +338,7 @@ def refuse_method(task: LanguageTask, bound: BoundTemplate, method: Method) -> N
             f"the template has {bound.n_soft} soft slots, but {name} learns no vectors among the tokens. "
             "Take them out, or use prompt-tuning."
         )
-    parts = getattr(method, "methods", (method,))
-    n_soft = next((part.n_soft for part in parts if isinstance(part, PromptTuning)), None)
+    n_soft = next((part.n_soft for part in parts_of(method) if isinstance(part, PromptTuning)), None)
     taken = (None, PromptTuning().n_vectors, bound.n_soft)  # the default gives way to the template
     if n_soft not in taken and not Template.parse(task.template_text).has_bare_soft:
         expected = f"the template has {bound.n_soft} soft slots of its own"
