@@ -3,9 +3,9 @@
     python scripts/measure_photo_focus.py --data captions.jsonl --texts captions_val2017.json --json FILE
 
 The captions are COCO's, chosen by `focus_sets`, of the scenes among some that speak most of a focus. What stands for
-their images is what `photo`'s text tower makes of the things that they name, so no photograph is learned from. Each
-prompt is measured on photographs by a lexicon, beside no prompt and beside the wording, of three, that keeps to its
-focus best on the very same photographs.
+their images is what `photo-small`'s text tower makes of the things that they name, so no photograph is learned from.
+Each prompt is measured on photographs by a lexicon, beside no prompt and beside the wording, of three, that keeps to
+its focus best on the very same photographs.
 """
 
 import hashlib
@@ -150,7 +150,7 @@ def main(
     """
     torch.set_num_threads(1)
     captioner, scenes = mp.load_captioner("photo", device="cpu"), scenes_of(texts, seed)
-    stand_ins = StandIns(scenes, mp.load_backbone("photo", device="cpu"))
+    stand_ins = StandIns(scenes, mp.load_backbone("photo-small", device="cpu"))
     items = list(mp.load_captions(data, images).with_captions("test", None))
     seen, judge = CaptionFeatures(captioner).of([item.image for item in items]), LexiconJudge(read_json(EVERYDAY))
 

@@ -1,7 +1,7 @@
 """Learning rates of the classification methods: which are good, and whether the default is among them.
 
     python scripts/sweep_methods.py --json FILE
-    python scripts/sweep_methods.py --json FILE --backbone photo --tasks caltech101 --root DATA
+    python scripts/sweep_methods.py --json FILE --backbone photo-small --tasks caltech101 --root DATA
 
 Every trained method runs at its default rate and at multiples of it, and is judged on images that are neither trained
 on nor test images. A method of which a neighbour beats the default is the one to look at. Run again, it goes on.
@@ -23,11 +23,13 @@ from markdown import percent, table
 from mmprompt.classification.methods import METHODS
 from mmprompt.core.method import resolved_recipe
 from mmprompt.data.splits import Dataset
+from mmprompt.training.problem import RunFailed
 
 TRAINED = tuple(name for name, kind in METHODS.items() if kind.learns and kind.needs_shots and kind.is_trained)
 FACTORS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 KEYS = ("backbone", "task", "method", "shots", "seed", "lr")
-SETTLED = 0.01
+MAX_LR = 100.0
+"""Of a recipe."""
 Row = dict[str, Any]
 
 
@@ -49,7 +51,7 @@ def run(method: str, backbone: Any, data: Dataset, lr: float, seed: int) -> Row:
     started = time.perf_counter()
     try:
         result = mp.fit(method, backbone, data, seed=seed, progress=False, lr=lr)
-    except mp.RunFailed as failed:
+    except RunFailed as failed:
         return {"accuracy": 0.0, "failed": str(failed)}
     seconds = round(time.perf_counter() - started, 1)
     found = result.evaluate(data.test)
@@ -73,8 +75,8 @@ def page(rows: Sequence[Row], backbone: str, defaults: dict[str, float]) -> str:
 
 
 def rate(default: float, factor: float) -> float:
-    """The default times a factor, to three digits."""
-    return float(f"{default * factor:.3g}")
+    """The default times a factor, to three digits, and no more than a recipe takes."""
+    return min(float(f"{default * factor:.3g}"), MAX_LR)
 
 
 def main(
@@ -101,7 +103,7 @@ def main(
     defaults = {method: default_rate(method, backbone, next(iter(data.values()))) for method in methods}
     known = {tuple(row[key] for key in KEYS) for row in rows}
     for method, default in defaults.items() if not table_only else ():
-        for lr in [rate(default, factor) for factor in factors]:
+        for lr in sorted({rate(default, factor) for factor in factors}):
             for (task, k, seed), part in data.items():
                 name = (backbone, task, method, k, seed, lr)
                 if name in known:

@@ -79,7 +79,7 @@ def prepare(work: Path, captions: Path) -> None:
     nouns = [noun for noun, count in counts.most_common() if count >= FEWEST and noun.isalpha()]
     (work / "nouns.json").write_text(json.dumps(nouns))
     wordnet = load_nouns(work)
-    (data,) = fetch("photo")
+    (data,) = fetch("photo-small")
     *_, classifier, _ = image_weights(data).values()
     projection, classes = directions_of(classifier)
     folder = fetch_minilm(work)

@@ -1,4 +1,4 @@
-"""Trains the projection behind the text tower of `photo-large`: prepare, train, export.
+"""Trains the projection behind the text tower of `photo`: prepare, train, export.
 
     python scripts/train_photo_projection.py prepare --work DIR
     python scripts/train_photo_projection.py train   --work DIR
@@ -79,7 +79,7 @@ def texts_of(groups: dict[str, list[Entry]], nouns: Nouns, vectors: WordVectors)
 @torch.no_grad()
 def encode(texts: list[str], weights: bytes, tokenizer: bytes) -> Tensor:
     """The mean slot of each text, [N, D], texts of equal length side by side."""
-    model = BertModel(BertConfig.from_pretrained(ASSETS / "photo-large" / "text"), add_pooling_layer=False).eval()
+    model = BertModel(BertConfig.from_pretrained(ASSETS / "photo" / "text"), add_pooling_layer=False).eval()
     own = {name.removeprefix("text.transformer."): value for name, value in text_weights(weights).items()}
     model.load_state_dict(own)
     words = Tokenizer.from_str(tokenizer.decode())
@@ -102,7 +102,7 @@ def prepare(work: Path) -> None:
     """Fetch the sources; write the texts' encodings, their targets and the image projection."""
     work.mkdir(parents=True, exist_ok=True)
     nouns, vectors, leaves = load_nouns(work), load_word_vectors(work), imagenet_offsets()
-    image, *text = fetch("photo-large")
+    image, *text = fetch("photo")
     *_, classifier, _ = image_weights(image).values()
     projection, classes = class_targets(classifier, EMBEDDING)
     groups = gather(nouns, vectors, leaves, N_COMMON)
@@ -203,7 +203,7 @@ def follow(average: nn.Module, model: nn.Module, keep: float) -> None:
 
 
 def export(work: Path, assets: Path) -> None:
-    """Write the projections into the folder `photo-large` of the assets in half precision.
+    """Write the projections into the folder `photo` of the assets in half precision.
 
     Args:
         assets: the package's assets folder.
@@ -213,7 +213,7 @@ def export(work: Path, assets: Path) -> None:
     weights["visual.head.proj.weight"] = load_file(work / "projection_data.safetensors")["projection"]
     weights["logit_scale"] = torch.tensor(math.log(LOGIT_SCALE))
     halves = {name: value.to(torch.float16).contiguous() for name, value in weights.items()}
-    (assets / "photo-large" / "text.safetensors").write_bytes(safetensors.torch.save(halves))
+    (assets / "photo" / "text.safetensors").write_bytes(safetensors.torch.save(halves))
 
 
 if __name__ == "__main__":

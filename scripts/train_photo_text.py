@@ -1,4 +1,4 @@
-"""Trains the text tower of `photo` from names, definitions and word vectors: prepare, train, export, count.
+"""Trains the text tower of `photo-small` from names, definitions and word vectors: prepare, train, export, count.
 
     python scripts/train_photo_text.py prepare --work DIR
     python scripts/train_photo_text.py train   --work DIR
@@ -49,7 +49,7 @@ class Run:
 
     work: Path
     """Work folder, outside the repository."""
-    run: str = "photo"
+    run: str = "photo-small"
     """Name of the run in the work folder."""
     seed: int = 1
 
@@ -67,7 +67,7 @@ def prepare(work: Path) -> None:
     """Fetch the sources; write the entries, their targets, the projection and the vocabulary."""
     work.mkdir(parents=True, exist_ok=True)
     nouns, vectors, leaves = load_nouns(work), load_word_vectors(work), imagenet_offsets()
-    (data,) = fetch("photo")
+    (data,) = fetch("photo-small")
     *_, classifier, _ = image_weights(data).values()
     projection, classes = class_targets(classifier, EMBEDDING)
     groups = gather(nouns, vectors, leaves, N_COMMON)
@@ -102,7 +102,7 @@ def train(options: Run, steps: int = 2500, learning_rate: float = 3e-3, threads:
 
 
 def export(options: Run, assets: Path) -> None:
-    """Write the folder `photo` of the assets in half precision; what was there is replaced.
+    """Write the folder `photo-small` of the assets in half precision; what was there is replaced.
 
     Args:
         assets: the package's assets folder.
@@ -113,10 +113,10 @@ def export(options: Run, assets: Path) -> None:
     weights = {name: value.detach() for name, value in tower.state_dict().items() if name != "attn_mask"}
     weights["visual.head.proj.weight"] = load_file(options.work / "targets.safetensors")["projection"]
     weights["logit_scale"] = torch.tensor(LOGIT_SCALE).log()
-    with new_folder(assets / "photo") as part:
+    with new_folder(assets / "photo-small") as part:
         save_file({n: w.to(torch.float16).contiguous() for n, w in weights.items()}, part / "text.safetensors")
         (part / "text.safetensors").chmod(0o644)
-        write_configuration(configuration(len(tower.token_embedding.weight)), "photo", PREPROCESS, part)
+        write_configuration(configuration(len(tower.token_embedding.weight)), "photo-small", PREPROCESS, part)
         copy_tokenizer(options.work / "tokenizer", part)
 
 

@@ -104,7 +104,7 @@ SHORTER = {
 """What is added to a line in the suite alone."""
 SMALLER = {
     r"^(mmprompt caption .*--backbone) photo\b": r"\1 tiny+hf:lm",
-    r"--backbone photo(-large)?\b": "--backbone clip",
+    r"--backbone photo(-small)?\b": "--backbone clip",
     r"--backbone smollm2\b": "--backbone hf:lm",
     r"^(mmprompt compare .*--data) openart-[\w,-]+": r"\1 my/pictures",
     r"--data runs/texts/\S+": "--data examples/data/emoji_kinds.jsonl",

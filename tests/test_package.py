@@ -79,6 +79,13 @@ def test_every_public_name_resolves(name):
     assert getattr(mmprompt, name) is not None
 
 
+def test_every_public_name_that_a_script_uses_is_there():
+    scripts = PACKAGE.parent / "scripts"
+    used = {name for path in scripts.rglob("*.py") for name in re.findall(r"\bmp\.([a-zA-Z_]\w*)", path.read_text())}
+    assert "fit" in used
+    assert used <= set(mmprompt.__all__)
+
+
 @pytest.mark.parametrize("room", ["", "classification", "captioning", "language"])
 def test_type_checkers_see_the_names_that_resolve(room):
     package = importlib.import_module(f"mmprompt.{room}".rstrip("."))

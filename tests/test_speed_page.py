@@ -18,7 +18,7 @@ ROWS = {
         *("clip-adapter", "taskres", "clap", "gda", "lp-plus-plus", "linear-probe"),
     },
     "end_to_end": {
-        *("end-to-end", "photo", "photo, one view", "photo, stored"),
+        *("end-to-end", "photo-small", "photo-small, one view", "photo-small, stored"),
         *("vit-b-16", "vit-b-16, one view", "vit-b-16, stored"),
     },
     "memory": {"memory-100", "memory-1000", "memory-21000"},

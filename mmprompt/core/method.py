@@ -279,7 +279,15 @@ class Measured:
 
 
 _CAPTIONS = Recipe(optimizer="adamw", lr=0.1, batch_size=16, weight_decay=0.0, warmup_epochs=0, augment="none")
-_PHOTO = Recipe(optimizer="adamw", lr=0.01, batch_size=256, epochs=100, augment="none")
+_PHOTO_PROMPT = Recipe(optimizer="adamw", lr=0.01, batch_size=256, epochs=100, augment="none")
+_PHOTO = {
+    **dict.fromkeys(("CoOp", "KgCoOp", "ProGrad"), _PHOTO_PROMPT),
+    "ZeroShotProbe": Recipe(lr=30.0, augment="none"),
+    "CLAP": Recipe(lr=3.0, augment="none"),
+    "TipAdapterF": Recipe(lr=0.1, augment="none"),
+    "CLIPAdapter": Recipe(lr=1.0, augment="none"),
+    "TaskRes": Recipe(lr=0.006, augment="none"),
+}
 MEASURED: dict[tuple[str, str], Measured] = {
     ("tiny", "CoOp"): Measured({"n_ctx": 4}, Recipe(lr=0.006)),
     ("tiny", "KgCoOp"): Measured({"n_ctx": 4}, Recipe(lr=0.2)),
@@ -290,15 +298,10 @@ MEASURED: dict[tuple[str, str], Measured] = {
     ("tiny", "TipAdapterF"): Measured(recipe=Recipe(lr=0.03)),
     ("tiny", "CLIPAdapter"): Measured(recipe=Recipe(lr=3.0)),
     **{
-        (backbone, method): Measured(recipe=_PHOTO)
-        for backbone in ("photo", "photo-large")
-        for method in ("CoOp", "KgCoOp", "ProGrad")
+        (backbone, method): Measured(recipe=recipe)
+        for backbone in ("photo", "photo-small")
+        for method, recipe in _PHOTO.items()
     },
-    ("photo", "ZeroShotProbe"): Measured(recipe=Recipe(lr=30.0, augment="none")),
-    ("photo", "CLAP"): Measured(recipe=Recipe(lr=3.0, augment="none")),
-    ("photo", "TipAdapterF"): Measured(recipe=Recipe(lr=0.1, augment="none")),
-    ("photo", "CLIPAdapter"): Measured(recipe=Recipe(lr=1.0, augment="none")),
-    ("photo", "TaskRes"): Measured(recipe=Recipe(lr=0.006, augment="none")),
     ("captioning", "PromptTuning"): Measured({"n_soft": 8}, _CAPTIONS),
     ("captioning", "PrefixTuning"): Measured({"n_prefix": 4, "reparametrise": False}, _CAPTIONS),
     ("captioning", "LoRA"): Measured(
@@ -322,7 +325,7 @@ class Default:
 
 
 DEFAULTS: dict[str, Default] = {
-    name: Default("text-probe", "chosen on Caltech101's validation images") for name in ("photo", "photo-large")
+    name: Default("text-probe", "chosen on Caltech101's validation images") for name in ("photo", "photo-small")
 }
 """By backbone; each held up on test images that chose nothing: docs/photographs.md."""
 ANY_BACKBONE = Default("coop", "for want of a method measured to be better here; --method auto chooses a head")

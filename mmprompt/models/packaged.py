@@ -1,8 +1,9 @@
-"""Models that are made of files of registry packages: `photo`, `photo-large` and `smollm2`.
+"""Models that are made of files of registry packages: `photo`, `photo-small` and `smollm2`.
 
 A file is taken as data: it is read out of its wheel and its hash is checked; nothing of the package is installed or
 run. What is made of it is kept in a folder that is loaded like any other, and a manifest is written there last. The
-text tower of `photo`, and the projection behind that of `photo-large`, ship here. torch is imported where it is needed.
+projection behind the text tower of `photo`, and the text tower of `photo-small`, ship here. torch is imported where it
+is needed.
 """
 
 from __future__ import annotations
@@ -98,15 +99,15 @@ MINILM_TOKENIZER = replace(
     sha256="be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
 )
 PACKAGED = {
-    "photo-large": PackagedModel(
+    "photo": PackagedModel(
         files=(EFFICIENTNET, MINILM, MINILM_TOKENIZER),
         weights="open_clip_model.safetensors",
-        shipped=ASSETS / "photo-large" / "text.safetensors",
+        shipped=ASSETS / "photo" / "text.safetensors",
     ),
-    "photo": PackagedModel(
+    "photo-small": PackagedModel(
         files=(EFFICIENTNET,),
         weights="open_clip_model.safetensors",
-        shipped=ASSETS / "photo" / "text.safetensors",
+        shipped=ASSETS / "photo-small" / "text.safetensors",
     ),
     "smollm2": PackagedModel(
         files=(
@@ -124,7 +125,7 @@ PACKAGED = {
 }
 
 
-PHOTOS = ("photo", "photo-large")
+PHOTOS = ("photo", "photo-small")
 """Those that are for photographs."""
 
 

@@ -29,7 +29,7 @@ def test_doctor_tells_versions_devices_caches_and_models(
     assert found["devices"][0]["device"] == "cpu"
     sizes = {row["cache"]: row["size"] for row in found["caches"]}
     assert sizes["mmprompt features"] == "3.0 MB"
-    assert {row["model"] for row in found["fetch"]} == {"photo", "photo-large", "smollm2"}
+    assert {row["model"] for row in found["fetch"]} == {"photo", "photo-small", "smollm2"}
     assert all("mmprompt backbones get" in row["weights"] for row in found["fetch"])
     assert {"variable": "MMPROMPT_CACHE", "value": str(tmp_path)} in found["variables"]
 

@@ -46,7 +46,7 @@ def test_train_says_what_came_out(train_words: Words, tmp_path: Path, capsys: Ca
 def test_without_a_method_photo_takes_the_head_that_was_measured_and_others_coop() -> None:
     read = partial(read_call, prog="mmprompt train")
     assert type(read(["--backbone", "photo"]).method) is TextProbe
-    assert read(["--backbone", "photo"]).run.method == read(["--backbone", "photo-large"]).run.method == "text-probe"
+    assert read(["--backbone", "photo"]).run.method == read(["--backbone", "photo-small"]).run.method == "text-probe"
     assert read(["--backbone", "photo"]).reason == "chosen on Caltech101's validation images"
     assert type(read([]).method) is CoOp
     named = read(["--backbone", "photo", "--method", "coop"])

@@ -1,4 +1,4 @@
-"""How the projection of `photo-large` is trained: its texts, where it starts, and training that goes on."""
+"""How the projection of `photo` is trained: its texts, where it starts, and training that goes on."""
 
 from __future__ import annotations
 
@@ -96,9 +96,9 @@ def test_training_lowers_the_loss_and_goes_on_to_the_same_numbers(work: Path, tm
 
 def test_what_is_exported_is_the_average_in_half_precision(work: Path, tmp_path: Path) -> None:
     projection.train(work, steps=100)
-    (tmp_path / "assets" / "photo-large").mkdir(parents=True)
+    (tmp_path / "assets" / "photo").mkdir(parents=True)
     projection.export(work, tmp_path / "assets")
-    written = load_file(tmp_path / "assets" / "photo-large" / "text.safetensors")
+    written = load_file(tmp_path / "assets" / "photo" / "text.safetensors")
     average = read_checkpoint(work / "runs/projection/state.pt")["average"]
     assert {value.dtype for value in written.values()} == {torch.float16}
     for name, value in average.items():

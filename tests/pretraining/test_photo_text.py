@@ -1,4 +1,4 @@
-"""How the text tower of `photo` is trained: WordNet as it is written, targets against a slow reference, resuming."""
+"""The training of the text tower of `photo-small`: WordNet as written, targets against a slow reference, resuming."""
 
 from __future__ import annotations
 

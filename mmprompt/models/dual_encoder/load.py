@@ -1,7 +1,7 @@
 """Names of backbones, and what `load_backbone` makes of them.
 
     tiny                               the embedded default, for drawings
-    photo, photo-large                 for photographs; their parts are fetched once
+    photo, photo-small                 for photographs; their parts are fetched once
     open_clip:ARCHITECTURE/TAG         an open_clip model with published weights
     open_clip:ARCHITECTURE//FILE       an open_clip model with a checkpoint of your own
     open_clip:hf-hub:OWNER/NAME        an open_clip model on the hub
@@ -50,7 +50,7 @@ LOADERS = {
 MODEL_OF: dict[str, Any] = {"classification": "dual-encoder", "captioning": "captioner", "language": "language-model"}
 """By kind of run, the kind of model that it is learned on."""
 FORMS = (
-    "Use tiny, photo, photo-large, open_clip:ARCHITECTURE/TAG, open_clip:ARCHITECTURE//FILE, hf:NAME, timm:NAME or a "
+    "Use tiny, photo, photo-small, open_clip:ARCHITECTURE/TAG, open_clip:ARCHITECTURE//FILE, hf:NAME, timm:NAME or a "
     "folder."
 )
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from transformers import BertModel
 
 from mmprompt.captioning.mapper import reopened, save_mapped
 from mmprompt.captioning.predictor import Captioner
@@ -16,15 +18,22 @@ from mmprompt.cli.main import main
 from mmprompt.errors import UserError
 from mmprompt.models.packaged import get_photo
 from mmprompt.models.sites import LM_INPUT, Vectors
-from tests.models.dual_encoder.test_photo import weights, wheel  # noqa: F401 - fixtures
+from tests.models.dual_encoder.test_photo import bert, pin_image_tower, pin_text_tower, weights  # noqa: F401 - fixtures
 
 MOST_BYTES = 8_000_000
 
 
-@pytest.fixture
-def captioner(wheel: Path) -> Any:  # noqa: F811 - the fixture
-    get_photo("photo", [wheel])
-    return load_captioner("photo", device="cpu")
+@pytest.fixture(scope="module")
+def captioner(
+    weights: dict[str, torch.Tensor],  # noqa: F811 - the fixture
+    bert: BertModel,  # noqa: F811 - the fixture
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Any]:
+    folder = tmp_path_factory.mktemp("photo")
+    with pytest.MonkeyPatch.context() as patch:
+        image_tower = pin_image_tower(weights, folder, patch)
+        get_photo("photo", [image_tower, pin_text_tower(bert, folder, patch)])
+        yield load_captioner("photo", device="cpu")
 
 
 def test_it_is_refused_until_the_image_tower_is_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -203,7 +203,7 @@ def test_the_list_says_what_each_is_for_and_all_of_it_names_published_models(cap
     purposes = {
         "tiny": "images, captions, text",
         "photo": "images, captions",
-        "photo-large": "images",
+        "photo-small": "images",
         "smollm2": "text",
     }
     assert {row["name"]: row["for"] for row in listed()} == purposes
