@@ -1,5 +1,6 @@
 """The Python in README and docs runs, page by page, from top to bottom."""
 
+import functools
 import re
 from pathlib import Path
 
@@ -36,6 +37,11 @@ def pages_with(kind):
     return pytest.mark.parametrize("page", [p for p in PAGES if kind.search(p.read_text())], ids=lambda page: page.name)
 
 
+def fit_shortly(fit, *args, epochs=None, n_steps=None, **more):
+    """A training of an epoch, or of a step where its length is said in steps."""
+    return fit(*args, **more, **({"epochs": 1} if n_steps is None else {"n_steps": 1}))
+
+
 def run_blocks(kind, page):
     namespace = {}
     for block in kind.findall(page.read_text()):
@@ -45,7 +51,8 @@ def run_blocks(kind, page):
 
 @pytest.mark.usefixtures("kept_features", "blank_figures")
 @pages_with(BLOCK)
-def test_code_on_the_page_runs(page, folder):
+def test_code_on_the_page_runs(page, folder, monkeypatch):
+    monkeypatch.setattr(mp, "fit", functools.partial(fit_shortly, mp.fit))
     run_blocks(BLOCK, page)
 
 

@@ -27,7 +27,7 @@ import mmprompt as mp
 from mmprompt.core.method import resolved_recipe
 from mmprompt.data import catalog
 from tests.small_language_models import CHAT_TEMPLATE
-from tests.test_docs import ROOT
+from tests.test_docs import ROOT, fit_shortly
 from tests.test_docs_commands import NOT_HERE, PAGES, as_reader, lay_out, lines_of, reader  # noqa: F401
 
 SMALL_VIT = {"MODELS": ("vit-b-16",), "N_FEW": 32, "load": lambda name, folder: mp.load_backbone("clip")}
@@ -113,11 +113,6 @@ def desk(reader: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noq
     (folder / "docs/results").mkdir(parents=True)
     (folder / "lm/chat_template.jinja").write_text(CHAT_TEMPLATE)
     return folder
-
-
-def fit_shortly(fit: Any, *args: Any, epochs: int | None = None, n_steps: int | None = None, **more: Any) -> Any:
-    """A training of an epoch, or of a step where its length is said in steps."""
-    return fit(*args, **more, **({"epochs": 1} if n_steps is None else {"n_steps": 1}))
 
 
 def few_rows(load: Any, *args: Any, **more: Any) -> Any:

@@ -93,7 +93,7 @@ def encode_image_tokens(tower: VisionView | OpaqueTower, images: Tensor) -> Tens
     if isinstance(tower, OpaqueTower):
         raise UserError(
             f"image tokens were asked for, but this image tower ({tower.part}) has none. "
-            "Use its pooled features, or a backbone with a ViT image tower."
+            "Use its pooled features, as a mapper of kind mlp does, or a backbone with a ViT image tower."
         )
     x = tower.pre_norm(tower.embed(images))
     for block in tower.blocks[:-1]:

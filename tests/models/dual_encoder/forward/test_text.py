@@ -255,7 +255,7 @@ def cases(draw_one: st.DrawFn, backbone: FrozenDualEncoder) -> tuple[Case, list[
     return Case(scopes, draw_one(st.sampled_from(["end", "middle", "front"])), n_ctx, template, n_deep), names
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data(), st.sampled_from([1, 2**18, 2**30]), st.builds(Shortcuts, st.booleans(), st.booleans(), st.booleans()))
 def test_any_prompt_and_names_give_the_plain_step(
     family: FrozenDualEncoder, data: st.DataObject, memory_bytes: int, shortcuts: Shortcuts
