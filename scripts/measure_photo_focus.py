@@ -52,7 +52,7 @@ class Scenes(CaptionData):
         return hashlib.sha256(json.dumps([[i.image_id, dict(i.captions)] for i in self.items]).encode()).hexdigest()
 
 
-class StandIns:
+class StandIns(CaptionFeatures):
     """Features of scenes by the things that their first captions name, in place of those of images."""
 
     def __init__(self, scenes: Scenes, backbone: DualEncoder) -> None:
@@ -161,7 +161,7 @@ def main(
     rows: dict[str, Any] = read_json(json_file) if json_file is not None and json_file.is_file() else {}
     bare = said_with(Guidance())
     for focus in focuses:
-        task = FocusTask(most_of(scenes, focus), focus, stand_ins)  # type: ignore[arg-type]
+        task = FocusTask(most_of(scenes, focus), focus, stand_ins)
         learned = mp.fit(SETTINGS, captioner, task, seed=seed, progress=False, n_steps=N_STEPS).predictor
         speakers = {"none": bare, "learned": said_with(learned.guidance)}
         for words in (wording.format(focus) for wording in ANY_WORDS):

@@ -11,10 +11,15 @@ import torch
 from PIL import Image
 from transformers import BertModel
 
+from measure_photo_focus import NORM, Scenes, StandIns
+from mmprompt import fit, load_backbone
+from mmprompt.captioning.data import CaptionItem
 from mmprompt.captioning.mapper import reopened, save_mapped
 from mmprompt.captioning.predictor import Captioner
 from mmprompt.captioning.readers.load import SHIPPED, load_captioner
+from mmprompt.captioning.task import FocusTask
 from mmprompt.cli.main import main
+from mmprompt.core.soft import LoRA
 from mmprompt.errors import UserError
 from mmprompt.models.packaged import get_photo
 from mmprompt.models.sites import LM_INPUT, Vectors
@@ -79,3 +84,13 @@ def test_photographs_are_captioned_from_the_command_line(
     assert main(["caption", "write", str(tmp_path / "a.jpg"), "--backbone", "photo", "--device", "cpu"]) == 0
     said = Captioner(captioner).caption([Image.open(tmp_path / "a.jpg")])[0].text
     assert said in capsys.readouterr().out
+
+
+def test_a_focus_is_learned_from_what_captions_name(captioner: Any) -> None:
+    said = {"1": "a red dog on a sofa", "2": "a cat and a train"}
+    items = [CaptionItem(Path(name), name, {"": (text,), "objects": (text,)}, "train") for name, text in said.items()]
+    scenes = Scenes("captions", Path(), tuple(items))
+    stand_ins = StandIns(scenes, load_backbone("photo", device="cpu"))
+    assert torch.allclose(stand_ins.of([Path("1"), Path("2")]).norm(dim=-1), torch.tensor(NORM))
+    result = fit(LoRA(), captioner, FocusTask(scenes, "objects", stand_ins), n_steps=1, progress=False)
+    assert len(result.history) == 1
