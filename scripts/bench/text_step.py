@@ -173,8 +173,8 @@ def measure(backbone: FrozenDualEncoder, name: str, repeats: int) -> Row:
     step = Step(backbone, setting)
     loss_error, gradient_error = step.errors()
     n_parts = len(step.plain_parts())
-    seconds = side_by_side({"plain": step.plain_part_step, "ours": step.ours, "again": step.ours}, repeats)
-    plain, ours = seconds["plain"] * n_parts, min(seconds["ours"], seconds["again"])
+    seconds = side_by_side({"plain": step.plain_part_step, "ours": step.ours}, repeats)
+    plain, ours = seconds["plain"] * n_parts, seconds["ours"]
     tower = Tower(backbone.text_width, backbone.text_layers, backbone.embed_dim)
     madds = step_madds(tower, step.slots, not setting.class_specific, setting.n_images or 1, setting.n_deep)
     n_rows = int(step.slots.lengths.sum()) - setting.n_ctx * len(setting.names) * (setting.position == "end")
