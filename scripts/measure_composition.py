@@ -10,7 +10,6 @@ partners where a task is learned beside languages; Italian is met when all is le
 file, trained prompts in --work: run again, it goes on.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,6 +23,7 @@ from torch import Tensor
 import mmprompt as mp
 from markdown import percent, table
 from measure_dynamic import DATA, FORMS, N_NAMES, N_SOFT, N_STEPS_LANGUAGE, Cells, Judge, fitted, of_language
+from measuring import read_figures, run_main
 from mmprompt.core.learned import Given, Inserts, Learned, Prompt, Source
 from mmprompt.core.soft import DecoderMethod
 from mmprompt.language.data import TextData, TextRow
@@ -199,11 +199,8 @@ def main(
     if not table_only:
         torch.set_num_threads(1)
         measure(mp.load_language_model(model, device="cpu"), Cells(json_file, model), work, ways)
-    print(page(json.loads(json_file.read_text())[model]))
+    print(page(read_figures(json_file)[model]))
 
 
 if __name__ == "__main__":
-    try:
-        tyro.cli(main, description=__doc__)
-    except mp.UserError as error:
-        raise SystemExit(f"error: {error}") from None
+    run_main(main, __doc__)

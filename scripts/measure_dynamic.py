@@ -13,7 +13,6 @@ languages: one prompt a language on names of emoji, and what becomes of two prom
 Finished cells are kept in the file, trained prompts in --work: run again, it goes on.
 """
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -31,6 +30,7 @@ from torch import Tensor
 
 import mmprompt as mp
 from markdown import percent, several, table
+from measuring import read_figures, run_main, short_name, write_figures
 from mmprompt.core.learned import Given, Inserts, Learned, Prompt, Source
 from mmprompt.core.soft import DecoderMethod
 from mmprompt.language.data import TextData, TextRow, sample_shots
@@ -66,8 +66,8 @@ class Cells:
 
     def __init__(self, path: Path, part: str) -> None:
         self.path = path
-        self.all: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-        self.part = self.all.setdefault(part, {})
+        self.all = read_figures(path)
+        self.part: dict[str, Any] = self.all.setdefault(part, {})
 
     def add(self, name: str, measure: Cell) -> dict[str, Any]:
         """A cell, measured unless it is there."""
@@ -75,7 +75,7 @@ class Cells:
             started = time.process_time()
             found = measure()
             self.part[name] = found | {"cpu_seconds": round(time.process_time() - started, 1)}
-            self.path.write_text(json.dumps(self.all, indent=1, ensure_ascii=False) + "\n")
+            write_figures(self.path, self.all)
             print(name, {key: value for key, value in self.part[name].items() if key != "texts"}, flush=True)
         return self.part[name]
 
@@ -301,7 +301,7 @@ def languages(model: FrozenLanguageModel, cells: Cells, work: Path) -> None:
             kind, words = "instruction", in_words(model, data.instructions[0])
         cells.add(f"{model.name}/{kind}/{code}", partial(judge.measure, words, judge.rows[code], code))
         for name, method in methods.items():
-            folder, n_steps = work / f"{model.name}-{name}-{code}", N_STEPS_LANGUAGE[model.name]
+            folder, n_steps = work / f"{name}-{code}", N_STEPS_LANGUAGE[model.name]
             one = fitted(model, of_language(data, code), folder, method, n_wanted=n_steps)
             prompts.setdefault(code, one)
             cells.add(f"{model.name}/{name}/{code}", partial(judge.measure, one, judge.rows[code], code))
@@ -325,7 +325,7 @@ def together(
     english = of_language(data, "de")
     rows = tuple(replace(row, answer=judge.form.format(row.fields["text"])) for row in english.train)
     n_steps = N_STEPS_LANGUAGE[model.name]
-    task = fitted(model, replace(english, train=rows), work / f"{model.name}-form", n_wanted=n_steps)
+    task = fitted(model, replace(english, train=rows), work / "form", n_wanted=n_steps)
     cells.add(f"{model.name}/form/alone", partial(judge.measure, task, judge.rows["de"], None))
     for code in COMPOSED:
         pair = {"task": task, "language": prompts[code]}
@@ -402,7 +402,7 @@ def of_language(data: TextData, code: str) -> TextData:
 def tables(found: dict[str, Any]) -> str:
     """All figures of the file as Markdown."""
     parts = {"pool": pool_tables, "meta": meta_table, "languages": language_tables}
-    return "\n\n".join(parts[part](found[part]) for part in parts if part in found)
+    return "\n\n".join(f"{name}\n\n{parts[name.partition('/')[0]](cells)}" for name, cells in found.items())
 
 
 def pool_tables(cells: dict[str, Any]) -> str:
@@ -469,17 +469,16 @@ def main(
         table_only: print the tables of the file and measure nothing.
     """
     if table_only:
-        print(tables(json.loads(json_file.read_text())))
+        print(tables(read_figures(json_file)))
         return
     if part is None:
         raise mp.UserError("there is nothing to do. Give --part or --table.")
     torch.set_num_threads(threads)
     for name in models if part == "languages" else models[:1]:
-        PARTS[part](mp.load_language_model(name, device="cpu"), Cells(json_file, part), work)
+        short = short_name(name)
+        cells = Cells(json_file, part if part == "languages" else f"{part}/{short}")
+        PARTS[part](mp.load_language_model(name, device="cpu"), cells, work / short)
 
 
 if __name__ == "__main__":
-    try:
-        tyro.cli(main, description=__doc__)
-    except mp.UserError as error:
-        raise SystemExit(f"error: {error}") from None
+    run_main(main, __doc__)

@@ -16,10 +16,10 @@ import tyro
 
 import mmprompt as mp
 from markdown import table
+from measuring import run_main, write_figures
 from mmprompt.captioning.decoding import Decoding
 from mmprompt.captioning.metrics.caption_metrics import CaptionScores, score_captions
 from mmprompt.captioning.predictor import CaptionFeatures
-from mmprompt.files import make_folder
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.image_features import encode_images
 
@@ -86,10 +86,8 @@ def main(
     found = {name: score_captions(dict(zip(references, some, strict=True)), references) for name, some in said.items()}
     print(table(COLUMNS, [row_of(name, scores) for name, scores in found.items()]))
     if json_file is not None:
-        make_folder(json_file.parent)
-        figures = {name: scores.to_dict() for name, scores in found.items()}
-        json_file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        write_figures(json_file, {name: scores.to_dict() for name, scores in found.items()})
 
 
 if __name__ == "__main__":
-    tyro.cli(main, description=__doc__)
+    run_main(main, __doc__)
