@@ -43,9 +43,8 @@ def fixed_caption(texts: list[str], references: dict[str, tuple[str, ...]]) -> s
 def nearest_texts(backbone: DualEncoder, images: torch.Tensor, texts: list[str]) -> list[str]:
     """For each image [N, E] the text nearest to it in the joint space."""
     room = backbone.context_length - 2
-    slots = [backbone.tokenize(text)[:room] for text in texts]
-    parts = [backbone.encode_text(backbone.text_slots(slots[at : at + 256])) for at in range(0, len(slots), 256)]
-    return [texts[row] for row in (images @ torch.cat(parts).T).argmax(1).tolist()]
+    vectors = backbone.encode_text(backbone.text_slots([backbone.tokenize(text)[:room] for text in texts]))
+    return [texts[row] for row in (images @ vectors.T).argmax(1).tolist()]
 
 
 def row_of(name: str, scores: CaptionScores) -> list[str]:

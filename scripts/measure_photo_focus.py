@@ -61,10 +61,7 @@ class StandIns:
         things = sorted({thing for some in named for thing in some})
         texts = [backbone.tokenize(f"a photo of a {thing}.") for thing in things]
         with torch.no_grad():
-            parts = [
-                backbone.encode_text(backbone.text_slots(texts[at : at + 256])) for at in range(0, len(texts), 256)
-            ]
-        vectors = torch.cat(parts)
+            vectors = backbone.encode_text(backbone.text_slots(texts))
         vectors = vectors - vectors.mean(0)
         model: Any = backbone.model
         back = torch.linalg.pinv(model.visual.head.proj.weight.detach()).T  # from the joint space to image features

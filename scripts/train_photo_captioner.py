@@ -10,7 +10,6 @@ and learns a small language model behind a mapper that writes the captions. The 
 """
 
 import json
-import math
 import random
 import time
 from collections import Counter
@@ -31,7 +30,7 @@ from mmprompt.models.packaged import fetch, get_smollm2, image_weights
 from openart.export import export_captioner
 from openart.state import State, load_state, save_state
 from openart.tokenizer import END, START, Encoder, learn_merges, read_encoder, write_tokenizer
-from openart.training import write_line
+from openart.training import adamw, set_rate, write_line
 from photo_captions.likeness import (
     SPOKEN,
     class_texts,
@@ -173,12 +172,6 @@ class Settings:
     """Share of captions before which another in the same manner stands, so that what is read first sets the manner."""
     learning_rate: float = 3e-3
 
-    def rate(self, step: int) -> float:
-        """Warm-up over 100 steps, then a cosine to zero."""
-        if step < 100:
-            return self.learning_rate * (step + 1) / 100
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * step / self.steps))
-
 
 def load_scenes(work: Path) -> list[Scene]:
     """Read what `prepare` wrote."""
@@ -206,10 +199,7 @@ class Training:
         self.examples = by_manner([self.scenes[row] for row in learned])
         torch.manual_seed(settings.seed)
         self.model = CaptionerModel(self.encoder, projection, tensors["classes"], self.words())
-        decayed = [p for p in self.model.parameters() if p.ndim >= 2]
-        plain = [p for p in self.model.parameters() if p.ndim < 2]
-        groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
-        self.state = State(self.model, torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98)))
+        self.state = State(self.model, adamw(self.model, weight_decay=0.1))
         self.checkpoint = self.folder / "state.safetensors"
         if self.checkpoint.is_file():
             load_state(self.state, self.checkpoint)
@@ -286,8 +276,7 @@ class Training:
         started, first, seen = time.time(), state.step, []
         self.model.train()
         while state.step < self.settings.steps:
-            for group in optimiser.param_groups:
-                group["lr"] = self.settings.rate(state.step)
+            set_rate(optimiser, self.settings.learning_rate, state.step, self.settings.steps)
             loss = self.loss(state.step)
             optimiser.zero_grad()
             loss.backward()
