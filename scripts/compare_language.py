@@ -27,7 +27,7 @@ import tyro
 
 import mmprompt as mp
 from markdown import table
-from measuring import read_figures, run_main, write_figures
+from measuring import accuracy, read_figures, run_main, write_figures
 from mmprompt.core.learned import Prompt
 from mmprompt.core.soft import DecoderMethod
 from mmprompt.experiments.memory import forget_peak, peak_bytes
@@ -69,11 +69,6 @@ ROWS: dict[str, Fit] = {
     "bottleneck adapters": partial(learned, Adapter()),
     "full fine-tuning": partial(learned, FullTuning()),
 }
-
-
-def accuracy(prompted: mp.LanguagePredictor, rows: Any) -> float:
-    found = prompted.classify(rows)
-    return sum(one.label == row.label for one, row in zip(found, rows, strict=True)) / len(rows)
 
 
 def run(row: str, seed: int, model_name: str, task: str) -> dict[str, Any]:

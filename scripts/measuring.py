@@ -9,6 +9,7 @@ import tyro
 
 import mmprompt as mp
 from mmprompt.files import make_folder, write_bytes
+from mmprompt.language.data import TextRow
 
 
 def read_figures(path: Path | None) -> dict[str, Any]:
@@ -28,6 +29,12 @@ def with_rows(path: Path, rows: Sequence[dict[str, Any]], keys: Sequence[str], *
     is_same = all(found.get(name) == fact for name, fact in facts.items())
     known = [*found.get("rows", [])] if is_same else []
     return facts | {"rows": list({tuple(row[key] for key in keys): row for row in (*known, *rows)}.values())}
+
+
+def accuracy(prompted: mp.LanguagePredictor, rows: Sequence[TextRow]) -> float:
+    """The share of rows whose own label is the likeliest."""
+    found = prompted.classify(rows)
+    return sum(one.label == row.label for one, row in zip(found, rows, strict=True)) / len(rows)
 
 
 def short_name(model: str) -> str:
