@@ -9,6 +9,7 @@ for one that was learned from. AUC over the training images and as many test ima
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import tyro
@@ -16,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 
 import mmprompt as mp
 from markdown import table
-from measuring import with_rows, write_figures
+from measuring import run_main, with_rows, write_figures
 from mmprompt.classification.methods import make_method
 from mmprompt.data.splits import Dataset, Item
 
@@ -82,8 +83,7 @@ def attack(name: str, backbone: object, data: Dataset, seed: int) -> dict[str, f
     return {"auc": auc, "accuracy": mp.evaluate(classifier, data).accuracy}
 
 
-def main() -> None:
-    settings = tyro.cli(Settings, description=__doc__)
+def main(settings: Annotated[Settings, tyro.conf.arg(name="")]) -> None:
     backbone = mp.load_backbone(settings.backbone)
     found = {}
     for name in settings.methods:
@@ -107,4 +107,4 @@ def shown(row: dict[str, float]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main, __doc__)
