@@ -27,6 +27,7 @@ import tyro
 
 import mmprompt as mp
 from markdown import table
+from measuring import accuracy, read_figures, run_main, write_figures
 from mmprompt.core.learned import Prompt
 from mmprompt.core.soft import DecoderMethod
 from mmprompt.experiments.memory import forget_peak, peak_bytes
@@ -36,6 +37,7 @@ from mmprompt.language.task import verbalizer_of
 from mmprompt.models.decoder.model import FrozenLanguageModel
 
 DATA, SHOTS = Path("examples/data"), 16
+KEYS = ("model", "task", "row", "seed")
 Fitted = tuple[mp.LanguagePredictor, int]
 Fit = Callable[[TextData, FrozenLanguageModel, int, Path], Fitted]
 
@@ -69,11 +71,6 @@ ROWS: dict[str, Fit] = {
 }
 
 
-def accuracy(prompted: mp.LanguagePredictor, rows: Any) -> float:
-    found = prompted.classify(rows)
-    return sum(one.label == row.label for one, row in zip(found, rows, strict=True)) / len(rows)
-
-
 def run(row: str, seed: int, model_name: str, task: str) -> dict[str, Any]:
     """One cell."""
     torch.set_num_threads(1)
@@ -87,7 +84,8 @@ def run(row: str, seed: int, model_name: str, task: str) -> dict[str, Any]:
         seconds, peak = time.process_time() - started, peak_bytes() - before
         names = ("prompt.safetensors", "prompt.json")
         n_bytes = sum(path.stat().st_size for path in out.rglob("*") if path.name in names)
-    found = {"row": row, "seed": seed, "accuracy": accuracy(prompted, data.test), "n_trained": n_trained}
+    found = dict(zip(KEYS, (model_name, task, row, seed), strict=True))
+    found |= {"accuracy": accuracy(prompted, data.test), "n_trained": n_trained}
     return found | {"bytes": n_bytes, "cpu_seconds": round(seconds, 1), "peak_mb": round(peak / 2**20)}
 
 
@@ -126,9 +124,10 @@ def main(
     if one is not None:
         print(json.dumps(run(*one, model, task)))
         return
-    done = json.loads(json_file.read_text())["cells"] if json_file and json_file.exists() else []
-    known = {(cell["row"], cell["seed"]) for cell in done}
-    for seed, row in ((seed, row) for seed in seeds for row in rows if (row, seed) not in known and not table_only):
+    done: list[dict[str, Any]] = read_figures(json_file).get("cells", [])
+    known = {tuple(cell[key] for key in KEYS) for cell in done}
+    asked = [(seed, row) for seed in seeds for row in rows if (model, task, row, seed) not in known]
+    for seed, row in asked if not table_only else ():
         call = [sys.executable, __file__, "--one", row, str(seed), "--model", model, "--task", task]
         cell = subprocess.run(call, capture_output=True, text=True, check=False)
         if cell.returncode:
@@ -136,13 +135,9 @@ def main(
         done.append(json.loads(cell.stdout.splitlines()[-1]))
         print(done[-1], flush=True)
         if json_file:
-            found = {"model": model, "task": task, "shots": SHOTS, "cells": done}
-            json_file.write_text(json.dumps(found, indent=1) + "\n")
-    print(page(done))
+            write_figures(json_file, {"shots": SHOTS, "cells": done})
+    print(page([cell for cell in done if (cell["model"], cell["task"]) == (model, task)]))
 
 
 if __name__ == "__main__":
-    try:
-        tyro.cli(main, description=__doc__)
-    except mp.UserError as error:
-        raise SystemExit(f"error: {error}") from None
+    run_main(main, __doc__)

@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 import mmprompt as mp
+from measuring import run_main
 from mmprompt.captioning.measure import measure_captions
 from mmprompt.captioning.predictor import load_captioner_of, load_focus
 from mmprompt.captioning.report import draw_strip
@@ -39,4 +40,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    run_main(main, __doc__)

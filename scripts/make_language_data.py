@@ -85,11 +85,13 @@ def emoji_kinds(folder: Path, rng: random.Random) -> list[Record]:
     return mixed(records, rng)
 
 
+def names_by_language(folder: Path) -> dict[str, dict[str, str]]:
+    """Names by hexcode."""
+    return {c: {e["hexcode"]: e["label"] for e in read_json(folder / c / "data.json")} for c in LANGUAGES}
+
+
 def emoji_languages(folder: Path, rng: random.Random) -> list[Record]:
-    names = {
-        code: {entry["hexcode"]: entry["label"] for entry in read_json(folder / code / "data.json")}
-        for code in LANGUAGES
-    }
+    names = names_by_language(folder)
     kinds = ("animal", "food", "travel", "object")
     chosen = [
         (hexcode, name)
@@ -119,8 +121,8 @@ def languages(names: Sequence[Record], rng: random.Random) -> list[Record]:
     return mixed(records, rng)
 
 
-def is_short(names: Sequence[str]) -> bool:
-    return all(len(name.split()) <= MOST_WORDS and ":" not in name for name in names)
+def is_short(names: Sequence[str], most_words: int = MOST_WORDS) -> bool:
+    return all(len(name.split()) <= most_words and ":" not in name for name in names)
 
 
 def draw_days(rng: random.Random, n: int) -> list[datetime.date]:

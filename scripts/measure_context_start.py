@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 import mmprompt as mp
-from mmprompt.files import write_json
+from markdown import gain, percent, table
+from mmprompt.files import make_folder, write_json
 from mmprompt.models.image_features import ImageFeatures
 
 LEARNED_ON = [f"openart-{task}" for task in ("left", "large", "action", "category")]
@@ -26,7 +27,7 @@ SEEDS = (1, 2, 3, 4, 5)
 SHOTS = (1, 2)
 EPOCHS = (10, 100)
 ROUNDS = {"n_rounds": 60, "n_inner": 10}
-LR = 0.02  # the tasks' own
+LR = 0.02
 
 
 def starts_in(folder: Path, features: ImageFeatures) -> dict[str, mp.CoOp]:
@@ -37,7 +38,7 @@ def starts_in(folder: Path, features: ImageFeatures) -> dict[str, mp.CoOp]:
         datas, features.backbone, method, recipe, out=folder / "meta", features=features, **ROUNDS
     )
     n_ctx = len(start.predictor.prompt.sources[0].values)
-    mp.fit(method, features.backbone, datas[0].task(features), folder / "one", progress=False)
+    mp.fit(method, features.backbone, datas[0].task(features), folder / "one", progress=False, lr=LR)
     return {
         "Reptile": mp.CoOp(ctx_init=str(folder / "meta")),
         "prompt of left": mp.CoOp(ctx_init=str(folder / "one")),
@@ -51,7 +52,8 @@ def adapted(task: str, method: mp.CoOp, shots: int, epochs: int, features: Image
     rows = []
     for seed in SEEDS:
         data = mp.load_dataset(task, shots=shots, seed=seed)
-        learned = mp.fit(method, features.backbone, data.task(features), seed=seed, progress=False, epochs=epochs)
+        few = data.task(features)
+        learned = mp.fit(method, features.backbone, few, seed=seed, progress=False, epochs=epochs, lr=LR)
         rows.append(mp.evaluate(learned.predictor, data.test, features=features).correct)
     return np.stack(rows)
 
@@ -66,18 +68,20 @@ def measured(starts: dict[str, mp.CoOp], features: ImageFeatures) -> list[dict[s
                 interval = mp.classification.paired_bootstrap(runs["Reptile"], runs["words"])
                 means = {name: float(run.mean()) for name, run in runs.items()}
                 row = {"task": task, "shots": shots, "epochs": epochs, "accuracy": means, "gain_interval": interval}
-                print(line(row), flush=True)
+                print(row, flush=True)
                 rows.append(row)
     return rows
 
 
-def line(row: dict[str, Any]) -> str:
-    """A row of the table of the documentation."""
-    means = row["accuracy"]
-    low, high = (100 * end for end in row["gain_interval"])
-    gain = f"{100 * (means['Reptile'] - means['words']):+.1f} ({low:+.1f} to {high:+.1f})"
-    cells = [f"`{row['task']}`", row["shots"], row["epochs"], *(f"{100 * each:.1f}" for each in means.values()), gain]
-    return f"| {' | '.join(map(str, cells))} |"
+def page(rows: list[dict[str, Any]]) -> str:
+    """The table of the documentation."""
+    lines = []
+    for row in rows:
+        means = row["accuracy"]
+        gained = gain(means["Reptile"] - means["words"], row["gain_interval"])
+        which = [f"`{row['task']}`", str(row["shots"]), str(row["epochs"])]
+        lines.append([*which, *map(percent, means.values()), gained])
+    return table(["held out", "shots", "epochs", *rows[0]["accuracy"], "Reptile over words"], lines)
 
 
 def main() -> None:
@@ -85,14 +89,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, required=True)
     arguments = parser.parse_args()
+    make_folder(arguments.json.parent)
     features = ImageFeatures(mp.load_backbone("tiny", "cpu"))
     with tempfile.TemporaryDirectory() as folder:
-        starts = starts_in(Path(folder), features)
-        print("| held out | shots | epochs | " + " | ".join(starts) + " | Reptile over words |")
-        print("|" + "---|" * (4 + len(starts)))
-        rows = measured(starts, features)
+        rows = measured(starts_in(Path(folder), features), features)
     facts = {"learned_on": LEARNED_ON, "words": WORDS, "seeds": list(SEEDS), "lr": LR, **ROUNDS}
     write_json(arguments.json, facts | {"rows": rows})
+    print(page(rows))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ languages: one prompt a language on names of emoji, and what becomes of two prom
 Finished cells are kept in the file, trained prompts in --work: run again, it goes on.
 """
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -31,6 +30,7 @@ from torch import Tensor
 
 import mmprompt as mp
 from markdown import percent, several, table
+from measuring import accuracy, read_figures, run_main, short_name, write_figures
 from mmprompt.core.learned import Given, Inserts, Learned, Prompt, Source
 from mmprompt.core.soft import DecoderMethod
 from mmprompt.language.data import TextData, TextRow, sample_shots
@@ -39,7 +39,6 @@ from mmprompt.language.measure import score_texts
 from mmprompt.language.meta import few_steps, meta_init
 from mmprompt.language.methods import DeepPrompts, PromptInit, PromptTuning
 from mmprompt.language.pool import PromptPool, compose, load_pool, save_pool, text_features
-from mmprompt.language.predictor import load_prompted
 from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.sites import LM_INPUT, Vectors
@@ -59,6 +58,7 @@ COMPOSED = ("de", "es", "fr")
 FORMS = {"tiny": "{} .", "smollm2": "<{}>"}
 ORDERS = {"task, language": "{soft*20:task} {soft*20:language}", "language, task": "{soft*20:language} {soft*20:task}"}
 Cell = Callable[[], dict[str, Any]]
+Partners = dict[str, Callable[[], Inserts]]
 
 
 class Cells:
@@ -66,8 +66,8 @@ class Cells:
 
     def __init__(self, path: Path, part: str) -> None:
         self.path = path
-        self.all: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-        self.part = self.all.setdefault(part, {})
+        self.all = read_figures(path)
+        self.part: dict[str, Any] = self.all.setdefault(part, {})
 
     def add(self, name: str, measure: Cell) -> dict[str, Any]:
         """A cell, measured unless it is there."""
@@ -75,7 +75,7 @@ class Cells:
             started = time.process_time()
             found = measure()
             self.part[name] = found | {"cpu_seconds": round(time.process_time() - started, 1)}
-            self.path.write_text(json.dumps(self.all, indent=1, ensure_ascii=False) + "\n")
+            write_figures(self.path, self.all)
             print(name, {key: value for key, value in self.part[name].items() if key != "texts"}, flush=True)
         return self.part[name]
 
@@ -89,13 +89,10 @@ def fitted(
     n_wanted: int = N_STEPS,
 ) -> mp.LanguagePredictor:
     """A prompt of about so many steps, kept in a folder."""
-    if not (folder / "prompt.json").exists():
-        method = method or PromptTuning(N_SOFT)
-        n_steps = len(batches(list(range(len(data.train))), type(method).recipe.batch_size))
-        epochs = max(1, round(n_wanted / n_steps))
-        is_begun = (folder / "checkpoint").exists()
-        mp.fit(method, model, data, folder, mp.Recipe(epochs=epochs), seed, resume=is_begun, progress=False)
-    return load_prompted(folder, model)
+    method = method or PromptTuning(N_SOFT)
+    n_steps = len(batches(list(range(len(data.train))), type(method).recipe.batch_size))
+    recipe = mp.Recipe(epochs=max(1, round(n_wanted / n_steps)))
+    return mp.fit(method, model, data, folder, recipe, seed, resume=True, progress=False).predictor
 
 
 def few_shot(name: str, seed: int = 1) -> TextData:
@@ -105,10 +102,6 @@ def few_shot(name: str, seed: int = 1) -> TextData:
 
 def share(found: Sequence[bool]) -> float:
     return round(float(np.mean(found)), 4)
-
-
-def accuracy(prompted: mp.LanguagePredictor, rows: Sequence[TextRow]) -> float:
-    return share([one.label == row.label for one, row in zip(prompted.classify(rows), rows, strict=True)])
 
 
 # A pool of tasks
@@ -165,7 +158,7 @@ def routed(kept: PromptPool, name: str, rows: Sequence[TextRow]) -> dict[str, An
         "n": len(rows),
         "routed": {other: names.count(other) for other in kept.names if other in names},
         "weight": round(weights[:, kept.names.index(name)].mean().item(), 4),
-        "own_prompt": accuracy(kept.prompts[name], rows),
+        "own_prompt": round(accuracy(kept.prompts[name], rows), 4),
         "chosen_prompt": share(both),
     }
 
@@ -178,7 +171,7 @@ def draws(model: FrozenLanguageModel, work: Path) -> dict[str, Any]:
     kept = PromptPool.of(prompts, {f"draw-{seed}": data[seed].train for seed in DRAWS})
     rows = data[DRAWS[0]].test
     found: dict[str, Any] = {"task": name, "n": len(rows)}
-    found["single"] = [accuracy(one, rows) for one in prompts.values()]
+    found["single"] = [round(accuracy(one, rows), 4) for one in prompts.values()]
     for how in ("choose", "outputs", "vectors"):
         labels = kept.classify(rows, how)
         found[how] = share([one.label == row.label for one, row in zip(labels, rows, strict=True)])
@@ -218,7 +211,8 @@ def adapt(model: FrozenLanguageModel, held: str, start: PromptInit, rate: float,
     data = few_shot(held, seed)
     ten = few_steps(data, 10, PromptTuning.recipe.batch_size, seed).task(init=start)
     result = mp.fit(PromptTuning(N_SOFT), model, ten, None, mp.Recipe(epochs=1, lr=rate), seed, progress=False)
-    return {"accuracy": accuracy(result.predictor, data.test[:N_ADAPTED]), "loss": round(result.history[0]["loss"], 3)}
+    right, loss = accuracy(result.predictor, data.test[:N_ADAPTED]), result.history[0]["loss"]
+    return {"accuracy": round(right, 4), "loss": round(loss, 3)}
 
 
 # A prompt a language
@@ -301,7 +295,7 @@ def languages(model: FrozenLanguageModel, cells: Cells, work: Path) -> None:
             kind, words = "instruction", in_words(model, data.instructions[0])
         cells.add(f"{model.name}/{kind}/{code}", partial(judge.measure, words, judge.rows[code], code))
         for name, method in methods.items():
-            folder, n_steps = work / f"{model.name}-{name}-{code}", N_STEPS_LANGUAGE[model.name]
+            folder, n_steps = work / f"{name}-{code}", N_STEPS_LANGUAGE[model.name]
             one = fitted(model, of_language(data, code), folder, method, n_wanted=n_steps)
             prompts.setdefault(code, one)
             cells.add(f"{model.name}/{name}/{code}", partial(judge.measure, one, judge.rows[code], code))
@@ -325,7 +319,7 @@ def together(
     english = of_language(data, "de")
     rows = tuple(replace(row, answer=judge.form.format(row.fields["text"])) for row in english.train)
     n_steps = N_STEPS_LANGUAGE[model.name]
-    task = fitted(model, replace(english, train=rows), work / f"{model.name}-form", n_wanted=n_steps)
+    task = fitted(model, replace(english, train=rows), work / "form", n_wanted=n_steps)
     cells.add(f"{model.name}/form/alone", partial(judge.measure, task, judge.rows["de"], None))
     for code in COMPOSED:
         pair = {"task": task, "language": prompts[code]}
@@ -335,61 +329,78 @@ def together(
         for name, one in ways.items():
             cells.add(f"{model.name}/form/{name}/{code}", partial(judge.measure, one, judge.rows[code], code))
     if model.name == "tiny":
-        after = behind(model, data, prompts, judge.form)
-        for code, one in after.items():
+        one = behind(model, data, prompts, judge.form)
+        for code in LANGUAGES:
             name = f"{model.name}/form/language, task learned behind {', '.join(COMPOSED)}/{code}"
             cells.add(name, partial(judge.measure, one, judge.rows[code], code))
 
 
-class VectorsBehind(Source):
-    """Learned vectors behind those of a language, the task of a row, which stay as they are."""
+class Beside(Source):
+    """Vectors that are learned, and what a partner puts in, which stays as it is: the partner is the task of a row."""
 
-    sites = (LM_INPUT,)
-
-    def __init__(self, languages: dict[str, Tensor], own: Learned) -> None:
+    def __init__(self, own: Learned, partners: Partners) -> None:
         super().__init__()
-        self.languages, self.own, self.tasks = languages, own, tuple(languages)
+        self.partners, self.own, self.tasks = partners, own, tuple(partners)
+        self.sites = tuple(dict.fromkeys((*next(iter(partners.values()))(), LM_INPUT)))
 
     def forward(self, given: Given) -> Inserts:
-        before = self.languages[given.task or next(iter(self.languages))]
-        return {LM_INPUT: Vectors(torch.cat([before, self.own.vectors]))}
+        inserts = dict(self.partners[given.task or self.tasks[0]]())
+        before = [inserts[LM_INPUT].values] if LM_INPUT in inserts else []  # type: ignore[union-attr]
+        return inserts | {LM_INPUT: Vectors(torch.cat([*before, self.own.vectors]))}
 
 
 @dataclass(frozen=True)
-class BehindLanguages(PromptTuning):
-    """A task prompt that is learned behind the prompts of several languages."""
+class Made(PromptTuning):
+    """Vectors that are learned within a source of this script, perhaps behind others."""
 
-    languages: dict[str, Tensor] = field(default_factory=dict)
+    source: Callable[[Learned], Source] = field(kw_only=True)
+    n_others: int = 0
 
     @property
     def n_vectors(self) -> int:
-        return 2 * N_SOFT
+        return N_SOFT + self.n_others
 
     def prompt(self, backbone: Any, start: mp.Start) -> Prompt:
-        assert start.vectors is not None
         values, unit = start.vectors(self.n_vectors)
-        own = Learned(LM_INPUT, values[-N_SOFT:], unit=unit)
-        return Prompt(start.template, VectorsBehind(self.languages, own)).to(backbone.device)
+        return Prompt(start.template, self.source(Learned(LM_INPUT, values[-N_SOFT:], unit=unit)))
+
+
+def n_before(partners: Partners) -> int:
+    """How many vectors partners put before those of the task."""
+    first = next(iter(partners.values()))()
+    return int(first[LM_INPUT].n_vectors) if LM_INPUT in first else 0  # type: ignore[union-attr]
+
+
+def frozen(prompted: mp.LanguagePredictor) -> Callable[[], Inserts]:
+    """What a learned prompt puts in, as it is."""
+    inserts: Inserts = {site: Vectors(one.values.detach()) for site, one in prompted.vectors().items()}
+    return lambda: inserts
+
+
+def learned_beside(model: FrozenLanguageModel, data: TextData, partners: Partners, rows: list[TextRow]) -> Learned:
+    """A task prompt that is learned beside partners, each row with its own."""
+    n_steps = len(batches(list(range(len(rows))), PromptTuning.recipe.batch_size))
+    recipe = mp.Recipe(epochs=max(1, round(N_STEPS_LANGUAGE[model.name] / n_steps)))
+    some = replace(data, train=tuple(rows), val=(), test=tuple(rows[:1])).task(init=PromptInit("vocabulary"))
+    method = Made(source=partial(Beside, partners=partners), n_others=n_before(partners))
+    return mp.fit(method, model, some, recipe=recipe, progress=False).predictor.prompt.sources[0].own
+
+
+def beside(model: FrozenLanguageModel, template: str, partners: Partners, own: Learned) -> mp.LanguagePredictor:
+    """The task with every one of the languages; the task of a row says which."""
+    parsed = mp.Template.parse(template).with_soft(N_SOFT + n_before(partners))
+    return mp.LanguagePredictor(model, Prompt(parsed, Beside(own, partners)).requires_grad_(False).eval())
 
 
 def behind(
     model: FrozenLanguageModel, data: TextData, prompts: dict[str, mp.LanguagePredictor], form: str
-) -> dict[str, mp.LanguagePredictor]:
+) -> mp.LanguagePredictor:
     """A task prompt, learned behind the prompts of some languages, behind the prompt of each."""
-    vectors = {code: one.vectors()[LM_INPUT].values.detach() for code, one in prompts.items()}
+    partners = {code: frozen(one) for code, one in prompts.items()}
     rows = [replace(row, task=code) for code in COMPOSED for row in of_language(data, code).train]
-    train = tuple(replace(row, answer=form.format(row.answer)) for row in rows)
-    method = BehindLanguages(N_SOFT, {code: vectors[code] for code in COMPOSED})
-    n_steps = len(batches(list(range(len(train))), PromptTuning.recipe.batch_size))
-    recipe = mp.Recipe(epochs=max(1, round(N_STEPS_LANGUAGE[model.name] / n_steps)))
-    rows_behind = replace(data, train=train, val=(), test=train[:1]).task(init=PromptInit("vocabulary"))
-    learned = mp.fit(method, model, rows_behind, recipe=recipe, progress=False).predictor
-    task = learned.vectors()[LM_INPUT].values.detach()[-N_SOFT:]
-    found = {}
-    for code, language in vectors.items():
-        prompt = Prompt(learned.template, Learned(LM_INPUT, torch.cat([language, task]))).requires_grad_(False)
-        found[code] = mp.LanguagePredictor(model, prompt)
-    return found
+    in_form = [replace(row, answer=form.format(row.answer)) for row in rows]
+    own = learned_beside(model, data, {code: partners[code] for code in COMPOSED}, in_form)
+    return beside(model, str(data.template), partners, own)
 
 
 def of_language(data: TextData, code: str) -> TextData:
@@ -402,7 +413,7 @@ def of_language(data: TextData, code: str) -> TextData:
 def tables(found: dict[str, Any]) -> str:
     """All figures of the file as Markdown."""
     parts = {"pool": pool_tables, "meta": meta_table, "languages": language_tables}
-    return "\n\n".join(parts[part](found[part]) for part in parts if part in found)
+    return "\n\n".join(f"{name}\n\n{parts[name.partition('/')[0]](cells)}" for name, cells in found.items())
 
 
 def pool_tables(cells: dict[str, Any]) -> str:
@@ -469,17 +480,16 @@ def main(
         table_only: print the tables of the file and measure nothing.
     """
     if table_only:
-        print(tables(json.loads(json_file.read_text())))
+        print(tables(read_figures(json_file)))
         return
     if part is None:
         raise mp.UserError("there is nothing to do. Give --part or --table.")
     torch.set_num_threads(threads)
     for name in models if part == "languages" else models[:1]:
-        PARTS[part](mp.load_language_model(name, device="cpu"), Cells(json_file, part), work)
+        short = short_name(name)
+        cells = Cells(json_file, part if part == "languages" else f"{part}/{short}")
+        PARTS[part](mp.load_language_model(name, device="cpu"), cells, work / short)
 
 
 if __name__ == "__main__":
-    try:
-        tyro.cli(main, description=__doc__)
-    except mp.UserError as error:
-        raise SystemExit(f"error: {error}") from None
+    run_main(main, __doc__)

@@ -14,12 +14,14 @@ import tyro
 
 import mmprompt as mp
 from markdown import gain, percent, table
+from measuring import run_main, with_rows
 from mmprompt.core.combine import average_prompts
 from mmprompt.files import make_folder, write_json
 from mmprompt.models.image_features import ImageFeatures
 
 STARTS = {"random": mp.CoOp(n_ctx=4), "words": mp.CoOp(ctx_init="a photo of a")}
 SEEDS = (1, 2, 3)
+KEYS = ("task", "start", "shots")
 
 
 def right_of(features: ImageFeatures, task: str, start: str, shots: int, draw: int, place: Path) -> Any:
@@ -72,10 +74,10 @@ def main(
         rows.append(row_of(features, task, start, k, draws, runs))
         print(rows[-1], flush=True)
     if json_file is not None:
-        make_folder(json_file.parent)
-        write_json(json_file, {"seeds": list(SEEDS), "draws": draws, "rows": rows})
+        document = with_rows(json_file, rows, KEYS, seeds=list(SEEDS), draws=draws)
+        write_json(make_folder(json_file.parent) / json_file.name, document)
     print(page(rows))
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    run_main(main, __doc__)

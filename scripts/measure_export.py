@@ -12,11 +12,11 @@ from pathlib import Path
 
 import open_clip
 import torch
-import tyro
 from safetensors.torch import save_model
 
 import mmprompt as mp
 from markdown import table
+from measuring import run_main
 from mmprompt.classification.predictor import Classifier
 from mmprompt.classification.template import ClassTemplate
 from mmprompt.core.learned import Learned, Prompt
@@ -54,4 +54,4 @@ def main(architecture: str = "ViT-B-16", n_classes: int = 20, forms: tuple[str, 
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    run_main(main, __doc__)

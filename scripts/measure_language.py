@@ -9,7 +9,6 @@ stand three hand-written instructions; the best of them on the test rows is what
 cells are kept in `runs/cells`: run again, it goes on.
 """
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +17,7 @@ import tyro
 
 import mmprompt as mp
 from markdown import gain, percent, table
+from measuring import read_figures, run_main, write_figures
 from mmprompt.language.methods import Instruction
 
 DATA = Path("examples/data")
@@ -81,21 +81,18 @@ def main(
         cells: where finished cells are kept.
     """
     if table_only:
-        print(page(json.loads(json_file.read_text())["tasks"]))
+        print(page(read_figures(json_file)["tasks"]))
         return
     torch.set_num_threads(threads)
     found: dict[str, Any] = {"model": model, "shots": SHOTS, "n_soft": N_SOFT, "seeds": list(SEEDS), "tasks": {}}
     for name in TASKS:
         found["tasks"][name] = measure(name, model, cells)
         print(name, found["tasks"][name], flush=True)
-        json_file.write_text(json.dumps(found) + "\n")
+        write_figures(json_file, found)
     print(page(found["tasks"]))
     passed = [name for name, task in found["tasks"].items() if task["passes"]]
     print(f"{len(passed)} of {len(TASKS)} tasks pass: {', '.join(passed)}")
 
 
 if __name__ == "__main__":
-    try:
-        tyro.cli(main, description=__doc__)
-    except mp.UserError as error:
-        raise SystemExit(f"error: {error}") from None
+    run_main(main, __doc__)

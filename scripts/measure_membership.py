@@ -6,10 +6,10 @@ for one that was learned from. AUC over the training images and as many test ima
     python scripts/measure_membership.py --json docs/results/membership.json
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import tyro
@@ -17,6 +17,7 @@ from sklearn.metrics import roc_auc_score
 
 import mmprompt as mp
 from markdown import table
+from measuring import run_main, with_rows, write_figures
 from mmprompt.classification.methods import make_method
 from mmprompt.data.splits import Dataset, Item
 
@@ -35,6 +36,8 @@ METHODS = {
 }
 WHOLE = {"batch_size": 10_000, "epochs": 15, "warmup_epochs": 0, "lr": 0.1}
 """Of dp-sgd: all images in every step, and the better of the rates 0.1 and 0.3 on validation images (seed 11)."""
+
+KEYS = ("data", "backbone", "method", "shots")
 
 
 @dataclass(frozen=True)
@@ -80,23 +83,20 @@ def attack(name: str, backbone: object, data: Dataset, seed: int) -> dict[str, f
     return {"auc": auc, "accuracy": mp.evaluate(classifier, data).accuracy}
 
 
-def main() -> None:
-    settings = tyro.cli(Settings, description=__doc__)
+def main(settings: Annotated[Settings, tyro.conf.arg(name="")]) -> None:
     backbone = mp.load_backbone(settings.backbone)
     found = {}
-    if settings.json is not None and settings.json.exists():
-        found = {(row["method"], row["shots"]): row for row in json.loads(settings.json.read_text())["rows"]}
     for name in settings.methods:
         for shots in settings.shots:
             sets = [mp.load_dataset(settings.data, settings.root, shots=shots, seed=seed) for seed in settings.seeds]
             each = [attack(name, backbone, data, seed) for data, seed in zip(sets, settings.seeds, strict=True)]
             means = {key: float(np.mean([one[key] for one in each])) for key in ("auc", "accuracy")}
             spread = float(np.std([one["auc"] for one in each]))
-            found[name, shots] = {"method": name, "shots": shots, **means, "std": spread}
+            row = dict(zip(KEYS, (settings.data, settings.backbone, name, shots), strict=True))
+            found[name, shots] = row | means | {"std": spread}
             print(found[name, shots], flush=True)
             if settings.json is not None:
-                content = {"data": settings.data, "rows": list(found.values())}
-                settings.json.write_text(json.dumps(content, indent=1) + "\n")
+                write_figures(settings.json, with_rows(settings.json, [found[name, shots]], KEYS))
     header = ["AUC, accuracy in %", *(f"{shots} shots" for shots in settings.shots)]
     print(table(header, [[name, *(shown(found[name, n]) for n in settings.shots)] for name in settings.methods]))
 
@@ -107,4 +107,4 @@ def shown(row: dict[str, float]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main, __doc__)

@@ -17,6 +17,7 @@ import tyro
 
 import mmprompt as mp
 from markdown import percent, table
+from measuring import run_main, with_rows
 from mmprompt.classification.task import BARE_NAME
 from mmprompt.files import make_folder, write_json
 
@@ -122,13 +123,14 @@ def main(
         rows[-1]["passes"] = passes(rows[-1])
         print(page(rows[-1:]), flush=True)
     if json_file:
-        make_folder(json_file.parent)
         model = mp.load_backbone(backbone)
-        document = {"backbone": model.name, "fingerprint": model.fingerprint, "n_ctx": n_ctx, "seeds": list(SEEDS)}
-        write_json(json_file, document | {"seconds": round(time.monotonic() - started), "rows": rows})
+        facts = {"backbone": model.name, "fingerprint": model.fingerprint, "n_ctx": n_ctx, "seeds": list(SEEDS)}
+        document = facts | {"seconds": round(time.monotonic() - started)}
+        document |= with_rows(json_file, rows, ["task"], **facts)
+        write_json(make_folder(json_file.parent) / json_file.name, document)
     print(f"\n{page(rows)}\n")
     print(json.dumps({"passed": [row["task"] for row in rows if row["passes"]]}))
 
 
 if __name__ == "__main__":
-    tyro.cli(main, description=__doc__)
+    run_main(main, __doc__)

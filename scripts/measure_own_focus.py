@@ -31,6 +31,7 @@ from torch import Tensor
 import mmprompt as mp
 from markdown import several, table
 from measure_photo_focus import StandIns, scenes_of
+from measuring import read_figures, run_main, write_figures
 from mmprompt.captioning.choice import choose_method
 from mmprompt.captioning.data import CaptionItem
 from mmprompt.captioning.focus_sets import nouns
@@ -39,7 +40,6 @@ from mmprompt.captioning.metrics.judges import LexiconJudge
 from mmprompt.captioning.predictor import CaptionFeatures, Guidance, hard_prompt
 from mmprompt.captioning.readers.captioner import FrozenCaptioner
 from mmprompt.captioning.task import FocusTask
-from mmprompt.files import make_folder
 from openart.words import BACKGROUNDS
 
 N_PAIRS, N_JUDGED = 50, 60
@@ -273,7 +273,7 @@ def main(
     workers: int = 2,
     json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
 ) -> None:
-    """Measure, print the tables, write the figures.
+    """Measure, print the tables, write the figures; those of what is not measured stay in the file.
 
     Args:
         photographs: a file of photographs with captions, to judge by; none without.
@@ -283,21 +283,27 @@ def main(
         workers: processes, of one thread each.
         json_file: where the figures go.
     """
+    if (photographs is None) != (texts is None):
+        raise mp.UserError(
+            "photographs are judged after learning from texts, but one was given without the other. "
+            "Give both `photographs` and `texts`, or neither."
+        )
     sets = {"tiny": DRAWN} | ({} if photographs is None or texts is None else {"photo": PHOTOGRAPHED})
     each = [(captioner, focus.name) for captioner, some in sets.items() for focus in some if focus.name in focuses]
     asked = [(*one, seed) for seed in seeds for one in each]
-    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    found: dict[str, dict[str, list[dict[str, Any]]]] = read_figures(json_file)
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         waiting = [pool.submit(measured, *one, photographs, texts) for one in asked]
-        for (captioner, name, _), one in zip(asked, waiting, strict=True):
-            found.setdefault(captioner, {}).setdefault(name, []).append(one.result())
+        for (captioner, name, seed), one in zip(asked, waiting, strict=True):
+            rows = found.setdefault(captioner, {}).setdefault(name, [])
+            others = [row for row in rows if row["seed"] != seed]
+            rows[:] = sorted([*others, one.result()], key=lambda row: row["seed"])
             print(json.dumps({captioner: {name: one.result()}}), flush=True)
             if json_file is not None:
-                make_folder(json_file.parent)
-                json_file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+                write_figures(json_file, found)
     for captioner, rows in found.items():
         print(f"\n{captioner}\n\n{page(rows)}")
 
 
 if __name__ == "__main__":
-    tyro.cli(main, description=__doc__)
+    run_main(main, __doc__)

@@ -6,7 +6,6 @@ Every photograph is captioned by a mapper that learned from the other folds, a t
 retrieval from the same photographs: of the captions of the k nearest, the one nearest to all of them in words.
 """
 
-import json
 import random
 import tempfile
 import time
@@ -22,11 +21,11 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 import mmprompt as mp
 from markdown import table
 from measure_photo_captions import COLUMNS, row_of
+from measuring import run_main, write_figures
 from mmprompt.captioning.data import CaptionData
 from mmprompt.captioning.mapper import fit_mapper
 from mmprompt.captioning.metrics.caption_metrics import score_captions
 from mmprompt.captioning.predictor import CaptionFeatures
-from mmprompt.files import make_folder
 
 NEIGHBOURS = (1, 5, 15)
 
@@ -97,10 +96,8 @@ def main(
     print(table(COLUMNS, [row_of(name, scores) for name, scores in found.items()]))
     print("seconds a training:", seconds)
     if json_file is not None:
-        make_folder(json_file.parent)
-        figures = {"seconds": seconds} | {name: scores.to_dict() for name, scores in found.items()}
-        json_file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        write_figures(json_file, {"seconds": seconds} | {name: scores.to_dict() for name, scores in found.items()})
 
 
 if __name__ == "__main__":
-    tyro.cli(main, description=__doc__)
+    run_main(main, __doc__)

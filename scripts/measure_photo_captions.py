@@ -16,10 +16,10 @@ import tyro
 
 import mmprompt as mp
 from markdown import table
+from measuring import run_main, write_figures
 from mmprompt.captioning.decoding import Decoding
 from mmprompt.captioning.metrics.caption_metrics import CaptionScores, score_captions
 from mmprompt.captioning.predictor import CaptionFeatures
-from mmprompt.files import make_folder
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.image_features import encode_images
 
@@ -43,9 +43,8 @@ def fixed_caption(texts: list[str], references: dict[str, tuple[str, ...]]) -> s
 def nearest_texts(backbone: DualEncoder, images: torch.Tensor, texts: list[str]) -> list[str]:
     """For each image [N, E] the text nearest to it in the joint space."""
     room = backbone.context_length - 2
-    slots = [backbone.tokenize(text)[:room] for text in texts]
-    parts = [backbone.encode_text(backbone.text_slots(slots[at : at + 256])) for at in range(0, len(slots), 256)]
-    return [texts[row] for row in (images @ torch.cat(parts).T).argmax(1).tolist()]
+    vectors = backbone.encode_text(backbone.text_slots([backbone.tokenize(text)[:room] for text in texts]))
+    return [texts[row] for row in (images @ vectors.T).argmax(1).tolist()]
 
 
 def row_of(name: str, scores: CaptionScores) -> list[str]:
@@ -86,10 +85,8 @@ def main(
     found = {name: score_captions(dict(zip(references, some, strict=True)), references) for name, some in said.items()}
     print(table(COLUMNS, [row_of(name, scores) for name, scores in found.items()]))
     if json_file is not None:
-        make_folder(json_file.parent)
-        figures = {name: scores.to_dict() for name, scores in found.items()}
-        json_file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        write_figures(json_file, {name: scores.to_dict() for name, scores in found.items()})
 
 
 if __name__ == "__main__":
-    tyro.cli(main, description=__doc__)
+    run_main(main, __doc__)

@@ -24,6 +24,7 @@ from torch import Tensor
 
 import mmprompt as mp
 from markdown import gain, percent, table
+from measuring import read_figures, run_main, write_figures
 from mmprompt.captioning.data import CaptionData, CaptionItem
 from mmprompt.captioning.focus_sets import COUNTED, build_focus, nouns, share_of
 from mmprompt.captioning.measure import ANY_WORDS
@@ -32,7 +33,7 @@ from mmprompt.captioning.metrics.judges import EVERYDAY, LexiconJudge
 from mmprompt.captioning.predictor import Captioner, CaptionFeatures, Guidance, hard_prompt
 from mmprompt.captioning.task import FocusTask
 from mmprompt.core.soft import LoRA
-from mmprompt.files import make_folder, read_json
+from mmprompt.files import read_json
 from mmprompt.models.dual_encoder.interface import DualEncoder
 
 N_SCENES, N_TRAIN, N_VAL = 800, 200, 60
@@ -60,10 +61,7 @@ class StandIns(CaptionFeatures):
         things = sorted({thing for some in named for thing in some})
         texts = [backbone.tokenize(f"a photo of a {thing}.") for thing in things]
         with torch.no_grad():
-            parts = [
-                backbone.encode_text(backbone.text_slots(texts[at : at + 256])) for at in range(0, len(texts), 256)
-            ]
-        vectors = torch.cat(parts)
+            vectors = backbone.encode_text(backbone.text_slots(texts))
         vectors = vectors - vectors.mean(0)
         model: Any = backbone.model
         back = torch.linalg.pinv(model.visual.head.proj.weight.detach()).T  # from the joint space to image features
@@ -158,7 +156,7 @@ def main(
         said = Captioner(captioner, guidance).caption_features(seen)
         return {item.image_id: one.text for item, one in zip(items, said, strict=True)}
 
-    rows: dict[str, Any] = read_json(json_file) if json_file is not None and json_file.is_file() else {}
+    rows = read_figures(json_file)
     bare = said_with(Guidance())
     for focus in focuses:
         task = FocusTask(most_of(scenes, focus), focus, stand_ins)
@@ -170,8 +168,7 @@ def main(
         rows[focus] |= {"captions": list(speakers["learned"].values())[:4]}
         print(json.dumps({focus: rows[focus]}), flush=True)
         if json_file is not None:
-            make_folder(json_file.parent)
-            json_file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+            write_figures(json_file, rows)
     lines = []
     for focus, row in rows.items():
         gains = [
@@ -196,4 +193,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main, description=__doc__)
+    run_main(main, __doc__)

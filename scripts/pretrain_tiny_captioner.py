@@ -11,7 +11,6 @@ docs/captions.md.
 """
 
 import json
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +33,7 @@ from openart.export import export_captioner, export_scenes
 from openart.prepared import load_prepared, sources
 from openart.state import State, load_state, save_state
 from openart.tokenizer import END, START, Encoder, read_encoder
-from openart.training import write_line
+from openart.training import adamw, set_rate, write_line
 
 IMAGE_SIZE = 72
 WIDTH, LAYERS, HEADS, HIDDEN = 128, 4, 4, 352
@@ -107,12 +106,6 @@ class Settings:
     bf16: bool = False
     """bfloat16 autocast."""
 
-    def rate(self, step: int) -> float:
-        """Warm-up over 100 steps, then a cosine to zero."""
-        if step < 100:
-            return self.learning_rate * (step + 1) / 100
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * step / self.steps))
-
 
 class Training:
     """A run under way, from its last checkpoint if there is one."""
@@ -128,10 +121,7 @@ class Training:
         self.maker = SceneMaker(Composer(load_prepared(settings.work), IMAGE_SIZE))
         torch.manual_seed(settings.seed)
         self.model = Captioner(self.encoder, self.backbone.vision_width)
-        decayed = [p for p in self.model.parameters() if p.ndim >= 2]
-        plain = [p for p in self.model.parameters() if p.ndim < 2]
-        groups = [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
-        self.state = State(self.model, torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98)))
+        self.state = State(self.model, adamw(self.model, weight_decay=0.05))
         self.checkpoint = self.folder / "state.safetensors"
         if self.checkpoint.is_file():
             load_state(self.state, self.checkpoint)
@@ -153,8 +143,7 @@ class Training:
         state, optimiser = self.state, self.state.optimiser
         started, first, seen = time.time(), state.step, []
         while state.step < self.settings.steps:
-            for group in optimiser.param_groups:
-                group["lr"] = self.settings.rate(state.step)
+            set_rate(optimiser, self.settings.learning_rate, state.step, self.settings.steps)
             with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.bf16):
                 shown, alone = self.losses(state.step)
             optimiser.zero_grad()

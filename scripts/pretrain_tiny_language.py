@@ -19,8 +19,8 @@ import tyro
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from make_language_data import LANGUAGES, emoji_entries
-from openart.artwork import NAMES_PACKAGE, fetch, new_folder, read_json
+from make_language_data import LANGUAGES, emoji_entries, is_short, names_by_language
+from openart.artwork import NAMES_PACKAGE, fetch, new_folder
 from openart.export import CAPTIONER_FILES, copy_tokenizer
 from openart.state import State, load_state, save_state
 
@@ -38,11 +38,10 @@ CHECKPOINT = "tiny-language.safetensors"
 def dictionary(work: Path) -> dict[str, list[tuple[str, str]]]:
     """Pairs of names by language: English, and the language's own."""
     folder = fetch(*NAMES_PACKAGE, work) / "package"
-    names = {code: {e["hexcode"]: e["label"] for e in read_json(folder / code / "data.json")} for code in LANGUAGES}
+    names = names_by_language(folder)
     found: dict[str, list[tuple[str, str]]] = {code: [] for code in LANGUAGES}
     for hexcode, name, _ in emoji_entries(folder):
-        words = [name, *(names[code][hexcode] for code in LANGUAGES)]
-        if all(len(word.split()) <= MOST_WORDS and ":" not in word for word in words):
+        if is_short([name, *(names[code][hexcode] for code in LANGUAGES)], MOST_WORDS):
             for code in LANGUAGES:
                 found[code].append((name, names[code][hexcode]))
     return found

@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any, Literal
 
 import torch
@@ -19,6 +20,7 @@ import tyro
 
 import mmprompt as mp
 from markdown import percent, table
+from measuring import read_figures, run_main, short_name, write_figures
 from mmprompt.language.data import TextData, load_texts, sample_shots
 from mmprompt.language.methods import METHODS, PromptInit, PromptTuning
 
@@ -74,13 +76,16 @@ def page(rows: list[dict[str, Any]]) -> str:
 def lines_of(key: str, values: Sequence[Any], rows: list[dict[str, Any]]) -> Iterator[list[str]]:
     """A line for each model and task, with a cell for each value of a key."""
     for model, task in dict.fromkeys((row["model"], row["task"]) for row in rows):
-        found = {row[key]: row for row in rows if (row["model"], row["task"]) == (model, task)}
-        yield [f"{model}, {task}", *(cell_of(found.get(value)) for value in values)]
+        some = [row for row in rows if (row["model"], row["task"]) == (model, task)]
+        yield [f"{model}, {task}", *(cell_of([row for row in some if row[key] == value]) for value in values)]
 
 
-def cell_of(row: dict[str, Any] | None) -> str:
-    """Accuracy in % and training loss."""
-    return "" if row is None else f"{percent(row['accuracy'])} ({row.get('loss', float('nan')):.2f})"
+def cell_of(rows: list[dict[str, Any]]) -> str:
+    """Accuracy in % and training loss, means over seeds."""
+    if not rows:
+        return ""
+    accuracy, loss = (fmean(row.get(key, float("nan")) for row in rows) for key in ("accuracy", "loss"))
+    return f"{percent(accuracy)} ({loss:.2f})"
 
 
 def main(
@@ -99,7 +104,7 @@ def main(
         table_only: print the table of the file and measure nothing.
         cells: where finished cells are kept.
     """
-    rows: list[dict[str, Any]] = json.loads(json_file.read_text())["rows"] if json_file.exists() else []
+    rows: list[dict[str, Any]] = read_figures(json_file).get("rows", [])
     if table_only:
         print(page(rows))
         return
@@ -109,19 +114,15 @@ def main(
         default = METHODS[method].recipe.lr
         tried = [(lr, "labels") for lr in RATES[method]]
         tried += [(default, start) for start in STARTS if method == "prompt-tuning" and start != "labels"]
-        short = model.removeprefix("hf:").rstrip("/").rsplit("/", 1)[-1]  # without the folders before it
         for lr, start in tried:
-            name = (short, task, method, lr, start, seed)
+            name = (short_name(model), task, method, lr, start, seed)
             if name in known:
                 continue
             found = run(model, held_out(task, seed), method, lr, start, seed, cells)
             rows.append(dict(zip(KEYS, name, strict=True)) | found)
             print(rows[-1], flush=True)
-            json_file.write_text(json.dumps({"shots": SHOTS, "rows": rows}, indent=1) + "\n")
+            write_figures(json_file, {"shots": SHOTS, "rows": rows})
 
 
 if __name__ == "__main__":
-    try:
-        tyro.cli(main, description=__doc__)
-    except mp.UserError as error:
-        raise SystemExit(f"error: {error}") from None
+    run_main(main, __doc__)

@@ -7,7 +7,6 @@ Every trained method runs at its default rate and at multiples of it, and is jud
 on nor test images. A method of which a neighbour beats the default is the one to look at. Run again, it goes on.
 """
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,8 +19,10 @@ import tyro
 
 import mmprompt as mp
 from markdown import percent, table
+from measuring import read_figures, run_main, write_figures
 from mmprompt.classification.methods import METHODS
 from mmprompt.core.method import resolved_recipe
+from mmprompt.data.catalog import recipe_of
 from mmprompt.data.splits import Dataset
 from mmprompt.training.problem import RunFailed
 
@@ -41,9 +42,9 @@ def held_out(task: str, root: Path | None, shots: int, seed: int) -> Dataset:
     return replace(drawn, val=(), test=tuple(rest))
 
 
-def default_rate(method: str, backbone: str, data: Dataset) -> float:
+def default_rate(method: str, backbone: str, task: str) -> float:
     """The rate that `fit` takes where none is given."""
-    return resolved_recipe(METHODS[method], (backbone, "classification"), data.recipe, None).lr
+    return resolved_recipe(METHODS[method], (backbone, "classification"), recipe_of(task), None).lr
 
 
 def run(method: str, backbone: Any, data: Dataset, lr: float, seed: int) -> Row:
@@ -96,12 +97,13 @@ def main(
         json_file: where all figures go; those it has of other cells stay.
         table_only: print the table of the file and measure nothing.
     """
-    rows: list[Row] = json.loads(json_file.read_text())["rows"] if json_file.exists() else []
-    torch.set_num_threads(1)
-    model = mp.load_backbone(backbone)
-    data = {(task, k, seed): held_out(task, root, k, seed) for task in tasks for k in shots for seed in seeds}
-    defaults = {method: default_rate(method, backbone, next(iter(data.values()))) for method in methods}
+    rows: list[Row] = read_figures(json_file).get("rows", [])
+    defaults = {method: default_rate(method, backbone, tasks[0]) for method in methods}
     known = {tuple(row[key] for key in KEYS) for row in rows}
+    if not table_only:
+        torch.set_num_threads(1)
+        model = mp.load_backbone(backbone)
+        data = {(task, k, seed): held_out(task, root, k, seed) for task in tasks for k in shots for seed in seeds}
     for method, default in defaults.items() if not table_only else ():
         for lr in sorted({rate(default, factor) for factor in factors}):
             for (task, k, seed), part in data.items():
@@ -110,7 +112,7 @@ def main(
                     continue
                 rows.append(dict(zip(KEYS, name, strict=True)) | run(method, model, part, lr, seed))
                 print(rows[-1], flush=True)
-                json_file.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+                write_figures(json_file, {"rows": rows})
     measured = {
         row["method"] for row in rows if row["backbone"] == backbone and row["lr"] == defaults.get(row["method"])
     }
@@ -118,4 +120,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    run_main(main, __doc__)

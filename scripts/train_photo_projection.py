@@ -76,12 +76,18 @@ def texts_of(groups: dict[str, list[Entry]], nouns: Nouns, vectors: WordVectors)
     return texts
 
 
-@torch.no_grad()
-def encode(texts: list[str], weights: bytes, tokenizer: bytes) -> Tensor:
-    """The mean slot of each text, [N, D], texts of equal length side by side."""
+def minilm(weights: bytes) -> BertModel:
+    """The text tower from its file."""
     model = BertModel(BertConfig.from_pretrained(ASSETS / "photo" / "text"), add_pooling_layer=False).eval()
     own = {name.removeprefix("text.transformer."): value for name, value in text_weights(weights).items()}
     model.load_state_dict(own)
+    return model
+
+
+@torch.no_grad()
+def encode(texts: list[str], weights: bytes, tokenizer: bytes) -> Tensor:
+    """The mean slot of each text, [N, D], texts of equal length side by side."""
+    model = minilm(weights)
     words = Tokenizer.from_str(tokenizer.decode())
     words.no_padding()
     words.enable_truncation(N_TOKENS)
@@ -156,7 +162,7 @@ class Run:
 
 
 def train(work: Path, steps: int = 800, seed: int = 1, threads: int = 1) -> None:
-    """Train, or go on training: a line of the log and a checkpoint every 100 steps in `DIR/runs/projection`."""
+    """Train, or go on training: a line of the log and a checkpoint every 100 steps, and after the last one."""
     torch.set_num_threads(threads)
     texts = [Text(*row) for row in json.loads((work / "texts.json").read_text())]
     data = load_file(work / "projection_data.safetensors")
@@ -187,7 +193,7 @@ def train(work: Path, steps: int = 800, seed: int = 1, threads: int = 1) -> None
         run.step += 1
         follow(average, model, min(0.99, run.step / (run.step + 9)))
         sums.append((loss.item(), (features.detach() * wanted).sum(dim=-1).mean().item()))
-        if run.step % 100 == 0:
+        if run.step % 100 == 0 or run.step == steps:
             loss_mean, cosine = (round(value, 4) for value in torch.tensor(sums).mean(dim=0).tolist())
             line = {"step": run.step, "seconds": round(time.monotonic() - began, 1)}
             write_line(folder, line | {"loss": loss_mean, "cosine": cosine})

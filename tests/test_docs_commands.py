@@ -62,7 +62,7 @@ LONGER = {
     r"^mmprompt data encode": (MINUTES, "starts a cluster of Ray"),
     r"^python -m http.server": (MINUTES, "serves until it is stopped; tests/exports/test_browser.py opens the page"),
     r"^python scripts/soak/": (MINUTES, "ten minutes under load"),
-    r"^python scripts/bench/(answers|table|captioning|serving|memory)": (MINUTES, "measures"),
+    r"^python scripts/bench/(table|captioning|serving|memory)": (MINUTES, "measures"),
     r"^python scripts/bench/": (HOURS, "measures, beside published code"),
     r"^python scripts/.* --table": (MINUTES, "draws a table of a measurement that is kept"),
     r"^python scripts/draw_": (MINUTES, "draws prompts that are learned in full"),

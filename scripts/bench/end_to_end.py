@@ -27,7 +27,7 @@ from measure import Row, cpu_seconds, parser, relative_error, report, use_one_th
 from PIL import Image
 from plain import class_features
 from safetensors.torch import save_file
-from text_step import CALTECH
+from text_step import CALTECH, at_full_length
 from torch import Tensor
 
 import mmprompt as mp
@@ -55,9 +55,7 @@ class PlainTraining:
         (self.ctx,) = classifier.parameters()
         (line,) = classifier.prompt.template.lines  # type: ignore[attr-defined]
         slots = line.slots(backbone, data.class_names)
-        missing = backbone.context_length - slots.token_ids.shape[1]
-        ctx_index = F.pad(slots.ctx_index, (0, missing), value=-1)
-        self.text = (F.pad(slots.token_ids, (0, missing)), ctx_index, slots.lengths - 1)
+        self.text = (*at_full_length(slots, backbone.context_length), slots.lengths - 1)
 
     def logits(self, items: Sequence[Item]) -> Tensor:
         """Everything from the image files and the class names."""

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from mmprompt.files import make_folder, write_json
+
 Row = dict[str, Any]
 
 
@@ -78,8 +80,7 @@ def report(rows: Sequence[Row], path: Path | None) -> None:
     kept = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
     names = {row["name"] for row in rows}
     document = {"machine": machine(), "rows": [row for row in kept if row["name"] not in names] + list(rows)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    write_json(make_folder(path.parent) / path.name, document)
 
 
 def text(value: object) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from plain import class_features
+from text_step import at_full_length
 from torch import Tensor, nn
 
 from mmprompt.classification.predictor import Classifier
@@ -54,8 +55,7 @@ class Setting:
         """Token ids [C, 77], context indices [C, 77] and the place of the end token [C]."""
         (line,) = self.classifier.prompt.template.lines  # type: ignore[attr-defined]
         slots = line.slots(self.classifier.backbone, self.classifier.class_names)
-        missing = self.classifier.backbone.context_length - slots.token_ids.shape[1]
-        return F.pad(slots.token_ids, (0, missing)), F.pad(slots.ctx_index, (0, missing), value=-1), slots.lengths - 1
+        return *at_full_length(slots, self.classifier.backbone.context_length), slots.lengths - 1
 
     def logits(self, images: Tensor, classes: Tensor) -> Tensor:
         """The scaled cosine."""

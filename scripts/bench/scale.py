@@ -21,7 +21,7 @@ from text_step import IMAGENET
 
 import mmprompt as mp
 from mmprompt.classification.template import ClassTemplate
-from mmprompt.experiments.memory import peak_bytes
+from mmprompt.experiments.memory import forget_peak, peak_bytes
 from mmprompt.models.sites import Site, Vectors
 
 SIZES = {
@@ -92,6 +92,7 @@ def one_point(what: str, size: int) -> Row:
             work = class_means(size)
         else:
             work = loaded_prompts(size, Path(folder))
+        forget_peak()
         before = peak_bytes()
         seconds = cpu_seconds(work)
         if what != "prompts":  # the first call warms up what the others share

@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import shutil
+import tempfile
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -57,12 +58,16 @@ def copy_tokenizer(tokenizer: Path, folder: Path, names: Iterable[str] = TOKENIZ
 
 
 def export_model(model: CLIP, config: dict[str, Any], tokenizer: Path, folder: Path) -> None:
-    """Write weights, configuration and tokenizer as one folder for open_clip's `local-dir:`."""
+    """Write weights, configuration and tokenizer for open_clip's `local-dir:`; other models in the folder stay."""
     preprocess = {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "squash"}
-    with new_folder(folder) as part:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        part = Path(place)
         write_weights(model.state_dict(), part / "open_clip_model.safetensors")
         write_configuration(config, "tiny", preprocess, part)
         copy_tokenizer(tokenizer, part)
+        for path in part.iterdir():
+            path.replace(folder / path.name)
 
 
 def export_captioner(model: Any, tokenizer: Path, folder: Path, encoder: str | None = None) -> None:
@@ -192,7 +197,8 @@ def write_licences(sources: list[dict[str, str]], assets: Path) -> None:
 TINY_README = """# What the embedded model `tiny` was made from
 
 The weights in `tiny/` were trained by `scripts/pretrain_tiny.py`, those in `tiny/captioner/` by
-`scripts/pretrain_tiny_captioner.py`, from scenes composed of this artwork; the artists are thanked and named here. The
+`scripts/pretrain_tiny_captioner.py`, from scenes composed of this artwork, and those in `tiny/language/` from the
+latter and the names below, by `scripts/pretrain_tiny_language.py`; the artists are thanked and named here. The
 weights are under the licence of the code. Of the artwork only the scenes in [scenes/](../scenes) are in the package.
 
 {styles}
@@ -200,6 +206,8 @@ weights are under the licence of the code. Of the artwork only the scenes in [sc
 Names, keywords and groups:
 
 {text}
+
+The names of this package, those in six more languages too, are from Unicode's CLDR.
 
 The package of the icon sets is made by Iconify (https://github.com/iconify/icon-sets); each set keeps its own licence.
 The full texts of the licences are beside this file.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
 from openart.batches import RELATIONS, Batch, Composer, Difficulty, Sizes
 from openart.model import Heads, image_features, text_features
@@ -215,6 +215,21 @@ def train(
             write_line(folder, {"step": state.step, "evaluation": evaluate(state)})
         if state.step % every[2] == 0 or state.step >= schedule.last_step():
             save_state(state, folder / "state.safetensors", {"seed": seed, "weights": WEIGHTS})
+
+
+def adamw(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
+    """An optimiser that decays matrices alone, and steps once `set_rate` said how far."""
+    decayed = [p for p in model.parameters() if p.ndim >= 2]
+    plain = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98))
+
+
+def set_rate(optimiser: torch.optim.Optimizer, highest: float, step: int, steps: int) -> None:
+    """Warm-up over 100 steps, then a cosine to zero."""
+    rate = highest * (step + 1) / 100 if step < 100 else highest * 0.5 * (1 + math.cos(math.pi * step / steps))
+    for group in optimiser.param_groups:
+        group["lr"] = rate
 
 
 def write_line(folder: Path, line: dict) -> None:

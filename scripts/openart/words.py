@@ -3,7 +3,7 @@
 Fixed on 2026-11-24, before the first training run and before any picture of the test style was evaluated.
 """
 
-# emojibase subgroup -> plain noun of its kind (the fifty classes of the category task)
+# emojibase subgroup -> plain noun of its kind (the 55 classes of the category task)
 KINDS = {
     "animal-mammal": "mammal", "animal-bird": "bird", "animal-reptile": "reptile",
     "animal-marine": "sea animal", "animal-bug": "insect", "plant-flower": "flower", "plant-other": "plant",

@@ -33,13 +33,6 @@ class Spread:
     """Weight of classes that have nothing to do with the scene."""
 
 
-def directions_of(classifier: Tensor, n: int = DIRECTIONS) -> tuple[Tensor, Tensor]:
-    """The projection [n, F] of image features, and where images of each class lie after it, [1000, n] of unit norm."""
-    centred = classifier - classifier.mean(dim=0)
-    projection = torch.linalg.svd(centred, full_matrices=False).Vh[:n]
-    return projection, F.normalize(centred @ projection.T, dim=-1)
-
-
 class Simulator:
     """Draws image features of scenes.
 

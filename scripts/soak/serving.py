@@ -33,7 +33,7 @@ import numpy as np
 
 import mmprompt as mp
 from mmprompt.errors import UserError
-from scripts.bench.serving import draw_images
+from scripts.bench.serving import draw_images, memory_mb
 from tests.fixtures.served_prompts import TEXTS, as_base64, frozen, save_captioner, save_classifier, save_language
 
 TOLERANCE = 1e-5
@@ -239,11 +239,6 @@ def small_disk(folder: Path, size_kb: int) -> Iterator[bool]:
             subprocess.run(["umount", str(folder)], check=False)
 
 
-def memory_mb(pid: int) -> float:
-    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    return int(re.search(r"^Pss:\s+(\d+)", text, re.MULTILINE)[1]) / 1024  # type: ignore[index]
-
-
 def summary(soak: Soak, wall: float) -> dict[str, Any]:
     p50, p99 = np.percentile(soak.seconds, [50, 99]) * 1000
     return {
@@ -279,12 +274,16 @@ def main() -> None:
         log = (root / "log").open("w")
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=folder) as server:
             assert server.stdout is not None
-            port = next(int(m[1]) for line in server.stdout if (m := re.search(r"http://127.0.0.1:(\d+)", line)))
-            result = measure(args, server, Soak(port, [as_base64(path) for path in images], expected), folder, versions)
+            try:
+                port = next(int(m[1]) for line in server.stdout if (m := re.search(r"http://127.0.0.1:(\d+)", line)))
+                soak = Soak(port, [as_base64(path) for path in images], expected)
+                result = measure(args, server, soak, folder, versions)
+            finally:
+                server.kill()  # where an error comes before its end, nothing else would end it
         result |= {"cores": os.cpu_count(), "tmpfs": is_small}
         print((root / "log").read_text()[-2000:], file=sys.stderr)
         if "Traceback" in (root / "log").read_text():
-            result["wrong"] = "a traceback in the log"
+            result |= {"wrong": "a traceback in the log", "is_fine": False}
     print(json.dumps(result, indent=1))
     sys.exit(0 if result["is_fine"] else 1)
 
@@ -300,7 +299,7 @@ def measure(
 
     def sample() -> None:
         while not over.wait(SAMPLE_SECONDS):
-            samples.append(memory_mb(server.pid))
+            samples.append(memory_mb([server.pid]))
 
     sampling = threading.Thread(target=sample)
     sampling.start()

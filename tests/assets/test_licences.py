@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from openart.export import OPENART_README, SCENES_README, TINY_README
+
 ROOT = Path(__file__).parents[2]
 ASSETS = ROOT / "mmprompt" / "assets"
 PAGES = [*sorted((ASSETS / "licences").glob("*.md")), ASSETS / "openart" / "README.md"]
@@ -31,6 +33,20 @@ def test_every_licence_that_is_named_has_its_text(page: Path) -> None:
 def test_every_source_on_the_page_names_its_licence(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert len(SOURCE.findall(text)) == text.count("sha256 `")
+
+
+@pytest.mark.parametrize(
+    ("written", "page"),
+    [
+        (TINY_README, PAGES[0].with_name("tiny.md")),
+        (OPENART_README, PAGES[-1]),
+        (SCENES_README, ASSETS / "scenes/README.md"),
+    ],
+    ids=["tiny", "openart", "scenes"],
+)
+def test_the_page_is_the_one_that_an_export_writes(written: str, page: Path) -> None:
+    around = [re.escape(part) for part in re.split(r"\{\w*\}", written)]
+    assert re.fullmatch(r"(?s:.+)".join(around), page.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("name", ENDS)

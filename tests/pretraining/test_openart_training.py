@@ -9,11 +9,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPTokenizer
 
 from openart.batches import RELATIONS, Batch, Captions, Difficulty, Group, Sizes
 from openart.concepts import Concept
+from openart.export import export_model
 from openart.model import Heads, build, configuration, plane_waves, text_features
 from openart.scenes import Scenes, join, pair_scenes, row_scenes, single_scenes
 from openart.state import State, load_state, new_state
@@ -176,6 +178,19 @@ def small_configuration() -> dict:
     config = configuration(vocab_size=600, image_size=16, patch_size=8, width=64)
     config["vision_cfg"]["layers"] = config["text_cfg"]["layers"] = 1
     return config
+
+
+def test_an_export_replaces_its_own_files_and_leaves_the_models_beside_them(tmp_path: Path) -> None:
+    write_tokenizer([], tmp_path / "tokenizer")
+    tiny = tmp_path / "assets" / "tiny"
+    beside = [tiny / "drawn_scenes.safetensors", tiny / "captioner" / "model.safetensors"]
+    for path in (*beside, tiny / "open_clip_model.safetensors"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"before")
+    export_model(build(small_configuration(), 1), small_configuration(), tmp_path / "tokenizer", tiny)
+    assert all(path.read_bytes() == b"before" for path in beside)
+    assert "text_projection" in load_file(tiny / "open_clip_model.safetensors")
+    assert {path.name for path in tiny.iterdir() if path.is_dir()} == {"captioner"}
 
 
 class Drawn:

@@ -16,8 +16,9 @@ from openart.tokenizer import learn_merges, write_tokenizer
 from photo_captions import likeness
 from photo_captions.likeness import taxonomy, word_likeness
 from photo_captions.scenes import by_manner, example_of, plain, read_scenes
-from photo_captions.simulate import Simulator, Spread, directions_of
+from photo_captions.simulate import Simulator, Spread
 from photo_text.sources import Nouns, Synset
+from photo_text.teacher import class_targets
 
 CAPTIONS = (
     ("A dog runs on the beach.", "Two  brown dogs, playing\non a sandy beach!", "dog"),
@@ -44,7 +45,7 @@ def work(tmp_path: Path, captions: Path) -> Path:
     rows = [[[c.text, c.nouns, c.manner] for c in scene.captions] for scene in scenes]
     (tmp_path / "scenes.json").write_text(json.dumps(rows))
     (tmp_path / "nouns.json").write_text(json.dumps(NOUNS))
-    projection, classes = directions_of(torch.randn(4, script.IMAGE_WIDTH, generator=generator), 3)
+    projection, classes = class_targets(torch.randn(4, script.IMAGE_WIDTH, generator=generator), 3)
     parts = {name: torch.rand(len(NOUNS), 4, generator=generator) for name in ("words", "gains", "taxonomy")}
     parts |= {"scenes": torch.rand(len(scenes), 4, generator=generator), "projection": projection, "classes": classes}
     save_file({name: value.contiguous() for name, value in parts.items()}, tmp_path / "likeness.safetensors")

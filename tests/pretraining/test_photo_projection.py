@@ -94,6 +94,11 @@ def test_training_lowers_the_loss_and_goes_on_to_the_same_numbers(work: Path, tm
         assert torch.equal(value, states[1]["average"][name])
 
 
+def test_the_end_of_a_training_is_kept_whatever_its_length(work: Path) -> None:
+    projection.train(work, steps=50)
+    assert read_checkpoint(work / "runs/projection/state.pt")["step"] == 50
+
+
 def test_what_is_exported_is_the_average_in_half_precision(work: Path, tmp_path: Path) -> None:
     projection.train(work, steps=100)
     (tmp_path / "assets" / "photo").mkdir(parents=True)
