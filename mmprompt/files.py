@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 MAX_JSON_BYTES = 64 * 2**20
 MAX_TEXT_BYTES = 2**30
 """Of a file of rows; the captions of COCO with Karpathy's split take 144 MB."""
+MAX_TENSOR_BYTES = 2**31
+"""Of a file of tensors of which no hash is known."""
+ANY_SIZE = 2**62
+"""Of a file that is held to its hash: optimisers keep gigabytes of a model that learns whole."""
 MAX_ZIP_FILES = 100_000
 MAX_ZIP_BYTES = 512 * 2**20
 BROKEN_ZIP = (
@@ -233,18 +237,21 @@ def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | No
     return save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, more)
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file; refuse one that is damaged or holds NaN or infinity."""
+def read_tensors(path: Path, max_bytes: int | None = None) -> dict[str, Tensor]:
+    """Read a safetensors file; refuse one that is damaged, or holds NaN, infinity or a form that is not computed in."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    data = read_bytes(path, 2**31)
+    data = read_bytes(path, max_bytes or MAX_TENSOR_BYTES)
     try:
         tensors = load(data)
     except (SafetensorError, ValueError, KeyError) as error:
         detail = str(error).splitlines()[0]
         raise bad_file(path, f"is not a readable safetensors file ({detail})", "Restore the file.") from None
     for name, value in tensors.items():
+        if value.is_floating_point() and value.element_size() == 1:
+            kind = str(value.dtype).removeprefix("torch.")
+            raise bad_file(path, f"holds {name!r} as {kind}, but 16 bits or more were expected", "Save it as float32.")
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise bad_file(path, f"holds NaN or infinity in {name!r}", "Train again or restore the file.")
     return tensors
