@@ -17,7 +17,6 @@ import shutil
 import stat
 import tempfile
 import threading
-import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +24,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from mmprompt.errors import UserError, bad_file, bad_value
+from mmprompt.quiet import quiet
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -304,8 +304,7 @@ def read_checkpoint(path: Path) -> Any:
     dtypes = [type(np.dtype(name)) for name in ("float16", "float32", "float64", "int64")]
     known = [*made, *((Unread, name) for name in UNREAD), np.ndarray, np.dtype, *dtypes]
     try:
-        with torch.serialization.safe_globals(known), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with torch.serialization.safe_globals(known), quiet():
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)  # noqa: TID251
     except MemoryError:
         raise

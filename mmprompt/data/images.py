@@ -11,13 +11,13 @@ import contextlib
 import functools
 import io
 import struct
-import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 from mmprompt.errors import UserError, bad_file, bad_value
+from mmprompt.quiet import quiet
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,8 +53,7 @@ def read_image(source: ImageLike, max_pixels: int = MAX_PIXELS, name: str = "the
     from PIL import Image
 
     if isinstance(source, str | Path | bytes | Image.Image):
-        with warnings.catch_warnings():  # PIL warns of what is handled here: its own size limit, damaged metadata
-            warnings.simplefilter("ignore")
+        with quiet():  # PIL warns of what is handled here: its own size limit, damaged metadata
             if isinstance(source, Image.Image):
                 return _to_rgb(source, name, max_pixels)
             if isinstance(source, bytes):

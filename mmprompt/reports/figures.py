@@ -7,7 +7,7 @@ so a figure looks the same whatever the caller has set.
 from __future__ import annotations
 
 import io
-import warnings
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
+
+from mmprompt.quiet import quiet
 
 if TYPE_CHECKING:
     from mmprompt.core.confidence import Reliability
@@ -28,6 +30,8 @@ HUES = ("#d9822b", "#4a7fd6", "#b0568f", "#8a8f2a", "#7a6bd1", "#c4504a")
 MARKERS = "osD^vPX"
 MAX_CLASSES = 30
 FONTS = ("Inter", "Helvetica Neue", "Segoe UI", "Arial", "Liberation Sans", "Noto Sans", "DejaVu Sans")
+_one_at_a_time = threading.RLock()
+"""Of the figures that are drawn: matplotlib's settings are those of the whole process."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,8 @@ def drawing(theme: Theme, width: float, height: float) -> Iterator[Any]:
         "axes.spines.top": False,
         "axes.spines.right": False,
     }
-    with mpl.rc_context(settings), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box stands for it; people read the page
+    # of a glyph that is missing a box is drawn; people read the page
+    with _one_at_a_time, mpl.rc_context(settings), quiet("Glyph .* missing from"):
         yield Figure(figsize=(width, height), facecolor=theme.paper, layout="constrained")
 
 

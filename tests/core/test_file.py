@@ -116,7 +116,7 @@ def test_numbers_of_eight_bits_are_refused(saved, tiny_clip_backbone):
     (saved / TENSORS).write_bytes(tensor_bytes(tensors))
     digest = sha256_bytes((saved / TENSORS).read_bytes())
     edit_header(saved, is_sealed=True, tensors_sha256=digest)
-    with pytest.raises(UserError, match="holds 'text.input' as float8_e4m3fn"):
+    with pytest.raises(UserError, match=r"holds 'text.input' as float8_e4m3fn"):
         load(saved, tiny_clip_backbone)
 
 
