@@ -141,22 +141,22 @@ def draw_learning_curve(log: Sequence[Mapping[str, Any]], theme: Theme, learned_
 
     Each epoch's record holds `loss`, and where there are some `accuracy` and `val_accuracy`, 0..1.
     """
-    loss, accuracy, validation = (
-        [float(entry[name]) for entry in log if entry.get(name) is not None]
-        for name in ("loss", "accuracy", "val_accuracy")
-    )
-    epochs = range(1, len(log) + 1)
+
+    def points(name: str, scale: float = 1) -> list[tuple[int, float]]:
+        values = ((epoch, entry.get(name)) for epoch, entry in enumerate(log, 1))
+        return [(epoch, scale * value) for epoch, value in values if isinstance(value, int | float)]
+
+    loss, accuracy, validation = points("loss"), points("accuracy", 100), points("val_accuracy", 100)
     titles = ["loss", f"accuracy on the {learned_from}" + (" (grey: validation)" if validation else "")]
     n_panels = 2 if accuracy else 1
     with drawing(theme, 7.6, 2.5) as figure:
         panels = figure.subplots(1, n_panels, squeeze=False)[0]
         marker = "o" if len(log) == 1 else None
-        panels[0].plot(epochs, loss, color=theme.accent, linewidth=1.7, marker=marker)
-        panels[0].set_ylim(0, 1.08 * max(loss))
+        panels[0].plot(*zip(*loss, strict=True), color=theme.accent, linewidth=1.7, marker=marker)
+        panels[0].set_ylim(0, 1.08 * max(value for _, value in loss))
         for axes in panels[1:]:
-            axes.plot(epochs, [100 * share for share in accuracy], color=theme.accent, linewidth=1.7, marker=marker)
-            if validation:
-                axes.plot(epochs, [100 * share for share in validation], color=theme.soft, linewidth=1.4)
+            axes.plot(*zip(*accuracy, strict=True), color=theme.accent, linewidth=1.7, marker=marker)
+            axes.plot(*zip(*validation, strict=True), color=theme.soft, linewidth=1.4)
             axes.set_ylim(0, 103)
             mark_percent(axes.yaxis)
         for axes, title in zip(panels, titles, strict=False):
