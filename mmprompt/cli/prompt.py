@@ -105,7 +105,7 @@ def run_inspect(arguments: Sequence[str], prog: str) -> None:
     settings = parse(InspectSettings, arguments, prog, INSPECT)
     folder = settings.file.parent if settings.file.name in (HEADER, TENSORS) else settings.file
     if settings.strip is not None:
-        check_folder(settings.strip)
+        check_folder(settings.strip, option="strip")
     header = read_header(folder)
     from mmprompt.core.file import read_sealed
 
