@@ -361,6 +361,7 @@ class ProgressBar(Callback):
 
     is_shown = True
 
+    @checked
     def __init__(self, console: Console | None = None, seconds_between_lines: float = SECONDS_BETWEEN_LINES) -> None:
         self.console = console or Console(stderr=True)
         self.seconds_between_lines = seconds_between_lines
