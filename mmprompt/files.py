@@ -52,11 +52,15 @@ def cache_folder() -> Path:
 
 
 def expanded(name: str | Path) -> Path:
-    """Return a path with the home folder in the place of `~`; refuse that of nobody."""
+    """Return a path with the home folder in the place of `~`; refuse that of nobody, and what may not be looked at."""
     try:
-        return Path(name).expanduser()
+        path = Path(name).expanduser()
+        path.exists()
+    except OSError as error:
+        raise bad_file(str(name)[:60], f"cannot be read ({error.strerror})", "Give another path.") from None
     except RuntimeError:
         raise bad_file(str(name), "is below the home folder of nobody here", "Give another path.") from None
+    return path
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -462,7 +466,7 @@ def size_from_environment(variable: str, default_bytes: int, zero: str) -> int:
     text = os.environ.get(variable, "")
     if not text:
         return default_bytes
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]B)?", text.strip().upper())
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)\s*([KMGT]B)?", text.strip().upper())
     if match is None:
         raise bad_value(variable, repr(text), "a size was expected", f"Use 500MB, 4GB, or 0 for {zero}.")
     return int(float(match[1]) * UNITS[match[2] or ""])
