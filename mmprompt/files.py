@@ -17,7 +17,6 @@ import shutil
 import stat
 import tempfile
 import threading
-import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +24,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from mmprompt.errors import UserError, bad_file, bad_value
+from mmprompt.quiet import quiet
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 MAX_JSON_BYTES = 64 * 2**20
 MAX_TEXT_BYTES = 2**30
 """Of a file of rows; the captions of COCO with Karpathy's split take 144 MB."""
+MAX_TENSOR_BYTES = 2**31
+"""Of a file of tensors of which no hash is known."""
+ANY_SIZE = 2**62
+"""Of a file that is held to its hash: optimisers keep gigabytes of a model that learns whole."""
 MAX_ZIP_FILES = 100_000
 MAX_ZIP_BYTES = 512 * 2**20
 BROKEN_ZIP = (
@@ -48,11 +52,15 @@ def cache_folder() -> Path:
 
 
 def expanded(name: str | Path) -> Path:
-    """Return a path with the home folder in the place of `~`; refuse that of nobody."""
+    """Return a path with the home folder in the place of `~`; refuse that of nobody, and what may not be looked at."""
     try:
-        return Path(name).expanduser()
+        path = Path(name).expanduser()
+        path.exists()
+    except OSError as error:
+        raise bad_file(str(name)[:60], f"cannot be read ({error.strerror})", "Give another path.") from None
     except RuntimeError:
         raise bad_file(str(name), "is below the home folder of nobody here", "Give another path.") from None
+    return path
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -233,18 +241,21 @@ def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | No
     return save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, more)
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file; refuse one that is damaged or holds NaN or infinity."""
+def read_tensors(path: Path, max_bytes: int | None = None) -> dict[str, Tensor]:
+    """Read a safetensors file; refuse one that is damaged, or holds NaN, infinity or a form that is not computed in."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    data = read_bytes(path, 2**31)
+    data = read_bytes(path, max_bytes or MAX_TENSOR_BYTES)
     try:
         tensors = load(data)
     except (SafetensorError, ValueError, KeyError) as error:
         detail = str(error).splitlines()[0]
         raise bad_file(path, f"is not a readable safetensors file ({detail})", "Restore the file.") from None
     for name, value in tensors.items():
+        if value.is_floating_point() and value.element_size() == 1:
+            kind = str(value.dtype).removeprefix("torch.")
+            raise bad_file(path, f"holds {name!r} as {kind}, but 16 bits or more were expected", "Save it as float32.")
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise bad_file(path, f"holds NaN or infinity in {name!r}", "Train again or restore the file.")
     return tensors
@@ -297,8 +308,7 @@ def read_checkpoint(path: Path) -> Any:
     dtypes = [type(np.dtype(name)) for name in ("float16", "float32", "float64", "int64")]
     known = [*made, *((Unread, name) for name in UNREAD), np.ndarray, np.dtype, *dtypes]
     try:
-        with torch.serialization.safe_globals(known), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with torch.serialization.safe_globals(known), quiet():
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)  # noqa: TID251
     except MemoryError:
         raise
@@ -456,7 +466,7 @@ def size_from_environment(variable: str, default_bytes: int, zero: str) -> int:
     text = os.environ.get(variable, "")
     if not text:
         return default_bytes
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]B)?", text.strip().upper())
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)\s*([KMGT]B)?", text.strip().upper())
     if match is None:
         raise bad_value(variable, repr(text), "a size was expected", f"Use 500MB, 4GB, or 0 for {zero}.")
     return int(float(match[1]) * UNITS[match[2] or ""])

@@ -165,7 +165,7 @@ def show(call: Call, protocol: str, default_sets: Sequence[str], command: str) -
 
     output = Output(given.json == STDOUT)
     check_place(given.out)
-    check_place(given.results)
+    check_place(given.results, "results")
     n_cells = len(grid.cells())
     methods = ", ".join(dict.fromkeys(one.name for one in grid.contenders))
     sets = ", ".join(one.name for one in (*grid.sources, *grid.targets))

@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, make_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
@@ -25,10 +25,11 @@ from mmprompt.errors import UserError, bad_value
 from mmprompt.language.data import EMBEDDED as TEXT_SETS
 from mmprompt.models.packaged import refuse_missing
 from mmprompt.progress import ProgressDisplay
-from mmprompt.terminal.images import Images
+from mmprompt.terminal.images import ImagePlace, Images
 from mmprompt.terminal.output import Device, Json, Output, shorten
 from mmprompt.terminal.parser import parse
 
+Place = TypeVar("Place", bound=ImagePlace)
 Name = tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="NAME")]]
 
 
@@ -50,7 +51,7 @@ class CheckSettings:
     sample: Annotated[int | None, tyro.conf.arg(metavar="INT|None")] = 200
     """How many images to open; None for all."""
     json: Json = False
-    images: Images = field(default_factory=Images)
+    images: ImagePlace = field(default_factory=ImagePlace)
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class CacheSettings:
     json: Json = False
 
 
-def named(name: str | None, images: Images, prog: str) -> Images:
+def named(name: str | None, images: Place, prog: str) -> Place:
     """Return the images of a set named in place or by an option."""
     if name is None and images.data is None:
         raise UserError(f"no data set is named. Write {prog} NAME, or {prog} --data PATH.")
@@ -189,7 +190,7 @@ def run_split(arguments: Sequence[str], prog: str) -> None:
     """Divide the user's own images and write the split file."""
     settings = parse(SplitSettings, arguments, prog, "Divide your own images once into train, val and test.")
     output = Output(settings.json)
-    source = Images(data=str(settings.folder.resolve()))
+    source = ImagePlace(data=str(settings.folder.resolve()))
     divided = divide(source.splits(hold_out=False), settings.val, settings.test, settings.seed)
     path = settings.out or divided.root / f"split-seed{settings.seed}.json"
     write_split(path, divided, {"seed": settings.seed, "val": settings.val, "test": settings.test})

@@ -61,7 +61,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
         if header["kind"] != "classification":
             problem = f"{settings.run} is a prompt for {header['kind']}"
             raise bad_value("calibrated", settings.calibrated, problem, "Leave it out.")
-        check_folder(settings.calibrated)
+        check_folder(settings.calibrated, option="calibrated")
     if settings.out is not None:
         from mmprompt.reports.pages import missing_extra
 

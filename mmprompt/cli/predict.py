@@ -106,7 +106,7 @@ def refuse_idle(settings: Settings, header: Mapping[str, Any]) -> None:
     if settings.csv is not None:
         if settings.csv.exists():
             raise bad_file(settings.csv, "is there already", "Give another --csv, or remove it.")
-        check_place(settings.csv.parent)
+        check_place(settings.csv.parent, "csv")
 
 
 def describe_all(

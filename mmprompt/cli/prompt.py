@@ -105,7 +105,7 @@ def run_inspect(arguments: Sequence[str], prog: str) -> None:
     settings = parse(InspectSettings, arguments, prog, INSPECT)
     folder = settings.file.parent if settings.file.name in (HEADER, TENSORS) else settings.file
     if settings.strip is not None:
-        check_folder(settings.strip)
+        check_folder(settings.strip, option="strip")
     header = read_header(folder)
     from mmprompt.core.file import read_sealed
 
@@ -195,7 +195,7 @@ def run_diff(arguments: Sequence[str], prog: str) -> None:
     rows = []
     for one in found["learned"]:
         if "shapes" in one:
-            rows.append([one["name"], " and ".join(" x ".join(map(str, shape)) for shape in one["shapes"]), "", "", ""])
+            rows.append([one["name"], " and ".join(" x ".join(map(str, shape)) for shape in one["shapes"]), *[""] * 4])
         else:
             numbers = [*one["norms"], one["distance"], one["cosine"]]
             rows.append([one["name"], " x ".join(map(str, one["shape"])), *(f"{number:.3f}" for number in numbers)])

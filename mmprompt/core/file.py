@@ -21,7 +21,7 @@ from mmprompt.core.heads import HEADS, Head
 from mmprompt.core.learned import Given, Learned, Prompt, Source, Template
 from mmprompt.core.sources import SOURCES
 from mmprompt.errors import UserError, bad_file, bad_value
-from mmprompt.files import make_folder, read_bytes, read_tensors, sha256_bytes, tensor_bytes, write_bytes
+from mmprompt.files import ANY_SIZE, make_folder, read_bytes, read_tensors, sha256_bytes, tensor_bytes, write_bytes
 from mmprompt.models.sites import Site, Vectors
 from mmprompt.settings import checked, validate
 from mmprompt.version import __version__
@@ -221,9 +221,9 @@ def read_prompt(
 
 def read_sealed(path: Path, sha256: str, advice: str = RESTORE) -> dict[str, Tensor]:
     """Read a tensor file; refuse one whose hash is not the one that was kept of it."""
-    if sha256_bytes(read_bytes(path, 2**31)) != sha256:
+    if sha256_bytes(read_bytes(path, ANY_SIZE)) != sha256:
         raise bad_file(path, "was changed after it was saved (its hash does not match)", advice)
-    return read_tensors(path)
+    return read_tensors(path, ANY_SIZE)
 
 
 def _read_vectors(path: Path, sites: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[Learned]:

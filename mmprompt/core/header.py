@@ -197,7 +197,8 @@ def header_hash(header: Mapping[str, Any]) -> str:
     return sha256_bytes(json.dumps(header, sort_keys=True, ensure_ascii=False).encode())
 
 
-def check_new(folder: Path) -> None:
-    """Refuse to write where a finished prompt already is."""
+def check_new(folder: Path, option: str = "out") -> None:
+    """Refuse to write where a finished prompt already is; `option` names the place."""
     if (folder / HEADER).exists():
-        raise UserError(f"{folder} already holds a finished run, and it is never overwritten. Give another `out`.")
+        problem = "already holds a finished run, and it is never overwritten"
+        raise UserError(f"{folder} {problem}. Give another `{option}`.")

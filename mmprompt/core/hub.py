@@ -14,7 +14,7 @@ from typing import Any
 from mmprompt.core.file import load, save
 from mmprompt.core.header import HEADER, TENSORS, public_name, read_header, write_header
 from mmprompt.errors import UserError, bad_file, bad_value
-from mmprompt.files import make_folder, new_folder, read_bytes, read_json, write_bytes
+from mmprompt.files import ANY_SIZE, make_folder, new_folder, read_bytes, read_json, write_bytes
 from mmprompt.settings import checked
 from mmprompt.version import __version__
 
@@ -103,7 +103,7 @@ def pull(repo_id: str, folder: Path | str, revision: str | None = None, token: s
     place = _fetched(repo_id, revision, token, None)
     with new_folder(folder) as fresh:
         for path in place.iterdir():
-            write_bytes(fresh / path.name, read_bytes(path, 2**31))
+            write_bytes(fresh / path.name, read_bytes(path, ANY_SIZE))
 
 
 def _fetched(repo_id: str, revision: str | None, token: str | None, cache_dir: Path | str | None) -> Path:
@@ -153,7 +153,7 @@ def _copy_public(folder: Path, header: Mapping[str, Any], target: Path) -> None:
     public = {key: value for key, value in header.items() if key != "header_sha256"}
     public["training"] = _without_paths(header["training"])
     public["backbone"] = header["backbone"] | {"name": public_name(header["backbone"]["name"])}
-    write_bytes(target / TENSORS, read_bytes(folder / TENSORS, 2**31))
+    write_bytes(target / TENSORS, read_bytes(folder / TENSORS, ANY_SIZE))
     write_header(target, public)
 
 

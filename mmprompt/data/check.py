@@ -15,7 +15,7 @@ from mmprompt.data.class_names import shortened
 from mmprompt.data.images import read_image
 from mmprompt.data.parallel import in_workers
 from mmprompt.data.splits import SPLITS, Dataset, Item, SplitName, Splits, class_counts
-from mmprompt.errors import UserError
+from mmprompt.errors import UserError, bad_value
 from mmprompt.files import sha256_file
 
 
@@ -142,6 +142,8 @@ def check_dataset(
 
     `n_classes` and the `sizes` of splits are what the dataset's card expects.
     """
+    if sample is not None and sample < 0:
+        raise bad_value("sample", sample, "a number of images was expected, 0 or more", "Use `sample=200`.")
     names = splits.class_names
     paths = {split: [item.path for item in splits.items(split)] for split in SPLITS}
     counts = {split: len(paths[split]) for split in SPLITS}

@@ -52,13 +52,14 @@ def draw_dataset(
     """
     for text in (template, *templates):
         check_template(text)
+    _check_rule(rule)
     train, val, notes = splits.train, splits.val, splits.notes
     shots = shots if train else None
     if shots is not None:
         train, val = draw_shots(splits, shots, seed, rule, published)
         notes = (*notes, *_short_classes(splits, shots, rule))
-    if rule != "coop":  # the usual one of split and rule needs no word
-        protocol = rule if protocol in ("coop", "folder") else f"{protocol}, {rule}"
+        if rule != "coop":  # the usual one of split and rule needs no word
+            protocol = rule if protocol in ("coop", "folder") else f"{protocol}, {rule}"
     return Dataset(
         name=name,
         root=splits.root,
@@ -84,8 +85,7 @@ def draw_shots(splits: Splits, shots: int, seed: int, rule: str = "coop", publis
     The order of the splits decides what a seed picks; the papers use seeds 1, 2 and 3, Tip-Adapter 1 alone. `published`
     is the folder with published lists, for rule jsonl.
     """
-    if rule not in RULES:
-        raise unknown_name("protocol", rule, RULES)
+    _check_rule(rule)
     rng, n_val = draw_stream(seed), min(shots, MAX_VAL_SHOTS)
     if shots < 1:
         raise bad_value("shots", shots, "at least 1 image a class is needed", "Use `shots=1` or more.")
@@ -96,7 +96,8 @@ def draw_shots(splits: Splits, shots: int, seed: int, rule: str = "coop", publis
     if rule == "jsonl":
         if published is None:
             raise UserError(
-                "protocol is jsonl, but only a data set known by name has published lists. Use `protocol='coop'`."
+                "protocol is jsonl, but published lists are read from the folder of a data set known by name, and "
+                "there is none. Use `protocol='coop'`."
             )
         known = {item.path.relative_to(splits.root).as_posix(): item for item in (*splits.train, *splits.val)}
         train, val = (published / f"shot_{shots}-seed_{seed}_{part}.jsonl" for part in ("train", "val"))
@@ -109,6 +110,11 @@ def draw_shots(splits: Splits, shots: int, seed: int, rule: str = "coop", publis
         return _both_from_train(splits, shots, n_val, rng)
     drawn_val = draw(splits.val, n_val)
     return draw(splits.train, shots), drawn_val
+
+
+def _check_rule(rule: str) -> None:
+    if rule not in RULES:
+        raise unknown_name("protocol", rule, RULES)
 
 
 def draw_stream(seed: int) -> random.Random:

@@ -18,12 +18,12 @@ from typing import Any, Literal
 
 from mmprompt.data.class_names import Rewrite, shortened
 from mmprompt.data.fewshot import draw_dataset
-from mmprompt.data.images import IMAGE_SUFFIXES
+from mmprompt.data.images import IMAGE_SUFFIXES, is_visible
 from mmprompt.data.split_file import read_coop_split
 from mmprompt.data.splits import SPLITS, Dataset, Row, SplitName, Splits, assemble, refuse_missing
 from mmprompt.data.tables import PARTS, csv_records
-from mmprompt.errors import UserError, bad_file, unknown_name
-from mmprompt.files import SafeRoot, read_objects
+from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
+from mmprompt.files import SafeRoot, expanded, read_objects
 from mmprompt.settings import checked
 
 _TRUTH = {"1": True, "true": True, "0": False, "false": False, "": False}
@@ -85,7 +85,7 @@ def read_folder(
     Hidden files and other suffixes are passed over; `hold_out` holds out a test part where there is none. Names are
     changed as by `readable_name`.
     """
-    root = Path(root)
+    root = expanded(root)
     if root.is_file():
         problem = "is a file, but neither a table (.csv, .jsonl) nor a split file (.json)"
         raise bad_file(root, problem, "Give one of these, or a folder of class folders.")
@@ -154,23 +154,19 @@ def _passed_over(folders: list[Path]) -> tuple[str, ...]:
     for folder in folders:
         for path in folder.rglob("*"):
             is_read = path.suffix.lower() in IMAGE_SUFFIXES or path.name.startswith("metadata.")
-            if not is_read and _is_visible(path, folder) and path.is_file():
+            if not is_read and is_visible(path, folder) and path.is_file():
                 counts[path.suffix.lower() or "no suffix"] += 1
     kinds = [f"{count} {suffix}" for suffix, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))]
     return (f"Files that are not read as images: {shortened(kinds)}.",) if kinds else ()
 
 
 def _visible_folders(parent: Path) -> list[Path]:
-    return sorted(path for path in parent.iterdir() if path.is_dir() and _is_visible(path, parent))
+    return sorted(path for path in parent.iterdir() if path.is_dir() and is_visible(path, parent))
 
 
 def _images(folder: Path, inside: SafeRoot) -> list[Path]:
-    paths = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and _is_visible(path, folder))
+    paths = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and is_visible(path, folder))
     return [path for path in sorted(paths) if inside.join(path.relative_to(inside.root).as_posix()).is_file()]
-
-
-def _is_visible(path: Path, folder: Path) -> bool:
-    return not any(part.startswith((".", "__MACOSX")) for part in path.relative_to(folder).parts)
 
 
 def read_table(
@@ -242,6 +238,8 @@ def _row(record: dict[str, Any], image: str, has_parts: bool, inside: SafeRoot) 
         if not isinstance(record[name], str) or not record[name].strip():
             advice = "Fill it in." if record[name] in ("", None) else "Write it as text; a class by its name."
             raise UserError(f"{name} is {record[name]!r}, but text was expected. {advice}")
+    if os.path.normpath(record[image].strip()) == ".":
+        raise bad_value(image, repr(record[image]), "an image was expected, not the folder itself", "Correct it.")
     row = Row(inside.join(os.path.normpath(record[image].strip())), record["label"].strip())
     if not has_parts:
         return row

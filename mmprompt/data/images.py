@@ -11,13 +11,13 @@ import contextlib
 import functools
 import io
 import struct
-import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 from mmprompt.errors import UserError, bad_file, bad_value
+from mmprompt.quiet import quiet
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,8 +53,7 @@ def read_image(source: ImageLike, max_pixels: int = MAX_PIXELS, name: str = "the
     from PIL import Image
 
     if isinstance(source, str | Path | bytes | Image.Image):
-        with warnings.catch_warnings():  # PIL warns of what is handled here: its own size limit, damaged metadata
-            warnings.simplefilter("ignore")
+        with quiet():  # PIL warns of what is handled here: its own size limit, damaged metadata
             if isinstance(source, Image.Image):
                 return _to_rgb(source, name, max_pixels)
             if isinstance(source, bytes):
@@ -253,16 +252,23 @@ def as_list(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
     return list(images)
 
 
+def is_visible(path: Path, folder: Path) -> bool:
+    """Return whether nothing on the way from a folder to a path is hidden, or beside it on a Mac."""
+    return not any(part.startswith((".", "__MACOSX")) for part in path.relative_to(folder).parts)
+
+
 def find_images(places: Sequence[Path]) -> list[tuple[str, Path]]:
     """Find image files, with their names in the output: relative to a folder that is given alone, else as given.
 
-    Folders are searched to the bottom, in order of names.
+    Folders are searched to the bottom, in order of names; hidden files in them are passed over.
     """
     advice = "Give image files or a folder of images."
     named: dict[str, Path] = {}
     for place in places:
         if place.is_dir():
             for path in sorted(path for path in place.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES):
+                if not is_visible(path, place):
+                    continue
                 named[(path.relative_to(place) if len(places) == 1 else path).as_posix()] = path
         elif place.is_file():
             named[str(place)] = place

@@ -109,6 +109,9 @@ def csv_records(
             if cells:
                 yield lines.line_num, dict(zip(names, map(_unquoted, cells) if mark == "\t" else cells, strict=True))
     except csv.Error as error:
+        if "field larger" in str(error):
+            problem = f"has a cell of more than {csv.field_size_limit():,} characters"
+            raise bad_file(path, problem, "Shorten it, or give the rows as .jsonl.", lines.line_num) from None
         raise bad_file(path, f"is not valid CSV ({error})", "Quote cells that hold quotes.", lines.line_num) from None
 
 

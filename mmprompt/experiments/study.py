@@ -9,7 +9,6 @@ import importlib.util
 import math
 import os
 import platform
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 from mmprompt.errors import UserError, bad_value, unknown_name
 from mmprompt.files import is_alive, make_folder
+from mmprompt.quiet import quiet
 from mmprompt.training.seeds import derive_seed
 
 ADVICE = "Write `search='lr=1e-3:0.5,n_ctx=1:16,epochs'`."
@@ -116,9 +116,8 @@ def open_study(storage: str, name: str) -> Any:
         is_file = url.get_backend_name() == "sqlite" and bool(url.database)
         if is_file:
             make_folder(Path(str(url.database)).parent)
-        with warnings.catch_warnings():
-            # heartbeats are years old and still called experimental, as is the sampler's liar
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        # heartbeats are years old and still called experimental, as is the sampler's liar
+        with quiet(category=optuna.exceptions.ExperimentalWarning):
             store = optuna.storages.RDBStorage(
                 storage,
                 engine_kwargs={"connect_args": {"timeout": BUSY_S}} if is_file else None,
@@ -152,6 +151,5 @@ def take_trial(study: Any, trial: Any) -> None:
 
     trial.set_user_attr("process", (platform.node(), os.getpid()))
     seed = derive_seed(trial.number, "search") % 2**32
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    with quiet(category=optuna.exceptions.ExperimentalWarning):
         study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=N_RANDOM, constant_liar=True)

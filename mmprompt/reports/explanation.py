@@ -13,14 +13,14 @@ from typing import Any
 
 from PIL import Image
 
-from mmprompt.core.file import load
+from mmprompt.core.file import Predictor, load
 from mmprompt.core.header import read_header
 from mmprompt.data.splits import SplitName
 from mmprompt.errors import UserError, bad_value
 from mmprompt.files import make_folder, write_json
 from mmprompt.reports.pages import Draw, missing_extra, write_page
 from mmprompt.reports.tables import plain_table
-from mmprompt.settings import Count, checked
+from mmprompt.settings import Count, annotations_of, check, checked
 from mmprompt.training.run_files import place_of_data
 
 PAGE, TABLES = "explanation.html", "explanation.json"
@@ -200,14 +200,21 @@ def explain(
     Returns:
         the explanation: `print` it, read its `tables`, or `save` it as a page.
     Raises:
-        UserError: the run or the data cannot be read, do not go together, or are not found.
+        UserError: the run or the data cannot be read, do not go together, or are not found; or a model or a device is
+            named for a run in memory, which has its own.
     """
     folder = Path(run) if isinstance(run, Path | str) else None
+    if folder is None:
+        check("run", run, Predictor, "Give a run folder, or what load or fit gave.")
+        for name, value in {"model": model, "device": None if device == "auto" else device}.items():
+            if value is not None:
+                raise bad_value(name, repr(value)[:60], "a run in memory has its own", "Leave it out.")
     header = {"kind": run.kind, "training": {}} if folder is None else read_header(folder)
     room = importlib.import_module(f"mmprompt.{header['kind']}.explanation")
     found = data_of(header["kind"], folder, header["training"], data)
+    check("data", found, annotations_of(room.sections_of)["data"], "Give data of the kind that the run learned from.")
     predictor = run if folder is None else load(folder, model, device)
     asked = Asked(split, k, to_words, count, folder, header["training"])
     headline, sections = room.sections_of(predictor, found, asked)
     facts = f"{header['kind']} · {found.name} · on {predictor.backbone.name}"
-    return Explanation(repr(run) if folder is None else folder.name, facts, headline, tuple(sections))
+    return Explanation(repr(run) if folder is None else folder.resolve().name, facts, headline, tuple(sections))

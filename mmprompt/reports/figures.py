@@ -7,7 +7,7 @@ so a figure looks the same whatever the caller has set.
 from __future__ import annotations
 
 import io
-import warnings
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
+
+from mmprompt.quiet import quiet
 
 if TYPE_CHECKING:
     from mmprompt.core.confidence import Reliability
@@ -28,6 +30,8 @@ HUES = ("#d9822b", "#4a7fd6", "#b0568f", "#8a8f2a", "#7a6bd1", "#c4504a")
 MARKERS = "osD^vPX"
 MAX_CLASSES = 30
 FONTS = ("Inter", "Helvetica Neue", "Segoe UI", "Arial", "Liberation Sans", "Noto Sans", "DejaVu Sans")
+_one_at_a_time = threading.RLock()
+"""Of the figures that are drawn: matplotlib's settings are those of the whole process."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,8 @@ def drawing(theme: Theme, width: float, height: float) -> Iterator[Any]:
         "axes.spines.top": False,
         "axes.spines.right": False,
     }
-    with mpl.rc_context(settings), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box stands for it; people read the page
+    # of a glyph that is missing a box is drawn; people read the page
+    with _one_at_a_time, mpl.rc_context(settings), quiet("Glyph .* missing from"):
         yield Figure(figsize=(width, height), facecolor=theme.paper, layout="constrained")
 
 
@@ -137,22 +141,22 @@ def draw_learning_curve(log: Sequence[Mapping[str, Any]], theme: Theme, learned_
 
     Each epoch's record holds `loss`, and where there are some `accuracy` and `val_accuracy`, 0..1.
     """
-    loss, accuracy, validation = (
-        [float(entry[name]) for entry in log if entry.get(name) is not None]
-        for name in ("loss", "accuracy", "val_accuracy")
-    )
-    epochs = range(1, len(log) + 1)
+
+    def points(name: str, scale: float = 1) -> list[tuple[int, float]]:
+        values = ((epoch, entry.get(name)) for epoch, entry in enumerate(log, 1))
+        return [(epoch, scale * value) for epoch, value in values if isinstance(value, int | float)]
+
+    loss, accuracy, validation = points("loss"), points("accuracy", 100), points("val_accuracy", 100)
     titles = ["loss", f"accuracy on the {learned_from}" + (" (grey: validation)" if validation else "")]
     n_panels = 2 if accuracy else 1
     with drawing(theme, 7.6, 2.5) as figure:
         panels = figure.subplots(1, n_panels, squeeze=False)[0]
         marker = "o" if len(log) == 1 else None
-        panels[0].plot(epochs, loss, color=theme.accent, linewidth=1.7, marker=marker)
-        panels[0].set_ylim(0, 1.08 * max(loss))
+        panels[0].plot(*zip(*loss, strict=True), color=theme.accent, linewidth=1.7, marker=marker)
+        panels[0].set_ylim(0, 1.08 * max(value for _, value in loss))
         for axes in panels[1:]:
-            axes.plot(epochs, [100 * share for share in accuracy], color=theme.accent, linewidth=1.7, marker=marker)
-            if validation:
-                axes.plot(epochs, [100 * share for share in validation], color=theme.soft, linewidth=1.4)
+            axes.plot(*zip(*accuracy, strict=True), color=theme.accent, linewidth=1.7, marker=marker)
+            axes.plot(*zip(*validation, strict=True), color=theme.soft, linewidth=1.4)
             axes.set_ylim(0, 103)
             mark_percent(axes.yaxis)
         for axes, title in zip(panels, titles, strict=False):

@@ -122,5 +122,6 @@ def write_report(folder: Path) -> Path:
     log = read_log(folder / "log.jsonl") if (folder / "log.jsonl").is_file() else []
     items = "training images" if header["kind"] == "captioning" else "training rows"
     charts: dict[str, Draw] = {"learning_curve": partial(draw_learning_curve, log, learned_from=items)} if log else {}
-    verb = f"{VERBS.get(header['kind'], 'eval')} {folder.name}"
-    return write_page(folder, "run", charts, {}, header=header, run=run, log=log, run_name=folder.name, verb=verb)
+    name = folder.resolve().name
+    verb = f"{VERBS.get(header['kind'], 'eval')} {name}"
+    return write_page(folder, "run", charts, {}, header=header, run=run, log=log, run_name=name, verb=verb)

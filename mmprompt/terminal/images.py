@@ -21,8 +21,8 @@ DEFAULT_TEMPLATE = "a photo of a {}."
 
 
 @dataclass(frozen=True)
-class Images:
-    """Which images."""
+class ImagePlace:
+    """Where images lie."""
 
     data: Annotated[str | None, tyro.conf.arg(metavar="NAME|PATH")] = None
     """A data set known by name (`mmprompt data list`), or your own images: a folder of class folders, a CSV or JSONL
@@ -31,10 +31,36 @@ class Images:
     """The folder that holds a named set's folder, or that the paths of a table start from; openart needs none."""
     datasets_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """A folder with YAML files of more data sets."""
+
+    @property
+    def path(self) -> Path | None:
+        """The user's own images, None where `data` is the name of a data set."""
+        return None if self.data is None else own_path(self.data, self.datasets_dir)
+
+    @property
+    def is_table(self) -> bool:
+        """Whether the user's own images are listed in a file."""
+        return self.path is not None and self.path.suffix.lower() in TABLES
+
+    def splits(self, hold_out: bool = True) -> Splits:
+        """Return all images, before any draw; `hold_out` a test part where one's own images have none."""
+        from mmprompt.data.catalog import read_card, read_splits
+        from mmprompt.data.folder import read_folder, read_table
+
+        path = self.path
+        if path is not None:
+            return read_table(path, self.root, hold_out) if self.is_table else read_folder(path, hold_out)
+        return read_splits(read_card(str(self.data), self.datasets_dir), self.root)
+
+
+@dataclass(frozen=True)
+class Images(ImagePlace):
+    """Which images."""
+
     template: Annotated[str | None, tyro.conf.arg(metavar="WORDS")] = None
     """The hand-written template to compare with, such as "a photo of a {}."; a named set brings its own."""
-    protocol: Annotated[str, tyro.conf.arg(metavar="NAME")] = "coop"
-    """Whose rule draws the shots: coop, clip-lora, tip-adapter, or jsonl for published lists."""
+    protocol: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Whose rule draws the shots: coop (the default), clip-lora, tip-adapter, or jsonl for published lists."""
     strict: bool = False
     """Stop at the start if an image is broken, as is the rule; it undoes --skip-broken of a run or a file."""
     skip_broken: bool = False
@@ -43,11 +69,6 @@ class Images:
     def __post_init__(self) -> None:
         if self.strict and self.skip_broken:
             raise UserError("strict and skip_broken are both given, but one was expected. Leave one out.")
-
-    @property
-    def path(self) -> Path | None:
-        """The user's own images, None where `data` is the name of a data set."""
-        return None if self.data is None else own_path(self.data, self.datasets_dir)
 
     def or_of_run(self, run: Path, training: Mapping[str, Any]) -> Images:
         """Return these images, or where no `data` is named those that a run learned from, as its header says."""
@@ -69,7 +90,7 @@ class Images:
             root=self.root or root,
             datasets_dir=self.datasets_dir or folder,
             template=self.template or place.get("template"),
-            protocol=place.get("protocol", self.protocol),
+            protocol=self.protocol or place.get("protocol"),
             skip_broken=(self.skip_broken or bool(place.get("skip_broken"))) and not self.strict,
         )
 
@@ -79,13 +100,13 @@ class Images:
         from mmprompt.data.class_names import check_template
         from mmprompt.data.folder import ImageFolder, ImageTable
 
-        path = self.path
+        path, rule = self.path, self.protocol or "coop"
         if path is not None:
             template = self.template or DEFAULT_TEMPLATE
             if self.is_table:
-                return ImageTable(path, self.root, shots, seed, template, rule=self.protocol)
-            return ImageFolder(path, shots, seed, template, rule=self.protocol)
-        loaded = load_dataset(str(self.data), self.root, shots, seed, self.datasets_dir, self.protocol)
+                return ImageTable(path, self.root, shots, seed, template, rule=rule)
+            return ImageFolder(path, shots, seed, template, rule=rule)
+        loaded = load_dataset(str(self.data), self.root, shots, seed, self.datasets_dir, rule)
         return loaded if self.template is None else replace(loaded, template=check_template(self.template))
 
     def load_as_drawn(self, training: Mapping[str, Any]) -> Dataset:
@@ -93,11 +114,6 @@ class Images:
         drawn = training.get("data", {})
         seed = drawn.get("seed")
         return self.load(drawn.get("shots"), 1 if seed is None else seed)
-
-    @property
-    def is_table(self) -> bool:
-        """Whether the user's own images are listed in a file."""
-        return self.path is not None and self.path.suffix.lower() in TABLES
 
     def sound(
         self, data: Dataset, progress: Callable[[int, int], None] | None = None, known: Collection[Path] = ()
@@ -112,16 +128,6 @@ class Images:
         if not self.skip_broken:
             refuse_broken(broken, "Or leave broken pictures out with --skip-broken.")
         return drop_broken(data, broken)
-
-    def splits(self, hold_out: bool = True) -> Splits:
-        """Return all images, before any draw; `hold_out` a test part where one's own images have none."""
-        from mmprompt.data.catalog import read_card, read_splits
-        from mmprompt.data.folder import read_folder, read_table
-
-        path = self.path
-        if path is not None:
-            return read_table(path, self.root, hold_out) if self.is_table else read_folder(path, hold_out)
-        return read_splits(read_card(str(self.data), self.datasets_dir), self.root)
 
 
 def own_path(data: str, datasets_dir: Path | None = None) -> Path | None:

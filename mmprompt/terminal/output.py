@@ -137,22 +137,22 @@ def result_table(output: Output, metrics: Mapping[str, Any], template: str) -> N
     output.table(headers, rows, numbers=(1, 2, 3, 4))
 
 
-def check_folder(folder: Path, resume: bool = False) -> None:
-    """Refuse a run folder that cannot be written or is taken, before any work."""
+def check_folder(folder: Path, resume: bool = False, option: str = "out") -> None:
+    """Refuse a run folder that cannot be written or is taken, before any work; `option` names it."""
     if not resume:
-        check_new(folder)
-    check_place(folder)
+        check_new(folder, option)
+    check_place(folder, option)
 
 
-def check_place(folder: Path) -> None:
-    """Refuse a folder that cannot be made or written to, and make none."""
+def check_place(folder: Path, option: str = "out") -> None:
+    """Refuse a folder that cannot be made or written to, and make none; `option` names it."""
     place = folder
     while not place.exists() and place != place.parent:
         place = place.parent
     if not place.is_dir():
-        raise bad_file(place, f"is a file, so {folder} cannot be a folder", "Give another --out.")
+        raise bad_file(place, f"is a file, so {folder} cannot be a folder", f"Give another --{option}.")
     if not os.access(place, os.W_OK):
-        raise bad_file(place, "may not be written to", "Give an --out that you may write to.")
+        raise bad_file(place, "may not be written to", f"Give a place for --{option} that you may write to.")
 
 
 def command_of(arguments: Sequence[str], prog: str) -> str:

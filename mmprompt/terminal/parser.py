@@ -31,7 +31,9 @@ WORDINGS = {
     PARSING + r"invalid literal for int\(\) with base 10: (.+)": r"\1 is \2, but a whole number was expected",
     PARSING + r"no type matching \{None\}\|(\S+) could .* \[(.+)\]": r"\1 is \3, but \2 or None was expected",
     PARSING + r"Could not find valid parse for arguments: \[(.+)\]": r"\1 is \2, but numbers were expected",
-    r"^invalid choice (.+) for argument '(.+)'\. Expected one of \((.+)\)": r"\2 is \1, but one of \3 was expected",
+    r"^invalid choice (.+) for argument '(?:settings\.)?(.+)'\. Expected one of \((.+)\)": (
+        r"\2 is \1, but one of \3 was expected"
+    ),
     r"^Missing value for argument '(-.+)'.*": r"\1 is followed by nothing, but a value was expected",
     r"^Missing (?:value for argument '|from .+?: )(?:settings\.)?([^\s']+).*": r"\1 is missing",
     r"^Unrecognized options: ": "there is no option ",
@@ -188,10 +190,10 @@ def read_settings(path: Path) -> dict[str, Any]:
     for key in content:
         if key not in RUN_KEYS:
             raise unknown_name(f"key in {path}", key, RUN_KEYS)
-    if content.get("kind", "classification") != "classification":
-        command = content.get("call", {}).get("command", "its command")
-        raise bad_file(path, f"is of a run for {content['kind']}, which no file of options repeats", f"Type {command}.")
     try:
+        if content.get("kind", "classification") != "classification":
+            problem = f"is of a run for {content['kind']}, which no file of options repeats"
+            raise bad_file(path, problem, f"Type {content.get('call', {}).get('command', 'its command')}.")
         place = content.get("call", {}).get("data") or {"data": content["data"]["name"]}
         return {
             **{name: value for name, value in place.items() if value is not None},

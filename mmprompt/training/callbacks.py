@@ -10,7 +10,7 @@ import csv
 import importlib
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -212,7 +212,14 @@ class CSVLogger(Callback):
 
     def on_epoch_end(self, run: Run, epoch: int, logs: dict[str, Any]) -> None:
         """Replace the file by all epochs so far."""
-        records = [*run.history, logs]
+        self._write([*run.history, logs])
+
+    def on_train_end(self, run: Run) -> None:
+        """Write the last epoch again, with what later callbacks added."""
+        if run.history:
+            self._write(run.history)
+
+    def _write(self, records: Sequence[Mapping[str, Any]]) -> None:
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, list(records[0]), extrasaction="ignore")
         writer.writeheader()
@@ -354,6 +361,7 @@ class ProgressBar(Callback):
 
     is_shown = True
 
+    @checked
     def __init__(self, console: Console | None = None, seconds_between_lines: float = SECONDS_BETWEEN_LINES) -> None:
         self.console = console or Console(stderr=True)
         self.seconds_between_lines = seconds_between_lines

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from mmprompt.errors import UserError, bad_file
-from mmprompt.files import new_folder, read_json, read_tensors, sha256_bytes, sha256_file, tensor_bytes
+from mmprompt.files import ANY_SIZE, new_folder, read_json, read_tensors, sha256_bytes, sha256_file, tensor_bytes
 from mmprompt.settings import validate
 from mmprompt.training.problem import RunFailed
 from mmprompt.version import __version__
@@ -81,7 +81,7 @@ def read_newest(folder: Path, run_id: str) -> Checkpoint | None:
     for path in checkpoint_folders(folder):
         try:
             manifest = _read_manifest(path)
-            tensors = read_tensors(path / "state.safetensors")
+            tensors = read_tensors(path / "state.safetensors", ANY_SIZE)
         except _DamagedError as error:
             _log.warning("%s is damaged (%s); the checkpoint before it is taken.", path, error)
             continue

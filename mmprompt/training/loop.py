@@ -252,7 +252,8 @@ class _Session:
 
     def _failure(self, what: str, advice: str = "") -> RunFailed:
         advice = advice or f"Try a lower `lr` (it is {self.run.recipe.lr:g}) or `precision='fp32'`."
-        kept = f" The checkpoints in {self.folder / 'checkpoint'} are from before." if self.folder else ""
+        place = self.folder / "checkpoint" if self.folder else None
+        kept = f" The checkpoints in {place} are from before." if place and checkpoint_folders(place) else ""
         return RunFailed(f"{what}. {advice}{kept}")
 
     def _save(self) -> None:

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Lt
 
 from mmprompt.errors import UserError, bad_file
 from mmprompt.files import locked, make_folder, parse_json, read_bytes, read_json, sha256_bytes, write_bytes
@@ -44,7 +47,7 @@ class _Place:
     root: str | None = None
     datasets_dir: str | None = None
     template: str | None = None
-    protocol: str = ""
+    protocol: str | None = None
     skip_broken: bool = False
 
 
@@ -65,6 +68,14 @@ class _RunFacts:
     seed: int
     call: _Call = _Call()
     notices: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _EpochFacts:
+    """What anything reads of a line of the log."""
+
+    loss: Annotated[float, Lt(math.inf)]
+    seconds: float | None = None
 
 
 @contextlib.contextmanager
@@ -128,6 +139,7 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
             records.append(dict(parse_json(line)))
         except (ValueError, TypeError):
             raise bad_file(path, "is not valid JSON", RESTORE, number) from None
+        validate(_EpochFacts, records[-1], f"{path}, line {number}", RESTORE, is_whole=False)
     return records
 
 

@@ -171,9 +171,9 @@ def test_the_file_of_a_killed_process_is_taken_over(tmp_path, other):
 
 
 def test_pictures_of_a_folder_go_by_their_relative_path(tmp_path):
-    for name in ("b/2.jpg", "a.PNG", "notes.txt", "b/1.jpg"):
+    for name in ("b/2.jpg", "a.PNG", "notes.txt", "b/1.jpg", ".small/1.jpg", "b/._1.jpg", "__MACOSX/b/1.jpg"):
         path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     assert [name for name, _ in find_images([tmp_path])] == ["a.PNG", "b/1.jpg", "b/2.jpg"]
 

@@ -109,6 +109,12 @@ def test_an_unknown_protocol_exits_2(pictures: Path, capsys: Capture) -> None:
     assert "there is no protocol named 'cop'. Did you mean 'coop'?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--protocol coop", "--template {}", "--skip-broken", "--strict"])
+def test_check_has_no_option_of_a_draw(option: str, pictures: Path, capsys: Capture) -> None:
+    assert main(["data", "check", "--data", str(pictures), *option.split()]) == 2
+    assert f"there is no option {option.split()[0]}" in capsys.readouterr().err
+
+
 def test_a_broken_picture_stops_a_training_at_the_start_by_name(
     tmp_path: Path, tiny_open_clip_folder: Path, capsys: Capture
 ) -> None:

@@ -43,6 +43,7 @@ def work(
     (tmp_path / "cards" / "own.yaml").write_text(card)
     (tmp_path / "repeated.yaml").write_text("seed: 1\nseed: 2\n")
     (tmp_path / "repeated.json").write_text('{"seed": 1, "seed": 2}')
+    (tmp_path / "no_call.json").write_text('{"format": 1, "kind": "language", "call": null}')
     (tmp_path / "no_number.yaml").write_text("seed: soon\n")
     write_caption_files(tmp_path)
     run = json.loads((run_folder / "run.json").read_text())
@@ -164,6 +165,12 @@ CASES = {
     "no class name": "predict RUN OWN/red/0.png --class-names ,",
     "no labels to show": "predict RUN OWN/red/0.png --top-k 0",
     "no data set to check": "data check",
+    "fewer pictures to open than none": "data check --data OWN --sample -1",
+    "published lists of what is in the package": "data shots openart-left --protocol jsonl",
+    "a run.json of another kind without its command": "train --config no_call.json",
+    "a shell that is not known": "completion fish",
+    "results in a file": "compare --data OWN --backbone MODEL --method coop --n-ctx 2 --results file.txt/a --out new",
+    "a table of predictions below a file": "predict RUN OWN/red/0.png --csv file.txt/a.csv",
     "no method to show": "methods show vtp",
     "no backbone of that name": "backbones list --find zzz",
     "no checkpoint to convert": "prompt convert nowhere.pt --from coop --backbone MODEL --classes a,b --out new",

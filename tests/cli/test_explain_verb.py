@@ -47,10 +47,10 @@ REFUSED = {
     "a folder without a run": (["explain", "."], "holds no prompt.json"),
     "no such part": (["explain", "RUN", "--split", "tset"], "--split is 'tset'"),
     "no words": (["explain", "RUN", "--words", "0"], "words is 0, but it must be a whole number, 1 or more"),
-    "a run that is there already": (["explain", "RUN", "--calibrated", "RUN"], "already holds a finished run"),
+    "a run that is there already": (["explain", "RUN", "--calibrated", "RUN"], "Give another --calibrated."),
     "a file for a folder": (["explain", "RUN", "--out", "RUN/run.json"], "is a file"),
     "no data of that name": (["explain", "RUN", "--data", "nothing"], "there is no data set"),
-    "a strip into a run": (["prompt", "inspect", "RUN", "--strip", "RUN"], "already holds a finished run"),
+    "a strip into a run": (["prompt", "inspect", "RUN", "--strip", "RUN"], "Give another --strip."),
     "an inspection of nothing": (["prompt", "inspect", "nothing"], "nothing: is not there"),
 }
 
@@ -62,6 +62,11 @@ def test_what_cannot_be_is_refused_in_one_line(case: str, run_folder: Path, caps
     error = capsys.readouterr().err
     assert said in error.splitlines()[-1]
     assert "Traceback" not in error
+
+
+def test_a_run_that_is_here_goes_by_its_name(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run_folder)
+    assert mp.explain(".", device="cpu").run == run_folder.name
 
 
 def test_a_run_of_python_without_its_data_says_what_to_give(run_folder: Path, tmp_path: Path, capsys: Capture) -> None:

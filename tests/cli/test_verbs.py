@@ -186,6 +186,11 @@ def test_images_are_drawn_again_by_the_seed_of_their_run(drawn: dict[str, Any], 
     assert Images(data=str(pictures)).load_as_drawn({"data": {"shots": 2} | drawn}).seed == seed
 
 
+def test_a_protocol_named_for_eval_wins_over_the_run_s(run_folder: Path, capsys: Capture) -> None:
+    assert main(["eval", str(run_folder), "--split", "train", "--protocol", "clip-laro"]) == 2
+    assert "Did you mean 'clip-lora'" in capsys.readouterr().err
+
+
 def test_eval_takes_other_pictures_with_other_class_names(run_folder: Path, tmp_path: Path, capsys: Capture) -> None:
     from tests.fixtures.cli_run import write_pictures
 

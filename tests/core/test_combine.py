@@ -66,6 +66,12 @@ def test_what_tells_two_prompts_apart_is_shown_without_a_model(two, capsys):
     assert {one["name"] for one in found["classes"]} == set(NAMES)
 
 
+def test_prompts_of_two_shapes_differ_in_them(two, tiny_clip_backbone, tmp_path, capsys):
+    longer = saved(tmp_path / "longer", tiny_clip_backbone, n_ctx=3)
+    assert main(["prompt", "diff", str(two[0]), str(longer)]) == 0
+    assert "2 x 32 and 3 x 32" in capsys.readouterr().out
+
+
 def test_a_prompt_differs_in_nothing_from_itself(two, capsys):
     found = diff_prompts(two[0], two[0])
     assert found["facts"] == {}

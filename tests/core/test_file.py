@@ -111,6 +111,20 @@ def test_nan_is_refused(saved, tiny_clip_backbone):
         load(saved, tiny_clip_backbone)
 
 
+def test_numbers_of_eight_bits_are_refused(saved, tiny_clip_backbone):
+    tensors = {"text.input": torch.zeros(4, 32, dtype=torch.float8_e4m3fn)}
+    (saved / TENSORS).write_bytes(tensor_bytes(tensors))
+    digest = sha256_bytes((saved / TENSORS).read_bytes())
+    edit_header(saved, is_sealed=True, tensors_sha256=digest)
+    with pytest.raises(UserError, match=r"holds 'text.input' as float8_e4m3fn"):
+        load(saved, tiny_clip_backbone)
+
+
+def test_a_sealed_file_may_have_any_size(saved, tiny_clip_backbone, monkeypatch):
+    monkeypatch.setattr("mmprompt.files.MAX_TENSOR_BYTES", 8)
+    assert load(saved, tiny_clip_backbone).class_names == tuple(NAMES)
+
+
 def test_newer_format_is_refused(saved, tiny_clip_backbone):
     edit_header(saved, is_sealed=True, format=99)
     with pytest.raises(UserError, match=r"has format 99, .* reads format 2. Upgrade mmprompt"):

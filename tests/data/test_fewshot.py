@@ -205,6 +205,13 @@ def test_an_unknown_protocol_is_refused_with_the_nearest() -> None:
         draw_shots(splits_from(items_of([0, 1]), []), 1, 1, "clip-laro")
 
 
+def test_a_protocol_is_of_a_draw_and_refused_if_unknown_also_without_one() -> None:
+    whole = splits_from(items_of([0] * 3 + [1] * 3), items_of([0, 1]))
+    assert draw_dataset(whole, "toy", None, 1, rule="clip-lora").protocol == "coop"
+    with pytest.raises(UserError, match="there is no protocol named 'nonsense'"):
+        draw_dataset(whole, "toy", None, 1, rule="nonsense")
+
+
 def test_classes_filled_up_are_said() -> None:
     drawn = draw_dataset(splits_from(items_of([0] * 9 + [1] * 3), items_of([0, 1])), "toy", 5, 1, rule="clip-lora")
     assert drawn.protocol == "clip-lora"
@@ -305,5 +312,5 @@ def test_a_missing_list_is_refused_and_not_drawn(tmp_path: Path) -> None:
 
 
 def test_a_set_without_published_lists_is_refused() -> None:
-    with pytest.raises(UserError, match="only a data set known by name has published lists"):
+    with pytest.raises(UserError, match="read from the folder of a data set known by name, and there is none"):
         draw_shots(PUBLISHED, 1, 2, "jsonl")

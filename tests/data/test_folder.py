@@ -278,6 +278,7 @@ def test_paths_that_begin_with_a_part_belong_to_it(tmp_path: Path) -> None:
         ("file_name,text", ["0.png,x"], "metadata.csv, line 1: lacks 'label'. Name the columns file_name,label."),
         ("file_name,label", [], "metadata.csv: holds no images"),
         ("file_name,label", ["0.png,"], "metadata.csv, line 2: label is '', but text was expected"),
+        ("file_name,label", [".,cat"], "metadata.csv, line 2: file_name is '.', but an image was expected"),
         ("file_name,label", ["../0.png,cat"], "metadata.csv, line 2: '../0.png' leaves the data folder"),
         ("file_name,label", ["0.png,cat", "./0.png,dog"], "line 3: lists './0.png' again, after line 2"),
     ],

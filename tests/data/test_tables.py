@@ -61,6 +61,12 @@ def test_a_cell_too_many_is_refused_with_what_divides_cells(tmp_path):
         list(read_records(tmp_path / "a.csv"))
 
 
+def test_a_cell_that_is_too_long_is_refused_with_another_form(tmp_path):
+    write_csv(tmp_path / "a.csv", "text,label", ["a" * 140_000 + ",good"])
+    with pytest.raises(UserError, match=r"line 2: has a cell of more than 131,072 characters. .* as \.jsonl"):
+        list(read_records(tmp_path / "a.csv"))
+
+
 def test_a_folder_of_parts_is_read_with_what_each_is(tmp_path):
     folder = tmp_path / "reviews"
     rows = [f"{n} {text.replace(',', '')},{label},{n}" for n, (text, label) in enumerate(ROWS)]

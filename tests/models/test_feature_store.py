@@ -322,7 +322,7 @@ def test_the_limit_is_a_size_with_a_unit(text: str, size: int, monkeypatch: pyte
     assert limit_bytes() == size
 
 
-@pytest.mark.parametrize("text", ["lots", "-1", "4 PB", "1e3"])
+@pytest.mark.parametrize("text", ["lots", "-1", "4 PB", "1e3", "9" * 400], ids=lambda text: text[:5])
 def test_a_limit_that_is_no_size_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MMPROMPT_CACHE_LIMIT", text)
     with pytest.raises(UserError, match=r"MMPROMPT_CACHE_LIMIT is .* a size was expected"):

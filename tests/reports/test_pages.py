@@ -70,3 +70,15 @@ def test_a_loss_that_rose_did_not_fall_and_without_a_log_nothing_was_trained(
     assert said in text_of(
         write_report(write_run(tmp_path / "run", "language", {"name": "rows"}, losses, accuracy=1.0))
     )
+
+
+def test_an_accuracy_of_some_epochs_alone_is_drawn_where_it_is(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", "language", {"name": "rows"}, [2.0, 1.0])
+    write_log(folder / "log.jsonl", [{"loss": 2.0, "accuracy": "none yet"}, {"loss": 1.0, "accuracy": 0.5}])
+    assert "fell from 2.000 to 1.000" in text_of(write_report(folder))
+
+
+def test_a_run_that_is_here_goes_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_run(tmp_path / "run", "language", {"name": "rows"}, [1.0])
+    monkeypatch.chdir(folder)
+    assert "mmprompt llm eval --prompt run" in text_of(write_report(Path()))

@@ -170,6 +170,12 @@ def test_a_csv_has_a_row_per_epoch_also_after_a_resume(tmp_path: Path) -> None:
     assert [float(row["loss"]) for row in rows] == [record["loss"] for record in history]
 
 
+def test_a_csv_has_what_later_callbacks_added_to_the_last_epoch_too(tmp_path: Path) -> None:
+    history = train(Toy(validation=[]), RECIPE, 1, 2, callbacks=[CSVLogger(tmp_path / "a.csv"), EarlyStopping(5)])
+    rows = list(csv.DictReader((tmp_path / "a.csv").read_text().splitlines()))
+    assert [float(row["val_accuracy"]) for row in rows] == [record["val_accuracy"] for record in history]
+
+
 def test_a_csv_path_that_is_a_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a folder, not a CSV file"):
         train(Toy(), RECIPE, 1, 1, callbacks=[CSVLogger(tmp_path)])

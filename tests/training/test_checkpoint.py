@@ -33,6 +33,11 @@ def test_a_checkpoint_reads_back_exactly(folder: Path) -> None:
     assert all(torch.equal(newest.tensors[name], value) for name, value in checkpoint(2).tensors.items())
 
 
+def test_a_checkpoint_may_have_any_size(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmprompt.files.MAX_TENSOR_BYTES", 8)
+    assert read_newest(folder, "this run") is not None
+
+
 def test_a_folder_without_checkpoints_gives_none(tmp_path: Path) -> None:
     assert read_newest(tmp_path / "absent", "this run") is None
 

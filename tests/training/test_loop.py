@@ -289,6 +289,7 @@ def test_a_nan_loss_ends_the_run_and_names_the_place(tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match=r"became nan in epoch 3, step 2 of 2\. Try a lower `lr`") as caught:
         train(NanAt(), RECIPE, 1, 5, tmp_path, "id")
     assert "\n" not in str(caught.value)
+    assert f"The checkpoints in {tmp_path / 'checkpoint'} are from before." in str(caught.value)
     assert checkpoint_folders(tmp_path / "checkpoint")[0].name == "epoch-000002"
     assert len(read_log(tmp_path / "log.jsonl")) == 2
 
@@ -298,8 +299,9 @@ def test_weights_that_overflow_in_the_last_step_are_never_saved(tmp_path: Path) 
         def step(self, indices: list[int], epoch: int) -> StepResult:
             return StepResult({"steep": sum(value.sum() for value in self.module.parameters()) * 1e37}, 0)
 
-    with pytest.raises(RunFailed, match="module/weight became nan or infinite in epoch 1"):
+    with pytest.raises(RunFailed, match="module/weight became nan or infinite in epoch 1") as caught:
         train(Overflowing(n_items=3), Recipe(lr=100, warmup_epochs=0), 1, 1, tmp_path, "id")
+    assert "The checkpoints" not in str(caught.value)
     assert not (tmp_path / "checkpoint").exists()
 
 

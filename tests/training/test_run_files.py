@@ -81,8 +81,15 @@ def test_a_line_that_a_kill_left_unfinished_is_passed_over(tmp_path: Path) -> No
 
 
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:
-    (tmp_path / "log.jsonl").write_text('{"epoch": 1}\nnonsense\n')
+    (tmp_path / "log.jsonl").write_text('{"loss": 1}\nnonsense\n')
     with pytest.raises(UserError, match=r"log\.jsonl, line 2: is not valid JSON"):
+        read_log(tmp_path / "log.jsonl")
+
+
+@pytest.mark.parametrize("line", ['{"epoch": 1}', '{"loss": "x"}', '{"loss": 1e999}'])
+def test_a_line_without_a_loss_is_named(line: str, tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text(f"{line}\n")
+    with pytest.raises(UserError, match=r"log\.jsonl, line 1: .*loss"):
         read_log(tmp_path / "log.jsonl")
 
 

@@ -5,7 +5,6 @@ Those with a teacher compare with the frozen model that reads hand-written words
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -16,6 +15,7 @@ from mmprompt.classification.methods.base import Part
 from mmprompt.classification.methods.zero_shot import imagenet_templates
 from mmprompt.core.method import Method, overrides, parts_of
 from mmprompt.errors import UserError, bad_value
+from mmprompt.quiet import quiet
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -205,8 +205,7 @@ class DPSGD(Part):
             raise UserError(f"dp-sgd needs opacus, which is not installed. {advice}") from None
         budget = {"target_epsilon": self.epsilon, "target_delta": self.delta}
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of orders that the search for the noise passes by
+            with quiet():  # of orders that the search for the noise passes by
                 return float(get_noise_multiplier(**budget, sample_rate=1.0, steps=n_epochs))
         except ValueError:
             raise bad_value("epsilon", self.epsilon, "no noise is enough for so little", "Use `epsilon=1`.") from None

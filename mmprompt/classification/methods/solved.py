@@ -7,7 +7,6 @@ images, else, with one image a class, a stated default.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -17,6 +16,7 @@ from annotated_types import Ge, Gt
 from mmprompt.classification.methods.heads import HeadMethod, put, scale_of
 from mmprompt.core.method import FrozenFeatures
 from mmprompt.errors import UserError
+from mmprompt.quiet import quiet
 from mmprompt.settings import Count
 
 if TYPE_CHECKING:
@@ -351,9 +351,8 @@ def solve_logistic(
             f"{n_seen} of {n_classes} classes have training images, but a linear probe needs some of each. Add some, "
             "or use a head that reads the text too, such as gda."
         )
-    with warnings.catch_warnings():
-        # One image a class is what a 1-shot probe is; scikit-learn takes it for a regression.
-        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
+    # One image a class is what a 1-shot probe is; scikit-learn takes it for a regression.
+    with quiet("The number of unique classes", UserWarning):
         model = LogisticRegression(C=strength, max_iter=max_iter)
         model.fit(features.double().cpu().numpy(), labels.cpu().numpy())
     weight, bias = torch.from_numpy(model.coef_), torch.from_numpy(model.intercept_)

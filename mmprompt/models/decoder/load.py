@@ -208,12 +208,8 @@ def _find(name: str) -> Source:
     if name == "smollm2":
         return folder_source(find_packaged("smollm2"))
     model = name.removeprefix("hf:")
-    try:
-        path = expanded(model)
-        is_file = path.is_file()
-    except OSError as error:
-        raise bad_file(model[:60], f"cannot be read ({error.strerror})", FORMS) from None
-    if path.suffix == ".gguf" or is_file:
+    path = expanded(model)
+    if path.suffix == ".gguf" or path.is_file():
         return _gguf_source(path)
     if model and path.is_dir():
         advice = "Give a folder as transformers saves a model, with config.json and model.safetensors."

@@ -22,7 +22,7 @@ import logging
 import os
 import re
 import textwrap
-import warnings
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
@@ -37,6 +37,7 @@ from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.frozen import LoadOptions
 from mmprompt.models.packaged import PHOTOS, find_packaged
 from mmprompt.progress import doing
+from mmprompt.quiet import quiet
 from mmprompt.settings import checked
 
 ASSETS = Path(__file__).parents[2] / "assets"
@@ -53,6 +54,8 @@ FORMS = (
     "Use tiny, photo, photo-small, open_clip:ARCHITECTURE/TAG, open_clip:ARCHITECTURE//FILE, hf:NAME, timm:NAME or a "
     "folder."
 )
+_one_at_a_time = threading.RLock()
+"""Of the models that are loaded: what is set meanwhile is set for the whole process."""
 
 
 @dataclass(frozen=True)
@@ -158,20 +161,20 @@ def one_line_errors(name: str, source: Source, cache_dir: str | None) -> Iterato
     """
     from transformers import dynamic_module_utils
 
-    disabled, time_to_answer = logging.root.manager.disable, dynamic_module_utils.TIME_OUT_REMOTE_CODE
-    logging.disable(logging.ERROR)
-    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except (UserError, ImportError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # the libraries raise a dozen kinds for a missing or damaged file
-        raise _not_loaded(name, source, cache_dir, error) from None
-    finally:
-        logging.disable(disabled)
-        dynamic_module_utils.TIME_OUT_REMOTE_CODE = time_to_answer
+    with _one_at_a_time:
+        disabled, time_to_answer = logging.root.manager.disable, dynamic_module_utils.TIME_OUT_REMOTE_CODE
+        logging.disable(logging.ERROR)
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
+        try:
+            with quiet():
+                yield
+        except (UserError, ImportError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # the libraries raise a dozen kinds for a missing or damaged file
+            raise _not_loaded(name, source, cache_dir, error) from None
+        finally:
+            logging.disable(disabled)
+            dynamic_module_utils.TIME_OUT_REMOTE_CODE = time_to_answer
 
 
 def list_backbones() -> list[str]:

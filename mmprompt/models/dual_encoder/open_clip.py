@@ -74,7 +74,7 @@ def create_frozen(architecture: str, weights: str | None, options: LoadOptions) 
     """Load a frozen model of open_clip and its test transform; the arguments are those of `load_open_clip`."""
     folder = Path(architecture.removeprefix("local-dir:"))
     text = open_clip.get_model_config(architecture)["text_cfg"] if architecture.startswith("local-dir:") else {}
-    if text.get("hf_model_name", "").startswith("./"):
+    if (text.get("hf_model_name") or "").startswith("./"):
         model, preprocess = _create_with_bert(architecture, folder, text)
     else:
         tag = open_clip.get_pretrained_cfg(architecture, weights) if weights else {}
@@ -99,7 +99,7 @@ def _create_with_bert(architecture: str, folder: Path, text: dict[str, Any]) -> 
     model, _, preprocess = open_clip.create_model_and_transforms(
         architecture, load_weights=False, pretrained_text=False, text_cfg=text | place
     )
-    kind, _, n_values = text.get("hf_proj_type", "").partition(":")
+    kind, _, n_values = (text.get("hf_proj_type") or "").partition(":")
     if kind == "softmax":
         model.text.proj = SoftmaxProjection(model.text.config.hidden_size, int(n_values), model.text.output_dim)
     open_clip.load_checkpoint(model, str(folder / WEIGHTS), strict=True, weights_only=True)

@@ -7,7 +7,6 @@ by its own forward, without prompts.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import timm
@@ -34,8 +33,6 @@ def load_timm(name: str, architecture: str, weights: str | None, options: LoadOp
     model.reset_classifier(0)
     freeze(model, options)
     tower, pixels = read_timm_vit(model, nn.Identity()), read_pixels(model)
-    if isinstance(tower, OpaqueTower):  # there is no projection, so nothing stands before one
-        tower = replace(tower, raw_width=0)
     blank = torch.zeros(1, 3, pixels.size, pixels.size, device=options.device, dtype=options.dtype)
     with torch.no_grad():
         shape = model(blank).shape
@@ -82,7 +79,10 @@ def read_timm_vit(trunk: Any, head: nn.Module) -> VisionView | OpaqueTower:
     is_vit = type(trunk) is VisionTransformer
     strange = [block for block in trunk.blocks if not is_known(block)] if is_vit else [trunk]
     if strange:
-        return OpaqueTower(nn.Sequential(trunk, head), type(strange[0]).__name__, trunk, head, trunk.num_features)
+        parts = dict(head.named_children())  # of open_clip's head; with none the trunk projects, or nothing does
+        is_pooled = not parts.keys().isdisjoint({"proj", "mlp"}) and "pool" not in parts
+        raw_width = trunk.num_features if is_pooled else 0
+        return OpaqueTower(nn.Sequential(trunk, head), type(strange[0]).__name__, trunk, head, raw_width)
 
     def embed(images: Tensor) -> Tensor:
         return trunk._pos_embed(trunk.patch_embed(images))  # timm has no public name for this step

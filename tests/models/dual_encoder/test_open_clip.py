@@ -154,6 +154,14 @@ def test_a_model_folder_cannot_ask_for_remote_code(tmp_path: Path) -> None:
     assert not witness.exists()
 
 
+def test_settings_of_a_text_tower_that_are_null_are_none(tmp_path: Path) -> None:
+    folder = small_models.save_open_clip(tmp_path / "null")
+    settings = json.loads((folder / "open_clip_config.json").read_text())
+    settings["model_cfg"]["text_cfg"] |= {"hf_model_name": None, "hf_proj_type": None}
+    (folder / "open_clip_config.json").write_text(json.dumps(settings))
+    assert load_backbone(str(folder), device="cpu").embed_dim == small_models.EMBED
+
+
 @pytest.mark.parametrize("config", [BertConfig, RobertaConfig])
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-10)])
 def test_a_bert_s_features_are_open_clip_s_own(

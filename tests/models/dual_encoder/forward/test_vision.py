@@ -275,3 +275,19 @@ def test_a_timm_trunk_without_views_gives_its_own_features_and_refuses_visual_pr
     assert backbone.encode_text(backbone.text_slots([[5]])).shape == (1, backbone.embed_dim)
     with pytest.raises(UserError, match=rf"this image tower \({part}\) has no image tokens"):
         backbone.encode_image(images, {Site("vision"): Vectors(torch.zeros(2, 32))})
+
+
+@pytest.mark.parametrize(
+    ("vision", "raw_width"),
+    [({"timm_pool": "avg"}, 256), ({"timm_pool": "avg", "timm_proj": None}, 0), ({"timm_pool": "abs_attn"}, 0)],
+    ids=["projection in the head", "projection in the trunk", "pool in the head"],
+)
+def test_raw_features_of_a_timm_trunk_are_told_apart_where_one_vector_is_projected_behind_it(
+    tmp_path: Path, vision: dict, raw_width: int
+) -> None:
+    folder = small_models.save_open_clip(
+        tmp_path / "trunk", {"timm_model_name": "test_efficientnet", "image_size": 160} | vision
+    )
+    backbone = load_backbone(str(folder), device="cpu")
+    features = backbone.encode_image(torch.zeros(1, 3, 160, 160), raw=True)
+    assert (backbone.raw_width, features.shape[1]) == (raw_width, backbone.embed_dim + raw_width)
