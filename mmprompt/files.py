@@ -161,7 +161,7 @@ def read_bytes(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
             size = os.fstat(handle.fileno()).st_size  # some files say 0 and hold more
             data = handle.read(min(size, max_bytes) + 1)
             if len(data) > size:
-                data += handle.read(max_bytes + 1 - len(data))
+                data += handle.read(min(max_bytes, MAX_TENSOR_BYTES))  # as much is taken from memory at once
     except (OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise
