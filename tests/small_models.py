@@ -204,10 +204,11 @@ TIMM_VIT = {"img_size": IMAGE, "patch_size": PATCH, "embed_dim": WIDTH, "depth":
 def save_timm(folder: Path, name: str = "vit_tiny_patch16_224", seed: int = 0, **settings: Any) -> Path:
     """An image tower with a classifier of five classes, in timm's own form: by default a plain vision transformer."""
     torch.manual_seed(seed)
-    model = timm.create_model(name, **((TIMM_VIT if "vit" in name else {}) | settings), num_classes=5)
+    arguments = (TIMM_VIT if "vit" in name else {}) | settings
+    model = timm.create_model(name, **arguments, num_classes=5)
     randomise(model, seed)
     model.pretrained_cfg = model.pretrained_cfg | {"input_size": [3, IMAGE, IMAGE], "crop_pct": 1.0, "num_classes": 5}
-    save_for_hf(model, folder, safe_serialization=True)
+    save_for_hf(model, folder, model_args=arguments, safe_serialization=True)
     return folder
 
 
