@@ -9,7 +9,7 @@ for one that was learned from. AUC over the training images and as many test ima
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -93,7 +93,7 @@ def main(settings: Annotated[Settings, tyro.conf.arg(name="")]) -> None:
             means = {key: float(np.mean([one[key] for one in each])) for key in ("auc", "accuracy")}
             spread = float(np.std([one["auc"] for one in each]))
             row = dict(zip(KEYS, (settings.data, settings.backbone, name, shots), strict=True))
-            found[name, shots] = row | means | {"std": spread}
+            found[name, shots] = row | means | {"std": spread, "seeds": list(settings.seeds)}
             print(found[name, shots], flush=True)
             if settings.json is not None:
                 write_figures(settings.json, with_rows(settings.json, [found[name, shots]], KEYS))
@@ -101,7 +101,7 @@ def main(settings: Annotated[Settings, tyro.conf.arg(name="")]) -> None:
     print(table(header, [[name, *(shown(found[name, n]) for n in settings.shots)] for name in settings.methods]))
 
 
-def shown(row: dict[str, float]) -> str:
+def shown(row: dict[str, Any]) -> str:
     """Write the AUC and its spread, and the accuracy."""
     return f"{100 * row['auc']:.1f} ± {100 * row['std']:.1f}, {100 * row['accuracy']:.1f}"
 

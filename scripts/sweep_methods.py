@@ -1,7 +1,7 @@
 """Learning rates of the classification methods: which are good, and whether the default is among them.
 
     python scripts/sweep_methods.py --json FILE
-    python scripts/sweep_methods.py --json FILE --backbone photo-small --tasks caltech101 --root DATA
+    python scripts/sweep_methods.py --json FILE --backbone photo --tasks caltech101 --root DATA
 
 Every trained method runs at its default rate and at multiples of it, and is judged on images that are neither trained
 on nor test images. A method of which a neighbour beats the default is the one to look at. Run again, it goes on.
