@@ -95,6 +95,14 @@ class _Stage:
     is_said: bool = False
     is_finished: bool = False
 
+    def how_long(self, now: float) -> str:
+        """Return the end of a plain line: the time left, or so far where the pace is not known yet."""
+        if self.is_finished:
+            return ""
+        if self.ends_at is None:
+            return f"  {duration(now - self.started)} so far"
+        return f"  {duration(self.ends_at - now)} left"
+
 
 class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
     """Bars for the stages of a command, one below the other; use it in a `with` block, which takes them down.
@@ -175,9 +183,8 @@ class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
             if stage is None or self.console.is_terminal or not is_due:
                 return
             stage.is_said, self._last_line = True, now
-            left = "" if stage.ends_at is None or stage.is_finished else f"  {duration(stage.ends_at - now)} left"
             spoke()
-            self.console.print(stage.line + left, markup=False, highlight=False, soft_wrap=True)
+            self.console.print(stage.line + stage.how_long(now), markup=False, highlight=False, soft_wrap=True)
 
     def _make_bars(self) -> Progress:
         name, detail = TextColumn("{task.description}"), TextColumn("{task.fields[detail]}")
