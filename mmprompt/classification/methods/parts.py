@@ -83,8 +83,9 @@ class Consistency(Part):
 
         frozen = frozen_of(outputs)
         own, general = outputs.logits.log_softmax(1), frozen.logits.log_softmax(1)
+        written = frozen.class_features.expand_as(outputs.class_features)  # [B, C, E] of a text for each image
         return {
-            "text": self.text_weight * F.l1_loss(outputs.class_features, frozen.class_features),
+            "text": self.text_weight * F.l1_loss(outputs.class_features, written),
             "image": self.image_weight * F.l1_loss(outputs.image_features, frozen.image_features),
             "logits": self.logit_weight * F.kl_div(own, general, reduction="none", log_target=True).mean(),
         }
