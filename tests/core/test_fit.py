@@ -69,6 +69,11 @@ def test_a_setting_wins_over_the_same_one_of_a_recipe(tiny_clip_backbone, data):
     assert [len(result.history), result.history[-1]["epoch"]] == [2, 2]
 
 
+def test_to_go_on_without_a_folder_is_refused(tiny_clip_backbone, data):
+    with pytest.raises(UserError, match=r"^resume is True, but .*\. Give `out`, the folder of the run\.$"):
+        fit(CoOp(n_ctx=2), tiny_clip_backbone, data, resume=True, **FAST)
+
+
 def test_a_setting_that_there_is_not_is_refused(tiny_clip_backbone, data, tmp_path):
     with pytest.raises(UserError, match=r"no setting of a recipe named 'epcohs'\. Did you mean 'epochs'"):
         fit(CoOp(n_ctx=2), tiny_clip_backbone, data, tmp_path / "run", epcohs=3)
