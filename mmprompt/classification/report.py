@@ -143,7 +143,7 @@ class Record:
         data, method = self.run["data"], self.run["method"]
         kinds = [METHODS[name] for name in method["name"].split("+") if name in METHODS]
         usual = {one.name: one.default for kind in kinds for one in fields(kind)}
-        leading = next((kind.recipe.given for kind in kinds if kind.learns), {})
+        leading: dict[str, Any] = next((kind.recipe.given for kind in kinds if kind.learns), {})
         usual_recipe = {name: value for name, value in leading.items() if name not in LENGTHS}
         words = ["mmprompt", "train", "--data", data["name"], "--backbone", self.run["backbone"]["name"]]
         words += ["--method", method["name"], *_options(method["settings"], usual), "--shots", str(data["shots"])]

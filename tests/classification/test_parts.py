@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mmprompt.classification.methods import (
+    GDA,
     IVLP,
     VPT,
     AlignedGradient,
@@ -25,6 +26,7 @@ from mmprompt.classification.methods import (
     KgCoOp,
     KnowledgeGuided,
     MaPLe,
+    NearestClassMean,
     ProGrad,
     PromptSRC,
     make_method,
@@ -205,6 +207,23 @@ def test_a_text_for_each_image_is_held_to_the_frozen_one_without_a_warning(
 def test_two_parts_without_a_method_are_refused(tiny_clip_backbone: DualEncoder) -> None:
     with pytest.raises(UserError, match=r"^a combination needs two methods, one of which learns\."):
         (KnowledgeGuided() + GaussianAverage()).build(tiny_clip_backbone, NAMES)
+
+
+@pytest.mark.parametrize("part", [KnowledgeGuided(), AlignedGradient(), GaussianAverage()], ids=str)
+def test_a_part_beside_what_takes_no_steps_is_refused(
+    part: Any, tiny_clip_backbone: DualEncoder, tiny_timm_backbone: DualEncoder, task: ClassificationTask
+) -> None:
+    for method, backbone in ((part + GDA(), tiny_clip_backbone), (NearestClassMean() + part, tiny_timm_backbone)):
+        assert not method.is_trained
+        with pytest.raises(UserError, match=r"^\w+ joins what is learned in steps, but \w+ takes none\. Join it to"):
+            fit(method, backbone, task, **QUICK)
+    assert (CoOp(n_ctx=2) + GDA() + part).is_trained
+
+
+@pytest.mark.parametrize("average", [CoOp(n_ctx=2) + GaussianAverage(1.0), PromptSRC()], ids=["joined", "built in"])
+def test_a_second_average_is_refused(average: Any, tiny_clip_backbone: DualEncoder) -> None:
+    with pytest.raises(UserError, match=r"^\w+ and GaussianAverage both average the weights, .* Leave one out\.$"):
+        (average + GaussianAverage(4.0)).build(tiny_clip_backbone, NAMES)
 
 
 def test_two_gradient_rules_are_refused(tiny_clip_backbone: DualEncoder, task: ClassificationTask) -> None:

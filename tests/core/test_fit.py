@@ -151,6 +151,20 @@ def test_a_method_that_is_no_dataclass_is_refused(tiny_clip_backbone, data, tmp_
     assert not (tmp_path / "run").exists()
 
 
+@dataclass(frozen=True)
+class Own(mp.Method):
+    """The least that a method of one's own says."""
+
+    def prompt(self, backbone, start):
+        return VPT(n_visual=1).prompt(backbone, start)
+
+
+@pytest.mark.parametrize("method", [Own(), CoOp(n_ctx=2) + Own(), Own() + CoOp(n_ctx=2)], ids=str)
+def test_a_method_of_ones_own_joins_others_and_meets_an_image_twice(method, tiny_clip_backbone, data):
+    twice = replace(data, train=data.train + data.train)
+    assert fit(method, tiny_clip_backbone, twice, **FAST).history
+
+
 @pytest.mark.parametrize("give", [lambda loss: loss, lambda loss: {"loss": loss.item()}], ids=["bare", "a float"])
 def test_losses_that_are_no_tensors_by_name_are_refused(give, tiny_clip_backbone, data):
     @dataclass(frozen=True)

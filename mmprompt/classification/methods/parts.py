@@ -220,6 +220,7 @@ class GaussianAverage(Part):
     """Epoch, counted from 1, that counts most."""
     gpa_std: Epochs = 1.0
     """Standard deviation of the density, in epochs."""
+    averages_weights: ClassVar[bool] = True
 
     def callbacks(self, n_epochs: int) -> Sequence[Callback]:
         """Average what is learned alone."""
