@@ -16,10 +16,10 @@ from mmprompt.classification.methods import METHODS
 from mmprompt.classification.methods.base import Combination
 from mmprompt.classification.methods.coop import CoOp
 from mmprompt.classification.predictor import Classifier
-from mmprompt.classification.task import ClassificationProblem
+from mmprompt.classification.task import ClassificationProblem, ClassificationTask
 from mmprompt.classification.template import ClassTemplate
 from mmprompt.core.file import save
-from mmprompt.core.fit import describe_method, new_run, refuse_changed
+from mmprompt.core.fit import describe_method, method_of, new_run, refuse_changed
 from mmprompt.core.meta import Rounds, drawn, of_rounds
 from mmprompt.core.method import Method, Start, overrides, parts_of, resolved_recipe, settled
 from mmprompt.data.splits import Dataset
@@ -85,7 +85,7 @@ def meta_init(
     rounds.check(len(datas))
     backbone = load_backbone(model) if isinstance(model, str) else model
     places = (backbone.name, "classification")
-    learner = settled(CoOp() if method is None else method, *places)
+    learner = settled(method_of(CoOp() if method is None else method, ClassificationTask), *places)
     each = _with_one_prompt(backbone, datas, learner, seed)
     steps = _steps(resolved_recipe(learner, places, {}, recipe), {} if recipe is None else recipe.given)
     stored = features or ImageFeatures(backbone)

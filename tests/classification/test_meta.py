@@ -127,6 +127,7 @@ def test_a_prompt_that_is_no_start_is_refused(
         ({"method": CoOp(2, losses=[GaussianAverage(1.0)])}, r"^GaussianAverage does more than"),
         ({"method": CoOp(2, losses=[DPSGD()])}, r"^DPSGD does more than"),
         ({"method": CoOp(2) + KnowledgeGuided() + DPSGD()}, r"^KnowledgeGuided looks at images"),
+        ({"method": CoOp(2) + mp.PromptTuning(2)}, r"^method is PromptTuning, but it is for captioning and language\."),
         ({"method": "coop"}, r"^method is 'coop', but it must be a CoOp or a Combination\."),
         ({"recipe": mp.Recipe(epochs=7)}, r"^epochs is 7, but .* Leave `epochs` out\.$"),
         ({"recipe": mp.Recipe(patience=1)}, r"^patience is 1, but"),
