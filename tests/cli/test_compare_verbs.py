@@ -190,6 +190,7 @@ REFUSED = {
     "tune --trials 0": "--trials 1",
     "tune --method copo": "coop",
     "tune --search epochs --n-steps 5": "epochs is fixed and searched at once. Leave it out of --search",
+    "tune --method linear-probe --search lr": "lr is a setting of steps, but linear-probe takes none",
     "tune --data openart-large-novel": "no training images",
 }
 
