@@ -176,6 +176,7 @@ REFUSED = {
     "compare --data openart-large-novel": "test images only",
     "protocol base-to-new --data openart-large --shots 1,2": "one number of shots",
     "protocol cross-dataset --data openart-large": "at least one target",
+    "protocol cross-dataset --data openart-left,openart-left": "openart-left is the name of two data sets",
     "protocol base": "Did you mean",
     "tune --search lr --lr 0.1": "fixed and searched",
     "tune --search lr=1": "low:high",

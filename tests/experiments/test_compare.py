@@ -360,6 +360,16 @@ def test_grids_that_cannot_be_are_refused(grid: Grid, change: dict[str, object],
         replace(grid, **change)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("targets", [("colours",), ("left", "left")], ids=["the source's", "two targets"])
+def test_tests_of_one_name_are_refused(grid: Grid, targets: tuple[str, ...]) -> None:
+    with pytest.raises(UserError, match="is the name of two data sets"):
+        replace(grid, targets=tuple(map(Origin, targets)))
+
+
+def test_shots_stand_in_order_however_they_were_named(grid: Grid) -> None:
+    assert replace(grid, shots=(None, 4, 1)).shots == (1, 4, None)
+
+
 def test_a_method_that_the_backbone_cannot_carry_is_refused_at_the_start(
     parted: Path, tiny_resnet_folder: Path, tmp_path: Path
 ) -> None:
