@@ -6,6 +6,7 @@ Numbers alone; how they are laid out is the business of `tables`, `curves` and t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,8 +24,8 @@ from mmprompt.experiments.results import Outcome, Score
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-ZERO_SHOT = "zero-shot"
-
+BASELINE = re.compile(rf"zero-shot|{INSTRUCTION}( \d+)?")
+"""What gains are measured from, by its name."""
 COSTS = ("seconds", "cpu_seconds", "peak_bytes")
 """Facts that differ from seed to seed."""
 
@@ -199,7 +200,7 @@ class Comparison:
         found = [
             other
             for other in self.lines
-            if other.contender.name.partition(" ")[0] in (ZERO_SHOT, INSTRUCTION)
+            if BASELINE.fullmatch(other.contender.name)
             and place == (other.source, other.target, other.contender.backbone)
         ]
         return None if line in found else max(found, key=lambda other: other.mean, default=None)
@@ -263,12 +264,13 @@ def compare_cells(
     `outcomes` and `reasons` (why a cell failed) are those of `grid.cells()`, in that order; None where there is none.
     """
     cells = grid.cells()
+    comparison = Comparison(grid, (), {}, official)
+    labels = {(c.name, c.backbone): label for c, label in zip(grid.contenders, comparison.labels, strict=True)}
     failures = {
-        f"{cell.name} on {cell.source.name}, {cell.shots} shots, seed {cell.seed}": reason
+        f"{labels[cell.name, cell.backbone]} on {cell.source.name}, {cell.shots} shots, seed {cell.seed}": reason
         for cell, reason in zip(cells, reasons, strict=False)
         if reason is not None
     }
-    comparison = Comparison(grid, (), failures, official)
     lines: list[Line] = []
     for source in grid.sources:
         for contender, label in zip(grid.contenders, comparison.labels, strict=True):
@@ -282,4 +284,4 @@ def compare_cells(
                 done = tuple(group.values())
                 targets = dict.fromkeys(target for outcome in done for target in outcome.scores)
                 lines += [Line(contender, label, source.name, target, shots, done) for target in targets]
-    return replace(comparison, lines=tuple(lines))
+    return replace(comparison, lines=tuple(lines), failures=failures)
