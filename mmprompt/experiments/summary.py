@@ -35,7 +35,7 @@ class Line:
     """One method on one data set, or on its `base` or `new` classes, at one number of shots, over the seeds.
 
     The label names the backbone too where several are compared. `shots` is None for all, 0 where nothing was learned
-    from. There is a cell a seed; their folders are run folders, which `load` takes.
+    from. There is a cell for each of the `seeds`; their folders are run folders, which `load` takes.
     """
 
     contender: Contender
@@ -44,6 +44,7 @@ class Line:
     target: str
     shots: int | None
     cells: tuple[Outcome, ...]
+    seeds: tuple[int, ...]
 
     @property
     def tested_on(self) -> str:
@@ -274,14 +275,13 @@ def compare_cells(
     lines: list[Line] = []
     for source in grid.sources:
         for contender, label in zip(grid.contenders, comparison.labels, strict=True):
-            groups: dict[int | None, dict[int, Outcome]] = {}  # by shots: one a seed, or one if nothing is learned
+            groups: dict[int | None, dict[int, Outcome]] = {}  # by shots and seed: one if nothing is learned
             for shots, seed in product(grid.shots, grid.seeds):
                 cell = grid.cell(contender, source, shots, seed)
-                number = cells.index(cell)
-                if (outcome := outcomes[number]) is not None:
-                    groups.setdefault(cell.shots, {})[number] = outcome
+                if (outcome := outcomes[cells.index(cell)]) is not None:
+                    groups.setdefault(cell.shots, {})[cell.seed] = outcome
             for shots, group in groups.items():
-                done = tuple(group.values())
+                done, seeds = tuple(group.values()), tuple(group)
                 targets = dict.fromkeys(target for outcome in done for target in outcome.scores)
-                lines += [Line(contender, label, source.name, target, shots, done) for target in targets]
+                lines += [Line(contender, label, source.name, target, shots, done, seeds) for target in targets]
     return replace(comparison, lines=tuple(lines), failures=failures)
