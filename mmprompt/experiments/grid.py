@@ -246,6 +246,10 @@ class Grid:
             if twice:
                 what = f"{twice[0]} is the name of two data sets that are tested on after learning from {source.name}"
                 raise UserError(f"{what}, but each needs its own. Leave one out, or name it otherwise.")
+            for target in self.targets:
+                if target.kind != source.kind:
+                    problem = f"it is for {target.kind}, and {source.name} for {source.kind}"
+                    raise bad_value("targets", target.name, problem, "Give targets of the same kind.")
         object.__setattr__(self, "shots", tuple(sorted(self.shots, key=lambda n: math.inf if n is None else n)))
 
     def cells(self) -> tuple[Cell, ...]:
