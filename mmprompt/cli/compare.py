@@ -34,12 +34,12 @@ from mmprompt.experiments.grid import (
     protocol_grid,
     without_broken,
 )
-from mmprompt.files import expanded, write_json
+from mmprompt.files import expanded, make_folder, write_json
 from mmprompt.language.data import TextData, is_text, load_texts
 from mmprompt.models.packaged import refuse_missing
 from mmprompt.progress import ProgressDisplay
 from mmprompt.terminal.images import own_path
-from mmprompt.terminal.output import Device, Output, check_place, command_of
+from mmprompt.terminal.output import Device, Output, check_file, check_place, command_of
 from mmprompt.terminal.parser import (
     counts_in,
     filled,
@@ -166,6 +166,8 @@ def show(call: Call, protocol: str, default_sets: Sequence[str], command: str) -
     output = Output(given.json == STDOUT)
     check_place(given.out)
     check_place(given.results, "results")
+    if given.json is not None and given.json != STDOUT:
+        check_file(given.json, "json")
     n_cells = len(grid.cells())
     methods = ", ".join(dict.fromkeys(one.name for one in grid.contenders))
     sets = ", ".join(one.name for one in (*grid.sources, *grid.targets))
@@ -225,6 +227,7 @@ def conclude(output: Output, given: Compared, comparison: Comparison, protocol: 
         output.say(f"tables   {given.out}/table.txt, .md, .csv, .tex" if report else "")
     content = {"protocol": protocol, "command": command, **comparison.to_json()}
     if given.json is not None and given.json != STDOUT:
+        make_folder(given.json.parent)
         write_json(given.json, content)
         output.say(f"numbers  {given.json}")
     output.document(content)

@@ -16,14 +16,14 @@ from mmprompt.cli.run import Run
 from mmprompt.core.header import read_header
 from mmprompt.data.images import IMAGE_SUFFIXES, find_images, read_image
 from mmprompt.errors import UserError, bad_file, bad_value
-from mmprompt.files import write_bytes
+from mmprompt.files import make_folder, write_bytes
 from mmprompt.models.packaged import refuse_missing
 from mmprompt.progress import CountProgress, ProgressDisplay
-from mmprompt.terminal.output import Backbone, Device, Json, Output, check_place, percent, shorten
+from mmprompt.terminal.output import Backbone, Device, Json, Output, check_file, percent, shorten
 from mmprompt.terminal.parser import parse
 
 DESCRIPTION = "Label images, caption them, or answer texts, as the run is of one kind or another."
-AT_ONCE, LONGEST = 32, 60
+AT_ONCE, LONGEST, SHOWN = 32, 60, 3
 UNSURE = "I don't know"
 Said = dict[str, Any]
 Describe = Callable[[Sequence[Any]], list[Said]]
@@ -37,8 +37,8 @@ class Settings:
     run: Run
     inputs: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="IMAGES|FOLDERS|TEXTS...")]]
     """Image files and folders of images, or texts for a prompt of a language model; one or more."""
-    top_k: Annotated[int, tyro.conf.arg(metavar="INT")] = 3
-    """How many labels to show for each, the most probable first."""
+    top_k: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """How many labels to show for each, the most probable first; by default 3."""
     threshold: Annotated[float, tyro.conf.arg(metavar="SHARE")] = 0.0
     """Below this probability, 0 to 1, no label is given: the answer is "I don't know"."""
     class_names: Annotated[str | None, tyro.conf.arg(metavar="NAME,NAME")] = None
@@ -55,7 +55,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
     settings = parse(Settings, arguments, prog, DESCRIPTION)
     if not settings.inputs:
         raise bad_value("IMAGES|FOLDERS|TEXTS", "empty", "at least one is needed", f"Write {prog} RUN IMAGE.")
-    if settings.top_k < 1:
+    if settings.top_k is not None and settings.top_k < 1:
         raise bad_value("top_k", settings.top_k, "at least one label is shown", "Use --top-k 1.")
     if settings.run.suffix.lower() in IMAGE_SUFFIXES:
         raise bad_value("RUN", settings.run, "the folder of a run comes first", f"Write {prog} RUN {settings.run}.")
@@ -75,7 +75,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
         write_csv(settings.csv, said)
         output.say(f"{len(said)} rows in {settings.csv}.")
     else:
-        show(output, said, settings.top_k, header)
+        show(output, said, header)
     n_broken = sum("error" in one for one in said)
     if n_broken:
         output.say(f"{n_broken} of {len(said)} images could not be read.")
@@ -98,15 +98,18 @@ def refuse_idle(settings: Settings, header: Mapping[str, Any]) -> None:
     if settings.class_names is not None and header["kind"] != "classification":
         problem = f"{settings.run} is a prompt for {header['kind']}"
         raise bad_value("class_names", settings.class_names, problem, "Leave it out.")
-    if settings.threshold and not has_labels:
-        problem = f"{settings.run} writes texts, which are not told apart by a probability"
-        raise bad_value("threshold", settings.threshold, problem, "Leave it out.")
+    for name in ("threshold", "top_k"):
+        if getattr(settings, name) and not has_labels:
+            problem = f"{settings.run} writes texts, which are not told apart by a probability"
+            raise bad_value(name, getattr(settings, name), problem, "Leave it out.")
+    if settings.top_k is not None and settings.csv is not None and not settings.json:
+        raise bad_value("top_k", settings.top_k, "a CSV file has the first label alone", "Leave it out, or add --json.")
     if not 0 <= settings.threshold <= 1:
         raise bad_value("threshold", settings.threshold, "it is a probability, 0 to 1", "Use --threshold 0.5.")
     if settings.csv is not None:
         if settings.csv.exists():
             raise bad_file(settings.csv, "is there already", "Give another --csv, or remove it.")
-        check_place(settings.csv.parent, "csv")
+        check_file(settings.csv, "csv")
 
 
 def describe_all(
@@ -138,7 +141,7 @@ def labels_of(classifier: Any, settings: Settings) -> Describe:
     if settings.class_names is not None:
         classifier = classifier.with_class_names([part.strip() for part in settings.class_names.split(",")])
     return lambda images: [
-        labelled(each.label, each.probabilities, settings.top_k)
+        labelled(each.label, each.probabilities, settings.top_k or SHOWN)
         for each in classifier.predict(images, settings.threshold)
     ]
 
@@ -159,7 +162,8 @@ def answers_of(prompted: Any, settings: Settings) -> Describe:
     if prompted.label_words is None:
         return lambda texts: [{"answer": each.text} for each in prompted.predict(texts)]
     return lambda texts: [
-        labelled(each.label, each.probabilities, settings.top_k) for each in prompted.predict(texts, settings.threshold)
+        labelled(each.label, each.probabilities, settings.top_k or SHOWN)
+        for each in prompted.predict(texts, settings.threshold)
     ]
 
 
@@ -170,7 +174,7 @@ def labelled(label: str | None, probabilities: Mapping[str, float], top_k: int) 
     return {"label": label, "probability": ranked[0][1], "top": top}
 
 
-def show(output: Output, said: Sequence[Said], top_k: int, header: Mapping[str, Any]) -> None:
+def show(output: Output, said: Sequence[Said], header: Mapping[str, Any]) -> None:
     """Print a table of labels, captions or answers."""
     first = "text" if header["kind"] == "language" else "image"
     if any("top" in one for one in said):
@@ -203,4 +207,5 @@ def write_csv(path: Path, said: Sequence[Said]) -> None:
     writer = csv.DictWriter(text, columns, extrasaction="ignore")
     writer.writeheader()
     writer.writerows(said)
+    make_folder(path.parent)
     write_bytes(path, text.getvalue().encode())

@@ -49,7 +49,8 @@ def compare(
 
     Args:
         methods: by name a method, or the name of one, and the name of a frozen model, such as
-            `{"coop": (CoOp(), "tiny")}`. The one named `zero-shot` is what gains are measured from.
+            `{"coop": (CoOp(), "tiny")}`. The one named `zero-shot` is what gains are measured from; of texts the best
+            of `instruction 1`, `instruction 2` and so on.
         tasks: data sets of images or their names in the catalogue, captions of a focus, or rows of text; in a mapping,
             by names of your own, also folders and tables of images.
         shots: training items a class, drawn of named data sets and of rows of text; None for all there are.

@@ -135,8 +135,7 @@ def answers_of(comparison: Comparison, line: Line) -> tuple[tuple[str, ...], lis
     """
     grid = comparison.grid
     source = next(origin for origin in grid.sources if origin.name == line.source)
-    shots, seed = (grid.shots[0], 0) if line.shots == 0 else (line.shots, grid.seeds[0])
-    test = grid.cell(line.contender, source, shots, seed).load()[1][line.target]
+    test = grid.cell(line.contender, source, line.shots, line.seeds[0]).load()[1][line.target]
     answers = zip(test.items, line.scores[0].predictions, line.scores[0].probabilities, strict=False)
     if source.kind != "language":
         return test.data.class_names, [Shown(item.path, item.label, int(p), float(q)) for item, p, q in answers]

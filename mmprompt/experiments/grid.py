@@ -7,6 +7,7 @@ whatever kind; how it is computed is the business of `compute`, and what came ou
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import product
@@ -219,9 +220,9 @@ class Contender:
 class Grid:
     """All that is compared.
 
-    `shots` are training items a class, None for all. `recipe` is what differs from the published recipe and from what
-    each data set says. Each fit is tested on the `targets` too. A divided grid learns from base classes and is tested
-    on base and new ones.
+    `shots` are training items a class, None for all; they are put in order. `recipe` is what differs from the published
+    recipe and from what each data set says. Each fit is tested on the `targets` too. A divided grid learns from base
+    classes and is tested on base and new ones.
     """
 
     sources: tuple[Origin, ...]
@@ -239,6 +240,17 @@ class Grid:
                 raise UserError(f"{name} is empty, but a comparison needs at least one. Name one.")
             if any(values.count(value) > 1 for value in values):
                 raise bad_value(name, ",".join(map(str, values)), "each may be named once", "Leave out the repetition.")
+        for source in self.sources:
+            tested = [source.name, *(target.name for target in self.targets)]
+            twice = [name for name in tested if tested.count(name) > 1]
+            if twice:
+                what = f"{twice[0]} is the name of two data sets that are tested on after learning from {source.name}"
+                raise UserError(f"{what}, but each needs its own. Leave one out, or name it otherwise.")
+            for target in self.targets:
+                if target.kind != source.kind:
+                    problem = f"it is for {target.kind}, and {source.name} for {source.kind}"
+                    raise bad_value("targets", target.name, problem, "Give targets of the same kind.")
+        object.__setattr__(self, "shots", tuple(sorted(self.shots, key=lambda n: math.inf if n is None else n)))
 
     def cells(self) -> tuple[Cell, ...]:
         """Make every cell once, those of one frozen model side by side."""

@@ -6,6 +6,7 @@ Numbers alone; how they are laid out is the business of `tables`, `curves` and t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,8 +24,8 @@ from mmprompt.experiments.results import Outcome, Score
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-ZERO_SHOT = "zero-shot"
-
+BASELINE = re.compile(rf"zero-shot|{INSTRUCTION}( \d+)?")
+"""What gains are measured from, by its name."""
 COSTS = ("seconds", "cpu_seconds", "peak_bytes")
 """Facts that differ from seed to seed."""
 
@@ -34,7 +35,7 @@ class Line:
     """One method on one data set, or on its `base` or `new` classes, at one number of shots, over the seeds.
 
     The label names the backbone too where several are compared. `shots` is None for all, 0 where nothing was learned
-    from. There is a cell a seed; their folders are run folders, which `load` takes.
+    from. There is a cell for each of the `seeds`; their folders are run folders, which `load` takes.
     """
 
     contender: Contender
@@ -43,6 +44,7 @@ class Line:
     target: str
     shots: int | None
     cells: tuple[Outcome, ...]
+    seeds: tuple[int, ...]
 
     @property
     def tested_on(self) -> str:
@@ -199,7 +201,7 @@ class Comparison:
         found = [
             other
             for other in self.lines
-            if other.contender.name.partition(" ")[0] in (ZERO_SHOT, INSTRUCTION)
+            if BASELINE.fullmatch(other.contender.name)
             and place == (other.source, other.target, other.contender.backbone)
         ]
         return None if line in found else max(found, key=lambda other: other.mean, default=None)
@@ -263,23 +265,23 @@ def compare_cells(
     `outcomes` and `reasons` (why a cell failed) are those of `grid.cells()`, in that order; None where there is none.
     """
     cells = grid.cells()
+    comparison = Comparison(grid, (), {}, official)
+    labels = {(c.name, c.backbone): label for c, label in zip(grid.contenders, comparison.labels, strict=True)}
     failures = {
-        f"{cell.name} on {cell.source.name}, {cell.shots} shots, seed {cell.seed}": reason
+        f"{labels[cell.name, cell.backbone]} on {cell.source.name}, {cell.shots} shots, seed {cell.seed}": reason
         for cell, reason in zip(cells, reasons, strict=False)
         if reason is not None
     }
-    comparison = Comparison(grid, (), failures, official)
     lines: list[Line] = []
     for source in grid.sources:
         for contender, label in zip(grid.contenders, comparison.labels, strict=True):
-            groups: dict[int | None, dict[int, Outcome]] = {}  # by shots: one a seed, or one if nothing is learned
+            groups: dict[int | None, dict[int, Outcome]] = {}  # by shots and seed: one if nothing is learned
             for shots, seed in product(grid.shots, grid.seeds):
                 cell = grid.cell(contender, source, shots, seed)
-                number = cells.index(cell)
-                if (outcome := outcomes[number]) is not None:
-                    groups.setdefault(cell.shots, {})[number] = outcome
+                if (outcome := outcomes[cells.index(cell)]) is not None:
+                    groups.setdefault(cell.shots, {})[cell.seed] = outcome
             for shots, group in groups.items():
-                done = tuple(group.values())
+                done, seeds = tuple(group.values()), tuple(group)
                 targets = dict.fromkeys(target for outcome in done for target in outcome.scores)
-                lines += [Line(contender, label, source.name, target, shots, done) for target in targets]
-    return replace(comparison, lines=tuple(lines))
+                lines += [Line(contender, label, source.name, target, shots, done, seeds) for target in targets]
+    return replace(comparison, lines=tuple(lines), failures=failures)

@@ -142,14 +142,15 @@ def _processes(remotes: Sequence[_Remote], options: Mapping[str, Any]) -> Iterat
     ]
 
     def ended() -> list[Outcome] | None:
-        if any(child.is_alive() for child in children):
+        if not all(receiver.poll() for receiver, _ in pipes):  # true too at the end of one that died
             return None
         return [outcome(child, receiver) for child, (receiver, _) in zip(children, pipes, strict=True)]
 
     def outcome(child: BaseProcess, receiver: Connection) -> Outcome:
         try:
-            return receiver.recv()
+            return receiver.recv()  # while it lives: what is long waits in it until it is read
         except EOFError:  # it died before it could say anything
+            child.join()
             return RunFailed(f"exit code {child.exitcode}")
 
     try:

@@ -90,7 +90,11 @@ def form_of(to: str, kind: str | None = None) -> Form:
 
 
 def refuse_taken(folder: Path) -> None:
-    """Refuse to write over anything but an earlier export."""
+    """Refuse to write over anything but an earlier export, and in the place of a link or of the current folder."""
+    if folder.is_symlink():
+        raise bad_file(folder, "is a link, but an export is a folder", "Give a new folder as `out`.")
+    if folder.resolve() == Path.cwd():
+        raise bad_file(folder, "is the current folder, which cannot be replaced", "Give a new folder as `out`.")
     if folder.is_dir() and any(folder.iterdir()) and not _is_export(folder):
         raise bad_file(folder, "holds something that is no export", "Give another folder as `out`.")
     if folder.is_file():

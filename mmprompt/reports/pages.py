@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import importlib.util
 import io
+import shlex
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -122,6 +123,7 @@ def write_report(folder: Path) -> Path:
     log = read_log(folder / "log.jsonl") if (folder / "log.jsonl").is_file() else []
     items = "training images" if header["kind"] == "captioning" else "training rows"
     charts: dict[str, Draw] = {"learning_curve": partial(draw_learning_curve, log, learned_from=items)} if log else {}
-    name = folder.resolve().name
-    verb = f"{VERBS.get(header['kind'], 'eval')} {name}"
+    data = run.get("data", {}).get("name")
+    words = [str(folder), *(("--data", str(data)) if data else ())]
+    verb, name = f"{VERBS.get(header['kind'], 'eval')} {shlex.join(words)}", folder.resolve().name
     return write_page(folder, "run", charts, {}, header=header, run=run, log=log, run_name=name, verb=verb)

@@ -29,6 +29,8 @@ DRAINED = 4
 """Times the limit that is read of a long body before its sender is cut off: who is told early does not listen."""
 HELD = 16
 """Times the limit that all bodies under way may take together."""
+GONE = 499
+"""What is counted where the client went away before it had asked; nginx calls it so."""
 PATHS = frozenset({"/health", "/metrics", "/openapi.json", "/prompts", "/images", "/texts"})
 
 
@@ -107,13 +109,16 @@ class Gate:
                 async with asyncio.timeout(self.limits.timeout_s):
                     await self._pass_on(scope, receive, watched)
         except GoneError:
-            pass
+            status = GONE
         except (HTTPException, TimeoutError) as error:
             late = f"the request took more than {self.limits.timeout_s:g} seconds, which is the limit. Ask for less."
             refusal = error if isinstance(error, HTTPException) else HTTPException(408, late)
             if status == 0:
                 headers = {"connection": "close", **(refusal.headers or {})}
                 await JSONResponse({"detail": refusal.detail}, refusal.status_code, headers)(scope, receive, watched)
+        except Exception:  # what stands in front of this answers it
+            status = status or 500
+            raise
         finally:
             self.metrics.measure(scope["method"], scope["path"], status, time.perf_counter() - started)
 

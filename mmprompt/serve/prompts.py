@@ -62,7 +62,7 @@ class PromptFolder:
         try:
             shown = [path for path in sorted(self.folder.iterdir()) if path.name.isprintable()]
             found = [path for path in shown if not path.name.startswith(".")]  # hidden ones are half written
-            stamps = {path.name: stamp for path in found if (stamp := _stamp_of(path))}
+            stamps = {path.name: stamp for path in found if (stamp := _stamp_of(path)) is not None}
         except OSError as error:
             _log.warning("%s cannot be read (%s). The prompts stay as they are.", self.folder, error.strerror)
             return
@@ -112,5 +112,7 @@ def _stamp_of(folder: Path) -> Stamp | None:
             if name == HEADER:
                 return None
             continue
+        except OSError:
+            return ()  # why, its loading says
         stamps.append((stat.st_mtime_ns, stat.st_size, stat.st_ino))
     return tuple(stamps)

@@ -155,6 +155,13 @@ def check_place(folder: Path, option: str = "out") -> None:
         raise bad_file(place, "may not be written to", f"Give a place for --{option} that you may write to.")
 
 
+def check_file(path: Path, option: str) -> None:
+    """Refuse a file that cannot be written, and make no folder for it; `option` names it."""
+    if path.is_dir():
+        raise bad_file(path, "is a folder, but a file was expected", f"Give another --{option}.")
+    check_place(path.parent, option)
+
+
 def command_of(arguments: Sequence[str], prog: str) -> str:
     """Return the command line as it can be typed again, the same for a run that was gone on with."""
     return shlex.join([*prog.split(), *(word for word in arguments if word != "--resume")])

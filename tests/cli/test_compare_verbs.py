@@ -101,6 +101,19 @@ def test_results_that_cannot_be_kept_are_refused_at_the_start(words: list[str], 
     assert "file: is a file" in capsys.readouterr().err
 
 
+def test_numbers_go_into_a_new_folder_and_a_place_that_is_none_is_refused_at_the_start(
+    words: list[str], capsys: Capture
+) -> None:
+    zero_shot = ["compare", "--method", "zero-shot", *words[:4], "--device", "cpu", "--json"]
+    Path("file").touch()
+    for place, said in (("file/all.json", "file: is a file"), (".", ".: is a folder")):
+        assert main([*zero_shot, place]) == 2
+        assert said in capsys.readouterr().err
+    assert not Path("runs").exists()
+    assert main([*zero_shot, "new/folder/all.json"]) == 0
+    assert json.loads(Path("new/folder/all.json").read_text())["lines"]
+
+
 def test_tune_writes_a_recipe_that_train_takes(words: list[str], capsys: Capture) -> None:
     assert main(["tune", *words, "--search", "lr=1e-2:1", "--trials", "2", "--shots", "2"]) == 0
     assert "runs/tune/recipe.yaml" in capsys.readouterr().out
@@ -184,6 +197,7 @@ REFUSED = {
     "compare --data openart-large-novel": "test images only",
     "protocol base-to-new --data openart-large --shots 1,2": "one number of shots",
     "protocol cross-dataset --data openart-large": "at least one target",
+    "protocol cross-dataset --data openart-left,openart-left": "openart-left is the name of two data sets",
     "protocol base": "Did you mean",
     "tune --search lr --lr 0.1": "fixed and searched",
     "tune --search lr=1": "low:high",

@@ -47,6 +47,12 @@ def test_a_csv_holds_a_row_for_each_image_and_is_never_replaced(
     assert (tmp_path / "out.csv").read_bytes() == before
 
 
+def test_a_csv_goes_into_a_new_folder(run_folder: Path, pictures: Path, tmp_path: Path) -> None:
+    place = tmp_path / "new" / "folder" / "out.csv"
+    assert main(["predict", str(run_folder), str(pictures / "red" / "0.png"), "--csv", str(place)]) == 0
+    assert place.read_text().startswith("path,label,probability")
+
+
 def test_below_the_threshold_nobody_knows(run_folder: Path, pictures: Path, tmp_path: Path, capsys: Capture) -> None:
     classifier = mmprompt.load(run_folder)
     images = sorted(pictures.rglob("*.png"))
@@ -67,6 +73,21 @@ def test_below_the_threshold_nobody_knows(run_folder: Path, pictures: Path, tmp_
 def test_a_threshold_is_a_probability(run_folder: Path, pictures: Path, capsys: Capture) -> None:
     assert main(["predict", str(run_folder), str(pictures / "red"), "--threshold", "2"]) == 2
     assert "it is a probability, 0 to 1" in capsys.readouterr().err
+
+
+def test_how_many_labels_are_shown_is_refused_where_none_are(
+    run_folder: Path, pictures: Path, served_folder: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    image, table = str(pictures / "red" / "0.png"), str(tmp_path / "out.csv")
+    for name, given in (("feelings", image), ("answers", "a dog")):
+        assert main(["predict", str(served_folder / name), given, "--top-k", "2"]) == 2
+        assert "top_k is 2, but" in capsys.readouterr().err
+    words = ["predict", str(run_folder), image, "--top-k", "2", "--csv", table]
+    assert main(words) == 2
+    assert "a CSV file has the first label alone" in capsys.readouterr().err
+    assert not Path(table).exists()
+    assert main([*words, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["predictions"][0]["top"]) == 2
 
 
 def test_a_folder_without_images_is_refused(run_folder: Path, tmp_path: Path, capsys: Capture) -> None:

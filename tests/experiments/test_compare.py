@@ -27,7 +27,7 @@ from mmprompt.experiments.comparison_report import write_comparison
 from mmprompt.experiments.compute import Bench, plan
 from mmprompt.experiments.grid import Contender, Grid, Origin, without_broken
 from mmprompt.experiments.paper_tables import few_shot_table
-from mmprompt.experiments.summary import Comparison
+from mmprompt.experiments.summary import Comparison, compare_cells
 from mmprompt.experiments.workers import Workers
 from mmprompt.training.problem import RunFailed
 from tests.fixtures.cli_run import write_pictures
@@ -360,6 +360,16 @@ def test_grids_that_cannot_be_are_refused(grid: Grid, change: dict[str, object],
         replace(grid, **change)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("targets", [("colours",), ("left", "left")], ids=["the source's", "two targets"])
+def test_tests_of_one_name_are_refused(grid: Grid, targets: tuple[str, ...]) -> None:
+    with pytest.raises(UserError, match="is the name of two data sets"):
+        replace(grid, targets=tuple(map(Origin, targets)))
+
+
+def test_shots_stand_in_order_however_they_were_named(grid: Grid) -> None:
+    assert replace(grid, shots=(None, 4, 1)).shots == (1, 4, None)
+
+
 def test_a_method_that_the_backbone_cannot_carry_is_refused_at_the_start(
     parted: Path, tiny_resnet_folder: Path, tmp_path: Path
 ) -> None:
@@ -415,6 +425,15 @@ def test_the_report_is_one_page_with_tables_and_figures_beside(grid: Grid, tmp_p
     assert {"curve_colours.png", "confusion.png", "calibration.png", "classes.png"} <= names
     content = json.loads((page.parent / "comparison.json").read_text())
     assert [line["shots"] for line in content["lines"]] == [1, 2, 0]
+
+
+def test_the_page_names_the_seed_whose_mistakes_it_shows(grid: Grid, tmp_path: Path) -> None:
+    learned = replace(grid, contenders=grid.contenders[:1], shots=(1,))
+    [line] = compare_grid(learned, tmp_path / "cells", device="cpu").lines
+    rest = compare_cells(learned, [None, line.cells[1]], ["no memory", None])
+    html = write_comparison(rest, tmp_path / "out", "few-shot", "command").read_text()
+    assert "coop, 1 shot, seed 2, on colours." in html
+    assert "seed 1, on" not in html
 
 
 def test_workers_that_all_die_are_told(grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,6 +150,13 @@ def test_what_is_no_method_for_the_data_on_a_model_is_refused(methods: Any, mess
     assert not (tmp_path / "cells").exists()
 
 
+def test_targets_of_another_kind_are_refused_before_anything_is_computed(captions: CaptionData, tmp_path: Path) -> None:
+    methods, targets = {"coop": (mp.CoOp(), "tiny")}, [captions.focus("emotions")]
+    with pytest.raises(UserError, match=r"targets is openart-scenes: emotions, but it is for captioning"):
+        mp.compare(methods, ["openart-left"], targets=targets, out=tmp_path / "cells", **QUICK)
+    assert not (tmp_path / "cells").exists()
+
+
 def test_a_setting_that_no_recipe_has_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no setting of a recipe named 'epoch'\. Did you mean 'epochs'"):
         mp.compare({"coop": ("coop", "tiny")}, ["openart-left"], out=tmp_path / "cells", epoch=3)

@@ -12,7 +12,7 @@ import pytest
 
 from mmprompt.classification.methods import CoOp, ZeroShot
 from mmprompt.experiments.grid import ELEVEN, Contender, Grid, Origin
-from mmprompt.experiments.paper_tables import LAYOUTS, base_to_new_table, few_shot_table, transfer_table
+from mmprompt.experiments.paper_tables import LAYOUTS, base_to_new_table, cost_table, few_shot_table, transfer_table
 from mmprompt.experiments.results import Outcome, Score
 from mmprompt.experiments.summary import Comparison, compare_cells
 from mmprompt.reports.tables import SUFFIXES, Table, render, write_tables
@@ -160,6 +160,35 @@ def test_a_missing_cell_leaves_a_blank_and_no_average(cards: str) -> None:
     assert rows_of(table, "right", "coop") == [("–",)]  # noqa: RUF001
     assert rows_of(table, "average", "coop") == [("–",)]  # noqa: RUF001
     assert any("Not computed: coop on left, 1 shots, seed 2: no memory" in note for note in table.notes)
+
+
+def test_failures_on_several_backbones_are_told_apart(cards: str) -> None:
+    contenders = tuple(Contender("coop", CoOp(4), backbone) for backbone in ("tiny", "photo"))
+    grid = grid_of(cards, sources=(Origin("left", datasets_dir=cards),), contenders=contenders, seeds=(1,))
+    comparison = compare_cells(grid, [None, None], ["no memory", "no disk"])
+    assert comparison.failures == {
+        "coop (tiny) on left, 1 shots, seed 1": "no memory",
+        "coop (photo) on left, 1 shots, seed 1": "no disk",
+    }
+
+
+def test_gains_are_over_zero_shot_and_not_over_a_method_whose_name_begins_so(cards: str) -> None:
+    methods = {"zero-shot": ZeroShot(), "zero-shot tuned words": CoOp(2), "coop": CoOp(4)}
+    contenders = tuple(Contender(name, method, "tiny") for name, method in methods.items())
+    grid = grid_of(cards, sources=(Origin("left", datasets_dir=cards),), contenders=contenders, seeds=(1,))
+    zero, *gains = filled(grid, [{"left": value} for value in (0.25, 0.75, 0.75)]).gains
+    assert zero is None
+    assert [gain and (gain.value, gain.over) for gain in gains] == [(0.5, "zero-shot")] * 2
+
+
+def test_what_methods_cost_is_said_at_the_most_shots_however_they_were_named(cards: str) -> None:
+    source, costs = Origin("left", datasets_dir=cards), {"file_bytes": 1000, "peak_bytes": 0}
+    grid = grid_of(cards, sources=(source,), contenders=(Contender("coop", CoOp(4), "tiny"),), shots=(4, 1), seeds=(1,))
+    n_shots = [cell.shots or 0 for cell in grid.cells()]
+    outcomes = [Outcome({**FACTS, **costs, "n_parameters": n}, {"left": score(0.5)}) for n in n_shots]
+    table = cost_table(compare_cells(grid, outcomes))
+    assert rows_of(table, "coop")[0][0] == "4"
+    assert "4 shots" in table.notes[0]
 
 
 def test_published_rows_never_stand_beside_results_on_another_split(few_shot: Comparison) -> None:

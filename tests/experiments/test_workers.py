@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import signal
 import threading
@@ -29,8 +30,10 @@ from mmprompt.experiments.workers import Workers
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.dual_encoder.load import load_backbone
 from mmprompt.models.image_features import ImageFeatures
+from mmprompt.training.problem import RunFailed
 from tests.experiments.test_compare import COLOURS, grid_of
 from tests.fixtures.cli_run import write_pictures
+from tests.processes import context
 
 N_IMAGES = 4 * 35
 
@@ -212,6 +215,17 @@ def test_cells_that_were_begun_come_last(
     monkeypatch.setattr(computing, "settle", told)
     computing.work(tmp_path, {one.key: one.cell for one in planned}, computing.Bench("cpu"))
     assert order == [second, first]
+
+
+def fail_in_many_words() -> None:
+    raise ValueError("x" * 200_000)
+
+
+def test_a_worker_that_fails_in_many_words_comes_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    beginning = context()  # which asks for it itself, the first time
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: beginning)
+    with pytest.raises(RunFailed, match=r"1 of 1 cells not computed \(ValueError: xxx"):
+        Workers(2).run(fail_in_many_words, [(), ()], lambda: 1, "1 cells not computed")
 
 
 @pytest.mark.parametrize(

@@ -202,6 +202,18 @@ def test_a_folder_with_anything_beside_an_export_is_no_export(facts, tiny_clip_b
     assert {path.read_text() for path in tmp_path.iterdir()} == {json.dumps(facts)}
 
 
+@pytest.mark.parametrize("place", [".", "link", "dangling"])
+def test_an_export_takes_no_link_and_not_the_folder_it_is_made_from(place, tiny_clip_backbone, tmp_path, monkeypatch):
+    for name in ("here", "other"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for name, target in (("link", "other"), ("dangling", "nowhere")):
+        (tmp_path / name).symlink_to(target)
+    with pytest.raises(mp.UserError, match="Give a new folder"):
+        mp.export(learned("coop", tiny_clip_backbone), "npy", tmp_path / place if place != "." else place)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["dangling", "here", "link", "other"]
+
+
 def test_an_export_of_one_form_is_replaced_by_one_of_another(tiny_clip_backbone, tmp_path):
     classifier = learned("coop", tiny_clip_backbone)
     for to in ("npy", "open_clip", "npy"):

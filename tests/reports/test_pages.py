@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,6 @@ def test_a_run_of_a_language_model_says_what_it_learned_and_with_which_settings(
         "The loss fell from 3.500 to 1.500 in 2 epochs.",
         "prompt-tuning learned from 8 rows of somebody.",
         "A vector never moved.",
-        "mmprompt llm eval --prompt run",
         "n_soft 8, lr 0.1",
         "2 rows were cut.",
     ):
@@ -79,6 +79,24 @@ def test_an_accuracy_of_some_epochs_alone_is_drawn_where_it_is(tmp_path: Path) -
 
 
 def test_a_run_that_is_here_goes_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = write_run(tmp_path / "run", "language", {"name": "rows"}, [1.0])
+    folder = write_run(tmp_path / "run", "language", {}, [1.0])
     monkeypatch.chdir(folder)
-    assert "mmprompt llm eval --prompt run" in text_of(write_report(Path()))
+    text = text_of(write_report(Path()))
+    assert "language · run · on tiny" in text
+    assert "mmprompt llm eval --prompt ." in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("captioning", "mmprompt caption eval --prompts 'my runs/emo' --data 'my scenes'"),
+        ("language", "mmprompt llm eval --prompt 'my runs/emo' --data 'my scenes'"),
+    ],
+)
+def test_what_measures_a_run_stands_on_its_page_as_it_can_be_typed(
+    kind: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my runs").mkdir()
+    folder = write_run(Path("my runs/emo"), kind, {"name": "my scenes", "sizes": {"train": 8}}, [1.0])
+    assert html.unescape(text_of(write_report(folder))).count(f"{said}; data of your own is given by its path.") == 1

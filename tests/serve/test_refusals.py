@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -18,7 +19,8 @@ from PIL import Image
 from mmprompt.serve.app import make_app
 from mmprompt.serve.limits import Limits
 from mmprompt.serve.prompts import PromptFolder
-from tests.fixtures.served_prompts import as_base64, running
+from mmprompt.serve.service import Service
+from tests.fixtures.served_prompts import as_base64, running, wait_until
 
 LIMITS = Limits(max_body_mb=0.25, max_megapixels=0.02, max_batch=4, timeout_s=2)
 KEY = "a key"
@@ -150,6 +152,28 @@ def test_a_body_that_is_announced_as_endless_is_not_read(strict: str) -> None:
 
 def test_what_is_no_http_is_answered_as_such(strict: str) -> None:
     assert send(strict, b"\x16\x03\x01 no http \r\n\r\n").startswith(b"HTTP/1.1 400 ")
+
+
+def test_an_answer_that_fails_and_a_client_that_goes_away_are_counted_as_such(
+    prompts: PromptFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(service: Service, asked: object) -> None:
+        raise RuntimeError
+
+    def n_counted(status: int) -> float:
+        text = httpx.get(f"{address}/metrics").text
+        found = re.search(rf'requests_total{{method="POST",path="/texts",status="{status}"}} (\S+)', text)
+        return float(found[1]) if found else 0
+
+    monkeypatch.setattr(Service, "ask_of_texts", fail)
+    with running(make_app(prompts)) as address:
+        assert post(address, "/texts", {"prompts": ["animals"], "texts": ["a"]}).status_code == 500
+        assert n_counted(500) == 1
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(f"{HEAD}content-length: 1000\r\n\r\n{{".encode())
+        wait_until(lambda: n_counted(499) == 1)
+        assert n_counted(0) == 0
 
 
 def test_too_much_that_waits_is_turned_away(prompts: PromptFolder, served_pictures: list[Path]) -> None:

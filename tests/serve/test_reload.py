@@ -91,6 +91,15 @@ def test_half_written_and_hidden_folders_and_files_are_no_prompts(loaded: Prompt
     assert loaded.refused == {}
 
 
+def test_an_entry_that_cannot_be_looked_at_is_refused_and_the_others_are_served(loaded: PromptFolder) -> None:
+    (loaded.folder / "loop").symlink_to("loop")
+    shutil.copytree(loaded.folder / "objects", loaded.folder / "new")
+    loaded.refresh()
+    loaded.refresh()
+    assert sorted(loaded.prompts) == ["moods", "new", "objects"]
+    assert list(loaded.refused) == ["loop"]
+
+
 def test_a_folder_that_is_gone_for_a_moment_changes_nothing(loaded: PromptFolder) -> None:
     away = loaded.folder.with_name("away")
     loaded.folder.rename(away)
