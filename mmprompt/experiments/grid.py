@@ -234,14 +234,14 @@ class Grid:
     is_divided: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("sources", "contenders", "shots", "seeds"):
-            values = [_name_of(value) for value in getattr(self, name)]
+        for part, name in (("sources", "tasks"), ("contenders", "methods"), ("shots", "shots"), ("seeds", "seeds")):
+            values = [_name_of(value) for value in getattr(self, part)]
             if not values:
                 raise UserError(f"{name} is empty, but a comparison needs at least one. Name one.")
             if any(values.count(value) > 1 for value in values):
                 raise bad_value(name, ",".join(map(str, values)), "each may be named once", "Leave out the repetition.")
         for source in self.sources:
-            tested = [source.name, *(target.name for target in self.targets)]
+            tested = [source.name, *(target.name for target in self.targets if target != source)]
             twice = [name for name in tested if tested.count(name) > 1]
             if twice:
                 what = f"{twice[0]} is the name of two data sets that are tested on after learning from {source.name}"

@@ -352,7 +352,7 @@ def test_what_learns_nothing_reads_no_training_picture(
     [
         ({"shots": ()}, "shots is empty"),
         ({"seeds": (1, 1)}, "may be named once"),
-        ({"contenders": ()}, "contenders is empty"),
+        ({"contenders": ()}, "methods is empty"),
     ],
 )
 def test_grids_that_cannot_be_are_refused(grid: Grid, change: dict[str, object], text: str) -> None:
@@ -364,6 +364,10 @@ def test_grids_that_cannot_be_are_refused(grid: Grid, change: dict[str, object],
 def test_tests_of_one_name_are_refused(grid: Grid, targets: tuple[str, ...]) -> None:
     with pytest.raises(UserError, match="is the name of two data sets"):
         replace(grid, targets=tuple(map(Origin, targets)))
+
+
+def test_what_is_learned_from_may_stand_among_the_targets(grid: Grid) -> None:
+    assert replace(grid, targets=grid.sources).targets == grid.sources
 
 
 def test_shots_stand_in_order_however_they_were_named(grid: Grid) -> None:

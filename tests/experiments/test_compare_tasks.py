@@ -168,7 +168,7 @@ def test_a_setting_that_no_recipe_has_is_refused(tmp_path: Path) -> None:
     [
         ("openart-left", (None,), "tasks is 'openart-left', but it must be a list or a mapping"),
         ([3], (None,), "data is of type int"),
-        ([], (None,), "sources is empty"),
+        ([], (None,), "tasks is empty"),
         ("at hand", (2,), "the shots of openart-left, which is at hand, were drawn before"),
         ("task", (None,), "data is of type ClassificationTask, but a comparison takes the data set itself"),
         (["openart-left"], (0,), "shots is 0, but it must be a whole number, 1 or more"),
