@@ -442,6 +442,8 @@ def load(folder: Path, header: Mapping[str, Any], model: DualEncoder | str | Non
     except TypeError:
         problem = f"does not hold the classifier {header['form']!r} as its form takes it"
         raise bad_file(folder / HEADER, problem, RESTORE) from None
+    except UserError as error:
+        raise UserError(f"{folder / HEADER}: {error}") from None
     if class_features is not None:
         _try_head(folder, classifier.eval(), class_features)
     return classifier.eval()
