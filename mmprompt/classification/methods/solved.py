@@ -364,7 +364,7 @@ def solve_logistic(
     if n_seen < n_classes:
         raise UserError(
             f"{n_seen} of {n_classes} classes have training images, but a linear probe needs some of each. Add some, "
-            "or use a head that reads the text too, such as gda."
+            "leave out the other classes, or use a head that reads the text of a dual encoder, such as gda."
         )
     # One image a class is what a 1-shot probe is; scikit-learn takes it for a regression.
     with quiet("The number of unique classes", UserWarning):
