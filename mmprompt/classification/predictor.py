@@ -341,6 +341,7 @@ class Classifier(nn.Module):
         Raises:
             UserError: context or head belong to single classes, or a name is empty, repeated or too long.
         """
+        check_class_names(class_names)
         head = self.prompt.head
         if self.prompt.is_class_specific:
             raise UserError(

@@ -179,6 +179,11 @@ class Combined(Method):
 
     methods: tuple[Method, ...]
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.methods:
+            raise UserError("a combination of no methods learns nothing. Write CoOp(...) + VPT(...).")
+
     def prompt(self, backbone: Any, start: Start) -> Prompt:
         """Join the sources of all methods in one prompt."""
         if len(self.methods) < 2 or not any(method.learns for method in self.methods):
