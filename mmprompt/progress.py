@@ -96,10 +96,10 @@ class _Stage:
     is_finished: bool = False
 
     def how_long(self, now: float) -> str:
-        """Return the end of a plain line: the time left, or so far where the pace is not known yet."""
+        """Return the end of a plain line: the time left, or so far where that is not known yet or is over."""
         if self.is_finished:
             return ""
-        if self.ends_at is None:
+        if self.ends_at is None or self.ends_at <= now:
             return f"  {duration(now - self.started)} so far"
         return f"  {duration(self.ends_at - now)} left"
 
@@ -203,10 +203,10 @@ class _TimeLeft(ProgressColumn):
     """At the pace of the whole stage: rich's own column forgets what is older than half a minute."""
 
     def render(self, task: Task) -> Text:
-        """Return the time left, nothing before the first step is done and after the last."""
-        ends_at = task.fields["ends_at"]
-        is_known = ends_at is not None and not task.finished
-        return Text(f"{duration(ends_at - time.monotonic())} left" if is_known else "", style="dim")
+        """Return the time left, nothing before the first step is done, where it is over, and after the last."""
+        ends_at, now = task.fields["ends_at"], time.monotonic()
+        is_known = ends_at is not None and ends_at > now and not task.finished
+        return Text(f"{duration(ends_at - now)} left" if is_known else "", style="dim")
 
 
 def duration(seconds: float) -> str:

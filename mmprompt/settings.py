@@ -73,12 +73,11 @@ def check_settings(settings: Any) -> None:
             object.__setattr__(settings, name, value)
         has_default = (field.default, field.default_factory) != (MISSING, MISSING)
         check(name, value, hint, f"Leave `{name}` out for the default." if has_default else "Give another.")
-        if isinstance(value, Real) and not isinstance(value, bool) and (int in members or float in members):
-            object.__setattr__(settings, name, float(value) if float in members else int(value))  # type: ignore[call-overload]
+        object.__setattr__(settings, name, _plain(value, hint))
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
-    """Refuse arguments of a public function that their annotations do not hold, before it is called.
+    """Refuse arguments of a public function that their annotations do not hold, before it is called with plain numbers.
 
     Which arguments there are Python checks itself, with its own TypeError.
     """
@@ -87,13 +86,15 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            arguments = signature.bind(*args, **kwargs).arguments
+            bound = signature.bind(*args, **kwargs)
         except TypeError:
             return function(*args, **kwargs)
         hints = annotations_of(function)
-        for name, value in arguments.items():
-            check(name, value, hints.get(name, Any), f"See help({called}).")
-        return function(*args, **kwargs)
+        for name, value in bound.arguments.items():
+            hint = hints.get(name, Any)
+            check(name, value, hint, f"See help({called}).")
+            bound.arguments[name] = _plain(value, hint)
+        return function(*bound.args, **bound.kwargs)
 
     return call
 
@@ -164,7 +165,8 @@ def holds(value: object, hint: Any) -> bool:
         return any(type(value) is type(choice) and value == choice for choice in arguments)
     if hint in (int, float):
         is_number = isinstance(value, Integral if hint is int else Real) and not isinstance(value, bool)
-        return is_number and abs(value) < (2**63 if hint is int else sys.float_info.max)  # type: ignore[arg-type]
+        most = 2**63 if hint is int else sys.float_info.max  # a bound that numpy's float32 cannot hold
+        return is_number and abs(value.item() if hasattr(value, "item") else value) < most  # type: ignore[arg-type]
     if hint is Path:
         return isinstance(value, os.PathLike)
     if origin is tuple and arguments[-1] is not Ellipsis:
@@ -178,6 +180,19 @@ def holds(value: object, hint: Any) -> bool:
     if is_unknown or getattr(hint, "_is_protocol", False) > getattr(hint, "_is_runtime_protocol", False):
         return True
     return isinstance(value, hint)
+
+
+def _plain(value: Any, hint: Any) -> Any:
+    """Return numbers as Python's own, not numpy's, where an annotation holds numbers: one, or many in a row."""
+    members = list(_members(hint))
+    if int in members or float in members:
+        is_number = isinstance(value, Real) and not isinstance(value, bool)
+        return value if not is_number else float(value) if float in members else int(value)
+    each = next((get_args(member)[0] for member in members if get_origin(member) in (Sequence, tuple)), None)
+    if not {int, float} & set(_members(each)):
+        return value
+    many = value.tolist() if type(value).__module__ == "numpy" else value
+    return type(many)(_plain(one, each) for one in many) if type(many) in (list, tuple) else many
 
 
 def _is_within(value: Any, limit: object) -> bool:

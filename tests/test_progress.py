@@ -57,6 +57,11 @@ def test_the_time_left_follows_the_pace_of_the_whole_stage(clock: Clock) -> None
     assert said == ["cells 1/6  50 min left", "cells 2/6  40 min left"]
 
 
+def test_a_time_left_that_is_over_is_not_said(clock: Clock) -> None:
+    steps = [(0, 0), (10, 1), (100, 1)]
+    assert lines_of(clock, steps, 2) == ["cells 1/2  10 s left", "cells 1/2  2 min so far"]
+
+
 def test_work_done_before_is_no_part_of_the_pace(clock: Clock) -> None:
     assert lines_of(clock, [(0, 90), (60, 91)], 93) == ["cells 91/93  2 min left"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,23 @@ def test_an_argument_that_its_annotation_does_not_hold_is_refused() -> None:
     with pytest.raises(UserError) as caught:
         called("a", settings={"n": 3})  # type: ignore[arg-type]
     assert str(caught.value) == "settings is of type dict, but it must be a Settings. See help(called)."
-    assert called("a", np.int64(3), Settings(), more=3) == "a"  # type: ignore[arg-type]
+    assert called("a", 3, Settings(), more=3) == "a"
+
+
+@checked
+def given(n: Count = 1, rate: float | None = None, seeds: Sequence[int | None] = (), *, pair: Any = None) -> list[Any]:
+    return [n, rate, seeds, pair]
+
+
+def test_numbers_of_numpy_arrive_as_pythons_own() -> None:
+    own = [3, 0.25, [1, 2], "x"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a float32 overflows beside the largest number of Python
+        for seeds in (np.arange(1, 3), list(np.arange(1, 3))):
+            found = given(np.int64(3), np.float32(0.25), seeds, pair="x")  # type: ignore[arg-type]
+            assert (found, list(map(type, found))) == (own, list(map(type, own)))
+            assert list(map(type, found[2])) == [int, int]
+    assert given(seeds=(None, np.int8(4))) == [1, None, (None, 4), None]  # type: ignore[arg-type]
 
 
 def test_which_arguments_there_are_python_says() -> None:

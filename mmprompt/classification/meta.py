@@ -5,7 +5,7 @@ Each data set keeps its own class names and images; the vectors alone are shared
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,21 +13,26 @@ from typing import Any
 import torch
 
 from mmprompt.classification.methods import METHODS
+from mmprompt.classification.methods.base import Combination
 from mmprompt.classification.methods.coop import CoOp
 from mmprompt.classification.predictor import Classifier
-from mmprompt.classification.task import ClassificationProblem
+from mmprompt.classification.task import ClassificationProblem, ClassificationTask
 from mmprompt.classification.template import ClassTemplate
 from mmprompt.core.file import save
-from mmprompt.core.fit import describe_method, new_run, refuse_changed
+from mmprompt.core.fit import describe_method, method_of, new_run, refuse_changed
 from mmprompt.core.meta import Rounds, drawn, of_rounds
-from mmprompt.core.method import Method, Start, resolved_recipe, settled
+from mmprompt.core.method import Method, Start, overrides, parts_of, resolved_recipe, settled
 from mmprompt.data.splits import Dataset
-from mmprompt.errors import UserError
+from mmprompt.errors import UserError, bad_value
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.dual_encoder.load import load_backbone
 from mmprompt.models.image_features import ImageFeatures
+from mmprompt.settings import checked
 from mmprompt.training.recipe import Recipe
 from mmprompt.training.run_files import surroundings
+
+BEYOND = ("begin", "finish", "callbacks", "predictor")
+"""The hooks of what does more, at a beginning or an end that steps of single rounds have not."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +48,11 @@ class MetaResult:
     folder: Path | None
 
 
+@checked
 def meta_init(
     datas: Sequence[Dataset],
     model: DualEncoder | str = "tiny",
-    method: CoOp | None = None,
+    method: CoOp | Combination | None = None,
     recipe: Recipe | None = None,
     seed: int = 1,
     n_rounds: int = 60,
@@ -62,9 +68,9 @@ def meta_init(
     Args:
         datas: two or more data sets; images are taken as they are, without augmentation.
         model: a backbone or the name of one.
-        method: one with context vectors that all classes share; `CoOp()` by default.
+        method: one with context vectors that all classes share, perhaps with further loss terms; `CoOp()` by default.
         recipe: settings of the steps on a data set: those that it was given count, all others are the method's own.
-            They begin anew in every round, and the rate stays as it is.
+            They begin anew in every round, and the rate stays as it is; there is no warm-up and no early stopping.
         seed: of the start, the order of data sets and images.
         n_rounds: data sets that are trained on one after another; each comes equally often.
         n_inner: steps in a round.
@@ -79,10 +85,9 @@ def meta_init(
     rounds.check(len(datas))
     backbone = load_backbone(model) if isinstance(model, str) else model
     places = (backbone.name, "classification")
-    method = method or CoOp()
-    learner = settled(method, *places)
+    learner = settled(method_of(CoOp() if method is None else method, ClassificationTask), *places)
     each = _with_one_prompt(backbone, datas, learner, seed)
-    steps = replace(of_rounds(resolved_recipe(learner, places, {}, recipe)), augment="none")
+    steps = _steps(resolved_recipe(learner, places, {}, recipe), {} if recipe is None else recipe.given)
     stored = features or ImageFeatures(backbone)
     with new_run(out) as folder:
 
@@ -105,11 +110,26 @@ def meta_init(
     return MetaResult(predictor, history, folder)
 
 
+def _steps(recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
+    """Return a recipe as the steps of a round take it; refuse a setting that was given and counts for nothing there."""
+    steps = replace(of_rounds(recipe), augment="none")
+    for name, value in given.items():
+        if getattr(steps, name) != value:
+            expected = "a round takes n_inner steps at the full rate, on images as they are"
+            raise bad_value(name, value, expected, f"Leave `{name}` out.")
+    return steps
+
+
 def _with_one_prompt(backbone: DualEncoder, datas: Sequence[Dataset], method: Method, seed: int) -> list[Classifier]:
     """Put the class names of each data set behind the same vectors."""
     for data in datas:
         if not data.train:
             raise UserError(f"{data.name} has no training images, so no start can be learned from it. Leave it out.")
+    method.check_whole(method)
+    for part in parts_of(method):
+        if part.meets_images_once or any(overrides(part, hook) for hook in BEYOND):
+            said = f"{type(part).__name__} does more than learn context vectors or bring a loss"
+            raise UserError(f"{said}, and a start is learned by these alone. Leave it out.")
     generator = torch.Generator().manual_seed(seed)
     prompt = method.prompt(backbone, Start(generator, ClassTemplate(datas[0].template), datas[0].class_names))
     if prompt.is_class_specific or not prompt.has("text") or prompt.has("vision") or prompt.needs_image:

@@ -262,15 +262,14 @@ class Classifier(nn.Module):
             UserError: there is one class only, or an image cannot be read.
         """
         refuse_single_class(self.class_names)
-        sources = as_list(images)
-        batches = (sources[start : start + PREDICT_BATCH] for start in range(0, len(sources), PREDICT_BATCH))
         with self.in_use():
-            return self._table(map(self._encode, batches))
+            return self._table(self._encoded(as_list(images)))
 
     @torch.no_grad()
-    def _encode(self, sources: Sequence[ImageLike]) -> Tensor:
-        batch = torch.stack([self.backbone.preprocess(read_image(source)) for source in sources])
-        return self.image_features(batch.to(self.backbone.dtype))
+    def _encoded(self, sources: Sequence[ImageLike]) -> Iterator[Tensor]:
+        for start in range(0, len(sources), PREDICT_BATCH):
+            read = [self.backbone.preprocess(read_image(one)) for one in sources[start : start + PREDICT_BATCH]]
+            yield self.image_features(torch.stack(read).to(self.backbone.dtype))
 
     @torch.no_grad()
     def _table(self, batches: Iterable[Tensor]) -> np.ndarray:
@@ -328,7 +327,7 @@ class Classifier(nn.Module):
         if not sources:
             return
         with self.in_use():
-            features = self._encode(sources)[:, : self.backbone.embed_dim]
+            features = torch.cat(list(self._encoded(sources)))[:, : self.backbone.embed_dim]
         if head is None:
             scale, bias = self.backbone.logit_scale, self.backbone.logit_bias
             head = TextAndMeans(len(self.class_names), features.shape[1], scale, bias).to(self.backbone.device)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mmprompt.classification.methods import METHODS
 from mmprompt.core.confidence import Reliability, reliability
 from mmprompt.core.metrics import most_confused, one_a_class
 from mmprompt.data.images import read_image
@@ -29,6 +30,7 @@ from mmprompt.reports.figures import LIGHT
 from mmprompt.reports.pages import Draw, require_extra, write_page
 from mmprompt.reports.tables import percent
 from mmprompt.settings import checked
+from mmprompt.training.recipe import LENGTHS
 from mmprompt.training.run_files import RUN, read_log, read_run
 
 BASELINES = ("zero_shot_name", "zero_shot_template")
@@ -139,9 +141,13 @@ class Record:
         if called:
             return called
         data, method = self.run["data"], self.run["method"]
+        kinds = [METHODS[name] for name in method["name"].split("+") if name in METHODS]
+        usual = {one.name: one.default for kind in kinds for one in fields(kind)}
+        leading: dict[str, Any] = next((kind.recipe.given for kind in kinds if kind.learns), {})
+        usual_recipe = {name: value for name, value in leading.items() if name not in LENGTHS}
         words = ["mmprompt", "train", "--data", data["name"], "--backbone", self.run["backbone"]["name"]]
-        words += ["--method", method["name"], *_options(method["settings"]), "--shots", str(data["shots"])]
-        return shlex.join([*words, "--seed", str(self.run["seed"]), *_options(self.run["recipe"])])
+        words += ["--method", method["name"], *_options(method["settings"], usual), "--shots", str(data["shots"])]
+        return shlex.join([*words, "--seed", str(self.run["seed"]), *_options(self.run["recipe"], usual_recipe)])
 
     @property
     def words(self) -> list[Any]:
@@ -150,12 +156,15 @@ class Record:
         return read_json(path) if path.is_file() else []
 
 
-def _options(settings: Mapping[str, Any]) -> list[str]:
-    """Return settings as the options of a command line; those that are unset or off are left out."""
+def _options(settings: Mapping[str, Any], usual: Mapping[str, Any]) -> list[str]:
+    """Return settings as the options of a command line; what is unset, on or off as usual is left out."""
     words: list[str] = []
     for name, value in settings.items():
-        if value is not None and value is not False:
-            words += ["--" + name.replace("_", "-"), *([] if value is True else [str(value)])]
+        option, default = name.replace("_", "-"), usual.get(name)
+        if isinstance(value, bool):
+            words += [] if value is bool(default) else [f"--{option}" if value else f"--no-{option}"]
+        elif value is not None or default is not None:
+            words += [f"--{option}", str(value)]
     return words
 
 

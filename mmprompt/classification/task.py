@@ -209,6 +209,8 @@ class ClassificationProblem:
         """Give one image of a view as the image tower takes it, kept while there is room."""
         if (index, view) in self._pixels:
             return self._pixels[index, view]
+        if not self.recipe.views and next(iter(self._pixels), (index, view))[1] != view:
+            self._pixels.clear()  # of an epoch that is over
         if view is None:
             pixels = self.backbone.preprocess(read_image(self.images[index]))
         else:

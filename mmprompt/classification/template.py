@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from unicodedata import category
 
-from mmprompt.core.template import Field, Soft, parse_line
+from mmprompt.core.template import Bos, Field, Soft, parse_line
 from mmprompt.errors import UserError, bad_value
 from mmprompt.models.dual_encoder.interface import DualEncoder, without_text
 from mmprompt.models.sites import TextSlots
@@ -51,7 +51,7 @@ class ClassTemplate:
             object.__setattr__(self, "n_ctx", lines[0].n_ctx)
             return
         parts, groups = parse_line(_BRACES.sub(lambda found: NAME.text if found[1] else found[0], self.text))
-        if [part for part in parts if isinstance(part, Field)] != [NAME]:
+        if [part for part in parts if isinstance(part, Field | Bos)] != [NAME]:
             raise self._refusal("it must hold {} exactly once, and no other field")
         if any(group.n_vectors is None or group.name for group in groups):
             raise self._refusal("vectors in it are written {soft*4}, with their number")

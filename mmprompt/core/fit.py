@@ -221,6 +221,8 @@ def fit(
         RunFailed: the loss, or what a callback adds to a record, is not finite, or weights of the model changed.
     """
     check_names(settings)
+    if resume and out is None:
+        raise bad_value("resume", resume, "there is no folder to go on in", "Give `out`, the folder of the run.")
     task = task_of(data)
     method, model = method_of(method, task), task.load_model(model)
     method = settled(method, model.name, task.kind)

@@ -103,6 +103,9 @@ class Method(Protocol):
         recipe: the published optimiser and schedule; a recipe's own defaults are those of CoOp.
         needs_shots: whether it learns from labelled images, so that shots and seed matter.
         is_trained: whether it learns by steps of an optimiser, so that a recipe matters.
+        makes_head: whether a classifier has its head from this method.
+        meets_images_once: whether an epoch must not meet an image twice, as draws that repeat images do.
+        averages_weights: whether what is kept is an average over epochs.
         learns: whether it has a prompt; what has none, such as a further loss term, joins a method that has.
         group: what it learns, as lists have it: prompts, weights, heads, test time, parts that join, or nothing.
     """
@@ -112,6 +115,9 @@ class Method(Protocol):
     group: ClassVar[str] = "prompts"
     needs_shots: ClassVar[bool] = True
     is_trained: ClassVar[bool] = True
+    makes_head: ClassVar[bool] = False
+    meets_images_once: ClassVar[bool] = False
+    averages_weights: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -183,6 +189,11 @@ class Combined(Method):
         super().__post_init__()
         if not self.methods:
             raise UserError("a combination of no methods learns nothing. Write CoOp(...) + VPT(...).")
+
+    @property
+    def is_trained(self) -> bool:  # type: ignore[override]
+        """Whether steps are taken by one that has a prompt."""
+        return any(part.learns and part.is_trained for part in parts_of(self))
 
     def prompt(self, backbone: Any, start: Start) -> Prompt:
         """Join the sources of all methods in one prompt."""

@@ -292,7 +292,7 @@ def protocol_grid(
     if protocol in {CROSS_DATASET, DOMAIN}:
         if len(origins) < 2:
             advice = "Use `data=SOURCE,TARGET`."
-            raise bad_value("datasets", origins[0].name, f"{protocol} needs a source and at least one target", advice)
+            raise bad_value("data", origins[0].name, f"{protocol} needs a source and at least one target", advice)
         return Grid((origins[0],), tuple(contenders), tuple(shots), tuple(seeds), recipe, targets=tuple(origins[1:]))
     divided = protocol == BASE_TO_NEW
     return Grid(tuple(origins), tuple(contenders), tuple(shots), tuple(seeds), recipe, is_divided=divided)

@@ -140,7 +140,11 @@ def tune(
 
 
 def check_ends(search: Search, backbone: DualEncoder, data: Dataset) -> None:
-    """Try out both ends of every range, so that no trial is refused later."""
+    """Try out both ends of every range, so that no trial is refused later; refuse what changes nothing."""
+    of_steps = [name for name in search.space if name in {field.name for field in fields(Recipe)}]
+    if of_steps and not search.parts({}, data)[0].is_trained:
+        said = f"{of_steps[0]} is a setting of steps, but {search.method} takes none"
+        raise UserError(f"{said}. Search with a method that learns in steps, such as coop.")
     for end in ("low", "high"):
         values = {name: getattr(limits, end) for name, limits in search.space.items()}
         try:
@@ -199,32 +203,23 @@ def result_of(study: Any, default: Mapping[str, Any] | None) -> SearchResult:
 
 
 class ReportValidation(Callback):
-    """Measure validation accuracy as a trial goes and stop it when the pruner gives it up.
+    """Report validation accuracy as a trial goes, and stop it when the pruner gives it up."""
 
-    Only the first seed's accuracies are reported, since others would be compared with it.
-    """
-
-    def __init__(self, trial: Any, may_prune: bool) -> None:
+    def __init__(self, trial: Any) -> None:
         self.trial = trial
-        self.may_prune = may_prune
-        self.accuracy = 0.0
 
     def on_epoch_end(self, run: Run, epoch: int, logs: dict[str, Any]) -> None:
         """Measure, report, and perhaps stop."""
         import optuna
 
-        is_last = epoch + 1 == run.n_epochs
         share = N_REPORTS * (epoch + 1) // run.n_epochs
-        is_new = self.may_prune and share > N_REPORTS * epoch // run.n_epochs
-        if not (is_new or is_last):
+        if share == N_REPORTS * epoch // run.n_epochs:
             return
         accuracy = run.problem.validate()
         assert accuracy is not None, "a search was started without validation images"
-        self.accuracy = logs["val_accuracy"] = accuracy
-        if self.may_prune:
-            self.trial.report(accuracy, share)
-            if not is_last and self.trial.should_prune():
-                raise optuna.TrialPruned
+        self.trial.report(accuracy, share)
+        if epoch + 1 < run.n_epochs and self.trial.should_prune():
+            raise optuna.TrialPruned
 
 
 @dataclass(frozen=True)
@@ -243,16 +238,18 @@ class _Job:
         study = open_study(self.storage, self.study)
 
         def run_trial(trial: Any) -> float:
-            """Train with the values of a trial, once a seed; the mean accuracy on validation after the last epoch."""
+            """Train with the values of a trial, once a seed; the mean accuracy on validation of what is kept.
+
+            Only the first seed's accuracies are reported on the way, since others would be compared with it.
+            """
             take_trial(study, trial)
             values = {name: limits.suggest(trial, name) for name, limits in self.search.space.items()}
             accuracies = []
             for index, (seed, part) in enumerate(zip(self.search.seeds, data, strict=True)):
                 method, recipe = self.search.parts(values, part)
-                listener = ReportValidation(trial, may_prune=index == 0)
-                task = ClassificationTask.of(part, features)
-                fit(method, features.backbone, task, recipe=recipe, seed=seed, callbacks=[listener], progress=False)
-                accuracies.append(listener.accuracy)
+                task, listeners = ClassificationTask.of(part, features), [ReportValidation(trial)] if index == 0 else []
+                result = fit(method, features.backbone, task, None, recipe, seed, listeners, progress=False)
+                accuracies.append(result.evaluate(part.val).accuracy)
             return fmean(accuracies)
 
         def after_trial(study: Any, trial: Any) -> None:

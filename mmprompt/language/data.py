@@ -26,7 +26,7 @@ from mmprompt.data.strict_yaml import read_yaml
 from mmprompt.data.tables import SUFFIXES, Record, read_records
 from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
 from mmprompt.files import expanded
-from mmprompt.settings import checked, validate
+from mmprompt.settings import check_settings, checked, validate
 
 if TYPE_CHECKING:
     from mmprompt.language.task import LanguageTask
@@ -93,6 +93,7 @@ class TextData:
     metric: Metric = "exact"
 
     def __post_init__(self) -> None:
+        check_settings(self)
         for row in (row for split in SPLITS for row in self.rows(split)):
             if (row.label if self.labels else row.answer) is None:
                 begin, what = " ".join(row.fields.values())[:40], "label" if self.labels else "answer"
@@ -218,12 +219,8 @@ def _place_of(name: str) -> Path:
     """Return where the table or folder of that name lies, with a name of its own, unlike `.`."""
     if name in EMBEDDED:
         return FOLDER / f"{name}.jsonl"
-    path = Path(name)
-    try:
-        is_there = bool(name) and path.exists()
-    except OSError:
-        raise bad_file(f"{name[:60]}...", "is no path that the file system takes", "Give another.") from None
-    if not is_there and not path.suffix:
+    path = expanded(name)
+    if not path.suffix and not (name and path.exists()):
         raise unknown_name("set of texts or file", name, EMBEDDED, "Give the path of a table of texts.")
     return path.resolve() if path.name in ("", "..") else path
 

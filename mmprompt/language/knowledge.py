@@ -42,8 +42,9 @@ def calibrate_words(
         raise UserError("words are calibrated with texts, but there are none. Give some rows.")
     verbalizer, total = prompted.verbalizer, None
     words = list(verbalizer.flat)
-    for found in prompted.answer_log_probs(rows, [words] * len(rows)):
-        scores = verbalizer.word_scores(found[None].double(), [len(ids) for ids in prompted.answers])[0]
+    for row, found in zip(rows, prompted.answer_log_probs(rows, [words] * len(rows)), strict=True):
+        lengths = [len(ids) for ids in prompted.asked(row.fields).answers]
+        scores = verbalizer.word_scores(found[None].double(), lengths)[0]
         total = scores if total is None else torch.logaddexp(total, scores)
     assert total is not None, "there are rows"
     priors = dict(zip(words, (total - torch.tensor(len(rows)).log()).tolist(), strict=True))

@@ -236,7 +236,7 @@ def compare_language(
     # Chats are left out where the model's tokenizer has no template for chats.
     has_chat, left_out = bool(getattr(model.tokenizer, "chat_template", None)), []
     for number, text in enumerate(data.instructions, start=1):
-        template = Template.parse(text)
+        template = Template.instruction(text)
         if template.is_chat and not has_chat:
             left_out.append(text)
         else:
@@ -305,7 +305,9 @@ def measure_language(
     prompted.say_cut(rows, settings.max_tokens, f"{split} rows ({name})")
     texts: list[str] = []
     for start in range(0, len(rows), ROWS_AT_ONCE):
-        texts += [one.text for one in generate_texts(prompted, rows[start : start + ROWS_AT_ONCE], settings)]
+        texts += [
+            one.text for one in generate_texts(prompted, rows[start : start + ROWS_AT_ONCE], settings.from_row(start))
+        ]
         progress(len(texts), len(rows))
     if not any("\n" in answer for answer in expected):
         texts = [text.partition("\n")[0].strip() for text in texts]

@@ -232,7 +232,7 @@ class Instruction(DecoderMethod):
         if self.number > len(start.templates):
             has = f"the card of the data has {len(start.templates)} instructions"
             raise bad_value("number", self.number, has, "Write more of them, or give a smaller number.")
-        return Prompt(Template.parse(start.templates[self.number - 1]))
+        return Prompt(Template.instruction(start.templates[self.number - 1]))
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def save_peft(
     if kind != "lora" and not is_whole:
         raise UserError(
             "this prompt has vectors and changes of weights, but a folder of PEFT's has one or the other. "
-            'Use kind="lora", which writes low-rank terms alone.'
+            "Use `kind='lora'`, which writes low-rank terms alone."
         )
     with torch.no_grad():
         config, tensors, holds, compiled = _content(prompted, kind, task)
@@ -137,7 +137,8 @@ def _as_vectors(prompted: LanguagePredictor, task: str | None) -> Content:
         can_compile = opening is not None and not model.is_encoder_decoder
         raise UserError(
             "PEFT puts the vectors of a prompt before everything, each once, but in this template "
-            f"{before}. " + ('Use kind="prefix", which compiles what stands there.' if can_compile else TRAIN_IN_FRONT)
+            f"{before}. "
+            + ("Use `kind='prefix'`, which compiles what stands there." if can_compile else TRAIN_IN_FRONT)
         )
     config = model.lm.config.get_text_config()
     shape = (config.num_hidden_layers, config.num_attention_heads, model.width)
@@ -161,7 +162,7 @@ def _compiled_slots(prompted: LanguagePredictor, kind: PeftKind | None) -> tuple
     model, opening = prompted.model, prompted.bound.opening
     if kind is None:
         problem = "has vectors among the tokens beside keys and values, but PEFT has one or the other"
-        raise UserError(f'this prompt {problem}. Use kind="prefix", which compiles all of it.')
+        raise UserError(f"this prompt {problem}. Use `kind='prefix'`, which compiles all of it.")
     if model.is_encoder_decoder:
         problem = "reads vectors and text in both directions, so that vectors alone have no keys and values"
         raise UserError(f"the encoder of {model.name} {problem}. Leave kind out.")

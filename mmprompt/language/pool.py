@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +35,7 @@ from mmprompt.models.decoder.load import load_language_model
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.decoder.reader import body_of
 from mmprompt.models.sites import LM_INPUT, Site, Vectors
-from mmprompt.settings import validate
+from mmprompt.settings import check, checked, validate
 
 TEMPERATURE = 0.01
 """Of cosines: the power of ten at which weights are closest to the shares that are right, on texts of five tasks."""
@@ -58,6 +58,7 @@ class PromptPool:
             the keys are not one for each prompt, as wide as the model.
     """
 
+    @checked
     def __init__(
         self, prompts: Mapping[str, LanguagePredictor], keys: Tensor, temperature: float = TEMPERATURE
     ) -> None:
@@ -73,6 +74,7 @@ class PromptPool:
         self.keys, self.temperature = keys.to(self.model.device), temperature
 
     @classmethod
+    @checked
     def of(
         cls,
         prompts: Mapping[str, LanguagePredictor],
@@ -92,12 +94,14 @@ class PromptPool:
         for name in rows:
             if name not in prompts:
                 raise unknown_name("prompt", name, prompts, "Give rows of the prompts alone.")
+            check("rows", rows[name], Sequence[TextRow], "Give rows of a TextData.")
         for name in prompts:
             if not rows.get(name):
                 raise UserError(f"the prompt {name!r} has no rows to be known by. Give it some of its training rows.")
         keys = [text_features(model, joined_fields(prompts.values(), rows[name])).mean(0) for name in prompts]
         return cls(prompts, torch.stack(keys), temperature)
 
+    @checked
     def weights(self, rows: Sequence[TextRow]) -> Tensor:
         """Return [N, K] float32, how much each prompt counts for each row: sums to 1 over the prompts.
 
@@ -134,6 +138,7 @@ class PromptPool:
             mixed.append(LanguagePredictor(self.model, prompt, first.label_words))
         return mixed
 
+    @checked
     def classify(self, rows: Sequence[TextRow], how: Mixing = "choose") -> list[LabelPrediction]:
         """Return the label of each row, whatever task it is of.
 
@@ -144,8 +149,6 @@ class PromptPool:
         Raises:
             UserError: a prompt has no labels, or prompts that are mixed have different ones or do not fit together.
         """
-        if how not in get_args(Mixing):
-            raise unknown_name("way to mix prompts", str(how), get_args(Mixing))
         if how == "vectors":
             return label_predictions(self._labels(), self._log_probs_of_mixed_vectors(rows))
         if how == "outputs":
@@ -365,6 +368,8 @@ def load_pool(folder: Path | str, model: FrozenLanguageModel | str | None = None
         problem = f"has format {content['format']}, but up to {FORMAT} is read"
         raise bad_file(path, problem, "Upgrade mmprompt.")
     header = validate(_Header, content, path)
+    if len(header.names) < 2:
+        raise bad_file(path, f"names {len(header.names)} prompts, but a pool has two or more", _RESTORE)
     for name in header.names:
         if not _NAME.fullmatch(name):
             raise bad_file(path, f"names a prompt {name!r}, which is no name of a folder", _RESTORE)

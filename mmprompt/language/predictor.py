@@ -138,7 +138,9 @@ class LanguagePredictor:
     @property
     def template(self) -> Template:
         """What stands around a row's fields, soft vectors among it."""
-        assert isinstance(self.prompt.template, Template), "a language model's prompt has its template"
+        if not isinstance(self.prompt.template, Template):
+            advice = "Use the class of predictor that it was learned for."
+            raise bad_value("prompt", "of another kind", "a prompt of a language model was expected", advice)
         return self.prompt.template
 
     @property

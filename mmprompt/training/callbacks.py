@@ -176,9 +176,10 @@ class WeightAverage(Callback):
     def on_train_end(self, run: Run) -> None:
         """Put the mean in place."""
         total = self._sums["total weight"].item()
-        for name, parameter in run.problem.module.named_parameters():
-            if name in self._sums:
-                parameter.data.copy_(self._sums[name] / total)
+        with torch.no_grad():
+            for name, parameter in run.problem.module.named_parameters():
+                if name in self._sums:
+                    parameter.copy_(self._sums[name] / total)
 
     def state(self) -> dict[str, Tensor]:
         """Give the sums so far."""

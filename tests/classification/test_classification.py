@@ -123,6 +123,18 @@ def test_zero_views_draw_fresh_ones_in_every_epoch(tiny_clip_backbone, data):
     assert not torch.equal(torch.stack(met[:n]), torch.stack(met[n : 2 * n]))
 
 
+def test_pixels_of_a_view_that_never_comes_back_are_not_kept(tiny_clip_backbone, data):
+    class Counting(Callback):
+        def on_epoch_end(self, run, epoch, logs):
+            logs["kept"] = len(run.problem._pixels)
+
+    n = len(data.train)
+    for views, expected in ((0, [n] * 3), (2, [n, 2 * n, 2 * n])):
+        recipe = replace(FAST, augment="coop", views=views)
+        result = fit(mp.VPT(n_visual=2), tiny_clip_backbone, data, recipe=recipe, callbacks=[Counting()])
+        assert [record["kept"] for record in result.history] == expected
+
+
 @pytest.mark.parametrize(("names", "message"), [(("cat",), "'cat' is the only class"), ((), "no class names")])
 def test_fewer_than_two_classes_are_refused(names, message, tiny_clip_backbone, data, tmp_path):
     train = tuple(replace(item, label=0) for item in data.train)

@@ -12,7 +12,18 @@ from torch import Tensor
 
 import mmprompt as mp
 from mmprompt.classification.meta import MetaResult, meta_init
-from mmprompt.classification.methods import CoCoOp, CoOp, KgCoOp, ProGrad
+from mmprompt.classification.methods import (
+    DPSGD,
+    GDA,
+    TPT,
+    CoCoOp,
+    CoOp,
+    GaussianAverage,
+    KgCoOp,
+    KnowledgeGuided,
+    ProGrad,
+    TipAdapterF,
+)
 from mmprompt.core.fit import fit
 from mmprompt.data.splits import Dataset
 from mmprompt.errors import UserError
@@ -110,6 +121,21 @@ def test_a_prompt_that_is_no_start_is_refused(
         ({"rate": 1.5}, r"rate is 1\.5"),
         ({"method": CoOp(2, class_specific=True)}, "context vectors that all classes share"),
         ({"method": CoCoOp(2, None)}, "context vectors that all classes share"),
+        ({"method": CoOp(2) + GDA()}, r"^GDA does more than .* Leave it out\.$"),
+        ({"method": CoOp(2) + TPT()}, r"^TPT does more than"),
+        ({"method": CoOp(2) + TipAdapterF()}, r"^TipAdapterF does more than"),
+        ({"method": CoOp(2, losses=[GaussianAverage(1.0)])}, r"^GaussianAverage does more than"),
+        ({"method": CoOp(2, losses=[DPSGD()])}, r"^DPSGD does more than"),
+        ({"method": CoOp(2) + KnowledgeGuided() + DPSGD()}, r"^KnowledgeGuided looks at images"),
+        ({"method": CoOp(2) + mp.PromptTuning(2)}, r"^method is PromptTuning, but it is for captioning and language\."),
+        ({"method": "coop"}, r"^method is 'coop', but it must be a CoOp or a Combination\."),
+        ({"recipe": mp.Recipe(epochs=7)}, r"^epochs is 7, but .* Leave `epochs` out\.$"),
+        ({"recipe": mp.Recipe(patience=1)}, r"^patience is 1, but"),
+        ({"recipe": mp.Recipe(augment="coop")}, r"^augment is coop, but"),
+        ({"recipe": {"lr": 1.0}}, r"^recipe is of type dict, but it must be a Recipe\."),
+        ({"datas": 5}, r"^datas is 5, but it must be a list, each a Dataset\."),
+        ({"seed": "x"}, r"^seed is 'x', but it must be a whole number\."),
+        ({"features": 5}, r"^features is 5, but it must be an ImageFeatures\."),
     ],
 )
 def test_what_cannot_be_is_refused_and_nothing_is_written(
@@ -118,6 +144,15 @@ def test_what_cannot_be_is_refused_and_nothing_is_written(
     with pytest.raises(UserError, match=message):
         learn(out=tmp_path / "start", **settings)
     assert not (tmp_path / "start").exists()
+
+
+def test_loss_terms_of_what_is_joined_teach_too(learn: Any) -> None:
+    plain, summed, given = (
+        learn(method=method).predictor
+        for method in (CoOp(2), CoOp(2) + KnowledgeGuided(), CoOp(2, losses=[KnowledgeGuided()]))
+    )
+    assert vectors_of(summed).equal(vectors_of(given))
+    assert not vectors_of(summed).equal(vectors_of(plain))
 
 
 def test_one_data_set_or_one_without_training_images_is_refused(learn: Any, datas: tuple[Dataset, Dataset]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mmprompt.classification.methods import (
+    GDA,
     IVLP,
     VPT,
     AlignedGradient,
@@ -24,15 +26,17 @@ from mmprompt.classification.methods import (
     KgCoOp,
     KnowledgeGuided,
     MaPLe,
+    NearestClassMean,
     ProGrad,
     PromptSRC,
     make_method,
 )
+from mmprompt.classification.predictor import Classifier
 from mmprompt.classification.task import ClassificationProblem, ClassificationTask
 from mmprompt.core.fit import fit
 from mmprompt.core.method import Method
 from mmprompt.errors import UserError
-from mmprompt.files import read_json, tensor_bytes
+from mmprompt.files import read_json, read_tensors, tensor_bytes
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.training.callbacks import Callback
 from mmprompt.training.problem import Run
@@ -177,15 +181,54 @@ def test_an_average_is_of_what_learns_alone(tiny_clip_backbone: DualEncoder, tas
     assert math.isclose((found - start).abs().max().item(), 0, abs_tol=0)
 
 
+def test_class_features_of_an_average_are_its_own_whoever_looked_at_them_before(
+    tiny_clip_backbone: DualEncoder, task: ClassificationTask, tmp_path: Path
+) -> None:
+    class Looking(Callback):
+        def on_epoch_end(self, run: Run, epoch: int, logs: dict[str, Any]) -> None:
+            run.problem.classifier.predict(task.images)  # type: ignore[attr-defined]
+
+    method = CoOp(n_ctx=2) + GaussianAverage(1.0)
+    result = fit(method, tiny_clip_backbone, task, tmp_path / "run", callbacks=[Looking()], **QUICK)
+    saved = read_tensors(tmp_path / "run" / "prompt.safetensors")["class_features"]
+    again = Classifier(tiny_clip_backbone, result.predictor.prompt, NAMES)
+    torch.testing.assert_close(saved, again.class_features())
+
+
 @pytest.mark.parametrize("part", ["knowledge-guided", "consistency", "aligned-gradient", "gaussian-average"])
 def test_a_part_alone_learns_nothing(part: str, tiny_clip_backbone: DualEncoder, task: ClassificationTask) -> None:
     with pytest.raises(UserError, match=r"^\w+ learns nothing alone\. Join it to a method: CoOp\(\) \+ \.\.\.$"):
         fit(part, tiny_clip_backbone, task, **QUICK)
 
 
+def test_a_text_for_each_image_is_held_to_the_frozen_one_without_a_warning(
+    tiny_clip_backbone: DualEncoder, task: ClassificationTask
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(CoCoOp() + Consistency(), tiny_clip_backbone, task, **(QUICK | {"epochs": 1}))
+
+
 def test_two_parts_without_a_method_are_refused(tiny_clip_backbone: DualEncoder) -> None:
     with pytest.raises(UserError, match=r"^a combination needs two methods, one of which learns\."):
         (KnowledgeGuided() + GaussianAverage()).build(tiny_clip_backbone, NAMES)
+
+
+@pytest.mark.parametrize("part", [KnowledgeGuided(), AlignedGradient(), GaussianAverage()], ids=str)
+def test_a_part_beside_what_takes_no_steps_is_refused(
+    part: Any, tiny_clip_backbone: DualEncoder, tiny_timm_backbone: DualEncoder, task: ClassificationTask
+) -> None:
+    for method, backbone in ((part + GDA(), tiny_clip_backbone), (NearestClassMean() + part, tiny_timm_backbone)):
+        assert not method.is_trained
+        with pytest.raises(UserError, match=r"^\w+ joins what is learned in steps, but \w+ takes none\. Join it to"):
+            fit(method, backbone, task, **QUICK)
+    assert (CoOp(n_ctx=2) + GDA() + part).is_trained
+
+
+@pytest.mark.parametrize("average", [CoOp(n_ctx=2) + GaussianAverage(1.0), PromptSRC()], ids=["joined", "built in"])
+def test_a_second_average_is_refused(average: Any, tiny_clip_backbone: DualEncoder) -> None:
+    with pytest.raises(UserError, match=r"^\w+ and GaussianAverage both average the weights, .* Leave one out\.$"):
+        (average + GaussianAverage(4.0)).build(tiny_clip_backbone, NAMES)
 
 
 def test_two_gradient_rules_are_refused(tiny_clip_backbone: DualEncoder, task: ClassificationTask) -> None:

@@ -5,19 +5,28 @@ import builtins
 import io
 import json
 import re
+import shlex
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from mmprompt.classification.cli.train import read_call
+from mmprompt.classification.methods import GDA, METHODS, TPT, CoOp, KgCoOp, TwoStage
 from mmprompt.classification.report import choose_examples, read_record, write_report
+from mmprompt.classification.task import ClassificationTask
+from mmprompt.core.fit import describe_method
+from mmprompt.core.method import resolved_recipe, settled
 from mmprompt.core.metrics import one_a_class
 from mmprompt.errors import UserError
 from mmprompt.files import read_json, write_json
 from mmprompt.reports import figures, pages, tables
 from mmprompt.terminal import output
+from mmprompt.training.recipe import Recipe
 from tests.fixtures.written_run import MakeRun, write_run
 
 NAMES = ["red car", "oak tree", "tiger"]
@@ -144,6 +153,32 @@ def test_a_run_made_in_python_gets_the_command_that_comes_to_the_same(make_run: 
     command = read_record(make_run(NAMES)).command
     assert command.startswith("mmprompt train --data openart-left --backbone tiny --method coop --n-ctx 4 --shots 16")
     assert "--class-specific" not in command
+
+
+@pytest.mark.parametrize(
+    ("method", "given"),
+    [
+        (TPT(n_views=2, augmix=False), {}),
+        (TPT(), {}),
+        (KgCoOp(ctx_init=None), {"lr": 0.5}),
+        (CoOp(class_specific=True) + GDA(), {"n_steps": 7}),
+        (TwoStage(), {"restart_after": None}),
+    ],
+    ids=str,
+)
+def test_that_command_is_read_as_the_same_method_and_recipe(
+    make_run: MakeRun, method: Any, given: dict[str, Any]
+) -> None:
+    method = settled(method, "tiny", "classification")
+    recipe = ClassificationTask("openart-left", NAMES, [], []).complete(
+        resolved_recipe(method, ("tiny", "classification"), {}, Recipe(**given))
+    )
+    folder = make_run(NAMES)
+    made = {"method": describe_method(method, METHODS), "recipe": asdict(recipe)}
+    write_json(folder / "run.json", read_json(folder / "run.json") | made)
+    call = read_call(shlex.split(read_record(folder).command)[2:], "mmprompt train")
+    assert describe_method(call.method, METHODS) == made["method"]
+    assert call.recipe == recipe
 
 
 def test_the_command_of_the_command_line_is_kept(make_run: MakeRun) -> None:

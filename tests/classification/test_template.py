@@ -78,7 +78,7 @@ def test_template_without_exactly_one_place_is_refused(template):
 
 
 @pytest.mark.parametrize(
-    "template", ["{soft} {}", "{soft*x} {}", "{soft*-1} {}", "{label}", "a { {}", "{{}}", "{soft*4 {}"]
+    "template", ["{soft} {}", "{soft*x} {}", "{soft*-1} {}", "{label}", "{bos} a {}", "a { {}", "{{}}", "{soft*4 {}"]
 )
 def test_a_brace_that_means_nothing_is_refused(template):
     with pytest.raises(

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mmprompt as mp
-from mmprompt.classification.methods import CoCoOp, CoOp, TwoStage
+from mmprompt.classification.methods import CoCoOp, CoOp, GaussianAverage, PromptSRC, TwoStage
 from mmprompt.core.heads import TextStarted
 from mmprompt.data.images import read_image
 from mmprompt.data.splits import Dataset
@@ -136,6 +136,12 @@ def test_its_recipe_has_to_lead(exact: FrozenDualEncoder) -> None:
     with pytest.raises(UserError, match="Name it first, as in two-stage\\+coop"):
         (CoOp(n_ctx=2) + TwoStage()).build(exact, ["cat", "dog"])
     assert (TwoStage() + CoOp(n_ctx=2)).build(exact, ["cat", "dog"]).prompt.has("text")
+
+
+@pytest.mark.parametrize("average", [GaussianAverage(), PromptSRC()], ids=str)
+def test_an_average_over_both_stages_is_refused(average: Any, exact: FrozenDualEncoder) -> None:
+    with pytest.raises(UserError, match=r"^two-stage learns one thing after the other, .* Leave out \w+\.$"):
+        (TwoStage() + average).build(exact, ["cat", "dog"])
 
 
 def test_a_text_that_is_another_for_each_image_is_refused(exact: FrozenDualEncoder) -> None:

@@ -51,6 +51,18 @@ def test_one_by_one_in_any_order_is_all_at_once(tiny_clip_backbone, data):
     assert found == pytest.approx(at_once.predict_proba(paths(data.test)), abs=1e-6)
 
 
+def test_many_images_are_encoded_in_batches(tiny_clip_backbone, data):
+    many, few = (zero_shot(tiny_clip_backbone, data.class_names, data.template) for _ in range(2))
+    sizes, look = [], tiny_clip_backbone.model.visual.conv1.register_forward_pre_hook
+    hook = look(lambda _, inputs: sizes.append(len(inputs[0])))
+    many.update(6 * paths(data.train), 6 * names(data, data.train))
+    hook.remove()
+    assert sizes == [64, 8]
+    for _ in range(6):
+        few.update(paths(data.train), names(data, data.train))
+    assert many.predict_proba(paths(data.test)) == pytest.approx(few.predict_proba(paths(data.test)), abs=1e-6)
+
+
 def test_a_class_that_was_told_nothing_keeps_its_text(tiny_clip_backbone, data):
     classifier = zero_shot(tiny_clip_backbone, data.class_names, data.template)
     before = classifier.outputs(encode_images(tiny_clip_backbone, paths(data.test))).logits

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mmprompt.classification.methods import VPT, CoOp, LinearProbe
-from mmprompt.cli.compare import COMPARE, carried, read_call
+from mmprompt.cli.compare import COMPARE, carried, find_origin, read_call
 from mmprompt.cli.main import main
 from mmprompt.core.method import settled
 from mmprompt.errors import UserError
@@ -47,6 +47,14 @@ def test_compare_prints_the_table_and_writes_report_and_numbers(words: list[str]
         ("coop", 2),
         ("zero-shot", 0),
     ]
+
+
+def test_a_folder_is_called_by_its_whole_name(tmp_path: Path) -> None:
+    for name in ("birds.v2", "birds"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "birds.csv").write_text("")
+    places = [tmp_path / name for name in ("birds.v2", "birds", "birds.csv")]
+    assert [find_origin(str(place), None, None).name for place in places] == ["birds.v2", "birds", "birds"]
 
 
 def test_json_on_stdout_is_one_document(words: list[str], capsys: Capture) -> None:
@@ -183,6 +191,7 @@ REFUSED = {
     "tune --trials 0": "--trials 1",
     "tune --method copo": "coop",
     "tune --search epochs --n-steps 5": "epochs is fixed and searched at once. Leave it out of --search",
+    "tune --method linear-probe --search lr": "lr is a setting of steps, but linear-probe takes none",
     "tune --data openart-large-novel": "no training images",
 }
 

@@ -69,6 +69,11 @@ def test_a_setting_wins_over_the_same_one_of_a_recipe(tiny_clip_backbone, data):
     assert [len(result.history), result.history[-1]["epoch"]] == [2, 2]
 
 
+def test_to_go_on_without_a_folder_is_refused(tiny_clip_backbone, data):
+    with pytest.raises(UserError, match=r"^resume is True, but .*\. Give `out`, the folder of the run\.$"):
+        fit(CoOp(n_ctx=2), tiny_clip_backbone, data, resume=True, **FAST)
+
+
 def test_a_setting_that_there_is_not_is_refused(tiny_clip_backbone, data, tmp_path):
     with pytest.raises(UserError, match=r"no setting of a recipe named 'epcohs'\. Did you mean 'epochs'"):
         fit(CoOp(n_ctx=2), tiny_clip_backbone, data, tmp_path / "run", epcohs=3)
@@ -144,6 +149,20 @@ def test_a_method_that_is_no_dataclass_is_refused(tiny_clip_backbone, data, tmp_
         with pytest.raises(UserError, match=r"^method is of type Plain, but a method is a frozen dataclass"):
             fit(method, tiny_clip_backbone, data, tmp_path / "run", **FAST)
     assert not (tmp_path / "run").exists()
+
+
+@dataclass(frozen=True)
+class Own(mp.Method):
+    """The least that a method of one's own says."""
+
+    def prompt(self, backbone, start):
+        return VPT(n_visual=1).prompt(backbone, start)
+
+
+@pytest.mark.parametrize("method", [Own(), CoOp(n_ctx=2) + Own(), Own() + CoOp(n_ctx=2)], ids=str)
+def test_a_method_of_ones_own_joins_others_and_meets_an_image_twice(method, tiny_clip_backbone, data):
+    twice = replace(data, train=data.train + data.train)
+    assert fit(method, tiny_clip_backbone, twice, **FAST).history
 
 
 @pytest.mark.parametrize("give", [lambda loss: loss, lambda loss: {"loss": loss.item()}], ids=["bare", "a float"])

@@ -57,6 +57,17 @@ def test_prompts_of_a_language_model_are_compared_over_draws_of_the_rows(texts: 
         assert cell.facts["n_train"] == 2 * len(texts.labels)
 
 
+def test_shots_and_seeds_may_be_numbers_of_numpy(texts: TextData, tmp_path: Path) -> None:
+    one = np.int64(1)
+    data = mp.load_dataset("openart-large", shots=one, seed=one)  # type: ignore[arg-type]
+    data = replace(data, test=data.test[:20])
+    fitted = mp.fit(mp.CoOp(2), "tiny", data, seed=one, out=tmp_path / "run", epochs=1, progress=False)  # type: ignore[arg-type]
+    assert fitted.evaluate(data.test).accuracy >= 0
+    many = {"shots": np.array([1]), "seeds": np.arange(1, 3)}
+    (line,) = mp.compare({"prompt": (mp.PromptTuning(2), "tiny")}, [texts], **many, out=tmp_path, **QUICK).lines
+    assert (line.shots, line.correct.shape) == (1, (2, 6))
+
+
 def test_focuses_of_a_captioner_are_compared_with_words(captions: CaptionData, tmp_path: Path) -> None:
     methods = {"prompt": (mp.PromptTuning(2), "tiny"), "words": (mp.HardPrompt("the feelings are"), "tiny")}
     tasks = [captions.focus(name) for name in ("emotions", "actions")]

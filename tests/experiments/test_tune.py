@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from mmprompt.core.fit import fit
 from mmprompt.errors import UserError
 from mmprompt.experiments.grid import Origin
 from mmprompt.experiments.study import KNOWN, Range, open_study, read_space, take_trial
@@ -109,6 +110,30 @@ def test_another_search_does_not_mix_with_it(tmp_path: Path, search: Search) -> 
     assert len(other.trials) == 1
 
 
+@pytest.mark.parametrize(
+    ("method", "settings", "space"),
+    [
+        ("linear-probe", {}, {"inverse_strength": Range(0.1, 10.0, False)}),
+        ("coop+gda", {"n_ctx": 1}, {"lr": Range(1e-3, 0.5, False)}),
+    ],
+)
+def test_a_trial_counts_with_the_accuracy_of_what_is_kept(
+    method: str, settings: dict[str, object], space: dict[str, Range], tmp_path: Path, search: Search
+) -> None:
+    own = replace(search, method=method, settings=settings, space=space)
+    best, data = tune(own, f"sqlite:///{tmp_path}/s.db", 1, device="cpu").best, own.load(1)
+    made, recipe = own.parts(best.settings, data)
+    kept = fit(made, load_backbone(own.backbone, "cpu"), data, recipe=recipe, progress=False)
+    assert best.accuracy == kept.evaluate(data.val).accuracy > 0
+
+
+def test_settings_of_steps_are_not_searched_where_none_are_taken(tmp_path: Path, search: Search) -> None:
+    probe = replace(search, method="linear-probe", space={"lr": Range(1e-3, 0.5, False)})
+    with pytest.raises(UserError, match=r"^lr is a setting of steps, but linear-probe takes none\. Search"):
+        tune(probe, f"sqlite:///{tmp_path}/s.db", 1, device="cpu")
+    assert not (tmp_path / "s.db").exists()
+
+
 def test_values_stay_within_their_range(tmp_path: Path, search: Search) -> None:
     found = tune(search, f"sqlite:///{tmp_path}/s.db", 3, device="cpu")
     for trial in found.trials:
@@ -203,7 +228,7 @@ def test_trials_of_any_length_are_compared_at_the_same_share_of_their_training()
         seen: list[int] = []
         trial = SimpleNamespace(report=lambda accuracy, step: seen.append(step), should_prune=lambda: False)
         run = SimpleNamespace(n_epochs=n_epochs, problem=SimpleNamespace(validate=lambda: 0.5))
-        listener = ReportValidation(trial, may_prune=True)
+        listener = ReportValidation(trial)
         for epoch in range(n_epochs):
             listener.on_epoch_end(run, epoch, {})
         return seen

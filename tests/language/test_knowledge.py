@@ -57,6 +57,15 @@ def test_priors_are_divided_out_and_rare_words_left_out(prompted: LanguagePredic
     torch.testing.assert_close(log_probs, scores.log_softmax(0), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("template", ["{text} is {answer}", "{text} is {answer} to a dog"])
+def test_what_is_calibrated_by_one_text_says_nothing_of_that_text(prompted: LanguagePredictor, template: str) -> None:
+    verbalizer = Verbalizer(WORDS, aggregation="mean", length_normalised=True)
+    measured = LanguagePredictor(prompted.model, Prompt(Template.parse(template)), verbalizer)
+    rows = [TextRow({"text": "a red ball"})]
+    found = calibrate_words(measured, rows, cutoff=0).label_log_probs(rows)
+    torch.testing.assert_close(found.exp(), torch.full((1, 2), 0.5), check_dtype=False)
+
+
 def test_a_prompt_file_keeps_the_priors(prompted: LanguagePredictor, tmp_path: Path) -> None:
     found = calibrate_words(prompted, [TextRow({"text": text}) for text in TEXTS], cutoff=0.0)
     assert found.verbalizer.words == WORDS

@@ -264,7 +264,8 @@ DAMAGES: list[tuple[Callable[[Path], object], str]] = [
     (lambda folder: edit(folder, format=2), "Upgrade mmprompt"),
     (lambda folder: edit(folder, names=["animals", "../things"]), "no name of a folder"),
     (lambda folder: edit(folder, names=["animals", "missing"]), "missing: is not there"),
-    (lambda folder: edit(folder, names=["animals"]), "one key for each of 1 prompts"),
+    (lambda folder: edit(folder, names=["animals"]), "names 1 prompts, but a pool has two or more"),
+    (lambda folder: edit(folder, names=[]), "names 0 prompts, but a pool has two or more"),
     (lambda folder: edit(folder, temperature=0.0), "temperature is 0.0"),
     (lambda folder: edit(folder, more=1), "more"),
     (lambda folder: (folder / TENSORS).write_bytes(b"no"), "was changed after it was saved"),
@@ -311,6 +312,12 @@ def test_prompts_that_cannot_be_chosen_from_are_refused() -> None:
         PromptPool({"a": prompted_of(), "b": multitask()}, drawn(2, 32))
     with pytest.raises(UserError, match="temperature is -1"):
         PromptPool({"a": prompted_of(), "b": prompted_of()}, drawn(2, 32), -1)
+    with pytest.raises(UserError, match=r"temperature is '0\.1'"):
+        PromptPool({"a": prompted_of(), "b": prompted_of()}, drawn(2, 32), "0.1")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="rows is of type list"):
+        PromptPool.of({"a": prompted_of(), "b": prompted_of()}, {"a": ["dog"], "b": THINGS})  # type: ignore[list-item]
+    with pytest.raises(UserError, match="rows is of type list"):
+        pool_of().classify(["dog"])  # type: ignore[list-item]
     with pytest.raises(UserError, match="'b' has no rows"):
         PromptPool.of({"a": prompted_of(), "b": prompted_of()}, {"a": ANIMALS, "b": []})
     with pytest.raises(UserError, match="no prompt named 'c'"):

@@ -83,6 +83,20 @@ def test_a_prompt_is_measured_beside_none_and_beside_instructions(run_folder, ca
     assert found["gains"][0]["gain"] == pytest.approx(learned["accuracy"] - found["scores"][1]["accuracy"])
 
 
+def test_an_instruction_with_vectors_is_refused(tmp_path, capsys):
+    path = write(tmp_path / "sv.jsonl", [{"text": f"a {n}", "label": label} for n in "abcdef" for label in "xy"])
+    path.with_suffix(".yaml").write_text('instructions: ["{soft*2} {text} is {answer}"]\n')
+    for words in (["eval"], ["train", "--method", "instruction", "--out", str(tmp_path / "run")]):
+        assert main(["llm", *words, "--data", str(path), "--device", "cpu"]) == 2
+        assert "there are no vectors for its {soft}. Write it in words alone." in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_prompt_that_is_named_twice_is_refused(run_folder, capsys):
+    assert main(["llm", "eval", "--prompt", str(run_folder), str(run_folder)]) == 2
+    assert "one is named twice. Name each once." in capsys.readouterr().err
+
+
 def test_calibration_changes_what_a_model_without_a_prompt_says(capsys):
     words = ["llm", "eval", "--split", "val"]
     plain, calibrated = document(words, capsys), document([*words, "--calibrate"], capsys)

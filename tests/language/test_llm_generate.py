@@ -55,6 +55,19 @@ def refusal(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return err
 
 
+def test_samples_of_equal_rows_are_not_those_of_the_rows_before(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(verb, "ROWS_AT_ONCE", 4)
+    (tmp_path / "same.txt").write_text("a dog\n" * 8)
+    answers = [row["answer"] for row in written(["--input", str(tmp_path / "same.txt"), "--temperature", "1"], capsys)]
+    assert answers[:4] != answers[4:]
+
+
+def test_a_field_under_which_an_answer_is_written_is_refused(tmp_path, capsys):
+    (tmp_path / "in.jsonl").write_text('{"label": "a"}\n{"label": "b"}\n')
+    said = refusal(["--template", "a {label} and{answer}", "--input", str(tmp_path / "in.jsonl")], capsys)
+    assert "an answer is written beside its fields, under 'label' too" in said
+
+
 def test_lines_and_tables_are_answered_as_the_texts_in_them(tmp_path, monkeypatch, capsys):
     wanted = [written(["--input", text], capsys)[0]["answer"] for text in TEXTS]
     lines = tmp_path / "in.txt"

@@ -174,7 +174,7 @@ def test_the_terms_of_a_combination_are_written_alone(tmp_path: Path) -> None:
         save_peft(prompted, tmp_path)
     assert str(caught.value) == (
         "this prompt has vectors and changes of weights, but a folder of PEFT's has one or the other. "
-        'Use kind="lora", which writes low-rank terms alone.'
+        "Use `kind='lora'`, which writes low-rank terms alone."
     )
     save_peft(prompted, tmp_path, "lora")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]

@@ -316,7 +316,11 @@ def test_our_prompt_on_other_weights_is_refused(llama: FrozenLanguageModel, tmp_
 @pytest.mark.parametrize(
     ("template", "problem", "advice"),
     [
-        ("{soft} {text} {answer}", "'<s>' stands before some", 'Use kind="prefix", which compiles what stands there.'),
+        (
+            "{soft} {text} {answer}",
+            "'<s>' stands before some",
+            "Use `kind='prefix'`, which compiles what stands there.",
+        ),
         (
             "{text}{soft} {answer}",
             "a field stands before some",
@@ -325,7 +329,7 @@ def test_our_prompt_on_other_weights_is_refused(llama: FrozenLanguageModel, tmp_
         (
             "{soft*3:a}{soft:a}{bos}{text}{answer}",
             "some stand twice",
-            'Use kind="prefix", which compiles what stands there.',
+            "Use `kind='prefix'`, which compiles what stands there.",
         ),
     ],
 )

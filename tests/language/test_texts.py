@@ -243,6 +243,17 @@ def test_rows_and_labels_that_do_not_agree_are_refused():
             TextData("d", (*rows, more), (), (), labels)
 
 
+def test_rows_that_are_none_are_refused():
+    with pytest.raises(UserError, match="train is of type tuple"):
+        TextData("d", ("a",), (), ())
+
+
+def test_the_home_folder_may_be_written_short(write, tmp_path, monkeypatch):
+    path = write(ROWS)
+    monkeypatch.setenv("HOME", str(path.parent))
+    assert load_texts(f"~/{path.name}") == load_texts(path)
+
+
 def test_the_current_folder_is_data_by_its_own_name(tmp_path, monkeypatch):
     folder = tmp_path / "mood"
     folder.mkdir()
@@ -259,7 +270,11 @@ def test_the_current_folder_is_data_by_its_own_name(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("", "no set of texts or file named ''"), ("/", "/: holds no table"), ("x" * 300, "no path that the file system")],
+    [
+        ("", "no set of texts or file named ''"),
+        ("/", "/: holds no table"),
+        ("x" * 300, r"x{60}: cannot be read \(File name too long\)"),
+    ],
 )
 def test_what_is_no_place_of_texts_is_refused(name, message):
     with pytest.raises(UserError, match=message):

@@ -19,16 +19,9 @@ if TYPE_CHECKING:
 
 
 class ClassificationMethod(Method, Protocol):
-    """A method whose prompt makes a classifier of a dual encoder.
-
-    Attributes:
-        makes_head: whether the classifier has its head from this method.
-        meets_images_once: whether an epoch must not meet an image twice, as draws that repeat images do.
-    """
+    """A method whose prompt makes a classifier of a dual encoder."""
 
     kinds: ClassVar[tuple[str, ...]] = ("classification",)
-    makes_head: ClassVar[bool] = False
-    meets_images_once: ClassVar[bool] = False
 
     def build(
         self, backbone: DualEncoder, class_names: Sequence[str], seed: int = 1, template: str = "a photo of a {}."
@@ -56,6 +49,9 @@ class ClassificationMethod(Method, Protocol):
 
     def __add__(self, other: ClassificationMethod) -> Combination:
         return Combination((self, other)) if hasattr(other, "prompt") else NotImplemented
+
+    def __radd__(self, other: Method) -> Combination:
+        return Combination((other, self)) if hasattr(other, "prompt") else NotImplemented
 
 
 def untrained(method: Method, backbone: DualEncoder, start: Start) -> Classifier:
@@ -92,11 +88,20 @@ class Combination(Combined, ClassificationMethod):
     """Several methods of classification, trained as one prompt."""
 
     def check_whole(self, whole: Method) -> None:
-        """Refuse a second head, and ask every method."""
+        """Refuse a second head or average and what joins no steps, and ask every method."""
         heads = [type(part).__name__ for part in parts_of(self) if part.makes_head]
         if len(heads) > 1:
             raise UserError(f"{' and '.join(heads)} both make the head, but a classifier has one. Leave one out.")
+        averages = [type(part).__name__ for part in parts_of(self) if part.averages_weights]
+        if len(averages) > 1:
+            said = f"{' and '.join(averages)} both average the weights"
+            raise UserError(f"{said}, but one average is kept. Leave one out.")
         super().check_whole(whole)
+        learning = [type(part).__name__ for part in parts_of(whole) if part.learns]
+        joined = [type(part).__name__ for part in parts_of(self) if not part.learns and part.is_trained]
+        if learning and joined and not whole.is_trained:
+            said = f"{joined[0]} joins what is learned in steps, but {learning[0]} takes none"
+            raise UserError(f"{said}. Join it to a method that does, such as coop.")
 
 
 @dataclass(frozen=True)

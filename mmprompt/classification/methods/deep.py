@@ -151,6 +151,7 @@ class PromptSRC(IVLP):
     gpa_std: Epochs = 1.0
     """Standard deviation of the average, in epochs."""
 
+    averages_weights: ClassVar[bool] = True
     recipe: ClassVar[Recipe] = Recipe(lr=0.0025, batch_size=4, epochs=20)
     paper_depth: ClassVar[int] = 9
 

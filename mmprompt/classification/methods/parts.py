@@ -83,8 +83,9 @@ class Consistency(Part):
 
         frozen = frozen_of(outputs)
         own, general = outputs.logits.log_softmax(1), frozen.logits.log_softmax(1)
+        written = frozen.class_features.expand_as(outputs.class_features)  # [B, C, E] of a text for each image
         return {
-            "text": self.text_weight * F.l1_loss(outputs.class_features, frozen.class_features),
+            "text": self.text_weight * F.l1_loss(outputs.class_features, written),
             "image": self.image_weight * F.l1_loss(outputs.image_features, frozen.image_features),
             "logits": self.logit_weight * F.kl_div(own, general, reduction="none", log_target=True).mean(),
         }
@@ -219,6 +220,7 @@ class GaussianAverage(Part):
     """Epoch, counted from 1, that counts most."""
     gpa_std: Epochs = 1.0
     """Standard deviation of the density, in epochs."""
+    averages_weights: ClassVar[bool] = True
 
     def callbacks(self, n_epochs: int) -> Sequence[Callback]:
         """Average what is learned alone."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from annotated_types import Ge, Gt, Lt
 
 from mmprompt.classification.methods.base import PromptMethod, block_places, need_text, tower_shapes, towers_of
-from mmprompt.core.method import Method, Start, leading
+from mmprompt.core.method import Method, Start, leading, parts_of
 from mmprompt.errors import UserError
 from mmprompt.settings import Count
 from mmprompt.training.recipe import Recipe
@@ -132,9 +132,13 @@ class TwoStage(LayerNormTuning):
     recipe: ClassVar[Recipe] = Recipe(**ADAMW, steps_per_shot=300, restart_after=0.6)
 
     def check_whole(self, whole: Method) -> None:
-        """Refuse to be trained by the recipe of another, which has one stage."""
+        """Refuse to be trained by the recipe of another, which has one stage, and an average over both stages."""
         if leading(whole) is not self:
             raise UserError("two-stage has a recipe of two stages. Name it first, as in two-stage+coop.")
+        for part in parts_of(whole):
+            if part.averages_weights:
+                said = "two-stage learns one thing after the other, so an average over epochs is of neither"
+                raise UserError(f"{said}. Leave out {type(part).__name__}.")
 
     def prompt(self, backbone: DualEncoder, start: Start) -> Prompt:
         """Make the norms' part, and a classifier that waits for the second stage."""

@@ -112,7 +112,7 @@ def read_from_peft(settings: Settings, folder: Path, target: Path) -> None:
     from mmprompt.language.peft import load_peft
 
     if settings.backbone is None:
-        raise bad_value("model", "empty", "PEFT's folders do not say which one", "Give --backbone NAME.")
+        raise bad_value("backbone", "empty", "PEFT's folders do not say which one", "Give --backbone NAME.")
     if settings.kind is not None:
         raise bad_value("kind", settings.kind, "it is for --to-peft", "Leave --kind out.")
     check_folder(target)

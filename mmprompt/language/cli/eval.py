@@ -11,7 +11,7 @@ import tyro
 
 from mmprompt.core.header import read_header
 from mmprompt.errors import bad_value
-from mmprompt.language.cli.options import DATA, DATA_HELP, Loading, read_rows, say_of_words, say_scores
+from mmprompt.language.cli.options import DATA, DATA_HELP, Loading, read_rows, refuse_repeated, say_of_words, say_scores
 from mmprompt.language.data import EMBEDDED
 from mmprompt.progress import ProgressDisplay
 from mmprompt.terminal.output import Json, Output, between, shorten
@@ -50,6 +50,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
     settings = parse(Settings, arguments, prog, DESCRIPTION)
     output = Output(settings.json)
     name = settings.data
+    refuse_repeated(settings.prompt)
     headers = [read_header(folder, "language") for folder in settings.prompt]
     if name is None:  # the embedded set that the prompts were learned from
         sets = {header["training"].get("data", {}).get("name") for header in headers} or {DATA}

@@ -15,7 +15,7 @@ from mmprompt.core.header import read_header
 from mmprompt.data.tables import SUFFIXES, Record, read_records
 from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
 from mmprompt.files import parse_json, sha256_bytes, text_lines, utf8_text
-from mmprompt.language.cli.options import TEMPLATE_HELP, Loading
+from mmprompt.language.cli.options import TEMPLATE_HELP, Loading, refuse_repeated
 from mmprompt.language.data import TextRow
 from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.models.packaged import refuse_missing
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 PLAIN = "{text}{answer}"
 CHAT = "[[user]]{text}\n[[assistant]]{answer}"
 ROWS_AT_ONCE = 64
+WRITTEN = ("label", "probabilities", "n_tokens", "is_cut", "settings")
+"""What an answer is written under, beside the fields of its row."""
 STDIN = "-"
 DESCRIPTION = "Write what a language model says with a prompt, piece by piece; without one what it says by itself."
 
@@ -50,7 +52,8 @@ class Settings:
 
     input: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT|NAME=TEXT...|FILE|-")] = ()
     """A text; several fields of a template as NAME=TEXT each; a text file with a text a line; a table (JSONL, CSV, TSV,
-    Parquet) or a folder of some with the fields as columns; or - for lines or rows of JSON from the standard input."""
+    Parquet) or, with its slash, a folder of some, with the fields as columns; or - for lines or rows of JSON from the
+    standard input."""
     prompt: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN...")] = ()
     """Run folders of prompts of one model. Of several, a column `prompt` names the one of each row, by its folder's
     name; where there is no such column, each answers every row."""
@@ -130,8 +133,7 @@ def refuse_idle(settings: Settings) -> None:
         expected = "the prompt has a template of its own"
         raise bad_value("template", repr(settings.template), expected, "Give one of --prompt and --template.")
     names = [folder.name for folder in settings.prompt]
-    if len(set(settings.prompt)) < len(names):
-        raise bad_value("prompt", " ".join(map(str, settings.prompt)), "one is named twice", "Name each once.")
+    refuse_repeated(settings.prompt)
     models: dict[str, Path] = {}
     for folder in settings.prompt:
         models.setdefault(read_header(folder, "language")["backbone"]["fingerprint"], folder)
@@ -175,6 +177,9 @@ def load_prompts(settings: Settings) -> dict[str, LanguagePredictor]:
             template = Template.parse(CHAT)
         prompts = {"": LanguagePredictor(model, Prompt(template))}
     for one in prompts.values():
+        for name in set(one.template.fields).intersection(WRITTEN):
+            expected = f"an answer is written beside its fields, under {name!r} too"
+            raise bad_value("template", repr(one.template.text), expected, "Name that field otherwise.")
         if settings.task and settings.task not in one.tasks:
             raise unknown_name("task", settings.task, one.tasks, "" if one.tasks else "Leave --task out.")
     return prompts
@@ -302,7 +307,7 @@ def answers_of(asked: Sequence[Asked], settings: Settings, progress: ProgressDis
         found: dict[int, Row] = {}
         texts, labels = ([n for n in places if asked[n].has_label(settings) == is_label] for is_label in (False, True))
         each = [[asked[n].prompted for n in some] for some in (texts, labels)]
-        written = generate_texts(each[0], [asked[n].row for n in texts], settings.generation)
+        written = generate_texts(each[0], [asked[n].row for n in texts], settings.generation.from_row(places[0]))
         for n, text in zip(texts, written, strict=True):
             found[n] = {"answer": text.text, "n_tokens": text.n_tokens, "is_cut": text.is_cut}
         for n, label in zip(labels, classify_texts(each[1], [asked[n].row for n in labels]), strict=True):

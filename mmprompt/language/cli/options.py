@@ -124,11 +124,17 @@ def read_verbalizer(given: Sequence[str], labels: Sequence[str]) -> Verbalizer |
     return Verbalizer({label: words[label] for label in labels}) if words else None
 
 
+def refuse_repeated(prompts: Sequence[Path]) -> None:
+    """Refuse a prompt that is named twice."""
+    if len(set(prompts)) < len(prompts):
+        raise bad_value("prompt", " ".join(map(str, prompts)), "one is named twice", "Name each once.")
+
+
 def say_of_words(output: Output, prompted: LanguagePredictor) -> None:
     """Say which words of the labels are several tokens, and what follows from that."""
     if prompted.label_words is None or prompted.label_rows is not None:
         return
-    notes = prompted.verbalizer.describe(prompted.answers, prompted.model.tokenizer)
+    notes = prompted.verbalizer.describe(prompted.answers, prompted.model.tokenizer, not prompted.bound.behind)
     for note in notes[:MOST_NOTES]:
         output.say(f"Note: {note}", "dim")
     if len(notes) > MOST_NOTES:

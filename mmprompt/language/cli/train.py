@@ -102,7 +102,8 @@ def run(arguments: Sequence[str], prog: str) -> None:
     named = [texts[name] if len(fields) == 1 else f"{name}={texts[name]}" for name in fields]
     place = shlex.quote(str(folder))
     output.say(f"Next: mmprompt llm eval --prompt {place} --data {shlex.quote(call.rows.data)}")
-    output.say(f"      mmprompt llm generate --prompt {place} --input {shlex.join(named)}")
+    own = f" --task {shlex.quote(data.test[0].task)}" if result.predictor.tasks else ""
+    output.say(f"      mmprompt llm generate --prompt {place}{own} --input {shlex.join(named)}")
     output.document({"run": str(folder), "history": result.history, "notices": list(result.notices), "test": test})
 
 

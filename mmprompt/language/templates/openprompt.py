@@ -125,8 +125,10 @@ def _piece(said: Mapping[str, Any], shared: dict[str, str], notes: list[str]) ->
         return "{answer}"
     if kind == "soft":
         return _soft(said, shared)
+    if kind is not None and not isinstance(said[kind], str):
+        raise _refusal(f"{kind!r} is {said[kind]!r}, but a text was expected")
     if kind == "text":
-        return escaped(str(said["text"]))
+        return escaped(said["text"])
     if kind == "special":
         raise _refusal(f"{said['special']!r} stands for a token that each model has of its own; write yours")
     if kind is None:

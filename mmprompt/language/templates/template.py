@@ -45,6 +45,15 @@ class Template:
         """Read a template in the language of `core.template`."""
         return cls(text, *parse(text))
 
+    @classmethod
+    def instruction(cls, text: str) -> Template:
+        """Read a template in words alone; refuse soft slots, which nothing would fill."""
+        found = cls.parse(text)
+        if found.groups:
+            advice = "Write it in words alone."
+            raise bad_value("an instruction", repr(text), "there are no vectors for its {soft}", advice)
+        return found
+
     def with_soft(self, n_soft: int) -> Template:
         """Say how many vectors the bare `{soft}` holds; where it holds none, it goes, and one blank after it too."""
         place = bare_soft(self.text)

@@ -112,8 +112,8 @@ class Verbalizer:
             start += len(words)
         return torch.stack(masses, dim=-1)
 
-    def describe(self, answers: Sequence[Sequence[int]], tokenizer: Any) -> tuple[str, ...]:
-        """Describe the words' tokens, which `BoundTemplate.answers` gives, one sentence each."""
+    def describe(self, answers: Sequence[Sequence[int]], tokenizer: Any, is_last: bool = True) -> tuple[str, ...]:
+        """Describe the words' tokens, which `BoundTemplate.answers` gives and may end the text, one sentence each."""
         self.check_distinct(answers)
         how = "mean" if self.length_normalised else "sum"
         notes = []
@@ -123,7 +123,7 @@ class Verbalizer:
                 parts = ", ".join(repr(tokenizer.decode([i])) for i in ids)
                 scored = f"scored by the {how} of their log-probabilities"
                 notes.append(f"{word!r} is {len(ids)} tokens ({parts}), {scored}.")
-        for word, ids in () if self.length_normalised else pairs:
+        for word, ids in pairs if is_last and not self.length_normalised else ():
             longer = [other for other, rest in pairs if len(ids) < len(rest) and rest[: len(ids)] == ids]
             if longer:
                 notes.append(f"{word!r} begins {longer[0]!r} and can never be less probable than it.")

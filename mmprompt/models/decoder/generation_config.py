@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Le
@@ -46,6 +47,13 @@ class Generation:
             raise bad_value("stop", "''", "at least one character was expected", "Give another, or leave it out.")
         if self.temperature is None and (self.top_k is not None or self.top_p is not None):
             raise bad_value("temperature", None, "top_k and top_p are for sampling", "Give a temperature, such as 1.")
+
+    def from_row(self, start: int) -> Generation:
+        """Return the settings of a batch that begins at row `start`, so that its samples are not those of the first."""
+        if start == 0 or self.temperature is None:
+            return self
+        digest = hashlib.sha256(f"{self.seed} {start}".encode()).digest()
+        return replace(self, seed=int.from_bytes(digest[:8], "big") >> 1)
 
     def arguments(self) -> dict[str, Any]:
         """The keywords of `generate`."""

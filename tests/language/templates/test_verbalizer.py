@@ -69,6 +69,7 @@ def test_words_of_several_tokens_and_words_that_begin_others_are_said() -> None:
         "'bad film' is 2 tokens (' bad', ' film'), scored by the sum of their log-probabilities.",
         "'bad' begins 'bad film' and can never be less probable than it.",
     )
+    assert len(verbalizer.describe(answers, tokenizer, is_last=False)) == 1  # what comes behind may say otherwise
     notes = Verbalizer(verbalizer.words, length_normalised=True).describe(answers, tokenizer)
     assert notes == ("'bad film' is 2 tokens (' bad', ' film'), scored by the mean of their log-probabilities.",)
 
