@@ -263,12 +263,14 @@ class ClassificationTask(Task[Classifier]):
     methods = METHODS
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        advice = "Number the labels as the names are ordered."
         check("images", self.images, Sequence[Any], "Give one for each label.")
-        labels, advice = np.asarray(self.labels), "Number the labels as the names are ordered."
+        check("labels", self.labels, Sequence[int], advice)
+        labels = np.asarray(self.labels)
         if labels.ndim != 1 or (len(labels) and labels.dtype.kind not in "iu"):
             shown = f"of shape {labels.shape} and {labels.dtype}"
             raise bad_value("labels", shown, "a whole number for each image was expected", advice)
+        check_settings(self)
         if len(labels) != len(self.images):
             raise bad_value("labels", len(labels), f"there are {len(self.images)} images", "Give one for each image.")
         for label in labels:

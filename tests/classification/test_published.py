@@ -412,7 +412,7 @@ def test_the_cache_votes_beside_the_text(has_rows: bool, plain: Plain, images: T
 @pytest.mark.parametrize(
     ("content", "options", "said"),
     [
-        (torch.ones(EMBED, 2), {"alpha": -1}, "alpha is -1, but it must be a number from 0 to"),
+        (torch.ones(EMBED, 2), {"alpha": -1}, "alpha is -1.0, but it must be a number from 0 to"),
         (torch.ones(EMBED, 2), {"alpha": 1e300}, r"alpha is 1e\+300, but .* Give the `alpha` that was found"),
         (torch.ones(EMBED, 2), {"beta": -1e6}, "beta is -1000000.0, but it must be a number, above 0"),
         ([[1.0], [1.0, 2.0]], {}, "holds keys, but not as a tensor of numbers"),
