@@ -60,6 +60,11 @@ def quick(given: Given, method: Any, **more: Any) -> Any:
     return mp.fit(method, given.backbone, given.data, **({"epochs": 1, "progress": False} | more))
 
 
+def labelled(given: Given, **wrong: Any) -> Any:
+    right = {"class_names": ["cat", "dog"], "images": [given.image] * 2, "labels": [0, 1]}
+    return mp.classification.ClassificationTask("pets", **right | wrong)
+
+
 CALLS: dict[str, Callable[[Given], Any]] = {
     "load_backbone(3)": lambda g: mp.load_backbone(3),
     "load_backbone(None)": lambda g: mp.load_backbone(None),
@@ -114,6 +119,17 @@ CALLS: dict[str, Callable[[Given], Any]] = {
     "CoOp().build(3)": lambda g: mp.CoOp().build(3, ["cat", "dog"]),
     "CoOp().build('tiny', 'cat')": lambda g: mp.CoOp().build(g.backbone, "cat"),
     "CoOp().build('tiny', [1])": lambda g: mp.CoOp().build(g.backbone, [1, 2]),
+    "CoOp().build(seed='x')": lambda g: mp.CoOp().build(g.backbone, ["cat", "dog"], seed="x"),
+    "CoOp().build(seed=2**70)": lambda g: mp.CoOp().build(g.backbone, ["cat", "dog"], seed=2**70),
+    "Combination(())": lambda g: quick(g, mp.classification.Combination(())),
+    "ClassificationTask(images=5)": lambda g: labelled(g, images=5),
+    "ClassificationTask(labels=5)": lambda g: labelled(g, labels=5),
+    "ClassificationTask(labels=names)": lambda g: labelled(g, labels=["cat", "dog"]),
+    "ClassificationTask(labels=[0.5, 1])": lambda g: labelled(g, labels=[0.5, 1]),
+    "ClassificationTask(labels=array of floats)": lambda g: labelled(g, labels=np.array([0.0, 1.0])),
+    "ClassificationTask(labels=hot rows)": lambda g: labelled(g, labels=np.eye(2, dtype=int)),
+    "ClassificationTask(labels=[0, 2])": lambda g: labelled(g, labels=[0, 2]),
+    "ClassificationTask(features=5)": lambda g: labelled(g, features=5),
     "Recipe(lr='x')": lambda g: mp.Recipe(lr="x"),
     "Recipe(optimizer=3)": lambda g: mp.Recipe(optimizer=3),
     "Recipe(epochs='3')": lambda g: mp.Recipe(epochs="3"),
@@ -152,6 +168,9 @@ CALLS: dict[str, Callable[[Given], Any]] = {
     "predict_proba({})": lambda g: g.classifier.predict_proba(object()),
     "with_class_names('cat')": lambda g: g.classifier.with_class_names("cat"),
     "with_class_names(None)": lambda g: g.classifier.with_class_names(None),
+    "with_class_names(5) of a head": lambda g: (
+        mp.classification.methods.TwoStage().build(g.backbone, ["cat", "dog"]).with_class_names(5)
+    ),
     "with_class_names([1])": lambda g: g.classifier.with_class_names([1, 2]),
     "zero_shot(backbone, None)": lambda g: mp.zero_shot(g.backbone, None),
     "zero_shot('tiny', names)": lambda g: mp.zero_shot(3, ["cat", "dog"]),
@@ -214,6 +233,10 @@ CALLS: dict[str, Callable[[Given], Any]] = {
     "search_words(5)": lambda g: mp.language.search_words(5, g.lm),
     "meta_init(model=5)": lambda g: mp.language.meta_init([g.texts, g.texts], 5),
     "PromptInit('word')": lambda g: mp.language.PromptInit("word"),
+    "paired_bootstrap(lists)": lambda g: mp.classification.paired_bootstrap([[1, 0]], [[0, 0]]),
+    "paired_bootstrap(one axis)": lambda g: mp.classification.paired_bootstrap(np.ones(3), np.ones(3)),
+    "paired_bootstrap(other shapes)": lambda g: mp.classification.paired_bootstrap(np.ones((1, 3)), np.ones((1, 4))),
+    "paired_bootstrap(nothing)": lambda g: mp.classification.paired_bootstrap(np.ones((1, 0)), np.ones((1, 0))),
     "nearest_words(k='x')": lambda g: mp.classification.nearest_words(g.backbone, torch.zeros(1, 32), "x"),
     "write_report(3)": lambda g: mp.classification.write_report(3),
     "read_image(3)": lambda g: mp.classification.read_image(3),

@@ -368,7 +368,8 @@ def without_vector(classifier: Classifier, tower: Tower, place: int) -> Classifi
     if tower == "text" and any(site == Site("text") for site in prompt.sites):
         template = _ShorterTemplate(template, place)
     sources = [_Without(source, tower, place) for source in prompt.sources]
-    return Classifier(classifier.backbone, Prompt(template, *sources, head=prompt.head).eval(), classifier.class_names)
+    rest = Prompt(template, *sources, head=prompt.head).eval()
+    return type(classifier)(classifier.backbone, rest, classifier.class_names, **classifier.form_settings())
 
 
 def evidence(classifier: Classifier, images: Tensor, labels: np.ndarray) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from annotated_types import Gt, Lt
 from torch import Tensor, nn
 
+from mmprompt.classification.methods.tpt import TPT
 from mmprompt.classification.predictor import CLASSIFIERS, Classifier
 from mmprompt.classification.template import refuse_single_class
 from mmprompt.core.learned import Outputs, Prompt
@@ -21,7 +22,7 @@ from mmprompt.data.transforms import augment_augmix, augment_coop
 from mmprompt.errors import UserError
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.image_features import ImageFeatures
-from mmprompt.settings import check
+from mmprompt.settings import annotations_of, check
 
 Temperature = Annotated[float, Gt(0), Lt(1e6)]
 
@@ -83,6 +84,8 @@ class TestTimeClassifier(Classifier):
         step_size: learning rate.
         n_tuning_steps: for each image.
         augmix: whether AugMix changes the crops.
+    Raises:
+        UserError: one of the last five is nothing that `TPT` takes.
     """
 
     __test__ = False  # no class of tests, whatever its name
@@ -104,6 +107,8 @@ class TestTimeClassifier(Classifier):
         super().__init__(backbone, prompt, class_names, class_features)
         self.n_views, self.confident_share = n_views, confident_share
         self.step_size, self.n_tuning_steps, self.augmix = step_size, n_tuning_steps, augmix
+        for name, value in self.form_settings().items():
+            check(name, value, annotations_of(TPT)[name], f"Use `{name}={getattr(TPT, name)}`.")
 
     def form_settings(self) -> dict[str, Any]:
         """See `Classifier`."""

@@ -305,8 +305,8 @@ class Classifier(nn.Module):
             images: as for `predict_proba`; of none nothing is learned.
             labels: the class name of each; one for one image.
         Raises:
-            UserError: a label is not a class name, there is not one for each image, or this classifier has a head of
-                another kind.
+            UserError: a label is not a class name, there is not one for each image, there is no text tower, or this
+                classifier has a head of another kind.
         """
         check("labels", labels, str | Sequence[str], "Give the class name of each image.")
         sources, names = as_list(images), [labels] if isinstance(labels, str) else list(labels)
@@ -315,6 +315,9 @@ class Classifier(nn.Module):
         for name in names:
             if name not in self.class_names:
                 raise unknown_name("label", str(name), self.class_names)
+        if not self.backbone.has_text:
+            problem = "has no text tower, to whose class features images are added"
+            raise UserError(f"{self.backbone.name} {problem}. Train again with all images, or on a dual encoder.")
         head = self.prompt.head.beside if isinstance(self.prompt.head, TextProbe) else self.prompt.head
         if not isinstance(head, TextAndMeans | None):
             raise UserError(
@@ -337,6 +340,7 @@ class Classifier(nn.Module):
         Raises:
             UserError: context or head belong to single classes, or a name is empty, repeated or too long.
         """
+        check_class_names(class_names)
         head = self.prompt.head
         if self.prompt.is_class_specific:
             raise UserError(
@@ -441,6 +445,8 @@ def load(folder: Path, header: Mapping[str, Any], model: DualEncoder | str | Non
     except TypeError:
         problem = f"does not hold the classifier {header['form']!r} as its form takes it"
         raise bad_file(folder / HEADER, problem, RESTORE) from None
+    except UserError as error:
+        raise UserError(f"{folder / HEADER}: {error}") from None
     if class_features is not None:
         _try_head(folder, classifier.eval(), class_features)
     return classifier.eval()

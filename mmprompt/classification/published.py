@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from annotated_types import Gt
+from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
 from mmprompt.classification.methods.coop import ClassPosition
@@ -26,13 +26,14 @@ from mmprompt.classification.template import ClassTemplate, check_class_names
 from mmprompt.core.heads import Cache
 from mmprompt.core.learned import Learned, Prompt, Source
 from mmprompt.core.sources import Conditioned, LowRankTerms
+from mmprompt.core.template import escaped
 from mmprompt.errors import UserError, bad_file, bad_value
 from mmprompt.files import read_checkpoint
 from mmprompt.models.dual_encoder.forward.views import VisionView
 from mmprompt.models.dual_encoder.interface import DualEncoder, without_text
 from mmprompt.models.dual_encoder.load import load_backbone
 from mmprompt.models.sites import Site, Tower
-from mmprompt.settings import Count, checked, expected, holds
+from mmprompt.settings import Count, check, checked, expected, holds
 
 Published = Literal[
     "coop", "cocoop", "kgcoop", "prograd", "maple", "ivlp", "promptsrc", "vpt", "clip-lora", "tip-adapter"
@@ -42,6 +43,7 @@ MOST_WORDS = 4
 """With more context vectors MaPLe's code, and what is made of it, starts at random whatever the words."""
 TIP_ADAPTER_SCALE = 100.0
 """Of the cosine in its code, whatever the backbone; alpha was chosen beside it."""
+VOTES: dict[str, Any] = {"alpha": Annotated[float, Ge(0), Le(1e6)], "beta": Annotated[float, Gt(0), Le(1e3)]}
 LORA_FACTS: dict[str, Any] = {
     "r": Count,
     "alpha": Annotated[float, Gt(0)],
@@ -157,7 +159,7 @@ class File:
 
 def read_context(file: File, said: Said) -> Prompt:
     """CoOp, KgCoOp and ProGrad: context vectors, one for all classes or one each."""
-    is_own = np.ndim(file.left.get("ctx", 0)) == 3
+    is_own = n_axes(file.left.get("ctx")) == 3
     values = file.take("ctx", *(["C"] if is_own else []), "M", file.backbone.text_width)
     if is_own:
         file.check_classes(len(values))
@@ -227,7 +229,7 @@ def read_low_rank(file: File, said: Said) -> Prompt:
     """CLIP-LoRA: terms beside queries, keys and values, numbered through the text tower and then the image tower."""
     facts = {name: file.left.pop(f"metadata.{name}", None) for name in LORA_FACTS}
     for name, hint in LORA_FACTS.items():
-        if not holds(facts[name], hint):
+        if isinstance(facts[name], Tensor | np.ndarray) or not holds(facts[name], hint):
             raise file.refusal(f"says that {name} is {facts[name]!r:.60}, but it must be {expected(hint)}", OTHER)
     shapes: dict[str, tuple[int, int]] = {}
     if facts["encoder"] != "vision":
@@ -267,11 +269,13 @@ def read_cache(file: File, said: Said) -> Prompt:
     if said.values is None or said.alpha is None or said.beta is None:
         name = next(name for name in ("values", "alpha", "beta") if getattr(said, name) is None)
         raise bad_value(name, "not given", "no file of keys says it", f"Give `{name}`.")
+    for name, hint in VOTES.items():
+        check(name, getattr(said, name), hint, f"Give the `{name}` that was found for these keys.")
     other = File(said.values, {"values": read_checkpoint(said.values)}, file.backbone, file.class_names)
     values = other.take("values", "N", "C")
     other.check_classes(values.shape[1])
     keys, width = file.left["keys"], file.backbone.embed_dim
-    if np.ndim(keys) == 2 and (keys.shape[0] != width or isinstance(keys, nn.Parameter)):
+    if n_axes(keys) == 2 and (keys.shape[0] != width or isinstance(keys, nn.Parameter)):
         keys = file.take("keys", len(values), width)
     else:
         keys = file.take("keys", width, len(values)).T
@@ -280,6 +284,11 @@ def read_cache(file: File, said: Said) -> Prompt:
     head = Cache(n_keys, width, n_classes, TIP_ADAPTER_SCALE, 0.0, **votes)
     head.load_state_dict({"keys": keys, "values": values})
     return Prompt(fixed_template(said), head=head.requires_grad_(False))
+
+
+def n_axes(value: object) -> int:
+    """Count the axes of an array; what is none has none."""
+    return value.ndim if isinstance(value, Tensor | np.ndarray) else 0
 
 
 def learned(tower: Tower, values: Sequence[Tensor]) -> list[Source]:
@@ -330,7 +339,7 @@ def template_of(
     if position != "end":
         problem = f"the words {rest!r} stay between vectors and name"
         raise bad_value("class_position", position, problem, "Leave `class_position` out, or give other words.")
-    return ClassTemplate(f"{{soft*{n_ctx}}} {rest} {{name}}.")
+    return ClassTemplate(f"{{soft*{n_ctx}}} {escaped(rest)} {{name}}.")
 
 
 def check_copies(file: File, prefix: str, rest: str, is_own: bool) -> None:

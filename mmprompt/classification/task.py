@@ -32,7 +32,7 @@ from mmprompt.errors import UserError, bad_value
 from mmprompt.models.dual_encoder.interface import DualEncoder, without_text
 from mmprompt.models.dual_encoder.load import load_backbone
 from mmprompt.models.image_features import ImageFeatures, encode_images, encode_tensors
-from mmprompt.settings import check, checked
+from mmprompt.settings import check, check_settings, checked
 from mmprompt.training.callbacks import Callback
 from mmprompt.training.loop import count_epochs
 from mmprompt.training.problem import StepResult
@@ -263,13 +263,20 @@ class ClassificationTask(Task[Classifier]):
     methods = METHODS
 
     def __post_init__(self) -> None:
-        if len(self.labels) != len(self.images):
-            advice = "Give one for each image."
-            raise bad_value("labels", len(self.labels), f"there are {len(self.images)} images", advice)
-        for label in self.labels:
+        advice = "Number the labels as the names are ordered."
+        check("images", self.images, Sequence[Any], "Give one for each label.")
+        check("labels", self.labels, Sequence[int], advice)
+        labels = np.asarray(self.labels)
+        if labels.ndim != 1 or (len(labels) and labels.dtype.kind not in "iu"):
+            shown = f"of shape {labels.shape} and {labels.dtype}"
+            raise bad_value("labels", shown, "a whole number for each image was expected", advice)
+        check_settings(self)
+        if len(labels) != len(self.images):
+            raise bad_value("labels", len(labels), f"there are {len(self.images)} images", "Give one for each image.")
+        for label in labels:
             if self.class_names and not 0 <= label < len(self.class_names):
                 expected = f"there are {len(self.class_names)} class names, whose numbers begin at 0"
-                raise bad_value("label", label, expected, "Number the labels as the names are ordered.")
+                raise bad_value("label", label, expected, advice)
 
     @classmethod
     def of(cls, data: Dataset, features: ImageFeatures | None = None) -> ClassificationTask:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, make_dataclass
 from pathlib import Path
@@ -124,7 +125,7 @@ def conclude(output: Output, search: Search, result: SearchResult, folder: Path,
     output.say(f"report               {report or missing_extra()}")
     output.say()
     output.say("Try next:")
-    output.say(f"  mmprompt train --config {folder / 'recipe.yaml'}", "bold")
+    output.say(f"  mmprompt train --config {shlex.quote(str(folder / 'recipe.yaml'))}", "bold")
     output.document(
         {
             "settings": dict(result.best.settings),

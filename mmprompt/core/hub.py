@@ -19,6 +19,7 @@ from mmprompt.settings import checked
 from mmprompt.version import __version__
 
 CARD = "README.md"
+FILES = [HEADER, TENSORS, CARD]
 TASKS = {"classification": "image-classification", "captioning": "image-to-text", "language": "text-generation"}
 """What the Hub calls the tasks of our kinds."""
 ROWS = {"zero_shot_name": "bare class name", "zero_shot_template": "hand-written template", "learned": "this prompt"}
@@ -102,8 +103,9 @@ def pull(repo_id: str, folder: Path | str, revision: str | None = None, token: s
         raise bad_file(folder, "is there already", "Give another `out`.")
     place = _fetched(repo_id, revision, token, None)
     with new_folder(folder) as fresh:
-        for path in place.iterdir():
-            write_bytes(fresh / path.name, read_bytes(path, ANY_SIZE))
+        for name in FILES:  # another program may have fetched more of the repository
+            if (place / name).is_file():
+                write_bytes(fresh / name, read_bytes(place / name, ANY_SIZE))
 
 
 def _fetched(repo_id: str, revision: str | None, token: str | None, cache_dir: Path | str | None) -> Path:
@@ -111,8 +113,7 @@ def _fetched(repo_id: str, revision: str | None, token: str | None, cache_dir: P
     from huggingface_hub import snapshot_download
 
     with one_line_errors(repo_id):
-        wanted = [HEADER, TENSORS, CARD]
-        place = snapshot_download(repo_id, revision=revision, token=token, cache_dir=cache_dir, allow_patterns=wanted)
+        place = snapshot_download(repo_id, revision=revision, token=token, cache_dir=cache_dir, allow_patterns=FILES)
     if not (Path(place) / HEADER).is_file():
         raise bad_file(repo_id, f"holds no {HEADER}, so it is no prompt of mmprompt", "Check the name on the Hub.")
     return Path(place)
@@ -157,13 +158,16 @@ def _copy_public(folder: Path, header: Mapping[str, Any], target: Path) -> None:
     write_header(target, public)
 
 
-def _without_paths(value: Any) -> Any:
-    """Leave of every path from the root or home its last part, and no notes on data, which may name folders too."""
+def _without_paths(value: Any, key: str = "") -> Any:
+    """Leave of every path its last part, and no notes on data, which may name folders too."""
     if isinstance(value, dict):
-        return {key: _without_paths(each) for key, each in value.items() if key != "notes"}
+        return {name: _without_paths(each, name) for name, each in value.items() if name != "notes"}
     if isinstance(value, list):
-        return [_without_paths(each) for each in value]
-    return Path(value).name if isinstance(value, str) and value.startswith(("/", "~")) else value
+        return [_without_paths(each, key) for each in value]
+    if not isinstance(value, str):
+        return value
+    is_path = value.startswith(("/", "~", "./", "../")) or (key == "ctx_init" and "/" in value)  # in words no / may be
+    return Path(value).name if is_path else value
 
 
 def model_card(repo_id: str, header: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:

@@ -185,6 +185,11 @@ class Combined(Method):
 
     methods: tuple[Method, ...]
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.methods:
+            raise UserError("a combination of no methods learns nothing. Write CoOp(...) + VPT(...).")
+
     @property
     def is_trained(self) -> bool:  # type: ignore[override]
         """Whether steps are taken by one that has a prompt."""
@@ -304,7 +309,7 @@ _PHOTO = _PHOTO_SMALL | dict.fromkeys(("ZeroShotProbe", "CLAP"), Recipe(lr=0.001
 MEASURED: dict[tuple[str, str], Measured] = {
     ("tiny", "CoOp"): Measured({"n_ctx": 4}, Recipe(lr=0.006)),
     ("tiny", "KgCoOp"): Measured({"n_ctx": 4}, Recipe(lr=0.2)),
-    ("tiny", "ProGrad"): Measured({"n_ctx": 8}),
+    ("tiny", "ProGrad"): Measured(),  # not CoOp's: it has 8 vectors, or as many as its words have tokens
     ("tiny", "DeepText"): Measured(recipe=Recipe(lr=0.0075)),
     ("tiny", "PromptSRC"): Measured(recipe=Recipe(lr=0.025)),
     ("tiny", "ZeroShotProbe"): Measured(recipe=Recipe(lr=3.0)),

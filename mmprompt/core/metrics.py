@@ -14,7 +14,8 @@ import numpy as np
 
 import mmprompt.display as display
 from mmprompt.core.confidence import reliability
-from mmprompt.settings import Share, check
+from mmprompt.errors import bad_value
+from mmprompt.settings import Share, check, checked
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -188,6 +189,7 @@ def bootstrap_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]
     return paired_bootstrap(values[None], np.zeros_like(values, dtype=float)[None], seed)
 
 
+@checked
 def paired_bootstrap(a: np.ndarray, b: np.ndarray, seed: int = 0) -> tuple[float, float]:
     """95 % interval of mean(a - b), resampling runs and pictures together.
 
@@ -197,7 +199,15 @@ def paired_bootstrap(a: np.ndarray, b: np.ndarray, seed: int = 0) -> tuple[float
         a: [S, N] right or wrong, of S runs (seeds) on the same N pictures.
         b: [S, N], what `a` is compared with.
         seed: of the resampling.
+    Raises:
+        UserError: the two are not of the same runs and pictures, one of each at least.
     """
+    if a.ndim != 2 or not a.size:
+        raise bad_value("a", f"of shape {a.shape}", "runs x pictures were expected", "Use `a[None]` for one run.")
+    if a.shape != b.shape:
+        raise bad_value(
+            "b", f"of shape {b.shape}", f"a is of shape {a.shape}", "Give both of the same runs and pictures."
+        )
     difference = a.astype(float) - b.astype(float)
     n_runs, n_pictures = difference.shape
     rng = np.random.default_rng(seed)

@@ -14,6 +14,7 @@ from mmprompt.classification.methods import make_method
 from mmprompt.classification.methods.auto import CANDIDATES, Auto
 from mmprompt.classification.methods.solved import folds_of
 from mmprompt.core.fit import fit
+from mmprompt.models.image_features import ImageFeatures
 
 
 @pytest.fixture
@@ -27,10 +28,11 @@ def mislabelled(data):
 def test_the_head_is_the_one_with_the_lowest_log_loss_on_images_left_out(tiny_clip_backbone, mislabelled):
     data = mislabelled
     labels = torch.tensor([item.label for item in data.train])
+    features = ImageFeatures(tiny_clip_backbone, store=None).of([item.path for item in data.train])
     losses = {}
     for number, (_, head) in enumerate(CANDIDATES):
         total = 0.0
-        for out in folds_of(labels):
+        for out in folds_of(features, labels):
             kept = tuple(item for item, is_out in zip(data.train, out, strict=True) if not is_out)
             left = [item.path for item, is_out in zip(data.train, out, strict=True) if is_out]
             fitted = fit(head, tiny_clip_backbone, replace(data, train=kept, val=())).predictor

@@ -67,6 +67,13 @@ def test_a_vector_of_the_image_tower_is_left_out_of_all_its_layers(
     assert torch.allclose(without_vector(whole, "vision", 1)(images), plain(images), atol=1e-5)
 
 
+def test_without_a_vector_it_keeps_its_temperature(tiny_clip_backbone: DualEncoder, pixels: torch.Tensor) -> None:
+    whole = classifier_of(tiny_clip_backbone, "{soft*3} {name}.", Learned(Site("text"), values(3, 32)))
+    images = tiny_clip_backbone.normalize(pixels)
+    calm, plain = (without_vector(one, "text", 1)(images) for one in (calibrated(whole, 4.0), whole))
+    assert torch.allclose(calm, plain / 4)
+
+
 def test_words_take_the_places_of_vectors() -> None:
     assert spelled("{soft*2} {name} {soft*1}.", ["a", "b", "c"]) == "a b {name} c."
     assert spelled("{soft*2} {name}.", ["", "b"]) == "b {name}."

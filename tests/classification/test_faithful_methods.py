@@ -258,6 +258,22 @@ def test_prograd_starts_from_zeros_and_the_template_s_words_with_the_hint_first(
     torch.testing.assert_close(values[16 - len(words) :], words)
 
 
+@pytest.mark.parametrize(
+    ("settings", "template", "n_ctx"),
+    [
+        ({}, "a photo of a {}.", 8),
+        ({}, "a photo of a {}, a type of pet.", 12),
+        ({"ctx_init": "a photo"}, "{}", 8),
+        ({"n_ctx": 5}, "a photo of a {}.", 5),
+    ],
+)
+def test_prograd_has_eight_vectors_on_tiny_or_more_for_longer_words(
+    settings: dict[str, Any], template: str, n_ctx: int
+) -> None:
+    classifier = ProGrad(**settings).build(load_backbone("tiny", "cpu"), NAMES, template=template)
+    assert classifier.prompt.template.n_ctx == n_ctx
+
+
 def test_prograd_takes_braces_of_the_template_for_braces(backbone: Any) -> None:
     classifier = ProGrad().build(backbone, NAMES, template="a {{}} {}, a {{kind}}.")
     words = embedded(backbone, "a {kind}, a {}").float()

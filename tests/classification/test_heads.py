@@ -11,7 +11,15 @@ from sklearn.linear_model import LogisticRegression
 
 from mmprompt.classification.methods import VPT, CoOp, make_method
 from mmprompt.classification.methods.heads import CLAP, CLIPAdapter, TaskRes, TipAdapter, TipAdapterF, ZeroShotProbe
-from mmprompt.classification.methods.solved import GDA, LinearProbe, LPPlusPlus, TextProbe, solve_gda
+from mmprompt.classification.methods.solved import (
+    GDA,
+    LinearProbe,
+    LPPlusPlus,
+    TextAndMeans,
+    TextProbe,
+    folds_of,
+    solve_gda,
+)
 from mmprompt.classification.task import zero_shot
 from mmprompt.core.fit import fit
 from mmprompt.core.learned import Outputs
@@ -55,6 +63,11 @@ def data(tiny_clip_backbone):
 
 def without_validation(data):
     return FrozenFeatures(data.image_features, data.labels, lambda: None, data.generator, data.wide)
+
+
+def four_times(data):
+    features, labels = data.image_features.repeat_interleave(4, 0), data.labels.repeat_interleave(4)
+    return FrozenFeatures(features, labels, lambda: None, data.generator, lambda: features)
 
 
 def cross_entropy(logits, labels):
@@ -262,6 +275,30 @@ def test_a_text_probe_chooses_its_share_by_folds_of_the_training_images_and_read
             total += F.cross_entropy(logits, labels[held], reduction="sum").item()
         losses[share] = total
     assert classifier.prompt.head.text_share == min(losses, key=losses.get)
+
+
+def test_an_image_is_held_out_with_all_its_copies(data):
+    once, often = (list(folds_of(each.image_features, each.labels)) for each in (data, four_times(data)))
+    for number, (alone, together) in enumerate(zip(once, often, strict=True)):
+        assert torch.equal(alone, torch.arange(len(data.labels)) // len(NAMES) == number)
+        assert torch.equal(together, alone.repeat_interleave(4))
+
+
+@pytest.mark.parametrize("method", [GDA(), LinearProbe(), TipAdapter(), TextProbe(), TextAndMeans()])
+def test_copies_of_its_images_make_no_head_surer_than_it_may_be(method, classifier, data):
+    others, truth = data.validation()
+    losses = []
+    for images in (without_validation(data), four_times(data)):
+        method.finish(classifier, images)
+        losses.append(cross_entropy(classifier.prompt.head(others, classifier.class_features().double()), truth))
+    assert losses[1] < losses[0] + 0.1
+
+
+def test_one_image_a_class_is_one_however_often_it_stands(classifier, data, scale):
+    single = FrozenFeatures(data.image_features[:4], data.labels[:4], lambda: None, data.generator, data.wide)
+    TextAndMeans().finish(classifier, four_times(single))
+    assert classifier.prompt.head.scale == scale
+    assert not list(folds_of(four_times(single).image_features, four_times(single).labels))
 
 
 def test_a_weight_of_nothing_is_a_weight(classifier, data):

@@ -102,6 +102,11 @@ def test_several_parts_are_joined_at_once(tiny_clip_backbone: DualEncoder, task:
     assert {"cross_entropy", "text", "image", "logits"} < one.history[0].keys()
 
 
+def test_the_templates_of_a_short_text_tower_fit_every_name_as_it_is_read(tiny_clip_backbone: DualEncoder) -> None:
+    names = ["_".join("a" * 7), " ".join("a" * 9)]
+    assert Consistency().teacher(tiny_clip_backbone, names, "{}").shape == (2, tiny_clip_backbone.embed_dim)
+
+
 def test_an_aligned_gradient_never_runs_against_what_is_known_at_any_site(
     tiny_clip_backbone: DualEncoder, images: list[np.ndarray]
 ) -> None:

@@ -7,6 +7,7 @@ patches, replaced in each deeper layer.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,17 @@ def test_what_reads_text_is_refused_before_anything_is_written(
         mp.fit(method, tiny_timm_backbone, data, tmp_path / "run", **QUICK)
     assert expected in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("method", ["linear-probe", "auto"])
+def test_a_class_without_images_has_no_text_to_stand_for_it(
+    method: str, tiny_timm_backbone: DualEncoder, data: Dataset
+) -> None:
+    some = replace(data, train=tuple(item for item in data.train if item.label))
+    with pytest.raises(
+        UserError, match=r"2 of 3 classes .* leave out the other classes, or use a head that reads the text of a dual"
+    ):
+        mp.fit(method, tiny_timm_backbone, some)
 
 
 def test_two_stages_need_the_text_to_start_from_even_in_the_image_tower(tiny_timm_backbone: DualEncoder) -> None:

@@ -409,6 +409,25 @@ def test_the_cache_votes_beside_the_text(has_rows: bool, plain: Plain, images: T
         convert(tmp_path / "keys.pt", "tip-adapter", plain.backbone, NAMES, **options)
 
 
+@pytest.mark.parametrize(
+    ("content", "options", "said"),
+    [
+        (torch.ones(EMBED, 2), {"alpha": -1}, "alpha is -1.0, but it must be a number from 0 to"),
+        (torch.ones(EMBED, 2), {"alpha": 1e300}, r"alpha is 1e\+300, but .* Give the `alpha` that was found"),
+        (torch.ones(EMBED, 2), {"beta": -1e6}, "beta is -1000000.0, but it must be a number, above 0"),
+        ([[1.0], [1.0, 2.0]], {}, "holds keys, but not as a tensor of numbers"),
+    ],
+)
+def test_a_cache_that_could_not_vote_is_refused(
+    content: Any, options: dict[str, float], said: str, clip: Plain, tmp_path: Path
+) -> None:
+    torch.save(content, tmp_path / "keys.pt")
+    torch.save(torch.ones(2, 3), tmp_path / "values.pt")
+    given: dict[str, Any] = {"values": tmp_path / "values.pt", "alpha": 1.0, "beta": 5.5} | options
+    with pytest.raises(UserError, match=said):
+        convert(tmp_path / "keys.pt", "tip-adapter", clip.backbone, NAMES, **given)
+
+
 class Evil:
     """What runs something when it is unpickled."""
 
@@ -448,6 +467,8 @@ REFUSED: dict[str, tuple[str, Callable[[dict[str, Any]], None], str]] = {
     "one axis": ("coop", put("ctx", drawn(WIDTH)), "holds ctx of shape 32, but"),
     "no context": ("coop", without("ctx"), "holds no ctx"),
     "no tensor": ("coop", put("ctx", "a photo"), "not as a tensor of numbers"),
+    "lists of two lengths": ("coop", put("ctx", [[1.0], [1.0, 2.0]]), "not as a tensor of numbers"),
+    "a list of tensors": ("coop", put("ctx", [drawn(2), drawn(3)]), "not as a tensor of numbers"),
     "whole numbers": ("coop", put("ctx", torch.ones(4, WIDTH, dtype=torch.int64)), "not as a tensor of numbers"),
     "a tensor that is nowhere": ("coop", put("ctx", torch.ones(1, 1).expand(10**9, WIDTH)), "not as a tensor"),
     "not a number": ("coop", put("ctx", drawn(4, WIDTH) * float("nan")), "NaN or infinity in ctx"),
@@ -477,6 +498,11 @@ REFUSED: dict[str, tuple[str, Callable[[dict[str, Any]], None], str]] = {
         "clip-lora",
         lambda state: state["metadata"].update(params=["q", "o"]),
         r"params is \['q', 'o'\], but",
+    ),
+    "numbers for letters": (
+        "clip-lora",
+        lambda state: state["metadata"].update(params=torch.ones(2)),
+        r"params is tensor\(\[1\., 1\.\]\), but",
     ),
     "another rank": ("clip-lora", lambda state: state["metadata"].update(r=3), "2 x 32, but .* takes 3 x 32"),
 }
@@ -566,6 +592,12 @@ def test_other_words_are_seen(clip: Plain, tmp_path: Path) -> None:
     assert found.prompt.template.text == "{soft*2} image of {name}."
     path = dassl(tmp_path / "file", maple_state(clip, words="a a"))
     assert convert(path, "maple", clip.backbone, NAMES, words="").prompt.template.text == "{soft*2} {name}."
+
+
+def test_braces_among_the_words_stay_braces(clip: Plain, tmp_path: Path) -> None:
+    path = dassl(tmp_path / "file", maple_state(clip, words="a photo {x} a"))
+    found = convert(path, "maple", clip.backbone, NAMES, words="a photo {x} a")
+    assert found.prompt.template.words == (" { x } a ", ".")
 
 
 def test_another_order_of_classes_is_seen_where_each_has_its_own_context(clip: Plain, tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ from transformers import CLIPTokenizer
 import mmprompt as mp
 from mmprompt.classification.forms import TestTimeClassifier
 from mmprompt.classification.methods import TPT, CoOp
+from mmprompt.core.header import read_header, write_header
 from mmprompt.data.transforms import augment_augmix, augment_coop
+from mmprompt.errors import UserError
 from mmprompt.models.dual_encoder.encoder import FrozenDualEncoder
 from mmprompt.models.dual_encoder.load import load_backbone
 from tests import small_models
@@ -107,3 +109,25 @@ def test_a_file_keeps_how_views_are_drawn(tiny_clip_backbone: FrozenDualEncoder,
         loaded = mp.load(tmp_path / str(augmix), tiny_clip_backbone)
         assert loaded.augmix is augmix
         np.testing.assert_array_equal(loaded.predict_proba(IMAGE), classifier.predict_proba(IMAGE))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("n_views", "abc", "a whole number, 2 or more"),
+        ("confident_share", 0.0, "a number, above 0 and at most 1"),
+        ("step_size", None, "a number, above 0"),
+        ("n_tuning_steps", 0.5, "a whole number, 1 or more"),
+        ("augmix", 1, "True or False"),
+    ],
+)
+def test_a_file_with_settings_that_tune_nothing_is_refused_in_one_line(
+    name: str, value: object, expected: str, tiny_clip_backbone: FrozenDualEncoder, tmp_path: Path
+) -> None:
+    mp.save(TPT(n_views=4).build(tiny_clip_backbone, NAMES), tmp_path)
+    header = read_header(tmp_path)
+    settings = header["form_settings"] | {name: value}
+    kept = {key: one for key, one in header.items() if key != "header_sha256"}
+    write_header(tmp_path, kept | {"form_settings": settings})
+    with pytest.raises(UserError, match=rf"prompt\.json: {name} is .*, but it must be {expected}"):
+        mp.load(tmp_path, tiny_clip_backbone)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 import mmprompt as mp
 from mmprompt.classification.forms import calibrated
-from mmprompt.classification.methods import CoOp, NearestClassMean
+from mmprompt.classification.methods import CoOp, NearestClassMean, make_method
 from mmprompt.classification.methods.solved import TextAndMeans, TextProbe
 from mmprompt.classification.task import zero_shot
 from mmprompt.core.fit import fit
@@ -130,6 +130,13 @@ def test_of_no_images_nothing_is_learned(tiny_clip_backbone, data):
 def test_a_head_that_needs_all_its_images_is_refused(tiny_clip_backbone, data):
     classifier = fit(NearestClassMean(), tiny_clip_backbone, data, progress=False).predictor
     with pytest.raises(UserError, match="a head of kind 'class-means', which learns from all"):
+        classifier.update(data.train[0].path, data.class_names[0])
+
+
+@pytest.mark.parametrize("method", ["linear-probe", "nearest-class-mean", "vpt"])
+def test_an_image_tower_alone_has_no_text_to_add_images_to(method, tiny_timm_backbone, data):
+    classifier = make_method(method).build(tiny_timm_backbone, data.class_names)
+    with pytest.raises(UserError, match=r"has no text tower, .*Train again with all images, or on a dual encoder\.$"):
         classifier.update(data.train[0].path, data.class_names[0])
 
 

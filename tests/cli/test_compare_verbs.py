@@ -115,9 +115,10 @@ def test_numbers_go_into_a_new_folder_and_a_place_that_is_none_is_refused_at_the
 
 
 def test_tune_writes_a_recipe_that_train_takes(words: list[str], capsys: Capture) -> None:
-    assert main(["tune", *words, "--search", "lr=1e-2:1", "--trials", "2", "--shots", "2"]) == 0
-    assert "runs/tune/recipe.yaml" in capsys.readouterr().out
-    assert main(["train", "--config", "runs/tune/recipe.yaml", "--out", "new", "--device", "cpu"]) == 0
+    search = ["--search", "lr=1e-2:1", "--trials", "2", "--shots", "2", "--out", "my search"]
+    assert main(["tune", *words, *search]) == 0
+    assert "  mmprompt train --config 'my search/recipe.yaml'\n" in capsys.readouterr().out
+    assert main(["train", "--config", "my search/recipe.yaml", "--out", "new", "--device", "cpu"]) == 0
 
 
 def test_tune_searches_what_the_published_settings_leave_open(words: list[str]) -> None:

@@ -126,6 +126,22 @@ def test_methods_show_has_a_line_for_every_setting(capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "setting", "default"),
+    [
+        ("ivlp", "text_depth", "12, or all where fewer"),
+        ("promptsrc", "text_depth", "9, or all where fewer"),
+        ("promptsrc", "visual_depth", "9, or all where fewer"),
+        ("coop", "n_ctx", "4 on tiny"),
+        ("prograd", "n_ctx", "8 on tiny"),
+    ],
+)
+def test_methods_show_says_what_a_method_has_by_default(name: str, setting: str, default: str, capsys: Capture) -> None:
+    assert main(["methods", "show", name, "--json"]) == 0
+    (method,) = json.loads(capsys.readouterr().out)
+    assert default in next(each["help"] for each in method["settings"] if each["name"] == setting)
+
+
+@pytest.mark.parametrize(
     ("name", "settings", "source"),
     [
         ("maple", {"lr": 0.0035, "batch_size": 4, "epochs": 5}, 'Khattak et al. 2023, "MaPLe", section 3.2'),

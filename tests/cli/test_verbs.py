@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -41,6 +42,17 @@ def test_train_says_what_came_out(train_words: Words, tmp_path: Path, capsys: Ca
         assert said in shown.out
     assert f"report      {tmp_path / 'run' / 'report.html'}" in shown.out
     assert "epoch 3/3" in shown.err
+
+
+def test_what_to_try_next_can_be_typed_for_a_folder_with_a_space(
+    train_words: Words, tmp_path: Path, capsys: Capture
+) -> None:
+    folder = tmp_path / "my run"
+    assert main(train_words(folder)) == 0
+    commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if line.startswith("  mmprompt ")]
+    assert [words[:3] for words in commands] == [
+        ["mmprompt", verb, str(folder)] for verb in ("predict", "eval", "inspect")
+    ]
 
 
 def test_without_a_method_photo_takes_the_head_that_was_measured_and_others_coop() -> None:

@@ -8,11 +8,12 @@ import shutil
 import numpy as np
 import pytest
 import yaml
-from huggingface_hub import constants
+from huggingface_hub import constants, snapshot_download
 
 import mmprompt as mp
 from mmprompt.cli.main import main
 from mmprompt.core.file import save
+from mmprompt.core.hub import pull
 
 
 @pytest.fixture
@@ -50,6 +51,28 @@ def test_folders_in_the_notes_on_the_data_do_not_leave_the_machine(hub, tiny_cli
     pushed = hub.files["ada/pets"]
     assert b"/home/ada" not in b"".join(pushed.values())
     assert json.loads(pushed["prompt.json"])["training"]["data"] == {"name": "pets", "root": "pets"}
+
+
+@pytest.mark.parametrize("start", ["/home/acme/run", "~/acme/run", "../acme/run", "acme/run"])
+def test_of_the_folder_that_a_context_started_from_its_name_leaves_the_machine(
+    start, hub, tiny_clip_backbone, tmp_path
+):
+    classifier = mp.CoOp(n_ctx=2).build(tiny_clip_backbone, ["cat", "dog"])
+    training = {"method": {"name": "coop", "settings": {"ctx_init": start}}, "data": {"template": "a photo/drawing {}"}}
+    save(classifier, tmp_path / "run", training)
+    mp.push_to_hub(tmp_path / "run", "ada/pets")
+    pushed = hub.files["ada/pets"]
+    assert b"acme" not in b"".join(pushed.values())
+    told = json.loads(pushed["prompt.json"])["training"]
+    assert told["method"]["settings"] == {"ctx_init": "run"}
+    assert told["data"] == {"template": "a photo/drawing {}"}
+
+
+def test_of_what_else_lies_in_a_repository_nothing_is_pulled(hub, pushed, tmp_path):
+    pushed["onnx/model.onnx"] = pushed["notes.txt"] = b"more"
+    snapshot_download("ada/colours")
+    pull("ada/colours", tmp_path / "new")
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"README.md", "prompt.json", "prompt.safetensors"}
 
 
 def test_the_card_is_made_of_the_run(pushed, run_folder):

@@ -207,7 +207,7 @@ def conclude(output: Output, metrics: dict[str, Any], data: Dataset, folder: Pat
     output.say("Try next:")
     image = EXAMPLE if EXAMPLE.is_file() and data.name == DATA else data.test[0].path
     image = image.relative_to(Path.cwd()) if image.is_relative_to(Path.cwd()) else image
-    for command in (f"predict {folder} {shlex.quote(str(image))}", f"eval {folder}", f"inspect {folder}"):
-        output.say(f"  mmprompt {command}", "bold")
+    for command in (["predict", folder, image], ["eval", folder], ["inspect", folder]):
+        output.say(f"  mmprompt {shlex.join(map(str, command))}", "bold")
     shown = {key: metrics[key] for key in ("zero_shot_name", "zero_shot_template", "learned") if key in metrics}
     output.document({"folder": str(folder), "report": None if report is None else str(report), "metrics": shown})

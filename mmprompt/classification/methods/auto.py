@@ -49,7 +49,7 @@ class Auto(SolvedHead):
         wide, has_text = data.wide(), predictor.backbone.has_text
         candidates = [(name, head) for name, head in CANDIDATES if has_text or not head.reads_text]
         everything = replace(data, validation=lambda: None, wide=lambda: wide)
-        folds = list(folds_of(data.labels))
+        folds = list(folds_of(data.image_features, data.labels))
         if not folds:
             name, head = candidates[0]
             head.finish(predictor, everything)

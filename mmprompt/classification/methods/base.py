@@ -43,7 +43,8 @@ class ClassificationMethod(Method, Protocol):
         from mmprompt.settings import check
 
         check("backbone", backbone, DualEncoder, "Use load_backbone.")
-        start = Start(torch.Generator().manual_seed(seed), ClassTemplate(template), class_names)
+        check("seed", seed, int, "Use `seed=1`.")
+        start = Start(torch.Generator().manual_seed(int(seed)), ClassTemplate(template), class_names)
         return untrained(settled(self, backbone.name, "classification"), backbone, start)
 
     def __add__(self, other: ClassificationMethod) -> Combination:

@@ -133,6 +133,8 @@ class ProGrad(CoOp):
     the released code does. There only as many tokens learn as the words have spaces between them; here all do.
     """
 
+    n_ctx: Count | None = None
+    """Number of context vectors, 1 or more; 16 by default (8 on tiny), or the tokens of the words where more."""
     ctx_init: str | None = None
     """Words in place of the template's, or the folder of a prompt, as of coop, whose vectors alone are the start."""
     strength: Weight = 1.0
@@ -153,7 +155,8 @@ class ProGrad(CoOp):
         own_words = ClassTemplate(hint_first(start.template.text)).words[0].strip() or "a photo of a"
         words = own_words if self.ctx_init is None else self.ctx_init
         values = word_vectors(backbone, words)
-        n_ctx = max(16, len(values)) if self.n_ctx is None else self.n_ctx
+        least = 8 if backbone.name == "tiny" else 16
+        n_ctx = max(least, len(values)) if self.n_ctx is None else self.n_ctx
         if n_ctx < len(values):
             expected = f"the words {words!r} are {len(values)} tokens"
             raise bad_value("n_ctx", n_ctx, expected, f"Use `n_ctx={len(values)}` or more.")

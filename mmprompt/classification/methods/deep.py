@@ -136,6 +136,10 @@ class PromptSRC(IVLP):
     """Number of context vectors in each prompted layer of the text tower, 1 or more."""
     n_visual: Count = 4
     """Number of visual prompt tokens in each prompted layer of the image tower, 1 or more."""
+    text_depth: Count | None = None
+    """Layers of the text tower that receive vectors of their own, input included; 9, or all where fewer."""
+    visual_depth: Count | None = None
+    """Layers of the image tower that receive tokens of their own, input included; 9, or all where fewer."""
     text_weight: Weight = 25.0
     """Weight of the L1 distance of class features from those of 60 templates."""
     image_weight: Weight = 10.0

@@ -72,7 +72,7 @@ class Consistency(Part):
         from mmprompt.classification.template import ClassTemplate
 
         templates = imagenet_templates()[:PROMPTSRC_TEMPLATES]
-        longest = max(class_names, key=lambda name: len(backbone.tokenize(name)))
+        longest = max(class_names, key=lambda name: len(ClassTemplate("{}").row(backbone, name)))
         room = backbone.context_length - 2  # beside start and end
         fitting = [each for each in templates if len(ClassTemplate(each).row(backbone, longest)) <= room]
         return written_features(backbone, class_names, fitting or templates)

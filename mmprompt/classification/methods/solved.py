@@ -1,12 +1,13 @@
 """Heads that are solved on image features, in closed form or by a solver, once all else is learned.
 
 What they choose, they choose by the log-loss of images held out: those of the val part, else folds of the training
-images, else, with one image a class, a stated default.
+images, with all copies of an image in one, else, with one image a class, a stated default.
 """
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -234,7 +235,7 @@ class TextProbe(SolvedHead):
         import torch.nn.functional as F
 
         losses = dict.fromkeys(TEXT_SHARES, 0.0)
-        folds = list(folds_of(labels))
+        folds = list(folds_of(wide, labels))
         for out in folds:
             head = self._head(predictor, wide[~out], labels[~out], text, 0.0)
             joint, probe = wide[out][:, : text.shape[1]], head(wide[out], text)
@@ -291,21 +292,23 @@ def solve_gda(features: Tensor, labels: Tensor, n_classes: int) -> tuple[Tensor,
 
 
 def left_out_temperature(head: Any, data: FrozenFeatures, text: Tensor) -> float:
-    """Return the factor of the logits that suits the training images, each left out of its class; 1 at one shot.
+    """Return the factor of the logits that suits the training images, each with its copies left out of its class.
 
-    The head has the sums of all of them; the text is [C, E].
+    It is 1 where all images of a class are one. The head has the sums of all of them; the text is [C, E].
     """
     import torch
     import torch.nn.functional as F
 
-    if int(torch.bincount(data.labels, minlength=len(text)).min()) < 2:
+    features, labels, rows = data.image_features.double(), data.labels, torch.arange(len(data.labels))
+    images = torch.stack([labels, numbers_in_class(features, labels)])
+    distinct, which, n_copies = torch.unique(images, dim=1, return_inverse=True, return_counts=True)
+    if int(torch.bincount(distinct[0], minlength=len(text)).min()) < 2:
         return 1.0
-    features, rows = data.image_features.double(), torch.arange(len(data.labels))
     logits = features @ F.normalize(head.sums + text, dim=-1).T
-    without = F.normalize(head.sums[data.labels] - features + text[data.labels], dim=-1)
-    logits[rows, data.labels] = (features * without).sum(-1)
+    without = F.normalize(head.sums[labels] - n_copies[which, None] * features + text[labels], dim=-1)
+    logits[rows, labels] = (features * without).sum(-1)
     logits = head.scale * logits
-    losses = {power: F.cross_entropy(2.0 ** (power / 8) * logits, data.labels).item() for power in range(-24, 25)}
+    losses = {power: F.cross_entropy(2.0 ** (power / 8) * logits, labels).item() for power in range(-24, 25)}
     return 2.0 ** (min(losses, key=lambda power: losses[power]) / 8)
 
 
@@ -324,18 +327,30 @@ def held_out(data: FrozenFeatures) -> Iterator[tuple[Tensor, Tensor, Tensor, Ten
     if validation is not None:
         yield features, labels, validation[0].double(), validation[1]
         return
-    for out in folds_of(labels):
+    for out in folds_of(features, labels):
         yield features[~out], labels[~out], features[out], labels[out]
 
 
-def folds_of(labels: Tensor) -> Iterator[Tensor]:
-    """Yield masks [N] of images to hold out, some of every class; nothing where a class has one image."""
+def folds_of(features: Tensor, labels: Tensor) -> Iterator[Tensor]:
+    """Yield masks [N] of images to hold out, some of every class, copies of an image together.
+
+    Nothing where all images of a class are one.
+    """
+    numbers = numbers_in_class(features, labels)
+    n_folds = min(N_FOLDS, 1 + min(int(numbers[labels == label].max()) for label in labels.unique()))
+    for fold in range(n_folds if n_folds > 1 else 0):
+        yield numbers % n_folds == fold
+
+
+def numbers_in_class(features: Tensor, labels: Tensor) -> Tensor:
+    """Number the images of every class from 0 as they come [N], copies of an image alike."""
     import torch
 
-    n_folds = min(N_FOLDS, int(torch.unique(labels, return_counts=True)[1].min()))
-    places = torch.stack([(labels[:place] == label).sum() for place, label in enumerate(labels)])
-    for fold in range(n_folds if n_folds > 1 else 0):
-        yield places % n_folds == fold
+    same = torch.unique(features, dim=0, return_inverse=True)[1].tolist()
+    known: dict[int, dict[int, int]] = defaultdict(dict)
+    pairs = zip(labels.tolist(), same, strict=True)
+    numbers = [known[label].setdefault(image, len(known[label])) for label, image in pairs]
+    return torch.tensor(numbers, device=labels.device)
 
 
 def solve_logistic(
@@ -349,7 +364,7 @@ def solve_logistic(
     if n_seen < n_classes:
         raise UserError(
             f"{n_seen} of {n_classes} classes have training images, but a linear probe needs some of each. Add some, "
-            "or use a head that reads the text too, such as gda."
+            "leave out the other classes, or use a head that reads the text of a dual encoder, such as gda."
         )
     # One image a class is what a 1-shot probe is; scikit-learn takes it for a regression.
     with quiet("The number of unique classes", UserWarning):
