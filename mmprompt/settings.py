@@ -171,9 +171,9 @@ def holds(value: object, hint: Any) -> bool:
         return isinstance(value, os.PathLike)
     if origin is tuple and arguments[-1] is not Ellipsis:
         return isinstance(value, tuple) and len(value) == len(arguments) and all(map(holds, value, arguments))
-    if origin in (Sequence, Iterable, tuple):  # an array too; what can be read once is not read here
-        is_many = hasattr(value, "__iter__") and not isinstance(value, str)
-        return is_many and (not isinstance(value, list | tuple) or all(holds(each, arguments[0]) for each in value))
+    if origin in (Sequence, Iterable, tuple):  # what can be read once is not read here
+        is_many, many = hasattr(value, "__iter__") and not isinstance(value, str), _listed(value, arguments[0])
+        return is_many and (not isinstance(many, list | tuple) or all(holds(each, arguments[0]) for each in many))
     if origin in (Mapping, Callable):
         return isinstance(value, origin)
     is_unknown = not isinstance(hint, type) or hint is Any or origin is not None
@@ -189,10 +189,16 @@ def _plain(value: Any, hint: Any) -> Any:
         is_number = isinstance(value, Real) and not isinstance(value, bool)
         return value if not is_number else float(value) if float in members else int(value)
     each = next((get_args(member)[0] for member in members if get_origin(member) in (Sequence, tuple)), None)
-    if not {int, float} & set(_members(each)):
+    many = _listed(value, each)
+    if type(many) not in (list, tuple) or not {int, float} & set(_members(each)):
         return value
-    many = value.tolist() if type(value).__module__ == "numpy" else value
-    return type(many)(_plain(one, each) for one in many) if type(many) in (list, tuple) else many
+    return type(many)(_plain(one, each) for one in many)
+
+
+def _listed(value: Any, each: Any) -> Any:
+    """Return an array of numpy as a list where numbers are wanted, anything else as it is."""
+    is_array = type(value).__module__ == "numpy" and {int, float} & set(_members(each))
+    return value.tolist() if is_array else value
 
 
 def _is_within(value: Any, limit: object) -> bool:

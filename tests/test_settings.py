@@ -99,6 +99,8 @@ def test_numbers_of_numpy_arrive_as_pythons_own() -> None:
             found = given(np.int64(3), np.float32(0.25), seeds, pair="x")  # type: ignore[arg-type]
             assert (found, list(map(type, found))) == (own, list(map(type, own)))
             assert list(map(type, found[2])) == [int, int]
+    with pytest.raises(UserError, match="seeds is of type ndarray, but it must be a list, each a whole number"):
+        given(seeds=np.array([0.5, 1.7]))  # type: ignore[arg-type]
     assert given(seeds=(None, np.int8(4))) == [1, None, (None, 4), None]  # type: ignore[arg-type]
 
 
