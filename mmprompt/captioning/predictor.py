@@ -287,7 +287,7 @@ class Captioner:
     def _caption(self, *turns: Sequence[Found]) -> Caption:
         """Make the caption of an image of what was found for each of its parts, best first; each is a sentence."""
         captions = []
-        for parts in zip(*turns, strict=True):
+        for parts in zip(*turns, strict=False):  # as many as every part has
             texts = [self.backbone.tokenizer.decode(part.token_ids) for part in parts]
             ended = [text if not text[-1:].isalnum() else f"{text}." for text in texts]
             text = " ".join(ended) if len(parts) > 1 else texts[0]
