@@ -73,7 +73,7 @@ def choose_method(
 
     The test part is not looked at; what `recipe` gives holds for every method. Two images or more are needed.
     """
-    features = task.features = task.features or CaptionFeatures(captioner)
+    features = task.shared(captioner)
     learned_from, held_out = _divided(task.data, task.focus)
     part = _Part(replace(task.data, items=learned_from), task.focus, features)
     score = partial(_probability, features, held_out, task.focus)

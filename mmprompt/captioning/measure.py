@@ -24,7 +24,7 @@ from mmprompt.captioning.metrics.caption_metrics import (
     score_captions,
 )
 from mmprompt.captioning.metrics.judges import Judge, judge_for
-from mmprompt.captioning.predictor import Captioner, CaptionFeatures, Guidance, focus_of, hard_prompt
+from mmprompt.captioning.predictor import Captioner, CaptionFeatures, Guidance, features_for, focus_of, hard_prompt
 from mmprompt.captioning.readers.captioner import FrozenCaptioner
 from mmprompt.captioning.task import FocusTask
 from mmprompt.core.learned import Prompt
@@ -289,7 +289,7 @@ class _Stage:
         features: CaptionFeatures | None,
     ) -> _Stage:
         """Prepare what is measured, and its judge; captions without a prompt stand for those without the focus."""
-        features, looked_at = features or CaptionFeatures(captioner), data.train[:N_CURVE]
+        features, looked_at = features_for(captioner, features), data.train[:N_CURVE]
 
         def without() -> list[str]:
             seen = features.of([item.image for item in looked_at])

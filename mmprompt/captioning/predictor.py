@@ -360,6 +360,21 @@ class CaptionFeatures(ImageFeatures):
         return torch.cat(parts)
 
 
+def features_for(captioner: FrozenCaptioner, given: CaptionFeatures | None) -> CaptionFeatures:
+    """Return the features that were given, or new ones; refuse those of a captioner that sees its images otherwise."""
+    if given is None:
+        return CaptionFeatures(captioner)
+    own = given.captioner
+    if (own.fingerprint, own.image_shape) != (captioner.fingerprint, captioner.image_shape):
+        is_of, is_for = (
+            f"{one.name} ({one.fingerprint[:12]}, {' x '.join(map(str, one.image_shape))})" for one in (own, captioner)
+        )
+        raise UserError(
+            f"the image features are of {is_of}, but the captioner is {is_for}. Give CaptionFeatures of the captioner."
+        )
+    return given
+
+
 def _flat_features(captioner: FrozenCaptioner, images: Tensor, inserts: object, raw: bool) -> Tensor:
     return captioner.encode_image(images).flatten(1)
 

@@ -15,6 +15,7 @@ from mmprompt.captioning import task as captioning
 from mmprompt.captioning.cli.write import rank
 from mmprompt.captioning.data import NEUTRAL, load_captions
 from mmprompt.captioning.mapper import fit_mapper
+from mmprompt.captioning.measure import evaluate, measure_captions
 from mmprompt.captioning.methods import MAPPER_RECIPE, HardPrompt, LoRA, PrefixTuning, PromptTuning
 from mmprompt.captioning.metrics.caption_metrics import clip_score, score_captions
 from mmprompt.captioning.predictor import (
@@ -135,6 +136,35 @@ def test_every_picture_is_encoded_once(captioner, data):
     encoder.n_seen = 0
     fit(PromptTuning(2), captioner, data, features=CaptionFeatures(captioner, None))
     assert encoder.n_seen == 2 * CPU_BATCH  # the training images, and those of the validation part, in whole batches
+
+
+def test_a_task_that_two_captioners_learn_shows_each_its_own_features(captioner, data):
+    other = small_captioner("gpt2")
+    other._encode = lambda images: -captioner.encode_image(images)
+    task, losses = data.focus("numbers"), []
+    for model in (captioner, other):
+        result = core.fit(PromptTuning(2), model, task, recipe=QUICK, progress=False)
+        alone = fit(PromptTuning(2), model, data)
+        assert result.history[-1]["loss"] == alone.history[-1]["loss"]
+        assert result.evaluate().values == alone.evaluate().values
+        losses.append(result.history[-1]["loss"])
+    assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize("scale", [5.0, 6.0], ids=["other weights", "another shape"])
+def test_features_of_another_captioner_are_refused(captioner, data, scale):
+    other = small_captioner(scale=scale)
+    other._encode = lambda images: captioner.encode_image(images)[:, :1]  # as an mlp and a linear mapper of one pair
+    features = CaptionFeatures(other, None)
+    task, steered = data.focus("numbers", features), fit(HardPrompt("5 9"), captioner, data).predictor
+    for call in (
+        lambda: core.fit(PromptTuning(2), captioner, task, progress=False),
+        lambda: choice.choose_method(captioner, task, QUICK, progress=False),
+        lambda: measure_captions(captioner, data, [steered.prompt], features=features),
+        lambda: evaluate(steered, data, features=features),
+    ):
+        with pytest.raises(UserError, match=r"features are of small \(.*, but the captioner is small \(.*\. Give Cap"):
+            call()
 
 
 class StopAfter(Callback):
