@@ -14,7 +14,7 @@ from mmprompt.captioning import choice
 from mmprompt.captioning import task as captioning
 from mmprompt.captioning.cli.write import rank
 from mmprompt.captioning.data import NEUTRAL, load_captions
-from mmprompt.captioning.mapper import fit_mapper
+from mmprompt.captioning.mapper import fit_mapper, save_mapped
 from mmprompt.captioning.measure import evaluate, measure_captions
 from mmprompt.captioning.methods import MAPPER_RECIPE, HardPrompt, LoRA, PrefixTuning, PromptTuning
 from mmprompt.captioning.metrics.caption_metrics import clip_score, score_captions
@@ -443,6 +443,28 @@ def test_the_mapper_of_a_captioner_that_ships_learns_on_in_a_copy_and_its_best_e
         {item.image_id: item.of(NEUTRAL) for item in some.val},
     )
     assert score.cider_d == pytest.approx(max(record["cider_d"] for record in history))
+
+
+@pytest.mark.parametrize("n_val", [1, 2])
+def test_a_mapper_learns_unwatched_where_one_image_is_held_out_and_is_frozen_whatever_happens(tmp_path, n_val):
+    scenes = load_captions("openart-scenes")
+    some = replace(scenes, items=(*scenes.train[:4], *scenes.val[:n_val]))
+    captioner = load_captioner(f"tiny + hf:{TINY / 'captioner'}", device="cpu")
+    recipe = replace(MAPPER_RECIPE, epochs=1, warmup_epochs=0)
+    with pytest.raises(KeyboardInterrupt):
+        fit_mapper(captioner, some, tmp_path / "stopped", recipe, callbacks=[StopAfter(0)])
+    assert not any(weight.requires_grad for weight in captioner.decoder.mapper.parameters())
+    (epoch,) = fit_mapper(captioner, some, tmp_path / "mapper", recipe)
+    assert ("cider_d" in epoch) == (n_val > 1)
+
+
+def test_a_mapper_is_trained_already_whatever_its_folder_is_called(tmp_path):
+    learned = load_captioner(f"tiny + hf:{TINY / 'captioner'}", device="cpu")
+    save_mapped(learned, tmp_path / "a+b")
+    message = r"a\+b has no mapper to train: its own is trained already\. Use `backbone='ENCODER \+ LM'`, or"
+    with pytest.raises(UserError, match=message):
+        fit_mapper(load_captioner(tmp_path / "a+b", device="cpu"), "openart-scenes", tmp_path / "again")
+    assert [path.name for path in tmp_path.iterdir()] == ["a+b"]
 
 
 def test_a_captioner_without_a_mapper_has_none_to_train(captioner, data, tmp_path):
