@@ -22,6 +22,8 @@ from mmprompt.captioning.metrics.tokens import tokenize
 from mmprompt.captioning.predictor import Captioner, CaptionFeatures, Guidance, focus_of, hard_prompt
 from mmprompt.captioning.readers.captioner import LM_INPUT, FrozenCaptioner
 from mmprompt.captioning.report import whole_in_square
+from mmprompt.captioning.search import prompt_slots
+from mmprompt.captioning.task import encode_captions
 from mmprompt.core.words import greedy_words, nearest_by_cosine, token_gaps
 from mmprompt.data.images import read_image
 from mmprompt.errors import UserError
@@ -76,7 +78,11 @@ class _Look:
 
     def loss(self, inserts: Inserts, items: list[CaptionItem] | None = None) -> float:
         """Return the cross entropy of the focus's captions, in nats a token."""
-        return focus_loss(self.features, items or self.items, self.focus, inserts)
+        return focus_loss(self.features, items or self.items, self.focus, inserts, self.room(inserts))
+
+    def room(self, inserts: Inserts) -> int:
+        """Return how many tokens of a caption are looked at: no more than there is room for beside the prompt."""
+        return self.backbone.decoder.budget - max(prompt_slots(inserts), prompt_slots(self.inserts))
 
     @property
     def context(self) -> Tensor | None:
@@ -149,8 +155,8 @@ class _Look:
             return None
         items, encoded = self.items[:N_MAPPED], self.encoded[:N_MAPPED]
         texts = [item.of(self.focus)[0] for item in items]
-        maps, end = [], self.backbone.decoder.end_id
-        ids = [(*self.backbone.tokenizer.encode(text), end) for text in texts]
+        maps, words = [], [[self.backbone.tokenizer.encode(text)] for text in texts]
+        ids = [ids for (ids,) in encode_captions(self.backbone, words, self.room(self.inserts)).token_ids]
         for name, inserts in (("without", {}), ("learned", self.inserts)):
             found = evidence(self.backbone, encoded, inserts, ids)
             maps.append((name, found[:, -(side**2) :].unflatten(1, (side, side)).numpy()))

@@ -26,7 +26,8 @@ from mmprompt.captioning.metrics.caption_metrics import (
 from mmprompt.captioning.metrics.judges import Judge, judge_for
 from mmprompt.captioning.predictor import Captioner, CaptionFeatures, Guidance, features_for, focus_of, hard_prompt
 from mmprompt.captioning.readers.captioner import FrozenCaptioner
-from mmprompt.captioning.task import FocusTask
+from mmprompt.captioning.search import prompt_slots
+from mmprompt.captioning.task import FocusTask, encode_captions
 from mmprompt.core.learned import Prompt
 from mmprompt.errors import UserError, bad_value, unknown_name
 from mmprompt.models.dual_encoder.interface import DualEncoder
@@ -196,7 +197,8 @@ def measure_captions(
         speakers.append(Speaker(f"words: {focus}", focus, stage.say(items, Guidance(((hard, 1.0),))), wording))
         speakers.append(Speaker(focus, focus, stage.say(items, Guidance(((prompt, 1.0),)))))
         spoken = {NO_PROMPT: {}, f"words: {focus}": hard.inserts(), focus: prompt.inserts()} if own else {}
-        losses[focus] = {name: focus_loss(stage.features, own, focus, inserts) for name, inserts in spoken.items()}
+        room = captioner.decoder.budget - max(map(prompt_slots, spoken.values()), default=0)  # the same tokens for all
+        losses[focus] = {name: focus_loss(stage.features, own, focus, some, room) for name, some in spoken.items()}
         if progress is not None:
             progress(len(speakers), 2 * len(prompts) + 1)
     scores = {one.name: {f: score_focus(one.said, items, f, judge) for f in judge.focuses} for one in speakers}
@@ -247,12 +249,15 @@ def evaluate(
 
 
 def focus_loss(
-    features: CaptionFeatures, items: Sequence[CaptionItem], focus: str, inserts: Mapping[Site, Insert]
+    features: CaptionFeatures, items: Sequence[CaptionItem], focus: str, inserts: Mapping[Site, Insert], room: int
 ) -> float:
-    """Return the cross entropy, in nats a token, of all captions of a focus that some images have."""
-    encode, end = features.captioner.tokenizer.encode, features.captioner.decoder.end_id
-    captions = [[(*encode(text), end) for text in item.of(focus)] for item in items]
-    return -features.log_probs([item.image for item in items], captions, inserts).mean().item()
+    """Return the cross entropy, in nats a token, of all captions of a focus that some images have.
+
+    Those that are longer than `room` tokens are cut, as they are for a training.
+    """
+    words = [[features.captioner.tokenizer.encode(text) for text in item.of(focus)] for item in items]
+    captions = encode_captions(features.captioner, words, room)
+    return -features.log_probs([item.image for item in items], captions.token_ids, inserts).mean().item()
 
 
 def _lifts_of(focus: str, scores: Mapping[str, Mapping[str, FocusScores]]) -> dict[str, Lift]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from mmprompt.captioning.readers.captioner import LM_INPUT, FrozenCaptioner
 from mmprompt.core.learned import Learned, Prompt
 from mmprompt.errors import UserError
 from mmprompt.models.sites import Site, without_vector
+from tests.captioner_models import save_blip
 from tests.small_captioners import small_captioner, small_captions
 
 
@@ -95,6 +97,14 @@ def test_evidence_is_the_gradient_times_the_input_by_small_steps(captioner: Froz
             slope = (log_prob(image + moved) - log_prob(image - moved)) / (2 * step)
             total += slope * image[0, token, place].item()
         assert found[0, token].item() == pytest.approx(abs(total), rel=0.03, abs=1e-3)
+
+
+def test_captions_that_do_not_fit_are_cut(data: CaptionData, tmp_path: Path) -> None:
+    captioner = mp.load_captioner(f"hf:{save_blip(tmp_path / 'blip')}", device="cpu")
+    long = replace(data.test[0], captions={"numbers": ("a dog " * 30,)})
+    one = mp.Captioner(captioner, mp.captioning.Guidance(((prompt_of(vectors(captioner, 2)).float(), 1.0),)))
+    told = mp.explain(one, replace(data, items=(*data.train[:4], long)), to_words=True)
+    assert {"maps", "in_words"} <= told.tables.keys()
 
 
 def test_captions_of_another_set_are_refused(

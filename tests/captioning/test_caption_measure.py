@@ -136,6 +136,17 @@ def test_losses_are_of_the_captions_that_people_wrote(captioner, data):
     assert len(set(measure.losses["numbers"].values())) == 3
 
 
+def test_captions_that_do_not_fit_are_cut_alike_for_every_speaker(data):
+    captioner = small_captioner("gpt2")
+    room = captioner.decoder.budget - 3  # beside three vectors, the wordings are no longer
+    losses = []
+    for length in (room, 70):
+        item = replace(data.test[0], captions={"numbers": (" ".join(["5", "7"] * 35)[: 2 * length],)})
+        one = replace(data, items=(*data.train, *data.val, item, replace(data.test[1], captions={"numbers": ("5",)})))
+        losses.append(measured(captioner, one, strengths=()).losses)
+    assert losses[0] == losses[1]
+
+
 def test_a_focus_of_ones_own_is_measured_by_a_classifier_beside_what_is_said_unprompted(captioner, data):
     measure = measured(captioner, replace(data, lexicon={}), strengths=())
     assert measure.judge == "classifier"
