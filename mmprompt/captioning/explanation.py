@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmprompt.captioning.choice import with_val_in_train
 from mmprompt.captioning.data import CaptionData, CaptionItem, load_captions
 from mmprompt.captioning.focus_sets import build_focus
 from mmprompt.captioning.measure import focus_loss, wordings_for
@@ -52,6 +53,11 @@ def sections_of(captioner: Captioner, data: CaptionData, asked: Asked) -> tuple[
     held_out = [item for item in data.with_captions(asked.split, None) if item.of(focus)]
     if not held_out:
         raise UserError(f"{data.name} has no {asked.split} images with captions of {focus}. Use another `split`.")
+    learned_from = asked.training.get("data", {}).get("fingerprint")
+    if asked.split == "val" and with_val_in_train(data).fingerprint == learned_from:
+        raise UserError(
+            "this run learned from the val part too, but images held out are looked at. Use `split='test'`."
+        )
     look = _Look(captioner, data, evenly(held_out, MOST_IMAGES), asked)
     bare, learned = look.loss({}), look.loss(look.inserts)
     headline = f"A token of the captions of {focus} costs {learned:.2f} nats with the prompt and {bare:.2f} without."

@@ -40,6 +40,7 @@ from mmprompt.core.method import Method, Start, resolved_recipe
 from mmprompt.core.words import commonest
 from mmprompt.errors import UserError
 from mmprompt.models.decoder.kv_cache import KVCache
+from mmprompt.models.decoder.reader import CausalReader
 from mmprompt.models.sites import Insert, Site, low_rank_of
 from mmprompt.settings import check, check_settings
 from mmprompt.training.problem import StepResult
@@ -311,7 +312,8 @@ class FocusTask(Task[Captioner]):
         if all(is_no_less(own, other) for other in (wordings, elsewhere)):
             return []
         what = self.focus or "what the captions speak of"
-        such = "" if low_rank_of(predictor.prompt.inserts()) else ", such as lora"
+        is_left = isinstance(predictor.backbone.decoder, CausalReader) and not low_rank_of(predictor.prompt.inserts())
+        such = ", such as lora" if is_left else ""
         return [
             f"{what} was not learned: of {len(items)} {'other ' if is_other else ''}images, captions with "
             f"this prompt are {100 * own.mean():.0f} % like those that were written, captions of other images in the "

@@ -219,6 +219,12 @@ def test_a_prompt_that_learned_nothing_of_other_images_is_said_to(captioner, dat
     assert any("Try another --method, give more pairs" in notice for notice in low_rank.notices)
 
 
+def test_a_method_that_the_decoder_cannot_take_is_not_advised(captioner, data):
+    captioner.decoder = NotCausal(captioner.decoder)
+    poor = fit(PromptTuning(1), captioner, data, epochs=1, lr=1e-6)
+    assert any("Try another --method, give more pairs" in notice for notice in poor.notices)
+
+
 def test_a_prompt_is_held_against_captions_of_other_images_and_the_best_wording(captioner, data, monkeypatch):
     """What is said is made up, so that the three likenesses are known."""
     task = data.focus("numbers", CaptionFeatures(captioner, None))
