@@ -241,6 +241,8 @@ def evaluate(
     if isinstance(data, FocusTask):
         data = data.data
     if not isinstance(data, CaptionData):
+        if not data:
+            raise UserError("there are no images to evaluate on. Give items with captions, or a part that holds some.")
         items = tuple(replace(item, split="test") for item in data)
         data, split = CaptionData("items", Path(), items), "test"
     stage = _Stage.set(captioner.backbone, data, (focus,), captioner.decoding, features)

@@ -194,6 +194,8 @@ def test_what_is_no_captions_is_refused_and_single_items_need_a_judge(captioner,
         mp.evaluate(steered, "emotions")
     with pytest.raises(UserError, match="no training captions of 'numbers'"):
         mp.evaluate(steered, data.test)
+    with pytest.raises(UserError, match=r"^there are no images to evaluate on\. Give items with captions, or a part"):
+        mp.evaluate(steered, [])
 
 
 def test_a_result_is_evaluated_by_what_its_training_part_teaches_the_judge(captioner, data):
