@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 NEUTRAL = ""
 """The focus of captions that were written with none in mind."""
+NEUTRAL_NAME = "neutral"
 MAX_CAPTION_CHARACTERS = 2000
 HELD_OUT = 0.1
 """Share of the images that go to val, and to test, where a file divides nothing."""
@@ -155,6 +156,11 @@ class CaptionData:
 
     def _part(self, split: str) -> tuple[CaptionItem, ...]:
         return tuple(item for item in self.items if item.split == split)
+
+
+def shown_name(focus: str) -> str:
+    """Return what a focus is called where people read of it."""
+    return focus or NEUTRAL_NAME
 
 
 DEFAULT_SET = "openart-scenes"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mmprompt.captioning.choice import with_val_in_train
-from mmprompt.captioning.data import CaptionData, CaptionItem, load_captions
+from mmprompt.captioning.data import CaptionData, CaptionItem, load_captions, shown_name
 from mmprompt.captioning.focus_sets import build_focus
 from mmprompt.captioning.measure import focus_loss, wordings_for
 from mmprompt.captioning.metrics.tokens import tokenize
@@ -52,7 +52,9 @@ def sections_of(captioner: Captioner, data: CaptionData, asked: Asked) -> tuple[
     focus = focus_of(captioner.prompt)
     held_out = [item for item in data.with_captions(asked.split, None) if item.of(focus)]
     if not held_out:
-        raise UserError(f"{data.name} has no {asked.split} images with captions of {focus}. Use another `split`.")
+        raise UserError(
+            f"{data.name} has no {asked.split} images with captions of {shown_name(focus)}. Use another `split`."
+        )
     learned_from = asked.training.get("data", {}).get("fingerprint")
     if asked.split == "val" and with_val_in_train(data).fingerprint == learned_from:
         raise UserError(
@@ -60,7 +62,8 @@ def sections_of(captioner: Captioner, data: CaptionData, asked: Asked) -> tuple[
         )
     look = _Look(captioner, data, evenly(held_out, MOST_IMAGES), asked)
     bare, learned = look.loss({}), look.loss(look.inserts)
-    headline = f"A token of the captions of {focus} costs {learned:.2f} nats with the prompt and {bare:.2f} without."
+    headline = f"A token of the captions of {shown_name(focus)} costs {learned:.2f} nats with the prompt and "
+    headline += f"{bare:.2f} without."
     sections = [
         look.words(),
         look.worth(learned),
@@ -168,8 +171,8 @@ class _Look:
             maps.append((name, found[:, -(side**2) :].unflatten(1, (side, side)).numpy()))
         alike = [float(np.corrcoef(*(each[n].ravel() for _, each in maps))[0, 1]) for n in range(len(items))]
         images = [whole_in_square(read_image(item.image)) for item in items]
-        said = f"What the captions of {self.focus} rest on. The maps with and without the prompt correlate by "
-        said += f"{np.mean(alike):.2f} on average: near 1, the prompt looks at the same places."
+        said = f"What the captions of {shown_name(self.focus)} rest on. The maps with and without the prompt correlate "
+        said += f"by {np.mean(alike):.2f} on average: near 1, the prompt looks at the same places."
         rows = [(item.image_id, text, each) for item, text, each in zip(items, texts, alike, strict=True)]
         chart = partial(draw_maps, images, texts, maps)
         note = "Gradient times input at the image features that the decoder reads, of a caption that people wrote. "

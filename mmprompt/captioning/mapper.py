@@ -107,7 +107,7 @@ def fit_mapper(
 def _trainable(captioner: FrozenCaptioner) -> tuple[FrozenCaptioner, nn.Module]:
     """Return a captioner whose mapper may learn, and the mapper; refuse one that has none, or a frozen one."""
     captioner = reopened(captioner) if captioner.name in SHIPPED else captioner
-    mapper = getattr(captioner.decoder, "mapper", None)
+    mapper: Any = getattr(captioner.decoder, "mapper", None)
     is_known = hasattr(mapper, "settings")  # as each has that `new_mapper` made
     if not is_known or mapper in captioner.model.modules():
         for_whom = "method mapper is for an image encoder and a language model"

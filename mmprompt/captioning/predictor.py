@@ -20,6 +20,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 import mmprompt.display as display
+from mmprompt.captioning.data import shown_name
 from mmprompt.captioning.decoding import Decoding
 from mmprompt.captioning.readers.captioner import LM_INPUT, FrozenCaptioner
 from mmprompt.captioning.readers.load import load_captioner
@@ -174,7 +175,7 @@ class Captioner:
         check_settings(self)
 
     def __repr__(self) -> str:
-        focuses = ", ".join(focus_of(prompt) for prompt, _ in self.guidance.prompts)
+        focuses = ", ".join(shown_name(focus_of(prompt)) for prompt, _ in self.guidance.prompts)
         return f"<Captioner: {focuses or 'no focus'}, on {self.backbone.name}>"
 
     def _repr_html_(self) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmprompt.captioning.data import CaptionData, CaptionItem
+from mmprompt.captioning.data import CaptionData, CaptionItem, shown_name
 from mmprompt.captioning.decoding import Decoding
 from mmprompt.captioning.focus_sets import own_words, token_beginnings
 from mmprompt.captioning.methods import METHODS
@@ -276,7 +276,8 @@ class FocusTask(Task[Captioner]):
         longest = 1 + max(len(ids) for some in self.words for ids in some)
         if longest > Decoding().max_tokens:
             notices.append(
-                f"Captions of {self.focus} have up to {longest} tokens: write them with --max-tokens {longest}."
+                f"Captions of {shown_name(self.focus)} have up to {longest} tokens: "
+                f"write them with --max-tokens {longest}."
             )
         return [*notices, *self._notices_on_others(predictor, longest)]
 

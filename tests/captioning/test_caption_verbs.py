@@ -121,7 +121,9 @@ def test_captions_of_no_focus_are_learned_in_a_folder_of_their_own(scenes, neutr
     monkeypatch.chdir(tmp_path)
     words = ["caption", "train", "--data", str(neutral), "--images", str(scenes), "--skip-missing", "--focus", ""]
     assert main([*words, "--method", "prompt-tuning", "--epochs", "1", "--device", "cpu"]) == 0
-    assert "The prompt is in runs/neutral." in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "The prompt is in runs/neutral." in said
+    assert re.search("image +without a prompt +neutral\n", said)
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["neutral"]
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from mmprompt.captioning.data import DEFAULT_SET, EMBEDDED, CaptionData, load_captions
+from mmprompt.captioning.data import DEFAULT_SET, EMBEDDED, CaptionData, load_captions, shown_name
 from mmprompt.captioning.methods import MAPPER_RECIPE, METHODS
 from mmprompt.core.method import Method, measured_for, resolved_recipe
 from mmprompt.core.soft import PrefixTuning, PromptTuning
@@ -74,7 +74,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
     """Learn a focus, or a mapper, or one after the other, and show what it says."""
     settings, recipe, method = read_train(arguments, prog)
     output = Output(settings.json)
-    folder = settings.out or Path("runs") / (MAPPER if settings.method == MAPPER else settings.focus or "neutral")
+    folder = settings.out or Path("runs") / (MAPPER if settings.method == MAPPER else shown_name(settings.focus))
     if is_first_process():
         check_folder(folder, settings.resume)
     refuse_missing(settings.backbone)
@@ -156,7 +156,7 @@ def conclude_training(output: Output, settings: Settings, result: Result[Caption
     images = [item.image for item in shown]
     plain, steered = (one.caption(images) for one in (Captioner(captioner), result.predictor))
     rows = [[item.image_id, old.text, new.text] for item, old, new in zip(shown, plain, steered, strict=True)]
-    output.table(["image", "without a prompt", settings.focus], rows)
+    output.table(["image", "without a prompt", shown_name(settings.focus)], rows)
     output.say(f"\nThe prompt is in {folder}. The weights of {captioner.name} are what they were before.")
     output.say(f"Next: mmprompt caption write IMAGES --prompt {shlex.quote(str(folder))}")
     output.say(f"      mmprompt caption eval {options_of(settings)} --prompts {shlex.quote(str(folder))}")
