@@ -149,6 +149,21 @@ def test_options_of_a_mapper_are_refused_where_none_is_learned(option, said, tmp
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (["--focus", "moods"], "focus is moods, but a mapper is learned before any focus. Use --method mapper+prompt-"),
+        (["--choose"], "choose is True, but a mapper is learned before any focus. Use"),
+        (["--n-soft", "4"], "there is no option --n-soft"),
+    ],
+)
+def test_options_of_a_prompt_are_refused_where_a_mapper_alone_is_learned(option, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["caption", "train", "--method", "mapper", *option]) == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_focus_is_written_for_a_folder_with_a_broken_picture(scenes, runs, tmp_path, capsys):
     images = tmp_path / "images"
     images.mkdir()
